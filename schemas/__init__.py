@@ -1,0 +1,1 @@
+"""Everything that crosses a wire, as types: bus entries, turn events, provider messages."""

@@ -1,0 +1,1 @@
+"""What runs on one machine without key or network: embedded Redis, STT server, demo."""
