@@ -1,0 +1,73 @@
+"""Every error turnbus raises on purpose.
+
+TurnbusError
+├── SettingsError        settings that cannot work; carries one line per fault
+├── LocalPartMissing     an embedded part (Redis binary, weights) is not installed
+├── BusUnavailable       Redis cannot be reached or is not fit to use
+├── CommitRefused        a fenced write was refused: another worker owns the session
+└── SttError             the STT service refused or failed
+    ├── SttPermanent     the request itself is wrong; retrying cannot help
+    ├── SttCredentials   key or credit refused; the session waits
+    ├── SttBusy          the plan's concurrency is used up; wait
+    └── SttTransient     anything a new connection may cure
+
+Schema faults are `schemas.EntryFault` (a ValueError), raised before anything is owned.
+"""
+
+from collections.abc import Sequence
+
+
+class TurnbusError(Exception):
+    """Base of all errors raised on purpose. The text says what to do."""
+
+
+class SettingsError(TurnbusError):
+    """Settings that cannot work."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class LocalPartMissing(TurnbusError):  # noqa: N818 - reads as what happened
+    """An embedded part is not installed; the text names the package to install."""
+
+
+class BusUnavailable(TurnbusError):  # noqa: N818
+    """Redis cannot be reached, or refuses what the worker needs."""
+
+
+class CommitRefused(TurnbusError):  # noqa: N818
+    """A fenced write was refused: the session belongs to another worker now."""
+
+
+class SttError(TurnbusError):
+    """The STT service refused or failed.
+
+    `status` is the HTTP-like status or close code, 0 where there was none; `code` the service's
+    own error code; `request_id` what its support asks for. Never holds a key or a URL.
+    """
+
+    def __init__(
+        self, message: str, *, status: int = 0, code: str = "", request_id: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+
+
+class SttPermanent(SttError):  # noqa: N818
+    """The request itself is wrong; the same session would be refused again."""
+
+
+class SttCredentials(SttError):  # noqa: N818
+    """The key or the credit was refused (401, 402, 403)."""
+
+
+class SttBusy(SttError):  # noqa: N818
+    """The plan's open-socket limit is reached (429)."""
+
+
+class SttTransient(SttError):  # noqa: N818
+    """A failure that a new connection may cure: cuts, 5xx, timeouts."""
