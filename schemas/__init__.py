@@ -1,1 +1,51 @@
-"""Everything that crosses a wire, as types: bus entries, turn events, provider messages."""
+"""Everything that crosses a wire, as types: bus entries, turn events, provider messages.
+
+- `schemas.audio`: what producers append
+- `schemas.turns`: what workers publish
+- `schemas.keys`: the names of the keys
+- `schemas.faults`: what is wrong with an entry
+- `schemas.cartesia`: the provider's messages
+- `schemas.jsonschema`, `schemas/json/`: the same as JSON Schema
+
+Types and codecs only: no I/O, and nothing of `worker` is imported.
+"""
+
+from schemas.audio import (
+    AudioEntry,
+    Encoding,
+    SessionEntry,
+    TurnConfig,
+    decode_audio,
+    decode_session,
+    encode_audio,
+    encode_session,
+)
+from schemas.faults import EntryFault
+from schemas.keys import Keys
+from schemas.turns import (
+    TurnEntry,
+    TurnEvent,
+    decode_event,
+    decode_turn_entry,
+    encode_event,
+    event_type,
+)
+
+__all__ = [
+    "AudioEntry",
+    "Encoding",
+    "EntryFault",
+    "Keys",
+    "SessionEntry",
+    "TurnConfig",
+    "TurnEntry",
+    "TurnEvent",
+    "decode_audio",
+    "decode_event",
+    "decode_session",
+    "decode_turn_entry",
+    "encode_audio",
+    "encode_event",
+    "encode_session",
+    "event_type",
+]

@@ -1,0 +1,260 @@
+"""What producers append: session entries and audio entries, and their Redis field codecs.
+
+Redis entries are flat maps of byte strings. Numbers are written in decimal, lists and objects as
+JSON, audio as raw bytes. Unknown fields are ignored, so that producers may add their own.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from msgspec import Meta
+
+from schemas.faults import EntryFault, entry_fault
+
+MAX_AUDIO_BYTES = 256 * 1024
+MAX_METADATA_BYTES = 4 * 1024
+MAX_KEYTERMS = 100
+MAX_KEYTERM_CHARS = 1_200
+
+SessionId = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}$", description="One id per call; a UUID, say."),
+]
+Lane = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+Fields = Mapping[bytes, bytes]
+
+
+class Encoding(StrEnum):
+    """Raw, headerless, mono sample formats of the service."""
+
+    PCM_S16LE = "pcm_s16le"
+    PCM_S32LE = "pcm_s32le"
+    PCM_F16LE = "pcm_f16le"
+    PCM_F32LE = "pcm_f32le"
+    PCM_MULAW = "pcm_mulaw"
+    PCM_ALAW = "pcm_alaw"
+
+    @property
+    def width(self) -> int:
+        """Bytes per sample."""
+        return _WIDTHS[self]
+
+    @property
+    def silence(self) -> bytes:
+        """One sample of silence."""
+        return _SILENCE.get(self, bytes(self.width))
+
+
+_WIDTHS = {
+    Encoding.PCM_S16LE: 2,
+    Encoding.PCM_S32LE: 4,
+    Encoding.PCM_F16LE: 2,
+    Encoding.PCM_F32LE: 4,
+    Encoding.PCM_MULAW: 1,
+    Encoding.PCM_ALAW: 1,
+}
+_SILENCE = {Encoding.PCM_MULAW: b"\xff", Encoding.PCM_ALAW: b"\xd5"}
+
+
+class TurnConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Turn detection of one session; what is not set is left to the service.
+
+    Ranges are the widest the service documents. The thresholds must fall strictly: start above
+    eager end above end. The service judges the set merged with its own defaults.
+    """
+
+    turn_start_threshold: Annotated[float, Meta(ge=0.5, le=0.9)] | None = None
+    turn_eager_end_threshold: Annotated[float, Meta(ge=0.3, le=0.8)] | None = None
+    turn_end_threshold: Annotated[float, Meta(ge=0.05, le=0.5)] | None = None
+    turn_end_timeout_ms: (
+        Annotated[float, Meta(ge=640, le=11_200, description="Milliseconds.")] | None
+    ) = None
+
+    def check_order(self) -> None:
+        """Raise `EntryFault` unless the thresholds that are set fall strictly."""
+        ladder = [
+            (name, value)
+            for name in ("turn_start_threshold", "turn_eager_end_threshold", "turn_end_threshold")
+            if (value := getattr(self, name)) is not None
+        ]
+        for (upper, high), (lower, low) in pairwise(ladder):
+            if not high > low:
+                raise EntryFault(lower, f"must be below `{upper}`")
+
+    def merged(self, newer: Self) -> Self:
+        """Return these settings with every setting of `newer` laid over them."""
+        given = {k: v for k, v in msgspec.structs.asdict(newer).items() if v is not None}
+        return msgspec.structs.replace(self, **given)
+
+
+class SessionEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One session, announced once: `XADD stt:sessions * session ... encoding ...`."""
+
+    session: SessionId
+    encoding: Encoding
+    sample_rate: Annotated[int, Meta(ge=8_000, le=192_000, description="Hz.")]
+    lane: Lane = "0"
+    out: Literal["lane", "session"] = "lane"
+    model: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    keyterms: Annotated[tuple[str, ...], Meta(max_length=MAX_KEYTERMS)] = ()
+    config: TurnConfig = TurnConfig()
+    metadata: dict[str, Any] = {}
+    traceparent: Annotated[str, Meta(max_length=128)] | None = None
+    tracestate: Annotated[str, Meta(max_length=1_024)] | None = None
+
+
+class AudioEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One append to a session's audio stream; at least one of audio, config and end."""
+
+    audio: bytes = b""
+    seq: int | None = None
+    src: str = ""
+    config: TurnConfig | None = None
+    end: bool = False
+
+
+_CONFIG_FIELDS = frozenset(TurnConfig.__struct_fields__)
+_JSON_FIELDS = frozenset({"keyterms", "metadata"})
+_SESSION_FIELDS = frozenset(SessionEntry.__struct_fields__) - {"config"}
+
+
+def decode_session(fields: Fields) -> SessionEntry:
+    """Read a session entry's fields.
+
+    Raises `EntryFault` that names the first field at fault.
+    """
+    values: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    for raw_name, raw in fields.items():
+        name = raw_name.decode("ascii", "replace")
+        if name in _CONFIG_FIELDS:
+            config[name] = _text(name, raw)
+        elif name in _JSON_FIELDS:
+            values[name] = _json(name, raw)
+        elif name in _SESSION_FIELDS:
+            values[name] = _text(name, raw)
+    if config:
+        values["config"] = _config(config, strict=False)
+    _check_encoding(values.get("encoding"))
+    if len(fields.get(b"metadata", b"")) > MAX_METADATA_BYTES:
+        raise EntryFault("metadata", f"is over {MAX_METADATA_BYTES} bytes", "too_large")
+    try:
+        entry = msgspec.convert(values, SessionEntry, strict=False)
+    except msgspec.ValidationError as error:
+        raise entry_fault(error) from None
+    if sum(map(len, entry.keyterms)) > MAX_KEYTERM_CHARS:
+        raise EntryFault("keyterms", f"are over {MAX_KEYTERM_CHARS} characters together")
+    return entry
+
+
+def encode_session(entry: SessionEntry) -> dict[str, str]:
+    """Write a session entry as the fields of an XADD."""
+    values = msgspec.to_builtins(entry)
+    values.update(values.pop("config", {}))
+    return {
+        name: msgspec.json.encode(value).decode() if name in _JSON_FIELDS else str(value)
+        for name, value in values.items()
+    }
+
+
+def session_id(fields: Fields) -> str | None:
+    """Return the session id and only that, if it is usable: for entries refused otherwise."""
+    return _usable(fields.get(b"session"), SessionId)
+
+
+def session_lane(fields: Fields) -> str | None:
+    """Return the lane and only that, if it is usable."""
+    return _usable(fields.get(b"lane", b"0"), Lane)
+
+
+def decode_audio(fields: Fields) -> AudioEntry:
+    """Read an audio entry's fields.
+
+    Raises `EntryFault` that names the field at fault.
+    """
+    audio = fields.get(b"audio", b"")
+    if len(audio) > MAX_AUDIO_BYTES:
+        raise EntryFault(
+            "audio", f"is over {MAX_AUDIO_BYTES} bytes; append smaller chunks", "too_large"
+        )
+    if len(fields) == 1 and audio:
+        return AudioEntry(audio=audio)
+    end = b"end" in fields
+    raw_config = fields.get(b"config")
+    if not audio and raw_config is None and not end:
+        raise EntryFault("", "an audio entry needs one of `audio`, `config`, `end`", "empty")
+    seq = fields.get(b"seq")
+    return AudioEntry(
+        audio=audio,
+        seq=None if seq is None else _integer("seq", seq),
+        src=_text("src", fields.get(b"src", b"")),
+        config=None if raw_config is None else _config(_json("config", raw_config), strict=True),
+        end=end,
+    )
+
+
+def encode_audio(entry: AudioEntry) -> dict[str, bytes | str]:
+    """Write an audio entry as the fields of an XADD."""
+    fields: dict[str, bytes | str] = {}
+    if entry.audio:
+        fields["audio"] = entry.audio
+    if entry.seq is not None:
+        fields["seq"] = str(entry.seq)
+    if entry.src:
+        fields["src"] = entry.src
+    if entry.config is not None:
+        fields["config"] = msgspec.json.encode(entry.config)
+    if entry.end:
+        fields["end"] = "1"
+    return fields
+
+
+def _text(name: str, raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise EntryFault(name, "is not UTF-8") from None
+
+
+def _integer(name: str, raw: bytes) -> int:
+    try:
+        return msgspec.convert(_text(name, raw), int, strict=False)
+    except msgspec.ValidationError:
+        raise EntryFault(name, "is not a whole number") from None
+
+
+def _json(name: str, raw: bytes) -> Any:  # noqa: ANN401 - JSON of any shape
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:
+        raise EntryFault(name, f"is not JSON: {error}") from None
+
+
+def _config(values: Any, *, strict: bool) -> TurnConfig:  # noqa: ANN401 - JSON of any shape
+    if not isinstance(values, dict):
+        raise EntryFault("config", "must be a JSON object with `turn_*` names")
+    unknown = sorted(str(name) for name in values if name not in _CONFIG_FIELDS)
+    if unknown:
+        raise EntryFault("config", f"has no setting {unknown[0][:64]!r}")
+    try:
+        config = msgspec.convert(values, TurnConfig, strict=strict)
+    except msgspec.ValidationError as error:
+        raise entry_fault(error) from None
+    config.check_order()
+    return config
+
+
+def _check_encoding(value: object) -> None:
+    if value is not None and value not in _WIDTHS:
+        raise EntryFault("encoding", f"must be one of {', '.join(_WIDTHS)}", "encoding")
+
+
+def _usable(raw: bytes | None, kind: Any) -> str | None:  # noqa: ANN401 - an annotated type
+    try:
+        text: str = msgspec.convert(None if raw is None else raw.decode(), kind)
+    except (msgspec.ValidationError, UnicodeDecodeError):
+        return None
+    return text

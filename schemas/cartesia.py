@@ -1,0 +1,115 @@
+"""Messages of Cartesia's realtime turns API (`/stt/turns/websocket`).
+
+Within a version the service may add events and fields, so reading is lenient: unknown fields are
+ignored, unknown events become `Unknown`, and every field of an error may be absent.
+"""
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Common to every server message; `request_id` is one value per connection."""
+
+    request_id: str = ""
+
+
+class Connected(Message, frozen=True, kw_only=True, tag="connected"):
+    """The settings were accepted and the connection is up."""
+
+
+class TurnStart(Message, frozen=True, kw_only=True, tag="turn.start"):
+    """The user began to speak."""
+
+
+class TurnUpdate(Message, frozen=True, kw_only=True, tag="turn.update"):
+    """Cumulative text of the current turn."""
+
+    transcript: str
+
+
+class TurnEagerEnd(Message, frozen=True, kw_only=True, tag="turn.eager_end"):
+    """The user might be done."""
+
+    transcript: str
+
+
+class TurnResume(Message, frozen=True, kw_only=True, tag="turn.resume"):
+    """The user was not done."""
+
+
+class TurnEnd(Message, frozen=True, kw_only=True, tag="turn.end"):
+    """The turn is over."""
+
+    transcript: str
+
+
+class Error(Message, frozen=True, kw_only=True, tag="error"):
+    """A fault, in-band."""
+
+    title: str = ""
+    message: str = ""
+    status_code: int | None = None
+    error_code: str | None = None
+    doc_url: str | None = None
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """A message this version does not know; counted, never fatal."""
+
+    type: str
+
+
+TurnMessage = TurnStart | TurnUpdate | TurnEagerEnd | TurnResume | TurnEnd
+Known = Connected | TurnMessage | Error
+ServerMessage = Known | Unknown
+
+
+class Close(msgspec.Struct, frozen=True, tag_field="type", tag="close"):
+    """Client: process everything sent into events, then close."""
+
+
+class TurnSettings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Turn detection as the `config` message spells it, without the `turn_` of the URL."""
+
+    start_threshold: float | None = None
+    eager_end_threshold: float | None = None
+    end_threshold: float | None = None
+    end_timeout_ms: float | None = None
+
+
+class Config(msgspec.Struct, frozen=True, tag_field="type", tag="config"):
+    """Client: change turn detection mid-session."""
+
+    turn: TurnSettings
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+_KNOWN: msgspec.json.Decoder[Known] = msgspec.json.Decoder(Known)
+_TYPED = msgspec.json.Decoder(_Typed)
+KNOWN_TYPES = frozenset(
+    str(member.__struct_config__.tag)
+    for member in (Connected, TurnStart, TurnUpdate, TurnEagerEnd, TurnResume, TurnEnd, Error)
+)
+
+
+def decode_message(data: bytes | str) -> ServerMessage:
+    """Read one server message.
+
+    Raises `msgspec.DecodeError` (of which `ValidationError` is one) when it is not JSON, has no
+    `type`, or a known type lacks what it must carry.
+    """
+    try:
+        return _KNOWN.decode(data)
+    except msgspec.ValidationError:
+        kind = _TYPED.decode(data).type
+        if kind in KNOWN_TYPES:
+            raise
+        return Unknown(kind)
+
+
+def encode_message(message: Close | Config) -> str:
+    """Write one client message; the service takes commands as text frames."""
+    return msgspec.json.encode(message).decode()

@@ -1,0 +1,67 @@
+"""Names of every key on the bus.
+
+`{LANE}` is written with its braces: the Redis Cluster hash tag. All keys of one lane live in one
+slot, so one Lua call can check the fence, publish and commit.
+"""
+
+import msgspec
+
+GROUP = "workers"
+"""Consumer group on the sessions stream."""
+
+RELEASED = "released"
+"""Reserved consumer name: entries given back, free for any worker with room."""
+
+ENDED = b"ended"
+"""What an audio key holds after its session's end: a string, so that XADD fails loudly."""
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """Key names under one prefix."""
+
+    prefix: str = "stt"
+
+    @property
+    def sessions(self) -> str:
+        """Stream: one entry per live session."""
+        return f"{self.prefix}:sessions"
+
+    @property
+    def lanes(self) -> str:
+        """Set: lanes in use."""
+        return f"{self.prefix}:lanes"
+
+    @property
+    def dead(self) -> str:
+        """Stream: refused entries."""
+        return f"{self.prefix}:dead"
+
+    @property
+    def workers(self) -> str:
+        """Hash: worker id to its record."""
+        return f"{self.prefix}:workers"
+
+    @property
+    def gate(self) -> str:
+        """Sorted set: fleet-wide permits for open STT sockets."""
+        return f"{self.prefix}:gate"
+
+    def alive(self, consumer: str) -> str:
+        """Name the channel whose subscription says that this consumer's process lives."""
+        return f"{self.prefix}:alive:{consumer}"
+
+    def turns(self, lane: str) -> str:
+        """Name the stream of turn events of every session of the lane."""
+        return f"{self.prefix}:{{{lane}}}:turns"
+
+    def audio(self, lane: str, session: str) -> str:
+        """Name the stream of one session's audio."""
+        return f"{self.prefix}:{{{lane}}}:audio:{session}"
+
+    def state(self, lane: str, session: str) -> str:
+        """Name the hash of one session's durable state."""
+        return f"{self.prefix}:{{{lane}}}:state:{session}"
+
+    def session_turns(self, lane: str, session: str) -> str:
+        """Name the stream of one session's own turn events (`out=session`)."""
+        return f"{self.prefix}:{{{lane}}}:turns:{session}"

@@ -1,0 +1,188 @@
+"""What workers publish: turn events, and the stream entries that carry them."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from schemas.audio import Encoding
+
+EndReason = Literal["end", "idle", "error"]
+TurnEndReason = Literal["model", "close", "watchdog"]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What every event says.
+
+    (`run`, `seq`) is unique for ever; `seq` counts 1, 2, ... without gap or repeat.
+    """
+
+    session: str
+    run: str
+    """Id of the entry in the sessions stream that began the session."""
+    seq: int
+    at: float
+    """Unix seconds, by the worker's clock, when the event arrived."""
+    audio_ms: int
+    """Milliseconds of this session's own audio the recognizer had been fed. Neither replay nor
+    filler counts."""
+    provider: str
+    request_id: str
+    """The provider's id of the connection; empty before the first."""
+    connection: int
+    """1, 2, ... over the sockets that reached `connected`; 0 before the first."""
+
+
+class SessionStarted(Event, frozen=True, kw_only=True, tag="session.started"):
+    """A worker claimed the session for the first time."""
+
+    worker: str
+    metadata: dict[str, Any]
+    encoding: Encoding
+    sample_rate: int
+
+
+class TurnStart(Event, frozen=True, kw_only=True, tag="turn.start"):
+    """Speech began."""
+
+    turn: int
+
+
+class TurnUpdate(Event, frozen=True, kw_only=True, tag="turn.update"):
+    """The turn's text grew. `transcript` is cumulative and verbatim: never strip it."""
+
+    turn: int
+    transcript: str
+
+
+class TurnEagerEnd(Event, frozen=True, kw_only=True, tag="turn.eager_end"):
+    """The user is probably done; `turn.resume` or `turn.end` follows."""
+
+    turn: int
+    transcript: str
+
+
+class TurnResume(Event, frozen=True, kw_only=True, tag="turn.resume"):
+    """The user was not done after all."""
+
+    turn: int
+
+
+class TurnEnd(Event, frozen=True, kw_only=True, tag="turn.end"):
+    """The turn is over and this is its text. Concatenate these verbatim."""
+
+    turn: int
+    transcript: str
+    reason: TurnEndReason
+
+
+class AudioGap(Event, frozen=True, kw_only=True, tag="audio.gap"):
+    """Audio that will not be transcribed."""
+
+    missing_ms: int
+    reason: str
+
+
+class SessionError(Event, frozen=True, kw_only=True, tag="session.error"):
+    """A fault of the input or of the provider. `fatal`: the session ends with it."""
+
+    code: str
+    message: str
+    status: int
+    fatal: bool
+
+
+class SessionEnded(Event, frozen=True, kw_only=True, tag="session.ended"):
+    """The last event of a session."""
+
+    reason: EndReason
+    turns: int
+
+
+TurnEvent = (
+    SessionStarted
+    | TurnStart
+    | TurnUpdate
+    | TurnEagerEnd
+    | TurnResume
+    | TurnEnd
+    | AudioGap
+    | SessionError
+    | SessionEnded
+)
+
+
+class TurnEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of one entry on a turns stream."""
+
+    session: str
+    type: str
+    event: TurnEvent
+    traceparent: str | None = None
+
+
+class DeadEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of one entry on the dead stream: what was refused, and why. Never audio."""
+
+    id: str
+    """Id the refused entry had."""
+    stream: str
+    """Key it was read from."""
+    session: str
+    """Session id, empty if the entry had no usable one."""
+    reason: str
+    detail: str
+    size: int
+    """Bytes of all its fields."""
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker's entry in the workers hash."""
+
+    consumer: str
+    host: str
+    pid: int
+    sessions: int
+    capacity: int
+    state: Literal["ready", "draining", "unready"]
+    heartbeat: float
+    """Unix seconds of the last heartbeat."""
+
+
+_EVENT: msgspec.json.Decoder[TurnEvent] = msgspec.json.Decoder(TurnEvent)
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_event(event: TurnEvent) -> bytes:
+    """Write an event as JSON."""
+    return _encode(event)
+
+
+def decode_event(data: bytes) -> TurnEvent:
+    """Read an event. Raises `msgspec.ValidationError` on anything else."""
+    return _EVENT.decode(data)
+
+
+def decode_turn_entry(fields: Mapping[bytes, bytes]) -> TurnEntry:
+    """Read the fields of an entry on a turns stream.
+
+    Raises `msgspec.ValidationError` if a field is missing or wrong.
+    """
+    try:
+        event = decode_event(fields[b"event"])
+        traceparent = fields.get(b"traceparent")
+        return TurnEntry(
+            session=fields[b"session"].decode(),
+            type=fields[b"type"].decode(),
+            event=event,
+            traceparent=traceparent.decode() if traceparent else None,
+        )
+    except KeyError as missing:
+        raise msgspec.ValidationError(f"turn entry without field {missing}") from None
+
+
+def event_type(event: TurnEvent) -> str:
+    """Return the `type` an event is written with."""
+    tag = event.__struct_config__.tag
+    assert isinstance(tag, str)  # noqa: S101 - every member of the union is tagged above
+    return tag
