@@ -1,0 +1,260 @@
+"""Settings: precedence, one line per fault, and secrets that stay secret."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import TurnConfig
+from worker.errors import SettingsError
+from worker.settings import Settings, api_key, load, redacted
+
+
+def faults(env: dict[str, str], file: Path | None = None) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as caught:
+        load(env, file)
+    return caught.value.faults
+
+
+def fault(env: dict[str, str]) -> str:
+    (only,) = faults(env)
+    return only
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    settings = load({"PATH": "/bin", "CARTESIA_API_KEY": "k"})
+    assert settings == Settings()
+    assert settings.worker_id
+    assert settings.turn_config == TurnConfig()
+    assert settings.admin == ("127.0.0.1", 8088)
+
+
+def test_environment_over_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "turnbus.toml"
+    file.write_text('prefix = "file"\nmax_sessions = 7\nreplay_speed = 2\nlog_format = "json"\n')
+    settings = load({"TURNBUS_PREFIX": "env", "TURNBUS_DRAIN_S": "1.5"}, file)
+    assert (settings.prefix, settings.max_sessions, settings.log_format) == ("env", 7, "json")
+    assert (settings.replay_speed, settings.drain_s, settings.lease_ms) == (2.0, 1.5, 5000)
+
+
+def test_turn_detection_and_admin_off() -> None:
+    settings = load(
+        {
+            "TURNBUS_STT_TURN_START_THRESHOLD": "0.85",
+            "TURNBUS_STT_TURN_END_TIMEOUT_MS": "640",
+            "TURNBUS_ADMIN_ADDR": "",
+        }
+    )
+    assert settings.turn_config == TurnConfig(turn_start_threshold=0.85, turn_end_timeout_ms=640)
+    assert settings.admin is None
+    assert load({"TURNBUS_ADMIN_ADDR": "[::1]:0"}).admin == ("::1", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("MAX_SESSIONS", "many", "must be a whole number from 1 to 100000, not 'many'"),
+        ("MAX_SESSIONS", "", "must be a whole number from 1 to 100000, not ''"),
+        ("LEASE_MS", "1999", "must be a whole number from 2000 to 600000, not '1999'"),
+        ("DRAIN_S", "-1", "must be a number from 0 to 86400, not '-1'"),
+        ("DRAIN_S", "nan", "must be a number from 0 to 86400, not 'nan'"),
+        ("SESSION_IDLE_S", "inf", "must be a number from 1 to 604800, not 'inf'"),
+        ("PARK_S", "180", "must be a number from 1 to 170, not '180'"),
+        ("PREFIX", "a{b}", "must be 1 to 128 of A-Z a-z 0-9 . _ : -, not 'a{b}'"),
+        ("WORKER_ID", "a\n", r"must be 1 to 128 of A-Z a-z 0-9 . _ : -, not 'a\n'"),
+        ("LOG_LEVEL", "loud", "must be one of debug, error, info, warning, not 'loud'"),
+        ("STT_VERSION", "latest", "must be a date, YYYY-MM-DD, not 'latest'"),
+        ("STT_MODEL", "", "must be a model's name, not ''"),
+        ("STT_TURN_END_THRESHOLD", "0.9", "must be a number from 0.05 to 0.5, not '0.9'"),
+        ("REPLAY_SPEED", "0.5", "must be 0 or at least 1: slower than real time never catches up"),
+        ("ADMIN_ADDR", "8088", "must be HOST:PORT, or empty for off"),
+        ("ADMIN_ADDR", "localhost:99999", "must be HOST:PORT, or empty for off"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_it(name: str, value: str, what: str) -> None:
+    assert fault({f"TURNBUS_{name}": value}) == f"TURNBUS_{name}: {what}"
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text('max_session = 1\nlease_ms = "5000"\nstt_model = "ink-2"\n')
+    env = {"TURNBUS_PARK_S": "x", "TURNBUS_REDIS": "y", "TURNBUS_QQQQ": "z"}
+    assert faults(env, file) == (
+        f"`max_session` in {file}: no such setting; did you mean max_sessions?",
+        "TURNBUS_QQQQ: no such setting",
+        "TURNBUS_REDIS: no such setting; did you mean TURNBUS_REDIS_URL?",
+        f"`lease_ms` in {file}: must be a whole number from 2000 to 600000, not '5000'",
+        "TURNBUS_PARK_S: must be a number from 1 to 170, not 'x'",
+    )
+
+
+def test_thresholds_must_fall() -> None:
+    env = {
+        "TURNBUS_STT_TURN_EAGER_END_THRESHOLD": "0.4",
+        "TURNBUS_STT_TURN_END_THRESHOLD": "0.45",
+    }
+    assert fault(env) == (
+        "TURNBUS_STT_TURN_END_THRESHOLD: must be below `stt_turn_eager_end_threshold`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(None, "cannot be read: No such file"), (b"a =", "is not TOML"), (b"\xff", "is not UTF-8")],
+)
+def test_a_file_that_cannot_be_used(tmp_path: Path, content: bytes | None, what: str) -> None:
+    file = tmp_path / "t.toml"
+    if content is not None:
+        file.write_bytes(content)
+    found = faults({"TURNBUS_PARK_S": "x"}, file)
+    assert found[0].startswith(f"{file}: {what}")
+    assert found[1].startswith("TURNBUS_PARK_S")
+
+
+def test_service_links_of_kubernetes_are_not_settings() -> None:
+    env = {
+        "TURNBUS_PORT": "tcp://10.0.0.1:8088",
+        "TURNBUS_PORT_8088_TCP_ADDR": "10.0.0.1",
+        "TURNBUS_WORKER_SERVICE_HOST": "10.0.0.1",
+        "TURNBUS_SERVICE_PORT_ADMIN": "8088",
+    }
+    assert load(env) == Settings()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:6379/0",
+        "redis://localhost",
+        "redis://:p%2Fw@[::1]:6380/3",
+        "rediss://u:p@redis.example:6380/0?ssl_ca_certs=/etc/ca.pem",
+        "unix:///run/redis.sock?db=2",
+    ],
+)
+def test_redis_urls(url: str) -> None:
+    assert load({"TURNBUS_REDIS_URL": url}).redis_url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("", "must begin with redis://"),
+        ("localhost:6379", "must begin with redis://"),
+        ("http://:hunter2@h", "must begin with redis://"),
+        ("redis:///0", "must be redis://[USER:PASSWORD@]HOST[:PORT][/DB]"),
+        ("redis://h/zero", "must be redis://[USER:PASSWORD@]HOST[:PORT][/DB]"),
+        ("redis://:hunter2/x@h", "is not a URL; percent-encode"),
+        ("redis://:hunter2@h:port", "is not a URL; percent-encode"),
+        ("redis://h?password=hunter2", "options can only be db, ssl_ca_certs"),
+        ("redis://h?socket_timeout=5", "options can only be db, ssl_ca_certs"),
+        ("unix://", "must name a socket: unix:///PATH"),
+        ("redis+sentinel://:hunter2@h/m", "redis+sentinel:// is not supported yet"),
+        ("redis+cluster://:hunter2@h", "redis+cluster:// is not supported yet"),
+    ],
+)
+def test_redis_urls_refused_without_a_word_of_the_password(url: str, what: str) -> None:
+    found = fault({"TURNBUS_REDIS_URL": url})
+    assert found.startswith(f"TURNBUS_REDIS_URL: {what}")
+    assert "hunter2" not in found
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("https://api.cartesia.ai", "must be wss://HOST[:PORT]/PATH"),
+        ("wss:///stt", "must be wss://HOST[:PORT]/PATH"),
+        ("wss://hunter2@h/stt", "takes no user, key or parameters"),
+        ("wss://h/stt?access_token=hunter2", "takes no user, key or parameters"),
+        ("ws://10.0.0.7/stt", "must be wss://: over ws:// the key would travel in clear"),
+        ("ws://stt.example/stt", "must be wss://: over ws:// the key would travel in clear"),
+    ],
+)
+def test_stt_urls_refused(url: str, what: str) -> None:
+    found = fault({"TURNBUS_STT_URL": url})
+    assert found.startswith(f"TURNBUS_STT_URL: {what}")
+    assert "hunter2" not in found
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8090", "127.1.2.3", "[::1]:9"])
+def test_in_clear_to_this_machine_only(host: str) -> None:
+    assert load({"TURNBUS_STT_URL": f"ws://{host}/stt"}).stt_url == f"ws://{host}/stt"
+
+
+@pytest.mark.parametrize("name", ["STT_API_KEY", "API_KEY", "CARTESIA_API_KEY"])
+def test_the_key_is_not_a_setting(name: str, tmp_path: Path) -> None:
+    advice = "put it into CARTESIA_API_KEY, or into a file that TURNBUS_STT_API_KEY_FILE names"
+    env_fault = fault({f"TURNBUS_{name}": "hunter2"})
+    assert env_fault == f"TURNBUS_{name}: a key is not a setting; {advice}"
+    file = tmp_path / "t.toml"
+    file.write_text(f'{name.lower()} = "hunter2"')
+    assert faults({}, file) == (f"`{name.lower()}` in {file}: a key is not a setting; {advice}",)
+
+
+@pytest.mark.parametrize("name", ["STT_API_KEY_FILE", "STT_MODEL", "STT_URL", "PARK_S"])
+def test_a_key_in_another_setting_is_not_repeated(name: str) -> None:
+    found = fault({f"TURNBUS_{name}": "sk_car_hunter2"})
+    assert found.startswith(f"TURNBUS_{name}: holds an API key; put it into CARTESIA_API_KEY")
+    assert "hunter2" not in found
+
+
+def test_key_from_file_wins_over_environment(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    env = {"CARTESIA_API_KEY": "from-env"}
+    assert api_key(Settings(), env) == "from-env"
+    assert api_key(Settings(stt_api_key_file=str(file)), env) == "from-file"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (None, "the file cannot be read: No such file or directory"),
+        (b"\n", "no API key for the STT service"),
+        (b"hunter2 hunter2", "an API key is one word of printable ASCII"),
+        (b"hunter2\nhunter2\n", "an API key is one word of printable ASCII"),
+        (b"hunter2\xff", "the file does not hold an API key"),
+    ],
+)
+def test_key_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, what: str) -> None:
+    file = tmp_path / "hunter2"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        api_key(Settings(stt_api_key_file=str(file)), {"CARTESIA_API_KEY": "unused"})
+    assert str(caught.value).startswith(f"TURNBUS_STT_API_KEY_FILE: {what}")
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_no_key_at_all() -> None:
+    with pytest.raises(SettingsError, match=r"^CARTESIA_API_KEY: no API key"):
+        api_key(Settings(), {})
+
+
+def test_repr_hides_the_password() -> None:
+    settings = load({"TURNBUS_REDIS_URL": "redis://user:hunter2@h:1/0"})
+    assert "hunter2" not in repr(settings) + str(settings) + repr(settings.__rich_repr__())
+    assert "redis_url='redis://***@h:1/0'" in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("rediss://u:p@h:1/2?ssl_ca_certs=x", "rediss://***@h:1/2"),
+        ("redis://:a@b@h", "redis://***@h"),
+        ("unix:///run/r.sock?db=1", "unix:///run/r.sock"),
+        ("nonsense", "***"),
+    ],
+)
+def test_redacted(url: str, shown: str) -> None:
+    assert redacted(url) == shown
+
+
+@given(
+    st.text("abc:/?#@%[]", min_size=1).map("SECRET{}SECRET".format),
+    st.sampled_from(["redis://u:{}@h/0", "redis://:{}@h:1/0?db=1", "redis://h/0?password={}"]),
+)
+def test_redacted_never_shows_any_part_of_a_password(password: str, template: str) -> None:
+    assert "SECRET" not in redacted(template.format(password))

@@ -1,0 +1,339 @@
+"""Settings: `TURNBUS_*` environment variables, over a TOML file, over defaults.
+
+Every fault is found in one go and told in one line that names where the value came from. What may
+hold a secret is never repeated: the API key is not a setting but read by `api_key`, and a Redis
+URL is shown through `redacted` only.
+"""
+
+import difflib
+import re
+import reprlib
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import SplitResult, parse_qs, urlsplit
+
+import msgspec
+from msgspec import Meta, inspect
+
+from schemas import EntryFault, TurnConfig
+from worker.errors import SettingsError
+
+ENV_PREFIX = "TURNBUS_"
+API_KEY_VARIABLE = "CARTESIA_API_KEY"
+
+Name = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}\Z", description="1 to 128 of A-Z a-z 0-9 . _ : -"),
+]
+Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Seconds = Annotated[float, Meta(ge=1, le=604_800)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How one worker runs. Durations are in the unit of their suffix."""
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """`redis://`, `rediss://` (TLS) or `unix://`."""
+    prefix: Name = "stt"
+    """First part of every key's name."""
+    worker_id: Name = msgspec.field(default_factory=socket.gethostname)
+    """This worker's name in the bus and in its events."""
+    max_sessions: Annotated[int, Meta(ge=1, le=100_000)] = 500
+    lease_ms: Annotated[int, Meta(ge=2_000, le=600_000)] = 5_000
+    """Silence of its owner after which a session is taken over; a heartbeat goes out each second,
+    so less than two of them would be no lease."""
+    drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 25.0
+    """How long a stopping worker waits for open turns to end."""
+    stt_url: str = "wss://api.cartesia.ai/stt/turns/websocket"
+    stt_model: Annotated[str, Meta(min_length=1, max_length=128, description="a model's name")] = (
+        "ink-2"
+    )
+    """Model of sessions that name none."""
+    stt_version: Annotated[
+        str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}\Z", description="a date, YYYY-MM-DD")
+    ] = "2026-03-01"
+    """API version the service is asked to speak."""
+    stt_api_key_file: str = ""
+    """File that holds the API key; empty: the environment's `CARTESIA_API_KEY`."""
+    stt_max_connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """Open sockets of all workers together; 0: no cap."""
+    stt_turn_start_threshold: float | None = None
+    stt_turn_eager_end_threshold: float | None = None
+    stt_turn_end_threshold: float | None = None
+    stt_turn_end_timeout_ms: float | None = None
+    replay_speed: Annotated[float, Meta(ge=0, le=100)] = 1.5
+    """Times real time at which a backlog is sent; 0: as fast as it goes."""
+    max_lag_s: Annotated[float, Meta(ge=0, le=604_800)] = 600.0
+    """Age at which untranscribed audio is dropped; 0: never."""
+    park_s: Annotated[float, Meta(ge=1, le=170)] = 120.0
+    """Time without audio after which the socket is let go; the service itself closes at 180."""
+    session_idle_s: Seconds = 900.0
+    """Time without audio after which the session ends."""
+    turns_retention_s: Annotated[int, Meta(ge=1, le=31_536_000)] = 3_600
+    """Age at which turn events are trimmed."""
+    turns_maxlen: Count = 1_000_000
+    """Turn events kept per lane, whatever their age."""
+    retention_s: Annotated[int, Meta(ge=1, le=31_536_000)] = 3_600
+    """How long an ended session's state and tombstone stay."""
+    admin_addr: str = "127.0.0.1:8088"
+    """`HOST:PORT` of health checks and metrics; empty: off."""
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def turn_config(self) -> TurnConfig:
+        """Turn detection of sessions that say nothing about it."""
+        return TurnConfig(**{name: getattr(self, f"stt_{name}") for name in _TURN_TYPES})
+
+    @property
+    def admin(self) -> tuple[str, int] | None:
+        """Host and port to serve health checks and metrics on."""
+        return _host_port(self.admin_addr) if self.admin_addr else None
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Return every setting, the Redis URL without its password."""
+        return [*(msgspec.structs.asdict(self) | {"redis_url": redacted(self.redis_url)}).items()]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"Settings({shown})"
+
+
+class _Given(NamedTuple):
+    """One value, and how its source is named to the user."""
+
+    label: str
+    value: Any
+    strict: bool  # TOML has types of its own; the environment has text only
+
+
+_TURN_TYPES = {field.name: field.type for field in msgspec.structs.fields(TurnConfig)}
+_TYPES: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(Settings)} | {
+    f"stt_{name}": kind for name, kind in _TURN_TYPES.items()
+}
+_REDIS_OPTIONS = frozenset(
+    {"db", "ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname"}
+    | {"ssl_ciphers", "ssl_keyfile", "ssl_min_version"}
+)
+# Kubernetes puts these into every pod beside a Service whose name begins with `turnbus`.
+_SERVICE_LINK = re.compile(
+    r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
+)
+_KEY_ADVICE = (
+    f"put it into {API_KEY_VARIABLE}, or into a file that {ENV_PREFIX}STT_API_KEY_FILE names"
+)
+
+
+def load(env: Mapping[str, str], file: Path | None = None) -> Settings:
+    """Read the settings from `env` over the TOML `file` over the defaults.
+
+    Raises `SettingsError` with a line for every fault there is.
+    """
+    faults: list[str] = []
+    given = _from_file(file, faults) if file else {}
+    given |= _from_env(env, faults)
+    values: dict[str, Any] = {}
+    for name, (label, value, strict) in given.items():
+        try:
+            values[name] = _checked(name, value, strict=strict)
+        except ValueError as fault:
+            faults.append(f"{label}: {fault}")
+    if not faults:
+        settings = Settings(**values)
+        try:
+            settings.turn_config.check_order()
+        except EntryFault as fault:
+            label = given[f"stt_{fault.field}"].label
+            faults.append(f"{label}: {fault.fault.replace('`turn_', '`stt_turn_')}")
+        else:
+            return settings
+    raise SettingsError(faults)
+
+
+def api_key(settings: Settings, env: Mapping[str, str]) -> str:
+    """Read the STT service's key: from `stt_api_key_file` if set, else from `CARTESIA_API_KEY`.
+
+    Raises `SettingsError`, which never holds any part of the key, when there is none to use.
+    """
+    if settings.stt_api_key_file:
+        source = f"{ENV_PREFIX}STT_API_KEY_FILE"
+        try:
+            key = Path(settings.stt_api_key_file).read_text("ascii")
+        except OSError as error:
+            raise SettingsError([f"{source}: the file cannot be read: {error.strerror}"]) from None
+        except UnicodeDecodeError:
+            raise SettingsError([f"{source}: the file does not hold an API key"]) from None
+    else:
+        source = API_KEY_VARIABLE
+        key = env.get(API_KEY_VARIABLE, "")
+    key = key.rstrip("\r\n")
+    if not key:
+        raise SettingsError([f"{source}: no API key for the STT service; {_KEY_ADVICE}"])
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise SettingsError([f"{source}: an API key is one word of printable ASCII"])
+    return key
+
+
+def redacted(url: str) -> str:
+    """Return a Redis URL fit to be printed: without user, password and options."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return "***"
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    if rest.count("@") != authority.count("@"):  # a password with bare / ? # in it, perhaps
+        return f"{scheme}://***"
+    userinfo, at, _ = authority.rpartition("@")
+    place = re.split("[?#]", rest[len(userinfo) + len(at) :], maxsplit=1)[0]
+    return f"{scheme}://{'***@' if at else ''}{place}"
+
+
+def _from_file(file: Path, faults: list[str]) -> dict[str, _Given]:
+    try:
+        table = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        faults.append(f"{file}: cannot be read: {error.strerror}")
+        return {}
+    except UnicodeDecodeError:
+        faults.append(f"{file}: is not UTF-8 text")
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        faults.append(f"{file}: is not TOML: {error}")
+        return {}
+    given = {}
+    for key, value in table.items():
+        if key in _TYPES:
+            given[key] = _Given(f"`{key}` in {file}", value, strict=True)
+        else:
+            faults.append(f"`{key}` in {file}: {_unknown(key.lower(), str)}")
+    return given
+
+
+def _from_env(env: Mapping[str, str], faults: list[str]) -> dict[str, _Given]:
+    given = {}
+    for variable in sorted(env):
+        if not variable.startswith(ENV_PREFIX) or _SERVICE_LINK.search(variable):
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if variable == _variable(name) and name in _TYPES:
+            given[name] = _Given(variable, env[variable], strict=False)
+        else:
+            faults.append(f"{variable}: {_unknown(name, _variable)}")
+    return given
+
+
+def _variable(name: str) -> str:
+    return ENV_PREFIX + name.upper()
+
+
+def _unknown(name: str, spell: Callable[[str], str]) -> str:
+    if name.endswith("api_key"):
+        return f"a key is not a setting; {_KEY_ADVICE}"
+    near = difflib.get_close_matches(name.removeprefix(ENV_PREFIX.lower()), _TYPES, n=1)
+    return f"no such setting; did you mean {spell(near[0])}?" if near else "no such setting"
+
+
+def _checked(name: str, value: object, *, strict: bool) -> object:
+    """Return the value as its setting's type; raise ValueError with what it must be instead."""
+    if isinstance(value, str) and "sk_car_" in value:  # how the service's keys begin
+        raise ValueError(f"holds an API key; {_KEY_ADVICE}")
+    try:
+        converted: object = msgspec.convert(value, _TYPES[name], strict=strict)
+    except msgspec.ValidationError:
+        shown = "" if name.endswith("_url") else f", not {reprlib.repr(value)}"
+        raise ValueError(f"must be {_expected(_TYPES[name])}{shown}") from None
+    if check := _CHECKS.get(name):
+        check(converted)
+    return converted
+
+
+def _expected(kind: object) -> str:
+    """Word what a type asks for."""
+    info = inspect.type_info(kind)
+    if isinstance(info, inspect.UnionType):  # optional: None cannot be written, only left out
+        info = info.types[0]
+    about = "text"
+    if isinstance(info, inspect.Metadata):
+        about = (info.extra_json_schema or {}).get("description", about)
+        info = info.type
+    match info:
+        case inspect.LiteralType(values=values):
+            return f"one of {', '.join(map(str, values))}"
+        case inspect.IntType(ge=low, le=high):
+            return f"a whole number from {low} to {high}"
+        case inspect.FloatType(ge=low, le=high):
+            return f"a number from {low:g} to {high:g}"
+        case _:
+            return about
+
+
+def _check_redis_url(url: str) -> None:
+    parts = _split(url)
+    if parts.scheme in {"redis+sentinel", "redis+cluster"}:
+        raise ValueError(f"{parts.scheme}:// is not supported yet")
+    if parts.scheme not in {"redis", "rediss", "unix"}:
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    if parts.scheme == "unix":
+        if not parts.path.strip("/"):
+            raise ValueError("must name a socket: unix:///PATH")
+    elif not parts.hostname or not re.fullmatch(r"/?|/\d+", parts.path):
+        raise ValueError(f"must be {parts.scheme}://[USER:PASSWORD@]HOST[:PORT][/DB]")
+    if not parse_qs(parts.query, keep_blank_values=True).keys() <= _REDIS_OPTIONS:
+        raise ValueError(f"options can only be {', '.join(sorted(_REDIS_OPTIONS))}")
+
+
+def _check_stt_url(url: str) -> None:
+    parts = _split(url)
+    if parts.scheme not in {"ws", "wss"} or not parts.hostname:
+        raise ValueError("must be wss://HOST[:PORT]/PATH")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(f"takes no user, key or parameters; for the key: {_KEY_ADVICE}")
+    if parts.scheme == "ws" and not _is_loopback(parts.hostname):
+        raise ValueError("must be wss://: over ws:// the key would travel in clear")
+
+
+def _check_admin_addr(address: str) -> None:
+    if address:
+        _host_port(address)
+
+
+def _check_replay_speed(speed: float) -> None:
+    if 0 < speed < 1:
+        raise ValueError("must be 0 or at least 1: slower than real time never catches up")
+
+
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "redis_url": _check_redis_url,
+    "stt_url": _check_stt_url,
+    "admin_addr": _check_admin_addr,
+    "replay_speed": _check_replay_speed,
+}
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # its text may repeat a part of a password
+        raise ValueError("is not a URL; percent-encode / ? # @ in a password") from None
+    return parts
+
+
+def _host_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65_535:
+        raise ValueError("must be HOST:PORT, or empty for off")
+    return bare, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
