@@ -1,0 +1,1 @@
+"""Redis: connections, session intake and leases, the audio reader, fenced commits."""

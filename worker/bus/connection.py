@@ -1,0 +1,121 @@
+"""Connections to Redis, and riding out its outages.
+
+The client's own retries are off: after a lost reply they would repeat a command that is not
+idempotent. What is retried here is retried knowingly, as the same bytes.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from worker.core.faults import Backoff
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+READ_BLOCK_MS = 50
+"""Longest blocking read: far below the socket timeout, so that a wait never looks like a fault."""
+
+_SOCKET_TIMEOUT_S = 5.0
+_WAIT_PREFIXES = (
+    "OOM",
+    "LOADING",
+    "READONLY",
+    "MISCONF",
+    "BUSY",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "TRYAGAIN",
+    "NOREPLICAS",
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+)
+
+
+def connect(url: str) -> Redis:
+    """Return a client for `url`; it connects on first use and never retries by itself."""
+    return Redis.from_url(
+        url,
+        protocol=2,
+        decode_responses=False,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=_SOCKET_TIMEOUT_S,
+        socket_connect_timeout=_SOCKET_TIMEOUT_S,
+        max_connections=64,
+    )
+
+
+def is_outage(error: BaseException) -> bool:
+    """Say whether waiting may cure it: Redis away, loading, full, failing over, locked."""
+    if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
+        return True
+    kinds = (
+        exceptions.BusyLoadingError,
+        exceptions.ReadOnlyError,
+        exceptions.OutOfMemoryError,
+        exceptions.NoPermissionError,
+        exceptions.AuthenticationError,
+    )
+    if isinstance(error, kinds):
+        return True
+    return isinstance(error, exceptions.ResponseError) and str(error).startswith(_WAIT_PREFIXES)
+
+
+class BusHealth:
+    """Whether Redis answers, as far as the last command knew."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+        """What is wrong, None while Redis answers."""
+        self.since = time.monotonic()
+
+    @property
+    def up(self) -> bool:
+        """Redis answers."""
+        return self.fault is None
+
+    def answered(self) -> None:
+        """Record a reply."""
+        if self.fault is not None:
+            self.fault = None
+            log.info("Redis answers again after %.1f s", time.monotonic() - self.since)
+            self.since = time.monotonic()
+
+    def failed(self, error: BaseException) -> None:
+        """Record an outage; said once, however often it is met."""
+        if self.fault is None:
+            self.since = time.monotonic()
+            log.warning("Redis is not available, waiting for it: %s", describe(error))
+        self.fault = describe(error)
+
+
+def describe(error: BaseException) -> str:
+    """Return the error in words; redis-py never puts a password into them."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+async def patiently(health: BusHealth, call: Callable[[], Awaitable[T]]) -> T:
+    """Return what `call` gives, repeating it as it is while Redis is out.
+
+    `call` must be safe to repeat. Errors that waiting cannot cure are raised.
+    """
+    backoff = Backoff(first_s=0.05, ceiling_s=1.0)
+    while True:
+        try:
+            reply = await call()
+        except (exceptions.RedisError, OSError) as error:
+            if not is_outage(error):
+                raise
+            health.failed(error)
+        else:
+            health.answered()
+            return reply
+        await anyio.sleep(backoff.next_s())

@@ -1,0 +1,186 @@
+"""Session intake: who owns which session, told by the pending list of `stt:sessions`."""
+
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from schemas.audio import Fields, SessionEntry
+from schemas.keys import GROUP, RELEASED, Keys
+from schemas.turns import DeadEntry, SessionStarted, WorkerRecord, encode_event
+from worker.bus import scripts
+
+DEAD_MAXLEN = 10_000
+ADOPT_AT_MOST = 50
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """An entry of the sessions stream that is ours."""
+
+    entry: str
+    count: int
+    """How often it was delivered; a later claim has a larger one."""
+    fields: Fields
+
+
+class Fence(msgspec.Struct, frozen=True):
+    """Proof of ownership that goes with every write of an owner."""
+
+    entry: str
+    count: int
+    nonce: str
+    """Drawn once per process."""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """The answer to a claim; see `claim.lua` for the verdicts."""
+
+    verdict: str
+    seq: int
+    snapshot: bytes
+    run: str
+
+
+class HeartbeatReport(msgspec.Struct, frozen=True):
+    """What the pending list says of the sessions we believe to run."""
+
+    taken: frozenset[str]
+    nowhere: frozenset[str]
+    orphans: tuple[tuple[str, int], ...]
+
+
+class Intake:
+    """Reads, claims, keeps, gives back and settles session entries for one consumer."""
+
+    def __init__(self, redis: Redis, keys: Keys, consumer: str, nonce: str) -> None:
+        self._redis = redis
+        self._keys = keys
+        self.consumer = consumer
+        self.nonce = nonce
+
+    async def ensure_group(self) -> None:
+        """Create the consumer group, from the first entry on, unless it exists."""
+        try:
+            await self._redis.xgroup_create(self._keys.sessions, GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+    async def read_new(self, at_most: int, block_ms: int) -> list[Owned]:
+        """Take up to `at_most` entries nobody has had yet, waiting up to `block_ms` for one."""
+        try:
+            reply: Any = await self._redis.xreadgroup(
+                GROUP, self.consumer, {self._keys.sessions: ">"}, count=at_most, block=block_ms
+            )
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            await self.ensure_group()
+            return []
+        rows = reply[0][1] if reply else []
+        return [Owned(entry.decode(), 1, fields) for entry, fields in rows]
+
+    async def adopt(self, at_most: int, lease_ms: int) -> list[Owned]:
+        """Take over entries given back, and entries whose owner was silent for a lease."""
+        try:
+            rows = await scripts.ADOPT(
+                self._redis,
+                [self._keys.sessions],
+                [GROUP, self.consumer, RELEASED, lease_ms, min(at_most, ADOPT_AT_MOST)],
+            )
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await self.ensure_group()
+            return []
+        return [
+            Owned(entry.decode(), count, dict(zip(flat[::2], flat[1::2], strict=True)))
+            for entry, count, flat in rows
+        ]
+
+    async def claim(
+        self, owned: Owned, session: SessionEntry, started: SessionStarted, snapshot: bytes
+    ) -> Claim:
+        """Write our fence into the session's state. Safe to repeat."""
+        verdict, seq, kept, run = await scripts.CLAIM(
+            self._redis,
+            self._session_keys(session),
+            [
+                owned.entry,
+                owned.count,
+                self.nonce,
+                started.run,
+                msgspec.json.encode({k.decode(): v.decode() for k, v in owned.fields.items()}),
+                session.session,
+                encode_event(started),
+                session.traceparent or "",
+                session.out,
+                snapshot,
+            ],
+        )
+        if verdict == b"new":
+            await self._redis.sadd(self._keys.lanes, session.lane)
+        return Claim(verdict.decode(), seq, kept, run.decode())
+
+    def _session_keys(self, session: SessionEntry) -> list[str]:
+        keys = self._keys
+        return [
+            keys.state(session.lane, session.session),
+            keys.turns(session.lane),
+            keys.session_turns(session.lane, session.session),
+            keys.audio(session.lane, session.session),
+        ]
+
+    async def heartbeat(self, running: list[tuple[str, int]]) -> HeartbeatReport:
+        """Keep the lease of every (entry, count) we run; learn which are ours no more."""
+        taken, nowhere, orphans = await scripts.HEARTBEAT(
+            self._redis,
+            [self._keys.sessions],
+            [GROUP, self.consumer, *(part for pair in running for part in pair)],
+        )
+        return HeartbeatReport(
+            frozenset(entry.decode() for entry in taken),
+            frozenset(entry.decode() for entry in nowhere),
+            tuple(
+                (entry.decode(), int(count))
+                for entry, count in zip(orphans[::2], orphans[1::2], strict=True)
+            ),
+        )
+
+    async def release(self, owned: list[tuple[str, int]]) -> None:
+        """Give entries back, for any worker with room to take at once."""
+        await scripts.RELEASE(
+            self._redis,
+            [self._keys.sessions],
+            [GROUP, self.consumer, RELEASED, *(part for pair in owned for part in pair)],
+        )
+
+    async def settle(self, entry: str) -> None:
+        """Remove an entry whose session is over, or never was. Safe to repeat."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.xack(self._keys.sessions, GROUP, entry)
+            pipe.xdel(self._keys.sessions, entry)
+            await pipe.execute()
+
+    async def bury(self, dead: DeadEntry) -> None:
+        """Append a refused entry to the dead stream."""
+        await self._redis.xadd(
+            self._keys.dead,
+            {name: str(value) for name, value in msgspec.structs.asdict(dead).items()},
+            maxlen=DEAD_MAXLEN,
+            approximate=True,
+        )
+
+    async def register(self, worker_id: str, record: WorkerRecord) -> None:
+        """Publish this worker's record."""
+        await self._redis.hset(self._keys.workers, worker_id, msgspec.json.encode(record))
+
+    async def unregister(self, worker_id: str) -> None:
+        """Remove this worker's record and its consumer, which must own nothing any more."""
+        await self._redis.hdel(self._keys.workers, worker_id)
+        pending = await self._redis.xpending_range(
+            self._keys.sessions, GROUP, "-", "+", 1, consumername=self.consumer
+        )
+        if not pending:
+            await self._redis.xgroup_delconsumer(self._keys.sessions, GROUP, self.consumer)

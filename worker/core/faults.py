@@ -1,0 +1,61 @@
+"""What a failure of the STT service means, and how long to wait after it."""
+
+import math
+import random
+
+from worker.errors import SttBusy, SttCredentials, SttError, SttPermanent, SttTransient
+
+_PERMANENT = frozenset({400, 404, 422})
+_CREDENTIALS = frozenset({401, 402, 403})
+_CREDENTIAL_CODES = frozenset({"quota_exceeded", "plan_upgrade_required"})
+_PERMANENT_CLOSES = frozenset({1002, 1003, 1007, 1008})
+
+
+def refusal(status: int, message: str, *, code: str = "", request_id: str = "") -> SttError:
+    """Classify a refusal before `connected`: an HTTP status, or the status of an `error`."""
+    kind: type[SttError] = SttTransient
+    if status in _CREDENTIALS or code in _CREDENTIAL_CODES:
+        kind = SttCredentials
+    elif status == 429 or code == "concurrency_limited":
+        kind = SttBusy
+    elif status in _PERMANENT:
+        kind = SttPermanent
+    return kind(message, status=status, code=code, request_id=request_id)
+
+
+def closed(close_code: int, reason: str, *, request_id: str = "") -> SttError:
+    """Classify a close that we did not ask for."""
+    kind = SttPermanent if close_code in _PERMANENT_CLOSES else SttTransient
+    said = f": {reason}" if reason else ""
+    return kind(
+        f"the service closed the socket with {close_code}{said}",
+        status=close_code,
+        request_id=request_id,
+    )
+
+
+def is_idle_close(close_code: int, reason: str) -> bool:
+    """Tell the service's idle close (no audio for minutes) from a failure."""
+    return close_code == 1001 and "idle" in reason.lower()
+
+
+class Backoff:
+    """Full-jitter exponential backoff: each wait is uniform below a doubling ceiling."""
+
+    def __init__(
+        self, first_s: float = 0.1, ceiling_s: float = 5.0, rng: random.Random | None = None
+    ) -> None:
+        self._first_s = first_s
+        self._ceiling_s = ceiling_s
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self.failures = 0
+
+    def next_s(self) -> float:
+        """Count a failure and return the seconds to wait."""
+        doublings = min(self.failures, math.ceil(math.log2(self._ceiling_s / self._first_s)))
+        self.failures += 1
+        return self._rng.uniform(0, min(self._ceiling_s, self._first_s * 2.0**doublings))
+
+    def reset(self) -> None:
+        """Progress was made: begin again at the first wait."""
+        self.failures = 0

@@ -1,0 +1,175 @@
+"""The audio ledger: which bytes of which entries were taken in, and up to where all is settled.
+
+The session's audio is one run of bytes counted from its first; a `Position` says where in the
+stream such a byte lies. Everything before the committed position is covered by published events
+and may be trimmed; everything after it would be read again from Redis by a new socket or a new
+owner, and is judged again exactly as the first time.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+
+import msgspec
+
+from schemas.audio import AudioEntry
+from worker.core import ids
+
+MAX_PRODUCERS = 16
+"""Producer processes (`src`) whose last `seq` is remembered per session."""
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Everything in entries before `entry`, and the first `offset` bytes of its audio."""
+
+    entry: str = ids.START
+    offset: int = 0
+
+
+class LedgerState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What survives the worker: all that trimming would make it forget."""
+
+    committed: Position = Position()
+    committed_bytes: int = 0
+    producers: dict[str, int] = {}
+    """Last `seq` per `src`, as of the committed position."""
+    announced: str = ids.START
+    """Faults and holes of entries up to this one are published."""
+    end: str | None = None
+    """Id of the entry that carried `end`."""
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """The audio of one entry, as bytes `start` to `end` of the session."""
+
+    entry: str
+    start: int
+    size: int
+    src: str = ""
+    seq: int | None = None
+
+    @property
+    def end(self) -> int:
+        """Byte after the last."""
+        return self.start + self.size
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """What an entry brings: new audio, and what is wrong with it."""
+
+    audio: bytes = b""
+    repeated: bool = False
+    """A producer sent this `seq` before; its audio is not taken again."""
+    missing: int = 0
+    """Entries that the `seq` shows were never appended."""
+
+
+class Ledger:
+    """Positions of one session's audio."""
+
+    def __init__(self, width: int, state: LedgerState | None = None) -> None:
+        state = state or LedgerState()
+        self._width = width
+        self._committed = state.committed
+        self._committed_bytes = state.committed_bytes
+        self._settled_producers = OrderedDict(state.producers)
+        self._producers = OrderedDict(state.producers)
+        self._pieces: deque[Piece] = deque()
+        self._announced = state.announced
+        self.end = state.end
+        self.taken = state.committed_bytes
+        """Bytes of the session taken in so far."""
+
+    @property
+    def state(self) -> LedgerState:
+        """Return what a new owner needs."""
+        return LedgerState(
+            committed=self._committed,
+            committed_bytes=self._committed_bytes,
+            producers=dict(self._settled_producers),
+            announced=self._announced,
+            end=self.end,
+        )
+
+    @property
+    def committed(self) -> Position:
+        """Up to where everything is covered by published events."""
+        return self._committed
+
+    @property
+    def committed_bytes(self) -> int:
+        """The same, as bytes of the session."""
+        return self._committed_bytes
+
+    @property
+    def read_after(self) -> str:
+        """Id after which reading has to go on to see everything not committed."""
+        return ids.predecessor(self._committed.entry)
+
+    def rewind(self) -> None:
+        """Forget what was taken in beyond the committed position: it will be read again."""
+        self._pieces.clear()
+        self._producers = OrderedDict(self._settled_producers)
+        self.taken = self._committed_bytes
+
+    def admit(self, entry_id: str, entry: AudioEntry) -> Admission:
+        """Take in an entry, in stream order. Entries after the end bring nothing."""
+        if self.end is not None and ids.order(entry_id) > ids.order(self.end):
+            return Admission()
+        if entry.end:
+            self.end = entry_id
+        if not entry.audio:
+            return Admission()
+        missing = 0
+        if entry.seq is not None:
+            last = self._producers.get(entry.src)
+            if last is not None and entry.seq <= last:
+                return Admission(repeated=True)
+            if last is not None:
+                missing = entry.seq - last - 1
+            _remember(self._producers, entry.src, entry.seq)
+        audio = entry.audio
+        start = self.taken
+        if entry_id == self._committed.entry:
+            audio = audio[self._committed.offset :]
+            start -= self._committed.offset
+        self._pieces.append(Piece(entry_id, start, len(entry.audio), entry.src, entry.seq))
+        self.taken += len(audio)
+        return Admission(audio=audio, missing=missing)
+
+    def announce(self, entry_id: str) -> bool:
+        """Say whether what is wrong with this entry is still to be published; then it is."""
+        if ids.order(entry_id) <= ids.order(self._announced):
+            return False
+        self._announced = entry_id
+        return True
+
+    def commit_to(self, position: int) -> bool:
+        """Settle everything before byte `position`, taken down to a sample boundary.
+
+        Returns whether the committed position moved; it never moves back.
+        """
+        position = min(position, self.taken)
+        position -= position % self._width
+        if position <= self._committed_bytes:
+            return False
+        while self._pieces and self._pieces[0].end <= position:
+            piece = self._pieces.popleft()
+            if piece.seq is not None:
+                _remember(self._settled_producers, piece.src, piece.seq)
+            self._committed = Position(ids.successor(piece.entry))
+        if self._pieces and self._pieces[0].start < position:
+            piece = self._pieces[0]
+            self._committed = Position(piece.entry, position - piece.start)
+        self._committed_bytes = position
+        return True
+
+    def pieces(self, start: int, end: int) -> Iterator[Piece]:
+        """Yield the uncommitted pieces that hold any byte from `start` up to `end`."""
+        return (piece for piece in self._pieces if piece.end > start and piece.start < end)
+
+
+def _remember(producers: OrderedDict[str, int], src: str, seq: int) -> None:
+    producers[src] = seq
+    producers.move_to_end(src)
+    while len(producers) > MAX_PRODUCERS:
+        producers.popitem(last=False)

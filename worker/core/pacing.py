@@ -1,0 +1,35 @@
+"""How fast audio may be sent: a token bucket whose tokens are milliseconds of audio."""
+
+
+class Pacer:
+    """Lets audio through at `speed` times real time, after a burst.
+
+    The service is specified for real time and has been seen to refuse bursts. Live audio arrives
+    at 1.0 and is never held back; a replay or a backlog is. `speed` 0 lets everything through.
+    """
+
+    def __init__(self, speed: float, burst_ms: float = 300.0) -> None:
+        self._speed = speed
+        self._burst_ms = burst_ms
+        self._tokens = burst_ms
+        self._at: float | None = None
+
+    def restart(self, now: float) -> None:
+        """Begin a new connection at `now`, seconds on any steady clock."""
+        self._tokens = self._burst_ms
+        self._at = now
+
+    def allowance_ms(self, now: float) -> float:
+        """Milliseconds of audio that may be sent now."""
+        if self._speed == 0:
+            return float("inf")
+        if self._at is not None:
+            refill = (now - self._at) * 1000 * self._speed
+            self._tokens = min(self._burst_ms, self._tokens + refill)
+        self._at = now
+        return self._tokens
+
+    def spend(self, ms: float) -> None:
+        """Account for `ms` milliseconds of audio sent. Going below zero is paid back by waiting."""
+        if self._speed:
+            self._tokens -= ms

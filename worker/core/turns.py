@@ -1,0 +1,245 @@
+"""The turn tracker: what consumers are told, given what the provider says.
+
+Two views of the turn are kept. `Shown` is the consumers' view and outlives sockets and workers;
+`Heard` is the provider's on the current socket, and starts afresh with every socket. While both
+agree the tracker passes events through; where they differ (a new socket hears an open turn again,
+or the provider breaks its own rules) the table below decides, so that consumers always see each
+turn start once, end once, and never shrink.
+
+Positions are bytes of the session's own audio fed to the recognizer when the event arrived.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+DraftKind = Literal["turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.end"]
+EndReason = Literal["model", "close", "watchdog"]
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """An event to publish, before it is numbered and stamped."""
+
+    kind: DraftKind
+    turn: int
+    transcript: str | None = None
+    reason: EndReason | None = None
+
+
+class Shown(Enum):
+    """What consumers believe."""
+
+    NONE = "none"
+    SPEAKING = "speaking"
+    EAGER = "eager"
+
+
+class Heard(Enum):
+    """What the provider believes on the current socket."""
+
+    NONE = "none"
+    SPEAKING = "speaking"
+    EAGER = "eager"
+
+
+class Input(Enum):
+    """What the provider can say about a turn."""
+
+    START = "turn.start"
+    UPDATE = "turn.update"
+    EAGER_END = "turn.eager_end"
+    RESUME = "turn.resume"
+    END = "turn.end"
+
+
+class Action(Enum):
+    """What the tracker does about it."""
+
+    BEGIN = "publish the start of a turn"
+    REJOIN = "hear the open turn again, publish nothing"
+    GROW = "publish the text if it grew, after a resume if the end had been announced"
+    PROPOSE = "publish an eager end if it is news"
+    RESUME = "publish a resume if the eager end was published"
+    END = "publish the end, unless a replay has not yet come far enough"
+    VIOLATION = "ignore and count: the provider broke its rules"
+
+
+_OPEN = (Shown.SPEAKING, Shown.EAGER)
+_HEARING = (Heard.SPEAKING, Heard.EAGER)
+
+TABLE: Mapping[tuple[Shown, Heard, Input], Action] = {
+    # No turn anywhere: only a start means anything.
+    (Shown.NONE, Heard.NONE, Input.START): Action.BEGIN,
+    # Consumers have an open turn that this socket has not heard yet: a replay.
+    **{(shown, Heard.NONE, Input.START): Action.REJOIN for shown in _OPEN},
+    # Both are inside the turn.
+    **{(shown, heard, Input.UPDATE): Action.GROW for shown in _OPEN for heard in _HEARING},
+    **{(shown, heard, Input.EAGER_END): Action.PROPOSE for shown in _OPEN for heard in _HEARING},
+    **{(shown, Heard.EAGER, Input.RESUME): Action.RESUME for shown in _OPEN},
+    **{(shown, heard, Input.END): Action.END for shown in _OPEN for heard in _HEARING},
+}
+"""Shown x Heard x Input -> Action. A pair that is absent is a `VIOLATION`."""
+
+
+class OpenTurn(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The open turn as consumers know it: what a new owner must continue."""
+
+    transcript: str = ""
+    """Longest text published."""
+    mark: int = 0
+    """Position at which that text arrived."""
+    eager: bool = False
+    """An eager end is published and neither resumed nor ended."""
+    eager_transcript: str | None = None
+    """Text of the last published eager end of this turn."""
+
+
+class TurnState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What survives the worker: the number of the next or open turn, and the open turn."""
+
+    turn: int = 0
+    open: OpenTurn | None = None
+
+
+class TurnTracker:
+    """Feeds on provider events, gives drafts to publish."""
+
+    def __init__(self, state: TurnState | None = None) -> None:
+        self.state = state or TurnState()
+        self.violations = 0
+        """Provider events that broke the protocol's own rules and were ignored."""
+        self._heard = Heard.NONE
+        self._joined = ""  # text of provider turns that a replay ended too early
+        self._replaying = self.state.open is not None
+        self._proposed = False  # the provider's eager end is one that consumers saw
+
+    @property
+    def open(self) -> bool:
+        """A turn is open for consumers."""
+        return self.state.open is not None
+
+    @property
+    def heard(self) -> bool:
+        """A turn is open for the provider on this socket."""
+        return self._heard is not Heard.NONE
+
+    @property
+    def shown(self) -> Shown:
+        """The consumers' view."""
+        if self.state.open is None:
+            return Shown.NONE
+        return Shown.EAGER if self.state.open.eager else Shown.SPEAKING
+
+    def socket_opened(self) -> None:
+        """Begin on a new socket: the provider knows nothing of an open turn."""
+        self._heard = Heard.NONE
+        self._joined = ""
+        self._replaying = self.open
+
+    def hear(self, said: Input, text: str | None, position: int) -> list[Draft]:
+        """Take one provider event and return what to publish. `text` is None without text."""
+        match TABLE.get((self.shown, self._heard, said), Action.VIOLATION):
+            case Action.BEGIN:
+                self._heard = Heard.SPEAKING
+                self.state = TurnState(self.state.turn, OpenTurn(mark=position))
+                return [Draft("turn.start", self.state.turn)]
+            case Action.REJOIN:
+                self._heard = Heard.SPEAKING
+                return []
+            case Action.GROW:
+                return self._grow(self._joined + (text or ""), position)
+            case Action.PROPOSE:
+                return self._propose(self._joined + (text or ""), position)
+            case Action.RESUME:
+                return self._resume()
+            case Action.END:
+                return self._end(self._joined + (text or ""), position, "model")
+            case Action.VIOLATION:
+                self.violations += 1
+                return []
+
+    def will_end(self, text: str, position: int) -> bool:
+        """Say whether a provider `turn.end` with this text and position would end the turn."""
+        action = TABLE.get((self.shown, self._heard, Input.END))
+        return action is Action.END and self._settled(self._joined + text, position)
+
+    def conclude(self, reason: EndReason) -> list[Draft]:
+        """End the open turn, if any, with the longest text known."""
+        if self.state.open is None:
+            return []
+        return self._close(self.state.open.transcript, reason)
+
+    def _settled(self, text: str, position: int) -> bool:
+        """Tell whether a replay has caught up with what consumers saw."""
+        known = self._known
+        return position >= known.mark or text.startswith(known.transcript)
+
+    @property
+    def _known(self) -> OpenTurn:
+        if self.state.open is None:
+            raise AssertionError("the table asks about an open turn only")
+        return self.state.open
+
+    def _revise(self, known: OpenTurn) -> None:
+        self.state = TurnState(self.state.turn, known)
+
+    def _grow(self, text: str, position: int) -> list[Draft]:
+        known = self._known
+        if len(text) <= len(known.transcript):
+            return []
+        drafts = [Draft("turn.update", self.state.turn, text)]
+        if known.eager:
+            drafts.insert(0, Draft("turn.resume", self.state.turn))
+        self._revise(replace(known, transcript=text, mark=position, eager=False))
+        return drafts
+
+    def _propose(self, text: str, position: int) -> list[Draft]:
+        known = self._known
+        self._heard = Heard.EAGER
+        self._proposed = self._settled(text, position)
+        if not self._proposed:
+            return []
+        grown = len(text) > len(known.transcript)
+        shown = text if grown else known.transcript
+        if shown == known.eager_transcript and (known.eager or self._replaying):
+            return []  # consumers have this very proposal already
+        drafts = [Draft("turn.eager_end", self.state.turn, shown)]
+        if known.eager:
+            drafts.insert(0, Draft("turn.resume", self.state.turn))
+        self._revise(
+            replace(
+                known,
+                transcript=shown,
+                mark=position if grown else known.mark,
+                eager=True,
+                eager_transcript=shown,
+            )
+        )
+        return drafts
+
+    def _resume(self) -> list[Draft]:
+        known = self._known
+        self._heard = Heard.SPEAKING
+        if not (known.eager and self._proposed):
+            return []
+        self._revise(replace(known, eager=False))
+        return [Draft("turn.resume", self.state.turn)]
+
+    def _end(self, text: str, position: int, reason: EndReason) -> list[Draft]:
+        if not self._settled(text, position):
+            # The replay broke the turn where consumers saw it go on: its next turn continues.
+            self._joined = text
+            self._heard = Heard.NONE
+            return []
+        return self._close(max(text, self._known.transcript, key=len), reason)
+
+    def _close(self, text: str, reason: EndReason) -> list[Draft]:
+        turn = self.state.turn
+        self.state = TurnState(turn + 1)
+        self._heard = Heard.NONE
+        self._joined = ""
+        self._replaying = False
+        return [Draft("turn.end", turn, text, reason)]

@@ -1,0 +1,1 @@
+"""The STT service: the socket, and one module per provider's protocol."""

@@ -1,0 +1,203 @@
+"""Cartesia's realtime turns API, from the client's side.
+
+The key travels in a header, never in the URL. Thresholds are sent only where somebody set them:
+the service's own defaults have changed before.
+"""
+
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlencode
+
+import anyio
+import msgspec
+from websockets.exceptions import WebSocketException
+
+from schemas import cartesia
+from schemas.audio import Encoding, TurnConfig
+from worker.core import faults
+from worker.errors import SttError, SttTransient
+from worker.stt.socket import HandshakeRefused, Socket, SocketClosed, open_socket
+
+PROVIDER = "cartesia"
+OPEN_TIMEOUT_S = 10.0
+"""From the first packet to `connected`."""
+
+
+class Service(msgspec.Struct, frozen=True):
+    """Where the service is and how to ask it."""
+
+    url: str
+    version: str
+    key: str
+
+    def __repr__(self) -> str:
+        """Show everything but the key."""
+        return f"Service(url={self.url!r}, version={self.version!r})"
+
+
+class StreamSettings(msgspec.Struct, frozen=True):
+    """What one connection is opened with."""
+
+    model: str
+    encoding: Encoding
+    sample_rate: int
+    keyterms: tuple[str, ...] = ()
+    turn: TurnConfig = TurnConfig()
+
+    def query(self) -> str:
+        """Write the settings as the URL's query."""
+        pairs: list[tuple[str, str]] = [
+            ("model", self.model),
+            ("encoding", self.encoding.value),
+            ("sample_rate", str(self.sample_rate)),
+            *(("keyterm", term) for term in self.keyterms),
+            *(
+                (name, f"{value:g}")
+                for name, value in msgspec.structs.asdict(self.turn).items()
+                if value is not None
+            ),
+        ]
+        return urlencode(pairs)
+
+
+class Stream:
+    """One connection that reached `connected`; made by `open_stream`."""
+
+    def __init__(self, socket: Socket, request_id: str) -> None:
+        self.socket = socket
+        self.request_id = request_id
+
+    async def __aenter__(self) -> Self:
+        """Return the stream."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the socket."""
+        with anyio.CancelScope(shield=True):
+            await self.socket.aclose()
+
+    async def receive(self) -> cartesia.ServerMessage | None:
+        """Return the next message; None when the service closed with 1000.
+
+        Raises the `SttError` that a close, or an in-band server fault, stands for.
+        """
+        try:
+            message = cartesia.decode_message(await self.socket.receive())
+        except SocketClosed as end:
+            if end.code == 1000:
+                return None
+            raise faults.closed(end.code, end.reason, request_id=self.request_id) from None
+        except msgspec.DecodeError as error:
+            raise SttTransient(
+                f"the service sent what is not its protocol: {error}", request_id=self.request_id
+            ) from None
+        if isinstance(message, cartesia.Error) and not 400 <= (message.status_code or 500) < 500:
+            raise _refused(message)
+        return message
+
+    def send_audio(self, audio: bytes) -> None:
+        """Send audio now."""
+        self.socket.send_binary(audio)
+
+    def send_close(self) -> None:
+        """Ask for everything that is left, and then the end."""
+        self.socket.send_text(cartesia.encode_message(cartesia.Close()))
+
+    def send_config(self, turn: TurnConfig) -> None:
+        """Change turn detection from here on."""
+        self.socket.send_text(
+            cartesia.encode_message(
+                cartesia.Config(
+                    cartesia.TurnSettings(
+                        start_threshold=turn.turn_start_threshold,
+                        eager_end_threshold=turn.turn_eager_end_threshold,
+                        end_threshold=turn.turn_end_threshold,
+                        end_timeout_ms=turn.turn_end_timeout_ms,
+                    )
+                )
+            )
+        )
+
+
+async def open_stream(service: Service, settings: StreamSettings) -> Stream:
+    """Connect and wait for `connected`.
+
+    Raises the `SttError` that a refusal stands for: of the upgrade, or in the message that comes
+    in the place of `connected`.
+    """
+    headers = {"X-API-Key": service.key, "Cartesia-Version": service.version}
+    url = f"{service.url}?{settings.query()}"
+    socket: Socket | None = None
+    try:
+        with anyio.fail_after(OPEN_TIMEOUT_S):
+            socket = await open_socket(url, headers)
+            message = cartesia.decode_message(await socket.receive())
+            if isinstance(message, cartesia.Connected):
+                return Stream(socket, message.request_id)
+            raise _unexpected(message)
+    except BaseException as error:
+        if socket is not None:
+            socket.abort("refused")
+        if isinstance(error, SttError):
+            raise
+        raised = _classify(error)
+        if raised is None:
+            raise
+        raise raised from None
+
+
+def _classify(error: BaseException) -> SttError | None:
+    """Return the service fault an exception stands for; None if it is not one."""
+    match error:
+        case HandshakeRefused():
+            return _refused_upgrade(error)
+        case SocketClosed():
+            return faults.closed(error.code, error.reason)
+        case TimeoutError():
+            return SttTransient(f"no `connected` within {OPEN_TIMEOUT_S:g} s")
+        case OSError() | WebSocketException() | msgspec.DecodeError():
+            return SttTransient(f"cannot connect: {type(error).__name__}: {error}")
+    return None
+
+
+def _unexpected(message: cartesia.ServerMessage) -> SttError:
+    if isinstance(message, cartesia.Error):
+        return _refused(message)
+    return SttTransient(f"the service began with {type(message).__name__}, not with Connected")
+
+
+def _refused(error: cartesia.Error) -> SttError:
+    said = ": ".join(part for part in (error.title, error.message) if part)
+    return faults.refusal(
+        error.status_code or 500,
+        said or "the service gave no reason",
+        code=error.error_code or "",
+        request_id=error.request_id,
+    )
+
+
+class _ErrorBody(msgspec.Struct):
+    title: str | None = None
+    message: str | None = None
+    error_code: str | None = None
+    request_id: str | None = None
+
+
+def _refused_upgrade(refused: HandshakeRefused) -> SttError:
+    """Read the body: JSON from API version 2026-03-01 on, `Title: Message` before."""
+    try:
+        body = msgspec.json.decode(refused.body, type=_ErrorBody)
+    except msgspec.DecodeError:
+        body = _ErrorBody(message=refused.body[:200].decode("utf-8", "replace").strip())
+    said = ": ".join(part for part in (body.title, body.message) if part)
+    return faults.refusal(
+        refused.status,
+        f"HTTP {refused.status} {said}".rstrip(),
+        code=body.error_code or "",
+        request_id=body.request_id or refused.headers.get("X-Request-Id", ""),
+    )

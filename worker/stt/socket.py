@@ -1,0 +1,258 @@
+"""A WebSocket client: the `websockets` protocol, driven straight from an asyncio transport.
+
+Thousands of sockets share a worker, and each carries ten and more chunks a second; so sending is a
+plain call (no task switch, no lock), text waits in a queue for whoever receives, and nothing is
+compressed. Pings are the caller's to time: their answers say up to where the service has heard.
+"""
+
+import asyncio
+import ssl
+import time
+from collections import deque
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import anyio
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidHandshake, InvalidMessage
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import State
+from websockets.uri import parse_uri
+
+MAX_MESSAGE_BYTES = 1024 * 1024
+"""Largest message taken from the service."""
+
+_CLOSE_GRACE_S = 2.0
+
+
+class HandshakeRefused(Exception):  # noqa: N818 - internal to worker.stt
+    """The service answered the upgrade with another status than 101."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class SocketClosed(Exception):  # noqa: N818 - internal to worker.stt
+    """The socket is closed; `code` 1006 where no close frame came."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+
+
+class Socket(asyncio.Protocol):
+    """One open WebSocket; made by `open_socket`."""
+
+    def __init__(self, protocol: ClientProtocol, headers: Mapping[str, str]) -> None:
+        self._protocol = protocol
+        self._headers = headers
+        self._transport: asyncio.Transport | None = None
+        self._texts: deque[str] = deque()
+        self._partial: list[bytes] = []
+        self._arrived = anyio.Event()
+        self._lost = False
+        self._pongs = 0
+        self._abort_reason = ""
+        self.response: Response | None = None
+        self.blocked_since: float | None = None
+        """Since when the peer takes no more bytes, on the monotonic clock; None if it does."""
+
+    # -- driven by the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the handshake."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what create_connection makes
+        self._transport = transport
+        request = self._protocol.connect()
+        request.headers.update(self._headers)
+        self._protocol.send_request(request)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+        self._protocol.receive_data(data)
+        self._after_receiving()
+
+    def eof_received(self) -> bool:
+        """Take the peer's end of stream."""
+        self._protocol.receive_eof()
+        self._after_receiving()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Learn that the transport is gone."""
+        if not self._lost:
+            self._lost = True
+            self._protocol.receive_eof()
+            self._take_events()
+            self._arrived.set()
+
+    def pause_writing(self) -> None:
+        """Learn that the peer does not keep up."""
+        self.blocked_since = time.monotonic()
+
+    def resume_writing(self) -> None:
+        """Learn that the peer keeps up again."""
+        self.blocked_since = None
+
+    # -- for the session
+
+    @property
+    def open(self) -> bool:
+        """Whether data can be sent."""
+        return self._protocol.state is State.OPEN and not self._lost
+
+    @property
+    def pongs(self) -> int:
+        """Pings answered so far."""
+        return self._pongs
+
+    def send_binary(self, data: bytes) -> None:
+        """Send audio now; dropped if the socket is not open any more (`receive` then tells)."""
+        if self.open:
+            self._protocol.send_binary(data)
+            self._flush()
+
+    def send_text(self, text: str) -> None:
+        """Send a command now."""
+        if self.open:
+            self._protocol.send_text(text.encode())
+            self._flush()
+
+    def send_ping(self, number: int) -> None:
+        """Send ping `number`, counted from 1; `pongs` reaches it when it is answered."""
+        if self.open:
+            self._protocol.send_ping(str(number).encode())
+            self._flush()
+
+    async def receive(self) -> str:
+        """Return the next text message. Raises `SocketClosed` once there are no more."""
+        while not self._texts:
+            if self._protocol.state is State.CLOSED or self._lost:
+                raise self._closed()
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        return self._texts.popleft()
+
+    def abort(self, reason: str) -> None:
+        """Drop the connection without a closing handshake."""
+        self._abort_reason = self._abort_reason or reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def aclose(self) -> None:
+        """Close politely if the peer plays along, else drop the connection."""
+        if self.open:
+            self._protocol.send_close(1000)
+            self._flush()
+        try:
+            with anyio.move_on_after(_CLOSE_GRACE_S):
+                while not self._lost:
+                    self._arrived = anyio.Event()
+                    await self._arrived.wait()
+        finally:
+            if not self._lost:
+                self.abort("closing")
+
+    async def handshake(self) -> Response:
+        """Wait for the answer to the upgrade request.
+
+        Raises `HandshakeRefused` with the service's answer, or `OSError` if there was none.
+        """
+        while self.response is None and not self._lost:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        fault = self._protocol.handshake_exc
+        if self.response is not None and self.response.status_code != 101:
+            raise HandshakeRefused(
+                self.response.status_code,
+                dict(self.response.headers.raw_items()),
+                bytes(self.response.body or b""),
+            )
+        if self.response is None or isinstance(fault, InvalidHandshake):
+            what = fault if fault and not isinstance(fault, InvalidMessage) else "no HTTP answer"
+            raise ConnectionResetError(f"the upgrade failed: {what}")
+        return self.response
+
+    # -- inside
+
+    def _after_receiving(self) -> None:
+        self._take_events()
+        self._flush()
+        if self._protocol.close_expected() and self._transport is not None:
+            self._transport.close()
+        self._arrived.set()
+
+    def _take_events(self) -> None:
+        for event in self._protocol.events_received():
+            if isinstance(event, Response):
+                self.response = event
+            elif isinstance(event, Frame):
+                self._take_frame(event)
+
+    def _take_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.PONG:
+            if bytes(frame.data).isdigit():
+                self._pongs = max(self._pongs, int(bytes(frame.data)))
+        elif frame.opcode in (Opcode.TEXT, Opcode.CONT, Opcode.BINARY):
+            self._partial.append(bytes(frame.data))
+            if frame.fin:
+                # The service sends text only; stray bytes become a message nobody knows.
+                self._texts.append(b"".join(self._partial).decode("utf-8", "replace"))
+                self._partial.clear()
+
+    def _flush(self) -> None:
+        if self._transport is None:
+            return
+        for data in self._protocol.data_to_send():
+            if data:
+                self._transport.write(data)
+            elif self._transport.can_write_eof():
+                self._transport.write_eof()
+
+    def _closed(self) -> SocketClosed:
+        if self._abort_reason:
+            return SocketClosed(1006, self._abort_reason)
+        return SocketClosed(
+            self._protocol.close_code or 1006, self._protocol.close_reason or "connection lost"
+        )
+
+
+_tls: ssl.SSLContext | None = None
+
+
+def _tls_context() -> ssl.SSLContext:
+    """Return the process's one client context: making one reads every trusted root."""
+    global _tls  # noqa: PLW0603 - a cache
+    if _tls is None:
+        _tls = ssl.create_default_context()
+    return _tls
+
+
+async def open_socket(url: str, headers: Mapping[str, str]) -> Socket:
+    """Connect, upgrade, and return the open socket.
+
+    Raises `OSError` (no connection, TLS), `HandshakeRefused`. The caller sets the deadline; on
+    cancellation nothing stays open.
+    """
+    parts = urlsplit(url)
+    socket = Socket(ClientProtocol(parse_uri(url), max_size=MAX_MESSAGE_BYTES), headers)
+    secure = parts.scheme == "wss"
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.create_connection(
+            lambda: socket,
+            parts.hostname,
+            parts.port or (443 if secure else 80),
+            ssl=_tls_context() if secure else None,
+        )
+        await socket.handshake()
+    except BaseException:
+        socket.abort("handshake given up")
+        raise
+    return socket
