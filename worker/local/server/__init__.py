@@ -1,0 +1,1 @@
+"""The local turns server; see `server`."""
