@@ -1,0 +1,73 @@
+"""A bare client of the turns wire: literal URLs, headers and JSON, nothing of the worker's."""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlencode
+
+import anyio
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from worker.local.engines.base import AudioFormat, Engine
+from worker.local.engines.script import ScriptEngine
+from worker.local.server.server import TurnsServer
+from worker.local.server.settings import ServerSettings
+
+PHONE = AudioFormat("pcm_s16le", 8000)
+HEADERS = {"X-API-Key": "sk_car_test", "Cartesia-Version": "2026-03-01"}
+GOOD = {"model": "ink-2", "encoding": PHONE.encoding, "sample_rate": "8000"}
+
+Event = dict[str, Any]
+
+
+@asynccontextmanager
+async def serving(
+    settings: ServerSettings = ServerSettings(port=0),  # noqa: B008 - frozen
+    engine: Engine | None = None,
+) -> AsyncIterator[TurnsServer]:
+    """A server on a free port, of the script engine unless told otherwise."""
+    async with TurnsServer.serve(settings, engine or ScriptEngine()) as server:
+        yield server
+
+
+def dial(
+    server: TurnsServer,
+    query: Mapping[str, str] | Sequence[tuple[str, str]] = GOOD,
+    headers: Mapping[str, str] = HEADERS,
+    path: str = "/stt/turns/websocket",
+) -> connect:
+    """A connection to open with `async with`; compression is offered, as the SDK does."""
+    # A proxy of the environment has no business between two ends of one machine.
+    url = f"ws://127.0.0.1:{server.port}{path}?{urlencode(query)}"
+    return connect(url, additional_headers=headers, proxy=None)
+
+
+async def next_event(ws: ClientConnection) -> Event:
+    event: Event = json.loads(await ws.recv())
+    return event
+
+
+async def rest_of(ws: ClientConnection) -> tuple[list[Event], int, str]:
+    """What still comes, and the code and reason the server closed with."""
+    events = []
+    while True:
+        try:
+            events.append(await next_event(ws))
+        except ConnectionClosed:
+            assert ws.close_code is not None
+            return events, ws.close_code, ws.close_reason or ""
+
+
+async def closed(ws: ClientConnection) -> tuple[list[Event], int, str]:
+    """The same, having asked for it."""
+    await ws.send('{"type":"close"}')
+    return await rest_of(ws)
+
+
+async def until_open(server: TurnsServer, count: int) -> None:
+    """Wait until so many sockets are open; a client's leaving takes the server a moment."""
+    with anyio.fail_after(10):
+        while server.open_connections != count:  # noqa: ASYNC110 - the server tells nobody
+            await anyio.sleep(0.01)
