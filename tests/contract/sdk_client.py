@@ -7,7 +7,7 @@ import asyncio
 import json
 import sys
 
-from cartesia import AsyncCartesia  # type: ignore[import-not-found]
+from cartesia import AsyncCartesia, WebSocketConnectionClosedError  # type: ignore[import-not-found]
 from cartesia.resources.stt.auto_finalize import (  # type: ignore[import-not-found]
     AsyncAutoFinalizeResourceConnection,
 )
@@ -39,10 +39,12 @@ async def main(base_url: str, encoding: str, sample_rate: str, model: str) -> No
                 print(json.dumps(event.to_dict()), flush=True)
             await sending
         print(json.dumps({"type": "closed"}))
-    except ConnectionClosedError as error:
+    except (ConnectionClosedError, WebSocketConnectionClosedError) as error:
         await asyncio.gather(sending, return_exceptions=True)  # it was closed to the sender too
-        close = {"code": error.rcvd.code, "reason": error.rcvd.reason} if error.rcvd else {}
-        print(json.dumps({"type": "closed", **close}))
+        # With commands unsent the SDK raises an error of its own from that of websockets.
+        cause = error if isinstance(error, ConnectionClosedError) else error.__cause__
+        close = cause.rcvd
+        print(json.dumps({"type": "closed", "code": close.code, "reason": close.reason}))
     except InvalidStatus as error:
         body = json.loads(error.response.body or b"")
         print(json.dumps({"type": "refused", "status": error.response.status_code, "body": body}))
