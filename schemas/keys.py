@@ -65,3 +65,12 @@ class Keys(msgspec.Struct, frozen=True):
     def session_turns(self, lane: str, session: str) -> str:
         """Name the stream of one session's own turn events (`out=session`)."""
         return f"{self.prefix}:{{{lane}}}:turns:{session}"
+
+    def of_session(self, lane: str, session: str) -> tuple[str, str, str, str]:
+        """Return what every script about a session is given: state, turns, own turns, audio."""
+        return (
+            self.state(lane, session),
+            self.turns(lane),
+            self.session_turns(lane, session),
+            self.audio(lane, session),
+        )

@@ -1,6 +1,74 @@
-"""The `turnbus` command."""
+"""The `turnbus` command.
+
+Exit codes: 0 ok, 1 failed (one line on stderr says why), 2 bad usage or settings, 130 interrupted.
+"""
+
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from worker.commands import HelpFormatter
+from worker.errors import SettingsError, TurnbusError
+
+# Each is a module of `worker.commands` (with `_` for `-`) that has `add_parser(subparsers)`. Only
+# the one that was asked for is imported: help should not wait for a Redis client or a recognizer.
+_COMMANDS = {
+    "run": "the worker: take sessions, transcribe their audio, publish their turns",
+    "push": "send a sound file or raw audio into a session, in real time",
+    "watch": "follow turns as they are published",
+    "check": "settings, Redis, rights and the API key: fit to run?",
+    "schema": "print or write the JSON Schemas of everything on the bus",
+}
+
+_EPILOG = """\
+Settings are environment variables TURNBUS_*, or a TOML file given with --config.
+
+examples:
+  turnbus check
+  turnbus push call.wav --session call-1
+  turnbus watch --session call-1
+"""
 
 
-def main() -> int:
-    """Run the command line."""
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser(argv).parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except SettingsError as error:
+        for fault in error.faults:
+            print(f"turnbus: {fault}", file=sys.stderr)
+        return 2
+    except TurnbusError as error:
+        print(f"turnbus: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output is gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _parser(argv: Sequence[str]) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="turnbus",
+        description="Live audio in on Redis Streams, speech turns out.",
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"turnbus {version('turnbus')}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    asked = next((argument for argument in argv if not argument.startswith("-")), None)
+    for name, summary in _COMMANDS.items():
+        if name == asked:
+            import_module(f"worker.commands.{name.replace('-', '_')}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary)
+    return parser

@@ -1,5 +1,6 @@
 """Session intake: who owns which session, told by the pending list of `stt:sessions`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -8,7 +9,14 @@ from redis.exceptions import ResponseError
 
 from schemas.audio import Fields, SessionEntry
 from schemas.keys import GROUP, RELEASED, Keys
-from schemas.turns import DeadEntry, SessionStarted, WorkerRecord, encode_event
+from schemas.turns import (
+    DeadEntry,
+    SessionStarted,
+    TurnEvent,
+    WorkerRecord,
+    encode_event,
+    event_type,
+)
 from worker.bus import scripts
 
 DEAD_MAXLEN = 10_000
@@ -31,6 +39,17 @@ class Fence(msgspec.Struct, frozen=True):
     count: int
     nonce: str
     """Drawn once per process."""
+
+
+class Ownership(msgspec.Struct, frozen=True):
+    """A session that is ours to run."""
+
+    session: SessionEntry
+    fence: Fence
+    run: str
+    """Id of the entry that began the session."""
+    fields: Fields
+    """The session entry as it was written."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -105,7 +124,7 @@ class Intake:
         """Write our fence into the session's state. Safe to repeat."""
         verdict, seq, kept, run = await scripts.CLAIM(
             self._redis,
-            self._session_keys(session),
+            self._keys.of_session(session.lane, session.session),
             [
                 owned.entry,
                 owned.count,
@@ -123,14 +142,38 @@ class Intake:
             await self._redis.sadd(self._keys.lanes, session.lane)
         return Claim(verdict.decode(), seq, kept, run.decode())
 
-    def _session_keys(self, session: SessionEntry) -> list[str]:
-        keys = self._keys
-        return [
-            keys.state(session.lane, session.session),
-            keys.turns(session.lane),
-            keys.session_turns(session.lane, session.session),
-            keys.audio(session.lane, session.session),
-        ]
+    async def refuse(
+        self,
+        run: str,
+        session: str,
+        lane: str,
+        out: str,
+        retention_s: int,
+        events: Sequence[TurnEvent],
+    ) -> bool:
+        """Publish that a session is over before it began, unless it is known. Safe to repeat."""
+        told = await scripts.REFUSE(
+            self._redis,
+            self._keys.of_session(lane, session),
+            [
+                run,
+                session,
+                out,
+                retention_s,
+                *(part for event in events for part in (event_type(event), encode_event(event))),
+            ],
+        )
+        return bool(told)
+
+    async def announce_again(self, fields: Fields, run: str) -> None:
+        """Put the entry of a live session back whose first one vanished from the stream."""
+        again: dict[Any, Any] = {**fields, b"run": run}
+        await self._redis.xadd(self._keys.sessions, again)
+
+    async def fields_of(self, entry: str) -> Fields | None:
+        """Return the fields of an entry of the sessions stream, None if it is gone."""
+        rows: Any = await self._redis.xrange(self._keys.sessions, entry, entry)
+        return rows[0][1] if rows else None
 
     async def heartbeat(self, running: list[tuple[str, int]]) -> HeartbeatReport:
         """Keep the lease of every (entry, count) we run; learn which are ours no more."""

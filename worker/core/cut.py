@@ -22,7 +22,7 @@ LAG_MS = 1_300
 PAUSE_MS = 200
 """No service ends a turn on less silence than this."""
 
-WINDOW_MS = LAG_MS + 1_200
+LOOK_BACK_MS = LAG_MS + 1_200
 """How much audio before what was sent is worth looking at."""
 
 _BRIDGE = 3  # frames of sound, a click, that do not break a silence

@@ -4,6 +4,8 @@ The key travels in a header, never in the URL. Thresholds are sent only where so
 the service's own defaults have changed before.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
@@ -77,8 +79,10 @@ class Stream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the socket."""
-        with anyio.CancelScope(shield=True):
+        """Close the socket: politely, or at once if something went wrong."""
+        if error is not None:
+            self.socket.abort(type(error).__name__)
+        else:
             await self.socket.aclose()
 
     async def receive(self) -> cartesia.ServerMessage | None:
@@ -131,44 +135,38 @@ async def open_stream(service: Service, settings: StreamSettings) -> Stream:
     in the place of `connected`.
     """
     headers = {"X-API-Key": service.key, "Cartesia-Version": service.version}
-    url = f"{service.url}?{settings.query()}"
-    socket: Socket | None = None
+    with _translated(), anyio.fail_after(OPEN_TIMEOUT_S):
+        socket = await open_socket(f"{service.url}?{settings.query()}", headers)
+        try:
+            request_id = _connected(cartesia.decode_message(await socket.receive()))
+        except BaseException:
+            socket.abort("not connected")
+            raise
+    return Stream(socket, request_id)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise, for every way a connect can fail, the `SttError` it stands for."""
     try:
-        with anyio.fail_after(OPEN_TIMEOUT_S):
-            socket = await open_socket(url, headers)
-            message = cartesia.decode_message(await socket.receive())
-            if isinstance(message, cartesia.Connected):
-                return Stream(socket, message.request_id)
-            raise _unexpected(message)
-    except BaseException as error:
-        if socket is not None:
-            socket.abort("refused")
-        if isinstance(error, SttError):
-            raise
-        raised = _classify(error)
-        if raised is None:
-            raise
-        raise raised from None
+        yield
+    except HandshakeRefused as refused:
+        raise _refused_upgrade(refused) from None
+    except SocketClosed as end:
+        raise faults.closed(end.code, end.reason) from None
+    except TimeoutError:
+        raise SttTransient(f"no `connected` within {OPEN_TIMEOUT_S:g} s") from None
+    except (OSError, WebSocketException, msgspec.DecodeError) as error:
+        raise SttTransient(f"cannot connect: {type(error).__name__}: {error}") from None
 
 
-def _classify(error: BaseException) -> SttError | None:
-    """Return the service fault an exception stands for; None if it is not one."""
-    match error:
-        case HandshakeRefused():
-            return _refused_upgrade(error)
-        case SocketClosed():
-            return faults.closed(error.code, error.reason)
-        case TimeoutError():
-            return SttTransient(f"no `connected` within {OPEN_TIMEOUT_S:g} s")
-        case OSError() | WebSocketException() | msgspec.DecodeError():
-            return SttTransient(f"cannot connect: {type(error).__name__}: {error}")
-    return None
-
-
-def _unexpected(message: cartesia.ServerMessage) -> SttError:
+def _connected(message: cartesia.ServerMessage) -> str:
+    """Return the connection's request id, or raise what came in place of `connected`."""
+    if isinstance(message, cartesia.Connected):
+        return message.request_id
     if isinstance(message, cartesia.Error):
-        return _refused(message)
-    return SttTransient(f"the service began with {type(message).__name__}, not with Connected")
+        raise _refused(message)
+    raise SttTransient(f"the service began with {type(message).__name__}, not with Connected")
 
 
 def _refused(error: cartesia.Error) -> SttError:

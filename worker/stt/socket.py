@@ -10,6 +10,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Mapping
+from functools import cache
 from urllib.parse import urlsplit
 
 import anyio
@@ -84,7 +85,7 @@ class Socket(asyncio.Protocol):
         self._after_receiving()
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         """Learn that the transport is gone."""
         if not self._lost:
             self._lost = True
@@ -171,7 +172,7 @@ class Socket(asyncio.Protocol):
         if self.response is not None and self.response.status_code != 101:
             raise HandshakeRefused(
                 self.response.status_code,
-                dict(self.response.headers.raw_items()),
+                self.response.headers,
                 bytes(self.response.body or b""),
             )
         if self.response is None or isinstance(fault, InvalidHandshake):
@@ -223,15 +224,10 @@ class Socket(asyncio.Protocol):
         )
 
 
-_tls: ssl.SSLContext | None = None
-
-
-def _tls_context() -> ssl.SSLContext:
+@cache
+def _tls() -> ssl.SSLContext:
     """Return the process's one client context: making one reads every trusted root."""
-    global _tls  # noqa: PLW0603 - a cache
-    if _tls is None:
-        _tls = ssl.create_default_context()
-    return _tls
+    return ssl.create_default_context()
 
 
 async def open_socket(url: str, headers: Mapping[str, str]) -> Socket:
@@ -247,9 +243,9 @@ async def open_socket(url: str, headers: Mapping[str, str]) -> Socket:
     try:
         await loop.create_connection(
             lambda: socket,
-            parts.hostname,
+            parts.hostname or "",
             parts.port or (443 if secure else 80),
-            ssl=_tls_context() if secure else None,
+            ssl=_tls() if secure else None,
         )
         await socket.handshake()
     except BaseException:

@@ -1,0 +1,67 @@
+"""Health checks for whoever keeps the worker running: `/livez` and `/readyz`."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from worker.errors import SettingsError
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether the worker can take sessions, and what is in the way."""
+
+    ready: bool
+    reasons: tuple[str, ...]
+    sessions: int
+    capacity: int
+
+
+@asynccontextmanager
+async def serve_admin(
+    address: tuple[str, int], readiness: Callable[[], Readiness]
+) -> AsyncIterator[int]:
+    """Answer health checks on `address` and yield the port.
+
+    Raises `SettingsError` if the address cannot be listened on.
+    """
+
+    def answer(connection: ServerConnection, request: Request) -> Response:
+        match request.path.partition("?")[0]:
+            case "/livez":
+                return _json(200, {"alive": True})
+            case "/readyz":
+                state = readiness()
+                return _json(200 if state.ready else 503, state)
+            case _:
+                return connection.respond(404, "there are /livez and /readyz\n")
+
+    host, port = address
+    try:
+        # The WebSocket server's HTTP side answers plain GETs; no upgrade is ever granted.
+        server = await serve(None, host, port, process_request=answer)  # type: ignore[arg-type]
+    except OSError as error:
+        raise SettingsError(
+            [f"TURNBUS_ADMIN_ADDR: cannot listen on {host}:{port}: {error.strerror}"]
+        ) from None
+    try:
+        yield next(iter(server.sockets)).getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+def _json(status: int, content: object) -> Response:
+    body = msgspec.json.encode(content) + b"\n"
+    headers = Headers(
+        {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "Connection": "close",
+        }
+    )
+    return Response(status, "OK" if status == 200 else "Service Unavailable", headers, body)

@@ -1,0 +1,101 @@
+"""`turnbus run`: the worker."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack
+
+import anyio
+from anyio.abc import TaskGroup
+
+from worker import telemetry
+from worker.admin import serve_admin
+from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
+from worker.service import Worker
+from worker.settings import Settings, api_key
+
+HARD_STOP_S = 8.0
+"""After the drain budget, when everything is dropped: leases hand it on."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        "run",
+        run,
+        about="Run a worker: take sessions, transcribe their audio, publish their turns.\n"
+        "SIGTERM hands every session on and exits; a second one does so at once.",
+        examples="CARTESIA_API_KEY=... turnbus run\nturnbus run --config turnbus.toml",
+    )
+    add_config(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run until a signal."""
+    settings = read_settings(arguments)
+    key = api_key(settings, os.environ)
+    _set_up_logging(settings)
+    telemetry.configure()
+    try:
+        return run_async(lambda: _serve(settings, key))
+    finally:
+        telemetry.shut_down()
+
+
+async def _serve(settings: Settings, key: str) -> int:
+    worker = Worker(settings, key)
+    async with AsyncExitStack() as stack:
+        if settings.admin is not None:
+            await stack.enter_async_context(serve_admin(settings.admin, lambda: worker.readiness))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_obey_signals, worker, settings, tasks)
+            await worker.run()
+            tasks.cancel_scope.cancel()
+    return 0
+
+
+async def _obey_signals(worker: Worker, settings: Settings, tasks: TaskGroup) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            worker.stop()
+            tasks.start_soon(_stop_hard, settings.drain_s + HARD_STOP_S, tasks)
+
+
+async def _stop_hard(after_s: float, tasks: TaskGroup) -> None:
+    await anyio.sleep(after_s)
+    logging.getLogger(__name__).error(
+        "not stopped within the drain budget; leases hand on the rest"
+    )
+    tasks.cancel_scope.cancel()
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _set_up_logging(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if settings.log_format == "json":
+        handler.setFormatter(_JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    # The library logs handshake headers at debug level, and the key is one of them.
+    logging.getLogger("websockets").setLevel(logging.INFO)

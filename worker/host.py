@@ -1,0 +1,122 @@
+"""What a session needs of the worker that runs it."""
+
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+
+import anyio
+import msgspec
+from redis.asyncio import Redis
+
+from schemas.audio import Fields, TurnConfig
+from schemas.keys import Keys
+from schemas.turns import DeadEntry
+from worker.bus.commits import Committer
+from worker.bus.connection import BusHealth, patiently
+from worker.bus.intake import Intake
+from worker.bus.reader import AudioReader
+from worker.errors import SttError
+from worker.publisher import Retention
+from worker.stats import Stats
+from worker.stt.cartesia import Service
+
+log = logging.getLogger(__name__)
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """The times a session goes by."""
+
+    replay_speed: float = 1.5
+    """Times real time; 0 is unpaced."""
+    park_s: float = 120.0
+    """Without audio, after which the socket is let go."""
+    idle_s: float = 900.0
+    """Without audio, after which the session ends."""
+
+
+class Credentials:
+    """Whether the service takes our key; said once, however many sessions learn it."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+        """What the service says against the key or the credit; None while it takes them."""
+
+    def refused(self, error: SttError) -> None:
+        """Record a 401, 402 or 403."""
+        if self.fault is None:
+            log.error(
+                "the STT service refuses the API key or its credit (%s); sessions wait, none is "
+                "lost. Check CARTESIA_API_KEY or TURNBUS_STT_API_KEY_FILE",
+                error,
+            )
+        self.fault = str(error)
+
+    def accepted(self) -> None:
+        """Record a connect."""
+        if self.fault is not None:
+            log.info("the STT service takes the API key again")
+        self.fault = None
+
+
+class Undertaker:
+    """Writes refused entries to the dead stream, whoever refused them."""
+
+    def __init__(self, intake: Intake, health: BusHealth) -> None:
+        self._intake = intake
+        self._health = health
+        self._waiting: deque[DeadEntry] = deque()
+        self._wake = anyio.Event()
+
+    def bury(self, dead: DeadEntry) -> None:
+        """Write `dead` as soon as Redis takes it."""
+        self._waiting.append(dead)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write until cancelled; what Redis has not confirmed is written again."""
+        while True:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            while self._waiting:
+                dead = self._waiting[0]
+                await patiently(self._health, partial(self._intake.bury, dead))
+                self._waiting.popleft()
+
+
+@dataclass(frozen=True)
+class Host:
+    """The parts of one worker that its sessions share."""
+
+    worker_id: str
+    redis: Redis
+    keys: Keys
+    health: BusHealth
+    intake: Intake
+    reader: AudioReader
+    committer: Committer
+    retention: Retention
+    service: Service
+    model: str
+    turn: TurnConfig
+    pace: Pace
+    undertaker: Undertaker
+    credentials: Credentials = field(default_factory=Credentials)
+    stats: Stats = field(default_factory=Stats)
+
+    def bury(
+        self, entry: str, stream: str, session: str, reason: str, detail: str, fields: Fields
+    ) -> None:
+        """Put a refused entry on the dead stream: all but its content."""
+        self.stats.refused_entries += 1
+        log.warning("refused entry %s of %s: %s (%s)", entry, stream, detail, reason)
+        self.undertaker.bury(
+            DeadEntry(
+                id=entry,
+                stream=stream,
+                session=session,
+                reason=reason,
+                detail=detail,
+                size=sum(len(value) for value in fields.values()),
+            )
+        )

@@ -1,0 +1,137 @@
+"""The publisher: numbers and stamps a session's events and hands them to the committer."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+import msgspec
+
+from schemas.keys import Keys
+from schemas.turns import TurnEvent, encode_event, event_type
+from worker.bus.commits import Commit, Committer
+from worker.bus.intake import Ownership
+from worker.errors import CommitRefused
+from worker.stats import Histogram
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """How long what a session leaves is kept."""
+
+    state_s: int
+    turns_s: int
+    turns_maxlen: int
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What goes with the events of one commit: all that the next owner must know."""
+
+    snapshot: bytes
+    trim_before: str
+    """Id below which the audio stream may be trimmed."""
+
+
+class Publisher:
+    """Events of one session, in order, each exactly once; one commit in flight."""
+
+    def __init__(
+        self,
+        ownership: Ownership,
+        seq: int,
+        keys: Keys,
+        retention: Retention,
+        committer: Committer,
+        latency: Histogram,
+        written: Callable[[], Written],
+    ) -> None:
+        session = ownership.session
+        self._keys = keys.of_session(session.lane, session.session)
+        self._ownership = ownership
+        self._retention = retention
+        self._committer = committer
+        self._written = written
+        self._queue: deque[tuple[str, bytes, str]] = deque()
+        self._acknowledged = seq
+        self._in_flight = -1  # events in the commit under way; -1 without one
+        self._dirty = False
+        self._ending = False
+        self._ended = False
+        self._progress = anyio.Event()
+        self.refused: str | None = None
+        """Why a commit was refused; nothing can be published any more."""
+        self._made: deque[float] = deque()
+        self._latency = latency
+
+    @property
+    def next_seq(self) -> int:
+        """Return the number the next event gets."""
+        return self._acknowledged + len(self._queue) + 1
+
+    def add(self, event: TurnEvent, traceparent: str | None) -> None:
+        """Publish `event`, which was made with `next_seq`."""
+        self._queue.append((event_type(event), encode_event(event), traceparent or ""))
+        self._made.append(time.monotonic())
+        self.touch()
+
+    def touch(self) -> None:
+        """Commit what changed, events or not."""
+        self._dirty = True
+        if self._in_flight < 0 and self.refused is None:
+            self._committer.want(self)
+
+    def finish(self) -> None:
+        """End the session with what was added: its audio goes, a tombstone stays."""
+        self._ending = True
+        self.touch()
+
+    async def drained(self) -> None:
+        """Wait until everything added is committed. Raises `CommitRefused` if it never will be."""
+        while self._dirty or self._in_flight >= 0 or (self._ending and not self._ended):
+            if self.refused is not None:
+                raise CommitRefused(self.refused)
+            self._progress = anyio.Event()
+            await self._progress.wait()
+
+    def build(self) -> Commit | None:
+        """Return the next commit (the committer calls this)."""
+        if not self._dirty or self.refused is not None:
+            return None
+        self._dirty = False
+        self._in_flight = len(self._queue)
+        fence, session = self._ownership.fence, self._ownership.session
+        written = self._written()
+        return Commit(
+            self._keys,
+            (
+                fence.entry,
+                fence.count,
+                fence.nonce,
+                session.session,
+                session.out,
+                written.snapshot,
+                written.trim_before,
+                "end" if self._ending else "",
+                self._retention.state_s,
+                self._retention.turns_s * 1000,
+                self._retention.turns_maxlen,
+                self._acknowledged + 1,
+                *(part for event in self._queue for part in event),
+            ),
+        )
+
+    def settled(self, verdict: str, seq: int) -> None:
+        """Take the answer to the commit in flight (the committer calls this)."""
+        sent, self._in_flight = self._in_flight, -1
+        expected = self._acknowledged + sent
+        if verdict == "ok" and seq == expected:
+            now = time.monotonic()
+            for _ in range(sent):
+                self._queue.popleft()
+                self._latency.observe(now - self._made.popleft())
+            self._acknowledged = expected
+            self._ended = self._ending and not self._dirty
+            if self._dirty:
+                self._committer.want(self)
+        else:
+            self.refused = verdict if verdict != "ok" else f"seq {seq} instead of {expected}"
+        self._progress.set()

@@ -1,0 +1,261 @@
+"""The worker's life: take sessions, keep their leases, hand them on, stop."""
+
+import logging
+import os
+import secrets
+import socket
+import time
+from functools import partial
+from typing import Literal
+
+import anyio
+from anyio.abc import TaskGroup
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from schemas.keys import Keys
+from schemas.turns import WorkerRecord
+from worker.admin import Readiness
+from worker.bus.commits import Committer
+from worker.bus.connection import BusHealth, connect, patiently
+from worker.bus.intake import HeartbeatReport, Intake, Owned
+from worker.bus.reader import AudioReader
+from worker.claims import Claimer
+from worker.host import Host, Pace, Undertaker
+from worker.publisher import Retention
+from worker.roster import Roster
+from worker.settings import Settings
+from worker.stt.cartesia import Service
+
+log = logging.getLogger(__name__)
+
+CLAIM_AT_MOST = 50
+INTAKE_BLOCK_MS = 100
+"""How long intake waits for a new entry before it looks for ones given back."""
+
+HEARTBEAT_S = 1.0
+TICK_S = 0.1
+STOP_LOOK_S = 1.0
+"""How often a worker that waits for Redis looks whether it was stopped."""
+
+LEAVE_S = 2.0
+"""How long taking our record off the bus may take."""
+
+CATCH_UP_S = 0.02
+"""Pause between looks at sessions whose audio waits for pacing."""
+
+
+class Worker:
+    """One worker process's work, on one event loop."""
+
+    def __init__(self, settings: Settings, key: str) -> None:
+        self._settings = settings
+        self.redis: Redis = connect(settings.redis_url)
+        self.health = BusHealth()
+        keys = Keys(settings.prefix)
+        nonce = secrets.token_hex(8)
+        intake = Intake(self.redis, keys, f"{settings.worker_id}-{nonce[:8]}", nonce)
+        self.host = Host(
+            worker_id=settings.worker_id,
+            redis=self.redis,
+            keys=keys,
+            health=self.health,
+            intake=intake,
+            reader=AudioReader(self.redis, self.health),
+            committer=Committer(self.redis, self.health),
+            retention=Retention(
+                settings.retention_s, settings.turns_retention_s, settings.turns_maxlen
+            ),
+            service=Service(settings.stt_url, settings.stt_version, key),
+            model=settings.stt_model,
+            turn=settings.turn_config,
+            pace=Pace(settings.replay_speed, settings.park_s, settings.session_idle_s),
+            undertaker=Undertaker(intake, self.health),
+        )
+        self.roster = Roster(self.host)
+        self._claimer = Claimer(self.host)
+        self._draining = False
+        self._hurry = False
+        self._put_back: set[str] = set()
+        self._unheard: set[str] = set()
+
+    # -- for whoever runs it
+
+    @property
+    def readiness(self) -> Readiness:
+        """Whether new sessions can be taken."""
+        reasons = [
+            reason
+            for reason in (
+                "draining" if self._draining else None,
+                f"redis: {self.health.fault}" if self.health.fault else None,
+                f"stt: {self.host.credentials.fault}" if self.host.credentials.fault else None,
+            )
+            if reason
+        ]
+        return Readiness(not reasons, tuple(reasons), len(self.roster), self._settings.max_sessions)
+
+    def stop(self) -> None:
+        """Stop taking sessions and hand on those that run; called again: at once."""
+        self._hurry = self._draining
+        self._draining = True
+
+    async def run(self) -> None:
+        """Work until stopped and everything is handed on."""
+        intake, health = self.host.intake, self.health
+        async with self.redis, anyio.create_task_group() as tasks:
+            for loop in (
+                self.host.reader.run,
+                self.host.committer.run,
+                self.host.undertaker.run,
+                self._tick,
+                self._catch_up,
+            ):
+                tasks.start_soon(loop)
+            if await self._reach_bus():
+                tasks.start_soon(self._beat, tasks)
+                await self._take_sessions(tasks)
+                await self._hand_on()
+                with anyio.move_on_after(LEAVE_S):
+                    await patiently(health, lambda: intake.unregister(self.host.worker_id))
+            tasks.cancel_scope.cancel()
+
+    async def _reach_bus(self) -> bool:
+        """Wait for Redis; return False if stopped meanwhile."""
+        while not self._draining:
+            with anyio.move_on_after(STOP_LOOK_S):
+                await patiently(self.health, self.host.intake.ensure_group)
+                return True
+        return False
+
+    # -- taking sessions
+
+    async def _take_sessions(self, tasks: TaskGroup) -> None:
+        log.info("taking sessions as %s", self.host.intake.consumer)
+        while not self._draining:
+            room = min(CLAIM_AT_MOST, self._settings.max_sessions - len(self.roster))
+            if room <= 0 or self.host.credentials.fault is not None:
+                await anyio.sleep(INTAKE_BLOCK_MS / 1000)
+                continue
+            for owned in await self._look_for(room):
+                await self._take(owned, tasks)
+
+    async def _look_for(self, room: int) -> list[Owned]:
+        intake = self.host.intake
+        new = await patiently(self.health, lambda: intake.read_new(room, INTAKE_BLOCK_MS))
+        if len(new) == room:
+            return new
+        lease_ms = self._settings.lease_ms
+        # Idle times ran on while Redis was away: for one lease after, owners get to speak first.
+        up_for_ms = (time.monotonic() - self.health.since) * 1000
+        patience_ms = lease_ms if up_for_ms > lease_ms else 2**40
+        adopted = await patiently(self.health, lambda: intake.adopt(room - len(new), patience_ms))
+        self.host.stats.takeovers += len(adopted)
+        return new + adopted
+
+    async def _take(self, owned: Owned, tasks: TaskGroup) -> None:
+        if owned.entry in self.roster:
+            return
+        session = await self._claimer.take(owned)
+        if session is not None and owned.entry not in self.roster:
+            self.roster.start(session, tasks)
+
+    # -- keeping them
+
+    async def _beat(self, tasks: TaskGroup) -> None:
+        """Keep the leases; notice what was taken, lost or never heard of."""
+        while True:
+            report = await patiently(self.health, partial(self._heartbeat, self.roster.fences))
+            for entry in report.taken:
+                self.roster.drop(entry)
+            for entry in report.nowhere - self._put_back:
+                await self._announce_again(entry)
+            await self._claim_unheard(dict(report.orphans), tasks)
+            await patiently(self.health, self._register)
+            await anyio.sleep(HEARTBEAT_S)
+
+    async def _heartbeat(self, fences: list[tuple[str, int]]) -> HeartbeatReport:
+        try:
+            return await self.host.intake.heartbeat(fences)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+        await self.host.intake.ensure_group()
+        return await self.host.intake.heartbeat(fences)
+
+    async def _announce_again(self, entry: str) -> None:
+        """Put back the entry of a live session that was trimmed, or lost with its group."""
+        session = self.roster.get(entry)
+        if session is None:
+            return
+        ownership = session.ownership
+        log.warning("%s: its entry vanished; put back", ownership.session.session)
+        await patiently(
+            self.health,
+            lambda: self.host.intake.announce_again(session.fields, ownership.run),
+        )
+        self._put_back.add(entry)
+
+    async def _claim_unheard(self, orphans: dict[str, int], tasks: TaskGroup) -> None:
+        """Claim what the pending list calls ours but no reply told us of.
+
+        Only what two heartbeats in a row report: a reply may just be on its way.
+        """
+        for entry in self._unheard & orphans.keys():
+            fields = await patiently(self.health, partial(self.host.intake.fields_of, entry))
+            if fields is not None and not self._draining:
+                await self._take(Owned(entry, orphans[entry], fields), tasks)
+        self._unheard = set(orphans)
+
+    async def _register(self) -> None:
+        state: Literal["ready", "draining", "unready"] = "ready"
+        if not self.readiness.ready:
+            state = "draining" if self._draining else "unready"
+        await self.host.intake.register(
+            self.host.worker_id,
+            WorkerRecord(
+                consumer=self.host.intake.consumer,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                sessions=len(self.roster),
+                capacity=self._settings.max_sessions,
+                state=state,
+                heartbeat=time.time(),
+            ),
+        )
+
+    # -- the clock
+
+    async def _tick(self) -> None:
+        while True:
+            now = time.monotonic()
+            for session in self.roster:
+                if session.refused is not None:
+                    self.roster.drop(session.ownership.fence.entry)
+                else:
+                    session.tick(now)
+            await anyio.sleep(TICK_S)
+
+    async def _catch_up(self) -> None:
+        """Send on what pacing held back."""
+        while True:
+            now = time.monotonic()
+            for session in self.roster:
+                if session.catching_up:
+                    session.drain(now)
+            await anyio.sleep(CATCH_UP_S)
+
+    # -- handing them on
+
+    async def _hand_on(self) -> None:
+        """Give every session back: at once between turns, at the end of a turn inside one."""
+        deadline = time.monotonic() + self._settings.drain_s
+        if len(self.roster):
+            log.info("handing on %d sessions", len(self.roster))
+        while len(self.roster):
+            late = self._hurry or time.monotonic() >= deadline
+            ready = [session for session in self.roster if late or session.between_turns]
+            async with anyio.create_task_group() as tasks:
+                for session in ready:
+                    tasks.start_soon(self.roster.give_back, session)
+            await anyio.sleep(0.05)

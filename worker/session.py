@@ -1,0 +1,560 @@
+"""One session's life: from its claim to its tombstone, over any number of sockets.
+
+The reader feeds it audio, the ticker tells it the time, both by plain calls; its own task connects,
+listens, and decides what is committed.
+
+    PARKED ----audio----> CONNECTING ----connected----> LIVE
+      ^ ^                     ^                          | |
+      | +---- lost, nothing --+------- lost, audio ------+ | end, or long without audio
+      |       to replay                to replay           v
+      +------------------- all published --------------- FLUSHING ---> OVER
+"""
+
+import logging
+import time
+from enum import Enum
+from typing import Any
+
+import anyio
+import msgspec
+from redis.exceptions import ResponseError
+
+from schemas import cartesia, turns
+from schemas.audio import AudioEntry, Fields, TurnConfig, decode_audio
+from schemas.faults import EntryFault
+from worker.bus.connection import patiently
+from worker.bus.intake import Ownership
+from worker.bus.reader import Entries
+from worker.core import ids
+from worker.core.cut import LOOK_BACK_MS, cut_position
+from worker.core.faults import Backoff, is_idle_close
+from worker.core.ledger import Ledger, LedgerState
+from worker.core.pacing import Pacer
+from worker.core.turns import Draft, EndReason, Input, TurnState, TurnTracker
+from worker.errors import SttBusy, SttCredentials, SttError, SttPermanent, SttTransient
+from worker.host import Host
+from worker.publisher import Publisher, Written
+from worker.stt.cartesia import PROVIDER, Stream, StreamSettings, open_stream
+from worker.telemetry import SessionTrace
+from worker.uplink import Uplink
+
+log = logging.getLogger(__name__)
+
+PING_S = 5.0
+"""Between pings, and for the answer to one: a half-open socket is known within twice that."""
+
+SEND_DEADLINE_S = 5.0
+FLUSH_DEADLINE_S = 10.0
+OUTAGE_TOLD_AFTER_S = 3.0
+HEARD_MARGIN_MS = 1_500
+"""Audio before an answered ping that may still belong to a turn whose start is on its way: the
+service's lag and the onset it needs."""
+
+FILLER_LIMIT_MS = 20_000
+"""Filler after which a turn that will not end is ended by us: well beyond the longest timeout."""
+
+CREDENTIALS_RETRY_S = 15.0
+"""Ceiling of the wait between connects while the service refuses the key."""
+
+_INPUTS: dict[type, Input] = {
+    cartesia.TurnStart: Input.START,
+    cartesia.TurnUpdate: Input.UPDATE,
+    cartesia.TurnEagerEnd: Input.EAGER_END,
+    cartesia.TurnResume: Input.RESUME,
+    cartesia.TurnEnd: Input.END,
+}
+
+
+class Phase(Enum):
+    """Where a session stands with its socket."""
+
+    PARKED = "parked"
+    CONNECTING = "connecting"
+    LIVE = "live"
+    FLUSHING = "flushing"
+    OVER = "over"
+
+
+class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All that the next owner must know."""
+
+    ledger: LedgerState = LedgerState()
+    turns: TurnState = TurnState()
+    config: TurnConfig = TurnConfig()
+    connection: int = 0
+    request_id: str = ""
+
+
+class Session:
+    """Runs one owned session."""
+
+    def __init__(self, host: Host, ownership: Ownership, seq: int, snapshot: Snapshot) -> None:
+        entry = ownership.session
+        self.ownership = ownership
+        self.lane = entry.lane
+        self.audio_key = host.keys.audio(entry.lane, entry.session)
+        self.phase = Phase.PARKED
+        self.epoch = 0
+        self._host = host
+        self._entry = entry
+        self._ledger = Ledger(entry.encoding.width, snapshot.ledger)
+        self.cursor = self._ledger.read_after
+        self._tracker = TurnTracker(snapshot.turns)
+        self._uplink = Uplink(
+            entry.encoding,
+            entry.sample_rate,
+            self._ledger,
+            Pacer(host.pace.replay_speed),
+            host.stats,
+        )
+        self._config = snapshot.config
+        self._connection = snapshot.connection
+        self._request_id = snapshot.request_id
+        self._publisher = Publisher(
+            ownership,
+            seq,
+            host.keys,
+            host.retention,
+            host.committer,
+            host.stats.commit_latency,
+            self._written,
+        )
+        self._trace = SessionTrace(entry.session, entry.traceparent, entry.tracestate)
+        self._backoff = Backoff()
+        self._wake = anyio.Event()
+        self._stream: Stream | None = None
+        now = time.monotonic()
+        self._last_audio = now
+        self._phase_since = now
+        self._outage_told = False
+        self._ping = 0
+        self._ping_at = now
+        self._ping_fed = 0
+        self._unreadable = ""
+
+    # -- what the reader asks and tells
+
+    @property
+    def wants_audio(self) -> bool:
+        """Whether to read audio for this session now."""
+        if self.phase in (Phase.FLUSHING, Phase.OVER) or self._read_to_end or self._unreadable:
+            return False
+        return self._uplink.has_room if self.phase is Phase.LIVE else not self._uplink.holds_audio
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether audio waits for the pacing to let it go."""
+        return self.phase is Phase.LIVE and not self._uplink.empty
+
+    @property
+    def between_turns(self) -> bool:
+        """Whether giving the session away now interrupts nobody."""
+        return not self._tracker.open and self.phase is not Phase.FLUSHING
+
+    @property
+    def fields(self) -> Fields:
+        """Return the session entry as it was written."""
+        return self.ownership.fields
+
+    @property
+    def refused(self) -> str | None:
+        """Why our commits are refused: another worker owns the session. None while they are not."""
+        return self._publisher.refused
+
+    def feed(self, entries: Entries, now: float) -> None:
+        """Take entries that follow the cursor."""
+        for raw_id, fields in entries:
+            entry_id = raw_id.decode()
+            self.cursor = entry_id
+            try:
+                self._take(entry_id, decode_audio(fields))
+            except EntryFault as fault:
+                self._refuse(entry_id, fields, fault)
+        self._last_audio = now
+        if self.phase is Phase.LIVE:
+            self.drain(now)
+        else:
+            self._wake.set()
+
+    def unreadable(self, error: ResponseError) -> None:
+        """Learn that the audio key holds something that is no stream."""
+        self._unreadable = str(error)
+        self._wake.set()
+
+    def _take(self, entry_id: str, entry: AudioEntry) -> None:
+        admitted = self._ledger.admit(entry_id, entry)
+        if admitted.missing and self._ledger.announce(entry_id):
+            chunk_ms = self._uplink.ms_of(len(entry.audio))
+            self._publish_gap(int(admitted.missing * chunk_ms), "producer")
+        if entry.config is not None:
+            merged = self._config.merged(entry.config)
+            merged.check_order()
+            self._config = merged
+            self._uplink.take_config(entry.config)
+        if admitted.audio:
+            self._host.stats.chunks += 1
+            live = self.phase is Phase.LIVE and self._uplink.empty
+            self._uplink.take(admitted.audio)
+            if live:
+                lag = time.time() - ids.milliseconds(entry_id) / 1000
+                self._host.stats.chunk_lag.observe(max(0.0, lag))
+
+    @property
+    def _read_to_end(self) -> bool:
+        end = self._ledger.end
+        return end is not None and ids.order(self.cursor) >= ids.order(end)
+
+    # -- what the clock brings
+
+    def drain(self, now: float) -> None:
+        """Send what may be sent; ask for the rest of the turns once all was."""
+        stream = self._stream
+        if stream is None or self.phase is not Phase.LIVE:
+            return
+        if not self._uplink.drain(now) and self._read_to_end:
+            self._flush(stream)
+
+    def tick(self, now: float) -> None:
+        """Look at every deadline; called about ten times a second."""
+        match self.phase:
+            case Phase.LIVE | Phase.FLUSHING if self._stream is not None:
+                self._tick_socket(self._stream, now)
+            case Phase.CONNECTING:
+                late = now - self._phase_since > OUTAGE_TOLD_AFTER_S
+                if late and not self._outage_told:
+                    self._outage_told = True
+                    self._publish_error("stt_unavailable", "no connection to the STT service yet")
+            case Phase.PARKED if now - self._last_audio > self._host.pace.idle_s:
+                self._wake.set()
+
+    def _tick_socket(self, stream: Stream, now: float) -> None:
+        socket = stream.socket
+        if socket.blocked_since is not None and now - socket.blocked_since > SEND_DEADLINE_S:
+            socket.abort(f"the service took no audio for {SEND_DEADLINE_S:g} s")
+        if socket.pongs >= self._ping:
+            self._settle_silence(now)
+            if now - self._ping_at >= PING_S:
+                self._ping += 1
+                self._ping_at, self._ping_fed = now, self._uplink.fed
+                socket.send_ping(self._ping)
+        elif now - self._ping_at > PING_S:
+            socket.abort(f"no answer to a ping for {PING_S:g} s")
+        if self.phase is Phase.FLUSHING:
+            if now - self._phase_since > FLUSH_DEADLINE_S:
+                socket.abort(f"not flushed within {FLUSH_DEADLINE_S:g} s")
+        elif self._tracker.heard:
+            self._fill(now)
+        elif not self._tracker.open and now - self._last_audio > self._host.pace.park_s:
+            self._flush(stream)
+
+    def _fill(self, now: float) -> None:
+        bus_is_empty = self._host.health.up and self._host.reader.polled_at > self._last_audio
+        if not bus_is_empty:
+            return
+        self._uplink.fill(now, self._last_audio)
+        if self._uplink.filled_ms > FILLER_LIMIT_MS:
+            log.warning("%s: a turn did not end in 20 s of silence; ended", self._entry.session)
+            self._conclude("watchdog")
+
+    def _settle_silence(self, now: float) -> None:
+        """Commit audio between turns that the service has certainly heard and found empty."""
+        if self._tracker.open or self._tracker.heard or not self._ping:
+            return
+        heard = self._ping_fed - self._uplink.bytes_of(HEARD_MARGIN_MS)
+        if now - self._ping_at < 1.0 and self._ledger.commit_to(heard):
+            self._uplink.committed()
+            self._publisher.touch()
+
+    # -- its own task
+
+    async def run(self) -> None:
+        """Run until the session ended. Cancel to let go of it.
+
+        Raises `CommitRefused` if another worker owns the session.
+        """
+        self._host.reader.add(self)
+        try:
+            while self.phase is not Phase.OVER:
+                await self._step()
+            await self._publisher.drained()
+        finally:
+            self.phase = Phase.OVER
+            self._host.reader.remove(self)
+
+    async def settle(self) -> None:
+        """Wait until everything published so far is committed; raises `CommitRefused`."""
+        await self._publisher.drained()
+
+    async def _step(self) -> None:
+        """Wait for work; do one socket's worth of it."""
+        self._enter(Phase.PARKED)
+        while not self._has_work:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            if time.monotonic() - self._last_audio > self._host.pace.idle_s:
+                self._finish("idle")
+                return
+        if self._unreadable:
+            self._fail("audio_unreadable", f"audio key: {self._unreadable}", status=0)
+            return
+        if self._read_to_end and not self._uplink.holds_audio and not self._tracker.open:
+            self._finish("end")
+            return
+        stream = await self._connect()
+        if stream is None:
+            return
+        lost: SttError | None = None
+        try:
+            async with stream:
+                await self._converse(stream)
+        except SttError as error:
+            lost = error
+        finally:
+            self._stream = None
+            self._set_back()
+        if lost is not None:
+            await self._lose(lost)
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._unreadable) or self._uplink.holds_audio or self._read_to_end
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self._phase_since = time.monotonic()
+        self._host.reader.wake()
+
+    def _set_back(self) -> None:
+        """Read again, from the committed position on, whatever a new socket must hear."""
+        self._uplink.detach()
+        self.cursor = self._ledger.read_after
+        self.epoch += 1
+
+    async def _connect(self) -> Stream | None:
+        """Connect, however long it takes; None if the service will never have this session."""
+        self._enter(Phase.CONNECTING)
+        settings = StreamSettings(
+            model=self._entry.model or self._host.model,
+            encoding=self._entry.encoding,
+            sample_rate=self._entry.sample_rate,
+            keyterms=self._entry.keyterms,
+            turn=self._host.turn.merged(self._config),
+        )
+        slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
+        while True:
+            try:
+                with self._trace.connecting(settings.model):
+                    stream = await open_stream(self._host.service, settings)
+            except SttPermanent as error:
+                self._host.stats.connect_failures += 1
+                self._fail(error.code or "stt_refused", str(error), status=error.status)
+                return None
+            except SttCredentials as error:
+                self._host.credentials.refused(error)
+                wait = slow.next_s()
+            except (SttBusy, SttTransient) as error:
+                log.info("%s: %s", self._entry.session, error)
+                wait = self._backoff.next_s()
+            else:
+                self._connected(stream)
+                return stream
+            self._host.stats.connect_failures += 1
+            await anyio.sleep(wait)
+
+    def _connected(self, stream: Stream) -> None:
+        now = time.monotonic()
+        self._host.credentials.accepted()
+        self._host.stats.connects += 1
+        self._connection += 1
+        self._request_id = stream.request_id
+        self._outage_told = False
+        self._ping, self._ping_at, self._ping_fed = 0, now, 0
+        self._tracker.socket_opened()
+        self._uplink.attach(stream, now)
+        self._stream = stream
+        self._enter(Phase.LIVE)
+        self.drain(now)
+
+    async def _converse(self, stream: Stream) -> None:
+        """Publish what the service says until it closes after our `close`."""
+        while (message := await stream.receive()) is not None:
+            match message:
+                case cartesia.Error() if self.phase is Phase.FLUSHING:
+                    break  # nothing more will come of what was sent
+                case cartesia.Error():
+                    self._publish_error(
+                        message.error_code or "stt_error",
+                        message.message or message.title,
+                        status=message.status_code or 0,
+                    )
+                case cartesia.Unknown():
+                    self._host.stats.provider_unknown += 1
+                case cartesia.TurnEnd():
+                    await self._hear_end(message)
+                case cartesia.Connected():
+                    pass
+                case _:
+                    self._hear(_INPUTS[type(message)], getattr(message, "transcript", None))
+            self._backoff.reset()
+        if self.phase is not Phase.FLUSHING:
+            raise SttTransient("the service closed the socket without being asked", status=1000)
+        self._conclude("close")
+        if self._read_to_end:
+            self._finish("end")
+
+    async def _lose(self, error: SttError) -> None:
+        if is_idle_close(error.status, str(error)):
+            return
+        self._host.stats.sockets_lost += 1
+        if isinstance(error, SttPermanent):
+            self._fail("stt_refused", str(error), status=error.status)
+            return
+        log.info("%s: socket lost: %s", self._entry.session, error)
+        self._enter(Phase.CONNECTING)
+        await anyio.sleep(self._backoff.next_s())
+
+    def _flush(self, stream: Stream) -> None:
+        self._enter(Phase.FLUSHING)
+        stream.send_close()
+
+    # -- what is said, and what it covers
+
+    def _hear(self, said: Input, text: str | None) -> None:
+        self._publish(self._tracker.hear(said, text, self._uplink.fed))
+
+    async def _hear_end(self, message: cartesia.TurnEnd) -> None:
+        fed = self._uplink.fed
+        if not self._tracker.will_end(message.transcript, fed):
+            self._publish(self._tracker.hear(Input.END, message.transcript, fed))
+            return
+        flushing = self.phase is Phase.FLUSHING
+        cut = fed if flushing else await self._cut(fed)
+        drafts = self._tracker.hear(Input.END, message.transcript, fed)
+        self._cover(cut, drafts, "close" if flushing else "model")
+
+    def _conclude(self, reason: EndReason) -> None:
+        """Settle all that was sent, ending the open turn if the service did not."""
+        self._cover(self._uplink.fed, self._tracker.conclude(reason), reason)
+
+    def _cover(self, position: int, drafts: list[Draft], reason: EndReason) -> None:
+        if self._ledger.commit_to(position):
+            self._uplink.committed()
+        self._publish([msgspec.structs.replace(draft, reason=reason) for draft in drafts])
+        self._publisher.touch()
+
+    async def _cut(self, fed: int) -> int:
+        """Return the session byte at which the turn that just ended is over."""
+        width = self._entry.encoding.width
+        start = max(self._ledger.committed_bytes, fed - self._uplink.bytes_of(LOOK_BACK_MS))
+        start += -start % width
+        pieces = list(self._ledger.pieces(start, fed))
+        if not pieces:
+            return fed
+        rows: Any = await patiently(
+            self._host.health,
+            lambda: self._host.redis.xrange(
+                self.audio_key, min=pieces[0].entry, max=pieces[-1].entry
+            ),
+        )
+        stored = {row.decode(): fields.get(b"audio", b"") for row, fields in rows}
+        audio = b"".join(stored.get(piece.entry, b"") for piece in pieces)
+        first = pieces[0].start
+        return cut_position(
+            audio[start - first : fed - first],
+            start,
+            [filler for filler in self._uplink.fillers if filler[0] >= start],
+            self._entry.encoding,
+            self._entry.sample_rate,
+        )
+
+    def _written(self) -> Written:
+        """Say what goes with the events of the next commit."""
+        snapshot = Snapshot(
+            ledger=self._ledger.state,
+            turns=self._tracker.state,
+            config=self._config,
+            connection=self._connection,
+            request_id=self._request_id,
+        )
+        return Written(msgspec.json.encode(snapshot), self._ledger.committed.entry)
+
+    # -- publishing
+
+    def _publish(self, drafts: list[Draft]) -> None:
+        for draft in drafts:
+            common = self._common()
+            at, turn, text = common["at"], draft.turn, draft.transcript or ""
+            event: turns.TurnEvent
+            match draft.kind:
+                case "turn.start":
+                    self._trace.turn_started(turn, at)
+                    event = turns.TurnStart(turn=turn, **common)
+                case "turn.update":
+                    event = turns.TurnUpdate(turn=turn, transcript=text, **common)
+                case "turn.eager_end":
+                    event = turns.TurnEagerEnd(turn=turn, transcript=text, **common)
+                case "turn.resume":
+                    event = turns.TurnResume(turn=turn, **common)
+                case "turn.end":
+                    reason = draft.reason or "model"
+                    event = turns.TurnEnd(turn=turn, transcript=text, reason=reason, **common)
+            self._add(event)
+            if draft.kind == "turn.end":
+                self._trace.turn_ended(draft.reason or "model", at)
+
+    def _publish_gap(self, missing_ms: int, reason: str) -> None:
+        self._add(turns.AudioGap(missing_ms=missing_ms, reason=reason, **self._common()))
+
+    def _publish_error(
+        self, code: str, message: str, *, status: int = 0, fatal: bool = False
+    ) -> None:
+        self._add(
+            turns.SessionError(
+                code=code, message=message, status=status, fatal=fatal, **self._common()
+            )
+        )
+
+    def _finish(self, reason: turns.EndReason) -> None:
+        self._add(
+            turns.SessionEnded(reason=reason, turns=self._tracker.state.turn, **self._common())
+        )
+        self._publisher.finish()
+        self.phase = Phase.OVER
+
+    def _fail(self, code: str, message: str, *, status: int) -> None:
+        """End the session for a fault that no retry can cure."""
+        log.error("%s: ended: %s", self._entry.session, message)
+        self._publish(self._tracker.conclude("close"))
+        self._publish_error(code, message, status=status, fatal=True)
+        self._finish("error")
+        self._host.bury(
+            self.ownership.fence.entry,
+            self._host.keys.sessions,
+            self._entry.session,
+            code,
+            message,
+            {},
+        )
+
+    def _refuse(self, entry_id: str, fields: Fields, fault: EntryFault) -> None:
+        if self._ledger.announce(entry_id):
+            self._publish_error(f"audio_{fault.reason}", f"audio entry {entry_id}: {fault}")
+            self._host.bury(
+                entry_id, self.audio_key, self._entry.session, fault.reason, str(fault), fields
+            )
+
+    def _add(self, event: turns.TurnEvent) -> None:
+        self._host.stats.events += 1
+        self._publisher.add(event, self._trace.traceparent)
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "session": self._entry.session,
+            "run": self.ownership.run,
+            "seq": self._publisher.next_seq,
+            "at": time.time(),
+            "audio_ms": self._uplink.fed_ms,
+            "provider": PROVIDER,
+            "request_id": self._request_id,
+            "connection": self._connection,
+        }

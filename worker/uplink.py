@@ -1,0 +1,187 @@
+"""The uplink: what goes up to the service on the current socket, and when.
+
+Holds the little audio that was read and not yet sent, paces it, keeps samples whole, and fills in
+silence where the producer stopped inside a turn: the service's clock is the audio it receives.
+"""
+
+from collections import deque
+
+from schemas.audio import Encoding, TurnConfig
+from worker.core.ledger import Ledger
+from worker.core.pacing import Pacer
+from worker.stats import Stats
+from worker.stt.cartesia import Stream
+
+ROOM_MS = 400
+"""Audio held before reading stops: enough to ride out one poll at replay speed."""
+
+SLICE_MS = 100
+"""Chunks above twice this are sent in slices, as the service advises."""
+
+FILLER_AFTER_S = 0.5
+"""Silence of the producer, at least, before filler stands in; or two of its chunks."""
+
+FILLER_STEP_MS = 100
+
+
+class Uplink:
+    """Sends one session's audio, in order, whole samples only."""
+
+    def __init__(
+        self, encoding: Encoding, sample_rate: int, ledger: Ledger, pacer: Pacer, stats: Stats
+    ) -> None:
+        self._ledger = ledger
+        self._pacer = pacer
+        self._stats = stats
+        self._width = encoding.width
+        self._silence = encoding.silence
+        self._bytes_per_ms = sample_rate * encoding.width / 1000
+        self._backlog: deque[bytes | TurnConfig] = deque()
+        self._held = 0  # bytes in the backlog
+        self._part = b""  # the beginning of a sample whose rest is in the next chunk
+        self._stream: Stream | None = None
+        self._chunk_ms = 0.0
+        self._filled_since: float | None = None
+        self._filled_ms = 0  # of the present stretch of filler
+        self.fillers: list[tuple[int, int]] = []
+        """(session byte, milliseconds) of filler sent on this socket and not yet committed."""
+        self.fed = ledger.committed_bytes
+        """Bytes of the session sent on this socket, counted from the session's first."""
+
+    @property
+    def fed_ms(self) -> int:
+        """How far into the session's own audio the service was fed."""
+        return int(self.fed / self._bytes_per_ms)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more audio should be read."""
+        return self._held < ROOM_MS * self._bytes_per_ms and (
+            self._stream is None or self._stream.socket.blocked_since is None
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything read was sent."""
+        return not self._backlog
+
+    @property
+    def holds_audio(self) -> bool:
+        """Whether any of what waits is audio."""
+        return self._held > 0
+
+    @property
+    def filled_ms(self) -> int:
+        """Milliseconds of filler since the last audio."""
+        return self._filled_ms
+
+    def bytes_of(self, ms: float) -> int:
+        """Bytes of so many milliseconds."""
+        return int(ms * self._bytes_per_ms)
+
+    def ms_of(self, size: int) -> float:
+        """Milliseconds of so many bytes."""
+        return size / self._bytes_per_ms
+
+    def attach(self, stream: Stream, now: float) -> None:
+        """Send on a new socket, from the committed position on."""
+        self._stream = stream
+        self._pacer.restart(now)
+
+    def detach(self) -> None:
+        """Forget the socket and what was not committed: it will be read again."""
+        self._stream = None
+        self._backlog.clear()
+        self._held = 0
+        self._part = b""
+        self._stop_filling()
+        self.fillers.clear()
+        self._ledger.rewind()
+        self.fed = self._ledger.committed_bytes
+
+    def take(self, audio: bytes) -> None:
+        """Hold audio that was read, to be sent."""
+        self._backlog.append(audio)
+        self._held += len(audio)
+        self._chunk_ms = len(audio) / self._bytes_per_ms
+        self._stop_filling()
+
+    def take_config(self, config: TurnConfig) -> None:
+        """Hold a change of settings, to be sent in its place between the audio."""
+        self._backlog.append(config)
+
+    def drain(self, now: float) -> bool:
+        """Send what pacing allows; return whether something is left."""
+        stream = self._stream
+        if stream is None:
+            return False
+        allowance = self._pacer.allowance_ms(now)
+        while self._backlog:
+            head = self._backlog[0]
+            if isinstance(head, TurnConfig):
+                stream.send_config(head)
+                self._backlog.popleft()
+                continue
+            ms = len(head) / self._bytes_per_ms
+            if ms > 2 * SLICE_MS:
+                ms = SLICE_MS
+            if ms > allowance or stream.socket.blocked_since is not None:
+                return True
+            size = len(head) if ms * self._bytes_per_ms >= len(head) else self._slice()
+            self._backlog.popleft()
+            if size < len(head):
+                self._backlog.appendleft(head[size:])
+            self._held -= size
+            self._send(stream, head[:size] if size < len(head) else head)
+            self._pacer.spend(ms)
+            allowance -= ms
+        return False
+
+    def fill(self, now: float, last_audio: float) -> None:
+        """Send silence, at real time, if the producer's pause has come to need it."""
+        stream = self._stream
+        if stream is None or self._backlog:
+            return
+        after = max(FILLER_AFTER_S, 2 * self._chunk_ms / 1000)
+        if now - last_audio < after:
+            return
+        if self._filled_since is None:
+            self._filled_since = now - FILLER_STEP_MS / 1000
+        while (now - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
+            samples = self.bytes_of(FILLER_STEP_MS) // self._width
+            stream.send_audio(self._silence * samples)
+            self._stats.bytes += samples * self._width
+            self._filled_ms += FILLER_STEP_MS
+            self._note_filler()
+
+    def committed(self) -> None:
+        """Forget filler that lies before the committed position."""
+        position = self._ledger.committed_bytes
+        self.fillers = [filler for filler in self.fillers if filler[0] > position]
+
+    def _slice(self) -> int:
+        samples = self.bytes_of(SLICE_MS) // self._width
+        return max(1, samples) * self._width
+
+    def _send(self, stream: Stream, audio: bytes) -> None:
+        if self._part:
+            audio = self._part + audio
+            self._part = b""
+        rest = len(audio) % self._width
+        if rest:
+            self._part = audio[-rest:]
+            audio = audio[:-rest]
+        if audio:
+            stream.send_audio(audio)
+            self.fed += len(audio)
+            self._stats.bytes += len(audio)
+
+    def _note_filler(self) -> None:
+        if self.fillers and self.fillers[-1][0] == self.fed:
+            self.fillers[-1] = (self.fed, self.fillers[-1][1] + FILLER_STEP_MS)
+        else:
+            self.fillers.append((self.fed, FILLER_STEP_MS))
+
+    def _stop_filling(self) -> None:
+        self._filled_since = None
+        self._filled_ms = 0
