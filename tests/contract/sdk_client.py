@@ -12,6 +12,7 @@ from cartesia.resources.stt.auto_finalize import (  # type: ignore[import-not-fo
     AsyncAutoFinalizeResourceConnection,
 )
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
+from websockets.frames import Close
 
 
 async def send(connection: AsyncAutoFinalizeResourceConnection, audio: bytes) -> None:
@@ -43,7 +44,7 @@ async def main(base_url: str, encoding: str, sample_rate: str, model: str) -> No
         await asyncio.gather(sending, return_exceptions=True)  # it was closed to the sender too
         # With commands unsent the SDK raises an error of its own from that of websockets.
         cause = error if isinstance(error, ConnectionClosedError) else error.__cause__
-        close = cause.rcvd
+        close = cause.rcvd or Close(1006, "")
         print(json.dumps({"type": "closed", "code": close.code, "reason": close.reason}))
     except InvalidStatus as error:
         body = json.loads(error.response.body or b"")

@@ -204,6 +204,7 @@ async def test_04_connected_comes_at_once_and_audio_may_come_before_it_is_read()
         "[]",
         "\0" * 3200,
         '{"type":1}',
+        '{"type":"close","deep":' + "[" * 100_000,
     ],
 )
 async def test_05_an_unknown_text_gets_a_400_that_names_the_commands(text: str) -> None:

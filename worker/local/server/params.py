@@ -1,9 +1,9 @@
 """The query parameters of a connection, checked after the upgrade as the service does.
 
 Where the provider's documents are silent, this server chooses: a sample rate may be any from 8,000
-to 48,000 Hz, the ends of the documented pairs, with every encoding; of a parameter given twice the
-last counts, except `keyterm`; unknown parameters are ignored; `ink-2` and its dated snapshots are
-the only models.
+to 192,000 Hz with every encoding, for the documented pairs are advice; of a parameter given twice
+the last counts, except `keyterm`; unknown parameters are ignored; `ink-2` and its dated snapshots
+are the only models.
 """
 
 import re
@@ -18,7 +18,7 @@ from worker.local.server.messages import Fault
 
 KEYTERMS_MAX: Final = 100
 KEYTERM_CHARACTERS_MAX: Final = 1_200
-RATES: Final = (8_000, 48_000)
+RATES: Final = (8_000, 192_000)
 
 # Documents and SDK disagree whether eager_end ends at 0.6 or 0.8; the later text says 0.8.
 _RANGES: Final = {

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from worker.errors import TurnbusError
 from worker.local.engines.base import Engine
 from worker.local.server.connection import Connection, Seen
 from worker.local.server.handshake import CONCURRENCY_LIMITED, PATH, Upgrade
@@ -50,7 +51,7 @@ class TurnsServer:
     @classmethod
     @asynccontextmanager
     async def serve(cls, settings: ServerSettings, engine: Engine) -> AsyncIterator[Self]:
-        """Listen until the block ends. Raises OSError if the address cannot be listened on.
+        """Listen until the block ends. Raises TurnbusError if the address cannot be listened on.
 
         The engine stays the caller's to close.
         """
@@ -86,19 +87,23 @@ class TurnsServer:
         await self._listener.wait_closed()
 
     async def _listen(self) -> None:
-        self._listener = await serve(
-            self._serve_client,
-            self._settings.host,
-            self._settings.port,
-            compression=None,
-            max_size=MAX_MESSAGE,
-            ping_interval=None,
-            open_timeout=_HANDSHAKE_S,
-            close_timeout=_CLOSE_S,
-            process_request=self._refuse,
-            process_response=_name_request,
-            logger=_log,
-        )
+        host, port = self._settings.host, self._settings.port
+        try:
+            self._listener = await serve(
+                self._serve_client,
+                host,
+                port,
+                compression=None,
+                max_size=MAX_MESSAGE,
+                ping_interval=None,
+                open_timeout=_HANDSHAKE_S,
+                close_timeout=_CLOSE_S,
+                process_request=self._refuse,
+                process_response=_name_request,
+                logger=_log,
+            )
+        except OSError as error:
+            raise TurnbusError(f"cannot listen on {host}:{port}: {error.strerror}") from error
         self.port = next(iter(self._listener.sockets)).getsockname()[1]
 
     def _refuse(self, ws: ServerConnection, request: Request) -> Response | None:
