@@ -1,0 +1,94 @@
+"""The command line as its users meet it: processes, exit codes, one line per fault."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from worker.cli import main
+
+HEAVY = ("numpy", "onnxruntime", "rich", "redis", "websockets", "opentelemetry")
+
+
+def turnbus(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "worker", *arguments],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], **environment},
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_lists_the_commands_without_loading_them() -> None:
+    script = (
+        "import sys\n"
+        "from worker.cli import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "except SystemExit as end:\n"
+        f"    loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "    print('code', end.code, 'loaded', loaded)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    for command in ("push", "watch", "check", "schema"):
+        assert f"\n    {command} " in done.stdout
+    assert done.stdout.endswith("code 0 loaded []\n")
+
+
+@pytest.mark.parametrize("command", ["push", "watch", "check", "schema"])
+def test_every_command_has_help_with_examples(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: turnbus {command}" in shown
+    assert f"examples:\n  turnbus {command}" in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("turnbus 0.")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["no-such-command"], ["schema", "--no-such-option"], ["push", "x.wav"]]
+)
+def test_bad_usage_is_2(arguments: list[str]) -> None:
+    done = turnbus(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: turnbus")
+
+
+def test_bad_settings_are_2_with_a_line_each() -> None:
+    done = turnbus("watch", TURNBUS_LEASE_MS="x", TURNBUS_REDIS="y")
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("turnbus: TURNBUS_REDIS: no such setting")
+    assert second.startswith("turnbus: TURNBUS_LEASE_MS: must be")
+
+
+def test_a_failure_is_1_with_one_line() -> None:
+    done = turnbus("watch", TURNBUS_REDIS_URL="redis://:hunter2@127.0.0.1:1/0")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("turnbus: Redis at redis://***@127.0.0.1:1/0: ")
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
