@@ -1,0 +1,157 @@
+"""`turnbus check` against a real Redis and the local turns server, sound and unsound."""
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from redis import Redis
+
+from worker.cli import main
+from worker.local.engines.script import ScriptEngine
+from worker.local.redis import EmbeddedRedis
+from worker.local.server.server import TurnsServer
+from worker.local.server.settings import ServerSettings
+
+KEY = "hunter2"
+
+
+@pytest.fixture(scope="module")
+def portal() -> Iterator[BlockingPortal]:
+    with start_blocking_portal("asyncio") as portal:
+        yield portal
+
+
+@pytest.fixture
+def stt(
+    portal: BlockingPortal, keys: object, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TurnsServer]:
+    """A turns server that takes the key, and settings that name both."""
+    settings = ServerSettings(port=0, api_keys=frozenset({KEY}), max_connections=1)
+    serve = TurnsServer.serve(settings, ScriptEngine())
+    with portal.wrap_async_context_manager(serve) as server:
+        monkeypatch.setenv("TURNBUS_STT_URL", server.url)
+        monkeypatch.setenv("CARTESIA_API_KEY", KEY)
+        yield server
+
+
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str]) -> "Check":
+    return Check(capsys)
+
+
+class Check:
+    """Runs `turnbus check --json`."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+        self.code = -1
+        self.details: dict[str, str] = {}
+
+    def __call__(self) -> dict[str, str]:
+        """Return the result of each check; keep what it said."""
+        self.code = main(["check", "--json"])
+        shown = self.capsys.readouterr()
+        assert shown.err == ""
+        assert KEY not in shown.out
+        findings = [msgspec.json.decode(line) for line in shown.out.splitlines()]
+        self.details = {finding["check"]: finding["detail"] for finding in findings}
+        return {finding["check"]: finding["result"] for finding in findings}
+
+
+ALL_WELL = dict.fromkeys(("settings", "redis", "memory", "rights", "service"), "ok")
+
+
+@pytest.mark.usefixtures("stt")
+def test_all_well(check: Check) -> None:
+    assert check() == ALL_WELL
+    assert check.code == 0
+    assert check.details["service"].startswith("ws://127.0.0.1:")
+
+
+@pytest.mark.usefixtures("stt")
+def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["ok", check] for check in ALL_WELL]
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("CARTESIA_API_KEY", "wrong", "mend the key"),
+        ("CARTESIA_API_KEY", "", "CARTESIA_API_KEY: no API key"),
+        ("TURNBUS_STT_MODEL", "no-such-model", "mend stt_url, stt_model"),
+        ("TURNBUS_STT_URL", "ws://127.0.0.1:1/stt", "see that stt_url can be reached"),
+    ],
+)
+def test_a_service_that_refuses(
+    check: Check, monkeypatch: pytest.MonkeyPatch, name: str, value: str, what: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert check() == ALL_WELL | {"service": "fail"}
+    assert check.code == 1
+    assert what in check.details["service"]
+
+
+def test_a_busy_service_is_a_warning(check: Check, stt: TurnsServer) -> None:
+    from websockets.sync.client import connect
+
+    url = f"{stt.url}?model=ink-2&encoding=pcm_s16le&sample_rate=16000"
+    headers = {"X-API-Key": KEY, "Cartesia-Version": "2026-03-01"}
+    with connect(url, additional_headers=headers):
+        assert check() == ALL_WELL | {"service": "warn"}
+    assert check.code == 0
+
+
+def test_bad_settings_are_findings(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNBUS_LEASE_MS", "x")
+    assert check() == {"settings": "fail"}
+    assert check.code == 1
+
+
+@pytest.mark.usefixtures("stt")
+def test_redis_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNBUS_REDIS_URL", f"redis://:{KEY}@127.0.0.1:1/0")
+    assert check() == {"settings": "ok", "redis": "fail", "service": "ok"}
+    assert check.code == 1
+    assert check.details["redis"].startswith("Redis at redis://***@127.0.0.1:1/0: ")
+
+
+@pytest.mark.usefixtures("stt")
+def test_evictions_are_a_warning(
+    check: Check, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = EmbeddedRedis.start(config={"maxmemory-policy": "allkeys-lru"})
+    with portal.wrap_async_context_manager(start) as server:
+        monkeypatch.setenv("TURNBUS_REDIS_URL", server.url)
+        assert check() == ALL_WELL | {"memory": "warn"}
+    assert check.code == 0
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(
+    ("rules", "missing"),
+    [
+        ("~{prefix}:* -xreadgroup -evalsha", "XREADGROUP, EVALSHA"),
+        ("~{prefix}:* -@write", "XADD, EXPIRE, XGROUP CREATE"),
+        ("~another:*", "XADD, EXPIRE, XGROUP CREATE"),
+    ],
+)
+def test_missing_rights_are_named(
+    check: Check,
+    bus: Redis,
+    bus_prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    rules: str,
+    missing: str,
+) -> None:
+    given = ["on", f">{KEY}", "+@all", *rules.format(prefix=bus_prefix).split()]
+    bus.execute_command("ACL SETUSER", bus_prefix, *given)  # type: ignore[no-untyped-call]
+    host = bus.connection_pool.connection_kwargs
+    url = f"redis://{bus_prefix}:{KEY}@{host['host']}:{host['port']}/0"
+    monkeypatch.setenv("TURNBUS_REDIS_URL", url)
+    assert check() == ALL_WELL | {"rights": "fail"}
+    bus.acl_deluser(bus_prefix)
+    assert check.details["rights"].startswith(f"grant this user, on keys {bus_prefix}:*: {missing}")

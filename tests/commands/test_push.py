@@ -1,0 +1,158 @@
+"""`turnbus push`: what it leaves on the bus is what a worker reads."""
+
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from redis import Redis
+
+from schemas import AudioEntry, Encoding, Keys, SessionEntry, decode_audio, decode_session
+from worker.cli import main
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture(autouse=True)
+def leftovers(expected_leftovers: list[str]) -> None:
+    expected_leftovers += ["sessions", "{*}:audio:*"]
+
+
+@pytest.fixture
+def wav(tmp_path: Path) -> Path:
+    """350 ms of stereo at 8 kHz."""
+    path = tmp_path / "call.wav"
+    tone = np.sin(np.arange(2_800) / 5, dtype=np.float32) / 2
+    soundfile.write(path, np.stack([tone, tone], axis=1), 8_000)
+    return path
+
+
+def announced(bus: Redis, keys: Keys) -> list[SessionEntry]:
+    entries: Any = bus.xrange(keys.sessions)
+    return [decode_session(fields) for _, fields in entries]
+
+
+def appended(bus: Redis, stream: str) -> list[AudioEntry]:
+    entries: Any = bus.xrange(stream)
+    return [decode_audio(fields) for _, fields in entries]
+
+
+def test_a_file_in_chunks(
+    wav: Path, bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(wav), "--session", "s", "--speed", "0"]) == 0
+    assert announced(bus, keys) == [
+        SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=16_000)
+    ]
+    *chunks, end = appended(bus, keys.audio("0", "s"))
+    assert [len(chunk.audio) for chunk in chunks] == [3_200, 3_200, 3_200, 1_600]
+    assert [chunk.seq for chunk in chunks] == [0, 1, 2, 3]
+    assert len({chunk.src for chunk in chunks}) == 1
+    assert end == AudioEntry(end=True)
+    assert capsys.readouterr().out == "s: 0.3 s in 4 chunks\n"
+
+
+def test_everything_a_session_may_say(
+    wav: Path, bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--session s --lane eu --out session --encoding pcm_mulaw --sample-rate 8000"
+    options += " --chunk-ms 20 --speed 100 --json"
+    assert main(["push", str(wav), *options.split(), "--metadata", '{"from": "x"}']) == 0
+    assert announced(bus, keys) == [
+        SessionEntry(
+            session="s",
+            encoding=Encoding.PCM_MULAW,
+            sample_rate=8_000,
+            lane="eu",
+            out="session",
+            metadata={"from": "x"},
+        )
+    ]
+    *chunks, _ = appended(bus, keys.audio("eu", "s"))
+    assert [len(chunk.audio) for chunk in chunks] == [160] * 17 + [80]
+    entries: Any = bus.xrange(keys.sessions)
+    run = entries[0][0].decode()
+    expected = f'{{"session":"s","run":"{run}","chunks":18,"audio_ms":350}}\n'
+    assert capsys.readouterr().out == expected
+
+
+def test_each_process_is_a_source_of_its_own(wav: Path, bus: Redis, keys: Keys) -> None:
+    for session in ("a", "b"):
+        assert main(["push", str(wav), "--session", session, "--speed", "0"]) == 0
+    first, second = (appended(bus, keys.audio("0", session))[0].src for session in ("a", "b"))
+    assert first != second
+
+
+def test_raw_audio_from_a_pipe_byte_for_byte(spawn: Spawn, bus: Redis, keys: Keys) -> None:
+    audio = np.arange(5_001, dtype="<i2").tobytes() + b"\x01"
+    push = spawn("push", "-", "--session", "s", "--speed", "0", stdin=subprocess.PIPE)
+    push.communicate(audio, timeout=20)
+    assert push.returncode == 0
+    *chunks, end = appended(bus, keys.audio("0", "s"))
+    assert b"".join(chunk.audio for chunk in chunks) == audio
+    assert {len(chunk.audio) for chunk in chunks[:-1]} == {3_200}
+    assert end.end
+
+
+def test_ctrl_c_ends_the_session(spawn: Spawn, bus: Redis, keys: Keys) -> None:
+    push = spawn("push", "-", "--session", "s", stdin=subprocess.PIPE)
+    assert push.stdin is not None
+    push.stdin.write(bytes(3_200))
+    push.stdin.flush()
+    while not bus.exists(keys.audio("0", "s")):
+        assert push.poll() is None
+        sleep(0.02)
+    push.send_signal(signal.SIGINT)
+    assert push.wait(20) == 130
+    assert [entry.end for entry in appended(bus, keys.audio("0", "s"))] == [False, True]
+
+
+def test_an_ended_session_takes_no_more(
+    wav: Path, bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bus.set(keys.audio("0", "s"), b"ended")
+    assert main(["push", str(wav), "--session", "s", "--speed", "0"]) == 1
+    assert capsys.readouterr().err == "turnbus: session s has ended: it takes no more audio\n"
+
+
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(None, "cannot be read: No such file"), (b"no sound", "is not a sound file")],
+)
+def test_a_file_that_cannot_be_played(
+    tmp_path: Path, content: bytes | None, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "call.wav"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["push", str(path), "--session", "s"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert what in line
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ("", "required: --session"),
+        ("--session a/b", "--session: must be 1 to 128 of"),
+        ("--session s --encoding mp3", "--encoding: "),
+        ("--session s --sample-rate 100", "--sample-rate: must be 8000 to 192000"),
+        ("--session s --chunk-ms 1000", "--chunk-ms: must be 5 to 300"),
+        ("--session s --speed -1", "--speed: must be a number, 0 or more"),
+        ("--session s --lane {0}", "--lane: must be 1 to 32 of"),
+        ("--session s --out both", "--out: invalid choice"),
+        ("--session s --metadata []", "--metadata: must be a JSON object"),
+        (f'--session s --metadata {{"a":"{"x" * 4_096}"}}', "must be at most 4096 bytes"),
+    ],
+)
+def test_bad_usage(options: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["push", "call.wav", *options.split()])
+    assert end.value.code == 2
+    assert what in capsys.readouterr().err

@@ -1,0 +1,224 @@
+"""`turnbus push`: a producer, as small as one can be and still lose nothing."""
+
+import os
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import msgspec
+from msgspec import Meta
+
+from schemas import Encoding, Keys, SessionEntry
+from schemas.audio import MAX_METADATA_BYTES, Lane, SessionId
+from worker.commands import (
+    Subparsers,
+    add_command,
+    add_config,
+    argument_type,
+    read_settings,
+    run_async,
+)
+from worker.commands.bus import open_bus
+from worker.errors import LocalPartMissing, TurnbusError
+from worker.local.producer import Producer
+from worker.settings import Settings
+
+_STDIN = "-"
+_END_TIMEOUT_S = 2.0
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        "push",
+        run,
+        about="Announce a session, append a sound file or raw audio to it, and end it. Ctrl-C ends "
+        "it early; Redis going away meanwhile is waited out.",
+        examples="""
+turnbus push call.wav --session call-1
+turnbus push call.flac --session call-2 --encoding pcm_mulaw --sample-rate 8000 --speed 2
+arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="a WAV, FLAC or other sound file; - for raw "
+        "audio on standard input, already in the encoding and rate given",
+    )
+    parser.add_argument(
+        "--session",
+        required=True,
+        metavar="ID",
+        type=argument_type(SessionId, "1 to 128 of A-Z a-z 0-9 . _ : -"),
+        help="one id per call",
+    )
+    parser.add_argument(
+        "--encoding",
+        type=Encoding,
+        choices=list(Encoding),
+        default=Encoding.PCM_S16LE,
+        help="what goes over the wire; files are converted (default %(default)s)",
+    )
+    parser.add_argument(
+        "--sample-rate",
+        metavar="HZ",
+        type=argument_type(Annotated[int, Meta(ge=8_000, le=192_000)], "8000 to 192000"),
+        default=16_000,
+        help="files are resampled to it (default %(default)s)",
+    )
+    parser.add_argument(
+        "--chunk-ms",
+        metavar="MS",
+        # The longest chunk of the widest format stays below the bus's 256 KiB.
+        type=argument_type(Annotated[int, Meta(ge=5, le=300)], "5 to 300"),
+        default=100,
+        help="milliseconds of audio in an entry (default %(default)s)",
+    )
+    parser.add_argument(
+        "--speed",
+        metavar="X",
+        type=argument_type(Annotated[float, Meta(ge=0, le=1_000)], "a number, 0 or more"),
+        default=1.0,
+        help="times real time; 0: as fast as it goes (default %(default)s)",
+    )
+    parser.add_argument(
+        "--lane",
+        type=argument_type(Lane, "1 to 32 of A-Z a-z 0-9 _ -"),
+        default="0",
+        help="lane of the session (default %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        choices=["lane", "session"],
+        default="lane",
+        help="session: its events also go to a stream of its own (default %(default)s)",
+    )
+    parser.add_argument(
+        "--metadata",
+        metavar="JSON",
+        type=_metadata,
+        default={},
+        help="an object, echoed in session.started",
+    )
+    parser.add_argument("--json", action="store_true", help="report in JSON")
+    add_config(parser)
+
+
+def run(arguments: Namespace) -> int:
+    """Push."""
+    settings = read_settings(arguments)
+    entry = SessionEntry(
+        session=arguments.session,
+        encoding=arguments.encoding,
+        sample_rate=arguments.sample_rate,
+        lane=arguments.lane,
+        out=arguments.out,
+        metadata=arguments.metadata,
+    )
+    size = entry.sample_rate * arguments.chunk_ms // 1000 * entry.encoding.width
+    if arguments.file == _STDIN:
+        chunks = _stdin_chunks(size)
+    else:
+        chunks = _chunks(_load(Path(arguments.file), entry), size)
+    seconds = arguments.chunk_ms / 1000 / arguments.speed if arguments.speed else 0.0
+    return run_async(
+        partial(_push, settings, entry, chunks, seconds=seconds, as_json=arguments.json)
+    )
+
+
+async def _push(
+    settings: Settings,
+    entry: SessionEntry,
+    chunks: AsyncIterator[bytes],
+    *,
+    seconds: float,
+    as_json: bool,
+) -> int:
+    shows_progress = sys.stderr.isatty() and not as_json
+    async with open_bus(settings) as redis:
+        producer = Producer(redis, Keys(settings.prefix), entry)
+        announced = await producer.announce()
+        due = anyio.current_time()
+        try:
+            async for chunk in chunks:
+                await anyio.sleep_until(due)
+                await producer.append(chunk)
+                due += seconds
+                if shows_progress:
+                    print(f"\r{producer.seconds:.1f} s", end="", file=sys.stderr, flush=True)
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(_END_TIMEOUT_S, shield=True):
+                await producer.end()
+            raise
+        await producer.end()
+    if shows_progress:
+        print(file=sys.stderr)
+    if as_json:
+        report = {
+            "session": entry.session,
+            "run": announced,
+            "chunks": producer.chunks,
+            "audio_ms": round(producer.seconds * 1000),
+        }
+        print(msgspec.json.encode(report).decode())
+    else:
+        print(f"{entry.session}: {producer.seconds:.1f} s in {producer.chunks} chunks")
+    return 0
+
+
+async def _chunks(audio: bytes, size: int) -> AsyncIterator[bytes]:
+    for at in range(0, len(audio), size):
+        yield audio[at : at + size]
+
+
+async def _stdin_chunks(size: int) -> AsyncIterator[bytes]:
+    held = b""
+    while piece := await _read_stdin(size - len(held)):
+        held += piece
+        if len(held) == size:
+            yield held
+            held = b""
+    if held:
+        yield held
+
+
+async def _read_stdin(at_most: int) -> bytes:
+    # Waited for here rather than in a thread: a thread that still reads would hold up Ctrl-C.
+    stdin = sys.stdin.fileno()
+    with suppress(PermissionError):  # files cannot be waited for, and need not be
+        await anyio.wait_readable(stdin)
+    return os.read(stdin, at_most)
+
+
+def _load(path: Path, entry: SessionEntry) -> bytes:
+    """Read a sound file and return its bytes in the session's format."""
+    try:
+        from worker.local import sound
+        from worker.local.engines.base import AudioFormat
+    except ImportError as error:
+        raise LocalPartMissing(
+            f"reading sound files needs {error.name}: install turnbus[local], "
+            "or pipe raw audio into `turnbus push -`"
+        ) from error
+    try:
+        return sound.read(path).encode(AudioFormat(entry.encoding, entry.sample_rate))
+    except OSError as error:
+        raise TurnbusError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise TurnbusError(str(error)) from error
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise ArgumentTypeError("must be a JSON object") from None
+    if len(msgspec.json.encode(value)) > MAX_METADATA_BYTES:
+        raise ArgumentTypeError(f"must be at most {MAX_METADATA_BYTES} bytes")
+    return value
