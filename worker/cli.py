@@ -20,6 +20,7 @@ _COMMANDS = {
     "push": "send a sound file or raw audio into a session, in real time",
     "watch": "follow turns as they are published",
     "check": "settings, Redis, rights and the API key: fit to run?",
+    "stt-server": "the local turns server, wire-compatible with the service",
     "schema": "print or write the JSON Schemas of everything on the bus",
 }
 

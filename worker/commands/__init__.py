@@ -29,10 +29,13 @@ def add_command(
     about: str,
     examples: str,
 ) -> argparse.ArgumentParser:
-    """Add the parser of one command; `run` takes the parsed arguments and returns the exit code."""
+    """Add the parser of one command; `run` takes the parsed arguments and returns the exit code.
+
+    `about` and `examples` are shown with the line breaks they have.
+    """
     parser = subparsers.add_parser(
         name,
-        description=textwrap.fill(about, 79),
+        description=about,
         epilog="examples:\n" + textwrap.indent(examples.strip(), "  "),
         formatter_class=HelpFormatter,
     )

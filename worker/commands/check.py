@@ -57,8 +57,8 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "check",
         run,
-        about="Check the settings, Redis (version, memory policy, rights) and the API key against "
-        "the speech-to-text service, with a line for each. Exit code 1 if any fails.",
+        about="Check the settings, Redis (version, memory policy, rights) and the API key\n"
+        "against the speech-to-text service, a line for each. Exit code 1 if any fails.",
         examples="turnbus check\nturnbus check --config turnbus.toml --json",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON lines")

@@ -38,8 +38,8 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "push",
         run,
-        about="Announce a session, append a sound file or raw audio to it, and end it. Ctrl-C ends "
-        "it early; Redis going away meanwhile is waited out.",
+        about="Announce a session, append a sound file or raw audio to it, and end it.\n"
+        "Ctrl-C ends it early; Redis going away meanwhile is waited out.",
         examples="""
 turnbus push call.wav --session call-1
 turnbus push call.flac --session call-2 --encoding pcm_mulaw --sample-rate 8000 --speed 2

@@ -17,7 +17,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "schema",
         run,
-        about="Print the JSON Schemas of bus entries and turn events, as one JSON object by name.",
+        about="Print the JSON Schemas of bus entries and turn events, as one object by name.",
         examples="turnbus schema | jq '.\"turn-event\"'\nturnbus schema --write schemas/json",
     )
     parser.add_argument("--write", type=Path, metavar="DIR", help="write a file for each instead")

@@ -50,8 +50,8 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "watch",
         run,
-        about="Follow turn events as they are published, until Ctrl-C. On a terminal a turn grows "
-        "on one line; elsewhere each event is a line.",
+        about="Follow turn events as they are published, until Ctrl-C.\n"
+        "On a terminal a turn grows on one line; elsewhere each event is a line.",
         examples="""
 turnbus watch
 turnbus watch --session call-1 --from-start --until-ended
