@@ -157,6 +157,7 @@ class Connection:
     async def _sent(self) -> None:
         """Wait until every event emitted so far is written."""
         while self._outbox:
+            self._emptied = anyio.Event()
             await self._emptied.wait()
 
     async def _write(self) -> None:
@@ -166,7 +167,6 @@ class Connection:
                     await self._send(self._outbox[0])
                     self._outbox.popleft()
                 self._emptied.set()
-                self._emptied = anyio.Event()
                 self._filled = anyio.Event()
                 await self._filled.wait()
         except ConnectionClosed:
