@@ -1,0 +1,109 @@
+"""Audio entries, and the turn settings they may carry."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import AudioEntry, Encoding, EntryFault, TurnConfig, decode_audio, encode_audio
+from schemas.audio import MAX_AUDIO_BYTES
+
+configs = st.builds(
+    TurnConfig,
+    turn_start_threshold=st.none() | st.floats(0.81, 0.9),
+    turn_eager_end_threshold=st.none() | st.floats(0.51, 0.8),
+    turn_end_threshold=st.none() | st.floats(0.05, 0.5),
+    turn_end_timeout_ms=st.none() | st.floats(640, 11_200),
+)
+entries = st.builds(
+    AudioEntry,
+    audio=st.binary(max_size=100),
+    seq=st.none() | st.integers(-(2**63), 2**63),
+    src=st.text(max_size=10),
+    config=st.none() | configs,
+    end=st.booleans(),
+).filter(lambda entry: entry.audio or entry.config is not None or entry.end)
+
+
+def on_the_wire(entry: AudioEntry) -> dict[bytes, bytes]:
+    return {
+        name.encode(): value.encode() if isinstance(value, str) else value
+        for name, value in encode_audio(entry).items()
+    }
+
+
+@given(entries)
+def test_round_trip(entry: AudioEntry) -> None:
+    assert decode_audio(on_the_wire(entry)) == entry
+
+
+@given(st.binary(min_size=1, max_size=100))
+def test_audio_alone_is_enough(audio: bytes) -> None:
+    assert decode_audio({b"audio": audio}) == AudioEntry(audio=audio)
+
+
+@pytest.mark.parametrize("value", [b"", b"0", b"1", b"\xff"])
+def test_end_may_have_any_value(value: bytes) -> None:
+    assert decode_audio({b"end": value}) == AudioEntry(end=True)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([b"audio", b"seq", b"src", b"config", b"end", b"own"]),
+        st.binary(max_size=20) | st.sampled_from([b"null", b"{}", b"[]", b"-1", b"1.5", b"1e3"]),
+    )
+)
+def test_whatever_comes_is_an_entry_or_a_fault(fields: dict[bytes, bytes]) -> None:
+    try:
+        entry = decode_audio(fields)
+    except EntryFault:
+        return
+    assert decode_audio(on_the_wire(entry)) == entry
+
+
+def test_the_largest_chunk() -> None:
+    assert len(decode_audio({b"audio": bytes(MAX_AUDIO_BYTES)}).audio) == MAX_AUDIO_BYTES
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "reason"),
+    [
+        ({}, "", "empty"),
+        ({b"audio": b""}, "", "empty"),
+        ({b"seq": b"1", b"src": b"a"}, "", "empty"),
+        ({b"audio": bytes(MAX_AUDIO_BYTES + 1)}, "audio", "too_large"),
+        ({b"audio": bytes(MAX_AUDIO_BYTES + 1), b"seq": b"1"}, "audio", "too_large"),
+        ({b"audio": b"x", b"seq": b"one"}, "seq", "malformed"),
+        ({b"audio": b"x", b"seq": b"1.5"}, "seq", "malformed"),
+        ({b"audio": b"x", b"seq": b"\xff"}, "seq", "malformed"),
+        ({b"audio": b"x", b"src": b"\xff"}, "src", "malformed"),
+        ({b"config": b"turn"}, "config", "malformed"),
+        ({b"config": b"[]"}, "config", "malformed"),
+        ({b"config": b'{"threshold":0.5}'}, "config", "malformed"),
+        ({b"config": b'{"turn_start_threshold":"0.6"}'}, "turn_start_threshold", "malformed"),
+        ({b"config": b'{"turn_end_timeout_ms":12000}'}, "turn_end_timeout_ms", "malformed"),
+        (
+            {b"config": b'{"turn_eager_end_threshold":0.4,"turn_end_threshold":0.4}'},
+            "turn_end_threshold",
+            "malformed",
+        ),
+    ],
+)
+def test_refusals_name_field_and_reason(
+    fields: dict[bytes, bytes], field: str, reason: str
+) -> None:
+    with pytest.raises(EntryFault) as caught:
+        decode_audio(fields)
+    assert (caught.value.field, caught.value.reason) == (field, reason)
+
+
+@given(configs, configs)
+def test_newer_settings_are_laid_over_older_ones(older: TurnConfig, newer: TurnConfig) -> None:
+    merged = older.merged(newer)
+    for name in TurnConfig.__struct_fields__:
+        expected = getattr(newer, name)
+        assert getattr(merged, name) == (getattr(older, name) if expected is None else expected)
+
+
+@pytest.mark.parametrize("encoding", Encoding)
+def test_silence_is_one_sample(encoding: Encoding) -> None:
+    assert len(encoding.silence) == encoding.width

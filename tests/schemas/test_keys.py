@@ -1,0 +1,30 @@
+"""Key names are a contract; all of a lane is in one Redis Cluster slot."""
+
+import pytest
+from redis.crc import key_slot
+
+from schemas import Keys
+
+
+def test_names() -> None:
+    keys = Keys()
+    assert (keys.sessions, keys.lanes, keys.dead) == ("stt:sessions", "stt:lanes", "stt:dead")
+    assert (keys.workers, keys.gate) == ("stt:workers", "stt:gate")
+    assert keys.alive("w-1") == "stt:alive:w-1"
+    assert keys.turns("0") == "stt:{0}:turns"
+    assert keys.audio("0", "s") == "stt:{0}:audio:s"
+    assert keys.state("0", "s") == "stt:{0}:state:s"
+    assert keys.session_turns("0", "s") == "stt:{0}:turns:s"
+
+
+@pytest.mark.parametrize("prefix", ["stt", "a:b"])
+def test_a_lane_is_one_slot(prefix: str) -> None:
+    keys = Keys(prefix)
+    names = {
+        keys.turns("eu"),
+        keys.audio("eu", "call.1"),
+        keys.state("eu", "call:2"),
+        keys.session_turns("eu", "call-3"),
+    }
+    assert len({key_slot(name.encode()) for name in names}) == 1
+    assert all(name.startswith(f"{prefix}:") for name in names)
