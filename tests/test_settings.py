@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import TurnConfig
+from worker.addresses import redacted
 from worker.errors import SettingsError
-from worker.settings import Settings, api_key, load, redacted
+from worker.settings import Settings, api_key, load
 
 
 def faults(env: dict[str, str], file: Path | None = None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 Every fault is found in one go and told in one line that names where the value came from. What may
 hold a secret is never repeated: the API key is not a setting but read by `api_key`, and a Redis
-URL is shown through `redacted` only.
+URL is shown redacted only.
 """
 
 import difflib
@@ -11,15 +11,14 @@ import reprlib
 import socket
 import tomllib
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import msgspec
 from msgspec import Meta, inspect
 
 from schemas import EntryFault, TurnConfig
+from worker.addresses import check_redis_url, check_stt_url, host_port, redacted
 from worker.errors import SettingsError
 
 ENV_PREFIX = "TURNBUS_"
@@ -92,7 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def admin(self) -> tuple[str, int] | None:
         """Host and port to serve health checks and metrics on."""
-        return _host_port(self.admin_addr) if self.admin_addr else None
+        return host_port(self.admin_addr) if self.admin_addr else None
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Return every setting, the Redis URL without its password."""
@@ -115,10 +114,6 @@ _TURN_TYPES = {field.name: field.type for field in msgspec.structs.fields(TurnCo
 _TYPES: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(Settings)} | {
     f"stt_{name}": kind for name, kind in _TURN_TYPES.items()
 }
-_REDIS_OPTIONS = frozenset(
-    {"db", "ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname"}
-    | {"ssl_ciphers", "ssl_keyfile", "ssl_min_version"}
-)
 # Kubernetes puts these into every pod beside a Service whose name begins with `turnbus`.
 _SERVICE_LINK = re.compile(
     r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
@@ -176,19 +171,6 @@ def api_key(settings: Settings, env: Mapping[str, str]) -> str:
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise SettingsError([f"{source}: an API key is one word of printable ASCII"])
     return key
-
-
-def redacted(url: str) -> str:
-    """Return a Redis URL fit to be printed: without user, password and options."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return "***"
-    authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    if rest.count("@") != authority.count("@"):  # a password with bare / ? # in it, perhaps
-        return f"{scheme}://***"
-    userinfo, at, _ = authority.rpartition("@")
-    place = re.split("[?#]", rest[len(userinfo) + len(at) :], maxsplit=1)[0]
-    return f"{scheme}://{'***@' if at else ''}{place}"
 
 
 def _from_file(file: Path, faults: list[str]) -> dict[str, _Given]:
@@ -270,34 +252,9 @@ def _expected(kind: object) -> str:
             return about
 
 
-def _check_redis_url(url: str) -> None:
-    parts = _split(url)
-    if parts.scheme in {"redis+sentinel", "redis+cluster"}:
-        raise ValueError(f"{parts.scheme}:// is not supported yet")
-    if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError("must begin with redis://, rediss:// or unix://")
-    if parts.scheme == "unix":
-        if not parts.path.strip("/"):
-            raise ValueError("must name a socket: unix:///PATH")
-    elif not parts.hostname or not re.fullmatch(r"/?|/\d+", parts.path):
-        raise ValueError(f"must be {parts.scheme}://[USER:PASSWORD@]HOST[:PORT][/DB]")
-    if not parse_qs(parts.query, keep_blank_values=True).keys() <= _REDIS_OPTIONS:
-        raise ValueError(f"options can only be {', '.join(sorted(_REDIS_OPTIONS))}")
-
-
-def _check_stt_url(url: str) -> None:
-    parts = _split(url)
-    if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-        raise ValueError("must be wss://HOST[:PORT]/PATH")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(f"takes no user, key or parameters; for the key: {_KEY_ADVICE}")
-    if parts.scheme == "ws" and not _is_loopback(parts.hostname):
-        raise ValueError("must be wss://: over ws:// the key would travel in clear")
-
-
 def _check_admin_addr(address: str) -> None:
     if address:
-        _host_port(address)
+        host_port(address)
 
 
 def _check_replay_speed(speed: float) -> None:
@@ -306,34 +263,8 @@ def _check_replay_speed(speed: float) -> None:
 
 
 _CHECKS: dict[str, Callable[[Any], None]] = {
-    "redis_url": _check_redis_url,
-    "stt_url": _check_stt_url,
+    "redis_url": check_redis_url,
+    "stt_url": check_stt_url,
     "admin_addr": _check_admin_addr,
     "replay_speed": _check_replay_speed,
 }
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:  # its text may repeat a part of a password
-        raise ValueError("is not a URL; percent-encode / ? # @ in a password") from None
-    return parts
-
-
-def _host_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not bare or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65_535:
-        raise ValueError("must be HOST:PORT, or empty for off")
-    return bare, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

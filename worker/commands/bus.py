@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from worker.addresses import redacted
 from worker.bus.connection import connect, describe
 from worker.errors import BusUnavailable
-from worker.settings import Settings, redacted
+from worker.settings import Settings
 
 
 @asynccontextmanager

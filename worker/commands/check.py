@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from schemas import Encoding
+from worker.addresses import redacted
 from worker.bus.connection import describe
 from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
 from worker.commands.bus import open_bus
@@ -25,7 +26,7 @@ from worker.errors import (
     SttPermanent,
     SttTransient,
 )
-from worker.settings import Settings, api_key, redacted
+from worker.settings import Settings, api_key
 from worker.stt.cartesia import Service, StreamSettings, open_stream
 
 _OLDEST_REDIS = (7, 0)

@@ -199,15 +199,15 @@ async def _read_stdin(at_most: int) -> bytes:
 def _load(path: Path, entry: SessionEntry) -> bytes:
     """Read a sound file and return its bytes in the session's format."""
     try:
-        from worker.local import sound
         from worker.local.engines.base import AudioFormat
-    except ImportError as error:
+        from worker.local.sound import read
+    except ModuleNotFoundError as error:
         raise LocalPartMissing(
             f"reading sound files needs {error.name}: install turnbus[local], "
             "or pipe raw audio into `turnbus push -`"
         ) from error
     try:
-        return sound.read(path).encode(AudioFormat(entry.encoding, entry.sample_rate))
+        return read(path).encode(AudioFormat(entry.encoding, entry.sample_rate))
     except OSError as error:
         raise TurnbusError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
