@@ -11,7 +11,11 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from tests.stage import KEY, Stage
+from worker.local.engines.script import ScriptEngine, ScriptOptions
 from worker.local.redis import EmbeddedRedis
+from worker.local.server.server import TurnsServer
+from worker.local.server.settings import ServerSettings
 
 
 @pytest.fixture
@@ -60,3 +64,24 @@ def bus_prefix(redis_server: EmbeddedRedis, expected_leftovers: list[str]) -> It
         if not any(fnmatchcase(name, pattern) for pattern in expected_leftovers)
     ]
     assert not leaked, f"keys left behind: {', '.join(leaked)}"
+
+
+@pytest.fixture
+async def stt() -> AsyncIterator[TurnsServer]:
+    """Run the STT server with the script engine, 150 ms behind its audio."""
+    settings = ServerSettings(port=0, api_keys=frozenset({KEY}))
+    async with TurnsServer.serve(settings, ScriptEngine(ScriptOptions(latency_ms=150))) as server:
+        yield server
+
+
+@pytest.fixture
+def stage(
+    redis: Redis,
+    redis_server: EmbeddedRedis,
+    bus_prefix: str,
+    stt: TurnsServer,
+    expected_leftovers: list[str],
+) -> Stage:
+    """Set the stage: a bus and an STT service; nothing runs on it yet."""
+    expected_leftovers += ["sessions", "lanes", "dead", "{0}:turns", "{0}:state:*", "{0}:audio:*"]
+    return Stage(redis, redis_server.url, bus_prefix, stt.url)

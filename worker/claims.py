@@ -18,11 +18,11 @@ from worker.stt.cartesia import PROVIDER
 
 log = logging.getLogger(__name__)
 
-_SETTLED = {
+_REFUSED = {
     "ended": "this session has ended; use a new id for each call",
     "duplicate": "this session is live already",
 }
-"""Verdicts that settle an entry without running it, and what to say."""
+"""Verdicts that refuse an entry, and what to say."""
 
 
 class Claimer:
@@ -63,15 +63,16 @@ class Claimer:
             snapshot = msgspec.json.decode(claim.snapshot, type=Snapshot)
             ownership = Ownership(entry, fence, claim.run, owned.fields)
             return Session(self._host, ownership, claim.seq, snapshot)
-        if claim.verdict in _SETTLED:
+        if claim.verdict in _REFUSED:
             self._host.bury(
                 owned.entry,
                 self._host.keys.sessions,
                 entry.session,
                 claim.verdict,
-                _SETTLED[claim.verdict],
+                _REFUSED[claim.verdict],
                 owned.fields,
             )
+        if claim.verdict in ("over", *_REFUSED):
             await patiently(self._host.health, lambda: self._host.intake.settle(owned.entry))
         else:
             log.info("%s: not claimed (%s)", entry.session, claim.verdict)

@@ -149,7 +149,7 @@ class Session:
     @property
     def between_turns(self) -> bool:
         """Whether giving the session away now interrupts nobody."""
-        return not self._tracker.open and self.phase is not Phase.FLUSHING
+        return not self._tracker.open and self.phase not in (Phase.FLUSHING, Phase.OVER)
 
     @property
     def fields(self) -> Fields:

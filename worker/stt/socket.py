@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from functools import cache
+from typing import cast
 from urllib.parse import urlsplit
 
 import anyio
@@ -67,8 +68,8 @@ class Socket(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the handshake."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what create_connection makes
-        self._transport = transport
+        # Not an instance of it under uvloop, but it is one in all but name.
+        self._transport = cast("asyncio.Transport", transport)
         request = self._protocol.connect()
         request.headers.update(self._headers)
         self._protocol.send_request(request)

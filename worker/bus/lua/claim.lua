@@ -7,8 +7,9 @@
 -- Returns {verdict, seq, snapshot, run}; verdict is one of
 --   new        first claim; session.started is published as seq 1
 --   taken      the session goes on from the snapshot
---   ended      it ended before; settle the entry
---   duplicate  another entry owns the live session; settle the entry
+--   over       this very session ended and its owner died before settling the entry; settle it
+--   ended      an earlier session of this id ended; refuse and settle the entry
+--   duplicate  another entry owns the live session; refuse and settle the entry
 --   stale      a later claim of the same entry exists; leave the entry alone
 local function newer(a, b)
   local am, as = string.match(a, "^(%d+)-(%d+)$")
@@ -21,7 +22,7 @@ local entry, count, nonce, run = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local state = redis.call("HMGET", KEYS[1], "status", "run", "entry", "count", "nonce", "seq", "snapshot")
 local status = state[1]
 if status == "ended" then
-  return {"ended", 0, "", state[2]}
+  return {run == state[2] and "over" or "ended", 0, "", state[2]}
 end
 if status then
   if entry ~= state[3] and not (run == state[2] and newer(entry, state[3])) then

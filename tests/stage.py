@@ -1,0 +1,211 @@
+"""The stage of an end-to-end test: a bus, the local STT server, workers, a producer, a consumer."""
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import Process
+from redis.asyncio import Redis
+
+from schemas.turns import SessionEnded, TurnEnd, TurnEvent, decode_turn_entry
+from worker.local.engines.base import AudioFormat
+from worker.local.engines.script import words_of
+from worker.service import Worker
+from worker.settings import Settings
+
+KEY = "sk_car_test"
+PCM16 = AudioFormat("pcm_s16le", 16_000)
+PATIENCE_S = 60.0
+"""A test that has not seen what it waits for by then has failed; nothing is asserted on time."""
+
+
+class Stage:
+    """One test's bus and STT service."""
+
+    def __init__(self, redis: Redis, redis_url: str, prefix: str, stt_url: str) -> None:
+        self.redis = redis
+        self.redis_url = redis_url
+        self.prefix = prefix
+        self.stt_url = stt_url
+
+    def settings(self, **changed: Any) -> Settings:
+        """Return a worker's settings on this stage."""
+        values: dict[str, Any] = {
+            "redis_url": self.redis_url,
+            "prefix": self.prefix,
+            "stt_url": self.stt_url,
+            "admin_addr": "",
+            "drain_s": 5.0,
+        }
+        return Settings(**{**values, **changed})
+
+    @asynccontextmanager
+    async def worker(self, key: str = KEY, **changed: Any) -> AsyncIterator[Worker]:
+        """Run a worker on this event loop."""
+        worker = Worker(self.settings(**changed), key)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.run)
+            try:
+                yield worker
+            finally:
+                worker.stop()
+
+    @asynccontextmanager
+    async def worker_process(
+        self, worker_id: str, log: Path, **changed: str
+    ) -> AsyncIterator[Process]:
+        """Run a worker as a process of its own; ended with SIGTERM if it still lives."""
+        env = {
+            **os.environ,
+            "TURNBUS_REDIS_URL": self.redis_url,
+            "TURNBUS_PREFIX": self.prefix,
+            "TURNBUS_STT_URL": self.stt_url,
+            "TURNBUS_ADMIN_ADDR": "",
+            "TURNBUS_WORKER_ID": worker_id,
+            "CARTESIA_API_KEY": KEY,
+            **{f"TURNBUS_{name.upper()}": value for name, value in changed.items()},
+        }
+        with log.open("ab") as output:
+            process = await anyio.open_process(
+                [sys.executable, "-m", "worker", "run"], env=env, stdout=output, stderr=output
+            )
+        async with process:
+            try:
+                yield process
+            finally:
+                if process.returncode is None:
+                    process.send_signal(signal.SIGTERM)
+                    with anyio.move_on_after(20, shield=True):
+                        await process.wait()
+
+    # -- producing
+
+    def audio_key(self, session: str) -> str:
+        """Name a session's audio stream, as a producer does."""
+        return f"{self.prefix}:{{0}}:audio:{session}"
+
+    async def announce(self, session: str, audio: AudioFormat = PCM16, **fields: str) -> str:
+        """Append a session entry and return its id."""
+        entry: bytes = await self.redis.xadd(
+            f"{self.prefix}:sessions",
+            {
+                "session": session,
+                "encoding": audio.encoding,
+                "sample_rate": str(audio.sample_rate),
+                **fields,
+            },
+        )
+        return entry.decode()
+
+    async def append(self, session: str, **fields: bytes | str) -> None:
+        """Append an audio entry."""
+        await self.redis.xadd(self.audio_key(session), dict(fields))
+
+    async def play(
+        self,
+        session: str,
+        sound: bytes,
+        *,
+        sizes: Sequence[int] = (3_200,),
+        pause_s: float = 0.1,
+        end: bool = True,
+    ) -> None:
+        """Append sound in chunks whose sizes cycle through `sizes`, `pause_s` apart."""
+        at = turn = 0
+        while at < len(sound):
+            size = sizes[turn % len(sizes)]
+            await self.append(session, audio=sound[at : at + size])
+            at, turn = at + size, turn + 1
+            await anyio.sleep(pause_s)
+        if end:
+            await self.append(session, end="1")
+
+    # -- consuming
+
+    async def events(self, lane: str = "0", key: str | None = None) -> AsyncIterator[TurnEvent]:
+        """Follow the turns of a lane, or of the stream `key`, from the first one on."""
+        key = key or f"{self.prefix}:{{{lane}}}:turns"
+        cursor: Any = "0"
+        deadline = anyio.current_time() + PATIENCE_S
+        while anyio.current_time() < deadline:
+            reply: Any = await self.redis.xread({key: cursor}, block=100)
+            for _, rows in reply:
+                for entry, fields in rows:
+                    cursor = entry
+                    yield decode_turn_entry(fields).event
+        raise TimeoutError(f"what was waited for on {key} never came")
+
+    async def until_ended(self, *sessions: str) -> dict[str, list[TurnEvent]]:
+        """Return all events of these sessions, once each has ended."""
+        seen: dict[str, list[TurnEvent]] = {session: [] for session in sessions}
+        waiting = set(sessions)
+        async for event in self.events():
+            if event.session in seen:
+                seen[event.session].append(event)
+                if isinstance(event, SessionEnded):
+                    waiting.discard(event.session)
+            if not waiting:
+                break
+        return seen
+
+    async def until(self, session: str, kind: type, count: int = 1) -> TurnEvent:
+        """Return the `count`th event of a kind, once it is published."""
+        async for event in self.events():
+            if event.session == session and isinstance(event, kind):
+                count -= 1
+                if count == 0:
+                    return event
+        raise AssertionError("the stream of events never ends")
+
+    async def dead(self) -> list[Mapping[bytes, bytes]]:
+        """Return the fields of every refused entry."""
+        return [fields for _, fields in await self.redis.xrange(f"{self.prefix}:dead")]
+
+
+def words(events: Sequence[TurnEvent]) -> list[int | str]:
+    """Return the words of all turns, read from their ends."""
+    return [
+        word
+        for event in events
+        if isinstance(event, TurnEnd)
+        for word in words_of(event.transcript)
+    ]
+
+
+def kinds(events: Sequence[TurnEvent]) -> list[str]:
+    """Return the types of events."""
+    return [str(event.__struct_config__.tag) for event in events]
+
+
+def check_order(events: Sequence[TurnEvent]) -> None:
+    """Assert what is promised of any session's events."""
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert len({event.run for event in events}) == 1
+    assert kinds(events)[-1] == "session.ended"
+    for turn in _turns(events):
+        named = kinds(turn)
+        assert named[0] == "turn.start"
+        assert named[-1] == "turn.end"
+        assert named.count("turn.start") == named.count("turn.end") == 1
+        assert len({getattr(event, "turn", None) for event in turn}) == 1
+        for before, after in itertools.pairwise(named):
+            assert before != "turn.eager_end" or after in ("turn.resume", "turn.end")
+        texts = [text for event in turn if (text := getattr(event, "transcript", None)) is not None]
+        assert all(len(a) <= len(b) for a, b in itertools.pairwise(texts))
+
+
+def _turns(events: Sequence[TurnEvent]) -> Iterator[list[TurnEvent]]:
+    turn: list[TurnEvent] = []
+    for event in events:
+        if hasattr(event, "turn"):
+            turn.append(event)
+            if isinstance(event, TurnEnd):
+                yield turn
+                turn = []
+    assert not turn, "a turn was left open"

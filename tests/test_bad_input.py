@@ -1,0 +1,129 @@
+"""Bad input is refused with a reason, told to whoever can be told, and costs nobody else."""
+
+import pytest
+
+from schemas.turns import SessionEnded, SessionError, TurnEnd
+from tests.stage import PCM16, Stage, check_order, kinds, words
+from worker.local.engines.script import say
+
+GOOD = {"session": "bad", "encoding": "pcm_s16le", "sample_rate": "16000"}
+
+BAD_SESSIONS = [
+    ({**GOOD, "encoding": "mp3"}, "encoding", "encoding", True),
+    ({**GOOD, "sample_rate": "fast"}, "malformed", "sample_rate", True),
+    ({"session": "bad", "encoding": "pcm_s16le"}, "missing", "sample_rate", True),
+    ({**GOOD, "keyterms": "Ink"}, "malformed", "keyterms", True),
+    ({**GOOD, "turn_end_threshold": "7"}, "malformed", "turn_end_threshold", True),
+    ({**GOOD, "metadata": f'"{"x" * 5_000}"'}, "too_large", "metadata", True),
+    ({**GOOD, "session": "no spaces"}, "malformed", "session", False),
+    ({"encoding": "pcm_s16le", "sample_rate": "16000"}, "missing", "session", False),
+    ({"hello": "world"}, "missing", "session", False),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason", "field", "known"), BAD_SESSIONS)
+async def test_bad_session_entry(
+    stage: Stage, fields: dict[str, str], reason: str, field: str, known: bool
+):
+    async with stage.worker():
+        bad = (await stage.redis.xadd(f"{stage.prefix}:sessions", dict(fields))).decode()
+        await stage.announce("good")
+        await stage.play("good", say([1], PCM16), pause_s=0)
+        events = await stage.until_ended("good", *(["bad"] if known else []))
+    assert words(events["good"]) == [1]
+    (dead,) = await stage.dead()
+    assert dead[b"id"].decode() == bad
+    assert dead[b"reason"].decode() == reason
+    assert f"`{field}`" in dead[b"detail"].decode()
+    if known:
+        error, ended = events["bad"]
+        assert isinstance(error, SessionError)
+        assert isinstance(ended, SessionEnded)
+        assert (error.seq, error.fatal, ended.seq, ended.reason) == (1, True, 2, "error")
+        assert field in error.message
+        assert await stage.redis.get(stage.audio_key("bad")) == b"ended"
+    assert await stage.redis.xlen(f"{stage.prefix}:sessions") == 0
+
+
+BAD_AUDIO = [
+    ({"sound": b"\0\0"}, "empty", ""),
+    ({"audio": bytes(256 * 1024 + 1)}, "too_large", "audio"),
+    ({"audio": b"\0\0", "seq": "first"}, "malformed", "seq"),
+    ({"config": "{"}, "malformed", "config"),
+    ({"config": '{"volume":11}'}, "malformed", "config"),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason", "field"), BAD_AUDIO)
+async def test_bad_audio_entry(
+    stage: Stage, fields: dict[str, bytes | str], reason: str, field: str
+):
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16), end=False)
+        await stage.append("call-1", **fields)
+        await stage.play("call-1", say([2], PCM16))
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1, 2]
+    (error,) = [event for event in events if isinstance(event, SessionError)]
+    assert (error.code, error.fatal) == (f"audio_{reason}", False)
+    (dead,) = await stage.dead()
+    assert dead[b"session"] == b"call-1"
+    assert dead[b"reason"].decode() == reason
+    assert not field or f"`{field}`" in dead[b"detail"].decode()
+    assert b"audio" not in dead, "refused audio is never kept"
+
+
+async def test_a_session_id_used_again(stage: Stage):
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
+        await stage.until_ended("call-1")
+        again = await stage.announce("call-1")
+        while not (dead := await stage.dead()):
+            await stage.redis.ping()
+    assert dead[0][b"id"].decode() == again
+    assert dead[0][b"reason"] == b"ended"
+
+
+async def test_a_session_announced_twice(stage: Stage):
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16), end=False)
+        await stage.announce("call-1")
+        while not (dead := await stage.dead()):
+            await stage.redis.ping()
+        await stage.play("call-1", say([2], PCM16))
+        events = (await stage.until_ended("call-1"))["call-1"]
+    assert dead[0][b"reason"] == b"duplicate"
+    assert kinds(events).count("session.started") == 1
+    assert words(events) == [1, 2]
+
+
+async def test_a_key_that_is_no_stream(stage: Stage):
+    async with stage.worker():
+        await stage.redis.set(stage.audio_key("call-2"), "not a stream")
+        await stage.announce("call-1")
+        await stage.announce("call-2")
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
+        events = (await stage.until_ended("call-1"))["call-1"]
+        while not (dead := await stage.dead()):
+            await stage.redis.ping()
+    assert words(events) == [1]
+    assert dead[0][b"session"] == b"call-2"
+
+
+async def test_refused_by_the_service(stage: Stage):
+    async with stage.worker():
+        await stage.announce("call-1", model="ink-whisper")
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
+        await stage.announce("call-2")
+        await stage.play("call-2", say([1], PCM16), pause_s=0)
+        events = await stage.until_ended("call-1", "call-2")
+    (error,) = [event for event in events["call-1"] if isinstance(event, SessionError)]
+    assert (error.code, error.status, error.fatal) == ("model_not_found", 400, True)
+    assert not any(isinstance(event, TurnEnd) for event in events["call-1"])
+    assert words(events["call-2"]) == [1]
+    (dead,) = await stage.dead()
+    assert dead[b"session"] == b"call-1"

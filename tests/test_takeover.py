@@ -1,0 +1,168 @@
+"""A session outlives its socket, its worker, and what it stands on."""
+
+import signal
+from pathlib import Path
+
+import anyio
+import pytest
+
+from schemas.turns import SessionError, SessionStarted, TurnStart, TurnUpdate
+from tests.stage import PCM16, Stage, check_order, kinds, words
+from worker.local.engines.script import ScriptEngine, hush, say
+from worker.local.redis import EmbeddedRedis
+from worker.local.server.server import TurnsServer
+from worker.local.server.settings import ServerSettings
+
+
+def _speech(turns: int, pause_ms: float = 900) -> bytes:
+    """Say three words a turn."""
+    return b"".join(
+        say(range(at * 3, at * 3 + 3), PCM16) + hush(pause_ms, PCM16) for at in range(turns)
+    )
+
+
+async def test_a_socket_cut_inside_a_turn(stage: Stage):
+    async with stage.worker() as worker, anyio.create_task_group() as tasks:
+        await stage.announce("call-1")
+        tasks.start_soon(stage.play, "call-1", _speech(2))
+        await stage.until("call-1", TurnUpdate, 2)
+        (session,) = worker.roster
+        assert session._stream is not None
+        session._stream.socket.abort("cut by the test")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == list(range(6))
+    assert events[-1].connection == 2
+
+
+async def test_killed_inside_a_turn(stage: Stage, tmp_path: Path):
+    async with (
+        stage.worker_process("one", tmp_path / "one", lease_ms="2000") as first,
+        anyio.create_task_group() as tasks,
+    ):
+        await stage.announce("call-1")
+        tasks.start_soon(stage.play, "call-1", _speech(4))
+        await stage.until("call-1", TurnUpdate, 4)
+        async with stage.worker_process("two", tmp_path / "two", lease_ms="2000"):
+            first.send_signal(signal.SIGKILL)
+            events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == list(range(12))
+    assert kinds(events).count("session.started") == 1
+    assert events[-1].connection == 2
+    await _bury_worker(stage, "one")
+
+
+async def test_stopped_inside_a_turn(stage: Stage, tmp_path: Path):
+    async with (
+        stage.worker_process("one", tmp_path / "one") as first,
+        anyio.create_task_group() as tasks,
+    ):
+        await stage.announce("call-1")
+        await stage.until("call-1", SessionStarted)
+        async with stage.worker_process("two", tmp_path / "two"):
+            tasks.start_soon(stage.play, "call-1", _speech(4))
+            await stage.until("call-1", TurnStart, 2)
+            first.send_signal(signal.SIGTERM)
+            events = (await stage.until_ended("call-1"))["call-1"]
+            assert await first.wait() == 0
+    check_order(events)
+    assert words(events) == list(range(12))
+    assert events[-1].connection == 2
+    assert await stage.redis.exists(f"{stage.prefix}:workers") == 0
+
+
+async def test_a_paused_worker_wakes_up_fenced(stage: Stage, tmp_path: Path):
+    async with (
+        stage.worker_process("one", tmp_path / "one", lease_ms="2000") as first,
+        anyio.create_task_group() as tasks,
+    ):
+        await stage.announce("call-1")
+        tasks.start_soon(stage.play, "call-1", _speech(6))
+        await stage.until("call-1", TurnUpdate, 2)
+        async with stage.worker_process("two", tmp_path / "two", lease_ms="2000"):
+            first.send_signal(signal.SIGSTOP)
+            await stage.until("call-1", TurnStart, 3)
+            first.send_signal(signal.SIGCONT)
+            events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == list(range(18))
+
+
+async def test_redis_is_not_there_yet(stt: TurnsServer):
+    async with EmbeddedRedis.start(append_only=True) as server:
+        await server.kill()
+        from redis.asyncio import Redis
+
+        async with Redis.from_url(server.url, protocol=2) as redis:
+            stage = Stage(redis, server.url, "stt", stt.url)
+            async with stage.worker() as worker:
+                while worker.health.up:
+                    await anyio.sleep(0.05)
+                assert worker.readiness.reasons[0].startswith("redis: ")
+                await server.restart()
+                await stage.announce("call-1")
+                await stage.play("call-1", say([1], PCM16), pause_s=0)
+                events = (await stage.until_ended("call-1"))["call-1"]
+                assert worker.readiness.ready
+    assert words(events) == [1]
+
+
+async def test_redis_restarts_inside_a_turn(stt: TurnsServer):
+    async with EmbeddedRedis.start(append_only=True, config={"appendfsync": "always"}) as server:
+        from redis.asyncio import Redis
+
+        async with Redis.from_url(server.url, protocol=2) as redis:
+            stage = Stage(redis, server.url, "stt", stt.url)
+            async with stage.worker():
+                await stage.announce("call-1")
+                await stage.play("call-1", say([0, 1, 2], PCM16), end=False)
+                await server.kill()
+                await anyio.sleep(1.0)
+                await server.restart()
+                await stage.play("call-1", say([3, 4], PCM16))
+                events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == list(range(5))
+
+
+async def test_the_service_is_not_there_yet(stage: Stage, stt: TurnsServer):
+    await stt.stop()
+    async with stage.worker() as worker:
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1, 2], PCM16), pause_s=0)
+        error = await stage.until("call-1", SessionError)
+        assert isinstance(error, SessionError)
+        assert (error.code, error.fatal) == ("stt_unavailable", False)
+        assert worker.readiness.ready, "an outage of the service is no reason to lose the pod"
+        settings = ServerSettings(port=stt.port)
+        async with TurnsServer.serve(settings, ScriptEngine()):
+            events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1, 2]
+    assert kinds(events).count("session.error") == 1
+
+
+async def test_a_wrong_key_loses_no_session(stage: Stage, caplog: pytest.LogCaptureFixture):
+    async with stage.worker(key="sk_wrong") as worker:
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1, 2], PCM16), pause_s=0)
+        await stage.until("call-1", SessionError)
+        assert not worker.readiness.ready
+        assert worker.readiness.reasons[0].startswith("stt: HTTP 401")
+        await stage.announce("call-2")
+        worker.stop()
+        while len(worker.roster):
+            await anyio.sleep(0.05)
+    assert len([line for line in caplog.messages if "refuses the API key" in line]) == 1
+    assert "sk_wrong" not in caplog.text
+    async with stage.worker():
+        await stage.append("call-2", end="1")
+        events = await stage.until_ended("call-1", "call-2")
+    check_order(events["call-1"])
+    assert words(events["call-1"]) == [1, 2]
+
+
+async def _bury_worker(stage: Stage, worker_id: str) -> None:
+    """Take a killed worker's record off the bus, as nobody else does yet."""
+    await stage.redis.hdel(f"{stage.prefix}:workers", worker_id)
