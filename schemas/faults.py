@@ -29,6 +29,8 @@ class EntryFault(ValueError):  # noqa: N818 - reads as what it is
 def entry_fault(error: msgspec.ValidationError, reason: Reason = "malformed") -> EntryFault:
     """Turn msgspec's "what - at `$.path`" into a fault that names the field."""
     what, at, path = str(error).partition(" - at `$")
+    if what.startswith("Invalid enum value"):
+        what = "is not one of the values documented"  # msgspec would repeat what was written
     if at:
         field = path.rstrip("`").lstrip(".")
         return EntryFault(field, what, reason)

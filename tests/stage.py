@@ -7,17 +7,19 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import Process
 from redis.asyncio import Redis
 
-from schemas.turns import SessionEnded, TurnEnd, TurnEvent, decode_turn_entry
+from schemas.turns import Event, SessionEnded, TurnEnd, TurnEvent, decode_turn_entry
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import words_of
 from worker.service import Worker
 from worker.settings import Settings
+
+E = TypeVar("E", bound=Event)
 
 KEY = "sk_car_test"
 PCM16 = AudioFormat("pcm_s16le", 16_000)
@@ -92,20 +94,25 @@ class Stage:
 
     async def announce(self, session: str, audio: AudioFormat = PCM16, **fields: str) -> str:
         """Append a session entry and return its id."""
-        entry: bytes = await self.redis.xadd(
-            f"{self.prefix}:sessions",
+        return await self.announce_as(
             {
                 "session": session,
                 "encoding": audio.encoding,
                 "sample_rate": str(audio.sample_rate),
                 **fields,
-            },
+            }
         )
-        return entry.decode()
+
+    async def announce_as(self, fields: Mapping[str, str]) -> str:
+        """Append a session entry of these very fields and return its id."""
+        written: dict[Any, Any] = dict(fields)
+        entry: Any = await self.redis.xadd(f"{self.prefix}:sessions", written)
+        return str(entry.decode())
 
     async def append(self, session: str, **fields: bytes | str) -> None:
         """Append an audio entry."""
-        await self.redis.xadd(self.audio_key(session), dict(fields))
+        written: dict[Any, Any] = dict(fields)
+        await self.redis.xadd(self.audio_key(session), written)
 
     async def play(
         self,
@@ -154,7 +161,7 @@ class Stage:
                 break
         return seen
 
-    async def until(self, session: str, kind: type, count: int = 1) -> TurnEvent:
+    async def until(self, session: str, kind: type[E], count: int = 1) -> E:
         """Return the `count`th event of a kind, once it is published."""
         async for event in self.events():
             if event.session == session and isinstance(event, kind):
@@ -165,7 +172,8 @@ class Stage:
 
     async def dead(self) -> list[Mapping[bytes, bytes]]:
         """Return the fields of every refused entry."""
-        return [fields for _, fields in await self.redis.xrange(f"{self.prefix}:dead")]
+        rows: Any = await self.redis.xrange(f"{self.prefix}:dead")
+        return [fields for _, fields in rows]
 
 
 def words(events: Sequence[TurnEvent]) -> list[int | str]:

@@ -24,9 +24,9 @@ BAD_SESSIONS = [
 @pytest.mark.parametrize(("fields", "reason", "field", "known"), BAD_SESSIONS)
 async def test_bad_session_entry(
     stage: Stage, fields: dict[str, str], reason: str, field: str, known: bool
-):
+) -> None:
     async with stage.worker():
-        bad = (await stage.redis.xadd(f"{stage.prefix}:sessions", dict(fields))).decode()
+        bad = await stage.announce_as(fields)
         await stage.announce("good")
         await stage.play("good", say([1], PCM16), pause_s=0)
         events = await stage.until_ended("good", *(["bad"] if known else []))
@@ -57,7 +57,7 @@ BAD_AUDIO = [
 @pytest.mark.parametrize(("fields", "reason", "field"), BAD_AUDIO)
 async def test_bad_audio_entry(
     stage: Stage, fields: dict[str, bytes | str], reason: str, field: str
-):
+) -> None:
     async with stage.worker():
         await stage.announce("call-1")
         await stage.play("call-1", say([1], PCM16), end=False)
@@ -75,7 +75,7 @@ async def test_bad_audio_entry(
     assert b"audio" not in dead, "refused audio is never kept"
 
 
-async def test_a_session_id_used_again(stage: Stage):
+async def test_a_session_id_used_again(stage: Stage) -> None:
     async with stage.worker():
         await stage.announce("call-1")
         await stage.play("call-1", say([1], PCM16), pause_s=0)
@@ -87,7 +87,7 @@ async def test_a_session_id_used_again(stage: Stage):
     assert dead[0][b"reason"] == b"ended"
 
 
-async def test_a_session_announced_twice(stage: Stage):
+async def test_a_session_announced_twice(stage: Stage) -> None:
     async with stage.worker():
         await stage.announce("call-1")
         await stage.play("call-1", say([1], PCM16), end=False)
@@ -101,7 +101,7 @@ async def test_a_session_announced_twice(stage: Stage):
     assert words(events) == [1, 2]
 
 
-async def test_a_key_that_is_no_stream(stage: Stage):
+async def test_a_key_that_is_no_stream(stage: Stage) -> None:
     async with stage.worker():
         await stage.redis.set(stage.audio_key("call-2"), "not a stream")
         await stage.announce("call-1")
@@ -114,7 +114,7 @@ async def test_a_key_that_is_no_stream(stage: Stage):
     assert dead[0][b"session"] == b"call-2"
 
 
-async def test_refused_by_the_service(stage: Stage):
+async def test_refused_by_the_service(stage: Stage) -> None:
     async with stage.worker():
         await stage.announce("call-1", model="ink-whisper")
         await stage.play("call-1", say([1], PCM16), pause_s=0)

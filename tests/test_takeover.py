@@ -21,7 +21,7 @@ def _speech(turns: int, pause_ms: float = 900) -> bytes:
     )
 
 
-async def test_a_socket_cut_inside_a_turn(stage: Stage):
+async def test_a_socket_cut_inside_a_turn(stage: Stage) -> None:
     async with stage.worker() as worker, anyio.create_task_group() as tasks:
         await stage.announce("call-1")
         tasks.start_soon(stage.play, "call-1", _speech(2))
@@ -35,7 +35,7 @@ async def test_a_socket_cut_inside_a_turn(stage: Stage):
     assert events[-1].connection == 2
 
 
-async def test_killed_inside_a_turn(stage: Stage, tmp_path: Path):
+async def test_killed_inside_a_turn(stage: Stage, tmp_path: Path) -> None:
     async with (
         stage.worker_process("one", tmp_path / "one", lease_ms="2000") as first,
         anyio.create_task_group() as tasks,
@@ -53,7 +53,7 @@ async def test_killed_inside_a_turn(stage: Stage, tmp_path: Path):
     await _bury_worker(stage, "one")
 
 
-async def test_stopped_inside_a_turn(stage: Stage, tmp_path: Path):
+async def test_stopped_inside_a_turn(stage: Stage, tmp_path: Path) -> None:
     async with (
         stage.worker_process("one", tmp_path / "one") as first,
         anyio.create_task_group() as tasks,
@@ -72,7 +72,7 @@ async def test_stopped_inside_a_turn(stage: Stage, tmp_path: Path):
     assert await stage.redis.exists(f"{stage.prefix}:workers") == 0
 
 
-async def test_a_paused_worker_wakes_up_fenced(stage: Stage, tmp_path: Path):
+async def test_a_paused_worker_wakes_up_fenced(stage: Stage, tmp_path: Path) -> None:
     async with (
         stage.worker_process("one", tmp_path / "one", lease_ms="2000") as first,
         anyio.create_task_group() as tasks,
@@ -89,7 +89,7 @@ async def test_a_paused_worker_wakes_up_fenced(stage: Stage, tmp_path: Path):
     assert words(events) == list(range(18))
 
 
-async def test_redis_is_not_there_yet(stt: TurnsServer):
+async def test_redis_is_not_there_yet(stt: TurnsServer) -> None:
     async with EmbeddedRedis.start(append_only=True) as server:
         await server.kill()
         from redis.asyncio import Redis
@@ -108,7 +108,7 @@ async def test_redis_is_not_there_yet(stt: TurnsServer):
     assert words(events) == [1]
 
 
-async def test_redis_restarts_inside_a_turn(stt: TurnsServer):
+async def test_redis_restarts_inside_a_turn(stt: TurnsServer) -> None:
     async with EmbeddedRedis.start(append_only=True, config={"appendfsync": "always"}) as server:
         from redis.asyncio import Redis
 
@@ -126,7 +126,7 @@ async def test_redis_restarts_inside_a_turn(stt: TurnsServer):
     assert words(events) == list(range(5))
 
 
-async def test_the_service_is_not_there_yet(stage: Stage, stt: TurnsServer):
+async def test_the_service_is_not_there_yet(stage: Stage, stt: TurnsServer) -> None:
     await stt.stop()
     async with stage.worker() as worker:
         await stage.announce("call-1")
@@ -143,7 +143,7 @@ async def test_the_service_is_not_there_yet(stage: Stage, stt: TurnsServer):
     assert kinds(events).count("session.error") == 1
 
 
-async def test_a_wrong_key_loses_no_session(stage: Stage, caplog: pytest.LogCaptureFixture):
+async def test_a_wrong_key_loses_no_session(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     async with stage.worker(key="sk_wrong") as worker:
         await stage.announce("call-1")
         await stage.play("call-1", say([1, 2], PCM16), pause_s=0)

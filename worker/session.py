@@ -19,9 +19,10 @@ import anyio
 import msgspec
 from redis.exceptions import ResponseError
 
-from schemas import cartesia, turns
+from schemas import cartesia
 from schemas.audio import AudioEntry, Fields, TurnConfig, decode_audio
 from schemas.faults import EntryFault
+from schemas.turns import EndReason as SessionEndReason
 from worker.bus.connection import patiently
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
@@ -31,19 +32,17 @@ from worker.core.faults import Backoff, is_idle_close
 from worker.core.ledger import Ledger, LedgerState
 from worker.core.pacing import Pacer
 from worker.core.turns import Draft, EndReason, Input, TurnState, TurnTracker
-from worker.errors import SttBusy, SttCredentials, SttError, SttPermanent, SttTransient
+from worker.dial import dial
+from worker.errors import SttError, SttPermanent, SttTransient
 from worker.host import Host
-from worker.publisher import Publisher, Written
-from worker.stt.cartesia import PROVIDER, Stream, StreamSettings, open_stream
-from worker.telemetry import SessionTrace
+from worker.narrator import Narrator, Place
+from worker.publisher import Written
+from worker.pulse import Pulse
+from worker.stt.cartesia import Stream, StreamSettings
 from worker.uplink import Uplink
 
 log = logging.getLogger(__name__)
 
-PING_S = 5.0
-"""Between pings, and for the answer to one: a half-open socket is known within twice that."""
-
-SEND_DEADLINE_S = 5.0
 FLUSH_DEADLINE_S = 10.0
 OUTAGE_TOLD_AFTER_S = 3.0
 HEARD_MARGIN_MS = 1_500
@@ -52,9 +51,6 @@ service's lag and the onset it needs."""
 
 FILLER_LIMIT_MS = 20_000
 """Filler after which a turn that will not end is ended by us: well beyond the longest timeout."""
-
-CREDENTIALS_RETRY_S = 15.0
-"""Ceiling of the wait between connects while the service refuses the key."""
 
 _INPUTS: dict[type, Input] = {
     cartesia.TurnStart: Input.START,
@@ -110,16 +106,7 @@ class Session:
         self._config = snapshot.config
         self._connection = snapshot.connection
         self._request_id = snapshot.request_id
-        self._publisher = Publisher(
-            ownership,
-            seq,
-            host.keys,
-            host.retention,
-            host.committer,
-            host.stats.commit_latency,
-            self._written,
-        )
-        self._trace = SessionTrace(entry.session, entry.traceparent, entry.tracestate)
+        self._narrator = Narrator(host, ownership, seq, self._place, self._written)
         self._backoff = Backoff()
         self._wake = anyio.Event()
         self._stream: Stream | None = None
@@ -127,9 +114,7 @@ class Session:
         self._last_audio = now
         self._phase_since = now
         self._outage_told = False
-        self._ping = 0
-        self._ping_at = now
-        self._ping_fed = 0
+        self._pulse = Pulse(now)
         self._unreadable = ""
 
     # -- what the reader asks and tells
@@ -159,7 +144,7 @@ class Session:
     @property
     def refused(self) -> str | None:
         """Why our commits are refused: another worker owns the session. None while they are not."""
-        return self._publisher.refused
+        return self._narrator.publisher.refused
 
     def feed(self, entries: Entries, now: float) -> None:
         """Take entries that follow the cursor."""
@@ -185,7 +170,7 @@ class Session:
         admitted = self._ledger.admit(entry_id, entry)
         if admitted.missing and self._ledger.announce(entry_id):
             chunk_ms = self._uplink.ms_of(len(entry.audio))
-            self._publish_gap(int(admitted.missing * chunk_ms), "producer")
+            self._narrator.gap(int(admitted.missing * chunk_ms), "producer")
         if entry.config is not None:
             merged = self._config.merged(entry.config)
             merged.check_order()
@@ -223,25 +208,17 @@ class Session:
                 late = now - self._phase_since > OUTAGE_TOLD_AFTER_S
                 if late and not self._outage_told:
                     self._outage_told = True
-                    self._publish_error("stt_unavailable", "no connection to the STT service yet")
+                    self._narrator.error("stt_unavailable", "no connection to the STT service yet")
             case Phase.PARKED if now - self._last_audio > self._host.pace.idle_s:
                 self._wake.set()
 
     def _tick_socket(self, stream: Stream, now: float) -> None:
-        socket = stream.socket
-        if socket.blocked_since is not None and now - socket.blocked_since > SEND_DEADLINE_S:
-            socket.abort(f"the service took no audio for {SEND_DEADLINE_S:g} s")
-        if socket.pongs >= self._ping:
-            self._settle_silence(now)
-            if now - self._ping_at >= PING_S:
-                self._ping += 1
-                self._ping_at, self._ping_fed = now, self._uplink.fed
-                socket.send_ping(self._ping)
-        elif now - self._ping_at > PING_S:
-            socket.abort(f"no answer to a ping for {PING_S:g} s")
+        heard = self._pulse.beat(stream.socket, now, self._uplink.fed)
+        if heard is not None:
+            self._settle_silence(heard)
         if self.phase is Phase.FLUSHING:
             if now - self._phase_since > FLUSH_DEADLINE_S:
-                socket.abort(f"not flushed within {FLUSH_DEADLINE_S:g} s")
+                stream.socket.abort(f"not flushed within {FLUSH_DEADLINE_S:g} s")
         elif self._tracker.heard:
             self._fill(now)
         elif not self._tracker.open and now - self._last_audio > self._host.pace.park_s:
@@ -256,14 +233,13 @@ class Session:
             log.warning("%s: a turn did not end in 20 s of silence; ended", self._entry.session)
             self._conclude("watchdog")
 
-    def _settle_silence(self, now: float) -> None:
+    def _settle_silence(self, heard: int) -> None:
         """Commit audio between turns that the service has certainly heard and found empty."""
-        if self._tracker.open or self._tracker.heard or not self._ping:
+        if self._tracker.open or self._tracker.heard:
             return
-        heard = self._ping_fed - self._uplink.bytes_of(HEARD_MARGIN_MS)
-        if now - self._ping_at < 1.0 and self._ledger.commit_to(heard):
+        if self._ledger.commit_to(heard - self._uplink.bytes_of(HEARD_MARGIN_MS)):
             self._uplink.committed()
-            self._publisher.touch()
+            self._narrator.publisher.touch()
 
     # -- its own task
 
@@ -276,14 +252,14 @@ class Session:
         try:
             while self.phase is not Phase.OVER:
                 await self._step()
-            await self._publisher.drained()
+            await self._narrator.publisher.drained()
         finally:
             self.phase = Phase.OVER
             self._host.reader.remove(self)
 
     async def settle(self) -> None:
         """Wait until everything published so far is committed; raises `CommitRefused`."""
-        await self._publisher.drained()
+        await self._narrator.publisher.drained()
 
     async def _step(self) -> None:
         """Wait for work; do one socket's worth of it."""
@@ -340,35 +316,22 @@ class Session:
             keyterms=self._entry.keyterms,
             turn=self._host.turn.merged(self._config),
         )
-        slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
-        while True:
-            try:
-                with self._trace.connecting(settings.model):
-                    stream = await open_stream(self._host.service, settings)
-            except SttPermanent as error:
-                self._host.stats.connect_failures += 1
-                self._fail(error.code or "stt_refused", str(error), status=error.status)
-                return None
-            except SttCredentials as error:
-                self._host.credentials.refused(error)
-                wait = slow.next_s()
-            except (SttBusy, SttTransient) as error:
-                log.info("%s: %s", self._entry.session, error)
-                wait = self._backoff.next_s()
-            else:
-                self._connected(stream)
-                return stream
-            self._host.stats.connect_failures += 1
-            await anyio.sleep(wait)
+        try:
+            stream = await dial(
+                self._host, self._entry.session, settings, self._narrator.trace, self._backoff
+            )
+        except SttPermanent as error:
+            self._fail(error.code or "stt_refused", str(error), status=error.status)
+            return None
+        self._connected(stream)
+        return stream
 
     def _connected(self, stream: Stream) -> None:
         now = time.monotonic()
-        self._host.credentials.accepted()
-        self._host.stats.connects += 1
         self._connection += 1
         self._request_id = stream.request_id
         self._outage_told = False
-        self._ping, self._ping_at, self._ping_fed = 0, now, 0
+        self._pulse = Pulse(now)
         self._tracker.socket_opened()
         self._uplink.attach(stream, now)
         self._stream = stream
@@ -382,7 +345,7 @@ class Session:
                 case cartesia.Error() if self.phase is Phase.FLUSHING:
                     break  # nothing more will come of what was sent
                 case cartesia.Error():
-                    self._publish_error(
+                    self._narrator.error(
                         message.error_code or "stt_error",
                         message.message or message.title,
                         status=message.status_code or 0,
@@ -420,12 +383,12 @@ class Session:
     # -- what is said, and what it covers
 
     def _hear(self, said: Input, text: str | None) -> None:
-        self._publish(self._tracker.hear(said, text, self._uplink.fed))
+        self._narrator.tell(self._tracker.hear(said, text, self._uplink.fed))
 
     async def _hear_end(self, message: cartesia.TurnEnd) -> None:
         fed = self._uplink.fed
         if not self._tracker.will_end(message.transcript, fed):
-            self._publish(self._tracker.hear(Input.END, message.transcript, fed))
+            self._narrator.tell(self._tracker.hear(Input.END, message.transcript, fed))
             return
         flushing = self.phase is Phase.FLUSHING
         cut = fed if flushing else await self._cut(fed)
@@ -439,8 +402,8 @@ class Session:
     def _cover(self, position: int, drafts: list[Draft], reason: EndReason) -> None:
         if self._ledger.commit_to(position):
             self._uplink.committed()
-        self._publish([msgspec.structs.replace(draft, reason=reason) for draft in drafts])
-        self._publisher.touch()
+        self._narrator.tell([msgspec.structs.replace(draft, reason=reason) for draft in drafts])
+        self._narrator.publisher.touch()
 
     async def _cut(self, fed: int) -> int:
         """Return the session byte at which the turn that just ended is over."""
@@ -467,6 +430,10 @@ class Session:
             self._entry.sample_rate,
         )
 
+    def _place(self) -> Place:
+        """Say where an event made now stands."""
+        return Place(self._uplink.fed_ms, self._request_id, self._connection)
+
     def _written(self) -> Written:
         """Say what goes with the events of the next commit."""
         snapshot = Snapshot(
@@ -478,54 +445,17 @@ class Session:
         )
         return Written(msgspec.json.encode(snapshot), self._ledger.committed.entry)
 
-    # -- publishing
+    # -- the end
 
-    def _publish(self, drafts: list[Draft]) -> None:
-        for draft in drafts:
-            common = self._common()
-            at, turn, text = common["at"], draft.turn, draft.transcript or ""
-            event: turns.TurnEvent
-            match draft.kind:
-                case "turn.start":
-                    self._trace.turn_started(turn, at)
-                    event = turns.TurnStart(turn=turn, **common)
-                case "turn.update":
-                    event = turns.TurnUpdate(turn=turn, transcript=text, **common)
-                case "turn.eager_end":
-                    event = turns.TurnEagerEnd(turn=turn, transcript=text, **common)
-                case "turn.resume":
-                    event = turns.TurnResume(turn=turn, **common)
-                case "turn.end":
-                    reason = draft.reason or "model"
-                    event = turns.TurnEnd(turn=turn, transcript=text, reason=reason, **common)
-            self._add(event)
-            if draft.kind == "turn.end":
-                self._trace.turn_ended(draft.reason or "model", at)
-
-    def _publish_gap(self, missing_ms: int, reason: str) -> None:
-        self._add(turns.AudioGap(missing_ms=missing_ms, reason=reason, **self._common()))
-
-    def _publish_error(
-        self, code: str, message: str, *, status: int = 0, fatal: bool = False
-    ) -> None:
-        self._add(
-            turns.SessionError(
-                code=code, message=message, status=status, fatal=fatal, **self._common()
-            )
-        )
-
-    def _finish(self, reason: turns.EndReason) -> None:
-        self._add(
-            turns.SessionEnded(reason=reason, turns=self._tracker.state.turn, **self._common())
-        )
-        self._publisher.finish()
+    def _finish(self, reason: SessionEndReason) -> None:
+        self._narrator.end(reason, self._tracker.state.turn)
         self.phase = Phase.OVER
 
     def _fail(self, code: str, message: str, *, status: int) -> None:
         """End the session for a fault that no retry can cure."""
         log.error("%s: ended: %s", self._entry.session, message)
-        self._publish(self._tracker.conclude("close"))
-        self._publish_error(code, message, status=status, fatal=True)
+        self._narrator.tell(self._tracker.conclude("close"))
+        self._narrator.error(code, message, status=status, fatal=True)
         self._finish("error")
         self._host.bury(
             self.ownership.fence.entry,
@@ -538,23 +468,7 @@ class Session:
 
     def _refuse(self, entry_id: str, fields: Fields, fault: EntryFault) -> None:
         if self._ledger.announce(entry_id):
-            self._publish_error(f"audio_{fault.reason}", f"audio entry {entry_id}: {fault}")
+            self._narrator.error(f"audio_{fault.reason}", f"audio entry {entry_id}: {fault}")
             self._host.bury(
                 entry_id, self.audio_key, self._entry.session, fault.reason, str(fault), fields
             )
-
-    def _add(self, event: turns.TurnEvent) -> None:
-        self._host.stats.events += 1
-        self._publisher.add(event, self._trace.traceparent)
-
-    def _common(self) -> dict[str, Any]:
-        return {
-            "session": self._entry.session,
-            "run": self.ownership.run,
-            "seq": self._publisher.next_seq,
-            "at": time.time(),
-            "audio_ms": self._uplink.fed_ms,
-            "provider": PROVIDER,
-            "request_id": self._request_id,
-            "connection": self._connection,
-        }

@@ -1,0 +1,45 @@
+"""Dialling: from a session's settings to an open stream, however long the service takes."""
+
+import logging
+
+import anyio
+
+from worker.core.faults import Backoff
+from worker.errors import SttBusy, SttCredentials, SttPermanent, SttTransient
+from worker.host import Host
+from worker.stt.cartesia import Stream, StreamSettings, open_stream
+from worker.telemetry import SessionTrace
+
+log = logging.getLogger(__name__)
+
+CREDENTIALS_RETRY_S = 15.0
+"""Ceiling of the wait between connects while the service refuses the key."""
+
+
+async def dial(
+    host: Host, session: str, settings: StreamSettings, trace: SessionTrace, backoff: Backoff
+) -> Stream:
+    """Return an open stream, waiting as the refusals ask for.
+
+    Raises `SttPermanent` if the service will never take these settings.
+    """
+    slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
+    while True:
+        try:
+            with trace.connecting(settings.model):
+                stream = await open_stream(host.service, settings)
+        except SttPermanent:
+            host.stats.connect_failures += 1
+            raise
+        except SttCredentials as error:
+            host.credentials.refused(error)
+            wait = slow.next_s()
+        except (SttBusy, SttTransient) as error:
+            log.info("%s: %s", session, error)
+            wait = backoff.next_s()
+        else:
+            host.credentials.accepted()
+            host.stats.connects += 1
+            return stream
+        host.stats.connect_failures += 1
+        await anyio.sleep(wait)

@@ -1,0 +1,104 @@
+"""The narrator: turns what happened to a session into events, and publishes them."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from schemas import turns
+from worker.bus.intake import Ownership
+from worker.core.turns import Draft
+from worker.host import Host
+from worker.publisher import Publisher, Written
+from worker.stt.cartesia import PROVIDER
+from worker.telemetry import SessionTrace
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where the session stands as an event is made."""
+
+    audio_ms: int
+    request_id: str
+    connection: int
+
+
+class Narrator:
+    """Makes one session's events."""
+
+    def __init__(
+        self,
+        host: Host,
+        ownership: Ownership,
+        seq: int,
+        place: Callable[[], Place],
+        written: Callable[[], Written],
+    ) -> None:
+        session = ownership.session
+        self._ownership = ownership
+        self._stats = host.stats
+        self._place = place
+        self.trace = SessionTrace(session.session, session.traceparent, session.tracestate)
+        self.publisher = Publisher(
+            ownership,
+            seq,
+            host.keys,
+            host.retention,
+            host.committer,
+            host.stats.commit_latency,
+            written,
+        )
+
+    def tell(self, drafts: Sequence[Draft]) -> None:
+        """Publish what the tracker decided."""
+        for draft in drafts:
+            common = self._common()
+            at, turn, text = common["at"], draft.turn, draft.transcript or ""
+            event: turns.TurnEvent
+            match draft.kind:
+                case "turn.start":
+                    self.trace.turn_started(turn, at)
+                    event = turns.TurnStart(turn=turn, **common)
+                case "turn.update":
+                    event = turns.TurnUpdate(turn=turn, transcript=text, **common)
+                case "turn.eager_end":
+                    event = turns.TurnEagerEnd(turn=turn, transcript=text, **common)
+                case "turn.resume":
+                    event = turns.TurnResume(turn=turn, **common)
+                case "turn.end":
+                    reason = draft.reason or "model"
+                    event = turns.TurnEnd(turn=turn, transcript=text, reason=reason, **common)
+            self._add(event)
+            if draft.kind == "turn.end":
+                self.trace.turn_ended(draft.reason or "model", at)
+
+    def gap(self, missing_ms: int, reason: str) -> None:
+        """Publish that audio will not be transcribed."""
+        self._add(turns.AudioGap(missing_ms=missing_ms, reason=reason, **self._common()))
+
+    def error(self, code: str, message: str, *, status: int = 0, fatal: bool = False) -> None:
+        """Publish a fault of the input or of the provider."""
+        self._add(
+            turns.SessionError(
+                code=code, message=message, status=status, fatal=fatal, **self._common()
+            )
+        )
+
+    def end(self, reason: turns.EndReason, turn_count: int) -> None:
+        """Publish the last event."""
+        self._add(turns.SessionEnded(reason=reason, turns=turn_count, **self._common()))
+        self.publisher.finish()
+
+    def _add(self, event: turns.TurnEvent) -> None:
+        self._stats.events += 1
+        self.publisher.add(event, self.trace.traceparent)
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "session": self._ownership.session.session,
+            "run": self._ownership.run,
+            "seq": self.publisher.next_seq,
+            "at": time.time(),
+            "provider": PROVIDER,
+            **msgspec.structs.asdict(self._place()),
+        }

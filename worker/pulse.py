@@ -1,0 +1,42 @@
+"""The pulse of a socket: whether the service still takes bytes and answers, and what it heard."""
+
+from worker.stt.socket import Socket
+
+PING_S = 5.0
+"""Between pings, and for the answer to one: a half-open socket is known within twice that."""
+
+PROMPT_S = 1.0
+"""An answer later than that says nothing of when the service heard the audio before the ping."""
+
+SEND_DEADLINE_S = 5.0
+"""How long the peer may take no bytes."""
+
+
+class Pulse:
+    """Pings one socket, and drops it when it is dead."""
+
+    def __init__(self, now: float) -> None:
+        self._number = 0
+        self._sent_at = now
+        self._fed = 0
+        self._settled = True
+
+    def beat(self, socket: Socket, now: float, fed: int) -> int | None:
+        """Look after the socket; `fed` is the session byte sent up to now.
+
+        Returns the session byte up to which the service has certainly heard, once per answer.
+        """
+        if socket.blocked_since is not None and now - socket.blocked_since > SEND_DEADLINE_S:
+            socket.abort(f"the service took no audio for {SEND_DEADLINE_S:g} s")
+        if socket.pongs < self._number:
+            if now - self._sent_at > PING_S:
+                socket.abort(f"no answer to a ping for {PING_S:g} s")
+            return None
+        if not self._settled:
+            self._settled = True
+            return self._fed if now - self._sent_at < PROMPT_S else None
+        if now - self._sent_at >= PING_S:
+            self._number += 1
+            self._sent_at, self._fed, self._settled = now, fed, False
+            socket.send_ping(self._number)
+        return None
