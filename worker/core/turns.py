@@ -113,7 +113,7 @@ class TurnTracker:
         """Provider events that broke the protocol's own rules and were ignored."""
         self._heard = Heard.NONE
         self._joined = ""  # text of provider turns that a replay ended too early
-        self._replaying = self.state.open is not None
+        self._replaying = self.open  # what consumers saw is being heard again
         self._proposed = False  # the provider's eager end is one that consumers saw
 
     @property
@@ -170,7 +170,8 @@ class TurnTracker:
         """End the open turn, if any, with the longest text known."""
         if self.state.open is None:
             return []
-        return self._close(self.state.open.transcript, reason)
+        # A replay that ended early may have heard more than what was published.
+        return self._close(max(self._joined, self.state.open.transcript, key=len), reason)
 
     def _settled(self, text: str, position: int) -> bool:
         """Tell whether a replay has caught up with what consumers saw."""
@@ -190,6 +191,7 @@ class TurnTracker:
         known = self._known
         if len(text) <= len(known.transcript):
             return []
+        self._replaying = False
         drafts = [Draft("turn.update", self.state.turn, text)]
         if known.eager:
             drafts.insert(0, Draft("turn.resume", self.state.turn))
@@ -199,10 +201,12 @@ class TurnTracker:
     def _propose(self, text: str, position: int) -> list[Draft]:
         known = self._known
         self._heard = Heard.EAGER
-        self._proposed = self._settled(text, position)
+        grown = len(text) > len(known.transcript)
+        # Lag differs from socket to socket, so the position alone does not tell an old proposal.
+        old = self._replaying and text != known.transcript and known.transcript.startswith(text)
+        self._proposed = self._settled(text, position) and not old
         if not self._proposed:
             return []
-        grown = len(text) > len(known.transcript)
         shown = text if grown else known.transcript
         if shown == known.eager_transcript and (known.eager or self._replaying):
             return []  # consumers have this very proposal already

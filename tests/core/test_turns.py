@@ -1,0 +1,593 @@
+"""The turn tracker: its table cell by cell, its scenarios as told, its promises by property."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from worker.core.turns import (
+    TABLE,
+    Action,
+    Draft,
+    EndReason,
+    Heard,
+    Input,
+    OpenTurn,
+    Shown,
+    TurnState,
+    TurnTracker,
+)
+
+GRID = """
+    shown     heard     turn.start  turn.update  turn.eager_end  turn.resume  turn.end
+    none      none      BEGIN       -            -               -            -
+    none      speaking  -           -            -               -            -
+    none      eager     -           -            -               -            -
+    speaking  none      REJOIN      -            -               -            -
+    speaking  speaking  -           GROW         PROPOSE         -            END
+    speaking  eager     -           GROW         PROPOSE         RESUME       END
+    eager     none      REJOIN      -            -               -            -
+    eager     speaking  -           GROW         PROPOSE         -            END
+    eager     eager     -           GROW         PROPOSE         RESUME       END
+"""
+
+
+def _cells() -> dict[tuple[Shown, Heard, Input], Action | None]:
+    head, *rows = [line.split() for line in GRID.strip().splitlines()]
+    return {
+        (Shown(row[0]), Heard(row[1]), Input(said)): None if cell == "-" else Action[cell]
+        for row in rows
+        for said, cell in zip(head[2:], row[2:], strict=True)
+    }
+
+
+def _tracker(shown: Shown, heard: Heard) -> TurnTracker:
+    """A tracker brought there by what it may be told: an earlier owner, then this socket."""
+    known = {
+        Shown.NONE: None,
+        Shown.SPEAKING: OpenTurn(transcript="one", mark=10),
+        Shown.EAGER: OpenTurn(transcript="one", mark=10, eager=True, eager_transcript="one"),
+    }
+    tracker = TurnTracker(TurnState(turn=3, open=known[shown]))
+    if heard is not Heard.NONE:
+        tracker.hear(Input.START, None, 11)
+    if heard is Heard.EAGER:
+        # Too early to be news, so that the consumers' view stays as it is.
+        tracker.hear(Input.EAGER_END, "1", 5)
+    assert tracker.shown is shown
+    return tracker
+
+
+def test_the_grid_is_whole_and_the_table_is_the_grid() -> None:
+    cells = _cells()
+    assert set(cells) == set(product(Shown, Heard, Input))
+    assert {cell: action for cell, action in cells.items() if action is not None} == dict(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("shown", "heard", "said"),
+    [
+        pytest.param(*cell, id="-".join(part.value for part in cell))
+        for cell, action in _cells().items()
+        if action is None and not (cell[0] is Shown.NONE and cell[1] is not Heard.NONE)
+    ],
+)
+def test_what_the_table_lacks_is_ignored_and_counted(
+    shown: Shown, heard: Heard, said: Input
+) -> None:
+    tracker = _tracker(shown, heard)
+    before = tracker.state
+    assert tracker.hear(said, "one two three", 99) == []
+    assert tracker.violations == 1
+    assert tracker.state == before
+    assert tracker.heard == (heard is not Heard.NONE)
+
+
+# What each cell of the table does, with news and without: the text and position that are told,
+# the kinds published, and where consumers and provider stand then.
+DONE: list[tuple[Shown, Heard, Input, str | None, int, str, Shown, bool]] = [
+    (Shown.NONE, Heard.NONE, Input.START, None, 20, "start", Shown.SPEAKING, True),
+    (Shown.SPEAKING, Heard.NONE, Input.START, None, 20, "", Shown.SPEAKING, True),
+    (Shown.EAGER, Heard.NONE, Input.START, None, 20, "", Shown.EAGER, True),
+    (Shown.SPEAKING, Heard.SPEAKING, Input.UPDATE, "one two", 20, "update", Shown.SPEAKING, True),
+    (Shown.SPEAKING, Heard.SPEAKING, Input.UPDATE, "one", 20, "", Shown.SPEAKING, True),
+    (Shown.SPEAKING, Heard.SPEAKING, Input.UPDATE, "two", 20, "", Shown.SPEAKING, True),
+    (Shown.SPEAKING, Heard.SPEAKING, Input.UPDATE, "", 20, "", Shown.SPEAKING, True),
+    (Shown.SPEAKING, Heard.EAGER, Input.UPDATE, "one two", 20, "update", Shown.SPEAKING, True),
+    (Shown.EAGER, Heard.SPEAKING, Input.UPDATE, "1 2 3", 20, "resume update", Shown.SPEAKING, True),
+    (Shown.EAGER, Heard.SPEAKING, Input.UPDATE, "one", 20, "", Shown.EAGER, True),
+    (Shown.EAGER, Heard.EAGER, Input.UPDATE, "1 2 3", 20, "resume update", Shown.SPEAKING, True),
+    (Shown.SPEAKING, Heard.SPEAKING, Input.EAGER_END, "one", 20, "eager_end", Shown.EAGER, True),
+    (Shown.SPEAKING, Heard.SPEAKING, Input.EAGER_END, "1", 5, "", Shown.SPEAKING, True),
+    (Shown.SPEAKING, Heard.EAGER, Input.EAGER_END, "one 2", 20, "eager_end", Shown.EAGER, True),
+    (Shown.EAGER, Heard.SPEAKING, Input.EAGER_END, "one", 20, "", Shown.EAGER, True),
+    (Shown.EAGER, Heard.SPEAKING, Input.EAGER_END, "1 2 3", 9, "", Shown.EAGER, True),
+    (
+        Shown.EAGER,
+        Heard.SPEAKING,
+        Input.EAGER_END,
+        "one 2",
+        9,
+        "resume eager_end",
+        Shown.EAGER,
+        True,
+    ),
+    (Shown.EAGER, Heard.EAGER, Input.EAGER_END, "1 2 3", 20, "resume eager_end", Shown.EAGER, True),
+    (Shown.SPEAKING, Heard.EAGER, Input.RESUME, None, 20, "", Shown.SPEAKING, True),
+    (Shown.EAGER, Heard.EAGER, Input.RESUME, None, 20, "", Shown.EAGER, True),
+    (Shown.SPEAKING, Heard.SPEAKING, Input.END, "one two", 20, "end", Shown.NONE, False),
+    (Shown.SPEAKING, Heard.SPEAKING, Input.END, "1", 20, "end", Shown.NONE, False),
+    (Shown.SPEAKING, Heard.SPEAKING, Input.END, "one two", 5, "end", Shown.NONE, False),
+    (Shown.SPEAKING, Heard.SPEAKING, Input.END, "two", 9, "", Shown.SPEAKING, False),
+    (Shown.SPEAKING, Heard.SPEAKING, Input.END, "two", 10, "end", Shown.NONE, False),
+    (Shown.SPEAKING, Heard.EAGER, Input.END, "one", 20, "end", Shown.NONE, False),
+    (Shown.EAGER, Heard.SPEAKING, Input.END, "one", 20, "end", Shown.NONE, False),
+    (Shown.EAGER, Heard.SPEAKING, Input.END, "two", 9, "", Shown.EAGER, False),
+    (Shown.EAGER, Heard.EAGER, Input.END, None, 20, "end", Shown.NONE, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("shown", "heard", "said", "text", "position", "published", "shown_then", "heard_then"), DONE
+)
+def test_each_cell_does_what_its_action_says(
+    shown: Shown,
+    heard: Heard,
+    said: Input,
+    text: str | None,
+    position: int,
+    published: str,
+    shown_then: Shown,
+    heard_then: bool,
+) -> None:
+    tracker = _tracker(shown, heard)
+    drafts = tracker.hear(said, text, position)
+    assert " ".join(draft.kind.removeprefix("turn.") for draft in drafts) == published
+    assert {draft.turn for draft in drafts} <= {3}
+    assert (tracker.shown, tracker.heard) == (shown_then, heard_then)
+    assert tracker.violations == 0
+
+
+def test_every_cell_of_the_table_is_tried_above() -> None:
+    assert {row[:3] for row in DONE} == set(TABLE)
+
+
+# -- scenarios
+
+
+def _round_trip(state: TurnState) -> TurnState:
+    return msgspec.json.decode(msgspec.json.encode(state), type=TurnState)
+
+
+class Story:
+    """Tells a tracker what happens and writes down what consumers see, one line each.
+
+    What happens: an input, `@` where the fed audio stands, and its text after a colon; or
+    `new socket`, `new owner` (which has a new socket too), `close` or `watchdog`.
+    """
+
+    def __init__(self) -> None:
+        self.tracker = TurnTracker()
+
+    def tell(self, what: str) -> list[str]:
+        drafts: list[Draft] = []
+        match what:
+            case "new socket":
+                self.tracker.socket_opened()
+            case "new owner":
+                self.tracker = TurnTracker(_round_trip(self.tracker.state))
+                self.tracker.socket_opened()
+            case "close" | "watchdog":
+                drafts = self.tracker.conclude(what)
+            case _:
+                said, _, rest = what.partition("@")
+                position, _, text = rest.partition(":")
+                drafts = self.tracker.hear(Input(f"turn.{said}"), text or None, int(position))
+        return [_line(draft) for draft in drafts]
+
+
+def _line(draft: Draft) -> str:
+    text = "" if draft.transcript is None else f":{draft.transcript}"
+    reason = f" ({draft.reason})" if draft.reason else ""
+    return f"{draft.turn} {draft.kind.removeprefix('turn.')}{text}{reason}"
+
+
+HEARD_HELLO = [
+    ("start@10", ["0 start"]),
+    ("update@20:hello", ["0 update:hello"]),
+    ("update@30:hello you", ["0 update:hello you"]),
+]
+
+SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
+    "a live turn, and the next": [
+        *HEARD_HELLO,
+        ("update@30:hello you", []),
+        ("end@40:hello you", ["0 end:hello you (model)"]),
+        ("start@50", ["1 start"]),
+        ("update@60: there", ["1 update: there"]),
+        ("end@70: there.", ["1 end: there. (model)"]),
+    ],
+    "a turn without a word": [
+        ("start@10", ["0 start"]),
+        ("end@20", ["0 end: (model)"]),
+    ],
+    "an eager end that was right": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("end@50:hello you.", ["0 end:hello you. (model)"]),
+    ],
+    "eager ends that were not, even of the same text": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("resume@50", ["0 resume"]),
+        ("eager_end@60:hello you", ["0 eager_end:hello you"]),
+        ("resume@70", ["0 resume"]),
+        ("update@80:hello you there", ["0 update:hello you there"]),
+        ("end@90:hello you there", ["0 end:hello you there (model)"]),
+    ],
+    "text that grows past an eager end is preceded by a resume, once": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("update@50:hello you there", ["0 resume", "0 update:hello you there"]),
+        ("resume@51", []),
+        ("update@60:hello you there now", ["0 update:hello you there now"]),
+    ],
+    "an eager end that grows without a resume": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("eager_end@40:hello you", []),
+        ("eager_end@45:hello you.", ["0 resume", "0 eager_end:hello you."]),
+        ("end@50:hello you.", ["0 end:hello you. (model)"]),
+    ],
+    "an end and an eager end never show less than was shown": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello", ["0 eager_end:hello you"]),
+        ("end@50:hell", ["0 end:hello you (model)"]),
+    ],
+    "replay, worded the same": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("update@20:hello", []),
+        ("update@30:hello you", []),
+        ("update@40:hello you there", ["0 update:hello you there"]),
+        ("end@50:hello you there", ["0 end:hello you there (model)"]),
+        ("start@60", ["1 start"]),
+    ],
+    "replay, worded shorter": [
+        *HEARD_HELLO,
+        ("new owner", []),
+        ("start@10", []),
+        ("update@20:hallo", []),
+        ("update@30:hallo u", []),
+        ("end@50:hallo u", ["0 end:hello you (model)"]),
+    ],
+    "replay, worded longer": [
+        *HEARD_HELLO,
+        ("new owner", []),
+        ("start@10", []),
+        ("update@20:hullo", []),
+        ("update@30:hullo, you", ["0 update:hullo, you"]),
+        ("end@50:hullo, you!", ["0 end:hullo, you! (model)"]),
+    ],
+    "a replayed end before all was heard is no end: the next turn goes on, joined verbatim": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@25:Hi.", []),
+        ("start@26", []),
+        ("update@30: You", []),
+        ("update@40: You there", ["0 update:Hi. You there"]),
+        ("eager_end@45: You there", ["0 eager_end:Hi. You there"]),
+        ("end@50: You there?", ["0 end:Hi. You there? (model)"]),
+        ("start@60", ["1 start"]),
+        ("end@70: Yes", ["1 end: Yes (model)"]),
+    ],
+    "a replay that ends early twice": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@15:Hu", []),
+        ("start@16", []),
+        ("end@25:llo.", []),
+        ("start@26", []),
+        ("end@30: You.", ["0 end:Hullo. You. (model)"]),
+    ],
+    "another socket lost after an early end begins anew": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@25:Hullo.", []),
+        ("new socket", []),
+        ("start@10", []),
+        ("end@40:Hullo. You.", ["0 end:Hullo. You. (model)"]),
+    ],
+    "an early end that holds all that was seen is the end": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@29:hello you", ["0 end:hello you (model)"]),
+    ],
+    "a replayed eager end is not news; the resume after it is": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("new owner", []),
+        ("start@10", []),
+        ("update@20:hello", []),
+        ("eager_end@40:hello you", []),
+        ("resume@50", ["0 resume"]),
+        ("update@60:hello you there", ["0 update:hello you there"]),
+    ],
+    "a replayed eager end and resume are not news": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("resume@50", ["0 resume"]),
+        ("new socket", []),
+        ("start@10", []),
+        ("eager_end@40:hello you", []),
+        ("resume@50", []),
+        ("end@60:hello you", ["0 end:hello you (model)"]),
+    ],
+    "an eager end within the replay is no news, nor is its resume": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("new socket", []),
+        ("start@10", []),
+        ("eager_end@20:hallo", []),
+        ("resume@25", []),
+        ("update@35:hallo you two", ["0 resume", "0 update:hallo you two"]),
+    ],
+    "an older eager end that comes late in a replay is told by its text": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("new socket", []),
+        ("start@20", []),
+        ("eager_end@35:hello", []),
+        ("resume@36", []),
+        ("eager_end@50:hello you", []),
+        ("end@60:hello you", ["0 end:hello you (model)"]),
+    ],
+    "a replay without the eager end grows past it": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("new owner", []),
+        ("start@10", []),
+        ("update@50:hello you there", ["0 resume", "0 update:hello you there"]),
+    ],
+    "a replay that ends a turn of which consumers saw the start only": [
+        ("start@10", ["0 start"]),
+        ("new owner", []),
+        ("start@9", []),
+        ("end@9:hi", ["0 end:hi (model)"]),
+    ],
+    "the service closes inside a turn": [
+        *HEARD_HELLO,
+        ("close", ["0 end:hello you (close)"]),
+        ("close", []),
+        ("start@60", ["1 start"]),
+    ],
+    "the watchdog ends an eagerly ended turn": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("watchdog", ["0 end:hello you (watchdog)"]),
+        ("end@50:hello you", []),
+    ],
+    "a turn concluded on a replay that ended it early keeps the longer text": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@25:hullo, you two", []),
+        ("close", ["0 end:hullo, you two (close)"]),
+    ],
+    "duplicates and orphans": [
+        ("end@5:what", []),
+        ("update@5:what", []),
+        ("resume@5", []),
+        ("start@10", ["0 start"]),
+        ("start@11", []),
+        ("resume@12", []),
+        ("end@20:a", ["0 end:a (model)"]),
+        ("end@20:a", []),
+        ("eager_end@21:a", []),
+    ],
+}
+
+
+@pytest.mark.parametrize("steps", SCENARIOS.values(), ids=SCENARIOS.keys())
+def test_scenario(steps: list[tuple[str, list[str]]]) -> None:
+    story = Story()
+    assert [(what, story.tell(what)) for what, _ in steps] == steps
+
+
+def test_positions_start_with_the_turn() -> None:
+    story = Story()
+    story.tell("start@10")
+    assert story.tracker.state.open == OpenTurn(mark=10)
+    story.tell("update@30:hello")
+    story.tell("update@50:hullo")
+    story.tell("eager_end@60:hello")
+    assert story.tracker.state.open is not None
+    assert story.tracker.state.open.mark == 30  # where the longest text came
+
+
+# -- properties
+
+
+class Consumer:
+    """Believes what it is told, and fails when that cannot be believed."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.text: str | None = None  # of the open turn
+        self.eager = False
+        self.ends: list[str] = []
+
+    def read(self, drafts: list[Draft]) -> None:
+        for draft in drafts:
+            assert draft.turn == self.turn, "turns count 0, 1, ... and an ended turn is over"
+            text = draft.transcript
+            if draft.kind == "turn.start":
+                assert self.text is None, "one start"
+                assert text is None
+                self.text = ""
+                continue
+            assert self.text is not None, "nothing before the start or after the end"
+            if draft.kind == "turn.update":
+                assert not self.eager, "an eager end is followed by a resume or the end"
+                assert text is not None
+                assert len(text) > len(self.text), "no repeats, no shrinking"
+            elif draft.kind == "turn.resume":
+                assert self.eager, "a resume is of an eager end"
+                assert text is None
+                self.eager = False
+            else:
+                assert text is not None
+                assert len(text) >= len(self.text), "no shrinking"
+                if draft.kind == "turn.eager_end":
+                    assert not self.eager, "no second eager end without a resume"
+                    self.eager = True
+            self.text = text if text is not None else self.text
+            if draft.kind == "turn.end":
+                assert draft.reason in {"model", "close", "watchdog"}
+                assert text is not None
+                self.ends.append(text)
+                self.turn, self.text, self.eager = self.turn + 1, None, False
+
+    def agrees_with(self, tracker: TurnTracker) -> None:
+        assert tracker.open == (self.text is not None)
+        assert (tracker.shown is Shown.EAGER) == self.eager
+        assert tracker.state.turn == self.turn
+        if tracker.heard:
+            assert tracker.open, "what the provider hears, consumers know of"
+
+
+WORDS = st.text(alphabet="ab ", max_size=6)
+SAID = st.tuples(st.sampled_from(Input), st.none() | WORDS, st.integers(0, 20))
+STEPS = st.lists(
+    SAID | st.sampled_from(["new socket", "new owner", "close", "watchdog"]), max_size=60
+)
+REASONS: dict[str, EndReason] = {"close": "close", "watchdog": "watchdog"}
+
+
+@given(STEPS)
+def test_whatever_the_provider_says_consumers_can_follow(steps: list[Any]) -> None:
+    tracker, consumer = TurnTracker(), Consumer()
+    for step in steps:
+        drafts: list[Draft] = []
+        if step == "new socket":
+            tracker.socket_opened()
+        elif step == "new owner":
+            tracker = TurnTracker(_round_trip(tracker.state))
+            tracker.socket_opened()
+        elif step in REASONS:
+            drafts = tracker.conclude(REASONS[step])
+            assert not tracker.open
+        else:
+            said, text, position = step
+            foretold = tracker.will_end(text or "", position)
+            drafts = tracker.hear(said, text, position)
+            if said is Input.END:
+                assert foretold == any(draft.kind == "turn.end" for draft in drafts)
+        consumer.read(drafts)
+        consumer.agrees_with(tracker)
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What a provider that hears the same every time says at a position of the audio."""
+
+    said: Input
+    text: str | None
+    position: int
+
+
+@st.composite
+def lawful_speech(draw: st.DrawFn) -> list[Said]:
+    """Turns as the protocol allows them; every eager end of a turn is of another text."""
+    speech: list[Said] = []
+    position = 0
+
+    def say(said: Input, text: str | None = None) -> None:
+        nonlocal position
+        position += draw(st.integers(1, 5))
+        speech.append(Said(said, text, position))
+
+    for _ in range(draw(st.integers(1, 4))):
+        text = ""
+        say(Input.START)
+        for grows in draw(st.lists(st.booleans(), max_size=6)):
+            if grows or speech[-1].said is Input.RESUME or not text:
+                text += draw(st.sampled_from(["a", "b c", " d"]))
+                say(Input.UPDATE, text)
+            else:
+                say(Input.EAGER_END, text)
+                say(Input.RESUME)
+        if draw(st.booleans()) and speech[-1].said is Input.UPDATE:
+            say(Input.EAGER_END, text)
+        say(Input.END, text + draw(st.sampled_from(["", "."])))
+    return speech
+
+
+@given(lawful_speech())
+def test_without_faults_consumers_see_what_the_provider_said(speech: list[Said]) -> None:
+    tracker = TurnTracker()
+    heard = [draft for one in speech for draft in tracker.hear(one.said, one.text, one.position)]
+    assert [(one.said.value, one.text) for one in speech] == [
+        (draft.kind, draft.transcript) for draft in heard
+    ]
+    assert tracker.violations == 0
+
+
+@given(
+    lawful_speech(),
+    st.lists(st.tuples(st.integers(1, 30), st.booleans(), st.integers(-4, 4)), max_size=8),
+)
+def test_a_replay_worded_the_same_is_invisible(
+    speech: list[Said], losses: list[tuple[int, bool, int]]
+) -> None:
+    """Whenever sockets and owners are lost, and however the lag differs from socket to socket."""
+    tracker = TurnTracker()
+    calm = [draft for one in speech for draft in tracker.hear(one.said, one.text, one.position)]
+
+    tracker = TurnTracker()
+    seen: list[Draft] = []
+    at = resume_at = lag = 0
+    pending = list(losses)
+    until_loss = pending[0][0] if pending else None
+    while at < len(speech):
+        if until_loss == 0:
+            _, new_owner, lag = pending.pop(0)
+            until_loss = pending[0][0] if pending else None
+            if new_owner:
+                tracker = TurnTracker(_round_trip(tracker.state))
+            tracker.socket_opened()
+            at = resume_at
+            continue
+        one = speech[at]
+        at += 1
+        seen += tracker.hear(one.said, one.text, max(0, one.position + lag))
+        if not tracker.open:
+            resume_at = at  # a turn's end commits its audio
+        until_loss = None if until_loss is None else until_loss - 1
+    event(f"losses: {len(losses) - len(pending)}")
+    assert seen == calm
+    assert tracker.violations == 0
+
+
+@given(st.lists(SAID, max_size=40), st.integers(0, 40))
+def test_a_new_owner_goes_on_as_the_same_owner_with_a_new_socket(
+    said: list[tuple[Input, str | None, int]], lost_at: int
+) -> None:
+    def run(replace: Callable[[TurnTracker], TurnTracker]) -> list[Draft]:
+        tracker, drafts = TurnTracker(), []
+        for at, one in enumerate(said):
+            if at == lost_at:
+                tracker = replace(tracker)
+                tracker.socket_opened()
+            drafts += tracker.hear(*one)
+        return drafts
+
+    assert run(lambda tracker: tracker) == run(lambda tracker: TurnTracker(tracker.state))
