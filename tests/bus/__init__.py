@@ -1,0 +1,1 @@
+"""Tests of `worker.bus`, against a real server."""

@@ -1,0 +1,190 @@
+"""The fenced commit: what it applies, what it refuses, and what a retry does."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
+
+from schemas.keys import Keys
+from worker.bus.commits import Commit, Committer
+from worker.bus.connection import BusHealth, connect
+from worker.bus.scripts import COMMIT
+from worker.local.redis import EmbeddedRedis
+
+FENCE = ("5-0", 1, "nonce")
+
+
+class Bench:
+    """One session's state, and commits to it."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self.redis = redis
+        self.keys = keys
+
+    async def begin(self) -> None:
+        await self.redis.hset(
+            self.keys.state("0", "s"),
+            mapping={"status": "live", "entry": "5-0", "count": 1, "nonce": "nonce", "seq": 1},
+        )
+
+    def commit(
+        self,
+        first: int,
+        events: Sequence[str],
+        *,
+        fence: tuple[str, int, str] = FENCE,
+        trim: str = "",
+        end: bool = False,
+        out: str = "lane",
+    ) -> Commit:
+        flat = [part for event in events for part in ("turn.update", event, "")]
+        ending = "end" if end else ""
+        kept = (60, 3_600_000, 1_000_000)
+        return Commit(
+            self.keys.of_session("0", "s"),
+            (*fence, "s", out, "snap", trim, ending, *kept, first, *flat),
+        )
+
+    async def run(self, commit: Commit) -> tuple[str, int]:
+        verdict, seq = await COMMIT(self.redis, commit.keys, commit.args)
+        return verdict.decode(), seq
+
+    async def published(self) -> list[str]:
+        rows: Any = await self.redis.xrange(self.keys.turns("0"))
+        return [fields[b"event"].decode() for _, fields in rows]
+
+
+@pytest.fixture
+async def bench(redis: Redis, bus_prefix: str, expected_leftovers: list[str]) -> Bench:
+    expected_leftovers.append("{0}:*")
+    bench = Bench(redis, Keys(bus_prefix))
+    await bench.begin()
+    return bench
+
+
+async def test_events_are_applied_once(bench: Bench) -> None:
+    commit = bench.commit(2, ["a", "b"])
+    assert await bench.run(commit) == ("ok", 3)
+    assert await bench.run(commit) == ("ok", 3), "its reply was lost"
+    assert await bench.run(bench.commit(3, ["b", "c"])) == ("ok", 4)
+    assert await bench.published() == ["a", "b", "c"]
+
+
+async def test_a_hole_is_refused(bench: Bench) -> None:
+    assert await bench.run(bench.commit(3, ["b"])) == ("gap", 1)
+    assert await bench.published() == []
+
+
+@pytest.mark.parametrize("fence", [("5-0", 2, "nonce"), ("5-0", 1, "other"), ("6-0", 1, "nonce")])
+async def test_another_owner_is_refused(bench: Bench, fence: tuple[str, int, str]) -> None:
+    assert await bench.run(bench.commit(2, ["a"], fence=fence)) == ("fenced", 1)
+    assert await bench.published() == []
+
+
+async def test_no_state_no_commit(bench: Bench) -> None:
+    await bench.redis.delete(bench.keys.state("0", "s"))
+    assert await bench.run(bench.commit(2, ["a"])) == ("missing", 0)
+    assert await bench.published() == []
+
+
+async def test_trims_what_is_covered(bench: Bench) -> None:
+    audio = bench.keys.audio("0", "s")
+    for ms in (10, 20, 30):
+        await bench.redis.xadd(audio, {"audio": b"x"}, id=f"{ms}-0")
+    await bench.run(bench.commit(2, ["a"], trim="20-0"))
+    rows: Any = await bench.redis.xrange(audio)
+    assert [entry for entry, _ in rows] == [b"20-0", b"30-0"]
+
+
+async def test_the_end(bench: Bench) -> None:
+    audio = bench.keys.audio("0", "s")
+    await bench.redis.xadd(audio, {"audio": b"x"})
+    commit = bench.commit(2, ["a"], end=True, out="session")
+    assert await bench.run(commit) == ("ok", 2)
+    assert await bench.run(commit) == ("ok", 2)
+    assert await bench.redis.get(audio) == b"ended"
+    state = await bench.redis.hgetall(bench.keys.state("0", "s"))
+    assert state[b"status"] == b"ended"
+    for key in (audio, bench.keys.state("0", "s"), bench.keys.session_turns("0", "s")):
+        assert 0 < await bench.redis.ttl(key) <= 60
+    assert await bench.published() == ["a"]
+
+
+class Speaker:
+    """Something that commits one event and remembers the answers."""
+
+    def __init__(self, commit: Commit) -> None:
+        self.commit = commit
+        self.answers: list[tuple[str, int]] = []
+        self.answered = anyio.Event()
+
+    def build(self) -> Commit | None:
+        return self.commit
+
+    def settled(self, verdict: str, seq: int) -> None:
+        self.answers.append((verdict, seq))
+        self.answered.set()
+
+
+async def test_the_committer_answers_each(bench: Bench) -> None:
+    good = Speaker(bench.commit(2, ["a"]))
+    late = Speaker(bench.commit(9, ["z"]))
+    await bench.redis.set(f"{bench.keys.prefix}:{{0}}:state:odd", "no hash")
+    odd = Speaker(Commit((f"{bench.keys.prefix}:{{0}}:state:odd",) * 4, good.commit.args))
+    await bench.redis.script_flush()
+    committer = Committer(bench.redis, BusHealth())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(committer.run)
+        for speaker in (good, late, odd):
+            committer.want(speaker)
+        for speaker in (good, late, odd):
+            await speaker.answered.wait()
+        tasks.cancel_scope.cancel()
+    assert good.answers == [("ok", 2)]
+    assert late.answers[0][0] == "gap"
+    assert odd.answers[0][0].startswith("WRONGTYPE"), "its fault, and nobody else's"
+
+
+async def test_the_committer_rides_out_an_outage() -> None:
+    async with EmbeddedRedis.start(append_only=True, config={"appendfsync": "always"}) as server:
+        redis = connect(server.url)
+        async with redis:
+            bench = Bench(redis, Keys("stt"))
+            await bench.begin()
+            health = BusHealth()
+            committer = Committer(redis, health)
+            speaker = Speaker(bench.commit(2, ["a"]))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(committer.run)
+                await server.kill()
+                committer.want(speaker)
+                while health.up:
+                    await anyio.sleep(0.01)
+                await server.restart()
+                await speaker.answered.wait()
+                tasks.cancel_scope.cancel()
+            assert speaker.answers == [("ok", 2)]
+            assert health.up
+            assert await bench.published() == ["a"]
+
+
+async def test_a_full_redis_still_takes_commits() -> None:
+    """They free more than they take; refusing them would keep it full."""
+    async with EmbeddedRedis.start(maxmemory=3_000_000) as server:
+        redis = connect(server.url)
+        async with redis:
+            bench = Bench(redis, Keys("stt"))
+            await bench.begin()
+            audio = bench.keys.audio("0", "s")
+            last: Any = b""
+            full = False
+            while not full:
+                try:
+                    last = await redis.xadd(audio, {"audio": bytes(100_000)})
+                except OutOfMemoryError:
+                    full = True
+            assert await bench.run(bench.commit(2, ["a"], trim=last.decode())) == ("ok", 2)
+            await redis.xadd(audio, {"audio": b"x"})

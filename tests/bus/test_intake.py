@@ -1,0 +1,181 @@
+"""Claims, leases and handover, as two consumers see them."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from schemas.audio import decode_session
+from schemas.keys import GROUP, Keys
+from schemas.turns import SessionStarted
+from worker.bus.intake import Claim, Intake, Owned
+
+FIELDS = {"session": "call-1", "encoding": "pcm_s16le", "sample_rate": "16000"}
+
+
+class Bus:
+    """Two consumers on one bus."""
+
+    def __init__(self, redis: Redis, prefix: str) -> None:
+        self.redis = redis
+        self.keys = Keys(prefix)
+        self.one = Intake(redis, self.keys, "one", "nonce-1")
+        self.two = Intake(redis, self.keys, "two", "nonce-2")
+
+    async def announce(self, **changed: str) -> str:
+        fields: dict[Any, Any] = {**FIELDS, **changed}
+        entry: Any = await self.redis.xadd(self.keys.sessions, fields)
+        return str(entry.decode())
+
+    async def claim(self, intake: Intake, owned: Owned, run: str = "") -> Claim:
+        session = decode_session(owned.fields)
+        started = SessionStarted(
+            session=session.session,
+            run=run or owned.entry,
+            seq=1,
+            at=0.0,
+            audio_ms=0,
+            provider="cartesia",
+            request_id="",
+            connection=0,
+            worker=intake.consumer,
+            metadata={},
+            encoding=session.encoding,
+            sample_rate=session.sample_rate,
+        )
+        return await intake.claim(owned, session, started, b"{}")
+
+    async def owner(self, entry: str) -> tuple[str, int] | None:
+        rows: Any = await self.redis.xpending_range(self.keys.sessions, GROUP, entry, entry, 1)
+        return (rows[0]["consumer"].decode(), rows[0]["times_delivered"]) if rows else None
+
+
+@pytest.fixture
+async def bus(redis: Redis, bus_prefix: str, expected_leftovers: list[str]) -> Bus:
+    expected_leftovers += ["sessions", "lanes", "{0}:*"]
+    bus = Bus(redis, bus_prefix)
+    await bus.one.ensure_group()
+    return bus
+
+
+async def test_every_entry_goes_to_one_consumer(bus: Bus) -> None:
+    entries = {await bus.announce(session=f"call-{n}") for n in range(5)}
+    first = await bus.one.read_new(3, 10)
+    second = await bus.two.read_new(3, 10)
+    assert len(first) == 3
+    assert {owned.entry for owned in first + second} == entries
+    assert all(owned.count == 1 for owned in first + second)
+
+
+async def test_a_lost_group_is_made_again_from_the_first_entry(bus: Bus) -> None:
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    entry = await bus.announce()
+    assert await bus.one.read_new(1, 10) == []
+    assert [owned.entry for owned in await bus.one.read_new(1, 10)] == [entry]
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    assert await bus.one.adopt(1, 0) == []
+
+
+async def test_claim_verdicts(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    first = await bus.claim(bus.one, owned)
+    assert (first.verdict, first.seq, first.snapshot, first.run) == ("new", 1, b"{}", owned.entry)
+    assert (await bus.claim(bus.one, owned)).verdict == "taken", "a retry of ours"
+    assert (await bus.claim(bus.two, owned)).verdict == "stale", "same count, another process"
+
+    later = msgspec.structs.replace(owned, count=2)
+    assert (await bus.claim(bus.two, later)).verdict == "taken"
+    assert (await bus.claim(bus.one, owned)).verdict == "stale"
+
+    again = msgspec.structs.replace(owned, entry=await bus.announce())
+    assert (await bus.claim(bus.two, again)).verdict == "duplicate"
+    assert (await bus.claim(bus.two, again, run=owned.entry)).verdict == "taken", "put back"
+    assert (await bus.claim(bus.one, later)).verdict == "duplicate", "the old entry is out"
+
+
+async def test_session_started_is_published_once(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    for count in (1, 1, 2, 3):
+        await bus.claim(bus.one, msgspec.structs.replace(owned, count=count))
+    assert await bus.redis.xlen(bus.keys.turns("0")) == 1
+    assert await bus.redis.smembers(bus.keys.lanes) == {b"0"}
+
+
+async def test_a_claim_of_an_ended_session(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    await bus.claim(bus.one, owned)
+    await bus.redis.hset(bus.keys.state("0", "call-1"), "status", "ended")
+    assert (await bus.claim(bus.two, owned)).verdict == "over", "left by a crash right at the end"
+    other = msgspec.structs.replace(owned, entry=await bus.announce())
+    assert (await bus.claim(bus.two, other)).verdict == "ended"
+
+
+async def test_heartbeat_keeps_reports_and_finds(bus: Bus) -> None:
+    for n in range(5):
+        await bus.announce(session=f"call-{n}")
+    kept, taken, trimmed, unheard, given = await bus.one.read_new(5, 10)
+    await bus.redis.xclaim(bus.keys.sessions, GROUP, "two", 0, [taken.entry])
+    await bus.one.release([(given.entry, given.count)])
+    await bus.redis.xack(bus.keys.sessions, GROUP, trimmed.entry)
+    report = await bus.one.heartbeat(
+        [(owned.entry, owned.count) for owned in (kept, taken, trimmed, given)]
+    )
+    assert report.taken == {taken.entry, given.entry}
+    assert report.nowhere == {trimmed.entry}
+    assert report.orphans == ((unheard.entry, 1),)
+    assert await bus.owner(kept.entry) == ("one", 1), "touching does not count as a delivery"
+
+
+async def test_a_heartbeat_of_many(bus: Bus) -> None:
+    for n in range(2_300):
+        await bus.announce(session=f"call-{n}")
+    owned = await bus.one.read_new(2_300, 10)
+    report = await bus.one.heartbeat([(each.entry, each.count) for each in owned])
+    assert not report.taken
+    assert not report.nowhere
+    assert not report.orphans
+
+
+async def test_takeover_waits_for_the_lease(bus: Bus) -> None:
+    entry = await bus.announce()
+    await bus.one.read_new(1, 10)
+    assert await bus.two.adopt(10, 60_000) == []
+    (owned,) = await bus.two.adopt(10, 0)
+    assert (owned.entry, owned.count) == (entry, 2)
+    assert decode_session(owned.fields).session == "call-1"
+    assert await bus.owner(entry) == ("two", 2)
+    assert await bus.two.adopt(10, 0) == [], "not from ourselves"
+
+
+async def test_what_is_given_back_goes_at_once(bus: Bus) -> None:
+    entry = await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    await bus.one.release([(owned.entry, 7)])
+    assert await bus.owner(entry) == ("one", 1), "not with a count that is not ours"
+    await bus.one.release([(owned.entry, owned.count)])
+    (taken,) = await bus.two.adopt(10, 60_000)
+    assert (taken.entry, taken.count) == (entry, 2)
+    await bus.one.release([(owned.entry, owned.count)])
+    assert await bus.owner(entry) == ("two", 2), "the old owner gives nothing back"
+
+
+async def test_takeover_is_bounded(bus: Bus) -> None:
+    for n in range(8):
+        await bus.announce(session=f"call-{n}")
+    given = await bus.one.read_new(4, 10)
+    await bus.one.release([(owned.entry, owned.count) for owned in given])
+    await bus.one.read_new(4, 10)
+    assert len(await bus.two.adopt(6, 0)) == 6
+
+
+async def test_settled_entries_are_gone(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    for _ in range(2):
+        await bus.one.settle(owned.entry)
+    assert await bus.redis.xlen(bus.keys.sessions) == 0
+    assert await bus.owner(owned.entry) is None

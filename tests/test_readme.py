@@ -1,0 +1,139 @@
+"""The README says what is true: its snippets run, its tables list what there is."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from schemas.audio import AudioEntry, SessionEntry, TurnConfig
+from schemas.turns import TurnEnd, TurnEvent
+from tests.stage import PCM16, Stage, words
+from worker.cli import _COMMANDS
+from worker.local.engines.script import hush, say
+from worker.local.redis import EmbeddedRedis
+from worker.local.server.server import TurnsServer
+from worker.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _snippet(name: str) -> str:
+    found = re.search(rf"<!-- tested: {re.escape(name)} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found, f"no snippet {name} in the README"
+    return found[1]
+
+
+def _section(title: str) -> str:
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", README, re.DOTALL | re.MULTILINE)
+    assert found, f"no section {title} in the README"
+    return found[1]
+
+
+_REDIS_CLI = """\
+#!{python} -SE
+# Stands in where there is no redis-cli: sends one command as it does, `-x` included. A client
+# library would take longer to import than a chunk lasts.
+import socket, sys
+arguments = [argument.encode() for argument in sys.argv[1:]]
+if arguments[0] == b"-x":
+    arguments = [*arguments[1:], sys.stdin.buffer.read()]
+with socket.create_connection(("127.0.0.1", {port})) as redis:
+    redis.sendall(b"*%d\\r\\n" % len(arguments))
+    redis.sendall(b"".join(b"$%d\\r\\n%b\\r\\n" % (len(each), each) for each in arguments))
+    reply = redis.recv(1000).decode()
+print(reply.strip())
+sys.exit(reply.startswith("-"))
+"""
+
+
+@pytest.fixture
+def shell_path(tmp_path: Path) -> Path:
+    """Return a directory for commands a snippet may call."""
+    path = tmp_path / "bin"
+    path.mkdir()
+    return path
+
+
+async def test_producers_and_consumer(tmp_path: Path, shell_path: Path, stt: TurnsServer) -> None:
+    (tmp_path / "call.raw").write_bytes(say([1, 2, 3], PCM16) + hush(700, PCM16) + say([4], PCM16))
+    async with EmbeddedRedis.start() as server, Redis.from_url(server.url) as redis:
+        (shell_path / "redis-cli").write_text(
+            _REDIS_CLI.format(python=sys.executable, port=server.port)
+        )
+        (shell_path / "redis-cli").chmod(0o755)
+        env = {"PATH": f"{shell_path}:{Path(shutil.which('bash') or '/bin/bash').parent}:/usr/bin"}
+        stage = Stage(redis, server.url, "stt", stt.url)
+        outputs: dict[str, str] = {}
+
+        async def run(name: str, *command: str) -> None:
+            done = await anyio.run_process(command, cwd=tmp_path, env=env)
+            outputs[name] = done.stdout.decode()
+
+        def python(name: str) -> list[str]:
+            code = _snippet(name).replace("redis.Redis()", f"redis.Redis(port={server.port})")
+            return [sys.executable, "-c", code]
+
+        with anyio.fail_after(60):
+            async with stage.worker(), anyio.create_task_group() as tasks:
+                tasks.start_soon(run, "sh", "bash", "-euc", _snippet("producer.sh"))
+                tasks.start_soon(run, "py", *python("producer.py"))
+                tasks.start_soon(run, "consumer", *python("consumer.py"))
+                events = await stage.until_ended("call-1", "call-2")
+    assert words(events["call-1"]) == words(events["call-2"]) == [1, 2, 3, 4]
+    ends = [e for each in events.values() for e in each if isinstance(e, TurnEnd)]
+    assert sorted(outputs["consumer"].splitlines()) == sorted(
+        f"{end.session} {end.turn} {end.transcript}" for end in ends
+    )
+
+
+def test_settings_are_those_there_are() -> None:
+    listed = set(re.findall(r"`TURNBUS_(\w+)`", _section("Settings")))
+    listed |= {f"STT_{name}" for name in re.findall(r"`\.\.\._(TURN_\w+)`", _section("Settings"))}
+    assert listed == {name.upper() for name in Settings.__struct_fields__}
+
+
+def test_defaults_are_those_there_are() -> None:
+    rows = re.findall(r"^\| `TURNBUS_(\w+)` \| `([^`]+)` \|", _section("Settings"), re.MULTILINE)
+    defaults = msgspec.structs.asdict(Settings())
+    assert len(rows) > 10
+    for name, default in rows:
+        value = defaults[name.lower()]
+        assert default == (f"{value:g}" if isinstance(value, float) else str(value)), name
+
+
+def test_commands_are_those_there_are() -> None:
+    listed = set(re.findall(r"^\| `turnbus ([\w-]+)", _section("Use it"), re.MULTILINE))
+    assert listed == set(_COMMANDS)
+
+
+def test_events_are_those_there_are() -> None:
+    listed = dict(
+        re.findall(r"^\| `((?:session|turn|audio)\.\w+)` \| ([^|]+) \|", README, re.MULTILINE)
+    )
+    common = {"type", "session", "run", "seq", "at", "audio_ms", "provider", "request_id"}
+    for event in msgspec.inspect.type_info(TurnEvent).types:  # type: ignore[attr-defined]
+        named = set(re.findall(r"`(\w+)`", listed.pop(str(event.tag))))
+        assert named == {field.name for field in event.fields} - common - {"connection"}
+    assert not listed
+
+
+def test_entry_fields_are_those_there_are() -> None:
+    bus = _section("The bus")
+    session, audio = bus.split("**Audio entry**")
+    named = set(re.findall(r"`([a-z_]+)`", session.split("**Session entry**")[1]))
+    wanted = set(SessionEntry.__struct_fields__) - {"config"} | set(TurnConfig.__struct_fields__)
+    assert wanted <= named
+    named = set(re.findall(r"`([a-z_]+)`", audio.split("**Turn entry**")[0]))
+    assert set(AudioEntry.__struct_fields__) <= named
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("https://"):
+            assert (ROOT / target).exists(), target
