@@ -1,0 +1,268 @@
+"""The ledger: positions by example, and every reading and rereading against a plain model."""
+
+from typing import NamedTuple
+
+import msgspec
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from schemas.audio import AudioEntry
+from worker.core import ids
+from worker.core.ledger import MAX_PRODUCERS, Admission, Ledger, LedgerState, Piece, Position
+
+
+def _round_trip(state: LedgerState) -> LedgerState:
+    return msgspec.json.decode(msgspec.json.encode(state), type=LedgerState)
+
+
+def _numbered(seq: int, audio: bytes = b"aa", src: str = "") -> AudioEntry:
+    return AudioEntry(audio=audio, seq=seq, src=src)
+
+
+def test_an_empty_ledger_reads_from_the_beginning() -> None:
+    ledger = Ledger(2)
+    assert (ledger.read_after, ledger.committed, ledger.taken) == ("0-0", Position("0-0"), 0)
+    assert not ledger.commit_to(100)
+    assert msgspec.json.encode(ledger.state) == b"{}"
+
+
+def test_positions_lie_inside_entries_and_between_them() -> None:
+    ledger = Ledger(2)
+    for at, size in enumerate((3, 4, 2), 1):
+        ledger.admit(f"{at}-0", AudioEntry(audio=bytes(size)))
+    assert ledger.taken == 9
+    assert list(ledger.pieces(2, 4)) == [Piece("1-0", 0, 3), Piece("2-0", 3, 4)]
+    assert list(ledger.pieces(3, 7)) == [Piece("2-0", 3, 4)]
+    assert list(ledger.pieces(7, 7)) == []
+
+    moves = []
+    for position in (1, 2, 3, 5, 4, 6, 7, 8, 9, 99):
+        moved = ledger.commit_to(position)
+        moves.append((position, moved, ledger.committed, ledger.committed_bytes))
+    assert moves == [
+        (1, False, Position("0-0"), 0),
+        (2, True, Position("1-0", 2), 2),
+        (3, False, Position("1-0", 2), 2),
+        (5, True, Position("2-0", 1), 4),
+        (4, False, Position("2-0", 1), 4),
+        (6, True, Position("2-0", 3), 6),
+        (7, False, Position("2-0", 3), 6),
+        (8, True, Position("3-0", 1), 8),
+        (9, False, Position("3-0", 1), 8),  # half a sample is not heard
+        (99, False, Position("3-0", 1), 8),
+    ]
+
+
+def test_an_entry_that_is_settled_whole_is_not_read_again() -> None:
+    ledger = Ledger(2)
+    ledger.admit("5-3", AudioEntry(audio=b"aabb"))
+    ledger.commit_to(4)
+    assert ledger.committed == Position("5-4")
+    assert ledger.read_after == "5-3"
+    assert ledger.state.committed_bytes == 4
+
+
+def test_repeats_are_dropped_and_holes_are_told() -> None:
+    ledger = Ledger(2)
+    told = [
+        ledger.admit("1-0", _numbered(7)),
+        ledger.admit("2-0", _numbered(7)),
+        ledger.admit("3-0", _numbered(8)),
+        ledger.admit("4-0", _numbered(11)),
+        ledger.admit("5-0", _numbered(9)),
+        ledger.admit("6-0", _numbered(0, src="b")),
+        ledger.admit("7-0", AudioEntry(audio=b"aa")),
+        ledger.admit("8-0", _numbered(12)),
+    ]
+    new, repeated = Admission(b"aa"), Admission(repeated=True)
+    assert told == [new, repeated, new, Admission(b"aa", missing=2), repeated, new, new, new]
+    assert ledger.taken == 12
+
+
+def test_seq_counts_entries_with_audio_only() -> None:
+    ledger = Ledger(2)
+    ledger.admit("1-0", _numbered(1))
+    assert ledger.admit("2-0", AudioEntry(seq=9, end=False)) == Admission()
+    assert ledger.admit("3-0", _numbered(2)) == Admission(b"aa")
+
+
+def test_after_the_end_nothing_is_taken() -> None:
+    ledger = Ledger(2)
+    assert ledger.admit("1-0", AudioEntry(audio=b"aa", end=True)) == Admission(b"aa")
+    assert ledger.end == "1-0"
+    assert ledger.admit("1-1", AudioEntry(audio=b"bb", end=True)) == Admission()
+    ledger.rewind()
+    assert ledger.admit("1-0", AudioEntry(audio=b"aa", end=True)) == Admission(b"aa")
+    assert Ledger(2, _round_trip(ledger.state)).end == "1-0"
+
+
+def test_what_is_wrong_is_announced_once() -> None:
+    ledger = Ledger(2)
+    assert ledger.announce("3-0")
+    assert not ledger.announce("3-0")
+    ledger.rewind()
+    assert not ledger.announce("2-5")
+    heir = Ledger(2, _round_trip(ledger.state))
+    assert not heir.announce("3-0")
+    assert heir.announce("3-1")
+
+
+def test_only_so_many_producers_are_remembered() -> None:
+    ledger = Ledger(1)
+    for at in range(MAX_PRODUCERS + 1):
+        ledger.admit(f"{at}-0", _numbered(5, b"a", src=str(at)))
+    ledger.commit_to(ledger.taken)
+    assert list(ledger.state.producers) == [str(at) for at in range(1, MAX_PRODUCERS + 1)]
+    assert ledger.admit("90-0", _numbered(5, b"a", src="1")).repeated
+    assert not ledger.admit("91-0", _numbered(5, b"a", src="0")).repeated  # long forgotten
+
+
+# -- against a model
+
+
+class Appended(NamedTuple):
+    """An entry of the stream, and what the producer's own books say about it."""
+
+    entry_id: str
+    entry: AudioEntry
+    start: int
+    """Where its audio begins among all audio that counts."""
+    new: bool
+    repeated: bool
+    missing: int
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """A producer appends anything; readers come and go; every byte is marked by its place."""
+
+    @initialize(width=st.sampled_from([1, 2, 4]))
+    def begin(self, width: int) -> None:
+        self.width = width
+        self.stream: list[Appended] = []
+        self.last_id = "0-0"
+        self.truth = bytearray()
+        self.last: dict[str, int] = {}
+        self.ended = False
+        self.announced: list[str] = []
+        self.floor = 0
+        self.ledger = Ledger(width)
+        self._restart_reading()
+
+    def _restart_reading(self) -> None:
+        after = ids.order(self.ledger.read_after)
+        self.unread = [one for one in self.stream if ids.order(one.entry_id) > after]
+        self.heard = bytearray()
+        self.heard_from = self.ledger.committed_bytes
+
+    @rule(
+        size=st.integers(0, 9),
+        seq=st.none() | st.integers(0, 6),
+        src=st.sampled_from(["", "a", "b"]),
+        end=st.sampled_from([False] * 25 + [True]),
+        ms=st.integers(0, 1),
+    )
+    def append(self, size: int, seq: int | None, src: str, end: bool, ms: int) -> None:
+        entry = AudioEntry(
+            audio=bytes((len(self.truth) + at) % 251 for at in range(size)),
+            seq=seq,
+            src=src,
+            end=end,
+        )
+        entry_id = f"{ids.milliseconds(self.last_id) + 1}-0" if ms else ids.successor(self.last_id)
+        self.last_id = entry_id
+        new, repeated, missing = size > 0 and not self.ended, False, 0
+        if new and seq is not None:
+            known = self.last.get(src)
+            repeated = known is not None and seq <= known
+            if not repeated:
+                missing = 0 if known is None else seq - known - 1
+                self.last[src] = seq
+            new = not repeated
+        appended = Appended(entry_id, entry, len(self.truth), new, repeated, missing)
+        if new:
+            self.truth += entry.audio
+        self.ended = self.ended or end
+        self.stream.append(appended)
+        self.unread.append(appended)
+
+    @precondition(lambda self: self.unread)
+    @rule(count=st.integers(1, 5))
+    def read(self, count: int) -> None:
+        for one in self.unread[:count]:
+            admission = self.ledger.admit(one.entry_id, one.entry)
+            settled = max(0, self.ledger.committed_bytes - one.start) if one.new else 0
+            assert admission.audio == (one.entry.audio[settled:] if one.new else b"")
+            assert (admission.missing, admission.repeated) == (one.missing, one.repeated)
+            if admission.missing and self.ledger.announce(one.entry_id):
+                self.announced.append(one.entry_id)
+            self.heard += admission.audio
+        del self.unread[:count]
+
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        position = data.draw(st.integers(0, self.ledger.taken + 3), label="position")
+        before = self.ledger.committed_bytes
+        moved = self.ledger.commit_to(position)
+        wanted = min(position, self.ledger.taken) // self.width * self.width
+        assert self.ledger.committed_bytes == max(before, wanted)
+        assert moved == (wanted > before)
+
+    @rule()
+    def lose_the_socket(self) -> None:
+        self.ledger.rewind()
+        self._restart_reading()
+
+    @rule()
+    def lose_the_worker(self) -> None:
+        self.ledger = Ledger(self.width, _round_trip(self.ledger.state))
+        self._restart_reading()
+
+    @rule()
+    def trim(self) -> None:
+        keep = ids.order(self.ledger.committed.entry)
+        self.stream = [one for one in self.stream if ids.order(one.entry_id) >= keep]
+
+    @invariant()
+    def committed_moves_forward_by_samples(self) -> None:
+        committed = self.ledger.committed_bytes
+        assert committed >= self.floor
+        assert committed % self.width == 0
+        assert committed <= self.ledger.taken
+        self.floor = committed
+
+    @invariant()
+    def what_was_heard_is_the_truth_without_repeats(self) -> None:
+        assert self.truth[self.heard_from :].startswith(self.heard)
+        assert self.ledger.taken == self.heard_from + len(self.heard)
+        if not self.unread:
+            assert self.heard == self.truth[self.heard_from :]
+
+    @invariant()
+    def pieces_tile_what_is_not_committed(self) -> None:
+        at = None
+        for piece in self.ledger.pieces(self.ledger.committed_bytes, self.ledger.taken):
+            assert at is None or piece.start == at
+            assert at is not None or piece.start <= self.ledger.committed_bytes
+            at = piece.end
+        assert at in {None, self.ledger.taken}
+
+    @invariant()
+    def holes_are_announced_once(self) -> None:
+        assert len(self.announced) == len(set(self.announced))
+
+
+TestLedger = LedgerMachine.TestCase
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_commits_inside_an_entry_resume_inside_it(width: int) -> None:
+    ledger = Ledger(width)
+    audio = bytes(range(16))
+    ledger.admit("1-0", _numbered(1, audio))
+    ledger.commit_to(9)
+    heir = Ledger(width, _round_trip(ledger.state))
+    assert heir.read_after == "0-18446744073709551615"
+    settled = 9 // width * width
+    assert heir.admit("1-0", _numbered(1, audio)) == Admission(audio[settled:])
+    assert list(heir.pieces(settled, 16)) == [Piece("1-0", 0, 16, "", 1)]
