@@ -13,7 +13,6 @@ listens, and decides what is committed.
 import logging
 import time
 from enum import Enum
-from typing import Any
 
 import anyio
 import msgspec
@@ -23,11 +22,9 @@ from schemas import cartesia
 from schemas.audio import AudioEntry, Fields, TurnConfig, decode_audio
 from schemas.faults import EntryFault
 from schemas.turns import EndReason as SessionEndReason
-from worker.bus.connection import patiently
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
 from worker.core import ids
-from worker.core.cut import LOOK_BACK_MS, cut_position
 from worker.core.faults import Backoff, is_idle_close
 from worker.core.ledger import Ledger, LedgerState
 from worker.core.pacing import Pacer
@@ -38,6 +35,7 @@ from worker.host import Host
 from worker.narrator import Narrator, Place
 from worker.publisher import Written
 from worker.pulse import Pulse
+from worker.seam import Seam
 from worker.stt.cartesia import Stream, StreamSettings
 from worker.uplink import Uplink
 
@@ -53,11 +51,9 @@ FILLER_LIMIT_MS = 20_000
 """Filler after which a turn that will not end is ended by us: well beyond the longest timeout."""
 
 _INPUTS: dict[type, Input] = {
-    cartesia.TurnStart: Input.START,
     cartesia.TurnUpdate: Input.UPDATE,
     cartesia.TurnEagerEnd: Input.EAGER_END,
     cartesia.TurnResume: Input.RESUME,
-    cartesia.TurnEnd: Input.END,
 }
 
 
@@ -102,6 +98,9 @@ class Session:
             self._ledger,
             Pacer(host.pace.replay_speed),
             host.stats,
+        )
+        self._seam = Seam(
+            host.redis, host.health, self.audio_key, entry, self._ledger, self._uplink
         )
         self._config = snapshot.config
         self._connection = snapshot.connection
@@ -334,6 +333,7 @@ class Session:
         self._pulse = Pulse(now)
         self._tracker.socket_opened()
         self._uplink.attach(stream, now)
+        self._seam.reset()
         self._stream = stream
         self._enter(Phase.LIVE)
         self.drain(now)
@@ -352,6 +352,9 @@ class Session:
                     )
                 case cartesia.Unknown():
                     self._host.stats.provider_unknown += 1
+                case cartesia.TurnStart():
+                    self._hear(Input.START, None)
+                    await self._seam.turn_started()
                 case cartesia.TurnEnd():
                     await self._hear_end(message)
                 case cartesia.Connected():
@@ -391,7 +394,7 @@ class Session:
             self._narrator.tell(self._tracker.hear(Input.END, message.transcript, fed))
             return
         flushing = self.phase is Phase.FLUSHING
-        cut = fed if flushing else await self._cut(fed)
+        cut = fed if flushing else await self._seam.cut()
         drafts = self._tracker.hear(Input.END, message.transcript, fed)
         self._cover(cut, drafts, "close" if flushing else "model")
 
@@ -404,31 +407,6 @@ class Session:
             self._uplink.committed()
         self._narrator.tell([msgspec.structs.replace(draft, reason=reason) for draft in drafts])
         self._narrator.publisher.touch()
-
-    async def _cut(self, fed: int) -> int:
-        """Return the session byte at which the turn that just ended is over."""
-        width = self._entry.encoding.width
-        start = max(self._ledger.committed_bytes, fed - self._uplink.bytes_of(LOOK_BACK_MS))
-        start += -start % width
-        pieces = list(self._ledger.pieces(start, fed))
-        if not pieces:
-            return fed
-        rows: Any = await patiently(
-            self._host.health,
-            lambda: self._host.redis.xrange(
-                self.audio_key, min=pieces[0].entry, max=pieces[-1].entry
-            ),
-        )
-        stored = {row.decode(): fields.get(b"audio", b"") for row, fields in rows}
-        audio = b"".join(stored.get(piece.entry, b"") for piece in pieces)
-        first = pieces[0].start
-        return cut_position(
-            audio[start - first : fed - first],
-            start,
-            [filler for filler in self._uplink.fillers if filler[0] >= start],
-            self._entry.encoding,
-            self._entry.sample_rate,
-        )
 
     def _place(self) -> Place:
         """Say where an event made now stands."""

@@ -23,6 +23,10 @@ FILLER_AFTER_S = 0.5
 
 FILLER_STEP_MS = 100
 
+HISTORY = 128
+HISTORY_STEP_S = 0.03
+"""How finely it is remembered when what was sent: a few seconds in all."""
+
 
 class Uplink:
     """Sends one session's audio, in order, whole samples only."""
@@ -47,6 +51,9 @@ class Uplink:
         """(session byte, milliseconds) of filler sent on this socket and not yet committed."""
         self.fed = ledger.committed_bytes
         """Bytes of the session sent on this socket, counted from the session's first."""
+        self.sent = 0
+        """Bytes sent on this socket, filler included."""
+        self._history: deque[tuple[float, int]] = deque(maxlen=HISTORY)
 
     @property
     def fed_ms(self) -> int:
@@ -86,6 +93,8 @@ class Uplink:
     def attach(self, stream: Stream, now: float) -> None:
         """Send on a new socket, from the committed position on."""
         self._stream = stream
+        self.sent = 0
+        self._history.clear()
         self._pacer.restart(now)
 
     def detach(self) -> None:
@@ -132,7 +141,7 @@ class Uplink:
             if size < len(head):
                 self._backlog.appendleft(head[size:])
             self._held -= size
-            self._send(stream, head[:size] if size < len(head) else head)
+            self._send(stream, head[:size] if size < len(head) else head, now)
             self._pacer.spend(ms)
             allowance -= ms
         return False
@@ -149,8 +158,7 @@ class Uplink:
             self._filled_since = now - FILLER_STEP_MS / 1000
         while (now - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
             samples = self.bytes_of(FILLER_STEP_MS) // self._width
-            stream.send_audio(self._silence * samples)
-            self._stats.bytes += samples * self._width
+            self._send_bytes(stream, self._silence * samples, now)
             self._filled_ms += FILLER_STEP_MS
             self._note_filler()
 
@@ -163,7 +171,27 @@ class Uplink:
         samples = self.bytes_of(SLICE_MS) // self._width
         return max(1, samples) * self._width
 
-    def _send(self, stream: Stream, audio: bytes) -> None:
+    def sent_at(self, sent: int) -> float | None:
+        """Return when byte `sent` of this socket went out; None if that is forgotten."""
+        if not self._history or sent < self._history[0][1]:
+            return None
+        return next((at for at, upto in self._history if upto > sent), self._history[-1][0])
+
+    def sent_by(self, at: float) -> int:
+        """Return how many bytes this socket had sent at that time."""
+        return next((upto for when, upto in reversed(self._history) if when <= at), 0)
+
+    def _send_bytes(self, stream: Stream, audio: bytes, now: float) -> None:
+        stream.send_audio(audio)
+        self._stats.bytes += len(audio)
+        self.sent += len(audio)
+        history = self._history
+        if history and now - history[-1][0] < HISTORY_STEP_S:
+            history[-1] = (history[-1][0], self.sent)
+        else:
+            history.append((now, self.sent))
+
+    def _send(self, stream: Stream, audio: bytes, now: float) -> None:
         if self._part:
             audio = self._part + audio
             self._part = b""
@@ -172,9 +200,8 @@ class Uplink:
             self._part = audio[-rest:]
             audio = audio[:-rest]
         if audio:
-            stream.send_audio(audio)
+            self._send_bytes(stream, audio, now)
             self.fed += len(audio)
-            self._stats.bytes += len(audio)
 
     def _note_filler(self) -> None:
         if self.fillers and self.fillers[-1][0] == self.fed:
