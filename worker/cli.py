@@ -17,10 +17,12 @@ from worker.errors import SettingsError, TurnbusError
 # the one that was asked for is imported: help should not wait for a Redis client or a recognizer.
 _COMMANDS = {
     "run": "the worker: take sessions, transcribe their audio, publish their turns",
+    "demo": "everything on this machine: real speech in, turns out, live",
     "push": "send a sound file or raw audio into a session, in real time",
     "watch": "follow turns as they are published",
     "check": "settings, Redis, rights and the API key: fit to run?",
     "stt-server": "the local turns server, wire-compatible with the service",
+    "bench": "what a worker costs on this machine, and how late its turns are",
     "schema": "print or write the JSON Schemas of everything on the bus",
 }
 

@@ -1,0 +1,87 @@
+"""`turnbus demo`: everything on this machine, live."""
+
+import sys
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from worker.commands import Subparsers, add_command, argument_type, run_async
+from worker.errors import LocalPartMissing
+
+if TYPE_CHECKING:
+    from worker.local.demo.perform import Audience
+
+_MOST_SESSIONS = 12  # what the recognizer keeps up with on two cores
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        "demo",
+        run,
+        about="Play real speech in real time through a Redis server, two workers and a local turns "
+        "server with a real recognizer, all started here and gone afterwards; show the turns as "
+        "they come. On the way a worker is killed, and the other one takes over. No key, no "
+        "network. English only.",
+        examples="""
+turnbus demo
+turnbus demo my.wav --no-kill
+turnbus demo --json | jq -r 'select(.type == "turn.end") | .transcript'""",
+    )
+    _add_arguments(parser)
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        type=Path,
+        nargs="*",
+        help="sound files to play, a session each (default: bundled recordings)",
+    )
+    parser.add_argument(
+        "--sessions",
+        metavar="N",
+        type=argument_type(Annotated[int, Meta(ge=1, le=_MOST_SESSIONS)], f"1 to {_MOST_SESSIONS}"),
+        help="how many sessions; recordings are used again if need be (default: 6, or the files)",
+    )
+    parser.add_argument(
+        "--kill",
+        action=BooleanOptionalAction,
+        default=True,
+        help="kill -9 a worker in the middle (default: yes)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON lines: events, summary")
+
+
+def run(arguments: Namespace) -> int:
+    """Run the demo. Raises SettingsError before anything starts if a file cannot be played."""
+    try:
+        from worker.local.demo.cast import bundled, of_files
+        from worker.local.demo.perform import perform
+    except ImportError as error:
+        raise LocalPartMissing(f"the demo needs {error.name}: install turnbus[local]") from error
+    sessions = arguments.sessions
+    cast = of_files(arguments.files, sessions) if arguments.files else bundled(sessions)
+    # Entered out here: however the event loop ends, the terminal is given back as it was.
+    with _audience(as_json=arguments.json) as audience:
+        run_async(partial(perform, cast, audience, kill=arguments.kill))
+    return 0
+
+
+def _audience(*, as_json: bool) -> "Audience":
+    if as_json:
+        from worker.local.demo.lines import JsonLines
+
+        return JsonLines()
+    if sys.stdout.isatty():
+        from worker.local.demo.view import LiveView
+
+        return LiveView()
+    from worker.local.demo.lines import PlainLines
+
+    return PlainLines()

@@ -1,0 +1,108 @@
+"""The demo where there is no terminal: a line for each event, as text or JSON."""
+
+import sys
+from collections.abc import Sequence
+from typing import Self
+
+import msgspec
+from rich.console import Console
+
+from schemas.turns import (
+    AudioGap,
+    SessionEnded,
+    SessionError,
+    SessionStarted,
+    TurnEagerEnd,
+    TurnEnd,
+    TurnEvent,
+    TurnResume,
+    TurnStart,
+    TurnUpdate,
+    event_type,
+)
+from worker.local.demo.board import Board
+from worker.local.demo.closing import closing
+from worker.local.demo.perform import Heard
+from worker.local.demo.summary import Summary
+
+_WIDTH = 100
+
+
+class PlainLines:
+    """Tells in plain lines what matters: not each word, but each turn."""
+
+    def __init__(self) -> None:
+        self._noticed = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return
+
+    def say(self, text: str) -> None:
+        """Print it."""
+        print(text, flush=True)
+
+    def watch(self, board: Board, heard: Sequence[Heard]) -> None:
+        """Print the events and notices that are new."""
+        news = [(at, "*", text) for at, text in board.notices[self._noticed :]]
+        self._noticed = len(board.notices)
+        news += [
+            (at, event.session, f"{event_type(event):15} {told}".rstrip())
+            for at, _, event in heard
+            if (told := _told(event, board)) is not None
+        ]
+        width = max(map(len, board.rows))
+        for at, who, text in sorted(news, key=lambda new: new[0]):
+            print(f"{at - board.began_at:5.1f} s  {who:{width}}  {text}", flush=True)
+
+    def conclude(self, board: Board, summary: Summary) -> None:
+        """Print the summary."""
+        del board
+        Console(width=_WIDTH, no_color=True).print(closing(summary))
+
+
+class JsonLines:
+    """The events as they are on the bus, then the summary."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return
+
+    def say(self, text: str) -> None:
+        """Print it beside the output."""
+        print(text, file=sys.stderr, flush=True)
+
+    def watch(self, board: Board, heard: Sequence[Heard]) -> None:
+        """Print the events."""
+        del board
+        for one in heard:
+            print(one.json.decode(), flush=True)
+
+    def conclude(self, board: Board, summary: Summary) -> None:
+        """Print the summary."""
+        del board
+        print(msgspec.json.encode(summary).decode(), flush=True)
+
+
+def _told(event: TurnEvent, board: Board) -> str | None:
+    """Word what an event adds; None if it is not worth a line."""
+    match event:
+        case SessionStarted(encoding=encoding, sample_rate=rate, worker=worker):
+            speaker = board.rows[event.session].role.speaker
+            return f"{speaker}, {encoding} at {rate} Hz, on {worker}"
+        case TurnStart() | TurnUpdate():
+            return None
+        case TurnResume(turn=turn):
+            return str(turn)
+        case TurnEagerEnd(turn=turn, transcript=text) | TurnEnd(turn=turn, transcript=text):
+            return f"{turn} {text.strip()}"
+        case AudioGap(missing_ms=missing, reason=reason):
+            return f"{missing} ms, {reason}"
+        case SessionError(code=code, message=message):
+            return f"{code}: {message}"
+        case SessionEnded(reason=reason, turns=turns):
+            return f"{reason}, {turns} turns"

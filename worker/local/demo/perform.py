@@ -1,0 +1,133 @@
+"""The performance: producers play the cast, a worker is killed, the audience sees the bus."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, Protocol, Self
+
+import anyio
+from redis.exceptions import RedisError
+
+from schemas import SessionEntry
+from schemas.turns import TurnEvent, decode_turn_entry
+from worker.errors import BusUnavailable, TurnbusError
+from worker.local.demo.board import Board, Row
+from worker.local.demo.cast import Role
+from worker.local.demo.stage import WORKERS, Stage
+from worker.local.demo.summary import Summary, summarize
+from worker.local.producer import Producer
+
+_BLOCK_MS: Final = 50
+_KILL_AT_S: Final = 12.0
+_KILL_AT_SHARE: Final = 0.4  # of the demo, where that comes sooner
+_PATIENCE_S: Final = 60.0  # after the last audio
+_LOOK_S: Final = 0.05
+
+
+class Heard(NamedTuple):
+    """An event as it was read: when (Unix seconds), its JSON, and decoded."""
+
+    at: float
+    json: bytes
+    event: TurnEvent
+
+
+class Audience(Protocol):
+    """Who is shown the demo. Entered before anything starts, left whatever happens."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+    def say(self, text: str) -> None:
+        """Take what is being done before the curtain rises."""
+        ...
+
+    def watch(self, board: Board, heard: Sequence[Heard]) -> None:
+        """Look at the board, brought up to date with these events; many times a second."""
+        ...
+
+    def conclude(self, board: Board, summary: Summary) -> None:
+        """Take the end."""
+        ...
+
+
+async def perform(cast: list[Role], audience: Audience, *, kill: bool) -> None:
+    """Run the demo from the first process to the last.
+
+    With `kill` the worker that has most to do is killed on the way. Raises TurnbusError if
+    something that should run does not.
+    """
+    try:
+        async with Stage.open(audience.say) as stage:
+            board = await _perform_on(stage, cast, audience, kill=kill)
+    except* RedisError as errors:
+        raise BusUnavailable("the embedded Redis went away") from errors
+    audience.conclude(board, summarize(board, time.time()))
+
+
+async def _perform_on(stage: Stage, cast: list[Role], audience: Audience, *, kill: bool) -> Board:
+    board = Board(cast, WORKERS, time.time())
+    async with anyio.create_task_group() as tasks:
+        began = anyio.current_time()
+        for row in board.rows.values():
+            tasks.start_soon(_play, stage, row, began)
+        if kill:
+            tasks.start_soon(_kill, stage, board, began)
+        with anyio.move_on_after(max(role.leaves_s for role in cast) + _PATIENCE_S):
+            await _follow(stage, board, audience)
+        tasks.cancel_scope.cancel()
+    if not board.over:
+        late = ", ".join(name for name, row in board.rows.items() if not row.ended)
+        raise TurnbusError(f"not ended: {late}; the workers wrote:\n{stage.worker_logs()}")
+    return board
+
+
+async def _play(stage: Stage, row: Row, began: float) -> None:
+    """Produce one session as a caller would, each chunk once it would be complete."""
+    role = row.role
+    entry = SessionEntry(
+        session=role.session,
+        encoding=role.line.encoding,
+        sample_rate=role.line.sample_rate,
+        metadata={"speaker": role.speaker},
+    )
+    producer = Producer(stage.redis, stage.keys, entry)
+    due = began + role.enters_s
+    await anyio.sleep_until(due)
+    await producer.announce()
+    for chunk in role.chunks():
+        due += role.line.chunk_ms / 1000
+        await anyio.sleep_until(due)
+        row.sending(time.time())
+        await producer.append(chunk)
+    await producer.end()
+
+
+async def _kill(stage: Stage, board: Board, began: float) -> None:
+    """Kill the worker that has most to do, in the middle of its turns."""
+    length = max(row.role.leaves_s for row in board.rows.values())
+    await anyio.sleep_until(began + min(_KILL_AT_S, _KILL_AT_SHARE * length))
+    while True:
+        if victim := board.busiest():
+            stage.workers[victim].kill()
+            board.kill(victim, time.time())
+            return
+        await anyio.sleep(_LOOK_S)
+
+
+async def _follow(stage: Stage, board: Board, audience: Audience) -> None:
+    """Read the turns stream until every session has ended, and show it."""
+    stream = stage.keys.turns("0")
+    cursors: dict[Any, Any] = {stream: b"0-0"}
+    while not board.over:
+        heard = []
+        reply: Any = await stage.redis.xread(cursors, block=_BLOCK_MS)
+        at = time.time()
+        for _, entries in reply:
+            for entry_id, fields in entries:
+                cursors[stream] = entry_id
+                event = decode_turn_entry(fields).event
+                board.hear(event, at)
+                heard.append(Heard(at, fields[b"event"], event))
+        board.own(await stage.owners(), time.time())
+        audience.watch(board, heard)

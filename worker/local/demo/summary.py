@@ -1,0 +1,100 @@
+"""The summary: what came of each session, in numbers. Pure."""
+
+from collections.abc import Sequence
+from statistics import median
+
+import msgspec
+
+from worker.local.demo.board import Board, Row
+from worker.local.wer import WordErrors, word_errors, words
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of one session, or of all together. Delays are from the end of speech to `turn.end`."""
+
+    session: str
+    turns: int
+    eager_ends: int
+    resumes: int
+    words: int
+    connections: int
+    missing_ms: int
+    word_error_rate: float | None = None
+    """None where the text is not known."""
+    end_delay_median_s: float | None = None
+    end_delay_max_s: float | None = None
+    speaker: str = ""
+    encoding: str = ""
+    sample_rate: int = 0
+    workers: tuple[str, ...] = ()
+    transcript: str = ""
+    errors: tuple[str, ...] = ()
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """A worker killed on purpose, and who went on with its sessions."""
+
+    worker: str
+    sessions: tuple[str, ...]
+    moved_after_s: float
+
+
+class Summary(msgspec.Struct, frozen=True, tag="demo.summary"):
+    """Of the whole demo."""
+
+    seconds: float
+    sessions: tuple[Result, ...]
+    total: Result
+    kill: Kill | None
+
+
+def summarize(board: Board, now: float) -> Summary:
+    """Sum up the board at this Unix time."""
+    rows = list(board.rows.values())
+    kill = None
+    if board.killed is not None:
+        moved_after_s = round(max(0.0, board.moved_at - board.killed_at), 3)
+        kill = Kill(board.killed, tuple(board.moved), moved_after_s)
+    return Summary(
+        seconds=round(now - board.began_at, 3),
+        sessions=tuple(_result(row) for row in rows),
+        total=_together("total", rows),
+        kill=kill,
+    )
+
+
+def transcript(row: Row) -> str:
+    """Return the text of a session, its turns parted by spaces."""
+    return " ".join(turn.text.strip() for _, turn in sorted(row.turns.items()))
+
+
+def _result(row: Row) -> Result:
+    role = row.role
+    return msgspec.structs.replace(
+        _together(role.session, [row]),
+        speaker=role.speaker,
+        encoding=role.line.encoding.value,
+        sample_rate=role.line.sample_rate,
+        workers=tuple(row.workers),
+        transcript=transcript(row),
+        errors=tuple(row.errors),
+    )
+
+
+def _together(name: str, rows: Sequence[Row]) -> Result:
+    turns = [turn for row in rows for turn in row.turns.values()]
+    delays = [turn.end_delay_s for turn in turns if turn.end_delay_s is not None]
+    known = [(row.role.text, transcript(row)) for row in rows]
+    errors = [word_errors(text, heard) for text, heard in known if text is not None]
+    return Result(
+        session=name,
+        turns=len(turns),
+        eager_ends=sum(len(turn.eager_ends) for turn in turns),
+        resumes=sum(turn.resumes for turn in turns),
+        words=sum(len(words(transcript(row))) for row in rows),
+        connections=sum(row.connections for row in rows),
+        missing_ms=sum(row.missing_ms for row in rows),
+        word_error_rate=round(sum(errors, WordErrors(0, 0)).rate, 4) if errors else None,
+        end_delay_median_s=round(median(delays), 3) if delays else None,
+        end_delay_max_s=round(max(delays), 3) if delays else None,
+    )
