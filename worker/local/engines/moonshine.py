@@ -10,24 +10,25 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.local.engines.inference import load_model
+from worker.local.engines.packaged import PackagedFile
 from worker.local.engines.speech_audio import RATE, Samples
 from worker.local.engines.speech_text import Tokens
-from worker.local.engines.weights import Weights, session
 
 _REQUIREMENT: Final = "moonshine-voice==0.1.0"
-_ENCODER: Final = Weights(
+_ENCODER: Final = PackagedFile(
     _REQUIREMENT,
     "moonshine_voice",
     "assets/tiny-en/encoder_model.ort",
     "94e90a4654fc45cdfedb77c4c08e1739f48862998e58fada384b25118134f221",
 )
-_DECODER: Final = Weights(
+_DECODER: Final = PackagedFile(
     _REQUIREMENT,
     "moonshine_voice",
     "assets/tiny-en/decoder_model_merged.ort",
     "cf524c4862d36e9e5ab032eddc73637efd822d70e868ac575cf1a46e1e4708a0",
 )
-_TOKENIZER: Final = Weights(
+_TOKENIZER: Final = PackagedFile(
     _REQUIREMENT,
     "moonshine_voice",
     "assets/tiny-en/tokenizer.bin",
@@ -64,11 +65,11 @@ class Moonshine:
     """
 
     def __init__(self) -> None:
-        self._vocabulary = _parse_vocabulary(_TOKENIZER.read())
+        self._vocabulary = _parse_vocabulary(_TOKENIZER.locate().read_bytes())
         self._goes_on = np.array([not self.starts_word(at) for at in range(len(self._vocabulary))])
         self._goes_on[_END] = False
-        self._encoder = session(_ENCODER)
-        self._decoder = session(_DECODER)
+        self._encoder = load_model(_ENCODER)
+        self._decoder = load_model(_DECODER)
         shapes = {entry.name: entry.shape for entry in self._decoder.get_inputs()}
         self._caches = [name for name in shapes if name.startswith("past_key_values.")]
         # A batch of none is how the export spells "no cache yet".
@@ -81,7 +82,7 @@ class Moonshine:
     def decode(self, samples: Samples, spoken: Tokens = ()) -> Tokens:
         """Transcribe mono samples at `RATE`, continuing the whole words `spoken`.
 
-        Gives all tokens, those included. Blocks for 10 to 20 ms per second of audio. Keep that
+        Gives all tokens, those included. Blocks for about 20 ms per second of audio. Keep that
         under 15 s: of longer pieces the model may skip or invent sentences.
         """
         tokens = list(spoken)

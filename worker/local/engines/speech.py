@@ -172,7 +172,7 @@ class SpeechHearing:
 
     async def _end_turn(self) -> None:
         await self._settle()
-        self._segment = Segment()
+        self._segment.cut(self._segment.speech_end)
         text = self._transcript.text
         self._tell("turn.end", text)
         if text:

@@ -64,29 +64,28 @@ class Framer:
 
 
 class Segment:
-    """Windows of audio since the last cut, each with whether it is speech."""
+    """Windows of audio since the last cut, each with whether it is speech.
+
+    `speech` is the count of those that are and `speech_end` the place after the last one, 0 if
+    there is none.
+    """
 
     def __init__(self) -> None:
+        self.speech = 0
+        self.speech_end = 0
         self._windows: list[Samples] = []
         self._voiced: list[bool] = []
 
     def __len__(self) -> int:
         return len(self._windows)
 
-    @property
-    def speech(self) -> int:
-        """Count the windows of speech."""
-        return sum(self._voiced)
-
-    @property
-    def speech_end(self) -> int:
-        """Tell where the last speech ends, in windows; 0 if there is none."""
-        return max((at for at, voiced in enumerate(self._voiced, 1) if voiced), default=0)
-
     def append(self, window: Samples, *, voiced: bool) -> None:
         """Add the next window."""
         self._windows.append(window)
         self._voiced.append(voiced)
+        if voiced:
+            self.speech += 1
+            self.speech_end = len(self._windows)
 
     def audio(self, end: int) -> Samples:
         """Give the samples of the first `end` windows."""
@@ -94,6 +93,8 @@ class Segment:
 
     def cut(self, at: int) -> None:
         """Drop the first `at` windows."""
+        self.speech -= sum(self._voiced[:at])
+        self.speech_end = max(0, self.speech_end - at)
         del self._windows[:at]
         del self._voiced[:at]
 

@@ -29,24 +29,23 @@ _DECAY: Final = 0.5 ** (WINDOW_S / HALF_LIFE_S)
 class TurnDetector:
     """The turns of one connection.
 
-    `likelihood` is that of being in a turn, `quiet_s` the audio since the last window of speech
-    and `speech_s` the speech within the turn, both in seconds.
+    `settings` may be replaced at any time. `likelihood` is that of being in a turn.
     """
 
     def __init__(self, settings: TurnSettings) -> None:
         self.settings = settings
         self.likelihood = 0.0
-        self.quiet_s = 0.0
         self.in_turn = False
+        self._quiet_s = 0.0  # since the last window of speech
         self._ended_eagerly = False
 
     def hear(self, probability: float) -> TurnStep | None:
         """Take the speech probability of the next window; tell what it changes, if anything."""
         if probability > SPEECH:
-            self.quiet_s = 0.0
+            self._quiet_s = 0.0
             self.likelihood = 1.0 - (1.0 - self.likelihood) * _DOUBT_KEPT
         else:
-            self.quiet_s += WINDOW_S
+            self._quiet_s += WINDOW_S
             if not self.in_turn:
                 # Only unbroken speech begins a turn: clicks must not add up to one.
                 self.likelihood = 0.0
@@ -68,7 +67,7 @@ class TurnDetector:
         if not self.in_turn:
             self.in_turn = risen
             return "turn.start" if risen else None
-        if self.likelihood < settings.end or self.quiet_s * 1000 >= settings.end_timeout_ms:
+        if self.likelihood < settings.end or self._quiet_s * 1000 >= settings.end_timeout_ms:
             return self.end()
         if self._ended_eagerly and risen:
             self._ended_eagerly = False

