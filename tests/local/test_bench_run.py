@@ -1,0 +1,57 @@
+"""`turnbus bench` itself, small. Nothing is asserted on time."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from worker.cli import main
+from worker.local.bench.report import MEASURES
+
+
+def test_a_tiny_run_is_measured_and_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.json"
+    size = ["--sessions", "5", "--seconds", "1", "--warmup", "1"]
+    assert main(["bench", *size, "--chunk-ms", "50", "--json", "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    report = msgspec.json.decode(shown.out)
+    assert msgspec.json.decode(out.read_bytes()) == report
+    assert report["ok"] is True
+    assert report["plan"]["sessions"] == 5
+    assert report["verdict"]["words"] >= 5 * 8
+    assert not any(count for name, count in report["verdict"].items() if name != "words")
+    (run,) = report["runs"]
+    assert run["chunks_per_s"] > 0
+    assert run["latency_ms"]["count"] > 0
+    assert set(run["cpu_us_per_chunk"]) == {"worker", "redis", "stt_server", "bench"}
+    assert set(report["results"]) == {measure.name for measure in MEASURES}
+    assert report["machine"]["cores"] >= 1
+    assert report["versions"]["server"]
+    assert "starting 5 sessions" in shown.err
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_however_it_ends_it_leaves_no_process(end: signal.Signals, tmp_path: Path) -> None:
+    log = tmp_path / "stderr"
+    command = [sys.executable, "-m", "worker", "bench", "--sessions", "2"]
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as bench,
+    ):
+        while "starting 2 sessions" not in log.read_text():
+            assert bench.poll() is None, log.read_text()
+            time.sleep(0.05)
+        started = psutil.Process(bench.pid).children(recursive=True)
+        bench.send_signal(end)
+        code = bench.wait()
+    assert code == (130 if end is signal.SIGINT else -end)
+    assert len(started) >= 3
+    _, left = psutil.wait_procs(started, timeout=30)
+    assert not left

@@ -1,0 +1,52 @@
+"""The consumer of a benchmark: reads every turn event, for the tallies."""
+
+from array import array
+from collections.abc import Iterable
+from typing import Any, Final
+
+import anyio
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from schemas import decode_turn_entry
+from worker.bus.connection import describe
+from worker.errors import BusUnavailable
+from worker.local.bench.tally import Tally
+
+_POLL_S: Final = 0.1
+_COUNT: Final = 1_000
+
+
+class Consumer:
+    """Reads the turns of a lane.
+
+    It polls: one that blocked would be woken, and cost Redis and this process, for each event.
+    """
+
+    def __init__(self, redis: Redis, stream: str, sessions: Iterable[str]) -> None:
+        self._redis = redis
+        self._cursors: dict[Any, Any] = {stream: b"0-0"}
+        self._stream = stream
+        self.tallies: Final = {session: Tally() for session in sessions}
+        self.appended_ms: Final = array("q")
+        """When each event was appended, by Redis' clock: Unix milliseconds."""
+        self.over: Final = anyio.Event()
+        """Set once every session has ended."""
+
+    async def run(self) -> None:
+        """Read until every session has ended. Raises BusUnavailable if Redis fails."""
+        while not all(tally.ended for tally in self.tallies.values()):
+            try:
+                reply: Any = await self._redis.xread(self._cursors, count=_COUNT)
+            except RedisError as error:
+                raise BusUnavailable(f"the embedded Redis: {describe(error)}") from error
+            entries = reply[0][1] if reply else []
+            for entry_id, fields in entries:
+                self._cursors[self._stream] = entry_id
+                appended_ms = int(entry_id.partition(b"-")[0])
+                event = decode_turn_entry(fields).event
+                self.appended_ms.append(appended_ms)
+                self.tallies[event.session].hear(event, appended_ms)
+            if len(entries) < _COUNT:
+                await anyio.sleep(_POLL_S)
+        self.over.set()

@@ -1,0 +1,149 @@
+"""The load: one producer for every session of a benchmark, each in real time."""
+
+from array import array
+from typing import Any, Final
+from uuid import uuid4
+
+import anyio
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
+from worker.bus.connection import describe
+from worker.errors import BusUnavailable, TurnbusError
+from worker.local.bench.plan import SLOT_MS, Plan, Speech, Start, starts
+from worker.local.bench.wire import Wire, array_of, bulks
+
+
+class Speaker:
+    """One session, as its producer sees it."""
+
+    def __init__(self, session: str, keys: Keys, start: Start) -> None:
+        self.session = session
+        self.start = start
+        self.stream = keys.audio("0", session)
+        self.ended = False
+        self.appended_ms: Final = array("q")
+        """When each chunk was appended, by Redis' clock: Unix milliseconds."""
+
+    @property
+    def spoken(self) -> int:
+        """Chunks of the speech appended so far."""
+        return max(0, len(self.appended_ms) - self.start.silent_chunks)
+
+    def spoken_ms(self, chunk: int) -> int:
+        """Return when a chunk of the speech was appended."""
+        return self.appended_ms[self.start.silent_chunks + chunk]
+
+
+class Load:
+    """Appends the audio of all sessions, a pipeline per slot."""
+
+    def __init__(self, redis: Redis, port: int, keys: Keys, plan: Plan, speech: Speech) -> None:
+        self._redis = redis
+        self._port = port
+        self._keys = keys
+        self._plan = plan
+        self.speakers: Final = [
+            Speaker(f"bench-{number}", keys, start) for number, start in enumerate(starts(plan))
+        ]
+        self._slots_per_chunk = plan.chunk_ms // SLOT_MS
+        self._phases: list[list[Speaker]] = [[] for _ in range(self._slots_per_chunk)]
+        for speaker in self.speakers:
+            self._phases[speaker.start.slot % self._slots_per_chunk].append(speaker)
+        # The fields of every chunk, written once: `seq` is the place in this list, for whichever
+        # session, so one that is silent for less time begins further on.
+        self._silence = max(speaker.start.silent_chunks for speaker in self.speakers)
+        audio = [speech.silence] * self._silence + speech.chunks
+        src = uuid4().hex
+        fields = [
+            _fields(AudioEntry(audio=chunk, seq=seq, src=src)) for seq, chunk in enumerate(audio)
+        ]
+        self._tails = [bulks(*parts) for parts in fields]
+        self._heads = {
+            speaker: array_of(3 + len(fields[0])) + bulks(b"XADD", speaker.stream.encode(), b"*")
+            for speaker in self.speakers
+        }
+        self.chunks = 0
+        """Appended so far."""
+        self.slots_late_ms: Final = array("d")
+        """How late each slot's appends began."""
+
+    @property
+    def speaking(self) -> int:
+        """Sessions that have started."""
+        return sum(1 for speaker in self.speakers if speaker.appended_ms)
+
+    async def run(self, began: float) -> None:
+        """Produce from `began`, on the event loop's clock, until all utterances are complete.
+
+        Raises TurnbusError if a session is ended by somebody else, BusUnavailable if Redis fails.
+        """
+        try:
+            async with Wire.connect("127.0.0.1", self._port) as wire:
+                await self._produce(began, wire)
+        except (RedisError, OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            raise BusUnavailable(f"the embedded Redis: {describe(error)}") from error
+
+    async def _produce(self, began: float, wire: Wire) -> None:
+        last = round((self._plan.warmup + self._plan.seconds) * 1_000 / SLOT_MS)
+        slot = 0
+        while not all(speaker.ended for speaker in self.speakers):
+            due = began + slot * SLOT_MS / 1_000
+            await anyio.sleep_until(due)
+            self.slots_late_ms.append((anyio.current_time() - due) * 1_000)
+            speakers = [
+                speaker
+                for speaker in self._phases[slot % self._slots_per_chunk]
+                if speaker.start.slot <= slot and not speaker.ended
+            ]
+            if slot >= last:
+                speakers = await self._end_some(speakers)
+            if speakers:
+                await self._append(speakers, wire)
+            slot += 1
+
+    async def _end_some(self, speakers: list[Speaker]) -> list[Speaker]:
+        """End those that are between utterances; return the others."""
+        going_on = []
+        for speaker in speakers:
+            if speaker.spoken and speaker.spoken % self._plan.cycle == 0:
+                end: Any = encode_audio(AudioEntry(end=True))
+                await self._redis.xadd(speaker.stream, end)
+                speaker.ended = True
+            else:
+                going_on.append(speaker)
+        return going_on
+
+    async def _append(self, speakers: list[Speaker], wire: Wire) -> None:
+        """Append the next chunk of each; announce those that have none yet."""
+        commands = []
+        for speaker in speakers:
+            if not speaker.appended_ms:
+                await self._announce(speaker)
+            seq = self._silence - speaker.start.silent_chunks + len(speaker.appended_ms)
+            commands += [self._heads[speaker], self._tails[seq]]
+        for speaker, reply in zip(speakers, await wire.ask(commands, len(speakers)), strict=True):
+            if not isinstance(reply, bytes):
+                raise TurnbusError(f"session {speaker.session} takes no more audio: {reply}")
+            speaker.appended_ms.append(int(reply.partition(b"-")[0]))
+        self.chunks += len(speakers)
+
+    async def _announce(self, speaker: Speaker) -> None:
+        fields: Any = encode_session(
+            SessionEntry(
+                session=speaker.session,
+                encoding=self._plan.encoding,
+                sample_rate=self._plan.sample_rate,
+            )
+        )
+        await self._redis.xadd(self._keys.sessions, fields)
+
+
+def _fields(entry: AudioEntry) -> list[bytes]:
+    """Return an entry's field names and values, one after the other."""
+    return [
+        part.encode() if isinstance(part, str) else part
+        for field in encode_audio(entry).items()
+        for part in field
+    ]

@@ -1,0 +1,109 @@
+"""One run of a benchmark: set up, speak, read the meter, wait for the last word."""
+
+import math
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+import anyio
+
+from worker.local.bench.consumer import Consumer
+from worker.local.bench.load import Load
+from worker.local.bench.machine import Machine, server_version, versions
+from worker.local.bench.meter import Meter, Sample
+from worker.local.bench.plan import Plan, Speech
+from worker.local.bench.report import Report, Run, now, run_of
+from worker.local.bench.rig import Rig
+from worker.local.bench.tally import Verdict
+
+_PATIENCE_S: Final = 30.0  # for the last utterances to be complete and every session to end
+_LOOK_S: Final = 0.25
+
+
+class Progress(Protocol):
+    """Who is told how far it is."""
+
+    def phase(self, text: str) -> None:
+        """Take what begins now."""
+        ...
+
+    def detail(self, text: str) -> None:
+        """Take how far that is."""
+        ...
+
+
+async def bench(plan: Plan, repeat: int, progress: Progress) -> Report:
+    """Run a plan so many times, each with processes of its own.
+
+    Raises TurnbusError if something that should run does not.
+    """
+    machine = Machine.here()
+    known = versions()
+    speech = Speech(plan)
+    runs = []
+    for number in range(repeat):
+        which = f"run {number + 1} of {repeat}: " if repeat > 1 else ""
+        progress.phase(f"{which}starting Redis, the STT server and a worker")
+        async with Rig.open(plan.sessions) as rig:
+            known["server"] = await server_version(rig.redis)
+            runs.append(await _Run(plan, speech, rig, which).run(machine.cores, progress))
+    return Report(date=now(), machine=machine, versions=known, plan=plan, runs=tuple(runs))
+
+
+class _Run:
+    """A run under way."""
+
+    def __init__(self, plan: Plan, speech: Speech, rig: Rig, which: str) -> None:
+        self._plan = plan
+        self._speech = speech
+        self._which = which
+        self._meter = Meter(rig.pids)
+        self._load = Load(rig.redis, rig.redis_port, rig.keys, plan, speech)
+        names = [speaker.session for speaker in self._load.speakers]
+        self._consumer = Consumer(rig.redis, rig.keys.turns("0"), names)
+
+    async def run(self, cores: int, progress: Progress) -> Run:
+        plan, load = self._plan, self._load
+        before = self._meter.read()
+        async with anyio.create_task_group() as tasks:
+            began = anyio.current_time()
+            tasks.start_soon(load.run, began)
+            tasks.start_soon(self._consumer.run)
+            progress.phase(f"{self._which}starting {plan.sessions} sessions")
+            await self._until(began + plan.warmup, progress)
+            progress.phase(f"{self._which}measuring for {plan.seconds:g} s")
+            first, chunks, slots = self._meter.read(), load.chunks, len(load.slots_late_ms)
+            await self._until(began + plan.warmup + plan.seconds, progress)
+            last, chunks = self._meter.read(), load.chunks - chunks
+            slots_late_ms = load.slots_late_ms[slots:]
+            progress.phase(f"{self._which}waiting for the last words")
+            with anyio.move_on_after(_PATIENCE_S):
+                await self._consumer.over.wait()
+            tasks.cancel_scope.cancel()
+        return run_of(
+            plan,
+            before,
+            (first, last),
+            cores=cores,
+            chunks=chunks,
+            events=sum(first.at_ms <= at < last.at_ms for at in self._consumer.appended_ms),
+            latencies_ms=list(self._latencies_ms(first, last)),
+            slots_late_ms=slots_late_ms,
+            verdict=sum(self._verdicts(), Verdict()),
+        )
+
+    async def _until(self, deadline: float, progress: Progress) -> None:
+        while (left := deadline - anyio.current_time()) > 0:
+            progress.detail(f"{self._load.speaking} sessions, {math.ceil(left)} s")
+            await anyio.sleep(min(left, _LOOK_S))
+
+    def _latencies_ms(self, first: Sample, last: Sample) -> Iterator[int]:
+        """Yield the latency of each word that was shown between the two samples."""
+        for speaker in self._load.speakers:
+            for word, at_ms in self._consumer.tallies[speaker.session].updated_ms.items():
+                if first.at_ms <= at_ms < last.at_ms:
+                    yield at_ms - speaker.spoken_ms(self._speech.last_chunk(word))
+
+    def _verdicts(self) -> Iterator[Verdict]:
+        for speaker in self._load.speakers:
+            said = self._speech.words_in(speaker.spoken)
+            yield self._consumer.tallies[speaker.session].verdict(said)

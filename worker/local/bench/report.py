@@ -1,0 +1,328 @@
+"""The report of a benchmark: from readings to measures, rows, JSON and warnings. Pure."""
+
+import datetime as dt
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from worker.local.bench.machine import Machine
+from worker.local.bench.meter import Sample
+from worker.local.bench.plan import SLOT_MS, Plan
+from worker.local.bench.tally import Verdict
+
+_FULL: Final = 0.85  # of a core: events wait from here on, where turns overlap
+_LATE_SLOTS: Final = 0.01
+_BUSY: Final = 0.9
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds, by quantile."""
+
+    count: int
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured in one run, from the end of the warm-up to the end of the plan."""
+
+    chunks_per_s: float
+    events_per_s: float
+    cpu_us_per_chunk: dict[str, float]
+    """By process."""
+    cpu_share: dict[str, float]
+    """Of one core, by process."""
+    sessions_per_core: float
+    """If a worker did nothing but what it does per chunk: an estimate."""
+    kib_per_session: float
+    """Growth of the worker's resident memory since before the first session."""
+    latency_ms: Latency
+    """From the append of a word's last chunk to that of the `turn.update` that shows it."""
+    slots_late: float
+    """Share of the producer's slots that began more than a slot too late."""
+    slot_latest_ms: float
+    machine_busy: float
+    """Share of all cores, whoever used them."""
+    verdict: Verdict
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """All runs of one plan."""
+
+    date: str
+    machine: Machine
+    versions: dict[str, str | None]
+    plan: Plan
+    runs: tuple[Run, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of all runs together."""
+        return sum((run.verdict for run in self.runs), Verdict())
+
+
+def quantiles(values: Sequence[float]) -> Latency:
+    """Return the quantiles by nearest rank, each a value that occurred; zeros without any."""
+    ordered = sorted(values)
+    if not ordered:
+        return Latency(count=0, p50=0, p90=0, p99=0, max=0)
+
+    def at(share: float) -> float:
+        return ordered[math.ceil(share * len(ordered)) - 1]
+
+    return Latency(count=len(ordered), p50=at(0.5), p90=at(0.9), p99=at(0.99), max=ordered[-1])
+
+
+def run_of(
+    plan: Plan,
+    before: Sample,
+    samples: tuple[Sample, Sample],
+    *,
+    cores: int,
+    chunks: int,
+    events: int,
+    latencies_ms: Sequence[float],
+    slots_late_ms: Sequence[float],
+    verdict: Verdict,
+) -> Run:
+    """Work out a run.
+
+    `before` was read before the first session; `samples`, and all counts but the verdict, are of
+    the window that was measured.
+    """
+    first, last = samples
+    seconds = last.at - first.at
+    cpu_s = {name: last.cpu_s[name] - first.cpu_s[name] for name in last.cpu_s}
+    per_chunk = {name: used * 1e6 / max(1, chunks) for name, used in cpu_s.items()}
+    late = sum(ms > SLOT_MS for ms in slots_late_ms)
+    return Run(
+        chunks_per_s=chunks / seconds,
+        events_per_s=events / seconds,
+        cpu_us_per_chunk=per_chunk,
+        cpu_share={name: used / seconds for name, used in cpu_s.items()},
+        sessions_per_core=1e6 / max(per_chunk["worker"], 1e-3) / plan.chunks_per_s,
+        kib_per_session=(last.rss["worker"] - before.rss["worker"]) / 1024 / plan.sessions,
+        latency_ms=quantiles(latencies_ms),
+        slots_late=late / max(1, len(slots_late_ms)),
+        slot_latest_ms=max(slots_late_ms, default=0.0),
+        machine_busy=(last.machine_busy_s - first.machine_busy_s) / seconds / cores,
+        verdict=verdict,
+    )
+
+
+class Measure(NamedTuple):
+    """One line of the report."""
+
+    name: str
+    label: str
+    value: Callable[[Run], float]
+    unit: str = ""
+    digits: int = 0
+    note: str = ""
+
+    def text(self, value: float) -> str:
+        """Write a value."""
+        return f"{value:,.{self.digits}f}"
+
+
+def _per_chunk(process: str) -> Callable[[Run], float]:
+    return lambda run: run.cpu_us_per_chunk[process]
+
+
+def _of_core(process: str) -> Callable[[Run], float]:
+    return lambda run: run.cpu_share[process] * 100
+
+
+MEASURES: Final = (
+    Measure("worker_us_per_chunk", "worker CPU", _per_chunk("worker"), "us/chunk", 1),
+    Measure("worker_core", "", _of_core("worker"), "% of a core"),
+    Measure(
+        "sessions_per_core",
+        "sessions per core",
+        lambda run: run.sessions_per_core,
+        note="estimate: from the CPU per chunk at this load",
+    ),
+    Measure(
+        "kib_per_session",
+        "worker memory",
+        lambda run: run.kib_per_session,
+        "KiB/session",
+        1,
+        "growth of RSS since before the first session",
+    ),
+    Measure(
+        "redis_us_per_chunk",
+        "Redis CPU",
+        _per_chunk("redis"),
+        "us/chunk",
+        1,
+        "the appends of the producer included",
+    ),
+    Measure("redis_core", "", _of_core("redis"), "% of a core"),
+    Measure("stt_server_us_per_chunk", "STT server CPU", _per_chunk("stt_server"), "us/chunk", 1),
+    Measure("stt_server_core", "", _of_core("stt_server"), "% of a core"),
+    Measure("bench_us_per_chunk", "bench CPU", _per_chunk("bench"), "us/chunk", 1),
+    Measure("bench_core", "", _of_core("bench"), "% of a core", 0, "producer and consumer"),
+    Measure("chunks_per_s", "chunks", lambda run: run.chunks_per_s, "/s"),
+    Measure("events_per_s", "events", lambda run: run.events_per_s, "/s"),
+    Measure(
+        "latency_p50_ms",
+        "latency p50",
+        lambda run: run.latency_ms.p50,
+        "ms",
+        0,
+        "end of a word appended -> its turn.update appended;",
+    ),
+    Measure(
+        "latency_p90_ms",
+        "        p90",
+        lambda run: run.latency_ms.p90,
+        "ms",
+        0,
+        "the local STT server and its socket included",
+    ),
+    Measure("latency_p99_ms", "        p99", lambda run: run.latency_ms.p99, "ms"),
+    Measure("latency_max_ms", "        max", lambda run: run.latency_ms.max, "ms"),
+    Measure(
+        "slots_late",
+        "producer slots late",
+        lambda run: run.slots_late * 100,
+        "%",
+        1,
+        f"begun more than {SLOT_MS} ms after their time",
+    ),
+    Measure(
+        "machine_busy",
+        "machine busy",
+        lambda run: run.machine_busy * 100,
+        "%",
+        0,
+        "of all cores, other programs included",
+    ),
+)
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    label: str
+    value: str
+    spread: str
+    unit: str
+    note: str
+
+
+def rows(report: Report) -> list[Row]:
+    """Return the table: medians, and ranges where there are several runs."""
+    table = []
+    for measure in MEASURES:
+        values = [measure.value(run) for run in report.runs]
+        low, high = measure.text(min(values)), measure.text(max(values))
+        spread = f"{low} - {high}" if len(values) > 1 else ""
+        table.append(
+            Row(measure.label, measure.text(median(values)), spread, measure.unit, measure.note)
+        )
+    verdict = report.verdict
+    faults = {
+        "lost": verdict.lost,
+        "repeated": verdict.repeated,
+        "wrong": verdict.wrong,
+        "seq faults": verdict.seq_faults,
+        "errors and gaps": verdict.faults,
+        "sessions not ended": verdict.unended,
+    }
+    table.append(Row("words said", f"{verdict.words:,}", "", "", "in all, warm-up included"))
+    table += [Row(name, f"{count:,}", "", "", "") for name, count in faults.items()]
+    return table
+
+
+def warnings(report: Report) -> list[str]:
+    """Say what keeps the numbers from being the worker's own."""
+    found = []
+    for process, name in (("stt_server", "the STT server"), ("bench", "the bench process")):
+        share = max(run.cpu_share[process] for run in report.runs)
+        if share >= _FULL:
+            found.append(f"{name} used {share:.0%} of a core: latencies are not the worker's")
+    late = max(run.slots_late for run in report.runs)
+    if late > _LATE_SLOTS:
+        worst = max(run.slot_latest_ms for run in report.runs)
+        found.append(
+            f"the producer was late in {late:.1%} of its slots, by up to {worst:.0f} ms: audio "
+            "came in bursts, and latencies are not the worker's"
+        )
+    busy = max(run.machine_busy for run in report.runs)
+    if busy >= _BUSY:
+        found.append(
+            f"the machine was {busy:.0%} busy: processes waited for a core, and latencies are "
+            "not the worker's"
+        )
+    worker = max(run.cpu_share["worker"] for run in report.runs)
+    if worker >= _FULL:
+        found.append(f"the worker used {worker:.0%} of a core: this load is about all it can do")
+    return found
+
+
+def title(report: Report) -> list[str]:
+    """Return what was run, and where."""
+    plan, machine = report.plan, report.machine
+    known = [f"{name} {number or '-'}" for name, number in report.versions.items()]
+    runs = f", {len(report.runs)} runs: medians and ranges" if len(report.runs) > 1 else ""
+    audio = f"{plan.chunk_ms} ms chunks, {plan.encoding.value} {plan.sample_rate} Hz"
+    load = ", ".join(f"{average:.2f}" for average in machine.load)
+    return [
+        f"{plan.sessions} sessions, {audio}, {plan.seconds:g} s after {plan.warmup:g} s{runs}",
+        f"{machine.cpu}, {machine.cores} cores, {machine.system}, load before {load}",
+        ", ".join(known),
+        report.date,
+    ]
+
+
+def footer(report: Report) -> list[str]:
+    """Return the warnings, and a last line if anything is wrong with the words."""
+    lines = [f"warning: {text}" for text in warnings(report)]
+    if not report.verdict.ok:
+        lines.append("FAILED: not every session was transcribed whole, each word once")
+    return lines
+
+
+def text_of(report: Report) -> str:
+    """Write the report as plain text."""
+    table = rows(report)
+    widths = [max(len(row[column]) for row in table) for column in range(4)]
+    lines = [*title(report), ""]
+    for row in table:
+        label, value, spread, unit = (
+            f"{cell:>{width}}" if right else f"{cell:<{width}}"
+            for cell, width, right in zip(row, widths, (False, True, True, False), strict=False)
+        )
+        cells = [label, value, *([spread] if widths[2] else []), unit, row.note]
+        lines.append("  ".join(cells).rstrip())
+    last = footer(report)
+    return "\n".join([*lines, *(["", *last] if last else [])]) + "\n"
+
+
+def json_of(report: Report) -> bytes:
+    """Write the report as one JSON object."""
+    summary: dict[str, Any] = {}
+    for measure in MEASURES:
+        values = [measure.value(run) for run in report.runs]
+        summary[measure.name] = {"median": median(values), "min": min(values), "max": max(values)}
+    return msgspec.json.encode(
+        {
+            **msgspec.structs.asdict(report),
+            "results": summary,
+            "verdict": report.verdict,
+            "ok": report.verdict.ok,
+            "warnings": warnings(report),
+        }
+    )
+
+
+def now() -> str:
+    """Return the date and time, in UTC."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

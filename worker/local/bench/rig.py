@@ -1,0 +1,138 @@
+"""The rig: Redis, the STT server and one worker, each a process, for one run."""
+
+import os
+import re
+import resource
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+from redis.asyncio import Redis
+
+from schemas import Keys
+from worker.bus.connection import connect
+from worker.errors import TurnbusError
+from worker.local.demo.child import Child
+from worker.local.redis import EmbeddedRedis
+from worker.settings import API_KEY_VARIABLE, ENV_PREFIX
+
+_START_TIMEOUT_S: Final = 60.0
+_LOOK_S: Final = 0.02
+_FILES_BESIDE_SOCKETS: Final = 200
+
+
+class Part(Child):
+    """A process of the rig."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+
+class Rig:
+    """Everything that runs; `open` sets it up."""
+
+    def __init__(self, redis: Redis, server: EmbeddedRedis, stt_server: Part, worker: Part) -> None:
+        self.redis = redis
+        self.redis_port = server.port
+        self.keys = Keys()
+        self._worker = worker
+        self.pids: Final = {
+            "worker": worker.pid,
+            "redis": server.pid,
+            "stt_server": stt_server.pid,
+            "bench": os.getpid(),
+        }
+        """By the names the report uses."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, sessions: int) -> AsyncIterator[Self]:
+        """Start everything; leave nothing at the end, whatever the end.
+
+        Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does, TurnbusError if a
+        process does not come up or, at any time, stops by itself.
+        """
+        _allow_open_files(sessions + _FILES_BESIDE_SOCKETS)
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(EmbeddedRedis.start())
+            redis = await stack.enter_async_context(connect(server.url))
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(tasks.cancel_scope.cancel)
+            logs = server.directory
+            command = ["stt-server", "--engine", "script", "--port", "0"]
+            stt_server = await _start(stack, tasks, logs, "stt-server", command, {})
+            settings = {
+                "REDIS_URL": server.url,
+                "STT_URL": await _stt_url(stt_server),
+                "WORKER_ID": "bench",
+                "MAX_SESSIONS": str(sessions),
+                "ADMIN_ADDR": "",
+            }
+            worker = await _start(stack, tasks, logs, "worker", ["run"], settings)
+            rig = cls(redis, server, stt_server, worker)
+            await rig._worker_ready()
+            yield rig
+
+    def worker_log(self) -> str:
+        """Return the last lines the worker wrote."""
+        return self._worker.tail()
+
+    async def _worker_ready(self) -> None:
+        """Wait until the worker has put its record on the bus."""
+        with anyio.move_on_after(_START_TIMEOUT_S):
+            while True:
+                if await self.redis.hlen(self.keys.workers):
+                    return
+                await anyio.sleep(_LOOK_S)
+        raise TurnbusError(f"the worker did not start; it wrote:\n{self.worker_log()}")
+
+
+async def _start(
+    stack: AsyncExitStack,
+    tasks: TaskGroup,
+    logs: Path,
+    name: str,
+    command: list[str],
+    settings: Mapping[str, str],
+) -> Part:
+    """Start a process that ends with the stack; if it stops by itself the task group fails."""
+    part = Part.start(name, command, _environment(settings), logs / f"{name}.log")
+    started = await stack.enter_async_context(part)
+    tasks.start_soon(started.guard)
+    return started
+
+
+async def _stt_url(server: Part) -> str:
+    with anyio.move_on_after(_START_TIMEOUT_S):
+        while True:
+            if url := re.search(r"ws://\S+", server.text()):
+                return url[0]
+            await anyio.sleep(_LOOK_S)
+    raise TurnbusError(f"the STT server did not start; it wrote:\n{server.tail()}")
+
+
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return our environment with these settings and no others: nothing leads elsewhere."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith((ENV_PREFIX, "OTEL_"))
+    }
+    ours = {ENV_PREFIX + name: value for name, value in settings.items()}
+    # Any key will do here; the user's own stays out of it.
+    return {**kept, **ours, API_KEY_VARIABLE: "local"}
+
+
+def _allow_open_files(count: int) -> None:
+    """Let us, and what we start, have so many open files. Raises TurnbusError if it may not be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise TurnbusError(f"{count} open files are needed and {hard} allowed: ulimit -n")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

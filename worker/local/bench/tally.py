@@ -1,0 +1,108 @@
+"""The tally: what the bus said of a session, held against what was said in it. Pure."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import msgspec
+
+from schemas.turns import (
+    AudioGap,
+    SessionEnded,
+    SessionError,
+    TurnEnd,
+    TurnEvent,
+    TurnStart,
+    TurnUpdate,
+)
+from worker.local.engines.script import words_of
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What is right and wrong about a session; added up, about many."""
+
+    words: int = 0
+    """Said, and so expected."""
+    lost: int = 0
+    repeated: int = 0
+    wrong: int = 0
+    """Damaged, never said, or out of order."""
+    seq_faults: int = 0
+    """Events whose `seq` does not follow the one before."""
+    faults: int = 0
+    """Events that tell of an error or a gap."""
+    unended: int = 0
+    """Sessions that did not end."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(not value for name, value in self._counts.items() if name != "words")
+
+    def __add__(self, other: "Verdict") -> "Verdict":
+        """Return both together."""
+        theirs = other._counts
+        return Verdict(**{name: value + theirs[name] for name, value in self._counts.items()})
+
+    @property
+    def _counts(self) -> dict[str, int]:
+        return msgspec.structs.asdict(self)
+
+
+class Tally:
+    """Hears the events of one session."""
+
+    def __init__(self) -> None:
+        self.updated_ms: Final[dict[int, int]] = {}
+        """When the first `turn.update` with a word was appended, by the number of the word."""
+        self.ended = False
+        self._words: list[int | str] = []
+        self._shown = 0  # words of the open turn
+        self._seq = 0
+        self._seq_faults = 0
+        self._faults = 0
+
+    def hear(self, event: TurnEvent, appended_ms: int) -> None:
+        """Take the next event, and when it was appended (Unix milliseconds)."""
+        self._seq_faults += event.seq != self._seq + 1
+        self._seq = event.seq
+        match event:
+            case TurnStart():
+                self._shown = 0
+            case TurnUpdate():
+                words = words_of(event.transcript)
+                for word in words[self._shown :]:
+                    if isinstance(word, int):
+                        self.updated_ms.setdefault(word, appended_ms)
+                self._shown = len(words)
+            case TurnEnd():
+                self._words += words_of(event.transcript)
+            case SessionError() | AudioGap():
+                self._faults += 1
+            case SessionEnded():
+                self.ended = True
+            case _:
+                pass
+
+    def verdict(self, said: int) -> Verdict:
+        """Judge the session, in which the words 0 to `said` - 1 were said."""
+        lost, repeated, wrong = compare(said, self._words)
+        return Verdict(
+            words=said,
+            lost=lost,
+            repeated=repeated,
+            wrong=wrong,
+            seq_faults=self._seq_faults,
+            faults=self._faults,
+            unended=not self.ended,
+        )
+
+
+def compare(said: int, heard: Sequence[int | str]) -> tuple[int, int, int]:
+    """Return how many of the words 0 to `said` - 1 are lost, repeated, and how many are wrong."""
+    times = Counter(word for word in heard if isinstance(word, int) and word < said)
+    lost = said - len(times)
+    repeated = times.total() - len(times)
+    misplaced = sum(after < before for before, after in pairwise(times))
+    return lost, repeated, len(heard) - times.total() + misplaced
