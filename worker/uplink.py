@@ -173,7 +173,8 @@ class Uplink:
 
     def sent_at(self, sent: int) -> float | None:
         """Return when byte `sent` of this socket went out; None if that is forgotten."""
-        if not self._history or sent < self._history[0][1]:
+        forgotten = self._history[0][1] if len(self._history) == HISTORY else 0
+        if not self._history or sent < forgotten:
             return None
         return next((at for at, upto in self._history if upto > sent), self._history[-1][0])
 
