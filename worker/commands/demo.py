@@ -1,5 +1,6 @@
 """`turnbus demo`: everything on this machine, live."""
 
+import os
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from functools import partial
@@ -78,7 +79,7 @@ def _audience(*, as_json: bool) -> "Audience":
         from worker.local.demo.lines import JsonLines
 
         return JsonLines()
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         from worker.local.demo.view import LiveView
 
         return LiveView()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from schemas.turns import (
     AudioGap,
@@ -17,6 +17,8 @@ from schemas.turns import (
     TurnUpdate,
 )
 from worker.local.demo.cast import Role
+
+_SURE_AFTER_S: Final = 0.3  # no recognizer ends a turn on less silence
 
 
 @dataclass
@@ -69,16 +71,18 @@ class Row:
         self._sent.append(at)
 
     def end_delay(self, audio_ms: int, at: float) -> float | None:
-        """Tell how long before `at` the speech ended that was over `audio_ms` into the audio.
+        """Tell how long before `at` the speech ended whose turn ended `audio_ms` into the audio.
 
         None where there was no such end, or it was told of before.
         """
         heard_s = audio_ms / 1000
-        ends = [end for end in self.role.speech_ends if self._measured_s < end < heard_s]
-        if not ends:
-            return None
-        self._measured_s = ends[-1]
-        return at - self._spoken_at(ends[-1])
+        for end in reversed(self.role.speech_ends):
+            # What was heard may reach into the next turn, and past a pause in it: where the
+            # recognizer is behind, the last pause before is not always the one that it means.
+            if self._measured_s < end < heard_s and at - self._spoken_at(end) > _SURE_AFTER_S:
+                self._measured_s = end
+                return at - self._spoken_at(end)
+        return None
 
     def _spoken_at(self, second: float) -> float:
         """Tell the Unix time of a moment of the audio: a chunk is sent once it is complete."""

@@ -115,7 +115,7 @@ def of_files(files: Sequence[Path], sessions: int | None) -> list[Role]:
 
 
 def speech_ends(played: Sound) -> list[float]:
-    """Tell by energy alone where speech ends, in seconds; pauses under 0.2 s do not count."""
+    """Tell by energy alone where speech ends, in seconds; pauses under 0.3 s do not count."""
     frame = played.rate // 100
     frames = played.samples[: len(played.samples) // frame * frame].reshape(-1, frame)
     if not len(frames):
@@ -123,7 +123,7 @@ def speech_ends(played: Sound) -> list[float]:
     level = 10 * np.log10((frames**2).mean(axis=1) + 1e-9)
     # Speech goes 20 dB up and down; what is softer than -60 dBFS is no speech.
     loud = np.flatnonzero(level > max(np.percentile(level, 95) - 25, -60.0))
-    parts = np.split(loud, np.flatnonzero(np.diff(loud) > 20) + 1)
+    parts = np.split(loud, np.flatnonzero(np.diff(loud) > 30) + 1)
     return [float(part[-1] + 1) / 100 for part in parts if len(part) > 8]  # less is a click
 
 

@@ -60,7 +60,7 @@ class PlainLines:
     def conclude(self, board: Board, summary: Summary) -> None:
         """Print the summary."""
         del board
-        Console(width=_WIDTH, no_color=True).print(closing(summary))
+        Console(width=_WIDTH, force_terminal=False, no_color=True).print(closing(summary))
 
 
 class JsonLines:

@@ -115,6 +115,9 @@ def _sessions(
     """Draw each session in so many lines, or in as many as it takes."""
     names = max(len(name) for name in board.rows)
     for row in board.rows.values():
+        if lines == 1:
+            yield _brief(row, board, now, width, names)
+            continue
         yield _head(row, board, width, names)
         wrapped = list(_said(row, board, now).wrap(Console(width=width), width - _MARGIN))
         if lines is not None:
@@ -122,6 +125,15 @@ def _sessions(
             wrapped = wrapped[len(wrapped) + 1 - lines :]
         if wrapped:
             yield Padding(Text("\n").join(wrapped), (0, 0, 0, _MARGIN))
+
+
+def _brief(row: Row, board: Board, now: float, width: int, names: int) -> Text:
+    """Draw a session in one line: name, owner, the end of what is said."""
+    line = Text().append(f"{row.role.session:{names}}  ", style="bold")
+    line.append_text(_owners(row, board, row.workers[-1:]))
+    line.pad_right(names + 2 + len("worker-1") + 2 - len(line))
+    said = _said(row, board, now)
+    return line.append_text(said[max(0, len(said) - (width - len(line))) :])
 
 
 def _head(row: Row, board: Board, width: int, names: int) -> Table:
@@ -193,6 +205,11 @@ def _turn(turn: Turn) -> Text:
 
 def _legend() -> Text:
     return Text.assemble(
-        _CURSOR, " speaking   ", _EAGER, " eager end   ", _RESUMED, " resumed   ", _ENDED,
-        " turn ended, s after the speech", style="dim",
-    )  # fmt: skip
+        *(_CURSOR, " speaking   "),
+        *(_EAGER, " eager end   "),
+        *(_RESUMED, " resumed   "),
+        *(_ENDED, " turn ended, s after the speech"),
+        style="dim",
+        no_wrap=True,
+        overflow="ellipsis",
+    )

@@ -1,0 +1,180 @@
+"""The demo as a process: real speech, real workers, and nothing left behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import soundfile
+
+from worker.cli import main
+from worker.local.clips import CLIPS
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    """Where the demo puts its files."""
+    path = tmp_path / "temporary"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def demo(temporary: Path) -> Iterator[Start]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker", "demo", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # What a user has set for the real thing must not reach the demo.
+            env={**os.environ, "TMPDIR": str(temporary), "TURNBUS_REDIS_URL": "redis://nowhere"},
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def short_clip(tmp_path: Path) -> Path:
+    """The first three seconds of one."""
+    (clip,) = (clip for clip in CLIPS if clip.path.stem == "commands")
+    samples, rate = soundfile.read(clip.path)
+    path = tmp_path / "short.wav"
+    soundfile.write(path, samples[: 3 * rate], rate)
+    return path
+
+
+def offspring(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    children: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
+    return children
+
+
+def assert_gone(processes: list[psutil.Process], temporary: Path) -> None:
+    def ended(process: psutil.Process) -> bool:
+        try:
+            process.wait(10)
+        except psutil.TimeoutExpired:
+            # Where the first process of a container reaps nobody, the dead are still listed.
+            return bool(process.status() == psutil.STATUS_ZOMBIE)
+        return True
+
+    assert processes
+    assert [process for process in processes if not ended(process)] == []
+    assert list(temporary.iterdir()) == []
+
+
+def test_real_speech_survives_a_kill(demo: Start, temporary: Path) -> None:
+    """The whole of it, with two sessions: 20 s."""
+    process = demo("--sessions", "2", "--json")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    first = process.stdout.readline()
+    running = offspring(process)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    *events, summary = [json.loads(line) for line in [first, *output.splitlines()]]
+
+    assert summary["type"] == "demo.summary"
+    assert summary["total"]["word_error_rate"] < 0.15
+    assert summary["total"]["turns"] >= 4
+    assert summary["total"]["missing_ms"] == 0
+    assert summary["total"]["end_delay_median_s"] > 0
+    assert {one["encoding"] for one in summary["sessions"]} == {"pcm_s16le", "pcm_mulaw"}
+    assert summary["kill"]["sessions"]
+    moved = [one for one in summary["sessions"] if one["session"] in summary["kill"]["sessions"]]
+    assert all(len(one["workers"]) == 2 for one in moved)
+
+    for one in summary["sessions"]:
+        own = [event for event in events if event["session"] == one["session"]]
+        assert [event["seq"] for event in own] == list(range(1, len(own) + 1))
+        assert (own[0]["type"], own[-1]["type"]) == ("session.started", "session.ended")
+        assert max(event["connection"] for event in own) == one["connections"]
+        said = [event["transcript"].strip() for event in own if event["type"] == "turn.end"]
+        assert " ".join(said) == one["transcript"]
+    assert_gone(running, temporary)
+
+
+def test_a_file_of_ones_own_in_plain_lines(demo: Start, short_clip: Path, temporary: Path) -> None:
+    process = demo(str(short_clip), "--no-kill")
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    assert output.startswith("starting Redis ...\n")
+    assert "Go forward" in output
+    assert re.search(r"s  short  turn\.end +0 Go forward", output)
+    assert "unknown, as is what these files say" in output
+    assert "turnbus push" in output.partition("Where to go next")[2]
+    assert "\x1b" not in output
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
+def test_stopped_in_the_middle_it_leaves_nothing(
+    demo: Start, short_clip: Path, temporary: Path, stop: signal.Signals
+) -> None:
+    process = demo(str(short_clip), "--json")
+    assert process.stdout is not None
+    assert "session.started" in process.stdout.readline()
+    running = offspring(process)
+    assert len(running) >= 4  # Redis, the turns server and two workers
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if stop is signal.SIGINT else -stop)
+    assert "Traceback" not in errors
+    assert_gone(running, temporary)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_named(demo: Start, short_clip: Path, temporary: Path) -> None:
+    process = demo(str(short_clip), "--no-kill", "--json")
+    assert process.stdout is not None
+    process.stdout.readline()
+    running = offspring(process)
+    # Beside it is its watcher, a shell with the same words in its command line.
+    commands = {one: one.cmdline() for one in running}
+    (server,) = (
+        one
+        for one, command in commands.items()
+        if command[0] == sys.executable and "stt-server" in command
+    )
+    server.kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "turnbus: the turns server stopped by itself (SIGKILL); it last wrote:\n" in errors
+    assert "Traceback" not in errors
+    assert_gone(running, temporary)
+
+
+def test_a_file_that_cannot_be_played_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", str(tmp_path / "none.wav")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        f"turnbus: {tmp_path / 'none.wav'}: cannot be read: No such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize("count", ["0", "13", "x"])
+def test_bad_usage(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["demo", "--sessions", count])
+    assert end.value.code == 2
+    assert "--sessions: must be 1 to 12" in capsys.readouterr().err
