@@ -24,7 +24,7 @@ Event = dict[str, Any]
 
 @asynccontextmanager
 async def serving(
-    settings: ServerSettings = ServerSettings(port=0),  # noqa: B008 - frozen
+    settings: ServerSettings = ServerSettings(port=0),
     engine: Engine | None = None,
 ) -> AsyncIterator[TurnsServer]:
     """A server on a free port, of the script engine unless told otherwise."""
@@ -69,5 +69,5 @@ async def closed(ws: ClientConnection) -> tuple[list[Event], int, str]:
 async def until_open(server: TurnsServer, count: int) -> None:
     """Wait until so many sockets are open; a client's leaving takes the server a moment."""
     with anyio.fail_after(10):
-        while server.open_connections != count:  # noqa: ASYNC110 - the server tells nobody
+        while server.open_connections != count:
             await anyio.sleep(0.01)

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import anyio.abc
 import pytest
+from anyio.streams.buffered import BufferedByteReceiveStream
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -47,7 +48,7 @@ async def answers(url: str) -> bool:
 
 async def wait_until_gone(url: str, directory: anyio.Path) -> None:
     with anyio.fail_after(10):
-        while await answers(url) or await directory.exists():  # noqa: ASYNC110
+        while await answers(url) or await directory.exists():
             await anyio.sleep(0.01)
 
 
@@ -57,7 +58,8 @@ async def holder() -> AsyncIterator[tuple[anyio.abc.Process, str, anyio.Path]]:
     async with await anyio.open_process([sys.executable, "-c", HOLDER]) as process:
         try:
             assert process.stdout is not None
-            line = (await process.stdout.receive()).decode()
+            output = BufferedByteReceiveStream(process.stdout)
+            line = (await output.receive_until(b"\n", 1_000)).decode()
             url, directory = line.split()
             yield process, url, anyio.Path(directory)
         finally:

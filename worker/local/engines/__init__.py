@@ -1,0 +1,1 @@
+"""What listens in the local STT server: engines behind one small interface."""
