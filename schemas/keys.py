@@ -74,3 +74,8 @@ class Keys(msgspec.Struct, frozen=True):
             self.session_turns(lane, session),
             self.audio(lane, session),
         )
+
+    @staticmethod
+    def gate_member(lane: str, session: str) -> str:
+        """Name a session in the gate."""
+        return f"{lane}:{session}"

@@ -8,6 +8,7 @@ import msgspec
 
 from schemas.audio import decode_session, session_id, session_lane
 from schemas.faults import EntryFault
+from schemas.keys import Keys
 from schemas.turns import SessionEnded, SessionError, SessionStarted
 from worker.bus.connection import patiently
 from worker.bus.intake import Fence, Owned, Ownership
@@ -72,6 +73,8 @@ class Claimer:
                 _REFUSED[claim.verdict],
                 owned.fields,
             )
+        if claim.verdict == "over":
+            await self._host.gate.leave(Keys.gate_member(entry.lane, entry.session))
         if claim.verdict in ("over", *_REFUSED):
             await patiently(self._host.health, lambda: self._host.intake.settle(owned.entry))
         else:

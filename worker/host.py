@@ -14,6 +14,7 @@ from schemas.keys import Keys
 from schemas.turns import DeadEntry
 from worker.bus.commits import Committer
 from worker.bus.connection import BusHealth, patiently
+from worker.bus.gate import Gate
 from worker.bus.intake import Intake
 from worker.bus.reader import AudioReader
 from worker.errors import SttError
@@ -33,6 +34,8 @@ class Pace(msgspec.Struct, frozen=True):
     """Without audio, after which the socket is let go."""
     idle_s: float = 900.0
     """Without audio, after which the session ends."""
+    max_lag_s: float = 600.0
+    """Age at which untranscribed audio is dropped; 0 is never."""
 
 
 class Credentials:
@@ -95,6 +98,7 @@ class Host:
     intake: Intake
     reader: AudioReader
     committer: Committer
+    gate: Gate
     retention: Retention
     service: Service
     model: str

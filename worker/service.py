@@ -18,6 +18,7 @@ from schemas.turns import WorkerRecord
 from worker.admin import Readiness
 from worker.bus.commits import Committer
 from worker.bus.connection import BusHealth, connect, patiently
+from worker.bus.gate import Gate
 from worker.bus.intake import HeartbeatReport, Intake, Owned
 from worker.bus.reader import AudioReader
 from worker.claims import Claimer
@@ -63,13 +64,19 @@ class Worker:
             intake=intake,
             reader=AudioReader(self.redis, self.health),
             committer=Committer(self.redis, self.health),
+            gate=Gate(self.redis, self.health, keys.gate, settings.stt_max_connections),
             retention=Retention(
                 settings.retention_s, settings.turns_retention_s, settings.turns_maxlen
             ),
             service=Service(settings.stt_url, settings.stt_version, key),
             model=settings.stt_model,
             turn=settings.turn_config,
-            pace=Pace(settings.replay_speed, settings.park_s, settings.session_idle_s),
+            pace=Pace(
+                settings.replay_speed,
+                settings.park_s,
+                settings.session_idle_s,
+                settings.max_lag_s,
+            ),
             undertaker=Undertaker(intake, self.health),
         )
         self.roster = Roster(self.host)

@@ -21,6 +21,7 @@ from redis.exceptions import ResponseError
 from schemas import cartesia
 from schemas.audio import AudioEntry, Fields, TurnConfig, decode_audio
 from schemas.faults import EntryFault
+from schemas.keys import Keys
 from schemas.turns import EndReason as SessionEndReason
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
@@ -36,6 +37,7 @@ from worker.narrator import Narrator, Place
 from worker.publisher import Written
 from worker.pulse import Pulse
 from worker.seam import Seam
+from worker.shedding import Shedding
 from worker.stt.cartesia import Stream, StreamSettings
 from worker.uplink import Uplink
 
@@ -46,6 +48,9 @@ OUTAGE_TOLD_AFTER_S = 3.0
 HEARD_MARGIN_MS = 1_500
 """Audio before an answered ping that may still belong to a turn whose start is on its way: the
 service's lag and the onset it needs."""
+
+REREAD_AFTER_S = 1.0
+"""A wait for a socket after which what was read before it is read again, and judged by its age."""
 
 FILLER_LIMIT_MS = 20_000
 """Filler after which a turn that will not end is ended by us: well beyond the longest timeout."""
@@ -102,6 +107,8 @@ class Session:
         self._seam = Seam(
             host.redis, host.health, self.audio_key, entry, self._ledger, self._uplink
         )
+        self._shedding = Shedding(host.pace.max_lag_s, self._ledger, self._uplink)
+        self._gate_member = Keys.gate_member(entry.lane, entry.session)
         self._config = snapshot.config
         self._connection = snapshot.connection
         self._request_id = snapshot.request_id
@@ -175,13 +182,26 @@ class Session:
             merged.check_order()
             self._config = merged
             self._uplink.take_config(entry.config)
-        if admitted.audio:
+        if admitted.audio and not self._shed(entry_id, admitted.audio):
             self._host.stats.chunks += 1
             live = self.phase is Phase.LIVE and self._uplink.empty
             self._uplink.take(admitted.audio)
             if live:
                 lag = time.time() - ids.milliseconds(entry_id) / 1000
                 self._host.stats.chunk_lag.observe(max(0.0, lag))
+
+    def _shed(self, entry_id: str, audio: bytes) -> bool:
+        """Drop audio that comes too late, or say how much was dropped before this."""
+        if self.phase is Phase.LIVE and self._shedding.drops(entry_id, audio):
+            return True
+        self._tell_shed(self._ledger.taken - len(audio))
+        return False
+
+    def _tell_shed(self, position: int) -> None:
+        missing_ms = self._shedding.settle(position)
+        if missing_ms:
+            self._narrator.tell(self._tracker.conclude("watchdog"))
+            self._narrator.gap(int(missing_ms), "backlog")
 
     @property
     def _read_to_end(self) -> bool:
@@ -196,6 +216,7 @@ class Session:
         if stream is None or self.phase is not Phase.LIVE:
             return
         if not self._uplink.drain(now) and self._read_to_end:
+            self._tell_shed(self._ledger.taken)
             self._flush(stream)
 
     def tick(self, now: float) -> None:
@@ -252,6 +273,7 @@ class Session:
             while self.phase is not Phase.OVER:
                 await self._step()
             await self._narrator.publisher.drained()
+            await self._host.gate.leave(self._gate_member)
         finally:
             self.phase = Phase.OVER
             self._host.reader.remove(self)
@@ -302,6 +324,7 @@ class Session:
     def _set_back(self) -> None:
         """Read again, from the committed position on, whatever a new socket must hear."""
         self._uplink.detach()
+        self._shedding.forget()
         self.cursor = self._ledger.read_after
         self.epoch += 1
 
@@ -315,6 +338,7 @@ class Session:
             keyterms=self._entry.keyterms,
             turn=self._host.turn.merged(self._config),
         )
+        await self._host.gate.enter(self._gate_member)
         try:
             stream = await dial(
                 self._host, self._entry.session, settings, self._narrator.trace, self._backoff
@@ -327,6 +351,8 @@ class Session:
 
     def _connected(self, stream: Stream) -> None:
         now = time.monotonic()
+        if now - self._phase_since > REREAD_AFTER_S:
+            self._set_back()
         self._connection += 1
         self._request_id = stream.request_id
         self._outage_told = False
@@ -367,6 +393,8 @@ class Session:
         self._conclude("close")
         if self._read_to_end:
             self._finish("end")
+        else:
+            await self._host.gate.leave(self._gate_member)
 
     async def _lose(self, error: SttError) -> None:
         if is_idle_close(error.status, str(error)):

@@ -108,6 +108,11 @@ class Uplink:
         self._ledger.rewind()
         self.fed = self._ledger.committed_bytes
 
+    def skip(self, rest: bytes) -> None:
+        """Go on at the committed position, `rest` being the beginning of the sample there."""
+        self.fed = self._ledger.committed_bytes
+        self._part = rest
+
     def take(self, audio: bytes) -> None:
         """Hold audio that was read, to be sent."""
         self._backlog.append(audio)

@@ -1,0 +1,78 @@
+"""Limits: permits for sockets, and audio too old to be worth it."""
+
+import anyio
+
+from schemas.turns import AudioGap, SessionEnded, SessionError, SessionStarted, TurnEnd
+from tests.stage import PCM16, Stage, check_order, words
+from worker.local.engines.script import ScriptEngine, hush, say
+from worker.local.server.server import TurnsServer
+from worker.local.server.settings import ServerSettings
+
+SESSIONS = [f"call-{number}" for number in range(5)]
+
+
+async def test_no_more_sockets_than_permits(stage: Stage, stt: TurnsServer) -> None:
+    most = 0
+    async with (
+        stage.worker(stt_max_connections=2),
+        stage.worker(stt_max_connections=2, worker_id="other"),
+    ):
+        for number, session in enumerate(SESSIONS):
+            await stage.announce(session)
+            await stage.play(session, say([number], PCM16), pause_s=0)
+        async for event in stage.events():
+            most = max(most, stt.open_connections)
+            if isinstance(event, SessionEnded) and event.session == SESSIONS[-1]:
+                break
+        events = await stage.until_ended(*SESSIONS)
+    assert most <= 2
+    for number, session in enumerate(SESSIONS):
+        assert words(events[session]) == [number]
+    assert await stage.redis.zcard(f"{stage.prefix}:gate") == 0
+
+
+async def test_a_parked_session_lets_others_in(stage: Stage) -> None:
+    async with stage.worker(stt_max_connections=1, park_s=1.0):
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16) + hush(700, PCM16), end=False)
+        await stage.announce("call-2")
+        await stage.play("call-2", say([2], PCM16))
+        await stage.play("call-1", say([3], PCM16))
+        events = await stage.until_ended("call-1", "call-2")
+    assert words(events["call-1"]) == [1, 3]
+    assert words(events["call-2"]) == [2]
+
+
+async def test_old_audio_is_dropped_and_said_to_be(stage: Stage, stt: TurnsServer) -> None:
+    await stt.stop()
+    async with stage.worker(max_lag_s=2.0):
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1, 2], PCM16)[:-1], pause_s=0, end=False)
+        await stage.until("call-1", SessionError)
+        settings = ServerSettings(port=stt.port)
+        async with TurnsServer.serve(settings, ScriptEngine()):
+            # The odd byte completes a sample of which the rest is gone.
+            await stage.play("call-1", b"\0" + say([3, 4], PCM16))
+            events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [3, 4]
+    (gap,) = [event for event in events if isinstance(event, AudioGap)]
+    assert (gap.missing_ms, gap.reason) == (399, "backlog")
+
+
+async def test_an_open_turn_is_ended_before_its_audio_is_dropped(
+    stage: Stage, stt: TurnsServer
+) -> None:
+    async with stage.worker(max_lag_s=2.0):
+        await stage.announce("call-1")
+        await stage.until("call-1", SessionStarted)
+        await stage.play("call-1", say([1, 2], PCM16), end=False)
+        await stt.stop()
+        await anyio.sleep(2.5)
+        async with TurnsServer.serve(ServerSettings(port=stt.port), ScriptEngine()):
+            await stage.play("call-1", say([3], PCM16))
+            events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    ends = [event for event in events if isinstance(event, TurnEnd)]
+    assert [end.reason for end in ends] == ["watchdog", "close"]
+    assert words(events)[-1] == 3

@@ -1,0 +1,51 @@
+"""Shedding: audio that came too late to be worth transcribing is dropped, and said to be.
+
+Only what a new socket would hear first is dropped, oldest first: nothing that was sent is taken
+back, and nothing that follows audio that was kept.
+"""
+
+import time
+
+from worker.core import ids
+from worker.core.ledger import Ledger
+from worker.uplink import Uplink
+
+
+class Shedding:
+    """Decides for one session; `max_lag_s` 0 keeps everything."""
+
+    def __init__(self, max_lag_s: float, ledger: Ledger, uplink: Uplink) -> None:
+        self._max_lag_s = max_lag_s
+        self._ledger = ledger
+        self._uplink = uplink
+        self._size = 0
+        self._tail = b""
+
+    def drops(self, entry_id: str, audio: bytes) -> bool:
+        """Say whether this audio, just taken in, is dropped."""
+        kept_before = not self._uplink.empty or self._uplink.fed > self._ledger.committed_bytes
+        age = time.time() - ids.milliseconds(entry_id) / 1000
+        if not self._max_lag_s or kept_before or age <= self._max_lag_s:
+            return False
+        self._size += len(audio)
+        self._tail = audio[-8:]
+        return True
+
+    def settle(self, position: int) -> float:
+        """Cover what was dropped, up to session byte `position`; return its milliseconds.
+
+        0 if nothing was. To be published in the same commit.
+        """
+        if not self._size:
+            return 0.0
+        ms = self._uplink.ms_of(self._size)
+        self._ledger.commit_to(position)
+        rest = position - self._ledger.committed_bytes  # the beginning of a sample
+        self._uplink.skip(self._tail[len(self._tail) - rest :])
+        self.forget()
+        return ms
+
+    def forget(self) -> None:
+        """Begin again: all that is not committed will be read again."""
+        self._size = 0
+        self._tail = b""
