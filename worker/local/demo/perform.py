@@ -17,7 +17,7 @@ from worker.local.demo.summary import Summary, summarize
 from worker.local.producer import Producer
 
 _BLOCK_MS: Final = 50
-_KILL_AT_S: Final = 12.0
+_KILL_AT_S: Final = 9.0  # all have entered, most are in a turn, and no turn is long yet
 _KILL_AT_SHARE: Final = 0.4  # of the demo, where that comes sooner
 _PATIENCE_S: Final = 60.0  # after the last audio
 _LOOK_S: Final = 0.05
