@@ -24,7 +24,7 @@ Event = dict[str, Any]
 
 @asynccontextmanager
 async def serving(
-    settings: ServerSettings = ServerSettings(port=0),
+    settings: ServerSettings = ServerSettings(port=0),  # noqa: B008 - frozen
     engine: Engine | None = None,
 ) -> AsyncIterator[TurnsServer]:
     """A server on a free port, of the script engine unless told otherwise."""
@@ -37,11 +37,12 @@ def dial(
     query: Mapping[str, str] | Sequence[tuple[str, str]] = GOOD,
     headers: Mapping[str, str] = HEADERS,
     path: str = "/stt/turns/websocket",
+    open_timeout: float = 10,
 ) -> connect:
     """A connection to open with `async with`; compression is offered, as the SDK does."""
     # A proxy of the environment has no business between two ends of one machine.
     url = f"ws://127.0.0.1:{server.port}{path}?{urlencode(query)}"
-    return connect(url, additional_headers=headers, proxy=None)
+    return connect(url, additional_headers=headers, proxy=None, open_timeout=open_timeout)
 
 
 async def next_event(ws: ClientConnection) -> Event:

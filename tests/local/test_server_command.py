@@ -15,6 +15,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from tests.local.control_client import get
 from worker.commands import stt_server
 from worker.errors import SettingsError
 
@@ -36,15 +37,18 @@ def parsed(*arguments: str) -> Namespace:
 
 
 @asynccontextmanager
-async def started(*arguments: str) -> AsyncIterator[tuple[anyio.abc.Process, str]]:
-    """The command as a process, and the line it prints once it listens."""
+async def started(*arguments: str, lines: int = 1) -> AsyncIterator[tuple[anyio.abc.Process, str]]:
+    """The command as a process, and the lines it prints once it listens."""
     command = [sys.executable, "-c", PROGRAM, "stt-server", "--port", "0", *arguments]
     async with await anyio.open_process(command, stderr=None) as process:
         assert process.stdout is not None
         try:
+            output = BufferedByteReceiveStream(process.stdout)
+            text = ""
             with anyio.fail_after(30):
-                line = await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 1000)
-            yield process, line.decode()
+                for _ in range(lines):
+                    text += (await output.receive_until(b"\n", 1000)).decode() + "\n"
+            yield process, text
         finally:
             if process.returncode is None:
                 process.kill()
@@ -71,6 +75,45 @@ async def test_it_says_where_it_listens_serves_and_leaves_cleanly(
         assert await process.wait() == 0
 
 
+async def test_faults_and_the_control_endpoint_are_its_options() -> None:
+    options = ["--control-port", "0", "--fault", "close=1012,count=1", "--fault", "duplicate"]
+    async with started("--engine", "script", *options, lines=2) as (_, text):
+        url = re.search(r"ws://\S+", text)
+        control = re.search(r"control: http://127\.0\.0\.1:(\d+)/\n", text)
+        assert url is not None
+        assert control is not None
+        async with connect(f"{url[0]}{QUERY}any", proxy=None) as ws:
+            await ws.wait_closed()
+            assert ws.close_code == 1012
+        _, state = await get(int(control[1]), "/")
+        assert [(each["fault"], each["connections"]) for each in state["faults"]] == [
+            ("close=1012,count=1", 1),
+            ("duplicate", 0),
+        ]
+        await get(int(control[1]), "/outage/start")
+        with pytest.raises(ConnectionRefusedError):
+            await connect(f"{url[0]}{QUERY}any", proxy=None)
+        await get(int(control[1]), "/outage/stop")
+        async with connect(f"{url[0]}{QUERY}any", proxy=None) as ws:
+            assert "connected" in str(await ws.recv())
+
+
+async def test_what_the_documents_leave_open_is_chosen_by_options() -> None:
+    options = ["--model", "ink-2", "--model", "ink-preview", "--turn-id", "--config-ack"]
+    options += ["--older-defaults", "--no-leading-space", "--refuse-in-band", "--text-resets-idle"]
+    options += ["--max-session-s", "60", "--max-message-bytes", "100000", "--ping-s", "30"]
+    query = QUERY.replace("ink-2", "ink-preview")
+    async with started("--engine", "script", *options) as (_, line):
+        url = re.search(r"ws://\S+", line)
+        assert url is not None
+        async with connect(f"{url[0]}{query}any", proxy=None) as ws:
+            await ws.send('{"type":"config"}')
+            assert "connected" in str(await ws.recv())
+            assert '"eager_end_threshold":0.4,"end_threshold":0.2' in str(await ws.recv())
+        async with connect(f"{url[0]}{query}", proxy=None) as ws:
+            assert '"status_code":401' in str(await ws.recv())
+
+
 def test_what_cannot_work_is_told(tmp_path: Path) -> None:
     empty = tmp_path / "keys"
     empty.touch()
@@ -78,6 +121,7 @@ def test_what_cannot_work_is_told(tmp_path: Path) -> None:
         (["--latency-ms", "5"], "--latency-ms is of the script engine"),
         (["--engine", "script", "--api-key-file", str(empty)], "has no key in it"),
         (["--engine", "script", "--api-key-file", str(tmp_path / "none")], "No such file"),
+        (["--fault", "cut@lunch"], "'lunch' is no WHEN of it"),
     ]:
         arguments_given = parsed(*arguments)
         with pytest.raises(SettingsError, match=fault):

@@ -14,7 +14,7 @@ from worker.errors import TurnbusError
 from worker.local.engines.base import AudioFormat, EngineEvent, TurnSettings
 from worker.local.engines.pcm import ENCODINGS
 from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say, words_of
-from worker.local.server.settings import MAX_MESSAGE, ServerSettings
+from worker.local.server.settings import ServerSettings
 
 
 class OddEngine:
@@ -169,12 +169,14 @@ async def test_the_largest_message_is_heard_and_a_larger_one_closes_with_1009() 
     async with serving() as server:
         async with dial(server) as ws:
             audio = say([1], PHONE)
-            await ws.send(bytes(MAX_MESSAGE - len(audio)) + audio)
+            await ws.send(bytes(ServerSettings().max_message - len(audio)) + audio)
             events, code, _ = await closed(ws)
             assert (events[-1]["transcript"], code) == ("w1", 1000)
         async with dial(server) as ws:
             # The header alone of a masked binary frame: the server need not wait for the rest.
-            ws.transport.write(b"\x82\xff" + (MAX_MESSAGE + 1).to_bytes(8, "big") + b"mask")
+            ws.transport.write(
+                b"\x82\xff" + (ServerSettings().max_message + 1).to_bytes(8, "big") + b"mask"
+            )
             assert (await rest_of(ws))[1] == 1009
 
 

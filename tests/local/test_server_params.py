@@ -10,7 +10,7 @@ from websockets.datastructures import Headers
 
 from worker.local.engines.base import AudioFormat, TurnSettings
 from worker.local.server.handshake import Upgrade
-from worker.local.server.messages import Fault
+from worker.local.server.messages import ClientFault
 from worker.local.server.params import Params, parse_params
 
 REQUIRED = "model=ink-2&encoding=pcm_s16le&sample_rate=16000"
@@ -18,14 +18,14 @@ REQUIRED = "model=ink-2&encoding=pcm_s16le&sample_rate=16000"
 
 def parsed(extra: str = "", base: str = REQUIRED) -> Params:
     upgrade = Upgrade(f"/stt/turns/websocket?{base}&{extra}", Headers())
-    return parse_params(upgrade.query, TurnSettings())
+    return parse_params(upgrade.query, TurnSettings(), ["ink-2"])
 
 
 def refused(extra: str, base: str = REQUIRED) -> str:
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(ClientFault) as fault:
         parsed(extra, base)
-    assert fault.value.status == 400
-    return fault.value.title
+    assert fault.value.problem.status == 400
+    return fault.value.problem.title
 
 
 def test_what_is_not_asked_for_has_its_default() -> None:

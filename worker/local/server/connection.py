@@ -1,90 +1,68 @@
 """One client's connection after the upgrade: audio in, events out, until one side ends it.
 
-Where the provider's documents are silent, this server chooses: `config` takes effect at once and
-is not acknowledged, a wrong one changes nothing and gets an in-band 400; only binary messages, an
-empty one too, reset the idle clock; a client that does not read its events is not read from
-either; an engine that fails closes the connection with 1011.
+Where the provider's documents are silent, this server chooses: `config` takes effect at once, in an
+open turn too, and a wrong one changes nothing and gets an in-band 400; `done` does what `close`
+does; of binary messages an empty one resets the idle clock too; a client that does not read its
+events is not read from either; an engine that fails closes the connection with 1011.
 """
 
+import math
+import socket
+import struct
 import time
-from collections import deque
 from typing import Final
 
 import anyio
-import anyio.abc
 from anyio.lowlevel import checkpoint
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
-from worker.local.engines.base import Engine, EngineEvent, Hearing
+from worker.local.engines.base import Engine, Hearing
+from worker.local.server.faults import CloseFrame, Cut, Ending, HalfOpen, InBandError, Moment
 from worker.local.server.messages import (
+    ClientFault,
     Config,
-    Fault,
+    Problem,
     decode_command,
-    encode_connected,
+    encode_config_ack,
     encode_error,
-    encode_event,
 )
+from worker.local.server.outgoing import Outgoing
 from worker.local.server.params import Params, check_turn
-from worker.local.server.turns import TurnOrder
+from worker.local.server.plan import Plan
+from worker.local.server.seen import Seen
+from worker.local.server.settings import ServerSettings
+
+CLOSE_S: Final = 2.0
+"""How long a client may take to answer our close, or the end of our stream, before a reset."""
 
 _PIECE: Final = 64 * 1024  # bytes heard in one go: a huge message must not hold up the others
-_TRANSCRIPTS_KEPT: Final = 1_000
-
-
-class Seen:
-    """What the server saw of one connection. Times are seconds of `time.monotonic`."""
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.params: Params | None = None
-        """None until they are read, and for ever if they were refused."""
-        self.opened_at = time.monotonic()
-        self.closed_at: float | None = None
-        self.close_code: int | None = None
-        self.audio_bytes = 0
-        self.audio_messages = 0
-        self.first_audio_at: float | None = None
-        self.last_audio_at: float | None = None
-        self.transcripts: deque[str] = deque(maxlen=_TRANSCRIPTS_KEPT)
-        """Of the turns that ended, as sent; the last 1,000."""
-        self.open_transcript = ""
-        """Of the turn that is open, or was when the connection ended."""
-
-    def hear(self, size: int) -> None:
-        """Note an audio message."""
-        now = time.monotonic()
-        if self.first_audio_at is None:
-            self.first_audio_at = now
-        self.last_audio_at = now
-        self.audio_bytes += size
-        self.audio_messages += 1
+_LINGER_NOT: Final = struct.pack("ii", 1, 0)  # makes closing a TCP socket a reset
 
 
 class Connection:
-    """Runs one accepted connection; `close` ends it from outside."""
+    """Runs one accepted connection; `end` ends it from outside."""
 
     def __init__(
         self,
         ws: ServerConnection,
         params: Params,
         seen: Seen,
+        plan: Plan,
         engine: Engine,
-        idle_timeout_s: float,
+        settings: ServerSettings,
     ) -> None:
-        self.seen = seen
         self._ws = ws
         self._params = params
         self._turn = params.turn
+        self._seen = seen
+        self._plan = plan
         self._engine = engine
-        self._idle_timeout_s = idle_timeout_s
-        self._request_id = seen.request_id
-        self._order = TurnOrder()
-        self._outbox: deque[EngineEvent] = deque()
-        self._filled = anyio.Event()
-        self._emptied = anyio.Event()
-        self._farewell: tuple[int, str] | None = None
+        self._settings = settings
+        self._outgoing = Outgoing(ws, seen, plan, settings, self._meet)
+        self._active_at = seen.opened_at
+        self._ending: Ending | None = None
         self._scope = anyio.CancelScope()
 
     async def run(self) -> None:
@@ -92,98 +70,157 @@ class Connection:
 
         Raises what the engine raised, for the caller to close with 1011.
         """
-        hearing = self._engine.open(
-            self._params.audio, self._params.turn, self._params.keyterms, self._emit
-        )
+        params = self._params
+        hearing = self._engine.open(params.audio, params.turn, params.keyterms, self._outgoing.put)
         try:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._write)
-                    tasks.start_soon(self._watch_idle)
+                    tasks.start_soon(self._watch_clock)
                     await self._read(hearing)
         finally:
             with anyio.CancelScope(shield=True):
                 await hearing.aclose()
-        code, reason = self._farewell or (CloseCode.NORMAL_CLOSURE, "")
-        await self._ws.close(code, reason)
+        await self._leave()
 
-    def close(self, code: int, reason: str) -> None:
-        """Stop at once, without flushing; the first call decides what the client is told."""
-        self._farewell = self._farewell or (code, reason)
+    def end(self, ending: Ending) -> None:
+        """Stop at once, without flushing.
+
+        The first call decides how. A later one makes a half-open connection end, and a cut any.
+        """
+        if self._ending is not None:
+            if isinstance(ending, Cut) or isinstance(self._ending, HalfOpen):
+                reset(self._ws)
+            return
+        self._ending = ending
+        match ending:
+            case Cut("rst"):
+                reset(self._ws)
+            case Cut("fin"):
+                self._ws.transport.write_eof()
+            case HalfOpen():
+                self._ws.transport.pause_reading()
         self._scope.cancel()
+
+    async def _leave(self) -> None:
+        match self._ending:
+            case Cut():
+                await self._outlast(CLOSE_S)
+            case HalfOpen():
+                await self._outlast(self._settings.idle_timeout_s)
+            case InBandError(problem, int(code)):
+                await self._ws.send(encode_error(problem, self._seen.request_id), text=True)
+                await self._ws.close(code, problem.title)
+            case CloseFrame(code, reason):
+                await self._ws.close(code, reason)
+
+    async def _outlast(self, patience_s: float) -> None:
+        with anyio.move_on_after(patience_s):
+            await self._ws.wait_closed()
+        reset(self._ws)
+        await self._ws.wait_closed()
 
     async def _read(self, hearing: Hearing) -> None:
         try:
-            await self._ws.send(encode_connected(self._request_id), text=True)
             while True:
                 message = await self._ws.recv()
                 if isinstance(message, bytes):
-                    self.seen.hear(len(message))
-                    await self._hear(hearing, message)
-                elif await self._obey(hearing, message):
+                    await self._take(hearing, message)
+                elif self._obey(hearing, message):
                     break
-                await self._sent()
+                await self._outgoing.drained()
+            await self._outgoing.greeted.wait()
+            await self._meet("flush")
             await hearing.flush()
-            await self._sent()
+            await self._outgoing.drained()
+            await self._meet("flushed")
         except ConnectionClosed:
             pass  # the client left; the socket remembers how
-        self.close(CloseCode.NORMAL_CLOSURE, "")
+        self.end(CloseFrame(CloseCode.NORMAL_CLOSURE))
 
-    async def _hear(self, hearing: Hearing, audio: bytes) -> None:
-        for start in range(0, len(audio), _PIECE):
-            if start:
-                await checkpoint()
-            await hearing.feed(audio[start : start + _PIECE])
+    async def _write(self) -> None:
+        try:
+            await self._outgoing.write()
+        except ConnectionClosed:
+            self.end(CloseFrame(CloseCode.NORMAL_CLOSURE))  # the client left
 
-    async def _obey(self, hearing: Hearing, text: str) -> bool:
+    async def _take(self, hearing: Hearing, audio: bytes) -> None:
+        ending = None
+        if self._plan:
+            if strike := self._plan.strike_within(self._seen.audio_bytes, len(audio)):
+                heard, ending = strike
+                audio = audio[:heard]
+            await anyio.sleep(self._plan.read_delay_s(len(audio), time.monotonic()))
+        self._seen.hear(len(audio))
+        self._active_at = time.monotonic()
+        if not self._outgoing.deaf and not await self._too_fast(audio):
+            for start in range(0, len(audio), _PIECE):
+                if start:
+                    await checkpoint()
+                await hearing.feed(audio[start : start + _PIECE])
+        if ending is not None:
+            await self._suffer(ending)
+
+    async def _too_fast(self, audio: bytes) -> bool:
+        """Tell whether a limit of pace refuses this audio, having told the client."""
+        if not self._plan:
+            return False
+        limit = self._plan.too_fast(self._seen.seconds_of(len(audio)), time.monotonic())
+        if limit is None:
+            return False
+        message = f"Send audio at no more than {limit.speed:g} times real time."
+        problem = Problem(400, "Audio too fast", message)
+        await self._suffer(InBandError(problem, limit.close_code))
+        return True
+
+    def _obey(self, hearing: Hearing, text: str) -> bool:
         """Do what a text message says; tell whether it was to close."""
+        request_id = self._seen.request_id
+        if self._settings.text_resets_idle:
+            self._active_at = time.monotonic()
         try:
             command = decode_command(text)
             if not isinstance(command, Config):
                 return True
             turn = command.turn.over(self._turn) if command.turn else self._turn
             check_turn(turn)
-        except Fault as fault:
-            await self._ws.send(encode_error(fault, self._request_id), text=True)
+        except ClientFault as fault:
+            self._outgoing.put(encode_error(fault.problem, request_id))
         else:
             self._turn = turn
             hearing.configure(turn)
+            if self._settings.config_ack:
+                self._outgoing.put(encode_config_ack(turn, request_id))
         return False
 
-    def _emit(self, event: EngineEvent) -> None:
-        self._outbox.append(event)
-        self._filled.set()
+    async def _meet(self, moment: Moment) -> None:
+        if self._plan and (ending := self._plan.strike(moment)):
+            await self._suffer(ending)
 
-    async def _sent(self) -> None:
-        """Wait until every event emitted so far is written."""
-        while self._outbox:
-            self._emptied = anyio.Event()
-            await self._emptied.wait()
+    async def _suffer(self, ending: Ending) -> None:
+        if isinstance(ending, InBandError) and ending.close_code is None:
+            self._outgoing.put(encode_error(ending.problem, self._seen.request_id))
+            return
+        self.end(ending)
+        await checkpoint()  # the scope is cancelled: nothing more is done
 
-    async def _write(self) -> None:
-        try:
-            while True:
-                while self._outbox:
-                    await self._send(self._outbox[0])
-                    self._outbox.popleft()
-                self._emptied.set()
-                self._filled = anyio.Event()
-                await self._filled.wait()
-        except ConnectionClosed:
-            self.close(CloseCode.NORMAL_CLOSURE, "")  # the client left
-
-    async def _send(self, event: EngineEvent) -> None:
-        self._order.admit(event)
-        await self._ws.send(encode_event(event, self._request_id), text=True)
-        if event.kind == "turn.end":
-            self.seen.transcripts.append(event.transcript or "")
-        self.seen.open_transcript = self._order.transcript
-
-    async def _watch_idle(self) -> None:
+    async def _watch_clock(self) -> None:
         # One sleep for many messages is cheaper than a timer reset by each.
+        session_s = self._settings.max_session_s or math.inf
         while True:
-            last = self.seen.last_audio_at or self.seen.opened_at
-            left = last + self._idle_timeout_s - time.monotonic()
-            if left <= 0:
-                self.close(CloseCode.GOING_AWAY, "Idle timeout")
-            await anyio.sleep(max(left, 0))
+            now = time.monotonic()
+            idle_s = self._active_at + self._settings.idle_timeout_s - now
+            session_left_s = self._seen.opened_at + session_s - now
+            if session_left_s <= 0:
+                self.end(CloseFrame(CloseCode.GOING_AWAY, "Session limit"))
+            elif idle_s <= 0:
+                self.end(CloseFrame(CloseCode.GOING_AWAY, "Idle timeout"))
+            await anyio.sleep(max(min(idle_s, session_left_s), 0))
+
+
+def reset(ws: ServerConnection) -> None:
+    """Cut TCP at once: what is on its way is dropped, and the client gets a reset."""
+    if not ws.transport.is_closing():
+        sock = ws.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+    ws.transport.abort()

@@ -2,19 +2,19 @@
 
 Where the provider's documents are silent, this server chooses: a sample rate may be any from 8,000
 to 192,000 Hz with every encoding, for the documented pairs are advice; of a parameter given twice
-the last counts, except `keyterm`; unknown parameters are ignored; `ink-2` and its dated snapshots
-are the only models.
+the last counts, except `keyterm`; unknown parameters are ignored; a model served is served in its
+dated snapshots too.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
 
 from worker.local.engines.base import AudioFormat, TurnSettings
 from worker.local.engines.pcm import ENCODINGS
-from worker.local.server.messages import Fault
+from worker.local.server.messages import ClientFault
 
 KEYTERMS_MAX: Final = 100
 KEYTERM_CHARACTERS_MAX: Final = 1_200
@@ -33,7 +33,7 @@ _TURN_PARAMETERS: Final = {
     "turn_end_threshold": "end",
     "turn_end_timeout_ms": "end_timeout_ms",
 }
-_MODEL: Final = re.compile(r"ink-2(-\d{4}-\d{2}-\d{2})?", re.ASCII)
+_SNAPSHOT: Final = re.compile(r"-\d{4}-\d{2}-\d{2}$", re.ASCII)
 
 
 class Params(msgspec.Struct, frozen=True):
@@ -45,19 +45,21 @@ class Params(msgspec.Struct, frozen=True):
     keyterms: tuple[str, ...]
 
 
-def parse_params(query: Sequence[tuple[str, str]], defaults: TurnSettings) -> Params:
-    """Read a decoded query. Raises Fault at the first parameter that cannot be."""
+def parse_params(
+    query: Sequence[tuple[str, str]], defaults: TurnSettings, models: Collection[str]
+) -> Params:
+    """Read a decoded query. Raises ClientFault at the first parameter that cannot be."""
     given = dict(query)
     model = given.get("model", "")
-    if not _MODEL.fullmatch(model):
-        raise Fault(
+    if _SNAPSHOT.sub("", model) not in models:
+        raise ClientFault(
             "Invalid model",
             "The model is not valid, make sure it is a valid model ID.",
-            code="model_not_found",
+            "model_not_found",
         )
     encoding = given.get("encoding", "")
     if encoding not in ENCODINGS:
-        raise Fault("Invalid encoding", f"encoding must be one of {', '.join(ENCODINGS)}.")
+        raise ClientFault("Invalid encoding", f"encoding must be one of {', '.join(ENCODINGS)}.")
     turn = msgspec.structs.replace(
         defaults,
         **{
@@ -76,17 +78,17 @@ def parse_params(query: Sequence[tuple[str, str]], defaults: TurnSettings) -> Pa
 def check_turn(turn: TurnSettings) -> None:
     """Check settings as they will be in effect.
 
-    Raises Fault if one is out of its range or they are not start > eager_end > end.
+    Raises ClientFault if one is out of its range or they are not start > eager_end > end.
     """
     for name, (low, high) in _RANGES.items():
         value = getattr(turn, name)
         if not low <= value <= high:
-            raise Fault(
+            raise ClientFault(
                 "Invalid turn thresholds",
                 f"{name} must be from {low:g} to {high:g}, not {value:g}.",
             )
     if not turn.start > turn.eager_end > turn.end:
-        raise Fault(
+        raise ClientFault(
             "Invalid turn thresholds",
             "start must be above eager_end and eager_end above end, not "
             f"{turn.start:g}, {turn.eager_end:g}, {turn.end:g}.",
@@ -97,7 +99,9 @@ def _number(text: str) -> float:
     try:
         return msgspec.json.decode(text, type=float)
     except msgspec.DecodeError as error:
-        raise Fault("Invalid turn thresholds", "Thresholds and timeout are numbers.") from error
+        raise ClientFault(
+            "Invalid turn thresholds", "Thresholds and timeout are numbers."
+        ) from error
 
 
 def _sample_rate(text: str) -> int:
@@ -105,16 +109,18 @@ def _sample_rate(text: str) -> int:
     try:
         rate = msgspec.json.decode(text, type=int)
     except msgspec.DecodeError as error:
-        raise Fault("Invalid sample rate", "sample_rate must be a whole number of Hz.") from error
+        raise ClientFault(
+            "Invalid sample rate", "sample_rate must be a whole number of Hz."
+        ) from error
     if not low <= rate <= high:
-        raise Fault("Invalid sample rate", f"sample_rate must be from {low} to {high} Hz.")
+        raise ClientFault("Invalid sample rate", f"sample_rate must be from {low} to {high} Hz.")
     return rate
 
 
 def _keyterms(terms: list[str]) -> tuple[str, ...]:
     characters = sum(map(len, terms))
     if len(terms) > KEYTERMS_MAX or characters > KEYTERM_CHARACTERS_MAX:
-        raise Fault(
+        raise ClientFault(
             "Invalid keyterms",
             f"At most {KEYTERMS_MAX} keyterms of {KEYTERM_CHARACTERS_MAX} characters in all, not "
             f"{len(terms)} of {characters}.",

@@ -1,38 +1,60 @@
 """A turns server that speaks the wire of Cartesia's realtime STT with turn detection.
 
-Where the provider's documents are silent, this server chooses: it sends no pings but answers them,
-declines permessage-deflate, takes messages up to 16 MiB, sets no limit to a session's length and
-lets audio come at any pace. See also `handshake`, `params` and `connection`.
+Where the provider's documents are silent, this server chooses: it declines permessage-deflate, and
+lets audio come at any pace unless a fault limits it. See also `settings`, `handshake`, `params` and
+`connection`.
 """
 
-import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, Self, cast
+from typing import Final, Literal, Self, cast
 
 import anyio
-from websockets.asyncio.server import Server, ServerConnection, serve
+import msgspec
+from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from worker.errors import TurnbusError
 from worker.local.engines.base import Engine
-from worker.local.server.connection import Connection, Seen
-from worker.local.server.handshake import CONCURRENCY_LIMITED, PATH, Upgrade
-from worker.local.server.messages import Fault, encode_error
+from worker.local.server.connection import CLOSE_S, Connection, reset
+from worker.local.server.faults import CloseFrame, Cut, HalfOpen, HttpRefusal
+from worker.local.server.handshake import PATH, Upgrade
+from worker.local.server.listener import Listener
+from worker.local.server.messages import ClientFault, Problem, encode_error, problem_of
 from worker.local.server.params import parse_params
-from worker.local.server.settings import MAX_MESSAGE, ServerSettings
+from worker.local.server.plan import Faults, Plan
+from worker.local.server.seen import Seen
+from worker.local.server.settings import ServerSettings
 
-_HANDSHAKE_S: Final = 5.0
-_CLOSE_S: Final = 2.0  # for the client's answer to our close, before TCP is cut
 _CONNECTIONS_KEPT: Final = 4_096
 
-# At debug level websockets logs request headers, and with them keys.
-_log: Final = logging.getLogger(__name__)
-_log.setLevel(logging.INFO)
+Outage = Literal["refuse", "503"]
+"""No one listens, or everyone is told 503."""
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """A fault in force, and how many connections it took."""
+
+    fault: str
+    connections: int
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server does and did, as JSON has it; the counts are of its whole life."""
+
+    url: str
+    outage: Outage | None
+    faults: tuple[Applied, ...]
+    open: int
+    upgraded: int
+    refused: dict[str, int]
+    """Upgrades answered with an HTTP status, by status."""
+    closed: dict[str, int]
+    """Connections by close code; 1006 where TCP ended without one."""
 
 
 class TurnsServer:
@@ -41,12 +63,21 @@ class TurnsServer:
     def __init__(self, settings: ServerSettings, engine: Engine) -> None:
         self.port = settings.port
         """The port it listens on, also where the settings left it open."""
+        self.faults = Faults()
+        """What goes wrong; at first, nothing."""
         self.connections: deque[Seen] = deque(maxlen=_CONNECTIONS_KEPT)
         """What it saw of each connection that was upgraded, oldest first; the last 4,096."""
         self._settings = settings
         self._engine = engine
         self._live: set[Connection] = set()
-        self._listener: Server
+        self._outage: Outage | None = None
+        self._stopped = False
+        self._upgraded = 0
+        self._refused: Counter[str] = Counter()
+        self._closed: Counter[str] = Counter()
+        self._listener = Listener(
+            self._serve_client, self._refuse, settings.max_message, settings.ping_s
+        )
 
     @classmethod
     @asynccontextmanager
@@ -56,7 +87,7 @@ class TurnsServer:
         The engine stays the caller's to close.
         """
         server = cls(settings, engine)
-        await server._listen()
+        server.port = await server._listener.start(settings.host, settings.port)
         try:
             yield server
         finally:
@@ -79,52 +110,96 @@ class TurnsServer:
         """How many sockets count against the cap."""
         return len(self._live)
 
+    def state(self) -> State:
+        """Sum up what it does and did."""
+        return State(
+            url=self.url,
+            outage=self._outage,
+            faults=tuple(Applied(each.fault.spec, each.applied) for each in self.faults.standing),
+            open=len(self._live),
+            upgraded=self._upgraded,
+            refused=dict(self._refused),
+            closed=dict(self._closed),
+        )
+
+    def cut_all(self, how: Literal["rst", "fin"] = "rst") -> int:
+        """Cut the TCP connection of every open socket now; return how many there were."""
+        live = tuple(self._live)
+        for connection in live:
+            connection.end(Cut(how))
+        for ws in self._listener.unanswered():
+            reset(ws)
+        return len(live)
+
+    @asynccontextmanager
+    async def outage(self, how: Outage = "refuse") -> AsyncIterator[None]:
+        """Let no one in until the block ends. Open sockets stay; `cut_all` cuts them.
+
+        Raises TurnbusError if there is an outage already.
+        """
+        if self._outage is not None:
+            raise TurnbusError("there is an outage already")
+        self._outage = how
+        if how == "refuse":
+            await self._listener.pause()
+        try:
+            yield
+        finally:
+            self._outage = None
+            if how == "refuse" and not self._stopped:
+                with anyio.CancelScope(shield=True):
+                    await self._listener.resume()
+
     async def stop(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
         """Stop listening, close every socket with this code and wait until all are gone."""
-        self._listener.close(close_connections=False)
-        for connection in self._live:
-            connection.close(code, reason)
+        self._stopped = True
+        self._listener.close()
+        for connection in tuple(self._live):
+            connection.end(CloseFrame(code, reason))
+        for ws in self._listener.unanswered():
+            reset(ws)
         await self._listener.wait_closed()
 
-    async def _listen(self) -> None:
-        host, port = self._settings.host, self._settings.port
-        try:
-            self._listener = await serve(
-                self._serve_client,
-                host,
-                port,
-                compression=None,
-                max_size=MAX_MESSAGE,
-                ping_interval=None,
-                open_timeout=_HANDSHAKE_S,
-                close_timeout=_CLOSE_S,
-                process_request=self._refuse,
-                process_response=_name_request,
-                logger=_log,
-            )
-        except OSError as error:
-            raise TurnbusError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        self.port = next(iter(self._listener.sockets)).getsockname()[1]
-
-    def _refuse(self, ws: ServerConnection, request: Request) -> Response | None:
+    async def _refuse(self, ws: ServerConnection, request: Request) -> Response | None:
+        """Answer the upgrade with an HTTP status, if it must be."""
         upgrade = Upgrade(request.path, request.headers)
-        refusal = upgrade.refusal(self._settings.api_keys)
-        if refusal is None:
-            cap = self._settings.max_connections
-            if cap is None or len(self._live) < cap:
-                return None
-            refusal = CONCURRENCY_LIMITED
-        content_type, body = upgrade.error_body(refusal, str(ws.id))
-        response = ws.respond(refusal.status, body)
+        problem = problem_of(503) if self._outage else self._problem(upgrade)
+        if problem is not None:
+            return None if self._tells_in_band(problem) else self._http(ws, upgrade, problem)
+        match self.faults.at_upgrade():
+            case HttpRefusal(problem):
+                return self._http(ws, upgrade, problem)
+            case Cut(how):
+                await _cut(ws, how)
+            case HalfOpen():
+                ws.transport.pause_reading()
+                await ws.wait_closed()
+        return None
+
+    def _problem(self, upgrade: Upgrade) -> Problem | None:
+        if problem := upgrade.problem(self._settings.api_keys):
+            return problem
+        cap = self._settings.max_connections
+        return problem_of(429) if cap is not None and len(self._live) >= cap else None
+
+    def _tells_in_band(self, problem: Problem) -> bool:
+        return self._settings.refuse_in_band and problem.status not in (404, 503)
+
+    def _http(self, ws: ServerConnection, upgrade: Upgrade, problem: Problem) -> Response:
+        self._refused[str(problem.status)] += 1
+        content_type, body = upgrade.error_body(problem, str(ws.id))
+        response = ws.respond(problem.status, body)
         del response.headers["Content-Type"]
         response.headers["Content-Type"] = content_type
         return response
 
     async def _serve_client(self, ws: ServerConnection) -> None:
-        seen = Seen(str(ws.id))
+        plan = self.faults.plan()
+        seen = Seen(str(ws.id), plan.applied)
         self.connections.append(seen)
+        self._upgraded += 1
         try:
-            await self._converse(ws, seen)
+            await self._converse(ws, seen, plan)
         except ConnectionClosed:
             pass  # the client left before it was told what is wrong
         finally:
@@ -133,17 +208,23 @@ class TurnsServer:
                 await ws.close(CloseCode.INTERNAL_ERROR)
             seen.closed_at = time.monotonic()
             seen.close_code = ws.close_code
+            self._closed[str(ws.close_code)] += 1
 
-    async def _converse(self, ws: ServerConnection, seen: Seen) -> None:
+    async def _converse(self, ws: ServerConnection, seen: Seen, plan: Plan) -> None:
         request = cast("Request", ws.request)  # there since the handshake
+        upgrade = Upgrade(request.path, request.headers)
+        settings = self._settings
+        problem = self._problem(upgrade) if settings.refuse_in_band else None
         try:
-            params = parse_params(Upgrade(request.path, request.headers).query, self._settings.turn)
-        except Fault as fault:
-            await ws.send(encode_error(fault, seen.request_id), text=True)
-            await ws.close(CloseCode.POLICY_VIOLATION, fault.title)
+            params = parse_params(upgrade.query, settings.turn, settings.models)
+        except ClientFault as fault:
+            problem = problem or fault.problem
+        if problem is not None:
+            await ws.send(encode_error(problem, seen.request_id), text=True)
+            await ws.close(CloseCode.POLICY_VIOLATION, problem.title)
             return
         seen.params = params
-        connection = Connection(ws, params, seen, self._engine, self._settings.idle_timeout_s)
+        connection = Connection(ws, params, seen, plan, self._engine, settings)
         self._live.add(connection)
         try:
             await connection.run()
@@ -151,6 +232,10 @@ class TurnsServer:
             self._live.discard(connection)
 
 
-def _name_request(ws: ServerConnection, request: Request, response: Response) -> None:
-    """Put the request id on every answer, the upgrade and what websockets itself refuses too."""
-    response.headers["X-Request-Id"] = str(ws.id)
+async def _cut(ws: ServerConnection, how: Literal["rst", "fin"]) -> None:
+    if how == "fin":
+        ws.transport.write_eof()
+        with anyio.move_on_after(CLOSE_S):
+            await ws.wait_closed()
+    reset(ws)
+    await ws.wait_closed()

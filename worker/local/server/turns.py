@@ -42,6 +42,8 @@ class TurnOrder:
         self.state: State = "idle"
         self.transcript = ""
         """The open turn's latest; empty while idle."""
+        self.turns = 0
+        """How many have begun."""
 
     def admit(self, event: EngineEvent) -> None:
         """Take the next event. Raises EngineFault if it may not go out now; nothing changes."""
@@ -53,4 +55,5 @@ class TurnOrder:
         if event.transcript is not None and not event.transcript.startswith(self.transcript):
             raise EngineFault(f"{event.kind} takes back text already sent")
         self.state = after
+        self.turns += event.kind == "turn.start"
         self.transcript = "" if after == "idle" else event.transcript or self.transcript
