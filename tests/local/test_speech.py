@@ -215,6 +215,17 @@ async def test_speech_without_a_pause_is_read_in_pieces() -> None:
     assert word_errors(transcript, text(events)).rate < 0.3
 
 
+async def test_syllables_far_apart_do_not_pile_up() -> None:
+    engine = Recorder()
+    syllable = of(AUSTEN)[2 * RATE :][: 2 * RATE // 6] + SILENCE[: 2 * RATE * 5 // 6]
+    turn = TurnSettings(end=0.05, end_timeout_ms=11_200)
+    events = await hear(engine, SILENCE + 20 * syllable, turn=turn)
+    assert_well_formed(events)
+    assert kinds(events).count("turn.start") == 1
+    assert kinds(events).count("turn.resume") > 5
+    assert max(engine.seconds) < 14.1
+
+
 class Loaded(SpeechEngine):
     """Has always more to decode than it can."""
 

@@ -77,7 +77,6 @@ class Moonshine:
             name: np.zeros((0, shapes[name][1], 1, shapes[name][3]), np.float32)
             for name in self._caches
         }
-        self._outputs = [output.name for output in self._decoder.get_outputs()]
 
     def decode(self, samples: Samples, spoken: Tokens = ()) -> Tokens:
         """Transcribe mono samples at `RATE`, continuing the whole words `spoken`.
@@ -122,6 +121,6 @@ class Moonshine:
         return self._vocabulary[token].startswith(_SPACE.encode())
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Spell tokens out, without space at the ends."""
+        """Spell tokens out, one space between words and none at the ends."""
         spelled = b"".join(self._vocabulary[token] for token in tokens if token >= _SPECIAL)
-        return spelled.decode(errors="replace").replace(_SPACE, " ").strip()
+        return " ".join(spelled.decode(errors="replace").replace(_SPACE, " ").split())

@@ -3,11 +3,11 @@
 Offline: all weights lie in installed packages. Accuracy and turn timing are not those of the
 hosted model; keyterms are not used, for this recognizer has no way to prefer words.
 
-Voice activity is followed on the event loop (0.3 ms per 100 ms of audio), so a turn's start never
-waits for a decode. Decodes run in threads, one per core. A hearing has at most one under way and
-hears on when it is done: `feed` returning late is its backpressure, and with the sample count as
-the only clock the same audio gives the same events at any pace and in any chunking. Only where
-decodes already queue up are partial ones left out; those that end something never are.
+Voice activity is followed on the event loop (0.3 ms per 100 ms of audio), so that no turn starts
+late for another connection's decodes. Those run in threads, one per core. A hearing has at most
+one under way and hears on when it is done: `feed` returning late is its backpressure, and with
+the sample count as the only clock the same audio gives the same events at any pace and in any
+chunking. Only where decodes already queue up are those for updates left out; the others never.
 """
 
 import os
@@ -144,31 +144,36 @@ class SpeechHearing:
         shown = self._transcript.text
         length = len(self._segment)
         quiet = length - self._segment.speech_end
-        if length >= _LONG and quiet >= _PAUSE:
-            await self._settle()
-        elif length >= _LONGEST:
+        if length >= _LONGEST:
             await self._settle(self._segment.quietest(length - _UNSHOWN))
+        elif length >= _LONG and quiet >= _PAUSE:
+            await self._settle()
         elif (
-            self._unread >= _UPDATE_EVERY
+            self._detector.state == "speaking"
+            and self._unread >= _UPDATE_EVERY
             and quiet < self._unread
             and length < _LONGEST - _UNSHOWN
             and self._segment.speech >= _TOO_SHORT
             and not self._engine.loaded
         ):
-            self._unread = 0
-            samples = self._segment.audio(length)
-            self._transcript.read(await self._engine.read(samples, self._transcript.shown))
-        if self._transcript.text != shown:
+            self._transcript.read(await self._read(length))
+        if self._detector.state == "speaking" and self._transcript.text != shown:
             self._tell("turn.update", self._transcript.text)
 
-    async def _settle(self, end: int = 0) -> None:
-        """Read the segment to `end`, or to the end of its speech, and begin the next there."""
-        if self._segment.speech < _TOO_SHORT:
-            return
-        end = end or min(len(self._segment), self._segment.speech_end + _TAIL)
-        samples = self._segment.audio(end)
-        self._transcript.settle(await self._engine.read(samples, self._transcript.shown))
-        self._segment.cut(end)
+    async def _settle(self, end: int | None = None) -> None:
+        """Read the segment to its end and begin the next; `end` is by default that of its speech.
+
+        What holds too little speech to be read is kept, or dropped where `end` has to be.
+        """
+        if self._segment.speech >= _TOO_SHORT:
+            if end is None:
+                end = min(len(self._segment), self._segment.speech_end + _TAIL)
+            self._transcript.settle(await self._read(end))
+        self._segment.cut(end or 0)
+
+    async def _read(self, end: int) -> Tokens:
+        self._unread = 0
+        return await self._engine.read(self._segment.audio(end), self._transcript.shown)
 
     async def _end_turn(self) -> None:
         await self._settle()

@@ -18,7 +18,7 @@ class Vocabulary(Protocol):
     """What the tokens of a reading mean."""
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Spell tokens out, without space at the ends."""
+        """Spell tokens out, one space between words and none at the ends."""
         ...
 
     def starts_word(self, token: int) -> bool:

@@ -35,9 +35,13 @@ class TurnDetector:
     def __init__(self, settings: TurnSettings) -> None:
         self.settings = settings
         self.likelihood = 0.0
-        self.in_turn = False
+        self.state: Literal["idle", "speaking", "ended eagerly"] = "idle"
         self._quiet_s = 0.0  # since the last window of speech
-        self._ended_eagerly = False
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether a turn is open."""
+        return self.state != "idle"
 
     def hear(self, probability: float) -> TurnStep | None:
         """Take the speech probability of the next window; tell what it changes, if anything."""
@@ -58,21 +62,23 @@ class TurnDetector:
         self.likelihood = 0.0
         if not self.in_turn:
             return None
-        self.in_turn = self._ended_eagerly = False
+        self.state = "idle"
         return "turn.end"
 
     def _step(self) -> TurnStep | None:
         settings = self.settings
         risen = self.likelihood > settings.start
-        if not self.in_turn:
-            self.in_turn = risen
-            return "turn.start" if risen else None
+        if self.state == "idle":
+            if not risen:
+                return None
+            self.state = "speaking"
+            return "turn.start"
         if self.likelihood < settings.end or self._quiet_s * 1000 >= settings.end_timeout_ms:
             return self.end()
-        if self._ended_eagerly and risen:
-            self._ended_eagerly = False
+        if self.state == "ended eagerly" and risen:
+            self.state = "speaking"
             return "turn.resume"
-        if not self._ended_eagerly and self.likelihood < settings.eager_end:
-            self._ended_eagerly = True
+        if self.state == "speaking" and self.likelihood < settings.eager_end:
+            self.state = "ended eagerly"
             return "turn.eager_end"
         return None
