@@ -50,7 +50,9 @@ async def test_old_audio_is_dropped_and_said_to_be(stage: Stage, stt: TurnsServe
         await stage.play("call-1", say([1, 2], PCM16)[:-1], pause_s=0, end=False)
         await stage.until("call-1", SessionError)
         settings = ServerSettings(port=stt.port)
-        async with TurnsServer.serve(settings, ScriptEngine()):
+        async with TurnsServer.serve(settings, ScriptEngine()) as server:
+            while not server.open_connections:
+                await anyio.sleep(0.05)
             # The odd byte completes a sample of which the rest is gone.
             await stage.play("call-1", b"\0" + say([3, 4], PCM16))
             events = (await stage.until_ended("call-1"))["call-1"]
@@ -69,7 +71,9 @@ async def test_an_open_turn_is_ended_before_its_audio_is_dropped(
         await stage.play("call-1", say([1, 2], PCM16), end=False)
         await stt.stop()
         await anyio.sleep(2.5)
-        async with TurnsServer.serve(ServerSettings(port=stt.port), ScriptEngine()):
+        async with TurnsServer.serve(ServerSettings(port=stt.port), ScriptEngine()) as server:
+            while not server.open_connections:
+                await anyio.sleep(0.05)
             await stage.play("call-1", say([3], PCM16))
             events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)

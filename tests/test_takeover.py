@@ -35,22 +35,30 @@ async def test_a_socket_cut_inside_a_turn(stage: Stage) -> None:
     assert events[-1].connection == 2
 
 
-async def test_killed_inside_a_turn(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("noticed", ["by its lease", "at once"])
+async def test_killed_inside_a_turn(stage: Stage, tmp_path: Path, noticed: str) -> None:
+    lease_ms = "2000" if noticed == "by its lease" else "30000"
     async with (
-        stage.worker_process("one", tmp_path / "one", lease_ms="2000") as first,
+        stage.worker_process("one", tmp_path / "one", lease_ms=lease_ms) as first,
         anyio.create_task_group() as tasks,
     ):
         await stage.announce("call-1")
         tasks.start_soon(stage.play, "call-1", _speech(4))
         await stage.until("call-1", TurnUpdate, 4)
-        async with stage.worker_process("two", tmp_path / "two", lease_ms="2000"):
+        async with stage.worker_process("two", tmp_path / "two", lease_ms=lease_ms):
+            if noticed == "at once":
+                # Long enough for the second to have seen the first alive.
+                while await stage.redis.hlen(f"{stage.prefix}:workers") < 2:
+                    await anyio.sleep(0.05)
+                await anyio.sleep(1.5)
             first.send_signal(signal.SIGKILL)
             events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
     assert words(events) == list(range(12))
     assert kinds(events).count("session.started") == 1
     assert events[-1].connection == 2
-    await _bury_worker(stage, "one")
+    assert ("worker one is dead" in (tmp_path / "two").read_text()) is (noticed == "at once")
+    assert await stage.redis.exists(f"{stage.prefix}:workers") == 0, "the dead one is forgotten"
 
 
 async def test_stopped_inside_a_turn(stage: Stage, tmp_path: Path) -> None:
@@ -161,8 +169,3 @@ async def test_a_wrong_key_loses_no_session(stage: Stage, caplog: pytest.LogCapt
         events = await stage.until_ended("call-1", "call-2")
     check_order(events["call-1"])
     assert words(events["call-1"]) == [1, 2]
-
-
-async def _bury_worker(stage: Stage, worker_id: str) -> None:
-    """Take a killed worker's record off the bus, as nobody else does yet."""
-    await stage.redis.hdel(f"{stage.prefix}:workers", worker_id)

@@ -13,13 +13,14 @@ from anyio.abc import TaskGroup
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from schemas.keys import Keys
+from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
 from worker.admin import Readiness
 from worker.bus.commits import Committer
 from worker.bus.connection import BusHealth, connect, patiently
 from worker.bus.gate import Gate
 from worker.bus.intake import HeartbeatReport, Intake, Owned
+from worker.bus.liveness import Liveness
 from worker.bus.reader import AudioReader
 from worker.claims import Claimer
 from worker.host import Host, Pace, Undertaker
@@ -81,6 +82,7 @@ class Worker:
         )
         self.roster = Roster(self.host)
         self._claimer = Claimer(self.host)
+        self._liveness = Liveness(self.redis, self.health, keys, intake)
         self._draining = False
         self._hurry = False
         self._put_back: set[str] = set()
@@ -121,10 +123,15 @@ class Worker:
                 tasks.start_soon(loop)
             if await self._reach_bus():
                 tasks.start_soon(self._beat, tasks)
+                tasks.start_soon(self._liveness.proclaim)
+                tasks.start_soon(self._liveness.watch)
                 await self._take_sessions(tasks)
                 await self._hand_on()
                 with anyio.move_on_after(LEAVE_S):
-                    await patiently(health, lambda: intake.unregister(self.host.worker_id))
+                    await patiently(health, lambda: intake.retire(intake.consumer))
+                    await patiently(
+                        health, lambda: intake.forget(self.host.worker_id, intake.consumer)
+                    )
             tasks.cancel_scope.cancel()
 
     async def _reach_bus(self) -> bool:
@@ -156,8 +163,13 @@ class Worker:
         # Idle times ran on while Redis was away: for one lease after, owners get to speak first.
         up_for_ms = (time.monotonic() - self.health.since) * 1000
         patience_ms = lease_ms if up_for_ms > lease_ms else 2**40
-        adopted = await patiently(self.health, lambda: intake.adopt(room - len(new), patience_ms))
+        dead = sorted(self._liveness.dead)
+        adopted = await patiently(
+            self.health, lambda: intake.adopt(room - len(new), patience_ms, dead)
+        )
+        owners = {owned.owner for owned in adopted} - {RELEASED}
         self.host.stats.takeovers += len(adopted)
+        await self._liveness.forget(owners | set(dead))
         return new + adopted
 
     async def _take(self, owned: Owned, tasks: TaskGroup) -> None:

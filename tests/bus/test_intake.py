@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from schemas.audio import decode_session
 from schemas.keys import GROUP, Keys
-from schemas.turns import SessionStarted
+from schemas.turns import SessionStarted, WorkerRecord
 from worker.bus.intake import Claim, Intake, Owned
 
 FIELDS = {"session": "call-1", "encoding": "pcm_s16le", "sample_rate": "16000"}
@@ -179,3 +179,33 @@ async def test_settled_entries_are_gone(bus: Bus) -> None:
         await bus.one.settle(owned.entry)
     assert await bus.redis.xlen(bus.keys.sessions) == 0
     assert await bus.owner(owned.entry) is None
+
+
+async def test_the_dead_are_taken_over_before_their_lease(bus: Bus) -> None:
+    entry = await bus.announce()
+    await bus.one.read_new(1, 10)
+    assert await bus.two.adopt(10, 60_000, ["nobody"]) == []
+    (owned,) = await bus.two.adopt(10, 60_000, ["nobody", "one"])
+    assert (owned.entry, owned.count, owned.owner) == (entry, 2, "one")
+
+
+async def test_a_consumer_is_retired_only_when_it_owns_nothing(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    assert not await bus.two.retire("one")
+    await bus.one.settle(owned.entry)
+    assert await bus.two.retire("one")
+    assert await bus.redis.xinfo_consumers(bus.keys.sessions, GROUP) == []
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    assert await bus.two.retire("one"), "nothing is left to retire"
+
+
+async def test_only_its_own_record_is_forgotten(bus: Bus) -> None:
+    record = WorkerRecord(
+        consumer="one", host="h", pid=1, sessions=0, capacity=1, state="ready", heartbeat=0.0
+    )
+    await bus.one.register("worker", record)
+    await bus.two.forget("worker", "another")
+    assert await bus.redis.hexists(bus.keys.workers, "worker")
+    await bus.two.forget("worker", "one")
+    assert not await bus.redis.exists(bus.keys.workers)

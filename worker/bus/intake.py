@@ -1,6 +1,6 @@
 """Session intake: who owns which session, told by the pending list of `stt:sessions`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -30,6 +30,8 @@ class Owned(msgspec.Struct, frozen=True):
     count: int
     """How often it was delivered; a later claim has a larger one."""
     fields: Fields
+    owner: str = ""
+    """Consumer it was taken over from."""
 
 
 class Fence(msgspec.Struct, frozen=True):
@@ -100,13 +102,13 @@ class Intake:
         rows = reply[0][1] if reply else []
         return [Owned(entry.decode(), 1, fields) for entry, fields in rows]
 
-    async def adopt(self, at_most: int, lease_ms: int) -> list[Owned]:
-        """Take over entries given back, and entries whose owner was silent for a lease."""
+    async def adopt(self, at_most: int, lease_ms: int, dead: Iterable[str] = ()) -> list[Owned]:
+        """Take over entries given back, and those of owners dead or silent for a lease."""
         try:
             rows = await scripts.ADOPT(
                 self._redis,
                 [self._keys.sessions],
-                [GROUP, self.consumer, RELEASED, lease_ms, min(at_most, ADOPT_AT_MOST)],
+                [GROUP, self.consumer, RELEASED, lease_ms, min(at_most, ADOPT_AT_MOST), *dead],
             )
         except ResponseError as error:
             if "NOGROUP" not in str(error):
@@ -114,8 +116,13 @@ class Intake:
             await self.ensure_group()
             return []
         return [
-            Owned(entry.decode(), count, dict(zip(flat[::2], flat[1::2], strict=True)))
-            for entry, count, flat in rows
+            Owned(
+                entry.decode(),
+                count,
+                dict(zip(flat[::2], flat[1::2], strict=True)),
+                owner.decode(),
+            )
+            for entry, count, flat, owner in rows
         ]
 
     async def claim(
@@ -219,11 +226,16 @@ class Intake:
         """Publish this worker's record."""
         await self._redis.hset(self._keys.workers, worker_id, msgspec.json.encode(record))
 
-    async def unregister(self, worker_id: str) -> None:
-        """Remove this worker's record and its consumer, which must own nothing any more."""
-        await self._redis.hdel(self._keys.workers, worker_id)
-        pending = await self._redis.xpending_range(
-            self._keys.sessions, GROUP, "-", "+", 1, consumername=self.consumer
-        )
-        if not pending:
-            await self._redis.xgroup_delconsumer(self._keys.sessions, GROUP, self.consumer)
+    async def retire(self, consumer: str) -> bool:
+        """Remove a consumer unless it owns entries; return whether it is gone."""
+        try:
+            gone = await scripts.RETIRE(self._redis, [self._keys.sessions], [GROUP, consumer])
+        except ResponseError as error:
+            if "NOGROUP" not in str(error) and "no such key" not in str(error):
+                raise
+            return True
+        return bool(gone)
+
+    async def forget(self, worker_id: str, consumer: str) -> None:
+        """Remove a worker's record if it is this consumer's."""
+        await scripts.FORGET(self._redis, [self._keys.workers], [worker_id, consumer])

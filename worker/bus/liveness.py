@@ -1,0 +1,140 @@
+"""Who is dead: a process that is killed loses its connections, and so its subscriptions, at once.
+
+Every worker subscribes to a channel named after its consumer, and watches the subscriber counts of
+the others. A count that was seen above 0 on this very connection, and is then 0 twice in a row,
+means dead, long before the lease runs out. After a loss of the connection nobody is dead until
+seen alive again; and where the counts cannot be asked for, the lease alone decides.
+"""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from schemas.keys import Keys
+from schemas.turns import WorkerRecord
+from worker.bus.connection import BusHealth, describe, patiently
+from worker.bus.intake import Intake
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.1
+RECORDS_S = 1.0
+"""How often the list of workers is read."""
+
+STALE_S = 60.0
+"""Age of a heartbeat after which a record without a subscriber is nobody's."""
+
+
+C = TypeVar("C", Redis, PubSub)
+
+
+@asynccontextmanager
+async def _closing(connection: C) -> AsyncIterator[C]:
+    """Close the connection for certain, cancelled or not."""
+    try:
+        yield connection
+    finally:
+        with anyio.CancelScope(shield=True):
+            await connection.aclose()  # type: ignore[no-untyped-call]
+
+
+class Liveness:
+    """Tells one worker which others died, and others that it lives."""
+
+    def __init__(self, redis: Redis, health: BusHealth, keys: Keys, intake: Intake) -> None:
+        self._redis = redis
+        self._health = health
+        self._keys = keys
+        self._intake = intake
+        self._seen: set[str] = set()
+        self._missed: set[str] = set()
+        self.dead: set[str] = set()
+        """Consumers whose process is gone and whose entries may be taken over."""
+        self._records: dict[str, WorkerRecord] = {}
+
+    async def proclaim(self) -> None:
+        """Hold our subscription until cancelled."""
+        while True:
+            try:
+                async with _closing(self._redis.pubsub()) as pubsub:
+                    await pubsub.subscribe(self._keys.alive(self._intake.consumer))
+                    while True:
+                        await pubsub.get_message(timeout=1.0)
+            except (RedisError, OSError) as error:
+                self._health.failed(error)
+                await anyio.sleep(LOOK_S / 5)  # well before others have missed us twice
+
+    async def watch(self) -> None:
+        """Watch the others until cancelled."""
+        while True:
+            try:
+                async with _closing(self._redis.client()) as connection:
+                    await self._watch(connection)
+            except (RedisError, OSError) as error:
+                log.debug("cannot watch other workers: %s", describe(error))
+                await anyio.sleep(RECORDS_S)
+            finally:
+                self._seen.clear()
+                self._missed.clear()
+
+    async def forget(self, owners: set[str]) -> None:
+        """Take what is left of dead workers off the bus, once they own nothing."""
+        for worker_id, record in list(self._records.items()):
+            if record.consumer in owners:
+                await self._retire(worker_id, record.consumer)
+
+    async def _watch(self, connection: Redis) -> None:
+        read_at = 0.0
+        while True:
+            now = time.monotonic()
+            if now - read_at >= RECORDS_S:
+                read_at = now
+                await self._read_records(connection)
+            await self._count(connection)
+            await anyio.sleep(LOOK_S)
+
+    async def _read_records(self, connection: Redis) -> None:
+        rows: Any = await connection.hgetall(self._keys.workers)
+        self._records = {
+            worker_id.decode(): msgspec.json.decode(record, type=WorkerRecord)
+            for worker_id, record in rows.items()
+        }
+        self.dead &= {record.consumer for record in self._records.values()}
+
+    async def _count(self, connection: Redis) -> None:
+        others = {
+            self._keys.alive(record.consumer): (worker_id, record)
+            for worker_id, record in self._records.items()
+            if record.consumer != self._intake.consumer
+        }
+        if not others:
+            return
+        counts: Any = await connection.pubsub_numsub(*others)
+        for channel, count in counts:
+            worker_id, record = others[channel.decode()]
+            consumer = record.consumer
+            if count:
+                self._seen.add(consumer)
+                self._missed.discard(consumer)
+                self.dead.discard(consumer)
+            elif consumer in self._missed and consumer not in self.dead:
+                log.warning("worker %s is dead; its sessions are taken over", worker_id)
+                self.dead.add(consumer)
+            elif consumer in self._seen:
+                self._missed.add(consumer)
+            elif time.time() - record.heartbeat > STALE_S:
+                await self._retire(worker_id, consumer)
+
+    async def _retire(self, worker_id: str, consumer: str) -> None:
+        if await patiently(self._health, lambda: self._intake.retire(consumer)):
+            await patiently(self._health, lambda: self._intake.forget(worker_id, consumer))
+            self.dead.discard(consumer)
+            self._records.pop(worker_id, None)

@@ -1,0 +1,10 @@
+#!lua flags=allow-oom
+-- Remove a worker's record, unless the worker was started again and it is another's by now.
+--
+-- KEYS  1 workers
+-- ARGV  1 worker id  2 consumer
+local record = redis.call("HGET", KEYS[1], ARGV[1])
+if record and cjson.decode(record).consumer == ARGV[2] then
+  redis.call("HDEL", KEYS[1], ARGV[1])
+end
+return 1
