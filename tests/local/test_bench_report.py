@@ -52,6 +52,7 @@ def run(
         latencies_ms=[3, 1, 2],
         slots_late_ms=[late_ms] * 1_000,
         verdict=verdict or Verdict(words=10),
+        failures=[],
     )
 
 
@@ -70,6 +71,7 @@ def test_a_run_is_worked_out() -> None:
     assert got.kib_per_session == pytest.approx(40.96)
     assert (got.latency_ms.count, got.latency_ms.p50, got.latency_ms.max) == (3, 2, 3)
     assert got.machine_busy == pytest.approx(0.5)
+    assert got.others_busy == pytest.approx(0.3)
     assert got.slots_late == 0
 
 
@@ -84,6 +86,7 @@ def test_a_run_in_which_nothing_happened_is_no_division_by_zero() -> None:
         latencies_ms=[],
         slots_late_ms=[],
         verdict=Verdict(),
+        failures=[],
     )
     assert (got.chunks_per_s, got.latency_ms.max, got.slots_late) == (0, 0, 0)
 
@@ -127,7 +130,7 @@ def test_the_text_lines_up() -> None:
     [
         (run(), []),
         (run(late_ms=11), ["the producer was late in 100.0% of its slots, by up to 11 ms"]),
-        (run(busy=0.95), ["the machine was 95% busy"]),
+        (run(busy=0.95), ["the machine was 95% busy, 75% with other programs"]),
         (
             run(share=0.9),
             ["the STT server used 90%", "the bench process used 90%", "the worker used 90%"],
@@ -141,7 +144,11 @@ def test_what_spoils_the_numbers_is_told(measured: Run, said: list[str]) -> None
 
 
 def test_a_lost_word_is_told_last_and_in_the_table() -> None:
-    lossy = report(run(), run(verdict=Verdict(words=10, lost=3)))
+    failed = msgspec.structs.replace(
+        run(verdict=Verdict(words=10, lost=3)), failures=("bench-1: lost 1 2 3",)
+    )
+    lossy = report(run(), failed)
+    assert footer(lossy)[0] == "bench-1: lost 1 2 3"
     assert footer(lossy)[-1].startswith("FAILED")
     assert {row.label: row.value for row in rows(lossy)}["lost"] == "3"
     assert not msgspec.json.decode(json_of(lossy))["ok"]

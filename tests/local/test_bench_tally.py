@@ -7,29 +7,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import turns
-from worker.local.bench.tally import Tally, Verdict, compare
+from worker.local.bench.tally import Differences, Tally, Verdict, compare
 
 
 @pytest.mark.parametrize(
-    ("heard", "lost", "repeated", "wrong"),
+    ("heard", "differences", "told"),
     [
-        ([0, 1, 2, 3], 0, 0, 0),
-        ([], 4, 0, 0),
-        ([0, 1, 3], 1, 0, 0),
-        ([0, 1, 1, 2, 3], 0, 1, 0),
-        ([0, 1, 2, 3, 0, 1], 0, 2, 0),
-        ([0, 1, "!2", 3], 1, 0, 1),
-        ([0, 1, 2, 3, 4], 0, 0, 1),
-        ([0, 2, 1, 3], 0, 0, 1),
+        ([0, 1, 2, 3], Differences([], [], []), ""),
+        ([], Differences([0, 1, 2, 3], [], []), "lost 0 1 2 3"),
+        ([0, 1, 3], Differences([2], [], []), "lost 2"),
+        ([0, 1, 1, 2, 3], Differences([], [1], []), "repeated 1"),
+        ([0, 1, 2, 3, 0, 1], Differences([], [0, 1], []), "repeated 0 1"),
+        ([0, 1, "!2", 3], Differences([2], [], ["!2"]), "lost 2; wrong !2"),
+        ([0, 1, 2, 3, 4], Differences([], [], [4]), "wrong 4"),
+        ([0, 2, 1, 3], Differences([], [], [1]), "wrong 1"),
     ],
 )
-def test_words_are_compared(heard: list[int | str], lost: int, repeated: int, wrong: int) -> None:
-    assert compare(4, heard) == (lost, repeated, wrong)
+def test_words_are_compared(heard: list[int | str], differences: Differences, told: str) -> None:
+    assert compare(4, heard) == differences
+    assert str(differences) == told
 
 
 @given(st.integers(0, 40), st.lists(st.integers(0, 50) | st.just("!?"), max_size=60))
 def test_only_what_was_said_is_right(said: int, heard: list[int | str]) -> None:
-    assert (compare(said, heard) == (0, 0, 0)) == (heard == list(range(said)))
+    assert any(compare(said, heard)) == (heard != list(range(said)))
 
 
 COMMON: dict[str, Any] = {
@@ -72,6 +73,7 @@ def test_a_session_as_it_should_be() -> None:
     assert tally.ended
     assert tally.verdict(4) == Verdict(words=4)
     assert tally.verdict(4).ok
+    assert tally.failures(4) == ""
     assert tally.updated_ms == {0: 20, 1: 30, 2: 70, 3: 80}
 
 
@@ -97,6 +99,11 @@ def test_what_is_shown_again_counts_when_it_came_first() -> None:
 def test_what_is_wrong_is_counted(tally: Tally, verdict: Verdict) -> None:
     assert tally.verdict(2) == verdict
     assert not verdict.ok
+
+
+def test_failures_are_told_in_words() -> None:
+    tally = heard(*said("w0 w0 !2"), skip=1)
+    assert tally.failures(2) == "lost 1; repeated 0; wrong !2; seq faults 1; not ended"
 
 
 def test_verdicts_add_up() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, Protocol
 
 import anyio
@@ -17,6 +18,7 @@ from worker.local.bench.tally import Verdict
 
 _PATIENCE_S: Final = 30.0  # for the last utterances to be complete and every session to end
 _LOOK_S: Final = 0.25
+_FAILURES_TOLD: Final = 5
 
 
 class Progress(Protocol):
@@ -89,6 +91,7 @@ class _Run:
             latencies_ms=list(self._latencies_ms(first, last)),
             slots_late_ms=slots_late_ms,
             verdict=sum(self._verdicts(), Verdict()),
+            failures=list(islice(self._failures(), _FAILURES_TOLD)),
         )
 
     async def _until(self, deadline: float, progress: Progress) -> None:
@@ -105,5 +108,12 @@ class _Run:
 
     def _verdicts(self) -> Iterator[Verdict]:
         for speaker in self._load.speakers:
-            said = self._speech.words_in(speaker.spoken)
-            yield self._consumer.tallies[speaker.session].verdict(said)
+            tally = self._consumer.tallies[speaker.session]
+            yield tally.verdict(self._speech.words_in(speaker.spoken))
+
+    def _failures(self) -> Iterator[str]:
+        """Yield what is wrong about each session of which anything is."""
+        for speaker in self._load.speakers:
+            tally = self._consumer.tallies[speaker.session]
+            if failures := tally.failures(self._speech.words_in(speaker.spoken)):
+                yield f"{speaker.session}: {failures}"

@@ -48,7 +48,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     slot_latest_ms: float
     machine_busy: float
     """Share of all cores, whoever used them."""
+    others_busy: float
+    """What programs that are no part of the benchmark used of all cores."""
     verdict: Verdict
+    failures: tuple[str, ...]
+    """The first sessions that went wrong, and what did."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,17 +93,19 @@ def run_of(
     latencies_ms: Sequence[float],
     slots_late_ms: Sequence[float],
     verdict: Verdict,
+    failures: Sequence[str],
 ) -> Run:
     """Work out a run.
 
-    `before` was read before the first session; `samples`, and all counts but the verdict, are of
-    the window that was measured.
+    `before` was read before the first session; `samples` and all counts are of the window that was
+    measured; the verdict is about everything.
     """
     first, last = samples
     seconds = last.at - first.at
     cpu_s = {name: last.cpu_s[name] - first.cpu_s[name] for name in last.cpu_s}
     per_chunk = {name: used * 1e6 / max(1, chunks) for name, used in cpu_s.items()}
     late = sum(ms > SLOT_MS for ms in slots_late_ms)
+    busy_s = last.machine_busy_s - first.machine_busy_s
     return Run(
         chunks_per_s=chunks / seconds,
         events_per_s=events / seconds,
@@ -110,8 +116,10 @@ def run_of(
         latency_ms=quantiles(latencies_ms),
         slots_late=late / max(1, len(slots_late_ms)),
         slot_latest_ms=max(slots_late_ms, default=0.0),
-        machine_busy=(last.machine_busy_s - first.machine_busy_s) / seconds / cores,
+        machine_busy=busy_s / seconds / cores,
+        others_busy=max(0.0, busy_s - sum(cpu_s.values())) / seconds / cores,
         verdict=verdict,
+        failures=tuple(failures),
     )
 
 
@@ -123,87 +131,51 @@ class Measure(NamedTuple):
     value: Callable[[Run], float]
     unit: str = ""
     digits: int = 0
-    note: str = ""
 
     def text(self, value: float) -> str:
         """Write a value."""
         return f"{value:,.{self.digits}f}"
 
 
-def _per_chunk(process: str) -> Callable[[Run], float]:
-    return lambda run: run.cpu_us_per_chunk[process]
-
-
-def _of_core(process: str) -> Callable[[Run], float]:
-    return lambda run: run.cpu_share[process] * 100
+def _cpu(process: str, label: str) -> tuple[Measure, Measure]:
+    return (
+        Measure(
+            f"{process}_us_per_chunk",
+            label,
+            lambda run: run.cpu_us_per_chunk[process],
+            "us/chunk",
+            1,
+        ),
+        Measure(f"{process}_core", "", lambda run: run.cpu_share[process] * 100, "% of a core"),
+    )
 
 
 MEASURES: Final = (
-    Measure("worker_us_per_chunk", "worker CPU", _per_chunk("worker"), "us/chunk", 1),
-    Measure("worker_core", "", _of_core("worker"), "% of a core"),
-    Measure(
-        "sessions_per_core",
-        "sessions per core",
-        lambda run: run.sessions_per_core,
-        note="estimate: from the CPU per chunk at this load",
-    ),
-    Measure(
-        "kib_per_session",
-        "worker memory",
-        lambda run: run.kib_per_session,
-        "KiB/session",
-        1,
-        "growth of RSS since before the first session",
-    ),
-    Measure(
-        "redis_us_per_chunk",
-        "Redis CPU",
-        _per_chunk("redis"),
-        "us/chunk",
-        1,
-        "the appends of the producer included",
-    ),
-    Measure("redis_core", "", _of_core("redis"), "% of a core"),
-    Measure("stt_server_us_per_chunk", "STT server CPU", _per_chunk("stt_server"), "us/chunk", 1),
-    Measure("stt_server_core", "", _of_core("stt_server"), "% of a core"),
-    Measure("bench_us_per_chunk", "bench CPU", _per_chunk("bench"), "us/chunk", 1),
-    Measure("bench_core", "", _of_core("bench"), "% of a core", 0, "producer and consumer"),
+    *_cpu("worker", "worker CPU"),
+    Measure("sessions_per_core", "sessions per core (1)", lambda run: run.sessions_per_core),
+    Measure("kib_per_session", "memory (2)", lambda run: run.kib_per_session, "KiB/session", 1),
+    *_cpu("redis", "Redis CPU (3)"),
+    *_cpu("stt_server", "STT server CPU"),
+    *_cpu("bench", "bench CPU (4)"),
     Measure("chunks_per_s", "chunks", lambda run: run.chunks_per_s, "/s"),
     Measure("events_per_s", "events", lambda run: run.events_per_s, "/s"),
-    Measure(
-        "latency_p50_ms",
-        "latency p50",
-        lambda run: run.latency_ms.p50,
-        "ms",
-        0,
-        "end of a word appended -> its turn.update appended;",
-    ),
-    Measure(
-        "latency_p90_ms",
-        "        p90",
-        lambda run: run.latency_ms.p90,
-        "ms",
-        0,
-        "the local STT server and its socket included",
-    ),
+    Measure("latency_p50_ms", "latency p50 (5)", lambda run: run.latency_ms.p50, "ms"),
+    Measure("latency_p90_ms", "        p90", lambda run: run.latency_ms.p90, "ms"),
     Measure("latency_p99_ms", "        p99", lambda run: run.latency_ms.p99, "ms"),
     Measure("latency_max_ms", "        max", lambda run: run.latency_ms.max, "ms"),
-    Measure(
-        "slots_late",
-        "producer slots late",
-        lambda run: run.slots_late * 100,
-        "%",
-        1,
-        f"begun more than {SLOT_MS} ms after their time",
-    ),
-    Measure(
-        "machine_busy",
-        "machine busy",
-        lambda run: run.machine_busy * 100,
-        "%",
-        0,
-        "of all cores, other programs included",
-    ),
+    Measure("slots_late", "late slots (6)", lambda run: run.slots_late * 100, "%", 1),
+    Measure("machine_busy", "machine busy", lambda run: run.machine_busy * 100, "% of all cores"),
+    Measure("others_busy", "other programs", lambda run: run.others_busy * 100, "% of all cores"),
+)
+
+NOTES: Final = (
+    "(1) an estimate from the worker's CPU per chunk, which falls with more sessions",
+    "(2) growth of the worker's RSS since before the first session",
+    "(3) the producer's appends included",
+    "(4) producer and consumer",
+    "(5) a word's last chunk appended -> its turn.update appended, by Redis' clock;",
+    "    the local STT server and its socket are included",
+    f"(6) of the producer, begun more than {SLOT_MS} ms after their time",
 )
 
 
@@ -212,9 +184,8 @@ class Row(NamedTuple):
 
     label: str
     value: str
-    spread: str
-    unit: str
-    note: str
+    spread: str = ""
+    unit: str = ""
 
 
 def rows(report: Report) -> list[Row]:
@@ -224,9 +195,7 @@ def rows(report: Report) -> list[Row]:
         values = [measure.value(run) for run in report.runs]
         low, high = measure.text(min(values)), measure.text(max(values))
         spread = f"{low} - {high}" if len(values) > 1 else ""
-        table.append(
-            Row(measure.label, measure.text(median(values)), spread, measure.unit, measure.note)
-        )
+        table.append(Row(measure.label, measure.text(median(values)), spread, measure.unit))
     verdict = report.verdict
     faults = {
         "lost": verdict.lost,
@@ -236,8 +205,8 @@ def rows(report: Report) -> list[Row]:
         "errors and gaps": verdict.faults,
         "sessions not ended": verdict.unended,
     }
-    table.append(Row("words said", f"{verdict.words:,}", "", "", "in all, warm-up included"))
-    table += [Row(name, f"{count:,}", "", "", "") for name, count in faults.items()]
+    table.append(Row("words said", f"{verdict.words:,}"))
+    table += [Row(name, f"{count:,}") for name, count in faults.items()]
     return table
 
 
@@ -255,11 +224,11 @@ def warnings(report: Report) -> list[str]:
             f"the producer was late in {late:.1%} of its slots, by up to {worst:.0f} ms: audio "
             "came in bursts, and latencies are not the worker's"
         )
-    busy = max(run.machine_busy for run in report.runs)
-    if busy >= _BUSY:
+    busiest = max(report.runs, key=lambda run: run.machine_busy)
+    if busiest.machine_busy >= _BUSY:
         found.append(
-            f"the machine was {busy:.0%} busy: processes waited for a core, and latencies are "
-            "not the worker's"
+            f"the machine was {busiest.machine_busy:.0%} busy, {busiest.others_busy:.0%} with "
+            "other programs: processes waited for a core, and latencies are not the worker's"
         )
     worker = max(run.cpu_share["worker"] for run in report.runs)
     if worker >= _FULL:
@@ -283,9 +252,10 @@ def title(report: Report) -> list[str]:
 
 
 def footer(report: Report) -> list[str]:
-    """Return the warnings, and a last line if anything is wrong with the words."""
+    """Return the warnings, then what is wrong with the words."""
     lines = [f"warning: {text}" for text in warnings(report)]
     if not report.verdict.ok:
+        lines += [failure for run in report.runs for failure in run.failures]
         lines.append("FAILED: not every session was transcribed whole, each word once")
     return lines
 
@@ -293,17 +263,13 @@ def footer(report: Report) -> list[str]:
 def text_of(report: Report) -> str:
     """Write the report as plain text."""
     table = rows(report)
-    widths = [max(len(row[column]) for row in table) for column in range(4)]
-    lines = [*title(report), ""]
-    for row in table:
-        label, value, spread, unit = (
-            f"{cell:>{width}}" if right else f"{cell:<{width}}"
-            for cell, width, right in zip(row, widths, (False, True, True, False), strict=False)
-        )
-        cells = [label, value, *([spread] if widths[2] else []), unit, row.note]
-        lines.append("  ".join(cells).rstrip())
-    last = footer(report)
-    return "\n".join([*lines, *(["", *last] if last else [])]) + "\n"
+    label, value, spread, unit = (max(map(len, column)) for column in zip(*table, strict=True))
+    lines = [
+        f"{row.label:<{label}}  {row.value:>{value}}  {row.spread:>{spread}}  {row.unit:<{unit}}"
+        for row in table
+    ]
+    parts = (title(report), lines, NOTES, footer(report))
+    return "\n\n".join("\n".join(map(str.rstrip, part)) for part in parts if part) + "\n"
 
 
 def json_of(report: Report) -> bytes:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -87,22 +87,47 @@ class Tally:
 
     def verdict(self, said: int) -> Verdict:
         """Judge the session, in which the words 0 to `said` - 1 were said."""
-        lost, repeated, wrong = compare(said, self._words)
+        differences = compare(said, self._words)
         return Verdict(
             words=said,
-            lost=lost,
-            repeated=repeated,
-            wrong=wrong,
+            lost=len(differences.lost),
+            repeated=len(differences.repeated),
+            wrong=len(differences.wrong),
             seq_faults=self._seq_faults,
             faults=self._faults,
             unended=not self.ended,
         )
 
+    def failures(self, said: int) -> str:
+        """Say what is wrong about the session, in words; empty if nothing is."""
+        parts = (
+            str(compare(said, self._words)),
+            f"seq faults {self._seq_faults}" if self._seq_faults else "",
+            f"errors and gaps {self._faults}" if self._faults else "",
+            "" if self.ended else "not ended",
+        )
+        return "; ".join(part for part in parts if part)
 
-def compare(said: int, heard: Sequence[int | str]) -> tuple[int, int, int]:
-    """Return how many of the words 0 to `said` - 1 are lost, repeated, and how many are wrong."""
+
+class Differences(NamedTuple):
+    """How what was heard differs from what was said."""
+
+    lost: list[int]
+    repeated: list[int]
+    wrong: list[int | str]
+
+    def __str__(self) -> str:
+        named = self._asdict().items()
+        return "; ".join(f"{what} {' '.join(map(str, words))}" for what, words in named if words)
+
+
+def compare(said: int, heard: Sequence[int | str]) -> Differences:
+    """Hold what was heard against the words 0 to `said` - 1."""
     times = Counter(word for word in heard if isinstance(word, int) and word < said)
-    lost = said - len(times)
-    repeated = times.total() - len(times)
-    misplaced = sum(after < before for before, after in pairwise(times))
-    return lost, repeated, len(heard) - times.total() + misplaced
+    strange = [word for word in heard if not isinstance(word, int) or word >= said]
+    misplaced = [after for before, after in pairwise(times) if after < before]
+    return Differences(
+        lost=[word for word in range(said) if word not in times],
+        repeated=[word for word, count in times.items() for _ in range(count - 1)],
+        wrong=[*strange, *misplaced],
+    )

@@ -8,7 +8,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from worker.local.bench.report import Report, footer, rows, text_of, title
+from worker.local.bench.report import NOTES, Report, footer, rows, text_of, title
 
 
 class TerminalProgress:
@@ -50,20 +50,18 @@ def show(report: Report) -> None:
         return
     first, *rest = title(report)
     console.print(Text(first, style="bold"), *(Text(line, style="dim") for line in rest), sep="\n")
-    console.print(_table(report))
+    console.print("", _table(report), "", sep="\n")
+    console.print(Text("\n".join(NOTES), style="dim"), "", sep="\n")
     for line in footer(report):
         console.print(Text(line, style="yellow" if line.startswith("warning") else "bold red"))
 
 
 def _table(report: Report) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column(justify="right", style="bold")
-    if len(report.runs) > 1:
-        table.add_column(justify="right")
-    table.add_column()
-    table.add_column(style="dim")
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim", no_wrap=True)
     for row in rows(report):
-        spread = [row.spread] if len(report.runs) > 1 else []
-        table.add_row(row.label, row.value, *spread, row.unit, row.note)
+        table.add_row(*row)
     return table
