@@ -1,5 +1,11 @@
 """How models are run here: on the calling thread alone, by onnxruntime."""
 
+import os
+
+# onnxruntime reports its use to its maker unless told not to before it is imported; nothing here
+# may speak to a network.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 import onnxruntime
 
 from worker.local.engines.packaged import PackagedFile

@@ -28,7 +28,8 @@ class Framer:
     """Makes windows at `RATE` of one connection's bytes, however those are cut into chunks.
 
     Resampling holds back 40 ms of audio at 44.1 or 48 kHz, 115 ms at 8 kHz: filters that hold
-    back less cost telephone speech a percent of its words. Raises KeyError for an encoding that is not of the wire.
+    back less cost telephone speech a percent of its words. Raises KeyError for an encoding that is
+    not of the wire.
     """
 
     def __init__(self, audio: AudioFormat) -> None:
