@@ -24,7 +24,7 @@ KINDS: tuple[Any, ...] = get_args(TurnEvent)
 COMMON = set(Event.__struct_fields__)
 
 
-def values(kind: Any) -> "st.SearchStrategy[Any]":  # noqa: ANN401 - a field's annotation
+def values(kind: Any) -> "st.SearchStrategy[Any]":
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
     if kind is Encoding:

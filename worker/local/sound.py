@@ -46,7 +46,9 @@ def read(path: Path) -> Sound:
         try:
             samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"{path} is not a sound file that can be read: {error}") from error
+            raise ValueError(
+                f"{path} is not a sound file that can be read: {error.error_string}"
+            ) from error
     if not len(samples):
         raise ValueError(f"{path} holds no audio")
     return Sound(samples.mean(axis=1), int(rate))
