@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.pretty import pretty_repr
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
@@ -172,12 +173,10 @@ def test_the_key_is_not_shown() -> None:
     assert KEY not in f"{service} {service!r} {[service]}"
 
 
-@pytest.mark.xfail(reason="msgspec's own rich view of a struct shows every field", strict=True)
 def test_the_key_is_not_shown_by_rich_either() -> None:
-    assert KEY not in str(list(Service("wss://example.com/stt", VERSION, KEY).__rich_repr__()))
+    assert KEY not in pretty_repr(Service("wss://example.com/stt", VERSION, KEY))
 
 
-@pytest.mark.xfail(reason="the text of a refusal is passed on as it came", strict=True)
 @pytest.mark.parametrize("body", [f"Invalid key {KEY}", json.dumps({"message": f"no: {KEY}"})])
 async def test_a_service_that_repeats_the_key_is_not_repeated(body: str) -> None:
     async with odd_server(says(), refuses(401, body)) as service:

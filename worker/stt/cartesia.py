@@ -6,6 +6,7 @@ the service's own defaults have changed before.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
@@ -25,16 +26,17 @@ OPEN_TIMEOUT_S = 10.0
 """From the first packet to `connected`."""
 
 
-class Service(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Service:
     """Where the service is and how to ask it."""
 
     url: str
     version: str
-    key: str
+    key: str = field(repr=False)
 
-    def __repr__(self) -> str:
-        """Show everything but the key."""
-        return f"Service(url={self.url!r}, version={self.version!r})"
+    def without_key(self, said: str) -> str:
+        """Return what the service said, should it have repeated our key, without it."""
+        return said.replace(self.key, "[key]") if self.key else said
 
 
 class StreamSettings(msgspec.Struct, frozen=True):
@@ -65,9 +67,10 @@ class StreamSettings(msgspec.Struct, frozen=True):
 class Stream:
     """One connection that reached `connected`; made by `open_stream`."""
 
-    def __init__(self, socket: Socket, request_id: str) -> None:
+    def __init__(self, socket: Socket, request_id: str, service: Service) -> None:
         self.socket = socket
         self.request_id = request_id
+        self._service = service
 
     async def __aenter__(self) -> Self:
         """Return the stream."""
@@ -91,11 +94,13 @@ class Stream:
         Raises the `SttError` that a close, or an in-band server fault, stands for.
         """
         try:
-            message = cartesia.decode_message(await self.socket.receive())
+            said = self._service.without_key(await self.socket.receive())
+            message = cartesia.decode_message(said)
         except SocketClosed as end:
             if end.code == 1000:
                 return None
-            raise faults.closed(end.code, end.reason, request_id=self.request_id) from None
+            reason = self._service.without_key(end.reason)
+            raise faults.closed(end.code, reason, request_id=self.request_id) from None
         except msgspec.DecodeError as error:
             raise SttTransient(
                 f"the service sent what is not its protocol: {error}", request_id=self.request_id
@@ -135,25 +140,27 @@ async def open_stream(service: Service, settings: StreamSettings) -> Stream:
     in the place of `connected`.
     """
     headers = {"X-API-Key": service.key, "Cartesia-Version": service.version}
-    with _translated(), anyio.fail_after(OPEN_TIMEOUT_S):
+    with _translated(service), anyio.fail_after(OPEN_TIMEOUT_S):
         socket = await open_socket(f"{service.url}?{settings.query()}", headers)
         try:
-            request_id = _connected(cartesia.decode_message(await socket.receive()))
+            said = service.without_key(await socket.receive())
+            request_id = _connected(cartesia.decode_message(said))
         except BaseException:
             socket.abort("not connected")
             raise
-    return Stream(socket, request_id)
+    return Stream(socket, request_id, service)
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(service: Service) -> Iterator[None]:
     """Raise, for every way a connect can fail, the `SttError` it stands for."""
     try:
         yield
     except HandshakeRefused as refused:
-        raise _refused_upgrade(refused) from None
+        said = service.without_key(refused.body.decode("utf-8", "replace"))
+        raise _refused_upgrade(refused, said) from None
     except SocketClosed as end:
-        raise faults.closed(end.code, end.reason) from None
+        raise faults.closed(end.code, service.without_key(end.reason)) from None
     except TimeoutError:
         raise SttTransient(f"no `connected` within {OPEN_TIMEOUT_S:g} s") from None
     except (OSError, WebSocketException, msgspec.DecodeError) as error:
@@ -186,12 +193,12 @@ class _ErrorBody(msgspec.Struct):
     request_id: str | None = None
 
 
-def _refused_upgrade(refused: HandshakeRefused) -> SttError:
+def _refused_upgrade(refused: HandshakeRefused, text: str) -> SttError:
     """Read the body: JSON from API version 2026-03-01 on, `Title: Message` before."""
     try:
-        body = msgspec.json.decode(refused.body, type=_ErrorBody)
+        body = msgspec.json.decode(text, type=_ErrorBody)
     except msgspec.DecodeError:
-        body = _ErrorBody(message=refused.body[:200].decode("utf-8", "replace").strip())
+        body = _ErrorBody(message=text[:200].strip())
     said = ": ".join(part for part in (body.title, body.message) if part)
     return faults.refusal(
         refused.status,
