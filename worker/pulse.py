@@ -29,7 +29,8 @@ class Pulse:
         if socket.blocked_since is not None and now - socket.blocked_since > SEND_DEADLINE_S:
             socket.abort(f"the service took no audio for {SEND_DEADLINE_S:g} s")
         if socket.pongs < self._number:
-            if now - self._sent_at > PING_S:
+            # A busy service may answer late; one that says anything at all is not gone.
+            if now - max(self._sent_at, socket.heard_at) > PING_S:
                 socket.abort(f"no answer to a ping for {PING_S:g} s")
             return None
         if not self._settled:

@@ -61,6 +61,8 @@ class Socket(asyncio.Protocol):
         self._pongs = 0
         self._abort_reason = ""
         self.response: Response | None = None
+        self.heard_at = time.monotonic()
+        """When the peer last sent anything, on the monotonic clock."""
         self.blocked_since: float | None = None
         """Since when the peer takes no more bytes, on the monotonic clock; None if it does."""
 
@@ -77,6 +79,7 @@ class Socket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the peer."""
+        self.heard_at = time.monotonic()
         self._protocol.receive_data(data)
         self._after_receiving()
 

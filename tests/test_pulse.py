@@ -1,0 +1,75 @@
+"""When a socket is alive, and up to where the service has heard, as a table of seconds."""
+
+from dataclasses import dataclass, field
+
+from worker.pulse import Pulse
+
+
+@dataclass
+class Line:
+    """What the pulse sees of a socket."""
+
+    pongs: int = 0
+    heard_at: float = 0.0
+    blocked_since: float | None = None
+    pings: list[int] = field(default_factory=list)
+    aborted: str = ""
+
+    def send_ping(self, number: int) -> None:
+        self.pings.append(number)
+
+    def abort(self, reason: str) -> None:
+        self.aborted = reason
+
+
+def _beat(pulse: Pulse, line: Line, now: float, fed: int) -> int | None:
+    return pulse.beat(line, now, fed)  # type: ignore[arg-type]
+
+
+def test_pings_and_says_once_what_was_heard() -> None:
+    pulse, line = Pulse(0.0), Line()
+    assert _beat(pulse, line, 4.9, 100) is None
+    assert line.pings == []
+    _beat(pulse, line, 5.0, 200)
+    assert line.pings == [1]
+    assert _beat(pulse, line, 5.1, 300) is None, "not answered yet"
+    line.pongs = 1
+    assert _beat(pulse, line, 5.2, 400) == 200, "what was sent before the ping"
+    assert _beat(pulse, line, 5.3, 500) is None, "said once"
+    _beat(pulse, line, 10.0, 600)
+    assert line.pings == [1, 2]
+
+
+def test_a_late_answer_says_nothing() -> None:
+    pulse, line = Pulse(0.0), Line()
+    _beat(pulse, line, 5.0, 200)
+    line.pongs = 1
+    assert _beat(pulse, line, 6.5, 400) is None
+    assert not line.aborted
+
+
+def test_silence_of_the_peer_is_death() -> None:
+    pulse, line = Pulse(0.0), Line()
+    _beat(pulse, line, 5.0, 0)
+    _beat(pulse, line, 10.0, 0)
+    assert not line.aborted
+    _beat(pulse, line, 10.1, 0)
+    assert "ping" in line.aborted
+
+
+def test_any_word_of_the_peer_is_life() -> None:
+    pulse, line = Pulse(0.0), Line()
+    _beat(pulse, line, 5.0, 0)
+    line.heard_at = 9.0
+    _beat(pulse, line, 13.9, 0)
+    assert not line.aborted
+    _beat(pulse, line, 14.1, 0)
+    assert line.aborted
+
+
+def test_a_peer_that_takes_nothing_is_dropped() -> None:
+    pulse, line = Pulse(0.0), Line(blocked_since=1.0)
+    _beat(pulse, line, 5.9, 0)
+    assert not line.aborted
+    _beat(pulse, line, 6.1, 0)
+    assert "no audio" in line.aborted
