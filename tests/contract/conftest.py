@@ -1,17 +1,17 @@
-"""The official SDK, in an environment of its own: it pins another major version of websockets."""
+"""Published clients, each in an environment of its own: their pins differ from ours."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-SDK = "cartesia[websockets]==4.2.0"
 
-
-def _install_commands(home: Path) -> list[list[str]]:
+def _install_commands(home: Path, requirement: str) -> list[list[str]]:
     python = str(_python(home))
     if uv := shutil.which("uv"):
         tool = [uv]
@@ -20,11 +20,11 @@ def _install_commands(home: Path) -> list[list[str]]:
     else:
         return [
             [sys.executable, "-m", "venv", "--clear", str(home)],
-            [python, "-m", "pip", "install", "--quiet", SDK],
+            [python, "-m", "pip", "install", "--quiet", requirement],
         ]
     return [
         [*tool, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)],
-        [*tool, "pip", "install", "--quiet", "--python", python, SDK],
+        [*tool, "pip", "install", "--quiet", "--python", python, requirement],
     ]
 
 
@@ -33,20 +33,25 @@ def _python(home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sdk_python(pytestconfig: pytest.Config) -> Path:
-    """The Python that has the SDK; built once and kept in pytest's cache.
+def client_python(pytestconfig: pytest.Config) -> Callable[[str], Path]:
+    """The Python that has a requirement installed; built once and kept in pytest's cache.
 
-    A build that fails fails the tests: that the SDK works is what they are to show.
+    A build that fails fails the tests: that these clients work is what they are to show.
     """
     cache = pytestconfig.cache
-    assert cache is not None, "the cache plugin is off; the SDK needs a place to live in"
-    home = cache.mkdir(f"{SDK.replace('[websockets]==', '-')}-{sys.implementation.cache_tag}")
-    ready = home / "ready"
-    if not ready.exists():
-        terminal = pytestconfig.pluginmanager.get_plugin("terminalreporter")
-        for command in _install_commands(home):
-            if terminal is not None:
-                terminal.write_line(f"building the SDK's environment: {' '.join(command)}")
-            subprocess.run(command, check=True, timeout=300)
-        ready.touch()
-    return _python(home)
+    assert cache is not None, "the cache plugin is off; the clients need a place to live in"
+    terminal = pytestconfig.pluginmanager.get_plugin("terminalreporter")
+
+    def build(requirement: str) -> Path:
+        name = re.sub(r"\[.*\]", "", requirement).replace("==", "-")
+        home = cache.mkdir(f"{name}-{sys.implementation.cache_tag}")
+        ready = home / "ready"
+        if not ready.exists():
+            for command in _install_commands(home, requirement):
+                if terminal is not None:
+                    terminal.write_line(f"building a client's environment: {' '.join(command)}")
+                subprocess.run(command, check=True, timeout=600)
+            ready.touch()
+        return _python(home)
+
+    return build

@@ -50,6 +50,10 @@ async def next_event(ws: ClientConnection) -> Event:
     return event
 
 
+def kinds(events: list[Event]) -> list[str]:
+    return [event["type"] for event in events]
+
+
 async def rest_of(ws: ClientConnection) -> tuple[list[Event], int, str]:
     """What still comes, and the code and reason the server closed with."""
     events = []

@@ -13,11 +13,12 @@ that a browser on this machine shows is refused.
 """
 
 import math
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Final, Literal, TypeVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import anyio
 import msgspec
@@ -170,7 +171,7 @@ def _read(query: str, kind: type[Q]) -> Q:
 
 def _check_origin(headers: Headers) -> None:
     """Refuse what a page of another site makes a browser send."""
-    hosts = {urlsplit(f"//{host}").hostname for host in headers.get_all("Host")}
+    hosts = {re.sub(r":\d+$", "", host) for host in headers.get_all("Host")}
     sites = set(headers.get_all("Sec-Fetch-Site"))
     if not hosts or not hosts <= _LOCAL or not sites <= {"none", "same-origin"}:
         raise _Problem(HTTPStatus.FORBIDDEN, "only for programs on this machine")

@@ -1,15 +1,14 @@
-"""The wire's rules, one by one, over a real socket against literal URLs and JSON."""
+"""The wire's rules about who is let in, one by one; against literal URLs, headers and JSON."""
 
 import json
-from typing import Any
 
 import anyio
 import pytest
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import InvalidStatus
 
 from tests.contract.wire import (
     GOOD,
+    HEADERS,
     PHONE,
     closed,
     dial,
@@ -19,15 +18,11 @@ from tests.contract.wire import (
     until_open,
 )
 from worker.local.engines.base import TurnSettings
-from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
+from worker.local.engines.script import hush, say
 from worker.local.server.settings import ServerSettings
 
 KEYED = ServerSettings(port=0, api_keys=frozenset({"sk_car_one", "sk_car_two"}))
 VERSION = {"Cartesia-Version": "2026-03-01"}
-
-
-def kinds(events: list[dict[str, Any]]) -> list[str]:
-    return [event["type"] for event in events]
 
 
 # Row 1
@@ -175,6 +170,13 @@ async def test_03_an_override_is_checked_against_defaults_it_does_not_send() -> 
             assert (await next_event(ws))["type"] == "connected"
 
 
+@pytest.mark.parametrize("model", ["ink-2", "ink-2-2026-09-01", "ink-preview"])
+async def test_03_the_models_served_are_chosen(model: str) -> None:
+    served = ServerSettings(port=0, models=("ink-2", "ink-preview"))
+    async with serving(served) as server, dial(server, GOOD | {"model": model}) as ws:
+        assert (await next_event(ws))["type"] == "connected"
+
+
 # Row 4
 
 
@@ -189,170 +191,6 @@ async def test_04_connected_comes_at_once_and_audio_may_come_before_it_is_read()
             await ws.recv()
             == f'{{"type":"turn.update","transcript":"w1","request_id":"{request_id}"}}'
         )
-
-
-# Row 5
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"type":"keepalive"}',
-        '{"type":"finalize"}',
-        "finalize",
-        "",
-        "[]",
-        "\0" * 3200,
-        '{"type":1}',
-        '{"type":"close","deep":' + "[" * 100_000,
-    ],
-)
-async def test_05_an_unknown_text_gets_a_400_that_names_the_commands(text: str) -> None:
-    async with serving() as server, dial(server) as ws:
-        await next_event(ws)
-        await ws.send(text)
-        error = await next_event(ws)
-        assert (error["type"], error["status_code"]) == ("error", 400)
-        assert "done, close, config" in error["message"]
-        await ws.send(say([1], PHONE))
-        events, code, _ = await closed(ws)
-    assert (kinds(events), code) == (["turn.start", "turn.update", "turn.end"], 1000)
-
-
-# Row 6
-
-
-async def test_06_config_takes_effect_in_an_open_turn_without_an_answer() -> None:
-    async with serving() as server, dial(server) as ws:
-        await ws.send(say([1], PHONE) + hush(450, PHONE))  # the default would end it at 480 ms
-        await ws.send('{"type":"config","turn":{"end_threshold":0.1}}')
-        await ws.send(hush(180, PHONE) + say([2], PHONE) + hush(450, PHONE))
-        await ws.send('{"type":"config","turn":{"end_threshold":0.5,"eager_end_threshold":null}}')
-        await ws.send('{"type":"config"}')
-        await ws.send(hush(10, PHONE))
-        events, _, _ = await closed(ws)
-    assert kinds(events) == [
-        *("connected", "turn.start", "turn.update", "turn.eager_end"),
-        *("turn.resume", "turn.update", "turn.eager_end", "turn.end"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "turn",
-    [
-        '{"end_threshold":0.7}',
-        '{"start_threshold":0.55}',
-        '{"end_timeout_ms":100}',
-        '{"end_threshold":"0.2"}',
-    ],
-)
-async def test_06_a_wrong_config_is_told_and_changes_nothing(turn: str) -> None:
-    async with serving() as server, dial(server) as ws:
-        await next_event(ws)
-        await ws.send(f'{{"type":"config","turn":{turn}}}')
-        error = await next_event(ws)
-        assert (error["type"], error["status_code"]) == ("error", 400)
-        await ws.send(say([1], PHONE) + hush(480, PHONE))
-        events, code, _ = await closed(ws)
-    assert (kinds(events)[-1], code) == ("turn.end", 1000)
-
-
-# Row 7
-
-
-async def test_07_turns_follow_the_state_machine_and_join_verbatim() -> None:
-    audio = b"".join(
-        say([2 * n], PHONE) + hush(300, PHONE) + say([2 * n + 1], PHONE) + hush(500, PHONE)
-        for n in range(3)
-    )
-    async with serving() as server, dial(server) as ws:
-        await ws.send(audio)
-        events, _, _ = await closed(ws)
-    turn = ["turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.update"]
-    assert kinds(events) == ["connected", *(3 * [*turn, "turn.eager_end", "turn.end"])]
-    text = "".join(event["transcript"] for event in events if event["type"] == "turn.end")
-    assert text == "w0 w1 w2 w3 w4 w5"
-    so_far = ""
-    for event in events:
-        assert ("transcript" in event) == (
-            event["type"] in {"turn.update", "turn.eager_end", "turn.end"}
-        )
-        assert event.get("transcript", so_far).startswith(so_far)
-        so_far = "" if event["type"] == "turn.end" else event.get("transcript", so_far)
-
-
-# Row 8
-
-
-async def test_08_an_open_turn_waits_for_audio_and_zeros_end_it() -> None:
-    async with serving() as server, dial(server) as ws:
-        await ws.send(say([1], PHONE))
-        assert [(await next_event(ws))["type"] for _ in range(3)] == [
-            *("connected", "turn.start", "turn.update")
-        ]
-        with anyio.move_on_after(0.6) as waited:  # longer than the silence that would end it
-            await ws.recv()
-        assert waited.cancelled_caught
-        await ws.send(bytes(2 * 8 * 480))
-        assert [(await next_event(ws))["type"] for _ in range(2)] == ["turn.eager_end", "turn.end"]
-
-
-# Row 9
-
-
-async def test_09_only_audio_keeps_a_connection_from_going_idle() -> None:
-    async with serving(ServerSettings(port=0, idle_timeout_s=0.4)) as server:
-        async with dial(server) as ws:
-            for _ in range(12):
-                await ws.send(hush(50, PHONE))
-                await anyio.sleep(0.05)
-            assert kinds((await closed(ws))[0]) == ["connected"]
-        async with dial(server) as ws, anyio.create_task_group() as chatter:
-            chatter.start_soon(_chat, ws)
-            events, code, reason = await rest_of(ws)
-            chatter.cancel_scope.cancel()
-    assert set(kinds(events)) == {"connected", "error"}
-    assert (code, reason) == (1001, "Idle timeout")
-
-
-async def _chat(ws: ClientConnection) -> None:
-    try:
-        while True:
-            await ws.ping()
-            await ws.send("hello")
-            await anyio.sleep(0.05)
-    except ConnectionClosed:
-        return
-
-
-# Row 10
-
-
-@pytest.mark.parametrize("command", ["close", "done"])
-async def test_10_close_hears_out_what_was_sent_then_closes_normally(command: str) -> None:
-    slow = ScriptEngine(ScriptOptions(latency_ms=100))
-    async with serving(engine=slow) as server, dial(server) as ws:
-        await ws.send(say([1, 2], PHONE))
-        await ws.send(f'{{"type":"{command}"}}')
-        events, code, _ = await rest_of(ws)
-    assert (events[-1]["type"], events[-1]["transcript"], code) == ("turn.end", "w1 w2", 1000)
-
-
-async def test_10_closing_without_audio_gives_no_events() -> None:
-    async with serving() as server, dial(server) as ws:
-        events, code, _ = await closed(ws)
-    assert (kinds(events), code) == (["connected"], 1000)
-
-
-async def test_10_without_close_the_turn_is_not_ended() -> None:
-    async with serving() as server:
-        async with dial(server) as ws:
-            await ws.send(say([1], PHONE))
-            while (await next_event(ws))["type"] != "turn.update":
-                pass
-        await until_open(server, 0)
-        assert list(server.connections[0].transcripts) == []
-        assert server.connections[0].open_transcript == "w1"
 
 
 # Row 11
@@ -370,3 +208,48 @@ async def test_11_a_socket_over_the_cap_is_refused_with_429_until_one_leaves() -
         await until_open(server, 1)
         async with dial(server) as third:
             assert (await next_event(third))["type"] == "connected"
+
+
+async def test_11_the_cap_holds_when_all_come_at_once() -> None:
+    answers: list[str] = []
+
+    async def knock() -> None:
+        try:
+            async with dial(server) as ws:
+                answers.append((await next_event(ws))["type"])
+                await ws.wait_closed()
+        except InvalidStatus as refused:
+            answers.append(str(refused.response.status_code))
+
+    capped = ServerSettings(port=0, max_connections=3)
+    async with serving(capped) as server, anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(knock)
+        with anyio.fail_after(10):
+            while len(answers) < 20:
+                await anyio.sleep(0.01)
+        server.cut_all()
+    assert sorted(answers) == [*(17 * ["429"]), *(3 * ["connected"])]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "title"),
+    [
+        ({}, 401, "Unauthorized"),
+        ({"X-API-Key": "sk_car_one"}, 400, "Invalid version"),
+        (HEADERS | {"X-API-Key": "sk_car_one"}, 429, "Concurrency limit reached"),
+    ],
+)
+async def test_11_the_cap_and_credentials_may_be_told_in_band_instead(
+    headers: dict[str, str], status: int, title: str
+) -> None:
+    keys = frozenset({"sk_car_one"})
+    told = ServerSettings(port=0, api_keys=keys, max_connections=1, refuse_in_band=True)
+    async with serving(told) as server:
+        async with dial(server, headers=HEADERS | {"X-API-Key": "sk_car_one"}) as first:
+            assert (await next_event(first))["type"] == "connected"
+            async with dial(server, headers=headers) as ws:
+                (error,), code, reason = await rest_of(ws)
+        assert (error["type"], error["status_code"]) == ("error", status)
+        assert error.get("error_code") == ("concurrency_limited" if status == 429 else None)
+        assert (code, reason) == (1008, title)
