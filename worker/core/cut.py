@@ -15,6 +15,7 @@ as silence. Quiet is relative, for lines have noise.
 """
 
 from collections.abc import Sequence
+from math import isqrt
 from typing import NamedTuple
 
 from schemas.audio import Encoding
@@ -104,11 +105,14 @@ def choose_cut(silent: Sequence[bool], *, began: int, heard: int) -> int:
 
 
 def quiet_level(levels: Sequence[int]) -> int:
-    """Loudness up to which a frame counts as silence."""
+    """Loudness up to which a frame counts as silence: halfway, in decibels, from noise to voice.
+
+    A word may be short, so the voice is as loud as few frames are; what is less than twice as loud
+    as the noise is noise.
+    """
     ordered = sorted(levels)
-    floor = ordered[len(ordered) // 20]
-    voice = ordered[-1 - len(ordered) // 10]
-    return max(floor + (voice - floor) // 6, 20)
+    noise, voice = ordered[len(ordered) // 20], ordered[-_ONSET:][0]
+    return max(2 * noise, isqrt(noise * voice), 20)
 
 
 def silences(silent: Sequence[bool]) -> list[tuple[int, int]]:

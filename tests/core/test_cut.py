@@ -1,0 +1,301 @@
+"""Cuts of synthetic calls: after the turn's sound and before the next, whatever the lag.
+
+A call is bursts of tone (words) with pauses between, on a line with noise. A service as its
+documents describe it says `turn.start` a little after a sound began and `turn.end` after a silence,
+both late; what the worker knows is what it had sent when they arrived.
+"""
+
+from collections.abc import Sequence
+from itertools import chain, repeat
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.audio import Encoding
+from worker.core.cut import (
+    LAG_S,
+    LOOK_BACK_MS,
+    PAUSE_MS,
+    SLACK_S,
+    USUAL_LAG_S,
+    Timeline,
+    choose_cut,
+    onset,
+    quiet_level,
+    silences,
+    timeline,
+)
+from worker.core.pcm import FRAME_MS
+from worker.local.engines.pcm import encode
+
+Span = tuple[float, float]
+
+
+class Service(NamedTuple):
+    """How a recognizer decides, in milliseconds."""
+
+    lag: float = 0.0
+    sure: float = 40.0
+    """Sound it hears before it says that a turn began."""
+    waits: float = 480.0
+    """Silence it hears before it says that one ended."""
+
+
+SERVICE = Service()
+
+
+class Call:
+    """What a producer sends: turns of (word ms, pause ms) pairs; the last pause parts the turns."""
+
+    def __init__(
+        self,
+        turns: Sequence[Sequence[Span]],
+        *,
+        encoding: Encoding = Encoding.PCM_S16LE,
+        rate: int = 8_000,
+        noise: float = 0.0,
+        lead_ms: float = 700.0,
+        coughs: Sequence[Span] = (),
+    ) -> None:
+        self.encoding, self.rate = encoding, rate
+        self.words: list[list[Span]] = []
+        self._fillers: list[Span] = []
+        at = lead_ms
+        for turn in turns:
+            self.words.append([])
+            for word, pause in turn:
+                self.words[-1].append((at, at + word))
+                at += word + pause
+        samples = np.zeros(round((at + 6_000) * rate / 1000), np.float32)  # the line stays open
+        time = np.arange(len(samples)) / rate
+        tone = 0.2 * np.sin(2 * np.pi * 310 * time) * (1 + 0.5 * np.sin(2 * np.pi * 7 * time))
+        for begin, end in [*coughs, *(word for words in self.words for word in words)]:
+            span = slice(round(begin * rate / 1000), round(end * rate / 1000))
+            samples[span] = tone[span]
+        if noise:
+            samples += np.random.default_rng(1).normal(0, noise, len(samples)).astype(np.float32)
+        self.audio = encode(samples, encoding.value)
+        self.bytes_per_ms = rate * encoding.width / 1000
+
+    def cuts(
+        self, service: Service = SERVICE, fillers: Sequence[Span] = (), late: Sequence[float] = ()
+    ) -> list[float]:
+        """Cut every turn; what is returned are milliseconds of the call.
+
+        `fillers` are (millisecond of the call, milliseconds sent there); `late` is by how much
+        more than usual each start and end is late.
+        """
+        self._fillers = sorted(fillers)
+        extra = chain(late, repeat(0.0))
+        cuts: list[float] = []
+        lag = USUAL_LAG_S * 1000
+        for words in self.words:
+            started = self._sent_at(words[0][0]) + service.sure + service.lag + next(extra)
+            ended = self._sent_at(words[-1][1]) + service.waits + service.lag + next(extra)
+            look = self._look(started, cuts)
+            at = onset(look.silent)
+            began = started if at is None else started - (len(look.silent) - at) * FRAME_MS
+            if at is not None:
+                lag = min(LAG_S * 1000, started - began)
+            look = self._look(ended, cuts)
+            frames = len(look.silent)
+            cut = choose_cut(
+                look.silent,
+                began=frames - int((ended - began) // FRAME_MS),
+                heard=frames - int((lag - SLACK_S * 1000) // FRAME_MS),
+            )
+            byte = look.positions[cut] if cut < frames else len(self.audio)
+            cuts.append(byte / self.bytes_per_ms)
+        return cuts
+
+    def _sent_at(self, ms: float) -> float:
+        """How much was sent when a moment of the call was."""
+        return ms + sum(filler for where, filler in self._fillers if where < ms)
+
+    def _look(self, sent: float, cuts: Sequence[float]) -> Timeline:
+        """What is read again when so much was sent."""
+        fed, sent_fillers = sent, []
+        for where, filler in self._fillers:
+            if where < fed:
+                so_far = min(filler, fed - where)
+                sent_fillers.append((self._byte(where), round(so_far)))
+                fed -= so_far
+        start = self._byte(max(cuts[-1] if cuts else 0.0, fed - LOOK_BACK_MS))
+        return timeline(
+            self.audio[start : self._byte(fed)],
+            start,
+            [filler for filler in sent_fillers if filler[0] >= start],
+            self.encoding,
+            self.rate,
+        )
+
+    def _byte(self, ms: float) -> int:
+        return round(ms * self.rate / 1000) * self.encoding.width
+
+    def wrong(self, cuts: Sequence[float]) -> list[tuple[int, float, Span]]:
+        """The cuts that do not lie where they must: turn, cut, and where it should be."""
+        ends = [words[-1][1] for words in self.words]
+        nexts = [words[0][0] for words in self.words[1:]] + [float("inf")]
+        return [
+            (turn, cut, (end, begin))
+            for turn, (cut, end, begin) in enumerate(zip(cuts, ends, nexts, strict=True))
+            if not end <= cut <= begin
+        ]
+
+
+LAGS = [0, 100, 300, 600, 1_000, 1_200]
+WORDS = [(300, 400), (250, 300), (200, 600)]
+CALL = [WORDS, [(180, 700)], [(150, 450), (400, 3_000)], [(200, 300), (150, 520)], WORDS]
+
+
+@pytest.mark.parametrize("lag", LAGS)
+@pytest.mark.parametrize("encoding", list(Encoding))
+def test_every_encoding_and_lag(encoding: Encoding, lag: float) -> None:
+    call = Call(CALL, encoding=encoding)
+    assert call.wrong(call.cuts(Service(lag))) == []
+
+
+@pytest.mark.parametrize("lag", LAGS)
+@pytest.mark.parametrize("noise", [0.0005, 0.003, 0.015])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_noise_on_the_line(rate: int, noise: float, lag: float) -> None:
+    call = Call(CALL, rate=rate, noise=noise)
+    assert call.wrong(call.cuts(Service(lag))) == []
+
+
+@pytest.mark.parametrize("lag", LAGS)
+@pytest.mark.parametrize("pause", [300, 350, 400, 450])
+@pytest.mark.parametrize("last", [100, 150, 250, 500])
+def test_a_pause_shortly_before_the_end_is_not_the_end(
+    last: float, pause: float, lag: float
+) -> None:
+    call = Call([[(300, pause), (last, 600)], [(200, 700)]] * 2)
+    assert call.wrong(call.cuts(Service(lag))) == []
+
+
+@pytest.mark.parametrize("lag", LAGS)
+@pytest.mark.parametrize("gap", [490, 600, 1_000, 3_000])
+def test_turns_that_follow_each_other(gap: float, lag: float) -> None:
+    call = Call([[(150, gap)], [(150, 200), (150, gap)], [(600, gap)]] * 2)
+    assert call.wrong(call.cuts(Service(lag))) == []
+
+
+@pytest.mark.parametrize("lag", LAGS)
+@pytest.mark.parametrize("sure", [60, 150, 200])
+@pytest.mark.parametrize("waits", [220, 300, 800])
+def test_services_decide_differently(waits: float, sure: float, lag: float) -> None:
+    inner = waits * 0.9
+    call = Call([[(300, inner), (200, 1_000)], [(250, 900)], [(200, inner), (300, 1_000)]])
+    assert call.wrong(call.cuts(Service(lag, sure, waits))) == []
+
+
+@pytest.mark.parametrize("lag", LAGS)
+@pytest.mark.parametrize("into", [0, 10, 150, 300])
+@pytest.mark.parametrize("filler", [100, 700, 5_000])
+def test_filler_after_a_turn_is_silence(filler: float, into: float, lag: float) -> None:
+    call = Call([[(300, 350), (250, 400)]] * 3)
+    fillers = [(words[-1][1] + into, filler) for words in call.words]
+    assert call.wrong(call.cuts(Service(lag), fillers)) == []
+
+
+@pytest.mark.parametrize("lag", LAGS)
+@pytest.mark.parametrize("into", [0, 10, 150, 300])
+def test_filler_inside_a_turn_is_silence(into: float, lag: float) -> None:
+    call = Call([[(300, 300), (250, 300), (200, 600)]] * 3)
+    fillers = [(end + into, 150) for words in call.words for _, end in words[:-1]]
+    assert call.wrong(call.cuts(Service(lag), fillers)) == []
+
+
+@pytest.mark.parametrize("lag", [0, 300, 1_000])
+@pytest.mark.parametrize("late", [100, 200])
+def test_events_may_be_late_now_and_then(late: float, lag: float) -> None:
+    call = Call([[(200, 300), (300, 700)]] * 8)
+    for pattern in ([late, 0.0], [0.0, late], [late, 0.0, 0.0, late], [0.0, 0.0, late, 0.0]):
+        assert call.wrong(call.cuts(Service(lag), late=pattern * 4)) == []
+
+
+TURN = st.tuples(
+    st.lists(st.tuples(st.integers(120, 700), st.integers(20, 450)), max_size=5),
+    st.integers(120, 700),
+    st.integers(490, 3_000),
+).map(lambda parts: [*parts[0], (parts[1], parts[2])])
+
+
+@settings(deadline=None)
+@given(st.lists(TURN, min_size=1, max_size=4), st.integers(0, 1_200), st.integers(35, 190))
+def test_any_call_at_a_steady_lag(turns: list[list[Span]], lag: int, sure: int) -> None:
+    call = Call(turns)
+    assert call.wrong(call.cuts(Service(lag, sure))) == []
+
+
+# -- the parts
+
+
+def _drawn(picture: str) -> list[bool]:
+    return [mark == "_" for mark in picture.replace(" ", "")]
+
+
+@pytest.mark.parametrize(
+    ("picture", "found"),
+    [
+        ("", []),
+        ("####", []),
+        ("____", [(0, 4)]),
+        ("__####__", [(0, 2), (6, 8)]),
+        ("__##__", [(0, 6)]),
+        ("__###__", [(0, 2), (5, 7)]),
+        ("__#_#__##__###_", [(0, 11), (14, 15)]),
+        ("##___", [(2, 5)]),
+    ],
+)
+def test_silences_are_not_broken_by_clicks(picture: str, found: list[tuple[int, int]]) -> None:
+    assert silences(_drawn(picture)) == found
+
+
+@pytest.mark.parametrize(
+    ("picture", "at"),
+    [("", None), ("____", None), ("_##__", None), ("_##_###", 4), ("###", 0), ("__####__###", 2)],
+)
+def test_an_onset_is_no_click(picture: str, at: int | None) -> None:
+    assert onset(_drawn(picture)) == at
+
+
+LONG, SHORT = "_" * (PAUSE_MS // FRAME_MS), "_" * (PAUSE_MS // FRAME_MS - 1)
+
+
+@pytest.mark.parametrize(
+    ("picture", "began", "heard", "cut"),
+    [
+        ("", 0, 0, 0),
+        ("####", 0, 4, 4),
+        (f"##{LONG}", 0, 22, 12),
+        (f"##{LONG}", 0, 99, 12),
+        (f"##{LONG}###{LONG}", 0, 45, 35),
+        (f"##{LONG}##{LONG}", 0, 44, 23),  # a click in one silence
+        (f"##{LONG}###{LONG}", 0, 44, 12),  # of the later, too little was heard
+        (f"{LONG}###{LONG}###", 20, 46, 33),
+        (f"{LONG}###{LONG}###", 21, 22, 22),  # nothing since it began
+        (f"###{SHORT}###___###", 0, 31, 12),  # none is long enough: the longest
+    ],
+)
+def test_the_cut_is_in_the_last_silence_heard(
+    picture: str, began: int, heard: int, cut: int
+) -> None:
+    assert choose_cut(_drawn(picture), began=began, heard=heard) == cut
+
+
+@given(st.lists(st.integers(0, 32_767), min_size=1))
+def test_a_quiet_level_exists(levels: list[int]) -> None:
+    assert quiet_level(levels) >= 20
+
+
+def test_a_short_word_on_a_noisy_line_is_louder_than_quiet() -> None:
+    noise = [70, 90, 100, 110, 130] * 60
+    word = [900, 2_500, 2_800, 2_600, 700]
+    level = quiet_level([*noise, *word])
+    assert max(noise) < level < min(word)
+    assert max(noise) < quiet_level(noise)
+    assert max(noise) < quiet_level([*noise, 30_000])  # a click
