@@ -30,6 +30,7 @@ from worker.core.faults import Backoff, is_idle_close
 from worker.core.ledger import Ledger, LedgerState
 from worker.core.pacing import Pacer
 from worker.core.turns import Draft, EndReason, Input, TurnState, TurnTracker
+from worker.core.watchdog import Bark, Watchdog
 from worker.dial import dial
 from worker.errors import SttError, SttPermanent, SttTransient
 from worker.host import Host
@@ -51,9 +52,6 @@ service's lag and the onset it needs."""
 
 REREAD_AFTER_S = 1.0
 """A wait for a socket after which what was read before it is read again, and judged by its age."""
-
-FILLER_LIMIT_MS = 20_000
-"""Filler after which a turn that will not end is ended by us: well beyond the longest timeout."""
 
 _INPUTS: dict[type, Input] = {
     cartesia.TurnUpdate: Input.UPDATE,
@@ -107,6 +105,7 @@ class Session:
         self._seam = Seam(
             host.redis, host.health, self.audio_key, entry, self._ledger, self._uplink
         )
+        self._watchdog = Watchdog()
         self._shedding = Shedding(host.pace.max_lag_s, self._ledger, self._uplink)
         self._gate_member = Keys.gate_member(entry.lane, entry.session)
         self._config = snapshot.config
@@ -239,19 +238,28 @@ class Session:
         if self.phase is Phase.FLUSHING:
             if now - self._phase_since > FLUSH_DEADLINE_S:
                 stream.socket.abort(f"not flushed within {FLUSH_DEADLINE_S:g} s")
-        elif self._tracker.heard:
-            self._fill(now)
-        elif not self._tracker.open and now - self._last_audio > self._host.pace.park_s:
+        elif self._tracker.open or self._tracker.heard:
+            self._keep_turn_moving(stream, now)
+        elif now - self._last_audio > self._host.pace.park_s:
             self._flush(stream)
 
-    def _fill(self, now: float) -> None:
+    def _keep_turn_moving(self, stream: Stream, now: float) -> None:
+        """Fill in for a producer that stopped; see to a service that is stuck."""
         bus_is_empty = self._host.health.up and self._host.reader.polled_at > self._last_audio
-        if not bus_is_empty:
+        if bus_is_empty:
+            self._uplink.fill(now, self._last_audio)
+        timeout_ms = self._host.turn.merged(self._config).turn_end_timeout_ms
+        sent_ms = self._uplink.ms_of(self._uplink.sent)
+        bark = self._watchdog.look(self._tracker.state.turn, sent_ms, timeout_ms)
+        if bark is Bark.NO:
             return
-        self._uplink.fill(now, self._last_audio)
-        if self._uplink.filled_ms > FILLER_LIMIT_MS:
-            log.warning("%s: a turn did not end in 20 s of silence; ended", self._entry.session)
+        log.warning("%s: the open turn is stuck; %s", self._entry.session, bark.value)
+        if bark is Bark.END:
+            unheard = self._uplink.fed - self._tracker.grown_at
             self._conclude("watchdog")
+            self._narrator.gap(int(self._uplink.ms_of(unheard)), "watchdog")
+        # Not even after an end of ours: the service is still inside its turn.
+        stream.socket.abort("the open turn is stuck")
 
     def _settle_silence(self, heard: int) -> None:
         """Commit audio between turns that the service has certainly heard and found empty."""
@@ -360,6 +368,7 @@ class Session:
         self._tracker.socket_opened()
         self._uplink.attach(stream, now)
         self._seam.reset()
+        self._watchdog.restart()
         self._stream = stream
         self._enter(Phase.LIVE)
         self.drain(now)
@@ -388,6 +397,7 @@ class Session:
                 case _:
                     self._hear(_INPUTS[type(message)], getattr(message, "transcript", None))
             self._backoff.reset()
+            self._watchdog.said(self._uplink.ms_of(self._uplink.sent))
         if self.phase is not Phase.FLUSHING:
             raise SttTransient("the service closed the socket without being asked", status=1000)
         self._conclude("close")

@@ -127,6 +127,11 @@ class TurnTracker:
         return self._heard is not Heard.NONE
 
     @property
+    def grown_at(self) -> int:
+        """Position at which the open turn's text last grew; 0 without an open turn."""
+        return self.state.open.mark if self.state.open else 0
+
+    @property
     def shown(self) -> Shown:
         """The consumers' view."""
         if self.state.open is None:
