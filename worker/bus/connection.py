@@ -6,12 +6,13 @@ idempotent. What is retried here is retried knowingly, as the same bytes.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import anyio
 from redis import exceptions
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -42,7 +43,7 @@ _WAIT_PREFIXES = (
 
 def connect(url: str) -> Redis:
     """Return a client for `url`; it connects on first use and never retries by itself."""
-    return Redis.from_url(
+    redis = Redis.from_url(
         url,
         protocol=2,
         decode_responses=False,
@@ -51,6 +52,27 @@ def connect(url: str) -> Redis:
         socket_connect_timeout=_SOCKET_TIMEOUT_S,
         max_connections=64,
     )
+    pool = redis.connection_pool
+    pool.connection_class = type(
+        pool.connection_class.__name__, (_ClosedIsAnOutage, pool.connection_class), {}
+    )
+    return redis
+
+
+class _ClosedIsAnOutage(AbstractConnection):
+    """A connection that can be cut between two commands.
+
+    asyncio's own transports drop what is written after that; uvloop's raise `RuntimeError`, which
+    the client lets through.
+    """
+
+    async def send_packed_command(
+        self, command: bytes | str | Iterable[bytes], check_health: bool = True
+    ) -> None:
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            raise exceptions.ConnectionError(f"cannot write: {error}") from error
 
 
 def is_outage(error: BaseException) -> bool:

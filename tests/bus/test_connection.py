@@ -1,0 +1,26 @@
+"""Connections to Redis that are cut at a bad moment."""
+
+import anyio
+import pytest
+
+from worker.bus.connection import BusHealth, connect, patiently
+from worker.local.redis import EmbeddedRedis
+
+
+@pytest.mark.parametrize("use_uvloop", [False, True])
+def test_a_connection_closed_before_a_command_is_an_outage(
+    redis_server: EmbeddedRedis, use_uvloop: bool
+) -> None:
+    async def ride_out() -> BusHealth:
+        health = BusHealth()
+        async with connect(redis_server.url) as redis, redis.client() as client:
+            await client.ping()
+            assert client.connection is not None
+            assert client.connection._writer is not None
+            client.connection._writer.transport.abort()
+            await patiently(health, client.ping)
+        return health
+
+    health = anyio.run(ride_out, backend_options={"use_uvloop": use_uvloop})
+    assert health.up
+    assert health.since > 0
