@@ -45,6 +45,20 @@ def dial(
     return connect(url, additional_headers=headers, proxy=None, open_timeout=open_timeout)
 
 
+def upgrade_request() -> bytes:
+    """The bytes of an upgrade that is granted, for who wants to see those of the answer."""
+    lines = [
+        f"GET /stt/turns/websocket?{urlencode(GOOD)} HTTP/1.1",
+        "Host: localhost",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        *(f"{name}: {value}" for name, value in HEADERS.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
 async def next_event(ws: ClientConnection) -> Event:
     event: Event = json.loads(await ws.recv())
     return event

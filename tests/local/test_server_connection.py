@@ -3,13 +3,25 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from websockets.exceptions import ConnectionClosed
 
-from tests.contract.wire import GOOD, PHONE, closed, dial, next_event, rest_of, serving, until_open
+from tests.contract.wire import (
+    GOOD,
+    PHONE,
+    closed,
+    dial,
+    next_event,
+    rest_of,
+    serving,
+    until_open,
+    upgrade_request,
+)
 from worker.errors import TurnbusError
 from worker.local.engines.base import AudioFormat, EngineEvent, TurnSettings
 from worker.local.engines.pcm import ENCODINGS
@@ -180,6 +192,17 @@ async def test_the_largest_message_is_heard_and_a_larger_one_closes_with_1009() 
             assert (await rest_of(ws))[1] == 1009
 
 
+async def test_a_message_too_large_in_all_its_fragments_closes_with_1009() -> None:
+    async with serving(ServerSettings(port=0, max_message=100_000)) as server:
+        async with dial(server) as ws:
+            await ws.send(say(range(10), PHONE)[:1600] * 62)  # 99,200 bytes
+            assert (await closed(ws))[1] == 1000
+        async with dial(server) as ws:
+            with suppress(ConnectionClosed):  # the close may come while it sends
+                await ws.send(bytes(1_000) for _ in range(101))
+            assert (await rest_of(ws))[1] == 1009
+
+
 async def test_text_that_is_not_utf8_closes_with_1007() -> None:
     async with serving() as server, dial(server) as ws:
         await ws.send(b"\xff\xfe", text=True)
@@ -222,5 +245,27 @@ def test_nothing_a_client_sends_hurts_the_server(encoding: str, sent: list[bytes
             assert {event.get("status_code") for event in events} <= {None, 400}
             heard = sum(len(message) for message in sent if isinstance(message, bytes))
             assert server.connections[0].audio_bytes == heard
+
+    anyio.run(play)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.booleans(), st.lists(st.binary(max_size=300) | st.just(b"\r\n\r\n"), max_size=5))
+def test_bytes_that_are_no_websocket_do_not_hurt_it_either(
+    upgraded: bool, sent: list[bytes]
+) -> None:
+    async def play() -> None:
+        async with serving() as server:
+            async with await anyio.connect_tcp("127.0.0.1", server.port) as tcp:
+                with suppress(anyio.BrokenResourceError, anyio.EndOfStream):
+                    if upgraded:
+                        await tcp.send(upgrade_request())
+                        await tcp.receive()
+                    for part in sent:
+                        await tcp.send(part)
+            async with dial(server) as ws:
+                await ws.send(say([1], PHONE))
+                events, code, _ = await closed(ws)
+                assert (events[-1]["transcript"], code) == ("w1", 1000)
 
     anyio.run(play)

@@ -21,6 +21,7 @@ from tests.contract.wire import (
     rest_of,
     serving,
     until_open,
+    upgrade_request,
 )
 from worker.errors import TurnbusError
 from worker.local.engines.script import hush, say
@@ -139,16 +140,10 @@ async def test_a_cut_by_bytes_is_exact() -> None:
     [("cut@opened", anyio.BrokenResourceError), ("cut=fin@opened", anyio.EndOfStream)],
 )
 async def test_tcp_is_reset_or_ended(spec: str, error: type[Exception]) -> None:
-    query = "&".join(f"{name}={value}" for name, value in GOOD.items())
-    request = (
-        f"GET /stt/turns/websocket?{query} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nX-API-Key: any\r\n"
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nCartesia-Version: 2026-03-01\r\n\r\n"
-    )
     async with serving() as server:
         server.faults.set(spec)
         async with await anyio.connect_tcp("127.0.0.1", server.port) as tcp:
-            await tcp.send(request.encode())
+            await tcp.send(upgrade_request())
             answer = bytearray()
             with pytest.raises(error):
                 await _receive_all(tcp, answer)
