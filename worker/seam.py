@@ -11,17 +11,18 @@ from redis.asyncio import Redis
 from schemas.audio import SessionEntry
 from worker.bus.connection import BusHealth, patiently
 from worker.core.cut import (
-    LAG_S,
     LOOK_BACK_MS,
-    SLACK_S,
-    USUAL_LAG_S,
+    PAUSE_MS,
+    Onset,
+    Pause,
     Timeline,
-    choose_cut,
-    onset,
+    choose_pair,
+    onsets,
+    pauses,
     timeline,
 )
 from worker.core.ledger import Ledger
-from worker.core.pcm import frame_bytes
+from worker.core.pcm import FRAME_MS, frame_bytes
 from worker.uplink import Uplink
 
 
@@ -44,39 +45,47 @@ class Seam:
         self._ledger = ledger
         self._uplink = uplink
         self._frame = frame_bytes(entry.encoding, entry.sample_rate)
-        self._lag_s = USUAL_LAG_S
-        self._began = 0  # byte of this socket at which the open turn's sound began
+        self._onsets: list[Onset] = []  # of the open turn
+        self._lag_s: float | None = None  # of the turn before, on this socket
 
     def reset(self) -> None:
         """Begin on a new socket."""
-        self._lag_s = USUAL_LAG_S
-        self._began = 0
+        self._onsets = []
+        self._lag_s = None
 
     async def turn_started(self) -> None:
-        """Measure how late the service speaks, as `turn.start` arrived just now."""
+        """Find the sounds that may have caused the `turn.start` that arrived just now."""
         now, fed, sent = time.monotonic(), self._uplink.fed, self._uplink.sent
-        heard = await self._look_back(fed)
-        at = onset(heard.silent)
-        self._began = sent
-        if at is None:
-            return
-        self._began = sent - (len(heard.silent) - at) * self._frame
-        sent_at = self._uplink.sent_at(self._began)
-        if sent_at is not None:
-            self._lag_s = min(LAG_S, max(0.0, now - sent_at))
+        look = await self._look_back(fed)
+        first = sent - len(look.silent) * self._frame
+        self._onsets = []
+        for at in onsets(look.silent):
+            began = first + at * self._frame
+            sent_at = self._uplink.sent_at(began)
+            if sent_at is not None:
+                self._onsets.append(Onset(began, now - sent_at))
 
     async def cut(self) -> int:
         """Return the session byte up to which the turn that ended just now covers the audio."""
         now, fed, sent = time.monotonic(), self._uplink.fed, self._uplink.sent
-        heard = self._uplink.sent_by(now - self._lag_s + SLACK_S)
         look = await self._look_back(fed)
-        frames = len(look.silent)
-        cut = choose_cut(
-            look.silent,
-            began=frames - (sent - self._began) // self._frame,
-            heard=frames - (sent - heard) // self._frame,
-        )
-        return look.positions[cut] if cut < frames else fed
+        first = sent - len(look.silent) * self._frame
+        ends = []
+        for start, end in pauses(look.silent):
+            decided = min(start + PAUSE_MS // FRAME_MS, end)
+            decided_at = self._uplink.sent_at(first + decided * self._frame)
+            over_at = self._uplink.sent_at(first + end * self._frame)
+            if decided_at is not None and over_at is not None:
+                over_at = now if end == len(look.silent) else over_at
+                middle = look.positions[(start + end) // 2]
+                ends.append(
+                    Pause(first + start * self._frame, now - over_at, now - decided_at, middle)
+                )
+        pair = choose_pair(self._onsets, ends, self._lag_s)
+        if pair is None:
+            return max((pause.middle for pause in ends), default=fed)
+        self._lag_s = pair[0].lag_s
+        return pair[1].middle
 
     async def _look_back(self, fed: int) -> Timeline:
         """Read again what was sent last, up to session byte `fed`."""

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from schemas.audio import Encoding
 from worker.core.cut import (
-    LAG_S,
     LOOK_BACK_MS,
     PAUSE_MS,
-    SLACK_S,
-    USUAL_LAG_S,
+    Onset,
+    Pause,
     Timeline,
-    choose_cut,
-    onset,
+    choose_pair,
+    onsets,
+    pauses,
     quiet_level,
     silences,
     timeline,
@@ -91,24 +91,20 @@ class Call:
         self._fillers = sorted(fillers)
         extra = chain(late, repeat(0.0))
         cuts: list[float] = []
-        lag = USUAL_LAG_S * 1000
+        usual: float | None = None
         for words in self.words:
             started = self._sent_at(words[0][0]) + service.sure + service.lag + next(extra)
             ended = self._sent_at(words[-1][1]) + service.waits + service.lag + next(extra)
             look = self._look(started, cuts)
-            at = onset(look.silent)
-            began = started if at is None else started - (len(look.silent) - at) * FRAME_MS
-            if at is not None:
-                lag = min(LAG_S * 1000, started - began)
+            began = [
+                Onset(_sent(look, at, started), (len(look.silent) - at) * FRAME_MS / 1000)
+                for at in onsets(look.silent)
+            ]
             look = self._look(ended, cuts)
-            frames = len(look.silent)
-            cut = choose_cut(
-                look.silent,
-                began=frames - int((ended - began) // FRAME_MS),
-                heard=frames - int((lag - SLACK_S * 1000) // FRAME_MS),
-            )
-            byte = look.positions[cut] if cut < frames else len(self.audio)
-            cuts.append(byte / self.bytes_per_ms)
+            pair = choose_pair(began, _pauses(look, ended), usual)
+            assert pair is not None
+            usual = pair[0].lag_s
+            cuts.append(pair[1].middle / self.bytes_per_ms)
         return cuts
 
     def _sent_at(self, ms: float) -> float:
@@ -144,6 +140,23 @@ class Call:
             for turn, (cut, end, begin) in enumerate(zip(cuts, ends, nexts, strict=True))
             if not end <= cut <= begin
         ]
+
+
+def _sent(look: Timeline, frame: int, end: float) -> int:
+    return round(end) - (len(look.silent) - frame) * FRAME_MS
+
+
+def _pauses(look: Timeline, end: float) -> list[Pause]:
+    count = len(look.silent)
+    return [
+        Pause(
+            _sent(look, start, end),
+            (count - over) * FRAME_MS / 1000,
+            (count - min(start + PAUSE_MS // FRAME_MS, over)) * FRAME_MS / 1000,
+            look.positions[(start + over) // 2],
+        )
+        for start, over in pauses(look.silent)
+    ]
 
 
 LAGS = [0, 100, 300, 600, 1_000, 1_200]
@@ -209,6 +222,16 @@ def test_filler_inside_a_turn_is_silence(into: float, lag: float) -> None:
     assert call.wrong(call.cuts(Service(lag), fillers)) == []
 
 
+@pytest.mark.parametrize("lag", LAGS)
+def test_noise_before_a_turn_is_told_from_it_by_the_lag_of_the_turn_before(lag: float) -> None:
+    """A cough half a second before each turn but the first, and a pause as far from its end."""
+    turns = [[(200, 350), (300, 1_600)]] * 6
+    calm = Call(turns)
+    coughs = [(words[0][0] - 650, words[0][0] - 550) for words in calm.words[1:]]
+    call = Call(turns, coughs=coughs)
+    assert call.wrong(call.cuts(Service(lag))) == []
+
+
 @pytest.mark.parametrize("lag", [0, 300, 1_000])
 @pytest.mark.parametrize("late", [100, 200])
 def test_events_may_be_late_now_and_then(late: float, lag: float) -> None:
@@ -256,35 +279,37 @@ def test_silences_are_not_broken_by_clicks(picture: str, found: list[tuple[int, 
 
 
 @pytest.mark.parametrize(
-    ("picture", "at"),
-    [("", None), ("____", None), ("_##__", None), ("_##_###", 4), ("###", 0), ("__####__###", 2)],
-)
-def test_an_onset_is_no_click(picture: str, at: int | None) -> None:
-    assert onset(_drawn(picture)) == at
-
-
-LONG, SHORT = "_" * (PAUSE_MS // FRAME_MS), "_" * (PAUSE_MS // FRAME_MS - 1)
-
-
-@pytest.mark.parametrize(
-    ("picture", "began", "heard", "cut"),
+    ("picture", "found"),
     [
-        ("", 0, 0, 0),
-        ("####", 0, 4, 4),
-        (f"##{LONG}", 0, 22, 12),
-        (f"##{LONG}", 0, 99, 12),
-        (f"##{LONG}###{LONG}", 0, 45, 35),
-        (f"##{LONG}##{LONG}", 0, 44, 23),  # a click in one silence
-        (f"##{LONG}###{LONG}", 0, 44, 12),  # of the later, too little was heard
-        (f"{LONG}###{LONG}###", 20, 46, 33),
-        (f"{LONG}###{LONG}###", 21, 22, 22),  # nothing since it began
-        (f"###{SHORT}###___###", 0, 31, 12),  # none is long enough: the longest
+        ("", []),
+        ("____", []),
+        ("####", [0]),
+        ("####____####", [0, 8]),
+        ("__####____####", [2, 10]),
+        ("##____", [0]),
     ],
 )
-def test_the_cut_is_in_the_last_silence_heard(
-    picture: str, began: int, heard: int, cut: int
-) -> None:
-    assert choose_cut(_drawn(picture), began=began, heard=heard) == cut
+def test_onsets(picture: str, found: list[int]) -> None:
+    assert onsets(_drawn(picture)) == found
+
+
+def test_pauses_are_long_or_the_longest() -> None:
+    enough = PAUSE_MS // FRAME_MS
+    long, short = "_" * enough, "_" * (enough - 1)
+    assert pauses(_drawn(f"{long}####{short}####{long}_")) == [
+        (0, enough),
+        (2 * enough + 7, 3 * enough + 8),
+    ]
+    assert pauses(_drawn(f"###_###{short}###__")) == [(7, 6 + enough)]
+    assert pauses(_drawn("####")) == []
+
+
+def test_without_a_sound_or_a_pause_after_it_there_is_no_pair() -> None:
+    onset, pause = Onset(500, 0.2), Pause(400, 0.1, 0.5, 7)
+    assert choose_pair([], [pause], None) is None
+    assert choose_pair([onset], [], None) is None
+    assert choose_pair([onset], [pause], 0.2) is None
+    assert choose_pair([onset], [pause._replace(sent=501)], 9.0) is not None
 
 
 @given(st.lists(st.integers(0, 32_767), min_size=1))

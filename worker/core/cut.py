@@ -4,11 +4,12 @@ The service gives no timestamps, so when `turn.end` arrives it is ours to say wh
 covers. A cut too early says the turn's last words again after a lost socket; one too late swallows
 the first words of the next turn.
 
-The service had heard a silence when it decided, and we know how late it speaks: when `turn.start`
-arrived, the sound that caused it had been sent some time before, and that lag is the service's and
-the network's. So at `turn.end` the service had heard what was sent up to one lag ago, and the cut
-belongs in the silence that it was hearing then; not in the last one before now, which may follow
-words of the next turn, nor in the first one after the turn began, which may be a pause inside it.
+The service had heard a pause when it decided, and before that a sound when it said `turn.start`.
+How late it speaks is not known, but it is about as late both times: so of the sounds that may have
+begun the turn and the pauses that may have ended it, those belong together that were sent equally
+long before the events arrived. Where several pairs do (a cough before the turn and a pause inside
+it), the lag of the turn before decides; on a new socket the first sound counts, which is the
+turn's unless there was noise.
 
 Audio is looked at as 10 ms frames of what was sent, oldest first and filler included; filler counts
 as silence. Quiet is relative, for lines have noise.
@@ -21,24 +22,22 @@ from typing import NamedTuple
 from schemas.audio import Encoding
 from worker.core.pcm import FRAME_MS, frame_bytes, loudness
 
-LAG_S = 1.5
-"""Longest lag believed in, in seconds. A service slower than that is taken to be this slow, and the
-cut may fall in a silence after words of the next turn."""
-
-USUAL_LAG_S = 0.3
-"""Lag assumed where none was measured."""
-
-SLACK_S = 0.1
-"""The lag holds what the service needs to be sure of speech, which its end does not cost again."""
-
 LOOK_BACK_MS = 3_000
-"""How much audio before what was sent is worth looking at."""
+"""How much audio before what was sent is worth looking at; a longer lag than that less the pause is
+not seen, and the cut falls after words of the next turn."""
 
 PAUSE_MS = 200
 """No service ends a turn on less silence than this."""
 
 ONSET_MS = 30
 """Sound shorter than this is a click, and starts no turn."""
+
+SURE_S = (0.03, 0.2)
+"""How much of a sound, at least and at most, the service hears before it says `turn.start`."""
+
+STEADY = 0.5
+"""What a second of difference to the turn before counts, where a second of difference between a
+turn's start and its end counts 1: lag changes more easily within seconds than noise fits."""
 
 _PAUSE = PAUSE_MS // FRAME_MS
 _ONSET = ONSET_MS // FRAME_MS
@@ -50,6 +49,28 @@ class Timeline(NamedTuple):
     silent: list[bool]
     positions: list[int]
     """Session byte at which the frame begins."""
+
+
+class Onset(NamedTuple):
+    """A sound that may have begun the turn."""
+
+    sent: int
+    """Byte of the socket at which it began."""
+    lag_s: float
+    """How long before `turn.start` arrived that was sent."""
+
+
+class Pause(NamedTuple):
+    """A silence that may have ended the turn."""
+
+    sent: int
+    """Byte of the socket at which it began."""
+    least_lag_s: float
+    """How long before `turn.end` arrived its last was sent."""
+    most_lag_s: float
+    """The same of the earliest moment at which it was long enough to decide on."""
+    middle: int
+    """Session byte in its middle."""
 
 
 def timeline(
@@ -77,31 +98,42 @@ def timeline(
     return Timeline(silent, positions)
 
 
-def onset(silent: Sequence[bool]) -> int | None:
-    """Return the first frame of the first sound, None if there is none."""
-    run = 0
-    for at, quiet in enumerate(silent):
-        run = 0 if quiet else run + 1
-        if run == _ONSET:
-            return at - _ONSET + 1
-    return None
+def onsets(silent: Sequence[bool]) -> list[int]:
+    """Return the first frame of every sound."""
+    ends = [end for _, end in silences(silent) if end < len(silent)]
+    return ends if not silent or silent[0] else [0, *ends]
 
 
-def choose_cut(silent: Sequence[bool], *, began: int, heard: int) -> int:
-    """Return the frame at which the turn's audio ends, 0 to `len(silent)`.
+def pauses(silent: Sequence[bool]) -> list[tuple[int, int]]:
+    """Return (start, end) of every silence that may have ended a turn.
 
-    `began` is a frame at or after which the turn's sound began (0 or less: before the first), and
-    `heard` the frame up to which the service had heard when it decided.
+    The longest, where none is as long as it should be.
     """
-    heard = min(heard, len(silent))
-    runs = [run for run in silences(silent) if run[1] > began and run[0] < heard]
-    for start, end in reversed(runs):
-        if heard - start >= _PAUSE and end - start >= _PAUSE:
-            return (start + end) // 2
-    if runs:
-        start, end = max(runs, key=lambda run: run[1] - run[0])
-        return (start + end) // 2
-    return max(heard, 0)
+    runs = silences(silent)
+    return [run for run in runs if run[1] - run[0] >= _PAUSE] or sorted(
+        runs, key=lambda run: run[0] - run[1]
+    )[:1]
+
+
+def choose_pair(
+    starts: Sequence[Onset], ends: Sequence[Pause], usual_lag_s: float | None
+) -> tuple[Onset, Pause] | None:
+    """Return the sound that began the turn and the pause that ended it, None without any.
+
+    `usual_lag_s` is the lag of the onset chosen for the turn before, None if there was none.
+    """
+    if not starts:
+        return None
+    usual_s = starts[0].lag_s if usual_lag_s is None else usual_lag_s
+
+    def strangeness(pair: tuple[Onset, Pause]) -> float:
+        began, ended = pair
+        least, most = (began.lag_s - sure_s for sure_s in reversed(SURE_S))
+        apart_s = max(0.0, least - ended.most_lag_s, ended.least_lag_s - most)
+        return apart_s + STEADY * abs(began.lag_s - usual_s)
+
+    pairs = ((began, ended) for began in starts for ended in ends if ended.sent > began.sent)
+    return min(pairs, key=strangeness, default=None)
 
 
 def quiet_level(levels: Sequence[int]) -> int:
