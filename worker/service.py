@@ -111,7 +111,6 @@ class Worker:
 
     async def run(self) -> None:
         """Work until stopped and everything is handed on."""
-        intake, health = self.host.intake, self.health
         async with self.redis, anyio.create_task_group() as tasks:
             for loop in (
                 self.host.reader.run,
@@ -122,17 +121,24 @@ class Worker:
             ):
                 tasks.start_soon(loop)
             if await self._reach_bus():
-                tasks.start_soon(self._beat, tasks)
-                tasks.start_soon(self._liveness.proclaim)
-                tasks.start_soon(self._liveness.watch)
-                await self._take_sessions(tasks)
-                await self._hand_on()
-                with anyio.move_on_after(LEAVE_S):
-                    await patiently(health, lambda: intake.retire(intake.consumer))
-                    await patiently(
-                        health, lambda: intake.forget(self.host.worker_id, intake.consumer)
-                    )
+                async with anyio.create_task_group() as keepers:
+                    keepers.start_soon(self._beat, tasks)
+                    keepers.start_soon(self._liveness.proclaim)
+                    keepers.start_soon(self._liveness.watch)
+                    await self._take_sessions(tasks)
+                    await self._hand_on()
+                    keepers.cancel_scope.cancel()
+                await self._leave()
             tasks.cancel_scope.cancel()
+
+    async def _leave(self) -> None:
+        """Take this worker off the bus, if the bus lets us."""
+        intake = self.host.intake
+        with anyio.move_on_after(LEAVE_S):
+            await patiently(self.health, lambda: intake.retire(intake.consumer))
+            await patiently(
+                self.health, lambda: intake.forget(self.host.worker_id, intake.consumer)
+            )
 
     async def _reach_bus(self) -> bool:
         """Wait for Redis; return False if stopped meanwhile."""

@@ -26,6 +26,7 @@ from schemas.turns import EndReason as SessionEndReason
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
 from worker.core import ids
+from worker.core.configs import Configs
 from worker.core.faults import Backoff, is_idle_close
 from worker.core.ledger import Ledger, LedgerState
 from worker.core.pacing import Pacer
@@ -106,9 +107,10 @@ class Session:
             host.redis, host.health, self.audio_key, entry, self._ledger, self._uplink
         )
         self._watchdog = Watchdog()
+        self._held_end: tuple[str, int] | None = None
         self._shedding = Shedding(host.pace.max_lag_s, self._ledger, self._uplink)
         self._gate_member = Keys.gate_member(entry.lane, entry.session)
-        self._config = snapshot.config
+        self._configs = Configs(snapshot.config)
         self._connection = snapshot.connection
         self._request_id = snapshot.request_id
         self._narrator = Narrator(host, ownership, seq, self._place, self._written)
@@ -172,14 +174,13 @@ class Session:
         self._wake.set()
 
     def _take(self, entry_id: str, entry: AudioEntry) -> None:
+        if entry.config is not None:
+            self._configs.accept(entry_id, entry.config)
         admitted = self._ledger.admit(entry_id, entry)
         if admitted.missing and self._ledger.announce(entry_id):
             chunk_ms = self._uplink.ms_of(len(entry.audio))
             self._narrator.gap(int(admitted.missing * chunk_ms), "producer")
         if entry.config is not None:
-            merged = self._config.merged(entry.config)
-            merged.check_order()
-            self._config = merged
             self._uplink.take_config(entry.config)
         if admitted.audio and not self._shed(entry_id, admitted.audio):
             self._host.stats.chunks += 1
@@ -245,10 +246,10 @@ class Session:
 
     def _keep_turn_moving(self, stream: Stream, now: float) -> None:
         """Fill in for a producer that stopped; see to a service that is stuck."""
-        bus_is_empty = self._host.health.up and self._host.reader.polled_at > self._last_audio
-        if bus_is_empty:
-            self._uplink.fill(now, self._last_audio)
-        timeout_ms = self._host.turn.merged(self._config).turn_end_timeout_ms
+        # Neither an outage of Redis nor one of the service is a pause of the producer's.
+        silent_since = max(self._last_audio, self._phase_since, self._host.health.since)
+        self._uplink.fill(now, silent_since, self._host.reader.polled_at)
+        timeout_ms = self._host.turn.merged(self._configs.current).turn_end_timeout_ms
         sent_ms = self._uplink.ms_of(self._uplink.sent)
         bark = self._watchdog.look(self._tracker.state.turn, sent_ms, timeout_ms)
         if bark is Bark.NO:
@@ -333,6 +334,8 @@ class Session:
         """Read again, from the committed position on, whatever a new socket must hear."""
         self._uplink.detach()
         self._shedding.forget()
+        self._configs.rewind()
+        self._held_end = None
         self.cursor = self._ledger.read_after
         self.epoch += 1
 
@@ -344,7 +347,7 @@ class Session:
             encoding=self._entry.encoding,
             sample_rate=self._entry.sample_rate,
             keyterms=self._entry.keyterms,
-            turn=self._host.turn.merged(self._config),
+            turn=self._host.turn.merged(self._configs.current),
         )
         await self._host.gate.enter(self._gate_member)
         try:
@@ -376,6 +379,7 @@ class Session:
     async def _converse(self, stream: Stream) -> None:
         """Publish what the service says until it closes after our `close`."""
         while (message := await stream.receive()) is not None:
+            self._release_end(final=False)
             match message:
                 case cartesia.Error() if self.phase is Phase.FLUSHING:
                     break  # nothing more will come of what was sent
@@ -398,6 +402,7 @@ class Session:
                     self._hear(_INPUTS[type(message)], getattr(message, "transcript", None))
             self._backoff.reset()
             self._watchdog.said(self._uplink.ms_of(self._uplink.sent))
+        self._release_end(final=True)
         if self.phase is not Phase.FLUSHING:
             raise SttTransient("the service closed the socket without being asked", status=1000)
         self._conclude("close")
@@ -431,10 +436,21 @@ class Session:
         if not self._tracker.will_end(message.transcript, fed):
             self._narrator.tell(self._tracker.hear(Input.END, message.transcript, fed))
             return
-        flushing = self.phase is Phase.FLUSHING
-        cut = fed if flushing else await self._seam.cut()
-        drafts = self._tracker.hear(Input.END, message.transcript, fed)
-        self._cover(cut, drafts, "close" if flushing else "model")
+        cut = await self._seam.cut()
+        if self.phase is Phase.FLUSHING:
+            # It covers all that was sent, unless another turn follows: the next message tells.
+            self._held_end = (message.transcript, cut)
+        else:
+            drafts = self._tracker.hear(Input.END, message.transcript, fed)
+            self._cover(cut, drafts, "model")
+
+    def _release_end(self, *, final: bool) -> None:
+        """Publish a turn's end that came during a flush, now that it is known what it covers."""
+        if self._held_end is None:
+            return
+        (text, cut), self._held_end = self._held_end, None
+        fed = self._uplink.fed
+        self._cover(fed if final else cut, self._tracker.hear(Input.END, text, fed), "close")
 
     def _conclude(self, reason: EndReason) -> None:
         """Settle all that was sent, ending the open turn if the service did not."""
@@ -452,10 +468,11 @@ class Session:
 
     def _written(self) -> Written:
         """Say what goes with the events of the next commit."""
+        self._configs.settle(self._ledger.committed.entry)
         snapshot = Snapshot(
             ledger=self._ledger.state,
             turns=self._tracker.state,
-            config=self._config,
+            config=self._configs.settled,
             connection=self._connection,
             request_id=self._request_id,
         )

@@ -77,11 +77,6 @@ class Uplink:
         """Whether any of what waits is audio."""
         return self._held > 0
 
-    @property
-    def filled_ms(self) -> int:
-        """Milliseconds of filler since the last audio."""
-        return self._filled_ms
-
     def bytes_of(self, ms: float) -> int:
         """Bytes of so many milliseconds."""
         return int(ms * self._bytes_per_ms)
@@ -151,17 +146,22 @@ class Uplink:
             allowance -= ms
         return False
 
-    def fill(self, now: float, last_audio: float) -> None:
-        """Send silence, at real time, if the producer's pause has come to need it."""
+    def fill(self, now: float, silent_since: float, polled_at: float) -> None:
+        """Send silence, at real time, if the producer's pause has come to need it.
+
+        The pause is known to last until `polled_at`, when Redis was last asked for audio and had
+        none. Whatever happens to us or to Redis, what nobody looked at is not silence.
+        """
         stream = self._stream
         if stream is None or self._backlog:
             return
         after = max(FILLER_AFTER_S, 2 * self._chunk_ms / 1000)
-        if now - last_audio < after:
+        if polled_at - silent_since < after:
+            self._stop_filling()
             return
         if self._filled_since is None:
-            self._filled_since = now - FILLER_STEP_MS / 1000
-        while (now - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
+            self._filled_since = polled_at - FILLER_STEP_MS / 1000
+        while (polled_at - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
             samples = self.bytes_of(FILLER_STEP_MS) // self._width
             self._send_bytes(stream, self._silence * samples, now)
             self._filled_ms += FILLER_STEP_MS

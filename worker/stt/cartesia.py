@@ -56,7 +56,7 @@ class StreamSettings(msgspec.Struct, frozen=True):
             ("sample_rate", str(self.sample_rate)),
             *(("keyterm", term) for term in self.keyterms),
             *(
-                (name, f"{value:g}")
+                (name, f"{value:.12g}")
                 for name, value in msgspec.structs.asdict(self.turn).items()
                 if value is not None
             ),
@@ -163,8 +163,11 @@ def _translated(service: Service) -> Iterator[None]:
         raise faults.closed(end.code, service.without_key(end.reason)) from None
     except TimeoutError:
         raise SttTransient(f"no `connected` within {OPEN_TIMEOUT_S:g} s") from None
-    except (OSError, WebSocketException, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError) as error:
         raise SttTransient(f"cannot connect: {type(error).__name__}: {error}") from None
+    except (UnicodeError, WebSocketException) as error:
+        # These may quote the URL, and with it key terms.
+        raise SttTransient(f"cannot connect: {type(error).__name__}") from None
 
 
 def _connected(message: cartesia.ServerMessage) -> str:

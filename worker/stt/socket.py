@@ -58,6 +58,7 @@ class Socket(asyncio.Protocol):
         self._partial: list[bytes] = []
         self._arrived = anyio.Event()
         self._lost = False
+        self._pings = 0
         self._pongs = 0
         self._abort_reason = ""
         self.response: Response | None = None
@@ -132,6 +133,7 @@ class Socket(asyncio.Protocol):
     def send_ping(self, number: int) -> None:
         """Send ping `number`, counted from 1; `pongs` reaches it when it is answered."""
         if self.open:
+            self._pings = number
             self._protocol.send_ping(str(number).encode())
             self._flush()
 
@@ -202,8 +204,9 @@ class Socket(asyncio.Protocol):
 
     def _take_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.PONG:
-            if bytes(frame.data).isdigit():
-                self._pongs = max(self._pongs, int(bytes(frame.data)))
+            data = bytes(frame.data)
+            if data.isdigit() and self._pongs < int(data) <= self._pings:
+                self._pongs = int(data)
         elif frame.opcode in (Opcode.TEXT, Opcode.CONT, Opcode.BINARY):
             self._partial.append(bytes(frame.data))
             if frame.fin:

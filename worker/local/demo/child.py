@@ -43,14 +43,23 @@ class Child:
     @classmethod
     @asynccontextmanager
     async def start(
-        cls, name: str, command: list[str], environment: Mapping[str, str], log: Path
+        cls,
+        name: str,
+        command: list[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        module: str = "worker",
     ) -> AsyncIterator[Self]:
-        """Run `turnbus COMMAND` until the block ends; then it is killed."""
+        """Run `turnbus COMMAND` until the block ends; then it is killed.
+
+        `module` takes the place of `worker` in `python -m worker COMMAND`.
+        """
         watched, leash = os.pipe()
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             process = await anyio.open_process(
-                ["/bin/sh", "-c", _LAUNCH, name, sys.executable, "-m", "worker", *command],
+                ["/bin/sh", "-c", _LAUNCH, name, sys.executable, "-m", module, *command],
                 stdin=watched,
                 stdout=output,
                 stderr=STDOUT,

@@ -7,8 +7,6 @@ events is not read from either; an engine that fails closes the connection with 
 """
 
 import math
-import socket
-import struct
 import time
 from typing import Final
 
@@ -19,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from worker.local.engines.base import Engine, Hearing
+from worker.local.server import tcp
 from worker.local.server.faults import CloseFrame, Cut, Ending, HalfOpen, InBandError, Moment
 from worker.local.server.messages import (
     ClientFault,
@@ -34,11 +33,7 @@ from worker.local.server.plan import Plan
 from worker.local.server.seen import Seen
 from worker.local.server.settings import ServerSettings
 
-CLOSE_S: Final = 2.0
-"""How long a client may take to answer our close, or the end of our stream, before a reset."""
-
 _PIECE: Final = 64 * 1024  # bytes heard in one go: a huge message must not hold up the others
-_LINGER_NOT: Final = struct.pack("ii", 1, 0)  # makes closing a TCP socket a reset
 
 
 class Connection:
@@ -90,35 +85,29 @@ class Connection:
         """
         if self._ending is not None:
             if isinstance(ending, Cut) or isinstance(self._ending, HalfOpen):
-                reset(self._ws)
+                tcp.reset(self._ws)
             return
         self._ending = ending
         match ending:
             case Cut("rst"):
-                reset(self._ws)
+                tcp.reset(self._ws)
             case Cut("fin"):
-                self._ws.transport.write_eof()
+                tcp.end(self._ws)
             case HalfOpen():
-                self._ws.transport.pause_reading()
+                tcp.stop_reading(self._ws)
         self._scope.cancel()
 
     async def _leave(self) -> None:
         match self._ending:
             case Cut():
-                await self._outlast(CLOSE_S)
+                await tcp.outlast(self._ws, tcp.GRACE_S)
             case HalfOpen():
-                await self._outlast(self._settings.idle_timeout_s)
+                await tcp.outlast(self._ws, self._settings.idle_timeout_s)
             case InBandError(problem, int(code)):
                 await self._ws.send(encode_error(problem, self._seen.request_id), text=True)
                 await self._ws.close(code, problem.title)
             case CloseFrame(code, reason):
                 await self._ws.close(code, reason)
-
-    async def _outlast(self, patience_s: float) -> None:
-        with anyio.move_on_after(patience_s):
-            await self._ws.wait_closed()
-        reset(self._ws)
-        await self._ws.wait_closed()
 
     async def _read(self, hearing: Hearing) -> None:
         try:
@@ -216,11 +205,3 @@ class Connection:
             elif idle_s <= 0:
                 self.end(CloseFrame(CloseCode.GOING_AWAY, "Idle timeout"))
             await anyio.sleep(max(min(idle_s, session_left_s), 0))
-
-
-def reset(ws: ServerConnection) -> None:
-    """Cut TCP at once: what is on its way is dropped, and the client gets a reset."""
-    if not ws.transport.is_closing():
-        sock = ws.transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-    ws.transport.abort()

@@ -13,7 +13,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from worker.errors import TurnbusError
-from worker.local.server.connection import CLOSE_S
+from worker.local.server.tcp import GRACE_S
 
 # At debug level websockets logs request headers, and with them keys.
 _log: Final = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Listener:
             ping_interval=ping_s,
             ping_timeout=ping_s,
             open_timeout=_HANDSHAKE_S,
-            close_timeout=CLOSE_S,
+            close_timeout=GRACE_S,
             process_request=refuse,
             process_response=_name_request,
             logger=_log,

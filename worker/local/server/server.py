@@ -20,7 +20,8 @@ from websockets.http11 import Request, Response
 
 from worker.errors import TurnbusError
 from worker.local.engines.base import Engine
-from worker.local.server.connection import CLOSE_S, Connection, reset
+from worker.local.server import tcp
+from worker.local.server.connection import Connection
 from worker.local.server.faults import CloseFrame, Cut, HalfOpen, HttpRefusal
 from worker.local.server.handshake import PATH, Upgrade
 from worker.local.server.listener import Listener
@@ -128,7 +129,7 @@ class TurnsServer:
         for connection in live:
             connection.end(Cut(how))
         for ws in self._listener.unanswered():
-            reset(ws)
+            tcp.reset(ws)
         return len(live)
 
     @asynccontextmanager
@@ -157,7 +158,7 @@ class TurnsServer:
         for connection in tuple(self._live):
             connection.end(CloseFrame(code, reason))
         for ws in self._listener.unanswered():
-            reset(ws)
+            tcp.reset(ws)
         await self._listener.wait_closed()
 
     async def _refuse(self, ws: ServerConnection, request: Request) -> Response | None:
@@ -169,11 +170,14 @@ class TurnsServer:
         match self.faults.at_upgrade():
             case HttpRefusal(problem):
                 return self._http(ws, upgrade, problem)
-            case Cut(how):
-                await _cut(ws, how)
+            case Cut("rst"):
+                await tcp.outlast(ws, 0)
+            case Cut("fin"):
+                tcp.end(ws)
+                await tcp.outlast(ws, tcp.GRACE_S)
             case HalfOpen():
-                ws.transport.pause_reading()
-                await ws.wait_closed()
+                tcp.stop_reading(ws)
+                await ws.wait_closed()  # or the handshake takes too long for the listener
         return None
 
     def _problem(self, upgrade: Upgrade) -> Problem | None:
@@ -230,12 +234,3 @@ class TurnsServer:
             await connection.run()
         finally:
             self._live.discard(connection)
-
-
-async def _cut(ws: ServerConnection, how: Literal["rst", "fin"]) -> None:
-    if how == "fin":
-        ws.transport.write_eof()
-        with anyio.move_on_after(CLOSE_S):
-            await ws.wait_closed()
-    reset(ws)
-    await ws.wait_closed()

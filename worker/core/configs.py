@@ -1,0 +1,41 @@
+"""The turn settings of one session over its audio, rewound and settled as the audio is."""
+
+from collections import deque
+
+from schemas.audio import TurnConfig
+from worker.core import ids
+
+
+class Configs:
+    """The settings in force, and those that were at the committed position.
+
+    Entries beyond that position are read again by a new socket or owner, and their settings with
+    them; so they have to be judged against the same settings as the first time.
+    """
+
+    def __init__(self, settled: TurnConfig) -> None:
+        self.settled = settled
+        """In force at the committed position."""
+        self.current = settled
+        """In force for the audio read last."""
+        self._since: deque[tuple[str, TurnConfig]] = deque()
+
+    def accept(self, entry_id: str, config: TurnConfig) -> None:
+        """Lay the settings of an entry over those in force.
+
+        Raises `EntryFault` if the thresholds would not fall any more; nothing changes then.
+        """
+        merged = self.current.merged(config)
+        merged.check_order()
+        self.current = merged
+        self._since.append((entry_id, config))
+
+    def settle(self, entry_id: str) -> None:
+        """Take entries before this one as settled."""
+        while self._since and ids.order(self._since[0][0]) < ids.order(entry_id):
+            self.settled = self.settled.merged(self._since.popleft()[1])
+
+    def rewind(self) -> None:
+        """Go back to the settings at the committed position."""
+        self.current = self.settled
+        self._since.clear()
