@@ -1,0 +1,88 @@
+"""Silence stands in for a producer that stopped, and for nobody else."""
+
+import time
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from schemas.turns import TurnEnd
+from tests.stage import PCM16, Stage, check_order, words
+from worker.local.chaos.proxy import Proxy
+from worker.local.engines.script import hush, say
+from worker.local.redis import EmbeddedRedis
+from worker.local.server.server import TurnsServer
+from worker.service import Worker
+
+HALF = len(say([0], PCM16)) // 2
+PAUSE_S = 1.5
+"""Far longer than the half second after which a producer counts as having stopped."""
+
+
+@pytest.fixture
+async def way(stage: Stage) -> AsyncIterator[Proxy]:
+    """Stand between the worker and Redis."""
+    port = urlsplit(stage.redis_url).port
+    assert port is not None
+    async with Proxy.open(lambda: port) as proxy:
+        yield proxy
+
+
+async def _begin(stage: Stage, worker: Worker, sound: bytes) -> None:
+    """Append sound; wait until the service has it and the worker saw that there is no more."""
+    await stage.announce("call-1")
+    await stage.append("call-1", audio=sound)
+    with anyio.fail_after(30):
+        while not any(session._uplink.sent >= len(sound) for session in worker.roster):
+            await anyio.sleep(0.01)
+        sent_at = time.monotonic()
+        while worker.host.reader.polled_at < sent_at:
+            await anyio.sleep(0.01)
+
+
+async def _finish(stage: Stage, sound: bytes) -> None:
+    await stage.append("call-1", audio=sound)
+    await stage.append("call-1", end="1")
+    events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [0, 1, 2]
+
+
+async def test_a_producer_stops(stage: Stage) -> None:
+    async with stage.worker() as worker:
+        await _begin(stage, worker, say([0, 1], PCM16))
+        await stage.until("call-1", TurnEnd)
+        await _finish(stage, say([2], PCM16))
+
+
+async def test_redis_does_not_answer(stage: Stage, way: Proxy) -> None:
+    sound = say([0, 1, 2], PCM16)
+    async with stage.worker(redis_url=f"redis://127.0.0.1:{way.port}/0") as worker:
+        await _begin(stage, worker, sound[: 3 * HALF])
+        for link in way.links:
+            link.stall()
+        await stage.append("call-1", audio=sound[3 * HALF : 5 * HALF])
+        await anyio.sleep(PAUSE_S)
+        for link in way.links:
+            link.flow()
+        await _finish(stage, sound[5 * HALF :])
+
+
+async def test_redis_is_away_and_back_before_the_producer(stt: TurnsServer) -> None:
+    sound = say([0, 1, 2], PCM16) + hush(600, PCM16)
+    async with (
+        EmbeddedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
+        Redis.from_url(server.url, protocol=2) as redis,
+    ):
+        stage = Stage(redis, server.url, "stt", stt.url)
+        async with stage.worker() as worker:
+            await _begin(stage, worker, sound[: 3 * HALF])
+            await server.kill()
+            await anyio.sleep(PAUSE_S)
+            await server.restart()
+            while not worker.health.up:
+                await anyio.sleep(0.01)
+            await anyio.sleep(0.2)
+            await _finish(stage, sound[3 * HALF :])
