@@ -35,6 +35,12 @@ FIRST = ["connected", START, "w1", "w1 w2", EAGER, END]
 SECOND = [START, " w3", END]
 
 
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Cuts and outages go below the event loop, and `turnbus stt-server` runs on uvloop."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
 def told(events: list[Event]) -> list[str]:
     """Events by type; updates by their text, errors by their status."""
     return [
