@@ -86,14 +86,12 @@ class Proxy:
 
     def __init__(self, target: Callable[[], int]) -> None:
         self._target = target
-        self._marks: list[bytes] = []
+        self._marks: dict[bytes, anyio.Event] = {}
         self._answer: bytes | None = None
         self._refusing = False
         self.port = 0
         self.links: Final[set[Link]] = set()
         """Open connections."""
-        self.robbed = 0
-        """Replies kept from their clients so far."""
 
     @classmethod
     @asynccontextmanager
@@ -119,9 +117,12 @@ class Proxy:
         for link in self.links:
             link.cut()
 
-    def rob(self, mark: bytes) -> None:
-        """Carry the next request that holds `mark` out, but cut instead of carrying its reply."""
-        self._marks.append(mark)
+    def rob(self, mark: bytes) -> anyio.Event:
+        """Carry the next request that holds `mark` out, but cut instead of carrying its reply.
+
+        The event returned is set when that has happened.
+        """
+        return self._marks.setdefault(mark, anyio.Event())
 
     def spare(self) -> None:
         """Rob no more."""
@@ -139,8 +140,7 @@ class Proxy:
     def _wanted(self, request: bytes) -> bool:
         for mark in self._marks:
             if mark in request:
-                self._marks.remove(mark)
-                self.robbed += 1
+                self._marks.pop(mark).set()
                 return True
         return False
 

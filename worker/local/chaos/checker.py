@@ -1,0 +1,178 @@
+"""The checker: what is promised of a session's events, held against what was said. Pure.
+
+Recognizers are not deterministic and a replay may merge two turns or word one differently, so words
+are counted over the texts of all `turn.end` events, whatever turn they are in.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
+from operator import attrgetter
+from typing import Final, Literal
+
+import msgspec
+
+from schemas.turns import (
+    AudioGap,
+    Event,
+    SessionEnded,
+    SessionError,
+    SessionStarted,
+    TurnEagerEnd,
+    TurnEnd,
+    TurnEvent,
+    TurnResume,
+    TurnStart,
+    TurnUpdate,
+)
+from worker.local.engines.script import words_of
+
+Rule = Literal[
+    "lost", "repeated", "damaged", "moved", "run", "seq", "turn", "shrunk", "told", "end", "bus"
+]
+"""What can be broken: a word is lost, repeated, damaged or not in its place; a session's one run;
+its `seq`; the order of a turn's events; a text that shrank; a gap or an error that was told; the
+session's end; what is left on the bus."""
+
+WORD_RULES: Final = ("lost", "repeated", "damaged", "moved")
+
+
+class Said(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session's producer did."""
+
+    session: str
+    words: int
+    """The words 0 to this less 1 were said."""
+    torn: frozenset[int] = frozenset()
+    """Words whose audio the producer appended so late that silence stood in: they read as damaged,
+    and must not be lost otherwise."""
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """A promise that was broken."""
+
+    session: str
+    rule: Rule
+    detail: str
+
+
+def violations(said: Said, events: Sequence[TurnEvent]) -> list[Violation]:
+    """Return every broken promise about a session that was ended by its producer."""
+    found = [
+        *_words(said, events),
+        *_numbers(events),
+        *_turns(events),
+        *_end(events),
+        *_told(events),
+    ]
+    return [Violation(said.session, rule, detail) for rule, detail in found]
+
+
+def ended_words(events: Sequence[TurnEvent]) -> list[int | str]:
+    """Return the words of all ended turns; a word that is no number is a damaged one."""
+    return [
+        word
+        for event in events
+        if isinstance(event, TurnEnd)
+        for word in words_of(event.transcript)
+    ]
+
+
+Found = tuple[Rule, str]
+
+
+def _words(said: Said, events: Sequence[TurnEvent]) -> Iterator[Found]:
+    heard = ended_words(events)
+    times = Counter(word for word in heard if isinstance(word, int))
+    for word in range(said.words):
+        if not times[word] and word not in said.torn:
+            yield "lost", f"word {word}"
+    for word, count in times.items():
+        if word >= said.words:
+            yield "damaged", f"word {word} was never said"
+        elif count > 1:
+            yield "repeated", f"word {word} {count} times"
+    excused = {f"!{word}" for word in said.torn} | ({"!?"} if said.torn else set())
+    for text in heard:
+        if isinstance(text, str) and text not in excused:
+            yield "damaged", text
+    for before, after in pairwise(times):
+        if after < before:
+            yield "moved", f"word {after} after {before}"
+
+
+def _numbers(events: Sequence[TurnEvent]) -> Iterator[Found]:
+    runs = {event.run for event in events}
+    if len(runs) != 1:
+        yield "run", f"{len(runs)} runs: {', '.join(sorted(runs))}"
+    seqs = [event.seq for event in events]
+    for nth, seq in enumerate(seqs, 1):
+        if seq != nth:
+            yield "seq", f"{seq} in the place of {nth}"
+            return
+
+
+def _turns(events: Sequence[TurnEvent]) -> Iterator[Found]:
+    about = [event for event in events if isinstance(event, _ABOUT_TURNS)]
+    numbers = []
+    for number, group in groupby(about, attrgetter("turn")):
+        numbers.append(number)
+        yield from _turn(number, list(group))
+    if numbers != list(range(len(numbers))):
+        yield "turn", f"turns {numbers} instead of 0, 1, ..."
+
+
+_ABOUT_TURNS: Final = (TurnStart, TurnUpdate, TurnEagerEnd, TurnResume, TurnEnd)
+
+
+def _turn(number: int, events: Sequence[Event]) -> Iterator[Found]:
+    first, *others = events
+    if not isinstance(first, TurnStart):
+        yield "turn", f"turn {number} begins with {_kind(first)}"
+    if any(isinstance(event, TurnStart) for event in others):
+        yield "turn", f"turn {number} starts twice"
+    ends = [nth for nth, event in enumerate(events) if isinstance(event, TurnEnd)]
+    if ends != [len(events) - 1]:
+        yield "turn", f"turn {number}: {len(ends)} ends among {[_kind(event) for event in events]}"
+    for before, after in pairwise(events):
+        if isinstance(before, TurnEagerEnd) and not isinstance(after, TurnResume | TurnEnd):
+            yield "turn", f"turn {number}: {_kind(after)} after an eager end"
+        if isinstance(after, TurnResume) and not isinstance(before, TurnEagerEnd):
+            yield "turn", f"turn {number}: resumed after {_kind(before)}"
+    texts = [text for event in events if (text := getattr(event, "transcript", None)) is not None]
+    for shorter, longer in pairwise(texts):
+        if len(longer) < len(shorter):
+            yield "shrunk", f"turn {number}: {shorter!r} became {longer!r}"
+    updates = [event.transcript for event in events if isinstance(event, TurnUpdate)]
+    for known, update in pairwise(updates):
+        if known == update:
+            yield "turn", f"turn {number}: an update without new text"
+
+
+def _end(events: Sequence[TurnEvent]) -> Iterator[Found]:
+    started = [nth for nth, event in enumerate(events) if isinstance(event, SessionStarted)]
+    if started != [0]:
+        yield "end", f"session.started at {started}"
+    ended = [nth for nth, event in enumerate(events) if isinstance(event, SessionEnded)]
+    if ended != [len(events) - 1]:
+        yield "end", f"session.ended at {ended} of {len(events)} events"
+    turns = sum(isinstance(event, TurnEnd) for event in events)
+    for event in events:
+        if isinstance(event, SessionEnded) and (event.reason, event.turns) != ("end", turns):
+            yield "end", f"ended ({event.reason}) after {event.turns} turns; there were {turns}"
+    connections = [event.connection for event in events]
+    if connections != sorted(connections):
+        yield "end", "connections are not counted up"
+
+
+def _told(events: Sequence[TurnEvent]) -> Iterator[Found]:
+    """Yield what is announced as lost: nothing may be, in a run that loses nothing."""
+    for event in events:
+        if isinstance(event, AudioGap):
+            yield "told", f"a gap of {event.missing_ms} ms ({event.reason})"
+        elif isinstance(event, SessionError) and event.code != "stt_unavailable":
+            yield "told", f"{event.code}: {event.message}"
+
+
+def _kind(event: Event) -> str:
+    return str(event.__struct_config__.tag)

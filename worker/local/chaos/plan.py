@@ -1,0 +1,44 @@
+"""The plan of a chaos run."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is run. The same plan says the same words and breaks the same things again."""
+
+    seed: int = 1
+    turns: Annotated[int, Meta(ge=1)] = 300
+    """Said in all."""
+    sessions: Annotated[int, Meta(ge=1, le=200)] = 16
+    """At once, at most."""
+    workers: Annotated[int, Meta(ge=1, le=16)] = 3
+    lease_ms: Annotated[int, Meta(ge=2_000)] = 2_000
+    latency_ms: Annotated[float, Meta(ge=0)] = 150.0
+    """How late the STT service speaks."""
+    rewording: bool = False
+    """The service words a replay differently, longer and shorter."""
+    every_s: Annotated[float, Meta(gt=0)] = 2.0
+    """Between two faults, on average."""
+    faults: tuple[str, ...] = ()
+    """Those by name; without any, all."""
+    connections: Annotated[int, Meta(ge=0)] = 0
+    """Sockets the service allows the fleet; 0 is no cap."""
+
+    @property
+    def repeat(self) -> str:
+        """Return the options of the command line that ask for this plan."""
+        words = []
+        for name, value in msgspec.structs.asdict(self).items():
+            if value == getattr(Plan(), name) and name not in ("seed", "turns"):
+                continue
+            option = "--" + name.replace("_", "-")
+            if value is True:
+                words.append(option)
+            elif isinstance(value, tuple):
+                words += [option, ",".join(value)]
+            else:
+                words += [option, f"{value:g}"]
+        return " ".join(words)

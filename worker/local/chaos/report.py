@@ -1,0 +1,80 @@
+"""The report of a chaos run."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from worker.local.chaos.checker import WORD_RULES, Violation
+from worker.local.chaos.plan import Plan
+
+_SHOWN = 40
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run did, and what it found."""
+
+    plan: Plan
+    seconds: float
+    faults: dict[str, int]
+    """How many of each kind were applied."""
+    sessions: int
+    turns: int
+    words: int
+    events: int
+    sockets: int
+    """That reached `connected`."""
+    kills: int
+    next_event_ms_p50: int | None
+    """From a kill -9 to the next event of a session it hit inside a turn."""
+    next_event_ms_max: int | None
+    excused: int
+    """Words whose audio the producer appended late, which may be damaged."""
+    violations: tuple[Violation, ...]
+    log: tuple[str, ...]
+    """What the nemesis did, and when."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every promise was kept."""
+        return not self.violations
+
+
+def quantile(ordered: Sequence[int], share: float) -> int | None:
+    """Return the value below which that share of a sorted sequence lies; None of nothing."""
+    if not ordered:
+        return None
+    return ordered[min(len(ordered) - 1, math.floor(share * len(ordered)))]
+
+
+def text_of(report: Report) -> str:
+    """Say it in words."""
+    broken = Counter(violation.rule for violation in report.violations)
+    faults = ", ".join(f"{name} {count}" for name, count in report.faults.items())
+    words = ", ".join(f"{rule} {broken[rule]}" for rule in WORD_RULES)
+    lines = [
+        f"seed {report.plan.seed}, {report.seconds:.0f} s",
+        f"said: {report.sessions} sessions, {report.turns} turns, {report.words} words",
+        f"heard: {report.events} events over {report.sockets} sockets",
+        f"faults: {sum(report.faults.values())} ({faults or 'none'})",
+        f"owner killed inside a turn: {_waits(report)}",
+        f"words: {words}",
+    ]
+    if report.excused:
+        lines.append(f"words whose producer was late: {report.excused}")
+    lines += [
+        f"{violation.rule}: {violation.session} {violation.detail}"
+        for violation in report.violations[:_SHOWN]
+    ]
+    if len(report.violations) > _SHOWN:
+        lines.append(f"and {len(report.violations) - _SHOWN} more")
+    lines.append("kept every promise" if report.ok else f"broke {len(report.violations)} promises")
+    lines.append(f"again: turnbus bench chaos {report.plan.repeat}")
+    return "\n".join(lines) + "\n"
+
+
+def _waits(report: Report) -> str:
+    if report.next_event_ms_p50 is None:
+        return "never"
+    return f"next event p50 {report.next_event_ms_p50} ms, max {report.next_event_ms_max} ms"

@@ -1,0 +1,195 @@
+"""One chaos run, from the first word to the report."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import anyio
+
+from schemas.turns import TurnEnd, TurnEvent, TurnStart
+from worker.bus.connection import patiently
+from worker.errors import TurnbusError
+from worker.local.chaos.checker import Said, Violation, violations
+from worker.local.chaos.history import Heard, History
+from worker.local.chaos.leftovers import leftovers
+from worker.local.chaos.nemesis import Nemesis, check_faults
+from worker.local.chaos.plan import Plan
+from worker.local.chaos.report import Report, quantile
+from worker.local.chaos.rig import Rig, open_rig
+from worker.local.chaos.speaker import Speaker
+from worker.local.chaos.voices import Voice, voices
+
+LANES: Final = ("0", "1")
+_SETTLED_S: Final = 120.0
+"""How long the last sessions may take to end once nothing is broken any more."""
+
+_LOOK_S: Final = 0.1
+
+
+class Progress(Protocol):
+    """Is told how far a run is."""
+
+    def phase(self, text: str) -> None:
+        """Take what begins now."""
+        ...
+
+    def detail(self, text: str) -> None:
+        """Take how far that is."""
+        ...
+
+
+async def chaos(plan: Plan, logs: Path, progress: Progress, module: str = "worker") -> Report:
+    """Run a plan; the workers' logs go to the directory `logs`.
+
+    `module` is what is run in the place of `worker`. Raises TurnbusError if something that should
+    run does not.
+    """
+    check_faults(plan.faults)
+    progress.phase("starting Redis, the STT server and the workers")
+    async with open_rig(plan, logs, module) as rig:
+        return await _Run(plan, rig, progress).run()
+
+
+class _Run:
+    """A run under way."""
+
+    def __init__(self, plan: Plan, rig: Rig, progress: Progress) -> None:
+        self._plan = plan
+        self._rig = rig
+        self._progress = progress
+        self._history = History(rig.redis, rig.keys, LANES)
+        self._nemesis = Nemesis(plan, rig)
+        self._speakers: list[Speaker] = []
+
+    async def run(self) -> Report:
+        self._progress.phase("waiting for the workers")
+        await self._workers_ready()
+        self._progress.phase("speaking, and breaking things")
+        began = anyio.current_time()
+        async with anyio.create_task_group() as reading:
+            reading.start_soon(self._history.run)
+            reading.start_soon(self._tell)
+            async with anyio.create_task_group() as breaking:
+                breaking.start_soon(self._nemesis.run)
+                await self._speak()
+                self._nemesis.stop()
+            self._progress.phase("waiting for the last words")
+            with anyio.move_on_after(_SETTLED_S):
+                await self._history.all_ended({each.voice.session for each in self._speakers})
+            seconds = anyio.current_time() - began
+            await self._stop_workers()
+            await anyio.sleep(1.0)  # what came after an end would be heard
+            reading.cancel_scope.cancel()
+        return await self._report(seconds)
+
+    async def _workers_ready(self) -> None:
+        rig = self._rig
+        with anyio.move_on_after(60):
+            while True:
+                known = await patiently(rig.health, lambda: rig.redis.hlen(rig.keys.workers))
+                if known == len(rig.fleet.slots):
+                    return
+                if rig.fleet.faults:
+                    break
+                await anyio.sleep(_LOOK_S)
+        raise TurnbusError("\n".join(rig.fleet.faults) or "the workers did not start")
+
+    async def _speak(self) -> None:
+        """Say everything, so many sessions at a time."""
+        room = anyio.Semaphore(self._plan.sessions)
+
+        async def speak(voice: Voice) -> None:
+            async with room:
+                speaker = Speaker(self._rig.redis, self._rig.keys, voice)
+                self._speakers.append(speaker)
+                await speaker.run()
+
+        async with anyio.create_task_group() as tasks:
+            for nth, voice in enumerate(voices(self._plan.seed, self._plan.turns)):
+                tasks.start_soon(speak, voice)
+                if nth < self._plan.sessions:
+                    await anyio.sleep(0.1)
+
+    async def _tell(self) -> None:
+        while True:
+            self._progress.detail(
+                f"{self._history.turns} of {self._plan.turns} turns, "
+                f"{len(self._history.ended)} of {len(self._speakers)} sessions ended, "
+                f"{self._nemesis.applied.total()} faults"
+            )
+            await anyio.sleep(_LOOK_S)
+
+    async def _stop_workers(self) -> None:
+        fleet = self._rig.fleet
+        async with anyio.create_task_group() as tasks:
+            for slot in fleet.slots:
+                for life in tuple(slot.lives):
+                    tasks.start_soon(fleet.stop, life)
+
+    # -- what came of it
+
+    async def _report(self, seconds: float) -> Report:
+        found: list[Violation] = []
+        rig, history = self._rig, self._history
+        for speaker in self._speakers:
+            voice = speaker.voice
+            events = history.events(voice.session)
+            found += violations(self._said(speaker), events)
+            if voice.out == "session" and await history.own(voice.lane, voice.session) != events:
+                found.append(Violation(voice.session, "bus", "its own stream differs"))
+        found += await leftovers(rig.redis, rig.keys, [each.voice for each in self._speakers])
+        found += [Violation("", "bus", fault) for fault in rig.fleet.faults]
+        everything = [history.events(speaker.voice.session) for speaker in self._speakers]
+        waits = sorted(self._waits_ms())
+        return Report(
+            plan=self._plan,
+            seconds=seconds,
+            faults=dict(sorted(self._nemesis.applied.items())),
+            sessions=len(self._speakers),
+            turns=sum(isinstance(event, TurnEnd) for events in everything for event in events),
+            words=sum(speaker.voice.words for speaker in self._speakers),
+            events=sum(map(len, everything)),
+            sockets=sum(events[-1].connection for events in everything if events),
+            kills=len(self._nemesis.kills),
+            next_event_ms_p50=quantile(waits, 0.5),
+            next_event_ms_max=quantile(waits, 1.0),
+            excused=sum(len(self._said(speaker).torn) for speaker in self._speakers),
+            violations=tuple(found),
+            log=tuple(self._nemesis.log),
+        )
+
+    def _said(self, speaker: Speaker) -> Said:
+        """Excuse words that a late producer tore, but not for an outage: that is the worker's."""
+        late = frozenset(
+            torn.word
+            for torn in speaker.torn
+            if torn.to_ms - self._back_ms(torn.from_ms, torn.to_ms) > speaker.voice.chunk_ms + 400
+        )
+        return Said(session=speaker.voice.session, words=speaker.voice.words, torn=late)
+
+    def _back_ms(self, from_ms: int, to_ms: int) -> int:
+        """Return when Redis was back in that time, or when it began."""
+        ups = [up for down, up in self._nemesis.outages_ms if down < to_ms and up > from_ms]
+        return max([from_ms, *(min(up, to_ms) for up in ups)])
+
+    def _waits_ms(self) -> Iterator[int]:
+        """Yield the time from each kill to the next event of each session it hit inside a turn."""
+        for kill in self._nemesis.kills:
+            for session in kill.sessions:
+                before, after = _split(self._history.heard[session], kill.at_ms)
+                if after and _inside_turn([heard.event for heard in before]):
+                    yield after[0].at_ms - kill.at_ms
+
+
+def _split(heard: Sequence[Heard], at_ms: int) -> tuple[list[Heard], list[Heard]]:
+    before = [each for each in heard if each.at_ms <= at_ms]
+    return before, list(heard[len(before) :])
+
+
+def _inside_turn(events: Sequence[TurnEvent]) -> bool:
+    for event in reversed(events):
+        if isinstance(event, TurnEnd):
+            return False
+        if isinstance(event, TurnStart):
+            return True
+    return False
