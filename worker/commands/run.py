@@ -56,6 +56,9 @@ async def _serve(settings: Settings, key: str) -> int:
             tasks.start_soon(_obey_signals, worker, settings, tasks)
             await worker.run()
             tasks.cancel_scope.cancel()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # All is handed on. Who asks again while we leave still gets the exit code 0.
+            signal.signal(number, signal.SIG_IGN)
     return 0
 
 
