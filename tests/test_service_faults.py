@@ -1,0 +1,108 @@
+"""Every fault of the service that can be ordered, ordered: no word is lost, none said twice."""
+
+import anyio
+import pytest
+
+from schemas.turns import SessionError, TurnEnd
+from tests.stage import PCM16, Stage, check_order, kinds, words
+from worker.local.engines.script import hush, say
+from worker.local.server.server import TurnsServer
+
+ONCE = [
+    "cut@handshake",
+    "cut=fin@handshake",
+    "cut@opened",
+    "cut@mid-turn",
+    "cut=fin@mid-turn",
+    "cut@between-turns",
+    "cut@flush",
+    "cut@flushed",
+    "cut@bytes=16001",
+    "half-open@mid-turn",
+    "close=1011@mid-turn",
+    "close=1012@between-turns",
+    "close=1000@mid-turn",
+    "error=500@mid-turn",
+    "error=500@opened",
+    "error=400:open@mid-turn",
+    "http=500",
+    "http=503",
+    "http=429",
+    "http=401",
+    "http=402",
+    "connected=late:2s:deaf",
+]
+"""Faults that strike one connection."""
+
+HABITS = ["duplicate", "shrink", "slow-read=40k/s", "pace=2.0"]
+"""Faults of every connection."""
+
+
+async def _play(stage: Stage) -> None:
+    sound = say([0, 1, 2], PCM16) + hush(900, PCM16) + say([3, 4], PCM16) + hush(300, PCM16)
+    await stage.play("call-1", sound)
+
+
+@pytest.mark.parametrize("fault", ONCE)
+async def test_a_fault_that_strikes_once(stage: Stage, stt: TurnsServer, fault: str) -> None:
+    stt.faults.set(f"{fault},count=1")
+    async with stage.worker():
+        await stage.announce("call-1")
+        await _play(stage)
+        events = (await stage.until_ended("call-1"))["call-1"]
+    assert [applied.connections for applied in stt.state().faults] == [1], "it never struck"
+    check_order(events)
+    assert words(events) == [0, 1, 2, 3, 4]
+    assert not any(event.fatal for event in events if isinstance(event, SessionError))
+
+
+@pytest.mark.parametrize("fault", HABITS)
+async def test_a_fault_that_never_stops(stage: Stage, stt: TurnsServer, fault: str) -> None:
+    stt.faults.set(fault)
+    async with stage.worker():
+        await stage.announce("call-1")
+        await _play(stage)
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [0, 1, 2, 3, 4]
+
+
+async def test_cuts_again_and_again(stage: Stage, stt: TurnsServer) -> None:
+    stt.faults.set("cut@mid-turn,count=2", "cut@between-turns,count=1", "cut@flush,count=2")
+    async with stage.worker():
+        await stage.announce("call-1")
+        await _play(stage)
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [0, 1, 2, 3, 4]
+    assert events[-1].connection == 6
+
+
+async def test_an_outage_of_the_service(stage: Stage, stt: TurnsServer) -> None:
+    async with stage.worker(), anyio.create_task_group() as tasks:
+        await stage.announce("call-1")
+        tasks.start_soon(_play, stage)
+        await stage.until("call-1", TurnEnd)
+        async with stt.outage():
+            stt.cut_all()
+            await stage.until("call-1", SessionError)
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [0, 1, 2, 3, 4]
+    assert kinds(events).count("session.error") == 1
+
+
+@pytest.mark.parametrize(
+    "fault", ["http=400", "http=404", "error=400@opened", "close=1008@mid-turn"]
+)
+async def test_a_refusal_for_good(stage: Stage, stt: TurnsServer, fault: str) -> None:
+    stt.faults.set(fault)
+    await stage.play("call-1", say([0, 1, 2], PCM16), pause_s=0)
+    async with stage.worker():
+        await stage.announce("call-1")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    errors = [event for event in events if isinstance(event, SessionError)]
+    assert [error.fatal for error in errors] == [True]
+    (dead,) = await stage.dead()
+    assert dead[b"session"] == b"call-1"
