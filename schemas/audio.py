@@ -18,6 +18,8 @@ MAX_AUDIO_BYTES = 256 * 1024
 MAX_METADATA_BYTES = 4 * 1024
 MAX_KEYTERMS = 100
 MAX_KEYTERM_CHARS = 1_200
+MAX_DIGITS = 18
+"""Of a `seq`: what fits 64 bits whatever is counted."""
 
 SessionId = Annotated[
     str,
@@ -126,6 +128,8 @@ def decode_session(fields: Fields) -> SessionEntry:
 
     Raises `EntryFault` that names the first field at fault.
     """
+    if len(fields.get(b"metadata", b"")) > MAX_METADATA_BYTES:
+        raise EntryFault("metadata", f"is over {MAX_METADATA_BYTES} bytes", "too_large")
     values: dict[str, Any] = {}
     config: dict[str, Any] = {}
     for raw_name, raw in fields.items():
@@ -139,8 +143,6 @@ def decode_session(fields: Fields) -> SessionEntry:
     if config:
         values["config"] = _config(config, strict=False)
     _check_encoding(values.get("encoding"))
-    if len(fields.get(b"metadata", b"")) > MAX_METADATA_BYTES:
-        raise EntryFault("metadata", f"is over {MAX_METADATA_BYTES} bytes", "too_large")
     try:
         entry = msgspec.convert(values, SessionEntry, strict=False)
     except msgspec.ValidationError as error:
@@ -220,6 +222,8 @@ def _text(name: str, raw: bytes) -> str:
 
 
 def _integer(name: str, raw: bytes) -> int:
+    if len(raw) > MAX_DIGITS:
+        raise EntryFault(name, f"is over {MAX_DIGITS} digits")
     try:
         return msgspec.convert(_text(name, raw), int, strict=False)
     except msgspec.ValidationError:
@@ -231,6 +235,8 @@ def _json(name: str, raw: bytes) -> Any:  # noqa: ANN401 - JSON of any shape
         return msgspec.json.decode(raw)
     except msgspec.DecodeError as error:
         raise EntryFault(name, f"is not JSON: {error}") from None
+    except RecursionError:
+        raise EntryFault(name, "nests too deeply") from None
 
 
 def _config(values: Any, *, strict: bool) -> TurnConfig:  # noqa: ANN401 - JSON of any shape

@@ -1,5 +1,7 @@
 """Bad input is refused with a reason, told to whoever can be told, and costs nobody else."""
 
+from typing import Any
+
 import pytest
 
 from schemas.turns import SessionEnded, SessionError, TurnEnd
@@ -18,6 +20,7 @@ BAD_SESSIONS = [
     ({**GOOD, "session": "no spaces"}, "malformed", "session", False),
     ({"encoding": "pcm_s16le", "sample_rate": "16000"}, "missing", "session", False),
     ({"hello": "world"}, "missing", "session", False),
+    ({**GOOD, "metadata": "[" * 2_000 + "]" * 2_000}, "malformed", "metadata", True),
 ]
 
 
@@ -51,6 +54,8 @@ BAD_AUDIO = [
     ({"audio": b"\0\0", "seq": "first"}, "malformed", "seq"),
     ({"config": "{"}, "malformed", "config"),
     ({"config": '{"volume":11}'}, "malformed", "config"),
+    ({"config": "[" * 100_000}, "malformed", "config"),
+    ({"audio": b"\0\0", "seq": "9" * 400}, "malformed", "seq"),
 ]
 
 
@@ -127,3 +132,36 @@ async def test_refused_by_the_service(stage: Stage) -> None:
     assert words(events["call-2"]) == [1]
     (dead,) = await stage.dead()
     assert dead[b"session"] == b"call-1"
+
+
+async def test_fields_of_somebody_elses(stage: Stage) -> None:
+    async with stage.worker():
+        written: dict[Any, Any] = {**GOOD, "session": "call-1", b"\xff\xfe": b"\x00\xff"}
+        await stage.redis.xadd(f"{stage.prefix}:sessions", written)
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
+        events = (await stage.until_ended("call-1"))["call-1"]
+    assert words(events) == [1]
+
+
+@pytest.mark.parametrize("key", ["{0}:state:call-2", "{0}:turns:call-2"])
+@pytest.mark.parametrize("encoding", ["pcm_s16le", "mp3"])
+async def test_keys_that_hold_something_else(
+    stage: Stage, key: str, encoding: str, expected_leftovers: list[str]
+) -> None:
+    expected_leftovers.append("{0}:turns:call-2")
+    await stage.redis.set(f"{stage.prefix}:{key}", "somebody else's")
+    await stage.redis.hset(f"{stage.prefix}:workers", "alien", '{"a":1}')
+    async with stage.worker():
+        await stage.announce_as(
+            {**GOOD, "session": "call-2", "out": "session", "encoding": encoding}
+        )
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
+        events = (await stage.until_ended("call-1"))["call-1"]
+        while not (dead := await stage.dead()):
+            await stage.redis.ping()
+        while await stage.redis.xlen(f"{stage.prefix}:sessions"):
+            await stage.redis.ping()
+    assert words(events) == [1]
+    assert dead[0][b"session"] == b"call-2"
+    await stage.redis.hdel(f"{stage.prefix}:workers", "alien")

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from schemas.audio import decode_session, session_id, session_lane
 from schemas.faults import EntryFault
@@ -56,9 +57,14 @@ class Claimer:
             sample_rate=entry.sample_rate,
         )
         first = msgspec.json.encode(Snapshot(config=entry.config))
-        claim = await patiently(
-            self._host.health, lambda: self._host.intake.claim(owned, entry, started, first)
-        )
+        try:
+            claim = await patiently(
+                self._host.health, lambda: self._host.intake.claim(owned, entry, started, first)
+            )
+        except ResponseError as error:
+            # A key of this session holds something else; nobody can run it.
+            await self._give_up(owned, entry.session, str(error))
+            return None
         if claim.verdict in ("new", "taken"):
             log.info("%s: session %s", entry.session, claim.verdict)
             snapshot = msgspec.json.decode(claim.snapshot, type=Snapshot)
@@ -81,6 +87,13 @@ class Claimer:
             log.info("%s: not claimed (%s)", entry.session, claim.verdict)
         return None
 
+    async def _give_up(self, owned: Owned, session: str, detail: str) -> None:
+        """Settle an entry whose session's keys cannot be used."""
+        self._host.bury(
+            owned.entry, self._host.keys.sessions, session, "keys", detail, owned.fields
+        )
+        await patiently(self._host.health, lambda: self._host.intake.settle(owned.entry))
+
     async def _refuse(self, owned: Owned, fault: EntryFault) -> None:
         """Tell everybody who can be told that a session entry cannot be used."""
         fields = owned.fields
@@ -89,7 +102,10 @@ class Claimer:
             owned.entry, self._host.keys.sessions, session or "", fault.reason, str(fault), fields
         )
         if session is not None and lane is not None:
-            await self._publish_refusal(owned, fault, session, lane)
+            try:
+                await self._publish_refusal(owned, fault, session, lane)
+            except ResponseError as error:
+                log.warning("%s: its refusal cannot be published: %s", session, error)
         await patiently(self._host.health, lambda: self._host.intake.settle(owned.entry))
 
     async def _publish_refusal(

@@ -7,7 +7,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from schemas.audio import Fields, SessionEntry
+from schemas.audio import Fields, SessionEntry, encode_session
 from schemas.keys import GROUP, RELEASED, Keys
 from schemas.turns import (
     DeadEntry,
@@ -137,7 +137,7 @@ class Intake:
                 owned.count,
                 self.nonce,
                 started.run,
-                msgspec.json.encode({k.decode(): v.decode() for k, v in owned.fields.items()}),
+                msgspec.json.encode(encode_session(session)),
                 session.session,
                 encode_event(started),
                 session.traceparent or "",

@@ -46,6 +46,14 @@ async def _closing(connection: C) -> AsyncIterator[C]:
             await connection.aclose()  # type: ignore[no-untyped-call]
 
 
+def _record(raw: bytes) -> WorkerRecord | None:
+    """Read a worker's record; None if it is none of ours, a newer version's say."""
+    try:
+        return msgspec.json.decode(raw, type=WorkerRecord)
+    except msgspec.DecodeError:
+        return None
+
+
 class Liveness:
     """Tells one worker which others died, and others that it lives."""
 
@@ -104,8 +112,9 @@ class Liveness:
     async def _read_records(self, connection: Redis) -> None:
         rows: Any = await connection.hgetall(self._keys.workers)
         self._records = {
-            worker_id.decode(): msgspec.json.decode(record, type=WorkerRecord)
-            for worker_id, record in rows.items()
+            worker_id.decode("utf-8", "replace"): record
+            for worker_id, raw in rows.items()
+            if (record := _record(raw)) is not None
         }
         self.dead &= {record.consumer for record in self._records.values()}
 
