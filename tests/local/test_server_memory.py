@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import re
 import sys
 import tracemalloc
@@ -91,7 +92,9 @@ def alive() -> Counter[type]:
     return Counter({kind: count for kind, count in found.items() if issubclass(kind, PARTS)})
 
 
-async def test_300_short_connections_leave_nothing() -> None:
+async def test_300_short_connections_leave_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    # A record that pytest keeps keeps the frames of its traceback.
+    caplog.set_level(logging.CRITICAL, "worker.local.server.listener")
     tasks = asyncio.all_tasks()
     async with serving(ServerSettings(port=0, idle_timeout_s=0.3)) as server:
         server.faults.set("cut@mid-turn,p=0.2", "half-open@flush,p=0.1")
