@@ -222,7 +222,7 @@ def _text(name: str, raw: bytes) -> str:
 
 
 def _integer(name: str, raw: bytes) -> int:
-    if len(raw) > MAX_DIGITS:
+    if len(raw.removeprefix(b"-")) > MAX_DIGITS:
         raise EntryFault(name, f"is over {MAX_DIGITS} digits")
     try:
         return msgspec.convert(_text(name, raw), int, strict=False)

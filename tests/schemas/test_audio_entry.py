@@ -17,7 +17,7 @@ configs = st.builds(
 entries = st.builds(
     AudioEntry,
     audio=st.binary(max_size=100),
-    seq=st.none() | st.integers(-(2**63), 2**63),
+    seq=st.none() | st.integers(-(10**18) + 1, 10**18 - 1),
     src=st.text(max_size=10),
     config=st.none() | configs,
     end=st.booleans(),
