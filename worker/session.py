@@ -107,6 +107,7 @@ class Session:
             host.redis, host.health, self.audio_key, entry, self._ledger, self._uplink
         )
         self._watchdog = Watchdog()
+        self._epitaph: tuple[str, str] | None = None
         self._held_end: tuple[str, int] | None = None
         self._shedding = Shedding(host.pace.max_lag_s, self._ledger, self._uplink)
         self._gate_member = Keys.gate_member(entry.lane, entry.session)
@@ -282,6 +283,7 @@ class Session:
             while self.phase is not Phase.OVER:
                 await self._step()
             await self._narrator.publisher.drained()
+            self._bury()
             await self._host.gate.leave(self._gate_member)
         finally:
             self.phase = Phase.OVER
@@ -490,14 +492,13 @@ class Session:
         self._narrator.tell(self._tracker.conclude("close"))
         self._narrator.error(code, message, status=status, fatal=True)
         self._finish("error")
-        self._host.bury(
-            self.ownership.fence.entry,
-            self._host.keys.sessions,
-            self._entry.session,
-            code,
-            message,
-            {},
-        )
+        self._epitaph = (code, message)
+
+    def _bury(self) -> None:
+        """Put a session that failed on the dead stream, now that its end is ours for certain."""
+        if self._epitaph is not None:
+            fence, keys = self.ownership.fence, self._host.keys
+            self._host.bury(fence.entry, keys.sessions, self._entry.session, *self._epitaph, {})
 
     def _refuse(self, entry_id: str, fields: Fields, fault: EntryFault) -> None:
         if self._ledger.announce(entry_id):

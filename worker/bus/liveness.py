@@ -94,10 +94,14 @@ class Liveness:
                 self._missed.clear()
 
     async def forget(self, owners: set[str]) -> None:
-        """Take what is left of dead workers off the bus, once they own nothing."""
-        for worker_id, record in list(self._records.items()):
-            if record.consumer in owners:
-                await self._retire(worker_id, record.consumer)
+        """Take what is left of dead workers off the bus, once they own nothing.
+
+        The record may be gone already, or another process's: a worker that was started again
+        writes it anew.
+        """
+        records = {record.consumer: worker_id for worker_id, record in self._records.items()}
+        for owner in owners:
+            await self._retire(records.get(owner), owner)
 
     async def _watch(self, connection: Redis) -> None:
         read_at = 0.0
@@ -142,8 +146,10 @@ class Liveness:
             elif time.time() - record.heartbeat > STALE_S:
                 await self._retire(worker_id, consumer)
 
-    async def _retire(self, worker_id: str, consumer: str) -> None:
-        if await patiently(self._health, lambda: self._intake.retire(consumer)):
+    async def _retire(self, worker_id: str | None, consumer: str) -> None:
+        if not await patiently(self._health, lambda: self._intake.retire(consumer)):
+            return
+        self.dead.discard(consumer)
+        if worker_id is not None:
             await patiently(self._health, lambda: self._intake.forget(worker_id, consumer))
-            self.dead.discard(consumer)
             self._records.pop(worker_id, None)
