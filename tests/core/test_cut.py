@@ -304,6 +304,13 @@ def test_pauses_are_long_or_the_longest() -> None:
     assert pauses(_drawn("####")) == []
 
 
+def test_filler_is_the_only_silence_of_a_producer_that_sends_none() -> None:
+    steady = encode(np.full(8_000, 0.4, np.float32), "pcm_s16le")  # a second without a pause
+    fillers = [(3_200, 300), (16_000, 500)]
+    look = timeline(steady, 0, fillers, Encoding.PCM_S16LE, 8_000)
+    assert look.silent == [False] * 20 + [True] * 30 + [False] * 80 + [True] * 50
+
+
 def test_without_a_sound_or_a_pause_after_it_there_is_no_pair() -> None:
     onset, pause = Onset(500, 0.2), Pause(400, 0.1, 0.5, 7)
     assert choose_pair([], [pause], None) is None

@@ -87,7 +87,9 @@ def timeline(
     """
     size = frame_bytes(encoding, sample_rate)
     levels = loudness(audio, encoding, sample_rate)
-    quiet = quiet_level(levels) if levels else 0
+    filler = [0] * (sum(filler_ms for _, filler_ms in fillers) // FRAME_MS)
+    # Filler may be the only silence there is, in the audio of a producer that sends none.
+    quiet = quiet_level([*levels, *filler]) if levels else 0
     silent = [level <= quiet for level in levels]
     positions = [start + at * size for at in range(len(levels))]
     for position, filler_ms in reversed(fillers):
