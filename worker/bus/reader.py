@@ -19,7 +19,11 @@ BLOCKING_KEYS = 100
 """Up to so many keys a read blocks, for latency; a wake-up costs the server more with each key."""
 
 POLL_S = 0.015
-"""Pause between polls above that."""
+"""Pause between polls above that, and the longest between reads that block."""
+
+PAUSE_PER_KEY_S = 0.0002
+"""Pause between reads that block, for each session beyond the first: a read that names a hundred
+keys should bring more than one chunk."""
 
 PER_KEY = 32
 """Entries of one session per read."""
@@ -109,8 +113,8 @@ class AudioReader:
             for sessions in lanes.values():
                 await self._read(sessions, block)
             self.polled_at = began
-            if block is None:
-                await anyio.sleep(max(0.0, POLL_S - (time.monotonic() - began)))
+            pause = min(POLL_S, PAUSE_PER_KEY_S * (len(wanting) - 1)) if block else POLL_S
+            await anyio.sleep(max(0.0, pause - (time.monotonic() - began)))
 
     async def _read(self, sessions: Sequence[Listening], block: int | None) -> None:
         self._turn += 1
