@@ -70,6 +70,8 @@ class Claimer:
             snapshot = msgspec.json.decode(claim.snapshot, type=Snapshot)
             ownership = Ownership(entry, fence, claim.run, owned.fields)
             return Session(self._host, ownership, claim.seq, snapshot)
+        if claim.verdict == "stale":
+            return await self._outbid(owned, entry.session, claim.seq)
         if claim.verdict in _REFUSED:
             self._host.bury(
                 owned.entry,
@@ -81,11 +83,18 @@ class Claimer:
             )
         if claim.verdict == "over":
             await self._host.gate.leave(Keys.gate_member(entry.lane, entry.session))
-        if claim.verdict in ("over", *_REFUSED):
-            await patiently(self._host.health, lambda: self._host.intake.settle(owned.entry))
-        else:
-            log.info("%s: not claimed (%s)", entry.session, claim.verdict)
+        await patiently(self._host.health, lambda: self._host.intake.settle(owned.entry))
         return None
+
+    async def _outbid(self, owned: Owned, session: str, known: int) -> Session | None:
+        """Claim again with a larger count than the one known, if the entry is ours still."""
+        raised = await patiently(
+            self._host.health, lambda: self._host.intake.outbid(owned, known + 1)
+        )
+        if raised is None:
+            log.info("%s: taken by another worker meanwhile", session)
+            return None
+        return await self.take(raised)
 
     async def _give_up(self, owned: Owned, session: str, detail: str) -> None:
         """Settle an entry whose session's keys cannot be used."""

@@ -87,12 +87,32 @@ async def test_claim_verdicts(bus: Bus) -> None:
 
     later = msgspec.structs.replace(owned, count=2)
     assert (await bus.claim(bus.two, later)).verdict == "taken"
-    assert (await bus.claim(bus.one, owned)).verdict == "stale"
+    outdated = await bus.claim(bus.one, owned)
+    assert (outdated.verdict, outdated.seq) == ("stale", 2), "the count to outbid"
 
     again = msgspec.structs.replace(owned, entry=await bus.announce())
     assert (await bus.claim(bus.two, again)).verdict == "duplicate"
     assert (await bus.claim(bus.two, again, run=owned.entry)).verdict == "taken", "put back"
     assert (await bus.claim(bus.one, later)).verdict == "duplicate", "the old entry is out"
+
+
+async def test_a_claim_outbids_the_one_before_the_group_was_lost(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    await bus.claim(bus.one, msgspec.structs.replace(owned, count=7))
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    assert await bus.two.outbid(owned, 8) is None, "there is no group"
+    await bus.two.ensure_group()
+    (again,) = await bus.two.read_new(1, 10)
+    stale = await bus.claim(bus.two, again)
+    assert (stale.verdict, stale.seq) == ("stale", 7)
+    assert await bus.one.outbid(owned, 8) is None, "not its own"
+    raised = await bus.two.outbid(again, 8)
+    assert raised == msgspec.structs.replace(again, count=8)
+    assert await bus.two.outbid(again, 8) == raised, "the first reply was lost"
+    assert await bus.two.outbid(msgspec.structs.replace(again, count=3), 9) is None
+    assert await bus.owner(owned.entry) == ("two", 8)
+    assert (await bus.claim(bus.two, raised)).verdict == "taken"
 
 
 async def test_session_started_is_published_once(bus: Bus) -> None:

@@ -59,6 +59,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     verdict: str
     seq: int
+    """Of the last event; if the verdict is `stale`, the delivery count that is known."""
     snapshot: bytes
     run: str
 
@@ -148,6 +149,20 @@ class Intake:
         if verdict == b"new":
             await self._redis.sadd(self._keys.lanes, session.lane)
         return Claim(verdict.decode(), seq, kept, run.decode())
+
+    async def outbid(self, owned: Owned, count: int) -> Owned | None:
+        """Raise an entry's delivery count; None if it is not ours any more. Safe to repeat."""
+        try:
+            raised = await scripts.OUTBID(
+                self._redis,
+                [self._keys.sessions],
+                [GROUP, self.consumer, owned.entry, owned.count, count],
+            )
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            return None
+        return msgspec.structs.replace(owned, count=count) if raised else None
 
     async def refuse(
         self,

@@ -10,7 +10,8 @@
 --   over       this very session ended and its owner died before settling the entry; settle it
 --   ended      an earlier session of this id ended; refuse and settle the entry
 --   duplicate  another entry owns the live session; refuse and settle the entry
---   stale      a later claim of the same entry exists; leave the entry alone
+--   stale      a claim of the same entry with this count or a larger one exists; the count known is
+--              in the place of seq
 local function newer(a, b)
   local am, as = string.match(a, "^(%d+)-(%d+)$")
   local bm, bs = string.match(b, "^(%d+)-(%d+)$")
@@ -30,7 +31,7 @@ if status then
   end
   local known = tonumber(state[4])
   if entry == state[3] and (count < known or (count == known and nonce ~= state[5])) then
-    return {"stale", 0, "", state[2]}
+    return {"stale", known, "", state[2]}
   end
   redis.call("HSET", KEYS[1], "entry", entry, "count", count, "nonce", nonce)
   return {"taken", tonumber(state[6]), state[7], state[2]}
