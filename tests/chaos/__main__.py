@@ -31,8 +31,6 @@ def main() -> int:
     plan = Plan(**arguments)
     with tempfile.TemporaryDirectory() as directory, TerminalProgress() as progress:
         report = run_async(partial(chaos, plan, logs or Path(directory), progress, module))
-    if logs is not None:
-        (logs / "nemesis.log").write_text("\n".join(report.log))
     sys.stdout.write(text_of(report))
     return 0 if report.ok else 1
 

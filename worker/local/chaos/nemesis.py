@@ -125,10 +125,7 @@ class Nemesis:
         return self._rng.choice(free) if free else None
 
     def _note(self, what: str) -> None:
-        now = time.time()
-        self.log.append(
-            f"{time.strftime('%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03d} {what}"
-        )
+        self.log.append(f"{clock(time.time_ns() // 1_000_000)} {what}")
 
     # -- workers
 
@@ -407,6 +404,11 @@ class Nemesis:
             if cut:
                 link.cut()
             link.flow()
+
+
+def clock(at_ms: int) -> str:
+    """Write Unix milliseconds as the UTC time of day, as the workers' logs have it."""
+    return f"{time.strftime('%H:%M:%S', time.gmtime(at_ms // 1_000))}.{at_ms % 1_000:03d}"
 
 
 class Fault(NamedTuple):

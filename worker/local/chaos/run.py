@@ -6,13 +6,13 @@ from typing import Final, Protocol
 
 import anyio
 
-from schemas.turns import TurnEnd, TurnEvent, TurnStart
+from schemas.turns import TurnEnd, TurnEvent, TurnStart, encode_event
 from worker.bus.connection import patiently
 from worker.errors import TurnbusError
 from worker.local.chaos.checker import Said, Violation, violations
 from worker.local.chaos.history import Heard, History
 from worker.local.chaos.leftovers import leftovers
-from worker.local.chaos.nemesis import Nemesis, check_faults
+from worker.local.chaos.nemesis import Nemesis, check_faults, clock
 from worker.local.chaos.plan import Plan
 from worker.local.chaos.report import Report, quantile
 from worker.local.chaos.rig import Rig, open_rig
@@ -39,7 +39,7 @@ class Progress(Protocol):
 
 
 async def chaos(plan: Plan, logs: Path, progress: Progress, module: str = "worker") -> Report:
-    """Run a plan; the workers' logs go to the directory `logs`.
+    """Run a plan; what tells how it went, goes to the directory `logs`.
 
     `module` is what is run in the place of `worker`. Raises TurnbusError if something that should
     run does not.
@@ -47,7 +47,20 @@ async def chaos(plan: Plan, logs: Path, progress: Progress, module: str = "worke
     check_faults(plan.faults)
     progress.phase("starting Redis, the STT server and the workers")
     async with open_rig(plan, logs, module) as rig:
-        return await _Run(plan, rig, progress).run()
+        report, history = await _Run(plan, rig, progress).run()
+    keep(report, history, logs)
+    return report
+
+
+def keep(report: Report, history: History, logs: Path) -> None:
+    """Write what the nemesis did, and what was published of each session with a violation."""
+    (logs / "nemesis.log").write_text("\n".join((*report.log, "")))
+    for session in {violation.session for violation in report.violations} - {""}:
+        lines = (
+            f"{clock(heard.at_ms)} {encode_event(heard.event).decode()}\n"
+            for heard in history.heard[session]
+        )
+        (logs / f"{session}.events").write_text("".join(lines))
 
 
 class _Run:
@@ -61,7 +74,7 @@ class _Run:
         self._nemesis = Nemesis(plan, rig)
         self._speakers: list[Speaker] = []
 
-    async def run(self) -> Report:
+    async def run(self) -> tuple[Report, History]:
         self._progress.phase("waiting for the workers")
         await self._workers_ready()
         self._progress.phase("speaking, and breaking things")
@@ -80,7 +93,7 @@ class _Run:
             await self._stop_workers()
             await anyio.sleep(1.0)  # what came after an end would be heard
             reading.cancel_scope.cancel()
-        return await self._report(seconds)
+        return await self._report(seconds), self._history
 
     async def _workers_ready(self) -> None:
         rig = self._rig
