@@ -70,6 +70,30 @@ async def test_redis_does_not_answer(stage: Stage, way: Proxy) -> None:
         await _finish(stage, sound[5 * HALF :])
 
 
+async def test_redis_does_not_answer_at_the_end_of_a_backlog(stage: Stage, way: Proxy) -> None:
+    sound = say(range(11), PCM16)
+    cut = len(sound) - HALF
+    async with stage.worker(redis_url=f"redis://127.0.0.1:{way.port}/0") as worker:
+        await stage.announce("call-2")  # is read for all the time: it has no audio
+        for at in range(0, cut, HALF):
+            await stage.append("call-1", audio=sound[at : at + HALF])
+        await stage.announce("call-1")
+        with anyio.fail_after(30):
+            # So much is left that this session is not read for.
+            while not any(cut - session._uplink.sent < 5 * HALF for session in worker.roster):
+                await anyio.sleep(0.005)
+        for link in way.links:
+            link.stall()
+        await stage.append("call-1", audio=sound[cut:])
+        await anyio.sleep(PAUSE_S)
+        for link in way.links:
+            link.flow()
+        await stage.append("call-1", end="1")
+        await stage.append("call-2", end="1")
+        events = await stage.until_ended("call-1", "call-2")
+    assert words(events["call-1"]) == list(range(11))
+
+
 async def test_redis_is_away_and_back_before_the_producer(stt: TurnsServer) -> None:
     sound = say([0, 1, 2], PCM16) + hush(600, PCM16)
     async with (

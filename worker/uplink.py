@@ -45,6 +45,7 @@ class Uplink:
         self._part = b""  # the beginning of a sample whose rest is in the next chunk
         self._stream: Stream | None = None
         self._chunk_ms = 0.0
+        self._busy_at = 0.0  # when there was audio to send, or no way to send it
         self._filled_since: float | None = None
         self._filled_ms = 0  # of the present stretch of filler
         self.fillers: list[tuple[int, int]] = []
@@ -88,6 +89,7 @@ class Uplink:
     def attach(self, stream: Stream, now: float) -> None:
         """Send on a new socket, from the committed position on."""
         self._stream = stream
+        self._busy_at = now
         self.sent = 0
         self._history.clear()
         self._pacer.restart(now)
@@ -125,6 +127,8 @@ class Uplink:
         if stream is None:
             return False
         allowance = self._pacer.allowance_ms(now)
+        if self._backlog:
+            self._busy_at = now
         while self._backlog:
             head = self._backlog[0]
             if isinstance(head, TurnConfig):
@@ -146,17 +150,21 @@ class Uplink:
             allowance -= ms
         return False
 
-    def fill(self, now: float, silent_since: float, polled_at: float) -> None:
+    def fill(self, now: float, up_since: float, polled_at: float) -> None:
         """Send silence, at real time, if the producer's pause has come to need it.
 
         The pause is known to last until `polled_at`, when Redis was last asked for audio and had
-        none. Whatever happens to us or to Redis, what nobody looked at is not silence.
+        none; Redis answers since `up_since`. Whatever happens to us or to Redis, what nobody looked
+        at is not silence.
         """
         stream = self._stream
-        if stream is None or self._backlog:
+        if stream is None:
+            return
+        if self._backlog or stream.socket.blocked_since is not None:
+            self._busy_at = now  # nobody looks: there is more than enough
             return
         after = max(FILLER_AFTER_S, 2 * self._chunk_ms / 1000)
-        if polled_at - silent_since < after:
+        if polled_at - max(self._busy_at, up_since) < after:
             self._stop_filling()
             return
         if self._filled_since is None:
