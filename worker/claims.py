@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _REFUSED = {
     "ended": "this session has ended; use a new id for each call",
     "duplicate": "this session is live already",
+    "unusable": "a key of this session holds something that is not turnbus's",
 }
 """Verdicts that refuse an entry, and what to say."""
 
@@ -57,14 +58,9 @@ class Claimer:
             sample_rate=entry.sample_rate,
         )
         first = msgspec.json.encode(Snapshot(config=entry.config))
-        try:
-            claim = await patiently(
-                self._host.health, lambda: self._host.intake.claim(owned, entry, started, first)
-            )
-        except ResponseError as error:
-            # A key of this session holds something else; nobody can run it.
-            await self._give_up(owned, entry.session, str(error))
-            return None
+        claim = await patiently(
+            self._host.health, lambda: self._host.intake.claim(owned, entry, started, first)
+        )
         if claim.verdict in ("new", "taken"):
             log.info("%s: session %s", entry.session, claim.verdict)
             snapshot = msgspec.json.decode(claim.snapshot, type=Snapshot)
@@ -95,13 +91,6 @@ class Claimer:
             log.info("%s: taken by another worker meanwhile", session)
             return None
         return await self.take(raised)
-
-    async def _give_up(self, owned: Owned, session: str, detail: str) -> None:
-        """Settle an entry whose session's keys cannot be used."""
-        self._host.bury(
-            owned.entry, self._host.keys.sessions, session, "keys", detail, owned.fields
-        )
-        await patiently(self._host.health, lambda: self._host.intake.settle(owned.entry))
 
     async def _refuse(self, owned: Owned, fault: EntryFault) -> None:
         """Tell everybody who can be told that a session entry cannot be used."""

@@ -32,7 +32,10 @@ async def dial(
             host.stats.connect_failures += 1
             raise
         except SttCredentials as error:
-            host.credentials.refused(error)
+            if settings.model == host.model:
+                host.credentials.refused(error)
+            else:  # what the plan says of another model is not said of ours
+                log.warning("%s: model %s: %s", session, settings.model, error)
             wait = slow.next_s()
         except (SttBusy, SttTransient) as error:
             log.info("%s: %s", session, error)

@@ -1,6 +1,7 @@
 """What a session needs of the worker that runs it."""
 
 import logging
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,10 @@ from worker.stt.cartesia import Service
 log = logging.getLogger(__name__)
 
 
+DOUBT_AFTER_S = 15.0
+"""Age of a refusal of the key after which a worker without sessions tries it again."""
+
+
 class Pace(msgspec.Struct, frozen=True):
     """The times a session goes by."""
 
@@ -44,6 +49,7 @@ class Credentials:
     def __init__(self) -> None:
         self.fault: str | None = None
         """What the service says against the key or the credit; None while it takes them."""
+        self._since = 0.0
 
     def refused(self, error: SttError) -> None:
         """Record a 401, 402 or 403."""
@@ -54,6 +60,12 @@ class Credentials:
                 error,
             )
         self.fault = str(error)
+        self._since = time.monotonic()
+
+    def doubt(self) -> None:
+        """Forget a refusal that is some time ago, so that a session may try again."""
+        if self.fault is not None and time.monotonic() - self._since > DOUBT_AFTER_S:
+            self.fault = None
 
     def accepted(self) -> None:
         """Record a connect."""

@@ -3,7 +3,6 @@
 Decides with `worker.core.cut`, on audio read again from Redis: a session keeps nothing it sent.
 """
 
-import time
 from typing import Any
 
 from redis.asyncio import Redis
@@ -23,7 +22,7 @@ from worker.core.cut import (
 )
 from worker.core.ledger import Ledger
 from worker.core.pcm import FRAME_MS, frame_bytes
-from worker.uplink import Uplink
+from worker.uplink import Moment, Uplink
 
 
 class Seam:
@@ -53,23 +52,22 @@ class Seam:
         self._onsets = []
         self._lag_s = None
 
-    async def turn_started(self) -> None:
-        """Find the sounds that may have caused the `turn.start` that arrived just now."""
-        now, fed, sent = time.monotonic(), self._uplink.fed, self._uplink.sent
-        look = await self._look_back(fed)
-        first = sent - len(look.silent) * self._frame
+    async def turn_started(self, arrival: Moment) -> None:
+        """Find the sounds that may have caused the `turn.start` that arrived then."""
+        look = await self._look_back(arrival)
+        first = arrival.sent - len(look.silent) * self._frame
         self._onsets = []
         for at in onsets(look.silent):
             began = first + at * self._frame
             sent_at = self._uplink.sent_at(began)
             if sent_at is not None:
-                self._onsets.append(Onset(began, now - sent_at))
+                self._onsets.append(Onset(began, arrival.at - sent_at))
 
-    async def cut(self) -> int:
-        """Return the session byte up to which the turn that ended just now covers the audio."""
-        now, fed, sent = time.monotonic(), self._uplink.fed, self._uplink.sent
-        look = await self._look_back(fed)
-        first = sent - len(look.silent) * self._frame
+    async def cut(self, arrival: Moment) -> int:
+        """Return the session byte up to which the turn covers the audio whose end arrived then."""
+        now = arrival.at
+        look = await self._look_back(arrival)
+        first = arrival.sent - len(look.silent) * self._frame
         ends = []
         for start, end in pauses(look.silent):
             decided = min(start + PAUSE_MS // FRAME_MS, end)
@@ -83,16 +81,16 @@ class Seam:
                 )
         pair = choose_pair(self._onsets, ends, self._lag_s)
         if pair is None:
-            return max((pause.middle for pause in ends), default=fed)
+            return max((pause.middle for pause in ends), default=arrival.fed)
         self._lag_s = pair[0].lag_s
         return pair[1].middle
 
-    async def _look_back(self, fed: int) -> Timeline:
-        """Read again what was sent last, up to session byte `fed`."""
-        width = self._entry.encoding.width
+    async def _look_back(self, arrival: Moment) -> Timeline:
+        """Read again what was sent last by then."""
+        width, fed = self._entry.encoding.width, arrival.fed
         start = max(self._ledger.committed_bytes, fed - self._uplink.bytes_of(LOOK_BACK_MS))
         start += -start % width
-        fillers = [filler for filler in self._uplink.fillers if filler[0] >= start]
+        fillers = self._uplink.fillers_of(arrival, start)
         pieces = list(self._ledger.pieces(start, fed))
         audio = b""
         if pieces:

@@ -154,6 +154,8 @@ class Worker:
         log.info("taking sessions as %s", self.host.intake.consumer)
         while not self._draining:
             room = min(CLAIM_AT_MOST, self._settings.max_sessions - len(self.roster))
+            if not len(self.roster):
+                self.host.credentials.doubt()  # nobody is left to find out that they are good again
             if room <= 0 or self.host.credentials.fault is not None:
                 await anyio.sleep(INTAKE_BLOCK_MS / 1000)
                 continue

@@ -41,18 +41,23 @@ from worker.pulse import Pulse
 from worker.seam import Seam
 from worker.shedding import Shedding
 from worker.stt.cartesia import Stream, StreamSettings
-from worker.uplink import Uplink
+from worker.uplink import Moment, Uplink
 
 log = logging.getLogger(__name__)
 
 FLUSH_DEADLINE_S = 10.0
+FLUSH_ROUNDS = 3
+"""Flushes without an answer after which the session ends without one."""
+
+TELL_SHED_AFTER_S = 1.0
+"""How long audio that is kept may take to follow audio that was dropped."""
+
+PACE_REFUSAL_S = 2.0
+"""An in-band refusal that soon after audio was held back is taken for one of its pace."""
 OUTAGE_TOLD_AFTER_S = 3.0
 HEARD_MARGIN_MS = 1_500
 """Audio before an answered ping that may still belong to a turn whose start is on its way: the
 service's lag and the onset it needs."""
-
-REREAD_AFTER_S = 1.0
-"""A wait for a socket after which what was read before it is read again, and judged by its age."""
 
 _INPUTS: dict[type, Input] = {
     cartesia.TurnUpdate: Input.UPDATE,
@@ -107,6 +112,7 @@ class Session:
             host.redis, host.health, self.audio_key, entry, self._ledger, self._uplink
         )
         self._watchdog = Watchdog()
+        self._flushes = 0
         self._epitaph: tuple[str, str] | None = None
         self._held_end: tuple[str, int] | None = None
         self._shedding = Shedding(host.pace.max_lag_s, self._ledger, self._uplink)
@@ -120,6 +126,8 @@ class Session:
         self._stream: Stream | None = None
         now = time.monotonic()
         self._last_audio = now
+        self._newest = ids.START  # of all entries ever read; a replay is no news
+        self._fed_at = now
         self._phase_since = now
         self._outage_told = False
         self._pulse = Pulse(now)
@@ -156,6 +164,8 @@ class Session:
 
     def feed(self, entries: Entries, now: float) -> None:
         """Take entries that follow the cursor."""
+        if self.phase in (Phase.FLUSHING, Phase.OVER):
+            return  # read again, if it is wanted, once the flush is over
         for raw_id, fields in entries:
             entry_id = raw_id.decode()
             self.cursor = entry_id
@@ -163,7 +173,10 @@ class Session:
                 self._take(entry_id, decode_audio(fields))
             except EntryFault as fault:
                 self._refuse(entry_id, fields, fault)
-        self._last_audio = now
+        self._fed_at = now
+        if ids.order(self.cursor) > ids.order(self._newest):
+            self._newest = self.cursor
+            self._last_audio = now
         if self.phase is Phase.LIVE:
             self.drain(now)
         else:
@@ -237,13 +250,26 @@ class Session:
         heard = self._pulse.beat(stream.socket, now, self._uplink.fed)
         if heard is not None:
             self._settle_silence(heard)
+        if now - self._fed_at > TELL_SHED_AFTER_S:
+            self._tell_shed(self._ledger.taken)
         if self.phase is Phase.FLUSHING:
             if now - self._phase_since > FLUSH_DEADLINE_S:
-                stream.socket.abort(f"not flushed within {FLUSH_DEADLINE_S:g} s")
+                self._give_up_flush(stream)
         elif self._tracker.open or self._tracker.heard:
             self._keep_turn_moving(stream, now)
         elif now - self._last_audio > self._host.pace.park_s:
             self._flush(stream)
+
+    def _give_up_flush(self, stream: Stream) -> None:
+        """Flush again on a new socket; at last, end what the service will not."""
+        self._flushes += 1
+        if self._flushes >= FLUSH_ROUNDS:
+            log.warning("%s: the service does not flush; given up", self._entry.session)
+            if self._tracker.open:
+                unheard = self._uplink.fed - self._tracker.grown_at
+                self._narrator.gap(int(self._uplink.ms_of(max(0, unheard))), "watchdog")
+            self._conclude("watchdog")
+        stream.socket.abort(f"not flushed within {FLUSH_DEADLINE_S:g} s")
 
     def _keep_turn_moving(self, stream: Stream, now: float) -> None:
         """Fill in for a producer that stopped; see to a service that is stuck."""
@@ -252,7 +278,8 @@ class Session:
         timeout_ms = self._host.turn.merged(self._configs.current).turn_end_timeout_ms
         sent_ms = self._uplink.ms_of(self._uplink.sent)
         bark = self._watchdog.look(self._tracker.state.turn, sent_ms, timeout_ms)
-        if bark is Bark.NO:
+        behind = self._uplink.fed < self._tracker.grown_at  # of what consumers saw of it
+        if bark is Bark.NO or not stream.socket.open or (bark is Bark.END and behind):
             return
         log.warning("%s: the open turn is stuck; %s", self._entry.session, bark.value)
         if bark is Bark.END:
@@ -363,8 +390,8 @@ class Session:
 
     def _connected(self, stream: Stream) -> None:
         now = time.monotonic()
-        if now - self._phase_since > REREAD_AFTER_S:
-            self._set_back()
+        if self._shedding.is_late(self._ledger.oldest):
+            self._set_back()  # and judge all of it by its age
         self._connection += 1
         self._request_id = stream.request_id
         self._outage_told = False
@@ -381,9 +408,14 @@ class Session:
         """Publish what the service says until it closes after our `close`."""
         while (message := await stream.receive()) is not None:
             self._release_end(final=False)
+            # It may have waited for us, and we for Redis, while more was sent.
+            arrival = self._uplink.moment(stream.socket.received_at)
             match message:
                 case cartesia.Error() if self.phase is Phase.FLUSHING:
                     break  # nothing more will come of what was sent
+                case cartesia.Error() if self._uplink.paced_within(PACE_REFUSAL_S):
+                    self._uplink.slow_down()
+                    raise SttTransient(f"refused while catching up: {message.message}", status=400)
                 case cartesia.Error():
                     self._narrator.error(
                         message.error_code or "stt_error",
@@ -393,15 +425,15 @@ class Session:
                 case cartesia.Unknown():
                     self._host.stats.provider_unknown += 1
                 case cartesia.TurnStart():
-                    self._hear(Input.START, None)
-                    await self._seam.turn_started()
+                    self._hear(Input.START, None, arrival)
+                    await self._seam.turn_started(arrival)
                 case cartesia.TurnEnd():
-                    await self._hear_end(message)
+                    await self._hear_end(message, arrival)
                 case cartesia.Connected():
                     pass
                 case _:
-                    self._hear(_INPUTS[type(message)], getattr(message, "transcript", None))
-            self._backoff.reset()
+                    text = getattr(message, "transcript", None)
+                    self._hear(_INPUTS[type(message)], text, arrival)
             self._watchdog.said(self._uplink.ms_of(self._uplink.sent))
         self._release_end(final=True)
         if self.phase is not Phase.FLUSHING:
@@ -414,6 +446,7 @@ class Session:
 
     async def _lose(self, error: SttError) -> None:
         if is_idle_close(error.status, str(error)):
+            await self._host.gate.leave(self._gate_member)
             return
         self._host.stats.sockets_lost += 1
         if isinstance(error, SttPermanent):
@@ -425,19 +458,20 @@ class Session:
 
     def _flush(self, stream: Stream) -> None:
         self._enter(Phase.FLUSHING)
+        self.epoch += 1  # a read may be under way
         stream.send_close()
 
     # -- what is said, and what it covers
 
-    def _hear(self, said: Input, text: str | None) -> None:
-        self._narrator.tell(self._tracker.hear(said, text, self._uplink.fed))
+    def _hear(self, said: Input, text: str | None, arrival: Moment) -> None:
+        self._narrator.tell(self._tracker.hear(said, text, arrival.fed))
 
-    async def _hear_end(self, message: cartesia.TurnEnd) -> None:
-        fed = self._uplink.fed
+    async def _hear_end(self, message: cartesia.TurnEnd, arrival: Moment) -> None:
+        fed = arrival.fed
         if not self._tracker.will_end(message.transcript, fed):
-            self._narrator.tell(self._tracker.hear(Input.END, message.transcript, fed))
+            self._hear(Input.END, message.transcript, arrival)
             return
-        cut = await self._seam.cut()
+        cut = await self._seam.cut(arrival)
         if self.phase is Phase.FLUSHING:
             # It covers all that was sent, unless another turn follows: the next message tells.
             self._held_end = (message.transcript, cut)
@@ -460,6 +494,8 @@ class Session:
     def _cover(self, position: int, drafts: list[Draft], reason: EndReason) -> None:
         if self._ledger.commit_to(position):
             self._uplink.committed()
+            self._backoff.reset()
+            self._flushes = 0
         self._narrator.tell([msgspec.structs.replace(draft, reason=reason) for draft in drafts])
         self._narrator.publisher.touch()
 

@@ -21,11 +21,16 @@ class Shedding:
         self._size = 0
         self._tail = b""
 
+    def is_late(self, entry_id: str | None) -> bool:
+        """Say whether an entry is too old to be transcribed."""
+        if not self._max_lag_s or entry_id is None:
+            return False
+        return time.time() - ids.milliseconds(entry_id) / 1000 > self._max_lag_s
+
     def drops(self, entry_id: str, audio: bytes) -> bool:
         """Say whether this audio, just taken in, is dropped."""
         kept_before = not self._uplink.empty or self._uplink.fed > self._ledger.committed_bytes
-        age = time.time() - ids.milliseconds(entry_id) / 1000
-        if not self._max_lag_s or kept_before or age <= self._max_lag_s:
+        if kept_before or not self.is_late(entry_id):
             return False
         self._size += len(audio)
         self._tail = audio[-8:]

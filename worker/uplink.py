@@ -4,7 +4,9 @@ Holds the little audio that was read and not yet sent, paces it, keeps samples w
 silence where the producer stopped inside a turn: the service's clock is the audio it receives.
 """
 
+import time
 from collections import deque
+from typing import NamedTuple
 
 from schemas.audio import Encoding, TurnConfig
 from worker.core.ledger import Ledger
@@ -23,9 +25,20 @@ FILLER_AFTER_S = 0.5
 
 FILLER_STEP_MS = 100
 
-HISTORY = 128
+HISTORY = 100
 HISTORY_STEP_S = 0.03
 """How finely it is remembered when what was sent: a few seconds in all."""
+
+
+class Moment(NamedTuple):
+    """How far one socket was at some time."""
+
+    at: float
+    """On the monotonic clock."""
+    sent: int
+    """Bytes sent on this socket, filler included."""
+    fed: int
+    """Bytes of the session sent on this socket, counted from the session's first."""
 
 
 class Uplink:
@@ -45,6 +58,7 @@ class Uplink:
         self._part = b""  # the beginning of a sample whose rest is in the next chunk
         self._stream: Stream | None = None
         self._chunk_ms = 0.0
+        self._paced_at = float("-inf")  # when audio was last held back
         self._busy_at = 0.0  # when there was audio to send, or no way to send it
         self._filled_since: float | None = None
         self._filled_ms = 0  # of the present stretch of filler
@@ -54,7 +68,7 @@ class Uplink:
         """Bytes of the session sent on this socket, counted from the session's first."""
         self.sent = 0
         """Bytes sent on this socket, filler included."""
-        self._history: deque[tuple[float, int]] = deque(maxlen=HISTORY)
+        self._history: deque[Moment] = deque(maxlen=HISTORY)
 
     @property
     def fed_ms(self) -> int:
@@ -90,6 +104,7 @@ class Uplink:
         """Send on a new socket, from the committed position on."""
         self._stream = stream
         self._busy_at = now
+        self._paced_at = float("-inf")
         self.sent = 0
         self._history.clear()
         self._pacer.restart(now)
@@ -117,6 +132,14 @@ class Uplink:
         self._chunk_ms = len(audio) / self._bytes_per_ms
         self._stop_filling()
 
+    def paced_within(self, seconds: float) -> bool:
+        """Whether audio had to be held back, on this socket, so short a time ago."""
+        return time.monotonic() - self._paced_at <= seconds
+
+    def slow_down(self) -> None:
+        """Catch up no faster than real time from here on."""
+        self._pacer.slow_down()
+
     def take_config(self, config: TurnConfig) -> None:
         """Hold a change of settings, to be sent in its place between the audio."""
         self._backlog.append(config)
@@ -139,6 +162,7 @@ class Uplink:
             if ms > 2 * SLICE_MS:
                 ms = SLICE_MS
             if ms > allowance or stream.socket.blocked_since is not None:
+                self._paced_at = now
                 return True
             size = len(head) if ms * self._bytes_per_ms >= len(head) else self._slice()
             self._backlog.popleft()
@@ -171,7 +195,7 @@ class Uplink:
             self._filled_since = polled_at - FILLER_STEP_MS / 1000
         while (polled_at - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
             samples = self.bytes_of(FILLER_STEP_MS) // self._width
-            self._send_bytes(stream, self._silence * samples, now)
+            self._send_bytes(stream, self._silence * samples, now, own=0)
             self._filled_ms += FILLER_STEP_MS
             self._note_filler()
 
@@ -186,24 +210,39 @@ class Uplink:
 
     def sent_at(self, sent: int) -> float | None:
         """Return when byte `sent` of this socket went out; None if that is forgotten."""
-        forgotten = self._history[0][1] if len(self._history) == HISTORY else 0
+        forgotten = self._history[0].sent if len(self._history) == HISTORY else 0
         if not self._history or sent < forgotten:
             return None
-        return next((at for at, upto in self._history if upto > sent), self._history[-1][0])
+        return next((then.at for then in self._history if then.sent > sent), self._history[-1].at)
 
-    def sent_by(self, at: float) -> int:
-        """Return how many bytes this socket had sent at that time."""
-        return next((upto for when, upto in reversed(self._history) if when <= at), 0)
+    def moment(self, at: float) -> Moment:
+        """Say how far this socket was at that time, a little while ago at most."""
+        for then in reversed(self._history):
+            if then.at <= at:
+                return Moment(at, then.sent, then.fed)
+        return Moment(at, 0, self._ledger.committed_bytes)
 
-    def _send_bytes(self, stream: Stream, audio: bytes, now: float) -> None:
+    def fillers_of(self, moment: Moment, start: int) -> list[tuple[int, int]]:
+        """Return the filler sent by then, from session byte `start` on."""
+        fillers = [filler for filler in self.fillers if filler[0] >= start]
+        since_ms = int(self.ms_of((self.sent - moment.sent) - (self.fed - moment.fed)))
+        while since_ms > 0 and fillers:
+            position, filler_ms = fillers.pop()
+            if filler_ms > since_ms:
+                fillers.append((position, filler_ms - since_ms))
+            since_ms -= filler_ms
+        return fillers
+
+    def _send_bytes(self, stream: Stream, audio: bytes, now: float, own: int) -> None:
+        """Send whole samples, `own` bytes of which are the session's."""
         stream.send_audio(audio)
         self._stats.bytes += len(audio)
         self.sent += len(audio)
+        self.fed += own
         history = self._history
-        if history and now - history[-1][0] < HISTORY_STEP_S:
-            history[-1] = (history[-1][0], self.sent)
-        else:
-            history.append((now, self.sent))
+        if history and now - history[-1].at < HISTORY_STEP_S:
+            now = history.pop().at
+        history.append(Moment(now, self.sent, self.fed))
 
     def _send(self, stream: Stream, audio: bytes, now: float) -> None:
         if self._part:
@@ -214,8 +253,7 @@ class Uplink:
             self._part = audio[-rest:]
             audio = audio[:-rest]
         if audio:
-            self._send_bytes(stream, audio, now)
-            self.fed += len(audio)
+            self._send_bytes(stream, audio, now, own=len(audio))
 
     def _note_filler(self) -> None:
         if self.fillers and self.fillers[-1][0] == self.fed:

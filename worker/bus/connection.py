@@ -24,6 +24,7 @@ T = TypeVar("T")
 READ_BLOCK_MS = 50
 """Longest blocking read: far below the socket timeout, so that a wait never looks like a fault."""
 
+MAX_CONNECTIONS = 32
 _SOCKET_TIMEOUT_S = 5.0
 _WAIT_PREFIXES = (
     "OOM",

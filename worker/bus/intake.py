@@ -1,5 +1,6 @@
 """Session intake: who owns which session, told by the pending list of `stt:sessions`."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from schemas.turns import (
     event_type,
 )
 from worker.bus import scripts
+
+log = logging.getLogger(__name__)
 
 DEAD_MAXLEN = 10_000
 ADOPT_AT_MOST = 50
@@ -146,8 +149,8 @@ class Intake:
                 snapshot,
             ],
         )
-        if verdict == b"new":
-            await self._redis.sadd(self._keys.lanes, session.lane)
+        if verdict in (b"new", b"taken"):
+            await self._write("SADD", self._keys.lanes, session.lane)
         return Claim(verdict.decode(), seq, kept, run.decode())
 
     async def outbid(self, owned: Owned, count: int) -> Owned | None:
@@ -239,7 +242,19 @@ class Intake:
 
     async def register(self, worker_id: str, record: WorkerRecord) -> None:
         """Publish this worker's record."""
-        await self._redis.hset(self._keys.workers, worker_id, msgspec.json.encode(record))
+        await self._write("HSET", self._keys.workers, worker_id, msgspec.json.encode(record))
+
+    async def _write(self, command: str, key: str, *args: str | bytes) -> None:
+        """Write a little bookkeeping, also to a full Redis.
+
+        What it is for can do without: a key that holds another type is told, and left.
+        """
+        try:
+            await scripts.WRITE(self._redis, [key], [command, *args])
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            log.warning("%s is not turnbus's and is left alone: %s", key, error)
 
     async def retire(self, consumer: str) -> bool:
         """Remove a consumer unless it owns entries; return whether it is gone."""

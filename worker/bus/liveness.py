@@ -29,6 +29,9 @@ LOOK_S = 0.1
 RECORDS_S = 1.0
 """How often the list of workers is read."""
 
+CLOCKS_S = 1.5
+"""How far the clocks of two workers may be apart before one is thought to speak after its death."""
+
 STALE_S = 60.0
 """Age of a heartbeat after which a record without a subscriber is nobody's."""
 
@@ -64,6 +67,8 @@ class Liveness:
         self._intake = intake
         self._seen: set[str] = set()
         self._missed: set[str] = set()
+        self._declared: dict[str, float] = {}  # Unix seconds from which a heartbeat disproves it
+        self._distrusted: set[str] = set()  # consumers whose subscription failed without them
         self.dead: set[str] = set()
         """Consumers whose process is gone and whose entries may be taken over."""
         self._records: dict[str, WorkerRecord] = {}
@@ -120,7 +125,15 @@ class Liveness:
             for worker_id, raw in rows.items()
             if (record := _record(raw)) is not None
         }
-        self.dead &= {record.consumer for record in self._records.values()}
+        alive = {
+            record.consumer
+            for record in self._records.values()
+            if record.heartbeat > self._declared.get(record.consumer, float("inf"))
+        }
+        if wrong := self.dead & alive:
+            log.warning("%s live after all; their leases decide from here on", sorted(wrong))
+        self._distrusted |= self.dead & alive
+        self.dead = (self.dead & {record.consumer for record in self._records.values()}) - alive
 
     async def _count(self, connection: Redis) -> None:
         others = {
@@ -138,7 +151,8 @@ class Liveness:
                 self._seen.add(consumer)
                 self._missed.discard(consumer)
                 self.dead.discard(consumer)
-            elif consumer in self._missed and consumer not in self.dead:
+            elif consumer in self._missed and consumer not in self.dead | self._distrusted:
+                self._declared[consumer] = time.time() + CLOCKS_S
                 log.warning("worker %s is dead; its sessions are taken over", worker_id)
                 self.dead.add(consumer)
             elif consumer in self._seen:

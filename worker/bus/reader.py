@@ -29,7 +29,11 @@ PER_KEY = 32
 """Entries of one session per read."""
 
 READ_AT_MOST = 8 * 1024 * 1024
-"""Bytes a reply may hold, judged by the largest entry seen."""
+"""Bytes a reply may hold, judged by the largest entry seen lately."""
+
+TYPICAL = 4096
+FORGET = 0.99
+"""How much of the largest entry is believed in after each round of reads."""
 
 Entries = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
 
@@ -79,7 +83,7 @@ class AudioReader:
         self._health = health
         self._sessions: dict[str, Listening] = {}
         self._wake = anyio.Event()
-        self._largest = 4096
+        self._largest = float(TYPICAL)
         self._turn = 0
         self.polled_at = 0.0
         """When the last complete round of reads began, on the monotonic clock."""
@@ -120,14 +124,15 @@ class AudioReader:
         self._turn += 1
         first = self._turn % len(sessions)
         rotated = [*sessions[first:], *sessions[:first]]
-        per_read = max(1, READ_AT_MOST // self._largest)
+        self._largest = max(float(TYPICAL), self._largest * FORGET)
+        per_read = max(1, int(READ_AT_MOST / self._largest))
         for at in range(0, len(rotated), per_read):
             await self._read_some(rotated[at : at + per_read], block)
 
     async def _read_some(self, sessions: Sequence[Listening], block: int | None) -> None:
         asked = {session.audio_key: (session, session.epoch) for session in sessions}
         cursors: dict[Any, Any] = {session.audio_key: session.cursor for session in sessions}
-        count = max(1, min(PER_KEY, READ_AT_MOST // (self._largest * len(sessions))))
+        count = max(1, min(PER_KEY, int(READ_AT_MOST / self._largest / len(sessions))))
         try:
             reply: Any = await patiently(
                 self._health, lambda: self._redis.xread(cursors, count=count, block=block)

@@ -163,6 +163,11 @@ class Ledger:
         self._committed_bytes = position
         return True
 
+    @property
+    def oldest(self) -> str | None:
+        """Return the first entry whose audio is taken in and not committed."""
+        return self._pieces[0].entry if self._pieces else None
+
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """Yield the uncommitted pieces that hold any byte from `start` up to `end`."""
         return (piece for piece in self._pieces if piece.end > start and piece.start < end)

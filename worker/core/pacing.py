@@ -19,6 +19,11 @@ class Pacer:
         self._tokens = self._burst_ms
         self._at = now
 
+    def slow_down(self) -> None:
+        """Send no faster than real time from here on: the service refuses more."""
+        if self._speed == 0 or self._speed > 1:
+            self._speed = 1.0
+
     def allowance_ms(self, now: float) -> float:
         """Milliseconds of audio that may be sent now."""
         if self._speed == 0:

@@ -54,7 +54,7 @@ class Socket(asyncio.Protocol):
         self._protocol = protocol
         self._headers = headers
         self._transport: asyncio.Transport | None = None
-        self._texts: deque[str] = deque()
+        self._texts: deque[tuple[str, float]] = deque()
         self._partial: list[bytes] = []
         self._arrived = anyio.Event()
         self._lost = False
@@ -64,6 +64,8 @@ class Socket(asyncio.Protocol):
         self.response: Response | None = None
         self.heard_at = time.monotonic()
         """When the peer last sent anything, on the monotonic clock."""
+        self.received_at = self.heard_at
+        """When the message that `receive` returned last came in, on the monotonic clock."""
         self.blocked_since: float | None = None
         """Since when the peer takes no more bytes, on the monotonic clock; None if it does."""
 
@@ -144,7 +146,8 @@ class Socket(asyncio.Protocol):
                 raise self._closed()
             self._arrived = anyio.Event()
             await self._arrived.wait()
-        return self._texts.popleft()
+        text, self.received_at = self._texts.popleft()
+        return text
 
     def abort(self, reason: str) -> None:
         """Drop the connection without a closing handshake."""
@@ -211,7 +214,8 @@ class Socket(asyncio.Protocol):
             self._partial.append(bytes(frame.data))
             if frame.fin:
                 # The service sends text only; stray bytes become a message nobody knows.
-                self._texts.append(b"".join(self._partial).decode("utf-8", "replace"))
+                text = b"".join(self._partial).decode("utf-8", "replace")
+                self._texts.append((text, self.heard_at))
                 self._partial.clear()
 
     def _flush(self) -> None:

@@ -12,6 +12,7 @@
 --   duplicate  another entry owns the live session; refuse and settle the entry
 --   stale      a claim of the same entry with this count or a larger one exists; the count known is
 --              in the place of seq
+--   unusable   a key of this session holds another type; nothing was written
 local function newer(a, b)
   local am, as = string.match(a, "^(%d+)-(%d+)$")
   local bm, bs = string.match(b, "^(%d+)-(%d+)$")
@@ -19,6 +20,14 @@ local function newer(a, b)
   return am > bm or (am == bm and as > bs)
 end
 
+local function holds(key, kind)
+  local found = redis.call("TYPE", key).ok
+  return found == "none" or found == kind
+end
+
+if not (holds(KEYS[1], "hash") and holds(KEYS[2], "stream") and holds(KEYS[3], "stream")) then
+  return {"unusable", 0, "", ARGV[4]}
+end
 local entry, count, nonce, run = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local state = redis.call("HMGET", KEYS[1], "status", "run", "entry", "count", "nonce", "seq", "snapshot")
 local status = state[1]

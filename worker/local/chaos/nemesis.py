@@ -316,7 +316,7 @@ class Nemesis:
         with self._hold(slot.name):
             seconds = self._rng.uniform(0.3, 3.0) * self._lease_s
             self._note(f"part {slot.name} from Redis for {seconds:.1f} s")
-            await self._stall(slot.redis.links, seconds)
+            await self._stall(slot.redis.links, seconds, flows=self._rng.random() < 0.5)
         return True
 
     async def _group_destroyed(self) -> bool:
@@ -372,11 +372,16 @@ class Nemesis:
         return bool(links)
 
     async def _stt_stall(self) -> bool:
-        """Leave sockets half open: for a while, or until the worker has had enough."""
+        """Leave sockets half open until they are cut, or the worker has had enough.
+
+        What comes later than a second is beyond what a worker tolerates, so a longer stall ends
+        in a cut.
+        """
         links = self._rig.stt_proxy.some(self._rng, 0.5)
-        seconds = self._rng.choice((0.3, 1.0, 2.0, 4.0, 12.0))
-        self._note(f"stall {len(links)} STT sockets for {seconds} s")
-        await self._stall(set(links), seconds)
+        most_s = max(0.1, 0.9 - self._plan.latency_ms / 1_000)
+        seconds = self._rng.choice((most_s / 2, most_s, 2.0, 4.0, 12.0))
+        self._note(f"stall {len(links)} STT sockets for {seconds:.1f} s")
+        await self._stall(set(links), seconds, flows=seconds <= most_s)
         return bool(links)
 
     async def _stt_outage(self, answer: bytes | None = None) -> bool:
@@ -394,16 +399,17 @@ class Nemesis:
     async def _stt_503(self) -> bool:
         return await self._stt_outage(_NO_SERVICE)
 
-    async def _stall(self, links: set[Link], seconds: float) -> None:
+    async def _stall(self, links: set[Link], seconds: float, *, flows: bool) -> None:
+        """Let nothing through; then all that waited, or nothing ever."""
         stalled = set(links)
         for link in stalled:
             link.stall()
         await anyio.sleep(seconds)
-        cut = self._rng.random() < 0.5
         for link in stalled:
-            if cut:
+            if flows:
+                link.flow()
+            else:
                 link.cut()
-            link.flow()
 
 
 def clock(at_ms: int) -> str:
