@@ -93,3 +93,13 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 1
+
+
+def test_a_command_whose_parts_are_not_installed_says_so() -> None:
+    code = (
+        "import sys; sys.modules['numpy'] = None; from worker.cli import main; "
+        "sys.exit(main(['stt-server', '--help']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "turnbus: this command needs numpy: pip install 'turnbus[local]'\n"

@@ -40,7 +40,7 @@ _REDIS_CLI = """\
 # Stands in where there is no redis-cli: sends one command as it does, `-x` included. A client
 # library would take longer to import than a chunk lasts.
 import socket, sys
-arguments = [argument.encode() for argument in sys.argv[1:]]
+arguments = [argument.encode() for argument in sys.argv[1:] if argument != "-e"]
 if arguments[0] == b"-x":
     arguments = [*arguments[1:], sys.stdin.buffer.read()]
 with socket.create_connection(("127.0.0.1", {port})) as redis:

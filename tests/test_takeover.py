@@ -5,6 +5,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from redis.asyncio import Redis
 
 from schemas.turns import SessionError, SessionStarted, TurnStart, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, kinds, words
@@ -35,8 +36,12 @@ async def test_a_socket_cut_inside_a_turn(stage: Stage) -> None:
     assert events[-1].connection == 2
 
 
-@pytest.mark.parametrize("noticed", ["by its lease", "at once"])
-async def test_killed_inside_a_turn(stage: Stage, tmp_path: Path, noticed: str) -> None:
+@pytest.mark.parametrize(
+    ("noticed", "second"), [("by its lease", "two"), ("at once", "two"), ("at once", "one")]
+)
+async def test_killed_inside_a_turn(
+    stage: Stage, tmp_path: Path, noticed: str, second: str
+) -> None:
     lease_ms = "2000" if noticed == "by its lease" else "30000"
     async with (
         stage.worker_process("one", tmp_path / "one", lease_ms=lease_ms) as first,
@@ -45,10 +50,10 @@ async def test_killed_inside_a_turn(stage: Stage, tmp_path: Path, noticed: str) 
         await stage.announce("call-1")
         tasks.start_soon(stage.play, "call-1", _speech(4))
         await stage.until("call-1", TurnUpdate, 4)
-        async with stage.worker_process("two", tmp_path / "two", lease_ms=lease_ms):
+        async with stage.worker_process(second, tmp_path / "two", lease_ms=lease_ms):
             if noticed == "at once":
                 # Long enough for the second to have seen the first alive.
-                while await stage.redis.hlen(f"{stage.prefix}:workers") < 2:
+                while len(await stage.redis.pubsub_channels(f"{stage.prefix}:alive:*")) < 2:
                     await anyio.sleep(0.05)
                 await anyio.sleep(1.5)
             first.send_signal(signal.SIGKILL)
@@ -57,7 +62,7 @@ async def test_killed_inside_a_turn(stage: Stage, tmp_path: Path, noticed: str) 
     assert words(events) == list(range(12))
     assert kinds(events).count("session.started") == 1
     assert events[-1].connection == 2
-    assert ("worker one is dead" in (tmp_path / "two").read_text()) is (noticed == "at once")
+    assert ("is dead" in (tmp_path / "two").read_text()) is (noticed == "at once")
     assert await stage.redis.exists(f"{stage.prefix}:workers") == 0, "the dead one is forgotten"
 
 
@@ -98,38 +103,38 @@ async def test_a_paused_worker_wakes_up_fenced(stage: Stage, tmp_path: Path) -> 
 
 
 async def test_redis_is_not_there_yet(stt: TurnsServer) -> None:
-    async with EmbeddedRedis.start(append_only=True) as server:
+    async with (
+        EmbeddedRedis.start(append_only=True) as server,
+        Redis.from_url(server.url, protocol=2) as redis,
+    ):
         await server.kill()
-        from redis.asyncio import Redis
-
-        async with Redis.from_url(server.url, protocol=2) as redis:
-            stage = Stage(redis, server.url, "stt", stt.url)
-            async with stage.worker() as worker:
-                while worker.health.up:
-                    await anyio.sleep(0.05)
-                assert worker.readiness.reasons[0].startswith("redis: ")
-                await server.restart()
-                await stage.announce("call-1")
-                await stage.play("call-1", say([1], PCM16), pause_s=0)
-                events = (await stage.until_ended("call-1"))["call-1"]
-                assert worker.readiness.ready
+        stage = Stage(redis, server.url, "stt", stt.url)
+        async with stage.worker() as worker:
+            while worker.health.up:
+                await anyio.sleep(0.05)
+            assert worker.readiness.reasons[0].startswith("redis: ")
+            await server.restart()
+            await stage.announce("call-1")
+            await stage.play("call-1", say([1], PCM16), pause_s=0)
+            events = (await stage.until_ended("call-1"))["call-1"]
+            assert worker.readiness.ready
     assert words(events) == [1]
 
 
 async def test_redis_restarts_inside_a_turn(stt: TurnsServer) -> None:
-    async with EmbeddedRedis.start(append_only=True, config={"appendfsync": "always"}) as server:
-        from redis.asyncio import Redis
-
-        async with Redis.from_url(server.url, protocol=2) as redis:
-            stage = Stage(redis, server.url, "stt", stt.url)
-            async with stage.worker():
-                await stage.announce("call-1")
-                await stage.play("call-1", say([0, 1, 2], PCM16), end=False)
-                await server.kill()
-                await anyio.sleep(1.0)
-                await server.restart()
-                await stage.play("call-1", say([3, 4], PCM16))
-                events = (await stage.until_ended("call-1"))["call-1"]
+    async with (
+        EmbeddedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
+        Redis.from_url(server.url, protocol=2) as redis,
+    ):
+        stage = Stage(redis, server.url, "stt", stt.url)
+        async with stage.worker():
+            await stage.announce("call-1")
+            await stage.play("call-1", say([0, 1, 2], PCM16), end=False)
+            await server.kill()
+            await anyio.sleep(1.0)
+            await server.restart()
+            await stage.play("call-1", say([3, 4], PCM16))
+            events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
     assert words(events) == list(range(5))
 
@@ -169,3 +174,24 @@ async def test_a_wrong_key_loses_no_session(stage: Stage, caplog: pytest.LogCapt
         events = await stage.until_ended("call-1", "call-2")
     check_order(events["call-1"])
     assert words(events["call-1"]) == [1, 2]
+
+
+async def test_redis_loses_everything(stt: TurnsServer) -> None:
+    async with (
+        EmbeddedRedis.start() as server,
+        Redis.from_url(server.url, protocol=2) as redis,
+    ):
+        stage = Stage(redis, server.url, "stt", stt.url)
+        async with stage.worker() as worker:
+            for number in range(3):
+                await stage.announce(f"call-{number}")
+            while len(worker.roster) < 3:
+                await anyio.sleep(0.05)
+            await redis.flushall()
+            for number in range(3):
+                await stage.play(f"call-{number}", say([number], PCM16), pause_s=0)
+            events = await stage.until_ended("call-0", "call-1", "call-2")
+            while len(worker.roster):
+                await anyio.sleep(0.05)
+    for number in range(3):
+        assert words(events[f"call-{number}"]) == [number], "started afresh"

@@ -44,9 +44,11 @@ async def serve_admin(
         # The WebSocket server's HTTP side answers plain GETs; no upgrade is ever granted.
         server = await serve(None, host, port, process_request=answer)  # type: ignore[arg-type]
     except OSError as error:
-        raise SettingsError(
-            [f"TURNBUS_ADMIN_ADDR: cannot listen on {host}:{port}: {error.strerror}"]
-        ) from None
+        fault = f"TURNBUS_ADMIN_ADDR: cannot listen on {host}:{port}: {error.strerror}"
+        advice = (
+            "if another worker runs here, give this one another port, or an empty value for none"
+        )
+        raise SettingsError([f"{fault}; {advice}"]) from None
     try:
         yield next(iter(server.sockets)).getsockname()[1]
     finally:

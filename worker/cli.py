@@ -26,6 +26,9 @@ _COMMANDS = {
     "schema": "print or write the JSON Schemas of everything on the bus",
 }
 
+_LOCAL_PARTS = {"numpy", "onnxruntime", "psutil", "rich", "soundfile", "soxr"}
+"""Modules that only `turnbus[local]` brings."""
+
 _EPILOG = """\
 Settings are environment variables TURNBUS_*, or a TOML file given with --config.
 
@@ -39,8 +42,8 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    arguments = _parser(argv).parse_args(argv)
     try:
+        arguments = _parser(argv).parse_args(argv)
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except SettingsError as error:
@@ -49,6 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except TurnbusError as error:
         print(f"turnbus: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _LOCAL_PARTS:
+            raise
+        print(
+            f"turnbus: this command needs {error.name}: pip install 'turnbus[local]'",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 130

@@ -18,6 +18,10 @@ GIVE_BACK_GRACE_S = 2.0
 """How long what was published may take to be committed before the session is let go."""
 
 
+STATE_LOST = "missing"
+"""Verdict of `commit.lua` where there is no state to commit to."""
+
+
 class _Run:
     """One session under way."""
 
@@ -78,6 +82,18 @@ class Roster:
         finally:
             del self._runs[entry]
             run.over.set()
+        if session.refused == STATE_LOST:
+            await self.announce_again(session)
+
+    async def announce_again(self, session: Session) -> None:
+        """Put back, once, the entry of a session that Redis lost: it goes on, or starts afresh."""
+        if session.announced_again:
+            return
+        session.announced_again = True
+        ownership = session.ownership
+        log.warning("%s: Redis lost its entry; put back", ownership.session.session)
+        again = partial(self._host.intake.announce_again, ownership.fields, ownership.run)
+        await patiently(self._host.health, again)
 
     def drop(self, entry: str) -> None:
         """Stop running a session that is not ours any more; publish nothing."""

@@ -85,7 +85,6 @@ class Worker:
         self._liveness = Liveness(self.redis, self.health, keys, intake)
         self._draining = False
         self._hurry = False
-        self._put_back: set[str] = set()
         self._unheard: set[str] = set()
 
     # -- for whoever runs it
@@ -195,8 +194,10 @@ class Worker:
             report = await patiently(self.health, partial(self._heartbeat, self.roster.fences))
             for entry in report.taken:
                 self.roster.drop(entry)
-            for entry in report.nowhere - self._put_back:
-                await self._announce_again(entry)
+            for entry in report.nowhere:
+                if session := self.roster.get(entry):
+                    session.prove()  # it may be another's by now, or its state lost with the rest
+                    await self.roster.announce_again(session)
             await self._claim_unheard(dict(report.orphans), tasks)
             await patiently(self.health, self._register)
             await anyio.sleep(HEARTBEAT_S)
@@ -209,19 +210,6 @@ class Worker:
                 raise
         await self.host.intake.ensure_group()
         return await self.host.intake.heartbeat(fences)
-
-    async def _announce_again(self, entry: str) -> None:
-        """Put back the entry of a live session that was trimmed, or lost with its group."""
-        session = self.roster.get(entry)
-        if session is None:
-            return
-        ownership = session.ownership
-        log.warning("%s: its entry vanished; put back", ownership.session.session)
-        await patiently(
-            self.health,
-            lambda: self.host.intake.announce_again(session.fields, ownership.run),
-        )
-        self._put_back.add(entry)
 
     async def _claim_unheard(self, orphans: dict[str, int], tasks: TaskGroup) -> None:
         """Claim what the pending list calls ours but no reply told us of.

@@ -96,6 +96,8 @@ class Session:
         self.audio_key = host.keys.audio(entry.lane, entry.session)
         self.phase = Phase.PARKED
         self.epoch = 0
+        self.announced_again = False
+        """Its entry was put back, for Redis had lost it."""
         self._host = host
         self._entry = entry
         self._ledger = Ledger(entry.encoding.width, snapshot.ledger)
@@ -151,11 +153,6 @@ class Session:
     def between_turns(self) -> bool:
         """Whether giving the session away now interrupts nobody."""
         return not self._tracker.open and self.phase not in (Phase.FLUSHING, Phase.OVER)
-
-    @property
-    def fields(self) -> Fields:
-        """Return the session entry as it was written."""
-        return self.ownership.fields
 
     @property
     def refused(self) -> str | None:
@@ -314,6 +311,10 @@ class Session:
         finally:
             self.phase = Phase.OVER
             self._host.reader.remove(self)
+
+    def prove(self) -> None:
+        """Commit, events or not, so that it shows whether the session is still ours."""
+        self._narrator.publisher.touch()
 
     async def settle(self) -> None:
         """Wait until everything published so far is committed; raises `CommitRefused`."""

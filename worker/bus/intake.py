@@ -256,6 +256,20 @@ class Intake:
                 raise
             log.warning("%s is not turnbus's and is left alone: %s", key, error)
 
+    async def consumers(self, idle_s: float) -> dict[str, bool]:
+        """Return every consumer of the group, and whether it is idle that long and owns nothing."""
+        try:
+            rows: Any = await self._redis.xinfo_consumers(self._keys.sessions, GROUP)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error) and "no such key" not in str(error):
+                raise
+            return {}
+        return {
+            row["name"].decode("utf-8", "replace"): not row["pending"]
+            and row["idle"] > idle_s * 1000
+            for row in rows
+        }
+
     async def retire(self, consumer: str) -> bool:
         """Remove a consumer unless it owns entries; return whether it is gone."""
         try:

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from schemas.keys import Keys
+from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
 from worker.bus.connection import BusHealth, describe, patiently
 from worker.bus.intake import Intake
@@ -33,7 +33,7 @@ CLOCKS_S = 1.5
 """How far the clocks of two workers may be apart before one is thought to speak after its death."""
 
 STALE_S = 60.0
-"""Age of a heartbeat after which a record without a subscriber is nobody's."""
+"""Idleness after which a consumer without a subscriber and without entries is nobody's."""
 
 
 C = TypeVar("C", Redis, PubSub)
@@ -72,6 +72,7 @@ class Liveness:
         self.dead: set[str] = set()
         """Consumers whose process is gone and whose entries may be taken over."""
         self._records: dict[str, WorkerRecord] = {}
+        self._others: dict[str, bool] = {}  # other consumers -> idle for long and owning nothing
 
     async def proclaim(self) -> None:
         """Hold our subscription until cancelled."""
@@ -133,31 +134,34 @@ class Liveness:
         if wrong := self.dead & alive:
             log.warning("%s live after all; their leases decide from here on", sorted(wrong))
         self._distrusted |= self.dead & alive
-        self.dead = (self.dead & {record.consumer for record in self._records.values()}) - alive
+        self._others = {
+            name: abandoned
+            for name, abandoned in (await self._intake.consumers(STALE_S)).items()
+            if name not in (self._intake.consumer, RELEASED)
+        }
+        self.dead = (self.dead & self._others.keys()) - alive
 
     async def _count(self, connection: Redis) -> None:
-        others = {
-            self._keys.alive(record.consumer): (worker_id, record)
-            for worker_id, record in self._records.items()
-            if record.consumer != self._intake.consumer
-        }
+        others = {self._keys.alive(name): name for name in self._others}
         if not others:
             return
+        ids = {record.consumer: worker_id for worker_id, record in self._records.items()}
         counts: Any = await connection.pubsub_numsub(*others)
         for channel, count in counts:
-            worker_id, record = others[channel.decode()]
-            consumer = record.consumer
+            consumer = others[channel.decode()]
+            worker_id = ids.get(consumer)
             if count:
                 self._seen.add(consumer)
                 self._missed.discard(consumer)
                 self.dead.discard(consumer)
             elif consumer in self._missed and consumer not in self.dead | self._distrusted:
                 self._declared[consumer] = time.time() + CLOCKS_S
-                log.warning("worker %s is dead; its sessions are taken over", worker_id)
+                name = worker_id or consumer
+                log.warning("worker %s is dead; its sessions are taken over", name)
                 self.dead.add(consumer)
             elif consumer in self._seen:
                 self._missed.add(consumer)
-            elif time.time() - record.heartbeat > STALE_S:
+            elif self._others[consumer]:
                 await self._retire(worker_id, consumer)
 
     async def _retire(self, worker_id: str | None, consumer: str) -> None:

@@ -100,5 +100,6 @@ def _set_up_logging(settings: Settings) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    # The library logs handshake headers at debug level, and the key is one of them.
-    logging.getLogger("websockets").setLevel(logging.INFO)
+    # The library logs handshake headers at debug level, and the key is one of them; at info level
+    # every health check.
+    logging.getLogger("websockets").setLevel(logging.WARNING)
