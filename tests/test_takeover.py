@@ -7,9 +7,9 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from schemas.turns import SessionError, SessionStarted, TurnStart, TurnUpdate
+from schemas.turns import SessionError, SessionStarted, TurnEnd, TurnStart, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, kinds, words
-from worker.local.engines.script import ScriptEngine, hush, say
+from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
 from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
@@ -100,6 +100,33 @@ async def test_a_paused_worker_wakes_up_fenced(stage: Stage, tmp_path: Path) -> 
             events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
     assert words(events) == list(range(18))
+
+
+async def test_a_worker_paused_at_the_start_of_a_turn_knows_where_it_ended(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """What the service says meanwhile is not late, or a pause inside the turn would be its end."""
+    slow = ScriptEngine(ScriptOptions(latency_ms=500))
+    async with (
+        TurnsServer.serve(ServerSettings(port=0), slow) as late_stt,
+        stage.worker_process("one", tmp_path / "one", lease_ms="2000", stt_url=late_stt.url) as one,
+        anyio.create_task_group() as tasks,
+    ):
+        sound = hush(300, PCM16) + say([0, 1], PCM16) + hush(380, PCM16)
+        sound += say([2, 3], PCM16) + hush(2_500, PCM16)
+        await stage.announce("call-1")
+        await stage.until("call-1", SessionStarted)
+        tasks.start_soon(stage.play, "call-1", sound)
+        await anyio.sleep(0.6)
+        one.send_signal(signal.SIGSTOP)
+        await anyio.sleep(1.0)
+        one.send_signal(signal.SIGCONT)
+        await stage.until("call-1", TurnEnd)
+        one.send_signal(signal.SIGKILL)
+        async with stage.worker_process("two", tmp_path / "two", lease_ms="2000"):
+            events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == list(range(4))
 
 
 async def test_redis_is_not_there_yet(stt: TurnsServer) -> None:

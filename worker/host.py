@@ -22,6 +22,7 @@ from worker.errors import SttError
 from worker.publisher import Retention
 from worker.stats import Stats
 from worker.stt.cartesia import Service
+from worker.wakefulness import Wakefulness
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ class Host:
     undertaker: Undertaker
     credentials: Credentials = field(default_factory=Credentials)
     stats: Stats = field(default_factory=Stats)
+    wakefulness: Wakefulness = field(default_factory=lambda: Wakefulness(time.monotonic()))
 
     def bury(
         self, entry: str, stream: str, session: str, reason: str, detail: str, fields: Fields

@@ -3,6 +3,7 @@
 Decides with `worker.core.cut`, on audio read again from Redis: a session keeps nothing it sent.
 """
 
+import time
 from typing import Any
 
 from redis.asyncio import Redis
@@ -23,6 +24,7 @@ from worker.core.cut import (
 from worker.core.ledger import Ledger
 from worker.core.pcm import FRAME_MS, frame_bytes
 from worker.uplink import Moment, Uplink
+from worker.wakefulness import Wakefulness
 
 
 class Seam:
@@ -36,6 +38,7 @@ class Seam:
         entry: SessionEntry,
         ledger: Ledger,
         uplink: Uplink,
+        wakefulness: Wakefulness,
     ) -> None:
         self._redis = redis
         self._health = health
@@ -43,14 +46,15 @@ class Seam:
         self._entry = entry
         self._ledger = ledger
         self._uplink = uplink
+        self._wakefulness = wakefulness
         self._frame = frame_bytes(entry.encoding, entry.sample_rate)
         self._onsets: list[Onset] = []  # of the open turn
-        self._lag_s: float | None = None  # of the turn before, on this socket
+        self._usual_lag_s: float | None = None  # of the turn before, on this socket
 
     def reset(self) -> None:
         """Begin on a new socket."""
         self._onsets = []
-        self._lag_s = None
+        self._usual_lag_s = None
 
     async def turn_started(self, arrival: Moment) -> None:
         """Find the sounds that may have caused the `turn.start` that arrived then."""
@@ -61,11 +65,10 @@ class Seam:
             began = first + at * self._frame
             sent_at = self._uplink.sent_at(began)
             if sent_at is not None:
-                self._onsets.append(Onset(began, arrival.at - sent_at))
+                self._onsets.append(Onset(began, self._lag_s(sent_at, arrival)))
 
     async def cut(self, arrival: Moment) -> int:
         """Return the session byte up to which the turn covers the audio whose end arrived then."""
-        now = arrival.at
         look = await self._look_back(arrival)
         first = arrival.sent - len(look.silent) * self._frame
         ends = []
@@ -74,16 +77,25 @@ class Seam:
             decided_at = self._uplink.sent_at(first + decided * self._frame)
             over_at = self._uplink.sent_at(first + end * self._frame)
             if decided_at is not None and over_at is not None:
-                over_at = now if end == len(look.silent) else over_at
-                middle = look.positions[(start + end) // 2]
+                over_at = arrival.at if end == len(look.silent) else over_at
                 ends.append(
-                    Pause(first + start * self._frame, now - over_at, now - decided_at, middle)
+                    Pause(
+                        sent=first + start * self._frame,
+                        least_lag_s=self._lag_s(over_at, arrival),
+                        most_lag_s=self._lag_s(decided_at, arrival),
+                        middle=look.positions[(start + end) // 2],
+                    )
                 )
-        pair = choose_pair(self._onsets, ends, self._lag_s)
+        pair = choose_pair(self._onsets, ends, self._usual_lag_s)
         if pair is None:
             return max((pause.middle for pause in ends), default=arrival.fed)
-        self._lag_s = pair[0].lag_s
+        self._usual_lag_s = pair[0].lag_s
         return pair[1].middle
+
+    def _lag_s(self, sent_at: float, arrival: Moment) -> float:
+        """Return how late the service was, our own standing still aside."""
+        self._wakefulness.look(time.monotonic())  # we may be just awake
+        return self._wakefulness.awake_s(sent_at, arrival.at)
 
     async def _look_back(self, arrival: Moment) -> Timeline:
         """Read again what was sent last by then."""

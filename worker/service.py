@@ -244,6 +244,7 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             now = time.monotonic()
+            self.host.wakefulness.look(now)
             for session in self.roster:
                 if session.refused is not None:
                     self.roster.drop(session.ownership.fence.entry)

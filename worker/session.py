@@ -111,7 +111,13 @@ class Session:
             host.stats,
         )
         self._seam = Seam(
-            host.redis, host.health, self.audio_key, entry, self._ledger, self._uplink
+            host.redis,
+            host.health,
+            self.audio_key,
+            entry,
+            self._ledger,
+            self._uplink,
+            host.wakefulness,
         )
         self._watchdog = Watchdog()
         self._flushes = 0
