@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import anyio
 from redis import exceptions
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -44,20 +44,20 @@ _WAIT_PREFIXES = (
 
 def connect(url: str) -> Redis:
     """Return a client for `url`; it connects on first use and never retries by itself."""
-    redis = Redis.from_url(
+    # Whoever finds every connection taken waits for one: a worker that is busy is no outage.
+    pool = BlockingConnectionPool.from_url(
         url,
         protocol=2,
         decode_responses=False,
         retry=Retry(NoBackoff(), 0),
         socket_timeout=_SOCKET_TIMEOUT_S,
         socket_connect_timeout=_SOCKET_TIMEOUT_S,
-        max_connections=64,
+        max_connections=MAX_CONNECTIONS,
     )
-    pool = redis.connection_pool
     pool.connection_class = type(
         pool.connection_class.__name__, (_ClosedIsAnOutage, pool.connection_class), {}
     )
-    return redis
+    return Redis.from_pool(pool)
 
 
 class _ClosedIsAnOutage(AbstractConnection):
