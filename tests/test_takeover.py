@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from schemas.turns import SessionError, SessionStarted, TurnEnd, TurnStart, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, kinds, words
+from worker.local.chaos.proxy import Proxy
 from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
 from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
@@ -127,6 +128,33 @@ async def test_a_worker_paused_at_the_start_of_a_turn_knows_where_it_ended(
             events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
     assert words(events) == list(range(4))
+
+
+async def test_a_socket_held_up_at_the_start_of_a_turn_is_not_late_at_its_end(
+    stage: Stage, stt: TurnsServer
+) -> None:
+    sound = hush(300, PCM16) + say([0, 1, 2], PCM16) + hush(380, PCM16)
+    sound += say([3, 4], PCM16) + hush(1_500, PCM16)
+    async with (
+        Proxy.open(lambda: stt.port) as way,
+        stage.worker(stt_url=stt.url.replace(str(stt.port), str(way.port))) as worker,
+        anyio.create_task_group() as tasks,
+    ):
+        await stage.announce("call-1")
+        tasks.start_soon(stage.play, "call-1", sound)
+        await anyio.sleep(0.37)  # the turn's first sound is sent, and not answered yet
+        for link in way.links:
+            link.stall()
+        await anyio.sleep(0.8)
+        for link in way.links:
+            link.flow()
+        await stage.until("call-1", TurnEnd)
+        (session,) = worker.roster
+        assert session._stream is not None
+        session._stream.socket.abort("cut by the test")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == list(range(5))
 
 
 async def test_redis_is_not_there_yet(stt: TurnsServer) -> None:

@@ -15,38 +15,39 @@ def wakefulness() -> Wakefulness:
 
 
 @pytest.mark.parametrize(
-    ("since", "until", "awake_s"),
+    ("at", "earliest"),
     [
-        (0.0, 0.2, 0.2),
-        (0.0, 1.0, 0.5),
-        (0.1, 0.7, 0.1),
-        (0.3, 0.5, 0.0),
-        (0.5, 0.9, 0.2),
-        (0.7, 1.0, 0.3),
-        (0.4, 0.4, 0.0),
+        (0.1, 0.1),
+        (0.2, 0.2),
+        (0.25, 0.2),  # taken in just before the look that noticed
+        (0.7, 0.2),
+        (0.75, 0.2),
+        (0.85, 0.85),
+        (1.0, 1.0),
     ],
 )
-def test_a_standstill_does_not_count(
-    wakefulness: Wakefulness, since: float, until: float, awake_s: float
+def test_what_came_in_upon_waking_may_have_waited(
+    wakefulness: Wakefulness, at: float, earliest: float
 ) -> None:
-    assert wakefulness.awake_s(since, until) == pytest.approx(awake_s)
+    assert wakefulness.earliest(at) == earliest
 
 
 def test_late_looks_are_no_standstill() -> None:
     wakefulness = Wakefulness(0.0)
     for fifth in range(50):
         wakefulness.look(fifth / 5)
-    assert wakefulness.awake_s(0, 10) == 10
+        assert wakefulness.earliest(fifth / 5) == fifth / 5
 
 
 def test_a_look_back_in_time_changes_nothing(wakefulness: Wakefulness) -> None:
     wakefulness.look(0.1)
     wakefulness.look(1.1)
-    assert wakefulness.awake_s(0, 1.1) == pytest.approx(0.6)
+    assert wakefulness.earliest(1.1) == 1.1
 
 
 def test_only_so_many_are_remembered() -> None:
     wakefulness = Wakefulness(0.0)
-    for second in range(1, 101):
+    for second in range(1, REMEMBERED + 2):
         wakefulness.look(second)
-    assert wakefulness.awake_s(0, 100) == 100 - REMEMBERED
+    assert wakefulness.earliest(1.0) == 1.0
+    assert wakefulness.earliest(2.0) == 1.0

@@ -4,7 +4,7 @@ Decides with `worker.core.cut`, on audio read again from Redis: a session keeps 
 """
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
@@ -25,6 +25,23 @@ from worker.core.ledger import Ledger
 from worker.core.pcm import FRAME_MS, frame_bytes
 from worker.uplink import Moment, Uplink
 from worker.wakefulness import Wakefulness
+
+BURST = 3
+BURST_S = 0.05
+"""So many messages, each so soon after the one before, were held up together."""
+
+USUAL_LAG_S = 0.3
+"""Lag of a service of which nothing better is known."""
+
+
+class _Start(NamedTuple):
+    """A `turn.start`."""
+
+    arrived_at: float
+    held_up_since: float | None
+    """If it came in a burst: when the last message before that did."""
+    sounds: list[tuple[int, float]]
+    """Bytes of the socket at which what began the turn may have begun, and when those were sent."""
 
 
 class Seam:
@@ -48,29 +65,40 @@ class Seam:
         self._uplink = uplink
         self._wakefulness = wakefulness
         self._frame = frame_bytes(entry.encoding, entry.sample_rate)
-        self._onsets: list[Onset] = []  # of the open turn
+        self.reset(time.monotonic())
+
+    def reset(self, now: float) -> None:
+        """Begin on a new socket."""
+        self._heard_at = now  # the last message
+        self._quiet_at = now  # the last one before what came together with that
+        self._burst = 0  # messages in that
+        self._start = _Start(now, None, [])
         self._usual_lag_s: float | None = None  # of the turn before, on this socket
 
-    def reset(self) -> None:
-        """Begin on a new socket."""
-        self._onsets = []
-        self._usual_lag_s = None
+    def heard(self, arrival: Moment) -> None:
+        """Note when any message arrived, before it is acted upon."""
+        if arrival.at - self._heard_at >= BURST_S:
+            self._quiet_at, self._burst = self._heard_at, 0
+        self._heard_at = arrival.at
+        self._burst += 1
+        if self._burst >= BURST and self._start.arrived_at > self._quiet_at:
+            self._start = self._start._replace(held_up_since=self._quiet_at)
 
     async def turn_started(self, arrival: Moment) -> None:
         """Find the sounds that may have caused the `turn.start` that arrived then."""
+        held_up_since = self._quiet_at if self._burst >= BURST else None
         look = await self._look_back(arrival)
         first = arrival.sent - len(look.silent) * self._frame
-        self._onsets = []
-        for at in onsets(look.silent):
-            began = first + at * self._frame
-            sent_at = self._uplink.sent_at(began)
-            if sent_at is not None:
-                self._onsets.append(Onset(began, self._lag_s(sent_at, arrival)))
+        bytes_ = [first + frame * self._frame for frame in onsets(look.silent)]
+        sent = [(byte, self._uplink.sent_at(byte)) for byte in bytes_]
+        sounds = [(byte, sent_at) for byte, sent_at in sent if sent_at is not None]
+        self._start = _Start(arrival.at, held_up_since, sounds)
 
     async def cut(self, arrival: Moment) -> int:
         """Return the session byte up to which the turn covers the audio whose end arrived then."""
         look = await self._look_back(arrival)
         first = arrival.sent - len(look.silent) * self._frame
+        earliest_at = self._earliest(arrival.at)
         ends = []
         for start, end in pauses(look.silent):
             decided = min(start + PAUSE_MS // FRAME_MS, end)
@@ -81,21 +109,31 @@ class Seam:
                 ends.append(
                     Pause(
                         sent=first + start * self._frame,
-                        least_lag_s=self._lag_s(over_at, arrival),
-                        most_lag_s=self._lag_s(decided_at, arrival),
+                        least_lag_s=earliest_at - over_at,
+                        most_lag_s=arrival.at - decided_at,
                         middle=look.positions[(start + end) // 2],
                     )
                 )
-        pair = choose_pair(self._onsets, ends, self._usual_lag_s)
+        pair = choose_pair(self._onsets(), ends, self._usual_lag_s)
         if pair is None:
             return max((pause.middle for pause in ends), default=arrival.fed)
         self._usual_lag_s = pair[0].lag_s
         return pair[1].middle
 
-    def _lag_s(self, sent_at: float, arrival: Moment) -> float:
-        """Return how late the service was, our own standing still aside."""
+    def _onsets(self) -> list[Onset]:
+        """Say how late the start was for each sound: as late as usual, as far as that may be."""
+        start = self._start
+        earliest_at = start.held_up_since or self._earliest(start.arrived_at)
+        usual_s = USUAL_LAG_S if self._usual_lag_s is None else self._usual_lag_s
+        return [
+            Onset(byte, min(max(usual_s, earliest_at - sent_at), start.arrived_at - sent_at))
+            for byte, sent_at in start.sounds
+        ]
+
+    def _earliest(self, at: float) -> float:
+        """Return since when a message may have been there that we took in at `at`."""
         self._wakefulness.look(time.monotonic())  # we may be just awake
-        return self._wakefulness.awake_s(sent_at, arrival.at)
+        return self._wakefulness.earliest(at)
 
     async def _look_back(self, arrival: Moment) -> Timeline:
         """Read again what was sent last by then."""

@@ -405,7 +405,7 @@ class Session:
         self._pulse = Pulse(now)
         self._tracker.socket_opened()
         self._uplink.attach(stream, now)
-        self._seam.reset()
+        self._seam.reset(now)
         self._watchdog.restart()
         self._stream = stream
         self._enter(Phase.LIVE)
@@ -417,6 +417,7 @@ class Session:
             self._release_end(final=False)
             # It may have waited for us, and we for Redis, while more was sent.
             arrival = self._uplink.moment(stream.socket.received_at)
+            self._seam.heard(arrival)
             match message:
                 case cartesia.Error() if self.phase is Phase.FLUSHING:
                     break  # nothing more will come of what was sent

@@ -1,12 +1,15 @@
 """When this process stood still: stopped by a signal, with its machine, or for want of a processor.
 
-What came in meanwhile seems to be that much late. It is not: nobody was there to take it.
+What was taken in right afterwards may have waited all that time: nobody was there to take it.
 """
 
 from collections import deque
 
 STANDSTILL_S = 0.3
 """Between two looks, and far beyond the time between them."""
+
+JUST_AWAKE_S = 0.1
+"""After a standstill, in which everything that waited is taken in."""
 
 REMEMBERED = 32
 """Standstills kept: far more than fall into the few seconds that are asked about."""
@@ -25,9 +28,9 @@ class Wakefulness:
             self._standstills.append((self._looked_at, now))
         self._looked_at = max(now, self._looked_at)
 
-    def awake_s(self, since: float, until: float) -> float:
-        """Return how many of the seconds from `since` to `until` the process ran."""
-        stood_s = sum(
-            max(0.0, min(until, ended) - max(since, began)) for began, ended in self._standstills
-        )
-        return until - since - stood_s
+    def earliest(self, at: float) -> float:
+        """Return since when something that was taken in at `at` may have been there."""
+        for began, ended in self._standstills:
+            if began < at < ended + JUST_AWAKE_S:
+                return began
+        return at

@@ -61,7 +61,7 @@ return #chosen
 
 
 class Kill(NamedTuple):
-    """A kill -9: when, in Unix milliseconds, and of which sessions' owner."""
+    """A kill -9 that left another worker: when, in Unix milliseconds, and whose sessions' owner."""
 
     at_ms: int
     sessions: tuple[str, ...]
@@ -137,7 +137,9 @@ class Nemesis:
             life = slot.lives[-1]
             sessions = await self._sessions_of(life)
             self._note(f"kill {life.name}, which runs {len(sessions)}")
-            self.kills.append(Kill(int(time.time() * 1000), sessions))
+            others = [other for other in self._rig.fleet.slots if other.lives and other is not slot]
+            if any(other.name not in self._held for other in others):
+                self.kills.append(Kill(time.time_ns() // 1_000_000, sessions))
             await self._rig.fleet.kill(life)
             await anyio.sleep(self._rng.uniform(0, 2 * self._lease_s))
             await self._rig.fleet.start(slot)
@@ -247,11 +249,11 @@ class Nemesis:
             if not free:
                 return False
             self._note(f"Redis away for {seconds:.1f} s")
-            down = int(time.time() * 1000)
+            down = time.time_ns() // 1_000_000
             await self._rig.server.kill()
             await anyio.sleep(seconds)
             await self._rig.server.restart()
-            self.outages_ms.append((down, int(time.time() * 1000)))
+            self.outages_ms.append((down, time.time_ns() // 1_000_000))
         return True
 
     async def _redis_restart(self) -> bool:
