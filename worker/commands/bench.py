@@ -9,7 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from schemas import Encoding
-from worker.commands import Subparsers, add_command, argument_type, run_async
+from worker.commands import Subparsers, add_command, argument_type, chaos, run_async
 from worker.errors import LocalPartMissing, TurnbusError
 
 
@@ -26,9 +26,16 @@ def add_parser(subparsers: Subparsers) -> None:
         examples="""
 turnbus bench
 turnbus bench --sessions 300 --repeat 3
-turnbus bench --encoding pcm_mulaw --sample-rate 8000 --chunk-ms 20 --json""",
+turnbus bench --encoding pcm_mulaw --sample-rate 8000 --chunk-ms 20 --json
+turnbus bench chaos""",
     )
     _add_arguments(parser)
+    others = parser.add_subparsers(
+        title="another bench",
+        description="chaos    whether anything is lost when everything breaks (chaos --help)",
+        metavar="[chaos]",
+    )
+    chaos.add_parser(others)
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

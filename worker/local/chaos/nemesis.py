@@ -36,6 +36,9 @@ _MARKS: Final = (
 )
 """Requests whose reply is worth losing: one of each kind, and above all commits."""
 
+_LONG_PAUSE_S: Final = 8.0
+"""At least: longer than the default lease by far."""
+
 _EMPTY: Final = """
 local held = {}
 for _, row in ipairs(redis.call("XPENDING", KEYS[1], ARGV[1], "-", "+", 10000)) do
@@ -190,20 +193,20 @@ class Nemesis:
             await self._rig.fleet.start(slot)
         return True
 
-    async def _pause(self, leases: float) -> bool:
+    async def _pause(self, seconds: float) -> bool:
         slot = self._slot()
         if slot is None:
             return False
         with self._hold(slot.name):
-            self._note(f"pause {slot.lives[-1].name} for {leases * self._lease_s:.1f} s")
-            await self._rig.fleet.pause(slot.lives[-1], leases * self._lease_s)
+            self._note(f"pause {slot.lives[-1].name} for {seconds:.1f} s")
+            await self._rig.fleet.pause(slot.lives[-1], seconds)
         return True
 
     async def _pause_long(self) -> bool:
-        return await self._pause(3.0)
+        return await self._pause(max(_LONG_PAUSE_S, 3 * self._lease_s))
 
     async def _pause_short(self) -> bool:
-        return await self._pause(self._rng.uniform(0.1, 0.9))
+        return await self._pause(self._rng.uniform(0.1, 0.9) * self._lease_s)
 
     async def _replace(self) -> bool:
         """Start a process of the same worker id, then stop the one before."""
@@ -436,7 +439,7 @@ FAULTS: Final = {
     "stop-twice": Fault(1, Nemesis._stop_twice, "SIGTERM, and again"),
     "stop-after-claim": Fault(2, Nemesis._stop_after_claim, "SIGTERM right after a claim"),
     "replace": Fault(2, Nemesis._replace, "a second process of the same id, then SIGTERM"),
-    "pause-long": Fault(2, Nemesis._pause_long, "SIGSTOP for three leases"),
+    "pause-long": Fault(2, Nemesis._pause_long, "SIGSTOP for 8 s, or three leases"),
     "pause-short": Fault(3, Nemesis._pause_short, "SIGSTOP for less than a lease"),
     "redis-restart": Fault(2, Nemesis._redis_restart, "kill -9 and restart of Redis"),
     "redis-outage": Fault(1, Nemesis._redis_outage, "Redis away for longer than the lease"),

@@ -39,6 +39,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
                 words.append(option)
             elif isinstance(value, tuple):
                 words += [option, ",".join(value)]
-            else:
+            elif isinstance(value, float):
                 words += [option, f"{value:g}"]
+            else:
+                words += [option, str(value)]
         return " ".join(words)

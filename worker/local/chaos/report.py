@@ -48,6 +48,12 @@ def quantile(ordered: Sequence[int], share: float) -> int | None:
     return ordered[min(len(ordered) - 1, math.floor(share * len(ordered)))]
 
 
+def json_of(report: Report) -> str:
+    """Write everything as one JSON object on a line."""
+    written = {"ok": report.ok, **msgspec.structs.asdict(report)}
+    return msgspec.json.encode(written).decode() + "\n"
+
+
 def text_of(report: Report) -> str:
     """Say it in words."""
     broken = Counter(violation.rule for violation in report.violations)

@@ -1,0 +1,48 @@
+"""`turnbus bench chaos` as a command: its options, its report, its exit code."""
+
+import shlex
+from argparse import ArgumentParser
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from worker.cli import main
+from worker.commands.bench import add_parser
+from worker.local.chaos.plan import Plan
+
+PLANS = (
+    Plan(),
+    Plan(seed=12_345_678, turns=10_000, sessions=80, latency_ms=900.0),
+    Plan(rewording=True, faults=("kill", "lost-reply"), every_s=0.5, workers=2, connections=9),
+)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_command_line_of_a_report_asks_for_the_same_plan(plan: Plan) -> None:
+    parser = ArgumentParser()
+    add_parser(parser.add_subparsers())
+    parsed = vars(parser.parse_args(["bench", "chaos", *shlex.split(plan.repeat)]))
+    assert Plan(**{name: parsed[name] for name in Plan.__struct_fields__}) == plan
+
+
+def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--turns", "3", "--sessions", "1", "--workers", "1"]
+    logs = tmp_path / "logs"
+    breaking = ["--faults", "stt-cut", "--every-s", "0.5", "--json", "--logs", str(logs)]
+    assert main(["bench", "chaos", *size, *breaking]) == 0
+    shown = capsys.readouterr()
+    report = msgspec.json.decode(shown.out)
+    assert report["ok"] is True
+    assert report["violations"] == []
+    assert (report["sessions"], report["words"]) == (1, 15)
+    assert set(report["faults"]) == {"stt-cut"}
+    assert report["sockets"] > 1
+    assert "breaking things" in shown.err
+    assert "STT sockets" in (logs / "nemesis.log").read_text()
+    assert (logs / "worker-1.1.log").stat().st_size
+
+
+def test_a_fault_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "chaos", "--faults", "kill,flood"]) == 1
+    assert capsys.readouterr().err.startswith("turnbus: no such fault: flood; there are kill, ")

@@ -1,0 +1,109 @@
+"""`turnbus bench chaos`: the proof that nothing is lost or said twice, whatever breaks."""
+
+import sys
+import tempfile
+from argparse import ArgumentParser, Namespace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from worker.commands import Subparsers, add_command, argument_type, run_async
+from worker.errors import LocalPartMissing, TurnbusError
+from worker.local.chaos.plan import Plan
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        "chaos",
+        run,
+        about="Break everything around a fleet of workers, and check what was published. Redis\n"
+        "(append-only file on disk) and the workers are processes of their own, the STT server\n"
+        "with its script engine runs in this one. Voices speak numbered words while workers,\n"
+        "connections, Redis and the STT service are killed, paused, cut and refused, by a seed.\n"
+        "Exit code 1 if a word is lost, repeated, damaged or moved, an event is out of order,\n"
+        "or anything is left on the bus.",
+        examples="""
+turnbus bench chaos
+turnbus bench chaos --seed 7 --turns 10000 --sessions 80
+turnbus bench chaos --faults kill,lost-reply --every-s 0.5 --latency-ms 900 --logs logs""",
+    )
+    _add_arguments(parser)
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    default = Plan()
+
+    def number(option: str, kind: object, must_be: str, about: str) -> None:
+        parser.add_argument(
+            option,
+            metavar="N",
+            type=argument_type(kind, must_be),
+            default=getattr(default, option.removeprefix("--").replace("-", "_")),
+            help=f"{about} (default %(default)s)",
+        )
+
+    number("--seed", int, "a whole number", "what is said and broken, and when")
+    number("--turns", Annotated[int, Meta(ge=1)], "1 or more", "said in all")
+    number("--sessions", Annotated[int, Meta(ge=1, le=200)], "1 to 200", "at once, at most")
+    number("--workers", Annotated[int, Meta(ge=1, le=16)], "1 to 16", "processes")
+    number("--lease-ms", Annotated[int, Meta(ge=2_000)], "2000 or more", "of the workers")
+    number(
+        "--latency-ms", Annotated[float, Meta(ge=0)], "0 or more", "how late the STT service speaks"
+    )
+    parser.add_argument(
+        "--rewording",
+        action="store_true",
+        help="the STT service words a replay differently, shorter and longer",
+    )
+    number(
+        "--every-s", Annotated[float, Meta(gt=0)], "more than 0", "between two faults, on average"
+    )
+    parser.add_argument(
+        "--faults",
+        metavar="NAME,...",
+        type=lambda text: tuple(text.split(",")),
+        default=default.faults,
+        help="only these (default: all; a wrong name lists them)",
+    )
+    number(
+        "--connections",
+        Annotated[int, Meta(ge=0)],
+        "0 or more",
+        "sockets the STT service allows the fleet; 0 is no cap",
+    )
+    parser.add_argument(
+        "--logs",
+        metavar="DIR",
+        type=Path,
+        help="keep there what the workers wrote, what was broken when, and the events of each\n"
+        "session that went wrong",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as a JSON object")
+
+
+def run(arguments: Namespace) -> int:
+    """Run it. Raises TurnbusError if it cannot be run."""
+    try:
+        from worker.local.bench.view import TerminalProgress
+        from worker.local.chaos.report import json_of, text_of
+        from worker.local.chaos.run import chaos
+    except ImportError as error:
+        raise LocalPartMissing(f"bench needs {error.name}: install turnbus[local]") from error
+    plan = Plan(**{name: getattr(arguments, name) for name in Plan.__struct_fields__})
+    with tempfile.TemporaryDirectory() as directory, TerminalProgress() as progress:
+        logs = Path(directory) if arguments.logs is None else _made(arguments.logs)
+        report = run_async(partial(chaos, plan, logs, progress))
+    sys.stdout.write(json_of(report) if arguments.json else text_of(report))
+    return 0 if report.ok else 1
+
+
+def _made(directory: Path) -> Path:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TurnbusError(f"--logs {directory}: {error.strerror}") from error
+    return directory
