@@ -52,7 +52,7 @@ def _tracker(shown: Shown, heard: Heard) -> TurnTracker:
         Shown.SPEAKING: OpenTurn(transcript="one", mark=10),
         Shown.EAGER: OpenTurn(transcript="one", mark=10, eager=True, eager_transcript="one"),
     }
-    tracker = TurnTracker(TurnState(turn=3, open=known[shown]))
+    tracker = TurnTracker(TurnState(turn=3, open=known[shown]), jitter=10)
     if heard is not Heard.NONE:
         tracker.hear(Input.START, None, 11)
     if heard is Heard.EAGER:
@@ -167,7 +167,8 @@ class Story:
     """Tells a tracker what happens and writes down what consumers see, one line each.
 
     What happens: an input, `@` where the fed audio stands, and its text after a colon; or
-    `new socket`, `new owner` (which has a new socket too), `close` or `watchdog`.
+    `new socket`, `new owner` (which has a new socket too), `close`, `watchdog`, or `settle:` and
+    what the audio that will not be heard again was transcribed to.
     """
 
     def __init__(self) -> None:
@@ -183,6 +184,8 @@ class Story:
                 self.tracker.socket_opened()
             case "close" | "watchdog":
                 drafts = self.tracker.conclude(what)
+            case _ if what.startswith("settle:"):
+                self.tracker.settle(what.removeprefix("settle:"))
             case _:
                 said, _, rest = what.partition("@")
                 position, _, text = rest.partition(":")
@@ -382,6 +385,47 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("start@10", []),
         ("end@25:hullo, you two", []),
         ("close", ["0 end:hullo, you two (close)"]),
+    ],
+    "a replay worded shorter that says more": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@11", []),
+        ("update@21:'lo", []),
+        ("update@31:'lo u", []),
+        ("update@41:'lo u 2", ["0 update:hello you 2"]),
+        ("eager_end@51:'lo u 2 x", ["0 eager_end:hello you 2 x"]),
+        ("end@61:'lo u 2 x y", ["0 end:hello you 2 x y (model)"]),
+    ],
+    "a replay worded longer is not shown before it has caught up": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@11", []),
+        ("update@21:well, hello", []),
+        ("update@31:well, hello you", ["0 update:well, hello you"]),
+        ("end@61:well, hello you", ["0 end:well, hello you (model)"]),
+    ],
+    "a new socket goes on after what was settled": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("update@50:hello you there", ["0 resume", "0 update:hello you there"]),
+        ("settle:hello you", []),
+        ("new socket", []),
+        ("start@45", []),
+        ("update@52:there", []),
+        ("new owner", []),
+        ("start@45", []),
+        ("update@60:there now", ["0 update:hello you there now"]),
+        ("end@70:there now.", ["0 end:hello you there now. (model)"]),
+        ("start@80", ["1 start"]),
+        ("end@90:bye", ["1 end:bye (model)"]),
+    ],
+    "settled text is not said again in the turn after": [
+        *HEARD_HELLO,
+        ("settle:hello", []),
+        ("end@40:hello you", ["0 end:hello you (model)"]),
+        ("new socket", []),
+        ("start@50", ["1 start"]),
+        ("update@60:bye", ["1 update:bye"]),
     ],
     "duplicates and orphans": [
         ("end@5:what", []),

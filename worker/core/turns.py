@@ -16,6 +16,8 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from worker.core.wording import beyond, join
+
 DraftKind = Literal["turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.end"]
 EndReason = Literal["model", "close", "watchdog"]
 
@@ -95,6 +97,8 @@ class OpenTurn(msgspec.Struct, frozen=True, omit_defaults=True):
     """An eager end is published and neither resumed nor ended."""
     eager_transcript: str | None = None
     """Text of the last published eager end of this turn."""
+    settled: str = ""
+    """What its audio before the committed position was transcribed to."""
 
 
 class TurnState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -107,14 +111,14 @@ class TurnState(msgspec.Struct, frozen=True, omit_defaults=True):
 class TurnTracker:
     """Feeds on provider events, gives drafts to publish."""
 
-    def __init__(self, state: TurnState | None = None) -> None:
+    def __init__(self, state: TurnState | None = None, jitter: int = 0) -> None:
+        """`jitter` is by how many positions the service may lag more on one socket than another."""
         self.state = state or TurnState()
+        self._jitter = jitter
         self.violations = 0
         """Provider events that broke the protocol's own rules and were ignored."""
-        self._heard = Heard.NONE
-        self._joined = ""  # text of provider turns that a replay ended too early
-        self._replaying = self.open  # what consumers saw is being heard again
         self._proposed = False  # the provider's eager end is one that consumers saw
+        self.socket_opened()
 
     @property
     def open(self) -> bool:
@@ -141,8 +145,13 @@ class TurnTracker:
     def socket_opened(self) -> None:
         """Begin on a new socket: the provider knows nothing of an open turn."""
         self._heard = Heard.NONE
-        self._joined = ""
-        self._replaying = self.open
+        # What of the turn this provider turn does not hear: what was settled before the socket
+        # opened, and provider turns that a replay ended too early.
+        self._before = self.state.open.settled if self.state.open else ""
+        self._separate = True  # the provider knows nothing of what was before
+        self._again = self.open  # the open turn was begun on another socket
+        self._replaying = self.open  # what consumers saw is being heard again
+        self._caught_up = 0  # words said on this socket of what consumers saw
 
     def hear(self, said: Input, text: str | None, position: int) -> list[Draft]:
         """Take one provider event and return what to publish. `text` is None without text."""
@@ -155,13 +164,13 @@ class TurnTracker:
                 self._heard = Heard.SPEAKING
                 return []
             case Action.GROW:
-                return self._grow(self._joined + (text or ""), position)
+                return self._grow(self.whole(text or ""), position)
             case Action.PROPOSE:
-                return self._propose(self._joined + (text or ""), position)
+                return self._propose(self.whole(text or ""), position)
             case Action.RESUME:
                 return self._resume()
             case Action.END:
-                return self._end(self._joined + (text or ""), position, "model")
+                return self._end(self.whole(text or ""), position, "model")
             case Action.VIOLATION:
                 self.violations += 1
                 return []
@@ -169,14 +178,42 @@ class TurnTracker:
     def will_end(self, text: str, position: int) -> bool:
         """Say whether a provider `turn.end` with this text and position would end the turn."""
         action = TABLE.get((self.shown, self._heard, Input.END))
-        return action is Action.END and self._settled(self._joined + text, position)
+        return action is Action.END and self._settled(self.whole(text), position)
 
     def conclude(self, reason: EndReason) -> list[Draft]:
         """End the open turn, if any, with the longest text known."""
         if self.state.open is None:
             return []
         # A replay that ended early may have heard more than what was published.
-        return self._close(max(self._joined, self.state.open.transcript, key=len), reason)
+        return self._close(max(self._before, self.state.open.transcript, key=len), reason)
+
+    def settle(self, text: str) -> None:
+        """Note that the audio that `text`, said of the open turn, covers will not be heard again.
+
+        A new socket goes on after it.
+        """
+        if self.state.open is not None:
+            self._revise(replace(self.state.open, settled=text))
+
+    def whole(self, text: str) -> str:
+        """Return the open turn's text, given what the provider says of its turn on this socket."""
+        return join(self._before, text) if self._separate else self._before + text
+
+    def _advanced(self, text: str, position: int) -> str:
+        """Return what consumers should see of the turn by now: never less than they saw."""
+        known = self._known
+        if not self._again:
+            return max(text, known.transcript, key=len)
+        words = len(text.split())
+        if position <= known.mark + self._jitter:
+            self._caught_up = words
+        if not self._settled(text, position):
+            return known.transcript
+        caught_up, self._caught_up = self._caught_up, words
+        if len(text) > len(known.transcript):
+            return text
+        # Worded shorter than before, and yet it may say more.
+        return known.transcript + beyond(known.transcript, text, caught_up)
 
     def _settled(self, text: str, position: int) -> bool:
         """Tell whether a replay has caught up with what consumers saw."""
@@ -194,25 +231,26 @@ class TurnTracker:
 
     def _grow(self, text: str, position: int) -> list[Draft]:
         known = self._known
-        if len(text) <= len(known.transcript):
+        shown = self._advanced(text, position)
+        if len(shown) <= len(known.transcript):
             return []
         self._replaying = False
-        drafts = [Draft("turn.update", self.state.turn, text)]
+        drafts = [Draft("turn.update", self.state.turn, shown)]
         if known.eager:
             drafts.insert(0, Draft("turn.resume", self.state.turn))
-        self._revise(replace(known, transcript=text, mark=position, eager=False))
+        self._revise(replace(known, transcript=shown, mark=position, eager=False))
         return drafts
 
     def _propose(self, text: str, position: int) -> list[Draft]:
         known = self._known
         self._heard = Heard.EAGER
-        grown = len(text) > len(known.transcript)
+        shown = self._advanced(text, position)
+        grown = len(shown) > len(known.transcript)
         # Lag differs from socket to socket, so the position alone does not tell an old proposal.
         old = self._replaying and text != known.transcript and known.transcript.startswith(text)
         self._proposed = self._settled(text, position) and not old
         if not self._proposed:
             return []
-        shown = text if grown else known.transcript
         if shown == known.eager_transcript and (known.eager or self._replaying):
             return []  # consumers have this very proposal already
         drafts = [Draft("turn.eager_end", self.state.turn, shown)]
@@ -240,15 +278,15 @@ class TurnTracker:
     def _end(self, text: str, position: int, reason: EndReason) -> list[Draft]:
         if not self._settled(text, position):
             # The replay broke the turn where consumers saw it go on: its next turn continues.
-            self._joined = text
+            self._before, self._separate = text, False
             self._heard = Heard.NONE
             return []
-        return self._close(max(text, self._known.transcript, key=len), reason)
+        return self._close(self._advanced(text, position), reason)
 
     def _close(self, text: str, reason: EndReason) -> list[Draft]:
         turn = self.state.turn
         self.state = TurnState(turn + 1)
         self._heard = Heard.NONE
-        self._joined = ""
-        self._replaying = False
+        self._before = ""
+        self._again = self._replaying = False
         return [Draft("turn.end", turn, text, reason)]

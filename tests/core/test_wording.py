@@ -1,0 +1,75 @@
+"""Texts of one turn that were transcribed apart."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.core.wording import beyond, join
+
+
+@pytest.mark.parametrize(
+    ("known", "heard", "caught_up", "news"),
+    [
+        ("one two", "one two", 2, ""),
+        ("one two", "one two three", 2, " three"),
+        ("one two", "one two three", 1, " three"),
+        ("one two", "one two three", 3, " three"),
+        ("one two", "one", 1, ""),
+        ("one two", "", 0, ""),
+        ("", "one two", 0, "one two"),
+        ("twenty five thousand three hundred", "25,300 dollars please", 1, " dollars please"),
+        ("I have got to", "I've got to go", 3, " go"),
+        ("colour of it", "color of it is red", 3, " is red"),
+        ("won", "one", 1, ""),
+        ("won", "one too", 1, " too"),
+        ("one\ttwo", "1\ttwo  three", 2, "  three"),
+    ],
+)
+def test_what_is_new(known: str, heard: str, caught_up: int, news: str) -> None:
+    assert beyond(known, heard, caught_up) == news
+
+
+@given(
+    known=st.integers(0, 120),
+    more=st.integers(0, 5),
+    astray=st.integers(-1, 1),
+    seed=st.integers(0, 1_000_000),
+)
+def test_words_reworded_one_by_one_are_neither_lost_nor_repeated(
+    known: int, more: int, astray: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+
+    def worded(count: int) -> str:
+        return " ".join(
+            rng.choice(("w{}", "w{}~", "{}")).format(1_000 + number) for number in range(count)
+        )
+
+    heard = worded(known + more)
+    caught_up = min(known + more, max(0, known + astray))
+    news = beyond(worded(known), heard, caught_up)
+    assert len(news.split()) == more
+    assert heard.endswith(news)
+
+
+@given(st.text(), st.text(), st.integers(0, 50))
+def test_news_is_the_end_of_what_was_heard(known: str, heard: str, caught_up: int) -> None:
+    assert heard.endswith(beyond(known, heard, caught_up))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "whole"),
+    [
+        ("", "one", "one"),
+        ("one", "", "one"),
+        ("one", "two", "one two"),
+        ("one", " two", "one two"),
+        ("one ", "two", "one two"),
+        ("今日は", "いい天気", "今日はいい天気"),
+        ("今日は", "sunny", "今日はsunny"),
+    ],
+)
+def test_join(before: str, after: str, whole: str) -> None:
+    assert join(before, after) == whole
