@@ -9,7 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from schemas import Encoding
-from worker.commands import Subparsers, add_command, argument_type, chaos, run_async
+from worker.commands import Subparsers, add_command, argument_type, chaos, recovery, run_async
 from worker.errors import LocalPartMissing, TurnbusError
 
 
@@ -27,15 +27,18 @@ def add_parser(subparsers: Subparsers) -> None:
 turnbus bench
 turnbus bench --sessions 300 --repeat 3
 turnbus bench --encoding pcm_mulaw --sample-rate 8000 --chunk-ms 20 --json
-turnbus bench chaos""",
+turnbus bench chaos
+turnbus bench recovery""",
     )
     _add_arguments(parser)
     others = parser.add_subparsers(
         title="another bench",
-        description="chaos    whether anything is lost when everything breaks (chaos --help)",
-        metavar="[chaos]",
+        description="chaos      whether anything is lost when everything breaks (chaos --help)\n"
+        "recovery   how soon sessions go on after a fault (recovery --help)",
+        metavar="[chaos|recovery]",
     )
     chaos.add_parser(others)
+    recovery.add_parser(others)
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

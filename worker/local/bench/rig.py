@@ -21,7 +21,7 @@ from worker.settings import API_KEY_VARIABLE, ENV_PREFIX
 
 _START_TIMEOUT_S: Final = 60.0
 _LOOK_S: Final = 0.02
-_FILES_BESIDE_SOCKETS: Final = 200
+FILES_BESIDE_SOCKETS: Final = 200
 
 
 class Part(Child):
@@ -57,7 +57,7 @@ class Rig:
         Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does, TurnbusError if a
         process does not come up or, at any time, stops by itself.
         """
-        _allow_open_files(sessions + _FILES_BESIDE_SOCKETS)
+        allow_open_files(sessions + FILES_BESIDE_SOCKETS)
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(EmbeddedRedis.start())
             redis = await stack.enter_async_context(connect(server.url))
@@ -101,7 +101,7 @@ async def _start(
     settings: Mapping[str, str],
 ) -> Part:
     """Start a process that ends with the stack; if it stops by itself the task group fails."""
-    part = Part.start(name, command, _environment(settings), logs / f"{name}.log")
+    part = Part.start(name, command, environment(settings), logs / f"{name}.log")
     started = await stack.enter_async_context(part)
     tasks.start_soon(started.guard)
     return started
@@ -116,8 +116,11 @@ async def _stt_url(server: Part) -> str:
     raise TurnbusError(f"the STT server did not start; it wrote:\n{server.tail()}")
 
 
-def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return our environment with these settings and no others: nothing leads elsewhere."""
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return our environment with these settings of a worker and no others.
+
+    Nothing in it leads elsewhere.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -128,7 +131,7 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **ours, API_KEY_VARIABLE: "local"}
 
 
-def _allow_open_files(count: int) -> None:
+def allow_open_files(count: int) -> None:
     """Let us, and what we start, have so many open files. Raises TurnbusError if it may not be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= count:

@@ -30,6 +30,8 @@ class Link:
         self._flowing.set()
         self._left: int | None = None
         self._robbed = False
+        self.opening = b""
+        """What the client sent first: an HTTP request tells whose connection it is."""
 
     def cut(self) -> None:
         """Reset both sides now."""
@@ -61,6 +63,7 @@ class Link:
         with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             while True:
                 data = await self._client.receive(_READ)
+                self.opening = self.opening or data
                 await self._flowing.wait()
                 self._robbed = self._robbed or wanted(data)
                 await self._server.send(data)

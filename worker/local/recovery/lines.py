@@ -1,0 +1,180 @@
+"""Lines: the audio of sessions in real time, word by word, from one producer."""
+
+import math
+from collections import deque
+from functools import cache
+from typing import Final, NamedTuple
+
+import anyio
+from redis.exceptions import RedisError
+
+from schemas import Keys, SessionEntry, encode_session
+from schemas.audio import Encoding
+from worker.bus.connection import describe
+from worker.errors import BusUnavailable, TurnbusError
+from worker.local.bench.plan import SLOT_MS
+from worker.local.bench.wire import Wire, array_of, bulks
+from worker.local.engines.base import AudioFormat
+from worker.local.engines.script import hush, say
+
+AUDIO: Final = AudioFormat("pcm_s16le", 16_000)
+_BYTES_PER_MS: Final = 32
+_GOLDEN: Final = (math.sqrt(5) - 1) / 2
+_END: Final = bulks(b"end", b"1")
+
+
+@cache
+def _spoken(word: int) -> bytes:
+    return say([word], AUDIO)
+
+
+class _Sound(NamedTuple):
+    audio: bytes
+    word: int | None
+
+
+class Line:
+    """One session's audio: what was queued to be said, and silence where nothing is.
+
+    Words are numbered from 0. Its one keyterm is the session's name: the STT server's side knows
+    by that whose socket it serves.
+    """
+
+    def __init__(self, session: str, keys: Keys, chunk_ms: int) -> None:
+        self.session: Final = session
+        self.words = 0
+        """Queued so far, less those taken back."""
+        self.appended_ms = 0
+        """Milliseconds of audio appended so far."""
+        self.said_ms: Final[dict[int, int]] = {}
+        """When the chunk with the end of a word was appended, by Redis' clock: Unix ms."""
+        self.ended = False
+        self._stream = keys.audio("0", session).encode()
+        self._size = chunk_ms * _BYTES_PER_MS
+        self._chunk_ms = chunk_ms
+        self._sounds: deque[_Sound] = deque()
+        self._at = 0  # byte of the first sound
+        self._closing = False
+
+    def say(self, count: int) -> range:
+        """Queue so many words without a pause between them; return their numbers."""
+        said = range(self.words, self.words + count)
+        self._sounds += [_Sound(_spoken(word), word) for word in said]
+        self.words = said.stop
+        return said
+
+    def pause(self, ms: int) -> None:
+        """Queue silence."""
+        self._sounds.append(_Sound(hush(ms, AUDIO), None))
+
+    def fall_silent(self) -> None:
+        """Take back what is queued, but for the word that was begun."""
+        while len(self._sounds) > (1 if self._at else 0):
+            self.words -= self._sounds.pop().word is not None
+
+    def hang_up(self) -> None:
+        """End the session after what is queued."""
+        self._closing = True
+
+    @property
+    def queued_ms(self) -> int:
+        """Milliseconds of audio appended or queued."""
+        waiting = sum(len(sound.audio) for sound in self._sounds) - self._at
+        return self.appended_ms + waiting // _BYTES_PER_MS
+
+    def next(self) -> tuple[bytes, list[int]]:
+        """Return the command that appends what is due, and the words that end in it."""
+        chunk, ending = bytearray(), []
+        while self._sounds and len(chunk) < self._size:
+            audio, word = self._sounds[0]
+            part = audio[self._at : self._at + self._size - len(chunk)]
+            chunk += part
+            self._at += len(part)
+            if self._at == len(audio):
+                self._sounds.popleft()
+                self._at = 0
+                if word is not None:
+                    ending.append(word)
+        chunk += bytes(self._size - len(chunk))
+        self.appended_ms += self._chunk_ms
+        self.ended = self._closing and not self._sounds
+        fields = bulks(b"audio", bytes(chunk)) + (_END if self.ended else b"")
+        head = array_of(7 if self.ended else 5) + bulks(b"XADD", self._stream, b"*")
+        return head + fields, ending
+
+
+class Producer:
+    """Appends the audio of all lines, what is due within a slot in one pipeline."""
+
+    def __init__(self, port: int, keys: Keys, chunk_ms: int) -> None:
+        self._port = port
+        self._keys = keys
+        self._chunk_ms = chunk_ms
+        self._phases: list[list[Line]] = [[] for _ in range(chunk_ms // SLOT_MS)]
+        self._new: list[Line] = []
+        self._opened = 0
+        self.latest_ms = 0.0
+        """How late a slot began, at most."""
+
+    def open(self, session: str) -> Line:
+        """Announce a session and begin its line, silent until something is said."""
+        line = Line(session, self._keys, self._chunk_ms)
+        # Steps of the golden ratio spread chunks evenly, however many lines there are.
+        phase = int(self._opened * _GOLDEN % 1 * len(self._phases))
+        self._phases[phase].append(line)
+        self._new.append(line)
+        self._opened += 1
+        return line
+
+    async def run(self) -> None:
+        """Produce until cancelled.
+
+        Raises TurnbusError if a session is ended by somebody else, BusUnavailable if Redis fails.
+        """
+        try:
+            async with Wire.connect("127.0.0.1", self._port) as wire:
+                await self._produce(wire)
+        except (RedisError, OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            raise BusUnavailable(f"the embedded Redis: {describe(error)}") from error
+
+    async def _produce(self, wire: Wire) -> None:
+        began = anyio.current_time()
+        slot = 0
+        while True:
+            due = began + slot * SLOT_MS / 1_000
+            await anyio.sleep_until(due)
+            self.latest_ms = max(self.latest_ms, (anyio.current_time() - due) * 1_000)
+            new, self._new = self._new, []
+            if new:
+                _check(await wire.ask([self._announcement(line) for line in new], len(new)))
+            phase = self._phases[slot % len(self._phases)]
+            phase[:] = [line for line in phase if not line.ended]
+            if phase:
+                await self._append(wire, tuple(phase))  # more may be opened meanwhile
+            slot += 1
+
+    async def _append(self, wire: Wire, lines: tuple[Line, ...]) -> None:
+        commands, endings = zip(*(line.next() for line in lines), strict=True)
+        added = _check(await wire.ask(commands, len(lines)))
+        for line, ending, entry in zip(lines, endings, added, strict=True):
+            line.said_ms.update(dict.fromkeys(ending, int(entry.partition(b"-")[0])))
+
+    def _announcement(self, line: Line) -> bytes:
+        entry = SessionEntry(
+            session=line.session,
+            encoding=Encoding(AUDIO.encoding),
+            sample_rate=AUDIO.sample_rate,
+            keyterms=(line.session,),
+        )
+        fields = [part.encode() for field in encode_session(entry).items() for part in field]
+        head = array_of(3 + len(fields)) + bulks(b"XADD", self._keys.sessions.encode(), b"*")
+        return head + bulks(*fields)
+
+
+def _check(replies: list[object]) -> list[bytes]:
+    """Return the ids of what was appended; raise TurnbusError if anything was not."""
+    ids = [reply for reply in replies if isinstance(reply, bytes)]
+    if len(ids) != len(replies):
+        refused = next(reply for reply in replies if not isinstance(reply, bytes))
+        raise TurnbusError(f"Redis takes no more audio: {refused}")
+    return ids

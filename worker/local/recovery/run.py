@@ -1,0 +1,88 @@
+"""All of a recovery benchmark, from the first process to the report."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+from worker.local.bench.machine import Machine, server_version, versions
+from worker.local.bench.measure import Progress
+from worker.local.bench.report import now
+from worker.local.chaos.checker import Said, Violation, violations
+from worker.local.recovery.cut import SCENES, cut
+from worker.local.recovery.drain import drain
+from worker.local.recovery.kill import kill
+from worker.local.recovery.lines import Line
+from worker.local.recovery.plan import Plan
+from worker.local.recovery.report import Report
+from worker.local.recovery.rig import Rig
+
+
+async def recovery(plan: Plan, progress: Progress) -> Report:
+    """Run a plan so many times, each with processes of its own.
+
+    Raises TurnbusError if something that should run, or happen, does not.
+    """
+    machine = Machine.here()
+    run = _Run(plan, progress)
+    known = versions()
+    for number in range(plan.repeat):
+        which = f"run {number + 1} of {plan.repeat}: " if plan.repeat > 1 else ""
+        progress.phase(f"{which}starting Redis and the STT server")
+        async with Rig.open(plan) as rig:
+            known["server"] = await server_version(rig.redis)
+            await run.measure(rig, which)
+    return Report(
+        date=now(),
+        machine=machine,
+        versions=known,
+        plan=plan,
+        values=dict(run.values),
+        words=run.words,
+        producer_late_ms=run.producer_late_ms,
+        violations=tuple(run.violations),
+    )
+
+
+class _Run:
+    """What was measured so far."""
+
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self._plan = plan
+        self._progress = progress
+        self.values: Final[defaultdict[str, list[float]]] = defaultdict(list)
+        self.words = 0
+        self.violations: Final[list[Violation]] = []
+        self.producer_late_ms = 0.0
+
+    async def measure(self, rig: Rig, which: str) -> None:
+        plan = self._plan
+        if "kill" in plan.what:
+            sessions = f"{plan.kill_sessions} sessions"
+            self._progress.phase(f"{which}killing the worker of {sessions} inside a turn")
+            killed, lines = await kill(rig, plan, "kill")
+            self.values["kill_connected"] += killed.connected_ms
+            self.values["kill_audio"] += killed.audio_ms
+            self._check(rig, lines)
+        if "drain" in plan.what:
+            sessions = f"{plan.drain_sessions} sessions"
+            self._progress.phase(f"{which}stopping the worker of {sessions} between turns")
+            drained, lines = await drain(rig, plan, "drain")
+            self.values["drain_exit"].append(drained.exit_ms)
+            self.values["drain_owned"].append(drained.owned_ms)
+            self.values["drain_connected"].append(drained.connected_ms)
+            self._check(rig, lines)
+        if "cut" in plan.what:
+            for scene in SCENES:
+                self._progress.phase(f"{which}cutting {plan.trials} sockets {scene.label}")
+                made, lines = await cut(rig, plan, scene, scene.name.replace("_", "-"))
+                self.values[scene.name] += made.later_ms
+                self.values["uncut"] += made.uncut_ms
+                self._check(rig, lines)
+        self.producer_late_ms = max(self.producer_late_ms, rig.producer.latest_ms)
+
+    def _check(self, rig: Rig, lines: Sequence[Line]) -> None:
+        """Hold what was published of each session against what was said in it."""
+        for line in lines:
+            self.words += line.words
+            said = Said(session=line.session, words=line.words)
+            self.violations.extend(violations(said, rig.events(line)))
