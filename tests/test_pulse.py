@@ -22,8 +22,8 @@ class Line:
         self.aborted = reason
 
 
-def _beat(pulse: Pulse, line: Line, now: float, fed: int) -> int | None:
-    return pulse.beat(line, now, fed)  # type: ignore[arg-type]
+def _beat(pulse: Pulse, line: Line, now: float, fed: int, every_s: float = 5.0) -> int | None:
+    return pulse.beat(line, now, fed, every_s)  # type: ignore[arg-type]
 
 
 def test_pings_and_says_once_what_was_heard() -> None:
@@ -37,6 +37,17 @@ def test_pings_and_says_once_what_was_heard() -> None:
     assert _beat(pulse, line, 5.2, 400) == 200, "what was sent before the ping"
     assert _beat(pulse, line, 5.3, 500) is None, "said once"
     _beat(pulse, line, 10.0, 600)
+    assert line.pings == [1, 2]
+
+
+def test_pings_as_often_as_asked() -> None:
+    pulse, line = Pulse(0.0), Line()
+    _beat(pulse, line, 2.5, 0, 2.5)
+    line.pongs = 1
+    _beat(pulse, line, 2.6, 0, 2.5)
+    _beat(pulse, line, 5.0, 0, 5.0)
+    assert line.pings == [1]
+    _beat(pulse, line, 5.0, 0, 2.5)
     assert line.pings == [1, 2]
 
 

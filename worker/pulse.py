@@ -5,6 +5,9 @@ from worker.stt.socket import Socket
 PING_S = 5.0
 """Between pings, and for the answer to one: a half-open socket is known within twice that."""
 
+ASK_S = 2.5
+"""Between pings while no turn is open: silence that the service heard need not be replayed."""
+
 PROMPT_S = 1.0
 """An answer later than that says nothing of when the service heard the audio before the ping."""
 
@@ -21,8 +24,10 @@ class Pulse:
         self._fed = 0
         self._settled = True
 
-    def beat(self, socket: Socket, now: float, fed: int) -> int | None:
+    def beat(self, socket: Socket, now: float, fed: int, every_s: float) -> int | None:
         """Look after the socket; `fed` is the session byte sent up to now.
+
+        `every_s` is the time between pings.
 
         Returns the session byte up to which the service has certainly heard, once per answer.
         """
@@ -36,7 +41,7 @@ class Pulse:
         if not self._settled:
             self._settled = True
             return self._fed if now - self._sent_at < PROMPT_S else None
-        if now - self._sent_at >= PING_S:
+        if now - self._sent_at >= every_s:
             self._number += 1
             self._sent_at, self._fed, self._settled = now, fed, False
             socket.send_ping(self._number)

@@ -16,6 +16,7 @@ from worker.core.cut import (
     Onset,
     Pause,
     Timeline,
+    apart_s,
     choose_pair,
     onsets,
     pauses,
@@ -32,6 +33,12 @@ BURST_S = 0.05
 
 USUAL_LAG_S = 0.3
 """Lag of a service of which nothing better is known."""
+
+LEAD_MS = 300
+"""Silence before a turn that is kept, for a service that has to hear it again."""
+
+CERTAIN_S = 0.1
+"""Pauses inside a turn are believed in if the lag is that steady, and only one of them fits."""
 
 
 class _Start(NamedTuple):
@@ -84,29 +91,57 @@ class Seam:
         if self._burst >= BURST and self._start.arrived_at > self._quiet_at:
             self._start = self._start._replace(held_up_since=self._quiet_at)
 
-    async def turn_started(self, arrival: Moment) -> None:
-        """Find the sounds that may have caused the `turn.start` that arrived then."""
+    async def turn_started(self, arrival: Moment) -> int:
+        """Find the sounds that may have caused the `turn.start` that arrived then.
+
+        Returns the session byte before which none of them was; 0 if that is not seen.
+        """
         held_up_since = self._quiet_at if self._burst >= BURST else None
         look = await self._look_back(arrival)
         first = arrival.sent - len(look.silent) * self._frame
-        bytes_ = [first + frame * self._frame for frame in onsets(look.silent)]
+        frames = onsets(look.silent)
+        bytes_ = [first + frame * self._frame for frame in frames]
         sent = [(byte, self._uplink.sent_at(byte)) for byte in bytes_]
         sounds = [(byte, sent_at) for byte, sent_at in sent if sent_at is not None]
         self._start = _Start(arrival.at, held_up_since, sounds)
+        # Sound in the first frame may have begun before it.
+        lead = LEAD_MS // FRAME_MS
+        return look.positions[frames[0] - lead] if frames and frames[0] > lead else 0
 
     async def cut(self, arrival: Moment) -> int:
         """Return the session byte up to which the turn covers the audio whose end arrived then."""
+        ends = await self._pauses(arrival)
+        pair = choose_pair(self._onsets(), ends, self._usual_lag_s)
+        if pair is None:
+            return max((pause.middle for pause in ends), default=arrival.fed)
+        self._usual_lag_s = pair[0].lag_s
+        return pair[1].middle
+
+    async def pause(self, arrival: Moment) -> int | None:
+        """Return the session byte in the pause inside the turn that the service spoke of then.
+
+        None if that is not certain.
+        """
+        ends = await self._pauses(arrival)
+        pair = choose_pair(self._onsets(), ends, self._usual_lag_s)
+        if pair is None:
+            return None
+        fitting = [pause for pause in ends if apart_s(pair[0], pause) <= CERTAIN_S]
+        return pair[1].middle if fitting == [pair[1]] else None
+
+    async def _pauses(self, arrival: Moment) -> list[Pause]:
+        """Find the silences in which the service may have been when it said what arrived then."""
         look = await self._look_back(arrival)
         first = arrival.sent - len(look.silent) * self._frame
         earliest_at = self._earliest(arrival.at)
-        ends = []
+        found = []
         for start, end in pauses(look.silent):
             decided = min(start + PAUSE_MS // FRAME_MS, end)
             decided_at = self._uplink.sent_at(first + decided * self._frame)
             over_at = self._uplink.sent_at(first + end * self._frame)
             if decided_at is not None and over_at is not None:
                 over_at = arrival.at if end == len(look.silent) else over_at
-                ends.append(
+                found.append(
                     Pause(
                         sent=first + start * self._frame,
                         least_lag_s=earliest_at - over_at,
@@ -114,11 +149,7 @@ class Seam:
                         middle=look.positions[(start + end) // 2],
                     )
                 )
-        pair = choose_pair(self._onsets(), ends, self._usual_lag_s)
-        if pair is None:
-            return max((pause.middle for pause in ends), default=arrival.fed)
-        self._usual_lag_s = pair[0].lag_s
-        return pair[1].middle
+        return found
 
     def _onsets(self) -> list[Onset]:
         """Say how late the start was for each sound: as late as usual, as far as that may be."""

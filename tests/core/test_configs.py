@@ -19,7 +19,7 @@ def test_only_what_is_covered_is_settled() -> None:
     configs = Configs(TurnConfig())
     configs.accept("9-0", TurnConfig(turn_end_threshold=0.2))
     configs.accept("10-0", TurnConfig(turn_end_threshold=0.3))
-    configs.settle("10-0")
+    configs.settled_before("10-0")
     assert configs.settled == TurnConfig(turn_end_threshold=0.2)
     configs.rewind()
     assert configs.current == TurnConfig(turn_end_threshold=0.2)

@@ -30,10 +30,11 @@ class Configs:
         self.current = merged
         self._since.append((entry_id, config))
 
-    def settle(self, entry_id: str) -> None:
-        """Take entries before this one as settled."""
+    def settled_before(self, entry_id: str) -> TurnConfig:
+        """Return the settings as of that entry, all before it being committed."""
         while self._since and ids.order(self._since[0][0]) < ids.order(entry_id):
             self.settled = self.settled.merged(self._since.popleft()[1])
+        return self.settled
 
     def rewind(self) -> None:
         """Go back to the settings at the committed position."""

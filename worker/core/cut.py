@@ -129,13 +129,16 @@ def choose_pair(
     usual_s = starts[0].lag_s if usual_lag_s is None else usual_lag_s
 
     def strangeness(pair: tuple[Onset, Pause]) -> float:
-        began, ended = pair
-        least, most = (began.lag_s - sure_s for sure_s in reversed(SURE_S))
-        apart_s = max(0.0, least - ended.most_lag_s, ended.least_lag_s - most)
-        return apart_s + STEADY * abs(began.lag_s - usual_s)
+        return apart_s(*pair) + STEADY * abs(pair[0].lag_s - usual_s)
 
     pairs = ((began, ended) for began in starts for ended in ends if ended.sent > began.sent)
     return min(pairs, key=strangeness, default=None)
+
+
+def apart_s(began: Onset, ended: Pause) -> float:
+    """Return by how much the service's lag would differ between a turn's start and its pause."""
+    least, most = (began.lag_s - sure_s for sure_s in reversed(SURE_S))
+    return max(0.0, least - ended.most_lag_s, ended.least_lag_s - most)
 
 
 def quiet_level(levels: Sequence[int]) -> int:

@@ -7,7 +7,6 @@ words: like with like as far as they go, and what is left at the end is new.
 
 import re
 from collections.abc import Sequence
-from os.path import commonprefix
 from unicodedata import east_asian_width
 
 REACH = 40
@@ -69,6 +68,12 @@ def _unlike(word: str, other: str) -> float:
     if shorter in longer:
         shared = len(shorter)
     else:
-        ahead = len(commonprefix((shorter, longer)))
-        shared = ahead + len(commonprefix((shorter[ahead:][::-1], longer[ahead:][::-1])))
+        ahead = _alike(shorter, longer)
+        shared = ahead + _alike(shorter[ahead:][::-1], longer[ahead:][::-1])
     return 1 - 2 * shared / (len(shorter) + len(longer))
+
+
+def _alike(text: str, other: str) -> int:
+    """Return how many letters both begin with."""
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((at for at, (one, two) in pairs if one != two), min(len(text), len(other)))

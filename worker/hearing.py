@@ -1,0 +1,180 @@
+"""What is heard of the service about one session: told to consumers, and what it covers settled.
+
+The turn tracker decides what consumers are told; the seam finds the audio that it covers, and the
+ledger commits to that.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+from schemas import cartesia
+from worker.core.ledger import Ledger
+from worker.core.turns import Draft, EndReason, Input, TurnTracker
+from worker.narrator import Narrator
+from worker.seam import Seam
+from worker.uplink import Moment, Uplink
+
+HEARD_MARGIN_MS = 1_500
+"""Audio before an answered ping that may still belong to a turn whose start is on its way: the
+service's lag and the onset it needs."""
+
+_INPUTS: dict[type, Input] = {
+    cartesia.TurnUpdate: Input.UPDATE,
+    cartesia.TurnEagerEnd: Input.EAGER_END,
+    cartesia.TurnResume: Input.RESUME,
+}
+
+TurnMessage = (
+    cartesia.TurnStart
+    | cartesia.TurnUpdate
+    | cartesia.TurnEagerEnd
+    | cartesia.TurnResume
+    | cartesia.TurnEnd
+)
+
+
+class _HeldEnd(NamedTuple):
+    """A turn's end that came while the session was flushed."""
+
+    transcript: str
+    cut: int
+    """Session byte up to which the turn covers the audio, if another turn follows."""
+
+
+class _Lull(NamedTuple):
+    """A pause inside the turn, in which the service thought that it might be over."""
+
+    transcript: str
+    """What had been said of the turn by then."""
+    arrival: Moment
+
+
+class Hearing:
+    """Takes what the service says on one socket after another."""
+
+    def __init__(
+        self,
+        tracker: TurnTracker,
+        seam: Seam,
+        ledger: Ledger,
+        uplink: Uplink,
+        narrator: Narrator,
+    ) -> None:
+        self._tracker = tracker
+        self._seam = seam
+        self._ledger = ledger
+        self._uplink = uplink
+        self._narrator = narrator
+        self._held_end: _HeldEnd | None = None
+        self._lull: _Lull | None = None
+        self.flushing = False
+        """Whether the service was asked for the rest of what was sent."""
+
+    @property
+    def inside_turn(self) -> bool:
+        """Whether a turn is open, for consumers or for the service."""
+        return self._tracker.open or self._tracker.heard
+
+    def socket_opened(self, now: float) -> None:
+        """Begin on a new socket."""
+        self.flushing = False
+        self._tracker.socket_opened()
+        self._seam.reset(now)
+
+    def forget(self) -> None:
+        """Drop what waited for more to be said on a socket that is gone."""
+        self._held_end = None
+        self._lull = None
+
+    async def take(self, message: TurnMessage, arrival: Moment) -> None:
+        """Act upon a message that arrived then."""
+        match message:
+            case cartesia.TurnStart():
+                again = self._tracker.open
+                self._hear(Input.START, None, arrival)
+                quiet_before = await self._seam.turn_started(arrival)
+                if not again:  # audio that a replay hears of an open turn may belong to it
+                    self._settle(quiet_before)
+            case cartesia.TurnEnd():
+                self._lull = None
+                await self._take_end(message.transcript, arrival)
+            case _:
+                text = getattr(message, "transcript", None)
+                self._hear(_INPUTS[type(message)], text, arrival)
+                if text is not None and self._tracker.heard:
+                    await self._settle_lull(text)
+                if isinstance(message, cartesia.TurnEagerEnd) and self._tracker.heard:
+                    self._lull = _Lull(self._tracker.whole(message.transcript), arrival)
+
+    def heard_anything(self, arrival: Moment) -> None:
+        """Note that a message of any kind arrived then, before it is taken."""
+        self.release_end(final=False)
+        self._seam.heard(arrival)
+
+    def release_end(self, *, final: bool) -> None:
+        """Publish a turn's end that came during a flush, now that it is known what it covers."""
+        if self._held_end is None:
+            return
+        held, self._held_end = self._held_end, None
+        fed = self._uplink.fed
+        drafts = self._tracker.hear(Input.END, held.transcript, fed)
+        self._cover(fed if final else held.cut, drafts, "close")
+
+    def conclude(self, reason: EndReason) -> None:
+        """Settle all that was sent, ending the open turn if the service did not."""
+        self._cover(self._uplink.fed, self._tracker.conclude(reason), reason)
+
+    def break_off(self) -> None:
+        """End the open turn, if any: what follows of its audio will not be transcribed."""
+        self._narrator.tell(self._tracker.conclude("watchdog"))
+
+    def settle_silence(self, heard: int) -> None:
+        """Commit audio between turns, heard up to that session byte and found empty."""
+        if not self.inside_turn:
+            self._settle(heard - self._uplink.bytes_of(HEARD_MARGIN_MS))
+
+    def _hear(self, said: Input, text: str | None, arrival: Moment) -> None:
+        self._narrator.tell(self._tracker.hear(said, text, arrival.fed))
+
+    async def _take_end(self, text: str, arrival: Moment) -> None:
+        if not self._tracker.will_end(text, arrival.fed):
+            self._hear(Input.END, text, arrival)
+            return
+        cut = await self._seam.cut(arrival)
+        if self.flushing:
+            # It covers all that was sent, unless another turn follows: the next message tells.
+            self._held_end = _HeldEnd(text, cut)
+        else:
+            self._cover(cut, self._tracker.hear(Input.END, text, arrival.fed), "model")
+
+    async def _settle_lull(self, text: str) -> None:
+        """Commit up to a pause inside the turn, now that words have come after it.
+
+        A long turn would else be heard again from its first word after every lost socket.
+        """
+        lull = self._lull
+        if lull is None or len(self._tracker.whole(text)) <= len(lull.transcript):
+            return
+        self._lull = None
+        if not self._tracker.whole(text).startswith(lull.transcript):
+            return  # what was said before the pause was not the last word on it
+        position = await self._seam.pause(lull.arrival)
+        if position is not None and self._ledger.commit_to(position):
+            self._tracker.settle(lull.transcript)
+            self._settled()
+
+    def _settle(self, position: int) -> None:
+        """Commit audio that nothing was or will be said of."""
+        if self._ledger.commit_to(position):
+            self._settled()
+
+    def _settled(self) -> None:
+        self._uplink.committed()
+        self._narrator.publisher.touch()
+
+    def _cover(self, position: int, drafts: list[Draft], reason: EndReason) -> None:
+        if self._ledger.commit_to(position):
+            self._uplink.committed()
+        self._narrator.tell([msgspec.structs.replace(draft, reason=reason) for draft in drafts])
+        self._narrator.publisher.touch()

@@ -1,0 +1,111 @@
+"""The inbox: takes a session's audio entries, in order, and passes on what is good of them."""
+
+import time
+
+from schemas.audio import AudioEntry, Fields, decode_audio
+from schemas.faults import EntryFault
+from worker.bus.reader import Entries
+from worker.core import ids
+from worker.core.configs import Configs
+from worker.core.ledger import Ledger
+from worker.hearing import Hearing
+from worker.host import Host
+from worker.narrator import Narrator
+from worker.shedding import Shedding
+from worker.uplink import Uplink
+
+
+class Inbox:
+    """One session's entries on their way from the reader to the uplink."""
+
+    def __init__(
+        self,
+        host: Host,
+        audio_key: str,
+        session: str,
+        ledger: Ledger,
+        configs: Configs,
+        uplink: Uplink,
+        hearing: Hearing,
+        narrator: Narrator,
+    ) -> None:
+        self._host = host
+        self._key = audio_key
+        self._session = session
+        self._ledger = ledger
+        self._configs = configs
+        self._uplink = uplink
+        self._hearing = hearing
+        self._narrator = narrator
+        self._shedding = Shedding(host.pace.max_lag_s, ledger, uplink)
+        self.cursor = ledger.read_after
+        """Entry id after which to read."""
+        self._newest = ids.START  # of all entries ever read; a replay is no news
+        self.fed_at = self.news_at = time.monotonic()
+        """When any entry came last, and when one that was not read before."""
+
+    @property
+    def read_to_end(self) -> bool:
+        """Whether everything up to the producer's `end` was read."""
+        end = self._ledger.end
+        return end is not None and ids.order(self.cursor) >= ids.order(end)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether what is to be sent next is too old to be transcribed."""
+        return self._shedding.is_late(self._ledger.oldest)
+
+    def set_back(self) -> None:
+        """Read again from the committed position on."""
+        self._shedding.forget()
+        self._configs.rewind()
+        self.cursor = self._ledger.read_after
+
+    def take(self, entries: Entries, now: float, *, live: bool) -> None:
+        """Take entries that follow the cursor; `live` tells whether a socket is there for them."""
+        for raw_id, fields in entries:
+            self.cursor = raw_id.decode()
+            try:
+                self._take(self.cursor, decode_audio(fields), live=live)
+            except EntryFault as fault:
+                self._refuse(self.cursor, fields, fault)
+        self.fed_at = now
+        if ids.order(self.cursor) > ids.order(self._newest):
+            self._newest = self.cursor
+            self.news_at = now
+
+    def tell_shed(self) -> None:
+        """Say how much was dropped, nothing that is kept having followed."""
+        self._tell_shed(self._ledger.taken)
+
+    def _take(self, entry_id: str, entry: AudioEntry, *, live: bool) -> None:
+        if entry.config is not None:
+            self._configs.accept(entry_id, entry.config)
+        admitted = self._ledger.admit(entry_id, entry)
+        if admitted.missing and self._ledger.announce(entry_id):
+            chunk_ms = self._uplink.ms_of(len(entry.audio))
+            self._narrator.gap(int(admitted.missing * chunk_ms), "producer")
+        if entry.config is not None:
+            self._uplink.take_config(entry.config)
+        if not admitted.audio:
+            return
+        if live and self._shedding.drops(entry_id, admitted.audio):
+            return
+        self._tell_shed(self._ledger.taken - len(admitted.audio))
+        self._host.stats.chunks += 1
+        straight = live and self._uplink.empty
+        self._uplink.take(admitted.audio)
+        if straight:
+            lag = time.time() - ids.milliseconds(entry_id) / 1000
+            self._host.stats.chunk_lag.observe(max(0.0, lag))
+
+    def _tell_shed(self, position: int) -> None:
+        missing_ms = self._shedding.settle(position)
+        if missing_ms:
+            self._hearing.break_off()
+            self._narrator.gap(int(missing_ms), "backlog")
+
+    def _refuse(self, entry_id: str, fields: Fields, fault: EntryFault) -> None:
+        if self._ledger.announce(entry_id):
+            self._narrator.error(f"audio_{fault.reason}", f"audio entry {entry_id}: {fault}")
+            self._host.bury(entry_id, self._key, self._session, fault.reason, str(fault), fields)
