@@ -1,0 +1,159 @@
+"""The picture of the turn tracker, drawn from its code: `python -m tests.core.picture` writes it.
+
+The table says what the tracker does; where that leads, it is asked itself: every state it can be
+brought to in a few steps is visited, and every input tried there.
+"""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from itertools import product
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import worker.core
+from worker.core.turns import TABLE, Action, Heard, Input, Shown, TurnTracker
+
+FILE: Final = Path(worker.core.__file__).parent / "README.md"
+
+_NEW_SOCKET: Final = "new socket"
+_STEPS: Final = 6
+"""Enough for a turn that is proposed, goes on, and is heard again on another socket."""
+
+_WORDED: Final = (Input.UPDATE, Input.EAGER_END, Input.END)
+_TEXTS: Final = ("one", "one two")
+_POSITIONS: Final = (10, 20)
+
+_ABOUT: Final = """\
+# Core
+
+Pure decisions: no I/O, no clock, no event loop. Each module says in its first lines what it
+decides; this page shows the one that is a state machine.
+
+## The turn tracker
+
+[`turns.py`](turns.py) stands between what the provider says on one socket after another and what
+consumers are told. A state is a pair: what consumers believe (*shown*), and what the provider
+believes on the current socket (*heard*). They differ after a new socket, which hears an open turn
+again; then the tracker publishes only what is news.
+
+This file is generated from the code by `python -m tests.core.picture`.
+"""
+
+_LEGEND: Final = """\
+An arrow says what the provider said and, after the slash, what is published then; without a slash
+it is nothing, or depends on the text. What changes neither view has no arrow. Where one input has
+several arrows, its text and position decide.
+"""
+
+
+class Place(NamedTuple):
+    """Where a tracker stands."""
+
+    shown: Shown
+    heard: Heard
+
+    @classmethod
+    def of(cls, tracker: TurnTracker) -> "Place":
+        """Look at a tracker."""
+        return cls(tracker.shown, tracker._heard)
+
+    @property
+    def name(self) -> str:
+        """Name it in a diagram."""
+        return f"{self.shown.value}_{self.heard.value}"
+
+
+class Arrow(NamedTuple):
+    """A way from one place to another."""
+
+    start: Place
+    said: str
+    end: Place
+
+
+def arrows() -> dict[Arrow, set[tuple[str, ...]]]:
+    """Return every way there is, with all that was seen to be published on it."""
+    found: dict[Arrow, set[tuple[str, ...]]] = {}
+    known: set[str] = set()
+    trackers = [TurnTracker()]
+    for _ in range(_STEPS):
+        reached = []
+        for before in trackers:
+            for said, after, published in _steps(before):
+                arrow = Arrow(Place.of(before), said, Place.of(after))
+                found.setdefault(arrow, set()).add(published)
+                if (state := _state(after)) not in known:
+                    known.add(state)
+                    reached.append(after)
+        trackers = reached
+    return found
+
+
+def _steps(tracker: TurnTracker) -> Iterator[tuple[str, TurnTracker, tuple[str, ...]]]:
+    opened = deepcopy(tracker)
+    opened.socket_opened()
+    yield _NEW_SOCKET, opened, ()
+    for said, position in product(Input, _POSITIONS):
+        for text in _TEXTS if said in _WORDED else (None,):
+            after = deepcopy(tracker)
+            drafts = after.hear(said, text, position)
+            if not after.violations:
+                yield said.value, after, tuple(draft.kind for draft in drafts)
+
+
+def _state(tracker: TurnTracker) -> str:
+    """Tell trackers apart, whatever the number of their turn."""
+    return repr([tracker.state.open, *list(vars(tracker).items())[1:]])
+
+
+def markdown() -> str:
+    """Return the page."""
+    found = arrows()
+    places = sorted({arrow.start for arrow in found}, key=_order)
+    parts = [_ABOUT, _diagram(found, places), _LEGEND, _table(places), _actions()]
+    return "\n".join(parts)
+
+
+def _order(place: Place) -> tuple[int, int]:
+    return list(Shown).index(place.shown), list(Heard).index(place.heard)
+
+
+def _diagram(found: dict[Arrow, set[tuple[str, ...]]], places: Sequence[Place]) -> str:
+    lines = ["```mermaid", "stateDiagram-v2"]
+    lines += [
+        f'    state "shown {place.shown.value}, heard {place.heard.value}" as {place.name}'
+        for place in places
+    ]
+    lines.append(f"    [*] --> {Place(Shown.NONE, Heard.NONE).name}")
+    said = [*(each.value for each in Input), _NEW_SOCKET]
+    for start, end in product(places, places):
+        ways = [way for name in said if (way := Arrow(start, name, end)) in found]
+        if start != end:
+            lines += [f"    {start.name} --> {end.name}: {_label(way, found[way])}" for way in ways]
+    return "\n".join([*lines, "```", ""])
+
+
+def _label(way: Arrow, published: set[tuple[str, ...]]) -> str:
+    certain = next(iter(published)) if len(published) == 1 else ()
+    return f"{way.said} / {', '.join(certain)}" if certain else way.said
+
+
+def _table(places: Sequence[Place]) -> str:
+    lines = [
+        "| shown | heard | " + " | ".join(f"`{said.value}`" for said in Input) + " |",
+        "|---|---|" + "---|" * len(Input),
+    ]
+    for place in places:
+        actions = [TABLE.get((*place, said), Action.VIOLATION).name.lower() for said in Input]
+        lines.append(f"| {place.shown.value} | {place.heard.value} | {' | '.join(actions)} |")
+    return "\n".join([*lines, ""])
+
+
+def _actions() -> str:
+    lines = ["| action | |", "|---|---|"]
+    lines += [f"| {action.name.lower()} | {action.value} |" for action in Action]
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    FILE.write_text(markdown(), encoding="utf-8")
