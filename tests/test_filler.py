@@ -8,9 +8,11 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
+from schemas import Encoding
 from schemas.turns import TurnEnd
 from tests.stage import PCM16, Stage, check_order, words
 from worker.local.chaos.proxy import Proxy
+from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import hush, say
 from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
@@ -55,6 +57,24 @@ async def test_a_producer_stops(stage: Stage) -> None:
         await _begin(stage, worker, say([0, 1], PCM16))
         await stage.until("call-1", TurnEnd)
         await _finish(stage, say([2], PCM16))
+
+
+async def test_silence_in_every_encoding(stage: Stage) -> None:
+    async with stage.worker():
+        for encoding in Encoding:
+            audio = AudioFormat(encoding, 8_000)
+            await stage.announce(encoding, audio)
+            await stage.play(encoding, say([0, 1], audio), pause_s=0, end=False)
+        # No silence was appended: what ends these turns, and is no word, is the filler.
+        ends = [await stage.until(encoding, TurnEnd) for encoding in Encoding]
+        assert [end.transcript for end in ends] == ["w0 w1"] * len(Encoding)
+        for encoding in Encoding:
+            await stage.play(encoding, say([2], AudioFormat(encoding, 8_000)), pause_s=0)
+        events = await stage.until_ended(*Encoding)
+    for encoding in Encoding:
+        check_order(events[encoding])
+        assert words(events[encoding]) == [0, 1, 2]
+        assert events[encoding][-1].audio_ms == 600, "filler is not the session's audio"
 
 
 async def test_redis_does_not_answer(stage: Stage, way: Proxy) -> None:

@@ -1,5 +1,7 @@
 """Every fault of the service that can be ordered, ordered: no word is lost, none said twice."""
 
+import logging
+
 import anyio
 import pytest
 
@@ -76,6 +78,26 @@ async def test_cuts_again_and_again(stage: Stage, stt: TurnsServer) -> None:
     check_order(events)
     assert words(events) == [0, 1, 2, 3, 4]
     assert events[-1].connection == 6
+
+
+async def test_a_half_open_socket_is_known_by_its_pulse(
+    stage: Stage, stt: TurnsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    stt.faults.set("half-open@between-turns,count=1")
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.play("call-1", say([0, 1], PCM16) + hush(900, PCM16), end=False)
+        # Nothing is refused and nothing is said: no other deadline runs while the session lasts.
+        await stage.play("call-1", say([2, 3], PCM16) + hush(900, PCM16), end=False)
+        await stage.until("call-1", TurnEnd, count=2)
+        await stage.append("call-1", end="1")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [0, 1, 2, 3]
+    assert events[-1].connection == 2
+    (lost,) = [line for line in caplog.messages if "socket lost" in line]
+    assert "no answer to a ping" in lost
 
 
 async def test_an_outage_of_the_service(stage: Stage, stt: TurnsServer) -> None:

@@ -176,6 +176,37 @@ async def test_a_session_without_audio_ends_idle(stage: Stage) -> None:
     assert events[-1].reason == "idle"
 
 
+async def test_a_producer_that_vanishes(stage: Stage, redis: Redis) -> None:
+    async with stage.worker(park_s=1.0, session_idle_s=2.0):
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1, 2], PCM16), end=False)
+        events = (await stage.until_ended("call-1"))["call-1"]
+        while await redis.xlen(f"{stage.prefix}:sessions"):
+            await redis.ping()
+    check_order(events)
+    assert words(events) == [1, 2]
+    (end,) = [event for event in events if isinstance(event, TurnEnd)]
+    assert end.reason == "model", "its turn is ended by silence, not by the end of the session"
+    assert isinstance(events[-1], SessionEnded)
+    assert (events[-1].reason, events[-1].turns) == ("idle", 1)
+    assert await redis.get(stage.audio_key("call-1")) == b"ended"
+
+
+async def test_audio_that_was_never_announced_is_left_alone(stage: Stage, redis: Redis) -> None:
+    await stage.append("stray", audio=say([9], PCM16))
+    async with stage.worker(park_s=0.5, session_idle_s=1.0):
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16))
+        await stage.append("stray", audio=say([9], PCM16))
+        await stage.until_ended("call-1")
+    assert await redis.xlen(stage.audio_key("stray")) == 2
+    assert await redis.ttl(stage.audio_key("stray")) == -1
+    assert not await redis.exists(f"{stage.prefix}:{{0}}:state:stray")
+    rows: Any = await redis.xrange(f"{stage.prefix}:{{0}}:turns")
+    assert {decode_turn_entry(fields).event.session for _, fields in rows} == {"call-1"}
+    assert await stage.dead() == []
+
+
 async def test_parks_without_audio_and_goes_on(stage: Stage, stt: TurnsServer) -> None:
     async with stage.worker(park_s=1.0):
         await stage.announce("call-1")
