@@ -1,8 +1,8 @@
 """The fleet: worker processes that are killed, stopped and paused, and started again."""
 
 import signal
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -107,10 +107,11 @@ class Fleet:
             life.signal(signal.SIGKILL)
             await life.over()
 
-    async def pause(self, life: Life, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT so many seconds later."""
+    @contextmanager
+    def paused(self, life: Life) -> Iterator[None]:
+        """SIGSTOP, and SIGCONT at the end of the block."""
         life.signal(signal.SIGSTOP)
         try:
-            await anyio.sleep(seconds)
+            yield
         finally:
             life.signal(signal.SIGCONT)

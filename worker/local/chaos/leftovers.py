@@ -7,10 +7,14 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from schemas.keys import ENDED, GROUP, RELEASED, Keys
+from worker.bus.liveness import STALE_S
 from worker.local.chaos.checker import Violation
 from worker.local.chaos.voices import Voice
 
 _MAY_STAY: Final = ("sessions", "lanes", "dead", "{*}:turns")
+_SWEPT_S: Final = 30.0
+"""What a consumer that nobody saw die may outlast `STALE_S`: until the workers look, or stopped."""
+
 _REFUSALS: Final = ("duplicate", "ended")
 """What becomes of an announcement that was made twice because its reply was lost."""
 
@@ -22,9 +26,7 @@ async def leftovers(redis: Redis, keys: Keys, voices: Sequence[Voice]) -> list[V
         wrong.append(f"{entries} entries in {keys.sessions}")
     groups: Any = await redis.xinfo_groups(keys.sessions)
     wrong += [f"{group['pending']} entries pending" for group in groups if group["pending"]]
-    consumers: Any = await redis.xinfo_consumers(keys.sessions, GROUP)
-    names = {consumer["name"].decode() for consumer in consumers} - {RELEASED}
-    wrong += [f"consumer {name} is left" for name in sorted(names)]
+    wrong += await _consumers(redis, keys)
     own = {
         keys.session_turns(voice.lane, voice.session) for voice in voices if voice.out == "session"
     }
@@ -36,6 +38,16 @@ async def leftovers(redis: Redis, keys: Keys, voices: Sequence[Voice]) -> list[V
         f"refused: {fields}" for _, fields in dead if fields[b"reason"].decode() not in _REFUSALS
     ]
     return [Violation("", "bus", detail) for detail in wrong]
+
+
+async def _consumers(redis: Redis, keys: Keys) -> list[str]:
+    rows: Any = await redis.xinfo_consumers(keys.sessions, GROUP)
+    return [
+        f"consumer {name} is left"
+        for row in rows
+        if (name := row["name"].decode()) != RELEASED
+        and (row["pending"] or row["idle"] > (STALE_S + _SWEPT_S) * 1_000)
+    ]
 
 
 async def _keys(redis: Redis, keys: Keys, own: Collection[str]) -> list[str]:

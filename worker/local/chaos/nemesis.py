@@ -80,6 +80,7 @@ class Nemesis:
         self._held: set[str] = set()
         self._stopped = False
         self._lease_s = plan.lease_ms / 1_000
+        self._long_pause_s = max(_LONG_PAUSE_S, 3 * self._lease_s)
         self.applied: Final[Counter[str]] = Counter()
         self.kills: Final[list[Kill]] = []
         self.outages_ms: Final[list[tuple[int, int]]] = []
@@ -199,14 +200,38 @@ class Nemesis:
             return False
         with self._hold(slot.name):
             self._note(f"pause {slot.lives[-1].name} for {seconds:.1f} s")
-            await self._rig.fleet.pause(slot.lives[-1], seconds)
+            with self._rig.fleet.paused(slot.lives[-1]):
+                await anyio.sleep(seconds)
         return True
 
     async def _pause_long(self) -> bool:
-        return await self._pause(max(_LONG_PAUSE_S, 3 * self._lease_s))
+        return await self._pause(self._long_pause_s)
 
     async def _pause_short(self) -> bool:
         return await self._pause(self._rng.uniform(0.1, 0.9) * self._lease_s)
+
+    async def _wake_alone(self) -> bool:
+        """Pause a worker until others run its sessions, and kill those as it wakes.
+
+        Whatever it still writes then, nobody else writes after it.
+        """
+        slots = self._rig.fleet.slots
+        with self._hold(*(slot.name for slot in slots)) as free:
+            lives = [life for slot in slots for life in slot.lives]
+            if not free or not lives:
+                return False
+            sleeper = self._rng.choice(lives)
+            self._note(f"pause {sleeper.name} for {self._long_pause_s:.1f} s, kill the others")
+            with self._rig.fleet.paused(sleeper):
+                await anyio.sleep(self._long_pause_s)
+                for life in lives:
+                    if life is not sleeper:
+                        await self._rig.fleet.kill(life)
+            await anyio.sleep(self._rng.uniform(0.5, 1.5) * self._lease_s)
+            for slot in slots:
+                if not slot.lives:
+                    await self._rig.fleet.start(slot)
+        return True
 
     async def _replace(self) -> bool:
         """Start a process of the same worker id, then stop the one before."""
@@ -441,6 +466,7 @@ FAULTS: Final = {
     "replace": Fault(2, Nemesis._replace, "a second process of the same id, then SIGTERM"),
     "pause-long": Fault(2, Nemesis._pause_long, "SIGSTOP for 8 s, or three leases"),
     "pause-short": Fault(3, Nemesis._pause_short, "SIGSTOP for less than a lease"),
+    "wake-alone": Fault(1, Nemesis._wake_alone, "SIGSTOP of a worker until all others are dead"),
     "redis-restart": Fault(2, Nemesis._redis_restart, "kill -9 and restart of Redis"),
     "redis-outage": Fault(1, Nemesis._redis_outage, "Redis away for longer than the lease"),
     "redis-full": Fault(2, Nemesis._redis_full, "maxmemory reached"),

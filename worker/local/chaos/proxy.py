@@ -174,12 +174,16 @@ class Proxy:
             await client.send(self._answer)
 
 
-def _raw(stream: SocketStream) -> socket.socket:
-    raw: socket.socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - anyio's
+def _raw(stream: SocketStream) -> socket.socket | None:
+    """Return the socket; None if the peer closed it before we came to look."""
+    try:
+        raw: socket.socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - anyio's
+    except AttributeError:  # asyncio gives anyio no socket of a transport that is closed
+        return None
     return raw
 
 
-def _reset(raw: socket.socket) -> None:
+def _reset(raw: socket.socket | None) -> None:
     """Make the close of a socket a reset; one that is closed already stays so."""
-    if raw.fileno() >= 0:
+    if raw is not None and raw.fileno() >= 0:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

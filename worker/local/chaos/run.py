@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import anyio
+import msgspec
 
-from schemas.turns import TurnEnd, TurnEvent, TurnStart, encode_event
+from schemas.turns import TurnEnd, TurnEvent, TurnStart, WorkerRecord, encode_event
 from worker.bus.connection import patiently
 from worker.errors import TurnbusError
 from worker.local.chaos.checker import Said, Violation, violations
@@ -22,6 +23,9 @@ from worker.local.chaos.voices import Voice, voices
 LANES: Final = ("0", "1")
 _SETTLED_S: Final = 120.0
 """How long the last sessions may take to end once nothing is broken any more."""
+
+_KNOWN_S: Final = 60.0
+"""How long workers may take to start."""
 
 _LOOK_S: Final = 0.1
 
@@ -90,22 +94,27 @@ class _Run:
             with anyio.move_on_after(_SETTLED_S):
                 await self._history.all_ended({each.voice.session for each in self._speakers})
             seconds = anyio.current_time() - began
+            await self._all_known()  # one that was just started or killed leaves traces
             await self._stop_workers()
             await anyio.sleep(1.0)  # what came after an end would be heard
             reading.cancel_scope.cancel()
         return await self._report(seconds), self._history
 
     async def _workers_ready(self) -> None:
+        if not await self._all_known():
+            raise TurnbusError("\n".join(self._rig.fleet.faults) or "the workers did not start")
+
+    async def _all_known(self) -> bool:
+        """Wait until the bus knows the processes that run, and no others; return whether it did."""
         rig = self._rig
-        with anyio.move_on_after(60):
-            while True:
-                known = await patiently(rig.health, lambda: rig.redis.hlen(rig.keys.workers))
-                if known == len(rig.fleet.slots):
-                    return
-                if rig.fleet.faults:
-                    break
+        with anyio.move_on_after(_KNOWN_S):
+            while not rig.fleet.faults:
+                rows: Any = await patiently(rig.health, lambda: rig.redis.hvals(rig.keys.workers))
+                known = {msgspec.json.decode(row, type=WorkerRecord).pid for row in rows}
+                if known == {life.pid for slot in rig.fleet.slots for life in slot.lives}:
+                    return True
                 await anyio.sleep(_LOOK_S)
-        raise TurnbusError("\n".join(rig.fleet.faults) or "the workers did not start")
+        return False
 
     async def _speak(self) -> None:
         """Say everything, so many sessions at a time."""
