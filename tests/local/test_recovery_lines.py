@@ -7,18 +7,21 @@ from worker.local.engines.script import hush, say
 from worker.local.recovery.lines import AUDIO, Line
 
 
-def _chunks(line: Line, count: int) -> tuple[list[dict[bytes, bytes]], list[list[int]]]:
-    """Return the fields of the next entries, and the words that end in each."""
-    entries, endings = [], []
+def _chunks(line: Line, count: int) -> list[dict[bytes, bytes]]:
+    """Append the next chunks, at their end in a time that begins at 1,000; return their fields."""
+    entries = []
     for _ in range(count):
-        command, ending = line.next()
         reader = Reader()
-        reader.feed(command)
+        reader.feed(line.next())
         verb, key, entry_id, *fields = reader.gets()
         assert (verb, key, entry_id) == (b"XADD", b"stt:{0}:audio:call-1", b"*")
         entries.append(dict(zip(fields[::2], fields[1::2], strict=True)))
-        endings.append(ending)
-    return entries, endings
+        line.appended(1_000 + line.appended_ms)
+    return entries
+
+
+def _sound(entries: list[dict[bytes, bytes]]) -> bytes:
+    return b"".join(entry[b"audio"] for entry in entries)
 
 
 def _line(chunk_ms: int = 150) -> Line:
@@ -31,10 +34,10 @@ def test_what_is_queued_is_appended_in_order_and_then_silence() -> None:
     line.pause(100)
     assert list(line.say(1)) == [2]
     assert line.queued_ms == 700
-    entries, endings = _chunks(line, 6)
-    sound = b"".join(entry[b"audio"] for entry in entries)
-    assert sound == say([0, 1], AUDIO) + hush(100, AUDIO) + say([2], AUDIO) + hush(200, AUDIO)
-    assert endings == [[], [0], [1], [], [2], []]
+    sound = say([0, 1], AUDIO) + hush(100, AUDIO) + say([2], AUDIO) + hush(200, AUDIO)
+    assert _sound(_chunks(line, 6)) == sound
+    assert line.said_ms == {0: 1_300, 1: 1_450, 2: 1_750}
+    assert not line.torn
     assert line.appended_ms == line.queued_ms == 900
     assert not line.ended
 
@@ -43,8 +46,7 @@ def test_the_last_chunk_carries_the_end() -> None:
     line = _line()
     line.say(1)
     line.hang_up()
-    entries, _ = _chunks(line, 2)
-    assert [entry.get(b"end") for entry in entries] == [None, b"1"]
+    assert [entry.get(b"end") for entry in _chunks(line, 2)] == [None, b"1"]
     assert line.ended
 
 
@@ -55,10 +57,9 @@ def test_a_word_that_was_begun_is_said_to_its_end() -> None:
     line.fall_silent()
     assert line.words == 2
     assert list(line.say(1)) == [2]
-    entries, endings = _chunks(line, 2)
-    assert endings == [[1], [2]]
     begun = len(say([1], AUDIO)) // 2
-    assert b"".join(entry[b"audio"] for entry in entries) == say([1, 2], AUDIO)[begun:]
+    assert _sound(_chunks(line, 2)) == say([1, 2], AUDIO)[begun:]
+    assert line.said_ms.keys() == {0, 1, 2}
 
 
 def test_between_words_nothing_more_is_said() -> None:
@@ -67,5 +68,13 @@ def test_between_words_nothing_more_is_said() -> None:
     _chunks(line, 2)
     line.fall_silent()
     assert line.words == 2
-    entries, _ = _chunks(line, 1)
-    assert entries[0][b"audio"] == hush(200, AUDIO)
+    assert _sound(_chunks(line, 1)) == hush(200, AUDIO)
+
+
+def test_a_pause_of_the_producer_tears_the_word_it_is_in() -> None:
+    line = _line()
+    line.say(2)
+    for at_ms in (1_000, 1_500, 2_100, 3_000):  # the last two chunks are late
+        line.next()
+        line.appended(at_ms)
+    assert line.torn == {1}

@@ -18,6 +18,7 @@ def _report(late_ms: float = 3.0, violations: tuple[Violation, ...] = ()) -> Rep
         plan=Plan(what=("kill",), kill_sessions=3),
         values=VALUES,
         words=1_234,
+        torn=5,
         producer_late_ms=late_ms,
         violations=violations,
     )
@@ -45,7 +46,7 @@ def test_a_broken_promise_is_told() -> None:
 
 
 def test_a_late_producer_is_told() -> None:
-    assert "up to 250 ms late" in text_of(_report(late_ms=250.4))
+    assert "up to 250 ms late, inside 5 words" in text_of(_report(late_ms=250.4))
 
 
 def test_json_has_values_and_quantiles() -> None:

@@ -21,6 +21,8 @@ AUDIO: Final = AudioFormat("pcm_s16le", 16_000)
 _BYTES_PER_MS: Final = 32
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2
 _END: Final = bulks(b"end", b"1")
+_LATE_MS: Final = 400
+"""Between two chunks beyond their spacing: not far below that, a worker sends filler."""
 
 
 @cache
@@ -48,6 +50,9 @@ class Line:
         """Milliseconds of audio appended so far."""
         self.said_ms: Final[dict[int, int]] = {}
         """When the chunk with the end of a word was appended, by Redis' clock: Unix ms."""
+        self.torn: Final[set[int]] = set()
+        """Words in which the producer paused so long that a worker fills it: they read as damaged,
+        and no worker is to blame."""
         self.ended = False
         self._stream = keys.audio("0", session).encode()
         self._size = chunk_ms * _BYTES_PER_MS
@@ -55,6 +60,10 @@ class Line:
         self._sounds: deque[_Sound] = deque()
         self._at = 0  # byte of the first sound
         self._closing = False
+        # Of the last chunk: the word it began inside of, those that end in it, and when it went.
+        self._inside: int | None = None
+        self._ending: list[int] = []
+        self._last_ms = 0
 
     def say(self, count: int) -> range:
         """Queue so many words without a pause between them; return their numbers."""
@@ -82,9 +91,11 @@ class Line:
         waiting = sum(len(sound.audio) for sound in self._sounds) - self._at
         return self.appended_ms + waiting // _BYTES_PER_MS
 
-    def next(self) -> tuple[bytes, list[int]]:
-        """Return the command that appends what is due, and the words that end in it."""
-        chunk, ending = bytearray(), []
+    def next(self) -> bytes:
+        """Return the command that appends what is due."""
+        self._inside = self._sounds[0].word if self._at else None
+        self._ending = []
+        chunk = bytearray()
         while self._sounds and len(chunk) < self._size:
             audio, word = self._sounds[0]
             part = audio[self._at : self._at + self._size - len(chunk)]
@@ -94,13 +105,20 @@ class Line:
                 self._sounds.popleft()
                 self._at = 0
                 if word is not None:
-                    ending.append(word)
+                    self._ending.append(word)
         chunk += bytes(self._size - len(chunk))
         self.appended_ms += self._chunk_ms
         self.ended = self._closing and not self._sounds
         fields = bulks(b"audio", bytes(chunk)) + (_END if self.ended else b"")
         head = array_of(7 if self.ended else 5) + bulks(b"XADD", self._stream, b"*")
-        return head + fields, ending
+        return head + fields
+
+    def appended(self, at_ms: int) -> None:
+        """Note when that command was carried out."""
+        self.said_ms.update(dict.fromkeys(self._ending, at_ms))
+        if self._inside is not None and at_ms - self._last_ms > self._chunk_ms + _LATE_MS:
+            self.torn.add(self._inside)
+        self._last_ms = at_ms
 
 
 class Producer:
@@ -154,10 +172,9 @@ class Producer:
             slot += 1
 
     async def _append(self, wire: Wire, lines: tuple[Line, ...]) -> None:
-        commands, endings = zip(*(line.next() for line in lines), strict=True)
-        added = _check(await wire.ask(commands, len(lines)))
-        for line, ending, entry in zip(lines, endings, added, strict=True):
-            line.said_ms.update(dict.fromkeys(ending, int(entry.partition(b"-")[0])))
+        added = _check(await wire.ask([line.next() for line in lines], len(lines)))
+        for line, entry in zip(lines, added, strict=True):
+            line.appended(int(entry.partition(b"-")[0]))
 
     def _announcement(self, line: Line) -> bytes:
         entry = SessionEntry(

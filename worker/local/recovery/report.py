@@ -26,6 +26,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds, by measure."""
     words: int
     """Said."""
+    torn: int
+    """Of these, words in which the producer paused, which may be damaged."""
     producer_late_ms: float
     """At most."""
     violations: tuple[Violation, ...]
@@ -101,8 +103,8 @@ def _footer(report: Report) -> list[str]:
     lines = [f"{report.words:,} words said: {words}"]
     if report.producer_late_ms > _LATE_MS:
         lines.append(
-            f"warning: the producer was up to {report.producer_late_ms:.0f} ms late: "
-            "this machine is too busy for the load"
+            f"warning: the producer was up to {report.producer_late_ms:.0f} ms late, inside "
+            f"{report.torn} words: this machine is too busy for the load"
         )
     lines += [
         f"{violation.rule}: {violation.session} {violation.detail}"

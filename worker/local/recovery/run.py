@@ -38,6 +38,7 @@ async def recovery(plan: Plan, progress: Progress) -> Report:
         plan=plan,
         values=dict(run.values),
         words=run.words,
+        torn=run.torn,
         producer_late_ms=run.producer_late_ms,
         violations=tuple(run.violations),
     )
@@ -51,6 +52,7 @@ class _Run:
         self._progress = progress
         self.values: Final[defaultdict[str, list[float]]] = defaultdict(list)
         self.words = 0
+        self.torn = 0
         self.violations: Final[list[Violation]] = []
         self.producer_late_ms = 0.0
 
@@ -84,5 +86,6 @@ class _Run:
         """Hold what was published of each session against what was said in it."""
         for line in lines:
             self.words += line.words
-            said = Said(session=line.session, words=line.words)
+            self.torn += len(line.torn)
+            said = Said(session=line.session, words=line.words, torn=frozenset(line.torn))
             self.violations.extend(violations(said, rig.events(line)))
