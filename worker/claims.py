@@ -7,14 +7,18 @@ from typing import Any
 import msgspec
 from redis.exceptions import ResponseError
 
-from schemas.audio import decode_session, session_id, session_lane
+from schemas.audio import SessionEntry, decode_session, session_id, session_lane
 from schemas.faults import EntryFault
 from schemas.keys import Keys
 from schemas.turns import SessionEnded, SessionError, SessionStarted
 from worker.bus.connection import patiently
-from worker.bus.intake import Fence, Owned, Ownership
-from worker.core import ids
+from worker.bus.intake import Claim, Fence, Owned, Ownership
+from worker.core.turns import TurnTracker
+from worker.crashes import MOST
+from worker.errors import CommitRefused
 from worker.host import Host
+from worker.narrator import Narrator, Place
+from worker.publisher import Written
 from worker.session import Session, Snapshot
 from worker.stt.cartesia import PROVIDER
 
@@ -41,11 +45,10 @@ class Claimer:
         except EntryFault as fault:
             await self._refuse(owned, fault)
             return None
-        run = _run_of(owned)
         fence = Fence(owned.entry, owned.count, self._host.intake.nonce)
         started = SessionStarted(
             session=entry.session,
-            run=run,
+            run=owned.entry,
             seq=1,
             at=time.time(),
             audio_ms=0,
@@ -63,9 +66,7 @@ class Claimer:
         )
         if claim.verdict in ("new", "taken"):
             log.info("%s: session %s", entry.session, claim.verdict)
-            snapshot = msgspec.json.decode(claim.snapshot, type=Snapshot)
-            ownership = Ownership(entry, fence, claim.run, owned.fields)
-            return Session(self._host, ownership, claim.seq, snapshot)
+            return await self._resume(Ownership(entry, fence, claim.run, owned.fields), claim)
         if claim.verdict == "stale":
             return await self._outbid(owned, entry.session, claim.seq)
         if claim.verdict in _REFUSED:
@@ -81,6 +82,43 @@ class Claimer:
             await self._host.gate.leave(Keys.gate_member(entry.lane, entry.session))
         await patiently(self._host.health, lambda: self._host.intake.settle(owned.entry))
         return None
+
+    async def _resume(self, ownership: Ownership, claim: Claim) -> Session | None:
+        """Return the session as its last owner left it, unless it has crashed too often."""
+        try:
+            snapshot = msgspec.json.decode(claim.snapshot, type=Snapshot)
+        except msgspec.DecodeError as error:
+            await self._give_up(ownership, claim, Snapshot(), f"its state cannot be read: {error}")
+            return None
+        settled = snapshot.ledger.committed_bytes
+        if self._host.crashes.exhausted(ownership.fence.entry, settled):
+            why = f"the worker failed {MOST} times at the same place"
+            await self._give_up(ownership, claim, snapshot, why)
+            return None
+        return Session(self._host, ownership, claim.seq, snapshot)
+
+    async def _give_up(
+        self, ownership: Ownership, claim: Claim, snapshot: Snapshot, why: str
+    ) -> None:
+        """End a session that we cannot run, in its own name and without running it."""
+        entry, fence, host = ownership.session, ownership.fence, self._host
+        log.error("%s: ended, for a fault of ours: %s", entry.session, why)
+        tracker = TurnTracker(snapshot.turns)
+        place = Place(_audio_ms(entry, snapshot), snapshot.request_id, snapshot.connection)
+        written = Written(claim.snapshot, "")
+        narrator = Narrator(host, ownership, claim.seq, lambda: place, lambda: written)
+        narrator.tell(tracker.conclude("close"))
+        narrator.error("internal", f"a fault of turnbus: {why}", fatal=True)
+        narrator.end("error", tracker.state.turn)
+        host.crashes.forget(fence.entry)
+        try:
+            await narrator.publisher.drained()
+        except CommitRefused as refusal:
+            log.info("%s: let go (%s)", entry.session, refusal)
+            return
+        host.bury(fence.entry, host.keys.sessions, entry.session, "internal", why, {})
+        await host.gate.leave(Keys.gate_member(entry.lane, entry.session))
+        await patiently(host.health, lambda: host.intake.settle(fence.entry))
 
     async def _outbid(self, owned: Owned, session: str, known: int) -> Session | None:
         """Claim again with a larger count than the one known, if the entry is ours still."""
@@ -138,11 +176,7 @@ class Claimer:
         )
 
 
-def _run_of(owned: Owned) -> str:
-    """Return the entry that began the session: this one, or the one it was put back for."""
-    run = owned.fields.get(b"run", b"").decode("ascii", "replace")
-    try:
-        ids.order(run)
-    except ValueError:
-        return owned.entry
-    return run
+def _audio_ms(entry: SessionEntry, snapshot: Snapshot) -> int:
+    """Say how far into a session's audio all is settled."""
+    samples = snapshot.ledger.committed_bytes // entry.encoding.width
+    return samples * 1000 // entry.sample_rate

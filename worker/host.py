@@ -18,6 +18,7 @@ from worker.bus.connection import BusHealth, patiently
 from worker.bus.gate import Gate
 from worker.bus.intake import Intake
 from worker.bus.reader import AudioReader
+from worker.crashes import Crashes
 from worker.errors import SttError
 from worker.publisher import Retention
 from worker.stats import Stats
@@ -119,6 +120,7 @@ class Host:
     pace: Pace
     undertaker: Undertaker
     credentials: Credentials = field(default_factory=Credentials)
+    crashes: Crashes = field(default_factory=Crashes)
     stats: Stats = field(default_factory=Stats)
     wakefulness: Wakefulness = field(default_factory=lambda: Wakefulness(time.monotonic()))
 

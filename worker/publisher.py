@@ -84,6 +84,11 @@ class Publisher:
         self._ending = True
         self.touch()
 
+    def stop(self, why: str) -> None:
+        """Build no commit any more, whatever was added; one in flight may still be applied."""
+        self.refused = self.refused or why
+        self._progress.set()
+
     async def drained(self) -> None:
         """Wait until everything added is committed. Raises `CommitRefused` if it never will be."""
         while self._dirty or self._in_flight >= 0 or (self._ending and not self._ended):

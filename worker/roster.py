@@ -1,13 +1,16 @@
 """The roster: the sessions this worker runs, each in a cancel scope of its own."""
 
 import logging
+import time
 from collections.abc import Iterator
 from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 
+from worker.bus.commits import CRASHED
 from worker.bus.connection import patiently
+from worker.bus.intake import Ownership
 from worker.errors import CommitRefused
 from worker.host import Host
 from worker.session import Session
@@ -50,8 +53,12 @@ class Roster:
 
     @property
     def fences(self) -> list[tuple[str, int]]:
-        """(entry, delivery count) of every session."""
-        return [(entry, run.session.ownership.fence.count) for entry, run in self._runs.items()]
+        """(entry, delivery count) of every session, those that wait after a crash included."""
+        running = [run.session.ownership for run in self._runs.values()]
+        return [
+            (ownership.fence.entry, ownership.fence.count)
+            for ownership in running + self._host.crashes.held
+        ]
 
     def get(self, entry: str) -> Session | None:
         """Return the session that runs for this entry."""
@@ -76,24 +83,44 @@ class Roster:
             self._host.stats.fenced += 1
             log.info("%s: let go (%s)", session.ownership.session.session, refusal)
         except Exception:
-            # A fault of ours must not take the other sessions down. The lease of this one runs
-            # out, and the next owner goes on from what is committed.
+            # A fault of ours must not take the other sessions down.
             log.exception("%s: session crashed", session.ownership.session.session)
+            session.crashed()
         finally:
             del self._runs[entry]
+            if session.refused == CRASHED:
+                self._hold(session.ownership)
+            else:
+                self._host.crashes.forget(entry)
             run.over.set()
         if session.refused == STATE_LOST:
             await self.announce_again(session)
+
+    def _hold(self, ownership: Ownership) -> None:
+        pause_s = self._host.crashes.note(ownership, time.monotonic())
+        log.warning("%s: tried again in %g s", ownership.session.session, pause_s)
 
     async def announce_again(self, session: Session) -> None:
         """Put back, once, the entry of a session that Redis lost: it goes on, or starts afresh."""
         if session.announced_again:
             return
         session.announced_again = True
-        ownership = session.ownership
-        log.warning("%s: Redis lost its entry; put back", ownership.session.session)
-        again = partial(self._host.intake.announce_again, ownership.fields, ownership.run)
-        await patiently(self._host.health, again)
+        session.announced_again = await self.put_back(session.ownership)
+
+    async def put_back(self, ownership: Ownership) -> bool:
+        """Put the entry of a session back, if Redis lost it; return whether it had."""
+        health, intake = self._host.health, self._host.intake
+        after = await patiently(health, intake.last_entry)
+        vanished = await patiently(health, partial(intake.put_back, ownership, after))
+        if vanished:
+            log.warning("%s: Redis lost its entry; put back", ownership.session.session)
+        return vanished
+
+    async def let_go(self, entry: str) -> None:
+        """Stop running a session and wait until it has stopped."""
+        if run := self._runs.get(entry):
+            run.scope.cancel()
+            await run.over.wait()
 
     def drop(self, entry: str) -> None:
         """Stop running a session that is not ours any more; publish nothing."""
@@ -103,15 +130,18 @@ class Roster:
     async def give_back(self, session: Session) -> None:
         """Stop running a session and let any worker take it at once."""
         fence = session.ownership.fence
-        run = self._runs.get(fence.entry)
-        if run is None:
-            return
-        run.scope.cancel()
-        await run.over.wait()
+        await self.let_go(fence.entry)
         try:
             with anyio.move_on_after(GIVE_BACK_GRACE_S):
                 await session.settle()
                 release = partial(self._host.intake.release, [(fence.entry, fence.count)])
                 await patiently(self._host.health, release)
         except CommitRefused as refusal:
-            log.info("%s: taken meanwhile (%s)", session.ownership.session.session, refusal)
+            log.info("%s: not given back (%s)", session.ownership.session.session, refusal)
+
+    async def give_back_held(self) -> None:
+        """Let any worker take the sessions that wait to be tried again."""
+        held = [(each.fence.entry, each.fence.count) for each in self._host.crashes.held]
+        if held:
+            with anyio.move_on_after(GIVE_BACK_GRACE_S):
+                await patiently(self._host.health, lambda: self._host.intake.release(held))

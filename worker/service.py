@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -26,6 +27,7 @@ from worker.claims import Claimer
 from worker.host import Host, Pace, Undertaker
 from worker.publisher import Retention
 from worker.roster import Roster
+from worker.session import Session
 from worker.settings import Settings
 from worker.stt.cartesia import Service
 
@@ -158,6 +160,7 @@ class Worker:
             if room <= 0 or self.host.credentials.fault is not None:
                 await anyio.sleep(INTAKE_BLOCK_MS / 1000)
                 continue
+            await self._try_again(tasks)
             for owned in await self._look_for(room):
                 await self._take(owned, tasks)
 
@@ -179,9 +182,28 @@ class Worker:
         await self._liveness.forget(owners | set(dead))
         return new + adopted
 
+    async def _try_again(self, tasks: TaskGroup) -> None:
+        """Claim anew the sessions that crashed and have waited."""
+        for ownership in self.host.crashes.due(time.monotonic()):
+            fence = ownership.fence
+            await self._take_anew(Owned(fence.entry, fence.count, ownership.fields), tasks)
+
+    async def _take_anew(self, owned: Owned, tasks: TaskGroup) -> None:
+        """Claim what is ours already, with a larger count.
+
+        Whatever a claim of ours before this one has under way is refused from then on.
+        """
+        intake = self.host.intake
+        raised = await patiently(self.health, partial(intake.outbid, owned, owned.count + 1))
+        if raised is not None:
+            await self._take(raised, tasks)
+
     async def _take(self, owned: Owned, tasks: TaskGroup) -> None:
-        if owned.entry in self.roster:
-            return
+        running = self.roster.get(owned.entry)
+        if running is not None:
+            if running.ownership.fence.count >= owned.count:
+                return
+            await self.roster.let_go(owned.entry)  # it was another's meanwhile, and came back
         session = await self._claimer.take(owned)
         if session is not None and owned.entry not in self.roster:
             self.roster.start(session, tasks)
@@ -194,10 +216,14 @@ class Worker:
             report = await patiently(self.health, partial(self._heartbeat, self.roster.fences))
             for entry in report.taken:
                 self.roster.drop(entry)
+                self.host.crashes.forget(entry)
             for entry in report.nowhere:
                 if session := self.roster.get(entry):
                     session.prove()  # it may be another's by now, or its state lost with the rest
                     await self.roster.announce_again(session)
+                elif held := self.host.crashes.get(entry):
+                    await self.roster.put_back(held)
+                    self.host.crashes.forget(entry)
             await self._claim_unheard(dict(report.orphans), tasks)
             await patiently(self.health, self._register)
             await anyio.sleep(HEARTBEAT_S)
@@ -214,12 +240,19 @@ class Worker:
     async def _claim_unheard(self, orphans: dict[str, int], tasks: TaskGroup) -> None:
         """Claim what the pending list calls ours but no reply told us of.
 
-        Only what two heartbeats in a row report: a reply may just be on its way.
+        Only what two heartbeats in a row report: a reply may just be on its way. What runs with
+        a smaller count was another's meanwhile.
         """
-        for entry in self._unheard & orphans.keys():
+        for entry, count in orphans.items():
+            running = self.roster.get(entry)
+            if running is not None:
+                if running.ownership.fence.count >= count:
+                    continue  # claimed anew since
+            elif entry not in self._unheard:
+                continue
             fields = await patiently(self.health, partial(self.host.intake.fields_of, entry))
             if fields is not None and not self._draining:
-                await self._take(Owned(entry, orphans[entry], fields), tasks)
+                await self._take_anew(Owned(entry, count, fields), tasks)
         self._unheard = set(orphans)
 
     async def _register(self) -> None:
@@ -249,7 +282,7 @@ class Worker:
                 if session.refused is not None:
                     self.roster.drop(session.ownership.fence.entry)
                 else:
-                    session.tick(now)
+                    _guarded(session, session.tick, now)
             await anyio.sleep(TICK_S)
 
     async def _catch_up(self) -> None:
@@ -258,7 +291,7 @@ class Worker:
             now = time.monotonic()
             for session in self.roster:
                 if session.catching_up:
-                    session.drain(now)
+                    _guarded(session, session.drain, now)
             await anyio.sleep(CATCH_UP_S)
 
     # -- handing them on
@@ -275,3 +308,13 @@ class Worker:
                 for session in ready:
                     tasks.start_soon(self.roster.give_back, session)
             await anyio.sleep(0.05)
+        await self.roster.give_back_held()
+
+
+def _guarded(session: Session, step: Callable[[float], None], now: float) -> None:
+    """Take a step of a session; a fault of ours in it must not take the others down."""
+    try:
+        step(now)
+    except Exception:
+        log.exception("%s: session crashed", session.ownership.session.session)
+        session.crashed()

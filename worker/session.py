@@ -23,6 +23,7 @@ from schemas import cartesia
 from schemas.audio import TurnConfig
 from schemas.keys import Keys
 from schemas.turns import EndReason as SessionEndReason
+from worker.bus.commits import CRASHED
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
 from worker.core.configs import Configs
@@ -287,6 +288,10 @@ class Session:
     def prove(self) -> None:
         """Commit, events or not, so that it shows whether the session is still ours."""
         self._narrator.publisher.touch()
+
+    def crashed(self) -> None:
+        """Commit nothing more: a fault of ours struck, and what is held may be wrong."""
+        self._narrator.publisher.stop(CRASHED)
 
     async def settle(self) -> None:
         """Wait until everything published so far is committed; raises `CommitRefused`."""

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from schemas.keys import Keys
-from worker.bus.commits import Commit, Committer
+from worker.bus.commits import CRASHED, Commit, Committer
 from worker.bus.connection import BusHealth, connect
 from worker.bus.scripts import COMMIT
 from worker.local.redis import EmbeddedRedis
@@ -128,6 +128,10 @@ class Speaker:
         self.answers.append((verdict, seq))
         self.answered.set()
 
+    def stop(self, why: str) -> None:
+        self.answers.append((why, 0))
+        self.answered.set()
+
 
 async def test_the_committer_answers_each(bench: Bench) -> None:
     good = Speaker(bench.commit(2, ["a"]))
@@ -146,6 +150,25 @@ async def test_the_committer_answers_each(bench: Bench) -> None:
     assert good.answers == [("ok", 2)]
     assert late.answers[0][0] == "gap"
     assert odd.answers[0][0].startswith("WRONGTYPE"), "its fault, and nobody else's"
+
+
+async def test_a_commit_that_cannot_be_built_costs_nobody_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = (Speaker(bench.commit(2, ["a"])) for _ in range(2))
+
+    def choke() -> Commit:
+        raise ZeroDivisionError("a fault put in by the test")
+
+    monkeypatch.setattr(bad, "build", choke)
+    committer = Committer(bench.redis, BusHealth())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(committer.run)
+        for speaker in (bad, good):
+            committer.want(speaker)
+            await speaker.answered.wait()
+        tasks.cancel_scope.cancel()
+    assert (bad.answers, good.answers) == ([(CRASHED, 0)], [("ok", 2)])
 
 
 async def test_the_committer_rides_out_an_outage() -> None:

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from schemas.audio import decode_session
 from schemas.keys import GROUP, Keys
 from schemas.turns import SessionStarted, WorkerRecord
-from worker.bus.intake import Claim, Intake, Owned
+from worker.bus.intake import Claim, Fence, Intake, Owned, Ownership
 
 FIELDS = {"session": "call-1", "encoding": "pcm_s16le", "sample_rate": "16000"}
 
@@ -29,10 +29,13 @@ class Bus:
         return str(entry.decode())
 
     async def claim(self, intake: Intake, owned: Owned, run: str = "") -> Claim:
+        if run:
+            fields = {**owned.fields, b"run": run.encode()}
+            owned = msgspec.structs.replace(owned, fields=fields)
         session = decode_session(owned.fields)
         started = SessionStarted(
             session=session.session,
-            run=run or owned.entry,
+            run=owned.entry,
             seq=1,
             at=0.0,
             audio_ms=0,
@@ -115,6 +118,62 @@ async def test_a_claim_outbids_the_one_before_the_group_was_lost(bus: Bus) -> No
     assert (await bus.claim(bus.two, raised)).verdict == "taken"
 
 
+async def test_a_run_is_one_that_the_state_knows(bus: Bus) -> None:
+    """A producer may write any `run`: it must not begin a second time what (`run`, `seq`) names."""
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    first = await bus.claim(bus.one, owned, run="1-1")
+    assert (first.verdict, first.run) == ("new", owned.entry)
+    again = msgspec.structs.replace(owned, entry=await bus.announce())
+    assert (await bus.claim(bus.two, again, run="1-1")).verdict == "duplicate"
+    assert (await bus.claim(bus.two, again, run="no id")).verdict == "duplicate"
+    await bus.redis.delete(bus.keys.state("0", "call-1"))
+    afresh = await bus.claim(bus.two, again, run=first.run)
+    assert (afresh.verdict, afresh.run) == ("new", again.entry)
+    await bus.redis.hset(bus.keys.state("0", "call-1"), "status", "ended")
+    assert (await bus.claim(bus.two, again, run=first.run)).verdict == "over"
+
+
+async def test_what_vanished_is_put_back_once(bus: Bus) -> None:
+    entry = await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    session = decode_session(owned.fields)
+    ours = Ownership(session, Fence(entry, 1, "nonce-1"), entry, owned.fields)
+    assert not await bus.two.put_back(ours, await bus.two.last_entry()), "it is pending"
+    await bus.redis.xtrim(bus.keys.sessions, maxlen=0)
+    await bus.redis.xack(bus.keys.sessions, GROUP, entry)
+    after = await bus.one.last_entry()
+    assert after == entry
+    assert await bus.one.put_back(ours, after)
+    await bus.announce(session="call-2")
+    assert await bus.one.put_back(ours, after), "the first reply was lost"
+    back, other = await bus.two.read_new(5, 10)
+    assert (back.fields[b"run"].decode(), back.fields[b"session"]) == (entry, b"call-1")
+    assert other.fields[b"session"] == b"call-2"
+    await bus.redis.xack(bus.keys.sessions, GROUP, back.entry)
+    gone = msgspec.structs.replace(ours, fence=Fence(back.entry, 1, "nonce-2"))
+    assert await bus.two.put_back(gone, await bus.two.last_entry()), "acked by a stranger"
+    (third,) = await bus.two.read_new(5, 10)
+    assert third.fields[b"run"].decode() == entry
+    assert await bus.redis.xrange(bus.keys.sessions, back.entry, back.entry) == []
+
+
+async def test_what_a_group_made_again_will_deliver_is_not_put_back(bus: Bus) -> None:
+    entry = await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    ours = Ownership(decode_session(owned.fields), Fence(entry, 1, "nonce-1"), entry, owned.fields)
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    assert not await bus.one.put_back(ours, entry), "a new group begins at the first entry"
+    await bus.one.ensure_group()
+    assert not await bus.one.put_back(ours, entry)
+    await bus.redis.delete(bus.keys.sessions)
+    assert await bus.one.last_entry() == "0-0"
+    assert await bus.one.put_back(ours, "0-0")
+    await bus.one.ensure_group()
+    (back,) = await bus.two.read_new(5, 10)
+    assert back.fields[b"run"].decode() == entry
+
+
 async def test_session_started_is_published_once(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -148,6 +207,17 @@ async def test_heartbeat_keeps_reports_and_finds(bus: Bus) -> None:
     assert report.nowhere == {trimmed.entry}
     assert report.orphans == ((unheard.entry, 1),)
     assert await bus.owner(kept.entry) == ("one", 1), "touching does not count as a delivery"
+
+
+async def test_a_heartbeat_sets_the_count_of_a_group_made_again_right(bus: Bus) -> None:
+    entry = await bus.announce()
+    await bus.one.read_new(1, 10)
+    report = await bus.one.heartbeat([(entry, 7)])
+    assert (report.taken, report.nowhere, report.orphans) == (frozenset(), frozenset(), ())
+    assert await bus.owner(entry) == ("one", 7)
+    report = await bus.one.heartbeat([(entry, 5)])
+    assert (report.taken, report.nowhere) == (frozenset(), frozenset())
+    assert report.orphans == ((entry, 7),), "it was another's meanwhile: to be claimed anew"
 
 
 async def test_a_heartbeat_of_many(bus: Bus) -> None:

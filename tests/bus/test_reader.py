@@ -38,6 +38,11 @@ class Listener:
         self.wants_audio = False
         self.changed.set()
 
+    def crashed(self) -> None:
+        self.fault = ResponseError("crashed")
+        self.wants_audio = False
+        self.changed.set()
+
     async def until(self, heard: list[bytes]) -> None:
         with anyio.fail_after(30):
             while self.heard != heard:
@@ -134,3 +139,21 @@ async def test_who_was_removed_hears_no_more(redis: Redis, listeners: list[Liste
             await redis.xadd(listener.audio_key, {"audio": "a"})
         await there.until([b"a"])
     assert gone.heard == []
+
+
+async def test_one_that_crashes_costs_nobody_else(
+    redis: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = listeners[1], listeners[3]
+
+    def choke(entries: Entries, now: float) -> None:
+        raise ZeroDivisionError("a fault put in by the test")
+
+    monkeypatch.setattr(bad, "feed", choke)
+    async with reading(redis, bad, good):
+        for listener in (bad, good):
+            await redis.xadd(listener.audio_key, {"audio": "a"})
+        await good.until([b"a"])
+        await redis.xadd(good.audio_key, {"audio": "b"})
+        await good.until([b"a", b"b"])
+    assert str(bad.fault) == "crashed"

@@ -4,6 +4,7 @@ Each session has at most one commit in flight. One that was sent and not answere
 the same bytes before anything new of its session: the script skips what it had applied already.
 """
 
+import logging
 from functools import partial
 from typing import Protocol
 
@@ -15,8 +16,13 @@ from redis.exceptions import NoScriptError, RedisError
 from worker.bus.connection import BusHealth, is_outage, patiently
 from worker.bus.scripts import COMMIT, Arg
 
+log = logging.getLogger(__name__)
+
 BATCH = 256
 """Commits per pipeline."""
+
+CRASHED = "crashed"
+"""Why a session commits nothing more after a fault of ours: what it holds may be wrong."""
 
 
 class Commit(msgspec.Struct, frozen=True):
@@ -35,6 +41,10 @@ class Committing(Protocol):
 
     def settled(self, verdict: str, seq: int) -> None:
         """Take the script's answer; a verdict it does not document is an error of Redis."""
+        ...
+
+    def stop(self, why: str) -> None:
+        """Commit nothing more."""
         ...
 
 
@@ -65,7 +75,12 @@ class Committer:
         while self._dirty and len(batch) < BATCH:
             session = next(iter(self._dirty))
             del self._dirty[session]
-            commit = session.build()
+            try:
+                commit = session.build()
+            except Exception:  # a fault of ours must not take the other sessions down
+                log.exception("a session's commit cannot be built")
+                session.stop(CRASHED)
+                continue
             if commit is not None:
                 batch.append((session, commit))
         while batch:

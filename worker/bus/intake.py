@@ -19,6 +19,7 @@ from schemas.turns import (
     event_type,
 )
 from worker.bus import scripts
+from worker.core import ids
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class Intake:
                 owned.entry,
                 owned.count,
                 self.nonce,
-                started.run,
+                owned.fields.get(b"run", owned.entry),
                 msgspec.json.encode(encode_session(session)),
                 session.session,
                 encode_event(started),
@@ -190,10 +191,35 @@ class Intake:
         )
         return bool(told)
 
-    async def announce_again(self, fields: Fields, run: str) -> None:
-        """Put the entry of a live session back whose first one vanished from the stream."""
-        again: dict[Any, Any] = {**fields, b"run": run}
-        await self._redis.xadd(self._keys.sessions, again)
+    async def last_entry(self) -> str:
+        """Return the last id that the sessions stream gave out, of entries long gone too."""
+        try:
+            about: Any = await self._redis.xinfo_stream(self._keys.sessions)
+        except ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+            return ids.START
+        last: str = about["last-generated-id"].decode()
+        return last
+
+    async def put_back(self, ownership: Ownership, after: str) -> bool:
+        """Put the entry of a live session back, if it vanished; return whether it had.
+
+        Safe to repeat with the same `after`: the last id of the stream before the first try.
+        """
+        fields = {**ownership.fields, b"run": ownership.run.encode()}
+        vanished = await scripts.PUT_BACK(
+            self._redis,
+            [self._keys.sessions],
+            [
+                GROUP,
+                ownership.fence.entry,
+                ownership.run,
+                after,
+                *(part for pair in fields.items() for part in pair),
+            ],
+        )
+        return bool(vanished)
 
     async def fields_of(self, entry: str) -> Fields | None:
         """Return the fields of an entry of the sessions stream, None if it is gone."""

@@ -5,6 +5,7 @@ A session that does not want audio now (its socket is down or slow) is left out;
 buffer.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from worker.bus.connection import READ_BLOCK_MS, BusHealth, patiently
+
+log = logging.getLogger(__name__)
 
 BLOCKING_KEYS = 100
 """Up to so many keys a read blocks, for latency; a wake-up costs the server more with each key."""
@@ -72,6 +75,10 @@ class Listening(Protocol):
 
     def unreadable(self, error: ResponseError) -> None:
         """Learn that its key cannot be read as a stream."""
+        ...
+
+    def crashed(self) -> None:
+        """Learn that it raised what it should not have."""
         ...
 
 
@@ -150,7 +157,11 @@ class AudioReader:
             session, epoch = asked[key.decode()]
             if session.epoch == epoch and self._sessions.get(session.audio_key) is session:
                 self._largest = max(self._largest, *(len(f.get(b"audio", b"")) for _, f in entries))
-                session.feed(entries, now)
+                try:
+                    session.feed(entries, now)
+                except Exception:  # a fault of ours must not take the other sessions down
+                    log.exception("%s: crashed on what was read", session.audio_key)
+                    session.crashed()
 
 
 def _by_lane(sessions: Iterable[Listening]) -> dict[str, list[Listening]]:

@@ -2,8 +2,10 @@
 -- Take a session: write our fence into its state, publish session.started the first time.
 --
 -- KEYS  1 state  2 lane turns  3 session turns  4 audio
--- ARGV  1 entry id  2 delivery count  3 nonce  4 run  5 entry fields (JSON)
---       6 session  7 event (JSON)  8 traceparent or ""  9 out  10 initial snapshot
+-- ARGV  1 entry id  2 delivery count  3 nonce  4 run the entry was put back for, or its own id:
+--       what a state knows counts, and a session without one is a run of its own
+--       5 entry fields (JSON)  6 session  7 event (JSON)  8 traceparent or ""  9 out
+--       10 initial snapshot
 -- Returns {verdict, seq, snapshot, run}; verdict is one of
 --   new        first claim; session.started is published as seq 1
 --   taken      the session goes on from the snapshot
@@ -26,13 +28,14 @@ local function holds(key, kind)
 end
 
 if not (holds(KEYS[1], "hash") and holds(KEYS[2], "stream") and holds(KEYS[3], "stream")) then
-  return {"unusable", 0, "", ARGV[4]}
+  return {"unusable", 0, "", ARGV[1]}
 end
 local entry, count, nonce, run = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local state = redis.call("HMGET", KEYS[1], "status", "run", "entry", "count", "nonce", "seq", "snapshot")
 local status = state[1]
 if status == "ended" then
-  return {run == state[2] and "over" or "ended", 0, "", state[2]}
+  local same = run == state[2] or entry == state[3]
+  return {same and "over" or "ended", 0, "", state[2]}
 end
 if status then
   if entry ~= state[3] and not (run == state[2] and newer(entry, state[3])) then
@@ -46,9 +49,9 @@ if status then
   return {"taken", tonumber(state[6]), state[7], state[2]}
 end
 if redis.call("TYPE", KEYS[4]).ok == "string" then
-  return {"ended", 0, "", run}
+  return {"ended", 0, "", entry}
 end
-redis.call("HSET", KEYS[1], "status", "live", "run", run, "entry", entry, "count", count,
+redis.call("HSET", KEYS[1], "status", "live", "run", entry, "entry", entry, "count", count,
   "nonce", nonce, "seq", 1, "fields", ARGV[5], "snapshot", ARGV[10])
 local fields = {"session", ARGV[6], "type", "session.started", "event", ARGV[7]}
 if ARGV[8] ~= "" then
@@ -59,4 +62,4 @@ redis.call("XADD", KEYS[2], "*", unpack(fields))
 if ARGV[9] == "session" then
   redis.call("XADD", KEYS[3], "*", unpack(fields))
 end
-return {"new", 1, ARGV[10], run}
+return {"new", 1, ARGV[10], entry}

@@ -3,8 +3,8 @@
 --
 -- KEYS  1 sessions
 -- ARGV  1 group  2 consumer, then (entry id, delivery count) for each session that is run
--- Returns {taken, nowhere, orphans}: ids now under another consumer or count; ids no consumer
--- holds; and (id, count) pairs that are ours but that nobody runs.
+-- Returns {taken, nowhere, orphans}: ids now under another consumer; ids no consumer holds; and
+-- (id, count) pairs that are ours but that nobody runs, or only with a smaller count.
 local group, consumer = ARGV[1], ARGV[2]
 local ours = {}
 local from = "-"
@@ -21,19 +21,20 @@ end
 local taken, nowhere, touch = {}, {}, {}
 for at = 3, #ARGV, 2 do
   local id, count = ARGV[at], tonumber(ARGV[at + 1])
-  if ours[id] == count then
-    touch[#touch + 1] = id
-  elseif ours[id] then
-    taken[#taken + 1] = id
-  else
-    local row = redis.call("XPENDING", KEYS[1], group, id, id, 1)[1]
-    if row then
+  if not ours[id] then
+    if #redis.call("XPENDING", KEYS[1], group, id, id, 1) > 0 then
       taken[#taken + 1] = id
     else
       nowhere[#nowhere + 1] = id
     end
+  elseif ours[id] <= count then
+    if ours[id] < count then
+      -- A group that was destroyed and made again counts from 1; our claim stands.
+      redis.call("XCLAIM", KEYS[1], group, consumer, 0, id, "RETRYCOUNT", count, "JUSTID")
+    end
+    touch[#touch + 1] = id
+    ours[id] = nil
   end
-  ours[id] = nil
 end
 for at = 1, #touch, 1000 do
   local ids = {unpack(touch, at, math.min(at + 999, #touch))}
