@@ -57,7 +57,7 @@ class Fleet:
         self._logs = logs
         self._tasks = tasks
         self._module = module
-        self._expected: dict[Life, int] = {}
+        self._expected: dict[Life, tuple[int, ...]] = {}
 
     async def start(self, slot: Slot) -> Life:
         """Start a process in a slot, beside one that may run there."""
@@ -77,18 +77,16 @@ class Fleet:
         async with stack:
             code = await life.over()
             slot.lives.remove(life)
-            expected = self._expected.pop(life, None)
-            if code != expected:
-                self.faults.append(
-                    f"{life.name} ended with {code} instead of {expected}; it wrote:\n{life.tail()}"
-                )
-            if expected is None:
+            expected = self._expected.pop(life, ())
+            if code not in expected:
+                self.faults.append(f"{life.name} ended with {code}; it wrote:\n{life.tail()}")
+            if not expected:
                 await self.start(slot)
 
     async def kill(self, life: Life) -> None:
         """SIGKILL; return once it is gone."""
         if life.running:
-            self._expected[life] = -signal.SIGKILL
+            self._expected[life] = (-signal.SIGKILL,)
             life.signal(signal.SIGKILL)
             await life.over()
 
@@ -96,7 +94,8 @@ class Fleet:
         """SIGTERM; return once it is gone. One that outstays its budget is killed, and noted."""
         if not life.running:
             return
-        self._expected[life] = 0
+        # What is still loading its modules has nothing to hand on, and no handler yet.
+        self._expected[life] = (0,) if life.text() else (0, -signal.SIGTERM)
         life.signal(signal.SIGTERM)
         if twice:
             await anyio.sleep(0.2)
