@@ -16,8 +16,8 @@ from worker.core.cut import (
     Onset,
     Pause,
     Timeline,
-    apart_s,
     choose_pair,
+    match,
     onsets,
     pauses,
     timeline,
@@ -27,12 +27,9 @@ from worker.core.pcm import FRAME_MS, frame_bytes
 from worker.uplink import Moment, Uplink
 from worker.wakefulness import Wakefulness
 
-BURST = 3
+BURST = 2
 BURST_S = 0.05
 """So many messages, each so soon after the one before, were held up together."""
-
-USUAL_LAG_S = 0.3
-"""Lag of a service of which nothing better is known."""
 
 LEAD_MS = 300
 """Silence before a turn that is kept, for a service that has to hear it again."""
@@ -114,8 +111,8 @@ class Seam:
         pair = choose_pair(self._onsets(), ends, self._usual_lag_s)
         if pair is None:
             return max((pause.middle for pause in ends), default=arrival.fed)
-        self._usual_lag_s = pair[0].lag_s
-        return pair[1].middle
+        self._usual_lag_s = pair.lag_s
+        return pair.pause.middle
 
     async def pause(self, arrival: Moment) -> int | None:
         """Return the session byte in the pause inside the turn that the service spoke of then.
@@ -126,8 +123,9 @@ class Seam:
         pair = choose_pair(self._onsets(), ends, self._usual_lag_s)
         if pair is None:
             return None
-        fitting = [pause for pause in ends if apart_s(pair[0], pause) <= CERTAIN_S]
-        return pair[1].middle if fitting == [pair[1]] else None
+        apart_s = [match(pair.onset, pause, pair.lag_s).apart_s for pause in ends]
+        certain = pair.apart_s <= CERTAIN_S and sum(each <= CERTAIN_S for each in apart_s) == 1
+        return pair.pause.middle if certain else None
 
     async def _pauses(self, arrival: Moment) -> list[Pause]:
         """Find the silences in which the service may have been when it said what arrived then."""
@@ -152,12 +150,11 @@ class Seam:
         return found
 
     def _onsets(self) -> list[Onset]:
-        """Say how late the start was for each sound: as late as usual, as far as that may be."""
+        """Say how late the service may have been at each sound that may have begun the turn."""
         start = self._start
         earliest_at = start.held_up_since or self._earliest(start.arrived_at)
-        usual_s = USUAL_LAG_S if self._usual_lag_s is None else self._usual_lag_s
         return [
-            Onset(byte, min(max(usual_s, earliest_at - sent_at), start.arrived_at - sent_at))
+            Onset(byte, max(0.0, earliest_at - sent_at), start.arrived_at - sent_at)
             for byte, sent_at in start.sounds
         ]
 

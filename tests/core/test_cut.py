@@ -34,6 +34,11 @@ from worker.local.engines.pcm import encode
 Span = tuple[float, float]
 
 
+def _onset(sent: int, lag_s: float) -> Onset:
+    """A sound whose `turn.start` was not held up."""
+    return Onset(sent, lag_s, lag_s)
+
+
 class Service(NamedTuple):
     """How a recognizer decides, in milliseconds."""
 
@@ -97,14 +102,14 @@ class Call:
             ended = self._sent_at(words[-1][1]) + service.waits + service.lag + next(extra)
             look = self._look(started, cuts)
             began = [
-                Onset(_sent(look, at, started), (len(look.silent) - at) * FRAME_MS / 1000)
+                _onset(_sent(look, at, started), (len(look.silent) - at) * FRAME_MS / 1000)
                 for at in onsets(look.silent)
             ]
             look = self._look(ended, cuts)
             pair = choose_pair(began, _pauses(look, ended), usual)
             assert pair is not None
-            usual = pair[0].lag_s
-            cuts.append(pair[1].middle / self.bytes_per_ms)
+            usual = pair.lag_s
+            cuts.append(pair.pause.middle / self.bytes_per_ms)
         return cuts
 
     def _sent_at(self, ms: float) -> float:
@@ -312,11 +317,30 @@ def test_filler_is_the_only_silence_of_a_producer_that_sends_none() -> None:
 
 
 def test_without_a_sound_or_a_pause_after_it_there_is_no_pair() -> None:
-    onset, pause = Onset(500, 0.2), Pause(400, 0.1, 0.5, 7)
+    onset, pause = _onset(500, 0.2), Pause(400, 0.1, 0.5, 7)
     assert choose_pair([], [pause], None) is None
     assert choose_pair([onset], [], None) is None
     assert choose_pair([onset], [pause], 0.2) is None
     assert choose_pair([onset], [pause._replace(sent=501)], 9.0) is not None
+
+
+@pytest.mark.parametrize(
+    ("least_s", "most_s", "usual_s", "chosen"),
+    [
+        (1.05, 1.05, 0.2, "inner"),  # the service was that late
+        (0.0, 1.05, 0.2, "last"),  # it may have been, but usually is not
+        (0.0, 1.05, None, "last"),
+        (0.0, 1.05, 1.0, "inner"),
+        (0.9, 1.05, None, "inner"),
+    ],
+)
+def test_a_start_that_was_held_up(
+    least_s: float, most_s: float, usual_s: float | None, chosen: str
+) -> None:
+    inner, last = Pause(1_000, 0.83, 0.94, 1), Pause(2_000, 0.0, 0.3, 2)
+    pair = choose_pair([Onset(0, least_s, most_s)], [inner, last], usual_s)
+    assert pair is not None
+    assert pair.pause is {"inner": inner, "last": last}[chosen]
 
 
 @given(st.lists(st.integers(0, 32_767), min_size=1))

@@ -35,6 +35,9 @@ ONSET_MS = 30
 SURE_S = (0.03, 0.2)
 """How much of a sound, at least and at most, the service hears before it says `turn.start`."""
 
+USUAL_LAG_S = 0.3
+"""Lag of a service of which nothing better is known."""
+
 STEADY = 0.5
 """What a second of difference to the turn before counts, where a second of difference between a
 turn's start and its end counts 1: lag changes more easily within seconds than noise fits."""
@@ -56,8 +59,10 @@ class Onset(NamedTuple):
 
     sent: int
     """Byte of the socket at which it began."""
-    lag_s: float
-    """How long before `turn.start` arrived that was sent."""
+    least_lag_s: float
+    """How long before `turn.start` can have arrived, at the earliest, that was sent."""
+    most_lag_s: float
+    """How long before `turn.start` was taken in that was sent: more, if it was held up."""
 
 
 class Pause(NamedTuple):
@@ -117,28 +122,50 @@ def pauses(silent: Sequence[bool]) -> list[tuple[int, int]]:
     )[:1]
 
 
+class Match(NamedTuple):
+    """A sound and a pause that belong together, as far as they do."""
+
+    onset: Onset
+    pause: Pause
+    lag_s: float
+    """Of the service at the sound."""
+    apart_s: float
+    """By how much it was another at the pause."""
+
+
 def choose_pair(
     starts: Sequence[Onset], ends: Sequence[Pause], usual_lag_s: float | None
-) -> tuple[Onset, Pause] | None:
+) -> Match | None:
     """Return the sound that began the turn and the pause that ended it, None without any.
 
-    `usual_lag_s` is the lag of the onset chosen for the turn before, None if there was none.
+    `usual_lag_s` is the lag at the sound chosen for the turn before, None if there was none.
     """
     if not starts:
         return None
-    usual_s = starts[0].lag_s if usual_lag_s is None else usual_lag_s
+    first = starts[0]
+    usual_s = USUAL_LAG_S if usual_lag_s is None else usual_lag_s
+    if usual_lag_s is None:
+        usual_s = min(max(usual_s, first.least_lag_s), first.most_lag_s)
+    matches = [
+        match(began, ended, usual_s)
+        for began in starts
+        for ended in ends
+        if ended.sent > began.sent
+    ]
+    return min(
+        matches, key=lambda one: one.apart_s + STEADY * abs(one.lag_s - usual_s), default=None
+    )
 
-    def strangeness(pair: tuple[Onset, Pause]) -> float:
-        return apart_s(*pair) + STEADY * abs(pair[0].lag_s - usual_s)
 
-    pairs = ((began, ended) for began in starts for ended in ends if ended.sent > began.sent)
-    return min(pairs, key=strangeness, default=None)
-
-
-def apart_s(began: Onset, ended: Pause) -> float:
-    """Return by how much the service's lag would differ between a turn's start and its pause."""
-    least, most = (began.lag_s - sure_s for sure_s in reversed(SURE_S))
-    return max(0.0, least - ended.most_lag_s, ended.least_lag_s - most)
+def match(began: Onset, ended: Pause, usual_s: float) -> Match:
+    """Say how well a sound and a pause belong together, the lag being `usual_s` if it can be."""
+    soonest_s, latest_s = SURE_S
+    least = max(began.least_lag_s, ended.least_lag_s + soonest_s)
+    most = min(began.most_lag_s, ended.most_lag_s + latest_s)
+    if least <= most:
+        return Match(began, ended, min(max(usual_s, least), most), 0.0)
+    lag_s = began.most_lag_s if least > began.most_lag_s else began.least_lag_s
+    return Match(began, ended, lag_s, least - most)
 
 
 def quiet_level(levels: Sequence[int]) -> int:
