@@ -39,11 +39,15 @@ class Scene(NamedTuple):
     """A pause of `PAUSE_MS` after every second word of the turn."""
 
 
+_TALKING: Final = "turn after turn"
+_QUIET: Final = f"after {SILENCE_MS / 1_000:g} s of silence"
+_PAUSES: Final = f"pauses of {PAUSE_MS} ms"
+
 SCENES: Final = (
-    Scene("cut_talking", "turn after turn, no pauses", quiet=False, pauses=False),
-    Scene("cut_talking_pauses", "turn after turn, pauses of 300 ms", quiet=False, pauses=True),
-    Scene("cut_quiet", "after 8 s of silence, no pauses", quiet=True, pauses=False),
-    Scene("cut_quiet_pauses", "after 8 s of silence, pauses of 300 ms", quiet=True, pauses=True),
+    Scene("cut_talking", f"{_TALKING}, no pauses", quiet=False, pauses=False),
+    Scene("cut_talking_pauses", f"{_TALKING}, {_PAUSES}", quiet=False, pauses=True),
+    Scene("cut_quiet", f"{_QUIET}, no pauses", quiet=True, pauses=False),
+    Scene("cut_quiet_pauses", f"{_QUIET}, {_PAUSES}", quiet=True, pauses=True),
 )
 
 
