@@ -1,11 +1,15 @@
 """Bad input is refused with a reason, told to whoever can be told, and costs nobody else."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 
-from schemas.turns import SessionEnded, SessionError, TurnEnd
+from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd
 from tests.stage import PCM16, Stage, check_order, kinds, words
+from worker.errors import BusUnavailable
 from worker.local.engines.script import say
 
 GOOD = {"session": "bad", "encoding": "pcm_s16le", "sample_rate": "16000"}
@@ -165,3 +169,112 @@ async def test_keys_that_hold_something_else(
     assert words(events) == [1]
     assert dead[0][b"session"] == b"call-2"
     await stage.redis.hdel(f"{stage.prefix}:workers", "alien")
+
+
+async def _set_user(stage: Stage, *rules: str) -> None:
+    await stage.redis.execute_command(  # type: ignore[no-untyped-call]
+        "ACL SETUSER", stage.prefix, *rules
+    )
+
+
+@asynccontextmanager
+async def _user(stage: Stage, *rules: str) -> AsyncIterator[str]:
+    """Make a Redis user of the test's own and yield the URL to be it."""
+    await _set_user(stage, "on", ">hunter2", "+@all", f"&{stage.prefix}:*", *rules)
+    try:
+        yield stage.redis_url.replace("redis://", f"redis://{stage.prefix}:hunter2@")
+    finally:
+        await stage.redis.acl_deluser(stage.prefix)
+
+
+_OWN = ("sessions", "lanes", "dead", "workers", "gate", "{0}:*")
+
+
+async def test_a_lane_the_worker_may_not_use(stage: Stage) -> None:
+    async with (
+        _user(stage, *(f"~{stage.prefix}:{key}" for key in _OWN)) as url,
+        stage.worker(redis_url=url) as worker,
+    ):
+        denied = await stage.announce("call-2", lane="secret")
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
+        events = (await stage.until_ended("call-1"))["call-1"]
+        while not (dead := await stage.dead()):
+            await stage.redis.ping()
+        while await stage.redis.xlen(f"{stage.prefix}:sessions"):
+            await stage.redis.ping()
+        assert worker.readiness.ready
+    assert words(events) == [1]
+    assert [(fields[b"id"].decode(), fields[b"reason"]) for fields in dead] == [
+        (denied, b"unusable")
+    ]
+    assert b"may not use the keys of lane secret" in dead[0][b"detail"]
+
+
+async def test_a_lane_taken_away_from_the_worker(
+    stage: Stage, expected_leftovers: list[str]
+) -> None:
+    expected_leftovers += ["{secret}:*"]
+    own = [f"~{stage.prefix}:{key}" for key in _OWN]
+    async with (
+        _user(stage, *own, f"~{stage.prefix}:{{secret}}:*") as url,
+        stage.worker(redis_url=url) as worker,
+    ):
+        await stage.announce("call-2", lane="secret")
+        await stage.announce("call-1")
+        await stage.until("call-1", SessionStarted)
+        while len(worker.roster) < 2:
+            await stage.redis.ping()
+        await _set_user(stage, "resetkeys", *own)
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
+        events = (await stage.until_ended("call-1"))["call-1"]
+        await stage.redis.xadd(f"{stage.prefix}:{{secret}}:audio:call-2", {"audio": b"00"})
+        while not (dead := await stage.dead()):
+            await stage.redis.ping()
+        while await stage.redis.xlen(f"{stage.prefix}:sessions"):
+            await stage.redis.ping()
+        assert worker.readiness.ready
+    assert words(events) == [1]
+    assert [(fields[b"session"], fields[b"reason"]) for fields in dead] == [
+        (b"call-2", b"unusable")
+    ]
+
+
+async def test_a_worker_without_a_right_it_needs_says_so_at_once(stage: Stage) -> None:
+    async with _user(stage, f"~{stage.prefix}:*", "-xreadgroup", "resetchannels") as url:
+        with pytest.raises(ExceptionGroup) as raised:
+            async with stage.worker(redis_url=url):
+                await anyio.sleep_forever()
+        (fault,) = raised.value.exceptions
+        while isinstance(fault, ExceptionGroup):
+            (fault,) = fault.exceptions
+        assert isinstance(fault, BusUnavailable)
+        assert str(fault).endswith(f"grant this user, on keys {stage.prefix}:*: XREADGROUP")
+
+
+async def test_a_wrong_password_is_waited_out(stage: Stage) -> None:
+    async with _user(stage, f"~{stage.prefix}:*") as url:
+        await _set_user(stage, "resetpass", ">other")
+        async with stage.worker(redis_url=url) as worker:
+            while worker.health.up:
+                await anyio.sleep(0.05)
+            assert worker.readiness.reasons[0].startswith("redis: AuthenticationError: ")
+            await _set_user(stage, ">hunter2")
+            await stage.announce("call-1")
+            await stage.play("call-1", say([1], PCM16), pause_s=0)
+            events = (await stage.until_ended("call-1"))["call-1"]
+    assert words(events) == [1]
+
+
+async def test_a_worker_that_may_not_subscribe_says_so_once(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        _user(stage, f"~{stage.prefix}:*", "resetchannels") as url,
+        stage.worker(redis_url=url) as worker,
+    ):
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
+        await stage.until_ended("call-1")
+        assert worker.readiness.ready
+    assert len([line for line in caplog.messages if "grant its Redis user the ch" in line]) == 1

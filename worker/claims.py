@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import msgspec
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from schemas.audio import SessionEntry, decode_session, session_id, session_lane
 from schemas.faults import EntryFault
@@ -43,7 +43,7 @@ class Claimer:
         try:
             entry = decode_session(owned.fields)
         except EntryFault as fault:
-            await self._refuse(owned, fault)
+            await self._refuse(owned, fault.reason, str(fault))
             return None
         fence = Fence(owned.entry, owned.count, self._host.intake.nonce)
         started = SessionStarted(
@@ -61,10 +61,16 @@ class Claimer:
             sample_rate=entry.sample_rate,
         )
         first = msgspec.json.encode(Snapshot(config=entry.config))
-        claim = await patiently(
-            self._host.health, lambda: self._host.intake.claim(owned, entry, started, first)
-        )
+        try:
+            claim = await patiently(
+                self._host.health, lambda: self._host.intake.claim(owned, entry, started, first)
+            )
+        except NoPermissionError as error:
+            denied = f"the worker's Redis user may not use the keys of lane {entry.lane}: {error}"
+            await self._refuse(owned, "unusable", denied)
+            return None
         if claim.verdict in ("new", "taken"):
+            await patiently(self._host.health, lambda: self._host.intake.list_lane(entry.lane))
             log.info("%s: session %s", entry.session, claim.verdict)
             return await self._resume(Ownership(entry, fence, claim.run, owned.fields), claim)
         if claim.verdict == "stale":
@@ -130,22 +136,20 @@ class Claimer:
             return None
         return await self.take(raised)
 
-    async def _refuse(self, owned: Owned, fault: EntryFault) -> None:
+    async def _refuse(self, owned: Owned, reason: str, why: str) -> None:
         """Tell everybody who can be told that a session entry cannot be used."""
         fields = owned.fields
         session, lane = session_id(fields), session_lane(fields)
-        self._host.bury(
-            owned.entry, self._host.keys.sessions, session or "", fault.reason, str(fault), fields
-        )
+        self._host.bury(owned.entry, self._host.keys.sessions, session or "", reason, why, fields)
         if session is not None and lane is not None:
             try:
-                await self._publish_refusal(owned, fault, session, lane)
+                await self._publish_refusal(owned, reason, why, session, lane)
             except ResponseError as error:
                 log.warning("%s: its refusal cannot be published: %s", session, error)
         await patiently(self._host.health, lambda: self._host.intake.settle(owned.entry))
 
     async def _publish_refusal(
-        self, owned: Owned, fault: EntryFault, session: str, lane: str
+        self, owned: Owned, reason: str, why: str, session: str, lane: str
     ) -> None:
         common: dict[str, Any] = {
             "session": session,
@@ -159,8 +163,8 @@ class Claimer:
         events = (
             SessionError(
                 seq=1,
-                code=f"session_{fault.reason}",
-                message=str(fault),
+                code=f"session_{reason}",
+                message=why,
                 status=400,
                 fatal=True,
                 **common,

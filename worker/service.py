@@ -23,7 +23,9 @@ from worker.bus.gate import Gate
 from worker.bus.intake import HeartbeatReport, Intake, Owned
 from worker.bus.liveness import Liveness
 from worker.bus.reader import AudioReader
+from worker.bus.rights import missing_rights
 from worker.claims import Claimer
+from worker.errors import BusUnavailable
 from worker.host import Host, Pace, Undertaker
 from worker.publisher import Retention
 from worker.roster import Roster
@@ -111,7 +113,10 @@ class Worker:
         self._draining = True
 
     async def run(self) -> None:
-        """Work until stopped and everything is handed on."""
+        """Work until stopped and everything is handed on.
+
+        Raises `BusUnavailable` if the Redis user may not do what a worker does.
+        """
         async with self.redis, anyio.create_task_group() as tasks:
             for loop in (
                 self.host.reader.run,
@@ -142,12 +147,21 @@ class Worker:
             )
 
     async def _reach_bus(self) -> bool:
-        """Wait for Redis; return False if stopped meanwhile."""
+        """Wait for Redis; return False if stopped meanwhile.
+
+        Raises `BusUnavailable` if the Redis user lacks a right that a worker needs.
+        """
         while not self._draining:
             with anyio.move_on_after(STOP_LOOK_S):
+                await patiently(self.health, self._check_rights)
                 await patiently(self.health, self.host.intake.ensure_group)
                 return True
         return False
+
+    async def _check_rights(self) -> None:
+        missing = await missing_rights(self.redis, self.host.keys)
+        if missing.commands or missing.keys:
+            raise BusUnavailable(f"Redis does not let this worker work: {missing}")
 
     # -- taking sessions
 

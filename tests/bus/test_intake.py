@@ -180,7 +180,12 @@ async def test_session_started_is_published_once(bus: Bus) -> None:
     for count in (1, 1, 2, 3):
         await bus.claim(bus.one, msgspec.structs.replace(owned, count=count))
     assert await bus.redis.xlen(bus.keys.turns("0")) == 1
-    assert await bus.redis.smembers(bus.keys.lanes) == {b"0"}
+
+
+async def test_lanes_are_listed(bus: Bus) -> None:
+    for lane in ("0", "eu", "0"):
+        await bus.one.list_lane(lane)
+    assert await bus.redis.smembers(bus.keys.lanes) == {b"0", b"eu"}
 
 
 async def test_a_claim_of_an_ended_session(bus: Bus) -> None:

@@ -38,7 +38,6 @@ _WAIT_PREFIXES = (
     "NOREPLICAS",
     "NOAUTH",
     "WRONGPASS",
-    "NOPERM",
 )
 
 
@@ -77,19 +76,28 @@ class _ClosedIsAnOutage(AbstractConnection):
 
 
 def is_outage(error: BaseException) -> bool:
-    """Say whether waiting may cure it: Redis away, loading, full, failing over, locked."""
+    """Say whether waiting may cure it: Redis away, loading, full, failing over, locked.
+
+    A key that is denied is the fault of whoever named it, and no outage.
+    """
     if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
         return True
     kinds = (
         exceptions.BusyLoadingError,
         exceptions.ReadOnlyError,
         exceptions.OutOfMemoryError,
-        exceptions.NoPermissionError,
         exceptions.AuthenticationError,
     )
-    if isinstance(error, kinds):
+    if isinstance(error, kinds) or is_about_a_command(error):
         return True
     return isinstance(error, exceptions.ResponseError) and str(error).startswith(_WAIT_PREFIXES)
+
+
+def is_about_a_command(error: BaseException) -> bool:
+    """Say whether it denies a command, and so all of a worker's keys and sessions alike."""
+    if isinstance(error, exceptions.NoPermissionError):
+        return "permissions to run" in str(error)
+    return isinstance(error, exceptions.ResponseError) and "ACL failure in script" in str(error)
 
 
 class BusHealth:

@@ -150,9 +150,11 @@ class Intake:
                 snapshot,
             ],
         )
-        if verdict in (b"new", b"taken"):
-            await self._write("SADD", self._keys.lanes, session.lane)
         return Claim(verdict.decode(), seq, kept, run.decode())
+
+    async def list_lane(self, lane: str) -> None:
+        """Let consumers know that the lane is in use. Safe to repeat."""
+        await self._write("SADD", self._keys.lanes, lane)
 
     async def outbid(self, owned: Owned, count: int) -> Owned | None:
         """Raise an entry's delivery count; None if it is not ours any more. Safe to repeat."""

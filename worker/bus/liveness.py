@@ -16,7 +16,7 @@ import anyio
 import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
@@ -75,13 +75,21 @@ class Liveness:
         self._others: dict[str, bool] = {}  # other consumers -> idle for long and owning nothing
 
     async def proclaim(self) -> None:
-        """Hold our subscription until cancelled."""
+        """Hold our subscription until cancelled, or denied."""
         while True:
             try:
                 async with _closing(self._redis.pubsub()) as pubsub:
                     await pubsub.subscribe(self._keys.alive(self._intake.consumer))
                     while True:
                         await pubsub.get_message(timeout=1.0)
+            except NoPermissionError as error:
+                log.warning(
+                    "should this worker be killed, only its lease will tell: grant its Redis user "
+                    "the channels &%s (%s)",
+                    self._keys.alive("*"),
+                    error,
+                )
+                return
             except (RedisError, OSError) as error:
                 self._health.failed(error)
                 await anyio.sleep(LOOK_S / 5)  # well before others have missed us twice

@@ -1,20 +1,17 @@
 """`turnbus check`: whether a worker with these settings would be fit to run."""
 
-import hashlib
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
-from uuid import uuid4
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError, ResponseError
 
-from schemas import Encoding
+from schemas import Encoding, Keys
 from worker.addresses import redacted
-from worker.bus.connection import describe
+from worker.bus.rights import missing_rights
 from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
 from worker.commands.bus import open_bus
 from worker.errors import (
@@ -30,9 +27,6 @@ from worker.settings import Settings, api_key
 from worker.stt.cartesia import Service, StreamSettings, open_stream
 
 _OLDEST_REDIS = (7, 0)
-_PROBE_TTL_S = 60
-_PROBE_SCRIPT = "#!lua flags=allow-oom\nreturn redis.call('TYPE', KEYS[1])"
-_PROBE_SHA = hashlib.sha1(_PROBE_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 _STT_ADVICE: dict[type[SttError], str] = {
     SttBusy: "the key is good, but every socket of the plan is in use",
     SttCredentials: "mend the key or the account's credit; until then sessions wait",
@@ -118,55 +112,11 @@ async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None
 
 
 async def _check_rights(redis: Redis, prefix: str, report: Report) -> None:
-    """Run the worker's commands on keys of our own."""
-    stream = f"{prefix}:{{0}}:check:{uuid4().hex}"
-    value = f"{stream}:value"
-    denied: list[str] = []
-    faults: list[str] = []
-    for command in _probes(stream, value):
-        try:
-            await redis.execute_command(*command)  # type: ignore[no-untyped-call]
-        except NoPermissionError:
-            denied.append(str(command[0]))
-        except ResponseError as error:
-            faults.append(f"{command[0]}: {describe(error)}")
-    if denied:  # the other faults may follow from it: no group where none could be made
-        names = ", ".join(dict.fromkeys(denied))
-        report(Finding("rights", "fail", f"grant this user, on keys {prefix}:*: {names}"))
-    elif faults:
-        report(Finding("rights", "fail", "; ".join(faults)))
+    missing = await missing_rights(redis, Keys(prefix))
+    if missing.commands or missing.keys or missing.faults:
+        report(Finding("rights", "fail", str(missing)))
     else:
         report(Finding("rights", "ok", f"every command a worker needs, on keys {prefix}:*"))
-
-
-def _probes(stream: str, value: str) -> Iterator[tuple[str | int, ...]]:
-    """Yield each command a worker sends, or runs in its scripts, once, the keys' removal last."""
-    yield "XADD", stream, "1-1", "probe", ""
-    yield "EXPIRE", stream, _PROBE_TTL_S  # should the last be denied
-    yield "XGROUP CREATE", stream, "probe", "0"
-    yield "XREADGROUP", "GROUP", "probe", "probe", "COUNT", 1, "STREAMS", stream, ">"
-    yield "XPENDING", stream, "probe"
-    yield "XCLAIM", stream, "probe", "probe", 0, "1-1"
-    yield "XACK", stream, "probe", "1-1"
-    yield "XGROUP DELCONSUMER", stream, "probe", "probe"
-    yield "XREAD", "COUNT", 1, "STREAMS", stream, "0"
-    yield "XRANGE", stream, "-", "+", "COUNT", 1
-    yield "XLEN", stream
-    yield "XDEL", stream, "1-1"
-    yield "XTRIM", stream, "MINID", "1-1"
-    yield "EXISTS", stream
-    yield "TYPE", stream
-    yield "SCRIPT LOAD", _PROBE_SCRIPT
-    yield "EVALSHA", _PROBE_SHA, 1, stream
-    yield ("TIME",)
-    yield "SET", value, "probe", "EX", _PROBE_TTL_S
-    yield "UNLINK", value
-    yield "SADD", value, "probe"
-    yield "UNLINK", value
-    yield "HSET", value, "probe", ""
-    yield "HMGET", value, "probe"
-    yield "HDEL", value, "probe"
-    yield "UNLINK", stream
 
 
 async def _check_service(settings: Settings, report: Report) -> None:

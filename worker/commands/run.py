@@ -11,10 +11,12 @@ from contextlib import AsyncExitStack
 
 import anyio
 from anyio.abc import TaskGroup
+from redis.exceptions import NoPermissionError
 
 from worker import telemetry
 from worker.admin import serve_admin
 from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
+from worker.errors import BusUnavailable
 from worker.service import Worker
 from worker.settings import Settings, api_key
 
@@ -43,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     telemetry.configure()
     try:
         return run_async(lambda: _serve(settings, key))
+    except NoPermissionError as error:  # of a key of its own: one of a session's is refused
+        raise BusUnavailable(f"Redis does not let this worker work any more: {error}") from error
     finally:
         telemetry.shut_down()
 
