@@ -8,6 +8,7 @@ import anyio
 
 from schemas.keys import GROUP
 from schemas.turns import TurnEnd
+from worker.errors import TurnbusError
 from worker.local.chaos.fleet import Life
 from worker.local.recovery.lines import Line
 from worker.local.recovery.plan import Plan
@@ -58,7 +59,9 @@ def _turns(rig: Rig, line: Line) -> int:
 
 
 async def _exit(owner: Life, times: dict[str, float]) -> None:
-    await owner.over()
+    """Wait until the process is gone. Raises TurnbusError unless it went as it should."""
+    if code := await owner.over():
+        raise TurnbusError(f"{owner.name} exited with {code}; it wrote:\n{owner.tail()}")
     times["exit"] = time.monotonic()
 
 
