@@ -46,6 +46,11 @@ class Keys(msgspec.Struct, frozen=True):
         """Sorted set: fleet-wide permits for open STT sockets."""
         return f"{self.prefix}:gate"
 
+    @property
+    def gate_holders(self) -> str:
+        """Hash: who speaks for each permit; in the slot of `gate`."""
+        return f"{self.prefix}:{{{self.gate}}}:holders"
+
     def alive(self, consumer: str) -> str:
         """Name the channel whose subscription says that this consumer's process lives."""
         return f"{self.prefix}:alive:{consumer}"

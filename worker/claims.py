@@ -9,9 +9,9 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from schemas.audio import SessionEntry, decode_session, session_id, session_lane
 from schemas.faults import EntryFault
-from schemas.keys import Keys
 from schemas.turns import SessionEnded, SessionError, SessionStarted
 from worker.bus.connection import patiently
+from worker.bus.gate import Seat
 from worker.bus.intake import Claim, Fence, Owned, Ownership
 from worker.core.turns import TurnTracker
 from worker.crashes import MOST
@@ -85,7 +85,7 @@ class Claimer:
                 owned.fields,
             )
         if claim.verdict == "over":
-            await self._host.gate.leave(Keys.gate_member(entry.lane, entry.session))
+            await self._host.gate.leave(Seat.of(entry.lane, entry.session, fence))
         await patiently(self._host.health, lambda: self._host.intake.settle(owned.entry))
         return None
 
@@ -123,7 +123,7 @@ class Claimer:
             log.info("%s: let go (%s)", entry.session, refusal)
             return
         host.bury(fence.entry, host.keys.sessions, entry.session, "internal", why, {})
-        await host.gate.leave(Keys.gate_member(entry.lane, entry.session))
+        await host.gate.leave(Seat.of(entry.lane, entry.session, fence))
         await patiently(host.health, lambda: host.intake.settle(fence.entry))
 
     async def _outbid(self, owned: Owned, session: str, known: int) -> Session | None:

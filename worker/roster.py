@@ -88,6 +88,7 @@ class Roster:
             session.crashed()
         finally:
             del self._runs[entry]
+            self._host.gate.forget(entry)
             if session.refused == CRASHED:
                 self._hold(session.ownership)
             else:

@@ -69,7 +69,7 @@ class Worker:
             intake=intake,
             reader=AudioReader(self.redis, self.health),
             committer=Committer(self.redis, self.health),
-            gate=Gate(self.redis, self.health, keys.gate, settings.stt_max_connections),
+            gate=Gate(self.redis, self.health, keys, settings.stt_max_connections),
             retention=Retention(
                 settings.retention_s, settings.turns_retention_s, settings.turns_maxlen
             ),
@@ -122,6 +122,7 @@ class Worker:
                 self.host.reader.run,
                 self.host.committer.run,
                 self.host.undertaker.run,
+                self.host.gate.run,
                 self._tick,
                 self._catch_up,
             ):
@@ -185,8 +186,7 @@ class Worker:
             return new
         lease_ms = self._settings.lease_ms
         # Idle times ran on while Redis was away: for one lease after, owners get to speak first.
-        up_for_ms = (time.monotonic() - self.health.since) * 1000
-        patience_ms = lease_ms if up_for_ms > lease_ms else 2**40
+        patience_ms = lease_ms if self.health.up_for_s * 1000 > lease_ms else 2**40
         dead = sorted(self._liveness.dead)
         adopted = await patiently(
             self.health, lambda: intake.adopt(room - len(new), patience_ms, dead)
@@ -317,7 +317,7 @@ class Worker:
             log.info("handing on %d sessions", len(self.roster))
         while len(self.roster):
             late = self._hurry or time.monotonic() >= deadline
-            ready = [session for session in self.roster if late or session.between_turns]
+            ready = [session for session in self.roster if late or session.may_move]
             async with anyio.create_task_group() as tasks:
                 for session in ready:
                     tasks.start_soon(self.roster.give_back, session)

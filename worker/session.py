@@ -21,9 +21,9 @@ from redis.exceptions import ResponseError
 
 from schemas import cartesia
 from schemas.audio import TurnConfig
-from schemas.keys import Keys
 from schemas.turns import EndReason as SessionEndReason
 from worker.bus.commits import CRASHED
+from worker.bus.gate import Seat
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
 from worker.core.configs import Configs
@@ -142,7 +142,7 @@ class Session:
         self._reached = self._ledger.committed_bytes  # as the socket before this one was opened
         self._flushes = 0  # without an answer
         self._epitaph: Epitaph | None = None
-        self._gate_member = Keys.gate_member(entry.lane, entry.session)
+        self._seat = Seat.of(entry.lane, entry.session, ownership.fence)
         self._wake = anyio.Event()
         self._stream: Stream | None = None
         now = time.monotonic()
@@ -175,9 +175,13 @@ class Session:
         return self.phase is Phase.LIVE and not self._uplink.empty
 
     @property
-    def between_turns(self) -> bool:
-        """Whether giving the session away now interrupts nobody."""
-        return not self._tracker.open and self.phase not in (Phase.FLUSHING, Phase.OVER)
+    def may_move(self) -> bool:
+        """Whether giving the session away now costs nobody anything.
+
+        One that waits for a socket gets it from the next worker no later, inside a turn or not.
+        """
+        between_turns = self.phase is Phase.LIVE and not self._tracker.open
+        return between_turns or self.phase in (Phase.PARKED, Phase.CONNECTING)
 
     @property
     def refused(self) -> str | None:
@@ -280,7 +284,7 @@ class Session:
                 await self._step()
             await self._narrator.publisher.drained()
             self._bury()
-            await self._host.gate.leave(self._gate_member)
+            await self._host.gate.leave(self._seat)
         finally:
             self.phase = Phase.OVER
             self._host.reader.remove(self)
@@ -354,7 +358,7 @@ class Session:
             keyterms=self._entry.keyterms,
             turn=self._host.turn.merged(self._configs.current),
         )
-        await self._host.gate.enter(self._gate_member)
+        await self._host.gate.enter(self._seat)
         try:
             stream = await dial(
                 self._host, self._entry.session, settings, self._narrator.trace, self._backoff
@@ -415,11 +419,11 @@ class Session:
         if self._inbox.read_to_end:
             self._finish("end")
         else:
-            await self._host.gate.leave(self._gate_member)
+            await self._host.gate.leave(self._seat)
 
     async def _lose(self, error: SttError) -> None:
         if is_idle_close(error.status, str(error)):
-            await self._host.gate.leave(self._gate_member)
+            await self._host.gate.leave(self._seat)
             return
         self._host.stats.sockets_lost += 1
         if isinstance(error, SttPermanent):

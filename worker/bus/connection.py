@@ -113,6 +113,11 @@ class BusHealth:
         """Redis answers."""
         return self.fault is None
 
+    @property
+    def up_for_s(self) -> float:
+        """Seconds since Redis answers; 0 while it does not."""
+        return time.monotonic() - self.since if self.up else 0.0
+
     def answered(self) -> None:
         """Record a reply."""
         if self.fault is not None:

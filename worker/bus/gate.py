@@ -1,41 +1,89 @@
 """The gate: no more open STT sockets in the whole fleet than the plan allows.
 
 A session joins with the time it first wanted a socket and keeps that place through reconnects,
-takeovers and handovers; it leaves when it parks or ends. The place belongs to the session, not to
-its worker, so that a crash leaks no permit.
+takeovers and handovers; it leaves when it parks or ends. The place is the session's; what is said
+of it carries the fence of who says it, so that an owner put aside cannot give away the place of the
+next. Places are spoken for while they are used: what a crash or a lost state leaves behind is given
+up after `LAPSE_S`.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
 import anyio
+import msgspec
 from redis.asyncio import Redis
 
+from schemas.keys import Keys
 from worker.bus import scripts
 from worker.bus.connection import BusHealth, patiently
+from worker.bus.intake import Fence
 
 ASK_AGAIN_S = 0.2
 """How often a session that waits asks whether its turn has come."""
+
+SPEAK_S = 5.0
+"""How often a worker speaks for the places of its sessions."""
+
+LAPSE_S = 30.0
+"""Silence after which a place is given up: some leases, so that a takeover finds it."""
+
+
+class Seat(msgspec.Struct, frozen=True):
+    """One session's place, as one owner knows it."""
+
+    member: str
+    entry: str
+    count: int
+
+    @classmethod
+    def of(cls, lane: str, session: str, fence: Fence) -> "Seat":
+        """Name the place of a session that is owned under `fence`."""
+        return cls(Keys.gate_member(lane, session), fence.entry, fence.count)
 
 
 class Gate:
     """The fleet's permits; `permits` 0 is no limit."""
 
-    def __init__(self, redis: Redis, health: BusHealth, key: str, permits: int) -> None:
+    def __init__(self, redis: Redis, health: BusHealth, keys: Keys, permits: int) -> None:
         self._redis = redis
         self._health = health
-        self._key = key
+        self._keys = [keys.gate, keys.gate_holders]
         self._permits = permits
+        self._taken: dict[str, Seat] = {}  # by entry
 
-    async def enter(self, member: str) -> bool:
+    async def run(self) -> None:
+        """Speak for the places our sessions have, and give up those of nobody, until cancelled."""
+        while self._permits:
+            # During an outage nobody could speak: everybody gets the time to do so again.
+            lapse_s = LAPSE_S if self._health.up_for_s > LAPSE_S else 0.0
+            speak = partial(self._hold, [*self._taken.values()], lapse_s)
+            await patiently(self._health, speak)
+            await anyio.sleep(SPEAK_S)
+
+    async def enter(self, seat: Seat) -> bool:
         """Wait for a permit; return whether there was a wait."""
         waited = False
-        while self._permits and not await patiently(self._health, lambda: self._ask(member)):
+        while self._permits and not (await patiently(self._health, lambda: self._hold([seat])))[0]:
             waited = True
             await anyio.sleep(ASK_AGAIN_S)
+        self._taken[seat.entry] = seat
         return waited
 
-    async def leave(self, member: str) -> None:
-        """Give the place up. Safe to repeat."""
+    async def leave(self, seat: Seat) -> None:
+        """Give the place up, unless it is a later owner's. Safe to repeat."""
+        self.forget(seat.entry)
         if self._permits:
-            await patiently(self._health, lambda: self._redis.zrem(self._key, member))
+            args = [seat.member, seat.entry, seat.count]
+            await patiently(self._health, lambda: scripts.GATE_LEAVE(self._redis, self._keys, args))
 
-    async def _ask(self, member: str) -> bool:
-        return bool(await scripts.GATE(self._redis, [self._key], [member, self._permits]))
+    def forget(self, entry: str) -> None:
+        """Speak no more for a session that is not run here any more; its place may be wanted."""
+        self._taken.pop(entry, None)
+
+    async def _hold(self, seats: Sequence[Seat], lapse_s: float = 0.0) -> list[int]:
+        args: list[scripts.Arg] = [self._permits, int(lapse_s * 1000)]
+        for seat in seats:
+            args += seat.member, seat.entry, seat.count
+        may: list[int] = await scripts.GATE(self._redis, self._keys, args)
+        return may

@@ -61,7 +61,7 @@ async def missing_rights(redis: Redis, keys: Keys) -> Missing:
 
 def _own(keys: Keys) -> Iterator[tuple[str, tuple[str | int, ...]]]:
     """Name every key that is no session's."""
-    own = (keys.sessions, keys.lanes, keys.dead, keys.workers, keys.gate)
+    own = (keys.sessions, keys.lanes, keys.dead, keys.workers, keys.gate, keys.gate_holders)
     return ((key, ("EVALSHA", _SHA, 1, key)) for key in own)
 
 

@@ -1,9 +1,56 @@
 #!lua flags=allow-oom
--- Ask for one of the fleet's permits to hold an open STT socket: first come, first served.
+-- Keep places among those that want an open STT socket: first come, first served.
 --
--- KEYS  1 gate
--- ARGV  1 member  2 permits
--- Returns 1 if the member may open a socket, 0 if it has to wait. Its place is kept either way.
-local now = redis.call("TIME")
-redis.call("ZADD", KEYS[1], "NX", now[1] .. string.format("%06d", now[2]), ARGV[1])
-return redis.call("ZRANK", KEYS[1], ARGV[1]) < tonumber(ARGV[2]) and 1 or 0
+-- KEYS  1 gate  2 holders: member -> "entry count ms", the claim that wants the place, and when it
+--       last said so
+-- ARGV  1 permits  2 ms after which a place that nobody speaks for is given up, 0 for never
+--       then (member, entry id, delivery count) for each place that is wanted
+-- Returns 1 for each that may have a socket open, 0 for each that has to wait: its place is kept, or
+-- it is a later claim's by now.
+local gate, holders, permits, lapse = KEYS[1], KEYS[2], tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = redis.call("TIME")
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local score = time[1] .. string.format("%06d", time[2])
+
+local function outbid(member, entry, count)
+  local ms, seq, known = string.match(redis.call("HGET", holders, member) or "", "^(%d+)-(%d+) (%d+)")
+  if not ms then
+    return false
+  end
+  local a, b = string.match(entry, "^(%d+)-(%d+)$")
+  for _, pair in ipairs({{ms, a}, {seq, b}, {known, count}}) do
+    if tonumber(pair[1]) ~= tonumber(pair[2]) then
+      return tonumber(pair[1]) > tonumber(pair[2])
+    end
+  end
+  return false
+end
+
+local function hold(member, claim)
+  redis.call("HSET", holders, member, claim .. string.format(" %.0f", now))
+end
+
+local may = {}
+for at = 3, #ARGV, 3 do
+  local member, entry, count = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  may[#may + 1] = 0
+  if not outbid(member, entry, count) then
+    redis.call("ZADD", gate, "NX", score, member)
+    hold(member, entry .. " " .. count)
+    if redis.call("ZRANK", gate, member) < permits then
+      may[#may] = 1
+    end
+  end
+end
+if lapse > 0 then
+  for _, member in ipairs(redis.call("ZRANGE", gate, 0, -1)) do
+    local spoke = string.match(redis.call("HGET", holders, member) or "", " (%d+)$")
+    if not spoke then
+      hold(member, "0-0 0")
+    elseif tonumber(spoke) < now - lapse then
+      redis.call("ZREM", gate, member)
+      redis.call("HDEL", holders, member)
+    end
+  end
+end
+return may

@@ -1,0 +1,94 @@
+"""Permits for STT sockets: who has a place, who may give it up, and what nobody wants any more."""
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+from redis.crc import key_slot
+
+from schemas.keys import Keys
+from worker.bus import gate as module
+from worker.bus.connection import BusHealth
+from worker.bus.gate import Gate, Seat
+
+
+@pytest.fixture
+def keys(bus_prefix: str) -> Keys:
+    return Keys(bus_prefix)
+
+
+@pytest.fixture
+def gates(redis: Redis, keys: Keys) -> tuple[Gate, Gate]:
+    """The gates of two workers; one permit."""
+    one, two = (Gate(redis, BusHealth(), keys, 1) for _ in range(2))
+    return one, two
+
+
+def test_both_keys_are_in_one_slot(keys: Keys) -> None:
+    assert key_slot(keys.gate.encode()) == key_slot(keys.gate_holders.encode())
+
+
+async def test_an_owner_put_aside_gives_nothing_away(
+    redis: Redis, keys: Keys, gates: tuple[Gate, Gate]
+) -> None:
+    one, two = gates
+    await one.enter(Seat("0:s", "5-0", 1))
+    await two.enter(Seat("0:s", "5-0", 2))
+    await one.leave(Seat("0:s", "5-0", 1))
+    assert await redis.zcard(keys.gate) == 1, "the next owner's socket is open"
+    await two.enter(Seat("0:s", "6-0", 1))
+    await two.leave(Seat("0:s", "5-0", 9))
+    assert await redis.zcard(keys.gate) == 1, "its entry was put back since"
+    await two.leave(Seat("0:s", "6-0", 1))
+    assert await redis.exists(keys.gate, keys.gate_holders) == 0
+
+
+async def test_an_owner_put_aside_does_not_get_in(
+    redis: Redis, keys: Keys, gates: tuple[Gate, Gate]
+) -> None:
+    one, two = gates
+    await two.enter(Seat("0:s", "5-0", 2))
+    with anyio.move_on_after(3 * module.ASK_AGAIN_S) as waiting:
+        await one.enter(Seat("0:s", "5-0", 1))
+    assert waiting.cancelled_caught
+    await two.leave(Seat("0:s", "5-0", 2))
+    assert await redis.zcard(keys.gate) == 0
+
+
+async def test_places_nobody_speaks_for_are_given_up(
+    redis: Redis, keys: Keys, gates: tuple[Gate, Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SPEAK_S", 0.05)
+    monkeypatch.setattr(module, "LAPSE_S", 0.5)
+    one, two = gates
+    await redis.zadd(keys.gate, {"0:unknown": 1})
+    await redis.zadd(keys.gate, {"0:killed": 2})
+    await redis.hset(keys.gate_holders, "0:killed", "5-0 1 1000")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.run)
+        await one.enter(Seat("0:wants", "6-0", 1))
+        tasks.start_soon(two.run)
+        await anyio.sleep(2 * module.LAPSE_S)
+        assert await redis.zrange(keys.gate, 0, -1) == [b"0:wants"]
+        one.forget("6-0")
+        while await redis.exists(keys.gate, keys.gate_holders):
+            await anyio.sleep(0.05)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_lost_gate_is_made_again(
+    redis: Redis, keys: Keys, gates: tuple[Gate, Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SPEAK_S", 0.05)
+    one, two = gates
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.run)
+        await one.enter(Seat("0:s", "5-0", 1))
+        await redis.delete(keys.gate, keys.gate_holders)
+        while not await redis.zcard(keys.gate):
+            await anyio.sleep(0.02)
+        with anyio.move_on_after(2 * module.ASK_AGAIN_S) as waiting:
+            await two.enter(Seat("0:other", "4-0", 1))
+        assert waiting.cancelled_caught
+        tasks.cancel_scope.cancel()
+    await one.leave(Seat("0:s", "5-0", 1))
+    await two.leave(Seat("0:other", "4-0", 1))
