@@ -21,6 +21,9 @@ MAX_KEYTERM_CHARS = 1_200
 MAX_DIGITS = 18
 """Of a `seq`: what fits 64 bits whatever is counted."""
 
+MAX_SRC_BYTES = 128
+"""Of a `src`: several are remembered for each session."""
+
 SessionId = Annotated[
     str,
     Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}$(?!\n)", description="One id per call; a UUID, say."),
@@ -113,7 +116,7 @@ class AudioEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     audio: bytes = b""
     seq: int | None = None
-    src: str = ""
+    src: Annotated[str, Meta(max_length=MAX_SRC_BYTES)] = ""
     config: TurnConfig | None = None
     end: bool = False
 
@@ -177,25 +180,43 @@ def decode_audio(fields: Fields) -> AudioEntry:
 
     Raises `EntryFault` that names the field at fault.
     """
+    entry, faults = read_audio(fields)
+    if faults:
+        raise faults[0]
+    return entry
+
+
+def read_audio(fields: Fields) -> tuple[AudioEntry, list[EntryFault]]:
+    """Read what can be used of an audio entry; return it with what is wrong with the rest.
+
+    A field at fault costs itself only: audio of which `seq` cannot be read is taken as audio
+    without one, and an `end` counts whatever it comes with. A `seq` counts per `src`, and is not
+    used without it.
+    """
     audio = fields.get(b"audio", b"")
+    if len(fields) == 1 and 0 < len(audio) <= MAX_AUDIO_BYTES:
+        return AudioEntry(audio=audio), []
+    if not (audio or b"config" in fields or b"end" in fields):
+        fault = EntryFault("", "an audio entry needs one of `audio`, `config`, `end`", "empty")
+        return AudioEntry(), [fault]
+    faults: list[EntryFault] = []
     if len(audio) > MAX_AUDIO_BYTES:
-        raise EntryFault(
-            "audio", f"is over {MAX_AUDIO_BYTES} bytes; append smaller chunks", "too_large"
+        advice = "append smaller chunks"
+        faults.append(
+            EntryFault("audio", f"is over {MAX_AUDIO_BYTES} bytes; {advice}", "too_large")
         )
-    if len(fields) == 1 and audio:
-        return AudioEntry(audio=audio)
-    end = b"end" in fields
-    raw_config = fields.get(b"config")
-    if not audio and raw_config is None and not end:
-        raise EntryFault("", "an audio entry needs one of `audio`, `config`, `end`", "empty")
-    seq = fields.get(b"seq")
-    return AudioEntry(
-        audio=audio,
-        seq=None if seq is None else _integer("seq", seq),
-        src=_text("src", fields.get(b"src", b"")),
-        config=None if raw_config is None else _config(_json("config", raw_config), strict=True),
-        end=end,
-    )
+        audio = b""
+    src, seq, config = "", None, None
+    try:
+        src = _src(fields.get(b"src", b""))
+        seq = _seq(fields.get(b"seq"))
+    except EntryFault as fault:
+        faults.append(fault)
+    try:
+        config = _audio_config(fields.get(b"config"))
+    except EntryFault as fault:
+        faults.append(fault)
+    return AudioEntry(audio=audio, seq=seq, src=src, config=config, end=b"end" in fields), faults
 
 
 def encode_audio(entry: AudioEntry) -> dict[str, bytes | str]:
@@ -221,13 +242,25 @@ def _text(name: str, raw: bytes) -> str:
         raise EntryFault(name, "is not UTF-8") from None
 
 
-def _integer(name: str, raw: bytes) -> int:
+def _src(raw: bytes) -> str:
+    if len(raw) > MAX_SRC_BYTES:
+        raise EntryFault("src", f"is over {MAX_SRC_BYTES} bytes", "too_large")
+    return _text("src", raw)
+
+
+def _seq(raw: bytes | None) -> int | None:
+    if raw is None:
+        return None
     if len(raw.removeprefix(b"-")) > MAX_DIGITS:
-        raise EntryFault(name, f"is over {MAX_DIGITS} digits")
+        raise EntryFault("seq", f"is over {MAX_DIGITS} digits")
     try:
-        return msgspec.convert(_text(name, raw), int, strict=False)
+        return msgspec.convert(_text("seq", raw), int, strict=False)
     except msgspec.ValidationError:
-        raise EntryFault(name, "is not a whole number") from None
+        raise EntryFault("seq", "is not a whole number") from None
+
+
+def _audio_config(raw: bytes | None) -> TurnConfig | None:
+    return None if raw is None else _config(_json("config", raw), strict=True)
 
 
 def _json(name: str, raw: bytes) -> Any:  # noqa: ANN401 - JSON of any shape

@@ -84,6 +84,27 @@ async def test_bad_audio_entry(
     assert b"audio" not in dead, "refused audio is never kept"
 
 
+async def test_what_is_good_of_an_entry_is_used(stage: Stage) -> None:
+    """A field at fault costs neither the audio beside it nor the end of the session."""
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.append("call-1", audio=say([1], PCM16), seq="0", src="a", config="{")
+        await stage.append("call-1", audio=say([2], PCM16), seq="2", src="a")
+        await stage.append("call-1", audio=say([3], PCM16), seq="3", src="s" * 129, end="")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1, 2, 3]
+    errors = [event for event in events if isinstance(event, SessionError)]
+    assert [(error.code, error.fatal) for error in errors] == [
+        ("audio_malformed", False),
+        ("audio_too_large", False),
+    ]
+    assert kinds(events).count("audio.gap") == 1
+    assert [fields[b"reason"] for fields in await stage.dead()] == [b"malformed", b"too_large"]
+    assert isinstance(events[-1], SessionEnded)
+    assert events[-1].reason == "end"
+
+
 async def test_a_session_id_used_again(stage: Stage) -> None:
     async with stage.worker():
         await stage.announce("call-1")

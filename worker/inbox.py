@@ -1,8 +1,9 @@
 """The inbox: takes a session's audio entries, in order, and passes on what is good of them."""
 
 import time
+from collections.abc import Sequence
 
-from schemas.audio import AudioEntry, Fields, decode_audio
+from schemas.audio import AudioEntry, Fields, read_audio
 from schemas.faults import EntryFault
 from worker.bus.reader import Entries
 from worker.core import ids
@@ -65,10 +66,11 @@ class Inbox:
         """Take entries that follow the cursor; `live` tells whether a socket is there for them."""
         for raw_id, fields in entries:
             self.cursor = raw_id.decode()
-            try:
-                self._take(self.cursor, decode_audio(fields), live=live)
-            except EntryFault as fault:
-                self._refuse(self.cursor, fields, fault)
+            entry, faults = read_audio(fields)
+            told = bool(faults) and self._ledger.announce(self.cursor)
+            if told:
+                self._refuse(self.cursor, fields, faults)
+            self._take(self.cursor, entry, told=told, live=live)
         self.fed_at = now
         if ids.order(self.cursor) > ids.order(self._newest):
             self._newest = self.cursor
@@ -78,11 +80,12 @@ class Inbox:
         """Say how much was dropped, nothing that is kept having followed."""
         self._tell_shed(self._ledger.taken)
 
-    def _take(self, entry_id: str, entry: AudioEntry, *, live: bool) -> None:
+    def _take(self, entry_id: str, entry: AudioEntry, *, told: bool, live: bool) -> None:
+        """Take what is good of an entry; `told` is whether what is not was told just now."""
         if entry.config is not None:
             self._configs.accept(entry_id, entry.config)
         admitted = self._ledger.admit(entry_id, entry)
-        if admitted.missing and self._ledger.announce(entry_id):
+        if admitted.missing and (told or self._ledger.announce(entry_id)):
             chunk_ms = self._uplink.ms_of(len(entry.audio))
             self._narrator.gap(int(admitted.missing * chunk_ms), "producer")
         if entry.config is not None:
@@ -105,7 +108,8 @@ class Inbox:
             self._hearing.break_off()
             self._narrator.gap(int(missing_ms), "backlog")
 
-    def _refuse(self, entry_id: str, fields: Fields, fault: EntryFault) -> None:
-        if self._ledger.announce(entry_id):
-            self._narrator.error(f"audio_{fault.reason}", f"audio entry {entry_id}: {fault}")
-            self._host.bury(entry_id, self._key, self._session, fault.reason, str(fault), fields)
+    def _refuse(self, entry_id: str, fields: Fields, faults: Sequence[EntryFault]) -> None:
+        """Tell what is wrong with an entry; what is not is used."""
+        reason, detail = faults[0].reason, "; ".join(map(str, faults))
+        self._narrator.error(f"audio_{reason}", f"audio entry {entry_id}: {detail}")
+        self._host.bury(entry_id, self._key, self._session, reason, detail, fields)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import AudioEntry, Encoding, EntryFault, TurnConfig, decode_audio, encode_audio
-from schemas.audio import MAX_AUDIO_BYTES
+from schemas.audio import MAX_AUDIO_BYTES, MAX_SRC_BYTES, read_audio
 
 configs = st.builds(
     TurnConfig,
@@ -76,6 +76,7 @@ def test_the_largest_chunk() -> None:
         ({b"audio": b"x", b"seq": b"1.5"}, "seq", "malformed"),
         ({b"audio": b"x", b"seq": b"\xff"}, "seq", "malformed"),
         ({b"audio": b"x", b"src": b"\xff"}, "src", "malformed"),
+        ({b"audio": b"x", b"src": bytes(129)}, "src", "too_large"),
         ({b"config": b"turn"}, "config", "malformed"),
         ({b"config": b"[]"}, "config", "malformed"),
         ({b"config": b'{"threshold":0.5}'}, "config", "malformed"),
@@ -94,6 +95,36 @@ def test_refusals_name_field_and_reason(
     with pytest.raises(EntryFault) as caught:
         decode_audio(fields)
     assert (caught.value.field, caught.value.reason) == (field, reason)
+
+
+@pytest.mark.parametrize(
+    ("fields", "usable", "fields_at_fault"),
+    [
+        ({b"end": b"", b"seq": b"one"}, AudioEntry(end=True), ["seq"]),
+        ({b"end": b"", b"config": b"{"}, AudioEntry(end=True), ["config"]),
+        (
+            {b"audio": b"x", b"seq": b"3", b"src": b"a", b"config": b"[]"},
+            AudioEntry(audio=b"x", seq=3, src="a"),
+            ["config"],
+        ),
+        ({b"audio": b"x", b"seq": b"3", b"src": bytes(129)}, AudioEntry(audio=b"x"), ["src"]),
+        (
+            {b"audio": bytes(MAX_AUDIO_BYTES + 1), b"seq": b"x", b"config": b"x", b"end": b""},
+            AudioEntry(end=True),
+            ["audio", "seq", "config"],
+        ),
+    ],
+)
+def test_a_field_at_fault_costs_itself_only(
+    fields: dict[bytes, bytes], usable: AudioEntry, fields_at_fault: list[str]
+) -> None:
+    entry, faults = read_audio(fields)
+    assert entry == usable
+    assert [fault.field for fault in faults] == fields_at_fault
+
+
+def test_the_largest_src() -> None:
+    assert decode_audio({b"audio": b"x", b"src": b"s" * MAX_SRC_BYTES}).src == "s" * MAX_SRC_BYTES
 
 
 @given(configs, configs)

@@ -74,7 +74,7 @@ class Gate:
         """Give the place up, unless it is a later owner's. Safe to repeat."""
         self.forget(seat.entry)
         if self._permits:
-            args = [seat.member, seat.entry, seat.count]
+            args: list[scripts.Arg] = [seat.member, seat.entry, seat.count]
             await patiently(self._health, lambda: scripts.GATE_LEAVE(self._redis, self._keys, args))
 
     def forget(self, entry: str) -> None:
