@@ -10,10 +10,11 @@ import msgspec
 
 from schemas import cartesia
 from worker.core.ledger import Ledger
+from worker.core.sent import Moment
 from worker.core.turns import Draft, EndReason, Input, TurnTracker
 from worker.narrator import Narrator
 from worker.seam import Seam
-from worker.uplink import Moment, Uplink
+from worker.uplink import Uplink
 
 HEARD_MARGIN_MS = 1_500
 """Audio before an answered ping that may still belong to a turn whose start is on its way: the
@@ -87,23 +88,23 @@ class Hearing:
         self._held_end = None
         self._lull = None
 
-    async def take(self, message: TurnMessage, arrival: Moment) -> None:
+    def take(self, message: TurnMessage, arrival: Moment) -> None:
         """Act upon a message that arrived then."""
         match message:
             case cartesia.TurnStart():
                 again = self._tracker.open
                 self._hear(Input.START, None, arrival)
-                quiet_before = await self._seam.turn_started(arrival)
+                quiet_before = self._seam.turn_started(arrival)
                 if not again:  # audio that a replay hears of an open turn may belong to it
                     self._settle(quiet_before)
             case cartesia.TurnEnd():
                 self._lull = None
-                await self._take_end(message.transcript, arrival)
+                self._take_end(message.transcript, arrival)
             case _:
                 text = getattr(message, "transcript", None)
                 self._hear(_INPUTS[type(message)], text, arrival)
                 if text is not None and self._tracker.heard:
-                    await self._settle_lull(text)
+                    self._settle_lull(text)
                 if isinstance(message, cartesia.TurnEagerEnd) and self._tracker.heard:
                     self._lull = _Lull(self._tracker.whole(message.transcript), arrival)
 
@@ -137,18 +138,18 @@ class Hearing:
     def _hear(self, said: Input, text: str | None, arrival: Moment) -> None:
         self._narrator.tell(self._tracker.hear(said, text, arrival.fed))
 
-    async def _take_end(self, text: str, arrival: Moment) -> None:
+    def _take_end(self, text: str, arrival: Moment) -> None:
         if not self._tracker.will_end(text, arrival.fed):
             self._hear(Input.END, text, arrival)
             return
-        cut = await self._seam.cut(arrival)
+        cut = self._seam.cut(arrival)
         if self.flushing:
             # It covers all that was sent, unless another turn follows: the next message tells.
             self._held_end = _HeldEnd(text, cut)
         else:
             self._cover(cut, self._tracker.hear(Input.END, text, arrival.fed), "model")
 
-    async def _settle_lull(self, text: str) -> None:
+    def _settle_lull(self, text: str) -> None:
         """Commit up to a pause inside the turn, now that words have come after it.
 
         A long turn would else be heard again from its first word after every lost socket.
@@ -159,7 +160,7 @@ class Hearing:
         self._lull = None
         if not self._tracker.whole(text).startswith(lull.transcript):
             return  # what was said before the pause was not the last word on it
-        position = await self._seam.pause(lull.arrival)
+        position = self._seam.pause(lull.arrival)
         if position is not None and self._ledger.commit_to(position):
             self._tracker.settle(lull.transcript)
             self._settled()

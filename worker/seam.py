@@ -1,18 +1,16 @@
 """The seam between two turns: which of the session's audio a turn that ended covers.
 
-Decides with `worker.core.cut`, on audio read again from Redis: a session keeps nothing it sent.
+Decides with `worker.core.cut`, on what the uplink remembers of the sound it sent.
 """
 
 import time
-from typing import Any, NamedTuple
-
-from redis.asyncio import Redis
+from typing import NamedTuple
 
 from schemas.audio import SessionEntry
-from worker.bus.connection import BusHealth, patiently
 from worker.core.cut import (
     LOOK_BACK_MS,
     PAUSE_MS,
+    Match,
     Onset,
     Pause,
     Timeline,
@@ -24,15 +22,22 @@ from worker.core.cut import (
 )
 from worker.core.ledger import Ledger
 from worker.core.pcm import FRAME_MS, frame_bytes
-from worker.uplink import Moment, Uplink
+from worker.core.sent import Moment
+from worker.uplink import Uplink
 from worker.wakefulness import Wakefulness
 
 BURST = 2
 BURST_S = 0.05
 """So many messages, each so soon after the one before, were held up together."""
 
+QUICK_LOOK_MS = 1_500
+"""How far is looked back first: far enough for most turns, if the service lags as usual."""
+
 LEAD_MS = 300
 """Silence before a turn that is kept, for a service that has to hear it again."""
+
+STEADY_S = 0.05
+"""By how much the lag of a service that is as it was differs from turn to turn."""
 
 CERTAIN_S = 0.1
 """Pauses inside a turn are believed in if the lag is that steady, and only one of them fits."""
@@ -52,19 +57,8 @@ class Seam:
     """Finds the end of each turn's audio on one socket after another."""
 
     def __init__(
-        self,
-        redis: Redis,
-        health: BusHealth,
-        audio_key: str,
-        entry: SessionEntry,
-        ledger: Ledger,
-        uplink: Uplink,
-        wakefulness: Wakefulness,
+        self, entry: SessionEntry, ledger: Ledger, uplink: Uplink, wakefulness: Wakefulness
     ) -> None:
-        self._redis = redis
-        self._health = health
-        self._key = audio_key
-        self._entry = entry
         self._ledger = ledger
         self._uplink = uplink
         self._wakefulness = wakefulness
@@ -88,38 +82,50 @@ class Seam:
         if self._burst >= BURST and self._start.arrived_at > self._quiet_at:
             self._start = self._start._replace(held_up_since=self._quiet_at)
 
-    async def turn_started(self, arrival: Moment) -> int:
+    def turn_started(self, arrival: Moment) -> int:
         """Find the sounds that may have caused the `turn.start` that arrived then.
 
         Returns the session byte before which none of them was; 0 if that is not seen.
         """
         held_up_since = self._quiet_at if self._burst >= BURST else None
-        look = await self._look_back(arrival)
-        first = arrival.sent - len(look.silent) * self._frame
+        look = self._look_back(arrival, QUICK_LOOK_MS)
         frames = onsets(look.silent)
+        if self._usual_lag_s is None or len(frames) != 1 or not look.silent[0]:
+            look = self._look_back(arrival, LOOK_BACK_MS)
+            frames = onsets(look.silent)
+        first = arrival.sent - len(look.silent) * self._frame
         bytes_ = [first + frame * self._frame for frame in frames]
-        sent = [(byte, self._uplink.sent_at(byte)) for byte in bytes_]
+        sent = [(byte, self._uplink.log.sent_at(byte)) for byte in bytes_]
         sounds = [(byte, sent_at) for byte, sent_at in sent if sent_at is not None]
         self._start = _Start(arrival.at, held_up_since, sounds)
         # Sound in the first frame may have begun before it.
         lead = LEAD_MS // FRAME_MS
         return look.positions[frames[0] - lead] if frames and frames[0] > lead else 0
 
-    async def cut(self, arrival: Moment) -> int:
+    def cut(self, arrival: Moment) -> int:
         """Return the session byte up to which the turn covers the audio whose end arrived then."""
-        ends = await self._pauses(arrival)
-        pair = choose_pair(self._onsets(), ends, self._usual_lag_s)
+        onsets_ = self._onsets()
+        ends = self._pauses(arrival, QUICK_LOOK_MS)
+        pair = choose_pair(onsets_, ends, self._usual_lag_s)
+        if pair is None or not self._is_usual(pair) or pair.pause is ends[0]:
+            ends = self._pauses(arrival, LOOK_BACK_MS)
+            pair = choose_pair(onsets_, ends, self._usual_lag_s)
         if pair is None:
             return max((pause.middle for pause in ends), default=arrival.fed)
         self._usual_lag_s = pair.lag_s
         return pair.pause.middle
 
-    async def pause(self, arrival: Moment) -> int | None:
+    def _is_usual(self, pair: Match) -> bool:
+        """Say whether nothing that was sent before could be a better match."""
+        usual_s = self._usual_lag_s
+        return usual_s is not None and not pair.apart_s and abs(pair.lag_s - usual_s) <= STEADY_S
+
+    def pause(self, arrival: Moment) -> int | None:
         """Return the session byte in the pause inside the turn that the service spoke of then.
 
         None if that is not certain.
         """
-        ends = await self._pauses(arrival)
+        ends = self._pauses(arrival, LOOK_BACK_MS)
         pair = choose_pair(self._onsets(), ends, self._usual_lag_s)
         if pair is None:
             return None
@@ -127,16 +133,16 @@ class Seam:
         certain = pair.apart_s <= CERTAIN_S and sum(each <= CERTAIN_S for each in apart_s) == 1
         return pair.pause.middle if certain else None
 
-    async def _pauses(self, arrival: Moment) -> list[Pause]:
+    def _pauses(self, arrival: Moment, look_ms: int) -> list[Pause]:
         """Find the silences in which the service may have been when it said what arrived then."""
-        look = await self._look_back(arrival)
+        look = self._look_back(arrival, look_ms)
         first = arrival.sent - len(look.silent) * self._frame
         earliest_at = self._earliest(arrival.at)
         found = []
         for start, end in pauses(look.silent):
             decided = min(start + PAUSE_MS // FRAME_MS, end)
-            decided_at = self._uplink.sent_at(first + decided * self._frame)
-            over_at = self._uplink.sent_at(first + end * self._frame)
+            decided_at = self._uplink.log.sent_at(first + decided * self._frame)
+            over_at = self._uplink.log.sent_at(first + end * self._frame)
             if decided_at is not None and over_at is not None:
                 over_at = arrival.at if end == len(look.silent) else over_at
                 found.append(
@@ -163,21 +169,9 @@ class Seam:
         self._wakefulness.look(time.monotonic())  # we may be just awake
         return self._wakefulness.earliest(at)
 
-    async def _look_back(self, arrival: Moment) -> Timeline:
-        """Read again what was sent last by then."""
-        width, fed = self._entry.encoding.width, arrival.fed
-        start = max(self._ledger.committed_bytes, fed - self._uplink.bytes_of(LOOK_BACK_MS))
-        start += -start % width
-        fillers = self._uplink.fillers_of(arrival, start)
-        pieces = list(self._ledger.pieces(start, fed))
-        audio = b""
-        if pieces:
-            rows: Any = await patiently(
-                self._health,
-                lambda: self._redis.xrange(self._key, pieces[0].entry, pieces[-1].entry),
-            )
-            stored = {row.decode(): fields.get(b"audio", b"") for row, fields in rows}
-            joined = b"".join(stored.get(piece.entry, b"") for piece in pieces)
-            first = pieces[0].start
-            audio = joined[start - first : fed - first]
-        return timeline(audio, start, fillers, self._entry.encoding, self._entry.sample_rate)
+    def _look_back(self, arrival: Moment, look_ms: int) -> Timeline:
+        """Lay out what was sent last by then and is not committed."""
+        uplink = self._uplink
+        start = arrival.fed - uplink.bytes_of(look_ms)
+        first, levels = uplink.sound.levels(max(self._ledger.committed_bytes, start), arrival.fed)
+        return timeline(levels, first, self._frame, uplink.fillers_of(arrival, first))

@@ -117,15 +117,7 @@ class Session:
         self._connection = snapshot.connection
         self._request_id = snapshot.request_id
         self._narrator = Narrator(host, ownership, seq, self._place, self._written)
-        seam = Seam(
-            host.redis,
-            host.health,
-            self.audio_key,
-            entry,
-            self._ledger,
-            self._uplink,
-            host.wakefulness,
-        )
+        seam = Seam(entry, self._ledger, self._uplink, host.wakefulness)
         self._hearing = Hearing(self._tracker, seam, self._ledger, self._uplink, self._narrator)
         self._inbox = Inbox(
             host,
@@ -390,8 +382,7 @@ class Session:
     async def _converse(self, stream: Stream) -> None:
         """Publish what the service says until it closes after our `close`."""
         while (message := await stream.receive()) is not None:
-            # It may have waited for us, and we for Redis, while more was sent.
-            arrival = self._uplink.moment(stream.socket.received_at)
+            arrival = self._uplink.log.moment(stream.socket.received_at)
             self._hearing.heard_anything(arrival)
             match message:
                 case cartesia.Error() if self.phase is Phase.FLUSHING:
@@ -410,7 +401,7 @@ class Session:
                 case cartesia.Connected():
                     pass
                 case _:
-                    await self._hearing.take(message, arrival)
+                    self._hearing.take(message, arrival)
             self._watchdog.said(self._uplink.ms_of(self._uplink.sent))
         self._hearing.release_end(final=True)
         if self.phase is not Phase.FLUSHING:

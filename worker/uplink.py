@@ -6,11 +6,13 @@ silence where the producer stopped inside a turn: the service's clock is the aud
 
 import time
 from collections import deque
-from typing import NamedTuple
 
 from schemas.audio import Encoding, TurnConfig
+from worker.core.cut import LOOK_BACK_MS
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
+from worker.core.pcm import Sound
+from worker.core.sent import Moment, SentLog
 from worker.stats import Stats
 from worker.stt.cartesia import Stream
 
@@ -24,21 +26,6 @@ FILLER_AFTER_S = 0.5
 """Silence of the producer, at least, before filler stands in; or two of its chunks."""
 
 FILLER_STEP_MS = 100
-
-HISTORY = 100
-HISTORY_STEP_S = 0.03
-"""How finely it is remembered when what was sent: a few seconds in all."""
-
-
-class Moment(NamedTuple):
-    """How far one socket was at some time."""
-
-    at: float
-    """On the monotonic clock."""
-    sent: int
-    """Bytes sent on this socket, filler included."""
-    fed: int
-    """Bytes of the session sent on this socket, counted from the session's first."""
 
 
 class Uplink:
@@ -68,7 +55,10 @@ class Uplink:
         """Bytes of the session sent on this socket, counted from the session's first."""
         self.sent = 0
         """Bytes sent on this socket, filler included."""
-        self._history: deque[Moment] = deque(maxlen=HISTORY)
+        self.log = SentLog()
+        """When what was sent on this socket."""
+        self.sound = Sound(encoding, sample_rate, LOOK_BACK_MS)
+        """How loud the session's audio was that was sent on this socket."""
 
     @property
     def fed_ms(self) -> int:
@@ -106,7 +96,8 @@ class Uplink:
         self._busy_at = now
         self._paced_at = float("-inf")
         self.sent = 0
-        self._history.clear()
+        self.log.restart(self.fed)
+        self.sound.restart(self.fed)
         self._pacer.restart(now)
 
     def detach(self) -> None:
@@ -124,6 +115,7 @@ class Uplink:
         """Go on at the committed position, `rest` being the beginning of the sample there."""
         self.fed = self._ledger.committed_bytes
         self._part = rest
+        self.sound.restart(self.fed)
 
     def take(self, audio: bytes) -> None:
         """Hold audio that was read, to be sent."""
@@ -208,20 +200,6 @@ class Uplink:
         samples = self.bytes_of(SLICE_MS) // self._width
         return max(1, samples) * self._width
 
-    def sent_at(self, sent: int) -> float | None:
-        """Return when byte `sent` of this socket went out; None if that is forgotten."""
-        forgotten = self._history[0].sent if len(self._history) == HISTORY else 0
-        if not self._history or sent < forgotten:
-            return None
-        return next((then.at for then in self._history if then.sent > sent), self._history[-1].at)
-
-    def moment(self, at: float) -> Moment:
-        """Say how far this socket was at that time, a little while ago at most."""
-        for then in reversed(self._history):
-            if then.at <= at:
-                return Moment(at, then.sent, then.fed)
-        return Moment(at, 0, self._ledger.committed_bytes)
-
     def fillers_of(self, moment: Moment, start: int) -> list[tuple[int, int]]:
         """Return the filler sent by then, from session byte `start` on."""
         fillers = [filler for filler in self.fillers if filler[0] >= start]
@@ -239,10 +217,7 @@ class Uplink:
         self._stats.bytes += len(audio)
         self.sent += len(audio)
         self.fed += own
-        history = self._history
-        if history and now - history[-1].at < HISTORY_STEP_S:
-            now = history.pop().at
-        history.append(Moment(now, self.sent, self.fed))
+        self.log.note(now, self.sent, self.fed)
 
     def _send(self, stream: Stream, audio: bytes, now: float) -> None:
         if self._part:
@@ -253,6 +228,7 @@ class Uplink:
             self._part = audio[-rest:]
             audio = audio[:-rest]
         if audio:
+            self.sound.add(audio)
             self._send_bytes(stream, audio, now, own=len(audio))
 
     def _note_filler(self) -> None:

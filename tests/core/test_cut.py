@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.audio import Encoding
+from tests.core.loudness import loudness
 from worker.core.cut import (
     LOOK_BACK_MS,
     PAUSE_MS,
@@ -28,7 +29,7 @@ from worker.core.cut import (
     silences,
     timeline,
 )
-from worker.core.pcm import FRAME_MS
+from worker.core.pcm import FRAME_MS, frame_bytes
 from worker.local.engines.pcm import encode
 
 Span = tuple[float, float]
@@ -126,11 +127,10 @@ class Call:
                 fed -= so_far
         start = self._byte(max(cuts[-1] if cuts else 0.0, fed - LOOK_BACK_MS))
         return timeline(
-            self.audio[start : self._byte(fed)],
+            loudness(self.audio[start : self._byte(fed)], self.encoding, self.rate),
             start,
+            frame_bytes(self.encoding, self.rate),
             [filler for filler in sent_fillers if filler[0] >= start],
-            self.encoding,
-            self.rate,
         )
 
     def _byte(self, ms: float) -> int:
@@ -310,9 +310,8 @@ def test_pauses_are_long_or_the_longest() -> None:
 
 
 def test_filler_is_the_only_silence_of_a_producer_that_sends_none() -> None:
-    steady = encode(np.full(8_000, 0.4, np.float32), "pcm_s16le")  # a second without a pause
-    fillers = [(3_200, 300), (16_000, 500)]
-    look = timeline(steady, 0, fillers, Encoding.PCM_S16LE, 8_000)
+    steady = [13_000] * 100  # a second without a pause
+    look = timeline(steady, 0, 160, [(3_200, 300), (16_000, 500)])
     assert look.silent == [False] * 20 + [True] * 30 + [False] * 80 + [True] * 50
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.audio import Encoding
-from worker.core.pcm import frame_bytes, loudness
+from tests.core.loudness import loudness
+from worker.core.pcm import Sound, frame_bytes
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.pcm import PcmDecoder, encode
 
@@ -67,7 +68,6 @@ def test_what_is_not_a_whole_frame_is_left(encoding: Encoding) -> None:
     assert size == 80 * encoding.width
     assert loudness(b"", encoding, 8_000) == []
     assert loudness(encoding.silence * 79, encoding, 8_000) == []
-    assert len(loudness(encoding.silence * 80 + b"x", encoding, 8_000)) == 1
     assert len(loudness(encoding.silence * 159, encoding, 8_000)) == 1
 
 
@@ -100,3 +100,42 @@ def test_any_bytes_have_a_loudness(encoding: Encoding, rate: int, piece: bytes) 
     levels = loudness(audio, encoding, rate)
     assert len(levels) == len(audio) // frame_bytes(encoding, rate)
     assert all(0 <= level <= 32_767 for level in levels)
+
+
+@given(
+    st.sampled_from(ENCODINGS),
+    st.sampled_from(RATES),
+    st.lists(st.integers(0, 400), max_size=30),
+    st.integers(0, 1_000),
+    st.integers(0, 3_000),
+    st.integers(0, 3_000),
+)
+def test_chunks_of_any_size_are_as_loud_as_the_whole(
+    encoding: Encoding, rate: int, sizes: list[int], position: int, start: int, length: int
+) -> None:
+    width, frame = encoding.width, frame_bytes(encoding, rate)
+    audio = bytes(at * 37 % 251 for at in range(sum(sizes) * width))
+    sound = Sound(encoding, rate, keep_ms=100)
+    sound.add(b"\0" * width)
+    sound.restart(position * width)
+    at = 0
+    for size in sizes:
+        sound.add(audio[at : at + size * width])
+        at += size * width
+    everything = loudness(audio, encoding, rate)
+    begin = (position + start) * width
+    first, levels = sound.levels(begin, begin + length * width)
+    assert (first - position * width) % frame == 0
+    assert first >= begin
+    assert first + len(levels) * frame <= max(begin + length * width, first)
+    nth = (first - position * width) // frame
+    assert levels == everything[nth : nth + len(levels)]
+
+
+def test_only_what_was_sent_last_is_kept() -> None:
+    sound = Sound(Encoding.PCM_S16LE, 8_000, keep_ms=1_000)
+    for _ in range(100):
+        sound.add(bytes(1_600))  # 100 ms
+    start, levels = sound.levels(0, 160_000)
+    assert 100 <= len(levels) <= 126
+    assert start == 160_000 - len(levels) * 160

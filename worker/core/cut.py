@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from math import isqrt
 from typing import NamedTuple
 
-from schemas.audio import Encoding
-from worker.core.pcm import FRAME_MS, frame_bytes, loudness
+from worker.core.pcm import FRAME_MS
 
 LOOK_BACK_MS = 3_000
 """How much audio before what was sent is worth looking at; a longer lag than that less the pause is
@@ -79,19 +78,13 @@ class Pause(NamedTuple):
 
 
 def timeline(
-    audio: bytes,
-    start: int,
-    fillers: Sequence[tuple[int, int]],
-    encoding: Encoding,
-    sample_rate: int,
+    levels: Sequence[int], start: int, size: int, fillers: Sequence[tuple[int, int]]
 ) -> Timeline:
     """Lay out what was sent last.
 
-    `audio` begins at session byte `start`, on a sample boundary; `fillers` are (session byte,
-    milliseconds) of silence that was sent between, from `start` on.
+    `levels` is how loud the frames of `size` bytes from session byte `start` on are; `fillers` are
+    (session byte, milliseconds) of silence that was sent between, from `start` on.
     """
-    size = frame_bytes(encoding, sample_rate)
-    levels = loudness(audio, encoding, sample_rate)
     filler = [0] * (sum(filler_ms for _, filler_ms in fillers) // FRAME_MS)
     # Filler may be the only silence there is, in the audio of a producer that sends none.
     quiet = quiet_level([*levels, *filler]) if levels else 0
