@@ -1,5 +1,6 @@
 """A session outlives its socket, its worker, and what it stands on."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from schemas.turns import SessionError, SessionStarted, TurnEnd, TurnStart, TurnUpdate
-from tests.stage import PCM16, Stage, check_order, kinds, words
+from tests.stage import PATIENCE_S, PCM16, Stage, check_order, kinds, words
 from worker.local.chaos.proxy import Proxy
 from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
 from worker.local.redis import EmbeddedRedis
@@ -84,6 +85,58 @@ async def test_stopped_inside_a_turn(stage: Stage, tmp_path: Path) -> None:
     assert words(events) == list(range(12))
     assert events[-1].connection == 2
     assert await stage.redis.exists(f"{stage.prefix}:workers") == 0
+
+
+async def test_what_waits_for_a_socket_is_handed_on_at_once(stage: Stage, stt: TurnsServer) -> None:
+    """Inside a turn too: the next worker gets it no later."""
+    async with stage.worker(drain_s=600.0) as first, anyio.create_task_group() as tasks:
+        await stage.announce("call-1")
+        tasks.start_soon(stage.play, "call-1", _speech(2))
+        await stage.until("call-1", TurnUpdate, 2)
+        async with stt.outage():
+            stt.cut_all()
+            await stage.until("call-1", SessionError)
+            first.stop()
+            with anyio.fail_after(PATIENCE_S):
+                while len(first.roster):
+                    await anyio.sleep(0.05)
+        async with stage.worker(worker_id="two"):
+            events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == list(range(6))
+
+
+@pytest.mark.parametrize(("away", "signals"), [("killed", 1), ("killed", 2), ("frozen", 2)])
+async def test_stopped_while_redis_is_away(
+    stt: TurnsServer, tmp_path: Path, away: str, signals: int
+) -> None:
+    log = tmp_path / "one"
+    async with (
+        EmbeddedRedis.start() as server,
+        Redis.from_url(server.url, protocol=2) as redis,
+    ):
+        stage = Stage(redis, server.url, "stt", stt.url)
+        drain_s = "1" if signals == 1 else "600"
+        async with stage.worker_process("one", log, drain_s=drain_s) as process:
+            await stage.announce("call-1")
+            await stage.play("call-1", say([0, 1], PCM16), end=False)
+            await stage.until("call-1", TurnStart)
+            if away == "killed":
+                await server.kill()
+            else:
+                os.kill(server.pid, signal.SIGSTOP)
+            with anyio.fail_after(PATIENCE_S):
+                while "Redis is not available" not in log.read_text():
+                    await anyio.sleep(0.05)
+                for _ in range(signals):
+                    process.send_signal(signal.SIGTERM)
+                    await anyio.sleep(0.2)
+                assert await process.wait() == 0
+        if away == "killed":
+            await server.restart()
+        else:
+            os.kill(server.pid, signal.SIGCONT)
+    assert "not stopped within the drain budget" not in log.read_text()
 
 
 async def test_a_paused_worker_wakes_up_fenced(stage: Stage, tmp_path: Path) -> None:

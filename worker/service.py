@@ -90,6 +90,7 @@ class Worker:
         self._draining = False
         self._hurry = False
         self._unheard: set[str] = set()
+        self._intake = anyio.CancelScope()
 
     # -- for whoever runs it
 
@@ -132,7 +133,8 @@ class Worker:
                     keepers.start_soon(self._beat, tasks)
                     keepers.start_soon(self._liveness.proclaim)
                     keepers.start_soon(self._liveness.watch)
-                    await self._take_sessions(tasks)
+                    with self._intake:
+                        await self._take_sessions(tasks)
                     await self._hand_on()
                     keepers.cancel_scope.cancel()
                 await self._leave()
@@ -292,6 +294,8 @@ class Worker:
         while True:
             now = time.monotonic()
             self.host.wakefulness.look(now)
+            if self._draining and not self.health.up:
+                self._intake.cancel()  # it waits for Redis, and has nothing to take any more
             for session in self.roster:
                 if session.refused is not None:
                     self.roster.drop(session.ownership.fence.entry)
