@@ -27,15 +27,16 @@ def test_the_command_line_of_a_report_asks_for_the_same_plan(plan: Plan) -> None
 
 
 def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--turns", "3", "--sessions", "1", "--workers", "1"]
+    size = ["--turns", "2", "--sessions", "1", "--workers", "1"]
     logs = tmp_path / "logs"
-    breaking = ["--faults", "stt-cut", "--every-s", "0.5", "--json", "--logs", str(logs)]
+    breaking = ["--faults", "stt-cut", "--every-s", "0.4", "--json", "--logs", str(logs)]
     assert main(["bench", "chaos", *size, *breaking]) == 0
     shown = capsys.readouterr()
     report = msgspec.json.decode(shown.out)
     assert report["ok"] is True
     assert report["violations"] == []
-    assert (report["sessions"], report["words"]) == (1, 15)
+    assert report["sessions"] == 1
+    assert report["words"] >= report["turns"] >= 1
     assert set(report["faults"]) == {"stt-cut"}
     assert report["sockets"] > 1
     assert "breaking things" in shown.err

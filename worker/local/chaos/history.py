@@ -45,7 +45,6 @@ class History:
     async def all_ended(self, sessions: set[str]) -> None:
         """Wait until each of these sessions has ended."""
         while not self.ended >= sessions:
-            self._grown = anyio.Event()
             await self._grown.wait()
 
     async def run(self) -> None:
@@ -72,5 +71,6 @@ class History:
         if isinstance(event, SessionEnded):
             self.ended.add(event.session)
             self._grown.set()
+            self._grown = anyio.Event()
         elif isinstance(event, TurnEnd):
             self.turns += 1

@@ -12,6 +12,9 @@ from worker.local.chaos.checker import Violation
 from worker.local.chaos.voices import Voice
 
 _MAY_STAY: Final = ("sessions", "lanes", "dead", "{*}:turns")
+_OF_A_CHECK: Final = "{*}:check:*"
+"""What a worker that is killed while it looks what it may do leaves to expire."""
+
 _SWEPT_S: Final = 30.0
 """What a consumer that nobody saw die may outlast `STALE_S`: until the workers look, or stopped."""
 
@@ -55,8 +58,11 @@ async def _keys(redis: Redis, keys: Keys, own: Collection[str]) -> list[str]:
     async for raw in redis.scan_iter(f"{keys.prefix}:*", count=1_000):
         name = raw.decode().removeprefix(f"{keys.prefix}:")
         known = (*_MAY_STAY, "{*}:state:*", "{*}:audio:*")
-        if not any(fnmatchcase(name, pattern) for pattern in known) and raw.decode() not in own:
-            found.append(f"key {name} is left")
+        if any(fnmatchcase(name, pattern) for pattern in known) or raw.decode() in own:
+            continue
+        if fnmatchcase(name, _OF_A_CHECK) and await redis.ttl(raw) > 0:
+            continue
+        found.append(f"key {name} is left")
     return found
 
 

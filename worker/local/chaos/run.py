@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol
 
 import anyio
 import msgspec
+from anyio.abc import TaskGroup
 
 from schemas.turns import TurnEnd, TurnEvent, TurnStart, WorkerRecord, encode_event
 from worker.bus.connection import patiently
@@ -22,7 +23,7 @@ from worker.local.chaos.voices import Voice, voices
 
 LANES: Final = ("0", "1")
 _SETTLED_S: Final = 120.0
-"""How long the last sessions may take to end once nothing is broken any more."""
+"""How long a session may take to end once its producer has ended it."""
 
 _KNOWN_S: Final = 60.0
 """How long workers may take to start."""
@@ -86,13 +87,12 @@ class _Run:
         async with anyio.create_task_group() as reading:
             reading.start_soon(self._history.run)
             reading.start_soon(self._tell)
-            async with anyio.create_task_group() as breaking:
-                breaking.start_soon(self._nemesis.run)
-                await self._speak()
-                self._nemesis.stop()
-            self._progress.phase("waiting for the last words")
-            with anyio.move_on_after(_SETTLED_S):
-                await self._history.all_ended({each.voice.session for each in self._speakers})
+            async with anyio.create_task_group() as ending:
+                async with anyio.create_task_group() as breaking:
+                    breaking.start_soon(self._nemesis.run)
+                    await self._speak(ending)
+                    self._nemesis.stop()
+                self._progress.phase("waiting for the last words")
             seconds = anyio.current_time() - began
             await self._all_known()  # one that was just started or killed leaves traces
             await self._stop_workers()
@@ -116,19 +116,28 @@ class _Run:
                 await anyio.sleep(_LOOK_S)
         return False
 
-    async def _speak(self) -> None:
-        """Say everything, so many sessions at a time."""
+    async def _speak(self, ending: TaskGroup) -> None:
+        """Say everything, so many sessions at a time: each until its end is published.
+
+        Workers that fall behind are not given ever more.
+        """
         room = anyio.Semaphore(self._plan.sessions)
 
-        async def speak(voice: Voice) -> None:
-            async with room:
-                speaker = Speaker(self._rig.redis, self._rig.keys, voice)
-                self._speakers.append(speaker)
-                await speaker.run()
+        async def make_room(session: str) -> None:
+            with anyio.move_on_after(_SETTLED_S):
+                await self._history.all_ended({session})
+            room.release()
 
-        async with anyio.create_task_group() as tasks:
+        async def speak(voice: Voice) -> None:
+            speaker = Speaker(self._rig.redis, self._rig.keys, voice)
+            self._speakers.append(speaker)
+            await speaker.run()
+            ending.start_soon(make_room, voice.session)
+
+        async with anyio.create_task_group() as speaking:
             for nth, voice in enumerate(voices(self._plan.seed, self._plan.turns)):
-                tasks.start_soon(speak, voice)
+                await room.acquire()
+                speaking.start_soon(speak, voice)
                 if nth < self._plan.sessions:
                     await anyio.sleep(0.1)
 
