@@ -13,7 +13,7 @@ from worker.core.ledger import Ledger
 from worker.core.sent import Moment
 from worker.core.turns import Draft, EndReason, Input, TurnTracker
 from worker.narrator import Narrator
-from worker.seam import Seam
+from worker.seam import BURST_S, Seam
 from worker.uplink import Uplink
 
 HEARD_MARGIN_MS = 1_500
@@ -51,6 +51,15 @@ class _Lull(NamedTuple):
     arrival: Moment
 
 
+class _Quiet(NamedTuple):
+    """Audio before a turn's first sound."""
+
+    position: int
+    """Session byte up to which that is."""
+    arrived_at: float
+    """When the `turn.start` did."""
+
+
 class Hearing:
     """Takes what the service says on one socket after another."""
 
@@ -69,6 +78,7 @@ class Hearing:
         self._narrator = narrator
         self._held_end: _HeldEnd | None = None
         self._lull: _Lull | None = None
+        self._quiet: _Quiet | None = None
         self.flushing = False
         """Whether the service was asked for the rest of what was sent."""
 
@@ -87,6 +97,7 @@ class Hearing:
         """Drop what waited for more to be said on a socket that is gone."""
         self._held_end = None
         self._lull = None
+        self._quiet = None
 
     def take(self, message: TurnMessage, arrival: Moment) -> None:
         """Act upon a message that arrived then."""
@@ -95,8 +106,9 @@ class Hearing:
                 again = self._tracker.open
                 self._hear(Input.START, None, arrival)
                 quiet_before = self._seam.turn_started(arrival)
-                if not again:  # audio that a replay hears of an open turn may belong to it
-                    self._settle(quiet_before)
+                # Audio that a replay hears of an open turn may belong to it.
+                if not again and self._seam.prompt:
+                    self._quiet = _Quiet(quiet_before, arrival.at)
             case cartesia.TurnEnd():
                 self._lull = None
                 self._take_end(message.transcript, arrival)
@@ -106,12 +118,19 @@ class Hearing:
                 if text is not None and self._tracker.heard:
                     self._settle_lull(text)
                 if isinstance(message, cartesia.TurnEagerEnd) and self._tracker.heard:
-                    self._lull = _Lull(self._tracker.whole(message.transcript), arrival)
+                    text = self._tracker.whole(message.transcript)
+                    self._lull = _Lull(text, arrival) if self._seam.prompt else None
 
     def heard_anything(self, arrival: Moment) -> None:
         """Note that a message of any kind arrived then, before it is taken."""
         self.release_end(final=False)
         self._seam.heard(arrival)
+        # What came together with the next message may have been held up, and is no guide.
+        quiet, self._quiet = self._quiet, None
+        if quiet is not None and arrival.at - quiet.arrived_at >= BURST_S:
+            self._settle(quiet.position)
+        if self._lull is not None and arrival.at - self._lull.arrival.at < BURST_S:
+            self._lull = None
 
     def release_end(self, *, final: bool) -> None:
         """Publish a turn's end that came during a flush, now that it is known what it covers."""

@@ -15,7 +15,6 @@ from worker.core.cut import (
     Pause,
     Timeline,
     choose_pair,
-    match,
     onsets,
     pauses,
     timeline,
@@ -40,7 +39,10 @@ STEADY_S = 0.05
 """By how much the lag of a service that is as it was differs from turn to turn."""
 
 CERTAIN_S = 0.1
-"""Pauses inside a turn are believed in if the lag is that steady, and only one of them fits."""
+"""A pause inside a turn is believed in if the lag was that steady since the turn began."""
+
+MOST_LAG_S = 1.0
+"""And if no other pause could have been meant, had the lag become anything up to this."""
 
 
 class _Start(NamedTuple):
@@ -81,6 +83,11 @@ class Seam:
         self._burst += 1
         if self._burst >= BURST and self._start.arrived_at > self._quiet_at:
             self._start = self._start._replace(held_up_since=self._quiet_at)
+
+    @property
+    def prompt(self) -> bool:
+        """Whether the message heard last was not held up, as far as those before it tell."""
+        return self._burst < BURST and self._earliest(self._heard_at) == self._heard_at
 
     def turn_started(self, arrival: Moment) -> int:
         """Find the sounds that may have caused the `turn.start` that arrived then.
@@ -129,8 +136,8 @@ class Seam:
         pair = choose_pair(self._onsets(), ends, self._usual_lag_s)
         if pair is None:
             return None
-        apart_s = [match(pair.onset, pause, pair.lag_s).apart_s for pause in ends]
-        certain = pair.apart_s <= CERTAIN_S and sum(each <= CERTAIN_S for each in apart_s) == 1
+        possible = [end for end in ends if end.least_lag_s <= MOST_LAG_S and end.most_lag_s >= 0]
+        certain = pair.apart_s <= CERTAIN_S and possible == [pair.pause]
         return pair.pause.middle if certain else None
 
     def _pauses(self, arrival: Moment, look_ms: int) -> list[Pause]:
@@ -138,6 +145,8 @@ class Seam:
         look = self._look_back(arrival, look_ms)
         first = arrival.sent - len(look.silent) * self._frame
         earliest_at = self._earliest(arrival.at)
+        if self._burst >= BURST:
+            earliest_at = min(earliest_at, self._quiet_at)
         found = []
         for start, end in pauses(look.silent):
             decided = min(start + PAUSE_MS // FRAME_MS, end)

@@ -145,9 +145,11 @@ def choose_pair(
         for ended in ends
         if ended.sent > began.sent
     ]
-    return min(
-        matches, key=lambda one: one.apart_s + STEADY * abs(one.lag_s - usual_s), default=None
-    )
+
+    def strangeness(one: Match) -> tuple[float, int]:
+        return one.apart_s + STEADY * abs(one.lag_s - usual_s), -one.pause.sent
+
+    return min(matches, key=strangeness, default=None)
 
 
 def match(began: Onset, ended: Pause, usual_s: float) -> Match:
