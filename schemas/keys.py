@@ -51,6 +51,11 @@ class Keys(msgspec.Struct, frozen=True):
         """Hash: who speaks for each permit; in the slot of `gate`."""
         return f"{self.prefix}:{{{self.gate}}}:holders"
 
+    @property
+    def sweep(self) -> str:
+        """String, expiring: the worker that swept unannounced audio last."""
+        return f"{self.prefix}:sweep"
+
     def alive(self, consumer: str) -> str:
         """Name the channel whose subscription says that this consumer's process lives."""
         return f"{self.prefix}:alive:{consumer}"

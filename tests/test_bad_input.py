@@ -208,7 +208,7 @@ async def _user(stage: Stage, *rules: str) -> AsyncIterator[str]:
         await stage.redis.acl_deluser(stage.prefix)
 
 
-_OWN = ("sessions", "lanes", "dead", "workers", "gate", "*:gate}:holders", "{0}:*")
+_OWN = ("sessions", "lanes", "dead", "workers", "gate", "*:gate}:holders", "sweep", "{0}:*")
 
 
 async def test_a_lane_the_worker_may_not_use(stage: Stage) -> None:

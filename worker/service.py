@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Literal
 
@@ -24,6 +24,7 @@ from worker.bus.intake import HeartbeatReport, Intake, Owned
 from worker.bus.liveness import Liveness
 from worker.bus.reader import AudioReader
 from worker.bus.rights import missing_rights
+from worker.bus.sweeper import Sweeper
 from worker.claims import Claimer
 from worker.errors import BusUnavailable
 from worker.host import Host, Pace, Undertaker
@@ -41,9 +42,6 @@ INTAKE_BLOCK_MS = 100
 
 HEARTBEAT_S = 1.0
 TICK_S = 0.1
-STOP_LOOK_S = 1.0
-"""How often a worker that waits for Redis looks whether it was stopped."""
-
 LEAVE_S = 2.0
 """How long taking our record off the bus may take."""
 
@@ -87,10 +85,11 @@ class Worker:
         self.roster = Roster(self.host)
         self._claimer = Claimer(self.host)
         self._liveness = Liveness(self.redis, self.health, keys, intake)
+        self._sweeper = Sweeper(self.redis, keys, intake)
         self._draining = False
         self._hurry = False
         self._unheard: set[str] = set()
-        self._intake = anyio.CancelScope()
+        self._waiting = anyio.CancelScope()
 
     # -- for whoever runs it
 
@@ -128,13 +127,13 @@ class Worker:
                 self._catch_up,
             ):
                 tasks.start_soon(loop)
-            if await self._reach_bus():
+            if await self._unless_stopped(self._reach_bus):
                 async with anyio.create_task_group() as keepers:
                     keepers.start_soon(self._beat, tasks)
                     keepers.start_soon(self._liveness.proclaim)
                     keepers.start_soon(self._liveness.watch)
-                    with self._intake:
-                        await self._take_sessions(tasks)
+                    keepers.start_soon(self._sweeper.run)
+                    await self._unless_stopped(partial(self._take_sessions, tasks))
                     await self._hand_on()
                     keepers.cancel_scope.cancel()
                 await self._leave()
@@ -149,17 +148,19 @@ class Worker:
                 self.health, lambda: intake.forget(self.host.worker_id, intake.consumer)
             )
 
-    async def _reach_bus(self) -> bool:
-        """Wait for Redis; return False if stopped meanwhile.
+    async def _reach_bus(self) -> None:
+        """Wait for Redis, and see that it lets us work.
 
         Raises `BusUnavailable` if the Redis user lacks a right that a worker needs.
         """
-        while not self._draining:
-            with anyio.move_on_after(STOP_LOOK_S):
-                await patiently(self.health, self._check_rights)
-                await patiently(self.health, self.host.intake.ensure_group)
-                return True
-        return False
+        await patiently(self.health, self._check_rights)
+        await patiently(self.health, self.host.intake.ensure_group)
+
+    async def _unless_stopped(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Do `work`, but do not wait for Redis once stopped; return whether it was done."""
+        with anyio.CancelScope() as self._waiting:
+            await work()
+        return not self._waiting.cancelled_caught
 
     async def _check_rights(self) -> None:
         missing = await missing_rights(self.redis, self.host.keys)
@@ -295,7 +296,7 @@ class Worker:
             now = time.monotonic()
             self.host.wakefulness.look(now)
             if self._draining and not self.health.up:
-                self._intake.cancel()  # it waits for Redis, and has nothing to take any more
+                self._waiting.cancel()  # for Redis, and there is nothing to do with it any more
             for session in self.roster:
                 if session.refused is not None:
                     self.roster.drop(session.ownership.fence.entry)

@@ -33,7 +33,7 @@ CLOCKS_S = 1.5
 """How far the clocks of two workers may be apart before one is thought to speak after its death."""
 
 STALE_S = 60.0
-"""Idleness after which a consumer without a subscriber and without entries is nobody's."""
+"""Idleness after which a consumer that owns nothing is nobody's, whether seen alive or not."""
 
 
 C = TypeVar("C", Redis, PubSub)
@@ -72,7 +72,7 @@ class Liveness:
         self.dead: set[str] = set()
         """Consumers whose process is gone and whose entries may be taken over."""
         self._records: dict[str, WorkerRecord] = {}
-        self._others: dict[str, bool] = {}  # other consumers -> idle for long and owning nothing
+        self._others: set[str] = set()  # the other consumers of the group
 
     async def proclaim(self) -> None:
         """Hold our subscription until cancelled, or denied."""
@@ -142,12 +142,10 @@ class Liveness:
         if wrong := self.dead & alive:
             log.warning("%s live after all; their leases decide from here on", sorted(wrong))
         self._distrusted |= self.dead & alive
-        self._others = {
-            name: abandoned
-            for name, abandoned in (await self._intake.consumers(STALE_S)).items()
-            if name not in (self._intake.consumer, RELEASED)
-        }
-        self.dead = (self.dead & self._others.keys()) - alive
+        self._others = {*await self._intake.consumers(0)} - {self._intake.consumer, RELEASED}
+        self.dead = (self.dead & self._others) - alive
+        for gone in self._declared.keys() - self._others:
+            del self._declared[gone]
 
     async def _count(self, connection: Redis) -> None:
         others = {self._keys.alive(name): name for name in self._others}
@@ -157,25 +155,27 @@ class Liveness:
         counts: Any = await connection.pubsub_numsub(*others)
         for channel, count in counts:
             consumer = others[channel.decode()]
-            worker_id = ids.get(consumer)
             if count:
                 self._seen.add(consumer)
                 self._missed.discard(consumer)
                 self.dead.discard(consumer)
             elif consumer in self._missed and consumer not in self.dead | self._distrusted:
-                self._declared[consumer] = time.time() + CLOCKS_S
-                name = worker_id or consumer
-                log.warning("worker %s is dead; its sessions are taken over", name)
-                self.dead.add(consumer)
+                self._declare_dead(consumer, ids.get(consumer))
             elif consumer in self._seen:
                 self._missed.add(consumer)
-            elif self._others[consumer]:
-                await self._retire(worker_id, consumer)
+
+    def _declare_dead(self, consumer: str, worker_id: str | None) -> None:
+        self.dead.add(consumer)
+        if consumer not in self._declared:
+            name = worker_id or consumer
+            log.warning("worker %s is dead; its sessions are taken over", name)
+        self._declared[consumer] = time.time() + CLOCKS_S
 
     async def _retire(self, worker_id: str | None, consumer: str) -> None:
         if not await patiently(self._health, lambda: self._intake.retire(consumer)):
             return
-        self.dead.discard(consumer)
+        for known in (self.dead, self._others, self._seen, self._missed):
+            known.discard(consumer)
         if worker_id is not None:
             await patiently(self._health, lambda: self._intake.forget(worker_id, consumer))
             self._records.pop(worker_id, None)

@@ -61,7 +61,10 @@ async def missing_rights(redis: Redis, keys: Keys) -> Missing:
 
 def _own(keys: Keys) -> Iterator[tuple[str, tuple[str | int, ...]]]:
     """Name every key that is no session's."""
-    own = (keys.sessions, keys.lanes, keys.dead, keys.workers, keys.gate, keys.gate_holders)
+    own = (
+        *(keys.sessions, keys.lanes, keys.dead, keys.workers),
+        *(keys.gate, keys.gate_holders, keys.sweep),
+    )
     return ((key, ("EVALSHA", _SHA, 1, key)) for key in own)
 
 
@@ -93,6 +96,7 @@ def _probes(stream: str, value: str) -> Iterator[tuple[str | int, ...]]:
     yield "SCRIPT LOAD", _SCRIPT
     yield "EVALSHA", _SHA, 1, stream
     yield ("TIME",)
+    yield "SCAN", 0, "MATCH", stream, "COUNT", 1
     yield "SET", value, "probe", "EX", TTL_S
     yield "UNLINK", value
     yield "SADD", value, "probe"

@@ -1,0 +1,102 @@
+"""The sweeper: takes off the bus what nobody else will.
+
+Consumers of workers that were killed while they owned nothing, each half minute; audio that nobody
+ever announced, once an hour, by one worker at a time.
+"""
+
+import logging
+import random
+import re
+import time
+from typing import Any
+
+import anyio
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from schemas.keys import RELEASED, Keys
+from worker.bus import scripts
+from worker.bus.connection import describe
+from worker.bus.intake import Intake
+from worker.bus.liveness import STALE_S
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 30.0
+"""How often the group is looked through."""
+
+AUDIO_S = 3_600.0
+"""How often audio is looked through, and the age of its last entry after which it is nobody's."""
+
+_PAGE = 1_000
+
+
+class Sweeper:
+    """Sweeps on behalf of one worker. Safe to run twice at once."""
+
+    def __init__(self, redis: Redis, keys: Keys, intake: Intake) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._intake = intake
+
+    async def run(self) -> None:
+        """Sweep until cancelled; what fails is left for the next time."""
+        # Not all workers that started together at once.
+        audio_at = time.monotonic() + random.uniform(0, AUDIO_S)  # noqa: S311 - spreads load
+        while True:
+            await anyio.sleep(LOOK_S)
+            try:
+                await self.sweep_consumers(STALE_S)
+                if time.monotonic() >= audio_at:
+                    audio_at += AUDIO_S
+                    await self.sweep_audio(AUDIO_S)
+            except (RedisError, OSError) as error:
+                log.info("not swept: %s", describe(error))
+
+    async def sweep_consumers(self, idle_s: float) -> int:
+        """Remove consumers that own nothing and did nothing for so long; return how many."""
+        removed = 0
+        for name, abandoned in (await self._intake.consumers(idle_s)).items():
+            if abandoned and name not in (self._intake.consumer, RELEASED):
+                removed += await self._intake.retire(name)
+        if removed:
+            log.info("removed %d consumers of workers long gone", removed)
+        return removed
+
+    async def sweep_audio(self, age_s: float) -> int:
+        """Remove streams without a session whose last entry is that old; return how many.
+
+        Does nothing if another worker swept, or sweeps, within `age_s`.
+        """
+        key, mine = self._keys.sweep, self._intake.consumer
+        if not await self._redis.set(key, mine, px=int(age_s * 900), nx=True):
+            return 0
+        named = re.compile(rf"{re.escape(self._keys.prefix)}:\{{([^}}]+)\}}:audio:(.+)".encode())
+        found = set()
+        async for audio in self._redis.scan_iter(
+            match=self._keys.audio("*", "*"), count=_PAGE, _type="STREAM"
+        ):
+            if match := named.fullmatch(audio):
+                found.add((match[1], match[2]))
+        removed = 0
+        # Who is announced is asked last: then what was not, and is found old by the script, was
+        # not announced while it was younger.
+        for lane, session in found - await self._announced() if found else ():
+            names = lane.decode("utf-8", "replace"), session.decode("utf-8", "replace")
+            keys = [self._keys.state(*names), self._keys.audio(*names)]
+            removed += await scripts.SWEEP(self._redis, keys, [int(age_s * 1000)])
+        if removed:
+            log.warning("removed %d audio streams that nobody announced", removed)
+        return removed
+
+    async def _announced(self) -> set[tuple[bytes, bytes]]:
+        """Return lane and session of every session entry."""
+        announced: set[tuple[bytes, bytes]] = set()
+        after = "-"
+        while True:
+            rows: Any = await self._redis.xrange(self._keys.sessions, min=after, count=_PAGE)
+            for _, fields in rows:
+                announced.add((fields.get(b"lane", b"0"), fields.get(b"session", b"")))
+            if len(rows) < _PAGE:
+                return announced
+            after = f"({rows[-1][0].decode()}"
