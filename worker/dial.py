@@ -1,6 +1,7 @@
 """Dialling: from a session's settings to an open stream, however long the service takes."""
 
 import logging
+import time
 
 import anyio
 
@@ -38,10 +39,12 @@ async def dial(
                 log.warning("%s: model %s: %s", session, settings.model, error)
             wait = slow.next_s()
         except (SttBusy, SttTransient) as error:
-            log.info("%s: %s", session, error)
+            log.log(logging.DEBUG if backoff.failures else logging.INFO, "%s: %s", session, error)
+            host.outage.failed(session, error, time.monotonic())
             wait = backoff.next_s()
         else:
             host.credentials.accepted()
+            host.outage.ended(time.monotonic())
             host.stats.connects += 1
             return stream
         host.stats.connect_failures += 1

@@ -20,6 +20,7 @@ from worker.bus.intake import Intake
 from worker.bus.reader import AudioReader
 from worker.crashes import Crashes
 from worker.errors import SttError
+from worker.outage import Outage
 from worker.publisher import Retention
 from worker.stats import Stats
 from worker.stt.cartesia import Service
@@ -121,6 +122,7 @@ class Host:
     undertaker: Undertaker
     credentials: Credentials = field(default_factory=Credentials)
     crashes: Crashes = field(default_factory=Crashes)
+    outage: Outage = field(default_factory=Outage)
     stats: Stats = field(default_factory=Stats)
     wakefulness: Wakefulness = field(default_factory=lambda: Wakefulness(time.monotonic()))
 

@@ -33,6 +33,7 @@ from worker.roster import Roster
 from worker.session import Session
 from worker.settings import Settings
 from worker.stt.cartesia import Service
+from worker.plurals import counted
 
 log = logging.getLogger(__name__)
 
@@ -319,7 +320,7 @@ class Worker:
         """Give every session back: at once between turns, at the end of a turn inside one."""
         deadline = time.monotonic() + self._settings.drain_s
         if len(self.roster):
-            log.info("handing on %d sessions", len(self.roster))
+            log.info("handing on %s", counted(len(self.roster), "session"))
         while len(self.roster):
             late = self._hurry or time.monotonic() >= deadline
             ready = [session for session in self.roster if late or session.may_move]

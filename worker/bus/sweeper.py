@@ -19,6 +19,7 @@ from worker.bus import scripts
 from worker.bus.connection import describe
 from worker.bus.intake import Intake
 from worker.bus.liveness import STALE_S
+from worker.plurals import counted
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Sweeper:
             if abandoned and name not in (self._intake.consumer, RELEASED):
                 removed += await self._intake.retire(name)
         if removed:
-            log.info("removed %d consumers of workers long gone", removed)
+            log.info("removed %s of workers long gone", counted(removed, "consumer"))
         return removed
 
     async def sweep_audio(self, age_s: float) -> int:
@@ -86,7 +87,7 @@ class Sweeper:
             keys = [self._keys.state(*names), self._keys.audio(*names)]
             removed += await scripts.SWEEP(self._redis, keys, [int(age_s * 1000)])
         if removed:
-            log.warning("removed %d audio streams that nobody announced", removed)
+            log.warning("removed %s that nobody announced", counted(removed, "audio stream"))
         return removed
 
     async def _announced(self) -> set[tuple[bytes, bytes]]:
