@@ -22,6 +22,8 @@ SILENCE_MS: Final = 8_000
 PAUSE_MS: Final = 300
 """Inside a turn: the service announces an eager end, and takes it back."""
 
+PHRASE: Final = 7
+
 _AFTER_MS: Final = 1_200
 _STAGGER_S: Final = 0.25
 _PERIOD_MS: Final = 5_000
@@ -36,7 +38,7 @@ class Scene(NamedTuple):
     quiet: bool
     """The turn comes after `SILENCE_MS` of silence rather than turn after turn."""
     pauses: bool
-    """A pause of `PAUSE_MS` after every second word of the turn."""
+    """Pauses of `PAUSE_MS` between phrases of `PHRASE` words."""
 
 
 _TALKING: Final = "turn after turn"
@@ -107,14 +109,13 @@ def _speak(line: Line, scene: Scene, lead_ms: int) -> _Take:
 
 
 def _phrases(scene: Scene) -> Iterator[tuple[int, int]]:
-    """Yield words and the pause after them, together `TURN_MS` less that pause after the last."""
-    if not scene.pauses:
-        yield TURN_MS // WORD_MS, 0
-        return
-    phrase_ms = 2 * WORD_MS + PAUSE_MS
-    for _ in range(TURN_MS // phrase_ms):
-        yield 2, PAUSE_MS
-    yield TURN_MS % phrase_ms // WORD_MS, 0
+    """Yield words and the pause after them, together `TURN_MS` to within a word."""
+    rest_ms = TURN_MS
+    phrase_ms = PHRASE * WORD_MS + PAUSE_MS
+    while scene.pauses and rest_ms > phrase_ms:
+        yield PHRASE, PAUSE_MS
+        rest_ms -= phrase_ms
+    yield rest_ms // WORD_MS, 0
 
 
 async def _cut(rig: Rig, take: _Take) -> None:
