@@ -28,12 +28,12 @@ from worker.bus.sweeper import Sweeper
 from worker.claims import Claimer
 from worker.errors import BusUnavailable
 from worker.host import Host, Pace, Undertaker
+from worker.plurals import counted
 from worker.publisher import Retention
 from worker.roster import Roster
 from worker.session import Session
 from worker.settings import Settings
 from worker.stt.cartesia import Service
-from worker.plurals import counted
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ attributes. No span is made per chunk.
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -28,15 +29,56 @@ _propagator = TraceContextTextMapPropagator()
 def configure(env: Mapping[str, str] = os.environ) -> None:
     """Export spans as `OTEL_TRACES_EXPORTER` says: `otlp`, `console`, or `none` (the default).
 
-    Raises `SettingsError` for an exporter that is unknown or not installed.
+    Raises `SettingsError` for an exporter that is unknown or not installed, or has nowhere to go.
     """
-    exporter = _exporter(env.get("OTEL_TRACES_EXPORTER", "none").strip())
-    if exporter is None or env.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    spans_to = exporter(env)
+    if spans_to is None or env.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return
     os.environ.setdefault("OTEL_SERVICE_NAME", SERVICE_NAME)
     provider = TracerProvider()
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(BatchSpanProcessor(spans_to))
     trace.set_tracer_provider(provider)
+
+
+def exporter(env: Mapping[str, str] = os.environ) -> SpanExporter | None:
+    """Return what exports spans, None if nothing shall; `SettingsError` as `configure` raises."""
+    collector(env)
+    return _exporter(_named(env))
+
+
+def collector(env: Mapping[str, str] = os.environ) -> tuple[str, int] | None:
+    """Return host and port that `otlp` sends spans to, None if it is not asked for.
+
+    Raises `SettingsError` for an address or a protocol that cannot work.
+    """
+    if _named(env) != "otlp":
+        return None
+    faults = []
+    protocol, named = _of_traces(env, "PROTOCOL", "http/protobuf")
+    if protocol != "http/protobuf":
+        faults.append(f"{named}: {protocol!r} is not spoken here; http/protobuf is")
+    endpoint, named = _of_traces(env, "ENDPOINT", "http://localhost:4318")
+    try:
+        url = urlsplit(endpoint)
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+    except (ValueError, KeyError):
+        url, port = urlsplit(""), 0
+    if not url.hostname:
+        faults.append(f"{named}: must be http://HOST:PORT or https://HOST:PORT")
+    if faults:
+        raise SettingsError(faults)
+    return url.hostname or "", port
+
+
+def _named(env: Mapping[str, str]) -> str:
+    return env.get("OTEL_TRACES_EXPORTER", "").strip() or "none"
+
+
+def _of_traces(env: Mapping[str, str], what: str, default: str) -> tuple[str, str]:
+    """Return a value of the exporter's and the variable it comes from: that of traces first."""
+    names = (f"OTEL_EXPORTER_OTLP_TRACES_{what}", f"OTEL_EXPORTER_OTLP_{what}")
+    named = next((name for name in names if env.get(name, "").strip()), names[1])
+    return env.get(named, "").strip() or default, named
 
 
 def shut_down() -> None:
@@ -48,7 +90,7 @@ def shut_down() -> None:
 
 def _exporter(name: str) -> SpanExporter | None:
     match name:
-        case "" | "none":
+        case "none":
             return None
         case "console":
             return ConsoleSpanExporter()
@@ -59,8 +101,8 @@ def _exporter(name: str) -> SpanExporter | None:
                 raise SettingsError(
                     ["OTEL_TRACES_EXPORTER=otlp needs `pip install 'turnbus[otlp]'`"]
                 ) from None
-            exporter: SpanExporter = OTLPSpanExporter()
-            return exporter
+            otlp: SpanExporter = OTLPSpanExporter()
+            return otlp
     raise SettingsError([f"OTEL_TRACES_EXPORTER: {name!r} is not one of otlp, console, none"])
 
 

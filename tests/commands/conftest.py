@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import IO
 
 import pytest
 from redis import Redis
@@ -45,10 +46,13 @@ def spawn() -> Iterator[Spawn]:
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(
-        *arguments: str, stdin: int | None = None, stdout: int | None = None
+        *arguments: str,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: IO[bytes] | None = None,
     ) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "worker", *arguments]
-        process = subprocess.Popen(command, stdin=stdin, stdout=stdout)
+        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr)
         processes.append(process)
         return process
 

@@ -1,5 +1,6 @@
 """`turnbus check` against a real Redis and the local turns server, sound and unsound."""
 
+import socket
 from collections.abc import Iterator
 
 import msgspec
@@ -32,6 +33,7 @@ def stt(
     with portal.wrap_async_context_manager(serve) as server:
         monkeypatch.setenv("TURNBUS_STT_URL", server.url)
         monkeypatch.setenv("CARTESIA_API_KEY", KEY)
+        monkeypatch.setenv("TURNBUS_ADMIN_ADDR", "127.0.0.1:0")
         yield server
 
 
@@ -59,7 +61,9 @@ class Check:
         return {finding["check"]: finding["result"] for finding in findings}
 
 
-ALL_WELL = dict.fromkeys(("settings", "redis", "memory", "rights", "service"), "ok")
+ALL_WELL = dict.fromkeys(
+    ("settings", "admin", "traces", "redis", "memory", "rights", "service"), "ok"
+)
 
 
 @pytest.mark.usefixtures("stt")
@@ -78,20 +82,20 @@ def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("stt")
 @pytest.mark.parametrize(
-    ("name", "value", "what"),
+    ("name", "value", "what", "code"),
     [
-        ("CARTESIA_API_KEY", "wrong", "mend the key"),
-        ("CARTESIA_API_KEY", "", "CARTESIA_API_KEY: no API key"),
-        ("TURNBUS_STT_MODEL", "no-such-model", "mend stt_url, stt_model"),
-        ("TURNBUS_STT_URL", "ws://127.0.0.1:1/stt", "see that stt_url can be reached"),
+        ("CARTESIA_API_KEY", "wrong", "mend the key", 1),
+        ("CARTESIA_API_KEY", "", "CARTESIA_API_KEY: no API key", 2),
+        ("TURNBUS_STT_MODEL", "no-such-model", "mend stt_url, stt_model", 1),
+        ("TURNBUS_STT_URL", "ws://127.0.0.1:1/stt", "see that stt_url can be reached", 1),
     ],
 )
 def test_a_service_that_refuses(
-    check: Check, monkeypatch: pytest.MonkeyPatch, name: str, value: str, what: str
+    check: Check, monkeypatch: pytest.MonkeyPatch, name: str, value: str, what: str, code: int
 ) -> None:
     monkeypatch.setenv(name, value)
     assert check() == ALL_WELL | {"service": "fail"}
-    assert check.code == 1
+    assert check.code == code
     assert what in check.details["service"]
 
 
@@ -108,13 +112,63 @@ def test_a_busy_service_is_a_warning(check: Check, stt: TurnsServer) -> None:
 def test_bad_settings_are_findings(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNBUS_LEASE_MS", "x")
     assert check() == {"settings": "fail"}
-    assert check.code == 1
+    assert check.code == main(["run"]) == 2
+    assert "TURNBUS_LEASE_MS" in check.capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_port_that_is_taken(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("TURNBUS_ADMIN_ADDR", f"127.0.0.1:{taken.getsockname()[1]}")
+        assert check() == ALL_WELL | {"admin": "fail"}
+        assert check.code == main(["run"]) == 2
+        assert check.details["admin"] in check.capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(
+    ("variables", "what"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "jaeger"}, "is not one of otlp, console, none"),
+        (
+            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"},
+            "OTEL_EXPORTER_OTLP_ENDPOINT: must be http://HOST:PORT",
+        ),
+        (
+            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"},
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: 'grpc' is not spoken here",
+        ),
+    ],
+)
+def test_traces_that_cannot_be_sent(
+    check: Check, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], what: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert check() == ALL_WELL | {"traces": "fail"}
+    assert what in check.details["traces"]
+    assert check.code == main(["run"]) == 2
+    assert what in check.capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_collector_that_is_away_is_a_warning(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    assert check() == ALL_WELL | {"traces": "warn"}
+    assert check.details["traces"].startswith("nothing answers at 127.0.0.1:1 ")
+    assert check.code == 0
 
 
 @pytest.mark.usefixtures("stt")
 def test_redis_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNBUS_REDIS_URL", f"redis://:{KEY}@127.0.0.1:1/0")
-    assert check() == {"settings": "ok", "redis": "fail", "service": "ok"}
+    assert check() == dict.fromkeys(("settings", "admin", "traces", "service"), "ok") | {
+        "redis": "fail"
+    }
     assert check.code == 1
     assert check.details["redis"].startswith("Redis at redis://***@127.0.0.1:1/0: ")
 

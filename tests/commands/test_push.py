@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from anyio.from_thread import start_blocking_portal
 from redis import Redis
 
 from schemas import AudioEntry, Encoding, Keys, SessionEntry, decode_audio, decode_session
 from worker.cli import main
+from worker.local.redis import EmbeddedRedis
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -99,7 +101,10 @@ def test_raw_audio_from_a_pipe_byte_for_byte(spawn: Spawn, bus: Redis, keys: Key
     assert end.end
 
 
-def test_ctrl_c_ends_the_session(spawn: Spawn, bus: Redis, keys: Keys) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_session(
+    spawn: Spawn, bus: Redis, keys: Keys, number: int, code: int
+) -> None:
     push = spawn("push", "-", "--session", "s", stdin=subprocess.PIPE)
     assert push.stdin is not None
     push.stdin.write(bytes(3_200))
@@ -107,9 +112,33 @@ def test_ctrl_c_ends_the_session(spawn: Spawn, bus: Redis, keys: Keys) -> None:
     while not bus.exists(keys.audio("0", "s")):
         assert push.poll() is None
         sleep(0.02)
-    push.send_signal(signal.SIGINT)
-    assert push.wait(20) == 130
+    push.send_signal(number)
+    assert push.wait(20) == code
     assert [entry.end for entry in appended(bus, keys.audio("0", "s"))] == [False, True]
+
+
+def test_a_signal_while_redis_is_away_says_how_to_end(
+    spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = EmbeddedRedis.start()
+    with (
+        start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(start) as server,
+        (tmp_path / "errors").open("wb") as errors,
+    ):
+        monkeypatch.setenv("TURNBUS_REDIS_URL", server.url)
+        push = spawn("push", "-", "--session", "s", stdin=subprocess.PIPE, stderr=errors)
+        assert push.stdin is not None
+        push.stdin.write(bytes(3_200))
+        push.stdin.flush()
+        with Redis.from_url(server.url) as bus:
+            while not bus.exists("stt:{0}:audio:s"):
+                assert push.poll() is None
+                sleep(0.02)
+        portal.call(server.kill)
+        push.send_signal(signal.SIGTERM)
+        assert push.wait(20) == 143
+    assert "XADD stt:{0}:audio:s * end 1" in (tmp_path / "errors").read_text()
 
 
 def test_an_ended_session_takes_no_more(
@@ -131,7 +160,7 @@ def test_a_file_that_cannot_be_played(
     path = tmp_path / "call.wav"
     if content is not None:
         path.write_bytes(content)
-    assert main(["push", str(path), "--session", "s"]) == 1
+    assert main(["push", str(path), "--session", "s"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert what in line
 

@@ -61,6 +61,7 @@ async def test_it_says_where_it_listens_serves_and_leaves_cleanly(
     keys = tmp_path / "keys"
     keys.write_text("sk_car_one\n\nsk_car_two\n")
     async with started("--engine", "script", "--api-key-file", str(keys)) as (process, line):
+        assert f'Cartesia(api_key="one of {keys}"' in line
         url = re.search(r"ws://127\.0\.0\.1:\d+/stt/turns/websocket", line)
         assert url is not None
         base = url[0].replace("ws:", "http:").removesuffix("/stt/turns/websocket")

@@ -2,15 +2,19 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+import anyio
 import msgspec
 from redis.asyncio import Redis
 
 from schemas import Encoding, Keys
+from worker import telemetry
 from worker.addresses import redacted
+from worker.admin import Readiness, serve_admin
+from worker.bus.connection import describe
 from worker.bus.rights import missing_rights
 from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
 from worker.commands.bus import open_bus
@@ -26,6 +30,9 @@ from worker.errors import (
 from worker.settings import Settings, api_key
 from worker.stt.cartesia import Service, StreamSettings, open_stream
 
+Check: TypeAlias = Literal["settings", "admin", "traces", "redis", "memory", "rights", "service"]
+
+_COLLECTOR_TIMEOUT_S = 3.0
 _OLDEST_REDIS = (7, 0)
 _STT_ADVICE: dict[type[SttError], str] = {
     SttBusy: "the key is good, but every socket of the plan is in use",
@@ -38,7 +45,7 @@ _STT_ADVICE: dict[type[SttError], str] = {
 class Finding(msgspec.Struct, frozen=True):
     """What one check found; the detail says what to do unless all is well."""
 
-    check: Literal["settings", "redis", "memory", "rights", "service"]
+    check: Check
     result: Literal["ok", "warn", "fail"]
     detail: str
 
@@ -52,8 +59,10 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "check",
         run,
-        about="Check the settings, Redis (version, memory policy, rights) and the API key\n"
-        "against the speech-to-text service, a line for each. Exit code 1 if any fails.",
+        about="Check the settings, the address of health checks, the collector of traces, Redis\n"
+        "(version, memory policy, rights) and the API key against the speech-to-text service, a\n"
+        "line for each. Exit code 2 if `turnbus run` would refuse the settings, 1 if any other\n"
+        "check fails.",
         examples="turnbus check\nturnbus check --config turnbus.toml --json",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON lines")
@@ -77,19 +86,67 @@ def run(arguments: Namespace) -> int:
     except SettingsError as error:
         for fault in error.faults:
             report(Finding("settings", "fail", fault))
-    else:
-        report(Finding("settings", "ok", f"worker {settings.worker_id}, prefix {settings.prefix}"))
-        run_async(partial(_check, settings, report))
+        return 2
+    report(Finding("settings", "ok", f"worker {settings.worker_id}, prefix {settings.prefix}"))
+    usable = run_async(partial(_check, settings, report))
+    if not usable:
+        return 2
     return 1 if failed else 0
 
 
-async def _check(settings: Settings, report: Report) -> None:
+async def _check(settings: Settings, report: Report) -> bool:
+    """Report on everything; return whether a worker would take the settings."""
+    usable = await _takes("admin", _check_admin, settings, report)
+    usable &= await _takes("traces", _check_traces, settings, report)
     try:
         async with open_bus(settings) as redis:
             await _check_redis(redis, settings, report)
     except BusUnavailable as error:
         report(Finding("redis", "fail", str(error)))
-    await _check_service(settings, report)
+    return usable & await _takes("service", _check_service, settings, report)
+
+
+async def _takes(
+    check: Check,
+    look: Callable[[Settings, Report], Awaitable[None]],
+    settings: Settings,
+    report: Report,
+) -> bool:
+    """Make a check that may find a setting at fault; return whether it did not."""
+    try:
+        await look(settings, report)
+    except SettingsError as error:
+        for fault in error.faults:
+            report(Finding(check, "fail", fault))
+        return False
+    return True
+
+
+async def _check_admin(settings: Settings, report: Report) -> None:
+    if settings.admin is None:
+        report(Finding("admin", "ok", "no health checks, as TURNBUS_ADMIN_ADDR says"))
+        return
+    nothing = Readiness(ready=False, reasons=(), sessions=0, capacity=0)
+    async with serve_admin(settings.admin, lambda: nothing):
+        report(Finding("admin", "ok", f"{settings.admin_addr} is free for health checks"))
+
+
+async def _check_traces(_settings: Settings, report: Report) -> None:
+    if exporter := telemetry.exporter():
+        exporter.shutdown()
+    collector = telemetry.collector()
+    if collector is None:
+        report(Finding("traces", "ok", "nothing is sent to a collector"))
+        return
+    where = "{}:{}".format(*collector)
+    try:
+        with anyio.fail_after(_COLLECTOR_TIMEOUT_S):
+            await (await anyio.connect_tcp(*collector)).aclose()
+    except (OSError, TimeoutError) as error:
+        lost = f"nothing answers at {where} ({describe(error)}): traces would be lost"
+        report(Finding("traces", "warn", lost))
+    else:
+        report(Finding("traces", "ok", f"go to {where}"))
 
 
 async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None:
@@ -121,11 +178,7 @@ async def _check_rights(redis: Redis, prefix: str, report: Report) -> None:
 
 async def _check_service(settings: Settings, report: Report) -> None:
     """Open a socket with the settings, and close it."""
-    try:
-        key = api_key(settings, os.environ)
-    except SettingsError as error:
-        report(Finding("service", "fail", str(error)))
-        return
+    key = api_key(settings, os.environ)
     service = Service(settings.stt_url, settings.stt_version, key)
     stream_settings = StreamSettings(
         model=settings.stt_model,

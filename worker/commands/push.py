@@ -1,6 +1,7 @@
 """`turnbus push`: a producer, as small as one can be and still lose nothing."""
 
 import os
+import signal
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import anyio
 import msgspec
+from anyio.abc import TaskGroup
 from msgspec import Meta
 
 from schemas import Encoding, Keys, SessionEntry
@@ -24,8 +26,9 @@ from worker.commands import (
     run_async,
 )
 from worker.commands.bus import open_bus
-from worker.errors import LocalPartMissing, TurnbusError
+from worker.errors import LocalPartMissing, SettingsError
 from worker.local.producer import Producer
+from worker.plurals import counted
 from worker.settings import Settings
 
 _STDIN = "-"
@@ -39,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "push",
         run,
         about="Announce a session, append a sound file or raw audio to it, and end it.\n"
-        "Ctrl-C ends it early; Redis going away meanwhile is waited out.",
+        "Ctrl-C and SIGTERM end it early; Redis going away meanwhile is waited out.",
         examples="""
 turnbus push call.wav --session call-1
 turnbus push call.flac --session call-2 --encoding pcm_mulaw --sample-rate 8000 --speed 2
@@ -141,22 +144,24 @@ async def _push(
     as_json: bool,
 ) -> int:
     shows_progress = sys.stderr.isatty() and not as_json
+    stopped: int | None = None
     async with open_bus(settings) as redis:
         producer = Producer(redis, Keys(settings.prefix), entry)
-        announced = await producer.announce()
-        due = anyio.current_time()
-        try:
-            async for chunk in chunks:
-                await anyio.sleep_until(due)
-                await producer.append(chunk)
-                due += seconds
-                if shows_progress:
-                    print(f"\r{producer.seconds:.1f} s", end="", file=sys.stderr, flush=True)
-        except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(_END_TIMEOUT_S, shield=True):
+
+        async def obey(tasks: TaskGroup) -> None:
+            nonlocal stopped
+            stopped = await anext(aiter(signals))
+            tasks.cancel_scope.cancel()
+
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            announced = await producer.announce()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(obey, tasks)
+                await _play(producer, chunks, seconds, shows_progress=shows_progress)
                 await producer.end()
-            raise
-        await producer.end()
+                tasks.cancel_scope.cancel()
+            if stopped is not None:
+                await _end_early(producer)
     if shows_progress:
         print(file=sys.stderr)
     if as_json:
@@ -168,8 +173,34 @@ async def _push(
         }
         print(msgspec.json.encode(report).decode())
     else:
-        print(f"{entry.session}: {producer.seconds:.1f} s in {producer.chunks} chunks")
-    return 0
+        chunk_count = counted(producer.chunks, "chunk")
+        print(f"{entry.session}: {producer.seconds:.1f} s in {chunk_count}")
+    return 0 if stopped is None else 128 + stopped
+
+
+async def _play(
+    producer: Producer, chunks: AsyncIterator[bytes], seconds: float, *, shows_progress: bool
+) -> None:
+    """Append each chunk when it is due."""
+    due = anyio.current_time()
+    async for chunk in chunks:
+        await anyio.sleep_until(due)
+        await producer.append(chunk)
+        due += seconds
+        if shows_progress:
+            print(f"\r{producer.seconds:.1f} s", end="", file=sys.stderr, flush=True)
+
+
+async def _end_early(producer: Producer) -> None:
+    """End the session of a producer that was told to stop, or say how to."""
+    with anyio.move_on_after(_END_TIMEOUT_S):
+        await producer.end()
+        return
+    print(
+        "turnbus: Redis does not answer: the session is still open, until it has been idle for "
+        f"long. End it with: XADD {producer.stream} * end 1",
+        file=sys.stderr,
+    )
 
 
 async def _chunks(audio: bytes, size: int) -> AsyncIterator[bytes]:
@@ -209,9 +240,9 @@ def _load(path: Path, entry: SessionEntry) -> bytes:
     try:
         return read(path).encode(AudioFormat(entry.encoding, entry.sample_rate))
     except OSError as error:
-        raise TurnbusError(f"{path}: cannot be read: {error.strerror}") from error
+        raise SettingsError([f"{path}: cannot be read: {error.strerror}"]) from error
     except ValueError as error:
-        raise TurnbusError(str(error)) from error
+        raise SettingsError([str(error)]) from error
 
 
 def _metadata(text: str) -> dict[str, Any]:

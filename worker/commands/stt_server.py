@@ -247,7 +247,8 @@ async def _serve(settings: ServerSettings, engine: Engine, arguments: Namespace)
         signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
         server = await stack.enter_async_context(TurnsServer.serve(settings, engine))
         server.faults.set(*arguments.fault, seed=arguments.seed)
-        sdk = f'Cartesia(api_key="any", base_url="{server.base_url}")'
+        key = "any" if settings.api_keys is None else f"one of {arguments.api_key_file}"
+        sdk = f'Cartesia(api_key="{key}", base_url="{server.base_url}")'
         lines = [f"turns server ({engine.name}): {server.url}   official SDK: {sdk}"]
         if arguments.control_port is not None:
             control = serve_control(server, arguments.control_port)

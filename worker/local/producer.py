@@ -22,7 +22,8 @@ class Producer:
         self._redis = redis
         self._keys = keys
         self._entry = entry
-        self._stream = keys.audio(entry.lane, entry.session)
+        self.stream = keys.audio(entry.lane, entry.session)
+        """Key of the session's audio."""
         self._health = BusHealth()
         self._src = uuid4().hex
         self._begun = False
@@ -60,7 +61,7 @@ class Producer:
         begun = self._begun
         try:
             added: Any = await patiently(
-                self._health, lambda: self._redis.xadd(self._stream, fields, nomkstream=begun)
+                self._health, lambda: self._redis.xadd(self.stream, fields, nomkstream=begun)
             )
         except ResponseError as error:
             if str(error).startswith("WRONGTYPE"):

@@ -24,6 +24,7 @@ from worker.local.demo.board import Board
 from worker.local.demo.closing import closing
 from worker.local.demo.perform import Heard
 from worker.local.demo.summary import Summary
+from worker.plurals import counted
 
 _WIDTH = 100
 
@@ -105,4 +106,4 @@ def _told(event: TurnEvent, board: Board) -> str | None:
         case SessionError(code=code, message=message):
             return f"{code}: {message}"
         case SessionEnded(reason=reason, turns=turns):
-            return f"{reason}, {turns} turns"
+            return f"{reason}, {counted(turns, 'turn')}"
