@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.quiet import Quiet
-from worker.local.chaos.nemesis import FAULTS
+from worker.local.chaos.faults import FAULTS
 from worker.local.chaos.plan import Plan
 from worker.local.chaos.report import text_of
 from worker.local.chaos.run import chaos

@@ -12,13 +12,15 @@ from schemas.turns import TurnEnd, TurnEvent, TurnStart, WorkerRecord, encode_ev
 from worker.bus.connection import patiently
 from worker.errors import TurnbusError
 from worker.local.chaos.checker import Said, Violation, violations
+from worker.local.chaos.faults import check_faults
 from worker.local.chaos.history import Heard, History
 from worker.local.chaos.leftovers import leftovers
-from worker.local.chaos.nemesis import Nemesis, check_faults, clock
+from worker.local.chaos.nemesis import Nemesis
 from worker.local.chaos.plan import Plan
 from worker.local.chaos.report import Report, quantile
 from worker.local.chaos.rig import Rig, open_rig
 from worker.local.chaos.speaker import Speaker
+from worker.local.chaos.target import clock
 from worker.local.chaos.voices import Voice, voices
 
 LANES: Final = ("0", "1")
@@ -181,12 +183,12 @@ class _Run:
             words=sum(speaker.voice.words for speaker in self._speakers),
             events=sum(map(len, everything)),
             sockets=sum(events[-1].connection for events in everything if events),
-            kills=len(self._nemesis.kills),
+            kills=len(self._nemesis.target.kills),
             next_event_ms_p50=quantile(waits, 0.5),
             next_event_ms_max=quantile(waits, 1.0),
             excused=sum(len(self._said(speaker).torn) for speaker in self._speakers),
             violations=tuple(found),
-            log=tuple(self._nemesis.log),
+            log=tuple(self._nemesis.target.log),
         )
 
     def _said(self, speaker: Speaker) -> Said:
@@ -200,12 +202,12 @@ class _Run:
 
     def _back_ms(self, from_ms: int, to_ms: int) -> int:
         """Return when Redis was back in that time, or when it began."""
-        ups = [up for down, up in self._nemesis.outages_ms if down < to_ms and up > from_ms]
+        ups = [up for down, up in self._nemesis.target.outages_ms if down < to_ms and up > from_ms]
         return max([from_ms, *(min(up, to_ms) for up in ups)])
 
     def _waits_ms(self) -> Iterator[int]:
         """Yield the time from each kill to the next event of each session it hit inside a turn."""
-        for kill in self._nemesis.kills:
+        for kill in self._nemesis.target.kills:
             for session in kill.sessions:
                 before, after = _split(self._history.heard[session], kill.at_ms)
                 if after and _inside_turn([heard.event for heard in before]):
