@@ -1,0 +1,54 @@
+"""The faults there are, by name."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from worker.errors import TurnbusError
+from worker.local.chaos import redis_faults, stt_faults, worker_faults
+from worker.local.chaos.target import Target
+
+
+class Fault(NamedTuple):
+    """A kind of fault."""
+
+    weight: float
+    """How often, beside the others."""
+    act: Callable[[Target], Awaitable[bool]]
+    """Breaks, waits and mends; false if there was nothing to break."""
+
+
+FAULTS: Final = {
+    "kill": Fault(10, worker_faults.kill),
+    "kill-all": Fault(1, worker_faults.kill_all),
+    "stop": Fault(3, worker_faults.stop),
+    "stop-twice": Fault(1, worker_faults.stop_twice),
+    "stop-after-claim": Fault(2, worker_faults.stop_after_claim),
+    "replace": Fault(2, worker_faults.replace),
+    "pause-long": Fault(2, worker_faults.pause_long),
+    "pause-short": Fault(3, worker_faults.pause_short),
+    "wake-alone": Fault(1, worker_faults.wake_alone),
+    "redis-restart": Fault(2, redis_faults.restart),
+    "redis-outage": Fault(1, redis_faults.outage),
+    "redis-full": Fault(2, redis_faults.full),
+    "redis-cut": Fault(3, redis_faults.cut),
+    "client-kill": Fault(2, redis_faults.kill_clients),
+    "lost-reply": Fault(6, redis_faults.lose_reply),
+    "partition": Fault(3, redis_faults.partition),
+    "script-flush": Fault(1, redis_faults.flush_scripts),
+    "group-destroyed": Fault(1, redis_faults.destroy_group),
+    "entry-deleted": Fault(1, redis_faults.delete_entry),
+    "entries-trimmed": Fault(1, redis_faults.trim_entries),
+    "stt-cut": Fault(8, stt_faults.cut),
+    "stt-cut-at-byte": Fault(5, stt_faults.cut_at_byte),
+    "stt-stall": Fault(3, stt_faults.stall),
+    "stt-outage": Fault(2, stt_faults.outage),
+    "stt-503": Fault(1, stt_faults.answer_503),
+}
+"""Every fault, by name."""
+
+
+def check_faults(names: tuple[str, ...]) -> None:
+    """Raise TurnbusError for a name that is not in the table."""
+    unknown = [name for name in names if name not in FAULTS]
+    if unknown:
+        raise TurnbusError(f"no such fault: {', '.join(unknown)}; there are {', '.join(FAULTS)}")

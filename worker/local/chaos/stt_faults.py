@@ -1,0 +1,63 @@
+"""Faults of the STT service, and of the way there. Each says whether it broke anything."""
+
+from typing import Final
+
+import anyio
+
+from worker.local.chaos.target import Target
+
+_NO_SERVICE: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n"
+    b"Connection: close\r\n\r\ndown"
+)
+
+
+async def cut(target: Target) -> bool:
+    """Reset STT sockets."""
+    links = target.rig.stt_proxy.some(target.rng, target.rng.choice((0.1, 0.5, 1.0)))
+    target.note(f"cut {len(links)} STT sockets")
+    for link in links:
+        link.cut()
+    return bool(links)
+
+
+async def cut_at_byte(target: Target) -> bool:
+    """Reset STT sockets inside a message."""
+    links = target.rig.stt_proxy.some(target.rng, 0.5)
+    target.note(f"cut {len(links)} STT sockets at some byte")
+    for link in links:
+        link.cut_after(target.rng.randint(0, 2_000))
+    return bool(links)
+
+
+async def stall(target: Target) -> bool:
+    """Leave sockets half open until they are cut, or the worker has had enough.
+
+    What comes later than a second is beyond what a worker tolerates, so a longer stall ends
+    in a cut.
+    """
+    links = target.rig.stt_proxy.some(target.rng, 0.5)
+    most_s = max(0.1, 0.9 - target.latency_ms / 1_000)
+    seconds = target.rng.choice((most_s / 2, most_s, 2.0, 4.0, 12.0))
+    target.note(f"stall {len(links)} STT sockets for {seconds:.1f} s")
+    await target.stall(set(links), seconds, flows=seconds <= most_s)
+    return bool(links)
+
+
+async def outage(target: Target, answer: bytes | None = None) -> bool:
+    """Reset all STT sockets, and refuse new ones for a while: by a reset, or with an answer."""
+    proxy = target.rig.stt_proxy
+    with target.hold("stt") as free:
+        if not free:
+            return False
+        seconds = target.rng.uniform(0.5, 5.0)
+        target.note(f"STT outage of {seconds:.1f} s{', 503' if answer else ''}")
+        with proxy.refusing(answer):
+            proxy.cut_all()
+            await anyio.sleep(seconds)
+    return True
+
+
+async def answer_503(target: Target) -> bool:
+    """Let the STT service answer 503 for a while."""
+    return await outage(target, _NO_SERVICE)
