@@ -16,6 +16,9 @@ DRAIN_S: Final = 5.0
 _STOP_BUDGET_S: Final = DRAIN_S + 10.0 + 5.0
 """After SIGTERM; what the worker promises, and as much again as a busy machine may cost."""
 
+_RESTART_S: Final = 1.0
+"""Before a worker that ended by itself is started again."""
+
 
 class Life(Child):
     """One worker process."""
@@ -81,6 +84,7 @@ class Fleet:
             if code not in expected:
                 self.faults.append(f"{life.name} ended with {code}; it wrote:\n{life.tail()}")
             if not expected:
+                await anyio.sleep(_RESTART_S)
                 await self.start(slot)
 
     async def kill(self, life: Life) -> None:
