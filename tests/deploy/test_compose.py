@@ -1,0 +1,101 @@
+"""The compose file: its parts, its rights, and settings that workers understand."""
+
+import re
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from tests.deploy.container import ROOT, stages
+from tests.deploy.manifests import DEPLOY
+from worker.settings import load
+
+
+class _Closed(msgspec.Struct, forbid_unknown_fields=True):
+    """A part in which a misspelled key is an error."""
+
+
+class _Build(_Closed):
+    context: str
+    dockerfile: str
+    target: str
+
+
+class _Condition(_Closed):
+    condition: Literal["service_healthy", "service_started"]
+    restart: bool = False
+
+
+class _Health(_Closed):
+    test: list[str]
+    interval: str
+    timeout: str
+    retries: int
+
+
+class _Service(_Closed, kw_only=True):
+    image: str
+    build: _Build | None = None
+    command: list[str] = []
+    environment: dict[str, str] = {}
+    network_mode: str = ""
+    ports: list[str] = []
+    volumes: list[str] = []
+    depends_on: dict[str, _Condition] = {}
+    healthcheck: _Health | None = None
+    restart: Literal["unless-stopped"]
+    stop_grace_period: str = "10s"
+    read_only: Literal[True]
+    cap_drop: list[str]
+    cap_add: list[str] = []
+    security_opt: list[str]
+    mem_limit: str = ""
+
+
+class _Compose(msgspec.Struct):
+    services: dict[str, _Service]
+    volumes: dict[str, None]
+
+
+def _compose() -> _Compose:
+    raw: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+    return msgspec.convert(raw, _Compose)
+
+
+def test_every_service_has_few_rights() -> None:
+    compose = _compose()
+    assert set(compose.services) == {"redis", "stt-server", "worker-1", "worker-2"}
+    for service in compose.services.values():
+        assert service.cap_drop == ["ALL"]
+        assert service.security_opt == ["no-new-privileges:true"]
+        assert all(port.startswith("127.0.0.1:") for port in service.ports)
+        assert set(service.depends_on) <= set(compose.services)
+        if service.build:
+            assert service.build.target in stages()
+            assert (DEPLOY / service.build.context / service.build.dockerfile).is_file()
+            assert (DEPLOY / service.build.context).resolve() == ROOT
+
+
+def test_workers_understand_their_settings() -> None:
+    services = _compose().services
+    ids, ports = set(), set()
+    for name in ("worker-1", "worker-2"):
+        # As compose fills them in while nothing is set outside.
+        env = {
+            key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
+            for key, value in services[name].environment.items()
+        }
+        settings = load(env)
+        assert settings.admin is not None
+        ids.add(settings.worker_id)
+        ports.add(settings.admin[1])
+        assert int(services[name].stop_grace_period.removesuffix("s")) >= settings.drain_s + 10
+        assert f"127.0.0.1:{settings.admin[1]}:{settings.admin[1]}" in services["stt-server"].ports
+        assert services[name].network_mode == "service:stt-server"
+    assert len(ids) == len(ports) == 2
+
+
+def test_redis_keeps_what_it_was_given() -> None:
+    command = " ".join(_compose().services["redis"].command)
+    assert "--appendonly yes" in command
+    assert "--maxmemory-policy noeviction" in command
