@@ -1,5 +1,6 @@
 """What a worker counts: buckets as Prometheus means them, quantiles as upper bounds."""
 
+from collections import Counter
 from math import inf
 
 import pytest
@@ -63,5 +64,8 @@ def test_a_worker_starts_at_nothing() -> None:
     for name, value in counted.items():
         if isinstance(value, Histogram):
             assert (value.count, value.sum_s) == (0, 0.0), name
+        elif isinstance(value, Counter):
+            assert value.total() == 0, name
+            assert value, name
         else:
             assert value == 0, name

@@ -174,19 +174,19 @@ def test_a_connect_is_a_span_and_a_refusal_its_error(exported: InMemorySpanExpor
     ],
 )
 def test_nothing_is_exported_unless_asked_for(env: dict[str, str]) -> None:
-    telemetry.configure(env)
+    telemetry.configure("w1", env)
     assert not isinstance(trace.get_tracer_provider(), TracerProvider)
     telemetry.shut_down()
 
 
 def test_an_exporter_nobody_knows_is_a_fault() -> None:
     with pytest.raises(SettingsError, match="'jaeger' is not one of otlp, console, none"):
-        telemetry.configure({"OTEL_TRACES_EXPORTER": "jaeger"})
+        telemetry.configure("w1", {"OTEL_TRACES_EXPORTER": "jaeger"})
 
 
 PROGRAM = """
 from worker import telemetry
-telemetry.configure()
+telemetry.configure("w1")
 session = telemetry.SessionTrace("s1", None, None)
 session.turn_started(0, 1.0)
 session.turn_ended("model", 2.0)

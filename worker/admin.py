@@ -1,4 +1,8 @@
-"""Health checks for whoever keeps the worker running: `/livez` and `/readyz`."""
+"""Health checks for whoever keeps the worker running, and metrics for whoever watches it.
+
+`/livez` answers as long as the event loop does; `/readyz` says what is in the way of new sessions;
+`/metrics` is Prometheus text.
+"""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,6 +13,9 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from worker.errors import SettingsError
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Of Prometheus text."""
 
 
 class Readiness(msgspec.Struct, frozen=True):
@@ -22,9 +29,11 @@ class Readiness(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def serve_admin(
-    address: tuple[str, int], readiness: Callable[[], Readiness]
+    address: tuple[str, int],
+    readiness: Callable[[], Readiness],
+    metrics: Callable[[], bytes] = bytes,
 ) -> AsyncIterator[int]:
-    """Answer health checks on `address` and yield the port.
+    """Answer health checks and requests for metrics on `address` and yield the port.
 
     Raises `SettingsError` if the address cannot be listened on.
     """
@@ -36,8 +45,10 @@ async def serve_admin(
             case "/readyz":
                 state = readiness()
                 return _json(200 if state.ready else 503, state)
+            case "/metrics":
+                return _response(200, CONTENT_TYPE, metrics())
             case _:
-                return connection.respond(404, "there are /livez and /readyz\n")
+                return connection.respond(404, "there are /livez, /readyz and /metrics\n")
 
     host, port = address
     try:
@@ -57,10 +68,13 @@ async def serve_admin(
 
 
 def _json(status: int, content: object) -> Response:
-    body = msgspec.json.encode(content) + b"\n"
+    return _response(status, "application/json", msgspec.json.encode(content) + b"\n")
+
+
+def _response(status: int, content_type: str, body: bytes) -> Response:
     headers = Headers(
         {
-            "Content-Type": "application/json",
+            "Content-Type": content_type,
             "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
             "Connection": "close",

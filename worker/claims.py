@@ -69,6 +69,8 @@ class Claimer:
             denied = f"the worker's Redis user may not use the keys of lane {entry.lane}: {error}"
             await self._refuse(owned, "unusable", denied)
             return None
+        if claim.verdict == "new":
+            self._host.stats.events["session.started"] += 1
         if claim.verdict in ("new", "taken"):
             await patiently(self._host.health, lambda: self._host.intake.list_lane(entry.lane))
             log.info("%s: session %s", entry.session, claim.verdict)

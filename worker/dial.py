@@ -26,26 +26,29 @@ async def dial(
     """
     slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
     while True:
+        began = time.monotonic()
         try:
             with trace.connecting(settings.model):
                 stream = await open_stream(host.service, settings)
-        except SttPermanent:
-            host.stats.connect_failures += 1
+        except SttPermanent as error:
+            host.stats.connects[error.fault_class] += 1
             raise
         except SttCredentials as error:
+            host.stats.connects[error.fault_class] += 1
             if settings.model == host.model:
                 host.credentials.refused(error)
             else:  # what the plan says of another model is not said of ours
                 log.warning("%s: model %s: %s", session, settings.model, error)
             wait = slow.next_s()
         except (SttBusy, SttTransient) as error:
+            host.stats.connects[error.fault_class] += 1
             log.log(logging.DEBUG if backoff.failures else logging.INFO, "%s: %s", session, error)
             host.outage.failed(session, error, time.monotonic())
             wait = backoff.next_s()
         else:
             host.credentials.accepted()
             host.outage.ended(time.monotonic())
-            host.stats.connects += 1
+            host.stats.connects["ok"] += 1
+            host.stats.connect_s.observe(time.monotonic() - began)
             return stream
-        host.stats.connect_failures += 1
         await anyio.sleep(wait)

@@ -15,6 +15,7 @@ Schema faults are `schemas.EntryFault` (a ValueError), raised before anything is
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 
 class TurnbusError(Exception):
@@ -48,6 +49,9 @@ class SttError(TurnbusError):
     own error code; `request_id` what its support asks for. Never holds a key or a URL.
     """
 
+    fault_class: ClassVar[str]
+    """The class in one word, for metrics and spans."""
+
     def __init__(
         self, message: str, *, status: int = 0, code: str = "", request_id: str = ""
     ) -> None:
@@ -60,14 +64,22 @@ class SttError(TurnbusError):
 class SttPermanent(SttError):  # noqa: N818
     """The request itself is wrong; the same session would be refused again."""
 
+    fault_class = "permanent"
+
 
 class SttCredentials(SttError):  # noqa: N818
     """The key or the credit was refused (401, 402, 403)."""
+
+    fault_class = "credentials"
 
 
 class SttBusy(SttError):  # noqa: N818
     """The plan's open-socket limit is reached (429)."""
 
+    fault_class = "busy"
+
 
 class SttTransient(SttError):  # noqa: N818
     """A failure that a new connection may cure: cuts, 5xx, timeouts."""
+
+    fault_class = "transient"

@@ -130,7 +130,7 @@ class Host:
         self, entry: str, stream: str, session: str, reason: str, detail: str, fields: Fields
     ) -> None:
         """Put a refused entry on the dead stream: all but its content."""
-        self.stats.refused_entries += 1
+        self.stats.refused_entries[reason] += 1
         log.warning("refused entry %s of %s: %s (%s)", entry, stream, detail, reason)
         self.undertaker.bury(
             DeadEntry(

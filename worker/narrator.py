@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from schemas import turns
+from schemas.turns import event_type
 from worker.bus.intake import Ownership
 from worker.core.turns import Draft
 from worker.host import Host
@@ -45,7 +46,7 @@ class Narrator:
             host.keys,
             host.retention,
             host.committer,
-            host.stats.commit_latency,
+            host.stats,
             written,
         )
 
@@ -74,6 +75,8 @@ class Narrator:
 
     def gap(self, missing_ms: int, reason: str) -> None:
         """Publish that audio will not be transcribed."""
+        self._stats.gaps[reason] += 1
+        self._stats.missing_ms[reason] += missing_ms
         self._add(turns.AudioGap(missing_ms=missing_ms, reason=reason, **self._common()))
 
     def error(self, code: str, message: str, *, status: int = 0, fatal: bool = False) -> None:
@@ -90,7 +93,7 @@ class Narrator:
         self.publisher.finish()
 
     def _add(self, event: turns.TurnEvent) -> None:
-        self._stats.events += 1
+        self._stats.events[event_type(event)] += 1
         self.publisher.add(event, self.trace.traceparent)
 
     def _common(self) -> dict[str, Any]:

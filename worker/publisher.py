@@ -12,7 +12,10 @@ from schemas.turns import TurnEvent, encode_event, event_type
 from worker.bus.commits import Commit, Committer
 from worker.bus.intake import Ownership
 from worker.errors import CommitRefused
-from worker.stats import Histogram
+from worker.stats import Stats
+
+VERDICTS = frozenset({"ok", "fenced", "missing", "gap"})
+"""Of `commit.lua`."""
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -41,7 +44,7 @@ class Publisher:
         keys: Keys,
         retention: Retention,
         committer: Committer,
-        latency: Histogram,
+        stats: Stats,
         written: Callable[[], Written],
     ) -> None:
         session = ownership.session
@@ -60,7 +63,7 @@ class Publisher:
         self.refused: str | None = None
         """Why a commit was refused; nothing can be published any more."""
         self._made: deque[float] = deque()
-        self._latency = latency
+        self._stats = stats
 
     @property
     def next_seq(self) -> int:
@@ -128,11 +131,12 @@ class Publisher:
         """Take the answer to the commit in flight (the committer calls this)."""
         sent, self._in_flight = self._in_flight, -1
         expected = self._acknowledged + sent
+        self._stats.commits[verdict if verdict in VERDICTS else "error"] += 1
         if verdict == "ok" and seq == expected:
             now = time.monotonic()
             for _ in range(sent):
                 self._queue.popleft()
-                self._latency.observe(now - self._made.popleft())
+                self._stats.commit_latency.observe(now - self._made.popleft())
             self._acknowledged = expected
             self._ended = self._ending and not self._dirty
             if self._dirty:

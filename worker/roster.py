@@ -80,7 +80,6 @@ class Roster:
                 await patiently(self._host.health, lambda: self._host.intake.settle(entry))
                 log.info("%s: session ended", session.ownership.session.session)
         except CommitRefused as refusal:
-            self._host.stats.fenced += 1
             log.info("%s: let go (%s)", session.ownership.session.session, refusal)
         except Exception:
             # A fault of ours must not take the other sessions down.

@@ -196,7 +196,9 @@ class Worker:
             self.health, lambda: intake.adopt(room - len(new), patience_ms, dead)
         )
         owners = {owned.owner for owned in adopted} - {RELEASED}
-        self.host.stats.takeovers += len(adopted)
+        for owned in adopted:
+            fate = "killed" if owned.owner in dead else "silent"
+            self.host.stats.takeovers["released" if owned.owner == RELEASED else fate] += 1
         await self._liveness.forget(owners | set(dead))
         return new + adopted
 
@@ -303,7 +305,9 @@ class Worker:
                     self.roster.drop(session.ownership.fence.entry)
                 else:
                     _guarded(session, session.tick, now)
+            due = time.monotonic() + TICK_S
             await anyio.sleep(TICK_S)
+            self.host.stats.loop_delay.observe(max(0.0, time.monotonic() - due))
 
     async def _catch_up(self) -> None:
         """Send on what pacing held back."""

@@ -26,6 +26,7 @@ from worker.bus.commits import CRASHED
 from worker.bus.gate import Seat
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
+from worker.core import ids
 from worker.core.configs import Configs
 from worker.core.faults import Backoff, is_idle_close
 from worker.core.ledger import Ledger, LedgerState
@@ -165,6 +166,23 @@ class Session:
     def catching_up(self) -> bool:
         """Whether audio waits for the pacing to let it go."""
         return self.phase is Phase.LIVE and not self._uplink.empty
+
+    @property
+    def lag_s(self) -> float:
+        """Age of the oldest audio that was read and waits to be sent, in seconds; 0 if none does.
+
+        By our clock less Redis's.
+        """
+        if not self._uplink.holds_audio:
+            return 0.0
+        # What a live session holds is newer than that by less than the uplink has room for.
+        oldest = self.cursor if self.phase is Phase.LIVE else self._ledger.oldest
+        return max(0.0, time.time() - ids.milliseconds(oldest or self.cursor) / 1000)
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """Bytes of audio that were read and are not covered by published events."""
+        return self._ledger.taken - self._ledger.committed_bytes
 
     @property
     def may_move(self) -> bool:
@@ -350,7 +368,9 @@ class Session:
             keyterms=self._entry.keyterms,
             turn=self._host.turn.merged(self._configs.current),
         )
-        await self._host.gate.enter(self._seat)
+        wanted = time.monotonic()
+        if await self._host.gate.enter(self._seat):
+            self._host.stats.gate_wait.observe(time.monotonic() - wanted)
         try:
             stream = await dial(
                 self._host, self._entry.session, settings, self._narrator.trace, self._backoff
@@ -414,9 +434,10 @@ class Session:
 
     async def _lose(self, error: SttError) -> None:
         if is_idle_close(error.status, str(error)):
+            self._host.stats.sockets_lost["idle"] += 1
             await self._host.gate.leave(self._seat)
             return
-        self._host.stats.sockets_lost += 1
+        self._host.stats.sockets_lost[error.fault_class] += 1
         if isinstance(error, SttPermanent):
             self._fail("stt_refused", str(error), status=error.status)
             return

@@ -9,10 +9,12 @@ attributes. No span is made per chunk.
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.trace import Span, SpanKind, StatusCode
@@ -26,7 +28,15 @@ _tracer = trace.get_tracer(SERVICE_NAME)
 _propagator = TraceContextTextMapPropagator()
 
 
-def configure(env: Mapping[str, str] = os.environ) -> None:
+def resource(worker_id: str) -> Resource:
+    """Say who exports, as `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` add to it."""
+    os.environ.setdefault("OTEL_SERVICE_NAME", SERVICE_NAME)
+    return Resource.create(
+        {"service.version": version("turnbus"), "service.instance.id": worker_id}
+    )
+
+
+def configure(worker_id: str, env: Mapping[str, str] = os.environ) -> None:
     """Export spans as `OTEL_TRACES_EXPORTER` says: `otlp`, `console`, or `none` (the default).
 
     Raises `SettingsError` for an exporter that is unknown or not installed, or has nowhere to go.
@@ -34,8 +44,7 @@ def configure(env: Mapping[str, str] = os.environ) -> None:
     spans_to = exporter(env)
     if spans_to is None or env.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return
-    os.environ.setdefault("OTEL_SERVICE_NAME", SERVICE_NAME)
-    provider = TracerProvider()
+    provider = TracerProvider(resource=resource(worker_id))
     provider.add_span_processor(BatchSpanProcessor(spans_to))
     trace.set_tracer_provider(provider)
 

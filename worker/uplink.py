@@ -108,6 +108,7 @@ class Uplink:
         self._part = b""
         self._stop_filling()
         self.fillers.clear()
+        self._stats.replayed_s += self.ms_of(self.fed - self._ledger.committed_bytes) / 1000
         self._ledger.rewind()
         self.fed = self._ledger.committed_bytes
 

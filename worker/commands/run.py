@@ -17,6 +17,9 @@ from worker import telemetry
 from worker.admin import serve_admin
 from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
 from worker.errors import BusUnavailable
+from worker.exposition import render
+from worker.metrics import Meter
+from worker.otlp import MetricPush, metric_push
 from worker.service import Worker
 from worker.settings import Settings, api_key
 
@@ -42,22 +45,29 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments)
     key = api_key(settings, os.environ)
     _set_up_logging(settings)
-    telemetry.configure()
+    telemetry.configure(settings.worker_id)
+    push = metric_push(settings.worker_id)
     try:
-        return run_async(lambda: _serve(settings, key))
+        return run_async(lambda: _serve(settings, key, push))
     except NoPermissionError as error:  # of a key of its own: one of a session's is refused
         raise BusUnavailable(f"Redis does not let this worker work any more: {error}") from error
     finally:
         telemetry.shut_down()
 
 
-async def _serve(settings: Settings, key: str) -> int:
+async def _serve(settings: Settings, key: str, push: MetricPush | None) -> int:
     worker = Worker(settings, key)
+    meter = Meter(worker)
     async with AsyncExitStack() as stack:
         if settings.admin is not None:
-            await stack.enter_async_context(serve_admin(settings.admin, lambda: worker.readiness))
+            await stack.enter_async_context(
+                serve_admin(settings.admin, lambda: worker.readiness, lambda: render(meter.read()))
+            )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey_signals, worker, settings, tasks)
+            tasks.start_soon(meter.follow_demand)
+            if push is not None:
+                tasks.start_soon(push.run, meter)
             await worker.run()
             tasks.cancel_scope.cancel()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,178 @@
+"""Metrics: what a worker says of itself while it works, over real HTTP."""
+
+import re
+from pathlib import Path
+from urllib.request import urlopen
+
+import anyio
+import anyio.to_thread
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.stage import PCM16, Stage
+from worker.admin import serve_admin
+from worker.exposition import label, prometheus_name, render
+from worker.local.engines.script import hush, say
+from worker.local.server.server import TurnsServer
+from worker.metrics import INSTRUMENTS, Meter
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+async def _scrape(meter: Meter) -> dict[str, Metric]:
+    """Ask a worker for its metrics, as Prometheus does."""
+
+    def get() -> tuple[str, str]:
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            return answer.headers["Content-Type"], answer.read().decode()
+
+    async with serve_admin(
+        ("127.0.0.1", 0), lambda: meter.worker.readiness, lambda: render(meter.read())
+    ) as port:
+        content_type, text = await anyio.to_thread.run_sync(get)
+    assert content_type == "text/plain; version=0.0.4; charset=utf-8"
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def _value(families: dict[str, Metric], series: str, **labels: str) -> float:
+    found = [
+        sample.value
+        for family in families.values()
+        for sample in family.samples
+        if sample.name == series and labels.items() <= sample.labels.items()
+    ]
+    assert found, series
+    return sum(found)
+
+
+async def test_a_session_is_measured(stage: Stage) -> None:
+    sound = say([1, 2], PCM16) + hush(1_000, PCM16)
+    async with stage.worker(max_sessions=7) as worker, anyio.create_task_group() as tasks:
+        meter = Meter(worker)
+        await stage.announce("s")
+        tasks.start_soon(meter.follow_demand)
+        await stage.play("s", sound, end=False)
+        before = await _scrape(meter)
+        await stage.append("s", end="1")
+        (events,) = (await stage.until_ended("s")).values()
+        after = await _scrape(meter)
+        tasks.cancel_scope.cancel()
+    assert _value(before, "turnbus_sessions") == 1
+    assert _value(before, "turnbus_sessions", turnbus_session_phase="live") == 1
+    assert _value(after, "turnbus_sessions") == 0
+    assert _value(after, "turnbus_sessions_limit") == 7
+    assert _value(after, "turnbus_demand") == 1
+    assert _value(after, "turnbus_workers_ready") == 1
+    assert _value(after, "turnbus_chunks_total") == len(sound) // 3_200 + (len(sound) % 3_200 > 0)
+    assert _value(after, "turnbus_audio_sent_bytes_total") >= len(sound)
+    assert _value(after, "turnbus_connects_total", turnbus_connect_outcome="ok") == 1
+    assert _value(after, "turnbus_connect_duration_seconds_count") == 1
+    assert _value(after, "turnbus_events_total") == len(events)
+    assert _value(after, "turnbus_events_total", turnbus_event_type="turn.end") == 1
+    # The first of a session's events is written with the claim.
+    assert _value(after, "turnbus_commit_duration_seconds_count") == len(events) - 1
+    assert _value(after, "turnbus_commits_total", turnbus_commit_verdict="fenced") == 0
+    assert _value(after, "turnbus_commits_total", turnbus_commit_verdict="ok") > 1
+    assert _value(after, "turnbus_chunk_lag_seconds_count") > 0
+    assert _value(after, "turnbus_loop_delay_seconds_count") > 0
+    assert _value(after, "turnbus_redis_outage_seconds") == 0
+    assert _value(after, "process_cpu_time_seconds_total") > 0
+
+
+async def test_a_lost_socket_is_counted(stage: Stage, stt: TurnsServer) -> None:
+    stt.faults.set("http=503,count=1", "cut@mid-turn,count=1")
+    async with stage.worker() as worker:
+        await stage.announce("s")
+        await stage.play("s", say([1, 2, 3], PCM16), pause_s=0.02)
+        await stage.until_ended("s")
+        families = await _scrape(Meter(worker))
+    outcome = "turnbus_connect_outcome"
+    assert _value(families, "turnbus_connects_total", **{outcome: "transient"}) == 1
+    assert _value(families, "turnbus_connects_total", **{outcome: "ok"}) == 2
+    assert _value(families, "turnbus_reconnects_total", turnbus_fault_class="transient") == 1
+    assert _value(families, "turnbus_audio_replayed_seconds_total") > 0
+
+
+async def test_gaps_and_refusals_are_counted_by_reason(stage: Stage) -> None:
+    async with stage.worker() as worker:
+        await stage.announce_as({"session": "no good", "encoding": "mp3"})
+        await stage.announce("s")
+        await stage.append("s", audio=bytes(3_200), seq="1")
+        await stage.append("s", audio=bytes(3_200), seq="4")
+        await stage.append("s", end="1")
+        await stage.until_ended("s")
+        families = await _scrape(Meter(worker))
+    assert _value(families, "turnbus_gaps_total", turnbus_gap_reason="producer") == 1
+    missing = _value(families, "turnbus_audio_missing_seconds_total", turnbus_gap_reason="producer")
+    assert missing == pytest.approx(0.2)
+    assert _value(families, "turnbus_gaps_total", turnbus_gap_reason="backlog") == 0
+    assert _value(families, "turnbus_refused_total") == 1
+
+
+async def test_a_handover_is_counted_as_one(stage: Stage) -> None:
+    async with stage.worker() as first:
+        await stage.announce("s")
+        await stage.play("s", say([1], PCM16) + hush(1_000, PCM16), pause_s=0.02, end=False)
+        async with stage.worker() as second:
+            first.stop()
+            while not len(second.roster):
+                await anyio.sleep(0.01)
+            await stage.append("s", end="1")
+            await stage.until_ended("s")
+            families = await _scrape(Meter(second))
+    assert _value(families, "turnbus_takeovers_total", turnbus_takeover_cause="released") == 1
+    assert _value(families, "turnbus_takeovers_total") == 1
+
+
+async def test_the_text_has_every_metric_of_the_table(stage: Stage) -> None:
+    async with stage.worker() as worker, anyio.create_task_group() as tasks:
+        meter = Meter(worker)
+        tasks.start_soon(meter.follow_demand)
+        while meter.demand is None:
+            await anyio.sleep(0.01)
+        families = await _scrape(meter)
+        tasks.cancel_scope.cancel()
+    expected = {prometheus_name(each).removesuffix("_total"): each for each in INSTRUMENTS}
+    assert families.keys() == expected.keys()
+    types = {"counter": "counter", "histogram": "histogram"}
+    for name, family in families.items():
+        instrument = expected[name]
+        assert family.type == types.get(instrument.kind, "gauge"), name
+        assert family.documentation == instrument.description
+        labels = {key for sample in family.samples for key in sample.labels} - {"le"}
+        assert labels <= {label(instrument)}, name
+
+
+async def test_demand_is_not_told_while_redis_is_away(stage: Stage) -> None:
+    async with stage.worker() as worker, anyio.create_task_group() as tasks:
+        meter = Meter(worker)
+        assert "turnbus_demand" not in await _scrape(meter)
+        tasks.start_soon(meter.follow_demand)
+        while meter.demand is None:
+            await anyio.sleep(0.01)
+        worker.health.failed(ConnectionError("gone"))
+        families = await _scrape(meter)
+        assert "turnbus_demand" not in families
+        assert _value(families, "turnbus_redis_outage_seconds") >= 0
+        tasks.cancel_scope.cancel()
+
+
+def test_names_and_units_follow_opentelemetrys_rules() -> None:
+    names = [instrument.name for instrument in INSTRUMENTS]
+    assert len(set(names)) == len(names)
+    for instrument in INSTRUMENTS:
+        assert re.fullmatch(r"[a-z]+(\.[a-z]+)+", instrument.name)
+        assert re.fullmatch(r"s|By|\{[a-z]+\}", instrument.unit), instrument.name
+        assert not instrument.name.endswith((".total", ".count", ".seconds", ".bytes"))
+        assert not instrument.description.endswith(".")
+        assert instrument.kind != "histogram" or instrument.unit == "s"
+
+
+def test_the_readme_lists_the_metrics_there_are() -> None:
+    row = r"^\| `([a-z.]+)` \| (counter|updowncounter|gauge|histogram) \| `(.+?)` \| (\S*) ?\| "
+    listed = re.findall(row, README, re.MULTILINE)
+    assert listed == [
+        (each.name, each.kind, each.unit, f"`{each.attribute}`" if each.attribute else "")
+        for each in INSTRUMENTS
+    ]

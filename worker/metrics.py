@@ -1,0 +1,315 @@
+"""The metrics of a worker: one table, read when somebody asks.
+
+Nothing is recorded per chunk but plain numbers (`worker.stats`): an OpenTelemetry counter costs
+four microseconds an increment, a tenth of what a chunk may cost in all. Observable instruments
+would do for those, but there is no observable histogram, and their callbacks run in a thread of
+the SDK's while the event loop changes what they read. So the readings are taken on the loop, and
+handed to Prometheus (`worker.exposition`) and to OTLP (`worker.otlp`) from the same table.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Literal, NamedTuple, Protocol
+
+import anyio
+import msgspec
+
+from worker.admin import Readiness
+from worker.bus.connection import patiently
+from worker.host import Host
+from worker.session import Phase, Session
+from worker.stats import Histogram
+
+DEMAND_S = 5.0
+"""How often the length of the sessions stream is asked for."""
+
+Kind = Literal["counter", "updowncounter", "gauge", "histogram"]
+Value = float | Mapping[str, float] | Histogram | None
+"""A number, numbers by attribute value, or a histogram; None while it is not known."""
+
+
+class Observed(Protocol):
+    """What is read of a worker (`worker.service.Worker`)."""
+
+    @property
+    def host(self) -> Host:
+        """The parts its sessions share."""
+        ...
+
+    @property
+    def roster(self) -> Iterable[Session]:
+        """The sessions it runs."""
+        ...
+
+    @property
+    def readiness(self) -> Readiness:
+        """Whether it can take sessions."""
+        ...
+
+
+class Instrument(NamedTuple):
+    """One metric: how OpenTelemetry names it, and where its value is found."""
+
+    name: str
+    kind: Kind
+    unit: str
+    """UCUM."""
+    description: str
+    read: "Callable[[Meter], Value]"
+    attribute: str = ""
+    """What tells its values apart, if it has several."""
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """The value of one metric at one time."""
+
+    instrument: Instrument
+    value: float | Mapping[str, float] | Histogram
+
+
+class Meter:
+    """Reads the metrics of one worker. To be used on its event loop."""
+
+    def __init__(self, worker: Observed) -> None:
+        self.worker = worker
+        self.stats = worker.host.stats
+        self.health = worker.host.health
+        self._demand: int | None = None
+
+    async def follow_demand(self) -> None:
+        """Keep asking Redis how many sessions there are, until cancelled."""
+        redis, key = self.worker.host.redis, self.worker.host.keys.sessions
+        while True:
+            self._demand = await patiently(self.health, partial(redis.xlen, key))
+            await anyio.sleep(DEMAND_S)
+
+    def read(self) -> list[Reading]:
+        """Read every metric whose value is known."""
+        values = ((instrument, instrument.read(self)) for instrument in INSTRUMENTS)
+        return [Reading(instrument, value) for instrument, value in values if value is not None]
+
+    @property
+    def demand(self) -> int | None:
+        """Sessions of the whole bus; None while that cannot be known."""
+        return self._demand if self.health.up else None
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """Sessions by what they are at."""
+        phases = Counter({phase.value: 0 for phase in Phase if phase is not Phase.OVER})
+        phases.update(s.phase.value for s in self.worker.roster if s.phase is not Phase.OVER)
+        return phases
+
+    @property
+    def lag_s(self) -> float:
+        """The largest lag of any session."""
+        return max((session.lag_s for session in self.worker.roster), default=0.0)
+
+    @property
+    def outage_s(self) -> float:
+        """Seconds since Redis last answered; 0 while it does."""
+        return 0.0 if self.health.up else time.monotonic() - self.health.since
+
+
+INSTRUMENTS = (
+    # -- how much there is to do, and who does it
+    Instrument(
+        "turnbus.sessions",
+        "updowncounter",
+        "{session}",
+        "Sessions this worker owns, by what they are at",
+        lambda meter: meter.phases,
+        "turnbus.session.phase",
+    ),
+    Instrument(
+        "turnbus.sessions.limit",
+        "updowncounter",
+        "{session}",
+        "Sessions this worker takes at most",
+        lambda meter: meter.worker.readiness.capacity,
+    ),
+    Instrument(
+        "turnbus.workers.ready",
+        "updowncounter",
+        "{worker}",
+        "1 if this worker takes new sessions, 0 if not",
+        lambda meter: int(meter.worker.readiness.ready),
+    ),
+    Instrument(
+        "turnbus.demand",
+        "gauge",
+        "{session}",
+        "Sessions on the bus, owned or not; every worker reports the same number",
+        lambda meter: meter.demand,
+    ),
+    Instrument(
+        "turnbus.takeovers",
+        "counter",
+        "{session}",
+        "Sessions taken over, by what became of their owner",
+        lambda meter: meter.stats.takeovers,
+        "turnbus.takeover.cause",
+    ),
+    # -- are we late
+    Instrument(
+        "turnbus.lag",
+        "gauge",
+        "s",
+        "Age of the oldest audio that waits to be sent, of any session",
+        lambda meter: meter.lag_s,
+    ),
+    Instrument(
+        "turnbus.chunk.lag",
+        "histogram",
+        "s",
+        "From the appending of a chunk to its being sent, of sessions that do not catch up",
+        lambda meter: meter.stats.chunk_lag,
+    ),
+    Instrument(
+        "turnbus.turn.latency",
+        "histogram",
+        "s",
+        "From the last sound of a turn being sent to its turn.end being appended",
+        lambda meter: meter.stats.turn_latency,
+    ),
+    # -- the bus
+    Instrument(
+        "turnbus.commit.duration",
+        "histogram",
+        "s",
+        "From an event's making to its being appended",
+        lambda meter: meter.stats.commit_latency,
+    ),
+    Instrument(
+        "turnbus.commits",
+        "counter",
+        "{commit}",
+        "Commits answered, by verdict; fenced: another worker owns the session",
+        lambda meter: meter.stats.commits,
+        "turnbus.commit.verdict",
+    ),
+    Instrument(
+        "turnbus.events",
+        "counter",
+        "{event}",
+        "Events made, by type",
+        lambda meter: meter.stats.events,
+        "turnbus.event.type",
+    ),
+    Instrument(
+        "turnbus.redis.outage",
+        "gauge",
+        "s",
+        "How long Redis has not answered; 0 while it does",
+        lambda meter: meter.outage_s,
+    ),
+    Instrument(
+        "turnbus.refused",
+        "counter",
+        "{entry}",
+        "Entries put on the dead stream, by reason",
+        lambda meter: meter.stats.refused_entries,
+        "turnbus.refused.reason",
+    ),
+    # -- audio
+    Instrument(
+        "turnbus.chunks",
+        "counter",
+        "{chunk}",
+        "Entries with audio taken in, replays included",
+        lambda meter: meter.stats.chunks,
+    ),
+    Instrument(
+        "turnbus.audio.sent",
+        "counter",
+        "By",
+        "Audio sent to the service, replays and filler included",
+        lambda meter: meter.stats.bytes,
+    ),
+    Instrument(
+        "turnbus.audio.replayed",
+        "counter",
+        "s",
+        "Audio that was sent and has to be sent again, to another socket",
+        lambda meter: meter.stats.replayed_s,
+    ),
+    Instrument(
+        "turnbus.audio.uncommitted",
+        "updowncounter",
+        "By",
+        "Audio read that no published event covers yet: what a reconnect replays",
+        lambda meter: sum(session.uncommitted_bytes for session in meter.worker.roster),
+    ),
+    Instrument(
+        "turnbus.audio.missing",
+        "counter",
+        "s",
+        "Audio announced as not transcribed, by reason",
+        lambda meter: {reason: ms / 1000 for reason, ms in meter.stats.missing_ms.items()},
+        "turnbus.gap.reason",
+    ),
+    Instrument(
+        "turnbus.gaps",
+        "counter",
+        "{gap}",
+        "audio.gap events made, by reason",
+        lambda meter: meter.stats.gaps,
+        "turnbus.gap.reason",
+    ),
+    # -- the service
+    Instrument(
+        "turnbus.connects",
+        "counter",
+        "{connect}",
+        "Connects tried, by outcome: ok, or the class of the fault",
+        lambda meter: meter.stats.connects,
+        "turnbus.connect.outcome",
+    ),
+    Instrument(
+        "turnbus.connect.duration",
+        "histogram",
+        "s",
+        "From dialling to connected",
+        lambda meter: meter.stats.connect_s,
+    ),
+    Instrument(
+        "turnbus.reconnects",
+        "counter",
+        "{connect}",
+        "Sockets lost that have to be opened anew, by the class of the fault; permanent: are not",
+        lambda meter: meter.stats.sockets_lost,
+        "turnbus.fault.class",
+    ),
+    Instrument(
+        "turnbus.gate.wait",
+        "histogram",
+        "s",
+        "Waits for a permit to open a socket, of those that had to wait",
+        lambda meter: meter.stats.gate_wait,
+    ),
+    Instrument(
+        "turnbus.provider.ignored",
+        "counter",
+        "{message}",
+        "Messages of the service that this version does not know",
+        lambda meter: meter.stats.provider_unknown,
+    ),
+    # -- the worker itself
+    Instrument(
+        "turnbus.loop.delay",
+        "histogram",
+        "s",
+        "How late the event loop woke the worker's clock",
+        lambda meter: meter.stats.loop_delay,
+    ),
+    Instrument(
+        "process.cpu.time",
+        "counter",
+        "s",
+        "CPU time of this worker, user and system",
+        lambda _: time.process_time(),
+    ),
+)
+"""Every metric there is, in the order of the questions one asks."""

@@ -1,0 +1,156 @@
+"""Metrics as OTLP, pushed as OpenTelemetry's own `OTEL_*` variables say.
+
+The readings become the SDK's data points, and its exporter sends them. Sums are cumulative from
+the start of the process.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+
+import anyio
+import anyio.to_thread
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    ConsoleMetricExporter,
+    Gauge,
+    HistogramDataPoint,
+    Metric,
+    MetricExporter,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.metrics.export import Histogram as HistogramData
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from worker.errors import SettingsError
+from worker.metrics import Meter, Reading
+from worker.stats import Histogram
+from worker.telemetry import SERVICE_NAME, resource
+
+log = logging.getLogger(__name__)
+
+INTERVAL_MS = 60_000.0
+"""Between exports, unless `OTEL_METRIC_EXPORT_INTERVAL` says otherwise."""
+
+LAST_EXPORT_S = 2.0
+"""How long the export at the end may take."""
+
+_SCOPE = InstrumentationScope(SERVICE_NAME)
+
+
+class MetricPush:
+    """Exports the readings of a worker again and again."""
+
+    def __init__(self, exporter: MetricExporter, interval_s: float, source: Resource) -> None:
+        self._exporter = exporter
+        self._interval_s = interval_s
+        self._resource = source
+        self._started_ns = time.time_ns()
+
+    async def run(self, meter: Meter) -> None:
+        """Export until cancelled, and once more then."""
+        try:
+            while True:
+                await anyio.sleep(self._interval_s)
+                await self._export(meter)
+        finally:
+            with anyio.move_on_after(LAST_EXPORT_S, shield=True):
+                await self._export(meter)
+
+    async def _export(self, meter: Meter) -> None:
+        data = metrics_data(meter.read(), self._resource, self._started_ns, time.time_ns())
+        # The exporter logs what goes wrong, and tries again for some seconds.
+        await anyio.to_thread.run_sync(self._exporter.export, data, abandon_on_cancel=True)
+
+
+def metric_push(worker_id: str, env: Mapping[str, str] = os.environ) -> MetricPush | None:
+    """Return what pushes metrics as `OTEL_METRICS_EXPORTER` says; None for `none` (the default).
+
+    `prometheus` is none too: `/metrics` is served in any case. Raises `SettingsError` for an
+    exporter that is unknown or not installed, or an interval that is no number.
+    """
+    if env.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    exporter = _exporter(env.get("OTEL_METRICS_EXPORTER", "").strip() or "none")
+    if exporter is None:
+        return None
+    given = env.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()
+    try:
+        interval_ms = float(given) if given else INTERVAL_MS
+    except ValueError:
+        interval_ms = 0.0
+    if not 0 < interval_ms < float("inf"):
+        raise SettingsError(
+            [f"OTEL_METRIC_EXPORT_INTERVAL: {given!r} is no number of milliseconds"]
+        )
+    return MetricPush(exporter, interval_ms / 1000, resource(worker_id))
+
+
+def _exporter(name: str) -> MetricExporter | None:
+    match name:
+        case "none" | "prometheus":
+            return None
+        case "console":
+            return ConsoleMetricExporter()
+        case "otlp":
+            try:
+                from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
+                    OTLPMetricExporter,
+                )
+            except ImportError:
+                raise SettingsError(
+                    ["OTEL_METRICS_EXPORTER=otlp needs `pip install 'turnbus[otlp]'`"]
+                ) from None
+            exporter: MetricExporter = OTLPMetricExporter()
+            return exporter
+    raise SettingsError(
+        [f"OTEL_METRICS_EXPORTER: {name!r} is not one of otlp, console, prometheus, none"]
+    )
+
+
+def metrics_data(
+    readings: list[Reading], resource: Resource, started_ns: int, now_ns: int
+) -> MetricsData:
+    """Word readings as the SDK's exporters take them."""
+    metrics = [_metric(reading, started_ns, now_ns) for reading in readings]
+    scope = ScopeMetrics(_SCOPE, metrics, schema_url="")
+    return MetricsData([ResourceMetrics(resource, [scope], schema_url="")])
+
+
+def _metric(reading: Reading, started_ns: int, now_ns: int) -> Metric:
+    instrument, value = reading.instrument, reading.value
+    data: Sum | Gauge | HistogramData
+    cumulative = AggregationTemporality.CUMULATIVE
+    if isinstance(value, Histogram):
+        point = HistogramDataPoint(
+            attributes={},
+            start_time_unix_nano=started_ns,
+            time_unix_nano=now_ns,
+            count=value.count,
+            sum=value.sum_s,
+            bucket_counts=tuple(value.counts),
+            explicit_bounds=value.bounds,
+            min=None,  # type: ignore[arg-type]  # optional in OTLP, and not kept
+            max=None,  # type: ignore[arg-type]
+        )
+        data = HistogramData([point], cumulative)
+    else:
+        by_attribute = value if isinstance(value, Mapping) else {"": value}
+        points = [
+            NumberDataPoint(
+                attributes={instrument.attribute: attribute} if instrument.attribute else {},
+                start_time_unix_nano=started_ns,
+                time_unix_nano=now_ns,
+                value=number,
+            )
+            for attribute, number in by_attribute.items()
+        ]
+        monotonic = instrument.kind == "counter"
+        data = Gauge(points) if instrument.kind == "gauge" else Sum(points, cumulative, monotonic)
+    return Metric(instrument.name, instrument.description, instrument.unit, data)
