@@ -19,6 +19,7 @@ from worker.core.cut import (
     pauses,
     timeline,
 )
+from worker.core.lag import UsualLag
 from worker.core.ledger import Ledger
 from worker.core.pcm import FRAME_MS, frame_bytes
 from worker.core.sent import Moment
@@ -26,8 +27,10 @@ from worker.uplink import Uplink
 from worker.wakefulness import Wakefulness
 
 BURST = 2
+SURE_BURST = 3
 BURST_S = 0.05
-"""So many messages, each so soon after the one before, were held up together."""
+"""So many messages, each so soon after the one before, may have been held up together; or one long
+chunk caused them, as long as they are fewer than what is sure."""
 
 QUICK_LOOK_MS = 1_500
 """How far is looked back first: far enough for most turns, if the service lags as usual."""
@@ -35,13 +38,13 @@ QUICK_LOOK_MS = 1_500
 LEAD_MS = 300
 """Silence before a turn that is kept, for a service that has to hear it again."""
 
-STEADY_S = 0.05
+STEADY_S = 0.1
 """By how much the lag of a service that is as it was differs from turn to turn."""
 
 CERTAIN_S = 0.1
 """A pause inside a turn is believed in if the lag was that steady since the turn began."""
 
-MOST_LAG_S = 1.0
+MOST_LAG_S = 1.5
 """And if no other pause could have been meant, had the lag become anything up to this."""
 
 
@@ -51,6 +54,8 @@ class _Start(NamedTuple):
     arrived_at: float
     held_up_since: float | None
     """If it came in a burst: when the last message before that did."""
+    surely: bool
+    """Whether the burst was no long chunk's."""
     sounds: list[tuple[int, float]]
     """Bytes of the socket at which what began the turn may have begun, and when those were sent."""
 
@@ -59,8 +64,14 @@ class Seam:
     """Finds the end of each turn's audio on one socket after another."""
 
     def __init__(
-        self, entry: SessionEntry, ledger: Ledger, uplink: Uplink, wakefulness: Wakefulness
+        self,
+        entry: SessionEntry,
+        ledger: Ledger,
+        uplink: Uplink,
+        wakefulness: Wakefulness,
+        usual_lag: UsualLag,
     ) -> None:
+        self._usual_lag = usual_lag
         self._ledger = ledger
         self._uplink = uplink
         self._wakefulness = wakefulness
@@ -72,8 +83,8 @@ class Seam:
         self._heard_at = now  # the last message
         self._quiet_at = now  # the last one before what came together with that
         self._burst = 0  # messages in that
-        self._start = _Start(now, None, [])
-        self._usual_lag_s: float | None = None  # of the turn before, on this socket
+        self._start = _Start(now, None, surely=False, sounds=[])
+        self._lag_before_s: float | None = None  # of the turn before, on this socket
 
     def heard(self, arrival: Moment) -> None:
         """Note when any message arrived, before it is acted upon."""
@@ -82,7 +93,9 @@ class Seam:
         self._heard_at = arrival.at
         self._burst += 1
         if self._burst >= BURST and self._start.arrived_at > self._quiet_at:
-            self._start = self._start._replace(held_up_since=self._quiet_at)
+            self._start = self._start._replace(
+                held_up_since=self._quiet_at, surely=self._burst >= SURE_BURST
+            )
 
     @property
     def prompt(self) -> bool:
@@ -95,36 +108,49 @@ class Seam:
         Returns the session byte before which none of them was; 0 if that is not seen.
         """
         held_up_since = self._quiet_at if self._burst >= BURST else None
+        surely = self._burst >= SURE_BURST
         look = self._look_back(arrival, QUICK_LOOK_MS)
-        frames = onsets(look.silent)
-        if self._usual_lag_s is None or len(frames) != 1 or not look.silent[0]:
+        self._start = _Start(
+            arrival.at, held_up_since, surely=surely, sounds=self._sounds(look, arrival)
+        )
+        if not self._is_usual_start(look):
             look = self._look_back(arrival, LOOK_BACK_MS)
-            frames = onsets(look.silent)
-        first = arrival.sent - len(look.silent) * self._frame
-        bytes_ = [first + frame * self._frame for frame in frames]
-        sent = [(byte, self._uplink.log.sent_at(byte)) for byte in bytes_]
-        sounds = [(byte, sent_at) for byte, sent_at in sent if sent_at is not None]
-        self._start = _Start(arrival.at, held_up_since, sounds)
+            self._start = self._start._replace(sounds=self._sounds(look, arrival))
+        usual_s, sounds = self._usual_lag.seconds, self._start.sounds
+        if usual_s is None or not sounds or arrival.at - sounds[0][1] < usual_s - STEADY_S:
+            return 0  # the turn may have begun before what is looked at
         # Sound in the first frame may have begun before it.
-        lead = LEAD_MS // FRAME_MS
-        return look.positions[frames[0] - lead] if frames and frames[0] > lead else 0
+        first = onsets(look.silent)[0] - LEAD_MS // FRAME_MS
+        return look.positions[first] if first > 0 else 0
+
+    def _sounds(self, look: Timeline, arrival: Moment) -> list[tuple[int, float]]:
+        """Return the bytes of the socket at which a sound began, and when those were sent."""
+        first = arrival.sent - len(look.silent) * self._frame
+        bytes_ = [first + frame * self._frame for frame in onsets(look.silent)]
+        sent = [(byte, self._uplink.log.sent_at(byte)) for byte in bytes_]
+        return [(byte, sent_at) for byte, sent_at in sent if sent_at is not None]
+
+    def _is_usual_start(self, look: Timeline) -> bool:
+        """Say whether the only sound in sight came as long ago as it should."""
+        usual_s, sounds = self._usual_lag.seconds, self._start.sounds
+        if usual_s is None or len(sounds) != 1 or not look.silent[0]:
+            return False
+        return abs(self._start.arrived_at - sounds[0][1] - usual_s) <= STEADY_S
 
     def cut(self, arrival: Moment) -> int:
         """Return the session byte up to which the turn covers the audio whose end arrived then."""
-        onsets_ = self._onsets()
-        ends = self._pauses(arrival, QUICK_LOOK_MS)
-        pair = choose_pair(onsets_, ends, self._usual_lag_s)
-        if pair is None or not self._is_usual(pair) or pair.pause is ends[0]:
-            ends = self._pauses(arrival, LOOK_BACK_MS)
-            pair = choose_pair(onsets_, ends, self._usual_lag_s)
+        pair, ends = self._match(arrival, QUICK_LOOK_MS)
+        if pair is None or not self._is_usual_end(pair) or pair.pause is ends[0]:
+            pair, ends = self._match(arrival, LOOK_BACK_MS)
         if pair is None:
             return max((pause.middle for pause in ends), default=arrival.fed)
-        self._usual_lag_s = pair.lag_s
+        self._lag_before_s = pair.lag_s
+        self._usual_lag.note(pair.lag_s)
         return pair.pause.middle
 
-    def _is_usual(self, pair: Match) -> bool:
+    def _is_usual_end(self, pair: Match) -> bool:
         """Say whether nothing that was sent before could be a better match."""
-        usual_s = self._usual_lag_s
+        usual_s = self._usual_lag.seconds
         return usual_s is not None and not pair.apart_s and abs(pair.lag_s - usual_s) <= STEADY_S
 
     def pause(self, arrival: Moment) -> int | None:
@@ -132,13 +158,20 @@ class Seam:
 
         None if that is not certain.
         """
-        ends = self._pauses(arrival, LOOK_BACK_MS)
-        pair = choose_pair(self._onsets(), ends, self._usual_lag_s)
-        if pair is None:
+        pair, ends = self._match(arrival, LOOK_BACK_MS)
+        if pair is None or self._usual_lag.seconds is None:
             return None
         possible = [end for end in ends if end.least_lag_s <= MOST_LAG_S and end.most_lag_s >= 0]
         certain = pair.apart_s <= CERTAIN_S and possible == [pair.pause]
         return pair.pause.middle if certain else None
+
+    def _match(self, arrival: Moment, look_ms: int) -> tuple[Match | None, list[Pause]]:
+        """Choose among the sounds that may have begun the turn, and the pauses in it."""
+        ends = self._pauses(arrival, look_ms)
+        usual_s = self._usual_lag.seconds
+        return choose_pair(
+            self._onsets(), ends, self._lag_before_s if usual_s is None else usual_s
+        ), ends
 
     def _pauses(self, arrival: Moment, look_ms: int) -> list[Pause]:
         """Find the silences in which the service may have been when it said what arrived then."""
@@ -167,7 +200,10 @@ class Seam:
     def _onsets(self) -> list[Onset]:
         """Say how late the service may have been at each sound that may have begun the turn."""
         start = self._start
-        earliest_at = start.held_up_since or self._earliest(start.arrived_at)
+        earliest_at = self._earliest(start.arrived_at)
+        # While the lag is not known, an event that comes with another is no reason to guess it.
+        if start.held_up_since and (start.surely or self._usual_lag.seconds is not None):
+            earliest_at = start.held_up_since
         return [
             Onset(byte, max(0.0, earliest_at - sent_at), start.arrived_at - sent_at)
             for byte, sent_at in start.sounds

@@ -118,7 +118,7 @@ class Session:
         self._connection = snapshot.connection
         self._request_id = snapshot.request_id
         self._narrator = Narrator(host, ownership, seq, self._place, self._written)
-        seam = Seam(entry, self._ledger, self._uplink, host.wakefulness)
+        seam = Seam(entry, self._ledger, self._uplink, host.wakefulness, host.usual_lag)
         self._hearing = Hearing(self._tracker, seam, self._ledger, self._uplink, self._narrator)
         self._inbox = Inbox(
             host,
