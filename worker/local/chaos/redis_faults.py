@@ -1,6 +1,7 @@
 """Faults of Redis, and of the way there. Each says whether it broke anything."""
 
 import time
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -33,19 +34,25 @@ local chosen = {}
 for _, entry in ipairs(redis.call("XRANGE", KEYS[1], "-", "+")) do
   for at = 3, #ARGV do
     if held[entry[1]] == ARGV[at] then
-      chosen[#chosen + 1] = entry[1]
+      chosen[#chosen + 1] = entry
     end
   end
 end
 if ARGV[2] == "one" then
   chosen = {chosen[1]}
 end
-for _, id in ipairs(chosen) do
-  redis.call("XDEL", KEYS[1], id)
+local gone = {}
+for _, entry in ipairs(chosen) do
+  redis.call("XDEL", KEYS[1], entry[1])
+  gone[#gone + 1] = entry[2]
 end
-return #chosen
+return gone
 """
-"""Delete entries whose sessions run: one that nobody took yet, nobody could put back."""
+"""Delete entries whose sessions run, and return their fields: one that nobody took yet, nobody
+could put back."""
+
+_PUT_BACK_S: Final = 60.0
+"""How long owners may take to put back what was deleted."""
 
 
 async def away(target: Target, seconds: float) -> bool:
@@ -178,6 +185,24 @@ async def delete(target: Target, how: str) -> bool:
             if "NOGROUP" not in str(error):
                 raise
             return False
-        target.note(f"{gone} entries deleted")
-        await anyio.sleep(target.lease_s)
+        target.note(f"{len(gone)} entries deleted")
+        deleted = [dict(zip(fields[::2], fields[1::2], strict=True)) for fields in gone]
+        with anyio.move_on_after(_PUT_BACK_S):
+            await patiently(rig.health, partial(_put_back, target, deleted))
     return bool(gone)
+
+
+async def _put_back(target: Target, deleted: list[dict[bytes, bytes]]) -> None:
+    """Wait until every session whose entry was deleted has one again, or has ended."""
+    redis, keys = target.rig.redis, target.rig.keys
+    away = {(fields.get(b"lane", b"0").decode(), fields[b"session"].decode()) for fields in deleted}
+    while away:
+        await anyio.sleep(0.1)
+        rows: Any = await redis.xrange(keys.sessions)
+        back = {fields[b"session"].decode() for _, fields in rows}
+        away = {
+            (lane, session)
+            for lane, session in away
+            if session not in back
+            and await redis.hget(keys.state(lane, session), "status") == b"live"
+        }
