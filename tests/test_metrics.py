@@ -75,6 +75,9 @@ async def test_a_session_is_measured(stage: Stage) -> None:
     assert _value(after, "turnbus_commits_total", turnbus_commit_verdict="fenced") == 0
     assert _value(after, "turnbus_commits_total", turnbus_commit_verdict="ok") > 1
     assert _value(after, "turnbus_chunk_lag_seconds_count") > 0
+    assert _value(after, "turnbus_turn_latency_seconds_count") == 1
+    # The script engine needs 300 ms of silence and is 150 ms behind.
+    assert _value(after, "turnbus_turn_latency_seconds_sum") > 0.3
     assert _value(after, "turnbus_loop_delay_seconds_count") > 0
     assert _value(after, "turnbus_redis_outage_seconds") == 0
     assert _value(after, "process_cpu_time_seconds_total") > 0

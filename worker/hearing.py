@@ -166,7 +166,8 @@ class Hearing:
             # It covers all that was sent, unless another turn follows: the next message tells.
             self._held_end = _HeldEnd(text, cut)
         else:
-            self._cover(cut, self._tracker.hear(Input.END, text, arrival.fed), "model")
+            drafts = self._tracker.hear(Input.END, text, arrival.fed)
+            self._cover(cut, drafts, "model", self._seam.spoken_until)
 
     def _settle_lull(self, text: str) -> None:
         """Commit up to a pause inside the turn, now that words have come after it.
@@ -193,8 +194,15 @@ class Hearing:
         self._uplink.committed()
         self._narrator.publisher.touch()
 
-    def _cover(self, position: int, drafts: list[Draft], reason: EndReason) -> None:
+    def _cover(
+        self,
+        position: int,
+        drafts: list[Draft],
+        reason: EndReason,
+        spoken_until: float | None = None,
+    ) -> None:
         if self._ledger.commit_to(position):
             self._uplink.committed()
-        self._narrator.tell([msgspec.structs.replace(draft, reason=reason) for draft in drafts])
+        drafts = [msgspec.structs.replace(draft, reason=reason) for draft in drafts]
+        self._narrator.tell(drafts, spoken_until)
         self._narrator.publisher.touch()

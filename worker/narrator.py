@@ -50,8 +50,12 @@ class Narrator:
             written,
         )
 
-    def tell(self, drafts: Sequence[Draft]) -> None:
-        """Publish what the tracker decided."""
+    def tell(self, drafts: Sequence[Draft], spoken_until: float | None = None) -> None:
+        """Publish what the tracker decided.
+
+        `spoken_until` is when the last sound of the turn was sent that ends now, on the monotonic
+        clock; None if that is not known.
+        """
         for draft in drafts:
             common = self._common()
             at, turn, text = common["at"], draft.turn, draft.transcript or ""
@@ -69,7 +73,7 @@ class Narrator:
                 case "turn.end":
                     reason = draft.reason or "model"
                     event = turns.TurnEnd(turn=turn, transcript=text, reason=reason, **common)
-            self._add(event)
+            self._add(event, spoken_until if draft.kind == "turn.end" else None)
             if draft.kind == "turn.end":
                 self.trace.turn_ended(draft.reason or "model", at)
 
@@ -92,9 +96,9 @@ class Narrator:
         self._add(turns.SessionEnded(reason=reason, turns=turn_count, **self._common()))
         self.publisher.finish()
 
-    def _add(self, event: turns.TurnEvent) -> None:
+    def _add(self, event: turns.TurnEvent, spoken_until: float | None = None) -> None:
         self._stats.events[event_type(event)] += 1
-        self.publisher.add(event, self.trace.traceparent)
+        self.publisher.add(event, self.trace.traceparent, spoken_until)
 
     def _common(self) -> dict[str, Any]:
         return {

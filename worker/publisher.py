@@ -62,7 +62,7 @@ class Publisher:
         self._progress = anyio.Event()
         self.refused: str | None = None
         """Why a commit was refused; nothing can be published any more."""
-        self._made: deque[float] = deque()
+        self._made: deque[tuple[float, float | None]] = deque()
         self._stats = stats
 
     @property
@@ -70,10 +70,15 @@ class Publisher:
         """Return the number the next event gets."""
         return self._acknowledged + len(self._queue) + 1
 
-    def add(self, event: TurnEvent, traceparent: str | None) -> None:
-        """Publish `event`, which was made with `next_seq`."""
+    def add(
+        self, event: TurnEvent, traceparent: str | None, spoken_until: float | None = None
+    ) -> None:
+        """Publish `event`, which was made with `next_seq`.
+
+        `spoken_until` is when the last sound it tells of was sent, on the monotonic clock.
+        """
         self._queue.append((event_type(event), encode_event(event), traceparent or ""))
-        self._made.append(time.monotonic())
+        self._made.append((time.monotonic(), spoken_until))
         self.touch()
 
     def touch(self) -> None:
@@ -136,7 +141,10 @@ class Publisher:
             now = time.monotonic()
             for _ in range(sent):
                 self._queue.popleft()
-                self._stats.commit_latency.observe(now - self._made.popleft())
+                made, spoken_until = self._made.popleft()
+                self._stats.commit_latency.observe(now - made)
+                if spoken_until is not None:
+                    self._stats.turn_latency.observe(now - spoken_until)
             self._acknowledged = expected
             self._ended = self._ending and not self._dirty
             if self._dirty:

@@ -76,6 +76,8 @@ class Seam:
         self._uplink = uplink
         self._wakefulness = wakefulness
         self._frame = frame_bytes(entry.encoding, entry.sample_rate)
+        self.spoken_until: float | None = None
+        """When the last sound was sent of the turn that was cut last; None if that is not seen."""
         self.reset(time.monotonic())
 
     def reset(self, now: float) -> None:
@@ -142,11 +144,12 @@ class Seam:
         pair, ends = self._match(arrival, QUICK_LOOK_MS)
         if pair is None or not self._is_usual_end(pair) or pair.pause is ends[0]:
             pair, ends = self._match(arrival, LOOK_BACK_MS)
-        if pair is None:
-            return max((pause.middle for pause in ends), default=arrival.fed)
-        self._lag_before_s = pair.lag_s
-        self._usual_lag.note(pair.lag_s)
-        return pair.pause.middle
+        pause = pair.pause if pair else max(ends, key=lambda end: end.middle, default=None)
+        self.spoken_until = pause and self._uplink.log.sent_at(pause.sent)
+        if pair is not None:
+            self._lag_before_s = pair.lag_s
+            self._usual_lag.note(pair.lag_s)
+        return pause.middle if pause else arrival.fed
 
     def _is_usual_end(self, pair: Match) -> bool:
         """Say whether nothing that was sent before could be a better match."""
