@@ -20,6 +20,8 @@ _COMMANDS = {
     "demo": "everything on this machine: real speech in, turns out, live",
     "push": "send a sound file or raw audio into a session, in real time",
     "watch": "follow turns as they are published",
+    "sessions": "who owns which session, how late and how far it is",
+    "end": "end one session, as its producer would",
     "check": "settings, Redis, rights and the API key: fit to run?",
     "stt-server": "the local turns server, wire-compatible with the service",
     "bench": "what a worker costs on this machine, and how late its turns are",

@@ -4,6 +4,7 @@ TurnbusError
 ├── SettingsError        settings that cannot work; carries one line per fault
 ├── LocalPartMissing     an embedded part (Redis binary, weights) is not installed
 ├── BusUnavailable       Redis cannot be reached or is not fit to use
+├── NotThere             a session, worker or entry that a command was asked about is not there
 ├── CommitRefused        a fenced write was refused: another worker owns the session
 └── SttError             the STT service refused or failed
     ├── SttPermanent     the request itself is wrong; retrying cannot help
@@ -36,6 +37,10 @@ class LocalPartMissing(TurnbusError):  # noqa: N818 - reads as what happened
 
 class BusUnavailable(TurnbusError):  # noqa: N818
     """Redis cannot be reached, or refuses what the worker needs."""
+
+
+class NotThere(TurnbusError):  # noqa: N818
+    """What a command was asked to act upon is not there, or not any more."""
 
 
 class CommitRefused(TurnbusError):  # noqa: N818

@@ -1,0 +1,127 @@
+"""`turnbus sessions`: what is said of sessions that wait, run, were given back or orphaned."""
+
+import json
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from schemas import Keys
+from schemas.keys import GROUP, RELEASED
+from tests.stage import PCM16, Stage
+from worker.bus.census import Status, census
+from worker.cli import main
+from worker.commands.table import bytes_in_words, printable, seconds_in_words, table
+from worker.local.engines.script import hush, say
+
+
+def listed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    assert main(["sessions", "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def announce(bus: Redis, keys: Keys, session: str, **more: str) -> bytes:
+    fields: Any = {"session": session, "encoding": "pcm_s16le", "sample_rate": "16000", **more}
+    entry: Any = bus.xadd(keys.sessions, fields)
+    assert isinstance(entry, bytes)
+    return entry
+
+
+def test_a_bus_without_sessions(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+    assert listed(capsys) == []
+    assert main(["sessions"]) == 0
+    assert capsys.readouterr().out == "SESSION  OWNER  STATE  LAG  BYTES  TURNS  LAST EVENT\n"
+
+
+def test_sessions_nobody_runs(
+    bus: Redis,
+    keys: Keys,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    expected_leftovers: list[str],
+) -> None:
+    expected_leftovers += ["sessions", "{0}:audio:*"]
+    given, lost = announce(bus, keys, "given"), announce(bus, keys, "lost")
+    announce(bus, keys, "fresh")
+    bus.xadd(keys.sessions, {"session": "no good"})
+    bus.xadd(keys.audio("0", "fresh"), {"audio": bytes(3_200)}, id="1000-0")
+    bus.xadd(keys.audio("0", "fresh"), {"audio": bytes(1_600)}, id="3500-0")
+    bus.xgroup_create(keys.sessions, GROUP, id="0")
+    bus.xreadgroup(GROUP, "w1-abcd", {keys.sessions: ">"}, count=2)
+    bus.xclaim(keys.sessions, GROUP, RELEASED, 0, [given.decode()])
+    bus.xclaim(keys.sessions, GROUP, "w1-abcd", 0, [lost.decode()], idle=60_000)
+    rows = listed(capsys)
+    assert [(row["session"], row["owner"], row["state"]) for row in rows] == [
+        ("given", "", "handed_over"),
+        ("lost", "w1-abcd", "silent"),
+        ("fresh", "", "waiting"),
+    ]
+    fresh = rows[2]
+    assert (fresh["lag_s"], fresh["lag_bytes"]) == (2.5, 4_800)
+    assert (fresh["turns"], fresh["last_event"], fresh["last_event_at"]) == (0, "", 0.0)
+    assert main(["sessions"]) == 0
+    row = capsys.readouterr().out.splitlines()[3]
+    assert row.split() == ["fresh", "-", "waiting", "2.5s", "4.8k", "0", "-"]
+    monkeypatch.setenv("TURNBUS_LEASE_MS", "600000")
+    assert listed(capsys)[1]["state"] == "between_turns"
+
+
+async def test_a_session_that_runs(stage: Stage, expected_leftovers: list[str]) -> None:
+    expected_leftovers += ["{a}:*"]
+    keys = Keys(stage.prefix)
+
+    async def status() -> Status:
+        (found,) = await census(stage.redis, keys, 5_000)
+        return found
+
+    async with stage.worker(worker_id="w1"):
+        await stage.announce("s", lane="a")
+        key = f"{stage.prefix}:{{a}}:audio:s"
+        stage.audio_key = lambda session: key  # type: ignore[method-assign]
+        await stage.play("s", say([1, 2], PCM16), pause_s=0.02, end=False)
+        async for event in stage.events(lane="a"):
+            if event.__struct_config__.tag == "turn.update":
+                break
+        speaking = await status()
+        await stage.play("s", hush(700, PCM16), pause_s=0.02, end=False)
+        async for event in stage.events(lane="a"):
+            if event.__struct_config__.tag == "turn.end":
+                break
+        silent = await status()
+        await stage.append("s", end="1")
+        async for event in stage.events(lane="a"):
+            if event.__struct_config__.tag == "session.ended":
+                break
+    assert (speaking.owner, speaking.state, speaking.turns) == ("w1", "in_turn", 1)
+    assert speaking.last_event in ("turn.start", "turn.update", "turn.eager_end")
+    assert speaking.lag_bytes > 0
+    assert (silent.state, silent.turns, silent.last_event) == ("between_turns", 1, "turn.end")
+    assert silent.lag_bytes < speaking.lag_bytes + len(hush(700, PCM16))
+    assert silent.last_event_at > 0
+
+
+def test_more_sessions_than_a_page(
+    bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str], expected_leftovers: list[str]
+) -> None:
+    expected_leftovers += ["sessions"]
+    with bus.pipeline() as pipe:
+        for number in range(2_100):
+            fields: Any = {"session": f"s{number}"}
+            pipe.xadd(keys.sessions, fields)
+        pipe.xgroup_create(keys.sessions, GROUP, id="0")
+        pipe.xreadgroup(GROUP, "w", {keys.sessions: ">"}, count=2_050)
+        pipe.execute()
+    rows = listed(capsys)
+    assert [row["session"] for row in rows] == [f"s{number}" for number in range(2_100)]
+    assert [row["owner"] for row in rows] == ["w"] * 2_050 + [""] * 50
+
+
+def test_tables() -> None:
+    assert table(["A", "B"], [["x\x1b[2J", "1"]]) == "A      B\nx\ufffd[2J  1"
+    assert printable("fine\n") == "fine\ufffd"
+    assert [bytes_in_words(n) for n in (0, 999, 1_000, 9_949, 9_950, 999_499, 27_000_000)] == [
+        *("0", "999", "1.0k", "9.9k", "10k", "999k", "27M"),
+    ]
+    assert [seconds_in_words(s) for s in (0, 9.94, 9.96, 59.4, 59.6, 187, 3_599.6, 7_500)] == [
+        *("0.0s", "9.9s", "10s", "59s", "1m00s", "3m07s", "1h00m", "2h05m"),
+    ]

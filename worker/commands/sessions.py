@@ -1,0 +1,67 @@
+"""`turnbus sessions`: who owns what, and how far it is."""
+
+import time
+from argparse import Namespace
+from functools import partial
+
+import msgspec
+
+from schemas import Keys
+from worker.bus.census import Status, census
+from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
+from worker.commands.bus import open_bus
+from worker.commands.table import bytes_in_words, seconds_in_words, table
+from worker.settings import Settings
+
+_HEADER = ("SESSION", "OWNER", "STATE", "LAG", "BYTES", "TURNS", "LAST EVENT")
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        "sessions",
+        run,
+        about="List the sessions on the bus, oldest first: who owns each, what it is at, how much\n"
+        "of its audio no published event covers yet (its length, and about how many bytes), how\n"
+        "many turns it has begun, and its last event.\n\n"
+        "States: waiting (no worker has it), handed over (given back, not taken yet), silent (its\n"
+        "owner has not spoken for a lease), in turn, between turns.",
+        examples="""
+turnbus sessions
+turnbus sessions --json | jq -r 'select(.lag_s > 10) | .session'""",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON line per session")
+    add_config(parser)
+
+
+def run(arguments: Namespace) -> int:
+    """List."""
+    found = run_async(partial(_ask, read_settings(arguments)))
+    if arguments.json:
+        for status in found:
+            print(msgspec.json.encode(status).decode())
+    else:
+        now = time.time()
+        print(table(_HEADER, [_row(status, now) for status in found]))
+    return 0
+
+
+async def _ask(settings: Settings) -> list[Status]:
+    async with open_bus(settings) as redis:
+        return await census(redis, Keys(settings.prefix), settings.lease_ms)
+
+
+def _row(status: Status, now: float) -> tuple[str, ...]:
+    last = status.last_event or "-"
+    if status.last_event_at:
+        last = f"{last} {seconds_in_words(max(0.0, now - status.last_event_at))} ago"
+    return (
+        status.session,
+        status.owner or "-",
+        status.state.replace("_", " "),
+        seconds_in_words(status.lag_s),
+        bytes_in_words(status.lag_bytes),
+        str(status.turns),
+        last,
+    )
