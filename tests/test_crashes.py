@@ -86,7 +86,9 @@ async def test_a_fault_inside_a_turn_leaves_none_open(
     monkeypatch.setattr(Narrator, "tell", choke)
     async with stage.worker():
         await stage.announce("bad")
-        await stage.play("bad", say([1, 2, 3], PCM16) + hush(900, PCM16), pause_s=0)
+        # Paced after the first 300 ms, so that the start is committed before the text strikes.
+        sound = hush(400, PCM16) + say([1, 2, 3], PCM16) + hush(900, PCM16)
+        await stage.play("bad", sound, pause_s=0)
         events = (await stage.until_ended("bad"))["bad"]
     check_order(events)
     assert kinds(events).count("turn.start") == 1

@@ -50,7 +50,7 @@ async def test_killed_inside_a_turn(
         anyio.create_task_group() as tasks,
     ):
         await stage.announce("call-1")
-        tasks.start_soon(stage.play, "call-1", _speech(4))
+        tasks.start_soon(stage.play, "call-1", _speech(8))
         await stage.until("call-1", TurnUpdate, 4)
         async with stage.worker_process(second, tmp_path / "two", lease_ms=lease_ms):
             if noticed == "at once":
@@ -61,7 +61,7 @@ async def test_killed_inside_a_turn(
             first.send_signal(signal.SIGKILL)
             events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
-    assert words(events) == list(range(12))
+    assert words(events) == list(range(24))
     assert kinds(events).count("session.started") == 1
     assert events[-1].connection == 2
     assert ("is dead" in (tmp_path / "two").read_text()) is (noticed == "at once")

@@ -18,6 +18,7 @@ from worker.bus.connection import BusHealth, patiently
 from worker.bus.gate import Gate
 from worker.bus.intake import Intake
 from worker.bus.reader import AudioReader
+from worker.catchup import CatchUp
 from worker.core.lag import UsualLag
 from worker.crashes import Crashes
 from worker.errors import SttError
@@ -125,6 +126,7 @@ class Host:
     crashes: Crashes = field(default_factory=Crashes)
     outage: Outage = field(default_factory=Outage)
     stats: Stats = field(default_factory=Stats)
+    catch_up: CatchUp = field(default_factory=CatchUp)
     usual_lag: UsualLag = field(default_factory=UsualLag)
     wakefulness: Wakefulness = field(default_factory=lambda: Wakefulness(time.monotonic()))
 

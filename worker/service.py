@@ -12,7 +12,6 @@ from typing import Literal
 import anyio
 from anyio.abc import TaskGroup
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
@@ -20,7 +19,7 @@ from worker.admin import Readiness
 from worker.bus.commits import Committer
 from worker.bus.connection import BusHealth, connect, patiently
 from worker.bus.gate import Gate
-from worker.bus.intake import HeartbeatReport, Intake, Owned
+from worker.bus.intake import Intake, Owned
 from worker.bus.liveness import Liveness
 from worker.bus.reader import AudioReader
 from worker.bus.rights import missing_rights
@@ -45,9 +44,6 @@ HEARTBEAT_S = 1.0
 TICK_S = 0.1
 LEAVE_S = 2.0
 """How long taking our record off the bus may take."""
-
-CATCH_UP_S = 0.02
-"""Pause between looks at sessions whose audio waits for pacing."""
 
 
 class Worker:
@@ -125,7 +121,7 @@ class Worker:
                 self.host.undertaker.run,
                 self.host.gate.run,
                 self._tick,
-                self._catch_up,
+                self.host.catch_up.run,
             ):
                 tasks.start_soon(loop)
             if await self._unless_stopped(self._reach_bus):
@@ -180,8 +176,10 @@ class Worker:
                 await anyio.sleep(INTAKE_BLOCK_MS / 1000)
                 continue
             await self._try_again(tasks)
-            for owned in await self._look_for(room):
-                await self._take(owned, tasks)
+            # Together: a session that was killed should not wait for fifty others.
+            async with anyio.create_task_group() as claims:
+                for owned in await self._look_for(room):
+                    claims.start_soon(self._take, owned, tasks)
 
     async def _look_for(self, room: int) -> list[Owned]:
         intake = self.host.intake
@@ -233,7 +231,8 @@ class Worker:
     async def _beat(self, tasks: TaskGroup) -> None:
         """Keep the leases; notice what was taken, lost or never heard of."""
         while True:
-            report = await patiently(self.health, partial(self._heartbeat, self.roster.fences))
+            heartbeat = partial(self.host.intake.heartbeat, self.roster.fences)
+            report = await patiently(self.health, heartbeat)
             for entry in report.taken:
                 self.roster.drop(entry)
                 self.host.crashes.forget(entry)
@@ -247,15 +246,6 @@ class Worker:
             await self._claim_unheard(dict(report.orphans), tasks)
             await patiently(self.health, self._register)
             await anyio.sleep(HEARTBEAT_S)
-
-    async def _heartbeat(self, fences: list[tuple[str, int]]) -> HeartbeatReport:
-        try:
-            return await self.host.intake.heartbeat(fences)
-        except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-        await self.host.intake.ensure_group()
-        return await self.host.intake.heartbeat(fences)
 
     async def _claim_unheard(self, orphans: dict[str, int], tasks: TaskGroup) -> None:
         """Claim what the pending list calls ours but no reply told us of.
@@ -308,15 +298,6 @@ class Worker:
             due = time.monotonic() + TICK_S
             await anyio.sleep(TICK_S)
             self.host.stats.loop_delay.observe(max(0.0, time.monotonic() - due))
-
-    async def _catch_up(self) -> None:
-        """Send on what pacing held back."""
-        while True:
-            now = time.monotonic()
-            for session in self.roster:
-                if session.catching_up:
-                    _guarded(session, session.drain, now)
-            await anyio.sleep(CATCH_UP_S)
 
     # -- handing them on
 

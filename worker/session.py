@@ -200,8 +200,8 @@ class Session:
 
     def feed(self, entries: Entries, now: float) -> None:
         """Take entries that follow the cursor, read just now."""
-        if self.phase in (Phase.FLUSHING, Phase.OVER):
-            return  # read again, if it is wanted, once the flush is over
+        if self.phase in (Phase.FLUSHING, Phase.OVER) or self.refused is not None:
+            return  # read again, if it is wanted, once the flush is over, or by another owner
         self._inbox.take(entries, now, live=self.phase is Phase.LIVE)
         if self.phase is Phase.LIVE:
             self.drain(now)
@@ -220,7 +220,9 @@ class Session:
         stream = self._stream
         if stream is None or self.phase is not Phase.LIVE:
             return
-        if not self._uplink.drain(now) and self._inbox.read_to_end:
+        if self._uplink.drain(now):
+            self._host.catch_up.add(self)
+        elif self._inbox.read_to_end:
             self._inbox.tell_shed()
             self._flush(stream)
 

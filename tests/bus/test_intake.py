@@ -74,10 +74,13 @@ async def test_every_entry_goes_to_one_consumer(bus: Bus) -> None:
 async def test_a_lost_group_is_made_again_from_the_first_entry(bus: Bus) -> None:
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
     entry = await bus.announce()
-    assert await bus.one.read_new(1, 10) == []
     assert [owned.entry for owned in await bus.one.read_new(1, 10)] == [entry]
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
     assert await bus.one.adopt(1, 0) == []
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    await bus.one.release([(entry, 1)])
+    await bus.redis.delete(bus.keys.sessions)
+    assert (await bus.one.heartbeat([(entry, 1)])).nowhere == {entry}
 
 
 async def test_claim_verdicts(bus: Bus) -> None:

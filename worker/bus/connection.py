@@ -7,9 +7,10 @@ idempotent. What is retried here is retried knowingly, as the same bytes.
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
+from hiredis import pack_command
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
@@ -54,17 +55,25 @@ def connect(url: str) -> Redis:
         max_connections=MAX_CONNECTIONS,
     )
     pool.connection_class = type(
-        pool.connection_class.__name__, (_ClosedIsAnOutage, pool.connection_class), {}
+        pool.connection_class.__name__, (_BusConnection, pool.connection_class), {}
     )
     return Redis.from_pool(pool)
 
 
-class _ClosedIsAnOutage(AbstractConnection):
-    """A connection that can be cut between two commands.
+class _BusConnection(AbstractConnection):
+    """A connection for many small commands, that can be cut between two of them."""
 
-    asyncio's own transports drop what is written after that; uvloop's raise `RuntimeError`, which
-    the client lets through.
-    """
+    def pack_command(self, *args: Any) -> list[bytes]:  # noqa: ANN401 - as in the client
+        """Write a command as bytes.
+
+        The client's own way takes ten times as long, most of a poll that names a thousand keys.
+        """
+        name, *rest = args
+        return [pack_command((*name.encode().split(), *rest))]
+
+    def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
+        """Write commands as bytes."""
+        return [b"".join(part for command in commands for part in self.pack_command(*command))]
 
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
@@ -72,6 +81,7 @@ class _ClosedIsAnOutage(AbstractConnection):
         try:
             await super().send_packed_command(command, check_health)
         except RuntimeError as error:
+            # asyncio's own transports drop what is written once they are cut; uvloop's raise.
             raise exceptions.ConnectionError(f"cannot write: {error}") from error
 
 

@@ -1,8 +1,8 @@
 """Session intake: who owns which session, told by the pending list of `stt:sessions`."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
@@ -23,6 +23,7 @@ from worker.core import ids
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 DEAD_MAXLEN = 10_000
 ADOPT_AT_MOST = 50
 
@@ -93,33 +94,37 @@ class Intake:
             if not str(error).startswith("BUSYGROUP"):
                 raise
 
+    async def _run(self, script: scripts.Script, args: Sequence[scripts.Arg]) -> Any:  # noqa: ANN401 - each script's own reply
+        """Run a script on the group."""
+        return await self._grouped(lambda: script(self._redis, [self._keys.sessions], args))
+
+    async def _grouped(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run `call`; on a new group, where somebody destroyed ours."""
+        try:
+            return await call()
+        except ResponseError as error:
+            if "NOGROUP" not in str(error) and "no such key" not in str(error):
+                raise
+        await self.ensure_group()
+        return await call()
+
     async def read_new(self, at_most: int, block_ms: int) -> list[Owned]:
         """Take up to `at_most` entries nobody has had yet, waiting up to `block_ms` for one."""
-        try:
-            reply: Any = await self._redis.xreadgroup(
-                GROUP, self.consumer, {self._keys.sessions: ">"}, count=at_most, block=block_ms
+        streams: dict[Any, Any] = {self._keys.sessions: ">"}
+        reply: Any = await self._grouped(
+            lambda: self._redis.xreadgroup(
+                GROUP, self.consumer, streams, count=at_most, block=block_ms
             )
-        except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
-                raise
-            await self.ensure_group()
-            return []
+        )
         rows = reply[0][1] if reply else []
         return [Owned(entry.decode(), 1, fields) for entry, fields in rows]
 
     async def adopt(self, at_most: int, lease_ms: int, dead: Iterable[str] = ()) -> list[Owned]:
         """Take over entries given back, and those of owners dead or silent for a lease."""
-        try:
-            rows = await scripts.ADOPT(
-                self._redis,
-                [self._keys.sessions],
-                [GROUP, self.consumer, RELEASED, lease_ms, min(at_most, ADOPT_AT_MOST), *dead],
-            )
-        except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            await self.ensure_group()
-            return []
+        rows = await self._run(
+            scripts.ADOPT,
+            [GROUP, self.consumer, RELEASED, lease_ms, min(at_most, ADOPT_AT_MOST), *dead],
+        )
         return [
             Owned(
                 entry.decode(),
@@ -158,16 +163,9 @@ class Intake:
 
     async def outbid(self, owned: Owned, count: int) -> Owned | None:
         """Raise an entry's delivery count; None if it is not ours any more. Safe to repeat."""
-        try:
-            raised = await scripts.OUTBID(
-                self._redis,
-                [self._keys.sessions],
-                [GROUP, self.consumer, owned.entry, owned.count, count],
-            )
-        except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            return None
+        raised = await self._run(
+            scripts.OUTBID, [GROUP, self.consumer, owned.entry, owned.count, count]
+        )
         return msgspec.structs.replace(owned, count=count) if raised else None
 
     async def refuse(
@@ -230,10 +228,8 @@ class Intake:
 
     async def heartbeat(self, running: list[tuple[str, int]]) -> HeartbeatReport:
         """Keep the lease of every (entry, count) we run; learn which are ours no more."""
-        taken, nowhere, orphans = await scripts.HEARTBEAT(
-            self._redis,
-            [self._keys.sessions],
-            [GROUP, self.consumer, *(part for pair in running for part in pair)],
+        taken, nowhere, orphans = await self._run(
+            scripts.HEARTBEAT, [GROUP, self.consumer, *(part for pair in running for part in pair)]
         )
         return HeartbeatReport(
             frozenset(entry.decode() for entry in taken),
@@ -246,9 +242,8 @@ class Intake:
 
     async def release(self, owned: list[tuple[str, int]]) -> None:
         """Give entries back, for any worker with room to take at once."""
-        await scripts.RELEASE(
-            self._redis,
-            [self._keys.sessions],
+        await self._run(
+            scripts.RELEASE,
             [GROUP, self.consumer, RELEASED, *(part for pair in owned for part in pair)],
         )
 
@@ -286,12 +281,9 @@ class Intake:
 
     async def consumers(self, idle_s: float) -> dict[str, bool]:
         """Return every consumer of the group, and whether it is idle that long and owns nothing."""
-        try:
-            rows: Any = await self._redis.xinfo_consumers(self._keys.sessions, GROUP)
-        except ResponseError as error:
-            if "NOGROUP" not in str(error) and "no such key" not in str(error):
-                raise
-            return {}
+        rows: Any = await self._grouped(
+            lambda: self._redis.xinfo_consumers(self._keys.sessions, GROUP)
+        )
         return {
             row["name"].decode("utf-8", "replace"): not row["pending"]
             and row["idle"] > idle_s * 1000
@@ -300,13 +292,7 @@ class Intake:
 
     async def retire(self, consumer: str) -> bool:
         """Remove a consumer unless it owns entries; return whether it is gone."""
-        try:
-            gone = await scripts.RETIRE(self._redis, [self._keys.sessions], [GROUP, consumer])
-        except ResponseError as error:
-            if "NOGROUP" not in str(error) and "no such key" not in str(error):
-                raise
-            return True
-        return bool(gone)
+        return bool(await self._run(scripts.RETIRE, [GROUP, consumer]))
 
     async def forget(self, worker_id: str, consumer: str) -> None:
         """Remove a worker's record if it is this consumer's."""

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from schemas.keys import Keys
 from worker.bus.connection import describe, is_about_a_command
@@ -44,16 +44,21 @@ async def missing_rights(redis: Redis, keys: Keys) -> Missing:
     commands: list[str] = []
     denied: list[str] = []
     faults: list[str] = []
-    for key, command in [*_commands(stream), *_own(keys)]:
-        try:
-            await redis.execute_command(*command)  # type: ignore[no-untyped-call]
-        except NoPermissionError as error:
-            if is_about_a_command(error):
+    asked = [*_commands(stream), *_own(keys)]
+    async with redis.pipeline(transaction=False) as pipe:
+        for _, command in asked:
+            pipe.execute_command(*command)
+        replies = await pipe.execute(raise_on_error=False)
+    for (key, command), reply in zip(asked, replies, strict=True):
+        if isinstance(reply, NoPermissionError):
+            if is_about_a_command(reply):
                 commands.append(str(command[0]))
             else:
                 denied.append(key)
-        except ResponseError as error:
-            faults.append(f"{command[0]}: {describe(error)}")
+        elif isinstance(reply, ResponseError):
+            faults.append(f"{command[0]}: {describe(reply)}")
+        elif isinstance(reply, RedisError):
+            raise reply
     return Missing(
         tuple(dict.fromkeys(commands)), tuple(dict.fromkeys(denied)), tuple(faults), keys.prefix
     )
@@ -100,12 +105,15 @@ def _probes(stream: str, value: str) -> Iterator[tuple[str | int, ...]]:
     yield "SET", value, "probe", "EX", TTL_S
     yield "UNLINK", value
     yield "SADD", value, "probe"
+    yield "EXPIRE", value, TTL_S
     yield "UNLINK", value
     yield "ZADD", value, 1, "probe"
+    yield "EXPIRE", value, TTL_S
     yield "ZRANK", value, "probe"
     yield "ZRANGE", value, 0, -1
     yield "ZREM", value, "probe"
     yield "HSET", value, "probe", ""
+    yield "EXPIRE", value, TTL_S
     yield "HGET", value, "probe"
     yield "HMGET", value, "probe"
     yield "HGETALL", value

@@ -1,0 +1,63 @@
+"""Catching up: sessions that hold audio which pacing, or a slow service, did not let go yet."""
+
+import logging
+import time
+from typing import Protocol
+
+import anyio
+
+log = logging.getLogger(__name__)
+
+CATCH_UP_S = 0.02
+"""Between tries of one session."""
+
+
+class Behind(Protocol):
+    """A session that holds audio."""
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether it still does, and has a socket to send it on."""
+        ...
+
+    def drain(self, now: float) -> None:
+        """Send what may be sent."""
+        ...
+
+    def crashed(self) -> None:
+        """Stop, for a fault of ours struck."""
+        ...
+
+
+class CatchUp:
+    """Lets sessions send on; those that are up to date cost nothing."""
+
+    def __init__(self) -> None:
+        self._behind: dict[Behind, None] = {}
+        self._wake = anyio.Event()
+
+    def add(self, session: Behind) -> None:
+        """Let `session` send on until it has caught up."""
+        self._behind[session] = None
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            while self._behind:
+                now = time.monotonic()
+                for session in list(self._behind):
+                    if not self._goes_on(session, now):
+                        del self._behind[session]
+                await anyio.sleep(CATCH_UP_S)
+
+    def _goes_on(self, session: Behind, now: float) -> bool:
+        try:
+            session.drain(now)
+        except Exception:  # a fault of ours must not take the other sessions down
+            log.exception("a session crashed as it caught up")
+            session.crashed()
+            return False
+        return session.catching_up
