@@ -134,6 +134,9 @@ class DeadEntry(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
     size: int
     """Bytes of all its fields."""
+    entry: str = ""
+    """A session entry's fields as a JSON object, so that it can be announced again; empty for
+    audio entries, and where they are not text or over 16 KiB."""
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):

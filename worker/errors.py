@@ -5,6 +5,7 @@ TurnbusError
 ├── LocalPartMissing     an embedded part (Redis binary, weights) is not installed
 ├── BusUnavailable       Redis cannot be reached or is not fit to use
 ├── NotThere             a session, worker or entry that a command was asked about is not there
+├── RequeueRefused       a dead entry that would only be refused again
 ├── CommitRefused        a fenced write was refused: another worker owns the session
 └── SttError             the STT service refused or failed
     ├── SttPermanent     the request itself is wrong; retrying cannot help
@@ -41,6 +42,10 @@ class BusUnavailable(TurnbusError):  # noqa: N818
 
 class NotThere(TurnbusError):  # noqa: N818
     """What a command was asked to act upon is not there, or not any more."""
+
+
+class RequeueRefused(TurnbusError):  # noqa: N818
+    """A dead entry cannot be announced again, or would only be refused again."""
 
 
 class CommitRefused(TurnbusError):  # noqa: N818

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import anyio
 import msgspec
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 DOUBT_AFTER_S = 15.0
 """Age of a refusal of the key after which a worker without sessions tries it again."""
+
+KEPT_BYTES = 16 * 1024
+"""Of a refused session entry: more than a good one can have."""
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -133,7 +137,7 @@ class Host:
     def bury(
         self, entry: str, stream: str, session: str, reason: str, detail: str, fields: Fields
     ) -> None:
-        """Put a refused entry on the dead stream: all but its content."""
+        """Put a refused entry on the dead stream: a session's with its fields, never audio."""
         self.stats.refused_entries[reason] += 1
         log.warning("refused entry %s of %s: %s (%s)", entry, stream, detail, reason)
         self.undertaker.bury(
@@ -144,5 +148,17 @@ class Host:
                 reason=reason,
                 detail=detail,
                 size=sum(len(value) for value in fields.values()),
+                entry=_as_json(fields) if stream == self.keys.sessions else "",
             )
         )
+
+
+def _as_json(fields: Fields) -> str:
+    """Write an entry's fields as JSON; empty if there are none, or they are not fit to be kept."""
+    if not fields or sum(map(len, chain.from_iterable(fields.items()))) > KEPT_BYTES:
+        return ""
+    try:
+        text = {name.decode(): value.decode() for name, value in fields.items()}
+    except UnicodeDecodeError:
+        return ""
+    return msgspec.json.encode(text).decode()

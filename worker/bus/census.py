@@ -82,7 +82,7 @@ class _LastEvent(msgspec.Struct, frozen=True):
 
 async def announced(redis: Redis, keys: Keys) -> AsyncIterator[Announced]:
     """Yield every entry of the sessions stream, oldest first."""
-    async for entry, fields in _pages(redis, keys.sessions):
+    async for entry, fields in pages(redis, keys.sessions):
         session, lane = session_id(fields), session_lane(fields)
         if session is not None and lane is not None:
             yield Announced(entry, session, lane)
@@ -168,7 +168,8 @@ def _lag(ledger: LedgerState, audio: Mapping[str, Any] | RedisError) -> tuple[in
     return max(0, lag_ms), max(0, audio["length"] * sum(ends) // 2 - offset)
 
 
-async def _pages(redis: Redis, stream: str) -> AsyncIterator[tuple[str, Fields]]:
+async def pages(redis: Redis, stream: str) -> AsyncIterator[tuple[str, Fields]]:
+    """Yield every entry of a stream, oldest first."""
     start = "-"
     while True:
         page: Any = await redis.xrange(stream, start, "+", count=PAGE)

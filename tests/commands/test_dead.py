@@ -1,0 +1,143 @@
+"""`turnbus dead`: what is said of refused entries, and which may be tried again."""
+
+import json
+from typing import Any
+
+import anyio
+import pytest
+from redis import Redis
+
+from schemas import Keys
+from tests.stage import PCM16, Stage, words
+from worker.bus.dead import refused, requeue
+from worker.cli import main
+from worker.errors import RequeueRefused
+from worker.local.engines.script import say
+
+GOOD = {"session": "s", "encoding": "pcm_s16le", "sample_rate": "16000", "metadata": '{"a":"ü"}'}
+
+
+def bury(bus: Redis, keys: Keys, **changed: str) -> str:
+    fields: Any = {
+        "id": "1-0",
+        "stream": keys.sessions,
+        "session": "s",
+        "reason": "unusable",
+        "detail": "a key of this session holds something\x1b[2J",
+        "size": "1234",
+        "entry": json.dumps(GOOD | {"run": "1-0"}),
+        **changed,
+    }
+    entry: Any = bus.xadd(keys.dead, fields)
+    return str(entry.decode())
+
+
+def test_none(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dead", "--json"]) == 0
+    assert main(["dead"]) == 0
+    assert capsys.readouterr().out == "ID  AGE  SESSION  REASON  SIZE  DETAIL\n"
+
+
+def test_a_list(
+    bus: Redis,
+    keys: Keys,
+    capsys: pytest.CaptureFixture[str],
+    expected_leftovers: list[str],
+) -> None:
+    expected_leftovers += ["dead"]
+    first, second = bury(bus, keys), bury(bus, keys, session="", reason="malformed", entry="")
+    assert main(["dead"]) == 0
+    _, one, two = capsys.readouterr().out.splitlines()
+    assert one.split()[:1] + one.split()[2:5] == [first, "s", "unusable", "1.2k"]
+    assert one.endswith("a key of this session holds something\ufffd[2J")
+    assert two.split()[:1] + two.split()[2:4] == [second, "-", "malformed"]
+    assert main(["dead", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["dead"] for row in rows] == [first, second]
+    assert rows[0]["size"] == 1234
+    assert json.loads(rows[0]["entry"])["metadata"] == '{"a":"ü"}'
+
+
+def test_a_session_is_announced_again(
+    bus: Redis,
+    keys: Keys,
+    capsys: pytest.CaptureFixture[str],
+    expected_leftovers: list[str],
+) -> None:
+    expected_leftovers += ["sessions", "dead"]
+    dead = bury(bus, keys)
+    assert main(["dead", "--requeue", dead, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows: Any = bus.xrange(keys.sessions)
+    ((entry, fields),) = rows
+    assert told == {"dead": dead, "entry": entry.decode()}
+    assert fields == {name.encode(): value.encode() for name, value in GOOD.items()}
+    assert bus.xlen(keys.dead) == 0
+    assert main(["dead", "--requeue", dead]) == 1
+    assert capsys.readouterr().err == f"turnbus: {keys.dead} has no entry {dead}\n"
+
+
+@pytest.mark.parametrize(
+    ("kept", "ttl", "why"),
+    [
+        ("", 0, "cannot be announced again: its content was not kept"),
+        (json.dumps(GOOD | {"encoding": "mp3"}), 0, "it would be refused again: field `encoding`"),
+        (json.dumps(GOOD), 0, "s has ended; its id cannot be used again while its state exists"),
+        (json.dumps(GOOD), 900, "s has ended; its id cannot be used again for "),
+        (json.dumps(GOOD), -1, "s is announced already, as "),
+    ],
+)
+def test_what_would_be_refused_again_is_not_announced(
+    bus: Redis,
+    keys: Keys,
+    capsys: pytest.CaptureFixture[str],
+    expected_leftovers: list[str],
+    kept: str,
+    ttl: int,
+    why: str,
+) -> None:
+    expected_leftovers += ["dead", "sessions", "{0}:state:s"]
+    if ttl < 0:
+        bus.xadd(keys.sessions, {"session": "s"})
+    bus.hset(keys.state("0", "s"), "status", "ended")
+    if ttl > 0:
+        bus.expire(keys.state("0", "s"), ttl)
+    assert main(["dead", "--requeue", bury(bus, keys, entry=kept)]) == 1
+    assert why in capsys.readouterr().err
+    assert bus.xlen(keys.dead) == 1
+
+
+@pytest.mark.parametrize("bad", ["x", "1", "1-", "-"])
+def test_an_id_that_is_none(bad: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["dead", f"--requeue={bad}"])
+    assert end.value.code == 2
+
+
+async def test_mended_and_announced_again_a_session_is_transcribed(stage: Stage) -> None:
+    keys = Keys(stage.prefix)
+    await stage.redis.set(keys.state("0", "s"), "of somebody else")
+    async with stage.worker():
+        await stage.announce("s")
+        while not (found := [each async for each in refused(stage.redis, keys)]):
+            await anyio.sleep(0.01)
+        assert (found[0].session, found[0].reason) == ("s", "unusable")
+        await stage.redis.delete(keys.state("0", "s"))
+        await requeue(stage.redis, keys, found[0].dead)
+        await stage.play("s", say([1, 2], PCM16), pause_s=0.02)
+        events = (await stage.until_ended("s"))["s"]
+    assert words(events) == [1, 2]
+
+
+@pytest.mark.parametrize("fields", [{"metadata": "x" * 20_000}, {"metadata": b"\xff"}])
+async def test_what_is_too_large_or_no_text_is_not_kept(
+    stage: Stage, fields: dict[str, Any]
+) -> None:
+    keys = Keys(stage.prefix)
+    async with stage.worker():
+        await stage.announce("s", **fields)
+        while not (found := [each async for each in refused(stage.redis, keys)]):
+            await anyio.sleep(0.01)
+    assert found[0].entry == ""
+    with pytest.raises(RequeueRefused):
+        await requeue(stage.redis, keys, found[0].dead)

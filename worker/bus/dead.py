@@ -1,0 +1,68 @@
+"""The dead stream, as operators see it: what was refused, and one more try."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+
+from schemas.audio import decode_session
+from schemas.faults import EntryFault
+from schemas.keys import Keys
+from schemas.turns import DeadEntry
+from worker.bus.census import announced, pages
+from worker.errors import NotThere, RequeueRefused
+
+
+class Refused(DeadEntry, frozen=True, kw_only=True):
+    """One entry of the dead stream."""
+
+    dead: str
+    """Its id there."""
+
+
+async def refused(redis: Redis, keys: Keys) -> AsyncIterator[Refused]:
+    """Yield what was refused, oldest first."""
+    async for entry, fields in pages(redis, keys.dead):
+        text = {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()}
+        yield msgspec.convert({**text, "dead": entry}, Refused, strict=False)
+
+
+async def requeue(redis: Redis, keys: Keys, dead: str) -> str:
+    """Announce a refused session again, and take it off the dead stream; return its new entry.
+
+    Raises `NotThere` if there is no such entry, and `RequeueRefused` if it is no session's, or
+    would be refused again.
+    """
+    rows: Any = await redis.xrange(keys.dead, dead, dead)
+    if not rows:
+        raise NotThere(f"{keys.dead} has no entry {dead}")
+    kept = rows[0][1].get(b"entry", b"")
+    if not kept:
+        raise RequeueRefused(f"{dead} cannot be announced again: its content was not kept")
+    fields = msgspec.json.decode(kept, type=dict[str, str])
+    await _check(redis, keys, fields)
+    # Its id is new, and so is the run. Should we die between the two, it is announced and still
+    # here: announced once more it would be refused as a duplicate.
+    entry: Any = await redis.xadd(
+        keys.sessions, {name: value for name, value in fields.items() if name != "run"}
+    )
+    await redis.xdel(keys.dead, dead)
+    announced_as: str = entry.decode()
+    return announced_as
+
+
+async def _check(redis: Redis, keys: Keys, fields: dict[str, str]) -> None:
+    """Raise `RequeueRefused` if a worker would refuse this entry now."""
+    try:
+        entry = decode_session({name.encode(): value.encode() for name, value in fields.items()})
+    except EntryFault as fault:
+        raise RequeueRefused(f"it would be refused again: {fault}") from None
+    async for each in announced(redis, keys):
+        if (each.session, each.lane) == (entry.session, entry.lane):
+            raise RequeueRefused(f"{entry.session} is announced already, as {each.entry}")
+    state = keys.state(entry.lane, entry.session)
+    if await redis.hget(state, "status") is not None:
+        ttl = await redis.ttl(state)
+        when = f"for {ttl} s more" if ttl > 0 else "while its state exists"
+        raise RequeueRefused(f"{entry.session} has ended; its id cannot be used again {when}")
