@@ -42,9 +42,9 @@ def draw(title: str, samples: Sequence[Sample], rolled_s: tuple[float, float]) -
         f"<title>{title}</title>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
         _text(_LEFT, 20, title, fill="#222", size=14),
-        f'<path d="M{began:.1f} {_TOP} H{done:.1f} V{floor:.1f} H{began:.1f} Z" fill="#eee"/>',
         _text((began + done) / 2, _TOP - 6, "rolling restart", anchor="middle", fill="#666"),
         f'<path d="M{x(0):.1f} {floor} L{demand} L{x(last):.1f} {floor} Z" fill="{_DEMAND}"/>',
+        f'<path d="M{began:.1f} {_TOP} H{done:.1f} V{floor} H{began:.1f} Z" fill="#0002"/>',
         f'<path d="M{workers}" fill="none" stroke="{_WORKERS}" stroke-width="2"/>',
         f'<path d="M{_LEFT} {floor} H{right}" stroke="#222"/>',
         *(
