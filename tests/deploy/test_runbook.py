@@ -8,6 +8,7 @@ import pytest
 
 from tests.deploy.container import ROOT
 from tests.deploy.manifests import DEPLOY, one, overlay
+from worker.cli import _parser
 
 PAGES = sorted(DEPLOY.glob("*.md")) + sorted(DEPLOY.glob("[!o]*/**/*.md"))
 RUNBOOK = (DEPLOY / "RUNBOOK.md").read_text("utf-8")
@@ -49,3 +50,10 @@ def test_what_the_runbook_names_is_there() -> None:
         secrets.add(reference["name"])
     made = set(re.findall(r"create secret generic (\S+)", RUNBOOK))
     assert made == secrets
+
+
+def test_the_runbook_uses_commands_there_are() -> None:
+    lines = re.findall(r"^t ([^#\n]+)", RUNBOOK, re.MULTILINE)
+    assert lines
+    for line in lines:
+        _parser(line.split()).parse_args(line.split())
