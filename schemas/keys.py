@@ -56,6 +56,10 @@ class Keys(msgspec.Struct, frozen=True):
         """String, expiring: the worker that swept unannounced audio last."""
         return f"{self.prefix}:sweep"
 
+    def drain(self, consumer: str) -> str:
+        """Name the string, expiring, that tells this consumer's process to drain."""
+        return f"{self.prefix}:drain:{consumer}"
+
     def alive(self, consumer: str) -> str:
         """Name the channel whose subscription says that this consumer's process lives."""
         return f"{self.prefix}:alive:{consumer}"

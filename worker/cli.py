@@ -21,6 +21,7 @@ _COMMANDS = {
     "push": "send a sound file or raw audio into a session, in real time",
     "watch": "follow turns as they are published",
     "sessions": "who owns which session, how late and how far it is",
+    "drain": "empty one worker: it hands its sessions on and takes no new ones",
     "dead": "entries that were refused, and why; announce one again",
     "end": "end one session, as its producer would",
     "check": "settings, Redis, rights and the API key: fit to run?",

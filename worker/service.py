@@ -21,6 +21,7 @@ from worker.bus.connection import BusHealth, connect, patiently
 from worker.bus.gate import Gate
 from worker.bus.intake import Intake, Owned
 from worker.bus.liveness import Liveness
+from worker.bus.orders import until_drain
 from worker.bus.reader import AudioReader
 from worker.bus.rights import missing_rights
 from worker.bus.sweeper import Sweeper
@@ -85,6 +86,7 @@ class Worker:
         self._sweeper = Sweeper(self.redis, keys, intake)
         self._draining = False
         self._hurry = False
+        self._stopped = anyio.Event()
         self._unheard: set[str] = set()
         self._waiting = anyio.CancelScope()
 
@@ -104,10 +106,15 @@ class Worker:
         ]
         return Readiness(not reasons, tuple(reasons), len(self.roster), self._settings.max_sessions)
 
-    def stop(self) -> None:
-        """Stop taking sessions and hand on those that run; called again: at once."""
-        self._hurry = self._draining
+    def drain(self) -> None:
+        """Stop taking sessions, hand on those that run, and then do nothing until stopped."""
         self._draining = True
+
+    def stop(self) -> None:
+        """Stop taking sessions, hand on those that run, and end; called again: at once."""
+        self._hurry = self._stopped.is_set()
+        self._draining = True
+        self._stopped.set()
 
     async def run(self) -> None:
         """Work until stopped and everything is handed on.
@@ -130,8 +137,10 @@ class Worker:
                     keepers.start_soon(self._liveness.proclaim)
                     keepers.start_soon(self._liveness.watch)
                     keepers.start_soon(self._sweeper.run)
+                    keepers.start_soon(self._obey_drain)
                     await self._unless_stopped(partial(self._take_sessions, tasks))
                     await self._hand_on()
+                    await self._stopped.wait()
                     keepers.cancel_scope.cancel()
                 await self._leave()
             tasks.cancel_scope.cancel()
@@ -300,6 +309,16 @@ class Worker:
             self.host.stats.loop_delay.observe(max(0.0, time.monotonic() - due))
 
     # -- handing them on
+
+    async def _obey_drain(self) -> None:
+        """Drain once an operator says so.
+
+        And do not end: whatever keeps workers running would start this one again, and it would
+        take sessions.
+        """
+        await until_drain(self.redis, self.health, self.host.keys, self.host.intake.consumer)
+        log.warning("told to drain; takes no session any more, and waits to be stopped")
+        self.drain()
 
     async def _hand_on(self) -> None:
         """Give every session back: at once between turns, at the end of a turn inside one."""

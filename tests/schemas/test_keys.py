@@ -11,6 +11,7 @@ def test_names() -> None:
     assert (keys.sessions, keys.lanes, keys.dead) == ("stt:sessions", "stt:lanes", "stt:dead")
     assert (keys.workers, keys.gate) == ("stt:workers", "stt:gate")
     assert keys.alive("w-1") == "stt:alive:w-1"
+    assert keys.drain("w-1") == "stt:drain:w-1"
     assert keys.turns("0") == "stt:{0}:turns"
     assert keys.audio("0", "s") == "stt:{0}:audio:s"
     assert keys.state("0", "s") == "stt:{0}:state:s"

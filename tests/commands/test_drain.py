@@ -1,0 +1,115 @@
+"""`turnbus drain`: real workers, one of them emptied while its sessions speak."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from redis import Redis
+
+from schemas import Keys
+from schemas.turns import TurnUpdate, WorkerRecord
+from tests.stage import PCM16, Stage, check_order, words
+from worker.bus.census import census, workers
+from worker.cli import main
+from worker.local.engines.script import hush, say
+
+SESSIONS = ["a", "b", "c"]
+SOUND = say([1, 2], PCM16) + hush(700, PCM16)
+
+
+async def _owners(stage: Stage) -> set[str]:
+    return {each.owner for each in await census(stage.redis, Keys(stage.prefix), 5_000)}
+
+
+async def _turnbus(stage: Stage, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    done = await anyio.run_process(
+        [sys.executable, "-m", "worker", *arguments],
+        env={"TURNBUS_REDIS_URL": stage.redis_url, "TURNBUS_PREFIX": stage.prefix},
+        check=False,
+    )
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+async def test_a_worker_is_emptied_and_stays_idle(
+    stage: Stage, tmp_path: Path, expected_leftovers: list[str]
+) -> None:
+    expected_leftovers += ["drain:*"]
+    keys, log = Keys(stage.prefix), tmp_path / "log"
+    async with stage.worker_process("w1", log) as first:
+        for session in SESSIONS:
+            await stage.announce(session)
+            await stage.append(session, audio=SOUND[: len(SOUND) // 2])
+        for session in SESSIONS:
+            await stage.until(session, TurnUpdate)
+        assert await _owners(stage) == {"w1"}
+        async with stage.worker_process("w2", log):
+            while len(await workers(stage.redis, keys)) < 2:
+                await anyio.sleep(0.05)
+            async with anyio.create_task_group() as tasks:
+                for session in SESSIONS:
+                    tasks.start_soon(stage.play, session, SOUND[len(SOUND) // 2 :])
+                code, told = await _turnbus(stage, "drain", "w1", "--json")
+            events = await stage.until_ended(*SESSIONS)
+            assert code == 0
+            assert told[-1] == {"worker": "w1", "sessions": 0, "drained": True}
+            assert first.returncode is None
+            assert (await workers(stage.redis, keys))["w1"].state == "draining"
+            for each in events.values():
+                check_order(each)
+                assert words(each) == [1, 2]
+            await stage.announce("new")
+            while await _owners(stage) != {"w2"}:
+                await anyio.sleep(0.05)
+            assert (await _turnbus(stage, "drain", "w1", "--json"))[0] == 0, "it may be repeated"
+            first.send_signal(signal.SIGTERM)
+            assert await first.wait() == 0
+            await stage.append("new", end="1")
+            await stage.until_ended("new")
+
+
+def _record(bus: Redis, keys: Keys, **changed: Any) -> None:
+    record = {
+        "consumer": "w1-abcd",
+        "host": "h",
+        "pid": 1,
+        "sessions": 2,
+        "capacity": 9,
+        "state": "ready",
+        "heartbeat": 1.0,
+        **changed,
+    }
+    encoded = msgspec.json.encode(msgspec.convert(record, WorkerRecord))
+    bus.hset(keys.workers, "w1", encoded)
+
+
+def test_a_worker_nobody_knows(
+    bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str], expected_leftovers: list[str]
+) -> None:
+    expected_leftovers += ["workers"]
+    assert main(["drain", "w2"]) == 1
+    assert capsys.readouterr().err == "turnbus: there is no worker w2; nor any other\n"
+    _record(bus, keys)
+    assert main(["drain", "w2"]) == 1
+    assert capsys.readouterr().err == "turnbus: there is no worker w2; there are w1\n"
+
+
+def test_one_that_is_gone(
+    bus: Redis,
+    keys: Keys,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    expected_leftovers: list[str],
+) -> None:
+    expected_leftovers += ["workers", "drain:w1-abcd"]
+    _record(bus, keys)
+    monkeypatch.setattr("worker.commands.drain._SILENT_S", 0.1)
+    assert main(["drain", "w1"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "w1: 2 sessions left\n"
+    assert err == "turnbus: w1 has said nothing for 0.1 s; others take over\n"
+    assert 0 < int(bus.ttl(keys.drain("w1-abcd"))) <= 3_600
