@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,3 +84,13 @@ def test_there_is_enough_to_say(plan: Plan) -> None:
     needed = (plan.warmup + plan.seconds) * plan.chunks_per_s
     assert len(speech.chunks) >= needed + plan.cycle - 1
     assert len(speech.chunks) % plan.cycle == 0
+
+
+@settings(max_examples=20)
+@given(PLANS, st.floats(1, 60))
+def test_lives_end_spread_over_a_life_and_there_is_enough_to_say(plan: Plan, life: float) -> None:
+    brief = msgspec.structs.replace(plan, life=life)
+    lives = [start.life for start in starts(brief)]
+    assert lives == sorted(lives, reverse=True)
+    assert 0 < lives[-1] <= lives[0] == brief.life_chunks
+    assert len(Speech(brief).chunks) >= brief.life_chunks + brief.cycle - 1

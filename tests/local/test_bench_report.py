@@ -17,6 +17,7 @@ from worker.local.bench.report import (
     quantiles,
     rows,
     run_of,
+    slope,
     text_of,
     warnings,
 )
@@ -45,9 +46,10 @@ def run(
     return run_of(
         PLAN,
         sample(0, rss=1024**2),
-        (sample(5, share, 5 * 1024**2, busy), sample(15, share, 5 * 1024**2, busy)),
+        [sample(at, share, 2**20 * rss, busy) for at, rss in ((5, 5), (10, 6), (15, 6))],
         cores=2,
         chunks=10_000,
+        begun=50,
         events=4_000,
         latencies_ms=[3, 1, 2],
         slots_late_ms=[late_ms] * 1_000,
@@ -68,7 +70,10 @@ def test_a_run_is_worked_out() -> None:
     assert got.cpu_us_per_chunk["worker"] == pytest.approx(100)
     assert got.cpu_share["redis"] == pytest.approx(0.1)
     assert got.sessions_per_core == pytest.approx(1_000)
-    assert got.kib_per_session == pytest.approx(40.96)
+    assert got.kib_per_session == pytest.approx(51.2)
+    assert got.worker_rss == (5 * 2**20, 6 * 2**20, 6 * 2**20)
+    assert got.growth_kib_per_min == pytest.approx(6 * 1024)
+    assert got.kib_per_begun == pytest.approx(20.48)
     assert (got.latency_ms.count, got.latency_ms.p50, got.latency_ms.max) == (3, 2, 3)
     assert got.machine_busy == pytest.approx(0.5)
     assert got.others_busy == pytest.approx(0.3)
@@ -79,9 +84,10 @@ def test_a_run_in_which_nothing_happened_is_no_division_by_zero() -> None:
     got = run_of(
         PLAN,
         sample(0),
-        (sample(5, 0), sample(15, 0)),
+        [sample(5, 0), sample(15, 0)],
         cores=2,
         chunks=0,
+        begun=0,
         events=0,
         latencies_ms=[],
         slots_late_ms=[],
@@ -89,6 +95,17 @@ def test_a_run_in_which_nothing_happened_is_no_division_by_zero() -> None:
         failures=[],
     )
     assert (got.chunks_per_s, got.latency_ms.max, got.slots_late) == (0, 0, 0)
+    assert (got.growth_kib_per_min, got.kib_per_begun) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [([], 0), ([(1, 5)], 0), ([(1, 5), (1, 9)], 0), ([(0, 1), (1, 3), (2, 5)], 2)],
+)
+def test_a_slope_is_of_the_line_through_all_points(
+    points: list[tuple[float, float]], expected: float
+) -> None:
+    assert slope(points) == pytest.approx(expected)
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1))

@@ -37,6 +37,17 @@ def test_a_tiny_run_is_measured_and_right(
     assert "starting 5 sessions" in shown.err
 
 
+def test_sessions_come_and_go(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--sessions", "4", "--seconds", "5", "--warmup", "1", "--chunk-ms", "100"]
+    assert main(["bench", *size, "--churn", "1", "--json"]) == 0
+    report = msgspec.json.decode(capsys.readouterr().out)
+    (run,) = report["runs"]
+    assert run["begun"] >= 2
+    assert len(run["worker_rss"]) == 6
+    # Each begins its words anew, and says one utterance at least.
+    assert report["verdict"]["words"] >= (4 + run["begun"]) * 8
+
+
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_however_it_ends_it_leaves_no_process(end: signal.Signals, tmp_path: Path) -> None:
     log = tmp_path / "stderr"

@@ -26,6 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
         examples="""
 turnbus bench
 turnbus bench --sessions 300 --repeat 3
+turnbus bench --seconds 900 --churn 30
 turnbus bench --encoding pcm_mulaw --sample-rate 8000 --chunk-ms 20 --json
 turnbus bench chaos
 turnbus bench recovery""",
@@ -74,6 +75,13 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="before that; the sessions start in its first half (default %(default)g)",
     )
     parser.add_argument(
+        "--churn",
+        metavar="S",
+        type=seconds,
+        help="let sessions come and go: each ends, between two utterances, once it is so old, and\n"
+        "another begins in its place (default: all live for the whole run)",
+    )
+    parser.add_argument(
         "--encoding",
         type=Encoding,
         choices=list(Encoding),
@@ -112,6 +120,7 @@ def run(arguments: Namespace) -> int:
         chunk_ms=arguments.chunk_ms,
         seconds=arguments.seconds,
         warmup=arguments.warmup,
+        life=arguments.churn,
         encoding=arguments.encoding,
         sample_rate=arguments.sample_rate,
     )

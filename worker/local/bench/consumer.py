@@ -1,7 +1,7 @@
 """The consumer of a benchmark: reads every turn event, for the tallies."""
 
 from array import array
-from collections.abc import Iterable
+from collections import defaultdict
 from typing import Any, Final
 
 import anyio
@@ -23,19 +23,17 @@ class Consumer:
     It polls: one that blocked would be woken, and cost Redis and this process, for each event.
     """
 
-    def __init__(self, redis: Redis, stream: str, sessions: Iterable[str]) -> None:
+    def __init__(self, redis: Redis, stream: str) -> None:
         self._redis = redis
         self._cursors: dict[Any, Any] = {stream: b"0-0"}
         self._stream = stream
-        self.tallies: Final = {session: Tally() for session in sessions}
+        self.tallies: Final[defaultdict[str, Tally]] = defaultdict(Tally)
         self.appended_ms: Final = array("q")
         """When each event was appended, by Redis' clock: Unix milliseconds."""
-        self.over: Final = anyio.Event()
-        """Set once every session has ended."""
 
     async def run(self) -> None:
-        """Read until every session has ended. Raises BusUnavailable if Redis fails."""
-        while not all(tally.ended for tally in self.tallies.values()):
+        """Read until cancelled. Raises BusUnavailable if Redis fails."""
+        while True:
             try:
                 reply: Any = await self._redis.xread(self._cursors, count=_COUNT)
             except RedisError as error:
@@ -49,4 +47,3 @@ class Consumer:
                 self.tallies[event.session].hear(event, appended_ms)
             if len(entries) < _COUNT:
                 await anyio.sleep(_POLL_S)
-        self.over.set()

@@ -18,10 +18,13 @@ from worker.local.bench.wire import Wire, array_of, bulks
 class Speaker:
     """One session, as its producer sees it."""
 
-    def __init__(self, session: str, keys: Keys, start: Start) -> None:
+    def __init__(self, session: str, keys: Keys, start: Start, cycle: int) -> None:
         self.session = session
+        self._cycle = cycle
         self.start = start
         self.stream = keys.audio("0", session)
+        self.command: Final = bulks(b"XADD", self.stream.encode(), b"*")
+        """How an append to the stream begins, after the head."""
         self.ended = False
         self.appended_ms: Final = array("q")
         """When each chunk was appended, by Redis' clock: Unix milliseconds."""
@@ -30,6 +33,16 @@ class Speaker:
     def spoken(self) -> int:
         """Chunks of the speech appended so far."""
         return max(0, len(self.appended_ms) - self.start.silent_chunks)
+
+    @property
+    def old(self) -> bool:
+        """Whether it has lived its life."""
+        return len(self.appended_ms) >= self.start.life
+
+    @property
+    def pausing(self) -> bool:
+        """Whether its last utterance is complete, and the pause after it."""
+        return not self.ended and self.spoken > 0 and self.spoken % self._cycle == 0
 
     def spoken_ms(self, chunk: int) -> int:
         """Return when a chunk of the speech was appended."""
@@ -44,13 +57,12 @@ class Load:
         self._port = port
         self._keys = keys
         self._plan = plan
-        self.speakers: Final = [
-            Speaker(f"bench-{number}", keys, start) for number, start in enumerate(starts(plan))
-        ]
+        self.speakers: Final[list[Speaker]] = []
+        """All there ever were, the oldest first."""
         self._slots_per_chunk = plan.chunk_ms // SLOT_MS
         self._phases: list[list[Speaker]] = [[] for _ in range(self._slots_per_chunk)]
-        for speaker in self.speakers:
-            self._phases[speaker.start.slot % self._slots_per_chunk].append(speaker)
+        for start in starts(plan):
+            self._phases[start.slot % self._slots_per_chunk].append(self._next(start))
         # The fields of every chunk, written once: `seq` is the place in this list, for whichever
         # session, so one that is silent for less time begins further on.
         self._silence = max(speaker.start.silent_chunks for speaker in self.speakers)
@@ -60,10 +72,7 @@ class Load:
             _fields(AudioEntry(audio=chunk, seq=seq, src=src)) for seq, chunk in enumerate(audio)
         ]
         self._tails = [bulks(*parts) for parts in fields]
-        self._heads = {
-            speaker: array_of(3 + len(fields[0])) + bulks(b"XADD", speaker.stream.encode(), b"*")
-            for speaker in self.speakers
-        }
+        self._head = array_of(3 + len(fields[0]))
         self.chunks = 0
         """Appended so far."""
         self.slots_late_ms: Final = array("d")
@@ -71,8 +80,15 @@ class Load:
 
     @property
     def speaking(self) -> int:
-        """Sessions that have started."""
-        return sum(1 for speaker in self.speakers if speaker.appended_ms)
+        """Sessions that have started and not ended."""
+        return sum(
+            1 for phase in self._phases for each in phase if each.appended_ms and not each.ended
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether the last sessions have ended."""
+        return all(speaker.ended for phase in self._phases for speaker in phase)
 
     async def run(self, began: float) -> None:
         """Produce from `began`, on the event loop's clock, until all utterances are complete.
@@ -88,32 +104,30 @@ class Load:
     async def _produce(self, began: float, wire: Wire) -> None:
         last = round((self._plan.warmup + self._plan.seconds) * 1_000 / SLOT_MS)
         slot = 0
-        while not all(speaker.ended for speaker in self.speakers):
+        while not self.over:
             due = began + slot * SLOT_MS / 1_000
             await anyio.sleep_until(due)
             self.slots_late_ms.append((anyio.current_time() - due) * 1_000)
-            speakers = [
-                speaker
-                for speaker in self._phases[slot % self._slots_per_chunk]
-                if speaker.start.slot <= slot and not speaker.ended
-            ]
-            if slot >= last:
-                speakers = await self._end_some(speakers)
+            phase = self._phases[slot % self._slots_per_chunk]
+            for place, speaker in enumerate(phase):
+                if speaker.pausing and (slot >= last or speaker.old):
+                    await self._end(speaker)
+                    if slot < last:
+                        phase[place] = self._next(Start(slot, 0, self._plan.life_chunks))
+            speakers = [each for each in phase if each.start.slot <= slot and not each.ended]
             if speakers:
                 await self._append(speakers, wire)
             slot += 1
 
-    async def _end_some(self, speakers: list[Speaker]) -> list[Speaker]:
-        """End those that are between utterances; return the others."""
-        going_on = []
-        for speaker in speakers:
-            if speaker.spoken and speaker.spoken % self._plan.cycle == 0:
-                end: Any = encode_audio(AudioEntry(end=True))
-                await self._redis.xadd(speaker.stream, end)
-                speaker.ended = True
-            else:
-                going_on.append(speaker)
-        return going_on
+    def _next(self, start: Start) -> Speaker:
+        speaker = Speaker(f"bench-{len(self.speakers)}", self._keys, start, self._plan.cycle)
+        self.speakers.append(speaker)
+        return speaker
+
+    async def _end(self, speaker: Speaker) -> None:
+        end: Any = encode_audio(AudioEntry(end=True))
+        await self._redis.xadd(speaker.stream, end)
+        speaker.ended = True
 
     async def _append(self, speakers: list[Speaker], wire: Wire) -> None:
         """Append the next chunk of each; announce those that have none yet."""
@@ -122,7 +136,7 @@ class Load:
             if not speaker.appended_ms:
                 await self._announce(speaker)
             seq = self._silence - speaker.start.silent_chunks + len(speaker.appended_ms)
-            commands += [self._heads[speaker], self._tails[seq]]
+            commands += [self._head, speaker.command, self._tails[seq]]
         for speaker, reply in zip(speakers, await wire.ask(commands, len(speakers)), strict=True):
             if not isinstance(reply, bytes):
                 raise TurnbusError(f"session {speaker.session} takes no more audio: {reply}")

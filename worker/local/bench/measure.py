@@ -18,6 +18,7 @@ from worker.local.bench.tally import Verdict
 
 _PATIENCE_S: Final = 30.0  # for the last utterances to be complete and every session to end
 _LOOK_S: Final = 0.25
+_SAMPLES: Final = 100  # of a run: enough for a slope
 _FAILURES_TOLD: Final = 5
 
 
@@ -60,8 +61,7 @@ class _Run:
         self._which = which
         self._meter = Meter(rig.pids)
         self._load = Load(rig.redis, rig.redis_port, rig.keys, plan, speech)
-        names = [speaker.session for speaker in self._load.speakers]
-        self._consumer = Consumer(rig.redis, rig.keys.turns("0"), names)
+        self._consumer = Consumer(rig.redis, rig.keys.turns("0"))
 
     async def run(self, cores: int, progress: Progress) -> Run:
         plan, load = self._plan, self._load
@@ -74,19 +74,22 @@ class _Run:
             await self._until(began + plan.warmup, progress)
             progress.phase(f"{self._which}measuring for {plan.seconds:g} s")
             first, chunks, slots = self._meter.read(), load.chunks, len(load.slots_late_ms)
-            await self._until(began + plan.warmup + plan.seconds, progress)
-            last, chunks = self._meter.read(), load.chunks - chunks
+            begun = len(load.speakers)
+            samples = [first, *await self._readings(began + plan.warmup, progress)]
+            last, chunks = samples[-1], load.chunks - chunks
+            begun = len(load.speakers) - begun
             slots_late_ms = load.slots_late_ms[slots:]
             progress.phase(f"{self._which}waiting for the last words")
             with anyio.move_on_after(_PATIENCE_S):
-                await self._consumer.over.wait()
+                await self._until_over()
             tasks.cancel_scope.cancel()
         return run_of(
             plan,
             before,
-            (first, last),
+            samples,
             cores=cores,
             chunks=chunks,
+            begun=begun,
             events=sum(first.at_ms <= at < last.at_ms for at in self._consumer.appended_ms),
             latencies_ms=list(self._latencies_ms(first, last)),
             slots_late_ms=slots_late_ms,
@@ -94,9 +97,27 @@ class _Run:
             failures=list(islice(self._failures(), _FAILURES_TOLD)),
         )
 
-    async def _until(self, deadline: float, progress: Progress) -> None:
+    async def _readings(self, began: float, progress: Progress) -> list[Sample]:
+        """Read the meter until the plan's time is over, evenly and in the end."""
+        count = max(1, min(_SAMPLES, int(self._plan.seconds)))
+        samples = []
+        for number in range(1, count + 1):
+            left = self._plan.seconds * (1 - number / count)
+            await self._until(began + self._plan.seconds - left, progress, left)
+            samples.append(self._meter.read())
+        return samples
+
+    async def _until_over(self) -> None:
+        """Wait until every session has ended, and the consumer knows; new ones have ceased."""
+        tallies = self._consumer.tallies
+        for speaker in self._load.speakers:
+            while not (speaker.ended and tallies[speaker.session].ended):  # noqa: ASYNC110
+                await anyio.sleep(_LOOK_S)
+
+    async def _until(self, deadline: float, progress: Progress, then: float = 0) -> None:
+        """Wait; `then` are the seconds to go after that."""
         while (left := deadline - anyio.current_time()) > 0:
-            progress.detail(f"{self._load.speaking} sessions, {math.ceil(left)} s")
+            progress.detail(f"{self._load.speaking} sessions, {math.ceil(left + then)} s")
             await anyio.sleep(min(left, _LOOK_S))
 
     def _latencies_ms(self, first: Sample, last: Sample) -> Iterator[int]:

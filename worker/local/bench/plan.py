@@ -32,6 +32,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Measured, from the end of the warm-up on."""
     warmup: Annotated[float, Meta(ge=1, le=600)] = 5.0
     """Sessions start during its first half."""
+    life: Annotated[float, Meta(ge=1, le=3_600)] | None = None
+    """Seconds after which a session ends, at the end of an utterance, and another begins in its
+    place; None is the whole run."""
     encoding: Encoding = Encoding.PCM_S16LE
     sample_rate: Annotated[int, Meta(ge=8_000, le=192_000)] = 16_000
 
@@ -45,19 +48,26 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Of one session."""
         return 1_000 / self.chunk_ms
 
+    @property
+    def life_chunks(self) -> float:
+        """Chunks of a session's life."""
+        return math.inf if self.life is None else self.life * self.chunks_per_s
+
 
 class Start(NamedTuple):
     """When a session starts to send, and how long it is silent before its first utterance."""
 
     slot: int
     silent_chunks: int
+    life: float = math.inf
+    """Chunks it sends, silence included, before it ends with the utterance."""
 
 
 def starts(plan: Plan) -> list[Start]:
     """Return when each session starts.
 
     Neither their chunks nor their turns coincide: both are spread evenly, over the chunk interval
-    and over the utterance.
+    and over the utterance; the first lives end spread over a life.
     """
     slots = plan.chunk_ms // SLOT_MS  # of a chunk
     ramp = plan.warmup / 2 * plan.chunks_per_s  # chunks
@@ -68,7 +78,7 @@ def starts(plan: Plan) -> list[Start]:
         phase = int(number * _GOLDEN % 1 * slots)
         chunk = int(share * ramp)
         silent = (int(share * plan.cycle) - chunk) % plan.cycle
-        result.append(Start(chunk * slots + phase, silent))
+        result.append(Start(chunk * slots + phase, silent, (1 - share) * plan.life_chunks))
     return result
 
 
@@ -90,7 +100,7 @@ class Speech:
         ]
         self.silence: Final = hush(plan.chunk_ms, audio)
         """A chunk of it."""
-        longest = plan.warmup + plan.seconds
+        longest = plan.warmup + plan.seconds if plan.life is None else plan.life
         utterances = math.ceil(longest * plan.chunks_per_s / plan.cycle) + 1
         chunks: list[bytes] = []
         for first in range(0, utterances * WORDS, WORDS):

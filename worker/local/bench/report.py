@@ -3,7 +3,7 @@
 import datetime as dt
 import math
 from collections.abc import Callable, Sequence
-from statistics import median
+from statistics import linear_regression, median
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -41,6 +41,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """If a worker did nothing but what it does per chunk: an estimate."""
     kib_per_session: float
     """Growth of the worker's resident memory since before the first session."""
+    worker_rss: tuple[int, ...]
+    """Resident bytes of the worker, evenly over the window."""
+    begun: int
+    """Sessions that took the place of others."""
+    growth_kib_per_min: float
+    """Slope of `worker_rss`, by least squares."""
     latency_ms: Latency
     """From the append of a word's last chunk to that of the `turn.update` that shows it."""
     slots_late: float
@@ -53,6 +59,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     failures: tuple[str, ...]
     """The first sessions that went wrong, and what did."""
+
+    @property
+    def kib_per_begun(self) -> float:
+        """Growth of the worker for each session that took the place of another; 0 without any."""
+        grown = (self.worker_rss[-1] - self.worker_rss[0]) / 1024
+        return grown / self.begun if self.begun else 0.0
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,13 +94,21 @@ def quantiles(values: Sequence[float]) -> Latency:
     return Latency(count=len(ordered), p50=at(0.5), p90=at(0.9), p99=at(0.99), max=ordered[-1])
 
 
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Return the slope of the line through points (x, y), by least squares; 0 without two."""
+    if len({x for x, _ in points}) < 2:
+        return 0.0
+    return linear_regression(*zip(*points, strict=True)).slope
+
+
 def run_of(
     plan: Plan,
     before: Sample,
-    samples: tuple[Sample, Sample],
+    samples: Sequence[Sample],
     *,
     cores: int,
     chunks: int,
+    begun: int,
     events: int,
     latencies_ms: Sequence[float],
     slots_late_ms: Sequence[float],
@@ -98,9 +118,9 @@ def run_of(
     """Work out a run.
 
     `before` was read before the first session; `samples` and all counts are of the window that was
-    measured; the verdict is about everything.
+    measured, `begun` the sessions that took the place of others; the verdict is about everything.
     """
-    first, last = samples
+    first, last = samples[0], samples[-1]
     seconds = last.at - first.at
     cpu_s = {name: last.cpu_s[name] - first.cpu_s[name] for name in last.cpu_s}
     per_chunk = {name: used * 1e6 / max(1, chunks) for name, used in cpu_s.items()}
@@ -113,6 +133,9 @@ def run_of(
         cpu_share={name: used / seconds for name, used in cpu_s.items()},
         sessions_per_core=1e6 / max(per_chunk["worker"], 1e-3) / plan.chunks_per_s,
         kib_per_session=(last.rss["worker"] - before.rss["worker"]) / 1024 / plan.sessions,
+        worker_rss=tuple(sample.rss["worker"] for sample in samples),
+        begun=begun,
+        growth_kib_per_min=slope([(at.at / 60, at.rss["worker"] / 1024) for at in samples]),
         latency_ms=quantiles(latencies_ms),
         slots_late=late / max(1, len(slots_late_ms)),
         slot_latest_ms=max(slots_late_ms, default=0.0),
@@ -154,16 +177,21 @@ MEASURES: Final = (
     *_cpu("worker", "worker CPU"),
     Measure("sessions_per_core", "sessions per core (1)", lambda run: run.sessions_per_core),
     Measure("kib_per_session", "memory (2)", lambda run: run.kib_per_session, "KiB/session", 1),
-    *_cpu("redis", "Redis CPU (3)"),
+    Measure("rss_first_mib", "memory, at first", lambda run: run.worker_rss[0] / 2**20, "MiB", 1),
+    Measure("rss_last_mib", "        at last", lambda run: run.worker_rss[-1] / 2**20, "MiB", 1),
+    Measure("growth_kib_per_min", "        slope", lambda run: run.growth_kib_per_min, "KiB/min"),
+    Measure("begun", "sessions replaced", lambda run: run.begun),
+    Measure("kib_per_begun", "memory (3)", lambda run: run.kib_per_begun, "KiB/session", 2),
+    *_cpu("redis", "Redis CPU (4)"),
     *_cpu("stt_server", "STT server CPU"),
-    *_cpu("bench", "bench CPU (4)"),
+    *_cpu("bench", "bench CPU (5)"),
     Measure("chunks_per_s", "chunks", lambda run: run.chunks_per_s, "/s"),
     Measure("events_per_s", "events", lambda run: run.events_per_s, "/s"),
-    Measure("latency_p50_ms", "latency p50 (5)", lambda run: run.latency_ms.p50, "ms"),
+    Measure("latency_p50_ms", "latency p50 (6)", lambda run: run.latency_ms.p50, "ms"),
     Measure("latency_p90_ms", "        p90", lambda run: run.latency_ms.p90, "ms"),
     Measure("latency_p99_ms", "        p99", lambda run: run.latency_ms.p99, "ms"),
     Measure("latency_max_ms", "        max", lambda run: run.latency_ms.max, "ms"),
-    Measure("slots_late", "late slots (6)", lambda run: run.slots_late * 100, "%", 1),
+    Measure("slots_late", "late slots (7)", lambda run: run.slots_late * 100, "%", 1),
     Measure("machine_busy", "machine busy", lambda run: run.machine_busy * 100, "% of all cores"),
     Measure("others_busy", "other programs", lambda run: run.others_busy * 100, "% of all cores"),
 )
@@ -171,11 +199,12 @@ MEASURES: Final = (
 NOTES: Final = (
     "(1) an estimate from the worker's CPU per chunk, which falls with more sessions",
     "(2) growth of the worker's RSS since before the first session",
-    "(3) the producer's appends included",
-    "(4) producer and consumer",
-    "(5) a word's last chunk appended -> its turn.update appended, by Redis' clock;",
+    "(3) the same from first to last, by the sessions that took the place of others",
+    "(4) the producer's appends included",
+    "(5) producer and consumer",
+    "(6) a word's last chunk appended -> its turn.update appended, by Redis' clock;",
     "    the local STT server and its socket are included",
-    f"(6) of the producer, begun more than {SLOT_MS} ms after their time",
+    f"(7) of the producer, begun more than {SLOT_MS} ms after their time",
 )
 
 
@@ -243,8 +272,10 @@ def title(report: Report) -> list[str]:
     runs = f", {len(report.runs)} runs: medians and ranges" if len(report.runs) > 1 else ""
     audio = f"{plan.chunk_ms} ms chunks, {plan.encoding.value} {plan.sample_rate} Hz"
     load = ", ".join(f"{average:.2f}" for average in machine.load)
+    lives = "" if plan.life is None else f" of {plan.life:g} s each"
+    times = f"{plan.seconds:g} s after {plan.warmup:g} s{runs}"
     return [
-        f"{plan.sessions} sessions, {audio}, {plan.seconds:g} s after {plan.warmup:g} s{runs}",
+        f"{plan.sessions} sessions{lives}, {audio}, {times}",
         f"{machine.cpu}, {machine.cores} cores, {machine.system}, load before {load}",
         ", ".join(known),
         report.date,
