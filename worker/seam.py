@@ -142,7 +142,7 @@ class Seam:
     def cut(self, arrival: Moment) -> int:
         """Return the session byte up to which the turn covers the audio whose end arrived then."""
         pair, ends = self._match(arrival, QUICK_LOOK_MS)
-        if pair is None or not self._is_usual_end(pair) or pair.pause is ends[0]:
+        if pair is None or not self._is_usual_end(pair):
             pair, ends = self._match(arrival, LOOK_BACK_MS)
         pause = pair.pause if pair else max(ends, key=lambda end: end.middle, default=None)
         self.spoken_until = pause and self._uplink.log.sent_at(pause.sent)
@@ -154,7 +154,9 @@ class Seam:
     def _is_usual_end(self, pair: Match) -> bool:
         """Say whether nothing that was sent before could be a better match."""
         usual_s = self._usual_lag.seconds
-        return usual_s is not None and not pair.apart_s and abs(pair.lag_s - usual_s) <= STEADY_S
+        if usual_s is None or pair.apart_s or abs(pair.lag_s - usual_s) > STEADY_S:
+            return False
+        return pair.pause.begun
 
     def pause(self, arrival: Moment) -> int | None:
         """Return the session byte in the pause inside the turn that the service spoke of then.
@@ -196,6 +198,7 @@ class Seam:
                         least_lag_s=earliest_at - over_at,
                         most_lag_s=arrival.at - decided_at,
                         middle=look.positions[(start + end) // 2],
+                        begun=start > 0,
                     )
                 )
         return found

@@ -88,6 +88,7 @@ class Worker:
         self._hurry = False
         self._stopped = anyio.Event()
         self._unheard: set[str] = set()
+        self._claiming: dict[str, int] = {}  # entry and delivery count
         self._waiting = anyio.CancelScope()
 
     # -- for whoever runs it
@@ -231,7 +232,11 @@ class Worker:
             if running.ownership.fence.count >= owned.count:
                 return
             await self.roster.let_go(owned.entry)  # it was another's meanwhile, and came back
-        session = await self._claimer.take(owned)
+        self._claiming[owned.entry] = owned.count
+        try:
+            session = await self._claimer.take(owned)
+        finally:
+            del self._claiming[owned.entry]
         if session is not None and owned.entry not in self.roster:
             self.roster.start(session, tasks)
 
@@ -240,21 +245,27 @@ class Worker:
     async def _beat(self, tasks: TaskGroup) -> None:
         """Keep the leases; notice what was taken, lost or never heard of."""
         while True:
-            heartbeat = partial(self.host.intake.heartbeat, self.roster.fences)
+            ours = [*self.roster.fences, *self._claiming.items()]
+            heartbeat = partial(self.host.intake.heartbeat, ours)
             report = await patiently(self.health, heartbeat)
             for entry in report.taken:
                 self.roster.drop(entry)
                 self.host.crashes.forget(entry)
-            for entry in report.nowhere:
-                if session := self.roster.get(entry):
-                    session.prove()  # it may be another's by now, or its state lost with the rest
-                    await self.roster.announce_again(session)
-                elif held := self.host.crashes.get(entry):
-                    await self.roster.put_back(held)
-                    self.host.crashes.forget(entry)
+            async with anyio.create_task_group() as announcing:
+                for entry in report.nowhere:
+                    announcing.start_soon(self._announce_again, entry)
             await self._claim_unheard(dict(report.orphans), tasks)
             await patiently(self.health, self._register)
             await anyio.sleep(HEARTBEAT_S)
+
+    async def _announce_again(self, entry: str) -> None:
+        """Put back an entry of ours that nobody holds."""
+        if session := self.roster.get(entry):
+            session.prove()  # it may be another's by now, or its state lost with the rest
+            await self.roster.announce_again(session)
+        elif held := self.host.crashes.get(entry):
+            await self.roster.put_back(held)
+            self.host.crashes.forget(entry)
 
     async def _claim_unheard(self, orphans: dict[str, int], tasks: TaskGroup) -> None:
         """Claim what the pending list calls ours but no reply told us of.

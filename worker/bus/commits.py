@@ -5,6 +5,7 @@ the same bytes before anything new of its session: the script skips what it had 
 """
 
 import logging
+import time
 from functools import partial
 from typing import Protocol
 
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 BATCH = 256
 """Commits per pipeline."""
+
+BATCH_EVERY_S = 0.004
+"""Between batches: a busy worker's events go together, a lone session's come seldom enough."""
 
 CRASHED = "crashed"
 """Why a session commits nothing more after a fault of ours: what it holds may be wrong."""
@@ -68,7 +72,9 @@ class Committer:
             await self._wake.wait()
             self._wake = anyio.Event()
             while self._dirty:
+                began = time.monotonic()
                 await self._send_some()
+                await anyio.sleep(max(0.0, BATCH_EVERY_S - (time.monotonic() - began)))
 
     async def _send_some(self) -> None:
         batch: list[tuple[Committing, Commit]] = []

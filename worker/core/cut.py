@@ -75,6 +75,8 @@ class Pause(NamedTuple):
     """The same of the earliest moment at which it was long enough to decide on."""
     middle: int
     """Session byte in its middle."""
+    begun: bool = True
+    """Whether its beginning is seen, and not before what is looked at."""
 
 
 def timeline(
