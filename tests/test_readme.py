@@ -104,6 +104,8 @@ def test_defaults_are_those_there_are() -> None:
     assert len(rows) > 10
     for name, default in rows:
         value = defaults[name.lower()]
+        if isinstance(value, bool):
+            value = str(value).lower()
         assert default == (f"{value:g}" if isinstance(value, float) else str(value)), name
 
 

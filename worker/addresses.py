@@ -54,6 +54,12 @@ def check_stt_url(url: str) -> None:
         raise ValueError("must be wss://: over ws:// the key would travel in clear")
 
 
+def service_address(url: str) -> tuple[str, int]:
+    """Return host and port of a checked `ws://` or `wss://` URL."""
+    parts = _split(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "wss" else 80)
+
+
 def host_port(address: str) -> tuple[str, int]:
     """Split `HOST:PORT`; the host of `[::1]:80` is `::1`."""
     host, _, port = address.rpartition(":")

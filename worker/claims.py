@@ -20,6 +20,7 @@ from worker.host import Host
 from worker.narrator import Narrator, Place
 from worker.publisher import Written
 from worker.session import Session, Snapshot
+from worker.spans import SessionTrace
 from worker.stt.cartesia import PROVIDER
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Claimer:
             sample_rate=entry.sample_rate,
         )
         first = msgspec.json.encode(Snapshot(config=entry.config))
+        spans = SessionTrace(entry.session, entry.traceparent, entry.tracestate, self._host.tracing)
         try:
             claim = await patiently(
                 self._host.health, lambda: self._host.intake.claim(owned, entry, started, first)
@@ -69,6 +71,7 @@ class Claimer:
             denied = f"the worker's Redis user may not use the keys of lane {entry.lane}: {error}"
             await self._refuse(owned, "unusable", denied)
             return None
+        spans.claimed(owned.entry, owned.count, claim.verdict, started.at)
         if claim.verdict == "new":
             self._host.stats.events["session.started"] += 1
         if claim.verdict in ("new", "taken"):

@@ -8,8 +8,8 @@ import anyio
 from worker.core.faults import Backoff
 from worker.errors import SttBusy, SttCredentials, SttPermanent, SttTransient
 from worker.host import Host
+from worker.spans import SessionTrace
 from worker.stt.cartesia import Stream, StreamSettings, open_stream
-from worker.telemetry import SessionTrace
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,9 @@ async def dial(
     while True:
         began = time.monotonic()
         try:
-            with trace.connecting(settings.model):
+            with trace.connecting(settings.model) as span:
                 stream = await open_stream(host.service, settings)
+                span.set_attribute("gen_ai.response.id", stream.request_id)
         except SttPermanent as error:
             host.stats.connects[error.fault_class] += 1
             raise

@@ -25,6 +25,7 @@ from worker.crashes import Crashes
 from worker.errors import SttError
 from worker.outage import Outage
 from worker.publisher import Retention
+from worker.spans import Tracing
 from worker.stats import Stats
 from worker.stt.cartesia import Service
 from worker.wakefulness import Wakefulness
@@ -126,6 +127,7 @@ class Host:
     turn: TurnConfig
     pace: Pace
     undertaker: Undertaker
+    tracing: Tracing
     credentials: Credentials = field(default_factory=Credentials)
     crashes: Crashes = field(default_factory=Crashes)
     outage: Outage = field(default_factory=Outage)

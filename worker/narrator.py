@@ -12,8 +12,8 @@ from worker.bus.intake import Ownership
 from worker.core.turns import Draft
 from worker.host import Host
 from worker.publisher import Publisher, Written
+from worker.spans import SessionTrace
 from worker.stt.cartesia import PROVIDER
-from worker.telemetry import SessionTrace
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -39,7 +39,9 @@ class Narrator:
         self._ownership = ownership
         self._stats = host.stats
         self._place = place
-        self.trace = SessionTrace(session.session, session.traceparent, session.tracestate)
+        self.trace = SessionTrace(
+            session.session, session.traceparent, session.tracestate, host.tracing
+        )
         self.publisher = Publisher(
             ownership,
             seq,
@@ -60,6 +62,7 @@ class Narrator:
             common = self._common()
             at, turn, text = common["at"], draft.turn, draft.transcript or ""
             event: turns.TurnEvent
+            self.trace.turn_heard(draft.kind)
             match draft.kind:
                 case "turn.start":
                     self.trace.turn_started(turn, at)
@@ -75,7 +78,7 @@ class Narrator:
                     event = turns.TurnEnd(turn=turn, transcript=text, reason=reason, **common)
             self._add(event, spoken_until if draft.kind == "turn.end" else None)
             if draft.kind == "turn.end":
-                self.trace.turn_ended(draft.reason or "model", at)
+                self.trace.turn_ended(draft.reason or "model", at, text)
 
     def gap(self, missing_ms: int, reason: str) -> None:
         """Publish that audio will not be transcribed."""

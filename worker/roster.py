@@ -129,6 +129,7 @@ class Roster:
 
     async def give_back(self, session: Session) -> None:
         """Stop running a session and let any worker take it at once."""
+        began = time.time()
         fence = session.ownership.fence
         await self.let_go(fence.entry)
         try:
@@ -136,6 +137,7 @@ class Roster:
                 await session.settle()
                 release = partial(self._host.intake.release, [(fence.entry, fence.count)])
                 await patiently(self._host.health, release)
+                session.trace.handed_over(fence.entry, began)
         except CommitRefused as refusal:
             log.info("%s: not given back (%s)", session.ownership.session.session, refusal)
 

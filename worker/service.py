@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
+from worker.addresses import service_address
 from worker.admin import Readiness
 from worker.bus.commits import Committer
 from worker.bus.connection import BusHealth, connect, patiently
@@ -33,7 +34,8 @@ from worker.publisher import Retention
 from worker.roster import Roster
 from worker.session import Session
 from worker.settings import Settings
-from worker.stt.cartesia import Service
+from worker.spans import Tracing
+from worker.stt.cartesia import PROVIDER, Service
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,9 @@ class Worker:
                 settings.max_lag_s,
             ),
             undertaker=Undertaker(intake, self.health),
+            tracing=Tracing(
+                *service_address(settings.stt_url), PROVIDER, settings.trace_transcripts
+            ),
         )
         self.roster = Roster(self.host)
         self._claimer = Claimer(self.host)

@@ -42,6 +42,7 @@ from worker.narrator import Narrator, Place
 from worker.publisher import Written
 from worker.pulse import ASK_S, PING_S, Pulse
 from worker.seam import Seam
+from worker.spans import SessionTrace
 from worker.stt.cartesia import Stream, StreamSettings
 from worker.uplink import Uplink
 
@@ -118,6 +119,8 @@ class Session:
         self._connection = snapshot.connection
         self._request_id = snapshot.request_id
         self._narrator = Narrator(host, ownership, seq, self._place, self._written)
+        if self._tracker.open:
+            self.trace.turn_started(snapshot.turns.turn, time.time(), taken_over=True)
         seam = Seam(entry, self._ledger, self._uplink, host.wakefulness, host.usual_lag)
         self._hearing = Hearing(self._tracker, seam, self._ledger, self._uplink, self._narrator)
         self._inbox = Inbox(
@@ -166,6 +169,11 @@ class Session:
     def catching_up(self) -> bool:
         """Whether audio waits for the pacing to let it go."""
         return self.phase is Phase.LIVE and not self._uplink.empty
+
+    @property
+    def trace(self) -> SessionTrace:
+        """Its spans."""
+        return self._narrator.trace
 
     @property
     def lag_s(self) -> float:
@@ -341,6 +349,7 @@ class Session:
         finally:
             self._stream = None
             self._set_back()
+        self.trace.flush_ended(lost)
         if lost is not None:
             await self._lose(lost)
 
@@ -452,6 +461,7 @@ class Session:
     def _flush(self, stream: Stream) -> None:
         self._enter(Phase.FLUSHING)
         self._hearing.flushing = True
+        self.trace.flush_started()
         self.epoch += 1  # a read may be under way
         stream.send_close()
 

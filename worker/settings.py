@@ -80,6 +80,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How long an ended session's state and tombstone stay."""
     admin_addr: str = "127.0.0.1:8088"
     """`HOST:PORT` of health checks and metrics; empty: off."""
+    trace_transcripts: bool = False
+    """Whether the spans of turns hold what was said."""
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -244,6 +246,8 @@ def _expected(kind: object) -> str:
     match info:
         case inspect.LiteralType(values=values):
             return f"one of {', '.join(map(str, values))}"
+        case inspect.BoolType():
+            return "true or false"
         case inspect.IntType(ge=low, le=high):
             return f"a whole number from {low} to {high}"
         case inspect.FloatType(ge=low, le=high):

@@ -1,31 +1,21 @@
-"""Tracing: one span per turn and per connect, continued from the producer's context.
+"""Where telemetry goes, as OpenTelemetry's own `OTEL_*` variables say.
 
-Spans go wherever the standard `OTEL_*` variables say. A turn's span is made when the turn ends,
-with explicit times, so that a crash loses one at most; its identity is fixed when the turn starts,
-so that the events of the turn already carry it. Transcripts, key terms and metadata are never
-attributes. No span is made per chunk.
+Spans are made in `worker.spans`, metrics in `worker.metrics`.
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
-from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
-from opentelemetry.trace import Span, SpanKind, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from worker.errors import SettingsError, SttError
+from worker.errors import SettingsError
 
 SERVICE_NAME = "turnbus"
-
-_tracer = trace.get_tracer(SERVICE_NAME)
-_propagator = TraceContextTextMapPropagator()
 
 
 def resource(worker_id: str) -> Resource:
@@ -113,70 +103,3 @@ def _exporter(name: str) -> SpanExporter | None:
             otlp: SpanExporter = OTLPSpanExporter()
             return otlp
     raise SettingsError([f"OTEL_TRACES_EXPORTER: {name!r} is not one of otlp, console, none"])
-
-
-class SessionTrace:
-    """The spans of one session."""
-
-    def __init__(self, session: str, traceparent: str | None, tracestate: str | None) -> None:
-        carrier = {"traceparent": traceparent, "tracestate": tracestate}
-        self._session = session
-        self._given = traceparent
-        self._parent: Context = _propagator.extract(
-            {name: value for name, value in carrier.items() if value}
-        )
-        self._turn: Span | None = None
-
-    def turn_started(self, turn: int, at: float) -> None:
-        """Fix the identity of a turn's span; `at` in Unix seconds."""
-        self._turn = _tracer.start_span(
-            "process stt.audio",
-            context=self._parent,
-            kind=SpanKind.CONSUMER,
-            start_time=int(at * 1e9),
-            attributes={
-                "messaging.system": "redis",
-                "messaging.operation.name": "process",
-                "messaging.operation.type": "process",
-                "messaging.destination.name": "stt.audio",
-                "messaging.message.conversation_id": self._session,
-                "turnbus.turn": turn,
-            },
-        )
-
-    def turn_ended(self, reason: str, at: float) -> None:
-        """Finish the turn's span."""
-        if self._turn is not None:
-            self._turn.set_attribute("turnbus.turn.end_reason", reason)
-            self._turn.end(int(at * 1e9))
-            self._turn = None
-
-    @property
-    def traceparent(self) -> str | None:
-        """What an event published now carries: the turn's span, else what the producer gave."""
-        if self._turn is None or not self._turn.get_span_context().is_valid:
-            return self._given
-        carrier: dict[str, str] = {}
-        _propagator.inject(carrier, trace.set_span_in_context(self._turn))
-        return carrier.get("traceparent", self._given)
-
-    @contextmanager
-    def connecting(self, model: str) -> Iterator[None]:
-        """Span one connect; a refusal is its error."""
-        with _tracer.start_as_current_span(
-            "connect stt",
-            context=self._parent,
-            kind=SpanKind.CLIENT,
-            record_exception=False,
-            set_status_on_exception=False,
-            attributes={
-                "messaging.message.conversation_id": self._session,
-                "gen_ai.request.model": model,
-            },
-        ) as span:
-            try:
-                yield
-            except SttError as error:
-                span.set_status(StatusCode.ERROR, str(error))
-                span.set_attribute("error.type", type(error).__name__)
-                raise

@@ -1,0 +1,161 @@
+"""Whole traces, producer to consumer: a worker process exports OTLP over real HTTP."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import Process
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from schemas.turns import SessionEnded, TurnEnd, TurnEvent, TurnUpdate, decode_turn_entry
+from tests.collector import Collector, attributes, collecting
+from tests.stage import PCM16, Stage, kinds, words
+from worker.local.engines.script import hush, say
+from worker.local.server.server import TurnsServer
+
+SOUND = say([1, 2, 3], PCM16) + hush(800, PCM16)
+PROPAGATOR = TraceContextTextMapPropagator()
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """Collect what worker processes export."""
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        yield collector
+
+
+@pytest.fixture
+def tracer(collector: Collector) -> Iterator[trace.Tracer]:
+    """Trace the producer and the consumer of a test, and export it to the same place."""
+    provider = TracerProvider()
+    exporter = OTLPSpanExporter(endpoint=f"{collector.endpoint}/v1/traces")
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield provider.get_tracer("test")
+    provider.shutdown()
+
+
+async def _announce(stage: Stage, tracer: trace.Tracer, session: str) -> None:
+    """Announce a session as a producer does that traces."""
+    with tracer.start_as_current_span("send stt.sessions", kind=trace.SpanKind.PRODUCER):
+        carrier: dict[str, str] = {}
+        PROPAGATOR.inject(carrier)
+        await stage.announce(session, PCM16, **carrier)
+
+
+async def _consume(stage: Stage, tracer: trace.Tracer) -> list[TurnEvent]:
+    """Consume a session's turns as a consumer does that traces."""
+    seen: list[TurnEvent] = []
+    key, cursor = f"{stage.prefix}:{{0}}:turns", "0"
+    while not seen or not isinstance(seen[-1], SessionEnded):
+        reply: Any = await stage.redis.xread({key: cursor}, block=1_000)
+        for read, fields in reply[0][1] if reply else ():
+            cursor = read
+            entry = decode_turn_entry(fields)
+            seen.append(entry.event)
+            if isinstance(entry.event, TurnEnd):
+                context = PROPAGATOR.extract({"traceparent": entry.traceparent or ""})
+                with tracer.start_as_current_span("process stt.turns", context=context):
+                    pass
+    return seen
+
+
+def _tree(spans: list[Span]) -> dict[str, list[str]]:
+    """Return the names of the spans by the name of their parent, in order of their beginning."""
+    names = {span.span_id: span.name for span in spans}
+    tree: dict[str, list[str]] = {}
+    for span in sorted(spans, key=lambda span: span.start_time_unix_nano):
+        tree.setdefault(names.get(span.parent_span_id, ""), []).append(span.name)
+    return tree
+
+
+@asynccontextmanager
+async def _worker(stage: Stage, worker_id: str, log: Path) -> AsyncIterator[Process]:
+    """Run a worker process and look, once it has ended, that it logged no fault."""
+    async with stage.worker_process(worker_id, log) as process:
+        yield process
+    assert process.returncode == 0
+    assert "ERROR" not in await anyio.Path(log).read_text("utf-8")
+
+
+async def test_a_session_whose_socket_is_lost(
+    stage: Stage, stt: TurnsServer, collector: Collector, tracer: trace.Tracer, tmp_path: Path
+) -> None:
+    stt.faults.set("cut@mid-turn,count=1")
+    async with _worker(stage, "w1", tmp_path / "log"):
+        await _announce(stage, tracer, "s")
+        await stage.play("s", SOUND, pause_s=0.05)
+        events = await _consume(stage, tracer)
+    assert words(events) == [1, 2, 3]
+    spans = collector.spans
+    assert collector.resource["service.name"] == "turnbus"
+    assert collector.resource["service.instance.id"] == "w1"
+    assert len({span.trace_id for span in spans}) == 1
+    tree = _tree(spans)
+    assert tree[""] == ["send stt.sessions"]
+    assert [name for name in tree["send stt.sessions"] if name != "flush stt"] == [
+        *("receive stt.sessions", "connect stt", "process stt.audio"),
+    ]
+    assert [name for name in tree["process stt.audio"] if name != "flush stt"] == [
+        *("connect stt", "process stt.turns"),
+    ]
+    assert sum(span.name == "flush stt" for span in spans) == 1
+
+    by_name = {span.name: span for span in spans}
+    root, turn = by_name["send stt.sessions"], by_name["process stt.audio"]
+    assert [link.span_id for link in turn.links] == [root.span_id]
+    assert turn.kind == Span.SPAN_KIND_CONSUMER
+    told = attributes(turn.attributes)
+    assert told["turnbus.turn.end_reason"] == "model"
+    assert told["turnbus.turn.updates"] == kinds(events).count("turn.update")
+    ended = next(event for event in events if isinstance(event, TurnEnd))
+    assert turn.end_time_unix_nano == pytest.approx(ended.at * 1e9, abs=1e6)
+    for span in spans:
+        assert span.status.code == Status.STATUS_CODE_UNSET, span.name
+        said = str(attributes(span.attributes).values())
+        assert ended.transcript not in said, "transcripts are told on demand only"
+        assert "sk_car" not in said
+
+
+async def test_a_session_that_is_handed_over_in_a_turn(
+    stage: Stage,
+    collector: Collector,
+    tracer: trace.Tracer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TURNBUS_TRACE_TRANSCRIPTS", "true")
+    monkeypatch.setenv("TURNBUS_DRAIN_S", "0")
+    async with _worker(stage, "w1", tmp_path / "log1") as first:
+        await _announce(stage, tracer, "s")
+        await stage.play("s", say([1, 2], PCM16), pause_s=0.05, end=False)
+        await stage.until("s", TurnUpdate)
+        async with _worker(stage, "w2", tmp_path / "log2"):
+            first.terminate()
+            await first.wait()
+            await stage.play("s", say([3], PCM16) + hush(800, PCM16), pause_s=0.05)
+            events = await _consume(stage, tracer)
+    assert words(events) == [1, 2, 3]
+    assert len({span.trace_id for span in collector.spans}) == 1
+    claims = [span for span in collector.spans if span.name == "receive stt.sessions"]
+    verdicts = [attributes(span.attributes)["turnbus.claim.verdict"] for span in claims]
+    assert verdicts == ["new", "taken"]
+    (release,) = (span for span in collector.spans if span.name == "release stt.sessions")
+    assert attributes(release.attributes)["turnbus.handover.inside_turn"] is True
+    turns = [
+        attributes(span.attributes) for span in collector.spans if span.name == "process stt.audio"
+    ]
+    assert [turn["turnbus.turn.end_reason"] for turn in turns] == ["handed_over", "model"]
+    assert [turn["turnbus.turn.taken_over"] for turn in turns] == [False, True]
+    assert words([event for event in events if isinstance(event, TurnEnd)]) == [1, 2, 3]
+    (end,) = (event for event in events if isinstance(event, TurnEnd))
+    assert turns[1]["turnbus.turn.transcript"] == end.transcript
