@@ -17,6 +17,7 @@ from worker.core.turns import TurnTracker
 from worker.crashes import MOST
 from worker.errors import CommitRefused
 from worker.host import Host
+from worker.logs import SessionName
 from worker.narrator import Narrator, Place
 from worker.publisher import Written
 from worker.session import Session, Snapshot
@@ -76,10 +77,12 @@ class Claimer:
             self._host.stats.events["session.started"] += 1
         if claim.verdict in ("new", "taken"):
             await patiently(self._host.health, lambda: self._host.intake.list_lane(entry.lane))
-            log.info("%s: session %s", entry.session, claim.verdict)
-            return await self._resume(Ownership(entry, fence, claim.run, owned.fields), claim)
+            ownership = Ownership(entry, fence, claim.run, owned.fields)
+            log.info("%s: session %s", ownership.name, claim.verdict)
+            return await self._resume(ownership, claim)
         if claim.verdict == "stale":
-            return await self._outbid(owned, entry.session, claim.seq)
+            name = SessionName(entry.session, entry.traceparent)
+            return await self._outbid(owned, name, claim.seq)
         if claim.verdict in _REFUSED:
             self._host.bury(
                 owned.entry,
@@ -113,7 +116,7 @@ class Claimer:
     ) -> None:
         """End a session that we cannot run, in its own name and without running it."""
         entry, fence, host = ownership.session, ownership.fence, self._host
-        log.error("%s: ended, for a fault of ours: %s", entry.session, why)
+        log.error("%s: ended, for a fault of ours: %s", ownership.name, why)
         tracker = TurnTracker(snapshot.turns)
         place = Place(_audio_ms(entry, snapshot), snapshot.request_id, snapshot.connection)
         written = Written(claim.snapshot, "")
@@ -125,19 +128,19 @@ class Claimer:
         try:
             await narrator.publisher.drained()
         except CommitRefused as refusal:
-            log.info("%s: let go (%s)", entry.session, refusal)
+            log.info("%s: let go (%s)", ownership.name, refusal)
             return
         host.bury(fence.entry, host.keys.sessions, entry.session, "internal", why, {})
         await host.gate.leave(Seat.of(entry.lane, entry.session, fence))
         await patiently(host.health, lambda: host.intake.settle(fence.entry))
 
-    async def _outbid(self, owned: Owned, session: str, known: int) -> Session | None:
+    async def _outbid(self, owned: Owned, name: SessionName, known: int) -> Session | None:
         """Claim again with a larger count than the one known, if the entry is ours still."""
         raised = await patiently(
             self._host.health, lambda: self._host.intake.outbid(owned, known + 1)
         )
         if raised is None:
-            log.info("%s: taken by another worker meanwhile", session)
+            log.info("%s: taken by another worker meanwhile", name)
             return None
         return await self.take(raised)
 
@@ -150,7 +153,8 @@ class Claimer:
             try:
                 await self._publish_refusal(owned, reason, why, session, lane)
             except ResponseError as error:
-                log.warning("%s: its refusal cannot be published: %s", session, error)
+                name = SessionName(session, None)
+                log.warning("%s: its refusal cannot be published: %s", name, error)
         await patiently(self._host.health, lambda: self._host.intake.settle(owned.entry))
 
     async def _publish_refusal(

@@ -8,6 +8,7 @@ import anyio
 from worker.core.faults import Backoff
 from worker.errors import SttBusy, SttCredentials, SttPermanent, SttTransient
 from worker.host import Host
+from worker.logs import SessionName
 from worker.spans import SessionTrace
 from worker.stt.cartesia import Stream, StreamSettings, open_stream
 
@@ -18,7 +19,11 @@ CREDENTIALS_RETRY_S = 15.0
 
 
 async def dial(
-    host: Host, session: str, settings: StreamSettings, trace: SessionTrace, backoff: Backoff
+    host: Host,
+    session: SessionName,
+    settings: StreamSettings,
+    trace: SessionTrace,
+    backoff: Backoff,
 ) -> Stream:
     """Return an open stream, waiting as the refusals ask for.
 

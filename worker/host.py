@@ -23,6 +23,7 @@ from worker.catchup import CatchUp
 from worker.core.lag import UsualLag
 from worker.crashes import Crashes
 from worker.errors import SttError
+from worker.logs import SessionName
 from worker.outage import Outage
 from worker.publisher import Retention
 from worker.spans import Tracing
@@ -141,7 +142,9 @@ class Host:
     ) -> None:
         """Put a refused entry on the dead stream: a session's with its fields, never audio."""
         self.stats.refused_entries[reason] += 1
-        log.warning("refused entry %s of %s: %s (%s)", entry, stream, detail, reason)
+        traceparent = fields.get(b"traceparent", b"").decode("ascii", "replace")
+        name = SessionName(session, traceparent)
+        log.warning("%s: refused entry %s of %s: %s (%s)", name, entry, stream, detail, reason)
         self.undertaker.bury(
             DeadEntry(
                 id=entry,

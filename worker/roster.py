@@ -78,12 +78,12 @@ class Roster:
             with run.scope:
                 await session.run()
                 await patiently(self._host.health, lambda: self._host.intake.settle(entry))
-                log.info("%s: session ended", session.ownership.session.session)
+                log.info("%s: session ended", session.ownership.name)
         except CommitRefused as refusal:
-            log.info("%s: let go (%s)", session.ownership.session.session, refusal)
+            log.info("%s: let go (%s)", session.ownership.name, refusal)
         except Exception:
             # A fault of ours must not take the other sessions down.
-            log.exception("%s: session crashed", session.ownership.session.session)
+            log.exception("%s: session crashed", session.ownership.name)
             session.crashed()
         finally:
             del self._runs[entry]
@@ -98,7 +98,7 @@ class Roster:
 
     def _hold(self, ownership: Ownership) -> None:
         pause_s = self._host.crashes.note(ownership, time.monotonic())
-        log.warning("%s: tried again in %g s", ownership.session.session, pause_s)
+        log.warning("%s: tried again in %g s", ownership.name, pause_s)
 
     async def announce_again(self, session: Session) -> None:
         """Put back, once, the entry of a session that Redis lost: it goes on, or starts afresh."""
@@ -113,7 +113,7 @@ class Roster:
         after = await patiently(health, intake.last_entry)
         vanished = await patiently(health, partial(intake.put_back, ownership, after))
         if vanished:
-            log.warning("%s: Redis lost its entry; put back", ownership.session.session)
+            log.warning("%s: Redis lost its entry; put back", ownership.name)
         return vanished
 
     async def let_go(self, entry: str) -> None:
@@ -138,8 +138,9 @@ class Roster:
                 release = partial(self._host.intake.release, [(fence.entry, fence.count)])
                 await patiently(self._host.health, release)
                 session.trace.handed_over(fence.entry, began)
+                log.info("%s: given back", session.ownership.name)
         except CommitRefused as refusal:
-            log.info("%s: not given back (%s)", session.ownership.session.session, refusal)
+            log.info("%s: not given back (%s)", session.ownership.name, refusal)
 
     async def give_back_held(self) -> None:
         """Let any worker take the sessions that wait to be tried again."""

@@ -12,6 +12,7 @@ from typing import Literal
 import anyio
 from anyio.abc import TaskGroup
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
 
 from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
@@ -332,7 +333,16 @@ class Worker:
         And do not end: whatever keeps workers running would start this one again, and it would
         take sessions.
         """
-        await until_drain(self.redis, self.health, self.host.keys, self.host.intake.consumer)
+        keys, consumer = self.host.keys, self.host.intake.consumer
+        try:
+            await until_drain(self.redis, self.health, keys, consumer)
+        except NoPermissionError as error:
+            log.warning(
+                "`turnbus drain` cannot reach this worker: grant its Redis user the keys %s (%s)",
+                keys.drain("*"),
+                error,
+            )
+            return
         log.warning("told to drain; takes no session any more, and waits to be stopped")
         self.drain()
 
@@ -356,5 +366,5 @@ def _guarded(session: Session, step: Callable[[float], None], now: float) -> Non
     try:
         step(now)
     except Exception:
-        log.exception("%s: session crashed", session.ownership.session.session)
+        log.exception("%s: session crashed", session.ownership.name)
         session.crashed()

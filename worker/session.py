@@ -266,7 +266,7 @@ class Session:
         """Flush again on a new socket; at last, end what the service will not."""
         self._flushes += 1
         if self._flushes >= FLUSH_ROUNDS:
-            log.warning("%s: the service does not flush; given up", self._entry.session)
+            log.warning("%s: the service does not flush; given up", self.ownership.name)
             if self._tracker.open:
                 unheard = self._uplink.fed - self._tracker.grown_at
                 self._narrator.gap(int(self._uplink.ms_of(max(0, unheard))), "watchdog")
@@ -283,7 +283,7 @@ class Session:
         behind = self._uplink.fed < self._tracker.grown_at  # of what consumers saw of it
         if bark is Bark.NO or not stream.socket.open or (bark is Bark.END and behind):
             return
-        log.warning("%s: the open turn is stuck; %s", self._entry.session, bark.value)
+        log.warning("%s: the open turn is stuck; %s", self.ownership.name, bark.value)
         if bark is Bark.END:
             unheard = self._uplink.fed - self._tracker.grown_at
             self._hearing.conclude("watchdog")
@@ -384,7 +384,7 @@ class Session:
             self._host.stats.gate_wait.observe(time.monotonic() - wanted)
         try:
             stream = await dial(
-                self._host, self._entry.session, settings, self._narrator.trace, self._backoff
+                self._host, self.ownership.name, settings, self._narrator.trace, self._backoff
             )
         except SttPermanent as error:
             self._fail(error.code or "stt_refused", str(error), status=error.status)
@@ -398,6 +398,7 @@ class Session:
             self._set_back()  # and judge all of it by its age
         self._connection += 1
         self._request_id = stream.request_id
+        log.info("%s: connected, request %s", self.ownership.name, stream.request_id)
         self._outage_told = False
         self._pulse = Pulse(now)
         if self._ledger.committed_bytes > self._reached:
@@ -452,7 +453,7 @@ class Session:
         if isinstance(error, SttPermanent):
             self._fail("stt_refused", str(error), status=error.status)
             return
-        log.info("%s: socket lost: %s", self._entry.session, error)
+        log.info("%s: socket lost: %s", self.ownership.name, error)
         if self._ledger.committed_bytes > self._reached:
             self._backoff.reset()
         self._enter(Phase.CONNECTING)
@@ -488,7 +489,7 @@ class Session:
 
     def _fail(self, code: str, message: str, *, status: int) -> None:
         """End the session for a fault that no retry can cure."""
-        log.error("%s: ended: %s", self._entry.session, message)
+        log.error("%s: ended: %s", self.ownership.name, message)
         self._narrator.tell(self._tracker.conclude("close"))
         self._narrator.error(code, message, status=status, fatal=True)
         self._finish("error")

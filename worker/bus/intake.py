@@ -20,6 +20,7 @@ from schemas.turns import (
 )
 from worker.bus import scripts
 from worker.core import ids
+from worker.logs import SessionName
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,11 @@ class Ownership(msgspec.Struct, frozen=True):
     """Id of the entry that began the session."""
     fields: Fields
     """The session entry as it was written."""
+
+    @property
+    def name(self) -> SessionName:
+        """The session, as log lines name it."""
+        return SessionName(self.session.session, self.session.traceparent)
 
 
 class Claim(msgspec.Struct, frozen=True):

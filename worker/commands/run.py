@@ -1,19 +1,16 @@
 """`turnbus run`: the worker."""
 
 import argparse
-import json
 import logging
 import os
 import signal
-import sys
-import time
 from contextlib import AsyncExitStack
 
 import anyio
 from anyio.abc import TaskGroup
 from redis.exceptions import NoPermissionError
 
-from worker import telemetry
+from worker import logs, telemetry
 from worker.admin import serve_admin
 from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
 from worker.errors import BusUnavailable
@@ -44,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run until a signal."""
     settings = read_settings(arguments)
     key = api_key(settings, os.environ)
-    _set_up_logging(settings)
+    logs.set_up(settings)
     telemetry.configure(settings.worker_id)
     push = metric_push(settings.worker_id)
     try:
@@ -89,31 +86,3 @@ async def _stop_hard(after_s: float, tasks: TaskGroup) -> None:
         "not stopped within the drain budget; leases hand on the rest"
     )
     tasks.cancel_scope.cancel()
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-def _set_up_logging(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    if settings.log_format == "json":
-        handler.setFormatter(_JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    # The library logs handshake headers at debug level, and the key is one of them; at info level
-    # every health check.
-    logging.getLogger("websockets").setLevel(logging.WARNING)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from worker.logs import printable
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return aligned columns under a header; what others wrote cannot steer the terminal."""
@@ -11,11 +13,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def printable(text: str) -> str:
-    """Replace whatever a terminal would act upon."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def bytes_in_words(size: int) -> str:
