@@ -1,0 +1,165 @@
+"""Dashboard and alerts ask only for what a worker that runs really has to say."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.request import urlopen
+
+import anyio
+import anyio.to_thread
+import promql_parser as promql
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.deploy.manifests import DEPLOY
+from tests.stage import Stage
+from worker.admin import serve_admin
+from worker.exposition import prometheus_name, render
+from worker.metrics import INSTRUMENTS, Meter
+
+HERE = DEPLOY / "observability"
+DASHBOARD = json.loads((HERE / "dashboard.json").read_text("utf-8"))
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+GROUPS = yaml.safe_load((HERE / "alerts.yaml").read_text("utf-8"))["groups"]
+RULES = [rule for group in GROUPS for rule in group["rules"]]
+COLLECTOR = yaml.safe_load((HERE / "collector.yaml").read_text("utf-8"))
+OF_SCRAPES = {"job", "instance"}
+"""Labels that Prometheus adds."""
+
+
+def _queries() -> Iterator[tuple[str, str]]:
+    for panel in PANELS:
+        for target in panel["targets"]:
+            asked = target["expr"].replace("$__rate_interval", "1m").replace("$job", ".*")
+            yield panel["title"], asked
+    for rule in RULES:
+        yield rule["alert"], rule["expr"]
+
+
+QUERIES = list(_queries())
+
+
+def _parts(expression: Any) -> Iterator[Any]:
+    """Yield an expression and all it is made of."""
+    yield expression
+    for name in ("expr", "lhs", "rhs", "param", "vector_selector"):
+        part = getattr(expression, name, None)
+        if part is not None:
+            yield from _parts(part)
+    for part in getattr(expression, "args", None) or ():
+        yield from _parts(part)
+
+
+def _selectors(query: str) -> Iterator[tuple[str, dict[str, str]]]:
+    for part in _parts(promql.parse(query)):
+        if isinstance(part, promql.VectorSelector):
+            assert part.name, query
+            yield part.name, {each.name: each.value for each in part.matchers.matchers}
+
+
+@pytest.fixture
+async def series(stage: Stage) -> dict[str, dict[str, set[str]]]:
+    """Scrape a worker that runs; return the values of each label of each series."""
+    async with stage.worker() as worker, anyio.create_task_group() as tasks:
+        meter = Meter(worker)
+        tasks.start_soon(meter.follow_demand)
+        while meter.demand is None:
+            await anyio.sleep(0.01)
+        async with serve_admin(
+            ("127.0.0.1", 0), lambda: worker.readiness, lambda: render(meter.read())
+        ) as port:
+
+            def get() -> str:
+                with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                    return str(answer.read().decode())
+
+            text = await anyio.to_thread.run_sync(get)
+        tasks.cancel_scope.cancel()
+    found: dict[str, dict[str, set[str]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = found.setdefault(sample.name, {})
+            for name, value in sample.labels.items():
+                labels.setdefault(name, set()).add(value)
+    return found
+
+
+async def test_queries_name_what_there_is(series: dict[str, dict[str, set[str]]]) -> None:
+    for title, query in QUERIES:
+        labels = OF_SCRAPES.copy()
+        for name, matchers in _selectors(query):
+            assert name in series, f"{title}: no metric {name}"
+            labels |= series[name].keys()
+            for label, value in matchers.items():
+                if label not in OF_SCRAPES:
+                    assert label in series[name], f"{title}: {name} has no label {label}"
+                    assert set(value.split("|")) <= series[name][label], f"{title}: {value}"
+        for part in _parts(promql.parse(query)):
+            if isinstance(part, promql.AggregateExpr) and part.modifier is not None:
+                assert set(part.modifier.labels) <= labels, title
+
+
+def test_quantiles_are_taken_of_buckets() -> None:
+    for title, query in QUERIES:
+        for part in _parts(promql.parse(query)):
+            if isinstance(part, promql.Call) and part.func.name == "histogram_quantile":
+                (name,) = {name for name, _ in _selectors(str(part))}
+                assert name.endswith("_seconds_bucket"), title
+                assert "le" in next(iter(_parts(part.args[1]))).modifier.labels, title
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    shown = {name for panel in PANELS for t in panel["targets"] for name in _names(t["expr"])}
+    for instrument in INSTRUMENTS:
+        name = prometheus_name(instrument)
+        assert any(each.startswith(name) for each in shown), name
+
+
+def _names(query: str) -> set[str]:
+    asked = query.replace("$__rate_interval", "1m")
+    return {name for name, _ in _selectors(asked)}
+
+
+def test_panels_have_a_place_of_their_own() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        grid = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    assert all(panel["description"] for panel in PANELS)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule["alert"]))
+def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
+    assert rule["alert"].startswith("Turnbus")
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    assert rule["annotations"].keys() == {"summary", "runbook"}
+    for text in rule["annotations"].values():
+        assert len(text) > 20
+        assert "\n" not in text
+
+
+def test_alerts_are_named_once() -> None:
+    names = [rule["alert"] for rule in RULES]
+    assert len(set(names)) == len(names) > 10
+
+
+def test_the_collector_uses_what_it_configures() -> None:
+    used: dict[str, set[str]] = {"receivers": set(), "processors": set(), "exporters": set()}
+    for pipeline in COLLECTOR["service"]["pipelines"].values():
+        for kind, names in pipeline.items():
+            used[kind] |= set(names)
+    for kind, names in used.items():
+        assert COLLECTOR[kind].keys() == names
+    assert set(COLLECTOR["service"]["extensions"]) == COLLECTOR["extensions"].keys()
+    for pipeline in COLLECTOR["service"]["pipelines"].values():
+        assert pipeline["processors"][0] == "memory_limiter"
+        assert pipeline["processors"][-1] == "batch"
