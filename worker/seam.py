@@ -164,7 +164,7 @@ class Seam:
         None if that is not certain.
         """
         pair, ends = self._match(arrival, LOOK_BACK_MS)
-        if pair is None or self._usual_lag.seconds is None:
+        if pair is None or not self._start.sounds or self._usual_lag.seconds is None:
             return None
         possible = [end for end in ends if end.least_lag_s <= MOST_LAG_S and end.most_lag_s >= 0]
         certain = pair.apart_s <= CERTAIN_S and possible == [pair.pause]
@@ -183,7 +183,7 @@ class Seam:
         look = self._look_back(arrival, look_ms)
         first = arrival.sent - len(look.silent) * self._frame
         earliest_at = self._earliest(arrival.at)
-        if self._burst >= BURST:
+        if self._burst >= SURE_BURST:
             earliest_at = min(earliest_at, self._quiet_at)
         found = []
         for start, end in pauses(look.silent):

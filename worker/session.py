@@ -83,6 +83,8 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     config: TurnConfig = TurnConfig()
     connection: int = 0
     request_id: str = ""
+    lag_s: float | None = None
+    """How late its owner knew the service to be; None if it did not know."""
 
 
 class Epitaph(NamedTuple):
@@ -121,6 +123,7 @@ class Session:
         self._narrator = Narrator(host, ownership, seq, self._place, self._written)
         if self._tracker.open:
             self.trace.turn_started(snapshot.turns.turn, time.time(), taken_over=True)
+        host.usual_lag.inherit(snapshot.lag_s)
         seam = Seam(entry, self._ledger, self._uplink, host.wakefulness, host.usual_lag)
         self._hearing = Hearing(self._tracker, seam, self._ledger, self._uplink, self._narrator)
         self._inbox = Inbox(
@@ -478,6 +481,7 @@ class Session:
             config=self._configs.settled_before(self._ledger.committed.entry),
             connection=self._connection,
             request_id=self._request_id,
+            lag_s=self._host.usual_lag.seconds,
         )
         return Written(msgspec.json.encode(snapshot), self._ledger.committed.entry)
 

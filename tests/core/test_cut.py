@@ -315,12 +315,32 @@ def test_filler_is_the_only_silence_of_a_producer_that_sends_none() -> None:
     assert look.silent == [False] * 20 + [True] * 30 + [False] * 80 + [True] * 50
 
 
-def test_without_a_sound_or_a_pause_after_it_there_is_no_pair() -> None:
+def test_without_a_pause_after_the_sound_there_is_no_pair() -> None:
     onset, pause = _onset(500, 0.2), Pause(400, 0.1, 0.5, 7)
-    assert choose_pair([], [pause], None) is None
     assert choose_pair([onset], [], None) is None
     assert choose_pair([onset], [pause], 0.2) is None
     assert choose_pair([onset], [pause._replace(sent=501)], 9.0) is not None
+
+
+@pytest.mark.parametrize(("usual_s", "chosen"), [(None, 2), (0.2, 2), (0.9, 1)])
+def test_a_turn_whose_sound_is_not_known_ended_as_long_ago_as_usual(
+    usual_s: float | None, chosen: int
+) -> None:
+    inner, last = Pause(1_000, 0.7, 0.9, 1), Pause(2_000, 0.1, 0.3, 2)
+    pair = choose_pair([], [inner, last], usual_s)
+    assert pair is not None
+    assert pair.pause.middle == chosen
+
+
+def test_of_pauses_as_likely_as_each_other_the_first_counts() -> None:
+    held_up = [Pause(1_000, 0.0, 5.3, 1), Pause(2_000, 0.0, 4.3, 2)]
+    pair = choose_pair([_onset(500, 0.2)], held_up, 0.2)
+    assert pair is not None
+    assert pair.pause.middle == 1
+
+
+def test_a_line_without_a_pause_is_no_noise() -> None:
+    assert onsets(timeline([13_000] * 40, 0, 160, []).silent) == [0]
 
 
 @pytest.mark.parametrize(

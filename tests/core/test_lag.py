@@ -26,3 +26,15 @@ def test_a_service_that_changes_is_known_again() -> None:
     for _ in range(REMEMBERED // 2 + 1):
         lag.note(0.9)
     assert lag.seconds == 0.9
+
+
+def test_what_another_worker_knew_does_until_then() -> None:
+    lag = UsualLag()
+    lag.inherit(None)
+    assert lag.seconds is None
+    lag.inherit(0.9)
+    lag.inherit(0.1)
+    assert lag.seconds == 0.9
+    for _ in range(ENOUGH):
+        lag.note(0.2)
+    assert lag.seconds == 0.2

@@ -34,6 +34,9 @@ ONSET_MS = 30
 SURE_S = (0.03, 0.2)
 """How much of a sound, at least and at most, the service hears before it says `turn.start`."""
 
+LOUD = 2_000
+"""Loudness above which a frame is no noise, even if nothing is quieter: -24 dB."""
+
 USUAL_LAG_S = 0.3
 """Lag of a service of which nothing better is known."""
 
@@ -131,27 +134,25 @@ class Match(NamedTuple):
 def choose_pair(
     starts: Sequence[Onset], ends: Sequence[Pause], usual_lag_s: float | None
 ) -> Match | None:
-    """Return the sound that began the turn and the pause that ended it, None without any.
+    """Return the sound that began the turn and the pause that ended it, None without a pause.
 
     `usual_lag_s` is the lag at the sound chosen for the turn before, None if there was none.
     """
-    if not starts:
-        return None
-    first = starts[0]
     usual_s = USUAL_LAG_S if usual_lag_s is None else usual_lag_s
-    if usual_lag_s is None:
-        usual_s = min(max(usual_s, first.least_lag_s), first.most_lag_s)
+    if not starts:  # it began before what is known
+        starts = [Onset(-1, usual_s, usual_s)]
+    elif usual_lag_s is None:
+        usual_s = min(max(usual_s, starts[0].least_lag_s), starts[0].most_lag_s)
     matches = [
         match(began, ended, usual_s)
         for began in starts
         for ended in ends
         if ended.sent > began.sent
     ]
-
-    def strangeness(one: Match) -> tuple[float, int]:
-        return one.apart_s + STEADY * abs(one.lag_s - usual_s), -one.pause.sent
-
-    return min(matches, key=strangeness, default=None)
+    # Of several as good as each other, as when all was held up, the first: the service heard it so.
+    return min(
+        matches, key=lambda one: one.apart_s + STEADY * abs(one.lag_s - usual_s), default=None
+    )
 
 
 def match(began: Onset, ended: Pause, usual_s: float) -> Match:
@@ -173,7 +174,7 @@ def quiet_level(levels: Sequence[int]) -> int:
     """
     ordered = sorted(levels)
     noise, voice = ordered[len(ordered) // 20], ordered[-_ONSET:][0]
-    return max(2 * noise, isqrt(noise * voice), 20)
+    return min(max(2 * noise, isqrt(noise * voice), 20), LOUD)
 
 
 def silences(silent: Sequence[bool]) -> list[tuple[int, int]]:

@@ -18,6 +18,11 @@ class UsualLag:
         self.seconds: float | None = None
         """Between a sound that was sent and the event it caused; None while that is not known."""
 
+    def inherit(self, seconds: float | None) -> None:
+        """Believe a worker that knew, until this one knows better."""
+        if self.seconds is None:
+            self.seconds = seconds
+
     def note(self, lag_s: float) -> None:
         """Count a turn."""
         self._lags_s.append(lag_s)
