@@ -1,4 +1,7 @@
-"""Dialling: from a session's settings to an open stream, however long the service takes."""
+"""Dialling: from a session's settings to an open stream, however long the service takes.
+
+Only so many sessions of a worker dial at the same time; the others wait in the order they came.
+"""
 
 import logging
 import time
@@ -31,11 +34,12 @@ async def dial(
     """
     slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
     while True:
-        began = time.monotonic()
         try:
-            with trace.connecting(settings.model) as span:
-                stream = await open_stream(host.service, settings)
-                span.set_attribute("gen_ai.response.id", stream.request_id)
+            async with host.connects:
+                began = time.monotonic()
+                with trace.connecting(settings.model) as span:
+                    stream = await open_stream(host.service, settings)
+                    span.set_attribute("gen_ai.response.id", stream.request_id)
         except SttPermanent as error:
             host.stats.connects[error.fault_class] += 1
             raise

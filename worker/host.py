@@ -34,6 +34,15 @@ from worker.wakefulness import Wakefulness
 log = logging.getLogger(__name__)
 
 
+CONNECTS_AT_ONCE = 50
+"""Handshakes with the STT service that may be open at the same time.
+
+A thousand sessions may begin, or lose their sockets, at once. A handshake takes milliseconds of our
+CPU, most of it TLS: of fifty together the sessions that run feel little. And a server that listens
+with the usual backlog of 100 drops no packet of ours, which would be sent again a second later. At
+300 ms each, fifty at once are 160 sessions a second.
+"""
+
 DOUBT_AFTER_S = 15.0
 """Age of a refusal of the key after which a worker without sessions tries it again."""
 
@@ -129,6 +138,9 @@ class Host:
     pace: Pace
     undertaker: Undertaker
     tracing: Tracing
+    connects: anyio.CapacityLimiter = field(
+        default_factory=lambda: anyio.CapacityLimiter(CONNECTS_AT_ONCE)
+    )
     credentials: Credentials = field(default_factory=Credentials)
     crashes: Crashes = field(default_factory=Crashes)
     outage: Outage = field(default_factory=Outage)

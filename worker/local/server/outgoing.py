@@ -1,5 +1,6 @@
 """What the server has to say on one connection, written in order by one task."""
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -80,6 +81,7 @@ class Outgoing:
         elif late.delay_s:
             await anyio.sleep(late.delay_s)
         self.deaf = False
+        self._seen.greeted_at = time.monotonic()
         await self._ws.send(encode_connected(self._seen.request_id), text=True)
         self.greeted.set()
 

@@ -43,6 +43,8 @@ class Seen:
         self.params: Params | None = None
         """None until they are read, and for ever if they were refused."""
         self.opened_at = time.monotonic()
+        self.greeted_at: float | None = None
+        """When `connected` was sent, and so the opening over."""
         self.closed_at: float | None = None
         self.close_code: int | None = None
         self.audio_bytes = 0
