@@ -59,6 +59,7 @@ class Committer:
         self._redis = redis
         self._health = health
         self._dirty: dict[Committing, None] = {}
+        self._again: list[tuple[Committing, Commit]] = []
         self._wake = anyio.Event()
 
     def want(self, session: Committing) -> None:
@@ -71,14 +72,16 @@ class Committer:
         while True:
             await self._wake.wait()
             self._wake = anyio.Event()
-            while self._dirty:
+            while self._dirty or self._again:
                 began = time.monotonic()
                 await self._send_some()
                 await anyio.sleep(max(0.0, BATCH_EVERY_S - (time.monotonic() - began)))
 
     async def _send_some(self) -> None:
-        batch: list[tuple[Committing, Commit]] = []
-        while self._dirty and len(batch) < BATCH:
+        # Beside what was not answered: one node of a cluster may fail, and the others not.
+        batch, self._again = self._again, []
+        at_most = len(batch) + BATCH
+        while self._dirty and len(batch) < at_most:
             session = next(iter(self._dirty))
             del self._dirty[session]
             try:
@@ -89,8 +92,8 @@ class Committer:
                 continue
             if commit is not None:
                 batch.append((session, commit))
-        while batch:
-            batch = await patiently(self._health, partial(self._attempt, batch))
+        if batch:
+            self._again = await patiently(self._health, partial(self._attempt, batch))
 
     async def _attempt(
         self, batch: list[tuple[Committing, Commit]]
@@ -117,5 +120,5 @@ class Committer:
             self._health.failed(outage)
             await anyio.sleep(0.2)
         elif again:
-            await COMMIT.load(self._redis)
+            await patiently(self._health, partial(COMMIT.load, self._redis))
         return again

@@ -255,10 +255,7 @@ class Intake:
 
     async def settle(self, entry: str) -> None:
         """Remove an entry whose session is over, or never was. Safe to repeat."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xack(self._keys.sessions, GROUP, entry)
-            pipe.xdel(self._keys.sessions, entry)
-            await pipe.execute()
+        await scripts.SETTLE(self._redis, [self._keys.sessions], [GROUP, entry])
 
     async def bury(self, dead: DeadEntry) -> None:
         """Append a refused entry to the dead stream."""

@@ -1,0 +1,7 @@
+#!lua flags=allow-oom
+-- Remove an entry whose session is over, from the group and from the stream.
+--
+-- KEYS  1 sessions
+-- ARGV  1 group  2 entry
+redis.call("XACK", KEYS[1], ARGV[1], ARGV[2])
+redis.call("XDEL", KEYS[1], ARGV[2])
