@@ -8,10 +8,10 @@ import pytest
 import redis as blocking
 from anyio.from_thread import start_blocking_portal
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
-from tests.stage import KEY, Stage
+from tests.stage import KEY, Place, Stage
+from worker.bus.connection import connect
+from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel
 from worker.local.engines.script import ScriptEngine, ScriptOptions
 from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
@@ -34,11 +34,51 @@ def redis_server() -> Iterator[EmbeddedRedis]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[EmbeddedCluster]:
+    """One cluster of three masters for the whole run; nobody breaks it."""
+    with (
+        start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(EmbeddedCluster.start()) as cluster,
+    ):
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def redis_sentinel() -> Iterator[EmbeddedSentinel]:
+    """One master with its sentinel for the whole run; nobody breaks it."""
+    with (
+        start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(EmbeddedSentinel.start()) as servers,
+    ):
+        yield servers
+
+
 @pytest.fixture
-async def redis(redis_server: EmbeddedRedis) -> AsyncIterator[Redis]:
+def bus_kind() -> str:
+    """Kind of Redis below the bus: tests that run on each are parametrized with `ON_EACH_BUS`."""
+    return "plain"
+
+
+@pytest.fixture
+def bus_place(bus_kind: str, request: pytest.FixtureRequest) -> Place:
+    """Where the bus is."""
+    match bus_kind:
+        case "cluster":
+            cluster: EmbeddedCluster = request.getfixturevalue("redis_cluster")
+            return Place(cluster.url, tuple(master.url for master in cluster.masters))
+        case "sentinel":
+            servers: EmbeddedSentinel = request.getfixturevalue("redis_sentinel")
+            return Place(servers.url, (servers.master.url,))
+        case _:
+            server: EmbeddedRedis = request.getfixturevalue("redis_server")
+            return Place(server.url, (server.url,))
+
+
+@pytest.fixture
+async def redis(bus_place: Place) -> AsyncIterator[Redis]:
     """Connect as the worker does: raw bytes, and no command ever sent twice."""
-    retry = Retry(NoBackoff(), 0)
-    async with Redis.from_url(redis_server.url, protocol=2, retry=retry) as client:
+    async with connect(bus_place.url) as client:
         yield client
 
 
@@ -49,14 +89,16 @@ def expected_leftovers() -> list[str]:
 
 
 @pytest.fixture
-def bus_prefix(redis_server: EmbeddedRedis, expected_leftovers: list[str]) -> Iterator[str]:
+def bus_prefix(bus_place: Place, expected_leftovers: list[str]) -> Iterator[str]:
     """Key prefix of one test. Keys left under it that were not expected fail the test."""
     prefix = f"test-{uuid4().hex[:12]}"
     yield prefix
-    with blocking.Redis.from_url(redis_server.url) as client:
-        left = [key.decode() for key in client.scan_iter(f"{prefix}:*", count=1_000)]
-        if left:
-            client.delete(*left)
+    left = []
+    for url in bus_place.masters:
+        with blocking.Redis.from_url(url) as client:
+            for key in client.scan_iter(f"{prefix}:*", count=1_000):
+                left.append(key.decode())
+                client.delete(key)
     names = sorted(key.removeprefix(f"{prefix}:") for key in left)
     leaked = [
         name
@@ -77,11 +119,11 @@ async def stt() -> AsyncIterator[TurnsServer]:
 @pytest.fixture
 def stage(
     redis: Redis,
-    redis_server: EmbeddedRedis,
+    bus_place: Place,
     bus_prefix: str,
     stt: TurnsServer,
     expected_leftovers: list[str],
 ) -> Stage:
     """Set the stage: a bus and an STT service; nothing runs on it yet."""
     expected_leftovers += ["sessions", "lanes", "dead", "{0}:turns", "{0}:state:*", "{0}:audio:*"]
-    return Stage(redis, redis_server.url, bus_prefix, stt.url)
+    return Stage(redis, bus_place.url, bus_prefix, stt.url)

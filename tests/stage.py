@@ -6,14 +6,17 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
+import pytest
 from anyio.abc import Process
 from redis.asyncio import Redis
 
 from schemas.turns import Event, SessionEnded, TurnEnd, TurnEvent, decode_turn_entry
+from worker.bus.connection import BusHealth, patiently
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import words_of
 from worker.service import Worker
@@ -27,6 +30,19 @@ PATIENCE_S = 60.0
 """A test that has not seen what it waits for by then has failed; nothing is asserted on time."""
 
 
+ON_CLUSTER_TOO = pytest.mark.parametrize("bus_kind", ["plain", "cluster"])
+ON_EACH_BUS = pytest.mark.parametrize("bus_kind", ["plain", "cluster", "sentinel"])
+"""Runs a test on one server, on a cluster, and by way of a sentinel."""
+
+
+class Place(NamedTuple):
+    """Where a bus is."""
+
+    url: str
+    masters: tuple[str, ...]
+    """Plain URL of each server that holds keys."""
+
+
 class Stage:
     """One test's bus and STT service."""
 
@@ -35,6 +51,8 @@ class Stage:
         self.redis_url = redis_url
         self.prefix = prefix
         self.stt_url = stt_url
+        self.lanes: dict[str, str] = {}
+        """Of each session that is not on lane 0."""
 
     def settings(self, **changed: Any) -> Settings:
         """Return a worker's settings on this stage."""
@@ -90,10 +108,14 @@ class Stage:
 
     def audio_key(self, session: str) -> str:
         """Name a session's audio stream, as a producer does."""
-        return f"{self.prefix}:{{0}}:audio:{session}"
+        return f"{self.prefix}:{{{self._lane(session)}}}:audio:{session}"
+
+    def _lane(self, session: str) -> str:
+        return self.lanes.get(session, "0")
 
     async def announce(self, session: str, audio: AudioFormat = PCM16, **fields: str) -> str:
         """Append a session entry and return its id."""
+        self.lanes[session] = fields.get("lane", "0")
         return await self.announce_as(
             {
                 "session": session,
@@ -136,12 +158,18 @@ class Stage:
     # -- consuming
 
     async def events(self, lane: str = "0", key: str | None = None) -> AsyncIterator[TurnEvent]:
-        """Follow the turns of a lane, or of the stream `key`, from the first one on."""
+        """Follow the turns of a lane, or of the stream `key`, from the first one on.
+
+        Waits while Redis is away.
+        """
+        health = BusHealth()
         key = key or f"{self.prefix}:{{{lane}}}:turns"
         cursor: Any = "0"
         deadline = anyio.current_time() + PATIENCE_S
         while anyio.current_time() < deadline:
-            reply: Any = await self.redis.xread({key: cursor}, block=100)
+            reply: Any = await patiently(
+                health, partial(self.redis.xread, {key: cursor}, block=100)
+            )
             for _, rows in reply:
                 for entry, fields in rows:
                     cursor = entry
@@ -151,19 +179,20 @@ class Stage:
     async def until_ended(self, *sessions: str) -> dict[str, list[TurnEvent]]:
         """Return all events of these sessions, once each has ended."""
         seen: dict[str, list[TurnEvent]] = {session: [] for session in sessions}
-        waiting = set(sessions)
-        async for event in self.events():
-            if event.session in seen:
-                seen[event.session].append(event)
-                if isinstance(event, SessionEnded):
-                    waiting.discard(event.session)
-            if not waiting:
-                break
+        for lane in {self._lane(session) for session in sessions}:
+            waiting = {session for session in sessions if self._lane(session) == lane}
+            async for event in self.events(lane):
+                if event.session in seen:
+                    seen[event.session].append(event)
+                    if isinstance(event, SessionEnded):
+                        waiting.discard(event.session)
+                if not waiting:
+                    break
         return seen
 
     async def until(self, session: str, kind: type[E], count: int = 1) -> E:
         """Return the `count`th event of a kind, once it is published."""
-        async for event in self.events():
+        async for event in self.events(self._lane(session)):
             if event.session == session and isinstance(event, kind):
                 count -= 1
                 if count == 0:

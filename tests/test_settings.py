@@ -132,6 +132,10 @@ def test_service_links_of_kubernetes_are_not_settings() -> None:
         "redis://:p%2Fw@[::1]:6380/3",
         "rediss://u:p@redis.example:6380/0?ssl_ca_certs=/etc/ca.pem",
         "unix:///run/redis.sock?db=2",
+        "redis+cluster://h",
+        "rediss+cluster://u:p%2Fw@a:7000,b.example:7001,[::1]:7002?ssl_ca_certs=/etc/ca.pem",
+        "redis+sentinel://a:26379,b/main/3",
+        "rediss+sentinel://:p@a/main",
     ],
 )
 def test_redis_urls(url: str) -> None:
@@ -151,8 +155,23 @@ def test_redis_urls(url: str) -> None:
         ("redis://h?password=hunter2", "options can only be db, ssl_ca_certs"),
         ("redis://h?socket_timeout=5", "options can only be db, ssl_ca_certs"),
         ("unix://", "must name a socket: unix:///PATH"),
-        ("redis+sentinel://:hunter2@h/m", "redis+sentinel:// is not supported yet"),
-        ("redis+cluster://:hunter2@h", "redis+cluster:// is not supported yet"),
+        ("redis+cluster://:hunter2@h/3", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
+        ("redis+cluster://:hunter2@h:0", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
+        ("redis+cluster://:hunter2@", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
+        ("redis+cluster://a,,b", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
+        ("redis+cluster://:hunter2/x@h", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
+        ("redis+cluster://h?db=2", "options can only be ssl_ca_certs"),
+        ("redis+sentinel://:hunter2@h", "must be redis+sentinel://[USER:PASSWORD@]HOST[:PORT]["),
+        ("redis+sentinel://:hunter2@h//0", "must be redis+sentinel://[USER:PASSWORD@]HOST[:PORT]["),
+        (
+            "redis+sentinel://:hunter2@h/main/x",
+            "must be redis+sentinel://[USER:PASSWORD@]HOST[:PORT][",
+        ),
+        (
+            "redis+sentinel://:hunter2@h:port/m",
+            "must be redis+sentinel://[USER:PASSWORD@]HOST[:PORT][",
+        ),
+        ("redis+sentinel://:hunter2@h/m#x", "is not a URL; percent-encode"),
     ],
 )
 def test_redis_urls_refused_without_a_word_of_the_password(url: str, what: str) -> None:
@@ -245,6 +264,8 @@ def test_repr_hides_the_password() -> None:
         ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
         ("rediss://u:p@h:1/2?ssl_ca_certs=x", "rediss://***@h:1/2"),
         ("redis://:a@b@h", "redis://***@h"),
+        ("redis+cluster://u:p@a:1,b:2?ssl_ca_certs=x", "redis+cluster://***@a:1,b:2"),
+        ("redis+sentinel://:p@a:1,b/main/0", "redis+sentinel://***@a:1,b/main/0"),
         ("unix:///run/r.sock?db=1", "unix:///run/r.sock"),
         ("nonsense", "***"),
     ],

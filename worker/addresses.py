@@ -5,6 +5,7 @@ a password.
 """
 
 import re
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
@@ -12,6 +13,13 @@ _REDIS_OPTIONS = frozenset(
     {"db", "ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname"}
     | {"ssl_ciphers", "ssl_keyfile", "ssl_min_version"}
 )
+_HOSTS = "[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]"
+_SERVERS = {  # by scheme: the shape of the rest, and the usual port
+    "redis+cluster": (_HOSTS, 6379),
+    "rediss+cluster": (_HOSTS, 6379),
+    "redis+sentinel": (f"{_HOSTS}/SERVICE[/DB]", 26379),
+    "rediss+sentinel": (f"{_HOSTS}/SERVICE[/DB]", 26379),
+}
 
 
 def redacted(url: str) -> str:
@@ -28,19 +36,86 @@ def redacted(url: str) -> str:
 
 
 def check_redis_url(url: str) -> None:
-    """Refuse what no client could use, and what is not supported."""
+    """Refuse what no client could use."""
+    scheme = url.partition("://")[0]
+    if scheme in _SERVERS:
+        read_servers(url)
+        return
     parts = _split(url)
-    if parts.scheme in {"redis+sentinel", "redis+cluster"}:
-        raise ValueError(f"{parts.scheme}:// is not supported yet")
     if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError("must begin with redis://, rediss:// or unix://")
+        raise ValueError(
+            "must begin with redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://"
+        )
     if parts.scheme == "unix":
         if not parts.path.strip("/"):
             raise ValueError("must name a socket: unix:///PATH")
     elif not parts.hostname or not re.fullmatch(r"/?|/\d+", parts.path):
         raise ValueError(f"must be {parts.scheme}://[USER:PASSWORD@]HOST[:PORT][/DB]")
-    if not parse_qs(parts.query, keep_blank_values=True).keys() <= _REDIS_OPTIONS:
-        raise ValueError(f"options can only be {', '.join(sorted(_REDIS_OPTIONS))}")
+    _check_options(parts.query, _REDIS_OPTIONS)
+
+
+@dataclass(frozen=True)
+class Servers:
+    """What a URL says of several servers: those of a cluster, or its sentinels."""
+
+    addresses: tuple[tuple[str, int], ...]
+    """Host and port of each; any one of them will do."""
+    service: str
+    """What the sentinels call the master; empty for a cluster."""
+    scheme: str
+    userinfo: str = field(repr=False)
+    place: str
+    """What follows the host: database and options."""
+
+    def url(self, host: str, port: int, *, with_password: bool = True) -> str:
+        """Return the plain URL of one server. It may hold a secret: use `redacted` to show it."""
+        userinfo = f"{self.userinfo}@" if self.userinfo and with_password else ""
+        return (
+            f"{self.scheme}://{userinfo}{f'[{host}]' if ':' in host else host}:{port}{self.place}"
+        )
+
+
+def read_servers(url: str) -> Servers | None:
+    """Read a URL of several servers; None if it is the URL of one.
+
+    Raises ValueError with what is wrong.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme not in _SERVERS:
+        return None
+    shape, port = _SERVERS[scheme]
+    found = re.fullmatch(r"([^/?#]*)(/[^?#]*)?(?:\?([^#]*))?", rest)
+    if not found:
+        raise ValueError("is not a URL; percent-encode / ? # @ in a password")
+    authority, path, query = (part or "" for part in found.groups())
+    userinfo, _, hosts = authority.rpartition("@")
+    addresses = tuple(_address(host, port) for host in hosts.split(","))
+    named = re.fullmatch(
+        r"/([A-Za-z0-9._-]+)(?:/(\d*))?" if "SERVICE" in shape else r"()/?(0?)", path
+    )
+    if None in addresses or not named:
+        raise ValueError(f"must be {scheme}://{shape}")
+    _check_options(query, _REDIS_OPTIONS - {"db"})
+    return Servers(
+        tuple(address for address in addresses if address),
+        named[1],
+        scheme.partition("+")[0],
+        userinfo,
+        f"/{named[2] or 0}" + (f"?{query}" if query else ""),
+    )
+
+
+def _address(text: str, port: int) -> tuple[str, int] | None:
+    """Read `HOST[:PORT]`; None if it is not that."""
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+))(?::(\d{1,5}))?", text)
+    if not found or not 0 < int(found[3] or port) < 65_536:
+        return None
+    return found[1] or found[2], int(found[3] or port)
+
+
+def _check_options(query: str, known: frozenset[str]) -> None:
+    if not parse_qs(query, keep_blank_values=True).keys() <= known:
+        raise ValueError(f"options can only be {', '.join(sorted(known))}")
 
 
 def check_stt_url(url: str) -> None:

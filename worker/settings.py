@@ -36,7 +36,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How one worker runs. Durations are in the unit of their suffix."""
 
     redis_url: str = "redis://127.0.0.1:6379/0"
-    """`redis://`, `rediss://` (TLS) or `unix://`."""
+    """`redis://`, `rediss://` (TLS), `unix://`; `redis+cluster://` and `redis+sentinel://` (with
+    TLS: `rediss+...`)."""
     prefix: Name = "stt"
     """First part of every key's name."""
     worker_id: Name = msgspec.field(default_factory=socket.gethostname)

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from schemas.keys import Keys
+from tests.stage import ON_EACH_BUS
 from worker.bus.commits import CRASHED, Commit, Committer
 from worker.bus.connection import BusHealth, connect
 from worker.bus.scripts import COMMIT
@@ -65,6 +66,7 @@ async def bench(redis: Redis, bus_prefix: str, expected_leftovers: list[str]) ->
     return bench
 
 
+@ON_EACH_BUS
 async def test_events_are_applied_once(bench: Bench) -> None:
     commit = bench.commit(2, ["a", "b"])
     assert await bench.run(commit) == ("ok", 3)
@@ -90,6 +92,7 @@ async def test_no_state_no_commit(bench: Bench) -> None:
     assert await bench.published() == []
 
 
+@ON_EACH_BUS
 async def test_trims_what_is_covered(bench: Bench) -> None:
     audio = bench.keys.audio("0", "s")
     for ms in (10, 20, 30):
@@ -99,6 +102,7 @@ async def test_trims_what_is_covered(bench: Bench) -> None:
     assert [entry for entry, _ in rows] == [b"20-0", b"30-0"]
 
 
+@ON_EACH_BUS
 async def test_the_end(bench: Bench) -> None:
     audio = bench.keys.audio("0", "s")
     await bench.redis.xadd(audio, {"audio": b"x"})
@@ -133,6 +137,7 @@ class Speaker:
         self.answered.set()
 
 
+@ON_EACH_BUS
 async def test_the_committer_answers_each(bench: Bench) -> None:
     good = Speaker(bench.commit(2, ["a"]))
     late = Speaker(bench.commit(9, ["z"]))

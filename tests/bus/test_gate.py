@@ -6,9 +6,12 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from schemas.keys import Keys
+from tests.stage import ON_CLUSTER_TOO
 from worker.bus import gate as module
 from worker.bus.connection import BusHealth
 from worker.bus.gate import Gate, Seat
+
+pytestmark = ON_CLUSTER_TOO
 
 
 @pytest.fixture

@@ -9,7 +9,10 @@ from redis.asyncio import Redis
 from schemas.audio import decode_session
 from schemas.keys import GROUP, Keys
 from schemas.turns import SessionStarted, WorkerRecord
+from tests.stage import ON_EACH_BUS
 from worker.bus.intake import Claim, Fence, Intake, Owned, Ownership
+
+pytestmark = ON_EACH_BUS
 
 FIELDS = {"session": "call-1", "encoding": "pcm_s16le", "sample_rate": "16000"}
 

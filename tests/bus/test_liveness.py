@@ -6,9 +6,12 @@ from redis.asyncio import Redis
 
 from schemas.keys import Keys
 from schemas.turns import WorkerRecord
+from tests.stage import ON_CLUSTER_TOO
 from worker.bus.connection import BusHealth
 from worker.bus.intake import Intake
 from worker.bus.liveness import LOOK_S, RECORDS_S, Liveness
+
+pytestmark = ON_CLUSTER_TOO
 
 
 async def test_a_death_is_told_once(

@@ -8,9 +8,12 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from tests.stage import ON_CLUSTER_TOO
 from worker.bus import reader as module
 from worker.bus.connection import BusHealth
 from worker.bus.reader import AudioReader, Entries
+
+pytestmark = ON_CLUSTER_TOO
 
 
 class Listener:

@@ -7,8 +7,11 @@ import pytest
 from redis.asyncio import Redis
 
 from schemas.keys import GROUP, Keys
+from tests.stage import ON_CLUSTER_TOO
 from worker.bus.intake import Intake
 from worker.bus.sweeper import Sweeper
+
+pytestmark = ON_CLUSTER_TOO
 
 
 class Floor:

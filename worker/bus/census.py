@@ -14,6 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 from schemas.audio import Fields, session_id, session_lane
 from schemas.keys import GROUP, RELEASED, Keys
 from schemas.turns import WorkerRecord
+from worker.bus.connection import is_outage
 from worker.core import ids
 from worker.core.ledger import LedgerState
 from worker.core.turns import TurnState
@@ -113,6 +114,9 @@ async def census(redis: Redis, keys: Keys, lease_ms: int) -> list[Status]:
                 pipe.hget(keys.state(each.lane, each.session), "snapshot")
                 pipe.xinfo_stream(keys.audio(each.lane, each.session))
             replies = await pipe.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, RedisError) and is_outage(reply):
+                raise reply
         for each, raw, audio in zip(batch, replies[::2], replies[1::2], strict=True):
             snapshot = _snapshot(raw)
             lag_ms, lag_bytes = _lag(snapshot.ledger, audio)

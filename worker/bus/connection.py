@@ -17,6 +17,9 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from worker.addresses import read_servers
+from worker.bus.cluster import Cluster
+from worker.bus.sentinel import Sentinels
 from worker.core.faults import Backoff
 
 log = logging.getLogger(__name__)
@@ -33,9 +36,6 @@ _WAIT_PREFIXES = (
     "READONLY",
     "MISCONF",
     "BUSY",
-    "CLUSTERDOWN",
-    "MASTERDOWN",
-    "TRYAGAIN",
     "NOREPLICAS",
     "NOAUTH",
     "WRONGPASS",
@@ -43,7 +43,25 @@ _WAIT_PREFIXES = (
 
 
 def connect(url: str) -> Redis:
-    """Return a client for `url`; it connects on first use and never retries by itself."""
+    """Return a client for `url`; it connects on first use and never retries by itself.
+
+    Of a cluster it is a `Cluster`; of sentinels, one that asks them for the master with each new
+    connection.
+    """
+    servers = read_servers(url)
+    if servers is None:
+        return _client(url)
+    if not servers.service:
+        return Cluster(servers.addresses, lambda node: _client(servers.url(*node)))
+    sentinels = Sentinels(
+        servers.addresses,
+        servers.service,
+        lambda at, with_password: _client(servers.url(*at, with_password=with_password)),
+    )
+    return _client(servers.url("master", 0), find_master=sentinels.master)
+
+
+def _client(url: str, **extra: Any) -> Redis:  # noqa: ANN401 - what the class of its connections has
     # Whoever finds every connection taken waits for one: a worker that is busy is no outage.
     pool = BlockingConnectionPool.from_url(
         url,
@@ -55,13 +73,24 @@ def connect(url: str) -> Redis:
         max_connections=MAX_CONNECTIONS,
     )
     pool.connection_class = type(
-        pool.connection_class.__name__, (_BusConnection, pool.connection_class), {}
+        pool.connection_class.__name__,
+        (_BusConnection, pool.connection_class),
+        {name: staticmethod(value) for name, value in extra.items()},
     )
     return Redis.from_pool(pool)
 
 
 class _BusConnection(AbstractConnection):
     """A connection for many small commands, that can be cut between two of them."""
+
+    find_master: Callable[[], Awaitable[tuple[str, int]]] | None = None
+    """Tells where to connect, if that is not always the same."""
+
+    async def connect(self) -> None:
+        """Connect, unless that is done."""
+        if self.find_master is not None and not self.is_connected:
+            self.host, self.port = await self.find_master()
+        await super().connect()  # type: ignore[no-untyped-call]
 
     def pack_command(self, *args: Any) -> list[bytes]:  # noqa: ANN401 - as in the client
         """Write a command as bytes.
@@ -84,6 +113,15 @@ class _BusConnection(AbstractConnection):
             # asyncio's own transports drop what is written once they are cut; uvloop's raise.
             raise exceptions.ConnectionError(f"cannot write: {error}") from error
 
+    async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as in the client
+        """Read a reply."""
+        try:
+            return await super().read_response(*args, **options)
+        except exceptions.ReadOnlyError:
+            # It was the master once: by its name, or its sentinel, another is found.
+            await self.disconnect()
+            raise
+
 
 def is_outage(error: BaseException) -> bool:
     """Say whether waiting may cure it: Redis away, loading, full, failing over, locked.
@@ -97,6 +135,8 @@ def is_outage(error: BaseException) -> bool:
         exceptions.ReadOnlyError,
         exceptions.OutOfMemoryError,
         exceptions.AuthenticationError,
+        exceptions.ClusterDownError,
+        exceptions.TryAgainError,
     )
     if isinstance(error, kinds) or is_about_a_command(error):
         return True

@@ -8,18 +8,16 @@ seen alive again; and where the counts cannot be asked for, the lease alone deci
 
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import msgspec
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 from redis.exceptions import NoPermissionError, RedisError
 
 from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
+from worker.bus.channels import SubscriberCounts, hold, subscriber_counts
 from worker.bus.connection import BusHealth, describe, patiently
 from worker.bus.intake import Intake
 
@@ -34,19 +32,6 @@ CLOCKS_S = 1.5
 
 STALE_S = 60.0
 """Idleness after which a consumer that owns nothing is nobody's, whether seen alive or not."""
-
-
-C = TypeVar("C", Redis, PubSub)
-
-
-@asynccontextmanager
-async def _closing(connection: C) -> AsyncIterator[C]:
-    """Close the connection for certain, cancelled or not."""
-    try:
-        yield connection
-    finally:
-        with anyio.CancelScope(shield=True):
-            await connection.aclose()  # type: ignore[no-untyped-call]
 
 
 def _record(raw: bytes) -> WorkerRecord | None:
@@ -78,10 +63,7 @@ class Liveness:
         """Hold our subscription until cancelled, or denied."""
         while True:
             try:
-                async with _closing(self._redis.pubsub()) as pubsub:
-                    await pubsub.subscribe(self._keys.alive(self._intake.consumer))
-                    while True:
-                        await pubsub.get_message(timeout=1.0)
+                await hold(self._redis, self._keys.alive(self._intake.consumer))
             except NoPermissionError as error:
                 log.warning(
                     "should this worker be killed, only its lease will tell: grant its Redis user "
@@ -98,8 +80,8 @@ class Liveness:
         """Watch the others until cancelled."""
         while True:
             try:
-                async with _closing(self._redis.client()) as connection:
-                    await self._watch(connection)
+                async with subscriber_counts(self._redis) as counts:
+                    await self._watch(counts)
             except (RedisError, OSError) as error:
                 log.debug("cannot watch other workers: %s", describe(error))
                 await anyio.sleep(RECORDS_S)
@@ -117,18 +99,18 @@ class Liveness:
         for owner in owners:
             await self._retire(records.get(owner), owner)
 
-    async def _watch(self, connection: Redis) -> None:
+    async def _watch(self, counts: SubscriberCounts) -> None:
         read_at = 0.0
         while True:
             now = time.monotonic()
             if now - read_at >= RECORDS_S:
                 read_at = now
-                await self._read_records(connection)
-            await self._count(connection)
+                await self._read_records()
+            await self._count(counts)
             await anyio.sleep(LOOK_S)
 
-    async def _read_records(self, connection: Redis) -> None:
-        rows: Any = await connection.hgetall(self._keys.workers)
+    async def _read_records(self) -> None:
+        rows: Any = await self._redis.hgetall(self._keys.workers)
         self._records = {
             worker_id.decode("utf-8", "replace"): record
             for worker_id, raw in rows.items()
@@ -147,14 +129,13 @@ class Liveness:
         for gone in self._declared.keys() - self._others:
             del self._declared[gone]
 
-    async def _count(self, connection: Redis) -> None:
+    async def _count(self, counts: SubscriberCounts) -> None:
         others = {self._keys.alive(name): name for name in self._others}
         if not others:
             return
         ids = {record.consumer: worker_id for worker_id, record in self._records.items()}
-        counts: Any = await connection.pubsub_numsub(*others)
-        for channel, count in counts:
-            consumer = others[channel.decode()]
+        for channel, count in (await counts.of([*others])).items():
+            consumer = others[channel]
             if count:
                 self._seen.add(consumer)
                 self._missed.discard(consumer)

@@ -14,6 +14,7 @@ from schemas import Encoding, Keys
 from worker import telemetry
 from worker.addresses import redacted
 from worker.admin import Readiness, serve_admin
+from worker.bus.cluster import Cluster
 from worker.bus.connection import describe
 from worker.bus.rights import missing_rights
 from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
@@ -27,6 +28,7 @@ from worker.errors import (
     SttPermanent,
     SttTransient,
 )
+from worker.plurals import counted
 from worker.settings import Settings, api_key
 from worker.stt.cartesia import Service, StreamSettings, open_stream
 
@@ -150,22 +152,31 @@ async def _check_traces(_settings: Settings, report: Report) -> None:
 
 
 async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None:
-    about: dict[str, Any] = await redis.info()
+    masters = await redis.masters() if isinstance(redis, Cluster) else [redis]
+    abouts: list[dict[str, Any]] = [await master.info() for master in masters]
+    about = min(abouts, key=_version)
     name = "Valkey" if "valkey_version" in about else "Redis"
-    version = str(about.get("valkey_version") or about["redis_version"])
-    where = f"{name} {version} at {redacted(settings.redis_url)}"
-    if tuple(map(int, version.split(".")[:2])) >= _OLDEST_REDIS:
+    where = f"{name} {'.'.join(map(str, _version(about)))} at {redacted(settings.redis_url)}"
+    if isinstance(redis, Cluster):
+        where += f", a cluster of {counted(len(masters), 'master')}"
+    if _version(about) >= _OLDEST_REDIS:
         report(Finding("redis", "ok", where))
     else:
         oldest = ".".join(map(str, _OLDEST_REDIS))
         report(Finding("redis", "fail", f"{where} is too old; run {oldest} or later"))
-    policy = str(about.get("maxmemory_policy", "unknown"))
-    if policy == "noeviction":
+    policies = {str(each.get("maxmemory_policy", "unknown")) for each in abouts}
+    policy = " and ".join(sorted(policies - {"noeviction"}))
+    if not policy:
         report(Finding("memory", "ok", "maxmemory-policy is noeviction"))
     else:
         advice = "a full Redis would drop live sessions; set it to noeviction"
         report(Finding("memory", "warn", f"maxmemory-policy is {policy}: {advice}"))
     await _check_rights(redis, settings.prefix, report)
+
+
+def _version(about: dict[str, Any]) -> tuple[int, ...]:
+    version = str(about.get("valkey_version") or about["redis_version"])
+    return tuple(map(int, version.split(".")))
 
 
 async def _check_rights(redis: Redis, prefix: str, report: Report) -> None:

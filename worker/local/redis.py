@@ -51,10 +51,13 @@ class EmbeddedRedis:
     `async with EmbeddedRedis.start() as redis:` gives a server that answers at `redis.url`.
     """
 
-    def __init__(self, binary: Path, directory: Path, options: Mapping[str, str]) -> None:
+    def __init__(
+        self, binary: Path, directory: Path, options: Mapping[str, str], *, sentinel: bool = False
+    ) -> None:
         self._binary = binary
         self.directory = directory
-        self._options = options
+        self.options = options
+        self._sentinel = sentinel
         self._process: anyio.abc.Process | None = None
         self._leash = -1
         self.port = 0
@@ -67,11 +70,13 @@ class EmbeddedRedis:
         append_only: bool = False,
         maxmemory: int = 0,
         config: Mapping[str, str] | None = None,
+        binary: Path | None = None,
     ) -> AsyncIterator[Self]:
         """Run a server until the context ends.
 
         `append_only` keeps the data over `kill` and `restart`; `maxmemory` is in bytes, 0 for no
-        limit; `config` holds further server directives. Raises `LocalPartMissing` when there is
+        limit; `config` holds further server directives; `binary` is run instead of what
+        `find_server` finds. Raises `LocalPartMissing` when there is
         no server to run, `BusUnavailable` when it does not come up.
         """
         options = {
@@ -81,9 +86,24 @@ class EmbeddedRedis:
             "maxmemory": str(maxmemory),
             **(config or {}),
         }
-        binary = find_server()
+        async with cls._run(binary or find_server(), options) as server:
+            yield server
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start_sentinel(cls, binary: Path | None = None) -> AsyncIterator[Self]:
+        """Run a sentinel, which watches over nothing yet, until the context ends."""
+        options = {"bind": "127.0.0.1"}
+        async with cls._run(binary or find_server(), options, sentinel=True) as server:
+            yield server
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def _run(
+        cls, binary: Path, options: Mapping[str, str], *, sentinel: bool = False
+    ) -> AsyncIterator[Self]:
         with tempfile.TemporaryDirectory(prefix="turnbus-redis-") as directory:
-            server = cls(binary, Path(directory), options)
+            server = cls(binary, Path(directory), options, sentinel=sentinel)
             try:
                 await server._start_on_free_port()
                 yield server
@@ -128,7 +148,7 @@ class EmbeddedRedis:
 
     async def _start_on_free_port(self) -> None:
         for _ in range(_PORT_ATTEMPTS - 1):
-            self.port = _free_port()
+            self.port = free_port()
             try:
                 await self._spawn()
             except BusUnavailable as error:
@@ -137,13 +157,18 @@ class EmbeddedRedis:
                     raise
             else:
                 return
-        self.port = _free_port()
+        self.port = free_port()
         await self._spawn()
 
     async def _spawn(self) -> None:
         command = ["/bin/sh", "-c", _LAUNCH, "turnbus-redis", str(self.directory)]
-        command += [str(self._binary), "--port", str(self.port), "--dir", str(self.directory)]
-        for name, value in self._options.items():
+        command.append(str(self._binary))
+        if self._sentinel:  # it keeps what it knows in its configuration
+            memory = self.directory / "sentinel.conf"
+            memory.touch()
+            command += [str(memory), "--sentinel"]
+        command += ["--port", str(self.port), "--dir", str(self.directory)]
+        for name, value in self.options.items():
             command += [f"--{name}", value]
         log = self.directory / "server.log"
         watched, self._leash = os.pipe()
@@ -190,7 +215,8 @@ def find_server() -> Path:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody uses right now."""
     while True:
         port = secrets.choice(_PORTS)
         with socket.socket() as probe:

@@ -1,0 +1,137 @@
+"""Commands to a cluster: each at the node that holds its key, wherever that is by now."""
+
+from typing import Any
+
+import pytest
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.crc import key_slot
+
+from worker.bus.cluster import Cluster, key_of
+from worker.bus.connection import connect
+from worker.local.cluster import EmbeddedCluster, client, tell
+from worker.local.redis import EmbeddedRedis
+
+NAMES = [f"{{{number}}}:name" for number in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        (("GET", "a"), b"a"),
+        (("XGROUP CREATE", b"a", "g", "0"), b"a"),
+        (("EVALSHA", "sha", 2, "a", "b", "c"), b"a"),
+        (("XREAD", b"COUNT", b"5", b"STREAMS", "a", "b", "0", "0"), b"a"),
+        (("XREADGROUP", b"GROUP", "g", "c", b"STREAMS", "a", ">"), b"a"),
+        (("PING",), None),
+        (("SCRIPT LOAD", "return 1"), None),
+        (("CLUSTER", "SLOTS"), None),
+        (("SCAN", 0, "MATCH", "a"), None),
+    ],
+)
+def test_the_key_of_a_command(command: tuple[Any, ...], key: bytes | None) -> None:
+    assert key_of(command) == key
+
+
+@pytest.fixture
+def names(bus_prefix: str, expected_leftovers: list[str]) -> list[str]:
+    """Keys on all three nodes."""
+    expected_leftovers.append("*")
+    return [f"{bus_prefix}:{name}" for name in NAMES]
+
+
+@pytest.mark.parametrize("bus_kind", ["cluster"])
+async def test_commands_find_their_node(redis: Redis, names: list[str], bus_prefix: str) -> None:
+    assert isinstance(redis, Cluster)
+    for name in names:
+        await redis.set(name, name)
+    assert [await redis.get(name) for name in names] == [name.encode() for name in names]
+    found = [key async for key in redis.scan_iter(f"{bus_prefix}:*")]
+    assert sorted(found) == sorted(name.encode() for name in names)
+    for master in await redis.masters():
+        held = [key async for key in master.scan_iter(f"{bus_prefix}:*")]
+        assert 0 < len(held) < len(names)
+
+
+@pytest.mark.parametrize("bus_kind", ["cluster"])
+async def test_a_batch_goes_to_every_node(redis: Redis, names: list[str]) -> None:
+    text = "return redis.call('SET', KEYS[1], ARGV[1])"
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.script_load(text)
+        for name in names:
+            pipe.set(name, name)
+            pipe.get(name)
+        pipe.incr(names[3])
+        sha, *replies, refused = await pipe.execute(raise_on_error=False)
+    assert replies == [reply for name in names for reply in (True, name.encode())]
+    assert isinstance(refused, exceptions.ResponseError)
+    for name in names:
+        await redis.evalsha(sha, 1, name, "by script")
+        assert await redis.get(name) == b"by script"
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.incr(names[3])
+        with pytest.raises(exceptions.ResponseError, match="not an integer"):
+            await pipe.execute()
+    with pytest.raises(exceptions.DataError, match="no transaction"):
+        redis.pipeline(transaction=True)
+
+
+async def test_slots_that_moved_are_found(redis_cluster: EmbeddedCluster) -> None:
+    """In a command, in a batch, and while the move is under way."""
+    key = "{moving}:key"
+    slot = key_slot(key.encode())
+    first, second, _ = redis_cluster.masters
+    async with connect(redis_cluster.url) as redis:
+        assert isinstance(redis, Cluster)
+        port = (await redis.holder(key)).connection_pool.connection_kwargs["port"]
+        source = next(node for node in redis_cluster.masters if node.port == port)
+        target = second if source is first else first
+        await redis.set(key, "1")
+        names = [await redis_cluster.identity(node) for node in (source, target)]
+        async with client(source) as old, client(target) as new:
+            await tell(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+            await tell(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+            assert await redis.get(key) == b"1", "it is still there"
+            assert await redis.set("{moving}:new", "2"), "a new key is written where it will be"
+            async with redis.pipeline(transaction=False) as pipe:
+                pipe.get("{moving}:new")
+                pipe.get(key)
+                assert await pipe.execute() == [b"2", b"1"]
+            with pytest.raises(exceptions.TryAgainError):
+                await redis.exists(key, "{moving}:new")
+        await redis_cluster.migrate(slot, source, target)
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.get(key)
+            pipe.get("{moving}:new")
+            assert await pipe.execute() == [b"1", b"2"]
+        assert await redis.exists(key, "{moving}:new") == 2
+        await redis.delete(key, "{moving}:new")
+        await redis_cluster.migrate(slot, target, source)
+        assert await redis.get(key) is None
+
+
+async def test_a_node_that_fails_costs_its_own_keys_only() -> None:
+    async with EmbeddedCluster.start() as cluster, connect(cluster.url) as redis:
+        assert isinstance(redis, Cluster)
+        for node in cluster.masters:
+            async with client(node) as admin:
+                await tell(admin, "CONFIG", "SET", "cluster-require-full-coverage", "no")
+        lost = cluster.masters[1]
+        ports = {
+            name: (await redis.holder(name)).connection_pool.connection_kwargs["port"]
+            for name in NAMES
+        }
+        await lost.kill()
+        async with redis.pipeline(transaction=False) as pipe:
+            for name in NAMES:
+                pipe.set(name, "x")
+            replies = await pipe.execute(raise_on_error=False)
+        for name, reply in zip(NAMES, replies, strict=True):
+            assert (reply is True) is (ports[name] != lost.port)
+            assert reply is True or isinstance(reply, exceptions.ConnectionError)
+
+
+async def test_one_server_is_no_cluster(redis_server: EmbeddedRedis) -> None:
+    async with connect(f"redis+cluster://127.0.0.1:{redis_server.port}") as redis:
+        with pytest.raises(exceptions.ResponseError, match="cluster support disabled"):
+            await redis.get("a")

@@ -1,0 +1,215 @@
+"""A cluster and a sentinel: servers fail, change roles and hand slots on inside a turn."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+from redis.crc import key_slot
+
+from schemas import Encoding, Keys, SessionEntry
+from schemas.turns import SessionStarted, TurnUpdate
+from tests.stage import PATIENCE_S, PCM16, Stage, check_order, kinds, words
+from worker.bus.cluster import Cluster
+from worker.bus.connection import connect
+from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel, client, tell
+from worker.local.engines.script import hush, say
+from worker.local.producer import Producer
+from worker.local.redis import EmbeddedRedis
+from worker.local.server.server import TurnsServer
+
+CHUNK = 3_200
+WORD = 2 * CHUNK
+LANES = ("a", "b", "c", "d")
+"""On three masters: each has one of them at least."""
+KEYS = ["stt:{a}:turns", pytest.param("stt:sessions", marks=pytest.mark.slow)]
+
+
+class Call:
+    """A producer that waits out what happens, and can be held."""
+
+    def __init__(self, redis: Redis, session: str, lane: str, turns: int) -> None:
+        entry = SessionEntry(
+            session=session, encoding=Encoding.PCM_S16LE, sample_rate=16_000, lane=lane
+        )
+        self.session = session
+        self.lane = lane
+        self._producer = Producer(redis, Keys("stt"), entry)
+        self._turns = turns
+        self._may_go_on = anyio.Event()
+        self._may_go_on.set()
+        self._is_held = anyio.Event()
+
+    async def run(self) -> None:
+        await self._producer.announce()
+        sound = b"".join(
+            say(range(at * 3, at * 3 + 3), PCM16) + hush(1_000, PCM16) for at in range(self._turns)
+        )
+        for at in range(0, len(sound), CHUNK):
+            if at % WORD == 0 and not self._may_go_on.is_set():
+                self._is_held.set()
+                await self._may_go_on.wait()
+            await self._producer.append(sound[at : at + CHUNK])
+            await anyio.sleep(0.1)
+        await self._producer.end()
+
+    async def hold(self) -> None:
+        """Pause after a word."""
+        self._may_go_on, self._is_held = anyio.Event(), anyio.Event()
+        await self._is_held.wait()
+
+    def go_on(self) -> None:
+        self._may_go_on.set()
+
+    async def check(self, stage: Stage) -> None:
+        stage.lanes[self.session] = self.lane
+        events = (await stage.until_ended(self.session))[self.session]
+        check_order(events)
+        assert words(events) == list(range(self._turns * 3))
+        assert kinds(events).count("session.started") == 1
+
+
+@asynccontextmanager
+async def staged(url: str, stt: TurnsServer) -> AsyncIterator[Stage]:
+    """Set a stage of its own on a bus that will be broken."""
+    async with connect(url) as redis:
+        yield Stage(redis, url, "stt", stt.url)
+
+
+async def holder_of(cluster: EmbeddedCluster, redis: Redis, key: str) -> EmbeddedRedis:
+    assert isinstance(redis, Cluster)
+    port = (await redis.holder(key)).connection_pool.connection_kwargs["port"]
+    return next(node for node in (*cluster.masters, *cluster.replicas) if node.port == port)
+
+
+async def replicated(master: EmbeddedRedis) -> None:
+    """Wait until the replica has acknowledged all the master has written by now."""
+    async with client(master) as redis:
+        written = (await redis.info("replication"))["master_repl_offset"]
+        with anyio.fail_after(PATIENCE_S):
+            while (await redis.info("replication"))["slave0"]["offset"] < written:
+                await anyio.sleep(0.05)
+
+
+async def test_lanes_over_three_masters_and_a_worker_killed(
+    redis_cluster: EmbeddedCluster, stt: TurnsServer, tmp_path: Path
+) -> None:
+    async with staged(redis_cluster.url, stt) as stage:
+        calls = [Call(stage.redis, f"call-{lane}", lane, 6) for lane in LANES]
+        slots = {
+            (await holder_of(redis_cluster, stage.redis, f"stt:{{{lane}}}:turns")).port
+            for lane in LANES
+        }
+        assert len(slots) == 3
+        async with (
+            stage.worker_process("one", tmp_path / "one", lease_ms="30000") as first,
+            anyio.create_task_group() as tasks,
+        ):
+            for call in calls:
+                tasks.start_soon(call.run)
+                stage.lanes[call.session] = call.session.removeprefix("call-")
+                await stage.until(call.session, SessionStarted)
+            async with stage.worker_process("two", tmp_path / "two", lease_ms="30000"):
+                await anyio.sleep(2.5)  # so that the second has seen the first alive
+                for call in calls:
+                    await stage.until(call.session, TurnUpdate, 4)
+                first.send_signal(SIGKILL)
+                for call in calls:
+                    await call.check(stage)
+        assert "is dead" in (tmp_path / "two").read_text(), "its lease alone would be 30 s"
+        assert await stage.redis.exists("stt:workers") == 0, "the dead one is forgotten"
+        for call in calls:
+            lane = stage.lanes[call.session]
+            assert await stage.redis.get(Keys("stt").audio(lane, call.session)) == b"ended"
+        for master in redis_cluster.masters:
+            async with client(master) as redis:
+                await redis.flushdb()
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_a_slot_moves_inside_a_turn(
+    redis_cluster: EmbeddedCluster, stt: TurnsServer, key: str
+) -> None:
+    async with staged(redis_cluster.url, stt) as stage:
+        call = Call(stage.redis, "call-1", "a", 3)
+        stage.lanes["call-1"] = "a"
+        async with stage.worker(), anyio.create_task_group() as tasks:
+            tasks.start_soon(call.run)
+            await stage.until("call-1", TurnUpdate, 2)
+            source = await holder_of(redis_cluster, stage.redis, key)
+            target = next(node for node in redis_cluster.masters if node is not source)
+            slot = key_slot(key.encode())
+            await redis_cluster.migrate(slot, source, target, pause_s=0.3)
+            await call.check(stage)
+        assert isinstance(stage.redis, Cluster)
+        stage.redis.doubt()
+        assert await holder_of(redis_cluster, stage.redis, key) is target
+        await redis_cluster.migrate(slot, target, source)
+        for master in redis_cluster.masters:
+            async with client(master) as redis:
+                await redis.flushdb()
+
+
+@pytest.mark.parametrize(
+    ("how", "key"),
+    [
+        ("killed", "stt:{a}:turns"),
+        pytest.param("killed", "stt:sessions", marks=pytest.mark.slow),
+        pytest.param("asked to", "stt:{a}:turns", marks=pytest.mark.slow),
+        pytest.param("asked to", "stt:sessions", marks=pytest.mark.slow),
+    ],
+)
+async def test_a_master_fails_over_inside_a_turn(stt: TurnsServer, key: str, how: str) -> None:
+    async with (
+        EmbeddedCluster.start(replicas=True) as cluster,
+        staged(cluster.url, stt) as stage,
+        stage.worker() as worker,
+        anyio.create_task_group() as tasks,
+    ):
+        call = Call(stage.redis, "call-1", "a", 3)
+        stage.lanes["call-1"] = "a"
+        tasks.start_soon(call.run)
+        await stage.until("call-1", TurnUpdate, 2)
+        master = await holder_of(cluster, stage.redis, key)
+        replica = cluster.replicas[cluster.masters.index(master)]
+        if how == "killed":
+            await call.hold()
+            await replicated(master)
+            await master.kill()
+            with anyio.fail_after(PATIENCE_S):
+                while worker.health.up:
+                    await anyio.sleep(0.05)
+            call.go_on()
+        else:
+            async with client(replica) as redis:
+                await tell(redis, "CLUSTER", "FAILOVER")
+        await call.check(stage)
+        assert await holder_of(cluster, stage.redis, key) is replica
+
+
+async def test_a_sentinel_fails_over_inside_a_turn(stt: TurnsServer) -> None:
+    async with (
+        EmbeddedSentinel.start() as servers,
+        staged(servers.url, stt) as stage,
+        stage.worker() as worker,
+        anyio.create_task_group() as tasks,
+    ):
+        call = Call(stage.redis, "call-1", "0", 3)
+        tasks.start_soon(call.run)
+        await stage.until("call-1", TurnUpdate, 2)
+        await call.hold()
+        await replicated(servers.master)
+        await servers.master.kill()
+        with anyio.fail_after(PATIENCE_S):
+            while worker.health.up:
+                await anyio.sleep(0.05)
+        call.go_on()
+        await call.check(stage)
+        about: Any = await stage.redis.info("replication")
+        assert about["role"] == "master"
+        async with client(servers.replica) as redis:
+            assert await redis.xlen("stt:{0}:turns") > 0

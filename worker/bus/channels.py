@@ -1,0 +1,112 @@
+"""Channels that say by their subscribers who lives.
+
+On a cluster they are sharded: one node keeps each, by the same slots as keys, and only that node
+knows its subscribers. Elsewhere they are plain.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import anyio
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+
+from worker.bus.cluster import Cluster
+
+LOOK_S = 1.0
+"""How often a subscriber looks whether its channel is kept elsewhere by now."""
+
+C = TypeVar("C", Redis, PubSub)
+
+
+@asynccontextmanager
+async def _closing(connection: C) -> AsyncIterator[C]:
+    """Close the connection for certain, cancelled or not."""
+    try:
+        yield connection
+    finally:
+        with anyio.CancelScope(shield=True):
+            await connection.aclose()  # type: ignore[no-untyped-call]
+
+
+async def hold(redis: Redis, channel: str) -> None:
+    """Stay subscribed until cancelled, or until another node keeps the channel."""
+    if not isinstance(redis, Cluster):
+        async with _closing(redis.pubsub()) as pubsub:
+            await pubsub.subscribe(channel)
+            while True:
+                await pubsub.get_message(timeout=LOOK_S)
+    node = await redis.holder(channel)
+    with suppress(exceptions.AskError):  # or MOVED, which is one too: another node keeps it
+        async with _closing(node.pubsub()) as pubsub:
+            await pubsub.ssubscribe(channel)
+            while await redis.holder(channel) is node:
+                message = await pubsub.get_message(timeout=LOOK_S)
+                if message is not None and message["type"] == "sunsubscribe":
+                    break  # its slot has moved
+    redis.doubt()
+
+
+class SubscriberCounts:
+    """Counts subscribers, over the same connections each time."""
+
+    def __init__(self, redis: Redis, connections: AsyncExitStack) -> None:
+        self._redis = redis
+        self._connections = connections
+        self._by_node: dict[Redis, Redis] = {}
+        self._asked: dict[str, Redis] = {}
+
+    async def of(self, channels: Sequence[str]) -> dict[str, int]:
+        """Return how many subscribe to each channel.
+
+        Raises ConnectionError where another node keeps a channel than the last time: counts of
+        two nodes cannot be compared.
+        """
+        if not isinstance(self._redis, Cluster):
+            rows: Any = await (await self._to(self._redis)).pubsub_numsub(*channels)
+            return {channel.decode(): count for channel, count in rows}
+        by_node: dict[Redis, list[str]] = {}
+        for channel in channels:
+            node = await self._redis.holder(channel)
+            if self._asked.setdefault(channel, node) is not node:
+                raise exceptions.ConnectionError(f"another node keeps {channel}")
+            by_node.setdefault(node, []).append(channel)
+        counts: dict[str, int] = {}
+        try:
+            for node, names in by_node.items():
+                counts |= await self._sharded(await self._to(node), names)
+        except exceptions.AskError:  # MOVED is one too
+            self._redis.doubt()
+            raise
+        return counts
+
+    @staticmethod
+    async def _sharded(connection: Redis, channels: Iterable[str]) -> dict[str, int]:
+        """Count on the one node that keeps these channels.
+
+        A node that keeps them no more would count 0: where it does, it is asked for a key of the
+        channel's name, and refuses if the slot is another's.
+        """
+        flat: Any = await connection.execute_command(  # type: ignore[no-untyped-call]
+            "PUBSUB", "SHARDNUMSUB", *channels
+        )
+        counts = {name.decode(): count for name, count in zip(flat[::2], flat[1::2], strict=True)}
+        for channel, count in counts.items():
+            if not count:
+                await connection.exists(channel)
+        return counts
+
+    async def _to(self, node: Redis) -> Redis:
+        if node not in self._by_node:
+            connection = await self._connections.enter_async_context(_closing(node.client()))
+            self._by_node[node] = connection
+        return self._by_node[node]
+
+
+@asynccontextmanager
+async def subscriber_counts(redis: Redis) -> AsyncIterator[SubscriberCounts]:
+    """Give what counts subscribers."""
+    async with AsyncExitStack() as connections:
+        yield SubscriberCounts(redis, connections)

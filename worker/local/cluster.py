@@ -1,0 +1,204 @@
+"""Real Redis servers in company, for this machine only: a cluster, and a master with a sentinel."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import anyio
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS
+
+from worker.errors import BusUnavailable
+from worker.local.redis import EmbeddedRedis, free_port
+
+NODE_TIMEOUT_MS = 1_000
+"""Silence after which a node is failed over."""
+
+SERVICE = "turnbus"
+"""What the sentinel calls the master."""
+
+_FORM_TIMEOUT_S = 30.0
+
+
+class EmbeddedCluster:
+    """A cluster of server processes.
+
+    `async with EmbeddedCluster.start() as cluster:` gives one that is whole, at `cluster.url`.
+    """
+
+    def __init__(self, masters: list[EmbeddedRedis], replicas: list[EmbeddedRedis]) -> None:
+        self.masters = masters
+        """By the slots they began with, in order; equal shares."""
+        self.replicas = replicas
+        """Of each master in turn; none if the cluster has none."""
+
+    @classmethod
+    @asynccontextmanager
+    async def start(
+        cls, masters: int = 3, *, replicas: bool = False, binary: Path | None = None
+    ) -> AsyncIterator[Self]:
+        """Run a cluster until the context ends.
+
+        With `replicas`, each master has one. Raises as `EmbeddedRedis.start` does.
+        """
+        async with AsyncExitStack() as stack:
+            nodes = []
+            for _ in range(masters * (2 if replicas else 1)):
+                config = {
+                    "cluster-enabled": "yes",
+                    "cluster-port": str(free_port()),
+                    "cluster-node-timeout": str(NODE_TIMEOUT_MS),
+                    "cluster-replica-validity-factor": "0",
+                    "repl-diskless-sync-delay": "0",
+                    "repl-ping-replica-period": "1",
+                }
+                start = EmbeddedRedis.start(config=config, binary=binary)
+                nodes.append(await stack.enter_async_context(start))
+            cluster = cls(nodes[:masters], nodes[masters:])
+            await cluster._form()
+            yield cluster
+
+    @property
+    def url(self) -> str:
+        """Where to connect."""
+        return f"redis+cluster://{','.join(f'127.0.0.1:{each.port}' for each in self.masters)}"
+
+    async def _form(self) -> None:
+        share = -(-REDIS_CLUSTER_HASH_SLOTS // len(self.masters))
+        for number, node in enumerate(self.masters):
+            first = number * share
+            last = min(first + share, REDIS_CLUSTER_HASH_SLOTS) - 1
+            async with client(node) as redis:
+                # Before they meet: two that are equal would take a while to find out who is first.
+                await tell(redis, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+                await tell(redis, "CLUSTER", "ADDSLOTSRANGE", first, last)
+        everyone = [*self.masters, *self.replicas]
+        async with client(self.masters[0]) as redis:
+            for node in everyone[1:]:
+                bus = node.options["cluster-port"]
+                await tell(redis, "CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+        for node in everyone:
+            met = partial(_reports, node, "cluster_known_nodes", str(len(everyone)))
+            await _until("the nodes did not meet", met)
+        for master, replica in zip(self.masters, self.replicas, strict=False):
+            identity = await self.identity(master)
+            async with client(replica) as redis:
+                await tell(redis, "CLUSTER", "REPLICATE", identity)
+            await _until("a replica did not follow", partial(_in_sync, replica))
+        for node in everyone:
+            whole = partial(_reports, node, "cluster_state", "ok")
+            await _until("the cluster did not form", whole)
+
+    @staticmethod
+    async def identity(node: EmbeddedRedis) -> str:
+        """Return what the cluster calls a node."""
+        async with client(node) as redis:
+            name: Any = await tell(redis, "CLUSTER", "MYID")
+        return str(name.decode())
+
+    async def migrate(
+        self, slot: int, source: EmbeddedRedis, target: EmbeddedRedis, *, pause_s: float = 0.0
+    ) -> None:
+        """Move a slot from one master to another, the way `redis-cli` reshards.
+
+        `pause_s` is waited between its beginning and the move of its keys, and between the keys.
+        """
+        names = [await self.identity(node) for node in (source, target)]
+        async with client(source) as old, client(target) as new:
+            setslot = ("CLUSTER", "SETSLOT", slot)
+            await tell(new, *setslot, "IMPORTING", names[0])
+            await tell(old, *setslot, "MIGRATING", names[1])
+            await anyio.sleep(pause_s)
+            while keys := await tell(old, "CLUSTER", "GETKEYSINSLOT", slot, 1):
+                place = ("127.0.0.1", target.port, keys[0], 0, 5_000)
+                await tell(old, "MIGRATE", *place)
+                await anyio.sleep(pause_s)
+            for redis in (new, old):
+                await tell(redis, *setslot, "NODE", names[1])
+
+
+class EmbeddedSentinel:
+    """A master, its replica, and a sentinel over both.
+
+    `async with EmbeddedSentinel.start() as servers:` gives them, in sync, at `servers.url`.
+    """
+
+    def __init__(
+        self, master: EmbeddedRedis, replica: EmbeddedRedis, sentinel: EmbeddedRedis
+    ) -> None:
+        self.master = master
+        """Who was the master to begin with."""
+        self.replica = replica
+        self.sentinel = sentinel
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, *, binary: Path | None = None) -> AsyncIterator[Self]:
+        """Run the three until the context ends. Raises as `EmbeddedRedis.start` does."""
+        config = {"repl-diskless-sync-delay": "0", "repl-ping-replica-period": "1"}
+        async with AsyncExitStack() as stack:
+            start = EmbeddedRedis.start(config=config, binary=binary)
+            master = await stack.enter_async_context(start)
+            follow = {**config, "replicaof": f"127.0.0.1 {master.port}"}
+            start = EmbeddedRedis.start(config=follow, binary=binary)
+            replica = await stack.enter_async_context(start)
+            await _until("the replica did not follow", partial(_in_sync, replica))
+            sentinel = await stack.enter_async_context(EmbeddedRedis.start_sentinel(binary))
+            servers = cls(master, replica, sentinel)
+            await servers._watch()
+            yield servers
+
+    @property
+    def url(self) -> str:
+        """Where to connect."""
+        return f"redis+sentinel://127.0.0.1:{self.sentinel.port}/{SERVICE}/0"
+
+    async def _watch(self) -> None:
+        async with client(self.sentinel) as redis:
+            await tell(redis, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", self.master.port, 1)
+            for name, value in (
+                ("down-after-milliseconds", NODE_TIMEOUT_MS),
+                ("failover-timeout", 10_000),
+            ):
+                await tell(redis, "SENTINEL", "SET", SERVICE, name, value)
+
+            async def has_replica() -> bool:
+                return bool(await tell(redis, "SENTINEL", "REPLICAS", SERVICE))
+
+            await _until("the sentinel did not see the replica", has_replica)
+
+
+def client(server: EmbeddedRedis) -> Redis:
+    """Return a plain client of one server."""
+    return Redis.from_url(server.url, protocol=2, retry=Retry(NoBackoff(), 0))
+
+
+async def tell(redis: Redis, *command: str | int | bytes) -> Any:  # noqa: ANN401 - each command's own
+    """Send a command that the client has no method for."""
+    return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+async def _until(what: str, holds: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something holds. Raises BusUnavailable if that takes too long."""
+    with anyio.move_on_after(_FORM_TIMEOUT_S):
+        while True:
+            if await holds():
+                return
+            await anyio.sleep(0.02)
+    raise BusUnavailable(f"of the embedded servers, {what} in time")
+
+
+async def _reports(node: EmbeddedRedis, name: str, value: str) -> bool:
+    """Say whether CLUSTER INFO of a node has this value."""
+    async with client(node) as redis:
+        about: Any = await tell(redis, "CLUSTER", "INFO")
+    return f"{name}:{value}" in about.decode().splitlines()
+
+
+async def _in_sync(replica: EmbeddedRedis) -> bool:
+    async with client(replica) as redis:
+        return bool((await redis.info("replication")).get("master_link_status") == "up")
