@@ -10,12 +10,14 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.stage import PCM16, Stage
+from tests.stage import KEY, PCM16, Stage
 from worker.admin import serve_admin
 from worker.exposition import label, prometheus_name, render
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
-from worker.metrics import INSTRUMENTS, Meter
+from worker.meter import Meter
+from worker.metrics import INSTRUMENTS, readings
+from worker.service import Worker
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -28,7 +30,7 @@ async def _scrape(meter: Meter) -> dict[str, Metric]:
             return answer.headers["Content-Type"], answer.read().decode()
 
     async with serve_admin(
-        ("127.0.0.1", 0), lambda: meter.worker.readiness, lambda: render(meter.read())
+        ("127.0.0.1", 0), lambda: meter.worker.readiness, lambda: render(readings(meter))
     ) as port:
         content_type, text = await anyio.to_thread.run_sync(get)
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"
@@ -159,6 +161,18 @@ async def test_demand_is_not_told_while_redis_is_away(stage: Stage) -> None:
         assert "turnbus_demand" not in families
         assert _value(families, "turnbus_redis_outage_seconds") >= 0
         tasks.cancel_scope.cancel()
+
+
+async def test_a_demand_that_cannot_be_asked_for_is_not_told(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    await stage.redis.set(f"{stage.prefix}:sessions", "not turnbus's")
+    worker = Worker(stage.settings(), KEY)
+    async with worker.redis:
+        meter = Meter(worker)
+        await meter.follow_demand()
+    assert meter.demand is None
+    assert "is not measured any more" in caplog.text
 
 
 def test_names_and_units_follow_opentelemetrys_rules() -> None:

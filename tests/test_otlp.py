@@ -8,7 +8,8 @@ from tests.collector import Collector, attributes, collecting
 from tests.stage import PCM16, Stage
 from worker.errors import SettingsError
 from worker.local.engines.script import say
-from worker.metrics import INSTRUMENTS, Meter
+from worker.meter import Meter
+from worker.metrics import INSTRUMENTS
 from worker.otlp import metric_push
 
 CUMULATIVE = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE

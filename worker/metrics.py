@@ -8,45 +8,17 @@ handed to Prometheus (`worker.exposition`) and to OTLP (`worker.otlp`) from the 
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
-import anyio
 import msgspec
 
-from worker.admin import Readiness
-from worker.bus.connection import patiently
-from worker.host import Host
-from worker.session import Phase, Session
+from worker.meter import Meter
 from worker.stats import Histogram
-
-DEMAND_S = 5.0
-"""How often the length of the sessions stream is asked for."""
 
 Kind = Literal["counter", "updowncounter", "gauge", "histogram"]
 Value = float | Mapping[str, float] | Histogram | None
 """A number, numbers by attribute value, or a histogram; None while it is not known."""
-
-
-class Observed(Protocol):
-    """What is read of a worker (`worker.service.Worker`)."""
-
-    @property
-    def host(self) -> Host:
-        """The parts its sessions share."""
-        ...
-
-    @property
-    def roster(self) -> Iterable[Session]:
-        """The sessions it runs."""
-        ...
-
-    @property
-    def readiness(self) -> Readiness:
-        """Whether it can take sessions."""
-        ...
 
 
 class Instrument(NamedTuple):
@@ -57,7 +29,7 @@ class Instrument(NamedTuple):
     unit: str
     """UCUM."""
     description: str
-    read: "Callable[[Meter], Value]"
+    read: Callable[[Meter], Value]
     attribute: str = ""
     """What tells its values apart, if it has several."""
 
@@ -67,50 +39,6 @@ class Reading(msgspec.Struct, frozen=True):
 
     instrument: Instrument
     value: float | Mapping[str, float] | Histogram
-
-
-class Meter:
-    """Reads the metrics of one worker. To be used on its event loop."""
-
-    def __init__(self, worker: Observed) -> None:
-        self.worker = worker
-        self.stats = worker.host.stats
-        self.health = worker.host.health
-        self._demand: int | None = None
-
-    async def follow_demand(self) -> None:
-        """Keep asking Redis how many sessions there are, until cancelled."""
-        redis, key = self.worker.host.redis, self.worker.host.keys.sessions
-        while True:
-            self._demand = await patiently(self.health, partial(redis.xlen, key))
-            await anyio.sleep(DEMAND_S)
-
-    def read(self) -> list[Reading]:
-        """Read every metric whose value is known."""
-        values = ((instrument, instrument.read(self)) for instrument in INSTRUMENTS)
-        return [Reading(instrument, value) for instrument, value in values if value is not None]
-
-    @property
-    def demand(self) -> int | None:
-        """Sessions of the whole bus; None while that cannot be known."""
-        return self._demand if self.health.up else None
-
-    @property
-    def phases(self) -> Mapping[str, float]:
-        """Sessions by what they are at."""
-        phases = Counter({phase.value: 0 for phase in Phase if phase is not Phase.OVER})
-        phases.update(s.phase.value for s in self.worker.roster if s.phase is not Phase.OVER)
-        return phases
-
-    @property
-    def lag_s(self) -> float:
-        """The largest lag of any session."""
-        return max((session.lag_s for session in self.worker.roster), default=0.0)
-
-    @property
-    def outage_s(self) -> float:
-        """Seconds since Redis last answered; 0 while it does."""
-        return 0.0 if self.health.up else time.monotonic() - self.health.since
 
 
 INSTRUMENTS = (
@@ -313,3 +241,9 @@ INSTRUMENTS = (
     ),
 )
 """Every metric there is, in the order of the questions one asks."""
+
+
+def readings(meter: Meter) -> list[Reading]:
+    """Read every metric whose value is known."""
+    values = ((instrument, instrument.read(meter)) for instrument in INSTRUMENTS)
+    return [Reading(instrument, value) for instrument, value in values if value is not None]

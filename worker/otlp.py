@@ -29,7 +29,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from worker.errors import SettingsError
-from worker.metrics import Meter, Reading
+from worker.meter import Meter
+from worker.metrics import Reading, readings
 from worker.stats import Histogram
 from worker.telemetry import SERVICE_NAME, resource
 
@@ -64,7 +65,7 @@ class MetricPush:
                 await self._export(meter)
 
     async def _export(self, meter: Meter) -> None:
-        data = metrics_data(meter.read(), self._resource, self._started_ns, time.time_ns())
+        data = metrics_data(readings(meter), self._resource, self._started_ns, time.time_ns())
         # The exporter logs what goes wrong, and tries again for some seconds.
         await anyio.to_thread.run_sync(self._exporter.export, data, abandon_on_cancel=True)
 

@@ -16,7 +16,8 @@ from tests.deploy.manifests import DEPLOY
 from tests.stage import Stage
 from worker.admin import serve_admin
 from worker.exposition import prometheus_name, render
-from worker.metrics import INSTRUMENTS, Meter
+from worker.meter import Meter
+from worker.metrics import INSTRUMENTS, readings
 
 HERE = DEPLOY / "observability"
 DASHBOARD = json.loads((HERE / "dashboard.json").read_text("utf-8"))
@@ -67,7 +68,7 @@ async def series(stage: Stage) -> dict[str, dict[str, set[str]]]:
         while meter.demand is None:
             await anyio.sleep(0.01)
         async with serve_admin(
-            ("127.0.0.1", 0), lambda: worker.readiness, lambda: render(meter.read())
+            ("127.0.0.1", 0), lambda: worker.readiness, lambda: render(readings(meter))
         ) as port:
 
             def get() -> str:

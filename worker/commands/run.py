@@ -15,7 +15,8 @@ from worker.admin import serve_admin
 from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
 from worker.errors import BusUnavailable
 from worker.exposition import render
-from worker.metrics import Meter
+from worker.meter import Meter
+from worker.metrics import readings
 from worker.otlp import MetricPush, metric_push
 from worker.service import Worker
 from worker.settings import Settings, api_key
@@ -58,7 +59,9 @@ async def _serve(settings: Settings, key: str, push: MetricPush | None) -> int:
     async with AsyncExitStack() as stack:
         if settings.admin is not None:
             await stack.enter_async_context(
-                serve_admin(settings.admin, lambda: worker.readiness, lambda: render(meter.read()))
+                serve_admin(
+                    settings.admin, lambda: worker.readiness, lambda: render(readings(meter))
+                )
             )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey_signals, worker, settings, tasks)
