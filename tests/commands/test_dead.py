@@ -78,13 +78,16 @@ def test_a_session_is_announced_again(
 
 
 @pytest.mark.parametrize(
-    ("kept", "ttl", "why"),
+    ("kept", "live", "why"),
     [
-        ("", 0, "cannot be announced again: its content was not kept"),
-        (json.dumps(GOOD | {"encoding": "mp3"}), 0, "it would be refused again: field `encoding`"),
-        (json.dumps(GOOD), 0, "s has ended; its id cannot be used again while its state exists"),
-        (json.dumps(GOOD), 900, "s has ended; its id cannot be used again for "),
-        (json.dumps(GOOD), -1, "s is announced already, as "),
+        ("", False, "cannot be announced again: its content was not kept"),
+        (
+            json.dumps(GOOD | {"encoding": "mp3"}),
+            False,
+            "it would be refused again: field `encoding`",
+        ),
+        (json.dumps(GOOD), False, "s has ended; its id cannot be used again until its state exp"),
+        (json.dumps(GOOD), True, "s is announced already, as "),
     ],
 )
 def test_what_would_be_refused_again_is_not_announced(
@@ -93,15 +96,13 @@ def test_what_would_be_refused_again_is_not_announced(
     capsys: pytest.CaptureFixture[str],
     expected_leftovers: list[str],
     kept: str,
-    ttl: int,
+    live: bool,
     why: str,
 ) -> None:
     expected_leftovers += ["dead", "sessions", "{0}:state:s"]
-    if ttl < 0:
+    if live:
         bus.xadd(keys.sessions, {"session": "s"})
     bus.hset(keys.state("0", "s"), "status", "ended")
-    if ttl > 0:
-        bus.expire(keys.state("0", "s"), ttl)
     assert main(["dead", "--requeue", bury(bus, keys, entry=kept)]) == 1
     assert why in capsys.readouterr().err
     assert bus.xlen(keys.dead) == 1

@@ -61,8 +61,6 @@ async def _check(redis: Redis, keys: Keys, fields: dict[str, str]) -> None:
     async for each in announced(redis, keys):
         if (each.session, each.lane) == (entry.session, entry.lane):
             raise RequeueRefused(f"{entry.session} is announced already, as {each.entry}")
-    state = keys.state(entry.lane, entry.session)
-    if await redis.hget(state, "status") is not None:
-        ttl = await redis.ttl(state)
-        when = f"for {ttl} s more" if ttl > 0 else "while its state exists"
+    if await redis.hget(keys.state(entry.lane, entry.session), "status") is not None:
+        when = "until its state expires, TURNBUS_RETENTION_S after its end"
         raise RequeueRefused(f"{entry.session} has ended; its id cannot be used again {when}")
