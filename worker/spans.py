@@ -59,6 +59,8 @@ class SessionTrace:
         announced = trace.get_current_span(self._parent).get_span_context()
         self._links = [Link(announced)] if announced.is_valid else []
         self._turn: Span | None = None
+        self.traceparent = traceparent
+        """What an event published now carries: the turn's span, else what the producer gave."""
         self._heard: Counter[str] = Counter()
         self._flush: Span | None = None
 
@@ -84,6 +86,10 @@ class SessionTrace:
                 "turnbus.turn.taken_over": taken_over,
             },
         )
+        if self._turn.get_span_context().is_valid:
+            carrier: dict[str, str] = {}
+            _propagator.inject(carrier, self._context)
+            self.traceparent = carrier["traceparent"]
 
     def turn_heard(self, kind: str) -> None:
         """Count an event of the turn."""
@@ -93,22 +99,18 @@ class SessionTrace:
         """Finish the turn's span."""
         if self._turn is None:
             return
-        self._turn.set_attribute("turnbus.turn.end_reason", reason)
-        for kind in ("turn.update", "turn.eager_end", "turn.resume"):
-            self._turn.set_attribute(f"turnbus.{kind}s", self._heard[kind])
-        if self._tracing.transcripts:
-            self._turn.set_attribute("turnbus.turn.transcript", transcript)
-        self._turn.end(_ns(at))
-        self._turn = None
-
-    @property
-    def traceparent(self) -> str | None:
-        """What an event published now carries: the turn's span, else what the producer gave."""
-        if self._turn is None or not self._turn.get_span_context().is_valid:
-            return self._given
-        carrier: dict[str, str] = {}
-        _propagator.inject(carrier, self._context)
-        return carrier.get("traceparent", self._given)
+        if self._turn.is_recording():
+            told: dict[str, AttributeValue] = {
+                "turnbus.turn.end_reason": reason,
+                "turnbus.turn.updates": self._heard["turn.update"],
+                "turnbus.turn.eager_ends": self._heard["turn.eager_end"],
+                "turnbus.turn.resumes": self._heard["turn.resume"],
+            }
+            if self._tracing.transcripts:
+                told["turnbus.turn.transcript"] = transcript
+            self._turn.set_attributes(told)
+            self._turn.end(_ns(at))
+        self._turn, self.traceparent = None, self._given
 
     # -- the socket
 
