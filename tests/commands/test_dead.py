@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from schemas import Keys
-from tests.stage import PCM16, Stage, words
+from tests.stage import ON_CLUSTER_TOO, PCM16, Stage, words
 from worker.bus.dead import refused, requeue
 from worker.cli import main
 from worker.errors import RequeueRefused
@@ -115,6 +115,7 @@ def test_an_id_that_is_none(bad: str) -> None:
     assert end.value.code == 2
 
 
+@ON_CLUSTER_TOO
 async def test_mended_and_announced_again_a_session_is_transcribed(stage: Stage) -> None:
     keys = Keys(stage.prefix)
     await stage.redis.set(keys.state("0", "s"), "of somebody else")

@@ -8,11 +8,12 @@ from redis import Redis
 
 from schemas import Keys
 from schemas.keys import GROUP, RELEASED
-from tests.stage import PCM16, Stage
+from tests.stage import ON_CLUSTER_TOO, PCM16, Stage
 from worker.bus.census import Status, census
 from worker.cli import main
-from worker.commands.table import bytes_in_words, printable, seconds_in_words, table
+from worker.commands.table import bytes_in_words, seconds_in_words, table
 from worker.local.engines.script import hush, say
+from worker.logs import printable
 
 
 def listed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -66,6 +67,7 @@ def test_sessions_nobody_runs(
     assert listed(capsys)[1]["state"] == "between_turns"
 
 
+@ON_CLUSTER_TOO
 async def test_a_session_that_runs(stage: Stage, expected_leftovers: list[str]) -> None:
     expected_leftovers += ["{a}:*"]
     keys = Keys(stage.prefix)
