@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import anyio
 import pytest
@@ -15,9 +16,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from schemas.keys import Keys
 from schemas.turns import SessionEnded, TurnEnd, TurnEvent, TurnUpdate, decode_turn_entry
 from tests.collector import Collector, attributes, collecting
+from tests.deploy.manifests import DEPLOY
+from tests.deploy.waterfall import draw
 from tests.stage import PCM16, Stage, kinds, words
+from worker.bus.census import census, workers
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
 
@@ -124,6 +129,52 @@ async def test_a_session_whose_socket_is_lost(
         said = str(attributes(span.attributes).values())
         assert ended.transcript not in said, "transcripts are told on demand only"
         assert "sk_car" not in said
+
+
+@pytest.mark.slow
+async def test_the_picture_of_a_trace(
+    stage: Stage,
+    stt: TurnsServer,
+    collector: Collector,
+    tracer: trace.Tracer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TURNBUS_DRAIN_S", "0")
+    spoken = [say(range(at, at + 5), PCM16) + hush(900, PCM16) for at in (0, 5, 10)]
+    keys = Keys(stage.prefix)
+    events: list[TurnEvent] = []
+
+    async def consume() -> None:
+        events.extend(await _consume(stage, tracer))
+
+    async with (
+        _worker(stage, "w1", tmp_path / "log1") as first,
+        _worker(stage, "w2", tmp_path / "log2") as second,
+    ):
+        while len(await workers(stage.redis, keys)) < 2:
+            await anyio.sleep(0.05)
+        await anyio.sleep(1)  # until they take sessions
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consume)
+            await _announce(stage, tracer, "s")
+            await stage.play("s", spoken[0], end=False)
+            stt.faults.set("cut@mid-turn,count=1")
+            await stage.play("s", spoken[1], end=False)
+            tasks.start_soon(stage.play, "s", spoken[2])
+            await stage.until("s", TurnUpdate, 12)
+            (status,) = await census(stage.redis, keys, 5_000)
+            (first if status.owner == "w1" else second).terminate()
+        while await stage.redis.xlen(keys.sessions):
+            await anyio.sleep(0.05)
+    assert words(events) == list(range(15))
+    picture = draw(
+        "A call of three turns: a lost socket, then a worker that stops", collector.spans
+    )
+    root = ElementTree.fromstring(picture)
+    assert sum("turn" in (each.text or "") for each in root.iter()) > 0
+    place = DEPLOY / "observability" / "trace.svg"
+    await anyio.Path(place).write_text(picture, "utf-8")
 
 
 async def test_a_session_that_is_handed_over_in_a_turn(
