@@ -1,7 +1,10 @@
 """Fixtures every test may use."""
 
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from fnmatch import fnmatchcase
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -54,6 +57,28 @@ def redis_sentinel() -> Iterator[EmbeddedSentinel]:
         yield servers
 
 
+@pytest.fixture(scope="session")
+def redis_7_binary() -> Path:
+    """Debian's Redis, the oldest server that is supported."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("no redis-server on PATH")
+    said = subprocess.run([binary, "--version"], check=True, capture_output=True, text=True).stdout
+    if "v=7.0." not in said:
+        pytest.skip(f"{binary} is no Redis 7.0: {said.strip()}")
+    return Path(binary)
+
+
+@pytest.fixture(scope="session")
+def redis_7(redis_7_binary: Path) -> Iterator[EmbeddedRedis]:
+    """One Redis 7.0 for the whole run."""
+    with (
+        start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(EmbeddedRedis.start(binary=redis_7_binary)) as server,
+    ):
+        yield server
+
+
 @pytest.fixture
 def bus_kind() -> str:
     """Kind of Redis below the bus: tests that run on each are parametrized with `ON_EACH_BUS`."""
@@ -71,7 +96,8 @@ def bus_place(bus_kind: str, request: pytest.FixtureRequest) -> Place:
             servers: EmbeddedSentinel = request.getfixturevalue("redis_sentinel")
             return Place(servers.url, (servers.master.url,))
         case _:
-            server: EmbeddedRedis = request.getfixturevalue("redis_server")
+            name = "redis_7" if bus_kind == "redis 7.0" else "redis_server"
+            server: EmbeddedRedis = request.getfixturevalue(name)
             return Place(server.url, (server.url,))
 
 

@@ -31,8 +31,8 @@ PATIENCE_S = 60.0
 
 
 ON_CLUSTER_TOO = pytest.mark.parametrize("bus_kind", ["plain", "cluster"])
-ON_EACH_BUS = pytest.mark.parametrize("bus_kind", ["plain", "cluster", "sentinel"])
-"""Runs a test on one server, on a cluster, and by way of a sentinel."""
+ON_EACH_BUS = pytest.mark.parametrize("bus_kind", ["plain", "cluster", "sentinel", "redis 7.0"])
+"""Runs a test on one server, on a cluster, by way of a sentinel, and on Debian's Redis 7.0."""
 
 
 class Place(NamedTuple):

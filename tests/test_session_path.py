@@ -14,7 +14,7 @@ from schemas.turns import (
     TurnUpdate,
     decode_turn_entry,
 )
-from tests.stage import PCM16, Stage, check_order, kinds, words
+from tests.stage import ON_EACH_BUS, PCM16, Stage, check_order, kinds, words
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
@@ -22,6 +22,7 @@ from worker.local.server.server import TurnsServer
 ENCODINGS = ["pcm_s16le", "pcm_s32le", "pcm_f16le", "pcm_f32le", "pcm_mulaw", "pcm_alaw"]
 
 
+@ON_EACH_BUS
 async def test_raw_xadds_in_and_xreadgroup_out(stage: Stage, redis: Redis) -> None:
     turns = f"{stage.prefix}:{{0}}:turns"
     await redis.xgroup_create(turns, "mine", id="0", mkstream=True)
@@ -52,6 +53,7 @@ async def test_raw_xadds_in_and_xreadgroup_out(stage: Stage, redis: Redis) -> No
     assert kinds(events)[:2] == ["session.started", "turn.start"]
 
 
+@ON_EACH_BUS
 async def test_what_an_ended_session_leaves(stage: Stage, redis: Redis) -> None:
     async with stage.worker(retention_s=600) as worker:
         await stage.announce("call-1")

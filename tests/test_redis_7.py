@@ -1,0 +1,47 @@
+"""Debian's Redis 7.0, alone, as a cluster, and below its own sentinel."""
+
+from pathlib import Path
+from signal import SIGKILL
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from schemas.turns import TurnUpdate
+from tests.stage import PCM16, Stage, check_order, words
+from worker.bus.connection import connect
+from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel
+from worker.local.engines.script import hush, say
+from worker.local.redis import EmbeddedRedis
+from worker.local.server.server import TurnsServer
+
+
+@pytest.mark.parametrize("kind", [EmbeddedRedis, EmbeddedCluster, EmbeddedSentinel])
+async def test_a_worker_killed_inside_a_turn(
+    redis_7_binary: Path,
+    stt: TurnsServer,
+    tmp_path: Path,
+    kind: type[EmbeddedRedis | EmbeddedCluster | EmbeddedSentinel],
+) -> None:
+    sound = say(range(6), PCM16) + hush(900, PCM16) + say(range(6, 9), PCM16)
+    async with kind.start(binary=redis_7_binary) as server, connect(server.url) as redis:
+        stage = Stage(redis, server.url, "stt", stt.url)
+        async with (
+            stage.worker_process("one", tmp_path / "one", lease_ms="2000") as first,
+            anyio.create_task_group() as tasks,
+        ):
+            await stage.announce("call-1", lane="a")
+            tasks.start_soon(stage.play, "call-1", sound)
+            await stage.until("call-1", TurnUpdate, 2)
+            async with stage.worker_process("two", tmp_path / "two", lease_ms="2000"):
+                first.send_signal(SIGKILL)
+                events = (await stage.until_ended("call-1"))["call-1"]
+        check_order(events)
+        assert words(events) == list(range(9))
+        await _is_redis_7(redis)
+
+
+async def _is_redis_7(redis: Redis) -> None:
+    about = await redis.info("server")
+    assert about["redis_version"].startswith("7.0.")
+    assert "valkey_version" not in about
