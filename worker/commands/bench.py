@@ -9,7 +9,15 @@ from typing import Annotated
 from msgspec import Meta
 
 from schemas import Encoding
-from worker.commands import Subparsers, add_command, argument_type, chaos, recovery, run_async
+from worker.commands import (
+    Subparsers,
+    add_command,
+    argument_type,
+    chaos,
+    peers,
+    recovery,
+    run_async,
+)
 from worker.errors import LocalPartMissing, TurnbusError
 
 
@@ -29,17 +37,20 @@ turnbus bench --sessions 300 --repeat 3
 turnbus bench --seconds 900 --churn 30
 turnbus bench --encoding pcm_mulaw --sample-rate 8000 --chunk-ms 20 --json
 turnbus bench chaos
-turnbus bench recovery""",
+turnbus bench recovery
+turnbus bench peers""",
     )
     _add_arguments(parser)
     others = parser.add_subparsers(
         title="another bench",
         description="chaos      whether anything is lost when everything breaks (chaos --help)\n"
-        "recovery   how soon sessions go on after a fault (recovery --help)",
-        metavar="[chaos|recovery]",
+        "recovery   how soon sessions go on after a fault (recovery --help)\n"
+        "peers      the worker beside the published clients (peers --help)",
+        metavar="[chaos|recovery|peers]",
     )
     chaos.add_parser(others)
     recovery.add_parser(others)
+    peers.add_parser(others)
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

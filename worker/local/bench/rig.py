@@ -22,6 +22,7 @@ from worker.settings import API_KEY_VARIABLE, ENV_PREFIX
 _START_TIMEOUT_S: Final = 60.0
 _LOOK_S: Final = 0.02
 FILES_BESIDE_SOCKETS: Final = 200
+_STT_SERVER: Final = ["stt-server", "--engine", "script", "--port", "0"]
 
 
 class Part(Child):
@@ -31,6 +32,30 @@ class Part(Child):
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    async def url(self) -> str:
+        """Return the URL that an STT server writes when it listens.
+
+        Raises TurnbusError if it does not.
+        """
+        with anyio.move_on_after(_START_TIMEOUT_S):
+            while True:
+                if url := re.search(r"ws://\S+", self.text()):
+                    return url[0]
+                await anyio.sleep(_LOOK_S)
+        raise TurnbusError(f"{self.name} did not start; it wrote:\n{self.tail()}")
+
+
+@asynccontextmanager
+async def open_stt_server(logs: Path) -> AsyncIterator[Part]:
+    """Run an STT server, and nothing else, until the block ends.
+
+    Raises TurnbusError if, at any time, it stops by itself.
+    """
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(tasks.cancel_scope.cancel)
+        yield await _start(stack, tasks, logs, "stt-server", _STT_SERVER, {})
 
 
 class Rig:
@@ -64,11 +89,10 @@ class Rig:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             logs = server.directory
-            command = ["stt-server", "--engine", "script", "--port", "0"]
-            stt_server = await _start(stack, tasks, logs, "stt-server", command, {})
+            stt_server = await _start(stack, tasks, logs, "stt-server", _STT_SERVER, {})
             settings = {
                 "REDIS_URL": server.url,
-                "STT_URL": await _stt_url(stt_server),
+                "STT_URL": await stt_server.url(),
                 "WORKER_ID": "bench",
                 "MAX_SESSIONS": str(sessions),
                 "ADMIN_ADDR": "",
@@ -105,15 +129,6 @@ async def _start(
     started = await stack.enter_async_context(part)
     tasks.start_soon(started.guard)
     return started
-
-
-async def _stt_url(server: Part) -> str:
-    with anyio.move_on_after(_START_TIMEOUT_S):
-        while True:
-            if url := re.search(r"ws://\S+", server.text()):
-                return url[0]
-            await anyio.sleep(_LOOK_S)
-    raise TurnbusError(f"the STT server did not start; it wrote:\n{server.tail()}")
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,59 @@
+"""Sessions through LiveKit's plugin."""
+
+import asyncio
+from collections.abc import Callable
+
+import aiohttp  # type: ignore[import-not-found]
+from livekit import rtc  # type: ignore[import-not-found]
+from livekit.agents import stt as agents_stt  # type: ignore[import-not-found]
+from livekit.plugins import cartesia  # type: ignore[import-not-found]
+from peer import Make, Spec, drive  # type: ignore[import-not-found]
+
+FINAL = agents_stt.SpeechEventType.FINAL_TRANSCRIPT
+
+
+class Call:
+    """One session."""
+
+    def __init__(
+        self, stream: agents_stt.RecognizeStream, spec: Spec, heard: Callable[[str], None]
+    ) -> None:
+        self._stream = stream
+        self._rate = spec.sample_rate
+        self._heard = heard
+        self._listening = asyncio.create_task(self._listen())
+
+    async def send(self, chunk: bytes) -> None:
+        """Hand a chunk to the client."""
+        self._stream.push_frame(rtc.AudioFrame(chunk, self._rate, 1, len(chunk) // 2))
+
+    async def finish(self) -> None:
+        """Ask for the rest and wait for it."""
+        self._stream.end_input()
+        await self._listening
+        await self._stream.aclose()
+
+    async def _listen(self) -> None:
+        async for event in self._stream:
+            if event.type == FINAL:
+                self._heard(event.alternatives[0].text)
+
+
+def prepare(spec: Spec) -> Make:
+    """Return what opens a session; all share a client and its pool of connections."""
+    http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+    client = cartesia.STT(
+        api_key="sk_car_local",
+        base_url=spec.base_url,
+        http_session=http,
+        sample_rate=spec.sample_rate,
+        audio_chunk_duration_ms=spec.chunk_ms,  # it cuts audio anew: the same messages for all
+    )
+
+    async def make(heard: Callable[[str], None]) -> Call:
+        return Call(client.stream(), spec, heard)
+
+    return make
+
+
+drive(prepare)

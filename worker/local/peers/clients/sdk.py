@@ -1,0 +1,58 @@
+"""Sessions through the official SDK."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Self
+
+from cartesia import AsyncCartesia  # type: ignore[import-not-found]
+from cartesia.resources.stt.auto_finalize import (  # type: ignore[import-not-found]
+    AsyncAutoFinalizeResourceConnectionManager,
+)
+from peer import Make, Spec, drive  # type: ignore[import-not-found]
+
+
+class Call:
+    """One session."""
+
+    def __init__(
+        self, stream: AsyncAutoFinalizeResourceConnectionManager, heard: Callable[[str], None]
+    ) -> None:
+        self._stream = stream
+        self._heard = heard
+
+    async def open(self) -> Self:
+        """Connect."""
+        self._connection = await self._stream.__aenter__()
+        self._listening = asyncio.create_task(self._listen())
+        return self
+
+    async def send(self, chunk: bytes) -> None:
+        """Hand a chunk to the client."""
+        await self._connection.send_raw(chunk)
+
+    async def finish(self) -> None:
+        """Ask for the rest and wait for it."""
+        await self._connection.send({"type": "close"})
+        await self._listening
+        await self._stream.__aexit__(None, None, None)
+
+    async def _listen(self) -> None:
+        async for event in self._connection:
+            if event.type == "turn.end":
+                self._heard(event.transcript)
+
+
+def prepare(spec: Spec) -> Make:
+    """Return what opens a session; all share a client, as is usual."""
+    client = AsyncCartesia(api_key="sk_car_local", base_url=spec.base_url)
+
+    async def make(heard: Callable[[str], None]) -> Call:
+        stream = client.stt.auto_finalize.websocket(
+            model="ink-2", encoding="pcm_s16le", sample_rate=spec.sample_rate
+        )
+        return await Call(stream, heard).open()
+
+    return make
+
+
+drive(prepare)

@@ -1,0 +1,78 @@
+"""Environments of their own for published clients, whose pins differ from ours."""
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from subprocess import PIPE, STDOUT
+from typing import Final
+
+import anyio
+
+from worker.errors import TurnbusError
+
+_INSTALL_TIMEOUT_S: Final = 600.0
+_DONE: Final = "ready"
+
+
+class NotInstalled(TurnbusError):  # noqa: N818 - becomes a row of the report
+    """A client could not be installed."""
+
+
+def cache() -> Path:
+    """Return the directory the environments are kept in, as the XDG base directories name it."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "turnbus" / "peers"
+
+
+class Environment:
+    """The environment of one requirement, `name[extra]==version`; `install` makes it."""
+
+    def __init__(self, requirement: str, *others: str, home: Path | None = None) -> None:
+        name = re.sub(r"\[.*\]", "", requirement).replace("==", "-")
+        self.home: Final = (home or cache()) / f"{name}-{sys.implementation.cache_tag}"
+        self.python: Final = self.home / "bin" / "python"
+        self._requirements = (requirement, *others)
+
+    @property
+    def installed(self) -> bool:
+        """Whether it was installed, whole."""
+        return (self.home / _DONE).exists()
+
+    async def install(self) -> None:
+        """Install, with uv where it is at hand, else with venv and pip.
+
+        Raises NotInstalled if that fails or takes longer than ten minutes.
+        """
+        for command in self._commands():
+            try:
+                with anyio.fail_after(_INSTALL_TIMEOUT_S):
+                    done = await anyio.run_process(command, check=False, stdout=PIPE, stderr=STDOUT)
+            except TimeoutError:
+                raise NotInstalled(f"took longer than {_INSTALL_TIMEOUT_S:g} s") from None
+            except OSError as error:
+                raise NotInstalled(f"{command[0]}: {error.strerror}") from None
+            if done.returncode:
+                said = done.stdout.decode("utf-8", "replace").strip().splitlines()
+                raise NotInstalled(said[-1].strip() if said else f"exit code {done.returncode}")
+        (self.home / _DONE).touch()
+
+    def _commands(self) -> list[list[str]]:
+        home, python = str(self.home), str(self.python)
+        if uv := _uv():
+            return [
+                [*uv, "venv", "--quiet", "--clear", "--python", sys.executable, home],
+                [*uv, "pip", "install", "--quiet", "--python", python, *self._requirements],
+            ]
+        return [
+            [sys.executable, "-m", "venv", "--clear", home],
+            [python, "-m", "pip", "install", "--quiet", *self._requirements],
+        ]
+
+
+def _uv() -> list[str]:
+    if found := shutil.which("uv"):
+        return [found]
+    return [sys.executable, "-m", "uv"] if importlib.util.find_spec("uv") else []

@@ -1,0 +1,130 @@
+"""One client at work: its process, and the questions it answers."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Self, TypeVar, cast
+
+import anyio
+import anyio.abc
+import msgspec
+from anyio.abc import ByteReceiveStream, ByteSendStream
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from worker.errors import TurnbusError
+
+_LONGEST: Final = 256 * 1024 * 1024  # of an answer: all that thousands of sessions heard
+_TAIL_LINES: Final = 8
+_PATIENCE_S: Final = 90.0  # to start, to connect, to hear the last words
+
+
+T = TypeVar("T")
+
+
+class PeerFailed(TurnbusError):  # noqa: N818 - becomes a row of the report
+    """A client's process did not do what it should."""
+
+
+class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """It is prepared."""
+
+    ready: bool
+
+
+class Opened(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Its sessions are connected, or will be with their first audio."""
+
+    open: bool
+
+
+class Speaking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Its load has begun."""
+
+    speaking: bool
+
+
+class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many chunks its sessions were handed so far."""
+
+    chunks: int
+
+
+class Said(msgspec.Struct, frozen=True):
+    """One session of a client: chunks of speech handed to it, and the texts of its turns."""
+
+    spoken: int
+    turns: tuple[str, ...]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a client says at the end."""
+
+    sessions: tuple[Said, ...]
+    late: float
+    """Share of its slots that began more than a slot too late."""
+    failures: tuple[str, ...] = ()
+    """What its sessions raised as they finished; the first few."""
+    missing: int = 0
+    """Sessions that did not finish."""
+
+
+class PeerProcess:
+    """A client's process; `start` makes one."""
+
+    def __init__(self, process: anyio.abc.Process, log: Path) -> None:
+        self.pid: Final = process.pid
+        self._stdin = cast("ByteSendStream", process.stdin)  # both are pipes: `start` asks for them
+        self._stdout = BufferedByteReceiveStream(cast("ByteReceiveStream", process.stdout))
+        self._log = log
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, python: Path, program: Path, spec: Path, log: Path) -> AsyncIterator[Self]:
+        """Run a program of `clients` until the block ends; then it is killed.
+
+        It ends by itself when we do, whatever the way: its standard input closes.
+        """
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            process = await anyio.open_process(
+                [str(python), "-E", "-s", str(program), str(spec)],
+                stderr=output,
+                start_new_session=True,  # Ctrl-C in our terminal is ours to deal with
+            )
+        finally:
+            os.close(output)
+        try:
+            yield cls(process, log)
+        finally:
+            with anyio.CancelScope(shield=True):
+                if process.returncode is None:
+                    process.kill()
+                await process.aclose()
+
+    async def ask(self, what: str, kind: type[T]) -> T:
+        """Tell it what to do and return its answer. Raises PeerFailed without one."""
+        try:
+            await self._stdin.send(what.encode() + b"\n")
+        except (anyio.BrokenResourceError, OSError):
+            raise PeerFailed(f"it stopped by itself{self._last_words}") from None
+        return await self.answer(kind)
+
+    async def answer(self, kind: type[T]) -> T:
+        """Return what it says next. Raises PeerFailed if it does not."""
+        try:
+            with anyio.fail_after(_PATIENCE_S):
+                line = await self._stdout.receive_until(b"\n", _LONGEST)
+        except TimeoutError:
+            raise PeerFailed(f"no answer within {_PATIENCE_S:g} s{self._last_words}") from None
+        except (anyio.EndOfStream, anyio.IncompleteRead):
+            raise PeerFailed(f"it stopped by itself{self._last_words}") from None
+        try:
+            return msgspec.json.decode(line, type=kind)
+        except msgspec.DecodeError:
+            raise PeerFailed(f"it said {line[:200]!r}") from None
+
+    @property
+    def _last_words(self) -> str:
+        lines = self._log.read_text("utf-8", "replace").strip().splitlines()[-_TAIL_LINES:]
+        return "; it last wrote: " + " | ".join(lines) if lines else ""
