@@ -1,5 +1,6 @@
 """Whole traces, producer to consumer: a worker process exports OTLP over real HTTP."""
 
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -129,6 +130,24 @@ async def test_a_session_whose_socket_is_lost(
         said = str(attributes(span.attributes).values())
         assert ended.transcript not in said, "transcripts are told on demand only"
         assert "sk_car" not in said
+
+
+async def test_push_begins_the_trace(
+    stage: Stage, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNBUS_REDIS_URL", stage.redis_url)
+    monkeypatch.setenv("TURNBUS_PREFIX", stage.prefix)
+    push = [sys.executable, "-m", "worker", "push", "-", "--session", "s", "--speed", "2"]
+    async with _worker(stage, "w1", tmp_path / "log"):
+        await anyio.run_process(push, input=SOUND)
+        await stage.until_ended("s")
+    assert _tree(collector.spans)[""] == ["send stt.sessions"]
+    (root,) = (span for span in collector.spans if not span.parent_span_id)
+    assert root.kind == Span.SPAN_KIND_PRODUCER
+    (claim,) = (span for span in collector.spans if span.name == "receive stt.sessions")
+    assert [link.span_id for link in claim.links] == [root.span_id]
+    message = "messaging.message.id"
+    assert attributes(root.attributes)[message] == attributes(claim.attributes)[message]
 
 
 @pytest.mark.slow

@@ -39,6 +39,25 @@ class Tracing(msgspec.Struct, frozen=True):
     """Whether spans of turns hold what was said."""
 
 
+class Announcement:
+    """A producer's span: from here on the session has a trace."""
+
+    def __init__(self, session: str) -> None:
+        self._span = _tracer.start_span(
+            "send stt.sessions",
+            kind=SpanKind.PRODUCER,
+            attributes=_messaging("send", "send", "stt.sessions", session),
+        )
+        self.fields: dict[str, str] = {}
+        """Of the session entry: `traceparent` and `tracestate`, if anything is traced."""
+        _propagator.inject(self.fields, trace.set_span_in_context(self._span))
+
+    def sent(self, entry: str) -> None:
+        """Finish the span, the entry having got this id."""
+        self._span.set_attribute("messaging.message.id", entry)
+        self._span.end()
+
+
 class SessionTrace:
     """The spans of one session."""
 
@@ -79,7 +98,7 @@ class SessionTrace:
             links=self._links,
             start_time=_ns(at),
             attributes={
-                **self._messaging("process", "process", "stt.audio"),
+                **_messaging("process", "process", "stt.audio", self._session),
                 "gen_ai.operation.name": "speech_to_text",
                 "gen_ai.provider.name": self._tracing.provider,
                 "turnbus.turn": turn,
@@ -183,7 +202,7 @@ class SessionTrace:
             kind=SpanKind.CLIENT,
             links=self._links,
             start_time=_ns(began),
-            attributes=self._messaging(name, kind, "stt.sessions")
+            attributes=_messaging(name, kind, "stt.sessions", self._session)
             | {"messaging.consumer.group.name": GROUP}
             | more,
         ).end()
@@ -197,15 +216,6 @@ class SessionTrace:
             return self._parent
         return trace.set_span_in_context(self._turn, self._parent)
 
-    def _messaging(self, name: str, kind: str, destination: str) -> dict[str, AttributeValue]:
-        return {
-            "messaging.system": "redis",
-            "messaging.operation.name": name,
-            "messaging.operation.type": kind,
-            "messaging.destination.name": destination,
-            "messaging.message.conversation_id": self._session,
-        }
-
     def _service(self) -> dict[str, AttributeValue]:
         return {
             "gen_ai.operation.name": "speech_to_text",
@@ -214,6 +224,16 @@ class SessionTrace:
             "server.address": self._tracing.server_address,
             "server.port": self._tracing.server_port,
         }
+
+
+def _messaging(name: str, kind: str, destination: str, session: str) -> dict[str, AttributeValue]:
+    return {
+        "messaging.system": "redis",
+        "messaging.operation.name": name,
+        "messaging.operation.type": kind,
+        "messaging.destination.name": destination,
+        "messaging.message.conversation_id": session,
+    }
 
 
 def _fail(span: Span, error: SttError) -> None:

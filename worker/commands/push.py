@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from schemas import Encoding, Keys, SessionEntry
 from schemas.audio import MAX_METADATA_BYTES, Lane, SessionId
+from worker import telemetry
 from worker.commands import (
     Subparsers,
     add_command,
@@ -30,6 +31,7 @@ from worker.errors import LocalPartMissing, SettingsError
 from worker.local.producer import Producer
 from worker.plurals import counted
 from worker.settings import Settings
+from worker.spans import Announcement
 
 _STDIN = "-"
 _END_TIMEOUT_S = 2.0
@@ -130,9 +132,13 @@ def run(arguments: Namespace) -> int:
     else:
         chunks = _chunks(_load(Path(arguments.file), entry), size)
     seconds = arguments.chunk_ms / 1000 / arguments.speed if arguments.speed else 0.0
-    return run_async(
-        partial(_push, settings, entry, chunks, seconds=seconds, as_json=arguments.json)
-    )
+    telemetry.configure(f"push-{entry.session}")
+    try:
+        return run_async(
+            partial(_push, settings, entry, chunks, seconds=seconds, as_json=arguments.json)
+        )
+    finally:
+        telemetry.shut_down()
 
 
 async def _push(
@@ -146,6 +152,8 @@ async def _push(
     shows_progress = sys.stderr.isatty() and not as_json
     stopped: int | None = None
     async with open_bus(settings) as redis:
+        announcement = Announcement(entry.session)
+        entry = msgspec.structs.replace(entry, **announcement.fields)
         producer = Producer(redis, Keys(settings.prefix), entry)
 
         async def obey(tasks: TaskGroup) -> None:
@@ -155,6 +163,7 @@ async def _push(
 
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             announced = await producer.announce()
+            announcement.sent(announced)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(obey, tasks)
                 await _play(producer, chunks, seconds, shows_progress=shows_progress)
