@@ -121,10 +121,13 @@ class Hearing:
                     text = self._tracker.whole(message.transcript)
                     self._lull = _Lull(text, arrival) if self._seam.prompt else None
 
-    def heard_anything(self, arrival: Moment) -> None:
-        """Note that a message of any kind arrived then, before it is taken."""
+    def heard_anything(self, arrival: Moment, waiting: int) -> None:
+        """Note that a message of any kind arrived then, before it is taken.
+
+        `waiting` messages came with it, and are to be taken after it.
+        """
         self.release_end(final=False)
-        self._seam.heard(arrival)
+        self._seam.heard(arrival, waiting)
         # What came together with the next message may have been held up, and is no guide.
         quiet, self._quiet = self._quiet, None
         if quiet is not None and arrival.at - quiet.arrived_at >= BURST_S:

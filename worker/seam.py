@@ -84,16 +84,18 @@ class Seam:
         """Begin on a new socket."""
         self._heard_at = now  # the last message
         self._quiet_at = now  # the last one before what came together with that
-        self._burst = 0  # messages in that
+        self._behind = 0  # messages in that so far
+        self._burst = 0  # and those that wait
         self._start = _Start(now, None, surely=False, sounds=[])
         self._lag_before_s: float | None = None  # of the turn before, on this socket
 
-    def heard(self, arrival: Moment) -> None:
-        """Note when any message arrived, before it is acted upon."""
+    def heard(self, arrival: Moment, waiting: int) -> None:
+        """Note when any message arrived, before it and those that came with it are acted upon."""
         if arrival.at - self._heard_at >= BURST_S:
-            self._quiet_at, self._burst = self._heard_at, 0
+            self._quiet_at, self._behind = self._heard_at, 0
         self._heard_at = arrival.at
-        self._burst += 1
+        self._behind += 1
+        self._burst = self._behind + waiting
         if self._burst >= BURST and self._start.arrived_at > self._quiet_at:
             self._start = self._start._replace(
                 held_up_since=self._quiet_at, surely=self._burst >= SURE_BURST
@@ -183,7 +185,7 @@ class Seam:
         look = self._look_back(arrival, look_ms)
         first = arrival.sent - len(look.silent) * self._frame
         earliest_at = self._earliest(arrival.at)
-        if self._burst >= SURE_BURST:
+        if self._burst >= BURST:
             earliest_at = min(earliest_at, self._quiet_at)
         found = []
         for start, end in pauses(look.silent):

@@ -418,7 +418,7 @@ class Session:
         """Publish what the service says until it closes after our `close`."""
         while (message := await stream.receive()) is not None:
             arrival = self._uplink.log.moment(stream.socket.received_at)
-            self._hearing.heard_anything(arrival)
+            self._hearing.heard_anything(arrival, stream.socket.waiting)
             match message:
                 case cartesia.Error() if self.phase is Phase.FLUSHING:
                     break  # nothing more will come of what was sent

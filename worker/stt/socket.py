@@ -120,6 +120,11 @@ class Socket(asyncio.Protocol):
         """Pings answered so far."""
         return self._pongs
 
+    @property
+    def waiting(self) -> int:
+        """Messages that came in and were not received yet."""
+        return len(self._texts)
+
     def send_binary(self, data: bytes) -> None:
         """Send audio now; dropped if the socket is not open any more (`receive` then tells)."""
         if self.open:
