@@ -30,6 +30,7 @@ from worker.bus.sweeper import Sweeper
 from worker.claims import Claimer
 from worker.errors import BusUnavailable
 from worker.host import Host, Pace, Undertaker
+from worker.overload import Overload
 from worker.plurals import counted
 from worker.publisher import Retention
 from worker.roster import Roster
@@ -88,6 +89,7 @@ class Worker:
         )
         self.roster = Roster(self.host)
         self._claimer = Claimer(self.host)
+        self._overload = Overload()
         self._liveness = Liveness(self.redis, self.health, keys, intake)
         self._sweeper = Sweeper(self.redis, keys, intake)
         self._draining = False
@@ -108,6 +110,7 @@ class Worker:
                 "draining" if self._draining else None,
                 f"redis: {self.health.fault}" if self.health.fault else None,
                 f"stt: {self.host.credentials.fault}" if self.host.credentials.fault else None,
+                f"busy: {self._overload.fault}" if self._overload.fault else None,
             )
             if reason
         ]
@@ -186,6 +189,7 @@ class Worker:
         log.info("taking sessions as %s", self.host.intake.consumer)
         while not self._draining:
             room = min(CLAIM_AT_MOST, self._settings.max_sessions - len(self.roster))
+            room = self._overload.room(room, time.monotonic())
             if not len(self.roster):
                 self.host.credentials.doubt()  # nobody is left to find out that they are good again
             if room <= 0 or self.host.credentials.fault is not None:
@@ -323,7 +327,9 @@ class Worker:
                     _guarded(session, session.tick, now)
             due = time.monotonic() + TICK_S
             await anyio.sleep(TICK_S)
-            self.host.stats.loop_delay.observe(max(0.0, time.monotonic() - due))
+            delay_s = max(0.0, time.monotonic() - due)
+            self.host.stats.loop_delay.observe(delay_s)
+            self._overload.observe(delay_s)
 
     # -- handing them on
 
