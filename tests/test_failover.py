@@ -86,6 +86,15 @@ async def holder_of(cluster: EmbeddedCluster, redis: Redis, key: str) -> Embedde
     return next(node for node in (*cluster.masters, *cluster.replicas) if node.port == port)
 
 
+async def alive(cluster: EmbeddedCluster) -> list[bytes]:
+    """Return the channels that workers are subscribed to, on any node."""
+    found: list[bytes] = []
+    for node in cluster.masters:
+        async with client(node) as redis:
+            found += await tell(redis, "PUBSUB", "SHARDCHANNELS", "stt:alive:*")
+    return found
+
+
 async def replicated(master: EmbeddedRedis) -> None:
     """Wait until the replica has acknowledged all the master has written by now."""
     async with client(master) as redis:
@@ -99,7 +108,7 @@ async def test_lanes_over_three_masters_and_a_worker_killed(
     redis_cluster: EmbeddedCluster, stt: TurnsServer, tmp_path: Path
 ) -> None:
     async with staged(redis_cluster.url, stt) as stage:
-        calls = [Call(stage.redis, f"call-{lane}", lane, 6) for lane in LANES]
+        calls = [Call(stage.redis, f"call-{lane}", lane, 8) for lane in LANES]
         slots = {
             (await holder_of(redis_cluster, stage.redis, f"stt:{{{lane}}}:turns")).port
             for lane in LANES
@@ -114,6 +123,8 @@ async def test_lanes_over_three_masters_and_a_worker_killed(
                 stage.lanes[call.session] = call.session.removeprefix("call-")
                 await stage.until(call.session, SessionStarted)
             async with stage.worker_process("two", tmp_path / "two", lease_ms="30000"):
+                while len(await alive(redis_cluster)) < 2:
+                    await anyio.sleep(0.05)
                 await anyio.sleep(2.5)  # so that the second has seen the first alive
                 for call in calls:
                     await stage.until(call.session, TurnUpdate, 4)
@@ -189,6 +200,33 @@ async def test_a_master_fails_over_inside_a_turn(stt: TurnsServer, key: str, how
                 await tell(redis, "CLUSTER", "FAILOVER")
         await call.check(stage)
         assert await holder_of(cluster, stage.redis, key) is replica
+
+
+async def test_a_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> None:
+    async with EmbeddedCluster.start(replicas=True) as cluster, staged(cluster.url, stt) as stage:
+        for node in (*cluster.masters, *cluster.replicas):
+            async with client(node) as admin:
+                await admin.config_set("cluster-require-full-coverage", "no")
+                await admin.config_set("cluster-replica-no-failover", "yes")
+        at = {lane: await holder_of(cluster, stage.redis, f"{{{lane}}}") for lane in LANES}
+        sessions = await holder_of(cluster, stage.redis, "stt:sessions")
+        lost = next(lane for lane in LANES if at[lane] is not sessions)
+        kept = next(lane for lane in LANES if at[lane] is not at[lost])
+        calls = [Call(stage.redis, f"call-{lane}", lane, 3) for lane in (lost, kept)]
+        async with stage.worker(), anyio.create_task_group() as tasks:
+            for call in calls:
+                stage.lanes[call.session] = call.lane
+                tasks.start_soon(call.run)
+            for call in calls:
+                await stage.until(call.session, TurnUpdate, 2)
+            await calls[0].hold()
+            await replicated(at[lost])
+            await at[lost].kill()
+            await calls[1].check(stage)
+            async with client(cluster.replicas[cluster.masters.index(at[lost])]) as replica:
+                await tell(replica, "CLUSTER", "FAILOVER", "TAKEOVER")
+            calls[0].go_on()
+            await calls[0].check(stage)
 
 
 async def test_a_sentinel_fails_over_inside_a_turn(stt: TurnsServer) -> None:

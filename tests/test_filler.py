@@ -40,7 +40,7 @@ async def _begin(stage: Stage, worker: Worker, sound: bytes) -> None:
         while not any(session._uplink.sent >= len(sound) for session in worker.roster):
             await anyio.sleep(0.01)
         sent_at = time.monotonic()
-        while worker.host.reader.polled_at < sent_at:
+        while worker.host.reader.lane("0").polled_at < sent_at:
             await anyio.sleep(0.01)
 
 

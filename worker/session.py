@@ -279,7 +279,8 @@ class Session:
     def _keep_turn_moving(self, stream: Stream, now: float) -> None:
         """Fill in for a producer that stopped; see to a service that is stuck."""
         # An outage of Redis is no pause of the producer's.
-        self._uplink.fill(now, self._host.health.since, self._host.reader.polled_at)
+        lane = self._host.reader.lane(self.lane)
+        self._uplink.fill(now, max(self._host.health.since, lane.up_since), lane.polled_at)
         timeout_ms = self._host.turn.merged(self._configs.current).turn_end_timeout_ms
         sent_ms = self._uplink.ms_of(self._uplink.sent)
         bark = self._watchdog.look(self._tracker.state.turn, sent_ms, timeout_ms)

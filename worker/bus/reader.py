@@ -8,13 +8,15 @@ buffer.
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
+from anyio.abc import TaskGroup
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
-from worker.bus.connection import READ_BLOCK_MS, BusHealth, patiently
+from worker.bus.connection import READ_BLOCK_MS, BusHealth, is_outage, patiently
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,9 @@ READ_AT_MOST = 8 * 1024 * 1024
 TYPICAL = 4096
 FORGET = 0.99
 """How much of the largest entry is believed in after each round of reads."""
+
+ROUND_S = 0.5
+"""Longest wait for the reads of a round: one lane's master may fail, and the others not."""
 
 Entries = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
 
@@ -82,6 +87,24 @@ class Listening(Protocol):
         ...
 
 
+class Lane:
+    """What is known of one lane."""
+
+    def __init__(self) -> None:
+        self.reading = False
+        self.failing = False
+        self.polled_at = 0.0
+        """When the last complete read of it began, on the monotonic clock."""
+        self.up_since = 0.0
+        """Since when it can be read; as long as it cannot, when it last could be again."""
+
+    def answered(self) -> None:
+        """Record a reply."""
+        if self.failing:
+            self.failing = False
+            self.up_since = time.monotonic()
+
+
 class AudioReader:
     """Reads for every session that was added."""
 
@@ -92,8 +115,13 @@ class AudioReader:
         self._wake = anyio.Event()
         self._largest = float(TYPICAL)
         self._turn = 0
-        self.polled_at = 0.0
-        """When the last complete round of reads began, on the monotonic clock."""
+        self._lanes: dict[str, Lane] = {}
+        self._awaited: set[str] = set()
+        self._round_over = anyio.Event()
+
+    def lane(self, name: str) -> Lane:
+        """Return what is known of a lane."""
+        return self._lanes.setdefault(name, Lane())
 
     def add(self, session: Listening) -> None:
         """Read for `session` from now on."""
@@ -111,21 +139,58 @@ class AudioReader:
 
     async def run(self) -> None:
         """Read until cancelled."""
-        while True:
-            wanting = [session for session in self._sessions.values() if session.wants_audio]
-            if not wanting:
-                with anyio.move_on_after(READ_BLOCK_MS / 1000):
-                    await self._wake.wait()
-                self._wake = anyio.Event()
-                continue
-            began = time.monotonic()
-            lanes = _by_lane(wanting)
-            block = READ_BLOCK_MS if len(lanes) == 1 and len(wanting) <= BLOCKING_KEYS else None
-            for sessions in lanes.values():
-                await self._read(sessions, block)
-            self.polled_at = began
-            pause = min(POLL_S, PAUSE_PER_KEY_S * (len(wanting) - 1)) if block else POLL_S
-            await anyio.sleep(max(0.0, pause - (time.monotonic() - began)))
+        async with anyio.create_task_group() as tasks:
+            while True:
+                wanting = [session for session in self._sessions.values() if session.wants_audio]
+                if not wanting:
+                    with anyio.move_on_after(READ_BLOCK_MS / 1000):
+                        await self._wake.wait()
+                    self._wake = anyio.Event()
+                    continue
+                began = time.monotonic()
+                lanes = _by_lane(wanting)
+                block = READ_BLOCK_MS if len(lanes) == 1 and len(wanting) <= BLOCKING_KEYS else None
+                await self._round(lanes, block, tasks)
+                pause = min(POLL_S, PAUSE_PER_KEY_S * (len(wanting) - 1)) if block else POLL_S
+                await anyio.sleep(max(0.0, pause - (time.monotonic() - began)))
+
+    async def _round(
+        self, lanes: Mapping[str, Sequence[Listening]], block: int | None, tasks: TaskGroup
+    ) -> None:
+        """Read every lane at once, but for those whose last read waits for their master."""
+        self._round_over = anyio.Event()
+        self._awaited = {name for name in lanes if not self.lane(name).reading}
+        for name in [*self._awaited]:
+            tasks.start_soon(self._read_lane, name, lanes[name], block)
+        with anyio.move_on_after(ROUND_S):
+            await self._round_over.wait()
+
+    def _wait_no_more(self, lane: str) -> None:
+        self._awaited.discard(lane)
+        if not self._awaited:
+            self._round_over.set()
+
+    async def _read_lane(self, name: str, sessions: Sequence[Listening], block: int | None) -> None:
+        lane = self.lane(name)
+        began = time.monotonic()
+        lane.reading = True
+        try:
+            await self._read(sessions, block)
+        finally:
+            lane.reading = False
+            self._wait_no_more(name)
+        lane.polled_at = began
+
+    async def _xread(self, lane: str, cursors: dict[Any, Any], **how: int | None) -> Any:  # noqa: ANN401 - as in the client
+        try:
+            reply = await self._redis.xread(cursors, **how)
+        except (RedisError, OSError) as error:
+            if is_outage(error):
+                self.lane(lane).failing = True
+                self._wait_no_more(lane)
+            raise
+        self.lane(lane).answered()
+        return reply
 
     async def _read(self, sessions: Sequence[Listening], block: int | None) -> None:
         self._turn += 1
@@ -140,10 +205,9 @@ class AudioReader:
         asked = {session.audio_key: (session, session.epoch) for session in sessions}
         cursors: dict[Any, Any] = {session.audio_key: session.cursor for session in sessions}
         count = max(1, min(PER_KEY, int(READ_AT_MOST / self._largest / len(sessions))))
+        xread = partial(self._xread, sessions[0].lane, cursors, count=count, block=block)
         try:
-            reply: Any = await patiently(
-                self._health, lambda: self._redis.xread(cursors, count=count, block=block)
-            )
+            reply: Any = await patiently(self._health, xread)
         except ResponseError as error:
             if len(sessions) == 1:
                 sessions[0].unreadable(error)
