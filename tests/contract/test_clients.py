@@ -11,12 +11,11 @@ import pytest
 from tests.contract.wire import Event, serving
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import hush, say
+from worker.local.peers.published import PUBLISHED
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
 
-SDK = "cartesia[websockets]==4.2.0"
-LIVEKIT = "livekit-plugins-cartesia==1.8.9"
-PIPECAT = "pipecat-ai[cartesia]==1.14.0"
+SDK, LIVEKIT, PIPECAT = (client.requirement for client in PUBLISHED)
 
 WIDE = AudioFormat("pcm_s16le", 16_000)
 
