@@ -202,6 +202,7 @@ async def test_a_master_fails_over_inside_a_turn(stt: TurnsServer, key: str, how
         assert await holder_of(cluster, stage.redis, key) is replica
 
 
+@pytest.mark.slow
 async def test_a_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> None:
     async with EmbeddedCluster.start(replicas=True) as cluster, staged(cluster.url, stt) as stage:
         for node in (*cluster.masters, *cluster.replicas):

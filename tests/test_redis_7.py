@@ -16,7 +16,14 @@ from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
 
 
-@pytest.mark.parametrize("kind", [EmbeddedRedis, EmbeddedCluster, EmbeddedSentinel])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        EmbeddedRedis,
+        pytest.param(EmbeddedCluster, marks=pytest.mark.slow),
+        pytest.param(EmbeddedSentinel, marks=pytest.mark.slow),
+    ],
+)
 async def test_a_worker_killed_inside_a_turn(
     redis_7_binary: Path,
     stt: TurnsServer,

@@ -24,3 +24,16 @@ def test_a_connection_closed_before_a_command_is_an_outage(
     health = anyio.run(ride_out, backend_options={"use_uvloop": use_uvloop})
     assert health.up
     assert health.since > 0
+
+
+def test_outages_are_told_now_and_then(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.bus.connection.TOLD_EVERY_S", 3600.0)
+    caplog.set_level("INFO", "worker.bus.connection")
+    health = BusHealth()
+    for _ in range(3):
+        for _ in range(2):
+            health.failed(ConnectionError("refused"))
+        health.answered()
+    assert [line.split()[1] for line in caplog.messages] == ["is", "answers"]

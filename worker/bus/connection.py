@@ -150,10 +150,16 @@ def is_about_a_command(error: BaseException) -> bool:
     return isinstance(error, exceptions.ResponseError) and "ACL failure in script" in str(error)
 
 
+TOLD_EVERY_S = 5.0
+"""How often outages are told: where one master of a cluster is away, others answer in between."""
+
+
 class BusHealth:
     """Whether Redis answers, as far as the last command knew."""
 
     def __init__(self) -> None:
+        self._told_at = float("-inf")
+        self._telling = False
         self.fault: str | None = None
         """What is wrong, None while Redis answers."""
         self.since = time.monotonic()
@@ -172,14 +178,18 @@ class BusHealth:
         """Record a reply."""
         if self.fault is not None:
             self.fault = None
-            log.info("Redis answers again after %.1f s", time.monotonic() - self.since)
+            if self._telling:
+                log.info("Redis answers again after %.1f s", time.monotonic() - self.since)
             self.since = time.monotonic()
 
     def failed(self, error: BaseException) -> None:
         """Record an outage; said once, however often it is met."""
         if self.fault is None:
             self.since = time.monotonic()
-            log.warning("Redis is not available, waiting for it: %s", describe(error))
+            self._telling = self.since - self._told_at >= TOLD_EVERY_S
+            if self._telling:
+                self._told_at = self.since
+                log.warning("Redis is not available, waiting for it: %s", describe(error))
         self.fault = describe(error)
 
 
