@@ -396,6 +396,13 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("eager_end@51:'lo u 2 x", ["0 eager_end:hello you 2 x"]),
         ("end@61:'lo u 2 x y", ["0 end:hello you 2 x y (model)"]),
     ],
+    "a replay that says nothing of what was shown goes on after it": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@11", []),
+        ("update@31:there", ["0 update:hello you there"]),
+        ("end@61:there now", ["0 end:hello you there now (model)"]),
+    ],
     "a replay worded longer is not shown before it has caught up": [
         *HEARD_HELLO,
         ("new socket", []),

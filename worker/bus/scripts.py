@@ -22,11 +22,11 @@ class Script:
 
     async def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Arg]) -> Any:  # noqa: ANN401 - each script's own reply
         """Run the script, loading it if the server does not know it yet."""
-        try:
-            return await redis.evalsha(self.sha, len(keys), *keys, *args)
-        except NoScriptError:
-            await self.load(redis)
-            return await redis.evalsha(self.sha, len(keys), *keys, *args)
+        while True:
+            try:
+                return await redis.evalsha(self.sha, len(keys), *keys, *args)
+            except NoScriptError:
+                await self.load(redis)  # which a restart may make it forget before we come back
 
     async def load(self, redis: Redis) -> None:
         """Make the server know the script."""

@@ -213,7 +213,7 @@ class TurnTracker:
         if len(text) > len(known.transcript):
             return text
         # Worded shorter than before, and yet it may say more.
-        return known.transcript + beyond(known.transcript, text, caught_up)
+        return join(known.transcript, beyond(known.transcript, text, caught_up))
 
     def _settled(self, text: str, position: int) -> bool:
         """Tell whether a replay has caught up with what consumers saw."""
