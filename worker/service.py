@@ -10,24 +10,23 @@ from functools import partial
 from typing import Literal
 
 import anyio
-from anyio.abc import TaskGroup
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from schemas.keys import RELEASED, Keys
+from schemas.keys import Keys
 from schemas.turns import WorkerRecord
 from worker.addresses import service_address
 from worker.admin import Readiness
+from worker.arrivals import INTAKE_BLOCK_MS, Arrivals
 from worker.bus.commits import Committer
 from worker.bus.connection import BusHealth, connect, patiently
 from worker.bus.gate import Gate
-from worker.bus.intake import Intake, Owned
+from worker.bus.intake import Intake
 from worker.bus.liveness import Liveness
 from worker.bus.orders import until_drain
 from worker.bus.reader import AudioReader
 from worker.bus.rights import missing_rights
 from worker.bus.sweeper import Sweeper
-from worker.claims import Claimer
 from worker.errors import BusUnavailable
 from worker.host import Host, Pace, Undertaker
 from worker.overload import Overload
@@ -38,13 +37,11 @@ from worker.session import Session
 from worker.settings import Settings
 from worker.spans import Tracing
 from worker.stt.cartesia import PROVIDER, Service
+from worker.tenure import Tenure
 
 log = logging.getLogger(__name__)
 
 CLAIM_AT_MOST = 50
-INTAKE_BLOCK_MS = 100
-"""How long intake waits for a new entry before it looks for ones given back."""
-
 HEARTBEAT_S = 1.0
 TICK_S = 0.1
 LEAVE_S = 2.0
@@ -88,15 +85,12 @@ class Worker:
             ),
         )
         self.roster = Roster(self.host)
-        self._claimer = Claimer(self.host)
         self._overload = Overload()
         self._liveness = Liveness(self.redis, self.health, keys, intake)
         self._sweeper = Sweeper(self.redis, keys, intake)
         self._draining = False
         self._hurry = False
         self._stopped = anyio.Event()
-        self._unheard: set[str] = set()
-        self._claiming: dict[str, int] = {}  # entry and delivery count
         self._waiting = anyio.CancelScope()
 
     # -- for whoever runs it
@@ -142,13 +136,16 @@ class Worker:
             ):
                 tasks.start_soon(loop)
             if await self._unless_stopped(self._reach_bus):
+                arrivals = Arrivals(
+                    self.host, self.roster, self._liveness, self._settings.lease_ms, tasks
+                )
                 async with anyio.create_task_group() as keepers:
-                    keepers.start_soon(self._beat, tasks)
+                    keepers.start_soon(self._keep, Tenure(self.host, self.roster, arrivals))
                     keepers.start_soon(self._liveness.proclaim)
                     keepers.start_soon(self._liveness.watch)
                     keepers.start_soon(self._sweeper.run)
                     keepers.start_soon(self._obey_drain)
-                    await self._unless_stopped(partial(self._take_sessions, tasks))
+                    await self._unless_stopped(partial(self._take_sessions, arrivals))
                     await self._hand_on()
                     await self._stopped.wait()
                     keepers.cancel_scope.cancel()
@@ -183,9 +180,9 @@ class Worker:
         if missing.commands or missing.keys:
             raise BusUnavailable(f"Redis does not let this worker work: {missing}")
 
-    # -- taking sessions
+    # -- taking sessions, and keeping them
 
-    async def _take_sessions(self, tasks: TaskGroup) -> None:
+    async def _take_sessions(self, arrivals: Arrivals) -> None:
         log.info("taking sessions as %s", self.host.intake.consumer)
         while not self._draining:
             room = min(CLAIM_AT_MOST, self._settings.max_sessions - len(self.roster))
@@ -195,105 +192,17 @@ class Worker:
             if room <= 0 or self.host.credentials.fault is not None:
                 await anyio.sleep(INTAKE_BLOCK_MS / 1000)
                 continue
-            await self._try_again(tasks)
+            await arrivals.try_again()
             # Together: a session that was killed should not wait for fifty others.
             async with anyio.create_task_group() as claims:
-                for owned in await self._look_for(room):
-                    claims.start_soon(self._take, owned, tasks)
+                for owned in await arrivals.look_for(room):
+                    claims.start_soon(arrivals.take, owned)
 
-    async def _look_for(self, room: int) -> list[Owned]:
-        intake = self.host.intake
-        new = await patiently(self.health, lambda: intake.read_new(room, INTAKE_BLOCK_MS))
-        if len(new) == room:
-            return new
-        lease_ms = self._settings.lease_ms
-        # Idle times ran on while Redis was away: for one lease after, owners get to speak first.
-        patience_ms = lease_ms if self.health.up_for_s * 1000 > lease_ms else 2**40
-        dead = sorted(self._liveness.dead)
-        adopted = await patiently(
-            self.health, lambda: intake.adopt(room - len(new), patience_ms, dead)
-        )
-        owners = {owned.owner for owned in adopted} - {RELEASED}
-        for owned in adopted:
-            fate = "killed" if owned.owner in dead else "silent"
-            self.host.stats.takeovers["released" if owned.owner == RELEASED else fate] += 1
-        await self._liveness.forget(owners | set(dead))
-        return new + adopted
-
-    async def _try_again(self, tasks: TaskGroup) -> None:
-        """Claim anew the sessions that crashed and have waited."""
-        for ownership in self.host.crashes.due(time.monotonic()):
-            fence = ownership.fence
-            await self._take_anew(Owned(fence.entry, fence.count, ownership.fields), tasks)
-
-    async def _take_anew(self, owned: Owned, tasks: TaskGroup) -> None:
-        """Claim what is ours already, with a larger count.
-
-        Whatever a claim of ours before this one has under way is refused from then on.
-        """
-        intake = self.host.intake
-        raised = await patiently(self.health, partial(intake.outbid, owned, owned.count + 1))
-        if raised is not None:
-            await self._take(raised, tasks)
-
-    async def _take(self, owned: Owned, tasks: TaskGroup) -> None:
-        running = self.roster.get(owned.entry)
-        if running is not None:
-            if running.ownership.fence.count >= owned.count:
-                return
-            await self.roster.let_go(owned.entry)  # it was another's meanwhile, and came back
-        self._claiming[owned.entry] = owned.count
-        try:
-            session = await self._claimer.take(owned)
-        finally:
-            del self._claiming[owned.entry]
-        if session is not None and owned.entry not in self.roster:
-            self.roster.start(session, tasks)
-
-    # -- keeping them
-
-    async def _beat(self, tasks: TaskGroup) -> None:
-        """Keep the leases; notice what was taken, lost or never heard of."""
+    async def _keep(self, tenure: Tenure) -> None:
         while True:
-            ours = [*self.roster.fences, *self._claiming.items()]
-            heartbeat = partial(self.host.intake.heartbeat, ours)
-            report = await patiently(self.health, heartbeat)
-            for entry in report.taken:
-                self.roster.drop(entry)
-                self.host.crashes.forget(entry)
-            async with anyio.create_task_group() as announcing:
-                for entry in report.nowhere:
-                    announcing.start_soon(self._announce_again, entry)
-            await self._claim_unheard(dict(report.orphans), tasks)
+            await tenure.beat(take=not self._draining)
             await patiently(self.health, self._register)
             await anyio.sleep(HEARTBEAT_S)
-
-    async def _announce_again(self, entry: str) -> None:
-        """Put back an entry of ours that nobody holds."""
-        if session := self.roster.get(entry):
-            session.prove()  # it may be another's by now, or its state lost with the rest
-            await self.roster.announce_again(session)
-        elif held := self.host.crashes.get(entry):
-            await self.roster.put_back(held)
-            self.host.crashes.forget(entry)
-
-    async def _claim_unheard(self, orphans: dict[str, int], tasks: TaskGroup) -> None:
-        """Claim what the pending list calls ours but no reply told us of.
-
-        Only what two heartbeats in a row report: a reply may just be on its way. What runs with
-        a smaller count was another's meanwhile.
-        """
-        for entry, count in orphans.items():
-            running = self.roster.get(entry)
-            if running is not None:
-                if running.ownership.fence.count >= count:
-                    continue  # claimed anew since
-            elif entry not in self._unheard:
-                continue
-            fields = await patiently(self.health, partial(self.host.intake.fields_of, entry))
-            if fields is not None and not self._draining:
-                await self._take_anew(Owned(entry, count, fields), tasks)
-        self._unheard = set(orphans)
 
     async def _register(self) -> None:
         state: Literal["ready", "draining", "unready"] = "ready"

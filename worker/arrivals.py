@@ -1,0 +1,84 @@
+"""Arrivals: sessions that come to this worker, new or from another, and how they are taken in."""
+
+import time
+from functools import partial
+
+from anyio.abc import TaskGroup
+
+from schemas.keys import RELEASED
+from worker.bus.connection import patiently
+from worker.bus.intake import Owned
+from worker.bus.liveness import Liveness
+from worker.claims import Claimer
+from worker.host import Host
+from worker.roster import Roster
+
+INTAKE_BLOCK_MS = 100
+"""How long intake waits for a new entry before it looks for ones given back."""
+
+
+class Arrivals:
+    """Finds sessions for one worker and starts them in a task group."""
+
+    def __init__(
+        self, host: Host, roster: Roster, liveness: Liveness, lease_ms: int, tasks: TaskGroup
+    ) -> None:
+        self._host = host
+        self._roster = roster
+        self._liveness = liveness
+        self._lease_ms = lease_ms
+        self._tasks = tasks
+        self._claimer = Claimer(host)
+        self.claiming: dict[str, int] = {}
+        """Entry and delivery count of every claim under way."""
+
+    async def look_for(self, room: int) -> list[Owned]:
+        """Return up to `room` sessions that are ours from now on: new, given back, or orphaned."""
+        intake = self._host.intake
+        new = await patiently(self._host.health, lambda: intake.read_new(room, INTAKE_BLOCK_MS))
+        if len(new) == room:
+            return new
+        lease_ms = self._lease_ms
+        # Idle times ran on while Redis was away: for one lease after, owners get to speak first.
+        patience_ms = lease_ms if self._host.health.up_for_s * 1000 > lease_ms else 2**40
+        dead = sorted(self._liveness.dead)
+        adopted = await patiently(
+            self._host.health, lambda: intake.adopt(room - len(new), patience_ms, dead)
+        )
+        owners = {owned.owner for owned in adopted} - {RELEASED}
+        for owned in adopted:
+            fate = "killed" if owned.owner in dead else "silent"
+            self._host.stats.takeovers["released" if owned.owner == RELEASED else fate] += 1
+        await self._liveness.forget(owners | set(dead))
+        return new + adopted
+
+    async def try_again(self) -> None:
+        """Claim anew the sessions that crashed and have waited."""
+        for ownership in self._host.crashes.due(time.monotonic()):
+            fence = ownership.fence
+            await self.take_anew(Owned(fence.entry, fence.count, ownership.fields))
+
+    async def take_anew(self, owned: Owned) -> None:
+        """Claim what is ours already, with a larger count.
+
+        Whatever a claim of ours before this one has under way is refused from then on.
+        """
+        intake = self._host.intake
+        raised = await patiently(self._host.health, partial(intake.outbid, owned, owned.count + 1))
+        if raised is not None:
+            await self.take(raised)
+
+    async def take(self, owned: Owned) -> None:
+        """Claim an entry that is ours, and run its session."""
+        running = self._roster.get(owned.entry)
+        if running is not None:
+            if running.ownership.fence.count >= owned.count:
+                return
+            await self._roster.let_go(owned.entry)  # it was another's meanwhile, and came back
+        self.claiming[owned.entry] = owned.count
+        try:
+            session = await self._claimer.take(owned)
+        finally:
+            del self.claiming[owned.entry]
+        if session is not None and owned.entry not in self._roster:
+            self._roster.start(session, self._tasks)

@@ -1,0 +1,61 @@
+"""Tenure: keeping the sessions that are ours, and noticing those that are not, or not any more."""
+
+from functools import partial
+
+import anyio
+
+from worker.arrivals import Arrivals
+from worker.bus.connection import patiently
+from worker.bus.intake import Owned
+from worker.host import Host
+from worker.roster import Roster
+
+
+class Tenure:
+    """Compares, once a heartbeat, what runs with what Redis lists."""
+
+    def __init__(self, host: Host, roster: Roster, arrivals: Arrivals) -> None:
+        self._host = host
+        self._roster = roster
+        self._arrivals = arrivals
+        self._unheard: set[str] = set()
+
+    async def beat(self, *, take: bool) -> None:
+        """Keep the leases; notice what was taken, lost or, to `take` it, never heard of."""
+        ours = [*self._roster.fences, *self._arrivals.claiming.items()]
+        heartbeat = partial(self._host.intake.heartbeat, ours)
+        report = await patiently(self._host.health, heartbeat)
+        for entry in report.taken:
+            self._roster.drop(entry)
+            self._host.crashes.forget(entry)
+        async with anyio.create_task_group() as announcing:
+            for entry in report.nowhere:
+                announcing.start_soon(self._announce_again, entry)
+        await self._claim_unheard(dict(report.orphans), take=take)
+
+    async def _announce_again(self, entry: str) -> None:
+        """Put back an entry of ours that nobody holds."""
+        if session := self._roster.get(entry):
+            session.prove()  # it may be another's by now, or its state lost with the rest
+            await self._roster.announce_again(session)
+        elif held := self._host.crashes.get(entry):
+            await self._roster.put_back(held)
+            self._host.crashes.forget(entry)
+
+    async def _claim_unheard(self, orphans: dict[str, int], *, take: bool) -> None:
+        """Claim what the pending list calls ours but no reply told us of.
+
+        Only what two heartbeats in a row report: a reply may just be on its way. What runs with
+        a smaller count was another's meanwhile.
+        """
+        for entry, count in orphans.items():
+            running = self._roster.get(entry)
+            if running is not None:
+                if running.ownership.fence.count >= count:
+                    continue  # claimed anew since
+            elif entry not in self._unheard:
+                continue
+            fields = await patiently(self._host.health, partial(self._host.intake.fields_of, entry))
+            if fields is not None and take:
+                await self._arrivals.take_anew(Owned(entry, count, fields))
+        self._unheard = set(orphans)
