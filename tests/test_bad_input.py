@@ -159,6 +159,21 @@ async def test_refused_by_the_service(stage: Stage) -> None:
     assert dead[b"session"] == b"call-1"
 
 
+async def test_settings_that_do_not_go_with_those_in_force(stage: Stage) -> None:
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.append("call-1", config='{"turn_eager_end_threshold":0.35}')
+        await stage.append("call-1", audio=say([1], PCM16), config='{"turn_end_threshold":0.4}')
+        await stage.append("call-1", audio=say([2], PCM16), end="1")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1, 2]
+    (error,) = [event for event in events if isinstance(event, SessionError)]
+    assert "must be below" in error.message
+    assert not error.fatal
+    assert [dead[b"session"] for dead in await stage.dead()] == [b"call-1"]
+
+
 async def test_fields_of_somebody_elses(stage: Stage) -> None:
     async with stage.worker():
         written: dict[Any, Any] = {**GOOD, "session": "call-1", b"\xff\xfe": b"\x00\xff"}

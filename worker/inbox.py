@@ -3,6 +3,8 @@
 import time
 from collections.abc import Sequence
 
+import msgspec
+
 from schemas.audio import AudioEntry, Fields, read_audio
 from schemas.faults import EntryFault
 from worker.bus.reader import Entries
@@ -67,6 +69,12 @@ class Inbox:
         for raw_id, fields in entries:
             self.cursor = raw_id.decode()
             entry, faults = read_audio(fields)
+            if entry.config is not None:
+                try:
+                    self._configs.accept(self.cursor, entry.config)
+                except EntryFault as fault:  # good by itself, not with what is in force
+                    faults.append(fault)
+                    entry = msgspec.structs.replace(entry, config=None)
             told = bool(faults) and self._ledger.announce(self.cursor)
             if told:
                 self._refuse(self.cursor, fields, faults)
@@ -82,8 +90,6 @@ class Inbox:
 
     def _take(self, entry_id: str, entry: AudioEntry, *, told: bool, live: bool) -> None:
         """Take what is good of an entry; `told` is whether what is not was told just now."""
-        if entry.config is not None:
-            self._configs.accept(entry_id, entry.config)
         admitted = self._ledger.admit(entry_id, entry)
         if admitted.missing and (told or self._ledger.announce(entry_id)):
             chunk_ms = self._uplink.ms_of(len(entry.audio))
