@@ -19,7 +19,7 @@ from worker.addresses import service_address
 from worker.admin import Readiness
 from worker.arrivals import INTAKE_BLOCK_MS, Arrivals
 from worker.bus.commits import Committer
-from worker.bus.connection import BusHealth, connect, patiently
+from worker.bus.connection import BusHealth, closing, connect, patiently
 from worker.bus.gate import Gate
 from worker.bus.intake import Intake
 from worker.bus.liveness import Liveness
@@ -125,7 +125,7 @@ class Worker:
 
         Raises `BusUnavailable` if the Redis user may not do what a worker does.
         """
-        async with self.redis, anyio.create_task_group() as tasks:
+        async with closing(self.redis), anyio.create_task_group() as tasks:
             for loop in (
                 self.host.reader.run,
                 self.host.committer.run,

@@ -2,8 +2,10 @@
 
 import anyio
 import pytest
+from redis.asyncio import Redis
 
-from worker.bus.connection import BusHealth, connect, patiently
+from tests.stage import Place
+from worker.bus.connection import BusHealth, closing, connect, patiently
 from worker.local.redis import EmbeddedRedis
 
 
@@ -37,3 +39,22 @@ def test_outages_are_told_now_and_then(
             health.failed(ConnectionError("refused"))
         health.answered()
     assert [line.split()[1] for line in caplog.messages] == ["is", "answers"]
+
+
+async def test_closed_for_certain_even_if_cancelled(redis: Redis, bus_place: Place) -> None:
+    client = connect(f"{bus_place.url}?client_name=cancelled")
+
+    async def connections() -> int:
+        return [each["name"] for each in await redis.client_list()].count("cancelled")
+
+    with anyio.CancelScope() as scope:
+        async with closing(client):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(client.execute_command, "PING")
+            assert await connections() == 3
+            scope.cancel()
+            await anyio.sleep_forever()
+    with anyio.fail_after(10):
+        while await connections():
+            await anyio.sleep(0.01)

@@ -6,41 +6,28 @@ knows its subscribers. Elsewhere they are plain.
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio
 from redis import exceptions
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 
 from worker.bus.cluster import Cluster
+from worker.bus.connection import closing
 
 LOOK_S = 1.0
 """How often a subscriber looks whether its channel is kept elsewhere by now."""
-
-C = TypeVar("C", Redis, PubSub)
-
-
-@asynccontextmanager
-async def _closing(connection: C) -> AsyncIterator[C]:
-    """Close the connection for certain, cancelled or not."""
-    try:
-        yield connection
-    finally:
-        with anyio.CancelScope(shield=True):
-            await connection.aclose()  # type: ignore[no-untyped-call]
 
 
 async def hold(redis: Redis, channel: str) -> None:
     """Stay subscribed until cancelled, or until another node keeps the channel."""
     if not isinstance(redis, Cluster):
-        async with _closing(redis.pubsub()) as pubsub:
+        async with closing(redis.pubsub()) as pubsub:
             await pubsub.subscribe(channel)
             while True:
                 await pubsub.get_message(timeout=LOOK_S)
     node = await redis.holder(channel)
     with suppress(exceptions.AskError):  # or MOVED, which is one too: another node keeps it
-        async with _closing(node.pubsub()) as pubsub:
+        async with closing(node.pubsub()) as pubsub:
             await pubsub.ssubscribe(channel)
             while await redis.holder(channel) is node:
                 message = await pubsub.get_message(timeout=LOOK_S)
@@ -100,7 +87,7 @@ class SubscriberCounts:
 
     async def _to(self, node: Redis) -> Redis:
         if node not in self._by_node:
-            connection = await self._connections.enter_async_context(_closing(node.client()))
+            connection = await self._connections.enter_async_context(closing(node.client()))
             self._by_node[node] = connection
         return self._by_node[node]
 

@@ -6,13 +6,15 @@ idempotent. What is retried here is retried knowingly, as the same bytes.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import anyio
 from hiredis import pack_command
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import PubSub
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -25,6 +27,7 @@ from worker.core.faults import Backoff
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+C = TypeVar("C", Redis, PubSub)
 READ_BLOCK_MS = 50
 """Longest blocking read: far below the socket timeout, so that a wait never looks like a fault."""
 
@@ -78,6 +81,16 @@ def _client(url: str, **extra: Any) -> Redis:  # noqa: ANN401 - what the class o
         {name: staticmethod(value) for name, value in extra.items()},
     )
     return Redis.from_pool(pool)
+
+
+@asynccontextmanager
+async def closing(connection: C) -> AsyncIterator[C]:
+    """Close the connection, or all of a client's, for certain: cancelled or not."""
+    try:
+        yield connection
+    finally:
+        with anyio.CancelScope(shield=True):
+            await connection.aclose()  # type: ignore[no-untyped-call]
 
 
 class _BusConnection(AbstractConnection):
