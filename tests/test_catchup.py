@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 
 import anyio
+import pytest
 
 from worker.catchup import CatchUp
+from worker.logs import SessionName
 
 
 @dataclass(eq=False)
@@ -14,6 +16,7 @@ class Holder:
     holds: int
     breaks: bool = False
     calls: int = 0
+    name: SessionName = SessionName("s", None)
     over: anyio.Event = field(default_factory=anyio.Event)
 
     @property
@@ -33,7 +36,7 @@ class Holder:
         self.over.set()
 
 
-async def test_calls_until_nothing_is_held() -> None:
+async def test_calls_until_nothing_is_held(caplog: pytest.LogCaptureFixture) -> None:
     catch_up = CatchUp()
     some, more, broken = Holder(2), Holder(5), Holder(3, breaks=True)
     async with anyio.create_task_group() as tasks:
@@ -48,4 +51,6 @@ async def test_calls_until_nothing_is_held() -> None:
         with anyio.fail_after(30):
             await late.over.wait()
         tasks.cancel_scope.cancel()
+    (struck,) = caplog.records
+    assert (struck.args, bool(struck.exc_info)) == ((broken.name,), True)
     assert (some.calls, more.calls, broken.calls, late.calls) == (2, 5, 1, 1)

@@ -12,9 +12,12 @@ import pytest
 
 from schemas.turns import TurnEnd
 from tests.stage import KEY, PCM16, Stage
+from worker import crashes
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
 from worker.logs import JsonFormatter, SessionName, TextFormatter
+from worker.publisher import Publisher
+from worker.session import Session
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
@@ -89,6 +92,36 @@ def test_the_handshake_is_never_logged() -> None:
     )
     assert b"seen" in done.stderr
     assert b"secret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [(Session, "run"), (Session, "feed"), (Session, "tick"), (Publisher, "build")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+async def test_a_crash_names_the_session(
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: type,
+    step: str,
+) -> None:
+    taken = getattr(owner, step)
+
+    def choke(*_: object) -> None:
+        monkeypatch.setattr(owner, step, taken)
+        raise ZeroDivisionError("a fault put in by the test")
+
+    monkeypatch.setattr(crashes, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(owner, step, choke)
+    async with stage.worker():
+        await stage.announce("s", PCM16, traceparent=TRACEPARENT)
+        await stage.play("s", say([1], PCM16), pause_s=0)
+        await stage.until_ended("s")
+    (struck,) = (record for record in caplog.records if record.exc_info)
+    told = json.loads(JsonFormatter().format(struck))
+    assert (told["session"], told["trace_id"]) == ("s", TRACE_ID)
+    assert "ZeroDivisionError" in told["exception"]
 
 
 async def test_a_workers_lines(stage: Stage, stt: TurnsServer, tmp_path: Path) -> None:

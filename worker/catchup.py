@@ -6,6 +6,8 @@ from typing import Protocol
 
 import anyio
 
+from worker.logs import SessionName
+
 log = logging.getLogger(__name__)
 
 CATCH_UP_S = 0.02
@@ -14,6 +16,11 @@ CATCH_UP_S = 0.02
 
 class Behind(Protocol):
     """A session that holds audio."""
+
+    @property
+    def name(self) -> SessionName:
+        """The session, as log lines name it."""
+        ...
 
     @property
     def catching_up(self) -> bool:
@@ -57,7 +64,7 @@ class CatchUp:
         try:
             session.drain(now)
         except Exception:  # a fault of ours must not take the other sessions down
-            log.exception("a session crashed as it caught up")
+            log.exception("%s: crashed as it caught up", session.name)
             session.crashed()
             return False
         return session.catching_up

@@ -48,6 +48,7 @@ class Publisher:
         written: Callable[[], Written],
     ) -> None:
         session = ownership.session
+        self.name = ownership.name
         self._keys = keys.of_session(session.lane, session.session)
         self._ownership = ownership
         self._retention = retention

@@ -78,12 +78,12 @@ class Roster:
             with run.scope:
                 await session.run()
                 await patiently(self._host.health, lambda: self._host.intake.settle(entry))
-                log.info("%s: session ended", session.ownership.name)
+                log.info("%s: session ended", session.name)
         except CommitRefused as refusal:
-            log.info("%s: let go (%s)", session.ownership.name, refusal)
+            log.info("%s: let go (%s)", session.name, refusal)
         except Exception:
             # A fault of ours must not take the other sessions down.
-            log.exception("%s: session crashed", session.ownership.name)
+            log.exception("%s: session crashed", session.name)
             session.crashed()
         finally:
             del self._runs[entry]
@@ -138,9 +138,9 @@ class Roster:
                 release = partial(self._host.intake.release, [(fence.entry, fence.count)])
                 await patiently(self._host.health, release)
                 session.trace.handed_over(fence.entry, began)
-                log.info("%s: given back", session.ownership.name)
+                log.info("%s: given back", session.name)
         except CommitRefused as refusal:
-            log.info("%s: not given back (%s)", session.ownership.name, refusal)
+            log.info("%s: not given back (%s)", session.name, refusal)
 
     async def give_back_held(self) -> None:
         """Let any worker take the sessions that wait to be tried again."""

@@ -281,5 +281,5 @@ def _guarded(session: Session, step: Callable[[float], None], now: float) -> Non
     try:
         step(now)
     except Exception:
-        log.exception("%s: session crashed", session.ownership.name)
+        log.exception("%s: session crashed", session.name)
         session.crashed()

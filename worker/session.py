@@ -100,6 +100,7 @@ class Session:
     def __init__(self, host: Host, ownership: Ownership, seq: int, snapshot: Snapshot) -> None:
         entry = ownership.session
         self.ownership = ownership
+        self.name = ownership.name
         self.lane = entry.lane
         self.audio_key = host.keys.audio(entry.lane, entry.session)
         self.phase = Phase.PARKED

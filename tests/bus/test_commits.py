@@ -14,6 +14,7 @@ from worker.bus.commits import CRASHED, Commit, Committer
 from worker.bus.connection import BusHealth, connect
 from worker.bus.scripts import COMMIT
 from worker.local.redis import EmbeddedRedis
+from worker.logs import SessionName
 
 FENCE = ("5-0", 1, "nonce")
 
@@ -119,6 +120,8 @@ async def test_the_end(bench: Bench) -> None:
 
 class Speaker:
     """Something that commits one event and remembers the answers."""
+
+    name = SessionName("s", None)
 
     def __init__(self, commit: Commit) -> None:
         self.commit = commit

@@ -12,6 +12,7 @@ from tests.stage import ON_CLUSTER_TOO
 from worker.bus import reader as module
 from worker.bus.connection import BusHealth
 from worker.bus.reader import AudioReader, Entries
+from worker.logs import SessionName
 
 pytestmark = ON_CLUSTER_TOO
 
@@ -20,6 +21,7 @@ class Listener:
     """A session that only listens."""
 
     def __init__(self, prefix: str, number: int) -> None:
+        self.name = SessionName(str(number), None)
         self.lane = "0" if number % 2 else "1"
         self.audio_key = f"{prefix}:{{{self.lane}}}:audio:{number}"
         self.cursor = "0-0"

@@ -16,6 +16,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from worker.bus.connection import BusHealth, is_outage, patiently
 from worker.bus.scripts import COMMIT, Arg
+from worker.logs import SessionName
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,11 @@ class Commit(msgspec.Struct, frozen=True):
 
 class Committing(Protocol):
     """A session that has something to commit."""
+
+    @property
+    def name(self) -> SessionName:
+        """The session, as log lines name it."""
+        ...
 
     def build(self) -> Commit | None:
         """Return what is to be written now, None if nothing is."""
@@ -87,7 +93,7 @@ class Committer:
             try:
                 commit = session.build()
             except Exception:  # a fault of ours must not take the other sessions down
-                log.exception("a session's commit cannot be built")
+                log.exception("%s: its commit cannot be built", session.name)
                 session.stop(CRASHED)
                 continue
             if commit is not None:

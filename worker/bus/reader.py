@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from worker.bus.connection import READ_BLOCK_MS, BusHealth, is_outage, patiently
+from worker.logs import SessionName
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,11 @@ Entries = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
 
 class Listening(Protocol):
     """A session as the reader sees it."""
+
+    @property
+    def name(self) -> SessionName:
+        """The session, as log lines name it."""
+        ...
 
     @property
     def lane(self) -> str:
@@ -224,7 +230,7 @@ class AudioReader:
                 try:
                     session.feed(entries, now)
                 except Exception:  # a fault of ours must not take the other sessions down
-                    log.exception("%s: crashed on what was read", session.audio_key)
+                    log.exception("%s: crashed on what was read", session.name)
                     session.crashed()
 
 
