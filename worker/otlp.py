@@ -32,7 +32,7 @@ from worker.errors import SettingsError
 from worker.meter import Meter
 from worker.metrics import Reading, readings
 from worker.stats import Histogram
-from worker.telemetry import SERVICE_NAME, resource
+from worker.telemetry import SERVICE_NAME, collector, named, resource
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,10 @@ def metric_push(worker_id: str, env: Mapping[str, str] = os.environ) -> MetricPu
     """Return what pushes metrics as `OTEL_METRICS_EXPORTER` says; None for `none` (the default).
 
     `prometheus` is none too: `/metrics` is served in any case. Raises `SettingsError` for an
-    exporter that is unknown or not installed, or an interval that is no number.
+    exporter that is unknown, not installed or has nowhere to go, or an interval that is no number.
     """
-    if env.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return None
-    exporter = _exporter(env.get("OTEL_METRICS_EXPORTER", "").strip() or "none")
+    collector("metrics", env)
+    exporter = _exporter(named("metrics", env))
     if exporter is None:
         return None
     given = env.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()

@@ -6,6 +6,7 @@ Spans are made in `worker.spans`, metrics in `worker.metrics`.
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
@@ -16,6 +17,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from worker.errors import SettingsError
 
 SERVICE_NAME = "turnbus"
+
+Signal: TypeAlias = Literal["traces", "metrics"]
 
 
 def resource(worker_id: str) -> Resource:
@@ -32,7 +35,7 @@ def configure(worker_id: str, env: Mapping[str, str] = os.environ) -> None:
     Raises `SettingsError` for an exporter that is unknown or not installed, or has nowhere to go.
     """
     spans_to = exporter(env)
-    if spans_to is None or env.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if spans_to is None:
         return
     provider = TracerProvider(resource=resource(worker_id))
     provider.add_span_processor(BatchSpanProcessor(spans_to))
@@ -41,43 +44,46 @@ def configure(worker_id: str, env: Mapping[str, str] = os.environ) -> None:
 
 def exporter(env: Mapping[str, str] = os.environ) -> SpanExporter | None:
     """Return what exports spans, None if nothing shall; `SettingsError` as `configure` raises."""
-    collector(env)
-    return _exporter(_named(env))
+    collector("traces", env)
+    return _exporter(named("traces", env))
 
 
-def collector(env: Mapping[str, str] = os.environ) -> tuple[str, int] | None:
-    """Return host and port that `otlp` sends spans to, None if it is not asked for.
+def named(signal: Signal, env: Mapping[str, str]) -> str:
+    """Return the name of what exports a signal; `none` if nothing shall."""
+    if env.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return "none"
+    return env.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip() or "none"
+
+
+def collector(signal: Signal, env: Mapping[str, str] = os.environ) -> tuple[str, int] | None:
+    """Return host and port that `otlp` sends a signal to, None if it is not asked for.
 
     Raises `SettingsError` for an address or a protocol that cannot work.
     """
-    if _named(env) != "otlp":
+    if named(signal, env) != "otlp":
         return None
     faults = []
-    protocol, named = _of_traces(env, "PROTOCOL", "http/protobuf")
+    protocol, variable = _of_otlp(signal, env, "PROTOCOL", "http/protobuf")
     if protocol != "http/protobuf":
-        faults.append(f"{named}: {protocol!r} is not spoken here; http/protobuf is")
-    endpoint, named = _of_traces(env, "ENDPOINT", "http://localhost:4318")
+        faults.append(f"{variable}: {protocol!r} is not spoken here; http/protobuf is")
+    endpoint, variable = _of_otlp(signal, env, "ENDPOINT", "http://localhost:4318")
     try:
         url = urlsplit(endpoint)
         port = url.port or {"http": 80, "https": 443}[url.scheme]
     except (ValueError, KeyError):
         url, port = urlsplit(""), 0
     if not url.hostname:
-        faults.append(f"{named}: must be http://HOST:PORT or https://HOST:PORT")
+        faults.append(f"{variable}: must be http://HOST:PORT or https://HOST:PORT")
     if faults:
         raise SettingsError(faults)
     return url.hostname or "", port
 
 
-def _named(env: Mapping[str, str]) -> str:
-    return env.get("OTEL_TRACES_EXPORTER", "").strip() or "none"
-
-
-def _of_traces(env: Mapping[str, str], what: str, default: str) -> tuple[str, str]:
-    """Return a value of the exporter's and the variable it comes from: that of traces first."""
-    names = (f"OTEL_EXPORTER_OTLP_TRACES_{what}", f"OTEL_EXPORTER_OTLP_{what}")
-    named = next((name for name in names if env.get(name, "").strip()), names[1])
-    return env.get(named, "").strip() or default, named
+def _of_otlp(signal: Signal, env: Mapping[str, str], what: str, default: str) -> tuple[str, str]:
+    """Return a value of the exporter's and the variable it comes from: the signal's own first."""
+    names = (f"OTEL_EXPORTER_OTLP_{signal.upper()}_{what}", f"OTEL_EXPORTER_OTLP_{what}")
+    variable = next((name for name in names if env.get(name, "").strip()), names[1])
+    return env.get(variable, "").strip() or default, variable
 
 
 def shut_down() -> None:

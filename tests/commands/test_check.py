@@ -8,6 +8,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from redis import Redis
 
+from tests.collector import collecting
 from worker.cli import main
 from worker.local.engines.script import ScriptEngine
 from worker.local.redis import EmbeddedRedis
@@ -62,7 +63,7 @@ class Check:
 
 
 ALL_WELL = dict.fromkeys(
-    ("settings", "admin", "traces", "redis", "memory", "rights", "service"), "ok"
+    ("settings", "admin", "traces", "metrics", "redis", "memory", "rights", "service"), "ok"
 )
 
 
@@ -126,47 +127,90 @@ def test_a_port_that_is_taken(check: Check, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize("signal", ["traces", "metrics"])
 @pytest.mark.parametrize(
     ("variables", "what"),
     [
-        ({"OTEL_TRACES_EXPORTER": "jaeger"}, "is not one of otlp, console, none"),
+        ({"OTEL_{}_EXPORTER": "jaeger"}, "OTEL_{}_EXPORTER: 'jaeger' is not one of otlp, console"),
         (
-            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"},
+            {"OTEL_{}_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"},
             "OTEL_EXPORTER_OTLP_ENDPOINT: must be http://HOST:PORT",
         ),
         (
-            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"},
-            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: 'grpc' is not spoken here",
+            {"OTEL_{}_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_{}_ENDPOINT": "http://"},
+            "OTEL_EXPORTER_OTLP_{}_ENDPOINT: must be http://HOST:PORT",
+        ),
+        (
+            {"OTEL_{}_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_{}_PROTOCOL": "grpc"},
+            "OTEL_EXPORTER_OTLP_{}_PROTOCOL: 'grpc' is not spoken here; http/protobuf is",
         ),
     ],
 )
-def test_traces_that_cannot_be_sent(
-    check: Check, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], what: str
+def test_what_cannot_be_sent(
+    check: Check,
+    monkeypatch: pytest.MonkeyPatch,
+    signal: str,
+    variables: dict[str, str],
+    what: str,
 ) -> None:
     for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert check() == ALL_WELL | {"traces": "fail"}
-    assert what in check.details["traces"]
+        monkeypatch.setenv(name.format(signal.upper()), value)
+    assert check() == ALL_WELL | {signal: "fail"}
+    assert what.format(signal.upper()) in check.details[signal]
     assert check.code == main(["run"]) == 2
-    assert what in check.capsys.readouterr().err
+    assert check.details[signal] in check.capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("stt")
+def test_an_interval_that_is_no_number(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "console")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "1m")
+    assert check() == ALL_WELL | {"metrics": "fail"}
+    assert check.details["metrics"].startswith("OTEL_METRIC_EXPORT_INTERVAL: '1m' is no number")
+    assert check.code == 2
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize("signal", ["traces", "metrics"])
 def test_a_collector_that_is_away_is_a_warning(
-    check: Check, monkeypatch: pytest.MonkeyPatch
+    check: Check, monkeypatch: pytest.MonkeyPatch, signal: str
 ) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
-    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv(f"OTEL_{signal.upper()}_EXPORTER", "otlp")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    assert check() == ALL_WELL | {"traces": "warn"}
-    assert check.details["traces"].startswith("nothing answers at 127.0.0.1:1 ")
+    assert check() == ALL_WELL | {signal: "warn"}
+    assert check.details[signal].startswith("nothing answers at 127.0.0.1:1 ")
+    assert check.details[signal].endswith(f"{signal} would be lost")
     assert check.code == 0
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_collector_for_both(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        assert check() == ALL_WELL
+    where = collector.endpoint.removeprefix("http://")
+    assert check.details["traces"] == check.details["metrics"] == f"go to {where}"
+
+
+@pytest.mark.usefixtures("stt")
+def test_telemetry_that_is_disabled_has_no_faults(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "jaeger")
+    assert check() == ALL_WELL
+    assert check.details["traces"] == check.details["metrics"] == "nothing is sent to a collector"
 
 
 @pytest.mark.usefixtures("stt")
 def test_redis_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNBUS_REDIS_URL", f"redis://:{KEY}@127.0.0.1:1/0")
-    assert check() == dict.fromkeys(("settings", "admin", "traces", "service"), "ok") | {
+    assert check() == dict.fromkeys(("settings", "admin", "traces", "metrics", "service"), "ok") | {
         "redis": "fail"
     }
     assert check.code == 1

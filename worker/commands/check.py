@@ -28,11 +28,14 @@ from worker.errors import (
     SttPermanent,
     SttTransient,
 )
+from worker.otlp import metric_push
 from worker.plurals import counted
 from worker.settings import Settings, api_key
 from worker.stt.cartesia import Service, StreamSettings, open_stream
 
-Check: TypeAlias = Literal["settings", "admin", "traces", "redis", "memory", "rights", "service"]
+Check: TypeAlias = Literal[
+    "settings", "admin", "traces", "metrics", "redis", "memory", "rights", "service"
+]
 
 _COLLECTOR_TIMEOUT_S = 3.0
 _OLDEST_REDIS = (7, 0)
@@ -61,10 +64,10 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "check",
         run,
-        about="Check the settings, the address of health checks, the collector of traces, Redis\n"
-        "(version, memory policy, rights) and the API key against the speech-to-text service, a\n"
-        "line for each. Exit code 2 if `turnbus run` would refuse the settings, 1 if any other\n"
-        "check fails.",
+        about="Check the settings, the address of health checks, where traces and metrics\n"
+        "go, Redis (version, memory policy, rights) and the API key against the speech-to-text\n"
+        "service, a line for each. Exit code 2 if `turnbus run` would refuse the settings, 1 if any\n"
+        "other check fails.",
         examples="turnbus check\nturnbus check --config turnbus.toml --json",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON lines")
@@ -100,6 +103,7 @@ async def _check(settings: Settings, report: Report) -> bool:
     """Report on everything; return whether a worker would take the settings."""
     usable = await _takes("admin", _check_admin, settings, report)
     usable &= await _takes("traces", _check_traces, settings, report)
+    usable &= await _takes("metrics", _check_metrics, settings, report)
     try:
         async with open_bus(settings) as redis:
             await _check_redis(redis, settings, report)
@@ -136,19 +140,28 @@ async def _check_admin(settings: Settings, report: Report) -> None:
 async def _check_traces(_settings: Settings, report: Report) -> None:
     if exporter := telemetry.exporter():
         exporter.shutdown()
-    collector = telemetry.collector()
+    await _check_collector("traces", report)
+
+
+async def _check_metrics(settings: Settings, report: Report) -> None:
+    metric_push(settings.worker_id)  # raises as it would in `turnbus run`
+    await _check_collector("metrics", report)
+
+
+async def _check_collector(signal: telemetry.Signal, report: Report) -> None:
+    collector = telemetry.collector(signal)
     if collector is None:
-        report(Finding("traces", "ok", "nothing is sent to a collector"))
+        report(Finding(signal, "ok", "nothing is sent to a collector"))
         return
     where = "{}:{}".format(*collector)
     try:
         with anyio.fail_after(_COLLECTOR_TIMEOUT_S):
             await (await anyio.connect_tcp(*collector)).aclose()
     except (OSError, TimeoutError) as error:
-        lost = f"nothing answers at {where} ({describe(error)}): traces would be lost"
-        report(Finding("traces", "warn", lost))
+        lost = f"nothing answers at {where} ({describe(error)}): {signal} would be lost"
+        report(Finding(signal, "warn", lost))
     else:
-        report(Finding("traces", "ok", f"go to {where}"))
+        report(Finding(signal, "ok", f"go to {where}"))
 
 
 async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None:
