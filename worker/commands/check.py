@@ -66,8 +66,8 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         about="Check the settings, the address of health checks, where traces and metrics\n"
         "go, Redis (version, memory policy, rights) and the API key against the speech-to-text\n"
-        "service, a line for each. Exit code 2 if `turnbus run` would refuse the settings, 1 if any\n"
-        "other check fails.",
+        "service, a line for each. Exit code 2 if `turnbus run` would refuse the settings, 1 if\n"
+        "any other check fails.",
         examples="turnbus check\nturnbus check --config turnbus.toml --json",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON lines")
