@@ -4,9 +4,10 @@ Spans are made in `worker.spans`, metrics in `worker.metrics`.
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Literal, TypeAlias
+from typing import IO, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
@@ -29,12 +30,14 @@ def resource(worker_id: str) -> Resource:
     )
 
 
-def configure(worker_id: str, env: Mapping[str, str] = os.environ) -> None:
+def configure(
+    worker_id: str, env: Mapping[str, str] = os.environ, console: IO[str] = sys.stdout
+) -> None:
     """Export spans as `OTEL_TRACES_EXPORTER` says: `otlp`, `console`, or `none` (the default).
 
     Raises `SettingsError` for an exporter that is unknown or not installed, or has nowhere to go.
     """
-    spans_to = exporter(env)
+    spans_to = exporter(env, console)
     if spans_to is None:
         return
     provider = TracerProvider(resource=resource(worker_id))
@@ -42,10 +45,12 @@ def configure(worker_id: str, env: Mapping[str, str] = os.environ) -> None:
     trace.set_tracer_provider(provider)
 
 
-def exporter(env: Mapping[str, str] = os.environ) -> SpanExporter | None:
+def exporter(
+    env: Mapping[str, str] = os.environ, console: IO[str] = sys.stdout
+) -> SpanExporter | None:
     """Return what exports spans, None if nothing shall; `SettingsError` as `configure` raises."""
     collector("traces", env)
-    return _exporter(named("traces", env))
+    return _exporter(named("traces", env), console)
 
 
 def named(signal: Signal, env: Mapping[str, str]) -> str:
@@ -93,12 +98,12 @@ def shut_down() -> None:
         provider.shutdown()
 
 
-def _exporter(name: str) -> SpanExporter | None:
+def _exporter(name: str, console: IO[str]) -> SpanExporter | None:
     match name:
         case "none":
             return None
         case "console":
-            return ConsoleSpanExporter()
+            return ConsoleSpanExporter(out=console)
         case "otlp":
             try:
                 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import soundfile
 
+from tests.collector import collecting
 from worker.cli import main
 from worker.local.clips import CLIPS
 
@@ -31,14 +32,19 @@ def temporary(tmp_path: Path) -> Path:
 def demo(temporary: Path) -> Iterator[Start]:
     processes: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str) -> "subprocess.Popen[str]":
+    def start(*arguments: str, **variables: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             [sys.executable, "-m", "worker", "demo", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             # What a user has set for the real thing must not reach the demo.
-            env={**os.environ, "TMPDIR": str(temporary), "TURNBUS_REDIS_URL": "redis://nowhere"},
+            env={
+                **os.environ,
+                "TMPDIR": str(temporary),
+                "TURNBUS_REDIS_URL": "redis://nowhere",
+                **variables,
+            },
         )
         processes.append(process)
         return process
@@ -79,13 +85,19 @@ def assert_gone(processes: list[psutil.Process], temporary: Path) -> None:
 
 
 def test_real_speech_survives_a_kill(demo: Start, temporary: Path) -> None:
-    """The whole of it, with two sessions: 20 s."""
-    process = demo("--sessions", "2", "--json")
-    assert process.stdout is not None
-    assert process.stderr is not None
-    first = process.stdout.readline()
-    running = offspring(process)
-    output, errors = process.communicate(timeout=120)
+    """The whole of it, with two sessions: 20 s. Spans and metrics go to the user's collector."""
+    with collecting() as collector:
+        process = demo(
+            *("--sessions", "2", "--json"),
+            OTEL_TRACES_EXPORTER="otlp",
+            OTEL_METRICS_EXPORTER="otlp",
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = process.stdout.readline()
+        running = offspring(process)
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     *events, summary = [json.loads(line) for line in [first, *output.splitlines()]]
 
@@ -108,15 +120,31 @@ def test_real_speech_survives_a_kill(demo: Start, temporary: Path) -> None:
         assert " ".join(said) == one["transcript"]
     assert_gone(running, temporary)
 
+    sent = {span.span_id for span in collector.spans if span.name == "send stt.sessions"}
+    assert len(sent) == 2
+    turns = [span for span in collector.spans if span.name == "process stt.audio"]
+    assert {span.parent_span_id for span in turns} == sent
+    assert {metric.name for metric in collector.metrics} >= {"turnbus.sessions"}
+
 
 def test_a_file_of_ones_own_in_plain_lines(demo: Start, short_clip: Path, temporary: Path) -> None:
-    process = demo(str(short_clip), "--no-kill")
+    process = demo(str(short_clip), "--no-kill", "--traces")
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, "")
     assert output.startswith("starting Redis ...\n")
     assert "Go forward" in output
     assert re.search(r"s  short  turn\.end +0 Go forward", output)
     assert "unknown, as is what these files say" in output
+    spans = output.partition("Spans, a trace of each session")[2].partition("Summary")[0]
+    assert re.search(r"^short  [0-9a-f]{32}$", spans, re.MULTILINE)
+    made = re.findall(r"^ +([a-z]+ stt\S*) +(demo|worker-[12]) +[\d.]+ s ", spans, re.MULTILINE)
+    assert made[0] == ("send stt.sessions", "demo")
+    assert {name for name, _ in made[1:]} == {
+        "receive stt.sessions",
+        "connect stt",
+        "process stt.audio",
+        "flush stt",
+    }
     assert "turnbus push" in output.partition("Where to go next")[2]
     assert "\x1b" not in output
     assert list(temporary.iterdir()) == []
@@ -170,6 +198,26 @@ def test_a_file_that_cannot_be_played_is_told_before_anything_starts(
     assert captured.err == (
         f"turnbus: {tmp_path / 'none.wav'}: cannot be read: No such file or directory\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("variables", "what"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, "--traces: spans go elsewhere, as OTEL_TRACES_EXPORTER"),
+        ({"OTEL_SDK_DISABLED": "true"}, "--traces: OTEL_SDK_DISABLED=true lets no span be made"),
+    ],
+)
+def test_spans_that_cannot_be_shown(
+    variables: dict[str, str],
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["demo", "--traces"]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, what in captured.err) == ("", True)
 
 
 @pytest.mark.parametrize("count", ["0", "13", "x"])

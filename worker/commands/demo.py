@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
+from worker import telemetry
 from worker.commands import Subparsers, add_command, argument_type, run_async
-from worker.errors import LocalPartMissing
+from worker.errors import LocalPartMissing, SettingsError
 
 if TYPE_CHECKING:
     from worker.local.demo.perform import Audience
 
 _MOST_SESSIONS = 12  # what the recognizer keeps up with on two cores
+_EXPORT_EVERY_MS = "500"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -31,6 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
         examples="""
 turnbus demo
 turnbus demo my.wav --no-kill
+turnbus demo --traces
 turnbus demo --json | jq -r 'select(.type == "turn.end") | .transcript'""",
     )
     _add_arguments(parser)
@@ -56,22 +59,50 @@ def _add_arguments(parser: ArgumentParser) -> None:
         default=True,
         help="kill -9 a worker in the middle (default: yes)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON lines: events, summary")
+    parser.add_argument(
+        "--traces",
+        action="store_true",
+        help="show the spans at the end, as OTEL_TRACES_EXPORTER=console does; with other OTEL_* "
+        "variables they go where those say",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON lines: events, spans, summary"
+    )
 
 
 def run(arguments: Namespace) -> int:
-    """Run the demo. Raises SettingsError before anything starts if a file cannot be played."""
+    """Run the demo.
+
+    Raises SettingsError before anything starts if a file cannot be played, or spans not be shown.
+    """
     try:
         from worker.local.demo.cast import bundled, of_files
         from worker.local.demo.perform import perform
     except ImportError as error:
         raise LocalPartMissing(f"the demo needs {error.name}: install turnbus[local]") from error
+    environment = _environment(traces=arguments.traces)
     sessions = arguments.sessions
     cast = of_files(arguments.files, sessions) if arguments.files else bundled(sessions)
     # Entered out here: however the event loop ends, the terminal is given back as it was.
     with _audience(as_json=arguments.json) as audience:
-        run_async(partial(perform, cast, audience, kill=arguments.kill))
+        run_async(partial(perform, cast, audience, environment, kill=arguments.kill))
     return 0
+
+
+def _environment(*, traces: bool) -> dict[str, str]:
+    """Return our environment; with `traces`, as it must be for spans to come to the console."""
+    if not traces:
+        return dict(os.environ)
+    chosen = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "none"
+    if chosen not in ("none", "console"):
+        elsewhere = f"--traces: spans go elsewhere, as OTEL_TRACES_EXPORTER={chosen} says; unset it"
+        raise SettingsError([elsewhere])
+    shown = {**os.environ, "OTEL_TRACES_EXPORTER": "console"}
+    if telemetry.named("traces", shown) != "console":
+        raise SettingsError(["--traces: OTEL_SDK_DISABLED=true lets no span be made; unset it"])
+    # The worker that is killed should have exported most of its spans by then.
+    shown.setdefault("OTEL_BSP_SCHEDULE_DELAY", _EXPORT_EVERY_MS)
+    return shown
 
 
 def _audience(*, as_json: bool) -> "Audience":

@@ -7,7 +7,6 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from subprocess import STDOUT
 from typing import Final, Self
 
 import anyio
@@ -38,7 +37,7 @@ class Child:
         self.name = name
         self._process = process
         self._log = log
-        self._killed = False
+        self._told_to_end = False
 
     @classmethod
     @asynccontextmanager
@@ -50,19 +49,22 @@ class Child:
         log: Path,
         *,
         module: str = "worker",
+        printed: Path | None = None,
     ) -> AsyncIterator[Self]:
         """Run `turnbus COMMAND` until the block ends; then it is killed.
 
-        `module` takes the place of `worker` in `python -m worker COMMAND`.
+        `module` takes the place of `worker` in `python -m worker COMMAND`. What it writes to
+        standard output goes to `printed`; to the log, if there is none.
         """
         watched, leash = os.pipe()
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        errors = _create(log)
+        output = os.dup(errors) if printed is None else _create(printed)
         try:
             process = await anyio.open_process(
                 ["/bin/sh", "-c", _LAUNCH, name, sys.executable, "-m", module, *command],
                 stdin=watched,
                 stdout=output,
-                stderr=STDOUT,
+                stderr=errors,
                 # `-m` looks into the working directory first: it must find this very package.
                 cwd=Path(worker.__file__).parent.parent,
                 env=environment,
@@ -74,6 +76,7 @@ class Child:
         finally:
             os.close(watched)
             os.close(output)
+            os.close(errors)
         child = cls(name, process, log)
         try:
             yield child
@@ -93,9 +96,17 @@ class Child:
 
     def kill(self) -> None:
         """End it as a crash would, with SIGKILL."""
-        self._killed = True
+        self._told_to_end = True
         if self.running:
             self._process.kill()
+
+    async def stop(self, patience_s: float) -> None:
+        """End it as an operator would, with SIGTERM; wait for its end, but not for ever."""
+        self._told_to_end = True
+        if self.running:
+            self._process.terminate()
+            with anyio.move_on_after(patience_s):
+                await self._process.wait()
 
     def text(self) -> str:
         """Return what it wrote so far."""
@@ -107,10 +118,14 @@ class Child:
         return "\n".join(f"  {line}" for line in lines) or "  (nothing)"
 
     async def guard(self) -> None:
-        """Wait for its end, as long as it takes; raise TurnbusError unless we killed it."""
+        """Wait for its end, as long as it takes; raise TurnbusError unless we told it to."""
         code = await self._process.wait()
-        if not self._killed:
+        if not self._told_to_end:
             how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
             raise TurnbusError(
                 f"{self.name} stopped by itself ({how}); it last wrote:\n{self.tail()}"
             )
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

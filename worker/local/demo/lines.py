@@ -23,7 +23,9 @@ from schemas.turns import (
 from worker.local.demo.board import Board
 from worker.local.demo.closing import closing
 from worker.local.demo.perform import Heard
+from worker.local.demo.spans import Span
 from worker.local.demo.summary import Summary
+from worker.local.demo.waterfall import waterfall
 from worker.plurals import counted
 
 _WIDTH = 100
@@ -58,14 +60,16 @@ class PlainLines:
         for at, who, text in sorted(news, key=lambda new: new[0]):
             print(f"{at - board.began_at:5.1f} s  {who:{width}}  {text}", flush=True)
 
-    def conclude(self, board: Board, summary: Summary) -> None:
-        """Print the summary."""
-        del board
-        Console(width=_WIDTH, force_terminal=False, no_color=True).print(closing(summary))
+    def conclude(self, board: Board, summary: Summary, spans: Sequence[Span]) -> None:
+        """Print the spans, then the summary."""
+        console = Console(width=_WIDTH, force_terminal=False, no_color=True)
+        if spans:
+            console.print(waterfall(spans, board.began_at, board.killed), "", sep="\n")
+        console.print(closing(summary))
 
 
 class JsonLines:
-    """The events as they are on the bus, then the summary."""
+    """The events as they are on the bus, then spans and the summary."""
 
     def __enter__(self) -> Self:
         return self
@@ -83,9 +87,11 @@ class JsonLines:
         for one in heard:
             print(one.json.decode(), flush=True)
 
-    def conclude(self, board: Board, summary: Summary) -> None:
-        """Print the summary."""
+    def conclude(self, board: Board, summary: Summary, spans: Sequence[Span]) -> None:
+        """Print the spans, then the summary."""
         del board
+        for span in spans:
+            print(msgspec.json.encode(span).decode(), flush=True)
         print(msgspec.json.encode(summary).decode(), flush=True)
 
 

@@ -1,20 +1,25 @@
 """The performance: producers play the cast, a worker is killed, the audience sees the bus."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from io import StringIO
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 import anyio
+import msgspec
 from redis.exceptions import RedisError
 
 from schemas import SessionEntry
 from schemas.turns import TurnEvent, decode_turn_entry
+from worker import telemetry
 from worker.errors import BusUnavailable, TurnbusError
 from worker.local.demo.board import Board, Row
 from worker.local.demo.cast import Role
+from worker.local.demo.spans import Span, read
 from worker.local.demo.stage import WORKERS, Stage
 from worker.local.demo.summary import Summary, summarize
 from worker.local.producer import Producer
+from worker.spans import Announcement
 
 _BLOCK_MS: Final = 50
 _KILL_AT_S: Final = 9.0  # all have entered, most are in a turn, and no turn is long yet
@@ -46,23 +51,33 @@ class Audience(Protocol):
         """Look at the board, brought up to date with these events; many times a second."""
         ...
 
-    def conclude(self, board: Board, summary: Summary) -> None:
-        """Take the end."""
+    def conclude(self, board: Board, summary: Summary, spans: Sequence[Span]) -> None:
+        """Take the end, and the spans if they are to be shown."""
         ...
 
 
-async def perform(cast: list[Role], audience: Audience, *, kill: bool) -> None:
+async def perform(
+    cast: list[Role], audience: Audience, environment: Mapping[str, str], *, kill: bool
+) -> None:
     """Run the demo from the first process to the last.
 
-    With `kill` the worker that has most to do is killed on the way. Raises TurnbusError if
-    something that should run does not.
+    With `kill` the worker that has most to do is killed on the way. Spans go where the environment
+    says; what goes to the console is shown at the end. Raises TurnbusError if something that should
+    run does not, SettingsError if spans cannot go there.
     """
+    console = StringIO()
+    telemetry.configure("demo", environment, console)
     try:
-        async with Stage.open(audience.say) as stage:
+        async with Stage.open(audience.say, environment) as stage:
             board = await _perform_on(stage, cast, audience, kill=kill)
+            summary = summarize(board, time.time())
+            printed = await stage.dismiss()
     except* RedisError as errors:
         raise BusUnavailable("the embedded Redis went away") from errors
-    audience.conclude(board, summarize(board, time.time()))
+    finally:
+        telemetry.shut_down()
+    spans = [span for text in (console.getvalue(), *printed) for span in read(text)]
+    audience.conclude(board, summary, spans)
 
 
 async def _perform_on(stage: Stage, cast: list[Role], audience: Audience, *, kill: bool) -> Board:
@@ -85,16 +100,18 @@ async def _perform_on(stage: Stage, cast: list[Role], audience: Audience, *, kil
 async def _play(stage: Stage, row: Row, began: float) -> None:
     """Produce one session as a caller would, each chunk once it would be complete."""
     role = row.role
+    due = began + role.enters_s
+    await anyio.sleep_until(due)
+    announcement = Announcement(role.session)
     entry = SessionEntry(
         session=role.session,
         encoding=role.line.encoding,
         sample_rate=role.line.sample_rate,
         metadata={"speaker": role.speaker},
     )
+    entry = msgspec.structs.replace(entry, **announcement.fields)
     producer = Producer(stage.redis, stage.keys, entry)
-    due = began + role.enters_s
-    await anyio.sleep_until(due)
-    await producer.announce()
+    announcement.sent(await producer.announce())
     for chunk in role.chunks():
         due += role.line.chunk_ms / 1000
         await anyio.sleep_until(due)

@@ -1,6 +1,5 @@
 """The stage of the demo: a Redis server, the turns server and workers, each a process."""
 
-import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +23,7 @@ from worker.settings import API_KEY_VARIABLE, ENV_PREFIX
 WORKERS: Final = ("worker-1", "worker-2")
 
 _START_TIMEOUT_S: Final = 60.0  # a cold disk has 300 MB of libraries and weights to read
+_STOP_TIMEOUT_S: Final = 10.0  # to hand spans to a collector that is slow
 _LOOK_S: Final = 0.05
 
 _WORKER_SETTINGS: Final = {
@@ -36,16 +36,23 @@ _WORKER_SETTINGS: Final = {
 class Stage:
     """Everything that runs; `open` sets it up."""
 
-    def __init__(self, redis: Redis, keys: Keys, workers: Mapping[str, Child]) -> None:
+    def __init__(
+        self, redis: Redis, keys: Keys, workers: Mapping[str, Child], directory: Path
+    ) -> None:
         self.redis = redis
         self.keys = keys
         self.workers = workers
+        self._directory = directory
         self._names: dict[str, str] = {}
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, say: Callable[[str], None]) -> AsyncIterator[Self]:
+    async def open(
+        cls, say: Callable[[str], None], environment: Mapping[str, str]
+    ) -> AsyncIterator[Self]:
         """Start everything, tell `say` what takes time, and leave nothing at the end.
+
+        Of the environment all reaches the processes but settings of turnbus's own.
 
         Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does, TurnbusError if a
         process does not come up or, at any time, stops by itself.
@@ -56,12 +63,12 @@ class Stage:
             redis = await stack.enter_async_context(connect(server.url))
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            crew = _Crew(stack, tasks, server.directory)
+            crew = _Crew(stack, tasks, server.directory, environment)
             say("loading the recognizer ...")
             stt_url = await crew.start_stt_server()
             say("starting two workers ...")
             workers = await crew.start_workers(server.url, stt_url)
-            stage = cls(redis, Keys(), workers)
+            stage = cls(redis, Keys(), workers, server.directory)
             await stage._workers_ready()
             yield stage
 
@@ -77,6 +84,16 @@ class Stage:
             for row in pending
             if (consumer := row["consumer"].decode()) in self._names
         }
+
+    async def dismiss(self) -> list[str]:
+        """Stop the workers, which then export what they have; return what each has printed."""
+        async with anyio.create_task_group() as tasks:
+            for child in self.workers.values():
+                tasks.start_soon(child.stop, _STOP_TIMEOUT_S)
+        return [
+            _printed(self._directory, worker_id).read_text("utf-8", "replace")
+            for worker_id in self.workers
+        ]
 
     def worker_logs(self) -> str:
         """Return the last lines each worker wrote."""
@@ -95,10 +112,17 @@ class Stage:
 class _Crew:
     """Starts processes that end with the stack; one that stops by itself fails the task group."""
 
-    def __init__(self, stack: AsyncExitStack, tasks: TaskGroup, directory: Path) -> None:
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        tasks: TaskGroup,
+        directory: Path,
+        environment: Mapping[str, str],
+    ) -> None:
         self._stack = stack
         self._tasks = tasks
         self._directory = directory
+        self._environment = environment
 
     async def start_stt_server(self) -> str:
         """Start the turns server and return its URL."""
@@ -121,23 +145,34 @@ class _Crew:
 
     async def _start(self, name: str, command: list[str], settings: Mapping[str, str]) -> Child:
         log = self._directory / f"{name.replace(' ', '-')}.log"
-        child = Child.start(name, command, _environment(settings), log)
+        environment = _environment(self._environment, settings)
+        printed = _printed(self._directory, name) if name in WORKERS else None
+        child = Child.start(name, command, environment, log, printed=printed)
         started = await self._stack.enter_async_context(child)
         self._tasks.start_soon(started.guard)
         return started
 
 
-def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return our environment, with these settings only and nothing that leads elsewhere."""
+def _printed(directory: Path, worker_id: str) -> Path:
+    """Where what a worker prints goes, apart from its log."""
+    return directory / f"{worker_id}.out"
+
+
+def _environment(given: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment given, with these settings only and nothing that leads elsewhere.
+
+    Where telemetry goes (`OTEL_*`) is the user's to say.
+    """
     kept = {
         name: value
-        for name, value in os.environ.items()
-        if not name.startswith((ENV_PREFIX, "OTEL_")) and name.lower() != "no_proxy"
+        for name, value in given.items()
+        if not name.startswith(ENV_PREFIX) and name.lower() != "no_proxy"
     }
     ours = {ENV_PREFIX + name: value for name, value in settings.items()}
+    unproxied = given.get("no_proxy") or given.get("NO_PROXY")
     fixed = {
         API_KEY_VARIABLE: "local",  # any will do here; the user's own stays out of it
-        "no_proxy": "127.0.0.1",
+        "no_proxy": f"127.0.0.1,{unproxied}" if unproxied else "127.0.0.1",
         "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and later call home unless told not to
     }
     return {**kept, **ours, **fixed}

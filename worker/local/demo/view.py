@@ -16,7 +16,9 @@ from rich.text import Text
 from worker.local.demo.board import Board, Row, Turn
 from worker.local.demo.closing import closing
 from worker.local.demo.perform import Heard
+from worker.local.demo.spans import Span
 from worker.local.demo.summary import Summary
+from worker.local.demo.waterfall import waterfall
 
 _FRAME_S: Final = 0.08
 _MARGIN: Final = 2
@@ -64,11 +66,13 @@ class LiveView:
             width, height = self._console.size
             self._live.update(draw(board, now, width, height), refresh=True)
 
-    def conclude(self, board: Board, summary: Summary) -> None:
-        """Leave the terminal with everything that was said, and the summary."""
+    def conclude(self, board: Board, summary: Summary, spans: Sequence[Span]) -> None:
+        """Leave the terminal with everything that was said, the spans and the summary."""
         self._live.stop()
         width = self._console.width
         self._console.print(*_sessions(board, time.time(), width), "", _legend(), sep="\n")
+        if spans:
+            self._console.print("", waterfall(spans, board.began_at, board.killed), sep="\n")
         self._console.print("", closing(summary), sep="\n")
 
 
