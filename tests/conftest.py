@@ -13,6 +13,7 @@ from anyio.from_thread import start_blocking_portal
 from redis.asyncio import Redis
 
 from tests.stage import KEY, Place, Stage
+from tests.users import GuardedRedis, as_user, grant, refusals
 from worker.bus.connection import connect
 from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel
 from worker.local.engines.script import ScriptEngine, ScriptOptions
@@ -28,11 +29,14 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def redis_server() -> Iterator[EmbeddedRedis]:
-    """One server for the whole run; tests that kill or fill theirs start their own."""
+def redis_server() -> Iterator[GuardedRedis]:
+    """One server for the whole run; tests that kill or fill theirs start their own.
+
+    It has the users of `deploy/redis/users.acl`: each test gives them rights on its own prefix.
+    """
     with (
         start_blocking_portal("asyncio") as portal,
-        portal.wrap_async_context_manager(EmbeddedRedis.start()) as server,
+        portal.wrap_async_context_manager(GuardedRedis.start()) as server,
     ):
         yield server
 
@@ -103,8 +107,22 @@ def bus_place(bus_kind: str, request: pytest.FixtureRequest) -> Place:
 
 @pytest.fixture
 async def redis(bus_place: Place) -> AsyncIterator[Redis]:
-    """Connect as the worker does: raw bytes, and no command ever sent twice."""
-    async with connect(bus_place.url) as client:
+    """Connect as the admin: what a test looks at, breaks, or cleans up."""
+    async with connect(as_user(bus_place.url, "admin")) as client:
+        yield client
+
+
+@pytest.fixture
+async def as_worker(bus_place: Place) -> AsyncIterator[Redis]:
+    """Connect as the worker: what runs a part of it."""
+    async with connect(as_user(bus_place.url, "worker")) as client:
+        yield client
+
+
+@pytest.fixture
+async def as_producer(bus_place: Place) -> AsyncIterator[Redis]:
+    """Connect as a producer."""
+    async with connect(as_user(bus_place.url, "producer")) as client:
         yield client
 
 
@@ -116,12 +134,19 @@ def expected_leftovers() -> list[str]:
 
 @pytest.fixture
 def bus_prefix(bus_place: Place, expected_leftovers: list[str]) -> Iterator[str]:
-    """Key prefix of one test. Keys left under it that were not expected fail the test."""
+    """Key prefix of one test, the only one on which its users have rights.
+
+    Keys left under it that were not expected fail the test, and so does whatever was refused to a
+    user: nothing a worker, a producer or a consumer tried may be missing from its rules.
+    """
     prefix = f"test-{uuid4().hex[:12]}"
+    grant(bus_place.masters, prefix)
     yield prefix
     left = []
+    refused = []
     for url in bus_place.masters:
         with blocking.Redis.from_url(url) as client:
+            refused += refusals(client)
             for key in client.scan_iter(f"{prefix}:*", count=1_000):
                 left.append(key.decode())
                 client.delete(key)
@@ -132,6 +157,7 @@ def bus_prefix(bus_place: Place, expected_leftovers: list[str]) -> Iterator[str]
         if not any(fnmatchcase(name, pattern) for pattern in expected_leftovers)
     ]
     assert not leaked, f"keys left behind: {', '.join(leaked)}"
+    assert not refused, "; ".join(refused)
 
 
 @pytest.fixture
@@ -143,13 +169,10 @@ async def stt() -> AsyncIterator[TurnsServer]:
 
 
 @pytest.fixture
-def stage(
-    redis: Redis,
-    bus_place: Place,
-    bus_prefix: str,
-    stt: TurnsServer,
-    expected_leftovers: list[str],
-) -> Stage:
+async def stage(
+    bus_place: Place, bus_prefix: str, stt: TurnsServer, expected_leftovers: list[str]
+) -> AsyncIterator[Stage]:
     """Set the stage: a bus and an STT service; nothing runs on it yet."""
     expected_leftovers += ["sessions", "lanes", "dead", "{0}:turns", "{0}:state:*", "{0}:audio:*"]
-    return Stage(redis, bus_place.url, bus_prefix, stt.url)
+    async with Stage.open(bus_place.url, bus_prefix, stt.url) as stage:
+        yield stage

@@ -1,4 +1,7 @@
-"""The stage of an end-to-end test: a bus, the local STT server, workers, a producer, a consumer."""
+"""The stage of an end-to-end test: a bus, the local STT server, workers, a producer, a consumer.
+
+Each connects to Redis as its own user of `deploy/redis/users.acl`.
+"""
 
 import itertools
 import os
@@ -8,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import anyio
 import pytest
@@ -16,9 +19,12 @@ from anyio.abc import Process
 from redis.asyncio import Redis
 
 from schemas.turns import Event, SessionEnded, TurnEnd, TurnEvent, decode_turn_entry
-from worker.bus.connection import BusHealth, patiently
+from tests.users import as_user, grant
+from worker.bus.connection import BusHealth, connect, patiently
+from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import words_of
+from worker.local.redis import EmbeddedRedis
 from worker.service import Worker
 from worker.settings import Settings
 
@@ -40,19 +46,44 @@ class Place(NamedTuple):
 
     url: str
     masters: tuple[str, ...]
-    """Plain URL of each server that holds keys."""
+    """Plain URL of each server that holds keys, for an administrator."""
 
 
 class Stage:
     """One test's bus and STT service."""
 
-    def __init__(self, redis: Redis, redis_url: str, prefix: str, stt_url: str) -> None:
-        self.redis = redis
+    def __init__(
+        self,
+        redis_url: str,
+        prefix: str,
+        stt_url: str,
+        *,
+        admin: Redis,
+        producer: Redis,
+        consumer: Redis,
+    ) -> None:
+        self.redis = admin
+        """What the test itself looks at, breaks, or cleans up."""
+        self.producer = producer
+        self.consumer = consumer
         self.redis_url = redis_url
+        """Where a worker connects."""
         self.prefix = prefix
         self.stt_url = stt_url
         self.lanes: dict[str, str] = {}
         """Of each session that is not on lane 0."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, redis_url: str, prefix: str, stt_url: str) -> AsyncIterator[Self]:
+        """Connect everyone to the bus at `redis_url`, whoever that URL names."""
+        async with (
+            connect(as_user(redis_url, "admin")) as admin,
+            connect(as_user(redis_url, "producer")) as producer,
+            connect(as_user(redis_url, "consumer")) as consumer,
+        ):
+            url = as_user(redis_url, "worker")
+            yield cls(url, prefix, stt_url, admin=admin, producer=producer, consumer=consumer)
 
     def settings(self, **changed: Any) -> Settings:
         """Return a worker's settings on this stage."""
@@ -128,13 +159,13 @@ class Stage:
     async def announce_as(self, fields: Mapping[str, str]) -> str:
         """Append a session entry of these very fields and return its id."""
         written: dict[Any, Any] = dict(fields)
-        entry: Any = await self.redis.xadd(f"{self.prefix}:sessions", written)
+        entry: Any = await self.producer.xadd(f"{self.prefix}:sessions", written)
         return str(entry.decode())
 
     async def append(self, session: str, **fields: bytes | str) -> None:
         """Append an audio entry."""
         written: dict[Any, Any] = dict(fields)
-        await self.redis.xadd(self.audio_key(session), written)
+        await self.producer.xadd(self.audio_key(session), written)
 
     async def play(
         self,
@@ -168,7 +199,7 @@ class Stage:
         deadline = anyio.current_time() + PATIENCE_S
         while anyio.current_time() < deadline:
             reply: Any = await patiently(
-                health, partial(self.redis.xread, {key: cursor}, block=100)
+                health, partial(self.consumer.xread, {key: cursor}, block=100)
             )
             for _, rows in reply:
                 for entry, fields in rows:
@@ -203,6 +234,23 @@ class Stage:
         """Return the fields of every refused entry."""
         rows: Any = await self.redis.xrange(f"{self.prefix}:dead")
         return [fields for _, fields in rows]
+
+
+@asynccontextmanager
+async def staged(
+    bus: EmbeddedRedis | EmbeddedCluster | EmbeddedSentinel, stt_url: str
+) -> AsyncIterator[Stage]:
+    """Set a stage on a bus of the test's own, once each of its servers has the users."""
+    match bus:
+        case EmbeddedCluster():
+            servers = [*bus.masters, *bus.replicas]
+        case EmbeddedSentinel():
+            servers = [bus.master, bus.replica]
+        case EmbeddedRedis():
+            servers = [bus]
+    grant((server.url for server in servers), "stt")
+    async with Stage.open(bus.url, "stt", stt_url) as stage:
+        yield stage
 
 
 def words(events: Sequence[TurnEvent]) -> list[int | str]:

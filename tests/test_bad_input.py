@@ -9,6 +9,7 @@ import pytest
 
 from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd
 from tests.stage import PCM16, Stage, check_order, kinds, words
+from tests.users import PASSWORD, as_user
 from worker.errors import BusUnavailable
 from worker.local.engines.script import say
 
@@ -177,7 +178,7 @@ async def test_settings_that_do_not_go_with_those_in_force(stage: Stage) -> None
 async def test_fields_of_somebody_elses(stage: Stage) -> None:
     async with stage.worker():
         written: dict[Any, Any] = {**GOOD, "session": "call-1", b"\xff\xfe": b"\x00\xff"}
-        await stage.redis.xadd(f"{stage.prefix}:sessions", written)
+        await stage.producer.xadd(f"{stage.prefix}:sessions", written)
         await stage.play("call-1", say([1], PCM16), pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
     assert words(events) == [1]
@@ -216,9 +217,9 @@ async def _set_user(stage: Stage, *rules: str) -> None:
 @asynccontextmanager
 async def _user(stage: Stage, *rules: str) -> AsyncIterator[str]:
     """Make a Redis user of the test's own and yield the URL to be it."""
-    await _set_user(stage, "on", ">hunter2", "+@all", f"&{stage.prefix}:*", *rules)
+    await _set_user(stage, "on", f">{PASSWORD}", "+@all", f"&{stage.prefix}:*", *rules)
     try:
-        yield stage.redis_url.replace("redis://", f"redis://{stage.prefix}:hunter2@")
+        yield as_user(stage.redis_url, stage.prefix)
     finally:
         await stage.redis.acl_deluser(stage.prefix)
 
@@ -264,7 +265,7 @@ async def test_a_lane_taken_away_from_the_worker(
         await _set_user(stage, "resetkeys", *own)
         await stage.play("call-1", say([1], PCM16), pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
-        await stage.redis.xadd(f"{stage.prefix}:{{secret}}:audio:call-2", {"audio": b"00"})
+        await stage.producer.xadd(f"{stage.prefix}:{{secret}}:audio:call-2", {"audio": b"00"})
         while not (dead := await stage.dead()):
             await stage.redis.ping()
         while await stage.redis.xlen(f"{stage.prefix}:sessions"):
@@ -295,7 +296,7 @@ async def test_a_wrong_password_is_waited_out(stage: Stage) -> None:
             while worker.health.up:
                 await anyio.sleep(0.05)
             assert worker.readiness.reasons[0].startswith("redis: AuthenticationError: ")
-            await _set_user(stage, ">hunter2")
+            await _set_user(stage, f">{PASSWORD}")
             await stage.announce("call-1")
             await stage.play("call-1", say([1], PCM16), pause_s=0)
             events = (await stage.until_ended("call-1"))["call-1"]

@@ -1,7 +1,5 @@
 """A cluster and a sentinel: servers fail, change roles and hand slots on inside a turn."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -13,9 +11,8 @@ from redis.crc import key_slot
 
 from schemas import Encoding, Keys, SessionEntry
 from schemas.turns import SessionStarted, TurnUpdate
-from tests.stage import PATIENCE_S, PCM16, Stage, check_order, kinds, words
+from tests.stage import PATIENCE_S, PCM16, Stage, check_order, kinds, staged, words
 from worker.bus.cluster import Cluster
-from worker.bus.connection import connect
 from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel, client, tell
 from worker.local.engines.script import hush, say
 from worker.local.producer import Producer
@@ -73,15 +70,9 @@ class Call:
         assert kinds(events).count("session.started") == 1
 
 
-@asynccontextmanager
-async def staged(url: str, stt: TurnsServer) -> AsyncIterator[Stage]:
-    """Set a stage of its own on a bus that will be broken."""
-    async with connect(url) as redis:
-        yield Stage(redis, url, "stt", stt.url)
-
-
 async def holder_of(cluster: EmbeddedCluster, redis: Redis, key: str) -> EmbeddedRedis:
     assert isinstance(redis, Cluster)
+    redis.doubt()  # nobody told it of a move it met no command by
     port = (await redis.holder(key)).connection_pool.connection_kwargs["port"]
     return next(node for node in (*cluster.masters, *cluster.replicas) if node.port == port)
 
@@ -107,8 +98,8 @@ async def replicated(master: EmbeddedRedis) -> None:
 async def test_lanes_over_three_masters_and_a_worker_killed(
     redis_cluster: EmbeddedCluster, stt: TurnsServer, tmp_path: Path
 ) -> None:
-    async with staged(redis_cluster.url, stt) as stage:
-        calls = [Call(stage.redis, f"call-{lane}", lane, 8) for lane in LANES]
+    async with staged(redis_cluster, stt.url) as stage:
+        calls = [Call(stage.producer, f"call-{lane}", lane, 8) for lane in LANES]
         slots = {
             (await holder_of(redis_cluster, stage.redis, f"stt:{{{lane}}}:turns")).port
             for lane in LANES
@@ -145,8 +136,8 @@ async def test_lanes_over_three_masters_and_a_worker_killed(
 async def test_a_slot_moves_inside_a_turn(
     redis_cluster: EmbeddedCluster, stt: TurnsServer, key: str
 ) -> None:
-    async with staged(redis_cluster.url, stt) as stage:
-        call = Call(stage.redis, "call-1", "a", 3)
+    async with staged(redis_cluster, stt.url) as stage:
+        call = Call(stage.producer, "call-1", "a", 3)
         stage.lanes["call-1"] = "a"
         async with stage.worker(), anyio.create_task_group() as tasks:
             tasks.start_soon(call.run)
@@ -156,8 +147,6 @@ async def test_a_slot_moves_inside_a_turn(
             slot = key_slot(key.encode())
             await redis_cluster.migrate(slot, source, target, pause_s=0.3)
             await call.check(stage)
-        assert isinstance(stage.redis, Cluster)
-        stage.redis.doubt()
         assert await holder_of(redis_cluster, stage.redis, key) is target
         await redis_cluster.migrate(slot, target, source)
         for master in redis_cluster.masters:
@@ -177,11 +166,11 @@ async def test_a_slot_moves_inside_a_turn(
 async def test_a_master_fails_over_inside_a_turn(stt: TurnsServer, key: str, how: str) -> None:
     async with (
         EmbeddedCluster.start(replicas=True) as cluster,
-        staged(cluster.url, stt) as stage,
+        staged(cluster, stt.url) as stage,
         stage.worker() as worker,
         anyio.create_task_group() as tasks,
     ):
-        call = Call(stage.redis, "call-1", "a", 3)
+        call = Call(stage.producer, "call-1", "a", 3)
         stage.lanes["call-1"] = "a"
         tasks.start_soon(call.run)
         await stage.until("call-1", TurnUpdate, 2)
@@ -204,7 +193,7 @@ async def test_a_master_fails_over_inside_a_turn(stt: TurnsServer, key: str, how
 
 @pytest.mark.slow
 async def test_a_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> None:
-    async with EmbeddedCluster.start(replicas=True) as cluster, staged(cluster.url, stt) as stage:
+    async with EmbeddedCluster.start(replicas=True) as cluster, staged(cluster, stt.url) as stage:
         for node in (*cluster.masters, *cluster.replicas):
             async with client(node) as admin:
                 await admin.config_set("cluster-require-full-coverage", "no")
@@ -213,7 +202,7 @@ async def test_a_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> No
         sessions = await holder_of(cluster, stage.redis, "stt:sessions")
         lost = next(lane for lane in LANES if at[lane] is not sessions)
         kept = next(lane for lane in LANES if at[lane] is not at[lost])
-        calls = [Call(stage.redis, f"call-{lane}", lane, 3) for lane in (lost, kept)]
+        calls = [Call(stage.producer, f"call-{lane}", lane, 3) for lane in (lost, kept)]
         async with stage.worker(), anyio.create_task_group() as tasks:
             for call in calls:
                 stage.lanes[call.session] = call.lane
@@ -233,11 +222,11 @@ async def test_a_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> No
 async def test_a_sentinel_fails_over_inside_a_turn(stt: TurnsServer) -> None:
     async with (
         EmbeddedSentinel.start() as servers,
-        staged(servers.url, stt) as stage,
+        staged(servers, stt.url) as stage,
         stage.worker() as worker,
         anyio.create_task_group() as tasks,
     ):
-        call = Call(stage.redis, "call-1", "0", 3)
+        call = Call(stage.producer, "call-1", "0", 3)
         tasks.start_soon(call.run)
         await stage.until("call-1", TurnUpdate, 2)
         await call.hold()

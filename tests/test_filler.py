@@ -6,15 +6,14 @@ from urllib.parse import urlsplit
 
 import anyio
 import pytest
-from redis.asyncio import Redis
 
 from schemas import Encoding
 from schemas.turns import TurnEnd
 from tests.stage import PCM16, Stage, check_order, words
+from tests.users import GuardedRedis, as_user
 from worker.local.chaos.proxy import Proxy
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import hush, say
-from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
 from worker.service import Worker
 
@@ -30,6 +29,10 @@ async def way(stage: Stage) -> AsyncIterator[Proxy]:
     assert port is not None
     async with Proxy.open(lambda: port) as proxy:
         yield proxy
+
+
+def _through(way: Proxy) -> str:
+    return as_user(f"redis://127.0.0.1:{way.port}/0", "worker")
 
 
 async def _begin(stage: Stage, worker: Worker, sound: bytes) -> None:
@@ -79,7 +82,7 @@ async def test_silence_in_every_encoding(stage: Stage) -> None:
 
 async def test_redis_does_not_answer(stage: Stage, way: Proxy) -> None:
     sound = say([0, 1, 2], PCM16)
-    async with stage.worker(redis_url=f"redis://127.0.0.1:{way.port}/0") as worker:
+    async with stage.worker(redis_url=_through(way)) as worker:
         await _begin(stage, worker, sound[: 3 * HALF])
         for link in way.links:
             link.stall()
@@ -93,7 +96,7 @@ async def test_redis_does_not_answer(stage: Stage, way: Proxy) -> None:
 async def test_redis_does_not_answer_at_the_end_of_a_backlog(stage: Stage, way: Proxy) -> None:
     sound = say(range(11), PCM16)
     cut = len(sound) - HALF
-    async with stage.worker(redis_url=f"redis://127.0.0.1:{way.port}/0") as worker:
+    async with stage.worker(redis_url=_through(way)) as worker:
         await stage.announce("call-2")  # is read for all the time: it has no audio
         for at in range(0, cut, HALF):
             await stage.append("call-1", audio=sound[at : at + HALF])
@@ -117,16 +120,15 @@ async def test_redis_does_not_answer_at_the_end_of_a_backlog(stage: Stage, way: 
 async def test_redis_is_away_and_back_before_the_producer(stt: TurnsServer) -> None:
     sound = say([0, 1, 2], PCM16) + hush(600, PCM16)
     async with (
-        EmbeddedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
-        Redis.from_url(server.url, protocol=2) as redis,
+        GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
+        Stage.open(server.url, "stt", stt.url) as stage,
+        stage.worker() as worker,
     ):
-        stage = Stage(redis, server.url, "stt", stt.url)
-        async with stage.worker() as worker:
-            await _begin(stage, worker, sound[: 3 * HALF])
-            await server.kill()
-            await anyio.sleep(PAUSE_S)
-            await server.restart()
-            while not worker.health.up:
-                await anyio.sleep(0.01)
-            await anyio.sleep(0.2)
-            await _finish(stage, sound[3 * HALF :])
+        await _begin(stage, worker, sound[: 3 * HALF])
+        await server.kill()
+        await anyio.sleep(PAUSE_S)
+        await server.restart()
+        while not worker.health.up:
+            await anyio.sleep(0.01)
+        await anyio.sleep(0.2)
+        await _finish(stage, sound[3 * HALF :])

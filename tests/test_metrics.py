@@ -9,13 +9,12 @@ import anyio.to_thread
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from redis.asyncio import Redis
 
 from tests.stage import KEY, ON_CLUSTER_TOO, PCM16, Stage
+from tests.users import GuardedRedis
 from worker.admin import serve_admin
 from worker.exposition import label, prometheus_name, render
 from worker.local.engines.script import hush, say
-from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
 from worker.meter import Meter
 from worker.metrics import INSTRUMENTS, readings
@@ -154,23 +153,23 @@ async def test_the_text_has_every_metric_of_the_table(stage: Stage) -> None:
 
 async def test_demand_is_not_told_while_redis_is_away(stt: TurnsServer) -> None:
     async with (
-        EmbeddedRedis.start(append_only=True) as server,
-        Redis.from_url(server.url, protocol=2) as redis,
+        GuardedRedis.start(append_only=True) as server,
+        Stage.open(server.url, "stt", stt.url) as stage,
+        stage.worker() as worker,
+        anyio.create_task_group() as tasks,
     ):
-        stage = Stage(redis, server.url, "stt", stt.url)
-        async with stage.worker() as worker, anyio.create_task_group() as tasks:
-            meter = Meter(worker)
-            assert "turnbus_demand" not in await _scrape(meter)
-            tasks.start_soon(meter.follow_demand)
-            while meter.demand is None:
-                await anyio.sleep(0.01)
-            await server.kill()
-            while worker.health.up:
-                await anyio.sleep(0.01)
-            families = await _scrape(meter)
-            assert "turnbus_demand" not in families
-            assert _value(families, "turnbus_redis_outage_seconds") >= 0
-            tasks.cancel_scope.cancel()
+        meter = Meter(worker)
+        assert "turnbus_demand" not in await _scrape(meter)
+        tasks.start_soon(meter.follow_demand)
+        while meter.demand is None:
+            await anyio.sleep(0.01)
+        await server.kill()
+        while worker.health.up:
+            await anyio.sleep(0.01)
+        families = await _scrape(meter)
+        assert "turnbus_demand" not in families
+        assert _value(families, "turnbus_redis_outage_seconds") >= 0
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_demand_that_cannot_be_asked_for_is_not_told(

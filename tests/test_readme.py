@@ -8,14 +8,13 @@ from pathlib import Path
 import anyio
 import msgspec
 import pytest
-from redis.asyncio import Redis
 
 from schemas.audio import AudioEntry, SessionEntry, TurnConfig
 from schemas.turns import TurnEnd, TurnEvent
 from tests.stage import PCM16, Stage, words
+from tests.users import PASSWORD, GuardedRedis, as_user
 from worker.cli import _COMMANDS
 from worker.local.engines.script import hush, say
-from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
 from worker.settings import Settings
 
@@ -44,6 +43,8 @@ arguments = [argument.encode() for argument in sys.argv[1:] if argument != "-e"]
 if arguments[0] == b"-x":
     arguments = [*arguments[1:], sys.stdin.buffer.read()]
 with socket.create_connection(("127.0.0.1", {port})) as redis:
+    redis.sendall(b"AUTH producer {password}\\r\\n")
+    assert redis.recv(1000) == b"+OK\\r\\n"
     redis.sendall(b"*%d\\r\\n" % len(arguments))
     redis.sendall(b"".join(b"$%d\\r\\n%b\\r\\n" % (len(each), each) for each in arguments))
     reply = redis.recv(1000).decode()
@@ -62,13 +63,15 @@ def shell_path(tmp_path: Path) -> Path:
 
 async def test_producers_and_consumer(tmp_path: Path, shell_path: Path, stt: TurnsServer) -> None:
     (tmp_path / "call.raw").write_bytes(say([1, 2, 3], PCM16) + hush(700, PCM16) + say([4], PCM16))
-    async with EmbeddedRedis.start() as server, Redis.from_url(server.url) as redis:
+    async with (
+        GuardedRedis.start() as server,
+        Stage.open(server.url, "stt", stt.url) as stage,
+    ):
         (shell_path / "redis-cli").write_text(
-            _REDIS_CLI.format(python=sys.executable, port=server.port)
+            _REDIS_CLI.format(python=sys.executable, port=server.port, password=PASSWORD)
         )
         (shell_path / "redis-cli").chmod(0o755)
         env = {"PATH": f"{shell_path}:{Path(shutil.which('bash') or '/bin/bash').parent}:/usr/bin"}
-        stage = Stage(redis, server.url, "stt", stt.url)
         outputs: dict[str, str] = {}
 
         async def run(name: str, *command: str) -> None:
@@ -76,7 +79,8 @@ async def test_producers_and_consumer(tmp_path: Path, shell_path: Path, stt: Tur
             outputs[name] = done.stdout.decode()
 
         def python(name: str) -> list[str]:
-            code = _snippet(name).replace("redis.Redis()", f"redis.Redis(port={server.port})")
+            user = as_user(server.url, Path(name).stem)
+            code = _snippet(name).replace("redis.Redis()", f"redis.Redis.from_url({user!r})")
             return [sys.executable, "-c", code]
 
         with anyio.fail_after(60):

@@ -8,8 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from schemas.turns import TurnUpdate
-from tests.stage import PCM16, Stage, check_order, words
-from worker.bus.connection import connect
+from tests.stage import PCM16, check_order, staged, words
 from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel
 from worker.local.engines.script import hush, say
 from worker.local.redis import EmbeddedRedis
@@ -31,8 +30,7 @@ async def test_a_worker_killed_inside_a_turn(
     kind: type[EmbeddedRedis | EmbeddedCluster | EmbeddedSentinel],
 ) -> None:
     sound = say(range(6), PCM16) + hush(900, PCM16) + say(range(6, 9), PCM16)
-    async with kind.start(binary=redis_7_binary) as server, connect(server.url) as redis:
-        stage = Stage(redis, server.url, "stt", stt.url)
+    async with kind.start(binary=redis_7_binary) as bus, staged(bus, stt.url) as stage:
         async with (
             stage.worker_process("one", tmp_path / "one", lease_ms="2000") as first,
             anyio.create_task_group() as tasks,
@@ -45,7 +43,7 @@ async def test_a_worker_killed_inside_a_turn(
                 events = (await stage.until_ended("call-1"))["call-1"]
         check_order(events)
         assert words(events) == list(range(9))
-        await _is_redis_7(redis)
+        await _is_redis_7(stage.redis)
 
 
 async def _is_redis_7(redis: Redis) -> None:

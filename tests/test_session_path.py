@@ -23,27 +23,28 @@ ENCODINGS = ["pcm_s16le", "pcm_s32le", "pcm_f16le", "pcm_f32le", "pcm_mulaw", "p
 
 
 @ON_EACH_BUS
-async def test_raw_xadds_in_and_xreadgroup_out(stage: Stage, redis: Redis) -> None:
+async def test_raw_xadds_in_and_xreadgroup_out(stage: Stage) -> None:
+    producer, consumer = stage.producer, stage.consumer
     turns = f"{stage.prefix}:{{0}}:turns"
-    await redis.xgroup_create(turns, "mine", id="0", mkstream=True)
+    await consumer.xgroup_create(turns, "mine", id="0", mkstream=True)
     async with stage.worker():
-        await redis.xadd(
+        await producer.xadd(
             f"{stage.prefix}:sessions",
             {"session": "call-1", "encoding": "pcm_s16le", "sample_rate": "16000"},
         )
         sound = say([1, 2, 3], PCM16) + hush(1_000, PCM16) + say([4, 5], PCM16)
         for at in range(0, len(sound), 3_200):
-            await redis.xadd(
+            await producer.xadd(
                 f"{stage.prefix}:{{0}}:audio:call-1", {"audio": sound[at : at + 3_200]}
             )
-        await redis.xadd(f"{stage.prefix}:{{0}}:audio:call-1", {"end": "1"})
+        await producer.xadd(f"{stage.prefix}:{{0}}:audio:call-1", {"end": "1"})
         events: list[TurnEvent] = []
         while not events or not isinstance(events[-1], SessionEnded):
-            reply: Any = await redis.xreadgroup("mine", "me", {turns: ">"}, block=500)
+            reply: Any = await consumer.xreadgroup("mine", "me", {turns: ">"}, block=500)
             for _, rows in reply:
                 for entry, fields in rows:
                     events.append(decode_turn_entry(fields).event)
-                    await redis.xack(turns, "mine", entry)
+                    await consumer.xack(turns, "mine", entry)
     check_order(events)
     assert words(events) == [1, 2, 3, 4, 5]
     assert [event.transcript for event in events if isinstance(event, TurnEnd)] == [
@@ -121,7 +122,7 @@ async def test_metadata_and_own_stream(stage: Stage, expected_leftovers: list[st
         await stage.play("call-1", say([1], PCM16), pause_s=0)
         await stage.until_ended("call-1")
     own = f"{stage.prefix}:{{0}}:turns:call-1"
-    rows: Any = await stage.redis.xrange(own)
+    rows: Any = await stage.consumer.xrange(own)
     events = [decode_turn_entry(fields).event for _, fields in rows]
     check_order(events)
     assert isinstance(events[0], SessionStarted)
@@ -134,14 +135,14 @@ async def test_lanes_are_apart_and_listed(stage: Stage, expected_leftovers: list
     async with stage.worker():
         await stage.announce("call-1", lane="west")
         key = f"{stage.prefix}:{{west}}:audio:call-1"
-        await stage.redis.xadd(key, {"audio": say([1], PCM16), "end": "1"})
+        await stage.producer.xadd(key, {"audio": say([1], PCM16), "end": "1"})
         events = []
         async for event in stage.events(lane="west"):
             events.append(event)
             if isinstance(event, SessionEnded):
                 break
     assert words(events) == [1]
-    assert await stage.redis.smembers(f"{stage.prefix}:lanes") == {b"west"}
+    assert await stage.consumer.smembers(f"{stage.prefix}:lanes") == {b"west"}
 
 
 async def test_traceparent_is_passed_on(stage: Stage) -> None:
@@ -150,7 +151,7 @@ async def test_traceparent_is_passed_on(stage: Stage) -> None:
         await stage.announce("call-1", traceparent=given)
         await stage.play("call-1", say([1], PCM16), pause_s=0)
         await stage.until_ended("call-1")
-    rows: Any = await stage.redis.xrange(f"{stage.prefix}:{{0}}:turns")
+    rows: Any = await stage.consumer.xrange(f"{stage.prefix}:{{0}}:turns")
     assert {fields[b"traceparent"].split(b"-")[1] for _, fields in rows} == {
         b"0af7651916cd43dd8448eb211c80319c"
     }
@@ -204,7 +205,7 @@ async def test_audio_that_was_never_announced_is_left_alone(stage: Stage, redis:
     assert await redis.xlen(stage.audio_key("stray")) == 2
     assert await redis.ttl(stage.audio_key("stray")) == -1
     assert not await redis.exists(f"{stage.prefix}:{{0}}:state:stray")
-    rows: Any = await redis.xrange(f"{stage.prefix}:{{0}}:turns")
+    rows: Any = await stage.consumer.xrange(f"{stage.prefix}:{{0}}:turns")
     assert {decode_turn_entry(fields).event.session for _, fields in rows} == {"call-1"}
     assert await stage.dead() == []
 

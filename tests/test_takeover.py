@@ -6,13 +6,12 @@ from pathlib import Path
 
 import anyio
 import pytest
-from redis.asyncio import Redis
 
 from schemas.turns import SessionError, SessionStarted, TurnEnd, TurnStart, TurnUpdate
 from tests.stage import PATIENCE_S, PCM16, Stage, check_order, kinds, words
+from tests.users import GuardedRedis
 from worker.local.chaos.proxy import Proxy
 from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
-from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
 
@@ -118,10 +117,9 @@ async def test_stopped_while_redis_is_away(
 ) -> None:
     log = tmp_path / "one"
     async with (
-        EmbeddedRedis.start() as server,
-        Redis.from_url(server.url, protocol=2) as redis,
+        GuardedRedis.start() as server,
+        Stage.open(server.url, "stt", stt.url) as stage,
     ):
-        stage = Stage(redis, server.url, "stt", stt.url)
         drain_s = "1" if signals == 1 else "600"
         async with stage.worker_process("one", log, drain_s=drain_s) as process:
             await stage.announce("call-1")
@@ -218,11 +216,10 @@ async def test_a_socket_held_up_at_the_start_of_a_turn_is_not_late_at_its_end(
 
 async def test_redis_is_not_there_yet(stt: TurnsServer) -> None:
     async with (
-        EmbeddedRedis.start(append_only=True) as server,
-        Redis.from_url(server.url, protocol=2) as redis,
+        GuardedRedis.start(append_only=True) as server,
+        Stage.open(server.url, "stt", stt.url) as stage,
     ):
         await server.kill()
-        stage = Stage(redis, server.url, "stt", stt.url)
         async with stage.worker() as worker:
             while worker.health.up:
                 await anyio.sleep(0.05)
@@ -237,18 +234,17 @@ async def test_redis_is_not_there_yet(stt: TurnsServer) -> None:
 
 async def test_redis_restarts_inside_a_turn(stt: TurnsServer) -> None:
     async with (
-        EmbeddedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
-        Redis.from_url(server.url, protocol=2) as redis,
+        GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
+        Stage.open(server.url, "stt", stt.url) as stage,
+        stage.worker(),
     ):
-        stage = Stage(redis, server.url, "stt", stt.url)
-        async with stage.worker():
-            await stage.announce("call-1")
-            await stage.play("call-1", say([0, 1, 2], PCM16), end=False)
-            await server.kill()
-            await anyio.sleep(1.0)
-            await server.restart()
-            await stage.play("call-1", say([3, 4], PCM16))
-            events = (await stage.until_ended("call-1"))["call-1"]
+        await stage.announce("call-1")
+        await stage.play("call-1", say([0, 1, 2], PCM16), end=False)
+        await server.kill()
+        await anyio.sleep(1.0)
+        await server.restart()
+        await stage.play("call-1", say([3, 4], PCM16))
+        events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
     assert words(events) == list(range(5))
 
@@ -292,20 +288,19 @@ async def test_a_wrong_key_loses_no_session(stage: Stage, caplog: pytest.LogCapt
 
 async def test_redis_loses_everything(stt: TurnsServer) -> None:
     async with (
-        EmbeddedRedis.start() as server,
-        Redis.from_url(server.url, protocol=2) as redis,
+        GuardedRedis.start() as server,
+        Stage.open(server.url, "stt", stt.url) as stage,
+        stage.worker() as worker,
     ):
-        stage = Stage(redis, server.url, "stt", stt.url)
-        async with stage.worker() as worker:
-            for number in range(3):
-                await stage.announce(f"call-{number}")
-            while len(worker.roster) < 3:
-                await anyio.sleep(0.05)
-            await redis.flushall()
-            for number in range(3):
-                await stage.play(f"call-{number}", say([number], PCM16), pause_s=0)
-            events = await stage.until_ended("call-0", "call-1", "call-2")
-            while len(worker.roster):
-                await anyio.sleep(0.05)
+        for number in range(3):
+            await stage.announce(f"call-{number}")
+        while len(worker.roster) < 3:
+            await anyio.sleep(0.05)
+        await stage.redis.flushall()
+        for number in range(3):
+            await stage.play(f"call-{number}", say([number], PCM16), pause_s=0)
+        events = await stage.until_ended("call-0", "call-1", "call-2")
+        while len(worker.roster):
+            await anyio.sleep(0.05)
     for number in range(3):
         assert words(events[f"call-{number}"]) == [number], "started afresh"

@@ -23,6 +23,7 @@ from tests.collector import Collector, attributes, collecting
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.waterfall import draw
 from tests.stage import PCM16, Stage, kinds, words
+from tests.users import as_user
 from worker.bus.census import census, workers
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
@@ -63,7 +64,7 @@ async def _consume(stage: Stage, tracer: trace.Tracer) -> list[TurnEvent]:
     seen: list[TurnEvent] = []
     key, cursor = f"{stage.prefix}:{{0}}:turns", "0"
     while not seen or not isinstance(seen[-1], SessionEnded):
-        reply: Any = await stage.redis.xread({key: cursor}, block=1_000)
+        reply: Any = await stage.consumer.xread({key: cursor}, block=1_000)
         for read, fields in reply[0][1] if reply else ():
             cursor = read
             entry = decode_turn_entry(fields)
@@ -135,7 +136,7 @@ async def test_a_session_whose_socket_is_lost(
 async def test_push_begins_the_trace(
     stage: Stage, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TURNBUS_REDIS_URL", stage.redis_url)
+    monkeypatch.setenv("TURNBUS_REDIS_URL", as_user(stage.redis_url, "producer"))
     monkeypatch.setenv("TURNBUS_PREFIX", stage.prefix)
     push = [sys.executable, "-m", "worker", "push", "-", "--session", "s", "--speed", "2"]
     async with _worker(stage, "w1", tmp_path / "log"):

@@ -7,10 +7,10 @@ from redis import exceptions
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
+from tests.users import GuardedRedis, as_user
 from worker.bus.cluster import Cluster, key_of
 from worker.bus.connection import connect
 from worker.local.cluster import EmbeddedCluster, client, tell
-from worker.local.redis import EmbeddedRedis
 
 NAMES = [f"{{{number}}}:name" for number in range(20)]
 
@@ -131,7 +131,8 @@ async def test_a_node_that_fails_costs_its_own_keys_only() -> None:
             assert reply is True or isinstance(reply, exceptions.ConnectionError)
 
 
-async def test_one_server_is_no_cluster(redis_server: EmbeddedRedis) -> None:
-    async with connect(f"redis+cluster://127.0.0.1:{redis_server.port}") as redis:
+async def test_one_server_is_no_cluster(redis_server: GuardedRedis) -> None:
+    url = as_user(f"redis+cluster://127.0.0.1:{redis_server.port}", "worker")
+    async with connect(url) as redis:
         with pytest.raises(exceptions.ResponseError, match="cluster support disabled"):
             await redis.get("a")

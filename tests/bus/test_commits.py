@@ -10,10 +10,10 @@ from redis.exceptions import OutOfMemoryError
 
 from schemas.keys import Keys
 from tests.stage import ON_EACH_BUS
+from tests.users import GuardedRedis, as_user
 from worker.bus.commits import CRASHED, Commit, Committer
 from worker.bus.connection import BusHealth, connect
 from worker.bus.scripts import COMMIT
-from worker.local.redis import EmbeddedRedis
 from worker.logs import SessionName
 
 FENCE = ("5-0", 1, "nonce")
@@ -22,8 +22,9 @@ FENCE = ("5-0", 1, "nonce")
 class Bench:
     """One session's state, and commits to it."""
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
+    def __init__(self, redis: Redis, as_worker: Redis, keys: Keys) -> None:
         self.redis = redis
+        self.as_worker = as_worker
         self.keys = keys
 
     async def begin(self) -> None:
@@ -51,7 +52,7 @@ class Bench:
         )
 
     async def run(self, commit: Commit) -> tuple[str, int]:
-        verdict, seq = await COMMIT(self.redis, commit.keys, commit.args)
+        verdict, seq = await COMMIT(self.as_worker, commit.keys, commit.args)
         return verdict.decode(), seq
 
     async def published(self) -> list[str]:
@@ -60,9 +61,11 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(redis: Redis, bus_prefix: str, expected_leftovers: list[str]) -> Bench:
+async def bench(
+    redis: Redis, as_worker: Redis, bus_prefix: str, expected_leftovers: list[str]
+) -> Bench:
     expected_leftovers.append("{0}:*")
-    bench = Bench(redis, Keys(bus_prefix))
+    bench = Bench(redis, as_worker, Keys(bus_prefix))
     await bench.begin()
     return bench
 
@@ -147,7 +150,7 @@ async def test_the_committer_answers_each(bench: Bench) -> None:
     await bench.redis.set(f"{bench.keys.prefix}:{{0}}:state:odd", "no hash")
     odd = Speaker(Commit((f"{bench.keys.prefix}:{{0}}:state:odd",) * 4, good.commit.args))
     await bench.redis.script_flush()
-    committer = Committer(bench.redis, BusHealth())
+    committer = Committer(bench.as_worker, BusHealth())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(committer.run)
         for speaker in (good, late, odd):
@@ -169,7 +172,7 @@ async def test_a_commit_that_cannot_be_built_costs_nobody_else(
         raise ZeroDivisionError("a fault put in by the test")
 
     monkeypatch.setattr(bad, "build", choke)
-    committer = Committer(bench.redis, BusHealth())
+    committer = Committer(bench.as_worker, BusHealth())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(committer.run)
         for speaker in (bad, good):
@@ -180,42 +183,46 @@ async def test_a_commit_that_cannot_be_built_costs_nobody_else(
 
 
 async def test_the_committer_rides_out_an_outage() -> None:
-    async with EmbeddedRedis.start(append_only=True, config={"appendfsync": "always"}) as server:
-        redis = connect(server.url)
-        async with redis:
-            bench = Bench(redis, Keys("stt"))
-            await bench.begin()
-            health = BusHealth()
-            committer = Committer(redis, health)
-            speaker = Speaker(bench.commit(2, ["a"]))
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(committer.run)
-                await server.kill()
-                committer.want(speaker)
-                while health.up:
-                    await anyio.sleep(0.01)
-                await server.restart()
-                await speaker.answered.wait()
-                tasks.cancel_scope.cancel()
-            assert speaker.answers == [("ok", 2)]
-            assert health.up
-            assert await bench.published() == ["a"]
+    async with (
+        GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
+        connect(server.url) as redis,
+        connect(as_user(server.url, "worker")) as as_worker,
+    ):
+        bench = Bench(redis, as_worker, Keys("stt"))
+        await bench.begin()
+        health = BusHealth()
+        committer = Committer(as_worker, health)
+        speaker = Speaker(bench.commit(2, ["a"]))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(committer.run)
+            await server.kill()
+            committer.want(speaker)
+            while health.up:
+                await anyio.sleep(0.01)
+            await server.restart()
+            await speaker.answered.wait()
+            tasks.cancel_scope.cancel()
+        assert speaker.answers == [("ok", 2)]
+        assert health.up
+        assert await bench.published() == ["a"]
 
 
 async def test_a_full_redis_still_takes_commits() -> None:
     """They free more than they take; refusing them would keep it full."""
-    async with EmbeddedRedis.start(maxmemory=3_000_000) as server:
-        redis = connect(server.url)
-        async with redis:
-            bench = Bench(redis, Keys("stt"))
-            await bench.begin()
-            audio = bench.keys.audio("0", "s")
-            last: Any = b""
-            full = False
-            while not full:
-                try:
-                    last = await redis.xadd(audio, {"audio": bytes(100_000)})
-                except OutOfMemoryError:
-                    full = True
-            assert await bench.run(bench.commit(2, ["a"], trim=last.decode())) == ("ok", 2)
-            await redis.xadd(audio, {"audio": b"x"})
+    async with (
+        GuardedRedis.start(maxmemory=3_000_000) as server,
+        connect(server.url) as redis,
+        connect(as_user(server.url, "worker")) as as_worker,
+    ):
+        bench = Bench(redis, as_worker, Keys("stt"))
+        await bench.begin()
+        audio = bench.keys.audio("0", "s")
+        last: Any = b""
+        full = False
+        while not full:
+            try:
+                last = await redis.xadd(audio, {"audio": bytes(100_000)})
+            except OutOfMemoryError:
+                full = True
+        assert await bench.run(bench.commit(2, ["a"], trim=last.decode())) == ("ok", 2)
+        await redis.xadd(audio, {"audio": b"x"})

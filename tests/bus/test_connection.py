@@ -5,13 +5,13 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.stage import Place
+from tests.users import GuardedRedis
 from worker.bus.connection import BusHealth, closing, connect, patiently
-from worker.local.redis import EmbeddedRedis
 
 
 @pytest.mark.parametrize("use_uvloop", [False, True])
 def test_a_connection_closed_before_a_command_is_an_outage(
-    redis_server: EmbeddedRedis, use_uvloop: bool
+    redis_server: GuardedRedis, use_uvloop: bool
 ) -> None:
     async def ride_out() -> BusHealth:
         health = BusHealth()

@@ -20,9 +20,9 @@ def keys(bus_prefix: str) -> Keys:
 
 
 @pytest.fixture
-def gates(redis: Redis, keys: Keys) -> tuple[Gate, Gate]:
+def gates(as_worker: Redis, keys: Keys) -> tuple[Gate, Gate]:
     """The gates of two workers; one permit."""
-    one, two = (Gate(redis, BusHealth(), keys, 1) for _ in range(2))
+    one, two = (Gate(as_worker, BusHealth(), keys, 1) for _ in range(2))
     return one, two
 
 

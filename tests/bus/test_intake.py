@@ -20,11 +20,11 @@ FIELDS = {"session": "call-1", "encoding": "pcm_s16le", "sample_rate": "16000"}
 class Bus:
     """Two consumers on one bus."""
 
-    def __init__(self, redis: Redis, prefix: str) -> None:
+    def __init__(self, redis: Redis, as_worker: Redis, prefix: str) -> None:
         self.redis = redis
         self.keys = Keys(prefix)
-        self.one = Intake(redis, self.keys, "one", "nonce-1")
-        self.two = Intake(redis, self.keys, "two", "nonce-2")
+        self.one = Intake(as_worker, self.keys, "one", "nonce-1")
+        self.two = Intake(as_worker, self.keys, "two", "nonce-2")
 
     async def announce(self, **changed: str) -> str:
         fields: dict[Any, Any] = {**FIELDS, **changed}
@@ -58,9 +58,11 @@ class Bus:
 
 
 @pytest.fixture
-async def bus(redis: Redis, bus_prefix: str, expected_leftovers: list[str]) -> Bus:
+async def bus(
+    redis: Redis, as_worker: Redis, bus_prefix: str, expected_leftovers: list[str]
+) -> Bus:
     expected_leftovers += ["sessions", "lanes", "{0}:*"]
-    bus = Bus(redis, bus_prefix)
+    bus = Bus(redis, as_worker, bus_prefix)
     await bus.one.ensure_group()
     return bus
 

@@ -16,17 +16,18 @@ pytestmark = ON_CLUSTER_TOO
 
 async def test_a_death_is_told_once(
     redis: Redis,
+    as_worker: Redis,
     bus_prefix: str,
     expected_leftovers: list[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     expected_leftovers.append("sessions")
     keys = Keys(bus_prefix)
-    one, two = Intake(redis, keys, "one", "nonce-1"), Intake(redis, keys, "two", "nonce-2")
+    one, two = (Intake(as_worker, keys, name, f"nonce-{name}") for name in ("one", "two"))
     await one.ensure_group()
     for intake in (one, two):
         await intake.read_new(1, 1)
-    watcher, watched = (Liveness(redis, BusHealth(), keys, intake) for intake in (one, two))
+    watcher, watched = (Liveness(as_worker, BusHealth(), keys, intake) for intake in (one, two))
     record = WorkerRecord(
         consumer="two", host="h", pid=1, sessions=0, capacity=1, state="ready", heartbeat=0.0
     )

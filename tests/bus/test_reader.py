@@ -56,8 +56,8 @@ class Listener:
 
 
 @asynccontextmanager
-async def reading(redis: Redis, *listeners: Listener) -> AsyncIterator[AudioReader]:
-    reader = AudioReader(redis, BusHealth())
+async def reading(as_worker: Redis, *listeners: Listener) -> AsyncIterator[AudioReader]:
+    reader = AudioReader(as_worker, BusHealth())
     for listener in listeners:
         reader.add(listener)
     async with anyio.create_task_group() as tasks:
@@ -75,8 +75,10 @@ def listeners(
 
 
 @pytest.mark.parametrize("listeners", [1, 4, 130], indirect=True, ids=["one", "few", "many"])
-async def test_each_hears_its_own(redis: Redis, listeners: list[Listener]) -> None:
-    async with reading(redis, *listeners):
+async def test_each_hears_its_own(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
+    async with reading(as_worker, *listeners):
         for round_ in range(3):
             for number, listener in enumerate(listeners):
                 await redis.xadd(listener.audio_key, {"audio": f"{number}-{round_}"})
@@ -84,10 +86,12 @@ async def test_each_hears_its_own(redis: Redis, listeners: list[Listener]) -> No
             await listener.until([f"{number}-{round_}".encode() for round_ in range(3)])
 
 
-async def test_who_does_not_want_is_left_out(redis: Redis, listeners: list[Listener]) -> None:
+async def test_who_does_not_want_is_left_out(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
     deaf, keen = listeners[1], listeners[3]
     deaf.wants_audio = False
-    async with reading(redis, deaf, keen) as reader:
+    async with reading(as_worker, deaf, keen) as reader:
         for listener in (deaf, keen):
             await redis.xadd(listener.audio_key, {"audio": "a"})
         await keen.until([b"a"])
@@ -97,11 +101,13 @@ async def test_who_does_not_want_is_left_out(redis: Redis, listeners: list[Liste
         await deaf.until([b"a"])
 
 
-async def test_a_wrong_key_hurts_only_its_own(redis: Redis, listeners: list[Listener]) -> None:
+async def test_a_wrong_key_hurts_only_its_own(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
     bad, good = listeners[1], listeners[3]
     await redis.set(bad.audio_key, "ended")
     await redis.xadd(good.audio_key, {"audio": "a"})
-    async with reading(redis, bad, good):
+    async with reading(as_worker, bad, good):
         await good.until([b"a"])
         await redis.xadd(good.audio_key, {"audio": "b"})
         await good.until([b"a", b"b"])
@@ -110,10 +116,10 @@ async def test_a_wrong_key_hurts_only_its_own(redis: Redis, listeners: list[List
 
 
 async def test_what_was_read_before_a_rewind_is_void(
-    redis: Redis, listeners: list[Listener]
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:
     listener = listeners[1]
-    async with reading(redis, listener):
+    async with reading(as_worker, listener):
         await redis.xadd(listener.audio_key, {"audio": "a"})
         await listener.until([b"a"])
         listener.cursor = "0-0"
@@ -124,11 +130,11 @@ async def test_what_was_read_before_a_rewind_is_void(
 
 
 async def test_large_entries_are_read_few_at_a_time(
-    redis: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
+    redis: Redis, as_worker: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "READ_AT_MOST", 100_000)
     chunks = [bytes([number]) * 60_000 for number in range(6)]
-    async with reading(redis, *listeners[:3]):
+    async with reading(as_worker, *listeners[:3]):
         for chunk in chunks:
             for listener in listeners[:3]:
                 await redis.xadd(listener.audio_key, {"audio": chunk})
@@ -136,9 +142,11 @@ async def test_large_entries_are_read_few_at_a_time(
             await listener.until(chunks)
 
 
-async def test_who_was_removed_hears_no_more(redis: Redis, listeners: list[Listener]) -> None:
+async def test_who_was_removed_hears_no_more(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
     gone, there = listeners[1], listeners[3]
-    async with reading(redis, gone, there) as reader:
+    async with reading(as_worker, gone, there) as reader:
         reader.remove(gone)
         for listener in (gone, there):
             await redis.xadd(listener.audio_key, {"audio": "a"})
@@ -147,7 +155,7 @@ async def test_who_was_removed_hears_no_more(redis: Redis, listeners: list[Liste
 
 
 async def test_one_that_crashes_costs_nobody_else(
-    redis: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
+    redis: Redis, as_worker: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = listeners[1], listeners[3]
 
@@ -155,7 +163,7 @@ async def test_one_that_crashes_costs_nobody_else(
         raise ZeroDivisionError("a fault put in by the test")
 
     monkeypatch.setattr(bad, "feed", choke)
-    async with reading(redis, bad, good):
+    async with reading(as_worker, bad, good):
         for listener in (bad, good):
             await redis.xadd(listener.audio_key, {"audio": "a"})
         await good.until([b"a"])

@@ -17,12 +17,13 @@ pytestmark = ON_CLUSTER_TOO
 class Floor:
     """A bus to be swept, by two workers."""
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
+    def __init__(self, redis: Redis, as_worker: Redis, keys: Keys) -> None:
         self.redis = redis
         self.keys = keys
-        self.intake = Intake(redis, keys, "one", "nonce-1")
-        self.sweeper = Sweeper(redis, keys, self.intake)
-        self.other = Sweeper(redis, keys, Intake(redis, keys, "two", "nonce-2"))
+        self.as_worker = as_worker
+        self.intake = Intake(as_worker, keys, "one", "nonce-1")
+        self.sweeper = Sweeper(as_worker, keys, self.intake)
+        self.other = Sweeper(as_worker, keys, Intake(as_worker, keys, "two", "nonce-2"))
 
     async def append(self, session: str, lane: str = "0", entry: str = "*") -> None:
         await self.redis.xadd(self.keys.audio(lane, session), {"audio": b"x"}, id=entry)
@@ -33,9 +34,11 @@ class Floor:
 
 
 @pytest.fixture
-async def floor(redis: Redis, bus_prefix: str, expected_leftovers: list[str]) -> Floor:
+async def floor(
+    redis: Redis, as_worker: Redis, bus_prefix: str, expected_leftovers: list[str]
+) -> Floor:
     expected_leftovers += ["sessions", "sweep", "{*}:audio:*", "{*}:state:*"]
-    floor = Floor(redis, Keys(bus_prefix))
+    floor = Floor(redis, as_worker, Keys(bus_prefix))
     await floor.intake.ensure_group()
     return floor
 
@@ -80,7 +83,7 @@ async def test_many_announcements(floor: Floor) -> None:
 async def test_consumers_of_the_dead_go(floor: Floor) -> None:
     """Whoever was killed while it owned nothing has no record, and was never seen by anybody."""
     await floor.redis.xadd(floor.keys.sessions, {"session": "call-1"})
-    owner = Intake(floor.redis, floor.keys, "owner", "nonce-3")
+    owner = Intake(floor.as_worker, floor.keys, "owner", "nonce-3")
     assert len(await owner.read_new(1, 10)) == 1
     for name in ("dead", "one"):
         await floor.redis.xgroup_createconsumer(floor.keys.sessions, GROUP, name)

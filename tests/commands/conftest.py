@@ -11,20 +11,28 @@ import pytest
 from redis import Redis
 
 from schemas import Keys
-from worker.local.redis import EmbeddedRedis
+from tests.users import GuardedRedis, as_user
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
 
+@pytest.fixture
+def redis_user() -> str:
+    """Who the command is: those run in a worker's pod need no more rights than the worker has."""
+    return "worker"
+
+
 @pytest.fixture(autouse=True)
-def environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def environment(
+    request: pytest.FixtureRequest, redis_user: str, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
     """Point the settings at the test's own bus, for this process and those it starts."""
     for name in os.environ:
         if name.startswith("TURNBUS_") or name == "CARTESIA_API_KEY":
             monkeypatch.delenv(name)
     if "keys" in request.fixturenames:
-        server: EmbeddedRedis = request.getfixturevalue("redis_server")
-        monkeypatch.setenv("TURNBUS_REDIS_URL", server.url)
+        server: GuardedRedis = request.getfixturevalue("redis_server")
+        monkeypatch.setenv("TURNBUS_REDIS_URL", as_user(server.url, redis_user))
         monkeypatch.setenv("TURNBUS_PREFIX", request.getfixturevalue("bus_prefix"))
     return dict(os.environ)
 
@@ -35,7 +43,8 @@ def keys(bus_prefix: str) -> Keys:
 
 
 @pytest.fixture
-def bus(redis_server: EmbeddedRedis) -> Iterator[Redis]:
+def bus(redis_server: GuardedRedis) -> Iterator[Redis]:
+    """Connect as the admin: what a test looks at and makes up."""
     with Redis.from_url(redis_server.url) as client:
         yield client
 

@@ -6,6 +6,7 @@ from typing import Any
 import anyio
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
 from schemas import Keys
 from tests.stage import ON_CLUSTER_TOO, PCM16, Stage, words
@@ -116,16 +117,18 @@ def test_an_id_that_is_none(bad: str) -> None:
 
 
 @ON_CLUSTER_TOO
-async def test_mended_and_announced_again_a_session_is_transcribed(stage: Stage) -> None:
+async def test_mended_and_announced_again_a_session_is_transcribed(
+    stage: Stage, as_worker: AsyncRedis
+) -> None:
     keys = Keys(stage.prefix)
     await stage.redis.set(keys.state("0", "s"), "of somebody else")
     async with stage.worker():
         await stage.announce("s")
-        while not (found := [each async for each in refused(stage.redis, keys)]):
+        while not (found := [each async for each in refused(as_worker, keys)]):
             await anyio.sleep(0.01)
         assert (found[0].session, found[0].reason) == ("s", "unusable")
         await stage.redis.delete(keys.state("0", "s"))
-        await requeue(stage.redis, keys, found[0].dead)
+        await requeue(as_worker, keys, found[0].dead)
         await stage.play("s", say([1, 2], PCM16), pause_s=0.02)
         events = (await stage.until_ended("s"))["s"]
     assert words(events) == [1, 2]
@@ -133,13 +136,13 @@ async def test_mended_and_announced_again_a_session_is_transcribed(stage: Stage)
 
 @pytest.mark.parametrize("fields", [{"metadata": "x" * 20_000}, {"metadata": b"\xff"}])
 async def test_what_is_too_large_or_no_text_is_not_kept(
-    stage: Stage, fields: dict[str, Any]
+    stage: Stage, as_worker: AsyncRedis, fields: dict[str, Any]
 ) -> None:
     keys = Keys(stage.prefix)
     async with stage.worker():
         await stage.announce("s", **fields)
-        while not (found := [each async for each in refused(stage.redis, keys)]):
+        while not (found := [each async for each in refused(as_worker, keys)]):
             await anyio.sleep(0.01)
     assert found[0].entry == ""
     with pytest.raises(RequeueRefused):
-        await requeue(stage.redis, keys, found[0].dead)
+        await requeue(as_worker, keys, found[0].dead)

@@ -10,6 +10,7 @@ import anyio
 import msgspec
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
 from schemas import Keys
 from schemas.turns import TurnUpdate, WorkerRecord
@@ -22,8 +23,8 @@ SESSIONS = ["a", "b", "c"]
 SOUND = say([1, 2], PCM16) + hush(700, PCM16)
 
 
-async def _owners(stage: Stage) -> set[str]:
-    return {each.owner for each in await census(stage.redis, Keys(stage.prefix), 5_000)}
+async def _owners(as_worker: AsyncRedis, keys: Keys) -> set[str]:
+    return {each.owner for each in await census(as_worker, keys, 5_000)}
 
 
 async def _turnbus(stage: Stage, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
@@ -37,7 +38,7 @@ async def _turnbus(stage: Stage, *arguments: str) -> tuple[int, list[dict[str, A
 
 @ON_CLUSTER_TOO
 async def test_a_worker_is_emptied_and_stays_idle(
-    stage: Stage, tmp_path: Path, expected_leftovers: list[str]
+    stage: Stage, as_worker: AsyncRedis, tmp_path: Path, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers += ["drain:*"]
     keys, log = Keys(stage.prefix), tmp_path / "log"
@@ -47,9 +48,9 @@ async def test_a_worker_is_emptied_and_stays_idle(
             await stage.append(session, audio=SOUND[: len(SOUND) // 2])
         for session in SESSIONS:
             await stage.until(session, TurnUpdate)
-        assert await _owners(stage) == {"w1"}
+        assert await _owners(as_worker, keys) == {"w1"}
         async with stage.worker_process("w2", log):
-            while len(await workers(stage.redis, keys)) < 2:
+            while len(await workers(as_worker, keys)) < 2:
                 await anyio.sleep(0.05)
             async with anyio.create_task_group() as tasks:
                 for session in SESSIONS:
@@ -59,12 +60,12 @@ async def test_a_worker_is_emptied_and_stays_idle(
             assert code == 0
             assert told[-1] == {"worker": "w1", "sessions": 0, "drained": True}
             assert first.returncode is None
-            assert (await workers(stage.redis, keys))["w1"].state == "draining"
+            assert (await workers(as_worker, keys))["w1"].state == "draining"
             for each in events.values():
                 check_order(each)
                 assert words(each) == [1, 2]
             await stage.announce("new")
-            while await _owners(stage) != {"w2"}:
+            while await _owners(as_worker, keys) != {"w2"}:
                 await anyio.sleep(0.05)
             assert (await _turnbus(stage, "drain", "w1", "--json"))[0] == 0, "it may be repeated"
             first.send_signal(signal.SIGTERM)

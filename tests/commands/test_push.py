@@ -14,8 +14,8 @@ from anyio.from_thread import start_blocking_portal
 from redis import Redis
 
 from schemas import AudioEntry, Encoding, Keys, SessionEntry, decode_audio, decode_session
+from tests.users import GuardedRedis, as_user
 from worker.cli import main
-from worker.local.redis import EmbeddedRedis
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -23,6 +23,12 @@ Spawn = Callable[..., subprocess.Popen[bytes]]
 @pytest.fixture(autouse=True)
 def leftovers(expected_leftovers: list[str]) -> None:
     expected_leftovers += ["sessions", "{*}:audio:*"]
+
+
+@pytest.fixture
+def redis_user() -> str:
+    """It is a producer, and needs no other rights."""
+    return "producer"
 
 
 @pytest.fixture
@@ -120,13 +126,13 @@ def test_a_signal_ends_the_session(
 def test_a_signal_while_redis_is_away_says_how_to_end(
     spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = EmbeddedRedis.start()
+    start = GuardedRedis.start()
     with (
         start_blocking_portal("asyncio") as portal,
         portal.wrap_async_context_manager(start) as server,
         (tmp_path / "errors").open("wb") as errors,
     ):
-        monkeypatch.setenv("TURNBUS_REDIS_URL", server.url)
+        monkeypatch.setenv("TURNBUS_REDIS_URL", as_user(server.url, "producer"))
         push = spawn("push", "-", "--session", "s", stdin=subprocess.PIPE, stderr=errors)
         assert push.stdin is not None
         push.stdin.write(bytes(3_200))

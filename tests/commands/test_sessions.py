@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
 from schemas import Keys
 from schemas.keys import GROUP, RELEASED
@@ -68,12 +69,14 @@ def test_sessions_nobody_runs(
 
 
 @ON_CLUSTER_TOO
-async def test_a_session_that_runs(stage: Stage, expected_leftovers: list[str]) -> None:
+async def test_a_session_that_runs(
+    stage: Stage, as_worker: AsyncRedis, expected_leftovers: list[str]
+) -> None:
     expected_leftovers += ["{a}:*"]
     keys = Keys(stage.prefix)
 
     async def status() -> Status:
-        (found,) = await census(stage.redis, keys, 5_000)
+        (found,) = await census(as_worker, keys, 5_000)
         return found
 
     async with stage.worker(worker_id="w1"):

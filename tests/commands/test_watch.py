@@ -29,6 +29,12 @@ from worker.commands.watch import line
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
 
+@pytest.fixture
+def redis_user() -> str:
+    """It is a consumer, and needs no other rights."""
+    return "consumer"
+
+
 def common(session: str = "s") -> dict[str, Any]:
     return {
         "session": session,

@@ -54,8 +54,9 @@ class Call:
 class Calls:
     """Appends the audio of every call there is, in real time, and reads all events."""
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    def __init__(self, producer: Redis, consumer: Redis) -> None:
+        self._producer = producer
+        self._consumer = consumer
         self.calls: Final[list[Call]] = []
         self.events: Final[dict[str, list[TurnEvent]]] = {}
 
@@ -68,14 +69,14 @@ class Calls:
             "encoding": PCM16.encoding,
             "sample_rate": str(PCM16.sample_rate),
         }
-        await self._redis.xadd(Keys().sessions, announced)
+        await self._producer.xadd(Keys().sessions, announced)
         self.calls.append(call)
 
     async def speak(self) -> None:
         """Append, until cancelled."""
         due = anyio.current_time()
         while True:
-            async with self._redis.pipeline(transaction=False) as pipe:
+            async with self._producer.pipeline(transaction=False) as pipe:
                 for call in self.calls:
                     if call.over:
                         continue
@@ -93,7 +94,7 @@ class Calls:
         """Read events, until cancelled."""
         cursor: Any = "0"
         while True:
-            reply: Any = await self._redis.xread({Keys().turns("0"): cursor}, count=1_000)
+            reply: Any = await self._consumer.xread({Keys().turns("0"): cursor}, count=1_000)
             for _, rows in reply:
                 for cursor, fields in rows:  # noqa: B007 - the next read begins there
                     event = decode_turn_entry(fields).event

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +17,10 @@ from tests.deploy.manifests import DEPLOY
 from tests.deploy.picture import Sample, draw
 from tests.deploy.replicas import Autoscaler, Replicas
 from tests.stage import check_order, words
+from tests.users import GuardedRedis, as_user
 from worker.bus.connection import connect
 from worker.local.bench.rig import allow_open_files, environment
 from worker.local.chaos.fleet import Life
-from worker.local.redis import EmbeddedRedis
 
 POLL_S = 0.5
 
@@ -62,14 +62,14 @@ class Outcome(NamedTuple):
 
 
 class _Run:
-    def __init__(self, plan: Plan, redis: Redis, replicas: Replicas) -> None:
+    def __init__(self, plan: Plan, clients: Mapping[str, Redis], replicas: Replicas) -> None:
         self._plan = plan
-        self._redis = redis
+        self._scaler = clients["scaler"]
         self._replicas = replicas
-        self._owners = Owners(redis)
+        self._owners = Owners(clients["admin"])
         self._samples: list[Sample] = []
         self._rng = random.Random(plan.seed)
-        self.calls = Calls(redis)
+        self.calls = Calls(clients["producer"], clients["consumer"])
 
     async def run(self) -> Outcome:
         plan, replicas = self._plan, self._replicas
@@ -117,7 +117,7 @@ class _Run:
         )
         began = anyio.current_time()
         while True:
-            demand = await self._redis.xlen(Keys().sessions)
+            demand = await self._scaler.xlen(Keys().sessions)
             now = anyio.current_time() - began
             self._samples.append(Sample(now, demand, len(replicas.replicas)))
             replicas.desired = scaler.decide(demand, replicas.desired, now)
@@ -128,8 +128,11 @@ class _Run:
 async def _run(plan: Plan, logs: Path) -> Outcome:
     allow_open_files(2 * plan.calls + 200)
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(EmbeddedRedis.start())
-        redis = await stack.enter_async_context(connect(server.url))
+        server = await stack.enter_async_context(GuardedRedis.start())
+        clients = {
+            user: await stack.enter_async_context(connect(as_user(server.url, user)))
+            for user in ("admin", "producer", "consumer", "scaler")
+        }
         command = ["stt-server", "--engine", "script", "--port", "0", "--latency-ms", "150"]
         stt = await stack.enter_async_context(
             Life.start("stt-server", command, environment({}), logs / "stt-server.log")
@@ -138,7 +141,7 @@ async def _run(plan: Plan, logs: Path) -> Outcome:
             while not (url := re.search(r"ws://\S+", stt.text())):
                 await anyio.sleep(0.05)
         settings = {
-            "REDIS_URL": server.url,
+            "REDIS_URL": as_user(server.url, "worker"),
             "STT_URL": url[0],
             "MAX_SESSIONS": str(plan.per_worker),
             "DRAIN_S": "5",
@@ -147,9 +150,9 @@ async def _run(plan: Plan, logs: Path) -> Outcome:
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         replicas = Replicas(
-            redis, environment(settings), logs, tasks, stack, random.Random(plan.seed)
+            clients["admin"], environment(settings), logs, tasks, stack, random.Random(plan.seed)
         )
-        return await _Run(plan, redis, replicas).run()
+        return await _Run(plan, clients, replicas).run()
 
 
 def _check(plan: Plan, outcome: Outcome) -> None:

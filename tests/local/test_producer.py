@@ -7,17 +7,19 @@ import pytest
 from redis.asyncio import Redis
 
 from schemas import Encoding, Keys, SessionEntry, decode_audio
+from tests.users import GuardedRedis, as_user
 from worker.bus.connection import connect
 from worker.errors import TurnbusError
 from worker.local.producer import Producer
-from worker.local.redis import EmbeddedRedis
 
 SESSION = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=16_000)
 
 
-async def test_a_vanished_stream_is_not_made_anew(redis: Redis, bus_prefix: str) -> None:
+async def test_a_vanished_stream_is_not_made_anew(
+    redis: Redis, as_producer: Redis, bus_prefix: str
+) -> None:
     keys = Keys(bus_prefix)
-    producer = Producer(redis, keys, SESSION)
+    producer = Producer(as_producer, keys, SESSION)
     await producer.append(bytes(3_200))
     await redis.delete(keys.audio("0", "s"))
     with pytest.raises(TurnbusError, match="the audio of session s is gone from Redis"):
@@ -26,17 +28,21 @@ async def test_a_vanished_stream_is_not_made_anew(redis: Redis, bus_prefix: str)
 
 
 async def test_ending_an_ended_session_is_well(
-    redis: Redis, bus_prefix: str, expected_leftovers: list[str]
+    redis: Redis, as_producer: Redis, bus_prefix: str, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers.append("{0}:audio:s")
     await redis.set(Keys(bus_prefix).audio("0", "s"), b"ended")
-    await Producer(redis, Keys(bus_prefix), SESSION).end()
+    await Producer(as_producer, Keys(bus_prefix), SESSION).end()
 
 
 async def test_an_outage_is_waited_out() -> None:
     keys = Keys()
-    async with EmbeddedRedis.start(append_only=True) as server, connect(server.url) as redis:
-        producer = Producer(redis, keys, SESSION)
+    async with (
+        GuardedRedis.start(append_only=True) as server,
+        connect(server.url) as redis,
+        connect(as_user(server.url, "producer")) as as_producer,
+    ):
+        producer = Producer(as_producer, keys, SESSION)
         await producer.announce()
         await producer.append(b"\1" * 3_200)
         await server.kill()
