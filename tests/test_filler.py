@@ -43,7 +43,7 @@ async def _begin(stage: Stage, worker: Worker, sound: bytes) -> None:
         while not any(session._uplink.sent >= len(sound) for session in worker.roster):
             await anyio.sleep(0.01)
         sent_at = time.monotonic()
-        while worker.host.reader.lane("0").polled_at < sent_at:
+        while any(session.rhythm.asked_at < sent_at for session in worker.roster):
             await anyio.sleep(0.01)
 
 

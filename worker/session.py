@@ -31,6 +31,7 @@ from worker.core.configs import Configs
 from worker.core.faults import Backoff, is_idle_close
 from worker.core.ledger import Ledger, LedgerState
 from worker.core.pacing import Pacer
+from worker.core.rhythm import Rhythm
 from worker.core.turns import TurnState, TurnTracker
 from worker.core.watchdog import Bark, Watchdog
 from worker.dial import dial
@@ -146,6 +147,8 @@ class Session:
         self._wake = anyio.Event()
         self._stream: Stream | None = None
         now = time.monotonic()
+        self.rhythm = Rhythm(now)
+        """Of its audio stream; the reader's."""
         self._phase_since = now
         self._outage_told = False
         self._pulse = Pulse(now)
@@ -168,6 +171,11 @@ class Session:
         ):
             return False
         return self._uplink.has_room if self.phase is Phase.LIVE else not self._uplink.holds_audio
+
+    @property
+    def chunk_s(self) -> float:
+        """How much sound the chunk held that was read last, in seconds."""
+        return self._uplink.chunk_ms / 1000
 
     @property
     def catching_up(self) -> bool:
@@ -280,10 +288,12 @@ class Session:
     def _keep_turn_moving(self, stream: Stream, now: float) -> None:
         """Fill in for a producer that stopped; see to a service that is stuck."""
         # An outage of Redis is no pause of the producer's.
-        lane = self._host.reader.lane(self.lane)
-        self._uplink.fill(now, max(self._host.health.since, lane.up_since), lane.polled_at)
-        timeout_ms = self._host.turn.merged(self._configs.current).turn_end_timeout_ms
+        up_since = max(self._host.health.since, self._host.reader.lane(self.lane).up_since)
+        self._uplink.fill(now, up_since, self.rhythm.asked_at)
         sent_ms = self._uplink.ms_of(self._uplink.sent)
+        if not self._watchdog.may_bark(sent_ms):
+            return
+        timeout_ms = self._host.turn.merged(self._configs.current).turn_end_timeout_ms
         bark = self._watchdog.look(self._tracker.state.turn, sent_ms, timeout_ms)
         behind = self._uplink.fed < self._tracker.grown_at  # of what consumers saw of it
         if bark is Bark.NO or not stream.socket.open or (bark is Bark.END and behind):
@@ -365,6 +375,7 @@ class Session:
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
         self._phase_since = time.monotonic()
+        self.rhythm.hurry()
         self._host.reader.wake()
 
     def _set_back(self) -> None:

@@ -44,7 +44,8 @@ class Uplink:
         self._held = 0  # bytes in the backlog
         self._part = b""  # the beginning of a sample whose rest is in the next chunk
         self._stream: Stream | None = None
-        self._chunk_ms = 0.0
+        self.chunk_ms = 0.0
+        """How much sound the chunk held that was taken last."""
         self._paced_at = float("-inf")  # when audio was last held back
         self._busy_at = 0.0  # when there was audio to send, or no way to send it
         self._filled_since: float | None = None
@@ -122,7 +123,7 @@ class Uplink:
         """Hold audio that was read, to be sent."""
         self._backlog.append(audio)
         self._held += len(audio)
-        self._chunk_ms = len(audio) / self._bytes_per_ms
+        self.chunk_ms = len(audio) / self._bytes_per_ms
         self._stop_filling()
 
     def paced_within(self, seconds: float) -> bool:
@@ -180,7 +181,7 @@ class Uplink:
         if self._backlog or stream.socket.blocked_since is not None:
             self._busy_at = now  # nobody looks: there is more than enough
             return
-        after = max(FILLER_AFTER_S, 2 * self._chunk_ms / 1000)
+        after = max(FILLER_AFTER_S, 2 * self.chunk_ms / 1000)
         if polled_at - max(self._busy_at, up_since) < after:
             self._stop_filling()
             return

@@ -1,5 +1,6 @@
 """The audio reader: every session its own entries, whatever the others do."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ from tests.stage import ON_CLUSTER_TOO
 from worker.bus import reader as module
 from worker.bus.connection import BusHealth
 from worker.bus.reader import AudioReader, Entries
+from worker.core.rhythm import Rhythm
 from worker.logs import SessionName
 
 pytestmark = ON_CLUSTER_TOO
@@ -27,6 +29,8 @@ class Listener:
         self.cursor = "0-0"
         self.epoch = 0
         self.wants_audio = True
+        self.rhythm = Rhythm(time.monotonic())
+        self.chunk_s = 0.1
         self.heard: list[bytes] = []
         self.fault: ResponseError | None = None
         self.changed = anyio.Event()

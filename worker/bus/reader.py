@@ -2,7 +2,7 @@
 
 Streams are read from each session's own cursor, without a consumer group: reading is idempotent.
 A session that does not want audio now (its socket is down or slow) is left out; Redis is the
-buffer.
+buffer. Of a few sessions reads block; of many, those are asked for whose next chunk is due.
 """
 
 import logging
@@ -17,25 +17,30 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from worker.bus.connection import READ_BLOCK_MS, BusHealth, is_outage, patiently
+from worker.core import ids
+from worker.core.rhythm import Rhythm, ServerClock
 from worker.logs import SessionName
 
 log = logging.getLogger(__name__)
 
-BLOCKING_KEYS = 100
+BLOCKING_KEYS = 16
 """Up to so many keys a read blocks, for latency; a wake-up costs the server more with each key."""
 
 POLL_S = 0.015
-"""Pause between polls above that, and the longest between reads that block."""
+"""Between polls above that: what came in the meantime is read together."""
 
 PAUSE_PER_KEY_S = 0.0002
-"""Pause between reads that block, for each session beyond the first: a read that names a hundred
-keys should bring more than one chunk."""
+"""Pause between reads that block, for each session beyond the first: a read that names many keys
+should bring more than one chunk."""
 
 PER_KEY = 32
 """Entries of one session per read."""
 
 READ_AT_MOST = 8 * 1024 * 1024
 """Bytes a reply may hold, judged by the largest entry seen lately."""
+
+BEHIND = 3
+"""So many entries of one session in a reply: there may be more of them, beat or no beat."""
 
 TYPICAL = 4096
 FORGET = 0.99
@@ -76,6 +81,16 @@ class Listening(Protocol):
         ...
 
     @property
+    def rhythm(self) -> Rhythm:
+        """When to look for its next chunk."""
+        ...
+
+    @property
+    def chunk_s(self) -> float:
+        """How much sound the chunk held that was fed last, in seconds."""
+        ...
+
+    @property
     def wants_audio(self) -> bool:
         """Whether to read for it now."""
         ...
@@ -97,10 +112,9 @@ class Lane:
     """What is known of one lane."""
 
     def __init__(self) -> None:
+        self.clock = ServerClock()
         self.reading = False
         self.failing = False
-        self.polled_at = 0.0
-        """When the last complete read of it began, on the monotonic clock."""
         self.up_since = 0.0
         """Since when it can be read; as long as it cannot, when it last could be again."""
 
@@ -147,17 +161,21 @@ class AudioReader:
         """Read until cancelled."""
         async with anyio.create_task_group() as tasks:
             while True:
-                wanting = [session for session in self._sessions.values() if session.wants_audio]
-                if not wanting:
+                began = time.monotonic()
+                sessions = self._sessions.values()
+                few = len(sessions) <= BLOCKING_KEYS
+                due = sessions if few else [each for each in sessions if each.rhythm.due <= began]
+                wanting = [each for each in due if each.wants_audio]
+                if not wanting and few:
                     with anyio.move_on_after(READ_BLOCK_MS / 1000):
                         await self._wake.wait()
                     self._wake = anyio.Event()
                     continue
-                began = time.monotonic()
                 lanes = _by_lane(wanting)
-                block = READ_BLOCK_MS if len(lanes) == 1 and len(wanting) <= BLOCKING_KEYS else None
-                await self._round(lanes, block, tasks)
-                pause = min(POLL_S, PAUSE_PER_KEY_S * (len(wanting) - 1)) if block else POLL_S
+                block = READ_BLOCK_MS if few and len(lanes) == 1 else None
+                if lanes:
+                    await self._round(lanes, block, tasks)
+                pause = PAUSE_PER_KEY_S * (len(wanting) - 1) if block else POLL_S
                 await anyio.sleep(max(0.0, pause - (time.monotonic() - began)))
 
     async def _round(
@@ -178,14 +196,12 @@ class AudioReader:
 
     async def _read_lane(self, name: str, sessions: Sequence[Listening], block: int | None) -> None:
         lane = self.lane(name)
-        began = time.monotonic()
         lane.reading = True
         try:
-            await self._read(sessions, block)
+            await self._read(lane, sessions, block)
         finally:
             lane.reading = False
             self._wait_no_more(name)
-        lane.polled_at = began
 
     async def _xread(self, lane: str, cursors: dict[Any, Any], **how: int | None) -> Any:  # noqa: ANN401 - as in the client
         try:
@@ -198,17 +214,20 @@ class AudioReader:
         self.lane(lane).answered()
         return reply
 
-    async def _read(self, sessions: Sequence[Listening], block: int | None) -> None:
+    async def _read(self, lane: Lane, sessions: Sequence[Listening], block: int | None) -> None:
         self._turn += 1
         first = self._turn % len(sessions)
         rotated = [*sessions[first:], *sessions[:first]]
         self._largest = max(float(TYPICAL), self._largest * FORGET)
         per_read = max(1, int(READ_AT_MOST / self._largest))
         for at in range(0, len(rotated), per_read):
-            await self._read_some(rotated[at : at + per_read], block)
+            await self._read_some(lane, rotated[at : at + per_read], block)
 
-    async def _read_some(self, sessions: Sequence[Listening], block: int | None) -> None:
-        asked = {session.audio_key: (session, session.epoch) for session in sessions}
+    async def _read_some(
+        self, lane: Lane, sessions: Sequence[Listening], block: int | None
+    ) -> None:
+        began = time.monotonic()
+        asked = [(session, session.epoch) for session in sessions]
         cursors: dict[Any, Any] = {session.audio_key: session.cursor for session in sessions}
         count = max(1, min(PER_KEY, int(READ_AT_MOST / self._largest / len(sessions))))
         xread = partial(self._xread, sessions[0].lane, cursors, count=count, block=block)
@@ -220,18 +239,34 @@ class AudioReader:
                 return
             # One key that is no stream fails the whole command: find it.
             for session in sessions:
-                await self._read_some([session], None)
+                await self._read_some(lane, [session], None)
             return
         now = time.monotonic()
-        for key, entries in reply or ():
-            session, epoch = asked[key.decode()]
-            if session.epoch == epoch and self._sessions.get(session.audio_key) is session:
-                self._largest = max(self._largest, *(len(f.get(b"audio", b"")) for _, f in entries))
-                try:
-                    session.feed(entries, now)
-                except Exception:  # a fault of ours must not take the other sessions down
-                    log.exception("%s: crashed on what was read", session.name)
-                    session.crashed()
+        found = {key: entries for key, entries in reply or ()}  # noqa: C416 - lists, not tuples
+        for session, epoch in asked:
+            if session.epoch != epoch or self._sessions.get(session.audio_key) is not session:
+                continue
+            entries = found.get(session.audio_key.encode())
+            rhythm = session.rhythm
+            rhythm.asked_at = began
+            if entries is None:
+                rhythm.missed(now)
+                continue
+            self._feed(session, entries, now)
+            if len(entries) >= min(BEHIND, count):
+                rhythm.hurry()
+            else:
+                stamp_s = ids.milliseconds(entries[-1][0].decode()) / 1000
+                rhythm.came(now, lane.clock.ours(now, stamp_s), session.chunk_s)
+
+    def _feed(self, session: Listening, entries: Entries, now: float) -> None:
+        for _, fields in entries:
+            self._largest = max(self._largest, len(fields.get(b"audio", b"")))
+        try:
+            session.feed(entries, now)
+        except Exception:  # a fault of ours must not take the other sessions down
+            log.exception("%s: crashed on what was read", session.name)
+            session.crashed()
 
 
 def _by_lane(sessions: Iterable[Listening]) -> dict[str, list[Listening]]:

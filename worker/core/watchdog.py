@@ -36,6 +36,10 @@ class Watchdog:
         """Note that the service said something after so many milliseconds of audio."""
         self._said_at_ms = sent_ms
 
+    def may_bark(self, sent_ms: float) -> bool:
+        """Say whether `look` could find anything, whatever the end timeout is."""
+        return sent_ms - self._said_at_ms > MARGIN_MS
+
     def look(self, turn: int, sent_ms: float, timeout_ms: float | None) -> Bark:
         """Judge the open turn, its number and its end timeout being given."""
         patience_ms = (timeout_ms or LONGEST_TIMEOUT_MS) + MARGIN_MS
