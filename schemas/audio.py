@@ -253,6 +253,8 @@ def _seq(raw: bytes | None) -> int | None:
         return None
     if len(raw.removeprefix(b"-")) > MAX_DIGITS:
         raise EntryFault("seq", f"is over {MAX_DIGITS} digits")
+    if raw.isdigit() and not raw.startswith(b"0"):
+        return int(raw)
     try:
         return msgspec.convert(_text("seq", raw), int, strict=False)
     except msgspec.ValidationError:

@@ -43,7 +43,7 @@ class Inbox:
         self._shedding = Shedding(host.pace.max_lag_s, ledger, uplink)
         self.cursor = ledger.read_after
         """Entry id after which to read."""
-        self._newest = ids.START  # of all entries ever read; a replay is no news
+        self._newest = ids.order(ids.START)  # of all entries ever read; a replay is no news
         self.fed_at = self.news_at = time.monotonic()
         """When any entry came last, and when one that was not read before."""
 
@@ -80,8 +80,9 @@ class Inbox:
                 self._refuse(self.cursor, fields, faults)
             self._take(self.cursor, entry, told=told, live=live)
         self.fed_at = now
-        if ids.order(self.cursor) > ids.order(self._newest):
-            self._newest = self.cursor
+        newest = ids.order(self.cursor)
+        if newest > self._newest:
+            self._newest = newest
             self.news_at = now
 
     def tell_shed(self) -> None:

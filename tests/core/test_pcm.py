@@ -94,6 +94,11 @@ def test_what_is_no_number_is_silence(encoding: Encoding, form: str, value: floa
     assert loudness(sample * 160 + half * 160, encoding, 16_000) == [0, 16_384]
 
 
+def test_an_absurd_sample_hides_nothing_after_it() -> None:
+    absurd, quiet = struct.pack("<f", 1e30), struct.pack("<f", 0.001)
+    assert loudness(absurd * 160 + quiet * 320, Encoding.PCM_F32LE, 16_000) == [32_767, 32, 32]
+
+
 @given(st.sampled_from(ENCODINGS), st.sampled_from([*RATES, 8_009, 192_000]), st.binary())
 def test_any_bytes_have_a_loudness(encoding: Encoding, rate: int, piece: bytes) -> None:
     audio = (piece or b"\0") * (4 * frame_bytes(encoding, rate) // max(1, len(piece)) + 1)

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 BATCH = 256
 """Commits per pipeline."""
 
-BATCH_EVERY_S = 0.004
+BATCH_EVERY_S = 0.01
 """Between batches: a busy worker's events go together, a lone session's come seldom enough."""
 
 CRASHED = "crashed"

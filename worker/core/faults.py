@@ -39,6 +39,9 @@ def is_idle_close(close_code: int, reason: str) -> bool:
     return close_code == 1001 and "idle" in reason.lower()
 
 
+_RNG = random.Random()  # noqa: S311 - spreads load, guards nothing
+
+
 class Backoff:
     """Full-jitter exponential backoff: each wait is uniform below a doubling ceiling."""
 
@@ -47,7 +50,7 @@ class Backoff:
     ) -> None:
         self._first_s = first_s
         self._ceiling_s = ceiling_s
-        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._rng = rng or _RNG
         self.failures = 0
 
     def next_s(self) -> float:

@@ -8,6 +8,7 @@ second of audio in plain Python: the worker needs no numpy, and keeps no audio.
 import struct
 from array import array
 from functools import cache
+from itertools import accumulate, pairwise
 from math import isfinite
 from typing import Any
 
@@ -82,11 +83,11 @@ class Sound:
         first = max(0, -(-(start - self._first) // self._frame))
         last = max(first, (end - self._first) // self._frame)
         kept = self._kept[first * self._probes : last * self._probes]
-        magnitudes = _magnitudes(kept, self._encoding)
+        # Sums of frames, as differences of the running sum: nothing is looked at in Python.
+        running = [0, *accumulate(_magnitudes(kept, self._encoding))][:: self._probes]
         scale = _SCALE.get(self._encoding, 1.0) / self._probes
-        frames = zip(*[iter(magnitudes)] * self._probes, strict=True)
         return self._first + first * self._frame, [
-            min(_FULL_SCALE, int(total * scale)) for total in map(sum, frames)
+            min(_FULL_SCALE, int((after - before) * scale)) for before, after in pairwise(running)
         ]
 
 
@@ -112,14 +113,14 @@ def _magnitudes(samples: "array[Any]", encoding: Encoding) -> list[float]:
         case Encoding.PCM_S16LE | Encoding.PCM_S32LE:
             return list(map(abs, samples))
         case Encoding.PCM_F32LE:
-            return _finite(list(map(abs, samples)))
+            return _sane(list(map(abs, samples)))
         case Encoding.PCM_F16LE:
             halves = struct.unpack(f"<{len(samples)}e", samples.tobytes())
-            return _finite(list(map(abs, halves)))
+            return _sane(list(map(abs, halves)))
 
 
-def _finite(magnitudes: list[float]) -> list[float]:
-    """Take what is no number, as a producer may send, for silence."""
-    if isfinite(sum(magnitudes)):
+def _sane(magnitudes: list[float]) -> list[float]:
+    """Take what is no number, as a producer may send, for silence, and what is absurd for loud."""
+    if sum(magnitudes) <= len(magnitudes):
         return magnitudes
-    return [value if isfinite(value) else 0.0 for value in magnitudes]
+    return [min(value, 1.0) if isfinite(value) else 0.0 for value in magnitudes]

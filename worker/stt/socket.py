@@ -22,10 +22,14 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from worker.stt.frames import FrameWriter
+
 MAX_MESSAGE_BYTES = 1024 * 1024
 """Largest message taken from the service."""
 
 _CLOSE_GRACE_S = 2.0
+
+_audio = FrameWriter()
 
 
 class HandshakeRefused(Exception):  # noqa: N818 - internal to worker.stt
@@ -56,7 +60,7 @@ class Socket(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._texts: deque[tuple[str, float]] = deque()
         self._partial: list[bytes] = []
-        self._arrived = anyio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._lost = False
         self._pings = 0
         self._pongs = 0
@@ -98,7 +102,7 @@ class Socket(asyncio.Protocol):
             self._lost = True
             self._protocol.receive_eof()
             self._take_events()
-            self._arrived.set()
+            self._tell()
 
     def pause_writing(self) -> None:
         """Learn that the peer does not keep up."""
@@ -127,9 +131,8 @@ class Socket(asyncio.Protocol):
 
     def send_binary(self, data: bytes) -> None:
         """Send audio now; dropped if the socket is not open any more (`receive` then tells)."""
-        if self.open:
-            self._protocol.send_binary(data)
-            self._flush()
+        if self._protocol.state is State.OPEN and not self._lost and self._transport is not None:
+            self._transport.write(_audio.binary(data))
 
     def send_text(self, text: str) -> None:
         """Send a command now."""
@@ -149,8 +152,7 @@ class Socket(asyncio.Protocol):
         while not self._texts:
             if self._protocol.state is State.CLOSED or self._lost:
                 raise self._closed()
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
+            await self._news()
         text, self.received_at = self._texts.popleft()
         return text
 
@@ -168,8 +170,7 @@ class Socket(asyncio.Protocol):
         try:
             with anyio.move_on_after(_CLOSE_GRACE_S):
                 while not self._lost:
-                    self._arrived = anyio.Event()
-                    await self._arrived.wait()
+                    await self._news()
         finally:
             if not self._lost:
                 self.abort("closing")
@@ -180,8 +181,7 @@ class Socket(asyncio.Protocol):
         Raises `HandshakeRefused` with the service's answer, or `OSError` if there was none.
         """
         while self.response is None and not self._lost:
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
+            await self._news()
         fault = self._protocol.handshake_exc
         if self.response is not None and self.response.status_code != 101:
             raise HandshakeRefused(
@@ -196,12 +196,22 @@ class Socket(asyncio.Protocol):
 
     # -- inside
 
+    async def _news(self) -> None:
+        """Wait until something came or the connection is gone; one task at a time may."""
+        # Not an `anyio.Event`: making one costs as much as all else that receiving does.
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    def _tell(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
     def _after_receiving(self) -> None:
         self._take_events()
         self._flush()
         if self._protocol.close_expected() and self._transport is not None:
             self._transport.close()
-        self._arrived.set()
+        self._tell()
 
     def _take_events(self) -> None:
         for event in self._protocol.events_received():
