@@ -20,8 +20,9 @@ from worker.host import Host
 from worker.logs import SessionName
 from worker.narrator import Narrator, Place
 from worker.publisher import Written
-from worker.session import Session, Snapshot
+from worker.session import Session
 from worker.spans import SessionTrace
+from worker.standing import Snapshot
 from worker.stt.cartesia import PROVIDER
 
 log = logging.getLogger(__name__)

@@ -16,11 +16,9 @@ from enum import Enum
 from typing import NamedTuple
 
 import anyio
-import msgspec
 from redis.exceptions import ResponseError
 
 from schemas import cartesia
-from schemas.audio import TurnConfig
 from schemas.turns import EndReason as SessionEndReason
 from worker.bus.commits import CRASHED
 from worker.bus.gate import Seat
@@ -29,21 +27,21 @@ from worker.bus.reader import Entries
 from worker.core import ids
 from worker.core.configs import Configs
 from worker.core.faults import Backoff, is_idle_close
-from worker.core.ledger import Ledger, LedgerState
+from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.rhythm import Rhythm
-from worker.core.turns import TurnState, TurnTracker
+from worker.core.turns import TurnTracker
 from worker.core.watchdog import Bark, Watchdog
 from worker.dial import dial
 from worker.errors import SttError, SttPermanent, SttTransient
 from worker.hearing import Hearing
 from worker.host import Host
 from worker.inbox import Inbox
-from worker.narrator import Narrator, Place
-from worker.publisher import Written
+from worker.narrator import Narrator
 from worker.pulse import ASK_S, PING_S, Pulse
 from worker.seam import Seam
 from worker.spans import SessionTrace
+from worker.standing import Snapshot, Standing
 from worker.stt.cartesia import Stream, StreamSettings
 from worker.uplink import Uplink
 
@@ -74,18 +72,6 @@ class Phase(Enum):
     LIVE = "live"
     FLUSHING = "flushing"
     OVER = "over"
-
-
-class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All that the next owner must know."""
-
-    ledger: LedgerState = LedgerState()
-    turns: TurnState = TurnState()
-    config: TurnConfig = TurnConfig()
-    connection: int = 0
-    request_id: str = ""
-    lag_s: float | None = None
-    """How late its owner knew the service to be; None if it did not know."""
 
 
 class Epitaph(NamedTuple):
@@ -120,9 +106,17 @@ class Session:
         )
         self._tracker = TurnTracker(snapshot.turns, self._uplink.bytes_of(JITTER_MS))
         self._configs = Configs(snapshot.config)
-        self._connection = snapshot.connection
-        self._request_id = snapshot.request_id
-        self._narrator = Narrator(host, ownership, seq, self._place, self._written)
+        self._standing = Standing(
+            snapshot,
+            self._ledger,
+            self._tracker,
+            self._configs,
+            self._uplink,
+            host.usual_lag,
+        )
+        self._narrator = Narrator(
+            host, ownership, seq, self._standing.place, self._standing.written
+        )
         if self._tracker.open:
             self.trace.turn_started(snapshot.turns.turn, time.time(), taken_over=True)
         host.usual_lag.inherit(snapshot.lag_s)
@@ -412,8 +406,7 @@ class Session:
         now = time.monotonic()
         if self._inbox.is_late:
             self._set_back()  # and judge all of it by its age
-        self._connection += 1
-        self._request_id = stream.request_id
+        self._standing.connected(stream.request_id)
         log.info("%s: connected, request %s", self.ownership.name, stream.request_id)
         self._outage_told = False
         self._pulse = Pulse(now)
@@ -481,22 +474,6 @@ class Session:
         self.trace.flush_started()
         self.epoch += 1  # a read may be under way
         stream.send_close()
-
-    def _place(self) -> Place:
-        """Say where an event made now stands."""
-        return Place(self._uplink.fed_ms, self._request_id, self._connection)
-
-    def _written(self) -> Written:
-        """Say what goes with the events of the next commit."""
-        snapshot = Snapshot(
-            ledger=self._ledger.state,
-            turns=self._tracker.state,
-            config=self._configs.settled_before(self._ledger.committed.entry),
-            connection=self._connection,
-            request_id=self._request_id,
-            lag_s=self._host.usual_lag.seconds,
-        )
-        return Written(msgspec.json.encode(snapshot), self._ledger.committed.entry)
 
     # -- the end
 

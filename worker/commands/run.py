@@ -1,6 +1,7 @@
 """`turnbus run`: the worker."""
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -23,6 +24,10 @@ from worker.settings import Settings, api_key
 
 HARD_STOP_S = 8.0
 """After the drain budget, when everything is dropped: leases hand it on."""
+
+COLLECT_AFTER = (20_000, 20, 20)
+"""When Python looks for rings of objects: seldom, for sessions leave none, and a thousand of them
+are a million objects to walk over."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -56,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
 async def _serve(settings: Settings, key: str, push: MetricPush | None) -> int:
     worker = Worker(settings, key)
     meter = Meter(worker)
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
     async with AsyncExitStack() as stack:
         if settings.admin is not None:
             await stack.enter_async_context(
