@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.local.bench.delays import Delay, Delays
 from worker.local.bench.machine import Machine
 from worker.local.bench.meter import Sample
 from worker.local.bench.plan import Plan
@@ -52,6 +53,7 @@ def run(
         begun=50,
         events=4_000,
         latencies_ms=[3, 1, 2],
+        delays=Delays(Delay(10, 20), Delay(3, 5)),
         slots_late_ms=[late_ms] * 1_000,
         verdict=verdict or Verdict(words=10),
         failures=[],
@@ -90,6 +92,7 @@ def test_a_run_in_which_nothing_happened_is_no_division_by_zero() -> None:
         begun=0,
         events=0,
         latencies_ms=[],
+        delays=Delays(),
         slots_late_ms=[],
         verdict=Verdict(),
         failures=[],

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 import anyio
 
+from worker.local.bench import delays
 from worker.local.bench.consumer import Consumer
 from worker.local.bench.load import Load
 from worker.local.bench.machine import Machine, server_version, versions
@@ -60,6 +61,7 @@ class _Run:
         self._speech = speech
         self._which = which
         self._meter = Meter(rig.pids)
+        self._admin_port = rig.admin_port
         self._load = Load(rig.redis, rig.redis_port, rig.keys, plan, speech)
         self._consumer = Consumer(rig.redis, rig.keys.turns("0"))
 
@@ -75,8 +77,10 @@ class _Run:
             progress.phase(f"{self._which}measuring for {plan.seconds:g} s")
             first, chunks, slots = self._meter.read(), load.chunks, len(load.slots_late_ms)
             begun = len(load.speakers)
+            delays_before = await delays.read(self._admin_port)
             samples = [first, *await self._readings(began + plan.warmup, progress)]
             last, chunks = samples[-1], load.chunks - chunks
+            delays_after = await delays.read(self._admin_port)
             begun = len(load.speakers) - begun
             slots_late_ms = load.slots_late_ms[slots:]
             progress.phase(f"{self._which}waiting for the last words")
@@ -92,6 +96,7 @@ class _Run:
             begun=begun,
             events=sum(first.at_ms <= at < last.at_ms for at in self._consumer.appended_ms),
             latencies_ms=list(self._latencies_ms(first, last)),
+            delays=delays_before.until(delays_after),
             slots_late_ms=slots_late_ms,
             verdict=sum(self._verdicts(), Verdict()),
             failures=list(islice(self._failures(), _FAILURES_TOLD)),

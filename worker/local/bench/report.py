@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from worker.local.bench.delays import Delays
 from worker.local.bench.machine import Machine
 from worker.local.bench.meter import Sample
 from worker.local.bench.plan import SLOT_MS, Plan
@@ -49,6 +50,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """Slope of `worker_rss`, by least squares."""
     latency_ms: Latency
     """From the append of a word's last chunk to that of the `turn.update` that shows it."""
+    delays: Delays
+    """The worker's own two parts of that, by its metrics."""
     slots_late: float
     """Share of the producer's slots that began more than a slot too late."""
     slot_latest_ms: float
@@ -111,6 +114,7 @@ def run_of(
     begun: int,
     events: int,
     latencies_ms: Sequence[float],
+    delays: Delays,
     slots_late_ms: Sequence[float],
     verdict: Verdict,
     failures: Sequence[str],
@@ -137,6 +141,7 @@ def run_of(
         begun=begun,
         growth_kib_per_min=slope([(at.at / 60, at.rss["worker"] / 1024) for at in samples]),
         latency_ms=quantiles(latencies_ms),
+        delays=delays,
         slots_late=late / max(1, len(slots_late_ms)),
         slot_latest_ms=max(slots_late_ms, default=0.0),
         machine_busy=busy_s / seconds / cores,
@@ -191,7 +196,11 @@ MEASURES: Final = (
     Measure("latency_p90_ms", "        p90", lambda run: run.latency_ms.p90, "ms"),
     Measure("latency_p99_ms", "        p99", lambda run: run.latency_ms.p99, "ms"),
     Measure("latency_max_ms", "        max", lambda run: run.latency_ms.max, "ms"),
-    Measure("slots_late", "late slots (7)", lambda run: run.slots_late * 100, "%", 1),
+    Measure("sent_p50_ms", "chunk sent p50 (7)", lambda run: run.delays.sent.p50, "ms"),
+    Measure("sent_p99_ms", "           p99", lambda run: run.delays.sent.p99, "ms"),
+    Measure("appended_p50_ms", "event appended p50", lambda run: run.delays.appended.p50, "ms"),
+    Measure("appended_p99_ms", "               p99", lambda run: run.delays.appended.p99, "ms"),
+    Measure("slots_late", "late slots (8)", lambda run: run.slots_late * 100, "%", 1),
     Measure("machine_busy", "machine busy", lambda run: run.machine_busy * 100, "% of all cores"),
     Measure("others_busy", "other programs", lambda run: run.others_busy * 100, "% of all cores"),
 )
@@ -204,7 +213,9 @@ NOTES: Final = (
     "(5) producer and consumer",
     "(6) a word's last chunk appended -> its turn.update appended, by Redis' clock;",
     "    the local STT server and its socket are included",
-    f"(7) of the producer, begun more than {SLOT_MS} ms after their time",
+    "(7) the worker's two parts, by its own metrics, upper bounds: chunk appended -> sent,",
+    "    event made -> appended",
+    f"(8) of the producer, begun more than {SLOT_MS} ms after their time",
 )
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -61,8 +62,17 @@ async def open_stt_server(logs: Path) -> AsyncIterator[Part]:
 class Rig:
     """Everything that runs; `open` sets it up."""
 
-    def __init__(self, redis: Redis, server: EmbeddedRedis, stt_server: Part, worker: Part) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        server: EmbeddedRedis,
+        stt_server: Part,
+        worker: Part,
+        admin_port: int,
+    ) -> None:
         self.redis = redis
+        self.admin_port = admin_port
+        """Where the worker tells its metrics, on this machine."""
         self.redis_port = server.port
         self.keys = Keys()
         self._worker = worker
@@ -90,15 +100,16 @@ class Rig:
             stack.callback(tasks.cancel_scope.cancel)
             logs = server.directory
             stt_server = await _start(stack, tasks, logs, "stt-server", _STT_SERVER, {})
+            admin_port = _free_port()
             settings = {
                 "REDIS_URL": server.url,
                 "STT_URL": await stt_server.url(),
                 "WORKER_ID": "bench",
                 "MAX_SESSIONS": str(sessions),
-                "ADMIN_ADDR": "",
+                "ADMIN_ADDR": f"127.0.0.1:{admin_port}",
             }
             worker = await _start(stack, tasks, logs, "worker", ["run"], settings)
-            rig = cls(redis, server, stt_server, worker)
+            rig = cls(redis, server, stt_server, worker, admin_port)
             await rig._worker_ready()
             yield rig
 
@@ -114,6 +125,12 @@ class Rig:
                     return
                 await anyio.sleep(_LOOK_S)
         raise TurnbusError(f"the worker did not start; it wrote:\n{self.worker_log()}")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 async def _start(
