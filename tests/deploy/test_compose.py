@@ -47,7 +47,7 @@ class _Service(_Closed, kw_only=True):
     stop_grace_period: str = "10s"
     read_only: Literal[True]
     cap_drop: list[str]
-    cap_add: list[str] = []
+    user: str = ""
     security_opt: list[str]
     mem_limit: str = ""
 
