@@ -16,8 +16,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from schemas.keys import Keys
-from tests.users import GuardedRedis, as_user, users
+from tests.users import PASSWORD, USERS, GuardedRedis, as_user, users
 from worker.bus.rights import _probes, missing_rights
+from worker.local.cluster import client, tell
+from worker.local.redis import EmbeddedRedis
+
+README = (USERS.parent / "README.md").read_text("utf-8")
 
 AUDIO, TURNS, STATE = "stt:{0}:audio:call-1", "stt:{0}:turns", "stt:{0}:state:call-1"
 
@@ -136,6 +140,37 @@ async def test_clients_of_a_cluster(tmp_path: Path) -> None:
             await worker.xadd(TURNS, {"event": "{}"})
             assert len(await consumer.xread({TURNS: "0"})) == 1
         assert not await acl.ask("ACL LOG")
+
+
+async def test_a_replica_and_a_sentinel() -> None:
+    """They log in as the users that the README adds, and fail over."""
+    added = [line.split() for line in README.splitlines() if line.startswith("  user ")]
+    config = {"masteruser": "replica", "masterauth": PASSWORD, "repl-diskless-sync-delay": "0"}
+    async with (
+        GuardedRedis.start(config=config) as first,
+        GuardedRedis.start(config=config) as second,
+        EmbeddedRedis.start_sentinel() as sentinel,
+        client(first) as master,
+        client(second) as replica,
+        client(sentinel) as watch,
+    ):
+        for redis in (master, replica):
+            for _, user, *rules in added:
+                await tell(redis, "ACL SETUSER", user, *rules, f">{PASSWORD}")
+        await tell(replica, "REPLICAOF", "127.0.0.1", first.port)
+        await tell(watch, "SENTINEL", "MONITOR", "mymaster", "127.0.0.1", first.port, 1)
+        for name, value in (("auth-user", "sentinel"), ("auth-pass", PASSWORD)):
+            await tell(watch, "SENTINEL", "SET", "mymaster", name, value)
+        with anyio.fail_after(60):
+            while (await replica.info("replication")).get("master_link_status") != "up":
+                await anyio.sleep(0.05)
+            while not await tell(watch, "SENTINEL", "REPLICAS", "mymaster"):
+                await anyio.sleep(0.05)
+            await tell(watch, "SENTINEL", "FAILOVER", "mymaster")
+            while (await replica.info("replication"))["role"] != "master":
+                await anyio.sleep(0.05)
+        for redis in (master, replica):
+            assert not await redis.acl_log()
 
 
 async def test_nobody_without_a_name(acl: Acl) -> None:
