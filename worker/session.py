@@ -51,6 +51,10 @@ FLUSH_DEADLINE_S = 10.0
 FLUSH_ROUNDS = 3
 """Flushes without an answer after which the session ends without one."""
 
+CALM_S = 0.4
+"""Between looks at a socket while audio flows: before filler is due, and well within the time in
+which the answer to a ping tells when the ping was heard."""
+
 TELL_SHED_AFTER_S = 1.0
 """How long audio that is kept may take to follow audio that was dropped."""
 
@@ -144,6 +148,7 @@ class Session:
         self.rhythm = Rhythm(now)
         """Of its audio stream; the reader's."""
         self._phase_since = now
+        self._calm_until = 0.0
         self._outage_told = False
         self._pulse = Pulse(now)
         self._unreadable = ""
@@ -242,6 +247,8 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Look at every deadline; called about ten times a second."""
+        if now < self._calm_until and now - self._inbox.fed_at < CALM_S:
+            return  # audio flows, and what else there is has time
         match self.phase:
             case Phase.LIVE | Phase.FLUSHING if self._stream is not None:
                 self._tick_socket(self._stream, now)
@@ -255,6 +262,7 @@ class Session:
 
     def _tick_socket(self, stream: Stream, now: float) -> None:
         inside = self._hearing.inside_turn
+        self._calm_until = now + CALM_S
         heard = self._pulse.beat(stream.socket, now, self._uplink.fed, PING_S if inside else ASK_S)
         if heard is not None:
             self._hearing.settle_silence(heard)
@@ -369,6 +377,7 @@ class Session:
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
         self._phase_since = time.monotonic()
+        self._calm_until = 0.0
         self.rhythm.hurry()
         self._host.reader.wake()
 
