@@ -9,9 +9,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from redis import Redis
 
 from tests.collector import collecting
+from tests.users import GuardedRedis, as_user
 from worker.cli import main
 from worker.local.engines.script import ScriptEngine
-from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
 
@@ -221,9 +221,10 @@ def test_redis_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_evictions_are_a_warning(
     check: Check, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = EmbeddedRedis.start(config={"maxmemory-policy": "allkeys-lru"})
+    start = GuardedRedis.start(config={"maxmemory-policy": "allkeys-lru"})
     with portal.wrap_async_context_manager(start) as server:
-        monkeypatch.setenv("TURNBUS_REDIS_URL", server.url)
+        monkeypatch.setenv("TURNBUS_REDIS_URL", as_user(server.url, "worker"))
+        monkeypatch.setenv("TURNBUS_PREFIX", "stt")
         assert check() == ALL_WELL | {"memory": "warn"}
     assert check.code == 0
 
