@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from schemas.turns import TurnUpdate
 from tests.stage import KEY, ON_CLUSTER_TOO, PCM16, Stage
 from tests.users import GuardedRedis
 from worker.admin import serve_admin
@@ -202,3 +203,18 @@ def test_the_readme_lists_the_metrics_there_are() -> None:
         (each.name, each.kind, each.unit, f"`{each.attribute}`" if each.attribute else "")
         for each in INSTRUMENTS
     ]
+
+
+async def test_audio_that_waited_for_a_socket_is_no_late_chunk(
+    stage: Stage, stt: TurnsServer
+) -> None:
+    async with stage.worker(replay_speed=20.0) as worker:
+        async with stt.outage("503"):
+            await stage.announce("s")
+            await stage.play("s", say(range(8), PCM16), end=False)
+        await stage.until("s", TurnUpdate)
+        await stage.play("s", say([8], PCM16) + hush(1_000, PCM16))
+        await stage.until_ended("s")
+        lag = worker.host.stats.chunk_lag
+    assert lag.count
+    assert lag.quantile(1.0) <= 1.0

@@ -106,8 +106,9 @@ class Inbox:
         straight = live and self._uplink.empty
         self._uplink.take(admitted.audio)
         if straight:
-            lag = time.time() - ids.milliseconds(entry_id) / 1000
-            self._host.stats.chunk_lag.observe(max(0.0, lag))
+            lag = max(0.0, time.time() - ids.milliseconds(entry_id) / 1000)
+            if not self._uplink.waited_within(lag):  # else its session is late, not this chunk
+                self._host.stats.chunk_lag.observe(lag)
 
     def _tell_shed(self, position: int) -> None:
         missing_ms = self._shedding.settle(position)

@@ -46,6 +46,7 @@ class Uplink:
         self._stream: Stream | None = None
         self.chunk_ms = 0.0
         """How much sound the chunk held that was taken last."""
+        self._attached_at = float("-inf")  # when there was last a new socket
         self._paced_at = float("-inf")  # when audio was last held back
         self._busy_at = 0.0  # when there was audio to send, or no way to send it
         self._filled_since: float | None = None
@@ -94,7 +95,7 @@ class Uplink:
     def attach(self, stream: Stream, now: float) -> None:
         """Send on a new socket, from the committed position on."""
         self._stream = stream
-        self._busy_at = now
+        self._attached_at = self._busy_at = now
         self._paced_at = float("-inf")
         self.sent = 0
         self.log.restart(self.fed)
@@ -129,6 +130,10 @@ class Uplink:
     def paced_within(self, seconds: float) -> bool:
         """Whether audio had to be held back, on this socket, so short a time ago."""
         return time.monotonic() - self._paced_at <= seconds
+
+    def waited_within(self, seconds: float) -> bool:
+        """Whether audio had to wait, here or for a socket, so short a time ago."""
+        return time.monotonic() - max(self._attached_at, self._paced_at) <= seconds
 
     def slow_down(self) -> None:
         """Catch up no faster than real time from here on."""
