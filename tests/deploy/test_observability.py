@@ -1,6 +1,8 @@
 """Dashboard and alerts ask only for what a worker that runs really has to say."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 from urllib.request import urlopen
@@ -146,6 +148,15 @@ def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
     for text in rule["annotations"].values():
         assert len(text) > 20
         assert "\n" not in text
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_takes_the_rules() -> None:
+    done = subprocess.run(
+        ["promtool", "check", "rules", HERE / "alerts.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{len(RULES)} rules found" in done.stdout
 
 
 def test_alerts_are_named_once() -> None:
