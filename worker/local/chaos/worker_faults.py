@@ -100,16 +100,17 @@ async def pause_short(target: Target) -> bool:
 
 
 async def wake_alone(target: Target) -> bool:
-    """Pause a worker until others run its sessions, and kill those as it wakes.
+    """Pause a worker that runs sessions until others run them, and kill those as it wakes.
 
     Whatever it still writes then, nobody else writes after it.
     """
     slots = target.rig.fleet.slots
     with target.hold(*(slot.name for slot in slots)) as free:
         lives = [life for slot in slots for life in slot.lives]
-        if not free or not lives:
+        busy = [life for life in lives if await target.sessions_of(life)]
+        if not free or not busy:
             return False
-        sleeper = target.rng.choice(lives)
+        sleeper = target.rng.choice(busy)
         target.note(f"pause {sleeper.name} for {target.long_pause_s:.1f} s, kill the others")
         with target.rig.fleet.paused(sleeper):
             await anyio.sleep(target.long_pause_s)
