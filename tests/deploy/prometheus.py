@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from subprocess import STDOUT
 from typing import Final, NamedTuple, Self
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -109,7 +109,10 @@ class Prometheus:
             while True:
                 try:
                     await self._get("/-/ready")
-                except URLError:  # it does not listen yet, or answers 503
+                except HTTPError as starting:  # 503
+                    starting.close()
+                    await anyio.sleep(_LOOK_S)
+                except URLError:  # it does not listen yet
                     await anyio.sleep(_LOOK_S)
                 else:
                     return True
