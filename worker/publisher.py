@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -34,6 +35,16 @@ class Written(msgspec.Struct, frozen=True):
     """Id below which the audio stream may be trimmed."""
 
 
+class _Made(NamedTuple):
+    """An event that waits to be committed."""
+
+    written: tuple[str, bytes, str]
+    """Type, event and trace context, as the script takes them."""
+    at: float
+    """When it was made, on the monotonic clock."""
+    spoken_until: float | None
+
+
 class Publisher:
     """Events of one session, in order, each exactly once; one commit in flight."""
 
@@ -54,16 +65,15 @@ class Publisher:
         self._retention = retention
         self._committer = committer
         self._written = written
-        self._queue: deque[tuple[str, bytes, str]] = deque()
+        self._queue: deque[_Made] = deque()
         self._acknowledged = seq
         self._in_flight = -1  # events in the commit under way; -1 without one
         self._dirty = False
         self._ending = False
         self._ended = False
-        self._progress = anyio.Event()
+        self._progress: anyio.Event | None = None  # if anybody waits for it
         self.refused: str | None = None
         """Why a commit was refused; nothing can be published any more."""
-        self._made: deque[tuple[float, float | None]] = deque()
         self._stats = stats
 
     @property
@@ -78,8 +88,8 @@ class Publisher:
 
         `spoken_until` is when the last sound it tells of was sent, on the monotonic clock.
         """
-        self._queue.append((event_type(event), encode_event(event), traceparent or ""))
-        self._made.append((time.monotonic(), spoken_until))
+        written = (event_type(event), encode_event(event), traceparent or "")
+        self._queue.append(_Made(written, time.monotonic(), spoken_until))
         self.touch()
 
     def touch(self) -> None:
@@ -96,14 +106,15 @@ class Publisher:
     def stop(self, why: str) -> None:
         """Build no commit any more, whatever was added; one in flight may still be applied."""
         self.refused = self.refused or why
-        self._progress.set()
+        self._moved()
 
     async def drained(self) -> None:
         """Wait until everything added is committed. Raises `CommitRefused` if it never will be."""
         while self._dirty or self._in_flight >= 0 or (self._ending and not self._ended):
             if self.refused is not None:
                 raise CommitRefused(self.refused)
-            self._progress = anyio.Event()
+            if self._progress is None:
+                self._progress = anyio.Event()
             await self._progress.wait()
 
     def build(self) -> Commit | None:
@@ -129,7 +140,7 @@ class Publisher:
                 self._retention.turns_s * 1000,
                 self._retention.turns_maxlen,
                 self._acknowledged + 1,
-                *(part for event in self._queue for part in event),
+                *(part for made in self._queue for part in made.written),
             ),
         )
 
@@ -141,15 +152,19 @@ class Publisher:
         if verdict == "ok" and seq == expected:
             now = time.monotonic()
             for _ in range(sent):
-                self._queue.popleft()
-                made, spoken_until = self._made.popleft()
-                self._stats.commit_latency.observe(now - made)
-                if spoken_until is not None:
-                    self._stats.turn_latency.observe(now - spoken_until)
+                made = self._queue.popleft()
+                self._stats.commit_latency.observe(now - made.at)
+                if made.spoken_until is not None:
+                    self._stats.turn_latency.observe(now - made.spoken_until)
             self._acknowledged = expected
             self._ended = self._ending and not self._dirty
             if self._dirty:
                 self._committer.want(self)
         else:
             self.refused = verdict if verdict != "ok" else f"seq {seq} instead of {expected}"
-        self._progress.set()
+        self._moved()
+
+    def _moved(self) -> None:
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None

@@ -65,7 +65,7 @@ class Socket(asyncio.Protocol):
         self._pings = 0
         self._pongs = 0
         self._abort_reason = ""
-        self.response: Response | None = None
+        self._response: Response | None = None
         self.heard_at = time.monotonic()
         """When the peer last sent anything, on the monotonic clock."""
         self.received_at = self.heard_at
@@ -175,24 +175,22 @@ class Socket(asyncio.Protocol):
             if not self._lost:
                 self.abort("closing")
 
-    async def handshake(self) -> Response:
-        """Wait for the answer to the upgrade request.
+    async def handshake(self) -> None:
+        """Wait until the upgrade is granted.
 
         Raises `HandshakeRefused` with the service's answer, or `OSError` if there was none.
         """
-        while self.response is None and not self._lost:
+        while self._response is None and not self._lost:
             await self._news()
         fault = self._protocol.handshake_exc
-        if self.response is not None and self.response.status_code != 101:
+        response, self._response = self._response, None
+        if response is not None and response.status_code != 101:
             raise HandshakeRefused(
-                self.response.status_code,
-                self.response.headers,
-                bytes(self.response.body or b""),
+                response.status_code, response.headers, bytes(response.body or b"")
             )
-        if self.response is None or isinstance(fault, InvalidHandshake):
+        if response is None or isinstance(fault, InvalidHandshake):
             what = fault if fault and not isinstance(fault, InvalidMessage) else "no HTTP answer"
             raise ConnectionResetError(f"the upgrade failed: {what}")
-        return self.response
 
     # -- inside
 
@@ -216,7 +214,7 @@ class Socket(asyncio.Protocol):
     def _take_events(self) -> None:
         for event in self._protocol.events_received():
             if isinstance(event, Response):
-                self.response = event
+                self._response = event
             elif isinstance(event, Frame):
                 self._take_frame(event)
 
