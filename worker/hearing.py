@@ -115,6 +115,8 @@ class Hearing:
             case _:
                 text = getattr(message, "transcript", None)
                 self._hear(_INPUTS[type(message)], text, arrival)
+                if isinstance(message, cartesia.TurnResume) and self._tracker.heard:
+                    self._seam.turn_resumed()
                 if text is not None and self._tracker.heard:
                     self._settle_lull(text)
                 if isinstance(message, cartesia.TurnEagerEnd) and self._tracker.heard:

@@ -17,6 +17,7 @@ from worker.core.cut import (
     choose_pair,
     onsets,
     pauses,
+    still_open,
     timeline,
 )
 from worker.core.lag import UsualLag
@@ -87,6 +88,7 @@ class Seam:
         self._behind = 0  # messages in that so far
         self._burst = 0  # and those that wait
         self._start = _Start(now, None, surely=False, sounds=[])
+        self._resumes = 0  # of the turn
         self._lag_before_s: float | None = None  # of the turn before, on this socket
 
     def heard(self, arrival: Moment, waiting: int) -> None:
@@ -111,6 +113,7 @@ class Seam:
 
         Returns the session byte before which none of them was; 0 if that is not seen.
         """
+        self._resumes = 0
         held_up_since = self._quiet_at if self._burst >= BURST else None
         surely = self._burst >= SURE_BURST
         look = self._look_back(arrival, QUICK_LOOK_MS)
@@ -126,6 +129,10 @@ class Seam:
         # Sound in the first frame may have begun before it.
         first = onsets(look.silent)[0] - LEAD_MS // FRAME_MS
         return look.positions[first] if first > 0 else 0
+
+    def turn_resumed(self) -> None:
+        """Note that the service took the end of the turn back: it heard more after a silence."""
+        self._resumes += 1
 
     def _sounds(self, look: Timeline, arrival: Moment) -> list[tuple[int, float]]:
         """Return the bytes of the socket at which a sound began, and when those were sent."""
@@ -143,9 +150,9 @@ class Seam:
 
     def cut(self, arrival: Moment) -> int:
         """Return the session byte up to which the turn covers the audio whose end arrived then."""
-        pair, ends = self._match(arrival, QUICK_LOOK_MS)
+        pair, ends = self._match(arrival, QUICK_LOOK_MS, resumes=self._resumes)
         if pair is None or not self._is_usual_end(pair):
-            pair, ends = self._match(arrival, LOOK_BACK_MS)
+            pair, ends = self._match(arrival, LOOK_BACK_MS, resumes=self._resumes)
         pause = pair.pause if pair else max(ends, key=lambda end: end.middle, default=None)
         self.spoken_until = pause and self._uplink.log.sent_at(pause.sent)
         if pair is not None:
@@ -172,15 +179,20 @@ class Seam:
         certain = pair.apart_s <= CERTAIN_S and possible == [pair.pause]
         return pair.pause.middle if certain else None
 
-    def _match(self, arrival: Moment, look_ms: int) -> tuple[Match | None, list[Pause]]:
-        """Choose among the sounds that may have begun the turn, and the pauses in it."""
-        ends = self._pauses(arrival, look_ms)
+    def _match(
+        self, arrival: Moment, look_ms: int, resumes: int = 0
+    ) -> tuple[Match | None, list[Pause]]:
+        """Choose among the sounds that may have begun the turn, and the pauses in it.
+
+        It was resumed so often before what arrived then was said of it.
+        """
+        ends = self._pauses(arrival, look_ms, resumes)
         usual_s = self._usual_lag.seconds
         return choose_pair(
             self._onsets(), ends, self._lag_before_s if usual_s is None else usual_s
         ), ends
 
-    def _pauses(self, arrival: Moment, look_ms: int) -> list[Pause]:
+    def _pauses(self, arrival: Moment, look_ms: int, resumes: int) -> list[Pause]:
         """Find the silences in which the service may have been when it said what arrived then."""
         look = self._look_back(arrival, look_ms)
         first = arrival.sent - len(look.silent) * self._frame
@@ -203,7 +215,19 @@ class Seam:
                         begun=start > 0,
                     )
                 )
-        return found
+        # Unless that leaves none: a service may take an end back that was no silence.
+        open_until = first + self._still_open(look, first, resumes) * self._frame
+        return [pause for pause in found if pause.sent >= open_until] or found
+
+    def _still_open(self, look: Timeline, first: int, resumes: int) -> int:
+        """Return the frame before which the turn cannot have been over, the first at byte `first`.
+
+        0 if its beginning is not in sight.
+        """
+        if not resumes or not self._start.sounds:
+            return 0
+        began = (self._start.sounds[0][0] - first) // self._frame
+        return still_open(look.silent, began, resumes) if began >= 0 else 0
 
     def _onsets(self) -> list[Onset]:
         """Say how late the service may have been at each sound that may have begun the turn."""

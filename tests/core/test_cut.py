@@ -6,7 +6,7 @@ both late; what the worker knows is what it had sent when they arrived.
 """
 
 from collections.abc import Sequence
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from worker.core.cut import (
     pauses,
     quiet_level,
     silences,
+    still_open,
     timeline,
 )
 from worker.core.pcm import FRAME_MS, frame_bytes
@@ -48,6 +49,8 @@ class Service(NamedTuple):
     """Sound it hears before it says that a turn began."""
     waits: float = 480.0
     """Silence it hears before it says that one ended."""
+    eager: float = float("inf")
+    """Silence it hears before it says that one may have ended; it takes that back on more sound."""
 
 
 SERVICE = Service()
@@ -107,7 +110,14 @@ class Call:
                 for at in onsets(look.silent)
             ]
             look = self._look(ended, cuts)
-            pair = choose_pair(began, _pauses(look, ended), usual)
+            resumes = sum(
+                after[0] - before[1] >= service.eager for before, after in pairwise(words)
+            )
+            first = began[0].sent - _sent(look, 0, ended)
+            over = still_open(look.silent, first // FRAME_MS, resumes) if first >= 0 else 0
+            ends = _pauses(look, ended)
+            ends = [end for end in ends if end.sent >= _sent(look, over, ended)] or ends
+            pair = choose_pair(began, ends, usual)
             assert pair is not None
             usual = pair.lag_s
             cuts.append(pair.pause.middle / self.bytes_per_ms)
@@ -245,6 +255,15 @@ def test_events_may_be_late_now_and_then(late: float, lag: float) -> None:
         assert call.wrong(call.cuts(Service(lag), late=pattern * 4)) == []
 
 
+@pytest.mark.parametrize("lag", [100, 300, 600])
+@pytest.mark.parametrize("late", [600, 800, 1_000])
+def test_a_pause_after_which_the_turn_was_resumed_is_not_its_end(late: float, lag: float) -> None:
+    call = Call([[(400, 260), (180, 1_500)], [(200, 300), (300, 260), (200, 2_000)]] * 2)
+    pattern = [late, 0.0] * 4  # starts are held up, ends are not
+    assert call.wrong(call.cuts(Service(lag), late=pattern)) != []
+    assert call.wrong(call.cuts(Service(lag, eager=240), late=pattern)) == []
+
+
 TURN = st.tuples(
     st.lists(st.tuples(st.integers(120, 700), st.integers(20, 450)), max_size=5),
     st.integers(120, 700),
@@ -253,10 +272,16 @@ TURN = st.tuples(
 
 
 @settings(deadline=None)
-@given(st.lists(TURN, min_size=1, max_size=4), st.integers(0, 1_200), st.integers(35, 190))
-def test_any_call_at_a_steady_lag(turns: list[list[Span]], lag: int, sure: int) -> None:
+@given(
+    st.lists(TURN, min_size=1, max_size=4),
+    st.integers(0, 1_200),
+    st.integers(35, 190),
+    st.integers(20, 480),
+)
+def test_any_call_at_a_steady_lag(turns: list[list[Span]], lag: int, sure: int, eager: int) -> None:
     call = Call(turns)
     assert call.wrong(call.cuts(Service(lag, sure))) == []
+    assert call.wrong(call.cuts(Service(lag, sure, eager=eager))) == []
 
 
 # -- the parts
@@ -281,6 +306,25 @@ def _drawn(picture: str) -> list[bool]:
 )
 def test_silences_are_not_broken_by_clicks(picture: str, found: list[tuple[int, int]]) -> None:
     assert silences(_drawn(picture)) == found
+
+
+@pytest.mark.parametrize(
+    ("picture", "began", "resumes", "until"),
+    [
+        ("__####____####____", 2, 0, 0),
+        ("__####____####____", 2, 1, 10),
+        ("__####____####____", 2, 2, 0),  # more often than there were silences
+        ("__####____####____####____", 2, 2, 18),
+        ("__####____####____####____", 10, 1, 18),
+        ("####____####", 0, 1, 8),
+        ("####____", 0, 1, 0),  # nothing came after that
+        ("", 0, 1, 0),
+    ],
+)
+def test_a_turn_was_not_over_before_what_it_was_resumed_for(
+    picture: str, began: int, resumes: int, until: int
+) -> None:
+    assert still_open(_drawn(picture), began, resumes) == until
 
 
 @pytest.mark.parametrize(

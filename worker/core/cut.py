@@ -166,6 +166,16 @@ def match(began: Onset, ended: Pause, usual_s: float) -> Match:
     return Match(began, ended, lag_s, least - most)
 
 
+def still_open(silent: Sequence[bool], began: int, resumes: int) -> int:
+    """Return the frame before which a turn that began with that one cannot have been over.
+
+    Each time the service took its end back, it had heard a silence, however short, and then more.
+    0 if that tells nothing.
+    """
+    ended = [end for start, end in silences(silent) if start > began and end < len(silent)]
+    return ended[resumes - 1] if 0 < resumes <= len(ended) else 0
+
+
 def quiet_level(levels: Sequence[int]) -> int:
     """Loudness up to which a frame counts as silence: halfway, in decibels, from noise to voice.
 
