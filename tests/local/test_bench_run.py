@@ -6,12 +6,15 @@ import sys
 import time
 from pathlib import Path
 
+import anyio
 import msgspec
 import psutil
 import pytest
 
 from worker.cli import main
 from worker.local.bench.report import MEASURES
+from worker.local.bench.rig import environment
+from worker.local.bench.sink import open_sink
 
 
 def test_a_tiny_run_is_measured_and_right(
@@ -46,6 +49,25 @@ def test_sessions_come_and_go(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(run["worker_rss"]) == 6
     # Each begins its words anew, and says one utterance at least.
     assert report["verdict"]["words"] >= (4 + run["begun"]) * 8
+
+
+async def test_a_traced_worker_exports_its_spans() -> None:
+    with open_sink() as sink:
+        settings = {**environment({}), **sink.environment, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+        program = (
+            "from worker import telemetry; from opentelemetry import trace\n"
+            "telemetry.configure('a'); trace.get_tracer('t').start_span('s').end()\n"
+            "telemetry.shut_down()"
+        )
+        await anyio.run_process([sys.executable, "-c", program], env=settings)
+        assert sink.exports == 1
+
+
+def test_tracing_is_said_in_the_title(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--sessions", "2", "--seconds", "1", "--warmup", "1", "--traced"]
+    assert main(["bench", *size]) == 0
+    assert "2 sessions, " in (title := capsys.readouterr().out.splitlines()[0])
+    assert title.endswith("traced")
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])

@@ -35,6 +35,7 @@ def add_parser(subparsers: Subparsers) -> None:
 turnbus bench
 turnbus bench --sessions 300 --repeat 3
 turnbus bench --seconds 900 --churn 30
+turnbus bench --traced --repeat 3
 turnbus bench --encoding pcm_mulaw --sample-rate 8000 --chunk-ms 20 --json
 turnbus bench chaos
 turnbus bench recovery
@@ -107,6 +108,11 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="of the audio (default %(default)s)",
     )
     parser.add_argument(
+        "--traced",
+        action="store_true",
+        help="let the worker export its spans, over OTLP to a collector that forgets them",
+    )
+    parser.add_argument(
         "--repeat",
         metavar="N",
         type=argument_type(Annotated[int, Meta(ge=1, le=100)], "1 to 100"),
@@ -134,6 +140,7 @@ def run(arguments: Namespace) -> int:
         life=arguments.churn,
         encoding=arguments.encoding,
         sample_rate=arguments.sample_rate,
+        traced=arguments.traced,
     )
     with TerminalProgress() as progress:
         report = run_async(partial(bench, plan, arguments.repeat, progress))

@@ -47,7 +47,7 @@ async def bench(plan: Plan, repeat: int, progress: Progress) -> Report:
     for number in range(repeat):
         which = f"run {number + 1} of {repeat}: " if repeat > 1 else ""
         progress.phase(f"{which}starting Redis, the STT server and a worker")
-        async with Rig.open(plan.sessions) as rig:
+        async with Rig.open(plan.sessions, traced=plan.traced) as rig:
             known["server"] = await server_version(rig.redis)
             runs.append(await _Run(plan, speech, rig, which).run(machine.cores, progress))
     return Report(date=now(), machine=machine, versions=known, plan=plan, runs=tuple(runs))

@@ -37,6 +37,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     place; None is the whole run."""
     encoding: Encoding = Encoding.PCM_S16LE
     sample_rate: Annotated[int, Meta(ge=8_000, le=192_000)] = 16_000
+    traced: bool = False
+    """Whether the worker exports its spans, to a collector that forgets them."""
 
     @property
     def cycle(self) -> int:

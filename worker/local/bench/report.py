@@ -286,7 +286,7 @@ def title(report: Report) -> list[str]:
     lives = "" if plan.life is None else f" of {plan.life:g} s each"
     times = f"{plan.seconds:g} s after {plan.warmup:g} s{runs}"
     return [
-        f"{plan.sessions} sessions{lives}, {audio}, {times}",
+        f"{plan.sessions} sessions{lives}, {audio}, {times}{', traced' if plan.traced else ''}",
         f"{machine.cpu}, {machine.cores} cores, {machine.system}, load before {load}",
         ", ".join(known),
         report.date,

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Self
 
 import anyio
@@ -16,6 +17,7 @@ from redis.asyncio import Redis
 from schemas import Keys
 from worker.bus.connection import connect
 from worker.errors import TurnbusError
+from worker.local.bench.sink import open_sink
 from worker.local.demo.child import Child
 from worker.local.redis import EmbeddedRedis
 from worker.settings import API_KEY_VARIABLE, ENV_PREFIX
@@ -86,8 +88,10 @@ class Rig:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, sessions: int) -> AsyncIterator[Self]:
+    async def open(cls, sessions: int, *, traced: bool = False) -> AsyncIterator[Self]:
         """Start everything; leave nothing at the end, whatever the end.
+
+        A worker that is `traced` exports its spans.
 
         Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does, TurnbusError if a
         process does not come up or, at any time, stops by itself.
@@ -108,7 +112,8 @@ class Rig:
                 "MAX_SESSIONS": str(sessions),
                 "ADMIN_ADDR": f"127.0.0.1:{admin_port}",
             }
-            worker = await _start(stack, tasks, logs, "worker", ["run"], settings)
+            spans = stack.enter_context(open_sink()).environment if traced else {}
+            worker = await _start(stack, tasks, logs, "worker", ["run"], settings, spans)
             rig = cls(redis, server, stt_server, worker, admin_port)
             await rig._worker_ready()
             yield rig
@@ -140,9 +145,10 @@ async def _start(
     name: str,
     command: list[str],
     settings: Mapping[str, str],
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Part:
     """Start a process that ends with the stack; if it stops by itself the task group fails."""
-    part = Part.start(name, command, environment(settings), logs / f"{name}.log")
+    part = Part.start(name, command, {**environment(settings), **more}, logs / f"{name}.log")
     started = await stack.enter_async_context(part)
     tasks.start_soon(started.guard)
     return started
