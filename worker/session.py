@@ -31,18 +31,17 @@ from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.rhythm import Rhythm
 from worker.core.turns import TurnTracker
-from worker.core.watchdog import Bark, Watchdog
 from worker.dial import dial
 from worker.errors import SttError, SttPermanent, SttTransient
 from worker.hearing import Hearing
 from worker.host import Host
 from worker.inbox import Inbox
 from worker.narrator import Narrator
-from worker.pulse import ASK_S, PING_S, Pulse
 from worker.seam import Seam
 from worker.spans import SessionTrace
 from worker.standing import Snapshot, Standing
 from worker.stt.cartesia import Stream, StreamSettings
+from worker.upkeep import Upkeep
 from worker.uplink import Uplink
 
 log = logging.getLogger(__name__)
@@ -136,7 +135,20 @@ class Session:
             self._hearing,
             self._narrator,
         )
-        self._watchdog = Watchdog()
+        now = time.monotonic()
+        self.rhythm = Rhythm(now)
+        """Of its audio stream; the reader's."""
+        self._upkeep = Upkeep(
+            host,
+            self.name,
+            self.lane,
+            self.rhythm,
+            self._configs,
+            self._uplink,
+            self._tracker,
+            self._hearing,
+            self._narrator,
+        )
         self._backoff = Backoff()
         self._reached = self._ledger.committed_bytes  # as the socket before this one was opened
         self._flushes = 0  # without an answer
@@ -144,13 +156,9 @@ class Session:
         self._seat = Seat.of(entry.lane, entry.session, ownership.fence)
         self._wake = anyio.Event()
         self._stream: Stream | None = None
-        now = time.monotonic()
-        self.rhythm = Rhythm(now)
-        """Of its audio stream; the reader's."""
         self._phase_since = now
         self._calm_until = 0.0
         self._outage_told = False
-        self._pulse = Pulse(now)
         self._unreadable = ""
 
     # -- what the reader asks and tells
@@ -261,18 +269,15 @@ class Session:
                 self._wake.set()
 
     def _tick_socket(self, stream: Stream, now: float) -> None:
-        inside = self._hearing.inside_turn
         self._calm_until = now + CALM_S
-        heard = self._pulse.beat(stream.socket, now, self._uplink.fed, PING_S if inside else ASK_S)
-        if heard is not None:
-            self._hearing.settle_silence(heard)
+        self._upkeep.beat(stream, now)
         if now - self._inbox.fed_at > TELL_SHED_AFTER_S:
             self._inbox.tell_shed()
         if self.phase is Phase.FLUSHING:
             if now - self._phase_since > FLUSH_DEADLINE_S:
                 self._give_up_flush(stream)
-        elif inside:
-            self._keep_turn_moving(stream, now)
+        elif self._hearing.inside_turn:
+            self._upkeep.keep_turn_moving(stream, now)
         elif now - self._inbox.news_at > self._host.pace.park_s:
             self._flush(stream)
 
@@ -280,33 +285,9 @@ class Session:
         """Flush again on a new socket; at last, end what the service will not."""
         self._flushes += 1
         if self._flushes >= FLUSH_ROUNDS:
-            log.warning("%s: the service does not flush; given up", self.ownership.name)
-            if self._tracker.open:
-                unheard = self._uplink.fed - self._tracker.grown_at
-                self._narrator.gap(int(self._uplink.ms_of(max(0, unheard))), "watchdog")
-            self._hearing.conclude("watchdog")
+            log.warning("%s: the service does not flush; given up", self.name)
+            self._upkeep.give_up_turn()
         stream.socket.abort(f"not flushed within {FLUSH_DEADLINE_S:g} s")
-
-    def _keep_turn_moving(self, stream: Stream, now: float) -> None:
-        """Fill in for a producer that stopped; see to a service that is stuck."""
-        # An outage of Redis is no pause of the producer's.
-        up_since = max(self._host.health.since, self._host.reader.lane(self.lane).up_since)
-        self._uplink.fill(now, up_since, self.rhythm.asked_at)
-        sent_ms = self._uplink.ms_of(self._uplink.sent)
-        if not self._watchdog.may_bark(sent_ms):
-            return
-        timeout_ms = self._host.turn.merged(self._configs.current).turn_end_timeout_ms
-        bark = self._watchdog.look(self._tracker.state.turn, sent_ms, timeout_ms)
-        behind = self._uplink.fed < self._tracker.grown_at  # of what consumers saw of it
-        if bark is Bark.NO or not stream.socket.open or (bark is Bark.END and behind):
-            return
-        log.warning("%s: the open turn is stuck; %s", self.ownership.name, bark.value)
-        if bark is Bark.END:
-            unheard = self._uplink.fed - self._tracker.grown_at
-            self._hearing.conclude("watchdog")
-            self._narrator.gap(int(self._uplink.ms_of(unheard)), "watchdog")
-        # Not even after an end of ours: the service is still inside its turn.
-        stream.socket.abort("the open turn is stuck")
 
     # -- its own task
 
@@ -403,7 +384,7 @@ class Session:
             self._host.stats.gate_wait.observe(time.monotonic() - wanted)
         try:
             stream = await dial(
-                self._host, self.ownership.name, settings, self._narrator.trace, self._backoff
+                self._host, self.name, settings, self._narrator.trace, self._backoff
             )
         except SttPermanent as error:
             self._fail(error.code or "stt_refused", str(error), status=error.status)
@@ -416,15 +397,14 @@ class Session:
         if self._inbox.is_late:
             self._set_back()  # and judge all of it by its age
         self._standing.connected(stream.request_id)
-        log.info("%s: connected, request %s", self.ownership.name, stream.request_id)
+        log.info("%s: connected, request %s", self.name, stream.request_id)
         self._outage_told = False
-        self._pulse = Pulse(now)
         if self._ledger.committed_bytes > self._reached:
             self._reached = self._ledger.committed_bytes
             self._flushes = 0
         self._hearing.socket_opened(now)
         self._uplink.attach(stream, now)
-        self._watchdog.restart()
+        self._upkeep.connected(now)
         self._stream = stream
         self._enter(Phase.LIVE)
         self.drain(now)
@@ -452,7 +432,7 @@ class Session:
                     pass
                 case _:
                     self._hearing.take(message, arrival)
-            self._watchdog.said(self._uplink.ms_of(self._uplink.sent))
+            self._upkeep.said()
         self._hearing.release_end(final=True)
         if self.phase is not Phase.FLUSHING:
             raise SttTransient("the service closed the socket without being asked", status=1000)
@@ -471,7 +451,7 @@ class Session:
         if isinstance(error, SttPermanent):
             self._fail("stt_refused", str(error), status=error.status)
             return
-        log.info("%s: socket lost: %s", self.ownership.name, error)
+        log.info("%s: socket lost: %s", self.name, error)
         if self._ledger.committed_bytes > self._reached:
             self._backoff.reset()
         self._enter(Phase.CONNECTING)
@@ -492,7 +472,7 @@ class Session:
 
     def _fail(self, code: str, message: str, *, status: int) -> None:
         """End the session for a fault that no retry can cure."""
-        log.error("%s: ended: %s", self.ownership.name, message)
+        log.error("%s: ended: %s", self.name, message)
         self._narrator.tell(self._tracker.conclude("close"))
         self._narrator.error(code, message, status=status, fatal=True)
         self._finish("error")

@@ -1,0 +1,88 @@
+"""Upkeep of a live socket: is it dead, and has either side stopped inside a turn?"""
+
+import logging
+import time
+
+from worker.core.configs import Configs
+from worker.core.rhythm import Rhythm
+from worker.core.turns import TurnTracker
+from worker.core.watchdog import Bark, Watchdog
+from worker.hearing import Hearing
+from worker.host import Host
+from worker.logs import SessionName
+from worker.narrator import Narrator
+from worker.pulse import ASK_S, PING_S, Pulse
+from worker.stt.cartesia import Stream
+from worker.uplink import Uplink
+
+log = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """Looks after one session's sockets, one after the other."""
+
+    def __init__(
+        self,
+        host: Host,
+        name: SessionName,
+        lane: str,
+        rhythm: Rhythm,
+        configs: Configs,
+        uplink: Uplink,
+        tracker: TurnTracker,
+        hearing: Hearing,
+        narrator: Narrator,
+    ) -> None:
+        self._host = host
+        self._name = name
+        self._lane = lane
+        self._rhythm = rhythm
+        self._configs = configs
+        self._uplink = uplink
+        self._tracker = tracker
+        self._hearing = hearing
+        self._narrator = narrator
+        self._watchdog = Watchdog()
+        self._pulse = Pulse(time.monotonic())
+
+    def connected(self, now: float) -> None:
+        """Begin with a new socket."""
+        self._pulse = Pulse(now)
+        self._watchdog.restart()
+
+    def said(self) -> None:
+        """Note that the service said something."""
+        self._watchdog.said(self._uplink.ms_of(self._uplink.sent))
+
+    def beat(self, stream: Stream, now: float) -> None:
+        """Ping the service, and drop a socket that is dead; settle silence that it has heard."""
+        every_s = PING_S if self._hearing.inside_turn else ASK_S
+        heard = self._pulse.beat(stream.socket, now, self._uplink.fed, every_s)
+        if heard is not None:
+            self._hearing.settle_silence(heard)
+
+    def keep_turn_moving(self, stream: Stream, now: float) -> None:
+        """Fill in for a producer that stopped; see to a service that is stuck."""
+        # An outage of Redis is no pause of the producer's.
+        up_since = max(self._host.health.since, self._host.reader.lane(self._lane).up_since)
+        self._uplink.fill(now, up_since, self._rhythm.asked_at)
+        sent_ms = self._uplink.ms_of(self._uplink.sent)
+        if not self._watchdog.may_bark(sent_ms):
+            return
+        timeout_ms = self._host.turn.merged(self._configs.current).turn_end_timeout_ms
+        bark = self._watchdog.look(self._tracker.state.turn, sent_ms, timeout_ms)
+        behind = self._uplink.fed < self._tracker.grown_at  # of what consumers saw of it
+        if bark is Bark.NO or not stream.socket.open or (bark is Bark.END and behind):
+            return
+        log.warning("%s: the open turn is stuck; %s", self._name, bark.value)
+        if bark is Bark.END:
+            self.give_up_turn()
+        # Not even after an end of ours: the service is still inside its turn.
+        stream.socket.abort("the open turn is stuck")
+
+    def give_up_turn(self) -> None:
+        """End what the service will not, and say how much of it nobody heard."""
+        if self._tracker.open:
+            unheard = self._uplink.fed - self._tracker.grown_at
+            self._narrator.gap(int(self._uplink.ms_of(max(0, unheard))), "watchdog")
+        self._hearing.conclude("watchdog")
