@@ -1,4 +1,4 @@
-"""Upkeep of a live socket: is it dead, and has either side stopped inside a turn?"""
+"""Upkeep of a live socket: notices who is dead, or has stopped inside a turn."""
 
 import logging
 import time
