@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import TurnConfig
-from worker.addresses import redacted
+from worker.addresses import join_host_port, read_servers, redacted, service_address
 from worker.errors import SettingsError
 from worker.settings import Settings, api_key, load
 
@@ -51,6 +51,7 @@ def test_turn_detection_and_admin_off() -> None:
     assert settings.turn_config == TurnConfig(turn_start_threshold=0.85, turn_end_timeout_ms=640)
     assert settings.admin is None
     assert load({"TURNBUS_ADMIN_ADDR": "[::1]:0"}).admin == ("::1", 0)
+    assert load({"TURNBUS_ADMIN_ADDR": "[::]:8088"}).admin == ("::", 8088)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,10 @@ def test_turn_detection_and_admin_off() -> None:
         ("STT_MODEL", "", "must be a model's name, not ''"),
         ("STT_TURN_END_THRESHOLD", "0.9", "must be a number from 0.05 to 0.5, not '0.9'"),
         ("REPLAY_SPEED", "0.5", "must be 0 or at least 1: slower than real time never catches up"),
-        ("ADMIN_ADDR", "8088", "must be HOST:PORT, or empty for off"),
-        ("ADMIN_ADDR", "localhost:99999", "must be HOST:PORT, or empty for off"),
+        ("ADMIN_ADDR", "8088", "must be HOST:PORT or [IPV6]:PORT, or empty for off"),
+        ("ADMIN_ADDR", "::8088", "must be HOST:PORT or [IPV6]:PORT, or empty for off"),
+        ("ADMIN_ADDR", "::1:8088", "must be HOST:PORT or [IPV6]:PORT, or empty for off"),
+        ("ADMIN_ADDR", "localhost:99999", "must be HOST:PORT or [IPV6]:PORT, or empty for off"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(name: str, value: str, what: str) -> None:
@@ -200,6 +203,35 @@ def test_stt_urls_refused(url: str, what: str) -> None:
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8090", "127.1.2.3", "[::1]:9"])
 def test_in_clear_to_this_machine_only(host: str) -> None:
     assert load({"TURNBUS_STT_URL": f"ws://{host}/stt"}).stt_url == f"ws://{host}/stt"
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("ws://[::1]:8765/stt", ("::1", 8765)),
+        ("ws://[::1]/stt", ("::1", 80)),
+        ("wss://[2001:db8::7]/stt", ("2001:db8::7", 443)),
+        ("wss://stt.example:8443/stt", ("stt.example", 8443)),
+    ],
+)
+def test_where_the_service_is(url: str, address: tuple[str, int]) -> None:
+    assert service_address(load({"TURNBUS_STT_URL": url}).stt_url) == address
+
+
+@pytest.mark.parametrize(
+    ("host", "joined"), [("::1", "[::1]:80"), ("127.0.0.1", "127.0.0.1:80"), ("h", "h:80")]
+)
+def test_ipv6_addresses_are_told_in_brackets(host: str, joined: str) -> None:
+    assert join_host_port(host, 80) == joined
+
+
+def test_servers_at_ipv6_addresses() -> None:
+    servers = read_servers(
+        "rediss+sentinel://u:p@[fd00::1],[fd00::2]:7000/main/3?ssl_cert_reqs=none"
+    )
+    assert servers is not None
+    assert servers.addresses == (("fd00::1", 26379), ("fd00::2", 7000))
+    assert servers.url("fd00::3", 6379) == "rediss://u:p@[fd00::3]:6379/3?ssl_cert_reqs=none"
 
 
 @pytest.mark.parametrize("name", ["STT_API_KEY", "API_KEY", "CARTESIA_API_KEY"])

@@ -70,9 +70,7 @@ class Servers:
     def url(self, host: str, port: int, *, with_password: bool = True) -> str:
         """Return the plain URL of one server. It may hold a secret: use `redacted` to show it."""
         userinfo = f"{self.userinfo}@" if self.userinfo and with_password else ""
-        return (
-            f"{self.scheme}://{userinfo}{f'[{host}]' if ':' in host else host}:{port}{self.place}"
-        )
+        return f"{self.scheme}://{userinfo}{join_host_port(host, port)}{self.place}"
 
 
 def read_servers(url: str) -> Servers | None:
@@ -137,11 +135,15 @@ def service_address(url: str) -> tuple[str, int]:
 
 def host_port(address: str) -> tuple[str, int]:
     """Split `HOST:PORT`; the host of `[::1]:80` is `::1`."""
-    host, _, port = address.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not bare or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65_535:
-        raise ValueError("must be HOST:PORT, or empty for off")
-    return bare, int(port)
+    found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):(\d{1,5})", address)
+    if not found or int(found[3]) > 65_535:
+        raise ValueError("must be HOST:PORT or [IPV6]:PORT, or empty for off")
+    return found[1] or found[2], int(found[3])
+
+
+def join_host_port(host: str, port: int) -> str:
+    """Return `HOST:PORT`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _split(url: str) -> SplitResult:

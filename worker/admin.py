@@ -12,6 +12,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
+from worker.addresses import join_host_port
 from worker.errors import SettingsError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -55,7 +56,7 @@ async def serve_admin(
         # The WebSocket server's HTTP side answers plain GETs; no upgrade is ever granted.
         server = await serve(None, host, port, process_request=answer)  # type: ignore[arg-type]
     except OSError as error:
-        fault = f"TURNBUS_ADMIN_ADDR: cannot listen on {host}:{port}: {error.strerror}"
+        fault = f"TURNBUS_ADMIN_ADDR: cannot listen on {join_host_port(*address)}: {error.strerror}"
         advice = (
             "if another worker runs here, give this one another port, or an empty value for none"
         )

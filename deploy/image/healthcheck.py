@@ -4,8 +4,9 @@ import os
 import sys
 from http.client import HTTPConnection, HTTPException
 
-port = int(os.environ["TURNBUS_ADMIN_ADDR"].rpartition(":")[2])
-connection = HTTPConnection("127.0.0.1", port, timeout=4)
+host, _, port = os.environ["TURNBUS_ADMIN_ADDR"].rpartition(":")
+loopback = "::1" if host.startswith("[") else "127.0.0.1"
+connection = HTTPConnection(loopback, int(port), timeout=4)
 try:
     connection.request("GET", "/livez")
     status = connection.getresponse().status

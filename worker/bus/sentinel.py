@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 from redis import exceptions
 from redis.asyncio import Redis
 
+from worker.addresses import join_host_port
+
 log = logging.getLogger(__name__)
 
 Address: TypeAlias = tuple[str, int]
@@ -37,10 +39,10 @@ class Sentinels:
             try:
                 reply = await self._ask(address)
             except (exceptions.RedisError, OSError) as error:
-                faults.append(f"{address[0]}:{address[1]}: {error}")
+                faults.append(f"{join_host_port(*address)}: {error}")
                 continue
             if reply is None:
-                faults.append(f"{address[0]}:{address[1]} knows no {self._service}")
+                faults.append(f"{join_host_port(*address)} knows no {self._service}")
                 continue
             # The next connection begins with the one that answered.
             self._addresses.remove(address)
@@ -64,5 +66,5 @@ class Sentinels:
 
     def _remember(self, master: Address) -> None:
         if self._master not in {None, master}:
-            log.warning("the master of %s is %s:%d now", self._service, *master)
+            log.warning("the master of %s is %s now", self._service, join_host_port(*master))
         self._master = master

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from schemas import Encoding, Keys
 from worker import telemetry
-from worker.addresses import redacted
+from worker.addresses import join_host_port, redacted
 from worker.admin import Readiness, serve_admin
 from worker.bus.cluster import Cluster
 from worker.bus.connection import describe
@@ -153,7 +153,7 @@ async def _check_collector(signal: telemetry.Signal, report: Report) -> None:
     if collector is None:
         report(Finding(signal, "ok", "nothing is sent to a collector"))
         return
-    where = "{}:{}".format(*collector)
+    where = join_host_port(*collector)
     try:
         with anyio.fail_after(_COLLECTOR_TIMEOUT_S):
             await (await anyio.connect_tcp(*collector)).aclose()

@@ -1,6 +1,6 @@
 """Real Redis servers in company, for this machine only: a cluster, and a master with a sentinel."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -39,24 +39,31 @@ class EmbeddedCluster:
     @classmethod
     @asynccontextmanager
     async def start(
-        cls, masters: int = 3, *, replicas: bool = False, binary: Path | None = None
+        cls,
+        masters: int = 3,
+        *,
+        replicas: bool = False,
+        config: Mapping[str, str] | None = None,
+        binary: Path | None = None,
     ) -> AsyncIterator[Self]:
         """Run a cluster until the context ends.
 
-        With `replicas`, each master has one. Raises as `EmbeddedRedis.start` does.
+        With `replicas`, each master has one; `config` holds further directives of every server.
+        Raises as `EmbeddedRedis.start` does.
         """
         async with AsyncExitStack() as stack:
             nodes = []
             for _ in range(masters * (2 if replicas else 1)):
-                config = {
+                directives = {
                     "cluster-enabled": "yes",
                     "cluster-port": str(free_port()),
                     "cluster-node-timeout": str(NODE_TIMEOUT_MS),
                     "cluster-replica-validity-factor": "0",
                     "repl-diskless-sync-delay": "0",
                     "repl-ping-replica-period": "1",
+                    **(config or {}),
                 }
-                start = EmbeddedRedis.start(config=config, binary=binary)
+                start = EmbeddedRedis.start(config=directives, binary=binary)
                 nodes.append(await stack.enter_async_context(start))
             cluster = cls(nodes[:masters], nodes[masters:])
             await cluster._form()
@@ -147,7 +154,7 @@ class EmbeddedSentinel:
             start = EmbeddedRedis.start(config=follow, binary=binary)
             replica = await stack.enter_async_context(start)
             await _until("the replica did not follow", partial(_in_sync, replica))
-            sentinel = await stack.enter_async_context(EmbeddedRedis.start_sentinel(binary))
+            sentinel = await stack.enter_async_context(EmbeddedRedis.start_sentinel(binary=binary))
             servers = cls(master, replica, sentinel)
             await servers._watch()
             yield servers

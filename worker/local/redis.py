@@ -91,9 +91,14 @@ class EmbeddedRedis:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def start_sentinel(cls, binary: Path | None = None) -> AsyncIterator[Self]:
-        """Run a sentinel, which watches over nothing yet, until the context ends."""
-        options = {"bind": "127.0.0.1"}
+    async def start_sentinel(
+        cls, *, config: Mapping[str, str] | None = None, binary: Path | None = None
+    ) -> AsyncIterator[Self]:
+        """Run a sentinel, which watches over nothing yet, until the context ends.
+
+        The parameters and errors are those of `start`.
+        """
+        options = {"bind": "127.0.0.1", **(config or {})}
         async with cls._run(binary or find_server(), options, sentinel=True) as server:
             yield server
 

@@ -12,6 +12,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
+from worker.addresses import join_host_port
 from worker.errors import TurnbusError
 from worker.local.server.tcp import GRACE_S
 
@@ -62,7 +63,8 @@ class Listener:
         try:
             server = await self._serve(host, port)
         except OSError as error:
-            raise TurnbusError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            where = join_host_port(host, port)
+            raise TurnbusError(f"cannot listen on {where}: {error.strerror}") from error
         self._servers.append(server)
         return int(next(iter(server.sockets)).getsockname()[1])
 

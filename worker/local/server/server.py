@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from worker.addresses import join_host_port
 from worker.errors import TurnbusError
 from worker.local.engines.base import Engine
 from worker.local.server import tcp
@@ -98,8 +99,7 @@ class TurnsServer:
     @property
     def base_url(self) -> str:
         """What the official SDK takes as `base_url`."""
-        host = self._settings.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"http://{join_host_port(self._settings.host, self.port)}"
 
     @property
     def url(self) -> str:
