@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import TurnConfig
+from tests.certificates import Authority
 from worker.addresses import join_host_port, read_servers, redacted, service_address
 from worker.errors import SettingsError
 from worker.settings import Settings, api_key, load
@@ -133,15 +134,18 @@ def test_service_links_of_kubernetes_are_not_settings() -> None:
         "redis://127.0.0.1:6379/0",
         "redis://localhost",
         "redis://:p%2Fw@[::1]:6380/3",
-        "rediss://u:p@redis.example:6380/0?ssl_ca_certs=/etc/ca.pem",
+        "rediss://u:p@redis.example:6380/0?ssl_ca_certs={ca}&ssl_min_version=772",
+        "rediss://h?ssl_cert_reqs=none&ssl_ca_path=/&ssl_check_hostname=false",
         "unix:///run/redis.sock?db=2",
         "redis+cluster://h",
-        "rediss+cluster://u:p%2Fw@a:7000,b.example:7001,[::1]:7002?ssl_ca_certs=/etc/ca.pem",
+        "rediss+cluster://u:p%2Fw@a:7000,b.example:7001,[::1]:7002?ssl_ca_certs={ca}",
         "redis+sentinel://a:26379,b/main/3",
-        "rediss+sentinel://:p@a/main",
+        "rediss+sentinel://:p@a,[fd00::2]:26379/main?ssl_certfile={shown.chain}&ssl_keyfile={shown.key}",
     ],
 )
-def test_redis_urls(url: str) -> None:
+def test_redis_urls(url: str, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    url = url.format(ca=authority.file, shown=authority.issue("worker"))
     assert load({"TURNBUS_REDIS_URL": url}).redis_url == url
 
 
@@ -155,15 +159,30 @@ def test_redis_urls(url: str) -> None:
         ("redis://h/zero", "must be redis://[USER:PASSWORD@]HOST[:PORT][/DB]"),
         ("redis://:hunter2/x@h", "is not a URL; percent-encode"),
         ("redis://:hunter2@h:port", "is not a URL; percent-encode"),
-        ("redis://h?password=hunter2", "options can only be db, ssl_ca_certs"),
-        ("redis://h?socket_timeout=5", "options can only be db, ssl_ca_certs"),
+        ("redis://h?password=hunter2", "options can only be db"),
+        ("rediss://h?socket_timeout=5", "options can only be db, ssl_ca_certs"),
+        ("redis://h?db=hunter2", "option db must be a number"),
+        ("redis://h?ssl_ca_certs=hunter2", "must begin with rediss, for it has options of TLS"),
+        ("redis+cluster://h?ssl_cert_reqs=none", "must begin with rediss, for it has options of"),
+        ("rediss://h?ssl_ca_certs=/hunter2", "ssl_ca_certs: No such file or directory"),
+        ("rediss+cluster://h?ssl_ca_certs=/dev/null", "ssl_ca_certs: "),
+        ("rediss+sentinel://h/m?ssl_ca_path=/hunter2", "ssl_ca_path: No such file or directory"),
+        ("rediss://h?ssl_certfile=/hunter2", "ssl_certfile: No such file or directory"),
+        ("rediss://h?ssl_keyfile=/hunter2", "ssl_keyfile wants an ssl_certfile"),
+        ("rediss://h?ssl_cert_reqs=hunter2", "ssl_cert_reqs must be none, optional or required"),
+        (
+            "rediss://h?ssl_min_version=1.2",
+            "ssl_min_version must be 771 (TLS 1.2) or 772 (TLS 1.3)",
+        ),
+        ("rediss://h?ssl_ciphers=hunter2", "ssl_ciphers: No cipher can be selected."),
         ("unix://", "must name a socket: unix:///PATH"),
         ("redis+cluster://:hunter2@h/3", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
         ("redis+cluster://:hunter2@h:0", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
         ("redis+cluster://:hunter2@", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
         ("redis+cluster://a,,b", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
         ("redis+cluster://:hunter2/x@h", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
-        ("redis+cluster://h?db=2", "options can only be ssl_ca_certs"),
+        ("redis+cluster://h?db=2", "takes no options without TLS"),
+        ("rediss+cluster://h?db=2", "options can only be ssl_ca_certs"),
         ("redis+sentinel://:hunter2@h", "must be redis+sentinel://[USER:PASSWORD@]HOST[:PORT]["),
         ("redis+sentinel://:hunter2@h//0", "must be redis+sentinel://[USER:PASSWORD@]HOST[:PORT]["),
         (

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-_REDIS_OPTIONS = frozenset(
-    {"db", "ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname"}
-    | {"ssl_ciphers", "ssl_keyfile", "ssl_min_version"}
-)
+from worker import tls
+
 _HOSTS = "[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]"
 _SERVERS = {  # by scheme: the shape of the rest, and the usual port
     "redis+cluster": (_HOSTS, 6379),
@@ -36,12 +34,18 @@ def redacted(url: str) -> str:
 
 
 def check_redis_url(url: str) -> None:
-    """Refuse what no client could use."""
+    """Refuse what no client could use; files of TLS are looked at."""
     scheme = url.partition("://")[0]
     if scheme in _SERVERS:
         read_servers(url)
-        return
-    parts = _split(url)
+    else:
+        _check_server(_split(url))
+    if scheme.startswith("rediss"):
+        query = url.partition("?")[2].partition("#")[0]
+        tls.check_options({name: values[0] for name, values in parse_qs(query).items()})
+
+
+def _check_server(parts: SplitResult) -> None:
     if parts.scheme not in {"redis", "rediss", "unix"}:
         raise ValueError(
             "must begin with redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://"
@@ -51,7 +55,7 @@ def check_redis_url(url: str) -> None:
             raise ValueError("must name a socket: unix:///PATH")
     elif not parts.hostname or not re.fullmatch(r"/?|/\d+", parts.path):
         raise ValueError(f"must be {parts.scheme}://[USER:PASSWORD@]HOST[:PORT][/DB]")
-    _check_options(parts.query, _REDIS_OPTIONS)
+    _check_options(parts.scheme, parts.query, frozenset({"db"}))
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def read_servers(url: str) -> Servers | None:
     )
     if None in addresses or not named:
         raise ValueError(f"must be {scheme}://{shape}")
-    _check_options(query, _REDIS_OPTIONS - {"db"})
+    _check_options(scheme, query)
     return Servers(
         tuple(address for address in addresses if address),
         named[1],
@@ -111,9 +115,19 @@ def _address(text: str, port: int) -> tuple[str, int] | None:
     return found[1] or found[2], int(found[3] or port)
 
 
-def _check_options(query: str, known: frozenset[str]) -> None:
-    if not parse_qs(query, keep_blank_values=True).keys() <= known:
-        raise ValueError(f"options can only be {', '.join(sorted(known))}")
+def _check_options(scheme: str, query: str, known: frozenset[str] = frozenset()) -> None:
+    options = parse_qs(query, keep_blank_values=True)
+    if scheme.startswith("rediss"):
+        known |= tls.OPTIONS
+    elif options.keys() & tls.OPTIONS:
+        raise ValueError("must begin with rediss, for it has options of TLS")
+    if not options.keys() <= known:
+        names = ", ".join(sorted(known))
+        raise ValueError(
+            f"options can only be {names}" if names else "takes no options without TLS"
+        )
+    if not all(value.isdecimal() for value in options.get("db", [])):
+        raise ValueError("option db must be a number")
 
 
 def check_stt_url(url: str) -> None:

@@ -4,6 +4,7 @@ The key travels in a header, never in the URL. Thresholds are sent only where so
 the service's own defaults have changed before.
 """
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from websockets.exceptions import WebSocketException
 
 from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
+from worker import tls
 from worker.core import faults
 from worker.errors import SttError, SttTransient
 from worker.stt.socket import HandshakeRefused, Socket, SocketClosed, open_socket
@@ -24,6 +26,7 @@ from worker.stt.socket import HandshakeRefused, Socket, SocketClosed, open_socke
 PROVIDER = "cartesia"
 OPEN_TIMEOUT_S = 10.0
 """From the first packet to `connected`."""
+_TRUST = "name your own authority's file as SSL_CERT_FILE"
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,8 @@ def _translated(service: Service) -> Iterator[None]:
         raise faults.closed(end.code, service.without_key(end.reason)) from None
     except TimeoutError:
         raise SttTransient(f"no `connected` within {OPEN_TIMEOUT_S:g} s") from None
+    except ssl.SSLError as error:
+        raise SttTransient(f"cannot connect: TLS: {tls.in_words(error, _TRUST)}") from None
     except (OSError, msgspec.DecodeError) as error:
         raise SttTransient(f"cannot connect: {type(error).__name__}: {error}") from None
     except (UnicodeError, WebSocketException) as error:
