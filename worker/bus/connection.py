@@ -143,7 +143,7 @@ class _BusConnection(AbstractConnection):
 class _TlsConnection(SSLConnection):
     """A connection with TLS; those with the same options share what they trust and show.
 
-    To read that takes 30 ms and 0.9 MiB, for it is every authority of the system, and a worker has
+    To read that takes 20 ms and 0.9 MiB, for it is every authority of the system, and a worker has
     up to `MAX_CONNECTIONS` to each master.
     """
 
