@@ -49,6 +49,8 @@ class _Lull(NamedTuple):
     transcript: str
     """What had been said of the turn by then."""
     arrival: Moment
+    worded: int
+    """Byte of the socket that was sent when that was said first."""
 
 
 class _Quiet(NamedTuple):
@@ -118,10 +120,12 @@ class Hearing:
                 if isinstance(message, cartesia.TurnResume) and self._tracker.heard:
                     self._seam.turn_resumed()
                 if text is not None and self._tracker.heard:
+                    self._seam.turn_worded(text, arrival)
                     self._settle_lull(text)
                 if isinstance(message, cartesia.TurnEagerEnd) and self._tracker.heard:
                     text = self._tracker.whole(message.transcript)
-                    self._lull = _Lull(text, arrival) if self._seam.prompt else None
+                    lull = _Lull(text, arrival, self._seam.worded)
+                    self._lull = lull if self._seam.prompt else None
 
     def heard_anything(self, arrival: Moment, waiting: int) -> None:
         """Note that a message of any kind arrived then, before it is taken.
@@ -166,6 +170,7 @@ class Hearing:
         if not self._tracker.will_end(text, arrival.fed):
             self._hear(Input.END, text, arrival)
             return
+        self._seam.turn_worded(text, arrival)
         cut = self._seam.cut(arrival)
         if self.flushing:
             # It covers all that was sent, unless another turn follows: the next message tells.
@@ -185,7 +190,7 @@ class Hearing:
         self._lull = None
         if not self._tracker.whole(text).startswith(lull.transcript):
             return  # what was said before the pause was not the last word on it
-        position = self._seam.pause(lull.arrival)
+        position = self._seam.pause(lull.arrival, lull.worded)
         if position is not None and self._ledger.commit_to(position):
             self._tracker.settle(lull.transcript)
             self._settled()

@@ -4,6 +4,7 @@ Decides with `worker.core.cut`, on what the uplink remembers of the sound it sen
 """
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from schemas.audio import SessionEntry
@@ -14,6 +15,7 @@ from worker.core.cut import (
     Onset,
     Pause,
     Timeline,
+    after_last_word,
     choose_pair,
     onsets,
     pauses,
@@ -24,6 +26,7 @@ from worker.core.lag import UsualLag
 from worker.core.ledger import Ledger
 from worker.core.pcm import FRAME_MS, frame_bytes
 from worker.core.sent import Moment
+from worker.core.wording import same_words
 from worker.uplink import Uplink
 from worker.wakefulness import Wakefulness
 
@@ -88,7 +91,7 @@ class Seam:
         self._behind = 0  # messages in that so far
         self._burst = 0  # and those that wait
         self._start = _Start(now, None, surely=False, sounds=[])
-        self._resumes = 0  # of the turn
+        self._begin_turn(0)
         self._lag_before_s: float | None = None  # of the turn before, on this socket
 
     def heard(self, arrival: Moment, waiting: int) -> None:
@@ -113,7 +116,7 @@ class Seam:
 
         Returns the session byte before which none of them was; 0 if that is not seen.
         """
-        self._resumes = 0
+        self._begin_turn(arrival.sent)
         held_up_since = self._quiet_at if self._burst >= BURST else None
         surely = self._burst >= SURE_BURST
         look = self._look_back(arrival, QUICK_LOOK_MS)
@@ -129,6 +132,18 @@ class Seam:
         # Sound in the first frame may have begun before it.
         first = onsets(look.silent)[0] - LEAD_MS // FRAME_MS
         return look.positions[first] if first > 0 else 0
+
+    def _begin_turn(self, sent: int) -> None:
+        self._resumes = 0
+        self._text = ""
+        self.worded = sent
+        """Byte of the socket that was sent when the wording of the turn changed last."""
+
+    def turn_worded(self, text: str, arrival: Moment) -> None:
+        """Note what the service says of the turn."""
+        if not same_words(text, self._text):
+            self.worded = arrival.sent
+        self._text = text
 
     def turn_resumed(self) -> None:
         """Note that the service took the end of the turn back: it heard more after a silence."""
@@ -150,9 +165,9 @@ class Seam:
 
     def cut(self, arrival: Moment) -> int:
         """Return the session byte up to which the turn covers the audio whose end arrived then."""
-        pair, ends = self._match(arrival, QUICK_LOOK_MS, resumes=self._resumes)
+        pair, ends = self._match(arrival, QUICK_LOOK_MS, self.worded, self._resumes)
         if pair is None or not self._is_usual_end(pair):
-            pair, ends = self._match(arrival, LOOK_BACK_MS, resumes=self._resumes)
+            pair, ends = self._match(arrival, LOOK_BACK_MS, self.worded, self._resumes)
         pause = pair.pause if pair else max(ends, key=lambda end: end.middle, default=None)
         self.spoken_until = pause and self._uplink.log.sent_at(pause.sent)
         if pair is not None:
@@ -167,12 +182,12 @@ class Seam:
             return False
         return pair.pause.begun
 
-    def pause(self, arrival: Moment) -> int | None:
+    def pause(self, arrival: Moment, worded: int) -> int | None:
         """Return the session byte in the pause inside the turn that the service spoke of then.
 
-        None if that is not certain.
+        `worded` is as it was then. None if that is not certain.
         """
-        pair, ends = self._match(arrival, LOOK_BACK_MS)
+        pair, ends = self._match(arrival, LOOK_BACK_MS, worded)
         if pair is None or not self._start.sounds or self._usual_lag.seconds is None:
             return None
         possible = [end for end in ends if end.least_lag_s <= MOST_LAG_S and end.most_lag_s >= 0]
@@ -180,19 +195,20 @@ class Seam:
         return pair.pause.middle if certain else None
 
     def _match(
-        self, arrival: Moment, look_ms: int, resumes: int = 0
-    ) -> tuple[Match | None, list[Pause]]:
+        self, arrival: Moment, look_ms: int, worded: int, resumes: int = 0
+    ) -> tuple[Match | None, Sequence[Pause]]:
         """Choose among the sounds that may have begun the turn, and the pauses in it.
 
-        It was resumed so often before what arrived then was said of it.
+        Its wording had not changed since byte `worded` of the socket was sent, and it was resumed
+        so often, before what arrived then was said of it.
         """
-        ends = self._pauses(arrival, look_ms, resumes)
+        ends = self._pauses(arrival, look_ms, worded, resumes)
         usual_s = self._usual_lag.seconds
         return choose_pair(
             self._onsets(), ends, self._lag_before_s if usual_s is None else usual_s
         ), ends
 
-    def _pauses(self, arrival: Moment, look_ms: int, resumes: int) -> list[Pause]:
+    def _pauses(self, arrival: Moment, look_ms: int, worded: int, resumes: int) -> Sequence[Pause]:
         """Find the silences in which the service may have been when it said what arrived then."""
         look = self._look_back(arrival, look_ms)
         first = arrival.sent - len(look.silent) * self._frame
@@ -211,13 +227,15 @@ class Seam:
                         sent=first + start * self._frame,
                         least_lag_s=earliest_at - over_at,
                         most_lag_s=arrival.at - decided_at,
+                        until=first + end * self._frame,
                         middle=look.positions[(start + end) // 2],
                         begun=start > 0,
                     )
                 )
+        ends = after_last_word(found, worded)
         # Unless that leaves none: a service may take an end back that was no silence.
         open_until = first + self._still_open(look, first, resumes) * self._frame
-        return [pause for pause in found if pause.sent >= open_until] or found
+        return [pause for pause in ends if pause.sent >= open_until] or ends
 
     def _still_open(self, look: Timeline, first: int, resumes: int) -> int:
         """Return the frame before which the turn cannot have been over, the first at byte `first`.

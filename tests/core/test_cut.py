@@ -22,6 +22,7 @@ from worker.core.cut import (
     Onset,
     Pause,
     Timeline,
+    after_last_word,
     choose_pair,
     onsets,
     pauses,
@@ -49,6 +50,8 @@ class Service(NamedTuple):
     """Sound it hears before it says that a turn began."""
     waits: float = 480.0
     """Silence it hears before it says that one ended."""
+    unheard: float = float("inf")
+    """How much later than its lag it words the last word; infinitely, if it never does before."""
     eager: float = float("inf")
     """Silence it hears before it says that one may have ended; it takes that back on more sound."""
 
@@ -113,9 +116,10 @@ class Call:
             resumes = sum(
                 after[0] - before[1] >= service.eager for before, after in pairwise(words)
             )
-            first = began[0].sent - _sent(look, 0, ended)
+            first = began[0].sent - _sent(look, 0, ended) if began else -1
             over = still_open(look.silent, first // FRAME_MS, resumes) if first >= 0 else 0
-            ends = _pauses(look, ended)
+            worded = self._sent_at(words[-1][1]) + service.lag + service.unheard
+            ends = after_last_word(_pauses(look, ended), round(min(worded, ended)))
             ends = [end for end in ends if end.sent >= _sent(look, over, ended)] or ends
             pair = choose_pair(began, ends, usual)
             assert pair is not None
@@ -168,6 +172,7 @@ def _pauses(look: Timeline, end: float) -> list[Pause]:
             _sent(look, start, end),
             (count - over) * FRAME_MS / 1000,
             (count - min(start + PAUSE_MS // FRAME_MS, over)) * FRAME_MS / 1000,
+            _sent(look, over, end),
             look.positions[(start + over) // 2],
         )
         for start, over in pauses(look.silent)
@@ -264,6 +269,15 @@ def test_a_pause_after_which_the_turn_was_resumed_is_not_its_end(late: float, la
     assert call.wrong(call.cuts(Service(lag, eager=240), late=pattern)) == []
 
 
+@pytest.mark.parametrize("lag", [100, 300, 600])
+@pytest.mark.parametrize("late", [700, 1_000, 2_000])
+def test_an_end_that_is_told_in_the_next_turn_covers_none_of_it(late: float, lag: float) -> None:
+    call = Call([[(300, 700)], [(200, 300), (300, 900)], [(250, 800)]] * 2)
+    pattern = [0.0, late] * 6
+    assert call.wrong(call.cuts(Service(lag), late=pattern)) != []
+    assert call.wrong(call.cuts(Service(lag, unheard=0), late=pattern)) == []
+
+
 TURN = st.tuples(
     st.lists(st.tuples(st.integers(120, 700), st.integers(20, 450)), max_size=5),
     st.integers(120, 700),
@@ -277,11 +291,15 @@ TURN = st.tuples(
     st.integers(0, 1_200),
     st.integers(35, 190),
     st.integers(20, 480),
+    st.integers(0, 600),
 )
-def test_any_call_at_a_steady_lag(turns: list[list[Span]], lag: int, sure: int, eager: int) -> None:
+def test_any_call_at_a_steady_lag(
+    turns: list[list[Span]], lag: int, sure: int, eager: int, unheard: int
+) -> None:
     call = Call(turns)
     assert call.wrong(call.cuts(Service(lag, sure))) == []
     assert call.wrong(call.cuts(Service(lag, sure, eager=eager))) == []
+    assert call.wrong(call.cuts(Service(lag, sure, eager=eager, unheard=unheard))) == []
 
 
 # -- the parts
@@ -360,7 +378,7 @@ def test_filler_is_the_only_silence_of_a_producer_that_sends_none() -> None:
 
 
 def test_without_a_pause_after_the_sound_there_is_no_pair() -> None:
-    onset, pause = _onset(500, 0.2), Pause(400, 0.1, 0.5, 7)
+    onset, pause = _onset(500, 0.2), Pause(400, 0.1, 0.5, 700, 7)
     assert choose_pair([onset], [], None) is None
     assert choose_pair([onset], [pause], 0.2) is None
     assert choose_pair([onset], [pause._replace(sent=501)], 9.0) is not None
@@ -370,14 +388,14 @@ def test_without_a_pause_after_the_sound_there_is_no_pair() -> None:
 def test_a_turn_whose_sound_is_not_known_ended_as_long_ago_as_usual(
     usual_s: float | None, chosen: int
 ) -> None:
-    inner, last = Pause(1_000, 0.7, 0.9, 1), Pause(2_000, 0.1, 0.3, 2)
+    inner, last = Pause(1_000, 0.7, 0.9, 1_300, 1), Pause(2_000, 0.1, 0.3, 2_300, 2)
     pair = choose_pair([], [inner, last], usual_s)
     assert pair is not None
     assert pair.pause.middle == chosen
 
 
 def test_of_pauses_as_likely_as_each_other_the_first_counts() -> None:
-    held_up = [Pause(1_000, 0.0, 5.3, 1), Pause(2_000, 0.0, 4.3, 2)]
+    held_up = [Pause(1_000, 0.0, 5.3, 1_300, 1), Pause(2_000, 0.0, 4.3, 2_300, 2)]
     pair = choose_pair([_onset(500, 0.2)], held_up, 0.2)
     assert pair is not None
     assert pair.pause.middle == 1
@@ -400,7 +418,7 @@ def test_a_line_without_a_pause_is_no_noise() -> None:
 def test_a_start_that_was_held_up(
     least_s: float, most_s: float, usual_s: float | None, chosen: str
 ) -> None:
-    inner, last = Pause(1_000, 0.83, 0.94, 1), Pause(2_000, 0.0, 0.3, 2)
+    inner, last = Pause(1_000, 0.83, 0.94, 1_300, 1), Pause(2_000, 0.0, 0.3, 2_300, 2)
     pair = choose_pair([Onset(0, least_s, most_s)], [inner, last], usual_s)
     assert pair is not None
     assert pair.pause is {"inner": inner, "last": last}[chosen]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core.wording import beyond, join
+from worker.core.wording import beyond, join, same_words
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,19 @@ def test_news_is_the_end_of_what_was_heard(known: str, heard: str, caught_up: in
 )
 def test_join(before: str, after: str, whole: str) -> None:
     assert join(before, after) == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "other", "same"),
+    [
+        ("", "", True),
+        ("hello", "Hello.", True),
+        ("one two", "One, two?", True),
+        ("\u65e5\u672c", "\u65e5\u672c\u3002", True),
+        ("hello", "hello there", False),
+        ("100", "120", False),
+        ("", "a", False),
+    ],
+)
+def test_case_and_punctuation_are_no_words(text: str, other: str, same: bool) -> None:
+    assert same_words(text, other) is same

@@ -11,6 +11,11 @@ long before the events arrived. Where several pairs do (a cough before the turn 
 it), the lag of the turn before decides; on a new socket the first sound counts, which is the
 turn's unless there was noise.
 
+Lag is not always steady: on a busy machine, or in a slow network, single events come late. So two
+more things count. A turn was not over before the silences after which the service took its end
+back. And once all that is said of a turn had been worded, the next silence covers it, whatever is
+said, or sent, afterwards.
+
 Audio is looked at as 10 ms frames of what was sent, oldest first and filler included; filler counts
 as silence. Quiet is relative, for lines have noise.
 """
@@ -76,6 +81,8 @@ class Pause(NamedTuple):
     """How long before `turn.end` arrived its last was sent."""
     most_lag_s: float
     """The same of the earliest moment at which it was long enough to decide on."""
+    until: int
+    """Byte of the socket at which it was over."""
     middle: int
     """Session byte in its middle."""
     begun: bool = True
@@ -164,6 +171,18 @@ def match(began: Onset, ended: Pause, usual_s: float) -> Match:
         return Match(began, ended, min(max(usual_s, least), most), 0.0)
     lag_s = began.most_lag_s if least > began.most_lag_s else began.least_lag_s
     return Match(began, ended, lag_s, least - most)
+
+
+def after_last_word(ends: Sequence[Pause], worded: int) -> Sequence[Pause]:
+    """Return the pauses up to the first that lasted beyond byte `worded` of the socket.
+
+    By then the service had worded all that it says of the turn. What follows that pause holds none
+    of its words, however late its end is told, and may be the next turn's.
+    """
+    for count, pause in enumerate(ends, 1):
+        if pause.until > worded:
+            return ends[:count]
+    return ends
 
 
 def still_open(silent: Sequence[bool], began: int, resumes: int) -> int:

@@ -48,6 +48,15 @@ def join(before: str, after: str) -> str:
     return f"{before} {after}"
 
 
+def same_words(text: str, other: str) -> bool:
+    """Say whether two texts differ in case and punctuation at most."""
+    return text == other or _letters(text) == _letters(other)
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text)).casefold()
+
+
 def _covering(known: Sequence[str], heard: Sequence[str], about: int) -> int:
     """Return how many words of `heard` say what `known` says, which are `about` so many."""
     # costs[n] is what it takes to make the first n words heard of the known words so far.
