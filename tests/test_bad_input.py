@@ -8,10 +8,12 @@ import anyio
 import pytest
 
 from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd
-from tests.stage import PCM16, Stage, check_order, kinds, words
+from tests.stage import KEY, PCM16, Stage, check_order, kinds, words
 from tests.users import PASSWORD, as_user
 from worker.errors import BusUnavailable
 from worker.local.engines.script import say
+from worker.local.redis import EmbeddedRedis
+from worker.service import Worker
 
 GOOD = {"session": "bad", "encoding": "pcm_s16le", "sample_rate": "16000"}
 
@@ -287,6 +289,17 @@ async def test_a_worker_without_a_right_it_needs_says_so_at_once(stage: Stage) -
             (fault,) = fault.exceptions
         assert isinstance(fault, BusUnavailable)
         assert str(fault).endswith(f"grant this user, on keys {stage.prefix}:*: XREADGROUP")
+
+
+async def test_a_database_that_is_not_there_is_no_outage(stage: Stage) -> None:
+    async with EmbeddedRedis.start() as server:
+        url = server.url.removesuffix("/0") + "/99"
+        worker = Worker(stage.settings(redis_url=url), KEY)
+        with pytest.raises(ExceptionGroup) as raised, anyio.fail_after(30):
+            await worker.run()
+    (fault,) = raised.value.exceptions
+    assert isinstance(fault, BusUnavailable)
+    assert str(fault).endswith("DB index is out of range")
 
 
 async def test_a_wrong_password_is_waited_out(stage: Stage) -> None:

@@ -58,7 +58,8 @@ async def serve_admin(
     except OSError as error:
         fault = f"TURNBUS_ADMIN_ADDR: cannot listen on {join_host_port(*address)}: {error.strerror}"
         advice = (
-            "if another worker runs here, give this one another port, or an empty value for none"
+            "if another worker runs here, give this one another port, or an empty value for none, "
+            "and a TURNBUS_WORKER_ID of its own"
         )
         raise SettingsError([f"{fault}; {advice}"]) from None
     try:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import anyio
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from schemas.keys import Keys
 from schemas.turns import WorkerRecord
@@ -19,7 +19,7 @@ from worker.addresses import service_address
 from worker.admin import Readiness
 from worker.arrivals import INTAKE_BLOCK_MS, Arrivals
 from worker.bus.commits import Committer
-from worker.bus.connection import BusHealth, closing, connect, patiently
+from worker.bus.connection import BusHealth, closing, connect, describe, patiently
 from worker.bus.gate import Gate
 from worker.bus.intake import Intake
 from worker.bus.liveness import Liveness
@@ -151,6 +151,7 @@ class Worker:
                     keepers.cancel_scope.cancel()
                 await self._leave()
             tasks.cancel_scope.cancel()
+        log.info("stopped")
 
     async def _leave(self) -> None:
         """Take this worker off the bus, if the bus lets us."""
@@ -166,8 +167,13 @@ class Worker:
 
         Raises `BusUnavailable` if the Redis user lacks a right that a worker needs.
         """
-        await patiently(self.health, self._check_rights)
-        await patiently(self.health, self.host.intake.ensure_group)
+        try:
+            await patiently(self.health, self._check_rights)
+            await patiently(self.health, self.host.intake.ensure_group)
+        except ResponseError as error:
+            raise BusUnavailable(
+                f"Redis does not let this worker work: {describe(error)}"
+            ) from error
 
     async def _unless_stopped(self, work: Callable[[], Awaitable[None]]) -> bool:
         """Do `work`, but do not wait for Redis once stopped; return whether it was done."""

@@ -34,8 +34,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "dead",
         run,
         about="List the entries that workers refused, oldest first, and why. Audio is never kept,\n"
-        "session entries are: one can be announced again, once what was wrong is mended. Exit\n"
-        "code 1 if it would only be refused again.",
+        "session entries are: one can be announced again, once what was wrong is mended; not one\n"
+        "that the service refused, whose session is over. Exit code 1 if it would only be refused\n"
+        "again.",
         examples="""
 turnbus dead
 turnbus dead --json | jq -r 'select(.reason == "unusable") | .dead'
