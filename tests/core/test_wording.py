@@ -89,3 +89,10 @@ def test_join(before: str, after: str, whole: str) -> None:
 )
 def test_case_and_punctuation_are_no_words(text: str, other: str, same: bool) -> None:
     assert same_words(text, other) is same
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_a_text_that_goes_on_says_more_if_what_follows_has_letters(text: str, more: str) -> None:
+    letters = [each for each in more if each.isalnum()]
+    assert same_words(text + more, text) is (not letters)
+    assert same_words(text, text + more) is (not letters)

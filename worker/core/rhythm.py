@@ -44,7 +44,7 @@ class Rhythm:
         if late_s < 0:
             self.due = now + min(-late_s, MOST_S)
         else:
-            self.due = now + min(late_s * SELDOM_S, SELDOM_S)
+            self.due = now + min(late_s, 1.0) * SELDOM_S
 
     def hurry(self) -> None:
         """Look as soon as possible: there is more, or nobody knows."""
