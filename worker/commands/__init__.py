@@ -6,6 +6,7 @@ A command module has `add_parser(subparsers)`, which ends in `add_command`.
 import argparse
 import importlib.util
 import os
+import signal
 import textwrap
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TypeAlias, TypeVar
 
 import anyio
 import msgspec
+from anyio.abc import TaskStatus
 
 from worker.settings import Settings, load
 
@@ -74,13 +76,45 @@ def argument_type(kind: object, must_be: str) -> Callable[[str], object]:
 def run_async(main: Callable[[], Awaitable[T]]) -> T:
     """Run an async command on asyncio, with uvloop where it is installed.
 
-    A lone error in a task group is raised as itself.
+    A lone error in a task group is raised as itself. SIGINT cancels `main` and raises
+    KeyboardInterrupt once it has cleaned up; a second one does not wait for that. A command that
+    receives SIGINT itself from some point on is left alone from there; where SIGINT is ignored, as
+    in the background of a script, it stays so.
     """
     uvloop = importlib.util.find_spec("uvloop") is not None
     try:
-        return anyio.run(main, backend_options={"use_uvloop": uvloop})
+        return anyio.run(_interruptible, main, backend_options={"use_uvloop": uvloop})
+    except _InterruptError:
+        raise KeyboardInterrupt from None
     except BaseExceptionGroup as group:
         raise _sole(group) from group
+
+
+class _InterruptError(Exception):
+    """SIGINT came. In an event loop KeyboardInterrupt itself would not be cleaned up after."""
+
+
+async def _interruptible(main: Callable[[], Awaitable[T]]) -> T:
+    """Run `main`; on SIGINT cancel its scope.
+
+    Left to itself, asyncio would call `Task.cancel` once, and `asyncio.timeout(0)`, which redis-py
+    awaits before each command, now and then takes that for its own timeout: Ctrl-C without effect.
+    A scope cancels until it is obeyed.
+    """
+    async with anyio.create_task_group() as tasks:
+
+        async def listen(*, task_status: TaskStatus[None]) -> None:
+            with anyio.open_signal_receiver(signal.SIGINT) as signals:
+                task_status.started()
+                await anext(signals)
+            tasks.cancel_scope.cancel()
+
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            await tasks.start(listen)
+        result = await main()
+        tasks.cancel_scope.cancel()
+        return result
+    raise _InterruptError
 
 
 def _sole(error: BaseException) -> BaseException:
