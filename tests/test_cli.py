@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -103,3 +104,44 @@ def test_a_command_whose_parts_are_not_installed_says_so() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "turnbus: this command needs numpy: pip install 'turnbus[local]'\n"
+
+
+_INTERRUPTED_AT = """
+import signal
+import sys
+
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+
+
+sys.meta_path.insert(0, Finder())
+from worker.cli import main
+
+sys.exit(main(["watch"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["worker.errors", "argparse", "anyio", "redis.asyncio", "worker.commands.watch"]
+)
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED_AT.format(module=module)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_entry_point_imports_nothing_before_it_runs() -> None:
+    code = "import sys; before = {*sys.modules}; import worker.cli; print({*sys.modules} - before)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout in ("{'worker', 'worker.cli'}\n", "{'worker.cli', 'worker'}\n")

@@ -1,17 +1,18 @@
 """The `turnbus` command.
 
 Exit codes: 0 ok, 1 failed (one line on stderr says why), 2 bad usage or settings, 130 interrupted.
+
+This module imports what Python has loaded anyway, and the rest inside `main`: Ctrl-C while modules
+are imported, the first tenths of a second, would otherwise end in a traceback.
 """
 
 import os
 import sys
-from argparse import ArgumentParser
-from collections.abc import Sequence
-from importlib import import_module
-from importlib.metadata import version
 
-from worker.commands import HelpFormatter
-from worker.errors import SettingsError, TurnbusError
+TYPE_CHECKING = False  # `typing` itself takes longer to import than all else here
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Sequence
 
 # Each is a module of `worker.commands` (with `_` for `-`) that has `add_parser(subparsers)`. Only
 # the one that was asked for is imported: help should not wait for a Redis client or a recognizer.
@@ -43,9 +44,18 @@ examples:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: "Sequence[str] | None" = None) -> int:
     """Run the command line and return its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(argv: "Sequence[str]") -> int:
+    """Run the command line; word what goes wrong."""
+    from worker.errors import SettingsError, TurnbusError
+
     try:
         arguments = _parser(argv).parse_args(argv)
         code: int = arguments.run(arguments)
@@ -65,8 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # Whoever read our output is gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,7 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser(argv: Sequence[str]) -> ArgumentParser:
+def _parser(argv: "Sequence[str]") -> "ArgumentParser":
+    from argparse import ArgumentParser
+    from importlib import import_module
+    from importlib.metadata import version
+
+    from worker.commands import HelpFormatter
+
     parser = ArgumentParser(
         prog="turnbus",
         description="Live audio in on Redis Streams, speech turns out.",
