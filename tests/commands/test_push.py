@@ -107,6 +107,31 @@ def test_raw_audio_from_a_pipe_byte_for_byte(spawn: Spawn, bus: Redis, keys: Key
     assert end.end
 
 
+def test_without_audio_nothing_is_announced(
+    spawn: Spawn, bus: Redis, keys: Keys, tmp_path: Path
+) -> None:
+    with (tmp_path / "errors").open("wb") as errors:
+        push = spawn("push", "-", "--session", "s", stdin=subprocess.DEVNULL, stderr=errors)
+        assert push.wait(20) == 1
+    said = (tmp_path / "errors").read_text()
+    assert said == "turnbus: no audio came; no session was announced\n"
+    assert not bus.exists(keys.sessions, keys.audio("0", "s"))
+
+
+def test_a_signal_before_the_first_audio_announces_nothing(
+    spawn: Spawn, bus: Redis, keys: Keys
+) -> None:
+    push = spawn("push", "-", "--session", "s", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    while not any(client["cmd"] == "ping" for client in bus.client_list()):
+        assert push.poll() is None
+        sleep(0.02)
+    push.send_signal(signal.SIGINT)
+    assert push.wait(20) == 130
+    assert push.stdout is not None
+    assert push.stdout.read() == b""
+    assert not bus.exists(keys.sessions)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_session(
     spawn: Spawn, bus: Redis, keys: Keys, number: int, code: int

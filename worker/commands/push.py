@@ -14,6 +14,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Meta
+from redis.asyncio import Redis
 
 from schemas import Encoding, Keys, SessionEntry
 from schemas.audio import MAX_METADATA_BYTES, Lane, SessionId
@@ -27,7 +28,7 @@ from worker.commands import (
     run_async,
 )
 from worker.commands.bus import open_bus
-from worker.errors import LocalPartMissing, SettingsError
+from worker.errors import LocalPartMissing, SettingsError, TurnbusError
 from worker.local.producer import Producer
 from worker.plurals import counted
 from worker.settings import Settings
@@ -44,6 +45,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "push",
         run,
         about="Announce a session, append a sound file or raw audio to it, and end it.\n"
+        "It is announced when the first audio is there; without any, exit code 1.\n"
         "Ctrl-C and SIGTERM end it early; Redis going away meanwhile is waited out.",
         examples="""
 turnbus push call.wav --session call-1
@@ -151,10 +153,8 @@ async def _push(
 ) -> int:
     shows_progress = sys.stderr.isatty() and not as_json
     stopped: int | None = None
+    announced: tuple[Producer, str] | None = None
     async with open_bus(settings) as redis:
-        announcement = Announcement(entry.session)
-        entry = msgspec.structs.replace(entry, **announcement.fields)
-        producer = Producer(redis, Keys(settings.prefix), entry)
 
         async def obey(tasks: TaskGroup) -> None:
             nonlocal stopped
@@ -162,42 +162,70 @@ async def _push(
             tasks.cancel_scope.cancel()
 
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            announced = await producer.announce()
-            announcement.sent(announced)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(obey, tasks)
-                await _play(producer, chunks, seconds, shows_progress=shows_progress)
+                first = await anext(chunks, None)
+                if first is None:
+                    raise TurnbusError("no audio came; no session was announced")
+                announced = await _announce(redis, Keys(settings.prefix), entry)
+                producer, _ = announced
+                await _play(producer, first, chunks, seconds, shows_progress=shows_progress)
                 await producer.end()
                 tasks.cancel_scope.cancel()
-            if stopped is not None:
-                await _end_early(producer)
+            if stopped is not None and announced is not None:
+                await _end_early(announced[0])
+    if announced is not None:
+        _report(entry.session, *announced, shows_progress=shows_progress, as_json=as_json)
+    return 0 if stopped is None else 128 + stopped
+
+
+async def _announce(redis: Redis, keys: Keys, entry: SessionEntry) -> tuple[Producer, str]:
+    """Announce the session; return its producer and the id of its entry."""
+    announcement = Announcement(entry.session)
+    producer = Producer(redis, keys, msgspec.structs.replace(entry, **announcement.fields))
+    with anyio.CancelScope(shield=True):  # one that is told to stop now has to know what to end
+        run = await producer.announce()
+    announcement.sent(run)
+    return producer, run
+
+
+def _report(
+    session: str, producer: Producer, run: str, *, shows_progress: bool, as_json: bool
+) -> None:
+    """Say what was appended."""
     if shows_progress:
         print(file=sys.stderr)
     if as_json:
         report = {
-            "session": entry.session,
-            "run": announced,
+            "session": session,
+            "run": run,
             "chunks": producer.chunks,
             "audio_ms": round(producer.seconds * 1000),
         }
         print(msgspec.json.encode(report).decode())
     else:
         chunk_count = counted(producer.chunks, "chunk")
-        print(f"{entry.session}: {producer.seconds:.1f} s in {chunk_count}")
-    return 0 if stopped is None else 128 + stopped
+        print(f"{session}: {producer.seconds:.1f} s in {chunk_count}")
 
 
 async def _play(
-    producer: Producer, chunks: AsyncIterator[bytes], seconds: float, *, shows_progress: bool
+    producer: Producer,
+    first: bytes,
+    others: AsyncIterator[bytes],
+    seconds: float,
+    *,
+    shows_progress: bool,
 ) -> None:
     """Append each chunk when it is due."""
     due = anyio.current_time()
-    async for chunk in chunks:
+    chunk: bytes | None = first
+    while chunk is not None:
         await anyio.sleep_until(due)
         await producer.append(chunk)
         due += seconds
         if shows_progress:
             print(f"\r{producer.seconds:.1f} s", end="", file=sys.stderr, flush=True)
+        chunk = await anext(others, None)
 
 
 async def _end_early(producer: Producer) -> None:
