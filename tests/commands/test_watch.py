@@ -1,6 +1,7 @@
 """`turnbus watch`: old events, new events, pipes and terminals."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from time import sleep
@@ -142,6 +143,31 @@ def test_from_now_on(spawn: Spawn, bus: Redis, keys: Keys) -> None:
     watch = spawn("watch", "--json", "--until-ended", stdout=subprocess.PIPE)
     wait_until_blocked(bus, watch)
     publish(bus, keys.turns("0"), END, ENDED)
+    output, _ = watch.communicate(timeout=20)
+    assert output.splitlines() == [encode_event(END), encode_event(ENDED)]
+    assert watch.returncode == 0
+
+
+def test_a_session_that_has_ended_is_not_waited_for(
+    bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(bus, keys.turns("0"), UPDATE, END, ENDED, *[OTHER] * 1_100)
+    assert main(["watch", "--session", "s", "--until-ended"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "    1.25 s session.ended end, turns: 1\n"
+    assert re.fullmatch(r"turnbus: s ended .*s ago; --from-start shows what is kept\n", err)
+    assert main(["watch", "--session", "s", "--until-ended", "--json"]) == 0
+    assert capsys.readouterr().out.encode() == encode_event(ENDED) + b"\n"
+
+
+@pytest.mark.parametrize("before", [[], [OTHER], [UPDATE], [ENDED, STARTED]])
+def test_one_that_is_not_known_or_has_begun_again_is(
+    spawn: Spawn, bus: Redis, keys: Keys, before: list[TurnEvent]
+) -> None:
+    publish(bus, keys.turns("0"), *before)
+    watch = spawn("watch", "--json", "--session", "s", "--until-ended", stdout=subprocess.PIPE)
+    wait_until_blocked(bus, watch)
+    publish(bus, keys.turns("0"), OTHER, END, ENDED)
     output, _ = watch.communicate(timeout=20)
     assert output.splitlines() == [encode_event(END), encode_event(ENDED)]
     assert watch.returncode == 0

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ from worker.commands import (
     run_async,
 )
 from worker.commands.bus import open_bus
+from worker.commands.table import seconds_in_words
+from worker.core import ids
 from worker.settings import Settings
 
 _BLOCK_MS = 1_000
@@ -72,7 +75,11 @@ turnbus watch --json | jq -r 'select(.type == "turn.end") | .transcript'""",
     parser.add_argument(
         "--from-start", action="store_true", help="begin with the oldest event still kept"
     )
-    parser.add_argument("--until-ended", action="store_true", help="stop at the next session.ended")
+    parser.add_argument(
+        "--until-ended",
+        action="store_true",
+        help="stop at the next session.ended; with --session, also if that has ended already",
+    )
     parser.add_argument("--json", action="store_true", help="print the events as JSON lines")
     add_config(parser)
 
@@ -87,23 +94,60 @@ async def _watch(settings: Settings, arguments: Namespace) -> int:
     wanted = arguments.session and arguments.session.encode()
     with _view(arguments) as show:
         async with open_bus(settings) as redis:
-            async for fields in _follow(redis, stream, from_start=arguments.from_start):
+            after = b"0-0" if arguments.from_start else await _newest(redis, stream)
+            if wanted and arguments.until_ended:
+                entry, fields = await _last(redis, stream, wanted, after)
+                if _is_ended(fields):
+                    show(fields)
+                    _say_ended(arguments.session, entry)
+                    return 0
+            async for fields in _follow(redis, stream, after):
                 if wanted and fields.get(b"session") != wanted:
                     continue
                 show(fields)
-                if arguments.until_ended and fields.get(b"type") == b"session.ended":
+                if arguments.until_ended and _is_ended(fields):
                     break
     return 0
 
 
-async def _follow(redis: Redis, stream: str, *, from_start: bool) -> AsyncIterator[Fields]:
-    """Yield the fields of every entry of a stream, old and new; ends never."""
-    cursors: dict[Any, Any] = {stream: b"0-0"}
-    if not from_start:
-        # Not `$`: asked anew after each wait, it would skip what came in between.
-        newest: Any = await redis.xrevrange(stream, count=1)
-        if newest:
-            cursors[stream] = newest[0][0]
+def _is_ended(fields: Fields) -> bool:
+    return fields.get(b"type") == b"session.ended"
+
+
+def _say_ended(session: str, entry: bytes) -> None:
+    ago_s = max(0.0, time.time() - ids.milliseconds(entry.decode()) / 1000)
+    print(
+        f"turnbus: {session} ended {seconds_in_words(ago_s)} ago; --from-start shows what is kept",
+        file=sys.stderr,
+    )
+
+
+async def _newest(redis: Redis, stream: str) -> bytes:
+    """Return the id of a stream's last entry."""
+    # Not `$`: asked anew after each wait, it would skip what came in between.
+    newest: Any = await redis.xrevrange(stream, count=1)
+    entry: bytes = newest[0][0] if newest else b"0-0"
+    return entry
+
+
+async def _last(redis: Redis, stream: str, session: bytes, until: bytes) -> tuple[bytes, Fields]:
+    """Return id and fields of a session's last event up to an entry; no fields if there is none.
+
+    It is looked for in the turns, as far back as they are kept: those who consume may read no more.
+    """
+    while True:
+        page: Any = await redis.xrevrange(stream, until, count=_BATCH)
+        for entry, fields in page:
+            if fields.get(b"session") == session:
+                return entry, fields
+        if len(page) < _BATCH:
+            return until, {}
+        until = b"(" + page[-1][0]
+
+
+async def _follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fields]:
+    """Yield the fields of every entry of a stream after one; ends never."""
+    cursors: dict[Any, Any] = {stream: after}
     health = BusHealth()
     while True:
         reply: Any = await patiently(
