@@ -16,6 +16,9 @@ from schemas.faults import EntryFault, entry_fault
 
 MAX_AUDIO_BYTES = 256 * 1024
 MAX_METADATA_BYTES = 4 * 1024
+MAX_NESTING = 32
+"""Of JSON, in levels: the event that echoes it has to pass every reader's own limit."""
+
 MAX_KEYTERMS = 100
 MAX_KEYTERM_CHARS = 1_200
 MAX_DIGITS = 18
@@ -266,12 +269,30 @@ def _audio_config(raw: bytes | None) -> TurnConfig | None:
 
 
 def _json(name: str, raw: bytes) -> Any:  # noqa: ANN401 - JSON of any shape
+    text = _text(name, raw)
+    too_deep = EntryFault(name, f"nests deeper than {MAX_NESTING} levels")
     try:
-        return msgspec.json.decode(raw)
+        value = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise EntryFault(name, f"is not JSON: {error}") from None
     except RecursionError:
-        raise EntryFault(name, "nests too deeply") from None
+        raise too_deep from None
+    if _nesting(value) > MAX_NESTING:
+        raise too_deep
+    return value
+
+
+def _nesting(value: Any) -> int:  # noqa: ANN401 - JSON of any shape
+    levels = 0
+    level = [value]
+    while containers := [each for each in level if isinstance(each, dict | list)]:
+        levels += 1
+        level = [
+            inner
+            for each in containers
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return levels
 
 
 def _config(values: Any, *, strict: bool) -> TurnConfig:  # noqa: ANN401 - JSON of any shape

@@ -156,7 +156,7 @@ class Stage:
             }
         )
 
-    async def announce_as(self, fields: Mapping[str, str]) -> str:
+    async def announce_as(self, fields: Mapping[str, str | bytes]) -> str:
         """Append a session entry of these very fields and return its id."""
         written: dict[Any, Any] = dict(fields)
         entry: Any = await self.producer.xadd(f"{self.prefix}:sessions", written)

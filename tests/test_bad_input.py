@@ -28,12 +28,15 @@ BAD_SESSIONS = [
     ({"encoding": "pcm_s16le", "sample_rate": "16000"}, "missing", "session", False),
     ({"hello": "world"}, "missing", "session", False),
     ({**GOOD, "metadata": "[" * 2_000 + "]" * 2_000}, "malformed", "metadata", True),
+    # As deep as Python can read it, and too deep to be written further down the stack.
+    ({**GOOD, "metadata": '{"a":' + "[" * 900 + "]" * 900 + "}"}, "malformed", "metadata", True),
+    ({**GOOD, "metadata": b'{"a":"\xff"}'}, "malformed", "metadata", True),
 ]
 
 
 @pytest.mark.parametrize(("fields", "reason", "field", "known"), BAD_SESSIONS)
 async def test_bad_session_entry(
-    stage: Stage, fields: dict[str, str], reason: str, field: str, known: bool
+    stage: Stage, fields: dict[str, str | bytes], reason: str, field: str, known: bool
 ) -> None:
     async with stage.worker():
         bad = await stage.announce_as(fields)
@@ -62,6 +65,7 @@ BAD_AUDIO = [
     ({"config": "{"}, "malformed", "config"),
     ({"config": '{"volume":11}'}, "malformed", "config"),
     ({"config": "[" * 100_000}, "malformed", "config"),
+    ({"config": b'{"\xff":1}'}, "malformed", "config"),
     ({"audio": b"\0\0", "seq": "9" * 400}, "malformed", "seq"),
 ]
 

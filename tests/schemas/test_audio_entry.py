@@ -79,6 +79,7 @@ def test_the_largest_chunk() -> None:
         ({b"audio": b"x", b"src": bytes(129)}, "src", "too_large"),
         ({b"config": b"turn"}, "config", "malformed"),
         ({b"config": b"[]"}, "config", "malformed"),
+        ({b"config": b'{"\xff":0.5}'}, "config", "malformed"),
         ({b"config": b'{"threshold":0.5}'}, "config", "malformed"),
         ({b"config": b'{"turn_start_threshold":"0.6"}'}, "turn_start_threshold", "malformed"),
         ({b"config": b'{"turn_end_timeout_ms":12000}'}, "turn_end_timeout_ms", "malformed"),

@@ -12,7 +12,7 @@ from schemas import (
     decode_session,
     encode_session,
 )
-from schemas.audio import MAX_KEYTERMS, session_id, session_lane
+from schemas.audio import MAX_KEYTERMS, MAX_NESTING, session_id, session_lane
 
 LEAST = {b"session": b"call-1", b"encoding": b"pcm_s16le", b"sample_rate": b"16000"}
 
@@ -69,7 +69,10 @@ def test_fields_of_the_producers_own_are_ignored(own: dict[bytes, bytes]) -> Non
         st.sampled_from(SessionEntry.__struct_fields__ + TurnConfig.__struct_fields__).map(
             str.encode
         ),
-        st.binary(max_size=20) | st.sampled_from([b"null", b"nan", b"1e999", b"{}", b"[]", b"-1"]),
+        st.binary(max_size=20)
+        | st.sampled_from(
+            [b"null", b"nan", b"1e999", b"{}", b"[]", b"-1", b'["\xff"]', b'{"\xff":1}']
+        ),
     )
 )
 def test_whatever_comes_is_an_entry_or_a_fault(fields: dict[bytes, bytes]) -> None:
@@ -105,6 +108,9 @@ def test_whatever_comes_is_an_entry_or_a_fault(fields: dict[bytes, bytes]) -> No
         ({b"keyterms": b'["' + b"x" * 1_201 + b'"]'}, "keyterms", "malformed"),
         ({b"metadata": b"[]"}, "metadata", "malformed"),
         ({b"metadata": b"{"}, "metadata", "malformed"),
+        ({b"metadata": b'{"a":"\xff"}'}, "metadata", "malformed"),
+        ({b"metadata": b'{"a":' + b"[" * 32 + b"]" * 32 + b"}"}, "metadata", "malformed"),
+        ({b"metadata": b'{"a":' + b"[" * 1_500 + b"]" * 1_500 + b"}"}, "metadata", "malformed"),
         ({b"metadata": b'{"a":"' + b"x" * 4_096 + b'"}'}, "metadata", "too_large"),
         ({b"turn_start_threshold": b"high"}, "turn_start_threshold", "malformed"),
         ({b"turn_start_threshold": b"0.95"}, "turn_start_threshold", "malformed"),
@@ -127,6 +133,11 @@ def test_refusals_name_field_and_reason(
     with pytest.raises(EntryFault) as caught:
         decode_session(LEAST | fields)
     assert (caught.value.field, caught.value.reason) == (field, reason)
+
+
+def test_the_deepest_metadata() -> None:
+    nested = b'{"a":' + b"[" * (MAX_NESTING - 1) + b"]" * (MAX_NESTING - 1) + b"}"
+    assert decode_session(LEAST | {b"metadata": nested}).metadata["a"] is not None
 
 
 @pytest.mark.parametrize("field", sorted(LEAST))
