@@ -62,8 +62,9 @@ def test_sessions_nobody_runs(
     assert (fresh["lag_s"], fresh["lag_bytes"]) == (2.5, 4_800)
     assert (fresh["turns"], fresh["last_event"], fresh["last_event_at"]) == (0, "", 0.0)
     assert main(["sessions"]) == 0
-    row = capsys.readouterr().out.splitlines()[3]
-    assert row.split() == ["fresh", "-", "waiting", "2.5s", "4.8k", "0", "-"]
+    rows_shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[2] for row in rows_shown[1:]] == [row["state"] for row in rows]
+    assert rows_shown[3] == ["fresh", "-", "waiting", "2.5s", "4.8k", "0", "-"]
     monkeypatch.setenv("TURNBUS_LEASE_MS", "600000")
     assert listed(capsys)[1]["state"] == "between_turns"
 

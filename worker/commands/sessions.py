@@ -25,8 +25,8 @@ def add_parser(subparsers: Subparsers) -> None:
         about="List the sessions on the bus, oldest first: who owns each, what it is at, how much\n"
         "of its audio no published event covers yet (its length, and about how many bytes), how\n"
         "many turns it has begun, and its last event.\n\n"
-        "States: waiting (no worker has it), handed over (given back, not taken yet), silent (its\n"
-        "owner has not spoken for a lease), in turn, between turns.",
+        "States: waiting (no worker has it), handed_over (given back, not taken yet), silent (its\n"
+        "owner has not spoken for a lease), in_turn, between_turns.",
         examples="""
 turnbus sessions
 turnbus sessions --json | jq -r 'select(.lag_s > 10) | .session'""",
@@ -59,7 +59,7 @@ def _row(status: Status, now: float) -> tuple[str, ...]:
     return (
         status.session,
         status.owner or "-",
-        status.state.replace("_", " "),
+        status.state,
         seconds_in_words(status.lag_s),
         bytes_in_words(status.lag_bytes),
         str(status.turns),
