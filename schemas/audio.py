@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from msgspec import Meta
 
-from schemas.faults import EntryFault, entry_fault
+from schemas.faults import EntryFault, entry_fault, json_fault
 
 MAX_AUDIO_BYTES = 256 * 1024
 MAX_METADATA_BYTES = 4 * 1024
@@ -29,9 +29,14 @@ MAX_SRC_BYTES = 128
 
 SessionId = Annotated[
     str,
-    Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}$(?!\n)", description="One id per call; a UUID, say."),
+    Meta(
+        pattern=r"^[A-Za-z0-9._:-]{1,128}$(?!\n)",
+        description="1 to 128 of A-Z a-z 0-9 . _ : -; one id per call, a UUID say",
+    ),
 ]
-Lane = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$(?!\n)")]
+Lane = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$(?!\n)", description="1 to 32 of A-Z a-z 0-9 _ -")
+]
 Fields = Mapping[bytes, bytes]
 
 
@@ -78,7 +83,7 @@ class TurnConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     turn_eager_end_threshold: Annotated[float, Meta(ge=0.3, le=0.8)] | None = None
     turn_end_threshold: Annotated[float, Meta(ge=0.05, le=0.5)] | None = None
     turn_end_timeout_ms: (
-        Annotated[float, Meta(ge=640, le=11_200, description="Milliseconds.")] | None
+        Annotated[float, Meta(ge=640, le=11_200, description="milliseconds")] | None
     ) = None
 
     def check_order(self) -> None:
@@ -103,7 +108,7 @@ class SessionEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     session: SessionId
     encoding: Encoding
-    sample_rate: Annotated[int, Meta(ge=8_000, le=192_000, description="Hz.")]
+    sample_rate: Annotated[int, Meta(ge=8_000, le=192_000, description="Hz")]
     lane: Lane = "0"
     out: Literal["lane", "session"] = "lane"
     model: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
@@ -152,9 +157,9 @@ def decode_session(fields: Fields) -> SessionEntry:
     try:
         entry = msgspec.convert(values, SessionEntry, strict=False)
     except msgspec.ValidationError as error:
-        raise entry_fault(error) from None
+        raise entry_fault(error, SessionEntry) from None
     if sum(map(len, entry.keyterms)) > MAX_KEYTERM_CHARS:
-        raise EntryFault("keyterms", f"are over {MAX_KEYTERM_CHARS} characters together")
+        raise EntryFault("keyterms", f"must be at most {MAX_KEYTERM_CHARS} characters together")
     return entry
 
 
@@ -274,7 +279,7 @@ def _json(name: str, raw: bytes) -> Any:  # noqa: ANN401 - JSON of any shape
     try:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise EntryFault(name, f"is not JSON: {error}") from None
+        raise json_fault(name, error) from None
     except RecursionError:
         raise too_deep from None
     if _nesting(value) > MAX_NESTING:
@@ -303,7 +308,7 @@ def _config(values: Any, *, strict: bool) -> TurnConfig:  # noqa: ANN401 - JSON 
     try:
         config = msgspec.convert(values, TurnConfig, strict=strict)
     except msgspec.ValidationError as error:
-        raise entry_fault(error) from None
+        raise entry_fault(error, TurnConfig) from None
     config.check_order()
     return config
 

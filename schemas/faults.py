@@ -1,8 +1,10 @@
 """What is wrong with an entry, said so that its producer can mend it."""
 
+import re
 from typing import Literal, get_args
 
 import msgspec
+from msgspec import inspect
 
 Reason = Literal["malformed", "missing", "encoding", "empty", "too_large"]
 """Why an entry was refused. `malformed`: a field does not hold what it should; `missing`: a
@@ -10,6 +12,9 @@ required field is absent; `encoding`: no such audio encoding; `empty`: an audio 
 `audio`, `config` and `end`; `too_large`: over the documented size."""
 
 REASONS: tuple[Reason, ...] = get_args(Reason)
+
+_AT_FIELD = re.compile(r" - at `\$\.(\w+)")
+_MISSING = re.compile(r"Object missing required field `(\w+)`$")
 
 
 class EntryFault(ValueError):  # noqa: N818 - reads as what it is
@@ -26,15 +31,57 @@ class EntryFault(ValueError):  # noqa: N818 - reads as what it is
         self.reason = reason
 
 
-def entry_fault(error: msgspec.ValidationError, reason: Reason = "malformed") -> EntryFault:
-    """Turn msgspec's "what - at `$.path`" into a fault that names the field."""
-    what, at, path = str(error).partition(" - at `$")
-    if what.startswith("Invalid enum value"):
-        what = "is not one of the values documented"  # msgspec would repeat what was written
-    if at:
-        field = path.rstrip("`").lstrip(".")
-        return EntryFault(field, what, reason)
-    if what.startswith("Object missing required field `"):
-        field = what.split("`")[1]
-        return EntryFault(field, "is required", "missing")
-    return EntryFault("", what, reason)
+def entry_fault(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> EntryFault:
+    """Turn what msgspec says against the fields of a `kind` into a fault that names the field.
+
+    Its own words are for programmers, tell one bound of two, and may repeat what was written.
+    """
+    said = str(error)
+    types = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    found = _AT_FIELD.search(said) or _MISSING.match(said)
+    if found is None or found[1] not in types:
+        return EntryFault("", "does not hold what it should")
+    name, must = found[1], f"must be {allowed(types[found[1]])}"
+    if found.re is _MISSING:
+        return EntryFault(name, f"is missing; it {must}", "missing")
+    return EntryFault(name, must)
+
+
+def json_fault(field: str, error: msgspec.DecodeError) -> EntryFault:
+    """Say where a field that should hold JSON stops to."""
+    said = str(error).removeprefix("JSON is malformed: ").partition(" - at `")[0]
+    return EntryFault(field, f"is not JSON: {said[:1].lower()}{said[1:]}")
+
+
+def allowed(kind: object) -> str:
+    """Word what a type lets be, so that it reads well after "must be".
+
+    The `description` of a number is its unit, that of a text says what it may hold.
+    """
+    info = inspect.type_info(kind)
+    if isinstance(info, inspect.UnionType):  # optional: None cannot be written, only left out
+        info = info.types[0]
+    about = ""
+    if isinstance(info, inspect.Metadata):
+        about = (info.extra_json_schema or {}).get("description", "")
+        info = info.type
+    unit = f" {about}" if about else ""
+    match info:
+        case inspect.EnumType(cls=members):
+            return f"one of {', '.join(str(member.value) for member in members)}"
+        case inspect.LiteralType(values=values):
+            return f"one of {', '.join(map(str, values))}"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.IntType(ge=low, le=high):
+            return f"a whole number from {low} to {high}{unit}"
+        case inspect.FloatType(ge=low, le=high):
+            return f"a number from {low:g} to {high:g}{unit}"
+        case inspect.VarTupleType(max_length=most):
+            return f"a JSON array of at most {most} texts"
+        case inspect.DictType():
+            return "a JSON object"
+        case inspect.StrType(min_length=least, max_length=most) if not about and most:
+            return f"text of {f'{least} to' if least else 'at most'} {most} characters"
+        case _:
+            return about or "text"

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
-from msgspec import Meta, inspect
+from msgspec import Meta
 
 from schemas import EntryFault, TurnConfig
+from schemas.faults import allowed
 from worker.addresses import check_redis_url, check_stt_url, host_port, redacted
 from worker.errors import SettingsError
 
@@ -229,32 +230,10 @@ def _checked(name: str, value: object, *, strict: bool) -> object:
         converted: object = msgspec.convert(value, _TYPES[name], strict=strict)
     except msgspec.ValidationError:
         shown = "" if name.endswith("_url") else f", not {reprlib.repr(value)}"
-        raise ValueError(f"must be {_expected(_TYPES[name])}{shown}") from None
+        raise ValueError(f"must be {allowed(_TYPES[name])}{shown}") from None
     if check := _CHECKS.get(name):
         check(converted)
     return converted
-
-
-def _expected(kind: object) -> str:
-    """Word what a type asks for."""
-    info = inspect.type_info(kind)
-    if isinstance(info, inspect.UnionType):  # optional: None cannot be written, only left out
-        info = info.types[0]
-    about = "text"
-    if isinstance(info, inspect.Metadata):
-        about = (info.extra_json_schema or {}).get("description", about)
-        info = info.type
-    match info:
-        case inspect.LiteralType(values=values):
-            return f"one of {', '.join(map(str, values))}"
-        case inspect.BoolType():
-            return "true or false"
-        case inspect.IntType(ge=low, le=high):
-            return f"a whole number from {low} to {high}"
-        case inspect.FloatType(ge=low, le=high):
-            return f"a number from {low:g} to {high:g}"
-        case _:
-            return about
 
 
 def _check_admin_addr(address: str) -> None:
