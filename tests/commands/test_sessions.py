@@ -9,11 +9,14 @@ from redis.asyncio import Redis as AsyncRedis
 
 from schemas import Keys
 from schemas.keys import GROUP, RELEASED
+from schemas.turns import SessionError, TurnUpdate
 from tests.stage import ON_CLUSTER_TOO, PCM16, Stage
-from worker.bus.census import Status, census
+from worker.bus.census import UNAVAILABLE, Status, census
 from worker.cli import main
 from worker.commands.table import bytes_in_words, seconds_in_words, table
-from worker.local.engines.script import hush, say
+from worker.local.engines.script import ScriptEngine, hush, say
+from worker.local.server.server import TurnsServer
+from worker.local.server.settings import ServerSettings
 from worker.logs import printable
 
 
@@ -32,7 +35,7 @@ def announce(bus: Redis, keys: Keys, session: str, **more: str) -> bytes:
 def test_a_bus_without_sessions(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
     assert listed(capsys) == []
     assert main(["sessions"]) == 0
-    assert capsys.readouterr().out == "SESSION  OWNER  STATE  LAG  BYTES  TURNS  LAST EVENT\n"
+    assert capsys.readouterr().out == "SESSION  LANE  OWNER  STATE  LAG  BYTES  TURNS  LAST EVENT\n"
 
 
 def test_sessions_nobody_runs(
@@ -63,8 +66,8 @@ def test_sessions_nobody_runs(
     assert (fresh["turns"], fresh["last_event"], fresh["last_event_at"]) == (0, "", 0.0)
     assert main(["sessions"]) == 0
     rows_shown = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[2] for row in rows_shown[1:]] == [row["state"] for row in rows]
-    assert rows_shown[3] == ["fresh", "-", "waiting", "2.5s", "4.8k", "0", "-"]
+    assert [row[3] for row in rows_shown[1:]] == [row["state"] for row in rows]
+    assert rows_shown[3] == ["fresh", "0", "-", "waiting", "2.5s", "4.8k", "0", "-"]
     monkeypatch.setenv("TURNBUS_LEASE_MS", "600000")
     assert listed(capsys)[1]["state"] == "between_turns"
 
@@ -104,6 +107,46 @@ async def test_a_session_that_runs(
     assert (silent.state, silent.turns, silent.last_event) == ("between_turns", 1, "turn.end")
     assert silent.lag_bytes < speaking.lag_bytes + len(hush(700, PCM16))
     assert silent.last_event_at > 0
+
+
+async def test_a_session_without_a_socket(
+    stage: Stage, stt: TurnsServer, as_worker: AsyncRedis
+) -> None:
+    keys = Keys(stage.prefix)
+
+    async def state() -> str:
+        (found,) = await census(as_worker, keys, 5_000)
+        return found.state
+
+    await stt.stop()
+    async with stage.worker():
+        await stage.announce("s")
+        await stage.play("s", say([1, 2], PCM16), pause_s=0, end=False)
+        error = await stage.until("s", SessionError)
+        assert error.code == UNAVAILABLE
+        assert await state() == "unconnected"
+        async with TurnsServer.serve(ServerSettings(port=stt.port), ScriptEngine()):
+            await stage.until("s", TurnUpdate)
+            assert await state() == "in_turn"
+            await stage.append("s", end="1")
+            await stage.until_ended("s")
+
+
+def test_one_that_has_a_socket_again_and_nothing_to_tell(
+    bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str], expected_leftovers: list[str]
+) -> None:
+    expected_leftovers += ["sessions", "{0}:*"]
+    announce(bus, keys, "s")
+    bus.xgroup_create(keys.sessions, GROUP, id="0")
+    bus.xreadgroup(GROUP, "w1-abcd", {keys.sessions: ">"})
+    event = {"type": "session.error", "at": 1.0, "connection": 1, "code": UNAVAILABLE}
+    told: Any = {"session": "s", "type": "session.error", "event": json.dumps(event)}
+    bus.xadd(keys.turns("0"), told)
+    states = []
+    for connection in (1, 2):
+        bus.hset(keys.state("0", "s"), "snapshot", json.dumps({"connection": connection}))
+        states += [row["state"] for row in listed(capsys)]
+    assert states == ["unconnected", "between_turns"]
 
 
 def test_more_sessions_than_a_page(

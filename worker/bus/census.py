@@ -29,9 +29,13 @@ EVENTS_LOOKED_AT = 20
 """Pages of a lane's newest events in which each session's last one is looked for."""
 
 T = TypeVar("T")
-State = Literal["waiting", "handed_over", "silent", "in_turn", "between_turns"]
+State = Literal["waiting", "handed_over", "silent", "unconnected", "in_turn", "between_turns"]
 """`waiting`: no worker has it yet; `handed_over`: given back, and not taken yet; `silent`: its
-owner has not spoken for a lease, and will be replaced; else the owner listens, in a turn or not."""
+owner has not spoken for a lease, and will be replaced; `unconnected`: its owner told that it gets
+no connection to the service, and nothing since; else the owner listens, in a turn or not."""
+
+UNAVAILABLE = "stt_unavailable"
+"""Code of the error by which a session's owner tells that it has no connection to the service."""
 
 
 class Announced(NamedTuple):
@@ -68,6 +72,7 @@ class _Snapshot(msgspec.Struct, frozen=True):
 
     ledger: LedgerState = LedgerState()
     turns: TurnState = TurnState()
+    connection: int = 0
 
 
 class _Pending(NamedTuple):
@@ -76,9 +81,12 @@ class _Pending(NamedTuple):
 
 
 class _LastEvent(msgspec.Struct, frozen=True):
-    """What is read of an event, of whatever version."""
+    """What is read of the newest event of a session, of whatever version."""
 
-    at: float
+    type: str = ""
+    at: float = 0.0
+    connection: int = 0
+    code: str = ""
 
 
 async def announced(redis: Redis, keys: Keys) -> AsyncIterator[Announced]:
@@ -120,7 +128,7 @@ async def census(redis: Redis, keys: Keys, lease_ms: int) -> list[Status]:
         for each, raw, audio in zip(batch, replies[::2], replies[1::2], strict=True):
             snapshot = _snapshot(raw)
             lag_ms, lag_bytes = _lag(snapshot.ledger, audio)
-            event, at = last.get((each.lane, each.session), ("", 0.0))
+            event = last.get((each.lane, each.session), _LastEvent())
             owner = pending.get(each.entry)
             held = owner is not None and owner.consumer != RELEASED
             found.append(
@@ -129,24 +137,26 @@ async def census(redis: Redis, keys: Keys, lease_ms: int) -> list[Status]:
                     lane=each.lane,
                     entry=each.entry,
                     owner=names.get(owner.consumer, owner.consumer) if owner and held else "",
-                    state=_state(owner, snapshot, lease_ms),
+                    state=_state(owner, snapshot, event, lease_ms),
                     lag_s=lag_ms / 1000,
                     lag_bytes=lag_bytes,
                     turns=snapshot.turns.turn + (snapshot.turns.open is not None),
-                    last_event=event,
-                    last_event_at=at,
+                    last_event=event.type,
+                    last_event_at=event.at,
                 )
             )
     return found
 
 
-def _state(owner: _Pending | None, snapshot: _Snapshot, lease_ms: int) -> State:
+def _state(owner: _Pending | None, snapshot: _Snapshot, event: _LastEvent, lease_ms: int) -> State:
     if owner is None:
         return "waiting"
     if owner.consumer == RELEASED:
         return "handed_over"
     if owner.idle_ms > lease_ms:
         return "silent"
+    if event.code == UNAVAILABLE and event.connection >= snapshot.connection:
+        return "unconnected"  # and nothing is committed of a later connection
     return "between_turns" if snapshot.turns.open is None else "in_turn"
 
 
@@ -207,9 +217,9 @@ async def _pending(redis: Redis, keys: Keys) -> dict[str, _Pending]:
 
 async def _last_events(
     redis: Redis, keys: Keys, entries: Iterable[Announced]
-) -> dict[tuple[str, str], tuple[str, float]]:
-    """Return type and time of the newest event of each session, as far as they are near."""
-    found: dict[tuple[str, str], tuple[str, float]] = {}
+) -> dict[tuple[str, str], _LastEvent]:
+    """Return the newest event of each session, as far as they are near."""
+    found: dict[tuple[str, str], _LastEvent] = {}
     by_lane: dict[str, set[bytes]] = {}
     for each in entries:
         by_lane.setdefault(each.lane, set()).add(each.session.encode())
@@ -228,12 +238,11 @@ async def _last_events(
     return found
 
 
-def _event(fields: Fields) -> tuple[str, float]:
-    kind = fields.get(b"type", b"").decode("utf-8", "replace")
+def _event(fields: Fields) -> _LastEvent:
     try:
-        return kind, msgspec.json.decode(fields.get(b"event", b""), type=_LastEvent).at
+        return msgspec.json.decode(fields.get(b"event", b""), type=_LastEvent)
     except msgspec.DecodeError:
-        return kind, 0.0
+        return _LastEvent(type=fields.get(b"type", b"").decode("utf-8", "replace"))
 
 
 def _batches(items: Iterable[T], size: int) -> Iterable[list[T]]:

@@ -13,7 +13,7 @@ from worker.commands.bus import open_bus
 from worker.commands.table import bytes_in_words, seconds_in_words, table
 from worker.settings import Settings
 
-_HEADER = ("SESSION", "OWNER", "STATE", "LAG", "BYTES", "TURNS", "LAST EVENT")
+_HEADER = ("SESSION", "LANE", "OWNER", "STATE", "LAG", "BYTES", "TURNS", "LAST EVENT")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -22,11 +22,12 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "sessions",
         run,
-        about="List the sessions on the bus, oldest first: who owns each, what it is at, how much\n"
-        "of its audio no published event covers yet (its length, and about how many bytes), how\n"
-        "many turns it has begun, and its last event.\n\n"
+        about="List the sessions on the bus, oldest first: lane, owner, what each is at, how much of\n"
+        "its audio no published event covers yet (its length, and about how many bytes), how many\n"
+        "turns it has begun, and its last event.\n\n"
         "States: waiting (no worker has it), handed_over (given back, not taken yet), silent (its\n"
-        "owner has not spoken for a lease), in_turn, between_turns.",
+        "owner has not spoken for a lease), unconnected (its owner said that it gets no\n"
+        "connection to the speech-to-text service, and nothing since), in_turn, between_turns.",
         examples="""
 turnbus sessions
 turnbus sessions --json | jq -r 'select(.lag_s > 10) | .session'""",
@@ -58,6 +59,7 @@ def _row(status: Status, now: float) -> tuple[str, ...]:
         last = f"{last} {seconds_in_words(max(0.0, now - status.last_event_at))} ago"
     return (
         status.session,
+        status.lane,
         status.owner or "-",
         status.state,
         seconds_in_words(status.lag_s),
