@@ -22,9 +22,9 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "sessions",
         run,
-        about="List the sessions on the bus, oldest first: lane, owner, what each is at, how much of\n"
-        "its audio no published event covers yet (its length, and about how many bytes), how many\n"
-        "turns it has begun, and its last event.\n\n"
+        about="List the sessions on the bus, oldest first: lane, owner, what each is at, how much\n"
+        "of its audio no published event covers yet (its length, and about how many bytes), how\n"
+        "many turns it has begun, and its last event.\n\n"
         "States: waiting (no worker has it), handed_over (given back, not taken yet), silent (its\n"
         "owner has not spoken for a lease), unconnected (its owner said that it gets no\n"
         "connection to the speech-to-text service, and nothing since), in_turn, between_turns.",
