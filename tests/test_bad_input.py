@@ -7,10 +7,11 @@ from typing import Any
 import anyio
 import pytest
 
-from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd
+from schemas.turns import DeadEntry, SessionEnded, SessionError, SessionStarted, TurnEnd
 from tests.stage import KEY, PCM16, Stage, check_order, kinds, words
 from tests.users import PASSWORD, as_user
 from worker.errors import BusUnavailable
+from worker.host import Undertaker
 from worker.local.engines.script import say
 from worker.local.redis import EmbeddedRedis
 from worker.service import Worker
@@ -56,6 +57,44 @@ async def test_bad_session_entry(
         assert field in error.message
         assert await stage.redis.get(stage.audio_key("bad")) == b"ended"
     assert await stage.redis.xlen(f"{stage.prefix}:sessions") == 0
+
+
+async def test_log_and_dead_stream_name_each_other(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with stage.worker():
+        bad = await stage.announce_as({**GOOD, "encoding": "mp3"})
+        while "refused" not in caplog.text:
+            await stage.redis.ping()
+    rows: Any = await stage.redis.xrange(f"{stage.prefix}:dead")
+    ((kept, fields),) = rows
+    assert fields[b"id"].decode() == bad
+    (line,) = (told for told in caplog.messages if "refused" in told)
+    assert line.startswith(f"bad: refused entry {bad} of {stage.prefix}:sessions: field `encoding`")
+    assert line.endswith(f"`turnbus dead` has it as {kept.decode()}")
+
+
+async def test_what_could_not_be_kept_is_logged(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with stage.worker() as worker:
+        undertaker = Undertaker(worker.host.intake, worker.health)
+        undertaker.bury(
+            "bad",
+            DeadEntry(
+                id="1-0",
+                stream="stt:sessions",
+                session="bad",
+                reason="encoding",
+                detail="no good",
+                size=9,
+            ),
+        )
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await undertaker.run()
+    (line,) = (told for told in caplog.messages if "refused" in told)
+    assert line.endswith("no good (encoding); not kept: the worker ended first")
 
 
 BAD_AUDIO = [

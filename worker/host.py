@@ -95,28 +95,40 @@ class Credentials:
 
 
 class Undertaker:
-    """Writes refused entries to the dead stream, whoever refused them."""
+    """Writes refused entries to the dead stream, whoever refused them, and logs where they are."""
 
     def __init__(self, intake: Intake, health: BusHealth) -> None:
         self._intake = intake
         self._health = health
-        self._waiting: deque[DeadEntry] = deque()
+        self._waiting: deque[tuple[str, DeadEntry]] = deque()
         self._wake = anyio.Event()
 
-    def bury(self, dead: DeadEntry) -> None:
-        """Write `dead` as soon as Redis takes it."""
-        self._waiting.append(dead)
+    def bury(self, name: str, dead: DeadEntry) -> None:
+        """Write `dead` as soon as Redis takes it; `name` is its session's, for the log."""
+        self._waiting.append((name, dead))
         self._wake.set()
 
     async def run(self) -> None:
         """Write until cancelled; what Redis has not confirmed is written again."""
-        while True:
-            await self._wake.wait()
-            self._wake = anyio.Event()
-            while self._waiting:
-                dead = self._waiting[0]
-                await patiently(self._health, partial(self._intake.bury, dead))
-                self._waiting.popleft()
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = anyio.Event()
+                while self._waiting:
+                    name, dead = self._waiting[0]
+                    kept = await patiently(self._health, partial(self._intake.bury, dead))
+                    self._waiting.popleft()
+                    _tell(name, dead, f"`turnbus dead` has it as {kept}")
+        finally:
+            for name, dead in self._waiting:
+                _tell(name, dead, "not kept: the worker ended first")
+
+
+def _tell(name: str, dead: DeadEntry, where: str) -> None:
+    log.warning(
+        "%s: refused entry %s of %s: %s (%s); %s",
+        *(name, dead.id, dead.stream, dead.detail, dead.reason, where),
+    )
 
 
 @dataclass(frozen=True)
@@ -155,9 +167,9 @@ class Host:
         """Put a refused entry on the dead stream: a session's with its fields, never audio."""
         self.stats.refused_entries[reason] += 1
         traceparent = fields.get(b"traceparent", b"").decode("ascii", "replace")
-        name = SessionName(session, traceparent)
-        log.warning("%s: refused entry %s of %s: %s (%s)", name, entry, stream, detail, reason)
+        name = SessionName(session, traceparent) if session else "no session"
         self.undertaker.bury(
+            name,
             DeadEntry(
                 id=entry,
                 stream=stream,
@@ -166,7 +178,7 @@ class Host:
                 detail=detail,
                 size=sum(len(value) for value in fields.values()),
                 entry=_as_json(fields) if stream == self.keys.sessions else "",
-            )
+            ),
         )
 
 

@@ -257,14 +257,15 @@ class Intake:
         """Remove an entry whose session is over, or never was. Safe to repeat."""
         await scripts.SETTLE(self._redis, [self._keys.sessions], [GROUP, entry])
 
-    async def bury(self, dead: DeadEntry) -> None:
-        """Append a refused entry to the dead stream."""
-        await self._redis.xadd(
+    async def bury(self, dead: DeadEntry) -> str:
+        """Append a refused entry to the dead stream; return its id there."""
+        kept: Any = await self._redis.xadd(
             self._keys.dead,
             {name: str(value) for name, value in msgspec.structs.asdict(dead).items()},
             maxlen=DEAD_MAXLEN,
             approximate=True,
         )
+        return str(kept.decode())
 
     async def register(self, worker_id: str, record: WorkerRecord) -> None:
         """Publish this worker's record."""
