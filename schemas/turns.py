@@ -8,7 +8,16 @@ import msgspec
 from schemas.audio import Encoding
 
 EndReason = Literal["end", "idle", "error"]
+"""Why a session is over. `end`: its producer said so; `idle`: its producer fell silent; `error`: a
+fatal `session.error`."""
+
 TurnEndReason = Literal["model", "close", "watchdog"]
+"""Why a turn is over. `model`: the service decided so; `close`: its session ended; `watchdog`: the
+service was stuck inside it."""
+
+GapReason = Literal["producer", "backlog", "watchdog"]
+"""Why audio is missing. `producer`: its `seq` has a hole; `backlog`: it was too old; `watchdog`: the
+service was stuck, and said nothing of it."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -80,15 +89,18 @@ class AudioGap(Event, frozen=True, kw_only=True, tag="audio.gap"):
     """Audio that will not be transcribed."""
 
     missing_ms: int
-    reason: str
+    reason: GapReason
 
 
 class SessionError(Event, frozen=True, kw_only=True, tag="session.error"):
     """A fault of the input or of the provider. `fatal`: the session ends with it."""
 
     code: str
+    """Ours, as the README lists them, or the service's own."""
     message: str
+    """For people."""
     status: int
+    """The service's HTTP status or close code, 400 for a refused session entry, else 0."""
     fatal: bool
 
 

@@ -2,7 +2,9 @@
 
 import re
 import shutil
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -61,7 +63,9 @@ def shell_path(tmp_path: Path) -> Path:
     return path
 
 
-async def test_producers_and_consumer(tmp_path: Path, shell_path: Path, stt: TurnsServer) -> None:
+async def test_producers_and_a_consumer_that_is_killed(
+    tmp_path: Path, shell_path: Path, stt: TurnsServer
+) -> None:
     (tmp_path / "call.raw").write_bytes(say([1, 2, 3], PCM16) + hush(700, PCM16) + say([4], PCM16))
     async with (
         GuardedRedis.start() as server,
@@ -72,28 +76,42 @@ async def test_producers_and_consumer(tmp_path: Path, shell_path: Path, stt: Tur
         )
         (shell_path / "redis-cli").chmod(0o755)
         env = {"PATH": f"{shell_path}:{Path(shutil.which('bash') or '/bin/bash').parent}:/usr/bin"}
-        outputs: dict[str, str] = {}
 
-        async def run(name: str, *command: str) -> None:
-            done = await anyio.run_process(command, cwd=tmp_path, env=env)
-            outputs[name] = done.stdout.decode()
+        async def run(*command: str) -> None:
+            await anyio.run_process(command, cwd=tmp_path, env=env)
 
         def python(name: str) -> list[str]:
             user = as_user(server.url, Path(name).stem)
             code = _snippet(name).replace("redis.Redis()", f"redis.Redis.from_url({user!r})")
             return [sys.executable, "-c", code]
 
+        async def consume(store: Path, count: int) -> list[tuple[str, int, str]]:
+            """Run the consumer until it has stored so many turns, and kill it."""
+            async with await anyio.open_process(python("consumer.py"), cwd=tmp_path) as consumer:
+                while len(stored := _stored(store)) < count:
+                    assert consumer.returncode is None
+                    await anyio.sleep(0.02)
+                consumer.kill()
+            return stored
+
         with anyio.fail_after(60):
             async with stage.worker(), anyio.create_task_group() as tasks:
-                tasks.start_soon(run, "sh", "bash", "-euc", _snippet("producer.sh"))
-                tasks.start_soon(run, "py", *python("producer.py"))
-                tasks.start_soon(run, "consumer", *python("consumer.py"))
+                tasks.start_soon(run, "bash", "-euc", _snippet("producer.sh"))
+                tasks.start_soon(run, *python("producer.py"))
+                await consume(tmp_path / "calls.db", 1)
                 events = await stage.until_ended("call-1", "call-2")
+            ends = [e for each in events.values() for e in each if isinstance(e, TurnEnd)]
+            stored = await consume(tmp_path / "calls.db", len(ends))
     assert words(events["call-1"]) == words(events["call-2"]) == [1, 2, 3, 4]
-    ends = [e for each in events.values() for e in each if isinstance(e, TurnEnd)]
-    assert sorted(outputs["consumer"].splitlines()) == sorted(
-        f"{end.session} {end.turn} {end.transcript}" for end in ends
-    )
+    assert sorted(stored) == sorted((end.session, end.turn, end.transcript) for end in ends)
+
+
+def _stored(store: Path) -> list[tuple[str, int, str]]:
+    with closing(sqlite3.connect(store)) as calls:
+        try:
+            return calls.execute("SELECT * FROM said").fetchall()
+        except sqlite3.OperationalError:  # not made yet, or just being written
+            return []
 
 
 def test_settings_are_those_there_are() -> None:

@@ -80,7 +80,7 @@ class Narrator:
             if draft.kind == "turn.end":
                 self.trace.turn_ended(draft.reason or "model", at, text)
 
-    def gap(self, missing_ms: int, reason: str) -> None:
+    def gap(self, missing_ms: int, reason: turns.GapReason) -> None:
         """Publish that audio will not be transcribed."""
         self._stats.gaps[reason] += 1
         self._stats.missing_ms[reason] += missing_ms

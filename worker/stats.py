@@ -8,7 +8,7 @@ from collections import Counter
 from typing import get_args
 
 from schemas.faults import REASONS
-from schemas.turns import TurnEvent
+from schemas.turns import GapReason, TurnEvent
 
 BOUNDS_S = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Upper bounds of the histogram buckets, in seconds."""
@@ -63,9 +63,9 @@ class Stats:
         """Bytes of audio sent to the service, replays and filler included."""
         self.replayed_s = 0.0
         """Audio that was sent and has to be sent again, to another socket."""
-        self.gaps: Counter[str] = Counter(producer=0, backlog=0, watchdog=0)
+        self.gaps: Counter[str] = Counter(dict.fromkeys(get_args(GapReason), 0))
         """`audio.gap` events, by reason."""
-        self.missing_ms: Counter[str] = Counter(producer=0, backlog=0, watchdog=0)
+        self.missing_ms: Counter[str] = Counter(dict.fromkeys(get_args(GapReason), 0))
         """Milliseconds of audio that they announced."""
         self.events: Counter[str] = Counter(dict.fromkeys(_EVENT_TYPES, 0))
         """Events made, by type."""
