@@ -74,9 +74,9 @@ def allowed(kind: object) -> str:
         case inspect.BoolType():
             return "true or false"
         case inspect.IntType(ge=low, le=high):
-            return f"a whole number from {low} to {high}{unit}"
+            return f"a whole number{_span(low, high)}{unit}"
         case inspect.FloatType(ge=low, le=high):
-            return f"a number from {low:g} to {high:g}{unit}"
+            return f"a number{_span(low, high)}{unit}"
         case inspect.VarTupleType(max_length=most):
             return f"a JSON array of at most {most} texts"
         case inspect.DictType():
@@ -85,3 +85,7 @@ def allowed(kind: object) -> str:
             return f"text of {f'{least} to' if least else 'at most'} {most} characters"
         case _:
             return about or "text"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" from {low:.15g} to {high:.15g}"

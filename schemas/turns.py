@@ -16,8 +16,8 @@ TurnEndReason = Literal["model", "close", "watchdog"]
 service was stuck inside it."""
 
 GapReason = Literal["producer", "backlog", "watchdog"]
-"""Why audio is missing. `producer`: its `seq` has a hole; `backlog`: it was too old; `watchdog`: the
-service was stuck, and said nothing of it."""
+"""Why audio is missing. `producer`: its `seq` has a hole; `backlog`: it was too old; `watchdog`:
+the service was stuck, and said nothing of it."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):

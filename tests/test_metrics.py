@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 from urllib.request import urlopen
 
 import anyio
@@ -18,7 +19,7 @@ from worker.exposition import label, prometheus_name, render
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
 from worker.meter import Meter
-from worker.metrics import INSTRUMENTS, readings
+from worker.metrics import INSTRUMENTS, Kind, readings
 from worker.service import Worker
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -197,11 +198,10 @@ def test_names_and_units_follow_opentelemetrys_rules() -> None:
 
 
 def test_the_readme_lists_the_metrics_there_are() -> None:
-    row = r"^\| `([a-z.]+)` \| (counter|updowncounter|gauge|histogram) \| `(.+?)` \| (\S*) ?\| "
-    listed = re.findall(row, README, re.MULTILINE)
+    row = r"^\| `([a-z.]+)` \| (\w+) \| `(.+?)` \| (?:`(\S+)` )?\| (.+) \|$"
+    listed = [row for row in re.findall(row, README, re.MULTILINE) if row[1] in get_args(Kind)]
     assert listed == [
-        (each.name, each.kind, each.unit, f"`{each.attribute}`" if each.attribute else "")
-        for each in INSTRUMENTS
+        (each.name, each.kind, each.unit, each.attribute, each.description) for each in INSTRUMENTS
     ]
 
 

@@ -4,18 +4,22 @@ import re
 import shutil
 import sqlite3
 import sys
+import tomllib
 from contextlib import closing
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import anyio
 import msgspec
 import pytest
 
 from schemas.audio import AudioEntry, SessionEntry, TurnConfig
-from schemas.turns import TurnEnd, TurnEvent
+from schemas.faults import REASONS, allowed
+from schemas.turns import EndReason, GapReason, TurnEnd, TurnEndReason, TurnEvent
 from tests.stage import PCM16, Stage, words
 from tests.users import PASSWORD, GuardedRedis, as_user
 from worker.cli import _COMMANDS
+from worker.local.engines.base import TurnSettings
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
 from worker.settings import Settings
@@ -28,6 +32,12 @@ def _snippet(name: str) -> str:
     found = re.search(rf"<!-- tested: {re.escape(name)} -->\n```\w+\n(.*?)```", README, re.DOTALL)
     assert found, f"no snippet {name} in the README"
     return found[1]
+
+
+def _rows(title: str, *, column: int) -> list[str]:
+    """Return a column of a section's table, without its head."""
+    lines = [line for line in _section(title).splitlines() if line.startswith("| ")]
+    return [line.split("|")[column + 1].strip() for line in lines[1:]]
 
 
 def _section(title: str) -> str:
@@ -131,6 +141,59 @@ def test_defaults_are_those_there_are() -> None:
         assert default == (f"{value:g}" if isinstance(value, float) else str(value)), name
 
 
+def _range(kind: object) -> str:
+    """Word what a type lets be as the tables do; empty if it is neither a number nor a choice."""
+    if number := re.match(r"a (?:whole )?number from (\S+ to \S+)", allowed(kind)):
+        return re.sub(r"\d{4,}", lambda digits: f"{int(digits[0]):,}", number[1])
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    if kind is bool:
+        choices = ("true", "false")
+    return " ".join(f"`{choice}`" for choice in choices)
+
+
+def test_ranges_of_settings_are_those_there_are() -> None:
+    row = r"^\| `TURNBUS_(\w+)` \|[^|]*\| ([^|]*?) ?\|"
+    listed = dict(re.findall(row, _section("Settings"), re.MULTILINE))
+    ranges = {field.name: _range(field.type) for field in msgspec.structs.fields(Settings)}
+    ranges = {name: said for name, said in ranges.items() if said}
+    assert len(ranges) > 10
+    assert {name: listed[name.upper()] for name in ranges} == ranges
+
+
+def test_turn_detection_is_what_it_is() -> None:
+    row = r"^\| `(turn_\w+)` \| (.+?) \| (.+?) \|"
+    defaults = msgspec.structs.astuple(TurnSettings())
+    assert re.findall(row, _section("The bus"), re.MULTILINE) == [
+        (field.name, _range(field.type), f"{default:,g}")
+        for field, default in zip(msgspec.structs.fields(TurnConfig), defaults, strict=True)
+    ]
+
+
+def test_errors_are_those_there_are() -> None:
+    listed = set(re.findall(r"`(\w+)`", "".join(_rows("Errors", column=0))))
+    made = {f"session_{reason}" for reason in REASONS if reason != "empty"} | {"session_unusable"}
+    made |= {f"audio_{reason}" for reason in ("malformed", "too_large", "empty")}
+    for module in (ROOT / "worker").glob("*.py"):
+        source = module.read_text("utf-8")
+        made |= set(re.findall(r"(?:narrator\.error|_fail)\(\s*(?:[\w.]+ or )?\"(\w+)\"", source))
+    assert listed == made
+
+
+def test_reasons_are_those_there_are() -> None:
+    kinds = {"turn.end": TurnEndReason, "audio.gap": GapReason, "session.ended": EndReason}
+    assert [*zip(_rows("Reasons", column=0), _rows("Reasons", column=1), strict=True)] == [
+        (f"`{reason}`", f"`{kind}`")
+        for kind, reasons in kinds.items()
+        for reason in get_args(reasons)
+    ]
+
+
+def test_extras_are_those_there_are() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    listed = re.findall(r"^\| `(\w+)` \|", _section("Use it"), re.MULTILINE)
+    assert sorted(listed) == sorted(project["optional-dependencies"])
+
+
 def test_commands_are_those_there_are() -> None:
     listed = set(re.findall(r"^\| `turnbus ([\w-]+)", _section("Use it"), re.MULTILINE))
     assert listed == set(_COMMANDS)
@@ -158,6 +221,9 @@ def test_entry_fields_are_those_there_are() -> None:
 
 
 def test_links_lead_somewhere() -> None:
+    heads = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("https://"):
             assert (ROOT / target).exists(), target

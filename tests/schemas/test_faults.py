@@ -24,6 +24,9 @@ ENCODINGS = "one of pcm_s16le, pcm_s32le, pcm_f16le, pcm_f32le, pcm_mulaw, pcm_a
     [
         (Annotated[int, Meta(ge=1, le=9)], "a whole number from 1 to 9"),
         (Annotated[int, Meta(ge=1, le=9, description="Hz")], "a whole number from 1 to 9 Hz"),
+        (Annotated[int, Meta(ge=1, le=10**9)], "a whole number from 1 to 1000000000"),
+        (int, "a whole number"),
+        (float | None, "a number"),
         (Annotated[float, Meta(ge=0.5, le=11_200)] | None, "a number from 0.5 to 11200"),
         (Annotated[str, Meta(min_length=1, max_length=8)] | None, "text of 1 to 8 characters"),
         (Annotated[str, Meta(max_length=8)], "text of at most 8 characters"),
