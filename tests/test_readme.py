@@ -216,6 +216,10 @@ def test_entry_fields_are_those_there_are() -> None:
     named = set(re.findall(r"`([a-z_]+)`", session.split("**Session entry**")[1]))
     wanted = set(SessionEntry.__struct_fields__) - {"config"} | set(TurnConfig.__struct_fields__)
     assert wanted <= named
+    (rate,) = (
+        each.type for each in msgspec.structs.fields(SessionEntry) if each.name == "sample_rate"
+    )
+    assert f"| `sample_rate` | Hz, {_range(rate)} |" in session
     named = set(re.findall(r"`([a-z_]+)`", audio.split("**Turn entry**")[0]))
     assert set(AudioEntry.__struct_fields__) <= named
 
