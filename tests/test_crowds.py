@@ -57,8 +57,8 @@ async def test_a_socket_that_takes_nothing_delays_nobody_else(
         (link,) = way.links
         link.stall()
         (session,) = worker.roster
-        assert session._stream is not None
-        socket = session._stream.socket
+        assert session._conversation is not None
+        socket = session._conversation.stream.socket
         for _ in range(FLOOD):
             await stage.append("stalled", audio=hush(8_000, PCM16))
         while socket.open and socket.blocked_since is None:

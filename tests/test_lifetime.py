@@ -33,7 +33,7 @@ async def test_an_ended_session_leaves_nothing(stage: Stage) -> None:
         parts = [
             weakref.ref(part)
             for session in worker.roster
-            for part in (session, session._uplink, session._narrator, session._stream)
+            for part in (session, session._uplink, session._narrator, session._conversation)
         ]
         assert all(part() is not None for part in parts)
         for name in names:

@@ -29,8 +29,8 @@ async def test_a_socket_cut_inside_a_turn(stage: Stage) -> None:
         tasks.start_soon(stage.play, "call-1", _speech(2))
         await stage.until("call-1", TurnUpdate, 2)
         (session,) = worker.roster
-        assert session._stream is not None
-        session._stream.socket.abort("cut by the test")
+        assert session._conversation is not None
+        session._conversation.stream.socket.abort("cut by the test")
         events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
     assert words(events) == list(range(6))
@@ -207,8 +207,8 @@ async def test_a_socket_held_up_at_the_start_of_a_turn_is_not_late_at_its_end(
             link.flow()
         await stage.until("call-1", TurnEnd)
         (session,) = worker.roster
-        assert session._stream is not None
-        session._stream.socket.abort("cut by the test")
+        assert session._conversation is not None
+        session._conversation.stream.socket.abort("cut by the test")
         events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
     assert words(events) == list(range(5))

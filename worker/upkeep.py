@@ -17,6 +17,9 @@ from worker.uplink import Uplink
 
 log = logging.getLogger(__name__)
 
+FLUSH_ROUNDS = 3
+"""Flushes in a row without an answer after which an open turn is ended without one."""
+
 
 class Upkeep:
     """Looks after one session's sockets, one after the other."""
@@ -44,9 +47,12 @@ class Upkeep:
         self._narrator = narrator
         self._watchdog = Watchdog()
         self._pulse = Pulse(time.monotonic())
+        self._unflushed = 0
 
-    def connected(self, now: float) -> None:
-        """Begin with a new socket."""
+    def connected(self, now: float, *, progressed: bool) -> None:
+        """Begin with a new socket; `progressed` tells whether the last one got audio committed."""
+        if progressed:
+            self._unflushed = 0
         self._pulse = Pulse(now)
         self._watchdog.restart()
 
@@ -79,6 +85,14 @@ class Upkeep:
             self.give_up_turn()
         # Not even after an end of ours: the service is still inside its turn.
         stream.socket.abort("the open turn is stuck")
+
+    def give_up_flush(self, stream: Stream, waited_s: float) -> None:
+        """Have it flushed again on a new socket; at last, end what the service will not."""
+        self._unflushed += 1
+        if self._unflushed >= FLUSH_ROUNDS:
+            log.warning("%s: the service does not flush; given up", self._name)
+            self.give_up_turn()
+        stream.socket.abort(f"not flushed within {waited_s:g} s")
 
     def give_up_turn(self) -> None:
         """End what the service will not, and say how much of it nobody heard."""

@@ -1,0 +1,126 @@
+"""One conversation with the service: a session's audio out on one socket, its events in.
+
+It ends when the service closes the socket after our `close`, all being said; or the socket is lost.
+"""
+
+from schemas import cartesia
+from worker.bus.commits import CRASHED
+from worker.errors import SttTransient
+from worker.host import Host
+from worker.logs import SessionName
+from worker.parts import Parts
+from worker.stt.cartesia import Stream
+
+FLUSH_DEADLINE_S = 10.0
+
+CALM_S = 0.4
+"""Between looks at a socket while audio flows: before filler is due, and well within the time in
+which the answer to a ping tells when the ping was heard."""
+
+TELL_SHED_AFTER_S = 1.0
+"""How long audio that is kept may take to follow audio that was dropped."""
+
+PACE_REFUSAL_S = 2.0
+"""An in-band refusal that soon after audio was held back is taken for one of its pace."""
+
+
+class Conversation:
+    """Runs one live socket of a session."""
+
+    def __init__(self, host: Host, name: SessionName, parts: Parts, stream: Stream) -> None:
+        self.name = name
+        self.stream = stream
+        self.flushing = False
+        """Whether `close` was sent: no more audio goes out."""
+        self._host = host
+        self._uplink = parts.uplink
+        self._inbox = parts.inbox
+        self._hearing = parts.hearing
+        self._upkeep = parts.upkeep
+        self._narrator = parts.narrator
+        self._over = False
+        self._calm_until = 0.0
+        self._flushing_since = 0.0
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether audio waits for the pacing to let it go."""
+        return not (self._over or self.flushing or self._uplink.empty)
+
+    def drain(self, now: float) -> None:
+        """Send what may be sent; ask for the rest of the turns once all was."""
+        if self._over or self.flushing:
+            return
+        if self._uplink.drain(now):
+            self._host.catch_up.add(self)
+        elif self._inbox.read_to_end:
+            self._inbox.tell_shed()
+            self._flush(now)
+
+    def tick(self, now: float) -> None:
+        """Look at every deadline; called about ten times a second."""
+        if now < self._calm_until and now - self._inbox.fed_at < CALM_S:
+            return  # audio flows, and what else there is has time
+        if self._over:
+            return
+        self._calm_until = now + CALM_S
+        self._upkeep.beat(self.stream, now)
+        if now - self._inbox.fed_at > TELL_SHED_AFTER_S:
+            self._inbox.tell_shed()
+        if self.flushing:
+            if now - self._flushing_since > FLUSH_DEADLINE_S:
+                self._upkeep.give_up_flush(self.stream, FLUSH_DEADLINE_S)
+        elif self._hearing.inside_turn:
+            self._upkeep.keep_turn_moving(self.stream, now)
+        elif now - self._inbox.news_at > self._host.pace.park_s:
+            self._flush(now)
+
+    def crashed(self) -> None:
+        """Commit nothing more: a fault of ours struck, and what is held may be wrong."""
+        self._narrator.publisher.stop(CRASHED)
+
+    async def run(self) -> None:
+        """Publish what the service says until it closes after our `close`.
+
+        Raises `SttError` if the socket is lost, or refuses what it was sent.
+        """
+        try:
+            await self._listen()
+        finally:
+            self._over = True
+        self._hearing.release_end(final=True)
+        if not self.flushing:
+            raise SttTransient("the service closed the socket without being asked", status=1000)
+        self._hearing.conclude("close")
+
+    async def _listen(self) -> None:
+        stream = self.stream
+        while (message := await stream.receive()) is not None:
+            arrival = self._uplink.log.moment(stream.socket.received_at)
+            self._hearing.heard_anything(arrival, stream.socket.waiting)
+            match message:
+                case cartesia.Error() if self.flushing:
+                    return  # nothing more will come of what was sent
+                case cartesia.Error() if self._uplink.paced_within(PACE_REFUSAL_S):
+                    self._uplink.slow_down()
+                    raise SttTransient(f"refused while catching up: {message.message}", status=400)
+                case cartesia.Error():
+                    self._narrator.error(
+                        message.error_code or "stt_error",
+                        message.message or message.title,
+                        status=message.status_code or 0,
+                    )
+                case cartesia.Unknown():
+                    self._host.stats.provider_unknown += 1
+                case cartesia.Connected():
+                    pass
+                case _:
+                    self._hearing.take(message, arrival)
+            self._upkeep.said()
+
+    def _flush(self, now: float) -> None:
+        self.flushing = self._hearing.flushing = True
+        self._flushing_since = now
+        self._calm_until = 0.0
+        self._narrator.trace.flush_started()
+        self.stream.send_close()

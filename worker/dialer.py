@@ -1,0 +1,109 @@
+"""The dialer: gets a session its sockets, one after the other, however long the service takes.
+
+A session keeps its place at the gate from socket to socket, until it hangs up. Only so many
+sessions of a worker dial at the same time; the others wait in the order they came.
+"""
+
+import logging
+import time
+
+import anyio
+
+from worker.bus.gate import Seat
+from worker.bus.intake import Ownership
+from worker.core.configs import Configs
+from worker.core.faults import Backoff
+from worker.errors import SttBusy, SttCredentials, SttPermanent, SttTransient
+from worker.host import Host
+from worker.spans import SessionTrace
+from worker.stt.cartesia import Stream, StreamSettings, open_stream
+
+log = logging.getLogger(__name__)
+
+CREDENTIALS_RETRY_S = 15.0
+"""Ceiling of the wait between connects while the service refuses the key."""
+
+
+class Dialer:
+    """Dials for one session."""
+
+    def __init__(
+        self, host: Host, ownership: Ownership, configs: Configs, trace: SessionTrace
+    ) -> None:
+        entry = ownership.session
+        self._host = host
+        self._name = ownership.name
+        self._entry = entry
+        self._configs = configs
+        self._trace = trace
+        self._seat = Seat.of(entry.lane, entry.session, ownership.fence)
+        self._backoff = Backoff()
+
+    async def dial(self) -> Stream:
+        """Return an open stream, waiting for a permit and as the refusals ask for.
+
+        Raises `SttPermanent` if the service will never take these settings.
+        """
+        settings = StreamSettings(
+            model=self._entry.model or self._host.model,
+            encoding=self._entry.encoding,
+            sample_rate=self._entry.sample_rate,
+            keyterms=self._entry.keyterms,
+            turn=self._host.turn.merged(self._configs.current),
+        )
+        wanted = time.monotonic()
+        if await self._host.gate.enter(self._seat):
+            self._host.stats.gate_wait.observe(time.monotonic() - wanted)
+        slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
+        while True:
+            try:
+                return await self._try(settings)
+            except SttPermanent as error:
+                self._host.stats.connects[error.fault_class] += 1
+                raise
+            except SttCredentials as error:
+                self._refused(error, settings.model)
+                wait_s = slow.next_s()
+            except (SttBusy, SttTransient) as error:
+                self._failed(error)
+                wait_s = self._backoff.next_s()
+            await anyio.sleep(wait_s)
+
+    async def pause(self, *, progressed: bool) -> None:
+        """Wait as long as is due after a socket that was lost.
+
+        `progressed` tells whether it got audio committed: one that did not is as good as none.
+        """
+        if progressed:
+            self._backoff.reset()
+        await anyio.sleep(self._backoff.next_s())
+
+    async def hang_up(self) -> None:
+        """Give up the place at the gate: no socket is wanted now."""
+        await self._host.gate.leave(self._seat)
+
+    async def _try(self, settings: StreamSettings) -> Stream:
+        host = self._host
+        async with host.connects:
+            began = time.monotonic()
+            with self._trace.connecting(settings.model) as span:
+                stream = await open_stream(host.service, settings)
+                span.set_attribute("gen_ai.response.id", stream.request_id)
+        host.credentials.accepted()
+        host.outage.ended(time.monotonic())
+        host.stats.connects["ok"] += 1
+        host.stats.connect_s.observe(time.monotonic() - began)
+        return stream
+
+    def _refused(self, error: SttCredentials, model: str) -> None:
+        self._host.stats.connects[error.fault_class] += 1
+        if model == self._host.model:
+            self._host.credentials.refused(error)
+        else:  # what the plan says of another model is not said of ours
+            log.warning("%s: model %s: %s", self._name, model, error)
+
+    def _failed(self, error: SttBusy | SttTransient) -> None:
+        self._host.stats.connects[error.fault_class] += 1
+        level = logging.DEBUG if self._backoff.failures else logging.INFO
+        log.log(level, "%s: %s", self._name, error)
+        self._host.outage.failed(self._name, error, time.monotonic())

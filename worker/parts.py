@@ -1,0 +1,84 @@
+"""The parts of one session, and how they hang together."""
+
+import time
+from dataclasses import dataclass
+from typing import Self
+
+from worker.bus.intake import Ownership
+from worker.core.configs import Configs
+from worker.core.ledger import Ledger
+from worker.core.pacing import Pacer
+from worker.core.rhythm import Rhythm
+from worker.core.turns import TurnTracker
+from worker.dialer import Dialer
+from worker.hearing import Hearing
+from worker.host import Host
+from worker.inbox import Inbox
+from worker.narrator import Narrator
+from worker.seam import Seam
+from worker.standing import Snapshot, Standing
+from worker.upkeep import Upkeep
+from worker.uplink import Uplink
+
+JITTER_MS = 250
+"""By how much the service's lag differs from socket to socket."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one session is made of; each part knows only parts above it."""
+
+    ledger: Ledger
+    uplink: Uplink
+    tracker: TurnTracker
+    configs: Configs
+    standing: Standing
+    narrator: Narrator
+    hearing: Hearing
+    inbox: Inbox
+    rhythm: Rhythm
+    upkeep: Upkeep
+    dialer: Dialer
+
+    @classmethod
+    def assemble(
+        cls, host: Host, ownership: Ownership, audio_key: str, seq: int, snapshot: Snapshot
+    ) -> Self:
+        """Make the parts of a session that stands where `snapshot` says, after event `seq`."""
+        entry = ownership.session
+        ledger = Ledger(entry.encoding.width, snapshot.ledger)
+        pacer = Pacer(host.pace.replay_speed)
+        uplink = Uplink(entry.encoding, entry.sample_rate, ledger, pacer, host.stats)
+        tracker = TurnTracker(snapshot.turns, uplink.bytes_of(JITTER_MS))
+        configs = Configs(snapshot.config)
+        standing = Standing(snapshot, ledger, tracker, configs, uplink, host.usual_lag)
+        narrator = Narrator(host, ownership, seq, standing.place, standing.written)
+        seam = Seam(entry, ledger, uplink, host.wakefulness, host.usual_lag)
+        hearing = Hearing(tracker, seam, ledger, uplink, narrator)
+        rhythm = Rhythm(time.monotonic())
+        inbox = Inbox(host, audio_key, entry.session, ledger, configs, uplink, hearing, narrator)
+        upkeep = Upkeep(
+            host,
+            ownership.name,
+            entry.lane,
+            rhythm,
+            configs,
+            uplink,
+            tracker,
+            hearing,
+            narrator,
+        )
+        dialer = Dialer(host, ownership, configs, narrator.trace)
+        return cls(
+            ledger,
+            uplink,
+            tracker,
+            configs,
+            standing,
+            narrator,
+            hearing,
+            inbox,
+            rhythm,
+            upkeep,
+            dialer,
+        )
