@@ -1,6 +1,7 @@
 """A fault of ours in one session: the others go on, and it does not strike for ever."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import anyio
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from schemas.audio import Encoding, SessionEntry
 from schemas.turns import SessionEnded, SessionError, TurnEnd, TurnStart
 from tests.stage import PCM16, Stage, check_order, kinds, words
-from worker import crashes
+from worker import claims, crashes
 from worker.bus.intake import Fence, Ownership
 from worker.core.turns import Draft
 from worker.crashes import MOST, Crashes
@@ -125,6 +126,30 @@ async def test_a_state_nobody_can_read_ends_the_session(stage: Stage) -> None:
         await _others_go_on(stage)
     (error,) = [event for event in events if isinstance(event, SessionError)]
     assert (error.code, error.fatal) == ("internal", True)
+
+
+@pytest.mark.parametrize(("where", "told"), [("decode_session", 0), ("Session", 1)])
+async def test_a_fault_in_a_claim_ends_no_worker(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, where: str, told: int
+) -> None:
+    """Nor the next one, to which the entry would go."""
+    sound = getattr(claims, where)
+
+    def choke(*arguments: Any) -> Any:
+        if b"bad" in repr(arguments).encode():
+            raise ZeroDivisionError("a fault put in by the test")
+        return sound(*arguments)
+
+    monkeypatch.setattr(claims, where, choke)
+    async with stage.worker():
+        await stage.announce("bad")
+        events = (await stage.until_ended("bad"))["bad"]
+        await _others_go_on(stage)
+        while not (dead := await stage.dead()):
+            await anyio.sleep(0.05)
+    check_order(events)
+    assert kinds(events) == ["session.started"] * told + ["session.error", "session.ended"]
+    assert [fields[b"reason"] for fields in dead] == [b"internal"]
 
 
 def _ownership(count: int) -> Ownership:

@@ -171,7 +171,10 @@ def test_turn_detection_is_what_it_is() -> None:
 
 def test_errors_are_those_there_are() -> None:
     listed = set(re.findall(r"`(\w+)`", "".join(_rows("Errors", column=0))))
-    made = {f"session_{reason}" for reason in REASONS if reason != "empty"} | {"session_unusable"}
+    made = {f"session_{reason}" for reason in REASONS if reason != "empty"} | {
+        "session_unusable",
+        "session_internal",
+    }
     made |= {f"audio_{reason}" for reason in ("malformed", "too_large", "empty")}
     for module in (ROOT / "worker").glob("*.py"):
         source = module.read_text("utf-8")

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import msgspec
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from schemas.audio import SessionEntry, decode_session, session_id, session_lane
 from schemas.faults import EntryFault
@@ -15,7 +15,7 @@ from worker.bus.gate import Seat
 from worker.bus.intake import Claim, Fence, Owned, Ownership
 from worker.core.turns import TurnTracker
 from worker.crashes import MOST
-from worker.errors import CommitRefused
+from worker.errors import CommitRefused, TurnbusError
 from worker.host import Host
 from worker.logs import SessionName
 from worker.narrator import Narrator, Place
@@ -34,6 +34,8 @@ _REFUSED = {
 }
 """Verdicts that refuse an entry, and what to say."""
 
+_OUR_FAULT = "a fault of turnbus"
+
 
 class Claimer:
     """Claims entries of the sessions stream for one worker."""
@@ -42,7 +44,21 @@ class Claimer:
         self._host = host
 
     async def take(self, owned: Owned) -> Session | None:
-        """Claim an entry that the pending list calls ours; return the session to run, if any."""
+        """Claim an entry that the pending list calls ours; return the session to run, if any.
+
+        Raises what the bus says that waiting cannot cure.
+        """
+        try:
+            return await self._take(owned)
+        except (RedisError, TurnbusError):
+            raise
+        except Exception:
+            # It would end this worker, then the next that takes the entry over, and so on.
+            log.exception("entry %s: a fault of ours struck as it was claimed", owned.entry)
+            await self._refuse(owned, "internal", f"{_OUR_FAULT} (the worker's log tells which)")
+            return None
+
+    async def _take(self, owned: Owned) -> Session | None:
         try:
             entry = decode_session(owned.fields)
         except EntryFault as fault:
@@ -110,7 +126,12 @@ class Claimer:
             why = f"the worker failed {MOST} times at the same place"
             await self._give_up(ownership, claim, snapshot, why)
             return None
-        return Session(self._host, ownership, claim.seq, snapshot)
+        try:
+            return Session(self._host, ownership, claim.seq, snapshot)
+        except Exception as error:
+            log.exception("%s: a fault of ours struck as it was set up", ownership.name)
+            await self._give_up(ownership, claim, Snapshot(), type(error).__name__)
+            return None
 
     async def _give_up(
         self, ownership: Ownership, claim: Claim, snapshot: Snapshot, why: str
@@ -123,7 +144,7 @@ class Claimer:
         written = Written(claim.snapshot, "")
         narrator = Narrator(host, ownership, claim.seq, lambda: place, lambda: written)
         narrator.tell(tracker.conclude("close"))
-        narrator.error("internal", f"a fault of turnbus: {why}", fatal=True)
+        narrator.error("internal", f"{_OUR_FAULT}: {why}", fatal=True)
         narrator.end("error", tracker.state.turn)
         host.crashes.forget(fence.entry)
         try:
