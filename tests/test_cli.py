@@ -96,14 +96,47 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         assert process.wait(60) == 1
 
 
-def test_a_command_whose_parts_are_not_installed_says_so() -> None:
-    code = (
-        "import sys; sys.modules['numpy'] = None; from worker.cli import main; "
-        "sys.exit(main(['stt-server', '--help']))"
+_WITHOUT_EXTRAS = """
+import sys
+
+sys.modules |= dict.fromkeys(
+    ["numpy", "psutil", "rich", "soundfile", "opentelemetry.exporter.otlp.proto.http"]
+)
+from worker.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "extra"),
+    [
+        ("stt-server --help", {}, "local"),
+        ("demo", {}, "local"),
+        ("bench", {}, "local"),
+        ("bench chaos", {}, "local"),
+        ("bench recovery", {}, "local"),
+        ("bench peers", {}, "local"),
+        ("push call.wav --session s", {}, "local"),
+        ("run", {"CARTESIA_API_KEY": "k", "OTEL_TRACES_EXPORTER": "otlp"}, "otlp"),
+        ("run", {"CARTESIA_API_KEY": "k", "OTEL_METRICS_EXPORTER": "otlp"}, "otlp"),
+    ],
+)
+def test_a_command_whose_parts_are_not_installed_says_how_to_get_them(
+    arguments: str, variables: dict[str, str], extra: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_EXTRAS, *arguments.split()],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], **variables},
+        timeout=60,
+        check=False,
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "turnbus: this command needs numpy: pip install 'turnbus[local]'\n"
+    assert done.returncode == (1 if extra == "local" else 2)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("turnbus: ")
+    assert f"; run: pip install 'turnbus[{extra}]'" in line
 
 
 _INTERRUPTED_AT = """

@@ -55,6 +55,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
 def _run(argv: "Sequence[str]") -> int:
     """Run the command line; word what goes wrong."""
     from worker.errors import SettingsError, TurnbusError
+    from worker.extras import how_to_install
 
     try:
         arguments = _parser(argv).parse_args(argv)
@@ -70,10 +71,8 @@ def _run(argv: "Sequence[str]") -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _LOCAL_PARTS:
             raise
-        print(
-            f"turnbus: this command needs {error.name}: pip install 'turnbus[local]'",
-            file=sys.stderr,
-        )
+        advice = how_to_install("local")
+        print(f"turnbus: this command needs {error.name}; {advice}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Whoever read our output is gone; Python would complain again when it flushes at exit.

@@ -29,6 +29,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from worker.errors import SettingsError
+from worker.extras import how_to_install
 from worker.meter import Meter
 from worker.metrics import Reading, readings
 from worker.stats import Histogram
@@ -104,9 +105,8 @@ def _exporter(name: str) -> MetricExporter | None:
                     OTLPMetricExporter,
                 )
             except ImportError:
-                raise SettingsError(
-                    ["OTEL_METRICS_EXPORTER=otlp needs `pip install 'turnbus[otlp]'`"]
-                ) from None
+                fault = f"OTEL_METRICS_EXPORTER: otlp is not installed; {how_to_install('otlp')}"
+                raise SettingsError([fault]) from None
             exporter: MetricExporter = OTLPMetricExporter()
             return exporter
     raise SettingsError(

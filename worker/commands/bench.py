@@ -18,7 +18,7 @@ from worker.commands import (
     recovery,
     run_async,
 )
-from worker.errors import LocalPartMissing, TurnbusError
+from worker.errors import TurnbusError
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -125,13 +125,11 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Run the benchmark. Raises TurnbusError if it cannot be run."""
-    try:
-        from worker.local.bench.measure import bench
-        from worker.local.bench.plan import Plan
-        from worker.local.bench.report import json_of
-        from worker.local.bench.view import TerminalProgress, show
-    except ImportError as error:
-        raise LocalPartMissing(f"bench needs {error.name}: install turnbus[local]") from error
+    from worker.local.bench.measure import bench
+    from worker.local.bench.plan import Plan
+    from worker.local.bench.report import json_of
+    from worker.local.bench.view import TerminalProgress, show
+
     plan = Plan(
         sessions=arguments.sessions,
         chunk_ms=arguments.chunk_ms,

@@ -10,7 +10,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from worker.commands import Subparsers, add_command, argument_type, run_async
-from worker.errors import LocalPartMissing, TurnbusError
+from worker.errors import TurnbusError
 from worker.local.chaos.plan import Plan
 
 
@@ -87,12 +87,10 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Run it. Raises TurnbusError if it cannot be run."""
-    try:
-        from worker.local.bench.view import TerminalProgress
-        from worker.local.chaos.report import json_of, text_of
-        from worker.local.chaos.run import chaos
-    except ImportError as error:
-        raise LocalPartMissing(f"bench needs {error.name}: install turnbus[local]") from error
+    from worker.local.bench.view import TerminalProgress
+    from worker.local.chaos.report import json_of, text_of
+    from worker.local.chaos.run import chaos
+
     plan = Plan(**{name: getattr(arguments, name) for name in Plan.__struct_fields__})
     with tempfile.TemporaryDirectory() as directory, TerminalProgress() as progress:
         logs = Path(directory) if arguments.logs is None else _made(arguments.logs)

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from worker import telemetry
 from worker.commands import Subparsers, add_command, argument_type, run_async
-from worker.errors import LocalPartMissing, SettingsError
+from worker.errors import SettingsError
 
 if TYPE_CHECKING:
     from worker.local.demo.perform import Audience
@@ -75,11 +75,9 @@ def run(arguments: Namespace) -> int:
 
     Raises SettingsError before anything starts if a file cannot be played, or spans not be shown.
     """
-    try:
-        from worker.local.demo.cast import bundled, of_files
-        from worker.local.demo.perform import perform
-    except ImportError as error:
-        raise LocalPartMissing(f"the demo needs {error.name}: install turnbus[local]") from error
+    from worker.local.demo.cast import bundled, of_files
+    from worker.local.demo.perform import perform
+
     environment = _environment(traces=arguments.traces)
     sessions = arguments.sessions
     cast = of_files(arguments.files, sessions) if arguments.files else bundled(sessions)

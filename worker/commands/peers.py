@@ -8,7 +8,6 @@ from typing import Annotated
 from msgspec import Meta
 
 from worker.commands import Subparsers, add_command, argument_type, run_async
-from worker.errors import LocalPartMissing
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -60,13 +59,11 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Run it. Raises TurnbusError if it cannot be run."""
-    try:
-        from worker.local.bench.plan import Plan
-        from worker.local.bench.view import TerminalProgress
-        from worker.local.peers.compare import compare_peers
-        from worker.local.peers.report import json_of, text_of
-    except ImportError as error:
-        raise LocalPartMissing(f"bench needs {error.name}: install turnbus[local]") from error
+    from worker.local.bench.plan import Plan
+    from worker.local.bench.view import TerminalProgress
+    from worker.local.peers.compare import compare_peers
+    from worker.local.peers.report import json_of, text_of
+
     plan = Plan(
         sessions=arguments.sessions,
         chunk_ms=arguments.chunk_ms,

@@ -29,6 +29,7 @@ from worker.commands import (
 )
 from worker.commands.bus import open_bus
 from worker.errors import LocalPartMissing, SettingsError, TurnbusError
+from worker.extras import how_to_install
 from worker.local.producer import Producer
 from worker.plurals import counted
 from worker.settings import Settings
@@ -271,8 +272,8 @@ def _load(path: Path, entry: SessionEntry) -> bytes:
         from worker.local.sound import read
     except ModuleNotFoundError as error:
         raise LocalPartMissing(
-            f"reading sound files needs {error.name}: install turnbus[local], "
-            "or pipe raw audio into `turnbus push -`"
+            f"reading sound files needs {error.name}; {how_to_install('local')}, "
+            "or pipe raw audio into: turnbus push -"
         ) from error
     try:
         return read(path).encode(AudioFormat(entry.encoding, entry.sample_rate))

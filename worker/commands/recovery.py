@@ -8,7 +8,6 @@ from typing import Annotated
 from msgspec import Meta
 
 from worker.commands import Subparsers, add_command, argument_type, run_async
-from worker.errors import LocalPartMissing
 from worker.local.recovery.plan import WHAT, Plan
 
 
@@ -66,12 +65,10 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Run it. Raises TurnbusError if it cannot be run."""
-    try:
-        from worker.local.bench.view import TerminalProgress
-        from worker.local.recovery.report import json_of, text_of
-        from worker.local.recovery.run import recovery
-    except ImportError as error:
-        raise LocalPartMissing(f"bench needs {error.name}: install turnbus[local]") from error
+    from worker.local.bench.view import TerminalProgress
+    from worker.local.recovery.report import json_of, text_of
+    from worker.local.recovery.run import recovery
+
     plan = Plan(
         what=WHAT if arguments.what is None else (arguments.what,),
         kill_sessions=arguments.kill_sessions,

