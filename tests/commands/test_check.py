@@ -10,6 +10,7 @@ from redis import Redis
 
 from tests.collector import collecting
 from tests.users import GuardedRedis, as_user
+from worker.admin import Readiness, serve_admin
 from worker.cli import main
 from worker.local.engines.script import ScriptEngine
 from worker.local.server.server import TurnsServer
@@ -124,6 +125,38 @@ def test_a_port_that_is_taken(check: Check, monkeypatch: pytest.MonkeyPatch) -> 
         assert check() == ALL_WELL | {"admin": "fail"}
         assert check.code == main(["run"]) == 2
         assert check.details["admin"] in check.capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(
+    ("reasons", "state"), [((), "ready"), (("redis: gone",), "not ready (redis: gone)")]
+)
+def test_a_worker_that_runs_here_is_a_warning(
+    check: Check,
+    portal: BlockingPortal,
+    monkeypatch: pytest.MonkeyPatch,
+    reasons: tuple[str, ...],
+    state: str,
+) -> None:
+    worker = Readiness(ready=not reasons, reasons=reasons, sessions=1, capacity=9)
+    serve = serve_admin(("127.0.0.1", 0), lambda: worker)
+    with portal.wrap_async_context_manager(serve) as port:
+        address = f"127.0.0.1:{port}"
+        monkeypatch.setenv("TURNBUS_ADMIN_ADDR", address)
+        assert check() == ALL_WELL | {"admin": "warn"}
+    assert check.code == 0
+    told = f"a worker runs here and answers at {address}: {state}, 1 session; another one needs"
+    assert check.details["admin"].startswith(told)
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_port_that_another_program_serves(
+    check: Check, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNBUS_ADMIN_ADDR", f"127.0.0.1:{stt.port}")
+    assert check() == ALL_WELL | {"admin": "fail"}
+    assert "address already in use" in check.details["admin"]
+    assert check.code == 2
 
 
 @pytest.mark.usefixtures("stt")

@@ -38,6 +38,7 @@ Check: TypeAlias = Literal[
 ]
 
 _COLLECTOR_TIMEOUT_S = 3.0
+_ANSWER_TIMEOUT_S = 1.0
 _OLDEST_REDIS = (7, 0)
 _STT_ADVICE: dict[type[SttError], str] = {
     SttBusy: "the key is good, but every socket of the plan is in use",
@@ -67,7 +68,8 @@ def add_parser(subparsers: Subparsers) -> None:
         about="Check the settings, the address of health checks, where traces and metrics\n"
         "go, Redis (version, memory policy, rights) and the API key against the speech-to-text\n"
         "service, a line for each. Exit code 2 if `turnbus run` would refuse the settings, 1 if\n"
-        "any other check fails.",
+        "any other check fails. A worker that runs here already, at the address of health checks,\n"
+        "is a warning.",
         examples="turnbus check\nturnbus check --config turnbus.toml --json",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON lines")
@@ -133,8 +135,32 @@ async def _check_admin(settings: Settings, report: Report) -> None:
         report(Finding("admin", "ok", "no health checks, as TURNBUS_ADMIN_ADDR says"))
         return
     nothing = Readiness(ready=False, reasons=(), sessions=0, capacity=0)
-    async with serve_admin(settings.admin, lambda: nothing):
-        report(Finding("admin", "ok", f"{settings.admin_addr} is free for health checks"))
+    try:
+        async with serve_admin(settings.admin, lambda: nothing):
+            report(Finding("admin", "ok", f"{settings.admin_addr} is free for health checks"))
+    except SettingsError:
+        worker = await _worker_at(settings.admin)
+        if worker is None:
+            raise
+        state = "ready" if worker.ready else f"not ready ({', '.join(worker.reasons)})"
+        runs = f"a worker runs here and answers at {settings.admin_addr}: {state}"
+        running = counted(worker.sessions, "session")
+        advice = "another one needs a TURNBUS_ADMIN_ADDR and a TURNBUS_WORKER_ID of its own"
+        report(Finding("admin", "warn", f"{runs}, {running}; {advice}"))
+
+
+async def _worker_at(address: tuple[str, int]) -> Readiness | None:
+    """Return what the worker that answers at an address says of itself; None if none does."""
+    answer = b""
+    try:
+        with anyio.fail_after(_ANSWER_TIMEOUT_S):
+            async with await anyio.connect_tcp(*address) as stream:
+                await stream.send(b"GET /readyz HTTP/1.1\r\nHost: worker\r\n\r\n")
+                async for piece in stream:
+                    answer += piece
+        return msgspec.json.decode(answer.partition(b"\r\n\r\n")[2], type=Readiness)
+    except (OSError, anyio.BrokenResourceError, ValueError):  # late, silent, or something else
+        return None
 
 
 async def _check_traces(_settings: Settings, report: Report) -> None:
