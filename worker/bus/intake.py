@@ -19,6 +19,7 @@ from schemas.turns import (
     event_type,
 )
 from worker.bus import scripts
+from worker.bus.namesakes import Namesakes
 from worker.core import ids
 from worker.logs import SessionName
 
@@ -89,6 +90,7 @@ class Intake:
     def __init__(self, redis: Redis, keys: Keys, consumer: str, nonce: str) -> None:
         self._redis = redis
         self._keys = keys
+        self._namesakes = Namesakes(redis, keys)
         self.consumer = consumer
         self.nonce = nonce
 
@@ -268,7 +270,8 @@ class Intake:
         return str(kept.decode())
 
     async def register(self, worker_id: str, record: WorkerRecord) -> None:
-        """Publish this worker's record."""
+        """Publish this worker's record; warn of another process with the same id."""
+        await self._namesakes.look(worker_id, record)
         await self._write("HSET", self._keys.workers, worker_id, msgspec.json.encode(record))
 
     async def _write(self, command: str, key: str, *args: str | bytes) -> None:
