@@ -12,6 +12,7 @@ from redis.crc import key_slot
 from schemas import Encoding, Keys, SessionEntry
 from schemas.turns import SessionStarted, TurnUpdate
 from tests.stage import PATIENCE_S, PCM16, Stage, check_order, kinds, staged, words
+from tests.users import GuardedRedis
 from worker.bus.cluster import Cluster
 from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel, client, tell
 from worker.local.engines.script import hush, say
@@ -189,6 +190,27 @@ async def test_a_master_fails_over_inside_a_turn(stt: TurnsServer, key: str, how
                 await tell(redis, "CLUSTER", "FAILOVER")
         await call.check(stage)
         assert await holder_of(cluster, stage.redis, key) is replica
+
+
+async def test_a_master_steps_down_and_is_master_again(stt: TurnsServer) -> None:
+    async with (
+        GuardedRedis.start() as server,
+        Stage.open(server.url, "stt", stt.url) as stage,
+        stage.worker() as worker,
+    ):
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16) + hush(900, PCM16), end=False)
+        for _ in range(2):
+            await stage.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+            while worker.health.up:
+                await anyio.sleep(0.01)
+            await stage.redis.execute_command("REPLICAOF", "NO", "ONE")
+            while not worker.health.up:
+                await anyio.sleep(0.01)
+        await stage.play("call-1", say([2], PCM16))
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1, 2]
 
 
 @pytest.mark.slow

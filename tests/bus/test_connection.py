@@ -1,5 +1,7 @@
 """Connections to Redis that are cut at a bad moment."""
 
+from functools import partial
+
 import anyio
 import pytest
 from redis.asyncio import Redis
@@ -26,6 +28,38 @@ def test_a_connection_closed_before_a_command_is_an_outage(
     health = anyio.run(ride_out, backend_options={"use_uvloop": use_uvloop})
     assert health.up
     assert health.since > 0
+
+
+async def test_a_connection_closed_under_a_command_is_an_outage(redis_server: GuardedRedis) -> None:
+    """By another task, whose node is no master any more: before its turn to write comes."""
+    async with connect(redis_server.url) as redis, redis.client() as client:
+        await client.ping()
+        assert client.connection is not None
+        health = BusHealth()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(patiently, health, client.ping)
+            tasks.start_soon(partial(client.connection.disconnect, nowait=True))
+        assert health.up
+        assert health.since > 0
+
+
+async def test_a_read_that_blocks_while_its_master_steps_down_is_an_outage() -> None:
+    async with GuardedRedis.start() as server, connect(server.url) as redis:
+        health, replies = BusHealth(), []
+
+        async def read() -> None:
+            replies.append(await patiently(health, partial(redis.xread, {"a": "0"}, block=60_000)))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            while not (await redis.info("clients"))["blocked_clients"]:
+                await anyio.sleep(0.01)
+            await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+            while health.up:
+                await anyio.sleep(0.01)
+            await redis.execute_command("REPLICAOF", "NO", "ONE")
+            await redis.xadd("a", {"b": "c"})
+        assert [key for key, _ in replies[0]] == [b"a"]
 
 
 def test_outages_are_told_now_and_then(

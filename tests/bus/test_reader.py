@@ -119,6 +119,20 @@ async def test_a_wrong_key_hurts_only_its_own(
     assert good.fault is None
 
 
+async def test_an_error_that_blames_no_key_is_waited_out(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
+    odd, good = listeners[1], listeners[3]
+    odd.cursor = "no id"  # "Invalid stream ID": one of the errors that are not known here
+    for listener in (odd, good):
+        await redis.xadd(listener.audio_key, {"audio": "a"})
+    async with reading(as_worker, odd, good):
+        await good.until([b"a"])
+        odd.cursor = "0-0"
+        await odd.until([b"a"])
+    assert odd.fault is None
+
+
 async def test_what_was_read_before_a_rewind_is_void(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:

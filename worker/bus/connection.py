@@ -45,6 +45,7 @@ _WAIT_PREFIXES = (
     "NOREPLICAS",
     "NOAUTH",
     "WRONGPASS",
+    "UNBLOCKED",  # a read that blocked while its master was told to be a replica
 )
 
 
@@ -129,6 +130,11 @@ class _BusConnection(AbstractConnection):
         except RuntimeError as error:
             # asyncio's own transports drop what is written once they are cut; uvloop's raise.
             raise exceptions.ConnectionError(f"cannot write: {error}") from error
+        except AttributeError as error:
+            if error.obj is not None:
+                raise
+            # The client looks for its writer, then waits its turn, and another task has closed it.
+            raise exceptions.ConnectionError("closed before it could be written to") from error
 
     async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as in the client
         """Read a reply."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import anyio
 from anyio.abc import TaskGroup
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from worker.bus.connection import READ_BLOCK_MS, BusHealth, is_outage, patiently
 from worker.core import ids
@@ -45,6 +45,9 @@ BEHIND = 3
 TYPICAL = 4096
 FORGET = 0.99
 """How much of the largest entry is believed in after each round of reads."""
+
+AGAIN_S = 0.2
+"""Pause after an error that blames no key, before a session is read for again."""
 
 ROUND_S = 0.5
 """Longest wait for the reads of a round: one lane's master may fail, and the others not."""
@@ -234,12 +237,15 @@ class AudioReader:
         try:
             reply: Any = await patiently(self._health, xread)
         except ResponseError as error:
-            if len(sessions) == 1:
+            if len(sessions) > 1:
+                # One key that is no stream fails the whole command: find it.
+                for session in sessions:
+                    await self._read_some(lane, [session], None)
+            elif _blames_the_key(error):
                 sessions[0].unreadable(error)
-                return
-            # One key that is no stream fails the whole command: find it.
-            for session in sessions:
-                await self._read_some(lane, [session], None)
+            else:
+                self._health.failed(error)
+                await anyio.sleep(AGAIN_S)
             return
         now = time.monotonic()
         found = {key: entries for key, entries in reply or ()}  # noqa: C416 - lists, not tuples
@@ -267,6 +273,14 @@ class AudioReader:
         except Exception:  # a fault of ours must not take the other sessions down
             log.exception("%s: crashed on what was read", session.name)
             session.crashed()
+
+
+def _blames_the_key(error: ResponseError) -> bool:
+    """Say whether a key will never be read, or only after somebody did something about it.
+
+    What else a server may say, this version or the next, costs no session its life.
+    """
+    return isinstance(error, NoPermissionError) or str(error).startswith("WRONGTYPE")
 
 
 def _by_lane(sessions: Iterable[Listening]) -> dict[str, list[Listening]]:
