@@ -69,16 +69,22 @@ class Arrivals:
             await self.take(raised)
 
     async def take(self, owned: Owned) -> None:
-        """Claim an entry that is ours, and run its session."""
-        running = self._roster.get(owned.entry)
-        if running is not None:
-            if running.ownership.fence.count >= owned.count:
-                return
-            await self._roster.let_go(owned.entry)  # it was another's meanwhile, and came back
-        self.claiming[owned.entry] = owned.count
+        """Claim an entry that is ours, and run its session.
+
+        Of two claims of one entry at once that with the larger count goes on.
+        """
+        entry, count = owned.entry, owned.count
+        if self.claiming.get(entry, 0) >= count:
+            return  # as a heartbeat found it before the reply that brought it
+        running = self._roster.get(entry)
+        if running is not None and running.ownership.fence.count >= count:
+            return
+        self.claiming[entry] = count
         try:
+            await self._roster.let_go(entry)  # it was another's meanwhile, and came back
             session = await self._claimer.take(owned)
+            if session is not None and self.claiming.get(entry) == count:
+                self._roster.start(session, self._tasks)
         finally:
-            del self.claiming[owned.entry]
-        if session is not None and owned.entry not in self._roster:
-            self._roster.start(session, self._tasks)
+            if self.claiming.get(entry) == count:
+                del self.claiming[entry]
