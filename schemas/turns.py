@@ -174,14 +174,17 @@ def encode_event(event: TurnEvent) -> bytes:
 
 
 def decode_event(data: bytes) -> TurnEvent:
-    """Read an event. Raises `msgspec.ValidationError` on anything else."""
-    return _EVENT.decode(data)
+    """Read an event. Raises `msgspec.DecodeError` on anything else."""
+    try:
+        return _EVENT.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def decode_turn_entry(fields: Mapping[bytes, bytes]) -> TurnEntry:
     """Read the fields of an entry on a turns stream.
 
-    Raises `msgspec.ValidationError` if a field is missing or wrong.
+    Raises `msgspec.DecodeError` if a field is missing or wrong.
     """
     try:
         event = decode_event(fields[b"event"])
@@ -194,6 +197,8 @@ def decode_turn_entry(fields: Mapping[bytes, bytes]) -> TurnEntry:
         )
     except KeyError as missing:
         raise msgspec.ValidationError(f"turn entry without field {missing}") from None
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def event_type(event: TurnEvent) -> str:

@@ -97,6 +97,28 @@ async def test_what_could_not_be_kept_is_logged(
     assert line.endswith("no good (encoding); not kept: the worker ended first")
 
 
+async def test_a_dead_stream_that_is_none_is_told_once(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    await stage.redis.set(f"{stage.prefix}:dead", "somebody else's")
+    async with stage.worker():
+        for number in range(2):
+            await stage.announce_as({**GOOD, "session": f"bad-{number}", "encoding": "mp3"})
+        await stage.announce("good")
+        await stage.play("good", say([1], PCM16), pause_s=0)
+        events = (await stage.until_ended("good", "bad-0", "bad-1"))["good"]
+        assert words(events) == [1]
+        while not any("bad-1: refused" in told for told in caplog.messages):
+            await anyio.sleep(0.01)
+        await stage.redis.delete(f"{stage.prefix}:dead")
+        await stage.announce_as({**GOOD, "session": "bad-2", "encoding": "mp3"})
+        while not await stage.dead():
+            await anyio.sleep(0.01)
+    (error,) = (each.message for each in caplog.records if each.levelname == "ERROR")
+    assert error.startswith("refused entries cannot be kept, only logged: ResponseError: WRONGTYPE")
+    assert len([told for told in caplog.messages if "; not kept: ResponseError: WR" in told]) == 2
+
+
 BAD_AUDIO = [
     ({"sound": b"\0\0"}, "empty", ""),
     ({"audio": bytes(256 * 1024 + 1)}, "too_large", "audio"),

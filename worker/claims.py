@@ -13,6 +13,7 @@ from schemas.turns import SessionEnded, SessionError, SessionStarted
 from worker.bus.connection import patiently
 from worker.bus.gate import Seat
 from worker.bus.intake import Claim, Fence, Owned, Ownership
+from worker.bus.records import read_record
 from worker.core.turns import TurnTracker
 from worker.crashes import MOST
 from worker.errors import CommitRefused, TurnbusError
@@ -117,7 +118,7 @@ class Claimer:
     async def _resume(self, ownership: Ownership, claim: Claim) -> Session | None:
         """Return the session as its last owner left it, unless it has crashed too often."""
         try:
-            snapshot = msgspec.json.decode(claim.snapshot, type=Snapshot)
+            snapshot = read_record(claim.snapshot, Snapshot)
         except msgspec.DecodeError as error:
             await self._give_up(ownership, claim, Snapshot(), f"its state cannot be read: {error}")
             return None

@@ -10,12 +10,13 @@ from itertools import chain
 import anyio
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from schemas.audio import Fields, TurnConfig
 from schemas.keys import Keys
 from schemas.turns import DeadEntry
 from worker.bus.commits import Committer
-from worker.bus.connection import BusHealth, patiently
+from worker.bus.connection import BusHealth, describe, patiently
 from worker.bus.gate import Gate
 from worker.bus.intake import Intake
 from worker.bus.reader import AudioReader
@@ -102,6 +103,7 @@ class Undertaker:
         self._health = health
         self._waiting: deque[tuple[str, DeadEntry]] = deque()
         self._wake = anyio.Event()
+        self._denied = False
 
     def bury(self, name: str, dead: DeadEntry) -> None:
         """Write `dead` as soon as Redis takes it; `name` is its session's, for the log."""
@@ -116,12 +118,27 @@ class Undertaker:
                 self._wake = anyio.Event()
                 while self._waiting:
                     name, dead = self._waiting[0]
-                    kept = await patiently(self._health, partial(self._intake.bury, dead))
+                    where = await self._keep(dead)
                     self._waiting.popleft()
-                    _tell(name, dead, f"`turnbus dead` has it as {kept}")
+                    _tell(name, dead, where)
         finally:
             for name, dead in self._waiting:
                 _tell(name, dead, "not kept: the worker ended first")
+
+    async def _keep(self, dead: DeadEntry) -> str:
+        """Write an entry and say where it is: one that will not be taken has the log alone."""
+        try:
+            kept = await patiently(self._health, partial(self._intake.bury, dead))
+        except ResponseError as error:
+            return self._not_kept(describe(error))
+        self._denied = False
+        return f"`turnbus dead` has it as {kept}"
+
+    def _not_kept(self, fault: str) -> str:
+        if not self._denied:
+            log.error("refused entries cannot be kept, only logged: %s", fault)
+        self._denied = True
+        return f"not kept: {fault}"
 
 
 def _tell(name: str, dead: DeadEntry, where: str) -> None:

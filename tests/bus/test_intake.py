@@ -284,6 +284,24 @@ async def test_settled_entries_are_gone(bus: Bus) -> None:
     assert await bus.owner(owned.entry) is None
 
 
+@pytest.mark.parametrize("record", [b"", b"{", b"5", b'{"consumer":5}'])
+async def test_a_record_of_somebody_elses_is_left_alone(
+    bus: Bus, record: bytes, expected_leftovers: list[str]
+) -> None:
+    expected_leftovers.append("workers")
+    await bus.redis.hset(bus.keys.workers, "worker", record)
+    await bus.one.forget("worker", "one")
+    assert await bus.redis.hget(bus.keys.workers, "worker") == record
+
+
+async def test_what_a_consumer_of_any_name_holds_is_taken_over(bus: Bus) -> None:
+    entry = await bus.announce()
+    sessions: Any = {bus.keys.sessions: ">"}
+    await bus.redis.xreadgroup(GROUP, b"\xff", sessions)  # type: ignore[arg-type]
+    (owned,) = await bus.two.adopt(10, 0)
+    assert (owned.entry, owned.count) == (entry, 2)
+
+
 async def test_the_dead_are_taken_over_before_their_lease(bus: Bus) -> None:
     entry = await bus.announce()
     await bus.one.read_new(1, 10)

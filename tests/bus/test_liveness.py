@@ -1,5 +1,7 @@
 """Deaths are noticed once each, and nothing of the dead is left."""
 
+from typing import Any
+
 import anyio
 import pytest
 from redis.asyncio import Redis
@@ -14,6 +16,16 @@ from worker.bus.liveness import LOOK_S, RECORDS_S, Liveness
 pytestmark = ON_CLUSTER_TOO
 
 
+ALIEN: dict[Any, Any] = {
+    "not UTF-8": b'{"consumer":"\xff","host":"h","pid":1}',
+    "a key that is not": b'{"\xff":1}',
+    "deep": b'{"other":' + b"[" * 100_000,
+    "of another shape": b"5",
+    b"\xff": b"",
+}
+"""Records that none of our workers wrote."""
+
+
 async def test_a_death_is_told_once(
     redis: Redis,
     as_worker: Redis,
@@ -21,7 +33,7 @@ async def test_a_death_is_told_once(
     expected_leftovers: list[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    expected_leftovers.append("sessions")
+    expected_leftovers += ["sessions", "workers"]
     keys = Keys(bus_prefix)
     one, two = (Intake(as_worker, keys, name, f"nonce-{name}") for name in ("one", "two"))
     await one.ensure_group()
@@ -32,6 +44,7 @@ async def test_a_death_is_told_once(
         consumer="two", host="h", pid=1, sessions=0, capacity=1, state="ready", heartbeat=0.0
     )
     await two.register("worker", record)
+    await redis.hset(keys.workers, mapping=ALIEN)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watcher.watch)
         async with anyio.create_task_group() as life:
@@ -46,5 +59,7 @@ async def test_a_death_is_told_once(
             await anyio.sleep(LOOK_S)
         tasks.cancel_scope.cancel()
     assert len([line for line in caplog.messages if "is dead" in line]) == 1
-    assert not await redis.exists(keys.workers)
+    assert (await redis.hgetall(keys.workers)).keys() == {
+        name if isinstance(name, bytes) else name.encode() for name in ALIEN
+    }
     assert await one.consumers(0) == {"one": True}

@@ -47,6 +47,7 @@ def test_a_list(
 ) -> None:
     expected_leftovers += ["dead"]
     first, second = bury(bus, keys), bury(bus, keys, session="", reason="malformed", entry="")
+    bus.xadd(keys.dead, {b"\xff": "somebody else's"})
     assert main(["dead"]) == 0
     _, one, two = capsys.readouterr().out.splitlines()
     assert one.split()[:1] + one.split()[2:5] == [first, "s", "unusable", "1.2k"]
@@ -89,6 +90,7 @@ def test_a_session_is_announced_again(
         ),
         (json.dumps(GOOD), False, "s has ended; its id cannot be used again until its state exp"),
         (json.dumps(GOOD), True, "s is announced already, as "),
+        ("[", False, "cannot be announced again: no worker wrote it"),
     ],
 )
 def test_what_would_be_refused_again_is_not_announced(

@@ -102,15 +102,34 @@ def test_fields_of_later_versions_are_ignored(event: TurnEvent) -> None:
     assert decode_event(msgspec.json.encode(written)) == event
 
 
+TURN_START = {
+    b"session": b"s",
+    b"type": b"turn.start",
+    b"event": b'{"type":"turn.start","session":"s","run":"1-1","seq":1,"at":1,"audio_ms":0,'
+    b'"provider":"p","request_id":"r","connection":1,"turn":0}',
+}
+
+
 @pytest.mark.parametrize("field", ["session", "type", "event"])
 def test_an_entry_without_one_of_its_fields_is_refused(field: str) -> None:
-    fields = {
-        b"session": b"s",
-        b"type": b"turn.start",
-        b"event": b'{"type":"turn.start","session":"s","run":"1-1","seq":1,"at":1,"audio_ms":0,'
-        b'"provider":"p","request_id":"r","connection":1,"turn":0}',
-    }
+    fields = dict(TURN_START)
     assert decode_turn_entry(fields).type == "turn.start"
     del fields[field.encode()]
     with pytest.raises(msgspec.ValidationError, match=field):
         decode_turn_entry(fields)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {b"session": b"\xff"},
+        {b"event": b'{"type":"turn.start","session":"\xff"}'},
+        {b"event": b'{"\xff":1}'},
+        {b"event": b'{"type":"turn.start","later":' + b"[" * 100_000},
+    ],
+    ids=["session", "value", "name", "deep"],
+)
+def test_an_entry_that_is_no_text_is_refused(changed: dict[bytes, bytes]) -> None:
+    fields = dict(TURN_START)
+    with pytest.raises(msgspec.DecodeError):
+        decode_turn_entry(fields | changed)

@@ -15,6 +15,7 @@ from schemas.audio import Fields, session_id, session_lane
 from schemas.keys import GROUP, RELEASED, Keys
 from schemas.turns import WorkerRecord
 from worker.bus.connection import is_outage
+from worker.bus.records import read_record
 from worker.core import ids
 from worker.core.ledger import LedgerState
 from worker.core.turns import TurnState
@@ -103,8 +104,8 @@ async def workers(redis: Redis, keys: Keys) -> dict[str, WorkerRecord]:
     records = {}
     for worker_id, raw in rows.items():
         try:
-            records[worker_id.decode()] = msgspec.json.decode(raw, type=WorkerRecord)
-        except ValueError:
+            records[worker_id.decode()] = read_record(raw, WorkerRecord)
+        except (UnicodeDecodeError, msgspec.DecodeError):
             continue  # neither ours to show nor to judge
     return records
 
@@ -165,7 +166,7 @@ def _snapshot(raw: bytes | RedisError | None) -> _Snapshot:
     if not isinstance(raw, bytes):
         return _Snapshot()
     try:
-        return msgspec.json.decode(raw, type=_Snapshot)
+        return read_record(raw, _Snapshot)
     except msgspec.DecodeError:
         return _Snapshot()
 
@@ -240,7 +241,7 @@ async def _last_events(
 
 def _event(fields: Fields) -> _LastEvent:
     try:
-        return msgspec.json.decode(fields.get(b"event", b""), type=_LastEvent)
+        return read_record(fields.get(b"event", b""), _LastEvent)
     except msgspec.DecodeError:
         return _LastEvent(type=fields.get(b"type", b"").decode("utf-8", "replace"))
 

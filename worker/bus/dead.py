@@ -11,6 +11,7 @@ from schemas.faults import EntryFault
 from schemas.keys import Keys
 from schemas.turns import DeadEntry
 from worker.bus.census import announced, pages
+from worker.bus.records import read_record
 from worker.errors import NotThere, RequeueRefused
 
 
@@ -24,8 +25,14 @@ class Refused(DeadEntry, frozen=True, kw_only=True):
 async def refused(redis: Redis, keys: Keys) -> AsyncIterator[Refused]:
     """Yield what was refused, oldest first."""
     async for entry, fields in pages(redis, keys.dead):
-        text = {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()}
-        yield msgspec.convert({**text, "dead": entry}, Refused, strict=False)
+        text = {
+            name.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+            for name, value in fields.items()
+        }
+        try:
+            yield msgspec.convert({**text, "dead": entry}, Refused, strict=False)
+        except msgspec.ValidationError:
+            continue  # no worker wrote it
 
 
 async def requeue(redis: Redis, keys: Keys, dead: str) -> str:
@@ -40,7 +47,10 @@ async def requeue(redis: Redis, keys: Keys, dead: str) -> str:
     kept = rows[0][1].get(b"entry", b"")
     if not kept:
         raise RequeueRefused(f"{dead} cannot be announced again: its content was not kept")
-    fields = msgspec.json.decode(kept, type=dict[str, str])
+    try:
+        fields = read_record(kept, dict[str, str])
+    except msgspec.DecodeError:
+        raise RequeueRefused(f"{dead} cannot be announced again: no worker wrote it") from None
     await _check(redis, keys, fields)
     # Its id is new, and so is the run. Should we die between the two, it is announced and still
     # here: announced once more it would be refused as a duplicate.

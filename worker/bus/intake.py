@@ -138,7 +138,7 @@ class Intake:
                 entry.decode(),
                 count,
                 dict(zip(flat[::2], flat[1::2], strict=True)),
-                owner.decode(),
+                owner.decode("utf-8", "replace"),
             )
             for entry, count, flat, owner in rows
         ]

@@ -20,6 +20,7 @@ from schemas.turns import WorkerRecord
 from worker.bus.channels import SubscriberCounts, hold, subscriber_counts
 from worker.bus.connection import BusHealth, describe, patiently
 from worker.bus.intake import Intake
+from worker.bus.records import read_record
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ STALE_S = 60.0
 def _record(raw: bytes) -> WorkerRecord | None:
     """Read a worker's record; None if it is none of ours, a newer version's say."""
     try:
-        return msgspec.json.decode(raw, type=WorkerRecord)
+        return read_record(raw, WorkerRecord)
     except msgspec.DecodeError:
         return None
 
