@@ -201,10 +201,10 @@ async def test_a_master_steps_down_and_is_master_again(stt: TurnsServer) -> None
         await stage.announce("call-1")
         await stage.play("call-1", say([1], PCM16) + hush(900, PCM16), end=False)
         for _ in range(2):
-            await stage.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+            await tell(stage.redis, "REPLICAOF", "127.0.0.1", 1)
             while worker.health.up:
                 await anyio.sleep(0.01)
-            await stage.redis.execute_command("REPLICAOF", "NO", "ONE")
+            await tell(stage.redis, "REPLICAOF", "NO", "ONE")
             while not worker.health.up:
                 await anyio.sleep(0.01)
         await stage.play("call-1", say([2], PCM16))

@@ -1,7 +1,9 @@
 """Commands to a cluster: each at the node that holds its key, wherever that is by now."""
 
+from functools import partial
 from typing import Any
 
+import anyio
 import pytest
 from redis import exceptions
 from redis.asyncio import Redis
@@ -9,7 +11,7 @@ from redis.crc import key_slot
 
 from tests.users import GuardedRedis, as_user
 from worker.bus.cluster import Cluster, key_of
-from worker.bus.connection import connect
+from worker.bus.connection import BusHealth, connect, patiently
 from worker.local.cluster import EmbeddedCluster, client, tell
 
 NAMES = [f"{{{number}}}:name" for number in range(20)]
@@ -108,6 +110,33 @@ async def test_slots_that_moved_are_found(redis_cluster: EmbeddedCluster) -> Non
         await redis.delete(key, "{moving}:new")
         await redis_cluster.migrate(slot, target, source)
         assert await redis.get(key) is None
+
+
+async def test_nodes_that_disagree_are_waited_out(redis_cluster: EmbeddedCluster) -> None:
+    """A slot's node sends us on to one that sends us back: until that one is told, too."""
+    key = "{moving}:key"
+    slot = key_slot(key.encode())
+    first, second, _ = redis_cluster.masters
+    async with connect(redis_cluster.url) as redis:
+        assert isinstance(redis, Cluster)
+        port = (await redis.holder(key)).connection_pool.connection_kwargs["port"]
+        source = next(node for node in redis_cluster.masters if node.port == port)
+        target = second if source is first else first
+        names = [await redis_cluster.identity(node) for node in (source, target)]
+        health = BusHealth()
+        async with client(source) as old, client(target) as new:
+            await tell(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+            with pytest.raises(exceptions.ConnectionError, match="moved on 8 times"):
+                await redis.set(key, "1")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(patiently, health, partial(redis.set, key, "2"))
+                while health.up:
+                    await anyio.sleep(0.01)
+                await tell(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+            assert await redis.get(key) == b"2"
+            await redis.delete(key)
+            for node in (old, new):
+                await tell(node, "CLUSTER", "SETSLOT", slot, "STABLE")
 
 
 async def test_a_node_that_fails_costs_its_own_keys_only() -> None:

@@ -1,6 +1,7 @@
 """Connections to Redis that are cut at a bad moment."""
 
 from functools import partial
+from typing import Any
 
 import anyio
 import pytest
@@ -9,6 +10,7 @@ from redis.asyncio import Redis
 from tests.stage import Place
 from tests.users import GuardedRedis
 from worker.bus.connection import BusHealth, closing, connect, patiently
+from worker.local.cluster import tell
 
 
 @pytest.mark.parametrize("use_uvloop", [False, True])
@@ -45,7 +47,8 @@ async def test_a_connection_closed_under_a_command_is_an_outage(redis_server: Gu
 
 async def test_a_read_that_blocks_while_its_master_steps_down_is_an_outage() -> None:
     async with GuardedRedis.start() as server, connect(server.url) as redis:
-        health, replies = BusHealth(), []
+        health = BusHealth()
+        replies: list[Any] = []
 
         async def read() -> None:
             replies.append(await patiently(health, partial(redis.xread, {"a": "0"}, block=60_000)))
@@ -54,10 +57,10 @@ async def test_a_read_that_blocks_while_its_master_steps_down_is_an_outage() -> 
             tasks.start_soon(read)
             while not (await redis.info("clients"))["blocked_clients"]:
                 await anyio.sleep(0.01)
-            await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+            await tell(redis, "REPLICAOF", "127.0.0.1", 1)
             while health.up:
                 await anyio.sleep(0.01)
-            await redis.execute_command("REPLICAOF", "NO", "ONE")
+            await tell(redis, "REPLICAOF", "NO", "ONE")
             await redis.xadd("a", {"b": "c"})
         assert [key for key, _ in replies[0]] == [b"a"]
 

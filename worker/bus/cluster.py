@@ -24,7 +24,7 @@ Address: TypeAlias = tuple[str, int]
 """Host and port of a node."""
 
 REDIRECTIONS = 8
-"""How often one command follows MOVED: while slots move, nodes disagree for a moment."""
+"""How often one command follows MOVED and ASK: while slots move, nodes disagree for a moment."""
 
 ASKED_FOR_S = 1.0
 """How long one node may take to tell the slots, before the next is asked."""
@@ -75,14 +75,18 @@ class Cluster(Redis):
             replies = [await self._at(node, args, options) for node in await self._targets(args)]
             return replies[0]
         slot = key_slot(key)
+        asked: Redis | None = None
         for _ in range(REDIRECTIONS):
-            node = self._node(await self._owner(slot))
+            node = asked or self._node(await self._owner(slot))
             try:
-                return await self._at(node, args, options)
+                if asked is None:
+                    return await self._at(node, args, options)
+                return await self._ask(node, args, options)
             except exceptions.MovedError as moved:
+                asked = None
                 await self._follow(moved, node)
             except exceptions.AskError as ask:
-                return await self._ask(self._node(_place(ask, node)), args, options)
+                asked = self._node(_place(ask, node))
         raise exceptions.ConnectionError(f"slot {slot} was moved on {REDIRECTIONS} times")
 
     def pipeline(self, transaction: bool = False, shard_hint: str | None = None) -> "Batch":

@@ -193,6 +193,7 @@ def is_outage(error: BaseException) -> bool:
         exceptions.AuthenticationError,
         exceptions.ClusterDownError,
         exceptions.TryAgainError,
+        exceptions.AskError,  # MOVED is one too
     )
     if isinstance(error, kinds) or is_about_a_command(error):
         return True
