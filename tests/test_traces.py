@@ -100,7 +100,9 @@ async def test_a_session_whose_socket_is_lost(
     stt.faults.set("cut@mid-turn,count=1")
     async with _worker(stage, "w1", tmp_path / "log"):
         await _announce(stage, tracer, "s")
-        await stage.play("s", SOUND, pause_s=0.05)
+        await stage.play("s", SOUND, pause_s=0.05, end=False)
+        await stage.until("s", TurnEnd)
+        await stage.append("s", end="1")
         events = await _consume(stage, tracer)
     assert words(events) == [1, 2, 3]
     spans = collector.spans
@@ -213,7 +215,9 @@ async def test_a_session_that_is_handed_over_in_a_turn(
         async with _worker(stage, "w2", tmp_path / "log2"):
             first.terminate()
             await first.wait()
-            await stage.play("s", say([3], PCM16) + hush(800, PCM16), pause_s=0.05)
+            await stage.play("s", say([3], PCM16) + hush(800, PCM16), pause_s=0.05, end=False)
+            await stage.until("s", TurnEnd)
+            await stage.append("s", end="1")
             events = await _consume(stage, tracer)
     assert words(events) == [1, 2, 3]
     assert len({span.trace_id for span in collector.spans}) == 1
