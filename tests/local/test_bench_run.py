@@ -11,6 +11,8 @@ import msgspec
 import psutil
 import pytest
 
+from tests.processes import left_of
+from tests.stage import PATIENCE_S
 from worker.cli import main
 from worker.local.bench.report import MEASURES
 from worker.local.bench.rig import environment
@@ -78,13 +80,14 @@ def test_however_it_ends_it_leaves_no_process(end: signal.Signals, tmp_path: Pat
         log.open("w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as bench,
     ):
+        deadline = time.monotonic() + PATIENCE_S
         while "starting 2 sessions" not in log.read_text():
             assert bench.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         started = psutil.Process(bench.pid).children(recursive=True)
         bench.send_signal(end)
         code = bench.wait()
     assert code == (130 if end is signal.SIGINT else -end)
     assert len(started) >= 3
-    _, left = psutil.wait_procs(started, timeout=30)
-    assert not left
+    assert left_of(started) == []

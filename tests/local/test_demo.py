@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from tests.collector import collecting
+from tests.processes import left_of
 from worker.cli import main
 from worker.local.clips import CLIPS
 
@@ -71,16 +72,8 @@ def offspring(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 def assert_gone(processes: list[psutil.Process], temporary: Path) -> None:
-    def ended(process: psutil.Process) -> bool:
-        try:
-            process.wait(10)
-        except psutil.TimeoutExpired:
-            # Where the first process of a container reaps nobody, the dead are still listed.
-            return bool(process.status() == psutil.STATUS_ZOMBIE)
-        return True
-
     assert processes
-    assert [process for process in processes if not ended(process)] == []
+    assert left_of(processes) == []
     assert list(temporary.iterdir()) == []
 
 
