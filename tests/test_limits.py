@@ -2,7 +2,7 @@
 
 import anyio
 
-from schemas.turns import AudioGap, SessionEnded, SessionError, SessionStarted, TurnEnd
+from schemas.turns import AudioGap, SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
 from tests.stage import PCM16, Stage, check_order, words
 from worker.local.engines.script import ScriptEngine, hush, say
 from worker.local.server.server import TurnsServer
@@ -69,6 +69,7 @@ async def test_an_open_turn_is_ended_before_its_audio_is_dropped(
         await stage.announce("call-1")
         await stage.until("call-1", SessionStarted)
         await stage.play("call-1", say([1, 2], PCM16), end=False)
+        await stage.until("call-1", TurnStart)
         await stt.stop()
         await anyio.sleep(2.5)
         async with TurnsServer.serve(ServerSettings(port=stt.port), ScriptEngine()) as server:

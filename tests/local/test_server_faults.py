@@ -107,7 +107,7 @@ TO_THE_END = [
     ("error=500@flushed", [*FIRST, *SECOND, "500"], 1011),
     ("error=400:open@mid-turn", [*FIRST, *SECOND], 1000),
     ("connected=late:50ms", FIRST + SECOND, 1000),
-    ("connected=late:50ms:deaf", FIRST[:1], 1000),
+    ("connected=late:1s:deaf", FIRST[:1], 1000),
     ("no-turn-end", [event for event in FIRST + SECOND if event != END], 1000),
     ("duplicate", ["connected", *(e for e in FIRST[1:] + SECOND for _ in range(2))], 1000),
     ("shrink", [*FIRST[:3], "", "w1 w2", "w1", EAGER, END, START, " w3", "", END], 1000),
