@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from schemas.audio import Encoding, SessionEntry
-from schemas.turns import SessionEnded, SessionError, TurnEnd, TurnStart
+from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
 from tests.stage import PCM16, Stage, check_order, kinds, words
 from worker import claims, crashes
 from worker.bus.intake import Fence, Ownership
@@ -113,6 +113,26 @@ async def test_a_fault_that_strikes_once_loses_nothing(stage: Stage, allergy: li
     check_order(events)
     assert words(events) == [1, 2, 3, 4]
     assert not any(isinstance(event, SessionError) for event in events)
+
+
+async def test_a_full_worker_tries_again_what_crashed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, allergy: list[int]
+) -> None:
+    """It keeps the lease meanwhile, and so the place."""
+    monkeypatch.setattr(crashes, "FIRST_PAUSE_S", 0.5)
+    async with stage.worker(max_sessions=1) as worker:
+        await stage.announce("call-1")
+        await stage.until("call-1", SessionStarted)
+        await stage.announce("call-2")
+        await stage.append("call-1", audio=POISON)
+        while not worker.host.crashes.held:
+            await anyio.sleep(0.01)
+        allergy[0] = 1_000
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
+        assert words((await stage.until_ended("call-1"))["call-1"]) == [1]
+        await stage.append("call-2", end="1")
+        events = (await stage.until_ended("call-1", "call-2"))["call-2"]
+    check_order(events)
 
 
 async def test_a_state_nobody_can_read_ends_the_session(stage: Stage) -> None:

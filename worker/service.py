@@ -190,15 +190,17 @@ class Worker:
 
     async def _take_sessions(self, arrivals: Arrivals) -> None:
         log.info("taking sessions as %s", self.host.intake.consumer)
+        crashes = self.host.crashes
         while not self._draining:
-            room = min(CLAIM_AT_MOST, self._settings.max_sessions - len(self.roster))
+            await arrivals.try_again()  # whatever room there is: nobody else may take them
+            taken = len(self.roster) + len(crashes.held)
+            room = min(CLAIM_AT_MOST, self._settings.max_sessions - taken)
             room = self._overload.room(room, time.monotonic())
             if not len(self.roster):
                 self.host.credentials.doubt()  # nobody is left to find out that they are good again
             if room <= 0 or self.host.credentials.fault is not None:
                 await anyio.sleep(INTAKE_BLOCK_MS / 1000)
                 continue
-            await arrivals.try_again()
             # Together: a session that was killed should not wait for fifty others.
             async with anyio.create_task_group() as claims:
                 for owned in await arrivals.look_for(room):
