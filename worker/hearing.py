@@ -118,7 +118,7 @@ class Hearing:
                 text = getattr(message, "transcript", None)
                 self._hear(_INPUTS[type(message)], text, arrival)
                 if isinstance(message, cartesia.TurnResume) and self._tracker.heard:
-                    self._seam.turn_resumed()
+                    self._seam.turn_resumed(arrival)
                 if text is not None and self._tracker.heard:
                     self._seam.turn_worded(text, arrival)
                     self._settle_lull(text)

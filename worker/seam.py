@@ -127,6 +127,7 @@ class Seam:
             look = self._look_back(arrival, LOOK_BACK_MS)
             self._start = self._start._replace(sounds=self._sounds(look, arrival))
         usual_s, sounds = self._usual_lag.seconds, self._start.sounds
+        self._open_until = sounds[0][0] if sounds else 0
         if usual_s is None or not sounds or arrival.at - sounds[0][1] < usual_s - STEADY_S:
             return 0  # the turn may have begun before what is looked at
         # Sound in the first frame may have begun before it.
@@ -134,10 +135,11 @@ class Seam:
         return look.positions[first] if first > 0 else 0
 
     def _begin_turn(self, sent: int) -> None:
-        self._resumes = 0
         self._text = ""
         self.worded = sent
         """Byte of the socket that was sent when the wording of the turn changed last."""
+        self._open_until = 0
+        """Byte of the socket before which the turn was not over."""
 
     def turn_worded(self, text: str, arrival: Moment) -> None:
         """Note what the service says of the turn."""
@@ -145,9 +147,16 @@ class Seam:
             self.worded = arrival.sent
         self._text = text
 
-    def turn_resumed(self) -> None:
-        """Note that the service took the end of the turn back: it heard more after a silence."""
-        self._resumes += 1
+    def turn_resumed(self, arrival: Moment) -> None:
+        """Note that the service took the end of the turn back: it heard more after a silence.
+
+        That silence is looked for now: by the turn's end it may be too long ago to be seen.
+        """
+        look = self._look_back(arrival, LOOK_BACK_MS)
+        first = arrival.sent - len(look.silent) * self._frame
+        open_at = max(-1, (self._open_until - first) // self._frame)  # -1: before what is seen
+        open_until = first + still_open(look.silent, open_at) * self._frame
+        self._open_until = max(self._open_until, open_until)
 
     def _sounds(self, look: Timeline, arrival: Moment) -> list[tuple[int, float]]:
         """Return the bytes of the socket at which a sound began, and when those were sent."""
@@ -165,9 +174,9 @@ class Seam:
 
     def cut(self, arrival: Moment) -> int:
         """Return the session byte up to which the turn covers the audio whose end arrived then."""
-        pair, ends = self._match(arrival, QUICK_LOOK_MS, self.worded, self._resumes)
+        pair, ends = self._match(arrival, QUICK_LOOK_MS, self.worded, self._open_until)
         if pair is None or not self._is_usual_end(pair):
-            pair, ends = self._match(arrival, LOOK_BACK_MS, self.worded, self._resumes)
+            pair, ends = self._match(arrival, LOOK_BACK_MS, self.worded, self._open_until)
         pause = pair.pause if pair else max(ends, key=lambda end: end.middle, default=None)
         self.spoken_until = pause and self._uplink.log.sent_at(pause.sent)
         if pair is not None:
@@ -195,20 +204,22 @@ class Seam:
         return pair.pause.middle if certain else None
 
     def _match(
-        self, arrival: Moment, look_ms: int, worded: int, resumes: int = 0
+        self, arrival: Moment, look_ms: int, worded: int, open_until: int = 0
     ) -> tuple[Match | None, Sequence[Pause]]:
         """Choose among the sounds that may have begun the turn, and the pauses in it.
 
-        Its wording had not changed since byte `worded` of the socket was sent, and it was resumed
-        so often, before what arrived then was said of it.
+        Its wording had not changed since byte `worded` of the socket was sent, and it was not over
+        before byte `open_until`, when what arrived then was said of it.
         """
-        ends = self._pauses(arrival, look_ms, worded, resumes)
+        ends = self._pauses(arrival, look_ms, worded, open_until)
         usual_s = self._usual_lag.seconds
         return choose_pair(
             self._onsets(), ends, self._lag_before_s if usual_s is None else usual_s
         ), ends
 
-    def _pauses(self, arrival: Moment, look_ms: int, worded: int, resumes: int) -> Sequence[Pause]:
+    def _pauses(
+        self, arrival: Moment, look_ms: int, worded: int, open_until: int
+    ) -> Sequence[Pause]:
         """Find the silences in which the service may have been when it said what arrived then."""
         look = self._look_back(arrival, look_ms)
         first = arrival.sent - len(look.silent) * self._frame
@@ -234,18 +245,7 @@ class Seam:
                 )
         ends = after_last_word(found, worded)
         # Unless that leaves none: a service may take an end back that was no silence.
-        open_until = first + self._still_open(look, first, resumes) * self._frame
         return [pause for pause in ends if pause.sent >= open_until] or ends
-
-    def _still_open(self, look: Timeline, first: int, resumes: int) -> int:
-        """Return the frame before which the turn cannot have been over, the first at byte `first`.
-
-        0 if its beginning is not in sight.
-        """
-        if not resumes or not self._start.sounds:
-            return 0
-        began = (self._start.sounds[0][0] - first) // self._frame
-        return still_open(look.silent, began, resumes) if began >= 0 else 0
 
     def _onsets(self) -> list[Onset]:
         """Say how late the service may have been at each sound that may have begun the turn."""

@@ -112,15 +112,18 @@ class Call:
                 _onset(_sent(look, at, started), (len(look.silent) - at) * FRAME_MS / 1000)
                 for at in onsets(look.silent)
             ]
+            open_until = began[0].sent if began else 0
+            for before, after in pairwise(words):
+                if after[0] - before[1] >= service.eager:
+                    resumed = self._sent_at(after[0]) + service.sure + service.lag
+                    look = self._look(resumed, cuts)
+                    open_at = max(-1, (open_until - _sent(look, 0, resumed)) // FRAME_MS)
+                    over = _sent(look, still_open(look.silent, open_at), resumed)
+                    open_until = max(open_until, over)
             look = self._look(ended, cuts)
-            resumes = sum(
-                after[0] - before[1] >= service.eager for before, after in pairwise(words)
-            )
-            first = began[0].sent - _sent(look, 0, ended) if began else -1
-            over = still_open(look.silent, first // FRAME_MS, resumes) if first >= 0 else 0
             worded = self._sent_at(words[-1][1]) + service.lag + service.unheard
             ends = after_last_word(_pauses(look, ended), round(min(worded, ended)))
-            ends = [end for end in ends if end.sent >= _sent(look, over, ended)] or ends
+            ends = [end for end in ends if end.sent >= open_until] or ends
             pair = choose_pair(began, ends, usual)
             assert pair is not None
             usual = pair.lag_s
@@ -327,22 +330,22 @@ def test_silences_are_not_broken_by_clicks(picture: str, found: list[tuple[int, 
 
 
 @pytest.mark.parametrize(
-    ("picture", "began", "resumes", "until"),
+    ("picture", "open_at", "until"),
     [
-        ("__####____####____", 2, 0, 0),
-        ("__####____####____", 2, 1, 10),
-        ("__####____####____", 2, 2, 0),  # more often than there were silences
-        ("__####____####____####____", 2, 2, 18),
-        ("__####____####____####____", 10, 1, 18),
-        ("####____####", 0, 1, 8),
-        ("####____", 0, 1, 0),  # nothing came after that
-        ("", 0, 1, 0),
+        ("__####____####", 2, 10),
+        ("__####____####____####", 2, 10),
+        ("__####____####____####", 10, 18),
+        ("__####____####____", 10, 10),  # nothing came after that
+        ("####____####", 0, 8),
+        ("____####", 0, 0),
+        ("____####", -1, 4),
+        ("", -1, -1),
     ],
 )
-def test_a_turn_was_not_over_before_what_it_was_resumed_for(
-    picture: str, began: int, resumes: int, until: int
+def test_a_turn_was_open_until_what_it_was_resumed_for(
+    picture: str, open_at: int, until: int
 ) -> None:
-    assert still_open(_drawn(picture), began, resumes) == until
+    assert still_open(_drawn(picture), open_at) == until
 
 
 @pytest.mark.parametrize(

@@ -185,14 +185,14 @@ def after_last_word(ends: Sequence[Pause], worded: int) -> Sequence[Pause]:
     return ends
 
 
-def still_open(silent: Sequence[bool], began: int, resumes: int) -> int:
-    """Return the frame before which a turn that began with that one cannot have been over.
+def still_open(silent: Sequence[bool], open_at: int) -> int:
+    """Return up to which frame a turn was open, at least, that was resumed just now.
 
-    Each time the service took its end back, it had heard a silence, however short, and then more.
-    0 if that tells nothing.
+    That it was open at frame `open_at` is known. When the service took its end back, it had heard a
+    silence since then, however short, and then more.
     """
-    ended = [end for start, end in silences(silent) if start > began and end < len(silent)]
-    return ended[resumes - 1] if 0 < resumes <= len(ended) else 0
+    ended = (end for start, end in silences(silent) if start > open_at and end < len(silent))
+    return next(ended, open_at)
 
 
 def quiet_level(levels: Sequence[int]) -> int:

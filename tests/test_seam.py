@@ -1,0 +1,141 @@
+"""Seams of calls that were held up: what was sent and said when, and where the turn is cut."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pytest
+from websockets.client import ClientProtocol
+from websockets.uri import parse_uri
+
+from schemas.audio import Encoding, SessionEntry
+from worker.core.lag import UsualLag
+from worker.core.ledger import Ledger
+from worker.core.pacing import Pacer
+from worker.local.engines.base import AudioFormat
+from worker.local.engines.script import hush, say
+from worker.seam import Seam
+from worker.stats import Stats
+from worker.stt.cartesia import Service, Stream
+from worker.stt.socket import Socket
+from worker.uplink import Uplink
+from worker.wakefulness import Wakefulness
+
+AUDIO = AudioFormat("pcm_s16le", 8_000)
+BYTES_PER_MS = 16
+
+LATER = 1e9
+"""Where calls are on the clock: so far ahead that the clock does not get there meanwhile."""
+
+
+class Sent(NamedTuple):
+    """The session's audio is sent, up to a millisecond of it."""
+
+    at: float
+    ms: int
+
+
+class Said(NamedTuple):
+    """The service says something, with so many messages waiting behind it."""
+
+    at: float
+    kind: str
+    text: str = ""
+    waiting: int = 0
+
+
+def _cut(
+    sound: bytes, call: Sequence[Sent | Said], slept: tuple[float, float], usual_lag_s: float
+) -> int:
+    """Return the millisecond at which the turn is cut whose end is said last.
+
+    The worker stood still once, between two seconds of the call.
+    """
+    ledger = Ledger(Encoding.PCM_S16LE.width)
+    uplink = Uplink(Encoding.PCM_S16LE, AUDIO.sample_rate, ledger, Pacer(0), Stats())
+    # A socket that was never opened: what is sent on it goes nowhere.
+    socket = Socket(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
+    uplink.attach(Stream(socket, "", Service("", "", "")), LATER)
+    wakefulness = Wakefulness(LATER + slept[0])
+    wakefulness.look(LATER + slept[1])
+    usual_lag = UsualLag()
+    usual_lag.inherit(usual_lag_s)
+    entry = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
+    seam = Seam(entry, ledger, uplink, wakefulness, usual_lag)
+    seam.reset(LATER)
+    for step in sorted(call, key=lambda step: step.at):
+        if isinstance(step, Sent):
+            uplink.take(sound[uplink.sent : step.ms * BYTES_PER_MS])
+            uplink.drain(LATER + step.at)
+            continue
+        arrival = uplink.log.moment(LATER + step.at)
+        seam.heard(arrival, step.waiting)
+        match step.kind:
+            case "turn.start":
+                seam.turn_started(arrival)
+            case "turn.resume":
+                seam.turn_resumed(arrival)
+            case _:
+                seam.turn_worded(step.text, arrival)
+    return seam.cut(arrival) // BYTES_PER_MS
+
+
+def _live(until_ms: int) -> Iterator[Sent]:
+    """Send audio as it is spoken, in chunks of 50 ms."""
+    return (Sent(ms / 1_000 + 0.02, ms) for ms in range(50, until_ms + 1, 50))
+
+
+PAUSE_MS = 300
+
+
+@pytest.mark.parametrize("usual_lag_s", [0.1, 0.2, 0.3, 0.5])
+@pytest.mark.parametrize(
+    "before",
+    [[], [5], [20], [1, 20], [20, 1], [5, 5, 5], [1] * 12],
+    ids=lambda before: "+".join(map(str, before)) or "none",
+)
+def test_a_worker_stood_still_in_a_pause_that_did_not_end_the_turn(
+    before: list[int], usual_lag_s: float
+) -> None:
+    """It sends the rest faster than real time then, and hears of it in bursts.
+
+    The burst in which the turn's end comes fits that pause as well as the one after the last word;
+    all that tells is that the turn was resumed. `before` is how many words it said before, up to
+    each pause: its beginning is out of sight at its end, and may be by its first pause.
+    """
+    sound, ms = bytearray(hush(400, AUDIO)), 400
+    call: list[Sent | Said] = [Said(0.68, "turn.start")]
+    text = ""
+    for count in before:
+        sound += say(range(count), AUDIO) + hush(PAUSE_MS, AUDIO)
+        ms += 200 * count + PAUSE_MS
+        text += " so" * count
+        call += [
+            Said((ms - PAUSE_MS) / 1_000 + 0.16, "turn.update", text),
+            Said(ms / 1_000 + 0.12, "turn.eager_end", text),
+            Said(ms / 1_000 + 0.22, "turn.resume"),
+        ]
+    sound += say([20, 21, 22], AUDIO) + hush(286, AUDIO) + say([23], AUDIO) + hush(2_143, AUDIO)
+    at, cut_from = ms / 1_000, ms + 886 + 200
+    call += _live(ms)
+    call += [
+        Sent(at + sent_at, ms + until)
+        for sent_at, until in [
+            *[(0.04, 22), (0.13, 109), (0.16, 137), (0.23, 205), (0.28, 258), (0.36, 345)],
+            *[(0.46, 440), (0.48, 460), (0.61, 586), (0.63, 609), (0.81, 793)],
+            # Awake again.
+            *[(2.43, 979), (2.43, 1040), (2.45, 1097), (2.57, 1288), (2.60, 1321), (2.73, 1513)],
+            *[(2.78, 1591), (2.80, 1622), (2.86, 1709)],
+        ]
+    ]
+    call += [
+        Said(at + 0.36, "turn.update", f"{text} twenty"),
+        Said(at + 0.62, "turn.update", f"{text} twenty one"),
+        Said(at + 0.78, "turn.update", f"{text} twenty one two"),
+        Said(at + 2.5765, "turn.eager_end", f"{text} twenty one two", waiting=2),
+        Said(at + 2.5765, "turn.resume", waiting=1),
+        Said(at + 2.5787, "turn.update", f"{text} twenty one two three"),
+        Said(at + 2.8669, "turn.eager_end", f"{text} twenty one two three"),
+        Said(at + 2.9049, "turn.end", f"{text} twenty one two three"),
+    ]
+    cut = _cut(bytes(sound), call, (at + 0.82, at + 2.42), usual_lag_s)
+    assert cut_from <= cut <= cut_from + 2_143
