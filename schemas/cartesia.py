@@ -1,7 +1,7 @@
 """Messages of Cartesia's realtime turns API (`/stt/turns/websocket`).
 
 Within a version the service may add events and fields, so reading is lenient: unknown fields are
-ignored, unknown events become `Unknown`, and every field of an error may be absent.
+ignored, unknown events become `Unknown`, and every field of an error may be absent or null.
 """
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """Common to every server message; `request_id` is one value per connection."""
 
-    request_id: str = ""
+    request_id: str | None = None
 
 
 class Connected(Message, frozen=True, kw_only=True, tag="connected"):
@@ -46,8 +46,8 @@ class TurnEnd(Message, frozen=True, kw_only=True, tag="turn.end"):
 class Error(Message, frozen=True, kw_only=True, tag="error"):
     """A fault, in-band."""
 
-    title: str = ""
-    message: str = ""
+    title: str | None = None
+    message: str | None = None
     status_code: int | None = None
     error_code: str | None = None
     doc_url: str | None = None

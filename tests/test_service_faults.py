@@ -5,10 +5,13 @@ import logging
 import anyio
 import pytest
 
-from schemas.turns import SessionError, TurnEnd
+from schemas.turns import AudioGap, SessionError, TurnEnd, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, kinds, words
-from worker.local.engines.script import hush, say
+from worker import conversation
+from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
 from worker.local.server.server import TurnsServer
+from worker.local.server.settings import ServerSettings
+from worker.upkeep import FLUSH_ROUNDS
 
 ONCE = [
     "cut@handshake",
@@ -27,11 +30,16 @@ ONCE = [
     "error=500@mid-turn",
     "error=500@opened",
     "error=400:open@mid-turn",
+    "error=401@mid-turn",
+    "error=402@mid-turn",
+    "error=402@flush",
+    "error=429:open@between-turns",
     "http=500",
     "http=503",
     "http=429",
     "http=401",
     "http=402",
+    "http=403",
     "connected=late:2s:deaf",
 ]
 """Faults that strike one connection."""
@@ -128,3 +136,82 @@ async def test_a_refusal_for_good(stage: Stage, stt: TurnsServer, fault: str) ->
     assert [error.fatal for error in errors] == [True]
     (dead,) = await stage.dead()
     assert dead[b"session"] == b"call-1"
+
+
+async def test_settings_refused_on_the_way_do_not_end_the_session_later(
+    stage: Stage, stt: TurnsServer
+) -> None:
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16) + hush(800, PCM16), end=False)
+        # In order by itself; with the service's own `end` of 0.3 it is not.
+        await stage.append("call-1", config='{"turn_eager_end_threshold":0.3}')
+        await stage.play("call-1", say([2], PCM16) + hush(800, PCM16), end=False)
+        refused = await stage.until("call-1", SessionError)
+        await stage.until("call-1", TurnEnd, 2)
+        stt.cut_all()
+        dropped = await stage.until("call-1", SessionError, 2)
+        await stage.play("call-1", say([3], PCM16))
+        events = (await stage.until_ended("call-1"))["call-1"]
+    assert words(events) == [1, 2, 3]
+    assert (refused.fatal, dropped.fatal, dropped.status) == (False, False, 400)
+    assert dropped.message.startswith("turn settings given since the session began are dropped: ")
+
+
+async def test_a_refusal_at_real_time_is_not_one_of_the_pace(
+    stage: Stage, stt: TurnsServer
+) -> None:
+    """The first, of a backlog sent faster, is; the same again is told, and the session goes on."""
+    stt.faults.set("error=400:open@bytes=48000")
+    await stage.play("call-1", say(range(16), PCM16), pause_s=0, end=False)
+    async with stage.worker():
+        await stage.announce("call-1")
+        told = await stage.until("call-1", SessionError)
+        await stage.append("call-1", end="1")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    assert (told.status, told.fatal) == (400, False)
+    assert words(events) == list(range(16))
+    assert len(stt.connections) == 2
+
+
+async def test_a_service_that_flushes_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers pings, and says nothing: what it did with the words is not known."""
+    monkeypatch.setattr(conversation, "FLUSH_DEADLINE_S", 0.5)
+    mute = ScriptEngine(ScriptOptions(latency_ms=60_000))
+    async with (
+        TurnsServer.serve(ServerSettings(port=0), mute) as service,
+        stage.worker(stt_url=service.url),
+    ):
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1, 2, 3], PCM16), pause_s=0)
+        events = (await stage.until_ended("call-1"))["call-1"]
+    assert kinds(events) == ["session.started", "audio.gap", "session.ended"]
+    (gap,) = [event for event in events if isinstance(event, AudioGap)]
+    assert (gap.missing_ms, gap.reason) == (600, "watchdog")
+    assert len(service.connections) == FLUSH_ROUNDS
+
+
+async def test_a_service_that_fails_at_each_flush(stage: Stage, stt: TurnsServer) -> None:
+    stt.faults.set("error=500@flush")
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.append("call-1", audio=say([1], PCM16))
+        await stage.until("call-1", TurnUpdate)
+        await stage.append("call-1", end="1")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1]
+    assert any(isinstance(event, AudioGap) for event in events), "nobody knows what else there was"
+    assert len(stt.connections) == FLUSH_ROUNDS
+
+
+async def test_cuts_do_not_count_as_answers_to_a_flush(stage: Stage, stt: TurnsServer) -> None:
+    stt.faults.set(f"cut@flush,count={FLUSH_ROUNDS + 1}")
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.append("call-1", audio=say([1], PCM16), end="1")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    assert kinds(events).count("audio.gap") == 0
+    assert words(events) == [1]

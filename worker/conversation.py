@@ -27,7 +27,9 @@ PACE_REFUSAL_S = 2.0
 class Conversation:
     """Runs one live socket of a session."""
 
-    def __init__(self, host: Host, name: SessionName, parts: Parts, stream: Stream) -> None:
+    def __init__(
+        self, host: Host, name: SessionName, parts: Parts, stream: Stream, now: float
+    ) -> None:
         self.name = name
         self.stream = stream
         self.flushing = False
@@ -39,6 +41,7 @@ class Conversation:
         self._upkeep = parts.upkeep
         self._narrator = parts.narrator
         self._over = False
+        self._since = now
         self._calm_until = 0.0
         self._flushing_since = 0.0
 
@@ -46,6 +49,10 @@ class Conversation:
     def catching_up(self) -> bool:
         """Whether audio waits for the pacing to let it go."""
         return not (self._over or self.flushing or self._uplink.empty)
+
+    @property
+    def _silent_s(self) -> float:
+        return self._upkeep.silent_s(max(self._inbox.news_at, self._since))
 
     def drain(self, now: float) -> None:
         """Send what may be sent; ask for the rest of the turns once all was."""
@@ -69,10 +76,11 @@ class Conversation:
             self._inbox.tell_shed()
         if self.flushing:
             if now - self._flushing_since > FLUSH_DEADLINE_S:
-                self._upkeep.give_up_flush(self.stream, FLUSH_DEADLINE_S)
+                self._upkeep.flush_failed()
+                self.stream.socket.abort(f"not flushed within {FLUSH_DEADLINE_S:g} s")
         elif self._hearing.inside_turn:
             self._upkeep.keep_turn_moving(self.stream, now)
-        elif now - self._inbox.news_at > self._host.pace.park_s:
+        elif self._uplink.empty and self._silent_s > self._host.pace.park_s:
             self._flush(now)
 
     def crashed(self) -> None:
@@ -101,13 +109,13 @@ class Conversation:
             match message:
                 case cartesia.Error() if self.flushing:
                     return  # nothing more will come of what was sent
-                case cartesia.Error() if self._uplink.paced_within(PACE_REFUSAL_S):
+                case cartesia.Error() if self._uplink.hastened_within(PACE_REFUSAL_S):
                     self._uplink.slow_down()
                     raise SttTransient(f"refused while catching up: {message.message}", status=400)
                 case cartesia.Error():
                     self._narrator.error(
                         message.error_code or "stt_error",
-                        message.message or message.title,
+                        message.message or message.title or "the service gave no reason",
                         status=message.status_code or 0,
                     )
                 case cartesia.Unknown():

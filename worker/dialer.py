@@ -15,7 +15,7 @@ from worker.core.configs import Configs
 from worker.core.faults import Backoff
 from worker.errors import SttBusy, SttCredentials, SttPermanent, SttTransient
 from worker.host import Host
-from worker.spans import SessionTrace
+from worker.narrator import Narrator
 from worker.stt.cartesia import Stream, StreamSettings, open_stream
 
 log = logging.getLogger(__name__)
@@ -28,14 +28,14 @@ class Dialer:
     """Dials for one session."""
 
     def __init__(
-        self, host: Host, ownership: Ownership, configs: Configs, trace: SessionTrace
+        self, host: Host, ownership: Ownership, configs: Configs, narrator: Narrator
     ) -> None:
         entry = ownership.session
         self._host = host
         self._name = ownership.name
         self._entry = entry
         self._configs = configs
-        self._trace = trace
+        self._narrator = narrator
         self._seat = Seat.of(entry.lane, entry.session, ownership.fence)
         self._backoff = Backoff()
 
@@ -44,23 +44,20 @@ class Dialer:
 
         Raises `SttPermanent` if the service will never take these settings.
         """
-        settings = StreamSettings(
-            model=self._entry.model or self._host.model,
-            encoding=self._entry.encoding,
-            sample_rate=self._entry.sample_rate,
-            keyterms=self._entry.keyterms,
-            turn=self._host.turn.merged(self._configs.current),
-        )
         wanted = time.monotonic()
         if await self._host.gate.enter(self._seat):
             self._host.stats.gate_wait.observe(time.monotonic() - wanted)
         slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
         while True:
+            settings = self._settings
             try:
                 return await self._try(settings)
             except SttPermanent as error:
                 self._host.stats.connects[error.fault_class] += 1
-                raise
+                if self._configs.settled == self._entry.config:
+                    raise
+                self._fall_back(error)
+                wait_s = 0.0
             except SttCredentials as error:
                 self._refused(error, settings.model)
                 wait_s = slow.next_s()
@@ -82,11 +79,36 @@ class Dialer:
         """Give up the place at the gate: no socket is wanted now."""
         await self._host.gate.leave(self._seat)
 
+    @property
+    def _settings(self) -> StreamSettings:
+        """What to open a socket with: what holds for the first audio it will hear."""
+        return StreamSettings(
+            model=self._entry.model or self._host.model,
+            encoding=self._entry.encoding,
+            sample_rate=self._entry.sample_rate,
+            keyterms=self._entry.keyterms,
+            turn=self._host.turn.merged(self._configs.settled),
+        )
+
+    def _fall_back(self, error: SttPermanent) -> None:
+        """Go back to the settings the session was announced with.
+
+        A change of them that the service refused on an open socket has cost nothing; it must not
+        cost the session now that another socket is opened.
+        """
+        self._configs.fall_back(self._entry.config)
+        log.warning("%s: settings given since its beginning are dropped: %s", self._name, error)
+        self._narrator.error(
+            error.code or "stt_error",
+            f"turn settings given since the session began are dropped: {error}",
+            status=error.status,
+        )
+
     async def _try(self, settings: StreamSettings) -> Stream:
         host = self._host
         async with host.connects:
             began = time.monotonic()
-            with self._trace.connecting(settings.model) as span:
+            with self._narrator.trace.connecting(settings.model) as span:
                 stream = await open_stream(host.service, settings)
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         host.credentials.accepted()

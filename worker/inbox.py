@@ -61,7 +61,7 @@ class Inbox:
     def set_back(self) -> None:
         """Read again from the committed position on."""
         self._shedding.forget()
-        self._configs.rewind()
+        self._configs.rewind(self._ledger.committed.entry)
         self.cursor = self._ledger.read_after
 
     def take(self, entries: Entries, now: float, *, live: bool) -> None:

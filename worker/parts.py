@@ -68,7 +68,7 @@ class Parts:
             hearing,
             narrator,
         )
-        dialer = Dialer(host, ownership, configs, narrator.trace)
+        dialer = Dialer(host, ownership, configs, narrator)
         return cls(
             ledger,
             uplink,

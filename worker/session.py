@@ -24,7 +24,7 @@ from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
 from worker.conversation import Conversation
 from worker.core import ids
-from worker.core.faults import is_idle_close
+from worker.core.faults import is_idle_close, is_the_services
 from worker.errors import SttError, SttPermanent
 from worker.host import Host
 from worker.parts import Parts
@@ -181,7 +181,7 @@ class Session:
             if late and not self._outage_told:
                 self._outage_told = True
                 self._narrator.error("stt_unavailable", "no connection to the STT service yet")
-        elif self._alone is Phase.PARKED and now - self._inbox.news_at > self._host.pace.idle_s:
+        elif self._alone is Phase.PARKED and self._is_idle:
             self._wake.set()
 
     # -- its own task
@@ -220,7 +220,7 @@ class Session:
         while not self._has_work:
             await self._wake.wait()
             self._wake = anyio.Event()
-            if time.monotonic() - self._inbox.news_at > self._host.pace.idle_s:
+            if self._is_idle and not self._has_work:
                 self._hearing.break_off()
                 self._finish("idle")
                 return
@@ -240,6 +240,8 @@ class Session:
                 await self._flushed()
         except SttError as error:
             lost = error
+            if conversation.flushing and is_the_services(error):
+                self._parts.upkeep.flush_failed()
         finally:
             self._conversation = None
             self._set_back()
@@ -250,6 +252,13 @@ class Session:
     @property
     def _has_work(self) -> bool:
         return bool(self._unreadable) or self._uplink.holds_audio or self._inbox.read_to_end
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether the producer is thought to be gone; to be asked where there is no socket."""
+        if self.rhythm.asked_at < self._alone_since:
+            return False  # nobody has looked yet whether there is more
+        return self._parts.upkeep.silent_s(self._inbox.news_at) > self._host.pace.idle_s
 
     def _enter(self, phase: Phase) -> None:
         """Enter a phase without a conversation."""
@@ -288,7 +297,7 @@ class Session:
         self._hearing.socket_opened(now)
         self._uplink.attach(stream, now)
         self._parts.upkeep.connected(now, progressed=progressed)
-        self._conversation = Conversation(self._host, self.name, self._parts, stream)
+        self._conversation = Conversation(self._host, self.name, self._parts, stream, now)
         self._look()
         self._conversation.drain(now)
         return self._conversation

@@ -33,7 +33,7 @@ class Shedding:
         if kept_before or not self.is_late(entry_id):
             return False
         self._size += len(audio)
-        self._tail = audio[-8:]
+        self._tail = (self._tail + audio)[-8:]
         return True
 
     def settle(self, position: int) -> float:

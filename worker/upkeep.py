@@ -67,11 +67,14 @@ class Upkeep:
         if heard is not None:
             self._hearing.settle_silence(heard)
 
+    @property
+    def _up_since(self) -> float:
+        """Since when Redis answers: an outage of it is no pause of the producer's."""
+        return max(self._host.health.since, self._host.reader.lane(self._lane).up_since)
+
     def keep_turn_moving(self, stream: Stream, now: float) -> None:
         """Fill in for a producer that stopped; see to a service that is stuck."""
-        # An outage of Redis is no pause of the producer's.
-        up_since = max(self._host.health.since, self._host.reader.lane(self._lane).up_since)
-        self._uplink.fill(now, up_since, self._rhythm.asked_at)
+        self._uplink.fill(now, self._up_since, self._rhythm.asked_at)
         sent_ms = self._uplink.ms_of(self._uplink.sent)
         if not self._watchdog.may_bark(sent_ms):
             return
@@ -86,17 +89,29 @@ class Upkeep:
         # Not even after an end of ours: the service is still inside its turn.
         stream.socket.abort("the open turn is stuck")
 
-    def give_up_flush(self, stream: Stream, waited_s: float) -> None:
-        """Have it flushed again on a new socket; at last, end what the service will not."""
+    def silent_s(self, since: float) -> float:
+        """Return how long the producer has been silent since then, as far as that is known.
+
+        Redis was asked and had nothing; while it did not answer nobody could append.
+        """
+        return self._rhythm.asked_at - max(since, self._up_since)
+
+    def flush_failed(self) -> None:
+        """Note that the service did not do it; at last, settle without an answer.
+
+        Before that it is asked again, on a new socket.
+        """
         self._unflushed += 1
         if self._unflushed >= FLUSH_ROUNDS:
             log.warning("%s: the service does not flush; given up", self._name)
             self.give_up_turn()
-        stream.socket.abort(f"not flushed within {waited_s:g} s")
 
     def give_up_turn(self) -> None:
-        """End what the service will not, and say how much of it nobody heard."""
-        if self._tracker.open:
-            unheard = self._uplink.fed - self._tracker.grown_at
-            self._narrator.gap(int(self._uplink.ms_of(max(0, unheard))), "watchdog")
+        """End what the service will not, and say how much nobody heard of what was sent."""
+        unheard = self._uplink.fed - self._tracker.grown_at
+        if not self._tracker.open:
+            unheard = self._uplink.unsettled
+        unheard_ms = int(self._uplink.ms_of(max(0, unheard)))
+        if self._tracker.open or unheard_ms:
+            self._narrator.gap(unheard_ms, "watchdog")
         self._hearing.conclude("watchdog")

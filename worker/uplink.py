@@ -68,6 +68,11 @@ class Uplink:
         return int(self.fed / self._bytes_per_ms)
 
     @property
+    def unsettled(self) -> int:
+        """Bytes of the session sent on this socket that no published event covers yet."""
+        return self.fed - self._ledger.committed_bytes
+
+    @property
     def has_room(self) -> bool:
         """Whether more audio should be read."""
         return self._held < ROOM_MS * self._bytes_per_ms and (
@@ -81,8 +86,8 @@ class Uplink:
 
     @property
     def holds_audio(self) -> bool:
-        """Whether any of what waits is audio."""
-        return self._held > 0
+        """Whether any of what waits is audio that can be sent: a whole sample or more."""
+        return self._held + len(self._part) >= self._width
 
     def bytes_of(self, ms: float) -> int:
         """Bytes of so many milliseconds."""
@@ -127,9 +132,9 @@ class Uplink:
         self.chunk_ms = len(audio) / self._bytes_per_ms
         self._stop_filling()
 
-    def paced_within(self, seconds: float) -> bool:
-        """Whether audio had to be held back, on this socket, so short a time ago."""
-        return time.monotonic() - self._paced_at <= seconds
+    def hastened_within(self, seconds: float) -> bool:
+        """Whether, so short a time ago, audio was sent on this socket faster than real time."""
+        return self._pacer.hastens and time.monotonic() - self._paced_at <= seconds
 
     def waited_within(self, seconds: float) -> bool:
         """Whether audio had to wait, here or for a socket, so short a time ago."""

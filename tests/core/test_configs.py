@@ -21,8 +21,23 @@ def test_only_what_is_covered_is_settled() -> None:
     configs.accept("10-0", TurnConfig(turn_end_threshold=0.3))
     configs.settled_before("10-0")
     assert configs.settled == TurnConfig(turn_end_threshold=0.2)
-    configs.rewind()
+    configs.rewind("10-0")
     assert configs.current == TurnConfig(turn_end_threshold=0.2)
+
+
+def test_a_rewind_knows_what_was_covered_since() -> None:
+    configs = Configs(TurnConfig())
+    configs.accept("9-0", TurnConfig(turn_end_threshold=0.2))
+    configs.rewind("10-0")
+    assert configs.settled == configs.current == TurnConfig(turn_end_threshold=0.2)
+
+
+def test_what_is_fallen_back_to_leaves_what_was_read_since() -> None:
+    configs = Configs(TurnConfig(turn_start_threshold=0.6))
+    configs.accept("9-0", TurnConfig(turn_end_threshold=0.2))
+    configs.fall_back(TurnConfig(turn_start_threshold=0.8))
+    assert configs.settled == TurnConfig(turn_start_threshold=0.8)
+    assert configs.current == TurnConfig(turn_start_threshold=0.8, turn_end_threshold=0.2)
 
 
 def test_a_replay_judges_as_the_first_time() -> None:
@@ -39,4 +54,4 @@ def test_a_replay_judges_as_the_first_time() -> None:
         with pytest.raises(EntryFault):
             configs.accept("4-0", TurnConfig(turn_eager_end_threshold=0.44))
         assert configs.current.turn_eager_end_threshold == 0.5
-        configs.rewind()
+        configs.rewind("1-0")

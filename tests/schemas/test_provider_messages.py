@@ -49,6 +49,7 @@ from schemas.cartesia import (
         ),
         ('{"type":"error"}', Error()),
         ('{"type":"error","status_code":null,"error_code":null}', Error()),
+        ('{"type":"error","request_id":null,"title":null,"message":null}', Error()),
         ('{"type":"turn.start"}', TurnStart()),
         ('{"turn_id":7,"type":"turn.start","words":[{"a":1}]}', TurnStart()),
         ('{"type":"turn.sigh","depth":{"a":[1]}}', Unknown("turn.sigh")),

@@ -473,8 +473,8 @@ async def test_cancelling_the_wait_for_connected_leaves_nothing_open() -> None:
             cartesia.Error(status_code=400, message="no such command"),
         ),
         (
-            {"type": "error", "status_code": 429},
-            cartesia.Error(status_code=429),
+            {"type": "error", "status_code": 422, "title": None},
+            cartesia.Error(status_code=422),
         ),
     ],
 )
@@ -495,6 +495,14 @@ async def test_messages_of_a_conversation(
         ({"type": "error", "status_code": 500, "title": "Oh"}, SttTransient, 500),
         ({"type": "error", "status_code": 503}, SttTransient, 503),
         ({"type": "error"}, SttTransient, 500),
+        ({"type": "error", "status_code": 401, "message": None}, SttCredentials, 401),
+        ({"type": "error", "status_code": 402}, SttCredentials, 402),
+        (
+            {"type": "error", "status_code": 400, "error_code": "quota_exceeded"},
+            SttCredentials,
+            400,
+        ),
+        ({"type": "error", "status_code": 429}, SttBusy, 429),
         ({"type": "turn.end"}, SttTransient, 0),
         ({"type": "turn.update", "transcript": None}, SttTransient, 0),
         ({"type": 5}, SttTransient, 0),

@@ -30,13 +30,19 @@ class Configs:
         self.current = merged
         self._since.append((entry_id, config))
 
+    def fall_back(self, config: TurnConfig) -> None:
+        """Settle for these: the service does not take those at the committed position."""
+        self.settled = self.current = config
+        for _, newer in self._since:
+            self.current = self.current.merged(newer)
+
     def settled_before(self, entry_id: str) -> TurnConfig:
         """Return the settings as of that entry, all before it being committed."""
         while self._since and ids.order(self._since[0][0]) < ids.order(entry_id):
             self.settled = self.settled.merged(self._since.popleft()[1])
         return self.settled
 
-    def rewind(self) -> None:
-        """Go back to the settings at the committed position."""
-        self.current = self.settled
+    def rewind(self, entry_id: str) -> None:
+        """Go back to the settings as of that entry, all before it being committed."""
+        self.current = self.settled_before(entry_id)
         self._since.clear()

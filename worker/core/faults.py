@@ -39,6 +39,11 @@ def is_idle_close(close_code: int, reason: str) -> bool:
     return close_code == 1001 and "idle" in reason.lower()
 
 
+def is_the_services(error: SttError) -> bool:
+    """Tell a fault that the service owned up to from a connection that was cut on the way."""
+    return 500 <= error.status < 600 or error.status == 1011
+
+
 _RNG = random.Random()  # noqa: S311 - spreads load, guards nothing
 
 

@@ -14,6 +14,11 @@ class Pacer:
         self._tokens = burst_ms
         self._at: float | None = None
 
+    @property
+    def hastens(self) -> bool:
+        """Whether audio that is late may go faster than real time."""
+        return self._speed == 0 or self._speed > 1
+
     def restart(self, now: float) -> None:
         """Begin a new connection at `now`, seconds on any steady clock."""
         self._tokens = self._burst_ms
@@ -21,7 +26,7 @@ class Pacer:
 
     def slow_down(self) -> None:
         """Send no faster than real time from here on: the service refuses more."""
-        if self._speed == 0 or self._speed > 1:
+        if self.hastens:
             self._speed = 1.0
 
     def allowance_ms(self, now: float) -> float:

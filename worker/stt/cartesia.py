@@ -20,7 +20,7 @@ from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
 from worker import tls
 from worker.core import faults
-from worker.errors import SttError, SttTransient
+from worker.errors import SttBusy, SttCredentials, SttError, SttTransient
 from worker.stt.socket import HandshakeRefused, Socket, SocketClosed, open_socket
 
 PROVIDER = "cartesia"
@@ -94,7 +94,8 @@ class Stream:
     async def receive(self) -> cartesia.ServerMessage | None:
         """Return the next message; None when the service closed with 1000.
 
-        Raises the `SttError` that a close, or an in-band server fault, stands for.
+        Raises the `SttError` that a close stands for, or an error that is not about what we sent:
+        a fault of the service's, the key, the credit, the plan.
         """
         try:
             said = self._service.without_key(await self.socket.receive())
@@ -108,8 +109,10 @@ class Stream:
             raise SttTransient(
                 f"the service sent what is not its protocol: {error}", request_id=self.request_id
             ) from None
-        if isinstance(message, cartesia.Error) and not 400 <= (message.status_code or 500) < 500:
-            raise _refused(message)
+        if isinstance(message, cartesia.Error):
+            refused = _refused(message)
+            if not 400 <= refused.status < 500 or isinstance(refused, SttCredentials | SttBusy):
+                raise refused
         return message
 
     def send_audio(self, audio: bytes) -> None:
@@ -178,7 +181,7 @@ def _translated(service: Service) -> Iterator[None]:
 def _connected(message: cartesia.ServerMessage) -> str:
     """Return the connection's request id, or raise what came in place of `connected`."""
     if isinstance(message, cartesia.Connected):
-        return message.request_id
+        return message.request_id or ""
     if isinstance(message, cartesia.Error):
         raise _refused(message)
     raise SttTransient(f"the service began with {type(message).__name__}, not with Connected")
@@ -190,7 +193,7 @@ def _refused(error: cartesia.Error) -> SttError:
         error.status_code or 500,
         said or "the service gave no reason",
         code=error.error_code or "",
-        request_id=error.request_id,
+        request_id=error.request_id or "",
     )
 
 

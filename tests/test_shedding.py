@@ -1,0 +1,31 @@
+"""Shedding: what is dropped leaves the samples after it whole."""
+
+import time
+
+import pytest
+
+from schemas.audio import AudioEntry, Encoding
+from worker.core.ledger import Ledger
+from worker.core.pacing import Pacer
+from worker.shedding import Shedding
+from worker.stats import Stats
+from worker.uplink import Uplink
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 30])
+def test_the_first_sample_kept_is_whole_however_small_the_entries(size: int) -> None:
+    ledger = Ledger(Encoding.PCM_F32LE.width)
+    uplink = Uplink(Encoding.PCM_F32LE, 16_000, ledger, Pacer(0), Stats())
+    shedding = Shedding(5.0, ledger, uplink)
+    now_ms = int(time.time() * 1000)
+    late = bytes(range(30))
+    for at in range(0, len(late), size):
+        entry, audio = f"{now_ms - 10_000}-{at}", late[at : at + size]
+        ledger.admit(entry, AudioEntry(audio=audio))
+        assert shedding.drops(entry, audio)
+    assert shedding.settle(ledger.taken) > 0
+    assert uplink.fed == 28
+    kept = b"\x1e\x1f"
+    ledger.admit(f"{now_ms}-0", AudioEntry(audio=kept))
+    uplink.take(kept)
+    assert uplink.holds_audio, "the two bytes left over and these make a sample"
