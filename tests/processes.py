@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from tests.stage import PATIENCE_S
+from tests.waiting import PATIENCE_S
 
 
 def left_of(processes: Sequence[psutil.Process]) -> list[psutil.Process]:

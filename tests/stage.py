@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 
 from schemas.turns import Event, SessionEnded, TurnEnd, TurnEvent, decode_turn_entry
 from tests.users import as_user, grant
+from tests.waiting import PATIENCE_S
 from worker.bus.connection import BusHealth, connect, patiently
 from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel
 from worker.local.engines.base import AudioFormat
@@ -32,9 +33,6 @@ E = TypeVar("E", bound=Event)
 
 KEY = "sk_car_test"
 PCM16 = AudioFormat("pcm_s16le", 16_000)
-PATIENCE_S = 60.0
-"""A test that has not seen what it waits for by then has failed; nothing is asserted on time."""
-
 
 ON_CLUSTER_TOO = pytest.mark.parametrize("bus_kind", ["plain", "cluster"])
 ON_EACH_BUS = pytest.mark.parametrize("bus_kind", ["plain", "cluster", "sentinel", "redis 7.0"])

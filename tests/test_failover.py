@@ -1,5 +1,6 @@
 """A cluster and a sentinel: servers fail, change roles and hand slots on inside a turn."""
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -11,8 +12,10 @@ from redis.crc import key_slot
 
 from schemas import Encoding, Keys, SessionEntry
 from schemas.turns import SessionStarted, TurnUpdate
-from tests.stage import PATIENCE_S, PCM16, Stage, check_order, kinds, staged, words
+from tests.stage import PCM16, Stage, check_order, kinds, staged, words
 from tests.users import GuardedRedis
+from tests.waiting import eventually, no_longer
+from tests.watchers import seen_alive
 from worker.bus.cluster import Cluster
 from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel, client, tell
 from worker.local.engines.script import hush, say
@@ -78,22 +81,15 @@ async def holder_of(cluster: EmbeddedCluster, redis: Redis, key: str) -> Embedde
     return next(node for node in (*cluster.masters, *cluster.replicas) if node.port == port)
 
 
-async def alive(cluster: EmbeddedCluster) -> list[bytes]:
-    """Return the channels that workers are subscribed to, on any node."""
-    found: list[bytes] = []
-    for node in cluster.masters:
-        async with client(node) as redis:
-            found += await tell(redis, "PUBSUB", "SHARDCHANNELS", "stt:alive:*")
-    return found
-
-
 async def replicated(master: EmbeddedRedis) -> None:
     """Wait until the replica has acknowledged all the master has written by now."""
     async with client(master) as redis:
         written = (await redis.info("replication"))["master_repl_offset"]
-        with anyio.fail_after(PATIENCE_S):
-            while (await redis.info("replication"))["slave0"]["offset"] < written:
-                await anyio.sleep(0.05)
+
+        async def acknowledged() -> bool:
+            return bool((await redis.info("replication"))["slave0"]["offset"] >= written)
+
+        await eventually(acknowledged, "the replica to acknowledge")
 
 
 async def test_lanes_over_three_masters_and_a_worker_killed(
@@ -115,9 +111,12 @@ async def test_lanes_over_three_masters_and_a_worker_killed(
                 stage.lanes[call.session] = call.session.removeprefix("call-")
                 await stage.until(call.session, SessionStarted)
             async with stage.worker_process("two", tmp_path / "two", lease_ms="30000"):
-                while len(await alive(redis_cluster)) < 2:
-                    await anyio.sleep(0.05)
-                await anyio.sleep(2.5)  # so that the second has seen the first alive
+                async with AsyncExitStack() as connections:
+                    masters = [
+                        await connections.enter_async_context(client(node))
+                        for node in redis_cluster.masters
+                    ]
+                    await seen_alive(masters, stage.prefix, 2)
                 for call in calls:
                     await stage.until(call.session, TurnUpdate, 4)
                 first.send_signal(SIGKILL)
@@ -181,9 +180,7 @@ async def test_a_master_fails_over_inside_a_turn(stt: TurnsServer, key: str, how
             await call.hold()
             await replicated(master)
             await master.kill()
-            with anyio.fail_after(PATIENCE_S):
-                while worker.health.up:
-                    await anyio.sleep(0.05)
+            await no_longer(lambda: worker.health.up, "Redis")
             call.go_on()
         else:
             async with client(replica) as redis:
@@ -202,11 +199,9 @@ async def test_a_master_steps_down_and_is_master_again(stt: TurnsServer) -> None
         await stage.play("call-1", say([1], PCM16) + hush(900, PCM16), end=False)
         for _ in range(2):
             await tell(stage.redis, "REPLICAOF", "127.0.0.1", 1)
-            while worker.health.up:
-                await anyio.sleep(0.01)
+            await no_longer(lambda: worker.health.up, "Redis")
             await tell(stage.redis, "REPLICAOF", "NO", "ONE")
-            while not worker.health.up:
-                await anyio.sleep(0.01)
+            await eventually(lambda: worker.health.up, "Redis")
         await stage.play("call-1", say([2], PCM16))
         events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
@@ -254,9 +249,7 @@ async def test_a_sentinel_fails_over_inside_a_turn(stt: TurnsServer) -> None:
         await call.hold()
         await replicated(servers.master)
         await servers.master.kill()
-        with anyio.fail_after(PATIENCE_S):
-            while worker.health.up:
-                await anyio.sleep(0.05)
+        await no_longer(lambda: worker.health.up, "Redis")
         call.go_on()
         await call.check(stage)
         about: Any = await stage.redis.info("replication")

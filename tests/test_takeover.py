@@ -8,8 +8,10 @@ import anyio
 import pytest
 
 from schemas.turns import SessionError, SessionStarted, TurnEnd, TurnStart, TurnUpdate
-from tests.stage import PATIENCE_S, PCM16, Stage, check_order, kinds, words
+from tests.stage import PCM16, Stage, check_order, kinds, words
 from tests.users import GuardedRedis
+from tests.waiting import PATIENCE_S, eventually, no_longer
+from tests.watchers import seen_alive
 from worker.local.chaos.proxy import Proxy
 from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
 from worker.local.server.server import TurnsServer
@@ -20,6 +22,18 @@ def _speech(turns: int, pause_ms: float = 900) -> bytes:
     """Say three words a turn."""
     return b"".join(
         say(range(at * 3, at * 3 + 3), PCM16) + hush(pause_ms, PCM16) for at in range(turns)
+    )
+
+
+async def _heard(stt: TurnsServer, sound_starts: int) -> None:
+    """Wait until the service has heard a turn's first sound, so many ms into a call, and no more.
+
+    It answers later, by its latency.
+    """
+    first = (sound_starts + 100) * 32
+
+    await eventually(
+        lambda: any(each.audio_bytes >= first for each in stt.connections), "the first sound"
     )
 
 
@@ -57,10 +71,7 @@ async def test_killed_inside_a_turn(
             first.send_signal(signal.SIGKILL)
         async with stage.worker_process(second, tmp_path / "two", lease_ms=lease_ms):
             if noticed == "at once":
-                # Long enough for the second to have seen the first alive.
-                while len(await stage.redis.pubsub_channels(f"{stage.prefix}:alive:*")) < 2:
-                    await anyio.sleep(0.05)
-                await anyio.sleep(1.5)
+                await seen_alive([stage.redis], stage.prefix, 2)
                 tasks.start_soon(stage.play, "call-1", _speech(4))
                 await stage.until("call-1", TurnUpdate, 4)
                 first.send_signal(signal.SIGKILL)
@@ -102,9 +113,7 @@ async def test_what_waits_for_a_socket_is_handed_on_at_once(stage: Stage, stt: T
             stt.cut_all()
             await stage.until("call-1", SessionError)
             first.stop()
-            with anyio.fail_after(PATIENCE_S):
-                while len(first.roster):
-                    await anyio.sleep(0.05)
+            await no_longer(lambda: len(first.roster), "a session in the roster")
         async with stage.worker(worker_id="two"):
             events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
@@ -129,9 +138,10 @@ async def test_stopped_while_redis_is_away(
                 await server.kill()
             else:
                 os.kill(server.pid, signal.SIGSTOP)
+            await eventually(
+                lambda: "Redis is not available" in log.read_text(), "the outage to be told"
+            )
             with anyio.fail_after(PATIENCE_S):
-                while "Redis is not available" not in log.read_text():
-                    await anyio.sleep(0.05)
                 for _ in range(signals):
                     process.send_signal(signal.SIGTERM)
                     await anyio.sleep(0.2)
@@ -164,7 +174,7 @@ async def test_a_worker_paused_at_the_start_of_a_turn_knows_where_it_ended(
     stage: Stage, tmp_path: Path
 ) -> None:
     """What the service says meanwhile is not late, or a pause inside the turn would be its end."""
-    slow = ScriptEngine(ScriptOptions(latency_ms=500))
+    slow = ScriptEngine(ScriptOptions(latency_ms=200))
     async with (
         TurnsServer.serve(ServerSettings(port=0), slow) as late_stt,
         stage.worker_process("one", tmp_path / "one", lease_ms="2000", stt_url=late_stt.url) as one,
@@ -175,7 +185,7 @@ async def test_a_worker_paused_at_the_start_of_a_turn_knows_where_it_ended(
         await stage.announce("call-1")
         await stage.until("call-1", SessionStarted)
         tasks.start_soon(stage.play, "call-1", sound)
-        await anyio.sleep(0.6)
+        await _heard(late_stt, sound_starts=300)
         one.send_signal(signal.SIGSTOP)
         await anyio.sleep(1.0)
         one.send_signal(signal.SIGCONT)
@@ -199,7 +209,7 @@ async def test_a_socket_held_up_at_the_start_of_a_turn_is_not_late_at_its_end(
     ):
         await stage.announce("call-1")
         tasks.start_soon(stage.play, "call-1", sound)
-        await anyio.sleep(0.37)  # the turn's first sound is sent, and not answered yet
+        await _heard(stt, sound_starts=300)
         for link in way.links:
             link.stall()
         await anyio.sleep(0.8)
@@ -221,8 +231,7 @@ async def test_redis_is_not_there_yet(stt: TurnsServer) -> None:
     ):
         await server.kill()
         async with stage.worker() as worker:
-            while worker.health.up:
-                await anyio.sleep(0.05)
+            await no_longer(lambda: worker.health.up, "Redis")
             assert worker.readiness.reasons[0].startswith("redis: ")
             await server.restart()
             await stage.announce("call-1")
@@ -275,8 +284,7 @@ async def test_a_wrong_key_loses_no_session(stage: Stage, caplog: pytest.LogCapt
         assert worker.readiness.reasons[0].startswith("stt: HTTP 401")
         await stage.announce("call-2")
         worker.stop()
-        while len(worker.roster):
-            await anyio.sleep(0.05)
+        await no_longer(lambda: len(worker.roster), "sessions in the roster")
     assert len([line for line in caplog.messages if "refuses the API key" in line]) == 1
     assert "sk_wrong" not in caplog.text
     async with stage.worker():
@@ -294,13 +302,11 @@ async def test_redis_loses_everything(stt: TurnsServer) -> None:
     ):
         for number in range(3):
             await stage.announce(f"call-{number}")
-        while len(worker.roster) < 3:
-            await anyio.sleep(0.05)
+        await eventually(lambda: len(worker.roster) == 3, "three sessions in the roster")
         await stage.redis.flushall()
         for number in range(3):
             await stage.play(f"call-{number}", say([number], PCM16), pause_s=0)
         events = await stage.until_ended("call-0", "call-1", "call-2")
-        while len(worker.roster):
-            await anyio.sleep(0.05)
+        await no_longer(lambda: len(worker.roster), "sessions in the roster")
     for number in range(3):
         assert words(events[f"call-{number}"]) == [number], "started afresh"

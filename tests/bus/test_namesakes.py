@@ -6,7 +6,8 @@ from redis.asyncio import Redis
 
 from schemas.keys import Keys
 from schemas.turns import WorkerRecord
-from tests.stage import PATIENCE_S, Stage
+from tests.stage import Stage
+from tests.waiting import PATIENCE_S
 from worker.bus.intake import Intake
 
 

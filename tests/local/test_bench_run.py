@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.processes import left_of
-from tests.stage import PATIENCE_S
+from tests.waiting import PATIENCE_S
 from worker.cli import main
 from worker.local.bench.report import MEASURES
 from worker.local.bench.rig import environment
