@@ -11,9 +11,10 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from schemas.turns import TurnUpdate
+from schemas.turns import TurnEnd, TurnUpdate
 from tests.stage import KEY, ON_CLUSTER_TOO, PCM16, Stage
 from tests.users import GuardedRedis
+from tests.waiting import eventually, no_longer
 from worker.admin import serve_admin
 from worker.exposition import label, prometheus_name, render
 from worker.local.engines.script import hush, say
@@ -59,16 +60,19 @@ async def test_a_session_is_measured(stage: Stage) -> None:
         await stage.announce("s")
         tasks.start_soon(meter.follow_demand)
         await stage.play("s", sound, end=False)
+        await stage.until("s", TurnEnd)
+        await eventually(lambda: meter.demand, "the demand to be known")
         before = await _scrape(meter)
         await stage.append("s", end="1")
         (events,) = (await stage.until_ended("s")).values()
+        await no_longer(lambda: len(worker.roster), "the session")
         after = await _scrape(meter)
         tasks.cancel_scope.cancel()
     assert _value(before, "turnbus_sessions") == 1
     assert _value(before, "turnbus_sessions", turnbus_session_phase="live") == 1
+    assert _value(before, "turnbus_demand") == 1
     assert _value(after, "turnbus_sessions") == 0
     assert _value(after, "turnbus_sessions_limit") == 7
-    assert _value(after, "turnbus_demand") == 1
     assert _value(after, "turnbus_workers_ready") == 1
     assert _value(after, "turnbus_chunks_total") == len(sound) // 3_200 + (len(sound) % 3_200 > 0)
     assert _value(after, "turnbus_audio_sent_bytes_total") >= len(sound)
@@ -111,6 +115,7 @@ async def test_gaps_and_refusals_are_counted_by_reason(stage: Stage) -> None:
         await stage.append("s", audio=bytes(3_200), seq="4")
         await stage.append("s", end="1")
         await stage.until_ended("s")
+        await eventually(lambda: worker.host.stats.refused_entries, "the refusal")
         families = await _scrape(Meter(worker))
     assert _value(families, "turnbus_gaps_total", turnbus_gap_reason="producer") == 1
     missing = _value(families, "turnbus_audio_missing_seconds_total", turnbus_gap_reason="producer")
@@ -125,8 +130,7 @@ async def test_a_handover_is_counted_as_one(stage: Stage) -> None:
         await stage.play("s", say([1], PCM16) + hush(1_000, PCM16), pause_s=0.02, end=False)
         async with stage.worker() as second:
             first.stop()
-            while not len(second.roster):
-                await anyio.sleep(0.01)
+            await eventually(lambda: len(second.roster), "the session at the second worker")
             await stage.append("s", end="1")
             await stage.until_ended("s")
             families = await _scrape(Meter(second))
@@ -138,8 +142,7 @@ async def test_the_text_has_every_metric_of_the_table(stage: Stage) -> None:
     async with stage.worker() as worker, anyio.create_task_group() as tasks:
         meter = Meter(worker)
         tasks.start_soon(meter.follow_demand)
-        while meter.demand is None:
-            await anyio.sleep(0.01)
+        await eventually(lambda: meter.demand is not None, "the demand to be known")
         families = await _scrape(meter)
         tasks.cancel_scope.cancel()
     expected = {prometheus_name(each).removesuffix("_total"): each for each in INSTRUMENTS}
@@ -163,11 +166,9 @@ async def test_demand_is_not_told_while_redis_is_away(stt: TurnsServer) -> None:
         meter = Meter(worker)
         assert "turnbus_demand" not in await _scrape(meter)
         tasks.start_soon(meter.follow_demand)
-        while meter.demand is None:
-            await anyio.sleep(0.01)
+        await eventually(lambda: meter.demand is not None, "the demand to be known")
         await server.kill()
-        while worker.health.up:
-            await anyio.sleep(0.01)
+        await no_longer(lambda: worker.health.up, "Redis")
         families = await _scrape(meter)
         assert "turnbus_demand" not in families
         assert _value(families, "turnbus_redis_outage_seconds") >= 0
