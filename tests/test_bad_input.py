@@ -78,7 +78,7 @@ async def test_what_could_not_be_kept_is_logged(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with stage.worker() as worker:
-        undertaker = Undertaker(worker.host.intake, worker.health)
+        undertaker = Undertaker(worker.host.intake, worker.health, worker.host.faults)
         undertaker.bury(
             "bad",
             DeadEntry(

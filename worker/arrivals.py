@@ -81,10 +81,12 @@ class Arrivals:
             return
         self.claiming[entry] = count
         try:
-            await self._roster.let_go(entry)  # it was another's meanwhile, and came back
-            session = await self._claimer.take(owned)
-            if session is not None and self.claiming.get(entry) == count:
-                self._roster.start(session, self._tasks)
+            # A heartbeat tries again what a fault ends here, and the other claims go on.
+            with self._host.faults.contained("claim"):
+                await self._roster.let_go(entry)  # it was another's meanwhile, and came back
+                session = await self._claimer.take(owned)
+                if session is not None and self.claiming.get(entry) == count:
+                    self._roster.start(session, self._tasks)
         finally:
             if self.claiming.get(entry) == count:
                 del self.claiming[entry]

@@ -51,14 +51,14 @@ class CatchUp:
     async def run(self) -> None:
         """Run until cancelled."""
         while True:
-            await self._wake.wait()
-            self._wake = anyio.Event()
             while self._behind:
                 now = time.monotonic()
                 for session in list(self._behind):
                     if not self._goes_on(session, now):
                         del self._behind[session]
                 await anyio.sleep(CATCH_UP_S)
+            await self._wake.wait()
+            self._wake = anyio.Event()
 
     def _goes_on(self, session: Behind, now: float) -> bool:
         try:

@@ -56,6 +56,7 @@ class Claimer:
         except Exception:
             # It would end this worker, then the next that takes the entry over, and so on.
             log.exception("entry %s: a fault of ours struck as it was claimed", owned.entry)
+            self._host.stats.faults["claim"] += 1
             await self._refuse(owned, "internal", f"{_OUR_FAULT} (the worker's log tells which)")
             return None
 
@@ -131,6 +132,7 @@ class Claimer:
             return Session(self._host, ownership, claim.seq, snapshot)
         except Exception as error:
             log.exception("%s: a fault of ours struck as it was set up", ownership.name)
+            self._host.stats.faults["claim"] += 1
             await self._give_up(ownership, claim, Snapshot(), type(error).__name__)
             return None
 

@@ -24,6 +24,7 @@ from worker.catchup import CatchUp
 from worker.core.lag import UsualLag
 from worker.crashes import Crashes
 from worker.errors import SttError
+from worker.keepers import Faults
 from worker.logs import SessionName
 from worker.outage import Outage
 from worker.publisher import Retention
@@ -98,9 +99,10 @@ class Credentials:
 class Undertaker:
     """Writes refused entries to the dead stream, whoever refused them, and logs where they are."""
 
-    def __init__(self, intake: Intake, health: BusHealth) -> None:
+    def __init__(self, intake: Intake, health: BusHealth, faults: Faults) -> None:
         self._intake = intake
         self._health = health
+        self._faults = faults
         self._waiting: deque[tuple[str, DeadEntry]] = deque()
         self._wake = anyio.Event()
         self._denied = False
@@ -118,7 +120,9 @@ class Undertaker:
                 self._wake = anyio.Event()
                 while self._waiting:
                     name, dead = self._waiting[0]
-                    where = await self._keep(dead)
+                    where = "not kept: a fault of turnbus"  # which must not hold up the others
+                    with self._faults.contained("undertaker"):
+                        where = await self._keep(dead)
                     self._waiting.popleft()
                     _tell(name, dead, where)
         finally:
@@ -167,13 +171,14 @@ class Host:
     pace: Pace
     undertaker: Undertaker
     tracing: Tracing
+    stats: Stats
+    faults: Faults
     connects: anyio.CapacityLimiter = field(
         default_factory=lambda: anyio.CapacityLimiter(CONNECTS_AT_ONCE)
     )
     credentials: Credentials = field(default_factory=Credentials)
     crashes: Crashes = field(default_factory=Crashes)
     outage: Outage = field(default_factory=Outage)
-    stats: Stats = field(default_factory=Stats)
     catch_up: CatchUp = field(default_factory=CatchUp)
     usual_lag: UsualLag = field(default_factory=UsualLag)
     wakefulness: Wakefulness = field(default_factory=lambda: Wakefulness(time.monotonic()))

@@ -233,6 +233,14 @@ INSTRUMENTS = (
         lambda meter: meter.stats.loop_delay,
     ),
     Instrument(
+        "turnbus.faults",
+        "counter",
+        "{fault}",
+        "Faults of turnbus that the worker survived, by the part of it; its log has the tracebacks",
+        lambda meter: meter.stats.faults,
+        "turnbus.fault.part",
+    ),
+    Instrument(
         "process.cpu.time",
         "counter",
         "s",

@@ -94,9 +94,11 @@ class Roster:
                 self._host.crashes.forget(entry)
             run.over.set()
         if session.refused == STATE_LOST:
-            await self.announce_again(session)
+            with self._host.faults.contained("session"):
+                await self.announce_again(session)
 
     def _hold(self, ownership: Ownership) -> None:
+        self._host.stats.faults["session"] += 1
         pause_s = self._host.crashes.note(ownership, time.monotonic())
         log.warning("%s: tried again in %g s", ownership.name, pause_s)
 

@@ -29,6 +29,7 @@ from worker.bus.rights import missing_rights
 from worker.bus.sweeper import Sweeper
 from worker.errors import BusUnavailable
 from worker.host import Host, Pace, Undertaker
+from worker.keepers import Faults
 from worker.overload import Overload
 from worker.plurals import counted
 from worker.publisher import Retention
@@ -36,6 +37,7 @@ from worker.roster import Roster
 from worker.session import Session
 from worker.settings import Settings
 from worker.spans import Tracing
+from worker.stats import Stats
 from worker.stt.cartesia import PROVIDER, Service
 from worker.tenure import Tenure
 
@@ -58,6 +60,8 @@ class Worker:
         keys = Keys(settings.prefix)
         nonce = secrets.token_hex(8)
         intake = Intake(self.redis, keys, f"{settings.worker_id}-{nonce[:8]}", nonce)
+        stats = Stats()
+        faults = Faults(stats.faults)
         self.host = Host(
             worker_id=settings.worker_id,
             redis=self.redis,
@@ -79,10 +83,12 @@ class Worker:
                 settings.session_idle_s,
                 settings.max_lag_s,
             ),
-            undertaker=Undertaker(intake, self.health),
+            undertaker=Undertaker(intake, self.health, faults),
             tracing=Tracing(
                 *service_address(settings.stt_url), PROVIDER, settings.trace_transcripts
             ),
+            stats=stats,
+            faults=faults,
         )
         self.roster = Roster(self.host)
         self._overload = Overload()
@@ -126,26 +132,26 @@ class Worker:
         Raises `BusUnavailable` if the Redis user may not do what a worker does.
         """
         async with closing(self.redis), anyio.create_task_group() as tasks:
-            for loop in (
-                self.host.reader.run,
-                self.host.committer.run,
-                self.host.undertaker.run,
-                self.host.gate.run,
-                self._tick,
-                self.host.catch_up.run,
-            ):
-                tasks.start_soon(loop)
+            keep = self.host.faults.keep
+            tasks.start_soon(keep, "reader", self.host.reader.run)
+            tasks.start_soon(keep, "committer", self.host.committer.run)
+            tasks.start_soon(keep, "undertaker", self.host.undertaker.run)
+            tasks.start_soon(keep, "gate", self.host.gate.run)
+            tasks.start_soon(keep, "clock", self._tick)
+            tasks.start_soon(keep, "catch_up", self.host.catch_up.run)
             if await self._unless_stopped(self._reach_bus):
                 arrivals = Arrivals(
                     self.host, self.roster, self._liveness, self._settings.lease_ms, tasks
                 )
                 async with anyio.create_task_group() as keepers:
-                    keepers.start_soon(self._keep, Tenure(self.host, self.roster, arrivals))
-                    keepers.start_soon(self._liveness.proclaim)
-                    keepers.start_soon(self._liveness.watch)
-                    keepers.start_soon(self._sweeper.run)
-                    keepers.start_soon(self._obey_drain)
-                    await self._unless_stopped(partial(self._take_sessions, arrivals))
+                    tenure = Tenure(self.host, self.roster, arrivals)
+                    keepers.start_soon(keep, "tenure", partial(self._keep, tenure))
+                    keepers.start_soon(keep, "liveness", self._liveness.proclaim)
+                    keepers.start_soon(keep, "liveness", self._liveness.watch)
+                    keepers.start_soon(keep, "sweeper", self._sweeper.run)
+                    keepers.start_soon(keep, "orders", self._obey_drain)
+                    take = partial(self._take_sessions, arrivals)
+                    await self._unless_stopped(partial(keep, "arrivals", take))
                     await self._hand_on()
                     await self._stopped.wait()
                     keepers.cancel_scope.cancel()
@@ -156,7 +162,7 @@ class Worker:
     async def _leave(self) -> None:
         """Take this worker off the bus, if the bus lets us."""
         intake = self.host.intake
-        with anyio.move_on_after(LEAVE_S):
+        with self.host.faults.contained("handover"), anyio.move_on_after(LEAVE_S):
             await patiently(self.health, lambda: intake.retire(intake.consumer))
             await patiently(
                 self.health, lambda: intake.forget(self.host.worker_id, intake.consumer)
@@ -279,9 +285,14 @@ class Worker:
             ready = [session for session in self.roster if late or session.may_move]
             async with anyio.create_task_group() as tasks:
                 for session in ready:
-                    tasks.start_soon(self.roster.give_back, session)
+                    tasks.start_soon(self._give_back, session)
             await anyio.sleep(0.05)
-        await self.roster.give_back_held()
+        with self.host.faults.contained("handover"):
+            await self.roster.give_back_held()
+
+    async def _give_back(self, session: Session) -> None:
+        with self.host.faults.contained("handover"):
+            await self.roster.give_back(session)
 
 
 def _guarded(session: Session, step: Callable[[float], None], now: float) -> None:

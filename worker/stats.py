@@ -16,6 +16,12 @@ BOUNDS_S = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1
 TURN_BOUNDS_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 """The same for the end of a turn, which waits for a silence long enough to be one."""
 
+PARTS = (
+    *("arrivals", "catch_up", "claim", "clock", "committer", "gate", "handover", "liveness"),
+    *("orders", "reader", "session", "sweeper", "tenure", "undertaker"),
+)
+"""Parts of a worker, as its faults are told."""
+
 _EVENT_TYPES = [str(event.__struct_config__.tag) for event in get_args(TurnEvent)]
 _REFUSALS = (*REASONS, "duplicate", "ended", "unusable", "internal")
 
@@ -79,6 +85,8 @@ class Stats:
         """Sessions taken over, by what became of their owner."""
         self.refused_entries: Counter[str] = Counter(dict.fromkeys(_REFUSALS, 0))
         """Entries put on the dead stream, by reason."""
+        self.faults: Counter[str] = Counter(dict.fromkeys(PARTS, 0))
+        """Faults of ours that the worker survived, by the part they struck."""
         self.provider_unknown = 0
         """Messages of the service that this version does not know."""
         self.chunk_lag = Histogram()

@@ -76,12 +76,12 @@ class Committer:
     async def run(self) -> None:
         """Send what sessions want sent, until cancelled."""
         while True:
-            await self._wake.wait()
-            self._wake = anyio.Event()
             while self._dirty or self._again:
                 began = time.monotonic()
                 await self._send_some()
                 await anyio.sleep(max(0.0, BATCH_EVERY_S - (time.monotonic() - began)))
+            await self._wake.wait()
+            self._wake = anyio.Event()
 
     async def _send_some(self) -> None:
         # Beside what was not answered: one node of a cluster may fail, and the others not.

@@ -1,0 +1,92 @@
+"""A fault of ours in any part of a worker: it goes on, and says what struck."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+from redis.exceptions import NoPermissionError
+
+from tests.stage import PCM16, Stage, check_order, words
+from worker import service
+from worker.bus import sweeper
+from worker.bus.commits import Committer
+from worker.bus.gate import Gate
+from worker.bus.intake import Intake
+from worker.bus.liveness import Liveness
+from worker.bus.reader import AudioReader
+from worker.bus.sweeper import Sweeper
+from worker.catchup import CatchUp
+from worker.claims import Claimer
+from worker.errors import BusUnavailable
+from worker.keepers import Faults
+from worker.local.engines.script import hush, say
+from worker.overload import Overload
+from worker.roster import Roster
+
+PLACES = [
+    ("arrivals", Intake, "read_new"),
+    ("catch_up", CatchUp, "_goes_on"),
+    ("claim", Claimer, "take"),
+    ("clock", Overload, "observe"),
+    ("committer", Committer, "_send_some"),
+    ("gate", Gate, "run"),
+    ("liveness", Liveness, "_read_records"),
+    ("orders", service, "until_drain"),
+    ("reader", AudioReader, "_round"),
+    ("sweeper", Sweeper, "sweep_consumers"),
+    ("tenure", Intake, "heartbeat"),
+    ("undertaker", Intake, "bury"),
+    ("handover", Roster, "give_back_held"),
+]
+"""What is made to raise once, and in which part of the worker that is."""
+
+
+def _choke_once(sound: Callable[..., Any]) -> Callable[..., Any]:
+    struck: list[None] = []
+
+    def choke(*arguments: Any, **options: Any) -> Any:
+        if not struck:
+            struck.append(None)
+            raise ZeroDivisionError("a fault put in by the test")
+        return sound(*arguments, **options)
+
+    return choke
+
+
+async def test_a_fault_in_each_part_ends_none(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sweeper, "LOOK_S", 0.05)
+    for _, owner, name in PLACES:
+        monkeypatch.setattr(owner, name, _choke_once(getattr(owner, name)))
+    sound = say([1, 2], PCM16) + hush(900, PCM16) + say([3], PCM16)
+    async with stage.worker(stt_max_connections=9) as worker:
+        await stage.announce_as({"session": "bad", "encoding": "mp3", "sample_rate": "8000"})
+        await stage.announce("call-1")
+        await stage.play("call-1", sound, pause_s=0)
+        events = (await stage.until_ended("call-1", "bad"))["call-1"]
+        while not all(worker.host.stats.faults[part] for part, _, _ in PLACES[:-1]):
+            await anyio.sleep(0.01)
+    check_order(events)
+    assert words(events) == [1, 2, 3]
+    told = [record.message for record in caplog.records if record.exc_info]
+    assert len(told) == len(PLACES)
+    assert worker.host.stats.faults == Counter({part: 1 for part, _, _ in PLACES})
+    assert any(line.endswith("not kept: a fault of turnbus") for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    "fault", [NoPermissionError("this user has no permissions"), BusUnavailable("no")]
+)
+async def test_what_an_operator_must_mend_is_not_survived(fault: Exception) -> None:
+    faults = Faults(Counter())
+
+    async def work() -> None:
+        raise fault
+
+    with pytest.raises(type(fault)):
+        await faults.keep("arrivals", work)
+    with pytest.raises(ExceptionGroup), faults.contained("arrivals"):
+        raise ExceptionGroup("of a task group", [ZeroDivisionError(), fault])
