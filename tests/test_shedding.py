@@ -3,8 +3,11 @@
 import time
 
 import pytest
+from redis.asyncio import Redis
 
 from schemas.audio import AudioEntry, Encoding
+from worker.bus.clock import BusClock
+from worker.bus.connection import BusHealth
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.shedding import Shedding
@@ -16,7 +19,8 @@ from worker.uplink import Uplink
 def test_the_first_sample_kept_is_whole_however_small_the_entries(size: int) -> None:
     ledger = Ledger(Encoding.PCM_F32LE.width)
     uplink = Uplink(Encoding.PCM_F32LE, 16_000, ledger, Pacer(0), Stats())
-    shedding = Shedding(5.0, ledger, uplink)
+    clock = BusClock(Redis(), BusHealth())  # not asked yet: as ours
+    shedding = Shedding(5.0, clock, ledger, uplink)
     now_ms = int(time.time() * 1000)
     late = bytes(range(30))
     for at in range(0, len(late), size):

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 from schemas.audio import Fields, TurnConfig
 from schemas.keys import Keys
 from schemas.turns import DeadEntry
+from worker.bus.clock import BusClock
 from worker.bus.commits import Committer
 from worker.bus.connection import BusHealth, describe, patiently
 from worker.bus.gate import Gate
@@ -160,6 +161,7 @@ class Host:
     redis: Redis
     keys: Keys
     health: BusHealth
+    clock: BusClock
     intake: Intake
     reader: AudioReader
     committer: Committer

@@ -40,7 +40,7 @@ class Inbox:
         self._uplink = uplink
         self._hearing = hearing
         self._narrator = narrator
-        self._shedding = Shedding(host.pace.max_lag_s, ledger, uplink)
+        self._shedding = Shedding(host.pace.max_lag_s, host.clock, ledger, uplink)
         self.cursor = ledger.read_after
         """Entry id after which to read."""
         self._newest = ids.order(ids.START)  # of all entries ever read; a replay is no news
@@ -106,7 +106,7 @@ class Inbox:
         straight = live and self._uplink.empty
         self._uplink.take(admitted.audio)
         if straight:
-            lag = max(0.0, time.time() - ids.milliseconds(entry_id) / 1000)
+            lag = self._host.clock.age_s(entry_id)
             if not self._uplink.waited_within(lag):  # else its session is late, not this chunk
                 self._host.stats.chunk_lag.observe(lag)
 

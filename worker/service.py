@@ -18,6 +18,7 @@ from schemas.turns import WorkerRecord
 from worker.addresses import service_address
 from worker.admin import Readiness
 from worker.arrivals import INTAKE_BLOCK_MS, Arrivals
+from worker.bus.clock import BusClock
 from worker.bus.commits import Committer
 from worker.bus.connection import BusHealth, closing, connect, describe, patiently
 from worker.bus.gate import Gate
@@ -67,6 +68,7 @@ class Worker:
             redis=self.redis,
             keys=keys,
             health=self.health,
+            clock=BusClock(self.redis, self.health),
             intake=intake,
             reader=AudioReader(self.redis, self.health),
             committer=Committer(self.redis, self.health),
@@ -146,6 +148,7 @@ class Worker:
                 async with anyio.create_task_group() as keepers:
                     tenure = Tenure(self.host, self.roster, arrivals)
                     keepers.start_soon(keep, "tenure", partial(self._keep, tenure))
+                    keepers.start_soon(keep, "clock", self.host.clock.run)
                     keepers.start_soon(keep, "liveness", self._liveness.proclaim)
                     keepers.start_soon(keep, "liveness", self._liveness.watch)
                     keepers.start_soon(keep, "sweeper", self._sweeper.run)

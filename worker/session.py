@@ -23,7 +23,6 @@ from worker.bus.commits import CRASHED
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
 from worker.conversation import Conversation
-from worker.core import ids
 from worker.core.faults import is_idle_close, is_the_services
 from worker.errors import SttError, SttPermanent
 from worker.host import Host
@@ -125,15 +124,12 @@ class Session:
 
     @property
     def lag_s(self) -> float:
-        """Age of the oldest audio that was read and waits to be sent, in seconds; 0 if none does.
-
-        By our clock less Redis's.
-        """
+        """Age of the oldest audio that was read and waits to be sent, in seconds; 0 if none."""
         if not self._uplink.holds_audio:
             return 0.0
         # What a live session holds is newer than that by less than the uplink has room for.
         oldest = self._ledger.oldest if self._conversation is None else self.cursor
-        return max(0.0, time.time() - ids.milliseconds(oldest or self.cursor) / 1000)
+        return self._host.clock.age_s(oldest or self.cursor)
 
     @property
     def uncommitted_bytes(self) -> int:

@@ -4,9 +4,7 @@ Only what a new socket would hear first is dropped, oldest first: nothing that w
 back, and nothing that follows audio that was kept.
 """
 
-import time
-
-from worker.core import ids
+from worker.bus.clock import BusClock
 from worker.core.ledger import Ledger
 from worker.uplink import Uplink
 
@@ -14,8 +12,9 @@ from worker.uplink import Uplink
 class Shedding:
     """Decides for one session; `max_lag_s` 0 keeps everything."""
 
-    def __init__(self, max_lag_s: float, ledger: Ledger, uplink: Uplink) -> None:
+    def __init__(self, max_lag_s: float, clock: BusClock, ledger: Ledger, uplink: Uplink) -> None:
         self._max_lag_s = max_lag_s
+        self._clock = clock
         self._ledger = ledger
         self._uplink = uplink
         self._size = 0
@@ -25,7 +24,7 @@ class Shedding:
         """Say whether an entry is too old to be transcribed."""
         if not self._max_lag_s or entry_id is None:
             return False
-        return time.time() - ids.milliseconds(entry_id) / 1000 > self._max_lag_s
+        return self._clock.age_s(entry_id) > self._max_lag_s
 
     def drops(self, entry_id: str, audio: bytes) -> bool:
         """Say whether this audio, just taken in, is dropped."""

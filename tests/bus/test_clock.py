@@ -1,0 +1,32 @@
+"""Redis's clock: whatever ours says, the age of an entry is what it is."""
+
+import time
+
+import pytest
+
+from tests.stage import PCM16, Stage, words
+from worker.bus import clock
+from worker.local.engines.script import hush, say
+
+
+class Wrong:
+    """The `time` module of a machine whose clock is 700 s ahead."""
+
+    @staticmethod
+    def time() -> float:
+        return time.time() + 700
+
+
+async def test_a_clock_that_is_wrong_costs_no_audio(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(clock, "time", Wrong)
+    async with stage.worker(max_lag_s=600) as worker:
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1, 2, 3], PCM16) + hush(600, PCM16))
+        events = (await stage.until_ended("call-1"))["call-1"]
+        assert worker.host.stats.chunk_lag.sum_s < 600
+    assert words(events) == [1, 2, 3]
+    told = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("Redis's clock is -70")

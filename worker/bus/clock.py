@@ -1,0 +1,48 @@
+"""Redis's clock, by ours: the ids of entries tell when they were appended, by Redis's."""
+
+import logging
+import time
+
+import anyio
+from redis.asyncio import Redis
+
+from worker.bus.connection import BusHealth, patiently
+from worker.core import ids
+
+log = logging.getLogger(__name__)
+
+ASK_S = 10.0
+"""How often Redis is asked for the time."""
+
+TOLD_APART_S = 1.0
+"""Difference between the clocks that somebody should know of."""
+
+
+class BusClock:
+    """Tells the time as Redis does; until Redis was asked, as we do."""
+
+    def __init__(self, redis: Redis, health: BusHealth) -> None:
+        self._redis = redis
+        self._health = health
+        self._told = False
+        self.ahead_s = 0.0
+        """By how much Redis's clock is ahead of ours."""
+
+    def age_s(self, entry_id: str) -> float:
+        """Return how long ago an entry was appended; 0 for one of the future."""
+        return max(0.0, time.time() + self.ahead_s - ids.milliseconds(entry_id) / 1000)
+
+    async def run(self) -> None:
+        """Keep asking, until cancelled."""
+        while True:
+            await self._ask()
+            await anyio.sleep(ASK_S)
+
+    async def _ask(self) -> None:
+        began = time.time()
+        seconds, microseconds = await patiently(self._health, self._redis.time)
+        # As if it had looked at its clock half-way; it did within the time that took.
+        self.ahead_s = seconds + microseconds / 1e6 - (began + time.time()) / 2
+        if abs(self.ahead_s) > TOLD_APART_S and not self._told:
+            self._told = True
+            log.warning("Redis's clock is %+.1f s from this machine's; it is gone by", self.ahead_s)
