@@ -8,6 +8,7 @@ import yaml
 
 from tests.deploy.container import ROOT, stages
 from tests.deploy.manifests import DEPLOY
+from worker import telemetry
 from worker.settings import load
 
 
@@ -50,6 +51,7 @@ class _Service(_Closed, kw_only=True):
     user: str = ""
     security_opt: list[str]
     mem_limit: str = ""
+    profiles: list[str] = []
 
 
 class _Compose(msgspec.Struct):
@@ -64,7 +66,8 @@ def _compose() -> _Compose:
 
 def test_every_service_has_few_rights() -> None:
     compose = _compose()
-    assert set(compose.services) == {"redis", "stt-server", "worker-1", "worker-2"}
+    always = {name for name, service in compose.services.items() if not service.profiles}
+    assert always == {"redis", "stt-server", "worker-1", "worker-2"}
     for service in compose.services.values():
         assert service.cap_drop == ["ALL"]
         assert service.security_opt == ["no-new-privileges:true"]
@@ -85,6 +88,7 @@ def test_workers_understand_their_settings() -> None:
             key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
             for key, value in services[name].environment.items()
         }
+        assert telemetry.named("traces", env) == "none"
         settings = load(env)
         assert settings.admin is not None
         ids.add(settings.worker_id)
@@ -93,6 +97,20 @@ def test_workers_understand_their_settings() -> None:
         assert f"127.0.0.1:{settings.admin[1]}:{settings.admin[1]}" in services["stt-server"].ports
         assert services[name].network_mode == "service:stt-server"
     assert len(ids) == len(ports) == 2
+
+
+def test_traces_have_somewhere_to_go() -> None:
+    services = _compose().services
+    asked = {name for name, service in services.items() if service.profiles == ["traces"]}
+    assert asked == {"collector", "jaeger"}
+    for name in ("worker-1", "worker-2"):
+        env = services[name].environment
+        assert env["OTEL_TRACES_EXPORTER"] == "${OTEL_TRACES_EXPORTER:-none}"
+        assert env["OTEL_EXPORTER_OTLP_ENDPOINT"].endswith(":-http://collector:4318}")
+    source, _, target = services["collector"].volumes[0].removesuffix(":ro").partition(":")
+    assert services["collector"].command == ["--config", target]
+    config = (DEPLOY / source).read_text("utf-8")
+    assert set(re.findall(r"\$\{env:(\w+)\}", config)) == set(services["collector"].environment)
 
 
 def test_redis_keeps_what_it_was_given() -> None:
