@@ -1,7 +1,8 @@
-"""Processes that a test has seen, and whether they are gone."""
+"""Processes that a test has started, or seen to be."""
 
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 
@@ -23,3 +24,16 @@ def _runs(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def until(
+    look: Callable[[], object],
+    process: "subprocess.Popen[str] | subprocess.Popen[bytes]",
+    what: str,
+) -> None:
+    """Look again and again until there is something, as long as `process` runs. Fails if not."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not look():
+        assert process.poll() is None, f"it ended before {what}"
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s for {what}"
+        time.sleep(0.02)

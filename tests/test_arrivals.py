@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from tests.stage import PCM16, Stage, check_order, words
+from tests.waiting import eventually
 from worker.arrivals import Arrivals
 from worker.bus.intake import Claim, Intake, Owned
 from worker.local.engines.script import say
@@ -34,8 +35,7 @@ async def test_an_entry_that_comes_twice_is_run_once(
     async with stage.worker() as worker:
         await stage.announce("call-1")
         await stage.play("call-1", say([1, 2], PCM16), end=False, pause_s=0)
-        while not (running := _counts(worker.roster.fences)):
-            await anyio.sleep(0.01)
+        running = await eventually(lambda: _counts(worker.roster.fences), "the session")
         await stage.append("call-1", end="1")
         events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)

@@ -10,6 +10,7 @@ import pytest
 from schemas.turns import DeadEntry, SessionEnded, SessionError, SessionStarted, TurnEnd
 from tests.stage import KEY, PCM16, Stage, check_order, kinds, words
 from tests.users import PASSWORD, as_user
+from tests.waiting import eventually, no_longer
 from worker.errors import BusUnavailable
 from worker.host import Undertaker
 from worker.local.engines.script import say
@@ -64,8 +65,7 @@ async def test_log_and_dead_stream_name_each_other(
 ) -> None:
     async with stage.worker():
         bad = await stage.announce_as({**GOOD, "encoding": "mp3"})
-        while "refused" not in caplog.text:
-            await stage.redis.ping()
+        await eventually(lambda: "refused" in caplog.text, "the refusal")
     rows: Any = await stage.redis.xrange(f"{stage.prefix}:dead")
     ((kept, fields),) = rows
     assert fields[b"id"].decode() == bad
@@ -108,12 +108,10 @@ async def test_a_dead_stream_that_is_none_is_told_once(
         await stage.play("good", say([1], PCM16), pause_s=0)
         events = (await stage.until_ended("good", "bad-0", "bad-1"))["good"]
         assert words(events) == [1]
-        while not any("bad-1: refused" in told for told in caplog.messages):
-            await anyio.sleep(0.01)
+        await eventually(lambda: "bad-1: refused" in caplog.text, "the second refusal")
         await stage.redis.delete(f"{stage.prefix}:dead")
         await stage.announce_as({**GOOD, "session": "bad-2", "encoding": "mp3"})
-        while not await stage.dead():
-            await anyio.sleep(0.01)
+        await eventually(stage.dead, "the refused entry")
     (error,) = (each.message for each in caplog.records if each.levelname == "ERROR")
     assert error.startswith("refused entries cannot be kept, only logged: ResponseError: WRONGTYPE")
     assert len([told for told in caplog.messages if "; not kept: ResponseError: WR" in told]) == 2
@@ -179,8 +177,7 @@ async def test_a_session_id_used_again(stage: Stage) -> None:
         await stage.play("call-1", say([1], PCM16), pause_s=0)
         await stage.until_ended("call-1")
         again = await stage.announce("call-1")
-        while not (dead := await stage.dead()):
-            await stage.redis.ping()
+        dead = await eventually(stage.dead, "the refused entry")
     assert dead[0][b"id"].decode() == again
     assert dead[0][b"reason"] == b"ended"
 
@@ -190,8 +187,7 @@ async def test_a_session_announced_twice(stage: Stage) -> None:
         await stage.announce("call-1")
         await stage.play("call-1", say([1], PCM16), end=False)
         await stage.announce("call-1")
-        while not (dead := await stage.dead()):
-            await stage.redis.ping()
+        dead = await eventually(stage.dead, "the refused entry")
         await stage.play("call-1", say([2], PCM16))
         events = (await stage.until_ended("call-1"))["call-1"]
     assert dead[0][b"reason"] == b"duplicate"
@@ -206,8 +202,7 @@ async def test_a_key_that_is_no_stream(stage: Stage) -> None:
         await stage.announce("call-2")
         await stage.play("call-1", say([1], PCM16), pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
-        while not (dead := await stage.dead()):
-            await stage.redis.ping()
+        dead = await eventually(stage.dead, "the refused entry")
     assert words(events) == [1]
     assert dead[0][b"session"] == b"call-2"
 
@@ -266,10 +261,8 @@ async def test_keys_that_hold_something_else(
         await stage.announce("call-1")
         await stage.play("call-1", say([1], PCM16), pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
-        while not (dead := await stage.dead()):
-            await stage.redis.ping()
-        while await stage.redis.xlen(f"{stage.prefix}:sessions"):
-            await stage.redis.ping()
+        dead = await eventually(stage.dead, "the refused entry")
+        await no_longer(lambda: stage.redis.xlen(f"{stage.prefix}:sessions"), "the session")
     assert words(events) == [1]
     assert dead[0][b"session"] == b"call-2"
     await stage.redis.hdel(f"{stage.prefix}:workers", "alien")
@@ -303,10 +296,8 @@ async def test_a_lane_the_worker_may_not_use(stage: Stage) -> None:
         await stage.announce("call-1")
         await stage.play("call-1", say([1], PCM16), pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
-        while not (dead := await stage.dead()):
-            await stage.redis.ping()
-        while await stage.redis.xlen(f"{stage.prefix}:sessions"):
-            await stage.redis.ping()
+        dead = await eventually(stage.dead, "the refused entry")
+        await no_longer(lambda: stage.redis.xlen(f"{stage.prefix}:sessions"), "the session")
         assert worker.readiness.ready
     assert words(events) == [1]
     assert [(fields[b"id"].decode(), fields[b"reason"]) for fields in dead] == [
@@ -327,16 +318,13 @@ async def test_a_lane_taken_away_from_the_worker(
         await stage.announce("call-2", lane="secret")
         await stage.announce("call-1")
         await stage.until("call-1", SessionStarted)
-        while len(worker.roster) < 2:
-            await stage.redis.ping()
+        await eventually(lambda: len(worker.roster) == 2, "both sessions")
         await _set_user(stage, "resetkeys", *own)
         await stage.play("call-1", say([1], PCM16), pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
         await stage.producer.xadd(f"{stage.prefix}:{{secret}}:audio:call-2", {"audio": b"00"})
-        while not (dead := await stage.dead()):
-            await stage.redis.ping()
-        while await stage.redis.xlen(f"{stage.prefix}:sessions"):
-            await stage.redis.ping()
+        dead = await eventually(stage.dead, "the refused entry")
+        await no_longer(lambda: stage.redis.xlen(f"{stage.prefix}:sessions"), "the session")
         assert worker.readiness.ready
     assert words(events) == [1]
     assert [(fields[b"session"], fields[b"reason"]) for fields in dead] == [
@@ -371,8 +359,7 @@ async def test_a_wrong_password_is_waited_out(stage: Stage) -> None:
     async with _user(stage, f"~{stage.prefix}:*") as url:
         await _set_user(stage, "resetpass", ">other")
         async with stage.worker(redis_url=url) as worker:
-            while worker.health.up:
-                await anyio.sleep(0.05)
+            await no_longer(lambda: worker.health.up, "Redis")
             assert worker.readiness.reasons[0].startswith("redis: AuthenticationError: ")
             await _set_user(stage, f">{PASSWORD}")
             await stage.announce("call-1")

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import anyio
 import pytest
 
 from schemas.audio import Encoding, SessionEntry
 from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
 from tests.stage import PCM16, Stage, check_order, kinds, words
+from tests.waiting import eventually, no_longer
 from worker import claims, crashes
 from worker.bus.intake import Fence, Ownership
 from worker.core.turns import Draft
@@ -57,10 +57,8 @@ async def test_a_fault_that_always_strikes_ends_the_session(
         await stage.append("bad", audio=POISON)
         events = (await stage.until_ended("bad"))["bad"]
         await _others_go_on(stage)
-        while not (dead := await stage.dead()):
-            await anyio.sleep(0.05)
-        while await stage.redis.xlen(f"{stage.prefix}:sessions"):
-            await anyio.sleep(0.05)
+        dead = await eventually(stage.dead, "the refused entry")
+        await no_longer(lambda: stage.redis.xlen(f"{stage.prefix}:sessions"), "the session")
     check_order(events)
     error, ended = events[-2:]
     assert isinstance(error, SessionError)
@@ -105,8 +103,12 @@ async def test_a_fault_that_strikes_once_loses_nothing(stage: Stage, allergy: li
         await stage.play("call-1", say([3], PCM16), end=False)
         await stage.until("call-1", TurnStart, 2)
         await stage.append("call-1", audio=POISON)
-        while await stage.redis.hget(f"{stage.prefix}:{{0}}:state:call-1", "count") != b"2":
-            await anyio.sleep(0.02)
+
+        async def claimed_anew() -> bool:
+            state = f"{stage.prefix}:{{0}}:state:call-1"
+            return await stage.redis.hget(state, "count") == b"2"
+
+        await eventually(claimed_anew, "the session to be claimed anew")
         allergy[0] = 1_000
         await stage.play("call-1", say([4], PCM16))
         events = (await stage.until_ended("call-1"))["call-1"]
@@ -125,8 +127,7 @@ async def test_a_full_worker_tries_again_what_crashed(
         await stage.until("call-1", SessionStarted)
         await stage.announce("call-2")
         await stage.append("call-1", audio=POISON)
-        while not worker.host.crashes.held:
-            await anyio.sleep(0.01)
+        await eventually(lambda: worker.host.crashes.held, "the session to crash")
         allergy[0] = 1_000
         await stage.play("call-1", say([1], PCM16), pause_s=0)
         assert words((await stage.until_ended("call-1"))["call-1"]) == [1]
@@ -138,8 +139,7 @@ async def test_a_full_worker_tries_again_what_crashed(
 async def test_a_state_nobody_can_read_ends_the_session(stage: Stage) -> None:
     async with stage.worker():
         await stage.announce("bad")
-        while await stage.redis.xlen(f"{stage.prefix}:{{0}}:turns") < 1:
-            await anyio.sleep(0.02)
+        await stage.until("bad", SessionStarted)
     await stage.redis.hset(f"{stage.prefix}:{{0}}:state:bad", "snapshot", "{")
     async with stage.worker():
         events = (await stage.until_ended("bad"))["bad"]
@@ -165,8 +165,7 @@ async def test_a_fault_in_a_claim_ends_no_worker(
         await stage.announce("bad")
         events = (await stage.until_ended("bad"))["bad"]
         await _others_go_on(stage)
-        while not (dead := await stage.dead()):
-            await anyio.sleep(0.05)
+        dead = await eventually(stage.dead, "the refused entry")
     check_order(events)
     assert kinds(events) == ["session.started"] * told + ["session.error", "session.ended"]
     assert [fields[b"reason"] for fields in dead] == [b"internal"]

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from itertools import accumulate
 
-import anyio
-
 from schemas.turns import TurnEnd
 from tests.stage import PCM16, Stage, check_order, words
+from tests.waiting import eventually
 from worker.host import CONNECTS_AT_ONCE
 from worker.local.chaos.proxy import Proxy
 from worker.local.engines.script import hush, say
@@ -61,8 +60,9 @@ async def test_a_socket_that_takes_nothing_delays_nobody_else(
         socket = session._conversation.stream.socket
         for _ in range(FLOOD):
             await stage.append("stalled", audio=hush(8_000, PCM16))
-        while socket.open and socket.blocked_since is None:
-            await anyio.sleep(0.01)
+        await eventually(
+            lambda: not socket.open or socket.blocked_since is not None, "the socket to be full"
+        )
         for name in others:
             await stage.announce(name)
             await stage.play(name, sound, pause_s=0)

@@ -11,6 +11,7 @@ from schemas import Encoding
 from schemas.turns import TurnEnd
 from tests.stage import PCM16, Stage, check_order, words
 from tests.users import GuardedRedis, as_user
+from tests.waiting import eventually
 from worker.local.chaos.proxy import Proxy
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import hush, say
@@ -128,7 +129,6 @@ async def test_redis_is_away_and_back_before_the_producer(stt: TurnsServer) -> N
         await server.kill()
         await anyio.sleep(PAUSE_S)
         await server.restart()
-        while not worker.health.up:
-            await anyio.sleep(0.01)
+        await eventually(lambda: worker.health.up, "Redis")
         await anyio.sleep(0.2)
         await _finish(stage, sound[3 * HALF :])

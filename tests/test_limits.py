@@ -4,6 +4,7 @@ import anyio
 
 from schemas.turns import AudioGap, SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
 from tests.stage import PCM16, Stage, check_order, words
+from tests.waiting import eventually
 from worker.local.engines.script import ScriptEngine, hush, say
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
@@ -51,8 +52,7 @@ async def test_old_audio_is_dropped_and_said_to_be(stage: Stage, stt: TurnsServe
         await stage.until("call-1", SessionError)
         settings = ServerSettings(port=stt.port)
         async with TurnsServer.serve(settings, ScriptEngine()) as server:
-            while not server.open_connections:
-                await anyio.sleep(0.05)
+            await eventually(lambda: server.open_connections, "the session to connect")
             # The odd byte completes a sample of which the rest is gone.
             await stage.play("call-1", b"\0" + say([3, 4], PCM16))
             events = (await stage.until_ended("call-1"))["call-1"]
@@ -73,8 +73,7 @@ async def test_an_open_turn_is_ended_before_its_audio_is_dropped(
         await stt.stop()
         await anyio.sleep(2.5)
         async with TurnsServer.serve(ServerSettings(port=stt.port), ScriptEngine()) as server:
-            while not server.open_connections:
-                await anyio.sleep(0.05)
+            await eventually(lambda: server.open_connections, "the session to connect")
             await stage.play("call-1", say([3], PCM16))
             events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)

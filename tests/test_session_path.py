@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import anyio
 import pytest
 from redis.asyncio import Redis
 
@@ -15,6 +16,7 @@ from schemas.turns import (
     decode_turn_entry,
 )
 from tests.stage import ON_EACH_BUS, PCM16, Stage, check_order, kinds, words
+from tests.waiting import PATIENCE_S, eventually, no_longer
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
@@ -39,12 +41,13 @@ async def test_raw_xadds_in_and_xreadgroup_out(stage: Stage) -> None:
             )
         await producer.xadd(f"{stage.prefix}:{{0}}:audio:call-1", {"end": "1"})
         events: list[TurnEvent] = []
-        while not events or not isinstance(events[-1], SessionEnded):
-            reply: Any = await consumer.xreadgroup("mine", "me", {turns: ">"}, block=500)
-            for _, rows in reply:
-                for entry, fields in rows:
-                    events.append(decode_turn_entry(fields).event)
-                    await consumer.xack(turns, "mine", entry)
+        with anyio.fail_after(PATIENCE_S):
+            while not events or not isinstance(events[-1], SessionEnded):
+                reply: Any = await consumer.xreadgroup("mine", "me", {turns: ">"}, block=500)
+                for _, rows in reply:
+                    for entry, fields in rows:
+                        events.append(decode_turn_entry(fields).event)
+                        await consumer.xack(turns, "mine", entry)
     check_order(events)
     assert words(events) == [1, 2, 3, 4, 5]
     assert [event.transcript for event in events if isinstance(event, TurnEnd)] == [
@@ -60,8 +63,7 @@ async def test_what_an_ended_session_leaves(stage: Stage, redis: Redis) -> None:
         await stage.announce("call-1")
         await stage.play("call-1", say([1], PCM16), pause_s=0)
         await stage.until_ended("call-1")
-        while len(worker.roster):
-            await stage.redis.ping()
+        await no_longer(lambda: len(worker.roster), "the session")
     assert await redis.xlen(f"{stage.prefix}:sessions") == 0
     assert (await redis.xpending(f"{stage.prefix}:sessions", "workers"))["pending"] == 0
     assert await redis.get(stage.audio_key("call-1")) == b"ended"
@@ -184,8 +186,7 @@ async def test_a_producer_that_vanishes(stage: Stage, redis: Redis) -> None:
         await stage.announce("call-1")
         await stage.play("call-1", say([1, 2], PCM16), end=False)
         events = (await stage.until_ended("call-1"))["call-1"]
-        while await redis.xlen(f"{stage.prefix}:sessions"):
-            await redis.ping()
+        await no_longer(lambda: redis.xlen(f"{stage.prefix}:sessions"), "the session")
     check_order(events)
     assert words(events) == [1, 2]
     (end,) = [event for event in events if isinstance(event, TurnEnd)]
@@ -214,8 +215,9 @@ async def test_parks_without_audio_and_goes_on(stage: Stage, stt: TurnsServer) -
     async with stage.worker(park_s=1.0):
         await stage.announce("call-1")
         await stage.play("call-1", say([1], PCM16) + hush(700, PCM16), end=False)
-        while not stt.connections or stt.open_connections:
-            await stage.redis.ping()
+        await eventually(
+            lambda: stt.connections and not stt.open_connections, "the socket to be let go"
+        )
         await stage.play("call-1", say([2], PCM16))
         events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)

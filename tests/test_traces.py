@@ -24,6 +24,7 @@ from tests.deploy.manifests import DEPLOY
 from tests.deploy.waterfall import draw
 from tests.stage import PCM16, Stage, kinds, words
 from tests.users import as_user
+from tests.waiting import PATIENCE_S, eventually, no_longer
 from worker.bus.census import census, workers
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
@@ -63,16 +64,17 @@ async def _consume(stage: Stage, tracer: trace.Tracer) -> list[TurnEvent]:
     """Consume a session's turns as a consumer does that traces."""
     seen: list[TurnEvent] = []
     key, cursor = f"{stage.prefix}:{{0}}:turns", "0"
-    while not seen or not isinstance(seen[-1], SessionEnded):
-        reply: Any = await stage.consumer.xread({key: cursor}, block=1_000)
-        for read, fields in reply[0][1] if reply else ():
-            cursor = read
-            entry = decode_turn_entry(fields)
-            seen.append(entry.event)
-            if isinstance(entry.event, TurnEnd):
-                context = PROPAGATOR.extract({"traceparent": entry.traceparent or ""})
-                with tracer.start_as_current_span("process stt.turns", context=context):
-                    pass
+    with anyio.fail_after(PATIENCE_S):
+        while not seen or not isinstance(seen[-1], SessionEnded):
+            reply: Any = await stage.consumer.xread({key: cursor}, block=1_000)
+            for read, fields in reply[0][1] if reply else ():
+                cursor = read
+                entry = decode_turn_entry(fields)
+                seen.append(entry.event)
+                if isinstance(entry.event, TurnEnd):
+                    context = PROPAGATOR.extract({"traceparent": entry.traceparent or ""})
+                    with tracer.start_as_current_span("process stt.turns", context=context):
+                        pass
     return seen
 
 
@@ -174,9 +176,12 @@ async def test_the_picture_of_a_trace(
         _worker(stage, "w1", tmp_path / "log1") as first,
         _worker(stage, "w2", tmp_path / "log2") as second,
     ):
-        while len(await workers(stage.redis, keys)) < 2:
-            await anyio.sleep(0.05)
-        await anyio.sleep(1)  # until they take sessions
+
+        async def both_take_sessions() -> bool:
+            known = await workers(stage.redis, keys)
+            return [each.state for each in known.values()] == ["ready"] * 2
+
+        await eventually(both_take_sessions, "both workers")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(consume)
             await _announce(stage, tracer, "s")
@@ -187,8 +192,7 @@ async def test_the_picture_of_a_trace(
             await stage.until("s", TurnUpdate, 12)
             (status,) = await census(stage.redis, keys, 5_000)
             (first if status.owner == "w1" else second).terminate()
-        while await stage.redis.xlen(keys.sessions):
-            await anyio.sleep(0.05)
+        await no_longer(lambda: stage.redis.xlen(keys.sessions), "the session")
     assert words(events) == list(range(15))
     picture = draw(
         "A call of three turns: a lost socket, then a worker that stops", collector.spans

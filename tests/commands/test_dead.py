@@ -3,19 +3,23 @@
 import json
 from typing import Any
 
-import anyio
 import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from schemas import Keys
 from tests.stage import ON_CLUSTER_TOO, PCM16, Stage, words
-from worker.bus.dead import refused, requeue
+from tests.waiting import eventually
+from worker.bus.dead import Refused, refused, requeue
 from worker.cli import main
 from worker.errors import RequeueRefused
 from worker.local.engines.script import say
 
 GOOD = {"session": "s", "encoding": "pcm_s16le", "sample_rate": "16000", "metadata": '{"a":"ü"}'}
+
+
+async def _refused(as_worker: AsyncRedis, keys: Keys) -> list[Refused]:
+    return [each async for each in refused(as_worker, keys)]
 
 
 def bury(bus: Redis, keys: Keys, **changed: str) -> str:
@@ -126,8 +130,7 @@ async def test_mended_and_announced_again_a_session_is_transcribed(
     await stage.redis.set(keys.state("0", "s"), "of somebody else")
     async with stage.worker():
         await stage.announce("s")
-        while not (found := [each async for each in refused(as_worker, keys)]):
-            await anyio.sleep(0.01)
+        found = await eventually(lambda: _refused(as_worker, keys), "the refused entry")
         assert (found[0].session, found[0].reason) == ("s", "unusable")
         await stage.redis.delete(keys.state("0", "s"))
         await requeue(as_worker, keys, found[0].dead)
@@ -143,8 +146,7 @@ async def test_what_is_too_large_or_no_text_is_not_kept(
     keys = Keys(stage.prefix)
     async with stage.worker():
         await stage.announce("s", **fields)
-        while not (found := [each async for each in refused(as_worker, keys)]):
-            await anyio.sleep(0.01)
+        found = await eventually(lambda: _refused(as_worker, keys), "the refused entry")
     assert found[0].entry == ""
     with pytest.raises(RequeueRefused):
         await requeue(as_worker, keys, found[0].dead)

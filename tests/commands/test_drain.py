@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from redis.asyncio import Redis as AsyncRedis
 from schemas import Keys
 from schemas.turns import TurnUpdate, WorkerRecord
 from tests.stage import ON_CLUSTER_TOO, PCM16, Stage, check_order, words
+from tests.waiting import eventually
 from worker.bus.census import census, workers
 from worker.cli import main
 from worker.local.engines.script import hush, say
@@ -25,6 +27,10 @@ SOUND = say([1, 2], PCM16) + hush(700, PCM16)
 
 async def _owners(as_worker: AsyncRedis, keys: Keys) -> set[str]:
     return {each.owner for each in await census(as_worker, keys, 5_000)}
+
+
+async def _lives(as_worker: AsyncRedis, keys: Keys, worker_id: str) -> bool:
+    return worker_id in await workers(as_worker, keys)
 
 
 async def _turnbus(stage: Stage, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
@@ -50,8 +56,7 @@ async def test_a_worker_is_emptied_and_stays_idle(
             await stage.until(session, TurnUpdate)
         assert await _owners(as_worker, keys) == {"w1"}
         async with stage.worker_process("w2", log):
-            while len(await workers(as_worker, keys)) < 2:
-                await anyio.sleep(0.05)
+            await eventually(partial(_lives, as_worker, keys, "w2"), "the second worker")
             async with anyio.create_task_group() as tasks:
                 for session in SESSIONS:
                     tasks.start_soon(stage.play, session, SOUND[len(SOUND) // 2 :])
@@ -65,8 +70,11 @@ async def test_a_worker_is_emptied_and_stays_idle(
                 check_order(each)
                 assert words(each) == [1, 2]
             await stage.announce("new")
-            while await _owners(as_worker, keys) != {"w2"}:
-                await anyio.sleep(0.05)
+
+            async def went_to_the_second() -> bool:
+                return await _owners(as_worker, keys) == {"w2"}
+
+            await eventually(went_to_the_second, "the second worker to take the session")
             assert (await _turnbus(stage, "drain", "w1", "--json"))[0] == 0, "it may be repeated"
             first.send_signal(signal.SIGTERM)
             assert await first.wait() == 0

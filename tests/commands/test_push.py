@@ -4,7 +4,6 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from anyio.from_thread import start_blocking_portal
 from redis import Redis
 
 from schemas import AudioEntry, Encoding, Keys, SessionEntry, decode_audio, decode_session
+from tests.processes import until
 from tests.users import GuardedRedis, as_user
 from worker.cli import main
 
@@ -122,9 +122,7 @@ def test_a_signal_before_the_first_audio_announces_nothing(
     spawn: Spawn, bus: Redis, keys: Keys
 ) -> None:
     push = spawn("push", "-", "--session", "s", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    while not any(client["cmd"] == "ping" for client in bus.client_list()):
-        assert push.poll() is None
-        sleep(0.02)
+    until(lambda: any(each["cmd"] == "ping" for each in bus.client_list()), push, "it connects")
     push.send_signal(signal.SIGINT)
     assert push.wait(20) == 130
     assert push.stdout is not None
@@ -140,9 +138,7 @@ def test_a_signal_ends_the_session(
     assert push.stdin is not None
     push.stdin.write(bytes(3_200))
     push.stdin.flush()
-    while not bus.exists(keys.audio("0", "s")):
-        assert push.poll() is None
-        sleep(0.02)
+    until(lambda: bus.exists(keys.audio("0", "s")), push, "it appends audio")
     push.send_signal(number)
     assert push.wait(20) == code
     assert [entry.end for entry in appended(bus, keys.audio("0", "s"))] == [False, True]
@@ -163,9 +159,7 @@ def test_a_signal_while_redis_is_away_says_how_to_end(
         push.stdin.write(bytes(3_200))
         push.stdin.flush()
         with Redis.from_url(server.url) as bus:
-            while not bus.exists("stt:{0}:audio:s"):
-                assert push.poll() is None
-                sleep(0.02)
+            until(lambda: bus.exists("stt:{0}:audio:s"), push, "it appends audio")
         portal.call(server.kill)
         push.send_signal(signal.SIGTERM)
         assert push.wait(20) == 143

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
-from time import sleep
 from typing import Any
 
 import msgspec
@@ -24,6 +23,7 @@ from schemas.turns import (
     TurnStart,
     TurnUpdate,
 )
+from tests.processes import until
 from worker.cli import main
 from worker.commands.watch import line
 
@@ -133,9 +133,7 @@ def test_a_whole_lane_in_lines(bus: Redis, keys: Keys, capsys: pytest.CaptureFix
 
 
 def wait_until_blocked(bus: Redis, process: subprocess.Popen[bytes]) -> None:
-    while not any(client["cmd"] == "xread" for client in bus.client_list()):
-        assert process.poll() is None
-        sleep(0.02)
+    until(lambda: any(each["cmd"] == "xread" for each in bus.client_list()), process, "it reads")
 
 
 def test_from_now_on(spawn: Spawn, bus: Redis, keys: Keys) -> None:

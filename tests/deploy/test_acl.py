@@ -126,8 +126,9 @@ async def test_clients_of_a_cluster(tmp_path: Path) -> None:
     async with GuardedRedis.start(config=config) as server, AsyncExitStack() as stack:
         acl = Acl(server, stack)
         await acl.ask("CLUSTER ADDSLOTSRANGE", 0, 16_383)
-        while (await acl.ask("CLUSTER INFO"))["cluster_state"] != "ok":
-            await anyio.sleep(0.05)
+        with anyio.fail_after(60):
+            while (await acl.ask("CLUSTER INFO"))["cluster_state"] != "ok":
+                await anyio.sleep(0.05)
         async with (
             RedisCluster.from_url(as_user(server.url, "producer")) as producer,
             RedisCluster.from_url(as_user(server.url, "scaler")) as scaler,

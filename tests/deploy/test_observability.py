@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.deploy.manifests import DEPLOY
 from tests.stage import Stage
+from tests.waiting import eventually
 from worker.admin import serve_admin
 from worker.exposition import prometheus_name, render
 from worker.meter import Meter
@@ -67,8 +68,7 @@ async def series(stage: Stage) -> dict[str, dict[str, set[str]]]:
     async with stage.worker() as worker, anyio.create_task_group() as tasks:
         meter = Meter(worker)
         tasks.start_soon(meter.follow_demand)
-        while meter.demand is None:
-            await anyio.sleep(0.01)
+        await eventually(lambda: meter.demand is not None, "the demand to be known")
         async with serve_admin(
             ("127.0.0.1", 0), lambda: worker.readiness, lambda: render(readings(meter))
         ) as port:

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import anyio
@@ -11,8 +10,7 @@ import msgspec
 import psutil
 import pytest
 
-from tests.processes import left_of
-from tests.waiting import PATIENCE_S
+from tests.processes import left_of, until
 from worker.cli import main
 from worker.local.bench.report import MEASURES
 from worker.local.bench.rig import environment
@@ -80,11 +78,7 @@ def test_however_it_ends_it_leaves_no_process(end: signal.Signals, tmp_path: Pat
         log.open("w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as bench,
     ):
-        deadline = time.monotonic() + PATIENCE_S
-        while "starting 2 sessions" not in log.read_text():
-            assert bench.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+        until(lambda: "starting 2 sessions" in log.read_text(), bench, "its sessions start")
         started = psutil.Process(bench.pid).children(recursive=True)
         bench.send_signal(end)
         code = bench.wait()
