@@ -128,6 +128,14 @@ async def test_a_session_whose_socket_is_lost(
     told = attributes(turn.attributes)
     assert told["turnbus.turn.end_reason"] == "model"
     assert told["turnbus.turn.updates"] == kinds(events).count("turn.update")
+    (lost,) = turn.events
+    cut = attributes(lost.attributes)
+    assert lost.name == "socket lost"
+    assert (cut["error.type"], cut["turnbus.stt.status"]) == ("SttTransient", 1006)
+    first, again = (attributes(s.attributes) for s in spans if s.name == "connect stt")
+    assert "turnbus.connect.after" not in first
+    assert again["turnbus.connect.after"] == cut["turnbus.connect.after"] == "transient"
+    assert again["turnbus.audio.replayed"] == cut["turnbus.audio.replayed"] > 0
     ended = next(event for event in events if isinstance(event, TurnEnd))
     assert turn.end_time_unix_nano == pytest.approx(ended.at * 1e9, abs=1e6)
     for span in spans:

@@ -236,6 +236,7 @@ class Session:
                 await self._flushed()
         except SttError as error:
             lost = error
+            self.trace.socket_lost(error, self._uplink.ms_of(self._uplink.unsettled) / 1000)
             if conversation.flushing and is_the_services(error):
                 self._parts.upkeep.flush_failed()
         finally:

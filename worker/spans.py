@@ -82,6 +82,7 @@ class SessionTrace:
         """What an event published now carries: the turn's span, else what the producer gave."""
         self._heard: Counter[str] = Counter()
         self._flush: Span | None = None
+        self._lost: dict[str, AttributeValue] = {}  # of the last socket
 
     # -- a turn
 
@@ -142,13 +143,30 @@ class SessionTrace:
             kind=SpanKind.CLIENT,
             record_exception=False,
             set_status_on_exception=False,
-            attributes=self._service() | {"gen_ai.request.model": model},
+            attributes=self._service() | {"gen_ai.request.model": model} | self._lost,
         ) as span:
             try:
                 yield span
             except SttError as error:
                 _fail(span, error)
                 raise
+        self._lost = {}
+
+    def socket_lost(self, error: SttError, replayed_s: float) -> None:
+        """Note in the open turn that its socket is gone; `replayed_s` of audio are heard again.
+
+        The connects that follow say so, too, until one succeeds.
+        """
+        self._lost = {
+            "turnbus.connect.after": error.fault_class,
+            "turnbus.audio.replayed": replayed_s,
+        }
+        if self._turn is not None:
+            why: dict[str, AttributeValue] = {
+                "error.type": type(error).__name__,
+                "turnbus.stt.status": error.status,
+            }
+            self._turn.add_event("socket lost", self._lost | why)
 
     def flush_started(self) -> None:
         """Begin the span of a flush: from our `close` to the service's."""
