@@ -10,8 +10,7 @@ from redis.exceptions import NoPermissionError
 
 from tests.stage import PCM16, Stage, check_order, words
 from worker import service
-from worker.bus import sweeper
-from worker.bus.commits import Committer
+from worker.bus import commits, sweeper
 from worker.bus.gate import Gate
 from worker.bus.intake import Intake
 from worker.bus.liveness import Liveness
@@ -30,7 +29,7 @@ PLACES = [
     ("catch_up", CatchUp, "_goes_on"),
     ("claim", Claimer, "take"),
     ("clock", Overload, "observe"),
-    ("committer", Committer, "_send_some"),
+    ("committer", commits._Outbox, "_send_some"),
     ("gate", Gate, "run"),
     ("liveness", Liveness, "_read_records"),
     ("orders", service, "until_drain"),

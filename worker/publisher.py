@@ -60,6 +60,7 @@ class Publisher:
     ) -> None:
         session = ownership.session
         self.name = ownership.name
+        self.lane = session.lane
         self._keys = keys.of_session(session.lane, session.session)
         self._ownership = ownership
         self._retention = retention
@@ -119,7 +120,7 @@ class Publisher:
 
     def build(self) -> Commit | None:
         """Return the next commit (the committer calls this)."""
-        if not self._dirty or self.refused is not None:
+        if not self._dirty or self._in_flight >= 0 or self.refused is not None:
             return None
         self._dirty = False
         self._in_flight = len(self._queue)

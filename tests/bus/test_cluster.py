@@ -1,5 +1,7 @@
 """Commands to a cluster: each at the node that holds its key, wherever that is by now."""
 
+import os
+import signal
 from functools import partial
 from typing import Any
 
@@ -10,7 +12,9 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from tests.users import GuardedRedis, as_user
-from worker.bus.cluster import Cluster, key_of
+from worker.bus import cluster as cluster_module
+from worker.bus import connection as connection_module
+from worker.bus.cluster import Address, Cluster, key_of
 from worker.bus.connection import BusHealth, connect, patiently
 from worker.local.cluster import EmbeddedCluster, client, tell
 
@@ -137,6 +141,32 @@ async def test_nodes_that_disagree_are_waited_out(redis_cluster: EmbeddedCluster
             await redis.delete(key)
             for node in (old, new):
                 await tell(node, "CLUSTER", "SETSLOT", slot, "STABLE")
+
+
+async def test_a_node_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "ASKED_FOR_S", 3_600.0)
+    monkeypatch.setattr(connection_module, "_SOCKET_TIMEOUT_S", 3_600.0)
+    async with EmbeddedCluster.start() as cluster, connect(cluster.url) as redis:
+        assert isinstance(redis, Cluster)
+        hung = cluster.masters[0]
+        ports = {
+            name: (await redis.holder(name)).connection_pool.connection_kwargs["port"]
+            for name in NAMES
+        }
+        name = next(name for name in NAMES if ports[name] != hung.port)
+        assert await redis.set(name, "x")
+
+        def hung_first(addresses: list[Address]) -> None:
+            addresses.sort(key=lambda address: address[1] != hung.port)
+
+        monkeypatch.setattr("random.shuffle", hung_first)
+        os.kill(hung.pid, signal.SIGSTOP)
+        try:
+            redis.doubt()
+            with anyio.fail_after(30):
+                assert await redis.get(name) == b"x"
+        finally:
+            os.kill(hung.pid, signal.SIGCONT)
 
 
 async def test_a_node_that_fails_costs_its_own_keys_only() -> None:

@@ -1,5 +1,7 @@
 """The fenced commit: what it applies, what it refuses, and what a retry does."""
 
+import os
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +13,11 @@ from redis.exceptions import OutOfMemoryError
 from schemas.keys import Keys
 from tests.stage import ON_EACH_BUS
 from tests.users import GuardedRedis, as_user
+from worker.bus.cluster import Cluster
 from worker.bus.commits import CRASHED, Commit, Committer
 from worker.bus.connection import BusHealth, connect
 from worker.bus.scripts import COMMIT
+from worker.local.cluster import EmbeddedCluster
 from worker.logs import SessionName
 
 FENCE = ("5-0", 1, "nonce")
@@ -126,8 +130,9 @@ class Speaker:
 
     name = SessionName("s", None)
 
-    def __init__(self, commit: Commit) -> None:
+    def __init__(self, commit: Commit, lane: str = "0") -> None:
         self.commit = commit
+        self.lane = lane
         self.answers: list[tuple[str, int]] = []
         self.answered = anyio.Event()
 
@@ -180,6 +185,73 @@ async def test_a_commit_that_cannot_be_built_costs_nobody_else(
             await speaker.answered.wait()
         tasks.cancel_scope.cancel()
     assert (bad.answers, good.answers) == ([(CRASHED, 0)], [("ok", 2)])
+
+
+async def test_an_answer_that_cannot_be_taken_costs_nobody_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = (Speaker(bench.commit(2, ["a"])) for _ in range(2))
+
+    def choke(verdict: str, seq: int) -> None:
+        raise ZeroDivisionError(f"a fault put in by the test, for {verdict} {seq}")
+
+    monkeypatch.setattr(bad, "settled", choke)
+    committer = Committer(bench.as_worker, BusHealth())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(committer.run)
+        for speaker in (bad, good):
+            committer.want(speaker)
+        for speaker in (bad, good):
+            await speaker.answered.wait()
+        tasks.cancel_scope.cancel()
+    assert (bad.answers, good.answers) == ([(CRASHED, 0)], [("ok", 2)])
+
+
+async def test_a_master_that_hangs_holds_up_its_own_lanes_only() -> None:
+    async with EmbeddedCluster.start() as cluster, connect(cluster.url) as redis:
+        assert isinstance(redis, Cluster)
+        keys = Keys("stt")
+        ports = {
+            lane: (await redis.holder(keys.turns(lane))).connection_pool.connection_kwargs["port"]
+            for lane in "abcdefgh"
+        }
+        hung = next(node for node in cluster.masters if node.port == ports["a"])
+        other = next(lane for lane in ports if ports[lane] != ports["a"])
+        health = BusHealth()
+        committer = Committer(redis, health)
+
+        async def commit(lane: str, first: int) -> Speaker:
+            state: dict[Any, Any] = {
+                "status": "live",
+                "entry": "5-0",
+                "count": 1,
+                "nonce": "nonce",
+                "seq": 1,
+            }
+            if first == 2:
+                await redis.hset(keys.state(lane, "s"), mapping=state)
+            event = ("turn.update", "event", "")
+            args = (*FENCE, "s", "lane", "snap", "", "", 60, 3_600_000, 1_000_000, first, *event)
+            speaker = Speaker(Commit(keys.of_session(lane, "s"), args), lane)
+            committer.want(speaker)
+            return speaker
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(committer.run)
+                for lane in ("a", other):
+                    await (await commit(lane, 2)).answered.wait()
+                os.kill(hung.pid, signal.SIGSTOP)
+                try:
+                    held_up = await commit("a", 3)
+                    for first in (3, 4):
+                        await (await commit(other, first)).answered.wait()
+                    assert health.up, "nobody has noticed yet"
+                finally:
+                    os.kill(hung.pid, signal.SIGCONT)
+                await held_up.answered.wait()
+                tasks.cancel_scope.cancel()
+        assert held_up.answers == [("ok", 3)]
 
 
 async def test_the_committer_rides_out_an_outage() -> None:

@@ -27,7 +27,13 @@ REDIRECTIONS = 8
 """How often one command follows MOVED and ASK: while slots move, nodes disagree for a moment."""
 
 ASKED_FOR_S = 1.0
-"""How long one node may take to tell the slots, before the next is asked."""
+"""How long a node may take to tell the slots."""
+
+ASKED_ALONE_S = 0.05
+"""How long it may take before the next is asked beside it: all commands wait for the answer."""
+
+CLOSED_FOR_S = 0.1
+"""How long they wait for a node's connections to close; they go on closing then."""
 
 _FAILED = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 _STALE = (*_FAILED, exceptions.ClusterDownError, exceptions.ReadOnlyError)
@@ -61,6 +67,10 @@ class Cluster(Redis):
     async def holder(self, key: str) -> Redis:
         """Return the client of the master that holds a key, or a sharded channel."""
         return self._node(await self._owner(key_slot(key.encode())))
+
+    def likely_holder(self, key: str) -> Address | None:
+        """Return the master that holds a key as far as is known, without asking anybody."""
+        return self._owners.get(key_slot(key.encode()))
 
     def doubt(self) -> None:
         """Ask for the slots anew before the next command."""
@@ -179,21 +189,43 @@ class Cluster(Redis):
                 return  # whoever had the lock has asked
             known = [*self._nodes]
             random.shuffle(known)
-            fault: Exception = exceptions.ConnectionError("no node of the cluster is known")
-            for address in [*known, *(seed for seed in self._seeds if seed not in self._nodes)]:
-                try:
-                    with anyio.fail_after(ASKED_FOR_S):
-                        rows = await self._at(self._node(address), ("CLUSTER", "SLOTS"), {})
-                except (*_FAILED, exceptions.BusyLoadingError) as error:
-                    fault = error
-                    continue
-                if rows:
-                    await self._believe(rows, address)
-                    return
+            await self._ask_for_slots(
+                [*known, *(seed for seed in self._seeds if seed not in self._nodes)]
+            )
+
+    async def _ask_for_slots(self, addresses: Sequence[Address]) -> None:
+        """Ask these nodes, one a little after the other, and believe who answers first."""
+        told: tuple[Any, Address] | None = None
+        fault: Exception = exceptions.ConnectionError("no node of the cluster is known")
+        answered = anyio.Event()
+
+        async def ask(address: Address) -> None:
+            nonlocal told, fault, answered
+            try:
+                with anyio.fail_after(ASKED_FOR_S):
+                    rows = await self._at(self._node(address), ("CLUSTER", "SLOTS"), {})
+            except (exceptions.RedisError, OSError) as error:
+                fault = error
+            else:
                 fault = exceptions.ClusterDownError("CLUSTERDOWN no slot has a node")
-            if isinstance(fault, TimeoutError):
-                fault = exceptions.TimeoutError("no node of the cluster answers")
-            raise fault
+                if rows:
+                    told = rows, address
+            answered.set()
+            if told is not None:
+                asking.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as asking:
+            for address in addresses:
+                answered = anyio.Event()
+                asking.start_soon(ask, address)
+                with anyio.move_on_after(ASKED_ALONE_S):
+                    await answered.wait()
+        if told is not None:
+            await self._believe(*told)
+            return
+        if isinstance(fault, TimeoutError):
+            fault = exceptions.TimeoutError("no node of the cluster answers")
+        raise fault
 
     async def _believe(self, rows: Sequence[Any], teller: Address) -> None:
         self._owners = {}
@@ -206,7 +238,8 @@ class Cluster(Redis):
         masters = {*self._owners.values()}
         for address in [each for each in self._nodes if each not in masters]:
             # No master any more. What waits for its reply there learns of it, and is sent again.
-            await self._nodes.pop(address).aclose()
+            with anyio.move_on_after(CLOSED_FOR_S):
+                await self._nodes.pop(address).aclose()
 
 
 class Batch(Pipeline):

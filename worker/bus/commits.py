@@ -2,18 +2,22 @@
 
 Each session has at most one commit in flight. One that was sent and not answered is sent again as
 the same bytes before anything new of its session: the script skips what it had applied already.
+
+Each master of a cluster has batches of its own: one that hangs, for as long as a socket may, holds
+up nobody but its own lanes.
 """
 
 import logging
 import time
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
+from worker.bus.cluster import Address, Cluster
 from worker.bus.connection import BusHealth, is_outage, patiently
 from worker.bus.scripts import COMMIT, Arg
 from worker.logs import SessionName
@@ -45,8 +49,13 @@ class Committing(Protocol):
         """The session, as log lines name it."""
         ...
 
+    @property
+    def lane(self) -> str:
+        """Its lane, and so who holds its keys."""
+        ...
+
     def build(self) -> Commit | None:
-        """Return what is to be written now, None if nothing is."""
+        """Return what is to be written now, None if nothing is, or a commit is in flight."""
         ...
 
     def settled(self, verdict: str, seq: int) -> None:
@@ -64,19 +73,50 @@ class Committer:
     def __init__(self, redis: Redis, health: BusHealth) -> None:
         self._redis = redis
         self._health = health
-        self._dirty: dict[Committing, None] = {}
-        self._again: list[tuple[Committing, Commit]] = []
+        self._outboxes: dict[Address | None, _Outbox] = {}
         self._wake = anyio.Event()
 
     def want(self, session: Committing) -> None:
         """Note that `session` has something to commit."""
+        server = None
+        if isinstance(self._redis, Cluster):
+            server = self._redis.likely_holder(f"{{{session.lane}}}")
+        if server not in self._outboxes:
+            self._outboxes[server] = _Outbox(self._redis, self._health)
+            self._wake.set()
+        self._outboxes[server].add(session)
+
+    async def run(self) -> None:
+        """Send what sessions want sent, until cancelled."""
+        sending: set[Address | None] = set()
+        async with anyio.create_task_group() as tasks:
+            while True:
+                self._wake = anyio.Event()
+                for server in self._outboxes.keys() - sending:
+                    sending.add(server)
+                    tasks.start_soon(self._outboxes[server].run)
+                await self._wake.wait()
+
+
+class _Outbox:
+    """Commits to one server, as far as is known: where slots move they find the right one."""
+
+    def __init__(self, redis: Redis, health: BusHealth) -> None:
+        self._redis = redis
+        self._health = health
+        self._dirty: dict[Committing, None] = {}
+        self._unanswered: dict[Committing, Commit] = {}
+        self._wake = anyio.Event()
+
+    def add(self, session: Committing) -> None:
+        """Build and send the next commit of `session`."""
         self._dirty[session] = None
         self._wake.set()
 
     async def run(self) -> None:
-        """Send what sessions want sent, until cancelled."""
+        """Send until cancelled."""
         while True:
-            while self._dirty or self._again:
+            while self._dirty or self._unanswered:
                 began = time.monotonic()
                 await self._send_some()
                 await anyio.sleep(max(0.0, BATCH_EVERY_S - (time.monotonic() - began)))
@@ -84,10 +124,9 @@ class Committer:
             self._wake = anyio.Event()
 
     async def _send_some(self) -> None:
-        # Beside what was not answered: one node of a cluster may fail, and the others not.
-        batch, self._again = self._again, []
-        at_most = len(batch) + BATCH
-        while self._dirty and len(batch) < at_most:
+        # Beside what was not answered: a slot may be away, and the server's others not.
+        at_most = len(self._unanswered) + BATCH
+        while self._dirty and len(self._unanswered) < at_most:
             session = next(iter(self._dirty))
             del self._dirty[session]
             try:
@@ -97,34 +136,40 @@ class Committer:
                 session.stop(CRASHED)
                 continue
             if commit is not None:
-                batch.append((session, commit))
-        if batch:
-            self._again = await patiently(self._health, partial(self._attempt, batch))
+                self._unanswered[session] = commit
+        if self._unanswered:
+            await patiently(self._health, self._attempt)
 
-    async def _attempt(
-        self, batch: list[tuple[Committing, Commit]]
-    ) -> list[tuple[Committing, Commit]]:
-        """Send a batch once; settle what was answered and return what must be sent again."""
+    async def _attempt(self) -> None:
+        """Send once what is not answered, and settle what is then."""
+        batch = [*self._unanswered.items()]
         async with self._redis.pipeline(transaction=False) as pipe:
             for _, commit in batch:
                 pipe.evalsha(COMMIT.sha, len(commit.keys), *commit.keys, *commit.args)
             replies = await pipe.execute(raise_on_error=False)
-        again: list[tuple[Committing, Commit]] = []
+        unknown = False
         outage: RedisError | None = None
-        for (session, commit), reply in zip(batch, replies, strict=True):
+        for (session, _), reply in zip(batch, replies, strict=True):
             if isinstance(reply, NoScriptError):
-                again.append((session, commit))
-            elif isinstance(reply, RedisError):
-                if is_outage(reply):
-                    outage = reply
-                    again.append((session, commit))
-                else:
-                    session.settled(str(reply), 0)
+                unknown = True
+            elif isinstance(reply, RedisError) and is_outage(reply):
+                outage = reply
             else:
-                session.settled(reply[0].decode(), reply[1])
+                del self._unanswered[session]
+                _settle(session, reply)
         if outage is not None:
             self._health.failed(outage)
             await anyio.sleep(0.2)
-        elif again:
+        elif unknown:
             await patiently(self._health, partial(COMMIT.load, self._redis))
-        return again
+
+
+def _settle(session: Committing, reply: Any) -> None:  # noqa: ANN401 - the script's, or an error
+    try:
+        if isinstance(reply, RedisError):
+            session.settled(str(reply), 0)
+        else:
+            session.settled(reply[0].decode(), reply[1])
+    except Exception:  # a fault of ours must not take the other sessions down
+        log.exception("%s: crashed on the answer to its commit", session.name)
+        session.stop(CRASHED)
