@@ -100,6 +100,9 @@ async def test_stopped_inside_a_turn(stage: Stage, tmp_path: Path) -> None:
     check_order(events)
     assert words(events) == list(range(12))
     assert events[-1].connection == 2
+    assert {event.connection for event in events if getattr(event, "turn", None) == 1} == {1}, (
+        "whoever is told to stop inside a turn ends the turn itself"
+    )
     assert await stage.redis.exists(f"{stage.prefix}:workers") == 0
 
 
