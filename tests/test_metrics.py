@@ -12,7 +12,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.turns import TurnEnd, TurnUpdate
-from tests.stage import KEY, ON_CLUSTER_TOO, PCM16, Stage
+from tests.stage import KEY, ON_CLUSTER_TOO, PCM16, Stage, words
 from tests.users import GuardedRedis
 from tests.waiting import eventually, no_longer
 from worker.admin import serve_admin
@@ -105,6 +105,30 @@ async def test_a_lost_socket_is_counted(stage: Stage, stt: TurnsServer) -> None:
     assert _value(families, "turnbus_connects_total", **{outcome: "ok"}) == 2
     assert _value(families, "turnbus_reconnects_total", turnbus_fault_class="transient") == 1
     assert _value(families, "turnbus_audio_replayed_seconds_total") > 0
+
+
+async def test_repeats_are_counted_once_and_told_once(
+    stage: Stage, stt: TurnsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where they are read again, for a socket that was lost."""
+    stt.faults.set("cut@mid-turn,count=1")
+    sound = say([1, 2, 3], PCM16)
+    chunks = [sound[at : at + 3_200] for at in range(0, len(sound), 3_200)]
+    async with stage.worker() as worker:
+        await stage.announce("s")
+        for seq, chunk in enumerate(chunks):
+            for _ in range(2):
+                await stage.append("s", audio=chunk, seq=str(seq), src="p")
+            await anyio.sleep(0.02)
+        await stage.append("s", end="1")
+        events = (await stage.until_ended("s"))["s"]
+        families = await _scrape(Meter(worker))
+    assert words(events) == [1, 2, 3]
+    assert _value(families, "turnbus_reconnects_total") == 1
+    assert _value(families, "turnbus_chunks_repeated_total") == len(chunks)
+    (told,) = (line for line in caplog.messages if "needs a src of its own" in line)
+    assert told.startswith("s: audio entry ")
+    assert "repeats seq 0 of src 'p'" in told
 
 
 async def test_gaps_and_refusals_are_counted_by_reason(stage: Stage) -> None:

@@ -1,5 +1,6 @@
 """The inbox: takes a session's audio entries, in order, and passes on what is good of them."""
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from worker.host import Host
 from worker.narrator import Narrator
 from worker.shedding import Shedding
 from worker.uplink import Uplink
+
+log = logging.getLogger(__name__)
 
 
 class Inbox:
@@ -43,6 +46,7 @@ class Inbox:
         self._shedding = Shedding(host.pace.max_lag_s, host.clock, ledger, uplink)
         self.cursor = ledger.read_after
         """Entry id after which to read."""
+        self._repeats_told = False
         self._newest = ids.order(ids.START)  # of all entries ever read; a replay is no news
         self.fed_at = self.news_at = time.monotonic()
         """When any entry came last, and when one that was not read before."""
@@ -92,6 +96,8 @@ class Inbox:
     def _take(self, entry_id: str, entry: AudioEntry, *, told: bool, live: bool) -> None:
         """Take what is good of an entry; `told` is whether what is not was told just now."""
         admitted = self._ledger.admit(entry_id, entry)
+        if admitted.repeated and ids.order(entry_id) > self._newest:
+            self._count_repeated(entry_id, entry)
         if admitted.missing and (told or self._ledger.announce(entry_id)):
             chunk_ms = self._uplink.ms_of(len(entry.audio))
             self._narrator.gap(int(admitted.missing * chunk_ms), "producer")
@@ -109,6 +115,16 @@ class Inbox:
             lag = self._host.clock.age_s(entry_id)
             if not self._uplink.waited_within(lag):  # else its session is late, not this chunk
                 self._host.stats.chunk_lag.observe(lag)
+
+    def _count_repeated(self, entry_id: str, entry: AudioEntry) -> None:
+        self._host.stats.repeated += 1
+        if not self._repeats_told:
+            log.warning(
+                "%s: audio entry %s repeats seq %s of src %r, and so do others maybe; they are "
+                "dropped. A producer that starts again needs a src of its own",
+                *(self._narrator.publisher.name, entry_id, entry.seq, entry.src),
+            )
+        self._repeats_told = True
 
     def _tell_shed(self, position: int) -> None:
         missing_ms = self._shedding.settle(position)

@@ -150,6 +150,13 @@ INSTRUMENTS = (
         lambda meter: meter.stats.chunks,
     ),
     Instrument(
+        "turnbus.chunks.repeated",
+        "counter",
+        "{chunk}",
+        "Chunks dropped because their producer had sent their seq before",
+        lambda meter: meter.stats.repeated,
+    ),
+    Instrument(
         "turnbus.audio.sent",
         "counter",
         "By",

@@ -65,6 +65,8 @@ class Stats:
     def __init__(self) -> None:
         self.chunks = 0
         """Entries with audio taken in, replays included."""
+        self.repeated = 0
+        """Entries whose audio was dropped, for their producer had sent their `seq` before."""
         self.bytes = 0
         """Bytes of audio sent to the service, replays and filler included."""
         self.replayed_s = 0.0
