@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from worker.catchup import CatchUp
-from worker.logs import SessionName
+from worker.telemetry.logs import SessionName
 
 
 @dataclass(eq=False)

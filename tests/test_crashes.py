@@ -14,8 +14,8 @@ from worker.bus.intake import Fence, Ownership
 from worker.core.turns import Draft
 from worker.crashes import MOST, Crashes
 from worker.local.engines.script import hush, say
-from worker.narrator import Narrator
-from worker.uplink import Uplink
+from worker.sessions.narrator import Narrator
+from worker.sessions.uplink import Uplink
 
 POISON = bytes(3_214)
 

@@ -15,9 +15,9 @@ from tests.stage import KEY, PCM16, Stage
 from worker import crashes
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
-from worker.logs import JsonFormatter, SessionName, TextFormatter
-from worker.publisher import Publisher
-from worker.session import Session
+from worker.sessions.publisher import Publisher
+from worker.sessions.session import Session
+from worker.telemetry.logs import JsonFormatter, SessionName, TextFormatter
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
@@ -82,7 +82,7 @@ def test_text_is_one_line_that_steers_no_terminal() -> None:
 
 def test_the_handshake_is_never_logged() -> None:
     program = (
-        "import logging; from worker import logs; from worker.settings import Settings\n"
+        "import logging; from worker.telemetry import logs; from worker.settings import Settings\n"
         "logs.set_up(Settings(log_level='debug'))\n"
         "logging.getLogger('websockets.client').debug('> X-API-Key: secret')\n"
         "logging.getLogger('worker').debug('seen')\n"

@@ -16,12 +16,12 @@ from tests.stage import KEY, ON_CLUSTER_TOO, PCM16, Stage, words
 from tests.users import GuardedRedis
 from tests.waiting import eventually, no_longer
 from worker.admin import serve_admin
-from worker.exposition import label, prometheus_name, render
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
-from worker.meter import Meter
-from worker.metrics import INSTRUMENTS, Kind, readings
 from worker.service import Worker
+from worker.telemetry.exposition import label, prometheus_name, render
+from worker.telemetry.meter import Meter
+from worker.telemetry.metrics import INSTRUMENTS, Kind, readings
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

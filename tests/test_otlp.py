@@ -8,9 +8,9 @@ from tests.collector import Collector, attributes, collecting
 from tests.stage import PCM16, Stage
 from worker.errors import SettingsError
 from worker.local.engines.script import say
-from worker.meter import Meter
-from worker.metrics import INSTRUMENTS
-from worker.otlp import metric_push
+from worker.telemetry.meter import Meter
+from worker.telemetry.metrics import INSTRUMENTS
+from worker.telemetry.otlp import metric_push
 
 CUMULATIVE = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
 

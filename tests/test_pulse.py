@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from worker.pulse import Pulse
+from worker.sessions.pulse import Pulse
 
 
 @dataclass

@@ -176,7 +176,7 @@ def test_errors_are_those_there_are() -> None:
         "session_internal",
     }
     made |= {f"audio_{reason}" for reason in ("malformed", "too_large", "empty")}
-    for module in (ROOT / "worker").glob("*.py"):
+    for module in [*(ROOT / "worker").glob("*.py"), *(ROOT / "worker" / "sessions").glob("*.py")]:
         source = module.read_text("utf-8")
         made |= set(re.findall(r"(?:narrator\.error|_fail)\(\s*(?:[\w.]+ or )?\"(\w+)\"", source))
     assert listed == made

@@ -13,11 +13,11 @@ from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import hush, say
-from worker.seam import Seam
-from worker.stats import Stats
+from worker.sessions.seam import Seam
+from worker.sessions.uplink import Uplink
 from worker.stt.cartesia import Service, Stream
 from worker.stt.socket import Socket
-from worker.uplink import Uplink
+from worker.telemetry.stats import Stats
 from worker.wakefulness import Wakefulness
 
 AUDIO = AudioFormat("pcm_s16le", 8_000)

@@ -7,11 +7,11 @@ import pytest
 
 from schemas.turns import AudioGap, SessionError, TurnEnd, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, kinds, words
-from worker import conversation
 from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
-from worker.upkeep import FLUSH_ROUNDS
+from worker.sessions import conversation
+from worker.sessions.upkeep import FLUSH_ROUNDS
 
 ONCE = [
     "cut@handshake",

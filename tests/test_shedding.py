@@ -10,9 +10,9 @@ from worker.bus.clock import BusClock
 from worker.bus.connection import BusHealth
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
-from worker.shedding import Shedding
-from worker.stats import Stats
-from worker.uplink import Uplink
+from worker.sessions.shedding import Shedding
+from worker.sessions.uplink import Uplink
+from worker.telemetry.stats import Stats
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 30])

@@ -16,9 +16,9 @@ from opentelemetry.semconv._incubating.attributes import (
 )
 from opentelemetry.trace import SpanKind, StatusCode
 
-from worker import spans
 from worker.errors import SttBusy, SttTransient
-from worker.spans import SessionTrace, Tracing
+from worker.telemetry import spans
+from worker.telemetry.spans import SessionTrace, Tracing
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 GIVEN = f"00-{TRACE_ID}-b7ad6b7169203331-01"

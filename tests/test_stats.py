@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.stats import BOUNDS_S, Histogram, Stats
+from worker.telemetry.stats import BOUNDS_S, Histogram, Stats
 
 
 def test_a_bucket_holds_its_upper_bound() -> None:

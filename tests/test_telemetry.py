@@ -33,7 +33,8 @@ def test_an_exporter_nobody_knows_is_a_fault() -> None:
 
 
 PROGRAM = """
-from worker import spans, telemetry
+from worker import telemetry
+from worker.telemetry import spans
 telemetry.configure("w1")
 session = spans.SessionTrace("s1", None, None)
 session.turn_started(0, 1.0)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import anyio
 
-from worker.logs import SessionName
+from worker.telemetry.logs import SessionName
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from worker.core.turns import TurnTracker
 from worker.crashes import MOST
 from worker.errors import CommitRefused, TurnbusError
 from worker.host import Host
-from worker.logs import SessionName
-from worker.narrator import Narrator, Place
-from worker.publisher import Written
-from worker.session import Session
-from worker.spans import SessionTrace
-from worker.standing import Snapshot
+from worker.sessions.narrator import Narrator, Place
+from worker.sessions.publisher import Written
+from worker.sessions.session import Session
+from worker.sessions.standing import Snapshot
 from worker.stt.cartesia import PROVIDER
+from worker.telemetry.logs import SessionName
+from worker.telemetry.spans import SessionTrace
 
 log = logging.getLogger(__name__)
 

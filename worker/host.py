@@ -26,12 +26,12 @@ from worker.core.lag import UsualLag
 from worker.crashes import Crashes
 from worker.errors import SttError
 from worker.keepers import Faults
-from worker.logs import SessionName
 from worker.outage import Outage
-from worker.publisher import Retention
-from worker.spans import Tracing
-from worker.stats import Stats
+from worker.sessions.publisher import Retention
 from worker.stt.cartesia import Service
+from worker.telemetry.logs import SessionName
+from worker.telemetry.spans import Tracing
+from worker.telemetry.stats import Stats
 from worker.wakefulness import Wakefulness
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from worker.bus.connection import patiently
 from worker.bus.intake import Ownership
 from worker.errors import CommitRefused
 from worker.host import Host
-from worker.session import Session
+from worker.sessions.session import Session
 
 log = logging.getLogger(__name__)
 

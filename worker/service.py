@@ -33,13 +33,13 @@ from worker.host import Host, Pace, Undertaker
 from worker.keepers import Faults
 from worker.overload import Overload
 from worker.plurals import counted
-from worker.publisher import Retention
 from worker.roster import Roster
-from worker.session import Session
+from worker.sessions.publisher import Retention
+from worker.sessions.session import Session
 from worker.settings import Settings
-from worker.spans import Tracing
-from worker.stats import Stats
 from worker.stt.cartesia import PROVIDER, Service
+from worker.telemetry.spans import Tracing
+from worker.telemetry.stats import Stats
 from worker.tenure import Tenure
 
 log = logging.getLogger(__name__)

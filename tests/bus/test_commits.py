@@ -18,7 +18,7 @@ from worker.bus.commits import CRASHED, Commit, Committer
 from worker.bus.connection import BusHealth, connect
 from worker.bus.scripts import COMMIT
 from worker.local.cluster import EmbeddedCluster
-from worker.logs import SessionName
+from worker.telemetry.logs import SessionName
 
 FENCE = ("5-0", 1, "nonce")
 

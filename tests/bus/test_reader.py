@@ -14,7 +14,7 @@ from worker.bus import reader as module
 from worker.bus.connection import BusHealth
 from worker.bus.reader import AudioReader, Entries
 from worker.core.rhythm import Rhythm
-from worker.logs import SessionName
+from worker.telemetry.logs import SessionName
 
 pytestmark = ON_CLUSTER_TOO
 

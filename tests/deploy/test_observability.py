@@ -18,9 +18,9 @@ from tests.deploy.manifests import DEPLOY
 from tests.stage import Stage
 from tests.waiting import eventually
 from worker.admin import serve_admin
-from worker.exposition import prometheus_name, render
-from worker.meter import Meter
-from worker.metrics import INSTRUMENTS, readings
+from worker.telemetry.exposition import prometheus_name, render
+from worker.telemetry.meter import Meter
+from worker.telemetry.metrics import INSTRUMENTS, readings
 
 HERE = DEPLOY / "observability"
 DASHBOARD = json.loads((HERE / "dashboard.json").read_text("utf-8"))

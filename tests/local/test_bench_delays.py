@@ -2,11 +2,11 @@
 
 import pytest
 
-from worker.exposition import render
 from worker.local.bench.delays import APPENDED, SENT, Delay, Delays, Reading
-from worker.metrics import INSTRUMENTS
-from worker.metrics import Reading as Measured
-from worker.stats import Histogram
+from worker.telemetry.exposition import render
+from worker.telemetry.metrics import INSTRUMENTS
+from worker.telemetry.metrics import Reading as Measured
+from worker.telemetry.stats import Histogram
 
 
 def _text(sent_s: list[float], appended_s: list[float]) -> str:

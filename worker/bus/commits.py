@@ -20,7 +20,7 @@ from redis.exceptions import NoScriptError, RedisError
 from worker.bus.cluster import Address, Cluster
 from worker.bus.connection import BusHealth, is_outage, patiently
 from worker.bus.scripts import COMMIT, Arg
-from worker.logs import SessionName
+from worker.telemetry.logs import SessionName
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from schemas.turns import (
 from worker.bus import scripts
 from worker.bus.namesakes import Namesakes
 from worker.core import ids
-from worker.logs import SessionName
+from worker.telemetry.logs import SessionName
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from worker.bus.connection import READ_BLOCK_MS, BusHealth, is_outage, patiently
 from worker.core import ids
 from worker.core.rhythm import Rhythm, ServerClock
-from worker.logs import SessionName
+from worker.telemetry.logs import SessionName
 
 log = logging.getLogger(__name__)
 

@@ -28,10 +28,10 @@ from worker.errors import (
     SttPermanent,
     SttTransient,
 )
-from worker.otlp import metric_push
 from worker.plurals import counted
 from worker.settings import Settings, api_key
 from worker.stt.cartesia import Service, StreamSettings, open_stream
+from worker.telemetry.otlp import metric_push
 
 Check: TypeAlias = Literal[
     "settings", "admin", "traces", "metrics", "redis", "memory", "rights", "service"

@@ -33,7 +33,7 @@ from worker.extras import how_to_install
 from worker.local.producer import Producer
 from worker.plurals import counted
 from worker.settings import Settings
-from worker.spans import Announcement
+from worker.telemetry.spans import Announcement
 
 _STDIN = "-"
 _END_TIMEOUT_S = 2.0

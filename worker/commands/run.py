@@ -11,16 +11,17 @@ import anyio
 from anyio.abc import TaskGroup
 from redis.exceptions import NoPermissionError
 
-from worker import logs, telemetry
+from worker import telemetry
 from worker.admin import serve_admin
 from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
 from worker.errors import BusUnavailable
-from worker.exposition import render
-from worker.meter import Meter
-from worker.metrics import readings
-from worker.otlp import MetricPush, metric_push
 from worker.service import Worker
 from worker.settings import Settings, api_key
+from worker.telemetry import logs
+from worker.telemetry.exposition import render
+from worker.telemetry.meter import Meter
+from worker.telemetry.metrics import readings
+from worker.telemetry.otlp import MetricPush, metric_push
 
 HARD_STOP_S = 8.0
 """After the drain budget, when everything is dropped: leases hand it on."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from worker.logs import printable
+from worker.telemetry.logs import printable
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

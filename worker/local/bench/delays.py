@@ -12,7 +12,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.errors import TurnbusError
-from worker.stats import BOUNDS_S, Histogram
+from worker.telemetry.stats import BOUNDS_S, Histogram
 
 SENT: Final = "turnbus_chunk_lag_seconds"
 APPENDED: Final = "turnbus_commit_duration_seconds"

@@ -19,7 +19,7 @@ from worker.local.demo.spans import Span, read
 from worker.local.demo.stage import WORKERS, Stage
 from worker.local.demo.summary import Summary, summarize
 from worker.local.producer import Producer
-from worker.spans import Announcement
+from worker.telemetry.spans import Announcement
 
 _BLOCK_MS: Final = 50
 _KILL_AT_S: Final = 9.0  # all have entered, most are in a turn, and no turn is long yet

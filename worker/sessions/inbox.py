@@ -12,11 +12,11 @@ from worker.bus.reader import Entries
 from worker.core import ids
 from worker.core.configs import Configs
 from worker.core.ledger import Ledger
-from worker.hearing import Hearing
 from worker.host import Host
-from worker.narrator import Narrator
-from worker.shedding import Shedding
-from worker.uplink import Uplink
+from worker.sessions.hearing import Hearing
+from worker.sessions.narrator import Narrator
+from worker.sessions.shedding import Shedding
+from worker.sessions.uplink import Uplink
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from schemas.turns import TurnEvent, encode_event, event_type
 from worker.bus.commits import Commit, Committer
 from worker.bus.intake import Ownership
 from worker.errors import CommitRefused
-from worker.stats import Stats
+from worker.telemetry.stats import Stats
 
 VERDICTS = frozenset({"ok", "fenced", "missing", "gap"})
 """Of `commit.lua`."""

@@ -7,9 +7,9 @@ from schemas import cartesia
 from worker.bus.commits import CRASHED
 from worker.errors import SttTransient
 from worker.host import Host
-from worker.logs import SessionName
-from worker.parts import Parts
+from worker.sessions.parts import Parts
 from worker.stt.cartesia import Stream
+from worker.telemetry.logs import SessionName
 
 FLUSH_DEADLINE_S = 10.0
 

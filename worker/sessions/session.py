@@ -22,13 +22,13 @@ from schemas.turns import EndReason as SessionEndReason
 from worker.bus.commits import CRASHED
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
-from worker.conversation import Conversation
 from worker.core.faults import is_idle_close, is_the_services
 from worker.errors import SttError, SttPermanent
 from worker.host import Host
-from worker.parts import Parts
-from worker.spans import SessionTrace
-from worker.standing import Snapshot
+from worker.sessions.conversation import Conversation
+from worker.sessions.parts import Parts
+from worker.sessions.standing import Snapshot
+from worker.telemetry.spans import SessionTrace
 
 log = logging.getLogger(__name__)
 

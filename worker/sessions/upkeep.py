@@ -7,13 +7,13 @@ from worker.core.configs import Configs
 from worker.core.rhythm import Rhythm
 from worker.core.turns import TurnTracker
 from worker.core.watchdog import Bark, Watchdog
-from worker.hearing import Hearing
 from worker.host import Host
-from worker.logs import SessionName
-from worker.narrator import Narrator
-from worker.pulse import ASK_S, PING_S, Pulse
+from worker.sessions.hearing import Hearing
+from worker.sessions.narrator import Narrator
+from worker.sessions.pulse import ASK_S, PING_S, Pulse
+from worker.sessions.uplink import Uplink
 from worker.stt.cartesia import Stream
-from worker.uplink import Uplink
+from worker.telemetry.logs import SessionName
 
 log = logging.getLogger(__name__)
 

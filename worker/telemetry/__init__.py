@@ -1,6 +1,6 @@
 """Where telemetry goes, as OpenTelemetry's own `OTEL_*` variables say.
 
-Spans are made in `worker.spans`, metrics in `worker.metrics`.
+Spans are made in `worker.telemetry.spans`, metrics in `worker.telemetry.metrics`.
 """
 
 import os

@@ -10,15 +10,15 @@ from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.rhythm import Rhythm
 from worker.core.turns import TurnTracker
-from worker.dialer import Dialer
-from worker.hearing import Hearing
 from worker.host import Host
-from worker.inbox import Inbox
-from worker.narrator import Narrator
-from worker.seam import Seam
-from worker.standing import Snapshot, Standing
-from worker.upkeep import Upkeep
-from worker.uplink import Uplink
+from worker.sessions.dialer import Dialer
+from worker.sessions.hearing import Hearing
+from worker.sessions.inbox import Inbox
+from worker.sessions.narrator import Narrator
+from worker.sessions.seam import Seam
+from worker.sessions.standing import Snapshot, Standing
+from worker.sessions.upkeep import Upkeep
+from worker.sessions.uplink import Uplink
 
 JITTER_MS = 250
 """By how much the service's lag differs from socket to socket."""

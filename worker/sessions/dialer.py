@@ -15,7 +15,7 @@ from worker.core.configs import Configs
 from worker.core.faults import Backoff
 from worker.errors import SttBusy, SttCredentials, SttPermanent, SttTransient
 from worker.host import Host
-from worker.narrator import Narrator
+from worker.sessions.narrator import Narrator
 from worker.stt.cartesia import Stream, StreamSettings, open_stream
 
 log = logging.getLogger(__name__)

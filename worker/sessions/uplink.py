@@ -13,8 +13,8 @@ from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.pcm import Sound
 from worker.core.sent import Moment, SentLog
-from worker.stats import Stats
 from worker.stt.cartesia import Stream
+from worker.telemetry.stats import Stats
 
 ROOM_MS = 400
 """Audio held before reading stops: enough to ride out one poll at replay speed."""

@@ -1,6 +1,6 @@
 """What a worker counts: plain numbers, cheap enough for every chunk.
 
-They are made into metrics by `worker.metrics`, when somebody asks for them.
+They are made into metrics by `worker.telemetry.metrics`, when somebody asks for them.
 """
 
 from bisect import bisect_left

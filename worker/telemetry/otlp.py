@@ -30,10 +30,10 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from worker.errors import SettingsError
 from worker.extras import how_to_install
-from worker.meter import Meter
-from worker.metrics import Reading, readings
-from worker.stats import Histogram
 from worker.telemetry import SERVICE_NAME, collector, named, resource
+from worker.telemetry.meter import Meter
+from worker.telemetry.metrics import Reading, readings
+from worker.telemetry.stats import Histogram
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,10 @@
 """The metrics of a worker: one table, read when somebody asks.
 
-Nothing is recorded per chunk but plain numbers (`worker.stats`): an OpenTelemetry counter costs
-four microseconds an increment, a tenth of what a chunk may cost in all. Observable instruments
-would do for those, but there is no observable histogram, and their callbacks run in a thread of
-the SDK's while the event loop changes what they read. So the readings are taken on the loop, and
-handed to Prometheus (`worker.exposition`) and to OTLP (`worker.otlp`) from the same table.
+Nothing is recorded per chunk but plain numbers (`stats`): an OpenTelemetry counter costs four
+microseconds an increment, a tenth of what a chunk may cost in all. Observable instruments would do
+for those, but there is no observable histogram, and their callbacks run in a thread of the SDK's
+while the event loop changes what they read. So the readings are taken on the loop, and handed to
+Prometheus (`exposition`) and to OTLP (`otlp`) from the same table.
 """
 
 import time
@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from worker.meter import Meter
-from worker.stats import Histogram
+from worker.telemetry.meter import Meter
+from worker.telemetry.stats import Histogram
 
 Kind = Literal["counter", "updowncounter", "gauge", "histogram"]
 Value = float | Mapping[str, float] | Histogram | None

@@ -11,9 +11,9 @@ from schemas.turns import event_type
 from worker.bus.intake import Ownership
 from worker.core.turns import Draft
 from worker.host import Host
-from worker.publisher import Publisher, Written
-from worker.spans import SessionTrace
+from worker.sessions.publisher import Publisher, Written
 from worker.stt.cartesia import PROVIDER
+from worker.telemetry.spans import SessionTrace
 
 
 class Place(msgspec.Struct, frozen=True):

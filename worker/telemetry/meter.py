@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from worker.admin import Readiness
 from worker.bus.connection import patiently
 from worker.host import Host
-from worker.session import Phase, Session
+from worker.sessions.session import Phase, Session
 
 log = logging.getLogger(__name__)
 

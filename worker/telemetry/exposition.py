@@ -17,8 +17,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from worker.metrics import Instrument, Reading
-from worker.stats import Histogram
+from worker.telemetry.metrics import Instrument, Reading
+from worker.telemetry.stats import Histogram
 
 _UNITS = {"s": "_seconds", "By": "_bytes"}
 

@@ -6,7 +6,7 @@ back, and nothing that follows audio that was kept.
 
 from worker.bus.clock import BusClock
 from worker.core.ledger import Ledger
-from worker.uplink import Uplink
+from worker.sessions.uplink import Uplink
 
 
 class Shedding:

@@ -12,9 +12,9 @@ from schemas import cartesia
 from worker.core.ledger import Ledger
 from worker.core.sent import Moment
 from worker.core.turns import Draft, EndReason, Input, TurnTracker
-from worker.narrator import Narrator
-from worker.seam import BURST_S, Seam
-from worker.uplink import Uplink
+from worker.sessions.narrator import Narrator
+from worker.sessions.seam import BURST_S, Seam
+from worker.sessions.uplink import Uplink
 
 HEARD_MARGIN_MS = 1_500
 """Audio before an answered ping that may still belong to a turn whose start is on its way: the

@@ -11,9 +11,9 @@ from worker.core.configs import Configs
 from worker.core.lag import UsualLag
 from worker.core.ledger import Ledger, LedgerState
 from worker.core.turns import TurnState, TurnTracker
-from worker.narrator import Place
-from worker.publisher import Written
-from worker.uplink import Uplink
+from worker.sessions.narrator import Place
+from worker.sessions.publisher import Written
+from worker.sessions.uplink import Uplink
 
 
 class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):

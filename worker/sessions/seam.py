@@ -27,7 +27,7 @@ from worker.core.ledger import Ledger
 from worker.core.pcm import FRAME_MS, frame_bytes
 from worker.core.sent import Moment
 from worker.core.wording import same_words
-from worker.uplink import Uplink
+from worker.sessions.uplink import Uplink
 from worker.wakefulness import Wakefulness
 
 BURST = 2
