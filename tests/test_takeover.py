@@ -2,16 +2,20 @@
 
 import os
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
+from schemas.keys import GROUP, Keys
 from schemas.turns import SessionError, SessionStarted, TurnEnd, TurnStart, TurnUpdate
-from tests.stage import PCM16, Stage, check_order, kinds, words
+from tests.stage import KEY, PCM16, Stage, check_order, kinds, words
 from tests.users import GuardedRedis
 from tests.waiting import PATIENCE_S, eventually, no_longer
 from tests.watchers import seen_alive
+from worker.bus.census import workers
 from worker.local.chaos.proxy import Proxy
 from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
 from worker.local.server.server import TurnsServer
@@ -57,9 +61,12 @@ async def test_a_socket_cut_inside_a_turn(stage: Stage) -> None:
 async def test_killed_inside_a_turn(
     stage: Stage, tmp_path: Path, noticed: str, second: str
 ) -> None:
-    lease_ms = "2000" if noticed == "by its lease" else "30000"
+    """It held the only permit for a socket: who waits for one gets it, too."""
+    limits = {"stt_max_connections": "1", "lease_ms": "30000"}
+    if noticed == "by its lease":
+        limits["lease_ms"] = "2000"
     async with (
-        stage.worker_process("one", tmp_path / "one", lease_ms=lease_ms) as first,
+        stage.worker_process("one", tmp_path / "one", **limits) as first,
         anyio.create_task_group() as tasks,
     ):
         await stage.announce("call-1")
@@ -69,17 +76,22 @@ async def test_killed_inside_a_turn(
             tasks.start_soon(stage.play, "call-1", _speech(4))
             await stage.until("call-1", TurnUpdate, 4)
             first.send_signal(signal.SIGKILL)
-        async with stage.worker_process(second, tmp_path / "two", lease_ms=lease_ms):
+        async with stage.worker_process(second, tmp_path / "two", **limits):
             if noticed == "at once":
                 await seen_alive([stage.redis], stage.prefix, 2)
                 tasks.start_soon(stage.play, "call-1", _speech(4))
                 await stage.until("call-1", TurnUpdate, 4)
                 first.send_signal(signal.SIGKILL)
-            events = (await stage.until_ended("call-1"))["call-1"]
+            await stage.announce("call-2")
+            await stage.play("call-2", say([99], PCM16), pause_s=0)
+            both = await stage.until_ended("call-1", "call-2")
+    events = both["call-1"]
     check_order(events)
     assert words(events) == list(range(12))
     assert kinds(events).count("session.started") == 1
     assert events[-1].connection == 2
+    assert words(both["call-2"]) == [99]
+    assert await stage.redis.zcard(f"{stage.prefix}:gate") == 0
     assert ("is dead" in (tmp_path / "two").read_text()) is (noticed == "at once")
     assert await stage.redis.exists(f"{stage.prefix}:workers") == 0, "the dead one is forgotten"
 
@@ -278,18 +290,36 @@ async def test_the_service_is_not_there_yet(stage: Stage, stt: TurnsServer) -> N
     assert kinds(events).count("session.error") == 1
 
 
-async def test_a_wrong_key_loses_no_session(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    async with stage.worker(key="sk_wrong") as worker:
-        await stage.announce("call-1")
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refused_key_loses_no_session(
+    stage: Stage, stt: TurnsServer, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """And its worker takes no other: there may be one with a better key."""
+    if status != 401:
+        stt.faults.set(f"http={status}")
+    async with stage.worker(key="sk_wrong" if status == 401 else KEY) as worker:
+        entry = await stage.announce("call-1")
         await stage.play("call-1", say([1, 2], PCM16), pause_s=0)
         await stage.until("call-1", SessionError)
         assert not worker.readiness.ready
-        assert worker.readiness.reasons[0].startswith("stt: HTTP 401")
+        assert worker.readiness.reasons[0].startswith(f"stt: HTTP {status}")
         await stage.announce("call-2")
+        announced = time.time()
+
+        async def has_had_time() -> bool:
+            (record,) = (await workers(stage.redis, Keys(stage.prefix))).values()
+            return record.state == "unready" and record.heartbeat > announced
+
+        await eventually(has_had_time, "another heartbeat")
+        pending: Any = await stage.redis.xpending_range(
+            f"{stage.prefix}:sessions", GROUP, "-", "+", count=10
+        )
+        assert [each["message_id"].decode() for each in pending] == [entry]
         worker.stop()
         await no_longer(lambda: len(worker.roster), "sessions in the roster")
     assert len([line for line in caplog.messages if "refuses the API key" in line]) == 1
-    assert "sk_wrong" not in caplog.text
+    assert "sk_" not in caplog.text
+    stt.faults.set()
     async with stage.worker():
         await stage.append("call-2", end="1")
         events = await stage.until_ended("call-1", "call-2")
