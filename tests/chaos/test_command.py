@@ -10,6 +10,7 @@ import pytest
 from worker.cli import main
 from worker.commands.bench import add_parser
 from worker.local.chaos.plan import Plan
+from worker.local.chaos.schedule import Strike, schedule
 
 PLANS = (
     Plan(),
@@ -38,6 +39,8 @@ def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert report["sessions"] == 1
     assert report["words"] >= report["turns"] >= 1
     assert set(report["faults"]) == {"stt-cut"}
+    plan = msgspec.convert(report["plan"], Plan)
+    assert msgspec.convert(report["schedule"], tuple[Strike, ...]) == schedule(plan)
     assert report["sockets"] > 1
     assert "breaking things" in shown.err
     assert "STT sockets" in (logs / "nemesis.log").read_text()

@@ -29,6 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
         examples="""
 turnbus bench chaos
 turnbus bench chaos --seed 7 --turns 10000 --sessions 80
+turnbus bench chaos --turns 600 --sessions 20 --connections 8
 turnbus bench chaos --faults kill,lost-reply --every-s 0.5 --latency-ms 900 --logs logs""",
     )
     _add_arguments(parser)

@@ -1,6 +1,7 @@
 """The faults there are, by name."""
 
 from collections.abc import Awaitable, Callable
+from random import Random
 from typing import Final, NamedTuple
 
 from worker.errors import TurnbusError
@@ -13,8 +14,8 @@ class Fault(NamedTuple):
 
     weight: float
     """How often, beside the others."""
-    act: Callable[[Target], Awaitable[bool]]
-    """Breaks, waits and mends; false if there was nothing to break."""
+    act: Callable[[Target, Random], Awaitable[bool]]
+    """Breaks, waits and mends; false if there was nothing to break. What it chooses, it draws."""
 
 
 FAULTS: Final = {

@@ -1,7 +1,8 @@
-"""The nemesis: breaks everything around the sessions, by a table, a seed and a clock."""
+"""The nemesis: breaks everything around the sessions, by its schedule."""
 
-import random
 from collections import Counter
+from collections.abc import Sequence
+from random import Random
 from typing import Final
 
 import anyio
@@ -9,34 +10,39 @@ import anyio
 from worker.local.chaos.faults import FAULTS
 from worker.local.chaos.plan import Plan
 from worker.local.chaos.rig import Rig
+from worker.local.chaos.schedule import Strike
 from worker.local.chaos.target import Target
+
+_TRY_AGAIN_S: Final = 0.1
 
 
 class Nemesis:
-    """Applies faults until it is told to stop; what it broke it mends."""
+    """Applies every fault of the schedule, each as soon as it can be; what it broke it mends."""
 
-    def __init__(self, plan: Plan, rig: Rig) -> None:
-        self._plan = plan
-        self._rng = random.Random(f"{plan.seed} nemesis")  # noqa: S311 - a schedule
-        self._stopped = False
-        self.target: Final = Target(plan, rig, self._rng)
+    def __init__(self, strikes: Sequence[Strike], plan: Plan, rig: Rig) -> None:
+        self._over = anyio.Event()
+        self.schedule: Final = tuple(strikes)
+        self.target: Final = Target(plan, rig)
         self.applied: Final[Counter[str]] = Counter()
 
     def stop(self) -> None:
-        """Begin no more faults; `run` returns once those under way are mended."""
-        self._stopped = True
+        """Nobody speaks any more: give up what is not due, and what finds nothing to break."""
+        self._over.set()
 
     async def run(self) -> None:
-        """Apply faults, several at a time, each at random times."""
-        names = list(self._plan.faults or FAULTS)
-        weights = [FAULTS[name].weight for name in names]
+        """Apply the faults when they are due; return once the last is mended."""
+        began = anyio.current_time()
         async with anyio.create_task_group() as tasks:
-            while not self._stopped:
-                await anyio.sleep(self._rng.expovariate(1 / self._plan.every_s))
-                (name,) = self._rng.choices(names, weights)
-                if not self._stopped:
-                    tasks.start_soon(self._apply, name)
+            for strike in self.schedule:
+                with anyio.move_on_at(began + strike.at_s):
+                    await self._over.wait()
+                    return
+                tasks.start_soon(self._apply, strike)
 
-    async def _apply(self, name: str) -> None:
-        if await FAULTS[name].act(self.target):
-            self.applied[name] += 1
+    async def _apply(self, strike: Strike) -> None:
+        rng = Random(strike.seed)  # noqa: S311 - a schedule, not a secret
+        while not await FAULTS[strike.fault].act(self.target, rng):
+            if self._over.is_set():
+                return
+            await anyio.sleep(_TRY_AGAIN_S)
+        self.applied[strike.fault] += 1

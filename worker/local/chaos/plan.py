@@ -7,7 +7,10 @@ from msgspec import Meta
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is run. The same plan says the same words and breaks the same things again."""
+    """What is run. The same plan says the same words, and breaks the same at the same times.
+
+    Only which worker or socket a fault hits can differ, where that hangs on what there is then.
+    """
 
     seed: int = 1
     turns: Annotated[int, Meta(ge=1)] = 300

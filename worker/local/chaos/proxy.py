@@ -84,17 +84,29 @@ class Link:
         self._scope.cancel()
 
 
+class Theft:
+    """The wish for the reply to the next request that holds `mark`: once, by any of some proxies.
+
+    The request is carried out, and its connection cut in the place of its reply.
+    """
+
+    def __init__(self, mark: bytes) -> None:
+        self.mark: Final = mark
+        self.done: Final = anyio.Event()
+
+
 class Proxy:
     """Listens on a port of its own and carries to a server of this machine."""
 
     def __init__(self, target: Callable[[], int]) -> None:
         self._target = target
-        self._marks: dict[bytes, anyio.Event] = {}
         self._answer: bytes | None = None
         self._refusing = False
         self.port = 0
         self.links: Final[set[Link]] = set()
         """Open connections."""
+        self.thefts: Final[set[Theft]] = set()
+        """Replies to be lost."""
 
     @classmethod
     @asynccontextmanager
@@ -120,17 +132,6 @@ class Proxy:
         for link in self.links:
             link.cut()
 
-    def rob(self, mark: bytes) -> anyio.Event:
-        """Carry the next request that holds `mark` out, but cut instead of carrying its reply.
-
-        The event returned is set when that has happened.
-        """
-        return self._marks.setdefault(mark, anyio.Event())
-
-    def spare(self) -> None:
-        """Rob no more."""
-        self._marks.clear()
-
     @contextmanager
     def refusing(self, answer: bytes | None = None) -> Iterator[None]:
         """Give every new connection this answer, or a reset if it is None."""
@@ -141,9 +142,9 @@ class Proxy:
             self._refusing = False
 
     def _wanted(self, request: bytes) -> bool:
-        for mark in self._marks:
-            if mark in request:
-                self._marks.pop(mark).set()
+        for theft in self.thefts:
+            if theft.mark in request and not theft.done.is_set():
+                theft.done.set()
                 return True
         return False
 

@@ -2,6 +2,7 @@
 
 import time
 from functools import partial
+from random import Random
 from typing import Any, Final
 
 import anyio
@@ -12,6 +13,7 @@ from schemas.keys import GROUP
 from schemas.turns import WorkerRecord
 from worker.bus import scripts
 from worker.bus.connection import patiently
+from worker.local.chaos.proxy import Theft
 from worker.local.chaos.target import Target
 
 _MARKS: Final = (
@@ -51,15 +53,16 @@ return gone
 """Delete entries whose sessions run, and return their fields: one that nobody took yet, nobody
 could put back."""
 
+_SUCH_A_REQUEST_S: Final = 5.0
+"""How long a request whose reply is to be lost is waited for, until it is tried again."""
+
 _PUT_BACK_S: Final = 60.0
 """How long owners may take to put back what was deleted."""
 
 
 async def away(target: Target, seconds: float) -> bool:
     """Kill Redis with SIGKILL, and start it again so many seconds later."""
-    with target.hold("redis") as free:
-        if not free:
-            return False
+    async with target.hold("redis"):
         target.note(f"Redis away for {seconds:.1f} s")
         down = time.time_ns() // 1_000_000
         await target.rig.server.kill()
@@ -69,49 +72,46 @@ async def away(target: Target, seconds: float) -> bool:
     return True
 
 
-async def restart(target: Target) -> bool:
+async def restart(target: Target, _: Random) -> bool:
     """Kill Redis with SIGKILL, and start it again at once."""
     return await away(target, 0.0)
 
 
-async def outage(target: Target) -> bool:
+async def outage(target: Target, rng: Random) -> bool:
     """Keep Redis away for longer than the lease."""
-    return await away(target, target.rng.uniform(1.2, 2.5) * target.lease_s)
+    return await away(target, rng.uniform(1.2, 2.5) * target.lease_s)
 
 
-async def full(target: Target) -> bool:
+async def full(target: Target, rng: Random) -> bool:
     """Let Redis reach its maxmemory for a while."""
     rig = target.rig
-    with target.hold("redis") as free:
-        if not free:
-            return False
+    seconds = rng.uniform(0.2, 2.0)
+    async with target.hold("redis"):
         target.note("Redis full")
         await patiently(rig.health, lambda: rig.redis.config_set("maxmemory", 1))
         try:
-            await anyio.sleep(target.rng.uniform(0.2, 2.0))
+            await anyio.sleep(seconds)
         finally:
             await patiently(rig.health, lambda: rig.redis.config_set("maxmemory", 0))
     return True
 
 
-async def flush_scripts(target: Target) -> bool:
+async def flush_scripts(target: Target, _: Random) -> bool:
     """Make Redis forget all scripts."""
     target.note("scripts forgotten")
     await patiently(target.rig.health, target.rig.redis.script_flush)
     return True
 
 
-async def cut(target: Target) -> bool:
+async def cut(target: Target, rng: Random) -> bool:
     """Cut one worker's connections."""
-    slot = target.slot()
-    if slot is None:
-        return False
-    target.note(f"cut {slot.name} from Redis")
-    slot.redis.cut_all()
+    async with target.worker(rng) as (slot, _):
+        target.note(f"cut {slot.name} from Redis")
+        slot.redis.cut_all()
     return True
 
 
-async def kill_clients(target: Target) -> bool:
+async def kill_clients(target: Target, _: Random) -> bool:
     """Cut everybody's connections, producers' too."""
     rig = target.rig
     target.note("client kill")
@@ -122,32 +122,29 @@ async def kill_clients(target: Target) -> bool:
     return True
 
 
-async def lose_reply(target: Target) -> bool:
-    """Carry a request out, and lose its reply with the connection."""
-    slot = target.slot()
-    if slot is None:
-        return False
-    mark = target.rng.choice(_MARKS)
-    robbed = slot.redis.rob(mark)
-    with anyio.move_on_after(5.0):
-        await robbed.wait()
-    slot.redis.spare()
-    return robbed.is_set()
+async def lose_reply(target: Target, rng: Random) -> bool:
+    """Carry a request out, whoever makes it first, and lose its reply with the connection."""
+    theft = Theft(rng.choice(_MARKS))
+    ways = [slot.redis for slot in target.rig.fleet.slots]
+    for way in ways:
+        way.thefts.add(theft)
+    with anyio.move_on_after(_SUCH_A_REQUEST_S):
+        await theft.done.wait()
+    for way in ways:
+        way.thefts.discard(theft)
+    return theft.done.is_set()
 
 
-async def partition(target: Target) -> bool:
+async def partition(target: Target, rng: Random) -> bool:
     """Let a worker reach everything but Redis, and that without a word."""
-    slot = target.slot()
-    if slot is None:
-        return False
-    with target.hold(slot.name):
-        seconds = target.rng.uniform(0.3, 3.0) * target.lease_s
+    seconds, flows = rng.uniform(0.3, 3.0) * target.lease_s, rng.random() < 0.5
+    async with target.worker(rng) as (slot, _):
         target.note(f"part {slot.name} from Redis for {seconds:.1f} s")
-        await target.stall(slot.redis.links, seconds, flows=target.rng.random() < 0.5)
+        await target.stall(slot.redis.links, seconds, flows=flows)
     return True
 
 
-async def destroy_group(target: Target) -> bool:
+async def destroy_group(target: Target, _: Random) -> bool:
     """Destroy the group, pending list and all."""
     rig = target.rig
     target.note("group destroyed")
@@ -155,12 +152,12 @@ async def destroy_group(target: Target) -> bool:
     return True
 
 
-async def delete_entry(target: Target) -> bool:
+async def delete_entry(target: Target, _: Random) -> bool:
     """Delete the entry of one live session."""
     return await delete(target, "one")
 
 
-async def trim_entries(target: Target) -> bool:
+async def trim_entries(target: Target, _: Random) -> bool:
     """Delete the entries of all live sessions, as a trim would."""
     return await delete(target, "all")
 
@@ -168,9 +165,7 @@ async def trim_entries(target: Target) -> bool:
 async def delete(target: Target, how: str) -> bool:
     """Delete entries of live sessions, then leave their owners alone until they are back."""
     rig = target.rig
-    with target.hold("redis", *(slot.name for slot in rig.fleet.slots)) as free:
-        if not free:
-            return False
+    async with target.hold("redis", *(slot.name for slot in rig.fleet.slots)):
         await anyio.sleep(target.lease_s + 1.0)  # who was paused or cut is well again
         records: Any = await patiently(rig.health, lambda: rig.redis.hvals(rig.keys.workers))
         pids = {life.pid for slot in rig.fleet.slots for life in slot.lives}

@@ -1,6 +1,7 @@
 """The report of a chaos run."""
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
@@ -8,8 +9,10 @@ import msgspec
 
 from worker.local.chaos.checker import WORD_RULES, Violation
 from worker.local.chaos.plan import Plan
+from worker.local.chaos.schedule import Strike
 
 _SHOWN = 40
+_WIDTH = 100
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,8 +20,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     plan: Plan
     seconds: float
+    schedule: tuple[Strike, ...]
+    """What was to be broken: when, in seconds from the first word, what, by which seed."""
     faults: dict[str, int]
-    """How many of each kind were applied."""
+    """How many of each kind were applied; the rest found nothing to break, or nobody speaking."""
     sessions: int
     turns: int
     words: int
@@ -63,7 +68,8 @@ def text_of(report: Report) -> str:
         f"seed {report.plan.seed}, {report.seconds:.0f} s",
         f"said: {report.sessions} sessions, {report.turns} turns, {report.words} words",
         f"heard: {report.events} events over {report.sockets} sockets",
-        f"faults: {sum(report.faults.values())} ({faults or 'none'})",
+        *_wrapped("schedule", [f"{strike.at_s:g} {strike.fault}" for strike in report.schedule]),
+        f"faults: {sum(report.faults.values())} of {len(report.schedule)} ({faults or 'none'})",
         f"owner killed inside a turn: {_waits(report)}",
         f"words: {words}",
     ]
@@ -78,6 +84,12 @@ def text_of(report: Report) -> str:
     lines.append("kept every promise" if report.ok else f"broke {len(report.violations)} promises")
     lines.append(f"again: turnbus bench chaos {report.plan.repeat}")
     return "\n".join(lines) + "\n"
+
+
+def _wrapped(name: str, items: Sequence[str]) -> list[str]:
+    """Write a list that may be long."""
+    text = f"{name}: {', '.join(items) or 'none'}"
+    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _waits(report: Report) -> str:

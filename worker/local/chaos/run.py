@@ -19,6 +19,7 @@ from worker.local.chaos.nemesis import Nemesis
 from worker.local.chaos.plan import Plan
 from worker.local.chaos.report import Report, quantile
 from worker.local.chaos.rig import Rig, open_rig
+from worker.local.chaos.schedule import STAGGER_S, Strike, schedule
 from worker.local.chaos.speaker import Speaker
 from worker.local.chaos.target import clock
 from worker.local.chaos.voices import Voice, voices
@@ -45,16 +46,25 @@ class Progress(Protocol):
         ...
 
 
-async def chaos(plan: Plan, logs: Path, progress: Progress, module: str = "worker") -> Report:
+async def chaos(
+    plan: Plan,
+    logs: Path,
+    progress: Progress,
+    *,
+    module: str = "worker",
+    strikes: Sequence[Strike] | None = None,
+) -> Report:
     """Run a plan; what tells how it went, goes to the directory `logs`.
 
-    `module` is what is run in the place of `worker`. Raises TurnbusError if something that should
-    run does not.
+    `module` is what is run in the place of `worker`, `strikes` in the place of the plan's schedule.
+    Raises TurnbusError if something that should run does not.
     """
     check_faults(plan.faults)
+    if strikes is None:
+        strikes = schedule(plan)
     progress.phase("starting Redis, the STT server and the workers")
     async with open_rig(plan, logs, module) as rig:
-        report, history = await _Run(plan, rig, progress).run()
+        report, history = await _Run(plan, strikes, rig, progress).run()
     keep(report, history, logs)
     return report
 
@@ -73,12 +83,12 @@ def keep(report: Report, history: History, logs: Path) -> None:
 class _Run:
     """A run under way."""
 
-    def __init__(self, plan: Plan, rig: Rig, progress: Progress) -> None:
+    def __init__(self, plan: Plan, strikes: Sequence[Strike], rig: Rig, progress: Progress) -> None:
         self._plan = plan
         self._rig = rig
         self._progress = progress
         self._history = History(rig.redis, rig.keys, LANES)
-        self._nemesis = Nemesis(plan, rig)
+        self._nemesis = Nemesis(strikes, plan, rig)
         self._speakers: list[Speaker] = []
 
     async def run(self) -> tuple[Report, History]:
@@ -141,14 +151,14 @@ class _Run:
                 await room.acquire()
                 speaking.start_soon(speak, voice)
                 if nth < self._plan.sessions:
-                    await anyio.sleep(0.1)
+                    await anyio.sleep(STAGGER_S)
 
     async def _tell(self) -> None:
         while True:
             self._progress.detail(
                 f"{self._history.turns} of {self._plan.turns} turns, "
                 f"{len(self._history.ended)} of {len(self._speakers)} sessions ended, "
-                f"{self._nemesis.applied.total()} faults"
+                f"{self._nemesis.applied.total()} of {len(self._nemesis.schedule)} faults"
             )
             await anyio.sleep(_LOOK_S)
 
@@ -177,6 +187,7 @@ class _Run:
         return Report(
             plan=self._plan,
             seconds=seconds,
+            schedule=self._nemesis.schedule,
             faults=dict(sorted(self._nemesis.applied.items())),
             sessions=len(self._speakers),
             turns=sum(isinstance(event, TurnEnd) for events in everything for event in events),

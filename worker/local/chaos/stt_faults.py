@@ -1,5 +1,6 @@
 """Faults of the STT service, and of the way there. Each says whether it broke anything."""
 
+from random import Random
 from typing import Final
 
 import anyio
@@ -12,45 +13,49 @@ _NO_SERVICE: Final = (
 )
 
 
-async def cut(target: Target) -> bool:
+async def cut(target: Target, rng: Random) -> bool:
     """Reset STT sockets."""
-    links = target.rig.stt_proxy.some(target.rng, target.rng.choice((0.1, 0.5, 1.0)))
+    links = target.rig.stt_proxy.some(rng, rng.choice((0.1, 0.5, 1.0)))
+    if not links:
+        return False
     target.note(f"cut {len(links)} STT sockets")
     for link in links:
         link.cut()
-    return bool(links)
+    return True
 
 
-async def cut_at_byte(target: Target) -> bool:
+async def cut_at_byte(target: Target, rng: Random) -> bool:
     """Reset STT sockets inside a message."""
-    links = target.rig.stt_proxy.some(target.rng, 0.5)
+    links = target.rig.stt_proxy.some(rng, 0.5)
+    if not links:
+        return False
     target.note(f"cut {len(links)} STT sockets at some byte")
     for link in links:
-        link.cut_after(target.rng.randint(0, 2_000))
-    return bool(links)
+        link.cut_after(rng.randint(0, 2_000))
+    return True
 
 
-async def stall(target: Target) -> bool:
+async def stall(target: Target, rng: Random) -> bool:
     """Leave sockets half open until they are cut, or the worker has had enough.
 
     What comes later than a second is beyond what a worker tolerates, so a longer stall ends
     in a cut.
     """
-    links = target.rig.stt_proxy.some(target.rng, 0.5)
     most_s = max(0.1, 0.9 - target.latency_ms / 1_000)
-    seconds = target.rng.choice((most_s / 2, most_s, 2.0, 4.0, 12.0))
+    seconds = rng.choice((most_s / 2, most_s, 2.0, 4.0, 12.0))
+    links = target.rig.stt_proxy.some(rng, 0.5)
+    if not links:
+        return False
     target.note(f"stall {len(links)} STT sockets for {seconds:.1f} s")
     await target.stall(set(links), seconds, flows=seconds <= most_s)
-    return bool(links)
+    return True
 
 
-async def outage(target: Target, answer: bytes | None = None) -> bool:
+async def outage(target: Target, rng: Random, answer: bytes | None = None) -> bool:
     """Reset all STT sockets, and refuse new ones for a while: by a reset, or with an answer."""
     proxy = target.rig.stt_proxy
-    with target.hold("stt") as free:
-        if not free:
-            return False
-        seconds = target.rng.uniform(0.5, 5.0)
+    seconds = rng.uniform(0.5, 5.0)
+    async with target.hold("stt"):
         target.note(f"STT outage of {seconds:.1f} s{', 503' if answer else ''}")
         with proxy.refusing(answer):
             proxy.cut_all()
@@ -58,6 +63,6 @@ async def outage(target: Target, answer: bytes | None = None) -> bool:
     return True
 
 
-async def answer_503(target: Target) -> bool:
+async def answer_503(target: Target, rng: Random) -> bool:
     """Let the STT service answer 503 for a while."""
-    return await outage(target, _NO_SERVICE)
+    return await outage(target, rng, _NO_SERVICE)

@@ -1,9 +1,10 @@
 """The target of the nemesis: what there is to break, by one fault at a time."""
 
-import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
 from typing import Any, Final, NamedTuple
 
 import anyio
@@ -20,6 +21,9 @@ from worker.local.chaos.rig import Rig
 _LONG_PAUSE_S: Final = 8.0
 """At least: longer than the default lease by far."""
 
+_STARTED_S: Final = 0.05
+"""Between two looks whether a worker that ended by itself was started again."""
+
 
 class Kill(NamedTuple):
     """A kill -9 that left another worker: when, in Unix milliseconds, and whose sessions' owner."""
@@ -29,38 +33,42 @@ class Kill(NamedTuple):
 
 
 class Target:
-    """The rig as faults see it: which parts are free, and what was done to it."""
+    """The rig as faults see it: its parts, one fault at each at a time, and what was done to it."""
 
-    def __init__(self, plan: Plan, rig: Rig, rng: random.Random) -> None:
+    def __init__(self, plan: Plan, rig: Rig) -> None:
         self.rig: Final = rig
-        self.rng: Final = rng
         self.lease_s: Final = plan.lease_ms / 1_000
         self.long_pause_s: Final = max(_LONG_PAUSE_S, 3 * self.lease_s)
         self.latency_ms: Final = plan.latency_ms
-        self.held: Final[set[str]] = set()
-        """Parts that a fault is at."""
+        self._parts: Final[defaultdict[str, anyio.Lock]] = defaultdict(anyio.Lock)
         self.kills: Final[list[Kill]] = []
         self.outages_ms: Final[list[tuple[int, int]]] = []
         """When Redis was away."""
         self.log: Final[list[str]] = []
         """What was done, and when."""
 
-    @contextmanager
-    def hold(self, *names: str) -> Iterator[bool]:
-        """Keep other faults from these parts; false if one has them."""
-        free = not self.held.intersection(names)
-        if free:
-            self.held.update(names)
-        try:
-            yield free
-        finally:
-            if free:
-                self.held.difference_update(names)
+    @asynccontextmanager
+    async def hold(self, *names: str) -> AsyncIterator[None]:
+        """Keep other faults from these parts, once those that asked for them before are through."""
+        async with AsyncExitStack() as parts:
+            for name in sorted(names):  # all in one order: nobody waits for who waits for him
+                await parts.enter_async_context(self._parts[name])
+            yield
 
-    def slot(self) -> Slot | None:
-        """Choose a worker no other fault is at."""
-        free = [slot for slot in self.rig.fleet.slots if slot.lives and slot.name not in self.held]
-        return self.rng.choice(free) if free else None
+    @asynccontextmanager
+    async def worker(self, rng: Random) -> AsyncIterator[tuple[Slot, Life]]:
+        """Choose a worker, whoever is at it, and hold it; give its place and its process."""
+        slot = rng.choice(self.rig.fleet.slots)
+        async with self.hold(slot.name):
+            while True:
+                if slot.lives:
+                    break
+                await anyio.sleep(_STARTED_S)
+            yield slot, slot.lives[-1]
+
+    def free(self, slot: Slot) -> bool:
+        """Say whether no fault is at a worker."""
+        return not self._parts[slot.name].locked()
 
     def note(self, what: str) -> None:
         """Log what is done now."""

@@ -10,6 +10,7 @@ import msgspec
 from schemas.audio import MAX_AUDIO_BYTES
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import hush, say
+from worker.local.engines.script_words import WORD_MS
 
 Manner = Literal["plain", "numbered", "resending", "restarting"]
 """How a producer appends: without `seq`; with `seq` and `src`; with them and every now and then
@@ -70,6 +71,14 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
     def words(self) -> int:
         """Words said: 0 to this less 1."""
         return sum(turn.words for turn in self.turns)
+
+    @property
+    def seconds(self) -> float:
+        """From its first sample to its `end`."""
+        pauses_ms = sum(sum(turn.pauses_ms) + turn.after_ms for turn in self.turns)
+        if self.turns[-1].stalls:
+            pauses_ms -= self.turns[-1].after_ms  # nothing comes after it
+        return (self.words * WORD_MS + pauses_ms) / 1_000 + self.linger_s
 
 
 class Chunk(NamedTuple):
