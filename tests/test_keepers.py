@@ -8,7 +8,9 @@ import anyio
 import pytest
 from redis.exceptions import NoPermissionError
 
-from tests.stage import PCM16, Stage, check_order, words
+from tests.collector import collecting
+from tests.stage import KEY, PCM16, Stage, check_order, words
+from tests.waiting import PATIENCE_S
 from worker import service
 from worker.bus import commits, sweeper
 from worker.bus.gate import Gate
@@ -18,11 +20,13 @@ from worker.bus.reader import AudioReader
 from worker.bus.sweeper import Sweeper
 from worker.catchup import CatchUp
 from worker.claims import Claimer
+from worker.commands import run
 from worker.errors import BusUnavailable
 from worker.keepers import Faults
 from worker.local.engines.script import hush, say
 from worker.overload import Overload
 from worker.roster import Roster
+from worker.telemetry.otlp import MetricPush, metric_push
 
 PLACES = [
     ("arrivals", Intake, "read_new"),
@@ -74,6 +78,31 @@ async def test_a_fault_in_each_part_ends_none(
     assert len(told) == len(PLACES)
     assert worker.host.stats.faults == Counter({part: 1 for part, _, _ in PLACES})
     assert any(line.endswith("not kept: a fault of turnbus") for line in caplog.messages)
+
+
+async def test_a_fault_in_the_telling_of_metrics_ends_no_worker(
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    expected_leftovers: list[str],
+) -> None:
+    expected_leftovers.append("workers")  # it is cut off at the end
+    monkeypatch.setattr(MetricPush, "_export", _choke_once(MetricPush._export))
+    env = {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": "50"}
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        push = metric_push("one", env)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run._serve, stage.settings(), KEY, push)
+            await stage.announce("call-1")
+            await stage.play("call-1", say([1], PCM16), pause_s=0)
+            events = (await stage.until_ended("call-1"))["call-1"]
+            with anyio.fail_after(PATIENCE_S):
+                while not collector.metrics:
+                    await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+    assert words(events) == [1]
+    assert any(line.startswith("metrics: a fault of ours") for line in caplog.messages)
 
 
 @pytest.mark.parametrize(

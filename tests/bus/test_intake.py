@@ -294,6 +294,15 @@ async def test_a_record_of_somebody_elses_is_left_alone(
     assert await bus.redis.hget(bus.keys.workers, "worker") == record
 
 
+async def test_records_where_no_hash_is_are_left_alone(
+    bus: Bus, expected_leftovers: list[str]
+) -> None:
+    expected_leftovers.append("workers")
+    await bus.redis.set(bus.keys.workers, "somebody else's")
+    await bus.one.forget("worker", "one")
+    assert await bus.redis.get(bus.keys.workers) == b"somebody else's"
+
+
 async def test_what_a_consumer_of_any_name_holds_is_taken_over(bus: Bus) -> None:
     entry = await bus.announce()
     sessions: Any = {bus.keys.sessions: ">"}

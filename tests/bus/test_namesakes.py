@@ -60,7 +60,7 @@ async def test_each_of_two_is_told_once(
     assert _told(caplog) == [line, line]
 
 
-@pytest.mark.parametrize("written", [b"{}", b"\xff", b""])
+@pytest.mark.parametrize("written", [b"{}", b"\xff", b"", b'{"later":' + b"[" * 100_000])
 async def test_a_record_of_another_version_is_left_alone(
     as_worker: Redis,
     redis: Redis,

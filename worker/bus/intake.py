@@ -275,12 +275,15 @@ class Intake:
         await self._write("HSET", self._keys.workers, worker_id, msgspec.json.encode(record))
 
     async def _write(self, command: str, key: str, *args: str | bytes) -> None:
-        """Write a little bookkeeping, also to a full Redis.
+        """Write a little bookkeeping, also to a full Redis."""
+        await self._keep_books(scripts.WRITE, key, [command, *args])
 
-        What it is for can do without: a key that holds another type is told, and left.
-        """
+    async def _keep_books(
+        self, script: scripts.Script, key: str, args: Sequence[scripts.Arg]
+    ) -> None:
+        """Run a script on what we can do without: a key of another type is told, and left."""
         try:
-            await scripts.WRITE(self._redis, [key], [command, *args])
+            await script(self._redis, [key], args)
         except ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise
@@ -303,4 +306,4 @@ class Intake:
 
     async def forget(self, worker_id: str, consumer: str) -> None:
         """Remove a worker's record if it is this consumer's."""
-        await scripts.FORGET(self._redis, [self._keys.workers], [worker_id, consumer])
+        await self._keep_books(scripts.FORGET, self._keys.workers, [worker_id, consumer])

@@ -5,6 +5,7 @@ was started again has none: its dead predecessor writes nothing any more.
 """
 
 import logging
+from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -12,6 +13,7 @@ from redis.exceptions import ResponseError
 
 from schemas.keys import Keys
 from schemas.turns import WorkerRecord
+from worker.bus.records import read_record
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +53,9 @@ class Namesakes:
     async def _found(self, worker_id: str) -> WorkerRecord | None:
         """Return the record; None without one, and for what this version does not read."""
         try:
-            raw = await self._redis.hget(self._keys.workers, worker_id)
-            return msgspec.json.decode(raw, type=WorkerRecord) if raw else None
-        except ValueError:
+            raw: Any = await self._redis.hget(self._keys.workers, worker_id)
+            return read_record(raw, WorkerRecord) if raw else None
+        except msgspec.DecodeError:
             return None
         except ResponseError as error:
             if "WRONGTYPE" not in str(error):

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from contextlib import AsyncExitStack
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -73,9 +74,10 @@ async def _serve(settings: Settings, key: str, push: MetricPush | None) -> int:
             )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey_signals, worker, settings, tasks)
-            tasks.start_soon(meter.follow_demand)
+            keep = worker.host.faults.keep
+            tasks.start_soon(keep, "metrics", meter.follow_demand)
             if push is not None:
-                tasks.start_soon(push.run, meter)
+                tasks.start_soon(keep, "metrics", partial(push.run, meter))
             await worker.run()
             tasks.cancel_scope.cancel()
         for number in (signal.SIGTERM, signal.SIGINT):
