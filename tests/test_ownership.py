@@ -1,0 +1,110 @@
+"""Who owns a session while Redis loses what says so, or says so late."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from schemas.keys import GROUP, RELEASED
+from schemas.turns import SessionStarted, TurnUpdate
+from tests.stage import PCM16, Stage, check_order, kinds, words
+from tests.users import GuardedRedis
+from tests.waiting import eventually, no_longer
+from worker.local.engines.script import hush, say
+from worker.local.server.server import TurnsServer
+
+Break = Callable[[Redis, str, str], Awaitable[Any]]
+LEASE_S = 2.0
+LOST: dict[str, Break] = {
+    "trimmed": lambda redis, sessions, _: redis.xtrim(sessions, maxlen=0, approximate=False),
+    "deleted": lambda redis, sessions, entry: redis.xdel(sessions, entry),
+    "its group destroyed": lambda redis, sessions, _: redis.xgroup_destroy(sessions, GROUP),
+}
+"""Ways to lose an entry of the sessions stream, or who owns it."""
+
+
+async def _pending(redis: Redis, sessions: str) -> dict[str, str]:
+    """Return the owner of each entry there is."""
+    rows: Any = await redis.xpending_range(sessions, GROUP, "-", "+", count=10)
+    entries: Any = await redis.xrange(sessions)
+    there = {entry for entry, _ in entries}
+    return {
+        row["message_id"].decode(): row["consumer"].decode()
+        for row in rows
+        if row["message_id"] in there
+    }
+
+
+@pytest.mark.parametrize("lost", LOST)
+async def test_an_entry_lost_inside_a_turn_is_put_back(stage: Stage, lost: str) -> None:
+    sessions = f"{stage.prefix}:sessions"
+    async with stage.worker() as worker:
+        entry = await stage.announce("call-1")
+        await stage.play("call-1", say([1, 2], PCM16), end=False)
+        await stage.until("call-1", TurnUpdate, 2)
+        await LOST[lost](stage.redis, sessions, entry)
+        me = worker.host.intake.consumer
+
+        async def put_back() -> bool:
+            groups: Any = await stage.redis.xinfo_groups(sessions)
+            return bool(groups) and [*(await _pending(stage.redis, sessions)).values()] == [me]
+
+        await eventually(put_back, "the session to be announced, and ours, again")
+        await stage.play("call-1", say([3], PCM16) + hush(900, PCM16))
+        events = (await stage.until_ended("call-1"))["call-1"]
+        await no_longer(lambda: stage.redis.xlen(sessions), "the entry")
+    check_order(events)
+    assert words(events) == [1, 2, 3]
+    assert kinds(events).count("session.started") == 1
+    assert {event.run for event in events} == {entry}
+
+
+async def test_owners_speak_first_after_an_outage(stt: TurnsServer) -> None:
+    """Idle times ran on meanwhile: whoever comes back first must not take all there is."""
+    entry = {"session": "call-1", "encoding": PCM16.encoding, "sample_rate": PCM16.sample_rate}
+    async with (
+        GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
+        Stage.open(server.url, "stt", stt.url) as stage,
+        stage.worker(lease_ms=int(LEASE_S * 1000)) as worker,
+    ):
+        await eventually(lambda: stage.redis.exists("stt:workers"), "the worker")
+        await server.kill()
+        await no_longer(lambda: worker.health.up, "Redis")
+        await server.restart()
+        await eventually(lambda: worker.health.up, "Redis")
+        up_since = worker.health.since
+        async with stage.redis.pipeline() as other:  # one that was not heard of for an hour
+            other.xadd("stt:sessions", dict[Any, Any](entry), id="1-1")
+            other.xreadgroup(GROUP, "other", {"stt:sessions": ">"})
+            other.xclaim("stt:sessions", GROUP, "other", 0, ["1-1"], idle=3_600_000)
+            await other.execute()
+        takeovers = worker.host.stats.takeovers
+        await eventually(lambda: takeovers["silent"], "the takeover")
+        assert time.monotonic() - up_since >= LEASE_S, "it was taken over too soon"
+        await stage.append("call-1", end="1")
+        await stage.until_ended("call-1")
+
+
+async def test_an_owner_that_knows_nothing_of_its_successor_is_fenced(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own commits tell it, for its heartbeat comes too late to."""
+    monkeypatch.setattr("worker.service.HEARTBEAT_S", 3_600.0)
+    sessions = f"{stage.prefix}:sessions"
+    async with stage.worker(max_sessions=1, lease_ms=600_000) as first:
+        entry = await stage.announce("call-1")
+        await stage.until("call-1", SessionStarted)
+        await stage.play("call-1", say([1, 2], PCM16), end=False)
+        await stage.until("call-1", TurnUpdate, 2)
+        async with stage.worker(worker_id="two", lease_ms=600_000) as second:
+            await stage.redis.xclaim(sessions, GROUP, RELEASED, 0, [entry], justid=True)
+            await eventually(lambda: len(second.roster), "the takeover")
+            await stage.play("call-1", say([3, 4], PCM16))
+            events = (await stage.until_ended("call-1"))["call-1"]
+            await no_longer(lambda: len(first.roster), "the first's session")
+    check_order(events)
+    assert words(events) == [1, 2, 3, 4]
+    assert first.host.stats.commits["fenced"] == 1
+    assert first.host.stats.commits["gap"] == second.host.stats.commits["fenced"] == 0
