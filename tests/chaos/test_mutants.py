@@ -23,6 +23,8 @@ TAKEOVER = (Strike(4.0, "wake-alone", 1),)
 TAKEN_OVER = Plan(
     seed=2749, turns=64, sessions=14, workers=2, latency_ms=800.0, faults=("wake-alone",)
 )
+# Room for all, or the places of those that ended would have to lapse first.
+CAPPED = Plan(seed=106, turns=16, sessions=8, workers=1, connections=8)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,7 @@ TAKEN_OVER = Plan(
         pytest.param("no_fence", TAKEN_OVER, TAKEOVER, {"turn", "end"}, id="no_fence"),
         pytest.param("no_replay", CUT_OFF, CUTS, {"lost"}, id="no_replay"),
         pytest.param("eager_commit", CUT_OFF, CUTS, {"lost"}, id="eager_commit"),
+        pytest.param("no_leave", CAPPED, (), {"bus"}, id="no_leave", marks=pytest.mark.slow),
     ],
 )
 async def test_a_worker_without_a_guard_is_found_out(
