@@ -233,13 +233,13 @@ def test_the_readme_lists_the_metrics_there_are() -> None:
 async def test_audio_that_waited_for_a_socket_is_no_late_chunk(
     stage: Stage, stt: TurnsServer
 ) -> None:
+    afterwards = say([8], PCM16) + hush(1_000, PCM16)
     async with stage.worker(replay_speed=20.0) as worker:
         async with stt.outage("503"):
             await stage.announce("s")
             await stage.play("s", say(range(8), PCM16), end=False)
         await stage.until("s", TurnUpdate)
-        await stage.play("s", say([8], PCM16) + hush(1_000, PCM16))
+        await stage.play("s", afterwards)
         await stage.until_ended("s")
         lag = worker.host.stats.chunk_lag
-    assert lag.count
-    assert lag.quantile(1.0) <= 1.0
+    assert 0 < lag.count <= len(afterwards) // 3_200
