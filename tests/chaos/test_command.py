@@ -30,7 +30,7 @@ def test_the_command_line_of_a_report_asks_for_the_same_plan(plan: Plan) -> None
 def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--turns", "2", "--sessions", "1", "--workers", "1"]
     logs = tmp_path / "logs"
-    breaking = ["--faults", "stt-cut", "--every-s", "0.4", "--json", "--logs", str(logs)]
+    breaking = ["--faults", "stt-cut", "--every-s", "1", "--json", "--logs", str(logs)]
     assert main(["bench", "chaos", *size, *breaking]) == 0
     shown = capsys.readouterr()
     report = msgspec.json.decode(shown.out)
