@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError
 
 from tests.collector import collecting
 from tests.stage import KEY, PCM16, Stage, check_order, words
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, eventually
 from worker import service
 from worker.bus import commits, sweeper
 from worker.bus.gate import Gate
@@ -70,8 +70,8 @@ async def test_a_fault_in_each_part_ends_none(
         await stage.announce("call-1")
         await stage.play("call-1", sound, pause_s=0)
         events = (await stage.until_ended("call-1", "bad"))["call-1"]
-        while not all(worker.host.stats.faults[part] for part, _, _ in PLACES[:-1]):
-            await anyio.sleep(0.01)
+        faults = worker.host.stats.faults
+        await eventually(lambda: all(faults[part] for part, _, _ in PLACES[:-1]), "each fault")
     check_order(events)
     assert words(events) == [1, 2, 3]
     told = [record.message for record in caplog.records if record.exc_info]
