@@ -225,9 +225,9 @@ async def _talk(ws: ClientConnection) -> None:
 
 
 async def test_09_the_server_may_ping() -> None:
-    async with serving(ServerSettings(port=0, ping_s=0.1)) as server:
+    async with serving(ServerSettings(port=0, ping_s=0.5)) as server:
         async with dial(server) as ws:
-            await anyio.sleep(0.5)  # websockets answers
+            await anyio.sleep(0.8)  # websockets answers
             assert (await closed(ws))[1] == 1000
         ws = await dial(server)
         await next_event(ws)
@@ -281,7 +281,7 @@ async def test_12_audio_may_come_at_any_pace() -> None:
 @pytest.mark.parametrize(("then", "code"), [("", 1008), (":open", 1000)])
 async def test_12_a_limit_of_pace_can_be_switched_on(then: str, code: int) -> None:
     async with serving() as server, dial(server) as ws:
-        server.faults.set(f"pace=2.0:burst=300ms{then}")
+        server.faults.set(f"pace=1.0:burst=200ms{then}")
         await ws.send(say([1], PHONE))
         await ws.send(say([2], PHONE))
         if code == 1000:

@@ -244,7 +244,7 @@ async def test_a_handshake_without_an_answer_lasts_until_the_client_or_the_serve
     async with serving() as server, anyio.create_task_group() as tasks:
         server.faults.set("half-open@handshake")
         with pytest.raises(TimeoutError):
-            async with dial(server, open_timeout=0.2):
+            async with dial(server, open_timeout=1):
                 pass
 
         async def knock() -> None:
@@ -292,16 +292,16 @@ async def _flood(ws: ClientConnection) -> None:
 
 async def test_audio_in_time_passes_a_limit_of_pace_and_what_is_refused_is_not_heard() -> None:
     async with serving() as server:
-        server.faults.set("pace=20:burst=200ms:open")
+        server.faults.set("pace=1.0:burst=200ms:open")
         async with dial(server) as ws:
             await ws.send(say([1], PHONE))
             await ws.send(say([2], PHONE))  # at once: refused
             heard = [(await next_event(ws)) for _ in range(4)]
-            await anyio.sleep(0.05)  # 1 s of audio
+            await anyio.sleep(0.25)
             await ws.send(say([3], PHONE))
             events, code, _ = await closed(ws)
         assert told(heard) == ["connected", START, "w1", "400"]
-        assert "20 times real time" in heard[-1]["message"]
+        assert "than 1 times real time" in heard[-1]["message"]
         assert (told(events), code) == (["w1 w3", END], 1000)
         assert server.connections[0].pace.peak == pytest.approx(0.6)
 
