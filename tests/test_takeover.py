@@ -90,6 +90,7 @@ async def test_killed_inside_a_turn(
     assert words(events) == list(range(12))
     assert kinds(events).count("session.started") == 1
     assert events[-1].connection == 2
+    assert "session.error" not in kinds(events), "it has its permit still, and does not wait"
     assert words(both["call-2"]) == [99]
     assert await stage.redis.zcard(f"{stage.prefix}:gate") == 0
     assert ("is dead" in (tmp_path / "two").read_text()) is (noticed == "at once")
