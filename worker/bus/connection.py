@@ -41,7 +41,7 @@ _WAIT_PREFIXES = (
     "LOADING",
     "READONLY",
     "MISCONF",
-    "BUSY",
+    "BUSY ",
     "NOREPLICAS",
     "NOAUTH",
     "WRONGPASS",
