@@ -4,6 +4,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import pytest
 from redis.asyncio import Redis
 
@@ -12,6 +13,7 @@ from schemas.turns import SessionStarted, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, kinds, words
 from tests.users import GuardedRedis
 from tests.waiting import eventually, no_longer
+from worker.bus.intake import Intake
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
 
@@ -108,3 +110,25 @@ async def test_an_owner_that_knows_nothing_of_its_successor_is_fenced(
     assert words(events) == [1, 2, 3, 4]
     assert first.host.stats.commits["fenced"] == 1
     assert first.host.stats.commits["gap"] == second.host.stats.commits["fenced"] == 0
+
+
+async def test_a_session_that_is_over_is_not_given_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker is stopped between its last event and the removal of its entry."""
+    settle, stopping = Intake.settle, anyio.Event()
+
+    async def later(intake: Intake, entry: str) -> None:
+        await stopping.wait()
+        await anyio.sleep(0.2)
+        await settle(intake, entry)
+
+    monkeypatch.setattr(Intake, "settle", later)
+    async with stage.worker(drain_s=0.0) as worker:
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
+        await stage.until_ended("call-1")
+        assert len(worker.roster) == 1
+        worker.stop()
+        stopping.set()
+    assert await stage.redis.xlen(f"{stage.prefix}:sessions") == 0

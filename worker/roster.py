@@ -13,7 +13,7 @@ from worker.bus.connection import patiently
 from worker.bus.intake import Ownership
 from worker.errors import CommitRefused
 from worker.host import Host
-from worker.sessions.session import Session
+from worker.sessions.session import Phase, Session
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +130,18 @@ class Roster:
             run.scope.cancel()
 
     async def give_back(self, session: Session) -> None:
-        """Stop running a session and let any worker take it at once."""
+        """Stop running a session and let any worker take it at once.
+
+        One that is over, but for being crossed off, is let end: nobody else would have to do
+        with it but to find that out.
+        """
         began = time.time()
         fence = session.ownership.fence
+        run = self._runs.get(fence.entry)
+        if run is not None and session.phase is Phase.OVER:
+            with anyio.move_on_after(GIVE_BACK_GRACE_S):
+                await run.over.wait()
+                return
         await self.let_go(fence.entry)
         try:
             with anyio.move_on_after(GIVE_BACK_GRACE_S):

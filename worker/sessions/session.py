@@ -92,7 +92,7 @@ class Session:
     @property
     def phase(self) -> Phase:
         """Where it stands with its socket."""
-        if self._conversation is None:
+        if self._conversation is None or self._alone is Phase.OVER:
             return self._alone
         return Phase.FLUSHING if self._conversation.flushing else Phase.LIVE
 
