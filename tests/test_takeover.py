@@ -136,7 +136,10 @@ async def test_what_waits_for_a_socket_is_handed_on_at_once(stage: Stage, stt: T
     assert words(events) == list(range(6))
 
 
-@pytest.mark.parametrize(("away", "signals"), [("killed", 1), ("killed", 2), ("frozen", 2)])
+@pytest.mark.parametrize(
+    ("away", "signals"),
+    [("killed", 1), ("frozen", 2), pytest.param("killed", 2, marks=pytest.mark.slow)],
+)
 async def test_stopped_while_redis_is_away(
     stt: TurnsServer, tmp_path: Path, away: str, signals: int
 ) -> None:

@@ -103,6 +103,7 @@ async def test_bundled_clips(engine: SpeechEngine) -> None:
     assert total.rate < 0.15
 
 
+@pytest.mark.slow
 async def test_chunking_makes_no_difference(engine: SpeechEngine) -> None:
     data = of(COMMANDS)
     expected = await hear(engine, data, sizes=lambda: len(data))
