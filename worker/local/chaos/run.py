@@ -207,14 +207,10 @@ class _Run:
         late = frozenset(
             torn.word
             for torn in speaker.torn
-            if torn.to_ms - self._back_ms(torn.from_ms, torn.to_ms) > speaker.voice.chunk_ms + 400
+            if longest_up_ms(torn.from_ms, torn.to_ms, self._nemesis.target.outages_ms)
+            > speaker.voice.chunk_ms + 400
         )
         return Said(session=speaker.voice.session, words=speaker.voice.words, torn=late)
-
-    def _back_ms(self, from_ms: int, to_ms: int) -> int:
-        """Return when Redis was back in that time, or when it began."""
-        ups = [up for down, up in self._nemesis.target.outages_ms if down < to_ms and up > from_ms]
-        return max([from_ms, *(min(up, to_ms) for up in ups)])
 
     def _waits_ms(self) -> Iterator[int]:
         """Yield the time from each kill to the next event of each session it hit inside a turn."""
@@ -223,6 +219,19 @@ class _Run:
                 before, after = _split(self._history.heard[session], kill.at_ms)
                 if after and _inside_turn([heard.event for heard in before]):
                     yield after[0].at_ms - kill.at_ms
+
+
+def longest_up_ms(from_ms: int, to_ms: int, outages_ms: Sequence[tuple[int, int]]) -> int:
+    """Return the longest time within these in which Redis was there, and had nothing new.
+
+    Before an outage counts as well as after: a full Redis takes no audio, and answers who reads.
+    """
+    longest, up_ms = 0, from_ms
+    for down, back in sorted(outages_ms):
+        if back > from_ms and down < to_ms:
+            longest = max(longest, down - up_ms)
+            up_ms = max(up_ms, back)
+    return max(longest, to_ms - up_ms)
 
 
 def _split(heard: Sequence[Heard], at_ms: int) -> tuple[list[Heard], list[Heard]]:

@@ -1,0 +1,22 @@
+"""Whom a pause inside a word is blamed on: the producer, for time in which Redis was up."""
+
+import pytest
+
+from worker.local.chaos.run import longest_up_ms
+
+
+@pytest.mark.parametrize(
+    ("outages", "longest"),
+    [
+        ([], 5_000),
+        ([(0, 900)], 5_000),
+        ([(5_900, 7_000)], 4_900),
+        ([(1_000, 5_800)], 200),
+        ([(2_050, 5_900)], 1_050),
+        ([(1_500, 2_000), (2_800, 5_700)], 800),
+        ([(2_800, 5_700), (1_500, 2_000)], 800),
+        ([(500, 7_000)], 0),
+    ],
+)
+def test_only_time_with_redis_counts(outages: list[tuple[int, int]], longest: int) -> None:
+    assert longest_up_ms(1_000, 6_000, outages) == longest
