@@ -17,6 +17,7 @@ from worker.bus import connection as connection_module
 from worker.bus.cluster import Address, Cluster, key_of
 from worker.bus.connection import BusHealth, connect, patiently
 from worker.local.cluster import EmbeddedCluster, client, tell
+from worker.local.redis import EmbeddedRedis
 
 NAMES = [f"{{{number}}}:name" for number in range(20)]
 
@@ -82,16 +83,23 @@ async def test_a_batch_goes_to_every_node(redis: Redis, names: list[str]) -> Non
         redis.pipeline(transaction=True)
 
 
+async def _home_and_another(
+    cluster: EmbeddedCluster, redis: Cluster, key: str
+) -> tuple[EmbeddedRedis, EmbeddedRedis]:
+    """Return the master that holds a key, and one that does not."""
+    port = (await redis.holder(key)).connection_pool.connection_kwargs["port"]
+    first, second, _ = cluster.masters
+    source = next(node for node in cluster.masters if node.port == port)
+    return source, second if source is first else first
+
+
 async def test_slots_that_moved_are_found(redis_cluster: EmbeddedCluster) -> None:
     """In a command, in a batch, and while the move is under way."""
     key = "{moving}:key"
     slot = key_slot(key.encode())
-    first, second, _ = redis_cluster.masters
     async with connect(redis_cluster.url) as redis:
         assert isinstance(redis, Cluster)
-        port = (await redis.holder(key)).connection_pool.connection_kwargs["port"]
-        source = next(node for node in redis_cluster.masters if node.port == port)
-        target = second if source is first else first
+        source, target = await _home_and_another(redis_cluster, redis, key)
         await redis.set(key, "1")
         names = [await redis_cluster.identity(node) for node in (source, target)]
         async with client(source) as old, client(target) as new:
@@ -120,12 +128,9 @@ async def test_nodes_that_disagree_are_waited_out(redis_cluster: EmbeddedCluster
     """A slot's node sends us on to one that sends us back: until that one is told, too."""
     key = "{moving}:key"
     slot = key_slot(key.encode())
-    first, second, _ = redis_cluster.masters
     async with connect(redis_cluster.url) as redis:
         assert isinstance(redis, Cluster)
-        port = (await redis.holder(key)).connection_pool.connection_kwargs["port"]
-        source = next(node for node in redis_cluster.masters if node.port == port)
-        target = second if source is first else first
+        source, target = await _home_and_another(redis_cluster, redis, key)
         names = [await redis_cluster.identity(node) for node in (source, target)]
         health = BusHealth()
         async with client(source) as old, client(target) as new:

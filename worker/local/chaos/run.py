@@ -20,7 +20,7 @@ from worker.local.chaos.plan import Plan
 from worker.local.chaos.report import Report, quantile
 from worker.local.chaos.rig import Rig, open_rig
 from worker.local.chaos.schedule import STAGGER_S, Strike, schedule
-from worker.local.chaos.speaker import Speaker
+from worker.local.chaos.speaker import LATE_MS, Speaker
 from worker.local.chaos.target import clock
 from worker.local.chaos.voices import Voice, voices
 
@@ -208,7 +208,7 @@ class _Run:
             torn.word
             for torn in speaker.torn
             if longest_up_ms(torn.from_ms, torn.to_ms, self._nemesis.target.outages_ms)
-            > speaker.voice.chunk_ms + 400
+            > speaker.voice.chunk_ms + LATE_MS
         )
         return Said(session=speaker.voice.session, words=speaker.voice.words, torn=late)
 

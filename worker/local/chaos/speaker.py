@@ -18,7 +18,7 @@ _TRY_AGAIN_S: Final = 0.03
 _RESENT: Final = 4
 """So many entries at most are appended again."""
 
-_LATE_MS: Final = 400
+LATE_MS: Final = 400
 """Between two chunks beyond their spacing: not far below that, a worker sends filler."""
 
 
@@ -58,7 +58,7 @@ class Speaker:
         for nth, chunk in enumerate(said):
             await anyio.sleep_until(began + chunk.due_s)
             at_ms = await self._say(nth, chunk, restarted=nth >= len(said) // 2)
-            if chunk.torn is not None and at_ms - last_ms > voice.chunk_ms + _LATE_MS:
+            if chunk.torn is not None and at_ms - last_ms > voice.chunk_ms + LATE_MS:
                 self.torn.append(Torn(chunk.torn, last_ms, at_ms))
             last_ms = at_ms
             if nth == 0 and voice.announced_late:
