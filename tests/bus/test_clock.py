@@ -1,12 +1,18 @@
 """Redis's clock: whatever ours says, the age of an entry is what it is."""
 
+import os
 import re
+import signal
 import time
 
+import anyio
 import pytest
 
 from tests.stage import PCM16, Stage, words
+from tests.users import GuardedRedis
 from worker.bus import clock
+from worker.bus.clock import BusClock
+from worker.bus.connection import BusHealth, connect
 from worker.local.engines.script import hush, say
 
 
@@ -32,3 +38,23 @@ async def test_a_clock_that_is_wrong_costs_no_audio(
     assert len(told) == 1
     [offset_s] = re.findall(r"Redis's clock is (\S+) s from this machine's", told[0])
     assert -800 < float(offset_s) < -600
+
+
+@pytest.mark.parametrize("away", ["frozen", "killed"])
+async def test_a_late_answer_is_no_difference(away: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with GuardedRedis.start() as server, connect(server.url) as redis:
+        bus_clock = BusClock(redis, BusHealth())
+        await bus_clock.ask()
+        if away == "frozen":
+            os.kill(server.pid, signal.SIGSTOP)
+        else:
+            await server.kill()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(bus_clock.ask)
+            await anyio.sleep(2.5)
+            if away == "frozen":
+                os.kill(server.pid, signal.SIGCONT)
+            else:
+                await server.restart()
+    assert abs(bus_clock.ahead_s) < 0.01
+    assert not [record for record in caplog.records if "clock" in record.getMessage()]

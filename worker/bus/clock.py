@@ -35,14 +35,20 @@ class BusClock:
     async def run(self) -> None:
         """Keep asking, until cancelled."""
         while True:
-            await self._ask()
+            await self.ask()
             await anyio.sleep(ASK_S)
 
-    async def _ask(self) -> None:
-        began = time.time()
-        seconds, microseconds = await patiently(self._health, self._redis.time)
-        # As if it had looked at its clock half-way; it did within the time that took.
-        self.ahead_s = seconds + microseconds / 1e6 - (began + time.time()) / 2
+    async def ask(self) -> None:
+        """Ask Redis for the time, through its outages."""
+        least_s, most_s = await patiently(self._health, self._apart)
+        self.ahead_s = min(max(self.ahead_s, least_s), most_s)
         if abs(self.ahead_s) > TOLD_APART_S and not self._told:
             self._told = True
             log.warning("Redis's clock is %+.1f s from this machine's; it is gone by", self.ahead_s)
+
+    async def _apart(self) -> tuple[float, float]:
+        """Return between what the truth lies: Redis answered at some moment of our wait."""
+        began = time.time()
+        seconds, microseconds = await self._redis.time()
+        told = seconds + microseconds / 1e6
+        return told - time.time(), told - began
