@@ -13,6 +13,7 @@ from tests.stage import KEY, PCM16, Stage, check_order, words
 from tests.waiting import PATIENCE_S, eventually
 from worker import service
 from worker.bus import commits, sweeper
+from worker.bus.clock import BusClock
 from worker.bus.gate import Gate
 from worker.bus.intake import Intake
 from worker.bus.liveness import Liveness
@@ -32,7 +33,7 @@ PLACES = [
     ("arrivals", Intake, "read_new"),
     ("catch_up", CatchUp, "_goes_on"),
     ("claim", Claimer, "take"),
-    ("clock", Overload, "observe"),
+    ("clock", BusClock, "ask"),
     ("committer", commits._Outbox, "_send_some"),
     ("gate", Gate, "run"),
     ("liveness", Liveness, "_read_records"),
@@ -40,6 +41,7 @@ PLACES = [
     ("reader", AudioReader, "_round"),
     ("sweeper", Sweeper, "sweep_consumers"),
     ("tenure", Intake, "heartbeat"),
+    ("ticker", Overload, "observe"),
     ("undertaker", Intake, "bury"),
     ("handover", Roster, "give_back_held"),
 ]

@@ -139,7 +139,7 @@ class Worker:
             tasks.start_soon(keep, "committer", self.host.committer.run)
             tasks.start_soon(keep, "undertaker", self.host.undertaker.run)
             tasks.start_soon(keep, "gate", self.host.gate.run)
-            tasks.start_soon(keep, "clock", self._tick)
+            tasks.start_soon(keep, "ticker", self._tick)
             tasks.start_soon(keep, "catch_up", self.host.catch_up.run)
             if await self._unless_stopped(self._reach_bus):
                 arrivals = Arrivals(
@@ -238,7 +238,7 @@ class Worker:
             ),
         )
 
-    # -- the clock
+    # -- the ticker
 
     async def _tick(self) -> None:
         while True:

@@ -18,7 +18,7 @@ TURN_BOUNDS_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.
 
 PARTS = (
     *("arrivals", "catch_up", "claim", "clock", "committer", "gate", "handover", "liveness"),
-    *("metrics", "orders", "reader", "session", "sweeper", "tenure", "undertaker"),
+    *("metrics", "orders", "reader", "session", "sweeper", "tenure", "ticker", "undertaker"),
 )
 """Parts of a worker, as its faults are told."""
 
