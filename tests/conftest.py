@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 import redis as blocking
 from anyio.from_thread import start_blocking_portal
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from tests.stage import KEY, Place, Stage
@@ -20,6 +21,11 @@ from worker.local.engines.script import ScriptEngine, ScriptOptions
 from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
+
+# Nothing is asserted on time: a machine that stands still for a moment is no fault of an example,
+# nor of what makes them.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture
