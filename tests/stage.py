@@ -24,7 +24,7 @@ from tests.waiting import PATIENCE_S
 from worker.bus.connection import BusHealth, connect, patiently
 from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel
 from worker.local.engines.base import AudioFormat
-from worker.local.engines.script import words_of
+from worker.local.engines.script import say, words_of
 from worker.local.redis import EmbeddedRedis
 from worker.service import Worker
 from worker.settings import Settings
@@ -33,6 +33,8 @@ E = TypeVar("E", bound=Event)
 
 KEY = "sk_car_test"
 PCM16 = AudioFormat("pcm_s16le", 16_000)
+WORD = len(say([0], PCM16))
+"""Bytes of one word."""
 
 ON_CLUSTER_TOO = pytest.mark.parametrize("bus_kind", ["plain", "cluster"])
 ON_EACH_BUS = pytest.mark.parametrize("bus_kind", ["plain", "cluster", "sentinel", "redis 7.0"])
@@ -174,13 +176,23 @@ class Stage:
         pause_s: float = 0.1,
         end: bool = True,
     ) -> None:
-        """Append sound in chunks whose sizes cycle through `sizes`, `pause_s` apart."""
+        """Append sound in chunks whose sizes cycle through `sizes`, `pause_s` apart.
+
+        Those that share a word of PCM16 come together, and then the pauses: were we held up
+        between them, the worker would have silence stand in for what is missing of the word.
+        """
         at = turn = 0
         while at < len(sound):
-            size = sizes[turn % len(sizes)]
-            await self.append(session, audio=sound[at : at + size])
-            at, turn = at + size, turn + 1
-            await anyio.sleep(pause_s)
+            chunks: list[bytes] = []
+            while not chunks or _inside_word(sound, at):
+                size = sizes[turn % len(sizes)]
+                chunks.append(sound[at : at + size])
+                at, turn = at + size, turn + 1
+            async with self.producer.pipeline(transaction=False) as pipe:
+                for chunk in chunks:
+                    pipe.xadd(self.audio_key(session), {"audio": chunk})
+                await pipe.execute()
+            await anyio.sleep(pause_s * len(chunks))
         if end:
             await self.append(session, end="1")
 
@@ -232,6 +244,12 @@ class Stage:
         """Return the fields of every refused entry."""
         rows: Any = await self.redis.xrange(f"{self.prefix}:dead")
         return [fields for _, fields in rows]
+
+
+def _inside_word(sound: bytes, at: int) -> bool:
+    """Say whether a cut there goes through a word: those of PCM16 have no byte that is 0."""
+    begins = sound.rfind(b"\0", 0, at) + 1
+    return at < len(sound) and sound[at] != 0 and (at - begins) % WORD != 0
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from redis.crc import key_slot
 
 from schemas import Encoding, Keys, SessionEntry
 from schemas.turns import SessionStarted, TurnUpdate
-from tests.stage import PCM16, Stage, check_order, kinds, staged, words
+from tests.stage import PCM16, WORD, Stage, check_order, kinds, staged, words
 from tests.users import GuardedRedis
 from tests.waiting import eventually, no_longer
 from tests.watchers import seen_alive
@@ -23,8 +23,6 @@ from worker.local.producer import Producer
 from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
 
-CHUNK = 3_200
-WORD = 2 * CHUNK
 LANES = ("a", "b", "c", "d")
 """On three masters: each has one of them at least."""
 KEYS = ["stt:{a}:turns", pytest.param("stt:sessions", marks=pytest.mark.slow)]
@@ -50,12 +48,12 @@ class Call:
         sound = b"".join(
             say(range(at * 3, at * 3 + 3), PCM16) + hush(1_000, PCM16) for at in range(self._turns)
         )
-        for at in range(0, len(sound), CHUNK):
-            if at % WORD == 0 and not self._may_go_on.is_set():
+        for at in range(0, len(sound), WORD):
+            if not self._may_go_on.is_set():
                 self._is_held.set()
                 await self._may_go_on.wait()
-            await self._producer.append(sound[at : at + CHUNK])
-            await anyio.sleep(0.1)
+            await self._producer.append(sound[at : at + WORD])
+            await anyio.sleep(0.2)
         await self._producer.end()
 
     async def hold(self) -> None:

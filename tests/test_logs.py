@@ -128,9 +128,10 @@ async def test_a_workers_lines(stage: Stage, stt: TurnsServer, tmp_path: Path) -
     stt.faults.set("cut@mid-turn,count=1")
     log = tmp_path / "log"
     async with stage.worker_process("one", log, log_format="json", log_level="debug"):
+        # All of it is there at once: no pause that the worker fills could make two turns of it.
+        await stage.play("s", say([9_311, 9_322], PCM16) + hush(700, PCM16), pause_s=0)
         await stage.announce("s", PCM16, traceparent=TRACEPARENT)
         await stage.announce_as({"session": "bad", "encoding": "mp3", "traceparent": TRACEPARENT})
-        await stage.play("s", say([9_311, 9_322], PCM16) + hush(700, PCM16), pause_s=0.05)
         events = await stage.until_ended("s")
     text = log.read_text("utf-8")
     lines = [json.loads(line) for line in text.splitlines()]

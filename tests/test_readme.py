@@ -18,10 +18,12 @@ from schemas.faults import REASONS, allowed
 from schemas.turns import EndReason, GapReason, TurnEnd, TurnEndReason, TurnEvent
 from tests.stage import PCM16, Stage, words
 from tests.users import PASSWORD, GuardedRedis, as_user
+from tests.waiting import PATIENCE_S
 from worker.cli import _COMMANDS
 from worker.local.engines.base import TurnSettings
-from worker.local.engines.script import hush, say
+from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
 from worker.local.server.server import TurnsServer
+from worker.local.server.settings import ServerSettings
 from worker.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -73,11 +75,16 @@ def shell_path(tmp_path: Path) -> Path:
     return path
 
 
-async def test_producers_and_a_consumer_that_is_killed(
-    tmp_path: Path, shell_path: Path, stt: TurnsServer
-) -> None:
-    (tmp_path / "call.raw").write_bytes(say([1, 2, 3], PCM16) + hush(700, PCM16) + say([4], PCM16))
+CHUNK_MS = 100
+"""Of the producers. Each chunk of speech is a whole word here: one that comes late tears none."""
+
+
+async def test_producers_and_a_consumer_that_is_killed(tmp_path: Path, shell_path: Path) -> None:
+    first, last = (say(words, PCM16, word_ms=CHUNK_MS) for words in ([1, 2, 3], [4]))
+    (tmp_path / "call.raw").write_bytes(first + hush(7 * CHUNK_MS, PCM16) + last)
+    engine = ScriptEngine(ScriptOptions(word_ms=CHUNK_MS, latency_ms=150))
     async with (
+        TurnsServer.serve(ServerSettings(port=0), engine) as stt,
         GuardedRedis.start() as server,
         Stage.open(server.url, "stt", stt.url) as stage,
     ):
@@ -104,7 +111,7 @@ async def test_producers_and_a_consumer_that_is_killed(
                 consumer.kill()
             return stored
 
-        with anyio.fail_after(60):
+        with anyio.fail_after(2 * PATIENCE_S):
             async with stage.worker(), anyio.create_task_group() as tasks:
                 tasks.start_soon(run, "bash", "-euc", _snippet("producer.sh"))
                 tasks.start_soon(run, *python("producer.py"))

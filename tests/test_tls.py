@@ -132,7 +132,7 @@ class Commands:
 async def test_a_session(
     kind: Kind, redis_7_binary: Path, authority: Authority, stt_url: str, tmp_path: Path
 ) -> None:
-    sound = say([1, 2, 3], PCM16) + hush(900, PCM16) + say([4], PCM16)
+    sound = say([1, 2, 3], PCM16) + hush(1_000, PCM16) + say([4], PCM16)
     async with kind(redis_7_binary, authority) as place:
         url = f"{place.url}?ssl_ca_certs={authority.file}"
         grant(place.masters, "stt")
@@ -141,7 +141,8 @@ async def test_a_session(
             Stage.open(url, "stt", stt_url) as stage,
             stage.worker_process("one", tmp_path / "one"),
         ):
-            await turnbus("push", "-", "--session", "call-1", sound=sound)
+            # In chunks of whole words: one that comes late tears none.
+            await turnbus("push", "-", "--session", "call-1", "--chunk-ms", "200", sound=sound)
             events = (await stage.until_ended("call-1"))["call-1"]
         check_order(events)
         assert words(events) == [1, 2, 3, 4]

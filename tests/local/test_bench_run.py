@@ -15,14 +15,18 @@ from worker.cli import main
 from worker.local.bench.report import MEASURES
 from worker.local.bench.rig import environment
 from worker.local.bench.sink import open_sink
+from worker.local.engines.script_words import WORD_MS
+
+WHOLE_WORDS = ("--chunk-ms", str(WORD_MS))
+"""In each chunk one: a producer that is held up tears none."""
 
 
 def test_a_tiny_run_is_measured_and_right(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bench.json"
-    size = ["--sessions", "5", "--seconds", "1", "--warmup", "1"]
-    assert main(["bench", *size, "--chunk-ms", "50", "--json", "--out", str(out)]) == 0
+    size = ["--sessions", "5", "--seconds", "1", "--warmup", "1", *WHOLE_WORDS]
+    assert main(["bench", *size, "--json", "--out", str(out)]) == 0
     shown = capsys.readouterr()
     report = msgspec.json.decode(shown.out)
     assert msgspec.json.decode(out.read_bytes()) == report
@@ -41,7 +45,7 @@ def test_a_tiny_run_is_measured_and_right(
 
 
 def test_sessions_come_and_go(capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--sessions", "4", "--seconds", "5", "--warmup", "1", "--chunk-ms", "100"]
+    size = ["--sessions", "4", "--seconds", "5", "--warmup", "1", *WHOLE_WORDS]
     assert main(["bench", *size, "--churn", "1", "--json"]) == 0
     report = msgspec.json.decode(capsys.readouterr().out)
     (run,) = report["runs"]
@@ -64,7 +68,7 @@ async def test_a_traced_worker_exports_its_spans() -> None:
 
 
 def test_tracing_is_said_in_the_title(capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--sessions", "2", "--seconds", "1", "--warmup", "1", "--traced"]
+    size = ["--sessions", "2", "--seconds", "1", "--warmup", "1", "--traced", *WHOLE_WORDS]
     assert main(["bench", *size]) == 0
     assert "2 sessions, " in (title := capsys.readouterr().out.splitlines()[0])
     assert title.endswith("traced")
