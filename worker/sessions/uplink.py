@@ -162,13 +162,13 @@ class Uplink:
                 stream.send_config(head)
                 self._backlog.popleft()
                 continue
-            ms = len(head) / self._bytes_per_ms
+            size = len(head)
+            ms = size / self._bytes_per_ms
             if ms > 2 * SLICE_MS:
-                ms = SLICE_MS
+                size, ms = self._slice(), SLICE_MS
             if ms > allowance or stream.socket.blocked_since is not None:
                 self._paced_at = now
                 return True
-            size = len(head) if ms * self._bytes_per_ms >= len(head) else self._slice()
             self._backlog.popleft()
             if size < len(head):
                 self._backlog.appendleft(head[size:])
