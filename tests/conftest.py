@@ -49,10 +49,14 @@ def redis_server() -> Iterator[GuardedRedis]:
 
 @pytest.fixture(scope="session")
 def redis_cluster() -> Iterator[EmbeddedCluster]:
-    """One cluster of three masters for the whole run; nobody breaks it."""
+    """One cluster of three masters for the whole run; nobody breaks it.
+
+    Nor does it take a node for lost that stands still for a moment, and all its slots with it.
+    """
+    start = EmbeddedCluster.start(config={"cluster-node-timeout": "60000"})
     with (
         start_blocking_portal("asyncio") as portal,
-        portal.wrap_async_context_manager(EmbeddedCluster.start()) as cluster,
+        portal.wrap_async_context_manager(start) as cluster,
     ):
         yield cluster
 

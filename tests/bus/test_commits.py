@@ -207,8 +207,12 @@ async def test_an_answer_that_cannot_be_taken_costs_nobody_else(
     assert (bad.answers, good.answers) == ([(CRASHED, 0)], [("ok", 2)])
 
 
-async def test_a_master_that_hangs_holds_up_its_own_lanes_only() -> None:
-    async with EmbeddedCluster.start() as cluster, connect(cluster.url) as redis:
+async def test_a_master_that_hangs_holds_up_its_own_lanes_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.bus.connection._SOCKET_TIMEOUT_S", 3_600.0)
+    unnoticed = EmbeddedCluster.start(config={"cluster-node-timeout": "3600000"})
+    async with unnoticed as cluster, connect(cluster.url) as redis:
         assert isinstance(redis, Cluster)
         keys = Keys("stt")
         ports = {
