@@ -19,6 +19,7 @@ async def test_an_entry_that_comes_twice_is_run_once(
     """As where a heartbeat finds it while the reply that brings it is on its way."""
     take, claim = Arrivals.take, Intake.claim
     claims: list[int] = []
+    first_is_answered = anyio.Event()
 
     async def take_twice(arrivals: Arrivals, owned: Owned) -> None:
         async with anyio.create_task_group() as tasks:
@@ -27,8 +28,13 @@ async def test_an_entry_that_comes_twice_is_run_once(
 
     async def claim_slowly(intake: Intake, owned: Owned, *rest: object) -> Claim:
         claims.append(owned.count)
-        await anyio.sleep(0.01 if owned.count == min(counts) else 0.05)
-        return await claim(intake, owned, *rest)  # type: ignore[arg-type]
+        if owned.count == counts[0]:
+            await anyio.sleep(0.01)  # in which the other begins, if it does
+        else:
+            await first_is_answered.wait()
+        answer = await claim(intake, owned, *rest)  # type: ignore[arg-type]
+        first_is_answered.set()
+        return answer
 
     monkeypatch.setattr(Arrivals, "take", take_twice)
     monkeypatch.setattr(Intake, "claim", claim_slowly)

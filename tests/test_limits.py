@@ -1,5 +1,7 @@
 """Limits: permits for sockets, and audio too old to be worth it."""
 
+import time
+
 import anyio
 
 from schemas.turns import AudioGap, SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
@@ -44,11 +46,19 @@ async def test_a_parked_session_lets_others_in(stage: Stage) -> None:
     assert words(events["call-2"]) == [2]
 
 
+async def _append_aged(stage: Stage, session: str, sound: bytes, age_s: float) -> None:
+    """Append sound that came so long ago, by the ids of its entries."""
+    came_ms = int((time.time() - age_s) * 1000)
+    for at in range(0, len(sound), 3_200):
+        chunk = sound[at : at + 3_200]
+        await stage.producer.xadd(stage.audio_key(session), {"audio": chunk}, id=f"{came_ms}-*")
+
+
 async def test_old_audio_is_dropped_and_said_to_be(stage: Stage, stt: TurnsServer) -> None:
     await stt.stop()
-    async with stage.worker(max_lag_s=2.0):
+    async with stage.worker(max_lag_s=600.0):
         await stage.announce("call-1")
-        await stage.play("call-1", say([1, 2], PCM16)[:-1], pause_s=0, end=False)
+        await _append_aged(stage, "call-1", say([1, 2], PCM16)[:-1], age_s=3_600)
         await stage.until("call-1", SessionError)
         settings = ServerSettings(port=stt.port)
         async with TurnsServer.serve(settings, ScriptEngine()) as server:
@@ -65,13 +75,13 @@ async def test_old_audio_is_dropped_and_said_to_be(stage: Stage, stt: TurnsServe
 async def test_an_open_turn_is_ended_before_its_audio_is_dropped(
     stage: Stage, stt: TurnsServer
 ) -> None:
-    async with stage.worker(max_lag_s=2.0):
+    async with stage.worker(max_lag_s=60.0):
         await stage.announce("call-1")
         await stage.until("call-1", SessionStarted)
-        await stage.play("call-1", say([1, 2], PCM16), end=False)
+        await _append_aged(stage, "call-1", say([1, 2], PCM16), age_s=55)
         await stage.until("call-1", TurnStart)
         await stt.stop()
-        await anyio.sleep(2.5)
+        await anyio.sleep(5.5)
         async with TurnsServer.serve(ServerSettings(port=stt.port), ScriptEngine()) as server:
             await eventually(lambda: server.open_connections, "the session to connect")
             await stage.play("call-1", say([3], PCM16))

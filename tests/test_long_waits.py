@@ -2,14 +2,21 @@
 
 import anyio
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from schemas.turns import TurnUpdate
 from tests.stage import PCM16, Stage, check_order, words
 from tests.users import GuardedRedis
+from tests.waiting import eventually
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
+from worker.service import Worker
 
 WORDS = list(range(8))
+
+
+def _phases(worker: Worker) -> list[str]:
+    return [session.phase.value for session in worker.roster]
 
 
 async def test_for_a_socket_beyond_parking(stage: Stage, stt: TurnsServer) -> None:
@@ -59,20 +66,20 @@ async def test_for_redis(stt: TurnsServer) -> None:
     async with (
         GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
         Stage.open(server.url, "stt", stt.url) as stage,
-        stage.worker(park_s=1.0, session_idle_s=2.5),
+        stage.worker(park_s=1.0, session_idle_s=4.0) as worker,
     ):
         await stage.announce("call-1")
         await stage.play("call-1", say([0, 1], PCM16) + hush(700, PCM16), end=False)
-        await anyio.sleep(1.2)
+        await eventually(lambda: _phases(worker) == ["parked"], "the session to park")
         await server.kill()
-        await anyio.sleep(3.0)
+        await anyio.sleep(4.0)
         await server.restart()
         with anyio.fail_after(30):
             while True:
                 try:
                     await stage.append("call-1", audio=say([2], PCM16), end="1")
                     break
-                except ConnectionError:
+                except RedisConnectionError:
                     await anyio.sleep(0.05)
         events = (await stage.until_ended("call-1"))["call-1"]
     assert words(events) == [0, 1, 2]
@@ -84,9 +91,7 @@ async def test_a_parked_session_wants_no_socket(stage: Stage, stt: TurnsServer, 
         await stage.announce("call-1")
         sound = say([1], PCM16) + hush(700, PCM16) + odd
         await stage.play("call-1", sound, end=False)
-        with anyio.fail_after(30):
-            while [session.phase.value for session in worker.roster] != ["parked"]:
-                await anyio.sleep(0.02)
+        await eventually(lambda: _phases(worker) == ["parked"], "the session to park")
         await anyio.sleep(1.0)
         await stage.append("call-1", end="1")
         events = (await stage.until_ended("call-1"))["call-1"]

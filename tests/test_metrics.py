@@ -149,10 +149,10 @@ async def test_gaps_and_refusals_are_counted_by_reason(stage: Stage) -> None:
 
 
 async def test_a_handover_is_counted_as_one(stage: Stage) -> None:
-    async with stage.worker() as first:
+    async with stage.worker(lease_ms=600_000) as first:
         await stage.announce("s")
         await stage.play("s", say([1], PCM16) + hush(1_000, PCM16), pause_s=0.02, end=False)
-        async with stage.worker() as second:
+        async with stage.worker(lease_ms=600_000) as second:
             first.stop()
             await eventually(lambda: len(second.roster), "the session at the second worker")
             await stage.append("s", end="1")

@@ -12,7 +12,7 @@ from schemas.keys import GROUP, RELEASED
 from schemas.turns import SessionStarted, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, kinds, words
 from tests.users import GuardedRedis
-from tests.waiting import eventually, no_longer
+from tests.waiting import PATIENCE_S, eventually, no_longer
 from worker.bus.intake import Intake
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
@@ -124,6 +124,7 @@ async def test_a_session_that_is_over_is_not_given_back(
         await settle(intake, entry)
 
     monkeypatch.setattr(Intake, "settle", later)
+    monkeypatch.setattr("worker.roster.GIVE_BACK_GRACE_S", PATIENCE_S)
     async with stage.worker(drain_s=0.0) as worker:
         await stage.announce("call-1")
         await stage.play("call-1", say([1], PCM16), pause_s=0)

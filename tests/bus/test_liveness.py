@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from schemas.keys import Keys
 from schemas.turns import WorkerRecord
 from tests.stage import ON_CLUSTER_TOO
+from tests.waiting import eventually
 from worker.bus.connection import BusHealth
 from worker.bus.intake import Intake
 from worker.bus.liveness import LOOK_S, RECORDS_S, Liveness
@@ -49,11 +50,9 @@ async def test_a_death_is_told_once(
         tasks.start_soon(watcher.watch)
         async with anyio.create_task_group() as life:
             life.start_soon(watched.proclaim)
-            await anyio.sleep(RECORDS_S + 2 * LOOK_S)
+            await eventually(lambda: "two" in watcher._seen, "it to be seen alive")
             life.cancel_scope.cancel()
-        with anyio.fail_after(30):
-            while "two" not in watcher.dead:
-                await anyio.sleep(0.01)
+        await eventually(lambda: "two" in watcher.dead, "its death")
         for _ in range(3 * int(RECORDS_S / LOOK_S)):
             await watcher.forget(set(watcher.dead))
             await anyio.sleep(LOOK_S)

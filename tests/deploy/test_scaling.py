@@ -145,6 +145,7 @@ async def _run(plan: Plan, logs: Path) -> Outcome:
             "STT_URL": url[0],
             "MAX_SESSIONS": str(plan.per_worker),
             "DRAIN_S": "5",
+            "LEASE_MS": "60000",  # one that stands still for a moment keeps its sessions
             "ADMIN_ADDR": "",
         }
         tasks = await stack.enter_async_context(anyio.create_task_group())
