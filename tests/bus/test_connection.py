@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from tests.stage import Place
 from tests.users import GuardedRedis
+from tests.waiting import PATIENCE_S
 from worker.bus.connection import BusHealth, closing, connect, patiently
 from worker.local.cluster import tell
 
@@ -92,6 +93,6 @@ async def test_closed_for_certain_even_if_cancelled(redis: Redis, bus_place: Pla
             assert await connections() == 3
             scope.cancel()
             await anyio.sleep_forever()
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while await connections():
             await anyio.sleep(0.01)

@@ -15,6 +15,7 @@ from redis import Redis
 from schemas import AudioEntry, Encoding, Keys, SessionEntry, decode_audio, decode_session
 from tests.processes import until
 from tests.users import GuardedRedis, as_user
+from tests.waiting import PATIENCE_S
 from worker.cli import main
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -99,7 +100,7 @@ def test_each_process_is_a_source_of_its_own(wav: Path, bus: Redis, keys: Keys) 
 def test_raw_audio_from_a_pipe_byte_for_byte(spawn: Spawn, bus: Redis, keys: Keys) -> None:
     audio = np.arange(5_001, dtype="<i2").tobytes() + b"\x01"
     push = spawn("push", "-", "--session", "s", "--speed", "0", stdin=subprocess.PIPE)
-    push.communicate(audio, timeout=20)
+    push.communicate(audio, timeout=PATIENCE_S)
     assert push.returncode == 0
     *chunks, end = appended(bus, keys.audio("0", "s"))
     assert b"".join(chunk.audio for chunk in chunks) == audio
@@ -112,7 +113,7 @@ def test_without_audio_nothing_is_announced(
 ) -> None:
     with (tmp_path / "errors").open("wb") as errors:
         push = spawn("push", "-", "--session", "s", stdin=subprocess.DEVNULL, stderr=errors)
-        assert push.wait(20) == 1
+        assert push.wait(PATIENCE_S) == 1
     said = (tmp_path / "errors").read_text()
     assert said == "turnbus: no audio came; no session was announced\n"
     assert not bus.exists(keys.sessions, keys.audio("0", "s"))
@@ -124,7 +125,7 @@ def test_a_signal_before_the_first_audio_announces_nothing(
     push = spawn("push", "-", "--session", "s", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     until(lambda: any(each["cmd"] == "ping" for each in bus.client_list()), push, "it connects")
     push.send_signal(signal.SIGINT)
-    assert push.wait(20) == 130
+    assert push.wait(PATIENCE_S) == 130
     assert push.stdout is not None
     assert push.stdout.read() == b""
     assert not bus.exists(keys.sessions)
@@ -140,7 +141,7 @@ def test_a_signal_ends_the_session(
     push.stdin.flush()
     until(lambda: bus.exists(keys.audio("0", "s")), push, "it appends audio")
     push.send_signal(number)
-    assert push.wait(20) == code
+    assert push.wait(PATIENCE_S) == code
     assert [entry.end for entry in appended(bus, keys.audio("0", "s"))] == [False, True]
 
 
@@ -162,7 +163,7 @@ def test_a_signal_while_redis_is_away_says_how_to_end(
             until(lambda: bus.exists("stt:{0}:audio:s"), push, "it appends audio")
         portal.call(server.kill)
         push.send_signal(signal.SIGTERM)
-        assert push.wait(20) == 143
+        assert push.wait(PATIENCE_S) == 143
     assert "XADD stt:{0}:audio:s * end 1" in (tmp_path / "errors").read_text()
 
 

@@ -24,6 +24,7 @@ from schemas.turns import (
     TurnUpdate,
 )
 from tests.processes import until
+from tests.waiting import PATIENCE_S
 from worker.cli import main
 from worker.commands.watch import line
 
@@ -141,7 +142,7 @@ def test_from_now_on(spawn: Spawn, bus: Redis, keys: Keys) -> None:
     watch = spawn("watch", "--json", "--until-ended", stdout=subprocess.PIPE)
     wait_until_blocked(bus, watch)
     publish(bus, keys.turns("0"), END, ENDED)
-    output, _ = watch.communicate(timeout=20)
+    output, _ = watch.communicate(timeout=PATIENCE_S)
     assert output.splitlines() == [encode_event(END), encode_event(ENDED)]
     assert watch.returncode == 0
 
@@ -166,7 +167,7 @@ def test_one_that_is_not_known_or_has_begun_again_is(
     watch = spawn("watch", "--json", "--session", "s", "--until-ended", stdout=subprocess.PIPE)
     wait_until_blocked(bus, watch)
     publish(bus, keys.turns("0"), OTHER, END, ENDED)
-    output, _ = watch.communicate(timeout=20)
+    output, _ = watch.communicate(timeout=PATIENCE_S)
     assert output.splitlines() == [encode_event(END), encode_event(ENDED)]
     assert watch.returncode == 0
 
@@ -177,7 +178,7 @@ def test_a_turn_grows_on_one_line_of_a_terminal(spawn: Spawn, bus: Redis, keys: 
     ours, theirs = os.openpty()
     watch = spawn("watch", "--from-start", "--until-ended", stdout=theirs)
     os.close(theirs)
-    assert watch.wait(20) == 0
+    assert watch.wait(PATIENCE_S) == 0
     shown = os.read(ours, 4_096).decode()
     os.close(ours)
     clear = "\r\x1b[K"

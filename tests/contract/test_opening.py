@@ -17,6 +17,7 @@ from tests.contract.wire import (
     serving,
     until_open,
 )
+from tests.waiting import PATIENCE_S
 from worker.local.engines.base import TurnSettings
 from worker.local.engines.script import hush, say
 from worker.local.server.settings import ServerSettings
@@ -225,7 +226,7 @@ async def test_11_the_cap_holds_when_all_come_at_once() -> None:
     async with serving(capped) as server, anyio.create_task_group() as tasks:
         for _ in range(20):
             tasks.start_soon(knock)
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             while len(answers) < 20:
                 await anyio.sleep(0.01)
         server.cut_all()

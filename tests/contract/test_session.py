@@ -1,6 +1,8 @@
 """The wire's rules about an open session, one by one; against literal JSON."""
 
 import json
+import time
+from contextlib import suppress
 
 import anyio
 import pytest
@@ -18,6 +20,7 @@ from tests.contract.wire import (
     until_open,
 )
 from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
+from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
 
 # Row 5
@@ -168,13 +171,33 @@ async def test_08_an_open_turn_waits_for_audio_and_zeros_end_it() -> None:
 # Row 9
 
 
-async def test_09_only_audio_keeps_a_connection_from_going_idle() -> None:
-    async with serving(ServerSettings(port=0, idle_timeout_s=0.4)) as server:
+IDLE_S = 0.4
+
+
+async def _outlast(server: TurnsServer, message: bytes | str) -> tuple[list[str], int]:
+    """Send a message again and again, for longer than the server waits for one, and close.
+
+    Returns what came and the code. It is done once more if we were held up for half that time.
+    """
+    for _ in range(30):
         async with dial(server) as ws:
-            for _ in range(12):
-                await ws.send(hush(50, PHONE))
-                await anyio.sleep(0.05)
-            assert kinds((await closed(ws))[0]) == ["connected"]
+            longest_s, sent_at = 0.0, time.monotonic()
+            with suppress(ConnectionClosed):
+                for text in [*12 * [message], '{"type":"close"}']:
+                    await ws.send(text)
+                    longest_s = max(longest_s, time.monotonic() - sent_at)
+                    sent_at = time.monotonic()
+                    await anyio.sleep(0.05)
+            longest_s = max(longest_s, time.monotonic() - sent_at)
+            events, code, _ = await rest_of(ws)
+        if longest_s < IDLE_S / 2:
+            return kinds(events), code
+    pytest.fail("this machine never let us send in time")
+
+
+async def test_09_only_audio_keeps_a_connection_from_going_idle() -> None:
+    async with serving(ServerSettings(port=0, idle_timeout_s=IDLE_S)) as server:
+        assert await _outlast(server, hush(50, PHONE)) == (["connected"], 1000)
         async with dial(server) as ws, anyio.create_task_group() as chatter:
             chatter.start_soon(_chat, ws)
             events, code, reason = await rest_of(ws)
@@ -194,12 +217,9 @@ async def _chat(ws: ClientConnection) -> None:
 
 
 async def test_09_text_may_keep_a_connection_from_going_idle_too() -> None:
-    lenient = ServerSettings(port=0, idle_timeout_s=0.4, text_resets_idle=True)
-    async with serving(lenient) as server, dial(server) as ws:
-        for _ in range(12):
-            await ws.send('{"type":"config"}')
-            await anyio.sleep(0.05)
-        assert (await closed(ws))[1] == 1000
+    lenient = ServerSettings(port=0, idle_timeout_s=IDLE_S, text_resets_idle=True)
+    async with serving(lenient) as server:
+        assert await _outlast(server, '{"type":"config"}') == (["connected"], 1000)
 
 
 async def test_09_a_session_may_be_limited_however_busy() -> None:
@@ -283,7 +303,7 @@ async def test_12_a_limit_of_pace_can_be_switched_on(then: str, code: int) -> No
     async with serving() as server, dial(server) as ws:
         server.faults.set(f"pace=1.0:burst=200ms{then}")
         await ws.send(say([1], PHONE))
-        await ws.send(say([2], PHONE))
+        await ws.send(say([2, 2], PHONE))  # more than may come at once
         if code == 1000:
             await ws.send('{"type":"close"}')
         events, left, _ = await rest_of(ws)
@@ -310,7 +330,9 @@ async def test_12_a_limit_of_pace_can_be_switched_on(then: str, code: int) -> No
     ],
 )
 async def test_13_faults_come_on_demand(spec: str, ends_with: str, code: int) -> None:
-    async with serving(ServerSettings(port=0, idle_timeout_s=0.5)) as server:
+    # A connection that is half open ends by the idle clock.
+    idle_timeout_s = 0.5 if spec.startswith("half-open") else ServerSettings().idle_timeout_s
+    async with serving(ServerSettings(port=0, idle_timeout_s=idle_timeout_s)) as server:
         server.faults.set(spec)
         async with dial(server) as ws:
             await ws.send(say([1], PHONE) + hush(500, PHONE))

@@ -10,6 +10,7 @@ import anyio
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from tests.waiting import PATIENCE_S
 from worker.local.engines.base import AudioFormat, Engine
 from worker.local.engines.script import ScriptEngine
 from worker.local.server.server import TurnsServer
@@ -87,6 +88,6 @@ async def closed(ws: ClientConnection) -> tuple[list[Event], int, str]:
 
 async def until_open(server: TurnsServer, count: int) -> None:
     """Wait until so many sockets are open; a client's leaving takes the server a moment."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while server.open_connections != count:
             await anyio.sleep(0.01)

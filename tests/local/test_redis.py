@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 
+from tests.waiting import PATIENCE_S
 from worker.errors import BusUnavailable, LocalPartMissing
 from worker.local.redis import EmbeddedRedis, find_server
 
@@ -47,7 +48,7 @@ async def answers(url: str) -> bool:
 
 
 async def wait_until_gone(url: str, directory: anyio.Path) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while await answers(url) or await directory.exists():
             await anyio.sleep(0.01)
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.contract.wire import GOOD, PHONE, closed, dial, next_event, rest_of, serving, until_open
 from tests.local.control_client import get
+from tests.waiting import PATIENCE_S
 from worker.errors import TurnbusError
 from worker.local.engines.script import say
 from worker.local.server.control import serve_control
@@ -89,7 +90,7 @@ async def test_an_outage_is_started_and_stopped_and_may_end_by_itself() -> None:
         assert state["outage"] is None
         assert await refused(server) is None
         await get(port, "/outage/start?how=503&for=50ms")
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             while server.state().outage is not None:
                 await anyio.sleep(0.01)
         assert await refused(server) is None

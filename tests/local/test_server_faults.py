@@ -23,6 +23,7 @@ from tests.contract.wire import (
     until_open,
     upgrade_request,
 )
+from tests.waiting import PATIENCE_S
 from worker.errors import TurnbusError
 from worker.local.engines.script import hush, say
 from worker.local.server.server import Applied, TurnsServer
@@ -62,7 +63,7 @@ async def play(server: TurnsServer, *, close: bool) -> tuple[list[str], int, str
 
 
 async def until_closed(server: TurnsServer) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while any(seen.closed_at is None for seen in server.connections):
             await anyio.sleep(0.01)
 
@@ -252,7 +253,7 @@ async def test_a_handshake_without_an_answer_lasts_until_the_client_or_the_serve
                 await dial(server)
 
         tasks.start_soon(knock)
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             while server.state().faults[0].connections < 2:
                 await anyio.sleep(0.01)
         server.cut_all()
@@ -295,7 +296,7 @@ async def test_audio_in_time_passes_a_limit_of_pace_and_what_is_refused_is_not_h
         server.faults.set("pace=1.0:burst=200ms:open")
         async with dial(server) as ws:
             await ws.send(say([1], PHONE))
-            await ws.send(say([2], PHONE))  # at once: refused
+            await ws.send(say([2, 2, 2], PHONE))  # more than may come at once
             heard = [(await next_event(ws)) for _ in range(4)]
             await anyio.sleep(0.25)
             await ws.send(say([3], PHONE))
@@ -303,7 +304,7 @@ async def test_audio_in_time_passes_a_limit_of_pace_and_what_is_refused_is_not_h
         assert told(heard) == ["connected", START, "w1", "400"]
         assert "than 1 times real time" in heard[-1]["message"]
         assert (told(events), code) == (["w1 w3", END], 1000)
-        assert server.connections[0].pace.peak == pytest.approx(0.6)
+        assert server.connections[0].pace.peak >= 0.6, "what is refused was sent all the same"
 
 
 async def test_faults_strike_connections_that_are_open() -> None:

@@ -19,6 +19,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tests.contract.wire import PHONE, serving, until_open
+from tests.waiting import PATIENCE_S
 from worker.local.engines.script import ScriptHearing, hush, say
 from worker.local.server.connection import Connection
 from worker.local.server.outgoing import Outgoing
@@ -105,7 +106,7 @@ async def test_300_short_connections_leave_nothing(caplog: pytest.LogCaptureFixt
             gc.collect()
             held, _ = tracemalloc.get_traced_memory()
             await visit(server.url, 200)
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE_S):
                 while alive():
                     await anyio.sleep(0.05)
             now, _ = tracemalloc.get_traced_memory()

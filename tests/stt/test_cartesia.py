@@ -19,6 +19,7 @@ from websockets.http11 import Request, Response
 
 from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
+from tests.waiting import PATIENCE_S
 from worker.errors import SttBusy, SttCredentials, SttError, SttPermanent, SttTransient
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import ScriptEngine, hush, say
@@ -92,7 +93,7 @@ CONNECTED = {"type": "connected", "request_id": "r1"}
 
 async def refusal(service: Service, settings: StreamSettings = PHONE) -> SttError:
     """What a connect fails with; nowhere in it is the key."""
-    with anyio.fail_after(10), pytest.raises(SttError) as refused:
+    with anyio.fail_after(PATIENCE_S), pytest.raises(SttError) as refused:
         await open_stream(service, settings)
     error = refused.value
     told = "".join(traceback.format_exception(error, chain=True))
@@ -104,7 +105,7 @@ async def refusal(service: Service, settings: StreamSettings = PHONE) -> SttErro
 async def conversation(stream: Stream) -> list[cartesia.ServerMessage]:
     """All that is said until the service closes as it was asked to."""
     messages = []
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while (message := await stream.receive()) is not None:
             messages.append(message)
     return messages
@@ -403,7 +404,7 @@ async def test_a_close_in_place_of_connected(code: int, kind: type[SttError]) ->
 async def test_a_service_that_never_says_connected_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.stt.cartesia.OPEN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("worker.stt.cartesia.OPEN_TIMEOUT_S", 1.0)  # the upgrade takes some of it
     codes: list[int | None] = []
 
     async def handler(ws: ServerConnection) -> None:
@@ -435,7 +436,7 @@ async def test_a_service_that_never_answers_the_upgrade_is_given_up(
         tasks.start_soon(listener.serve, silent)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
         error = await refusal(Service(f"ws://127.0.0.1:{port}/stt", VERSION, KEY))
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             await gone.wait()
         tasks.cancel_scope.cancel()
     assert type(error) is SttTransient
@@ -604,6 +605,6 @@ async def test_leaving_by_cancellation_drops_the_connection() -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while not condition():
             await anyio.sleep(0.005)

@@ -15,6 +15,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
+from tests.waiting import PATIENCE_S
 from worker.stt.socket import (
     MAX_MESSAGE_BYTES,
     HandshakeRefused,
@@ -60,7 +61,7 @@ async def tcp_server(peer: Peer) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[Socket]:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         socket = await open_socket(url, {"X-API-Key": "sk_car_test"})
         try:
             yield socket
@@ -71,7 +72,7 @@ async def connected(url: str) -> AsyncIterator[Socket]:
 
 async def gone(socket: Socket) -> None:
     """Wait until nothing more comes."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while True:
             try:
                 await socket.receive()
@@ -81,7 +82,7 @@ async def gone(socket: Socket) -> None:
 
 async def closing(socket: Socket) -> tuple[int, str]:
     """How the socket was closed, having read all that came before."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while True:
             try:
                 await socket.receive()
@@ -90,7 +91,7 @@ async def closing(socket: Socket) -> tuple[int, str]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while not condition():
             await anyio.sleep(0.005)
 
@@ -200,7 +201,7 @@ async def test_what_is_no_answer_is_an_os_error(answer: bytes) -> None:
         await writer.drain()
 
     async with tcp_server(peer) as url:
-        with anyio.fail_after(10), pytest.raises(OSError, match="the upgrade failed"):
+        with anyio.fail_after(PATIENCE_S), pytest.raises(OSError, match="the upgrade failed"):
             await open_socket(url, {})
 
 
@@ -231,7 +232,7 @@ async def test_cancelling_a_handshake_leaves_nothing_open() -> None:
         with anyio.CancelScope() as scope:
             await open_socket(url, {})
         assert scope.cancelled_caught
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             await left.wait()
 
 
