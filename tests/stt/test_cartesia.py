@@ -373,7 +373,6 @@ async def test_credit_used_up_is_told_by_its_code_whatever_the_status() -> None:
         ({"type": "error", "status_code": 429}, SttBusy, 429),
         ({"type": "error", "status_code": 400, "error_code": None}, SttPermanent, 400),
         ({"type": "turn.start"}, SttTransient, 0),
-        ({"type": "hello"}, SttTransient, 0),
         ({"no": "type"}, SttTransient, 0),
         ("not JSON", SttTransient, 0),
         (b"\xff\xfe", SttTransient, 0),
@@ -387,6 +386,15 @@ async def test_what_comes_in_place_of_connected(
         error = await refusal(service)
     assert type(error) is kind
     assert error.status == status
+
+
+async def test_what_nobody_knows_may_come_before_connected() -> None:
+    hello = {"type": "hello", "region": "us"}
+    async with (
+        odd_server(says(hello, hello, CONNECTED)) as service,
+        await open_stream(service, PHONE) as stream,
+    ):
+        assert (stream.request_id, stream.ignored) == ("r1", 2)
 
 
 @pytest.mark.parametrize(

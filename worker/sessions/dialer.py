@@ -114,6 +114,7 @@ class Dialer:
         host.credentials.accepted()
         host.outage.ended(time.monotonic())
         host.stats.connects["ok"] += 1
+        host.stats.provider_unknown += stream.ignored
         host.stats.connect_s.observe(time.monotonic() - began)
         return stream
 

@@ -70,9 +70,11 @@ class StreamSettings(msgspec.Struct, frozen=True):
 class Stream:
     """One connection that reached `connected`; made by `open_stream`."""
 
-    def __init__(self, socket: Socket, request_id: str, service: Service) -> None:
+    def __init__(self, socket: Socket, request_id: str, service: Service, ignored: int = 0) -> None:
         self.socket = socket
         self.request_id = request_id
+        self.ignored = ignored
+        """Messages before `connected` that this version does not know."""
         self._service = service
 
     async def __aenter__(self) -> Self:
@@ -148,13 +150,19 @@ async def open_stream(service: Service, settings: StreamSettings) -> Stream:
     headers = {"X-API-Key": service.key, "Cartesia-Version": service.version}
     with _translated(service), anyio.fail_after(OPEN_TIMEOUT_S):
         socket = await open_socket(f"{service.url}?{settings.query()}", headers)
+        ignored = 0
         try:
-            said = service.without_key(await socket.receive())
-            request_id = _connected(cartesia.decode_message(said))
+            while isinstance(message := await _next_message(socket, service), cartesia.Unknown):
+                ignored += 1
+            request_id = _connected(message)
         except BaseException:
             socket.abort("not connected")
             raise
-    return Stream(socket, request_id, service)
+    return Stream(socket, request_id, service, ignored)
+
+
+async def _next_message(socket: Socket, service: Service) -> cartesia.ServerMessage:
+    return cartesia.decode_message(service.without_key(await socket.receive()))
 
 
 @contextmanager
