@@ -62,3 +62,29 @@ async def test_a_death_is_told_once(
         name if isinstance(name, bytes) else name.encode() for name in ALIEN
     }
     assert await one.consumers(0) == {"one": True}
+
+
+async def test_who_leaves_is_not_called_dead(
+    as_worker: Redis,
+    bus_prefix: str,
+    expected_leftovers: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected_leftovers.append("sessions")
+    keys = Keys(bus_prefix)
+    one, two = (Intake(as_worker, keys, name, f"nonce-{name}") for name in ("one", "two"))
+    await one.ensure_group()
+    watcher, watched = (Liveness(as_worker, BusHealth(), keys, intake) for intake in (one, two))
+    for intake in (one, two):
+        await intake.read_new(1, 1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watcher.watch)
+        async with anyio.create_task_group() as life:
+            life.start_soon(watched.proclaim)
+            await anyio.sleep(3 * LOOK_S)
+            life.cancel_scope.cancel()
+        assert await two.retire("two")
+        await anyio.sleep(4 * LOOK_S)  # before the list is read again in any case
+        tasks.cancel_scope.cancel()
+    assert not watcher.dead
+    assert not [line for line in caplog.messages if "is dead" in line]

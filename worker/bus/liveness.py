@@ -134,7 +134,7 @@ class Liveness:
         others = {self._keys.alive(name): name for name in self._others}
         if not others:
             return
-        ids = {record.consumer: worker_id for worker_id, record in self._records.items()}
+        lost = []
         for channel, count in (await counts.of([*others])).items():
             consumer = others[channel]
             if count:
@@ -142,9 +142,15 @@ class Liveness:
                 self._missed.discard(consumer)
                 self.dead.discard(consumer)
             elif consumer in self._missed and consumer not in self.dead | self._distrusted:
-                self._declare_dead(consumer, ids.get(consumer))
+                lost.append(consumer)
             elif consumer in self._seen:
                 self._missed.add(consumer)
+        if not lost:
+            return
+        names = {record.consumer: worker_id for worker_id, record in self._records.items()}
+        await self._read_records()  # who left in good order is off the list by now
+        for consumer in self._others & {*lost}:
+            self._declare_dead(consumer, names.get(consumer))
 
     def _declare_dead(self, consumer: str, worker_id: str | None) -> None:
         self.dead.add(consumer)
