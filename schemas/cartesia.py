@@ -1,7 +1,8 @@
 """Messages of Cartesia's realtime turns API (`/stt/turns/websocket`).
 
 Within a version the service may add events and fields, so reading is lenient: unknown fields are
-ignored, unknown events become `Unknown`, and every field of an error may be absent or null.
+ignored, unknown events become `Unknown`, and every field but `type` may be absent or null: a
+transcript is then as the turn's last message had it.
 """
 
 import msgspec
@@ -24,13 +25,13 @@ class TurnStart(Message, frozen=True, kw_only=True, tag="turn.start"):
 class TurnUpdate(Message, frozen=True, kw_only=True, tag="turn.update"):
     """Cumulative text of the current turn."""
 
-    transcript: str
+    transcript: str | None = None
 
 
 class TurnEagerEnd(Message, frozen=True, kw_only=True, tag="turn.eager_end"):
     """The user might be done."""
 
-    transcript: str
+    transcript: str | None = None
 
 
 class TurnResume(Message, frozen=True, kw_only=True, tag="turn.resume"):
@@ -40,7 +41,7 @@ class TurnResume(Message, frozen=True, kw_only=True, tag="turn.resume"):
 class TurnEnd(Message, frozen=True, kw_only=True, tag="turn.end"):
     """The turn is over."""
 
-    transcript: str
+    transcript: str | None = None
 
 
 class Error(Message, frozen=True, kw_only=True, tag="error"):

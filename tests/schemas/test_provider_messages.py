@@ -47,6 +47,8 @@ from schemas.cartesia import (
             '{"type":"error","title":"t","message":"m","error_code":"c","status_code":400,"doc_url":"d"}',
             Error(title="t", message="m", error_code="c", status_code=400, doc_url="d"),
         ),
+        ('{"type":"turn.update"}', TurnUpdate()),
+        ('{"type":"turn.end","transcript":null}', TurnEnd()),
         ('{"type":"error"}', Error()),
         ('{"type":"error","status_code":null,"error_code":null}', Error()),
         ('{"type":"error","request_id":null,"title":null,"message":null}', Error()),
@@ -76,8 +78,6 @@ def test_any_other_type_is_unknown_and_harmless(kind: str, value: str) -> None:
         "[]",
         "{}",
         '{"type":1}',
-        '{"type":"turn.update"}',
-        '{"type":"turn.end","transcript":null}',
         '{"type":"turn.end","transcript":1}',
     ],
 )

@@ -476,6 +476,8 @@ async def test_cancelling_the_wait_for_connected_leaves_nothing_open() -> None:
         ({"type": "turn.start", "turn_id": 7}, cartesia.TurnStart()),
         ({"type": "turn.update", "transcript": " a"}, cartesia.TurnUpdate(transcript=" a")),
         ({"type": "turn.end", "transcript": ""}, cartesia.TurnEnd(transcript="")),
+        ({"type": "turn.end"}, cartesia.TurnEnd()),
+        ({"type": "turn.update", "transcript": None}, cartesia.TurnUpdate()),
         ({"type": "turn.new", "transcript": 5}, cartesia.Unknown("turn.new")),
         (
             {"type": "error", "status_code": 400, "message": "no such command"},
@@ -512,8 +514,7 @@ async def test_messages_of_a_conversation(
             400,
         ),
         ({"type": "error", "status_code": 429}, SttBusy, 429),
-        ({"type": "turn.end"}, SttTransient, 0),
-        ({"type": "turn.update", "transcript": None}, SttTransient, 0),
+        ({"type": "turn.end", "transcript": 5}, SttTransient, 0),
         ({"type": 5}, SttTransient, 0),
         ("[1]", SttTransient, 0),
         ("{", SttTransient, 0),

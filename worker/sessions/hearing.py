@@ -23,7 +23,6 @@ service's lag and the onset it needs."""
 _INPUTS: dict[type, Input] = {
     cartesia.TurnUpdate: Input.UPDATE,
     cartesia.TurnEagerEnd: Input.EAGER_END,
-    cartesia.TurnResume: Input.RESUME,
 }
 
 TurnMessage = (
@@ -81,6 +80,7 @@ class Hearing:
         self._held_end: _HeldEnd | None = None
         self._lull: _Lull | None = None
         self._quiet: _Quiet | None = None
+        self._said = ""  # of the turn on this socket, last
         self.flushing = False
         """Whether the service was asked for the rest of what was sent."""
 
@@ -92,6 +92,7 @@ class Hearing:
     def socket_opened(self, now: float) -> None:
         """Begin on a new socket."""
         self.flushing = False
+        self._said = ""
         self._tracker.socket_opened()
         self._seam.reset(now)
 
@@ -105,6 +106,7 @@ class Hearing:
         """Act upon a message that arrived then."""
         match message:
             case cartesia.TurnStart():
+                self._said = ""
                 again = self._tracker.open
                 self._hear(Input.START, None, arrival)
                 quiet_before = self._seam.turn_started(arrival)
@@ -113,18 +115,19 @@ class Hearing:
                     self._quiet = _Quiet(quiet_before, arrival.at)
             case cartesia.TurnEnd():
                 self._lull = None
-                self._take_end(message.transcript, arrival)
-            case _:
-                text = getattr(message, "transcript", None)
-                self._hear(_INPUTS[type(message)], text, arrival)
-                if isinstance(message, cartesia.TurnResume) and self._tracker.heard:
+                self._take_end(self._text_of(message), arrival)
+            case cartesia.TurnResume():
+                self._hear(Input.RESUME, None, arrival)
+                if self._tracker.heard:
                     self._seam.turn_resumed(arrival)
-                if text is not None and self._tracker.heard:
+            case _:
+                text = self._text_of(message)
+                self._hear(_INPUTS[type(message)], text, arrival)
+                if self._tracker.heard:
                     self._seam.turn_worded(text, arrival)
                     self._settle_lull(text)
                 if isinstance(message, cartesia.TurnEagerEnd) and self._tracker.heard:
-                    text = self._tracker.whole(message.transcript)
-                    lull = _Lull(text, arrival, self._seam.worded)
+                    lull = _Lull(self._tracker.whole(text), arrival, self._seam.worded)
                     self._lull = lull if self._seam.prompt else None
 
     def heard_anything(self, arrival: Moment, waiting: int) -> None:
@@ -162,6 +165,14 @@ class Hearing:
         """Commit audio between turns, heard up to that session byte and found empty."""
         if not self.inside_turn:
             self._settle(heard - self._uplink.bytes_of(HEARD_MARGIN_MS))
+
+    def _text_of(
+        self, message: cartesia.TurnUpdate | cartesia.TurnEagerEnd | cartesia.TurnEnd
+    ) -> str:
+        """Return the turn's text; where a message leaves it out, it is as before."""
+        if message.transcript is not None:
+            self._said = message.transcript
+        return self._said
 
     def _hear(self, said: Input, text: str | None, arrival: Moment) -> None:
         self._narrator.tell(self._tracker.hear(said, text, arrival.fed))

@@ -1,0 +1,83 @@
+"""Services that say what ours never does, and what their documents do not rule out."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from schemas.turns import SessionEnded, TurnUpdate
+from tests.stage import PCM16, Stage, check_order, words
+from worker.local.engines.script import hush, say
+
+Line = tuple[int, dict[str, Any]]
+"""What is said once so many milliseconds of audio have come on a socket."""
+
+MS = 32
+"""Bytes of audio a millisecond."""
+
+
+class Odd:
+    """A service that speaks by the clock of the audio it gets, whatever that holds."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self.url = ""
+        self.connections = 0
+        self._lines = lines
+
+    @classmethod
+    @asynccontextmanager
+    async def serve(cls, *lines: Line) -> "AsyncIterator[Odd]":
+        """Listen, and answer each connection with the same lines."""
+        service = cls(lines)
+        async with serve(service._answer, "127.0.0.1", 0) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            service.url = f"ws://127.0.0.1:{port}/stt/turns/websocket"
+            yield service
+
+    async def _answer(self, ws: ServerConnection) -> None:
+        self.connections += 1
+        heard = 0
+        left = [*self._lines]
+        try:
+            await ws.send('{"type":"connected"}')
+            async for message in ws:
+                if isinstance(message, str):
+                    await ws.close()
+                    return
+                heard += len(message)
+                while left and left[0][0] * MS <= heard:
+                    await ws.send(json.dumps(left.pop(0)[1]))
+        except ConnectionClosed:
+            pass  # the worker dropped it
+
+
+@pytest.mark.parametrize("text", [{}, {"transcript": None}], ids=["left out", "null"])
+async def test_a_transcript_that_is_not_there_is_as_it_was(
+    stage: Stage, text: dict[str, None]
+) -> None:
+    """As of a server that leaves out what is empty, or what did not change."""
+    lines: list[Line] = [
+        (200, {"type": "turn.start"}),
+        (200, {"type": "turn.update", **text}),
+        (300, {"type": "turn.update", "transcript": "w1"}),
+        (400, {"type": "turn.eager_end", **text}),
+        (500, {"type": "turn.resume"}),
+        (600, {"type": "turn.update", **text}),
+        (800, {"type": "turn.end", **text}),
+        (1_000, {"type": "turn.start"}),
+        (1_600, {"type": "turn.end", **text}),
+    ]
+    sound = say([1], PCM16) + hush(600, PCM16) + say([2], PCM16) + hush(800, PCM16)
+    async with Odd.serve(*lines) as service, stage.worker(stt_url=service.url):
+        await stage.announce("call-1")
+        await stage.play("call-1", sound)
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1]
+    assert [event.turns for event in events if isinstance(event, SessionEnded)] == [2]
+    assert [each.transcript for each in events if isinstance(each, TurnUpdate)] == ["w1"]
+    assert service.connections == 1
