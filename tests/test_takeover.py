@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from schemas.keys import GROUP, Keys
+from schemas.keys import GROUP, RELEASED, Keys
 from schemas.turns import SessionError, SessionStarted, TurnEnd, TurnStart, TurnUpdate
 from tests.stage import KEY, PCM16, Stage, check_order, kinds, words
 from tests.users import GuardedRedis
@@ -117,6 +117,21 @@ async def test_stopped_inside_a_turn(stage: Stage, tmp_path: Path) -> None:
         "whoever is told to stop inside a turn ends the turn itself"
     )
     assert await stage.redis.exists(f"{stage.prefix}:workers") == 0
+
+
+async def test_what_is_under_way_goes_before_what_is_new(stage: Stage) -> None:
+    """Where there is no room for all, those should not wait longest in which somebody speaks."""
+    sessions = f"{stage.prefix}:sessions"
+    await stage.redis.xgroup_create(sessions, GROUP, id="0", mkstream=True)
+    calls = ("under-way", "new-1", "new-2")
+    for call in calls:
+        await stage.announce(call)
+        await stage.append(call, end="1")
+        if call == "under-way":
+            await stage.redis.xreadgroup(GROUP, RELEASED, {sessions: ">"})
+    async with stage.worker(max_sessions=1):
+        events = await stage.until_ended(*calls)
+    assert min(calls, key=lambda call: events[call][0].at) == "under-way"
 
 
 async def test_what_waits_for_a_socket_is_handed_on_at_once(stage: Stage, stt: TurnsServer) -> None:

@@ -33,24 +33,24 @@ class Arrivals:
         """Entry and delivery count of every claim under way."""
 
     async def look_for(self, room: int) -> list[Owned]:
-        """Return up to `room` sessions that are ours from now on: new, given back, or orphaned."""
+        """Return up to `room` sessions that are ours from now on: given back, orphaned, or new.
+
+        Those that are under way come first: their callers speak, and what they said grows old.
+        """
         intake = self._host.intake
-        new = await patiently(self._host.health, lambda: intake.read_new(room, INTAKE_BLOCK_MS))
-        if len(new) == room:
-            return new
         lease_ms = self._lease_ms
         # Idle times ran on while Redis was away: for one lease after, owners get to speak first.
         patience_ms = lease_ms if self._host.health.up_for_s * 1000 > lease_ms else 2**40
         dead = sorted(self._liveness.dead)
-        adopted = await patiently(
-            self._host.health, lambda: intake.adopt(room - len(new), patience_ms, dead)
-        )
+        adopted = await patiently(self._host.health, lambda: intake.adopt(room, patience_ms, dead))
         owners = {owned.owner for owned in adopted} - {RELEASED}
         for owned in adopted:
             fate = "killed" if owned.owner in dead else "silent"
             self._host.stats.takeovers["released" if owned.owner == RELEASED else fate] += 1
         await self._liveness.forget(owners | set(dead))
-        return new + adopted
+        if adopted:
+            return adopted
+        return await patiently(self._host.health, lambda: intake.read_new(room, INTAKE_BLOCK_MS))
 
     async def try_again(self) -> None:
         """Claim anew the sessions that crashed and have waited."""
