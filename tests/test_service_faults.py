@@ -158,6 +158,39 @@ async def test_settings_refused_on_the_way_do_not_end_the_session_later(
     assert dropped.message.startswith("turn settings given since the session began are dropped: ")
 
 
+async def test_settings_refused_as_the_session_ends_cost_no_word(
+    stage: Stage, stt: TurnsServer
+) -> None:
+    """The refusal comes when the service was asked for the rest already."""
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16), end=False)
+        await stage.until("call-1", TurnUpdate)
+        settings = '{"turn_eager_end_threshold":0.3}'
+        await stage.append("call-1", audio=say([2], PCM16), config=settings, end="1")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1, 2]
+    (refused,) = [event for event in events if isinstance(event, SessionError)]
+    assert (refused.status, refused.fatal) == (400, False)
+    assert len(stt.connections) == 1
+
+
+@pytest.mark.parametrize("how", ["error=400", "error=400:open", "error=400:1012"])
+async def test_a_flush_that_is_refused(stage: Stage, stt: TurnsServer, how: str) -> None:
+    stt.faults.set(f"{how}@flush")
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.append("call-1", audio=say([1], PCM16))
+        await stage.until("call-1", TurnUpdate)
+        await stage.append("call-1", end="1")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1]
+    assert [event.fatal for event in events if isinstance(event, SessionError)] == [False]
+    assert len(stt.connections) == 1
+
+
 async def test_a_refusal_at_real_time_is_not_one_of_the_pace(
     stage: Stage, stt: TurnsServer
 ) -> None:

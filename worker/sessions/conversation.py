@@ -3,15 +3,21 @@
 It ends when the service closes the socket after our `close`, all being said; or the socket is lost.
 """
 
+import anyio
+
 from schemas import cartesia
 from worker.bus.commits import CRASHED
-from worker.errors import SttTransient
+from worker.errors import SttError, SttTransient
 from worker.host import Host
 from worker.sessions.parts import Parts
 from worker.stt.cartesia import Stream
 from worker.telemetry.logs import SessionName
 
 FLUSH_DEADLINE_S = 10.0
+
+REFUSED_FLUSH_S = 2.0
+"""Silence that ends a flush after an in-band refusal: it may be of the flush, or of settings that
+were sent before that, and then all the rest comes."""
 
 CALM_S = 0.4
 """Between looks at a socket while audio flows: before filler is due, and well within the time in
@@ -44,6 +50,7 @@ class Conversation:
         self._since = now
         self._calm_until = 0.0
         self._flushing_since = 0.0
+        self._flush_refused = False
 
     @property
     def catching_up(self) -> bool:
@@ -102,29 +109,39 @@ class Conversation:
         self._hearing.conclude("close")
 
     async def _listen(self) -> None:
-        stream = self.stream
-        while (message := await stream.receive()) is not None:
-            arrival = self._uplink.log.moment(stream.socket.received_at)
-            self._hearing.heard_anything(arrival, stream.socket.waiting)
-            match message:
-                case cartesia.Error() if self.flushing:
-                    return  # nothing more will come of what was sent
-                case cartesia.Error() if self._uplink.hastened_within(PACE_REFUSAL_S):
-                    self._uplink.slow_down()
-                    raise SttTransient(f"refused while catching up: {message.message}", status=400)
-                case cartesia.Error():
-                    self._narrator.error(
-                        message.error_code or "stt_error",
-                        message.message or message.title or "the service gave no reason",
-                        status=message.status_code or 0,
-                    )
-                case cartesia.Unknown():
-                    self._host.stats.provider_unknown += 1
-                case cartesia.Connected():
-                    pass
-                case _:
-                    self._hearing.take(message, arrival)
-            self._upkeep.said()
+        with anyio.CancelScope() as patience:
+            try:
+                while (message := await self.stream.receive()) is not None:
+                    self._take(message)
+                    if self._flush_refused:
+                        patience.deadline = anyio.current_time() + REFUSED_FLUSH_S
+            except SttError:
+                if not self._flush_refused:
+                    raise
+
+    def _take(self, message: cartesia.ServerMessage) -> None:
+        arrival = self._uplink.log.moment(self.stream.socket.received_at)
+        self._hearing.heard_anything(arrival, self.stream.socket.waiting)
+        match message:
+            case cartesia.Error() if not self.flushing and self._uplink.hastened_within(
+                PACE_REFUSAL_S
+            ):
+                self._uplink.slow_down()
+                raise SttTransient(f"refused while catching up: {message.message}", status=400)
+            case cartesia.Error():
+                self._flush_refused = self.flushing
+                self._narrator.error(
+                    message.error_code or "stt_error",
+                    message.message or message.title or "the service gave no reason",
+                    status=message.status_code or 0,
+                )
+            case cartesia.Unknown():
+                self._host.stats.provider_unknown += 1
+            case cartesia.Connected():
+                pass
+            case _:
+                self._hearing.take(message, arrival)
+        self._upkeep.said()
 
     def _flush(self, now: float) -> None:
         self.flushing = self._hearing.flushing = True
