@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from tests.stage import KEY, Place, Stage
 from tests.users import GuardedRedis, as_user, grant, refusals
 from worker.bus.connection import connect
-from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel
+from worker.local.cluster import SERVICE, EmbeddedCluster, EmbeddedSentinel
 from worker.local.engines.script import ScriptEngine, ScriptOptions
 from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
@@ -63,11 +63,17 @@ def redis_cluster() -> Iterator[EmbeddedCluster]:
 
 @pytest.fixture(scope="session")
 def redis_sentinel() -> Iterator[EmbeddedSentinel]:
-    """One master with its sentinel for the whole run; nobody breaks it."""
+    """One master with its sentinel for the whole run; nobody breaks it.
+
+    Nor does the sentinel take the master for lost that stands still for a moment.
+    """
     with (
         start_blocking_portal("asyncio") as portal,
         portal.wrap_async_context_manager(EmbeddedSentinel.start()) as servers,
     ):
+        with blocking.Redis.from_url(servers.sentinel.url) as sentinel:
+            setting = ("SENTINEL", "SET", SERVICE, "down-after-milliseconds", 3_600_000)
+            sentinel.execute_command(*setting)
         yield servers
 
 

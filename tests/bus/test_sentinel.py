@@ -29,7 +29,8 @@ async def test_a_password_goes_to_sentinels_that_want_one() -> None:
                 await admin.config_set("masterauth", "secret")
                 await admin.config_set("requirepass", "secret")
         async with client(servers.sentinel) as admin:
-            await tell(admin, "SENTINEL", "SET", SERVICE, "auth-pass", "secret")
+            patient = ("down-after-milliseconds", 3_600_000)
+            await tell(admin, "SENTINEL", "SET", SERVICE, "auth-pass", "secret", *patient)
         url = servers.url.replace("://", "://:secret@")
         async with connect(url) as redis:
             assert await redis.ping(), "the sentinel is open, and is not told the password"
