@@ -1,11 +1,15 @@
 """Metrics as OTLP: real protobuf over real HTTP, and when none is sent."""
 
+import socket
+from pathlib import Path
+
 import anyio
 import pytest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric
 
 from tests.collector import Collector, attributes, collecting
 from tests.stage import PCM16, Stage
+from tests.waiting import PATIENCE_S
 from worker.errors import SettingsError
 from worker.local.engines.script import say
 from worker.telemetry.meter import Meter
@@ -71,6 +75,26 @@ async def test_every_metric_arrives(stage: Stage, monkeypatch: pytest.MonkeyPatc
     assert _points(arrived["turnbus.events"])["turn.end"] == 1
     assert _points(arrived["turnbus.sessions.limit"]) == {"": 500}
     assert arrived["turnbus.connect.duration"].histogram.data_points[0].count == 1
+
+
+async def test_a_collector_that_says_nothing_holds_up_no_exit(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TRACES", "METRICS"):
+        monkeypatch.setenv(f"OTEL_{name}_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "120")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and no more
+        monkeypatch.setenv(
+            "OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
+        async with stage.worker_process("w1", tmp_path / "log") as process:
+            await stage.announce("s")
+            await stage.play("s", say([1], PCM16), pause_s=0)
+            await stage.until_ended("s")
+            process.terminate()
+            with anyio.fail_after(PATIENCE_S):
+                assert await process.wait() == 0
+    assert "the last spans are lost" in await anyio.Path(tmp_path / "log").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from worker.telemetry.meter import Meter
 from worker.telemetry.metrics import readings
 from worker.telemetry.otlp import MetricPush, metric_push
 
-HARD_STOP_S = 8.0
-"""After the drain budget, when everything is dropped: leases hand it on."""
+HARD_STOP_S = 6.0
+"""After the drain budget, when everything is dropped: leases hand it on. Ten seconds less what the
+last exports of metrics and of spans may take."""
 
 COLLECT_AFTER = (20_000, 20, 20)
 """When Python looks for rings of objects: seldom, for sessions leave none, and a thousand of them

@@ -3,8 +3,10 @@
 Spans are made in `worker.telemetry.spans`, metrics in `worker.telemetry.metrics`.
 """
 
+import logging
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import IO, Literal, TypeAlias
@@ -18,7 +20,12 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from worker.errors import SettingsError
 from worker.extras import how_to_install
 
+log = logging.getLogger(__name__)
+
 SERVICE_NAME = "turnbus"
+
+LAST_EXPORT_S = 2.0
+"""How long the last export of each signal may take, once all else is done."""
 
 Signal: TypeAlias = Literal["traces", "metrics"]
 
@@ -93,10 +100,15 @@ def _of_otlp(signal: Signal, env: Mapping[str, str], what: str, default: str) ->
 
 
 def shut_down() -> None:
-    """Send what is still buffered."""
+    """Send what is still buffered, as far as the collector takes it at once."""
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider):
-        provider.shutdown()
+        # The SDK would wait for half a minute. Nobody waits for a daemon, not even the end.
+        last = threading.Thread(target=provider.shutdown, daemon=True)
+        last.start()
+        last.join(LAST_EXPORT_S)
+        if last.is_alive():
+            log.warning("the last spans are lost: the collector takes too long")
 
 
 def _exporter(name: str, console: IO[str]) -> SpanExporter | None:

@@ -6,11 +6,14 @@ the start of the process.
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import anyio
-import anyio.to_thread
+import anyio.from_thread
+from anyio.lowlevel import current_token
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     ConsoleMetricExporter,
@@ -30,7 +33,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from worker.errors import SettingsError
 from worker.extras import how_to_install
-from worker.telemetry import SERVICE_NAME, collector, named, resource
+from worker.telemetry import LAST_EXPORT_S, SERVICE_NAME, collector, named, resource
 from worker.telemetry.meter import Meter
 from worker.telemetry.metrics import Reading, readings
 from worker.telemetry.stats import Histogram
@@ -39,9 +42,6 @@ log = logging.getLogger(__name__)
 
 INTERVAL_MS = 60_000.0
 """Between exports, unless `OTEL_METRIC_EXPORT_INTERVAL` says otherwise."""
-
-LAST_EXPORT_S = 2.0
-"""How long the export at the end may take."""
 
 _SCOPE = InstrumentationScope(SERVICE_NAME)
 
@@ -67,8 +67,18 @@ class MetricPush:
 
     async def _export(self, meter: Meter) -> None:
         data = metrics_data(readings(meter), self._resource, self._started_ns, time.time_ns())
-        # The exporter logs what goes wrong, and tries again for some seconds.
-        await anyio.to_thread.run_sync(self._exporter.export, data, abandon_on_cancel=True)
+        sent, loop = anyio.Event(), current_token()
+
+        def export() -> None:
+            try:
+                self._exporter.export(data)  # logs what goes wrong, and tries for some seconds
+            finally:
+                with suppress(RuntimeError):  # the event loop has ended
+                    anyio.from_thread.run_sync(sent.set, token=loop)
+
+        # A daemon: the end of the process would wait for a thread of anyio's.
+        threading.Thread(target=export, daemon=True).start()
+        await sent.wait()
 
 
 def metric_push(worker_id: str, env: Mapping[str, str] = os.environ) -> MetricPush | None:
