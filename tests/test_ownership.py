@@ -133,3 +133,24 @@ async def test_a_session_that_is_over_is_not_given_back(
         worker.stop()
         stopping.set()
     assert await stage.redis.xlen(f"{stage.prefix}:sessions") == 0
+
+
+@pytest.mark.parametrize("lost", LOST)
+async def test_an_entry_lost_just_before_it_is_given_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """No heartbeat comes in between."""
+    monkeypatch.setattr("worker.service.HEARTBEAT_S", 3_600.0)
+    sessions = f"{stage.prefix}:sessions"
+    async with stage.worker(drain_s=0.0):
+        entry = await stage.announce("call-1")
+        await stage.play("call-1", say([1, 2], PCM16), end=False)
+        await stage.until("call-1", TurnUpdate, 2)
+        await LOST[lost](stage.redis, sessions, entry)
+    async with stage.worker(worker_id="two"):
+        await stage.play("call-1", say([3], PCM16) + hush(900, PCM16))
+        events = (await stage.until_ended("call-1"))["call-1"]
+        await no_longer(lambda: stage.redis.xlen(sessions), "the entry")
+    check_order(events)
+    assert words(events) == [1, 2, 3]
+    assert {event.run for event in events} == {entry}

@@ -147,7 +147,8 @@ class Roster:
             with anyio.move_on_after(GIVE_BACK_GRACE_S):
                 await session.settle()
                 release = partial(self._host.intake.release, [(fence.entry, fence.count)])
-                await patiently(self._host.health, release)
+                if not await patiently(self._host.health, release):
+                    await self.announce_again(session)  # unless it is another's by now
                 session.trace.handed_over(fence.entry, began)
                 log.info("%s: given back", session.name)
         except CommitRefused as refusal:
@@ -155,7 +156,10 @@ class Roster:
 
     async def give_back_held(self) -> None:
         """Let any worker take the sessions that wait to be tried again."""
-        held = [(each.fence.entry, each.fence.count) for each in self._host.crashes.held]
+        held = self._host.crashes.held
+        pairs = [(each.fence.entry, each.fence.count) for each in held]
         if held:
             with anyio.move_on_after(GIVE_BACK_GRACE_S):
-                await patiently(self._host.health, lambda: self._host.intake.release(held))
+                given = await patiently(self._host.health, lambda: self._host.intake.release(pairs))
+                for ownership in held if given < len(held) else ():
+                    await self.put_back(ownership)

@@ -248,12 +248,16 @@ class Intake:
             ),
         )
 
-    async def release(self, owned: list[tuple[str, int]]) -> None:
-        """Give entries back, for any worker with room to take at once."""
-        await self._run(
+    async def release(self, owned: list[tuple[str, int]]) -> int:
+        """Give entries back, for any worker with room to take at once; return how many were ours.
+
+        One that vanished from the stream is not.
+        """
+        given: int = await self._run(
             scripts.RELEASE,
             [GROUP, self.consumer, RELEASED, *(part for pair in owned for part in pair)],
         )
+        return given
 
     async def settle(self, entry: str) -> None:
         """Remove an entry whose session is over, or never was. Safe to repeat."""
