@@ -9,8 +9,9 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from schemas.turns import SessionEnded, TurnUpdate
+from schemas.turns import SessionEnded, TurnEnd, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, words
+from worker.core import watchdog
 from worker.local.engines.script import hush, say
 
 Line = tuple[int, dict[str, Any]]
@@ -81,3 +82,22 @@ async def test_a_transcript_that_is_not_there_is_as_it_was(
     assert [event.turns for event in events if isinstance(event, SessionEnded)] == [2]
     assert [each.transcript for each in events if isinstance(each, TurnUpdate)] == ["w1"]
     assert service.connections == 1
+
+
+async def test_what_nobody_knows_does_not_keep_a_stuck_turn_open(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count of what is to be paid, say, with every second of audio."""
+    monkeypatch.setattr(watchdog, "MARGIN_MS", 1_000.0)
+    lines: list[Line] = [
+        (200, {"type": "turn.start"}),
+        (300, {"type": "turn.update", "transcript": "w1"}),
+        *((ms, {"type": "usage"}) for ms in range(1_000, 60_000, 1_000)),
+    ]
+    async with Odd.serve(*lines) as service, stage.worker(stt_url=service.url) as worker:
+        await stage.announce("call-1", turn_end_timeout_ms="640")
+        await stage.append("call-1", audio=say([1], PCM16) + hush(200, PCM16))
+        end = await stage.until("call-1", TurnEnd)
+        assert worker.host.stats.provider_unknown > 1
+    assert (end.reason, end.transcript) == ("watchdog", "w1")
+    assert service.connections == 2

@@ -137,6 +137,7 @@ class Conversation:
                 )
             case cartesia.Unknown():
                 self._host.stats.provider_unknown += 1
+                return  # a service that is stuck may send such for ever
             case cartesia.Connected():
                 pass
             case _:
