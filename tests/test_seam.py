@@ -139,3 +139,31 @@ def test_a_worker_stood_still_in_a_pause_that_did_not_end_the_turn(
     ]
     cut = _cut(bytes(sound), call, (at + 0.82, at + 2.42), usual_lag_s)
     assert cut_from <= cut <= cut_from + 2_143
+
+
+@pytest.mark.parametrize("usual_lag_s", [0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("pause_ms", [210, 228, 300, 400])
+def test_the_link_stood_still_over_a_pause_that_did_not_end_the_turn(
+    pause_ms: int, usual_lag_s: float
+) -> None:
+    """The turn's last word and its end come together, after a second of nothing.
+
+    Both pauses were sent in that second, or shortly before; but had the turn ended in the first,
+    the word after it would have begun another by now.
+    """
+    sound = hush(400, AUDIO) + say([0], AUDIO) + hush(60, AUDIO) + say([1], AUDIO)
+    sound += hush(pause_ms, AUDIO) + say([2], AUDIO)
+    ends_ms = 860 + pause_ms + 200
+    sound += hush(695, AUDIO) + say([3], AUDIO)
+    held_until = ends_ms / 1_000 + 0.48 + 0.2
+    call: list[Sent | Said] = [
+        *_live(ends_ms + 650),
+        Said(0.60, "turn.start"),
+        Said(0.78, "turn.update", "zero"),
+        Said(1.02, "turn.update", "zero one"),
+        Said(held_until, "turn.update", "zero one two"),
+        Said(held_until + 0.026, "turn.eager_end", "zero one two"),
+        Said(held_until + 0.027, "turn.end", "zero one two"),
+    ]
+    cut = _cut(sound, call, (0.0, 0.1), usual_lag_s)
+    assert ends_ms <= cut <= ends_ms + 695

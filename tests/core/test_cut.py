@@ -177,6 +177,7 @@ def _pauses(look: Timeline, end: float) -> list[Pause]:
             (count - min(start + PAUSE_MS // FRAME_MS, over)) * FRAME_MS / 1000,
             _sent(look, over, end),
             look.positions[(start + over) // 2],
+            followed_s=(count - over) * FRAME_MS / 1000,
         )
         for start, over in pauses(look.silent)
     ]
@@ -402,6 +403,26 @@ def test_of_pauses_as_likely_as_each_other_the_first_counts() -> None:
     pair = choose_pair([_onset(500, 0.2)], held_up, 0.2)
     assert pair is not None
     assert pair.pause.middle == 1
+
+
+@pytest.mark.parametrize(
+    ("followed_s", "lag_s", "chosen"),
+    [
+        (0.0, 0.2, "inner"),  # there is no sound after it, or what waits to be read tells
+        (0.4, 0.2, "inner"),  # the service has hardly heard enough of it
+        (0.5, 0.2, "last"),
+        (3.0, 0.2, "last"),
+        (3.0, 2.9, "inner"),  # it is that late
+    ],
+)
+def test_a_pause_was_no_end_if_nobody_speaks_of_the_sound_after_it(
+    followed_s: float, lag_s: float, chosen: str
+) -> None:
+    inner = Pause(1_000, 0.0, 5.3, 1_300, 1, followed_s=followed_s)
+    last = Pause(2_000, 0.0, 4.3, 2_300, 2)
+    pair = choose_pair([_onset(500, lag_s)], [inner, last], lag_s)
+    assert pair is not None
+    assert pair.pause is {"inner": inner, "last": last}[chosen]
 
 
 def test_a_line_without_a_pause_is_no_noise() -> None:

@@ -11,10 +11,11 @@ long before the events arrived. Where several pairs do (a cough before the turn 
 it), the lag of the turn before decides; on a new socket the first sound counts, which is the
 turn's unless there was noise.
 
-Lag is not always steady: on a busy machine, or in a slow network, single events come late. So two
+Lag is not always steady: on a busy machine, or in a slow network, single events come late. So three
 more things count. A turn was not over before the silences after which the service took its end
-back. And once all that is said of a turn had been worded, the next silence covers it, whatever is
-said, or sent, afterwards.
+back. Once all that is said of a turn had been worded, the next silence covers it, whatever is said,
+or sent, afterwards. And a sound after a silence that ended a turn begins the next: where nobody has
+said so by the time it should be known, it was the same turn's.
 
 Audio is looked at as 10 ms frames of what was sent, oldest first and filler included; filler counts
 as silence. Quiet is relative, for lines have noise.
@@ -87,6 +88,9 @@ class Pause(NamedTuple):
     """Session byte in its middle."""
     begun: bool = True
     """Whether its beginning is seen, and not before what is looked at."""
+    followed_s: float = 0.0
+    """How long before `turn.end` arrived a sound was sent after it of which nothing is said yet; 0
+    if there was none, or if something waits to be read that may speak of it."""
 
 
 def timeline(
@@ -137,6 +141,11 @@ class Match(NamedTuple):
     apart_s: float
     """By how much it was another at the pause."""
 
+    def doubt_s(self, usual_s: float) -> float:
+        """Say how unlikely it is, the lag usually being that, in seconds of unexplained lag."""
+        unsaid_s = max(0.0, self.pause.followed_s - self.lag_s - SURE_S[1])
+        return self.apart_s + unsaid_s + STEADY * abs(self.lag_s - usual_s)
+
 
 def choose_pair(
     starts: Sequence[Onset], ends: Sequence[Pause], usual_lag_s: float | None
@@ -157,9 +166,7 @@ def choose_pair(
         if ended.sent > began.sent
     ]
     # Of several as good as each other, as when all was held up, the first: the service heard it so.
-    return min(
-        matches, key=lambda one: one.apart_s + STEADY * abs(one.lag_s - usual_s), default=None
-    )
+    return min(matches, key=lambda one: one.doubt_s(usual_s), default=None)
 
 
 def match(began: Onset, ended: Pause, usual_s: float) -> Match:

@@ -89,7 +89,8 @@ class Seam:
         self._heard_at = now  # the last message
         self._quiet_at = now  # the last one before what came together with that
         self._behind = 0  # messages in that so far
-        self._burst = 0  # and those that wait
+        self._waiting = 0
+        self._burst = 0  # both
         self._start = _Start(now, None, surely=False, sounds=[])
         self._begin_turn(0)
         self._lag_before_s: float | None = None  # of the turn before, on this socket
@@ -100,6 +101,7 @@ class Seam:
             self._quiet_at, self._behind = self._heard_at, 0
         self._heard_at = arrival.at
         self._behind += 1
+        self._waiting = waiting
         self._burst = self._behind + waiting
         if self._burst >= BURST and self._start.arrived_at > self._quiet_at:
             self._start = self._start._replace(
@@ -232,7 +234,8 @@ class Seam:
             decided_at = self._uplink.log.sent_at(first + decided * self._frame)
             over_at = self._uplink.log.sent_at(first + end * self._frame)
             if decided_at is not None and over_at is not None:
-                over_at = arrival.at if end == len(look.silent) else over_at
+                lasts = end == len(look.silent)
+                over_at = arrival.at if lasts else over_at
                 found.append(
                     Pause(
                         sent=first + start * self._frame,
@@ -241,6 +244,7 @@ class Seam:
                         until=first + end * self._frame,
                         middle=look.positions[(start + end) // 2],
                         begun=start > 0,
+                        followed_s=0.0 if lasts or self._waiting else arrival.at - over_at,
                     )
                 )
         ends = after_last_word(found, worded)
