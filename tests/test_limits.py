@@ -3,11 +3,17 @@
 import time
 
 import anyio
+import pytest
 
+from schemas.keys import Keys
 from schemas.turns import AudioGap, SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
 from tests.stage import PCM16, Stage, check_order, words
 from tests.waiting import eventually
+from worker.bus import gate
+from worker.bus.connection import BusHealth, connect
+from worker.bus.gate import Gate, Seat
 from worker.local.engines.script import ScriptEngine, hush, say
+from worker.local.redis import EmbeddedRedis
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
 
@@ -90,3 +96,29 @@ async def test_an_open_turn_is_ended_before_its_audio_is_dropped(
     ends = [event for event in events if isinstance(event, TurnEnd)]
     assert [end.reason for end in ends] == ["watchdog", "close"]
     assert words(events)[-1] == 3
+
+
+async def test_places_outlast_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever speaks first after it must not take those who could not speak for dead."""
+    monkeypatch.setattr(gate, "SPEAK_S", 0.1)
+    monkeypatch.setattr(gate, "LAPSE_S", 1.0)
+    keys = Keys("stt")
+    async with (
+        EmbeddedRedis.start(append_only=True) as server,
+        connect(server.url) as redis,
+        anyio.create_task_group() as tasks,
+    ):
+        health = BusHealth(), BusHealth()
+        one, two = (Gate(redis, each, keys, 2) for each in health)
+        await one.enter(Seat("0:a", "1-0", 1))
+        await two.enter(Seat("0:b", "2-0", 1))
+        before = await redis.zrange(keys.gate, 0, -1, withscores=True)
+        tasks.start_soon(one.run)
+        tasks.start_soon(two.run)
+        await anyio.sleep(1.5 * gate.LAPSE_S)
+        await server.kill()
+        await anyio.sleep(1.5 * gate.LAPSE_S)
+        await server.restart()
+        await eventually(lambda: all(each.up for each in health), "both to have spoken")
+        assert await redis.zrange(keys.gate, 0, -1, withscores=True) == before
+        tasks.cancel_scope.cancel()

@@ -1,5 +1,7 @@
 """Permits for STT sockets: who has a place, who may give it up, and what nobody wants any more."""
 
+from collections.abc import Sequence
+
 import anyio
 import pytest
 from redis.asyncio import Redis
@@ -101,3 +103,29 @@ async def test_a_lost_gate_is_made_again(
         tasks.cancel_scope.cancel()
     await one.leave(Seat("0:s", "5-0", 1))
     await two.leave(Seat("0:other", "4-0", 1))
+
+
+async def test_a_place_given_up_is_not_spoken_for(
+    redis: Redis, keys: Keys, gates: tuple[Gate, Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though somebody has just begun to."""
+    one, _ = gates
+    await one.enter(Seat("0:s", "5-0", 1))
+    hold, begun, done = Gate._hold, anyio.Event(), anyio.Event()
+
+    async def hold_slowly(gate: Gate, seats: Sequence[Seat], lapse_s: float = 0.0) -> list[int]:
+        begun.set()
+        await anyio.sleep(0.1)
+        try:
+            return await hold(gate, seats, lapse_s)
+        finally:
+            done.set()
+
+    monkeypatch.setattr(Gate, "_hold", hold_slowly)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.run)
+        await begun.wait()
+        await one.leave(Seat("0:s", "5-0", 1))
+        await done.wait()
+        tasks.cancel_scope.cancel()
+    assert await redis.exists(keys.gate, keys.gate_holders) == 0

@@ -51,15 +51,24 @@ class Gate:
         self._keys = [keys.gate, keys.gate_holders]
         self._permits = permits
         self._taken: dict[str, Seat] = {}  # by entry
+        self._spoken = anyio.Event()
+        self._spoken.set()
 
     async def run(self) -> None:
         """Speak for the places our sessions have, and give up those of nobody, until cancelled."""
         while self._permits:
-            # During an outage nobody could speak: everybody gets the time to do so again.
-            lapse_s = LAPSE_S if self._health.up_for_s > LAPSE_S else 0.0
-            speak = partial(self._hold, [*self._taken.values()], lapse_s)
-            await patiently(self._health, speak)
+            await patiently(self._health, self._speak)
             await anyio.sleep(SPEAK_S)
+
+    async def _speak(self) -> None:
+        """Try once; each time for the places there are then."""
+        # During an outage nobody could speak: everybody gets the time to do so again.
+        lapse_s = LAPSE_S if self._health.up_for_s > LAPSE_S else 0.0
+        self._spoken = anyio.Event()
+        try:
+            await self._hold([*self._taken.values()], lapse_s)
+        finally:
+            self._spoken.set()
 
     async def enter(self, seat: Seat) -> bool:
         """Wait for a permit; return whether there was a wait."""
@@ -74,8 +83,12 @@ class Gate:
         """Give the place up, unless it is a later owner's. Safe to repeat."""
         self.forget(seat.entry)
         if self._permits:
-            args: list[scripts.Arg] = [seat.member, seat.entry, seat.count]
-            await patiently(self._health, lambda: scripts.GATE_LEAVE(self._redis, self._keys, args))
+            await patiently(self._health, partial(self._leave, seat))
+
+    async def _leave(self, seat: Seat) -> None:
+        await self._spoken.wait()  # for this place too, maybe: it would be wanted again
+        args: list[scripts.Arg] = [seat.member, seat.entry, seat.count]
+        await scripts.GATE_LEAVE(self._redis, self._keys, args)
 
     def forget(self, entry: str) -> None:
         """Speak no more for a session that is not run here any more; its place may be wanted."""
