@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -157,6 +158,56 @@ def test_prometheus_takes_the_rules() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert f"{len(RULES)} rules found" in done.stdout
+
+
+RAMP = "100+15x40"
+"""Calls that become more, one a second, scraped every 15 s."""
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize(
+    ("demand", "owned", "fires"),
+    [
+        # All are owned by two workers; the second was scraped half a minute before the first.
+        (RAMP, ("50+7.5x40", "35+7.5x40"), False),
+        ("700-15x40", ("350-7.5x40", "365-7.5x40"), False),
+        ("100x40", ("50x40", "49x40"), True),
+        (RAMP, ("50x40", "50x40"), True),
+    ],
+    ids=["more", "fewer", "one waits", "full"],
+)
+def test_sessions_wait_where_no_worker_has_them(
+    tmp_path: Path, demand: str, owned: tuple[str, str], fires: bool
+) -> None:
+    series = {'turnbus_demand{instance="a"}': demand}
+    for instance, values in zip("ab", owned, strict=True):
+        series[f'turnbus_sessions{{instance="{instance}"}}'] = values
+    rule = next(rule for rule in RULES if rule["alert"] == "TurnbusSessionsWait")
+    bare = {"alert": rule["alert"], "expr": rule["expr"], "for": rule["for"]}
+    (tmp_path / "rules.yaml").write_text(
+        yaml.safe_dump({"groups": [{"name": "one", "rules": [bare]}]}), "utf-8"
+    )
+    case = {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": each} for name, each in series.items()],
+        "alert_rule_test": [
+            {
+                "eval_time": "5m",
+                "alertname": rule["alert"],
+                "exp_alerts": [{"exp_labels": {}}] if fires else [],
+            }
+        ],
+    }
+    (tmp_path / "test.yaml").write_text(
+        yaml.safe_dump(
+            {"rule_files": ["rules.yaml"], "evaluation_interval": "15s", "tests": [case]}
+        ),
+        "utf-8",
+    )
+    done = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_alerts_are_named_once() -> None:
