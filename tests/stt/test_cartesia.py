@@ -1,5 +1,6 @@
 """The provider's protocol from our side: against the local server, and servers that misbehave."""
 
+import dataclasses
 import json
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -182,6 +183,18 @@ def test_the_key_is_not_shown_by_rich_either() -> None:
 async def test_a_service_that_repeats_the_key_is_not_repeated(body: str) -> None:
     async with odd_server(says(), refuses(401, body)) as service:
         await refusal(service)
+
+
+async def test_the_key_is_taken_out_of_errors_and_of_nothing_callers_said() -> None:
+    """A key for the local server may be a word."""
+    end = {"type": "turn.end", "transcript": "Any company at any time?"}
+    error = {"type": "error", "status_code": 400, "message": "any is no key"}
+    async with odd_server(says(CONNECTED, end, error)) as service:
+        spoken = dataclasses.replace(service, key="any")
+        async with await open_stream(spoken, PHONE) as stream:
+            assert await stream.receive() == cartesia.TurnEnd(transcript=end["transcript"])
+            told = await stream.receive()
+    assert told == cartesia.Error(status_code=400, message="[key] is no key")
 
 
 # -- connecting to the local server

@@ -100,8 +100,10 @@ class Stream:
         a fault of the service's, the key, the credit, the plan.
         """
         try:
-            said = self._service.without_key(await self.socket.receive())
+            said = await self.socket.receive()
             message = cartesia.decode_message(said)
+            if isinstance(message, cartesia.Error):  # not what callers said, whatever the key is
+                message = cartesia.decode_message(self._service.without_key(said))
         except SocketClosed as end:
             if end.code == 1000:
                 return None
