@@ -22,6 +22,7 @@ from worker.admin import serve_admin
 from worker.telemetry.exposition import prometheus_name, render
 from worker.telemetry.meter import Meter
 from worker.telemetry.metrics import INSTRUMENTS, readings
+from worker.telemetry.otlp import INTERVAL_MS
 
 HERE = DEPLOY / "observability"
 DASHBOARD = json.loads((HERE / "dashboard.json").read_text("utf-8"))
@@ -226,3 +227,8 @@ def test_the_collector_uses_what_it_configures() -> None:
     for pipeline in COLLECTOR["service"]["pipelines"].values():
         assert pipeline["processors"][0] == "memory_limiter"
         assert pipeline["processors"][-1] == "batch"
+
+
+def test_the_collector_forgets_a_killed_worker_and_no_other() -> None:
+    kept = COLLECTOR["exporters"]["prometheus"]["metric_expiration"]
+    assert INTERVAL_MS / 1000 < int(kept.removesuffix("s")) < 120
