@@ -15,6 +15,9 @@ from msgspec import Meta
 from schemas.faults import EntryFault, entry_fault, json_fault
 
 MAX_AUDIO_BYTES = 256 * 1024
+MAX_FIELDS = 1_000
+"""Of a session entry, those that are ignored included: it may have to be written again."""
+
 MAX_METADATA_BYTES = 4 * 1024
 MAX_NESTING = 32
 """Of JSON, in levels: the event that echoes it has to pass every reader's own limit."""
@@ -139,6 +142,8 @@ def decode_session(fields: Fields) -> SessionEntry:
 
     Raises `EntryFault` that names the first field at fault.
     """
+    if len(fields) > MAX_FIELDS:
+        raise EntryFault("", f"has over {MAX_FIELDS} fields", "too_large")
     if len(fields.get(b"metadata", b"")) > MAX_METADATA_BYTES:
         raise EntryFault("metadata", f"is over {MAX_METADATA_BYTES} bytes", "too_large")
     values: dict[str, Any] = {}

@@ -7,13 +7,14 @@ from typing import Any
 import anyio
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from schemas.keys import GROUP, RELEASED
 from schemas.turns import SessionStarted, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, kinds, words
 from tests.users import GuardedRedis
 from tests.waiting import PATIENCE_S, eventually, no_longer
-from worker.bus.intake import Intake
+from worker.bus.intake import Intake, Ownership
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
 
@@ -61,6 +62,39 @@ async def test_an_entry_lost_inside_a_turn_is_put_back(stage: Stage, lost: str) 
     assert words(events) == [1, 2, 3]
     assert kinds(events).count("session.started") == 1
     assert {event.run for event in events} == {entry}
+
+
+async def test_one_that_cannot_be_put_back_costs_nobody_else(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = f"{stage.prefix}:sessions"
+    put_back, refused = Intake.put_back, anyio.Event()
+
+    async def refuse_once(intake: Intake, ownership: Ownership, after: str) -> bool:
+        if ownership.session.session == "bad" and not refused.is_set():
+            refused.set()
+            raise ResponseError("too many results to unpack")
+        await refused.wait()
+        return await put_back(intake, ownership, after)
+
+    monkeypatch.setattr(Intake, "put_back", refuse_once)
+    calls = {"bad", "call-1", "call-2"}
+    async with stage.worker() as worker:
+        for call in calls:
+            await stage.announce(call)
+        await eventually(lambda: len(worker.roster) == len(calls), "the sessions")
+        await stage.redis.xtrim(sessions, maxlen=0, approximate=False)
+
+        async def announced() -> bool:
+            entries: Any = await stage.redis.xrange(sessions)
+            return {fields[b"session"].decode() for _, fields in entries} == calls
+
+        await eventually(announced, "all of them to be put back")
+        for call in calls:
+            await stage.append(call, end="1")
+        await stage.until_ended(*calls)
+        await no_longer(lambda: stage.redis.xlen(sessions), "the entries")
+    assert worker.host.stats.faults["tenure"] == 1
 
 
 async def test_owners_speak_first_after_an_outage(stt: TurnsServer) -> None:

@@ -107,7 +107,11 @@ class Roster:
         if session.announced_again:
             return
         session.announced_again = True
-        session.announced_again = await self.put_back(session.ownership)
+        vanished = False
+        try:
+            vanished = await self.put_back(session.ownership)
+        finally:
+            session.announced_again = vanished
 
     async def put_back(self, ownership: Ownership) -> bool:
         """Put the entry of a session back, if Redis lost it; return whether it had."""

@@ -35,12 +35,13 @@ class Tenure:
 
     async def _announce_again(self, entry: str) -> None:
         """Put back an entry of ours that nobody holds."""
-        if session := self._roster.get(entry):
-            session.prove()  # it may be another's by now, or its state lost with the rest
-            await self._roster.announce_again(session)
-        elif held := self._host.crashes.get(entry):
-            await self._roster.put_back(held)
-            self._host.crashes.forget(entry)
+        with self._host.faults.contained("tenure"):  # or it would take the others' turn
+            if session := self._roster.get(entry):
+                session.prove()  # it may be another's by now, or its state lost with the rest
+                await self._roster.announce_again(session)
+            elif held := self._host.crashes.get(entry):
+                await self._roster.put_back(held)
+                self._host.crashes.forget(entry)
 
     async def _claim_unheard(self, orphans: dict[str, int], *, take: bool) -> None:
         """Claim what the pending list calls ours but no reply told us of.

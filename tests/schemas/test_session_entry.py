@@ -125,6 +125,7 @@ def test_whatever_comes_is_an_entry_or_a_fault(fields: dict[bytes, bytes]) -> No
         ),
         ({b"traceparent": b"x" * 129}, "traceparent", "malformed"),
         ({b"tracestate": b"x" * 1_025}, "tracestate", "malformed"),
+        ({b"x-%d" % number: b"" for number in range(1_000)}, "", "too_large"),
     ],
 )
 def test_refusals_name_field_and_reason(
