@@ -47,8 +47,9 @@ class Odd:
             await ws.send('{"type":"connected"}')
             async for message in ws:
                 if isinstance(message, str):
-                    await ws.close()
-                    return
+                    ws.protocol.send_close()  # without a code, as an empty frame is
+                    ws.transport.writelines(ws.protocol.data_to_send())
+                    continue
                 heard += len(message)
                 while left and left[0][0] * MS <= heard:
                     await ws.send(json.dumps(left.pop(0)[1]))

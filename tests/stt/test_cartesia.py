@@ -582,6 +582,17 @@ async def test_a_close_with_1000_is_the_end() -> None:
         assert await stream.receive() is None
 
 
+async def test_a_close_without_a_code_is_the_end() -> None:
+    async def handler(ws: ServerConnection) -> None:
+        await ws.send(json.dumps(CONNECTED))
+        ws.protocol.send_close()
+        ws.transport.writelines(ws.protocol.data_to_send())
+        await ws.wait_closed()
+
+    async with odd_server(handler) as service, await open_stream(service, PHONE) as stream:
+        assert await stream.receive() is None
+
+
 async def test_commands_are_text_and_audio_is_binary() -> None:
     received: list[str | bytes] = []
 

@@ -94,7 +94,7 @@ class Stream:
             await self.socket.aclose()
 
     async def receive(self) -> cartesia.ServerMessage | None:
-        """Return the next message; None when the service closed with 1000.
+        """Return the next message; None when the service closed with 1000, or gave no code.
 
         Raises the `SttError` that a close stands for, or an error that is not about what we sent:
         a fault of the service's, the key, the credit, the plan.
@@ -105,7 +105,7 @@ class Stream:
             if isinstance(message, cartesia.Error):  # not what callers said, whatever the key is
                 message = cartesia.decode_message(self._service.without_key(said))
         except SocketClosed as end:
-            if end.code == 1000:
+            if end.code in (1000, 1005):  # 1005: a close frame that is empty
                 return None
             reason = self._service.without_key(end.reason)
             raise faults.closed(end.code, reason, request_id=self.request_id) from None
