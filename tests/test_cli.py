@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,3 +179,19 @@ def test_the_entry_point_imports_nothing_before_it_runs() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout in ("{'worker', 'worker.cli'}\n", "{'worker.cli', 'worker'}\n")
+
+
+def test_the_first_process_of_a_container_may_be_stopped_while_it_starts() -> None:
+    enter = ["unshare", "--pid", "--fork"]
+    if shutil.which("unshare") is None or subprocess.run([*enter, "true"]).returncode:
+        pytest.skip("process namespaces are not allowed here")
+    program = (
+        "import os, signal\n"
+        "from worker import cli\n"
+        "cli._run = lambda _: os.kill(1, signal.SIGTERM) or 0\n"
+        "raise SystemExit(cli.main(['run']))\n"
+    )
+    done = subprocess.run(
+        [*enter, sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")

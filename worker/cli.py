@@ -46,10 +46,25 @@ examples:
 
 def main(argv: "Sequence[str] | None" = None) -> int:
     """Run the command line and return its exit code."""
+    if os.getpid() == 1:
+        _obey_sigterm()
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         return 130
+
+
+def _obey_sigterm() -> None:
+    """End on SIGTERM, until a command has its own way: a container's first process ignores it else.
+
+    One that is told to stop while it starts would go on, take sessions, and be killed.
+    """
+    import signal
+
+    def end(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _run(argv: "Sequence[str]") -> int:
