@@ -48,7 +48,10 @@ def test_sessions_nobody_runs(
     expected_leftovers += ["sessions", "{0}:audio:*"]
     given, lost = announce(bus, keys, "given"), announce(bus, keys, "lost")
     announce(bus, keys, "fresh")
+    announce(bus, keys, "ended")
     bus.xadd(keys.sessions, {"session": "no good"})
+    for at, fields in ((1_000, {"audio": bytes(3_200)}), (1_100, {"end": "1"})):
+        bus.xadd(keys.audio("0", "ended"), fields, id=f"{at}-0")  # type: ignore[arg-type]
     bus.xadd(keys.audio("0", "fresh"), {"audio": bytes(3_200)}, id="1000-0")
     bus.xadd(keys.audio("0", "fresh"), {"audio": bytes(1_600)}, id="3500-0")
     bus.xgroup_create(keys.sessions, GROUP, id="0")
@@ -60,8 +63,10 @@ def test_sessions_nobody_runs(
         ("given", "", "handed_over"),
         ("lost", "w1-abcd", "silent"),
         ("fresh", "", "waiting"),
+        ("ended", "", "waiting"),
     ]
-    fresh = rows[2]
+    fresh, ended = rows[2:]
+    assert ended["lag_bytes"] == 3_200
     assert (fresh["lag_s"], fresh["lag_bytes"]) == (2.5, 4_800)
     assert (fresh["turns"], fresh["last_event"], fresh["last_event_at"]) == (0, "", 0.0)
     assert main(["sessions"]) == 0

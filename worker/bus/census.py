@@ -179,8 +179,10 @@ def _lag(ledger: LedgerState, audio: Mapping[str, Any] | RedisError) -> tuple[in
     oldest = max(first.decode(), ledger.committed.entry, key=ids.order)
     lag_ms = ids.milliseconds(last.decode()) - ids.milliseconds(oldest)
     ends = [len(fields.get(b"audio", b"")) for fields in (first_fields, last_fields)]
+    sizes = [size for size in ends if size]  # the last entry of a session that ends has no audio
+    chunks = audio["length"] - len(ends) + len(sizes)
     offset = ledger.committed.offset if oldest == ledger.committed.entry else 0
-    return max(0, lag_ms), max(0, audio["length"] * sum(ends) // 2 - offset)
+    return max(0, lag_ms), max(0, chunks * sum(sizes) // max(1, len(sizes)) - offset)
 
 
 async def pages(redis: Redis, stream: str) -> AsyncIterator[tuple[str, Fields]]:
