@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -12,12 +13,14 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from tests.users import GuardedRedis, as_user
+from tests.waiting import PATIENCE_S, eventually
 from worker.bus import cluster as cluster_module
 from worker.bus import connection as connection_module
+from worker.bus import scripts
 from worker.bus.cluster import Address, Cluster, key_of
 from worker.bus.connection import BusHealth, connect, patiently
 from worker.local.cluster import EmbeddedCluster, client, tell
-from worker.local.redis import EmbeddedRedis
+from worker.local.redis import EmbeddedRedis, free_port
 
 NAMES = [f"{{{number}}}:name" for number in range(20)]
 
@@ -81,6 +84,12 @@ async def test_a_batch_goes_to_every_node(redis: Redis, names: list[str]) -> Non
             await pipe.execute()
     with pytest.raises(exceptions.DataError, match="no transaction"):
         redis.pipeline(transaction=True)
+
+
+async def _port(redis: Cluster, name: str) -> int:
+    """Return the port of the master that holds a key."""
+    port: int = (await redis.holder(name)).connection_pool.connection_kwargs["port"]
+    return port
 
 
 async def _home_and_another(
@@ -194,6 +203,54 @@ async def test_a_node_that_fails_costs_its_own_keys_only() -> None:
         for name, reply in zip(NAMES, replies, strict=True):
             assert (reply is True) is (ports[name] != lost.port)
             assert reply is True or isinstance(reply, exceptions.ConnectionError)
+
+
+async def test_a_node_that_fails_keeps_no_script_from_the_others() -> None:
+    """Whichever of them is asked first."""
+    async with EmbeddedCluster.start() as cluster, connect(cluster.url) as redis:
+        assert isinstance(redis, Cluster)
+        for node in cluster.masters:
+            async with client(node) as admin:
+                await tell(admin, "CONFIG", "SET", "cluster-require-full-coverage", "no")
+        lost = min(cluster.masters, key=lambda node: node.port)
+        ports = {name: await _port(redis, name) for name in NAMES}
+        name = next(name for name in NAMES if ports[name] != lost.port)
+        await lost.kill()
+        health = BusHealth()
+        add = partial(scripts.WRITE, redis, [name], ["SADD", "member"])
+        with anyio.fail_after(PATIENCE_S):
+            assert await patiently(health, add) == 1
+
+
+async def test_a_node_without_a_slot_learns_scripts() -> None:
+    """As one that was added a moment ago: it gets keys first, and the slot when it has all."""
+    async with EmbeddedCluster.start() as cluster, AsyncExitStack() as stack:
+        config = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
+        added = await stack.enter_async_context(EmbeddedRedis.start(config=config))
+        redis = await stack.enter_async_context(connect(cluster.url))
+        old = await stack.enter_async_context(client(cluster.masters[0]))
+        new = await stack.enter_async_context(client(added))
+        assert isinstance(redis, Cluster)
+        home = cluster.masters[0]
+        ports = {name: await _port(redis, name) for name in NAMES}
+        name = next(name for name in NAMES if ports[name] == home.port)
+        await redis.sadd(name, "first")
+        slot = key_slot(name.encode())
+        bus = added.options["cluster-port"]
+        await tell(old, "CLUSTER", "MEET", "127.0.0.1", added.port, bus)
+        source, target = [await cluster.identity(node) for node in (cluster.masters[0], added)]
+
+        async def met() -> bool:
+            known = await tell(old, "CLUSTER", "NODES")
+            about = await tell(new, "CLUSTER", "INFO")
+            return target.encode() in known and b"cluster_state:ok" in about
+
+        await eventually(met, "the nodes to meet")
+        await tell(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", source)
+        await tell(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", target)
+        await tell(old, "MIGRATE", "127.0.0.1", added.port, name, 0, 5_000)
+        with anyio.fail_after(PATIENCE_S):
+            assert await scripts.WRITE(redis, [name], ["SADD", "second"]) == 1
 
 
 async def test_one_server_is_no_cluster(redis_server: GuardedRedis) -> None:

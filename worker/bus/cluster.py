@@ -44,7 +44,7 @@ _KEYLESS = frozenset(
 
 
 class Cluster(Redis):
-    """A client of all masters. What names no key goes to any of them, SCRIPT to each."""
+    """A client of all masters. What names no key goes to any of them, SCRIPT to each node known."""
 
     def __init__(self, seeds: Sequence[Address], open_node: Callable[[Address], Redis]) -> None:
         self._seeds = [*seeds]
@@ -82,8 +82,7 @@ class Cluster(Redis):
         """Run a command on the master that holds its key."""
         key = key_of(args)
         if key is None:
-            replies = [await self._at(node, args, options) for node in await self._targets(args)]
-            return replies[0]
+            return await self._each(args, options)
         slot = key_slot(key)
         asked: Redis | None = None
         for _ in range(REDIRECTIONS):
@@ -98,6 +97,18 @@ class Cluster(Redis):
             except exceptions.AskError as ask:
                 asked = self._node(_place(ask, node))
         raise exceptions.ConnectionError(f"slot {slot} was moved on {REDIRECTIONS} times")
+
+    async def _each(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401 - as in the client
+        """Run a command on every node it is for, before any error is raised."""
+        replies, faults = [], []
+        for node in await self._targets(args):
+            try:
+                replies.append(await self._at(node, args, options))
+            except (exceptions.RedisError, OSError) as error:
+                faults.append(error)
+        if faults:
+            raise faults[0]
+        return replies[0]
 
     def pipeline(self, transaction: bool = False, shard_hint: str | None = None) -> "Batch":
         """Return a pipeline over all masters; what it holds may run in any order."""
@@ -137,7 +148,9 @@ class Cluster(Redis):
         if key is not None:
             return [self._node(await self._owner(key_slot(key)))]
         masters = await self.masters()
-        return masters if args[0].startswith("SCRIPT") else [random.choice(masters)]  # noqa: S311 - spreads load
+        if args[0].startswith("SCRIPT"):  # those too that got no slot yet, but keys of one
+            return [self._nodes[address] for address in sorted(self._nodes)]
+        return [random.choice(masters)]  # noqa: S311 - spreads load
 
     async def _owner(self, slot: int) -> Address:
         await self._learn()

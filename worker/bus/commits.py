@@ -9,7 +9,6 @@ up nobody but its own lanes.
 
 import logging
 import time
-from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -157,11 +156,11 @@ class _Outbox:
             else:
                 del self._unanswered[session]
                 _settle(session, reply)
+        if unknown:
+            await COMMIT.load(self._redis)
         if outage is not None:
             self._health.failed(outage)
             await anyio.sleep(0.2)
-        elif unknown:
-            await patiently(self._health, partial(COMMIT.load, self._redis))
 
 
 def _settle(session: Committing, reply: Any) -> None:  # noqa: ANN401 - the script's, or an error
