@@ -426,6 +426,16 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("start@80", ["1 start"]),
         ("end@90:bye", ["1 end:bye (model)"]),
     ],
+    "however much was settled, the service lagging far behind": [
+        ("start@10", ["0 start"]),
+        ("update@20:a b c d e f g h i j", ["0 update:a b c d e f g h i j"]),
+        ("update@30:a b c d e f g h i j k", ["0 update:a b c d e f g h i j k"]),
+        ("settle:a b c d e f g h i j", []),
+        ("new owner", []),
+        ("start@35", []),
+        ("update@40:k", []),
+        ("update@45:k l", ["0 update:a b c d e f g h i j k l"]),
+    ],
     "settled text is not said again in the turn after": [
         *HEARD_HELLO,
         ("settle:hello", []),
@@ -626,6 +636,35 @@ def test_a_replay_worded_the_same_is_invisible(
     event(f"losses: {len(losses) - len(pending)}")
     assert seen == calm
     assert tracker.violations == 0
+
+
+@given(
+    said=st.integers(1, 60),
+    settled=st.floats(0, 1),
+    heard=st.lists(st.tuples(st.integers(0, 15), st.integers(0, 30)), max_size=12),
+)
+def test_a_replay_from_a_pause_on_is_invisible_however_much_a_message_brings(
+    said: int, settled: float, heard: list[tuple[int, int]]
+) -> None:
+    words = [f"w{number}" for number in range(said + sum(more for more, _ in heard))]
+    tracker = TurnTracker()
+    tracker.hear(Input.START, None, 1)
+    tracker.hear(Input.UPDATE, " ".join(words[:said]), 50)
+    again = round(settled * said)
+    tracker.settle(" ".join(words[:again]))
+    tracker.socket_opened()
+    tracker.hear(Input.START, None, 1)
+    position = told = 0
+    for more, passed in heard:
+        told += more
+        position += passed
+        text = " ".join(words[again : again + told])
+        tracker.hear(Input.UPDATE, text, position)
+        assert tracker.state.open is not None
+        shown = tracker.state.open.transcript
+        assert " ".join(words).startswith(shown), "nothing is repeated, nothing left out"
+        if position >= 50:
+            assert shown == " ".join(words[: max(said, again + told)])
 
 
 @given(st.lists(SAID, max_size=40), st.integers(0, 40))

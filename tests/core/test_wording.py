@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from worker.core.wording import beyond, join, same_words
 
+TALK = [f"word{number}" for number in range(30)]
+
 
 @pytest.mark.parametrize(
     ("known", "heard", "caught_up", "news"),
@@ -25,6 +27,10 @@ from worker.core.wording import beyond, join, same_words
         ("won", "one", 1, ""),
         ("won", "one too", 1, " too"),
         ("one\ttwo", "1\ttwo  three", 2, "  three"),
+        (" ".join(TALK), " ".join(TALK), 0, ""),  # all of it in one message
+        (" ".join(TALK), " ".join([*TALK, "eh"]), 0, " eh"),
+        (" ".join(TALK), " ".join(TALK).upper(), 0, ""),
+        (" ".join(TALK), " ".join(TALK[::2]), 3, ""),
     ],
 )
 def test_what_is_new(known: str, heard: str, caught_up: int, news: str) -> None:

@@ -151,7 +151,7 @@ class TurnTracker:
         self._separate = True  # the provider knows nothing of what was before
         self._again = self.open  # the open turn was begun on another socket
         self._replaying = self.open  # what consumers saw is being heard again
-        self._caught_up = 0  # words said on this socket of what consumers saw
+        self._caught_up = len(self._before.split())  # words that say again what consumers saw
 
     def hear(self, said: Input, text: str | None, position: int) -> list[Draft]:
         """Take one provider event and return what to publish. `text` is None without text."""

@@ -28,11 +28,14 @@ def beyond(known: str, heard: str, caught_up: int) -> str:
     `heard` is a wording of all audio that `known` covers, and perhaps of more; `caught_up` says how
     many words of it the service had said about when the audio had come to the end of that.
     """
-    words = list(_WORD.finditer(heard))
-    caught_up = min(caught_up, len(words))
-    first = max(0, caught_up - REACH)
+    words, told = list(_WORD.finditer(heard)), known.split()
+    same = _same_ahead(told, words)
+    # One message may say it all again, and the service nothing before.
+    least = min(len(told), len(words)) - NEWS
+    caught_up = min(max(caught_up, least, same), len(words))
+    first = max(same, caught_up - REACH)
     end = first + _covering(
-        known.split()[-REACH:] if first else known.split(),
+        told[same:] if first == same else told[-REACH:],
         [word.group() for word in words[first : caught_up + NEWS]],
         caught_up - first,
     )
@@ -53,6 +56,13 @@ def same_words(text: str, other: str) -> bool:
     if text.startswith(other):  # as a turn that grows does, with every update
         return not any(map(str.isalnum, text[len(other) :]))
     return _letters(text) == _letters(other)
+
+
+def _same_ahead(told: Sequence[str], words: Sequence[re.Match[str]]) -> int:
+    """Return how many words both begin with."""
+    pairs = enumerate(zip(told, words, strict=False))
+    unlike = (at for at, (one, other) in pairs if one != other.group())
+    return next(unlike, min(len(told), len(words)))
 
 
 def _letters(text: str) -> str:
