@@ -4,36 +4,81 @@ On a cluster they are sharded: one node keeps each, by the same slots as keys, a
 knows its subscribers. Elsewhere they are plain.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from redis import exceptions
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 
 from worker.bus.cluster import Cluster
 from worker.bus.connection import closing
 
 LOOK_S = 1.0
-"""How often a subscriber looks whether its channel is kept elsewhere by now."""
+"""How often a subscriber looks whether its channel is kept elsewhere by now, and by anybody."""
+
+
+ANSWER_LOOKS = 5
+"""Looks within which a subscription that is asked for again has to be confirmed."""
 
 
 async def hold(redis: Redis, channel: str) -> None:
-    """Stay subscribed until cancelled, or until another node keeps the channel."""
+    """Stay subscribed until cancelled, or until another node keeps the channel.
+
+    Raises ConnectionError if the server is gone, also where nothing on the way says so.
+    """
     if not isinstance(redis, Cluster):
         async with closing(redis.pubsub()) as pubsub:
-            await pubsub.subscribe(channel)
+            subscription = _Subscription(pubsub, partial(pubsub.subscribe, channel))
+            await subscription.begin()
             while True:
-                await pubsub.get_message(timeout=LOOK_S)
+                await subscription.look()
     node = await redis.holder(channel)
     with suppress(exceptions.AskError):  # or MOVED, which is one too: another node keeps it
         async with closing(node.pubsub()) as pubsub:
-            await pubsub.ssubscribe(channel)
+            subscription = _Subscription(pubsub, partial(pubsub.ssubscribe, channel))
+            await subscription.begin()
             while await redis.holder(channel) is node:
-                message = await pubsub.get_message(timeout=LOOK_S)
+                message = await subscription.look()
                 if message is not None and message["type"] == "sunsubscribe":
                     break  # its slot has moved
     redis.doubt()
+
+
+class _Subscription:
+    """A subscription over which nothing is ever said, and that is looked after all the same.
+
+    Firewalls and load balancers forget a connection that is idle for minutes, and tell nobody. The
+    server finds out in the end, and counts one subscriber less; we have to, too.
+    """
+
+    def __init__(self, pubsub: PubSub, subscribe: Callable[[], Awaitable[None]]) -> None:
+        self._pubsub = pubsub
+        self._subscribe = subscribe
+        self._unanswered = 0
+
+    async def begin(self) -> None:
+        """Subscribe."""
+        await self._subscribe()
+
+    async def look(self) -> Any:  # noqa: ANN401 - as in the client
+        """Return what comes within `LOOK_S`, None if nothing does.
+
+        Raises ConnectionError if the server has not answered for too long.
+        """
+        message = await self._pubsub.get_message(timeout=LOOK_S)
+        if message is not None:
+            self._unanswered = 0
+        elif self._unanswered == 0:
+            await self._subscribe()  # again, which changes nothing, and is answered
+            self._unanswered = 1
+        elif self._unanswered < ANSWER_LOOKS:
+            self._unanswered += 1
+        else:
+            raise exceptions.ConnectionError("a subscription is not answered any more")
+        return message
 
 
 class SubscriberCounts:
