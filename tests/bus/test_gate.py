@@ -129,3 +129,25 @@ async def test_a_place_given_up_is_not_spoken_for(
         await done.wait()
         tasks.cancel_scope.cancel()
     assert await redis.exists(keys.gate, keys.gate_holders) == 0
+
+
+async def test_who_waits_is_counted(gates: tuple[Gate, Gate]) -> None:
+    one, two = gates
+    first, second, third = (Seat(f"0:s{n}", f"{n}-0", 1) for n in range(3))
+    assert not await one.enter(first)
+    assert (one.waiting, two.waiting) == (0, 0)
+    waited = []
+
+    async def want(seat: Seat) -> None:
+        waited.append(await two.enter(seat))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(want, second)
+        await eventually(lambda: two.waiting == 1, "a session that waits")
+        with anyio.move_on_after(3 * module.ASK_AGAIN_S):
+            await one.enter(third)
+        assert (one.waiting, two.waiting) == (0, 1)
+        await one.leave(first)
+    assert (waited, two.waiting) == ([True], 0)
+    for seat in (second, third):
+        await two.leave(seat)

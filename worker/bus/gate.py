@@ -51,8 +51,14 @@ class Gate:
         self._keys = [keys.gate, keys.gate_holders]
         self._permits = permits
         self._taken: dict[str, Seat] = {}  # by entry
+        self._waiting: set[str] = set()  # entries
         self._spoken = anyio.Event()
         self._spoken.set()
+
+    @property
+    def waiting(self) -> int:
+        """How many sessions wait for a permit."""
+        return len(self._waiting)
 
     async def run(self) -> None:
         """Speak for the places our sessions have, and give up those of nobody, until cancelled."""
@@ -72,10 +78,14 @@ class Gate:
 
     async def enter(self, seat: Seat) -> bool:
         """Wait for a permit; return whether there was a wait."""
-        waited = False
-        while self._permits and not (await patiently(self._health, lambda: self._hold([seat])))[0]:
-            waited = True
-            await anyio.sleep(ASK_AGAIN_S)
+        ask = partial(self._hold, [seat])
+        try:
+            while self._permits and not (await patiently(self._health, ask))[0]:
+                self._waiting.add(seat.entry)
+                await anyio.sleep(ASK_AGAIN_S)
+            waited = seat.entry in self._waiting
+        finally:
+            self._waiting.discard(seat.entry)
         self._taken[seat.entry] = seat
         return waited
 

@@ -218,10 +218,17 @@ INSTRUMENTS = (
         "turnbus.fault.class",
     ),
     Instrument(
+        "turnbus.gate.waiting",
+        "updowncounter",
+        "{session}",
+        "Sessions that wait for a permit to open a socket",
+        lambda meter: meter.worker.host.gate.waiting,
+    ),
+    Instrument(
         "turnbus.gate.wait",
         "histogram",
         "s",
-        "Waits for a permit to open a socket, of those that had to wait",
+        "Waits for a permit to open a socket that are over",
         lambda meter: meter.stats.gate_wait,
     ),
     Instrument(
