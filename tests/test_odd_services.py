@@ -9,7 +9,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from schemas.turns import SessionEnded, TurnEnd, TurnUpdate
+from schemas.turns import SessionEnded, SessionError, TurnEnd, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, words
 from worker.core import watchdog
 from worker.local.engines.script import hush, say
@@ -46,6 +46,9 @@ class Odd:
         try:
             await ws.send('{"type":"connected"}')
             async for message in ws:
+                if isinstance(message, str) and '"config"' in message:
+                    await ws.close(1008, "Invalid turn thresholds")
+                    return
                 if isinstance(message, str):
                     ws.protocol.send_close()  # without a code, as an empty frame is
                     ws.transport.writelines(ws.protocol.data_to_send())
@@ -101,4 +104,24 @@ async def test_what_nobody_knows_does_not_keep_a_stuck_turn_open(
         end = await stage.until("call-1", TurnEnd)
         assert worker.host.stats.provider_unknown > 1
     assert (end.reason, end.transcript) == ("watchdog", "w1")
+    assert service.connections == 2
+
+
+async def test_settings_that_close_the_socket_do_not_end_the_session(stage: Stage) -> None:
+    """As refused thresholds do that a socket is opened with."""
+    lines: list[Line] = [
+        (200, {"type": "turn.start"}),
+        (300, {"type": "turn.update", "transcript": "w1"}),
+        (500, {"type": "turn.update", "transcript": "w1 w2"}),
+        (900, {"type": "turn.end", "transcript": "w1 w2"}),
+    ]
+    async with Odd.serve(*lines) as service, stage.worker(stt_url=service.url):
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16) + hush(200, PCM16), end=False)
+        await stage.append("call-1", config='{"turn_end_threshold":0.5}')
+        await stage.play("call-1", say([2], PCM16) + hush(600, PCM16))
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1, 2]
+    assert not any(event.fatal for event in events if isinstance(event, SessionError))
     assert service.connections == 2

@@ -40,6 +40,23 @@ def test_what_is_fallen_back_to_leaves_what_was_read_since() -> None:
     assert configs.current == TurnConfig(turn_start_threshold=0.8, turn_end_threshold=0.2)
 
 
+def test_what_is_withdrawn_is_not_brought_again() -> None:
+    announced = TurnConfig(turn_start_threshold=0.8)
+    configs = Configs(announced)
+    assert not configs.withdraw(announced)
+    configs.accept("9-0", TurnConfig(turn_end_threshold=0.2))
+    configs.settled_before("10-0")
+    configs.accept("10-0", TurnConfig(turn_end_threshold=0.3))
+    assert configs.withdraw(announced)
+    configs.rewind("10-0")
+    with pytest.raises(EntryFault):
+        configs.accept("10-0", TurnConfig(turn_end_threshold=0.3))
+    assert configs.settled == configs.current == announced
+    assert not configs.withdraw(announced)
+    configs.accept("11-0", TurnConfig(turn_end_threshold=0.1))
+    assert configs.current.turn_end_threshold == 0.1
+
+
 def test_a_replay_judges_as_the_first_time() -> None:
     """Each step is in order by itself; the first laid over the last would not be."""
     steps = [

@@ -3,6 +3,7 @@
 from collections import deque
 
 from schemas.audio import TurnConfig
+from schemas.faults import EntryFault
 from worker.core import ids
 
 
@@ -19,12 +20,16 @@ class Configs:
         self.current = settled
         """In force for the audio read last."""
         self._since: deque[tuple[str, TurnConfig]] = deque()
+        self._withdrawn = ids.START  # up to that entry
 
     def accept(self, entry_id: str, config: TurnConfig) -> None:
         """Lay the settings of an entry over those in force.
 
-        Raises `EntryFault` if the thresholds would not fall any more; nothing changes then.
+        Raises `EntryFault` if the thresholds would not fall any more, or the settings were
+        withdrawn; nothing changes then.
         """
+        if ids.order(entry_id) <= ids.order(self._withdrawn):
+            raise EntryFault("config", "is refused by the service")
         merged = self.current.merged(config)
         merged.check_order()
         self.current = merged
@@ -35,6 +40,19 @@ class Configs:
         self.settled = self.current = config
         for _, newer in self._since:
             self.current = self.current.merged(newer)
+
+    def withdraw(self, config: TurnConfig) -> bool:
+        """Settle for these for good: a replay does not bring those of entries read so far again.
+
+        Returns whether that changes anything.
+        """
+        if not self._since and self.settled == config:
+            return False
+        if self._since:
+            self._withdrawn = self._since[-1][0]
+            self._since.clear()
+        self.settled = self.current = config
+        return True
 
     def settled_before(self, entry_id: str) -> TurnConfig:
         """Return the settings as of that entry, all before it being committed."""

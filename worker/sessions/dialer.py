@@ -79,6 +79,16 @@ class Dialer:
         """Give up the place at the gate: no socket is wanted now."""
         await self._host.gate.leave(self._seat)
 
+    def withdraw(self, error: SttPermanent) -> bool:
+        """Drop settings given since the session began, over which the socket may be closed.
+
+        Returns whether there are any: a new socket may go well then.
+        """
+        if not self._configs.withdraw(self._entry.config):
+            return False
+        self._tell_dropped(error)
+        return True
+
     @property
     def _settings(self) -> StreamSettings:
         """What to open a socket with: what holds for the first audio it will hear."""
@@ -97,6 +107,9 @@ class Dialer:
         cost the session now that another socket is opened.
         """
         self._configs.fall_back(self._entry.config)
+        self._tell_dropped(error)
+
+    def _tell_dropped(self, error: SttPermanent) -> None:
         log.warning("%s: settings given since its beginning are dropped: %s", self._name, error)
         self._narrator.error(
             error.code or "stt_error",

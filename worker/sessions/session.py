@@ -23,7 +23,7 @@ from worker.bus.commits import CRASHED
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
 from worker.core.faults import is_idle_close, is_the_services
-from worker.errors import SttError, SttPermanent
+from worker.errors import SttError, SttPermanent, SttTransient
 from worker.host import Host
 from worker.sessions.conversation import Conversation
 from worker.sessions.parts import Parts
@@ -236,7 +236,9 @@ class Session:
                 await self._flushed()
         except SttError as error:
             lost = error
-            self.trace.socket_lost(error, self._uplink.ms_of(self._uplink.unsettled) / 1000)
+            if isinstance(error, SttPermanent) and self._dialer.withdraw(error):
+                lost = SttTransient(str(error), status=error.status, request_id=error.request_id)
+            self.trace.socket_lost(lost, self._uplink.ms_of(self._uplink.unsettled) / 1000)
             if conversation.flushing and is_the_services(error):
                 self._parts.upkeep.flush_failed()
         finally:
