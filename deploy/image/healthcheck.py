@@ -1,12 +1,16 @@
-"""Exit 0 if the worker of this container answers /livez, 1 if not."""
+"""Exit 0 if the worker of this container answers /livez, or has none, 1 if not."""
 
 import os
 import sys
 from http.client import HTTPConnection, HTTPException
 
-host, _, port = os.environ["TURNBUS_ADMIN_ADDR"].rpartition(":")
-loopback = "::1" if host.startswith("[") else "127.0.0.1"
-connection = HTTPConnection(loopback, int(port), timeout=4)
+address = os.environ["TURNBUS_ADMIN_ADDR"]
+if not address:
+    sys.exit()
+host, _, port = address.rpartition(":")
+everywhere = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}  # noqa: S104 - not listened on here
+reached = everywhere.get(host, host.strip("[]"))
+connection = HTTPConnection(reached, int(port), timeout=4)
 try:
     connection.request("GET", "/livez")
     status = connection.getresponse().status

@@ -96,14 +96,17 @@ def test_the_image_is_what_the_manifests_expect() -> None:
 async def test_health_check() -> None:
     state = Readiness(ready=False, reasons=("draining",), sessions=0, capacity=1)
     async with serve_admin(("127.0.0.1", 0), lambda: state) as port:
-        assert await _health(port) == 0
-    assert await _health(port) == 1
+        assert await _health(f"0.0.0.0:{port}") == 0
+    assert await _health(f"0.0.0.0:{port}") == 1
+    async with serve_admin(("localhost", 0), lambda: state) as port:
+        assert await _health(f"localhost:{port}") == 0
+    assert await _health("") == 0
 
 
-async def _health(port: int) -> int:
+async def _health(address: str) -> int:
     check = await anyio.run_process(
         [sys.executable, str(IMAGE / "healthcheck.py")],
-        env={**os.environ, "TURNBUS_ADMIN_ADDR": f"0.0.0.0:{port}"},
+        env={**os.environ, "TURNBUS_ADMIN_ADDR": address},
         check=False,
     )
     return check.returncode
