@@ -2,6 +2,7 @@
 
 import os
 from copy import deepcopy
+from ipaddress import ip_network
 from math import ceil
 from pathlib import Path
 
@@ -154,6 +155,20 @@ def test_every_pod_is_fenced_in(name: str) -> None:
             for kind in policy["spec"]["policyTypes"]
         }
         assert kinds == {"Ingress", "Egress"}
+
+
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_what_is_outside_is_reached_over_ipv4_and_ipv6(name: str) -> None:
+    outside = [one(overlay(name), "NetworkPolicy", f"turnbus-{what}") for what in ("redis", "stt")]
+    for policy in outside:
+        (rule,) = policy["spec"]["egress"]
+        blocks = [to["ipBlock"] for to in rule["to"]]
+        assert {ip_network(block["cidr"]).version for block in blocks} == {4, 6}
+        for block in blocks:
+            inside = ip_network(block["cidr"])
+            for hole in map(ip_network, block.get("except", ())):
+                assert hole.version == inside.version
+                assert inside.supernet_of(hole)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["dev", "dev-keda"])
