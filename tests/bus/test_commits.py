@@ -46,13 +46,15 @@ class Bench:
         trim: str = "",
         end: bool = False,
         out: str = "lane",
+        number: int = 1,
+        snapshot: str = "snap",
     ) -> Commit:
         flat = [part for event in events for part in ("turn.update", event, "")]
         ending = "end" if end else ""
         kept = (60, 3_600_000, 1_000_000)
         return Commit(
             self.keys.of_session("0", "s"),
-            (*fence, "s", out, "snap", trim, ending, *kept, first, *flat),
+            (*fence, "s", out, snapshot, trim, ending, *kept, number, first, *flat),
         )
 
     async def run(self, commit: Commit) -> tuple[str, int]:
@@ -81,6 +83,20 @@ async def test_events_are_applied_once(bench: Bench) -> None:
     assert await bench.run(commit) == ("ok", 3), "its reply was lost"
     assert await bench.run(bench.commit(3, ["b", "c"])) == ("ok", 4)
     assert await bench.published() == ["a", "b", "c"]
+
+
+@ON_EACH_BUS
+async def test_a_commit_that_comes_late_takes_nothing_back(bench: Bench) -> None:
+    """Its connection broke, it was retried over another, and those after it were applied since."""
+    late = bench.commit(2, ["a"], number=1, snapshot="inside a turn")
+    assert await bench.run(late) == ("ok", 2)
+    assert await bench.run(bench.commit(3, ["b"], number=2, snapshot="after it")) == ("ok", 3)
+    assert await bench.run(bench.commit(4, [], number=3, snapshot="further on")) == ("ok", 3)
+    for old in (late, bench.commit(3, ["b"], number=2, snapshot="after it")):
+        assert await bench.run(old) == ("ok", 3)
+        state = bench.keys.state("0", "s")
+        assert await bench.redis.hget(state, "snapshot") == b"further on"
+    assert await bench.published() == ["a", "b"]
 
 
 async def test_a_hole_is_refused(bench: Bench) -> None:
@@ -235,7 +251,8 @@ async def test_a_master_that_hangs_holds_up_its_own_lanes_only(
             if first == 2:
                 await redis.hset(keys.state(lane, "s"), mapping=state)
             event = ("turn.update", "event", "")
-            args = (*FENCE, "s", "lane", "snap", "", "", 60, 3_600_000, 1_000_000, first, *event)
+            kept = (60, 3_600_000, 1_000_000)
+            args = (*FENCE, "s", "lane", "snap", "", "", *kept, first, first, *event)
             speaker = Speaker(Commit(keys.of_session(lane, "s"), args), lane)
             committer.want(speaker)
             return speaker

@@ -69,6 +69,7 @@ class Publisher:
         self._queue: deque[_Made] = deque()
         self._acknowledged = seq
         self._in_flight = -1  # events in the commit under way; -1 without one
+        self._commits = 0
         self._dirty = False
         self._ending = False
         self._ended = False
@@ -124,6 +125,7 @@ class Publisher:
             return None
         self._dirty = False
         self._in_flight = len(self._queue)
+        self._commits += 1
         fence, session = self._ownership.fence, self._ownership.session
         written = self._written()
         return Commit(
@@ -140,6 +142,7 @@ class Publisher:
                 self._retention.state_s,
                 self._retention.turns_s * 1000,
                 self._retention.turns_maxlen,
+                self._commits,
                 self._acknowledged + 1,
                 *(part for made in self._queue for part in made.written),
             ),

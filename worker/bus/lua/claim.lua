@@ -45,7 +45,9 @@ if status then
   if entry == state[3] and (count < known or (count == known and nonce ~= state[5])) then
     return {"stale", known, "", state[2]}
   end
-  redis.call("HSET", KEYS[1], "entry", entry, "count", count, "nonce", nonce)
+  if entry ~= state[3] or count ~= known or nonce ~= state[5] then
+    redis.call("HSET", KEYS[1], "entry", entry, "count", count, "nonce", nonce, "commit", 0)
+  end
   return {"taken", tonumber(state[6]), state[7], state[2]}
 end
 if redis.call("TYPE", KEYS[4]).ok == "string" then

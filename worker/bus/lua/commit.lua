@@ -5,10 +5,11 @@
 -- ARGV  1 entry id  2 delivery count  3 nonce  4 session  5 out  6 snapshot
 --       7 trim audio before this id or ""  8 "end" or ""
 --       9 retention of state and tombstone, s  10 retention of turns, ms  11 turns ceiling
---       12 seq of the first event, then (type, event, traceparent or "") for each event
+--       12 number of this commit: 1, 2, ... of this owner, the same for a retry
+--       13 seq of the first event, then (type, event, traceparent or "") for each event
 -- Returns {verdict, seq}: ok, fenced (another owner), missing (no such state), gap (the first new
 -- event does not follow the last one published). Only ok writes anything.
-local state = redis.call("HMGET", KEYS[1], "entry", "count", "nonce", "seq", "status")
+local state = redis.call("HMGET", KEYS[1], "entry", "count", "nonce", "seq", "status", "commit")
 if not state[1] then
   return {"missing", 0}
 end
@@ -19,13 +20,18 @@ local seq = tonumber(state[4])
 if state[5] == "ended" then
   return {"ok", seq}  -- a retry of the commit that ended the session
 end
-local first = tonumber(ARGV[12])
+if tonumber(ARGV[12]) < tonumber(state[6] or 0) then
+  -- A try whose connection was given up, on its way for so long that a retry of it and more was
+  -- applied since. What it says of the session is out of date.
+  return {"ok", seq}
+end
+local first = tonumber(ARGV[13])
 if first > seq + 1 then
   return {"gap", seq}
 end
 local retention = tonumber(ARGV[9])
 local published = false
-for at = 13, #ARGV, 3 do
+for at = 14, #ARGV, 3 do
   if first == seq + 1 then
     local fields = {"session", ARGV[4], "type", ARGV[at], "event", ARGV[at + 1]}
     if ARGV[at + 2] ~= "" then
@@ -55,7 +61,7 @@ if ARGV[8] == "end" then
   redis.call("SET", KEYS[4], "ended", "EX", retention)
   return {"ok", seq}
 end
-redis.call("HSET", KEYS[1], "seq", seq, "snapshot", ARGV[6])
+redis.call("HSET", KEYS[1], "seq", seq, "snapshot", ARGV[6], "commit", ARGV[12])
 if ARGV[7] ~= "" then
   redis.call("XTRIM", KEYS[4], "MINID", ARGV[7])
 end
