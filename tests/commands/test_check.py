@@ -1,5 +1,6 @@
 """`turnbus check` against a real Redis and the local turns server, sound and unsound."""
 
+import re
 import socket
 from collections.abc import Iterator
 
@@ -260,6 +261,16 @@ def test_evictions_are_a_warning(
         monkeypatch.setenv("TURNBUS_PREFIX", "stt")
         assert check() == ALL_WELL | {"memory": "warn"}
     assert check.code == 0
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_full_redis_is_told_in_a_word(
+    check: Check, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with portal.wrap_async_context_manager(GuardedRedis.start(maxmemory=1_000)) as server:
+        monkeypatch.setenv("TURNBUS_REDIS_URL", server.url)
+        assert check() == ALL_WELL | {"rights": "fail"}
+    assert re.fullmatch(r"XADD: OutOfMemoryError: [^;]*", check.details["rights"])
 
 
 @pytest.mark.usefixtures("stt")

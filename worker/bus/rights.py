@@ -26,7 +26,7 @@ class Missing(msgspec.Struct, frozen=True):
     commands: tuple[str, ...]
     keys: tuple[str, ...]
     faults: tuple[str, ...]
-    """Other errors; they may follow from the former: no group where none could be made."""
+    """Other errors; each may follow from what is before it: no group where none could be made."""
     prefix: str
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ class Missing(msgspec.Struct, frozen=True):
             asked.append(f"grant this user, on keys {self.prefix}:*: {', '.join(self.commands)}")
         if self.keys:
             asked.append(f"grant this user the keys {' '.join(f'~{key}' for key in self.keys)}")
-        return "; ".join(asked or self.faults)
+        return "; ".join(asked or self.faults[:1])
 
 
 async def missing_rights(redis: Redis, keys: Keys) -> Missing:
