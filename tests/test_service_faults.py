@@ -1,5 +1,6 @@
 """Every fault of the service that can be ordered, ordered: no word is lost, none said twice."""
 
+import json
 import logging
 
 import anyio
@@ -136,6 +137,16 @@ async def test_a_refusal_for_good(stage: Stage, stt: TurnsServer, fault: str) ->
     assert [error.fatal for error in errors] == [True]
     (dead,) = await stage.dead()
     assert dead[b"session"] == b"call-1"
+
+
+async def test_key_terms_that_make_the_url_too_long(stage: Stage) -> None:
+    """As many as there may be, in a script of which each letter takes nine bytes of it."""
+    async with stage.worker():
+        await stage.announce("call-1", keyterms=json.dumps(["\u8a9e" * 12] * 100))
+        await stage.append("call-1", audio=say([1], PCM16), end="1")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    errors = [event for event in events if isinstance(event, SessionError)]
+    assert [(error.status, error.fatal) for error in errors] == [(414, True)]
 
 
 async def test_settings_refused_on_the_way_do_not_end_the_session_later(

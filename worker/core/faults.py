@@ -5,7 +5,7 @@ import random
 
 from worker.errors import SttBusy, SttCredentials, SttError, SttPermanent, SttTransient
 
-_PERMANENT = frozenset({400, 404, 422})
+_PERMANENT = frozenset({400, 404, 414, 422, 431})  # 414, 431: what key terms made too long
 _CREDENTIALS = frozenset({401, 402, 403})
 _CREDENTIAL_CODES = frozenset({"quota_exceeded", "plan_upgrade_required"})
 _PERMANENT_CLOSES = frozenset({1002, 1003, 1007, 1008})
