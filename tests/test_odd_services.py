@@ -9,7 +9,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from schemas.turns import SessionEnded, SessionError, TurnEnd, TurnUpdate
+from schemas.turns import AudioGap, SessionEnded, SessionError, TurnEnd, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, words
 from worker.core import watchdog
 from worker.local.engines.script import hush, say
@@ -102,8 +102,10 @@ async def test_what_nobody_knows_does_not_keep_a_stuck_turn_open(
         await stage.announce("call-1", turn_end_timeout_ms="640")
         await stage.append("call-1", audio=say([1], PCM16) + hush(200, PCM16))
         end = await stage.until("call-1", TurnEnd)
+        gap = await stage.until("call-1", AudioGap)
         assert worker.host.stats.provider_unknown > 1
     assert (end.reason, end.transcript) == ("watchdog", "w1")
+    assert (gap.reason, gap.seq) == ("watchdog", end.seq + 1), "it is said of the turn before it"
     assert service.connections == 2
 
 

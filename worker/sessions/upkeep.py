@@ -112,6 +112,7 @@ class Upkeep:
         if not self._tracker.open:
             unheard = self._uplink.unsettled
         unheard_ms = int(self._uplink.ms_of(max(0, unheard)))
-        if self._tracker.open or unheard_ms:
-            self._narrator.gap(unheard_ms, "watchdog")
+        told = self._tracker.open or unheard_ms
         self._hearing.conclude("watchdog")
+        if told:
+            self._narrator.gap(unheard_ms, "watchdog")
