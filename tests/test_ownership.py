@@ -14,7 +14,7 @@ from schemas.turns import SessionStarted, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, kinds, words
 from tests.users import GuardedRedis
 from tests.waiting import PATIENCE_S, eventually, no_longer
-from worker.bus.intake import Intake, Ownership
+from worker.bus.intake import Intake, Owned, Ownership
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
 
@@ -119,6 +119,36 @@ async def test_owners_speak_first_after_an_outage(stt: TurnsServer) -> None:
         takeovers = worker.host.stats.takeovers
         await eventually(lambda: takeovers["silent"], "the takeover")
         assert time.monotonic() - up_since >= LEASE_S, "it was taken over too soon"
+        await stage.append("call-1", end="1")
+        await stage.until_ended("call-1")
+
+
+async def test_owners_speak_first_whatever_met_the_outage(
+    stt: TurnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A takeover that was tried all the time must not go by what it knew before."""
+
+    async def nothing_new(intake: Intake, at_most: int, block_ms: int) -> list[Owned]:
+        await anyio.sleep(0)
+        return []
+
+    monkeypatch.setattr(Intake, "read_new", nothing_new)
+    entry = {"session": "call-1", "encoding": PCM16.encoding, "sample_rate": PCM16.sample_rate}
+    async with (
+        GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
+        Stage.open(server.url, "stt", stt.url) as stage,
+        stage.worker(lease_ms=int(LEASE_S * 1000)) as worker,
+    ):
+        await eventually(lambda: worker.health.up_for_s > LEASE_S, "a lease of good health")
+        await stage.redis.xadd("stt:sessions", dict[Any, Any](entry))
+        await stage.redis.xreadgroup(GROUP, "other", {"stt:sessions": ">"})
+        await server.kill()
+        await no_longer(lambda: worker.health.up, "Redis")
+        await anyio.sleep(LEASE_S)
+        await server.restart()
+        takeovers = worker.host.stats.takeovers
+        await eventually(lambda: takeovers["silent"], "the takeover")
+        assert worker.health.up_for_s >= LEASE_S, "it was taken over too soon"
         await stage.append("call-1", end="1")
         await stage.until_ended("call-1")
 

@@ -38,11 +38,10 @@ class Arrivals:
         Those that are under way come first: their callers speak, and what they said grows old.
         """
         intake = self._host.intake
-        lease_ms = self._lease_ms
-        # Idle times ran on while Redis was away: for one lease after, owners get to speak first.
-        patience_ms = lease_ms if self._host.health.up_for_s * 1000 > lease_ms else 2**40
         dead = sorted(self._liveness.dead)
-        adopted = await patiently(self._host.health, lambda: intake.adopt(room, patience_ms, dead))
+        adopted = await patiently(
+            self._host.health, lambda: intake.adopt(room, self._patience_ms, dead)
+        )
         owners = {owned.owner for owned in adopted} - {RELEASED}
         for owned in adopted:
             fate = "killed" if owned.owner in dead else "silent"
@@ -51,6 +50,15 @@ class Arrivals:
         if adopted:
             return adopted
         return await patiently(self._host.health, lambda: intake.read_new(room, INTAKE_BLOCK_MS))
+
+    @property
+    def _patience_ms(self) -> int:
+        """For how long owners may be silent now; to be asked before each try.
+
+        Idle times ran on while Redis was away: for one lease after, owners get to speak first.
+        """
+        lease_ms = self._lease_ms
+        return lease_ms if self._host.health.up_for_s * 1000 > lease_ms else 2**40
 
     async def try_again(self) -> None:
         """Claim anew the sessions that crashed and have waited."""
