@@ -129,7 +129,7 @@ async def test_owners_speak_first_whatever_met_the_outage(
     """A takeover that was tried all the time must not go by what it knew before."""
 
     async def nothing_new(intake: Intake, at_most: int, block_ms: int) -> list[Owned]:
-        await anyio.sleep(0)
+        await anyio.sleep(0.001)
         return []
 
     monkeypatch.setattr(Intake, "read_new", nothing_new)
