@@ -151,3 +151,18 @@ async def test_who_waits_is_counted(gates: tuple[Gate, Gate]) -> None:
     assert (waited, two.waiting) == ([True], 0)
     for seat in (second, third):
         await two.leave(seat)
+
+
+async def test_a_clock_that_was_set_back_lets_nobody_in(
+    redis: Redis, keys: Keys, gates: tuple[Gate, Gate]
+) -> None:
+    one, two = gates
+    ahead = (await redis.time())[0] + 3_600
+    await redis.zadd(keys.gate, {"0:s": ahead * 1_000_000})
+    await one.enter(Seat("0:s", "5-0", 1))
+    with anyio.move_on_after(2 * module.ASK_AGAIN_S) as waiting:
+        await two.enter(Seat("0:other", "6-0", 1))
+    assert waiting.cancelled_caught
+    assert await redis.zrange(keys.gate, 0, -1) == [b"0:s", b"0:other"]
+    await one.leave(Seat("0:s", "5-0", 1))
+    await two.leave(Seat("0:other", "6-0", 1))

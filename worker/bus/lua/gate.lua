@@ -10,7 +10,9 @@
 local gate, holders, permits, lapse = KEYS[1], KEYS[2], tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call("TIME")
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local score = time[1] .. string.format("%06d", time[2])
+-- Whoever comes is behind all who are here, though the clock was set back, or is another server's.
+local newest = tonumber(redis.call("ZRANGE", gate, -1, -1, "WITHSCORES")[2] or 0)
+local score = math.max(tonumber(time[1]) * 1e6 + tonumber(time[2]), newest + 1)
 
 local function outbid(member, entry, count)
   local ms, seq, known = string.match(redis.call("HGET", holders, member) or "", "^(%d+)-(%d+) (%d+)")
@@ -35,7 +37,7 @@ for at = 3, #ARGV, 3 do
   local member, entry, count = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   may[#may + 1] = 0
   if not outbid(member, entry, count) then
-    redis.call("ZADD", gate, "NX", score, member)
+    redis.call("ZADD", gate, "NX", string.format("%.0f", score), member)
     hold(member, entry .. " " .. count)
     if redis.call("ZRANK", gate, member) < permits then
       may[#may] = 1
