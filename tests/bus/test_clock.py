@@ -7,6 +7,7 @@ import time
 
 import anyio
 import pytest
+from redis.asyncio import Redis
 
 from tests.stage import PCM16, Stage, words
 from tests.users import GuardedRedis
@@ -18,6 +19,8 @@ from worker.local.engines.script import hush, say
 
 class Wrong:
     """The `time` module of a machine whose clock is 700 s ahead."""
+
+    monotonic = time.monotonic
 
     @staticmethod
     def time() -> float:
@@ -38,6 +41,18 @@ async def test_a_clock_that_is_wrong_costs_no_audio(
     assert len(told) == 1
     [offset_s] = re.findall(r"Redis's clock is (\S+) s from this machine's", told[0])
     assert -800 < float(offset_s) < -600
+
+
+async def test_a_clock_that_is_set_makes_nothing_old(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus_clock = BusClock(redis, BusHealth())
+    await bus_clock.ask()
+    seconds, _ = await redis.time()
+    monkeypatch.setattr(clock, "time", Wrong)
+    assert bus_clock.age_s(f"{seconds}000-0") < 600
+    await bus_clock.ask()
+    assert bus_clock.age_s(f"{seconds}000-0") < 600
 
 
 @pytest.mark.parametrize("away", ["frozen", "killed"])

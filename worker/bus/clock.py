@@ -25,12 +25,18 @@ class BusClock:
         self._redis = redis
         self._health = health
         self._told = False
+        self._began = time.time() - time.monotonic()
         self.ahead_s = 0.0
         """By how much Redis's clock is ahead of ours."""
 
     def age_s(self, entry_id: str) -> float:
         """Return how long ago an entry was appended; 0 for one of the future."""
-        return max(0.0, time.time() + self.ahead_s - ids.milliseconds(entry_id) / 1000)
+        return max(0.0, self._now + self.ahead_s - ids.milliseconds(entry_id) / 1000)
+
+    @property
+    def _now(self) -> float:
+        """Our own time, by a clock that nobody sets while we run: ages would jump with it."""
+        return self._began + time.monotonic()
 
     async def run(self) -> None:
         """Keep asking, until cancelled."""
@@ -48,7 +54,7 @@ class BusClock:
 
     async def _apart(self) -> tuple[float, float]:
         """Return between what the truth lies: Redis answered at some moment of our wait."""
-        began = time.time()
+        began = self._now
         seconds, microseconds = await self._redis.time()
         told = seconds + microseconds / 1e6
-        return told - time.time(), told - began
+        return told - self._now, told - began
