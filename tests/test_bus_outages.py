@@ -37,6 +37,8 @@ from worker.local.server.server import TurnsServer
         ("NOPERM No permissions to access a key", False),
         ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
         ("NOGROUP No such key 'stt:sessions' or consumer group 'workers'", False),
+        ("ERR max number of clients reached", True),
+        ("ERR max number of clients + cluster connections reached", True),
         ("ERR syntax error", False),
     ],
 )

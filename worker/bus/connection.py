@@ -45,6 +45,7 @@ _WAIT_PREFIXES = (
     "NOREPLICAS",
     "NOAUTH",
     "WRONGPASS",
+    "ERR max number of clients + cluster",  # the client knows what a single server says
     "UNBLOCKED",  # a read that blocked while its master was told to be a replica
 )
 
