@@ -45,7 +45,7 @@ _WAIT_PREFIXES = (
     "NOREPLICAS",
     "NOAUTH",
     "WRONGPASS",
-    "ERR max number of clients + cluster",  # the client knows what a single server says
+    "max number of clients + cluster",  # the client knows the words of a single server
     "UNBLOCKED",  # a read that blocked while its master was told to be a replica
 )
 
