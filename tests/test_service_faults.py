@@ -218,6 +218,22 @@ async def test_a_refusal_at_real_time_is_not_one_of_the_pace(
     assert len(stt.connections) == 2
 
 
+async def test_settings_refused_while_catching_up_do_not_slow_it_down(
+    stage: Stage, stt: TurnsServer
+) -> None:
+    await stage.append("call-1", config='{"turn_eager_end_threshold":0.3}')
+    await stage.play("call-1", say(range(16), PCM16), pause_s=0)
+    async with stage.worker():
+        await stage.announce("call-1")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    (told,) = [event for event in events if isinstance(event, SessionError)]
+    assert (told.status, told.fatal) == (400, False)
+    assert words(events) == list(range(16))
+    _, replay = stt.connections
+    assert replay.pace.mean is not None
+    assert replay.pace.mean > 1.2, "at real time it would stay as late as it was, for all of a call"
+
+
 async def test_a_service_that_flushes_nothing(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

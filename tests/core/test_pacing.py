@@ -78,3 +78,12 @@ def test_live_audio_is_never_held_back(chunks: list[int]) -> None:
         now += ms / 1000
         assert pacer.allowance_ms(now) >= ms - 1e-6
         pacer.spend(ms)
+
+
+def test_what_was_slowed_down_may_hasten_again() -> None:
+    pacer = Pacer(2.0, burst_ms=0.0)
+    pacer.restart(0.0)
+    pacer.slow_down()
+    assert not pacer.hastens
+    pacer.hasten()
+    assert pacer.hastens

@@ -130,6 +130,8 @@ class Conversation:
                 raise SttTransient(f"refused while catching up: {message.message}", status=400)
             case cartesia.Error():
                 self._flush_refused = self.flushing
+                if self._uplink.configured_within(PACE_REFUSAL_S):
+                    self._uplink.hasten()  # it was the settings, and not the pace
                 self._narrator.error(
                     message.error_code or "stt_error",
                     message.message or message.title or "the service gave no reason",

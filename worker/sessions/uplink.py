@@ -48,6 +48,7 @@ class Uplink:
         """How much sound the chunk held that was taken last."""
         self._attached_at = float("-inf")  # when there was last a new socket
         self._paced_at = float("-inf")  # when audio was last held back
+        self._configured_at = float("-inf")  # when settings were last sent
         self._busy_at = 0.0  # when there was audio to send, or no way to send it
         self._filled_since: float | None = None
         self._filled_ms = 0  # of the present stretch of filler
@@ -101,7 +102,7 @@ class Uplink:
         """Send on a new socket, from the committed position on."""
         self._stream = stream
         self._attached_at = self._busy_at = now
-        self._paced_at = float("-inf")
+        self._paced_at = self._configured_at = float("-inf")
         self.sent = 0
         self.log.restart(self.fed)
         self.sound.restart(self.fed)
@@ -136,6 +137,10 @@ class Uplink:
         """Whether, so short a time ago, audio was sent on this socket faster than real time."""
         return self._pacer.hastens and time.monotonic() - self._paced_at <= seconds
 
+    def configured_within(self, seconds: float) -> bool:
+        """Whether, so short a time ago, settings were sent on this socket."""
+        return time.monotonic() - self._configured_at <= seconds
+
     def waited_within(self, seconds: float) -> bool:
         """Whether audio had to wait, here or for a socket, so short a time ago."""
         return time.monotonic() - max(self._attached_at, self._paced_at) <= seconds
@@ -143,6 +148,10 @@ class Uplink:
     def slow_down(self) -> None:
         """Catch up no faster than real time from here on."""
         self._pacer.slow_down()
+
+    def hasten(self) -> None:
+        """Catch up as fast as before."""
+        self._pacer.hasten()
 
     def take_config(self, config: TurnConfig) -> None:
         """Hold a change of settings, to be sent in its place between the audio."""
@@ -160,6 +169,7 @@ class Uplink:
             head = self._backlog[0]
             if isinstance(head, TurnConfig):
                 stream.send_config(head)
+                self._configured_at = now
                 self._backlog.popleft()
                 continue
             size = len(head)
