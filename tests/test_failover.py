@@ -17,6 +17,7 @@ from tests.users import GuardedRedis
 from tests.waiting import eventually, no_longer
 from tests.watchers import seen_alive
 from worker.bus.cluster import Cluster
+from worker.bus.intake import HeartbeatReport, Intake, Owned
 from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel, client, tell
 from worker.local.engines.script import hush, say
 from worker.local.producer import Producer
@@ -232,6 +233,41 @@ async def test_a_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> No
                 await tell(replica, "CLUSTER", "FAILOVER", "TAKEOVER")
             calls[0].go_on()
             await calls[0].check(stage)
+
+
+async def test_a_claim_that_waits_for_a_lost_master_holds_up_no_heartbeat(
+    stt: TurnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a heartbeat makes, for the reply that brought the entry was lost."""
+    read_new, heartbeat = Intake.read_new, Intake.heartbeat
+    robbed, beats = anyio.Event(), 0
+
+    async def rob(intake: Intake, at_most: int, block_ms: int) -> list[Owned]:
+        if await read_new(intake, at_most, block_ms):
+            robbed.set()
+        return []
+
+    async def count(intake: Intake, running: list[tuple[str, int]]) -> HeartbeatReport:
+        nonlocal beats
+        beats += 1
+        return await heartbeat(intake, running)
+
+    monkeypatch.setattr(Intake, "read_new", rob)
+    monkeypatch.setattr(Intake, "heartbeat", count)
+    async with EmbeddedCluster.start() as cluster, staged(cluster, stt.url) as stage:
+        for node in cluster.masters:
+            async with client(node) as admin:
+                await admin.config_set("cluster-require-full-coverage", "no")
+        at = {lane: await holder_of(cluster, stage.redis, f"{{{lane}}}") for lane in LANES}
+        own = [await holder_of(cluster, stage.redis, f"stt:{it}") for it in ("sessions", "workers")]
+        lost = next(lane for lane in LANES if at[lane] not in own)
+        async with stage.worker():
+            await eventually(lambda: beats, "the worker")
+            await at[lost].kill()
+            await stage.announce("call-1", lane=lost)
+            await robbed.wait()
+            seen = beats
+            await eventually(lambda: beats >= seen + 5, "heartbeats")
 
 
 async def test_a_sentinel_fails_over_inside_a_turn(stt: TurnsServer) -> None:

@@ -146,7 +146,7 @@ class Worker:
                     self.host, self.roster, self._liveness, self._settings.lease_ms, tasks
                 )
                 async with anyio.create_task_group() as keepers:
-                    tenure = Tenure(self.host, self.roster, arrivals)
+                    tenure = Tenure(self.host, self.roster, arrivals, keepers)
                     keepers.start_soon(keep, "tenure", partial(self._keep, tenure))
                     keepers.start_soon(keep, "clock", self.host.clock.run)
                     keepers.start_soon(keep, "liveness", self._liveness.proclaim)

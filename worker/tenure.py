@@ -3,6 +3,7 @@
 from functools import partial
 
 import anyio
+from anyio.abc import TaskGroup
 
 from worker.arrivals import Arrivals
 from worker.bus.connection import patiently
@@ -14,11 +15,13 @@ from worker.roster import Roster
 class Tenure:
     """Compares, once a heartbeat, what runs with what Redis lists."""
 
-    def __init__(self, host: Host, roster: Roster, arrivals: Arrivals) -> None:
+    def __init__(self, host: Host, roster: Roster, arrivals: Arrivals, tasks: TaskGroup) -> None:
         self._host = host
         self._roster = roster
         self._arrivals = arrivals
+        self._tasks = tasks
         self._unheard: set[str] = set()
+        self._claiming: set[str] = set()
 
     async def beat(self, *, take: bool) -> None:
         """Keep the leases; notice what was taken, lost or, to `take` it, never heard of."""
@@ -31,7 +34,7 @@ class Tenure:
         async with anyio.create_task_group() as announcing:
             for entry in report.nowhere:
                 announcing.start_soon(self._announce_again, entry)
-        await self._claim_unheard(dict(report.orphans), take=take)
+        self._claim_unheard(dict(report.orphans), take=take)
 
     async def _announce_again(self, entry: str) -> None:
         """Put back an entry of ours that nobody holds."""
@@ -43,11 +46,12 @@ class Tenure:
                 await self._roster.put_back(held)
                 self._host.crashes.forget(entry)
 
-    async def _claim_unheard(self, orphans: dict[str, int], *, take: bool) -> None:
+    def _claim_unheard(self, orphans: dict[str, int], *, take: bool) -> None:
         """Claim what the pending list calls ours but no reply told us of.
 
         Only what two heartbeats in a row report: a reply may just be on its way. What runs with
-        a smaller count was another's meanwhile.
+        a smaller count was another's meanwhile. No heartbeat waits for it: the master that holds
+        one session's state may be away, and the others' leases run on.
         """
         for entry, count in orphans.items():
             running = self._roster.get(entry)
@@ -56,7 +60,17 @@ class Tenure:
                     continue  # claimed anew since
             elif entry not in self._unheard:
                 continue
-            fields = await patiently(self._host.health, partial(self._host.intake.fields_of, entry))
-            if fields is not None and take:
-                await self._arrivals.take_anew(Owned(entry, count, fields))
+            if take and entry not in self._claiming:
+                self._claiming.add(entry)
+                self._tasks.start_soon(self._claim_anew, entry, count)
         self._unheard = set(orphans)
+
+    async def _claim_anew(self, entry: str, count: int) -> None:
+        try:
+            with self._host.faults.contained("tenure"):
+                fields_of = partial(self._host.intake.fields_of, entry)
+                fields = await patiently(self._host.health, fields_of)
+                if fields is not None:
+                    await self._arrivals.take_anew(Owned(entry, count, fields))
+        finally:
+            self._claiming.discard(entry)
