@@ -351,6 +351,32 @@ async def test_refused_upgrades_by_status(status: int, kind: type[SttError]) -> 
 
 
 @pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, '{"title": "Invalid model"}', SttPermanent),
+        (404, '{"error_code": "model_not_found", "title": null}', SttPermanent),
+        (400, "Invalid model: there is none of that name", SttPermanent),
+        # Of proxies, load balancers, ingresses.
+        (400, "<html><head><title>400 Bad Request</title></head></html>", SttTransient),
+        (404, "\r\n<!DOCTYPE html>\r\n<html></html>", SttTransient),
+        (404, "default backend - 404", SttTransient),
+        (404, '{"detail": "Not Found"}', SttTransient),
+        (404, "", SttTransient),
+        # What is in the request is too long for whoever answers, and will be.
+        (414, "<html></html>", SttPermanent),
+        (403, "<html></html>", SttCredentials),
+    ],
+)
+async def test_what_the_service_may_not_have_said_is_not_permanent(
+    status: int, body: str, kind: type[SttError]
+) -> None:
+    async with odd_server(says(), refuses(status, body, "text/html")) as service:
+        error = await refusal(service)
+    assert type(error) is kind
+    assert error.status == status
+
+
+@pytest.mark.parametrize(
     ("body", "said"),
     [
         ("", "HTTP 503"),

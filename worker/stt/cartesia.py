@@ -4,6 +4,7 @@ The key travels in a header, never in the URL. Thresholds are sent only where so
 the service's own defaults have changed before.
 """
 
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,16 +215,27 @@ class _ErrorBody(msgspec.Struct):
     request_id: str | None = None
 
 
+_TITLED = re.compile(r"[^<>:\n]{1,80}: \S")
+
+
 def _refused_upgrade(refused: HandshakeRefused, text: str) -> SttError:
-    """Read the body: JSON from API version 2026-03-01 on, `Title: Message` before."""
+    """Read the body: JSON from API version 2026-03-01 on, `Title: Message` before.
+
+    Where a 400 or 404 has neither, nobody knows that the service said it, and of this session: a
+    proxy or load balancer on the way may have, while it is deployed anew, and that passes.
+    """
     try:
         body = msgspec.json.decode(text, type=_ErrorBody)
     except msgspec.DecodeError:
         body = _ErrorBody(message=text[:200].strip())
+        known = _TITLED.match(text) is not None
+    else:
+        known = bool(body.title or body.message or body.error_code)
     said = ": ".join(part for part in (body.title, body.message) if part)
+    message = f"HTTP {refused.status} {said}".rstrip()
+    request_id = body.request_id or refused.headers.get("X-Request-Id", "")
+    if refused.status in (400, 404) and not known:
+        return SttTransient(message, status=refused.status, request_id=request_id)
     return faults.refusal(
-        refused.status,
-        f"HTTP {refused.status} {said}".rstrip(),
-        code=body.error_code or "",
-        request_id=body.request_id or refused.headers.get("X-Request-Id", ""),
+        refused.status, message, code=body.error_code or "", request_id=request_id
     )
