@@ -145,14 +145,14 @@ def test_the_link_stood_still_over_a_pause_that_did_not_end_the_turn(
     ],
 )
 async def test_hardly_any_turn_is_cut_wrong(stall: Stall, early: int, late: int) -> None:
-    """Of some 530 turns each, in which single messages come seconds late besides.
+    """Of some 350 turns each, in which single messages come seconds late besides.
 
     How many are cut too early or too late is what was found; it should not become more.
     """
     wrong = [
         cut
         for words in (6, 30)
-        for seed in range(60)
+        for seed in range(40)
         for cut in await live_through(f"{seed} {words}", stall, words)
     ]
     assert sum(cut.early for cut in wrong) <= early, wrong

@@ -24,7 +24,7 @@ ONCE = [
     "cut@flush",
     "cut@flushed",
     "cut@bytes=16001",
-    "half-open@mid-turn",
+    pytest.param("half-open@mid-turn", marks=pytest.mark.slow),  # its pulse is looked at below
     "close=1011@mid-turn",
     "close=1012@between-turns",
     "close=1000@mid-turn",

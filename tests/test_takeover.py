@@ -56,7 +56,12 @@ async def test_a_socket_cut_inside_a_turn(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("noticed", "second"), [("by its lease", "two"), ("at once", "two"), ("at once", "one")]
+    ("noticed", "second"),
+    [
+        ("by its lease", "two"),
+        ("at once", "one"),
+        pytest.param("at once", "two", marks=pytest.mark.slow),
+    ],
 )
 async def test_killed_inside_a_turn(
     stage: Stage, tmp_path: Path, noticed: str, second: str
@@ -153,7 +158,11 @@ async def test_what_waits_for_a_socket_is_handed_on_at_once(stage: Stage, stt: T
 
 @pytest.mark.parametrize(
     ("away", "signals"),
-    [("killed", 1), ("frozen", 2), pytest.param("killed", 2, marks=pytest.mark.slow)],
+    [
+        ("killed", 1),
+        pytest.param("frozen", 2, marks=pytest.mark.slow),
+        pytest.param("killed", 2, marks=pytest.mark.slow),
+    ],
 )
 async def test_stopped_while_redis_is_away(
     stt: TurnsServer, tmp_path: Path, away: str, signals: int
@@ -311,7 +320,7 @@ async def test_the_service_is_not_there_yet(stage: Stage, stt: TurnsServer) -> N
     assert kinds(events).count("session.error") == 1
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [401, pytest.param(403, marks=pytest.mark.slow)])
 async def test_a_refused_key_loses_no_session(
     stage: Stage, stt: TurnsServer, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:

@@ -33,7 +33,9 @@ CAPPED = Plan(seed=106, turns=16, sessions=8, workers=1, connections=8)
         # Its last snapshot, of before the pause, brings back turns that others ended since.
         pytest.param("no_fence", TAKEN_OVER, TAKEOVER, {"turn", "end"}, id="no_fence"),
         pytest.param("no_replay", CUT_OFF, CUTS, {"lost"}, id="no_replay", marks=pytest.mark.slow),
-        pytest.param("eager_commit", CUT_OFF, CUTS, {"lost"}, id="eager_commit"),
+        pytest.param(
+            "eager_commit", CUT_OFF, CUTS, {"lost"}, id="eager_commit", marks=pytest.mark.slow
+        ),
         pytest.param("no_leave", CAPPED, (), {"bus"}, id="no_leave", marks=pytest.mark.slow),
     ],
 )

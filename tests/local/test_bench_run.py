@@ -67,6 +67,7 @@ async def test_a_traced_worker_exports_its_spans() -> None:
         assert sink.exports == 1
 
 
+@pytest.mark.slow
 def test_tracing_is_said_in_the_title(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--sessions", "2", "--seconds", "1", "--warmup", "1", "--traced", *WHOLE_WORDS]
     assert main(["bench", *size]) == 0
