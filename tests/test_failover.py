@@ -91,6 +91,7 @@ async def replicated(master: EmbeddedRedis) -> None:
         await eventually(acknowledged, "the replica to acknowledge")
 
 
+@pytest.mark.slow
 async def test_lanes_over_three_masters_and_a_worker_killed(
     redis_cluster: EmbeddedCluster, stt: TurnsServer, tmp_path: Path
 ) -> None:

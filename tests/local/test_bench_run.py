@@ -44,6 +44,7 @@ def test_a_tiny_run_is_measured_and_right(
     assert "starting 5 sessions" in shown.err
 
 
+@pytest.mark.slow
 def test_sessions_come_and_go(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--sessions", "4", "--seconds", "5", "--warmup", "1", *WHOLE_WORDS]
     assert main(["bench", *size, "--churn", "1", "--json"]) == 0
