@@ -133,11 +133,11 @@ class _Heard(NamedTuple):
 async def live_through(seed: str, stall: Stall, words_at_most: int) -> list[Wrong]:
     """Live through the call that `seed` draws; return the wrong cuts."""
     rng = random.Random(f"{seed} {stall}")
-    sound, words = _speech(rng, words_at_most)
-    stalls = _stalls(rng, len(sound) / BYTES_PER_MS / 1_000) if stall is not Stall.NONE else []
+    sound, words = speech(rng, words_at_most)
+    still = stalls(rng, len(sound) / BYTES_PER_MS / 1_000) if stall is not Stall.NONE else []
     lag_s, jitter_s = rng.uniform(0, 0.3), rng.uniform(0, 0.15)
-    sent = list(_send(rng, len(sound) // BYTES_PER_MS, stalls if stall is Stall.WORKER else []))
-    up = stalls if stall in (Stall.UP, Stall.BOTH) else []
+    sent = list(_send(rng, len(sound) // BYTES_PER_MS, still if stall is Stall.WORKER else []))
+    up = still if stall in (Stall.UP, Stall.BOTH) else []
     said: list[_Heard] = []
     at = 0.0
     hearing = ScriptHearing(
@@ -149,16 +149,17 @@ async def live_through(seed: str, stall: Stall, words_at_most: int) -> list[Wron
         None,
     )
     for chunk in sent:
-        at = _held(rng, chunk.at, up)
+        at = held(rng, chunk.at, up)
         await hearing.feed(sound[chunk.begin_ms * BYTES_PER_MS : chunk.end_ms * BYTES_PER_MS])
-    back = stalls if stall in (Stall.DOWN, Stall.BOTH, Stall.WORKER) else []
+    back = still if stall in (Stall.DOWN, Stall.BOTH, Stall.WORKER) else []
     heard = list(_arrive(rng, said, lag_s, jitter_s, back))
     side = Side(lag_s + jitter_s / 2 + 0.06)
-    looks = [] if stall is not Stall.WORKER else _looks(max(heard[-1].at, sent[-1].at), stalls)
+    looks = [] if stall is not Stall.WORKER else _looks(max(heard[-1].at, sent[-1].at), still)
     return _live(side, sound, words, [*sent, *heard, *looks], seed)
 
 
-def _speech(rng: random.Random, words_at_most: int) -> tuple[bytes, list[Word]]:
+def speech(rng: random.Random, words_at_most: int) -> tuple[bytes, list[Word]]:
+    """Draw a call: three to six turns with pauses inside and between them."""
     sound, words, ms = [hush(400, AUDIO)], list[Word](), 400
     for _ in range(rng.randint(3, 6)):
         count = rng.randint(1, words_at_most)
@@ -172,12 +173,14 @@ def _speech(rng: random.Random, words_at_most: int) -> tuple[bytes, list[Word]]:
     return b"".join(sound), words
 
 
-def _stalls(rng: random.Random, seconds: float) -> list[tuple[float, float]]:
+def stalls(rng: random.Random, seconds: float) -> list[tuple[float, float]]:
+    """Draw one or two still, from and to a second of the call."""
     begins = [rng.uniform(0.3, seconds) for _ in range(rng.randint(1, 2))]
     return [(begin, begin + rng.uniform(0.4, 2.0)) for begin in begins]
 
 
-def _held(rng: random.Random, at: float, stalls: Iterable[tuple[float, float]]) -> float:
+def held(rng: random.Random, at: float, stalls: Iterable[tuple[float, float]]) -> float:
+    """Return when something gets through that comes at that second."""
     for begin, end in stalls:
         if begin <= at < end:
             at = end + rng.uniform(0, 0.05)
@@ -190,7 +193,7 @@ def _send(rng: random.Random, ms: int, stalls: list[tuple[float, float]]) -> Ite
     pacer.restart(0)
     while begin_ms < ms:
         end_ms = min(ms, begin_ms + (chunk_ms or rng.randint(20, 200)))
-        at = _held(rng, max(at, end_ms / 1_000 + rng.uniform(0.002, 0.03)), stalls)
+        at = held(rng, max(at, end_ms / 1_000 + rng.uniform(0.002, 0.03)), stalls)
         while pacer.allowance_ms(at) < end_ms - begin_ms:
             at += 0.02
         pacer.spend(end_ms - begin_ms)
@@ -209,7 +212,7 @@ def _arrive(
     for at, event in said:
         late_s = rng.expovariate(1 / 0.3) if rng.random() < 0.05 else 0.0
         at += lag_s + rng.uniform(0, jitter_s) + late_s
-        arrived = max(_held(rng, at, stalls), arrived + 0.00005)
+        arrived = max(held(rng, at, stalls), arrived + 0.00005)
         yield _Heard(arrived, event)
 
 

@@ -50,7 +50,11 @@ STEADY = 0.5
 """What a second of difference to the turn before counts, where a second of difference between a
 turn's start and its end counts 1: lag changes more easily within seconds than noise fits."""
 
+BREATH_MS = 150
+"""Less silence than this is between words, and seldom taken for the end of a turn."""
+
 _PAUSE = PAUSE_MS // FRAME_MS
+_BREATH = BREATH_MS // FRAME_MS
 _ONSET = ONSET_MS // FRAME_MS
 
 
@@ -196,10 +200,11 @@ def still_open(silent: Sequence[bool], open_at: int) -> int:
     """Return up to which frame a turn was open, at least, that was resumed just now.
 
     That it was open at frame `open_at` is known. When the service took its end back, it had heard a
-    silence since then, however short, and then more.
+    silence since then, of some length or else however short, and then more.
     """
-    ended = (end for start, end in silences(silent) if start > open_at and end < len(silent))
-    return next(ended, open_at)
+    over = [run for run in silences(silent) if run[0] > open_at and run[1] < len(silent)]
+    long = (end for start, end in over if end - start >= _BREATH)
+    return next(long, over[0][1] if over else open_at)
 
 
 def quiet_level(levels: Sequence[int]) -> int:

@@ -121,7 +121,8 @@ class Conversation:
 
     def _take(self, message: cartesia.ServerMessage) -> None:
         arrival = self._uplink.log.moment(self.stream.socket.received_at)
-        self._hearing.heard_anything(arrival, self.stream.socket.waiting)
+        begins = isinstance(message, cartesia.TurnStart)
+        self._hearing.heard_anything(arrival, self.stream.socket.waiting, begins=begins)
         match message:
             case cartesia.Error() if not self.flushing and self._uplink.hastened_within(
                 PACE_REFUSAL_S

@@ -35,11 +35,14 @@ TurnMessage = (
 
 
 class _HeldEnd(NamedTuple):
-    """A turn's end that came while the session was flushed."""
+    """A turn's end whose next message is to tell what it covers.
+
+    During a flush it covers all that was sent, unless another turn follows. And of what came
+    together, as after a standstill, an end is easier to place if it is known that a turn follows.
+    """
 
     transcript: str
-    cut: int
-    """Session byte up to which the turn covers the audio, if another turn follows."""
+    arrival: Moment
 
 
 class _Lull(NamedTuple):
@@ -130,12 +133,13 @@ class Hearing:
                     lull = _Lull(self._tracker.whole(text), arrival, self._seam.worded)
                     self._lull = lull if self._seam.prompt else None
 
-    def heard_anything(self, arrival: Moment, waiting: int) -> None:
+    def heard_anything(self, arrival: Moment, waiting: int, *, begins: bool) -> None:
         """Note that a message of any kind arrived then, before it is taken.
 
-        `waiting` messages came with it, and are to be taken after it.
+        `waiting` messages came with it, and are to be taken after it; `begins` is whether it says
+        that a turn begins.
         """
-        self.release_end(final=False)
+        self.release_end(final=False, begins=begins)
         self._seam.heard(arrival, waiting)
         # What came together with the next message may have been held up, and is no guide.
         quiet, self._quiet = self._quiet, None
@@ -144,14 +148,17 @@ class Hearing:
         if self._lull is not None and arrival.at - self._lull.arrival.at < BURST_S:
             self._lull = None
 
-    def release_end(self, *, final: bool) -> None:
-        """Publish a turn's end that came during a flush, now that it is known what it covers."""
+    def release_end(self, *, final: bool, begins: bool = False) -> None:
+        """Publish a turn's end that was held, now that it is known what it covers."""
         if self._held_end is None:
             return
         held, self._held_end = self._held_end, None
-        fed = self._uplink.fed
-        drafts = self._tracker.hear(Input.END, held.transcript, fed)
-        self._cover(fed if final else held.cut, drafts, "close")
+        if final:
+            cut, spoken_until = self._uplink.fed, None
+        else:
+            cut, spoken_until = self._seam.cut(held.arrival, begins), self._seam.spoken_until
+        drafts = self._tracker.hear(Input.END, held.transcript, held.arrival.fed)
+        self._cover(cut, drafts, "close" if self.flushing else "model", spoken_until)
 
     def conclude(self, reason: EndReason) -> None:
         """Settle all that was sent, ending the open turn if the service did not."""
@@ -182,13 +189,9 @@ class Hearing:
             self._hear(Input.END, text, arrival)
             return
         self._seam.turn_worded(text, arrival)
-        cut = self._seam.cut(arrival)
-        if self.flushing:
-            # It covers all that was sent, unless another turn follows: the next message tells.
-            self._held_end = _HeldEnd(text, cut)
-        else:
-            drafts = self._tracker.hear(Input.END, text, arrival.fed)
-            self._cover(cut, drafts, "model", self._seam.spoken_until)
+        self._held_end = _HeldEnd(text, arrival)
+        if not self.flushing and not self._seam.waiting:
+            self.release_end(final=False)
 
     def _settle_lull(self, text: str) -> None:
         """Commit up to a pause inside the turn, now that words have come after it.

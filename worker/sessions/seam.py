@@ -11,6 +11,8 @@ from schemas.audio import SessionEntry
 from worker.core.cut import (
     LOOK_BACK_MS,
     PAUSE_MS,
+    SURE_S,
+    USUAL_LAG_S,
     Match,
     Onset,
     Pause,
@@ -89,7 +91,8 @@ class Seam:
         self._heard_at = now  # the last message
         self._quiet_at = now  # the last one before what came together with that
         self._behind = 0  # messages in that so far
-        self._waiting = 0
+        self.waiting = 0
+        """Messages that came with that and wait to be heard."""
         self._burst = 0  # both
         self._start = _Start(now, None, surely=False, sounds=[])
         self._begin_turn(0)
@@ -101,7 +104,7 @@ class Seam:
             self._quiet_at, self._behind = self._heard_at, 0
         self._heard_at = arrival.at
         self._behind += 1
-        self._waiting = waiting
+        self.waiting = waiting
         self._burst = self._behind + waiting
         if self._burst >= BURST and self._start.arrived_at > self._quiet_at:
             self._start = self._start._replace(
@@ -156,6 +159,9 @@ class Seam:
         """
         look = self._look_back(arrival, LOOK_BACK_MS)
         first = arrival.sent - len(look.silent) * self._frame
+        since = max(self._open_until, self._heard_by(self._quiet_at, STEADY_S))
+        if self._burst >= BURST and first - since >= PAUSE_MS // FRAME_MS * self._frame:
+            return  # held up so long that the silence may be out of sight already
         open_at = max(-1, (self._open_until - first) // self._frame)  # -1: before what is seen
         open_until = first + still_open(look.silent, open_at) * self._frame
         self._open_until = max(self._open_until, open_until)
@@ -170,15 +176,18 @@ class Seam:
     def _is_usual_start(self, look: Timeline) -> bool:
         """Say whether the only sound in sight came as long ago as it should."""
         usual_s, sounds = self._usual_lag.seconds, self._start.sounds
-        if usual_s is None or len(sounds) != 1 or not look.silent[0]:
+        if self._burst >= BURST or usual_s is None or len(sounds) != 1 or not look.silent[0]:
             return False
         return abs(self._start.arrived_at - sounds[0][1] - usual_s) <= STEADY_S
 
-    def cut(self, arrival: Moment) -> int:
-        """Return the session byte up to which the turn covers the audio whose end arrived then."""
-        pair, ends = self._match(arrival, QUICK_LOOK_MS, self.worded, self._open_until)
+    def cut(self, arrival: Moment, begins: bool = False) -> int:
+        """Return the session byte up to which the turn covers the audio whose end arrived then.
+
+        `begins` is whether what came with it says that another begins.
+        """
+        pair, ends = self._match(arrival, QUICK_LOOK_MS, self.worded, self._open_until, begins)
         if pair is None or not self._is_usual_end(pair):
-            pair, ends = self._match(arrival, LOOK_BACK_MS, self.worded, self._open_until)
+            pair, ends = self._match(arrival, LOOK_BACK_MS, self.worded, self._open_until, begins)
         pause = pair.pause if pair else max(ends, key=lambda end: end.middle, default=None)
         self.spoken_until = pause and self._uplink.log.sent_at(pause.sent)
         if pair is not None:
@@ -189,9 +198,12 @@ class Seam:
     def _is_usual_end(self, pair: Match) -> bool:
         """Say whether nothing that was sent before could be a better match."""
         usual_s = self._usual_lag.seconds
-        if usual_s is None or pair.apart_s or abs(pair.lag_s - usual_s) > STEADY_S:
+        if self._burst >= BURST or usual_s is None:
             return False
-        return pair.pause.begun
+        if pair.apart_s or abs(pair.lag_s - usual_s) > STEADY_S:
+            return False
+        length = pair.pause.until - pair.pause.sent
+        return pair.pause.begun and length >= PAUSE_MS // FRAME_MS * self._frame
 
     def pause(self, arrival: Moment, worded: int) -> int | None:
         """Return the session byte in the pause inside the turn that the service spoke of then.
@@ -206,7 +218,12 @@ class Seam:
         return pair.pause.middle if certain else None
 
     def _match(
-        self, arrival: Moment, look_ms: int, worded: int, open_until: int = 0
+        self,
+        arrival: Moment,
+        look_ms: int,
+        worded: int,
+        open_until: int = 0,
+        begins: bool = False,
     ) -> tuple[Match | None, Sequence[Pause]]:
         """Choose among the sounds that may have begun the turn, and the pauses in it.
 
@@ -214,6 +231,9 @@ class Seam:
         before byte `open_until`, when what arrived then was said of it.
         """
         ends = self._pauses(arrival, look_ms, worded, open_until)
+        if begins:
+            heard = self._heard_by(arrival.at, -SURE_S[1])
+            ends = [end for end in ends if end.until < heard] or ends
         usual_s = self._usual_lag.seconds
         return choose_pair(
             self._onsets(), ends, self._lag_before_s if usual_s is None else usual_s
@@ -244,7 +264,7 @@ class Seam:
                         until=first + end * self._frame,
                         middle=look.positions[(start + end) // 2],
                         begun=start > 0,
-                        followed_s=0.0 if lasts or self._waiting else arrival.at - over_at,
+                        followed_s=0.0 if lasts or self.waiting else arrival.at - over_at,
                     )
                 )
         ends = after_last_word(found, worded)
@@ -262,6 +282,12 @@ class Seam:
             Onset(byte, max(0.0, earliest_at - sent_at), start.arrived_at - sent_at)
             for byte, sent_at in start.sounds
         ]
+
+    def _heard_by(self, at: float, more_s: float) -> int:
+        """Return the byte of the socket that the service spoke of then, lagging so much more."""
+        usual_s = self._usual_lag.seconds
+        lag_s = (USUAL_LAG_S if usual_s is None else usual_s) + more_s
+        return self._uplink.log.moment(at - max(0.0, lag_s)).sent
 
     def _earliest(self, at: float) -> float:
         """Return since when a message may have been there that we took in at `at`."""
