@@ -5,6 +5,7 @@ that thousands of turns with every kind of standstill take seconds.
 """
 
 import random
+from collections import deque
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
@@ -39,20 +40,35 @@ TOGETHER_S = 0.003
 """Messages this close together are read at once."""
 
 
+class Line(Stream):
+    """A socket that was never opened; what is sent on it is kept."""
+
+    def __init__(self) -> None:
+        socket = Socket(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
+        super().__init__(socket, "", Service("", "", ""))
+        self.sent: deque[bytes] = deque()
+
+    def send_audio(self, audio: bytes) -> None:
+        self.sent.append(audio)
+
+
+def seam_of(ledger: Ledger, uplink: Uplink, wakefulness: Wakefulness, usual_lag_s: float) -> Seam:
+    """Return the seam of a session whose worker knows how late the service usually is."""
+    usual_lag = UsualLag()
+    usual_lag.inherit(usual_lag_s)
+    entry = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
+    return Seam(entry, ledger, uplink, wakefulness, usual_lag)
+
+
 class Side:
     """The worker's side of one call; times are seconds of the call."""
 
     def __init__(self, usual_lag_s: float, looked_at: float = 0.0) -> None:
         self._ledger = Ledger(Encoding.PCM_S16LE.width)
         self.uplink = Uplink(Encoding.PCM_S16LE, AUDIO.sample_rate, self._ledger, Pacer(0), Stats())
-        # A socket that was never opened: what is sent on it goes nowhere.
-        socket = Socket(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
-        self.uplink.attach(Stream(socket, "", Service("", "", "")), LATER)
+        self.uplink.attach(Line(), LATER)
         self._wakefulness = Wakefulness(LATER + looked_at)
-        usual_lag = UsualLag()
-        usual_lag.inherit(usual_lag_s)
-        entry = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=8_000)
-        self._seam = Seam(entry, self._ledger, self.uplink, self._wakefulness, usual_lag)
+        self._seam = seam_of(self._ledger, self.uplink, self._wakefulness, usual_lag_s)
         self._seam.reset(LATER)
         self._entries = 0
 
@@ -101,8 +117,6 @@ class Word(NamedTuple):
 
     begins: int
     ends: int
-    last: bool
-    """Of its turn."""
 
 
 class Wrong(NamedTuple):
@@ -168,13 +182,13 @@ def speech(rng: random.Random, words_at_most: int) -> tuple[bytes, list[Word]]:
             if not left:
                 pause_ms = 10 * rng.randint(60, 300)
             sound += [say([len(words)], AUDIO), hush(pause_ms, AUDIO)]
-            words.append(Word(ms, ms + round(WORD_MS), last=not left))
+            words.append(Word(ms, ms + round(WORD_MS)))
             ms += round(WORD_MS) + pause_ms
     return b"".join(sound), words
 
 
 def stalls(rng: random.Random, seconds: float) -> list[tuple[float, float]]:
-    """Draw one or two still, from and to a second of the call."""
+    """Draw one or two standstills, from and to a second of the call."""
     begins = [rng.uniform(0.3, seconds) for _ in range(rng.randint(1, 2))]
     return [(begin, begin + rng.uniform(0.4, 2.0)) for begin in begins]
 
@@ -185,6 +199,11 @@ def held(rng: random.Random, at: float, stalls: Iterable[tuple[float, float]]) -
         if begin <= at < end:
             at = end + rng.uniform(0, 0.05)
     return at
+
+
+def within(stalls: Iterable[tuple[float, float]], at: float) -> bool:
+    """Say whether something stands still at that second."""
+    return any(begin <= at < end for begin, end in stalls)
 
 
 def _send(rng: random.Random, ms: int, stalls: list[tuple[float, float]]) -> Iterable[_Sent]:
@@ -218,7 +237,7 @@ def _arrive(
 
 def _looks(until: float, stalls: list[tuple[float, float]]) -> list[float]:
     times = (step * LOOK_S for step in range(int(until / LOOK_S) + 1))
-    return [at for at in times if not any(begin <= at < end for begin, end in stalls)]
+    return [at for at in times if not within(stalls, at)]
 
 
 def _live(

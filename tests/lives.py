@@ -9,14 +9,23 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, NamedTuple, cast
 
-from websockets.client import ClientProtocol
-from websockets.uri import parse_uri
-
 from schemas import cartesia
-from schemas.audio import AudioEntry, Encoding, SessionEntry
-from tests.calls import AUDIO, BYTES_PER_MS, LATER, LOOK_S, TOGETHER_S, Stall, held, speech, stalls
+from schemas.audio import AudioEntry, Encoding
+from tests.calls import (
+    AUDIO,
+    BYTES_PER_MS,
+    LATER,
+    LOOK_S,
+    TOGETHER_S,
+    Line,
+    Stall,
+    held,
+    seam_of,
+    speech,
+    stalls,
+    within,
+)
 from worker.core import ids
-from worker.core.lag import UsualLag
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.turns import Draft, TurnTracker
@@ -26,10 +35,7 @@ from worker.local.engines.script_words import WORD_MS
 from worker.sessions.hearing import Hearing, TurnMessage
 from worker.sessions.narrator import Narrator
 from worker.sessions.parts import JITTER_MS
-from worker.sessions.seam import Seam
 from worker.sessions.uplink import Uplink
-from worker.stt.cartesia import Service, Stream
-from worker.stt.socket import Socket
 from worker.telemetry.stats import Stats
 from worker.wakefulness import Wakefulness
 
@@ -57,18 +63,6 @@ class Habits(NamedTuple):
     stall: Stall = Stall.NONE
     words_at_most: int = 6
     """In a turn."""
-
-
-class _Line(Stream):
-    """A socket; what is sent on it is kept."""
-
-    def __init__(self) -> None:
-        socket = Socket(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
-        super().__init__(socket, "", Service("", "", ""))
-        self.sent: deque[bytes] = deque()
-
-    def send_audio(self, audio: bytes) -> None:
-        self.sent.append(audio)
 
 
 class _Told:
@@ -149,10 +143,8 @@ class Life:
             Encoding.PCM_S16LE, AUDIO.sample_rate, self._ledger, Pacer(1.5), Stats()
         )
         self._wakefulness = Wakefulness(LATER)
-        usual_lag = UsualLag()
-        usual_lag.inherit(self._lag_s + self._jitter_s / 2 + 0.06)
-        entry = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=8_000)
-        seam = Seam(entry, self._ledger, self._uplink, self._wakefulness, usual_lag)
+        usual_lag_s = self._lag_s + self._jitter_s / 2 + 0.06
+        seam = seam_of(self._ledger, self._uplink, self._wakefulness, usual_lag_s)
         self._told = _Told()
         self._hearing = Hearing(
             TurnTracker(None, self._uplink.bytes_of(JITTER_MS)),
@@ -161,7 +153,7 @@ class Life:
             self._uplink,
             cast("Narrator", self._told),
         )
-        self._line: _Line | None = None
+        self._line: Line | None = None
         self._service: _Service | None = None
         self._connects_at = 0.0
 
@@ -187,7 +179,7 @@ class Life:
     def _step(self, now: float, *, looks: bool) -> None:
         if self._service is not None:
             self._service.hear(now, self._stalls)
-        if self._habits.stall is Stall.WORKER and _within(self._stalls, now):
+        if self._habits.stall is Stall.WORKER and within(self._stalls, now):
             return
         if looks:
             self._wakefulness.look(LATER + now)
@@ -210,12 +202,12 @@ class Life:
         self._connects_at = now + self._rng.choice((0.02, 0.3, 1.0, 3.0))
 
     def _connect(self, now: float) -> None:
-        self._line = _Line()
+        self._line = Line()
         self._service = _Service(self._rng, self._habits, self._lag_s, self._jitter_s)
         self._hearing.socket_opened(LATER + now)
         self._uplink.attach(self._line, LATER + now)
 
-    def _send(self, line: _Line, service: _Service, now: float, *, fills: bool) -> None:
+    def _send(self, line: Line, service: _Service, now: float, *, fills: bool) -> None:
         unread = self._entries[self._read :]
         for entry in unread:
             if entry.at > now or not self._uplink.has_room:
@@ -235,7 +227,7 @@ class Life:
         while service.says and service.says[0][0] <= now:
             due.append(service.says.popleft())
         for count, (at, event) in enumerate(due, 1):
-            slept = self._habits.stall is Stall.WORKER and _within(self._stalls, at)
+            slept = self._habits.stall is Stall.WORKER and within(self._stalls, at)
             arrival = self._uplink.log.moment(LATER + (now if slept else at))
             waiting = sum(slept or later - at < TOGETHER_S for later, _ in due[count:])
             begins = event.kind == "turn.start"
@@ -260,10 +252,6 @@ def _message(event: EngineEvent) -> TurnMessage:
     text = {} if event.transcript is None else {"transcript": event.transcript}
     message: TurnMessage = _MESSAGES[event.kind](**text)
     return message
-
-
-def _within(standstills: list[tuple[float, float]], at: float) -> bool:
-    return any(begin <= at < end for begin, end in standstills)
 
 
 def _at_once(hearing: Coroutine[Any, Any, None]) -> None:

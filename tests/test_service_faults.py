@@ -6,7 +6,7 @@ import logging
 import anyio
 import pytest
 
-from schemas.turns import AudioGap, SessionError, TurnEnd, TurnUpdate
+from schemas.turns import AudioGap, SessionError, TurnEnd, TurnEvent, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, kinds, words
 from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
 from worker.local.server.server import TurnsServer
@@ -187,9 +187,7 @@ async def test_settings_refused_as_the_session_ends_cost_no_word(
     assert len(stt.connections) == 1
 
 
-@pytest.mark.parametrize("how", ["error=400", "error=400:open", "error=400:1012"])
-async def test_a_flush_that_is_refused(stage: Stage, stt: TurnsServer, how: str) -> None:
-    stt.faults.set(f"{how}@flush")
+async def _say_a_word_and_end(stage: Stage) -> list[TurnEvent]:
     async with stage.worker():
         await stage.announce("call-1")
         await stage.append("call-1", audio=say([1], PCM16))
@@ -198,6 +196,13 @@ async def test_a_flush_that_is_refused(stage: Stage, stt: TurnsServer, how: str)
         events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
     assert words(events) == [1]
+    return events
+
+
+@pytest.mark.parametrize("how", ["error=400", "error=400:open", "error=400:1012"])
+async def test_a_flush_that_is_refused(stage: Stage, stt: TurnsServer, how: str) -> None:
+    stt.faults.set(f"{how}@flush")
+    events = await _say_a_word_and_end(stage)
     assert [event.fatal for event in events if isinstance(event, SessionError)] == [False]
     assert len(stt.connections) == 1
 
@@ -255,14 +260,7 @@ async def test_a_service_that_flushes_nothing(
 
 async def test_a_service_that_fails_at_each_flush(stage: Stage, stt: TurnsServer) -> None:
     stt.faults.set("error=500@flush")
-    async with stage.worker():
-        await stage.announce("call-1")
-        await stage.append("call-1", audio=say([1], PCM16))
-        await stage.until("call-1", TurnUpdate)
-        await stage.append("call-1", end="1")
-        events = (await stage.until_ended("call-1"))["call-1"]
-    check_order(events)
-    assert words(events) == [1]
+    events = await _say_a_word_and_end(stage)
     assert any(isinstance(event, AudioGap) for event in events), "nobody knows what else there was"
     assert len(stt.connections) == FLUSH_ROUNDS
 

@@ -19,7 +19,6 @@ from worker.bus.connection import closing
 LOOK_S = 1.0
 """How often a subscriber looks whether its channel is kept elsewhere by now, and by anybody."""
 
-
 ANSWER_LOOKS = 5
 """Looks within which a subscription that is asked for again has to be confirmed."""
 

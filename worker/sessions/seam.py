@@ -82,6 +82,7 @@ class Seam:
         self._uplink = uplink
         self._wakefulness = wakefulness
         self._frame = frame_bytes(entry.encoding, entry.sample_rate)
+        self._least_pause = PAUSE_MS // FRAME_MS * self._frame
         self.spoken_until: float | None = None
         """When the last sound was sent of the turn that was cut last; None if that is not seen."""
         self.reset(time.monotonic())
@@ -160,7 +161,7 @@ class Seam:
         look = self._look_back(arrival, LOOK_BACK_MS)
         first = arrival.sent - len(look.silent) * self._frame
         since = max(self._open_until, self._heard_by(self._quiet_at, STEADY_S))
-        if self._burst >= BURST and first - since >= PAUSE_MS // FRAME_MS * self._frame:
+        if self._burst >= BURST and first - since >= self._least_pause:
             return  # held up so long that the silence may be out of sight already
         open_at = max(-1, (self._open_until - first) // self._frame)  # -1: before what is seen
         open_until = first + still_open(look.silent, open_at) * self._frame
@@ -202,8 +203,8 @@ class Seam:
             return False
         if pair.apart_s or abs(pair.lag_s - usual_s) > STEADY_S:
             return False
-        length = pair.pause.until - pair.pause.sent
-        return pair.pause.begun and length >= PAUSE_MS // FRAME_MS * self._frame
+        pause = pair.pause
+        return pause.begun and pause.until - pause.sent >= self._least_pause
 
     def pause(self, arrival: Moment, worded: int) -> int | None:
         """Return the session byte in the pause inside the turn that the service spoke of then.
