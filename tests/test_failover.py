@@ -73,6 +73,19 @@ class Call:
         assert kinds(events).count("session.started") == 1
 
 
+@pytest.fixture
+def heartbeats(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When a worker began each of its heartbeats."""
+    heartbeat, begun = Intake.heartbeat, []
+
+    async def note(intake: Intake, running: list[tuple[str, int]]) -> HeartbeatReport:
+        begun.append(anyio.current_time())
+        return await heartbeat(intake, running)
+
+    monkeypatch.setattr(Intake, "heartbeat", note)
+    return begun
+
+
 async def holder_of(cluster: EmbeddedCluster, redis: Redis, key: str) -> EmbeddedRedis:
     assert isinstance(redis, Cluster)
     redis.doubt()  # nobody told it of a move it met no command by
@@ -236,25 +249,43 @@ async def test_a_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> No
             await calls[0].check(stage)
 
 
+@pytest.mark.parametrize("lost", ["stt:{c}:turns", "stt:lanes"])
+async def test_a_lost_master_holds_up_no_session_of_another(
+    stt: TurnsServer, heartbeats: list[float], lost: str
+) -> None:
+    """One that comes after it is lost; the master of lane c has the records of workers, too."""
+    async with EmbeddedCluster.start() as cluster, staged(cluster, stt.url) as stage:
+        for node in cluster.masters:
+            async with client(node) as admin:
+                await admin.config_set("cluster-require-full-coverage", "no")
+        at = {lane: await holder_of(cluster, stage.redis, f"{{{lane}}}") for lane in LANES}
+        gone = await holder_of(cluster, stage.redis, lost)
+        assert gone is not await holder_of(cluster, stage.redis, "stt:sessions")
+        call = Call(stage.producer, "call-1", next(it for it in LANES if at[it] is not gone), 1)
+        async with stage.worker() as worker:
+            await eventually(lambda: worker.readiness.ready, "the worker")
+            await gone.kill()
+            await stage.announce("call-0", lane=next(it for it in LANES if at[it] is gone))
+            await no_longer(lambda: worker.health.up, "Redis")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call.run)
+                await call.check(stage)
+            seen = len(heartbeats)
+            await eventually(lambda: len(heartbeats) >= seen + 3, "heartbeats")
+
+
 async def test_a_claim_that_waits_for_a_lost_master_holds_up_no_heartbeat(
-    stt: TurnsServer, monkeypatch: pytest.MonkeyPatch
+    stt: TurnsServer, heartbeats: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that a heartbeat makes, for the reply that brought the entry was lost."""
-    read_new, heartbeat = Intake.read_new, Intake.heartbeat
-    robbed, beats = anyio.Event(), 0
+    read_new, robbed = Intake.read_new, anyio.Event()
 
     async def rob(intake: Intake, at_most: int, block_ms: int) -> list[Owned]:
         if await read_new(intake, at_most, block_ms):
             robbed.set()
         return []
 
-    async def count(intake: Intake, running: list[tuple[str, int]]) -> HeartbeatReport:
-        nonlocal beats
-        beats += 1
-        return await heartbeat(intake, running)
-
     monkeypatch.setattr(Intake, "read_new", rob)
-    monkeypatch.setattr(Intake, "heartbeat", count)
     async with EmbeddedCluster.start() as cluster, staged(cluster, stt.url) as stage:
         for node in cluster.masters:
             async with client(node) as admin:
@@ -263,12 +294,12 @@ async def test_a_claim_that_waits_for_a_lost_master_holds_up_no_heartbeat(
         own = [await holder_of(cluster, stage.redis, f"stt:{it}") for it in ("sessions", "workers")]
         lost = next(lane for lane in LANES if at[lane] not in own)
         async with stage.worker():
-            await eventually(lambda: beats, "the worker")
+            await eventually(lambda: heartbeats, "the worker")
             await at[lost].kill()
             await stage.announce("call-1", lane=lost)
             await robbed.wait()
-            seen = beats
-            await eventually(lambda: beats >= seen + 5, "heartbeats")
+            seen = len(heartbeats)
+            await eventually(lambda: len(heartbeats) >= seen + 5, "heartbeats")
 
 
 async def test_a_sentinel_fails_over_inside_a_turn(stt: TurnsServer) -> None:

@@ -1,8 +1,10 @@
 """Arrivals: sessions that come to this worker, new or from another, and how they are taken in."""
 
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 
+import anyio
 from anyio.abc import TaskGroup
 
 from schemas.keys import RELEASED
@@ -15,6 +17,9 @@ from worker.roster import Roster
 
 INTAKE_BLOCK_MS = 100
 """How long intake waits for a new entry before it looks for ones given back."""
+
+TAKE_S = 1.0
+"""How long intake waits for the sessions it found before it looks for more."""
 
 
 class Arrivals:
@@ -31,6 +36,9 @@ class Arrivals:
         self._claimer = Claimer(host)
         self.claiming: dict[str, int] = {}
         """Entry and delivery count of every claim under way."""
+        self.under_way = 0
+        """How many sessions are being taken in: found, and not in the roster yet."""
+        self._forgetting: set[str] = set()
 
     async def look_for(self, room: int) -> list[Owned]:
         """Return up to `room` sessions that are ours from now on: given back, orphaned, or new.
@@ -46,10 +54,20 @@ class Arrivals:
         for owned in adopted:
             fate = "killed" if owned.owner in dead else "silent"
             self._host.stats.takeovers["released" if owned.owner == RELEASED else fate] += 1
-        await self._liveness.forget(owners | set(dead))
+        if gone := (owners | set(dead)) - self._forgetting:
+            self._forgetting |= gone
+            self._tasks.start_soon(self._forget, gone)
         if adopted:
             return adopted
         return await patiently(self._host.health, lambda: intake.read_new(room, INTAKE_BLOCK_MS))
+
+    async def _forget(self, owners: set[str]) -> None:
+        """Take dead workers off the bus; what they owned does not wait for it."""
+        try:
+            with self._host.faults.contained("liveness"):
+                await self._liveness.forget(owners)
+        finally:
+            self._forgetting -= owners
 
     @property
     def _patience_ms(self) -> int:
@@ -60,11 +78,38 @@ class Arrivals:
         lease_ms = self._lease_ms
         return lease_ms if self._host.health.up_for_s * 1000 > lease_ms else 2**40
 
-    async def try_again(self) -> None:
-        """Claim anew the sessions that crashed and have waited."""
+    async def take_all(self, found: list[Owned]) -> None:
+        """Take sessions in, together, and wait for that a little while.
+
+        One that was killed should not wait for fifty others, nor those that come next for one
+        whose keys are on a server that is away.
+        """
+        begun = [self._begin(self.take, owned) for owned in found]
+        with anyio.move_on_after(TAKE_S):
+            for done in begun:
+                await done.wait()
+
+    def try_again(self) -> None:
+        """Begin to claim anew the sessions that crashed and have waited."""
         for ownership in self._host.crashes.due(time.monotonic()):
             fence = ownership.fence
-            await self.take_anew(Owned(fence.entry, fence.count, ownership.fields))
+            self._begin(self.take_anew, Owned(fence.entry, fence.count, ownership.fields))
+
+    def _begin(self, take: Callable[[Owned], Awaitable[None]], owned: Owned) -> anyio.Event:
+        """Begin to take a session in; return the event of having done so."""
+        done = anyio.Event()
+        self.under_way += 1
+
+        async def begun() -> None:
+            try:
+                with self._host.faults.contained("claim"):
+                    await take(owned)
+            finally:
+                self.under_way -= 1
+                done.set()
+
+        self._tasks.start_soon(begun)
+        return done
 
     async def take_anew(self, owned: Owned) -> None:
         """Claim what is ours already, with a larger count.

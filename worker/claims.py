@@ -95,7 +95,7 @@ class Claimer:
         if claim.verdict == "new":
             self._host.stats.events["session.started"] += 1
         if claim.verdict in ("new", "taken"):
-            await patiently(self._host.health, lambda: self._host.intake.list_lane(entry.lane))
+            self._host.lanes.note(entry.lane)
             ownership = Ownership(entry, fence, claim.run, owned.fields)
             log.info("%s: session %s", ownership.name, claim.verdict)
             return await self._resume(ownership, claim)

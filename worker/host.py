@@ -20,6 +20,7 @@ from worker.bus.commits import Committer
 from worker.bus.connection import BusHealth, describe, patiently
 from worker.bus.gate import Gate
 from worker.bus.intake import Intake
+from worker.bus.lanes import Lanes
 from worker.bus.reader import AudioReader
 from worker.catchup import CatchUp
 from worker.core.lag import UsualLag
@@ -166,6 +167,7 @@ class Host:
     reader: AudioReader
     committer: Committer
     gate: Gate
+    lanes: Lanes
     retention: Retention
     service: Service
     model: str

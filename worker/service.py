@@ -23,6 +23,7 @@ from worker.bus.commits import Committer
 from worker.bus.connection import BusHealth, closing, connect, describe, patiently
 from worker.bus.gate import Gate
 from worker.bus.intake import Intake
+from worker.bus.lanes import Lanes
 from worker.bus.liveness import Liveness
 from worker.bus.orders import until_drain
 from worker.bus.reader import AudioReader
@@ -73,6 +74,7 @@ class Worker:
             reader=AudioReader(self.redis, self.health),
             committer=Committer(self.redis, self.health),
             gate=Gate(self.redis, self.health, keys, settings.stt_max_connections),
+            lanes=Lanes(intake, self.health),
             retention=Retention(
                 settings.retention_s, settings.turns_retention_s, settings.turns_maxlen
             ),
@@ -96,6 +98,7 @@ class Worker:
         self._overload = Overload()
         self._liveness = Liveness(self.redis, self.health, keys, intake)
         self._sweeper = Sweeper(self.redis, keys, intake)
+        self._began = False
         self._draining = False
         self._hurry = False
         self._stopped = anyio.Event()
@@ -111,6 +114,7 @@ class Worker:
             for reason in (
                 "draining" if self._draining else None,
                 f"redis: {self.health.fault}" if self.health.fault else None,
+                "starting" if not self._began and self.health.up else None,
                 f"stt: {self.host.credentials.fault}" if self.host.credentials.fault else None,
                 f"busy: {self._overload.fault}" if self._overload.fault else None,
             )
@@ -139,6 +143,7 @@ class Worker:
             tasks.start_soon(keep, "committer", self.host.committer.run)
             tasks.start_soon(keep, "undertaker", self.host.undertaker.run)
             tasks.start_soon(keep, "gate", self.host.gate.run)
+            tasks.start_soon(keep, "lanes", self.host.lanes.run)
             tasks.start_soon(keep, "ticker", self._tick)
             tasks.start_soon(keep, "catch_up", self.host.catch_up.run)
             if await self._unless_stopped(self._reach_bus):
@@ -148,6 +153,7 @@ class Worker:
                 async with anyio.create_task_group() as keepers:
                     tenure = Tenure(self.host, self.roster, arrivals, keepers)
                     keepers.start_soon(keep, "tenure", partial(self._keep, tenure))
+                    keepers.start_soon(keep, "record", self._keep_record)
                     keepers.start_soon(keep, "clock", self.host.clock.run)
                     keepers.start_soon(keep, "liveness", self._liveness.proclaim)
                     keepers.start_soon(keep, "liveness", self._liveness.watch)
@@ -155,7 +161,7 @@ class Worker:
                     keepers.start_soon(keep, "orders", self._obey_drain)
                     take = partial(self._take_sessions, arrivals)
                     await self._unless_stopped(partial(keep, "arrivals", take))
-                    await self._hand_on()
+                    await self._hand_on(arrivals)
                     await self._stopped.wait()
                     keepers.cancel_scope.cancel()
                 await self._leave()
@@ -198,11 +204,12 @@ class Worker:
     # -- taking sessions, and keeping them
 
     async def _take_sessions(self, arrivals: Arrivals) -> None:
+        self._began = True
         log.info("taking sessions as %s", self.host.intake.consumer)
         crashes = self.host.crashes
         while not self._draining:
-            await arrivals.try_again()  # whatever room there is: nobody else may take them
-            taken = len(self.roster) + len(crashes.held)
+            arrivals.try_again()  # whatever room there is: nobody else may take them
+            taken = len(self.roster) + len(crashes.held) + arrivals.under_way
             room = min(CLAIM_AT_MOST, self._settings.max_sessions - taken)
             room = self._overload.room(room, time.monotonic())
             if not len(self.roster):
@@ -210,14 +217,16 @@ class Worker:
             if room <= 0 or self.host.credentials.fault is not None:
                 await anyio.sleep(INTAKE_BLOCK_MS / 1000)
                 continue
-            # Together: a session that was killed should not wait for fifty others.
-            async with anyio.create_task_group() as claims:
-                for owned in await arrivals.look_for(room):
-                    claims.start_soon(arrivals.take, owned)
+            await arrivals.take_all(await arrivals.look_for(room))
 
     async def _keep(self, tenure: Tenure) -> None:
         while True:
             await tenure.beat(take=not self._draining)
+            await anyio.sleep(HEARTBEAT_S)
+
+    async def _keep_record(self) -> None:
+        """Keep this worker's record: apart from the leases, for its server may be another."""
+        while True:
             await patiently(self.health, self._register)
             await anyio.sleep(HEARTBEAT_S)
 
@@ -278,12 +287,17 @@ class Worker:
         log.warning("told to drain; takes no session any more, and waits to be stopped")
         self.drain()
 
-    async def _hand_on(self) -> None:
-        """Give every session back: at once between turns, at the end of a turn inside one."""
+    async def _hand_on(self, arrivals: Arrivals) -> None:
+        """Give every session back: at once between turns, at the end of a turn inside one.
+
+        Those that are still being taken in, too, unless Redis keeps them from it: others learn
+        that we are gone, and take them.
+        """
         deadline = time.monotonic() + self._settings.drain_s
         if len(self.roster):
             log.info("handing on %s", counted(len(self.roster), "session"))
-        while len(self.roster):
+        late = False
+        while len(self.roster) or (arrivals.under_way and self.health.up and not late):
             late = self._hurry or time.monotonic() >= deadline
             ready = [session for session in self.roster if late or session.may_move]
             async with anyio.create_task_group() as tasks:

@@ -1,0 +1,33 @@
+"""The list of lanes in use, by which consumers find the streams of turns."""
+
+from functools import partial
+
+import anyio
+
+from worker.bus.connection import BusHealth, patiently
+from worker.bus.intake import Intake
+
+
+class Lanes:
+    """Lists lanes on behalf of one worker. No session waits for it: the list has its own server."""
+
+    def __init__(self, intake: Intake, health: BusHealth) -> None:
+        self._intake = intake
+        self._health = health
+        self._unlisted: set[str] = set()
+        self._wake = anyio.Event()
+
+    def note(self, lane: str) -> None:
+        """List a lane as soon as Redis takes it; each claim does, for the list may be lost."""
+        self._unlisted.add(lane)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """List until cancelled. Safe to begin again."""
+        while True:
+            while self._unlisted:
+                lane = next(iter(self._unlisted))
+                await patiently(self._health, partial(self._intake.list_lane, lane))
+                self._unlisted.discard(lane)
+            self._wake = anyio.Event()
+            await self._wake.wait()
