@@ -1,7 +1,9 @@
 """Who owns a session while Redis loses what says so, or says so late."""
 
+import signal
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,6 +16,7 @@ from schemas.turns import SessionStarted, TurnUpdate
 from tests.stage import PCM16, Stage, check_order, kinds, words
 from tests.users import GuardedRedis
 from tests.waiting import PATIENCE_S, eventually, no_longer
+from tests.watchers import seen_alive
 from worker.bus.intake import Intake, Owned, Ownership
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
@@ -62,6 +65,29 @@ async def test_an_entry_lost_inside_a_turn_is_put_back(stage: Stage, lost: str) 
     assert words(events) == [1, 2, 3]
     assert kinds(events).count("session.started") == 1
     assert {event.run for event in events} == {entry}
+
+
+async def test_an_entry_lost_and_its_owner_killed(stage: Stage, tmp_path: Path) -> None:
+    """Before its owner can put it back: nothing on the sessions stream names the session."""
+    lease = {"lease_ms": "30000"}
+    async with stage.worker_process("one", tmp_path / "one", **lease) as first:
+        entry = await stage.announce("call-1")
+        await stage.until("call-1", SessionStarted)
+        async with stage.worker_process("two", tmp_path / "two", **lease):
+            await seen_alive([stage.redis], stage.prefix, 2)
+            await stage.play("call-1", say([1, 2], PCM16), end=False)
+            await stage.until("call-1", TurnUpdate, 2)
+            first.send_signal(signal.SIGSTOP)
+            await stage.redis.xdel(f"{stage.prefix}:sessions", entry)
+            first.send_signal(signal.SIGKILL)
+            await stage.play("call-1", say([3], PCM16) + hush(900, PCM16))
+            events = (await stage.until_ended("call-1"))["call-1"]
+            await no_longer(lambda: stage.redis.xlen(f"{stage.prefix}:sessions"), "the entry")
+    check_order(events)
+    assert words(events) == [1, 2, 3]
+    assert kinds(events).count("session.started") == 1
+    assert {event.run for event in events} == {entry}
+    assert events[-1].connection == 2
 
 
 async def test_one_that_cannot_be_put_back_costs_nobody_else(

@@ -1,7 +1,8 @@
 """Arrivals: sessions that come to this worker, new or from another, and how they are taken in."""
 
+import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
 import anyio
@@ -11,12 +12,17 @@ from schemas.keys import RELEASED
 from worker.bus.connection import patiently
 from worker.bus.intake import Owned
 from worker.bus.liveness import Liveness
+from worker.bus.lost import LostSessions
 from worker.claims import Claimer
 from worker.host import Host
 from worker.roster import Roster
 
 INTAKE_BLOCK_MS = 100
 """How long intake waits for a new entry before it looks for ones given back."""
+
+RESTORE_S = 0.5
+"""Within which workers begin to look for a lost session, each at another time: the first finds it,
+and no other has to go through all states."""
 
 TAKE_S = 1.0
 """How long intake waits for the sessions it found before it looks for more."""
@@ -39,6 +45,8 @@ class Arrivals:
         self.under_way = 0
         """How many sessions are being taken in: found, and not in the roster yet."""
         self._forgetting: set[str] = set()
+        self._lost = LostSessions(host.redis, host.keys, host.intake)
+        self._restoring: set[str] = set()
 
     async def look_for(self, room: int) -> list[Owned]:
         """Return up to `room` sessions that are ours from now on: given back, orphaned, or new.
@@ -50,16 +58,32 @@ class Arrivals:
         adopted = await patiently(
             self._host.health, lambda: intake.adopt(room, self._patience_ms, dead)
         )
-        owners = {owned.owner for owned in adopted} - {RELEASED}
-        for owned in adopted:
+        self.restore(adopted.gone)
+        owners = {owned.owner for owned in adopted.owned} - {RELEASED}
+        for owned in adopted.owned:
             fate = "killed" if owned.owner in dead else "silent"
             self._host.stats.takeovers["released" if owned.owner == RELEASED else fate] += 1
         if gone := (owners | set(dead)) - self._forgetting:
             self._forgetting |= gone
             self._tasks.start_soon(self._forget, gone)
-        if adopted:
-            return adopted
+        if adopted.owned:
+            return [*adopted.owned]
         return await patiently(self._host.health, lambda: intake.read_new(room, INTAKE_BLOCK_MS))
+
+    def restore(self, gone: Collection[str]) -> None:
+        """Begin to look for the sessions of entries that are pending, and not in the stream."""
+        entries = {*gone} - self._restoring
+        if entries:
+            self._restoring |= entries
+            self._tasks.start_soon(self._restore, entries)
+
+    async def _restore(self, entries: set[str]) -> None:
+        try:
+            with self._host.faults.contained("restore"):
+                await anyio.sleep(random.uniform(0, RESTORE_S))  # noqa: S311 - spreads load
+                await patiently(self._host.health, partial(self._lost.restore, entries))
+        finally:
+            self._restoring -= entries
 
     async def _forget(self, owners: set[str]) -> None:
         """Take dead workers off the bus; what they owned does not wait for it."""

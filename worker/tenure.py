@@ -70,7 +70,9 @@ class Tenure:
             with self._host.faults.contained("tenure"):
                 fields_of = partial(self._host.intake.fields_of, entry)
                 fields = await patiently(self._host.health, fields_of)
-                if fields is not None:
+                if fields is None:
+                    self._arrivals.restore({entry})
+                else:
                     await self._arrivals.take_anew(Owned(entry, count, fields))
         finally:
             self._claiming.discard(entry)

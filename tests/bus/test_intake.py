@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 
 from schemas.audio import decode_session
 from schemas.keys import GROUP, Keys
-from schemas.turns import SessionStarted, WorkerRecord
+from schemas.turns import WorkerRecord
+from tests.bus.claiming import claim
 from tests.stage import ON_EACH_BUS
 from worker.bus.intake import Claim, Fence, Intake, Owned, Ownership
 
@@ -35,22 +36,7 @@ class Bus:
         if run:
             fields = {**owned.fields, b"run": run.encode()}
             owned = msgspec.structs.replace(owned, fields=fields)
-        session = decode_session(owned.fields)
-        started = SessionStarted(
-            session=session.session,
-            run=owned.entry,
-            seq=1,
-            at=0.0,
-            audio_ms=0,
-            provider="cartesia",
-            request_id="",
-            connection=0,
-            worker=intake.consumer,
-            metadata={},
-            encoding=session.encoding,
-            sample_rate=session.sample_rate,
-        )
-        return await intake.claim(owned, session, started, b"{}")
+        return await claim(intake, owned)
 
     async def owner(self, entry: str) -> tuple[str, int] | None:
         rows: Any = await self.redis.xpending_range(self.keys.sessions, GROUP, entry, entry, 1)
@@ -81,7 +67,7 @@ async def test_a_lost_group_is_made_again_from_the_first_entry(bus: Bus) -> None
     entry = await bus.announce()
     assert [owned.entry for owned in await bus.one.read_new(1, 10)] == [entry]
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
-    assert await bus.one.adopt(1, 0) == []
+    assert not (await bus.one.adopt(1, 0)).owned
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
     await bus.one.release([(entry, 1)])
     await bus.redis.delete(bus.keys.sessions)
@@ -246,12 +232,12 @@ async def test_a_heartbeat_of_many(bus: Bus) -> None:
 async def test_takeover_waits_for_the_lease(bus: Bus) -> None:
     entry = await bus.announce()
     await bus.one.read_new(1, 10)
-    assert await bus.two.adopt(10, 60_000) == []
-    (owned,) = await bus.two.adopt(10, 0)
+    assert not (await bus.two.adopt(10, 60_000)).owned
+    (owned,) = (await bus.two.adopt(10, 0)).owned
     assert (owned.entry, owned.count) == (entry, 2)
     assert decode_session(owned.fields).session == "call-1"
     assert await bus.owner(entry) == ("two", 2)
-    assert await bus.two.adopt(10, 0) == [], "not from ourselves"
+    assert not (await bus.two.adopt(10, 0)).owned, "not from ourselves"
 
 
 async def test_what_is_given_back_goes_at_once(bus: Bus) -> None:
@@ -260,7 +246,7 @@ async def test_what_is_given_back_goes_at_once(bus: Bus) -> None:
     await bus.one.release([(owned.entry, 7)])
     assert await bus.owner(entry) == ("one", 1), "not with a count that is not ours"
     await bus.one.release([(owned.entry, owned.count)])
-    (taken,) = await bus.two.adopt(10, 60_000)
+    (taken,) = (await bus.two.adopt(10, 60_000)).owned
     assert (taken.entry, taken.count) == (entry, 2)
     await bus.one.release([(owned.entry, owned.count)])
     assert await bus.owner(entry) == ("two", 2), "the old owner gives nothing back"
@@ -272,7 +258,7 @@ async def test_takeover_is_bounded(bus: Bus) -> None:
     given = await bus.one.read_new(4, 10)
     await bus.one.release([(owned.entry, owned.count) for owned in given])
     await bus.one.read_new(4, 10)
-    assert len(await bus.two.adopt(6, 0)) == 6
+    assert len((await bus.two.adopt(6, 0)).owned) == 6
 
 
 async def test_settled_entries_are_gone(bus: Bus) -> None:
@@ -307,15 +293,15 @@ async def test_what_a_consumer_of_any_name_holds_is_taken_over(bus: Bus) -> None
     entry = await bus.announce()
     sessions: Any = {bus.keys.sessions: ">"}
     await bus.redis.xreadgroup(GROUP, b"\xff", sessions)  # type: ignore[arg-type]
-    (owned,) = await bus.two.adopt(10, 0)
+    (owned,) = (await bus.two.adopt(10, 0)).owned
     assert (owned.entry, owned.count) == (entry, 2)
 
 
 async def test_the_dead_are_taken_over_before_their_lease(bus: Bus) -> None:
     entry = await bus.announce()
     await bus.one.read_new(1, 10)
-    assert await bus.two.adopt(10, 60_000, ["nobody"]) == []
-    (owned,) = await bus.two.adopt(10, 60_000, ["nobody", "one"])
+    assert not (await bus.two.adopt(10, 60_000, ["nobody"])).owned
+    (owned,) = (await bus.two.adopt(10, 60_000, ["nobody", "one"])).owned
     assert (owned.entry, owned.count, owned.owner) == (entry, 2, "one")
 
 

@@ -60,13 +60,11 @@ async def test_audio_nobody_announced_goes_with_age(floor: Floor) -> None:
 
 
 async def test_one_worker_sweeps_at_a_time(floor: Floor) -> None:
-    await floor.append("lost", entry="1600000000000-0")
-    assert await floor.sweeper.sweep_audio(3_600) == 1
-    await floor.append("lost", entry="1600000000000-0")
-    assert await floor.other.sweep_audio(3_600) == 0
+    assert await floor.sweeper.begin(3_600)
+    assert not await floor.other.begin(3_600)
     assert await floor.redis.ttl(floor.keys.sweep) > 3_000
     await floor.redis.delete(floor.keys.sweep)
-    assert await floor.other.sweep_audio(3_600) == 1
+    assert await floor.other.begin(3_600)
 
 
 async def test_many_announcements(floor: Floor) -> None:

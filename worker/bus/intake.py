@@ -41,6 +41,15 @@ class Owned(msgspec.Struct, frozen=True):
     """Consumer it was taken over from."""
 
 
+class Adopted(msgspec.Struct, frozen=True):
+    """What was found of sessions that nobody runs any more."""
+
+    owned: tuple[Owned, ...]
+    """Those that are ours now."""
+    gone: frozenset[str]
+    """Entries that are pending still, but not in the stream: their sessions have to be found."""
+
+
 class Fence(msgspec.Struct, frozen=True):
     """Proof of ownership that goes with every write of an owner."""
 
@@ -127,13 +136,13 @@ class Intake:
         rows = reply[0][1] if reply else []
         return [Owned(entry.decode(), 1, fields) for entry, fields in rows]
 
-    async def adopt(self, at_most: int, lease_ms: int, dead: Iterable[str] = ()) -> list[Owned]:
+    async def adopt(self, at_most: int, lease_ms: int, dead: Iterable[str] = ()) -> Adopted:
         """Take over entries given back, and those of owners dead or silent for a lease."""
-        rows = await self._run(
+        rows, gone = await self._run(
             scripts.ADOPT,
             [GROUP, self.consumer, RELEASED, lease_ms, min(at_most, ADOPT_AT_MOST), *dead],
         )
-        return [
+        owned = tuple(
             Owned(
                 entry.decode(),
                 count,
@@ -141,7 +150,8 @@ class Intake:
                 owner.decode("utf-8", "replace"),
             )
             for entry, count, flat, owner in rows
-        ]
+        )
+        return Adopted(owned, frozenset(entry.decode() for entry in gone))
 
     async def claim(
         self, owned: Owned, session: SessionEntry, started: SessionStarted, snapshot: bytes
@@ -215,17 +225,16 @@ class Intake:
 
         Safe to repeat with the same `after`: the last id of the stream before the first try.
         """
-        fields = {**ownership.fields, b"run": ownership.run.encode()}
+        entry, run, fields = ownership.fence.entry, ownership.run, ownership.fields
+        return await self.announce_again(entry, run, fields, after)
+
+    async def announce_again(self, entry: str, run: str, fields: Fields, after: str) -> bool:
+        """Do what `put_back` does for a session that is nobody's."""
+        flat = {**fields, b"run": run.encode()}
         vanished = await scripts.PUT_BACK(
             self._redis,
             [self._keys.sessions],
-            [
-                GROUP,
-                ownership.fence.entry,
-                ownership.run,
-                after,
-                *(part for pair in fields.items() for part in pair),
-            ],
+            [GROUP, entry, run, after, *(part for pair in flat.items() for part in pair)],
         )
         return bool(vanished)
 

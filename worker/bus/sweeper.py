@@ -1,7 +1,8 @@
 """The sweeper: takes off the bus what nobody else will.
 
 Consumers of workers that were killed while they owned nothing, each half minute; audio that nobody
-ever announced, once an hour, by one worker at a time.
+ever announced, once an hour, by one worker at a time. It also announces again what is live and is
+announced no more, whatever became of its entry.
 """
 
 import logging
@@ -19,6 +20,7 @@ from worker.bus import scripts
 from worker.bus.connection import describe
 from worker.bus.intake import Intake
 from worker.bus.liveness import STALE_S
+from worker.bus.lost import LostSessions
 from worker.plurals import counted
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Sweeper:
         self._redis = redis
         self._keys = keys
         self._intake = intake
+        self._lost = LostSessions(redis, keys, intake)
 
     async def run(self) -> None:
         """Sweep until cancelled; what fails is left for the next time."""
@@ -50,7 +53,9 @@ class Sweeper:
                 await self.sweep_consumers(STALE_S)
                 if time.monotonic() >= audio_at:
                     audio_at += AUDIO_S
-                    await self.sweep_audio(AUDIO_S)
+                    if await self.begin(AUDIO_S):
+                        await self._lost.restore_all()
+                        await self.sweep_audio(AUDIO_S)
             except (RedisError, OSError) as error:
                 log.info("not swept: %s", describe(error))
 
@@ -64,14 +69,13 @@ class Sweeper:
             log.info("removed %s of workers long gone", counted(removed, "consumer"))
         return removed
 
-    async def sweep_audio(self, age_s: float) -> int:
-        """Remove streams without a session whose last entry is that old; return how many.
-
-        Does nothing if another worker swept, or sweeps, within `age_s`.
-        """
+    async def begin(self, age_s: float) -> bool:
+        """Say whether to sweep; not if another worker has swept, or sweeps, within `age_s`."""
         key, mine = self._keys.sweep, self._intake.consumer
-        if not await self._redis.set(key, mine, px=int(age_s * 900), nx=True):
-            return 0
+        return bool(await self._redis.set(key, mine, px=int(age_s * 900), nx=True))
+
+    async def sweep_audio(self, age_s: float) -> int:
+        """Remove streams without a session whose last entry is that old; return how many."""
         named = re.compile(rf"{re.escape(self._keys.prefix)}:\{{([^}}]+)\}}:audio:(.+)".encode())
         found = set()
         async for audio in self._redis.scan_iter(

@@ -4,18 +4,20 @@
 -- KEYS  1 sessions
 -- ARGV  1 group  2 consumer  3 reserved consumer of entries given back  4 lease ms  5 at most
 --       then the consumers known to be dead
--- Returns {id, delivery count, fields, owner before} for each entry that is ours now.
+-- Returns {ours, gone}: {id, delivery count, fields, owner before} for each entry that is ours now,
+-- and ids that left the stream since they were delivered. Those stay in the pending list: a claim
+-- would take them off it, and nobody would look for their sessions any more.
 local key, group, consumer = KEYS[1], ARGV[1], ARGV[2]
 local room = tonumber(ARGV[5])
-local adopted = {}
+local adopted, gone = {}, {}
 
 local function take(rows)
   for _, row in ipairs(rows) do
-    if #adopted < room and row[2] ~= consumer then
+    if #redis.call("XRANGE", key, row[1], row[1]) == 0 then
+      gone[#gone + 1] = row[1]
+    elseif #adopted < room and row[2] ~= consumer then
       local claimed = redis.call("XCLAIM", key, group, consumer, 0, row[1])[1]
-      if claimed then
-        adopted[#adopted + 1] = {row[1], row[4] + 1, claimed[2], row[2]}
-      end
+      adopted[#adopted + 1] = {row[1], row[4] + 1, claimed[2], row[2]}
     end
   end
 end
@@ -27,4 +29,4 @@ end
 if #adopted < room then
   take(redis.call("XPENDING", key, group, "IDLE", ARGV[4], "-", "+", room))
 end
-return adopted
+return {adopted, gone}

@@ -3,8 +3,9 @@
 --
 -- KEYS  1 sessions
 -- ARGV  1 group  2 consumer, then (entry id, delivery count) for each session that is run
--- Returns {taken, nowhere, orphans}: ids now under another consumer; ids no consumer holds; and
--- (id, count) pairs that are ours but that nobody runs, or only with a smaller count.
+-- Returns {taken, nowhere, orphans}: ids now under another consumer; ids that no consumer holds, or
+-- that left the stream; and (id, count) pairs that are ours but that nobody runs, or only with a
+-- smaller count.
 local group, consumer = ARGV[1], ARGV[2]
 local ours = {}
 local from = "-"
@@ -39,7 +40,19 @@ end
 for at = 1, #touch, 1000 do
   local ids = {unpack(touch, at, math.min(at + 999, #touch))}
   ids[#ids + 1] = "JUSTID"
-  redis.call("XCLAIM", KEYS[1], group, consumer, 0, unpack(ids))
+  local there = redis.call("XCLAIM", KEYS[1], group, consumer, 0, unpack(ids))
+  if #there < #ids - 1 then
+    -- What left the stream is off the pending list now: it has to be put back at once.
+    local known = {}
+    for _, id in ipairs(there) do
+      known[id] = true
+    end
+    for nth = 1, #ids - 1 do
+      if not known[ids[nth]] then
+        nowhere[#nowhere + 1] = ids[nth]
+      end
+    end
+  end
 end
 local orphans = {}
 for id, count in pairs(ours) do

@@ -4,6 +4,7 @@
 -- KEYS  1 sessions
 -- ARGV  1 group  2 id of the entry  3 run  4 last id of the stream before the first try
 --       then the fields of the entry, `run` among them
+-- The entry that vanished is off the pending list then.
 -- Returns 1 if it is back, 0 if it never was away: it is somebody's, or is still to be delivered.
 local key, entry, run = KEYS[1], ARGV[2], ARGV[3]
 
@@ -42,4 +43,5 @@ for _, row in ipairs(redis.call("XRANGE", key, "(" .. ARGV[4], "+")) do
   end
 end
 redis.call("XADD", key, "*", unpack(ARGV, 5))
+redis.call("XACK", key, ARGV[1], entry)
 return 1
