@@ -39,6 +39,7 @@ FAULTS: Final = {
     "group-destroyed": Fault(1, redis_faults.destroy_group),
     "entry-deleted": Fault(1, redis_faults.delete_entry),
     "entries-trimmed": Fault(1, redis_faults.trim_entries),
+    "orphaned": Fault(1, redis_faults.orphan),
     "stt-cut": Fault(8, stt_faults.cut),
     "stt-cut-at-byte": Fault(5, stt_faults.cut_at_byte),
     "stt-stall": Fault(3, stt_faults.stall),

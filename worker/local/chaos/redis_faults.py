@@ -1,17 +1,17 @@
 """Faults of Redis, and of the way there. Each says whether it broke anything."""
 
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from random import Random
 from typing import Any, Final
 
 import anyio
-import msgspec
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from schemas.keys import GROUP
-from schemas.turns import WorkerRecord
 from worker.bus import scripts
+from worker.bus.census import Announced, announced
 from worker.bus.connection import patiently
 from worker.local.chaos.proxy import Theft
 from worker.local.chaos.target import Target
@@ -27,37 +27,11 @@ _MARKS: Final = (
 )
 """Requests whose reply is worth losing: one of each kind, and above all commits."""
 
-_EMPTY: Final = """
-local held = {}
-for _, row in ipairs(redis.call("XPENDING", KEYS[1], ARGV[1], "-", "+", 10000)) do
-  held[row[1]] = row[2]
-end
-local chosen = {}
-for _, entry in ipairs(redis.call("XRANGE", KEYS[1], "-", "+")) do
-  for at = 3, #ARGV do
-    if held[entry[1]] == ARGV[at] then
-      chosen[#chosen + 1] = entry
-    end
-  end
-end
-if ARGV[2] == "one" then
-  chosen = {chosen[1]}
-end
-local gone = {}
-for _, entry in ipairs(chosen) do
-  redis.call("XDEL", KEYS[1], entry[1])
-  gone[#gone + 1] = entry[2]
-end
-return gone
-"""
-"""Delete entries whose sessions run, and return their fields: one that nobody took yet, nobody
-could put back."""
-
 _SUCH_A_REQUEST_S: Final = 5.0
 """How long a request whose reply is to be lost is waited for, until it is tried again."""
 
 _PUT_BACK_S: Final = 60.0
-"""How long owners may take to put back what was deleted."""
+"""How long workers may take to put back what was deleted."""
 
 
 async def away(target: Target, seconds: float) -> bool:
@@ -147,57 +121,88 @@ async def partition(target: Target, rng: Random) -> bool:
 async def destroy_group(target: Target, _: Random) -> bool:
     """Destroy the group, pending list and all."""
     rig = target.rig
-    target.note("group destroyed")
-    await patiently(rig.health, lambda: rig.redis.xgroup_destroy(rig.keys.sessions, GROUP))
+    async with target.hold("redis"):
+        target.note("group destroyed")
+        await patiently(rig.health, lambda: rig.redis.xgroup_destroy(rig.keys.sessions, GROUP))
     return True
 
 
-async def delete_entry(target: Target, _: Random) -> bool:
+async def delete_entry(target: Target, rng: Random) -> bool:
     """Delete the entry of one live session."""
-    return await delete(target, "one")
+    return await _delete(target, lambda live: [rng.choice(live)])
 
 
 async def trim_entries(target: Target, _: Random) -> bool:
     """Delete the entries of all live sessions, as a trim would."""
-    return await delete(target, "all")
+    return await _delete(target, lambda live: live)
 
 
-async def delete(target: Target, how: str) -> bool:
-    """Delete entries of live sessions, then leave their owners alone until they are back."""
+async def orphan(target: Target, rng: Random) -> bool:
+    """Delete the entries of a worker's sessions, and kill it before it can put them back."""
+    async with target.worker(rng) as (slot, life):
+        owned = await target.sessions_of(life)
+        with target.rig.fleet.paused(life):
+            deleted = await _delete(
+                target,
+                lambda live: [each for each in live if each.session in owned],
+                then=partial(target.rig.fleet.kill, life),
+            )
+        if deleted:
+            target.note(f"killed {life.name}, which ran them")
+            await target.rig.fleet.start(slot)
+    return deleted
+
+
+async def _delete(
+    target: Target,
+    choose: Callable[[list[Announced]], list[Announced]],
+    then: Callable[[], Awaitable[None]] | None = None,
+) -> bool:
+    """Delete entries of live sessions, do something at once, and wait until they are back.
+
+    One that was never claimed nobody could put back.
+    """
     rig = target.rig
-    async with target.hold("redis", *(slot.name for slot in rig.fleet.slots)):
-        await anyio.sleep(target.lease_s + 1.0)  # who was paused or cut is well again
-        records: Any = await patiently(rig.health, lambda: rig.redis.hvals(rig.keys.workers))
-        pids = {life.pid for slot in rig.fleet.slots for life in slot.lives}
-        live = [
-            record.consumer
-            for record in (msgspec.json.decode(raw, type=WorkerRecord) for raw in records)
-            if record.pid in pids
-        ]
-        try:
-            gone: Any = await rig.redis.eval(_EMPTY, 1, rig.keys.sessions, GROUP, how, *live)
-        except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
+    async with target.hold("redis"):
+        live = await patiently(rig.health, partial(_live, target))
+        deleted = choose(live) if live else []
+        if not deleted:
             return False
-        target.note(f"{len(gone)} entries deleted")
-        deleted = [dict(zip(fields[::2], fields[1::2], strict=True)) for fields in gone]
+        entries = [each.entry for each in deleted]
+        target.note(f"delete {len(entries)} entries")
+        await patiently(rig.health, lambda: rig.redis.xdel(rig.keys.sessions, *entries))
+        if then is not None:
+            await then()
         with anyio.move_on_after(_PUT_BACK_S):
             await patiently(rig.health, partial(_put_back, target, deleted))
-    return bool(gone)
+    return True
 
 
-async def _put_back(target: Target, deleted: list[dict[bytes, bytes]]) -> None:
+async def _live(target: Target) -> list[Announced]:
+    """Return the entries of all sessions that a worker has, or had."""
+    redis, keys = target.rig.redis, target.rig.keys
+    found = [each async for each in announced(redis, keys)]
+    async with redis.pipeline(transaction=False) as pipe:
+        for each in found:
+            pipe.hget(keys.state(each.lane, each.session), "status")
+            pipe.xpending_range(keys.sessions, GROUP, each.entry, each.entry, 1)
+        replies: Any = await pipe.execute(raise_on_error=False)
+    told = zip(found, replies[::2], replies[1::2], strict=True)
+    return [
+        each for each, status, row in told if status == b"live" and isinstance(row, list) and row
+    ]
+
+
+async def _put_back(target: Target, deleted: list[Announced]) -> None:
     """Wait until every session whose entry was deleted has one again, or has ended."""
     redis, keys = target.rig.redis, target.rig.keys
-    away = {(fields.get(b"lane", b"0").decode(), fields[b"session"].decode()) for fields in deleted}
+    away = deleted
     while away:
         await anyio.sleep(0.1)
-        rows: Any = await redis.xrange(keys.sessions)
-        back = {fields[b"session"].decode() for _, fields in rows}
-        away = {
-            (lane, session)
-            for lane, session in away
-            if session not in back
-            and await redis.hget(keys.state(lane, session), "status") == b"live"
-        }
+        back = {each.session async for each in announced(redis, keys)}
+        away = [
+            each
+            for each in away
+            if each.session not in back
+            and await redis.hget(keys.state(each.lane, each.session), "status") == b"live"
+        ]

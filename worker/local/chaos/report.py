@@ -26,6 +26,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """How many of each kind were applied; the rest found nothing to break, or nobody speaking."""
     sessions: int
     turns: int
+    """That were heard: one where two were said, if the service ended none in the pause between."""
     words: int
     events: int
     sockets: int
@@ -66,8 +67,8 @@ def text_of(report: Report) -> str:
     words = ", ".join(f"{rule} {broken[rule]}" for rule in WORD_RULES)
     lines = [
         f"seed {report.plan.seed}, {report.seconds:.0f} s",
-        f"said: {report.sessions} sessions, {report.turns} turns, {report.words} words",
-        f"heard: {report.events} events over {report.sockets} sockets",
+        f"said: {report.sessions} sessions, {report.plan.turns} turns, {report.words} words",
+        f"heard: {report.turns} turns, {report.events} events over {report.sockets} sockets",
         *_wrapped("schedule", [f"{strike.at_s:g} {strike.fault}" for strike in report.schedule]),
         f"faults: {sum(report.faults.values())} of {len(report.schedule)} ({faults or 'none'})",
         f"owner killed inside a turn: {_waits(report)}",
