@@ -27,6 +27,16 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}:sessions"
 
     @property
+    def lost(self) -> str:
+        """Sorted set: ids of session entries that were deleted under their sessions, and when."""
+        return f"{self.prefix}:{{{self.sessions}}}:lost"
+
+    @property
+    def search(self) -> str:
+        """String, expiring: the worker that looks for the sessions of lost entries."""
+        return f"{self.prefix}:search"
+
+    @property
     def lanes(self) -> str:
         """Set: lanes in use."""
         return f"{self.prefix}:lanes"

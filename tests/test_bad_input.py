@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
+from schemas.keys import Keys
 from schemas.turns import DeadEntry, SessionEnded, SessionError, SessionStarted, TurnEnd
 from tests.stage import KEY, PCM16, Stage, check_order, kinds, words
 from tests.users import PASSWORD, as_user
@@ -284,7 +285,32 @@ async def _user(stage: Stage, *rules: str) -> AsyncIterator[str]:
         await stage.redis.acl_deluser(stage.prefix)
 
 
-_OWN = ("sessions", "lanes", "dead", "workers", "gate", "*:gate}:holders", "sweep", "{0}:*")
+_OWN = (
+    *("sessions", "lanes", "dead", "workers", "gate", "*:gate}:holders", "sweep"),
+    *("*:sessions}:lost", "search", "{0}:*"),
+)
+
+
+async def test_what_is_lost_on_a_lane_the_worker_may_not_use(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody who may not read its state can put it back; that must not stop a worker."""
+    keys = Keys(stage.prefix)
+    lost: Any = {"status": "live", "entry": "1-1", "run": "1-1", "fields": "{}"}
+    await stage.redis.hset(keys.state("secret", "call-2"), mapping=lost)
+    await stage.redis.zadd(keys.lost, {"1-1": 1})
+    async with (
+        _user(stage, *(f"~{stage.prefix}:{key}" for key in _OWN)) as url,
+        stage.worker(redis_url=url) as worker,
+    ):
+        await no_longer(lambda: stage.redis.exists(keys.lost), "the lost entry")
+        await stage.announce("call-1")
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
+        events = (await stage.until_ended("call-1"))["call-1"]
+        assert worker.host.stats.faults.total() == 0
+    assert words(events) == [1]
+    assert "1 state of sessions cannot be read: NoPermissionError" in caplog.text
+    await stage.redis.delete(keys.state("secret", "call-2"))
 
 
 async def test_a_lane_the_worker_may_not_use(stage: Stage) -> None:

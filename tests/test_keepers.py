@@ -8,6 +8,7 @@ import anyio
 import pytest
 from redis.exceptions import NoPermissionError
 
+from schemas.keys import Keys
 from tests.collector import collecting
 from tests.stage import KEY, PCM16, Stage, check_order, words
 from tests.waiting import PATIENCE_S, eventually
@@ -17,6 +18,7 @@ from worker.bus.clock import BusClock
 from worker.bus.gate import Gate
 from worker.bus.intake import Intake
 from worker.bus.liveness import Liveness
+from worker.bus.lost import LostSessions
 from worker.bus.reader import AudioReader
 from worker.bus.sweeper import Sweeper
 from worker.catchup import CatchUp
@@ -36,9 +38,12 @@ PLACES = [
     ("clock", BusClock, "ask"),
     ("committer", commits._Outbox, "_send_some"),
     ("gate", Gate, "run"),
+    ("lanes", Intake, "list_lane"),
     ("liveness", Liveness, "_read_records"),
     ("orders", service, "until_drain"),
     ("reader", AudioReader, "_round"),
+    ("record", Intake, "register"),
+    ("restore", LostSessions, "restore"),
     ("sweeper", Sweeper, "sweep_consumers"),
     ("tenure", Intake, "heartbeat"),
     ("ticker", Overload, "observe"),
@@ -67,6 +72,7 @@ async def test_a_fault_in_each_part_ends_none(
     for _, owner, name in PLACES:
         monkeypatch.setattr(owner, name, _choke_once(getattr(owner, name)))
     sound = say([1, 2], PCM16) + hush(900, PCM16) + say([3], PCM16)
+    await stage.redis.zadd(Keys(stage.prefix).lost, {"1-1": 1})
     async with stage.worker(stt_max_connections=9) as worker:
         await stage.announce_as({"session": "bad", "encoding": "mp3", "sample_rate": "8000"})
         await stage.announce("call-1")

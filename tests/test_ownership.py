@@ -17,7 +17,7 @@ from tests.stage import PCM16, Stage, check_order, kinds, words
 from tests.users import GuardedRedis
 from tests.waiting import PATIENCE_S, eventually, no_longer
 from tests.watchers import seen_alive
-from worker.bus.intake import Intake, Owned, Ownership
+from worker.bus.intake import Claim, Intake, Owned, Ownership
 from worker.local.engines.script import hush, say
 from worker.local.server.server import TurnsServer
 
@@ -88,6 +88,60 @@ async def test_an_entry_lost_and_its_owner_killed(stage: Stage, tmp_path: Path) 
     assert kinds(events).count("session.started") == 1
     assert {event.run for event in events} == {entry}
     assert events[-1].connection == 2
+
+
+async def test_an_owner_that_wakes_puts_nothing_back(stage: Stage, tmp_path: Path) -> None:
+    """Its entry was deleted while it was paused, and another runs the session by a new one."""
+    sessions, lease = f"{stage.prefix}:sessions", {"lease_ms": "2000"}
+    async with stage.worker_process("one", tmp_path / "one", **lease) as first:
+        entry = await stage.announce("call-1")
+        await stage.play("call-1", say([1, 2], PCM16), end=False)
+        await stage.until("call-1", TurnUpdate, 2)
+        async with stage.worker_process("two", tmp_path / "two", **lease):
+            first.send_signal(signal.SIGSTOP)
+            await stage.redis.xdel(sessions, entry)
+
+            def taken() -> bool:
+                return "session taken" in (tmp_path / "two").read_text()
+
+            await eventually(taken, "the second worker")
+            first.send_signal(signal.SIGCONT)
+            await eventually(lambda: "let go" in (tmp_path / "one").read_text(), "the first")
+            assert await stage.redis.xlen(sessions) == 1
+            await stage.play("call-1", say([3], PCM16) + hush(900, PCM16))
+            events = (await stage.until_ended("call-1"))["call-1"]
+            await no_longer(lambda: stage.redis.xlen(sessions), "the entry")
+    check_order(events)
+    assert words(events) == [1, 2, 3]
+    assert events[-1].connection == 2
+    assert await stage.dead() == []
+
+
+async def test_a_claim_that_outlives_a_drain_runs_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would hand the session on any more."""
+    claim, begun, go_on = Intake.claim, anyio.Event(), anyio.Event()
+
+    async def wait(intake: Intake, owned: Owned, *rest: Any) -> Claim:
+        if intake.consumer.startswith("one"):
+            begun.set()
+            await go_on.wait()
+        return await claim(intake, owned, *rest)
+
+    monkeypatch.setattr(Intake, "claim", wait)
+    async with stage.worker(worker_id="one", lease_ms=2_000, drain_s=0.1) as first:
+        await stage.announce("call-1")
+        await begun.wait()
+        first.drain()
+        await stage.append("call-1", audio=say([1], PCM16), end="1")
+        async with stage.worker(worker_id="two", lease_ms=2_000):
+            started = await stage.until("call-1", SessionStarted)
+            go_on.set()
+            events = (await stage.until_ended("call-1"))["call-1"]
+        assert len(first.roster) == 0
+    assert started.worker == "two"
+    assert words(events) == [1]
 
 
 async def test_one_that_cannot_be_put_back_costs_nobody_else(

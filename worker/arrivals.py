@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
@@ -21,7 +21,7 @@ INTAKE_BLOCK_MS = 100
 """How long intake waits for a new entry before it looks for ones given back."""
 
 RESTORE_S = 0.5
-"""Within which workers begin to look for a lost session, each at another time: the first finds it,
+"""Within which workers begin to look for lost sessions, each at another time: the first finds them,
 and no other has to go through all states."""
 
 TAKE_S = 1.0
@@ -29,16 +29,24 @@ TAKE_S = 1.0
 
 
 class Arrivals:
-    """Finds sessions for one worker and starts them in a task group."""
+    """Finds sessions for one worker, claims them in one task group and starts them in another."""
 
     def __init__(
-        self, host: Host, roster: Roster, liveness: Liveness, lease_ms: int, tasks: TaskGroup
+        self,
+        host: Host,
+        roster: Roster,
+        liveness: Liveness,
+        lease_ms: int,
+        *,
+        sessions: TaskGroup,
+        claims: TaskGroup,
     ) -> None:
         self._host = host
         self._roster = roster
         self._liveness = liveness
         self._lease_ms = lease_ms
-        self._tasks = tasks
+        self._sessions = sessions
+        self._claims = claims
         self._claimer = Claimer(host)
         self.claiming: dict[str, int] = {}
         """Entry and delivery count of every claim under way."""
@@ -46,7 +54,8 @@ class Arrivals:
         """How many sessions are being taken in: found, and not in the roster yet."""
         self._forgetting: set[str] = set()
         self._lost = LostSessions(host.redis, host.keys, host.intake)
-        self._restoring: set[str] = set()
+        self._restoring = False
+        self._searching = False
 
     async def look_for(self, room: int) -> list[Owned]:
         """Return up to `room` sessions that are ours from now on: given back, orphaned, or new.
@@ -58,32 +67,40 @@ class Arrivals:
         adopted = await patiently(
             self._host.health, lambda: intake.adopt(room, self._patience_ms, dead)
         )
-        self.restore(adopted.gone)
+        if adopted.lost:
+            self.restore()
         owners = {owned.owner for owned in adopted.owned} - {RELEASED}
         for owned in adopted.owned:
             fate = "killed" if owned.owner in dead else "silent"
             self._host.stats.takeovers["released" if owned.owner == RELEASED else fate] += 1
         if gone := (owners | set(dead)) - self._forgetting:
             self._forgetting |= gone
-            self._tasks.start_soon(self._forget, gone)
+            self._claims.start_soon(self._forget, gone)
         if adopted.owned:
             return [*adopted.owned]
         return await patiently(self._host.health, lambda: intake.read_new(room, INTAKE_BLOCK_MS))
 
-    def restore(self, gone: Collection[str]) -> None:
-        """Begin to look for the sessions of entries that are pending, and not in the stream."""
-        entries = {*gone} - self._restoring
-        if entries:
-            self._restoring |= entries
-            self._tasks.start_soon(self._restore, entries)
+    def restore(self) -> None:
+        """Begin to look for the sessions of entries that were lost with their owners."""
+        if not self._restoring:
+            self._restoring = True
+            self._claims.start_soon(self._restore)
 
-    async def _restore(self, entries: set[str]) -> None:
+    async def _restore(self) -> None:
+        unknown = False
         try:
             with self._host.faults.contained("restore"):
                 await anyio.sleep(random.uniform(0, RESTORE_S))  # noqa: S311 - spreads load
-                await patiently(self._host.health, partial(self._lost.restore, entries))
+                unknown = await patiently(self._host.health, self._lost.restore)
         finally:
-            self._restoring -= entries
+            self._restoring = False
+        if unknown and not self._searching:
+            self._searching = True
+            try:
+                with self._host.faults.contained("restore"):
+                    await patiently(self._host.health, self._lost.restore_all)
+            finally:
+                self._searching = False
 
     async def _forget(self, owners: set[str]) -> None:
         """Take dead workers off the bus; what they owned does not wait for it."""
@@ -108,7 +125,7 @@ class Arrivals:
         One that was killed should not wait for fifty others, nor those that come next for one
         whose keys are on a server that is away.
         """
-        begun = [self._begin(self.take, owned) for owned in found]
+        begun = [self.begin(partial(self.take, owned)) for owned in found]
         with anyio.move_on_after(TAKE_S):
             for done in begun:
                 await done.wait()
@@ -117,9 +134,10 @@ class Arrivals:
         """Begin to claim anew the sessions that crashed and have waited."""
         for ownership in self._host.crashes.due(time.monotonic()):
             fence = ownership.fence
-            self._begin(self.take_anew, Owned(fence.entry, fence.count, ownership.fields))
+            owned = Owned(fence.entry, fence.count, ownership.fields)
+            self.begin(partial(self.take_anew, owned))
 
-    def _begin(self, take: Callable[[Owned], Awaitable[None]], owned: Owned) -> anyio.Event:
+    def begin(self, take: Callable[[], Awaitable[None]]) -> anyio.Event:
         """Begin to take a session in; return the event of having done so."""
         done = anyio.Event()
         self.under_way += 1
@@ -127,12 +145,12 @@ class Arrivals:
         async def begun() -> None:
             try:
                 with self._host.faults.contained("claim"):
-                    await take(owned)
+                    await take()
             finally:
                 self.under_way -= 1
                 done.set()
 
-        self._tasks.start_soon(begun)
+        self._claims.start_soon(begun)
         return done
 
     async def take_anew(self, owned: Owned) -> None:
@@ -163,7 +181,7 @@ class Arrivals:
                 await self._roster.let_go(entry)  # it was another's meanwhile, and came back
                 session = await self._claimer.take(owned)
                 if session is not None and self.claiming.get(entry) == count:
-                    self._roster.start(session, self._tasks)
+                    self._roster.start(session, self._sessions)
         finally:
             if self.claiming.get(entry) == count:
                 del self.claiming[entry]

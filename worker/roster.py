@@ -114,8 +114,13 @@ class Roster:
             session.announced_again = vanished
 
     async def put_back(self, ownership: Ownership) -> bool:
-        """Put the entry of a session back, if Redis lost it; return whether it had."""
+        """Put the entry of a session back, if Redis lost it; return whether it had.
+
+        Not that of a session which another claimed meanwhile, by the entry it was given then.
+        """
         health, intake = self._host.health, self._host.intake
+        if not await patiently(health, partial(intake.is_ours, ownership)):
+            return False
         after = await patiently(health, intake.last_entry)
         vanished = await patiently(health, partial(intake.put_back, ownership, after))
         if vanished:
@@ -130,7 +135,10 @@ class Roster:
 
     def drop(self, entry: str) -> None:
         """Stop running a session that is not ours any more; publish nothing."""
-        if run := self._runs.get(entry):
+        run = self._runs.get(entry)
+        if run is not None and not run.scope.cancel_called:
+            session = run.session
+            log.info("%s: let go (%s)", session.name, session.refused or "another worker has it")
             run.scope.cancel()
 
     async def give_back(self, session: Session) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Literal
 
 import anyio
+from anyio.abc import TaskGroup
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
@@ -147,26 +148,38 @@ class Worker:
             tasks.start_soon(keep, "ticker", self._tick)
             tasks.start_soon(keep, "catch_up", self.host.catch_up.run)
             if await self._unless_stopped(self._reach_bus):
-                arrivals = Arrivals(
-                    self.host, self.roster, self._liveness, self._settings.lease_ms, tasks
-                )
                 async with anyio.create_task_group() as keepers:
-                    tenure = Tenure(self.host, self.roster, arrivals, keepers)
-                    keepers.start_soon(keep, "tenure", partial(self._keep, tenure))
-                    keepers.start_soon(keep, "record", self._keep_record)
-                    keepers.start_soon(keep, "clock", self.host.clock.run)
-                    keepers.start_soon(keep, "liveness", self._liveness.proclaim)
-                    keepers.start_soon(keep, "liveness", self._liveness.watch)
-                    keepers.start_soon(keep, "sweeper", self._sweeper.run)
-                    keepers.start_soon(keep, "orders", self._obey_drain)
-                    take = partial(self._take_sessions, arrivals)
-                    await self._unless_stopped(partial(keep, "arrivals", take))
-                    await self._hand_on(arrivals)
+                    await self._take_and_keep(sessions=tasks, keepers=keepers)
                     await self._stopped.wait()
                     keepers.cancel_scope.cancel()
                 await self._leave()
             tasks.cancel_scope.cancel()
         log.info("stopped")
+
+    async def _take_and_keep(self, sessions: TaskGroup, keepers: TaskGroup) -> None:
+        """Take sessions until drained, then hand them on; what is kept is kept until stopped."""
+        keep = self.host.faults.keep
+        async with anyio.create_task_group() as claims:
+            arrivals = Arrivals(
+                self.host,
+                self.roster,
+                self._liveness,
+                self._settings.lease_ms,
+                sessions=sessions,
+                claims=claims,
+            )
+            tenure = Tenure(self.host, self.roster, arrivals, keepers)
+            keepers.start_soon(keep, "tenure", partial(self._keep, tenure))
+            keepers.start_soon(keep, "record", self._keep_record)
+            keepers.start_soon(keep, "clock", self.host.clock.run)
+            keepers.start_soon(keep, "liveness", self._liveness.proclaim)
+            keepers.start_soon(keep, "liveness", self._liveness.watch)
+            keepers.start_soon(keep, "sweeper", self._sweeper.run)
+            keepers.start_soon(keep, "orders", self._obey_drain)
+            take = partial(self._take_sessions, arrivals)
+            await self._unless_stopped(partial(keep, "arrivals", take))
+            await self._hand_on(arrivals)
+            claims.cancel_scope.cancel()  # whoever has room takes what waits for Redis still
 
     async def _leave(self) -> None:
         """Take this worker off the bus, if the bus lets us."""
@@ -221,7 +234,7 @@ class Worker:
 
     async def _keep(self, tenure: Tenure) -> None:
         while True:
-            await tenure.beat(take=not self._draining)
+            await tenure.beat(takes=lambda: not self._draining)
             await anyio.sleep(HEARTBEAT_S)
 
     async def _keep_record(self) -> None:
@@ -290,8 +303,7 @@ class Worker:
     async def _hand_on(self, arrivals: Arrivals) -> None:
         """Give every session back: at once between turns, at the end of a turn inside one.
 
-        Those that are still being taken in, too, unless Redis keeps them from it: others learn
-        that we are gone, and take them.
+        Those that are still being taken in, too, unless Redis keeps them from it.
         """
         deadline = time.monotonic() + self._settings.drain_s
         if len(self.roster):

@@ -1,8 +1,8 @@
 """Tenure: keeping the sessions that are ours, and noticing those that are not, or not any more."""
 
+from collections.abc import Callable
 from functools import partial
 
-import anyio
 from anyio.abc import TaskGroup
 
 from worker.arrivals import Arrivals
@@ -22,29 +22,33 @@ class Tenure:
         self._tasks = tasks
         self._unheard: set[str] = set()
         self._claiming: set[str] = set()
+        self._announcing: set[str] = set()
 
-    async def beat(self, *, take: bool) -> None:
-        """Keep the leases; notice what was taken, lost or, to `take` it, never heard of."""
+    async def beat(self, *, takes: Callable[[], bool]) -> None:
+        """Keep the leases; notice what was taken, lost or, as long as `takes`, never heard of."""
         ours = [*self._roster.fences, *self._arrivals.claiming.items()]
         heartbeat = partial(self._host.intake.heartbeat, ours)
         report = await patiently(self._host.health, heartbeat)
         for entry in report.taken:
             self._roster.drop(entry)
             self._host.crashes.forget(entry)
-        async with anyio.create_task_group() as announcing:
-            for entry in report.nowhere:
-                announcing.start_soon(self._announce_again, entry)
-        self._claim_unheard(dict(report.orphans), take=take)
+        for entry in report.nowhere - self._announcing:
+            self._announcing.add(entry)
+            self._tasks.start_soon(self._announce_again, entry)
+        self._claim_unheard(dict(report.orphans), take=takes())
 
     async def _announce_again(self, entry: str) -> None:
         """Put back an entry of ours that nobody holds."""
-        with self._host.faults.contained("tenure"):  # or it would take the others' turn
-            if session := self._roster.get(entry):
-                session.prove()  # it may be another's by now, or its state lost with the rest
-                await self._roster.announce_again(session)
-            elif held := self._host.crashes.get(entry):
-                await self._roster.put_back(held)
-                self._host.crashes.forget(entry)
+        try:
+            with self._host.faults.contained("tenure"):
+                if session := self._roster.get(entry):
+                    session.prove()  # it may be another's by now, or its state lost with the rest
+                    await self._roster.announce_again(session)
+                elif held := self._host.crashes.get(entry):
+                    await self._roster.put_back(held)
+                    self._host.crashes.forget(entry)
+        finally:
+            self._announcing.discard(entry)
 
     def _claim_unheard(self, orphans: dict[str, int], *, take: bool) -> None:
         """Claim what the pending list calls ours but no reply told us of.
@@ -62,17 +66,14 @@ class Tenure:
                 continue
             if take and entry not in self._claiming:
                 self._claiming.add(entry)
-                self._tasks.start_soon(self._claim_anew, entry, count)
+                self._arrivals.begin(partial(self._claim_anew, entry, count))
         self._unheard = set(orphans)
 
     async def _claim_anew(self, entry: str, count: int) -> None:
         try:
-            with self._host.faults.contained("tenure"):
-                fields_of = partial(self._host.intake.fields_of, entry)
-                fields = await patiently(self._host.health, fields_of)
-                if fields is None:
-                    self._arrivals.restore({entry})
-                else:
-                    await self._arrivals.take_anew(Owned(entry, count, fields))
+            fields_of = partial(self._host.intake.fields_of, entry)
+            fields = await patiently(self._host.health, fields_of)
+            if fields is not None:
+                await self._arrivals.take_anew(Owned(entry, count, fields))
         finally:
             self._claiming.discard(entry)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -70,11 +69,11 @@ async def test_a_session_is_found_by_the_entry_it_had(bus: Bus) -> None:
     entries = [await bus.run(f"call-{n}", "eu" if n % 2 else "0") for n in range(5)]
     await bus.trim(*entries[1:3])
     adopted = await bus.alive.adopt(50, 60_000, ["dead"])
-    assert adopted.gone == {*entries[1:3]}
+    assert adopted.lost
     assert {owned.entry for owned in adopted.owned} == {entries[0], *entries[3:]}
-    assert await bus.lost.restore(adopted.gone) == 2
-    assert await bus.lost.restore(adopted.gone) == 0, "safe to repeat"
-    assert not (await bus.alive.adopt(50, 60_000, ["dead"])).gone
+    for _ in range(2):
+        assert not await bus.lost.restore(), "nothing is left to be found"
+    assert not (await bus.alive.adopt(50, 60_000, ["dead"])).lost
     back = await bus.alive.read_new(50, 10)
     assert {decode_session(owned.fields).session for owned in back} == {"call-1", "call-2"}
     for owned in back:
@@ -87,46 +86,85 @@ async def test_what_was_given_back_is_found_too(bus: Bus) -> None:
     entry = await bus.run("call-1")
     await bus.dead.release([(entry, 1)])
     await bus.trim(entry)
-    adopted = await bus.alive.adopt(50, 60_000)
-    assert adopted.gone == {entry}
-    assert await bus.lost.restore(adopted.gone) == 1
+    assert (await bus.alive.adopt(50, 60_000)).lost
+    assert not await bus.lost.restore()
+    assert len(await bus.alive.read_new(50, 10)) == 1
 
 
-async def test_its_owner_puts_it_back_at_once(bus: Bus) -> None:
-    entries = [await bus.run(f"call-{n}") for n in range(3)]
-    await bus.trim(entries[1])
-    report = await bus.dead.heartbeat([(entry, 1) for entry in entries])
-    assert report == HeartbeatReport(frozenset(), frozenset({entries[1]}), ())
+async def test_the_lost_hold_up_nobody(bus: Bus) -> None:
+    entries = [await bus.run(f"call-{n}") for n in range(6)]
+    await bus.trim(*entries[:4])
+    assert not (await bus.alive.adopt(2, 60_000, ["dead"])).owned
+    await bus.alive.adopt(2, 60_000, ["dead"])
+    assert len((await bus.alive.adopt(2, 60_000, ["dead"])).owned) == 2
+    assert await bus.redis.zcard(bus.keys.lost) == 4
 
 
-@pytest.mark.parametrize("raised", [1, 5])
-async def test_nothing_else_that_its_owner_does_hides_it(bus: Bus, raised: int) -> None:
+@pytest.mark.parametrize("step", ["heartbeat", "release", "outbid"])
+async def test_no_step_of_its_owner_hides_it(bus: Bus, step: str) -> None:
     """Redis takes what left the stream off the pending list as soon as somebody claims it."""
+    entries = [await bus.run(f"call-{n}") for n in range(3)]
+    _, gone, _ = entries
+    await bus.trim(gone)
+    match step:
+        case "heartbeat":
+            report = await bus.dead.heartbeat([(entry, 1) for entry in entries])
+            assert report == HeartbeatReport(frozenset(), frozenset({gone}), ())
+        case "release":
+            assert await bus.dead.release([(gone, 1)]) == 0
+        case "outbid":
+            assert await bus.dead.outbid(Owned(gone, 1, {}), 5) == Owned(gone, 5, {})
+    assert await bus.redis.zrange(bus.keys.lost, 0, -1) == [gone.encode()]
+    assert not await bus.lost.restore()
+    (owned,) = await bus.alive.read_new(50, 10)
+    assert owned.fields[b"run"].decode() == gone
+
+
+async def test_what_its_owner_puts_back_is_not_lost(bus: Bus) -> None:
     entry = await bus.run("call-1")
     await bus.trim(entry)
-    assert await bus.dead.release([(entry, 1)]) == 0
-    assert await bus.dead.outbid(Owned(entry, 1, {}), raised) == Owned(entry, raised, {})
-    assert await bus.pending() == [entry]
-    assert (await bus.alive.adopt(50, 60_000, ["dead"])).gone == {entry}
+    await bus.dead.heartbeat([(entry, 1)])
     fields = {b"session": b"call-1"}
     assert await bus.dead.announce_again(entry, entry, fields, await bus.dead.last_entry())
-    assert await bus.pending() == []
+    assert await bus.redis.zcard(bus.keys.lost) == 0
+    assert await bus.lost.restore_all() == 0
 
 
 async def test_two_that_look_at_once_put_it_back_once(bus: Bus) -> None:
     entry = await bus.run("call-1")
     await bus.trim(entry)
+    await bus.alive.adopt(50, 60_000, ["dead"])
     after = await bus.alive.last_entry()
-    found = [live async for live in bus.lost._live([entry])]
-    for lost in (bus.lost, bus.other):
-        await lost._put_back(found, after)
-    assert await bus.redis.xlen(bus.keys.sessions) == 1
-    for lost in (bus.lost, bus.other):
-        await lost.restore([entry])
+    found = [live async for live in bus.lost._live()]
+    assert await bus.lost._put_back(found, after) == 1
+    await bus.alive.announce_again(entry, entry, {}, after)
+    assert await bus.other._put_back(found, await bus.alive.last_entry()) == 0
     assert await bus.redis.xlen(bus.keys.sessions) == 1
 
 
-async def test_what_no_session_had_is_forgotten(bus: Bus) -> None:
+async def test_one_worker_searches_at_a_time(bus: Bus) -> None:
+    entry = await bus.run("call-1")
+    await bus.trim(entry)
+    await bus.alive.adopt(50, 60_000, ["dead"])
+    await bus.redis.set(bus.keys.search, "another", px=60_000)
+    assert not await bus.lost.restore()
+    assert await bus.redis.xlen(bus.keys.sessions) == 0
+    await bus.redis.delete(bus.keys.search)
+    await bus.lost.restore()
+    assert await bus.redis.xlen(bus.keys.sessions) == 1
+    assert not await bus.redis.exists(bus.keys.search)
+
+
+async def test_its_group_may_be_gone_by_then(bus: Bus) -> None:
+    entry = await bus.run("call-1")
+    await bus.trim(entry)
+    await bus.alive.adopt(50, 60_000, ["dead"])
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    assert not await bus.lost.restore()
+    assert len(await bus.alive.read_new(50, 10)) == 1
+
+
+async def test_what_no_session_had_is_told(bus: Bus) -> None:
     """As where a worker died between an entry and its claim, or the session is over."""
     await bus.run("call-1")
     unclaimed: Any = await bus.redis.xadd(bus.keys.sessions, {"session": "call-2"})
@@ -134,16 +172,26 @@ async def test_what_no_session_had_is_forgotten(bus: Bus) -> None:
     over = await bus.run("call-3")
     await bus.redis.hset(bus.keys.state("0", "call-3"), "status", "ended")
     await bus.trim(unclaimed, over)
-    gone = (await bus.alive.adopt(50, 60_000, ["dead"])).gone
-    assert gone == {unclaimed.decode(), over}
-    assert await bus.lost.restore(gone) == 0
-    assert len(await bus.pending()) == 1
+    assert (await bus.alive.adopt(50, 60_000, ["dead"])).lost
+    assert await bus.lost.restore()
+    assert await bus.redis.zcard(bus.keys.lost) == 0
+    assert await bus.lost.restore_all() == 0
+    assert await bus.redis.xlen(bus.keys.sessions) == 1
 
 
-async def test_no_entry_that_is_there_is_touched(bus: Bus) -> None:
+async def test_one_that_was_put_back_and_lost_again(bus: Bus) -> None:
+    """Its state knows the entry before; that tells nobody which session the later one was of."""
     entry = await bus.run("call-1")
-    assert await bus.lost.restore([]) == await bus.lost.restore(["1-1"]) == 0
-    assert await bus.pending() == [entry]
+    await bus.trim(entry)
+    await bus.alive.adopt(50, 60_000, ["dead"])
+    await bus.lost.restore()
+    (again,) = await bus.dead.read_new(50, 10)
+    await bus.trim(again.entry)
+    await bus.alive.adopt(50, 60_000, ["dead"])
+    assert await bus.lost.restore()
+    assert await bus.lost.restore_all() == 1
+    (owned,) = await bus.alive.read_new(50, 10)
+    assert (await claim(bus.alive, owned)).verdict == "taken"
 
 
 async def test_all_that_is_live_is_announced(bus: Bus) -> None:
@@ -152,20 +200,25 @@ async def test_all_that_is_live_is_announced(bus: Bus) -> None:
     assert await bus.lost.restore_all() == 0
     await bus.trim(entries[1])
     await bus.redis.xack(bus.keys.sessions, GROUP, entries[1])
-    assert not (await bus.alive.adopt(50, 60_000, ["dead"])).gone
+    assert not (await bus.alive.adopt(50, 60_000, ["dead"])).lost
     assert await bus.lost.restore_all() == 1
     assert await bus.lost.restore_all() == 0, "its run is announced"
     (owned,) = await bus.alive.read_new(50, 10)
     assert decode_session(owned.fields).session == "call-1"
 
 
+@pytest.mark.parametrize("field", ["fields", "run", "entry"])
 async def test_a_state_that_cannot_be_read_holds_up_no_other(
-    bus: Bus, caplog: pytest.LogCaptureFixture
+    bus: Bus, caplog: pytest.LogCaptureFixture, field: str
 ) -> None:
     entries = [await bus.run(f"call-{n}") for n in range(2)]
-    await bus.redis.hset(bus.keys.state("0", "call-0"), "fields", b"\xff")
+    await bus.redis.hset(bus.keys.state("0", "call-0"), field, b"\xff")
     await bus.redis.hset(bus.keys.state("0", "stranger"), mapping={"status": "live"})
     await bus.trim(*entries)
-    assert await bus.lost.restore(entries) == 1
-    assert "call-0 cannot be announced again" in caplog.text
-    assert msgspec.json.encode(await bus.pending()) == b"[]"
+    await bus.alive.adopt(50, 60_000, ["dead"])
+    await bus.lost.restore()
+    rows: Any = await bus.redis.xrange(bus.keys.sessions)
+    assert b"call-1" in [fields[b"session"] for _, fields in rows]
+    if field == "fields":
+        assert "call-0 cannot be announced again" in caplog.text
+    assert await bus.redis.zcard(bus.keys.lost) == 0

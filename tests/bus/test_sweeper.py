@@ -8,6 +8,9 @@ from redis.asyncio import Redis
 
 from schemas.keys import GROUP, Keys
 from tests.stage import ON_CLUSTER_TOO
+from tests.waiting import eventually
+from worker.bus import lost as lost_module
+from worker.bus import sweeper as sweeper_module
 from worker.bus.intake import Intake
 from worker.bus.sweeper import Sweeper
 
@@ -65,6 +68,23 @@ async def test_one_worker_sweeps_at_a_time(floor: Floor) -> None:
     assert await floor.redis.ttl(floor.keys.sweep) > 3_000
     await floor.redis.delete(floor.keys.sweep)
     assert await floor.other.begin(3_600)
+
+
+async def test_what_is_live_is_announced_again(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("LOOK_S", 0.02), ("AUDIO_S", 0.1)):
+        monkeypatch.setattr(sweeper_module, name, seconds)
+    monkeypatch.setattr(lost_module, "OWNERS_S", 0.0)
+    state: Any = {"status": "live", "entry": "1-1", "run": "1-1", "fields": '{"session":"call-1"}'}
+    await floor.redis.hset(floor.keys.state("0", "call-1"), mapping=state)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(floor.sweeper.run)
+        await eventually(lambda: floor.redis.xlen(floor.keys.sessions), "the session")
+        tasks.cancel_scope.cancel()
+    rows: Any = await floor.redis.xrange(floor.keys.sessions)
+    ((_, fields),) = rows
+    assert fields == {b"session": b"call-1", b"run": b"1-1"}
 
 
 async def test_many_announcements(floor: Floor) -> None:

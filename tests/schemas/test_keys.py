@@ -10,6 +10,7 @@ def test_names() -> None:
     keys = Keys()
     assert (keys.sessions, keys.lanes, keys.dead) == ("stt:sessions", "stt:lanes", "stt:dead")
     assert (keys.workers, keys.gate) == ("stt:workers", "stt:gate")
+    assert (keys.lost, keys.search) == ("stt:{stt:sessions}:lost", "stt:search")
     assert keys.alive("w-1") == "stt:alive:w-1"
     assert keys.drain("w-1") == "stt:drain:w-1"
     assert keys.turns("0") == "stt:{0}:turns"
@@ -28,4 +29,5 @@ def test_a_lane_is_one_slot(prefix: str) -> None:
         keys.session_turns("eu", "call-3"),
     }
     assert len({key_slot(name.encode()) for name in names}) == 1
+    assert key_slot(keys.lost.encode()) == key_slot(keys.sessions.encode())
     assert all(name.startswith(f"{prefix}:") for name in names)

@@ -121,10 +121,16 @@ class Cluster(Redis):
         *args: Any,  # noqa: ANN401 - as in the client
         **options: Any,  # noqa: ANN401
     ) -> AsyncIterator[Any]:
-        """Yield keys of every master, some twice while slots move."""
+        """Yield keys of every master, some twice while slots move, before any error is raised."""
+        faults: list[Exception] = []
         for node in await self.masters():
-            async for key in node.scan_iter(*args, **options):
-                yield key
+            try:
+                async for key in node.scan_iter(*args, **options):
+                    yield key
+            except (exceptions.RedisError, OSError) as error:
+                faults.append(error)
+        if faults:
+            raise faults[0]
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close the connections to every node."""

@@ -46,8 +46,8 @@ class Adopted(msgspec.Struct, frozen=True):
 
     owned: tuple[Owned, ...]
     """Those that are ours now."""
-    gone: frozenset[str]
-    """Entries that are pending still, but not in the stream: their sessions have to be found."""
+    lost: bool
+    """Entries left the stream, and their sessions are to be found."""
 
 
 class Fence(msgspec.Struct, frozen=True):
@@ -113,7 +113,8 @@ class Intake:
 
     async def _run(self, script: scripts.Script, args: Sequence[scripts.Arg]) -> Any:  # noqa: ANN401 - each script's own reply
         """Run a script on the group."""
-        return await self._grouped(lambda: script(self._redis, [self._keys.sessions], args))
+        keys = [self._keys.sessions, self._keys.lost]
+        return await self._grouped(lambda: script(self._redis, keys, args))
 
     async def _grouped(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run `call`; on a new group, where somebody destroyed ours."""
@@ -138,7 +139,7 @@ class Intake:
 
     async def adopt(self, at_most: int, lease_ms: int, dead: Iterable[str] = ()) -> Adopted:
         """Take over entries given back, and those of owners dead or silent for a lease."""
-        rows, gone = await self._run(
+        rows, lost = await self._run(
             scripts.ADOPT,
             [GROUP, self.consumer, RELEASED, lease_ms, min(at_most, ADOPT_AT_MOST), *dead],
         )
@@ -151,7 +152,7 @@ class Intake:
             )
             for entry, count, flat, owner in rows
         )
-        return Adopted(owned, frozenset(entry.decode() for entry in gone))
+        return Adopted(owned, bool(lost))
 
     async def claim(
         self, owned: Owned, session: SessionEntry, started: SessionStarted, snapshot: bytes
@@ -220,6 +221,14 @@ class Intake:
         last: str = about["last-generated-id"].decode()
         return last
 
+    async def is_ours(self, ownership: Ownership) -> bool:
+        """Say whether a session's state names this owner, or is lost."""
+        session, fence = ownership.session, ownership.fence
+        key = self._keys.state(session.lane, session.session)
+        state: Any = await self._redis.hmget(key, "entry", "count", "nonce")
+        ours = [str(part).encode() for part in (fence.entry, fence.count, fence.nonce)]
+        return state[0] is None or state == ours
+
     async def put_back(self, ownership: Ownership, after: str) -> bool:
         """Put the entry of a live session back, if it vanished; return whether it had.
 
@@ -233,7 +242,7 @@ class Intake:
         flat = {**fields, b"run": run.encode()}
         vanished = await scripts.PUT_BACK(
             self._redis,
-            [self._keys.sessions],
+            [self._keys.sessions, self._keys.lost],
             [GROUP, entry, run, after, *(part for pair in flat.items() for part in pair)],
         )
         return bool(vanished)

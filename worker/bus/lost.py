@@ -1,8 +1,9 @@
 """Lost sessions: live ones that no entry of the sessions stream names any more.
 
 An owner that lives notices within a heartbeat that its entry was trimmed or deleted, and puts it
-back. One that dies first cannot. Then the entry's id is left in the pending list, which does not
-tell whose it was; the sessions' own states do.
+back. One that dies first cannot. Redis takes what left a stream off the pending list as soon as
+somebody claims it; our scripts note its id then. An id does not tell whose it was; the sessions'
+own states do.
 """
 
 import logging
@@ -12,21 +13,30 @@ from typing import Any, NamedTuple
 import anyio
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
-from schemas.keys import GROUP, Keys
+from schemas.keys import Keys
 from worker.bus.census import pages
-from worker.bus.connection import is_outage
+from worker.bus.connection import describe, is_outage
 from worker.bus.intake import Intake
 from worker.bus.records import read_record
+from worker.plurals import counted
 
 log = logging.getLogger(__name__)
 
 OWNERS_S = 10.0
 """How long owners get to put their entries back themselves."""
 
+SEARCH_S = 10.0
+"""How long a worker keeps others from searching, should it die."""
+
+LEAVE_S = 1.0
+"""How long it may take to let others search again."""
+
 _AT_ONCE = 100
 """States read in one pipeline."""
+
+_IDS_AT_ONCE = 1_000
 
 
 class _Live(NamedTuple):
@@ -46,32 +56,55 @@ class LostSessions:
         self._keys = keys
         self._intake = intake
 
-    async def restore(self, entries: Collection[str]) -> int:
-        """Put back the sessions of entries that are pending and gone; return how many.
+    async def restore(self) -> bool:
+        """Put back the sessions of entries noted as lost, unless another worker is at it.
 
-        Such an entry is off the pending list then, whether a session was found for it or not: one
-        that nobody claimed yet is known to nobody. Safe to repeat.
+        Returns whether of some no session was found. It may be claimed only now, or under a later
+        entry than its state tells: then `restore_all` finds it.
         """
-        entries = [entry for entry in entries if await self._is_pending(entry)]
-        if not entries:
-            return 0
-        after = await self._intake.last_entry()
-        restored = await self._put_back([live async for live in self._live(entries)], after)
-        for entry in entries:
-            await self._intake.settle(entry)
-        return restored
+        search, mine = self._keys.search, self._intake.consumer
+        if not await self._redis.set(search, mine, px=int(SEARCH_S * 1000), nx=True):
+            return False
+        try:
+            return await self._restore_noted()
+        finally:
+            with anyio.move_on_after(LEAVE_S, shield=True):
+                await self._redis.unlink(search)
 
     async def restore_all(self) -> int:
         """Put back every live session that is not announced; return how many.
 
         Only what is found so twice, a while apart: an owner may just be about to do it.
         """
-        seen = {live async for live in self._live()}
-        if not await self._unannounced(seen):
+        seen = await self._all_unannounced()
+        if not seen:
             return 0
         await anyio.sleep(OWNERS_S)
         after = await self._intake.last_entry()
-        return await self._put_back(seen & {live async for live in self._live()}, after)
+        return await self._put_back(seen & await self._all_unannounced(), after)
+
+    async def _restore_noted(self) -> bool:
+        ids: Any = await self._redis.zrange(self._keys.lost, 0, _IDS_AT_ONCE - 1)
+        lost = {each.decode("utf-8", "replace") for each in ids}
+        if not lost:
+            return False
+        after = await self._intake.last_entry()
+        found: list[_Live] = []
+        try:
+            async for live in self._live():
+                if live.entry in lost:
+                    found.append(live)  # noqa: PERF401 - a comprehension would lose them
+        finally:
+            # Where a master is away, those of the others need not wait for it.
+            await self._put_back(found, after)
+        await self._redis.zrem(self._keys.lost, *ids)
+        return bool(lost - {live.entry for live in found})
+
+    async def _all_unannounced(self) -> set[_Live]:
+        """Return every live session that no entry names; of the others none is kept in memory."""
+        announced = await self._announced()
+        found = {live async for live in self._live() if not {live.entry, live.run} & announced}
+        return {*await self._unannounced(found)}  # some were announced since
 
     async def _put_back(self, found: Iterable[_Live], after: str) -> int:
         """Announce sessions again; `after` is the stream's last id from before they were found."""
@@ -80,13 +113,15 @@ class LostSessions:
             try:
                 texts = read_record(live.fields, dict[str, str])
                 fields = {name.encode(): text.encode() for name, text in texts.items()}
-                restored += await self._intake.announce_again(live.entry, live.run, fields, after)
+                vanished = await self._intake.announce_again(live.entry, live.run, fields, after)
             except (msgspec.DecodeError, ResponseError) as error:
                 if is_outage(error):
                     raise
                 log.error("%s cannot be announced again: %s", live.key, error)  # noqa: TRY400
-            else:
+                continue
+            if vanished:
                 log.warning("%s: Redis lost its entry, and its owner died; put back", live.key)
+            restored += vanished
         return restored
 
     async def _unannounced(self, found: Iterable[_Live]) -> list[_Live]:
@@ -94,36 +129,53 @@ class LostSessions:
         found = dict.fromkeys(found)
         if not found:
             return []
+        announced = await self._announced()
+        return [live for live in found if not {live.entry, live.run} & announced]
+
+    async def _announced(self) -> set[str]:
+        """Return the id of every session entry, and the run of each that was put back."""
         announced = set()
         async for entry, fields in pages(self._redis, self._keys.sessions):
             announced |= {entry, fields.get(b"run", b"").decode("utf-8", "replace")}
-        return [live for live in found if not {live.entry, live.run} & announced]
+        return announced
 
-    async def _is_pending(self, entry: str) -> bool:
-        return bool(
-            await self._redis.xpending_range(self._keys.sessions, GROUP, entry, entry, count=1)
-        )
-
-    async def _live(self, entries: Collection[str] | None = None) -> AsyncIterator[_Live]:
-        """Yield the live sessions, or those that were claimed under one of these entries."""
+    async def _live(self) -> AsyncIterator[_Live]:
+        """Yield the live sessions; those of lanes that we may not use are told, and left out."""
         keys: list[Any] = []
+        denied: list[RedisError] = []
         every = self._keys.state("*", "*")
-        async for key in self._redis.scan_iter(match=every, count=1_000, _type="HASH"):
-            keys.append(key)
-            if len(keys) == _AT_ONCE:
-                async for live in self._read(keys, entries):
-                    yield live
-                keys.clear()
-        async for live in self._read(keys, entries):
+        fault: Exception | None = None
+        try:
+            async for key in self._redis.scan_iter(match=every, count=1_000, _type="HASH"):
+                keys.append(key)
+                if len(keys) == _AT_ONCE:
+                    for live in await self._read(keys, denied):
+                        yield live
+                    keys.clear()
+        except (RedisError, OSError) as error:  # of one master; the others told theirs
+            fault = error
+        for live in await self._read(keys, denied):
             yield live
+        if fault is not None:
+            raise fault
+        if denied:
+            states = counted(len(denied), "state")
+            log.warning("%s of sessions cannot be read: %s", states, describe(denied[0]))
 
-    async def _read(self, keys: list[Any], entries: Collection[str] | None) -> AsyncIterator[_Live]:
+    async def _read(self, keys: Collection[bytes], denied: list[RedisError]) -> list[_Live]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.hmget(key, "status", "entry", "run", "fields")
-            states: Any = await pipe.execute()
-        for key, (status, entry, run, fields) in zip(keys, states, strict=True):
-            if status != b"live" or None in (entry, run, fields):
+            states: Any = await pipe.execute(raise_on_error=False)
+        found = []
+        for key, state in zip(keys, states, strict=True):
+            if isinstance(state, RedisError):
+                if is_outage(state):
+                    raise state
+                denied.append(state)
                 continue
-            if entries is None or entry.decode("utf-8", "replace") in entries:
-                yield _Live(key.decode("utf-8", "replace"), entry.decode(), run.decode(), fields)
+            status, entry, run, fields = state
+            if status == b"live" and None not in (entry, run, fields):
+                name, old, first = (each.decode("utf-8", "replace") for each in (key, entry, run))
+                found.append(_Live(name, old, first, fields))
+        return found

@@ -68,7 +68,7 @@ def _own(keys: Keys) -> Iterator[tuple[str, tuple[str | int, ...]]]:
     """Name every key that is no session's."""
     own = (
         *(keys.sessions, keys.lanes, keys.dead, keys.workers),
-        *(keys.gate, keys.gate_holders, keys.sweep),
+        *(keys.gate, keys.gate_holders, keys.sweep, keys.lost, keys.search),
     )
     return ((key, ("EVALSHA", _SHA, 1, key)) for key in own)
 

@@ -54,8 +54,8 @@ class Sweeper:
                 if time.monotonic() >= audio_at:
                     audio_at += AUDIO_S
                     if await self.begin(AUDIO_S):
-                        await self._lost.restore_all()
                         await self.sweep_audio(AUDIO_S)
+                        await self._lost.restore_all()
             except (RedisError, OSError) as error:
                 log.info("not swept: %s", describe(error))
 

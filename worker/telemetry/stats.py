@@ -17,8 +17,9 @@ TURN_BOUNDS_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.
 """The same for the end of a turn, which waits for a silence long enough to be one."""
 
 PARTS = (
-    *("arrivals", "catch_up", "claim", "clock", "committer", "gate", "handover", "liveness"),
-    *("metrics", "orders", "reader", "session", "sweeper", "tenure", "ticker", "undertaker"),
+    *("arrivals", "catch_up", "claim", "clock", "committer", "gate", "handover", "lanes"),
+    *("liveness", "metrics", "orders", "reader", "record", "restore", "session", "sweeper"),
+    *("tenure", "ticker", "undertaker"),
 )
 """Parts of a worker, as its faults are told."""
 

@@ -1,23 +1,24 @@
 #!lua flags=allow-oom
 -- Take over entries given back by their owner, and entries whose owner is dead or fell silent.
 --
--- KEYS  1 sessions
+-- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions lived
 -- ARGV  1 group  2 consumer  3 reserved consumer of entries given back  4 lease ms  5 at most
 --       then the consumers known to be dead
--- Returns {ours, gone}: {id, delivery count, fields, owner before} for each entry that is ours now,
--- and ids that left the stream since they were delivered. Those stay in the pending list: a claim
--- would take them off it, and nobody would look for their sessions any more.
+-- Returns {ours, lost}: {id, delivery count, fields, owner before} for each entry that is ours now;
+-- 1 if there are lost ids: a claim takes what left the stream off the pending list.
 local key, group, consumer = KEYS[1], ARGV[1], ARGV[2]
 local room = tonumber(ARGV[5])
-local adopted, gone = {}, {}
+local adopted = {}
 
 local function take(rows)
   for _, row in ipairs(rows) do
-    if #redis.call("XRANGE", key, row[1], row[1]) == 0 then
-      gone[#gone + 1] = row[1]
-    elseif #adopted < room and row[2] ~= consumer then
+    if #adopted < room and row[2] ~= consumer then
       local claimed = redis.call("XCLAIM", key, group, consumer, 0, row[1])[1]
-      adopted[#adopted + 1] = {row[1], row[4] + 1, claimed[2], row[2]}
+      if claimed then
+        adopted[#adopted + 1] = {row[1], row[4] + 1, claimed[2], row[2]}
+      else
+        redis.call("ZADD", KEYS[2], "NX", redis.call("TIME")[1], row[1])
+      end
     end
   end
 end
@@ -29,4 +30,4 @@ end
 if #adopted < room then
   take(redis.call("XPENDING", key, group, "IDLE", ARGV[4], "-", "+", room))
 end
-return {adopted, gone}
+return {adopted, redis.call("EXISTS", KEYS[2])}

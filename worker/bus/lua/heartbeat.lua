@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Once a second: keep what is ours from idling, learn what is not ours any more.
 --
--- KEYS  1 sessions
+-- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions lived
 -- ARGV  1 group  2 consumer, then (entry id, delivery count) for each session that is run
 -- Returns {taken, nowhere, orphans}: ids now under another consumer; ids that no consumer holds, or
 -- that left the stream; and (id, count) pairs that are ours but that nobody runs, or only with a
@@ -42,14 +42,15 @@ for at = 1, #touch, 1000 do
   ids[#ids + 1] = "JUSTID"
   local there = redis.call("XCLAIM", KEYS[1], group, consumer, 0, unpack(ids))
   if #there < #ids - 1 then
-    -- What left the stream is off the pending list now: it has to be put back at once.
-    local known = {}
+    -- What left the stream is off the pending list now, and would be forgotten with us.
+    local now, known = redis.call("TIME")[1], {}
     for _, id in ipairs(there) do
       known[id] = true
     end
     for nth = 1, #ids - 1 do
       if not known[ids[nth]] then
         nowhere[#nowhere + 1] = ids[nth]
+        redis.call("ZADD", KEYS[2], "NX", now, ids[nth])
       end
     end
   end

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- Put the entry of a live session back that vanished from the stream or its group. Safe to repeat.
 --
--- KEYS  1 sessions
+-- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions lived
 -- ARGV  1 group  2 id of the entry  3 run  4 last id of the stream before the first try
 --       then the fields of the entry, `run` among them
--- The entry that vanished is off the pending list then.
+-- The entry is off the pending list then, and not lost any more.
 -- Returns 1 if it is back, 0 if it never was away: it is somebody's, or is still to be delivered.
 local key, entry, run = KEYS[1], ARGV[2], ARGV[3]
 
@@ -38,10 +38,12 @@ end
 for _, row in ipairs(redis.call("XRANGE", key, "(" .. ARGV[4], "+")) do
   for at = 1, #row[2], 2 do
     if row[2][at] == "run" and row[2][at + 1] == run then
-      return 1  -- the reply was lost
+      redis.call("ZREM", KEYS[2], entry)
+      return 1  -- the reply was lost, or another was first
     end
   end
 end
 redis.call("XADD", key, "*", unpack(ARGV, 5))
 redis.call("XACK", key, ARGV[1], entry)
+redis.call("ZREM", KEYS[2], entry)
 return 1

@@ -11,7 +11,7 @@ from worker.bus.liveness import STALE_S
 from worker.local.chaos.checker import Violation
 from worker.local.chaos.voices import Voice
 
-_MAY_STAY: Final = ("sessions", "lanes", "dead", "sweep", "{*}:turns")
+_MAY_STAY: Final = ("sessions", "lanes", "dead", "sweep", "search", "{*}:turns")
 _OF_A_CHECK: Final = "{*}:check:*"
 """What a worker that is killed while it looks what it may do leaves to expire."""
 
