@@ -329,7 +329,6 @@ class Session:
 
     def _fail(self, code: str, message: str, *, status: int) -> None:
         """End the session for a fault that no retry can cure."""
-        log.error("%s: ended: %s", self.name, message)
         self._narrator.tell(self._tracker.conclude("close"))
         self._narrator.error(code, message, status=status, fatal=True)
         self._finish("error")
@@ -338,5 +337,6 @@ class Session:
     def _bury(self) -> None:
         """Put a session that failed on the dead stream, now that its end is ours for certain."""
         if self._epitaph is not None:
+            log.error("%s: ended: %s", self.name, self._epitaph.message)
             fence, keys = self.ownership.fence, self._host.keys
             self._host.bury(fence.entry, keys.sessions, self._entry.session, *self._epitaph, {})
