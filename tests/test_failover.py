@@ -12,6 +12,7 @@ from redis.crc import key_slot
 
 from schemas import Encoding, Keys, SessionEntry
 from schemas.turns import SessionStarted, TurnUpdate
+from tests.clusters import answer_for_what_is_left
 from tests.stage import PCM16, WORD, Stage, check_order, kinds, staged, words
 from tests.users import GuardedRedis
 from tests.waiting import eventually, no_longer
@@ -224,9 +225,9 @@ async def test_a_master_steps_down_and_is_master_again(stt: TurnsServer) -> None
 @pytest.mark.slow
 async def test_a_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> None:
     async with EmbeddedCluster.start(replicas=True) as cluster, staged(cluster, stt.url) as stage:
+        await answer_for_what_is_left(cluster)
         for node in (*cluster.masters, *cluster.replicas):
             async with client(node) as admin:
-                await admin.config_set("cluster-require-full-coverage", "no")
                 await admin.config_set("cluster-replica-no-failover", "yes")
         at = {lane: await holder_of(cluster, stage.redis, f"{{{lane}}}") for lane in LANES}
         sessions = await holder_of(cluster, stage.redis, "stt:sessions")
@@ -255,9 +256,7 @@ async def test_a_lost_master_holds_up_no_session_of_another(
 ) -> None:
     """One that comes after it is lost; the master of lane c has the records of workers, too."""
     async with EmbeddedCluster.start() as cluster, staged(cluster, stt.url) as stage:
-        for node in cluster.masters:
-            async with client(node) as admin:
-                await admin.config_set("cluster-require-full-coverage", "no")
+        await answer_for_what_is_left(cluster)
         at = {lane: await holder_of(cluster, stage.redis, f"{{{lane}}}") for lane in LANES}
         gone = await holder_of(cluster, stage.redis, lost)
         assert gone is not await holder_of(cluster, stage.redis, "stt:sessions")
@@ -287,9 +286,7 @@ async def test_a_claim_that_waits_for_a_lost_master_holds_up_no_heartbeat(
 
     monkeypatch.setattr(Intake, "read_new", rob)
     async with EmbeddedCluster.start() as cluster, staged(cluster, stt.url) as stage:
-        for node in cluster.masters:
-            async with client(node) as admin:
-                await admin.config_set("cluster-require-full-coverage", "no")
+        await answer_for_what_is_left(cluster)
         at = {lane: await holder_of(cluster, stage.redis, f"{{{lane}}}") for lane in LANES}
         own = [await holder_of(cluster, stage.redis, f"stt:{it}") for it in ("sessions", "workers")]
         lost = next(lane for lane in LANES if at[lane] not in own)

@@ -67,8 +67,9 @@ class Arrivals:
         adopted = await patiently(
             self._host.health, lambda: intake.adopt(room, self._patience_ms, dead)
         )
-        if adopted.lost:
-            self.restore()
+        if adopted.lost and not self._restoring:
+            self._restoring = True
+            self._claims.start_soon(self._restore)
         owners = {owned.owner for owned in adopted.owned} - {RELEASED}
         for owned in adopted.owned:
             fate = "killed" if owned.owner in dead else "silent"
@@ -80,13 +81,8 @@ class Arrivals:
             return [*adopted.owned]
         return await patiently(self._host.health, lambda: intake.read_new(room, INTAKE_BLOCK_MS))
 
-    def restore(self) -> None:
-        """Begin to look for the sessions of entries that were lost with their owners."""
-        if not self._restoring:
-            self._restoring = True
-            self._claims.start_soon(self._restore)
-
     async def _restore(self) -> None:
+        """Look for the sessions of entries that were lost with their owners."""
         unknown = False
         try:
             with self._host.faults.contained("restore"):
@@ -144,6 +140,7 @@ class Arrivals:
 
         async def begun() -> None:
             try:
+                # A heartbeat tries again what a fault ends here, and the other claims go on.
                 with self._host.faults.contained("claim"):
                     await take()
             finally:
@@ -176,12 +173,10 @@ class Arrivals:
             return
         self.claiming[entry] = count
         try:
-            # A heartbeat tries again what a fault ends here, and the other claims go on.
-            with self._host.faults.contained("claim"):
-                await self._roster.let_go(entry)  # it was another's meanwhile, and came back
-                session = await self._claimer.take(owned)
-                if session is not None and self.claiming.get(entry) == count:
-                    self._roster.start(session, self._sessions)
+            await self._roster.let_go(entry)  # it was another's meanwhile, and came back
+            session = await self._claimer.take(owned)
+            if session is not None and self.claiming.get(entry) == count:
+                self._roster.start(session, self._sessions)
         finally:
             if self.claiming.get(entry) == count:
                 del self.claiming[entry]

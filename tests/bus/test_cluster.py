@@ -12,6 +12,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
+from tests.clusters import answer_for_what_is_left
 from tests.users import GuardedRedis, as_user
 from tests.waiting import PATIENCE_S, eventually
 from worker.bus import cluster as cluster_module
@@ -184,17 +185,10 @@ async def test_a_node_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPat
             os.kill(hung.pid, signal.SIGCONT)
 
 
-async def _answer_for_what_is_left(cluster: EmbeddedCluster) -> None:
-    """Let the masters go on with their own slots while another is away."""
-    for node in cluster.masters:
-        async with client(node) as admin:
-            await tell(admin, "CONFIG", "SET", "cluster-require-full-coverage", "no")
-
-
 async def test_a_node_that_fails_costs_its_own_keys_only() -> None:
     async with EmbeddedCluster.start() as cluster, connect(cluster.url) as redis:
         assert isinstance(redis, Cluster)
-        await _answer_for_what_is_left(cluster)
+        await answer_for_what_is_left(cluster)
         lost = cluster.masters[1]
         ports = {
             name: (await redis.holder(name)).connection_pool.connection_kwargs["port"]
@@ -214,7 +208,7 @@ async def test_a_node_that_fails_keeps_no_script_from_the_others() -> None:
     """Whichever of them is asked first."""
     async with EmbeddedCluster.start() as cluster, connect(cluster.url) as redis:
         assert isinstance(redis, Cluster)
-        await _answer_for_what_is_left(cluster)
+        await answer_for_what_is_left(cluster)
         lost = min(cluster.masters, key=lambda node: node.port)
         ports = {name: await _port(redis, name) for name in NAMES}
         name = next(name for name in NAMES if ports[name] != lost.port)

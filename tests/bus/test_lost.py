@@ -44,10 +44,6 @@ class Bus:
     async def trim(self, *entries: str) -> None:
         await self.redis.xdel(self.keys.sessions, *entries)
 
-    async def pending(self) -> list[str]:
-        rows: Any = await self.redis.xpending_range(self.keys.sessions, GROUP, "-", "+", 100)
-        return [row["message_id"].decode() for row in rows]
-
 
 @pytest.fixture
 async def bus(

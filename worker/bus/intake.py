@@ -240,9 +240,8 @@ class Intake:
     async def announce_again(self, entry: str, run: str, fields: Fields, after: str) -> bool:
         """Do what `put_back` does for a session that is nobody's."""
         flat = {**fields, b"run": run.encode()}
-        vanished = await scripts.PUT_BACK(
-            self._redis,
-            [self._keys.sessions, self._keys.lost],
+        vanished = await self._run(
+            scripts.PUT_BACK,
             [GROUP, entry, run, after, *(part for pair in flat.items() for part in pair)],
         )
         return bool(vanished)

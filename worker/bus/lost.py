@@ -76,12 +76,12 @@ class LostSessions:
 
         Only what is found so twice, a while apart: an owner may just be about to do it.
         """
-        seen = await self._all_unannounced()
+        seen = {*await self._unannounced(await self._strays())}
         if not seen:
             return 0
         await anyio.sleep(OWNERS_S)
         after = await self._intake.last_entry()
-        return await self._put_back(seen & await self._all_unannounced(), after)
+        return await self._put_back(seen & await self._strays(), after)
 
     async def _restore_noted(self) -> bool:
         ids: Any = await self._redis.zrange(self._keys.lost, 0, _IDS_AT_ONCE - 1)
@@ -100,11 +100,10 @@ class LostSessions:
         await self._redis.zrem(self._keys.lost, *ids)
         return bool(lost - {live.entry for live in found})
 
-    async def _all_unannounced(self) -> set[_Live]:
-        """Return every live session that no entry names; of the others none is kept in memory."""
+    async def _strays(self) -> set[_Live]:
+        """Return every live session that was not announced when the search for them began."""
         announced = await self._announced()
-        found = {live async for live in self._live() if not {live.entry, live.run} & announced}
-        return {*await self._unannounced(found)}  # some were announced since
+        return {live async for live in self._live() if not {live.entry, live.run} & announced}
 
     async def _put_back(self, found: Iterable[_Live], after: str) -> int:
         """Announce sessions again; `after` is the stream's last id from before they were found."""

@@ -9,7 +9,6 @@ import logging
 import random
 import re
 import time
-from typing import Any
 
 import anyio
 from redis.asyncio import Redis
@@ -17,6 +16,7 @@ from redis.exceptions import RedisError
 
 from schemas.keys import RELEASED, Keys
 from worker.bus import scripts
+from worker.bus.census import pages
 from worker.bus.connection import describe
 from worker.bus.intake import Intake
 from worker.bus.liveness import STALE_S
@@ -96,12 +96,7 @@ class Sweeper:
 
     async def _announced(self) -> set[tuple[bytes, bytes]]:
         """Return lane and session of every session entry."""
-        announced: set[tuple[bytes, bytes]] = set()
-        after = "-"
-        while True:
-            rows: Any = await self._redis.xrange(self._keys.sessions, min=after, count=_PAGE)
-            for _, fields in rows:
-                announced.add((fields.get(b"lane", b"0"), fields.get(b"session", b"")))
-            if len(rows) < _PAGE:
-                return announced
-            after = f"({rows[-1][0].decode()}"
+        return {
+            (fields.get(b"lane", b"0"), fields.get(b"session", b""))
+            async for _, fields in pages(self._redis, self._keys.sessions)
+        }
