@@ -168,6 +168,10 @@ class Ledger:
         """Return the first entry whose audio is taken in and not committed."""
         return self._pieces[0].entry if self._pieces else None
 
+    def covers(self, position: int) -> bool:
+        """Say whether every whole sample before byte `position` is committed."""
+        return position - self._committed_bytes < self._width
+
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """Yield the uncommitted pieces that hold any byte from `start` up to `end`."""
         return (piece for piece in self._pieces if piece.end > start and piece.start < end)

@@ -23,6 +23,11 @@ CALM_S = 0.4
 """Between looks at a socket while audio flows: before filler is due, and well within the time in
 which the answer to a ping tells when the ping was heard."""
 
+REMEMBER_EVERY_S = 5.0
+REMEMBER_SHARE = 0.1
+"""Longest interval between commits while audio is sent that no event covers, in seconds and as a
+share of `TURNBUS_MAX_LAG_S`. A new owner takes what was sent since the last commit for late."""
+
 TELL_SHED_AFTER_S = 1.0
 """How long audio that is kept may take to follow audio that was dropped."""
 
@@ -44,8 +49,10 @@ class Conversation:
         self._uplink = parts.uplink
         self._inbox = parts.inbox
         self._hearing = parts.hearing
+        self._lateness = parts.lateness
         self._upkeep = parts.upkeep
         self._narrator = parts.narrator
+        self._remember_s = min(REMEMBER_EVERY_S, REMEMBER_SHARE * host.pace.max_lag_s)
         self._over = False
         self._since = now
         self._calm_until = 0.0
@@ -67,7 +74,7 @@ class Conversation:
             return
         if self._uplink.drain(now):
             self._host.catch_up.add(self)
-        elif self._inbox.read_to_end:
+        elif self._inbox.read_to_end or self._inbox.cut_short:
             self._inbox.tell_shed()
             self._flush(now)
 
@@ -79,6 +86,7 @@ class Conversation:
             return
         self._calm_until = now + CALM_S
         self._upkeep.beat(self.stream, now)
+        self._remember(now)
         if now - self._inbox.fed_at > TELL_SHED_AFTER_S:
             self._inbox.tell_shed()
         if self.flushing:
@@ -90,6 +98,14 @@ class Conversation:
         elif self._uplink.empty and self._silent_s > self._host.pace.park_s:
             self._flush(now)
 
+    def _remember(self, now: float) -> None:
+        """Commit now and then how far audio was sent, while no event does."""
+        self._lateness.progressed(now, self._uplink.fed)
+        publisher = self._narrator.publisher
+        due = now - publisher.built_at >= self._remember_s > 0
+        if due and self._uplink.unsettled:
+            publisher.touch()
+
     def crashed(self) -> None:
         """Commit nothing more: a fault of ours struck, and what is held may be wrong."""
         self._narrator.publisher.stop(CRASHED)
@@ -100,15 +116,19 @@ class Conversation:
         Raises `SttError` if the socket is lost, or refuses what it was sent.
         """
         try:
-            await self._listen()
+            flushed = await self._listen()
         finally:
             self._over = True
         self._hearing.release_end(final=True)
         if not self.flushing:
             raise SttTransient("the service closed the socket without being asked", status=1000)
-        self._hearing.conclude("close")
+        if flushed:
+            self._hearing.conclude("close")
+        else:
+            self._upkeep.flush_refused()
 
-    async def _listen(self) -> None:
+    async def _listen(self) -> bool:
+        """Take messages until the provider closes; return whether it refused no flush."""
         with anyio.CancelScope() as patience:
             try:
                 while (message := await self.stream.receive()) is not None:
@@ -118,6 +138,9 @@ class Conversation:
             except SttError:
                 if not self._flush_refused:
                     raise
+            else:
+                return True
+        return False
 
     def _take(self, message: cartesia.ServerMessage) -> None:
         arrival = self._uplink.log.moment(self.stream.socket.received_at)

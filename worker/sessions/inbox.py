@@ -11,6 +11,7 @@ from schemas.faults import EntryFault
 from worker.bus.reader import Entries
 from worker.core import ids
 from worker.core.configs import Configs
+from worker.core.lateness import Lateness
 from worker.core.ledger import Ledger
 from worker.host import Host
 from worker.sessions.hearing import Hearing
@@ -32,6 +33,7 @@ class Inbox:
         ledger: Ledger,
         configs: Configs,
         uplink: Uplink,
+        lateness: Lateness,
         hearing: Hearing,
         narrator: Narrator,
     ) -> None:
@@ -41,9 +43,10 @@ class Inbox:
         self._ledger = ledger
         self._configs = configs
         self._uplink = uplink
+        self._lateness = lateness
         self._hearing = hearing
         self._narrator = narrator
-        self._shedding = Shedding(host.pace.max_lag_s, host.clock, ledger, uplink)
+        self._shedding = Shedding(host.clock, ledger, uplink, lateness)
         self.cursor = ledger.read_after
         """Entry id after which to read."""
         self._repeats_told = False
@@ -58,9 +61,13 @@ class Inbox:
         return end is not None and ids.order(self.cursor) >= ids.order(end)
 
     @property
-    def is_late(self) -> bool:
-        """Whether what is to be sent next is too old to be transcribed."""
-        return self._shedding.is_late(self._ledger.oldest)
+    def cut_short(self) -> bool:
+        """Whether the audio that follows is too late for this socket."""
+        return self._shedding.cut_short
+
+    def judge_held(self, now: float) -> bool:
+        """Say whether audio that was read before the socket opened has to be dropped."""
+        return self._shedding.judge_held(now)
 
     def set_back(self) -> None:
         """Read again from the committed position on."""
@@ -82,7 +89,12 @@ class Inbox:
             told = bool(faults) and self._ledger.announce(self.cursor)
             if told:
                 self._refuse(self.cursor, fields, faults)
-            self._take(self.cursor, entry, told=told, live=live)
+            self._take(self.cursor, entry, now, told=told, live=live)
+            if self.cut_short:
+                break
+        if live:
+            self._lateness.progressed(now, self._uplink.fed)
+            self._shedding.sends(self.cursor, now)
         self.fed_at = now
         newest = ids.order(self.cursor)
         if newest > self._newest:
@@ -93,7 +105,9 @@ class Inbox:
         """Say how much was dropped, nothing that is kept having followed."""
         self._tell_shed(self._ledger.taken)
 
-    def _take(self, entry_id: str, entry: AudioEntry, *, told: bool, live: bool) -> None:
+    def _take(
+        self, entry_id: str, entry: AudioEntry, now: float, *, told: bool, live: bool
+    ) -> None:
         """Take what is good of an entry; `told` is whether what is not was told just now."""
         admitted = self._ledger.admit(entry_id, entry)
         if admitted.repeated and ids.order(entry_id) > self._newest:
@@ -103,14 +117,15 @@ class Inbox:
             self._narrator.gap(int(admitted.missing * chunk_ms), "producer")
         if entry.config is not None:
             self._uplink.take_config(entry.config)
-        if not admitted.audio:
-            return
-        if live and self._shedding.drops(entry_id, admitted.audio):
+        audio = admitted.audio
+        if live and audio:
+            audio = self._shedding.keep(entry_id, audio, now)
+        if not audio:
             return
         self._tell_shed(self._ledger.taken - len(admitted.audio))
         self._host.stats.chunks += 1
         straight = live and self._uplink.empty
-        self._uplink.take(admitted.audio)
+        self._uplink.take(audio)
         if straight:
             lag = self._host.clock.age_s(entry_id)
             if not self._uplink.waited_within(lag):  # else its session is late, not this chunk

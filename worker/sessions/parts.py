@@ -6,6 +6,7 @@ from typing import Self
 
 from worker.bus.intake import Ownership
 from worker.core.configs import Configs
+from worker.core.lateness import Lateness
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.rhythm import Rhythm
@@ -29,6 +30,7 @@ class Parts:
     """What one session is made of; each part knows only parts above it."""
 
     ledger: Ledger
+    lateness: Lateness
     uplink: Uplink
     tracker: TurnTracker
     configs: Configs
@@ -51,12 +53,23 @@ class Parts:
         uplink = Uplink(entry.encoding, entry.sample_rate, ledger, pacer, host.stats)
         tracker = TurnTracker(snapshot.turns, uplink.bytes_of(JITTER_MS))
         configs = Configs(snapshot.config)
-        standing = Standing(snapshot, ledger, tracker, configs, uplink, host.usual_lag)
+        lateness = Lateness(host.pace.max_lag_s, snapshot.sent_state)
+        standing = Standing(snapshot, ledger, lateness, tracker, configs, uplink, host.usual_lag)
         narrator = Narrator(host, ownership, seq, standing.place, standing.written)
         seam = Seam(entry, ledger, uplink, host.wakefulness, host.usual_lag)
         hearing = Hearing(tracker, seam, ledger, uplink, narrator)
         rhythm = Rhythm(time.monotonic())
-        inbox = Inbox(host, audio_key, entry.session, ledger, configs, uplink, hearing, narrator)
+        inbox = Inbox(
+            host,
+            audio_key,
+            entry.session,
+            ledger,
+            configs,
+            uplink,
+            lateness,
+            hearing,
+            narrator,
+        )
         upkeep = Upkeep(
             host,
             ownership.name,
@@ -71,6 +84,7 @@ class Parts:
         dialer = Dialer(host, ownership, configs, narrator)
         return cls(
             ledger,
+            lateness,
             uplink,
             tracker,
             configs,

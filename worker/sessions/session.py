@@ -71,6 +71,7 @@ class Session:
         self.rhythm = parts.rhythm
         """Of its audio stream; the reader's."""
         self._ledger = parts.ledger
+        self._lateness = parts.lateness
         self._uplink = parts.uplink
         self._tracker = parts.tracker
         self._narrator = parts.narrator
@@ -110,7 +111,8 @@ class Session:
             return False
         if self._conversation is None:
             return not self._uplink.holds_audio
-        return self._uplink.has_room and not self._conversation.flushing
+        stops = self._conversation.flushing or self._inbox.cut_short
+        return self._uplink.has_room and not stops
 
     @property
     def chunk_s(self) -> float:
@@ -158,7 +160,7 @@ class Session:
         if conversation is None:
             self._inbox.take(entries, now, live=False)
             self._wake.set()
-        elif not conversation.flushing:
+        elif not (conversation.flushing or self._inbox.cut_short):
             self._inbox.take(entries, now, live=True)
             conversation.drain(now)
         # else it is read again, if it is wanted, once the flush is over, or by another owner
@@ -208,7 +210,10 @@ class Session:
 
     async def settle(self) -> None:
         """Wait until everything published so far is committed; raises `CommitRefused`."""
-        await self._narrator.publisher.drained()
+        publisher = self._narrator.publisher
+        if self._lateness.sent_until > self._ledger.committed_bytes and publisher.refused is None:
+            publisher.touch()  # how far it was sent
+        await publisher.drained()
 
     async def _step(self) -> None:
         """Wait for work; do one socket's worth of it."""
@@ -272,6 +277,7 @@ class Session:
 
     def _set_back(self) -> None:
         """Read again, from the committed position on, whatever a new socket must hear."""
+        self._lateness.closed(time.monotonic(), self._uplink.fed)
         self._uplink.detach()
         self._hearing.forget()
         self._inbox.set_back()
@@ -286,8 +292,8 @@ class Session:
             self._fail(error.code or "stt_refused", str(error), status=error.status)
             return None
         now = time.monotonic()
-        if self._inbox.is_late:
-            self._set_back()  # and judge all of it by its age
+        if self._inbox.judge_held(now):
+            self._set_back()
         self._parts.standing.connected(stream.request_id)
         log.info("%s: connected, request %s", self.name, stream.request_id)
         self._outage_told = False
@@ -295,6 +301,7 @@ class Session:
         self._reached = self._ledger.committed_bytes
         self._hearing.socket_opened(now)
         self._uplink.attach(stream, now)
+        self._lateness.opened(now, self._uplink.fed)
         self._parts.upkeep.connected(now, progressed=progressed)
         self._conversation = Conversation(self._host, self.name, self._parts, stream, now)
         self._look()
@@ -303,6 +310,8 @@ class Session:
 
     async def _flushed(self) -> None:
         """All that was sent is published: end, or let go of the socket until there is audio."""
+        if self._inbox.cut_short:
+            return  # the next socket begins with the audio that is late
         if self._inbox.read_to_end:
             self._finish("end")
         else:

@@ -106,13 +106,28 @@ class Upkeep:
             log.warning("%s: the service does not flush; given up", self._name)
             self.give_up_turn()
 
+    def flush_refused(self) -> None:
+        """Settle what was sent, the provider having refused to transcribe the rest of it.
+
+        The refusal is published. Between turns the rest is the silence of the last pause.
+        """
+        untranscribed_ms = self._untranscribed_ms if self._tracker.open else 0
+        self._hearing.conclude("close")
+        if untranscribed_ms:
+            self._narrator.gap(untranscribed_ms, "watchdog")
+
     def give_up_turn(self) -> None:
         """End what the service will not, and say how much nobody heard of what was sent."""
-        unheard = self._uplink.fed - self._tracker.grown_at
-        if not self._tracker.open:
-            unheard = self._uplink.unsettled
-        unheard_ms = int(self._uplink.ms_of(max(0, unheard)))
-        told = self._tracker.open or unheard_ms
+        untranscribed_ms = self._untranscribed_ms
+        told = self._tracker.open or untranscribed_ms
         self._hearing.conclude("watchdog")
         if told:
-            self._narrator.gap(unheard_ms, "watchdog")
+            self._narrator.gap(untranscribed_ms, "watchdog")
+
+    @property
+    def _untranscribed_ms(self) -> int:
+        """How much audio was sent after the open turn's text last grew, or no event covers."""
+        position = self._tracker.grown_at
+        if not self._tracker.open:
+            position = self._uplink.fed - self._uplink.unsettled
+        return int(self._uplink.ms_of(max(0, self._uplink.fed - position)))
