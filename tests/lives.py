@@ -114,7 +114,7 @@ class _Service:
         """Let it hear what has come by now."""
         while self._coming and self._coming[0][0] <= now:
             came_at, audio = self._coming.popleft()
-            _at_once(self._hearing.feed(audio))
+            at_once(self._hearing.feed(audio))
             for event in self._events:
                 late_s = self._rng.expovariate(1 / 0.3) if self._rng.random() < 0.03 else 0.0
                 at = came_at + self._lag_s + self._rng.uniform(0, self._jitter_s) + late_s
@@ -232,7 +232,7 @@ class Life:
             waiting = sum(slept or later - at < TOGETHER_S for later, _ in due[count:])
             begins = event.kind == "turn.start"
             self._hearing.heard_anything(arrival, waiting, begins=begins)
-            self._hearing.take(_message(event), arrival)
+            self._hearing.take(message_of(event), arrival)
 
 
 def _entries(rng: random.Random, sound: bytes) -> list[_Entry]:
@@ -248,13 +248,13 @@ def _entries(rng: random.Random, sound: bytes) -> list[_Entry]:
     return entries
 
 
-def _message(event: EngineEvent) -> TurnMessage:
+def message_of(event: EngineEvent) -> TurnMessage:
     text = {} if event.transcript is None else {"transcript": event.transcript}
     message: TurnMessage = _MESSAGES[event.kind](**text)
     return message
 
 
-def _at_once(hearing: Coroutine[Any, Any, None]) -> None:
+def at_once(hearing: Coroutine[Any, Any, None]) -> None:
     """Run what is never suspended."""
     try:
         hearing.send(None)

@@ -172,6 +172,11 @@ class Ledger:
         """Say whether every whole sample before byte `position` is committed."""
         return position - self._committed_bytes < self._width
 
+    def entry_at(self, position: int) -> str | None:
+        """Return the entry that holds byte `position`, or the last one; None if it is committed."""
+        pieces = reversed(self._pieces)
+        return next((piece.entry for piece in pieces if piece.start <= position), None)
+
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """Yield the uncommitted pieces that hold any byte from `start` up to `end`."""
         return (piece for piece in self._pieces if piece.end > start and piece.start < end)

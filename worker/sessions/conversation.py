@@ -49,7 +49,6 @@ class Conversation:
         self._uplink = parts.uplink
         self._inbox = parts.inbox
         self._hearing = parts.hearing
-        self._lateness = parts.lateness
         self._upkeep = parts.upkeep
         self._narrator = parts.narrator
         self._remember_s = min(REMEMBER_EVERY_S, REMEMBER_SHARE * host.pace.max_lag_s)
@@ -100,7 +99,7 @@ class Conversation:
 
     def _remember(self, now: float) -> None:
         """Commit now and then how far audio was sent, while no event does."""
-        self._lateness.progressed(now, self._uplink.fed)
+        self._inbox.note_sent(now)
         publisher = self._narrator.publisher
         due = now - publisher.built_at >= self._remember_s > 0
         if due and self._uplink.unsettled:

@@ -43,7 +43,6 @@ class Inbox:
         self._ledger = ledger
         self._configs = configs
         self._uplink = uplink
-        self._lateness = lateness
         self._hearing = hearing
         self._narrator = narrator
         self._shedding = Shedding(host.clock, ledger, uplink, lateness)
@@ -69,6 +68,10 @@ class Inbox:
         """Say whether audio that was read before the socket opened has to be dropped."""
         return self._shedding.judge_held(now)
 
+    def note_sent(self, now: float) -> None:
+        """Note how far this socket was sent the session."""
+        self._shedding.note_sent(now)
+
     def set_back(self) -> None:
         """Read again from the committed position on."""
         self._shedding.forget()
@@ -92,9 +95,6 @@ class Inbox:
             self._take(self.cursor, entry, now, told=told, live=live)
             if self.cut_short:
                 break
-        if live:
-            self._lateness.progressed(now, self._uplink.fed)
-            self._shedding.sends(self.cursor, now)
         self.fed_at = now
         newest = ids.order(self.cursor)
         if newest > self._newest:

@@ -51,10 +51,14 @@ class Shedding:
                 return audio[: max(0, sent_until - start)]
         return audio
 
-    def sends(self, entry_id: str, now: float) -> None:
-        """Note that the audio read up to this entry is sent as soon as pacing allows."""
-        if self._judged and self._lateness.excuses:
-            self._lateness.waited(now, self._clock.age_s(entry_id))
+    def note_sent(self, now: float) -> None:
+        """Note how far this socket was sent the session, and how old that audio is."""
+        fed = self._uplink.fed
+        self._lateness.progressed(now, fed)
+        if self._lateness.excuses and fed == self._lateness.sent_until:
+            entry = self._ledger.entry_at(fed)
+            if entry is not None:
+                self._lateness.waited(now, self._clock.age_s(entry))
 
     def settle(self, position: int) -> float:
         """Cover what was dropped, up to session byte `position`; return its milliseconds.
