@@ -16,6 +16,7 @@ PLANS = (
     Plan(),
     Plan(seed=12_345_678, turns=10_000, sessions=80, latency_ms=900.0),
     Plan(rewording=True, faults=("kill", "lost-reply"), every_s=0.5, workers=2, connections=9),
+    Plan(max_lag_s=5.0, long_every=0),
 )
 
 

@@ -25,7 +25,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "with its script engine runs in this one. Voices speak numbered words while workers,\n"
         "connections, Redis and the STT service are killed, paused, cut and refused, by a seed.\n"
         "Exit code 1 if a word is lost, repeated, damaged or moved, an event is out of order,\n"
-        "or anything is left on the bus.",
+        "or anything is left on the bus. A word may be missing only where audio is announced\n"
+        "as too late, and is.",
         examples="""
 turnbus bench chaos
 turnbus bench chaos --seed 7 --turns 10000 --sessions 80
@@ -75,6 +76,18 @@ def _add_arguments(parser: ArgumentParser) -> None:
         Annotated[int, Meta(ge=0)],
         "0 or more",
         "sockets the STT service allows the fleet; 0 is no cap",
+    )
+    number(
+        "--max-lag-s",
+        Annotated[float, Meta(ge=0)],
+        "0 or more",
+        "TURNBUS_MAX_LAG_S of the workers, in seconds; 0 keeps all audio",
+    )
+    number(
+        "--long-every",
+        Annotated[int, Meta(ge=0)],
+        "0 or more",
+        "one turn in so many is longer than that; 0 is none",
     )
     parser.add_argument(
         "--logs",

@@ -29,6 +29,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Those by name; without any, all."""
     connections: Annotated[int, Meta(ge=0)] = 0
     """Sockets the service allows the fleet; 0 is no cap."""
+    max_lag_s: Annotated[float, Meta(ge=0)] = 20.0
+    """`TURNBUS_MAX_LAG_S` of the workers."""
+    long_every: Annotated[int, Meta(ge=0)] = 60
+    """One turn in so many is longer than `max_lag_s`, on average; 0 is none."""
 
     @property
     def repeat(self) -> str:

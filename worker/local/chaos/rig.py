@@ -79,6 +79,7 @@ def _fleet(
         "STT_MAX_CONNECTIONS": str(plan.connections),
         "LEASE_MS": str(plan.lease_ms),
         "DRAIN_S": str(DRAIN_S),
+        "MAX_LAG_S": str(plan.max_lag_s),
         "ADMIN_ADDR": "",
     }
     common = {**kept, API_KEY_VARIABLE: "local"}
