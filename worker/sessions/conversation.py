@@ -46,6 +46,7 @@ class Conversation:
         self._hearing = parts.hearing
         self._upkeep = parts.upkeep
         self._narrator = parts.narrator
+        self._reports = parts.reports
         self._over = False
         self._since = now
         self._calm_until = 0.0
@@ -133,10 +134,10 @@ class Conversation:
                 self._flush_refused = self.flushing
                 if self._uplink.configured_within(PACE_REFUSAL_S):
                     self._uplink.hasten()  # it was the settings, and not the pace
-                self._narrator.error(
+                self._reports.provider_error(
                     message.error_code or "stt_error",
                     message.message or message.title or "the service gave no reason",
-                    status=message.status_code or 0,
+                    message.status_code or 0,
                 )
             case cartesia.Unknown():
                 self._host.stats.provider_unknown += 1

@@ -4,9 +4,11 @@ import time
 from dataclasses import dataclass
 from typing import Self
 
+from worker.bus.clock import EntryAges
 from worker.bus.intake import Ownership
 from worker.core.configs import Configs
 from worker.core.ledger import Ledger
+from worker.core.notices import Notices
 from worker.core.pacing import Pacer
 from worker.core.rhythm import Rhythm
 from worker.core.turns import TurnTracker
@@ -15,6 +17,7 @@ from worker.sessions.dialer import Dialer
 from worker.sessions.hearing import Hearing
 from worker.sessions.inbox import Inbox
 from worker.sessions.narrator import Narrator
+from worker.sessions.reports import Reports
 from worker.sessions.seam import Seam
 from worker.sessions.standing import Snapshot, Standing
 from worker.sessions.upkeep import Upkeep
@@ -35,6 +38,8 @@ class Parts:
     standing: Standing
     narrator: Narrator
     hearing: Hearing
+    ages: EntryAges
+    reports: Reports
     inbox: Inbox
     rhythm: Rhythm
     upkeep: Upkeep
@@ -51,12 +56,15 @@ class Parts:
         uplink = Uplink(entry.encoding, entry.sample_rate, ledger, pacer, host.stats)
         tracker = TurnTracker(snapshot.turns, uplink.bytes_of(JITTER_MS))
         configs = Configs(snapshot.config)
-        standing = Standing(snapshot, ledger, tracker, configs, uplink, host.usual_lag)
+        notices = Notices(snapshot.notices)
+        standing = Standing(snapshot, ledger, notices, tracker, configs, uplink, host.usual_lag)
         narrator = Narrator(host, ownership, seq, standing.place, standing.written)
         seam = Seam(entry, ledger, uplink, host.wakefulness, host.usual_lag)
         hearing = Hearing(tracker, seam, ledger, uplink, narrator)
         rhythm = Rhythm(time.monotonic())
-        inbox = Inbox(host, audio_key, entry.session, ledger, configs, uplink, hearing, narrator)
+        ages = EntryAges(host.clock, ownership.run, untimed=notices.untimed)
+        reports = Reports(host, audio_key, entry.session, notices, narrator)
+        inbox = Inbox(host, ledger, ages, configs, uplink, hearing, narrator, reports)
         upkeep = Upkeep(
             host,
             ownership.name,
@@ -77,6 +85,8 @@ class Parts:
             standing,
             narrator,
             hearing,
+            ages,
+            reports,
             inbox,
             rhythm,
             upkeep,

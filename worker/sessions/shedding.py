@@ -4,7 +4,7 @@ Only what a new socket would hear first is dropped, oldest first: nothing that w
 back, and nothing that follows audio that was kept.
 """
 
-from worker.bus.clock import BusClock
+from worker.bus.clock import EntryAges
 from worker.core.ledger import Ledger
 from worker.sessions.uplink import Uplink
 
@@ -12,9 +12,9 @@ from worker.sessions.uplink import Uplink
 class Shedding:
     """Decides for one session; `max_lag_s` 0 keeps everything."""
 
-    def __init__(self, max_lag_s: float, clock: BusClock, ledger: Ledger, uplink: Uplink) -> None:
+    def __init__(self, max_lag_s: float, ages: EntryAges, ledger: Ledger, uplink: Uplink) -> None:
         self._max_lag_s = max_lag_s
-        self._clock = clock
+        self._ages = ages
         self._ledger = ledger
         self._uplink = uplink
         self._size = 0
@@ -24,7 +24,7 @@ class Shedding:
         """Say whether an entry is too old to be transcribed."""
         if not self._max_lag_s or entry_id is None:
             return False
-        return self._clock.age_s(entry_id) > self._max_lag_s
+        return self._ages.age_s(entry_id) > self._max_lag_s
 
     def drops(self, entry_id: str, audio: bytes) -> bool:
         """Say whether this audio, just taken in, is dropped."""

@@ -10,6 +10,7 @@ from schemas.audio import TurnConfig
 from worker.core.configs import Configs
 from worker.core.lag import UsualLag
 from worker.core.ledger import Ledger, LedgerState
+from worker.core.notices import Notices, NoticesState
 from worker.core.turns import TurnState, TurnTracker
 from worker.sessions.narrator import Place
 from worker.sessions.publisher import Written
@@ -26,6 +27,7 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     request_id: str = ""
     lag_s: float | None = None
     """How late its owner knew the service to be; None if it did not know."""
+    notices: NoticesState = NoticesState()
 
 
 class Standing:
@@ -35,12 +37,14 @@ class Standing:
         self,
         snapshot: Snapshot,
         ledger: Ledger,
+        notices: Notices,
         tracker: TurnTracker,
         configs: Configs,
         uplink: Uplink,
         usual_lag: UsualLag,
     ) -> None:
         self._ledger = ledger
+        self._notices = notices
         self._tracker = tracker
         self._configs = configs
         self._uplink = uplink
@@ -67,5 +71,6 @@ class Standing:
             connection=self._connection,
             request_id=self._request_id,
             lag_s=self._usual_lag.seconds,
+            notices=self._notices.state,
         )
         return Written(msgspec.json.encode(snapshot), committed)
