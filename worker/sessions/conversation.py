@@ -74,6 +74,8 @@ class Conversation:
 
     def tick(self, now: float) -> None:
         """Look at every deadline; called about ten times a second."""
+        if not self._over:
+            self._hearing.release_update(now)
         if now < self._calm_until and now - self._inbox.fed_at < CALM_S:
             return  # audio flows, and what else there is has time
         if self._over:
@@ -102,8 +104,12 @@ class Conversation:
         """
         try:
             await self._listen()
+        except SttError:
+            self._hearing.publish_text()
+            raise
         finally:
             self._over = True
+        self._hearing.publish_text()
         self._hearing.release_end(final=True)
         if not self.flushing:
             raise SttTransient("the service closed the socket without being asked", status=1000)

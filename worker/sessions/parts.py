@@ -7,6 +7,7 @@ from typing import Self
 from worker.bus.clock import EntryAges
 from worker.bus.intake import Ownership
 from worker.core.configs import Configs
+from worker.core.holdback import Holdback
 from worker.core.ledger import Ledger
 from worker.core.notices import Notices
 from worker.core.pacing import Pacer
@@ -60,7 +61,8 @@ class Parts:
         standing = Standing(snapshot, ledger, notices, tracker, configs, uplink, host.usual_lag)
         narrator = Narrator(host, ownership, seq, standing.place, standing.written)
         seam = Seam(entry, ledger, uplink, host.wakefulness, host.usual_lag)
-        hearing = Hearing(tracker, seam, ledger, uplink, narrator)
+        holdback = Holdback(host.pace.update_interval_ms)
+        hearing = Hearing(tracker, seam, ledger, uplink, narrator, holdback)
         rhythm = Rhythm(time.monotonic())
         ages = EntryAges(host.clock, ownership.run, untimed=notices.untimed)
         reports = Reports(host, audio_key, entry.session, notices, narrator)

@@ -108,6 +108,7 @@ class Upkeep:
 
     def give_up_turn(self) -> None:
         """End what the service will not, and say how much nobody heard of what was sent."""
+        self._hearing.publish_text()
         unheard = self._uplink.fed - self._tracker.grown_at
         if not self._tracker.open:
             unheard = self._uplink.unsettled
