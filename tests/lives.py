@@ -26,6 +26,7 @@ from tests.calls import (
     within,
 )
 from worker.core import ids
+from worker.core.holdback import Holdback
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.turns import Draft, TurnTracker
@@ -128,7 +129,7 @@ class _Service:
 class Life:
     """One session's, from its first chunk until all is said."""
 
-    def __init__(self, habits: Habits) -> None:
+    def __init__(self, habits: Habits, update_interval_ms: int = 500) -> None:
         self._habits = habits
         self._rng = rng = random.Random(repr(habits))
         sound, self.words = speech(rng, habits.words_at_most)
@@ -152,6 +153,7 @@ class Life:
             self._ledger,
             self._uplink,
             cast("Narrator", self._told),
+            Holdback(update_interval_ms),
         )
         self._line: Line | None = None
         self._service: _Service | None = None
@@ -183,6 +185,7 @@ class Life:
             return
         if looks:
             self._wakefulness.look(LATER + now)
+            self._hearing.release_update(LATER + now)
         if self._losses and now >= self._losses[0] and self._line is not None:
             self._losses.popleft()
             self._lose(now)
@@ -194,6 +197,7 @@ class Life:
 
     def _lose(self, now: float) -> None:
         self._line = self._service = None
+        self._hearing.publish_text()
         self._uplink.detach()
         self._hearing.forget()
         after = ids.order(self._ledger.read_after)

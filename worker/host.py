@@ -65,6 +65,8 @@ class Pace(msgspec.Struct, frozen=True):
     """Without audio, after which the session ends."""
     max_lag_s: float = 600.0
     """Age at which untranscribed audio is dropped; 0 is never."""
+    update_interval_ms: int = 500
+    """Between two updates of a turn's text of 1,000 characters; 0 is none."""
 
 
 class Credentials:

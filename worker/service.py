@@ -87,6 +87,7 @@ class Worker:
                 settings.park_s,
                 settings.session_idle_s,
                 settings.max_lag_s,
+                settings.turn_update_interval_ms,
             ),
             undertaker=Undertaker(intake, self.health, faults),
             tracing=Tracing(

@@ -74,6 +74,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Time without audio after which the socket is let go; the service itself closes at 180."""
     session_idle_s: Seconds = 900.0
     """Time without audio after which the session ends."""
+    turn_update_interval_ms: Annotated[int, Meta(ge=0, le=60_000)] = 500
+    """Between two `turn.update` of a text of 1,000 characters, in proportion to its length."""
     turns_retention_s: Annotated[int, Meta(ge=1, le=31_536_000)] = 3_600
     """Age at which turn events are trimmed."""
     turns_maxlen: Count = 1_000_000

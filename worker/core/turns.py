@@ -131,6 +131,11 @@ class TurnTracker:
         return self._heard is not Heard.NONE
 
     @property
+    def grows(self) -> bool:
+        """Whether an update can only add to the text: nothing is proposed or heard again."""
+        return self.shown is Shown.SPEAKING and self.heard and not self._replaying
+
+    @property
     def grown_at(self) -> int:
         """Position at which the open turn's text last grew; 0 without an open turn."""
         return self.state.open.mark if self.state.open else 0

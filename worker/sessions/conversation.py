@@ -52,6 +52,7 @@ class Conversation:
         self._upkeep = parts.upkeep
         self._narrator = parts.narrator
         self._remember_s = min(REMEMBER_EVERY_S, REMEMBER_SHARE * host.pace.max_lag_s)
+        self._reports = parts.reports
         self._over = False
         self._since = now
         self._calm_until = 0.0
@@ -79,6 +80,8 @@ class Conversation:
 
     def tick(self, now: float) -> None:
         """Look at every deadline; called about ten times a second."""
+        if not self._over:
+            self._hearing.release_update(now)
         if now < self._calm_until and now - self._inbox.fed_at < CALM_S:
             return  # audio flows, and what else there is has time
         if self._over:
@@ -116,8 +119,12 @@ class Conversation:
         """
         try:
             flushed = await self._listen()
+        except SttError:
+            self._hearing.publish_text()
+            raise
         finally:
             self._over = True
+        self._hearing.publish_text()
         self._hearing.release_end(final=True)
         if not self.flushing:
             raise SttTransient("the service closed the socket without being asked", status=1000)
@@ -155,10 +162,10 @@ class Conversation:
                 self._flush_refused = self.flushing
                 if self._uplink.configured_within(PACE_REFUSAL_S):
                     self._uplink.hasten()  # it was the settings, and not the pace
-                self._narrator.error(
+                self._reports.provider_error(
                     message.error_code or "stt_error",
                     message.message or message.title or "the service gave no reason",
-                    status=message.status_code or 0,
+                    message.status_code or 0,
                 )
             case cartesia.Unknown():
                 self._host.stats.provider_unknown += 1

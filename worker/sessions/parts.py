@@ -4,10 +4,13 @@ import time
 from dataclasses import dataclass
 from typing import Self
 
+from worker.bus.clock import EntryAges
 from worker.bus.intake import Ownership
 from worker.core.configs import Configs
+from worker.core.holdback import Holdback
 from worker.core.lateness import Lateness
 from worker.core.ledger import Ledger
+from worker.core.notices import Notices
 from worker.core.pacing import Pacer
 from worker.core.rhythm import Rhythm
 from worker.core.turns import TurnTracker
@@ -16,6 +19,7 @@ from worker.sessions.dialer import Dialer
 from worker.sessions.hearing import Hearing
 from worker.sessions.inbox import Inbox
 from worker.sessions.narrator import Narrator
+from worker.sessions.reports import Reports
 from worker.sessions.seam import Seam
 from worker.sessions.standing import Snapshot, Standing
 from worker.sessions.upkeep import Upkeep
@@ -37,6 +41,8 @@ class Parts:
     standing: Standing
     narrator: Narrator
     hearing: Hearing
+    ages: EntryAges
+    reports: Reports
     inbox: Inbox
     rhythm: Rhythm
     upkeep: Upkeep
@@ -54,22 +60,18 @@ class Parts:
         tracker = TurnTracker(snapshot.turns, uplink.bytes_of(JITTER_MS))
         configs = Configs(snapshot.config)
         lateness = Lateness(host.pace.max_lag_s, snapshot.sent_state)
-        standing = Standing(snapshot, ledger, lateness, tracker, configs, uplink, host.usual_lag)
+        notices = Notices(snapshot.notices)
+        standing = Standing(
+            snapshot, ledger, notices, lateness, tracker, configs, uplink, host.usual_lag
+        )
         narrator = Narrator(host, ownership, seq, standing.place, standing.written)
         seam = Seam(entry, ledger, uplink, host.wakefulness, host.usual_lag)
-        hearing = Hearing(tracker, seam, ledger, uplink, narrator)
+        holdback = Holdback(host.pace.update_interval_ms)
+        hearing = Hearing(tracker, seam, ledger, uplink, narrator, holdback)
         rhythm = Rhythm(time.monotonic())
-        inbox = Inbox(
-            host,
-            audio_key,
-            entry.session,
-            ledger,
-            configs,
-            uplink,
-            lateness,
-            hearing,
-            narrator,
-        )
+        ages = EntryAges(host.clock, ownership.run, untimed=notices.untimed)
+        reports = Reports(host, audio_key, entry.session, notices, narrator)
+        inbox = Inbox(host, ledger, ages, configs, uplink, lateness, hearing, narrator, reports)
         upkeep = Upkeep(
             host,
             ownership.name,
@@ -91,6 +93,8 @@ class Parts:
             standing,
             narrator,
             hearing,
+            ages,
+            reports,
             inbox,
             rhythm,
             upkeep,

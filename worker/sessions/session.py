@@ -131,7 +131,7 @@ class Session:
             return 0.0
         # What a live session holds is newer than that by less than the uplink has room for.
         oldest = self._ledger.oldest if self._conversation is None else self.cursor
-        return self._host.clock.age_s(oldest or self.cursor)
+        return self._parts.ages.age_s(oldest or self.cursor)
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -172,6 +172,8 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Look at every deadline; called about ten times a second."""
+        if self._alone is not Phase.OVER:
+            self._parts.reports.tick(now)
         if self._conversation is not None:
             self._conversation.tick(now)
         elif self._alone is Phase.CONNECTING:
@@ -333,11 +335,13 @@ class Session:
     # -- the end
 
     def _finish(self, reason: SessionEndReason) -> None:
+        self._parts.reports.close()
         self._narrator.end(reason, self._tracker.state.turn)
         self._alone = Phase.OVER
 
     def _fail(self, code: str, message: str, *, status: int) -> None:
         """End the session for a fault that no retry can cure."""
+        self._parts.reports.close()
         self._narrator.tell(self._tracker.conclude("close"))
         self._narrator.error(code, message, status=status, fatal=True)
         self._finish("error")

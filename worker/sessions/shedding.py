@@ -5,7 +5,7 @@ covers that yet, the new socket is sent that audio and closed: the provider ends
 that consumers may have seen of it. The socket after it begins with what is dropped.
 """
 
-from worker.bus.clock import BusClock
+from worker.bus.clock import EntryAges
 from worker.core.lateness import Lateness
 from worker.core.ledger import Ledger
 from worker.sessions.uplink import Uplink
@@ -14,8 +14,8 @@ from worker.sessions.uplink import Uplink
 class Shedding:
     """Decides for one session."""
 
-    def __init__(self, clock: BusClock, ledger: Ledger, uplink: Uplink, lateness: Lateness) -> None:
-        self._clock = clock
+    def __init__(self, ages: EntryAges, ledger: Ledger, uplink: Uplink, lateness: Lateness) -> None:
+        self._ages = ages
         self._ledger = ledger
         self._uplink = uplink
         self._lateness = lateness
@@ -58,7 +58,7 @@ class Shedding:
         if self._lateness.excuses and fed == self._lateness.sent_until:
             entry = self._ledger.entry_at(fed)
             if entry is not None:
-                self._lateness.waited(now, self._clock.age_s(entry))
+                self._lateness.waited(now, self._ages.age_s(entry))
 
     def settle(self, position: int) -> float:
         """Cover what was dropped, up to session byte `position`; return its milliseconds.
@@ -80,7 +80,7 @@ class Shedding:
         self._judged = self.cut_short = False
 
     def _is_late(self, entry_id: str, now: float) -> bool:
-        age_s = self._clock.age_s(entry_id)
+        age_s = self._ages.age_s(entry_id)
         late = self._lateness.is_late(now, age_s)
         if not late:
             self._lateness.waited(now, age_s)

@@ -13,6 +13,7 @@ from worker.core.configs import Configs
 from worker.core.lag import UsualLag
 from worker.core.lateness import Lateness, SentState
 from worker.core.ledger import Ledger, LedgerState
+from worker.core.notices import Notices, NoticesState
 from worker.core.turns import TurnState, TurnTracker
 from worker.sessions.narrator import Place
 from worker.sessions.publisher import Written
@@ -29,6 +30,7 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     request_id: str = ""
     lag_s: float | None = None
     """How late its owner knew the service to be; None if it did not know."""
+    notices: NoticesState = NoticesState()
     sent: SentState = SentState()
 
     @property
@@ -49,6 +51,7 @@ class Standing:
         self,
         snapshot: Snapshot,
         ledger: Ledger,
+        notices: Notices,
         lateness: Lateness,
         tracker: TurnTracker,
         configs: Configs,
@@ -57,6 +60,7 @@ class Standing:
     ) -> None:
         self._ledger = ledger
         self._lateness = lateness
+        self._notices = notices
         self._tracker = tracker
         self._configs = configs
         self._uplink = uplink
@@ -84,5 +88,6 @@ class Standing:
             request_id=self._request_id,
             lag_s=self._usual_lag.seconds,
             sent=self._lateness.state(time.monotonic(), self._uplink.fed),
+            notices=self._notices.state,
         )
         return Written(msgspec.json.encode(snapshot), committed)

@@ -118,6 +118,7 @@ class Upkeep:
 
     def give_up_turn(self) -> None:
         """End what the service will not, and say how much nobody heard of what was sent."""
+        self._hearing.publish_text()
         untranscribed_ms = self._untranscribed_ms
         told = self._tracker.open or untranscribed_ms
         self._hearing.conclude("watchdog")
