@@ -101,9 +101,9 @@ class Play:
         self.drafts: list[Draft] = []
         self.settled = 0
 
-    def messages(self, first: bool, wording: list[int]) -> list[tuple[Input, str | None, int]]:
+    def messages(self, *, first: bool, wording: list[int]) -> list[tuple[Input, str | None, int]]:
         """Return what a socket says that begins after the settled words."""
-        said = []
+        said: list[tuple[Input, str | None, int]] = []
         at = self.settled
         said.append((Input.START, None, 10 * at + 5))
         for count in range(at + 1, self.words + 1):
@@ -120,7 +120,7 @@ class Play:
     def run(self, losses: list[Loss], wordings: list[list[int]]) -> list[Draft]:
         """Play it, losing sockets."""
         pending = [*losses]
-        messages = self.messages(self.first, wordings[0])
+        messages = self.messages(first=self.first, wording=wordings[0])
         at = lag = 0
         left = pending[0].after if pending else -1
         seen = ""
@@ -130,7 +130,7 @@ class Play:
                 self.lose(loss, messages[:at])
                 lag = loss.lag
                 wording = wordings[(len(losses) - len(pending)) % len(wordings)]
-                messages, at = self.messages(True, wording), 0
+                messages, at = self.messages(first=True, wording=wording), 0
                 left = pending[0].after if pending else -1
                 continue
             left -= 1

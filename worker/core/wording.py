@@ -34,7 +34,9 @@ _WORD = re.compile(f"[{_UNSPACED}]|[^{_SPACES}{_UNSPACED}]+")
 
 _SPACE_RUN = re.compile(f"[{_SPACES}]+")
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
-_CLOSING = re.compile(f"[^\\w{_SPACES}{_UNSPACED}(\\[{{¿¡]*[、。，！？；：）」』】]*")
+_CLOSING = re.compile(
+    f"[^\\w{_SPACES}{_UNSPACED}(\\[{{\u00bf\u00a1]*[\u3001\u3002\u300d\u300f\u3011\uff01\uff09\uff0c\uff1a\uff1b\uff1f]*"
+)
 """Punctuation that belongs to what is before it."""
 
 
