@@ -11,6 +11,7 @@ from worker.core.pacing import Pacer
 from worker.core.rhythm import Rhythm
 from worker.core.turns import TurnTracker
 from worker.host import Host
+from worker.sessions.defects import Defects
 from worker.sessions.dialer import Dialer
 from worker.sessions.hearing import Hearing
 from worker.sessions.inbox import Inbox
@@ -38,6 +39,7 @@ class Parts:
     inbox: Inbox
     rhythm: Rhythm
     upkeep: Upkeep
+    defects: Defects
     dialer: Dialer
 
     @classmethod
@@ -48,7 +50,9 @@ class Parts:
         entry = ownership.session
         ledger = Ledger(entry.encoding.width, snapshot.ledger)
         pacer = Pacer(host.pace.replay_speed)
-        uplink = Uplink(entry.encoding, entry.sample_rate, ledger, pacer, host.stats)
+        uplink = Uplink(
+            entry.encoding, entry.sample_rate, ledger, pacer, host.stats, host.frame_limit
+        )
         tracker = TurnTracker(snapshot.turns, uplink.bytes_of(JITTER_MS))
         configs = Configs(snapshot.config)
         standing = Standing(snapshot, ledger, tracker, configs, uplink, host.usual_lag)
@@ -63,12 +67,14 @@ class Parts:
             entry.lane,
             rhythm,
             configs,
+            ledger,
             uplink,
             tracker,
             hearing,
             narrator,
         )
-        dialer = Dialer(host, ownership, configs, narrator)
+        defects = Defects(ownership.name, host.stats)
+        dialer = Dialer(host, ownership, configs, narrator, defects)
         return cls(
             ledger,
             uplink,
@@ -80,5 +86,6 @@ class Parts:
             inbox,
             rhythm,
             upkeep,
+            defects,
             dialer,
         )
