@@ -210,7 +210,12 @@ class _Run:
             if longest_up_ms(torn.from_ms, torn.to_ms, self._nemesis.target.outages_ms)
             > speaker.voice.chunk_ms + LATE_MS
         )
-        return Said(session=speaker.voice.session, words=speaker.voice.words, torn=late)
+        return Said(
+            session=speaker.voice.session,
+            words=speaker.voice.words,
+            torn=late,
+            style=self._plan.style,
+        )
 
     def _waits_ms(self) -> Iterator[int]:
         """Yield the time from each kill to the next event of each session it hit inside a turn."""
