@@ -54,5 +54,5 @@ def test_a_fault_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_reworded_words_need_separators(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "chaos", "--rewording", "--text-style", "none"]) == 1
+    assert main(["bench", "chaos", "--rewording", "--text-style", "none"]) == 2
     assert "--text-style none" in capsys.readouterr().err
