@@ -12,6 +12,8 @@ TurnbusError
     ├── SttCredentials   key or credit refused; the session waits
     ├── SttBusy          the plan's concurrency is used up; wait
     └── SttTransient     anything a new connection may cure
+        ├── SttTooBig         the provider refused a message for its size
+        └── SttProtocolFault  the provider broke the WebSocket protocol
 
 Schema faults are `schemas.EntryFault` (a ValueError), raised before anything is owned.
 """
@@ -93,3 +95,11 @@ class SttTransient(SttError):  # noqa: N818
     """A failure that a new connection may cure: cuts, 5xx, timeouts."""
 
     fault_class = "transient"
+
+
+class SttTooBig(SttTransient):
+    """The provider refused a message for its size; smaller ones may pass."""
+
+
+class SttProtocolFault(SttTransient):
+    """The provider broke the WebSocket protocol."""

@@ -23,6 +23,7 @@ from worker.bus.intake import Intake
 from worker.bus.lanes import Lanes
 from worker.bus.reader import AudioReader
 from worker.catchup import CatchUp
+from worker.core.frame_limit import FrameLimit
 from worker.core.lag import UsualLag
 from worker.crashes import Crashes
 from worker.errors import SttError
@@ -187,6 +188,7 @@ class Host:
     outage: Outage = field(default_factory=Outage)
     catch_up: CatchUp = field(default_factory=CatchUp)
     usual_lag: UsualLag = field(default_factory=UsualLag)
+    frame_limit: FrameLimit = field(default_factory=FrameLimit)
     wakefulness: Wakefulness = field(default_factory=lambda: Wakefulness(time.monotonic()))
 
     def bury(

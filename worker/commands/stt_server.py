@@ -16,6 +16,7 @@ from msgspec import Meta
 from worker.commands import Subparsers, add_command, argument_type, run_async
 from worker.errors import SettingsError
 from worker.local.engines.base import Engine, TurnSettings
+from worker.local.engines.script_text import DEFAULT_STYLE, STYLES
 from worker.local.server.control import serve_control
 from worker.local.server.fault_specs import GRAMMAR, parse_fault
 from worker.local.server.server import TurnsServer
@@ -107,6 +108,12 @@ TURNBUS_STT_URL=ws://127.0.0.1:8765/stt/turns/websocket CARTESIA_API_KEY=any tur
         type=argument_type(Annotated[float, Meta(ge=0, le=60_000)], "0 to 60000"),
         help="script engine: how much later events come than they could (default 0)",
     )
+    parser.add_argument(
+        "--text-style",
+        choices=list(STYLES),
+        help="script engine: what is between the words of a transcript (default "
+        f"{DEFAULT_STYLE}: spaces, and one before a later turn)",
+    )
     _add_faults(parser.add_argument_group("faults"))
     _add_choices(parser.add_argument_group("what the documents leave open"))
 
@@ -193,6 +200,8 @@ def run(arguments: Namespace) -> int:
     """Serve until interrupted. Raises TurnbusError if it cannot listen or has no recognizer."""
     if arguments.latency_ms is not None and arguments.engine != "script":
         raise SettingsError(["--latency-ms is of the script engine; the speech engine has its own"])
+    if arguments.text_style is not None and arguments.engine != "script":
+        raise SettingsError(["--text-style is of the script engine"])
     for spec in arguments.fault:
         parse_fault(spec)  # a wrong one is told before the recognizer is loaded
     settings = ServerSettings(
@@ -222,7 +231,12 @@ def _engine(arguments: Namespace) -> Engine:
     if arguments.engine == "script":
         from worker.local.engines.script import ScriptEngine, ScriptOptions
 
-        return ScriptEngine(ScriptOptions(latency_ms=arguments.latency_ms or 0.0))
+        return ScriptEngine(
+            ScriptOptions(
+                latency_ms=arguments.latency_ms or 0.0,
+                text_style=arguments.text_style or DEFAULT_STYLE,
+            )
+        )
     from worker.local.engines.speech import SpeechEngine
 
     return SpeechEngine()

@@ -31,6 +31,9 @@ share of `TURNBUS_MAX_LAG_S`. A new owner takes what was sent since the last com
 TELL_SHED_AFTER_S = 1.0
 """How long audio that is kept may take to follow audio that was dropped."""
 
+WORKS_AFTER_S = 3.0
+"""Time that a socket lasts before it ends an outage: some providers connect, and close at once."""
+
 PACE_REFUSAL_S = 2.0
 """An in-band refusal that soon after audio was held back is taken for one of its pace."""
 
@@ -63,6 +66,10 @@ class Conversation:
     def catching_up(self) -> bool:
         """Whether audio waits for the pacing to let it go."""
         return not (self._over or self.flushing or self._uplink.empty)
+
+    def works(self, now: float) -> bool:
+        """Whether the socket has lasted long enough to be no part of an outage."""
+        return not self._over and now - self._since > WORKS_AFTER_S
 
     @property
     def _silent_s(self) -> float:
@@ -174,7 +181,9 @@ class Conversation:
                 pass
             case _:
                 self._hearing.take(message, arrival)
-        self._upkeep.said()
+                self._upkeep.said(about_turn=True)
+                return
+        self._upkeep.said(about_turn=False)
 
     def _flush(self, now: float) -> None:
         self.flushing = self._hearing.flushing = True

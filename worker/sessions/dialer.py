@@ -13,8 +13,9 @@ from worker.bus.gate import Seat
 from worker.bus.intake import Ownership
 from worker.core.configs import Configs
 from worker.core.faults import Backoff
-from worker.errors import SttBusy, SttCredentials, SttPermanent, SttTransient
+from worker.errors import SttBusy, SttCredentials, SttError, SttPermanent, SttTransient
 from worker.host import Host
+from worker.sessions.defects import Defects
 from worker.sessions.narrator import Narrator
 from worker.stt.cartesia import Stream, StreamSettings, open_stream
 
@@ -28,7 +29,12 @@ class Dialer:
     """Dials for one session."""
 
     def __init__(
-        self, host: Host, ownership: Ownership, configs: Configs, narrator: Narrator
+        self,
+        host: Host,
+        ownership: Ownership,
+        configs: Configs,
+        narrator: Narrator,
+        defects: Defects,
     ) -> None:
         entry = ownership.session
         self._host = host
@@ -36,6 +42,9 @@ class Dialer:
         self._entry = entry
         self._configs = configs
         self._narrator = narrator
+        self._defects = defects
+        self.failure: SttError | None = None
+        """The last failure of a connect or a socket; None if one works."""
         self._seat = Seat.of(entry.lane, entry.session, ownership.fence)
         self._backoff = Backoff()
 
@@ -59,9 +68,11 @@ class Dialer:
                 self._fall_back(error)
                 wait_s = 0.0
             except SttCredentials as error:
+                self.failure = error
                 self._refused(error, settings.model)
                 wait_s = slow.next_s()
             except (SttBusy, SttTransient) as error:
+                self.failure = error
                 self._failed(error)
                 wait_s = self._backoff.next_s()
             await anyio.sleep(wait_s)
@@ -122,7 +133,7 @@ class Dialer:
         async with host.connects:
             began = time.monotonic()
             with self._narrator.trace.connecting(settings.model) as span:
-                stream = await open_stream(host.service, settings)
+                stream = await open_stream(host.service, settings, self._defects.note)
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         host.credentials.accepted()
         host.outage.ended(time.monotonic())

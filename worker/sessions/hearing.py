@@ -13,6 +13,7 @@ from worker.core.holdback import Holdback
 from worker.core.ledger import Ledger
 from worker.core.sent import Moment
 from worker.core.turns import Draft, EndReason, Input, TurnTracker
+from worker.core.wording import is_blank, parting
 from worker.sessions.narrator import Narrator
 from worker.sessions.seam import BURST_S, Seam
 from worker.sessions.uplink import Uplink
@@ -259,15 +260,20 @@ class Hearing:
         A long turn would else be heard again from its first word after every lost socket.
         """
         lull = self._lull
-        if lull is None or len(self._tracker.whole(text)) <= len(lull.transcript):
+        if lull is None:
             return
+        whole = self._tracker.whole(text)
+        begins = whole.startswith(lull.transcript)
+        if is_blank(whole[len(lull.transcript) :]):
+            return  # nothing came yet
         self._lull = None
-        if not self._tracker.whole(text).startswith(lull.transcript):
+        space = parting(lull.transcript, whole) if begins else None
+        if space is None:
             return  # what was said before the pause was not the last word on it
         position = self._seam.pause(lull.arrival, lull.worded)
         if position is not None and self._ledger.commit_to(position):
             self.publish_text()  # what is settled is not heard again
-            self._tracker.settle(lull.transcript)
+            self._tracker.settle(lull.transcript, space)
             self._settled()
 
     def _settle(self, position: int) -> None:

@@ -15,6 +15,7 @@ from worker.core.pacing import Pacer
 from worker.core.rhythm import Rhythm
 from worker.core.turns import TurnTracker
 from worker.host import Host
+from worker.sessions.defects import Defects
 from worker.sessions.dialer import Dialer
 from worker.sessions.hearing import Hearing
 from worker.sessions.inbox import Inbox
@@ -46,6 +47,7 @@ class Parts:
     inbox: Inbox
     rhythm: Rhythm
     upkeep: Upkeep
+    defects: Defects
     dialer: Dialer
 
     @classmethod
@@ -56,7 +58,9 @@ class Parts:
         entry = ownership.session
         ledger = Ledger(entry.encoding.width, snapshot.ledger)
         pacer = Pacer(host.pace.replay_speed)
-        uplink = Uplink(entry.encoding, entry.sample_rate, ledger, pacer, host.stats)
+        uplink = Uplink(
+            entry.encoding, entry.sample_rate, ledger, pacer, host.stats, host.frame_limit
+        )
         tracker = TurnTracker(snapshot.turns, uplink.bytes_of(JITTER_MS))
         configs = Configs(snapshot.config)
         lateness = Lateness(host.pace.max_lag_s, snapshot.sent_state)
@@ -78,12 +82,14 @@ class Parts:
             entry.lane,
             rhythm,
             configs,
+            ledger,
             uplink,
             tracker,
             hearing,
             narrator,
         )
-        dialer = Dialer(host, ownership, configs, narrator)
+        defects = Defects(ownership.name, host.stats)
+        dialer = Dialer(host, ownership, configs, narrator, defects)
         return cls(
             ledger,
             lateness,
@@ -98,5 +104,6 @@ class Parts:
             inbox,
             rhythm,
             upkeep,
+            defects,
             dialer,
         )

@@ -22,7 +22,7 @@ from schemas.turns import EndReason as SessionEndReason
 from worker.bus.commits import CRASHED
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
-from worker.core.faults import is_idle_close, is_the_services
+from worker.core.faults import is_idle_close
 from worker.errors import SttError, SttPermanent, SttTransient
 from worker.host import Host
 from worker.sessions.conversation import Conversation
@@ -87,6 +87,7 @@ class Session:
         self._conversation: Conversation | None = None
         self._alone = Phase.PARKED  # the phase where there is no conversation
         self._alone_since = time.monotonic()
+        self._outage_since: float | None = None  # of the socket, until one works
         self._outage_told = False
         self._unreadable = ""
 
@@ -176,11 +177,13 @@ class Session:
             self._parts.reports.tick(now)
         if self._conversation is not None:
             self._conversation.tick(now)
-        elif self._alone is Phase.CONNECTING:
-            late = now - self._alone_since > OUTAGE_TOLD_AFTER_S
+            if self._conversation.works(now):
+                self._end_outage()
+        elif self._outage_since is not None and self._alone is Phase.CONNECTING:
+            late = now - self._outage_since > OUTAGE_TOLD_AFTER_S
             if late and not self._outage_told:
                 self._outage_told = True
-                self._narrator.error("stt_unavailable", "no connection to the STT service yet")
+                self._publish_outage()
         elif self._alone is Phase.PARKED and self._is_idle:
             self._wake.set()
 
@@ -196,6 +199,7 @@ class Session:
             while self._alone is not Phase.OVER:
                 await self._step()
             await self._narrator.publisher.drained()
+            self._parts.defects.summarize()
             self._bury()
             await self._dialer.hang_up()
         finally:
@@ -246,8 +250,7 @@ class Session:
             if isinstance(error, SttPermanent) and self._dialer.withdraw(error):
                 lost = SttTransient(str(error), status=error.status, request_id=error.request_id)
             self.trace.socket_lost(lost, self._uplink.ms_of(self._uplink.unsettled) / 1000)
-            if conversation.flushing and is_the_services(error):
-                self._parts.upkeep.flush_failed()
+            self._parts.upkeep.lost(lost, time.monotonic(), flushing=conversation.flushing)
         finally:
             self._conversation = None
             self._set_back()
@@ -288,6 +291,7 @@ class Session:
     async def _connect(self) -> Conversation | None:
         """Connect, however long it takes; None if the service will never have this session."""
         self._enter(Phase.CONNECTING)
+        self._begin_outage()
         try:
             stream = await self._dialer.dial()
         except SttPermanent as error:
@@ -298,7 +302,6 @@ class Session:
             self._set_back()
         self._parts.standing.connected(stream.request_id)
         log.info("%s: connected, request %s", self.name, stream.request_id)
-        self._outage_told = False
         progressed = self._ledger.committed_bytes > self._reached
         self._reached = self._ledger.committed_bytes
         self._hearing.socket_opened(now)
@@ -310,8 +313,25 @@ class Session:
         self._conversation.drain(now)
         return self._conversation
 
+    def _begin_outage(self) -> None:
+        """Count the time without a working socket from now on, unless it is counted already."""
+        if self._outage_since is None:
+            self._outage_since = time.monotonic()
+
+    def _end_outage(self) -> None:
+        self._outage_since, self._outage_told, self._dialer.failure = None, False, None
+
+    def _publish_outage(self) -> None:
+        failure = self._dialer.failure
+        self._narrator.error(
+            "stt_unavailable",
+            f"no connection to the STT provider: {failure or 'still waiting for the first'}",
+            status=failure.status if failure else 0,
+        )
+
     async def _flushed(self) -> None:
         """All that was sent is published: end, or let go of the socket until there is audio."""
+        self._end_outage()
         if self._inbox.cut_short:
             return  # the next socket begins with the audio that is late
         if self._inbox.read_to_end:
@@ -329,8 +349,13 @@ class Session:
             self._fail("stt_refused", str(error), status=error.status)
             return
         log.info("%s: socket lost: %s", self.name, error)
+        progressed = self._ledger.committed_bytes > self._reached
+        if progressed:
+            self._end_outage()
         self._enter(Phase.CONNECTING)
-        await self._dialer.pause(progressed=self._ledger.committed_bytes > self._reached)
+        self._begin_outage()
+        self._dialer.failure = error
+        await self._dialer.pause(progressed=progressed)
 
     # -- the end
 

@@ -11,21 +11,19 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from functools import cache
-from typing import cast
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 import anyio
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake, InvalidMessage
+from websockets.exceptions import InvalidHandshake, InvalidMessage, ProtocolError
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from worker.stt.frames import FrameWriter
-
-MAX_MESSAGE_BYTES = 1024 * 1024
-"""Largest message taken from the service."""
+from worker.stt.protocol import DISCARDED, MAX_MESSAGE_BYTES, LenientProtocol
 
 _CLOSE_GRACE_S = 2.0
 
@@ -43,12 +41,22 @@ class HandshakeRefused(Exception):  # noqa: N818 - internal to worker.stt
 
 
 class SocketClosed(Exception):  # noqa: N818 - internal to worker.stt
-    """The socket is closed; `code` 1006 where no close frame came."""
+    """The socket is closed; `code` 1006 where no close frame came.
 
-    def __init__(self, code: int, reason: str) -> None:
+    `broken` is whether the service broke the WebSocket protocol; `reason` then says how.
+    """
+
+    def __init__(self, code: int, reason: str, *, broken: bool = False) -> None:
         super().__init__(f"{code} {reason}".rstrip())
         self.code = code
         self.reason = reason
+        self.broken = broken
+
+
+class _Message(NamedTuple):
+    text: str
+    defect: str
+    at: float
 
 
 class Socket(asyncio.Protocol):
@@ -58,8 +66,10 @@ class Socket(asyncio.Protocol):
         self._protocol = protocol
         self._headers = headers
         self._transport: asyncio.Transport | None = None
-        self._texts: deque[tuple[str, float]] = deque()
+        self._messages: deque[_Message] = deque()
         self._partial: list[bytes] = []
+        self._partial_bytes = 0
+        self._partial_defect = ""
         self._waiter: asyncio.Future[None] | None = None
         self._lost = False
         self._pings = 0
@@ -70,6 +80,8 @@ class Socket(asyncio.Protocol):
         """When the peer last sent anything, on the monotonic clock."""
         self.received_at = self.heard_at
         """When the message that `receive` returned last came in, on the monotonic clock."""
+        self.defect = ""
+        """What is wrong with the message that `receive` returned last, if anything is."""
         self.blocked_since: float | None = None
         """Since when the peer takes no more bytes, on the monotonic clock; None if it does."""
 
@@ -127,7 +139,7 @@ class Socket(asyncio.Protocol):
     @property
     def waiting(self) -> int:
         """Messages that came in and were not received yet."""
-        return len(self._texts)
+        return len(self._messages)
 
     def send_binary(self, data: bytes) -> None:
         """Send audio now; dropped if the socket is not open any more (`receive` then tells)."""
@@ -148,12 +160,16 @@ class Socket(asyncio.Protocol):
             self._flush()
 
     async def receive(self) -> str:
-        """Return the next text message. Raises `SocketClosed` once there are no more."""
-        while not self._texts:
+        """Return the next text message. Raises `SocketClosed` once there are no more.
+
+        A message with a defect is readable in part: bytes that are no UTF-8 are replaced, and one
+        above `MAX_MESSAGE_BYTES` is empty.
+        """
+        while not self._messages:
             if self._protocol.state is State.CLOSED or self._lost:
                 raise self._closed()
             await self._news()
-        text, self.received_at = self._texts.popleft()
+        text, self.defect, self.received_at = self._messages.popleft()
         return text
 
     def abort(self, reason: str) -> None:
@@ -224,12 +240,30 @@ class Socket(asyncio.Protocol):
             if data.isdigit() and self._pongs < int(data) <= self._pings:
                 self._pongs = int(data)
         elif frame.opcode in (Opcode.TEXT, Opcode.CONT, Opcode.BINARY):
-            self._partial.append(bytes(frame.data))
+            self._take_part(frame)
             if frame.fin:
-                # The service sends text only; stray bytes become a message nobody knows.
-                text = b"".join(self._partial).decode("utf-8", "replace")
-                self._texts.append((text, self.heard_at))
-                self._partial.clear()
+                self._take_message()
+
+    def _take_part(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.BINARY:
+            self._partial_defect = "binary message"  # the service sends text only
+        self._partial_bytes += len(frame.data)
+        if frame.data is DISCARDED or self._partial_bytes > MAX_MESSAGE_BYTES:
+            self._partial_defect = f"larger than {MAX_MESSAGE_BYTES} bytes"
+            self._partial_bytes = MAX_MESSAGE_BYTES + 1  # nor is what follows of it kept
+            self._partial.clear()
+        else:
+            self._partial.append(bytes(frame.data))
+
+    def _take_message(self) -> None:
+        data, defect = b"".join(self._partial), self._partial_defect
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            text, defect = data.decode("utf-8", "replace"), defect or "invalid UTF-8"
+        self._messages.append(_Message(text, defect, self.heard_at))
+        self._partial.clear()
+        self._partial_bytes, self._partial_defect = 0, ""
 
     def _flush(self) -> None:
         if self._transport is None:
@@ -243,6 +277,9 @@ class Socket(asyncio.Protocol):
     def _closed(self) -> SocketClosed:
         if self._abort_reason:
             return SocketClosed(1006, self._abort_reason)
+        fault = self._protocol.parser_exc
+        if isinstance(fault, ProtocolError):
+            return SocketClosed(1006, f"protocol error: {fault}", broken=True)
         return SocketClosed(
             self._protocol.close_code or 1006, self._protocol.close_reason or "connection lost"
         )
@@ -261,7 +298,7 @@ async def open_socket(url: str, headers: Mapping[str, str]) -> Socket:
     cancellation nothing stays open.
     """
     parts = urlsplit(url)
-    socket = Socket(ClientProtocol(parse_uri(url), max_size=MAX_MESSAGE_BYTES), headers)
+    socket = Socket(LenientProtocol(parse_uri(url), max_size=None), headers)
     secure = parts.scheme == "wss"
     loop = asyncio.get_running_loop()
     try:

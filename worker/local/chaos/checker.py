@@ -26,15 +26,27 @@ from schemas.turns import (
     TurnStart,
     TurnUpdate,
 )
-from worker.local.engines.script import words_of
-from worker.local.engines.script_words import WORD_MS
+from worker.core.wording import is_blank
+from worker.local.engines.script_text import DEFAULT_STYLE, STYLES, TextStyle
+from worker.local.engines.script_words import WORD_MS, split_words, words_of
 
 Rule = Literal[
-    "lost", "repeated", "damaged", "moved", "run", "seq", "turn", "shrunk", "told", "end", "bus"
+    "lost",
+    "repeated",
+    "damaged",
+    "moved",
+    "run",
+    "seq",
+    "turn",
+    "shrunk",
+    "text",
+    "told",
+    "end",
+    "bus",
 ]
 """What can be broken: a word is lost, repeated, damaged or not in its place; a session's one run;
-its `seq`; the order of a turn's events; a text that shrank; a gap or an error that was told; the
-session's end; what is left on the bus."""
+its `seq`; the order of a turn's events; a text that shrank, or is not the provider's; a gap or an
+error that was told; the session's end; what is left on the bus."""
 
 WORD_RULES: Final = ("lost", "repeated", "damaged", "moved")
 
@@ -80,6 +92,8 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     chunks: tuple[Appended, ...] = ()
     max_lag_s: float = 0.0
     """Age of audio after which it may be dropped; 0 is never."""
+    style: TextStyle = STYLES[DEFAULT_STYLE]
+    """Separators of the provider's transcripts."""
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -96,19 +110,22 @@ def violations(said: Said, events: Sequence[TurnEvent]) -> list[Violation]:
         *_words(said, events),
         *_numbers(events),
         *_turns(events),
+        *_texts(said.style, events),
         *_end(events),
         *_told(said, events),
     ]
     return [Violation(said.session, rule, detail) for rule, detail in found]
 
 
-def ended_words(events: Sequence[TurnEvent]) -> list[int | str]:
+def ended_words(
+    events: Sequence[TurnEvent], style: TextStyle = STYLES[DEFAULT_STYLE]
+) -> list[int | str]:
     """Return the words of all ended turns; a word that is no number is a damaged one."""
     return [
         word
         for event in events
         if isinstance(event, TurnEnd)
-        for word in words_of(event.transcript)
+        for word in words_of(event.transcript, spaced=style.spaced)
     ]
 
 
@@ -133,7 +150,7 @@ def announced(said: Said, events: Sequence[TurnEvent]) -> dict[int, float]:
 
 
 def _words(said: Said, events: Sequence[TurnEvent]) -> Iterator[Found]:
-    heard = ended_words(events)
+    heard = ended_words(events, said.style)
     times = Counter(word for word in heard if isinstance(word, int))
     missing = announced(said, events)
     edges = {word for word, ms in missing.items() if ms < WORD_MS}
@@ -207,6 +224,23 @@ def _turn(number: int, events: Sequence[Event]) -> Iterator[Found]:
     for known, update in pairwise(updates):
         if known == update:
             yield "turn", f"turn {number}: an update without new text"
+
+
+def _texts(style: TextStyle, events: Sequence[TurnEvent]) -> Iterator[Found]:
+    """Yield texts that the provider did not write so, and updates of white space alone."""
+    known = ""
+    for event in events:
+        if isinstance(event, TurnStart):
+            known = ""
+        text = getattr(event, "transcript", None)
+        if text is None:
+            continue
+        if not style.writes(text, split_words(text, spaced=style.spaced)):
+            yield "text", f"{_kind(event)}: {text!r}"
+        goes_on = isinstance(event, TurnUpdate) and text.startswith(known)
+        if goes_on and is_blank(text[len(known) :]):
+            yield "text", f"an update of white space: {known!r} became {text!r}"
+        known = text
 
 
 def _end(events: Sequence[TurnEvent]) -> Iterator[Found]:

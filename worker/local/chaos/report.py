@@ -76,7 +76,7 @@ def text_of(report: Report) -> str:
     faults = ", ".join(f"{name} {count}" for name, count in report.faults.items())
     words = ", ".join(f"{rule} {broken[rule]}" for rule in WORD_RULES)
     lines = [
-        f"seed {report.plan.seed}, {report.seconds:.0f} s",
+        f"seed {report.plan.seed}, {report.seconds:.0f} s, text: {report.plan.text_style_name}",
         f"said: {report.sessions} sessions, {report.plan.turns} turns, {report.words} words",
         f"heard: {report.turns} turns, {report.events} events over {report.sockets} sockets",
         *_wrapped("schedule", [f"{strike.at_s:g} {strike.fault}" for strike in report.schedule]),

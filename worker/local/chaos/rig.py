@@ -47,7 +47,9 @@ async def open_rig(plan: Plan, logs: Path, module: str) -> AsyncIterator[Rig]:
         server = await stack.enter_async_context(EmbeddedRedis.start(append_only=True, config=disk))
         redis = await stack.enter_async_context(connect(server.url))
         options = ScriptOptions(
-            latency_ms=plan.latency_ms, rewording=plan.seed if plan.rewording else None
+            latency_ms=plan.latency_ms,
+            rewording=plan.seed if plan.rewording else None,
+            text_style=plan.text_style_name,
         )
         settings = ServerSettings(port=0, max_connections=plan.connections or None)
         stt = await stack.enter_async_context(TurnsServer.serve(settings, ScriptEngine(options)))

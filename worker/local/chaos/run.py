@@ -230,6 +230,7 @@ class _Run:
             spans=spans(speaker.voice),
             chunks=tuple(speaker.appended),
             max_lag_s=self._plan.max_lag_s,
+            style=self._plan.style,
         )
 
     def _outages_in_turns(self) -> Iterator[int]:
