@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import anyio
 import pytest
@@ -285,3 +286,30 @@ async def test_a_provider_that_takes_no_size_does_not_hold_a_session(stage: Stag
         events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
     assert (gap.reason, gap.missing_ms) == ("watchdog", 100)
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "message"), [("503", 503, "HTTP 503"), ("refuse", 0, "cannot connect")]
+)
+async def test_an_outage_is_published_with_its_failure(
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    how: Literal["503", "refuse"],
+    status: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr(session, "OUTAGE_TOLD_AFTER_S", 0.5)
+    async with (
+        TurnsServer.serve(ServerSettings(port=0), ScriptEngine()) as server,
+        stage.worker(stt_url=server.url),
+    ):
+        async with server.outage(how):
+            await stage.announce("call-1")
+            await stage.play("call-1", say([1], PCM16) + hush(800, PCM16))
+            error = await stage.until("call-1", SessionError)
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert (error.code, error.status) == ("stt_unavailable", status)
+    assert message in error.message
+    assert KEY not in error.message
+    assert words(events) == [1]
