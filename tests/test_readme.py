@@ -176,6 +176,9 @@ def test_turn_detection_is_what_it_is() -> None:
     ]
 
 
+_ERROR = r"(?:narrator\.error|reports\.provider_error|_fail)\(\s*(?:[\w.]+ or )?\"(\w+)\""
+
+
 def test_errors_are_those_there_are() -> None:
     listed = set(re.findall(r"`(\w+)`", "".join(_rows("Errors", column=0))))
     made = {f"session_{reason}" for reason in REASONS if reason != "empty"} | {
@@ -183,9 +186,10 @@ def test_errors_are_those_there_are() -> None:
         "session_internal",
     }
     made |= {f"audio_{reason}" for reason in ("malformed", "too_large", "empty")}
+    made |= {"audio_miscounted", "audio_repeated", "audio_untimed"}
     for module in [*(ROOT / "worker").glob("*.py"), *(ROOT / "worker" / "sessions").glob("*.py")]:
         source = module.read_text("utf-8")
-        made |= set(re.findall(r"(?:narrator\.error|_fail)\(\s*(?:[\w.]+ or )?\"(\w+)\"", source))
+        made |= set(re.findall(_ERROR, source))
     assert listed == made
 
 
