@@ -81,7 +81,9 @@ class Session:
         if self._tracker.open:
             self.trace.turn_started(snapshot.turns.turn, time.time(), taken_over=True)
         host.usual_lag.inherit(snapshot.lag_s)
-        self._reached = self._ledger.committed_bytes  # as the socket before this one was opened
+        # As the socket before this one was opened.
+        self._reached = self._ledger.committed_bytes
+        self._reached_sent = self._lateness.sent_until
         self._epitaph: Epitaph | None = None
         self._wake = anyio.Event()
         self._conversation: Conversation | None = None
@@ -299,6 +301,7 @@ class Session:
         self._outage_told = False
         progressed = self._ledger.committed_bytes > self._reached
         self._reached = self._ledger.committed_bytes
+        self._reached_sent = self._lateness.sent_until
         self._hearing.socket_opened(now)
         self._uplink.attach(stream, now)
         self._lateness.opened(now, self._uplink.fed)
@@ -328,7 +331,10 @@ class Session:
             return
         log.info("%s: socket lost: %s", self.name, error)
         self._enter(Phase.CONNECTING)
-        await self._dialer.pause(progressed=self._ledger.committed_bytes > self._reached)
+        # A long turn commits nothing, but a socket that was sent more of it was of use.
+        committed = self._ledger.committed_bytes > self._reached
+        sent = self._lateness.sent_until > self._reached_sent
+        await self._dialer.pause(progressed=committed or sent)
 
     # -- the end
 
