@@ -287,3 +287,23 @@ def test_commits_inside_an_entry_resume_inside_it(width: int) -> None:
     assert heir.admit("1-0", _numbered(1, audio)) == Admission(audio[settled:])
     (piece,) = heir.pieces(settled, 16)
     assert (piece.entry, piece.start, piece.size) == ("1-0", 0, 16)
+
+
+def test_the_entry_of_a_position_is_found() -> None:
+    ledger = Ledger(2)
+    for entry in ("1-0", "2-0", "3-0"):
+        ledger.admit(entry, AudioEntry(audio=bytes(10)))
+    positions = (0, 9, 10, 29, 30, 1_000)
+    found = [ledger.entry_at(position) for position in positions]
+    assert found == ["1-0", "1-0", "2-0", "3-0", "3-0", "3-0"]
+    ledger.commit_to(14)
+    assert (ledger.entry_at(9), ledger.entry_at(14)) == (None, "2-0")
+    ledger.commit_to(30)
+    assert ledger.entry_at(30) is None
+
+
+def test_a_position_is_covered_but_for_part_of_a_sample() -> None:
+    ledger = Ledger(4)
+    ledger.admit("1-0", AudioEntry(audio=bytes(10)))
+    ledger.commit_to(8)
+    assert [ledger.covers(position) for position in (0, 8, 11, 12)] == [True, True, True, False]

@@ -80,7 +80,8 @@ class Dialer:
     async def pause(self, *, progressed: bool) -> None:
         """Wait as long as is due after a socket that was lost.
 
-        `progressed` tells whether it got audio committed: one that did not is as good as none.
+        `progressed` tells whether it got audio committed, or was sent audio that no socket before
+        it was: one that did neither is as good as none.
         """
         if progressed:
             self._backoff.reset()

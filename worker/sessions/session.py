@@ -81,7 +81,9 @@ class Session:
         if self._tracker.open:
             self.trace.turn_started(snapshot.turns.turn, time.time(), taken_over=True)
         host.usual_lag.inherit(snapshot.lag_s)
-        self._reached = self._ledger.committed_bytes  # as the socket before this one was opened
+        # As the socket before this one was opened.
+        self._reached = self._ledger.committed_bytes
+        self._reached_sent = self._lateness.sent_until
         self._epitaph: Epitaph | None = None
         self._wake = anyio.Event()
         self._conversation: Conversation | None = None
@@ -304,6 +306,7 @@ class Session:
         log.info("%s: connected, request %s", self.name, stream.request_id)
         progressed = self._ledger.committed_bytes > self._reached
         self._reached = self._ledger.committed_bytes
+        self._reached_sent = self._lateness.sent_until
         self._hearing.socket_opened(now)
         self._uplink.attach(stream, now)
         self._lateness.opened(now, self._uplink.fed)
@@ -355,7 +358,9 @@ class Session:
         self._enter(Phase.CONNECTING)
         self._begin_outage()
         self._dialer.failure = error
-        await self._dialer.pause(progressed=progressed)
+        # A long turn commits nothing, but a socket that was sent more of it was of use.
+        sent = self._lateness.sent_until > self._reached_sent
+        await self._dialer.pause(progressed=progressed or sent)
 
     # -- the end
 
