@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 from anyio.from_thread import start_blocking_portal
 from redis import Redis
 
 from schemas import AudioEntry, Encoding, Keys, SessionEntry, decode_audio, decode_session
 from tests.processes import until
+from tests.sounds import pcm, tone
+from tests.sounds import wav as wav_file
 from tests.users import GuardedRedis, as_user
 from tests.waiting import PATIENCE_S
 from worker.cli import main
@@ -36,8 +37,8 @@ def redis_user() -> str:
 def wav(tmp_path: Path) -> Path:
     """350 ms of stereo at 8 kHz."""
     path = tmp_path / "call.wav"
-    tone = np.sin(np.arange(2_800) / 5, dtype=np.float32) / 2
-    soundfile.write(path, np.stack([tone, tone], axis=1), 8_000)
+    one = tone(8_000, 0.35)
+    path.write_bytes(wav_file(pcm(np.stack([one, one])), 8_000, channels=2))
     return path
 
 
