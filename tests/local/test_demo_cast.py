@@ -1,9 +1,12 @@
 """Who plays in the demo, and how their audio comes."""
 
+import os
 from pathlib import Path
 
+import anyio
 import numpy as np
 import pytest
+from anyio import to_thread
 
 from schemas import Encoding
 from tests.sounds import encoded, pcm, wav
@@ -93,3 +96,26 @@ def test_every_file_at_fault_is_told(tmp_path: Path) -> None:
     assert missing.endswith("none.wav: cannot be read: No such file or directory")
     assert "noise.wav is not a sound file" in unreadable
     assert directory.endswith("cannot be read: Is a directory")
+
+
+async def test_a_pipe_plays_once(tmp_path: Path) -> None:
+    path = tmp_path / "fifo.wav"
+    os.mkfifo(path)
+    data = wav(pcm(tone(0.5, 0.5)), 16_000)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(to_thread.run_sync, path.write_bytes, data)
+        (role,) = await to_thread.run_sync(of_files, [path], None)
+        assert role.seconds is role.leaves_s is None
+        audio = b"".join(await chunks(role))
+    assert len(audio) / 32_000 == pytest.approx(2.1)
+    held = os.open(path, os.O_RDWR)
+    with pytest.raises(SettingsError, match="is a pipe, which plays once"):
+        of_files([path], 2)
+    os.close(held)
+
+
+async def test_raw_audio_is_played_at_16_khz(tmp_path: Path) -> None:
+    path = tmp_path / "call.raw"
+    path.write_bytes(pcm(tone(0.5, 0.5)))
+    (role,) = of_files([path], None)
+    assert b"".join(await chunks(role)).startswith(path.read_bytes())

@@ -1,6 +1,7 @@
 """Audio to play into a session: a sound file or raw audio, from a file or a pipe, as it comes."""
 
-import concurrent.futures
+import errno
+import math
 import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Self, TypeVar
 
 import anyio
 from anyio import from_thread, to_thread
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from worker.errors import LocalPartMissing, SoundError
 from worker.extras import how_to_install
@@ -152,7 +153,20 @@ class _FromPipe:
         self._source = source
 
     def read(self, size: int, /) -> bytes:
-        return from_thread.run(self._source.read, size)
+        data = from_thread.run(self._read, size)
+        if data is None:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        return data
+
+    async def _read(self, size: int) -> bytes | None:
+        """Read; return None when cancelled, which cannot be raised through FFmpeg."""
+        # A task that a thread starts after its scope was cancelled is not cancelled by anyio.
+        if anyio.current_effective_deadline() == -math.inf:
+            return None
+        try:
+            return await self._source.read(size)
+        except anyio.get_cancelled_exc_class():
+            return None
 
 
 def _open(named: str) -> BinaryIO:
@@ -187,9 +201,9 @@ def _take(pieces: Iterator[bytes], size: int) -> bytes:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """Run `work`, which may read from the event loop, in a thread; end it when cancelled."""
+    """Run `work`, which may read by way of the event loop, in a thread; end it when cancelled."""
     try:
         return await to_thread.run_sync(work)
-    except concurrent.futures.CancelledError:  # a read was cancelled, because this task is
-        await checkpoint()
+    except SoundError:
+        await checkpoint_if_cancelled()  # then it was a read that was cancelled
         raise

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import av
 import numpy as np
@@ -42,6 +42,10 @@ _OPTIONS: Final = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"
 
 # A pipe may be live: its first sound should not wait for seconds of it to be looked at.
 _PIPE_OPTIONS: Final = {"analyzeduration": "100000"}  # microseconds
+# Tags may be in any encoding. PyAV 18 has to be told so, PyAV 19 knows.
+_TEXT: Final[dict[str, Any]] = (
+    {"metadata_errors": "replace"} if av.__version__.startswith("18.") else {}
+)
 _HEAD_BYTES: Final = 4_096  # of a file, looked at for lengths
 
 # FFmpeg's sample formats: how numpy reads a sample, and what full scale is (0: floats).
@@ -154,7 +158,7 @@ class SoundSource:
             raise SoundError(f"{self.name} holds no audio: it is empty")
         options = _OPTIONS if file.seekable() else _OPTIONS | _PIPE_OPTIONS
         try:
-            self._container = av.open(file, "r", options=options, metadata_errors="replace")
+            self._container = av.open(file, "r", options=options, **_TEXT)
         except (av.FFmpegError, OSError, ValueError) as error:
             self._raise_fault(file)
             said = f"{self.name} is not a sound file that can be read"
@@ -211,7 +215,7 @@ class SoundSource:
                     raise SoundError(f"{self.name}: its audio is encrypted")
                 try:
                     frames = packet.decode()
-                except av.FFmpegError:
+                except (av.FFmpegError, ValueError):
                     self.damaged += 1
                     if not decoded and self.damaged >= _MAX_DAMAGED_AT_START:
                         return

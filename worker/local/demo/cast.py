@@ -94,7 +94,7 @@ def bundled(sessions: int | None) -> list[Role]:
     for place in range(len(_PLAYBILL) if sessions is None else sessions):
         name, stems, line = _PLAYBILL[place % len(_PLAYBILL)]
         parts = [clips[stem] for stem in stems]
-        sources = _look_at([part.path for part in parts])
+        sources = _look_at([part.path for part in parts], once=False)
         cast.append(
             _role(
                 names.take(name),
@@ -114,13 +114,11 @@ def of_files(files: Sequence[Path], sessions: int | None) -> list[Role]:
     Raises SettingsError with a line for each file that cannot be played.
     """
     number = len(files) if sessions is None else sessions
-    sources = _look_at(files)
+    sources = _look_at(files, once=number <= len(files))
     names = _Names()
     cast = []
     for place in range(number):
         file, (source, seconds) = files[place % len(files)], sources[place % len(files)]
-        if isinstance(source, AudioInput) and place >= len(files):
-            raise SettingsError([f"{file} is a pipe, which plays once: ask for fewer --sessions"])
         name = re.sub(r"[^A-Za-z0-9._:-]+", "-", file.stem)[:32]
         cast.append(_role(names.take(name), file.name, _WIDEBAND, place, [(source, seconds)], None))
     return cast
@@ -143,8 +141,8 @@ class _Names:
         return fresh
 
 
-def _look_at(files: Sequence[Path]) -> list[_Source]:
-    """Find out whether the files can be played, and for how long."""
+def _look_at(files: Sequence[Path], *, once: bool) -> list[_Source]:
+    """Find out whether the files can be played, `once` or more often, and for how long."""
     sources: list[_Source] = []
     faults = []
     for file in files:
@@ -153,12 +151,17 @@ def _look_at(files: Sequence[Path]) -> list[_Source]:
         except SoundError as error:
             faults.append(str(error))
             continue
-        if source.is_pipe:
+        if source.is_pipe and once:
             sources.append((source, None))
-        else:
-            with source:
-                sources.append((file, source.seconds))
+            continue
+        with source:
+            if source.is_pipe:
+                faults.append(f"{file} is a pipe, which plays once: ask for fewer --sessions")
+            sources.append((file, source.seconds))
     if faults:
+        for opened, _ in sources:
+            if isinstance(opened, AudioInput):
+                opened.__exit__()
         raise SettingsError(faults)
     return sources
 
