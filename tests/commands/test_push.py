@@ -307,7 +307,7 @@ def test_a_sound_file_that_breaks_off_ends_its_session(
     assert 200_000 < len(audio_of(bus, keys)) < 330_000
 
 
-def test_damage_that_was_left_out_is_told(
+def test_damaged_packets_are_reported(
     tmp_path: Path, bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = bytearray(compressed("libmp3lame", "mp3"))

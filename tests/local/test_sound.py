@@ -232,7 +232,7 @@ def test_channels_are_mixed_down() -> None:
     np.testing.assert_allclose(samples_of(BytesIO(data), RATE), TONE / 2, atol=1e-6)
 
 
-def test_channels_that_cancel_out_are_heard() -> None:
+def test_channels_that_cancel_out_are_not_silent() -> None:
     data = wav(pcm(np.stack([TONE, -TONE])), RATE, channels=2)
     assert_is_the_tone(samples_of(BytesIO(data), RATE))
 

@@ -42,7 +42,7 @@ _OPTIONS: Final = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"
 
 # A pipe may be live: its first sound should not wait for seconds of it to be looked at.
 _PIPE_OPTIONS: Final = {"analyzeduration": "100000"}  # microseconds
-# Tags may be in any encoding. PyAV 18 has to be told so, PyAV 19 knows.
+# Tags may be in any encoding. PyAV 18 needs an option for that, PyAV 19 has none.
 _TEXT: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if av.__version__.startswith("18.") else {}
 )
