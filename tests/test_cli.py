@@ -101,7 +101,7 @@ _WITHOUT_EXTRAS = """
 import sys
 
 sys.modules |= dict.fromkeys(
-    ["numpy", "psutil", "rich", "soundfile", "opentelemetry.exporter.otlp.proto.http"]
+    ["av", "numpy", "psutil", "rich", "opentelemetry.exporter.otlp.proto.http"]
 )
 from worker.cli import main
 

@@ -31,7 +31,7 @@ _COMMANDS = {
     "schema": "print or write the JSON Schemas of everything on the bus",
 }
 
-_LOCAL_PARTS = {"numpy", "onnxruntime", "psutil", "rich", "soundfile", "soxr"}
+_LOCAL_PARTS = {"av", "numpy", "onnxruntime", "psutil", "rich", "soxr"}
 """Modules that only `turnbus[local]` brings."""
 
 _EPILOG = """\

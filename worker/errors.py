@@ -4,6 +4,8 @@ TurnbusError
 ├── SettingsError        settings that cannot work; carries one line per fault
 ├── LocalPartMissing     an embedded part (Redis binary, weights) is not installed
 ├── BusUnavailable       Redis cannot be reached or is not fit to use
+├── SoundError           a sound file that cannot be read or decoded
+│   └── UnknownSound     it begins like no file that is known: it may be raw audio
 ├── NotThere             a session, worker or entry that a command was asked about is not there
 ├── RequeueRefused       a dead entry that would only be refused again
 ├── CommitRefused        a fenced write was refused: another worker owns the session
@@ -40,6 +42,14 @@ class LocalPartMissing(TurnbusError):  # noqa: N818 - reads as what happened
 
 class BusUnavailable(TurnbusError):  # noqa: N818
     """Redis cannot be reached, or refuses what the worker needs."""
+
+
+class SoundError(TurnbusError):
+    """A sound file cannot be read, or holds nothing that can be decoded; the text names it."""
+
+
+class UnknownSound(SoundError):  # noqa: N818
+    """A file that begins like no kind of file that is known. It may be raw audio."""
 
 
 class NotThere(TurnbusError):  # noqa: N818
