@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from uuid import uuid4
@@ -13,6 +13,7 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
+from tests.holes import give_addresses
 from tests.stage import KEY, Place, Stage
 from tests.users import GuardedRedis, as_user, grant, refusals
 from worker.bus.connection import connect
@@ -97,6 +98,12 @@ def redis_7(redis_7_binary: Path) -> Iterator[EmbeddedRedis]:
         portal.wrap_async_context_manager(EmbeddedRedis.start(binary=redis_7_binary)) as server,
     ):
         yield server
+
+
+@pytest.fixture
+def resolving(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[str]]:
+    """Addresses of names, for connects of this process: add to them."""
+    return give_addresses(monkeypatch)
 
 
 @pytest.fixture

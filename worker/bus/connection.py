@@ -5,6 +5,7 @@ idempotent. What is retried here is retried knowingly, as the same bytes.
 """
 
 import logging
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -16,7 +17,12 @@ from hiredis import pack_command
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.connection import AbstractConnection, RedisSSLContext, SSLConnection
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    RedisSSLContext,
+    SSLConnection,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -25,6 +31,7 @@ from worker.addresses import join_host_port, read_servers
 from worker.bus.cluster import Cluster
 from worker.bus.sentinel import Sentinels
 from worker.core.faults import Backoff
+from worker.network import connect_tcp
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +87,10 @@ def _client(url: str, **extra: Any) -> Redis:  # noqa: ANN401 - what the class o
         socket_connect_timeout=_SOCKET_TIMEOUT_S,
         max_connections=MAX_CONNECTIONS,
     )
-    secure = pool.connection_class is SSLConnection
+    transport = _TRANSPORTS.get(pool.connection_class, pool.connection_class)
     pool.connection_class = type(
         pool.connection_class.__name__,
-        (_BusConnection, _TlsConnection if secure else pool.connection_class),
+        (_BusConnection, transport),
         {name: staticmethod(value) for name, value in extra.items()},
     )
     return Redis.from_pool(pool)
@@ -147,7 +154,31 @@ class _BusConnection(AbstractConnection):
             raise
 
 
-class _TlsConnection(SSLConnection):
+class _TcpConnection(Connection):
+    """A connection to whichever address of its host answers first."""
+
+    _socket: socket.socket | None = None
+
+    async def _connect(self) -> None:
+        timeout_s = self.socket_connect_timeout or _SOCKET_TIMEOUT_S
+        try:
+            self._socket = await connect_tcp(self.host, self.port, timeout_s)
+        except TimeoutError as error:  # the client would replace its text
+            words = str(error) if error.errno is None else self._error_message(error)
+            raise exceptions.ConnectionError(words) from error
+        await super()._connect()  # type: ignore[no-untyped-call]
+        self._socket = None  # the transport has it now
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        """Return what `asyncio.open_connection` is called with."""
+        arguments = dict(super()._connection_arguments())
+        if "ssl" in arguments:
+            arguments["server_hostname"] = self.host
+        del arguments["host"], arguments["port"]
+        return {**arguments, "sock": self._socket}
+
+
+class _TlsConnection(_TcpConnection, SSLConnection):
     """A connection with TLS; those with the same options share what they trust and show.
 
     To read that takes 20 ms and 0.9 MiB, for it is every authority of the system, and a worker has
@@ -178,6 +209,13 @@ class _TlsConnection(SSLConnection):
     @property
     def _attempt(self) -> str:
         return f"TLS with {join_host_port(self.host, self.port)}"
+
+
+_TRANSPORTS: dict[type[AbstractConnection], type[AbstractConnection]] = {
+    Connection: _TcpConnection,
+    SSLConnection: _TlsConnection,
+}
+"""What connects in place of the client's own classes."""
 
 
 def is_outage(error: BaseException) -> bool:

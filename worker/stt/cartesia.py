@@ -178,8 +178,9 @@ def _translated(service: Service) -> Iterator[None]:
         raise _refused_upgrade(refused, said) from None
     except SocketClosed as end:
         raise faults.closed(end.code, service.without_key(end.reason)) from None
-    except TimeoutError:
-        raise SttTransient(f"no `connected` within {OPEN_TIMEOUT_S:g} s") from None
+    except TimeoutError as error:
+        said = str(error) or f"no `connected` within {OPEN_TIMEOUT_S:g} s"
+        raise SttTransient(said) from None
     except ssl.SSLError as error:
         raise SttTransient(f"cannot connect: TLS: {tls.in_words(error, _TRUST)}") from None
     except (OSError, msgspec.DecodeError) as error:

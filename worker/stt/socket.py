@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Mapping
 from functools import cache
 from typing import cast
-from urllib.parse import urlsplit
 
 import anyio
 from websockets.client import ClientProtocol
@@ -22,10 +21,15 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from worker.addresses import service_address
+from worker.network import connect_tcp
 from worker.stt.frames import FrameWriter
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 """Largest message taken from the service."""
+
+CONNECT_TIMEOUT_S = 8.0
+"""For the name lookup and the TCP connect; the caller's deadline covers TLS and the upgrade too."""
 
 _CLOSE_GRACE_S = 2.0
 
@@ -260,16 +264,17 @@ async def open_socket(url: str, headers: Mapping[str, str]) -> Socket:
     Raises `OSError` (no connection, TLS), `HandshakeRefused`. The caller sets the deadline; on
     cancellation nothing stays open.
     """
-    parts = urlsplit(url)
-    socket = Socket(ClientProtocol(parse_uri(url), max_size=MAX_MESSAGE_BYTES), headers)
-    secure = parts.scheme == "wss"
+    uri = parse_uri(url)
+    socket = Socket(ClientProtocol(uri, max_size=MAX_MESSAGE_BYTES), headers)
     loop = asyncio.get_running_loop()
+    host, port = service_address(url)
+    connection = await connect_tcp(host, port, CONNECT_TIMEOUT_S)
     try:
         await loop.create_connection(
             lambda: socket,
-            parts.hostname or "",
-            parts.port or (443 if secure else 80),
-            ssl=_tls() if secure else None,
+            sock=connection,
+            ssl=_tls() if uri.secure else None,
+            server_hostname=host if uri.secure else None,
         )
         await socket.handshake()
     except BaseException:
