@@ -1,5 +1,6 @@
 """Fixtures every test may use."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -33,6 +34,13 @@ settings.load_profile("untimed")
 def anyio_backend() -> str:
     """Run async tests on asyncio: redis-py and websockets need it."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no proxy of this machine between a test and what it connects to."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

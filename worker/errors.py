@@ -56,19 +56,27 @@ class SttError(TurnbusError):
     """The STT service refused or failed.
 
     `status` is the HTTP-like status or close code, 0 where there was none; `code` the service's
-    own error code; `request_id` what its support asks for. Never holds a key or a URL.
+    own error code; `request_id` what its support asks for. `advice` is what the operator should do,
+    empty where that follows from the class. Never holds a key or a URL.
     """
 
     fault_class: ClassVar[str]
     """The class in one word, for metrics and spans."""
 
     def __init__(
-        self, message: str, *, status: int = 0, code: str = "", request_id: str = ""
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        code: str = "",
+        request_id: str = "",
+        advice: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.request_id = request_id
+        self.advice = advice
 
 
 class SttPermanent(SttError):  # noqa: N818
@@ -78,7 +86,7 @@ class SttPermanent(SttError):  # noqa: N818
 
 
 class SttCredentials(SttError):  # noqa: N818
-    """The key or the credit was refused (401, 402, 403)."""
+    """The key or the credit was refused (401, 402, 403), or this worker by its proxy."""
 
     fault_class = "credentials"
 

@@ -40,6 +40,7 @@ from worker.sessions.publisher import Retention
 from worker.sessions.session import Session
 from worker.settings import Settings
 from worker.stt.cartesia import PROVIDER, Service
+from worker.stt.proxy import find_proxy
 from worker.telemetry.spans import Tracing
 from worker.telemetry.stats import Stats
 from worker.tenure import Tenure
@@ -54,7 +55,10 @@ LEAVE_S = 2.0
 
 
 class Worker:
-    """One worker process's work, on one event loop."""
+    """One worker process's work, on one event loop.
+
+    Raises `SettingsError` for a proxy in the environment that cannot be used.
+    """
 
     def __init__(self, settings: Settings, key: str) -> None:
         self._settings = settings
@@ -79,7 +83,12 @@ class Worker:
             retention=Retention(
                 settings.retention_s, settings.turns_retention_s, settings.turns_maxlen
             ),
-            service=Service(settings.stt_url, settings.stt_version, key),
+            service=Service(
+                settings.stt_url,
+                settings.stt_version,
+                key,
+                find_proxy(settings.stt_url, os.environ),
+            ),
             model=settings.stt_model,
             turn=settings.turn_config,
             pace=Pace(

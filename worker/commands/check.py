@@ -31,6 +31,7 @@ from worker.errors import (
 from worker.plurals import counted
 from worker.settings import Settings, api_key
 from worker.stt.cartesia import Service, StreamSettings, open_stream
+from worker.stt.proxy import find_proxy
 from worker.telemetry.otlp import metric_push
 
 Check: TypeAlias = Literal[
@@ -229,7 +230,9 @@ async def _check_rights(redis: Redis, prefix: str, report: Report) -> None:
 async def _check_service(settings: Settings, report: Report) -> None:
     """Open a socket with the settings, and close it."""
     key = api_key(settings, os.environ)
-    service = Service(settings.stt_url, settings.stt_version, key)
+    proxy = find_proxy(settings.stt_url, os.environ)
+    service = Service(settings.stt_url, settings.stt_version, key, proxy)
+    through = f" through the proxy {proxy.address}" if proxy else ""
     stream_settings = StreamSettings(
         model=settings.stt_model,
         encoding=Encoding.PCM_S16LE,
@@ -242,7 +245,10 @@ async def _check_service(settings: Settings, report: Report) -> None:
     except SttError as error:
         result: Literal["warn", "fail"] = "warn" if isinstance(error, SttBusy) else "fail"
         asked = f" (request {error.request_id})" if error.request_id else ""
-        report(Finding("service", result, f"{error}{asked}; {_STT_ADVICE[type(error)]}"))
+        advice = error.advice or _STT_ADVICE[type(error)]
+        if proxy and proxy.address in str(error):
+            through = ""
+        report(Finding("service", result, f"{error}{asked}{through}; {advice}"))
     else:
         detail = f"{settings.stt_url} takes the key and {settings.stt_model} (request {request})"
-        report(Finding("service", "ok", detail))
+        report(Finding("service", "ok", f"{detail}{through}"))

@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
@@ -20,8 +21,10 @@ from websockets.exceptions import WebSocketException
 from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
 from worker import tls
+from worker.addresses import service_address
 from worker.core import faults
 from worker.errors import SttBusy, SttCredentials, SttError, SttTransient
+from worker.stt.proxy import Proxy, ProxyRefused
 from worker.stt.socket import HandshakeRefused, Socket, SocketClosed, open_socket
 
 PROVIDER = "cartesia"
@@ -37,6 +40,7 @@ class Service:
     url: str
     version: str
     key: str = field(repr=False)
+    proxy: Proxy | None = field(default=None, repr=False)
 
     def without_key(self, said: str) -> str:
         """Return what the service said, should it have repeated our key, without it."""
@@ -152,7 +156,7 @@ async def open_stream(service: Service, settings: StreamSettings) -> Stream:
     """
     headers = {"X-API-Key": service.key, "Cartesia-Version": service.version}
     with _translated(service), anyio.fail_after(OPEN_TIMEOUT_S):
-        socket = await open_socket(f"{service.url}?{settings.query()}", headers)
+        socket = await open_socket(f"{service.url}?{settings.query()}", headers, service.proxy)
         ignored = 0
         try:
             while isinstance(message := await _next_message(socket, service), cartesia.Unknown):
@@ -176,6 +180,8 @@ def _translated(service: Service) -> Iterator[None]:
     except HandshakeRefused as refused:
         said = service.without_key(refused.body.decode("utf-8", "replace"))
         raise _refused_upgrade(refused, said) from None
+    except ProxyRefused as refused:
+        raise _refused_by_proxy(refused.status, service) from None
     except SocketClosed as end:
         raise faults.closed(end.code, service.without_key(end.reason)) from None
     except TimeoutError as error:
@@ -207,6 +213,23 @@ def _refused(error: cartesia.Error) -> SttError:
         code=error.error_code or "",
         request_id=error.request_id or "",
     )
+
+
+def _refused_by_proxy(status: int, service: Service) -> SttError:
+    """Tell a proxy that will not serve this worker from one that cannot just now."""
+    where = service.proxy.address if service.proxy else ""
+    variable = service.proxy.variable if service.proxy else ""
+    known = {each.value: f" {each.phrase}" for each in HTTPStatus}
+    message = f"the proxy {where} refuses: HTTP {status}{known.get(status, '')}"
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return SttCredentials(
+            message, status=status, advice=f"mend user and password in {variable}"
+        )
+    if status == HTTPStatus.FORBIDDEN:
+        host, _ = service_address(service.url)
+        advice = f"have the proxy allow {host}, or put {host} into NO_PROXY"
+        return SttCredentials(message, status=status, advice=advice)
+    return SttTransient(message, status=status, advice=f"see that the proxy in {variable} works")
 
 
 class _ErrorBody(msgspec.Struct):

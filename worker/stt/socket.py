@@ -19,11 +19,11 @@ from websockets.exceptions import InvalidHandshake, InvalidMessage
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
-from websockets.uri import parse_uri
+from websockets.uri import WebSocketURI, parse_uri
 
-from worker.addresses import service_address
 from worker.network import connect_tcp
 from worker.stt.frames import FrameWriter
+from worker.stt.proxy import Proxy
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 """Largest message taken from the service."""
@@ -258,26 +258,44 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-async def open_socket(url: str, headers: Mapping[str, str]) -> Socket:
+async def open_socket(url: str, headers: Mapping[str, str], proxy: Proxy | None = None) -> Socket:
     """Connect, upgrade, and return the open socket.
 
-    Raises `OSError` (no connection, TLS), `HandshakeRefused`. The caller sets the deadline; on
-    cancellation nothing stays open.
+    Raises `OSError` (no connection, TLS), `HandshakeRefused`, `ProxyRefused`. The caller sets the
+    deadline; on cancellation nothing stays open.
     """
     uri = parse_uri(url)
     socket = Socket(ClientProtocol(uri, max_size=MAX_MESSAGE_BYTES), headers)
-    loop = asyncio.get_running_loop()
-    host, port = service_address(url)
-    connection = await connect_tcp(host, port, CONNECT_TIMEOUT_S)
     try:
-        await loop.create_connection(
-            lambda: socket,
-            sock=connection,
-            ssl=_tls() if uri.secure else None,
-            server_hostname=host if uri.secure else None,
-        )
+        if proxy is None:
+            await _connect(socket, uri)
+        else:
+            await _connect_through(proxy, socket, uri)
         await socket.handshake()
     except BaseException:
         socket.abort("handshake given up")
         raise
     return socket
+
+
+async def _connect(socket: Socket, uri: WebSocketURI) -> None:
+    await asyncio.get_running_loop().create_connection(
+        lambda: socket,
+        sock=await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S),
+        ssl=_tls() if uri.secure else None,
+        server_hostname=uri.host if uri.secure else None,
+    )
+
+
+async def _connect_through(proxy: Proxy, socket: Socket, uri: WebSocketURI) -> None:
+    tunnel = await proxy.connect(uri, _tls, CONNECT_TIMEOUT_S)
+    try:
+        transport = await asyncio.get_running_loop().start_tls(
+            tunnel, socket, _tls(), server_hostname=uri.host
+        )
+    except BaseException:
+        tunnel.abort()
+        raise
+    if transport is None:
+        raise ConnectionResetError(f"proxy {proxy.address} closed the connection")
+    socket.connection_made(transport)
