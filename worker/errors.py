@@ -3,6 +3,7 @@
 TurnbusError
 ├── SettingsError        settings that cannot work; carries one line per fault
 ├── LocalPartMissing     an embedded part (Redis binary, weights) is not installed
+├── TooFewFiles          this process may open too few files to run at all
 ├── BusUnavailable       Redis cannot be reached or is not fit to use
 ├── NotThere             a session, worker or entry that a command was asked about is not there
 ├── RequeueRefused       a dead entry that would only be refused again
@@ -12,6 +13,7 @@ TurnbusError
     ├── SttCredentials   key or credit refused; the session waits
     ├── SttBusy          the plan's concurrency is used up; wait
     └── SttTransient     anything a new connection may cure
+        └── SttShortage  this machine lacks what a socket needs; another worker may not
 
 Schema faults are `schemas.EntryFault` (a ValueError), raised before anything is owned.
 """
@@ -34,6 +36,10 @@ class SettingsError(TurnbusError):
 
 class LocalPartMissing(TurnbusError):  # noqa: N818 - reads as what happened
     """An embedded part is not installed; the text names the package to install."""
+
+
+class TooFewFiles(TurnbusError):  # noqa: N818
+    """The limit of open files leaves a worker no room to run, let alone sessions."""
 
 
 class BusUnavailable(TurnbusError):  # noqa: N818
@@ -101,3 +107,9 @@ class SttTransient(SttError):  # noqa: N818
     """A failure that a new connection may cure: cuts, 5xx, timeouts."""
 
     fault_class = "transient"
+
+
+class SttShortage(SttTransient):
+    """No descriptor, memory, local port or thread is left on this machine for a socket."""
+
+    fault_class = "shortage"

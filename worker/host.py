@@ -29,6 +29,7 @@ from worker.errors import SttError
 from worker.keepers import Faults
 from worker.outage import Outage
 from worker.sessions.publisher import Retention
+from worker.shortage import Shortage
 from worker.stt.cartesia import Service
 from worker.telemetry.logs import SessionName
 from worker.telemetry.spans import Tracing
@@ -187,6 +188,7 @@ class Host:
     credentials: Credentials = field(default_factory=Credentials)
     crashes: Crashes = field(default_factory=Crashes)
     outage: Outage = field(default_factory=Outage)
+    shortage: Shortage = field(default_factory=Shortage)
     catch_up: CatchUp = field(default_factory=CatchUp)
     usual_lag: UsualLag = field(default_factory=UsualLag)
     wakefulness: Wakefulness = field(default_factory=lambda: Wakefulness(time.monotonic()))

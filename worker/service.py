@@ -16,6 +16,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from schemas.keys import Keys
 from schemas.turns import WorkerRecord
+from worker import descriptors
 from worker.addresses import service_address
 from worker.admin import Readiness
 from worker.arrivals import INTAKE_BLOCK_MS, Arrivals
@@ -127,10 +128,21 @@ class Worker:
                 "starting" if not self._began and self.health.up else None,
                 f"stt: {self.host.credentials.fault}" if self.host.credentials.fault else None,
                 f"busy: {self._overload.fault}" if self._overload.fault else None,
+                f"shortage: {self.host.shortage.fault}" if self.host.shortage.fault else None,
+                None if self.capacity else f"shortage: {self._shortfall}",
             )
             if reason
         ]
-        return Readiness(not reasons, tuple(reasons), len(self.roster), self._settings.max_sessions)
+        return Readiness(not reasons, tuple(reasons), len(self.roster), self.capacity)
+
+    @property
+    def capacity(self) -> int:
+        """How many sessions this worker takes: as set, and as many as it may open sockets for."""
+        return descriptors.capacity(self._settings, descriptors.limits()[0])
+
+    @property
+    def _shortfall(self) -> str | None:
+        return descriptors.shortfall(self._settings, descriptors.limits()[0])
 
     def drain(self) -> None:
         """Stop taking sessions, hand on those that run, and then do nothing until stopped."""
@@ -185,6 +197,7 @@ class Worker:
             keepers.start_soon(keep, "liveness", self._liveness.watch)
             keepers.start_soon(keep, "sweeper", self._sweeper.run)
             keepers.start_soon(keep, "orders", self._obey_drain)
+            keepers.start_soon(keep, "handover", self._release_stranded)
             take = partial(self._take_sessions, arrivals)
             await self._unless_stopped(partial(keep, "arrivals", take))
             await self._hand_on(arrivals)
@@ -228,15 +241,20 @@ class Worker:
     async def _take_sessions(self, arrivals: Arrivals) -> None:
         self._began = True
         log.info("taking sessions as %s", self.host.intake.consumer)
-        crashes = self.host.crashes
+        crashes, shortage = self.host.crashes, self.host.shortage
         while not self._draining:
             arrivals.try_again()  # whatever room there is: nobody else may take them
             taken = len(self.roster) + len(crashes.held) + arrivals.under_way
-            room = min(CLAIM_AT_MOST, self._settings.max_sessions - taken)
-            room = self._overload.room(room, time.monotonic())
+            room = min(CLAIM_AT_MOST, self.capacity - taken)
             if not len(self.roster):
                 self.host.credentials.doubt()  # nobody is left to find out that they are good again
-            if room <= 0 or self.host.credentials.fault is not None:
+            shortage.look(time.monotonic())
+            if shortage.fault is None and self.host.credentials.fault is None:
+                room = self._overload.room(room, time.monotonic())
+                room = shortage.room(room, time.monotonic())
+            else:
+                room = 0
+            if room <= 0:
                 await anyio.sleep(INTAKE_BLOCK_MS / 1000)
                 continue
             await arrivals.take_all(await arrivals.look_for(room))
@@ -263,7 +281,7 @@ class Worker:
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 sessions=len(self.roster),
-                capacity=self._settings.max_sessions,
+                capacity=self.capacity,
                 state=state,
                 heartbeat=time.time(),
             ),
@@ -327,6 +345,17 @@ class Worker:
             await anyio.sleep(0.05)
         with self.host.faults.contained("handover"):
             await self.roster.give_back_held()
+
+    async def _release_stranded(self) -> None:
+        """Let other workers take the sessions for which this machine cannot open a socket."""
+        while True:
+            await anyio.sleep(TICK_S)
+            if self.host.shortage.fault is None or self._draining:
+                continue
+            async with anyio.create_task_group() as tasks:
+                for session in self.roster:
+                    if session.stranded:
+                        tasks.start_soon(self._give_back, session)
 
     async def _give_back(self, session: Session) -> None:
         with self.host.faults.contained("handover"):

@@ -70,7 +70,8 @@ class Check:
 
 
 ALL_WELL = dict.fromkeys(
-    ("settings", "admin", "traces", "metrics", "redis", "memory", "rights", "service"), "ok"
+    ("settings", "files", "admin", "traces", "metrics", "redis", "memory", "rights", "service"),
+    "ok",
 )
 
 
@@ -293,9 +294,9 @@ def test_telemetry_that_is_disabled_has_no_faults(
 @pytest.mark.usefixtures("stt")
 def test_redis_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNBUS_REDIS_URL", f"redis://:{KEY}@127.0.0.1:1/0")
-    assert check() == dict.fromkeys(("settings", "admin", "traces", "metrics", "service"), "ok") | {
-        "redis": "fail"
-    }
+    assert check() == dict.fromkeys(
+        ("settings", "files", "admin", "traces", "metrics", "service"), "ok"
+    ) | {"redis": "fail"}
     assert check.code == 1
     assert check.details["redis"].startswith("Redis at redis://***@127.0.0.1:1/0: ")
 

@@ -11,7 +11,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from schemas import Encoding, Keys
-from worker import telemetry
+from worker import descriptors, telemetry
 from worker.addresses import join_host_port, redacted
 from worker.admin import Readiness, serve_admin
 from worker.bus.cluster import Cluster
@@ -35,7 +35,7 @@ from worker.stt.proxy import find_proxy
 from worker.telemetry.otlp import metric_push
 
 Check: TypeAlias = Literal[
-    "settings", "admin", "traces", "metrics", "redis", "memory", "rights", "service"
+    "settings", "files", "admin", "traces", "metrics", "redis", "memory", "rights", "service"
 ]
 
 _COLLECTOR_TIMEOUT_S = 3.0
@@ -104,6 +104,7 @@ def run(arguments: Namespace) -> int:
 
 async def _check(settings: Settings, report: Report) -> bool:
     """Report on everything; return whether a worker would take the settings."""
+    _check_files(settings, report)
     usable = await _takes("admin", _check_admin, settings, report)
     usable &= await _takes("traces", _check_traces, settings, report)
     usable &= await _takes("metrics", _check_metrics, settings, report)
@@ -129,6 +130,18 @@ async def _takes(
             report(Finding(check, "fail", fault))
         return False
     return True
+
+
+def _check_files(settings: Settings, report: Report) -> None:
+    """Compare the limit that `turnbus run` raises its own to with what the settings need."""
+    _, hard = descriptors.limits()
+    if too_few := descriptors.shortfall(settings, hard):
+        fits = descriptors.capacity(settings, hard)
+        report(Finding("files", "warn" if fits else "fail", too_few))
+        return
+    allowed = "any number" if hard == descriptors.UNLIMITED else str(hard)
+    detail = f"{descriptors.needed(settings)} are needed, {allowed} may be open"
+    report(Finding("files", "ok", detail))
 
 
 async def _check_admin(settings: Settings, report: Report) -> None:

@@ -13,7 +13,7 @@ from worker.bus.gate import Seat
 from worker.bus.intake import Ownership
 from worker.core.configs import Configs
 from worker.core.faults import Backoff
-from worker.errors import SttBusy, SttCredentials, SttPermanent, SttTransient
+from worker.errors import SttBusy, SttCredentials, SttPermanent, SttShortage, SttTransient
 from worker.host import Host
 from worker.sessions.narrator import Narrator
 from worker.stt.cartesia import Stream, StreamSettings, open_stream
@@ -38,6 +38,8 @@ class Dialer:
         self._narrator = narrator
         self._seat = Seat.of(entry.lane, entry.session, ownership.fence)
         self._backoff = Backoff()
+        self.stranded = False
+        """This machine could not open a socket when the session wanted one last."""
 
     async def dial(self) -> Stream:
         """Return an open stream, waiting for a permit and as the refusals ask for.
@@ -45,6 +47,7 @@ class Dialer:
         Raises `SttPermanent` if the service will never take these settings.
         """
         wanted = time.monotonic()
+        self.stranded = False
         if await self._host.gate.enter(self._seat):
             self._host.stats.gate_wait.observe(time.monotonic() - wanted)
         slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
@@ -61,6 +64,9 @@ class Dialer:
             except SttCredentials as error:
                 self._refused(error, settings.model)
                 wait_s = slow.next_s()
+            except SttShortage as error:
+                self._short(error)
+                wait_s = self._backoff.next_s()
             except (SttBusy, SttTransient) as error:
                 self._failed(error)
                 wait_s = self._backoff.next_s()
@@ -125,6 +131,7 @@ class Dialer:
                 stream = await open_stream(host.service, settings)
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         host.credentials.accepted()
+        host.shortage.connected(time.monotonic())
         host.outage.ended(time.monotonic())
         host.stats.connects["ok"] += 1
         host.stats.provider_unknown += stream.ignored
@@ -143,3 +150,9 @@ class Dialer:
         level = logging.DEBUG if self._backoff.failures else logging.INFO
         log.log(level, "%s: %s", self._name, error)
         self._host.outage.failed(self._name, error, time.monotonic())
+
+    def _short(self, error: SttShortage) -> None:
+        self._host.stats.connects[error.fault_class] += 1
+        log.debug("%s: %s", self._name, error)
+        self._host.shortage.met(error, time.monotonic())
+        self.stranded = True

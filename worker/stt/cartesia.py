@@ -23,7 +23,9 @@ from schemas.audio import Encoding, TurnConfig
 from worker import tls
 from worker.addresses import service_address
 from worker.core import faults
-from worker.errors import SttBusy, SttCredentials, SttError, SttTransient
+from worker.descriptors import shortage_in_words
+from worker.errors import SttBusy, SttCredentials, SttError, SttShortage, SttTransient
+from worker.network import SHORTAGE_ERRNOS
 from worker.stt.proxy import Proxy, ProxyRefused
 from worker.stt.socket import HandshakeRefused, Socket, SocketClosed, open_socket
 
@@ -190,6 +192,8 @@ def _translated(service: Service) -> Iterator[None]:
     except ssl.SSLError as error:
         raise SttTransient(f"cannot connect: TLS: {tls.in_words(error, _TRUST)}") from None
     except (OSError, msgspec.DecodeError) as error:
+        if isinstance(error, OSError) and error.errno in SHORTAGE_ERRNOS:
+            raise SttShortage(shortage_in_words(error)) from None
         raise SttTransient(f"cannot connect: {type(error).__name__}: {error}") from None
     except (UnicodeError, WebSocketException) as error:
         # These may quote the URL, and with it key terms.

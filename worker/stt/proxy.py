@@ -19,6 +19,7 @@ from websockets.proxy import prepare_connect_request
 from websockets.uri import WebSocketURI
 
 from worker.addresses import join_host_port, service_address
+from worker.descriptors import session_socket
 from worker.errors import SettingsError
 from worker.network import connect_tcp
 
@@ -99,7 +100,7 @@ class Proxy:
         try:
             transport, answer = await asyncio.get_running_loop().create_connection(
                 partial(_Connect, prepare_connect_request(http, uri)),
-                sock=await connect_tcp(http.host, http.port, timeout_s),
+                sock=await connect_tcp(http.host, http.port, timeout_s, session_socket),
                 ssl=context() if secure else None,
                 server_hostname=http.host if secure else None,
             )

@@ -21,6 +21,7 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
+from worker.descriptors import session_socket
 from worker.network import connect_tcp
 from worker.stt.frames import FrameWriter
 from worker.stt.proxy import Proxy
@@ -281,7 +282,7 @@ async def open_socket(url: str, headers: Mapping[str, str], proxy: Proxy | None 
 async def _connect(socket: Socket, uri: WebSocketURI) -> None:
     await asyncio.get_running_loop().create_connection(
         lambda: socket,
-        sock=await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S),
+        sock=await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket),
         ssl=_tls() if uri.secure else None,
         server_hostname=uri.host if uri.secure else None,
     )
