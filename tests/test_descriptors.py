@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -113,14 +112,14 @@ class Few:
 
     def limit(self, soft: int | None = None) -> int:
         """Return the soft limit; set it, if one is given."""
-        before: int
-        before, hard = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
+        process = psutil.Process(self.pid)
+        before, hard = process.rlimit(psutil.RLIMIT_NOFILE)
         if soft is not None:
-            resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (soft, hard))
-        return before
+            process.rlimit(psutil.RLIMIT_NOFILE, (soft, hard))
+        return int(before)
 
     def open_files(self) -> int:
-        return psutil.Process(self.pid).num_fds()
+        return int(psutil.Process(self.pid).num_fds())
 
     async def readiness(self) -> Readiness | None:
         def ask() -> Readiness | None:

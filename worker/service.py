@@ -29,9 +29,8 @@ from worker.bus.lanes import Lanes
 from worker.bus.liveness import Liveness
 from worker.bus.orders import until_drain
 from worker.bus.reader import AudioReader
-from worker.bus.rights import missing_rights
+from worker.bus.rights import unfitness
 from worker.bus.sweeper import Sweeper
-from worker.errors import BusUnavailable
 from worker.host import Host, Pace, Undertaker
 from worker.keepers import Faults
 from worker.overload import Overload
@@ -51,6 +50,9 @@ log = logging.getLogger(__name__)
 CLAIM_AT_MOST = 50
 HEARTBEAT_S = 1.0
 TICK_S = 0.1
+FITNESS_S = 2.0
+"""Between looks at a Redis that cannot be worked with."""
+
 LEAVE_S = 2.0
 """How long taking our record off the bus may take."""
 
@@ -124,8 +126,8 @@ class Worker:
             reason
             for reason in (
                 "draining" if self._draining else None,
-                f"redis: {self.health.fault}" if self.health.fault else None,
-                "starting" if not self._began and self.health.up else None,
+                f"redis: {self._redis_fault}" if self._redis_fault else None,
+                "starting" if not self._began and not self._redis_fault else None,
                 f"stt: {self.host.credentials.fault}" if self.host.credentials.fault else None,
                 f"busy: {self._overload.fault}" if self._overload.fault else None,
                 f"shortage: {self.host.shortage.fault}" if self.host.shortage.fault else None,
@@ -134,6 +136,10 @@ class Worker:
             if reason
         ]
         return Readiness(not reasons, tuple(reasons), len(self.roster), self.capacity)
+
+    @property
+    def _redis_fault(self) -> str | None:
+        return self.health.unfit or self.health.fault
 
     @property
     def capacity(self) -> int:
@@ -157,7 +163,7 @@ class Worker:
     async def run(self) -> None:
         """Work until stopped and everything is handed on.
 
-        Raises `BusUnavailable` if the Redis user may not do what a worker does.
+        Raises redis-py's NoPermissionError if a right is taken away from the Redis user.
         """
         async with closing(self.redis), anyio.create_task_group() as tasks:
             keep = self.host.faults.keep
@@ -198,6 +204,7 @@ class Worker:
             keepers.start_soon(keep, "sweeper", self._sweeper.run)
             keepers.start_soon(keep, "orders", self._obey_drain)
             keepers.start_soon(keep, "handover", self._release_stranded)
+            keepers.start_soon(keep, "fitness", self._watch_fitness)
             take = partial(self._take_sessions, arrivals)
             await self._unless_stopped(partial(keep, "arrivals", take))
             await self._hand_on(arrivals)
@@ -213,28 +220,39 @@ class Worker:
             )
 
     async def _reach_bus(self) -> None:
-        """Wait for Redis, and see that it lets us work.
+        """Wait for Redis, and until it is one that a worker can work with."""
+        while True:
+            if not await self._is_unfit():
+                return
+            await anyio.sleep(FITNESS_S)
 
-        Raises `BusUnavailable` if the Redis user lacks a right that a worker needs.
-        """
+    async def _is_unfit(self) -> bool:
+        """Find out whether Redis can be worked with, and note what it lacks."""
+        unfit = partial(unfitness, self.redis, self.host.keys)
         try:
-            await patiently(self.health, self._check_rights)
-            await patiently(self.health, self.host.intake.ensure_group)
+            lacking = await patiently(self.health, unfit)
+            if lacking is None:
+                await patiently(self.health, self.host.intake.ensure_group)
         except ResponseError as error:
-            raise BusUnavailable(
-                f"Redis does not let this worker work: {describe(error)}"
-            ) from error
+            lacking = describe(error)
+        if lacking is None:
+            self.health.fits()
+        else:
+            self.health.lacks(lacking)
+        return lacking is not None
+
+    async def _watch_fitness(self) -> None:
+        """Find out when a Redis that became unfit can be worked with again."""
+        while True:
+            await anyio.sleep(FITNESS_S)
+            if self.health.unfit is not None:
+                await self._is_unfit()
 
     async def _unless_stopped(self, work: Callable[[], Awaitable[None]]) -> bool:
         """Do `work`, but do not wait for Redis once stopped; return whether it was done."""
         with anyio.CancelScope() as self._waiting:
             await work()
         return not self._waiting.cancelled_caught
-
-    async def _check_rights(self) -> None:
-        missing = await missing_rights(self.redis, self.host.keys)
-        if missing.commands or missing.keys:
-            raise BusUnavailable(f"Redis does not let this worker work: {missing}")
 
     # -- taking sessions, and keeping them
 
@@ -249,7 +267,8 @@ class Worker:
             if not len(self.roster):
                 self.host.credentials.doubt()  # nobody is left to find out that they are good again
             shortage.look(time.monotonic())
-            if shortage.fault is None and self.host.credentials.fault is None:
+            faults = (shortage.fault, self.host.credentials.fault, self.health.unfit)
+            if not any(faults):
                 room = self._overload.room(room, time.monotonic())
                 room = shortage.room(room, time.monotonic())
             else:
@@ -293,7 +312,7 @@ class Worker:
         while True:
             now = time.monotonic()
             self.host.wakefulness.look(now)
-            if self._draining and not self.health.up:
+            if self._draining and self._redis_fault is not None:
                 self._waiting.cancel()  # for Redis, and there is nothing to do with it any more
             for session in self.roster:
                 if session.refused is not None:

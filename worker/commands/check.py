@@ -4,16 +4,18 @@ import os
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import anyio
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError
 
 from schemas import Encoding, Keys
 from worker import descriptors, telemetry
 from worker.addresses import join_host_port, redacted
 from worker.admin import Readiness, serve_admin
+from worker.bus import fitness
 from worker.bus.cluster import Cluster
 from worker.bus.connection import describe
 from worker.bus.rights import missing_rights
@@ -40,7 +42,6 @@ Check: TypeAlias = Literal[
 
 _COLLECTOR_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 1.0
-_OLDEST_REDIS = (7, 0)
 _STT_ADVICE: dict[type[SttError], str] = {
     SttBusy: "the key is good, but every socket of the plan is in use",
     SttCredentials: "mend the key or the account's credit; until then sessions wait",
@@ -205,19 +206,18 @@ async def _check_collector(signal: telemetry.Signal, report: Report) -> None:
 
 
 async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None:
-    masters = await redis.masters() if isinstance(redis, Cluster) else [redis]
-    abouts: list[dict[str, Any]] = [await master.info() for master in masters]
-    about = min(abouts, key=_version)
-    name = "Valkey" if "valkey_version" in about else "Redis"
-    where = f"{name} {'.'.join(map(str, _version(about)))} at {redacted(settings.redis_url)}"
+    servers = await fitness.servers(redis)
+    where = redacted(settings.redis_url)
+    fault = next(filter(None, (server.fault for server in servers)), None)
+    shown = " and ".join(dict.fromkeys(server.shown for server in servers))
+    shown = shown or "a server that does not let this user ask for its version"
     if isinstance(redis, Cluster):
-        where += f", a cluster of {counted(len(masters), 'master')}"
-    if _version(about) >= _OLDEST_REDIS:
-        report(Finding("redis", "ok", where))
+        where += f", a cluster of {counted(len(await redis.masters()), 'master')}"
+    if fault:
+        report(Finding("redis", "fail", f"Redis at {where}: {fault}"))
     else:
-        oldest = ".".join(map(str, _OLDEST_REDIS))
-        report(Finding("redis", "fail", f"{where} is too old; run {oldest} or later"))
-    policies = {str(each.get("maxmemory_policy", "unknown")) for each in abouts}
+        report(Finding("redis", "ok", f"{shown} at {where}"))
+    policies = {server.maxmemory_policy for server in servers} or {"unknown"}
     policy = " and ".join(sorted(policies - {"noeviction"}))
     if not policy:
         report(Finding("memory", "ok", "maxmemory-policy is noeviction"))
@@ -227,14 +227,13 @@ async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None
     await _check_rights(redis, settings.prefix, report)
 
 
-def _version(about: dict[str, Any]) -> tuple[int, ...]:
-    version = str(about.get("valkey_version") or about["redis_version"])
-    return tuple(map(int, version.split(".")))
-
-
 async def _check_rights(redis: Redis, prefix: str, report: Report) -> None:
-    missing = await missing_rights(redis, Keys(prefix))
-    if missing.commands or missing.keys or missing.faults:
+    try:
+        missing = await missing_rights(redis, Keys(prefix))
+    except ReadOnlyError as error:
+        report(Finding("rights", "fail", describe(error)))
+        return
+    if missing:
         report(Finding("rights", "fail", str(missing)))
     else:
         report(Finding("rights", "ok", f"every command a worker needs, on keys {prefix}:*"))
