@@ -1,8 +1,9 @@
 """Fixtures every test may use."""
 
+import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from uuid import uuid4
@@ -13,6 +14,7 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
+from tests.holes import give_addresses
 from tests.stage import KEY, Place, Stage
 from tests.users import GuardedRedis, as_user, grant, refusals
 from worker.bus.connection import connect
@@ -32,6 +34,13 @@ settings.load_profile("untimed")
 def anyio_backend() -> str:
     """Run async tests on asyncio: redis-py and websockets need it."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no proxy of this machine between a test and what it connects to."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +106,12 @@ def redis_7(redis_7_binary: Path) -> Iterator[EmbeddedRedis]:
         portal.wrap_async_context_manager(EmbeddedRedis.start(binary=redis_7_binary)) as server,
     ):
         yield server
+
+
+@pytest.fixture
+def resolving(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[str]]:
+    """Addresses of names, for connects of this process: add to them."""
+    return give_addresses(monkeypatch)
 
 
 @pytest.fixture

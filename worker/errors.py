@@ -3,6 +3,7 @@
 TurnbusError
 ├── SettingsError        settings that cannot work; carries one line per fault
 ├── LocalPartMissing     an embedded part (Redis binary, weights) is not installed
+├── TooFewFiles          this process may open too few files to run at all
 ├── BusUnavailable       Redis cannot be reached or is not fit to use
 ├── SoundError           a sound file that cannot be read or decoded
 │   └── UnknownSound     it begins like no file that is known: it may be raw audio
@@ -15,7 +16,8 @@ TurnbusError
     ├── SttBusy          the plan's concurrency is used up; wait
     └── SttTransient     anything a new connection may cure
         ├── SttTooBig         the provider refused a message for its size
-        └── SttProtocolFault  the provider broke the WebSocket protocol
+        ├── SttProtocolFault  the provider broke the WebSocket protocol
+        └── SttShortage       this machine lacks what a socket needs; another worker may not
 
 Schema faults are `schemas.EntryFault` (a ValueError), raised before anything is owned.
 """
@@ -38,6 +40,10 @@ class SettingsError(TurnbusError):
 
 class LocalPartMissing(TurnbusError):  # noqa: N818 - reads as what happened
     """An embedded part is not installed; the text names the package to install."""
+
+
+class TooFewFiles(TurnbusError):  # noqa: N818
+    """The limit of open files leaves a worker no room to run, let alone sessions."""
 
 
 class BusUnavailable(TurnbusError):  # noqa: N818
@@ -68,19 +74,27 @@ class SttError(TurnbusError):
     """The STT service refused or failed.
 
     `status` is the HTTP-like status or close code, 0 where there was none; `code` the service's
-    own error code; `request_id` what its support asks for. Never holds a key or a URL.
+    own error code; `request_id` what its support asks for. `advice` is what the operator should do,
+    empty where that follows from the class. Never holds a key or a URL.
     """
 
     fault_class: ClassVar[str]
     """The class in one word, for metrics and spans."""
 
     def __init__(
-        self, message: str, *, status: int = 0, code: str = "", request_id: str = ""
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        code: str = "",
+        request_id: str = "",
+        advice: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.request_id = request_id
+        self.advice = advice
 
 
 class SttPermanent(SttError):  # noqa: N818
@@ -90,7 +104,7 @@ class SttPermanent(SttError):  # noqa: N818
 
 
 class SttCredentials(SttError):  # noqa: N818
-    """The key or the credit was refused (401, 402, 403)."""
+    """The key or the credit was refused (401, 402, 403), or this worker by its proxy."""
 
     fault_class = "credentials"
 
@@ -113,3 +127,9 @@ class SttTooBig(SttTransient):
 
 class SttProtocolFault(SttTransient):
     """The provider broke the WebSocket protocol."""
+
+
+class SttShortage(SttTransient):
+    """No descriptor, memory, local port or thread is left on this machine for a socket."""
+
+    fault_class = "shortage"

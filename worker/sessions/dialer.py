@@ -13,7 +13,14 @@ from worker.bus.gate import Seat
 from worker.bus.intake import Ownership
 from worker.core.configs import Configs
 from worker.core.faults import Backoff
-from worker.errors import SttBusy, SttCredentials, SttError, SttPermanent, SttTransient
+from worker.errors import (
+    SttBusy,
+    SttCredentials,
+    SttError,
+    SttPermanent,
+    SttShortage,
+    SttTransient,
+)
 from worker.host import Host
 from worker.sessions.defects import Defects
 from worker.sessions.narrator import Narrator
@@ -47,6 +54,8 @@ class Dialer:
         """The last failure of a connect or a socket; None if one works."""
         self._seat = Seat.of(entry.lane, entry.session, ownership.fence)
         self._backoff = Backoff()
+        self.stranded = False
+        """This machine could not open a socket when the session wanted one last."""
 
     async def dial(self) -> Stream:
         """Return an open stream, waiting for a permit and as the refusals ask for.
@@ -54,6 +63,7 @@ class Dialer:
         Raises `SttPermanent` if the service will never take these settings.
         """
         wanted = time.monotonic()
+        self.stranded = False
         if await self._host.gate.enter(self._seat):
             self._host.stats.gate_wait.observe(time.monotonic() - wanted)
         slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
@@ -71,6 +81,10 @@ class Dialer:
                 self.failure = error
                 self._refused(error, settings.model)
                 wait_s = slow.next_s()
+            except SttShortage as error:
+                self.failure = error
+                self._short(error)
+                wait_s = self._backoff.next_s()
             except (SttBusy, SttTransient) as error:
                 self.failure = error
                 self._failed(error)
@@ -137,6 +151,7 @@ class Dialer:
                 stream = await open_stream(host.service, settings, self._defects.note)
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         host.credentials.accepted()
+        host.shortage.connected(time.monotonic())
         host.outage.ended(time.monotonic())
         host.stats.connects["ok"] += 1
         host.stats.provider_unknown += stream.ignored
@@ -155,3 +170,9 @@ class Dialer:
         level = logging.DEBUG if self._backoff.failures else logging.INFO
         log.log(level, "%s: %s", self._name, error)
         self._host.outage.failed(self._name, error, time.monotonic())
+
+    def _short(self, error: SttShortage) -> None:
+        self._host.stats.connects[error.fault_class] += 1
+        log.debug("%s: %s", self._name, error)
+        self._host.shortage.met(error, time.monotonic())
+        self.stranded = True

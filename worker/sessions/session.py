@@ -151,6 +151,11 @@ class Session:
         return between_turns or self.phase in (Phase.PARKED, Phase.CONNECTING)
 
     @property
+    def stranded(self) -> bool:
+        """Whether it waits for a socket that this machine cannot open."""
+        return self.phase is Phase.CONNECTING and self._dialer.stranded
+
+    @property
     def refused(self) -> str | None:
         """Why our commits are refused: another worker owns the session. None while they are not."""
         return self._narrator.publisher.refused

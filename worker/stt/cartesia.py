@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
@@ -20,15 +21,20 @@ from websockets.exceptions import WebSocketException
 from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
 from worker import tls
+from worker.addresses import service_address
 from worker.core import faults
+from worker.descriptors import shortage_in_words
 from worker.errors import (
     SttBusy,
     SttCredentials,
     SttError,
     SttProtocolFault,
+    SttShortage,
     SttTooBig,
     SttTransient,
 )
+from worker.network import SHORTAGE_ERRNOS
+from worker.stt.proxy import Proxy, ProxyRefused
 from worker.stt.reading import Reading, read_message
 from worker.stt.socket import HandshakeRefused, Socket, SocketClosed, open_socket
 
@@ -47,6 +53,7 @@ class Service:
     url: str
     version: str
     key: str = field(repr=False)
+    proxy: Proxy | None = field(default=None, repr=False)
 
     def without_key(self, said: str) -> str:
         """Return what the service said, should it have repeated our key, without it."""
@@ -173,7 +180,7 @@ async def open_stream(
     """
     headers = {"X-API-Key": service.key, "Cartesia-Version": service.version}
     with _translated(service), anyio.fail_after(OPEN_TIMEOUT_S):
-        socket = await open_socket(f"{service.url}?{settings.query()}", headers)
+        socket = await open_socket(f"{service.url}?{settings.query()}", headers, service.proxy)
         ignored = 0
         try:
             while True:
@@ -213,13 +220,18 @@ def _translated(service: Service) -> Iterator[None]:
     except HandshakeRefused as refused:
         said = service.without_key(refused.body.decode("utf-8", "replace"))
         raise _refused_upgrade(refused, said) from None
+    except ProxyRefused as refused:
+        raise _refused_by_proxy(refused.status, service) from None
     except SocketClosed as end:
         raise _lost(end, service) from None
-    except TimeoutError:
-        raise SttTransient(f"no `connected` within {OPEN_TIMEOUT_S:g} s") from None
+    except TimeoutError as error:
+        said = str(error) or f"no `connected` within {OPEN_TIMEOUT_S:g} s"
+        raise SttTransient(said) from None
     except ssl.SSLError as error:
         raise SttTransient(f"cannot connect: TLS: {tls.in_words(error, _TRUST)}") from None
     except OSError as error:
+        if error.errno in SHORTAGE_ERRNOS:
+            raise SttShortage(shortage_in_words(error)) from None
         raise SttTransient(f"cannot connect: {type(error).__name__}: {error}") from None
     except (UnicodeError, WebSocketException) as error:
         # These may quote the URL, and with it key terms.
@@ -243,6 +255,23 @@ def _refused(error: cartesia.Error) -> SttError:
         code=error.error_code or "",
         request_id=error.request_id or "",
     )
+
+
+def _refused_by_proxy(status: int, service: Service) -> SttError:
+    """Tell a proxy that will not serve this worker from one that cannot just now."""
+    where = service.proxy.address if service.proxy else ""
+    variable = service.proxy.variable if service.proxy else ""
+    known = {each.value: f" {each.phrase}" for each in HTTPStatus}
+    message = f"the proxy {where} refuses: HTTP {status}{known.get(status, '')}"
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return SttCredentials(
+            message, status=status, advice=f"mend user and password in {variable}"
+        )
+    if status == HTTPStatus.FORBIDDEN:
+        host, _ = service_address(service.url)
+        advice = f"have the proxy allow {host}, or put {host} into NO_PROXY"
+        return SttCredentials(message, status=status, advice=advice)
+    return SttTransient(message, status=status, advice=f"see that the proxy in {variable} works")
 
 
 class _ErrorBody(msgspec.Struct):

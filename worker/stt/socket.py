@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Mapping
 from functools import cache
 from typing import NamedTuple, cast
-from urllib.parse import urlsplit
 
 import anyio
 from websockets.client import ClientProtocol
@@ -20,10 +19,16 @@ from websockets.exceptions import InvalidHandshake, InvalidMessage, ProtocolErro
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
-from websockets.uri import parse_uri
+from websockets.uri import WebSocketURI, parse_uri
 
+from worker.descriptors import session_socket
+from worker.network import connect_tcp
 from worker.stt.frames import FrameWriter
 from worker.stt.protocol import DISCARDED, MAX_MESSAGE_BYTES, LenientProtocol
+from worker.stt.proxy import Proxy
+
+CONNECT_TIMEOUT_S = 8.0
+"""For the name lookup and the TCP connect; the caller's deadline covers TLS and the upgrade too."""
 
 _CLOSE_GRACE_S = 2.0
 
@@ -291,25 +296,44 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-async def open_socket(url: str, headers: Mapping[str, str]) -> Socket:
+async def open_socket(url: str, headers: Mapping[str, str], proxy: Proxy | None = None) -> Socket:
     """Connect, upgrade, and return the open socket.
 
-    Raises `OSError` (no connection, TLS), `HandshakeRefused`. The caller sets the deadline; on
-    cancellation nothing stays open.
+    Raises `OSError` (no connection, TLS), `HandshakeRefused`, `ProxyRefused`. The caller sets the
+    deadline; on cancellation nothing stays open.
     """
-    parts = urlsplit(url)
-    socket = Socket(LenientProtocol(parse_uri(url), max_size=None), headers)
-    secure = parts.scheme == "wss"
-    loop = asyncio.get_running_loop()
+    uri = parse_uri(url)
+    socket = Socket(LenientProtocol(uri, max_size=None), headers)
     try:
-        await loop.create_connection(
-            lambda: socket,
-            parts.hostname or "",
-            parts.port or (443 if secure else 80),
-            ssl=_tls() if secure else None,
-        )
+        if proxy is None:
+            await _connect(socket, uri)
+        else:
+            await _connect_through(proxy, socket, uri)
         await socket.handshake()
     except BaseException:
         socket.abort("handshake given up")
         raise
     return socket
+
+
+async def _connect(socket: Socket, uri: WebSocketURI) -> None:
+    await asyncio.get_running_loop().create_connection(
+        lambda: socket,
+        sock=await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket),
+        ssl=_tls() if uri.secure else None,
+        server_hostname=uri.host if uri.secure else None,
+    )
+
+
+async def _connect_through(proxy: Proxy, socket: Socket, uri: WebSocketURI) -> None:
+    tunnel = await proxy.connect(uri, _tls, CONNECT_TIMEOUT_S)
+    try:
+        transport = await asyncio.get_running_loop().start_tls(
+            tunnel, socket, _tls(), server_hostname=uri.host
+        )
+    except BaseException:
+        tunnel.abort()
+        raise
+    if transport is None:
+        raise ConnectionResetError(f"proxy {proxy.address} closed the connection")
+    socket.connection_made(transport)

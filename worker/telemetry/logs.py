@@ -14,6 +14,7 @@ from typing import Self
 import msgspec
 
 from worker.settings import Settings
+from worker.telemetry.repeats import RepeatHandler
 
 _TRACE_ID = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-")
 
@@ -73,8 +74,8 @@ def printable(text: str) -> str:
 
 
 def set_up(settings: Settings) -> None:
-    """Log to stderr as the settings say."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Log to stderr as the settings say; a warning or an error that repeats is counted."""
+    handler = RepeatHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     # The library logs handshake headers at debug level, and the key is one of them; at info level
