@@ -6,6 +6,7 @@ TurnbusError
 ├── BusUnavailable       Redis cannot be reached or is not fit to use
 ├── NotThere             a session, worker or entry that a command was asked about is not there
 ├── RequeueRefused       a dead entry that would only be refused again
+├── OutputFailed         standard output takes no more
 ├── CommitRefused        a fenced write was refused: another worker owns the session
 └── SttError             the STT service refused or failed
     ├── SttPermanent     the request itself is wrong; retrying cannot help
@@ -46,6 +47,14 @@ class NotThere(TurnbusError):  # noqa: N818
 
 class RequeueRefused(TurnbusError):  # noqa: N818
     """A dead entry cannot be announced again, or would only be refused again."""
+
+
+class OutputFailed(TurnbusError):  # noqa: N818
+    """Standard output takes no more: its reader is gone, or its disk is full."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard output: {error.strerror}")
+        self.reader_is_gone = isinstance(error, BrokenPipeError)
 
 
 class CommitRefused(TurnbusError):  # noqa: N818
@@ -93,3 +102,10 @@ class SttTransient(SttError):  # noqa: N818
     """A failure that a new connection may cure: cuts, 5xx, timeouts."""
 
     fault_class = "transient"
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return the errors of a group, and of the groups in it; of any other error, itself."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in leaves(each)]
+    return [error]
