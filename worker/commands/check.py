@@ -29,8 +29,9 @@ from worker.errors import (
     SttTransient,
 )
 from worker.plurals import counted
-from worker.settings import Settings, api_key
+from worker.settings import Settings, api_key, check_worker_id
 from worker.stt.cartesia import Service, StreamSettings, open_stream
+from worker.telemetry.environment import Signal, collector
 from worker.telemetry.otlp import metric_push
 
 Check: TypeAlias = Literal[
@@ -90,6 +91,7 @@ def run(arguments: Namespace) -> int:
 
     try:
         settings = read_settings(arguments)
+        check_worker_id(settings)
     except SettingsError as error:
         for fault in error.faults:
             report(Finding("settings", "fail", fault))
@@ -163,26 +165,26 @@ async def _worker_at(address: tuple[str, int]) -> Readiness | None:
         return None
 
 
-async def _check_traces(_settings: Settings, report: Report) -> None:
-    if exporter := telemetry.exporter():
-        exporter.shutdown()
+async def _check_traces(settings: Settings, report: Report) -> None:
+    if provider := telemetry.tracer_provider(settings.worker_id):  # raises as `turnbus run` would
+        provider.shutdown()
     await _check_collector("traces", report)
 
 
 async def _check_metrics(settings: Settings, report: Report) -> None:
-    metric_push(settings.worker_id)  # raises as it would in `turnbus run`
+    metric_push(settings.worker_id)
     await _check_collector("metrics", report)
 
 
-async def _check_collector(signal: telemetry.Signal, report: Report) -> None:
-    collector = telemetry.collector(signal)
-    if collector is None:
+async def _check_collector(signal: Signal, report: Report) -> None:
+    at = collector(signal, os.environ)
+    if at is None:
         report(Finding(signal, "ok", "nothing is sent to a collector"))
         return
-    where = join_host_port(*collector)
+    where = join_host_port(*at)
     try:
         with anyio.fail_after(_COLLECTOR_TIMEOUT_S):
-            await (await anyio.connect_tcp(*collector)).aclose()
+            await (await anyio.connect_tcp(*at)).aclose()
     except (OSError, TimeoutError) as error:
         lost = f"nothing answers at {where} ({describe(error)}): {signal} would be lost"
         report(Finding(signal, "warn", lost))
