@@ -119,10 +119,13 @@ class Inbox:
     def _count_repeated(self, entry_id: str, entry: AudioEntry) -> None:
         self._host.stats.repeated += 1
         if not self._repeats_told:
-            log.warning(
+            # With a src it is most likely an append repeated after a lost reply, as it should be.
+            log.log(
+                logging.INFO if entry.src else logging.WARNING,
                 "%s: audio entry %s repeats seq %s of src %r, and so do others maybe; they are "
-                "dropped. A producer that starts again needs a src of its own",
+                "dropped. A producer that starts again needs %s",
                 *(self._narrator.publisher.name, entry_id, entry.seq, entry.src),
+                "another src" if entry.src else "a src of its own",
             )
         self._repeats_told = True
 
