@@ -251,9 +251,20 @@ class BusHealth:
         self.fault = describe(error)
 
 
+_ADVICE: dict[type[exceptions.RedisError], str] = {
+    exceptions.AskError: "the server is one of a cluster: name it as redis+cluster://",  # and MOVED
+    exceptions.ReadOnlyError: "the server is a replica: name its master",
+    exceptions.OutOfMemoryError: "Redis is full: raise its maxmemory, or make room",
+    exceptions.InvalidResponse: "what answers there is no Redis, or wants TLS (rediss://)",
+}
+"""What to do about an error whose own words do not say it."""
+
+
 def describe(error: BaseException) -> str:
     """Return the error in words; redis-py never puts a password into them."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    advice = next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), None)
+    return f"{words} ({advice})" if advice else words
 
 
 async def patiently(health: BusHealth, call: Callable[[], Awaitable[T]]) -> T:
