@@ -52,7 +52,7 @@ def _check_text(url: str) -> None:
     if url[:1] in {"'", '"'}:
         raise ValueError("must be without quotation marks")
     if re.search(r"\s", url):
-        raise ValueError("has white space in it; percent-encode it as %20 in a password")
+        raise ValueError("has white space in it; percent-encode it (%20)")
 
 
 def _check_server(url: str) -> None:

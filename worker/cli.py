@@ -124,9 +124,10 @@ def _run_command(argv: "Sequence[str]") -> int:
 
 def _say(fault: str) -> None:
     """Print a line about what went wrong, which may quote what others wrote."""
-    from worker.printable import printable
+    from worker.printable import printable, without_keys
 
-    print("turnbus:", "\n".join(map(printable, fault.split("\n"))), file=sys.stderr)
+    lines = map(printable, without_keys(fault).split("\n"))
+    print("turnbus:", "\n".join(lines), file=sys.stderr)
 
 
 def _in_words(error: OSError) -> str:

@@ -32,6 +32,11 @@ def printable(text: str) -> str:
     return "".join(_closed(text)) if _DIRECTIONAL.search(text) else text
 
 
+def without_keys(text: str) -> str:
+    """Return a text without the API keys that were put where none belongs."""
+    return re.sub(r"sk_car_\w*", "sk_car_***", text)
+
+
 def _closed(text: str) -> Iterator[str]:
     """Yield the characters of a text with every embedding and isolate closed inside it."""
     closers: list[str] = []

@@ -201,7 +201,7 @@ def _from_file(file: Path, faults: list[str]) -> dict[str, _Given]:
     except UnicodeDecodeError:
         faults.append(f"{file}: is not UTF-8 text")
         return {}
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
         faults.append(f"{file}: is not TOML: {error}")
         return {}
     except RecursionError:

@@ -25,6 +25,7 @@ from worker.addresses import join_host_port, read_servers
 from worker.bus.cluster import Cluster
 from worker.bus.sentinel import Sentinels
 from worker.core.faults import Backoff
+from worker.errors import BusUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +265,21 @@ def describe(error: BaseException) -> str:
     """Return the error in words; redis-py never puts a password into them."""
     words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     advice = next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), None)
+    if "cluster support disabled" in words:
+        advice = "the server is none of a cluster: name it as redis://"
     return f"{words} ({advice})" if advice else words
+
+
+async def unmoved(call: Callable[[], Awaitable[T]]) -> T:
+    """Return what `call` gives; raise `BusUnavailable` if one server of a cluster refuses it.
+
+    A client of a whole cluster follows such a reply. A client of one server can only be replaced,
+    and must not wait.
+    """
+    try:
+        return await call()
+    except exceptions.MovedError as error:
+        raise BusUnavailable(describe(error)) from error
 
 
 async def patiently(health: BusHealth, call: Callable[[], Awaitable[T]]) -> T:

@@ -7,7 +7,6 @@ import argparse
 import importlib.util
 import logging
 import os
-import re
 import signal
 import textwrap
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +17,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from worker.errors import TurnbusError, leaves
-from worker.printable import printable
+from worker.printable import printable, without_keys
 from worker.settings import KEY_ADVICE, Settings, load
 from worker.values import from_text
 
@@ -47,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and what is wrong; exit with 2."""
-        super().error(re.sub(r"sk_car_\w*", "***", printable(message)))
+        super().error(without_keys(printable(message)))
 
 
 def _about_unknown(arguments: Sequence[str]) -> str:

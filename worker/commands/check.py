@@ -29,6 +29,7 @@ from worker.errors import (
     SttTransient,
 )
 from worker.plurals import counted
+from worker.printable import printable, without_keys
 from worker.settings import Settings, api_key, check_worker_id
 from worker.stt.cartesia import Service, StreamSettings, open_stream
 from worker.telemetry.environment import Signal, collector
@@ -84,6 +85,7 @@ def run(arguments: Namespace) -> int:
     def report(finding: Finding) -> None:
         nonlocal failed
         failed |= finding.result == "fail"
+        finding = msgspec.structs.replace(finding, detail=without_keys(printable(finding.detail)))
         if arguments.json:
             print(msgspec.json.encode(finding).decode(), flush=True)
         else:

@@ -263,9 +263,15 @@ async def _stdin_chunks(size: int) -> AsyncIterator[bytes]:
 async def _read_stdin(at_most: int) -> bytes:
     # Waited for here rather than in a thread: a thread that still reads would hold up Ctrl-C.
     stdin = sys.stdin.fileno()
-    with suppress(PermissionError):  # files cannot be waited for, and need not be
-        await anyio.wait_readable(stdin)
-    return os.read(stdin, at_most)
+    while True:
+        with suppress(PermissionError):  # files cannot be waited for, and need not be
+            await anyio.wait_readable(stdin)
+        try:
+            return os.read(stdin, at_most)
+        except BlockingIOError:  # another process that shares it has read what was there
+            continue
+        except OSError as error:
+            raise TurnbusError(f"standard input: {error.strerror}") from error
 
 
 def _load(path: Path, entry: SessionEntry) -> bytes:

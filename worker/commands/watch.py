@@ -28,7 +28,7 @@ from schemas.turns import (
     decode_event,
     event_type,
 )
-from worker.bus.connection import BusHealth, patiently
+from worker.bus.connection import BusHealth, patiently, unmoved
 from worker.commands import (
     Subparsers,
     add_command,
@@ -150,9 +150,11 @@ async def _follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fiel
     """Yield the fields of every entry of a stream after one; ends never."""
     cursors: dict[Any, Any] = {stream: after}
     health = BusHealth()
+    # What Redis refuses from the start is an error; what it refuses later is waited out.
+    await redis.xread(cursors, count=1)
     while True:
         reply: Any = await patiently(
-            health, lambda: redis.xread(cursors, count=_BATCH, block=_BLOCK_MS)
+            health, lambda: unmoved(lambda: redis.xread(cursors, count=_BATCH, block=_BLOCK_MS))
         )
         for _, entries in reply:
             for entry_id, fields in entries:
