@@ -23,6 +23,8 @@ from worker.local.engines.script import ScriptEngine
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is of Linux")
+
 CLOSED = ("<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-")
 TEXTS = ("12\u00a0000 €", "می\u200cروم 😀", "\x1b[2J")
 
