@@ -1,5 +1,6 @@
 """Metrics: what a worker says of itself while it works, over real HTTP."""
 
+import logging
 import re
 from pathlib import Path
 from typing import get_args
@@ -111,6 +112,7 @@ async def test_repeats_are_counted_once_and_told_once(
     stage: Stage, stt: TurnsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also where they are read again, for a socket that was lost."""
+    caplog.set_level(logging.INFO)
     stt.faults.set("cut@mid-turn,count=1")
     sound = say([1, 2, 3], PCM16)
     chunks = [sound[at : at + 3_200] for at in range(0, len(sound), 3_200)]
@@ -126,7 +128,7 @@ async def test_repeats_are_counted_once_and_told_once(
     assert words(events) == [1, 2, 3]
     assert _value(families, "turnbus_reconnects_total") == 1
     assert _value(families, "turnbus_chunks_repeated_total") == len(chunks)
-    (told,) = (line for line in caplog.messages if "needs a src of its own" in line)
+    (told,) = (line for line in caplog.messages if "needs another src" in line)
     assert told.startswith("s: audio entry ")
     assert "repeats seq 0 of src 'p'" in told
 

@@ -9,6 +9,7 @@ TurnbusError
 │   └── UnknownSound     it begins like no file that is known: it may be raw audio
 ├── NotThere             a session, worker or entry that a command was asked about is not there
 ├── RequeueRefused       a dead entry that would only be refused again
+├── OutputFailed         standard output takes no more
 ├── CommitRefused        a fenced write was refused: another worker owns the session
 └── SttError             the STT service refused or failed
     ├── SttPermanent     the request itself is wrong; retrying cannot help
@@ -64,6 +65,14 @@ class NotThere(TurnbusError):  # noqa: N818
 
 class RequeueRefused(TurnbusError):  # noqa: N818
     """A dead entry cannot be announced again, or would only be refused again."""
+
+
+class OutputFailed(TurnbusError):  # noqa: N818
+    """Standard output takes no more: its reader is gone, or its disk is full."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard output: {error.strerror}")
+        self.reader_is_gone = isinstance(error, BrokenPipeError)
 
 
 class CommitRefused(TurnbusError):  # noqa: N818
@@ -133,3 +142,10 @@ class SttShortage(SttTransient):
     """No descriptor, memory, local port or thread is left on this machine for a socket."""
 
     fault_class = "shortage"
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return the errors of a group, and of the groups in it; of any other error, itself."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in leaves(each)]
+    return [error]

@@ -250,7 +250,7 @@ def test_an_interval_that_is_no_number(check: Check, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "console")
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "1m")
     assert check() == ALL_WELL | {"metrics": "fail"}
-    assert check.details["metrics"].startswith("OTEL_METRIC_EXPORT_INTERVAL: '1m' is no number")
+    assert check.details["metrics"].startswith("OTEL_METRIC_EXPORT_INTERVAL: must be a number")
     assert check.code == 2
 
 

@@ -18,7 +18,7 @@ from worker.commands.table import bytes_in_words, seconds_in_words, table
 from worker.local.engines.script import ScriptEngine, hush, say
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
-from worker.telemetry.logs import printable
+from worker.printable import printable
 
 
 def listed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

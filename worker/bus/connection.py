@@ -33,6 +33,7 @@ from worker.bus import fitness
 from worker.bus.cluster import Cluster
 from worker.bus.sentinel import Sentinels
 from worker.core.faults import Backoff
+from worker.errors import BusUnavailable
 from worker.network import connect_tcp
 from worker.plurals import counted
 
@@ -365,6 +366,18 @@ def describe(error: BaseException) -> str:
     said = f"{type(error).__name__}: {fitness.in_words(error)}".removesuffix(": ")
     advice = fitness.advice(error)
     return f"{said}; {advice}" if advice else said
+
+
+async def unmoved(call: Callable[[], Awaitable[T]]) -> T:
+    """Return what `call` gives; raise `BusUnavailable` if one server of a cluster refuses it.
+
+    A client of a whole cluster follows such a reply. A client of one server can only be replaced,
+    and must not wait.
+    """
+    try:
+        return await call()
+    except exceptions.MovedError as error:
+        raise BusUnavailable(describe(error)) from error
 
 
 async def patiently(health: BusHealth, call: Callable[[], Awaitable[T]]) -> T:

@@ -59,6 +59,8 @@ def advice(error: BaseException) -> str | None:
         return _OF_CLUSTER
     if isinstance(error, exceptions.ReadOnlyError):
         return "it is a replica: name its master, or sentinels that know it"
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return "raise its maxmemory, or make room"
     if isinstance(error, exceptions.AuthenticationError):
         return "see to user and password in the URL"
     if isinstance(error, exceptions.ConnectionError) and "max number of clients" in str(error):

@@ -31,9 +31,11 @@ from worker.errors import (
     SttTransient,
 )
 from worker.plurals import counted
-from worker.settings import Settings, api_key
+from worker.printable import printable, without_keys
+from worker.settings import Settings, api_key, check_worker_id
 from worker.stt.cartesia import Service, StreamSettings, open_stream
 from worker.stt.proxy import find_proxy
+from worker.telemetry.environment import Signal, collector
 from worker.telemetry.otlp import metric_push
 
 Check: TypeAlias = Literal[
@@ -85,6 +87,7 @@ def run(arguments: Namespace) -> int:
     def report(finding: Finding) -> None:
         nonlocal failed
         failed |= finding.result == "fail"
+        finding = msgspec.structs.replace(finding, detail=without_keys(printable(finding.detail)))
         if arguments.json:
             print(msgspec.json.encode(finding).decode(), flush=True)
         else:
@@ -92,6 +95,7 @@ def run(arguments: Namespace) -> int:
 
     try:
         settings = read_settings(arguments)
+        check_worker_id(settings)
     except SettingsError as error:
         for fault in error.faults:
             report(Finding("settings", "fail", fault))
@@ -178,26 +182,26 @@ async def _worker_at(address: tuple[str, int]) -> Readiness | None:
         return None
 
 
-async def _check_traces(_settings: Settings, report: Report) -> None:
-    if exporter := telemetry.exporter():
-        exporter.shutdown()
+async def _check_traces(settings: Settings, report: Report) -> None:
+    if provider := telemetry.tracer_provider(settings.worker_id):  # raises as `turnbus run` would
+        provider.shutdown()
     await _check_collector("traces", report)
 
 
 async def _check_metrics(settings: Settings, report: Report) -> None:
-    metric_push(settings.worker_id)  # raises as it would in `turnbus run`
+    metric_push(settings.worker_id)
     await _check_collector("metrics", report)
 
 
-async def _check_collector(signal: telemetry.Signal, report: Report) -> None:
-    collector = telemetry.collector(signal)
-    if collector is None:
+async def _check_collector(signal: Signal, report: Report) -> None:
+    at = collector(signal, os.environ)
+    if at is None:
         report(Finding(signal, "ok", "nothing is sent to a collector"))
         return
-    where = join_host_port(*collector)
+    where = join_host_port(*at)
     try:
         with anyio.fail_after(_COLLECTOR_TIMEOUT_S):
-            await (await anyio.connect_tcp(*collector)).aclose()
+            await (await anyio.connect_tcp(*at)).aclose()
     except (OSError, TimeoutError) as error:
         lost = f"nothing answers at {where} ({describe(error)}): {signal} would be lost"
         report(Finding(signal, "warn", lost))

@@ -16,12 +16,14 @@ from redis.asyncio import Redis
 
 from schemas import Encoding, Keys, SessionEntry
 from schemas.audio import MAX_METADATA_BYTES, Lane, SessionId
+from schemas.faults import allowed
 from worker import telemetry
 from worker.commands import (
     Subparsers,
     add_command,
     add_config,
     argument_type,
+    choice,
     read_settings,
     run_async,
 )
@@ -68,7 +70,7 @@ arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
     )
     parser.add_argument(
         "--encoding",
-        type=Encoding,
+        type=argument_type(Encoding, allowed(Encoding)),
         choices=list(Encoding),
         default=Encoding.PCM_S16LE,
         help="what goes over the wire; files are converted (default %(default)s)",
@@ -103,6 +105,7 @@ arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
     )
     parser.add_argument(
         "--out",
+        type=choice,
         choices=["lane", "session"],
         default="lane",
         help="session: its events also go to a stream of its own (default %(default)s)",

@@ -17,7 +17,7 @@ from worker.admin import serve_admin
 from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
 from worker.errors import BusUnavailable
 from worker.service import Worker
-from worker.settings import Settings, api_key
+from worker.settings import Settings, api_key, check_worker_id
 from worker.telemetry import logs
 from worker.telemetry.exposition import render
 from worker.telemetry.meter import Meter
@@ -51,6 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run until a signal."""
     settings = read_settings(arguments)
+    check_worker_id(settings)
     key = api_key(settings, os.environ)
     logs.set_up(settings)
     limit = descriptors.raise_limit(settings)

@@ -13,7 +13,8 @@ from typing import Annotated, Final, TypeAlias
 import anyio
 from msgspec import Meta
 
-from worker.commands import Subparsers, add_command, argument_type, run_async
+from worker.addresses import check_host
+from worker.commands import Subparsers, add_command, argument_type, choice, run_async
 from worker.errors import SettingsError
 from worker.local.engines.base import Engine, TurnSettings
 from worker.local.engines.script_text import DEFAULT_STYLE, STYLES
@@ -68,7 +69,7 @@ turnbus stt-server --fault cut@mid-turn,p=0.2 --fault http=503,count=3 --control
 TURNBUS_STT_URL=ws://127.0.0.1:8765/stt/turns/websocket CARTESIA_API_KEY=any turnbus run""",
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default %(default)s)"
+        "--host", type=_host, default="127.0.0.1", help="address to listen on (default %(default)s)"
     )
     parser.add_argument(
         "--port",
@@ -78,6 +79,7 @@ TURNBUS_STT_URL=ws://127.0.0.1:8765/stt/turns/websocket CARTESIA_API_KEY=any tur
     )
     parser.add_argument(
         "--engine",
+        type=choice,
         choices=["speech", "script"],
         default="speech",
         help="what listens (default %(default)s)",
@@ -116,6 +118,14 @@ TURNBUS_STT_URL=ws://127.0.0.1:8765/stt/turns/websocket CARTESIA_API_KEY=any tur
     )
     _add_faults(parser.add_argument_group("faults"))
     _add_choices(parser.add_argument_group("what the documents leave open"))
+
+
+def _host(text: str) -> str:
+    try:
+        check_host(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _add_faults(group: ArgumentGroup) -> None:
@@ -246,9 +256,11 @@ def _read_keys(path: Path | None) -> frozenset[str] | None:
     if path is None:
         return None
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8").splitlines()
     except OSError as error:
         raise SettingsError([f"--api-key-file {path}: {error.strerror}"]) from error
+    except UnicodeDecodeError:
+        raise SettingsError([f"--api-key-file {path}: is not UTF-8 text"]) from None
     keys = frozenset(line.strip() for line in lines if line.strip())
     if not keys:
         raise SettingsError([f"--api-key-file {path}: has no key in it"])

@@ -73,10 +73,13 @@ class Reports:
         """Report that the audio of an entry was dropped as a repeat."""
         self._host.stats.repeated += 1
         if not self._repeat_logged:
-            log.warning(
+            # With a src it is most likely an append repeated after a lost reply, as it should be.
+            log.log(
+                logging.INFO if entry.src else logging.WARNING,
                 "%s: audio entry %s repeats seq %s of src %r and is dropped; further repeats are "
-                "counted, not logged. A producer that starts again needs a src of its own",
+                "counted, not logged. A producer that starts again needs %s",
                 *(self._narrator.publisher.name, entry_id, entry.seq, entry.src),
+                "another src" if entry.src else "a src of its own",
             )
         self._repeat_logged = True
         if not proven:
