@@ -1,5 +1,7 @@
 """Fixtures every test may use."""
 
+import faulthandler
+import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +18,7 @@ from redis.asyncio import Redis
 from tests.stage import KEY, Place, Stage
 from tests.users import GuardedRedis, as_user, grant, refusals
 from worker.bus.connection import connect
+from worker.local import redis as embedded
 from worker.local.cluster import SERVICE, EmbeddedCluster, EmbeddedSentinel
 from worker.local.engines.script import ScriptEngine, ScriptOptions
 from worker.local.redis import EmbeddedRedis
@@ -27,6 +30,23 @@ from worker.local.server.settings import ServerSettings
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
+LONG_RUN_S = 1_200
+"""Limit of a slow test; that of the others is `faulthandler_timeout`."""
+
+PROCESSES = 16
+"""Test processes that get ports of their own."""
+
+if process := os.environ.get("PYTEST_XDIST_WORKER"):
+    # A server that a test takes down keeps its port: no test process picks one of another.
+    embedded._PORTS = embedded._PORTS[int(process.removeprefix("gw")) % PROCESSES :: PROCESSES]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give a slow test more time before its process is ended."""
+    if item.get_closest_marker("slow"):
+        faulthandler.dump_traceback_later(LONG_RUN_S, exit=True)
+
 
 @pytest.fixture
 def anyio_backend() -> str:
@@ -36,7 +56,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[GuardedRedis]:
-    """One server for the whole run; tests that kill or fill theirs start their own.
+    """One server for the test process; tests that kill or fill theirs start their own.
 
     It has the users of `deploy/redis/users.acl`: each test gives them rights on its own prefix.
     """
@@ -49,7 +69,7 @@ def redis_server() -> Iterator[GuardedRedis]:
 
 @pytest.fixture(scope="session")
 def redis_cluster() -> Iterator[EmbeddedCluster]:
-    """One cluster of three masters for the whole run; nobody breaks it.
+    """One cluster of three masters for the test process; nobody breaks it.
 
     Nor does it take a node for lost that stands still for a moment, and all its slots with it.
     """
@@ -63,7 +83,7 @@ def redis_cluster() -> Iterator[EmbeddedCluster]:
 
 @pytest.fixture(scope="session")
 def redis_sentinel() -> Iterator[EmbeddedSentinel]:
-    """One master with its sentinel for the whole run; nobody breaks it.
+    """One master with its sentinel for the test process; nobody breaks it.
 
     Nor does the sentinel take the master for lost that stands still for a moment.
     """
@@ -91,7 +111,7 @@ def redis_7_binary() -> Path:
 
 @pytest.fixture(scope="session")
 def redis_7(redis_7_binary: Path) -> Iterator[EmbeddedRedis]:
-    """One Redis 7.0 for the whole run."""
+    """One Redis 7.0 for the test process."""
     with (
         start_blocking_portal("asyncio") as portal,
         portal.wrap_async_context_manager(EmbeddedRedis.start(binary=redis_7_binary)) as server,
