@@ -57,7 +57,6 @@ async def test_raw_xadds_in_and_xreadgroup_out(stage: Stage) -> None:
     assert kinds(events)[:2] == ["session.started", "turn.start"]
 
 
-@ON_EACH_BUS
 async def test_what_an_ended_session_leaves(stage: Stage, redis: Redis) -> None:
     async with stage.worker(retention_s=600) as worker:
         await stage.announce("call-1")
