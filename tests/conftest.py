@@ -30,6 +30,8 @@ from worker.local.server.settings import ServerSettings
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
+ROOT = Path(__file__).parents[1]
+
 LONG_RUN_S = 1_200
 """Limit of a slow test; that of the others is `faulthandler_timeout`."""
 
@@ -39,6 +41,11 @@ PROCESSES = 16
 if process := os.environ.get("PYTEST_XDIST_WORKER"):
     # A server that a test takes down keeps its port: no test process picks one of another.
     embedded._PORTS = embedded._PORTS[int(process.removeprefix("gw")) % PROCESSES :: PROCESSES]
+
+
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    # The processes that are started from here would compile every module anew.
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".pytest_cache" / "bytecode"))
 
 
 @pytest.hookimpl(tryfirst=True)
