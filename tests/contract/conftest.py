@@ -66,7 +66,8 @@ def client_python(pytestconfig: pytest.Config) -> Callable[[str], Path]:
                 for command in _install_commands(home, requirement):
                     if terminal is not None:
                         terminal.write_line(f"building a client's environment: {' '.join(command)}")
-                    subprocess.run(command, check=True, timeout=INSTALL_TIMEOUT_S)
+                    # Not from here: uv would apply the constraints of `pyproject.toml`.
+                    subprocess.run(command, check=True, cwd=home.anchor, timeout=INSTALL_TIMEOUT_S)
                 ready.touch()
         return _python(home)
 
