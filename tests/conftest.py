@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from fnmatch import fnmatchcase
@@ -42,6 +43,9 @@ if process := os.environ.get("PYTEST_XDIST_WORKER"):
     # A server that a test takes down keeps its port: no test process picks one of another.
     embedded._PORTS = embedded._PORTS[int(process.removeprefix("gw")) % PROCESSES :: PROCESSES]
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs so, and the processes that tests interrupt would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     # The processes that are started from here would compile every module anew.
