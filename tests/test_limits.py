@@ -50,7 +50,7 @@ async def test_no_more_sockets_than_permits(stage: Stage, stt: TurnsServer) -> N
 async def test_a_parked_session_lets_others_in(stage: Stage) -> None:
     async with stage.worker(stt_max_connections=1, park_s=1.0):
         await stage.announce("call-1")
-        await stage.play("call-1", say([1], PCM16) + hush(700, PCM16), end=False)
+        await stage.play("call-1", say([1], PCM16) + hush(700, PCM16), pause_s=0, end=False)
         await stage.announce("call-2")
         await stage.play("call-2", say([2], PCM16))
         await stage.play("call-1", say([3], PCM16))

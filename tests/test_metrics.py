@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.turns import TurnEnd, TurnUpdate
-from tests.stage import KEY, ON_CLUSTER_TOO, PCM16, Stage, words
+from tests.stage import KEY, PCM16, Stage, words
 from tests.users import GuardedRedis
 from tests.waiting import eventually, no_longer
 from worker.admin import serve_admin
@@ -53,7 +53,6 @@ def _value(families: dict[str, Metric], series: str, **labels: str) -> float:
     return sum(found)
 
 
-@ON_CLUSTER_TOO
 async def test_a_session_is_measured(stage: Stage) -> None:
     sound = say([1, 2], PCM16) + hush(1_000, PCM16)
     async with stage.worker(max_sessions=7) as worker, anyio.create_task_group() as tasks:

@@ -154,10 +154,10 @@ async def test_settings_refused_on_the_way_do_not_end_the_session_later(
 ) -> None:
     async with stage.worker():
         await stage.announce("call-1")
-        await stage.play("call-1", say([1], PCM16) + hush(800, PCM16), end=False)
+        await stage.play("call-1", say([1], PCM16) + hush(800, PCM16), pause_s=0, end=False)
         # In order by itself; with the service's own `end` of 0.3 it is not.
         await stage.append("call-1", config='{"turn_eager_end_threshold":0.3}')
-        await stage.play("call-1", say([2], PCM16) + hush(800, PCM16), end=False)
+        await stage.play("call-1", say([2], PCM16) + hush(800, PCM16), pause_s=0, end=False)
         refused = await stage.until("call-1", SessionError)
         await stage.until("call-1", TurnEnd, 2)
         stt.cut_all()

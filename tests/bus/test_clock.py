@@ -31,9 +31,9 @@ async def test_a_clock_that_is_wrong_costs_no_audio(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(clock, "time", Wrong)
-    async with stage.worker(max_lag_s=600) as worker:
+    async with stage.worker(max_lag_s=600, replay_speed=0.0) as worker:
         await stage.announce("call-1")
-        await stage.play("call-1", say([1, 2, 3], PCM16) + hush(600, PCM16))
+        await stage.play("call-1", say([1, 2, 3], PCM16) + hush(600, PCM16), pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
         assert worker.host.stats.chunk_lag.sum_s < 600
     assert words(events) == [1, 2, 3]

@@ -30,7 +30,8 @@ def test_the_command_line_of_a_report_asks_for_the_same_plan(plan: Plan) -> None
 
 
 def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--turns", "2", "--sessions", "1", "--workers", "1"]
+    # Its one session speaks for four seconds, in which there are four cuts.
+    size = ["--seed", "8", "--turns", "2", "--sessions", "1", "--workers", "1"]
     logs = tmp_path / "logs"
     breaking = ["--faults", "stt-cut", "--every-s", "1", "--json", "--logs", str(logs)]
     assert main(["bench", "chaos", *size, *breaking]) == 0
