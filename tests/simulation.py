@@ -563,16 +563,19 @@ def _misheard(
         faults.append(f"gaps overlap: {gaps}")
     torn = 0
     for number, word in enumerate(words):
-        # A gap is announced in whole milliseconds.
-        missing_ms = sum(
-            max(0.0, min(word.ends, gap.ends + 1) - max(word.begins, gap.begins - 1))
-            for gap in gaps
+        # A gap is announced in whole milliseconds: it may begin one earlier, and end one later.
+        surely_ms, missing_ms = (
+            sum(
+                max(0.0, min(word.ends, gap.ends + off) - max(word.begins, gap.begins - off))
+                for gap in gaps
+            )
+            for off in (0, 1)
         )
         if number in numbers and missing_ms > 2:
             faults.append(f"word {number} is transcribed, and {missing_ms:g} ms of it announced")
         if number not in numbers and missing_ms <= 2 and not {f"!{number}", "!?"} & {*heard}:
             faults.append(f"word {number} is lost")
-        torn += number not in numbers and missing_ms < word.ends - word.begins
+        torn += missing_ms > 0 and surely_ms < word.ends - word.begins
     damaged = [word for word in heard if not word.startswith("w")]
     if len(damaged) > 2 * torn:
         faults.append(f"{len(damaged)} damaged words, and only {torn} at the edge of a gap")

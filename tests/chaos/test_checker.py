@@ -60,6 +60,8 @@ def _events(first: str, gap: tuple[int, int] | None, second: str, at: float) -> 
         ("w0 w1 w2", None, "w3 w4 w5", 200.0, []),
         ("w0 w1", (400, 800), "w4 w5", 200.0, []),
         ("w0 w1 !2", (500, 700), "!? w4 w5", 200.0, []),
+        # One millisecond of a word was sent before a gap, and one after it.
+        ("w0 w1 !?", (401, 799), "!? w4 w5", 200.0, []),
         ("w0 w1", (400, 600), "w4 w5", 200.0, ["lost"]),
         ("w0 w1 w2", (400, 800), "w4 w5", 200.0, ["told"]),
         ("w0 w1 w2", (0, 600), "w3 w4 w5", 200.0, ["told"] * 3),

@@ -53,6 +53,8 @@ class Shedding:
 
     def note_sent(self, now: float) -> None:
         """Note how far this socket was sent the session, and how old that audio is."""
+        if self.cut_short:
+            return  # until the provider has ended the turn, the replay is not over
         fed = self._uplink.fed
         self._lateness.progressed(now, fed)
         if self._lateness.excuses and fed == self._lateness.sent_until:

@@ -153,7 +153,8 @@ def _words(said: Said, events: Sequence[TurnEvent]) -> Iterator[Found]:
     heard = ended_words(events, said.style)
     times = Counter(word for word in heard if isinstance(word, int))
     missing = announced(said, events)
-    edges = {word for word, ms in missing.items() if ms < WORD_MS}
+    surely = [sum(map(span.overlap, gaps(events))) for span in said.spans]
+    edges = {word for word in missing if surely[word] < WORD_MS}
     damaged = {text for text in heard if isinstance(text, str)}
     for word in range(said.words):
         missing_ms = missing.get(word, 0.0)
