@@ -150,10 +150,6 @@ async def test_a_workers_lines(stage: Stage, stt: TurnsServer, tmp_path: Path) -
     assert not [word for word in end.transcript.split() if word in text]
 
 
-def record(message: str) -> logging.LogRecord:
-    return logging.LogRecord("worker", logging.INFO, "file", 1, message, None, None)
-
-
 def test_text_lines_keep_every_script_and_no_controls() -> None:
     line = TextFormatter().format(record("12\u00a0000 می\u200cروم \x1b[2J\n\udcff"))
     assert line.endswith("12\u00a0000 می\u200cروم \ufffd[2J\ufffd\ufffd")
