@@ -263,8 +263,8 @@ class Records(logging.Handler):
 
 def set_up(variables: dict[str, str]) -> bool:
     """Set up the export of both signals, as `turnbus run` does; return whether it was refused."""
-    heard = Records()
-    logging.getLogger().addHandler(heard)
+    records = Records()
+    logging.getLogger().addHandler(records)
     try:
         with environment(variables) as env:
             provider = telemetry.tracer_provider("w", env)
@@ -278,8 +278,8 @@ def set_up(variables: dict[str, str]) -> bool:
     except SettingsError:
         return True
     finally:
-        logging.getLogger().removeHandler(heard)
-    assert heard.said == []
+        logging.getLogger().removeHandler(records)
+    assert records.said == []
     return False
 
 
