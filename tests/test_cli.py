@@ -205,10 +205,10 @@ def test_a_host_name_that_is_no_worker_id(command: str, code: int) -> None:
     )
     assert done.returncode == code
     (line,) = (done.stdout + done.stderr).splitlines()
-    told = (
+    fault = (
         "TURNBUS_WORKER_ID: not set, and the name of this host, 'office 1', is no worker id; set "
     )
-    assert (told in line) == (code == 2)
+    assert (fault in line) == (code == 2)
 
 
 # Every directory that Python would take for temporary files can only be read; or one is full.

@@ -156,5 +156,5 @@ def test_text_lines_keep_every_script_and_no_controls() -> None:
 
 
 def test_json_lines_of_what_is_not_utf8() -> None:
-    told = json.loads(JsonFormatter().format(record("a\udcff")))
-    assert told["message"] == "a\ufffd"
+    line = json.loads(JsonFormatter().format(record("a\udcff")))
+    assert line["message"] == "a\ufffd"

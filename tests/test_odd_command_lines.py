@@ -53,46 +53,21 @@ OPTIONS = {
 }
 ARGUMENTS = {"push": ["-"], "drain": ["w"], "end": ["s"]}
 WORDS = [
-    *(
-        "",
-        " ",
-        "0",
-        "1",
-        "-1",
-        "5",
-        " 5 ",
-        "5.0",
-        "1e3",
-        "1_000",
-        "5s",
-        "0x10",
-        "nan",
-        "inf",
-        "1e300",
-    ),
-    *(
-        "9" * 400,
-        "9" * 5_000,
-        "true",
-        "True",
-        "YES",
-        "on",
-        "false",
-        "INFO",
-        "json",
-        "TEXT",
-        "debug",
-    ),
-    *("redis://127.0.0.1:1/0", "rediss://127.0.0.1:1", "unix:///nonexistent", "unix:///"),
-    *("redis+cluster://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/m", "redis://h:99999"),
-    *("redis://::1:1", "redis://[::1", "redis://a..b", f"redis://{'a' * 80}", "redis://:p@ss/w@h"),
-    *("ws://127.0.0.1:1/stt", "wss://127.0.0.1:1/ü", "wss://h:0/", "https://h", "ws://[::1]:1/x"),
-    *("127.0.0.1:0", "[::1]:0", "256.0.0.1:80", "a..b:80", "127.0.0.1:99999", "::1", "localhost"),
-    *("/nonexistent", "/", "/dev/null", "\udcff", "ü", "日本", "a\nb", "\x1b[2J"),
-    *("s", "call-1", "0", "lane", "session", "pcm_s16le", "PCM_MULAW", "mp3", "speech", "script"),
-    *("{}", "[]", '{"a": 1}', "[" * 5_000, '{"a":' * 5_000, "1-1", "0-0", "9" * 20 + "-1", "kill"),
-    *("cut@mid-turn", "http=503,count=3", "http=999", "pace=nan", "latency=1e300s", "error=x", ","),
-    *("sk_car_hunter2", "2026-03-01", "--api-key", "--conf", "--", "-", "-h", "--help", "--x=y"),
+    *"""
+    0 1 -1 5 5.0 1e3 1_000 5s 0x10 nan inf 1e300 true True YES on false INFO json
+    TEXT debug redis://127.0.0.1:1/0 rediss://127.0.0.1:1 unix:///nonexistent
+    unix:/// redis+cluster://127.0.0.1:1 redis+sentinel://127.0.0.1:1/m
+    redis://h:99999 redis://::1:1 redis://[::1 redis://a..b redis://:p@ss/w@h
+    ws://127.0.0.1:1/stt wss://h:0/ https://h ws://[::1]:1/x 127.0.0.1:0 [::1]:0
+    256.0.0.1:80 a..b:80 127.0.0.1:99999 ::1 localhost /nonexistent / /dev/null s
+    call-1 0 lane session pcm_s16le PCM_MULAW mp3 speech script {} [] 1-1 0-0
+    99999999999999999999-1 kill cut@mid-turn http=503,count=3 http=999 pace=nan
+    latency=1e300s error=x , sk_car_hunter2 2026-03-01 --api-key --conf -- - -h
+    --help --x=y
+    """.split(),
+    *("", " ", " 5 ", "\udcff", "ü", "日本", "a\nb", "\x1b[2J", "wss://127.0.0.1:1/ü"),
+    *("9" * 400, "9" * 5_000, "9" * 20 + "-1", f"redis://{'a' * 80}"),
+    *('{"a": 1}', "[" * 5_000, '{"a":' * 5_000),
 ]
 odd = st.sampled_from(WORDS)
 command_lines = st.sampled_from(sorted(OPTIONS)).flatmap(

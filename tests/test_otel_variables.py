@@ -71,36 +71,17 @@ VARIABLES = [*LIMITS, *OF_TRACES, *OF_METRICS, *OF_OTLP, *COMMON]
 
 VALUES = st.sampled_from(
     [
-        *("", " ", "0", "1", "-1", "256", "512", "4096", "2147483648", "9" * 400, "1e3", "1.5"),
-        *(
-            "nan",
-            "inf",
-            "unset",
-            "none",
-            "true",
-            "on",
-            "None",
-            "x",
-            "x=y",
-            "x=y,",
-            "=",
-            ",",
-            "a=b=c",
-        ),
-        *("otlp", "console", "prometheus", "otlp,console", "OTLP", "grpc", "http/json", "gzip"),
-        *("traceidratio", "parentbased_traceidratio", "always_off", "jaeger_remote", "xray"),
-        *(
-            "http://127.0.0.1:1",
-            "http://",
-            "http://h:99999",
-            "h:4317",
-            "http://a..b",
-            "https://[::1",
-        ),
-        *("http://[::1]:4318", "http://u:p@h:1/x?y#z", "/nonexistent", "/", "/dev/null", "a b"),
-        *("authorization=Bearer x", "a=%0d%0a", 'a="b"', "ü=1", "a=ü", "\udcff", "a\nb", "\x1b[2J"),
-        *("delta", "lowmemory", "cumulative", "base2_exponential_bucket_histogram", "os,process"),
-        *("*", "contextvars_context", "sdk_tracer_provider", "tracecontext", "b3", "trace_based"),
+        *"""
+        0 1 -1 256 512 4096 2147483648 1e3 1.5 nan inf unset none true on None x x=y
+        x=y, = , a=b=c otlp console prometheus otlp,console OTLP grpc http/json gzip
+        traceidratio parentbased_traceidratio always_off jaeger_remote xray
+        http://127.0.0.1:1 http:// http://h:99999 h:4317 http://a..b https://[::1
+        http://[::1]:4318 http://u:p@h:1/x?y#z /nonexistent / /dev/null a=%0d%0a delta
+        lowmemory cumulative base2_exponential_bucket_histogram os,process *
+        contextvars_context sdk_tracer_provider tracecontext b3 trace_based
+        """.split(),
+        *("", " ", "a b", "authorization=Bearer x", 'a="b"', "9" * 400),
+        *("ü=1", "a=ü", "\udcff", "a\nb", "\x1b[2J"),
     ]
 )
 
@@ -263,8 +244,8 @@ class Records(logging.Handler):
 
 def set_up(variables: dict[str, str]) -> bool:
     """Set up the export of both signals, as `turnbus run` does; return whether it was refused."""
-    heard = Records()
-    logging.getLogger().addHandler(heard)
+    records = Records()
+    logging.getLogger().addHandler(records)
     try:
         with environment(variables) as env:
             provider = telemetry.tracer_provider("w", env)
@@ -278,8 +259,8 @@ def set_up(variables: dict[str, str]) -> bool:
     except SettingsError:
         return True
     finally:
-        logging.getLogger().removeHandler(heard)
-    assert heard.said == []
+        logging.getLogger().removeHandler(records)
+    assert records.said == []
     return False
 
 

@@ -378,7 +378,10 @@ def test_what_is_no_sound_on_standard_input_is_refused(
         ("--session s --lane {0}", "--lane: must be 1 to 32 of"),
         ("--session s --out both", "--out: invalid choice"),
         ("--session s --metadata []", "--metadata: must be a JSON object"),
-        (f'--session s --metadata {{"a":"{"x" * 4_096}"}}', "must be at most 4096 bytes"),
+        (f'--session s --metadata {{"a":"{"x" * 4_096}"}}', "--metadata: is over 4096 bytes"),
+        (f"--session s --metadata {'[' * 33}{']' * 33}", "--metadata: nests deeper than 32 levels"),
+        (f"--session s --metadata {'[' * 9_999}", "--metadata: "),
+        ("--session s --metadata \udcff", "--metadata: must be UTF-8 text"),
     ],
 )
 def test_bad_usage(options: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:

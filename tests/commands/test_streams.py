@@ -144,8 +144,8 @@ ENCODINGS = [
 def test_json_is_whole_in_every_encoding(env: dict[str, str]) -> None:
     done = run(f"{WATCH} --json", **env)
     assert (done.returncode, done.stderr) == (0, b"")
-    told = [json.loads(line) for line in done.stdout.decode().splitlines()]
-    assert tuple(each["transcript"] for each in told[:3]) == TEXTS
+    events = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    assert tuple(each["transcript"] for each in events[:3]) == TEXTS
 
 
 @pytest.mark.usefixtures("said")

@@ -14,8 +14,8 @@ from anyio.abc import TaskGroup
 from msgspec import Meta
 from redis.asyncio import Redis
 
-from schemas import Encoding, Keys, SessionEntry
-from schemas.audio import MAX_METADATA_BYTES, Lane, SessionId
+from schemas import Encoding, EntryFault, Keys, SessionEntry, decode_session
+from schemas.audio import Lane, SessionId
 from schemas.faults import allowed
 from worker import telemetry
 from worker.commands import (
@@ -285,10 +285,11 @@ def _unplayable(error: SoundError, entry: SessionEntry) -> SettingsError:
 
 
 def _metadata(text: str) -> dict[str, Any]:
+    """Read metadata as a worker reads it from the bus."""
+    fields = {b"session": b"s", b"encoding": b"pcm_s16le", b"sample_rate": b"8000"}
     try:
-        value: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError:
-        raise ArgumentTypeError("must be a JSON object") from None
-    if len(msgspec.json.encode(value)) > MAX_METADATA_BYTES:
-        raise ArgumentTypeError(f"must be at most {MAX_METADATA_BYTES} bytes")
-    return value
+        return decode_session(fields | {b"metadata": text.encode()}).metadata
+    except UnicodeEncodeError:
+        raise ArgumentTypeError("must be UTF-8 text") from None
+    except EntryFault as fault:
+        raise ArgumentTypeError(fault.fault) from None

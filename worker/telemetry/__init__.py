@@ -83,21 +83,21 @@ def refusals(signal: Signal) -> Iterator[None]:
     part that another package brings, makes of a variable that `worker.telemetry.environment` lets
     pass.
     """
-    heard: list[str] = []
+    logged: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("opentelemetry")
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
         yield
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        heard.insert(0, str(error))
+        logged.insert(0, str(error))
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
-    if heard:
-        raise SettingsError([f"{signal} cannot be exported as OTEL_* says: {heard[0]}"])
+    if logged:
+        raise SettingsError([f"{signal} cannot be exported as OTEL_* says: {logged[0]}"])
 
 
 def shut_down() -> None:
