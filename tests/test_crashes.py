@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import anyio
 import pytest
 
 from schemas.audio import Encoding, SessionEntry
@@ -10,7 +11,7 @@ from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd, T
 from tests.stage import PCM16, Stage, check_order, kinds, words
 from tests.waiting import eventually, no_longer
 from worker import claims, crashes
-from worker.bus.intake import Fence, Ownership
+from worker.bus.intake import Fence, Intake, Owned, Ownership
 from worker.core.turns import Draft
 from worker.crashes import MOST, Crashes
 from worker.local.engines.script import hush, say
@@ -70,6 +71,27 @@ async def test_a_fault_that_always_strikes_ends_the_session(
     assert len(struck) == MOST
     count = await stage.redis.hget(f"{stage.prefix}:{{0}}:state:bad", "count")
     assert int(count or 0) > MOST, "each claim outbids the one before"
+
+
+@pytest.mark.usefixtures("allergy")
+async def test_a_slow_retry_is_not_claimed_by_a_heartbeat(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second claim would refuse the first, and the count of crashes would begin again."""
+    monkeypatch.setattr("worker.service.HEARTBEAT_S", 0.02)
+    outbid = Intake.outbid
+
+    async def slowly(intake: Intake, owned: Owned, count: int) -> Owned | None:
+        await anyio.sleep(0.1)
+        return await outbid(intake, owned, count)
+
+    monkeypatch.setattr(Intake, "outbid", slowly)
+    async with stage.worker():
+        await stage.announce("bad")
+        await stage.append("bad", audio=POISON)
+        await stage.until_ended("bad")
+        await no_longer(lambda: stage.redis.xlen(f"{stage.prefix}:sessions"), "the session")
+    assert len([record for record in caplog.records if record.exc_info]) == MOST
 
 
 async def test_a_fault_inside_a_turn_leaves_none_open(

@@ -50,6 +50,7 @@ class Arrivals:
         self._claimer = Claimer(host)
         self.claiming: dict[str, int] = {}
         """Entry and delivery count of every claim under way."""
+        self._raising: set[str] = set()  # entries whose count is raised for a claim
         self.under_way = 0
         """How many sessions are being taken in: found, and not in the roster yet."""
         self._forgetting: set[str] = set()
@@ -156,9 +157,18 @@ class Arrivals:
         Whatever a claim of ours before this one has under way is refused from then on.
         """
         intake = self._host.intake
-        raised = await patiently(self._host.health, partial(intake.outbid, owned, owned.count + 1))
+        self._raising.add(owned.entry)
+        try:
+            outbid = partial(intake.outbid, owned, owned.count + 1)
+            raised = await patiently(self._host.health, outbid)
+        finally:
+            self._raising.discard(owned.entry)
         if raised is not None:
             await self.take(raised)
+
+    def is_claiming(self, entry: str) -> bool:
+        """Say whether a claim of this entry is under way."""
+        return entry in self.claiming or entry in self._raising
 
     async def take(self, owned: Owned) -> None:
         """Claim an entry that is ours, and run its session.

@@ -62,12 +62,16 @@ class Tenure:
             if running is not None:
                 if running.ownership.fence.count >= count:
                     continue  # claimed anew since
-            elif entry not in self._unheard:
+            elif entry not in self._unheard or self._is_known(entry):
                 continue
             if take and entry not in self._claiming:
                 self._claiming.add(entry)
                 self._arrivals.begin(partial(self._claim_anew, entry, count))
         self._unheard = set(orphans)
+
+    def _is_known(self, entry: str) -> bool:
+        """Say whether a session waits after a crash, or is being claimed."""
+        return self._arrivals.is_claiming(entry) or self._host.crashes.get(entry) is not None
 
     async def _claim_anew(self, entry: str, count: int) -> None:
         try:
