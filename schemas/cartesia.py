@@ -90,10 +90,12 @@ class _Typed(msgspec.Struct):
 
 _KNOWN: msgspec.json.Decoder[Known] = msgspec.json.Decoder(Known)
 _TYPED = msgspec.json.Decoder(_Typed)
-KNOWN_TYPES = frozenset(
-    str(member.__struct_config__.tag)
+KNOWN: dict[str, type[Known]] = {
+    str(member.__struct_config__.tag): member
     for member in (Connected, TurnStart, TurnUpdate, TurnEagerEnd, TurnResume, TurnEnd, Error)
-)
+}
+"""Messages of the server, by type."""
+KNOWN_TYPES = frozenset(KNOWN)
 
 
 def decode_message(data: bytes | str) -> ServerMessage:

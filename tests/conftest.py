@@ -1,8 +1,11 @@
 """Fixtures every test may use."""
 
+import faulthandler
+import os
 import shutil
+import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from uuid import uuid4
@@ -13,9 +16,11 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
+from tests.holes import give_addresses
 from tests.stage import KEY, Place, Stage
 from tests.users import GuardedRedis, as_user, grant, refusals
 from worker.bus.connection import connect
+from worker.local import redis as embedded
 from worker.local.cluster import SERVICE, EmbeddedCluster, EmbeddedSentinel
 from worker.local.engines.script import ScriptEngine, ScriptOptions
 from worker.local.redis import EmbeddedRedis
@@ -27,6 +32,33 @@ from worker.local.server.settings import ServerSettings
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
+ROOT = Path(__file__).parents[1]
+
+LONG_RUN_S = 1_200
+"""Limit of a slow test; that of the others is `faulthandler_timeout`."""
+
+PROCESSES = 16
+"""Test processes that get ports of their own."""
+
+if process := os.environ.get("PYTEST_XDIST_WORKER"):
+    # A server that a test takes down keeps its port: no test process picks one of another.
+    embedded._PORTS = embedded._PORTS[int(process.removeprefix("gw")) % PROCESSES :: PROCESSES]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs so, and the processes that tests interrupt would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    # The processes that are started from here would compile every module anew.
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".pytest_cache" / "bytecode"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give a slow test more time before its process is ended."""
+    if item.get_closest_marker("slow"):
+        faulthandler.dump_traceback_later(LONG_RUN_S, exit=True)
+
 
 @pytest.fixture
 def anyio_backend() -> str:
@@ -34,9 +66,16 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True)
+def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no proxy of this machine between a test and what it connects to."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[GuardedRedis]:
-    """One server for the whole run; tests that kill or fill theirs start their own.
+    """One server for the test process; tests that kill or fill theirs start their own.
 
     It has the users of `deploy/redis/users.acl`: each test gives them rights on its own prefix.
     """
@@ -49,7 +88,7 @@ def redis_server() -> Iterator[GuardedRedis]:
 
 @pytest.fixture(scope="session")
 def redis_cluster() -> Iterator[EmbeddedCluster]:
-    """One cluster of three masters for the whole run; nobody breaks it.
+    """One cluster of three masters for the test process; nobody breaks it.
 
     Nor does it take a node for lost that stands still for a moment, and all its slots with it.
     """
@@ -63,7 +102,7 @@ def redis_cluster() -> Iterator[EmbeddedCluster]:
 
 @pytest.fixture(scope="session")
 def redis_sentinel() -> Iterator[EmbeddedSentinel]:
-    """One master with its sentinel for the whole run; nobody breaks it.
+    """One master with its sentinel for the test process; nobody breaks it.
 
     Nor does the sentinel take the master for lost that stands still for a moment.
     """
@@ -91,12 +130,18 @@ def redis_7_binary() -> Path:
 
 @pytest.fixture(scope="session")
 def redis_7(redis_7_binary: Path) -> Iterator[EmbeddedRedis]:
-    """One Redis 7.0 for the whole run."""
+    """One Redis 7.0 for the test process."""
     with (
         start_blocking_portal("asyncio") as portal,
         portal.wrap_async_context_manager(EmbeddedRedis.start(binary=redis_7_binary)) as server,
     ):
         yield server
+
+
+@pytest.fixture
+def resolving(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[str]]:
+    """Addresses of names, for connects of this process: add to them."""
+    return give_addresses(monkeypatch)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from tests.calls import (
     within,
 )
 from worker.core import ids
+from worker.core.holdback import Holdback
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.turns import Draft, TurnTracker
@@ -114,7 +115,7 @@ class _Service:
         """Let it hear what has come by now."""
         while self._coming and self._coming[0][0] <= now:
             came_at, audio = self._coming.popleft()
-            _at_once(self._hearing.feed(audio))
+            at_once(self._hearing.feed(audio))
             for event in self._events:
                 late_s = self._rng.expovariate(1 / 0.3) if self._rng.random() < 0.03 else 0.0
                 at = came_at + self._lag_s + self._rng.uniform(0, self._jitter_s) + late_s
@@ -128,7 +129,7 @@ class _Service:
 class Life:
     """One session's, from its first chunk until all is said."""
 
-    def __init__(self, habits: Habits) -> None:
+    def __init__(self, habits: Habits, update_interval_ms: int = 500) -> None:
         self._habits = habits
         self._rng = rng = random.Random(repr(habits))
         sound, self.words = speech(rng, habits.words_at_most)
@@ -152,6 +153,7 @@ class Life:
             self._ledger,
             self._uplink,
             cast("Narrator", self._told),
+            Holdback(update_interval_ms),
         )
         self._line: Line | None = None
         self._service: _Service | None = None
@@ -183,6 +185,7 @@ class Life:
             return
         if looks:
             self._wakefulness.look(LATER + now)
+            self._hearing.release_update(LATER + now)
         if self._losses and now >= self._losses[0] and self._line is not None:
             self._losses.popleft()
             self._lose(now)
@@ -194,6 +197,7 @@ class Life:
 
     def _lose(self, now: float) -> None:
         self._line = self._service = None
+        self._hearing.publish_text()
         self._uplink.detach()
         self._hearing.forget()
         after = ids.order(self._ledger.read_after)
@@ -232,7 +236,7 @@ class Life:
             waiting = sum(slept or later - at < TOGETHER_S for later, _ in due[count:])
             begins = event.kind == "turn.start"
             self._hearing.heard_anything(arrival, waiting, begins=begins)
-            self._hearing.take(_message(event), arrival)
+            self._hearing.take(message_of(event), arrival)
 
 
 def _entries(rng: random.Random, sound: bytes) -> list[_Entry]:
@@ -248,13 +252,13 @@ def _entries(rng: random.Random, sound: bytes) -> list[_Entry]:
     return entries
 
 
-def _message(event: EngineEvent) -> TurnMessage:
+def message_of(event: EngineEvent) -> TurnMessage:
     text = {} if event.transcript is None else {"transcript": event.transcript}
     message: TurnMessage = _MESSAGES[event.kind](**text)
     return message
 
 
-def _at_once(hearing: Coroutine[Any, Any, None]) -> None:
+def at_once(hearing: Coroutine[Any, Any, None]) -> None:
     """Run what is never suspended."""
     try:
         hearing.send(None)

@@ -109,9 +109,12 @@ class Stage:
 
     @asynccontextmanager
     async def worker_process(
-        self, worker_id: str, log: Path, **changed: str
+        self, worker_id: str, log: Path, *, under: Sequence[str] = (), **changed: str
     ) -> AsyncIterator[Process]:
-        """Run a worker as a process of its own; ended with SIGTERM if it still lives."""
+        """Run a worker as a process of its own; ended with SIGTERM if it still lives.
+
+        `under` is a command that is given the worker's as its last arguments.
+        """
         env = {
             **os.environ,
             "TURNBUS_REDIS_URL": self.redis_url,
@@ -124,7 +127,10 @@ class Stage:
         }
         with log.open("ab") as output:
             process = await anyio.open_process(
-                [sys.executable, "-m", "worker", "run"], env=env, stdout=output, stderr=output
+                [*under, sys.executable, "-m", "worker", "run"],
+                env=env,
+                stdout=output,
+                stderr=output,
             )
         async with process:
             try:

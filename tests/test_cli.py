@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -101,7 +102,7 @@ _WITHOUT_EXTRAS = """
 import sys
 
 sys.modules |= dict.fromkeys(
-    ["numpy", "psutil", "rich", "soundfile", "opentelemetry.exporter.otlp.proto.http"]
+    ["av", "numpy", "psutil", "rich", "opentelemetry.exporter.otlp.proto.http"]
 )
 from worker.cli import main
 
@@ -179,6 +180,72 @@ def test_the_entry_point_imports_nothing_before_it_runs() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout in ("{'worker', 'worker.cli'}\n", "{'worker.cli', 'worker'}\n")
+
+
+def in_namespaces(*options: str) -> list[str]:
+    """Return what runs a shell command in namespaces of its own; skip where there are none."""
+    enter = ["unshare", *options]
+    if shutil.which("unshare") is None or subprocess.run([*enter, "true"]).returncode:
+        pytest.skip("namespaces are not allowed here")
+    return [*enter, "/bin/sh", "-c"]
+
+
+HOST_ENV = {"PATH": os.environ["PATH"], "CARTESIA_API_KEY": "k", "TURNBUS_ADMIN_ADDR": ""}
+
+
+@pytest.mark.parametrize(("command", "code"), [("run", 2), ("check", 2), ("sessions", 1)])
+def test_a_host_name_that_is_no_worker_id(command: str, code: int) -> None:
+    script = f'echo "office 1" >/proc/sys/kernel/hostname && exec "$0" -m worker {command}'
+    done = subprocess.run(
+        [*in_namespaces("--uts"), script, sys.executable],
+        capture_output=True,
+        text=True,
+        env=HOST_ENV | {"TURNBUS_REDIS_URL": "redis://127.0.0.1:1"},
+        timeout=60,
+    )
+    assert done.returncode == code
+    (line,) = (done.stdout + done.stderr).splitlines()
+    told = (
+        "TURNBUS_WORKER_ID: not set, and the name of this host, 'office 1', is no worker id; set "
+    )
+    assert (told in line) == (code == 2)
+
+
+# Every directory that Python would take for temporary files can only be read; or one is full.
+_READ_ONLY = "for d in /tmp /var/tmp /; do mount --bind $d $d && mount -o remount,ro,bind $d; done"
+_FULL = "mount -t tmpfs -o size=4k none /var/tmp && export TMPDIR=/var/tmp"
+
+
+@pytest.mark.parametrize("command", ["demo --sessions 1", "bench", "bench chaos", "bench peers"])
+def test_no_directory_for_temporary_files_is_one_line(command: str) -> None:
+    pytest.importorskip("rich")
+    script = f'mount --make-rprivate / && {_READ_ONLY} && cd /proc && exec "$0" -m worker {command}'
+    done = subprocess.run(
+        [*in_namespaces("--mount"), script, sys.executable],
+        capture_output=True,
+        text=True,
+        env=HOST_ENV | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        timeout=60,
+    )
+    assert done.returncode == 1
+    *_, line = done.stderr.splitlines()
+    assert line.startswith("turnbus: there is no temporary directory that can be written")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_for_temporary_files_is_one_line() -> None:
+    pytest.importorskip("rich")
+    script = f'mount --make-rprivate / && {_FULL} && exec "$0" -m worker demo --sessions 1'
+    done = subprocess.run(
+        [*in_namespaces("--mount"), script, sys.executable],
+        capture_output=True,
+        text=True,
+        env=HOST_ENV,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("is full; make room, or set TMPDIR to another directory")
 
 
 def test_the_first_process_of_a_container_may_be_stopped_while_it_starts() -> None:

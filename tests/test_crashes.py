@@ -98,7 +98,7 @@ async def test_a_fault_inside_a_turn_leaves_none_open(
 async def test_a_fault_that_strikes_once_loses_nothing(stage: Stage, allergy: list[int]) -> None:
     async with stage.worker():
         await stage.announce("call-1")
-        await stage.play("call-1", say([1, 2], PCM16) + hush(900, PCM16), end=False)
+        await stage.play("call-1", say([1, 2], PCM16) + hush(900, PCM16), pause_s=0, end=False)
         await stage.until("call-1", TurnEnd)
         await stage.play("call-1", say([3], PCM16), end=False)
         await stage.until("call-1", TurnStart, 2)

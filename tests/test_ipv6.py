@@ -89,7 +89,7 @@ async def test_a_session(kind: Kind, tmp_path: Path) -> None:
             stage.worker_process("one", tmp_path / "one", admin_addr=f"[::]:{port}"),
         ):
             await stage.announce("call-1", lane="a")
-            await stage.play("call-1", say([1, 2, 3], PCM16))
+            await stage.play("call-1", say([1, 2, 3], PCM16), pause_s=0)
             events = (await stage.until_ended("call-1"))["call-1"]
             assert await anyio.to_thread.run_sync(_is_live, "::1", port)
         check_order(events)

@@ -23,10 +23,10 @@ def no_collection() -> Iterator[None]:
 @pytest.mark.usefixtures("no_collection")
 async def test_an_ended_session_leaves_nothing(stage: Stage) -> None:
     names = [f"call-{number}" for number in range(3)]
-    async with stage.worker() as worker:
+    async with stage.worker(replay_speed=0.0) as worker:
         for name in names:
             await stage.announce(name)
-            await stage.play(name, say([1], PCM16) + hush(500, PCM16), end=False)
+            await stage.play(name, say([1], PCM16) + hush(500, PCM16), pause_s=0, end=False)
         with anyio.fail_after(30):
             while sum(session.phase.value == "live" for session in worker.roster) < len(names):
                 await anyio.sleep(0.01)

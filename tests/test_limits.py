@@ -6,8 +6,15 @@ import anyio
 import pytest
 
 from schemas.keys import Keys
-from schemas.turns import AudioGap, SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
-from tests.stage import PCM16, Stage, check_order, words
+from schemas.turns import (
+    AudioGap,
+    SessionEnded,
+    SessionError,
+    SessionStarted,
+    TurnEnd,
+    TurnUpdate,
+)
+from tests.stage import PCM16, WORD, Stage, check_order, kinds, words
 from tests.waiting import eventually
 from worker.bus import gate
 from worker.bus.connection import BusHealth, connect
@@ -43,7 +50,7 @@ async def test_no_more_sockets_than_permits(stage: Stage, stt: TurnsServer) -> N
 async def test_a_parked_session_lets_others_in(stage: Stage) -> None:
     async with stage.worker(stt_max_connections=1, park_s=1.0):
         await stage.announce("call-1")
-        await stage.play("call-1", say([1], PCM16) + hush(700, PCM16), end=False)
+        await stage.play("call-1", say([1], PCM16) + hush(700, PCM16), pause_s=0, end=False)
         await stage.announce("call-2")
         await stage.play("call-2", say([2], PCM16))
         await stage.play("call-1", say([3], PCM16))
@@ -78,24 +85,47 @@ async def test_old_audio_is_dropped_and_said_to_be(stage: Stage, stt: TurnsServe
     assert (gap.missing_ms, gap.reason) == (399, "backlog")
 
 
-async def test_an_open_turn_is_ended_before_its_audio_is_dropped(
+async def test_an_open_turn_ends_before_late_audio_is_dropped(
     stage: Stage, stt: TurnsServer
 ) -> None:
+    """What was sent of it is sent again; only what was not is late."""
     async with stage.worker(max_lag_s=60.0):
         await stage.announce("call-1")
         await stage.until("call-1", SessionStarted)
         await _append_aged(stage, "call-1", say([1, 2], PCM16), age_s=55)
-        await stage.until("call-1", TurnStart)
+        await stage.until("call-1", TurnUpdate, 2)
         await stt.stop()
-        await anyio.sleep(5.5)
+        await _append_aged(stage, "call-1", say([3], PCM16), age_s=54)
+        await anyio.sleep(6.5)
         async with TurnsServer.serve(ServerSettings(port=stt.port), ScriptEngine()) as server:
+            await stage.until("call-1", AudioGap)
             await eventually(lambda: server.open_connections, "the session to connect")
-            await stage.play("call-1", say([3], PCM16))
+            await stage.play("call-1", say([4], PCM16))
             events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
     ends = [event for event in events if isinstance(event, TurnEnd)]
-    assert [end.reason for end in ends] == ["watchdog", "close"]
-    assert words(events)[-1] == 3
+    assert (ends[0].transcript.split(), ends[0].reason) == (["w1", "w2"], "close")
+    assert words(events) == [1, 2, 4]
+    (gap,) = [event for event in events if isinstance(event, AudioGap)]
+    assert (gap.missing_ms, gap.reason) == (200, "backlog")
+
+
+async def test_a_long_turn_is_not_late(stage: Stage, stt: TurnsServer) -> None:
+    """Its socket and then its worker are lost when it is longer than audio may be late."""
+    sound = say(range(50), PCM16)
+    async with stage.worker(max_lag_s=4.0, drain_s=0.0):
+        await stage.announce("call-1")
+        await stage.play("call-1", sound[: 25 * WORD], end=False)
+        await stage.until("call-1", TurnUpdate)
+        stt.cut_all()
+        await stage.play("call-1", sound[25 * WORD : 38 * WORD], end=False)
+    async with stage.worker(max_lag_s=4.0):
+        await stage.play("call-1", sound[38 * WORD :])
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == list(range(50))
+    assert kinds(events).count("turn.start") == 1
+    assert "audio.gap" not in kinds(events)
 
 
 async def test_places_outlast_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:

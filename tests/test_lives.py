@@ -8,13 +8,15 @@ from tests.lives import Habits, Life
 LAGS_S = [(0.0, 0.3), (0.3, 0.6), (0.8, 1.0)]
 
 
-def _wrong(lag_s: tuple[float, float], stall: Stall, lives: int) -> list[Habits]:
+def _wrong(
+    lag_s: tuple[float, float], stall: Stall, lives: int, update_interval_ms: int = 500
+) -> list[Habits]:
     """Return the lives in which a word was lost, said twice, or out of order."""
     wrong = []
     for seed in range(lives):
         for words_at_most in (6, 30):
             habits = Habits(seed, lag_s, 3 + seed % 7, stall, words_at_most)
-            life = Life(habits)
+            life = Life(habits, update_interval_ms)
             if life.live() != [f"w{number}" for number in range(len(life.words))]:
                 wrong.append(habits)
     return wrong
@@ -23,6 +25,11 @@ def _wrong(lag_s: tuple[float, float], stall: Stall, lives: int) -> list[Habits]
 @pytest.mark.parametrize("lag_s", LAGS_S)
 def test_sockets_are_lost_again_and_again(lag_s: tuple[float, float]) -> None:
     assert not _wrong(lag_s, Stall.NONE, 20)
+
+
+@pytest.mark.parametrize("update_interval_ms", [0, 60_000])
+def test_updates_held_back_lose_no_word(update_interval_ms: int) -> None:
+    assert not _wrong((0.0, 0.3), Stall.NONE, 20, update_interval_ms)
 
 
 @pytest.mark.parametrize("stall", [Stall.DOWN, Stall.UP, Stall.BOTH, Stall.WORKER])

@@ -148,3 +148,13 @@ async def test_a_workers_lines(stage: Stage, stt: TurnsServer, tmp_path: Path) -
     (end,) = (event for event in events["s"] if isinstance(event, TurnEnd))
     assert end.transcript
     assert not [word for word in end.transcript.split() if word in text]
+
+
+def test_text_lines_keep_every_script_and_no_controls() -> None:
+    line = TextFormatter().format(record("12\u00a0000 می\u200cروم \x1b[2J\n\udcff"))
+    assert line.endswith("12\u00a0000 می\u200cروم \ufffd[2J\ufffd\ufffd")
+
+
+def test_json_lines_of_what_is_not_utf8() -> None:
+    told = json.loads(JsonFormatter().format(record("a\udcff")))
+    assert told["message"] == "a\ufffd"

@@ -69,7 +69,7 @@ async def test_for_redis(stt: TurnsServer) -> None:
         stage.worker(park_s=1.0, session_idle_s=4.0) as worker,
     ):
         await stage.announce("call-1")
-        await stage.play("call-1", say([0, 1], PCM16) + hush(700, PCM16), end=False)
+        await stage.play("call-1", say([0, 1], PCM16) + hush(700, PCM16), pause_s=0, end=False)
         await eventually(lambda: _phases(worker) == ["parked"], "the session to park")
         await server.kill()
         await anyio.sleep(4.0)
@@ -90,7 +90,7 @@ async def test_a_parked_session_wants_no_socket(stage: Stage, stt: TurnsServer, 
     async with stage.worker(park_s=1.0) as worker:
         await stage.announce("call-1")
         sound = say([1], PCM16) + hush(700, PCM16) + odd
-        await stage.play("call-1", sound, end=False)
+        await stage.play("call-1", sound, pause_s=0, end=False)
         await eventually(lambda: _phases(worker) == ["parked"], "the session to park")
         await anyio.sleep(1.0)
         await stage.append("call-1", end="1")

@@ -1,5 +1,6 @@
 """Metrics: what a worker says of itself while it works, over real HTTP."""
 
+import logging
 import re
 from urllib.request import urlopen
 
@@ -10,7 +11,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.turns import TurnEnd, TurnUpdate
-from tests.stage import KEY, ON_CLUSTER_TOO, PCM16, Stage, words
+from tests.stage import KEY, PCM16, Stage, words
 from tests.users import GuardedRedis
 from tests.waiting import eventually, no_longer
 from worker.admin import serve_admin
@@ -48,7 +49,6 @@ def _value(families: dict[str, Metric], series: str, **labels: str) -> float:
     return sum(found)
 
 
-@ON_CLUSTER_TOO
 async def test_a_session_is_measured(stage: Stage) -> None:
     sound = say([1, 2], PCM16) + hush(1_000, PCM16)
     async with stage.worker(max_sessions=7) as worker, anyio.create_task_group() as tasks:
@@ -107,6 +107,7 @@ async def test_repeats_are_counted_once_and_told_once(
     stage: Stage, stt: TurnsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also where they are read again, for a socket that was lost."""
+    caplog.set_level(logging.INFO)
     stt.faults.set("cut@mid-turn,count=1")
     sound = say([1, 2, 3], PCM16)
     chunks = [sound[at : at + 3_200] for at in range(0, len(sound), 3_200)]
@@ -122,7 +123,7 @@ async def test_repeats_are_counted_once_and_told_once(
     assert words(events) == [1, 2, 3]
     assert _value(families, "turnbus_reconnects_total") == 1
     assert _value(families, "turnbus_chunks_repeated_total") == len(chunks)
-    (told,) = (line for line in caplog.messages if "needs a src of its own" in line)
+    (told,) = (line for line in caplog.messages if "needs another src" in line)
     assert told.startswith("s: audio entry ")
     assert "repeats seq 0 of src 'p'" in told
 

@@ -77,9 +77,12 @@ async def test_a_transcript_that_is_not_there_is_as_it_was(
         (1_600, {"type": "turn.end", **text}),
     ]
     sound = say([1], PCM16) + hush(600, PCM16) + say([2], PCM16) + hush(800, PCM16)
-    async with Odd.serve(*lines) as service, stage.worker(stt_url=service.url):
+    async with (
+        Odd.serve(*lines) as service,
+        stage.worker(stt_url=service.url, replay_speed=0.0),
+    ):
         await stage.announce("call-1")
-        await stage.play("call-1", sound)
+        await stage.play("call-1", sound, pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
     check_order(events)
     assert words(events) == [1]

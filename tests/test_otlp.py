@@ -116,11 +116,11 @@ def test_nothing_is_pushed_unless_asked_for(env: dict[str, str]) -> None:
         ({"OTEL_METRICS_EXPORTER": "statsd"}, "'statsd' is not one of otlp, console"),
         (
             {"OTEL_METRICS_EXPORTER": "console", "OTEL_METRIC_EXPORT_INTERVAL": "1 min"},
-            "OTEL_METRIC_EXPORT_INTERVAL: '1 min' is no number",
+            "OTEL_METRIC_EXPORT_INTERVAL: must be a number from 1 to 2147483647, not '1 min'",
         ),
         (
             {"OTEL_METRICS_EXPORTER": "console", "OTEL_METRIC_EXPORT_INTERVAL": "0"},
-            "OTEL_METRIC_EXPORT_INTERVAL: '0' is no number",
+            "OTEL_METRIC_EXPORT_INTERVAL: must be a number from 1 to 2147483647, not '0'",
         ),
     ],
 )

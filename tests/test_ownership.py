@@ -58,7 +58,7 @@ async def test_an_entry_lost_inside_a_turn_is_put_back(stage: Stage, lost: str) 
             return bool(groups) and [*(await _pending(stage.redis, sessions)).values()] == [me]
 
         await eventually(put_back, "the session to be announced, and ours, again")
-        await stage.play("call-1", say([3], PCM16) + hush(900, PCM16))
+        await stage.play("call-1", say([3], PCM16) + hush(900, PCM16), pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
         await no_longer(lambda: stage.redis.xlen(sessions), "the entry")
     check_order(events)
@@ -80,7 +80,7 @@ async def test_an_entry_lost_and_its_owner_killed(stage: Stage, tmp_path: Path) 
             first.send_signal(signal.SIGSTOP)
             await stage.redis.xdel(f"{stage.prefix}:sessions", entry)
             first.send_signal(signal.SIGKILL)
-            await stage.play("call-1", say([3], PCM16) + hush(900, PCM16))
+            await stage.play("call-1", say([3], PCM16) + hush(900, PCM16), pause_s=0)
             events = (await stage.until_ended("call-1"))["call-1"]
             await no_longer(lambda: stage.redis.xlen(f"{stage.prefix}:sessions"), "the entry")
     check_order(events)
@@ -108,7 +108,7 @@ async def test_an_owner_that_wakes_puts_nothing_back(stage: Stage, tmp_path: Pat
             first.send_signal(signal.SIGCONT)
             await eventually(lambda: "let go" in (tmp_path / "one").read_text(), "the first")
             assert await stage.redis.xlen(sessions) == 1
-            await stage.play("call-1", say([3], PCM16) + hush(900, PCM16))
+            await stage.play("call-1", say([3], PCM16) + hush(900, PCM16), pause_s=0)
             events = (await stage.until_ended("call-1"))["call-1"]
             await no_longer(lambda: stage.redis.xlen(sessions), "the entry")
     check_order(events)
@@ -292,7 +292,7 @@ async def test_an_entry_lost_just_before_it_is_given_back(
         await stage.until("call-1", TurnUpdate, 2)
         await LOST[lost](stage.redis, sessions, entry)
     async with stage.worker(worker_id="two"):
-        await stage.play("call-1", say([3], PCM16) + hush(900, PCM16))
+        await stage.play("call-1", say([3], PCM16) + hush(900, PCM16), pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
         await no_longer(lambda: stage.redis.xlen(sessions), "the entry")
     check_order(events)

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from schemas.turns import AudioGap, SessionError, TurnEnd, TurnEvent, TurnUpdate
-from tests.stage import PCM16, Stage, check_order, kinds, words
+from tests.stage import PCM16, WORD, Stage, check_order, kinds, words
 from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
@@ -154,10 +154,10 @@ async def test_settings_refused_on_the_way_do_not_end_the_session_later(
 ) -> None:
     async with stage.worker():
         await stage.announce("call-1")
-        await stage.play("call-1", say([1], PCM16) + hush(800, PCM16), end=False)
+        await stage.play("call-1", say([1], PCM16) + hush(800, PCM16), pause_s=0, end=False)
         # In order by itself; with the service's own `end` of 0.3 it is not.
         await stage.append("call-1", config='{"turn_eager_end_threshold":0.3}')
-        await stage.play("call-1", say([2], PCM16) + hush(800, PCM16), end=False)
+        await stage.play("call-1", say([2], PCM16) + hush(800, PCM16), pause_s=0, end=False)
         refused = await stage.until("call-1", SessionError)
         await stage.until("call-1", TurnEnd, 2)
         stt.cut_all()
@@ -205,6 +205,21 @@ async def test_a_flush_that_is_refused(stage: Stage, stt: TurnsServer, how: str)
     events = await _say_a_word_and_end(stage)
     assert [event.fatal for event in events if isinstance(event, SessionError)] == [False]
     assert len(stt.connections) == 1
+
+
+async def test_audio_of_a_refused_flush_is_announced(stage: Stage, stt: TurnsServer) -> None:
+    """The second word is only half sent as the provider is asked for it, and refuses."""
+    stt.faults.set("error=400@flush")
+    async with stage.worker():
+        await stage.announce("call-1")
+        await stage.append("call-1", audio=say([1], PCM16))
+        await stage.until("call-1", TurnUpdate)
+        await stage.append("call-1", audio=say([2], PCM16)[: WORD // 2], end="1")
+        events = (await stage.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1]
+    (gap,) = [event for event in events if isinstance(event, AudioGap)]
+    assert (gap.missing_ms, gap.reason) == (100, "watchdog")
 
 
 async def test_a_refusal_at_real_time_is_not_one_of_the_pace(

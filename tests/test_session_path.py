@@ -57,7 +57,6 @@ async def test_raw_xadds_in_and_xreadgroup_out(stage: Stage) -> None:
     assert kinds(events)[:2] == ["session.started", "turn.start"]
 
 
-@ON_EACH_BUS
 async def test_what_an_ended_session_leaves(stage: Stage, redis: Redis) -> None:
     async with stage.worker(retention_s=600) as worker:
         await stage.announce("call-1")
@@ -200,7 +199,7 @@ async def test_audio_that_was_never_announced_is_left_alone(stage: Stage, redis:
     await stage.append("stray", audio=say([9], PCM16))
     async with stage.worker(park_s=0.5, session_idle_s=1.0):
         await stage.announce("call-1")
-        await stage.play("call-1", say([1], PCM16))
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
         await stage.append("stray", audio=say([9], PCM16))
         await stage.until_ended("call-1")
     assert await redis.xlen(stage.audio_key("stray")) == 2
@@ -214,7 +213,7 @@ async def test_audio_that_was_never_announced_is_left_alone(stage: Stage, redis:
 async def test_parks_without_audio_and_goes_on(stage: Stage, stt: TurnsServer) -> None:
     async with stage.worker(park_s=1.0):
         await stage.announce("call-1")
-        await stage.play("call-1", say([1], PCM16) + hush(700, PCM16), end=False)
+        await stage.play("call-1", say([1], PCM16) + hush(700, PCM16), pause_s=0, end=False)
         await eventually(
             lambda: stt.connections and not stt.open_connections, "the socket to be let go"
         )
@@ -244,7 +243,7 @@ async def test_config_reaches_the_service_mid_session(stage: Stage, stt: TurnsSe
     async with stage.worker():
         await stage.announce("call-1", turn_end_timeout_ms="2000")
         await stage.append("call-1", config='{"turn_end_threshold":0.2}')
-        await stage.play("call-1", say([1], PCM16))
+        await stage.play("call-1", say([1], PCM16), pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
     assert words(events) == [1]
     assert any(isinstance(event, TurnUpdate) for event in events)

@@ -1,5 +1,6 @@
 """Settings: precedence, one line per fault, and secrets that stay secret."""
 
+import json
 import traceback
 from pathlib import Path
 
@@ -66,7 +67,12 @@ def test_turn_detection_and_admin_off() -> None:
         ("SESSION_IDLE_S", "inf", "must be a number from 1 to 604800, not 'inf'"),
         ("PARK_S", "180", "must be a number from 1 to 170, not '180'"),
         ("PREFIX", "a{b}", "must be 1 to 128 of A-Z a-z 0-9 . _ : -, not 'a{b}'"),
-        ("WORKER_ID", "a\n", r"must be 1 to 128 of A-Z a-z 0-9 . _ : -, not 'a\n'"),
+        ("WORKER_ID", "a b", "must be 1 to 128 of A-Z a-z 0-9 . _ : -, not 'a b'"),
+        ("WORKER_ID", "a\x00b", "holds control characters, or is not UTF-8 text"),
+        ("STT_API_KEY_FILE", "\udcff", "holds control characters, or is not UTF-8 text"),
+        ("ADMIN_ADDR", "a..b:80", "a part of the host's name is empty, or longer than 63 charac"),
+        ("TRACE_TRANSCRIPTS", "maybe", "must be true or false, not 'maybe'"),
+        ("MAX_SESSIONS", "5s", "must be a whole number from 1 to 100000, not '5s'"),
         ("LOG_LEVEL", "loud", "must be one of debug, error, info, warning, not 'loud'"),
         ("STT_VERSION", "latest", "must be a date, YYYY-MM-DD, not 'latest'"),
         ("STT_MODEL", "", "must be a model's name, not ''"),
@@ -79,7 +85,31 @@ def test_turn_detection_and_admin_off() -> None:
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(name: str, value: str, what: str) -> None:
-    assert fault({f"TURNBUS_{name}": value}) == f"TURNBUS_{name}: {what}"
+    assert fault({f"TURNBUS_{name}": value}).startswith(f"TURNBUS_{name}: {what}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("LOG_LEVEL", "INFO", "info"),
+        ("LOG_LEVEL", " Warning\n", "warning"),
+        ("LOG_FORMAT", "JSON", "json"),
+        *[("TRACE_TRANSCRIPTS", value, True) for value in ("True", "YES", "1", "on", " true ")],
+        *[("TRACE_TRANSCRIPTS", value, False) for value in ("False", "no", "0", "OFF")],
+        ("MAX_SESSIONS", "1_000", 1_000),
+        ("MAX_SESSIONS", " 5 ", 5),
+        ("MAX_SESSIONS", "5.0", 5),
+        ("MAX_SESSIONS", "1e3", 1_000),
+        ("PREFIX", " stt ", "stt"),
+    ],
+)
+def test_values_as_people_write_them(name: str, value: str, read: object, tmp_path: Path) -> None:
+    assert getattr(load({f"TURNBUS_{name}": value}), name.lower()) == read
+    file = tmp_path / "t.toml"
+    file.write_text(f"\ufeff{name.lower()} = {json.dumps(value)}", "utf-8")
+    if isinstance(read, int) and not isinstance(read, bool):  # TOML has numbers of its own
+        file.write_text(f"{name.lower()} = {value}")
+    assert getattr(load({}, file), name.lower()) == read
 
 
 def test_all_faults_at_once(tmp_path: Path) -> None:
@@ -158,7 +188,25 @@ def test_redis_urls(url: str, tmp_path: Path) -> None:
         ("redis:///0", "must be redis://[USER:PASSWORD@]HOST[:PORT][/DB]"),
         ("redis://h/zero", "must be redis://[USER:PASSWORD@]HOST[:PORT][/DB]"),
         ("redis://:hunter2/x@h", "is not a URL; percent-encode"),
-        ("redis://:hunter2@h:port", "is not a URL; percent-encode"),
+        (
+            "redis://:hunter2@h:port",
+            "must be redis://[USER:PASSWORD@]HOST[:PORT][/DB]; the port must",
+        ),
+        ("redis://:hunter2@h:99999", "must be redis://[USER:PASSWORD@]HOST[:PORT][/DB]; the port"),
+        ("redis://:hunter2@h:0", "must be redis://[USER:PASSWORD@]HOST[:PORT][/DB]; the port"),
+        ("redis://user:hunter2/0", "must be redis://[USER:PASSWORD@]HOST[:PORT][/DB]; the port"),
+        ("redis://:hunter2@::1:6379", "an IPv6 address must be in brackets"),
+        ("redis://::1", "an IPv6 address must be in brackets"),
+        ("redis://:hunter2@[::1", "an IPv6 address must be in brackets"),
+        ("redis://[h]:6379", "what is in brackets must be an IPv6 address"),
+        ("redis://:hunter2@h 1", "has white space in it; percent-encode it (%20)"),
+        ('"redis://:hunter2@h"', "must be without quotation marks"),
+        ("REDIS://h", "must begin with redis://"),
+        ("redis://a,b", "must be redis://[USER:PASSWORD@]HOST[:PORT][/DB]; several servers are"),
+        ("redis://:hunter2@a..b", "a part of the host's name is empty"),
+        (f"redis://{'a' * 64}", "a part of the host's name is empty, or longer than 63"),
+        ("redis+cluster://:hunter2@::1:7000", "an IPv6 address must be in brackets"),
+        ("redis+sentinel://h:99999/m", "must be redis+sentinel://"),
         ("redis://h?password=hunter2", "options can only be db"),
         ("rediss://h?socket_timeout=5", "options can only be db, ssl_ca_certs"),
         ("redis://h?db=hunter2", "option db must be a number"),
@@ -180,7 +228,7 @@ def test_redis_urls(url: str, tmp_path: Path) -> None:
         ("redis+cluster://:hunter2@h:0", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
         ("redis+cluster://:hunter2@", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
         ("redis+cluster://a,,b", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
-        ("redis+cluster://:hunter2/x@h", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
+        ("redis+cluster://:hunter2/x@h", "is not a URL; percent-encode"),
         ("redis+cluster://h?db=2", "takes no options without TLS"),
         ("rediss+cluster://h?db=2", "options can only be ssl_ca_certs"),
         ("redis+sentinel://:hunter2@h", "must be redis+sentinel://[USER:PASSWORD@]HOST[:PORT]["),
@@ -207,6 +255,10 @@ def test_redis_urls_refused_without_a_word_of_the_password(url: str, what: str) 
     [
         ("https://api.cartesia.ai", "must be wss://HOST[:PORT]/PATH"),
         ("wss:///stt", "must be wss://HOST[:PORT]/PATH"),
+        ("wss://h:99999/stt", "must be wss://HOST[:PORT]/PATH; the port must be a number from 1"),
+        ("wss://::1/stt", "an IPv6 address must be in brackets"),
+        ("wss://h/s tt", "has white space in it"),
+        ("wss://a..b/stt", "a part of the host's name is empty"),
         ("wss://hunter2@h/stt", "takes no user, key or parameters"),
         ("wss://h/stt?access_token=hunter2", "takes no user, key or parameters"),
         ("ws://10.0.0.7/stt", "must be wss://: over ws:// the key would travel in clear"),

@@ -6,8 +6,9 @@ import pytest
 from redis.asyncio import Redis
 
 from schemas.audio import AudioEntry, Encoding
-from worker.bus.clock import BusClock
+from worker.bus.clock import BusClock, EntryAges
 from worker.bus.connection import BusHealth
+from worker.core.lateness import Lateness, SentState
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.sessions.shedding import Shedding
@@ -20,13 +21,14 @@ def test_the_first_sample_kept_is_whole_however_small_the_entries(size: int) -> 
     ledger = Ledger(Encoding.PCM_F32LE.width)
     uplink = Uplink(Encoding.PCM_F32LE, 16_000, ledger, Pacer(0), Stats())
     clock = BusClock(Redis(), BusHealth())  # not asked yet: as ours
-    shedding = Shedding(5.0, clock, ledger, uplink)
     now_ms = int(time.time() * 1000)
+    ages = EntryAges(clock, f"{now_ms}-0", untimed=False)
+    shedding = Shedding(ages, ledger, uplink, Lateness(5.0, SentState()))
     late = bytes(range(30))
     for at in range(0, len(late), size):
         entry, audio = f"{now_ms - 10_000}-{at}", late[at : at + size]
         ledger.admit(entry, AudioEntry(audio=audio))
-        assert shedding.drops(entry, audio)
+        assert not shedding.keep(entry, audio, time.monotonic())
     assert shedding.settle(ledger.taken) > 0
     assert uplink.fed == 28
     kept = b"\x1e\x1f"

@@ -6,12 +6,13 @@ a password.
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from worker import tls
 
 _HOSTS = "[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]"
+_NOT_ENCODED = "is not a URL; percent-encode / ? # @ in a password"
 _SERVERS = {  # by scheme: the shape of the rest, and the usual port
     "redis+cluster": (_HOSTS, 6379),
     "rediss+cluster": (_HOSTS, 6379),
@@ -35,27 +36,92 @@ def redacted(url: str) -> str:
 
 def check_redis_url(url: str) -> None:
     """Refuse what no client could use; files of TLS are looked at."""
+    _check_text(url)
     scheme = url.partition("://")[0]
     if scheme in _SERVERS:
         read_servers(url)
     else:
-        _check_server(_split(url))
+        _check_server(url)
     if scheme.startswith("rediss"):
         query = url.partition("?")[2].partition("#")[0]
         tls.check_options({name: values[0] for name, values in parse_qs(query).items()})
 
 
-def _check_server(parts: SplitResult) -> None:
-    if parts.scheme not in {"redis", "rediss", "unix"}:
+def _check_text(url: str) -> None:
+    """Refuse what was copied with something around it, and a password that is not encoded."""
+    if url[:1] in {"'", '"'}:
+        raise ValueError("must be without quotation marks")
+    if re.search(r"\s", url):
+        raise ValueError("has white space in it; percent-encode it (%20)")
+
+
+def _check_server(url: str) -> None:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in {"redis", "rediss", "unix"}:
         raise ValueError(
             "must begin with redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://"
         )
-    if parts.scheme == "unix":
-        if not parts.path.strip("/"):
+    if scheme == "unix":
+        if not _split(url).path.strip("/"):
             raise ValueError("must name a socket: unix:///PATH")
-    elif not parts.hostname or not re.fullmatch(r"/?|/\d+", parts.path):
-        raise ValueError(f"must be {parts.scheme}://[USER:PASSWORD@]HOST[:PORT][/DB]")
-    _check_options(parts.scheme, parts.query, frozenset({"db"}))
+    else:
+        authority = _authority(rest)
+        shape = f"{scheme}://[USER:PASSWORD@]HOST[:PORT][/DB]"
+        if "," in authority.rpartition("@")[2]:
+            raise ValueError(
+                f"must be {shape}; several servers are a redis+cluster:// or redis+sentinel://"
+            )
+        _check_place(authority, f"must be {shape}")
+        if not re.fullmatch(r"/?|/[0-9]+", _split(url).path):
+            raise ValueError(f"must be {shape}")
+    _check_options(scheme, _split(url).query, frozenset({"db"}))
+
+
+def _authority(rest: str) -> str:
+    """Return the part of a URL between `://` and the path."""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" in rest and "@" not in authority:
+        raise ValueError(_NOT_ENCODED)
+    return authority
+
+
+def _check_place(authority: str, otherwise: str) -> None:
+    """Refuse a `[USER:PASSWORD@]HOST[:PORT]` in words that repeat no part of it.
+
+    `otherwise` is said where nothing more exact is known.
+    """
+    place = authority.rpartition("@")[2]
+    bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", place)
+    if not bracketed and (place.count(":") > 1 or "[" in place or "]" in place):
+        if re.fullmatch(r"[0-9a-fA-F:.\[\]%]*", place):
+            raise ValueError("an IPv6 address must be in brackets: [2001:db8::1]:PORT")
+        raise ValueError(otherwise)
+    host, port = bracketed.groups("") if bracketed else place.partition(":")[::2]
+    if not host:
+        raise ValueError(otherwise)
+    if port and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536):
+        raise ValueError(f"{otherwise}; the port must be a number from 1 to 65535")
+    if bracketed:
+        _check_ipv6(host)
+    else:
+        check_host(host)
+
+
+def _check_ipv6(host: str) -> None:
+    try:
+        IPv6Address(host)
+    except ValueError:
+        raise ValueError("what is in brackets must be an IPv6 address") from None
+
+
+def check_host(host: str) -> None:
+    """Refuse the name of a host that cannot be looked up."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(
+            "a part of the host's name is empty, or longer than 63 characters, or not a name"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -88,9 +154,12 @@ def read_servers(url: str) -> Servers | None:
     shape, port = _SERVERS[scheme]
     found = re.fullmatch(r"([^/?#]*)(/[^?#]*)?(?:\?([^#]*))?", rest)
     if not found:
-        raise ValueError("is not a URL; percent-encode / ? # @ in a password")
+        raise ValueError(_NOT_ENCODED)
     authority, path, query = (part or "" for part in found.groups())
+    _authority(rest)
     userinfo, _, hosts = authority.rpartition("@")
+    for host in hosts.split(","):
+        _check_place(host, f"must be {scheme}://{shape}")
     addresses = tuple(_address(host, port) for host in hosts.split(","))
     named = re.fullmatch(
         r"/([A-Za-z0-9._-]+)(?:/(\d*))?" if "SERVICE" in shape else r"()/?(0?)", path
@@ -132,9 +201,15 @@ def _check_options(scheme: str, query: str, known: frozenset[str] = frozenset())
 
 def check_stt_url(url: str) -> None:
     """Refuse what is not a WebSocket URL, carries a secret, or would send one in clear."""
+    shape = "must be wss://HOST[:PORT]/PATH"
+    _check_text(url)
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.lower() not in {"ws", "wss"}:
+        raise ValueError(shape)
+    _check_place(re.split("[/?#]", rest, maxsplit=1)[0], shape)
     parts = _split(url)
-    if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-        raise ValueError("must be wss://HOST[:PORT]/PATH")
+    if not parts.hostname:
+        raise ValueError(shape)
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError("takes no user, key or parameters: URLs end up in logs")
     if parts.scheme == "ws" and not _is_loopback(parts.hostname):
@@ -147,12 +222,27 @@ def service_address(url: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or (443 if parts.scheme == "wss" else 80)
 
 
+def check_http_url(url: str) -> tuple[str, int]:
+    """Return host and port of an `http://` or `https://` URL; refuse what is not one."""
+    shape = "must be http://HOST:PORT or https://HOST:PORT"
+    _check_text(url)
+    scheme, separator, rest = url.partition("://")
+    usual_port = {"http": 80, "https": 443}.get(scheme)
+    if not separator or usual_port is None:
+        raise ValueError(shape)
+    _check_place(re.split("[/?#]", rest, maxsplit=1)[0], shape)
+    parts = _split(url)
+    return parts.hostname or "", parts.port or usual_port
+
+
 def host_port(address: str) -> tuple[str, int]:
     """Split `HOST:PORT`; the host of `[::1]:80` is `::1`."""
-    found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):(\d{1,5})", address)
+    found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})", address)
     if not found or int(found[3]) > 65_535:
         raise ValueError("must be HOST:PORT or [IPV6]:PORT, or empty for off")
-    return found[1] or found[2], int(found[3])
+    host = found[1] or found[2]
+    check_host(host)
+    return host, int(found[3])
 
 
 def join_host_port(host: str, port: int) -> str:
@@ -165,7 +255,7 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:  # its text may repeat a part of a password
-        raise ValueError("is not a URL; percent-encode / ? # @ in a password") from None
+        raise ValueError(_NOT_ENCODED) from None
     return parts
 
 

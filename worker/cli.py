@@ -31,7 +31,7 @@ _COMMANDS = {
     "schema": "print or write the JSON Schemas of everything on the bus",
 }
 
-_LOCAL_PARTS = {"numpy", "onnxruntime", "psutil", "rich", "soundfile", "soxr"}
+_LOCAL_PARTS = {"av", "numpy", "onnxruntime", "psutil", "rich", "soxr"}
 """Modules that only `turnbus[local]` brings."""
 
 _EPILOG = """\
@@ -45,11 +45,19 @@ examples:
 
 
 def main(argv: "Sequence[str] | None" = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code.
+
+    Without `argv` it is that of the process, whose standard streams are set up first.
+    """
     if os.getpid() == 1:
         _obey_sigterm()
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        if argv is not None:
+            return _run(argv)
+        from worker import standard_streams
+
+        standard_streams.set_up()
+        return _run(sys.argv[1:])
     except KeyboardInterrupt:
         return 130
 
@@ -69,41 +77,77 @@ def _obey_sigterm() -> None:
 
 def _run(argv: "Sequence[str]") -> int:
     """Run the command line; word what goes wrong."""
-    from worker.errors import SettingsError, TurnbusError
+    from worker.errors import OutputFailed, SettingsError, TurnbusError
     from worker.extras import how_to_install
 
     try:
-        arguments = _parser(argv).parse_args(argv)
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
+        return _run_command(argv)
     except SettingsError as error:
         for fault in error.faults:
-            print(f"turnbus: {fault}", file=sys.stderr)
+            _say(fault)
         return 2
+    except OutputFailed as error:
+        if not error.reader_is_gone:
+            _say(str(error))
+        return 1
     except TurnbusError as error:
-        print(f"turnbus: {error}", file=sys.stderr)
+        _say(str(error))
+        return 1
+    except OSError as error:
+        import logging
+
+        logging.getLogger(__name__).debug("the command failed", exc_info=error)
+        _say(_in_words(error))
         return 1
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _LOCAL_PARTS:
             raise
-        advice = how_to_install("local")
-        print(f"turnbus: this command needs {error.name}; {advice}", file=sys.stderr)
+        _say(f"this command needs {error.name}; {how_to_install('local')}")
         return 1
-    except BrokenPipeError:
-        # Whoever read our output is gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+
+
+def _run_command(argv: "Sequence[str]") -> int:
+    """Run the command; have written all of its output when it ends, by `SystemExit` too."""
+    from worker import otel
+    from worker.standard_streams import escape_non_ascii
+
+    otel.tidy(os.environ)
+    try:
+        arguments = _parser(argv).parse_args(argv)
+        if getattr(arguments, "json", False):
+            escape_non_ascii(sys.stdout)
+        code: int = arguments.run(arguments)
+    finally:
+        sys.stdout.flush()
     return code
 
 
+def _say(fault: str) -> None:
+    """Print a line about what went wrong, which may quote what others wrote."""
+    from worker.printable import printable, without_keys
+
+    lines = map(printable, without_keys(fault).split("\n"))
+    print("turnbus:", "\n".join(lines), file=sys.stderr)
+
+
+def _in_words(error: OSError) -> str:
+    """Word an error of the operating system that nothing else has worded."""
+    if "No usable temporary directory" in str(error.strerror):
+        return (
+            "there is no temporary directory that can be written, or its disk is full; "
+            "set TMPDIR to one"
+        )
+    what = "" if error.filename is None else f"{error.filename}: "
+    return what + (error.strerror or str(error) or type(error).__name__)
+
+
 def _parser(argv: "Sequence[str]") -> "ArgumentParser":
-    from argparse import ArgumentParser
     from importlib import import_module
     from importlib.metadata import version
 
-    from worker.commands import HelpFormatter
+    from worker.commands import HelpFormatter, Parser
 
-    parser = ArgumentParser(
+    parser = Parser(
         prog="turnbus",
         description="Live audio in on Redis Streams, speech turns out.",
         epilog=_EPILOG,

@@ -23,12 +23,14 @@ from worker.bus.intake import Intake
 from worker.bus.lanes import Lanes
 from worker.bus.reader import AudioReader
 from worker.catchup import CatchUp
+from worker.core.frame_limit import FrameLimit
 from worker.core.lag import UsualLag
 from worker.crashes import Crashes
 from worker.errors import SttError
 from worker.keepers import Faults
 from worker.outage import Outage
 from worker.sessions.publisher import Retention
+from worker.shortage import Shortage
 from worker.stt.cartesia import Service
 from worker.telemetry.logs import SessionName
 from worker.telemetry.spans import Tracing
@@ -46,6 +48,9 @@ CPU, most of it TLS: of fifty together the sessions that run feel little. And a 
 with the usual backlog of 100 drops no packet of ours, which would be sent again a second later. At
 300 ms each, fifty at once are 160 sessions a second.
 """
+
+KEY_ADVICE = "check CARTESIA_API_KEY or TURNBUS_STT_API_KEY_FILE, and the account's credit"
+"""What to do about a refusal that gives no advice of its own."""
 
 DOUBT_AFTER_S = 15.0
 """Age of a refusal of the key after which a worker without sessions tries it again."""
@@ -65,6 +70,8 @@ class Pace(msgspec.Struct, frozen=True):
     """Without audio, after which the session ends."""
     max_lag_s: float = 600.0
     """Age at which untranscribed audio is dropped; 0 is never."""
+    update_interval_ms: int = 500
+    """Between two updates of a turn's text of 1,000 characters; 0 is none."""
 
 
 class Credentials:
@@ -78,11 +85,12 @@ class Credentials:
     def refused(self, error: SttError) -> None:
         """Record a 401, 402 or 403."""
         if self.fault is None:
-            log.error(
-                "the STT service refuses the API key or its credit (%s); sessions wait, none is "
-                "lost. Check CARTESIA_API_KEY or TURNBUS_STT_API_KEY_FILE",
-                error,
-            )
+            if error.advice:
+                what = "the STT provider cannot be connected to"
+            else:
+                what = "the STT provider refuses the API key or its credit"
+            advice = error.advice or KEY_ADVICE
+            log.error("%s (%s); sessions wait, none is lost; %s", what, error, advice)
         self.fault = str(error)
         self._since = time.monotonic()
 
@@ -94,7 +102,7 @@ class Credentials:
     def accepted(self) -> None:
         """Record a connect."""
         if self.fault is not None:
-            log.info("the STT service takes the API key again")
+            log.info("the STT provider is connected to again")
         self.fault = None
 
 
@@ -183,8 +191,10 @@ class Host:
     credentials: Credentials = field(default_factory=Credentials)
     crashes: Crashes = field(default_factory=Crashes)
     outage: Outage = field(default_factory=Outage)
+    shortage: Shortage = field(default_factory=Shortage)
     catch_up: CatchUp = field(default_factory=CatchUp)
     usual_lag: UsualLag = field(default_factory=UsualLag)
+    frame_limit: FrameLimit = field(default_factory=FrameLimit)
     wakefulness: Wakefulness = field(default_factory=lambda: Wakefulness(time.monotonic()))
 
     def bury(

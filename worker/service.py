@@ -16,6 +16,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from schemas.keys import Keys
 from schemas.turns import WorkerRecord
+from worker import descriptors
 from worker.addresses import service_address
 from worker.admin import Readiness
 from worker.arrivals import INTAKE_BLOCK_MS, Arrivals
@@ -28,9 +29,8 @@ from worker.bus.lanes import Lanes
 from worker.bus.liveness import Liveness
 from worker.bus.orders import until_drain
 from worker.bus.reader import AudioReader
-from worker.bus.rights import missing_rights
+from worker.bus.rights import unfitness
 from worker.bus.sweeper import Sweeper
-from worker.errors import BusUnavailable
 from worker.host import Host, Pace, Undertaker
 from worker.keepers import Faults
 from worker.overload import Overload
@@ -40,6 +40,7 @@ from worker.sessions.publisher import Retention
 from worker.sessions.session import Session
 from worker.settings import Settings
 from worker.stt.cartesia import PROVIDER, Service
+from worker.stt.proxy import find_proxy
 from worker.telemetry.spans import Tracing
 from worker.telemetry.stats import Stats
 from worker.tenure import Tenure
@@ -49,12 +50,18 @@ log = logging.getLogger(__name__)
 CLAIM_AT_MOST = 50
 HEARTBEAT_S = 1.0
 TICK_S = 0.1
+FITNESS_S = 2.0
+"""Between looks at a Redis that cannot be worked with."""
+
 LEAVE_S = 2.0
 """How long taking our record off the bus may take."""
 
 
 class Worker:
-    """One worker process's work, on one event loop."""
+    """One worker process's work, on one event loop.
+
+    Raises `SettingsError` for a proxy in the environment that cannot be used.
+    """
 
     def __init__(self, settings: Settings, key: str) -> None:
         self._settings = settings
@@ -79,7 +86,12 @@ class Worker:
             retention=Retention(
                 settings.retention_s, settings.turns_retention_s, settings.turns_maxlen
             ),
-            service=Service(settings.stt_url, settings.stt_version, key),
+            service=Service(
+                settings.stt_url,
+                settings.stt_version,
+                key,
+                find_proxy(settings.stt_url, os.environ),
+            ),
             model=settings.stt_model,
             turn=settings.turn_config,
             pace=Pace(
@@ -87,6 +99,7 @@ class Worker:
                 settings.park_s,
                 settings.session_idle_s,
                 settings.max_lag_s,
+                settings.turn_update_interval_ms,
             ),
             undertaker=Undertaker(intake, self.health, faults),
             tracing=Tracing(
@@ -114,14 +127,29 @@ class Worker:
             reason
             for reason in (
                 "draining" if self._draining else None,
-                f"redis: {self.health.fault}" if self.health.fault else None,
-                "starting" if not self._began and self.health.up else None,
+                f"redis: {self._redis_fault}" if self._redis_fault else None,
+                "starting" if not self._began and not self._redis_fault else None,
                 f"stt: {self.host.credentials.fault}" if self.host.credentials.fault else None,
                 f"busy: {self._overload.fault}" if self._overload.fault else None,
+                f"shortage: {self.host.shortage.fault}" if self.host.shortage.fault else None,
+                None if self.capacity else f"shortage: {self._shortfall}",
             )
             if reason
         ]
-        return Readiness(not reasons, tuple(reasons), len(self.roster), self._settings.max_sessions)
+        return Readiness(not reasons, tuple(reasons), len(self.roster), self.capacity)
+
+    @property
+    def _redis_fault(self) -> str | None:
+        return self.health.unfit or self.health.fault
+
+    @property
+    def capacity(self) -> int:
+        """How many sessions this worker takes: as set, and as many as it may open sockets for."""
+        return descriptors.capacity(self._settings, descriptors.limits()[0])
+
+    @property
+    def _shortfall(self) -> str | None:
+        return descriptors.shortfall(self._settings, descriptors.limits()[0])
 
     def drain(self) -> None:
         """Stop taking sessions, hand on those that run, and then do nothing until stopped."""
@@ -136,7 +164,7 @@ class Worker:
     async def run(self) -> None:
         """Work until stopped and everything is handed on.
 
-        Raises `BusUnavailable` if the Redis user may not do what a worker does.
+        Raises redis-py's NoPermissionError if a right is taken away from the Redis user.
         """
         async with closing(self.redis), anyio.create_task_group() as tasks:
             keep = self.host.faults.keep
@@ -176,6 +204,8 @@ class Worker:
             keepers.start_soon(keep, "liveness", self._liveness.watch)
             keepers.start_soon(keep, "sweeper", self._sweeper.run)
             keepers.start_soon(keep, "orders", self._obey_drain)
+            keepers.start_soon(keep, "handover", self._release_stranded)
+            keepers.start_soon(keep, "fitness", self._watch_fitness)
             take = partial(self._take_sessions, arrivals)
             await self._unless_stopped(partial(keep, "arrivals", take))
             await self._hand_on(arrivals)
@@ -191,17 +221,33 @@ class Worker:
             )
 
     async def _reach_bus(self) -> None:
-        """Wait for Redis, and see that it lets us work.
+        """Wait for Redis, and until it is one that a worker can work with."""
+        while True:
+            if not await self._is_unfit():
+                return
+            await anyio.sleep(FITNESS_S)
 
-        Raises `BusUnavailable` if the Redis user lacks a right that a worker needs.
-        """
+    async def _is_unfit(self) -> bool:
+        """Find out whether Redis can be worked with, and note what it lacks."""
+        unfit = partial(unfitness, self.redis, self.host.keys)
         try:
-            await patiently(self.health, self._check_rights)
-            await patiently(self.health, self.host.intake.ensure_group)
+            lacking = await patiently(self.health, unfit)
+            if lacking is None:
+                await patiently(self.health, self.host.intake.ensure_group)
         except ResponseError as error:
-            raise BusUnavailable(
-                f"Redis does not let this worker work: {describe(error)}"
-            ) from error
+            lacking = describe(error)
+        if lacking is None:
+            self.health.fits()
+        else:
+            self.health.lacks(lacking)
+        return lacking is not None
+
+    async def _watch_fitness(self) -> None:
+        """Find out when a Redis that became unfit can be worked with again."""
+        while True:
+            await anyio.sleep(FITNESS_S)
+            if self.health.unfit is not None:
+                await self._is_unfit()
 
     async def _unless_stopped(self, work: Callable[[], Awaitable[None]]) -> bool:
         """Do `work`, but do not wait for Redis once stopped; return whether it was done."""
@@ -209,25 +255,26 @@ class Worker:
             await work()
         return not self._waiting.cancelled_caught
 
-    async def _check_rights(self) -> None:
-        missing = await missing_rights(self.redis, self.host.keys)
-        if missing.commands or missing.keys:
-            raise BusUnavailable(f"Redis does not let this worker work: {missing}")
-
     # -- taking sessions, and keeping them
 
     async def _take_sessions(self, arrivals: Arrivals) -> None:
         self._began = True
         log.info("taking sessions as %s", self.host.intake.consumer)
-        crashes = self.host.crashes
+        crashes, shortage = self.host.crashes, self.host.shortage
         while not self._draining:
             arrivals.try_again()  # whatever room there is: nobody else may take them
             taken = len(self.roster) + len(crashes.held) + arrivals.under_way
-            room = min(CLAIM_AT_MOST, self._settings.max_sessions - taken)
-            room = self._overload.room(room, time.monotonic())
+            room = min(CLAIM_AT_MOST, self.capacity - taken)
             if not len(self.roster):
                 self.host.credentials.doubt()  # nobody is left to find out that they are good again
-            if room <= 0 or self.host.credentials.fault is not None:
+            shortage.look(time.monotonic())
+            faults = (shortage.fault, self.host.credentials.fault, self.health.unfit)
+            if not any(faults):
+                room = self._overload.room(room, time.monotonic())
+                room = shortage.room(room, time.monotonic())
+            else:
+                room = 0
+            if room <= 0:
                 await anyio.sleep(INTAKE_BLOCK_MS / 1000)
                 continue
             await arrivals.take_all(await arrivals.look_for(room))
@@ -254,7 +301,7 @@ class Worker:
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 sessions=len(self.roster),
-                capacity=self._settings.max_sessions,
+                capacity=self.capacity,
                 state=state,
                 heartbeat=time.time(),
             ),
@@ -266,7 +313,7 @@ class Worker:
         while True:
             now = time.monotonic()
             self.host.wakefulness.look(now)
-            if self._draining and not self.health.up:
+            if self._draining and self._redis_fault is not None:
                 self._waiting.cancel()  # for Redis, and there is nothing to do with it any more
             for session in self.roster:
                 if session.refused is not None:
@@ -318,6 +365,17 @@ class Worker:
             await anyio.sleep(0.05)
         with self.host.faults.contained("handover"):
             await self.roster.give_back_held()
+
+    async def _release_stranded(self) -> None:
+        """Let other workers take the sessions for which this machine cannot open a socket."""
+        while True:
+            await anyio.sleep(TICK_S)
+            if self.host.shortage.fault is None or self._draining:
+                continue
+            async with anyio.create_task_group() as tasks:
+                for session in self.roster:
+                    if session.stranded:
+                        tasks.start_soon(self._give_back, session)
 
     async def _give_back(self, session: Session) -> None:
         with self.host.faults.contained("handover"):

@@ -21,6 +21,7 @@ from schemas import EntryFault, TurnConfig
 from schemas.faults import allowed
 from worker.addresses import check_redis_url, check_stt_url, host_port, redacted
 from worker.errors import SettingsError
+from worker.values import from_text, from_toml
 
 ENV_PREFIX = "TURNBUS_"
 API_KEY_VARIABLE = "CARTESIA_API_KEY"
@@ -74,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Time without audio after which the socket is let go; the service itself closes at 180."""
     session_idle_s: Seconds = 900.0
     """Time without audio after which the session ends."""
+    turn_update_interval_ms: Annotated[int, Meta(ge=0, le=60_000)] = 500
+    """Between two `turn.update` of a text of 1,000 characters, in proportion to its length."""
     turns_retention_s: Annotated[int, Meta(ge=1, le=31_536_000)] = 3_600
     """Age at which turn events are trimmed."""
     turns_maxlen: Count = 1_000_000
@@ -111,7 +114,8 @@ class _Given(NamedTuple):
 
     label: str
     value: Any
-    strict: bool  # TOML has types of its own; the environment has text only
+    read: Callable[[Any, object], object]
+    """Takes the value and its type: the environment has text only, TOML has types of its own."""
 
 
 _TURN_TYPES = {field.name: field.type for field in msgspec.structs.fields(TurnConfig)}
@@ -122,7 +126,7 @@ _TYPES: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fi
 _SERVICE_LINK = re.compile(
     r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
 )
-_KEY_ADVICE = (
+KEY_ADVICE = (
     f"put it into {API_KEY_VARIABLE}, or into a file that {ENV_PREFIX}STT_API_KEY_FILE names"
 )
 
@@ -136,9 +140,9 @@ def load(env: Mapping[str, str], file: Path | None = None) -> Settings:
     given = _from_file(file, faults) if file else {}
     given |= _from_env(env, faults)
     values: dict[str, Any] = {}
-    for name, (label, value, strict) in given.items():
+    for name, (label, value, read) in given.items():
         try:
-            values[name] = _checked(name, value, strict=strict)
+            values[name] = _checked(name, value, read)
         except ValueError as fault:
             faults.append(f"{label}: {fault}")
     if not faults:
@@ -151,6 +155,19 @@ def load(env: Mapping[str, str], file: Path | None = None) -> Settings:
         else:
             return settings
     raise SettingsError(faults)
+
+
+def check_worker_id(settings: Settings) -> None:
+    """Refuse the name of a host that is no worker id, and was not given as one.
+
+    Raises `SettingsError`. Only a worker needs an id; other commands run on such hosts as well.
+    """
+    try:
+        msgspec.convert(settings.worker_id, Name)
+    except msgspec.ValidationError:
+        about = f"the name of this host, {reprlib.repr(settings.worker_id)}, is no worker id"
+        advice = f"set it to {allowed(Name)}"
+        raise SettingsError([f"{_variable('worker_id')}: not set, and {about}; {advice}"]) from None
 
 
 def api_key(settings: Settings, env: Mapping[str, str]) -> str:
@@ -169,9 +186,9 @@ def api_key(settings: Settings, env: Mapping[str, str]) -> str:
     else:
         source = API_KEY_VARIABLE
         key = env.get(API_KEY_VARIABLE, "")
-    key = key.rstrip("\r\n")
+    key = key.strip()
     if not key:
-        raise SettingsError([f"{source}: no API key for the STT service; {_KEY_ADVICE}"])
+        raise SettingsError([f"{source}: no API key for the STT service; {KEY_ADVICE}"])
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise SettingsError([f"{source}: an API key is one word of printable ASCII"])
     return key
@@ -179,20 +196,23 @@ def api_key(settings: Settings, env: Mapping[str, str]) -> str:
 
 def _from_file(file: Path, faults: list[str]) -> dict[str, _Given]:
     try:
-        table = tomllib.loads(file.read_text("utf-8"))
+        table = tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as error:
         faults.append(f"{file}: cannot be read: {error.strerror}")
         return {}
     except UnicodeDecodeError:
         faults.append(f"{file}: is not UTF-8 text")
         return {}
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
         faults.append(f"{file}: is not TOML: {error}")
+        return {}
+    except RecursionError:
+        faults.append(f"{file}: is nested too deep")
         return {}
     given = {}
     for key, value in table.items():
         if key in _TYPES:
-            given[key] = _Given(f"`{key}` in {file}", value, strict=True)
+            given[key] = _Given(f"`{key}` in {file}", value, from_toml)
         else:
             faults.append(f"`{key}` in {file}: {_unknown(key.lower(), str)}")
     return given
@@ -205,7 +225,7 @@ def _from_env(env: Mapping[str, str], faults: list[str]) -> dict[str, _Given]:
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
         if variable == _variable(name) and name in _TYPES:
-            given[name] = _Given(variable, env[variable], strict=False)
+            given[name] = _Given(variable, env[variable], from_text)
         else:
             faults.append(f"{variable}: {_unknown(name, _variable)}")
     return given
@@ -217,18 +237,20 @@ def _variable(name: str) -> str:
 
 def _unknown(name: str, spell: Callable[[str], str]) -> str:
     if name.endswith("api_key"):
-        return f"a key is not a setting; {_KEY_ADVICE}"
+        return f"a key is not a setting; {KEY_ADVICE}"
     near = difflib.get_close_matches(name.removeprefix(ENV_PREFIX.lower()), _TYPES, n=1)
     return f"no such setting; did you mean {spell(near[0])}?" if near else "no such setting"
 
 
-def _checked(name: str, value: object, *, strict: bool) -> object:
+def _checked(name: str, value: object, read: Callable[[Any, object], object]) -> object:
     """Return the value as its setting's type; raise ValueError with what it must be instead."""
     if isinstance(value, str) and "sk_car_" in value:  # how the service's keys begin
-        raise ValueError(f"holds an API key; {_KEY_ADVICE}")
+        raise ValueError(f"holds an API key; {KEY_ADVICE}")
+    if isinstance(value, str) and re.search("[\x00-\x1f\x7f\ud800-\udfff]", value.strip()):
+        raise ValueError("holds control characters, or is not UTF-8 text")
     try:
-        converted: object = msgspec.convert(value, _TYPES[name], strict=strict)
-    except msgspec.ValidationError:
+        converted = read(value, _TYPES[name])
+    except ValueError:
         shown = "" if name.endswith("_url") else f", not {reprlib.repr(value)}"
         raise ValueError(f"must be {allowed(_TYPES[name])}{shown}") from None
     if check := _CHECKS.get(name):

@@ -15,10 +15,80 @@ OPTIONS: Final = frozenset(
 )
 """Of a Redis URL."""
 
-_ANOTHER_NAME: Final = "connect by a name that the certificate has"
-_ANOTHER_TIME: Final = "renew it, or set the clocks right"
-# By OpenSSL's X509_V_ERR_*, of which Python knows no names.
-_ADVICE: Final = {9: _ANOTHER_TIME, 10: _ANOTHER_TIME, 62: _ANOTHER_NAME, 64: _ANOTHER_NAME}
+_NAME: Final = (
+    "connect by a name that the certificate has, or issue it with subjectAltName=DNS:HOST"
+)
+_TIME: Final = "renew it, or set the clocks right"
+_AUTHORITY: Final = (
+    "make the authority's certificate again, with: openssl req -x509 -newkey rsa:2048 -nodes "
+    '-keyout ca.key -out ca.crt -days 3650 -subj "/CN=my authority" '
+    '-addext "basicConstraints=critical,CA:TRUE" -addext "keyUsage=critical,keyCertSign,cRLSign"; '
+    "then issue the server's certificate with it"
+)
+_EXTENSIONS: Final = (
+    "with these extensions (openssl x509 -req -extfile): subjectAltName=DNS:HOST, "
+    "extendedKeyUsage=serverAuth, subjectKeyIdentifier=hash, authorityKeyIdentifier=keyid"
+)
+_SERVER: Final = f"issue the server's certificate again, {_EXTENSIONS}"
+_BOTH: Final = f"{_AUTHORITY}, {_EXTENSIONS}"
+_SIGNED: Final = "another authority of that name signed it: name the file of the one that did"
+_KEY: Final = "issue it with a key of 2048 bits or more (RSA), or prime256v1 (EC)"
+# By OpenSSL's X509_V_ERR_*, of which Python knows no names. From 79 on most are asked for only by
+# Python 3.13 and later, which set VERIFY_X509_STRICT.
+_ADVICE: Final = {
+    7: _SIGNED,  # CERT_SIGNATURE_FAILURE
+    9: _TIME,  # CERT_NOT_YET_VALID
+    10: _TIME,  # CERT_HAS_EXPIRED
+    13: _TIME,  # ERROR_IN_CERT_NOT_BEFORE_FIELD
+    14: _TIME,  # ERROR_IN_CERT_NOT_AFTER_FIELD
+    23: "it was revoked: renew it",  # CERT_REVOKED
+    24: _AUTHORITY,  # NO_ISSUER_PUBLIC_KEY; before OpenSSL 3.0 INVALID_CA
+    25: "one of its authorities may not have others below it: issue it with the one above",
+    26: _SERVER,  # INVALID_PURPOSE
+    30: _SIGNED,  # AKID_SKID_MISMATCH
+    31: _SIGNED,  # AKID_ISSUER_SERIAL_MISMATCH
+    32: _AUTHORITY,  # KEYUSAGE_NO_CERTSIGN
+    47: "its authority may not sign for this name: issue it with another",  # PERMITTED_VIOLATION
+    48: "its authority may not sign for this name: issue it with another",  # EXCLUDED_VIOLATION
+    62: _NAME,  # HOSTNAME_MISMATCH
+    64: _NAME,  # IP_ADDRESS_MISMATCH
+    66: _KEY,  # EE_KEY_TOO_SMALL
+    67: _KEY,  # CA_KEY_TOO_SMALL
+    68: "issue it with a signature of SHA-256 or better",  # CA_MD_TOO_WEAK
+    79: _AUTHORITY,  # INVALID_CA
+    80: _SERVER,  # PATHLEN_INVALID_FOR_NON_CA
+    81: _AUTHORITY,  # PATHLEN_WITHOUT_KU_KEY_CERT_SIGN
+    82: _SERVER,  # KU_KEY_CERT_SIGN_INVALID_FOR_NON_CA
+    83: _AUTHORITY,  # ISSUER_NAME_EMPTY
+    84: _BOTH,  # SUBJECT_NAME_EMPTY
+    85: _SERVER,  # MISSING_AUTHORITY_KEY_IDENTIFIER
+    86: _AUTHORITY,  # MISSING_SUBJECT_KEY_IDENTIFIER
+    87: _SERVER,  # EMPTY_SUBJECT_ALT_NAME
+    88: _SERVER,  # EMPTY_SUBJECT_SAN_NOT_CRITICAL
+    89: _AUTHORITY,  # CA_BCONS_NOT_CRITICAL
+    90: _SERVER,  # AUTHORITY_KEY_IDENTIFIER_CRITICAL
+    91: _BOTH,  # SUBJECT_KEY_IDENTIFIER_CRITICAL
+    92: _AUTHORITY,  # CA_CERT_MISSING_KEY_USAGE
+    93: _BOTH,  # EXTENSIONS_REQUIRE_VERSION_3
+    94: _KEY,  # EC_KEY_EXPLICIT_PARAMS
+}
+_UNTRUSTED: Final = {2, 18, 19, 20, 21, 27, 28}
+"""Of a certificate whose authority is not known, or not trusted."""
+_NO_CHAIN: Final = {2, 20, 21}
+"""The same, or the server leaves out the certificates between its own and the authority's."""
+
+_HANDSHAKE: Final = {
+    "WRONG_VERSION_NUMBER": "the server does not speak TLS on this port",
+    "RECORD_LAYER_FAILURE": "the server does not speak TLS on this port",
+    "HTTP_REQUEST": "the server does not speak TLS on this port",
+    "UNSUPPORTED_PROTOCOL": "let the server speak TLS 1.2 or 1.3",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "let both sides speak a common version of TLS",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "both sides have no cipher in common, or the server asks "
+    "for a client certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the server asks for a client certificate",
+    "TLSV1_ALERT_UNKNOWN_CA": "the server does not know the authority of the client certificate",
+}
+"""Advice by OpenSSL's reason for a handshake that failed."""
 
 
 def check_options(options: Mapping[str, str]) -> None:
@@ -56,6 +126,12 @@ def in_words(error: ssl.SSLError, trust: str) -> str:
     `trust` says how an authority of one's own is made known.
     """
     if not isinstance(error, ssl.SSLCertVerificationError):
-        return str(error)
+        advice = _HANDSHAKE.get(error.reason or "")
+        return f"{error}; {advice}" if advice else str(error)
     fault = error.verify_message.rstrip(".")
-    return f"certificate refused: {fault}; {_ADVICE.get(error.verify_code, trust)}"
+    advice = _ADVICE.get(error.verify_code, f"see what is wrong with it; or {trust}")
+    if error.verify_code in _UNTRUSTED:
+        advice = trust
+    if error.verify_code in _NO_CHAIN:
+        advice += "; if that is done, let the server send all certificates of its chain"
+    return f"certificate refused: {fault}; {advice}"

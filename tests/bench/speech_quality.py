@@ -15,7 +15,7 @@ import anyio
 import msgspec
 import numpy as np
 
-from worker.local import sound
+from tests.sounds import played, samples_of
 from worker.local.clips import CLIPS, Clip, two_cities
 from worker.local.engines.base import AudioFormat, EngineEvent, EventKind, TurnSettings
 from worker.local.engines.speech import SpeechEngine
@@ -56,7 +56,7 @@ class Run(msgspec.Struct):
 
 async def play(engine: SpeechEngine, clip: Clip) -> Run:
     """Hear one clip and the silence after it."""
-    data = sound.read(clip.path).encode(AUDIO) + bytes(int(TAIL_S * 32_000))
+    data = played(clip.path, AUDIO) + bytes(int(TAIL_S * 32_000))
     run = Run([], 0.0)
     position = began = 0.0
 
@@ -76,7 +76,7 @@ async def play(engine: SpeechEngine, clip: Clip) -> Run:
 
 def sounding(clip: Clip) -> tuple[list[float], list[float]]:
     """Tell by energy alone when sound begins and when it ends, pauses under 0.2 s left out."""
-    samples = sound.read(clip.path).resample(16_000).samples
+    samples = samples_of(clip.path, 16_000)
     frames = samples[: len(samples) // 160 * 160].reshape(-1, 160)
     level = 10 * np.log10((frames**2).mean(axis=1) + 1e-9)
     floor, top = np.percentile(level, (5, 95))
@@ -138,7 +138,7 @@ async def main() -> None:
         onsets, offsets = sounding(clip)
         ends = run.times("turn.end")
         tally = Tally(
-            seconds=sound.read(clip.path).seconds + TAIL_S,
+            seconds=len(samples_of(clip.path, 16_000)) / 16_000 + TAIL_S,
             cpu_s=run.cpu_s,
             errors=word_errors(clip.transcript, run.text()),
             free=word_errors(clip.transcript, (await play(free, clip)).text()),

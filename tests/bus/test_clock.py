@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from tests.stage import PCM16, Stage, words
 from tests.users import GuardedRedis
 from worker.bus import clock
-from worker.bus.clock import BusClock
+from worker.bus.clock import BusClock, EntryAges
 from worker.bus.connection import BusHealth, connect
 from worker.local.engines.script import hush, say
 
@@ -31,9 +31,9 @@ async def test_a_clock_that_is_wrong_costs_no_audio(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(clock, "time", Wrong)
-    async with stage.worker(max_lag_s=600) as worker:
+    async with stage.worker(max_lag_s=600, replay_speed=0.0) as worker:
         await stage.announce("call-1")
-        await stage.play("call-1", say([1, 2, 3], PCM16) + hush(600, PCM16))
+        await stage.play("call-1", say([1, 2, 3], PCM16) + hush(600, PCM16), pause_s=0)
         events = (await stage.until_ended("call-1"))["call-1"]
         assert worker.host.stats.chunk_lag.sum_s < 600
     assert words(events) == [1, 2, 3]
@@ -73,3 +73,46 @@ async def test_a_late_answer_is_no_difference(away: str, caplog: pytest.LogCaptu
                 await server.restart()
     assert abs(bus_clock.ahead_s) < 0.01
     assert not [record for record in caplog.records if "clock" in record.getMessage()]
+
+
+NOW_S = int(time.time())
+OWN_IDS = {
+    "counter": "1-0",
+    "seconds": f"{NOW_S}-0",
+    "microseconds": f"{NOW_S * 10**6}-0",
+    "nanoseconds": f"{NOW_S * 10**9}-0",
+    "hours ago": f"{(NOW_S - 4 * 3_600) * 1_000}-0",
+    "tomorrow": f"{(NOW_S + 86_400) * 1_000}-0",
+}
+
+
+@pytest.mark.parametrize("run", [f"{NOW_S * 1_000}-0", "7-0", f"{NOW_S * 10**6}-0"])
+@pytest.mark.parametrize("case", OWN_IDS)
+async def test_id_that_is_not_a_time_has_no_age(redis: Redis, case: str, run: str) -> None:
+    """Nor have others of its session, whatever id the session entry has."""
+    bus_clock = BusClock(redis, BusHealth())
+    await bus_clock.ask()
+    ages = EntryAges(bus_clock, run, untimed=False)
+    assert not ages.doubts(f"{(NOW_S - 900) * 1_000}-0")
+    assert ages.age_s(f"{(NOW_S - 900) * 1_000}-0") >= 899
+    assert ages.doubts(OWN_IDS[case])
+    assert not ages.doubts(OWN_IDS[case]), "only the first is reported"
+    assert ages.age_s(OWN_IDS[case]) == ages.age_s("5-0") == 0
+    assert EntryAges(bus_clock, run, untimed=True).age_s("5-0") == 0
+
+
+async def test_ids_ahead_of_a_clock_not_asked_yet_are_times(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Behind(Wrong):
+        @staticmethod
+        def time() -> float:
+            return time.time() - 700
+
+    monkeypatch.setattr(clock, "time", Behind)
+    bus_clock = BusClock(redis, BusHealth())
+    seconds, _ = await redis.time()
+    ages = EntryAges(bus_clock, f"{seconds}000-0", untimed=False)
+    assert not ages.doubts(f"{seconds}000-0")
+    await bus_clock.ask()
+    assert not ages.doubts(f"{seconds}000-0")

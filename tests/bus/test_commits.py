@@ -11,8 +11,10 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from schemas.keys import Keys
-from tests.stage import ON_EACH_BUS
+from tests.bus.contracts import contract_of
+from tests.stage import ON_CLUSTER_TOO
 from tests.users import GuardedRedis, as_user
+from worker.bus import scripts
 from worker.bus.cluster import Cluster
 from worker.bus.commits import CRASHED, Commit, Committer
 from worker.bus.connection import BusHealth, connect
@@ -76,7 +78,7 @@ async def bench(
     return bench
 
 
-@ON_EACH_BUS
+@contract_of(scripts.COMMIT)
 async def test_events_are_applied_once(bench: Bench) -> None:
     commit = bench.commit(2, ["a", "b"])
     assert await bench.run(commit) == ("ok", 3)
@@ -85,7 +87,6 @@ async def test_events_are_applied_once(bench: Bench) -> None:
     assert await bench.published() == ["a", "b", "c"]
 
 
-@ON_EACH_BUS
 async def test_a_commit_that_comes_late_takes_nothing_back(bench: Bench) -> None:
     """Its connection broke, it was retried over another, and those after it were applied since."""
     late = bench.commit(2, ["a"], number=1, snapshot="inside a turn")
@@ -116,7 +117,6 @@ async def test_no_state_no_commit(bench: Bench) -> None:
     assert await bench.published() == []
 
 
-@ON_EACH_BUS
 async def test_trims_what_is_covered(bench: Bench) -> None:
     audio = bench.keys.audio("0", "s")
     for ms in (10, 20, 30):
@@ -126,7 +126,7 @@ async def test_trims_what_is_covered(bench: Bench) -> None:
     assert [entry for entry, _ in rows] == [b"20-0", b"30-0"]
 
 
-@ON_EACH_BUS
+@contract_of(scripts.COMMIT)
 async def test_the_end(bench: Bench) -> None:
     audio = bench.keys.audio("0", "s")
     await bench.redis.xadd(audio, {"audio": b"x"})
@@ -164,7 +164,7 @@ class Speaker:
         self.answered.set()
 
 
-@ON_EACH_BUS
+@ON_CLUSTER_TOO
 async def test_the_committer_answers_each(bench: Bench) -> None:
     good = Speaker(bench.commit(2, ["a"]))
     late = Speaker(bench.commit(9, ["z"]))

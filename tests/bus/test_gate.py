@@ -8,13 +8,12 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from schemas.keys import Keys
-from tests.stage import ON_CLUSTER_TOO
+from tests.bus.contracts import contract_of
 from tests.waiting import eventually
 from worker.bus import gate as module
+from worker.bus import scripts
 from worker.bus.connection import BusHealth
 from worker.bus.gate import Gate, Seat
-
-pytestmark = ON_CLUSTER_TOO
 
 
 @pytest.fixture
@@ -33,6 +32,7 @@ def test_both_keys_are_in_one_slot(keys: Keys) -> None:
     assert key_slot(keys.gate.encode()) == key_slot(keys.gate_holders.encode())
 
 
+@contract_of(scripts.GATE, scripts.GATE_LEAVE)
 async def test_an_owner_put_aside_gives_nothing_away(
     redis: Redis, keys: Keys, gates: tuple[Gate, Gate]
 ) -> None:

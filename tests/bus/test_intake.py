@@ -10,12 +10,12 @@ from schemas.audio import decode_session
 from schemas.keys import GROUP, Keys
 from schemas.turns import WorkerRecord
 from tests.bus.claiming import claim
+from tests.bus.contracts import contract_of
 from tests.stage import ON_EACH_BUS
+from worker.bus import scripts
 from worker.bus.intake import Claim, Fence, Intake, Owned, Ownership
 
-pytestmark = ON_EACH_BUS
-
-FIELDS = {"session": "call-1", "encoding": "pcm_s16le", "sample_rate": "16000"}
+FIELDS: dict[Any, Any] = {"session": "call-1", "encoding": "pcm_s16le", "sample_rate": "16000"}
 
 
 class Bus:
@@ -62,6 +62,7 @@ async def test_every_entry_goes_to_one_consumer(bus: Bus) -> None:
     assert all(owned.count == 1 for owned in first + second)
 
 
+@ON_EACH_BUS
 async def test_a_lost_group_is_made_again_from_the_first_entry(bus: Bus) -> None:
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
     entry = await bus.announce()
@@ -74,6 +75,7 @@ async def test_a_lost_group_is_made_again_from_the_first_entry(bus: Bus) -> None
     assert (await bus.one.heartbeat([(entry, 1)])).nowhere == {entry}
 
 
+@contract_of(scripts.CLAIM)
 async def test_claim_verdicts(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -93,6 +95,7 @@ async def test_claim_verdicts(bus: Bus) -> None:
     assert (await bus.claim(bus.one, later)).verdict == "duplicate", "the old entry is out"
 
 
+@contract_of(scripts.OUTBID)
 async def test_a_claim_outbids_the_one_before_the_group_was_lost(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -128,6 +131,7 @@ async def test_a_run_is_one_that_the_state_knows(bus: Bus) -> None:
     assert (await bus.claim(bus.two, again, run=first.run)).verdict == "over"
 
 
+@contract_of(scripts.PUT_BACK)
 async def test_what_vanished_is_put_back_once(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -192,6 +196,7 @@ async def test_a_claim_of_an_ended_session(bus: Bus) -> None:
     assert (await bus.claim(bus.two, other)).verdict == "ended"
 
 
+@contract_of(scripts.HEARTBEAT)
 async def test_heartbeat_keeps_reports_and_finds(bus: Bus) -> None:
     for n in range(5):
         await bus.announce(session=f"call-{n}")
@@ -220,8 +225,10 @@ async def test_a_heartbeat_sets_the_count_of_a_group_made_again_right(bus: Bus) 
 
 
 async def test_a_heartbeat_of_many(bus: Bus) -> None:
-    for n in range(2_300):
-        await bus.announce(session=f"call-{n}")
+    async with bus.redis.pipeline(transaction=False) as announcements:
+        for n in range(2_300):
+            announcements.xadd(bus.keys.sessions, {**FIELDS, "session": f"call-{n}"})
+        await announcements.execute()
     owned = await bus.one.read_new(2_300, 10)
     report = await bus.one.heartbeat([(each.entry, each.count) for each in owned])
     assert not report.taken
@@ -229,6 +236,7 @@ async def test_a_heartbeat_of_many(bus: Bus) -> None:
     assert not report.orphans
 
 
+@contract_of(scripts.ADOPT)
 async def test_takeover_waits_for_the_lease(bus: Bus) -> None:
     entry = await bus.announce()
     await bus.one.read_new(1, 10)
@@ -240,6 +248,7 @@ async def test_takeover_waits_for_the_lease(bus: Bus) -> None:
     assert not (await bus.two.adopt(10, 0)).owned, "not from ourselves"
 
 
+@contract_of(scripts.RELEASE)
 async def test_what_is_given_back_goes_at_once(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -261,6 +270,7 @@ async def test_takeover_is_bounded(bus: Bus) -> None:
     assert len((await bus.two.adopt(6, 0)).owned) == 6
 
 
+@contract_of(scripts.SETTLE)
 async def test_settled_entries_are_gone(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -305,6 +315,7 @@ async def test_the_dead_are_taken_over_before_their_lease(bus: Bus) -> None:
     assert (owned.entry, owned.count, owned.owner) == (entry, 2, "one")
 
 
+@contract_of(scripts.RETIRE)
 async def test_a_consumer_is_retired_only_when_it_owns_nothing(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -316,6 +327,7 @@ async def test_a_consumer_is_retired_only_when_it_owns_nothing(bus: Bus) -> None
     assert await bus.two.retire("one"), "nothing is left to retire"
 
 
+@contract_of(scripts.WRITE, scripts.FORGET)
 async def test_only_its_own_record_is_forgotten(bus: Bus) -> None:
     record = WorkerRecord(
         consumer="one", host="h", pid=1, sessions=0, capacity=1, state="ready", heartbeat=0.0

@@ -14,9 +14,6 @@ from worker.bus.connection import BusHealth
 from worker.bus.intake import Intake
 from worker.bus.liveness import LOOK_S, RECORDS_S, Liveness
 
-pytestmark = ON_CLUSTER_TOO
-
-
 ALIEN: dict[Any, Any] = {
     "not UTF-8": b'{"consumer":"\xff","host":"h","pid":1}',
     "a key that is not": b'{"\xff":1}',
@@ -27,6 +24,7 @@ ALIEN: dict[Any, Any] = {
 """Records that none of our workers wrote."""
 
 
+@ON_CLUSTER_TOO
 async def test_a_death_is_told_once(
     redis: Redis,
     as_worker: Redis,

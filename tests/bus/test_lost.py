@@ -13,8 +13,6 @@ from worker.bus import lost as lost_module
 from worker.bus.intake import HeartbeatReport, Intake, Owned
 from worker.bus.lost import LostSessions
 
-pytestmark = ON_CLUSTER_TOO
-
 
 class Bus:
     """Two workers on one bus."""
@@ -61,6 +59,7 @@ async def bus(
     return bus
 
 
+@ON_CLUSTER_TOO
 async def test_a_session_is_found_by_the_entry_it_had(bus: Bus) -> None:
     entries = [await bus.run(f"call-{n}", "eu" if n % 2 else "0") for n in range(5)]
     await bus.trim(*entries[1:3])

@@ -16,8 +16,6 @@ from worker.bus.reader import AudioReader, Entries
 from worker.core.rhythm import Rhythm
 from worker.telemetry.logs import SessionName
 
-pytestmark = ON_CLUSTER_TOO
-
 
 class Listener:
     """A session that only listens."""
@@ -78,6 +76,7 @@ def listeners(
     return [Listener(bus_prefix, number) for number in range(getattr(request, "param", 4))]
 
 
+@ON_CLUSTER_TOO
 @pytest.mark.parametrize("listeners", [1, 4, 130], indirect=True, ids=["one", "few", "many"])
 async def test_each_hears_its_own(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
@@ -105,6 +104,7 @@ async def test_who_does_not_want_is_left_out(
         await deaf.until([b"a"])
 
 
+@ON_CLUSTER_TOO
 async def test_a_wrong_key_hurts_only_its_own(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:

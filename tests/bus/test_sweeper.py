@@ -7,14 +7,13 @@ import pytest
 from redis.asyncio import Redis
 
 from schemas.keys import GROUP, Keys
-from tests.stage import ON_CLUSTER_TOO
+from tests.bus.contracts import contract_of
 from tests.waiting import eventually
 from worker.bus import lost as lost_module
+from worker.bus import scripts
 from worker.bus import sweeper as sweeper_module
 from worker.bus.intake import Intake
 from worker.bus.sweeper import Sweeper
-
-pytestmark = ON_CLUSTER_TOO
 
 
 class Floor:
@@ -46,6 +45,7 @@ async def floor(
     return floor
 
 
+@contract_of(scripts.SWEEP)
 async def test_audio_nobody_announced_goes_with_age(floor: Floor) -> None:
     old = "1600000000000-0"
     for session, lane in (("lost", "0"), ("lost-too", "eu"), ("state", "0"), ("entry", "eu")):

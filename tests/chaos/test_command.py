@@ -15,7 +15,9 @@ from worker.local.chaos.schedule import Strike, schedule
 PLANS = (
     Plan(),
     Plan(seed=12_345_678, turns=10_000, sessions=80, latency_ms=900.0),
+    Plan(text_style="no-break"),
     Plan(rewording=True, faults=("kill", "lost-reply"), every_s=0.5, workers=2, connections=9),
+    Plan(max_lag_s=5.0, long_every=0),
 )
 
 
@@ -28,7 +30,8 @@ def test_the_command_line_of_a_report_asks_for_the_same_plan(plan: Plan) -> None
 
 
 def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--turns", "2", "--sessions", "1", "--workers", "1"]
+    # Its one session speaks for four seconds, in which there are four cuts.
+    size = ["--seed", "8", "--turns", "2", "--sessions", "1", "--workers", "1"]
     logs = tmp_path / "logs"
     breaking = ["--faults", "stt-cut", "--every-s", "1", "--json", "--logs", str(logs)]
     assert main(["bench", "chaos", *size, *breaking]) == 0
@@ -50,3 +53,8 @@ def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_fault_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "chaos", "--faults", "kill,flood"]) == 1
     assert capsys.readouterr().err.startswith("turnbus: no such fault: flood; there are kill, ")
+
+
+def test_reworded_words_need_separators(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "chaos", "--rewording", "--text-style", "none"]) == 2
+    assert "--text-style none" in capsys.readouterr().err

@@ -16,15 +16,24 @@ ROUNDS = 3
 
 # While all are speaking, most of them inside a turn: whoever does not replay loses words.
 CUTS = tuple(Strike(1.5 + nth, "stt-cut", nth) for nth in range(8))
-CUT_OFF = Plan(seed=106, turns=16, sessions=8, workers=2, faults=("stt-cut",))
+CUT_OFF = Plan(
+    seed=106, turns=16, sessions=8, workers=2, faults=("stt-cut",), max_lag_s=0.0, long_every=0
+)
 # One pause, while everybody speaks; when it is over, most are still speaking. The service is so
 # late that words wait for the sleeper as it wakes, and it commits before it learns of anything.
 TAKEOVER = (Strike(4.0, "wake-alone", 1),)
 TAKEN_OVER = Plan(
-    seed=2749, turns=64, sessions=14, workers=2, latency_ms=800.0, faults=("wake-alone",)
+    seed=2749,
+    turns=64,
+    sessions=14,
+    workers=2,
+    latency_ms=800.0,
+    faults=("wake-alone",),
+    max_lag_s=0.0,
+    long_every=0,
 )
 # Room for all, or the places of those that ended would have to lapse first.
-CAPPED = Plan(seed=106, turns=16, sessions=8, workers=1, connections=8)
+CAPPED = Plan(seed=106, turns=16, sessions=8, workers=1, connections=8, max_lag_s=0.0, long_every=0)
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,24 @@
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from redis import Redis
 
+from tests.certificates import Authority, behind_tls
 from tests.collector import collecting
+from tests.proxies import ConnectProxy
 from tests.users import GuardedRedis, as_user
+from worker.addresses import service_address
 from worker.admin import Readiness, serve_admin
 from worker.cli import main
 from worker.local.engines.script import ScriptEngine
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
+from worker.stt import socket as stt_socket
 
 KEY = "hunter2"
 
@@ -65,7 +70,8 @@ class Check:
 
 
 ALL_WELL = dict.fromkeys(
-    ("settings", "admin", "traces", "metrics", "redis", "memory", "rights", "service"), "ok"
+    ("settings", "files", "admin", "traces", "metrics", "redis", "memory", "rights", "service"),
+    "ok",
 )
 
 
@@ -110,6 +116,50 @@ def test_a_busy_service_is_a_warning(check: Check, stt: TurnsServer) -> None:
     with connect(url, additional_headers=headers):
         assert check() == ALL_WELL | {"service": "warn"}
     assert check.code == 0
+
+
+def test_proxy_is_named_without_its_password(
+    check: Check,
+    portal: BlockingPortal,
+    stt: TurnsServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    monkeypatch.setattr(stt_socket, "_tls", stt_socket._tls.__wrapped__)
+    serve = behind_tls(stt.url, authority.issue("localhost"))
+    with (
+        portal.wrap_async_context_manager(serve) as url,
+        portal.wrap_async_context_manager(ConnectProxy.serve({})) as proxy,
+    ):
+        port = service_address(url)[1]
+        proxy.known = {f"localhost:{port}": ("127.0.0.1", port)}
+        monkeypatch.setenv("TURNBUS_STT_URL", url)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:{KEY}@127.0.0.1:{proxy.port}")
+        assert check() == ALL_WELL
+        assert check.details["service"].endswith(f" through the proxy 127.0.0.1:{proxy.port}")
+        proxy.answer = b"HTTP/1.1 407 No\r\n\r\n"
+        assert check() == ALL_WELL | {"service": "fail"}
+        assert check.details["service"] == (
+            f"the proxy 127.0.0.1:{proxy.port} refuses: HTTP 407 Proxy Authentication Required; "
+            "mend user and password in HTTPS_PROXY"
+        )
+        monkeypatch.setenv("NO_PROXY", "localhost")
+        assert check() == ALL_WELL
+        assert "proxy" not in check.details["service"]
+
+
+@pytest.mark.usefixtures("stt")
+def test_proxy_that_cannot_be_used_is_a_finding(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNBUS_STT_URL", "wss://localhost:1/stt")
+    monkeypatch.setenv("all_proxy", f"socks5://me:{KEY}@p:1080")
+    assert check() == ALL_WELL | {"service": "fail"}
+    assert check.details["service"].startswith("all_proxy: SOCKS is not spoken here; name an HTTP")
+    assert check.code == main(["run"]) == 2
+    assert check.details["service"] in check.capsys.readouterr().err
 
 
 def test_bad_settings_are_findings(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +250,7 @@ def test_an_interval_that_is_no_number(check: Check, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "console")
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "1m")
     assert check() == ALL_WELL | {"metrics": "fail"}
-    assert check.details["metrics"].startswith("OTEL_METRIC_EXPORT_INTERVAL: '1m' is no number")
+    assert check.details["metrics"].startswith("OTEL_METRIC_EXPORT_INTERVAL: must be a number")
     assert check.code == 2
 
 
@@ -244,9 +294,9 @@ def test_telemetry_that_is_disabled_has_no_faults(
 @pytest.mark.usefixtures("stt")
 def test_redis_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNBUS_REDIS_URL", f"redis://:{KEY}@127.0.0.1:1/0")
-    assert check() == dict.fromkeys(("settings", "admin", "traces", "metrics", "service"), "ok") | {
-        "redis": "fail"
-    }
+    assert check() == dict.fromkeys(
+        ("settings", "files", "admin", "traces", "metrics", "service"), "ok"
+    ) | {"redis": "fail"}
     assert check.code == 1
     assert check.details["redis"].startswith("Redis at redis://***@127.0.0.1:1/0: ")
 

@@ -8,7 +8,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from schemas import Keys
-from tests.stage import ON_CLUSTER_TOO, PCM16, Stage, words
+from tests.stage import PCM16, Stage, words
 from tests.waiting import eventually
 from worker.bus.dead import Refused, refused, requeue
 from worker.cli import main
@@ -122,7 +122,6 @@ def test_an_id_that_is_none(bad: str) -> None:
     assert end.value.code == 2
 
 
-@ON_CLUSTER_TOO
 async def test_mended_and_announced_again_a_session_is_transcribed(
     stage: Stage, as_worker: AsyncRedis
 ) -> None:

@@ -15,7 +15,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from schemas import Keys
 from schemas.turns import TurnUpdate, WorkerRecord
-from tests.stage import ON_CLUSTER_TOO, PCM16, Stage, check_order, words
+from tests.stage import PCM16, Stage, check_order, words
 from tests.waiting import eventually
 from worker.bus.census import census, workers
 from worker.cli import main
@@ -42,7 +42,6 @@ async def _turnbus(stage: Stage, *arguments: str) -> tuple[int, list[dict[str, A
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@ON_CLUSTER_TOO
 async def test_a_worker_is_emptied_and_stays_idle(
     stage: Stage, as_worker: AsyncRedis, tmp_path: Path, expected_leftovers: list[str]
 ) -> None:

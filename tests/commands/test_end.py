@@ -7,13 +7,12 @@ import pytest
 from redis import Redis
 
 from schemas import Keys
-from tests.stage import ON_CLUSTER_TOO, PCM16, Stage, kinds, words
+from tests.stage import PCM16, Stage, kinds, words
 from worker.cli import main
 from worker.commands.end import _end
 from worker.local.engines.script import say
 
 
-@ON_CLUSTER_TOO
 async def test_a_session_that_runs(stage: Stage) -> None:
     async with stage.worker():
         await stage.announce("s")

@@ -1,6 +1,7 @@
 """`turnbus sessions`: what is said of sessions that wait, run, were given back or orphaned."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from worker.commands.table import bytes_in_words, seconds_in_words, table
 from worker.local.engines.script import ScriptEngine, hush, say
 from worker.local.server.server import TurnsServer
 from worker.local.server.settings import ServerSettings
-from worker.telemetry.logs import printable
+from worker.printable import printable
 
 
 def listed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -75,6 +76,23 @@ def test_sessions_nobody_runs(
     assert rows_shown[3] == ["fresh", "0", "-", "waiting", "2.5s", "4.8k", "0", "-"]
     monkeypatch.setenv("TURNBUS_LEASE_MS", "600000")
     assert listed(capsys)[1]["state"] == "between_turns"
+
+
+@pytest.mark.parametrize("others", ["17-0", "*", f"{time.time() * 1e6:.0f}-0"])
+def test_lag_of_ids_that_are_not_times_is_zero(
+    bus: Redis,
+    keys: Keys,
+    capsys: pytest.CaptureFixture[str],
+    expected_leftovers: list[str],
+    others: str,
+) -> None:
+    expected_leftovers += ["sessions", "{0}:audio:*"]
+    announce(bus, keys, "call-1")
+    for entry in ("7-0", others):
+        bus.xadd(keys.audio("0", "call-1"), {"audio": bytes(3_200)}, id=entry)
+    (row,) = listed(capsys)
+    assert row["lag_s"] < 0.1
+    assert row["lag_bytes"] == 6_400
 
 
 @ON_CLUSTER_TOO

@@ -5,10 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+if sys.platform != "win32":
+    import fcntl
+
+INSTALL_TIMEOUT_S = 250
 
 
 def _install_commands(home: Path, requirement: str) -> list[list[str]]:
@@ -32,6 +38,15 @@ def _python(home: Path) -> Path:
     return home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which another test process may hold, too."""
+    with path.open("w") as lock:
+        if sys.platform != "win32":
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        yield
+
+
 @pytest.fixture(scope="session")
 def client_python(pytestconfig: pytest.Config) -> Callable[[str], Path]:
     """The Python that has a requirement installed; built once and kept in pytest's cache.
@@ -46,12 +61,14 @@ def client_python(pytestconfig: pytest.Config) -> Callable[[str], Path]:
         name = re.sub(r"\[.*\]", "", requirement).replace("==", "-")
         home = cache.mkdir(f"{name}-{sys.implementation.cache_tag}")
         ready = home / "ready"
-        if not ready.exists():
-            for command in _install_commands(home, requirement):
-                if terminal is not None:
-                    terminal.write_line(f"building a client's environment: {' '.join(command)}")
-                subprocess.run(command, check=True, timeout=600)
-            ready.touch()
+        with _locked(home.with_name(f"{home.name}.lock")):
+            if not ready.exists():
+                for command in _install_commands(home, requirement):
+                    if terminal is not None:
+                        terminal.write_line(f"building a client's environment: {' '.join(command)}")
+                    # Not from here: uv would apply the constraints of `pyproject.toml`.
+                    subprocess.run(command, check=True, cwd=home.anchor, timeout=INSTALL_TIMEOUT_S)
+                ready.touch()
         return _python(home)
 
     return build

@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core.faults import Backoff, closed, is_idle_close, refusal
-from worker.errors import SttBusy, SttCredentials, SttError, SttPermanent, SttTransient
+from worker.core.faults import Backoff, closed, is_idle_close, is_too_big, refusal
+from worker.errors import (
+    SttBusy,
+    SttCredentials,
+    SttError,
+    SttPermanent,
+    SttTooBig,
+    SttTransient,
+)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +65,7 @@ def test_a_refusal_is_classified(status: int, code: str, kind: type[SttError]) -
         (1006, SttTransient),
         (1007, SttPermanent),
         (1008, SttPermanent),
-        (1009, SttTransient),
+        (1009, SttTooBig),
         (1011, SttTransient),
         (1012, SttTransient),
         (1013, SttTransient),
@@ -129,3 +136,24 @@ def test_an_outage_of_days_is_no_overflow() -> None:
 def test_two_sessions_do_not_wait_alike() -> None:
     one, other = Backoff(), Backoff()
     assert [one.next_s() for _ in range(8)] != [other.next_s() for _ in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "too_big"),
+    [
+        (413, "", True),
+        (400, "Message too large", True),
+        (400, "the audio chunk is too big: 6400 bytes", True),
+        (422, "Payload Too Large", True),
+        (400, "Invalid message", False),
+        (400, "too many messages", False),
+        (500, "Message too large", False),
+    ],
+)
+def test_an_error_about_the_size_of_a_message(status: int, message: str, *, too_big: bool) -> None:
+    assert is_too_big(status, message) is too_big
+
+
+def test_a_close_whose_reason_is_the_size_is_no_end() -> None:
+    assert type(closed(1008, "Frame too large (max 4096)")) is SttTooBig
+    assert type(closed(1008, "Invalid turn thresholds")) is SttPermanent

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from schemas.audio import AudioEntry
-from worker.core import ids
+from worker.core import ids, sequence
 from worker.core.ledger import MAX_PRODUCERS, Admission, Ledger, LedgerState, Piece, Position
+from worker.core.sequence import Doubt, Sequence
 
 
 def _round_trip(state: LedgerState) -> LedgerState:
@@ -70,14 +71,34 @@ def test_repeats_are_dropped_and_holes_are_told() -> None:
         ledger.admit("2-0", _numbered(7)),
         ledger.admit("3-0", _numbered(8)),
         ledger.admit("4-0", _numbered(11)),
-        ledger.admit("5-0", _numbered(9)),
+        ledger.admit("5-0", _numbered(8)),
         ledger.admit("6-0", _numbered(0, src="b")),
         ledger.admit("7-0", AudioEntry(audio=b"aa")),
         ledger.admit("8-0", _numbered(12)),
+        ledger.admit("9-0", _numbered(9)),
     ]
     new, repeated = Admission(b"aa"), Admission(repeated=True)
-    assert told == [new, repeated, new, Admission(b"aa", missing=2), repeated, new, new, new]
-    assert ledger.taken == 12
+    late = Admission(b"aa", doubt=Doubt.BACK, before=12)
+    assert told == [new, repeated, new, Admission(b"aa", missing=2), repeated, new, new, new, late]
+    assert ledger.taken == 14
+
+
+def test_state_of_earlier_version_is_read() -> None:
+    ledger = Ledger(2, LedgerState(producers={"a": 70_000}))
+    assert ledger.admit("1-0", _numbered(69_000, src="a")).repeated
+    assert ledger.admit("2-0", _numbered(70_001, src="a")) == Admission(b"aa")
+    assert ledger.admit("3-0", _numbered(3, src="a")).audio == b"aa"
+    ledger.commit_to(ledger.taken)
+    assert ledger.state.producers == {"a": 3}, "an earlier version goes on from there"
+
+
+def test_counts_of_another_version_are_not_mixed() -> None:
+    """A worker of an earlier version goes on counting and keeps only the last `seq`."""
+    ledger = Ledger(2)
+    ledger.admit("1-0", _numbered(7))
+    ledger.commit_to(2)
+    older = msgspec.structs.replace(ledger.state, producers={"": 90})
+    assert Ledger(2, _round_trip(older)).admit("2-0", _numbered(90)).repeated
 
 
 def test_seq_counts_entries_with_audio_only() -> None:
@@ -142,7 +163,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.stream: list[Appended] = []
         self.last_id = "0-0"
         self.truth = bytearray()
-        self.last: dict[str, int] = {}
+        self.sequences: dict[str, Sequence] = {}
         self.ended = False
         self.announced: list[str] = []
         self.floor = 0
@@ -173,12 +194,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.last_id = entry_id
         new, repeated, missing = size > 0 and not self.ended, False, 0
         if new and seq is not None:
-            known = self.last.get(src)
-            repeated = known is not None and seq <= known
-            if not repeated:
-                missing = 0 if known is None else seq - known - 1
-                self.last[src] = seq
-            new = not repeated
+            decided = sequence.take(self.sequences.get(src), seq, entry.audio)
+            if isinstance(decided, sequence.Taken):
+                self.sequences[src], missing, _ = decided
+            else:
+                new, repeated = False, True
         appended = Appended(entry_id, entry, len(self.truth), new, repeated, missing)
         if new:
             self.truth += entry.audio
@@ -265,4 +285,25 @@ def test_commits_inside_an_entry_resume_inside_it(width: int) -> None:
     assert heir.read_after == "0-18446744073709551615"
     settled = 9 // width * width
     assert heir.admit("1-0", _numbered(1, audio)) == Admission(audio[settled:])
-    assert list(heir.pieces(settled, 16)) == [Piece("1-0", 0, 16, "", 1)]
+    (piece,) = heir.pieces(settled, 16)
+    assert (piece.entry, piece.start, piece.size) == ("1-0", 0, 16)
+
+
+def test_the_entry_of_a_position_is_found() -> None:
+    ledger = Ledger(2)
+    for entry in ("1-0", "2-0", "3-0"):
+        ledger.admit(entry, AudioEntry(audio=bytes(10)))
+    positions = (0, 9, 10, 29, 30, 1_000)
+    found = [ledger.entry_at(position) for position in positions]
+    assert found == ["1-0", "1-0", "2-0", "3-0", "3-0", "3-0"]
+    ledger.commit_to(14)
+    assert (ledger.entry_at(9), ledger.entry_at(14)) == (None, "2-0")
+    ledger.commit_to(30)
+    assert ledger.entry_at(30) is None
+
+
+def test_a_position_is_covered_but_for_part_of_a_sample() -> None:
+    ledger = Ledger(4)
+    ledger.admit("1-0", AudioEntry(audio=bytes(10)))
+    ledger.commit_to(8)
+    assert [ledger.covers(position) for position in (0, 8, 11, 12)] == [True, True, True, False]

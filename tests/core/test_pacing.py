@@ -87,3 +87,11 @@ def test_what_was_slowed_down_may_hasten_again() -> None:
     assert not pacer.hastens
     pacer.hasten()
     assert pacer.hastens
+
+
+def test_second_refusal_slows_down_for_good() -> None:
+    pacer = Pacer(1.5)
+    for hastens in (True, False):
+        pacer.slow_down()
+        pacer.hasten()
+        assert pacer.hastens == hastens

@@ -8,8 +8,8 @@ import yaml
 
 from tests.deploy.container import ROOT, stages
 from tests.deploy.manifests import DEPLOY
-from worker import telemetry
 from worker.settings import load
+from worker.telemetry.environment import named
 
 
 class _Closed(msgspec.Struct, forbid_unknown_fields=True):
@@ -88,7 +88,7 @@ def test_workers_understand_their_settings() -> None:
             key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
             for key, value in services[name].environment.items()
         }
-        assert telemetry.named("traces", env) == "none"
+        assert named("traces", env) == "none"
         settings = load(env)
         assert settings.admin is not None
         ids.add(settings.worker_id)

@@ -20,6 +20,7 @@ from tests.deploy.manifests import one, overlay
 from tests.stage import KEY, PCM16, Stage, check_order, words
 from worker.admin import Readiness, serve_admin
 from worker.local.engines.script import say
+from worker.local.redis import free_port
 
 PINS = {
     "runtime.txt": ("otlp", "uvloop"),
@@ -141,7 +142,7 @@ async def _running(container: Container, *arguments: str, **env: str) -> AsyncIt
 
 @pytest.mark.slow
 async def test_it_runs(built: Container, stage: Stage) -> None:
-    port = 28_088
+    port = free_port()
     before = {path: path.lstat().st_mtime_ns for path in built.root.rglob("opt/**/*")}
     env = {
         "TURNBUS_REDIS_URL": stage.redis_url,

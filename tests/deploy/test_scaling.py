@@ -172,7 +172,7 @@ def _check(plan: Plan, outcome: Outcome) -> None:
 
 
 async def test_a_small_fleet(tmp_path: Path) -> None:
-    plan = Plan(calls=12, per_worker=6, up=3, down=2, hold=0.5, window=1.5, period=0.5)
+    plan = Plan(calls=12, per_worker=6, up=1.5, down=1, hold=0.2, window=1, period=0.3)
     _check(plan, await _run(plan, tmp_path))
 
 

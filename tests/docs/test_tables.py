@@ -68,6 +68,12 @@ def test_turn_detection_matches() -> None:
     ]
 
 
+_ERROR = (
+    r"(?:narrator\.error|provider_error|publish_error|_fail|_warn)\(\s*(?:[\w.]+ or )?\"(\w+)\""
+)
+"""A call that publishes a `session.error`, with its code."""
+
+
 def test_errors_are_listed() -> None:
     listed = set(re.findall(r"`(\w+)`", "".join(column(section("protocol.md", "Errors"), 0))))
     made = {f"session_{reason}" for reason in REASONS if reason != "empty"} | {
@@ -77,12 +83,7 @@ def test_errors_are_listed() -> None:
     made |= {f"audio_{reason}" for reason in ("malformed", "too_large", "empty")}
     for module in (ROOT / "worker").rglob("*.py"):
         if "local" not in module.parts:
-            source = module.read_text("utf-8")
-            made |= set(
-                re.findall(
-                    r"(?:narrator\.error|publish_error|_fail)\(\s*(?:[\w.]+ or )?\"(\w+)\"", source
-                )
-            )
+            made |= set(re.findall(_ERROR, module.read_text("utf-8")))
     assert listed == made
 
 
@@ -122,10 +123,9 @@ def test_commands_are_listed() -> None:
 
 
 @pytest.mark.parametrize("command", re.findall(r"^## turnbus (.+)$", read("cli.md"), re.MULTILINE))
-def test_options_are_listed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["turnbus", *command.split(), "--help"])
+def test_options_are_listed(command: str) -> None:
     with redirect_stdout(StringIO()) as shown, pytest.raises(SystemExit):
-        main()
+        main([*command.split(), "--help"])
     option = r"(?<![\w-])--[a-z][a-z-]*[a-z]"
     rows = "".join(column(section("cli.md", f"turnbus {command}"), 0))
     assert set(re.findall(option, rows)) == set(re.findall(option, shown.getvalue())) - {"--help"}

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import soundfile
 
 from tests.collector import collecting
 from tests.processes import left_of
+from tests.sounds import pcm, samples_of, wav
 from worker.cli import main
 from worker.local.clips import CLIPS
 
@@ -60,9 +60,8 @@ def demo(temporary: Path) -> Iterator[Start]:
 def short_clip(tmp_path: Path) -> Path:
     """The first three seconds of one."""
     (clip,) = (clip for clip in CLIPS if clip.path.stem == "commands")
-    samples, rate = soundfile.read(clip.path)
     path = tmp_path / "short.wav"
-    soundfile.write(path, samples[: 3 * rate], rate)
+    path.write_bytes(wav(pcm(samples_of(clip.path, 16_000)[:48_000]), 16_000))
     return path
 
 

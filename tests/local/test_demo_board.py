@@ -4,6 +4,7 @@ from io import StringIO
 from itertools import count
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from schemas.turns import (
     TurnStart,
     TurnUpdate,
 )
+from tests.sounds import pcm, tone
 from worker.local.demo.board import Board
 from worker.local.demo.cast import Line, Role
 from worker.local.demo.closing import closing
@@ -29,11 +31,21 @@ from worker.local.demo.view import draw
 WORKERS = ("worker-1", "worker-2")
 LINE = Line(Encoding.PCM_S16LE, 16_000, 100)
 T0 = 1_000.0
+SPEECH_ENDS: dict[str, tuple[float, ...]] = {}
 
 
 def role(session: str, text: str | None, *speech_ends: float, seconds: float = 6.0) -> Role:
-    audio = bytes(int(seconds * 32_000))
-    return Role(session, f"speaker of {session}", LINE, 0.0, audio, speech_ends, text)
+    SPEECH_ENDS[session] = speech_ends
+    return Role(session, f"speaker of {session}", LINE, 0.0, (), seconds, text)
+
+
+def spoken(session: str, chunk: int) -> bytes:
+    """A chunk of 100 ms: sound for half a second before speech ends, else silence."""
+    at = chunk / 10 + np.arange(1_600) / 16_000
+    loud = np.zeros(1_600, bool)
+    for end in SPEECH_ENDS[session]:
+        loud |= (at >= end - 0.5) & (at < end)
+    return pcm(np.where(loud, tone(16_000, 0.1), 0).astype(np.float32))
 
 
 class Play:
@@ -43,8 +55,8 @@ class Play:
         self.board = Board(list(cast), WORKERS, T0)
         self._seq = count(1)
         for row in self.board.rows.values():
-            for chunk in range(1, 61):
-                row.sending(T0 + chunk / 10)
+            for chunk in range(60):
+                row.sending(spoken(row.role.session, chunk), T0 + (chunk + 1) / 10)
 
     def hear(self, kind: type[Any], session: str, second: float, **values: Any) -> None:
         common = {"run": f"{session}-0", "audio_ms": int(second * 1000), "connection": 1}

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.sounds import samples_of
 from worker.errors import LocalPartMissing
-from worker.local import sound
 from worker.local.clips import CLIPS
 from worker.local.engines.moonshine import Moonshine
 from worker.local.engines.speech_audio import RATE, Samples
@@ -23,7 +23,7 @@ def moonshine() -> Moonshine:
 
 @pytest.fixture(scope="module")
 def kennedy() -> Samples:
-    return sound.read(KENNEDY.path).resample(RATE).samples
+    return samples_of(KENNEDY.path, RATE)
 
 
 def test_reads_what_is_said(moonshine: Moonshine, kennedy: Samples) -> None:

@@ -19,6 +19,8 @@ from worker.local.engines.script import (
     say,
     words_of,
 )
+from worker.local.engines.script_text import STYLES
+from worker.local.server.turns import TurnOrder
 
 LINE = AudioFormat("pcm_s16le", 8000)
 WORD_BYTES = len(say([1], LINE))
@@ -270,3 +272,25 @@ def test_a_word_lasts_what_it_should(encoding: str) -> None:
     assert len(hush(50, line)) == 800 * sample_width(encoding)
     with pytest.raises(ValueError, match="fewer than 96 samples"):
         say([1], line, word_ms=5)
+
+
+@pytest.mark.parametrize("name", STYLES)
+async def test_a_text_style_decides_the_separators(name: str) -> None:
+    style = STYLES[name]
+    hearing, heard = opened(engine=ScriptEngine(ScriptOptions(text_style=name)))
+    await hearing.feed(say([0, 1], LINE) + hush(600, LINE) + say([20], LINE) + hush(600, LINE))
+    texts = [event.transcript or "" for event in heard if event.kind == "turn.end"]
+    assert texts == [style.text(["w0", "w1"], style.begin), style.text(["w20"], style.later)]
+    assert words_of("".join(texts), spaced=style.spaced) == [0, 1, 20], "turns join verbatim"
+    order = TurnOrder()
+    for event in heard:
+        order.admit(event)  # no text takes back what was sent
+
+
+def test_words_without_separators_are_not_reworded() -> None:
+    with pytest.raises(ValueError, match="cannot be reworded"):
+        ScriptEngine(ScriptOptions(text_style="none", rewording=1))
+
+
+def test_words_without_separators_are_read_back() -> None:
+    assert words_of("w1w23!?!4w5", spaced=False) == [1, 23, "!?", "!4", 5]

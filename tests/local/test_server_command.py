@@ -120,6 +120,7 @@ def test_what_cannot_work_is_told(tmp_path: Path) -> None:
     empty.touch()
     for arguments, fault in [
         (["--latency-ms", "5"], "--latency-ms is of the script engine"),
+        (["--text-style", "tabs"], "--text-style is of the script engine"),
         (["--engine", "script", "--api-key-file", str(empty)], "has no key in it"),
         (["--engine", "script", "--api-key-file", str(tmp_path / "none")], "No such file"),
         (["--fault", "cut@lunch"], "'lunch' is no WHEN of it"),

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.sounds import samples_of
 from worker.errors import LocalPartMissing
-from worker.local import sound
 from worker.local.clips import CLIPS
 from worker.local.engines.silero import Silero
 from worker.local.engines.speech_audio import RATE, WINDOW, Samples
@@ -26,7 +26,7 @@ def probabilities(silero: Silero, samples: Samples) -> list[float]:
 
 
 def test_speech_is_likely(silero: Silero) -> None:
-    samples = sound.read(CLIPS[1].path).resample(RATE).samples[: 6 * RATE]
+    samples = samples_of(CLIPS[1].path, RATE)[: 6 * RATE]
     heard = np.array(probabilities(silero, samples))
     assert np.median(heard) > 0.9
     assert heard.max() <= 1
@@ -40,7 +40,7 @@ def test_silence_and_noise_are_not(silero: Silero) -> None:
 
 
 def test_voices_do_not_mix(silero: Silero) -> None:
-    one, two = (sound.read(clip.path).resample(RATE).samples[:RATE] for clip in CLIPS[:2])
+    one, two = (samples_of(clip.path, RATE)[:RATE] for clip in CLIPS[:2])
     alone = probabilities(silero, one)
     voice, other = silero.voice(), silero.voice()
     mixed = []

@@ -9,13 +9,12 @@ import anyio
 import numpy as np
 import pytest
 
-from worker.local import sound
+from tests.sounds import played, samples_of, wire
 from worker.local.clips import CLIPS, Clip
 from worker.local.engines.base import AudioFormat, EngineEvent, TurnSettings
 from worker.local.engines.speech import SpeechEngine
 from worker.local.engines.speech_audio import RATE, WINDOW, Samples
 from worker.local.engines.speech_text import Tokens
-from worker.local.sound import Sound
 from worker.local.wer import WordErrors, word_errors
 
 AUDIO = AudioFormat("pcm_s16le", RATE)
@@ -61,7 +60,7 @@ async def hear(
 
 
 def of(clip: Clip, audio: AudioFormat = AUDIO) -> bytes:
-    return sound.read(clip.path).encode(audio)
+    return played(clip.path, audio)
 
 
 def kinds(events: Sequence[EngineEvent]) -> list[str]:
@@ -98,7 +97,7 @@ async def test_bundled_clips(engine: SpeechEngine) -> None:
     for clip in CLIPS:
         events = await hear(engine, of(clip))
         assert_well_formed(events)
-        assert kinds(events).count("turn.update") > sound.read(clip.path).seconds / 2
+        assert kinds(events).count("turn.update") > len(samples_of(clip.path, RATE)) / RATE / 2
         total += word_errors(clip.transcript, text(events))
     assert total.rate < 0.15
 
@@ -116,9 +115,9 @@ async def test_chunking_makes_no_difference(engine: SpeechEngine) -> None:
 async def test_turns_start_and_end_in_time(engine: SpeechEngine) -> None:
     # From the audio's clock: when chunks of one window have been heard.
     speech = np.concatenate(
-        (np.zeros(2 * RATE, np.float32), sound.read(AUSTEN.path).samples[: 7 * RATE])
+        (np.zeros(2 * RATE, np.float32), samples_of(AUSTEN.path, RATE)[: 7 * RATE])
     )
-    data = Sound(speech, RATE).encode(AUDIO) + 2 * SILENCE
+    data = wire(speech, RATE, AUDIO) + 2 * SILENCE
     heard: list[tuple[float, str]] = []
     position = 0
     hearing = engine.open(
@@ -178,7 +177,7 @@ async def test_flush_ends_an_open_turn(engine: SpeechEngine) -> None:
 
 async def test_nothing_said_is_nothing_heard(engine: SpeechEngine) -> None:
     noise = np.random.default_rng(1).normal(0, 0.01, 5 * RATE).astype(np.float32)
-    assert await hear(engine, 5 * SILENCE + Sound(noise, RATE).encode(AUDIO)) == []
+    assert await hear(engine, 5 * SILENCE + wire(noise, RATE, AUDIO)) == []
     assert await hear(engine, b"") == []
 
 
@@ -203,11 +202,11 @@ class Recorder(SpeechEngine):
 
 async def test_speech_without_a_pause_is_read_in_pieces() -> None:
     engine = Recorder()
-    samples = np.concatenate([sound.read(clip.path).samples for clip in CLIPS[1:3]])
+    samples = np.concatenate([samples_of(clip.path, RATE) for clip in CLIPS[1:3]])
     parts = samples[: len(samples) // WINDOW * WINDOW].reshape(-1, WINDOW)
     voice = engine.silero.voice()
     fluent = np.concatenate([part for part in parts if voice.probability(part) > 0.8])
-    events = await hear(engine, Sound(fluent, RATE).encode(AUDIO))
+    events = await hear(engine, wire(fluent, RATE, AUDIO))
     assert_well_formed(events)
     assert kinds(events).count("turn.end") == 1
     assert max(engine.seconds) < 14.1

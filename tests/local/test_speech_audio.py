@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.sounds import wire
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.pcm import ENCODINGS
 from worker.local.engines.speech_audio import RATE, WINDOW, Framer, Samples, Segment, windows
-from worker.local.sound import Sound
 
 
-def tone(seconds: float) -> Sound:
+def tone(seconds: float) -> Samples:
     at = np.arange(int(RATE * seconds)) / RATE
-    return Sound((0.5 * np.sin(2 * np.pi * 300 * at)).astype(np.float32), RATE)
+    return (0.5 * np.sin(2 * np.pi * 300 * at)).astype(np.float32)
 
 
 def frame(audio: AudioFormat, chunks: list[bytes]) -> Samples:
@@ -34,7 +34,7 @@ def test_windows() -> None:
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
 def test_chunking_makes_no_difference(encoding: str, rate: int) -> None:
     audio = AudioFormat(encoding, rate)
-    data = tone(0.7).encode(audio)
+    data = wire(tone(0.7), RATE, audio)
     pick = random.Random(rate)
     chunks = []
     at = 0
@@ -45,13 +45,13 @@ def test_chunking_makes_no_difference(encoding: str, rate: int) -> None:
     whole = frame(audio, [data])
     np.testing.assert_array_equal(frame(audio, chunks), whole)
     inner = slice(RATE // 20, RATE // 2)
-    np.testing.assert_allclose(whole[inner], tone(0.7).samples[inner], atol=0.02)
+    np.testing.assert_allclose(whole[inner], tone(0.7)[inner], atol=0.02)
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
 def test_more_may_come_after_the_end(rate: int) -> None:
     audio = AudioFormat("pcm_s16le", rate)
-    data = tone(0.5).encode(audio)
+    data = wire(tone(0.5), RATE, audio)
     framer = Framer(audio)
     first, second = (np.concatenate([*framer.take(data), *framer.end()]) for _ in range(2))
     np.testing.assert_array_equal(first, second)

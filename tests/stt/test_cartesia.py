@@ -21,7 +21,15 @@ from websockets.http11 import Request, Response
 from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
 from tests.waiting import PATIENCE_S
-from worker.errors import SttBusy, SttCredentials, SttError, SttPermanent, SttTransient
+from worker.errors import (
+    SttBusy,
+    SttCredentials,
+    SttError,
+    SttPermanent,
+    SttProtocolFault,
+    SttTooBig,
+    SttTransient,
+)
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import ScriptEngine, hush, say
 from worker.local.server.server import TurnsServer
@@ -411,11 +419,9 @@ async def test_credit_used_up_is_told_by_its_code_whatever_the_status() -> None:
         ({"type": "error", "status_code": 401}, SttCredentials, 401),
         ({"type": "error", "status_code": 429}, SttBusy, 429),
         ({"type": "error", "status_code": 400, "error_code": None}, SttPermanent, 400),
+        ({"type": "error", "status_code": "401"}, SttCredentials, 401),
+        ({"type": "error", "status_code": 413}, SttPermanent, 413),
         ({"type": "turn.start"}, SttTransient, 0),
-        ({"no": "type"}, SttTransient, 0),
-        ("not JSON", SttTransient, 0),
-        (b"\xff\xfe", SttTransient, 0),
-        ("", SttTransient, 0),
     ],
 )
 async def test_what_comes_in_place_of_connected(
@@ -434,6 +440,58 @@ async def test_what_nobody_knows_may_come_before_connected() -> None:
         await open_stream(service, PHONE) as stream,
     ):
         assert (stream.request_id, stream.ignored) == ("r1", 2)
+
+
+async def test_unreadable_messages_before_connected_are_skipped() -> None:
+    defects: list[str] = []
+    first = (
+        "not JSON",
+        {"no": "type"},
+        b"\xff\xfe",
+        "",
+        "[]",
+        '{"type":"connected","request_id":7}',
+    )
+    async with (
+        odd_server(says(*first)) as service,
+        await open_stream(service, PHONE, defects.append) as stream,
+    ):
+        assert (stream.request_id, stream.ignored) == ("", 0)
+    assert len(defects) == len(first)
+
+
+async def test_unreadable_messages_of_a_conversation_are_skipped() -> None:
+    defects: list[str] = []
+    said = ("[1]", "{", b"\x00\x01", {"type": 5}, '{"type":"turn.end","transcript":"\\ud83d"}')
+    async with (
+        odd_server(says(CONNECTED, *said)) as service,
+        await open_stream(service, PHONE, defects.append) as stream,
+    ):
+        assert await stream.receive() == cartesia.TurnEnd(transcript="\ufffd")
+    assert len(defects) == len(said)
+    assert not any("ud83d" in defect or "\ufffd" in defect for defect in defects)
+
+
+async def test_an_error_without_a_readable_status_keeps_the_socket() -> None:
+    message = {"type": "error", "status_code": [5], "message": f"{KEY} is no key"}
+    async with (
+        odd_server(says(CONNECTED, message)) as service,
+        await open_stream(service, PHONE) as stream,
+    ):
+        assert await stream.receive() == cartesia.Error(message="[key] is no key")
+        assert stream.socket.open
+
+
+async def test_frames_that_break_the_protocol_are_the_providers_fault() -> None:
+    async def handler(ws: ServerConnection) -> None:
+        await ws.send(json.dumps(CONNECTED))
+        ws.transport.write(b"\xc1\x00")  # a reserved bit
+        await ws.wait_closed()
+
+    async with odd_server(handler) as service, await open_stream(service, PHONE) as stream:
+        with pytest.raises(SttProtocolFault) as fault:
+            await stream.receive()
+    assert fault.value.status == 1006
 
 
 @pytest.mark.parametrize(
@@ -553,15 +611,14 @@ async def test_messages_of_a_conversation(
             400,
         ),
         ({"type": "error", "status_code": 429}, SttBusy, 429),
-        ({"type": "turn.end", "transcript": 5}, SttTransient, 0),
-        ({"type": 5}, SttTransient, 0),
-        ("[1]", SttTransient, 0),
-        ("{", SttTransient, 0),
-        (b"\x00\x01", SttTransient, 0),
+        ({"type": "error", "status_code": "503"}, SttTransient, 503),
+        ({"type": "error", "status_code": 503.0, "message": 5}, SttTransient, 503),
+        ({"type": "error", "status_code": 413}, SttTooBig, 413),
+        ({"type": "error", "status_code": 400, "title": "Message too large"}, SttTooBig, 400),
     ],
 )
 async def test_messages_that_end_a_conversation(
-    message: dict[str, Any] | str | bytes, kind: type[SttError], status: int
+    message: dict[str, Any], kind: type[SttError], status: int
 ) -> None:
     async with (
         odd_server(says(CONNECTED, message)) as service,
@@ -581,6 +638,8 @@ async def test_messages_that_end_a_conversation(
         (1003, "", SttPermanent),
         (1007, "", SttPermanent),
         (1008, "Invalid turn thresholds", SttPermanent),
+        (1008, "frame is too big", SttTooBig),
+        (1009, "", SttTooBig),
         (1011, "", SttTransient),
         (1012, "Service restart", SttTransient),
     ],

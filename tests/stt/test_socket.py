@@ -16,8 +16,8 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from tests.waiting import PATIENCE_S
+from worker.stt.protocol import MAX_MESSAGE_BYTES
 from worker.stt.socket import (
-    MAX_MESSAGE_BYTES,
     HandshakeRefused,
     Socket,
     SocketClosed,
@@ -318,21 +318,73 @@ async def test_bytes_may_come_one_by_one() -> None:
         assert await closing(socket) == (1001, "Idle timeout")
 
 
-async def test_a_message_of_a_mebibyte_passes_and_one_byte_more_closes() -> None:
-    codes: list[int | None] = []
-
+async def test_a_message_above_a_mebibyte_is_discarded() -> None:
     async def handler(ws: ServerConnection) -> None:
         await ws.send("x" * MAX_MESSAGE_BYTES)
-        await ws.send(["x" * MAX_MESSAGE_BYTES, "x"])
+        await ws.send("x" * (MAX_MESSAGE_BYTES + 1))
+        await ws.send("between")
+        await ws.send(["x" * MAX_MESSAGE_BYTES, "x", "y"])
+        await ws.send("x" * (8 * MAX_MESSAGE_BYTES))
+        await ws.send("after")
         await ws.wait_closed()
-        codes.append(ws.close_code)
 
     async with websocket_server(handler) as url, connected(url) as socket:
-        assert len(await socket.receive()) == MAX_MESSAGE_BYTES
-        code, _ = await closing(socket)
-        assert code == 1006
-        await until(lambda: bool(codes))
-    assert codes == [1009]
+        received = [(await socket.receive(), socket.defect) for _ in range(6)]
+        assert socket.open
+    assert [(text[:7], bool(defect)) for text, defect in received] == [
+        ("x" * 7, False),
+        ("", True),
+        ("between", False),
+        ("", True),
+        ("", True),
+        ("after", False),
+    ]
+    assert all("larger than" in defect for _, defect in received if defect)
+
+
+async def test_a_large_message_is_not_buffered() -> None:
+    """However large its header says it is."""
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        writer.write(b"\x81\x02ok\x81\x7f" + (2**62).to_bytes(8, "big"))
+        for _ in range(4):
+            writer.write(bytes(MAX_MESSAGE_BYTES))
+            await writer.drain()
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        assert await socket.receive() == "ok"
+        began = socket.heard_at
+        await until(lambda: socket.heard_at > began)
+        assert len(socket._protocol.reader.buffer) <= MAX_MESSAGE_BYTES
+
+
+@pytest.mark.parametrize("opcode", [b"\x81", b"\x82"], ids=["text", "binary"])
+async def test_a_defect_is_of_its_message_only(opcode: bytes) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        writer.write(opcode + b"\x03a\xff." + b"\x81\x01b" + b"\x82\x01c" + b"\x81\x00")
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        received = [(await socket.receive(), socket.defect) for _ in range(4)]
+    first = "invalid UTF-8" if opcode == b"\x81" else "binary message"
+    assert received == [("a\ufffd.", first), ("b", ""), ("c", "binary message"), ("", "")]
+
+
+@pytest.mark.parametrize(
+    ("reason", "read"),
+    [(b"Idle \xff", "Idle \ufffd"), (b"\xff" * 123, "\ufffd" * 41)],
+)
+async def test_a_close_reason_that_is_no_text_keeps_its_code(reason: bytes, read: str) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        writer.write(b"\x88" + bytes([len(reason) + 2]) + (1001).to_bytes(2, "big") + reason)
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        assert await closing(socket) == (1001, read)
 
 
 async def test_audio_and_commands_arrive_as_sent() -> None:
@@ -460,7 +512,9 @@ async def test_a_peer_that_breaks_the_protocol_is_1006(frame: bytes) -> None:
 
     async with tcp_server(peer) as url, connected(url) as socket:
         assert await socket.receive() == "ok"
-        assert (await closing(socket))[0] == 1006
+        with pytest.raises(SocketClosed) as end:
+            await socket.receive()
+        assert (end.value.code, end.value.broken) == (1006, True)
         await until(lambda: bool(answers))
     assert answers[0][0] == 0x88  # it is told so
 

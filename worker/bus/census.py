@@ -3,6 +3,7 @@
 Reads only, and no audio but the two entries at the ends of each stream.
 """
 
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -14,6 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 from schemas.audio import Fields, session_id, session_lane
 from schemas.keys import GROUP, RELEASED, Keys
 from schemas.turns import WorkerRecord
+from worker.bus.clock import EARLIEST_MS
 from worker.bus.connection import is_outage
 from worker.bus.records import read_record
 from worker.core import ids
@@ -28,6 +30,9 @@ SESSIONS_AT_ONCE = 100
 
 EVENTS_LOOKED_AT = 20
 """Pages of a lane's newest events in which each session's last one is looked for."""
+
+DAY_MS = 86_400_000
+"""An id that is further ahead of this machine's clock is no time."""
 
 T = TypeVar("T")
 State = Literal["waiting", "handed_over", "silent", "unconnected", "in_turn", "between_turns"]
@@ -57,7 +62,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Id of the worker, or its consumer's name if it left no record; empty without an owner."""
     state: State
     lag_s: float
-    """Length of the audio that no published event covers yet, by the ids of its entries."""
+    """Length of the audio that no published event covers yet, by the ids of its entries; 0 if those
+    are not times."""
     lag_bytes: int
     """About how many bytes that is, judged by the first and the last of its chunks."""
     turns: int
@@ -177,11 +183,14 @@ def _lag(ledger: LedgerState, audio: Mapping[str, Any] | RedisError) -> tuple[in
         return 0, 0
     (first, first_fields), (last, last_fields) = (audio["first-entry"], audio["last-entry"])
     oldest = max(first.decode(), ledger.committed.entry, key=ids.order)
-    lag_ms = ids.milliseconds(last.decode()) - ids.milliseconds(oldest)
+    oldest_ms, last_ms = ids.milliseconds(oldest), ids.milliseconds(last.decode())
+    alike = (oldest_ms < EARLIEST_MS) == (last_ms < EARLIEST_MS)
+    times = alike and last_ms <= time.time() * 1000 + DAY_MS
     ends = [len(fields.get(b"audio", b"")) for fields in (first_fields, last_fields)]
     sizes = [size for size in ends if size]  # the last entry of a session that ends has no audio
     chunks = audio["length"] - len(ends) + len(sizes)
     offset = ledger.committed.offset if oldest == ledger.committed.entry else 0
+    lag_ms = last_ms - oldest_ms if times else 0
     return max(0, lag_ms), max(0, chunks * sum(sizes) // max(1, len(sizes)) - offset)
 
 

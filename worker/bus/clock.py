@@ -14,6 +14,15 @@ log = logging.getLogger(__name__)
 ASK_S = 10.0
 """How often Redis is asked for the time."""
 
+MOST_BEFORE_S = 3_600.0
+"""How long before its session is announced audio may be appended: later it is swept."""
+
+MOST_AHEAD_S = 60.0
+"""How far an id may be ahead of Redis's clock, which is asked now and then only."""
+
+EARLIEST_MS = 10**12
+"""Ids below this are counters or seconds: milliseconds were that many in 2001."""
+
 TOLD_APART_S = 1.0
 """Difference between the clocks that somebody should know of."""
 
@@ -26,12 +35,19 @@ class BusClock:
         self._health = health
         self._told = False
         self._began = time.time() - time.monotonic()
+        self.asked = False
+        """Whether Redis was asked yet."""
         self.ahead_s = 0.0
         """By how much Redis's clock is ahead of ours."""
 
     def age_s(self, entry_id: str) -> float:
         """Return how long ago an entry was appended; 0 for one of the future."""
-        return max(0.0, self._now + self.ahead_s - ids.milliseconds(entry_id) / 1000)
+        return max(0.0, self.now - ids.milliseconds(entry_id) / 1000)
+
+    @property
+    def now(self) -> float:
+        """Unix seconds by Redis's clock."""
+        return self._now + self.ahead_s
 
     @property
     def _now(self) -> float:
@@ -48,6 +64,7 @@ class BusClock:
         """Ask Redis for the time, through its outages."""
         least_s, most_s = await patiently(self._health, self._apart)
         self.ahead_s = min(max(self.ahead_s, least_s), most_s)
+        self.asked = True
         if abs(self.ahead_s) > TOLD_APART_S and not self._told:
             self._told = True
             log.warning("Redis's clock is %+.1f s from this machine's; it is gone by", self.ahead_s)
@@ -58,3 +75,34 @@ class BusClock:
         seconds, microseconds = await self._redis.time()
         told = seconds + microseconds / 1e6
         return told - self._now, told - began
+
+
+class EntryAges:
+    """Ages of one session's audio entries.
+
+    A producer may append with ids of its own: counters, seconds, times of another clock. Such an
+    id says nothing of age, and audio is not late for it.
+    """
+
+    def __init__(self, clock: BusClock, run: str, *, untimed: bool) -> None:
+        """`run` is the id of the entry that began the session."""
+        self._clock = clock
+        began_ms = ids.milliseconds(run)
+        if not EARLIEST_MS <= began_ms <= (clock.now + MOST_AHEAD_S) * 1000:
+            began_ms = int(clock.now * 1000)  # the session entry has an id of its producer's own
+        self._earliest_ms = began_ms - MOST_BEFORE_S * 1000
+        self.untimed = untimed
+        """Whether the ids of this session are not times."""
+
+    def doubts(self, entry_id: str) -> bool:
+        """Say whether this id is the first one that cannot be a time of this session."""
+        if self.untimed:
+            return False
+        ms = ids.milliseconds(entry_id)
+        ahead_s = ms / 1000 - self._clock.now
+        self.untimed = ms < self._earliest_ms or (self._clock.asked and ahead_s > MOST_AHEAD_S)
+        return self.untimed
+
+    def age_s(self, entry_id: str) -> float:
+        """Return how long ago an entry was appended; 0 if its id does not say."""
+        return 0.0 if self.untimed else self._clock.age_s(entry_id)

@@ -4,11 +4,13 @@ The client's own retries are off: after a lost reply they would repeat a command
 idempotent. What is retried here is retried knowingly, as the same bytes.
 """
 
+import asyncio
 import logging
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar, TypeVar
 
 import anyio
@@ -16,15 +18,24 @@ from hiredis import pack_command
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.connection import AbstractConnection, RedisSSLContext, SSLConnection
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    RedisSSLContext,
+    SSLConnection,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from worker import tls
 from worker.addresses import join_host_port, read_servers
+from worker.bus import fitness
 from worker.bus.cluster import Cluster
 from worker.bus.sentinel import Sentinels
 from worker.core.faults import Backoff
+from worker.errors import BusUnavailable
+from worker.network import connect_tcp
+from worker.plurals import counted
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +46,9 @@ READ_BLOCK_MS = 50
 
 MAX_CONNECTIONS = 32
 _SOCKET_TIMEOUT_S = 5.0
+GREETING_S = 1.0
+"""How long a server that closes connections may take to say why."""
+
 _TRUST = "name your own authority's file: ?ssl_ca_certs=FILE in the Redis URL, or SSL_CERT_FILE"
 _WAIT_PREFIXES = (
     "OOM",
@@ -80,10 +94,10 @@ def _client(url: str, **extra: Any) -> Redis:  # noqa: ANN401 - what the class o
         socket_connect_timeout=_SOCKET_TIMEOUT_S,
         max_connections=MAX_CONNECTIONS,
     )
-    secure = pool.connection_class is SSLConnection
+    transport = _TRANSPORTS.get(pool.connection_class, pool.connection_class)
     pool.connection_class = type(
         pool.connection_class.__name__,
-        (_BusConnection, _TlsConnection if secure else pool.connection_class),
+        (_BusConnection, transport),
         {name: staticmethod(value) for name, value in extra.items()},
     )
     return Redis.from_pool(pool)
@@ -147,7 +161,64 @@ class _BusConnection(AbstractConnection):
             raise
 
 
-class _TlsConnection(SSLConnection):
+class _TcpConnection(Connection):
+    """A connection to whichever address of its host answers first."""
+
+    _socket: socket.socket | None = None
+    _reached = False
+
+    async def connect(self) -> None:
+        """Connect, unless that is done; say why the server closes the connection at once.
+
+        Some say so and close before a command comes, and the reset loses what they said.
+        """
+        self._reached = False
+        try:
+            await super().connect()  # type: ignore[no-untyped-call]
+        except exceptions.ConnectionError as error:
+            if type(error) is not exceptions.ConnectionError or not self._reached:
+                raise
+            said = await self._greeting()
+            if said.startswith("DENIED"):
+                raise exceptions.ResponseError(said) from error
+            if said:
+                raise exceptions.ConnectionError(said) from error
+            raise
+
+    async def _greeting(self) -> str:
+        """Return the error that a server answers a connection with; empty if there is none."""
+        if isinstance(self, SSLConnection):
+            return ""
+        said = b""
+        with (
+            suppress(OSError),
+            anyio.move_on_after(GREETING_S),
+            await connect_tcp(self.host, self.port, GREETING_S) as greeted,
+        ):
+            said = await asyncio.get_running_loop().sock_recv(greeted, 1024)
+        return said.decode("utf-8", "replace").removeprefix("-") if said[:1] == b"-" else ""
+
+    async def _connect(self) -> None:
+        timeout_s = self.socket_connect_timeout or _SOCKET_TIMEOUT_S
+        try:
+            self._socket = await connect_tcp(self.host, self.port, timeout_s)
+        except TimeoutError as error:  # the client would replace its text
+            words = str(error) if error.errno is None else self._error_message(error)
+            raise exceptions.ConnectionError(words) from error
+        await super()._connect()  # type: ignore[no-untyped-call]
+        self._socket = None  # the transport has it now
+        self._reached = True
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        """Return what `asyncio.open_connection` is called with."""
+        arguments = dict(super()._connection_arguments())
+        if "ssl" in arguments:
+            arguments["server_hostname"] = self.host
+        del arguments["host"], arguments["port"]
+        return {**arguments, "sock": self._socket}
+
+
+class _TlsConnection(_TcpConnection, SSLConnection):
     """A connection with TLS; those with the same options share what they trust and show.
 
     To read that takes 20 ms and 0.9 MiB, for it is every authority of the system, and a worker has
@@ -164,7 +235,7 @@ class _TlsConnection(SSLConnection):
     async def connect(self) -> None:
         """Connect, unless that is done; say what to do about a certificate that is refused."""
         try:
-            await super().connect()  # type: ignore[no-untyped-call]
+            await super().connect()
         except exceptions.TimeoutError as error:
             said = "no answer in time; a port without TLS gives none"
             raise exceptions.TimeoutError(f"{self._attempt}: {said}") from error
@@ -180,8 +251,15 @@ class _TlsConnection(SSLConnection):
         return f"TLS with {join_host_port(self.host, self.port)}"
 
 
+_TRANSPORTS: dict[type[AbstractConnection], type[AbstractConnection]] = {
+    Connection: _TcpConnection,
+    SSLConnection: _TlsConnection,
+}
+"""What connects in place of the client's own classes."""
+
+
 def is_outage(error: BaseException) -> bool:
-    """Say whether waiting may cure it: Redis away, loading, full, failing over, locked.
+    """Say whether waiting may cure it: Redis away, loading, full, failing over, locked, unfit.
 
     A key that is denied is the fault of whoever named it, and no outage.
     """
@@ -196,7 +274,7 @@ def is_outage(error: BaseException) -> bool:
         exceptions.TryAgainError,
         exceptions.AskError,  # MOVED is one too
     )
-    if isinstance(error, kinds) or is_about_a_command(error):
+    if isinstance(error, kinds) or is_about_a_command(error) or fitness.lacks(error):
         return True
     return isinstance(error, exceptions.ResponseError) and str(error).startswith(_WAIT_PREFIXES)
 
@@ -221,6 +299,11 @@ class BusHealth:
         self.fault: str | None = None
         """What is wrong, None while Redis answers."""
         self.since = time.monotonic()
+        self.unfit: str | None = None
+        """What the server lacks, None if it is fit; it may answer all the same."""
+        self._guessed = False  # by one command's error; a look at all of them says it better
+        self._unfit_since = 0.0
+        self._refused = 0
 
     @property
     def up(self) -> bool:
@@ -242,18 +325,59 @@ class BusHealth:
 
     def failed(self, error: BaseException) -> None:
         """Record an outage; said once, however often it is met."""
+        if fitness.lacks(error):
+            self._refused += 1
+            if self.unfit is None:
+                self.lacks(describe(error))
+                self._guessed = True
         if self.fault is None:
             self.since = time.monotonic()
-            self._telling = self.since - self._told_at >= TOLD_EVERY_S
+            told_of = self.unfit is not None or self.since - self._told_at < TOLD_EVERY_S
+            self._telling = not told_of
             if self._telling:
                 self._told_at = self.since
                 log.warning("Redis is not available, waiting for it: %s", describe(error))
         self.fault = describe(error)
 
+    def lacks(self, what: str) -> None:
+        """Record that the server is not fit to be worked with; said once, and again if it changes.
+
+        It stays so until `fits`: some commands may be answered, and others not.
+        """
+        if self.unfit is None:
+            self._unfit_since = time.monotonic()
+        if self.unfit is None or (self.unfit != what and not self._guessed):
+            log.error("Redis cannot be worked with, waiting until it can: %s", what)
+        self.unfit = what
+        self._guessed = False
+
+    def fits(self) -> None:
+        """Record that the server is found fit."""
+        if self.unfit is not None:
+            waited_s = time.monotonic() - self._unfit_since
+            refused = counted(self._refused, "command")
+            log.warning("Redis can be worked with after %.1f s; %s refused", waited_s, refused)
+        self.unfit = None
+        self._refused = 0
+
 
 def describe(error: BaseException) -> str:
-    """Return the error in words; redis-py never puts a password into them."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """Return the error in words, and what to do; redis-py never puts a password into them."""
+    said = f"{type(error).__name__}: {fitness.in_words(error)}".removesuffix(": ")
+    advice = fitness.advice(error)
+    return f"{said}; {advice}" if advice else said
+
+
+async def unmoved(call: Callable[[], Awaitable[T]]) -> T:
+    """Return what `call` gives; raise `BusUnavailable` if one server of a cluster refuses it.
+
+    A client of a whole cluster follows such a reply. A client of one server can only be replaced,
+    and must not wait.
+    """
+    try:
+        return await call()
+    except exceptions.MovedError as error:
+        raise BusUnavailable(describe(error)) from error
 
 
 async def patiently(health: BusHealth, call: Callable[[], Awaitable[T]]) -> T:

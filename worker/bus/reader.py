@@ -46,6 +46,9 @@ TYPICAL = 4096
 FORGET = 0.99
 """How much of the largest entry is believed in after each round of reads."""
 
+NO_TIME_S = 3_600.0
+"""An id that differs more from this machine's clock is not taken for a time."""
+
 AGAIN_S = 0.2
 """Pause after an error that blames no key, before a session is read for again."""
 
@@ -262,8 +265,8 @@ class AudioReader:
             if len(entries) >= min(BEHIND, count):
                 rhythm.hurry()
             else:
-                stamp_s = ids.milliseconds(entries[-1][0].decode()) / 1000
-                rhythm.came(now, lane.clock.ours(now, stamp_s), session.chunk_s)
+                came_at = _came_at(lane.clock, entries[-1][0].decode(), now)
+                rhythm.came(now, came_at, session.chunk_s)
 
     def _feed(self, session: Listening, entries: Entries, now: float) -> None:
         for _, fields in entries:
@@ -281,6 +284,17 @@ def _blames_the_key(error: ResponseError) -> bool:
     What else a server may say, this version or the next, costs no session its life.
     """
     return isinstance(error, NoPermissionError) or str(error).startswith("WRONGTYPE")
+
+
+def _came_at(clock: ServerClock, entry_id: str, now: float) -> float:
+    """Return when an entry found just now was appended, on the monotonic clock.
+
+    An id that its producer made up is no time, and would spoil the clock for the whole lane.
+    """
+    stamp_s = ids.milliseconds(entry_id) / 1000
+    if abs(time.time() - stamp_s) > NO_TIME_S:
+        return now
+    return clock.ours(now, stamp_s)
 
 
 def _by_lane(sessions: Iterable[Listening]) -> dict[str, list[Listening]]:

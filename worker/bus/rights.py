@@ -10,24 +10,47 @@ from uuid import uuid4
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from schemas.keys import Keys
-from worker.bus.connection import describe, is_about_a_command
+from worker.bus import fitness
+from worker.bus.connection import describe, is_about_a_command, is_outage
 
 TTL_S = 60
+COMMANDS_SHOWN = 5
+"""Commands that are named where a server has not many."""
+
 _SCRIPT = "#!lua flags=allow-oom\nreturn redis.call('TYPE', KEYS[1])"
 _SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """What the user may not do; all empty if it may do everything."""
+    """What the user may not do, or the server cannot; all empty if nothing is missing."""
 
     commands: tuple[str, ...]
     keys: tuple[str, ...]
+    unknown: tuple[str, ...]
+    """What the server has not."""
     faults: tuple[str, ...]
     """Other errors; each may follow from what is before it: no group where none could be made."""
+    waits: bool
+    """Some of those end by themselves: Redis is full, or fails over."""
     prefix: str
+
+    def __bool__(self) -> bool:
+        return bool(self.commands or self.keys or self.unknown or self.faults)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether something is missing until an operator mends it."""
+        known = self.commands or self.keys or self.unknown
+        return bool(known) or (bool(self.faults) and not self.waits)
 
     def __str__(self) -> str:
         asked = []
@@ -35,16 +58,27 @@ class Missing(msgspec.Struct, frozen=True):
             asked.append(f"grant this user, on keys {self.prefix}:*: {', '.join(self.commands)}")
         if self.keys:
             asked.append(f"grant this user the keys {' '.join(f'~{key}' for key in self.keys)}")
+        if self.unknown:
+            named = ", ".join(self.unknown[:COMMANDS_SHOWN])
+            rest = len(self.unknown) - COMMANDS_SHOWN
+            more = f" and {rest} more" if rest > 0 else ""
+            asked.append(f"the server has no {named}{more}: {fitness.NEEDS_ALL}")
         return "; ".join(asked or self.faults[:1])
 
 
 async def missing_rights(redis: Redis, keys: Keys) -> Missing:
-    """Try everything a worker needs. Raises what Redis raises while it is away."""
+    """Try everything a worker needs.
+
+    Raises what Redis raises while it is away, and ReadOnlyError of a replica.
+    """
     stream = f"{keys.prefix}:{{0}}:check:{uuid4().hex}"
     commands: list[str] = []
     denied: list[str] = []
+    unknown: list[str] = []
     faults: list[str] = []
+    waits = False
     asked = [*_commands(stream), *_own(keys)]
+    await _refuse_replica(redis, stream)
     async with redis.pipeline(transaction=False) as pipe:
         for _, command in asked:
             pipe.execute_command(*command)
@@ -55,13 +89,48 @@ async def missing_rights(redis: Redis, keys: Keys) -> Missing:
                 commands.append(str(command[0]))
             else:
                 denied.append(key)
+        elif isinstance(reply, ResponseError) and fitness.is_unknown_command(reply):
+            unknown.append(str(command[0]))
         elif isinstance(reply, ResponseError):
+            waits |= is_outage(reply) and not fitness.lacks(reply) and not _is_elsewhere(reply)
             faults.append(f"{command[0]}: {describe(reply)}")
         elif isinstance(reply, RedisError):
             raise reply
     return Missing(
-        tuple(dict.fromkeys(commands)), tuple(dict.fromkeys(denied)), tuple(faults), keys.prefix
+        commands=tuple(dict.fromkeys(commands)),
+        keys=tuple(dict.fromkeys(denied)),
+        unknown=tuple(dict.fromkeys(unknown)),
+        faults=tuple(faults),
+        waits=waits,
+        prefix=keys.prefix,
     )
+
+
+async def unfitness(redis: Redis, keys: Keys) -> str | None:
+    """Return why no worker can work with this Redis, and what to do; None if it can.
+
+    Raises what Redis raises while it is away.
+    """
+    faults = (server.fault for server in await fitness.servers(redis))
+    if fault := next(filter(None, faults), None):
+        return fault
+    missing = await missing_rights(redis, keys)
+    return str(missing) if missing.lasting else None
+
+
+async def _refuse_replica(redis: Redis, key: str) -> None:
+    """Write nothing. A replica refuses that and is left at once, which would cut a pipeline."""
+    try:
+        await redis.unlink(key)
+    except ReadOnlyError:
+        raise
+    except ResponseError:
+        pass  # it is asked again, with the rest
+
+
+def _is_elsewhere(error: ResponseError) -> bool:
+    """Say whether another node of a cluster has the key, and the client does not follow."""
+    return isinstance(error, AskError)  # MOVED is one too
 
 
 def _own(keys: Keys) -> Iterator[tuple[str, tuple[str | int, ...]]]:

@@ -8,6 +8,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from worker.addresses import join_host_port
+from worker.bus.fitness import lacks
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class Sentinels:
             try:
                 reply = await self._ask(address)
             except (exceptions.RedisError, OSError) as error:
-                faults.append(f"{join_host_port(*address)}: {error}")
+                said = "it is no sentinel" if lacks(error) else error
+                faults.append(f"{join_host_port(*address)}: {said}")
                 continue
             if reply is None:
                 faults.append(f"{join_host_port(*address)} knows no {self._service}")

@@ -5,22 +5,56 @@ A command module has `add_parser(subparsers)`, which ends in `add_command`.
 
 import argparse
 import importlib.util
+import logging
 import os
 import signal
 import textwrap
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import anyio
-import msgspec
 from anyio.abc import TaskStatus
 
-from worker.settings import Settings, load
+from worker.errors import TurnbusError, leaves
+from worker.printable import printable, without_keys
+from worker.settings import KEY_ADVICE, Settings, load
+from worker.values import from_text
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 HelpFormatter = argparse.RawDescriptionHelpFormatter
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes options by their whole names, and repeats no API key."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as in the base class
+        # An abbreviation may be taken for another option: `--api-key` for `--api-key-file`.
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(  # type: ignore[override]  # of the overloads, only what is used
+        self, args: Sequence[str] | None = None, namespace: None = None
+    ) -> argparse.Namespace:
+        """Parse a command line; exit with 2 if that cannot be done."""
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(_about_unknown(unknown))
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and what is wrong; exit with 2."""
+        super().error(without_keys(printable(message)))
+
+
+def _about_unknown(arguments: Sequence[str]) -> str:
+    """Word arguments that are not known. What follows an option may be a secret."""
+    options = [each.partition("=")[0] for each in arguments if each.startswith("-")]
+    if any(option.endswith("api-key") for option in options):
+        return f"{options[0]}: a key is not an option; {KEY_ADVICE}"
+    return f"unrecognized arguments: {' '.join(options or arguments)}"
 
 
 def add_command(
@@ -65,18 +99,23 @@ def argument_type(kind: object, must_be: str) -> Callable[[str], object]:
 
     def convert(text: str) -> object:
         try:
-            value: object = msgspec.convert(text, kind, strict=False)
-        except msgspec.ValidationError:
+            return from_text(text, kind)
+        except ValueError:
             raise argparse.ArgumentTypeError(f"must be {must_be}") from None
-        return value
 
     return convert
+
+
+def choice(text: str) -> str:
+    """Return an argument that is one of several names: the argparse `type` beside `choices`."""
+    return text.strip().lower()
 
 
 def run_async(main: Callable[[], Awaitable[T]]) -> T:
     """Run an async command on asyncio, with uvloop where it is installed.
 
-    A lone error in a task group is raised as itself. SIGINT cancels `main` and raises
+    What a task group raises is raised as itself if it is one error, or several that can each be
+    reported in a line: then it is the first. SIGINT cancels `main` and raises
     KeyboardInterrupt once it has cleaned up; a second one does not wait for that. A command that
     receives SIGINT itself from some point on is left alone from there; where SIGINT is ignored, as
     in the background of a script, it stays so.
@@ -87,7 +126,11 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
     except _InterruptError:
         raise KeyboardInterrupt from None
     except BaseExceptionGroup as group:
-        raise _sole(group) from group
+        errors = leaves(group)
+        if len(errors) > 1 and not all(isinstance(e, TurnbusError | OSError) for e in errors):
+            raise
+        log.debug("the command failed", exc_info=group)
+        raise errors[0] from group
 
 
 class _InterruptError(Exception):
@@ -115,9 +158,3 @@ async def _interruptible(main: Callable[[], Awaitable[T]]) -> T:
         tasks.cancel_scope.cancel()
         return result
     raise _InterruptError
-
-
-def _sole(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from schemas import Encoding
+from schemas.faults import allowed
 from worker.commands import (
     Subparsers,
     add_command,
@@ -95,7 +96,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--encoding",
-        type=Encoding,
+        type=argument_type(Encoding, allowed(Encoding)),
         choices=list(Encoding),
         default=Encoding.PCM_S16LE,
         help="of the audio (default %(default)s)",

@@ -10,8 +10,9 @@ from typing import Annotated
 from msgspec import Meta
 
 from worker.commands import Subparsers, add_command, argument_type, run_async
-from worker.errors import TurnbusError
+from worker.errors import SettingsError, TurnbusError
 from worker.local.chaos.plan import Plan
+from worker.local.engines.script_text import DRAWN, REWORDABLE, STYLES
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -25,7 +26,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "with its script engine runs in this one. Voices speak numbered words while workers,\n"
         "connections, Redis and the STT service are killed, paused, cut and refused, by a seed.\n"
         "Exit code 1 if a word is lost, repeated, damaged or moved, an event is out of order,\n"
-        "or anything is left on the bus.",
+        "or anything is left on the bus. A word may be missing only where audio is announced\n"
+        "as too late, and is.",
         examples="""
 turnbus bench chaos
 turnbus bench chaos --seed 7 --turns 10000 --sessions 80
@@ -60,6 +62,12 @@ def _add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="the STT service words a replay differently, shorter and longer",
     )
+    parser.add_argument(
+        "--text-style",
+        choices=[DRAWN, *STYLES],
+        default=default.text_style,
+        help="separators of the STT service's transcripts (default: drawn by the seed)",
+    )
     number(
         "--every-s", Annotated[float, Meta(gt=0)], "more than 0", "between two faults, on average"
     )
@@ -75,6 +83,18 @@ def _add_arguments(parser: ArgumentParser) -> None:
         Annotated[int, Meta(ge=0)],
         "0 or more",
         "sockets the STT service allows the fleet; 0 is no cap",
+    )
+    number(
+        "--max-lag-s",
+        Annotated[float, Meta(ge=0)],
+        "0 or more",
+        "TURNBUS_MAX_LAG_S of the workers, in seconds; 0 keeps all audio",
+    )
+    number(
+        "--long-every",
+        Annotated[int, Meta(ge=0)],
+        "0 or more",
+        "one turn in so many is longer than that; 0 is none",
     )
     parser.add_argument(
         "--logs",
@@ -92,6 +112,10 @@ def run(arguments: Namespace) -> int:
     from worker.local.chaos.report import json_of, text_of
     from worker.local.chaos.run import chaos
 
+    if arguments.rewording and arguments.text_style not in (DRAWN, *REWORDABLE):
+        raise SettingsError(
+            [f"--text-style {arguments.text_style} has no separators: it excludes --rewording"]
+        )
     plan = Plan(**{name: getattr(arguments, name) for name in Plan.__struct_fields__})
     with tempfile.TemporaryDirectory() as directory, TerminalProgress() as progress:
         logs = Path(directory) if arguments.logs is None else _made(arguments.logs)

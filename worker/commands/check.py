@@ -4,16 +4,18 @@ import os
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import anyio
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError
 
 from schemas import Encoding, Keys
-from worker import telemetry
+from worker import descriptors, telemetry
 from worker.addresses import join_host_port, redacted
 from worker.admin import Readiness, serve_admin
+from worker.bus import fitness
 from worker.bus.cluster import Cluster
 from worker.bus.connection import describe
 from worker.bus.rights import missing_rights
@@ -29,17 +31,19 @@ from worker.errors import (
     SttTransient,
 )
 from worker.plurals import counted
-from worker.settings import Settings, api_key
+from worker.printable import printable, without_keys
+from worker.settings import Settings, api_key, check_worker_id
 from worker.stt.cartesia import Service, StreamSettings, open_stream
+from worker.stt.proxy import find_proxy
+from worker.telemetry.environment import Signal, collector
 from worker.telemetry.otlp import metric_push
 
 Check: TypeAlias = Literal[
-    "settings", "admin", "traces", "metrics", "redis", "memory", "rights", "service"
+    "settings", "files", "admin", "traces", "metrics", "redis", "memory", "rights", "service"
 ]
 
 _COLLECTOR_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 1.0
-_OLDEST_REDIS = (7, 0)
 _STT_ADVICE: dict[type[SttError], str] = {
     SttBusy: "the key is good, but every socket of the plan is in use",
     SttCredentials: "mend the key or the account's credit; until then sessions wait",
@@ -83,6 +87,7 @@ def run(arguments: Namespace) -> int:
     def report(finding: Finding) -> None:
         nonlocal failed
         failed |= finding.result == "fail"
+        finding = msgspec.structs.replace(finding, detail=without_keys(printable(finding.detail)))
         if arguments.json:
             print(msgspec.json.encode(finding).decode(), flush=True)
         else:
@@ -90,6 +95,7 @@ def run(arguments: Namespace) -> int:
 
     try:
         settings = read_settings(arguments)
+        check_worker_id(settings)
     except SettingsError as error:
         for fault in error.faults:
             report(Finding("settings", "fail", fault))
@@ -103,6 +109,7 @@ def run(arguments: Namespace) -> int:
 
 async def _check(settings: Settings, report: Report) -> bool:
     """Report on everything; return whether a worker would take the settings."""
+    _check_files(settings, report)
     usable = await _takes("admin", _check_admin, settings, report)
     usable &= await _takes("traces", _check_traces, settings, report)
     usable &= await _takes("metrics", _check_metrics, settings, report)
@@ -128,6 +135,18 @@ async def _takes(
             report(Finding(check, "fail", fault))
         return False
     return True
+
+
+def _check_files(settings: Settings, report: Report) -> None:
+    """Compare the limit that `turnbus run` raises its own to with what the settings need."""
+    _, hard = descriptors.limits()
+    if too_few := descriptors.shortfall(settings, hard):
+        fits = descriptors.capacity(settings, hard)
+        report(Finding("files", "warn" if fits else "fail", too_few))
+        return
+    allowed = "any number" if hard == descriptors.UNLIMITED else str(hard)
+    detail = f"{descriptors.needed(settings)} are needed, {allowed} may be open"
+    report(Finding("files", "ok", detail))
 
 
 async def _check_admin(settings: Settings, report: Report) -> None:
@@ -163,26 +182,26 @@ async def _worker_at(address: tuple[str, int]) -> Readiness | None:
         return None
 
 
-async def _check_traces(_settings: Settings, report: Report) -> None:
-    if exporter := telemetry.exporter():
-        exporter.shutdown()
+async def _check_traces(settings: Settings, report: Report) -> None:
+    if provider := telemetry.tracer_provider(settings.worker_id):  # raises as `turnbus run` would
+        provider.shutdown()
     await _check_collector("traces", report)
 
 
 async def _check_metrics(settings: Settings, report: Report) -> None:
-    metric_push(settings.worker_id)  # raises as it would in `turnbus run`
+    metric_push(settings.worker_id)
     await _check_collector("metrics", report)
 
 
-async def _check_collector(signal: telemetry.Signal, report: Report) -> None:
-    collector = telemetry.collector(signal)
-    if collector is None:
+async def _check_collector(signal: Signal, report: Report) -> None:
+    at = collector(signal, os.environ)
+    if at is None:
         report(Finding(signal, "ok", "nothing is sent to a collector"))
         return
-    where = join_host_port(*collector)
+    where = join_host_port(*at)
     try:
         with anyio.fail_after(_COLLECTOR_TIMEOUT_S):
-            await (await anyio.connect_tcp(*collector)).aclose()
+            await (await anyio.connect_tcp(*at)).aclose()
     except (OSError, TimeoutError) as error:
         lost = f"nothing answers at {where} ({describe(error)}): {signal} would be lost"
         report(Finding(signal, "warn", lost))
@@ -191,19 +210,18 @@ async def _check_collector(signal: telemetry.Signal, report: Report) -> None:
 
 
 async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None:
-    masters = await redis.masters() if isinstance(redis, Cluster) else [redis]
-    abouts: list[dict[str, Any]] = [await master.info() for master in masters]
-    about = min(abouts, key=_version)
-    name = "Valkey" if "valkey_version" in about else "Redis"
-    where = f"{name} {'.'.join(map(str, _version(about)))} at {redacted(settings.redis_url)}"
+    servers = await fitness.servers(redis)
+    where = redacted(settings.redis_url)
+    fault = next(filter(None, (server.fault for server in servers)), None)
+    shown = " and ".join(dict.fromkeys(server.shown for server in servers))
+    shown = shown or "a server that does not let this user ask for its version"
     if isinstance(redis, Cluster):
-        where += f", a cluster of {counted(len(masters), 'master')}"
-    if _version(about) >= _OLDEST_REDIS:
-        report(Finding("redis", "ok", where))
+        where += f", a cluster of {counted(len(await redis.masters()), 'master')}"
+    if fault:
+        report(Finding("redis", "fail", f"Redis at {where}: {fault}"))
     else:
-        oldest = ".".join(map(str, _OLDEST_REDIS))
-        report(Finding("redis", "fail", f"{where} is too old; run {oldest} or later"))
-    policies = {str(each.get("maxmemory_policy", "unknown")) for each in abouts}
+        report(Finding("redis", "ok", f"{shown} at {where}"))
+    policies = {server.maxmemory_policy for server in servers} or {"unknown"}
     policy = " and ".join(sorted(policies - {"noeviction"}))
     if not policy:
         report(Finding("memory", "ok", "maxmemory-policy is noeviction"))
@@ -213,14 +231,13 @@ async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None
     await _check_rights(redis, settings.prefix, report)
 
 
-def _version(about: dict[str, Any]) -> tuple[int, ...]:
-    version = str(about.get("valkey_version") or about["redis_version"])
-    return tuple(map(int, version.split(".")))
-
-
 async def _check_rights(redis: Redis, prefix: str, report: Report) -> None:
-    missing = await missing_rights(redis, Keys(prefix))
-    if missing.commands or missing.keys or missing.faults:
+    try:
+        missing = await missing_rights(redis, Keys(prefix))
+    except ReadOnlyError as error:
+        report(Finding("rights", "fail", describe(error)))
+        return
+    if missing:
         report(Finding("rights", "fail", str(missing)))
     else:
         report(Finding("rights", "ok", f"every command a worker needs, on keys {prefix}:*"))
@@ -229,7 +246,9 @@ async def _check_rights(redis: Redis, prefix: str, report: Report) -> None:
 async def _check_service(settings: Settings, report: Report) -> None:
     """Open a socket with the settings, and close it."""
     key = api_key(settings, os.environ)
-    service = Service(settings.stt_url, settings.stt_version, key)
+    proxy = find_proxy(settings.stt_url, os.environ)
+    service = Service(settings.stt_url, settings.stt_version, key, proxy)
+    through = f" through the proxy {proxy.address}" if proxy else ""
     stream_settings = StreamSettings(
         model=settings.stt_model,
         encoding=Encoding.PCM_S16LE,
@@ -242,7 +261,10 @@ async def _check_service(settings: Settings, report: Report) -> None:
     except SttError as error:
         result: Literal["warn", "fail"] = "warn" if isinstance(error, SttBusy) else "fail"
         asked = f" (request {error.request_id})" if error.request_id else ""
-        report(Finding("service", result, f"{error}{asked}; {_STT_ADVICE[type(error)]}"))
+        advice = error.advice or _STT_ADVICE[type(error)]
+        if proxy and proxy.address in str(error):
+            through = ""
+        report(Finding("service", result, f"{error}{asked}{through}; {advice}"))
     else:
         detail = f"{settings.stt_url} takes the key and {settings.stt_model} (request {request})"
-        report(Finding("service", "ok", detail))
+        report(Finding("service", "ok", f"{detail}{through}"))

@@ -90,6 +90,6 @@ def _row(each: Refused, now: float) -> tuple[str, ...]:
 
 
 def _entry_id(text: str) -> str:
-    if not re.fullmatch(r"\d{1,20}-\d{1,20}", text):
+    if not re.fullmatch("[0-9]{1,20}-[0-9]{1,20}", text):
         raise ArgumentTypeError("must be an id of the list, MILLISECONDS-NUMBER")
     return text

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
-from worker import telemetry
 from worker.commands import Subparsers, add_command, argument_type, run_async
 from worker.errors import SettingsError
+from worker.telemetry.environment import named
 
 if TYPE_CHECKING:
     from worker.local.demo.perform import Audience
@@ -96,7 +96,7 @@ def _environment(*, traces: bool) -> dict[str, str]:
         elsewhere = f"--traces: spans go elsewhere, as OTEL_TRACES_EXPORTER={chosen} says; unset it"
         raise SettingsError([elsewhere])
     shown = {**os.environ, "OTEL_TRACES_EXPORTER": "console"}
-    if telemetry.named("traces", shown) != "console":
+    if named("traces", shown) != "console":
         raise SettingsError(["--traces: OTEL_SDK_DISABLED=true lets no span be made; unset it"])
     # The worker that is killed should have exported most of its spans by then.
     shown.setdefault("OTEL_BSP_SCHEDULE_DELAY", _EXPORT_EVERY_MS)

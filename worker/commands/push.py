@@ -1,13 +1,11 @@
 """`turnbus push`: a producer, as small as one can be and still lose nothing."""
 
-import os
 import signal
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -18,24 +16,26 @@ from redis.asyncio import Redis
 
 from schemas import Encoding, Keys, SessionEntry
 from schemas.audio import MAX_METADATA_BYTES, Lane, SessionId
+from schemas.faults import allowed
 from worker import telemetry
 from worker.commands import (
     Subparsers,
     add_command,
     add_config,
     argument_type,
+    choice,
     read_settings,
     run_async,
 )
 from worker.commands.bus import open_bus
-from worker.errors import LocalPartMissing, SettingsError, TurnbusError
-from worker.extras import how_to_install
+from worker.errors import SettingsError, SoundError, TurnbusError, UnknownSound
+from worker.local.audio_input import AudioInput, in_chunks
+from worker.local.engines.base import AudioFormat
 from worker.local.producer import Producer
 from worker.plurals import counted
 from worker.settings import Settings
 from worker.telemetry.spans import Announcement
 
-_STDIN = "-"
 _END_TIMEOUT_S = 2.0
 
 
@@ -50,14 +50,16 @@ def add_parser(subparsers: Subparsers) -> None:
         "Ctrl-C and SIGTERM end it early; Redis going away meanwhile is waited out.",
         examples="""
 turnbus push call.wav --session call-1
-turnbus push call.flac --session call-2 --encoding pcm_mulaw --sample-rate 8000 --speed 2
+turnbus push call.m4a --session call-2 --encoding pcm_mulaw --sample-rate 8000 --speed 2
+turnbus push call.raw --session call-3 --encoding pcm_s16le --sample-rate 16000
 arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
     )
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="a WAV, FLAC or other sound file; - for raw "
-        "audio on standard input, already in the encoding and rate given",
+        help="a WAV, FLAC, MP3, M4A or other sound file, or a video for its sound; - for standard "
+        "input. Raw audio, already in the encoding and rate given: - or a name that ends in .raw "
+        "or .pcm",
     )
     parser.add_argument(
         "--session",
@@ -68,7 +70,7 @@ arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
     )
     parser.add_argument(
         "--encoding",
-        type=Encoding,
+        type=argument_type(Encoding, allowed(Encoding)),
         choices=list(Encoding),
         default=Encoding.PCM_S16LE,
         help="what goes over the wire; files are converted (default %(default)s)",
@@ -103,6 +105,7 @@ arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
     )
     parser.add_argument(
         "--out",
+        type=choice,
         choices=["lane", "session"],
         default="lane",
         help="session: its events also go to a stream of its own (default %(default)s)",
@@ -130,26 +133,39 @@ def run(arguments: Namespace) -> int:
         metadata=arguments.metadata,
     )
     size = entry.sample_rate * arguments.chunk_ms // 1000 * entry.encoding.width
-    if arguments.file == _STDIN:
-        chunks = _stdin_chunks(size)
-    else:
-        chunks = _chunks(_load(Path(arguments.file), entry), size)
     seconds = arguments.chunk_ms / 1000 / arguments.speed if arguments.speed else 0.0
-    telemetry.configure(f"push-{entry.session}")
-    try:
-        return run_async(
-            partial(_push, settings, entry, chunks, seconds=seconds, as_json=arguments.json)
-        )
-    finally:
-        telemetry.shut_down()
+    with _open(arguments.file, entry) as source:
+        telemetry.configure(f"push-{entry.session}")
+        push = partial(_push, settings, entry, source, size, seconds, as_json=arguments.json)
+        try:
+            return run_async(push)
+        finally:
+            telemetry.shut_down()
 
 
 async def _push(
     settings: Settings,
     entry: SessionEntry,
-    chunks: AsyncIterator[bytes],
-    *,
+    source: AudioInput,
+    size: int,
     seconds: float,
+    *,
+    as_json: bool,
+) -> int:
+    pieces = source.pieces(AudioFormat(entry.encoding, entry.sample_rate), size)
+    async with aclosing(pieces), aclosing(in_chunks(pieces, size)) as chunks:
+        code = await _push_chunks(settings, entry, chunks, seconds, as_json=as_json)
+    if source.notice:
+        print(f"turnbus: {source.notice}", file=sys.stderr)
+    return code
+
+
+async def _push_chunks(
+    settings: Settings,
+    entry: SessionEntry,
+    chunks: AsyncIterator[bytes],
+    seconds: float,
+    *,
     as_json: bool,
 ) -> int:
     shows_progress = sys.stderr.isatty() and not as_json
@@ -165,12 +181,14 @@ async def _push(
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(obey, tasks)
-                first = await anext(chunks, None)
-                if first is None:
-                    raise TurnbusError("no audio came; no session was announced")
+                first = await _first(chunks, entry)
                 announced = await _announce(redis, Keys(settings.prefix), entry)
                 producer, _ = announced
-                await _play(producer, first, chunks, seconds, shows_progress=shows_progress)
+                try:
+                    await _play(producer, first, chunks, seconds, shows_progress=shows_progress)
+                except SoundError:
+                    await producer.end()
+                    raise
                 await producer.end()
                 tasks.cancel_scope.cancel()
             if stopped is not None and announced is not None:
@@ -241,46 +259,29 @@ async def _end_early(producer: Producer) -> None:
     )
 
 
-async def _chunks(audio: bytes, size: int) -> AsyncIterator[bytes]:
-    for at in range(0, len(audio), size):
-        yield audio[at : at + size]
-
-
-async def _stdin_chunks(size: int) -> AsyncIterator[bytes]:
-    held = b""
-    while piece := await _read_stdin(size - len(held)):
-        held += piece
-        if len(held) == size:
-            yield held
-            held = b""
-    if held:
-        yield held
-
-
-async def _read_stdin(at_most: int) -> bytes:
-    # Waited for here rather than in a thread: a thread that still reads would hold up Ctrl-C.
-    stdin = sys.stdin.fileno()
-    with suppress(PermissionError):  # files cannot be waited for, and need not be
-        await anyio.wait_readable(stdin)
-    return os.read(stdin, at_most)
-
-
-def _load(path: Path, entry: SessionEntry) -> bytes:
-    """Read a sound file and return its bytes in the session's format."""
+def _open(file: str, entry: SessionEntry) -> AudioInput:
     try:
-        from worker.local.engines.base import AudioFormat
-        from worker.local.sound import read
-    except ModuleNotFoundError as error:
-        raise LocalPartMissing(
-            f"reading sound files needs {error.name}; {how_to_install('local')}, "
-            "or pipe raw audio into: turnbus push -"
-        ) from error
+        return AudioInput(file)
+    except SoundError as error:
+        raise _unplayable(error, entry) from error
+
+
+async def _first(chunks: AsyncIterator[bytes], entry: SessionEntry) -> bytes:
+    """Return the first chunk. Raises SettingsError if the file cannot be played."""
     try:
-        return read(path).encode(AudioFormat(entry.encoding, entry.sample_rate))
-    except OSError as error:
-        raise SettingsError([f"{path}: cannot be read: {error.strerror}"]) from error
-    except ValueError as error:
-        raise SettingsError([str(error)]) from error
+        chunk = await anext(chunks, None)
+    except SoundError as error:
+        raise _unplayable(error, entry) from error
+    if chunk is None:
+        raise TurnbusError("no audio came; no session was announced")
+    return chunk
+
+
+def _unplayable(error: SoundError, entry: SessionEntry) -> SettingsError:
+    if not isinstance(error, UnknownSound):
+        return SettingsError([str(error)])
+    raw = f"raw audio, {entry.encoding} at {entry.sample_rate} Hz"
+    return SettingsError([f"{error}; if it is {raw}: turnbus push - < FILE"])
 
 
 def _metadata(text: str) -> dict[str, Any]:

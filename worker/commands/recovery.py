@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from worker.commands import Subparsers, add_command, argument_type, run_async
+from worker.commands import Subparsers, add_command, argument_type, choice, run_async
 from worker.local.recovery.plan import WHAT, Plan
 
 
@@ -36,7 +36,9 @@ turnbus bench recovery drain --drain-sessions 500 --chunk-ms 200 --json""",
 
 def _add_arguments(parser: ArgumentParser) -> None:
     default = Plan()
-    parser.add_argument("what", nargs="?", choices=WHAT, help="only this (default: all three)")
+    parser.add_argument(
+        "what", nargs="?", type=choice, choices=WHAT, help="only this (default: all three)"
+    )
 
     def number(option: str, most: int, about: str) -> None:
         parser.add_argument(

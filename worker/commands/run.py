@@ -12,17 +12,19 @@ import anyio
 from anyio.abc import TaskGroup
 from redis.exceptions import NoPermissionError
 
-from worker import telemetry
+from worker import descriptors, telemetry
 from worker.admin import serve_admin
 from worker.commands import Subparsers, add_command, add_config, read_settings, run_async
 from worker.errors import BusUnavailable
 from worker.service import Worker
-from worker.settings import Settings, api_key
+from worker.settings import Settings, api_key, check_worker_id
 from worker.telemetry import logs
 from worker.telemetry.exposition import render
 from worker.telemetry.meter import Meter
 from worker.telemetry.metrics import readings
 from worker.telemetry.otlp import MetricPush, metric_push
+
+log = logging.getLogger(__name__)
 
 HARD_STOP_S = 6.0
 """After the drain budget, when everything is dropped: leases hand it on. Ten seconds less what the
@@ -49,8 +51,12 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run until a signal."""
     settings = read_settings(arguments)
+    check_worker_id(settings)
     key = api_key(settings, os.environ)
     logs.set_up(settings)
+    limit = descriptors.raise_limit(settings)
+    if too_few := descriptors.shortfall(settings, limit):
+        log.warning("%s", too_few)
     telemetry.configure(settings.worker_id)
     push = metric_push(settings.worker_id)
     try:
@@ -96,7 +102,5 @@ async def _obey_signals(worker: Worker, settings: Settings, tasks: TaskGroup) ->
 
 async def _stop_hard(after_s: float, tasks: TaskGroup) -> None:
     await anyio.sleep(after_s)
-    logging.getLogger(__name__).error(
-        "not stopped within the drain budget; leases hand on the rest"
-    )
+    log.error("not stopped within the drain budget; leases hand on the rest")
     tasks.cancel_scope.cancel()

@@ -20,6 +20,7 @@ def add_parser(subparsers: Subparsers) -> None:
         about="Print the JSON Schemas of bus entries and turn events, as one object by name.",
         examples="turnbus schema | jq '.\"turn-event\"'\nturnbus schema --write schemas/json",
     )
+    parser.set_defaults(json=True)
     parser.add_argument("--write", type=Path, metavar="DIR", help="write a file for each instead")
 
 

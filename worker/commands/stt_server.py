@@ -13,9 +13,11 @@ from typing import Annotated, Final, TypeAlias
 import anyio
 from msgspec import Meta
 
-from worker.commands import Subparsers, add_command, argument_type, run_async
+from worker.addresses import check_host
+from worker.commands import Subparsers, add_command, argument_type, choice, run_async
 from worker.errors import SettingsError
 from worker.local.engines.base import Engine, TurnSettings
+from worker.local.engines.script_text import DEFAULT_STYLE, STYLES
 from worker.local.server.control import serve_control
 from worker.local.server.fault_specs import GRAMMAR, parse_fault
 from worker.local.server.server import TurnsServer
@@ -67,7 +69,7 @@ turnbus stt-server --fault cut@mid-turn,p=0.2 --fault http=503,count=3 --control
 TURNBUS_STT_URL=ws://127.0.0.1:8765/stt/turns/websocket CARTESIA_API_KEY=any turnbus run""",
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default %(default)s)"
+        "--host", type=_host, default="127.0.0.1", help="address to listen on (default %(default)s)"
     )
     parser.add_argument(
         "--port",
@@ -77,6 +79,7 @@ TURNBUS_STT_URL=ws://127.0.0.1:8765/stt/turns/websocket CARTESIA_API_KEY=any tur
     )
     parser.add_argument(
         "--engine",
+        type=choice,
         choices=["speech", "script"],
         default="speech",
         help="what listens (default %(default)s)",
@@ -107,8 +110,22 @@ TURNBUS_STT_URL=ws://127.0.0.1:8765/stt/turns/websocket CARTESIA_API_KEY=any tur
         type=argument_type(Annotated[float, Meta(ge=0, le=60_000)], "0 to 60000"),
         help="script engine: how much later events come than they could (default 0)",
     )
+    parser.add_argument(
+        "--text-style",
+        choices=list(STYLES),
+        help="script engine: what is between the words of a transcript (default "
+        f"{DEFAULT_STYLE}: spaces, and one before a later turn)",
+    )
     _add_faults(parser.add_argument_group("faults"))
     _add_choices(parser.add_argument_group("what the documents leave open"))
+
+
+def _host(text: str) -> str:
+    try:
+        check_host(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _add_faults(group: ArgumentGroup) -> None:
@@ -193,6 +210,8 @@ def run(arguments: Namespace) -> int:
     """Serve until interrupted. Raises TurnbusError if it cannot listen or has no recognizer."""
     if arguments.latency_ms is not None and arguments.engine != "script":
         raise SettingsError(["--latency-ms is of the script engine; the speech engine has its own"])
+    if arguments.text_style is not None and arguments.engine != "script":
+        raise SettingsError(["--text-style is of the script engine"])
     for spec in arguments.fault:
         parse_fault(spec)  # a wrong one is told before the recognizer is loaded
     settings = ServerSettings(
@@ -222,7 +241,12 @@ def _engine(arguments: Namespace) -> Engine:
     if arguments.engine == "script":
         from worker.local.engines.script import ScriptEngine, ScriptOptions
 
-        return ScriptEngine(ScriptOptions(latency_ms=arguments.latency_ms or 0.0))
+        return ScriptEngine(
+            ScriptOptions(
+                latency_ms=arguments.latency_ms or 0.0,
+                text_style=arguments.text_style or DEFAULT_STYLE,
+            )
+        )
     from worker.local.engines.speech import SpeechEngine
 
     return SpeechEngine()
@@ -232,9 +256,11 @@ def _read_keys(path: Path | None) -> frozenset[str] | None:
     if path is None:
         return None
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8").splitlines()
     except OSError as error:
         raise SettingsError([f"--api-key-file {path}: {error.strerror}"]) from error
+    except UnicodeDecodeError:
+        raise SettingsError([f"--api-key-file {path}: is not UTF-8 text"]) from None
     keys = frozenset(line.strip() for line in lines if line.strip())
     if not keys:
         raise SettingsError([f"--api-key-file {path}: has no key in it"])

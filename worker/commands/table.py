@@ -2,17 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
-from worker.telemetry.logs import printable
+from worker.printable import padded, printable, width
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return aligned columns under a header; what others wrote cannot steer the terminal."""
     lines = [tuple(header), *(tuple(map(printable, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    columns = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(padded, line, columns)).rstrip(" ") for line in lines)
 
 
 def bytes_in_words(size: int) -> str:

@@ -28,7 +28,7 @@ from schemas.turns import (
     decode_event,
     event_type,
 )
-from worker.bus.connection import BusHealth, patiently
+from worker.bus.connection import BusHealth, patiently, unmoved
 from worker.commands import (
     Subparsers,
     add_command,
@@ -40,6 +40,7 @@ from worker.commands import (
 from worker.commands.bus import open_bus
 from worker.commands.table import seconds_in_words
 from worker.core import ids
+from worker.printable import fitted, printable
 from worker.settings import Settings
 
 _BLOCK_MS = 1_000
@@ -149,9 +150,11 @@ async def _follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fiel
     """Yield the fields of every entry of a stream after one; ends never."""
     cursors: dict[Any, Any] = {stream: after}
     health = BusHealth()
+    # What Redis refuses from the start is an error; what it refuses later is waited out.
+    await redis.xread(cursors, count=1)
     while True:
         reply: Any = await patiently(
-            health, lambda: redis.xread(cursors, count=_BATCH, block=_BLOCK_MS)
+            health, lambda: unmoved(lambda: redis.xread(cursors, count=_BATCH, block=_BLOCK_MS))
         )
         for _, entries in reply:
             for entry_id, fields in entries:
@@ -182,10 +185,8 @@ class _Screen:
         self.clear()
         text = line(fields)
         if _text(fields, b"type") in _GROWING:
-            width = shutil.get_terminal_size().columns - 1
-            if len(text) > width:  # a wrapped line could not be taken back
-                text = f"{text[: width // 2]} … {text[len(text) - width + width // 2 + 3 :]}"
-            print(text, end="", flush=True)
+            # A wrapped line could not be taken back.
+            print(fitted(text, shutil.get_terminal_size().columns - 1), end="", flush=True)
         else:
             print(text, flush=True)
 
@@ -203,8 +204,7 @@ def line(fields: Fields) -> str:
     else:
         heard = f"{event.audio_ms / 1000:8.2f}"
         words = [heard, event.session, event_type(event), *_details(event)]
-    # Others wrote this: nothing in it may steer the terminal.
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(words))
+    return printable(" ".join(words))
 
 
 def _details(event: TurnEvent) -> list[str]:

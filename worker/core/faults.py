@@ -2,13 +2,26 @@
 
 import math
 import random
+import re
 
-from worker.errors import SttBusy, SttCredentials, SttError, SttPermanent, SttTransient
+from worker.errors import (
+    SttBusy,
+    SttCredentials,
+    SttError,
+    SttPermanent,
+    SttTooBig,
+    SttTransient,
+)
 
-_PERMANENT = frozenset({400, 404, 414, 422, 431})  # 414, 431: what key terms made too long
+_PERMANENT = frozenset({400, 404, 413, 414, 422, 431})  # 413 and on: what key terms made too long
 _CREDENTIALS = frozenset({401, 402, 403})
 _CREDENTIAL_CODES = frozenset({"quota_exceeded", "plan_upgrade_required"})
 _PERMANENT_CLOSES = frozenset({1002, 1003, 1007, 1008})
+_TOO_BIG_CLOSE = 1009
+_TOO_BIG = re.compile(
+    r"\b(message|frame|payload|chunk|packet|body|entity|content)\b.{0,20}\btoo (big|large)\b",
+    re.IGNORECASE,
+)
 
 
 def refusal(status: int, message: str, *, code: str = "", request_id: str = "") -> SttError:
@@ -25,13 +38,22 @@ def refusal(status: int, message: str, *, code: str = "", request_id: str = "") 
 
 def closed(close_code: int, reason: str, *, request_id: str = "") -> SttError:
     """Classify a close that we did not ask for."""
-    kind = SttPermanent if close_code in _PERMANENT_CLOSES else SttTransient
+    kind: type[SttError] = SttTransient
+    if close_code == _TOO_BIG_CLOSE or _TOO_BIG.search(reason):
+        kind = SttTooBig
+    elif close_code in _PERMANENT_CLOSES:
+        kind = SttPermanent
     said = f": {reason}" if reason else ""
     return kind(
         f"the service closed the socket with {close_code}{said}",
         status=close_code,
         request_id=request_id,
     )
+
+
+def is_too_big(status: int, message: str) -> bool:
+    """Return whether an in-band error says that a message was too large."""
+    return status == 413 or (400 <= status < 500 and _TOO_BIG.search(message) is not None)
 
 
 def is_idle_close(close_code: int, reason: str) -> bool:

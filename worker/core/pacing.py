@@ -11,6 +11,7 @@ class Pacer:
     def __init__(self, speed: float, burst_ms: float = 300.0) -> None:
         self._speed = self._full_speed = speed
         self._burst_ms = burst_ms
+        self._slowed = 0
         self._tokens = burst_ms
         self._at: float | None = None
 
@@ -28,10 +29,16 @@ class Pacer:
         """Send no faster than real time from here on: the service refuses more."""
         if self.hastens:
             self._speed = 1.0
+            self._slowed += 1
 
     def hasten(self) -> None:
-        """Send as fast as at first: what it refused was something else."""
-        self._speed = self._full_speed
+        """Send as fast as at first: what it refused was something else.
+
+        Only once. Settings that are refused with every chunk would be taken for the pace again and
+        again, each time on a new socket.
+        """
+        if self._slowed <= 1:
+            self._speed = self._full_speed
 
     def allowance_ms(self, now: float) -> float:
         """Milliseconds of audio that may be sent now."""

@@ -16,7 +16,18 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from worker.core.wording import beyond, join
+from worker.core.wording import (
+    beyond,
+    covers,
+    is_blank,
+    join,
+    leading_space,
+    same_but_space,
+    says_more,
+    without_leading_space,
+    without_trailing_space,
+    word_count,
+)
 
 DraftKind = Literal["turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.end"]
 EndReason = Literal["model", "close", "watchdog"]
@@ -99,6 +110,8 @@ class OpenTurn(msgspec.Struct, frozen=True, omit_defaults=True):
     """Text of the last published eager end of this turn."""
     settled: str = ""
     """What its audio before the committed position was transcribed to."""
+    parting: str | None = None
+    """What the provider put between that and the next word; None if it is not known."""
 
 
 class TurnState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -131,6 +144,11 @@ class TurnTracker:
         return self._heard is not Heard.NONE
 
     @property
+    def grows(self) -> bool:
+        """Whether an update can only add to the text: nothing is proposed or heard again."""
+        return self.shown is Shown.SPEAKING and self.heard and not self._replaying
+
+    @property
     def grown_at(self) -> int:
         """Position at which the open turn's text last grew; 0 without an open turn."""
         return self.state.open.mark if self.state.open else 0
@@ -148,10 +166,11 @@ class TurnTracker:
         # What of the turn this provider turn does not hear: what was settled before the socket
         # opened, and provider turns that a replay ended too early.
         self._before = self.state.open.settled if self.state.open else ""
-        self._separate = True  # the provider knows nothing of what was before
+        self._parting = self.state.open.parting if self.state.open else None
+        self._continued = False  # the provider ended its turn, and goes on in the next
         self._again = self.open  # the open turn was begun on another socket
         self._replaying = self.open  # what consumers saw is being heard again
-        self._caught_up = len(self._before.split())  # words that say again what consumers saw
+        self._caught_up = word_count(self._before)  # words that say again what consumers saw
 
     def hear(self, said: Input, text: str | None, position: int) -> list[Draft]:
         """Take one provider event and return what to publish. `text` is None without text."""
@@ -184,33 +203,58 @@ class TurnTracker:
         """End the open turn, if any, with the longest text known."""
         if self.state.open is None:
             return []
+        known = self.state.open.transcript
         # A replay that ended early may have heard more than what was published.
-        return self._close(max(self._before, self.state.open.transcript, key=len), reason)
+        return self._close(self._before if covers(self._before, known) else known, reason)
 
-    def settle(self, text: str) -> None:
+    def settle(self, text: str, parting: str | None = None) -> None:
         """Note that the audio that `text`, said of the open turn, covers will not be heard again.
 
-        A new socket goes on after it.
+        A new socket goes on after it. `parting` is what the provider put between `text` and the
+        next word; by default, what consumers saw there.
         """
-        if self.state.open is not None:
-            self._revise(replace(self.state.open, settled=text))
+        known = self.state.open
+        if known is None:
+            return
+        rest = known.transcript[len(text) :]
+        if parting is None and known.transcript.startswith(text) and not is_blank(rest):
+            parting = leading_space(rest)
+        self._revise(replace(known, settled=text, parting=parting))
 
     def whole(self, text: str) -> str:
-        """Return the open turn's text, given what the provider says of its turn on this socket."""
-        return join(self._before, text) if self._separate else self._before + text
+        """Return the open turn's text, given what the provider says of its turn on this socket.
+
+        On a new socket the provider knows nothing of what was before, so the white space before
+        its text is not that of the open turn; what the open turn had in its place is.
+        """
+        before, known = self._before, self._known.transcript if self.open else ""
+        if is_blank(text):
+            return before or text
+        if self._continued:
+            begun = without_trailing_space(before)
+            space = leading_space(known[len(begun) :]) if known.startswith(begun) else ""
+            return begun + space + without_leading_space(text) if space else before + text
+        if before and self._parting is None:
+            return join(before, text)
+        if before:
+            return f"{before}{self._parting}{without_leading_space(text)}"
+        if self._again and not is_blank(known):
+            return leading_space(known) + without_leading_space(text)
+        return text
 
     def _advanced(self, text: str, position: int) -> str:
         """Return what consumers should see of the turn by now: never less than they saw."""
         known = self._known
         if not self._again:
-            return max(text, known.transcript, key=len)
-        words = len(text.split())
+            return text if covers(text, known.transcript) else known.transcript
+        words = word_count(text)
         if position <= known.mark + self._jitter:
             self._caught_up = words
         if not self._settled(text, position):
             return known.transcript
         caught_up, self._caught_up = self._caught_up, words
-        if len(text) > len(known.transcript):
+        alike = text.startswith(without_trailing_space(known.transcript))
+        if says_more(text, known.transcript) or (alike and covers(text, known.transcript)):
             return text
         # Worded shorter than before, and yet it may say more.
         return join(known.transcript, beyond(known.transcript, text, caught_up))
@@ -218,7 +262,7 @@ class TurnTracker:
     def _settled(self, text: str, position: int) -> bool:
         """Tell whether a replay has caught up with what consumers saw."""
         known = self._known
-        return position >= known.mark or text.startswith(known.transcript)
+        return position >= known.mark or text.startswith(without_trailing_space(known.transcript))
 
     @property
     def _known(self) -> OpenTurn:
@@ -232,7 +276,7 @@ class TurnTracker:
     def _grow(self, text: str, position: int) -> list[Draft]:
         known = self._known
         shown = self._advanced(text, position)
-        if len(shown) <= len(known.transcript):
+        if not says_more(shown, known.transcript):
             return []
         self._replaying = False
         drafts = [Draft("turn.update", self.state.turn, shown)]
@@ -245,13 +289,19 @@ class TurnTracker:
         known = self._known
         self._heard = Heard.EAGER
         shown = self._advanced(text, position)
-        grown = len(shown) > len(known.transcript)
+        grown = says_more(shown, known.transcript)
         # Lag differs from socket to socket, so the position alone does not tell an old proposal.
-        old = self._replaying and text != known.transcript and known.transcript.startswith(text)
+        begun = without_trailing_space(text)
+        old = (
+            self._replaying
+            and begun != without_trailing_space(known.transcript)
+            and known.transcript.startswith(begun)
+        )
         self._proposed = self._settled(text, position) and not old
         if not self._proposed:
             return []
-        if shown == known.eager_transcript and (known.eager or self._replaying):
+        seen = known.eager_transcript
+        if seen is not None and same_but_space(shown, seen) and (known.eager or self._replaying):
             return []  # consumers have this very proposal already
         drafts = [Draft("turn.eager_end", self.state.turn, shown)]
         if known.eager:
@@ -278,7 +328,7 @@ class TurnTracker:
     def _end(self, text: str, position: int, reason: EndReason) -> list[Draft]:
         if not self._settled(text, position):
             # The replay broke the turn where consumers saw it go on: its next turn continues.
-            self._before, self._separate = text, False
+            self._before, self._continued = text, True
             self._heard = Heard.NONE
             return []
         return self._close(self._advanced(text, position), reason)

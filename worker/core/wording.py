@@ -7,7 +7,6 @@ words: like with like as far as they go, and what is left at the end is new.
 
 import re
 from collections.abc import Sequence
-from unicodedata import east_asian_width
 
 REACH = 40
 """Words before the end of what is known that are looked at."""
@@ -19,7 +18,26 @@ ASTRAY = 0.4
 """What each word of difference to where the audio's position puts the end of the known words
 counts, where a word more or less counts 1: services do not lag equally from socket to socket."""
 
-_WORD = re.compile(r"\S+")
+_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
+"""White space, and the spaces without a width that Unicode does not count as such."""
+
+_UNSPACED = (
+    "\u0e00-\u109f"  # Thai, Lao, Tibetan, Burmese
+    "\u1780-\u17ff"  # Khmer
+    "\u2e80-\u2fff\u3001-\u312f\u31a0-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff9f"  # CJK
+    "\U00020000-\U0003ffff"
+)
+"""Scripts that put no space between words. Hangul does."""
+
+_WORD = re.compile(f"[{_UNSPACED}]|[^{_SPACES}{_UNSPACED}]+")
+"""A word; each character of a script without spaces counts as one."""
+
+_SPACE_RUN = re.compile(f"[{_SPACES}]+")
+_IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_CLOSING = re.compile(
+    f"[^\\w{_SPACES}{_UNSPACED}(\\[{{\u00bf\u00a1]*[\u3001\u3002\u300d\u300f\u3011\uff01\uff09\uff0c\uff1a\uff1b\uff1f]*"
+)
+"""Punctuation that belongs to what is before it."""
 
 
 def beyond(known: str, heard: str, caught_up: int) -> str:
@@ -28,7 +46,7 @@ def beyond(known: str, heard: str, caught_up: int) -> str:
     `heard` is a wording of all audio that `known` covers, and perhaps of more; `caught_up` says how
     many words of it the service had said about when the audio had come to the end of that.
     """
-    words, told = list(_WORD.finditer(heard)), known.split()
+    words, told = list(_WORD.finditer(heard)), _WORD.findall(known)
     same = _same_ahead(told, words)
     # One message may say it all again, and the service nothing before.
     least = min(len(told), len(words)) - NEWS
@@ -39,16 +57,94 @@ def beyond(known: str, heard: str, caught_up: int) -> str:
         [word.group() for word in words[first : caught_up + NEWS]],
         caught_up - first,
     )
-    return heard[words[end - 1].end() if end else 0 :]
+    news = heard[words[end - 1].end() if end else 0 :]
+    return "" if is_blank(news) else news
+
+
+def word_count(text: str) -> int:
+    """Return how many words `beyond` counts in a text."""
+    return len(_WORD.findall(text))
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text has no character but white space."""
+    return not text.strip(_SPACES)
+
+
+def leading_space(text: str) -> str:
+    """Return the white space at the beginning of a text."""
+    return text[: len(text) - len(text.lstrip(_SPACES))]
+
+
+def without_leading_space(text: str) -> str:
+    """Return a text without the white space at its beginning."""
+    return text.lstrip(_SPACES)
+
+
+def without_trailing_space(text: str) -> str:
+    """Return a text without the white space at its end."""
+    return text.rstrip(_SPACES)
+
+
+def same_but_space(text: str, other: str) -> bool:
+    """Return whether two texts differ in white space at most."""
+    return text == other or _SPACE_RUN.sub("", text) == _SPACE_RUN.sub("", other)
+
+
+def covers(text: str, known: str) -> bool:
+    """Return whether a text can replace the text `known`: it is not shorter.
+
+    It has no fewer characters, with white space and without.
+    """
+    if text.startswith(known):
+        return True
+    return len(text) >= len(known) and _ink(text) >= _ink(known)
+
+
+def says_more(text: str, known: str) -> bool:
+    """Return whether a text that covers `known` has more than white space to add to it."""
+    if text.startswith(known):
+        return not is_blank(text[len(known) :])
+    return covers(text, known) and _ink(text) > _ink(known)
+
+
+def parting(before: str, whole: str) -> str | None:
+    """Return what the provider wrote between the text `before` and the next word in `whole`.
+
+    `whole` begins with `before`. None if no word follows, or if what follows belongs to the last
+    word of `before`.
+    """
+    rest = whole[len(before) :]
+    if is_blank(rest):
+        return None
+    if before != without_trailing_space(before):
+        return leading_space(rest)
+    match = _CLOSING.match(rest)
+    closed = match.end() if match else 0
+    space = leading_space(rest[closed:])
+    begin = closed + len(space)
+    if begin == len(rest):
+        return None
+    if space or _IS_UNSPACED.match(before[-1:]) or _IS_UNSPACED.match(rest[begin]):
+        return rest[:begin]
+    return None
 
 
 def join(before: str, after: str) -> str:
-    """Put together two texts of one turn that were transcribed apart from each other."""
-    if not before or not after or before[-1].isspace() or after[0].isspace():
+    """Put together two texts of one turn that were transcribed apart from each other.
+
+    White space at the end of one or the beginning of the other parts them; of both, that of
+    `before` stays. Where neither has any, the white space between the last words of `before` is
+    repeated, or a space is added if it has none; but not next to a script without spaces.
+    """
+    if not before or not after:
         return before + after
-    if {east_asian_width(before[-1]), east_asian_width(after[0])} & {"W", "F"}:
-        return before + after  # written without spaces
-    return f"{before} {after}"
+    if before[-1] in _SPACES:
+        return before + without_leading_space(after)
+    if after[0] in _SPACES or _IS_UNSPACED.match(before[-1]) or _IS_UNSPACED.match(after[0]):
+        return before + after
+    spaces = _SPACE_RUN.findall(before) or [" "]
+    return f"{before}{spaces[-1]}{after}"
 
 
 def same_words(text: str, other: str) -> bool:
@@ -63,6 +159,10 @@ def _same_ahead(told: Sequence[str], words: Sequence[re.Match[str]]) -> int:
     pairs = enumerate(zip(told, words, strict=False))
     unlike = (at for at, (one, other) in pairs if one != other.group())
     return next(unlike, min(len(told), len(words)))
+
+
+def _ink(text: str) -> int:
+    return len(_SPACE_RUN.sub("", text))
 
 
 def _letters(text: str) -> str:

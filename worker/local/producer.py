@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
-from worker.bus.connection import BusHealth, patiently
+from worker.bus.connection import BusHealth, patiently, unmoved
 from worker.errors import TurnbusError
 
 
@@ -61,7 +61,8 @@ class Producer:
         begun = self._begun
         try:
             added: Any = await patiently(
-                self._health, lambda: self._redis.xadd(self.stream, fields, nomkstream=begun)
+                self._health,
+                lambda: unmoved(lambda: self._redis.xadd(self.stream, fields, nomkstream=begun)),
             )
         except ResponseError as error:
             if str(error).startswith("WRONGTYPE"):

@@ -23,8 +23,16 @@ CALM_S = 0.4
 """Between looks at a socket while audio flows: before filler is due, and well within the time in
 which the answer to a ping tells when the ping was heard."""
 
+REMEMBER_EVERY_S = 5.0
+REMEMBER_SHARE = 0.1
+"""Longest interval between commits while audio is sent that no event covers, in seconds and as a
+share of `TURNBUS_MAX_LAG_S`. A new owner takes what was sent since the last commit for late."""
+
 TELL_SHED_AFTER_S = 1.0
 """How long audio that is kept may take to follow audio that was dropped."""
+
+WORKS_AFTER_S = 3.0
+"""Time that a socket lasts before it ends an outage: some providers connect, and close at once."""
 
 PACE_REFUSAL_S = 2.0
 """An in-band refusal that soon after audio was held back is taken for one of its pace."""
@@ -46,6 +54,8 @@ class Conversation:
         self._hearing = parts.hearing
         self._upkeep = parts.upkeep
         self._narrator = parts.narrator
+        self._remember_s = min(REMEMBER_EVERY_S, REMEMBER_SHARE * host.pace.max_lag_s)
+        self._reports = parts.reports
         self._over = False
         self._since = now
         self._calm_until = 0.0
@@ -57,6 +67,10 @@ class Conversation:
         """Whether audio waits for the pacing to let it go."""
         return not (self._over or self.flushing or self._uplink.empty)
 
+    def works(self, now: float) -> bool:
+        """Whether the socket has lasted long enough to be no part of an outage."""
+        return not self._over and now - self._since > WORKS_AFTER_S
+
     @property
     def _silent_s(self) -> float:
         return self._upkeep.silent_s(max(self._inbox.news_at, self._since))
@@ -67,18 +81,21 @@ class Conversation:
             return
         if self._uplink.drain(now):
             self._host.catch_up.add(self)
-        elif self._inbox.read_to_end:
+        elif self._inbox.read_to_end or self._inbox.cut_short:
             self._inbox.tell_shed()
             self._flush(now)
 
     def tick(self, now: float) -> None:
         """Look at every deadline; called about ten times a second."""
+        if not self._over:
+            self._hearing.release_update(now)
         if now < self._calm_until and now - self._inbox.fed_at < CALM_S:
             return  # audio flows, and what else there is has time
         if self._over:
             return
         self._calm_until = now + CALM_S
         self._upkeep.beat(self.stream, now)
+        self._remember(now)
         if now - self._inbox.fed_at > TELL_SHED_AFTER_S:
             self._inbox.tell_shed()
         if self.flushing:
@@ -90,6 +107,14 @@ class Conversation:
         elif self._uplink.empty and self._silent_s > self._host.pace.park_s:
             self._flush(now)
 
+    def _remember(self, now: float) -> None:
+        """Commit now and then how far audio was sent, while no event does."""
+        self._inbox.note_sent(now)
+        publisher = self._narrator.publisher
+        due = now - publisher.built_at >= self._remember_s > 0
+        if due and self._uplink.unsettled:
+            publisher.touch()
+
     def crashed(self) -> None:
         """Commit nothing more: a fault of ours struck, and what is held may be wrong."""
         self._narrator.publisher.stop(CRASHED)
@@ -100,15 +125,23 @@ class Conversation:
         Raises `SttError` if the socket is lost, or refuses what it was sent.
         """
         try:
-            await self._listen()
+            flushed = await self._listen()
+        except SttError:
+            self._hearing.publish_text()
+            raise
         finally:
             self._over = True
+        self._hearing.publish_text()
         self._hearing.release_end(final=True)
         if not self.flushing:
             raise SttTransient("the service closed the socket without being asked", status=1000)
-        self._hearing.conclude("close")
+        if flushed:
+            self._hearing.conclude("close")
+        else:
+            self._upkeep.flush_refused()
 
-    async def _listen(self) -> None:
+    async def _listen(self) -> bool:
+        """Take messages until the provider closes; return whether it refused no flush."""
         with anyio.CancelScope() as patience:
             try:
                 while (message := await self.stream.receive()) is not None:
@@ -118,6 +151,9 @@ class Conversation:
             except SttError:
                 if not self._flush_refused:
                     raise
+            else:
+                return True
+        return False
 
     def _take(self, message: cartesia.ServerMessage) -> None:
         arrival = self._uplink.log.moment(self.stream.socket.received_at)
@@ -133,10 +169,10 @@ class Conversation:
                 self._flush_refused = self.flushing
                 if self._uplink.configured_within(PACE_REFUSAL_S):
                     self._uplink.hasten()  # it was the settings, and not the pace
-                self._narrator.error(
+                self._reports.provider_error(
                     message.error_code or "stt_error",
                     message.message or message.title or "the service gave no reason",
-                    status=message.status_code or 0,
+                    message.status_code or 0,
                 )
             case cartesia.Unknown():
                 self._host.stats.provider_unknown += 1
@@ -145,7 +181,9 @@ class Conversation:
                 pass
             case _:
                 self._hearing.take(message, arrival)
-        self._upkeep.said()
+                self._upkeep.said(about_turn=True)
+                return
+        self._upkeep.said(about_turn=False)
 
     def _flush(self, now: float) -> None:
         self.flushing = self._hearing.flushing = True

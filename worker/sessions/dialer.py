@@ -13,8 +13,16 @@ from worker.bus.gate import Seat
 from worker.bus.intake import Ownership
 from worker.core.configs import Configs
 from worker.core.faults import Backoff
-from worker.errors import SttBusy, SttCredentials, SttPermanent, SttTransient
+from worker.errors import (
+    SttBusy,
+    SttCredentials,
+    SttError,
+    SttPermanent,
+    SttShortage,
+    SttTransient,
+)
 from worker.host import Host
+from worker.sessions.defects import Defects
 from worker.sessions.narrator import Narrator
 from worker.stt.cartesia import Stream, StreamSettings, open_stream
 
@@ -28,7 +36,12 @@ class Dialer:
     """Dials for one session."""
 
     def __init__(
-        self, host: Host, ownership: Ownership, configs: Configs, narrator: Narrator
+        self,
+        host: Host,
+        ownership: Ownership,
+        configs: Configs,
+        narrator: Narrator,
+        defects: Defects,
     ) -> None:
         entry = ownership.session
         self._host = host
@@ -36,8 +49,13 @@ class Dialer:
         self._entry = entry
         self._configs = configs
         self._narrator = narrator
+        self._defects = defects
+        self.failure: SttError | None = None
+        """The last failure of a connect or a socket; None if one works."""
         self._seat = Seat.of(entry.lane, entry.session, ownership.fence)
         self._backoff = Backoff()
+        self.stranded = False
+        """This machine could not open a socket when the session wanted one last."""
 
     async def dial(self) -> Stream:
         """Return an open stream, waiting for a permit and as the refusals ask for.
@@ -45,6 +63,7 @@ class Dialer:
         Raises `SttPermanent` if the service will never take these settings.
         """
         wanted = time.monotonic()
+        self.stranded = False
         if await self._host.gate.enter(self._seat):
             self._host.stats.gate_wait.observe(time.monotonic() - wanted)
         slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
@@ -59,9 +78,15 @@ class Dialer:
                 self._fall_back(error)
                 wait_s = 0.0
             except SttCredentials as error:
+                self.failure = error
                 self._refused(error, settings.model)
                 wait_s = slow.next_s()
+            except SttShortage as error:
+                self.failure = error
+                self._short(error)
+                wait_s = self._backoff.next_s()
             except (SttBusy, SttTransient) as error:
+                self.failure = error
                 self._failed(error)
                 wait_s = self._backoff.next_s()
             await anyio.sleep(wait_s)
@@ -69,7 +94,8 @@ class Dialer:
     async def pause(self, *, progressed: bool) -> None:
         """Wait as long as is due after a socket that was lost.
 
-        `progressed` tells whether it got audio committed: one that did not is as good as none.
+        `progressed` tells whether it got audio committed, or was sent audio that no socket before
+        it was: one that did neither is as good as none.
         """
         if progressed:
             self._backoff.reset()
@@ -122,9 +148,10 @@ class Dialer:
         async with host.connects:
             began = time.monotonic()
             with self._narrator.trace.connecting(settings.model) as span:
-                stream = await open_stream(host.service, settings)
+                stream = await open_stream(host.service, settings, self._defects.note)
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         host.credentials.accepted()
+        host.shortage.connected(time.monotonic())
         host.outage.ended(time.monotonic())
         host.stats.connects["ok"] += 1
         host.stats.provider_unknown += stream.ignored
@@ -143,3 +170,9 @@ class Dialer:
         level = logging.DEBUG if self._backoff.failures else logging.INFO
         log.log(level, "%s: %s", self._name, error)
         self._host.outage.failed(self._name, error, time.monotonic())
+
+    def _short(self, error: SttShortage) -> None:
+        self._host.stats.connects[error.fault_class] += 1
+        log.debug("%s: %s", self._name, error)
+        self._host.shortage.met(error, time.monotonic())
+        self.stranded = True

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import msgspec
 
 from schemas import cartesia
+from worker.core.holdback import Holdback
 from worker.core.ledger import Ledger
 from worker.core.sent import Moment
 from worker.core.turns import Draft, EndReason, Input, TurnTracker
+from worker.core.wording import is_blank, parting
 from worker.sessions.narrator import Narrator
 from worker.sessions.seam import BURST_S, Seam
 from worker.sessions.uplink import Uplink
@@ -40,6 +42,13 @@ class _HeldEnd(NamedTuple):
     During a flush it covers all that was sent, unless another turn follows. And of what came
     together, as after a standstill, an end is easier to place if it is known that a turn follows.
     """
+
+    transcript: str
+    arrival: Moment
+
+
+class _HeldUpdate(NamedTuple):
+    """The newest text of the open turn, which is not published yet."""
 
     transcript: str
     arrival: Moment
@@ -74,12 +83,16 @@ class Hearing:
         ledger: Ledger,
         uplink: Uplink,
         narrator: Narrator,
+        holdback: Holdback,
     ) -> None:
         self._tracker = tracker
         self._seam = seam
         self._ledger = ledger
         self._uplink = uplink
         self._narrator = narrator
+        self._holdback = holdback
+        self._held_update: _HeldUpdate | None = None
+        self._now = 0.0  # when a message or a tick came last
         self._held_end: _HeldEnd | None = None
         self._lull: _Lull | None = None
         self._quiet: _Quiet | None = None
@@ -101,14 +114,17 @@ class Hearing:
 
     def forget(self) -> None:
         """Drop what waited for more to be said on a socket that is gone."""
+        self._held_update = None
         self._held_end = None
         self._lull = None
         self._quiet = None
 
     def take(self, message: TurnMessage, arrival: Moment) -> None:
         """Act upon a message that arrived then."""
+        self._now = arrival.at
         match message:
             case cartesia.TurnStart():
+                self.publish_text()
                 self._said = ""
                 again = self._tracker.open
                 self._hear(Input.START, None, arrival)
@@ -120,12 +136,17 @@ class Hearing:
                 self._lull = None
                 self._take_end(self._text_of(message), arrival)
             case cartesia.TurnResume():
+                self.publish_text()
                 self._hear(Input.RESUME, None, arrival)
                 if self._tracker.heard:
                     self._seam.turn_resumed(arrival)
             case _:
                 text = self._text_of(message)
-                self._hear(_INPUTS[type(message)], text, arrival)
+                if isinstance(message, cartesia.TurnUpdate) and self._waits():
+                    self._hold(text, arrival)
+                else:
+                    self._supersede(text)
+                    self._hear(_INPUTS[type(message)], text, arrival)
                 if self._tracker.heard:
                     self._seam.turn_worded(text, arrival)
                     self._settle_lull(text)
@@ -148,6 +169,18 @@ class Hearing:
         if self._lull is not None and arrival.at - self._lull.arrival.at < BURST_S:
             self._lull = None
 
+    def release_update(self, now: float) -> None:
+        """Publish text that was held back, if its interval is over."""
+        if self._held_update is not None and self._holdback.is_due(now):
+            self._now = now
+            self.publish_text()
+
+    def publish_text(self) -> None:
+        """Publish text that was held back, if any."""
+        held, self._held_update = self._held_update, None
+        if held is not None:
+            self._hear(Input.UPDATE, held.transcript, held.arrival)
+
     def release_end(self, *, final: bool, begins: bool = False) -> None:
         """Publish a turn's end that was held, now that it is known what it covers."""
         if self._held_end is None:
@@ -157,16 +190,19 @@ class Hearing:
             cut, spoken_until = self._uplink.fed, None
         else:
             cut, spoken_until = self._seam.cut(held.arrival, begins), self._seam.spoken_until
+        self._supersede(held.transcript)
         drafts = self._tracker.hear(Input.END, held.transcript, held.arrival.fed)
         self._cover(cut, drafts, "close" if self.flushing else "model", spoken_until)
 
     def conclude(self, reason: EndReason) -> None:
         """Settle all that was sent, ending the open turn if the service did not."""
+        self.publish_text()
         self._cover(self._uplink.fed, self._tracker.conclude(reason), reason)
 
     def break_off(self) -> None:
         """End the open turn, if any: what follows of its audio will not be transcribed."""
-        self._narrator.tell(self._tracker.conclude("watchdog"))
+        self.publish_text()
+        self._publish(self._tracker.conclude("watchdog"))
 
     def settle_silence(self, heard: int) -> None:
         """Commit audio between turns, heard up to that session byte and found empty."""
@@ -182,10 +218,35 @@ class Hearing:
         return self._said
 
     def _hear(self, said: Input, text: str | None, arrival: Moment) -> None:
-        self._narrator.tell(self._tracker.hear(said, text, arrival.fed))
+        self._publish(self._tracker.hear(said, text, arrival.fed))
+
+    def _publish(self, drafts: list[Draft], spoken_until: float | None = None) -> None:
+        for draft in drafts:
+            if draft.kind == "turn.start":
+                self._holdback.reset()
+            elif draft.transcript is not None:
+                self._holdback.published(draft.transcript, self._now)
+        self._narrator.tell(drafts, spoken_until)
+
+    def _waits(self) -> bool:
+        """Whether an update is held back: the text was published a short time ago."""
+        return self._tracker.grows and not self._holdback.is_due(self._now)
+
+    def _hold(self, text: str, arrival: Moment) -> None:
+        """Hold an update back, unless one with more text is."""
+        held = self._held_update
+        if held is None or len(text) >= len(held.transcript):
+            self._held_update = _HeldUpdate(text, arrival)
+
+    def _supersede(self, text: str) -> None:
+        """Publish text that was held back, unless `text`, which is published next, has it all."""
+        if self._held_update is not None and text.startswith(self._held_update.transcript):
+            self._held_update = None
+        self.publish_text()
 
     def _take_end(self, text: str, arrival: Moment) -> None:
         if not self._tracker.will_end(text, arrival.fed):
+            self.publish_text()
             self._hear(Input.END, text, arrival)
             return
         self._seam.turn_worded(text, arrival)
@@ -199,14 +260,20 @@ class Hearing:
         A long turn would else be heard again from its first word after every lost socket.
         """
         lull = self._lull
-        if lull is None or len(self._tracker.whole(text)) <= len(lull.transcript):
+        if lull is None:
             return
+        whole = self._tracker.whole(text)
+        begins = whole.startswith(lull.transcript)
+        if is_blank(whole[len(lull.transcript) :]):
+            return  # nothing came yet
         self._lull = None
-        if not self._tracker.whole(text).startswith(lull.transcript):
+        space = parting(lull.transcript, whole) if begins else None
+        if space is None:
             return  # what was said before the pause was not the last word on it
         position = self._seam.pause(lull.arrival, lull.worded)
         if position is not None and self._ledger.commit_to(position):
-            self._tracker.settle(lull.transcript)
+            self.publish_text()  # what is settled is not heard again
+            self._tracker.settle(lull.transcript, space)
             self._settled()
 
     def _settle(self, position: int) -> None:
@@ -228,5 +295,5 @@ class Hearing:
         if self._ledger.commit_to(position):
             self._uplink.committed()
         drafts = [msgspec.structs.replace(draft, reason=reason) for draft in drafts]
-        self._narrator.tell(drafts, spoken_until)
+        self._publish(drafts, spoken_until)
         self._narrator.publisher.touch()

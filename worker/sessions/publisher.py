@@ -70,6 +70,8 @@ class Publisher:
         self._acknowledged = seq
         self._in_flight = -1  # events in the commit under way; -1 without one
         self._commits = 0
+        self.built_at = float("-inf")
+        """When a commit was built last, on the monotonic clock."""
         self._dirty = False
         self._ending = False
         self._ended = False
@@ -124,6 +126,7 @@ class Publisher:
         if not self._dirty or self._in_flight >= 0 or self.refused is not None:
             return None
         self._dirty = False
+        self.built_at = time.monotonic()
         self._in_flight = len(self._queue)
         self._commits += 1
         fence, session = self._ownership.fence, self._ownership.session

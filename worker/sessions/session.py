@@ -22,7 +22,7 @@ from schemas.turns import EndReason as SessionEndReason
 from worker.bus.commits import CRASHED
 from worker.bus.intake import Ownership
 from worker.bus.reader import Entries
-from worker.core.faults import is_idle_close, is_the_services
+from worker.core.faults import is_idle_close
 from worker.errors import SttError, SttPermanent, SttTransient
 from worker.host import Host
 from worker.sessions.conversation import Conversation
@@ -71,6 +71,7 @@ class Session:
         self.rhythm = parts.rhythm
         """Of its audio stream; the reader's."""
         self._ledger = parts.ledger
+        self._lateness = parts.lateness
         self._uplink = parts.uplink
         self._tracker = parts.tracker
         self._narrator = parts.narrator
@@ -80,12 +81,15 @@ class Session:
         if self._tracker.open:
             self.trace.turn_started(snapshot.turns.turn, time.time(), taken_over=True)
         host.usual_lag.inherit(snapshot.lag_s)
-        self._reached = self._ledger.committed_bytes  # as the socket before this one was opened
+        # As the socket before this one was opened.
+        self._reached = self._ledger.committed_bytes
+        self._reached_sent = self._lateness.sent_until
         self._epitaph: Epitaph | None = None
         self._wake = anyio.Event()
         self._conversation: Conversation | None = None
         self._alone = Phase.PARKED  # the phase where there is no conversation
         self._alone_since = time.monotonic()
+        self._outage_since: float | None = None  # of the socket, until one works
         self._outage_told = False
         self._unreadable = ""
 
@@ -110,7 +114,8 @@ class Session:
             return False
         if self._conversation is None:
             return not self._uplink.holds_audio
-        return self._uplink.has_room and not self._conversation.flushing
+        stops = self._conversation.flushing or self._inbox.cut_short
+        return self._uplink.has_room and not stops
 
     @property
     def chunk_s(self) -> float:
@@ -129,7 +134,7 @@ class Session:
             return 0.0
         # What a live session holds is newer than that by less than the uplink has room for.
         oldest = self._ledger.oldest if self._conversation is None else self.cursor
-        return self._host.clock.age_s(oldest or self.cursor)
+        return self._parts.ages.age_s(oldest or self.cursor)
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -146,6 +151,11 @@ class Session:
         return between_turns or self.phase in (Phase.PARKED, Phase.CONNECTING)
 
     @property
+    def stranded(self) -> bool:
+        """Whether it waits for a socket that this machine cannot open."""
+        return self.phase is Phase.CONNECTING and self._dialer.stranded
+
+    @property
     def refused(self) -> str | None:
         """Why our commits are refused: another worker owns the session. None while they are not."""
         return self._narrator.publisher.refused
@@ -158,7 +168,7 @@ class Session:
         if conversation is None:
             self._inbox.take(entries, now, live=False)
             self._wake.set()
-        elif not conversation.flushing:
+        elif not (conversation.flushing or self._inbox.cut_short):
             self._inbox.take(entries, now, live=True)
             conversation.drain(now)
         # else it is read again, if it is wanted, once the flush is over, or by another owner
@@ -170,13 +180,17 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Look at every deadline; called about ten times a second."""
+        if self._alone is not Phase.OVER:
+            self._parts.reports.tick(now)
         if self._conversation is not None:
             self._conversation.tick(now)
-        elif self._alone is Phase.CONNECTING:
-            late = now - self._alone_since > OUTAGE_TOLD_AFTER_S
+            if self._conversation.works(now):
+                self._end_outage()
+        elif self._outage_since is not None and self._alone is Phase.CONNECTING:
+            late = now - self._outage_since > OUTAGE_TOLD_AFTER_S
             if late and not self._outage_told:
                 self._outage_told = True
-                self._narrator.error("stt_unavailable", "no connection to the STT service yet")
+                self._publish_outage()
         elif self._alone is Phase.PARKED and self._is_idle:
             self._wake.set()
 
@@ -192,6 +206,7 @@ class Session:
             while self._alone is not Phase.OVER:
                 await self._step()
             await self._narrator.publisher.drained()
+            self._parts.defects.summarize()
             self._bury()
             await self._dialer.hang_up()
         finally:
@@ -208,7 +223,10 @@ class Session:
 
     async def settle(self) -> None:
         """Wait until everything published so far is committed; raises `CommitRefused`."""
-        await self._narrator.publisher.drained()
+        publisher = self._narrator.publisher
+        if self._lateness.sent_until > self._ledger.committed_bytes and publisher.refused is None:
+            publisher.touch()  # how far it was sent
+        await publisher.drained()
 
     async def _step(self) -> None:
         """Wait for work; do one socket's worth of it."""
@@ -239,8 +257,7 @@ class Session:
             if isinstance(error, SttPermanent) and self._dialer.withdraw(error):
                 lost = SttTransient(str(error), status=error.status, request_id=error.request_id)
             self.trace.socket_lost(lost, self._uplink.ms_of(self._uplink.unsettled) / 1000)
-            if conversation.flushing and is_the_services(error):
-                self._parts.upkeep.flush_failed()
+            self._parts.upkeep.lost(lost, time.monotonic(), flushing=conversation.flushing)
         finally:
             self._conversation = None
             self._set_back()
@@ -272,6 +289,7 @@ class Session:
 
     def _set_back(self) -> None:
         """Read again, from the committed position on, whatever a new socket must hear."""
+        self._lateness.closed(time.monotonic(), self._uplink.fed)
         self._uplink.detach()
         self._hearing.forget()
         self._inbox.set_back()
@@ -280,29 +298,50 @@ class Session:
     async def _connect(self) -> Conversation | None:
         """Connect, however long it takes; None if the service will never have this session."""
         self._enter(Phase.CONNECTING)
+        self._begin_outage()
         try:
             stream = await self._dialer.dial()
         except SttPermanent as error:
             self._fail(error.code or "stt_refused", str(error), status=error.status)
             return None
         now = time.monotonic()
-        if self._inbox.is_late:
-            self._set_back()  # and judge all of it by its age
+        if self._inbox.judge_held(now):
+            self._set_back()
         self._parts.standing.connected(stream.request_id)
         log.info("%s: connected, request %s", self.name, stream.request_id)
-        self._outage_told = False
         progressed = self._ledger.committed_bytes > self._reached
         self._reached = self._ledger.committed_bytes
+        self._reached_sent = self._lateness.sent_until
         self._hearing.socket_opened(now)
         self._uplink.attach(stream, now)
+        self._lateness.opened(now, self._uplink.fed)
         self._parts.upkeep.connected(now, progressed=progressed)
         self._conversation = Conversation(self._host, self.name, self._parts, stream, now)
         self._look()
         self._conversation.drain(now)
         return self._conversation
 
+    def _begin_outage(self) -> None:
+        """Count the time without a working socket from now on, unless it is counted already."""
+        if self._outage_since is None:
+            self._outage_since = time.monotonic()
+
+    def _end_outage(self) -> None:
+        self._outage_since, self._outage_told, self._dialer.failure = None, False, None
+
+    def _publish_outage(self) -> None:
+        failure = self._dialer.failure
+        self._narrator.error(
+            "stt_unavailable",
+            f"no connection to the STT provider: {failure or 'still waiting for the first'}",
+            status=failure.status if failure else 0,
+        )
+
     async def _flushed(self) -> None:
         """All that was sent is published: end, or let go of the socket until there is audio."""
+        self._end_outage()
+        if self._inbox.cut_short:
+            return  # the next socket begins with the audio that is late
         if self._inbox.read_to_end:
             self._finish("end")
         else:
@@ -318,17 +357,26 @@ class Session:
             self._fail("stt_refused", str(error), status=error.status)
             return
         log.info("%s: socket lost: %s", self.name, error)
+        progressed = self._ledger.committed_bytes > self._reached
+        if progressed:
+            self._end_outage()
         self._enter(Phase.CONNECTING)
-        await self._dialer.pause(progressed=self._ledger.committed_bytes > self._reached)
+        self._begin_outage()
+        self._dialer.failure = error
+        # A long turn commits nothing, but a socket that was sent more of it was of use.
+        sent = self._lateness.sent_until > self._reached_sent
+        await self._dialer.pause(progressed=progressed or sent)
 
     # -- the end
 
     def _finish(self, reason: SessionEndReason) -> None:
+        self._parts.reports.close()
         self._narrator.end(reason, self._tracker.state.turn)
         self._alone = Phase.OVER
 
     def _fail(self, code: str, message: str, *, status: int) -> None:
         """End the session for a fault that no retry can cure."""
+        self._parts.reports.close()
         self._narrator.tell(self._tracker.conclude("close"))
         self._narrator.error(code, message, status=status, fatal=True)
         self._finish("error")

@@ -1,39 +1,64 @@
-"""Shedding: audio that came too late to be worth transcribing is dropped, and said to be.
+"""Shedding: drops audio that is too late to be transcribed, and counts it for an `audio.gap`.
 
-Only what a new socket would hear first is dropped, oldest first: nothing that was sent is taken
-back, and nothing that follows audio that was kept.
+Only audio that was never sent is dropped, oldest first. If audio before it was sent and no event
+covers that yet, the new socket is sent that audio and closed: the provider ends the turn with all
+that consumers may have seen of it. The socket after it begins with what is dropped.
 """
 
-from worker.bus.clock import BusClock
+from worker.bus.clock import EntryAges
+from worker.core.lateness import Lateness
 from worker.core.ledger import Ledger
 from worker.sessions.uplink import Uplink
 
 
 class Shedding:
-    """Decides for one session; `max_lag_s` 0 keeps everything."""
+    """Decides for one session."""
 
-    def __init__(self, max_lag_s: float, clock: BusClock, ledger: Ledger, uplink: Uplink) -> None:
-        self._max_lag_s = max_lag_s
-        self._clock = clock
+    def __init__(self, ages: EntryAges, ledger: Ledger, uplink: Uplink, lateness: Lateness) -> None:
+        self._ages = ages
         self._ledger = ledger
         self._uplink = uplink
-        self._size = 0
+        self._lateness = lateness
+        self._size = 0  # of what is being dropped
         self._tail = b""
+        self._judged = False  # the first audio that no socket was sent before this one
+        self.cut_short = False
+        """Whether the audio that follows is late, and this socket is to be sent no more."""
 
-    def is_late(self, entry_id: str | None) -> bool:
-        """Say whether an entry is too old to be transcribed."""
-        if not self._max_lag_s or entry_id is None:
+    def judge_held(self, now: float) -> bool:
+        """Say whether audio that was read before the socket opened has to be dropped."""
+        held = self._ledger.pieces(self._lateness.sent_until, self._ledger.taken)
+        first = next(held, None)
+        if first is None:
             return False
-        return self._clock.age_s(entry_id) > self._max_lag_s
+        self._judged = not self._is_late(first.entry, now)
+        return not self._judged
 
-    def drops(self, entry_id: str, audio: bytes) -> bool:
-        """Say whether this audio, just taken in, is dropped."""
-        kept_before = not self._uplink.empty or self._uplink.fed > self._ledger.committed_bytes
-        if kept_before or not self.is_late(entry_id):
-            return False
-        self._size += len(audio)
-        self._tail = (self._tail + audio)[-8:]
-        return True
+    def keep(self, entry_id: str, audio: bytes, now: float) -> bytes:
+        """Return what is to be sent of audio that was just taken in; the rest is late."""
+        sent_until = self._lateness.sent_until
+        start = self._ledger.taken - len(audio)
+        if start >= sent_until and (self._size or self._ledger.covers(start)):
+            if self._is_late(entry_id, now):
+                self._size += len(audio)
+                self._tail = (self._tail + audio)[-8:]
+                return b""
+            self._judged = True
+        elif not self._judged and self._ledger.taken > sent_until:
+            self._judged = True
+            self.cut_short = self._is_late(entry_id, now)
+            if self.cut_short:
+                return audio[: max(0, sent_until - start)]
+        return audio
+
+    def note_sent(self, now: float) -> None:
+        """Note how far this socket was sent the session, and how old that audio is."""
+        fed = self._uplink.fed
+        self._lateness.progressed(now, fed)
+        if self._lateness.excuses and fed == self._lateness.sent_until:
+            entry = self._ledger.entry_at(fed)
+            if entry is not None:
+                self._lateness.waited(now, self._ages.age_s(entry))
 
     def settle(self, position: int) -> float:
         """Cover what was dropped, up to session byte `position`; return its milliseconds.
@@ -46,10 +71,17 @@ class Shedding:
         self._ledger.commit_to(position)
         rest = position - self._ledger.committed_bytes  # the beginning of a sample
         self._uplink.skip(self._tail[len(self._tail) - rest :])
-        self.forget()
+        self._size, self._tail = 0, b""
         return ms
 
     def forget(self) -> None:
         """Begin again: all that is not committed will be read again."""
-        self._size = 0
-        self._tail = b""
+        self._size, self._tail = 0, b""
+        self._judged = self.cut_short = False
+
+    def _is_late(self, entry_id: str, now: float) -> bool:
+        age_s = self._ages.age_s(entry_id)
+        late = self._lateness.is_late(now, age_s)
+        if not late:
+            self._lateness.waited(now, age_s)
+        return late

@@ -9,6 +9,7 @@ from collections import deque
 
 from schemas.audio import Encoding, TurnConfig
 from worker.core.cut import LOOK_BACK_MS
+from worker.core.frame_limit import FrameLimit
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.pcm import Sound
@@ -32,11 +33,20 @@ class Uplink:
     """Sends one session's audio, in order, whole samples only."""
 
     def __init__(
-        self, encoding: Encoding, sample_rate: int, ledger: Ledger, pacer: Pacer, stats: Stats
+        self,
+        encoding: Encoding,
+        sample_rate: int,
+        ledger: Ledger,
+        pacer: Pacer,
+        stats: Stats,
+        frame_limit: FrameLimit | None = None,
     ) -> None:
         self._ledger = ledger
         self._pacer = pacer
         self._stats = stats
+        self._frame_limit = frame_limit or FrameLimit()
+        self.largest = 0
+        """Bytes of the largest message sent on this socket."""
         self._width = encoding.width
         self._silence = encoding.silence
         self._bytes_per_ms = sample_rate * encoding.width / 1000
@@ -103,7 +113,7 @@ class Uplink:
         self._stream = stream
         self._attached_at = self._busy_at = now
         self._paced_at = self._configured_at = float("-inf")
-        self.sent = 0
+        self.sent = self.largest = 0
         self.log.restart(self.fed)
         self.sound.restart(self.fed)
         self._pacer.restart(now)
@@ -235,9 +245,16 @@ class Uplink:
 
     def _send_bytes(self, stream: Stream, audio: bytes, now: float, own: int) -> None:
         """Send whole samples, `own` bytes of which are the session's."""
-        stream.send_audio(audio)
-        self._stats.bytes += len(audio)
-        self.sent += len(audio)
+        size, limit = len(audio), self._frame_limit.max_bytes
+        if size <= limit:
+            stream.send_audio(audio)
+        else:
+            for start in range(0, size, limit):
+                stream.send_audio(audio[start : start + limit])
+        if size > self.largest:
+            self.largest = min(size, limit)
+        self._stats.bytes += size
+        self.sent += size
         self.fed += own
         self.log.note(now, self.sent, self.fed)
 

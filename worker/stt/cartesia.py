@@ -6,9 +6,10 @@ the service's own defaults have changed before.
 
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
@@ -20,13 +21,28 @@ from websockets.exceptions import WebSocketException
 from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
 from worker import tls
+from worker.addresses import service_address
 from worker.core import faults
-from worker.errors import SttBusy, SttCredentials, SttError, SttTransient
+from worker.descriptors import shortage_in_words
+from worker.errors import (
+    SttBusy,
+    SttCredentials,
+    SttError,
+    SttProtocolFault,
+    SttShortage,
+    SttTooBig,
+    SttTransient,
+)
+from worker.network import SHORTAGE_ERRNOS
+from worker.stt.proxy import Proxy, ProxyRefused
+from worker.stt.reading import Reading, read_message
 from worker.stt.socket import HandshakeRefused, Socket, SocketClosed, open_socket
 
 PROVIDER = "cartesia"
 OPEN_TIMEOUT_S = 10.0
 """From the first packet to `connected`."""
+NoteDefect = Callable[[str], None]
+"""Takes what is wrong with a message that cannot be read, or in part only."""
 _TRUST = "name your own authority's file as SSL_CERT_FILE"
 
 
@@ -37,6 +53,7 @@ class Service:
     url: str
     version: str
     key: str = field(repr=False)
+    proxy: Proxy | None = field(default=None, repr=False)
 
     def without_key(self, said: str) -> str:
         """Return what the service said, should it have repeated our key, without it."""
@@ -71,12 +88,20 @@ class StreamSettings(msgspec.Struct, frozen=True):
 class Stream:
     """One connection that reached `connected`; made by `open_stream`."""
 
-    def __init__(self, socket: Socket, request_id: str, service: Service, ignored: int = 0) -> None:
+    def __init__(
+        self,
+        socket: Socket,
+        request_id: str,
+        service: Service,
+        ignored: int = 0,
+        note_defect: NoteDefect = lambda _: None,
+    ) -> None:
         self.socket = socket
         self.request_id = request_id
         self.ignored = ignored
         """Messages before `connected` that this version does not know."""
         self._service = service
+        self._note_defect = note_defect
 
     async def __aenter__(self) -> Self:
         """Return the stream."""
@@ -97,25 +122,25 @@ class Stream:
     async def receive(self) -> cartesia.ServerMessage | None:
         """Return the next message; None when the service closed with 1000, or gave no code.
 
+        A message that cannot be read is skipped; of one that can be read in part, that is returned.
         Raises the `SttError` that a close stands for, or an error that is not about what we sent:
         a fault of the service's, the key, the credit, the plan.
         """
-        try:
-            said = await self.socket.receive()
-            message = cartesia.decode_message(said)
-            if isinstance(message, cartesia.Error):  # not what callers said, whatever the key is
-                message = cartesia.decode_message(self._service.without_key(said))
-        except SocketClosed as end:
-            if end.code in (1000, 1005):  # 1005: a close frame that is empty
-                return None
-            reason = self._service.without_key(end.reason)
-            raise faults.closed(end.code, reason, request_id=self.request_id) from None
-        except msgspec.DecodeError as error:
-            raise SttTransient(
-                f"the service sent what is not its protocol: {error}", request_id=self.request_id
-            ) from None
-        if isinstance(message, cartesia.Error):
+        message = None
+        while message is None:
+            try:
+                message, defect = await _next_message(self.socket, self._service)
+            except SocketClosed as end:
+                if end.code in (1000, 1005):  # 1005: a close frame that is empty
+                    return None
+                raise _lost(end, self._service, self.request_id) from None
+            if defect:
+                self._note_defect(defect)
+        if isinstance(message, cartesia.Error) and (message.status_code is not None or not defect):
             refused = _refused(message)
+            if faults.is_too_big(refused.status, str(refused)):
+                # The provider has dropped that message: its audio has to be sent again.
+                raise SttTooBig(str(refused), status=refused.status, request_id=refused.request_id)
             if not 400 <= refused.status < 500 or isinstance(refused, SttCredentials | SttBusy):
                 raise refused
         return message
@@ -144,28 +169,47 @@ class Stream:
         )
 
 
-async def open_stream(service: Service, settings: StreamSettings) -> Stream:
+async def open_stream(
+    service: Service, settings: StreamSettings, note_defect: NoteDefect = lambda _: None
+) -> Stream:
     """Connect and wait for `connected`.
 
-    Raises the `SttError` that a refusal stands for: of the upgrade, or in the message that comes
-    in the place of `connected`.
+    `note_defect` is called for each message of the stream that is not quite readable. Raises the
+    `SttError` that a refusal stands for: of the upgrade, or in the message that comes in the place
+    of `connected`.
     """
     headers = {"X-API-Key": service.key, "Cartesia-Version": service.version}
     with _translated(service), anyio.fail_after(OPEN_TIMEOUT_S):
-        socket = await open_socket(f"{service.url}?{settings.query()}", headers)
+        socket = await open_socket(f"{service.url}?{settings.query()}", headers, service.proxy)
         ignored = 0
         try:
-            while isinstance(message := await _next_message(socket, service), cartesia.Unknown):
-                ignored += 1
-            request_id = _connected(message)
+            while True:
+                message, defect = await _next_message(socket, service)
+                if defect:
+                    note_defect(defect)
+                if message is not None and not isinstance(message, cartesia.Unknown):
+                    break
+                ignored += message is not None
+            request_id = service.without_key(_connected(message))
         except BaseException:
             socket.abort("not connected")
             raise
-    return Stream(socket, request_id, service, ignored)
+    return Stream(socket, request_id, service, ignored, note_defect)
 
 
-async def _next_message(socket: Socket, service: Service) -> cartesia.ServerMessage:
-    return cartesia.decode_message(service.without_key(await socket.receive()))
+async def _next_message(socket: Socket, service: Service) -> Reading:
+    text = await socket.receive()
+    reading = read_message(text)
+    if isinstance(reading.message, cartesia.Error):  # only these may repeat the key
+        reading = read_message(service.without_key(text))
+    return reading._replace(defect=socket.defect) if socket.defect else reading
+
+
+def _lost(end: SocketClosed, service: Service, request_id: str = "") -> SttError:
+    reason = service.without_key(end.reason)
+    if end.broken:
+        return SttProtocolFault(reason, status=end.code, request_id=request_id)
+    return faults.closed(end.code, reason, request_id=request_id)
 
 
 @contextmanager
@@ -176,13 +220,18 @@ def _translated(service: Service) -> Iterator[None]:
     except HandshakeRefused as refused:
         said = service.without_key(refused.body.decode("utf-8", "replace"))
         raise _refused_upgrade(refused, said) from None
+    except ProxyRefused as refused:
+        raise _refused_by_proxy(refused.status, service) from None
     except SocketClosed as end:
-        raise faults.closed(end.code, service.without_key(end.reason)) from None
-    except TimeoutError:
-        raise SttTransient(f"no `connected` within {OPEN_TIMEOUT_S:g} s") from None
+        raise _lost(end, service) from None
+    except TimeoutError as error:
+        said = str(error) or f"no `connected` within {OPEN_TIMEOUT_S:g} s"
+        raise SttTransient(said) from None
     except ssl.SSLError as error:
         raise SttTransient(f"cannot connect: TLS: {tls.in_words(error, _TRUST)}") from None
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
+        if error.errno in SHORTAGE_ERRNOS:
+            raise SttShortage(shortage_in_words(error)) from None
         raise SttTransient(f"cannot connect: {type(error).__name__}: {error}") from None
     except (UnicodeError, WebSocketException) as error:
         # These may quote the URL, and with it key terms.
@@ -208,6 +257,23 @@ def _refused(error: cartesia.Error) -> SttError:
     )
 
 
+def _refused_by_proxy(status: int, service: Service) -> SttError:
+    """Tell a proxy that will not serve this worker from one that cannot just now."""
+    where = service.proxy.address if service.proxy else ""
+    variable = service.proxy.variable if service.proxy else ""
+    known = {each.value: f" {each.phrase}" for each in HTTPStatus}
+    message = f"the proxy {where} refuses: HTTP {status}{known.get(status, '')}"
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return SttCredentials(
+            message, status=status, advice=f"mend user and password in {variable}"
+        )
+    if status == HTTPStatus.FORBIDDEN:
+        host, _ = service_address(service.url)
+        advice = f"have the proxy allow {host}, or put {host} into NO_PROXY"
+        return SttCredentials(message, status=status, advice=advice)
+    return SttTransient(message, status=status, advice=f"see that the proxy in {variable} works")
+
+
 class _ErrorBody(msgspec.Struct):
     title: str | None = None
     message: str | None = None
@@ -226,7 +292,7 @@ def _refused_upgrade(refused: HandshakeRefused, text: str) -> SttError:
     """
     try:
         body = msgspec.json.decode(text, type=_ErrorBody)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, ValueError):
         body = _ErrorBody(message=text[:200].strip())
         known = _TITLED.match(text) is not None
     else:

@@ -11,21 +11,24 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from functools import cache
-from typing import cast
-from urllib.parse import urlsplit
+from typing import NamedTuple, cast
 
 import anyio
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake, InvalidMessage
+from websockets.exceptions import InvalidHandshake, InvalidMessage, ProtocolError
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
-from websockets.uri import parse_uri
+from websockets.uri import WebSocketURI, parse_uri
 
+from worker.descriptors import session_socket
+from worker.network import connect_tcp
 from worker.stt.frames import FrameWriter
+from worker.stt.protocol import DISCARDED, MAX_MESSAGE_BYTES, LenientProtocol
+from worker.stt.proxy import Proxy
 
-MAX_MESSAGE_BYTES = 1024 * 1024
-"""Largest message taken from the service."""
+CONNECT_TIMEOUT_S = 8.0
+"""For the name lookup and the TCP connect; the caller's deadline covers TLS and the upgrade too."""
 
 _CLOSE_GRACE_S = 2.0
 
@@ -43,12 +46,22 @@ class HandshakeRefused(Exception):  # noqa: N818 - internal to worker.stt
 
 
 class SocketClosed(Exception):  # noqa: N818 - internal to worker.stt
-    """The socket is closed; `code` 1006 where no close frame came."""
+    """The socket is closed; `code` 1006 where no close frame came.
 
-    def __init__(self, code: int, reason: str) -> None:
+    `broken` is whether the service broke the WebSocket protocol; `reason` then says how.
+    """
+
+    def __init__(self, code: int, reason: str, *, broken: bool = False) -> None:
         super().__init__(f"{code} {reason}".rstrip())
         self.code = code
         self.reason = reason
+        self.broken = broken
+
+
+class _Message(NamedTuple):
+    text: str
+    defect: str
+    at: float
 
 
 class Socket(asyncio.Protocol):
@@ -58,8 +71,10 @@ class Socket(asyncio.Protocol):
         self._protocol = protocol
         self._headers = headers
         self._transport: asyncio.Transport | None = None
-        self._texts: deque[tuple[str, float]] = deque()
+        self._messages: deque[_Message] = deque()
         self._partial: list[bytes] = []
+        self._partial_bytes = 0
+        self._partial_defect = ""
         self._waiter: asyncio.Future[None] | None = None
         self._lost = False
         self._pings = 0
@@ -70,6 +85,8 @@ class Socket(asyncio.Protocol):
         """When the peer last sent anything, on the monotonic clock."""
         self.received_at = self.heard_at
         """When the message that `receive` returned last came in, on the monotonic clock."""
+        self.defect = ""
+        """What is wrong with the message that `receive` returned last, if anything is."""
         self.blocked_since: float | None = None
         """Since when the peer takes no more bytes, on the monotonic clock; None if it does."""
 
@@ -127,7 +144,7 @@ class Socket(asyncio.Protocol):
     @property
     def waiting(self) -> int:
         """Messages that came in and were not received yet."""
-        return len(self._texts)
+        return len(self._messages)
 
     def send_binary(self, data: bytes) -> None:
         """Send audio now; dropped if the socket is not open any more (`receive` then tells)."""
@@ -148,12 +165,16 @@ class Socket(asyncio.Protocol):
             self._flush()
 
     async def receive(self) -> str:
-        """Return the next text message. Raises `SocketClosed` once there are no more."""
-        while not self._texts:
+        """Return the next text message. Raises `SocketClosed` once there are no more.
+
+        A message with a defect is readable in part: bytes that are no UTF-8 are replaced, and one
+        above `MAX_MESSAGE_BYTES` is empty.
+        """
+        while not self._messages:
             if self._protocol.state is State.CLOSED or self._lost:
                 raise self._closed()
             await self._news()
-        text, self.received_at = self._texts.popleft()
+        text, self.defect, self.received_at = self._messages.popleft()
         return text
 
     def abort(self, reason: str) -> None:
@@ -224,12 +245,30 @@ class Socket(asyncio.Protocol):
             if data.isdigit() and self._pongs < int(data) <= self._pings:
                 self._pongs = int(data)
         elif frame.opcode in (Opcode.TEXT, Opcode.CONT, Opcode.BINARY):
-            self._partial.append(bytes(frame.data))
+            self._take_part(frame)
             if frame.fin:
-                # The service sends text only; stray bytes become a message nobody knows.
-                text = b"".join(self._partial).decode("utf-8", "replace")
-                self._texts.append((text, self.heard_at))
-                self._partial.clear()
+                self._take_message()
+
+    def _take_part(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.BINARY:
+            self._partial_defect = "binary message"  # the service sends text only
+        self._partial_bytes += len(frame.data)
+        if frame.data is DISCARDED or self._partial_bytes > MAX_MESSAGE_BYTES:
+            self._partial_defect = f"larger than {MAX_MESSAGE_BYTES} bytes"
+            self._partial_bytes = MAX_MESSAGE_BYTES + 1  # nor is what follows of it kept
+            self._partial.clear()
+        else:
+            self._partial.append(bytes(frame.data))
+
+    def _take_message(self) -> None:
+        data, defect = b"".join(self._partial), self._partial_defect
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            text, defect = data.decode("utf-8", "replace"), defect or "invalid UTF-8"
+        self._messages.append(_Message(text, defect, self.heard_at))
+        self._partial.clear()
+        self._partial_bytes, self._partial_defect = 0, ""
 
     def _flush(self) -> None:
         if self._transport is None:
@@ -243,6 +282,9 @@ class Socket(asyncio.Protocol):
     def _closed(self) -> SocketClosed:
         if self._abort_reason:
             return SocketClosed(1006, self._abort_reason)
+        fault = self._protocol.parser_exc
+        if isinstance(fault, ProtocolError):
+            return SocketClosed(1006, f"protocol error: {fault}", broken=True)
         return SocketClosed(
             self._protocol.close_code or 1006, self._protocol.close_reason or "connection lost"
         )
@@ -254,25 +296,44 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-async def open_socket(url: str, headers: Mapping[str, str]) -> Socket:
+async def open_socket(url: str, headers: Mapping[str, str], proxy: Proxy | None = None) -> Socket:
     """Connect, upgrade, and return the open socket.
 
-    Raises `OSError` (no connection, TLS), `HandshakeRefused`. The caller sets the deadline; on
-    cancellation nothing stays open.
+    Raises `OSError` (no connection, TLS), `HandshakeRefused`, `ProxyRefused`. The caller sets the
+    deadline; on cancellation nothing stays open.
     """
-    parts = urlsplit(url)
-    socket = Socket(ClientProtocol(parse_uri(url), max_size=MAX_MESSAGE_BYTES), headers)
-    secure = parts.scheme == "wss"
-    loop = asyncio.get_running_loop()
+    uri = parse_uri(url)
+    socket = Socket(LenientProtocol(uri, max_size=None), headers)
     try:
-        await loop.create_connection(
-            lambda: socket,
-            parts.hostname or "",
-            parts.port or (443 if secure else 80),
-            ssl=_tls() if secure else None,
-        )
+        if proxy is None:
+            await _connect(socket, uri)
+        else:
+            await _connect_through(proxy, socket, uri)
         await socket.handshake()
     except BaseException:
         socket.abort("handshake given up")
         raise
     return socket
+
+
+async def _connect(socket: Socket, uri: WebSocketURI) -> None:
+    await asyncio.get_running_loop().create_connection(
+        lambda: socket,
+        sock=await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket),
+        ssl=_tls() if uri.secure else None,
+        server_hostname=uri.host if uri.secure else None,
+    )
+
+
+async def _connect_through(proxy: Proxy, socket: Socket, uri: WebSocketURI) -> None:
+    tunnel = await proxy.connect(uri, _tls, CONNECT_TIMEOUT_S)
+    try:
+        transport = await asyncio.get_running_loop().start_tls(
+            tunnel, socket, _tls(), server_hostname=uri.host
+        )
+    except BaseException:
+        tunnel.abort()
+        raise
+    if transport is None:
+        raise ConnectionResetError(f"proxy {proxy.address} closed the connection")
+    socket.connection_made(transport)

@@ -13,7 +13,10 @@ from typing import Self
 
 import msgspec
 
+from worker.printable import printable
 from worker.settings import Settings
+from worker.standard_streams import escape_non_ascii
+from worker.telemetry.repeats import RepeatHandler
 
 _TRACE_ID = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-")
 
@@ -52,7 +55,7 @@ class JsonFormatter(logging.Formatter):
                     line["trace_id"] = argument.trace_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        return _json(line)
 
 
 class TextFormatter(logging.Formatter):
@@ -67,15 +70,21 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-def printable(text: str) -> str:
-    """Replace whatever a terminal would act upon."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+def _json(line: dict[str, str]) -> str:
+    try:
+        return msgspec.json.encode(line).decode()
+    except UnicodeEncodeError:  # half of a surrogate pair: of a file's name, say
+        return msgspec.json.encode({name: printable(text) for name, text in line.items()}).decode()
 
 
 def set_up(settings: Settings) -> None:
-    """Log to stderr as the settings say."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    """Log to stderr as the settings say; a warning or an error that repeats is counted."""
+    handler = RepeatHandler(sys.stderr)
+    if settings.log_format == "json":
+        handler.setFormatter(JsonFormatter())
+        escape_non_ascii(sys.stderr)
+    else:
+        handler.setFormatter(TextFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     # The library logs handshake headers at debug level, and the key is one of them; at info level
     # every health check.

@@ -238,6 +238,13 @@ INSTRUMENTS = (
         "Messages of the service that this version does not know",
         lambda meter: meter.stats.provider_unknown,
     ),
+    Instrument(
+        "turnbus.provider.unreadable",
+        "counter",
+        "{message}",
+        "Messages of the service that cannot be read, or in part only",
+        lambda meter: meter.stats.provider_unreadable,
+    ),
     # -- the worker itself
     Instrument(
         "turnbus.loop.delay",

@@ -6,6 +6,7 @@ the start of the process.
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -31,9 +32,10 @@ from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from worker.errors import SettingsError
+from worker.errors import OutputFailed, SettingsError
 from worker.extras import how_to_install
-from worker.telemetry import LAST_EXPORT_S, SERVICE_NAME, collector, named, resource
+from worker.telemetry import LAST_EXPORT_S, SERVICE_NAME, refusals, resource
+from worker.telemetry.environment import collector, named
 from worker.telemetry.meter import Meter
 from worker.telemetry.metrics import Reading, readings
 from worker.telemetry.stats import Histogram
@@ -72,6 +74,8 @@ class MetricPush:
         def export() -> None:
             try:
                 self._exporter.export(data)  # logs what goes wrong, and tries for some seconds
+            except OutputFailed as error:  # of the exporter to the console
+                log.warning("metrics are lost: %s", error)
             finally:
                 with suppress(RuntimeError):  # the event loop has ended
                     anyio.from_thread.run_sync(sent.set, token=loop)
@@ -85,30 +89,20 @@ def metric_push(worker_id: str, env: Mapping[str, str] = os.environ) -> MetricPu
     """Return what pushes metrics as `OTEL_METRICS_EXPORTER` says; None for `none` (the default).
 
     `prometheus` is none too: `/metrics` is served in any case. Raises `SettingsError` for an
-    exporter that is unknown, not installed or has nowhere to go, or an interval that is no number.
+    exporter that is unknown, not installed or has nowhere to go, and for any other value that the
+    SDK cannot work with.
     """
     collector("metrics", env)
-    exporter = _exporter(named("metrics", env))
-    if exporter is None:
-        return None
-    given = env.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()
-    try:
-        interval_ms = float(given) if given else INTERVAL_MS
-    except ValueError:
-        interval_ms = 0.0
-    if not 0 < interval_ms < float("inf"):
-        raise SettingsError(
-            [f"OTEL_METRIC_EXPORT_INTERVAL: {given!r} is no number of milliseconds"]
-        )
-    return MetricPush(exporter, interval_ms / 1000, resource(worker_id))
+    with refusals("metrics"):
+        exporter = _exporter(named("metrics", env))
+        if exporter is None:
+            return None
+        interval_ms = float(env.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip() or INTERVAL_MS)
+        return MetricPush(exporter, interval_ms / 1000, resource(worker_id))
 
 
 def _exporter(name: str) -> MetricExporter | None:
     match name:
-        case "none" | "prometheus":
-            return None
-        case "console":
-            return ConsoleMetricExporter()
         case "otlp":
             try:
                 from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
@@ -119,9 +113,9 @@ def _exporter(name: str) -> MetricExporter | None:
                 raise SettingsError([fault]) from None
             exporter: MetricExporter = OTLPMetricExporter()
             return exporter
-    raise SettingsError(
-        [f"OTEL_METRICS_EXPORTER: {name!r} is not one of otlp, console, prometheus, none"]
-    )
+        case "console":
+            return ConsoleMetricExporter(out=sys.stdout)
+    return None  # `none`, or `prometheus`
 
 
 def metrics_data(

@@ -92,6 +92,8 @@ class Stats:
         """Faults of ours that the worker survived, by the part they struck."""
         self.provider_unknown = 0
         """Messages of the service that this version does not know."""
+        self.provider_unreadable = 0
+        """Messages of the service that cannot be read, or in part only."""
         self.chunk_lag = Histogram()
         """From an entry's id (Redis clock) to its audio being sent, live audio only."""
         self.turn_latency = Histogram(TURN_BOUNDS_S)

@@ -45,6 +45,7 @@ FAULTS: Final = {
     "stt-stall": Fault(3, stt_faults.stall),
     "stt-outage": Fault(2, stt_faults.outage),
     "stt-503": Fault(1, stt_faults.answer_503),
+    "stt-outage-long": Fault(1, stt_faults.long_outage),
 }
 """Every fault, by name."""
 

@@ -5,6 +5,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from worker.local.engines.script_text import DRAWN, STYLES, TextStyle, draw_style
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is run. The same plan says the same words, and breaks the same at the same times.
@@ -29,6 +31,25 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Those by name; without any, all."""
     connections: Annotated[int, Meta(ge=0)] = 0
     """Sockets the service allows the fleet; 0 is no cap."""
+    max_lag_s: Annotated[float, Meta(ge=0)] = 20.0
+    """`TURNBUS_MAX_LAG_S` of the workers."""
+    long_every: Annotated[int, Meta(ge=0)] = 60
+    """One turn in so many is longer than `max_lag_s`, on average; 0 is none."""
+
+    text_style: str = DRAWN
+    """Separators of the service's transcripts, by name, or drawn by the seed."""
+
+    @property
+    def text_style_name(self) -> str:
+        """The text style that is named, or drawn."""
+        if self.text_style == DRAWN:
+            return draw_style(self.seed, rewording=self.rewording)
+        return self.text_style
+
+    @property
+    def style(self) -> TextStyle:
+        """The text style of the service."""
+        return STYLES[self.text_style_name]
 
     @property
     def repeat(self) -> str:

@@ -35,6 +35,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     next_event_ms_p50: int | None
     """From a kill -9 to the next event of a session it hit inside a turn."""
     next_event_ms_max: int | None
+    long_turns: int
+    """Said that were longer than audio may be late."""
+    outages_in_turns: int
+    """Sessions that an outage of the STT service longer than that met inside a turn, over all."""
+    gaps: int
+    """Announced, of audio that was too late."""
+    gap_s: float
+    """Audio they cover."""
+    announced: int
+    """Words they cover or touch."""
     excused: int
     """Words whose audio the producer appended late, which may be damaged."""
     violations: tuple[Violation, ...]
@@ -66,13 +76,16 @@ def text_of(report: Report) -> str:
     faults = ", ".join(f"{name} {count}" for name, count in report.faults.items())
     words = ", ".join(f"{rule} {broken[rule]}" for rule in WORD_RULES)
     lines = [
-        f"seed {report.plan.seed}, {report.seconds:.0f} s",
+        f"seed {report.plan.seed}, {report.seconds:.0f} s, text: {report.plan.text_style_name}",
         f"said: {report.sessions} sessions, {report.plan.turns} turns, {report.words} words",
         f"heard: {report.turns} turns, {report.events} events over {report.sockets} sockets",
         *_wrapped("schedule", [f"{strike.at_s:g} {strike.fault}" for strike in report.schedule]),
         f"faults: {sum(report.faults.values())} of {len(report.schedule)} ({faults or 'none'})",
         f"owner killed inside a turn: {_waits(report)}",
         f"words: {words}",
+        f"turns longer than audio may be late: {report.long_turns}",
+        f"sessions inside a turn as the STT service was away for longer: {report.outages_in_turns}",
+        f"announced as late: {report.gaps} gaps, {report.gap_s:.1f} s, {report.announced} words",
     ]
     if report.excused:
         lines.append(f"words whose producer was late: {report.excused}")

@@ -47,7 +47,9 @@ async def open_rig(plan: Plan, logs: Path, module: str) -> AsyncIterator[Rig]:
         server = await stack.enter_async_context(EmbeddedRedis.start(append_only=True, config=disk))
         redis = await stack.enter_async_context(connect(server.url))
         options = ScriptOptions(
-            latency_ms=plan.latency_ms, rewording=plan.seed if plan.rewording else None
+            latency_ms=plan.latency_ms,
+            rewording=plan.seed if plan.rewording else None,
+            text_style=plan.text_style_name,
         )
         settings = ServerSettings(port=0, max_connections=plan.connections or None)
         stt = await stack.enter_async_context(TurnsServer.serve(settings, ScriptEngine(options)))
@@ -79,6 +81,7 @@ def _fleet(
         "STT_MAX_CONNECTIONS": str(plan.connections),
         "LEASE_MS": str(plan.lease_ms),
         "DRAIN_S": str(DRAIN_S),
+        "MAX_LAG_S": str(plan.max_lag_s),
         "ADMIN_ADDR": "",
     }
     common = {**kept, API_KEY_VARIABLE: "local"}

@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 from schemas.turns import TurnEnd, TurnEvent, TurnStart, WorkerRecord, encode_event
 from worker.bus.connection import patiently
 from worker.errors import TurnbusError
-from worker.local.chaos.checker import Said, Violation, violations
+from worker.local.chaos.checker import Said, Violation, announced, gaps, violations
 from worker.local.chaos.faults import check_faults
 from worker.local.chaos.history import Heard, History
 from worker.local.chaos.leftovers import leftovers
@@ -22,7 +22,7 @@ from worker.local.chaos.rig import Rig, open_rig
 from worker.local.chaos.schedule import STAGGER_S, Strike, schedule
 from worker.local.chaos.speaker import LATE_MS, Speaker
 from worker.local.chaos.target import clock
-from worker.local.chaos.voices import Voice, voices
+from worker.local.chaos.voices import Voice, spans, voices
 
 LANES: Final = ("0", "1")
 _SETTLED_S: Final = 120.0
@@ -147,7 +147,7 @@ class _Run:
             ending.start_soon(make_room, voice.session)
 
         async with anyio.create_task_group() as speaking:
-            for nth, voice in enumerate(voices(self._plan.seed, self._plan.turns)):
+            for nth, voice in enumerate(voices(self._plan)):
                 await room.acquire()
                 speaking.start_soon(speak, voice)
                 if nth < self._plan.sessions:
@@ -183,6 +183,7 @@ class _Run:
         found += await leftovers(rig.redis, rig.keys, [each.voice for each in self._speakers])
         found += [Violation("", "bus", fault) for fault in rig.fleet.faults]
         everything = [history.events(speaker.voice.session) for speaker in self._speakers]
+        dropped = [gap for events in everything for gap in gaps(events)]
         waits = sorted(self._waits_ms())
         return Report(
             plan=self._plan,
@@ -197,6 +198,18 @@ class _Run:
             kills=len(self._nemesis.target.kills),
             next_event_ms_p50=quantile(waits, 0.5),
             next_event_ms_max=quantile(waits, 1.0),
+            long_turns=sum(
+                turn.seconds > self._plan.max_lag_s > 0
+                for speaker in self._speakers
+                for turn in speaker.voice.turns
+            ),
+            outages_in_turns=sum(self._outages_in_turns()),
+            gaps=len(dropped),
+            gap_s=sum(gap.end - gap.begin for gap in dropped) / 1_000,
+            announced=sum(
+                len(announced(self._said(speaker), history.events(speaker.voice.session)))
+                for speaker in self._speakers
+            ),
             excused=sum(len(self._said(speaker).torn) for speaker in self._speakers),
             violations=tuple(found),
             log=tuple(self._nemesis.target.log),
@@ -210,7 +223,22 @@ class _Run:
             if longest_up_ms(torn.from_ms, torn.to_ms, self._nemesis.target.outages_ms)
             > speaker.voice.chunk_ms + LATE_MS
         )
-        return Said(session=speaker.voice.session, words=speaker.voice.words, torn=late)
+        return Said(
+            session=speaker.voice.session,
+            words=speaker.voice.words,
+            torn=late,
+            spans=spans(speaker.voice),
+            chunks=tuple(speaker.appended),
+            max_lag_s=self._plan.max_lag_s,
+            style=self._plan.style,
+        )
+
+    def _outages_in_turns(self) -> Iterator[int]:
+        """Yield how many sessions were inside a turn as each long outage began."""
+        for began_ms, over_ms in self._nemesis.target.stt_outages_ms:
+            if over_ms - began_ms > self._plan.max_lag_s * 1_000 > 0:
+                before = (_split(heard, began_ms)[0] for heard in self._history.heard.values())
+                yield sum(_inside_turn([each.event for each in heard]) for heard in before)
 
     def _waits_ms(self) -> Iterator[int]:
         """Yield the time from each kill to the next event of each session it hit inside a turn."""

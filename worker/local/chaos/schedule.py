@@ -48,7 +48,7 @@ def speech_s(plan: Plan) -> float:
     at_once = min(plan.sessions, plan.connections or plan.sessions)
     ends: list[float] = []
     last = 0.0
-    for nth, voice in enumerate(voices(plan.seed, plan.turns)):
+    for nth, voice in enumerate(voices(plan)):
         began = heappop(ends) if nth >= at_once else nth * STAGGER_S
         heappush(ends, began + voice.seconds)
         last = max(last, began + voice.seconds)

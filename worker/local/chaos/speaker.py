@@ -10,7 +10,9 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
 from schemas.audio import Encoding
 from worker.bus.connection import is_outage
+from worker.local.chaos.checker import Appended
 from worker.local.chaos.voices import Chunk, Voice, chunks
+from worker.local.engines.script import hush
 
 _TRY_AGAIN_S: Final = 0.03
 """Short: a producer that comes back later than that after an outage leaves a pause of its own."""
@@ -44,6 +46,8 @@ class Speaker:
         self.torn: Final[list[Torn]] = []
         """Words the outages and delays of this machine put a pause into."""
         self.chunks = 0
+        self.appended: Final[list[Appended]] = []
+        """Every chunk, and when Redis took it."""
         self.again = 0
         """Entries appended a second time, for the worker to drop."""
 
@@ -54,6 +58,8 @@ class Speaker:
             await self._announce()
         began = anyio.current_time()
         last_ms = 0
+        bytes_per_ms = len(hush(1_000, voice.audio)) / 1_000
+        size = 0
         said = list(chunks(voice))
         for nth, chunk in enumerate(said):
             await anyio.sleep_until(began + chunk.due_s)
@@ -61,6 +67,8 @@ class Speaker:
             if chunk.torn is not None and at_ms - last_ms > voice.chunk_ms + LATE_MS:
                 self.torn.append(Torn(chunk.torn, last_ms, at_ms))
             last_ms = at_ms
+            size += len(chunk.audio)
+            self.appended.append(Appended(size / bytes_per_ms, at_ms))
             if nth == 0 and voice.announced_late:
                 await self._announce()
         await anyio.sleep(voice.linger_s)

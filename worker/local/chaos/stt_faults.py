@@ -1,5 +1,6 @@
 """Faults of the STT service, and of the way there. Each says whether it broke anything."""
 
+import time
 from random import Random
 from typing import Final
 
@@ -51,16 +52,25 @@ async def stall(target: Target, rng: Random) -> bool:
     return True
 
 
-async def outage(target: Target, rng: Random, answer: bytes | None = None) -> bool:
+async def outage(
+    target: Target, rng: Random, answer: bytes | None = None, seconds: float = 0.0
+) -> bool:
     """Reset all STT sockets, and refuse new ones for a while: by a reset, or with an answer."""
     proxy = target.rig.stt_proxy
-    seconds = rng.uniform(0.5, 5.0)
+    seconds = seconds or rng.uniform(0.5, 5.0)
     async with target.hold("stt"):
+        began_ms = time.time_ns() // 1_000_000
         target.note(f"STT outage of {seconds:.1f} s{', 503' if answer else ''}")
         with proxy.refusing(answer):
             proxy.cut_all()
             await anyio.sleep(seconds)
+        target.stt_outages_ms.append((began_ms, time.time_ns() // 1_000_000))
     return True
+
+
+async def long_outage(target: Target, rng: Random) -> bool:
+    """Let the STT service be away for longer than audio may be late."""
+    return await outage(target, rng, seconds=target.max_lag_s + rng.uniform(0.5, 2.5))
 
 
 async def answer_503(target: Target, rng: Random) -> bool:

@@ -40,10 +40,13 @@ class Target:
         self.lease_s: Final = plan.lease_ms / 1_000
         self.long_pause_s: Final = max(_LONG_PAUSE_S, 3 * self.lease_s)
         self.latency_ms: Final = plan.latency_ms
+        self.max_lag_s: Final = plan.max_lag_s
         self._parts: Final[defaultdict[str, anyio.Lock]] = defaultdict(anyio.Lock)
         self.kills: Final[list[Kill]] = []
         self.outages_ms: Final[list[tuple[int, int]]] = []
         """When Redis was away."""
+        self.stt_outages_ms: Final[list[tuple[int, int]]] = []
+        """When the STT service was away."""
         self.log: Final[list[str]] = []
         """What was done, and when."""
 

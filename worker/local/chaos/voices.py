@@ -8,6 +8,8 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from schemas.audio import MAX_AUDIO_BYTES
+from worker.local.chaos.checker import Span
+from worker.local.chaos.plan import Plan
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.script import hush, say
 from worker.local.engines.script_words import WORD_MS
@@ -29,6 +31,9 @@ _FORMATS: Final = (
     AudioFormat("pcm_f32le", 16_000),
     AudioFormat("pcm_s32le", 16_000),
 )
+_LONG: Final = (1.2, 1.8)
+"""Length of a long turn, at least and at most, as multiples of `max_lag_s`."""
+
 _CHUNKS_MS: Final = (20, 40, 60, 100, 100, 200)
 
 
@@ -45,6 +50,11 @@ class Turn(msgspec.Struct, frozen=True):
     def words(self) -> int:
         """How many."""
         return len(self.pauses_ms) + 1
+
+    @property
+    def seconds(self) -> float:
+        """From its first word to its last."""
+        return (self.words * WORD_MS + sum(self.pauses_ms)) / 1_000
 
 
 class Voice(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,15 +101,27 @@ class Chunk(NamedTuple):
     """The word that began before this chunk and goes on in it."""
 
 
-def voices(seed: int, turns: int) -> Iterator[Voice]:
-    """Give the sessions of a run that together say so many turns."""
-    rng = random.Random(f"{seed} voices")  # noqa: S311 - a schedule, not a secret
-    number = 0
+def voices(plan: Plan) -> Iterator[Voice]:
+    """Give the sessions of a run."""
+    rng = random.Random(f"{plan.seed} voices")  # noqa: S311 - a schedule, not a secret
+    longer = random.Random(f"{plan.seed} long turns")  # noqa: S311 - a schedule, not a secret
+    number, turns = 0, plan.turns
     while turns > 0:
         count = min(turns, rng.randint(3, 7))
-        yield _voice(rng, seed, number, count)
+        voice = _voice(rng, plan.seed, number, count)
+        yield msgspec.structs.replace(
+            voice, turns=tuple(_lengthened(longer, plan, turn) for turn in voice.turns)
+        )
         turns -= count
         number += 1
+
+
+def _lengthened(rng: random.Random, plan: Plan, turn: Turn) -> Turn:
+    """Draw whether a turn is a long one, without a pause but the last."""
+    if not plan.long_every or rng.randrange(plan.long_every):
+        return turn
+    long_ms = rng.uniform(*_LONG) * (plan.max_lag_s or Plan().max_lag_s) * 1_000
+    return msgspec.structs.replace(turn, pauses_ms=(0,) * int(long_ms / WORD_MS))
 
 
 def _voice(rng: random.Random, seed: int, number: int, turns: int) -> Voice:
@@ -176,6 +198,16 @@ def _stretches(voice: Voice) -> Iterator[tuple[bytes, list[_Span], int]]:
             sound, words = bytearray(), []
     if sound:
         yield bytes(sound), words, 0
+
+
+def spans(voice: Voice) -> tuple[Span, ...]:
+    """Return where each word is in the session's audio."""
+    found, ms = [], 0.0
+    for turn in voice.turns:
+        for pause_ms in (*turn.pauses_ms, 0 if turn.stalls else turn.after_ms):
+            found.append(Span(ms, ms + WORD_MS))
+            ms += WORD_MS + pause_ms
+    return tuple(found)
 
 
 def _torn(words: list[_Span], at: int) -> int | None:

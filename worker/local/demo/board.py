@@ -17,6 +17,7 @@ from schemas.turns import (
     TurnUpdate,
 )
 from worker.local.demo.cast import Role
+from worker.local.demo.energy import SpeechEnds
 
 _SURE_AFTER_S: Final = 0.3  # no recognizer ends a turn on less silence
 
@@ -48,6 +49,7 @@ class Row:
         self.missing_ms = 0
         self.errors: list[str] = []
         self.ended = False
+        self._speech = SpeechEnds(role.line.format)
         self._sent: list[float] = []
         self._measured_s = 0.0
 
@@ -63,11 +65,14 @@ class Row:
 
     @property
     def played(self) -> float:
-        """How much of its audio was sent, 0 to 1."""
+        """How much of its audio was sent, 0 to 1; 0 until its end where its length is unknown."""
+        if self.role.seconds is None:
+            return float(self.ended)
         return min(1.0, len(self._sent) * self.role.line.chunk_ms / 1000 / self.role.seconds)
 
-    def sending(self, at: float) -> None:
+    def sending(self, chunk: bytes, at: float) -> None:
         """Record that the next chunk is being sent, at this Unix time in seconds."""
+        self._speech.add(chunk)
         self._sent.append(at)
 
     def end_delay(self, audio_ms: int, at: float) -> float | None:
@@ -76,7 +81,7 @@ class Row:
         None where there was no such end, or it was told of before.
         """
         heard_s = audio_ms / 1000
-        for end in reversed(self.role.speech_ends):
+        for end in reversed(self._speech.ends()):
             # What was heard may reach into the next turn, and past a pause in it: where the
             # recognizer is behind, the last pause before is not always the one that it means.
             if self._measured_s < end < heard_s and at - self._spoken_at(end) > _SURE_AFTER_S:

@@ -1,24 +1,26 @@
 """The cast: what each session of the demo says, and how it comes over the line."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
-import numpy as np
 
 from schemas import Encoding
-from worker.errors import SettingsError
-from worker.local import sound
+from worker.errors import SettingsError, SoundError
+from worker.local.audio_input import AudioInput, in_chunks
 from worker.local.clips import CLIPS
 from worker.local.engines.base import AudioFormat
 from worker.local.engines.pcm import silence
-from worker.local.sound import Sound
 
 _SILENCE_S: Final = 1.6  # after each clip: long enough for the recognizer to end the turn
 _ENTRANCE_S: Final = 1.6  # between the entrances of two sessions
+
+_Source: TypeAlias = tuple[Path | AudioInput, float | None]
+"""What to play, and how many seconds it plays, if it says so."""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -35,33 +37,39 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Role(msgspec.Struct, frozen=True):
-    """One session: its audio, ready to be sent, and what is known of it."""
+    """One session: where its audio comes from, and what is known of it."""
 
     session: str
     speaker: str
     line: Line
     enters_s: float
-    audio: bytes
-    speech_ends: tuple[float, ...]
-    """Where speech gives way to silence, by energy, in seconds of this audio."""
+    sources: tuple[Path | AudioInput, ...]
+    """Files, each with silence after it; a pipe is open already."""
+    seconds: float | None
+    """How long it plays, as far as its files say; None if one does not."""
     text: str | None
     """What is said; None where nobody knows."""
 
     @property
-    def seconds(self) -> float:
-        """How long it plays."""
-        return len(self.audio) / self.line.encoding.width / self.line.sample_rate
+    def leaves_s(self) -> float | None:
+        """When its last chunk is sent, in seconds of the demo, as far as it is known."""
+        return None if self.seconds is None else self.enters_s + self.seconds
 
-    @property
-    def leaves_s(self) -> float:
-        """When its last chunk is sent, in seconds of the demo."""
-        return self.enters_s + self.seconds
-
-    def chunks(self) -> Iterator[bytes]:
-        """Cut the audio into what is appended at a time."""
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Give what is appended at a time. Raises SoundError where a source cannot be read."""
         size = self.line.sample_rate * self.line.chunk_ms // 1000 * self.line.encoding.width
-        for at in range(0, len(self.audio), size):
-            yield self.audio[at : at + size]
+        pieces = self._pieces(size)
+        async with aclosing(pieces), aclosing(in_chunks(pieces, size)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _pieces(self, size: int) -> AsyncGenerator[bytes, None]:
+        for source in self.sources:
+            with AudioInput(str(source)) if isinstance(source, Path) else source as opened:
+                async with aclosing(opened.pieces(self.line.format, size)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            yield silence(int(_SILENCE_S * self.line.sample_rate), self.line.encoding)
 
 
 _WIDEBAND: Final = Line(Encoding.PCM_S16LE, 16_000, 100)
@@ -86,13 +94,14 @@ def bundled(sessions: int | None) -> list[Role]:
     for place in range(len(_PLAYBILL) if sessions is None else sessions):
         name, stems, line = _PLAYBILL[place % len(_PLAYBILL)]
         parts = [clips[stem] for stem in stems]
+        sources = _look_at([part.path for part in parts], once=False)
         cast.append(
             _role(
                 names.take(name),
                 parts[0].speaker,
                 line,
                 place,
-                [sound.read(part.path) for part in parts],
+                sources,
                 " ".join(part.transcript for part in parts),
             )
         )
@@ -104,27 +113,15 @@ def of_files(files: Sequence[Path], sessions: int | None) -> list[Role]:
 
     Raises SettingsError with a line for each file that cannot be played.
     """
-    sounds = _read(files)
+    number = len(files) if sessions is None else sessions
+    sources = _look_at(files, once=number <= len(files))
     names = _Names()
     cast = []
-    for place in range(len(files) if sessions is None else sessions):
-        file, played = sounds[place % len(sounds)]
+    for place in range(number):
+        file, (source, seconds) = files[place % len(files)], sources[place % len(files)]
         name = re.sub(r"[^A-Za-z0-9._:-]+", "-", file.stem)[:32]
-        cast.append(_role(names.take(name), file.name, _WIDEBAND, place, [played], None))
+        cast.append(_role(names.take(name), file.name, _WIDEBAND, place, [(source, seconds)], None))
     return cast
-
-
-def speech_ends(played: Sound) -> list[float]:
-    """Tell by energy alone where speech ends, in seconds; pauses under 0.3 s do not count."""
-    frame = played.rate // 100
-    frames = played.samples[: len(played.samples) // frame * frame].reshape(-1, frame)
-    if not len(frames):
-        return []
-    level = 10 * np.log10((frames**2).mean(axis=1) + 1e-9)
-    # Speech goes 20 dB up and down; what is softer than -60 dBFS is no speech.
-    loud = np.flatnonzero(level > max(np.percentile(level, 95) - 25, -60.0))
-    parts = np.split(loud, np.flatnonzero(np.diff(loud) > 30) + 1)
-    return [float(part[-1] + 1) / 100 for part in parts if len(part) > 8]  # less is a click
 
 
 class _Names:
@@ -144,29 +141,40 @@ class _Names:
         return fresh
 
 
-def _read(files: Sequence[Path]) -> list[tuple[Path, Sound]]:
-    sounds = []
+def _look_at(files: Sequence[Path], *, once: bool) -> list[_Source]:
+    """Find out whether the files can be played, `once` or more often, and for how long."""
+    sources: list[_Source] = []
     faults = []
     for file in files:
         try:
-            sounds.append((file, sound.read(file)))
-        except OSError as error:
-            faults.append(f"{file}: cannot be read: {error.strerror}")
-        except ValueError as error:
+            source = AudioInput(str(file))
+        except SoundError as error:
             faults.append(str(error))
+            continue
+        if source.is_pipe and once:
+            sources.append((source, None))
+            continue
+        with source:
+            if source.is_pipe:
+                faults.append(f"{file} is a pipe, which plays once: ask for fewer --sessions")
+            sources.append((file, source.seconds))
     if faults:
+        for opened, _ in sources:
+            if isinstance(opened, AudioInput):
+                opened.__exit__()
         raise SettingsError(faults)
-    return sounds
+    return sources
 
 
 def _role(
-    session: str, speaker: str, line: Line, place: int, sounds: Sequence[Sound], text: str | None
+    session: str, speaker: str, line: Line, place: int, sources: Sequence[_Source], text: str | None
 ) -> Role:
-    audio = b""
-    ends: list[float] = []
-    for played in sounds:
-        begins_s = len(audio) / line.encoding.width / line.sample_rate
-        ends += [begins_s + end for end in speech_ends(played)]
-        audio += played.encode(line.format)
-        audio += silence(int(_SILENCE_S * line.sample_rate), line.encoding)
-    return Role(session, speaker, line, place * _ENTRANCE_S, audio, tuple(ends), text)
+    seconds = 0.0
+    known = True
+    for _, length in sources:
+        known = known and length is not None
+        seconds += (length or 0.0) + _SILENCE_S
+    played = tuple(source for source, _ in sources)
+    return Role(
+        session, speaker, line, place * _ENTRANCE_S, played, seconds if known else None, text
+    )

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -121,6 +122,11 @@ class Child:
         """Wait for its end, as long as it takes; raise TurnbusError unless we told it to."""
         code = await self._process.wait()
         if not self._told_to_end:
+            if not shutil.disk_usage(self._log.parent).free:
+                raise TurnbusError(
+                    f"{self.name} stopped: the disk of {self._log.parent} is full; "
+                    "make room, or set TMPDIR to another directory"
+                )
             how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
             raise TurnbusError(
                 f"{self.name} stopped by itself ({how}); it last wrote:\n{self.tail()}"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from io import StringIO
 from typing import Any, Final, NamedTuple, Protocol, Self
 
@@ -84,17 +85,25 @@ async def _perform_on(stage: Stage, cast: list[Role], audience: Audience, *, kil
     board = Board(cast, WORKERS, time.time())
     async with anyio.create_task_group() as tasks:
         began = anyio.current_time()
-        for row in board.rows.values():
-            tasks.start_soon(_play, stage, row, began)
+        limit = anyio.CancelScope()
+        tasks.start_soon(_play_all, stage, board, began, limit)
         if kill:
             tasks.start_soon(_kill, stage, board, began)
-        with anyio.move_on_after(max(role.leaves_s for role in cast) + _PATIENCE_S):
+        with limit:
             await _follow(stage, board, audience)
         tasks.cancel_scope.cancel()
     if not board.over:
         late = ", ".join(name for name, row in board.rows.items() if not row.ended)
         raise TurnbusError(f"not ended: {late}; the workers wrote:\n{stage.worker_logs()}")
     return board
+
+
+async def _play_all(stage: Stage, board: Board, began: float, limit: anyio.CancelScope) -> None:
+    """Produce every session; then give what listens to them some time."""
+    async with anyio.create_task_group() as tasks:
+        for row in board.rows.values():
+            tasks.start_soon(_play, stage, row, began)
+    limit.deadline = anyio.current_time() + _PATIENCE_S
 
 
 async def _play(stage: Stage, row: Row, began: float) -> None:
@@ -112,18 +121,21 @@ async def _play(stage: Stage, row: Row, began: float) -> None:
     entry = msgspec.structs.replace(entry, **announcement.fields)
     producer = Producer(stage.redis, stage.keys, entry)
     announcement.sent(await producer.announce())
-    for chunk in role.chunks():
-        due += role.line.chunk_ms / 1000
-        await anyio.sleep_until(due)
-        row.sending(time.time())
-        await producer.append(chunk)
+    async with aclosing(role.chunks()) as chunks:
+        async for chunk in chunks:
+            due += role.line.chunk_ms / 1000
+            await anyio.sleep_until(due)
+            row.sending(chunk, time.time())
+            await producer.append(chunk)
     await producer.end()
 
 
 async def _kill(stage: Stage, board: Board, began: float) -> None:
     """Kill the worker that has most to do, in the middle of its turns."""
-    length = max(row.role.leaves_s for row in board.rows.values())
-    await anyio.sleep_until(began + min(_KILL_AT_S, _KILL_AT_SHARE * length))
+    lengths = [row.role.leaves_s for row in board.rows.values()]
+    length = max((each for each in lengths if each is not None), default=0.0)
+    at_share = _KILL_AT_S if None in lengths else _KILL_AT_SHARE * length
+    await anyio.sleep_until(began + min(_KILL_AT_S, at_share))
     while True:
         if victim := board.busiest():
             stage.workers[victim].kill()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from worker.local.engines.base import AudioFormat, EngineEvent, EventKind, TurnSettings
 from worker.local.engines.pcm import PcmDecoder
+from worker.local.engines.script_text import DEFAULT_STYLE, REWORDABLE, STYLES, TextStyle
 from worker.local.engines.script_words import (
     QUIET,
     WORD_MS,
@@ -42,12 +43,14 @@ class ScriptOptions(msgspec.Struct, frozen=True):
     service's lag: each event is emitted that much later than it is known, in wall-clock time.
     With a `rewording` seed, a word that an earlier connection has heard may read `w17~`
     (longer) or `17` (shorter), as recognizers word a replay differently; the engine then
-    remembers every word for its life.
+    remembers every word for its life. `text_style` names the separators of the transcripts, one
+    of `STYLES`; those without any cannot be reworded.
     """
 
     word_ms: float = WORD_MS
     latency_ms: float = 0.0
     rewording: int | None = None
+    text_style: str = DEFAULT_STYLE
 
 
 class ScriptEngine:
@@ -56,7 +59,10 @@ class ScriptEngine:
     name = "script"
 
     def __init__(self, options: ScriptOptions = ScriptOptions()) -> None:  # noqa: B008 - frozen
+        if options.rewording is not None and options.text_style not in REWORDABLE:
+            raise ValueError(f"words without separators cannot be reworded: {options.text_style}")
         self._options = options
+        self._style = STYLES[options.text_style]
         self._opened = 0
         self._first_heard: dict[str, int] = {}
 
@@ -75,10 +81,9 @@ class ScriptEngine:
             return self._reword(word, connection)
 
         latency = self._options.latency_ms / 1000
-        if latency > 0:
-            delay = _Delay(latency, emit)
-            return ScriptHearing(audio, turn, self._options.word_ms, delay.emit, reword, delay)
-        return ScriptHearing(audio, turn, self._options.word_ms, emit, reword, None)
+        delay = _Delay(latency, emit) if latency > 0 else None
+        put = delay.emit if delay else emit
+        return ScriptHearing(audio, turn, self._options.word_ms, put, reword, delay, self._style)
 
     async def aclose(self) -> None:
         """Forget the words heard."""
@@ -138,10 +143,12 @@ class ScriptHearing:
         emit: Callable[[EngineEvent], None],
         reword: Callable[[str], str],
         delay: _Delay | None,
+        style: TextStyle = STYLES[DEFAULT_STYLE],
     ) -> None:
         self._emit = emit
         self._reword = reword
         self._delay = delay
+        self._style = style
         self._decoder = PcmDecoder(audio)
         self._spelling: Spelling = spelling(audio, word_ms)
         self._rate = audio.sample_rate
@@ -226,8 +233,10 @@ class ScriptHearing:
         damaged = reading.word.startswith("!")
         self._go_on()
         if not (damaged and self._damaged):  # one damage, however long, reads as one word
-            separator = " " if self._transcript or self._ended else ""
-            self._transcript += separator + self._reword(reading.word)
+            style = self._style
+            begin = style.later if self._ended else style.begin
+            separator = style.between if self._transcript else begin
+            self._transcript += separator + self._reword(reading.word) + style.after
             self._emit(EngineEvent("turn.update", self._transcript))
         self._damaged = damaged
 

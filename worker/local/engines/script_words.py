@@ -10,6 +10,7 @@ compared exactly as the encoding renders them, which mu-law and A-law allow too.
 
 import functools
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -131,12 +132,20 @@ def hush(ms: float, audio: AudioFormat) -> bytes:
     return silence(round(audio.sample_rate * ms / 1000), audio.encoding)
 
 
-def words_of(transcript: str) -> list[int | str]:
+_WORD: Final = re.compile(r"w[0-9]+|![0-9]+|!\?")
+
+
+def split_words(transcript: str, *, spaced: bool = True) -> list[str]:
+    """Split a transcript into words as they are written, with or without space between them."""
+    return transcript.split() if spaced else _WORD.findall(transcript)
+
+
+def words_of(transcript: str, *, spaced: bool = True) -> list[int | str]:
     """Read a transcript back: the number of each intact word, reworded or not, else its text.
 
     So `words_of(text) == [1, 2, 3]` says that these words, and nothing damaged, were heard.
     """
-    return [_intact(word) for word in transcript.split()]
+    return [_intact(word) for word in split_words(transcript, spaced=spaced)]
 
 
 def _intact(word: str) -> int | str:

@@ -32,7 +32,8 @@ class Environment:
 
     def __init__(self, requirement: str, *others: str, home: Path | None = None) -> None:
         name = re.sub(r"\[.*\]", "", requirement).replace("==", "-")
-        self.home: Final = (home or cache()) / f"{name}-{sys.implementation.cache_tag}"
+        home = (home or cache()) / f"{name}-{sys.implementation.cache_tag}"
+        self.home: Final = home.absolute()
         self.python: Final = self.home / "bin" / "python"
         self._requirements = (requirement, *others)
 
@@ -44,12 +45,15 @@ class Environment:
     async def install(self) -> None:
         """Install, with uv where it is at hand, else with venv and pip.
 
+        Not from the directory of a project, whose constraints uv would apply.
         Raises NotInstalled if that fails or takes longer than ten minutes.
         """
         for command in self._commands():
             try:
                 with anyio.fail_after(_INSTALL_TIMEOUT_S):
-                    done = await anyio.run_process(command, check=False, stdout=PIPE, stderr=STDOUT)
+                    done = await anyio.run_process(
+                        command, cwd=self.home.anchor, check=False, stdout=PIPE, stderr=STDOUT
+                    )
             except TimeoutError:
                 raise NotInstalled(f"took longer than {_INSTALL_TIMEOUT_S:g} s") from None
             except OSError as error:

@@ -1,0 +1,62 @@
+"""The checker of a chaos run holds texts against the provider's separators."""
+
+import pytest
+
+from schemas.turns import TurnEnd, TurnEvent, TurnStart, TurnUpdate
+from worker.local.chaos.checker import Said, violations
+from worker.local.chaos.plan import Plan
+from worker.local.engines.script_text import REWORDABLE, STYLES
+
+
+def _broken(style: str, *texts: str) -> list[str]:
+    """Return the details of wrong texts, of a turn that grew through these and ended."""
+    common = {
+        "session": "s",
+        "run": "1-0",
+        "seq": 1,
+        "at": 0.0,
+        "audio_ms": 0,
+        "provider": "p",
+        "request_id": "r",
+        "connection": 1,
+        "turn": 0,
+    }
+    *updates, last = texts
+    events: list[TurnEvent] = [TurnStart(**common)]  # type: ignore[arg-type]
+    events += [TurnUpdate(transcript=text, **common) for text in updates]  # type: ignore[arg-type]
+    events.append(TurnEnd(transcript=last, reason="model", **common))  # type: ignore[arg-type]
+    said = Said(session="s", words=2, style=STYLES[style])
+    return [each.detail for each in violations(said, events) if each.rule == "text"]
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_texts_of_the_style_pass(name: str) -> None:
+    style = STYLES[name]
+    for begin in {style.begin, style.later}:
+        texts = [style.text(words, begin) for words in (["w0"], ["w0", "w1"], ["w0", "w1"])]
+        assert _broken(name, *texts) == []
+
+
+@pytest.mark.parametrize(
+    ("style", "texts"),
+    [
+        ("leading", ("w0", "w0  w1")),
+        ("leading", ("w0", "w0 w1 ")),
+        ("leading", ("w0", "w0\u00a0w1")),
+        ("trailing", ("w0 ", "w0 w1")),
+        ("trailing", ("w0 ", "w0  ", "w0 w1 ")),
+        ("trailing", ("w0 ", "w0 ", "w0 w1 ")),
+        ("lines", ("w0", "w0 w1")),
+        ("no-break", ("w0", "w0 w1")),
+        ("none", ("w0", "w0 w1")),
+    ],
+)
+def test_other_texts_are_violations(style: str, texts: tuple[str, ...]) -> None:
+    assert _broken(style, *texts)
+
+
+def test_the_text_style_is_drawn_by_the_seed() -> None:
+    assert {Plan(seed=seed).text_style_name for seed in range(200)} == set(STYLES)
+    reworded = {Plan(seed=seed, rewording=True).text_style_name for seed in range(200)}
+    assert reworded == set(REWORDABLE)
+    assert Plan(text_style="tabs").text_style_name == "tabs"

@@ -1,0 +1,88 @@
+"""Lateness: the age of audio that was never sent, less the time that replays took."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.core.lateness import Lateness, SentState
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "age_s", "late"),
+    [(5.0, 4.9, False), (5.0, 5.0, False), (5.0, 5.1, True), (0.0, 1e9, False)],
+)
+def test_age_is_lateness_where_nothing_was_sent(limit_s: float, age_s: float, late: bool) -> None:
+    assert Lateness(limit_s, SentState()).is_late(0.0, age_s) is late
+
+
+def test_a_replay_makes_nothing_late() -> None:
+    lateness = Lateness(5.0, SentState(until=1_000))
+    lateness.opened(0.0, 0)
+    assert not lateness.is_late(20.0, 24.9)
+    assert lateness.is_late(20.0, 25.1)
+    lateness.progressed(20.0, 1_000)
+    assert lateness.is_late(30.0, 25.1), "the replay is over"
+
+
+def test_replays_add_up_over_sockets_and_owners() -> None:
+    lateness = Lateness(5.0, SentState(until=1_000))
+    lateness.opened(0.0, 0)
+    lateness.closed(10.0, 500)
+    lateness.opened(13.0, 0)
+    state = lateness.state(20.0, 300)
+    assert state == SentState(until=1_000, replayed_s=17.0)
+    heir = Lateness(5.0, state)
+    assert not heir.is_late(0.0, 21.9)
+    assert heir.is_late(0.0, 22.1)
+
+
+def test_a_replay_excuses_only_as_much_as_it_delayed() -> None:
+    lateness = Lateness(5.0, SentState(until=1_000))
+    lateness.opened(0.0, 0)
+    lateness.waited(20.0, 2.0)
+    assert lateness.is_late(20.0, 7.1)
+    assert not lateness.is_late(21.0, 7.9), "the replay goes on"
+    lateness.progressed(22.0, 1_000)
+    lateness.waited(30.0, 0.0)
+    assert not lateness.excuses
+    assert lateness.is_late(30.0, 5.1)
+
+
+def test_a_socket_that_replays_nothing_excuses_nothing() -> None:
+    lateness = Lateness(5.0, SentState(until=1_000))
+    lateness.opened(0.0, 1_000)
+    lateness.closed(50.0, 2_000)
+    assert lateness.state(60.0, 1_500) == SentState(until=2_000)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["opened", "progressed", "closed", "waited"]),
+        st.floats(0, 100),
+        st.integers(0, 10_000),
+    )
+)
+
+
+@given(STEPS, st.integers(0, 10_000))
+def test_what_was_sent_is_never_forgotten(steps: list[tuple[str, float, int]], until: int) -> None:
+    lateness = Lateness(5.0, SentState(until=until))
+    now, most_s = 0.0, 0.0
+    for kind, seconds, fed in steps:
+        now += seconds
+        before = lateness.sent_until
+        match kind:
+            case "opened":
+                lateness.opened(now, fed)
+            case "progressed":
+                lateness.progressed(now, fed)
+            case "closed":
+                lateness.closed(now, fed)
+            case _:
+                lateness.waited(now, seconds)
+        most_s += seconds
+        assert lateness.sent_until >= before
+        state = lateness.state(now, fed)
+        assert state.until == max(lateness.sent_until, fed)
+        assert 0 <= state.replayed_s <= most_s + 0.001
+        assert not lateness.is_late(now, 5.0)

@@ -1,0 +1,75 @@
+"""Lateness: how far sending lags behind the audio that arrived.
+
+The length of a turn is never lateness. A new socket is sent the open turn again, however long that
+is, so only audio that was never sent on any socket can be late. Lateness is the age of the first
+such audio, less the time that replays took meanwhile.
+"""
+
+import msgspec
+
+
+class SentState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What survives the worker."""
+
+    until: int = 0
+    """Session byte up to which audio was sent, on any socket."""
+    replayed_s: float = 0.0
+    """Time that replays took while the audio from there on waited."""
+
+
+class Lateness:
+    """Judges the audio of one session; times are seconds on one steady clock."""
+
+    def __init__(self, limit_s: float, state: SentState) -> None:
+        """`limit_s` is how late audio may be; 0 is any."""
+        self._limit_s = limit_s
+        self._replayed_s = state.replayed_s
+        self._replaying_since: float | None = None
+        self.sent_until = state.until
+        """Session byte up to which audio was sent, as of the last call."""
+
+    @property
+    def excuses(self) -> bool:
+        """Whether audio is older than it is late."""
+        return self._replayed_s > 0 or self._replaying_since is not None
+
+    def opened(self, now: float, fed: int) -> None:
+        """Begin on a new socket, at session byte `fed`."""
+        self._replaying_since = now if fed < self.sent_until else None
+
+    def progressed(self, now: float, fed: int) -> None:
+        """Note that this socket was sent the session up to byte `fed`."""
+        if fed >= self.sent_until:
+            self.sent_until = fed
+            self._stop(now)
+
+    def closed(self, now: float, fed: int) -> None:
+        """Note that this socket is gone, and was sent the session up to byte `fed`."""
+        self.progressed(now, fed)
+        self._stop(now)
+
+    def waited(self, now: float, age_s: float) -> None:
+        """Note that audio which is about to be sent for the first time is so old.
+
+        No replay delayed it by more than that.
+        """
+        if self._replaying_since is None:
+            self._replayed_s = min(self._replayed_s, age_s)
+        elif age_s < self._replays_s(now):
+            self._replayed_s, self._replaying_since = age_s, now
+
+    def is_late(self, now: float, age_s: float) -> bool:
+        """Whether audio of that age, which was never sent, is too late to be transcribed."""
+        return 0 < self._limit_s < age_s - self._replays_s(now)
+
+    def state(self, now: float, fed: int) -> SentState:
+        """Return what a new owner needs; this socket was sent the session up to byte `fed`."""
+        return SentState(max(fed, self.sent_until), round(self._replays_s(now), 3))
+
+    def _replays_s(self, now: float) -> float:
+        running_s = 0.0 if self._replaying_since is None else now - self._replaying_since
+        return self._replayed_s + running_s
+
+    def _stop(self, now: float) -> None:
+        self._replayed_s = self._replays_s(now)
+        self._replaying_since = None

@@ -1,0 +1,264 @@
+"""Sequence numbers: which entries of one producer are repeats, and how many are missing.
+
+An entry is a repeat if its `seq` was taken before, among the entries taken last. The audio of any
+other entry is new, whatever its `seq`: a counter may wrap, restart or jump. If nothing explains
+the number, the audio is taken and the entry is doubtful.
+
+Everything is decided by the entries themselves and by a state that is saved with the committed
+position, so entries that are read again are decided the same way.
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import NamedTuple
+from zlib import crc32
+
+import msgspec
+
+REPEAT_REACH = 5_000
+"""Entries taken last whose numbers are remembered. A producer that resends its buffer after a
+reconnect goes back by less; a counter that goes back by more is a new count."""
+
+MAX_RUNS = 32
+"""Separate ranges of numbers that are remembered."""
+
+MAX_HOLE = 30_000
+"""Entries that a hole may miss: 10 minutes of 20 ms. After a larger step nothing says how much is
+missing."""
+
+MAX_HOLES_IN_A_ROW = 8
+"""Entries in a row with a hole before each, after which `seq` does not count entries."""
+
+MAX_PRINTS = 4
+"""Fingerprints kept of the first entries of a count, silent ones aside."""
+
+NEAR_WRAP = 100
+"""Entries around a wrap that may be missing."""
+
+RINGS = (
+    *((0, 2**7 - 1), (-(2**7), 2**7 - 1), (0, 2**8 - 1)),
+    *((0, 2**15 - 1), (-(2**15), 2**15 - 1), (0, 2**16 - 1)),
+    *((0, 2**31 - 1), (-(2**31), 2**31 - 1), (0, 2**32 - 1)),
+)
+"""Lowest and highest number of counters of 8, 16 and 32 bits, with and without a sign."""
+
+
+class Doubt(Enum):
+    """Why the `seq` of an entry that was taken is doubtful."""
+
+    BACK = "went back"
+    REUSED = "came before with other audio"
+    AHEAD = "jumped ahead"
+    STRIDE = "rises by more than 1 with every entry"
+
+
+class Sequence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The count of one producer. Numbers are unwrapped: they go on rising when `seq` wraps."""
+
+    last: int
+    """The number taken last."""
+    runs: tuple[int, ...]
+    """Lowest and highest number of each range that was taken, the one extended last at the end."""
+    last_print: int | None = None
+    """Fingerprint of the audio taken last."""
+    prints: dict[int, int] = {}
+    """Fingerprints of the first entries of the count, without those that are one value throughout:
+    they are silence, and silence is no evidence."""
+    first: int = 0
+    printed_to: int | None = None
+    """`prints` is complete from `first` to here."""
+    shift: int = 0
+    """What is added to `seq` for the number."""
+    ring: tuple[int, int] | None = None
+    """Lowest and highest `seq`, known once the counter wrapped."""
+    holes: int = 0
+    """Entries in a row that had a hole before them."""
+
+    @property
+    def last_seq(self) -> int:
+        """The `seq` taken last."""
+        return self.last - self.shift
+
+    @property
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of `runs`."""
+        return zip(self.runs[::2], self.runs[1::2], strict=True)
+
+
+class Taken(NamedTuple):
+    """An entry whose audio is new."""
+
+    sequence: Sequence
+    """The count with this entry."""
+    missing: int = 0
+    """Entries before this one that were never appended."""
+    doubt: Doubt | None = None
+
+
+class Repeat(NamedTuple):
+    """An entry whose `seq` was taken before."""
+
+    proven: bool
+    """Its audio is known to be the same."""
+
+
+def restored(last_seq: int) -> Sequence:
+    """Return the count of which only the last `seq` is known."""
+    return Sequence(last_seq, (last_seq - REPEAT_REACH + 1, last_seq))
+
+
+def take(sequence: Sequence | None, seq: int, audio: bytes) -> Taken | Repeat:
+    """Decide about an entry that follows in the stream."""
+    if sequence is None:
+        return Taken(_begun(seq, audio, shift=0, ring=None))
+    runs, number = sequence.runs, seq + sequence.shift
+    ring = sequence.ring
+    plain = ring is None or ring[0] <= seq <= ring[1]
+    if plain and number == sequence.last + 1 and len(runs) == 2 and not _prints_on(sequence):
+        # The usual case, for every chunk.
+        low = max(runs[0], number - REPEAT_REACH + 1)
+        printed = sequence.printed_to is not None and sequence.printed_to >= low
+        return Taken(
+            Sequence(
+                number,
+                (low, number),
+                crc32(audio),
+                sequence.prints if printed else {},
+                sequence.first if printed else 0,
+                sequence.printed_to if printed else None,
+                sequence.shift,
+                ring,
+            )
+        )
+    number, ring = _unwrapped(sequence, seq, audio)
+    if _was_taken(sequence, number):
+        same = _same_audio(sequence, number, audio)
+        if same is not False:
+            return Repeat(proven=same is True)
+        return Taken(_begun(number, audio, number - seq, ring), doubt=Doubt.REUSED)
+    return _new(sequence, number, seq, audio, ring)
+
+
+def _new(
+    sequence: Sequence, number: int, seq: int, audio: bytes, ring: tuple[int, int] | None
+) -> Taken:
+    """Take an entry whose number was not taken before."""
+    below = max((high for _, high in sequence.ranges if high < number), default=None)
+    missing, doubt = 0, None
+    if number < sequence.last:
+        doubt = Doubt.BACK
+    elif below is not None and number - below - 1 > MAX_HOLE:
+        doubt = Doubt.AHEAD
+    elif below is not None:
+        missing = number - below - 1
+    holes = sequence.holes + 1 if missing else 0
+    if holes > MAX_HOLES_IN_A_ROW:
+        missing, doubt = 0, Doubt.STRIDE
+    shift = number - seq
+    taken = Sequence(
+        number,
+        _with(sequence.ranges, number),
+        crc32(audio),
+        sequence.prints,
+        sequence.first,
+        sequence.printed_to,
+        shift,
+        ring,
+        holes,
+    )
+    wrapped = shift != sequence.shift
+    if wrapped or doubt is Doubt.AHEAD or (doubt is Doubt.BACK and below != number - 1):
+        return Taken(_printed(taken, audio, anew=True), missing, doubt)
+    if _prints_on(sequence) and sequence.printed_to == number - 1:
+        return Taken(_printed(taken, audio, anew=False), missing, doubt)
+    return Taken(taken, missing, doubt)
+
+
+def _begun(number: int, audio: bytes, shift: int, ring: tuple[int, int] | None) -> Sequence:
+    """Begin a count: no number before this one is remembered."""
+    begun = Sequence(number, (number, number), crc32(audio), shift=shift, ring=ring)
+    return _printed(begun, audio, anew=True)
+
+
+def _unwrapped(sequence: Sequence, seq: int, audio: bytes) -> tuple[int, tuple[int, int] | None]:
+    """Return the number of a `seq`, and the ring of the counter, None while it is not known."""
+    number = seq + sequence.shift
+    ring = sequence.ring
+    if ring is not None and ring[0] <= seq <= ring[1]:
+        laps = ring[1] - ring[0] + 1
+        near = min((number, number + laps, number - laps), key=lambda n: abs(n - sequence.last))
+        return near, ring
+    last = sequence.last_seq
+    for low, high in RINGS:
+        margin = NEAR_WRAP if high > 2**8 else 0
+        if low <= seq <= low + margin and high - margin <= last <= high:
+            known = _is_printed(sequence, number) and _was_taken(sequence, number)
+            if known and _same_audio(sequence, number, audio) is not False:
+                break  # a buffer that is resent from its first entry on
+            return number + high - low + 1, (low, high)
+    return number, None
+
+
+def _was_taken(sequence: Sequence, number: int) -> bool:
+    return any(low <= number <= high for low, high in sequence.ranges)
+
+
+def _same_audio(sequence: Sequence, number: int, audio: bytes) -> bool | None:
+    """Say whether this is the audio that was taken with the number; None if nothing tells."""
+    if number == sequence.last:
+        known = sequence.last_print
+    elif _is_printed(sequence, number):
+        known = sequence.prints.get(number)
+        if known is None:
+            return None if _is_silent(audio) else False
+    else:
+        return None
+    if known is None:
+        return None
+    if crc32(audio) != known:
+        return False
+    return None if _is_silent(audio) else True
+
+
+def _is_printed(sequence: Sequence, number: int) -> bool:
+    return sequence.printed_to is not None and sequence.first <= number <= sequence.printed_to
+
+
+def _prints_on(sequence: Sequence) -> bool:
+    """Whether the entries taken are still the first ones, to be fingerprinted."""
+    return sequence.printed_to == sequence.last and len(sequence.prints) < MAX_PRINTS
+
+
+def _printed(sequence: Sequence, audio: bytes, *, anew: bool) -> Sequence:
+    """Add the fingerprint of the entry taken last, as the first one if `anew`."""
+    number = sequence.last
+    prints = {} if anew else sequence.prints
+    if not _is_silent(audio):
+        prints = {**prints, number: crc32(audio)}
+    first = number if anew else sequence.first
+    return msgspec.structs.replace(sequence, prints=prints, first=first, printed_to=number)
+
+
+def _is_silent(audio: bytes) -> bool:
+    return audio.count(audio[:1]) == len(audio)
+
+
+def _with(ranges: Iterator[tuple[int, int]], number: int) -> tuple[int, ...]:
+    """Return the ranges with `number`, which is in none of them, cut to what is remembered."""
+    low = high = number
+    others = []
+    for each in ranges:
+        if each[1] == number - 1:
+            low = each[0]
+        elif each[0] == number + 1:
+            high = each[1]
+        else:
+            others.append(each)
+    room = REPEAT_REACH
+    kept: list[int] = []
+    for each in ((low, high), *reversed(others[-MAX_RUNS + 1 :])):
+        if room <= 0:
+            break
+        kept[:0] = (max(each[0], each[1] - room + 1), each[1])
+        room -= each[1] - each[0] + 1
+    return tuple(kept)

@@ -1,0 +1,127 @@
+"""File descriptors: how many sessions this process can open sockets for.
+
+Each session has one socket. The rest of a worker has its share too: without a descriptor left, it
+could not renew its leases or say on `/readyz` what is wrong.
+"""
+
+import errno
+import os
+import socket
+import sys
+
+from aiohappyeyeballs import AddrInfoType
+
+from worker.addresses import read_servers
+from worker.bus.connection import MAX_CONNECTIONS
+from worker.errors import TooFewFiles
+from worker.network import new_socket
+from worker.plurals import counted
+from worker.settings import Settings
+
+OTHER_DESCRIPTORS = 64
+"""For all but sessions and Redis: the standard three, the event loop, health checks, name lookups,
+exports, and second addresses that are tried beside the first."""
+
+SPARE_DESCRIPTORS = 16
+"""The last ones below the limit: no session's socket takes one of them."""
+
+LEAST_DESCRIPTORS = 32
+"""Without so many, a worker could not even wait for a better limit and say so on `/readyz`."""
+
+UNLIMITED = sys.maxsize
+
+
+_ADVICE = "raise the hard limit (ulimit -Hn, LimitNOFILE=, --ulimit nofile)"
+
+
+def limits() -> tuple[int, int]:
+    """Return the soft and the hard limit of open files; `UNLIMITED` where there is none."""
+    if sys.platform == "win32":
+        return UNLIMITED, UNLIMITED
+    import resource
+
+    soft, hard = (
+        UNLIMITED if limit == resource.RLIM_INFINITY else limit
+        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    return soft, hard
+
+
+def needed(settings: Settings) -> int:
+    """Return how many descriptors a worker with as many sessions as it may have needs."""
+    return settings.max_sessions + _reserved(settings)
+
+
+def capacity(settings: Settings, limit: int) -> int:
+    """Return how many sessions a worker can serve that may open `limit` files."""
+    return max(0, min(settings.max_sessions, limit - _reserved(settings)))
+
+
+def shortfall(settings: Settings, limit: int) -> str | None:
+    """Say what is wrong with a limit of open files, and what to do; None if it is enough."""
+    fits = capacity(settings, limit)
+    if fits == settings.max_sessions:
+        return None
+    return (
+        f"at most {limit} files may be open and TURNBUS_MAX_SESSIONS={settings.max_sessions} needs "
+        f"{needed(settings)}: there is room for {counted(fits, 'session')}; {_ADVICE}, or lower "
+        "TURNBUS_MAX_SESSIONS"
+    )
+
+
+def raise_limit(settings: Settings) -> int:
+    """Raise the soft limit to what a worker needs, as far as the hard one lets it; return it.
+
+    Raises `TooFewFiles` below `LEAST_DESCRIPTORS`.
+    """
+    soft, hard = limits()
+    if hard < LEAST_DESCRIPTORS:
+        raise TooFewFiles(
+            f"at most {hard} files may be open and a worker needs {LEAST_DESCRIPTORS} without any "
+            f"session, {needed(settings)} with TURNBUS_MAX_SESSIONS={settings.max_sessions}; "
+            f"{_ADVICE}"
+        )
+    wanted = min(needed(settings), hard)
+    if sys.platform == "win32" or soft >= wanted:
+        return soft
+    import resource
+
+    try:
+        # The hard limit stays as it is, `RLIM_INFINITY` included.
+        _, kept = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, kept))
+    except (ValueError, OSError):  # macOS has a lower limit of its own for each process
+        return soft
+    return wanted
+
+
+def session_socket(address: AddrInfoType) -> socket.socket:
+    """Return a new socket for a session.
+
+    Raises `OSError` with EMFILE also if only the spare descriptors are left. The system gives the
+    lowest number that is free, so a number tells how many are left.
+    """
+    made = new_socket(address)
+    soft, _ = limits()
+    if made.fileno() >= soft - SPARE_DESCRIPTORS:
+        made.close()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return made
+
+
+def shortage_in_words(error: OSError) -> str:
+    """Say what this machine lacks: a socket could not be opened with `error`."""
+    said = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno == errno.EMFILE:
+        said += f", at most {limits()[0]}"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        said += ": no local port is left, or no address of the provider's kind"
+    elif error.errno == errno.EAGAIN:
+        said = error.strerror or said
+    return f"this machine cannot open a socket ({said})"
+
+
+def _reserved(settings: Settings) -> int:
+    servers = read_servers(settings.redis_url)
+    masters = len(servers.addresses) if servers and not servers.service else 1
+    return OTHER_DESCRIPTORS + MAX_CONNECTIONS * masters

@@ -1,0 +1,209 @@
+"""Audio to play into a session: a sound file or raw audio, from a file or a pipe, as it comes."""
+
+import errno
+import math
+import os
+import stat
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, Self, TypeVar
+
+import anyio
+from anyio import from_thread, to_thread
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from worker.errors import LocalPartMissing, SoundError
+from worker.extras import how_to_install
+from worker.local.engines.base import AudioFormat
+from worker.local.headers import is_file
+from worker.plurals import counted
+
+if TYPE_CHECKING:
+    from worker.local.sound import Readable, SoundSource
+
+T = TypeVar("T")
+
+STDIN: Final = "-"
+_LOOK_BYTES: Final = 8_192
+_RAW_SUFFIXES: Final = (".raw", ".pcm")
+
+
+class AudioInput:
+    """One file, pipe or standard input, open.
+
+    What begins like a sound file is decoded, whatever its name is. Anything else is raw audio
+    where its name says so, and on standard input. A file is looked at when it is opened, a pipe
+    when it is read.
+    """
+
+    def __init__(self, named: str) -> None:
+        """Open it; a pipe waits for its writer. Raises LocalPartMissing, SoundError."""
+        self.name = "standard input" if named == STDIN else named
+        self.notice: str | None = None
+        """What a user should know of the audio, once it was read."""
+        self._may_be_raw = named == STDIN or named.lower().endswith(_RAW_SUFFIXES)
+        if not self._may_be_raw:
+            _need_decoder()
+        self._head = b""
+        self._sound: SoundSource | None = None
+        try:
+            self._file = _open(named)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        try:
+            self._look()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._sound is not None:
+            self._sound.close()
+        self._file.close()
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it plays, as a sound file says; None if nothing does."""
+        return None if self._sound is None else self._sound.seconds
+
+    async def pieces(self, audio: AudioFormat, size: int) -> AsyncGenerator[bytes, None]:
+        """Give the audio in that format, some `size` bytes at a time.
+
+        Raises LocalPartMissing, and SoundError where the audio cannot be read.
+        """
+        if self._sound is None and (not self._may_be_raw or await self._is_sound_file()):
+            _need_decoder()
+            self._sound = await _in_thread(self._open_pipe)
+        if self._sound is None:
+            while piece := await self.read(size):
+                yield piece
+            return
+        decoded = self._sound.encode(audio)
+        while piece := await _in_thread(partial(_take, decoded, size)):
+            yield piece
+        if self._sound.damaged:
+            packets = counted(self._sound.damaged, "packet")
+            self.notice = f"{self.name} is damaged: {packets} could not be decoded"
+
+    async def read(self, at_most: int) -> bytes:
+        """Read on; no bytes are the end."""
+        if self._head:
+            piece, self._head = self._head[:at_most], self._head[at_most:]
+            return piece
+        # Waited for here rather than in a thread: a thread that still reads would hold up Ctrl-C.
+        if self.is_pipe:
+            with suppress(PermissionError):  # some devices cannot be waited for, and need not be
+                await anyio.wait_readable(self._file.fileno())
+        try:
+            return os.read(self._file.fileno(), at_most)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _look(self) -> None:
+        """Find out what is open; of a file also what it holds."""
+        number = self._file.fileno()
+        try:
+            self.is_pipe = not stat.S_ISREG(os.fstat(number).st_mode) or self._file.tell() != 0
+            head = b"" if self.is_pipe else os.pread(number, _LOOK_BYTES, 0)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if not self.is_pipe and (not self._may_be_raw or is_file(head)):
+            _need_decoder()
+            self._sound = _open_sound(self._file, self.name)
+
+    async def _is_sound_file(self) -> bool:
+        """Look at a pipe's first bytes, and keep them."""
+        if not self.is_pipe:
+            return False
+        head = b""
+        while (found := is_file(head)) is None and (more := await self.read(_LOOK_BYTES)):
+            head += more
+        self._head = head
+        return bool(found)
+
+    def _open_pipe(self) -> "SoundSource":
+        return _open_sound(_FromPipe(self), self.name)
+
+    def _unreadable(self, error: OSError) -> SoundError:
+        return SoundError(f"{self.name}: cannot be read: {error.strerror}")
+
+
+async def in_chunks(pieces: AsyncIterator[bytes], size: int) -> AsyncGenerator[bytes, None]:
+    """Cut what comes into chunks of `size` bytes; the last one may be shorter."""
+    held = b""
+    async for piece in pieces:
+        held = held + piece if held else piece
+        whole = len(held) - len(held) % size
+        for at in range(0, whole, size):
+            yield held[at : at + size]
+        held = held[whole:]
+    if held:
+        yield held
+
+
+class _FromPipe:
+    """A pipe, as the thread that decodes reads it: the event loop waits for its bytes."""
+
+    def __init__(self, source: AudioInput) -> None:
+        self._source = source
+
+    def read(self, size: int, /) -> bytes:
+        data = from_thread.run(self._read, size)
+        if data is None:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        return data
+
+    async def _read(self, size: int) -> bytes | None:
+        """Read; return None when cancelled, which cannot be raised through FFmpeg."""
+        # A task that a thread starts after its scope was cancelled is not cancelled by anyio.
+        if anyio.current_effective_deadline() == -math.inf:
+            return None
+        try:
+            return await self._source.read(size)
+        except anyio.get_cancelled_exc_class():
+            return None
+
+
+def _open(named: str) -> BinaryIO:
+    if named == STDIN:
+        return open(0, "rb", buffering=0, closefd=False)
+    return Path(named).open("rb", buffering=0)
+
+
+def _open_sound(file: "Readable", name: str) -> "SoundSource":
+    from worker.local.sound import open_sound
+
+    return open_sound(file, name)
+
+
+def _need_decoder() -> None:
+    """Raise LocalPartMissing if sound files cannot be decoded here."""
+    try:
+        import worker.local.sound  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise LocalPartMissing(
+            f"reading sound files needs {error.name}; {how_to_install('local')}, "
+            "or pipe raw audio into: turnbus push -"
+        ) from error
+
+
+def _take(pieces: Iterator[bytes], size: int) -> bytes:
+    """Decode so many bytes or a few more; none at the end."""
+    taken = b""
+    while len(taken) < size and (piece := next(pieces, None)) is not None:
+        taken += piece
+    return taken
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run `work`, which may read by way of the event loop, in a thread; end it when cancelled."""
+    try:
+        return await to_thread.run_sync(work)
+    except SoundError:
+        await checkpoint_if_cancelled()  # then it was a read that was cancelled
+        raise

@@ -1,0 +1,95 @@
+"""Outgoing TCP connections: the address of a host that answers first, whichever it is (RFC 8305).
+
+A host name often has an IPv6 and an IPv4 address, and one of them may drop every packet. asyncio
+knows what to do about that, if it is asked; uvloop and redis-py do not.
+"""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Sequence
+
+import anyio
+from aiohappyeyeballs import AddrInfoType, start_connection
+
+from worker.addresses import join_host_port
+
+ATTEMPT_DELAY_S = 0.25
+"""Time an address has for itself before the next one is tried beside it; RFC 8305's."""
+
+SHORTAGE_ERRNOS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAGAIN}
+)
+"""Errors that are this machine's own: no descriptor, no memory, no local port, no thread."""
+
+SocketFactory = Callable[[AddrInfoType], socket.socket]
+
+
+def new_socket(address: AddrInfoType) -> socket.socket:
+    """Return a new socket of an address's family."""
+    family, kind, protocol, _, _ = address
+    return socket.socket(family, kind, protocol)
+
+
+async def connect_tcp(
+    host: str, port: int, timeout_s: float, factory: SocketFactory = new_socket
+) -> socket.socket:
+    """Return a non-blocking socket that is connected to a host.
+
+    `timeout_s` covers the name lookup and all addresses. Raises `TimeoutError`, which names the
+    addresses, and `OSError`. Its `errno` is in `SHORTAGE_ERRNOS` where this machine is at fault.
+    """
+    addresses: Sequence[AddrInfoType] = ()
+    shortages: list[OSError] = []
+
+    def make(address: AddrInfoType) -> socket.socket:
+        try:
+            return factory(address)
+        except OSError as error:
+            if error.errno in SHORTAGE_ERRNOS:
+                shortages.append(error)
+            raise
+
+    try:
+        with anyio.fail_after(timeout_s):
+            addresses = await _resolve(host, port)
+            return await start_connection(
+                addresses, happy_eyeballs_delay=ATTEMPT_DELAY_S, socket_factory=make
+            )
+    except TimeoutError as error:
+        if error.errno is not None:  # the system's own, after its retransmissions
+            raise
+        if shortages:
+            raise shortages[0] from None
+        raise TimeoutError(_no_answer(host, port, addresses, timeout_s)) from None
+    except (OSError, RuntimeError) as error:
+        if shortages:  # an address that was not tried might have answered
+            raise shortages[0] from None
+        if isinstance(error, OSError):
+            raise
+        raise OSError(str(error)) from error
+
+
+async def _resolve(host: str, port: int) -> Sequence[AddrInfoType]:
+    """Look a name up. An address needs no lookup, and so no thread."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        pass
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        socket.socket().close()  # raises if the lookup had no descriptor, whatever it says itself
+        raise socket.gaierror(error.errno, f"{host}: {error.strerror}") from None
+    except RuntimeError as error:  # the pool of threads cannot grow
+        raise OSError(errno.EAGAIN, f"no thread to look up {host}: {error}") from error
+
+
+def _no_answer(host: str, port: int, addresses: Sequence[AddrInfoType], timeout_s: float) -> str:
+    where = join_host_port(host, port)
+    if not addresses:
+        return f"no address of {where} was found within {timeout_s:g} s"
+    tried = ", ".join(dict.fromkeys(str(address[4][0]) for address in addresses))
+    shown = "" if tried == host else f" ({tried})"
+    return f"no answer from {where}{shown} within {timeout_s:g} s"

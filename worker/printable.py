@@ -1,0 +1,88 @@
+"""Text that others wrote, made fit for a terminal, and measured in its columns."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from wcwidth import iter_graphemes, wcswidth
+
+_REPLACEMENT = "\ufffd"
+_ELLIPSIS = "…"
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # control characters, with which escape sequences begin
+    "\u2028\u2029"  # line and paragraph separators
+    "\ud800-\udfff"  # surrogates, which no encoding takes
+    "\ufdd0-\ufdef\ufffe\uffff]"  # noncharacters
+)
+_PDF, _PDI = "\u202c", "\u2069"
+_CLOSERS = {
+    **dict.fromkeys("\u202a\u202b", _PDF),  # embeddings
+    **dict.fromkeys("\u2066\u2067\u2068", _PDI),  # isolates
+}
+_OVERRIDES = "\u202d\u202e"
+_DIRECTIONAL = re.compile(f"[{_OVERRIDES}{_PDF}{_PDI}{''.join(_CLOSERS)}]")
+
+
+def printable(text: str) -> str:
+    """Return a text that cannot steer a terminal, nor reorder what is printed beside it.
+
+    Spaces, joiners, marks and letters of all scripts stay as they are. So do embeddings and
+    isolates of the other writing direction, each closed at the end of the text at the latest.
+    """
+    text = _UNSAFE.sub(_REPLACEMENT, text)
+    return "".join(_closed(text)) if _DIRECTIONAL.search(text) else text
+
+
+def without_keys(text: str) -> str:
+    """Return a text without the API keys that were put where none belongs."""
+    return re.sub(r"sk_car_\w*", "sk_car_***", text)
+
+
+def _closed(text: str) -> Iterator[str]:
+    """Yield the characters of a text with every embedding and isolate closed inside it."""
+    closers: list[str] = []
+    for character in text:
+        if character in _CLOSERS:
+            closers.append(_CLOSERS[character])
+            yield character
+        elif character == _PDI and _PDI in closers:  # closes embeddings inside the isolate, too
+            while closers.pop() != _PDI:
+                pass
+            yield character
+        elif character == _PDF and closers[-1:] == [_PDF]:
+            yield closers.pop()
+        elif character in (_PDI, _PDF) or character in _OVERRIDES:
+            yield _REPLACEMENT
+        else:
+            yield character
+    yield from reversed(closers)
+
+
+def width(text: str) -> int:
+    """Return how many columns of a terminal a printable text takes."""
+    return len(text) if text.isascii() else max(0, wcswidth(text))
+
+
+def padded(text: str, columns: int) -> str:
+    """Return a printable text with spaces up to a number of columns."""
+    return text + " " * (columns - width(text))
+
+
+def fitted(text: str, columns: int) -> str:
+    """Return a printable text in at most so many columns: its begin and its end, if it is wider."""
+    if width(text) <= columns:
+        return text
+    characters = list(iter_graphemes(_DIRECTIONAL.sub("", text)))
+    begin = _taken(characters, (columns - 1) // 2)
+    end = _taken(reversed(characters), columns - 1 - width("".join(begin)))
+    return "".join((*begin, _ELLIPSIS, *reversed(end)))
+
+
+def _taken(characters: Iterable[str], columns: int) -> list[str]:
+    """Return the first characters that fit into so many columns."""
+    taken: list[str] = []
+    for character in characters:
+        columns -= width(character)
+        if columns < 0:
+            break
+        taken.append(character)
+    return taken

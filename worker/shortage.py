@@ -1,0 +1,82 @@
+"""Shortage: this machine has no descriptor, memory, port or thread left for a session's socket.
+
+That is no fault of the provider or of a session, and another worker may have what this one lacks.
+So a worker that is short takes no session and releases those that wait for a socket. When it
+could open sockets again, it takes one session first and the others once that one is connected.
+"""
+
+import logging
+import socket
+from typing import Final
+
+from worker.core.faults import Backoff
+from worker.descriptors import session_socket
+from worker.errors import SttShortage
+
+log = logging.getLogger(__name__)
+
+TRIAL_S: Final = 10.0
+"""How long a trial session may take to connect before another one is taken."""
+
+_PROBE: Final = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))
+
+
+class Shortage:
+    """Whether this worker can open sockets; times are on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+        """What is lacking; None while sockets can be opened, as far as is known."""
+        self._since = 0.0
+        self._look_at = 0.0
+        self._met = 0
+        self._proving = False
+        self._trial_until = float("-inf")
+        self._backoff = Backoff(first_s=1.0, ceiling_s=30.0)
+
+    def met(self, error: SttShortage, now: float) -> None:
+        """Record a socket that could not be opened."""
+        self._met += 1
+        if self.fault is None:
+            if not self._proving:
+                self._since = now
+                log.error("%s; this worker takes no session, and releases those without one", error)
+            self._look_at = now + max(1.0, self._backoff.next_s())
+        self.fault = str(error)
+
+    def look(self, now: float) -> None:
+        """Find out whether sockets can be opened again; to be called now and then."""
+        if self.fault is None or now < self._look_at:
+            return
+        try:
+            session_socket(_PROBE).close()
+        except OSError:
+            self._look_at = now + max(1.0, self._backoff.next_s())
+            return
+        self.fault = None
+        self._proving = True
+        self._trial_until = float("-inf")
+
+    def connected(self, now: float) -> None:
+        """Record a socket that was opened."""
+        if self._proving:
+            self._proving = False
+            self._backoff.reset()
+            log.warning(
+                "sockets can be opened again after %.1f s; %d could not be",
+                now - self._since,
+                self._met,
+            )
+            self._met = 0
+
+    def room(self, room: int, now: float) -> int:
+        """Return how many sessions to take where there is room for so many.
+
+        What is returned counts as taken then.
+        """
+        if not self._proving or room <= 0:
+            return room
+        if now < self._trial_until:
+            return 0
+        self._trial_until = now + TRIAL_S
+        return 1

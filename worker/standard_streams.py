@@ -1,0 +1,108 @@
+"""The standard streams, made fit for use whatever they are when the process starts.
+
+Each of them may be closed, non-blocking, on a full disk, without a reader, or in an encoding that
+lacks most characters.
+"""
+
+import codecs
+import io
+import os
+import select
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from worker.errors import OutputFailed
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+def set_up() -> None:
+    """Open the standard descriptors that are closed, and replace `sys.stdout` and `sys.stderr`.
+
+    To be called once, before anything else opens a file.
+    """
+    _open_missing()
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - a descriptor, not a path
+    sys.stdout = _stream(sys.stdout, 1, must_succeed=True)
+    sys.stderr = _stream(sys.stderr, 2, must_succeed=False)
+
+
+def escape_non_ascii(stream: TextIO) -> None:
+    r"""Write JSON to a stream as ASCII with `\uXXXX`, unless the stream is UTF-8.
+
+    JSON in any other encoding is not JSON to its readers.
+    """
+    if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+        stream.reconfigure(encoding="ascii", errors=_ESCAPE)
+
+
+def _open_missing() -> None:
+    """Open `/dev/null` as each standard descriptor that is closed.
+
+    A file or socket would get its number otherwise. libuv aborts when it closes such a socket.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            lowest_free = os.open(os.devnull, os.O_RDWR)  # always this descriptor
+            os.set_inheritable(lowest_free, True)  # noqa: FBT003 - positional only
+
+
+def _stream(replaced: TextIO | None, descriptor: int, *, must_succeed: bool) -> TextIO:
+    """Return a text stream for a descriptor, as Python opened it but for its failures."""
+    writer = _Writer(descriptor, must_succeed=must_succeed)
+    buffered = io.BufferedWriter(writer)
+    if not isinstance(replaced, io.TextIOWrapper):
+        return io.TextIOWrapper(buffered, errors=_ESCAPE, line_buffering=not must_succeed)
+    return io.TextIOWrapper(
+        buffered,
+        encoding=replaced.encoding,
+        errors=_ESCAPE,
+        # PYTHONUNBUFFERED leaves out the buffer, and with it what a partial write did not take.
+        line_buffering=replaced.line_buffering or replaced.write_through,
+    )
+
+
+class _Writer(io.FileIO):
+    """Writes to a standard descriptor. Waits for a full pipe, blocking or not. Fails once."""
+
+    def __init__(self, descriptor: int, *, must_succeed: bool) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._must_succeed = must_succeed
+        self._failed = False
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        """Write some bytes and return how many.
+
+        Raises `OutputFailed` the first time. What is written later is dropped: Python writes its
+        buffers again when it exits. Errors of standard error have nowhere to be reported.
+        """
+        while not self._failed:
+            try:
+                written = super().write(data)
+            except OSError as error:
+                self._failed = True
+                if self._must_succeed:
+                    raise OutputFailed(error) from None
+            else:
+                if written is not None:
+                    return written
+                select.select([], [self], [])
+        return memoryview(data).nbytes
+
+
+_ESCAPE = "turnbus.escape"
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    r"""Write what an encoding lacks as JSON does, `\u20ac`: JSON text stays valid."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)), error.end
+
+
+codecs.register_error(_ESCAPE, _escape)

@@ -1,0 +1,173 @@
+"""HTTP proxies, as curl and most programs know them: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`.
+
+Only `wss://` goes through a proxy: `ws://` reaches this machine alone. A proxy's user and password
+are sent to that proxy and shown nowhere.
+"""
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from ipaddress import ip_address, ip_network
+from typing import cast
+from urllib.parse import unquote, urlsplit
+
+from websockets.proxy import Proxy as HttpProxy
+from websockets.proxy import prepare_connect_request
+from websockets.uri import WebSocketURI
+
+from worker.addresses import join_host_port, service_address
+from worker.descriptors import session_socket
+from worker.errors import SettingsError
+from worker.network import connect_tcp
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Largest head of an answer to CONNECT."""
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})\b")
+
+_VARIABLES = ("wss_proxy", "https_proxy", "all_proxy")
+"""Most specific first; the same in capitals counts where there is none in small letters."""
+
+_PORTS = {"http": 80, "https": 443}
+"""The usual port of each scheme."""
+
+_SHAPE = "http://[USER:PASSWORD@]HOST:PORT or https://[USER:PASSWORD@]HOST:PORT"
+
+
+class ProxyRefused(Exception):  # noqa: N818 - internal to worker.stt
+    """The proxy answered CONNECT with another status than 2xx."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+
+
+class _Connect(asyncio.Protocol):
+    """Sends CONNECT, and reads the head of what is answered."""
+
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+        self._head = b""
+        self.status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        """The answer's status, None if there is no HTTP answer."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not an instance of it under uvloop, but it is one in all but name.
+        cast("asyncio.Transport", transport).write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self._head += data
+        if b"\r\n\r\n" in self._head:
+            found = _STATUS_LINE.match(self._head)
+            self._settle(int(found[1]) if found else None)
+        elif len(self._head) > MAX_HEAD_BYTES:
+            self._settle(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._settle(None)
+
+    def _settle(self, status: int | None) -> None:
+        if not self.status.done():
+            self.status.set_result(status)
+
+
+class Proxy:
+    """The proxy between a worker and its provider."""
+
+    def __init__(self, variable: str, http: HttpProxy) -> None:
+        self.variable = variable
+        """The environment variable that names it."""
+        self.address = join_host_port(http.host, http.port)
+        """Host and port, fit to be shown."""
+        self._http = http
+
+    def __repr__(self) -> str:
+        return f"Proxy({self.variable}, {self.address})"
+
+    async def connect(
+        self, uri: WebSocketURI, context: Callable[[], ssl.SSLContext], timeout_s: float
+    ) -> asyncio.Transport:
+        """Return a transport that the proxy has connected to the host of `uri`.
+
+        `timeout_s` is for the connect to the proxy, `context` for one that is spoken to with TLS.
+        Raises `OSError`, which names the proxy, and `ProxyRefused`.
+        """
+        http = self._http
+        secure = http.scheme == "https"
+        try:
+            transport, answer = await asyncio.get_running_loop().create_connection(
+                partial(_Connect, prepare_connect_request(http, uri)),
+                sock=await connect_tcp(http.host, http.port, timeout_s, session_socket),
+                ssl=context() if secure else None,
+                server_hostname=http.host if secure else None,
+            )
+        except ssl.SSLError:
+            raise
+        except TimeoutError as error:
+            raise TimeoutError(f"proxy: {error}") from None
+        except OSError as error:
+            said = error.strerror or error
+            raise OSError(error.errno, f"proxy {self.address}: {said}") from None
+        status: int | None = 0
+        try:
+            status = await answer.status
+        finally:
+            if status is None or not 200 <= status < 300:
+                transport.abort()
+        if status is None:
+            raise ConnectionResetError(f"proxy {self.address} gave no HTTP answer")
+        if not 200 <= status < 300:
+            raise ProxyRefused(status)
+        return transport
+
+
+def find_proxy(url: str, env: Mapping[str, str]) -> Proxy | None:
+    """Return the proxy for a provider's URL, None if it is reached without one.
+
+    Raises `SettingsError`, which repeats no value, for a proxy that cannot be used.
+    """
+    host, port = service_address(url)
+    if urlsplit(url).scheme != "wss" or _is_exempt(host, port, env):
+        return None
+    for name in _VARIABLES:
+        variable = name if name in env else name.upper()
+        if value := env.get(variable, "").strip():
+            return Proxy(variable, _read(variable, value, host))
+    return None
+
+
+def _read(variable: str, value: str, host: str) -> HttpProxy:
+    text = value if "://" in value else f"http://{value}"
+    if text.startswith("socks"):
+        advice = f"name an HTTP proxy in HTTPS_PROXY, or put {host} into NO_PROXY"
+        raise SettingsError([f"{variable}: SOCKS is not spoken here; {advice}"])
+    with suppress(ValueError):  # its text may repeat a part of a password
+        parts = urlsplit(text)
+        rest = parts.path.strip("/") or parts.query or parts.fragment
+        if parts.hostname and parts.scheme in _PORTS and not rest:
+            port = parts.port or _PORTS[parts.scheme]
+            user = None if parts.username is None else unquote(parts.username, errors="strict")
+            password = unquote(parts.password or "", errors="strict")
+            return HttpProxy(parts.scheme, parts.hostname, port, user, password)
+    raise SettingsError([f"{variable}: must be {_SHAPE}"])
+
+
+def _is_exempt(host: str, port: int, env: Mapping[str, str]) -> bool:
+    """Say whether `NO_PROXY` names a host: itself, a domain, an address or network, or `*`."""
+    named = env.get("no_proxy", env.get("NO_PROXY", ""))
+    return any(
+        _covers(each, host.lower(), port) for each in named.lower().replace(",", " ").split()
+    )
+
+
+def _covers(entry: str, host: str, port: int) -> bool:
+    with suppress(ValueError):  # a name
+        return ip_address(host) in ip_network(entry.strip("[]"), strict=False)
+    name, _, of_port = entry.partition(":")
+    domain = name.removeprefix("*").removeprefix(".")
+    if of_port not in {"", str(port)}:
+        return False
+    return name == "*" or (bool(domain) and f".{host}".endswith(f".{domain}"))

@@ -1,0 +1,71 @@
+"""Values as people write them: in the environment, in a TOML file, on the command line."""
+
+import math
+
+import msgspec
+from msgspec import inspect
+
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+
+
+def from_text(text: str, kind: object) -> object:
+    """Return the value of an annotated type that a text stands for.
+
+    White space around it is not part of it. Names and booleans may be in capitals. A whole number
+    may be written `5000`, `5_000`, `5e3` or `5000.0`. Raises ValueError for anything else.
+    """
+    text = text.strip()
+    value: object = text
+    match _plain(kind):
+        case inspect.BoolType():
+            value = _BOOLEANS.get(text.lower())
+        case inspect.IntType():
+            value = _whole(text)
+        case inspect.FloatType():
+            value = float(text)
+        case inspect.LiteralType() | inspect.EnumType():
+            value = text.lower()
+    return from_value(value, kind)
+
+
+def from_toml(value: object, kind: object) -> object:
+    """Return the value of an annotated type that a TOML value stands for; raise ValueError.
+
+    TOML has numbers: a number in quotes is none.
+    """
+    plain = _plain(kind)
+    if isinstance(value, str) and not isinstance(plain, inspect.IntType | inspect.FloatType):
+        return from_text(value, kind)
+    if isinstance(value, float) and isinstance(plain, inspect.IntType) and value.is_integer():
+        value = int(value)
+    return from_value(value, kind)
+
+
+def from_value(value: object, kind: object) -> object:
+    """Return a value checked against an annotated type. Raises ValueError."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not a finite number")
+    try:
+        converted: object = msgspec.convert(value, kind)
+    except OverflowError:
+        raise ValueError("too large a number") from None
+    return converted
+
+
+def _whole(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        return int(value) if value.is_integer() else value
+
+
+def _plain(kind: object) -> inspect.Type:
+    """Return a type without its bounds, and without None."""
+    info = inspect.type_info(kind)
+    if isinstance(info, inspect.UnionType):
+        info = info.types[0]
+    return info.type if isinstance(info, inspect.Metadata) else info
