@@ -10,7 +10,10 @@ from worker.core.rhythm import ServerClock
 HOUR = 3_600
 
 
-@pytest.mark.parametrize("own", ["1-0", f"{time.time():.0f}-0", f"{time.time() * 1e6:.0f}-0"])
+IDS = ("1-0", f"{time.time():.0f}-0", f"{time.time() * 1e6:.0f}-0")
+
+
+@pytest.mark.parametrize("own", IDS, ids=["count", "seconds", "microseconds"])
 def test_own_id_does_not_spoil_the_clock_of_its_lane(own: str) -> None:
     clock, now = ServerClock(), 1_000.0
     stamp_ms = int(time.time() * 1_000)

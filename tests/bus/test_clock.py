@@ -86,7 +86,10 @@ OWN_IDS = {
 }
 
 
-@pytest.mark.parametrize("run", [f"{NOW_S * 1_000}-0", "7-0", f"{NOW_S * 10**6}-0"])
+RUNS = (f"{NOW_S * 1_000}-0", "7-0", f"{NOW_S * 10**6}-0")
+
+
+@pytest.mark.parametrize("run", RUNS, ids=["time", "counter", "microseconds"])
 @pytest.mark.parametrize("case", OWN_IDS)
 async def test_id_that_is_not_a_time_has_no_age(redis: Redis, case: str, run: str) -> None:
     """Nor have others of its session, whatever id the session entry has."""

@@ -78,7 +78,10 @@ def test_sessions_nobody_runs(
     assert listed(capsys)[1]["state"] == "between_turns"
 
 
-@pytest.mark.parametrize("others", ["17-0", "*", f"{time.time() * 1e6:.0f}-0"])
+OTHERS = ("17-0", "*", f"{time.time() * 1e6:.0f}-0")
+
+
+@pytest.mark.parametrize("others", OTHERS, ids=["count", "time", "microseconds"])
 def test_lag_of_ids_that_are_not_times_is_zero(
     bus: Redis,
     keys: Keys,
