@@ -230,6 +230,12 @@ class _Worker:
 
     # as `BusClock`
 
+    asked = True
+
+    @property
+    def now(self) -> float:
+        return self.world.wall
+
     def age_s(self, entry_id: str) -> float:
         return max(0.0, self.world.wall - ids.milliseconds(entry_id) / 1_000)
 
@@ -404,7 +410,7 @@ class _World:
             await anyio.sleep(0.01)
         self.bus.append(self.wall, fields)
 
-    async def _open(self, service: Service, settings: StreamSettings) -> Stream:
+    async def _open(self, service: Service, settings: StreamSettings, _defect: object) -> Stream:
         await anyio.sleep(self.rng.uniform(0.005, 0.05))
         if self._provider_away:
             raise SttTransient("HTTP 503", status=503)

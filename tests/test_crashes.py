@@ -99,10 +99,12 @@ async def test_a_fault_inside_a_turn_leaves_none_open(
 ) -> None:
     tell = Narrator.tell
 
-    def choke(narrator: Narrator, drafts: Sequence[Draft]) -> None:
+    def choke(
+        narrator: Narrator, drafts: Sequence[Draft], spoken_until: float | None = None
+    ) -> None:
         if any(draft.kind == "turn.update" for draft in drafts):
             raise ZeroDivisionError("a fault put in by the test")
-        tell(narrator, drafts)
+        tell(narrator, drafts, spoken_until)
 
     monkeypatch.setattr(Narrator, "tell", choke)
     async with stage.worker():

@@ -2,8 +2,6 @@
 
 import logging
 import re
-from pathlib import Path
-from typing import get_args
 from urllib.request import urlopen
 
 import anyio
@@ -22,9 +20,7 @@ from worker.local.server.server import TurnsServer
 from worker.service import Worker
 from worker.telemetry.exposition import label, prometheus_name, render
 from worker.telemetry.meter import Meter
-from worker.telemetry.metrics import INSTRUMENTS, Kind, readings
-
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+from worker.telemetry.metrics import INSTRUMENTS, readings
 
 
 async def _scrape(meter: Meter) -> dict[str, Metric]:
@@ -221,14 +217,6 @@ def test_names_and_units_follow_opentelemetrys_rules() -> None:
         assert not instrument.name.endswith((".total", ".count", ".seconds", ".bytes"))
         assert not instrument.description.endswith(".")
         assert instrument.kind != "histogram" or instrument.unit == "s"
-
-
-def test_the_readme_lists_the_metrics_there_are() -> None:
-    row = r"^\| `([a-z.]+)` \| (\w+) \| `(.+?)` \| (?:`(\S+)` )?\| (.+) \|$"
-    listed = [row for row in re.findall(row, README, re.MULTILINE) if row[1] in get_args(Kind)]
-    assert listed == [
-        (each.name, each.kind, each.unit, each.attribute, each.description) for each in INSTRUMENTS
-    ]
 
 
 async def test_audio_that_waited_for_a_socket_is_no_late_chunk(

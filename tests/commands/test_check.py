@@ -320,7 +320,9 @@ def test_a_full_redis_is_told_in_a_word(
     with portal.wrap_async_context_manager(GuardedRedis.start(maxmemory=1_000)) as server:
         monkeypatch.setenv("TURNBUS_REDIS_URL", server.url)
         assert check() == ALL_WELL | {"rights": "fail"}
-    assert re.fullmatch(r"XADD: OutOfMemoryError: [^;]*", check.details["rights"])
+    assert re.fullmatch(
+        r"XADD: OutOfMemoryError: [^;]*; raise its maxmemory, or make room", check.details["rights"]
+    )
 
 
 @pytest.mark.usefixtures("stt")

@@ -86,8 +86,8 @@ def test_push_without_standard_input_has_no_audio() -> None:
 @pytest.mark.usefixtures("keys")
 def test_push_with_standard_input_that_cannot_be_read() -> None:
     done = run("push - --session s", "0>/dev/null")
-    assert done.returncode == 1
-    assert done.stderr == b"turnbus: standard input: Bad file descriptor\n"
+    assert done.returncode == 2
+    assert done.stderr == b"turnbus: standard input: cannot be read: Bad file descriptor\n"
 
 
 @pytest.mark.usefixtures("said")

@@ -1,19 +1,19 @@
 """The picture of the turn tracker, drawn from its code: `python -m tests.core.picture` writes it.
 
-The table says what the tracker does; where that leads, it is asked itself: every state it can be
-brought to in a few steps is visited, and every input tried there.
+The table gives the actions. The tracker itself gives the transitions: this module visits every
+state that a few steps reach, and tries every input there.
 """
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import product
-from pathlib import Path
 from typing import Final, NamedTuple
 
-import worker.core
+from tests.docs.pages import write_block
 from worker.core.turns import TABLE, Action, Heard, Input, Shown, TurnTracker
 
-FILE: Final = Path(worker.core.__file__).parent / "README.md"
+PAGE: Final = "architecture.md"
+BLOCK: Final = "turn tracker"
 
 _NEW_SOCKET: Final = "new socket"
 _STEPS: Final = 6
@@ -23,26 +23,10 @@ _WORDED: Final = (Input.UPDATE, Input.EAGER_END, Input.END)
 _TEXTS: Final = ("one", "one two")
 _POSITIONS: Final = (10, 20)
 
-_ABOUT: Final = """\
-# Core
-
-Pure decisions: no I/O, no clock, no event loop. Each module says in its first lines what it
-decides; this page shows the one that is a state machine.
-
-## The turn tracker
-
-[`turns.py`](turns.py) stands between what the provider says on one socket after another and what
-consumers are told. A state is a pair: what consumers believe (*shown*), and what the provider
-believes on the current socket (*heard*). They differ after a new socket, which hears an open turn
-again; then the tracker publishes only what is news.
-
-This file is generated from the code by `python -m tests.core.picture`.
-"""
-
 _LEGEND: Final = """\
-An arrow says what the provider said and, after the slash, what is published then; without a slash
-it is nothing, or depends on the text. What changes neither view has no arrow. Where one input has
-several arrows, its text and position decide.
+An arrow has the provider's message and, after the slash, what is published then. Without a slash it
+is nothing, or depends on the text. A message that changes neither view has no arrow. If one message
+has several arrows, its text and position decide.
 """
 
 
@@ -107,10 +91,10 @@ def _state(tracker: TurnTracker) -> str:
 
 
 def markdown() -> str:
-    """Return the page."""
+    """Return the diagram and its tables."""
     found = arrows()
     places = sorted({arrow.start for arrow in found}, key=_order)
-    parts = [_ABOUT, _diagram(found, places), _LEGEND, _table(places), _actions()]
+    parts = ["", _diagram(found, places), _LEGEND, _table(places), _actions(), ""]
     return "\n".join(parts)
 
 
@@ -121,7 +105,7 @@ def _order(place: Place) -> tuple[int, int]:
 def _diagram(found: dict[Arrow, set[tuple[str, ...]]], places: Sequence[Place]) -> str:
     lines = ["```mermaid", "stateDiagram-v2"]
     lines += [
-        f'    state "shown {place.shown.value}, heard {place.heard.value}" as {place.name}'
+        f'    state "published {place.shown.value}, provider {place.heard.value}" as {place.name}'
         for place in places
     ]
     lines.append(f"    [*] --> {Place(Shown.NONE, Heard.NONE).name}")
@@ -140,7 +124,7 @@ def _label(way: Arrow, published: set[tuple[str, ...]]) -> str:
 
 def _table(places: Sequence[Place]) -> str:
     lines = [
-        "| shown | heard | " + " | ".join(f"`{said.value}`" for said in Input) + " |",
+        "| published | provider | " + " | ".join(f"`{said.value}`" for said in Input) + " |",
         "|---|---|" + "---|" * len(Input),
     ]
     for place in places:
@@ -156,4 +140,4 @@ def _actions() -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(markdown(), encoding="utf-8")
+    write_block(PAGE, BLOCK, markdown())

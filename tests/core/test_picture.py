@@ -2,12 +2,13 @@
 
 from itertools import product
 
-from tests.core.picture import FILE, Place, arrows, markdown
+from tests.core.picture import BLOCK, PAGE, Place, arrows, markdown
+from tests.docs.pages import block
 from worker.core.turns import TABLE, Heard, Shown
 
 
 def test_committed_is_drawn_from_the_code() -> None:
-    assert FILE.read_text(encoding="utf-8") == markdown(), "run `python -m tests.core.picture`"
+    assert block(PAGE, BLOCK) == markdown(), "run `python -m tests.core.picture`"
 
 
 def test_every_place_of_the_table_is_visited() -> None:

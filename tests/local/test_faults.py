@@ -1,19 +1,13 @@
 """Faults as text, as a plan, and the rates they hold back to; no sockets."""
 
-import re
-from argparse import ArgumentParser
-from contextlib import redirect_stdout, suppress
-from io import StringIO
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.commands import stt_server
 from worker.errors import SettingsError
-from worker.local import server as server_package
 from worker.local.engines.base import EngineEvent
 from worker.local.server.fault_specs import parse_fault, parse_seconds
 from worker.local.server.faults import (
@@ -313,21 +307,3 @@ def test_pace_is_measured_as_a_mean_and_at_its_peak() -> None:
     meter.hear(0.1, 104.0)
     assert meter.peak == pytest.approx(3.1)
     assert meter.mean == pytest.approx(5.1 / 4)
-
-
-def test_what_the_documents_name_exists() -> None:
-    readme = Path(server_package.__file__).with_name("README.md").read_text()
-    specs = re.findall(r"(?:--fault |[?&]fault=)([a-z][^\s&'`]*)", readme)
-    _, _, table = readme.partition("| fault |")
-    for column in re.findall(r"^\| (`[^|]*`) \|", table.partition("\n\n")[0], re.MULTILINE):
-        specs += re.findall(r"`([^`]+)`", column)
-    assert len(specs) > 20
-    for spec in specs:
-        parse_fault(spec.replace("@WHEN", "@mid-turn"))
-    parser = ArgumentParser()
-    stt_server.add_parser(parser.add_subparsers())
-    with suppress(SystemExit), redirect_stdout(StringIO()) as shown:
-        parser.parse_args(["stt-server", "--help"])
-    assert set(re.findall(r"--[a-z][a-z-]+", readme)) <= set(
-        re.findall(r"--[a-z][a-z-]+", shown.getvalue())
-    )

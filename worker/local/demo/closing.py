@@ -16,7 +16,7 @@ _NEXT: Final = (
     ("turnbus push my.wav --session a", "a producer; two XADDs, from any language"),
     ("turnbus watch", "a consumer: turns as they are published"),
 )
-_NEXT_NOTE: Final = "README.md has them in order, the two XADDs and every event."
+_NEXT_NOTE: Final = "docs/tutorial.md has them in order, docs/protocol.md every field and event."
 
 
 def closing(summary: Summary) -> Group:

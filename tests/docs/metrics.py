@@ -1,0 +1,24 @@
+"""The table of metrics, made from the instruments: `python -m tests.docs.metrics` writes it."""
+
+from typing import Final
+
+from tests.docs.pages import write_block
+from worker.telemetry.metrics import INSTRUMENTS
+
+PAGE: Final = "observability.md"
+BLOCK: Final = "metrics"
+
+
+def table() -> str:
+    """Return the table, a row for each instrument."""
+    lines = ["| metric | kind | unit | by | |", "|---|---|---|---|---|"]
+    for each in INSTRUMENTS:
+        attribute = f"`{each.attribute}` " if each.attribute else ""
+        lines.append(
+            f"| `{each.name}` | {each.kind} | `{each.unit}` | {attribute}| {each.description} |"
+        )
+    return "\n".join(["", *lines, "", ""])
+
+
+if __name__ == "__main__":
+    write_block(PAGE, BLOCK, table())
