@@ -79,7 +79,7 @@ VALUES = st.sampled_from(
         http://[::1]:4318 http://u:p@h:1/x?y#z /nonexistent / /dev/null a=%0d%0a delta
         lowmemory cumulative base2_exponential_bucket_histogram os,process *
         contextvars_context sdk_tracer_provider tracecontext b3 trace_based
-        """.split(),
+        """.split(),  # noqa: SIM905 - a line for each would be long
         *("", " ", "a b", "authorization=Bearer x", 'a="b"', "9" * 400),
         *("ü=1", "a=ü", "\udcff", "a\nb", "\x1b[2J"),
     ]
@@ -244,7 +244,7 @@ class Records(logging.Handler):
 
 def set_up(variables: dict[str, str]) -> bool:
     """Set up the export of both signals, as `turnbus run` does; return whether it was refused."""
-    records = Records()
+    records, provider = Records(), None
     logging.getLogger().addHandler(records)
     try:
         with environment(variables) as env:
@@ -253,13 +253,15 @@ def set_up(variables: dict[str, str]) -> bool:
                 with provider.get_tracer("t").start_as_current_span("s") as span:
                     span.set_attribute("a", "b")
                     span.add_event("e", {"c": "d"})
-                # Nothing listens at the endpoints that are used here: what is left is dropped.
-                provider._active_span_processor._span_processors = ()
             metric_push("w", env)
     except SettingsError:
         return True
     finally:
         logging.getLogger().removeHandler(records)
+        if provider is not None:  # Nothing listens at the endpoints: the span is dropped.
+            for processor in provider._active_span_processor._span_processors:
+                processor.span_exporter.shutdown()  # type: ignore[attr-defined]
+            provider.shutdown()
     assert records.said == []
     return False
 
