@@ -235,6 +235,7 @@ _OF_SIGNAL: dict[Signal, dict[str, Judge]] = {
         "OTEL_BSP_EXPORT_TIMEOUT": _whole(0),
         _QUEUE_SIZE: _whole(1),
         _BATCH_SIZE: _whole(1),
+        "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED": _one_of("true", "false"),
         "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER": _installed(
             "opentelemetry_otlp_credential_provider"
         ),
