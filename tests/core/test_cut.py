@@ -302,6 +302,8 @@ def test_any_call_at_a_steady_lag(
 ) -> None:
     call = Call(turns)
     assert call.wrong(call.cuts(Service(lag, sure))) == []
+    if sure + lag >= min(word + pause for *_, (word, pause) in turns):
+        return  # a resume may arrive after the next turn began, and be taken for its sound's
     assert call.wrong(call.cuts(Service(lag, sure, eager=eager))) == []
     assert call.wrong(call.cuts(Service(lag, sure, eager=eager, unheard=unheard))) == []
 
