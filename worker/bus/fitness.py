@@ -5,6 +5,7 @@ outage that ends by itself, so they carry advice.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -46,14 +47,22 @@ class KeyTaken(exceptions.ResponseError):
         super().__init__(f"another program has the key {key}, a {kind}")
 
 
-async def reraise_taken(error: exceptions.ResponseError, redis: Redis, key: str, kind: str) -> None:
-    """Raise `KeyTaken` if `error` says that a key has another type than `kind`."""
+async def reraise_taken(
+    error: exceptions.ResponseError, redis: Redis, kinds: Mapping[str, str]
+) -> None:
+    """Raise `KeyTaken` if `error` says that a key has another type than it should.
+
+    `kinds` are the types of all keys of the command. Raises `TryAgainError` if the key is free
+    by now.
+    """
     if "WRONGTYPE" not in str(error):
         return
-    reply: Any = await redis.type(key)
-    found = reply.decode("ascii", "replace")
-    if found not in {"none", kind}:
-        raise KeyTaken(key, found) from error
+    for key, kind in kinds.items():
+        reply: Any = await redis.type(key)
+        found = reply.decode("ascii", "replace")
+        if found not in {"none", kind}:
+            raise KeyTaken(key, found) from error
+    raise exceptions.TryAgainError(str(error)) from error
 
 
 def is_unknown_command(error: BaseException) -> bool:

@@ -119,6 +119,6 @@ class Gate:
         try:
             return await script(self._redis, self._keys, args)
         except ResponseError as error:
-            for key, kind in zip(self._keys, ("zset", "hash"), strict=True):
-                await reraise_taken(error, self._redis, key, kind)
+            kinds = dict(zip(self._keys, ("zset", "hash"), strict=True))
+            await reraise_taken(error, self._redis, kinds)
             raise

@@ -100,6 +100,7 @@ class Intake:
     def __init__(self, redis: Redis, keys: Keys, consumer: str, nonce: str) -> None:
         self._redis = redis
         self._keys = keys
+        self._kinds = {keys.sessions: "stream", keys.lost: "zset"}
         self._namesakes = Namesakes(redis, keys)
         self.consumer = consumer
         self.nonce = nonce
@@ -131,7 +132,7 @@ class Intake:
             await self.ensure_group()
             return await call()
         except ResponseError as error:
-            await reraise_taken(error, self._redis, self._keys.sessions, "stream")
+            await reraise_taken(error, self._redis, self._kinds)
             raise
 
     async def read_new(self, at_most: int, block_ms: int) -> list[Owned]:
@@ -223,7 +224,7 @@ class Intake:
         try:
             about: Any = await self._redis.xinfo_stream(self._keys.sessions)
         except ResponseError as error:
-            await reraise_taken(error, self._redis, self._keys.sessions, "stream")
+            await reraise_taken(error, self._redis, self._kinds)
             if "no such key" not in str(error):
                 raise
             return ids.START

@@ -77,7 +77,8 @@ async def missing_rights(redis: Redis, keys: Keys) -> Missing:
     unknown: list[str] = []
     faults: list[str] = []
     waits = False
-    kinds = {keys.sessions: "stream", keys.gate: "zset", keys.gate_holders: "hash"}
+    kinds = {keys.sessions: "stream", keys.lost: "zset"}
+    kinds |= {keys.gate: "zset", keys.gate_holders: "hash"}
     asked = [*_commands(stream), *_own(keys)]
     await _refuse_replica(redis, stream)
     async with redis.pipeline(transaction=False) as pipe:
