@@ -97,6 +97,23 @@ def test_run_refuses_a_limit_that_no_worker_fits() -> None:
     assert line.startswith(f"turnbus: at most {few} files may be open and a worker needs 32 ")
 
 
+@pytest.mark.parametrize("limit", [6, 8, 11, 14])
+@pytest.mark.parametrize("command", ["sessions", "check"])
+def test_a_command_without_descriptors_says_so(command: str, limit: int) -> None:
+    done = subprocess.run(
+        [*_limited(limit, limit), sys.executable, "-m", "worker", command],
+        env={**os.environ, "CARTESIA_API_KEY": KEY},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("turnbus: ")
+    assert "Too many open files" in line
+    assert "ulimit -n" in line
+
+
 class Few:
     """A worker process whose limit of open files is the test's to set."""
 

@@ -2,6 +2,7 @@
 
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import msgspec
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from redis import Redis
+from websockets.sync.server import ServerConnection, serve
 
+from schemas import Keys
 from tests.certificates import Authority, behind_tls
 from tests.collector import collecting
 from tests.proxies import ConnectProxy
@@ -106,6 +109,29 @@ def test_a_service_that_refuses(
     assert check() == ALL_WELL | {"service": "fail"}
     assert check.code == code
     assert what in check.details["service"]
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [(b"\xc1\x00", "protocol error"), (b"\x88\x02\x03\xf1", "1009")],
+    ids=["broken frame", "close 1009"],
+)
+def test_a_service_that_breaks_the_protocol_is_a_finding(
+    check: Check, monkeypatch: pytest.MonkeyPatch, said: bytes, what: str
+) -> None:
+    def answer(ws: ServerConnection) -> None:
+        ws.socket.sendall(said)
+
+    with serve(answer, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.socket.getsockname()[1]
+        monkeypatch.setenv("TURNBUS_STT_URL", f"ws://127.0.0.1:{port}/stt")
+        assert check() == ALL_WELL | {"service": "fail"}
+        server.shutdown()
+    assert check.code == 1
+    assert what in check.details["service"]
+    assert "see that stt_url can be reached" in check.details["service"]
 
 
 def test_a_busy_service_is_a_warning(check: Check, stt: TurnsServer) -> None:
@@ -323,6 +349,18 @@ def test_a_full_redis_is_told_in_a_word(
     assert re.fullmatch(
         r"XADD: OutOfMemoryError: [^;]*; raise its maxmemory, or make room", check.details["rights"]
     )
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_sessions_key_of_another_program_is_a_finding(
+    check: Check, keys: Keys, bus: Redis
+) -> None:
+    bus.set(keys.sessions, "x")
+    assert check() == ALL_WELL | {"rights": "fail"}
+    bus.delete(keys.sessions)
+    assert check.code == 1
+    assert f"another program has the key {keys.sessions}, a string" in check.details["rights"]
+    assert "set TURNBUS_PREFIX" in check.details["rights"]
 
 
 @pytest.mark.usefixtures("stt")

@@ -145,6 +145,12 @@ def test_two_sessions_do_not_wait_alike() -> None:
         (400, "Message too large", True),
         (400, "the audio chunk is too big: 6400 bytes", True),
         (422, "Payload Too Large", True),
+        (400, "Audio message of 3200 bytes exceeds the maximum of 2000 bytes", True),
+        (400, "Maximum payload size exceeded", True),
+        (400, "received too big message", True),
+        (400, "over size limit (3200 > 1024 bytes)", True),
+        (400, "message rate exceeded", False),
+        (400, "maximum session length exceeded", False),
         (400, "Invalid message", False),
         (400, "too many messages", False),
         (500, "Message too large", False),
@@ -156,4 +162,7 @@ def test_an_error_about_the_size_of_a_message(status: int, message: str, *, too_
 
 def test_a_close_whose_reason_is_the_size_is_no_end() -> None:
     assert type(closed(1008, "Frame too large (max 4096)")) is SttTooBig
+    assert type(closed(1008, "Max message size 2000 exceeded")) is SttTooBig
+    assert type(closed(1003, "Message too long")) is SttTooBig
+    assert type(closed(1002, "frame length exceeds 4096 bytes")) is SttTooBig
     assert type(closed(1008, "Invalid turn thresholds")) is SttPermanent

@@ -5,6 +5,7 @@ outage that ends by itself, so they carry advice.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -39,6 +40,31 @@ _NO_REDIS = (
 _OF_CLUSTER = "it is a node of a cluster: begin the URL with redis+cluster://"
 
 
+class KeyTaken(exceptions.ResponseError):
+    """Another program has a key that all sessions need."""
+
+    def __init__(self, key: str, kind: str) -> None:
+        super().__init__(f"another program has the key {key}, a {kind}")
+
+
+async def reraise_taken(
+    error: exceptions.ResponseError, redis: Redis, kinds: Mapping[str, str]
+) -> None:
+    """Raise `KeyTaken` if `error` says that a key has another type than it should.
+
+    `kinds` are the types of all keys of the command. Raises `TryAgainError` if the key is free
+    by now.
+    """
+    if "WRONGTYPE" not in str(error):
+        return
+    for key, kind in kinds.items():
+        reply: Any = await redis.type(key)
+        found = reply.decode("ascii", "replace")
+        if found not in {"none", kind}:
+            raise KeyTaken(key, found) from error
+    raise exceptions.TryAgainError(str(error)) from error
+
+
 def is_unknown_command(error: BaseException) -> bool:
     """Say whether the server has not this command, or not by this name."""
     return re.match(r"unknown command\b", str(error), re.IGNORECASE) is not None
@@ -46,7 +72,7 @@ def is_unknown_command(error: BaseException) -> bool:
 
 def lacks(error: BaseException) -> bool:
     """Say whether a server is not what a worker needs, until an operator changes that."""
-    if isinstance(error, exceptions.InvalidResponse):
+    if isinstance(error, exceptions.InvalidResponse | KeyTaken):
         return True
     return type(error) is exceptions.ResponseError and _advice(str(error)) is not None
 
@@ -55,6 +81,8 @@ def advice(error: BaseException) -> str | None:
     """Say what to do about an error; None where nothing follows from it."""
     if isinstance(error, exceptions.InvalidResponse):
         return _NO_REDIS
+    if isinstance(error, KeyTaken):
+        return "remove it, or set TURNBUS_PREFIX"
     if isinstance(error, exceptions.AskError | exceptions.ClusterCrossSlotError):  # or MOVED
         return _OF_CLUSTER
     if isinstance(error, exceptions.ReadOnlyError):

@@ -9,14 +9,17 @@ up after `LAPSE_S`.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import anyio
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from schemas.keys import Keys
 from worker.bus import scripts
 from worker.bus.connection import BusHealth, patiently
+from worker.bus.fitness import reraise_taken
 from worker.bus.intake import Fence
 
 ASK_AGAIN_S = 0.2
@@ -98,7 +101,7 @@ class Gate:
     async def _leave(self, seat: Seat) -> None:
         await self._spoken.wait()  # for this place too, maybe: it would be wanted again
         args: list[scripts.Arg] = [seat.member, seat.entry, seat.count]
-        await scripts.GATE_LEAVE(self._redis, self._keys, args)
+        await self._run(scripts.GATE_LEAVE, args)
 
     def forget(self, entry: str) -> None:
         """Speak no more for a session that is not run here any more; its place may be wanted."""
@@ -108,5 +111,14 @@ class Gate:
         args: list[scripts.Arg] = [self._permits, int(lapse_s * 1000)]
         for seat in seats:
             args += seat.member, seat.entry, seat.count
-        may: list[int] = await scripts.GATE(self._redis, self._keys, args)
+        may: list[int] = await self._run(scripts.GATE, args)
         return may
+
+    async def _run(self, script: scripts.Script, args: Sequence[scripts.Arg]) -> Any:  # noqa: ANN401 - each script's own reply
+        """Run a script. Raises `KeyTaken` if another program has a key of the gate."""
+        try:
+            return await script(self._redis, self._keys, args)
+        except ResponseError as error:
+            kinds = dict(zip(self._keys, ("zset", "hash"), strict=True))
+            await reraise_taken(error, self._redis, kinds)
+            raise

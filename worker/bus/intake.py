@@ -19,6 +19,7 @@ from schemas.turns import (
     event_type,
 )
 from worker.bus import scripts
+from worker.bus.fitness import reraise_taken
 from worker.bus.namesakes import Namesakes
 from worker.core import ids
 from worker.telemetry.logs import SessionName
@@ -99,6 +100,7 @@ class Intake:
     def __init__(self, redis: Redis, keys: Keys, consumer: str, nonce: str) -> None:
         self._redis = redis
         self._keys = keys
+        self._kinds = {keys.sessions: "stream", keys.lost: "zset"}
         self._namesakes = Namesakes(redis, keys)
         self.consumer = consumer
         self.nonce = nonce
@@ -117,14 +119,21 @@ class Intake:
         return await self._grouped(lambda: script(self._redis, keys, args))
 
     async def _grouped(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run `call`; on a new group, where somebody destroyed ours."""
+        """Run `call`; on a new group, where somebody destroyed ours.
+
+        Raises `KeyTaken` if another program has the sessions stream's key.
+        """
         try:
+            try:
+                return await call()
+            except ResponseError as error:
+                if "NOGROUP" not in str(error) and "no such key" not in str(error):
+                    raise
+            await self.ensure_group()
             return await call()
         except ResponseError as error:
-            if "NOGROUP" not in str(error) and "no such key" not in str(error):
-                raise
-        await self.ensure_group()
-        return await call()
+            await reraise_taken(error, self._redis, self._kinds)
+            raise
 
     async def read_new(self, at_most: int, block_ms: int) -> list[Owned]:
         """Take up to `at_most` entries nobody has had yet, waiting up to `block_ms` for one."""
@@ -215,6 +224,7 @@ class Intake:
         try:
             about: Any = await self._redis.xinfo_stream(self._keys.sessions)
         except ResponseError as error:
+            await reraise_taken(error, self._redis, self._kinds)
             if "no such key" not in str(error):
                 raise
             return ids.START
@@ -278,7 +288,9 @@ class Intake:
 
     async def settle(self, entry: str) -> None:
         """Remove an entry whose session is over, or never was. Safe to repeat."""
-        await scripts.SETTLE(self._redis, [self._keys.sessions], [GROUP, entry])
+        await self._grouped(
+            lambda: scripts.SETTLE(self._redis, [self._keys.sessions], [GROUP, entry])
+        )
 
     async def bury(self, dead: DeadEntry) -> str:
         """Append a refused entry to the dead stream; return its id there."""

@@ -77,6 +77,8 @@ async def missing_rights(redis: Redis, keys: Keys) -> Missing:
     unknown: list[str] = []
     faults: list[str] = []
     waits = False
+    kinds = {keys.sessions: "stream", keys.lost: "zset"}
+    kinds |= {keys.gate: "zset", keys.gate_holders: "hash"}
     asked = [*_commands(stream), *_own(keys)]
     await _refuse_replica(redis, stream)
     async with redis.pipeline(transaction=False) as pipe:
@@ -96,6 +98,11 @@ async def missing_rights(redis: Redis, keys: Keys) -> Missing:
             faults.append(f"{command[0]}: {describe(reply)}")
         elif isinstance(reply, RedisError):
             raise reply
+        elif key in kinds and (kind := reply.decode("ascii", "replace")) not in {
+            "none",
+            kinds[key],
+        }:
+            faults.append(describe(fitness.KeyTaken(key, kind)))
     return Missing(
         commands=tuple(dict.fromkeys(commands)),
         keys=tuple(dict.fromkeys(denied)),

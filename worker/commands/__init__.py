@@ -4,6 +4,7 @@ A command module has `add_parser(subparsers)`, which ends in `add_command`.
 """
 
 import argparse
+import errno
 import importlib.util
 import logging
 import os
@@ -16,12 +17,15 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import anyio
 from anyio.abc import TaskStatus
 
-from worker.errors import TurnbusError, leaves
+from worker.errors import TooFewFiles, TurnbusError, leaves
 from worker.printable import printable, without_keys
 from worker.settings import KEY_ADVICE, Settings, load
 from worker.values import from_text
 
 log = logging.getLogger(__name__)
+
+EVENT_LOOP_DESCRIPTORS = 12
+"""Descriptors that a command must be able to open before it starts an event loop."""
 
 T = TypeVar("T")
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -118,8 +122,9 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
     reported in a line: then it is the first. SIGINT cancels `main` and raises
     KeyboardInterrupt once it has cleaned up; a second one does not wait for that. A command that
     receives SIGINT itself from some point on is left alone from there; where SIGINT is ignored, as
-    in the background of a script, it stays so.
+    in the background of a script, it stays so. Raises `TooFewFiles` if no event loop can run.
     """
+    _check_descriptors()
     uvloop = importlib.util.find_spec("uvloop") is not None
     try:
         return anyio.run(_interruptible, main, backend_options={"use_uvloop": uvloop})
@@ -131,6 +136,22 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
             raise
         log.debug("the command failed", exc_info=group)
         raise errors[0] from group
+
+
+def _check_descriptors() -> None:
+    """Raise `TooFewFiles` without the descriptors of an event loop: uvloop would abort."""
+    opened: list[int] = []
+    try:
+        while len(opened) < EVENT_LOOP_DESCRIPTORS:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        if error.errno not in {errno.EMFILE, errno.ENFILE}:
+            raise
+        advice = "raise the limit of open files (ulimit -n)"
+        raise TooFewFiles(f"this command cannot run: {error.strerror}; {advice}") from error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 class _InterruptError(Exception):

@@ -28,6 +28,7 @@ from worker.errors import (
     SttCredentials,
     SttError,
     SttPermanent,
+    SttShortage,
     SttTransient,
 )
 from worker.plurals import counted
@@ -44,7 +45,8 @@ Check: TypeAlias = Literal[
 
 _COLLECTOR_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 1.0
-_STT_ADVICE: dict[type[SttError], str] = {
+_STT_ADVICE: dict[type[SttError], str] = {  # subclasses first
+    SttShortage: "raise the limit that it names, on this machine",
     SttBusy: "the key is good, but every socket of the plan is in use",
     SttCredentials: "mend the key or the account's credit; until then sessions wait",
     SttPermanent: "mend stt_url, stt_model, stt_version or the stt_turn_* settings",
@@ -261,10 +263,14 @@ async def _check_service(settings: Settings, report: Report) -> None:
     except SttError as error:
         result: Literal["warn", "fail"] = "warn" if isinstance(error, SttBusy) else "fail"
         asked = f" (request {error.request_id})" if error.request_id else ""
-        advice = error.advice or _STT_ADVICE[type(error)]
+        advice = error.advice or _advice(error)
         if proxy and proxy.address in str(error):
             through = ""
         report(Finding("service", result, f"{error}{asked}{through}; {advice}"))
     else:
         detail = f"{settings.stt_url} takes the key and {settings.stt_model} (request {request})"
         report(Finding("service", "ok", f"{detail}{through}"))
+
+
+def _advice(error: SttError) -> str:
+    return next(advice for kind, advice in _STT_ADVICE.items() if isinstance(error, kind))

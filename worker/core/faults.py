@@ -18,10 +18,15 @@ _CREDENTIALS = frozenset({401, 402, 403})
 _CREDENTIAL_CODES = frozenset({"quota_exceeded", "plan_upgrade_required"})
 _PERMANENT_CLOSES = frozenset({1002, 1003, 1007, 1008})
 _TOO_BIG_CLOSE = 1009
+_SENT = r"\b(?:messages?|frames?|payload|chunks?|packets?|body|entity|content)\b"
+_EXCEEDS = r"\bexceed(?:s|ed|ing)?\b"
+_SIZE = r"(?=.*\b(?:size|length|bytes?|[km]i?b)\b)"
 _TOO_BIG = re.compile(
-    r"\b(message|frame|payload|chunk|packet|body|entity|content)\b.{0,20}\btoo (big|large)\b",
-    re.IGNORECASE,
+    rf"{_SENT}.{{0,20}}\btoo (?:big|large|long)\b|\btoo (?:big|large|long) (?:an? )?{_SENT}"
+    rf"|^{_SIZE}.*?(?:{_SENT}.{{0,40}}{_EXCEEDS}|{_EXCEEDS}.{{0,40}}{_SENT}|\bover size limit\b)",
+    re.IGNORECASE | re.DOTALL,
 )
+"""A refusal for the size of a message, as servers and gateways word it."""
 
 
 def refusal(status: int, message: str, *, code: str = "", request_id: str = "") -> SttError:

@@ -1,15 +1,18 @@
 """The WebSocket protocol of the `websockets` library, more lenient towards a provider.
 
 The library fails the connection on a message above its limit, and on a close frame whose reason is
-not UTF-8. A session would meet both again at every replay. Here a large message is discarded as it
-arrives, and the reason is read with replacement characters.
+not UTF-8 or whose code is not allowed. A session would meet them again at every replay. Here a
+large message is discarded as it arrives, the reason is read with replacement characters, and such a
+code is read as 1011.
 """
 
+import struct
 from collections.abc import Generator
 from typing import Final
 
 from websockets.client import ClientProtocol
-from websockets.frames import Frame, Opcode
+from websockets.exceptions import ProtocolError
+from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.streams import StreamReader
 
 MAX_MESSAGE_BYTES = 1024 * 1024
@@ -32,9 +35,8 @@ class LenientProtocol(ClientProtocol):
 
     def recv_frame(self, frame: Frame) -> None:
         """Process an incoming frame."""
-        if frame.opcode is Opcode.CLOSE and len(frame.data) > 2:
-            code, reason = bytes(frame.data[:2]), bytes(frame.data[2:])
-            frame.data = code + _valid(reason)
+        if frame.opcode is Opcode.CLOSE and frame.data:
+            frame.data = _readable(bytes(frame.data))
         super().recv_frame(frame)
 
 
@@ -54,6 +56,23 @@ class _DiscardingReader(StreamReader):
             if self.eof:
                 raise EOFError(f"stream ends {left} bytes before the end of a large frame")
             yield
+
+
+def _readable(close: bytes) -> bytes:
+    """Return the payload of a close frame as one that the library accepts."""
+    if len(close) < 2:
+        return _with_code(CloseCode.INTERNAL_ERROR, b"close frame of 1 byte")
+    (code,), reason = struct.unpack("!H", close[:2]), close[2:]
+    try:
+        Close(code, "").check()
+    except ProtocolError:
+        said = b": " + reason if reason else b""
+        return _with_code(CloseCode.INTERNAL_ERROR, b"invalid close code %d%s" % (code, said))
+    return _with_code(code, reason)
+
+
+def _with_code(code: int, reason: bytes) -> bytes:
+    return struct.pack("!H", code) + _valid(reason)
 
 
 def _valid(reason: bytes) -> bytes:
