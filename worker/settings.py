@@ -178,7 +178,7 @@ def api_key(settings: Settings, env: Mapping[str, str]) -> str:
     if settings.stt_api_key_file:
         source = f"{ENV_PREFIX}STT_API_KEY_FILE"
         try:
-            key = Path(settings.stt_api_key_file).read_text("ascii")
+            key = Path(settings.stt_api_key_file).read_text("utf-8-sig")
         except OSError as error:
             raise SettingsError([f"{source}: the file cannot be read: {error.strerror}"]) from None
         except UnicodeDecodeError:
@@ -191,6 +191,10 @@ def api_key(settings: Settings, env: Mapping[str, str]) -> str:
         raise SettingsError([f"{source}: no API key for the STT service; {KEY_ADVICE}"])
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise SettingsError([f"{source}: an API key is one word of printable ASCII"])
+    if key[0] in "'\"" or key[-1] in "'\"":
+        raise SettingsError([f"{source}: must be without quotation marks"])
+    if key.startswith(f"{API_KEY_VARIABLE}="):
+        raise SettingsError([f"{source}: must be the API key alone, without a name before it"])
     return key
 
 
@@ -221,9 +225,12 @@ def _from_file(file: Path, faults: list[str]) -> dict[str, _Given]:
 def _from_env(env: Mapping[str, str], faults: list[str]) -> dict[str, _Given]:
     given = {}
     for variable in sorted(env):
+        name = variable[len(ENV_PREFIX) :].lower()
+        if variable != _variable(name) and variable.upper() == _variable(name) and name in _TYPES:
+            faults.append(f"{variable}: has no effect; names are in capitals: {_variable(name)}")
+            continue
         if not variable.startswith(ENV_PREFIX) or _SERVICE_LINK.search(variable):
             continue
-        name = variable.removeprefix(ENV_PREFIX).lower()
         if variable == _variable(name) and name in _TYPES:
             given[name] = _Given(variable, env[variable], from_text)
         else:
@@ -253,6 +260,9 @@ def _checked(name: str, value: object, read: Callable[[Any, object], object]) ->
     except ValueError:
         shown = "" if name.endswith("_url") else f", not {reprlib.repr(value)}"
         raise ValueError(f"must be {allowed(_TYPES[name])}{shown}") from None
+    if name.endswith("_url"):  # schemes are the same in capitals
+        scheme, separator, rest = str(converted).partition("://")
+        converted = scheme.lower() + separator + rest if separator else converted
     if check := _CHECKS.get(name):
         check(converted)
     return converted
