@@ -124,6 +124,15 @@ def test_schemes_may_be_in_capitals(name: str, value: str, read: str) -> None:
     assert getattr(load({f"TURNBUS_{name}": value}), name.lower()) == read
 
 
+def test_a_version_may_be_a_date_of_toml(tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text("stt_version = 2026-04-02")
+    assert load({}, file).stt_version == "2026-04-02"
+    file.write_text("stt_version = 2026-04-02T00:00:00Z")
+    with pytest.raises(SettingsError, match="must be a date, YYYY-MM-DD, not datetime"):
+        load({}, file)
+
+
 @pytest.mark.parametrize("variable", ["turnbus_prefix", "Turnbus_Prefix", "TURNBUS_prefix"])
 def test_a_variable_in_small_letters_is_reported(variable: str) -> None:
     said = "has no effect; names are in capitals: TURNBUS_PREFIX"

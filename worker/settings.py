@@ -11,6 +11,7 @@ import reprlib
 import socket
 import tomllib
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -251,6 +252,8 @@ def _unknown(name: str, spell: Callable[[str], str]) -> str:
 
 def _checked(name: str, value: object, read: Callable[[Any, object], object]) -> object:
     """Return the value as its setting's type; raise ValueError with what it must be instead."""
+    if name == "stt_version" and type(value) is date:  # TOML has dates, without quotation marks
+        value = value.isoformat()
     if isinstance(value, str) and "sk_car_" in value:  # how the service's keys begin
         raise ValueError(f"holds an API key; {KEY_ADVICE}")
     if isinstance(value, str) and re.search("[\x00-\x1f\x7f\ud800-\udfff]", value.strip()):
