@@ -75,7 +75,8 @@ VALUES = st.sampled_from(
         0 1 -1 256 512 4096 2147483648 1e3 1.5 nan inf unset none true on None x x=y
         x=y, = , a=b=c otlp console prometheus otlp,console OTLP grpc http/json gzip
         traceidratio parentbased_traceidratio always_off jaeger_remote xray
-        http://127.0.0.1:1 http:// http://h:99999 h:4317 http://a..b https://[::1
+        http://127.0.0.1:1 HTTP://127.0.0.1:1 http://\u2603:1 http:// http://h:99999
+        h:4317 http://a..b https://[::1
         http://[::1]:4318 http://u:p@h:1/x?y#z /nonexistent / /dev/null a=%0d%0a delta
         lowmemory cumulative base2_exponential_bucket_histogram os,process *
         contextvars_context sdk_tracer_provider tracecontext b3 trace_based
@@ -169,6 +170,14 @@ def faults(variables: dict[str, str]) -> list[str]:
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:99999"},
             "OTEL_EXPORTER_OTLP_ENDPOINT: must be http://HOST:PORT or https://HOST:PORT; the port",
         ),
+        ({"OTEL_SPAN_EVENT_COUNT_LIMIT": "unset"}, "OTEL_SPAN_EVENT_COUNT_LIMIT: must be a whole"),
+        *[
+            (
+                {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{host}:4318"},
+                "OTEL_EXPORTER_OTLP_ENDPOINT: is not a URL: its host is not a name",
+            )
+            for host in ("\u2603.net", "*")
+        ],
         ({"OTEL_EXPORTER_OTLP_HEADERS": "hunter2"}, "OTEL_EXPORTER_OTLP_HEADERS: must be NAME="),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "a=%0ahunter2"}, "OTEL_EXPORTER_OTLP_HEADERS: must be NAM"),
         (
@@ -210,12 +219,12 @@ def test_values_that_work_are_not_refused(tmp_path: Path) -> None:
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "256",
         "OTEL_BSP_SCHEDULE_DELAY": "",
         "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "",
-        "OTEL_SPAN_EVENT_COUNT_LIMIT": "unset",
+        "OTEL_SPAN_EVENT_COUNT_LIMIT": "0",
         "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
         "OTEL_TRACES_SAMPLER_ARG": "0.25",
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=a%20b,x=",
         "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "process,os",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": " http://127.0.0.1:1 ",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": " HTTP://127.0.0.1:1 ",
         "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20x,other=a b",
         "OTEL_EXPORTER_OTLP_TIMEOUT": "2.5",
         "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
@@ -226,7 +235,7 @@ def test_values_that_work_are_not_refused(tmp_path: Path) -> None:
         "OTEL_PROPAGATORS": "nonsense",
     }
     assert faults(variables) == []
-    set_up(variables)
+    assert not set_up(variables)
 
 
 def test_variables_have_no_effect_where_nothing_is_exported() -> None:

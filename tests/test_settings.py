@@ -112,6 +112,34 @@ def test_values_as_people_write_them(name: str, value: str, read: object, tmp_pa
     assert getattr(load({}, file), name.lower()) == read
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("REDIS_URL", "REDIS://:Pw@Host:6379/0", "redis://:Pw@Host:6379/0"),
+        ("REDIS_URL", "Redis+Cluster://h", "redis+cluster://h"),
+        ("STT_URL", "WSS://host/Path", "wss://host/Path"),
+    ],
+)
+def test_schemes_may_be_in_capitals(name: str, value: str, read: str) -> None:
+    assert getattr(load({f"TURNBUS_{name}": value}), name.lower()) == read
+
+
+def test_a_version_may_be_a_date_of_toml(tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text("stt_version = 2026-04-02")
+    assert load({}, file).stt_version == "2026-04-02"
+    file.write_text("stt_version = 2026-04-02T00:00:00Z")
+    with pytest.raises(SettingsError, match="must be a date, YYYY-MM-DD, not datetime"):
+        load({}, file)
+
+
+@pytest.mark.parametrize("variable", ["turnbus_prefix", "Turnbus_Prefix", "TURNBUS_prefix"])
+def test_a_variable_in_small_letters_is_reported(variable: str) -> None:
+    said = "has no effect; names are in capitals: TURNBUS_PREFIX"
+    assert fault({variable: "a"}) == f"{variable}: {said}"
+    assert load({"turnbus_home": "/", "turn": "x"}) == Settings()
+
+
 def test_all_faults_at_once(tmp_path: Path) -> None:
     file = tmp_path / "t.toml"
     file.write_text('max_session = 1\nlease_ms = "5000"\nstt_model = "ink-2"\n')
@@ -201,7 +229,7 @@ def test_redis_urls(url: str, tmp_path: Path) -> None:
         ("redis://[h]:6379", "what is in brackets must be an IPv6 address"),
         ("redis://:hunter2@h 1", "has white space in it; percent-encode it (%20)"),
         ('"redis://:hunter2@h"', "must be without quotation marks"),
-        ("REDIS://h", "must begin with redis://"),
+        ("HTTP://h", "must begin with redis://"),
         ("redis://a,b", "must be redis://[USER:PASSWORD@]HOST[:PORT][/DB]; several servers are"),
         ("redis://:hunter2@a..b", "a part of the host's name is empty"),
         (f"redis://{'a' * 64}", "a part of the host's name is empty, or longer than 63"),
@@ -328,6 +356,8 @@ def test_key_from_file_wins_over_environment(tmp_path: Path) -> None:
     env = {"CARTESIA_API_KEY": "from-env"}
     assert api_key(Settings(), env) == "from-env"
     assert api_key(Settings(stt_api_key_file=str(file)), env) == "from-file"
+    file.write_text("\ufefffrom-file\r\n", "utf-8")
+    assert api_key(Settings(stt_api_key_file=str(file)), env) == "from-file"
 
 
 @pytest.mark.parametrize(
@@ -338,6 +368,9 @@ def test_key_from_file_wins_over_environment(tmp_path: Path) -> None:
         (b"hunter2 hunter2", "an API key is one word of printable ASCII"),
         (b"hunter2\nhunter2\n", "an API key is one word of printable ASCII"),
         (b"hunter2\xff", "the file does not hold an API key"),
+        (b"\xff\xfeh\0u\0n\0t\0e\0r\x002\0", "the file does not hold an API key"),
+        (b'"hunter2"\n', "must be without quotation marks"),
+        (b"CARTESIA_API_KEY=hunter2\n", "must be the API key alone"),
     ],
 )
 def test_key_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, what: str) -> None:

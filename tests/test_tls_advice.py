@@ -32,6 +32,7 @@ Extension: TypeAlias = tuple[x509.ExtensionType, bool]
 
 TRUST = "name your own authority's file"
 AUTHORITY = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt"
+OWN = x509.ObjectIdentifier("1.3.6.1.4.1.55555.1")
 KEY_USAGE = '-addext "keyUsage=critical,keyCertSign,cRLSign"'
 SERVER = "authorityKeyIdentifier=keyid"
 
@@ -190,6 +191,11 @@ CASES: dict[str, tuple[Callable[[], Case], str, list[str]]] = {
         "CA cert does not include key usage extension",
         [AUTHORITY, KEY_USAGE],
     ),
+    "an extension that is not known": (
+        lambda: _of(authority(), (x509.UnrecognizedExtension(OWN, b"\x05\x00"), True)),
+        "unhandled critical extension",
+        ["issue it without critical extensions of your own"],
+    ),
     "constraints not critical": (
         lambda: _of(Maker("own", [(CA[0], False), SIGNS])),
         "Basic Constraints of CA cert not marked critical",
@@ -253,6 +259,13 @@ def test_a_refusal_says_what_to_do(name: str, tmp_path: Path) -> None:
     assert "\n" not in said
     for part in advice:
         assert part in said
+
+
+def test_a_rare_refusal_is_not_for_a_lack_of_trust() -> None:
+    error = ssl.SSLCertVerificationError(1, "x")
+    error.verify_code, error.verify_message = 53, "unsupported or invalid name syntax"
+    said = tls.in_words(error, TRUST)
+    assert said.endswith("name syntax; let its authority issue one without this fault")
 
 
 def test_openssl_makes_what_is_advised(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def check_http_url(url: str) -> tuple[str, int]:
     shape = "must be http://HOST:PORT or https://HOST:PORT"
     _check_text(url)
     scheme, separator, rest = url.partition("://")
-    usual_port = {"http": 80, "https": 443}.get(scheme)
+    usual_port = {"http": 80, "https": 443}.get(scheme.lower())
     if not separator or usual_port is None:
         raise ValueError(shape)
     _check_place(re.split("[/?#]", rest, maxsplit=1)[0], shape)

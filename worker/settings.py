@@ -11,6 +11,7 @@ import reprlib
 import socket
 import tomllib
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -178,7 +179,7 @@ def api_key(settings: Settings, env: Mapping[str, str]) -> str:
     if settings.stt_api_key_file:
         source = f"{ENV_PREFIX}STT_API_KEY_FILE"
         try:
-            key = Path(settings.stt_api_key_file).read_text("ascii")
+            key = Path(settings.stt_api_key_file).read_text("utf-8-sig")
         except OSError as error:
             raise SettingsError([f"{source}: the file cannot be read: {error.strerror}"]) from None
         except UnicodeDecodeError:
@@ -191,6 +192,10 @@ def api_key(settings: Settings, env: Mapping[str, str]) -> str:
         raise SettingsError([f"{source}: no API key for the STT service; {KEY_ADVICE}"])
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise SettingsError([f"{source}: an API key is one word of printable ASCII"])
+    if key[0] in "'\"" or key[-1] in "'\"":
+        raise SettingsError([f"{source}: must be without quotation marks"])
+    if key.startswith(f"{API_KEY_VARIABLE}="):
+        raise SettingsError([f"{source}: must be the API key alone, without a name before it"])
     return key
 
 
@@ -221,9 +226,12 @@ def _from_file(file: Path, faults: list[str]) -> dict[str, _Given]:
 def _from_env(env: Mapping[str, str], faults: list[str]) -> dict[str, _Given]:
     given = {}
     for variable in sorted(env):
+        name = variable[len(ENV_PREFIX) :].lower()
+        if variable != _variable(name) and variable.upper() == _variable(name) and name in _TYPES:
+            faults.append(f"{variable}: has no effect; names are in capitals: {_variable(name)}")
+            continue
         if not variable.startswith(ENV_PREFIX) or _SERVICE_LINK.search(variable):
             continue
-        name = variable.removeprefix(ENV_PREFIX).lower()
         if variable == _variable(name) and name in _TYPES:
             given[name] = _Given(variable, env[variable], from_text)
         else:
@@ -244,6 +252,8 @@ def _unknown(name: str, spell: Callable[[str], str]) -> str:
 
 def _checked(name: str, value: object, read: Callable[[Any, object], object]) -> object:
     """Return the value as its setting's type; raise ValueError with what it must be instead."""
+    if name == "stt_version" and type(value) is date:  # TOML has dates, without quotation marks
+        value = value.isoformat()
     if isinstance(value, str) and "sk_car_" in value:  # how the service's keys begin
         raise ValueError(f"holds an API key; {KEY_ADVICE}")
     if isinstance(value, str) and re.search("[\x00-\x1f\x7f\ud800-\udfff]", value.strip()):
@@ -253,6 +263,9 @@ def _checked(name: str, value: object, read: Callable[[Any, object], object]) ->
     except ValueError:
         shown = "" if name.endswith("_url") else f", not {reprlib.repr(value)}"
         raise ValueError(f"must be {allowed(_TYPES[name])}{shown}") from None
+    if name.endswith("_url"):  # schemes are the same in capitals
+        scheme, separator, rest = str(converted).partition("://")
+        converted = scheme.lower() + separator + rest if separator else converted
     if check := _CHECKS.get(name):
         check(converted)
     return converted

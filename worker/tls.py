@@ -48,6 +48,7 @@ _ADVICE: Final = {
     30: _SIGNED,  # AKID_SKID_MISMATCH
     31: _SIGNED,  # AKID_ISSUER_SERIAL_MISMATCH
     32: _AUTHORITY,  # KEYUSAGE_NO_CERTSIGN
+    34: "issue it without critical extensions of your own",  # UNHANDLED_CRITICAL_EXTENSION
     47: "its authority may not sign for this name: issue it with another",  # PERMITTED_VIOLATION
     48: "its authority may not sign for this name: issue it with another",  # EXCLUDED_VIOLATION
     62: _NAME,  # HOSTNAME_MISMATCH
@@ -129,7 +130,7 @@ def in_words(error: ssl.SSLError, trust: str) -> str:
         advice = _HANDSHAKE.get(error.reason or "")
         return f"{error}; {advice}" if advice else str(error)
     fault = error.verify_message.rstrip(".")
-    advice = _ADVICE.get(error.verify_code, f"see what is wrong with it; or {trust}")
+    advice = _ADVICE.get(error.verify_code, "let its authority issue one without this fault")
     if error.verify_code in _UNTRUSTED:
         advice = trust
     if error.verify_code in _NO_CHAIN:

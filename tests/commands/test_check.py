@@ -307,6 +307,24 @@ def test_a_collector_for_both(check: Check, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("stt")
+def test_a_collector_whose_certificate_is_rejected(
+    check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    with collecting(authority.issue("localhost")) as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        assert check() == ALL_WELL | {"traces": "warn"}
+        said = check.details["traces"]
+        assert "would be lost: certificate refused: " in said
+        assert "OTEL_EXPORTER_OTLP_CERTIFICATE=FILE" in said
+        assert check.code == 0
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(authority.file))
+        assert check() == ALL_WELL
+
+
+@pytest.mark.usefixtures("stt")
 def test_telemetry_that_is_disabled_has_no_faults(
     check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from redis import Redis
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 
 from tests.certificates import Authority, add_tls
 from tests.waiting import PATIENCE_S
@@ -42,6 +44,7 @@ def admin(server: EmbeddedRedis) -> Iterator[Any]:
     with Redis.from_url(server.url) as admin:
         yield admin
         admin.config_set("maxmemory", 0)
+        admin.config_set("min-replicas-to-write", 0)
         admin.replicaof("NO", "ONE")
         admin.acl_deluser("u")
         admin.flushall()
@@ -68,6 +71,26 @@ def test_push_to_a_full_redis(server: EmbeddedRedis, admin: Any) -> None:
     line = refused(PUSH, server.url)
     assert "OutOfMemoryError" in line
     assert line.endswith("; raise its maxmemory, or make room")
+
+
+def test_push_to_a_master_without_its_replicas(server: EmbeddedRedis, admin: Any) -> None:
+    admin.config_set("min-replicas-to-write", 1)
+    line = refused(PUSH, server.url)
+    assert line.endswith("; connect its replicas again, or lower min-replicas-to-write")
+
+
+def test_push_to_a_server_that_runs_a_script(server: EmbeddedRedis, admin: Any) -> None:
+    admin.config_set("busy-reply-threshold", 1)
+    with ThreadPoolExecutor() as pool:
+        script = pool.submit(admin.eval, "while true do end", 0)
+        try:
+            line = refused(PUSH, server.url)
+        finally:
+            with Redis.from_url(server.url) as other:
+                other.script_kill()
+        with pytest.raises(ResponseError):
+            script.result(PATIENCE_S)
+    assert line.endswith("; wait for the script, or end it there: SCRIPT KILL")
 
 
 def test_push_and_end_to_a_replica(server: EmbeddedRedis, admin: Any) -> None:

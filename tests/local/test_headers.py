@@ -78,6 +78,16 @@ def test_a_header_cut_anywhere_is_kept(kind: str, length: int) -> None:
     assert mended(FILES[kind][:length]) == FILES[kind][:length]
 
 
+@pytest.mark.parametrize("name", [b"LIST", b"bext"])
+@pytest.mark.parametrize("length", [1 << 20, 1_900_000_000, UNKNOWN])
+def test_tags_that_take_much_memory_are_left_out(name: bytes, length: int) -> None:
+    tag = length.to_bytes(4, "little") + b"INFO"
+    small = name + (4).to_bytes(4, "little") + b"INFO"
+    head = FILES["wav"][:12] + small + name + tag
+    left = name if length == 1 << 20 else b"junk"
+    assert mended(head) == FILES["wav"][:12] + small + left + tag
+
+
 @pytest.mark.parametrize("length", [0, UNKNOWN])
 def test_lengths_of_a_recorder_that_died_are_mended(length: int) -> None:
     data = pcm(tone(16_000), ">i2")

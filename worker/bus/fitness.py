@@ -34,6 +34,12 @@ _LACKS = (  # what an error says, and what to do about it
     (r"SELECT is not allowed in cluster mode", "a cluster has database 0 only: redis+cluster://"),
     (r"protected mode", "set a password there, and name it in the URL; or turn protected-mode off"),
 )
+_OUTAGES = {  # by their first word; they end by themselves, or once an operator acts
+    "BUSY": "wait for the script, or end it there: SCRIPT KILL",
+    "MASTERDOWN": "it is a replica whose master is away: name the master, or sentinels",
+    "MISCONF": "let it write to its disk again: the log of that server says what is wrong",
+    "NOREPLICAS": "connect its replicas again, or lower min-replicas-to-write",
+}
 _NO_REDIS = (
     "what answers there is no Redis: see to host and port, and to rediss:// where it has TLS"
 )
@@ -94,7 +100,7 @@ def advice(error: BaseException) -> str | None:
     if isinstance(error, exceptions.ConnectionError) and "max number of clients" in str(error):
         return "raise maxclients there; a worker has up to 32 connections"
     if isinstance(error, exceptions.ResponseError):
-        return _advice(str(error))
+        return _advice(str(error)) or _OUTAGES.get(str(error).partition(" ")[0])
     return None
 
 

@@ -8,11 +8,12 @@ from typing import Literal, TypeAlias
 
 import anyio
 import msgspec
+from anyio import to_thread
 from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError
 
 from schemas import Encoding, Keys
-from worker import descriptors, telemetry
+from worker import descriptors, telemetry, tls
 from worker.addresses import join_host_port, redacted
 from worker.admin import Readiness, serve_admin
 from worker.bus import fitness
@@ -36,7 +37,7 @@ from worker.printable import printable, without_keys
 from worker.settings import Settings, api_key, check_worker_id
 from worker.stt.cartesia import Service, StreamSettings, open_stream
 from worker.stt.proxy import find_proxy
-from worker.telemetry.environment import Signal, collector
+from worker.telemetry.environment import Signal, collector, tls_fault
 from worker.telemetry.otlp import metric_push
 
 Check: TypeAlias = Literal[
@@ -44,6 +45,7 @@ Check: TypeAlias = Literal[
 ]
 
 _COLLECTOR_TIMEOUT_S = 3.0
+_COLLECTOR_TRUST = "name your own authority's file: OTEL_EXPORTER_OTLP_CERTIFICATE=FILE"
 _ANSWER_TIMEOUT_S = 1.0
 _STT_ADVICE: dict[type[SttError], str] = {  # subclasses first
     SttShortage: "raise the limit that it names, on this machine",
@@ -206,6 +208,11 @@ async def _check_collector(signal: Signal, report: Report) -> None:
             await (await anyio.connect_tcp(*at)).aclose()
     except (OSError, TimeoutError) as error:
         lost = f"nothing answers at {where} ({describe(error)}): {signal} would be lost"
+        report(Finding(signal, "warn", lost))
+        return
+    ask = partial(tls_fault, signal, os.environ, _COLLECTOR_TIMEOUT_S)
+    if (fault := await to_thread.run_sync(ask)) is not None:
+        lost = f"{signal} to {where} would be lost: {tls.in_words(fault, _COLLECTOR_TRUST)}"
         report(Finding(signal, "warn", lost))
     else:
         report(Finding(signal, "ok", f"go to {where}"))

@@ -93,7 +93,7 @@ arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
     parser.add_argument(
         "--speed",
         metavar="X",
-        type=argument_type(Annotated[float, Meta(ge=0, le=1_000)], "a number, 0 or more"),
+        type=argument_type(Annotated[float, Meta(ge=0, le=1_000)], "a number from 0 to 1000"),
         default=1.0,
         help="times real time; 0: as fast as it goes (default %(default)s)",
     )

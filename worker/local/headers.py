@@ -40,6 +40,8 @@ _MPEG_KBITS: Final = {  # by layer, of version 1 and of the others
 _MPEG_RATES: Final = (44_100, 48_000, 32_000)
 
 _TO_THE_END_32: Final = struct.pack(">I", 0x7FFF_FFF0)
+_TAG_CHUNKS: Final = (b"LIST", b"bext")
+_MAX_TAG_BYTES: Final = 1 << 20
 _TO_THE_END_64: Final = struct.pack("<Q", 1 << 40)
 
 
@@ -63,8 +65,11 @@ def mended(head: bytes) -> bytes:
     """Return a file's first bytes with lengths that the rest of it can be read by.
 
     A recorder that dies, or writes to a pipe, leaves them as 0 or as the largest number. FFmpeg
-    reads such a WAV or CAF to its end, but no AIFF, AU, RF64 or Wave64.
+    reads such a WAV or CAF to its end, but no AIFF, AU, RF64 or Wave64. Tags of a WAV that would
+    take much memory are left out.
     """
+    if head.startswith((b"RIFF", b"RF64", b"BW64")):
+        head = _without_large_tags(head)
     if head.startswith(b".snd") and head[8:12] == bytes(4):
         return _put(head, 8, b"\xff" * 4)
     if head.startswith(b"FORM") and head[8:12] in (b"AIFF", b"AIFC"):
@@ -126,6 +131,17 @@ def _mended_aiff(head: bytes) -> bytes:
             return _mended_32(head, at + 4, least=9)
         if name == b"COMM" and head[at + 10] >= 0x80:  # its count of frames
             head = _put(head, at + 10, bytes(4))
+        at += 8 + length + length % 2
+    return head
+
+
+def _without_large_tags(head: bytes) -> bytes:
+    """Rename chunks of tags that FFmpeg would read into memory: it skips the names it lacks."""
+    at = 12
+    while at + 8 <= len(head):
+        length = int.from_bytes(head[at + 4 : at + 8], "little")
+        if head[at : at + 4] in _TAG_CHUNKS and length > _MAX_TAG_BYTES:
+            head = _put(head, at, b"junk")
         at += 8 + length + length % 2
     return head
 

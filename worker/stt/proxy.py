@@ -18,7 +18,7 @@ from websockets.proxy import Proxy as HttpProxy
 from websockets.proxy import prepare_connect_request
 from websockets.uri import WebSocketURI
 
-from worker.addresses import join_host_port, service_address
+from worker.addresses import check_host, join_host_port, service_address
 from worker.descriptors import session_socket
 from worker.errors import SettingsError
 from worker.network import connect_tcp
@@ -141,13 +141,14 @@ def find_proxy(url: str, env: Mapping[str, str]) -> Proxy | None:
 
 def _read(variable: str, value: str, host: str) -> HttpProxy:
     text = value if "://" in value else f"http://{value}"
-    if text.startswith("socks"):
+    if text.lower().startswith("socks"):
         advice = f"name an HTTP proxy in HTTPS_PROXY, or put {host} into NO_PROXY"
         raise SettingsError([f"{variable}: SOCKS is not spoken here; {advice}"])
     with suppress(ValueError):  # its text may repeat a part of a password
         parts = urlsplit(text)
         rest = parts.path.strip("/") or parts.query or parts.fragment
         if parts.hostname and parts.scheme in _PORTS and not rest:
+            check_host(parts.hostname)
             port = parts.port or _PORTS[parts.scheme]
             user = None if parts.username is None else unquote(parts.username, errors="strict")
             password = unquote(parts.password or "", errors="strict")

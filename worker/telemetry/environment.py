@@ -58,6 +58,35 @@ def collector(signal: Signal, env: Mapping[str, str]) -> tuple[str, int] | None:
     return check_http_url(_value(env, _chosen(signal, "ENDPOINT", env)) or "http://localhost:4318")
 
 
+def tls_fault(signal: Signal, env: Mapping[str, str], timeout_s: float) -> ssl.SSLError | None:
+    """Return why the exporter's TLS with the collector of a signal fails; None if it does not.
+
+    It sends a request, as the exporter would, with the same authorities and client certificate.
+    """
+    endpoint, authorities, chain, key = (
+        _value(env, _chosen(signal, what, env))
+        for what in ("ENDPOINT", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
+    )
+    if not endpoint.lower().startswith("https:"):
+        return None
+    import requests
+
+    try:
+        requests.get(
+            endpoint,
+            verify=authorities or True,
+            cert=(chain, key) if chain and key else chain or None,
+            timeout=timeout_s,
+            allow_redirects=False,
+        ).close()
+    except (requests.RequestException, OSError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ssl.SSLError):
+            cause = cause.__cause__ or cause.__context__
+        return cause
+    return None
+
+
 def _value(env: Mapping[str, str], variable: str) -> str:
     return env.get(variable, "").strip()
 
@@ -121,11 +150,6 @@ def _whole(least: int) -> Judge:
     return judge
 
 
-def _limit(value: str) -> str | None:
-    """Judge how many there may be of something: a number, or `unset` for any."""
-    return None if value.lower() == "unset" else _whole(0)(value)
-
-
 def _number(least: float, most: float) -> Judge:
     def judge(value: str) -> str | None:
         try:
@@ -168,7 +192,20 @@ def _endpoint(value: str) -> str | None:
         check_http_url(value)
     except ValueError as error:
         return str(error)
-    return None
+    return None if _can_be_requested(value) else "is not a URL: its host is not a name"
+
+
+def _can_be_requested(url: str) -> bool:
+    """Return whether the exporter's HTTP client takes a URL. It is strict with names of hosts."""
+    try:
+        from requests import PreparedRequest
+    except ImportError:  # then there is no exporter either
+        return True
+    try:
+        PreparedRequest().prepare_url(url, None)
+    except ValueError:
+        return False
+    return True
 
 
 def _headers(value: str) -> str | None:
@@ -215,14 +252,14 @@ _SDK: dict[str, Judge] = {
     "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": _installed(
         "opentelemetry_resource_detector", "*", listed=True
     ),
-    "OTEL_ATTRIBUTE_COUNT_LIMIT": _limit,
-    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": _limit,
-    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": _limit,
-    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": _limit,
-    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": _limit,
-    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": _limit,
-    "OTEL_SPAN_EVENT_COUNT_LIMIT": _limit,
-    "OTEL_SPAN_LINK_COUNT_LIMIT": _limit,
+    "OTEL_ATTRIBUTE_COUNT_LIMIT": _whole(0),
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": _whole(0),
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": _whole(0),
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": _whole(0),
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": _whole(0),
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": _whole(0),
+    "OTEL_SPAN_EVENT_COUNT_LIMIT": _whole(0),
+    "OTEL_SPAN_LINK_COUNT_LIMIT": _whole(0),
 }
 """Of both signals: the exporter of metrics imports what makes spans, which reads the limits."""
 
