@@ -2,6 +2,8 @@
 
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from functools import partial
@@ -308,3 +310,46 @@ async def test_provider_without_answer_is_named(
     with black_hole(port), pytest.raises(SttTransient) as late:
         await open_stream(service, SETTINGS)
     assert str(late.value) == f"no answer from {HOST}:{port} (127.0.0.2) within 0.3 s"
+
+
+_RESETS = """
+import asyncio, socket, struct
+import uvloop
+from worker.stt.socket import open_socket
+
+async def main():
+    server = socket.create_server(("127.0.0.1", 0), backlog=1_000)
+    server.setblocking(False)
+    loop = asyncio.get_running_loop()
+
+    async def reset():
+        while True:
+            accepted, _ = await loop.sock_accept(server)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.close()
+
+    async def connect(errors):
+        try:
+            await open_socket(f"ws://127.0.0.1:{server.getsockname()[1]}/", {})
+        except OSError as error:
+            errors.add(str(error))
+
+    resetting = asyncio.ensure_future(reset())
+    errors = set()
+    for _ in range(10):
+        await asyncio.gather(*(connect(errors) for _ in range(200)))
+    resetting.cancel()
+    print(errors)
+
+uvloop.run(main())
+"""
+
+
+def test_connection_that_is_reset_at_once_closes_no_other() -> None:
+    """libuv aborts a process that closes the descriptor of another connection."""
+    pytest.importorskip("uvloop")
+    done = subprocess.run(
+        [sys.executable, "-c", _RESETS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Bad file descriptor" not in done.stdout

@@ -7,7 +7,9 @@ knows what to do about that, if it is asked; uvloop and redis-py do not.
 import asyncio
 import errno
 import socket
+import ssl
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import anyio
 from aiohappyeyeballs import AddrInfoType, start_connection
@@ -22,6 +24,7 @@ SHORTAGE_ERRNOS = frozenset(
 )
 """Errors that are this machine's own: no descriptor, no memory, no local port, no thread."""
 
+_P = TypeVar("_P", bound=asyncio.BaseProtocol)
 SocketFactory = Callable[[AddrInfoType], socket.socket]
 
 
@@ -68,6 +71,39 @@ async def connect_tcp(
         if isinstance(error, OSError):
             raise
         raise OSError(str(error)) from error
+
+
+async def open_transport(
+    factory: Callable[[], _P],
+    connected: socket.socket,
+    context: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
+) -> tuple[asyncio.Transport, _P]:
+    """Return a transport on a connected socket, with TLS if there is a context; and its protocol.
+
+    Raises `OSError`. The transport owns the socket's descriptor from here on.
+    """
+    try:
+        transport, protocol = await asyncio.get_running_loop().create_connection(
+            factory, sock=connected, ssl=context, server_hostname=server_hostname
+        )
+    except BaseException:
+        release_descriptor(connected)
+        raise
+    if transport.is_closing():
+        release_descriptor(connected)
+    return transport, protocol
+
+
+def release_descriptor(connected: socket.socket) -> None:
+    """Make a socket object forget its descriptor, which a closing transport of uvloop closes.
+
+    If the peer resets the connection before the transport is returned, uvloop leaves the number
+    with the object as well. The object would close it once more, when it may be the number of
+    another connection; libuv aborts the process for that. Transports of asyncio close the object.
+    """
+    if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
+        connected.detach()
 
 
 async def _resolve(host: str, port: int) -> Sequence[AddrInfoType]:

@@ -34,7 +34,7 @@ from worker.bus.cluster import Cluster
 from worker.bus.sentinel import Sentinels
 from worker.core.faults import Backoff
 from worker.errors import BusUnavailable
-from worker.network import connect_tcp
+from worker.network import connect_tcp, release_descriptor
 from worker.plurals import counted
 
 log = logging.getLogger(__name__)
@@ -201,12 +201,19 @@ class _TcpConnection(Connection):
     async def _connect(self) -> None:
         timeout_s = self.socket_connect_timeout or _SOCKET_TIMEOUT_S
         try:
-            self._socket = await connect_tcp(self.host, self.port, timeout_s)
+            self._socket = connected = await connect_tcp(self.host, self.port, timeout_s)
         except TimeoutError as error:  # the client would replace its text
             words = str(error) if error.errno is None else self._error_message(error)
             raise exceptions.ConnectionError(words) from error
-        await super()._connect()  # type: ignore[no-untyped-call]
-        self._socket = None  # the transport has it now
+        try:
+            await super()._connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            release_descriptor(connected)
+            raise
+        finally:
+            self._socket = None  # the transport has it now
+        if self._writer is not None and self._writer.transport.is_closing():
+            release_descriptor(connected)
         self._reached = True
 
     def _connection_arguments(self) -> dict[str, Any]:

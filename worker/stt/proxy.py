@@ -21,7 +21,7 @@ from websockets.uri import WebSocketURI
 from worker.addresses import check_host, join_host_port, service_address
 from worker.descriptors import session_socket
 from worker.errors import SettingsError
-from worker.network import connect_tcp
+from worker.network import connect_tcp, open_transport
 
 MAX_HEAD_BYTES = 64 * 1024
 """Largest head of an answer to CONNECT."""
@@ -98,11 +98,11 @@ class Proxy:
         http = self._http
         secure = http.scheme == "https"
         try:
-            transport, answer = await asyncio.get_running_loop().create_connection(
+            transport, answer = await open_transport(
                 partial(_Connect, prepare_connect_request(http, uri)),
-                sock=await connect_tcp(http.host, http.port, timeout_s, session_socket),
-                ssl=context() if secure else None,
-                server_hostname=http.host if secure else None,
+                await connect_tcp(http.host, http.port, timeout_s, session_socket),
+                context() if secure else None,
+                http.host if secure else None,
             )
         except ssl.SSLError:
             raise

@@ -22,7 +22,7 @@ from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
 from worker.descriptors import session_socket
-from worker.network import connect_tcp
+from worker.network import connect_tcp, open_transport
 from worker.stt.frames import FrameWriter
 from worker.stt.protocol import DISCARDED, MAX_MESSAGE_BYTES, LenientProtocol
 from worker.stt.proxy import Proxy
@@ -317,11 +317,11 @@ async def open_socket(url: str, headers: Mapping[str, str], proxy: Proxy | None 
 
 
 async def _connect(socket: Socket, uri: WebSocketURI) -> None:
-    await asyncio.get_running_loop().create_connection(
+    await open_transport(
         lambda: socket,
-        sock=await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket),
-        ssl=_tls() if uri.secure else None,
-        server_hostname=uri.host if uri.secure else None,
+        await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket),
+        _tls() if uri.secure else None,
+        uri.host if uri.secure else None,
     )
 
 
