@@ -3,7 +3,7 @@
 - `schemas.audio`: what producers append
 - `schemas.turns`: what workers publish
 - `schemas.keys`: the names of the keys
-- `schemas.faults`: what is wrong with an entry
+- `schemas.validation`: what is wrong with an entry
 - `schemas.cartesia`: the provider's messages
 - `schemas.jsonschema`, `schemas/json/`: the same as JSON Schema
 
@@ -20,26 +20,26 @@ from schemas.audio import (
     encode_audio,
     encode_session,
 )
-from schemas.faults import EntryFault
 from schemas.keys import Keys
 from schemas.turns import (
+    Event,
     TurnEntry,
-    TurnEvent,
     decode_event,
     decode_turn_entry,
     encode_event,
     event_type,
 )
+from schemas.validation import EntryError
 
 __all__ = [
     "AudioEntry",
     "Encoding",
-    "EntryFault",
+    "EntryError",
+    "Event",
     "Keys",
     "SessionEntry",
     "TurnConfig",
     "TurnEntry",
-    "TurnEvent",
     "decode_audio",
     "decode_event",
     "decode_session",

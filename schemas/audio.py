@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from msgspec import Meta
 
-from schemas.faults import EntryFault, entry_fault, json_fault
+from schemas.validation import EntryError, from_json_error, from_validation_error
 
 MAX_AUDIO_BYTES = 256 * 1024
 MAX_FIELDS = 1_000
@@ -98,7 +98,7 @@ class TurnConfig(msgspec.Struct, frozen=True, omit_defaults=True):
         ]
         for (upper, high), (lower, low) in pairwise(ladder):
             if not high > low:
-                raise EntryFault(lower, f"must be below `{upper}`")
+                raise EntryError(lower, f"must be below `{upper}`")
 
     def merged(self, newer: Self) -> Self:
         """Return these settings with every setting of `newer` laid over them."""
@@ -143,9 +143,9 @@ def decode_session(fields: Fields) -> SessionEntry:
     Raises `EntryFault` that names the first field at fault.
     """
     if len(fields) > MAX_FIELDS:
-        raise EntryFault("", f"has over {MAX_FIELDS} fields", "too_large")
+        raise EntryError("", f"has over {MAX_FIELDS} fields", "too_large")
     if len(fields.get(b"metadata", b"")) > MAX_METADATA_BYTES:
-        raise EntryFault("metadata", f"is over {MAX_METADATA_BYTES} bytes", "too_large")
+        raise EntryError("metadata", f"is over {MAX_METADATA_BYTES} bytes", "too_large")
     values: dict[str, Any] = {}
     config: dict[str, Any] = {}
     for raw_name, raw in fields.items():
@@ -162,9 +162,9 @@ def decode_session(fields: Fields) -> SessionEntry:
     try:
         entry = msgspec.convert(values, SessionEntry, strict=False)
     except msgspec.ValidationError as error:
-        raise entry_fault(error, SessionEntry) from None
+        raise from_validation_error(error, SessionEntry) from None
     if sum(map(len, entry.keyterms)) > MAX_KEYTERM_CHARS:
-        raise EntryFault("keyterms", f"must be at most {MAX_KEYTERM_CHARS} characters together")
+        raise EntryError("keyterms", f"must be at most {MAX_KEYTERM_CHARS} characters together")
     return entry
 
 
@@ -193,13 +193,13 @@ def decode_audio(fields: Fields) -> AudioEntry:
 
     Raises `EntryFault` that names the field at fault.
     """
-    entry, faults = read_audio(fields)
+    entry, faults = parse_audio(fields)
     if faults:
         raise faults[0]
     return entry
 
 
-def read_audio(fields: Fields) -> tuple[AudioEntry, list[EntryFault]]:
+def parse_audio(fields: Fields) -> tuple[AudioEntry, list[EntryError]]:
     """Read what can be used of an audio entry; return it with what is wrong with the rest.
 
     A field at fault costs itself only: audio of which `seq` cannot be read is taken as audio
@@ -210,24 +210,24 @@ def read_audio(fields: Fields) -> tuple[AudioEntry, list[EntryFault]]:
     if len(fields) == 1 and 0 < len(audio) <= MAX_AUDIO_BYTES:
         return AudioEntry(audio=audio), []
     if not (audio or b"config" in fields or b"end" in fields):
-        fault = EntryFault("", "an audio entry needs one of `audio`, `config`, `end`", "empty")
+        fault = EntryError("", "an audio entry needs one of `audio`, `config`, `end`", "empty")
         return AudioEntry(), [fault]
-    faults: list[EntryFault] = []
+    faults: list[EntryError] = []
     if len(audio) > MAX_AUDIO_BYTES:
         advice = "append smaller chunks"
         faults.append(
-            EntryFault("audio", f"is over {MAX_AUDIO_BYTES} bytes; {advice}", "too_large")
+            EntryError("audio", f"is over {MAX_AUDIO_BYTES} bytes; {advice}", "too_large")
         )
         audio = b""
     src, seq, config = "", None, None
     try:
         src = _src(fields.get(b"src", b""))
         seq = _seq(fields.get(b"seq"))
-    except EntryFault as fault:
+    except EntryError as fault:
         faults.append(fault)
     try:
         config = _audio_config(fields.get(b"config"))
-    except EntryFault as fault:
+    except EntryError as fault:
         faults.append(fault)
     return AudioEntry(audio=audio, seq=seq, src=src, config=config, end=b"end" in fields), faults
 
@@ -252,12 +252,12 @@ def _text(name: str, raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise EntryFault(name, "is not UTF-8") from None
+        raise EntryError(name, "is not UTF-8") from None
 
 
 def _src(raw: bytes) -> str:
     if len(raw) > MAX_SRC_BYTES:
-        raise EntryFault("src", f"is over {MAX_SRC_BYTES} bytes", "too_large")
+        raise EntryError("src", f"is over {MAX_SRC_BYTES} bytes", "too_large")
     return _text("src", raw)
 
 
@@ -265,13 +265,13 @@ def _seq(raw: bytes | None) -> int | None:
     if raw is None:
         return None
     if len(raw.removeprefix(b"-")) > MAX_DIGITS:
-        raise EntryFault("seq", f"is over {MAX_DIGITS} digits")
+        raise EntryError("seq", f"is over {MAX_DIGITS} digits")
     if raw.isdigit() and not raw.startswith(b"0"):
         return int(raw)
     try:
         return msgspec.convert(_text("seq", raw), int, strict=False)
     except msgspec.ValidationError:
-        raise EntryFault("seq", "is not a whole number") from None
+        raise EntryError("seq", "is not a whole number") from None
 
 
 def _audio_config(raw: bytes | None) -> TurnConfig | None:
@@ -280,11 +280,11 @@ def _audio_config(raw: bytes | None) -> TurnConfig | None:
 
 def _json(name: str, raw: bytes) -> Any:  # noqa: ANN401 - JSON of any shape
     text = _text(name, raw)
-    too_deep = EntryFault(name, f"nests deeper than {MAX_NESTING} levels")
+    too_deep = EntryError(name, f"nests deeper than {MAX_NESTING} levels")
     try:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise json_fault(name, error) from None
+        raise from_json_error(name, error) from None
     except RecursionError:
         raise too_deep from None
     if _nesting(value) > MAX_NESTING:
@@ -307,20 +307,20 @@ def _nesting(value: Any) -> int:  # noqa: ANN401 - JSON of any shape
 
 def _config(values: Any, *, strict: bool) -> TurnConfig:  # noqa: ANN401 - JSON of any shape
     if not isinstance(values, dict):
-        raise EntryFault("config", "must be a JSON object with `turn_*` names")
+        raise EntryError("config", "must be a JSON object with `turn_*` names")
     if not _CONFIG_FIELDS.issuperset(values):
-        raise EntryFault("config", f"may hold only {', '.join(sorted(_CONFIG_FIELDS))}")
+        raise EntryError("config", f"may hold only {', '.join(sorted(_CONFIG_FIELDS))}")
     try:
         config = msgspec.convert(values, TurnConfig, strict=strict)
     except msgspec.ValidationError as error:
-        raise entry_fault(error, TurnConfig) from None
+        raise from_validation_error(error, TurnConfig) from None
     config.check_order()
     return config
 
 
 def _check_encoding(value: object) -> None:
     if value is not None and value not in _WIDTHS:
-        raise EntryFault("encoding", f"must be one of {', '.join(_WIDTHS)}", "encoding")
+        raise EntryError("encoding", f"must be one of {', '.join(_WIDTHS)}", "encoding")
 
 
 def _usable(raw: bytes | None, kind: Any) -> str | None:  # noqa: ANN401 - an annotated type

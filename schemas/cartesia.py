@@ -54,15 +54,15 @@ class Error(Message, frozen=True, kw_only=True, tag="error"):
     doc_url: str | None = None
 
 
-class Unknown(msgspec.Struct, frozen=True):
+class UnknownMessage(msgspec.Struct, frozen=True):
     """A message this version does not know; counted, never fatal."""
 
     type: str
 
 
 TurnMessage = TurnStart | TurnUpdate | TurnEagerEnd | TurnResume | TurnEnd
-Known = Connected | TurnMessage | Error
-ServerMessage = Known | Unknown
+KnownMessage = Connected | TurnMessage | Error
+ServerMessage = KnownMessage | UnknownMessage
 
 
 class Close(msgspec.Struct, frozen=True, tag_field="type", tag="close"):
@@ -84,13 +84,13 @@ class Config(msgspec.Struct, frozen=True, tag_field="type", tag="config"):
     turn: TurnSettings
 
 
-class _Typed(msgspec.Struct):
+class _TypeOnly(msgspec.Struct):
     type: str
 
 
-_KNOWN: msgspec.json.Decoder[Known] = msgspec.json.Decoder(Known)
-_TYPED = msgspec.json.Decoder(_Typed)
-KNOWN: dict[str, type[Known]] = {
+_KNOWN: msgspec.json.Decoder[KnownMessage] = msgspec.json.Decoder(KnownMessage)
+_TYPED = msgspec.json.Decoder(_TypeOnly)
+KNOWN: dict[str, type[KnownMessage]] = {
     str(member.__struct_config__.tag): member
     for member in (Connected, TurnStart, TurnUpdate, TurnEagerEnd, TurnResume, TurnEnd, Error)
 }
@@ -110,7 +110,7 @@ def decode_message(data: bytes | str) -> ServerMessage:
         kind = _TYPED.decode(data).type
         if kind in KNOWN_TYPES:
             raise
-        return Unknown(kind)
+        return UnknownMessage(kind)
 
 
 def encode_message(message: Close | Config) -> str:

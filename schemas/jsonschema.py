@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from schemas.audio import AudioEntry, SessionEntry
-from schemas.turns import DeadEntry, TurnEntry, TurnEvent, WorkerRecord
+from schemas.turns import DeadLetter, Event, TurnEntry, WorkerRecord
 
 DIRECTORY = Path(__file__).parent / "json"
 
@@ -15,8 +15,8 @@ _ROOTS: dict[str, Any] = {
     "session-entry": SessionEntry,
     "audio-entry": AudioEntry,
     "turn-entry": TurnEntry,
-    "turn-event": TurnEvent,
-    "dead-entry": DeadEntry,
+    "turn-event": Event,
+    "dead-entry": DeadLetter,
     "worker-record": WorkerRecord,
 }
 

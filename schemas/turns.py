@@ -7,7 +7,7 @@ import msgspec
 
 from schemas.audio import Encoding
 
-EndReason = Literal["end", "idle", "error"]
+SessionEndReason = Literal["end", "idle", "error"]
 """Why a session is over. `end`: its producer said so; `idle`: its producer fell silent; `error`: a
 fatal `session.error`."""
 
@@ -20,7 +20,7 @@ GapReason = Literal["producer", "backlog", "watchdog"]
 the service was stuck, and said nothing of it."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+class EventBase(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """What every event says.
 
     (`run`, `seq`) is unique for ever; `seq` counts 1, 2, ... without gap or repeat.
@@ -42,7 +42,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """1, 2, ... over the sockets that reached `connected`; 0 before the first."""
 
 
-class SessionStarted(Event, frozen=True, kw_only=True, tag="session.started"):
+class SessionStarted(EventBase, frozen=True, kw_only=True, tag="session.started"):
     """A worker claimed the session for the first time."""
 
     worker: str
@@ -51,33 +51,33 @@ class SessionStarted(Event, frozen=True, kw_only=True, tag="session.started"):
     sample_rate: int
 
 
-class TurnStart(Event, frozen=True, kw_only=True, tag="turn.start"):
+class TurnStart(EventBase, frozen=True, kw_only=True, tag="turn.start"):
     """Speech began."""
 
     turn: int
 
 
-class TurnUpdate(Event, frozen=True, kw_only=True, tag="turn.update"):
+class TurnUpdate(EventBase, frozen=True, kw_only=True, tag="turn.update"):
     """The turn's text grew. `transcript` is cumulative and verbatim: never strip it."""
 
     turn: int
     transcript: str
 
 
-class TurnEagerEnd(Event, frozen=True, kw_only=True, tag="turn.eager_end"):
+class TurnEagerEnd(EventBase, frozen=True, kw_only=True, tag="turn.eager_end"):
     """The user is probably done; `turn.resume` or `turn.end` follows."""
 
     turn: int
     transcript: str
 
 
-class TurnResume(Event, frozen=True, kw_only=True, tag="turn.resume"):
+class TurnResume(EventBase, frozen=True, kw_only=True, tag="turn.resume"):
     """The user was not done after all."""
 
     turn: int
 
 
-class TurnEnd(Event, frozen=True, kw_only=True, tag="turn.end"):
+class TurnEnd(EventBase, frozen=True, kw_only=True, tag="turn.end"):
     """The turn is over and this is its text. Concatenate these verbatim."""
 
     turn: int
@@ -85,14 +85,14 @@ class TurnEnd(Event, frozen=True, kw_only=True, tag="turn.end"):
     reason: TurnEndReason
 
 
-class AudioGap(Event, frozen=True, kw_only=True, tag="audio.gap"):
+class AudioGap(EventBase, frozen=True, kw_only=True, tag="audio.gap"):
     """Audio that will not be transcribed."""
 
     missing_ms: int
     reason: GapReason
 
 
-class SessionError(Event, frozen=True, kw_only=True, tag="session.error"):
+class SessionError(EventBase, frozen=True, kw_only=True, tag="session.error"):
     """A fault of the input or of the provider. `fatal`: the session ends with it."""
 
     code: str
@@ -104,14 +104,14 @@ class SessionError(Event, frozen=True, kw_only=True, tag="session.error"):
     fatal: bool
 
 
-class SessionEnded(Event, frozen=True, kw_only=True, tag="session.ended"):
+class SessionEnded(EventBase, frozen=True, kw_only=True, tag="session.ended"):
     """The last event of a session."""
 
-    reason: EndReason
+    reason: SessionEndReason
     turns: int
 
 
-TurnEvent = (
+Event = (
     SessionStarted
     | TurnStart
     | TurnUpdate
@@ -129,11 +129,11 @@ class TurnEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     session: str
     type: str
-    event: TurnEvent
+    event: Event
     traceparent: str | None = None
 
 
-class DeadEntry(msgspec.Struct, frozen=True, kw_only=True):
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of one entry on the dead stream: what was refused, and why. Never audio."""
 
     id: str
@@ -164,16 +164,16 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Unix seconds of the last heartbeat."""
 
 
-_EVENT: msgspec.json.Decoder[TurnEvent] = msgspec.json.Decoder(TurnEvent)
+_EVENT: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _encode = msgspec.json.Encoder().encode
 
 
-def encode_event(event: TurnEvent) -> bytes:
+def encode_event(event: Event) -> bytes:
     """Write an event as JSON."""
     return _encode(event)
 
 
-def decode_event(data: bytes) -> TurnEvent:
+def decode_event(data: bytes) -> Event:
     """Read an event. Raises `msgspec.DecodeError` on anything else."""
     try:
         return _EVENT.decode(data)
@@ -201,7 +201,7 @@ def decode_turn_entry(fields: Mapping[bytes, bytes]) -> TurnEntry:
         raise msgspec.DecodeError(str(error)) from error
 
 
-def event_type(event: TurnEvent) -> str:
+def event_type(event: Event) -> str:
     """Return the `type` an event is written with."""
     tag = event.__struct_config__.tag
     assert isinstance(tag, str)  # noqa: S101 - every member of the union is tagged above

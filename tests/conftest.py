@@ -16,16 +16,16 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
-from tests.holes import give_addresses
-from tests.stage import KEY, Place, Stage
-from tests.users import GuardedRedis, as_user, grant, refusals
-from worker.bus.connection import connect
+from tests.support.acl import GuardedRedis, as_user, grant, refusals
+from tests.support.harness import KEY, Harness, Place
+from tests.support.holes import give_addresses
+from worker.bus.client.connection import connect
 from worker.local import redis as embedded
 from worker.local.cluster import SERVICE, EmbeddedCluster, EmbeddedSentinel
-from worker.local.engines.script import ScriptEngine, ScriptOptions
+from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
+from worker.local.emulator.server import TurnsServer
+from worker.local.emulator.settings import ServerSettings
 from worker.local.redis import EmbeddedRedis
-from worker.local.server.server import TurnsServer
-from worker.local.server.settings import ServerSettings
 
 # Nothing is asserted on time: a machine that stands still for a moment is no fault of an example,
 # nor of what makes them.
@@ -230,10 +230,10 @@ async def stt() -> AsyncIterator[TurnsServer]:
 
 
 @pytest.fixture
-async def stage(
+async def harness(
     bus_place: Place, bus_prefix: str, stt: TurnsServer, expected_leftovers: list[str]
-) -> AsyncIterator[Stage]:
-    """Set the stage: a bus and an STT service; nothing runs on it yet."""
+) -> AsyncIterator[Harness]:
+    """Set the harness: a bus and an STT service; nothing runs on it yet."""
     expected_leftovers += ["sessions", "lanes", "dead", "{0}:turns", "{0}:state:*", "{0}:audio:*"]
-    async with Stage.open(bus_place.url, bus_prefix, stt.url) as stage:
-        yield stage
+    async with Harness.open(bus_place.url, bus_prefix, stt.url) as harness:
+        yield harness

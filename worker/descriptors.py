@@ -11,9 +11,9 @@ import sys
 
 from aiohappyeyeballs import AddrInfoType
 
-from worker.addresses import read_servers
-from worker.bus.connection import MAX_CONNECTIONS
-from worker.errors import TooFewFiles
+from worker.bus.client.connection import MAX_CONNECTIONS
+from worker.bus.client.urls import parse_servers
+from worker.errors import TooFewFilesError
 from worker.network import new_socket
 from worker.plurals import counted
 from worker.settings import Settings
@@ -72,11 +72,11 @@ def shortfall(settings: Settings, limit: int) -> str | None:
 def raise_limit(settings: Settings) -> int:
     """Raise the soft limit to what a worker needs, as far as the hard one lets it; return it.
 
-    Raises `TooFewFiles` below `LEAST_DESCRIPTORS`.
+    Raises `TooFewFilesError` below `LEAST_DESCRIPTORS`.
     """
     soft, hard = limits()
     if hard < LEAST_DESCRIPTORS:
-        raise TooFewFiles(
+        raise TooFewFilesError(
             f"at most {hard} files may be open and a worker needs {LEAST_DESCRIPTORS} without any "
             f"session, {needed(settings)} with TURNBUS_MAX_SESSIONS={settings.max_sessions}; "
             f"{_ADVICE}"
@@ -122,6 +122,6 @@ def shortage_in_words(error: OSError) -> str:
 
 
 def _reserved(settings: Settings) -> int:
-    servers = read_servers(settings.redis_url)
-    masters = len(servers.addresses) if servers and not servers.service else 1
+    servers = parse_servers(settings.redis_url)
+    masters = len(servers.addresses) if servers and not servers.master_name else 1
     return OTHER_DESCRIPTORS + MAX_CONNECTIONS * masters

@@ -1,26 +1,26 @@
 """Every error turnbus raises on purpose.
 
 TurnbusError
-├── SettingsError        settings that cannot work; carries one line per fault
-├── LocalPartMissing     an embedded part (Redis binary, weights) is not installed
-├── TooFewFiles          this process may open too few files to run at all
-├── BusUnavailable       Redis cannot be reached or is not fit to use
-├── SoundError           a sound file that cannot be read or decoded
-│   └── UnknownSound     it begins like no file that is known: it may be raw audio
-├── NotThere             a session, worker or entry that a command was asked about is not there
-├── RequeueRefused       a dead entry that would only be refused again
-├── OutputFailed         standard output takes no more
-├── CommitRefused        a fenced write was refused: another worker owns the session
-└── SttError             the STT service refused or failed
-    ├── SttPermanent     the request itself is wrong; retrying cannot help
-    ├── SttCredentials   key or credit refused; the session waits
-    ├── SttBusy          the plan's concurrency is used up; wait
-    └── SttTransient     anything a new connection may cure
-        ├── SttTooBig         the provider refused a message for its size
-        ├── SttProtocolFault  the provider broke the WebSocket protocol
-        └── SttShortage       this machine lacks what a socket needs; another worker may not
+├── SettingsError             settings that cannot work; carries one line per error
+├── MissingExtraError         an embedded part (Redis binary, weights) is not installed
+├── TooFewFilesError          the process may open too few files to run at all
+├── BusUnavailableError       Redis cannot be reached or is not fit to use
+├── SoundError                a sound file cannot be read or decoded
+│   └── UnknownSoundError     it begins like no known file: it may be raw audio
+├── NotFoundError             the session, worker or entry that a command names does not exist
+├── RequeueError              a dead letter that would be rejected again
+├── OutputFailedError         standard output takes no more
+├── FencedError               a fenced write was rejected: another worker owns the session
+└── SttError                  the provider rejected a request, or failed
+    ├── SttPermanentError     the request itself is wrong; a retry cannot help
+    ├── SttCredentialsError   key or credit rejected; the session waits
+    ├── SttBusyError          the plan's concurrency is used up; the session waits
+    └── SttTransientError     anything a new connection may cure
+        ├── SttTooBigError    the provider rejected a message for its size
+        ├── SttProtocolError  the provider broke the WebSocket protocol
+        └── SttShortageError  this machine lacks what a socket needs; another worker may not
 
-Schema faults are `schemas.EntryFault` (a ValueError), raised before anything is owned.
+Errors of the schemas are `schemas.EntryError` (a ValueError), raised before a session is owned.
 """
 
 from collections.abc import Sequence
@@ -39,15 +39,15 @@ class SettingsError(TurnbusError):
         super().__init__("\n".join(self.faults))
 
 
-class LocalPartMissing(TurnbusError):  # noqa: N818 - reads as what happened
+class MissingExtraError(TurnbusError):
     """An embedded part is not installed; the text names the package to install."""
 
 
-class TooFewFiles(TurnbusError):  # noqa: N818
+class TooFewFilesError(TurnbusError):
     """The limit of open files leaves a worker no room to run, let alone sessions."""
 
 
-class BusUnavailable(TurnbusError):  # noqa: N818
+class BusUnavailableError(TurnbusError):
     """Redis cannot be reached, or refuses what the worker needs."""
 
 
@@ -55,19 +55,19 @@ class SoundError(TurnbusError):
     """A sound file cannot be read, or holds nothing that can be decoded; the text names it."""
 
 
-class UnknownSound(SoundError):  # noqa: N818
+class UnknownSoundError(SoundError):
     """A file that begins like no kind of file that is known. It may be raw audio."""
 
 
-class NotThere(TurnbusError):  # noqa: N818
+class NotFoundError(TurnbusError):
     """What a command was asked to act upon is not there, or not any more."""
 
 
-class RequeueRefused(TurnbusError):  # noqa: N818
+class RequeueError(TurnbusError):
     """A dead entry cannot be announced again, or would only be refused again."""
 
 
-class OutputFailed(TurnbusError):  # noqa: N818
+class OutputFailedError(TurnbusError):
     """Standard output takes no more: its reader is gone, or its disk is full."""
 
     def __init__(self, error: OSError) -> None:
@@ -75,7 +75,7 @@ class OutputFailed(TurnbusError):  # noqa: N818
         self.reader_is_gone = isinstance(error, BrokenPipeError)
 
 
-class CommitRefused(TurnbusError):  # noqa: N818
+class FencedError(TurnbusError):
     """A fenced write was refused: the session belongs to another worker now."""
 
 
@@ -106,39 +106,39 @@ class SttError(TurnbusError):
         self.advice = advice
 
 
-class SttPermanent(SttError):  # noqa: N818
+class SttPermanentError(SttError):
     """The request itself is wrong; the same session would be refused again."""
 
     fault_class = "permanent"
 
 
-class SttCredentials(SttError):  # noqa: N818
+class SttCredentialsError(SttError):
     """The key or the credit was refused (401, 402, 403), or this worker by its proxy."""
 
     fault_class = "credentials"
 
 
-class SttBusy(SttError):  # noqa: N818
+class SttBusyError(SttError):
     """The plan's open-socket limit is reached (429)."""
 
     fault_class = "busy"
 
 
-class SttTransient(SttError):  # noqa: N818
+class SttTransientError(SttError):
     """A failure that a new connection may cure: cuts, 5xx, timeouts."""
 
     fault_class = "transient"
 
 
-class SttTooBig(SttTransient):
+class SttTooBigError(SttTransientError):
     """The provider refused a message for its size; smaller ones may pass."""
 
 
-class SttProtocolFault(SttTransient):
+class SttProtocolError(SttTransientError):
     """The provider broke the WebSocket protocol."""
 
 
-class SttShortage(SttTransient):
+class SttShortageError(SttTransientError):
     """No descriptor, memory, local port or thread is left on this machine for a socket."""
 
     fault_class = "shortage"

@@ -1,6 +1,6 @@
 """`OTEL_*` variables as OpenTelemetry's libraries find them, redis-py's part too, when imported."""
 
-TYPE_CHECKING = False  # as in worker.cli
+TYPE_CHECKING = False  # as in worker.cli.main
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 

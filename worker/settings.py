@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from schemas import EntryFault, TurnConfig
-from schemas.faults import allowed
-from worker.addresses import check_redis_url, check_stt_url, host_port, redacted
+from schemas import EntryError, TurnConfig
+from schemas.validation import describe_type
+from worker.bus.client.urls import check_redis_url, check_stt_url, host_port, redacted
 from worker.errors import SettingsError
 from worker.values import from_text, from_toml
 
@@ -150,9 +150,9 @@ def load(env: Mapping[str, str], file: Path | None = None) -> Settings:
         settings = Settings(**values)
         try:
             settings.turn_config.check_order()
-        except EntryFault as fault:
+        except EntryError as fault:
             label = given[f"stt_{fault.field}"].label
-            faults.append(f"{label}: {fault.fault.replace('`turn_', '`stt_turn_')}")
+            faults.append(f"{label}: {fault.message.replace('`turn_', '`stt_turn_')}")
         else:
             return settings
     raise SettingsError(faults)
@@ -167,7 +167,7 @@ def check_worker_id(settings: Settings) -> None:
         msgspec.convert(settings.worker_id, Name)
     except msgspec.ValidationError:
         about = f"the name of this host, {reprlib.repr(settings.worker_id)}, is no worker id"
-        advice = f"set it to {allowed(Name)}"
+        advice = f"set it to {describe_type(Name)}"
         raise SettingsError([f"{_variable('worker_id')}: not set, and {about}; {advice}"]) from None
 
 
@@ -262,7 +262,7 @@ def _checked(name: str, value: object, read: Callable[[Any, object], object]) ->
         converted = read(value, _TYPES[name])
     except ValueError:
         shown = "" if name.endswith("_url") else f", not {reprlib.repr(value)}"
-        raise ValueError(f"must be {allowed(_TYPES[name])}{shown}") from None
+        raise ValueError(f"must be {describe_type(_TYPES[name])}{shown}") from None
     if name.endswith("_url"):  # schemes are the same in capitals
         scheme, separator, rest = str(converted).partition("://")
         converted = scheme.lower() + separator + rest if separator else converted

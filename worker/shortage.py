@@ -9,9 +9,9 @@ import logging
 import socket
 from typing import Final
 
-from worker.core.faults import Backoff
+from worker.core.provider_errors import Backoff
 from worker.descriptors import session_socket
-from worker.errors import SttShortage
+from worker.errors import SttShortageError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Shortage:
         self._trial_until = float("-inf")
         self._backoff = Backoff(first_s=1.0, ceiling_s=30.0)
 
-    def met(self, error: SttShortage, now: float) -> None:
+    def met(self, error: SttShortageError, now: float) -> None:
         """Record a socket that could not be opened."""
         self._met += 1
         if self.fault is None:

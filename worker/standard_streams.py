@@ -11,7 +11,7 @@ import select
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from worker.errors import OutputFailed
+from worker.errors import OutputFailedError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -77,8 +77,8 @@ class _Writer(io.FileIO):
     def write(self, data: "ReadableBuffer", /) -> int:
         """Write some bytes and return how many.
 
-        Raises `OutputFailed` the first time. What is written later is dropped: Python writes its
-        buffers again when it exits. Errors of standard error have nowhere to be reported.
+        Raises `OutputFailedError` the first time. What is written later is dropped: Python
+        writes its buffers again when it exits. Errors of standard error cannot be reported.
         """
         while not self._failed:
             try:
@@ -86,7 +86,7 @@ class _Writer(io.FileIO):
             except OSError as error:
                 self._failed = True
                 if self._must_succeed:
-                    raise OutputFailed(error) from None
+                    raise OutputFailedError(error) from None
             else:
                 if written is not None:
                     return written

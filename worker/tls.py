@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Final
 
-OPTIONS: Final = frozenset(
+URL_OPTIONS: Final = frozenset(
     {"ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname"}
     | {"ssl_ciphers", "ssl_keyfile", "ssl_min_version"}
 )
@@ -121,7 +121,7 @@ def check_options(options: Mapping[str, str]) -> None:
                 raise ValueError(f"{option}: {error.args[-1]}") from None
 
 
-def in_words(error: ssl.SSLError, trust: str) -> str:
+def explain(error: ssl.SSLError, trust: str) -> str:
     """Say what is wrong with TLS and, of a certificate, what to do.
 
     `trust` says how an authority of one's own is made known.

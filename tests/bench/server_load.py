@@ -20,8 +20,8 @@ import psutil
 from anyio.streams.buffered import BufferedByteReceiveStream
 from websockets.asyncio.client import ClientConnection, connect
 
-from worker.local.engines.base import AudioFormat
-from worker.local.engines.script import say, words_of
+from worker.local.emulator.engines.base import AudioFormat
+from worker.local.emulator.engines.script import synthesize_words, words_of
 
 LINE: Final = AudioFormat("pcm_s16le", 16_000)
 CHUNK_S: Final = 0.1
@@ -84,7 +84,7 @@ def cpu_s(process: psutil.Process) -> float:
 async def measure(count: int, seconds: float) -> None:
     """Play `count` sessions at once and print what they took."""
     words = round(seconds / WORD_S)
-    audio = say(range(words), LINE)
+    audio = synthesize_words(range(words), LINE)
     size = round(LINE.sample_rate * CHUNK_S) * 2
     chunks = [audio[at : at + size] for at in range(0, len(audio), size)]
     sessions = [Session() for _ in range(count)]

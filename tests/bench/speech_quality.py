@@ -15,12 +15,12 @@ import anyio
 import msgspec
 import numpy as np
 
-from tests.sounds import played, samples_of
-from worker.local.clips import CLIPS, Clip, two_cities
-from worker.local.engines.base import AudioFormat, EngineEvent, EventKind, TurnSettings
-from worker.local.engines.speech import SpeechEngine
-from worker.local.engines.speech_audio import Samples
-from worker.local.engines.speech_text import Tokens
+from tests.support.sounds import played, samples_of
+from worker.local.clips import CLIPS, Clip, tale_of_two_cities
+from worker.local.emulator.engines.base import AudioFormat, EngineEvent, EventKind, TurnSettings
+from worker.local.emulator.engines.speech import SpeechEngine
+from worker.local.emulator.engines.speech_audio import Samples
+from worker.local.emulator.engines.speech_text import Tokens
 from worker.local.wer import WordErrors, word_errors
 
 AUDIO = AudioFormat("pcm_s16le", 16_000)
@@ -133,7 +133,7 @@ async def main() -> None:
     engine, free = SpeechEngine(), FreeEngine()
     print("clip            s  WER %  free %  turns  early  " + HEADS)
     total = Tally()
-    for clip in (*CLIPS, two_cities()):
+    for clip in (*CLIPS, tale_of_two_cities()):
         run = await play(engine, clip)
         onsets, offsets = sounding(clip)
         ends = run.times("turn.end")

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.plan import Plan
 from tests.chaos.quiet import Quiet
-from worker.local.chaos.plan import Plan
-from worker.local.chaos.report import text_of
-from worker.local.chaos.run import chaos
-from worker.local.chaos.schedule import schedule, speech_s
-from worker.local.chaos.voices import voices
+from tests.chaos.report import text_of
+from tests.chaos.run import chaos
+from tests.chaos.schedule import schedule, speech_s
+from tests.chaos.script import scripted_sessions
 
 # Its schedule has many kinds of faults, soon a kill, and an outage inside a long turn: see below.
 SHORT = Plan(seed=812, turns=90, sessions=20, every_s=1.0, max_lag_s=8.0, long_every=20)
@@ -32,7 +32,7 @@ def test_the_short_run_is_to_break_much_and_to_kill_soon() -> None:
 async def test_a_short_run_keeps_every_promise(tmp_path: Path) -> None:
     report = await chaos(SHORT, tmp_path, Quiet())
     assert report.violations == (), f"{text_of(report)}logs: {tmp_path}"
-    assert report.sessions == len(list(voices(SHORT)))
+    assert report.sessions == len(list(scripted_sessions(SHORT)))
     assert report.turns >= 25  # the slower the machine, the more audio is too late
     assert report.long_turns
     assert report.outages_in_turns

@@ -7,26 +7,26 @@ import pytest
 
 from schemas.turns import (
     AudioGap,
-    EndReason,
+    Event,
     SessionEnded,
+    SessionEndReason,
     SessionStarted,
     TurnEnd,
-    TurnEvent,
     TurnStart,
 )
-from worker.local.chaos.checker import Appended, Said, Span, violations
+from tests.chaos.checker import Appended, Expected, Span, violations
 
-SAID = Said(
+SAID = Expected(
     session="s",
     words=6,
     spans=tuple(Span(200.0 * word, 200.0 * (word + 1)) for word in range(6)),
     chunks=tuple(Appended(100.0 * nth, 100_000 + 100 * nth) for nth in range(1, 13)),
     max_lag_s=5.0,
 )
-END: EndReason = "end"
+END: SessionEndReason = "end"
 
 
-def _events(first: str, gap: tuple[int, int] | None, second: str, at: float) -> list[TurnEvent]:
+def _events(first: str, gap: tuple[int, int] | None, second: str, at: float) -> list[Event]:
     """Publish two turns with a gap between them, from and to a millisecond."""
     common = {
         "session": "s",
@@ -36,9 +36,9 @@ def _events(first: str, gap: tuple[int, int] | None, second: str, at: float) -> 
         "connection": 1,
         "at": at,
     }
-    made: list[TurnEvent] = []
+    made: list[Event] = []
 
-    def add(kind: type[TurnEvent], audio_ms: int, **fields: object) -> None:
+    def add(kind: type[Event], audio_ms: int, **fields: object) -> None:
         written = {**common, "seq": len(made) + 1, "audio_ms": audio_ms, **fields}
         made.append(msgspec.convert(written | {"type": kind.__struct_config__.tag}, kind))
 

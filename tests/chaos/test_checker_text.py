@@ -2,10 +2,10 @@
 
 import pytest
 
-from schemas.turns import TurnEnd, TurnEvent, TurnStart, TurnUpdate
-from worker.local.chaos.checker import Said, violations
-from worker.local.chaos.plan import Plan
-from worker.local.engines.script_text import REWORDABLE, STYLES
+from schemas.turns import Event, TurnEnd, TurnStart, TurnUpdate
+from tests.chaos.checker import Expected, violations
+from tests.chaos.plan import Plan
+from worker.local.emulator.engines.script_text import REWORDABLE, STYLES
 
 
 def _broken(style: str, *texts: str) -> list[str]:
@@ -22,10 +22,10 @@ def _broken(style: str, *texts: str) -> list[str]:
         "turn": 0,
     }
     *updates, last = texts
-    events: list[TurnEvent] = [TurnStart(**common)]  # type: ignore[arg-type]
+    events: list[Event] = [TurnStart(**common)]  # type: ignore[arg-type]
     events += [TurnUpdate(transcript=text, **common) for text in updates]  # type: ignore[arg-type]
     events.append(TurnEnd(transcript=last, reason="model", **common))  # type: ignore[arg-type]
-    said = Said(session="s", words=2, style=STYLES[style])
+    said = Expected(session="s", words=2, style=STYLES[style])
     return [each.detail for each in violations(said, events) if each.rule == "text"]
 
 

@@ -1,16 +1,20 @@
-"""`turnbus bench chaos` as a command: its options, its report, its exit code."""
+"""`python -m tests.chaos` as a command: its options, its report, its exit code."""
 
 import shlex
-from argparse import ArgumentParser
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from worker.cli import main
-from worker.commands.bench import add_parser
-from worker.local.chaos.plan import Plan
-from worker.local.chaos.schedule import Strike, schedule
+from tests.chaos.__main__ import make_parser
+from tests.chaos.plan import Plan
+from tests.chaos.schedule import ScheduledFault, schedule
+from worker.cli.main import main as run_program
+
+
+def main(argv: list[str]) -> int:
+    return run_program(argv, make_parser)
+
 
 PLANS = (
     Plan(),
@@ -23,9 +27,7 @@ PLANS = (
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_command_line_of_a_report_asks_for_the_same_plan(plan: Plan) -> None:
-    parser = ArgumentParser()
-    add_parser(parser.add_subparsers())
-    parsed = vars(parser.parse_args(["bench", "chaos", *shlex.split(plan.repeat)]))
+    parsed = vars(make_parser([]).parse_args([*shlex.split(plan.repeat)]))
     assert Plan(**{name: parsed[name] for name in Plan.__struct_fields__}) == plan
 
 
@@ -34,7 +36,7 @@ def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[st
     size = ["--seed", "8", "--turns", "2", "--sessions", "1", "--workers", "1"]
     logs = tmp_path / "logs"
     breaking = ["--faults", "stt-cut", "--every-s", "1", "--json", "--logs", str(logs)]
-    assert main(["bench", "chaos", *size, *breaking]) == 0
+    assert main([*size, *breaking]) == 0
     shown = capsys.readouterr()
     report = msgspec.json.decode(shown.out)
     assert report["ok"] is True
@@ -43,7 +45,7 @@ def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert report["words"] >= report["turns"] >= 1
     assert set(report["faults"]) == {"stt-cut"}
     plan = msgspec.convert(report["plan"], Plan)
-    assert msgspec.convert(report["schedule"], tuple[Strike, ...]) == schedule(plan)
+    assert msgspec.convert(report["schedule"], tuple[ScheduledFault, ...]) == schedule(plan)
     assert report["sockets"] > 1
     assert "breaking things" in shown.err
     assert "STT sockets" in (logs / "nemesis.log").read_text()
@@ -51,10 +53,10 @@ def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_fault_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "chaos", "--faults", "kill,flood"]) == 1
+    assert main(["--faults", "kill,flood"]) == 1
     assert capsys.readouterr().err.startswith("turnbus: no such fault: flood; there are kill, ")
 
 
 def test_reworded_words_need_separators(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "chaos", "--rewording", "--text-style", "none"]) == 2
+    assert main(["--rewording", "--text-style", "none"]) == 2
     assert "--text-style none" in capsys.readouterr().err

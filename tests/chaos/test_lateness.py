@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.local.chaos.run import longest_up_ms
+from tests.chaos.run import longest_up_ms
 
 
 @pytest.mark.parametrize(

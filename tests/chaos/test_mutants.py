@@ -4,24 +4,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.checker import Rule
+from tests.chaos.plan import Plan
 from tests.chaos.quiet import Quiet
-from worker.local.chaos.checker import Rule
-from worker.local.chaos.plan import Plan
-from worker.local.chaos.report import Report, text_of
-from worker.local.chaos.run import chaos
-from worker.local.chaos.schedule import Strike
+from tests.chaos.report import Report, text_of
+from tests.chaos.run import chaos
+from tests.chaos.schedule import ScheduledFault
 
 ROUNDS = 3
 """At most: each finds a mutant but for a freak of timing."""
 
 # While all are speaking, most of them inside a turn: whoever does not replay loses words.
-CUTS = tuple(Strike(1.5 + nth, "stt-cut", nth) for nth in range(8))
+CUTS = tuple(ScheduledFault(1.5 + nth, "stt-cut", nth) for nth in range(8))
 CUT_OFF = Plan(
     seed=106, turns=16, sessions=8, workers=2, faults=("stt-cut",), max_lag_s=0.0, long_every=0
 )
 # One pause, while everybody speaks; when it is over, most are still speaking. The service is so
 # late that words wait for the sleeper as it wakes, and it commits before it learns of anything.
-TAKEOVER = (Strike(4.0, "wake-alone", 1),)
+TAKEOVER = (ScheduledFault(4.0, "wake-alone", 1),)
 TAKEN_OVER = Plan(
     seed=2749,
     turns=64,
@@ -49,7 +49,7 @@ CAPPED = Plan(seed=106, turns=16, sessions=8, workers=1, connections=8, max_lag_
     ],
 )
 async def test_a_worker_without_a_guard_is_found_out(
-    mutant: str, plan: Plan, strikes: tuple[Strike, ...], rules: set[Rule], tmp_path: Path
+    mutant: str, plan: Plan, strikes: tuple[ScheduledFault, ...], rules: set[Rule], tmp_path: Path
 ) -> None:
     reports: list[Report] = []
     while len(reports) < ROUNDS:
@@ -66,7 +66,7 @@ async def test_a_worker_without_a_guard_is_found_out(
     ("plan", "strikes"), [(CUT_OFF, CUTS), (TAKEN_OVER, TAKEOVER)], ids=["cuts", "taken_over"]
 )
 async def test_a_whole_worker_withstands_the_same(
-    plan: Plan, strikes: tuple[Strike, ...], tmp_path: Path
+    plan: Plan, strikes: tuple[ScheduledFault, ...], tmp_path: Path
 ) -> None:
     report = await chaos(plan, tmp_path, Quiet(), strikes=strikes)
     assert report.faults

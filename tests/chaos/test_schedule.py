@@ -5,11 +5,11 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from worker.local.chaos.faults import FAULTS
-from worker.local.chaos.plan import Plan
-from worker.local.chaos.schedule import schedule, speech_s
-from worker.local.chaos.voices import chunks, spans, voices
-from worker.local.engines.script import hush, say
+from tests.chaos.faults import FAULTS
+from tests.chaos.plan import Plan
+from tests.chaos.schedule import schedule, speech_s
+from tests.chaos.script import chunks, scripted_sessions, spans
+from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 
 PLANS = (
     Plan(),
@@ -42,7 +42,7 @@ def test_faults_are_due_while_somebody_speaks(plan: Plan) -> None:
 
 
 def test_all_is_said_in_turn_by_as_many_as_may_speak() -> None:
-    everybody = [voice.seconds for voice in voices(Plan(seed=1, turns=60))]
+    everybody = [voice.seconds for voice in scripted_sessions(Plan(seed=1, turns=60))]
     alone = Plan(seed=1, turns=60, sessions=1)
     assert speech_s(alone) == pytest.approx(sum(everybody))
     assert speech_s(Plan(seed=1, turns=60, sessions=9, connections=1)) == speech_s(alone)
@@ -52,24 +52,24 @@ def test_all_is_said_in_turn_by_as_many_as_may_speak() -> None:
 
 def test_long_turns_are_longer_than_audio_may_be_late() -> None:
     plan = Plan(turns=2_000, max_lag_s=7.0, long_every=10)
-    turns = [turn for voice in voices(plan) for turn in voice.turns]
+    turns = [turn for voice in scripted_sessions(plan) for turn in voice.turns]
     longs = [turn for turn in turns if turn.words > 6]
     assert 100 < len(longs) < 300
     assert all(turn.seconds > plan.max_lag_s and not any(turn.pauses_ms) for turn in longs)
     without = msgspec.structs.replace(plan, long_every=0)
-    assert max(turn.words for voice in voices(without) for turn in voice.turns) == 6
+    assert max(turn.words for voice in scripted_sessions(without) for turn in voice.turns) == 6
 
 
 def test_spans_tell_where_words_are() -> None:
-    for voice in voices(Plan(seed=3, turns=40)):
+    for voice in scripted_sessions(Plan(seed=3, turns=40)):
         sound = b"".join(chunk.audio for chunk in chunks(voice))
-        bytes_per_ms = len(hush(1_000, voice.audio)) / 1_000
+        bytes_per_ms = len(synthesize_silence(1_000, voice.audio)) / 1_000
         for word, span in enumerate(spans(voice)):
             begin, end = round(span.begin * bytes_per_ms), round(span.end * bytes_per_ms)
-            assert sound[begin:end] == say([word], voice.audio)
+            assert sound[begin:end] == synthesize_words([word], voice.audio)
 
 
 def test_a_voice_lasts_until_its_last_chunk_and_what_it_lingers() -> None:
-    for voice in voices(Plan(seed=2, turns=100)):
+    for voice in scripted_sessions(Plan(seed=2, turns=100)):
         *_, last = chunks(voice)
         assert voice.seconds == pytest.approx(last.due_s + voice.linger_s, abs=0.01)

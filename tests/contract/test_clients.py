@@ -9,11 +9,11 @@ import anyio
 import pytest
 
 from tests.contract.wire import Event, serving
-from worker.local.engines.base import AudioFormat
-from worker.local.engines.script import hush, say
-from worker.local.peers.published import PUBLISHED
-from worker.local.server.server import TurnsServer
-from worker.local.server.settings import ServerSettings
+from tests.peers.published import PUBLISHED
+from worker.local.emulator.engines.base import AudioFormat
+from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
+from worker.local.emulator.server import TurnsServer
+from worker.local.emulator.settings import ServerSettings
 
 SDK, LIVEKIT, PIPECAT = (client.requirement for client in PUBLISHED)
 
@@ -22,7 +22,13 @@ WIDE = AudioFormat("pcm_s16le", 16_000)
 
 def session(line: AudioFormat) -> bytes:
     """Two turns: w1 w2, a pause, w3; and w4, which only closing ends."""
-    return say([1, 2], line) + hush(300, line) + say([3], line) + hush(600, line) + say([4], line)
+    return (
+        synthesize_words([1, 2], line)
+        + synthesize_silence(300, line)
+        + synthesize_words([3], line)
+        + synthesize_silence(600, line)
+        + synthesize_words([4], line)
+    )
 
 
 async def run(python: Path, client: str, *arguments: str, audio: bytes) -> list[Any]:

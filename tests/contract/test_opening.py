@@ -17,10 +17,10 @@ from tests.contract.wire import (
     serving,
     until_open,
 )
-from tests.waiting import PATIENCE_S
-from worker.local.engines.base import TurnSettings
-from worker.local.engines.script import hush, say
-from worker.local.server.settings import ServerSettings
+from tests.support.polling import PATIENCE_S
+from worker.local.emulator.engines.base import TurnSettings
+from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
+from worker.local.emulator.settings import ServerSettings
 
 KEYED = ServerSettings(port=0, api_keys=frozenset({"sk_car_one", "sk_car_two"}))
 VERSION = {"Cartesia-Version": "2026-03-01"}
@@ -63,7 +63,11 @@ async def test_01_the_upgrade_names_the_request_as_every_event_does() -> None:
     async with serving() as server, dial(server) as ws:
         assert ws.response is not None
         request_id = ws.response.headers["X-Request-Id"]
-        await ws.send(say([1], PHONE) + hush(500, PHONE) + say([2], PHONE))
+        await ws.send(
+            synthesize_words([1], PHONE)
+            + synthesize_silence(500, PHONE)
+            + synthesize_words([2], PHONE)
+        )
         await ws.send("{}")
         events, _, _ = await closed(ws)
         assert {event["request_id"] for event in events} == {request_id}
@@ -183,7 +187,7 @@ async def test_03_the_models_served_are_chosen(model: str) -> None:
 
 async def test_04_connected_comes_at_once_and_audio_may_come_before_it_is_read() -> None:
     async with serving() as server, dial(server) as ws:
-        await ws.send(say([1], PHONE))
+        await ws.send(synthesize_words([1], PHONE))
         assert ws.response is not None
         request_id = ws.response.headers["X-Request-Id"]
         assert await ws.recv() == f'{{"type":"connected","request_id":"{request_id}"}}'

@@ -19,9 +19,14 @@ from tests.contract.wire import (
     serving,
     until_open,
 )
-from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
-from worker.local.server.server import TurnsServer
-from worker.local.server.settings import ServerSettings
+from worker.local.emulator.engines.script import (
+    ScriptEngine,
+    ScriptOptions,
+    synthesize_silence,
+    synthesize_words,
+)
+from worker.local.emulator.server import TurnsServer
+from worker.local.emulator.settings import ServerSettings
 
 # Row 5
 
@@ -46,7 +51,7 @@ async def test_05_an_unknown_text_gets_a_400_that_names_the_commands(text: str) 
         error = await next_event(ws)
         assert (error["type"], error["status_code"]) == ("error", 400)
         assert "done, close, config" in error["message"]
-        await ws.send(say([1], PHONE))
+        await ws.send(synthesize_words([1], PHONE))
         events, code, _ = await closed(ws)
     assert (kinds(events), code) == (["turn.start", "turn.update", "turn.end"], 1000)
 
@@ -56,12 +61,18 @@ async def test_05_an_unknown_text_gets_a_400_that_names_the_commands(text: str) 
 
 async def test_06_config_takes_effect_in_an_open_turn_without_an_answer() -> None:
     async with serving() as server, dial(server) as ws:
-        await ws.send(say([1], PHONE) + hush(450, PHONE))  # the default would end it at 480 ms
+        await ws.send(
+            synthesize_words([1], PHONE) + synthesize_silence(450, PHONE)
+        )  # the default would end it at 480 ms
         await ws.send('{"type":"config","turn":{"end_threshold":0.1}}')
-        await ws.send(hush(180, PHONE) + say([2], PHONE) + hush(450, PHONE))
+        await ws.send(
+            synthesize_silence(180, PHONE)
+            + synthesize_words([2], PHONE)
+            + synthesize_silence(450, PHONE)
+        )
         await ws.send('{"type":"config","turn":{"end_threshold":0.5,"eager_end_threshold":null}}')
         await ws.send('{"type":"config"}')
-        await ws.send(hush(10, PHONE))
+        await ws.send(synthesize_silence(10, PHONE))
         events, _, _ = await closed(ws)
     assert kinds(events) == [
         *("connected", "turn.start", "turn.update", "turn.eager_end"),
@@ -84,7 +95,7 @@ async def test_06_a_wrong_config_is_told_and_changes_nothing(turn: str) -> None:
         await ws.send(f'{{"type":"config","turn":{turn}}}')
         error = await next_event(ws)
         assert (error["type"], error["status_code"]) == ("error", 400)
-        await ws.send(say([1], PHONE) + hush(480, PHONE))
+        await ws.send(synthesize_words([1], PHONE) + synthesize_silence(480, PHONE))
         events, code, _ = await closed(ws)
     assert (kinds(events)[-1], code) == ("turn.end", 1000)
 
@@ -113,7 +124,10 @@ async def test_06_config_may_be_answered_with_what_it_led_to() -> None:
 
 async def test_07_turns_follow_the_state_machine_and_join_verbatim() -> None:
     audio = b"".join(
-        say([2 * n], PHONE) + hush(300, PHONE) + say([2 * n + 1], PHONE) + hush(500, PHONE)
+        synthesize_words([2 * n], PHONE)
+        + synthesize_silence(300, PHONE)
+        + synthesize_words([2 * n + 1], PHONE)
+        + synthesize_silence(500, PHONE)
         for n in range(3)
     )
     async with serving() as server, dial(server) as ws:
@@ -134,7 +148,11 @@ async def test_07_turns_follow_the_state_machine_and_join_verbatim() -> None:
 
 async def test_07_events_may_carry_the_id_of_their_turn() -> None:
     async with serving(ServerSettings(port=0, turn_id=True)) as server, dial(server) as ws:
-        await ws.send(say([1], PHONE) + hush(500, PHONE) + say([2], PHONE))
+        await ws.send(
+            synthesize_words([1], PHONE)
+            + synthesize_silence(500, PHONE)
+            + synthesize_words([2], PHONE)
+        )
         (connected, *turns), _, _ = await closed(ws)
     request_id = connected["request_id"]
     assert "turn_id" not in connected
@@ -144,7 +162,11 @@ async def test_07_events_may_carry_the_id_of_their_turn() -> None:
 
 async def test_07_later_turns_may_come_without_their_leading_space() -> None:
     async with serving(ServerSettings(port=0, leading_space=False)) as server, dial(server) as ws:
-        await ws.send(say([1], PHONE) + hush(500, PHONE) + say([2, 3], PHONE))
+        await ws.send(
+            synthesize_words([1], PHONE)
+            + synthesize_silence(500, PHONE)
+            + synthesize_words([2, 3], PHONE)
+        )
         events, _, _ = await closed(ws)
     assert [event["transcript"] for event in events if event["type"] == "turn.update"] == [
         *("w1", "w2", "w2 w3")
@@ -157,7 +179,7 @@ async def test_07_later_turns_may_come_without_their_leading_space() -> None:
 
 async def test_08_an_open_turn_waits_for_audio_and_zeros_end_it() -> None:
     async with serving() as server, dial(server) as ws:
-        await ws.send(say([1], PHONE))
+        await ws.send(synthesize_words([1], PHONE))
         assert [(await next_event(ws))["type"] for _ in range(3)] == [
             *("connected", "turn.start", "turn.update")
         ]
@@ -197,7 +219,7 @@ async def _outlast(server: TurnsServer, message: bytes | str) -> tuple[list[str]
 
 async def test_09_only_audio_keeps_a_connection_from_going_idle() -> None:
     async with serving(ServerSettings(port=0, idle_timeout_s=IDLE_S)) as server:
-        assert await _outlast(server, hush(50, PHONE)) == (["connected"], 1000)
+        assert await _outlast(server, synthesize_silence(50, PHONE)) == (["connected"], 1000)
         async with dial(server) as ws, anyio.create_task_group() as chatter:
             chatter.start_soon(_chat, ws)
             events, code, reason = await rest_of(ws)
@@ -238,7 +260,7 @@ async def test_09_a_session_may_be_limited_however_busy() -> None:
 async def _talk(ws: ClientConnection) -> None:
     try:
         while True:
-            await ws.send(hush(50, PHONE))
+            await ws.send(synthesize_silence(50, PHONE))
             await anyio.sleep(0.05)
     except ConnectionClosed:
         return
@@ -264,7 +286,7 @@ async def test_09_the_server_may_ping() -> None:
 async def test_10_close_hears_out_what_was_sent_then_closes_normally(command: str) -> None:
     slow = ScriptEngine(ScriptOptions(latency_ms=100))
     async with serving(engine=slow) as server, dial(server) as ws:
-        await ws.send(say([1, 2], PHONE))
+        await ws.send(synthesize_words([1, 2], PHONE))
         await ws.send(f'{{"type":"{command}"}}')
         events, code, _ = await rest_of(ws)
     assert (events[-1]["type"], events[-1]["transcript"], code) == ("turn.end", "w1 w2", 1000)
@@ -279,7 +301,7 @@ async def test_10_closing_without_audio_gives_no_events() -> None:
 async def test_10_without_close_the_turn_is_not_ended() -> None:
     async with serving() as server:
         async with dial(server) as ws:
-            await ws.send(say([1], PHONE))
+            await ws.send(synthesize_words([1], PHONE))
             while (await next_event(ws))["type"] != "turn.update":
                 pass
         await until_open(server, 0)
@@ -292,7 +314,7 @@ async def test_10_without_close_the_turn_is_not_ended() -> None:
 
 async def test_12_audio_may_come_at_any_pace() -> None:
     async with serving() as server, dial(server) as ws:
-        await ws.send(60 * say(range(5), PHONE))
+        await ws.send(60 * synthesize_words(range(5), PHONE))
         events, code, _ = await closed(ws)
         assert server.connections[0].pace.peak == pytest.approx(60)
     assert (events[-1]["type"], code) == ("turn.end", 1000)
@@ -302,8 +324,8 @@ async def test_12_audio_may_come_at_any_pace() -> None:
 async def test_12_a_limit_of_pace_can_be_switched_on(then: str, code: int) -> None:
     async with serving() as server, dial(server) as ws:
         server.faults.set(f"pace=1.0:burst=200ms{then}")
-        await ws.send(say([1], PHONE))
-        await ws.send(say([2, 2], PHONE))  # more than may come at once
+        await ws.send(synthesize_words([1], PHONE))
+        await ws.send(synthesize_words([2, 2], PHONE))  # more than may come at once
         if code == 1000:
             await ws.send('{"type":"close"}')
         events, left, _ = await rest_of(ws)
@@ -313,7 +335,7 @@ async def test_12_a_limit_of_pace_can_be_switched_on(then: str, code: int) -> No
     assert "w2" not in json.dumps(events)
 
 
-# Row 13; tests/local/test_server_faults.py has each fault in full
+# Row 13; tests/unit/emulator/test_applied_faults.py has each fault in full
 
 
 @pytest.mark.parametrize(
@@ -335,7 +357,7 @@ async def test_13_faults_come_on_demand(spec: str, ends_with: str, code: int) ->
     async with serving(ServerSettings(port=0, idle_timeout_s=idle_timeout_s)) as server:
         server.faults.set(spec)
         async with dial(server) as ws:
-            await ws.send(say([1], PHONE) + hush(500, PHONE))
+            await ws.send(synthesize_words([1], PHONE) + synthesize_silence(500, PHONE))
             if code == 1000:
                 await ws.send('{"type":"close"}')
             events, left, _ = await rest_of(ws)

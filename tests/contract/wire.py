@@ -10,11 +10,11 @@ import anyio
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.waiting import PATIENCE_S
-from worker.local.engines.base import AudioFormat, Engine
-from worker.local.engines.script import ScriptEngine
-from worker.local.server.server import TurnsServer
-from worker.local.server.settings import ServerSettings
+from tests.support.polling import PATIENCE_S
+from worker.local.emulator.engines.base import AudioFormat, Engine
+from worker.local.emulator.engines.script import ScriptEngine
+from worker.local.emulator.server import TurnsServer
+from worker.local.emulator.settings import ServerSettings
 
 PHONE = AudioFormat("pcm_s16le", 8000)
 HEADERS = {"X-API-Key": "sk_car_test", "Cartesia-Version": "2026-03-01"}

@@ -12,12 +12,17 @@ import pytest
 
 from schemas.turns import TurnEnd
 from tests.docs.pages import PAGES
-from tests.stage import PCM16, Stage, words
-from tests.users import PASSWORD, GuardedRedis, as_user
-from tests.waiting import PATIENCE_S
-from worker.local.engines.script import ScriptEngine, ScriptOptions, hush, say
-from worker.local.server.server import TurnsServer
-from worker.local.server.settings import ServerSettings
+from tests.support.acl import PASSWORD, GuardedRedis, as_user
+from tests.support.harness import PCM16, Harness, words
+from tests.support.polling import PATIENCE_S
+from worker.local.emulator.engines.script import (
+    ScriptEngine,
+    ScriptOptions,
+    synthesize_silence,
+    synthesize_words,
+)
+from worker.local.emulator.server import TurnsServer
+from worker.local.emulator.settings import ServerSettings
 
 _SNIPPET = re.compile(r"<!-- tested: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 _FOUND = [found for page in PAGES for found in _SNIPPET.findall(page.read_text("utf-8"))]
@@ -61,13 +66,13 @@ def test_snippets_of_one_name_are_the_same() -> None:
 
 
 async def test_producers_and_a_consumer_that_is_killed(tmp_path: Path, shell_path: Path) -> None:
-    first, last = (say(words, PCM16, word_ms=CHUNK_MS) for words in ([1, 2, 3], [4]))
-    (tmp_path / "call.raw").write_bytes(first + hush(7 * CHUNK_MS, PCM16) + last)
+    first, last = (synthesize_words(words, PCM16, word_ms=CHUNK_MS) for words in ([1, 2, 3], [4]))
+    (tmp_path / "call.raw").write_bytes(first + synthesize_silence(7 * CHUNK_MS, PCM16) + last)
     engine = ScriptEngine(ScriptOptions(word_ms=CHUNK_MS, latency_ms=150))
     async with (
         TurnsServer.serve(ServerSettings(port=0), engine) as stt,
         GuardedRedis.start() as server,
-        Stage.open(server.url, "stt", stt.url) as stage,
+        Harness.open(server.url, "stt", stt.url) as harness,
     ):
         (shell_path / "redis-cli").write_text(
             _REDIS_CLI.format(python=sys.executable, port=server.port, password=PASSWORD)
@@ -93,11 +98,11 @@ async def test_producers_and_a_consumer_that_is_killed(tmp_path: Path, shell_pat
             return stored
 
         with anyio.fail_after(2 * PATIENCE_S):
-            async with stage.worker(), anyio.create_task_group() as tasks:
+            async with harness.worker(), anyio.create_task_group() as tasks:
                 tasks.start_soon(run, "bash", "-euc", SNIPPETS["producer.sh"])
                 tasks.start_soon(run, *python("producer.py"))
                 await consume(tmp_path / "calls.db", 1)
-                events = await stage.until_ended("call-1", "call-2")
+                events = await harness.until_ended("call-1", "call-2")
             ends = [e for each in events.values() for e in each if isinstance(e, TurnEnd)]
             stored = await consume(tmp_path / "calls.db", len(ends))
     assert words(events["call-1"]) == words(events["call-2"]) == [1, 2, 3, 4]

@@ -11,13 +11,21 @@ import pytest
 import yaml
 
 from schemas.audio import AudioEntry, SessionEntry, TurnConfig
-from schemas.faults import REASONS, allowed
 from schemas.keys import Keys
-from schemas.turns import DeadEntry, EndReason, Event, GapReason, TurnEnd, TurnEndReason, TurnEvent
+from schemas.turns import (
+    DeadLetter,
+    Event,
+    EventBase,
+    GapReason,
+    SessionEndReason,
+    TurnEnd,
+    TurnEndReason,
+)
+from schemas.validation import REASONS, describe_type
 from tests.docs.metrics import BLOCK, PAGE, table
 from tests.docs.pages import ROOT, block, column, read, section
-from worker.cli import _COMMANDS, main
-from worker.local.engines.base import TurnSettings
+from worker.cli.main import _COMMANDS, main
+from worker.local.emulator.engines.base import TurnSettings
 from worker.settings import Settings
 
 
@@ -42,7 +50,7 @@ def test_setting_defaults_match() -> None:
 
 def _range(kind: object) -> str:
     """Format a type's range as the tables do; empty if it is neither a number nor a choice."""
-    if number := re.match(r"a (?:whole )?number from (\S+ to \S+)", allowed(kind)):
+    if number := re.match(r"a (?:whole )?number from (\S+ to \S+)", describe_type(kind)):
         return re.sub(r"\d{4,}", lambda digits: f"{int(digits[0]):,}", number[1])
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     if kind is bool:
@@ -89,7 +97,7 @@ def test_errors_are_listed() -> None:
 
 def test_reasons_are_listed() -> None:
     text = section("protocol.md", "Reasons")
-    kinds = {"turn.end": TurnEndReason, "audio.gap": GapReason, "session.ended": EndReason}
+    kinds = {"turn.end": TurnEndReason, "audio.gap": GapReason, "session.ended": SessionEndReason}
     assert [*zip(column(text, 0), column(text, 1), strict=True)] == [
         (f"`{reason}`", f"`{kind}`")
         for kind, reasons in kinds.items()
@@ -141,9 +149,9 @@ def test_events_are_listed() -> None:
     listed = dict(
         re.findall(r"^\| `((?:session|turn|audio)\.\w+)` \| ([^|]+) \|", events, re.MULTILINE)
     )
-    common = {field.name for field in msgspec.structs.fields(Event)}
+    common = {field.name for field in msgspec.structs.fields(EventBase)}
     assert common <= set(re.findall(r"`(\w+)`", events))
-    for event in msgspec.inspect.type_info(TurnEvent).types:  # type: ignore[attr-defined]
+    for event in msgspec.inspect.type_info(Event).types:  # type: ignore[attr-defined]
         named = set(re.findall(r"`(\w+)`", listed.pop(str(event.tag))))
         assert named == {field.name for field in event.fields} - common
     assert not listed
@@ -161,12 +169,12 @@ def test_entry_fields_are_listed() -> None:
     named = set(re.findall(r"`([a-z_]+)`", section("protocol.md", "Audio entry")))
     assert set(AudioEntry.__struct_fields__) <= named
     named = set(re.findall(r"`([a-z_]+)`", section("protocol.md", "Dead letters")))
-    assert set(DeadEntry.__struct_fields__) <= named
+    assert set(DeadLetter.__struct_fields__) <= named
 
 
 def test_consuming_covers_every_event() -> None:
     text = section("consuming.md", "What to do with each event")
-    tags = {each.__struct_config__.tag for each in get_args(TurnEvent)}
+    tags = {each.__struct_config__.tag for each in get_args(Event)}
     assert {each.strip("`") for each in column(text, 0)} == tags - {"session.started"}
     assert TurnEnd.__struct_config__.tag in tags
 

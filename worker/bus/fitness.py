@@ -12,7 +12,7 @@ import msgspec
 from redis import exceptions
 from redis.asyncio import Redis
 
-from worker.bus.cluster import Cluster
+from worker.bus.client.cluster import ClusterClient
 
 OLDEST = (7, 0)
 """Oldest version of Redis; every Valkey is newer."""
@@ -163,7 +163,7 @@ async def servers(redis: Redis) -> list[Server]:
 
     Raises what Redis raises while it is away, and InvalidResponse of what is no Redis.
     """
-    masters = await redis.masters() if isinstance(redis, Cluster) else [redis]
+    masters = await redis.masters() if isinstance(redis, ClusterClient) else [redis]
     found = []
     for master in masters:
         try:

@@ -17,28 +17,28 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
-from worker.bus.channels import SubscriberCounts, hold, subscriber_counts
-from worker.bus.connection import BusHealth, describe, patiently
-from worker.bus.intake import Intake
-from worker.bus.records import read_record
+from worker.bus.client.connection import RedisHealth, describe, retry_while_unavailable
+from worker.bus.ownership import SessionOwnership
+from worker.bus.presence import SubscriberCounts, stay_subscribed, subscriber_counts
+from worker.bus.records import decode_record
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.1
-RECORDS_S = 1.0
+POLL_INTERVAL_S = 0.1
+RECORDS_INTERVAL_S = 1.0
 """How often the list of workers is read."""
 
-CLOCKS_S = 1.5
+MAX_CLOCK_SKEW_S = 1.5
 """How far the clocks of two workers may be apart before one is thought to speak after its death."""
 
-STALE_S = 60.0
+STALE_CONSUMER_S = 60.0
 """Idleness after which a consumer that owns nothing is nobody's, whether seen alive or not."""
 
 
 def _record(raw: bytes) -> WorkerRecord | None:
     """Read a worker's record; None if it is none of ours, a newer version's say."""
     try:
-        return read_record(raw, WorkerRecord)
+        return decode_record(raw, WorkerRecord)
     except msgspec.DecodeError:
         return None
 
@@ -46,25 +46,29 @@ def _record(raw: bytes) -> WorkerRecord | None:
 class Liveness:
     """Tells one worker which others died, and others that it lives."""
 
-    def __init__(self, redis: Redis, health: BusHealth, keys: Keys, intake: Intake) -> None:
+    def __init__(
+        self, redis: Redis, health: RedisHealth, keys: Keys, intake: SessionOwnership
+    ) -> None:
         self._redis = redis
         self._health = health
         self._keys = keys
-        self._intake = intake
+        self._ownership = intake
         self._seen: set[str] = set()
-        self._missed: set[str] = set()
-        self._declared: dict[str, float] = {}  # Unix seconds from which a heartbeat disproves it
-        self._distrusted: set[str] = set()  # consumers whose subscription failed without them
+        self._absent_once: set[str] = set()
+        self._declared_dead: dict[
+            str, float
+        ] = {}  # Unix seconds from which a heartbeat disproves it
+        self._ignored: set[str] = set()  # consumers whose subscription failed without them
         self.dead: set[str] = set()
         """Consumers whose process is gone and whose entries may be taken over."""
         self._records: dict[str, WorkerRecord] = {}
-        self._others: set[str] = set()  # the other consumers of the group
+        self._peers: set[str] = set()  # the other consumers of the group
 
-    async def proclaim(self) -> None:
+    async def advertise(self) -> None:
         """Hold our subscription until cancelled, or denied."""
         while True:
             try:
-                await hold(self._redis, self._keys.alive(self._intake.consumer))
+                await stay_subscribed(self._redis, self._keys.alive(self._ownership.consumer))
             except NoPermissionError as error:
                 log.warning(
                     "should this worker be killed, only its lease will tell: grant its Redis user "
@@ -75,7 +79,7 @@ class Liveness:
                 return
             except (RedisError, OSError) as error:
                 self._health.failed(error)
-                await anyio.sleep(LOOK_S / 5)  # well before others have missed us twice
+                await anyio.sleep(POLL_INTERVAL_S / 5)  # well before others have missed us twice
 
     async def watch(self) -> None:
         """Watch the others until cancelled."""
@@ -85,12 +89,12 @@ class Liveness:
                     await self._watch(counts)
             except (RedisError, OSError) as error:
                 log.debug("cannot watch other workers: %s", describe(error))
-                await anyio.sleep(RECORDS_S)
+                await anyio.sleep(RECORDS_INTERVAL_S)
             finally:
                 self._seen.clear()
-                self._missed.clear()
+                self._absent_once.clear()
 
-    async def forget(self, owners: set[str]) -> None:
+    async def remove_dead(self, owners: set[str]) -> None:
         """Take what is left of dead workers off the bus, once they own nothing.
 
         The record may be gone already, or another process's: a worker that was started again
@@ -98,17 +102,17 @@ class Liveness:
         """
         records = {record.consumer: worker_id for worker_id, record in self._records.items()}
         for owner in owners:
-            await self._retire(records.get(owner), owner)
+            await self._delete_consumer(records.get(owner), owner)
 
     async def _watch(self, counts: SubscriberCounts) -> None:
         read_at = 0.0
         while True:
             now = time.monotonic()
-            if now - read_at >= RECORDS_S:
+            if now - read_at >= RECORDS_INTERVAL_S:
                 read_at = now
                 await self._read_records()
             await self._count(counts)
-            await anyio.sleep(LOOK_S)
+            await anyio.sleep(POLL_INTERVAL_S)
 
     async def _read_records(self) -> None:
         rows: Any = await self._redis.hgetall(self._keys.workers)
@@ -120,50 +124,54 @@ class Liveness:
         alive = {
             record.consumer
             for record in self._records.values()
-            if record.heartbeat > self._declared.get(record.consumer, float("inf"))
+            if record.heartbeat > self._declared_dead.get(record.consumer, float("inf"))
         }
         if wrong := self.dead & alive:
             log.warning("%s live after all; their leases decide from here on", sorted(wrong))
-        self._distrusted |= self.dead & alive
-        self._others = {*await self._intake.consumers(0)} - {self._intake.consumer, RELEASED}
-        self.dead = (self.dead & self._others) - alive
-        for gone in self._declared.keys() - self._others:
-            del self._declared[gone]
+        self._ignored |= self.dead & alive
+        self._peers = {*await self._ownership.consumers(0)} - {self._ownership.consumer, RELEASED}
+        self.dead = (self.dead & self._peers) - alive
+        for gone in self._declared_dead.keys() - self._peers:
+            del self._declared_dead[gone]
 
     async def _count(self, counts: SubscriberCounts) -> None:
-        others = {self._keys.alive(name): name for name in self._others}
+        others = {self._keys.alive(name): name for name in self._peers}
         if not others:
             return
         lost = []
-        for channel, count in (await counts.of([*others])).items():
+        for channel, count in (await counts.count([*others])).items():
             consumer = others[channel]
             if count:
                 self._seen.add(consumer)
-                self._missed.discard(consumer)
+                self._absent_once.discard(consumer)
                 self.dead.discard(consumer)
-            elif consumer in self._missed and consumer not in self.dead | self._distrusted:
+            elif consumer in self._absent_once and consumer not in self.dead | self._ignored:
                 lost.append(consumer)
             elif consumer in self._seen:
-                self._missed.add(consumer)
+                self._absent_once.add(consumer)
         if not lost:
             return
         names = {record.consumer: worker_id for worker_id, record in self._records.items()}
         await self._read_records()  # who left in good order is off the list by now
-        for consumer in self._others & {*lost}:
+        for consumer in self._peers & {*lost}:
             self._declare_dead(consumer, names.get(consumer))
 
     def _declare_dead(self, consumer: str, worker_id: str | None) -> None:
         self.dead.add(consumer)
-        if consumer not in self._declared:
+        if consumer not in self._declared_dead:
             name = worker_id or consumer
             log.warning("worker %s is dead; its sessions are taken over", name)
-        self._declared[consumer] = time.time() + CLOCKS_S
+        self._declared_dead[consumer] = time.time() + MAX_CLOCK_SKEW_S
 
-    async def _retire(self, worker_id: str | None, consumer: str) -> None:
-        if not await patiently(self._health, lambda: self._intake.retire(consumer)):
+    async def _delete_consumer(self, worker_id: str | None, consumer: str) -> None:
+        if not await retry_while_unavailable(
+            self._health, lambda: self._ownership.delete_consumer(consumer)
+        ):
             return
-        for known in (self.dead, self._others, self._seen, self._missed):
+        for known in (self.dead, self._peers, self._seen, self._absent_once):
             known.discard(consumer)
         if worker_id is not None:
-            await patiently(self._health, lambda: self._intake.forget(worker_id, consumer))
+            await retry_while_unavailable(
+                self._health, lambda: self._ownership.delete_record(worker_id, consumer)
+            )
             self._records.pop(worker_id, None)

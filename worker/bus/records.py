@@ -7,7 +7,7 @@ import msgspec
 T = TypeVar("T")
 
 
-def read_record(raw: bytes, kind: type[T]) -> T:
+def decode_record(raw: bytes, kind: type[T]) -> T:
     """Read a record.
 
     Raises `msgspec.DecodeError` on whatever is none of this kind; msgspec by itself raises other

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import msgspec
 
 from schemas.audio import AudioEntry
-from worker.core import ids, sequence
+from worker.core import sequence, stream_ids
 from worker.core.sequence import Doubt, Sequence
 
 MAX_PRODUCERS = 16
@@ -22,7 +22,7 @@ MAX_PRODUCERS = 16
 class Position(msgspec.Struct, frozen=True):
     """Everything in entries before `entry`, and the first `offset` bytes of its audio."""
 
-    entry: str = ids.START
+    entry_id: str = msgspec.field(name="entry", default=stream_ids.START)
     offset: int = 0
 
 
@@ -35,16 +35,16 @@ class LedgerState(msgspec.Struct, frozen=True, omit_defaults=True):
     """Last `seq` per `src`, as of the committed position."""
     sequences: dict[str, Sequence] = {}
     """What else is known of the `seq` of each `src`; a worker of an earlier version knows none."""
-    announced: str = ids.START
+    announced: str = stream_ids.START
     """Faults and holes of entries up to this one are published."""
     end: str | None = None
     """Id of the entry that carried `end`."""
 
 
-class Piece(msgspec.Struct, frozen=True):
+class Segment(msgspec.Struct, frozen=True):
     """The audio of one entry, as bytes `start` to `end` of the session."""
 
-    entry: str
+    entry_id: str
     start: int
     size: int
     src: str = ""
@@ -57,7 +57,7 @@ class Piece(msgspec.Struct, frozen=True):
         return self.start + self.size
 
 
-class Admission(msgspec.Struct, frozen=True):
+class Admitted(msgspec.Struct, frozen=True):
     """What an entry brings: new audio, and what is wrong with it."""
 
     audio: bytes = b""
@@ -88,10 +88,10 @@ class Ledger:
         self._committed_bytes = state.committed_bytes
         self._settled_sequences = OrderedDict(_sequences(state))
         self._sequences = self._settled_sequences.copy()
-        self._pieces: deque[Piece] = deque()
-        self._announced = state.announced
+        self._segments: deque[Segment] = deque()
+        self._reported = state.announced
         self.end = state.end
-        self.taken = state.committed_bytes
+        self.read_bytes = state.committed_bytes
         """Bytes of the session taken in so far."""
 
     @property
@@ -102,7 +102,7 @@ class Ledger:
             committed_bytes=self._committed_bytes,
             producers={src: each.last_seq for src, each in self._settled_sequences.items()},
             sequences=dict(self._settled_sequences),
-            announced=self._announced,
+            announced=self._reported,
             end=self.end,
         )
 
@@ -119,22 +119,22 @@ class Ledger:
     @property
     def read_after(self) -> str:
         """Id after which reading has to go on to see everything not committed."""
-        return ids.predecessor(self._committed.entry)
+        return stream_ids.predecessor(self._committed.entry_id)
 
     def rewind(self) -> None:
         """Forget what was taken in beyond the committed position: it will be read again."""
-        self._pieces.clear()
+        self._segments.clear()
         self._sequences = self._settled_sequences.copy()
-        self.taken = self._committed_bytes
+        self.read_bytes = self._committed_bytes
 
-    def admit(self, entry_id: str, entry: AudioEntry) -> Admission:
+    def admit(self, entry_id: str, entry: AudioEntry) -> Admitted:
         """Take in an entry, in stream order. Entries after the end bring nothing."""
-        if self.end is not None and ids.order(entry_id) > ids.order(self.end):
-            return Admission()
+        if self.end is not None and stream_ids.order(entry_id) > stream_ids.order(self.end):
+            return Admitted()
         if entry.end:
             self.end = entry_id
         if not entry.audio:
-            return Admission()
+            return Admitted()
         counted = None
         before = missing = 0
         doubt = None
@@ -142,55 +142,55 @@ class Ledger:
             known = self._sequences.get(entry.src)
             decided = sequence.take(known, entry.seq, entry.audio)
             if isinstance(decided, sequence.Repeat):
-                return Admission(repeated=True, proven=decided.proven)
+                return Admitted(repeated=True, proven=decided.proven)
             counted, missing, doubt = decided
             if doubt is not None and known is not None:
                 before = known.last_seq
             _remember(self._sequences, entry.src, counted)
         audio = entry.audio
-        start = self.taken
-        if entry_id == self._committed.entry:
+        start = self.read_bytes
+        if entry_id == self._committed.entry_id:
             audio = audio[self._committed.offset :]
             start -= self._committed.offset
-        self._pieces.append(Piece(entry_id, start, len(entry.audio), entry.src, counted))
-        self.taken += len(audio)
-        return Admission(audio=audio, missing=missing, doubt=doubt, before=before)
+        self._segments.append(Segment(entry_id, start, len(entry.audio), entry.src, counted))
+        self.read_bytes += len(audio)
+        return Admitted(audio=audio, missing=missing, doubt=doubt, before=before)
 
-    def announce(self, entry_id: str) -> bool:
+    def mark_reported(self, entry_id: str) -> bool:
         """Say whether what is wrong with this entry is still to be published; then it is."""
         if not self.is_news(entry_id):
             return False
-        self._announced = entry_id
+        self._reported = entry_id
         return True
 
     def is_news(self, entry_id: str) -> bool:
         """Say whether nothing was announced yet of this entry, or of one after it."""
-        return ids.order(entry_id) > ids.order(self._announced)
+        return stream_ids.order(entry_id) > stream_ids.order(self._reported)
 
     def commit_to(self, position: int) -> bool:
         """Settle everything before byte `position`, taken down to a sample boundary.
 
         Returns whether the committed position moved; it never moves back.
         """
-        position = min(position, self.taken)
+        position = min(position, self.read_bytes)
         position -= position % self._width
         if position <= self._committed_bytes:
             return False
-        while self._pieces and self._pieces[0].end <= position:
-            piece = self._pieces.popleft()
+        while self._segments and self._segments[0].end <= position:
+            piece = self._segments.popleft()
             if piece.sequence is not None:
                 _remember(self._settled_sequences, piece.src, piece.sequence)
-            self._committed = Position(ids.successor(piece.entry))
-        if self._pieces and self._pieces[0].start < position:
-            piece = self._pieces[0]
-            self._committed = Position(piece.entry, position - piece.start)
+            self._committed = Position(stream_ids.successor(piece.entry_id))
+        if self._segments and self._segments[0].start < position:
+            piece = self._segments[0]
+            self._committed = Position(piece.entry_id, position - piece.start)
         self._committed_bytes = position
         return True
 
     @property
     def oldest(self) -> str | None:
         """Return the first entry whose audio is taken in and not committed."""
-        return self._pieces[0].entry if self._pieces else None
+        return self._segments[0].entry_id if self._segments else None
 
     def covers(self, position: int) -> bool:
         """Say whether every whole sample before byte `position` is committed."""
@@ -198,12 +198,12 @@ class Ledger:
 
     def entry_at(self, position: int) -> str | None:
         """Return the entry that holds byte `position`, or the last one; None if it is committed."""
-        pieces = reversed(self._pieces)
-        return next((piece.entry for piece in pieces if piece.start <= position), None)
+        pieces = reversed(self._segments)
+        return next((piece.entry_id for piece in pieces if piece.start <= position), None)
 
-    def pieces(self, start: int, end: int) -> Iterator[Piece]:
+    def segments(self, start: int, end: int) -> Iterator[Segment]:
         """Yield the uncommitted pieces that hold any byte from `start` up to `end`."""
-        return (piece for piece in self._pieces if piece.end > start and piece.start < end)
+        return (piece for piece in self._segments if piece.end > start and piece.start < end)
 
 
 def _sequences(state: LedgerState) -> Iterator[tuple[str, Sequence]]:

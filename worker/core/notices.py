@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from worker.core import ids
+from worker.core import stream_ids
 
 MAX_KINDS = 32
 """Kinds that are counted apart for one session; further ones are counted by their code."""
@@ -36,7 +36,7 @@ class Tally(msgspec.Struct):
 class RepeatRun(msgspec.Struct, omit_defaults=True):
     """Entries in a row that were dropped as repeats and are not known to be some."""
 
-    first: str = ids.START
+    first: str = stream_ids.START
     entries: int = 0
     ms: float = 0.0
     published: int = 0
@@ -120,7 +120,7 @@ class Notices:
             run = self._repeats = RepeatRun(entry_id)
         run.entries += 1
         run.ms += ms
-        lasted_ms = ids.milliseconds(entry_id) - ids.milliseconds(run.first)
+        lasted_ms = stream_ids.milliseconds(entry_id) - stream_ids.milliseconds(run.first)
         if run.ms < run.due_ms or (lasted_ms < MAX_REPEATED_MS / 2 and not self.untimed):
             return None
         run.due_ms = 2 * run.ms

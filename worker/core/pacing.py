@@ -16,7 +16,7 @@ class Pacer:
         self._at: float | None = None
 
     @property
-    def hastens(self) -> bool:
+    def is_fast(self) -> bool:
         """Whether audio that is late may go faster than real time."""
         return self._speed == 0 or self._speed > 1
 
@@ -25,13 +25,13 @@ class Pacer:
         self._tokens = self._burst_ms
         self._at = now
 
-    def slow_down(self) -> None:
+    def limit_to_real_time(self) -> None:
         """Send no faster than real time from here on: the service refuses more."""
-        if self.hastens:
+        if self.is_fast:
             self._speed = 1.0
             self._slowed += 1
 
-    def hasten(self) -> None:
+    def resume_speed(self) -> None:
         """Send as fast as at first: what it refused was something else.
 
         Only once. Settings that are refused with every chunk would be taken for the pace again and

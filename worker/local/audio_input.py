@@ -14,10 +14,10 @@ import anyio
 from anyio import from_thread, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from worker.errors import LocalPartMissing, SoundError
+from worker.errors import MissingExtraError, SoundError
 from worker.extras import how_to_install
-from worker.local.engines.base import AudioFormat
-from worker.local.headers import is_file
+from worker.local.emulator.engines.base import AudioFormat
+from worker.local.sound_headers import is_file
 from worker.plurals import counted
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _need_decoder() -> None:
     try:
         import worker.local.sound  # noqa: F401
     except ModuleNotFoundError as error:
-        raise LocalPartMissing(
+        raise MissingExtraError(
             f"reading sound files needs {error.name}; {how_to_install('local')}, "
             "or pipe raw audio into: turnbus push -"
         ) from error

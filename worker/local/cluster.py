@@ -12,7 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 
-from worker.errors import BusUnavailable
+from worker.errors import BusUnavailableError
 from worker.local.redis import EmbeddedRedis, free_port
 
 NODE_TIMEOUT_MS = 1_000
@@ -196,7 +196,7 @@ async def _until(what: str, holds: Callable[[], Awaitable[bool]]) -> None:
             if await holds():
                 return
             await anyio.sleep(0.02)
-    raise BusUnavailable(f"of the embedded servers, {what} in time")
+    raise BusUnavailableError(f"of the embedded servers, {what} in time")
 
 
 async def _reports(node: EmbeddedRedis, name: str, value: str) -> bool:

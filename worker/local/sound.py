@@ -20,10 +20,10 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from numpy.typing import NDArray
 
-from worker.errors import SoundError, UnknownSound
-from worker.local.engines.base import AudioFormat
-from worker.local.engines.pcm import encode
-from worker.local.headers import is_file, mended
+from worker.errors import SoundError, UnknownSoundError
+from worker.local.emulator.engines.base import AudioFormat
+from worker.local.emulator.engines.pcm import encode
+from worker.local.sound_headers import is_file, mended
 from worker.plurals import counted
 
 Samples = NDArray[np.float32]
@@ -164,7 +164,7 @@ class SoundSource:
             said = f"{self.name} is not a sound file that can be read"
             if is_file(file.head):
                 raise SoundError(f"{said}: it is damaged, or of an unknown kind") from error
-            raise UnknownSound(said) from error
+            raise UnknownSoundError(said) from error
         stream = self._find(self._container)
         frames = self._decode(self._container, stream, file)
         first = next(frames, None)

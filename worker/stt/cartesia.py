@@ -21,22 +21,22 @@ from websockets.exceptions import WebSocketException
 from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
 from worker import tls
-from worker.addresses import service_address
-from worker.core import faults
+from worker.bus.client.urls import provider_address
+from worker.core import provider_errors
 from worker.descriptors import shortage_in_words
 from worker.errors import (
-    SttBusy,
-    SttCredentials,
+    SttBusyError,
+    SttCredentialsError,
     SttError,
-    SttProtocolFault,
-    SttShortage,
-    SttTooBig,
-    SttTransient,
+    SttProtocolError,
+    SttShortageError,
+    SttTooBigError,
+    SttTransientError,
 )
 from worker.network import SHORTAGE_ERRNOS
+from worker.stt.messages import Reading, read_message
 from worker.stt.proxy import Proxy, ProxyRefused
-from worker.stt.reading import Reading, read_message
-from worker.stt.socket import HandshakeRefused, Socket, SocketClosed, open_socket
+from worker.stt.websocket import HandshakeRejected, SocketClosed, WebSocketClient, open_socket
 
 PROVIDER = "cartesia"
 OPEN_TIMEOUT_S = 10.0
@@ -47,7 +47,7 @@ _TRUST = "name your own authority's file as SSL_CERT_FILE"
 
 
 @dataclass(frozen=True)
-class Service:
+class Endpoint:
     """Where the service is and how to ask it."""
 
     url: str
@@ -55,7 +55,7 @@ class Service:
     key: str = field(repr=False)
     proxy: Proxy | None = field(default=None, repr=False)
 
-    def without_key(self, said: str) -> str:
+    def redact(self, said: str) -> str:
         """Return what the service said, should it have repeated our key, without it."""
         return said.replace(self.key, "[key]") if self.key else said
 
@@ -85,14 +85,14 @@ class StreamSettings(msgspec.Struct, frozen=True):
         return urlencode(pairs)
 
 
-class Stream:
+class TurnsStream:
     """One connection that reached `connected`; made by `open_stream`."""
 
     def __init__(
         self,
-        socket: Socket,
+        socket: WebSocketClient,
         request_id: str,
-        service: Service,
+        service: Endpoint,
         ignored: int = 0,
         note_defect: NoteDefect = lambda _: None,
     ) -> None:
@@ -137,11 +137,15 @@ class Stream:
             if defect:
                 self._note_defect(defect)
         if isinstance(message, cartesia.Error) and (message.status_code is not None or not defect):
-            refused = _refused(message)
-            if faults.is_too_big(refused.status, str(refused)):
+            refused = _rejected(message)
+            if provider_errors.is_too_big(refused.status, str(refused)):
                 # The provider has dropped that message: its audio has to be sent again.
-                raise SttTooBig(str(refused), status=refused.status, request_id=refused.request_id)
-            if not 400 <= refused.status < 500 or isinstance(refused, SttCredentials | SttBusy):
+                raise SttTooBigError(
+                    str(refused), status=refused.status, request_id=refused.request_id
+                )
+            if not 400 <= refused.status < 500 or isinstance(
+                refused, SttCredentialsError | SttBusyError
+            ):
                 raise refused
         return message
 
@@ -170,8 +174,8 @@ class Stream:
 
 
 async def open_stream(
-    service: Service, settings: StreamSettings, note_defect: NoteDefect = lambda _: None
-) -> Stream:
+    service: Endpoint, settings: StreamSettings, note_defect: NoteDefect = lambda _: None
+) -> TurnsStream:
     """Connect and wait for `connected`.
 
     `note_defect` is called for each message of the stream that is not quite readable. Raises the
@@ -179,7 +183,7 @@ async def open_stream(
     of `connected`.
     """
     headers = {"X-API-Key": service.key, "Cartesia-Version": service.version}
-    with _translated(service), anyio.fail_after(OPEN_TIMEOUT_S):
+    with _provider_errors(service), anyio.fail_after(OPEN_TIMEOUT_S):
         socket = await open_socket(f"{service.url}?{settings.query()}", headers, service.proxy)
         ignored = 0
         try:
@@ -187,55 +191,55 @@ async def open_stream(
                 message, defect = await _next_message(socket, service)
                 if defect:
                     note_defect(defect)
-                if message is not None and not isinstance(message, cartesia.Unknown):
+                if message is not None and not isinstance(message, cartesia.UnknownMessage):
                     break
                 ignored += message is not None
-            request_id = service.without_key(_connected(message))
+            request_id = service.redact(_connected(message))
         except BaseException:
             socket.abort("not connected")
             raise
-    return Stream(socket, request_id, service, ignored, note_defect)
+    return TurnsStream(socket, request_id, service, ignored, note_defect)
 
 
-async def _next_message(socket: Socket, service: Service) -> Reading:
+async def _next_message(socket: WebSocketClient, service: Endpoint) -> Reading:
     text = await socket.receive()
     reading = read_message(text)
     if isinstance(reading.message, cartesia.Error):  # only these may repeat the key
-        reading = read_message(service.without_key(text))
+        reading = read_message(service.redact(text))
     return reading._replace(defect=socket.defect) if socket.defect else reading
 
 
-def _lost(end: SocketClosed, service: Service, request_id: str = "") -> SttError:
-    reason = service.without_key(end.reason)
+def _lost(end: SocketClosed, service: Endpoint, request_id: str = "") -> SttError:
+    reason = service.redact(end.reason)
     if end.broken:
-        return SttProtocolFault(reason, status=end.code, request_id=request_id)
-    return faults.closed(end.code, reason, request_id=request_id)
+        return SttProtocolError(reason, status=end.code, request_id=request_id)
+    return provider_errors.from_close(end.code, reason, request_id=request_id)
 
 
 @contextmanager
-def _translated(service: Service) -> Iterator[None]:
+def _provider_errors(service: Endpoint) -> Iterator[None]:
     """Raise, for every way a connect can fail, the `SttError` it stands for."""
     try:
         yield
-    except HandshakeRefused as refused:
-        said = service.without_key(refused.body.decode("utf-8", "replace"))
-        raise _refused_upgrade(refused, said) from None
+    except HandshakeRejected as refused:
+        said = service.redact(refused.body.decode("utf-8", "replace"))
+        raise _rejected_upgrade(refused, said) from None
     except ProxyRefused as refused:
         raise _refused_by_proxy(refused.status, service) from None
     except SocketClosed as end:
         raise _lost(end, service) from None
     except TimeoutError as error:
         said = str(error) or f"no `connected` within {OPEN_TIMEOUT_S:g} s"
-        raise SttTransient(said) from None
+        raise SttTransientError(said) from None
     except ssl.SSLError as error:
-        raise SttTransient(f"cannot connect: TLS: {tls.in_words(error, _TRUST)}") from None
+        raise SttTransientError(f"cannot connect: TLS: {tls.explain(error, _TRUST)}") from None
     except OSError as error:
         if error.errno in SHORTAGE_ERRNOS:
-            raise SttShortage(shortage_in_words(error)) from None
-        raise SttTransient(f"cannot connect: {type(error).__name__}: {error}") from None
+            raise SttShortageError(shortage_in_words(error)) from None
+        raise SttTransientError(f"cannot connect: {type(error).__name__}: {error}") from None
     except (UnicodeError, WebSocketException) as error:
         # These may quote the URL, and with it key terms.
-        raise SttTransient(f"cannot connect: {type(error).__name__}") from None
+        raise SttTransientError(f"cannot connect: {type(error).__name__}") from None
 
 
 def _connected(message: cartesia.ServerMessage) -> str:
@@ -243,13 +247,13 @@ def _connected(message: cartesia.ServerMessage) -> str:
     if isinstance(message, cartesia.Connected):
         return message.request_id or ""
     if isinstance(message, cartesia.Error):
-        raise _refused(message)
-    raise SttTransient(f"the service began with {type(message).__name__}, not with Connected")
+        raise _rejected(message)
+    raise SttTransientError(f"the service began with {type(message).__name__}, not with Connected")
 
 
-def _refused(error: cartesia.Error) -> SttError:
+def _rejected(error: cartesia.Error) -> SttError:
     said = ": ".join(part for part in (error.title, error.message) if part)
-    return faults.refusal(
+    return provider_errors.from_status(
         error.status_code or 500,
         said or "the service gave no reason",
         code=error.error_code or "",
@@ -257,21 +261,23 @@ def _refused(error: cartesia.Error) -> SttError:
     )
 
 
-def _refused_by_proxy(status: int, service: Service) -> SttError:
+def _refused_by_proxy(status: int, service: Endpoint) -> SttError:
     """Tell a proxy that will not serve this worker from one that cannot just now."""
     where = service.proxy.address if service.proxy else ""
     variable = service.proxy.variable if service.proxy else ""
     known = {each.value: f" {each.phrase}" for each in HTTPStatus}
     message = f"the proxy {where} refuses: HTTP {status}{known.get(status, '')}"
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return SttCredentials(
+        return SttCredentialsError(
             message, status=status, advice=f"mend user and password in {variable}"
         )
     if status == HTTPStatus.FORBIDDEN:
-        host, _ = service_address(service.url)
+        host, _ = provider_address(service.url)
         advice = f"have the proxy allow {host}, or put {host} into NO_PROXY"
-        return SttCredentials(message, status=status, advice=advice)
-    return SttTransient(message, status=status, advice=f"see that the proxy in {variable} works")
+        return SttCredentialsError(message, status=status, advice=advice)
+    return SttTransientError(
+        message, status=status, advice=f"see that the proxy in {variable} works"
+    )
 
 
 class _ErrorBody(msgspec.Struct):
@@ -284,7 +290,7 @@ class _ErrorBody(msgspec.Struct):
 _TITLED = re.compile(r"[^<>:\n]{1,80}: \S")
 
 
-def _refused_upgrade(refused: HandshakeRefused, text: str) -> SttError:
+def _rejected_upgrade(refused: HandshakeRejected, text: str) -> SttError:
     """Read the body: JSON from API version 2026-03-01 on, `Title: Message` before.
 
     Where a 400 or 404 has neither, nobody knows that the service said it, and of this session: a
@@ -301,7 +307,7 @@ def _refused_upgrade(refused: HandshakeRefused, text: str) -> SttError:
     message = f"HTTP {refused.status} {said}".rstrip()
     request_id = body.request_id or refused.headers.get("X-Request-Id", "")
     if refused.status in (400, 404) and not known:
-        return SttTransient(message, status=refused.status, request_id=request_id)
-    return faults.refusal(
+        return SttTransientError(message, status=refused.status, request_id=request_id)
+    return provider_errors.from_status(
         refused.status, message, code=body.error_code or "", request_id=request_id
     )

@@ -18,7 +18,7 @@ from websockets.proxy import Proxy as HttpProxy
 from websockets.proxy import prepare_connect_request
 from websockets.uri import WebSocketURI
 
-from worker.addresses import check_host, join_host_port, service_address
+from worker.bus.client.urls import check_host, join_host_port, provider_address
 from worker.descriptors import session_socket
 from worker.errors import SettingsError
 from worker.network import connect_tcp, open_transport
@@ -129,7 +129,7 @@ def find_proxy(url: str, env: Mapping[str, str]) -> Proxy | None:
 
     Raises `SettingsError`, which repeats no value, for a proxy that cannot be used.
     """
-    host, port = service_address(url)
+    host, port = provider_address(url)
     if urlsplit(url).scheme != "wss" or _is_exempt(host, port, env):
         return None
     for name in _VARIABLES:

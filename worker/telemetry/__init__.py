@@ -1,6 +1,6 @@
 """Where telemetry goes, as OpenTelemetry's own `OTEL_*` variables say.
 
-Spans are made in `worker.telemetry.spans`, metrics in `worker.telemetry.metrics`.
+Spans are made in `worker.telemetry.traces`, metrics in `worker.telemetry.metrics`.
 """
 
 import logging
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import IO, TYPE_CHECKING
 
-from worker.errors import OutputFailed, SettingsError
+from worker.errors import OutputFailedError, SettingsError
 from worker.extras import how_to_install
 from worker.telemetry.environment import Signal, collector, named
 
@@ -136,7 +136,7 @@ def _console(console: IO[str]) -> "SpanExporter":
         def export(self, spans: "Sequence[ReadableSpan]") -> SpanExportResult:
             try:
                 return super().export(spans)
-            except OutputFailed as error:
+            except OutputFailedError as error:
                 log.warning("spans are lost: %s", error)
                 return SpanExportResult.FAILURE
 

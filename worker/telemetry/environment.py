@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import Literal, TypeAlias
 from urllib.parse import unquote
 
-from worker.addresses import check_http_url
+from worker.bus.client.urls import check_http_url
 from worker.errors import SettingsError
 
 Signal: TypeAlias = Literal["traces", "metrics"]

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from worker.telemetry.meter import Meter
-from worker.telemetry.stats import Histogram
+from worker.telemetry.counters import Histogram
+from worker.telemetry.gauges import WorkerGauges
 
 Kind = Literal["counter", "updowncounter", "gauge", "histogram"]
 Value = float | Mapping[str, float] | Histogram | None
@@ -29,12 +29,12 @@ class Instrument(NamedTuple):
     unit: str
     """UCUM."""
     description: str
-    read: Callable[[Meter], Value]
+    read: Callable[[WorkerGauges], Value]
     attribute: str = ""
     """What tells its values apart, if it has several."""
 
 
-class Reading(msgspec.Struct, frozen=True):
+class Sample(msgspec.Struct, frozen=True):
     """The value of one metric at one time."""
 
     instrument: Instrument
@@ -138,7 +138,7 @@ INSTRUMENTS = (
         "counter",
         "{entry}",
         "Entries put on the dead stream, by reason",
-        lambda meter: meter.stats.refused_entries,
+        lambda meter: meter.stats.rejected_entries,
         "turnbus.refused.reason",
     ),
     # -- audio
@@ -154,7 +154,7 @@ INSTRUMENTS = (
         "counter",
         "{chunk}",
         "Chunks dropped because their producer had sent their seq before",
-        lambda meter: meter.stats.repeated,
+        lambda meter: meter.stats.chunks_repeated,
     ),
     Instrument(
         "turnbus.audio.sent",
@@ -175,7 +175,7 @@ INSTRUMENTS = (
         "updowncounter",
         "By",
         "Audio read that no published event covers yet: what a reconnect replays",
-        lambda meter: sum(session.uncommitted_bytes for session in meter.worker.roster),
+        lambda meter: sum(session.uncommitted_bytes for session in meter.worker.running),
     ),
     Instrument(
         "turnbus.audio.missing",
@@ -222,7 +222,7 @@ INSTRUMENTS = (
         "updowncounter",
         "{session}",
         "Sessions that wait for a permit to open a socket",
-        lambda meter: meter.worker.host.gate.waiting,
+        lambda meter: meter.worker.context.permits.waiting,
     ),
     Instrument(
         "turnbus.gate.wait",
@@ -258,7 +258,7 @@ INSTRUMENTS = (
         "counter",
         "{fault}",
         "Faults of turnbus that the worker survived, by the part of it; its log has the tracebacks",
-        lambda meter: meter.stats.faults,
+        lambda meter: meter.stats.internal_errors,
         "turnbus.fault.part",
     ),
     Instrument(
@@ -272,7 +272,7 @@ INSTRUMENTS = (
 """Every metric there is, in the order of the questions one asks."""
 
 
-def readings(meter: Meter) -> list[Reading]:
+def samples(meter: WorkerGauges) -> list[Sample]:
     """Read every metric whose value is known."""
     values = ((instrument, instrument.read(meter)) for instrument in INSTRUMENTS)
-    return [Reading(instrument, value) for instrument, value in values if value is not None]
+    return [Sample(instrument, value) for instrument, value in values if value is not None]

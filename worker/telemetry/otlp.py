@@ -32,13 +32,13 @@ from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from worker.errors import OutputFailed, SettingsError
+from worker.errors import OutputFailedError, SettingsError
 from worker.extras import how_to_install
 from worker.telemetry import LAST_EXPORT_S, SERVICE_NAME, refusals, resource
+from worker.telemetry.counters import Histogram
 from worker.telemetry.environment import collector, named
-from worker.telemetry.meter import Meter
-from worker.telemetry.metrics import Reading, readings
-from worker.telemetry.stats import Histogram
+from worker.telemetry.gauges import WorkerGauges
+from worker.telemetry.metrics import Sample, samples
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class MetricPush:
         self._resource = source
         self._started_ns = time.time_ns()
 
-    async def run(self, meter: Meter) -> None:
+    async def run(self, meter: WorkerGauges) -> None:
         """Export until cancelled, and once more then."""
         try:
             while True:
@@ -67,14 +67,14 @@ class MetricPush:
             with anyio.move_on_after(LAST_EXPORT_S, shield=True):
                 await self._export(meter)
 
-    async def _export(self, meter: Meter) -> None:
-        data = metrics_data(readings(meter), self._resource, self._started_ns, time.time_ns())
+    async def _export(self, meter: WorkerGauges) -> None:
+        data = metrics_data(samples(meter), self._resource, self._started_ns, time.time_ns())
         sent, loop = anyio.Event(), current_token()
 
         def export() -> None:
             try:
                 self._exporter.export(data)  # logs what goes wrong, and tries for some seconds
-            except OutputFailed as error:  # of the exporter to the console
+            except OutputFailedError as error:  # of the exporter to the console
                 log.warning("metrics are lost: %s", error)
             finally:
                 with suppress(RuntimeError):  # the event loop has ended
@@ -119,7 +119,7 @@ def _exporter(name: str) -> MetricExporter | None:
 
 
 def metrics_data(
-    readings: list[Reading], resource: Resource, started_ns: int, now_ns: int
+    readings: list[Sample], resource: Resource, started_ns: int, now_ns: int
 ) -> MetricsData:
     """Word readings as the SDK's exporters take them."""
     metrics = [_metric(reading, started_ns, now_ns) for reading in readings]
@@ -127,7 +127,7 @@ def metrics_data(
     return MetricsData([ResourceMetrics(resource, [scope], schema_url="")])
 
 
-def _metric(reading: Reading, started_ns: int, now_ns: int) -> Metric:
+def _metric(reading: Sample, started_ns: int, now_ns: int) -> Metric:
     instrument, value = reading.instrument, reading.value
     data: Sum | Gauge | HistogramData
     cumulative = AggregationTemporality.CUMULATIVE

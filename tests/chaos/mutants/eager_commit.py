@@ -4,15 +4,15 @@ import sys
 from unittest.mock import patch
 
 from schemas.audio import AudioEntry
-from worker.cli import main
-from worker.core.ledger import Admission, Ledger
+from worker.cli.main import main
+from worker.core.ledger import Admitted, Ledger
 
 admit = Ledger.admit
 
 
-def settled(ledger: Ledger, entry_id: str, entry: AudioEntry) -> Admission:
+def settled(ledger: Ledger, entry_id: str, entry: AudioEntry) -> Admitted:
     admission = admit(ledger, entry_id, entry)
-    ledger.commit_to(ledger.taken)
+    ledger.commit_to(ledger.read_bytes)
     return admission
 
 

@@ -5,7 +5,7 @@ import re
 import sys
 
 from worker.bus.scripts import COMMIT
-from worker.cli import main
+from worker.cli.main import main
 
 # The numbers of commits are each owner's own: compared with another's they would stop it by chance.
 GUARDS = (r"^if state\[1\] ~= ARGV\[1\].*?^end\n", r"^if tonumber\(ARGV\[12\]\) <.*?^end\n")

@@ -3,13 +3,13 @@
 import sys
 from unittest.mock import patch
 
-from worker.bus.gate import Gate, Seat
-from worker.cli import main
+from worker.bus.permits import ConnectionPermits, Permit
+from worker.cli.main import main
 
 
-async def stay(gate: Gate, seat: Seat) -> None:
-    gate.forget(seat.entry)
+async def stay(gate: ConnectionPermits, seat: Permit) -> None:
+    gate.discard(seat.entry_id)
 
 
-with patch.object(Gate, "leave", stay):
+with patch.object(ConnectionPermits, "leave", stay):
     sys.exit(main())

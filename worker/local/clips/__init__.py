@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from worker.local.engines.packaged import PackagedFile
+from worker.local.emulator.engines.packaged import PackagedFile
 
 
 class Clip(msgspec.Struct, frozen=True):
@@ -119,7 +119,7 @@ _TWO_CITIES: Final = PackagedFile(
 )
 
 
-def two_cities() -> Clip:
+def tale_of_two_cities() -> Clip:
     """Find the opening of A Tale of Two Cities, 44 s at 48 kHz.
 
     Raises LocalPartMissing if the package it lies in is not installed.

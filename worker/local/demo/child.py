@@ -38,7 +38,7 @@ class Child:
         self.name = name
         self._process = process
         self._log = log
-        self._told_to_end = False
+        self._stop_requested = False
 
     @classmethod
     @asynccontextmanager
@@ -97,13 +97,13 @@ class Child:
 
     def kill(self) -> None:
         """End it as a crash would, with SIGKILL."""
-        self._told_to_end = True
+        self._stop_requested = True
         if self.running:
             self._process.kill()
 
     async def stop(self, patience_s: float) -> None:
         """End it as an operator would, with SIGTERM; wait for its end, but not for ever."""
-        self._told_to_end = True
+        self._stop_requested = True
         if self.running:
             self._process.terminate()
             with anyio.move_on_after(patience_s):
@@ -121,7 +121,7 @@ class Child:
     async def guard(self) -> None:
         """Wait for its end, as long as it takes; raise TurnbusError unless we told it to."""
         code = await self._process.wait()
-        if not self._told_to_end:
+        if not self._stop_requested:
             if not shutil.disk_usage(self._log.parent).free:
                 raise TurnbusError(
                     f"{self.name} stopped: the disk of {self._log.parent} is full; "

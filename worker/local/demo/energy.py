@@ -5,8 +5,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.local.engines.base import AudioFormat
-from worker.local.engines.pcm import PcmDecoder
+from worker.local.emulator.engines.base import AudioFormat
+from worker.local.emulator.engines.pcm import PcmDecoder
 
 _FRAMES_PER_S: Final = 100
 _KEEP_FRAMES: Final = 60 * _FRAMES_PER_S  # what is older has ended its turn long ago

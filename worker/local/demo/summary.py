@@ -5,7 +5,7 @@ from statistics import median
 
 import msgspec
 
-from worker.local.demo.board import Board, Row
+from worker.local.demo.state import DemoState, SessionState
 from worker.local.wer import WordErrors, word_errors, words
 
 
@@ -48,7 +48,7 @@ class Summary(msgspec.Struct, frozen=True, tag="demo.summary"):
     kill: Kill | None
 
 
-def summarize(board: Board, now: float) -> Summary:
+def summarize(board: DemoState, now: float) -> Summary:
     """Sum up the board at this Unix time."""
     rows = list(board.rows.values())
     kill = None
@@ -63,12 +63,12 @@ def summarize(board: Board, now: float) -> Summary:
     )
 
 
-def transcript(row: Row) -> str:
+def transcript(row: SessionState) -> str:
     """Return the text of a session, its turns parted by spaces."""
     return " ".join(turn.text.strip() for _, turn in sorted(row.turns.items()))
 
 
-def _result(row: Row) -> Result:
+def _result(row: SessionState) -> Result:
     role = row.role
     return msgspec.structs.replace(
         _together(role.session, [row]),
@@ -81,7 +81,7 @@ def _result(row: Row) -> Result:
     )
 
 
-def _together(name: str, rows: Sequence[Row]) -> Result:
+def _together(name: str, rows: Sequence[SessionState]) -> Result:
     turns = [turn for row in rows for turn in row.turns.values()]
     delays = [turn.end_delay_s for turn in turns if turn.end_delay_s is not None]
     known = [(row.role.text, transcript(row)) for row in rows]

@@ -1,0 +1,91 @@
+"""What is wrong with an entry, said so that its producer can mend it."""
+
+import re
+from typing import Literal, get_args
+
+import msgspec
+from msgspec import inspect
+
+Reason = Literal["malformed", "missing", "encoding", "empty", "too_large"]
+"""Why an entry was refused. `malformed`: a field does not hold what it should; `missing`: a
+required field is absent; `encoding`: no such audio encoding; `empty`: an audio entry without
+`audio`, `config` and `end`; `too_large`: over the documented size."""
+
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+_AT_FIELD = re.compile(r" - at `\$\.(\w+)")
+_MISSING = re.compile(r"Object missing required field `(\w+)`$")
+
+
+class EntryError(ValueError):
+    """An entry that cannot be used.
+
+    `field` is the guilty field ("" when the entry as a whole is at fault), `fault` a sentence
+    about it that never repeats the value, `reason` the machine-readable class.
+    """
+
+    def __init__(self, field: str, fault: str, reason: Reason = "malformed") -> None:
+        super().__init__(f"field `{field}`: {fault}" if field else fault)
+        self.field = field
+        self.message = fault
+        self.reason = reason
+
+
+def from_validation_error(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> EntryError:
+    """Turn what msgspec says against the fields of a `kind` into a fault that names the field.
+
+    Its own words are for programmers, tell one bound of two, and may repeat what was written.
+    """
+    said = str(error)
+    types = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    found = _AT_FIELD.search(said) or _MISSING.match(said)
+    if found is None or found[1] not in types:
+        return EntryError("", "does not hold what it should")
+    name, must = found[1], f"must be {describe_type(types[found[1]])}"
+    if found.re is _MISSING:
+        return EntryError(name, f"is missing; it {must}", "missing")
+    return EntryError(name, must)
+
+
+def from_json_error(field: str, error: msgspec.DecodeError) -> EntryError:
+    """Say where a field that should hold JSON stops to."""
+    said = str(error).removeprefix("JSON is malformed: ").partition(" - at `")[0]
+    return EntryError(field, f"is not JSON: {said[:1].lower()}{said[1:]}")
+
+
+def describe_type(kind: object) -> str:
+    """Word what a type lets be, so that it reads well after "must be".
+
+    The `description` of a number is its unit, that of a text says what it may hold.
+    """
+    info = inspect.type_info(kind)
+    if isinstance(info, inspect.UnionType):  # optional: None cannot be written, only left out
+        info = info.types[0]
+    about = ""
+    if isinstance(info, inspect.Metadata):
+        about = (info.extra_json_schema or {}).get("description", "")
+        info = info.type
+    unit = f" {about}" if about else ""
+    match info:
+        case inspect.EnumType(cls=members):
+            return f"one of {', '.join(str(member.value) for member in members)}"
+        case inspect.LiteralType(values=values):
+            return f"one of {', '.join(map(str, values))}"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.IntType(ge=low, le=high):
+            return f"a whole number{_span(low, high)}{unit}"
+        case inspect.FloatType(ge=low, le=high):
+            return f"a number{_span(low, high)}{unit}"
+        case inspect.VarTupleType(max_length=most):
+            return f"a JSON array of at most {most} texts"
+        case inspect.DictType():
+            return "a JSON object"
+        case inspect.StrType(min_length=least, max_length=most) if not about and most:
+            return f"text of {f'{least} to' if least else 'at most'} {most} characters"
+        case _:
+            return about or "text"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" from {low:.15g} to {high:.15g}"

@@ -1,1 +1,0 @@
-"""Tests of `worker.bus`, against a real server."""

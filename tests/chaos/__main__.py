@@ -1,0 +1,138 @@
+"""`python -m tests.chaos`: the proof that nothing is lost or said twice, whatever breaks."""
+
+import sys
+import tempfile
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from tests.chaos.plan import Plan
+from worker.cli.command import argument_type, program_parser, run_async
+from worker.cli.main import main
+from worker.errors import SettingsError, TurnbusError
+from worker.local.emulator.engines.script_text import DRAWN, REWORDABLE, STYLES
+
+
+def make_parser(_argv: Sequence[str]) -> ArgumentParser:
+    """Return the parser of the program."""
+    parser = program_parser(
+        "python -m tests.chaos",
+        run,
+        about="Break everything around a fleet of workers, and check what was published. Redis\n"
+        "(append-only file on disk) and the workers are processes of their own, the STT server\n"
+        "with its script engine runs in this one. Voices speak numbered words while workers,\n"
+        "connections, Redis and the STT service are killed, paused, cut and refused, by a seed.\n"
+        "Exit code 1 if a word is lost, repeated, damaged or moved, an event is out of order,\n"
+        "or anything is left on the bus. A word may be missing only where audio is announced\n"
+        "as too late, and is.",
+        examples="""
+python -m tests.chaos
+python -m tests.chaos --seed 7 --turns 10000 --sessions 80
+python -m tests.chaos --turns 600 --sessions 20 --connections 8
+python -m tests.chaos --faults kill,lost-reply --every-s 0.5 --latency-ms 900 --logs logs""",
+    )
+    _add_arguments(parser)
+    return parser
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    default = Plan()
+
+    def number(option: str, kind: object, must_be: str, about: str) -> None:
+        parser.add_argument(
+            option,
+            metavar="N",
+            type=argument_type(kind, must_be),
+            default=getattr(default, option.removeprefix("--").replace("-", "_")),
+            help=f"{about} (default %(default)s)",
+        )
+
+    number("--seed", int, "a whole number", "what is said and broken, and when")
+    number("--turns", Annotated[int, Meta(ge=1)], "1 or more", "said in all")
+    number("--sessions", Annotated[int, Meta(ge=1, le=200)], "1 to 200", "at once, at most")
+    number("--workers", Annotated[int, Meta(ge=1, le=16)], "1 to 16", "processes")
+    number("--lease-ms", Annotated[int, Meta(ge=2_000)], "2000 or more", "of the workers")
+    number(
+        "--latency-ms", Annotated[float, Meta(ge=0)], "0 or more", "how late the STT service speaks"
+    )
+    parser.add_argument(
+        "--rewording",
+        action="store_true",
+        help="the STT service words a replay differently, shorter and longer",
+    )
+    parser.add_argument(
+        "--text-style",
+        choices=[DRAWN, *STYLES],
+        default=default.text_style,
+        help="separators of the STT service's transcripts (default: drawn by the seed)",
+    )
+    number(
+        "--every-s", Annotated[float, Meta(gt=0)], "more than 0", "between two faults, on average"
+    )
+    parser.add_argument(
+        "--faults",
+        metavar="NAME,...",
+        type=lambda text: tuple(text.split(",")),
+        default=default.faults,
+        help="only these (default: all; a wrong name lists them)",
+    )
+    number(
+        "--connections",
+        Annotated[int, Meta(ge=0)],
+        "0 or more",
+        "sockets the STT service allows the fleet; 0 is no cap",
+    )
+    number(
+        "--max-lag-s",
+        Annotated[float, Meta(ge=0)],
+        "0 or more",
+        "TURNBUS_MAX_LAG_S of the workers, in seconds; 0 keeps all audio",
+    )
+    number(
+        "--long-every",
+        Annotated[int, Meta(ge=0)],
+        "0 or more",
+        "one turn in so many is longer than that; 0 is none",
+    )
+    parser.add_argument(
+        "--logs",
+        metavar="DIR",
+        type=Path,
+        help="keep there what the workers wrote, what was broken when, and the events of each\n"
+        "session that went wrong",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as a JSON object")
+
+
+def run(arguments: Namespace) -> int:
+    """Run it. Raises TurnbusError if it cannot be run."""
+    from tests.chaos.report import json_of, text_of
+    from tests.chaos.run import chaos
+    from worker.bench.terminal import TerminalProgress
+
+    if arguments.rewording and arguments.text_style not in (DRAWN, *REWORDABLE):
+        raise SettingsError(
+            [f"--text-style {arguments.text_style} has no separators: it excludes --rewording"]
+        )
+    plan = Plan(**{name: getattr(arguments, name) for name in Plan.__struct_fields__})
+    with tempfile.TemporaryDirectory() as directory, TerminalProgress() as progress:
+        logs = Path(directory) if arguments.logs is None else _made(arguments.logs)
+        report = run_async(partial(chaos, plan, logs, progress))
+    sys.stdout.write(json_of(report) if arguments.json else text_of(report))
+    return 0 if report.ok else 1
+
+
+def _made(directory: Path) -> Path:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TurnbusError(f"--logs {directory}: {error.strerror}") from error
+    return directory
+
+
+if __name__ == "__main__":
+    sys.exit(main(make_parser=make_parser))

@@ -1,0 +1,76 @@
+"""The history of a chaos run: every event that was published, as a consumer read it."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import anyio
+from redis.asyncio import Redis
+
+from schemas import Keys, decode_turn_entry
+from schemas.turns import Event, SessionEnded, TurnEnd
+from worker.bus.client.connection import RedisHealth, retry_while_unavailable
+
+_POLL_S: Final = 0.05
+_COUNT: Final = 1_000
+
+
+class LoggedEvent(NamedTuple):
+    """One event, and when it was appended: Unix milliseconds by Redis' clock."""
+
+    at_ms: int
+    event: Event
+
+
+class EventLog:
+    """Reads the turns of some lanes, through every outage."""
+
+    def __init__(self, redis: Redis, keys: Keys, lanes: Sequence[str]) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._lanes = lanes
+        self._health = RedisHealth()
+        self.heard: Final[defaultdict[str, list[LoggedEvent]]] = defaultdict(list)
+        """By session."""
+        self.ended: Final[set[str]] = set()
+        """Sessions whose end was published."""
+        self._grown = anyio.Event()
+        self.turns = 0
+        """Ended so far."""
+
+    def events(self, session: str) -> list[Event]:
+        """Return what was published of a session."""
+        return [heard.event for heard in self.heard[session]]
+
+    async def all_ended(self, sessions: set[str]) -> None:
+        """Wait until each of these sessions has ended."""
+        while not self.ended >= sessions:
+            await self._grown.wait()
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        cursors: dict[Any, Any] = {self._keys.turns(lane): b"0-0" for lane in self._lanes}
+        while True:
+            reply: Any = await retry_while_unavailable(
+                self._health, lambda: self._redis.xread(cursors, count=_COUNT)
+            )
+            for stream, entries in reply or ():
+                cursors[stream.decode()] = entries[-1][0]
+                for entry_id, fields in entries:
+                    self._take(int(entry_id.partition(b"-")[0]), decode_turn_entry(fields).event)
+            await anyio.sleep(_POLL_S)
+
+    async def own(self, lane: str, session: str) -> list[Event]:
+        """Return what the session's own stream holds."""
+        key = self._keys.session_turns(lane, session)
+        rows: Any = await retry_while_unavailable(self._health, lambda: self._redis.xrange(key))
+        return [decode_turn_entry(fields).event for _, fields in rows]
+
+    def _take(self, at_ms: int, event: Event) -> None:
+        self.heard[event.session].append(LoggedEvent(at_ms, event))
+        if isinstance(event, SessionEnded):
+            self.ended.add(event.session)
+            self._grown.set()
+            self._grown = anyio.Event()
+        elif isinstance(event, TurnEnd):
+            self.turns += 1

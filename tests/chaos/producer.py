@@ -1,0 +1,157 @@
+"""The speaker: the producer of one session of a chaos run. It loses and repeats nothing itself."""
+
+import random
+from typing import Any, Final, NamedTuple
+
+import anyio
+from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+
+from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
+from schemas.audio import Encoding
+from tests.chaos.checker import Appended
+from tests.chaos.script import Chunk, ScriptedSession, chunks
+from worker.bus.client.connection import is_outage
+from worker.local.emulator.engines.script import synthesize_silence
+
+_TRY_AGAIN_S: Final = 0.03
+"""Short: a producer that comes back later than that after an outage leaves a pause of its own."""
+
+_RESENT: Final = 4
+"""So many entries at most are appended again."""
+
+LATE_MS: Final = 400
+"""Between two chunks beyond their spacing: not far below that, a worker sends filler."""
+
+
+class InterruptedWord(NamedTuple):
+    """A word with a pause of the producer's inside: appended until, and only from."""
+
+    word: int
+    from_ms: int
+    to_ms: int
+
+
+class ScriptedProducer:
+    """Says what a voice says, on time, through every outage."""
+
+    def __init__(self, redis: Redis, keys: Keys, voice: ScriptedSession) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._rng = random.Random(f"{voice.seed} speaker")
+        self._stream = keys.audio(voice.lane, voice.session)
+        self._appended: list[dict[str, bytes | str]] = []
+        self._added = 0
+        self.voice: Final = voice
+        self.torn: Final[list[InterruptedWord]] = []
+        """Words the outages and delays of this machine put a pause into."""
+        self.chunks = 0
+        self.appended: Final[list[Appended]] = []
+        """Every chunk, and when Redis took it."""
+        self.again = 0
+        """Entries appended a second time, for the worker to drop."""
+
+    async def run(self) -> None:
+        """Announce, speak, end. Raises RedisError if the session takes no more audio."""
+        voice = self.voice
+        if not voice.announced_late:
+            await self._announce()
+        began = anyio.current_time()
+        last_ms = 0
+        bytes_per_ms = len(synthesize_silence(1_000, voice.audio)) / 1_000
+        size = 0
+        said = list(chunks(voice))
+        for nth, chunk in enumerate(said):
+            await anyio.sleep_until(began + chunk.due_s)
+            at_ms = await self._say(nth, chunk, restarted=nth >= len(said) // 2)
+            if chunk.torn is not None and at_ms - last_ms > voice.chunk_ms + LATE_MS:
+                self.torn.append(InterruptedWord(chunk.torn, last_ms, at_ms))
+            last_ms = at_ms
+            size += len(chunk.audio)
+            self.appended.append(Appended(size / bytes_per_ms, at_ms))
+            if nth == 0 and voice.announced_late:
+                await self._announce()
+        await anyio.sleep(voice.linger_s)
+        try:
+            await self._append(encode_audio(AudioEntry(end=True)))
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            # The reply to an earlier try was lost, and the session has ended since.
+
+    async def _announce(self) -> None:
+        voice = self.voice
+        entry = SessionEntry(
+            session=voice.session,
+            encoding=Encoding(voice.audio.encoding),
+            sample_rate=voice.audio.sample_rate,
+            lane=voice.lane,
+            out=voice.out,
+        )
+        fields: Any = encode_session(entry)
+        while True:
+            # Announced twice, if a reply was lost; the second entry is refused as a duplicate.
+            try:
+                await self._redis.xadd(self._keys.sessions, fields)
+            except (RedisError, OSError) as error:
+                if not is_outage(error):
+                    raise
+                await anyio.sleep(_TRY_AGAIN_S)
+            else:
+                return
+
+    async def _say(self, nth: int, chunk: Chunk, *, restarted: bool) -> int:
+        """Append a chunk; return when Redis took it, in Unix milliseconds."""
+        manner = self.voice.manner
+        entry = AudioEntry(audio=chunk.audio)
+        if manner != "plain":
+            src = "b" if manner == "restarting" and restarted else "a"
+            entry = AudioEntry(audio=chunk.audio, seq=nth, src=src)
+        fields = encode_audio(entry)
+        at_ms = await self._append(fields)
+        self.chunks += 1
+        if manner == "resending":
+            self._appended = [*self._appended[1 - _RESENT :], fields]
+            if self._rng.random() < 0.1:
+                for known in self._appended[-self._rng.randint(1, _RESENT) :]:
+                    await self._append(known)
+                    self.again += 1
+        return at_ms
+
+    async def _append(self, entry: dict[str, bytes | str]) -> int:
+        fields: Any = entry
+        while True:
+            try:
+                added: Any = await self._redis.xadd(self._stream, fields)
+            except OutOfMemoryError:
+                pass
+            except (RedisError, OSError) as error:
+                if not is_outage(error):
+                    raise
+                if landed := await self._landed():
+                    added = landed
+                    break
+            else:
+                break
+            await anyio.sleep(_TRY_AGAIN_S)
+        self._added += 1
+        return int(added.partition(b"-")[0])
+
+    async def _landed(self) -> bytes | None:
+        """Return the id under which an append whose reply was lost was made, if it was."""
+        while True:
+            try:
+                info: Any = await self._redis.xinfo_stream(self._stream)
+            except ResponseError as error:
+                if str(error).startswith("no such key"):
+                    return None
+                if not is_outage(error):
+                    raise
+            except (RedisError, OSError) as error:
+                if not is_outage(error):
+                    raise
+            else:
+                made: int = info["entries-added"]
+                last: bytes = info["last-generated-id"]
+                return last if made > self._added else None
+            await anyio.sleep(_TRY_AGAIN_S)

@@ -1,0 +1,190 @@
+"""A TCP proxy that breaks connections: cut at any byte, stalled, refused, or robbed of a reply."""
+
+import contextlib
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, Self
+
+import anyio
+from anyio.abc import SocketAttribute, SocketStream
+
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER of a socket whose close is a reset."""
+
+_READ: Final = 65_536
+
+
+class Link:
+    """One client's connection through the proxy."""
+
+    def __init__(self, client: SocketStream, server: SocketStream) -> None:
+        self._client = client
+        self._server = server
+        # Taken now: a stream that the peer closed has none any more.
+        self._sockets = (_raw(client), _raw(server))
+        self._scope = anyio.CancelScope()
+        self._flowing = anyio.Event()
+        self._flowing.set()
+        self._left: int | None = None
+        self._robbed = False
+        self.opening = b""
+        """What the client sent first: an HTTP request tells whose connection it is."""
+
+    def cut(self) -> None:
+        """Reset both sides now."""
+        self._scope.cancel()
+
+    def cut_after(self, size: int) -> None:
+        """Reset both sides once `size` more bytes went to the client."""
+        self._left = size
+
+    def stall(self) -> None:
+        """Let nothing through, either way, and tell nobody."""
+        if self._flowing.is_set():
+            self._flowing = anyio.Event()
+
+    def flow(self) -> None:
+        """Let through what waited, and what comes."""
+        self._flowing.set()
+
+    async def run(self, wanted: Callable[[bytes], bool]) -> None:
+        """Carry bytes until either side ends; `wanted` says of which request to keep the reply."""
+        with self._scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._carry_up, wanted)
+                tasks.start_soon(self._carry_down)
+        for raw in self._sockets:
+            _reset(raw)
+
+    async def _carry_up(self, wanted: Callable[[bytes], bool]) -> None:
+        with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            while True:
+                data = await self._client.receive(_READ)
+                self.opening = self.opening or data
+                await self._flowing.wait()
+                self._robbed = self._robbed or wanted(data)
+                await self._server.send(data)
+        self._scope.cancel()
+
+    async def _carry_down(self) -> None:
+        with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            while True:
+                data = await self._server.receive(_READ)
+                await self._flowing.wait()
+                if self._robbed:
+                    break
+                if self._left is not None:
+                    data, self._left = data[: self._left], self._left - len(data)
+                await self._client.send(data)
+                if self._left is not None and self._left <= 0:
+                    break
+        self._scope.cancel()
+
+
+class DroppedReply:
+    """The wish for the reply to the next request that holds `mark`: once, by any of some proxies.
+
+    The request is carried out, and its connection cut in the place of its reply.
+    """
+
+    def __init__(self, mark: bytes) -> None:
+        self.mark: Final = mark
+        self.done: Final = anyio.Event()
+
+
+class Proxy:
+    """Listens on a port of its own and carries to a server of this machine."""
+
+    def __init__(self, target: Callable[[], int]) -> None:
+        self._target = target
+        self._answer: bytes | None = None
+        self._refusing = False
+        self.port = 0
+        self.links: Final[set[Link]] = set()
+        """Open connections."""
+        self.thefts: Final[set[DroppedReply]] = set()
+        """Replies to be lost."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, target: Callable[[], int]) -> AsyncIterator[Self]:
+        """Listen until the block ends; `target` tells the server's port at each connect."""
+        proxy = cls(target)
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        proxy.port = listener.extra(SocketAttribute.local_port)
+        async with listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, proxy._serve)
+            try:
+                yield proxy
+            finally:
+                tasks.cancel_scope.cancel()
+
+    def some(self, rng: random.Random, share: float) -> list[Link]:
+        """Choose that share of the open connections, one at least if there is any."""
+        links = sorted(self.links, key=id)
+        return rng.sample(links, max(1, round(len(links) * share))) if links else []
+
+    def cut_all(self) -> None:
+        """Reset every connection."""
+        for link in self.links:
+            link.cut()
+
+    @contextmanager
+    def refusing(self, answer: bytes | None = None) -> Iterator[None]:
+        """Give every new connection this answer, or a reset if it is None."""
+        self._refusing, self._answer = True, answer
+        try:
+            yield
+        finally:
+            self._refusing = False
+
+    def _wanted(self, request: bytes) -> bool:
+        for theft in self.thefts:
+            if theft.mark in request and not theft.done.is_set():
+                theft.done.set()
+                return True
+        return False
+
+    async def _serve(self, client: SocketStream) -> None:
+        async with client:
+            if self._refusing:
+                await self._refuse(client)
+                return
+            try:
+                server = await anyio.connect_tcp("127.0.0.1", self._target())
+            except OSError:
+                _reset(_raw(client))
+                return
+            link = Link(client, server)
+            self.links.add(link)
+            try:
+                async with server:
+                    await link.run(self._wanted)
+            finally:
+                self.links.discard(link)
+
+    async def _refuse(self, client: SocketStream) -> None:
+        if self._answer is None:
+            _reset(_raw(client))
+            return
+        with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            await client.receive()
+            await client.send(self._answer)
+
+
+def _raw(stream: SocketStream) -> socket.socket | None:
+    """Return the socket; None if the peer closed it before we came to look."""
+    try:
+        raw: socket.socket = stream.extra(SocketAttribute.raw_socket)
+    except AttributeError:  # asyncio gives anyio no socket of a transport that is closed
+        return None
+    return raw
+
+
+def _reset(raw: socket.socket | None) -> None:
+    """Make the close of a socket a reset; one that is closed already stays so."""
+    if raw is not None and raw.fileno() >= 0:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

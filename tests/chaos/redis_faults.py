@@ -1,0 +1,212 @@
+"""Faults of Redis, and of the way there. Each says whether it broke anything."""
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from random import Random
+from typing import Any, Final
+
+import anyio
+from redis.exceptions import RedisError
+
+from schemas.keys import GROUP
+from tests.chaos.proxy import DroppedReply
+from tests.chaos.target import FaultTarget
+from worker.bus import scripts
+from worker.bus.client.connection import retry_while_unavailable
+from worker.bus.inspection import Announced, announced
+
+_MARKS: Final = (
+    *(script.sha.encode() for script in (scripts.COMMIT, scripts.COMMIT, scripts.COMMIT)),
+    scripts.CLAIM.sha.encode(),
+    scripts.HEARTBEAT.sha.encode(),
+    scripts.TAKE_OVER.sha.encode(),
+    scripts.RELEASE.sha.encode(),
+    b"XREADGROUP",
+    b"XACK",
+)
+"""Requests whose reply is worth losing: one of each kind, and above all commits."""
+
+_SUCH_A_REQUEST_S: Final = 5.0
+"""How long a request whose reply is to be lost is waited for, until it is tried again."""
+
+_PUT_BACK_S: Final = 60.0
+"""How long workers may take to put back what was deleted."""
+
+
+async def away(target: FaultTarget, seconds: float) -> bool:
+    """Kill Redis with SIGKILL, and start it again so many seconds later."""
+    async with target.lock("redis"):
+        target.note(f"Redis away for {seconds:.1f} s")
+        down = time.time_ns() // 1_000_000
+        await target.rig.server.kill()
+        await anyio.sleep(seconds)
+        await target.rig.server.restart()
+        target.outages_ms.append((down, time.time_ns() // 1_000_000))
+    return True
+
+
+async def restart(target: FaultTarget, _: Random) -> bool:
+    """Kill Redis with SIGKILL, and start it again at once."""
+    return await away(target, 0.0)
+
+
+async def outage(target: FaultTarget, rng: Random) -> bool:
+    """Keep Redis away for longer than the lease."""
+    return await away(target, rng.uniform(1.2, 2.5) * target.lease_s)
+
+
+async def full(target: FaultTarget, rng: Random) -> bool:
+    """Let Redis reach its maxmemory for a while."""
+    rig = target.rig
+    seconds = rng.uniform(0.2, 2.0)
+    async with target.lock("redis"):
+        target.note("Redis full")
+        await retry_while_unavailable(rig.health, lambda: rig.redis.config_set("maxmemory", 1))
+        try:
+            await anyio.sleep(seconds)
+        finally:
+            await retry_while_unavailable(rig.health, lambda: rig.redis.config_set("maxmemory", 0))
+    return True
+
+
+async def flush_scripts(target: FaultTarget, _: Random) -> bool:
+    """Make Redis forget all scripts."""
+    target.note("scripts forgotten")
+    await retry_while_unavailable(target.rig.health, target.rig.redis.script_flush)
+    return True
+
+
+async def cut(target: FaultTarget, rng: Random) -> bool:
+    """Cut one worker's connections."""
+    async with target.worker(rng) as (slot, _):
+        target.note(f"cut {slot.name} from Redis")
+        slot.redis.cut_all()
+    return True
+
+
+async def kill_clients(target: FaultTarget, _: Random) -> bool:
+    """Cut everybody's connections, producers' too."""
+    rig = target.rig
+    target.note("client kill")
+    try:
+        await rig.redis.client_kill_filter(_type="normal", skipme=True)
+    except (RedisError, OSError):
+        return False
+    return True
+
+
+async def lose_reply(target: FaultTarget, rng: Random) -> bool:
+    """Carry a request out, whoever makes it first, and lose its reply with the connection."""
+    theft = DroppedReply(rng.choice(_MARKS))
+    ways = [slot.redis for slot in target.rig.fleet.slots]
+    for way in ways:
+        way.thefts.add(theft)
+    with anyio.move_on_after(_SUCH_A_REQUEST_S):
+        await theft.done.wait()
+    for way in ways:
+        way.thefts.discard(theft)
+    return theft.done.is_set()
+
+
+async def partition(target: FaultTarget, rng: Random) -> bool:
+    """Let a worker reach everything but Redis, and that without a word."""
+    seconds, flows = rng.uniform(0.3, 3.0) * target.lease_s, rng.random() < 0.5
+    async with target.worker(rng) as (slot, _):
+        target.note(f"part {slot.name} from Redis for {seconds:.1f} s")
+        await target.stall(slot.redis.links, seconds, flows=flows)
+    return True
+
+
+async def destroy_group(target: FaultTarget, _: Random) -> bool:
+    """Destroy the group, pending list and all."""
+    rig = target.rig
+    async with target.lock("redis"):
+        target.note("group destroyed")
+        await retry_while_unavailable(
+            rig.health, lambda: rig.redis.xgroup_destroy(rig.keys.sessions, GROUP)
+        )
+    return True
+
+
+async def delete_entry(target: FaultTarget, rng: Random) -> bool:
+    """Delete the entry of one live session."""
+    return await _delete(target, lambda live: [rng.choice(live)])
+
+
+async def trim_entries(target: FaultTarget, _: Random) -> bool:
+    """Delete the entries of all live sessions, as a trim would."""
+    return await _delete(target, lambda live: live)
+
+
+async def delete_entry_and_kill(target: FaultTarget, rng: Random) -> bool:
+    """Delete the entries of a worker's sessions, and kill it before it can put them back."""
+    async with target.worker(rng) as (slot, life):
+        owned = await target.sessions_of(life)
+        with target.rig.fleet.paused(life):
+            deleted = await _delete(
+                target,
+                lambda live: [each for each in live if each.session in owned],
+                then=partial(target.rig.fleet.kill, life),
+            )
+        if deleted:
+            target.note(f"killed {life.name}, which ran them")
+            await target.rig.fleet.start(slot)
+    return deleted
+
+
+async def _delete(
+    target: FaultTarget,
+    choose: Callable[[list[Announced]], list[Announced]],
+    then: Callable[[], Awaitable[None]] | None = None,
+) -> bool:
+    """Delete entries of live sessions, do something at once, and wait until they are back.
+
+    One that was never claimed nobody could put back.
+    """
+    rig = target.rig
+    async with target.lock("redis"):
+        live = await retry_while_unavailable(rig.health, partial(_live, target))
+        deleted = choose(live) if live else []
+        if not deleted:
+            return False
+        entries = [each.entry for each in deleted]
+        target.note(f"delete {len(entries)} entries")
+        await retry_while_unavailable(
+            rig.health, lambda: rig.redis.xdel(rig.keys.sessions, *entries)
+        )
+        if then is not None:
+            await then()
+        with anyio.move_on_after(_PUT_BACK_S):
+            await retry_while_unavailable(rig.health, partial(_put_back, target, deleted))
+    return True
+
+
+async def _live(target: FaultTarget) -> list[Announced]:
+    """Return the entries of all sessions that a worker has, or had."""
+    redis, keys = target.rig.redis, target.rig.keys
+    found = [each async for each in announced(redis, keys)]
+    async with redis.pipeline(transaction=False) as pipe:
+        for each in found:
+            pipe.hget(keys.state(each.lane, each.session), "status")
+            pipe.xpending_range(keys.sessions, GROUP, each.entry, each.entry, 1)
+        replies: Any = await pipe.execute(raise_on_error=False)
+    told = zip(found, replies[::2], replies[1::2], strict=True)
+    return [
+        each for each, status, row in told if status == b"live" and isinstance(row, list) and row
+    ]
+
+
+async def _put_back(target: FaultTarget, deleted: list[Announced]) -> None:
+    """Wait until every session whose entry was deleted has one again, or has ended."""
+    redis, keys = target.rig.redis, target.rig.keys
+    away = deleted
+    while away:
+        await anyio.sleep(0.1)
+        back = {each.session async for each in announced(redis, keys)}
+        away = [
+            each
+            for each in away
+            if each.session not in back
+            and await redis.hget(keys.state(each.lane, each.session), "status") == b"live"
+        ]

@@ -1,0 +1,218 @@
+"""What the sessions of a chaos run say, and how their producers behave. Pure: all from the seed."""
+
+import random
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from schemas.audio import MAX_AUDIO_BYTES
+from tests.chaos.checker import Span
+from tests.chaos.plan import Plan
+from worker.local.emulator.engines.base import AudioFormat
+from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
+from worker.local.emulator.engines.script_words import WORD_MS
+
+Manner = Literal["plain", "numbered", "resending", "restarting"]
+"""How a producer appends: without `seq`; with `seq` and `src`; with them and every now and then
+some entries again; with them and a new `src` half way, as a producer that was restarted."""
+
+BULK_MS: Final = 8_000
+"""A chunk far longer than usual."""
+
+_FORMATS: Final = (
+    AudioFormat("pcm_s16le", 16_000),
+    AudioFormat("pcm_s16le", 16_000),
+    AudioFormat("pcm_s16le", 8_000),
+    AudioFormat("pcm_mulaw", 8_000),
+    AudioFormat("pcm_mulaw", 8_000),
+    AudioFormat("pcm_alaw", 8_000),
+    AudioFormat("pcm_f32le", 16_000),
+    AudioFormat("pcm_s32le", 16_000),
+)
+_LONG: Final = (1.2, 1.8)
+"""Length of a long turn, at least and at most, as multiples of `max_lag_s`."""
+
+_CHUNKS_MS: Final = (20, 40, 60, 100, 100, 200)
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """A user's turn: words with pauses between that do not end it, and a pause that does."""
+
+    pauses_ms: tuple[int, ...]
+    """After each word but the last."""
+    after_ms: int
+    stalls: bool
+    """The producer sends nothing during the pause after it, rather than silence."""
+
+    @property
+    def words(self) -> int:
+        """How many."""
+        return len(self.pauses_ms) + 1
+
+    @property
+    def seconds(self) -> float:
+        """From its first word to its last."""
+        return (self.words * WORD_MS + sum(self.pauses_ms)) / 1_000
+
+
+class ScriptedSession(msgspec.Struct, frozen=True, kw_only=True):
+    """One session: what is said in it, and how it is appended."""
+
+    session: str
+    audio: AudioFormat
+    lane: str
+    out: Literal["lane", "session"]
+    manner: Manner
+    chunk_ms: int
+    odd: bool
+    """Chunks have any number of bytes, and so may end inside a sample."""
+    bulk: bool
+    """The first chunk is one of `BULK_MS`."""
+    announced_late: bool
+    """The first audio is appended before the session is announced."""
+    linger_s: float
+    """From the last audio to the `end`."""
+    turns: tuple[Turn, ...]
+    seed: str
+
+    @property
+    def words(self) -> int:
+        """Words said: 0 to this less 1."""
+        return sum(turn.words for turn in self.turns)
+
+    @property
+    def seconds(self) -> float:
+        """From its first sample to its `end`."""
+        pauses_ms = sum(sum(turn.pauses_ms) + turn.after_ms for turn in self.turns)
+        if self.turns[-1].stalls:
+            pauses_ms -= self.turns[-1].after_ms  # nothing comes after it
+        return (self.words * WORD_MS + pauses_ms) / 1_000 + self.linger_s
+
+
+class Chunk(NamedTuple):
+    """What is appended at once."""
+
+    due_s: float
+    """When, from the first sample on: no audio is appended before it is spoken."""
+    audio: bytes
+    torn: int | None
+    """The word that began before this chunk and goes on in it."""
+
+
+def scripted_sessions(plan: Plan) -> Iterator[ScriptedSession]:
+    """Give the sessions of a run."""
+    rng = random.Random(f"{plan.seed} voices")
+    longer = random.Random(f"{plan.seed} long turns")
+    number, turns = 0, plan.turns
+    while turns > 0:
+        count = min(turns, rng.randint(3, 7))
+        voice = _voice(rng, plan.seed, number, count)
+        yield msgspec.structs.replace(
+            voice, turns=tuple(_lengthened(longer, plan, turn) for turn in voice.turns)
+        )
+        turns -= count
+        number += 1
+
+
+def _lengthened(rng: random.Random, plan: Plan, turn: Turn) -> Turn:
+    """Draw whether a turn is a long one, without a pause but the last."""
+    if not plan.long_every or rng.randrange(plan.long_every):
+        return turn
+    long_ms = rng.uniform(*_LONG) * (plan.max_lag_s or Plan().max_lag_s) * 1_000
+    return msgspec.structs.replace(turn, pauses_ms=(0,) * int(long_ms / WORD_MS))
+
+
+def _voice(rng: random.Random, seed: int, number: int, turns: int) -> ScriptedSession:
+    manners: tuple[Manner, ...] = ("plain", "numbered", "resending", "restarting")
+    bulk = number == 1
+    return ScriptedSession(
+        session=f"chaos-{seed}-{number}",
+        audio=_FORMATS[0] if bulk else rng.choice(_FORMATS),
+        lane=rng.choice(("0", "0", "0", "1")),
+        out=rng.choice(("lane", "lane", "lane", "session")),
+        manner=rng.choice(manners),
+        chunk_ms=rng.choice(_CHUNKS_MS),
+        odd=rng.random() < 0.3,
+        bulk=bulk,
+        announced_late=rng.random() < 0.1,
+        linger_s=rng.choice((0.0, 0.0, 0.0, 0.3, 3.0)),
+        turns=tuple(_turn(rng) for _ in range(turns)),
+        seed=f"{seed} {number}",
+    )
+
+
+def _turn(rng: random.Random) -> Turn:
+    words = rng.randint(1, 6)
+    pauses = tuple(rng.choice((0, 0, rng.randint(20, 400))) for _ in range(words - 1))
+    stalls = rng.random() < 0.15
+    after_ms = rng.randint(1_800, 3_000) if stalls else rng.randint(600, 3_000)
+    return Turn(pauses, after_ms, stalls)
+
+
+def chunks(voice: ScriptedSession) -> Iterator[Chunk]:
+    """Cut what a voice says into chunks."""
+    rng = random.Random(f"{voice.seed} chunks")
+    bytes_per_ms = len(synthesize_silence(1_000, voice.audio)) / 1_000
+    silent_s = 0.0
+    at = 0  # byte of the session
+    bulk = voice.bulk
+    for sound, words, stall_ms in _stretches(voice):
+        begin = 0
+        while begin < len(sound):
+            ms: float = BULK_MS if bulk else voice.chunk_ms
+            if voice.odd and not bulk:
+                ms = rng.uniform(20, 200)
+            size = max(1, int(ms * bytes_per_ms))
+            if not voice.odd:
+                size -= size % int(bytes_per_ms * 1_000 / voice.audio.sample_rate)
+            bulk = False
+            audio = sound[begin : begin + min(size, MAX_AUDIO_BYTES)]
+            due_s = silent_s + (at + begin + len(audio)) / bytes_per_ms / 1_000
+            yield Chunk(due_s, audio, _torn(words, begin))
+            begin += len(audio)
+        at += len(sound)
+        silent_s += stall_ms / 1_000
+
+
+class _Span(NamedTuple):
+    start: int
+    end: int
+    word: int
+
+
+def _stretches(voice: ScriptedSession) -> Iterator[tuple[bytes, list[_Span], int]]:
+    """Yield audio without a stall, its words, and how long nothing is sent after it."""
+    sound = bytearray()
+    words: list[_Span] = []
+    word = 0
+    for turn in voice.turns:
+        for pause_ms in (*turn.pauses_ms, 0 if turn.stalls else turn.after_ms):
+            spoken = synthesize_words([word], voice.audio)
+            words.append(_Span(len(sound), len(sound) + len(spoken), word))
+            sound += spoken + synthesize_silence(pause_ms, voice.audio)
+            word += 1
+        if turn.stalls:
+            yield bytes(sound), words, turn.after_ms
+            sound, words = bytearray(), []
+    if sound:
+        yield bytes(sound), words, 0
+
+
+def spans(voice: ScriptedSession) -> tuple[Span, ...]:
+    """Return where each word is in the session's audio."""
+    found, ms = [], 0.0
+    for turn in voice.turns:
+        for pause_ms in (*turn.pauses_ms, 0 if turn.stalls else turn.after_ms):
+            found.append(Span(ms, ms + WORD_MS))
+            ms += WORD_MS + pause_ms
+    return tuple(found)
+
+
+def _torn(words: list[_Span], at: int) -> int | None:
+    """Return the word that byte `at` is inside of."""
+    nth = bisect_right(words, at, key=lambda span: span.start) - 1
+    if nth >= 0 and words[nth].start < at < words[nth].end:
+        return words[nth].word
+    return None

@@ -1,0 +1,119 @@
+"""The target of the nemesis: what there is to break, by one fault at a time."""
+
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
+from typing import Any, Final, NamedTuple
+
+import anyio
+import msgspec
+from redis.exceptions import RedisError
+
+from schemas.keys import GROUP
+from schemas.turns import WorkerRecord
+from tests.chaos.fleet import Slot, WorkerProcess
+from tests.chaos.harness import ChaosHarness
+from tests.chaos.plan import Plan
+from tests.chaos.proxy import Link
+
+_LONG_PAUSE_S: Final = 8.0
+"""At least: longer than the default lease by far."""
+
+_STARTED_S: Final = 0.05
+"""Between two looks whether a worker that ended by itself was started again."""
+
+
+class Kill(NamedTuple):
+    """A kill -9 that left another worker: when, in Unix milliseconds, and whose sessions' owner."""
+
+    at_ms: int
+    sessions: tuple[str, ...]
+
+
+class FaultTarget:
+    """The rig as faults see it: its parts, one fault at each at a time, and what was done to it."""
+
+    def __init__(self, plan: Plan, rig: ChaosHarness) -> None:
+        self.rig: Final = rig
+        self.lease_s: Final = plan.lease_ms / 1_000
+        self.long_pause_s: Final = max(_LONG_PAUSE_S, 3 * self.lease_s)
+        self.latency_ms: Final = plan.latency_ms
+        self.max_lag_s: Final = plan.max_lag_s
+        self._parts: Final[defaultdict[str, anyio.Lock]] = defaultdict(anyio.Lock)
+        self.kills: Final[list[Kill]] = []
+        self.outages_ms: Final[list[tuple[int, int]]] = []
+        """When Redis was away."""
+        self.stt_outages_ms: Final[list[tuple[int, int]]] = []
+        """When the STT service was away."""
+        self.log: Final[list[str]] = []
+        """What was done, and when."""
+
+    @asynccontextmanager
+    async def lock(self, *names: str) -> AsyncIterator[None]:
+        """Keep other faults from these parts, once those that asked for them before are through."""
+        async with AsyncExitStack() as parts:
+            for name in sorted(names):  # all in one order: nobody waits for who waits for him
+                await parts.enter_async_context(self._parts[name])
+            yield
+
+    @asynccontextmanager
+    async def worker(self, rng: Random) -> AsyncIterator[tuple[Slot, WorkerProcess]]:
+        """Choose a worker, whoever is at it, and hold it; give its place and its process."""
+        slot = rng.choice(self.rig.fleet.slots)
+        async with self.lock(slot.name):
+            while True:
+                if slot.lives:
+                    break
+                await anyio.sleep(_STARTED_S)
+            yield slot, slot.lives[-1]
+
+    def is_free(self, slot: Slot) -> bool:
+        """Say whether no fault is at a worker."""
+        return not self._parts[slot.name].locked()
+
+    def note(self, what: str) -> None:
+        """Log what is done now."""
+        self.log.append(f"{clock(time.time_ns() // 1_000_000)} {what}")
+
+    async def sessions_of(self, life: WorkerProcess) -> tuple[str, ...]:
+        """Return the sessions a process owns; none if it cannot be told now."""
+        rig = self.rig
+        try:
+            records: Any = await rig.redis.hvals(rig.keys.workers)
+            consumer = next(
+                (
+                    record.consumer
+                    for record in (msgspec.json.decode(raw, type=WorkerRecord) for raw in records)
+                    if record.pid == life.pid
+                ),
+                None,
+            )
+            if consumer is None:
+                return ()
+            rows: Any = await rig.redis.xpending_range(
+                rig.keys.sessions, GROUP, "-", "+", 1_000, consumername=consumer
+            )
+            entries: Any = await rig.redis.xrange(rig.keys.sessions)
+        except (RedisError, OSError):
+            return ()
+        owned = {row["message_id"] for row in rows}
+        return tuple(fields[b"session"].decode() for entry, fields in entries if entry in owned)
+
+    async def stall(self, links: set[Link], seconds: float, *, flows: bool) -> None:
+        """Let nothing through; then all that waited, or nothing ever."""
+        stalled = set(links)
+        for link in stalled:
+            link.stall()
+        await anyio.sleep(seconds)
+        for link in stalled:
+            if flows:
+                link.flow()
+            else:
+                link.cut()
+
+
+def clock(at_ms: int) -> str:
+    """Write Unix milliseconds as the UTC time of day, as the workers' logs have it."""
+    return f"{time.strftime('%H:%M:%S', time.gmtime(at_ms // 1_000))}.{at_ms % 1_000:03d}"

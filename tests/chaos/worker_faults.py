@@ -1,0 +1,122 @@
+"""Faults of workers: killed, stopped, paused, replaced. Each says whether it broke anything."""
+
+import time
+from random import Random
+
+import anyio
+
+from tests.chaos.target import FaultTarget, Kill
+
+
+async def kill(target: FaultTarget, rng: Random) -> bool:
+    """Kill a worker that runs sessions with SIGKILL, and start it again a while later."""
+    away_s = rng.uniform(0, 2 * target.lease_s)
+    async with target.worker(rng) as (slot, life):
+        sessions = await target.sessions_of(life)
+        if not sessions:
+            return False
+        target.note(f"kill {life.name}, which runs {len(sessions)}")
+        if any(other.lives and target.is_free(other) for other in target.rig.fleet.slots):
+            target.kills.append(Kill(time.time_ns() // 1_000_000, sessions))
+        await target.rig.fleet.kill(life)
+        await anyio.sleep(away_s)
+        await target.rig.fleet.start(slot)
+    return True
+
+
+async def kill_all(target: FaultTarget, rng: Random) -> bool:
+    """Kill every worker with SIGKILL."""
+    slots = target.rig.fleet.slots
+    async with target.lock(*(slot.name for slot in slots)):
+        target.note("kill all workers")
+        for slot in slots:
+            for life in tuple(slot.lives):
+                await target.rig.fleet.kill(life)
+        await anyio.sleep(rng.uniform(0, 0.5))
+        for slot in slots:
+            await target.rig.fleet.start(slot)
+    return True
+
+
+async def stop(target: FaultTarget, rng: Random, *, twice: bool = False) -> bool:
+    """Stop a worker with SIGTERM, and start it again."""
+    async with target.worker(rng) as (slot, life):
+        target.note(f"stop {life.name}{' twice' if twice else ''}")
+        await target.rig.fleet.stop(life, twice=twice)
+        await target.rig.fleet.start(slot)
+    return True
+
+
+async def stop_twice(target: FaultTarget, rng: Random) -> bool:
+    """Stop a worker with SIGTERM, and once more while it hands its sessions on."""
+    return await stop(target, rng, twice=True)
+
+
+async def stop_after_claim(target: FaultTarget, rng: Random) -> bool:
+    """SIGTERM as soon as the worker has one session more."""
+    async with target.worker(rng) as (slot, life):
+        known = len(await target.sessions_of(life))
+        with anyio.move_on_after(3.0):
+            while True:
+                if len(await target.sessions_of(life)) > known:
+                    break
+                await anyio.sleep(0.002)
+        target.note(f"stop {life.name} after a claim")
+        await target.rig.fleet.stop(life)
+        await target.rig.fleet.start(slot)
+    return True
+
+
+async def pause(target: FaultTarget, rng: Random, seconds: float) -> bool:
+    """Pause a worker with SIGSTOP."""
+    async with target.worker(rng) as (_, life):
+        target.note(f"pause {life.name} for {seconds:.1f} s")
+        with target.rig.fleet.paused(life):
+            await anyio.sleep(seconds)
+    return True
+
+
+async def pause_long(target: FaultTarget, rng: Random) -> bool:
+    """Pause a worker for longer than any lease."""
+    return await pause(target, rng, target.long_pause_s)
+
+
+async def pause_short(target: FaultTarget, rng: Random) -> bool:
+    """Pause a worker for less than its lease."""
+    return await pause(target, rng, rng.uniform(0.1, 0.9) * target.lease_s)
+
+
+async def resume_alone(target: FaultTarget, rng: Random) -> bool:
+    """Pause a worker that runs sessions until others run them, and kill those as it wakes.
+
+    Whatever it still writes then, nobody else writes after it.
+    """
+    alone_s = rng.uniform(0.5, 1.5) * target.lease_s
+    slots = target.rig.fleet.slots
+    async with target.lock(*(slot.name for slot in slots)):
+        lives = [life for slot in slots for life in slot.lives]
+        busy = [life for life in lives if await target.sessions_of(life)]
+        if not busy:
+            return False
+        sleeper = rng.choice(busy)
+        target.note(f"pause {sleeper.name} for {target.long_pause_s:.1f} s, kill the others")
+        with target.rig.fleet.paused(sleeper):
+            await anyio.sleep(target.long_pause_s)
+            for life in lives:
+                if life is not sleeper:
+                    await target.rig.fleet.kill(life)
+        await anyio.sleep(alone_s)
+        for slot in slots:
+            if not slot.lives:
+                await target.rig.fleet.start(slot)
+    return True
+
+
+async def replace(target: FaultTarget, rng: Random) -> bool:
+    """Start a process of the same worker id, then stop the one before."""
+    async with target.worker(rng) as (slot, old):
+        new = await target.rig.fleet.start(slot)
+        target.note(f"replace {old.name} by {new.name}")
+        await anyio.sleep(rng.uniform(0, 2))
+        await target.rig.fleet.stop(old)
+    return True

@@ -1,0 +1,409 @@
+"""`turnbus check` against a real Redis and the local turns server, sound and unsound."""
+
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from redis import Redis
+from websockets.sync.server import ServerConnection, serve
+
+from schemas import Keys
+from tests.support.acl import GuardedRedis, as_user
+from tests.support.certificates import Authority, behind_tls
+from tests.support.collector import collecting
+from tests.support.proxies import ConnectProxy
+from worker.admin import Readiness, serve_admin
+from worker.bus.client.urls import provider_address
+from worker.cli.main import main
+from worker.local.emulator.engines.script import ScriptEngine
+from worker.local.emulator.server import TurnsServer
+from worker.local.emulator.settings import ServerSettings
+from worker.stt import websocket as stt_socket
+
+KEY = "hunter2"
+
+
+@pytest.fixture(scope="module")
+def portal() -> Iterator[BlockingPortal]:
+    with start_blocking_portal("asyncio") as portal:
+        yield portal
+
+
+@pytest.fixture
+def stt(
+    portal: BlockingPortal, keys: object, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TurnsServer]:
+    """A turns server that takes the key, and settings that name both."""
+    settings = ServerSettings(port=0, api_keys=frozenset({KEY}), max_connections=1)
+    serve = TurnsServer.serve(settings, ScriptEngine())
+    with portal.wrap_async_context_manager(serve) as server:
+        monkeypatch.setenv("TURNBUS_STT_URL", server.url)
+        monkeypatch.setenv("CARTESIA_API_KEY", KEY)
+        monkeypatch.setenv("TURNBUS_ADMIN_ADDR", "127.0.0.1:0")
+        yield server
+
+
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str]) -> "Check":
+    return Check(capsys)
+
+
+class Check:
+    """Runs `turnbus check --json`."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+        self.code = -1
+        self.details: dict[str, str] = {}
+
+    def __call__(self) -> dict[str, str]:
+        """Return the result of each check; keep what it said."""
+        self.code = main(["check", "--json"])
+        shown = self.capsys.readouterr()
+        assert shown.err == ""
+        assert KEY not in shown.out
+        findings = [msgspec.json.decode(line) for line in shown.out.splitlines()]
+        self.details = {finding["check"]: finding["detail"] for finding in findings}
+        return {finding["check"]: finding["result"] for finding in findings}
+
+
+ALL_WELL = dict.fromkeys(
+    ("settings", "files", "admin", "traces", "metrics", "redis", "memory", "rights", "service"),
+    "ok",
+)
+
+
+@pytest.mark.usefixtures("stt")
+def test_all_well(check: Check) -> None:
+    assert check() == ALL_WELL
+    assert check.code == 0
+    assert check.details["service"].startswith("ws://127.0.0.1:")
+
+
+@pytest.mark.usefixtures("stt")
+def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["ok", check] for check in ALL_WELL]
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(
+    ("name", "value", "what", "code"),
+    [
+        ("CARTESIA_API_KEY", "wrong", "mend the key", 1),
+        ("CARTESIA_API_KEY", "", "CARTESIA_API_KEY: no API key", 2),
+        ("TURNBUS_STT_MODEL", "no-such-model", "mend stt_url, stt_model", 1),
+        ("TURNBUS_STT_URL", "ws://127.0.0.1:1/stt", "see that stt_url can be reached", 1),
+    ],
+)
+def test_a_service_that_refuses(
+    check: Check, monkeypatch: pytest.MonkeyPatch, name: str, value: str, what: str, code: int
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert check() == ALL_WELL | {"service": "fail"}
+    assert check.code == code
+    assert what in check.details["service"]
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [(b"\xc1\x00", "protocol error"), (b"\x88\x02\x03\xf1", "1009")],
+    ids=["broken frame", "close 1009"],
+)
+def test_a_service_that_breaks_the_protocol_is_a_finding(
+    check: Check, monkeypatch: pytest.MonkeyPatch, said: bytes, what: str
+) -> None:
+    def answer(ws: ServerConnection) -> None:
+        ws.socket.sendall(said)
+
+    with serve(answer, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.socket.getsockname()[1]
+        monkeypatch.setenv("TURNBUS_STT_URL", f"ws://127.0.0.1:{port}/stt")
+        assert check() == ALL_WELL | {"service": "fail"}
+        server.shutdown()
+    assert check.code == 1
+    assert what in check.details["service"]
+    assert "see that stt_url can be reached" in check.details["service"]
+
+
+def test_a_busy_service_is_a_warning(check: Check, stt: TurnsServer) -> None:
+    from websockets.sync.client import connect
+
+    url = f"{stt.url}?model=ink-2&encoding=pcm_s16le&sample_rate=16000"
+    headers = {"X-API-Key": KEY, "Cartesia-Version": "2026-03-01"}
+    with connect(url, additional_headers=headers):
+        assert check() == ALL_WELL | {"service": "warn"}
+    assert check.code == 0
+
+
+def test_proxy_is_named_without_its_password(
+    check: Check,
+    portal: BlockingPortal,
+    stt: TurnsServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    monkeypatch.setattr(stt_socket, "_tls", stt_socket._tls.__wrapped__)
+    serve = behind_tls(stt.url, authority.issue("localhost"))
+    with (
+        portal.wrap_async_context_manager(serve) as url,
+        portal.wrap_async_context_manager(ConnectProxy.serve({})) as proxy,
+    ):
+        port = provider_address(url)[1]
+        proxy.known = {f"localhost:{port}": ("127.0.0.1", port)}
+        monkeypatch.setenv("TURNBUS_STT_URL", url)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:{KEY}@127.0.0.1:{proxy.port}")
+        assert check() == ALL_WELL
+        assert check.details["service"].endswith(f" through the proxy 127.0.0.1:{proxy.port}")
+        proxy.answer = b"HTTP/1.1 407 No\r\n\r\n"
+        assert check() == ALL_WELL | {"service": "fail"}
+        assert check.details["service"] == (
+            f"the proxy 127.0.0.1:{proxy.port} refuses: HTTP 407 Proxy Authentication Required; "
+            "mend user and password in HTTPS_PROXY"
+        )
+        monkeypatch.setenv("NO_PROXY", "localhost")
+        assert check() == ALL_WELL
+        assert "proxy" not in check.details["service"]
+
+
+@pytest.mark.usefixtures("stt")
+def test_proxy_that_cannot_be_used_is_a_finding(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNBUS_STT_URL", "wss://localhost:1/stt")
+    monkeypatch.setenv("all_proxy", f"socks5://me:{KEY}@p:1080")
+    assert check() == ALL_WELL | {"service": "fail"}
+    assert check.details["service"].startswith("all_proxy: SOCKS is not spoken here; name an HTTP")
+    assert check.code == main(["run"]) == 2
+    assert check.details["service"] in check.capsys.readouterr().err
+
+
+def test_bad_settings_are_findings(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNBUS_LEASE_MS", "x")
+    assert check() == {"settings": "fail"}
+    assert check.code == main(["run"]) == 2
+    assert "TURNBUS_LEASE_MS" in check.capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_port_that_is_taken(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("TURNBUS_ADMIN_ADDR", f"127.0.0.1:{taken.getsockname()[1]}")
+        assert check() == ALL_WELL | {"admin": "fail"}
+        assert check.code == main(["run"]) == 2
+        assert check.details["admin"] in check.capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(
+    ("reasons", "state"), [((), "ready"), (("redis: gone",), "not ready (redis: gone)")]
+)
+def test_a_worker_that_runs_here_is_a_warning(
+    check: Check,
+    portal: BlockingPortal,
+    monkeypatch: pytest.MonkeyPatch,
+    reasons: tuple[str, ...],
+    state: str,
+) -> None:
+    worker = Readiness(ready=not reasons, reasons=reasons, sessions=1, capacity=9)
+    serve = serve_admin(("127.0.0.1", 0), lambda: worker)
+    with portal.wrap_async_context_manager(serve) as port:
+        address = f"127.0.0.1:{port}"
+        monkeypatch.setenv("TURNBUS_ADMIN_ADDR", address)
+        assert check() == ALL_WELL | {"admin": "warn"}
+    assert check.code == 0
+    told = f"a worker runs here and answers at {address}: {state}, 1 session; another one needs"
+    assert check.details["admin"].startswith(told)
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_port_that_another_program_serves(
+    check: Check, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNBUS_ADMIN_ADDR", f"127.0.0.1:{stt.port}")
+    assert check() == ALL_WELL | {"admin": "fail"}
+    assert "address already in use" in check.details["admin"]
+    assert check.code == 2
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize("signal", ["traces", "metrics"])
+@pytest.mark.parametrize(
+    ("variables", "what"),
+    [
+        ({"OTEL_{}_EXPORTER": "jaeger"}, "OTEL_{}_EXPORTER: 'jaeger' is not one of otlp, console"),
+        (
+            {"OTEL_{}_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"},
+            "OTEL_EXPORTER_OTLP_ENDPOINT: must be http://HOST:PORT",
+        ),
+        (
+            {"OTEL_{}_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_{}_ENDPOINT": "http://"},
+            "OTEL_EXPORTER_OTLP_{}_ENDPOINT: must be http://HOST:PORT",
+        ),
+        (
+            {"OTEL_{}_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_{}_PROTOCOL": "grpc"},
+            "OTEL_EXPORTER_OTLP_{}_PROTOCOL: 'grpc' is not spoken here; http/protobuf is",
+        ),
+    ],
+)
+def test_what_cannot_be_sent(
+    check: Check,
+    monkeypatch: pytest.MonkeyPatch,
+    signal: str,
+    variables: dict[str, str],
+    what: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name.format(signal.upper()), value)
+    assert check() == ALL_WELL | {signal: "fail"}
+    assert what.format(signal.upper()) in check.details[signal]
+    assert check.code == main(["run"]) == 2
+    assert check.details[signal] in check.capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stt")
+def test_an_interval_that_is_no_number(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "console")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "1m")
+    assert check() == ALL_WELL | {"metrics": "fail"}
+    assert check.details["metrics"].startswith("OTEL_METRIC_EXPORT_INTERVAL: must be a number")
+    assert check.code == 2
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize("signal", ["traces", "metrics"])
+def test_a_collector_that_is_away_is_a_warning(
+    check: Check, monkeypatch: pytest.MonkeyPatch, signal: str
+) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    monkeypatch.setenv(f"OTEL_{signal.upper()}_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    assert check() == ALL_WELL | {signal: "warn"}
+    assert check.details[signal].startswith("nothing answers at 127.0.0.1:1 ")
+    assert check.details[signal].endswith(f"{signal} would be lost")
+    assert check.code == 0
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_collector_for_both(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        assert check() == ALL_WELL
+    where = collector.endpoint.removeprefix("http://")
+    assert check.details["traces"] == check.details["metrics"] == f"go to {where}"
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_collector_whose_certificate_is_rejected(
+    check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    with collecting(authority.issue("localhost")) as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        assert check() == ALL_WELL | {"traces": "warn"}
+        said = check.details["traces"]
+        assert "would be lost: certificate refused: " in said
+        assert "OTEL_EXPORTER_OTLP_CERTIFICATE=FILE" in said
+        assert check.code == 0
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(authority.file))
+        assert check() == ALL_WELL
+
+
+@pytest.mark.usefixtures("stt")
+def test_telemetry_that_is_disabled_has_no_faults(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "jaeger")
+    assert check() == ALL_WELL
+    assert check.details["traces"] == check.details["metrics"] == "nothing is sent to a collector"
+
+
+@pytest.mark.usefixtures("stt")
+def test_redis_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNBUS_REDIS_URL", f"redis://:{KEY}@127.0.0.1:1/0")
+    assert check() == dict.fromkeys(
+        ("settings", "files", "admin", "traces", "metrics", "service"), "ok"
+    ) | {"redis": "fail"}
+    assert check.code == 1
+    assert check.details["redis"].startswith("Redis at redis://***@127.0.0.1:1/0: ")
+
+
+@pytest.mark.usefixtures("stt")
+def test_evictions_are_a_warning(
+    check: Check, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = GuardedRedis.start(config={"maxmemory-policy": "allkeys-lru"})
+    with portal.wrap_async_context_manager(start) as server:
+        monkeypatch.setenv("TURNBUS_REDIS_URL", as_user(server.url, "worker"))
+        monkeypatch.setenv("TURNBUS_PREFIX", "stt")
+        assert check() == ALL_WELL | {"memory": "warn"}
+    assert check.code == 0
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_full_redis_is_told_in_a_word(
+    check: Check, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with portal.wrap_async_context_manager(GuardedRedis.start(maxmemory=1_000)) as server:
+        monkeypatch.setenv("TURNBUS_REDIS_URL", server.url)
+        assert check() == ALL_WELL | {"rights": "fail"}
+    assert re.fullmatch(
+        r"XADD: OutOfMemoryError: [^;]*; raise its maxmemory, or make room", check.details["rights"]
+    )
+
+
+@pytest.mark.usefixtures("stt")
+def test_a_sessions_key_of_another_program_is_a_finding(
+    check: Check, keys: Keys, bus: Redis
+) -> None:
+    bus.set(keys.sessions, "x")
+    assert check() == ALL_WELL | {"rights": "fail"}
+    bus.delete(keys.sessions)
+    assert check.code == 1
+    assert f"another program has the key {keys.sessions}, a string" in check.details["rights"]
+    assert "set TURNBUS_PREFIX" in check.details["rights"]
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(
+    ("rules", "missing"),
+    [
+        ("~{prefix}:* -xreadgroup -evalsha", ", on keys {prefix}:*: XREADGROUP, EVALSHA"),
+        ("~{prefix}:* -@write", ", on keys {prefix}:*: XADD, EXPIRE, XGROUP CREATE"),
+        ("~another:*", " the keys ~{prefix}:{{0}}:* ~{prefix}:sessions ~{prefix}:lanes"),
+    ],
+)
+def test_missing_rights_are_named(
+    check: Check,
+    bus: Redis,
+    bus_prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    rules: str,
+    missing: str,
+) -> None:
+    given = ["on", f">{KEY}", "+@all", *rules.format(prefix=bus_prefix).split()]
+    bus.execute_command("ACL SETUSER", bus_prefix, *given)  # type: ignore[no-untyped-call]
+    host = bus.connection_pool.connection_kwargs
+    url = f"redis://{bus_prefix}:{KEY}@{host['host']}:{host['port']}/0"
+    monkeypatch.setenv("TURNBUS_REDIS_URL", url)
+    assert check() == ALL_WELL | {"rights": "fail"}
+    bus.acl_deluser(bus_prefix)
+    expected = "grant this user" + missing.format(prefix=bus_prefix)
+    assert check.details["rights"].startswith(expected)

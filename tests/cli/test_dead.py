@@ -1,0 +1,151 @@
+"""`turnbus dead`: what is said of refused entries, and which may be tried again."""
+
+import json
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from schemas import Keys
+from tests.support.harness import PCM16, Harness, words
+from tests.support.polling import eventually
+from worker.bus.dead_letters import ListedDeadLetter, list_dead_letters, requeue
+from worker.cli.main import main
+from worker.errors import RequeueError
+from worker.local.emulator.engines.script import synthesize_words
+
+GOOD = {"session": "s", "encoding": "pcm_s16le", "sample_rate": "16000", "metadata": '{"a":"ü"}'}
+
+
+async def _refused(as_worker: AsyncRedis, keys: Keys) -> list[ListedDeadLetter]:
+    return [each async for each in list_dead_letters(as_worker, keys)]
+
+
+def bury(bus: Redis, keys: Keys, **changed: str) -> str:
+    fields: Any = {
+        "id": "1-0",
+        "stream": keys.sessions,
+        "session": "s",
+        "reason": "unusable",
+        "detail": "a key of this session holds something\x1b[2J",
+        "size": "1234",
+        "entry": json.dumps(GOOD | {"run": "1-0"}),
+        **changed,
+    }
+    entry: Any = bus.xadd(keys.dead, fields)
+    return str(entry.decode())
+
+
+def test_none(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dead", "--json"]) == 0
+    assert main(["dead"]) == 0
+    assert capsys.readouterr().out == "ID  AGE  SESSION  REASON  SIZE  DETAIL\n"
+
+
+def test_a_list(
+    bus: Redis,
+    keys: Keys,
+    capsys: pytest.CaptureFixture[str],
+    expected_leftovers: list[str],
+) -> None:
+    expected_leftovers += ["dead"]
+    first, second = bury(bus, keys), bury(bus, keys, session="", reason="malformed", entry="")
+    bus.xadd(keys.dead, {b"\xff": "somebody else's"})
+    assert main(["dead"]) == 0
+    _, one, two = capsys.readouterr().out.splitlines()
+    assert one.split()[:1] + one.split()[2:5] == [first, "s", "unusable", "1.2k"]
+    assert one.endswith("a key of this session holds something\ufffd[2J")
+    assert two.split()[:1] + two.split()[2:4] == [second, "-", "malformed"]
+    assert main(["dead", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["dead"] for row in rows] == [first, second]
+    assert rows[0]["size"] == 1234
+    assert json.loads(rows[0]["entry"])["metadata"] == '{"a":"ü"}'
+
+
+def test_a_session_is_announced_again(
+    bus: Redis,
+    keys: Keys,
+    capsys: pytest.CaptureFixture[str],
+    expected_leftovers: list[str],
+) -> None:
+    expected_leftovers += ["sessions", "dead"]
+    dead = bury(bus, keys)
+    assert main(["dead", "--requeue", dead, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows: Any = bus.xrange(keys.sessions)
+    ((entry, fields),) = rows
+    assert told == {"dead": dead, "entry": entry.decode()}
+    assert fields == {name.encode(): value.encode() for name, value in GOOD.items()}
+    assert bus.xlen(keys.dead) == 0
+    assert main(["dead", "--requeue", dead]) == 1
+    assert capsys.readouterr().err == f"turnbus: {keys.dead} has no entry {dead}\n"
+
+
+@pytest.mark.parametrize(
+    ("kept", "live", "why"),
+    [
+        ("", False, "cannot be announced again: its content was not kept"),
+        (
+            json.dumps(GOOD | {"encoding": "mp3"}),
+            False,
+            "it would be refused again: field `encoding`",
+        ),
+        (json.dumps(GOOD), False, "s has ended; its id cannot be used again until its state exp"),
+        (json.dumps(GOOD), True, "s is announced already, as "),
+        ("[", False, "cannot be announced again: no worker wrote it"),
+    ],
+)
+def test_what_would_be_refused_again_is_not_announced(
+    bus: Redis,
+    keys: Keys,
+    capsys: pytest.CaptureFixture[str],
+    expected_leftovers: list[str],
+    kept: str,
+    live: bool,
+    why: str,
+) -> None:
+    expected_leftovers += ["dead", "sessions", "{0}:state:s"]
+    if live:
+        bus.xadd(keys.sessions, {"session": "s"})
+    bus.hset(keys.state("0", "s"), "status", "ended")
+    assert main(["dead", "--requeue", bury(bus, keys, entry=kept)]) == 1
+    assert why in capsys.readouterr().err
+    assert bus.xlen(keys.dead) == 1
+
+
+@pytest.mark.parametrize("bad", ["x", "1", "1-", "-"])
+def test_an_id_that_is_none(bad: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["dead", f"--requeue={bad}"])
+    assert end.value.code == 2
+
+
+async def test_mended_and_announced_again_a_session_is_transcribed(
+    harness: Harness, as_worker: AsyncRedis
+) -> None:
+    keys = Keys(harness.prefix)
+    await harness.redis.set(keys.state("0", "s"), "of somebody else")
+    async with harness.worker():
+        await harness.announce("s")
+        found = await eventually(lambda: _refused(as_worker, keys), "the refused entry")
+        assert (found[0].session, found[0].reason) == ("s", "unusable")
+        await harness.redis.delete(keys.state("0", "s"))
+        await requeue(as_worker, keys, found[0].dead)
+        await harness.play("s", synthesize_words([1, 2], PCM16), pause_s=0.02)
+        events = (await harness.until_ended("s"))["s"]
+    assert words(events) == [1, 2]
+
+
+@pytest.mark.parametrize("fields", [{"metadata": "x" * 20_000}, {"metadata": b"\xff"}])
+async def test_what_is_too_large_or_no_text_is_not_kept(
+    harness: Harness, as_worker: AsyncRedis, fields: dict[str, Any]
+) -> None:
+    keys = Keys(harness.prefix)
+    async with harness.worker():
+        await harness.announce("s", **fields)
+        found = await eventually(lambda: _refused(as_worker, keys), "the refused entry")
+    assert found[0].entry == ""
+    with pytest.raises(RequeueError):
+        await requeue(as_worker, keys, found[0].dead)

@@ -1,0 +1,87 @@
+"""Ctrl-C on a command that does not listen for signals itself."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+_COMMAND = """
+import asyncio
+import os
+import signal
+import sys
+
+import anyio
+
+from worker.cli.command import run_async
+
+
+async def command():
+    try:
+        {then}
+        print("went on")
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.01)
+            print("cleaned up", flush=True)
+            {after}
+    return "done"
+
+
+print(run_async(command))
+"""
+
+_INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
+
+# What redis-py awaits before each command. The signal comes just before it, which is where asyncio
+# takes one `Task.cancel` for the end of the time.
+_IN_A_TIMEOUT = """
+        pass
+        try:
+            async with asyncio.timeout(0):
+                await asyncio.sleep(60)
+        except TimeoutError:
+            pass
+        await anyio.sleep(1)
+"""
+
+
+def _run(then: str, *, after: str = "", ignored: bool = False) -> subprocess.CompletedProcess[str]:
+    handler = signal.SIG_IGN if ignored else signal.default_int_handler
+    code = _COMMAND.format(then=then.strip(), after=after)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),  # it is inherited if ignored
+    )
+
+
+@pytest.mark.parametrize("then", ["await anyio.sleep(60)", _IN_A_TIMEOUT])
+def test_it_ends_once_all_is_cleaned_up(then: str) -> None:
+    ended = _run(f"{_INTERRUPT}; {then}")
+    assert ended.stdout == "cleaned up\n"
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stderr.endswith("KeyboardInterrupt\n")
+
+
+def test_a_second_one_does_not_wait() -> None:
+    ended = _run(
+        f"{_INTERRUPT}; await anyio.sleep(60)",
+        after=f"{_INTERRUPT}; await anyio.sleep(30); print('waited')",
+    )
+    assert ended.stdout == "cleaned up\n"
+    assert ended.returncode == -signal.SIGINT
+
+
+def test_an_ignored_one_stays_ignored() -> None:
+    ended = _run(f"{_INTERRUPT}; await anyio.sleep(0.1)", ignored=True)
+    assert (ended.returncode, ended.stdout) == (0, "went on\ncleaned up\ndone\n")
+
+
+def test_without_one_it_returns_what_the_command_does() -> None:
+    ended = _run("await anyio.sleep(0)")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "went on\ncleaned up\ndone\n", "")

@@ -1,0 +1,225 @@
+"""A fault of ours in one session: the others go on, and it does not strike for ever."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+from schemas.audio import Encoding, SessionEntry
+from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
+from tests.support.harness import PCM16, Harness, check_order, kinds, words
+from tests.support.polling import eventually, no_longer
+from worker.bus.ownership import Fence, OwnedEntry, Ownership, SessionOwnership
+from worker.core.turn_tracker import EventDraft
+from worker.leases import claim, retries
+from worker.leases.retries import MAX_CRASHES, CrashRetries
+from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
+from worker.session.narrator import Narrator
+from worker.session.sender import AudioSender
+
+POISON = bytes(3_214)
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.01)
+
+
+@pytest.fixture
+def allergy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give the worker a fault: it chokes on some audio. Returns how often it may go well yet."""
+    take, spared = AudioSender.enqueue, [0]
+
+    def choke(sender: AudioSender, audio: bytes) -> None:
+        if audio == POISON:
+            if not spared[0]:
+                raise ZeroDivisionError("a fault put in by the test")
+            spared[0] -= 1
+        take(sender, audio)
+
+    monkeypatch.setattr(AudioSender, "enqueue", choke)
+    return spared
+
+
+async def _others_go_on(harness: Harness) -> None:
+    await harness.announce("good")
+    await harness.play("good", synthesize_words([1, 2], PCM16), pause_s=0)
+    events = (await harness.until_ended("good"))["good"]
+    assert words(events) == [1, 2]
+
+
+@pytest.mark.usefixtures("allergy")
+async def test_a_fault_that_always_strikes_ends_the_session(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with harness.worker():
+        await harness.announce("bad")
+        await harness.append("bad", audio=POISON)
+        events = (await harness.until_ended("bad"))["bad"]
+        await _others_go_on(harness)
+        dead = await eventually(harness.dead, "the refused entry")
+        await no_longer(lambda: harness.redis.xlen(f"{harness.prefix}:sessions"), "the session")
+    check_order(events)
+    error, ended = events[-2:]
+    assert isinstance(error, SessionError)
+    assert isinstance(ended, SessionEnded)
+    assert (error.code, error.fatal, ended.reason) == ("internal", True, "error")
+    assert [fields[b"reason"] for fields in dead] == [b"internal"]
+    assert await harness.redis.get(harness.audio_key("bad")) == b"ended"
+    struck = [record for record in caplog.records if record.exc_info]
+    assert len(struck) == MAX_CRASHES
+    count = await harness.redis.hget(f"{harness.prefix}:{{0}}:state:bad", "count")
+    assert int(count or 0) > MAX_CRASHES, "each claim outbids the one before"
+
+
+@pytest.mark.usefixtures("allergy")
+async def test_a_slow_retry_is_not_claimed_by_a_heartbeat(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second claim would refuse the first, and the count of crashes would begin again."""
+    monkeypatch.setattr("worker.worker.HEARTBEAT_INTERVAL_S", 0.02)
+    outbid = SessionOwnership.raise_delivery_count
+
+    async def slowly(intake: SessionOwnership, owned: OwnedEntry, count: int) -> OwnedEntry | None:
+        await anyio.sleep(0.1)
+        return await outbid(intake, owned, count)
+
+    monkeypatch.setattr(SessionOwnership, "raise_delivery_count", slowly)
+    async with harness.worker():
+        await harness.announce("bad")
+        await harness.append("bad", audio=POISON)
+        await harness.until_ended("bad")
+        await no_longer(lambda: harness.redis.xlen(f"{harness.prefix}:sessions"), "the session")
+    assert len([record for record in caplog.records if record.exc_info]) == MAX_CRASHES
+
+
+async def test_a_fault_inside_a_turn_leaves_none_open(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = Narrator.publish
+
+    def choke(
+        narrator: Narrator, drafts: Sequence[EventDraft], spoken_until: float | None = None
+    ) -> None:
+        if any(draft.kind == "turn.update" for draft in drafts):
+            raise ZeroDivisionError("a fault put in by the test")
+        tell(narrator, drafts, spoken_until)
+
+    monkeypatch.setattr(Narrator, "publish", choke)
+    async with harness.worker():
+        await harness.announce("bad")
+        # Paced after the first 300 ms, so that the start is committed before the text strikes.
+        sound = (
+            synthesize_silence(400, PCM16)
+            + synthesize_words([1, 2, 3], PCM16)
+            + synthesize_silence(900, PCM16)
+        )
+        await harness.play("bad", sound, pause_s=0)
+        events = (await harness.until_ended("bad"))["bad"]
+    check_order(events)
+    assert kinds(events).count("turn.start") == 1
+    (error,) = [event for event in events if isinstance(event, SessionError)]
+    assert (error.code, error.fatal) == ("internal", True)
+
+
+async def test_a_fault_that_strikes_once_loses_nothing(
+    harness: Harness, allergy: list[int]
+) -> None:
+    async with harness.worker():
+        await harness.announce("call-1")
+        await harness.play(
+            "call-1",
+            synthesize_words([1, 2], PCM16) + synthesize_silence(900, PCM16),
+            pause_s=0,
+            end=False,
+        )
+        await harness.until("call-1", TurnEnd)
+        await harness.play("call-1", synthesize_words([3], PCM16), end=False)
+        await harness.until("call-1", TurnStart, 2)
+        await harness.append("call-1", audio=POISON)
+
+        async def claimed_anew() -> bool:
+            state = f"{harness.prefix}:{{0}}:state:call-1"
+            return int(await harness.redis.hget(state, "count") or 0) > 1
+
+        await eventually(claimed_anew, "the session to be claimed anew")
+        allergy[0] = 1_000
+        await harness.play("call-1", synthesize_words([4], PCM16))
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1, 2, 3, 4]
+    assert not any(isinstance(event, SessionError) for event in events)
+
+
+async def test_a_full_worker_tries_again_what_crashed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, allergy: list[int]
+) -> None:
+    """It keeps the lease meanwhile, and so the place."""
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.5)
+    async with harness.worker(max_sessions=1) as worker:
+        await harness.announce("call-1")
+        await harness.until("call-1", SessionStarted)
+        await harness.announce("call-2")
+        await harness.append("call-1", audio=POISON)
+        await eventually(lambda: worker.context.retries.waiting, "the session to crash")
+        allergy[0] = 1_000
+        await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
+        assert words((await harness.until_ended("call-1"))["call-1"]) == [1]
+        await harness.append("call-2", end="1")
+        events = (await harness.until_ended("call-1", "call-2"))["call-2"]
+    check_order(events)
+
+
+async def test_a_state_nobody_can_read_ends_the_session(harness: Harness) -> None:
+    async with harness.worker():
+        await harness.announce("bad")
+        await harness.until("bad", SessionStarted)
+    await harness.redis.hset(f"{harness.prefix}:{{0}}:state:bad", "snapshot", "{")
+    async with harness.worker():
+        events = (await harness.until_ended("bad"))["bad"]
+        await _others_go_on(harness)
+    (error,) = [event for event in events if isinstance(event, SessionError)]
+    assert (error.code, error.fatal) == ("internal", True)
+
+
+@pytest.mark.parametrize(("where", "told"), [("decode_session", 0), ("Session", 1)])
+async def test_a_fault_in_a_claim_ends_no_worker(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, where: str, told: int
+) -> None:
+    """Nor the next one, to which the entry would go."""
+    sound = getattr(claim, where)
+
+    def choke(*arguments: Any) -> Any:
+        if b"bad" in repr(arguments).encode():
+            raise ZeroDivisionError("a fault put in by the test")
+        return sound(*arguments)
+
+    monkeypatch.setattr(claim, where, choke)
+    async with harness.worker():
+        await harness.announce("bad")
+        events = (await harness.until_ended("bad"))["bad"]
+        await _others_go_on(harness)
+        dead = await eventually(harness.dead, "the refused entry")
+    check_order(events)
+    assert kinds(events) == ["session.started"] * told + ["session.error", "session.ended"]
+    assert [fields[b"reason"] for fields in dead] == [b"internal"]
+
+
+def _ownership(count: int) -> Ownership:
+    entry = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=16_000)
+    return Ownership(entry, Fence("5-0", count, "nonce"), "5-0", {})
+
+
+def test_progress_begins_the_count_again() -> None:
+    crashes = CrashRetries()
+    for settled in (0, 0, 100, 100, 100, 100):
+        assert crashes.due(0.0) == []
+        assert not crashes.is_exhausted("5-0", settled)
+        crashes.record(_ownership(1), 0.0)
+        assert [held.fence.entry_id for held in crashes.waiting] == ["5-0"]
+        assert len(crashes.due(1e9)) == 1
+        assert crashes.waiting == []
+    assert crashes.is_exhausted("5-0", 100)
+    crashes.discard("5-0")
+    assert not crashes.is_exhausted("5-0", 100)

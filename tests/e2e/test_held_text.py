@@ -1,0 +1,186 @@
+"""Text that is held back: whatever happens next, it is published, and never more than once."""
+
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from schemas.audio import AudioEntry, Encoding
+from schemas.cartesia import TurnEagerEnd, TurnEnd, TurnResume, TurnStart, TurnUpdate
+from tests.simulation.calls import AUDIO, LATER, Line, seam_of
+from worker.core.ledger import Ledger
+from worker.core.pacing import Pacer
+from worker.core.turn_tracker import EventDraft, TurnTracker
+from worker.core.update_throttle import UpdateThrottle
+from worker.session.narrator import Narrator
+from worker.session.receiver import MessageReceiver, TurnMessage
+from worker.session.sender import AudioSender
+from worker.stalls import StallDetector
+from worker.telemetry.counters import Counters
+
+SECOND = 16_000
+"""Bytes of a second of audio."""
+
+
+class Published:
+    """What consumers get; stands where the narrator does."""
+
+    def __init__(self) -> None:
+        self.drafts: list[EventDraft] = []
+        self.publisher = self
+
+    def publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
+        self.drafts += drafts
+
+    def request_commit(self) -> None: ...
+
+
+class Call:
+    """A session whose texts of one character are followed by an interval of 2 s."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger(Encoding.PCM_S16LE.width)
+        self.sender = AudioSender(
+            Encoding.PCM_S16LE, AUDIO.sample_rate, self.ledger, Pacer(0), Counters()
+        )
+        self.published = Published()
+        self.tracker = TurnTracker()
+        boundary = seam_of(self.ledger, self.sender, StallDetector(LATER), 0.1)
+        self.hearing = MessageReceiver(
+            self.tracker,
+            boundary,
+            self.ledger,
+            self.sender,
+            cast("Narrator", self.published),
+            UpdateThrottle(2_000_000),
+        )
+        self.at = 0.0
+        self._entries = 0
+        self.connect()
+
+    def connect(self) -> None:
+        self.hearing.socket_opened(LATER + self.at)
+        self.sender.attach(Line(), LATER + self.at)
+
+    def hear(self, message: TurnMessage, after_s: float = 0.5) -> None:
+        """Send audio for so long, then hear a message of it."""
+        self.at += after_s
+        self._entries += 1
+        self.ledger.admit(f"{self._entries}-0", AudioEntry(audio=bytes(int(after_s * SECOND))))
+        self.sender.enqueue(bytes(int(after_s * SECOND)))
+        self.sender.drain(LATER + self.at)
+        arrival = self.sender.send_log.moment(LATER + self.at)
+        self.hearing.on_message(arrival, 0, begins=isinstance(message, TurnStart))
+        self.hearing.on_turn_message(message, arrival)
+
+    @property
+    def said(self) -> list[tuple[str, str | None]]:
+        """Kind and text of what was published since the turn began."""
+        kinds = [
+            (draft.kind.removeprefix("turn."), draft.transcript) for draft in self.published.drafts
+        ]
+        return kinds[1:]
+
+
+@pytest.fixture
+def call() -> Call:
+    """Return a call in which `a` is published and `a b` is held back."""
+    call = Call()
+    call.hear(TurnStart())
+    call.hear(TurnUpdate(transcript="a"))
+    call.hear(TurnUpdate(transcript="a b"))
+    assert call.said == [("update", "a")]
+    return call
+
+
+def test_held_text_is_published_when_its_interval_is_over(call: Call) -> None:
+    call.hearing.release_update(LATER + call.at + 1.0)
+    assert call.said == [("update", "a")]
+    call.hearing.release_update(LATER + call.at + 1.5)
+    call.hearing.release_update(LATER + call.at + 9.0)
+    assert call.said == [("update", "a"), ("update", "a b")]
+
+
+def test_held_text_gives_way_to_a_later_text(call: Call) -> None:
+    call.hear(TurnUpdate(transcript="a b c"))
+    call.hear(TurnUpdate(transcript="a b c d"), after_s=3.0)
+    assert call.said == [("update", "a"), ("update", "a b c d")]
+
+
+def test_held_text_is_not_displaced_by_a_shorter_one(call: Call) -> None:
+    call.hear(TurnUpdate(transcript="a"))
+    call.hearing.release_update(LATER + call.at + 5.0)
+    assert call.said[-1] == ("update", "a b")
+
+
+MESSAGES: dict[str, tuple[TurnMessage, list[tuple[str, str | None]]]] = {
+    "eager end": (TurnEagerEnd(transcript="a b"), [("eager_end", "a b")]),
+    "eager end with more": (TurnEagerEnd(transcript="a b c"), [("eager_end", "a b c")]),
+    "eager end with less": (
+        TurnEagerEnd(transcript="a"),
+        [("update", "a b"), ("eager_end", "a b")],
+    ),
+    "end": (TurnEnd(transcript="a b"), [("end", "a b")]),
+    "end without text": (TurnEnd(), [("end", "a b")]),
+    "end worded otherwise": (TurnEnd(transcript="A"), [("update", "a b"), ("end", "a b")]),
+    "resume": (TurnResume(), [("update", "a b")]),
+    "start": (TurnStart(), [("update", "a b")]),
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_held_text_goes_with_the_next_event(call: Call, case: str) -> None:
+    message, said = MESSAGES[case]
+    call.hear(message)
+    assert call.said == [("update", "a"), *said]
+
+
+ENDS: dict[str, Callable[[MessageReceiver], None]] = {
+    "flushed": lambda hearing: hearing.commit_all_sent("close"),
+    "given up": lambda hearing: hearing.commit_all_sent("watchdog"),
+    "broken off": lambda hearing: hearing.end_turn_early(),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_held_text_is_published_before_the_turn_ends(call: Call, case: str) -> None:
+    ENDS[case](call.hearing)
+    assert call.said == [("update", "a"), ("update", "a b"), ("end", "a b")]
+
+
+def test_text_after_an_eager_end_is_not_held(call: Call) -> None:
+    call.hear(TurnEagerEnd(transcript="a b"))
+    call.hear(TurnUpdate(transcript="a b c"))
+    assert call.said[-2:] == [("resume", None), ("update", "a b c")]
+
+
+def test_next_turn_begins_without_delay(call: Call) -> None:
+    call.hear(TurnEnd(transcript="a b"))
+    call.hear(TurnStart())
+    call.hear(TurnUpdate(transcript="c"))
+    assert call.said[-2:] == [("start", None), ("update", "c")]
+
+
+def test_mark_is_where_published_text_arrived(call: Call) -> None:
+    """What is held back is not published: a replay has to reach the text before it only."""
+    assert call.tracker.last_growth == 1 * SECOND
+    call.hearing.release_update(LATER + call.at + 5.0)
+    assert call.tracker.last_growth == int(1.5 * SECOND)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_replay_publishes_held_text_once(call: Call, published: bool) -> None:
+    """A lost socket publishes it; of a killed worker the next owner does, after the replay."""
+    if published:
+        call.hearing.publish_text()
+    call.hearing.forget()
+    call.sender.detach()
+    call.connect()
+    call.hear(TurnStart())
+    call.hear(TurnUpdate(transcript="a"))
+    call.hear(TurnUpdate(transcript="a b"))
+    call.hear(TurnUpdate(transcript="a b c"), after_s=6.0)
+    call.hear(TurnEnd(transcript="a b c"))
+    texts = [text for kind, text in call.said if kind == "update"]
+    assert texts == ["a", "a b", "a b c"]
+    assert call.said[-1] == ("end", "a b c")

@@ -1,0 +1,120 @@
+"""A session that waited for its socket, or for Redis, was not silent: not parked, not over."""
+
+import anyio
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from schemas.turns import TurnUpdate
+from tests.support.acl import GuardedRedis
+from tests.support.harness import PCM16, Harness, check_order, words
+from tests.support.polling import eventually
+from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
+from worker.local.emulator.server import TurnsServer
+from worker.worker import Worker
+
+WORDS = list(range(8))
+
+
+def _phases(worker: Worker) -> list[str]:
+    return [session.phase.value for session in worker.running]
+
+
+async def test_for_a_socket_beyond_parking(harness: Harness, stt: TurnsServer) -> None:
+    async with harness.worker(park_s=1.0):
+        await harness.announce("call-1")
+        await harness.play("call-1", synthesize_silence(300, PCM16), end=False)
+        async with stt.outage():
+            stt.cut_all()
+            await harness.play("call-1", synthesize_words(WORDS, PCM16), pause_s=0, end=False)
+            await anyio.sleep(1.5)
+        await harness.until("call-1", TurnUpdate, len(WORDS))
+        await harness.append("call-1", end="1")
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == WORDS
+    assert len(stt.connections) == 2
+
+
+async def test_for_a_socket_beyond_the_end_of_idle_sessions(
+    harness: Harness, stt: TurnsServer
+) -> None:
+    async with harness.worker(park_s=1.0, session_idle_s=1.5):
+        async with stt.outage():
+            await harness.play(
+                "call-1",
+                synthesize_silence(230, PCM16) + synthesize_words(WORDS, PCM16),
+                pause_s=0,
+                end=False,
+            )
+            await harness.announce("call-1")
+            await anyio.sleep(2.5)
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == WORDS
+
+
+async def test_for_a_permit(
+    harness: Harness, stt: TurnsServer, expected_leftovers: list[str]
+) -> None:
+    expected_leftovers += ["gate", "*holders"]
+    async with harness.worker(park_s=1.0, stt_max_connections=1):
+        await harness.announce("first")
+        await harness.play("first", synthesize_words([1], PCM16), end=False)
+        await harness.announce("second")
+        await harness.play(
+            "second",
+            synthesize_silence(230, PCM16) + synthesize_words(WORDS, PCM16),
+            pause_s=0,
+            end=False,
+        )
+        await harness.play("first", synthesize_words(range(2, 12), PCM16))
+        await harness.until("second", TurnUpdate, len(WORDS))
+        await harness.append("second", end="1")
+        events = (await harness.until_ended("first", "second"))["second"]
+    assert words(events) == WORDS
+    assert len(stt.connections) == 2
+
+
+async def test_for_redis(stt: TurnsServer) -> None:
+    """While it is away, nobody can append."""
+    async with (
+        GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
+        Harness.open(server.url, "stt", stt.url) as harness,
+        harness.worker(park_s=1.0, session_idle_s=4.0) as worker,
+    ):
+        await harness.announce("call-1")
+        await harness.play(
+            "call-1",
+            synthesize_words([0, 1], PCM16) + synthesize_silence(700, PCM16),
+            pause_s=0,
+            end=False,
+        )
+        await eventually(lambda: _phases(worker) == ["parked"], "the session to park")
+        await server.kill()
+        await anyio.sleep(4.0)
+        await server.restart()
+        with anyio.fail_after(30):
+            while True:
+                try:
+                    await harness.append("call-1", audio=synthesize_words([2], PCM16), end="1")
+                    break
+                except RedisConnectionError:
+                    await anyio.sleep(0.05)
+        events = (await harness.until_ended("call-1"))["call-1"]
+    assert words(events) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("odd", [b"", b"\0"], ids=["whole", "and half a sample"])
+async def test_a_parked_session_wants_no_socket(
+    harness: Harness, stt: TurnsServer, odd: bytes
+) -> None:
+    async with harness.worker(park_s=1.0) as worker:
+        await harness.announce("call-1")
+        sound = synthesize_words([1], PCM16) + synthesize_silence(700, PCM16) + odd
+        await harness.play("call-1", sound, pause_s=0, end=False)
+        await eventually(lambda: _phases(worker) == ["parked"], "the session to park")
+        await anyio.sleep(1.0)
+        await harness.append("call-1", end="1")
+        events = (await harness.until_ended("call-1"))["call-1"]
+    assert words(events) == [1]
+    assert len(stt.connections) == 1

@@ -1,0 +1,141 @@
+"""Services that say what ours never does, and what their documents do not rule out."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from schemas.turns import AudioGap, SessionEnded, SessionError, TurnEnd, TurnUpdate
+from tests.support.harness import PCM16, Harness, check_order, words
+from worker.core import watchdog
+from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
+
+Line = tuple[int, dict[str, Any]]
+"""What is said once so many milliseconds of audio have come on a socket."""
+
+MS = 32
+"""Bytes of audio a millisecond."""
+
+
+class Odd:
+    """A service that speaks by the clock of the audio it gets, whatever that holds."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self.url = ""
+        self.connections = 0
+        self._lines = lines
+
+    @classmethod
+    @asynccontextmanager
+    async def serve(cls, *lines: Line) -> "AsyncIterator[Odd]":
+        """Listen, and answer each connection with the same lines."""
+        service = cls(lines)
+        async with serve(service._answer, "127.0.0.1", 0) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            service.url = f"ws://127.0.0.1:{port}/stt/turns/websocket"
+            yield service
+
+    async def _answer(self, ws: ServerConnection) -> None:
+        self.connections += 1
+        heard = 0
+        left = [*self._lines]
+        try:
+            await ws.send('{"type":"connected"}')
+            async for message in ws:
+                if isinstance(message, str) and '"config"' in message:
+                    await ws.close(1008, "Invalid turn thresholds")
+                    return
+                if isinstance(message, str):
+                    ws.protocol.send_close()  # without a code, as an empty frame is
+                    ws.transport.writelines(ws.protocol.data_to_send())
+                    continue
+                heard += len(message)
+                while left and left[0][0] * MS <= heard:
+                    await ws.send(json.dumps(left.pop(0)[1]))
+        except ConnectionClosed:
+            pass  # the worker dropped it
+
+
+@pytest.mark.parametrize("text", [{}, {"transcript": None}], ids=["left out", "null"])
+async def test_a_transcript_that_is_not_there_is_as_it_was(
+    harness: Harness, text: dict[str, None]
+) -> None:
+    """As of a server that leaves out what is empty, or what did not change."""
+    lines: list[Line] = [
+        (200, {"type": "turn.start"}),
+        (200, {"type": "turn.update", **text}),
+        (300, {"type": "turn.update", "transcript": "w1"}),
+        (400, {"type": "turn.eager_end", **text}),
+        (500, {"type": "turn.resume"}),
+        (600, {"type": "turn.update", **text}),
+        (800, {"type": "turn.end", **text}),
+        (1_000, {"type": "turn.start"}),
+        (1_600, {"type": "turn.end", **text}),
+    ]
+    sound = (
+        synthesize_words([1], PCM16)
+        + synthesize_silence(600, PCM16)
+        + synthesize_words([2], PCM16)
+        + synthesize_silence(800, PCM16)
+    )
+    async with (
+        Odd.serve(*lines) as service,
+        harness.worker(stt_url=service.url, replay_speed=0.0),
+    ):
+        await harness.announce("call-1")
+        await harness.play("call-1", sound, pause_s=0)
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1]
+    assert [event.turns for event in events if isinstance(event, SessionEnded)] == [2]
+    assert [each.transcript for each in events if isinstance(each, TurnUpdate)] == ["w1"]
+    assert service.connections == 1
+
+
+async def test_what_nobody_knows_does_not_keep_a_stuck_turn_open(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count of what is to be paid, say, with every second of audio."""
+    monkeypatch.setattr(watchdog, "MARGIN_MS", 1_000.0)
+    lines: list[Line] = [
+        (200, {"type": "turn.start"}),
+        (300, {"type": "turn.update", "transcript": "w1"}),
+        *((ms, {"type": "usage"}) for ms in range(1_000, 60_000, 1_000)),
+    ]
+    async with Odd.serve(*lines) as service, harness.worker(stt_url=service.url) as worker:
+        await harness.announce("call-1", turn_end_timeout_ms="640")
+        await harness.append(
+            "call-1", audio=synthesize_words([1], PCM16) + synthesize_silence(200, PCM16)
+        )
+        end = await harness.until("call-1", TurnEnd)
+        gap = await harness.until("call-1", AudioGap)
+        assert worker.context.stats.provider_unknown > 1
+    assert (end.reason, end.transcript) == ("watchdog", "w1")
+    assert (gap.reason, gap.seq) == ("watchdog", end.seq + 1), "it is said of the turn before it"
+    assert service.connections == 2
+
+
+async def test_settings_that_close_the_socket_do_not_end_the_session(harness: Harness) -> None:
+    """As refused thresholds do that a socket is opened with."""
+    lines: list[Line] = [
+        (200, {"type": "turn.start"}),
+        (300, {"type": "turn.update", "transcript": "w1"}),
+        (500, {"type": "turn.update", "transcript": "w1 w2"}),
+        (900, {"type": "turn.end", "transcript": "w1 w2"}),
+    ]
+    async with Odd.serve(*lines) as service, harness.worker(stt_url=service.url):
+        await harness.announce("call-1")
+        await harness.play(
+            "call-1", synthesize_words([1], PCM16) + synthesize_silence(200, PCM16), end=False
+        )
+        await harness.append("call-1", config='{"turn_end_threshold":0.5}')
+        await harness.play("call-1", synthesize_words([2], PCM16) + synthesize_silence(600, PCM16))
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1, 2]
+    assert not any(event.fatal for event in events if isinstance(event, SessionError))
+    assert service.connections == 2

@@ -1,0 +1,25 @@
+"""A claim as a worker makes it, of an entry that one of its intakes owns."""
+
+from schemas.audio import decode_session
+from schemas.turns import SessionStarted
+from worker.bus.ownership import ClaimResult, OwnedEntry, SessionOwnership
+
+
+async def claim(intake: SessionOwnership, owned: OwnedEntry) -> ClaimResult:
+    """Claim an entry for the consumer of `intake`."""
+    session = decode_session(owned.fields)
+    started = SessionStarted(
+        session=session.session,
+        run=owned.entry_id,
+        seq=1,
+        at=0.0,
+        audio_ms=0,
+        provider="cartesia",
+        request_id="",
+        connection=0,
+        worker=intake.consumer,
+        metadata=session.metadata,
+        encoding=session.encoding,
+        sample_rate=session.sample_rate,
+    )
+    return await intake.claim(owned, session, started, b"{}")

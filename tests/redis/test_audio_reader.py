@@ -1,0 +1,190 @@
+"""The audio reader: every session its own entries, whatever the others do."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from tests.support.harness import ON_CLUSTER_TOO
+from worker.bus import audio_reader as module
+from worker.bus.audio_reader import AudioReader, Entries
+from worker.bus.client.connection import RedisHealth
+from worker.core.polling import PollSchedule
+from worker.telemetry.logs import SessionName
+
+
+class Listener:
+    """A session that only listens."""
+
+    def __init__(self, prefix: str, number: int) -> None:
+        self.name = SessionName(str(number), None)
+        self.lane = "0" if number % 2 else "1"
+        self.audio_key = f"{prefix}:{{{self.lane}}}:audio:{number}"
+        self.cursor = "0-0"
+        self.epoch = 0
+        self.wants_audio = True
+        self.poll_schedule = PollSchedule(time.monotonic())
+        self.chunk_s = 0.1
+        self.heard: list[bytes] = []
+        self.fault: ResponseError | None = None
+        self.changed = anyio.Event()
+
+    def feed(self, entries: Entries, now: float) -> None:
+        assert now > 0
+        for entry, fields in entries:
+            self.cursor = entry.decode()
+            self.heard.append(fields[b"audio"])
+        self.changed.set()
+
+    def on_unreadable_key(self, error: ResponseError) -> None:
+        self.fault = error
+        self.wants_audio = False
+        self.changed.set()
+
+    def fail(self) -> None:
+        self.fault = ResponseError("crashed")
+        self.wants_audio = False
+        self.changed.set()
+
+    async def until(self, heard: list[bytes]) -> None:
+        with anyio.fail_after(30):
+            while self.heard != heard:
+                self.changed = anyio.Event()
+                await self.changed.wait()
+
+
+@asynccontextmanager
+async def reading(as_worker: Redis, *listeners: Listener) -> AsyncIterator[AudioReader]:
+    reader = AudioReader(as_worker, RedisHealth())
+    for listener in listeners:
+        reader.add(listener)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(reader.run)
+        yield reader
+        tasks.cancel_scope.cancel()
+
+
+@pytest.fixture
+def listeners(
+    bus_prefix: str, expected_leftovers: list[str], request: pytest.FixtureRequest
+) -> list[Listener]:
+    expected_leftovers.append("{?}:audio:*")
+    return [Listener(bus_prefix, number) for number in range(getattr(request, "param", 4))]
+
+
+@ON_CLUSTER_TOO
+@pytest.mark.parametrize("listeners", [1, 4, 130], indirect=True, ids=["one", "few", "many"])
+async def test_each_hears_its_own(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
+    async with reading(as_worker, *listeners):
+        for round_ in range(3):
+            for number, listener in enumerate(listeners):
+                await redis.xadd(listener.audio_key, {"audio": f"{number}-{round_}"})
+        for number, listener in enumerate(listeners):
+            await listener.until([f"{number}-{round_}".encode() for round_ in range(3)])
+
+
+async def test_who_does_not_want_is_left_out(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
+    deaf, keen = listeners[1], listeners[3]
+    deaf.wants_audio = False
+    async with reading(as_worker, deaf, keen) as reader:
+        for listener in (deaf, keen):
+            await redis.xadd(listener.audio_key, {"audio": "a"})
+        await keen.until([b"a"])
+        assert deaf.heard == []
+        deaf.wants_audio = True
+        reader.wake()
+        await deaf.until([b"a"])
+
+
+@ON_CLUSTER_TOO
+async def test_a_wrong_key_hurts_only_its_own(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
+    bad, good = listeners[1], listeners[3]
+    await redis.set(bad.audio_key, "ended")
+    await redis.xadd(good.audio_key, {"audio": "a"})
+    async with reading(as_worker, bad, good):
+        await good.until([b"a"])
+        await redis.xadd(good.audio_key, {"audio": "b"})
+        await good.until([b"a", b"b"])
+    assert "WRONGTYPE" in str(bad.fault)
+    assert good.fault is None
+
+
+async def test_an_error_that_blames_no_key_is_waited_out(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
+    odd, good = listeners[1], listeners[3]
+    odd.cursor = "no id"  # "Invalid stream ID": one of the errors that are not known here
+    for listener in (odd, good):
+        await redis.xadd(listener.audio_key, {"audio": "a"})
+    async with reading(as_worker, odd, good):
+        await good.until([b"a"])
+        odd.cursor = "0-0"
+        await odd.until([b"a"])
+    assert odd.fault is None
+
+
+async def test_what_was_read_before_a_rewind_is_void(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
+    listener = listeners[1]
+    async with reading(as_worker, listener):
+        await redis.xadd(listener.audio_key, {"audio": "a"})
+        await listener.until([b"a"])
+        listener.cursor = "0-0"
+        listener.epoch += 1
+        listener.heard = []
+        await redis.xadd(listener.audio_key, {"audio": "b"})
+        await listener.until([b"a", b"b"])
+
+
+async def test_large_entries_are_read_few_at_a_time(
+    redis: Redis, as_worker: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_REPLY_BYTES", 100_000)
+    chunks = [bytes([number]) * 60_000 for number in range(6)]
+    async with reading(as_worker, *listeners[:3]):
+        for chunk in chunks:
+            for listener in listeners[:3]:
+                await redis.xadd(listener.audio_key, {"audio": chunk})
+        for listener in listeners[:3]:
+            await listener.until(chunks)
+
+
+async def test_who_was_removed_hears_no_more(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
+    gone, there = listeners[1], listeners[3]
+    async with reading(as_worker, gone, there) as reader:
+        reader.remove(gone)
+        for listener in (gone, there):
+            await redis.xadd(listener.audio_key, {"audio": "a"})
+        await there.until([b"a"])
+    assert gone.heard == []
+
+
+async def test_one_that_crashes_costs_nobody_else(
+    redis: Redis, as_worker: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = listeners[1], listeners[3]
+
+    def choke(entries: Entries, now: float) -> None:
+        raise ZeroDivisionError("a fault put in by the test")
+
+    monkeypatch.setattr(bad, "feed", choke)
+    async with reading(as_worker, bad, good):
+        for listener in (bad, good):
+            await redis.xadd(listener.audio_key, {"audio": "a"})
+        await good.until([b"a"])
+        await redis.xadd(good.audio_key, {"audio": "b"})
+        await good.until([b"a", b"b"])
+    assert str(bad.fault) == "crashed"

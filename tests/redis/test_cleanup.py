@@ -1,0 +1,111 @@
+"""What nobody else takes off the bus: consumers of the dead, and audio nobody announced."""
+
+from typing import Any
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from schemas.keys import GROUP, Keys
+from tests.redis.contracts import contract_of
+from tests.support.polling import eventually
+from worker.bus import cleanup as sweeper_module
+from worker.bus import recovery as lost_module
+from worker.bus import scripts
+from worker.bus.cleanup import Cleaner
+from worker.bus.ownership import SessionOwnership
+
+
+class Floor:
+    """A bus to be swept, by two workers."""
+
+    def __init__(self, redis: Redis, as_worker: Redis, keys: Keys) -> None:
+        self.redis = redis
+        self.keys = keys
+        self.as_worker = as_worker
+        self.intake = SessionOwnership(as_worker, keys, "one", "nonce-1")
+        self.sweeper = Cleaner(as_worker, keys, self.intake)
+        self.other = Cleaner(as_worker, keys, SessionOwnership(as_worker, keys, "two", "nonce-2"))
+
+    async def append(self, session: str, lane: str = "0", entry: str = "*") -> None:
+        await self.redis.xadd(self.keys.audio(lane, session), {"audio": b"x"}, id=entry)
+
+    async def left(self) -> set[str]:
+        found = self.redis.scan_iter(f"{self.keys.prefix}:*:audio:*")
+        return {key.decode().rpartition(":")[2] async for key in found}
+
+
+@pytest.fixture
+async def floor(
+    redis: Redis, as_worker: Redis, bus_prefix: str, expected_leftovers: list[str]
+) -> Floor:
+    expected_leftovers += ["sessions", "sweep", "{*}:audio:*", "{*}:state:*"]
+    floor = Floor(redis, as_worker, Keys(bus_prefix))
+    await floor.intake.ensure_group()
+    return floor
+
+
+@contract_of(scripts.SWEEP)
+async def test_audio_nobody_announced_goes_with_age(floor: Floor) -> None:
+    old = "1600000000000-0"
+    for session, lane in (("lost", "0"), ("lost-too", "eu"), ("state", "0"), ("entry", "eu")):
+        await floor.append(session, lane, old)
+    await floor.append("young", entry=old)
+    await floor.append("young")
+    await floor.redis.set(floor.keys.audio("0", "ended"), "ended")
+    await floor.redis.hset(floor.keys.state("0", "state"), "status", "live")
+    announced: Any = {"session": "entry", "lane": "eu", "encoding": "x"}
+    await floor.redis.xadd(floor.keys.sessions, announced)
+    other_lane: Any = {"session": "lost-too", "encoding": "x"}
+    await floor.redis.xadd(floor.keys.sessions, other_lane)
+    assert await floor.sweeper.sweep_audio(3_600) == 2
+    assert await floor.left() == {"state", "entry", "young", "ended"}
+
+
+async def test_one_worker_sweeps_at_a_time(floor: Floor) -> None:
+    assert await floor.sweeper.begin(3_600)
+    assert not await floor.other.begin(3_600)
+    assert await floor.redis.ttl(floor.keys.sweep) > 3_000
+    await floor.redis.delete(floor.keys.sweep)
+    assert await floor.other.begin(3_600)
+
+
+async def test_what_is_live_is_announced_again(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("CONSUMER_INTERVAL_S", 0.02), ("AUDIO_INTERVAL_S", 0.1)):
+        monkeypatch.setattr(sweeper_module, name, seconds)
+    monkeypatch.setattr(lost_module, "OWNER_GRACE_S", 0.0)
+    state: Any = {"status": "live", "entry": "1-1", "run": "1-1", "fields": '{"session":"call-1"}'}
+    await floor.redis.hset(floor.keys.state("0", "call-1"), mapping=state)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(floor.sweeper.run)
+        await eventually(lambda: floor.redis.xlen(floor.keys.sessions), "the session")
+        tasks.cancel_scope.cancel()
+    rows: Any = await floor.redis.xrange(floor.keys.sessions)
+    ((_, fields),) = rows
+    assert fields == {b"session": b"call-1", b"run": b"1-1"}
+
+
+async def test_many_announcements(floor: Floor) -> None:
+    async with floor.redis.pipeline(transaction=False) as pipe:
+        for number in range(2_500):
+            pipe.xadd(floor.keys.sessions, {"session": f"call-{number}"})
+        await pipe.execute()
+    for session in ("call-0", "call-1000", "call-2499", "call-2500"):
+        await floor.append(session, entry="1600000000000-0")
+    assert await floor.sweeper.sweep_audio(3_600) == 1
+    assert await floor.left() == {"call-0", "call-1000", "call-2499"}
+
+
+async def test_consumers_of_the_dead_go(floor: Floor) -> None:
+    """Whoever was killed while it owned nothing has no record, and was never seen by anybody."""
+    await floor.redis.xadd(floor.keys.sessions, {"session": "call-1"})
+    owner = SessionOwnership(floor.as_worker, floor.keys, "owner", "nonce-3")
+    assert len(await owner.read_new(1, 10)) == 1
+    for name in ("dead", "one"):
+        await floor.redis.xgroup_createconsumer(floor.keys.sessions, GROUP, name)
+    await anyio.sleep(0.1)
+    assert await floor.sweeper.sweep_consumers(60) == 0
+    assert await floor.sweeper.sweep_consumers(0.05) == 1
+    assert await floor.intake.consumers(0) == {"one": True, "owner": False}

@@ -1,0 +1,321 @@
+"""The fenced commit: what it applies, what it refuses, and what a retry does."""
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
+
+from schemas.keys import Keys
+from tests.redis.contracts import contract_of
+from tests.support.acl import GuardedRedis, as_user
+from tests.support.harness import ON_CLUSTER_TOO
+from worker.bus import scripts
+from worker.bus.client.cluster import ClusterClient
+from worker.bus.client.connection import RedisHealth, connect
+from worker.bus.committer import INTERNAL_ERROR, CommitRequest, Committer
+from worker.bus.scripts import COMMIT
+from worker.local.cluster import EmbeddedCluster
+from worker.telemetry.logs import SessionName
+
+FENCE = ("5-0", 1, "nonce")
+
+
+class Bench:
+    """One session's state, and commits to it."""
+
+    def __init__(self, redis: Redis, as_worker: Redis, keys: Keys) -> None:
+        self.redis = redis
+        self.as_worker = as_worker
+        self.keys = keys
+
+    async def begin(self) -> None:
+        await self.redis.hset(
+            self.keys.state("0", "s"),
+            mapping={"status": "live", "entry": "5-0", "count": 1, "nonce": "nonce", "seq": 1},
+        )
+
+    def commit(
+        self,
+        first: int,
+        events: Sequence[str],
+        *,
+        fence: tuple[str, int, str] = FENCE,
+        trim: str = "",
+        end: bool = False,
+        out: str = "lane",
+        number: int = 1,
+        snapshot: str = "snap",
+    ) -> CommitRequest:
+        flat = [part for event in events for part in ("turn.update", event, "")]
+        ending = "end" if end else ""
+        kept = (60, 3_600_000, 1_000_000)
+        return CommitRequest(
+            self.keys.of_session("0", "s"),
+            (*fence, "s", out, snapshot, trim, ending, *kept, number, first, *flat),
+        )
+
+    async def run(self, commit: CommitRequest) -> tuple[str, int]:
+        verdict, seq = await COMMIT(self.as_worker, commit.keys, commit.args)
+        return verdict.decode(), seq
+
+    async def published(self) -> list[str]:
+        rows: Any = await self.redis.xrange(self.keys.turns("0"))
+        return [fields[b"event"].decode() for _, fields in rows]
+
+
+@pytest.fixture
+async def bench(
+    redis: Redis, as_worker: Redis, bus_prefix: str, expected_leftovers: list[str]
+) -> Bench:
+    expected_leftovers.append("{0}:*")
+    bench = Bench(redis, as_worker, Keys(bus_prefix))
+    await bench.begin()
+    return bench
+
+
+@contract_of(scripts.COMMIT)
+async def test_events_are_applied_once(bench: Bench) -> None:
+    commit = bench.commit(2, ["a", "b"])
+    assert await bench.run(commit) == ("ok", 3)
+    assert await bench.run(commit) == ("ok", 3), "its reply was lost"
+    assert await bench.run(bench.commit(3, ["b", "c"])) == ("ok", 4)
+    assert await bench.published() == ["a", "b", "c"]
+
+
+async def test_a_commit_that_comes_late_takes_nothing_back(bench: Bench) -> None:
+    """Its connection broke, it was retried over another, and those after it were applied since."""
+    late = bench.commit(2, ["a"], number=1, snapshot="inside a turn")
+    assert await bench.run(late) == ("ok", 2)
+    assert await bench.run(bench.commit(3, ["b"], number=2, snapshot="after it")) == ("ok", 3)
+    assert await bench.run(bench.commit(4, [], number=3, snapshot="further on")) == ("ok", 3)
+    for old in (late, bench.commit(3, ["b"], number=2, snapshot="after it")):
+        assert await bench.run(old) == ("ok", 3)
+        state = bench.keys.state("0", "s")
+        assert await bench.redis.hget(state, "snapshot") == b"further on"
+    assert await bench.published() == ["a", "b"]
+
+
+async def test_a_hole_is_refused(bench: Bench) -> None:
+    assert await bench.run(bench.commit(3, ["b"])) == ("gap", 1)
+    assert await bench.published() == []
+
+
+@pytest.mark.parametrize("fence", [("5-0", 2, "nonce"), ("5-0", 1, "other"), ("6-0", 1, "nonce")])
+async def test_another_owner_is_refused(bench: Bench, fence: tuple[str, int, str]) -> None:
+    assert await bench.run(bench.commit(2, ["a"], fence=fence)) == ("fenced", 1)
+    assert await bench.published() == []
+
+
+async def test_no_state_no_commit(bench: Bench) -> None:
+    await bench.redis.delete(bench.keys.state("0", "s"))
+    assert await bench.run(bench.commit(2, ["a"])) == ("missing", 0)
+    assert await bench.published() == []
+
+
+async def test_trims_what_is_covered(bench: Bench) -> None:
+    audio = bench.keys.audio("0", "s")
+    for ms in (10, 20, 30):
+        await bench.redis.xadd(audio, {"audio": b"x"}, id=f"{ms}-0")
+    await bench.run(bench.commit(2, ["a"], trim="20-0"))
+    rows: Any = await bench.redis.xrange(audio)
+    assert [entry for entry, _ in rows] == [b"20-0", b"30-0"]
+
+
+@contract_of(scripts.COMMIT)
+async def test_the_end(bench: Bench) -> None:
+    audio = bench.keys.audio("0", "s")
+    await bench.redis.xadd(audio, {"audio": b"x"})
+    commit = bench.commit(2, ["a"], end=True, out="session")
+    assert await bench.run(commit) == ("ok", 2)
+    assert await bench.run(commit) == ("ok", 2)
+    assert await bench.redis.get(audio) == b"ended"
+    state = await bench.redis.hgetall(bench.keys.state("0", "s"))
+    assert state[b"status"] == b"ended"
+    for key in (audio, bench.keys.state("0", "s"), bench.keys.session_turns("0", "s")):
+        assert 0 < await bench.redis.ttl(key) <= 60
+    assert await bench.published() == ["a"]
+
+
+class Speaker:
+    """Something that commits one event and remembers the answers."""
+
+    name = SessionName("s", None)
+
+    def __init__(self, commit: CommitRequest, lane: str = "0") -> None:
+        self.commit = commit
+        self.lane = lane
+        self.answers: list[tuple[str, int]] = []
+        self.answered = anyio.Event()
+
+    def next_commit(self) -> CommitRequest | None:
+        return self.commit
+
+    def on_commit_result(self, verdict: str, seq: int) -> None:
+        self.answers.append((verdict, seq))
+        self.answered.set()
+
+    def abort(self, why: str) -> None:
+        self.answers.append((why, 0))
+        self.answered.set()
+
+
+@ON_CLUSTER_TOO
+async def test_the_committer_answers_each(bench: Bench) -> None:
+    good = Speaker(bench.commit(2, ["a"]))
+    late = Speaker(bench.commit(9, ["z"]))
+    await bench.redis.set(f"{bench.keys.prefix}:{{0}}:state:odd", "no hash")
+    odd = Speaker(CommitRequest((f"{bench.keys.prefix}:{{0}}:state:odd",) * 4, good.commit.args))
+    await bench.redis.script_flush()
+    committer = Committer(bench.as_worker, RedisHealth())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(committer.run)
+        for speaker in (good, late, odd):
+            committer.submit(speaker)
+        for speaker in (good, late, odd):
+            await speaker.answered.wait()
+        tasks.cancel_scope.cancel()
+    assert good.answers == [("ok", 2)]
+    assert late.answers[0][0] == "gap"
+    assert odd.answers[0][0].startswith("WRONGTYPE"), "its fault, and nobody else's"
+
+
+async def test_a_commit_that_cannot_be_built_costs_nobody_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = (Speaker(bench.commit(2, ["a"])) for _ in range(2))
+
+    def choke() -> CommitRequest:
+        raise ZeroDivisionError("a fault put in by the test")
+
+    monkeypatch.setattr(bad, "next_commit", choke)
+    committer = Committer(bench.as_worker, RedisHealth())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(committer.run)
+        for speaker in (bad, good):
+            committer.submit(speaker)
+            await speaker.answered.wait()
+        tasks.cancel_scope.cancel()
+    assert (bad.answers, good.answers) == ([(INTERNAL_ERROR, 0)], [("ok", 2)])
+
+
+async def test_an_answer_that_cannot_be_taken_costs_nobody_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = (Speaker(bench.commit(2, ["a"])) for _ in range(2))
+
+    def choke(verdict: str, seq: int) -> None:
+        raise ZeroDivisionError(f"a fault put in by the test, for {verdict} {seq}")
+
+    monkeypatch.setattr(bad, "on_commit_result", choke)
+    committer = Committer(bench.as_worker, RedisHealth())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(committer.run)
+        for speaker in (bad, good):
+            committer.submit(speaker)
+        for speaker in (bad, good):
+            await speaker.answered.wait()
+        tasks.cancel_scope.cancel()
+    assert (bad.answers, good.answers) == ([(INTERNAL_ERROR, 0)], [("ok", 2)])
+
+
+async def test_a_master_that_hangs_holds_up_its_own_lanes_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.bus.client.connection._SOCKET_TIMEOUT_S", 3_600.0)
+    unnoticed = EmbeddedCluster.start(config={"cluster-node-timeout": "3600000"})
+    async with unnoticed as cluster, connect(cluster.url) as redis:
+        assert isinstance(redis, ClusterClient)
+        keys = Keys("stt")
+        ports = {
+            lane: (await redis.node_for(keys.turns(lane))).connection_pool.connection_kwargs["port"]
+            for lane in "abcdefgh"
+        }
+        hung = next(node for node in cluster.masters if node.port == ports["a"])
+        other = next(lane for lane in ports if ports[lane] != ports["a"])
+        health = RedisHealth()
+        committer = Committer(redis, health)
+
+        async def commit(lane: str, first: int) -> Speaker:
+            state: dict[Any, Any] = {
+                "status": "live",
+                "entry": "5-0",
+                "count": 1,
+                "nonce": "nonce",
+                "seq": 1,
+            }
+            if first == 2:
+                await redis.hset(keys.state(lane, "s"), mapping=state)
+            event = ("turn.update", "event", "")
+            kept = (60, 3_600_000, 1_000_000)
+            args = (*FENCE, "s", "lane", "snap", "", "", *kept, first, first, *event)
+            speaker = Speaker(CommitRequest(keys.of_session(lane, "s"), args), lane)
+            committer.submit(speaker)
+            return speaker
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(committer.run)
+                for lane in ("a", other):
+                    await (await commit(lane, 2)).answered.wait()
+                os.kill(hung.pid, signal.SIGSTOP)
+                try:
+                    held_up = await commit("a", 3)
+                    for first in (3, 4):
+                        await (await commit(other, first)).answered.wait()
+                    assert health.up, "nobody has noticed yet"
+                finally:
+                    os.kill(hung.pid, signal.SIGCONT)
+                await held_up.answered.wait()
+                tasks.cancel_scope.cancel()
+        assert held_up.answers == [("ok", 3)]
+
+
+async def test_the_committer_rides_out_an_outage() -> None:
+    async with (
+        GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
+        connect(server.url) as redis,
+        connect(as_user(server.url, "worker")) as as_worker,
+    ):
+        bench = Bench(redis, as_worker, Keys("stt"))
+        await bench.begin()
+        health = RedisHealth()
+        committer = Committer(as_worker, health)
+        speaker = Speaker(bench.commit(2, ["a"]))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(committer.run)
+            await server.kill()
+            committer.submit(speaker)
+            while health.up:
+                await anyio.sleep(0.01)
+            await server.restart()
+            await speaker.answered.wait()
+            tasks.cancel_scope.cancel()
+        assert speaker.answers == [("ok", 2)]
+        assert health.up
+        assert await bench.published() == ["a"]
+
+
+async def test_a_full_redis_still_takes_commits() -> None:
+    """They free more than they take; refusing them would keep it full."""
+    async with (
+        GuardedRedis.start(maxmemory=3_000_000) as server,
+        connect(server.url) as redis,
+        connect(as_user(server.url, "worker")) as as_worker,
+    ):
+        bench = Bench(redis, as_worker, Keys("stt"))
+        await bench.begin()
+        audio = bench.keys.audio("0", "s")
+        last: Any = b""
+        full = False
+        while not full:
+            try:
+                last = await redis.xadd(audio, {"audio": bytes(100_000)})
+            except OutOfMemoryError:
+                full = True
+        assert await bench.run(bench.commit(2, ["a"], trim=last.decode())) == ("ok", 2)
+        await redis.xadd(audio, {"audio": b"x"})

@@ -1,0 +1,429 @@
+"""Servers that a worker cannot work with: what is wrong is said once, and waited out."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, TypeAlias
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis import exceptions
+
+from schemas import Keys
+from tests.support.acl import GuardedRedis, as_user, grant
+from tests.support.harness import KEY, PCM16, Harness, check_order, words
+from tests.support.odd_redis import Front
+from tests.support.polling import eventually
+from worker import worker as worker_module
+from worker.bus import permissions
+from worker.bus.client.connection import connect, describe, is_outage
+from worker.bus.fitness import LINE_CHARACTERS, Server, lacks
+from worker.cli import check
+from worker.cli.check import Finding
+from worker.local.cluster import SERVICE, EmbeddedCluster, client, tell
+from worker.local.emulator.engines.script import synthesize_words
+from worker.local.emulator.server import TurnsServer
+from worker.local.redis import EmbeddedRedis
+from worker.settings import Settings
+from worker.worker import Worker
+
+# -- what a server says of itself
+
+
+@pytest.mark.parametrize(
+    ("about", "shown", "fits"),
+    [
+        ({"redis_version": "7.0.15"}, "Redis 7.0.15", True),
+        ({"redis_version": "6.2.14"}, "Redis 6.2.14", False),
+        ({"redis_version": "5.0"}, "Redis 5.0", False),
+        ({"redis_version": 6.2}, "Redis 6.2", False),
+        ({"redis_version": 8}, "Redis 8", True),
+        ({"redis_version": "9.0.0-rc2"}, "Redis 9.0.0-rc2", True),
+        ({"redis_version": "7.4.0-v1"}, "Redis 7.4.0-v1", True),
+        ({"redis_version": "6.2.0-rc1"}, "Redis 6.2.0-rc1", False),
+        ({"redis_version": "255.255.255"}, "Redis 255.255.255", True),
+        ({"redis_version": ""}, "Redis of an unknown version", True),
+        ({"redis_version": "unstable"}, "Redis unstable", True),
+        ({"redis_version": "v7"}, "Redis v7", True),
+        ({"redis_version": "7.0\x1b[2J"}, "Redis 7.0[2J", True),
+        ({"redis_version": "9" * 99}, f"Redis {'9' * 40}", True),
+        ({}, "Redis of an unknown version", True),
+        ({"__raw__": ["hello"]}, "Redis of an unknown version", True),
+        ({"redis_version": "7.2.4", "valkey_version": "9.0.0-rc2"}, "Valkey 9.0.0-rc2", True),
+        ({"redis_version": "7.4.0", "dragonfly_version": "df-v1.23.0"}, "Dragonfly 7.4.0", True),
+        ({"redis_version": "6.3.4", "server_name": "keydb"}, "Redis 6.3.4", False),
+        ({"redis_version": "7.2.4", "redis_mode": "sentinel"}, "Redis 7.2.4", False),
+        ({"redis_version": "9.0.0", "server_mode": "sentinel"}, "Redis 9.0.0", False),
+    ],
+)
+def test_server_reads_what_info_says(about: dict[str, Any], shown: str, fits: bool) -> None:
+    server = Server.read(about)
+    assert server.shown == shown
+    assert (server.fault is None) == fits
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["redis_version", "valkey_version", "redis_mode", "maxmemory_policy"]),
+        st.none() | st.integers() | st.floats() | st.text() | st.dictionaries(st.text(), st.text()),
+    )
+)
+def test_server_reads_anything(about: dict[str, Any]) -> None:
+    server = Server.read(about)
+    assert server.shown.isprintable()
+    assert server.fault is None or server.fault.isprintable()
+
+
+# -- what errors say
+
+
+@pytest.mark.parametrize(
+    ("error", "lasting", "said"),
+    [
+        (
+            exceptions.ResponseError("unknown command 'EVALSHA', with args beginning with: 'a' "),
+            True,
+            "ResponseError: unknown command EVALSHA; run Redis 7.0 or later, or Valkey, with none",
+        ),
+        (
+            exceptions.ResponseError("unknown subcommand 'CONSUMERS'. Try XINFO HELP."),
+            True,
+            "ResponseError: unknown subcommand 'CONSUMERS'. Try XINFO HELP.; run Redis 7.0",
+        ),
+        (
+            exceptions.ResponseError(
+                "Error compiling script (new function): user_script:1: unexpected symbol near '#'"
+            ),
+            True,
+            "ResponseError: Error compiling script",
+        ),
+        (
+            exceptions.ResponseError("This instance has cluster support disabled"),
+            True,
+            "ResponseError: This instance has cluster support disabled; it is no node of a cluster",
+        ),
+        (
+            exceptions.ResponseError("DB index is out of range"),
+            True,
+            "ResponseError: DB index is out of range; name a database it has",
+        ),
+        (
+            exceptions.InvalidResponse('Protocol error, got "H" as reply type byte'),
+            True,
+            'InvalidResponse: Protocol error, got "H" as reply type byte; what answers there is no',
+        ),
+        (
+            exceptions.MovedError("1234 127.0.0.1:7000"),
+            False,
+            "MovedError: 1234 127.0.0.1:7000; it is a node of a cluster: begin the URL with redis+",
+        ),
+        (
+            exceptions.ReadOnlyError("You can't write against a read only replica."),
+            False,
+            "ReadOnlyError: You can't write against a read only replica.; it is a replica",
+        ),
+        (exceptions.OutOfMemoryError("command not allowed"), False, "OutOfMemoryError: command"),
+        (exceptions.ConnectionError(""), False, "ConnectionError"),
+        (
+            exceptions.ConnectionError("max number of clients reached"),
+            False,
+            "ConnectionError: max number of clients reached; raise maxclients",
+        ),
+        (
+            exceptions.AuthenticationError("WRONGPASS no"),
+            False,
+            "AuthenticationError: WRONGPASS no;",
+        ),
+    ],
+)
+def test_errors_are_told_with_what_to_do(error: Exception, lasting: bool, said: str) -> None:
+    assert lacks(error) == lasting
+    assert is_outage(error)
+    assert describe(error).startswith(said)
+
+
+@pytest.mark.parametrize("said", ["WRONGTYPE no", "NOGROUP no", "no such key", "syntax error"])
+def test_errors_of_one_key_are_no_lack(said: str) -> None:
+    error = exceptions.ResponseError(said)
+    assert not lacks(error)
+    assert not is_outage(error)
+
+
+def test_a_lecture_is_cut_to_its_first_sentence() -> None:
+    error = exceptions.ResponseError(f"DENIED It is so. {'It is so long. ' * 99}")
+    assert describe(error) == "ResponseError: DENIED It is so"
+    assert len(describe(exceptions.ResponseError("x" * 9_999))) < LINE_CHARACTERS + 40
+    assert describe(exceptions.ResponseError("a\r\nb")) == "ResponseError: a"
+
+
+# -- a worker, and the check
+
+
+class Odd(NamedTuple):
+    """A Redis that a worker cannot work with."""
+
+    url: str
+    said: str
+    """What is said of it."""
+    mend: Callable[[], Any] | None = None
+    """Makes it fit."""
+    lasting: bool = True
+    """It is found to be unfit, and not only to be away."""
+
+
+Kind: TypeAlias = Callable[[], AbstractAsyncContextManager[Odd]]
+
+
+@contextmanager
+def _directives(text: str) -> Iterator[tuple[str, Callable[[str], object]]]:
+    """Give the path of a file with more directives, and what replaces them."""
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / "more.conf"
+        file.write_text(text)
+        yield str(file), file.write_text
+
+
+@asynccontextmanager
+async def _configured(
+    text: str, **options: Any
+) -> AsyncIterator[tuple[EmbeddedRedis, Callable[[str], Awaitable[None]]]]:
+    """Run a server with more directives; give what restarts it with others."""
+    with _directives(text) as (file, replace):
+        async with EmbeddedRedis.start(config={"include": file}, **options) as server:
+
+            async def restart(text: str) -> None:
+                replace(text)
+                await server.restart()
+
+            yield server, restart
+
+
+@asynccontextmanager
+async def renamed() -> AsyncIterator[Odd]:
+    async with _configured(RENAME) as (server, restart):
+        mend = partial(restart, "")
+        yield Odd(server.url, "the server has no EVALSHA: run Redis 7.0 or later", mend)
+
+
+@asynccontextmanager
+async def fronted(said: str, **odd: Any) -> AsyncIterator[Odd]:
+    async with EmbeddedRedis.start() as server, Front.open(server) as front:
+        for name, value in odd.items():
+            setattr(front, name, value)
+
+        def mend() -> None:
+            front.answer = front.greeting = None
+            front.info = {}
+
+        yield Odd(f"redis://127.0.0.1:{front.port}/0", said, mend)
+
+
+def http() -> AbstractAsyncContextManager[Odd]:
+    answer = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
+    return fronted("what answers there is no Redis", answer=answer)
+
+
+def ssh() -> AbstractAsyncContextManager[Odd]:
+    return fronted("what answers there is no Redis", answer=b"SSH-2.0-OpenSSH_9.2\r\n")
+
+
+def protected() -> AbstractAsyncContextManager[Odd]:
+    said = b"-DENIED Redis is running in protected mode because it is. In this mode it is.\r\n"
+    return fronted("set a password there", greeting=said)
+
+
+def old() -> AbstractAsyncContextManager[Odd]:
+    info = {"redis_version": "6.2.14", "valkey_version": None}
+    return fronted("Redis 6.2.14 is too old; run Redis 7.0 or later", info=info)
+
+
+@asynccontextmanager
+async def node() -> AsyncIterator[Odd]:
+    """A node of a cluster, as if it were alone."""
+    async with EmbeddedCluster.start() as cluster:
+        yield Odd(cluster.masters[0].url, "begin the URL with redis+cluster://")
+
+
+@asynccontextmanager
+async def alone() -> AsyncIterator[Odd]:
+    """A server, as if it were a cluster's."""
+    async with EmbeddedRedis.start() as server:
+        url = f"redis+cluster://127.0.0.1:{server.port}"
+        yield Odd(url, "it is no node of a cluster: begin the URL with redis://")
+
+
+@asynccontextmanager
+async def watcher() -> AsyncIterator[Odd]:
+    """A sentinel, as if it were a server."""
+    async with EmbeddedRedis.start_sentinel() as sentinel:
+        yield Odd(sentinel.url, "it is a sentinel: begin the URL with redis+sentinel://")
+
+
+@asynccontextmanager
+async def no_watcher() -> AsyncIterator[Odd]:
+    """A server, as if it were a sentinel."""
+    async with EmbeddedRedis.start() as server:
+        url = f"redis+sentinel://127.0.0.1:{server.port}/{SERVICE}"
+        yield Odd(url, f"127.0.0.1:{server.port}: it is no sentinel", lasting=False)
+
+
+@asynccontextmanager
+async def replica() -> AsyncIterator[Odd]:
+    async with EmbeddedRedis.start() as master:
+        config = {"replicaof": f"127.0.0.1 {master.port}"}
+        async with EmbeddedRedis.start(config=config) as server, client(server) as redis:
+
+            async def mend() -> None:
+                await tell(redis, "REPLICAOF", "NO", "ONE")
+
+            yield Odd(server.url, "it is a replica: name its master", mend, lasting=False)
+
+
+@asynccontextmanager
+async def database() -> AsyncIterator[Odd]:
+    async with EmbeddedRedis.start() as server:
+        url = server.url.removesuffix("/0") + "/99"
+        yield Odd(url, "DB index is out of range; name a database it has")
+
+
+@asynccontextmanager
+async def full() -> AsyncIterator[Odd]:
+    """It takes no more clients than those that are there."""
+    async with EmbeddedRedis.start() as server, client(server) as redis:
+        await redis.config_set("maxclients", 1)
+
+        async def mend() -> None:
+            await redis.config_set("maxclients", 1_000)
+
+        yield Odd(
+            server.url, "max number of clients reached; raise maxclients", mend, lasting=False
+        )
+
+
+@asynccontextmanager
+async def guarded() -> AsyncIterator[Odd]:
+    async with GuardedRedis.start() as server, connect(server.url) as admin:
+        await tell(admin, "ACL", "SETUSER", "worker", "-evalsha")
+
+        async def mend() -> None:
+            await tell(admin, "ACL", "SETUSER", "worker", "+evalsha")
+
+        yield Odd(as_user(server.url, "worker"), "grant this user, on keys stt:*: EVALSHA", mend)
+
+
+@asynccontextmanager
+async def taken() -> AsyncIterator[Odd]:
+    """A key of a worker's holds something else."""
+    async with EmbeddedRedis.start() as server, client(server) as redis:
+        await redis.set("stt:sessions", "another program's")
+
+        async def mend() -> None:
+            await redis.delete("stt:sessions")
+
+        yield Odd(server.url, "another program has the key stt:sessions, a string", mend)
+
+
+RENAME = 'rename-command EVALSHA ""'
+KINDS = [renamed, http, ssh, protected, old, node, alone, watcher, no_watcher, replica, database]
+KINDS += [full, guarded, taken]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+async def test_worker_waits_for_a_server_that_is_fit(
+    kind: Kind, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_module, "FITNESS_S", 0.05)
+    async with kind() as odd, anyio.create_task_group() as tasks:
+        worker = Worker(Settings(redis_url=odd.url, stt_url=stt.url, admin_addr=""), KEY)
+        tasks.start_soon(worker.run)
+
+        def reason() -> str:
+            return next((each for each in worker.readiness.reasons if odd.said in each), "")
+
+        said = await eventually(reason, f"a worker that says {odd.said}")
+        assert said.startswith("redis: ")
+        assert not worker.readiness.ready
+        assert (worker.health.unfit is not None) == odd.lasting
+        await anyio.sleep(0.5)
+        told = [each for each in caplog.messages if each.startswith("Redis ")]
+        assert len(told) == 1
+        assert odd.said in told[0]
+        assert not [record for record in caplog.records if record.exc_info]
+        if odd.mend is not None:
+            result = odd.mend()
+            if result is not None:
+                await result
+            await eventually(lambda: worker.readiness.ready, "a worker that is ready")
+            assert worker.health.unfit is None
+        worker.stop()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+async def test_check_says_what_the_worker_says(
+    kind: Kind, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kind() as odd:
+        found = await _check(odd, stt, monkeypatch)
+    failed = [finding.detail for finding in found if finding.result == "fail"]
+    assert any(odd.said in detail for detail in failed)
+
+
+async def _check(odd: Odd, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+    monkeypatch.setenv("CARTESIA_API_KEY", KEY)
+    settings = Settings(redis_url=odd.url, stt_url=stt.url, admin_addr="")
+    found: list[Finding] = []
+    assert await check._check(settings, found.append)
+    return found
+
+
+@pytest.mark.parametrize("version", ["9.0.0-rc2", "7.4.0-v1", "255.255.255", "", "unstable", None])
+async def test_check_takes_any_version(
+    version: str | None, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fronted("", info={"redis_version": version, "valkey_version": None}) as odd:
+        found = await _check(odd, stt, monkeypatch)
+    assert {finding.result for finding in found} == {"ok"}
+    shown = f"Redis {version}" if version else "Redis of an unknown version"
+    assert any(finding.detail.startswith(f"{shown} at ") for finding in found)
+
+
+async def test_session_goes_on_when_a_server_is_fit_again(
+    stt: TurnsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that is restarted without a command, and then as it was."""
+    monkeypatch.setattr(worker_module, "FITNESS_S", 0.05)
+    async with _configured("", append_only=True) as (server, begin_again):
+
+        async def restart(directives: str) -> None:
+            await begin_again(directives)
+            grant([server.url], "stt")
+
+        grant([server.url], "stt")
+        async with Harness.open(server.url, "stt", stt.url) as harness, harness.worker() as worker:
+            await harness.announce("call-1")
+            await harness.play("call-1", synthesize_words([1], PCM16), end=False)
+            await restart(RENAME)
+            await eventually(lambda: worker.health.unfit, "a server found to be unfit")
+            assert not worker.readiness.ready
+            await harness.play("call-1", synthesize_words([2], PCM16), end=False)
+            await restart("")
+            await eventually(lambda: worker.readiness.ready, "a worker that is ready")
+            await harness.play("call-1", synthesize_words([3], PCM16))
+            events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1, 2, 3]
+    told = [each for each in caplog.messages if each.startswith("Redis can")]
+    assert [each.split()[1] for each in told] == ["cannot", "can"]
+    assert told[1].endswith(" refused")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_full_redis_is_not_unfit() -> None:
+    async with EmbeddedRedis.start(maxmemory=1_000) as server, connect(server.url) as redis:
+        assert await permissions.unfitness(redis, Keys("stt")) is None
+        missing = await permissions.find_missing(redis, Keys("stt"))
+        assert str(missing).startswith("XADD: OutOfMemoryError: ")

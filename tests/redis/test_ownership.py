@@ -1,0 +1,349 @@
+"""Claims, leases and handover, as two consumers see them."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from schemas.audio import decode_session
+from schemas.keys import GROUP, Keys
+from schemas.turns import WorkerRecord
+from tests.redis.claiming import claim
+from tests.redis.contracts import contract_of
+from tests.support.harness import ON_EACH_BUS
+from worker.bus import scripts
+from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, Ownership, SessionOwnership
+
+FIELDS: dict[Any, Any] = {"session": "call-1", "encoding": "pcm_s16le", "sample_rate": "16000"}
+
+
+class Bus:
+    """Two consumers on one bus."""
+
+    def __init__(self, redis: Redis, as_worker: Redis, prefix: str) -> None:
+        self.redis = redis
+        self.keys = Keys(prefix)
+        self.one = SessionOwnership(as_worker, self.keys, "one", "nonce-1")
+        self.two = SessionOwnership(as_worker, self.keys, "two", "nonce-2")
+
+    async def announce(self, **changed: str) -> str:
+        fields: dict[Any, Any] = {**FIELDS, **changed}
+        entry: Any = await self.redis.xadd(self.keys.sessions, fields)
+        return str(entry.decode())
+
+    async def claim(
+        self, intake: SessionOwnership, owned: OwnedEntry, run: str = ""
+    ) -> ClaimResult:
+        if run:
+            fields = {**owned.fields, b"run": run.encode()}
+            owned = msgspec.structs.replace(owned, fields=fields)
+        return await claim(intake, owned)
+
+    async def owner(self, entry: str) -> tuple[str, int] | None:
+        rows: Any = await self.redis.xpending_range(self.keys.sessions, GROUP, entry, entry, 1)
+        return (rows[0]["consumer"].decode(), rows[0]["times_delivered"]) if rows else None
+
+
+@pytest.fixture
+async def bus(
+    redis: Redis, as_worker: Redis, bus_prefix: str, expected_leftovers: list[str]
+) -> Bus:
+    expected_leftovers += ["sessions", "lanes", "{0}:*"]
+    bus = Bus(redis, as_worker, bus_prefix)
+    await bus.one.ensure_group()
+    return bus
+
+
+async def test_every_entry_goes_to_one_consumer(bus: Bus) -> None:
+    entries = {await bus.announce(session=f"call-{n}") for n in range(5)}
+    first = await bus.one.read_new(3, 10)
+    second = await bus.two.read_new(3, 10)
+    assert len(first) == 3
+    assert {owned.entry_id for owned in first + second} == entries
+    assert all(owned.delivery_count == 1 for owned in first + second)
+
+
+@ON_EACH_BUS
+async def test_a_lost_group_is_made_again_from_the_first_entry(bus: Bus) -> None:
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    entry = await bus.announce()
+    assert [owned.entry_id for owned in await bus.one.read_new(1, 10)] == [entry]
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    assert not (await bus.one.take_over(1, 0)).owned
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    await bus.one.release([(entry, 1)])
+    await bus.redis.delete(bus.keys.sessions)
+    assert (await bus.one.heartbeat([(entry, 1)])).missing == {entry}
+
+
+@contract_of(scripts.CLAIM)
+async def test_claim_verdicts(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    first = await bus.claim(bus.one, owned)
+    assert (first.verdict, first.seq, first.snapshot, first.run) == (
+        "new",
+        1,
+        b"{}",
+        owned.entry_id,
+    )
+    assert (await bus.claim(bus.one, owned)).verdict == "taken", "a retry of ours"
+    assert (await bus.claim(bus.two, owned)).verdict == "stale", "same count, another process"
+
+    later = msgspec.structs.replace(owned, delivery_count=2)
+    assert (await bus.claim(bus.two, later)).verdict == "taken"
+    outdated = await bus.claim(bus.one, owned)
+    assert (outdated.verdict, outdated.seq) == ("stale", 2), "the count to outbid"
+
+    again = msgspec.structs.replace(owned, entry_id=await bus.announce())
+    assert (await bus.claim(bus.two, again)).verdict == "duplicate"
+    assert (await bus.claim(bus.two, again, run=owned.entry_id)).verdict == "taken", "put back"
+    assert (await bus.claim(bus.one, later)).verdict == "duplicate", "the old entry is out"
+
+
+@contract_of(scripts.RAISE_DELIVERY_COUNT)
+async def test_a_claim_outbids_the_one_before_the_group_was_lost(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    await bus.claim(bus.one, msgspec.structs.replace(owned, delivery_count=7))
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    assert await bus.two.raise_delivery_count(owned, 8) is None, "there is no group"
+    await bus.two.ensure_group()
+    (again,) = await bus.two.read_new(1, 10)
+    stale = await bus.claim(bus.two, again)
+    assert (stale.verdict, stale.seq) == ("stale", 7)
+    assert await bus.one.raise_delivery_count(owned, 8) is None, "not its own"
+    raised = await bus.two.raise_delivery_count(again, 8)
+    assert raised == msgspec.structs.replace(again, delivery_count=8)
+    assert await bus.two.raise_delivery_count(again, 8) == raised, "the first reply was lost"
+    assert (
+        await bus.two.raise_delivery_count(msgspec.structs.replace(again, delivery_count=3), 9)
+        is None
+    )
+    assert await bus.owner(owned.entry_id) == ("two", 8)
+    assert (await bus.claim(bus.two, raised)).verdict == "taken"
+
+
+async def test_a_run_is_one_that_the_state_knows(bus: Bus) -> None:
+    """A producer may write any `run`: it must not begin a second time what (`run`, `seq`) names."""
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    first = await bus.claim(bus.one, owned, run="1-1")
+    assert (first.verdict, first.run) == ("new", owned.entry_id)
+    again = msgspec.structs.replace(owned, entry_id=await bus.announce())
+    assert (await bus.claim(bus.two, again, run="1-1")).verdict == "duplicate"
+    assert (await bus.claim(bus.two, again, run="no id")).verdict == "duplicate"
+    await bus.redis.delete(bus.keys.state("0", "call-1"))
+    afresh = await bus.claim(bus.two, again, run=first.run)
+    assert (afresh.verdict, afresh.run) == ("new", again.entry_id)
+    await bus.redis.hset(bus.keys.state("0", "call-1"), "status", "ended")
+    assert (await bus.claim(bus.two, again, run=first.run)).verdict == "over"
+
+
+@contract_of(scripts.RESTORE_ENTRY)
+async def test_what_vanished_is_put_back_once(bus: Bus) -> None:
+    entry = await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    session = decode_session(owned.fields)
+    ours = Ownership(session, Fence(entry, 1, "nonce-1"), entry, owned.fields)
+    assert not await bus.two.restore_entry(ours, await bus.two.last_entry()), "it is pending"
+    await bus.redis.xtrim(bus.keys.sessions, maxlen=0)
+    await bus.redis.xack(bus.keys.sessions, GROUP, entry)
+    after = await bus.one.last_entry()
+    assert after == entry
+    assert await bus.one.restore_entry(ours, after)
+    await bus.announce(session="call-2")
+    assert await bus.one.restore_entry(ours, after), "the first reply was lost"
+    back, other = await bus.two.read_new(5, 10)
+    assert (back.fields[b"run"].decode(), back.fields[b"session"]) == (entry, b"call-1")
+    assert other.fields[b"session"] == b"call-2"
+    await bus.redis.xack(bus.keys.sessions, GROUP, back.entry_id)
+    gone = msgspec.structs.replace(ours, fence=Fence(back.entry_id, 1, "nonce-2"))
+    assert await bus.two.restore_entry(gone, await bus.two.last_entry()), "acked by a stranger"
+    (third,) = await bus.two.read_new(5, 10)
+    assert third.fields[b"run"].decode() == entry
+    assert await bus.redis.xrange(bus.keys.sessions, back.entry_id, back.entry_id) == []
+
+
+async def test_what_a_group_made_again_will_deliver_is_not_put_back(bus: Bus) -> None:
+    entry = await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    ours = Ownership(decode_session(owned.fields), Fence(entry, 1, "nonce-1"), entry, owned.fields)
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    assert not await bus.one.restore_entry(ours, entry), "a new group begins at the first entry"
+    await bus.one.ensure_group()
+    assert not await bus.one.restore_entry(ours, entry)
+    await bus.redis.delete(bus.keys.sessions)
+    assert await bus.one.last_entry() == "0-0"
+    assert await bus.one.restore_entry(ours, "0-0")
+    await bus.one.ensure_group()
+    (back,) = await bus.two.read_new(5, 10)
+    assert back.fields[b"run"].decode() == entry
+
+
+async def test_session_started_is_published_once(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    for count in (1, 1, 2, 3):
+        await bus.claim(bus.one, msgspec.structs.replace(owned, delivery_count=count))
+    assert await bus.redis.xlen(bus.keys.turns("0")) == 1
+
+
+async def test_lanes_are_listed(bus: Bus) -> None:
+    for lane in ("0", "eu", "0"):
+        await bus.one.add_lane(lane)
+    assert await bus.redis.smembers(bus.keys.lanes) == {b"0", b"eu"}
+
+
+async def test_a_claim_of_an_ended_session(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    await bus.claim(bus.one, owned)
+    await bus.redis.hset(bus.keys.state("0", "call-1"), "status", "ended")
+    assert (await bus.claim(bus.two, owned)).verdict == "over", "left by a crash right at the end"
+    other = msgspec.structs.replace(owned, entry_id=await bus.announce())
+    assert (await bus.claim(bus.two, other)).verdict == "ended"
+
+
+@contract_of(scripts.HEARTBEAT)
+async def test_heartbeat_keeps_reports_and_finds(bus: Bus) -> None:
+    for n in range(5):
+        await bus.announce(session=f"call-{n}")
+    kept, taken, trimmed, unheard, given = await bus.one.read_new(5, 10)
+    await bus.redis.xclaim(bus.keys.sessions, GROUP, "two", 0, [taken.entry_id])
+    await bus.one.release([(given.entry_id, given.delivery_count)])
+    await bus.redis.xack(bus.keys.sessions, GROUP, trimmed.entry_id)
+    report = await bus.one.heartbeat(
+        [(owned.entry_id, owned.delivery_count) for owned in (kept, taken, trimmed, given)]
+    )
+    assert report.taken == {taken.entry_id, given.entry_id}
+    assert report.missing == {trimmed.entry_id}
+    assert report.unclaimed == ((unheard.entry_id, 1),)
+    assert await bus.owner(kept.entry_id) == ("one", 1), "touching does not count as a delivery"
+
+
+async def test_a_heartbeat_sets_the_count_of_a_group_made_again_right(bus: Bus) -> None:
+    entry = await bus.announce()
+    await bus.one.read_new(1, 10)
+    report = await bus.one.heartbeat([(entry, 7)])
+    assert (report.taken, report.missing, report.unclaimed) == (frozenset(), frozenset(), ())
+    assert await bus.owner(entry) == ("one", 7)
+    report = await bus.one.heartbeat([(entry, 5)])
+    assert (report.taken, report.missing) == (frozenset(), frozenset())
+    assert report.unclaimed == ((entry, 7),), "it was another's meanwhile: to be claimed anew"
+
+
+async def test_a_heartbeat_of_many(bus: Bus) -> None:
+    async with bus.redis.pipeline(transaction=False) as announcements:
+        for n in range(2_300):
+            announcements.xadd(bus.keys.sessions, {**FIELDS, "session": f"call-{n}"})
+        await announcements.execute()
+    owned = await bus.one.read_new(2_300, 10)
+    report = await bus.one.heartbeat([(each.entry_id, each.delivery_count) for each in owned])
+    assert not report.taken
+    assert not report.missing
+    assert not report.unclaimed
+
+
+@contract_of(scripts.TAKE_OVER)
+async def test_takeover_waits_for_the_lease(bus: Bus) -> None:
+    entry = await bus.announce()
+    await bus.one.read_new(1, 10)
+    assert not (await bus.two.take_over(10, 60_000)).owned
+    (owned,) = (await bus.two.take_over(10, 0)).owned
+    assert (owned.entry_id, owned.delivery_count) == (entry, 2)
+    assert decode_session(owned.fields).session == "call-1"
+    assert await bus.owner(entry) == ("two", 2)
+    assert not (await bus.two.take_over(10, 0)).owned, "not from ourselves"
+
+
+@contract_of(scripts.RELEASE)
+async def test_what_is_given_back_goes_at_once(bus: Bus) -> None:
+    entry = await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    await bus.one.release([(owned.entry_id, 7)])
+    assert await bus.owner(entry) == ("one", 1), "not with a count that is not ours"
+    await bus.one.release([(owned.entry_id, owned.delivery_count)])
+    (taken,) = (await bus.two.take_over(10, 60_000)).owned
+    assert (taken.entry_id, taken.delivery_count) == (entry, 2)
+    await bus.one.release([(owned.entry_id, owned.delivery_count)])
+    assert await bus.owner(entry) == ("two", 2), "the old owner gives nothing back"
+
+
+async def test_takeover_is_bounded(bus: Bus) -> None:
+    for n in range(8):
+        await bus.announce(session=f"call-{n}")
+    given = await bus.one.read_new(4, 10)
+    await bus.one.release([(owned.entry_id, owned.delivery_count) for owned in given])
+    await bus.one.read_new(4, 10)
+    assert len((await bus.two.take_over(6, 0)).owned) == 6
+
+
+@contract_of(scripts.COMPLETE)
+async def test_settled_entries_are_gone(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    for _ in range(2):
+        await bus.one.complete(owned.entry_id)
+    assert await bus.redis.xlen(bus.keys.sessions) == 0
+    assert await bus.owner(owned.entry_id) is None
+
+
+@pytest.mark.parametrize("record", [b"", b"{", b"5", b'{"consumer":5}'])
+async def test_a_record_of_somebody_elses_is_left_alone(
+    bus: Bus, record: bytes, expected_leftovers: list[str]
+) -> None:
+    expected_leftovers.append("workers")
+    await bus.redis.hset(bus.keys.workers, "worker", record)
+    await bus.one.delete_record("worker", "one")
+    assert await bus.redis.hget(bus.keys.workers, "worker") == record
+
+
+async def test_records_where_no_hash_is_are_left_alone(
+    bus: Bus, expected_leftovers: list[str]
+) -> None:
+    expected_leftovers.append("workers")
+    await bus.redis.set(bus.keys.workers, "somebody else's")
+    await bus.one.delete_record("worker", "one")
+    assert await bus.redis.get(bus.keys.workers) == b"somebody else's"
+
+
+async def test_what_a_consumer_of_any_name_holds_is_taken_over(bus: Bus) -> None:
+    entry = await bus.announce()
+    sessions: Any = {bus.keys.sessions: ">"}
+    await bus.redis.xreadgroup(GROUP, b"\xff", sessions)  # type: ignore[arg-type]
+    (owned,) = (await bus.two.take_over(10, 0)).owned
+    assert (owned.entry_id, owned.delivery_count) == (entry, 2)
+
+
+async def test_the_dead_are_taken_over_before_their_lease(bus: Bus) -> None:
+    entry = await bus.announce()
+    await bus.one.read_new(1, 10)
+    assert not (await bus.two.take_over(10, 60_000, ["nobody"])).owned
+    (owned,) = (await bus.two.take_over(10, 60_000, ["nobody", "one"])).owned
+    assert (owned.entry_id, owned.delivery_count, owned.owner) == (entry, 2, "one")
+
+
+@contract_of(scripts.DELETE_CONSUMER)
+async def test_a_consumer_is_retired_only_when_it_owns_nothing(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    assert not await bus.two.delete_consumer("one")
+    await bus.one.complete(owned.entry_id)
+    assert await bus.two.delete_consumer("one")
+    assert await bus.redis.xinfo_consumers(bus.keys.sessions, GROUP) == []
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    assert await bus.two.delete_consumer("one"), "nothing is left to retire"
+
+
+@contract_of(scripts.WRITE, scripts.DELETE_RECORD)
+async def test_only_its_own_record_is_forgotten(bus: Bus) -> None:
+    record = WorkerRecord(
+        consumer="one", host="h", pid=1, sessions=0, capacity=1, state="ready", heartbeat=0.0
+    )
+    await bus.one.register("worker", record)
+    await bus.two.delete_record("worker", "another")
+    assert await bus.redis.hexists(bus.keys.workers, "worker")
+    await bus.two.delete_record("worker", "one")
+    assert not await bus.redis.exists(bus.keys.workers)

@@ -1,0 +1,221 @@
+"""Sessions whose entry left the stream, and whose owner cannot put it back."""
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from schemas.audio import decode_session
+from schemas.keys import GROUP, Keys
+from tests.redis.claiming import claim
+from tests.support.harness import ON_CLUSTER_TOO
+from worker.bus import recovery as lost_module
+from worker.bus.ownership import HeartbeatReport, OwnedEntry, SessionOwnership
+from worker.bus.recovery import OrphanRecovery
+
+
+class Bus:
+    """Two workers on one bus."""
+
+    def __init__(self, redis: Redis, as_worker: Redis, keys: Keys) -> None:
+        self.redis = redis
+        self.keys = keys
+        self.dead = SessionOwnership(as_worker, keys, "dead", "nonce-1")
+        self.alive = SessionOwnership(as_worker, keys, "alive", "nonce-2")
+        self.lost = OrphanRecovery(as_worker, keys, self.alive)
+        self.other = OrphanRecovery(as_worker, keys, self.dead)
+
+    async def run(self, session: str, lane: str = "0") -> str:
+        """Have the worker that is to die run a session; return its entry."""
+        fields: Any = {
+            "session": session,
+            "lane": lane,
+            "metadata": '{"number": "é"}',
+            "encoding": "pcm_s16le",
+            "sample_rate": "16000",
+        }
+        entry: Any = await self.redis.xadd(self.keys.sessions, fields)
+        (owned,) = await self.dead.read_new(1, 10)
+        assert (await claim(self.dead, owned)).verdict == "new"
+        return str(entry.decode())
+
+    async def trim(self, *entries: str) -> None:
+        await self.redis.xdel(self.keys.sessions, *entries)
+
+
+@pytest.fixture
+async def bus(
+    redis: Redis,
+    as_worker: Redis,
+    bus_prefix: str,
+    expected_leftovers: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Bus:
+    monkeypatch.setattr(lost_module, "OWNER_GRACE_S", 0.0)
+    monkeypatch.setattr(lost_module, "_AT_ONCE", 2)
+    expected_leftovers += ["sessions", "{*}:*"]
+    bus = Bus(redis, as_worker, Keys(bus_prefix))
+    await bus.alive.ensure_group()
+    return bus
+
+
+@ON_CLUSTER_TOO
+async def test_a_session_is_found_by_the_entry_it_had(bus: Bus) -> None:
+    entries = [await bus.run(f"call-{n}", "eu" if n % 2 else "0") for n in range(5)]
+    await bus.trim(*entries[1:3])
+    adopted = await bus.alive.take_over(50, 60_000, ["dead"])
+    assert adopted.lost
+    assert {owned.entry_id for owned in adopted.owned} == {entries[0], *entries[3:]}
+    for _ in range(2):
+        assert not await bus.lost.recover_known(), "nothing is left to be found"
+    assert not (await bus.alive.take_over(50, 60_000, ["dead"])).lost
+    back = await bus.alive.read_new(50, 10)
+    assert {decode_session(owned.fields).session for owned in back} == {"call-1", "call-2"}
+    for owned in back:
+        assert owned.fields[b"run"].decode() in entries[1:3]
+        assert decode_session(owned.fields).metadata == {"number": "é"}
+        assert (await claim(bus.alive, owned)).verdict == "taken"
+
+
+async def test_what_was_given_back_is_found_too(bus: Bus) -> None:
+    entry = await bus.run("call-1")
+    await bus.dead.release([(entry, 1)])
+    await bus.trim(entry)
+    assert (await bus.alive.take_over(50, 60_000)).lost
+    assert not await bus.lost.recover_known()
+    assert len(await bus.alive.read_new(50, 10)) == 1
+
+
+async def test_the_lost_hold_up_nobody(bus: Bus) -> None:
+    entries = [await bus.run(f"call-{n}") for n in range(6)]
+    await bus.trim(*entries[:4])
+    assert not (await bus.alive.take_over(2, 60_000, ["dead"])).owned
+    await bus.alive.take_over(2, 60_000, ["dead"])
+    assert len((await bus.alive.take_over(2, 60_000, ["dead"])).owned) == 2
+    assert await bus.redis.zcard(bus.keys.lost) == 4
+
+
+@pytest.mark.parametrize("step", ["heartbeat", "release", "outbid"])
+async def test_no_step_of_its_owner_hides_it(bus: Bus, step: str) -> None:
+    """Redis takes what left the stream off the pending list as soon as somebody claims it."""
+    entries = [await bus.run(f"call-{n}") for n in range(3)]
+    _, gone, _ = entries
+    await bus.trim(gone)
+    match step:
+        case "heartbeat":
+            report = await bus.dead.heartbeat([(entry, 1) for entry in entries])
+            assert report == HeartbeatReport(frozenset(), frozenset({gone}), ())
+        case "release":
+            assert await bus.dead.release([(gone, 1)]) == 0
+        case "outbid":
+            assert await bus.dead.raise_delivery_count(OwnedEntry(gone, 1, {}), 5) == OwnedEntry(
+                gone, 5, {}
+            )
+    assert await bus.redis.zrange(bus.keys.lost, 0, -1) == [gone.encode()]
+    assert not await bus.lost.recover_known()
+    (owned,) = await bus.alive.read_new(50, 10)
+    assert owned.fields[b"run"].decode() == gone
+
+
+async def test_what_its_owner_puts_back_is_not_lost(bus: Bus) -> None:
+    entry = await bus.run("call-1")
+    await bus.trim(entry)
+    await bus.dead.heartbeat([(entry, 1)])
+    fields = {b"session": b"call-1"}
+    assert await bus.dead.restore_unowned(entry, entry, fields, await bus.dead.last_entry())
+    assert await bus.redis.zcard(bus.keys.lost) == 0
+    assert await bus.lost.recover_all() == 0
+
+
+async def test_two_that_look_at_once_put_it_back_once(bus: Bus) -> None:
+    entry = await bus.run("call-1")
+    await bus.trim(entry)
+    await bus.alive.take_over(50, 60_000, ["dead"])
+    after = await bus.alive.last_entry()
+    found = [live async for live in bus.lost._live()]
+    assert await bus.lost._restore(found, after) == 1
+    await bus.alive.restore_unowned(entry, entry, {}, after)
+    assert await bus.other._restore(found, await bus.alive.last_entry()) == 0
+    assert await bus.redis.xlen(bus.keys.sessions) == 1
+
+
+async def test_one_worker_searches_at_a_time(bus: Bus) -> None:
+    entry = await bus.run("call-1")
+    await bus.trim(entry)
+    await bus.alive.take_over(50, 60_000, ["dead"])
+    await bus.redis.set(bus.keys.search, "another", px=60_000)
+    assert not await bus.lost.recover_known()
+    assert await bus.redis.xlen(bus.keys.sessions) == 0
+    await bus.redis.delete(bus.keys.search)
+    await bus.lost.recover_known()
+    assert await bus.redis.xlen(bus.keys.sessions) == 1
+    assert not await bus.redis.exists(bus.keys.search)
+
+
+async def test_its_group_may_be_gone_by_then(bus: Bus) -> None:
+    entry = await bus.run("call-1")
+    await bus.trim(entry)
+    await bus.alive.take_over(50, 60_000, ["dead"])
+    await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
+    assert not await bus.lost.recover_known()
+    assert len(await bus.alive.read_new(50, 10)) == 1
+
+
+async def test_what_no_session_had_is_told(bus: Bus) -> None:
+    """As where a worker died between an entry and its claim, or the session is over."""
+    await bus.run("call-1")
+    unclaimed: Any = await bus.redis.xadd(bus.keys.sessions, {"session": "call-2"})
+    await bus.dead.read_new(1, 10)
+    over = await bus.run("call-3")
+    await bus.redis.hset(bus.keys.state("0", "call-3"), "status", "ended")
+    await bus.trim(unclaimed, over)
+    assert (await bus.alive.take_over(50, 60_000, ["dead"])).lost
+    assert await bus.lost.recover_known()
+    assert await bus.redis.zcard(bus.keys.lost) == 0
+    assert await bus.lost.recover_all() == 0
+    assert await bus.redis.xlen(bus.keys.sessions) == 1
+
+
+async def test_one_that_was_put_back_and_lost_again(bus: Bus) -> None:
+    """Its state knows the entry before; that tells nobody which session the later one was of."""
+    entry = await bus.run("call-1")
+    await bus.trim(entry)
+    await bus.alive.take_over(50, 60_000, ["dead"])
+    await bus.lost.recover_known()
+    (again,) = await bus.dead.read_new(50, 10)
+    await bus.trim(again.entry_id)
+    await bus.alive.take_over(50, 60_000, ["dead"])
+    assert await bus.lost.recover_known()
+    assert await bus.lost.recover_all() == 1
+    (owned,) = await bus.alive.read_new(50, 10)
+    assert (await claim(bus.alive, owned)).verdict == "taken"
+
+
+async def test_all_that_is_live_is_announced(bus: Bus) -> None:
+    """Acknowledged by a stranger, and then deleted: not in the pending list either."""
+    entries = [await bus.run(f"call-{n}") for n in range(3)]
+    assert await bus.lost.recover_all() == 0
+    await bus.trim(entries[1])
+    await bus.redis.xack(bus.keys.sessions, GROUP, entries[1])
+    assert not (await bus.alive.take_over(50, 60_000, ["dead"])).lost
+    assert await bus.lost.recover_all() == 1
+    assert await bus.lost.recover_all() == 0, "its run is announced"
+    (owned,) = await bus.alive.read_new(50, 10)
+    assert decode_session(owned.fields).session == "call-1"
+
+
+@pytest.mark.parametrize("field", ["fields", "run", "entry"])
+async def test_a_state_that_cannot_be_read_holds_up_no_other(
+    bus: Bus, caplog: pytest.LogCaptureFixture, field: str
+) -> None:
+    entries = [await bus.run(f"call-{n}") for n in range(2)]
+    await bus.redis.hset(bus.keys.state("0", "call-0"), field, b"\xff")
+    await bus.redis.hset(bus.keys.state("0", "stranger"), mapping={"status": "live"})
+    await bus.trim(*entries)
+    await bus.alive.take_over(50, 60_000, ["dead"])
+    await bus.lost.recover_known()
+    rows: Any = await bus.redis.xrange(bus.keys.sessions)
+    assert b"call-1" in [fields[b"session"] for _, fields in rows]
+    if field == "fields":
+        assert "call-0 cannot be announced again" in caplog.text
+    assert await bus.redis.zcard(bus.keys.lost) == 0

@@ -1,0 +1,43 @@
+"""The master as sentinels tell it."""
+
+import pytest
+from redis import exceptions
+
+from worker.bus.client.connection import connect
+from worker.local.cluster import SERVICE, EmbeddedSentinel, client, tell
+
+
+async def test_any_sentinel_will_do(redis_sentinel: EmbeddedSentinel) -> None:
+    port = redis_sentinel.sentinel.port
+    async with connect(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/{SERVICE}") as redis:
+        assert (await redis.info("server"))["process_id"] == redis_sentinel.master.pid
+
+
+async def test_without_one_it_says_what_each_said(redis_sentinel: EmbeddedSentinel) -> None:
+    port = redis_sentinel.sentinel.port
+    async with connect(f"redis+sentinel://:secret@127.0.0.1:1,127.0.0.1:{port}/other") as redis:
+        with pytest.raises(exceptions.ConnectionError, match="no sentinel tells the master") as why:
+            await redis.ping()
+    assert f"127.0.0.1:{port} knows no other" in str(why.value)
+    assert "secret" not in str(why.value)
+
+
+async def test_a_password_goes_to_sentinels_that_want_one() -> None:
+    async with EmbeddedSentinel.start() as servers:
+        for server in (servers.master, servers.replica):
+            async with client(server) as admin:
+                await admin.config_set("masterauth", "secret")
+                await admin.config_set("requirepass", "secret")
+        async with client(servers.sentinel) as admin:
+            patient = ("down-after-milliseconds", 3_600_000)
+            await tell(admin, "SENTINEL", "SET", SERVICE, "auth-pass", "secret", *patient)
+        url = servers.url.replace("://", "://:secret@")
+        async with connect(url) as redis:
+            assert await redis.ping(), "the sentinel is open, and is not told the password"
+        async with client(servers.sentinel) as admin:
+            await tell(admin, "ACL", "SETUSER", "default", "resetpass", ">secret")
+        async with connect(url) as redis:
+            assert await redis.ping()
+        async with connect(servers.url) as redis:
+            with pytest.raises(exceptions.ConnectionError, match="Authentication required"):
+                await redis.ping()

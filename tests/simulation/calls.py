@@ -1,0 +1,289 @@
+"""Calls as a worker lives through them, simulated: what it sends and hears when, where it cuts.
+
+The boundary, the sender and the script engine are real. Time and the socket are simulated, so
+that thousands of turns with every kind of stall take seconds.
+"""
+
+import random
+from collections import deque
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import NamedTuple
+
+from websockets.client import ClientProtocol
+from websockets.uri import parse_uri
+
+from schemas.audio import AudioEntry, Encoding, SessionEntry
+from worker.core.ledger import Ledger
+from worker.core.pacing import Pacer
+from worker.core.provider_lag import ProviderLag
+from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
+from worker.local.emulator.engines.script import ScriptStream, synthesize_silence, synthesize_words
+from worker.local.emulator.engines.script_words import WORD_MS
+from worker.session.boundary import TurnBoundaryFinder
+from worker.session.sender import AudioSender
+from worker.stalls import StallDetector
+from worker.stt.cartesia import Endpoint, TurnsStream
+from worker.stt.websocket import WebSocketClient
+from worker.telemetry.counters import Counters
+
+AUDIO = AudioFormat("pcm_s16le", 8_000)
+BYTES_PER_MS = 16
+
+LATER = 1e9
+"""Where calls are on the clock: so far ahead that the clock does not get there meanwhile."""
+
+LOOK_S = 0.1
+"""How often the worker takes the time."""
+
+TOGETHER_S = 0.003
+"""Messages this close together are read at once."""
+
+
+class Line(TurnsStream):
+    """A socket that was never opened; what is sent on it is kept."""
+
+    def __init__(self) -> None:
+        socket = WebSocketClient(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
+        super().__init__(socket, "", Endpoint("", "", ""))
+        self.sent: deque[bytes] = deque()
+
+    def send_audio(self, audio: bytes) -> None:
+        self.sent.append(audio)
+
+
+def seam_of(
+    ledger: Ledger, sender: AudioSender, stalls: StallDetector, usual_lag_s: float
+) -> TurnBoundaryFinder:
+    """Return the boundary of a session whose worker knows how late the service usually is."""
+    provider_lag = ProviderLag()
+    provider_lag.seed(usual_lag_s)
+    entry = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
+    return TurnBoundaryFinder(entry, ledger, sender, stalls, provider_lag)
+
+
+class Side:
+    """The worker's side of one call; times are seconds of the call."""
+
+    def __init__(self, usual_lag_s: float, looked_at: float = 0.0) -> None:
+        self._ledger = Ledger(Encoding.PCM_S16LE.width)
+        self.sender = AudioSender(
+            Encoding.PCM_S16LE, AUDIO.sample_rate, self._ledger, Pacer(0), Counters()
+        )
+        self.sender.attach(Line(), LATER)
+        self._stalls = StallDetector(LATER + looked_at)
+        self._boundary = seam_of(self._ledger, self.sender, self._stalls, usual_lag_s)
+        self._boundary.reset(LATER)
+        self._entries = 0
+
+    def look(self, at: float) -> None:
+        """Take the time."""
+        self._stalls.tick(LATER + at)
+
+    def send(self, at: float, audio: bytes) -> None:
+        """Send audio that follows."""
+        self._entries += 1
+        self._ledger.admit(f"{self._entries}-0", AudioEntry(audio=audio))
+        self.sender.enqueue(audio)
+        self.sender.drain(LATER + at)
+
+    def hear(self, at: float, kind: str, text: str = "", waiting: int = 0) -> int | None:
+        """Hear a message, so many waiting behind it; return the cut in ms at the end of a turn."""
+        arrival = self.sender.send_log.moment(LATER + at)
+        self._boundary.on_message(arrival, waiting)
+        match kind:
+            case "turn.start":
+                self._boundary.on_start(arrival)
+            case "turn.resume":
+                self._boundary.on_resume(arrival)
+            case _:
+                self._boundary.on_transcript(text, arrival)
+        return self._boundary.find_end(arrival) // BYTES_PER_MS if kind == "turn.end" else None
+
+    def commit(self, ms: float) -> None:
+        """Commit up to a millisecond of the call."""
+        self._ledger.commit_to(int(ms) * BYTES_PER_MS)
+        self.sender.forget_committed()
+
+
+class Stall(StrEnum):
+    """What stands still now and then, for up to two seconds."""
+
+    NONE = "nothing"
+    DOWN = "the way from the service"
+    UP = "the way to the service"
+    BOTH = "both ways"
+    WORKER = "the worker"
+
+
+class Word(NamedTuple):
+    """A word that is said, in milliseconds of the call."""
+
+    begins: int
+    ends: int
+
+
+class Wrong(NamedTuple):
+    """A turn that was cut elsewhere than between its last word and the next turn's first."""
+
+    seed: str
+    cut_ms: int
+    last_word_ends_ms: int
+    next_word_begins_ms: float
+
+    @property
+    def early(self) -> bool:
+        """Its last words would be said again after a lost socket; else the next turn's lost."""
+        return self.cut_ms < self.last_word_ends_ms
+
+
+class _Sent(NamedTuple):
+    at: float
+    begin_ms: int
+    end_ms: int
+
+
+class _Heard(NamedTuple):
+    at: float
+    event: EngineEvent
+
+
+async def live_through(seed: str, stall: Stall, words_at_most: int) -> list[Wrong]:
+    """Live through the call that `seed` draws; return the wrong cuts."""
+    rng = random.Random(f"{seed} {stall}")
+    sound, words = speech(rng, words_at_most)
+    still = stalls(rng, len(sound) / BYTES_PER_MS / 1_000) if stall is not Stall.NONE else []
+    lag_s, jitter_s = rng.uniform(0, 0.3), rng.uniform(0, 0.15)
+    sent = list(_send(rng, len(sound) // BYTES_PER_MS, still if stall is Stall.WORKER else []))
+    up = still if stall in (Stall.UP, Stall.BOTH) else []
+    said: list[_Heard] = []
+    at = 0.0
+    hearing = ScriptStream(
+        AUDIO,
+        TurnSettings(),
+        WORD_MS,
+        lambda event: said.append(_Heard(at, event)),
+        lambda word: word,
+        None,
+    )
+    for chunk in sent:
+        at = held(rng, chunk.at, up)
+        await hearing.feed(sound[chunk.begin_ms * BYTES_PER_MS : chunk.end_ms * BYTES_PER_MS])
+    back = still if stall in (Stall.DOWN, Stall.BOTH, Stall.WORKER) else []
+    heard = list(_arrive(rng, said, lag_s, jitter_s, back))
+    side = Side(lag_s + jitter_s / 2 + 0.06)
+    looks = [] if stall is not Stall.WORKER else _looks(max(heard[-1].at, sent[-1].at), still)
+    return _live(side, sound, words, [*sent, *heard, *looks], seed)
+
+
+def speech(rng: random.Random, words_at_most: int) -> tuple[bytes, list[Word]]:
+    """Draw a call: three to six turns with pauses inside and between them."""
+    sound, words, ms = [synthesize_silence(400, AUDIO)], list[Word](), 400
+    for _ in range(rng.randint(3, 6)):
+        count = rng.randint(1, words_at_most)
+        for left in reversed(range(count)):
+            pause_ms = rng.choice((0, 0, 10 * rng.randint(2, 40)))
+            if not left:
+                pause_ms = 10 * rng.randint(60, 300)
+            sound += [synthesize_words([len(words)], AUDIO), synthesize_silence(pause_ms, AUDIO)]
+            words.append(Word(ms, ms + round(WORD_MS)))
+            ms += round(WORD_MS) + pause_ms
+    return b"".join(sound), words
+
+
+def stalls(rng: random.Random, seconds: float) -> list[tuple[float, float]]:
+    """Draw one or two standstills, from and to a second of the call."""
+    begins = [rng.uniform(0.3, seconds) for _ in range(rng.randint(1, 2))]
+    return [(begin, begin + rng.uniform(0.4, 2.0)) for begin in begins]
+
+
+def held(rng: random.Random, at: float, stalls: Iterable[tuple[float, float]]) -> float:
+    """Return when something gets through that comes at that second."""
+    for begin, end in stalls:
+        if begin <= at < end:
+            at = end + rng.uniform(0, 0.05)
+    return at
+
+
+def within(stalls: Iterable[tuple[float, float]], at: float) -> bool:
+    """Say whether something stands still at that second."""
+    return any(begin <= at < end for begin, end in stalls)
+
+
+def _send(rng: random.Random, ms: int, stalls: list[tuple[float, float]]) -> Iterable[_Sent]:
+    chunk_ms = rng.choice((20, 40, 100, 200, 0))
+    pacer, at, begin_ms = Pacer(1.5), 0.0, 0
+    pacer.restart(0)
+    while begin_ms < ms:
+        end_ms = min(ms, begin_ms + (chunk_ms or rng.randint(20, 200)))
+        at = held(rng, max(at, end_ms / 1_000 + rng.uniform(0.002, 0.03)), stalls)
+        while pacer.allowance_ms(at) < end_ms - begin_ms:
+            at += 0.02
+        pacer.spend(end_ms - begin_ms)
+        yield _Sent(at, begin_ms, end_ms)
+        begin_ms = end_ms
+
+
+def _arrive(
+    rng: random.Random,
+    said: Iterable[_Heard],
+    lag_s: float,
+    jitter_s: float,
+    stalls: list[tuple[float, float]],
+) -> Iterable[_Heard]:
+    arrived = 0.0
+    for at, event in said:
+        late_s = rng.expovariate(1 / 0.3) if rng.random() < 0.05 else 0.0
+        at += lag_s + rng.uniform(0, jitter_s) + late_s
+        arrived = max(held(rng, at, stalls), arrived + 0.00005)
+        yield _Heard(arrived, event)
+
+
+def _looks(until: float, stalls: list[tuple[float, float]]) -> list[float]:
+    times = (step * LOOK_S for step in range(int(until / LOOK_S) + 1))
+    return [at for at in times if not within(stalls, at)]
+
+
+def _live(
+    side: Side,
+    sound: bytes,
+    words: list[Word],
+    steps: list[_Sent | _Heard | float],
+    seed: str,
+) -> list[Wrong]:
+    """Take the steps in order of time: a look, what is sent then, and what is heard."""
+    order = {float: 0, _Sent: 1, _Heard: 2}
+    steps.sort(key=lambda step: (_time(step), order[type(step)]))
+    wrong: list[Wrong] = []
+    said = 0
+    for count, step in enumerate(steps):
+        match step:
+            case _Sent(at, begin_ms, end_ms):
+                side.send(at, sound[begin_ms * BYTES_PER_MS : end_ms * BYTES_PER_MS])
+            case _Heard(at, event):
+                text = event.transcript or ""
+                cut = side.hear(at, event.kind, text, _waiting(steps, count))
+                if cut is None:
+                    continue
+                said += len(text.split())
+                least = words[said - 1].ends
+                most = words[said].begins if said < len(words) else float("inf")
+                if not least - 10 <= cut <= most + 10:
+                    wrong.append(Wrong(seed, cut, least, most))
+                side.commit(min(max(cut, least), most))
+            case at:
+                side.look(at)
+    return wrong
+
+
+def _waiting(steps: list[_Sent | _Heard | float], count: int) -> int:
+    waiting = 0
+    for step in steps[count + 1 :]:
+        if _time(step) - _time(steps[count]) >= TOGETHER_S:
+            break
+        waiting += isinstance(step, _Heard)
+    return waiting
+
+
+def _time(step: _Sent | _Heard | float) -> float:
+    return step if isinstance(step, float) else step.at

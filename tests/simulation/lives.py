@@ -1,0 +1,269 @@
+"""Lives of sessions, simulated: sockets are lost at any moment, over links that stand still.
+
+All that decides what is said, committed and heard again is real, and so is the service's script
+engine; time, sockets and Redis are not. A life of a minute takes a twentieth of a second.
+"""
+
+import random
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, NamedTuple, cast
+
+from schemas import cartesia
+from schemas.audio import AudioEntry, Encoding
+from tests.simulation.calls import (
+    AUDIO,
+    BYTES_PER_MS,
+    LATER,
+    LOOK_S,
+    TOGETHER_S,
+    Line,
+    Stall,
+    held,
+    seam_of,
+    speech,
+    stalls,
+    within,
+)
+from worker.core import stream_ids
+from worker.core.ledger import Ledger
+from worker.core.pacing import Pacer
+from worker.core.turn_tracker import EventDraft, TurnTracker
+from worker.core.update_throttle import UpdateThrottle
+from worker.local.emulator.engines.base import EngineEvent, TurnSettings
+from worker.local.emulator.engines.script import ScriptStream
+from worker.local.emulator.engines.script_words import WORD_MS
+from worker.session.narrator import Narrator
+from worker.session.parts import LAG_JITTER_MS
+from worker.session.receiver import MessageReceiver, TurnMessage
+from worker.session.sender import AudioSender
+from worker.stalls import StallDetector
+from worker.telemetry.counters import Counters
+
+STEP_S = 0.01
+QUIET_S = 5.0
+"""Without anything to do, after which a life is over."""
+
+_MESSAGES: dict[str, type[Any]] = {
+    "turn.start": cartesia.TurnStart,
+    "turn.update": cartesia.TurnUpdate,
+    "turn.eager_end": cartesia.TurnEagerEnd,
+    "turn.resume": cartesia.TurnResume,
+    "turn.end": cartesia.TurnEnd,
+}
+
+
+class Habits(NamedTuple):
+    """What a life is drawn by."""
+
+    seed: int
+    lag_s: tuple[float, float]
+    """Of the service, at least and at most; single messages come later."""
+    losses: int
+    """Sockets lost."""
+    stall: Stall = Stall.NONE
+    words_at_most: int = 6
+    """In a turn."""
+
+
+class _Told:
+    """What consumers are told; stands where the narrator does."""
+
+    def __init__(self) -> None:
+        self.drafts: list[EventDraft] = []
+        self.publisher = self
+
+    def publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
+        self.drafts += drafts
+
+    def request_commit(self) -> None: ...
+
+
+class _Entry(NamedTuple):
+    at: float
+    id: str
+    audio: bytes
+
+
+class _Service:
+    """The service's side of one socket."""
+
+    def __init__(self, rng: random.Random, habits: Habits, lag_s: float, jitter_s: float) -> None:
+        self._rng, self._habits = rng, habits
+        self._lag_s, self._jitter_s = lag_s, jitter_s
+        self._coming: deque[tuple[float, bytes]] = deque()
+        self._events: list[EngineEvent] = []
+        self._hearing = ScriptStream(
+            AUDIO, TurnSettings(), WORD_MS, self._events.append, lambda word: word, None
+        )
+        self._said_at = 0.0
+        self.says: deque[tuple[float, EngineEvent]] = deque()
+        """Its messages, and when each arrives."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self._coming or self.says)
+
+    def send(self, audio: bytes, at: float, standstills: list[tuple[float, float]]) -> None:
+        """Send audio to it."""
+        if self._habits.stall in (Stall.UP, Stall.BOTH):
+            at = held(self._rng, at, standstills)
+        self._coming.append((max(at, self._coming[-1][0] if self._coming else at), audio))
+
+    def hear(self, now: float, standstills: list[tuple[float, float]]) -> None:
+        """Let it hear what has come by now."""
+        while self._coming and self._coming[0][0] <= now:
+            came_at, audio = self._coming.popleft()
+            at_once(self._hearing.feed(audio))
+            for event in self._events:
+                late_s = self._rng.expovariate(1 / 0.3) if self._rng.random() < 0.03 else 0.0
+                at = came_at + self._lag_s + self._rng.uniform(0, self._jitter_s) + late_s
+                if self._habits.stall in (Stall.DOWN, Stall.BOTH):
+                    at = held(self._rng, at, standstills)
+                self._said_at = max(at, self._said_at + 0.00005)
+                self.says.append((self._said_at, event))
+            self._events.clear()
+
+
+class Life:
+    """One session's, from its first chunk until all is said."""
+
+    def __init__(self, habits: Habits, update_interval_ms: int = 500) -> None:
+        self._habits = habits
+        self._rng = rng = random.Random(repr(habits))
+        sound, self.words = speech(rng, habits.words_at_most)
+        seconds = len(sound) / BYTES_PER_MS / 1_000
+        self._lag_s, self._jitter_s = rng.uniform(*habits.lag_s), rng.uniform(0, 0.15)
+        self._stalls = stalls(rng, seconds) if habits.stall is not Stall.NONE else []
+        self._losses = deque(sorted(rng.uniform(0.3, seconds + 0.5) for _ in range(habits.losses)))
+        self._entries = _entries(rng, sound)
+        self._read = 0  # entries
+        self._ledger = Ledger(Encoding.PCM_S16LE.width)
+        self._sender = AudioSender(
+            Encoding.PCM_S16LE, AUDIO.sample_rate, self._ledger, Pacer(1.5), Counters()
+        )
+        self._stall_detector = StallDetector(LATER)
+        usual_lag_s = self._lag_s + self._jitter_s / 2 + 0.06
+        boundary = seam_of(self._ledger, self._sender, self._stall_detector, usual_lag_s)
+        self._told = _Told()
+        self._hearing = MessageReceiver(
+            TurnTracker(None, self._sender.bytes_of(LAG_JITTER_MS)),
+            boundary,
+            self._ledger,
+            self._sender,
+            cast("Narrator", self._told),
+            UpdateThrottle(update_interval_ms),
+        )
+        self._line: Line | None = None
+        self._service: _Service | None = None
+        self._connects_at = 0.0
+
+    def live(self) -> list[str]:
+        """Live it; return every word that the ends of its turns hold."""
+        busy_at, count = 0.0, 0
+        while count * STEP_S < busy_at + QUIET_S:
+            count += 1
+            now = count * STEP_S
+            self._step(now, looks=count % round(LOOK_S / STEP_S) == 0)
+            if self._busy:
+                busy_at = now
+        self._hearing.commit_all_sent("close")
+        ends = [draft for draft in self._told.drafts if draft.kind == "turn.end"]
+        return [word for end in ends for word in (end.transcript or "").split()]
+
+    @property
+    def _busy(self) -> bool:
+        if self._losses or self._service is None or self._read < len(self._entries):
+            return True
+        return self._service.busy or not self._sender.empty
+
+    def _step(self, now: float, *, looks: bool) -> None:
+        if self._service is not None:
+            self._service.hear(now, self._stalls)
+        if self._habits.stall is Stall.WORKER and within(self._stalls, now):
+            return
+        if looks:
+            self._stall_detector.tick(LATER + now)
+            self._hearing.release_update(LATER + now)
+        if self._losses and now >= self._losses[0] and self._line is not None:
+            self._losses.popleft()
+            self._lose(now)
+        if self._line is None and now >= self._connects_at:
+            self._connect(now)
+        if self._line is not None and self._service is not None:
+            self._send(self._line, self._service, now, fills=looks)
+            self._hear(self._service, now)
+
+    def _lose(self, now: float) -> None:
+        self._line = self._service = None
+        self._hearing.publish_text()
+        self._sender.detach()
+        self._hearing.forget()
+        after = stream_ids.order(self._ledger.read_after)
+        unread = (
+            at for at, entry in enumerate(self._entries) if stream_ids.order(entry.id) > after
+        )
+        self._read = next(unread, len(self._entries))
+        self._connects_at = now + self._rng.choice((0.02, 0.3, 1.0, 3.0))
+
+    def _connect(self, now: float) -> None:
+        self._line = Line()
+        self._service = _Service(self._rng, self._habits, self._lag_s, self._jitter_s)
+        self._hearing.socket_opened(LATER + now)
+        self._sender.attach(self._line, LATER + now)
+
+    def _send(self, line: Line, service: _Service, now: float, *, fills: bool) -> None:
+        unread = self._entries[self._read :]
+        for entry in unread:
+            if entry.at > now or not self._sender.has_room:
+                break
+            self._read += 1
+            admitted = self._ledger.admit(entry.id, AudioEntry(audio=entry.audio))
+            if admitted.audio:
+                self._sender.enqueue(admitted.audio)
+        self._sender.drain(LATER + now)
+        if fills and self._hearing.inside_turn:
+            self._sender.send_filler(LATER + now, LATER, LATER + now)
+        while line.sent:
+            service.send(line.sent.popleft(), now, self._stalls)
+
+    def _hear(self, service: _Service, now: float) -> None:
+        due = []
+        while service.says and service.says[0][0] <= now:
+            due.append(service.says.popleft())
+        for count, (at, event) in enumerate(due, 1):
+            slept = self._habits.stall is Stall.WORKER and within(self._stalls, at)
+            arrival = self._sender.send_log.moment(LATER + (now if slept else at))
+            waiting = sum(slept or later - at < TOGETHER_S for later, _ in due[count:])
+            begins = event.kind == "turn.start"
+            self._hearing.on_message(arrival, waiting, begins=begins)
+            self._hearing.on_turn_message(message_of(event), arrival)
+
+
+def _entries(rng: random.Random, sound: bytes) -> list[_Entry]:
+    ms, chunk_ms = len(sound) // BYTES_PER_MS, rng.choice((20, 40, 100, 200, 0))
+    entries: list[_Entry] = []
+    begin = 0
+    while begin < ms:
+        end = min(ms, begin + (chunk_ms or rng.randint(20, 200)))
+        audio = sound[begin * BYTES_PER_MS : end * BYTES_PER_MS]
+        at = end / 1_000 + rng.uniform(0.002, 0.03)
+        entries.append(_Entry(at, f"{len(entries) + 1}-0", audio))
+        begin = end
+    return entries
+
+
+def message_of(event: EngineEvent) -> TurnMessage:
+    text = {} if event.transcript is None else {"transcript": event.transcript}
+    message: TurnMessage = _MESSAGES[event.kind](**text)
+    return message
+
+
+def at_once(hearing: Coroutine[Any, Any, None]) -> None:
+    """Run what is never suspended."""
+    try:
+        hearing.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("the engine waited")

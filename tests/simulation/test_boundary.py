@@ -1,0 +1,169 @@
+"""Seams of calls that were held up: what was sent and said when, and where the turn is cut."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pytest
+
+from tests.simulation.calls import AUDIO, BYTES_PER_MS, Side, Stall, live_through
+from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
+
+
+class Sent(NamedTuple):
+    """The session's audio is sent, up to a millisecond of it."""
+
+    at: float
+    ms: int
+
+
+class Said(NamedTuple):
+    """The service says something, with so many messages waiting behind it."""
+
+    at: float
+    kind: str
+    text: str = ""
+    waiting: int = 0
+
+
+def _cut(
+    sound: bytes, call: Sequence[Sent | Said], slept: tuple[float, float], usual_lag_s: float
+) -> int:
+    """Return the millisecond at which the turn is cut whose end is said last.
+
+    The worker stood still once, between two seconds of the call.
+    """
+    side = Side(usual_lag_s, looked_at=slept[0])
+    side.look(slept[1])
+    cut = None
+    for step in sorted(call, key=lambda step: step.at):
+        if isinstance(step, Sent):
+            side.send(step.at, sound[side.sender.socket_bytes : step.ms * BYTES_PER_MS])
+        else:
+            cut = side.hear(*step)
+    assert cut is not None
+    return cut
+
+
+def _live(until_ms: int) -> Iterator[Sent]:
+    """Send audio as it is spoken, in chunks of 50 ms."""
+    return (Sent(ms / 1_000 + 0.02, ms) for ms in range(50, until_ms + 1, 50))
+
+
+PAUSE_MS = 300
+
+
+@pytest.mark.parametrize("usual_lag_s", [0.1, 0.2, 0.3, 0.5])
+@pytest.mark.parametrize(
+    "before",
+    [[], [5], [20], [1, 20], [20, 1], [5, 5, 5], [1] * 12],
+    ids=lambda before: "+".join(map(str, before)) or "none",
+)
+def test_a_worker_stood_still_in_a_pause_that_did_not_end_the_turn(
+    before: list[int], usual_lag_s: float
+) -> None:
+    """It sends the rest faster than real time then, and hears of it in bursts.
+
+    The burst in which the turn's end comes fits that pause as well as the one after the last word;
+    all that tells is that the turn was resumed. `before` is how many words it said before, up to
+    each pause: its beginning is out of sight at its end, and may be by its first pause.
+    """
+    sound, ms = bytearray(synthesize_silence(400, AUDIO)), 400
+    call: list[Sent | Said] = [Said(0.68, "turn.start")]
+    text = ""
+    for count in before:
+        sound += synthesize_words(range(count), AUDIO) + synthesize_silence(PAUSE_MS, AUDIO)
+        ms += 200 * count + PAUSE_MS
+        text += " so" * count
+        call += [
+            Said((ms - PAUSE_MS) / 1_000 + 0.16, "turn.update", text),
+            Said(ms / 1_000 + 0.12, "turn.eager_end", text),
+            Said(ms / 1_000 + 0.22, "turn.resume"),
+        ]
+    sound += (
+        synthesize_words([20, 21, 22], AUDIO)
+        + synthesize_silence(286, AUDIO)
+        + synthesize_words([23], AUDIO)
+        + synthesize_silence(2_143, AUDIO)
+    )
+    at, cut_from = ms / 1_000, ms + 886 + 200
+    call += _live(ms)
+    call += [
+        Sent(at + sent_at, ms + until)
+        for sent_at, until in [
+            *[(0.04, 22), (0.13, 109), (0.16, 137), (0.23, 205), (0.28, 258), (0.36, 345)],
+            *[(0.46, 440), (0.48, 460), (0.61, 586), (0.63, 609), (0.81, 793)],
+            # Awake again.
+            *[(2.43, 979), (2.43, 1040), (2.45, 1097), (2.57, 1288), (2.60, 1321), (2.73, 1513)],
+            *[(2.78, 1591), (2.80, 1622), (2.86, 1709)],
+        ]
+    ]
+    call += [
+        Said(at + 0.36, "turn.update", f"{text} twenty"),
+        Said(at + 0.62, "turn.update", f"{text} twenty one"),
+        Said(at + 0.78, "turn.update", f"{text} twenty one two"),
+        Said(at + 2.5765, "turn.eager_end", f"{text} twenty one two", waiting=2),
+        Said(at + 2.5765, "turn.resume", waiting=1),
+        Said(at + 2.5787, "turn.update", f"{text} twenty one two three"),
+        Said(at + 2.8669, "turn.eager_end", f"{text} twenty one two three"),
+        Said(at + 2.9049, "turn.end", f"{text} twenty one two three"),
+    ]
+    cut = _cut(bytes(sound), call, (at + 0.82, at + 2.42), usual_lag_s)
+    assert cut_from <= cut <= cut_from + 2_143
+
+
+@pytest.mark.parametrize("usual_lag_s", [0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("pause_ms", [210, 228, 300, 400])
+def test_the_link_stood_still_over_a_pause_that_did_not_end_the_turn(
+    pause_ms: int, usual_lag_s: float
+) -> None:
+    """The turn's last word and its end come together, after a second of nothing.
+
+    Both pauses were sent in that second, or shortly before; but had the turn ended in the first,
+    the word after it would have begun another by now.
+    """
+    sound = (
+        synthesize_silence(400, AUDIO)
+        + synthesize_words([0], AUDIO)
+        + synthesize_silence(60, AUDIO)
+        + synthesize_words([1], AUDIO)
+    )
+    sound += synthesize_silence(pause_ms, AUDIO) + synthesize_words([2], AUDIO)
+    ends_ms = 860 + pause_ms + 200
+    sound += synthesize_silence(695, AUDIO) + synthesize_words([3], AUDIO)
+    held_until = ends_ms / 1_000 + 0.48 + 0.2
+    call: list[Sent | Said] = [
+        *_live(ends_ms + 650),
+        Said(0.60, "turn.start"),
+        Said(0.78, "turn.update", "zero"),
+        Said(1.02, "turn.update", "zero one"),
+        Said(held_until, "turn.update", "zero one two"),
+        Said(held_until + 0.026, "turn.eager_end", "zero one two"),
+        Said(held_until + 0.027, "turn.end", "zero one two"),
+    ]
+    cut = _cut(sound, call, (0.0, 0.1), usual_lag_s)
+    assert ends_ms <= cut <= ends_ms + 695
+
+
+@pytest.mark.parametrize(
+    ("stall", "early", "late"),
+    [
+        (Stall.NONE, 0, 0),
+        (Stall.WORKER, 0, 1),
+        (Stall.DOWN, 1, 0),
+        (Stall.UP, 0, 3),
+        (Stall.BOTH, 1, 6),
+    ],
+)
+async def test_hardly_any_turn_is_cut_wrong(stall: Stall, early: int, late: int) -> None:
+    """Of some 350 turns each, in which single messages come seconds late besides.
+
+    How many are cut too early or too late is what was found; it should not become more.
+    """
+    wrong = [
+        cut
+        for words in (6, 30)
+        for seed in range(40)
+        for cut in await live_through(f"{seed} {words}", stall, words)
+    ]
+    assert sum(cut.early for cut in wrong) <= early, wrong
+    assert sum(not cut.early for cut in wrong) <= late, wrong

@@ -1,0 +1,633 @@
+"""Simulation of one session in virtual time: long turns, and troubles inside them.
+
+The session is real with all its parts; so are its commits and the provider's script engine. Redis,
+the sockets and the clocks are not. A new owner knows what was committed, and nothing else.
+"""
+
+import asyncio
+import random
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, cast
+from unittest.mock import patch
+
+import anyio
+import msgspec
+from websockets.client import ClientProtocol
+from websockets.uri import parse_uri
+
+from schemas import cartesia
+from schemas.audio import Encoding, SessionEntry
+from schemas.keys import Keys
+from tests.simulation.calls import AUDIO, BYTES_PER_MS, Word
+from tests.simulation.lives import at_once, message_of
+from tests.support import virtual_time
+from worker.bus.audio_reader import AudioReader, LaneState
+from worker.bus.client.connection import RedisHealth
+from worker.bus.clock import RedisClock
+from worker.bus.committer import CommitRequest, CommitSource, Committer
+from worker.bus.lanes import LaneRegistry
+from worker.bus.ownership import Fence, Ownership, SessionOwnership
+from worker.bus.permits import ConnectionPermits
+from worker.context import DeadLetterWriter, SessionTimeouts, WorkerContext
+from worker.core import stream_ids
+from worker.errors import SttTransientError
+from worker.local.emulator.engines.base import EngineEvent, TurnSettings
+from worker.local.emulator.engines.script import ScriptStream, synthesize_silence, synthesize_words
+from worker.local.emulator.engines.script_words import WORD_MS
+from worker.session.checkpoint import Checkpoint
+from worker.session.publisher import Retention
+from worker.session.session import Session
+from worker.stt.cartesia import Endpoint, StreamSettings, TurnsStream
+from worker.stt.websocket import WebSocketClient
+from worker.supervisor import Supervisor
+from worker.telemetry.counters import Counters
+from worker.telemetry.traces import Tracing
+
+Trouble = Literal["cut", "outage", "kill", "stop", "partition", "redis"]
+"""A socket lost; the provider away; the worker killed; the worker stopped with SIGTERM; the worker
+without Redis; Redis away for everybody."""
+
+REMEMBER_SHARE = 0.1
+"""Interval between commits while audio is sent, as a share of the limit."""
+
+GIVEN_UP_S = 600.0
+"""After its last word, a session that has not ended by then never will."""
+
+_ENTRY = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
+
+
+class Strike(NamedTuple):
+    """One trouble."""
+
+    at_s: float
+    trouble: Trouble
+    seconds: float
+    """How long it lasts; until another worker has the session."""
+
+
+class Scenario(NamedTuple):
+    """What happens to a session."""
+
+    seed: int
+    max_lag_s: float
+    troubles: tuple[Trouble, ...]
+    """One of each."""
+    seconds: tuple[float, float] = (0.02, 0.5)
+    """How long one lasts, at least and at most."""
+    long_s: tuple[float, float] = (1.2, 4.0)
+    """How long the long turn is, as multiples of `max_lag_s`."""
+    lag_s: float = 0.15
+    """Of the provider."""
+    earlier: bool = False
+    """Workers of an earlier version, which does not write what was sent, run beside this one."""
+
+    @property
+    def tolerance_s(self) -> float:
+        """How late audio may seem beyond the time in which it could not be sent.
+
+        For the time to connect, and of a killed worker the time since its last commit.
+        """
+        kills = self.troubles.count("kill")
+        return 1.0 + (0.5 + REMEMBER_SHARE * self.max_lag_s) * kills
+
+
+class Gap(NamedTuple):
+    """Announced audio, in milliseconds of the session."""
+
+    begins: float
+    ends: float
+
+
+class Result(NamedTuple):
+    """What became of a session."""
+
+    faults: tuple[str, ...]
+    """Broken promises."""
+    twice: int
+    """Words said twice."""
+    gap_s: float
+    """Announced in all."""
+    away_s: float
+    """How long, at most, audio could not be sent."""
+    turn_s: float
+    """How long the longest turn was."""
+
+
+def simulate(scenario: Scenario) -> Result:
+    """Run a scenario."""
+    results = []
+
+    async def play() -> None:
+        world = _World(scenario)
+        await world.run()
+        results.append(world.result())
+
+    virtual_time.run(play())
+    return results[0]
+
+
+class _Bus:
+    """Redis, as one session uses it."""
+
+    def __init__(self) -> None:
+        self._orders: list[tuple[int, int]] = []  # of the ids of the entries
+        self._entries: list[tuple[bytes, dict[bytes, bytes]]] = []
+        self._last = (0, 0)
+        self.snapshot = msgspec.json.encode(Checkpoint())
+        self.events: list[dict[str, Any]] = []
+        self.owner = ""
+        self.ended = anyio.Event()
+
+    def append(self, at: float, fields: dict[bytes, bytes]) -> None:
+        self._last = max((int(at * 1_000), 0), (self._last[0], self._last[1] + 1))
+        self._orders.append(self._last)
+        self._entries.append((b"%d-%d" % self._last, fields))
+
+    def read(self, after: str, count: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        first = bisect_right(self._orders, stream_ids.order(after))
+        return self._entries[first : first + count]
+
+    def apply(self, commit: CommitRequest) -> tuple[str, int]:
+        _, _, nonce, _, _, snapshot, trim_before, ends, *_, first = commit.args[:13]
+        if nonce != self.owner:
+            return "fenced", len(self.events)
+        for at in range(13, len(commit.args), 3):
+            if (at - 13) // 3 + int(first) == len(self.events) + 1:
+                self.events.append(msgspec.json.decode(cast("bytes", commit.args[at + 1])))
+        self.snapshot = cast("bytes", snapshot)
+        trimmed = bisect_left(self._orders, stream_ids.order(str(trim_before)))
+        del self._orders[:trimmed], self._entries[:trimmed]
+        if ends:
+            self.ended.set()
+        return "ok", len(self.events)
+
+
+class _Worker:
+    """What one owner has of Redis: its reader, its committer, its clock."""
+
+    def __init__(self, world: "_World", nonce: str) -> None:
+        self.world, self.nonce = world, nonce
+        self.dead = False
+        self._lane = LaneState()
+        self._wanting: set[CommitSource] = set()
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    # as `AudioReader`
+
+    def add(self, session: Session) -> None: ...
+
+    def remove(self, session: Session) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def lane(self, name: str) -> LaneState:
+        self._lane.up_since = self.world.redis_since
+        return self._lane
+
+    async def read(self, session: Session) -> None:
+        world = self.world
+        while True:
+            await anyio.sleep(world.rng.uniform(0.005, 0.03))
+            if world.redis_away or not session.wants_audio:
+                continue
+            began, epoch = world.now, session.epoch
+            entries = world.bus.read(session.cursor, 32)
+            await anyio.sleep(0.001)
+            if session.epoch == epoch:
+                session.poll_schedule.last_polled_at = began
+                if entries:
+                    session.feed(entries, world.now)
+
+    # as `Committer`
+
+    def submit(self, session: CommitSource) -> None:
+        if session not in self._wanting:
+            self._wanting.add(session)
+            self._loop.call_later(self.world.rng.uniform(0.001, 0.02), self._send, session)
+
+    def _send(self, session: CommitSource) -> None:
+        self._wanting.discard(session)
+        if self.dead:
+            return
+        if self.world.redis_away:
+            self.submit(session)
+            return
+        commit = session.next_commit()
+        if commit is not None:
+            answer = self.world.bus.apply(commit)
+            delay_s = self.world.rng.uniform(0.001, 0.02)
+            self._loop.call_later(delay_s, self._answered, session, answer)
+
+    def _answered(self, session: CommitSource, answer: tuple[str, int]) -> None:
+        if not self.dead:
+            session.on_commit_result(*answer)
+
+    # as `RedisClock`
+
+    asked = True
+
+    @property
+    def now(self) -> float:
+        return self.world.wall
+
+    def age_s(self, entry_id: str) -> float:
+        return max(0.0, self.world.wall - stream_ids.milliseconds(entry_id) / 1_000)
+
+
+class _Line(WebSocketClient):
+    """A socket that was never opened."""
+
+    def __init__(self, stream: "_Provider") -> None:
+        super().__init__(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
+        self._stream = stream
+        self.answered = 0
+        self.texts: deque[tuple[cartesia.ServerMessage | None, float]] = deque()
+        self.lost = ""
+
+    @property
+    def open(self) -> bool:
+        return not self.lost
+
+    @property
+    def pongs_received(self) -> int:
+        return self.answered
+
+    @property
+    def waiting(self) -> int:
+        return len(self.texts)
+
+    def send_ping(self, number: int) -> None:
+        self._stream.later(self._stream.net_s, self._pong, number)
+
+    def _pong(self, number: int) -> None:
+        if self.open:
+            self.answered, self.last_received_at = number, self._stream.world.now
+
+    def abort(self, reason: str) -> None:
+        self._stream.cut(reason)
+
+
+class _Provider(TurnsStream):
+    """One socket to the provider, and the provider behind it."""
+
+    def __init__(self, world: "_World") -> None:
+        self.world = world
+        self.net_s = world.rng.uniform(0.005, 0.03)
+        self.line = _Line(self)
+        super().__init__(self.line, "request", Endpoint("", "", ""))
+        self._up: deque[bytes | None] = deque()
+        self._down: deque[cartesia.ServerMessage | None] = deque()
+        self._events: list[EngineEvent] = []
+        self._said_at = 0.0
+        self._news = anyio.Event()
+        self._hearing = ScriptStream(
+            AUDIO, TurnSettings(), WORD_MS, self._events.append, lambda word: word, None
+        )
+
+    def later(self, delay_s: float, act: Callable[..., None], *args: Any) -> None:
+        asyncio.get_running_loop().call_later(delay_s, act, *args)
+
+    def cut(self, reason: str = "cut") -> None:
+        self.line.lost = self.line.lost or reason
+        self._up.clear()
+        self._down.clear()
+        self._news.set()
+
+    async def __aexit__(self, *error: object) -> None:
+        self.cut("closed")
+
+    def send_audio(self, audio: bytes) -> None:
+        self._send(audio)
+
+    def send_close(self) -> None:
+        self._send(None)
+
+    def _send(self, what: bytes | None) -> None:
+        if self.line.open:
+            self._up.append(what)
+            self.later(self.net_s, self._hear)
+
+    def _hear(self) -> None:
+        if not self._up:
+            return  # cut meanwhile
+        audio = self._up.popleft()
+        at_once(self._hearing.flush() if audio is None else self._hearing.feed(audio))
+        self._down.extend(message_of(event) for event in self._events)
+        said = len(self._events)
+        self._events.clear()
+        if audio is None:
+            self._down.append(None)
+            said += 1
+        for _ in range(said):
+            lag_s = self.world.scenario.lag_s + self.world.rng.uniform(0, 0.05)
+            self._said_at = max(self.world.now + lag_s, self._said_at + 0.00005)
+            self.later(self._said_at - self.world.now, self._say)
+
+    def _say(self) -> None:
+        if self._down:
+            self.line.last_received_at = self.world.now
+            self.line.texts.append((self._down.popleft(), self.world.now))
+            self._news.set()
+
+    async def receive(self) -> cartesia.ServerMessage | None:
+        while not self.line.texts:
+            if self.line.lost:
+                raise SttTransientError(self.line.lost, status=1006)
+            self._news = anyio.Event()
+            await self._news.wait()
+        message, self.line.received_at = self.line.texts.popleft()
+        return message
+
+
+class _World:
+    """A session, its owners one after the other, and everything around."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.rng = rng = random.Random(repr(scenario))
+        self.bus = _Bus()
+        self.redis_away = self.redis_down = False
+        self.redis_since = 0.0
+        self._provider_away = False
+        self._stream: _Provider | None = None
+        self._cannot_send_since: float | None = virtual_time.BEGAN_S
+        self._away_s = 0.0
+        self._sound, self._words, self._turn_s = _speech(rng, scenario)
+        speech_s = len(self._sound) / BYTES_PER_MS / 1_000
+        self._strikes = sorted(
+            Strike(rng.uniform(0.5, speech_s), trouble, rng.uniform(*scenario.seconds))
+            for trouble in scenario.troubles
+        )
+        self._owned = anyio.CancelScope()
+        self._worker = _Worker(self, "")
+        self._gives_back = False
+        self._next_owner_at = 0.0
+        self._owners = 0
+
+    @property
+    def now(self) -> float:
+        return anyio.current_time()
+
+    @property
+    def wall(self) -> float:
+        return virtual_time.BEGAN_AT + self.now - virtual_time.BEGAN_S
+
+    async def run(self) -> None:
+        with (
+            patch("worker.session.connector.open_stream", self._open),
+            patch("worker.core.provider_errors.random", self.rng),
+        ):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._speak)
+                tasks.start_soon(self._strike)
+                tasks.start_soon(self._own)
+                limit_s = len(self._sound) / BYTES_PER_MS / 1_000 + GIVEN_UP_S
+                with anyio.move_on_after(limit_s):
+                    await self.bus.ended.wait()
+                    await anyio.sleep(0.1)
+                tasks.cancel_scope.cancel()
+
+    async def _speak(self) -> None:
+        ms, begin = len(self._sound) // BYTES_PER_MS, 0
+        chunk_ms = self.rng.choice((20, 40, 100, 200, 0))
+        while begin < ms:
+            end = min(ms, begin + (chunk_ms or self.rng.randint(20, 200)))
+            late_s = self.rng.uniform(0.002, 0.02)
+            await anyio.sleep_until(virtual_time.BEGAN_S + end / 1_000 + late_s)
+            audio = self._sound[begin * BYTES_PER_MS : end * BYTES_PER_MS]
+            await self._append({b"audio": audio})
+            begin = end
+        await self._append({b"end": b"1"})
+
+    async def _append(self, fields: dict[bytes, bytes]) -> None:
+        while self.redis_down:
+            await anyio.sleep(0.01)
+        self.bus.append(self.wall, fields)
+
+    async def _open(
+        self, service: Endpoint, settings: StreamSettings, _defect: object
+    ) -> TurnsStream:
+        await anyio.sleep(self.rng.uniform(0.005, 0.05))
+        if self._provider_away:
+            raise SttTransientError("HTTP 503", status=503)
+        self._stream = _Provider(self)
+        self._sends_again()
+        return self._stream
+
+    # -- troubles
+
+    async def _strike(self) -> None:
+        for strike in self._strikes:
+            await anyio.sleep_until(virtual_time.BEGAN_S + strike.at_s)
+            match strike.trouble:
+                case "cut":
+                    self._cut()
+                case "outage":
+                    self._provider_away = True
+                    self._cut()
+                    await anyio.sleep(strike.seconds)
+                    self._provider_away = False
+                case "kill" | "stop":
+                    self._gives_back = strike.trouble == "stop"
+                    self._worker.dead = not self._gives_back
+                    self._next_owner_at = self.now + strike.seconds
+                    self._sends_no_more()
+                    self._owned.cancel()
+                    await anyio.sleep(strike.seconds)
+                case "partition" | "redis":
+                    self.redis_away, self.redis_down = True, strike.trouble == "redis"
+                    await anyio.sleep(strike.seconds)
+                    self.redis_away = self.redis_down = False
+                    self.redis_since = self.now
+                    self._away_s += strike.seconds
+
+    def _cut(self) -> None:
+        if self._stream is not None:
+            self._stream.cut()
+        self._sends_no_more()
+
+    def _sends_no_more(self) -> None:
+        if self._cannot_send_since is None:
+            self._cannot_send_since = self.now
+
+    def _sends_again(self) -> None:
+        if self._cannot_send_since is not None:
+            self._away_s += self.now - self._cannot_send_since
+            self._cannot_send_since = None
+
+    # -- owners
+
+    async def _own(self) -> None:
+        while not self.bus.ended.is_set():
+            await anyio.sleep_until(self._next_owner_at)
+            while self.redis_away:
+                await anyio.sleep(0.01)
+            self._owners += 1
+            worker = self._worker = _Worker(self, f"owner-{self._owners}")
+            self.bus.owner = worker.nonce
+            fence = Fence("1-0", self._owners, worker.nonce)
+            state = msgspec.json.decode(self.bus.snapshot)
+            if self.scenario.earlier:
+                state.pop("sent", None)
+            snapshot = msgspec.convert(state, Checkpoint)
+            host = self._host(worker)
+            seq = len(self.bus.events)
+            session = Session(host, Ownership(_ENTRY, fence, "1-0", {}), seq, snapshot)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(worker.read, session)
+                tasks.start_soon(self._tick, session, host)
+                tasks.start_soon(host.backlog.run)
+                with anyio.CancelScope() as self._owned:
+                    await session.run()
+                if self._gives_back and not self.bus.ended.is_set():
+                    self._gives_back = False
+                    await session.wait_committed()
+                worker.dead = True
+                tasks.cancel_scope.cancel()
+            if self._stream is not None:
+                self._stream.cut("its worker is gone")
+
+    async def _tick(self, session: Session, host: WorkerContext) -> None:
+        while True:
+            await anyio.sleep(0.1)
+            host.stalls.tick(self.now)
+            session.tick(self.now)
+
+    def _host(self, worker: _Worker) -> WorkerContext:
+        health = RedisHealth()
+        keys = Keys()
+        nothing: Any = None
+        stats = Counters()
+        host = WorkerContext(
+            worker_id=worker.nonce,
+            redis=nothing,
+            keys=keys,
+            health=health,
+            clock=cast("RedisClock", worker),
+            ownership=cast("SessionOwnership", nothing),
+            reader=cast("AudioReader", worker),
+            committer=cast("Committer", worker),
+            permits=ConnectionPermits(nothing, health, keys, 0),
+            lanes=cast("LaneRegistry", nothing),
+            retention=Retention(60, 60, 1_000),
+            endpoint=Endpoint("", "", ""),
+            model="",
+            turn=_ENTRY.config,
+            timeouts=SessionTimeouts(max_lag_s=self.scenario.max_lag_s),
+            dead_letters=cast("DeadLetterWriter", nothing),
+            tracing=Tracing(),
+            stats=stats,
+            supervisor=Supervisor(stats.internal_errors),
+        )
+        host.provider_lag.seed(self.scenario.lag_s + 0.06)
+        return host
+
+    # -- what came of it
+
+    def result(self) -> Result:
+        events = self.bus.events
+        faults: list[str] = [] if self.bus.ended.is_set() else ["the session did not end"]
+        gaps = []
+        for event in events:
+            if event["type"] == "audio.gap":
+                gaps.append(Gap(event["audio_ms"] - event["missing_ms"], event["audio_ms"]))
+                if event["reason"] != "backlog":
+                    faults.append(f"a gap of reason {event['reason']}")
+            elif event["type"] == "session.error" and event["code"] != "stt_unavailable":
+                faults.append(f"an error: {event['message']}")
+        heard = [
+            word
+            for event in events
+            if event["type"] == "turn.end"
+            for word in event["transcript"].split()
+        ]
+        numbers = [int(word[1:]) for word in heard if word.startswith("w")]
+        faults += _misheard(self._words, heard, numbers, gaps)
+        faults += _disordered(events)
+        gap_s = sum(gap.ends - gap.begins for gap in gaps) / 1_000
+        limit_s, away_s = self.scenario.max_lag_s, self._away_s
+        if gaps and not (0 < limit_s < away_s + self.scenario.tolerance_s):
+            faults.append(f"{gap_s:g} s are announced, though nothing was late")
+        if gap_s > away_s + 0.5:
+            faults.append(f"{gap_s:g} s are announced, and nothing could be sent for {away_s:g} s")
+        twice = len(numbers) - len(set(numbers))
+        return Result(tuple(faults), twice, gap_s, away_s, self._turn_s)
+
+
+def _misheard(
+    words: Sequence[Word], heard: Sequence[str], numbers: Sequence[int], gaps: Sequence[Gap]
+) -> list[str]:
+    """Hold every word against the gaps: it is transcribed once, or announced as missing."""
+    faults = [f"word {word} is said twice" for word in set(numbers) if numbers.count(word) > 1]
+    if list(numbers) != sorted(numbers):
+        faults.append("words are out of order")
+    if any(gap.begins < before.ends for before, gap in pairwise(gaps)):
+        faults.append(f"gaps overlap: {gaps}")
+    torn = 0
+    for number, word in enumerate(words):
+        # A gap is announced in whole milliseconds: it may begin one earlier, and end one later.
+        surely_ms, missing_ms = (
+            sum(
+                max(0.0, min(word.ends, gap.ends + off) - max(word.begins, gap.begins - off))
+                for gap in gaps
+            )
+            for off in (0, 1)
+        )
+        if number in numbers and missing_ms > 2:
+            faults.append(f"word {number} is transcribed, and {missing_ms:g} ms of it announced")
+        if number not in numbers and missing_ms <= 2 and not {f"!{number}", "!?"} & {*heard}:
+            faults.append(f"word {number} is lost")
+        torn += missing_ms > 0 and surely_ms < word.ends - word.begins
+    damaged = [word for word in heard if not word.startswith("w")]
+    if len(damaged) > 2 * torn:
+        faults.append(f"{len(damaged)} damaged words, and only {torn} at the edge of a gap")
+    return faults
+
+
+def _disordered(events: Sequence[dict[str, Any]]) -> list[str]:
+    """Say what is wrong with the order of events."""
+    faults = []
+    if [event["seq"] for event in events] != list(range(1, len(events) + 1)):
+        faults.append("seq has a hole")
+    open_turn, turn, text = False, 0, ""
+    for event in events:
+        match event["type"]:
+            case "turn.start":
+                if open_turn or event["turn"] != turn:
+                    faults.append(f"turn {event['turn']} starts in the place of {turn}")
+                open_turn, text = True, ""
+            case "turn.update" | "turn.eager_end" | "turn.end":
+                if not open_turn or len(event["transcript"]) < len(text):
+                    faults.append(f"turn {event['turn']}: {event['type']} of less text, or no turn")
+                text = event["transcript"]
+                if event["type"] == "turn.end":
+                    open_turn, turn = False, turn + 1
+            case _:
+                pass
+    if open_turn:
+        faults.append("a turn is left open")
+    return faults
+
+
+def _speech(rng: random.Random, scenario: Scenario) -> tuple[bytes, list[Word], float]:
+    """Draw what is said: a turn, a long one, a turn; and how long the long one is."""
+    sound, words, ms = [synthesize_silence(400, AUDIO)], list[Word](), 400
+    longest_ms = rng.uniform(*scenario.long_s) * scenario.max_lag_s * 1_000
+    often = rng.choice((0, 0, 15, 40))
+    for turn_ms in (rng.uniform(200, 3_000), longest_ms, rng.uniform(200, 3_000)):
+        until = ms + turn_ms
+        while ms < until:
+            pause_ms = 10 * rng.randint(5, 35) if often and rng.randrange(often) == 0 else 0
+            sound += [synthesize_words([len(words)], AUDIO), synthesize_silence(pause_ms, AUDIO)]
+            words.append(Word(ms, ms + round(WORD_MS)))
+            ms += round(WORD_MS) + pause_ms
+        pause_ms = 10 * rng.randint(80, 300)
+        sound.append(synthesize_silence(pause_ms, AUDIO))
+        ms += pause_ms
+    return b"".join(sound), words, longest_ms / 1_000

@@ -1,0 +1,44 @@
+"""Workers that watch each other, as the servers of the bus see it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from tests.support.polling import eventually
+from worker.local.cluster import tell
+
+_ASKING = ("pubsub|numsub", "pubsub|shardnumsub")
+
+
+async def seen_alive(servers: Sequence[Redis], prefix: str, workers: int) -> None:
+    """Wait until so many workers are alive and each has seen every other one so.
+
+    Each asks about the others over a connection that asks for nothing else.
+    """
+
+    async def alive() -> bool:
+        found = 0
+        for server in servers:
+            for channels in ("CHANNELS", "SHARDCHANNELS"):
+                found += len(await tell(server, "PUBSUB", channels, f"{prefix}:alive:*"))
+        return found == workers
+
+    async def asked() -> dict[tuple[int, str], int]:
+        """Return the commands that came over each such connection."""
+        clients: list[tuple[int, Any]] = [
+            (at, each)
+            for at, server in enumerate(servers)
+            for each in await server.client_list()
+            if each["cmd"] in _ASKING
+        ]
+        return {(at, each["id"]): int(each["tot-cmds"]) for at, each in clients}
+
+    await eventually(alive, f"{workers} workers to be alive")
+    before = await asked()
+
+    async def has_asked() -> bool:
+        now = await asked()
+        return sum(count > before.get(each, 0) for each, count in now.items()) >= workers
+
+    await eventually(has_asked, f"{workers} workers to ask about each other")

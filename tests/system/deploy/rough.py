@@ -1,0 +1,186 @@
+"""A rough five minutes: a small fleet at work, and everything that a dashboard is there to show.
+
+Nothing of it is staged but the faults: real sessions on a real Redis, workers as processes.
+"""
+
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+import anyio
+from anyio.abc import TaskGroup
+from redis.asyncio import Redis
+
+from schemas import Encoding, Keys, SessionEntry
+from tests.chaos.fleet import WorkerProcess
+from tests.support.harness import PCM16
+from tests.system.deploy.calls import Call
+from worker.bench.harness import environment
+from worker.bus.client.connection import connect
+from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
+from worker.local.emulator.engines.script_words import WORD_MS
+from worker.local.emulator.server import TurnsServer
+from worker.local.emulator.settings import ServerSettings
+from worker.local.redis import EmbeddedRedis, free_port
+from worker.producer import Producer
+
+WORKERS: Final = ("worker-1", "worker-2")
+CALLS: Final = 24
+RUSH: Final = 10
+PERMITS: Final = 28
+"""Sockets of the plan: fewer than the calls of a rush."""
+
+PLACES: Final = 22
+"""Of a worker: with one worker gone there are fewer than calls."""
+
+_LATENCY_MS: Final = 150
+_TIMEOUT_S: Final = 60.0
+_LOOK_S: Final = 0.05
+
+
+class Mark(NamedTuple):
+    """Something that was done."""
+
+    at: float
+    """Unix time in seconds."""
+    what: str
+
+
+class Rough:
+    """Everything that runs, and what is done to it; `open` sets it up."""
+
+    def __init__(
+        self,
+        server: EmbeddedRedis,
+        redis: Redis,
+        stt: TurnsServer,
+        tasks: TaskGroup,
+        stack: AsyncExitStack,
+        logs: Path,
+    ) -> None:
+        self._server = server
+        self._redis = redis
+        self._stt = stt
+        self._tasks = tasks
+        self._stack = stack
+        self._logs = logs
+        self._lives: dict[str, WorkerProcess] = {}
+        self._calls: list[Call] = []
+        self._producers: list[Producer] = []
+        self.ports: Final = {name: free_port() for name in WORKERS}
+        """Where each worker serves its metrics."""
+        self.marks: Final[list[Mark]] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, logs: Path) -> AsyncIterator[Self]:
+        """Start everything; leave nothing at the end but the logs."""
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(EmbeddedRedis.start(append_only=True))
+            redis = await stack.enter_async_context(connect(server.url))
+            engine = ScriptEngine(ScriptOptions(latency_ms=_LATENCY_MS))
+            stt = await stack.enter_async_context(TurnsServer.serve(ServerSettings(port=0), engine))
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(tasks.cancel_scope.cancel)
+            rough = cls(server, redis, stt, tasks, stack, logs)
+            for name in WORKERS:
+                await rough._start(name)
+            await rough._until(len(WORKERS))
+            yield rough
+
+    async def run(self) -> None:
+        """Let it all happen; calls go on at the end."""
+        one, two = WORKERS
+        for number in range(CALLS):
+            self._begin(number)
+            await anyio.sleep(1.5)
+        await anyio.sleep(20)
+        self._note("every STT socket is cut")
+        self._stt.cut_all()
+        await anyio.sleep(25)
+        self._note(f"{RUSH} calls more, and the plan has {PERMITS} sockets")
+        for number in range(CALLS, CALLS + RUSH):
+            self._begin(number)
+        await anyio.sleep(20)
+        self._note("as many hang up")
+        for call in self._calls[:RUSH]:
+            call.hanging_up = True
+        await anyio.sleep(20)
+        self._note(f"{two} stands still for 8 s (SIGSTOP)")
+        self._lives[two].signal(signal.SIGSTOP)
+        await anyio.sleep(8)
+        self._lives[two].signal(signal.SIGCONT)
+        await anyio.sleep(22)
+        self._note(f"{one} is killed (SIGKILL), and started again 15 s later")
+        self._lives[one].signal(signal.SIGKILL)
+        await anyio.sleep(15)
+        await self._start(one)
+        await anyio.sleep(20)
+        self._note("Redis is killed, and started again 8 s later")
+        await self._server.kill()
+        await anyio.sleep(8)
+        await self._server.restart()
+        await anyio.sleep(22)
+        self._note("the STT service cuts all sockets and answers 503 for 12 s")
+        async with self._stt.outage("503"):
+            self._stt.cut_all()
+            await anyio.sleep(12)
+        await anyio.sleep(23)
+        self._note("a producer loses 2 s of audio, another announces an MP3")
+        self._producers[-1].chunks += 2_000 // WORD_MS
+        announced: dict[Any, Any] = {"session": "mp3", "encoding": "mp3", "sample_rate": "44100"}
+        await self._redis.xadd(Keys().sessions, announced)
+        await anyio.sleep(15)
+        self._note(f"{two} is stopped (SIGTERM), and started again")
+        self._lives[two].signal(signal.SIGTERM)
+        await self._lives[two].over()
+        await self._start(two)
+        await anyio.sleep(30)
+
+    def _note(self, what: str) -> None:
+        self.marks.append(Mark(time.time(), what))
+
+    def _begin(self, number: int) -> None:
+        call = Call(number)
+        entry = SessionEntry(
+            session=call.session,
+            encoding=Encoding(PCM16.encoding),
+            sample_rate=PCM16.sample_rate,
+        )
+        producer = Producer(self._redis, Keys(), entry)
+        self._calls.append(call)
+        self._producers.append(producer)
+        self._tasks.start_soon(_speak, call, producer)
+
+    async def _start(self, name: str) -> None:
+        settings = {
+            "REDIS_URL": self._server.url,
+            "STT_URL": self._stt.url,
+            "WORKER_ID": name,
+            "ADMIN_ADDR": f"127.0.0.1:{self.ports[name]}",
+            "MAX_SESSIONS": str(PLACES),
+            "STT_MAX_CONNECTIONS": str(PERMITS),
+            "DRAIN_S": "5",
+        }
+        log = self._logs / f"{name}.{len(self.marks)}.log"
+        life = WorkerProcess.start(name, ["run"], environment(settings), log)
+        self._lives[name] = await self._stack.enter_async_context(life)
+
+    async def _until(self, workers: int) -> None:
+        with anyio.fail_after(_TIMEOUT_S):
+            while await self._redis.hlen(Keys().workers) < workers:
+                await anyio.sleep(_LOOK_S)
+
+
+async def _speak(call: Call, producer: Producer) -> None:
+    """Announce a call and append its audio in real time until it hangs up."""
+    await producer.announce()
+    due = anyio.current_time()
+    while (chunk := call.next_chunk()) is not None:
+        await producer.append(chunk)
+        due += WORD_MS / 1000
+        await anyio.sleep_until(due)
+    await producer.end()

@@ -1,0 +1,133 @@
+"""The dashboard drawn: numbers as Grafana words them, every panel, and a real Prometheus."""
+
+import itertools
+import json
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.support.harness import PCM16, Harness
+from tests.system.deploy.chart import Line, lines
+from tests.system.deploy.dashboard import HERE, Run, picture, query
+from tests.system.deploy.plot import Span
+from tests.system.deploy.prometheus import Prometheus, Series
+from tests.system.deploy.units import ticks, worded
+from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
+from worker.local.redis import free_port
+
+DASHBOARD = json.loads((HERE / "dashboard.json").read_text("utf-8"))
+PANELS = {panel["id"]: panel for panel in DASHBOARD["panels"] if panel["type"] != "row"}
+SPAN = Span(1_000.0, 1_060.0, 2, [1_030.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0, "s", "0 s"),
+        (0.0123, "s", "12.3 ms"),
+        (1.5, "s", "1.5 s"),
+        (90, "s", "1.5 min"),
+        (0, "short", "0"),
+        (0.25, "short", "0.25"),
+        (44, "short", "44"),
+        (2_500, "short", "2.5 k"),
+        (12, "ops", "12 ops/s"),
+        (0.8, "percentunit", "80%"),
+        (0, "bytes", "0 B"),
+        (3 * 2**20, "bytes", "3 MiB"),
+        (768_000, "Bps", "768 kB/s"),
+    ],
+)
+def test_numbers_are_worded(value: float, unit: str, text: str) -> None:
+    assert worded(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("top", "unit", "axis"),
+    [
+        (0, "short", [0, 0.25, 0.5, 0.75, 1]),
+        (44, "short", [0, 20, 40, 60]),
+        (0.0031, "s", [0, 0.001, 0.002, 0.003, 0.004]),
+        (8.2, "s", [0, 2.5, 5, 7.5, 10]),
+        (300 * 1024, "bytes", [0, 100 * 1024, 200 * 1024, 300 * 1024]),
+    ],
+)
+def test_an_axis_has_round_numbers(top: float, unit: str, axis: list[float]) -> None:
+    assert ticks(top, unit, 4) == pytest.approx(axis)
+
+
+def test_every_unit_of_the_dashboard_is_known() -> None:
+    for panel in PANELS.values():
+        assert worded(1.0, panel["fieldConfig"]["defaults"]["unit"])
+
+
+def _texts(drawn: str) -> list[str]:
+    return [text for each in ET.fromstring(drawn).iter() if (text := each.text)]
+
+
+def test_every_panel_is_drawn_and_says_when_it_has_nothing() -> None:
+    shown = _texts(
+        picture(DASHBOARD, Run({name: [] for name in PANELS}, SPAN, ["1  done"], "none fired"))
+    )
+    for panel in DASHBOARD["panels"]:
+        assert panel["title"] in shown
+    assert shown.count("No data") == len(PANELS)
+    assert {"1  done", "none fired"} <= set(shown)
+
+
+def test_lines_are_named_as_the_legend_says() -> None:
+    (panel,) = (panel for panel in PANELS.values() if panel["title"] == "The network: sockets lost")
+    lost = Series({"turnbus_fault_class": "transient"}, [(1_000.0, 1.0), (1_002.0, 3.0)])
+    silent = Series({"turnbus_fault_class": "permanent"}, [])
+    found = lines(panel, [[lost, silent], [Series({}, [(1_000.0, 0.5)])]])
+    assert [line.name for line in found] == ["lost, transient", "replayed, s/s"]
+    drawn = picture(
+        DASHBOARD, Run({name: [] for name in PANELS} | {panel["id"]: found}, SPAN, [], "")
+    )
+    assert {"lost, transient", "replayed, s/s"} <= set(_texts(drawn))
+    assert _texts(drawn).count("No data") == len(PANELS) - 1
+
+
+@pytest.mark.parametrize("kind", ["stat", "timeseries"])
+def test_any_panel_can_hold_a_gap(kind: str) -> None:
+    points = [(1_000.0, 0.0), (1_002.0, 2.0), (1_010.0, 5.0)]
+    found = {
+        name: [Line("a", panel["fieldConfig"]["defaults"]["unit"], right=False, points=points)]
+        for name, panel in PANELS.items()
+        if panel["type"] == kind
+    }
+    drawn = picture(DASHBOARD, Run({name: [] for name in PANELS} | found, SPAN, [], ""))
+    assert _texts(drawn).count("No data") == len(PANELS) - len(found)
+
+
+@pytest.mark.skipif(not Prometheus.installed(), reason="Prometheus is not installed")
+async def test_prometheus_evaluates_every_panel(harness: Harness, tmp_path: Path) -> None:
+    port = free_port()
+    async with (
+        harness.worker_process("one", tmp_path / "log", admin_addr=f"127.0.0.1:{port}"),
+        Prometheus.start({"one": port}, HERE / "alerts.yaml", 1, tmp_path) as prometheus,
+    ):
+
+        async def silent() -> set[str]:
+            """Return the panels without data now."""
+            found = set()
+            for panel in PANELS.values():
+                now = time.time()
+                for target in panel["targets"]:
+                    if await prometheus.query(query(target["expr"]), now - 30, now, 1):
+                        break
+                else:
+                    found.add(panel["title"])
+            return found
+
+        calls = (f"call-{number}" for number in itertools.count())
+        with anyio.fail_after(60):
+            while await silent():
+                call = next(calls)
+                await harness.announce(call, PCM16)
+                await harness.play(
+                    call, synthesize_words([1, 2], PCM16) + synthesize_silence(900, PCM16)
+                )

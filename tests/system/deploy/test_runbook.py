@@ -1,0 +1,59 @@
+"""The runbook's commands can be pasted: their syntax is right and what they name is there."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.system.deploy.container import ROOT
+from tests.system.deploy.manifests import DEPLOY, one, overlay
+from worker.cli.main import _parser
+
+PAGES = sorted(DEPLOY.glob("*.md")) + sorted(DEPLOY.glob("[!o]*/**/*.md"))
+RUNBOOK = (DEPLOY / "RUNBOOK.md").read_text("utf-8")
+
+
+def _blocks(text: str) -> list[str]:
+    found = re.findall(r"^( *)(?:\d+\. )?```bash\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(f"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DEPLOY)))
+def test_commands_are_well_formed(page: Path) -> None:
+    for block in _blocks(page.read_text("utf-8")):
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DEPLOY)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_runbook_has_commands() -> None:
+    assert len(_blocks(RUNBOOK)) > 10
+
+
+def test_what_the_runbook_names_is_there() -> None:
+    found = re.search(r"OVERLAY=(\S+)", RUNBOOK)
+    assert found
+    path = ROOT / found[1]
+    assert path.is_dir()
+    manifests = overlay(path.name)
+    pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+    secrets = {volume["secret"]["secretName"] for volume in pod["volumes"]}
+    for each in pod["containers"][0]["env"]:
+        secrets |= {each.get("valueFrom", {}).get("secretKeyRef", {}).get("name")} - {None}
+    for reference in one(manifests, "TriggerAuthentication")["spec"]["secretTargetRef"]:
+        secrets.add(reference["name"])
+    made = set(re.findall(r"create secret generic (\S+)", RUNBOOK))
+    assert made == secrets
+
+
+def test_the_runbook_uses_commands_there_are() -> None:
+    lines = re.findall(r"^t ([^#\n]+)", RUNBOOK, re.MULTILINE)
+    assert lines
+    for line in lines:
+        _parser(line.split()).parse_args(line.split())

@@ -1,0 +1,220 @@
+"""The demo as a process: real speech, real workers, and nothing left behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.collector import collecting
+from tests.support.processes import left_of
+from tests.support.sounds import pcm, samples_of, wav
+from worker.cli.main import main
+from worker.local.clips import CLIPS
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    """Where the demo puts its files."""
+    path = tmp_path / "temporary"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def demo(temporary: Path) -> Iterator[Start]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **variables: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker", "demo", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # What a user has set for the real thing must not reach the demo.
+            env={
+                **os.environ,
+                "TMPDIR": str(temporary),
+                "TURNBUS_REDIS_URL": "redis://nowhere",
+                **variables,
+            },
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def short_clip(tmp_path: Path) -> Path:
+    """The first three seconds of one."""
+    (clip,) = (clip for clip in CLIPS if clip.path.stem == "commands")
+    path = tmp_path / "short.wav"
+    path.write_bytes(wav(pcm(samples_of(clip.path, 16_000)[:48_000]), 16_000))
+    return path
+
+
+def offspring(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    children: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
+    return children
+
+
+def assert_gone(processes: list[psutil.Process], temporary: Path) -> None:
+    assert processes
+    assert left_of(processes) == []
+    assert list(temporary.iterdir()) == []
+
+
+def test_real_speech_survives_a_kill(demo: Start, temporary: Path) -> None:
+    """The whole of it, with two sessions: 20 s. Spans and metrics go to the user's collector."""
+    with collecting() as collector:
+        process = demo(
+            *("--sessions", "2", "--json"),
+            OTEL_TRACES_EXPORTER="otlp",
+            OTEL_METRICS_EXPORTER="otlp",
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = process.stdout.readline()
+        running = offspring(process)
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    *events, summary = [json.loads(line) for line in [first, *output.splitlines()]]
+
+    assert summary["type"] == "demo.summary"
+    assert summary["total"]["word_error_rate"] < 0.15
+    assert summary["total"]["turns"] >= 4
+    assert summary["total"]["missing_ms"] == 0
+    assert summary["total"]["end_delay_median_s"] > 0
+    assert {one["encoding"] for one in summary["sessions"]} == {"pcm_s16le", "pcm_mulaw"}
+    assert summary["kill"]["sessions"]
+    moved = [one for one in summary["sessions"] if one["session"] in summary["kill"]["sessions"]]
+    assert all(len(one["workers"]) == 2 for one in moved)
+
+    for one in summary["sessions"]:
+        own = [event for event in events if event["session"] == one["session"]]
+        assert [event["seq"] for event in own] == list(range(1, len(own) + 1))
+        assert (own[0]["type"], own[-1]["type"]) == ("session.started", "session.ended")
+        assert max(event["connection"] for event in own) == one["connections"]
+        said = [event["transcript"].strip() for event in own if event["type"] == "turn.end"]
+        assert " ".join(said) == one["transcript"]
+    assert_gone(running, temporary)
+
+    sent = {span.span_id for span in collector.spans if span.name == "send stt.sessions"}
+    assert len(sent) == 2
+    turns = [span for span in collector.spans if span.name == "process stt.audio"]
+    assert {span.parent_span_id for span in turns} == sent
+    assert {metric.name for metric in collector.metrics} >= {"turnbus.sessions"}
+
+
+def test_a_file_of_ones_own_in_plain_lines(demo: Start, short_clip: Path, temporary: Path) -> None:
+    process = demo(str(short_clip), "--no-kill", "--traces")
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    assert output.startswith("starting Redis ...\n")
+    assert "Go forward" in output
+    assert re.search(r"s  short  turn\.end +0 Go forward", output)
+    assert "unknown, as is what these files say" in output
+    spans = output.partition("Spans, a trace of each session")[2].partition("Summary")[0]
+    assert re.search(r"^short  [0-9a-f]{32}$", spans, re.MULTILINE)
+    made = re.findall(r"^ +([a-z]+ stt\S*) +(demo|worker-[12]) +[\d.]+ s ", spans, re.MULTILINE)
+    assert made[0] == ("send stt.sessions", "demo")
+    assert {name for name, _ in made[1:]} == {
+        "receive stt.sessions",
+        "connect stt",
+        "process stt.audio",
+        "flush stt",
+    }
+    assert "turnbus push" in output.partition("Where to go next")[2]
+    assert "\x1b" not in output
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
+def test_stopped_in_the_middle_it_leaves_nothing(
+    demo: Start, short_clip: Path, temporary: Path, stop: signal.Signals
+) -> None:
+    process = demo(str(short_clip), "--json")
+    assert process.stdout is not None
+    assert "session.started" in process.stdout.readline()
+    running = offspring(process)
+    assert len(running) >= 4  # Redis, the turns server and two workers
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if stop is signal.SIGINT else -stop)
+    assert "Traceback" not in errors
+    assert_gone(running, temporary)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_named(demo: Start, short_clip: Path, temporary: Path) -> None:
+    process = demo(str(short_clip), "--no-kill", "--json")
+    assert process.stdout is not None
+    process.stdout.readline()
+    running = offspring(process)
+    # Beside it is its watcher, a shell with the same words in its command line.
+    commands = {one: one.cmdline() for one in running}
+    (server,) = (
+        one
+        for one, command in commands.items()
+        if command[0] == sys.executable and "stt-server" in command
+    )
+    server.kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "turnbus: the turns server stopped by itself (SIGKILL); it last wrote:\n" in errors
+    assert "Traceback" not in errors
+    assert_gone(running, temporary)
+
+
+def test_a_file_that_cannot_be_played_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", str(tmp_path / "none.wav")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        f"turnbus: {tmp_path / 'none.wav'}: cannot be read: No such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "what"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, "--traces: spans go elsewhere, as OTEL_TRACES_EXPORTER"),
+        ({"OTEL_SDK_DISABLED": "true"}, "--traces: OTEL_SDK_DISABLED=true lets no span be made"),
+    ],
+)
+def test_spans_that_cannot_be_shown(
+    variables: dict[str, str],
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["demo", "--traces"]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, what in captured.err) == ("", True)
+
+
+@pytest.mark.parametrize("count", ["0", "13", "x"])
+def test_bad_usage(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["demo", "--sessions", count])
+    assert end.value.code == 2
+    assert "--sessions: must be 1 to 12" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""What is right and wrong about a session, told from its events."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import turns
+from worker.bench.checker import Differences, WordChecker, WordResult, compare
+
+
+@pytest.mark.parametrize(
+    ("heard", "differences", "told"),
+    [
+        ([0, 1, 2, 3], Differences([], [], []), ""),
+        ([], Differences([0, 1, 2, 3], [], []), "lost 0 1 2 3"),
+        ([0, 1, 3], Differences([2], [], []), "lost 2"),
+        ([0, 1, 1, 2, 3], Differences([], [1], []), "repeated 1"),
+        ([0, 1, 2, 3, 0, 1], Differences([], [0, 1], []), "repeated 0 1"),
+        ([0, 1, "!2", 3], Differences([2], [], ["!2"]), "lost 2; wrong !2"),
+        ([0, 1, 2, 3, 4], Differences([], [], [4]), "wrong 4"),
+        ([0, 2, 1, 3], Differences([], [], [1]), "wrong 1"),
+    ],
+)
+def test_words_are_compared(heard: list[int | str], differences: Differences, told: str) -> None:
+    assert compare(4, heard) == differences
+    assert str(differences) == told
+
+
+@given(st.integers(0, 40), st.lists(st.integers(0, 50) | st.just("!?"), max_size=60))
+def test_only_what_was_said_is_right(said: int, heard: list[int | str]) -> None:
+    assert any(compare(said, heard)) == (heard != list(range(said)))
+
+
+COMMON: dict[str, Any] = {
+    "session": "s",
+    "run": "1-0",
+    "at": 0.0,
+    "audio_ms": 0,
+    "provider": "cartesia",
+    "request_id": "",
+    "connection": 1,
+}
+
+
+def heard(*events: tuple[type, dict[str, Any]], skip: int = 0) -> WordChecker:
+    """Hear events, the nth of them appended at n * 10 ms; `skip` makes a hole in `seq`."""
+    tally = WordChecker()
+    for number, (kind, fields) in enumerate(events, 1):
+        seq = number + (skip if number > 1 else 0)
+        tally.add(kind(seq=seq, **COMMON, **fields), number * 10)
+    return tally
+
+
+def said(text: str, turn: int = 0) -> list[tuple[type, dict[str, Any]]]:
+    """Return a turn that grows by a word at a time."""
+    words = text.split(" ")
+    grown = [" ".join(words[: n + 1]) for n in range(len(words))]
+    return [
+        (turns.TurnStart, {"turn": turn}),
+        *((turns.TurnUpdate, {"turn": turn, "transcript": part}) for part in grown if part),
+        (turns.TurnEagerEnd, {"turn": turn, "transcript": text}),
+        (turns.TurnEnd, {"turn": turn, "transcript": text, "reason": "model"}),
+    ]
+
+
+END: tuple[type, dict[str, Any]] = (turns.SessionEnded, {"reason": "end", "turns": 2})
+
+
+def test_a_session_as_it_should_be() -> None:
+    tally = heard(*said("w0 w1"), *said(" w2 w3", 1), END)
+    assert tally.ended
+    assert tally.verdict(4) == WordResult(words=4)
+    assert tally.verdict(4).ok
+    assert tally.failures(4) == ""
+    assert tally.updated_ms == {0: 20, 1: 30, 2: 70, 3: 80}
+
+
+def test_what_is_shown_again_counts_when_it_came_first() -> None:
+    update = (turns.TurnUpdate, {"turn": 0, "transcript": "w0"})
+    tally = heard((turns.TurnStart, {"turn": 0}), update, update)
+    assert tally.updated_ms == {0: 20}
+
+
+@pytest.mark.parametrize(
+    ("tally", "verdict"),
+    [
+        (heard(*said("w0 w1")), WordResult(words=2, unended=1)),
+        (heard(*said("w0"), END), WordResult(words=2, lost=1)),
+        (heard(*said("w0 w1 w1"), END), WordResult(words=2, repeated=1)),
+        (heard(*said("w0 w1"), END, skip=1), WordResult(words=2, seq_faults=1)),
+        (
+            heard(*said("w0 w1"), (turns.AudioGap, {"missing_ms": 1, "reason": "producer"}), END),
+            WordResult(words=2, faults=1),
+        ),
+    ],
+)
+def test_what_is_wrong_is_counted(tally: WordChecker, verdict: WordResult) -> None:
+    assert tally.verdict(2) == verdict
+    assert not verdict.ok
+
+
+def test_failures_are_told_in_words() -> None:
+    tally = heard(*said("w0 w0 !2"), skip=1)
+    assert tally.failures(2) == "lost 1; repeated 0; wrong !2; seq faults 1; not ended"
+
+
+def test_verdicts_add_up() -> None:
+    both = WordResult(words=2, lost=1) + WordResult(words=3, lost=2, unended=1)
+    assert both == WordResult(words=5, lost=3, unended=1)

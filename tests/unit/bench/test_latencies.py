@@ -1,0 +1,34 @@
+"""The worker's own delays, from the metrics it tells."""
+
+import pytest
+
+from worker.bench.latencies import APPENDED, SENT, HistogramReading, Latencies, Latency
+from worker.telemetry.counters import Histogram
+from worker.telemetry.metrics import INSTRUMENTS, Sample
+from worker.telemetry.prometheus import render
+
+
+def _text(sent_s: list[float], appended_s: list[float]) -> str:
+    found = {"turnbus.chunk.lag": Histogram(), "turnbus.commit.duration": Histogram()}
+    for name, values in zip(found, (sent_s, appended_s), strict=True):
+        for value in values:
+            found[name].observe(value)
+    return render(
+        Sample(each, found[each.name]) for each in INSTRUMENTS if each.name in found
+    ).decode()
+
+
+def test_only_what_was_counted_between_two_readings_counts() -> None:
+    before = HistogramReading(_text([9.0] * 50, [9.0] * 50))
+    after = HistogramReading(_text([9.0] * 50 + [0.004] * 98 + [0.04] * 2, [9.0] * 50 + [0.0015]))
+    assert before.until(after) == Latencies(Latency(5, 50), Latency(2, 2))
+
+
+def test_nothing_counted_is_no_delay() -> None:
+    reading = HistogramReading(_text([1.0], []))
+    assert reading.until(reading) == Latencies()
+
+
+@pytest.mark.parametrize("name", [SENT, APPENDED])
+def test_the_metrics_are_there(name: str) -> None:
+    assert f"{name}_bucket" in _text([], [])

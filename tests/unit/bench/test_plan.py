@@ -1,0 +1,96 @@
+"""What every session of a benchmark says, and when."""
+
+from collections import Counter
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas import Encoding
+from worker.bench.plan import SLOT_MS, WORDS, Plan, Speech, starts
+from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
+from worker.local.emulator.engines.script import ScriptEngine, words_of
+
+PLANS = st.builds(
+    Plan,
+    sessions=st.integers(1, 400),
+    chunk_ms=st.integers(1, 30).map(lambda slots: slots * SLOT_MS),
+    warmup=st.floats(1, 20),
+)
+
+
+@given(PLANS)
+def test_sessions_start_within_the_first_half_of_the_warm_up(plan: Plan) -> None:
+    slots = plan.warmup / 2 * 1_000 / SLOT_MS + plan.chunk_ms / SLOT_MS
+    for start in starts(plan):
+        assert 0 <= start.slot <= slots
+        assert start.silent_chunks >= 0
+
+
+@given(PLANS)
+def test_chunks_are_spread_over_the_chunk_interval(plan: Plan) -> None:
+    phases = plan.chunk_ms // SLOT_MS
+    crowds = Counter(start.slot % phases for start in starts(plan))
+    assert max(crowds.values()) <= plan.sessions / phases + 3
+
+
+@given(PLANS)
+def test_turns_are_spread_over_the_utterance(plan: Plan) -> None:
+    slots = plan.chunk_ms // SLOT_MS
+    crowds = Counter(
+        (start.slot // slots + start.silent_chunks) % plan.cycle for start in starts(plan)
+    )
+    assert max(crowds.values()) <= plan.sessions / plan.cycle + 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "rate", "chunk_ms"),
+    [
+        (Encoding.PCM_S16LE, 16_000, 100),
+        (Encoding.PCM_MULAW, 8_000, 20),
+        (Encoding.PCM_F32LE, 11_025, 30),
+        (Encoding.PCM_S16LE, 16_000, 300),
+    ],
+)
+async def test_each_word_is_heard_with_its_last_chunk(
+    encoding: Encoding, rate: int, chunk_ms: int
+) -> None:
+    plan = Plan(encoding=encoding, sample_rate=rate, chunk_ms=chunk_ms, seconds=5, warmup=1)
+    speech = Speech(plan)
+    events: list[EngineEvent] = []
+    engine = ScriptEngine()
+    hearing = engine.open(AudioFormat(encoding, rate), TurnSettings(), (), events.append)
+    heard_in: dict[int | str, int] = {}
+    texts = []
+    for number, chunk in enumerate(speech.chunks):
+        await hearing.feed(chunk)
+        for event in events:
+            words = words_of(event.transcript or "")
+            heard_in |= {word: number for word in words if word not in heard_in}
+            if event.kind == "turn.end":
+                texts.append(words)
+        events.clear()
+    said = speech.words_in(len(speech.chunks))
+    assert said == len(texts) * WORDS
+    assert [word for text in texts for word in text] == list(range(said))
+    assert heard_in == {word: speech.last_chunk(word) for word in range(said)}
+
+
+@settings(max_examples=20)
+@given(PLANS)
+def test_there_is_enough_to_say(plan: Plan) -> None:
+    speech = Speech(plan)
+    needed = (plan.warmup + plan.seconds) * plan.chunks_per_s
+    assert len(speech.chunks) >= needed + plan.cycle - 1
+    assert len(speech.chunks) % plan.cycle == 0
+
+
+@settings(max_examples=20)
+@given(PLANS, st.floats(1, 60))
+def test_lives_end_spread_over_a_life_and_there_is_enough_to_say(plan: Plan, life: float) -> None:
+    brief = msgspec.structs.replace(plan, life=life)
+    lives = [start.life for start in starts(brief)]
+    assert lives == sorted(lives, reverse=True)
+    assert 0 < lives[-1] <= lives[0] == brief.life_chunks
+    assert len(Speech(brief).chunks) >= brief.life_chunks + brief.cycle - 1

@@ -1,0 +1,185 @@
+"""From readings to the report."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.bench.checker import WordResult
+from worker.bench.latencies import Latencies, Latency
+from worker.bench.machine import Machine
+from worker.bench.meter import Sample
+from worker.bench.plan import Plan
+from worker.bench.report import (
+    MEASURES,
+    Report,
+    Run,
+    footer,
+    json_of,
+    quantiles,
+    rows,
+    run_of,
+    slope,
+    text_of,
+    warnings,
+)
+
+PLAN = Plan(sessions=100, seconds=10)
+MACHINE = Machine("A CPU", 2, (0.1, 0.2, 0.3), "Linux 6")
+
+
+def sample(at: float, share: float = 0.1, rss: int = 0, busy: float = 0.5) -> Sample:
+    """Read processes that always used so much of a core, on a machine always so busy."""
+    names = ("worker", "redis", "stt_server", "bench")
+    return Sample(
+        at,
+        int(at * 1_000),
+        dict.fromkeys(names, at * share),
+        dict.fromkeys(names, rss),
+        at * 2 * busy,
+    )
+
+
+def run(
+    share: float = 0.1, busy: float = 0.5, late_ms: float = 0.0, verdict: WordResult | None = None
+) -> Run:
+    """Return a run of 10 s with 1000 chunks a second."""
+    return run_of(
+        PLAN,
+        sample(0, rss=1024**2),
+        [sample(at, share, 2**20 * rss, busy) for at, rss in ((5, 5), (10, 6), (15, 6))],
+        cores=2,
+        chunks=10_000,
+        begun=50,
+        events=4_000,
+        latencies_ms=[3, 1, 2],
+        delays=Latencies(Latency(10, 20), Latency(3, 5)),
+        slots_late_ms=[late_ms] * 1_000,
+        verdict=verdict or WordResult(words=10),
+        failures=[],
+    )
+
+
+def report(*runs: Run) -> Report:
+    known = {"python": "3.11", "uvloop": None, "server": "valkey 9"}
+    return Report(date="2026-01-01", machine=MACHINE, versions=known, plan=PLAN, runs=runs)
+
+
+def test_a_run_is_worked_out() -> None:
+    got = run()
+    assert got.chunks_per_s == 1_000
+    assert got.events_per_s == 400
+    assert got.cpu_us_per_chunk["worker"] == pytest.approx(100)
+    assert got.cpu_share["redis"] == pytest.approx(0.1)
+    assert got.sessions_per_core == pytest.approx(1_000)
+    assert got.kib_per_session == pytest.approx(51.2)
+    assert got.worker_rss == (5 * 2**20, 6 * 2**20, 6 * 2**20)
+    assert got.growth_kib_per_min == pytest.approx(6 * 1024)
+    assert got.kib_per_begun == pytest.approx(20.48)
+    assert (got.latency_ms.count, got.latency_ms.p50, got.latency_ms.max) == (3, 2, 3)
+    assert got.machine_busy == pytest.approx(0.5)
+    assert got.others_busy == pytest.approx(0.3)
+    assert got.slots_late == 0
+
+
+def test_a_run_in_which_nothing_happened_is_no_division_by_zero() -> None:
+    got = run_of(
+        PLAN,
+        sample(0),
+        [sample(5, 0), sample(15, 0)],
+        cores=2,
+        chunks=0,
+        begun=0,
+        events=0,
+        latencies_ms=[],
+        delays=Latencies(),
+        slots_late_ms=[],
+        verdict=WordResult(),
+        failures=[],
+    )
+    assert (got.chunks_per_s, got.latency_ms.max, got.slots_late) == (0, 0, 0)
+    assert (got.growth_kib_per_min, got.kib_per_begun) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [([], 0), ([(1, 5)], 0), ([(1, 5), (1, 9)], 0), ([(0, 1), (1, 3), (2, 5)], 2)],
+)
+def test_a_slope_is_of_the_line_through_all_points(
+    points: list[tuple[float, float]], expected: float
+) -> None:
+    assert slope(points) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=1))
+def test_quantiles_are_values_that_occurred_in_order(values: list[int]) -> None:
+    got = quantiles(values)
+    assert got.count == len(values)
+    assert {got.p50, got.p90, got.p99, got.max} <= set(values)
+    assert got.p50 <= got.p90 <= got.p99 <= got.max == max(values)
+
+
+def test_quantiles_are_of_nearest_rank() -> None:
+    got = quantiles(range(1, 101))
+    assert (got.p50, got.p90, got.p99, got.max) == (50, 90, 99, 100)
+
+
+def test_the_table_has_every_measure_and_no_spread_for_one_run() -> None:
+    table = rows(report(run()))
+    assert len(table) == len(MEASURES) + 7
+    assert not any(row.spread for row in table)
+
+
+def test_several_runs_give_medians_and_ranges() -> None:
+    first = rows(report(run(0.1), run(0.4), run(0.2)))[0]
+    assert (first.label, first.value, first.spread) == ("worker CPU", "200.0", "100.0 - 400.0")
+
+
+def test_the_text_lines_up() -> None:
+    text = text_of(report(run()))
+    lines = text.splitlines()
+    assert "100 sessions, 100 ms chunks, pcm_s16le 16000 Hz, 10 s after 5 s" in lines
+    assert "python 3.11, uvloop -, server valkey 9" in lines
+    ends = {line.index(unit) for line in lines for unit in ("us/chunk", " % of") if unit in line}
+    assert len(ends) <= 2
+    assert not any(line != line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        (run(), []),
+        (run(late_ms=11), ["the producer was late in 100.0% of its slots, by up to 11 ms"]),
+        (run(busy=0.95), ["the machine was 95% busy, 75% with other programs"]),
+        (
+            run(share=0.9),
+            ["the STT server used 90%", "the bench process used 90%", "the worker used 90%"],
+        ),
+    ],
+)
+def test_what_spoils_the_numbers_is_told(measured: Run, said: list[str]) -> None:
+    got = warnings(report(run(), measured))
+    assert len(got) == len(said)
+    assert all(line.startswith(start) for line, start in zip(got, said, strict=True))
+
+
+def test_a_lost_word_is_told_last_and_in_the_table() -> None:
+    failed = msgspec.structs.replace(
+        run(verdict=WordResult(words=10, lost=3)), failures=("bench-1: lost 1 2 3",)
+    )
+    lossy = report(run(), failed)
+    assert footer(lossy)[0] == "bench-1: lost 1 2 3"
+    assert footer(lossy)[-1].startswith("FAILED")
+    assert {row.label: row.value for row in rows(lossy)}["lost"] == "3"
+    assert not msgspec.json.decode(json_of(lossy))["ok"]
+
+
+def test_json_is_one_object() -> None:
+    got = msgspec.json.decode(json_of(report(run(0.1), run(0.2))))
+    assert got["ok"] is True
+    assert got["machine"]["cores"] == 2
+    assert got["versions"]["server"] == "valkey 9"
+    assert got["plan"]["sessions"] == 100
+    assert len(got["runs"]) == 2
+    assert set(got["results"]) == {measure.name for measure in MEASURES}
+    assert set(got["results"]["worker_us_per_chunk"]) == {"median", "min", "max"}

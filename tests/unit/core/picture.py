@@ -1,0 +1,156 @@
+"""The picture of the turn tracker, drawn from its code.
+
+`python -m tests.unit.core.picture` writes it.
+
+The table gives the actions. The tracker itself gives the transitions: this module visits every
+state that a few steps reach, and tries every input there.
+"""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from itertools import product
+from typing import Final, NamedTuple
+
+from tests.docs.pages import write_block
+from worker.core.turn_tracker import (
+    TABLE,
+    Action,
+    ProviderInput,
+    ProviderState,
+    PublishedState,
+    TurnTracker,
+)
+
+PAGE: Final = "architecture.md"
+BLOCK: Final = "turn tracker"
+
+_NEW_SOCKET: Final = "new socket"
+_STEPS: Final = 6
+"""Enough for a turn that is proposed, goes on, and is heard again on another socket."""
+
+_WORDED: Final = (ProviderInput.UPDATE, ProviderInput.EAGER_END, ProviderInput.END)
+_TEXTS: Final = ("one", "one two")
+_POSITIONS: Final = (10, 20)
+
+_LEGEND: Final = """\
+An arrow has the provider's message and, after the slash, what is published then. Without a slash it
+is nothing, or depends on the text. A message that changes neither view has no arrow. If one message
+has several arrows, its text and position decide.
+"""
+
+
+class Place(NamedTuple):
+    """Where a tracker stands."""
+
+    shown: PublishedState
+    heard: ProviderState
+
+    @classmethod
+    def of(cls, tracker: TurnTracker) -> "Place":
+        """Look at a tracker."""
+        return cls(tracker.published, tracker._provider)
+
+    @property
+    def name(self) -> str:
+        """Name it in a diagram."""
+        return f"{self.shown.value}_{self.heard.value}"
+
+
+class Arrow(NamedTuple):
+    """A way from one place to another."""
+
+    start: Place
+    said: str
+    end: Place
+
+
+def arrows() -> dict[Arrow, set[tuple[str, ...]]]:
+    """Return every way there is, with all that was seen to be published on it."""
+    found: dict[Arrow, set[tuple[str, ...]]] = {}
+    known: set[str] = set()
+    trackers = [TurnTracker()]
+    for _ in range(_STEPS):
+        reached = []
+        for before in trackers:
+            for said, after, published in _steps(before):
+                arrow = Arrow(Place.of(before), said, Place.of(after))
+                found.setdefault(arrow, set()).add(published)
+                if (state := _state(after)) not in known:
+                    known.add(state)
+                    reached.append(after)
+        trackers = reached
+    return found
+
+
+def _steps(tracker: TurnTracker) -> Iterator[tuple[str, TurnTracker, tuple[str, ...]]]:
+    opened = deepcopy(tracker)
+    opened.socket_opened()
+    yield _NEW_SOCKET, opened, ()
+    for said, position in product(ProviderInput, _POSITIONS):
+        for text in _TEXTS if said in _WORDED else (None,):
+            after = deepcopy(tracker)
+            drafts = after.on_input(said, text, position)
+            if not after.violations:
+                yield said.value, after, tuple(draft.kind for draft in drafts)
+
+
+def _state(tracker: TurnTracker) -> str:
+    """Tell trackers apart, whatever the number of their turn."""
+    return repr([tracker.state.open, *list(vars(tracker).items())[1:]])
+
+
+def markdown() -> str:
+    """Return the diagram and its tables."""
+    found = arrows()
+    places = sorted({arrow.start for arrow in found}, key=_order)
+    parts = ["", _diagram(found, places), _LEGEND, _table(places), _actions(), ""]
+    return "\n".join(parts)
+
+
+def _order(place: Place) -> tuple[int, int]:
+    return list(PublishedState).index(place.shown), list(ProviderState).index(place.heard)
+
+
+def _diagram(found: dict[Arrow, set[tuple[str, ...]]], places: Sequence[Place]) -> str:
+    lines = ["```mermaid", "stateDiagram-v2"]
+    lines += [
+        f'    state "published {place.shown.value}, provider {place.heard.value}" as {place.name}'
+        for place in places
+    ]
+    lines.append(f"    [*] --> {Place(PublishedState.NONE, ProviderState.NONE).name}")
+    said = [*(each.value for each in ProviderInput), _NEW_SOCKET]
+    for start, end in product(places, places):
+        ways = [way for name in said if (way := Arrow(start, name, end)) in found]
+        if start != end:
+            lines += [f"    {start.name} --> {end.name}: {_label(way, found[way])}" for way in ways]
+    return "\n".join([*lines, "```", ""])
+
+
+def _label(way: Arrow, published: set[tuple[str, ...]]) -> str:
+    certain = next(iter(published)) if len(published) == 1 else ()
+    return f"{way.said} / {', '.join(certain)}" if certain else way.said
+
+
+def _table(places: Sequence[Place]) -> str:
+    lines = [
+        "| published | provider | "
+        + " | ".join(f"`{said.value}`" for said in ProviderInput)
+        + " |",
+        "|---|---|" + "---|" * len(ProviderInput),
+    ]
+    for place in places:
+        actions = [
+            TABLE.get((*place, said), Action.VIOLATION).name.lower() for said in ProviderInput
+        ]
+        lines.append(f"| {place.shown.value} | {place.heard.value} | {' | '.join(actions)} |")
+    return "\n".join([*lines, ""])
+
+
+def _actions() -> str:
+    lines = ["| action | |", "|---|---|"]
+    lines += [f"| {action.name.lower()} | {action.value} |" for action in Action]
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    write_block(PAGE, BLOCK, markdown())

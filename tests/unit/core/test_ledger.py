@@ -1,0 +1,313 @@
+"""The ledger: positions by example, and every reading and rereading against a plain model."""
+
+from typing import NamedTuple
+
+import msgspec
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from schemas.audio import AudioEntry
+from worker.core import sequence, stream_ids
+from worker.core.ledger import MAX_PRODUCERS, Admitted, Ledger, LedgerState, Position, Segment
+from worker.core.sequence import Doubt, Sequence
+
+
+def _round_trip(state: LedgerState) -> LedgerState:
+    return msgspec.json.decode(msgspec.json.encode(state), type=LedgerState)
+
+
+def _numbered(seq: int, audio: bytes = b"aa", src: str = "") -> AudioEntry:
+    return AudioEntry(audio=audio, seq=seq, src=src)
+
+
+def test_an_empty_ledger_reads_from_the_beginning() -> None:
+    ledger = Ledger(2)
+    assert (ledger.read_after, ledger.committed, ledger.read_bytes) == ("0-0", Position("0-0"), 0)
+    assert not ledger.commit_to(100)
+    assert msgspec.json.encode(ledger.state) == b"{}"
+
+
+def test_positions_lie_inside_entries_and_between_them() -> None:
+    ledger = Ledger(2)
+    for at, size in enumerate((3, 4, 2), 1):
+        ledger.admit(f"{at}-0", AudioEntry(audio=bytes(size)))
+    assert ledger.read_bytes == 9
+    assert list(ledger.segments(2, 4)) == [Segment("1-0", 0, 3), Segment("2-0", 3, 4)]
+    assert list(ledger.segments(3, 7)) == [Segment("2-0", 3, 4)]
+    assert list(ledger.segments(7, 7)) == []
+
+    moves = []
+    for position in (1, 2, 3, 5, 4, 6, 7, 8, 9, 99):
+        moved = ledger.commit_to(position)
+        moves.append((position, moved, ledger.committed, ledger.committed_bytes))
+    assert moves == [
+        (1, False, Position("0-0"), 0),
+        (2, True, Position("1-0", 2), 2),
+        (3, False, Position("1-0", 2), 2),
+        (5, True, Position("2-0", 1), 4),
+        (4, False, Position("2-0", 1), 4),
+        (6, True, Position("2-0", 3), 6),
+        (7, False, Position("2-0", 3), 6),
+        (8, True, Position("3-0", 1), 8),
+        (9, False, Position("3-0", 1), 8),  # half a sample is not heard
+        (99, False, Position("3-0", 1), 8),
+    ]
+
+
+def test_an_entry_that_is_settled_whole_is_not_read_again() -> None:
+    ledger = Ledger(2)
+    ledger.admit("5-3", AudioEntry(audio=b"aabb"))
+    ledger.commit_to(4)
+    assert ledger.committed == Position("5-4")
+    assert ledger.read_after == "5-3"
+    assert ledger.state.committed_bytes == 4
+
+
+def test_repeats_are_dropped_and_holes_are_told() -> None:
+    ledger = Ledger(2)
+    told = [
+        ledger.admit("1-0", _numbered(7)),
+        ledger.admit("2-0", _numbered(7)),
+        ledger.admit("3-0", _numbered(8)),
+        ledger.admit("4-0", _numbered(11)),
+        ledger.admit("5-0", _numbered(8)),
+        ledger.admit("6-0", _numbered(0, src="b")),
+        ledger.admit("7-0", AudioEntry(audio=b"aa")),
+        ledger.admit("8-0", _numbered(12)),
+        ledger.admit("9-0", _numbered(9)),
+    ]
+    new, repeated = Admitted(b"aa"), Admitted(repeated=True)
+    late = Admitted(b"aa", doubt=Doubt.BACK, before=12)
+    assert told == [new, repeated, new, Admitted(b"aa", missing=2), repeated, new, new, new, late]
+    assert ledger.read_bytes == 14
+
+
+def test_state_of_earlier_version_is_read() -> None:
+    ledger = Ledger(2, LedgerState(producers={"a": 70_000}))
+    assert ledger.admit("1-0", _numbered(69_000, src="a")).repeated
+    assert ledger.admit("2-0", _numbered(70_001, src="a")) == Admitted(b"aa")
+    assert ledger.admit("3-0", _numbered(3, src="a")).audio == b"aa"
+    ledger.commit_to(ledger.read_bytes)
+    assert ledger.state.producers == {"a": 3}, "an earlier version goes on from there"
+
+
+def test_counts_of_another_version_are_not_mixed() -> None:
+    """A worker of an earlier version goes on counting and keeps only the last `seq`."""
+    ledger = Ledger(2)
+    ledger.admit("1-0", _numbered(7))
+    ledger.commit_to(2)
+    older = msgspec.structs.replace(ledger.state, producers={"": 90})
+    assert Ledger(2, _round_trip(older)).admit("2-0", _numbered(90)).repeated
+
+
+def test_seq_counts_entries_with_audio_only() -> None:
+    ledger = Ledger(2)
+    ledger.admit("1-0", _numbered(1))
+    assert ledger.admit("2-0", AudioEntry(seq=9, end=False)) == Admitted()
+    assert ledger.admit("3-0", _numbered(2)) == Admitted(b"aa")
+
+
+def test_after_the_end_nothing_is_taken() -> None:
+    ledger = Ledger(2)
+    assert ledger.admit("1-0", AudioEntry(audio=b"aa", end=True)) == Admitted(b"aa")
+    assert ledger.end == "1-0"
+    assert ledger.admit("1-1", AudioEntry(audio=b"bb", end=True)) == Admitted()
+    ledger.rewind()
+    assert ledger.admit("1-0", AudioEntry(audio=b"aa", end=True)) == Admitted(b"aa")
+    assert Ledger(2, _round_trip(ledger.state)).end == "1-0"
+
+
+def test_what_is_wrong_is_announced_once() -> None:
+    ledger = Ledger(2)
+    assert ledger.mark_reported("3-0")
+    assert not ledger.mark_reported("3-0")
+    ledger.rewind()
+    assert not ledger.mark_reported("2-5")
+    heir = Ledger(2, _round_trip(ledger.state))
+    assert not heir.mark_reported("3-0")
+    assert heir.mark_reported("3-1")
+
+
+def test_only_so_many_producers_are_remembered() -> None:
+    ledger = Ledger(1)
+    for at in range(MAX_PRODUCERS + 1):
+        ledger.admit(f"{at}-0", _numbered(5, b"a", src=str(at)))
+    ledger.commit_to(ledger.read_bytes)
+    assert list(ledger.state.producers) == [str(at) for at in range(1, MAX_PRODUCERS + 1)]
+    assert ledger.admit("90-0", _numbered(5, b"a", src="1")).repeated
+    assert not ledger.admit("91-0", _numbered(5, b"a", src="0")).repeated  # long forgotten
+
+
+# -- against a model
+
+
+class Appended(NamedTuple):
+    """An entry of the stream, and what the producer's own books say about it."""
+
+    entry_id: str
+    entry: AudioEntry
+    start: int
+    """Where its audio begins among all audio that counts."""
+    new: bool
+    repeated: bool
+    missing: int
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """A producer appends anything; readers come and go; every byte is marked by its place."""
+
+    @initialize(width=st.sampled_from([1, 2, 4]))
+    def begin(self, width: int) -> None:
+        self.width = width
+        self.stream: list[Appended] = []
+        self.last_id = "0-0"
+        self.truth = bytearray()
+        self.sequences: dict[str, Sequence] = {}
+        self.ended = False
+        self.announced: list[str] = []
+        self.floor = 0
+        self.ledger = Ledger(width)
+        self._restart_reading()
+
+    def _restart_reading(self) -> None:
+        after = stream_ids.order(self.ledger.read_after)
+        self.unread = [one for one in self.stream if stream_ids.order(one.entry_id) > after]
+        self.heard = bytearray()
+        self.heard_from = self.ledger.committed_bytes
+
+    @rule(
+        size=st.integers(0, 9),
+        seq=st.none() | st.integers(0, 6),
+        src=st.sampled_from(["", "a", "b"]),
+        end=st.sampled_from([False] * 25 + [True]),
+        ms=st.integers(0, 1),
+    )
+    def append(self, size: int, seq: int | None, src: str, end: bool, ms: int) -> None:
+        entry = AudioEntry(
+            audio=bytes((len(self.truth) + at) % 251 for at in range(size)),
+            seq=seq,
+            src=src,
+            end=end,
+        )
+        entry_id = (
+            f"{stream_ids.milliseconds(self.last_id) + 1}-0"
+            if ms
+            else stream_ids.successor(self.last_id)
+        )
+        self.last_id = entry_id
+        new, repeated, missing = size > 0 and not self.ended, False, 0
+        if new and seq is not None:
+            decided = sequence.take(self.sequences.get(src), seq, entry.audio)
+            if isinstance(decided, sequence.Taken):
+                self.sequences[src], missing, _ = decided
+            else:
+                new, repeated = False, True
+        appended = Appended(entry_id, entry, len(self.truth), new, repeated, missing)
+        if new:
+            self.truth += entry.audio
+        self.ended = self.ended or end
+        self.stream.append(appended)
+        self.unread.append(appended)
+
+    @precondition(lambda self: self.unread)
+    @rule(count=st.integers(1, 5))
+    def read(self, count: int) -> None:
+        for one in self.unread[:count]:
+            admission = self.ledger.admit(one.entry_id, one.entry)
+            settled = max(0, self.ledger.committed_bytes - one.start) if one.new else 0
+            assert admission.audio == (one.entry.audio[settled:] if one.new else b"")
+            assert (admission.missing, admission.repeated) == (one.missing, one.repeated)
+            if admission.missing and self.ledger.mark_reported(one.entry_id):
+                self.announced.append(one.entry_id)
+            self.heard += admission.audio
+        del self.unread[:count]
+
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        position = data.draw(st.integers(0, self.ledger.read_bytes + 3), label="position")
+        before = self.ledger.committed_bytes
+        moved = self.ledger.commit_to(position)
+        wanted = min(position, self.ledger.read_bytes) // self.width * self.width
+        assert self.ledger.committed_bytes == max(before, wanted)
+        assert moved == (wanted > before)
+
+    @rule()
+    def lose_the_socket(self) -> None:
+        self.ledger.rewind()
+        self._restart_reading()
+
+    @rule()
+    def lose_the_worker(self) -> None:
+        self.ledger = Ledger(self.width, _round_trip(self.ledger.state))
+        self._restart_reading()
+
+    @rule()
+    def trim(self) -> None:
+        keep = stream_ids.order(self.ledger.committed.entry_id)
+        self.stream = [one for one in self.stream if stream_ids.order(one.entry_id) >= keep]
+
+    @invariant()
+    def committed_moves_forward_by_samples(self) -> None:
+        committed = self.ledger.committed_bytes
+        assert committed >= self.floor
+        assert committed % self.width == 0
+        assert committed <= self.ledger.read_bytes
+        self.floor = committed
+
+    @invariant()
+    def what_was_heard_is_the_truth_without_repeats(self) -> None:
+        assert self.truth[self.heard_from :].startswith(self.heard)
+        assert self.ledger.read_bytes == self.heard_from + len(self.heard)
+        if not self.unread:
+            assert self.heard == self.truth[self.heard_from :]
+
+    @invariant()
+    def pieces_tile_what_is_not_committed(self) -> None:
+        at = None
+        for piece in self.ledger.segments(self.ledger.committed_bytes, self.ledger.read_bytes):
+            assert at is None or piece.start == at
+            assert at is not None or piece.start <= self.ledger.committed_bytes
+            at = piece.end
+        assert at in {None, self.ledger.read_bytes}
+
+    @invariant()
+    def holes_are_announced_once(self) -> None:
+        assert len(self.announced) == len(set(self.announced))
+
+
+TestLedger = LedgerMachine.TestCase
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_commits_inside_an_entry_resume_inside_it(width: int) -> None:
+    ledger = Ledger(width)
+    audio = bytes(range(16))
+    ledger.admit("1-0", _numbered(1, audio))
+    ledger.commit_to(9)
+    heir = Ledger(width, _round_trip(ledger.state))
+    assert heir.read_after == "0-18446744073709551615"
+    settled = 9 // width * width
+    assert heir.admit("1-0", _numbered(1, audio)) == Admitted(audio[settled:])
+    (piece,) = heir.segments(settled, 16)
+    assert (piece.entry_id, piece.start, piece.size) == ("1-0", 0, 16)
+
+
+def test_the_entry_of_a_position_is_found() -> None:
+    ledger = Ledger(2)
+    for entry in ("1-0", "2-0", "3-0"):
+        ledger.admit(entry, AudioEntry(audio=bytes(10)))
+    positions = (0, 9, 10, 29, 30, 1_000)
+    found = [ledger.entry_at(position) for position in positions]
+    assert found == ["1-0", "1-0", "2-0", "3-0", "3-0", "3-0"]
+    ledger.commit_to(14)
+    assert (ledger.entry_at(9), ledger.entry_at(14)) == (None, "2-0")
+    ledger.commit_to(30)
+    assert ledger.entry_at(30) is None
+
+
+def test_a_position_is_covered_but_for_part_of_a_sample() -> None:
+    ledger = Ledger(4)
+    ledger.admit("1-0", AudioEntry(audio=bytes(10)))
+    ledger.commit_to(8)
+    assert [ledger.covers(position) for position in (0, 8, 11, 12)] == [True, True, True, False]

@@ -1,0 +1,146 @@
+"""Loudness, against an independent codec and over anything a producer may send."""
+
+import math
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.audio import Encoding
+from tests.unit.core.loudness import loudness
+from worker.core.levels import LevelBuffer, frame_bytes
+from worker.local.emulator.engines.base import AudioFormat
+from worker.local.emulator.engines.pcm import PcmDecoder, encode
+
+RATES = [8_000, 11_025, 16_000, 22_050, 44_100, 48_000]
+ENCODINGS = list(Encoding)
+
+
+def _tone(amplitude: float, ms: float, rate: int, hz: float = 437.0) -> np.ndarray:
+    time = np.arange(round(rate * ms / 1000)) / rate
+    return (amplitude * np.sin(2 * math.pi * hz * time)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_silence_is_silent(encoding: Encoding, rate: int) -> None:
+    levels = loudness(encoding.silence * rate, encoding, rate)
+    assert len(levels) == rate // (rate * 10 // 1000)
+    assert set(levels) <= {0, 8}  # A-law has no zero
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("amplitude", [0.01, 0.1, 0.9])
+def test_a_tone_is_as_loud_in_every_encoding(
+    encoding: Encoding, rate: int, amplitude: float
+) -> None:
+    audio = encode(_tone(amplitude, 500, rate), encoding.value)
+    levels = loudness(audio, encoding, rate)
+    mean = amplitude * 32_768 * 2 / math.pi
+    assert sum(levels) / len(levels) == pytest.approx(mean, rel=0.05)
+    assert min(levels) > mean * 0.6
+    assert max(levels) < mean * 1.4
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_sound_is_found_where_it_is(encoding: Encoding) -> None:
+    rate = 16_000
+    samples = np.concatenate([np.zeros(1_600), _tone(0.3, 50, rate), np.zeros(1_600)])
+    levels = loudness(encode(samples.astype(np.float32), encoding.value), encoding, rate)
+    assert [at for at, level in enumerate(levels) if level > 1_000] == [10, 11, 12, 13, 14]
+
+
+@pytest.mark.parametrize("encoding", [Encoding.PCM_MULAW, Encoding.PCM_ALAW])
+def test_every_code_of_a_law_is_as_loud_as_it_decodes(encoding: Encoding) -> None:
+    decoder = PcmDecoder(AudioFormat(encoding.value, 8_000))
+    for code in range(256):
+        audio = bytes([code]) * 80
+        level = float(abs(decoder.decode(audio)[0])) * 32_768
+        assert loudness(audio, encoding, 8_000) == [min(32_767, int(level))]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_what_is_not_a_whole_frame_is_left(encoding: Encoding) -> None:
+    size = frame_bytes(encoding, 8_000)
+    assert size == 80 * encoding.width
+    assert loudness(b"", encoding, 8_000) == []
+    assert loudness(encoding.silence * 79, encoding, 8_000) == []
+    assert len(loudness(encoding.silence * 159, encoding, 8_000)) == 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "sample"),
+    [
+        (Encoding.PCM_S16LE, struct.pack("<h", -(2**15))),
+        (Encoding.PCM_S32LE, struct.pack("<i", -(2**31))),
+        (Encoding.PCM_F32LE, struct.pack("<f", 1e30)),
+        (Encoding.PCM_F32LE, struct.pack("<f", -1.0)),
+        (Encoding.PCM_F16LE, struct.pack("<e", 60_000.0)),
+    ],
+)
+def test_nothing_is_louder_than_full_scale(encoding: Encoding, sample: bytes) -> None:
+    assert set(loudness(sample * 480, encoding, 16_000)) == {32_767}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("encoding", "form"), [(Encoding.PCM_F32LE, "<f"), (Encoding.PCM_F16LE, "<e")]
+)
+def test_what_is_no_number_is_silence(encoding: Encoding, form: str, value: float) -> None:
+    sample, half = struct.pack(form, value), struct.pack(form, 0.5)
+    assert loudness(sample * 160 + half * 160, encoding, 16_000) == [0, 16_384]
+
+
+def test_an_absurd_sample_hides_nothing_after_it() -> None:
+    absurd, quiet = struct.pack("<f", 1e30), struct.pack("<f", 0.001)
+    assert loudness(absurd * 160 + quiet * 320, Encoding.PCM_F32LE, 16_000) == [32_767, 32, 32]
+
+
+@given(st.sampled_from(ENCODINGS), st.sampled_from([*RATES, 8_009, 192_000]), st.binary())
+def test_any_bytes_have_a_loudness(encoding: Encoding, rate: int, piece: bytes) -> None:
+    audio = (piece or b"\0") * (4 * frame_bytes(encoding, rate) // max(1, len(piece)) + 1)
+    levels = loudness(audio, encoding, rate)
+    assert len(levels) == len(audio) // frame_bytes(encoding, rate)
+    assert all(0 <= level <= 32_767 for level in levels)
+
+
+@given(
+    st.sampled_from(ENCODINGS),
+    st.sampled_from(RATES),
+    st.lists(st.integers(0, 400), max_size=30),
+    st.integers(0, 1_000),
+    st.integers(0, 3_000),
+    st.integers(0, 3_000),
+)
+def test_chunks_of_any_size_are_as_loud_as_the_whole(
+    encoding: Encoding, rate: int, sizes: list[int], position: int, start: int, length: int
+) -> None:
+    width, frame = encoding.width, frame_bytes(encoding, rate)
+    audio = bytes(at * 37 % 251 for at in range(sum(sizes) * width))
+    sound = LevelBuffer(encoding, rate, keep_ms=100)
+    sound.add(b"\0" * width)
+    sound.restart(position * width)
+    at = 0
+    for size in sizes:
+        sound.add(audio[at : at + size * width])
+        at += size * width
+    everything = loudness(audio, encoding, rate)
+    begin = (position + start) * width
+    first, levels = sound.levels(begin, begin + length * width)
+    assert (first - position * width) % frame == 0
+    assert first >= begin
+    assert first + len(levels) * frame <= max(begin + length * width, first)
+    nth = (first - position * width) // frame
+    assert levels == everything[nth : nth + len(levels)]
+
+
+def test_only_what_was_sent_last_is_kept() -> None:
+    sound = LevelBuffer(Encoding.PCM_S16LE, 8_000, keep_ms=1_000)
+    for _ in range(100):
+        sound.add(bytes(1_600))  # 100 ms
+    start, levels = sound.levels(0, 160_000)
+    assert 100 <= len(levels) <= 126
+    assert start == 160_000 - len(levels) * 160

@@ -1,0 +1,97 @@
+"""Pacing: never faster than allowed over any stretch, and never slower than it may be."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.core.pacing import Pacer
+
+
+def test_a_new_connection_has_its_burst_at_once_and_then_its_speed() -> None:
+    pacer = Pacer(1.5, burst_ms=300)
+    pacer.restart(100.0)
+    assert pacer.allowance_ms(100.0) == 300
+    pacer.spend(300)
+    assert pacer.allowance_ms(100.0) == 0
+    assert math.isclose(pacer.allowance_ms(100.1), 150)
+    assert math.isclose(pacer.allowance_ms(100.2), 300)
+    assert math.isclose(pacer.allowance_ms(200.0), 300)  # unused time is no credit
+
+
+def test_what_went_over_is_paid_back_by_waiting() -> None:
+    pacer = Pacer(1.0, burst_ms=100)
+    pacer.restart(0.0)
+    pacer.spend(250)
+    assert math.isclose(pacer.allowance_ms(0.1), -50)
+    assert math.isclose(pacer.allowance_ms(0.2), 50)
+
+
+def test_a_new_connection_forgets_debt_and_credit() -> None:
+    pacer = Pacer(1.0, burst_ms=100)
+    pacer.restart(0.0)
+    pacer.spend(1_000)
+    pacer.restart(0.5)
+    assert pacer.allowance_ms(0.5) == 100
+
+
+def test_without_a_speed_everything_goes() -> None:
+    pacer = Pacer(0)
+    pacer.restart(0.0)
+    for _ in range(10):
+        assert pacer.allowance_ms(0.0) == math.inf
+        pacer.spend(10_000)
+
+
+@given(
+    speed=st.floats(0.5, 4.0),
+    burst_ms=st.floats(0, 500),
+    chunk_ms=st.sampled_from([10, 20, 100, 200]),
+    waits=st.lists(st.floats(0, 0.5), min_size=1, max_size=60),
+)
+def test_no_stretch_of_time_sees_more_than_burst_and_speed_allow(
+    speed: float, burst_ms: float, chunk_ms: int, waits: list[float]
+) -> None:
+    pacer = Pacer(speed, burst_ms)
+    now = 7.0
+    pacer.restart(now)
+    sent: list[tuple[float, int]] = []
+    for wait in waits:
+        now += wait
+        while pacer.allowance_ms(now) >= chunk_ms:
+            pacer.spend(chunk_ms)
+            sent.append((now, chunk_ms))
+        assert pacer.allowance_ms(now) < chunk_ms, "nothing that may go is held back"
+    for first, (begin, _) in enumerate(sent):
+        total = 0
+        for at, ms in sent[first:]:
+            total += ms
+            assert total <= burst_ms + speed * (at - begin) * 1000 + 1e-6
+
+
+@given(st.lists(st.sampled_from([20, 40, 100]), max_size=100))
+def test_live_audio_is_never_held_back(chunks: list[int]) -> None:
+    pacer = Pacer(1.0, burst_ms=100)
+    pacer.restart(0.0)
+    now = 0.0
+    for ms in chunks:
+        now += ms / 1000
+        assert pacer.allowance_ms(now) >= ms - 1e-6
+        pacer.spend(ms)
+
+
+def test_what_was_slowed_down_may_hasten_again() -> None:
+    pacer = Pacer(2.0, burst_ms=0.0)
+    pacer.restart(0.0)
+    pacer.limit_to_real_time()
+    assert not pacer.is_fast
+    pacer.resume_speed()
+    assert pacer.is_fast
+
+
+def test_second_refusal_slows_down_for_good() -> None:
+    pacer = Pacer(1.5)
+    for hastens in (True, False):
+        pacer.limit_to_real_time()
+        pacer.resume_speed()
+        assert pacer.is_fast == hastens

@@ -1,0 +1,97 @@
+"""When a stream is looked at: soon after its chunks come, and seldom in between."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.core.polling import IDLE_INTERVAL_S, MAX_INTERVAL_S, ClockOffset, PollSchedule
+
+ROUND_S = 0.015
+"""How often somebody looks at whatever is due."""
+
+
+def _watch(acquirer: list[float], lasts_s: float) -> tuple[list[float], int]:
+    """Look at a stream in rounds; return how long each chunk waited, and the looks it took."""
+    poll_schedule, now, looks, waits = PollSchedule(0.0), 0.0, 0, []
+    waiting = list(acquirer)
+    while waiting:
+        now += ROUND_S
+        if poll_schedule.next_at > now:
+            continue
+        looks += 1
+        found = [at for at in waiting if at <= now]
+        if found:
+            waits += [now - at for at in found]
+            waiting = waiting[len(found) :]
+            poll_schedule.on_entries(now, found[-1], lasts_s)
+        else:
+            poll_schedule.on_empty(now)
+    return waits, looks
+
+
+@pytest.mark.parametrize("chunk_s", [0.02, 0.04, 0.06, 0.1, 0.2, 1.0])
+def test_a_steady_beat_is_met(chunk_s: float) -> None:
+    waits, looks = _watch([0.007 + at * chunk_s for at in range(200)], chunk_s)
+    steady = waits[20:]
+    assert max(steady) <= 2 * ROUND_S
+    assert looks <= 200 * (1.5 + chunk_s / MAX_INTERVAL_S)
+
+
+@given(st.lists(st.floats(0, 0.05), min_size=50, max_size=50))
+def test_jitter_costs_little(late: list[float]) -> None:
+    chunk_s = 0.1
+    acquirer = sorted(at * chunk_s + late_s for at, late_s in enumerate(late))
+    waits, looks = _watch(acquirer, chunk_s)
+    assert max(waits) <= 0.05 + 2 * ROUND_S
+    assert looks <= 50 * 100 / 15 * 0.8
+
+
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=40), st.floats(0.001, 10))
+def test_nothing_waits_long_whatever_comes(gaps: list[float], lasts_s: float) -> None:
+    acquirer, at = [], 0.0
+    for gap in gaps:
+        at += gap
+        acquirer.append(at)
+    waits, _ = _watch(acquirer, lasts_s)
+    assert max(waits) <= MAX_INTERVAL_S + ROUND_S + 1e-9
+
+
+def test_a_stream_that_pauses_is_looked_at_less_and_less() -> None:
+    poll_schedule, now, looks = PollSchedule(0.0), 0.0, []
+    poll_schedule.on_entries(0.0, 0.0, 0.1)
+    while now < 10:
+        now += 0.001
+        if poll_schedule.next_at <= now:
+            looks.append(now)
+            poll_schedule.on_empty(now)
+    assert looks[0] == pytest.approx(0.1, abs=0.002)
+    gaps = [after - before for before, after in pairwise(looks)]
+    assert max(gaps) <= IDLE_INTERVAL_S + 0.002
+    assert sum(at < 0.3 for at in looks) > 20
+    assert sum(at > 9 for at in looks) <= 21
+
+
+def test_who_hurries_is_looked_at_at_once() -> None:
+    poll_schedule = PollSchedule(0.0)
+    poll_schedule.on_entries(5.0, 5.0, 0.1)
+    assert poll_schedule.next_at > 5.0
+    poll_schedule.poll_now()
+    assert poll_schedule.next_at <= 5.0
+
+
+def test_the_servers_clock_is_told_by_what_came_soonest() -> None:
+    clock = ClockOffset()
+    assert clock.to_local(now=100.5, stamp_s=1_000.0) == 100.5
+    assert clock.to_local(now=100.6, stamp_s=1_000.4) == pytest.approx(100.6)
+    assert clock.to_local(now=100.9, stamp_s=1_000.5) == pytest.approx(100.7)
+
+
+@pytest.mark.parametrize("step_s", [-3_600.0, -1.0, 1.0, 3_600.0])
+def test_a_clock_set_anew_is_known_again(step_s: float) -> None:
+    clock = ClockOffset()
+    clock.to_local(now=100.0, stamp_s=1_000.0)
+    for now in (110.5, 121.5):
+        clock.to_local(now=now, stamp_s=900.0 + now + step_s)
+    assert clock.to_local(now=122.0, stamp_s=1_022.0 + step_s) == pytest.approx(122.0)

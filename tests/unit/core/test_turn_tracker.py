@@ -1,0 +1,946 @@
+"""The turn tracker: its table cell by cell, its scenarios as told, its promises by property."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from worker.core.turn_tracker import (
+    TABLE,
+    Action,
+    EndReason,
+    EventDraft,
+    OpenTurn,
+    ProviderInput,
+    ProviderState,
+    PublishedState,
+    TurnState,
+    TurnTracker,
+)
+
+GRID = """
+    published provider  turn.start    turn.update  turn.eager_end  turn.resume  turn.end
+    none      none      START         -            -               -            -
+    none      speaking  -             -            -               -            -
+    none      eager     -             -            -               -            -
+    speaking  none      REPLAY_START  -            -               -            -
+    speaking  speaking  -             UPDATE       EAGER_END       -            END
+    speaking  eager     -             UPDATE       EAGER_END       RESUME       END
+    eager     none      REPLAY_START  -            -               -            -
+    eager     speaking  -             UPDATE       EAGER_END       -            END
+    eager     eager     -             UPDATE       EAGER_END       RESUME       END
+"""
+
+
+def _cells() -> dict[tuple[PublishedState, ProviderState, ProviderInput], Action | None]:
+    head, *rows = [line.split() for line in GRID.strip().splitlines()]
+    return {
+        (PublishedState(row[0]), ProviderState(row[1]), ProviderInput(said)): None
+        if cell == "-"
+        else Action[cell]
+        for row in rows
+        for said, cell in zip(head[2:], row[2:], strict=True)
+    }
+
+
+def _tracker(shown: PublishedState, heard: ProviderState) -> TurnTracker:
+    """A tracker brought there by what it may be told: an earlier owner, then this socket."""
+    known = {
+        PublishedState.NONE: None,
+        PublishedState.SPEAKING: OpenTurn(transcript="one", transcript_position=10),
+        PublishedState.EAGER: OpenTurn(
+            transcript="one", transcript_position=10, eager=True, eager_transcript="one"
+        ),
+    }
+    tracker = TurnTracker(TurnState(turn=3, open=known[shown]), jitter=10)
+    if heard is not ProviderState.NONE:
+        tracker.on_input(ProviderInput.START, None, 11)
+    if heard is ProviderState.EAGER:
+        # Too early to be news, so that the consumers' view stays as it is.
+        tracker.on_input(ProviderInput.EAGER_END, "1", 5)
+    assert tracker.published is shown
+    return tracker
+
+
+def test_the_grid_is_whole_and_the_table_is_the_grid() -> None:
+    cells = _cells()
+    assert set(cells) == set(product(PublishedState, ProviderState, ProviderInput))
+    assert {cell: action for cell, action in cells.items() if action is not None} == dict(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("shown", "heard", "said"),
+    [
+        pytest.param(*cell, id="-".join(part.value for part in cell))
+        for cell, action in _cells().items()
+        if action is None
+        and not (cell[0] is PublishedState.NONE and cell[1] is not ProviderState.NONE)
+    ],
+)
+def test_what_the_table_lacks_is_ignored_and_counted(
+    shown: PublishedState, heard: ProviderState, said: ProviderInput
+) -> None:
+    tracker = _tracker(shown, heard)
+    before = tracker.state
+    assert tracker.on_input(said, "one two three", 99) == []
+    assert tracker.violations == 1
+    assert tracker.state == before
+    assert tracker.provider_in_turn == (heard is not ProviderState.NONE)
+
+
+# What each cell of the table does, with news and without: the text and position that are told,
+# the kinds published, and where consumers and provider stand then.
+DONE: list[
+    tuple[PublishedState, ProviderState, ProviderInput, str | None, int, str, PublishedState, bool]
+] = [
+    (
+        PublishedState.NONE,
+        ProviderState.NONE,
+        ProviderInput.START,
+        None,
+        20,
+        "start",
+        PublishedState.SPEAKING,
+        True,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.NONE,
+        ProviderInput.START,
+        None,
+        20,
+        "",
+        PublishedState.SPEAKING,
+        True,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.NONE,
+        ProviderInput.START,
+        None,
+        20,
+        "",
+        PublishedState.EAGER,
+        True,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.SPEAKING,
+        ProviderInput.UPDATE,
+        "one two",
+        20,
+        "update",
+        PublishedState.SPEAKING,
+        True,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.SPEAKING,
+        ProviderInput.UPDATE,
+        "one",
+        20,
+        "",
+        PublishedState.SPEAKING,
+        True,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.SPEAKING,
+        ProviderInput.UPDATE,
+        "two",
+        20,
+        "",
+        PublishedState.SPEAKING,
+        True,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.SPEAKING,
+        ProviderInput.UPDATE,
+        "",
+        20,
+        "",
+        PublishedState.SPEAKING,
+        True,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.EAGER,
+        ProviderInput.UPDATE,
+        "one two",
+        20,
+        "update",
+        PublishedState.SPEAKING,
+        True,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.SPEAKING,
+        ProviderInput.UPDATE,
+        "1 2 3",
+        20,
+        "resume update",
+        PublishedState.SPEAKING,
+        True,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.SPEAKING,
+        ProviderInput.UPDATE,
+        "one",
+        20,
+        "",
+        PublishedState.EAGER,
+        True,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.EAGER,
+        ProviderInput.UPDATE,
+        "1 2 3",
+        20,
+        "resume update",
+        PublishedState.SPEAKING,
+        True,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.SPEAKING,
+        ProviderInput.EAGER_END,
+        "one",
+        20,
+        "eager_end",
+        PublishedState.EAGER,
+        True,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.SPEAKING,
+        ProviderInput.EAGER_END,
+        "1",
+        5,
+        "",
+        PublishedState.SPEAKING,
+        True,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.EAGER,
+        ProviderInput.EAGER_END,
+        "one 2",
+        20,
+        "eager_end",
+        PublishedState.EAGER,
+        True,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.SPEAKING,
+        ProviderInput.EAGER_END,
+        "one",
+        20,
+        "",
+        PublishedState.EAGER,
+        True,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.SPEAKING,
+        ProviderInput.EAGER_END,
+        "1 2 3",
+        9,
+        "",
+        PublishedState.EAGER,
+        True,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.SPEAKING,
+        ProviderInput.EAGER_END,
+        "one 2",
+        9,
+        "resume eager_end",
+        PublishedState.EAGER,
+        True,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.EAGER,
+        ProviderInput.EAGER_END,
+        "1 2 3",
+        20,
+        "resume eager_end",
+        PublishedState.EAGER,
+        True,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.EAGER,
+        ProviderInput.RESUME,
+        None,
+        20,
+        "",
+        PublishedState.SPEAKING,
+        True,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.EAGER,
+        ProviderInput.RESUME,
+        None,
+        20,
+        "",
+        PublishedState.EAGER,
+        True,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.SPEAKING,
+        ProviderInput.END,
+        "one two",
+        20,
+        "end",
+        PublishedState.NONE,
+        False,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.SPEAKING,
+        ProviderInput.END,
+        "1",
+        20,
+        "end",
+        PublishedState.NONE,
+        False,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.SPEAKING,
+        ProviderInput.END,
+        "one two",
+        5,
+        "end",
+        PublishedState.NONE,
+        False,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.SPEAKING,
+        ProviderInput.END,
+        "two",
+        9,
+        "",
+        PublishedState.SPEAKING,
+        False,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.SPEAKING,
+        ProviderInput.END,
+        "two",
+        10,
+        "end",
+        PublishedState.NONE,
+        False,
+    ),
+    (
+        PublishedState.SPEAKING,
+        ProviderState.EAGER,
+        ProviderInput.END,
+        "one",
+        20,
+        "end",
+        PublishedState.NONE,
+        False,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.SPEAKING,
+        ProviderInput.END,
+        "one",
+        20,
+        "end",
+        PublishedState.NONE,
+        False,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.SPEAKING,
+        ProviderInput.END,
+        "two",
+        9,
+        "",
+        PublishedState.EAGER,
+        False,
+    ),
+    (
+        PublishedState.EAGER,
+        ProviderState.EAGER,
+        ProviderInput.END,
+        None,
+        20,
+        "end",
+        PublishedState.NONE,
+        False,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("shown", "heard", "said", "text", "position", "published", "shown_then", "heard_then"), DONE
+)
+def test_each_cell_does_what_its_action_says(
+    shown: PublishedState,
+    heard: ProviderState,
+    said: ProviderInput,
+    text: str | None,
+    position: int,
+    published: str,
+    shown_then: PublishedState,
+    heard_then: bool,
+) -> None:
+    tracker = _tracker(shown, heard)
+    drafts = tracker.on_input(said, text, position)
+    assert " ".join(draft.kind.removeprefix("turn.") for draft in drafts) == published
+    assert {draft.turn for draft in drafts} <= {3}
+    assert (tracker.published, tracker.provider_in_turn) == (shown_then, heard_then)
+    assert tracker.violations == 0
+
+
+def test_every_cell_of_the_table_is_tried_above() -> None:
+    assert {row[:3] for row in DONE} == set(TABLE)
+
+
+# -- scenarios
+
+
+def _round_trip(state: TurnState) -> TurnState:
+    return msgspec.json.decode(msgspec.json.encode(state), type=TurnState)
+
+
+class Story:
+    """Tells a tracker what happens and writes down what consumers see, one line each.
+
+    What happens: an input, `@` where the fed audio stands, and its text after a colon; or
+    `new socket`, `new owner` (which has a new socket too), `close`, `watchdog`, or `settle:` and
+    what the audio that will not be heard again was transcribed to.
+    """
+
+    def __init__(self) -> None:
+        self.tracker = TurnTracker()
+
+    def tell(self, what: str) -> list[str]:
+        drafts: list[EventDraft] = []
+        match what:
+            case "new socket":
+                self.tracker.socket_opened()
+            case "new owner":
+                self.tracker = TurnTracker(_round_trip(self.tracker.state))
+                self.tracker.socket_opened()
+            case "close" | "watchdog":
+                drafts = self.tracker.force_end(what)
+            case _ if what.startswith("settle:"):
+                self.tracker.commit_prefix(what.removeprefix("settle:"))
+            case _:
+                said, _, rest = what.partition("@")
+                position, _, text = rest.partition(":")
+                drafts = self.tracker.on_input(
+                    ProviderInput(f"turn.{said}"), text or None, int(position)
+                )
+        return [_line(draft) for draft in drafts]
+
+
+def _line(draft: EventDraft) -> str:
+    text = "" if draft.transcript is None else f":{draft.transcript}"
+    reason = f" ({draft.reason})" if draft.reason else ""
+    return f"{draft.turn} {draft.kind.removeprefix('turn.')}{text}{reason}"
+
+
+HEARD_HELLO = [
+    ("start@10", ["0 start"]),
+    ("update@20:hello", ["0 update:hello"]),
+    ("update@30:hello you", ["0 update:hello you"]),
+]
+
+SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
+    "a live turn, and the next": [
+        *HEARD_HELLO,
+        ("update@30:hello you", []),
+        ("end@40:hello you", ["0 end:hello you (model)"]),
+        ("start@50", ["1 start"]),
+        ("update@60: there", ["1 update: there"]),
+        ("end@70: there.", ["1 end: there. (model)"]),
+    ],
+    "a turn without a word": [
+        ("start@10", ["0 start"]),
+        ("end@20", ["0 end: (model)"]),
+    ],
+    "an eager end that was right": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("end@50:hello you.", ["0 end:hello you. (model)"]),
+    ],
+    "eager ends that were not, even of the same text": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("resume@50", ["0 resume"]),
+        ("eager_end@60:hello you", ["0 eager_end:hello you"]),
+        ("resume@70", ["0 resume"]),
+        ("update@80:hello you there", ["0 update:hello you there"]),
+        ("end@90:hello you there", ["0 end:hello you there (model)"]),
+    ],
+    "text that grows past an eager end is preceded by a resume, once": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("update@50:hello you there", ["0 resume", "0 update:hello you there"]),
+        ("resume@51", []),
+        ("update@60:hello you there now", ["0 update:hello you there now"]),
+    ],
+    "an eager end that grows without a resume": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("eager_end@40:hello you", []),
+        ("eager_end@45:hello you.", ["0 resume", "0 eager_end:hello you."]),
+        ("end@50:hello you.", ["0 end:hello you. (model)"]),
+    ],
+    "an end and an eager end never show less than was shown": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello", ["0 eager_end:hello you"]),
+        ("end@50:hell", ["0 end:hello you (model)"]),
+    ],
+    "replay, worded the same": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("update@20:hello", []),
+        ("update@30:hello you", []),
+        ("update@40:hello you there", ["0 update:hello you there"]),
+        ("end@50:hello you there", ["0 end:hello you there (model)"]),
+        ("start@60", ["1 start"]),
+    ],
+    "replay, worded shorter": [
+        *HEARD_HELLO,
+        ("new owner", []),
+        ("start@10", []),
+        ("update@20:hallo", []),
+        ("update@30:hallo u", []),
+        ("end@50:hallo u", ["0 end:hello you (model)"]),
+    ],
+    "replay, worded longer": [
+        *HEARD_HELLO,
+        ("new owner", []),
+        ("start@10", []),
+        ("update@20:hullo", []),
+        ("update@30:hullo, you", ["0 update:hullo, you"]),
+        ("end@50:hullo, you!", ["0 end:hullo, you! (model)"]),
+    ],
+    "a replayed end before all was heard is no end: the next turn goes on, joined verbatim": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@25:Hi.", []),
+        ("start@26", []),
+        ("update@30: You", []),
+        ("update@40: You there", ["0 update:Hi. You there"]),
+        ("eager_end@45: You there", ["0 eager_end:Hi. You there"]),
+        ("end@50: You there?", ["0 end:Hi. You there? (model)"]),
+        ("start@60", ["1 start"]),
+        ("end@70: Yes", ["1 end: Yes (model)"]),
+    ],
+    "a replay that ends early twice": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@15:Hu", []),
+        ("start@16", []),
+        ("end@25:llo.", []),
+        ("start@26", []),
+        ("end@30: You.", ["0 end:Hullo. You. (model)"]),
+    ],
+    "another socket lost after an early end begins anew": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@25:Hullo.", []),
+        ("new socket", []),
+        ("start@10", []),
+        ("end@40:Hullo. You.", ["0 end:Hullo. You. (model)"]),
+    ],
+    "an early end that holds all that was seen is the end": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@29:hello you", ["0 end:hello you (model)"]),
+    ],
+    "a replayed eager end is not news; the resume after it is": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("new owner", []),
+        ("start@10", []),
+        ("update@20:hello", []),
+        ("eager_end@40:hello you", []),
+        ("resume@50", ["0 resume"]),
+        ("update@60:hello you there", ["0 update:hello you there"]),
+    ],
+    "a replayed eager end and resume are not news": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("resume@50", ["0 resume"]),
+        ("new socket", []),
+        ("start@10", []),
+        ("eager_end@40:hello you", []),
+        ("resume@50", []),
+        ("end@60:hello you", ["0 end:hello you (model)"]),
+    ],
+    "an eager end within the replay is no news, nor is its resume": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("new socket", []),
+        ("start@10", []),
+        ("eager_end@20:hallo", []),
+        ("resume@25", []),
+        ("update@35:hallo you two", ["0 resume", "0 update:hallo you two"]),
+    ],
+    "an older eager end that comes late in a replay is told by its text": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("new socket", []),
+        ("start@20", []),
+        ("eager_end@35:hello", []),
+        ("resume@36", []),
+        ("eager_end@50:hello you", []),
+        ("end@60:hello you", ["0 end:hello you (model)"]),
+    ],
+    "a replay without the eager end grows past it": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("new owner", []),
+        ("start@10", []),
+        ("update@50:hello you there", ["0 resume", "0 update:hello you there"]),
+    ],
+    "a replay that ends a turn of which consumers saw the start only": [
+        ("start@10", ["0 start"]),
+        ("new owner", []),
+        ("start@9", []),
+        ("end@9:hi", ["0 end:hi (model)"]),
+    ],
+    "the service closes inside a turn": [
+        *HEARD_HELLO,
+        ("close", ["0 end:hello you (close)"]),
+        ("close", []),
+        ("start@60", ["1 start"]),
+    ],
+    "the watchdog ends an eagerly ended turn": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("watchdog", ["0 end:hello you (watchdog)"]),
+        ("end@50:hello you", []),
+    ],
+    "a turn concluded on a replay that ended it early keeps the longer text": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@25:hullo, you two", []),
+        ("close", ["0 end:hullo, you two (close)"]),
+    ],
+    "a replay worded shorter that says more": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@11", []),
+        ("update@21:'lo", []),
+        ("update@31:'lo u", []),
+        ("update@41:'lo u 2", ["0 update:hello you 2"]),
+        ("eager_end@51:'lo u 2 x", ["0 eager_end:hello you 2 x"]),
+        ("end@61:'lo u 2 x y", ["0 end:hello you 2 x y (model)"]),
+    ],
+    "a replay that says nothing of what was shown goes on after it": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@11", []),
+        ("update@31:there", ["0 update:hello you there"]),
+        ("end@61:there now", ["0 end:hello you there now (model)"]),
+    ],
+    "a replay worded longer is not shown before it has caught up": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@11", []),
+        ("update@21:well, hello", []),
+        ("update@31:well, hello you", ["0 update:well, hello you"]),
+        ("end@61:well, hello you", ["0 end:well, hello you (model)"]),
+    ],
+    "a new socket goes on after what was settled": [
+        *HEARD_HELLO,
+        ("eager_end@40:hello you", ["0 eager_end:hello you"]),
+        ("update@50:hello you there", ["0 resume", "0 update:hello you there"]),
+        ("settle:hello you", []),
+        ("new socket", []),
+        ("start@45", []),
+        ("update@52:there", []),
+        ("new owner", []),
+        ("start@45", []),
+        ("update@60:there now", ["0 update:hello you there now"]),
+        ("end@70:there now.", ["0 end:hello you there now. (model)"]),
+        ("start@80", ["1 start"]),
+        ("end@90:bye", ["1 end:bye (model)"]),
+    ],
+    "however much was settled, the service lagging far behind": [
+        ("start@10", ["0 start"]),
+        ("update@20:a b c d e f g h i j", ["0 update:a b c d e f g h i j"]),
+        ("update@30:a b c d e f g h i j k", ["0 update:a b c d e f g h i j k"]),
+        ("settle:a b c d e f g h i j", []),
+        ("new owner", []),
+        ("start@35", []),
+        ("update@40:k", []),
+        ("update@45:k l", ["0 update:a b c d e f g h i j k l"]),
+    ],
+    "settled text is not said again in the turn after": [
+        *HEARD_HELLO,
+        ("settle:hello", []),
+        ("end@40:hello you", ["0 end:hello you (model)"]),
+        ("new socket", []),
+        ("start@50", ["1 start"]),
+        ("update@60:bye", ["1 update:bye"]),
+    ],
+    "duplicates and orphans": [
+        ("end@5:what", []),
+        ("update@5:what", []),
+        ("resume@5", []),
+        ("start@10", ["0 start"]),
+        ("start@11", []),
+        ("resume@12", []),
+        ("end@20:a", ["0 end:a (model)"]),
+        ("end@20:a", []),
+        ("eager_end@21:a", []),
+    ],
+}
+
+
+@pytest.mark.parametrize("steps", SCENARIOS.values(), ids=SCENARIOS.keys())
+def test_scenario(steps: list[tuple[str, list[str]]]) -> None:
+    story = Story()
+    assert [(what, story.tell(what)) for what, _ in steps] == steps
+
+
+def test_positions_start_with_the_turn() -> None:
+    story = Story()
+    story.tell("start@10")
+    assert story.tracker.state.open == OpenTurn(transcript_position=10)
+    story.tell("update@30:hello")
+    story.tell("update@50:hullo")
+    story.tell("eager_end@60:hello")
+    assert story.tracker.state.open is not None
+    assert story.tracker.state.open.transcript_position == 30  # where the longest text came
+
+
+# -- properties
+
+
+class Consumer:
+    """Believes what it is told, and fails when that cannot be believed."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.text: str | None = None  # of the open turn
+        self.eager = False
+        self.ends: list[str] = []
+
+    def read(self, drafts: list[EventDraft]) -> None:
+        for draft in drafts:
+            assert draft.turn == self.turn, "turns count 0, 1, ... and an ended turn is over"
+            text = draft.transcript
+            if draft.kind == "turn.start":
+                assert self.text is None, "one start"
+                assert text is None
+                self.text = ""
+                continue
+            assert self.text is not None, "nothing before the start or after the end"
+            if draft.kind == "turn.update":
+                assert not self.eager, "an eager end is followed by a resume or the end"
+                assert text is not None
+                assert len(text) > len(self.text), "no repeats, no shrinking"
+            elif draft.kind == "turn.resume":
+                assert self.eager, "a resume is of an eager end"
+                assert text is None
+                self.eager = False
+            else:
+                assert text is not None
+                assert len(text) >= len(self.text), "no shrinking"
+                if draft.kind == "turn.eager_end":
+                    assert not self.eager, "no second eager end without a resume"
+                    self.eager = True
+            self.text = text if text is not None else self.text
+            if draft.kind == "turn.end":
+                assert draft.reason in {"model", "close", "watchdog"}
+                assert text is not None
+                self.ends.append(text)
+                self.turn, self.text, self.eager = self.turn + 1, None, False
+
+    def agrees_with(self, tracker: TurnTracker) -> None:
+        assert tracker.open == (self.text is not None)
+        assert (tracker.published is PublishedState.EAGER) == self.eager
+        assert tracker.state.turn == self.turn
+        if tracker.provider_in_turn:
+            assert tracker.open, "what the provider hears, consumers know of"
+
+
+WORDS = st.text(alphabet="ab ", max_size=6)
+SAID = st.tuples(st.sampled_from(ProviderInput), st.none() | WORDS, st.integers(0, 20))
+STEPS = st.lists(
+    SAID | st.sampled_from(["new socket", "new owner", "close", "watchdog"]), max_size=60
+)
+REASONS: dict[str, EndReason] = {"close": "close", "watchdog": "watchdog"}
+
+
+@given(STEPS)
+def test_whatever_the_provider_says_consumers_can_follow(steps: list[Any]) -> None:
+    tracker, consumer = TurnTracker(), Consumer()
+    for step in steps:
+        drafts: list[EventDraft] = []
+        if step == "new socket":
+            tracker.socket_opened()
+        elif step == "new owner":
+            tracker = TurnTracker(_round_trip(tracker.state))
+            tracker.socket_opened()
+        elif step in REASONS:
+            drafts = tracker.force_end(REASONS[step])
+            assert not tracker.open
+        else:
+            said, text, position = step
+            foretold = tracker.will_end(text or "", position)
+            drafts = tracker.on_input(said, text, position)
+            if said is ProviderInput.END:
+                assert foretold == any(draft.kind == "turn.end" for draft in drafts)
+        consumer.read(drafts)
+        consumer.agrees_with(tracker)
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What a provider that hears the same every time says at a position of the audio."""
+
+    said: ProviderInput
+    text: str | None
+    position: int
+
+
+@st.composite
+def lawful_speech(draw: st.DrawFn) -> list[Said]:
+    """Turns as the protocol allows them; every eager end of a turn is of another text."""
+    speech: list[Said] = []
+    position = 0
+
+    def say(said: ProviderInput, text: str | None = None) -> None:
+        nonlocal position
+        position += draw(st.integers(1, 5))
+        speech.append(Said(said, text, position))
+
+    for _ in range(draw(st.integers(1, 4))):
+        text = ""
+        say(ProviderInput.START)
+        for grows in draw(st.lists(st.booleans(), max_size=6)):
+            if grows or speech[-1].said is ProviderInput.RESUME or not text:
+                text += draw(st.sampled_from(["a", "b c", " d"]))
+                say(ProviderInput.UPDATE, text)
+            else:
+                say(ProviderInput.EAGER_END, text)
+                say(ProviderInput.RESUME)
+        if draw(st.booleans()) and speech[-1].said is ProviderInput.UPDATE:
+            say(ProviderInput.EAGER_END, text)
+        say(ProviderInput.END, text + draw(st.sampled_from(["", "."])))
+    return speech
+
+
+@given(lawful_speech())
+def test_without_faults_consumers_see_what_the_provider_said(speech: list[Said]) -> None:
+    tracker = TurnTracker()
+    heard = [
+        draft for one in speech for draft in tracker.on_input(one.said, one.text, one.position)
+    ]
+    assert [(one.said.value, one.text) for one in speech] == [
+        (draft.kind, draft.transcript) for draft in heard
+    ]
+    assert tracker.violations == 0
+
+
+@given(
+    lawful_speech(),
+    st.lists(st.tuples(st.integers(1, 30), st.booleans(), st.integers(-4, 4)), max_size=8),
+)
+def test_a_replay_worded_the_same_is_invisible(
+    speech: list[Said], losses: list[tuple[int, bool, int]]
+) -> None:
+    """Whenever sockets and owners are lost, and however the lag differs from socket to socket."""
+    tracker = TurnTracker()
+    calm = [draft for one in speech for draft in tracker.on_input(one.said, one.text, one.position)]
+
+    tracker = TurnTracker()
+    seen: list[EventDraft] = []
+    at = resume_at = lag = 0
+    pending = list(losses)
+    until_loss = pending[0][0] if pending else None
+    while at < len(speech):
+        if until_loss == 0:
+            _, new_owner, lag = pending.pop(0)
+            until_loss = pending[0][0] if pending else None
+            if new_owner:
+                tracker = TurnTracker(_round_trip(tracker.state))
+            tracker.socket_opened()
+            at = resume_at
+            continue
+        one = speech[at]
+        at += 1
+        seen += tracker.on_input(one.said, one.text, max(0, one.position + lag))
+        if not tracker.open:
+            resume_at = at  # a turn's end commits its audio
+        until_loss = None if until_loss is None else until_loss - 1
+    event(f"losses: {len(losses) - len(pending)}")
+    assert seen == calm
+    assert tracker.violations == 0
+
+
+@given(
+    said=st.integers(1, 60),
+    settled=st.floats(0, 1),
+    heard=st.lists(st.tuples(st.integers(0, 15), st.integers(0, 30)), max_size=12),
+)
+def test_a_replay_from_a_pause_on_is_invisible_however_much_a_message_brings(
+    said: int, settled: float, heard: list[tuple[int, int]]
+) -> None:
+    words = [f"w{number}" for number in range(said + sum(more for more, _ in heard))]
+    tracker = TurnTracker()
+    tracker.on_input(ProviderInput.START, None, 1)
+    tracker.on_input(ProviderInput.UPDATE, " ".join(words[:said]), 50)
+    again = round(settled * said)
+    tracker.commit_prefix(" ".join(words[:again]))
+    tracker.socket_opened()
+    tracker.on_input(ProviderInput.START, None, 1)
+    position = told = 0
+    for more, passed in heard:
+        told += more
+        position += passed
+        text = " ".join(words[again : again + told])
+        tracker.on_input(ProviderInput.UPDATE, text, position)
+        assert tracker.state.open is not None
+        shown = tracker.state.open.transcript
+        assert " ".join(words).startswith(shown), "nothing is repeated, nothing left out"
+        if position >= 50:
+            assert shown == " ".join(words[: max(said, again + told)])
+
+
+@given(st.lists(SAID, max_size=40), st.integers(0, 40))
+def test_a_new_owner_goes_on_as_the_same_owner_with_a_new_socket(
+    said: list[tuple[ProviderInput, str | None, int]], lost_at: int
+) -> None:
+    def run(replace: Callable[[TurnTracker], TurnTracker]) -> list[EventDraft]:
+        tracker, drafts = TurnTracker(), []
+        for at, one in enumerate(said):
+            if at == lost_at:
+                tracker = replace(tracker)
+                tracker.socket_opened()
+            drafts += tracker.on_input(*one)
+        return drafts
+
+    assert run(lambda tracker: tracker) == run(lambda tracker: TurnTracker(tracker.state))

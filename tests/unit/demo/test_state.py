@@ -1,0 +1,205 @@
+"""What the demo makes of events: rows, numbers, screens. No process runs here."""
+
+from io import StringIO
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from schemas import Encoding
+from schemas.turns import (
+    AudioGap,
+    Event,
+    SessionEnded,
+    SessionError,
+    SessionStarted,
+    TurnEagerEnd,
+    TurnEnd,
+    TurnResume,
+    TurnStart,
+    TurnUpdate,
+)
+from tests.support.sounds import pcm, tone
+from worker.local.demo.live_display import draw
+from worker.local.demo.sessions import DemoSession, LineFormat
+from worker.local.demo.state import DemoState
+from worker.local.demo.summary import Summary, summarize
+from worker.local.demo.summary_view import closing
+
+WORKERS = ("worker-1", "worker-2")
+LINE = LineFormat(Encoding.PCM_S16LE, 16_000, 100)
+T0 = 1_000.0
+SPEECH_ENDS: dict[str, tuple[float, ...]] = {}
+
+
+def role(session: str, text: str | None, *speech_ends: float, seconds: float = 6.0) -> DemoSession:
+    SPEECH_ENDS[session] = speech_ends
+    return DemoSession(session, f"speaker of {session}", LINE, 0.0, (), seconds, text)
+
+
+def spoken(session: str, chunk: int) -> bytes:
+    """A chunk of 100 ms: sound for half a second before speech ends, else silence."""
+    at = chunk / 10 + np.arange(1_600) / 16_000
+    loud = np.zeros(1_600, bool)
+    for end in SPEECH_ENDS[session]:
+        loud |= (at >= end - 0.5) & (at < end)
+    return pcm(np.where(loud, tone(16_000, 0.1), 0).astype(np.float32))
+
+
+class Play:
+    """A board, and what happens to it: chunks sent on time from `T0` on, events at given times."""
+
+    def __init__(self, *cast: DemoSession) -> None:
+        self.board = DemoState(list(cast), WORKERS, T0)
+        self._seq = count(1)
+        for row in self.board.rows.values():
+            for chunk in range(60):
+                row.sending(spoken(row.role.session, chunk), T0 + (chunk + 1) / 10)
+
+    def hear(self, kind: type[Any], session: str, second: float, **values: Any) -> None:
+        common = {"run": f"{session}-0", "audio_ms": int(second * 1000), "connection": 1}
+        fixed = {"seq": next(self._seq), "at": 0.0, "provider": "p", "request_id": ""}
+        event: Event = kind(session=session, **{**fixed, **common, **values})
+        self.board.on_event(event, T0 + second)
+
+    def start(self, session: str, worker: str = "worker-1") -> None:
+        values = {"metadata": {}, "encoding": LINE.encoding, "sample_rate": LINE.sample_rate}
+        self.hear(SessionStarted, session, 0.0, worker=worker, connection=0, **values)
+
+    def turn(self, session: str, number: int, text: str, end: float, **values: Any) -> None:
+        self.hear(TurnStart, session, end - 2, turn=number, **values)
+        self.hear(TurnUpdate, session, end - 1.5, turn=number, transcript=text[:5], **values)
+        self.hear(TurnEagerEnd, session, end - 1, turn=number, transcript=text, **values)
+        self.hear(TurnResume, session, end - 0.9, turn=number, **values)
+        self.hear(TurnEagerEnd, session, end - 0.5, turn=number, transcript=text, **values)
+        self.hear(TurnEnd, session, end, turn=number, transcript=text, reason="model", **values)
+
+    def summary(self) -> Summary:
+        return summarize(self.board, T0 + 10)
+
+
+def test_the_numbers_of_a_session() -> None:
+    play = Play(role("a", "One two three. Four five.", 1.25, 3.0, 5.5))
+    play.start("a")
+    play.turn("a", 0, "One too three.", 2.0)
+    play.turn("a", 1, " Four five.", 4.0, connection=2)
+    play.hear(AudioGap, "a", 4.5, missing_ms=70, reason="backlog")
+    play.hear(SessionError, "a", 4.5, code="c", message="so it is", status=0, fatal=False)
+    play.hear(SessionEnded, "a", 5.0, reason="end", turns=2)
+    assert play.board.over
+    (result,) = play.summary().sessions
+    assert (result.turns, result.eager_ends, result.resumes) == (2, 4, 2)
+    assert (result.words, result.word_error_rate, result.connections) == (5, 0.2, 2)
+    # Speech ended at 1.25 s and 3.0 s, and each chunk is sent the moment it is complete.
+    assert result.end_delay_median_s == pytest.approx(0.875)
+    assert result.end_delay_max_s == pytest.approx(1.0)
+    assert (result.missing_ms, result.errors) == (70, ("so it is",))
+    assert result.transcript == "One too three. Four five."
+
+
+def test_a_chunk_sent_late_was_spoken_late() -> None:
+    play = Play(role("a", None, 1.0))
+    row = play.board.rows["a"]
+    row._sent[10] += 0.25  # the chunk from 1.0 s to 1.1 s
+    assert row.end_delay(2_000, T0 + 2) == pytest.approx(0.75)
+    assert row.end_delay(2_000, T0 + 2) is None  # each end of speech is told of once
+
+
+def test_a_pause_too_fresh_to_end_a_turn_is_not_what_ended_it() -> None:
+    row = Play(role("a", None, 1.0, 2.0)).board.rows["a"]
+    assert row.end_delay(2_200, T0 + 2.2) == pytest.approx(1.2)
+    assert row.end_delay(3_000, T0 + 3.0) == pytest.approx(1.0)
+    assert row.end_delay(4_000, T0 + 4.0) is None
+
+
+def test_all_sessions_together() -> None:
+    play = Play(role("a", "one two", 1.0), role("b", "three four", 1.0), role("c", None, 1.0))
+    for name, heard, end in (("a", "one two", 1.5), ("b", "three", 2.0), ("c", "five", 4.0)):
+        play.start(name)
+        play.turn(name, 0, heard, end)
+    total = play.summary().total
+    assert (total.turns, total.words, total.connections) == (3, 4, 3)
+    assert total.word_error_rate == 0.25  # of the words that are known
+    assert total.end_delay_median_s == pytest.approx(1.0)
+    assert total.end_delay_max_s == pytest.approx(3.0)
+
+
+def test_without_known_text_or_turns_there_are_no_rates() -> None:
+    play = Play(role("a", None))
+    play.start("a")
+    total = play.summary().total
+    assert (total.turns, total.word_error_rate, total.end_delay_max_s) == (0, None, None)
+    assert "unknown, as is what these files say" in shown(closing(play.summary()), 80)
+
+
+def test_a_killed_worker_and_who_took_over() -> None:
+    play = Play(role("a", "x"), role("b", "x"), role("c", "x"))
+    board = play.board
+    assert board.busiest() is None
+    play.start("a", "worker-2")
+    play.start("b", "worker-2")
+    play.start("c", "worker-1")
+    for session in "abc":
+        play.hear(TurnStart, session, 1.0, turn=0)
+    assert board.busiest() == "worker-2"
+    board.on_kill("worker-2", T0 + 2)
+    board.set_owner({"a-0": "worker-2", "b-0": "worker-2", "c-0": "worker-1"}, T0 + 2.5)
+    board.set_owner({"a-0": "worker-1", "b-0": "worker-2", "c-0": "worker-1"}, T0 + 3)
+    board.set_owner({"a-0": "worker-1", "b-0": "worker-1", "c-0": "worker-1"}, T0 + 4)
+    kill = play.summary().kill
+    assert kill is not None
+    assert (kill.worker, kill.sessions, kill.moved_after_s) == ("worker-2", ("a", "b"), 2.0)
+    assert [text for _, text in board.notices] == [
+        "worker-2 killed (SIGKILL) while it had a b",
+        "worker-1 took over a, 1.0 s after the kill",
+        "worker-1 took over b, 2.0 s after the kill",
+    ]
+    assert [result.workers for result in play.summary().sessions] == [
+        ("worker-2", "worker-1"),
+        ("worker-2", "worker-1"),
+        ("worker-1",),
+    ]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 35), (200, 60), (60, 12)])
+@pytest.mark.parametrize("sessions", [1, 2, 6, 12])
+def test_the_board_fits_its_screen(size: tuple[int, int], sessions: int) -> None:
+    width, height = size
+    play = Play(*(role(f"session-{number}", "x", 1.0) for number in range(sessions)))
+    for name in list(play.board.rows)[: sessions - 1]:
+        play.start(name)
+        for number in range(5):
+            play.turn(name, number, "Ten words are said in this turn, no fewer, no more.", 3.0)
+    play.board.on_kill("worker-1", T0 + 2)
+    play.board.set_owner({f"{name}-0": "worker-2" for name in play.board.rows}, T0 + 4)
+    lines = shown(draw(play.board, T0 + 5, width, height), width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= max(height, sessions + 4)
+    text = "\n".join(lines)
+    assert all(name in text for name in play.board.rows)
+    assert "worker-1 killed" in text
+    assert ("more." in text) == (sessions > 1)
+
+
+def test_a_turn_shows_where_it_seemed_over() -> None:
+    play = Play(role("a", "x", 1.0))
+    play.start("a")
+    play.hear(TurnStart, "a", 0.5, turn=0)
+    steps = [
+        (TurnUpdate, {"transcript": "One"}, "One▌"),
+        (TurnEagerEnd, {"transcript": "One two"}, "One two◐"),
+        (TurnResume, {}, "One two◐↻▌"),
+        (TurnUpdate, {"transcript": "One two three"}, "One two◐↻ three▌"),
+        (TurnEnd, {"transcript": "One too three.", "reason": "model"}, "One too three. ✓0.5s"),
+    ]
+    for kind, values, drawn in steps:
+        play.hear(kind, "a", 1.5, turn=0, **values)
+        assert drawn in shown(draw(play.board, T0 + 2, 80, 24), 80)
+
+
+def shown(drawing: Any, width: int) -> str:
+    output = StringIO()
+    Console(file=output, width=width, no_color=True).print(drawing)
+    return output.getvalue()

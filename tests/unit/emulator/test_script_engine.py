@@ -1,0 +1,316 @@
+"""The script engine: every sample counts, in every encoding, however the audio is cut."""
+
+import random
+from collections.abc import Iterable
+
+import anyio
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
+from worker.local.emulator.engines.pcm import ENCODINGS, encode, sample_width
+from worker.local.emulator.engines.script import (
+    ScriptEngine,
+    ScriptOptions,
+    ScriptStream,
+    synthesize_silence,
+    synthesize_words,
+    words_of,
+)
+from worker.local.emulator.engines.script_text import STYLES
+from worker.local.emulator.turns import TurnOrder
+
+LINE = AudioFormat("pcm_s16le", 8000)
+WORD_BYTES = len(synthesize_words([1], LINE))
+
+
+def opened(
+    audio: AudioFormat = LINE,
+    turn: TurnSettings = TurnSettings(),  # noqa: B008 - frozen
+    engine: ScriptEngine | None = None,
+) -> tuple[ScriptStream, list[EngineEvent]]:
+    heard: list[EngineEvent] = []
+    return (engine or ScriptEngine()).open(audio, turn, (), heard.append), heard
+
+
+def heard_in(
+    pieces: Iterable[bytes],
+    audio: AudioFormat = LINE,
+    turn: TurnSettings = TurnSettings(),  # noqa: B008
+) -> list[EngineEvent]:
+    async def hear() -> list[EngineEvent]:
+        hearing, heard = opened(audio, turn)
+        for piece in pieces:
+            await hearing.feed(piece)
+        await hearing.flush()
+        await hearing.aclose()
+        return heard
+
+    return anyio.run(hear)
+
+
+def text_of(audio: bytes) -> str:
+    return "".join(e.transcript or "" for e in heard_in([audio]) if e.kind == "turn.end")
+
+
+def kinds_of(events: list[EngineEvent]) -> list[str]:
+    return [event.kind.removeprefix("turn.") for event in events]
+
+
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 48000])
+def test_words_are_heard_in_every_format(encoding: str, rate: int) -> None:
+    line = AudioFormat(encoding, rate)
+    audio = (
+        synthesize_silence(300, line)
+        + synthesize_words([0, 1, 2**32 - 1], line)
+        + synthesize_silence(600, line)
+    )
+    events = heard_in([audio, synthesize_words([7], line)], line)
+    assert events == [
+        EngineEvent("turn.start"),
+        EngineEvent("turn.update", "w0"),
+        EngineEvent("turn.update", "w0 w1"),
+        EngineEvent("turn.update", "w0 w1 w4294967295"),
+        EngineEvent("turn.eager_end", "w0 w1 w4294967295"),
+        EngineEvent("turn.end", "w0 w1 w4294967295"),
+        EngineEvent("turn.start"),
+        EngineEvent("turn.update", " w7"),
+        EngineEvent("turn.end", " w7"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pauses_ms", "kinds"),
+    [
+        ([100], "start update update end"),
+        ([239], "start update update end"),
+        ([240], "start update eager_end resume update end"),
+        ([479], "start update eager_end resume update end"),
+        ([480], "start update eager_end end start update end"),
+        ([300, 300], "start update eager_end resume update eager_end resume update end"),
+    ],
+)
+def test_pauses_decide_turns(pauses_ms: list[float], kinds: str) -> None:
+    audio = synthesize_words([1], LINE) + b"".join(
+        synthesize_silence(ms, LINE) + synthesize_words([2], LINE) for ms in pauses_ms
+    )
+    assert kinds_of(heard_in([audio])) == kinds.split()
+
+
+@pytest.mark.parametrize(
+    ("turn", "eager_ms", "end_ms"),
+    [
+        (TurnSettings(), 240, 480),
+        (TurnSettings(start=0.7, eager_end=0.6, end=0.4), 240, 400),
+        (TurnSettings(eager_end=0.3, end=0.1), 480, 640),
+        (TurnSettings(eager_end=0.3, end=0.05), 480, 680),
+        (TurnSettings(eager_end=0.3, end=0.05, end_timeout_ms=640), 480, 640),
+    ],
+)
+def test_a_lower_threshold_waits_longer(turn: TurnSettings, eager_ms: int, end_ms: int) -> None:
+    def ends(silence_ms: float) -> list[str]:
+        async def hear() -> list[str]:
+            hearing, heard = opened(turn=turn)
+            await hearing.feed(synthesize_words([1], LINE) + synthesize_silence(silence_ms, LINE))
+            return kinds_of(heard)[2:]
+
+        return anyio.run(hear)
+
+    assert ends(eager_ms - 1) == []
+    assert ends(eager_ms) == ["eager_end"]
+    assert ends(end_ms - 1) == ["eager_end"]
+    assert ends(end_ms) == ["eager_end", "end"]
+
+
+async def test_settings_change_inside_a_turn() -> None:
+    hearing, heard = opened()
+    await hearing.feed(synthesize_words([1], LINE) + synthesize_silence(450, LINE))
+    hearing.configure(TurnSettings(end=0.5))
+    assert kinds_of(heard) == ["start", "update", "eager_end"]
+    await hearing.feed(synthesize_silence(1, LINE))
+    assert kinds_of(heard) == ["start", "update", "eager_end", "end"]
+
+
+async def test_a_turn_starts_40_ms_into_a_word_and_waits_for_audio_only() -> None:
+    hearing, heard = opened()
+    word = synthesize_words([1], LINE)
+    await hearing.feed(word[: 39 * 16])
+    assert heard == []
+    await hearing.feed(word[39 * 16 : 40 * 16])
+    assert heard == [EngineEvent("turn.start")]
+    await hearing.feed(word[40 * 16 :])
+    assert heard[1:] == [EngineEvent("turn.update", "w1")]
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_cutting_the_audio_anywhere_changes_nothing(data: st.DataObject) -> None:
+    encoding = data.draw(st.sampled_from(["pcm_s16le", "pcm_f32le", "pcm_alaw"]))
+    line = AudioFormat(encoding, 8000)
+    said = data.draw(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 700))))
+    audio = b"".join(
+        synthesize_words([number], line) + synthesize_silence(pause, line) for number, pause in said
+    )
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(audio)), max_size=8)))
+    pieces = [audio[a:b] for a, b in zip([0, *cuts], [*cuts, len(audio)], strict=True)]
+    events = heard_in(pieces, line)
+    assert events == heard_in([audio], line)
+    text = "".join(e.transcript or "" for e in events if e.kind == "turn.end")
+    assert words_of(text) == [number for number, _ in said]
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_no_damage_goes_unseen(data: st.DataObject) -> None:
+    """Lose, repeat, move or change a stretch of a word: its neighbours stay, it does not."""
+    before, after = synthesize_words([1, 2], LINE), synthesize_words([4, 5], LINE)
+    word = synthesize_words([3], LINE)
+    start = 2 * data.draw(st.integers(0, WORD_BYTES // 2 - 1))
+    size = 2 * data.draw(st.integers(1, WORD_BYTES // 2 - start // 2))
+    piece = word[start : start + size]
+    harm = data.draw(st.sampled_from(["lose", "repeat", "zero", "reverse", "flip", "shift"]))
+    match harm:
+        case "lose":
+            piece = b""
+        case "repeat":
+            piece *= 2
+        case "zero":
+            piece = bytes(size)
+        case "reverse":
+            piece = piece[::-1]
+        case "flip":
+            piece = bytes([piece[0] ^ 1]) + piece[1:]
+        case _:
+            piece = piece[1:]  # half a sample is lost, the rest of the audio is out of step
+    damaged = word[:start] + piece + word[start + size :]
+    words = words_of(text_of(before + damaged + after))
+    assert words[:2] == [1, 2]
+    if harm == "lose" and size == WORD_BYTES:
+        assert words == [1, 2, 4, 5]
+    elif harm == "repeat" and size == WORD_BYTES:
+        assert words == [1, 2, 3, 3, 4, 5]
+    elif harm == "shift":
+        assert words[2:]
+        assert all(isinstance(word, str) for word in words[2:])
+    else:
+        assert words[-2:] == [4, 5]
+        assert {"!3", "!?"} & set(words[2:-2])
+
+
+def test_a_piece_lost_across_words_shows_and_later_words_are_whole() -> None:
+    audio = synthesize_words(range(10, 20), LINE)
+    cut = audio[: WORD_BYTES * 2 + 1000] + audio[WORD_BYTES * 5 + 1000 :]  # the same place in 15
+    assert words_of(text_of(cut)) == [10, 11, "!12", 16, 17, 18, 19]
+    cut = audio[: WORD_BYTES * 2 + 1000] + audio[WORD_BYTES * 5 + 1400 :]
+    assert words_of(text_of(cut)) == [10, 11, "!12", 16, 17, 18, 19]
+
+
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+def test_audio_out_of_step_by_some_bytes_is_never_silence(encoding: str) -> None:
+    line = AudioFormat(encoding, 8000)
+    for slip in range(1, sample_width(encoding)):
+        first, second, *_ = heard_in([synthesize_words([1, 2], line)[slip:]], line)
+        assert first.kind == "turn.start"
+        assert second.transcript == "!?"
+
+
+def test_whole_words_out_of_place_show_by_their_numbers() -> None:
+    words = [synthesize_words([number], LINE) for number in range(4)]
+    assert words_of(text_of(words[0] + words[2] + words[1] + words[1])) == [0, 2, 1, 1]
+
+
+def test_noise_reads_as_one_damaged_word_and_a_noisy_line_as_silence() -> None:
+    noise = np.frombuffer(random.Random(1).randbytes(8000), "<i2").astype(np.float32)
+    loud = encode(noise / np.float32(2**15), "pcm_s16le")
+    soft = encode(noise / np.float32(2**22), "pcm_s16le")
+    assert words_of(
+        text_of(loud + synthesize_silence(500, LINE) + synthesize_words([1], LINE))
+    ) == ["!?", 1]
+    assert kinds_of(heard_in([synthesize_words([1], LINE) + soft])) == [
+        "start",
+        "update",
+        "eager_end",
+        "end",
+    ]
+    assert heard_in([soft]) == []
+
+
+def test_audio_that_stops_inside_a_word_shows_it_damaged() -> None:
+    audio = synthesize_words([1, 2], LINE)
+    assert text_of(audio[:-2]) == "w1 !2"
+    assert text_of(audio[: WORD_BYTES + 20]) == "w1 !?"
+    assert text_of(b"") == ""
+
+
+async def test_late_events_keep_their_order_and_flush_waits_for_them() -> None:
+    hearing, heard = opened(engine=ScriptEngine(ScriptOptions(latency_ms=30)))
+    await hearing.feed(synthesize_words([1], LINE) + synthesize_silence(500, LINE))
+    assert heard == []
+    await hearing.feed(synthesize_words([2], LINE))
+    await hearing.flush()
+    assert kinds_of(heard) == ["start", "update", "eager_end", "end", "start", "update", "end"]
+
+
+async def test_closing_drops_late_events() -> None:
+    hearing, heard = opened(engine=ScriptEngine(ScriptOptions(latency_ms=1)))
+    await hearing.feed(synthesize_words([1], LINE))
+    await hearing.aclose()
+    await anyio.sleep(0.01)
+    assert heard == []
+
+
+async def test_a_later_connection_rewords_and_the_numbers_stay() -> None:
+    async def transcript(engine: ScriptEngine) -> str:
+        hearing, heard = opened(engine=engine)
+        await hearing.feed(synthesize_words(range(50), LINE))
+        await hearing.flush()
+        return heard[-1].transcript or ""
+
+    engine = ScriptEngine(ScriptOptions(rewording=3))
+    first, second, third = [await transcript(engine) for _ in range(3)]
+    assert first == " ".join(f"w{number}" for number in range(50))
+    assert len({first, second, third}) == 3
+    assert words_of(second) == words_of(third) == list(range(50))
+    assert {word.replace(str(n), "") for n, word in enumerate(second.split())} == {"w", "w~", ""}
+    again = ScriptEngine(ScriptOptions(rewording=3))
+    assert [await transcript(again) for _ in range(3)] == [first, second, third]
+
+
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+def test_a_word_lasts_what_it_should(encoding: str) -> None:
+    line = AudioFormat(encoding, 16000)
+    assert len(synthesize_words([1, 2], line)) == 2 * 3200 * sample_width(encoding)
+    assert len(synthesize_words([1], line, word_ms=50)) == 800 * sample_width(encoding)
+    assert len(synthesize_silence(50, line)) == 800 * sample_width(encoding)
+    with pytest.raises(ValueError, match="fewer than 96 samples"):
+        synthesize_words([1], line, word_ms=5)
+
+
+@pytest.mark.parametrize("name", STYLES)
+async def test_a_text_style_decides_the_separators(name: str) -> None:
+    style = STYLES[name]
+    hearing, heard = opened(engine=ScriptEngine(ScriptOptions(text_style=name)))
+    await hearing.feed(
+        synthesize_words([0, 1], LINE)
+        + synthesize_silence(600, LINE)
+        + synthesize_words([20], LINE)
+        + synthesize_silence(600, LINE)
+    )
+    texts = [event.transcript or "" for event in heard if event.kind == "turn.end"]
+    assert texts == [style.text(["w0", "w1"], style.begin), style.text(["w20"], style.later)]
+    assert words_of("".join(texts), spaced=style.spaced) == [0, 1, 20], "turns join verbatim"
+    order = TurnOrder()
+    for event in heard:
+        order.admit(event)  # no text takes back what was sent
+
+
+def test_words_without_separators_are_not_reworded() -> None:
+    with pytest.raises(ValueError, match="cannot be reworded"):
+        ScriptEngine(ScriptOptions(text_style="none", rewording=1))
+
+
+def test_words_without_separators_are_read_back() -> None:
+    assert words_of("w1w23!?!4w5", spaced=False) == [1, 23, "!?", "!4", 5]

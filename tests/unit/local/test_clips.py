@@ -1,0 +1,42 @@
+"""The bundled clips are there, described, small, and of the form they are said to be."""
+
+from pathlib import Path
+
+import av
+
+from tests.support.sounds import samples_of
+from worker.local import clips
+from worker.local.clips import CLIPS, tale_of_two_cities
+from worker.local.sound import open_sound
+from worker.local.wer import words
+
+
+def test_form() -> None:
+    for clip in CLIPS:
+        with av.open(clip.path) as file:
+            (stream,) = file.streams.audio
+            assert (file.format.name, stream.rate, stream.channels) == ("flac", 16_000, 1)
+        seconds = len(samples_of(clip.path, 16_000)) / 16_000
+        assert 9 < seconds < 25, "a demo plays them whole"
+        assert 1 < len(words(clip.transcript)) / seconds < 4, "the text is of this clip"
+
+
+def test_every_file_is_described_once() -> None:
+    bundled = sorted(Path(str(clips.__file__)).parent.glob("*.flac"))
+    assert sorted(clip.path for clip in CLIPS) == bundled
+    assert sum(path.stat().st_size for path in bundled) < 2_500_000
+
+
+def test_right_to_use() -> None:
+    for clip in (*CLIPS, tale_of_two_cities()):
+        assert clip.source
+        assert clip.licence.startswith(("public domain", "BSD-2-Clause", "MIT"))
+    assert len({clip.speaker for clip in CLIPS}) >= 4
+    licence = Path(str(clips.__file__)).with_name("PocketSphinx.txt").read_text()
+    assert "Redistributions in binary form must reproduce" in licence
+
+
+def test_two_cities_lies_in_another_package() -> None:
+    with open_sound(tale_of_two_cities().path) as sound:
+        assert sound.seconds is not None
+        assert (sound.rate, round(sound.seconds)) == (48_000, 44)

@@ -1,0 +1,165 @@
+"""Session entries: what a producer writes is what a worker reads, or is told why not."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import (
+    Encoding,
+    EntryError,
+    SessionEntry,
+    TurnConfig,
+    decode_session,
+    encode_session,
+)
+from schemas.audio import MAX_KEYTERMS, MAX_NESTING, session_id, session_lane
+
+LEAST = {b"session": b"call-1", b"encoding": b"pcm_s16le", b"sample_rate": b"16000"}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+configs = st.builds(
+    TurnConfig,
+    turn_start_threshold=st.none() | st.floats(0.81, 0.9),
+    turn_eager_end_threshold=st.none() | st.floats(0.51, 0.8),
+    turn_end_threshold=st.none() | st.floats(0.05, 0.5),
+    turn_end_timeout_ms=st.none() | st.floats(640, 11_200),
+)
+entries = st.builds(
+    SessionEntry,
+    session=st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True),
+    encoding=st.sampled_from(Encoding),
+    sample_rate=st.integers(8_000, 192_000),
+    lane=st.from_regex(r"[A-Za-z0-9_-]{1,32}", fullmatch=True),
+    out=st.sampled_from(["lane", "session"]),
+    model=st.none() | st.text(min_size=1, max_size=128),
+    keyterms=st.lists(st.text(max_size=12), max_size=MAX_KEYTERMS).map(tuple),
+    config=configs,
+    metadata=st.dictionaries(st.text(max_size=3), json_values, max_size=3),
+    traceparent=st.none() | st.text(max_size=128),
+    tracestate=st.none() | st.text(max_size=1_024),
+)
+
+
+def on_the_wire(entry: SessionEntry) -> dict[bytes, bytes]:
+    return {name.encode(): value.encode() for name, value in encode_session(entry).items()}
+
+
+@given(entries)
+def test_round_trip(entry: SessionEntry) -> None:
+    assert decode_session(on_the_wire(entry)) == entry
+
+
+def test_the_least_a_producer_must_say() -> None:
+    entry = decode_session(LEAST)
+    assert entry == SessionEntry(session="call-1", encoding=Encoding.PCM_S16LE, sample_rate=16_000)
+    assert on_the_wire(entry) == LEAST
+
+
+@given(st.dictionaries(st.binary(max_size=8).map(lambda name: b"x-" + name), st.binary()))
+def test_fields_of_the_producers_own_are_ignored(own: dict[bytes, bytes]) -> None:
+    assert decode_session(own | LEAST) == decode_session(LEAST)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(SessionEntry.__struct_fields__ + TurnConfig.__struct_fields__).map(
+            str.encode
+        ),
+        st.binary(max_size=20)
+        | st.sampled_from(
+            [b"null", b"nan", b"1e999", b"{}", b"[]", b"-1", b'["\xff"]', b'{"\xff":1}']
+        ),
+    )
+)
+def test_whatever_comes_is_an_entry_or_a_fault(fields: dict[bytes, bytes]) -> None:
+    try:
+        entry = decode_session(fields | {b"encoding": b"pcm_alaw"})
+    except EntryError:
+        return
+    assert decode_session(on_the_wire(entry)) == entry
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "reason"),
+    [
+        ({b"session": b""}, "session", "malformed"),
+        ({b"session": b"a b"}, "session", "malformed"),
+        ({b"session": b"{a}"}, "session", "malformed"),
+        ({b"session": b"x" * 129}, "session", "malformed"),
+        ({b"session": b"\xff"}, "session", "malformed"),
+        ({b"encoding": b"mp3"}, "encoding", "encoding"),
+        ({b"encoding": b""}, "encoding", "encoding"),
+        ({b"encoding": b"\xff"}, "encoding", "malformed"),
+        ({b"sample_rate": b"7999"}, "sample_rate", "malformed"),
+        ({b"sample_rate": b"192001"}, "sample_rate", "malformed"),
+        ({b"sample_rate": b"16k"}, "sample_rate", "malformed"),
+        ({b"lane": b"a/b"}, "lane", "malformed"),
+        ({b"lane": b"x" * 33}, "lane", "malformed"),
+        ({b"out": b"both"}, "out", "malformed"),
+        ({b"model": b""}, "model", "malformed"),
+        ({b"keyterms": b"not json"}, "keyterms", "malformed"),
+        ({b"keyterms": b'"word"'}, "keyterms", "malformed"),
+        ({b"keyterms": b"[1]"}, "keyterms", "malformed"),
+        ({b"keyterms": b"[" + b",".join([b'""'] * 101) + b"]"}, "keyterms", "malformed"),
+        ({b"keyterms": b'["' + b"x" * 1_201 + b'"]'}, "keyterms", "malformed"),
+        ({b"metadata": b"[]"}, "metadata", "malformed"),
+        ({b"metadata": b"{"}, "metadata", "malformed"),
+        ({b"metadata": b'{"a":"\xff"}'}, "metadata", "malformed"),
+        ({b"metadata": b'{"a":' + b"[" * 32 + b"]" * 32 + b"}"}, "metadata", "malformed"),
+        ({b"metadata": b'{"a":' + b"[" * 1_500 + b"]" * 1_500 + b"}"}, "metadata", "malformed"),
+        ({b"metadata": b'{"a":"' + b"x" * 4_096 + b'"}'}, "metadata", "too_large"),
+        ({b"turn_start_threshold": b"high"}, "turn_start_threshold", "malformed"),
+        ({b"turn_start_threshold": b"0.95"}, "turn_start_threshold", "malformed"),
+        ({b"turn_eager_end_threshold": b"nan"}, "turn_eager_end_threshold", "malformed"),
+        ({b"turn_end_threshold": b"0.04"}, "turn_end_threshold", "malformed"),
+        ({b"turn_end_timeout_ms": b"639"}, "turn_end_timeout_ms", "malformed"),
+        (
+            {b"turn_start_threshold": b"0.6", b"turn_end_threshold": b"0.5"}
+            | {b"turn_eager_end_threshold": b"0.6"},
+            "turn_eager_end_threshold",
+            "malformed",
+        ),
+        ({b"traceparent": b"x" * 129}, "traceparent", "malformed"),
+        ({b"tracestate": b"x" * 1_025}, "tracestate", "malformed"),
+        ({b"x-%d" % number: b"" for number in range(1_000)}, "", "too_large"),
+    ],
+)
+def test_refusals_name_field_and_reason(
+    fields: dict[bytes, bytes], field: str, reason: str
+) -> None:
+    with pytest.raises(EntryError) as caught:
+        decode_session(LEAST | fields)
+    assert (caught.value.field, caught.value.reason) == (field, reason)
+
+
+def test_the_deepest_metadata() -> None:
+    nested = b'{"a":' + b"[" * (MAX_NESTING - 1) + b"]" * (MAX_NESTING - 1) + b"}"
+    assert decode_session(LEAST | {b"metadata": nested}).metadata["a"] is not None
+
+
+@pytest.mark.parametrize("field", sorted(LEAST))
+def test_what_must_be_there(field: bytes) -> None:
+    with pytest.raises(EntryError) as caught:
+        decode_session({name: value for name, value in LEAST.items() if name != field})
+    assert (caught.value.field, caught.value.reason) == (field.decode(), "missing")
+
+
+@pytest.mark.parametrize(
+    ("fields", "session", "lane"),
+    [
+        ({b"session": b"s", b"lane": b"eu", b"encoding": b"mp3"}, "s", "eu"),
+        ({b"session": b"a b"}, None, "0"),
+        ({b"session": b"\xff", b"lane": b"\xff"}, None, None),
+        ({b"lane": b""}, None, None),
+        ({}, None, "0"),
+    ],
+)
+def test_what_can_be_told_of_a_refused_entry(
+    fields: dict[bytes, bytes], session: str | None, lane: str | None
+) -> None:
+    assert session_id(fields) == session
+    assert session_lane(fields) == lane

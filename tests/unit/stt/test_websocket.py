@@ -1,0 +1,694 @@
+"""The socket against real servers on loopback: good ones, refusing ones and broken ones."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+
+from tests.support.polling import PATIENCE_S
+from worker.stt.protocol import MAX_MESSAGE_BYTES
+from worker.stt.websocket import (
+    HandshakeRejected,
+    SocketClosed,
+    WebSocketClient,
+    open_socket,
+)
+
+Handler = Callable[[ServerConnection], Awaitable[None]]
+Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def websocket_server(
+    handler: Handler, process_request: Callable[[ServerConnection, Request], Response] | None = None
+) -> AsyncIterator[str]:
+    """A proper WebSocket server; gives its URL."""
+    async with serve(
+        handler, "127.0.0.1", 0, max_size=2**24, process_request=process_request
+    ) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        yield f"ws://127.0.0.1:{port}/stt/turns/websocket"
+
+
+@asynccontextmanager
+async def tcp_server(peer: Peer) -> AsyncIterator[str]:
+    """A server that does with the bytes of a connection what it likes; gives a URL."""
+
+    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await peer(reader, writer)
+        except ConnectionError:
+            pass  # the client left first
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(served, "127.0.0.1", 0)
+    try:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/stt"
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[WebSocketClient]:
+    with anyio.fail_after(PATIENCE_S):
+        socket = await open_socket(url, {"X-API-Key": "sk_car_test"})
+        try:
+            yield socket
+        finally:
+            socket.abort("test over")
+            await gone(socket)
+
+
+async def gone(socket: WebSocketClient) -> None:
+    """Wait until nothing more comes."""
+    with anyio.fail_after(PATIENCE_S):
+        while True:
+            try:
+                await socket.receive()
+            except SocketClosed:
+                return
+
+
+async def closing(socket: WebSocketClient) -> tuple[int, str]:
+    """How the socket was closed, having read all that came before."""
+    with anyio.fail_after(PATIENCE_S):
+        while True:
+            try:
+                await socket.receive()
+            except SocketClosed as end:
+                return end.code, end.reason
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(PATIENCE_S):
+        while not condition():
+            await anyio.sleep(0.005)
+
+
+async def _idle(ws: ServerConnection) -> None:
+    await ws.wait_closed()
+
+
+async def _upgraded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> ServerProtocol:
+    """Answer the upgrade by hand, and nothing else."""
+    protocol = ServerProtocol(max_size=2**24)
+    protocol.receive_data(await reader.readuntil(b"\r\n\r\n"))
+    (request,) = protocol.events_received()
+    assert isinstance(request, Request)
+    protocol.send_response(protocol.accept(request))
+    writer.writelines(protocol.data_to_send())
+    return protocol
+
+
+# -- the upgrade
+
+
+async def test_the_request_carries_the_headers_and_offers_no_compression() -> None:
+    seen: list[Request] = []
+
+    async def handler(ws: ServerConnection) -> None:
+        assert ws.request is not None
+        seen.append(ws.request)
+        await ws.send("hello")
+        await ws.wait_closed()
+
+    async with (
+        websocket_server(handler) as url,
+        connected(url + "?model=ink-2&keyterm=a%20b") as socket,
+    ):
+        assert socket.open
+        assert await socket.receive() == "hello"
+    (request,) = seen
+    assert request.path == "/stt/turns/websocket?model=ink-2&keyterm=a%20b"
+    assert request.headers["X-API-Key"] == "sk_car_test"
+    assert "Sec-WebSocket-Extensions" not in request.headers
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 402, 403, 404, 429, 500, 503])
+async def test_a_refusal_carries_status_headers_and_body(status: int) -> None:
+    def refuse(ws: ServerConnection, request: Request) -> Response:
+        response = ws.respond(HTTPStatus(status), '{"title": "No"}')
+        response.headers["X-Request-Id"] = "r1"
+        return response
+
+    async with websocket_server(_idle, refuse) as url:
+        with pytest.raises(HandshakeRejected) as refused:
+            await open_socket(url, {"X-API-Key": "sk_car_secret"})
+    assert refused.value.status == status
+    assert refused.value.body == b'{"title": "No"}'
+    assert refused.value.headers["X-Request-Id"] == "r1"
+    assert "sk_car_secret" not in repr(refused.value) + str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\nThe body ends with the connection", 33),
+        (
+            b"HTTP/1.1 502 Bad Gateway\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+            4,
+        ),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", 0),
+        (b"HTTP/1.1 204 \r\n\r\n", 0),
+    ],
+)
+async def test_refusals_of_proxies_are_read_too(answer: bytes, body: int) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async with tcp_server(peer) as url:
+        with pytest.raises(HandshakeRejected) as refused:
+            await open_socket(url, {})
+    assert refused.value.status == int(answer.split()[1])
+    assert len(refused.value.body) == body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 101 Sw",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"\x00" * 100,
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: bm90IHRoZSBvbmUgdG8gZXhwZWN0IQ==\r\n\r\n"
+        ),
+        b"HTTP/1.1 500 No\r\nContent-Length: 99999999\r\n\r\nbut the rest never comes",
+        b"HTTP/1.1 500 " + b"x" * 100_000,
+    ],
+)
+async def test_what_is_no_answer_is_an_os_error(answer: bytes) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+
+    async with tcp_server(peer) as url:
+        with anyio.fail_after(PATIENCE_S), pytest.raises(OSError, match="the upgrade failed"):
+            await open_socket(url, {})
+
+
+async def test_a_port_nobody_listens_on_is_an_os_error() -> None:
+    async with tcp_server(lambda reader, writer: checkpoint()) as url:
+        pass
+    with pytest.raises(OSError, match="Connect call failed"):
+        await open_socket(url, {})
+
+
+async def _until_gone(reader: asyncio.StreamReader) -> None:
+    """Wait until the client is gone."""
+    with suppress(ConnectionResetError):  # aborted, so that nothing lingers
+        while await reader.read(1024):
+            pass
+
+
+async def test_cancelling_a_handshake_leaves_nothing_open() -> None:
+    left = anyio.Event()
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        scope.cancel()
+        await _until_gone(reader)
+        left.set()
+
+    async with tcp_server(peer) as url:
+        with anyio.CancelScope() as scope:
+            await open_socket(url, {})
+        assert scope.cancelled_caught
+        with anyio.fail_after(PATIENCE_S):
+            await left.wait()
+
+
+async def test_cancelling_a_connect_leaves_nothing_open() -> None:
+    """Wherever it was: loopback connects at once, or it does not."""
+    arrived, left = 0, 0
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal arrived, left
+        arrived += 1
+        await _until_gone(reader)
+        left += 1
+
+    async with tcp_server(peer) as url:
+        for turns in range(6):
+            with anyio.CancelScope() as scope:
+                asyncio.get_running_loop().call_soon(_after_turns, turns, scope.cancel)
+                await open_socket(url, {})
+            assert scope.cancelled_caught
+        await anyio.sleep(0.02)
+        await until(lambda: left == arrived)
+
+
+def _after_turns(turns: int, call: Callable[[], None]) -> None:
+    """Call after so many turns of the event loop."""
+    if turns:
+        asyncio.get_running_loop().call_soon(_after_turns, turns - 1, call)
+    else:
+        call()
+
+
+# -- messages
+
+
+async def test_fragments_make_one_message() -> None:
+    euro = "€".encode()
+
+    async def handler(ws: ServerConnection) -> None:
+        await ws.send(["{", '"type"', ":1}"])
+        await ws.send([euro[:1], euro[1:2], euro[2:]], text=True)
+        await ws.send("")
+        await ws.send(b"\xffbinary")
+        await ws.wait_closed()
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        assert await socket.receive() == '{"type":1}'
+        assert await socket.receive() == "€"
+        assert await socket.receive() == ""
+        assert await socket.receive() == "�binary"
+
+
+async def test_control_frames_between_fragments_are_no_part_of_them() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        protocol = await _upgraded(reader, writer)
+        protocol.send_text(b"one ", fin=False)
+        protocol.send_ping(b"still there?")
+        protocol.send_continuation(b"two ", fin=False)
+        protocol.send_pong(b"7")
+        protocol.send_continuation(b"three", fin=True)
+        writer.writelines(protocol.data_to_send())
+        assert await reader.read(1) == b"\x8a"  # the pong
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        assert await socket.receive() == "one two three"
+        assert socket.pongs_received == 0, "nobody asked for an answer"
+
+
+async def test_bytes_may_come_one_by_one() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        protocol = await _upgraded(reader, writer)
+        protocol.send_text("zwölf".encode())
+        protocol.send_close(1001, "Idle timeout")
+        for data in protocol.data_to_send():
+            for at in range(len(data)):
+                writer.write(data[at : at + 1])
+                await writer.drain()
+                await checkpoint()
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        assert await socket.receive() == "zwölf"
+        assert await closing(socket) == (1001, "Idle timeout")
+
+
+async def test_a_message_above_a_mebibyte_is_discarded() -> None:
+    async def handler(ws: ServerConnection) -> None:
+        await ws.send("x" * MAX_MESSAGE_BYTES)
+        await ws.send("x" * (MAX_MESSAGE_BYTES + 1))
+        await ws.send("between")
+        await ws.send(["x" * MAX_MESSAGE_BYTES, "x", "y"])
+        await ws.send("x" * (8 * MAX_MESSAGE_BYTES))
+        await ws.send("after")
+        await ws.wait_closed()
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        received = [(await socket.receive(), socket.defect) for _ in range(6)]
+        assert socket.open
+    assert [(text[:7], bool(defect)) for text, defect in received] == [
+        ("x" * 7, False),
+        ("", True),
+        ("between", False),
+        ("", True),
+        ("", True),
+        ("after", False),
+    ]
+    assert all("larger than" in defect for _, defect in received if defect)
+
+
+async def test_a_large_message_is_not_buffered() -> None:
+    """However large its header says it is."""
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        writer.write(b"\x81\x02ok\x81\x7f" + (2**62).to_bytes(8, "big"))
+        for _ in range(4):
+            writer.write(bytes(MAX_MESSAGE_BYTES))
+            await writer.drain()
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        assert await socket.receive() == "ok"
+        began = socket.last_received_at
+        await until(lambda: socket.last_received_at > began)
+        assert len(socket._protocol.reader.buffer) <= MAX_MESSAGE_BYTES
+
+
+@pytest.mark.parametrize("opcode", [b"\x81", b"\x82"], ids=["text", "binary"])
+async def test_a_defect_is_of_its_message_only(opcode: bytes) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        writer.write(opcode + b"\x03a\xff." + b"\x81\x01b" + b"\x82\x01c" + b"\x81\x00")
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        received = [(await socket.receive(), socket.defect) for _ in range(4)]
+    first = "invalid UTF-8" if opcode == b"\x81" else "binary message"
+    assert received == [("a\ufffd.", first), ("b", ""), ("c", "binary message"), ("", "")]
+
+
+@pytest.mark.parametrize(
+    ("reason", "read"),
+    [(b"Idle \xff", "Idle \ufffd"), (b"\xff" * 123, "\ufffd" * 41)],
+)
+async def test_a_close_reason_that_is_no_text_keeps_its_code(reason: bytes, read: str) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        writer.write(b"\x88" + bytes([len(reason) + 2]) + (1001).to_bytes(2, "big") + reason)
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        assert await closing(socket) == (1001, read)
+
+
+async def test_audio_and_commands_arrive_as_sent() -> None:
+    received: list[str | bytes] = []
+
+    async def handler(ws: ServerConnection) -> None:
+        received.extend([await ws.recv(), await ws.recv(), await ws.recv()])
+        await ws.send("done")
+        await ws.wait_closed()
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        socket.send_binary(bytes(range(256)))
+        socket.send_text('{"type":"close"}')
+        socket.send_binary(b"")
+        assert await socket.receive() == "done"
+        assert socket.open  # `close` is a message, not a close
+    assert received == [bytes(range(256)), '{"type":"close"}', b""]
+
+
+# -- closing
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (1000, ""),
+        (1001, "Idle timeout"),
+        (1008, "Invalid turn thresholds"),
+        (1011, ""),
+        (1012, "Service restart"),
+        (1013, ""),
+        (4321, "ä"),
+    ],
+)
+async def test_what_came_before_a_close_is_read_before_it(code: int, reason: str) -> None:
+    async def handler(ws: ServerConnection) -> None:
+        await ws.send("one")
+        await ws.send("two")
+        await ws.close(code, reason)
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        await until(lambda: not socket.open)
+        assert await socket.receive() == "one"
+        assert await socket.receive() == "two"
+        for _ in range(2):
+            with pytest.raises(SocketClosed) as end:
+                await socket.receive()
+            assert (end.value.code, end.value.reason) == (code, reason or "connection lost")
+        socket.send_binary(b"too late")
+        socket.send_text("too late")
+        socket.send_ping(1)
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"\x03\xee" + b"going", "invalid close code 1006: going"),
+        (b"\x03\xed", "invalid close code 1005"),
+        (b"\x13\x88", "invalid close code 5000"),
+        (b"\x00\x00" + b"\xff" * 123, "invalid close code 0: "),
+        (b"\x03", "close frame of 1 byte"),
+    ],
+)
+async def test_a_close_with_an_invalid_code_is_1011(payload: bytes, reason: str) -> None:
+    async def handler(ws: ServerConnection) -> None:
+        ws.transport.write(b"\x88" + bytes([len(payload)]) + payload)
+        await ws.wait_closed()
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        with pytest.raises(SocketClosed) as end:
+            await socket.receive()
+        assert end.value.code == 1011
+        assert end.value.reason.startswith(reason)
+        assert not end.value.broken
+
+
+async def test_a_close_without_a_code_is_1005() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        protocol = await _upgraded(reader, writer)
+        protocol.send_close()
+        writer.writelines(protocol.data_to_send())
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        assert (await closing(socket))[0] == 1005
+
+
+async def test_a_connection_that_is_cut_is_1006() -> None:
+    async def handler(ws: ServerConnection) -> None:
+        await ws.recv()
+        ws.transport.abort()
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        socket.send_text("cut")
+        assert await closing(socket) == (1006, "connection lost")
+        assert not socket.open
+
+
+TALK = b"".join(
+    [b"\x81\x05hello", b"\x01\x02th", b"\x89\x01p", b"\x80\x03ere", b"\x88\x06\x03\xf3Bye!"]
+)
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, len(TALK) - 1), reset=st.booleans())
+async def test_a_connection_may_be_cut_at_any_byte(at: int, reset: bool) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        writer.write(TALK[:at])
+        await writer.drain()
+        if not reset:
+            writer.write_eof()
+            await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        texts = []
+
+        async def listen() -> None:
+            while True:
+                texts.append(await socket.receive())
+
+        with pytest.raises(SocketClosed, match="1006"):
+            await listen()
+        assert texts == ["hello", "there"][: len(texts)]
+        if not reset:
+            assert len(texts) == (at >= 7) + (at >= 19)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x83\x00",  # an opcode nobody knows
+        b"\xc1\x00",  # a reserved bit
+        b"\x81\x80\x00\x00\x00\x00",  # masked by a server
+        b"\x80\x00",  # the rest of nothing
+        b"\x89\x7e\x00\x80" + bytes(128),  # a ping too long
+    ],
+)
+async def test_a_peer_that_breaks_the_protocol_is_1006(frame: bytes) -> None:
+    answers: list[bytes] = []
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        writer.write(b"\x81\x02ok" + frame)
+        answers.append(await reader.read())
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        assert await socket.receive() == "ok"
+        with pytest.raises(SocketClosed) as end:
+            await socket.receive()
+        assert (end.value.code, end.value.broken) == (1006, True)
+        await until(lambda: bool(answers))
+    assert answers[0][0] == 0x88  # it is told so
+
+
+async def test_an_abort_ends_a_waiting_receive_with_its_reason() -> None:
+    async with websocket_server(_idle) as url, connected(url) as socket:
+        async with anyio.create_task_group() as tasks:
+            ends: list[tuple[int, str]] = []
+
+            async def listen() -> None:
+                ends.append(await closing(socket))
+
+            tasks.start_soon(listen)
+            await anyio.wait_all_tasks_blocked()
+            socket.abort("no answer to a ping for 5 s")
+            socket.abort("another reason")
+        assert ends == [(1006, "no answer to a ping for 5 s")]
+        assert not socket.open
+        socket.send_binary(b"too late")
+
+
+async def test_what_came_before_an_abort_is_still_read() -> None:
+    async def handler(ws: ServerConnection) -> None:
+        await ws.send("one")
+        await ws.wait_closed()
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        socket.send_ping(1)
+        await until(lambda: socket.pongs_received == 1)
+        socket.abort("enough")
+        assert await socket.receive() == "one"
+        assert await closing(socket) == (1006, "enough")
+
+
+async def test_a_polite_close_is_1000_to_the_peer() -> None:
+    codes: list[int | None] = []
+
+    async def handler(ws: ServerConnection) -> None:
+        await ws.send("unread")
+        await ws.wait_closed()
+        codes.append(ws.close_code)
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        await socket.aclose()
+        assert not socket.open
+        await socket.aclose()
+        await until(lambda: bool(codes))
+    assert codes == [1000]
+
+
+async def test_a_peer_that_does_not_answer_a_close_is_dropped() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        await socket.aclose()
+        await until(lambda: not socket.open)
+        assert (await closing(socket))[0] == 1006
+
+
+async def test_a_cancelled_close_drops_the_connection() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        await reader.read(2)
+        scope.cancel()
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        with anyio.CancelScope() as scope:
+            await socket.aclose()
+        assert scope.cancelled_caught
+        assert await closing(socket) == (1006, "closing")
+
+
+# -- liveness
+
+
+async def test_pings_are_counted_as_they_are_answered() -> None:
+    async def handler(ws: ServerConnection) -> None:
+        await ws.pong(b"")
+        await ws.pong(b"unasked")
+        await ws.pong(b"-1")
+        await ws.wait_closed()
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        assert socket.pongs_received == 0
+        socket.send_ping(1)
+        await until(lambda: socket.pongs_received == 1)
+        socket.send_ping(2)
+        socket.send_ping(3)
+        await until(lambda: socket.pongs_received == 3)
+
+
+async def test_the_answer_to_a_late_ping_answers_those_before_and_never_fewer() -> None:
+    async def handler(ws: ServerConnection) -> None:
+        await ws.recv()
+        await ws.pong(b"2")
+        await ws.pong(b"9")
+        await ws.send("both sent")
+        await ws.wait_closed()
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        socket.send_ping(3)
+        await until(lambda: socket.pongs_received == 3)
+        socket.send_text("go on")
+        await socket.receive()
+        assert socket.pongs_received == 3, "neither fewer nor more than was asked"
+
+
+async def test_pings_of_the_service_are_answered() -> None:
+    async def handler(ws: ServerConnection) -> None:
+        await (await ws.ping(b"alive?"))
+        await ws.send("answered")
+        await ws.wait_closed()
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        assert await socket.receive() == "answered"
+
+
+async def test_a_peer_that_takes_nothing_more_is_noticed_and_forgiven() -> None:
+    go_on = anyio.Event()
+    sent = 32 * 2**20
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        await go_on.wait()
+        taken = 0
+        while taken < sent:
+            taken += len(await reader.read(2**20))
+        await reader.read()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        before = time.monotonic()
+        for _ in range(32):
+            socket.send_binary(bytes(2**20))
+        since = socket.blocked_since
+        assert since is not None
+        assert before <= since <= time.monotonic()
+        socket.send_binary(b"more")
+        assert socket.blocked_since == since
+        go_on.set()
+        await until(lambda: socket.blocked_since is None)
+        assert socket.open
+
+
+async def test_a_blocked_socket_can_be_dropped_at_once() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _upgraded(reader, writer)
+        await anyio.sleep_forever()
+
+    async with tcp_server(peer) as url, connected(url) as socket:
+        for _ in range(32):
+            socket.send_binary(bytes(2**20))
+        socket.abort("the service took no audio for 5 s")
+        assert await closing(socket) == (1006, "the service took no audio for 5 s")

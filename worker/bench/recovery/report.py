@@ -1,0 +1,123 @@
+"""The report of a recovery benchmark. Pure."""
+
+from collections import Counter
+from typing import Final, NamedTuple
+
+import msgspec
+
+from tests.chaos.checker import WORD_RULES, Violation
+from worker.bench.machine import Machine
+from worker.bench.recovery.cut import CUT_MS, SCENES, TURN_MS
+from worker.bench.recovery.plan import LATENCY_MS, RecoveryPlan
+from worker.bench.report import Latency, quantiles
+
+_SHOWN: Final = 20
+_LATE_MS: Final = 100.0
+
+
+class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """All runs of one plan."""
+
+    date: str
+    machine: Machine
+    versions: dict[str, str | None]
+    plan: RecoveryPlan
+    values: dict[str, list[float]]
+    """Milliseconds, by measure."""
+    words: int
+    """Said."""
+    torn: int
+    """Of these, words in which the producer paused, which may be damaged."""
+    producer_late_ms: float
+    """At most."""
+    violations: tuple[Violation, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every promise was kept."""
+        return not self.violations
+
+
+class _Group(NamedTuple):
+    title: str
+    measures: dict[str, str]
+    """Label by name."""
+
+
+def _groups(plan: RecoveryPlan) -> list[_Group]:
+    return [
+        _Group(
+            f"SIGKILL of the owner of {plan.kill_sessions} sessions inside a turn",
+            {
+                "kill_connected": "until a session is connected again",
+                "kill_audio": "until audio comes on that socket",
+            },
+        ),
+        _Group(
+            f"SIGTERM to the owner of {plan.drain_sessions} sessions between turns",
+            {
+                "drain_exit": "until the process is gone",
+                "drain_owned": "until every session has an owner",
+                "drain_connected": "until every session sends audio again",
+            },
+        ),
+        _Group(
+            f"socket reset {CUT_MS / 1_000:g} s into a turn of {TURN_MS / 1_000:g} s: "
+            "how much later it ends",
+            {
+                **{scene.name: scene.label for scene in SCENES},
+                "uncut": "without a reset, last word to turn.end",
+            },
+        ),
+    ]
+
+
+def text_of(report: RecoveryReport) -> str:
+    """Write the report as plain text."""
+    machine = report.machine
+    load = ", ".join(f"{average:.2f}" for average in machine.load)
+    known = [f"{name} {number or '-'}" for name, number in report.versions.items()]
+    runs = f"{report.plan.repeat} runs, " if report.plan.repeat > 1 else ""
+    lines = [
+        f"{runs}{report.plan.chunk_ms} ms chunks, STT server {LATENCY_MS:g} ms late",
+        f"{machine.cpu}, {machine.cores} cores, {machine.system}, load before {load}",
+        ", ".join(known),
+        report.date,
+        "",
+        f"{'ms':<40}{'n':>6}{'p50':>9}{'p99':>9}{'max':>9}",
+    ]
+    for title, measures in _groups(report.plan):
+        shown = [name for name in measures if name in report.values]
+        lines += [title] if shown else []
+        lines += [_row(measures[name], quantiles(report.values[name])) for name in shown]
+    return "\n".join([*lines, "", *_footer(report), ""])
+
+
+def _row(label: str, ms: Latency) -> str:
+    return f"  {label:<38}{ms.count:>6}{ms.p50:>9,.0f}{ms.p99:>9,.0f}{ms.max:>9,.0f}"
+
+
+def _footer(report: RecoveryReport) -> list[str]:
+    broken = Counter(violation.rule for violation in report.violations)
+    words = ", ".join(f"{rule} {broken[rule]}" for rule in WORD_RULES)
+    lines = [f"{report.words:,} words said: {words}"]
+    if report.producer_late_ms > _LATE_MS:
+        lines.append(
+            f"warning: the producer was up to {report.producer_late_ms:.0f} ms late, inside "
+            f"{report.torn} words: this machine is too busy for the load"
+        )
+    lines += [
+        f"{violation.rule}: {violation.session} {violation.detail}"
+        for violation in report.violations[:_SHOWN]
+    ]
+    if not report.ok:
+        lines.append(f"FAILED: broke {len(report.violations)} promises")
+    return lines
+
+
+def json_of(report: RecoveryReport) -> bytes:
+    """Write the report as one JSON object."""
+    results = {name: quantiles(values) for name, values in report.values.items()}
+    return msgspec.json.encode(
+        {**msgspec.structs.asdict(report), "results": results, "ok": report.ok}
+    )

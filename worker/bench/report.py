@@ -1,0 +1,336 @@
+"""The report of a benchmark: from readings to measures, rows, JSON and warnings. Pure."""
+
+import datetime as dt
+import math
+from collections.abc import Callable, Sequence
+from statistics import linear_regression, median
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from worker.bench.checker import WordResult
+from worker.bench.latencies import Latencies
+from worker.bench.machine import Machine
+from worker.bench.meter import Sample
+from worker.bench.plan import SLOT_MS, Plan
+
+_FULL: Final = 0.85  # of a core: events wait from here on, where turns overlap
+_LATE_SLOTS: Final = 0.01
+_BUSY: Final = 0.9
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds, by quantile."""
+
+    count: int
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured in one run, from the end of the warm-up to the end of the plan."""
+
+    chunks_per_s: float
+    events_per_s: float
+    cpu_us_per_chunk: dict[str, float]
+    """By process."""
+    cpu_share: dict[str, float]
+    """Of one core, by process."""
+    sessions_per_core: float
+    """If a worker did nothing but what it does per chunk: an estimate."""
+    kib_per_session: float
+    """Growth of the worker's resident memory since before the first session."""
+    worker_rss: tuple[int, ...]
+    """Resident bytes of the worker, evenly over the window."""
+    begun: int
+    """Sessions that took the place of others."""
+    growth_kib_per_min: float
+    """Slope of `worker_rss`, by least squares."""
+    latency_ms: Latency
+    """From the append of a word's last chunk to that of the `turn.update` that shows it."""
+    delays: Latencies
+    """The worker's own two parts of that, by its metrics."""
+    slots_late: float
+    """Share of the producer's slots that began more than a slot too late."""
+    slot_latest_ms: float
+    machine_busy: float
+    """Share of all cores, whoever used them."""
+    others_busy: float
+    """What programs that are no part of the benchmark used of all cores."""
+    verdict: WordResult
+    failures: tuple[str, ...]
+    """The first sessions that went wrong, and what did."""
+
+    @property
+    def kib_per_begun(self) -> float:
+        """Growth of the worker for each session that took the place of another; 0 without any."""
+        grown = (self.worker_rss[-1] - self.worker_rss[0]) / 1024
+        return grown / self.begun if self.begun else 0.0
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """All runs of one plan."""
+
+    date: str
+    machine: Machine
+    versions: dict[str, str | None]
+    plan: Plan
+    runs: tuple[Run, ...]
+
+    @property
+    def verdict(self) -> WordResult:
+        """Of all runs together."""
+        return sum((run.verdict for run in self.runs), WordResult())
+
+
+def quantiles(values: Sequence[float]) -> Latency:
+    """Return the quantiles by nearest rank, each a value that occurred; zeros without any."""
+    ordered = sorted(values)
+    if not ordered:
+        return Latency(count=0, p50=0, p90=0, p99=0, max=0)
+
+    def at(share: float) -> float:
+        return ordered[math.ceil(share * len(ordered)) - 1]
+
+    return Latency(count=len(ordered), p50=at(0.5), p90=at(0.9), p99=at(0.99), max=ordered[-1])
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Return the slope of the line through points (x, y), by least squares; 0 without two."""
+    if len({x for x, _ in points}) < 2:
+        return 0.0
+    return linear_regression(*zip(*points, strict=True)).slope
+
+
+def run_of(
+    plan: Plan,
+    before: Sample,
+    samples: Sequence[Sample],
+    *,
+    cores: int,
+    chunks: int,
+    begun: int,
+    events: int,
+    latencies_ms: Sequence[float],
+    delays: Latencies,
+    slots_late_ms: Sequence[float],
+    verdict: WordResult,
+    failures: Sequence[str],
+) -> Run:
+    """Work out a run.
+
+    `before` was read before the first session; `samples` and all counts are of the window that was
+    measured, `begun` the sessions that took the place of others; the verdict is about everything.
+    """
+    first, last = samples[0], samples[-1]
+    seconds = last.at - first.at
+    cpu_s = {name: last.cpu_s[name] - first.cpu_s[name] for name in last.cpu_s}
+    per_chunk = {name: used * 1e6 / max(1, chunks) for name, used in cpu_s.items()}
+    late = sum(ms > SLOT_MS for ms in slots_late_ms)
+    busy_s = last.machine_busy_s - first.machine_busy_s
+    return Run(
+        chunks_per_s=chunks / seconds,
+        events_per_s=events / seconds,
+        cpu_us_per_chunk=per_chunk,
+        cpu_share={name: used / seconds for name, used in cpu_s.items()},
+        sessions_per_core=1e6 / max(per_chunk["worker"], 1e-3) / plan.chunks_per_s,
+        kib_per_session=(last.rss["worker"] - before.rss["worker"]) / 1024 / plan.sessions,
+        worker_rss=tuple(sample.rss["worker"] for sample in samples),
+        begun=begun,
+        growth_kib_per_min=slope([(at.at / 60, at.rss["worker"] / 1024) for at in samples]),
+        latency_ms=quantiles(latencies_ms),
+        delays=delays,
+        slots_late=late / max(1, len(slots_late_ms)),
+        slot_latest_ms=max(slots_late_ms, default=0.0),
+        machine_busy=busy_s / seconds / cores,
+        others_busy=max(0.0, busy_s - sum(cpu_s.values())) / seconds / cores,
+        verdict=verdict,
+        failures=tuple(failures),
+    )
+
+
+class Measure(NamedTuple):
+    """One line of the report."""
+
+    name: str
+    label: str
+    value: Callable[[Run], float]
+    unit: str = ""
+    digits: int = 0
+
+    def text(self, value: float) -> str:
+        """Write a value."""
+        return f"{value:,.{self.digits}f}"
+
+
+def _cpu(process: str, label: str) -> tuple[Measure, Measure]:
+    return (
+        Measure(
+            f"{process}_us_per_chunk",
+            label,
+            lambda run: run.cpu_us_per_chunk[process],
+            "us/chunk",
+            1,
+        ),
+        Measure(f"{process}_core", "", lambda run: run.cpu_share[process] * 100, "% of a core"),
+    )
+
+
+MEASURES: Final = (
+    *_cpu("worker", "worker CPU"),
+    Measure("sessions_per_core", "sessions per core (1)", lambda run: run.sessions_per_core),
+    Measure("kib_per_session", "memory (2)", lambda run: run.kib_per_session, "KiB/session", 1),
+    Measure("rss_first_mib", "memory, at first", lambda run: run.worker_rss[0] / 2**20, "MiB", 1),
+    Measure("rss_last_mib", "        at last", lambda run: run.worker_rss[-1] / 2**20, "MiB", 1),
+    Measure("growth_kib_per_min", "        slope", lambda run: run.growth_kib_per_min, "KiB/min"),
+    Measure("begun", "sessions replaced", lambda run: run.begun),
+    Measure("kib_per_begun", "memory (3)", lambda run: run.kib_per_begun, "KiB/session", 2),
+    *_cpu("redis", "Redis CPU (4)"),
+    *_cpu("stt_server", "STT server CPU"),
+    *_cpu("bench", "bench CPU (5)"),
+    Measure("chunks_per_s", "chunks", lambda run: run.chunks_per_s, "/s"),
+    Measure("events_per_s", "events", lambda run: run.events_per_s, "/s"),
+    Measure("latency_p50_ms", "latency p50 (6)", lambda run: run.latency_ms.p50, "ms"),
+    Measure("latency_p90_ms", "        p90", lambda run: run.latency_ms.p90, "ms"),
+    Measure("latency_p99_ms", "        p99", lambda run: run.latency_ms.p99, "ms"),
+    Measure("latency_max_ms", "        max", lambda run: run.latency_ms.max, "ms"),
+    Measure("sent_p50_ms", "chunk sent p50 (7)", lambda run: run.delays.sent.p50, "ms"),
+    Measure("sent_p99_ms", "           p99", lambda run: run.delays.sent.p99, "ms"),
+    Measure("appended_p50_ms", "event appended p50", lambda run: run.delays.appended.p50, "ms"),
+    Measure("appended_p99_ms", "               p99", lambda run: run.delays.appended.p99, "ms"),
+    Measure("slots_late", "late slots (8)", lambda run: run.slots_late * 100, "%", 1),
+    Measure("machine_busy", "machine busy", lambda run: run.machine_busy * 100, "% of all cores"),
+    Measure("others_busy", "other programs", lambda run: run.others_busy * 100, "% of all cores"),
+)
+
+NOTES: Final = (
+    "(1) an estimate from the worker's CPU per chunk, which falls with more sessions",
+    "(2) growth of the worker's RSS since before the first session",
+    "(3) the same from first to last, by the sessions that took the place of others",
+    "(4) the producer's appends included",
+    "(5) producer and consumer",
+    "(6) a word's last chunk appended -> its turn.update appended, by Redis' clock;",
+    "    the local STT server and its socket are included",
+    "(7) the worker's two parts, by its own metrics, upper bounds: chunk appended -> sent,",
+    "    event made -> appended",
+    f"(8) of the producer, begun more than {SLOT_MS} ms after their time",
+)
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    label: str
+    value: str
+    spread: str = ""
+    unit: str = ""
+
+
+def rows(report: Report) -> list[Row]:
+    """Return the table: medians, and ranges where there are several runs."""
+    table = []
+    for measure in MEASURES:
+        values = [measure.value(run) for run in report.runs]
+        low, high = measure.text(min(values)), measure.text(max(values))
+        spread = f"{low} - {high}" if len(values) > 1 else ""
+        table.append(Row(measure.label, measure.text(median(values)), spread, measure.unit))
+    verdict = report.verdict
+    faults = {
+        "lost": verdict.lost,
+        "repeated": verdict.repeated,
+        "wrong": verdict.wrong,
+        "seq faults": verdict.seq_faults,
+        "errors and gaps": verdict.faults,
+        "sessions not ended": verdict.unended,
+    }
+    table.append(Row("words said", f"{verdict.words:,}"))
+    table += [Row(name, f"{count:,}") for name, count in faults.items()]
+    return table
+
+
+def warnings(report: Report) -> list[str]:
+    """Say what keeps the numbers from being the worker's own."""
+    found = []
+    for process, name in (("stt_server", "the STT server"), ("bench", "the bench process")):
+        share = max(run.cpu_share[process] for run in report.runs)
+        if share >= _FULL:
+            found.append(f"{name} used {share:.0%} of a core: latencies are not the worker's")
+    late = max(run.slots_late for run in report.runs)
+    if late > _LATE_SLOTS:
+        worst = max(run.slot_latest_ms for run in report.runs)
+        found.append(
+            f"the producer was late in {late:.1%} of its slots, by up to {worst:.0f} ms: audio "
+            "came in bursts, and latencies are not the worker's"
+        )
+    busiest = max(report.runs, key=lambda run: run.machine_busy)
+    if busiest.machine_busy >= _BUSY:
+        found.append(
+            f"the machine was {busiest.machine_busy:.0%} busy, {busiest.others_busy:.0%} with "
+            "other programs: processes waited for a core, and latencies are not the worker's"
+        )
+    worker = max(run.cpu_share["worker"] for run in report.runs)
+    if worker >= _FULL:
+        found.append(f"the worker used {worker:.0%} of a core: this load is about all it can do")
+    return found
+
+
+def title(report: Report) -> list[str]:
+    """Return what was run, and where."""
+    plan, machine = report.plan, report.machine
+    known = [f"{name} {number or '-'}" for name, number in report.versions.items()]
+    runs = f", {len(report.runs)} runs: medians and ranges" if len(report.runs) > 1 else ""
+    audio = f"{plan.chunk_ms} ms chunks, {plan.encoding.value} {plan.sample_rate} Hz"
+    load = ", ".join(f"{average:.2f}" for average in machine.load)
+    lives = "" if plan.life is None else f" of {plan.life:g} s each"
+    times = f"{plan.seconds:g} s after {plan.warmup:g} s{runs}"
+    return [
+        f"{plan.sessions} sessions{lives}, {audio}, {times}{', traced' if plan.traced else ''}",
+        f"{machine.cpu}, {machine.cores} cores, {machine.system}, load before {load}",
+        ", ".join(known),
+        report.date,
+    ]
+
+
+def footer(report: Report) -> list[str]:
+    """Return the warnings, then what is wrong with the words."""
+    lines = [f"warning: {text}" for text in warnings(report)]
+    if not report.verdict.ok:
+        lines += [failure for run in report.runs for failure in run.failures]
+        lines.append("FAILED: not every session was transcribed whole, each word once")
+    return lines
+
+
+def text_of(report: Report) -> str:
+    """Write the report as plain text."""
+    table = rows(report)
+    label, value, spread, unit = (max(map(len, column)) for column in zip(*table, strict=True))
+    lines = [
+        f"{row.label:<{label}}  {row.value:>{value}}  {row.spread:>{spread}}  {row.unit:<{unit}}"
+        for row in table
+    ]
+    parts = (title(report), lines, NOTES, footer(report))
+    return "\n\n".join("\n".join(map(str.rstrip, part)) for part in parts if part) + "\n"
+
+
+def json_of(report: Report) -> bytes:
+    """Write the report as one JSON object."""
+    summary: dict[str, Any] = {}
+    for measure in MEASURES:
+        values = [measure.value(run) for run in report.runs]
+        summary[measure.name] = {"median": median(values), "min": min(values), "max": max(values)}
+    return msgspec.json.encode(
+        {
+            **msgspec.structs.asdict(report),
+            "results": summary,
+            "verdict": report.verdict,
+            "ok": report.verdict.ok,
+            "warnings": warnings(report),
+        }
+    )
+
+
+def now() -> str:
+    """Return the date and time, in UTC."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

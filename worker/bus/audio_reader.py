@@ -1,0 +1,319 @@
+"""The audio reader: one task that reads the audio streams of every session of a worker.
+
+Streams are read from each session's own cursor, without a consumer group: reading is idempotent.
+A session that does not want audio now (its socket is down or slow) is left out; Redis is the
+buffer. Of a few sessions reads block; of many, those are asked for whose next chunk is due.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from worker.bus.client.connection import (
+    READ_BLOCK_MS,
+    RedisHealth,
+    is_outage,
+    retry_while_unavailable,
+)
+from worker.core import stream_ids
+from worker.core.polling import ClockOffset, PollSchedule
+from worker.telemetry.logs import SessionName
+
+log = logging.getLogger(__name__)
+
+MAX_BLOCKING_KEYS = 16
+"""Up to so many keys a read blocks, for latency; a wake-up costs the server more with each key."""
+
+POLL_INTERVAL_S = 0.015
+"""Between polls above that: what came in the meantime is read together."""
+
+BLOCKING_DELAY_PER_KEY_S = 0.0002
+"""Pause between reads that block, for each session beyond the first: a read that names many keys
+should bring more than one chunk."""
+
+MAX_ENTRIES_PER_KEY = 32
+"""Entries of one session per read."""
+
+MAX_REPLY_BYTES = 8 * 1024 * 1024
+"""Bytes a reply may hold, judged by the largest entry seen lately."""
+
+BACKLOG_ENTRIES = 3
+"""So many entries of one session in a reply: there may be more of them, beat or no beat."""
+
+DEFAULT_ENTRY_BYTES = 4096
+LARGEST_ENTRY_DECAY = 0.99
+"""How much of the largest entry is believed in after each round of reads."""
+
+NO_TIME_S = 3_600.0
+"""An id that differs more from this machine's clock is not taken for a time."""
+
+ERROR_DELAY_S = 0.2
+"""Pause after an error that blames no key, before a session is read for again."""
+
+ROUND_TIMEOUT_S = 0.5
+"""Longest wait for the reads of a round: one lane's master may fail, and the others not."""
+
+Entries = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
+
+
+class AudioConsumer(Protocol):
+    """A session as the reader sees it."""
+
+    @property
+    def name(self) -> SessionName:
+        """The session, as log lines name it."""
+        ...
+
+    @property
+    def lane(self) -> str:
+        """Its lane: streams of one lane are read in one command."""
+        ...
+
+    @property
+    def audio_key(self) -> str:
+        """Its audio stream."""
+        ...
+
+    @property
+    def cursor(self) -> str:
+        """Entry id after which to read."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever the cursor was set back: what was read before is void."""
+        ...
+
+    @property
+    def poll_schedule(self) -> PollSchedule:
+        """When to look for its next chunk."""
+        ...
+
+    @property
+    def chunk_s(self) -> float:
+        """How much sound the chunk held that was fed last, in seconds."""
+        ...
+
+    @property
+    def wants_audio(self) -> bool:
+        """Whether to read for it now."""
+        ...
+
+    def feed(self, entries: Entries, now: float) -> None:
+        """Take entries that follow the cursor."""
+        ...
+
+    def on_unreadable_key(self, error: ResponseError) -> None:
+        """Learn that its key cannot be read as a stream."""
+        ...
+
+    def fail(self) -> None:
+        """Learn that it raised what it should not have."""
+        ...
+
+
+class LaneState:
+    """What is known of one lane."""
+
+    def __init__(self) -> None:
+        self.clock = ClockOffset()
+        self.reading = False
+        self.failing = False
+        self.up_since = 0.0
+        """Since when it can be read; as long as it cannot, when it last could be again."""
+
+    def answered(self) -> None:
+        """Record a reply."""
+        if self.failing:
+            self.failing = False
+            self.up_since = time.monotonic()
+
+
+class AudioReader:
+    """Reads for every session that was added."""
+
+    def __init__(self, redis: Redis, health: RedisHealth) -> None:
+        self._redis = redis
+        self._health = health
+        self._sessions: dict[str, AudioConsumer] = {}
+        self._wake = anyio.Event()
+        self._largest = float(DEFAULT_ENTRY_BYTES)
+        self._turn = 0
+        self._lanes: dict[str, LaneState] = {}
+        self._awaited: set[str] = set()
+        self._round_over = anyio.Event()
+
+    def lane(self, name: str) -> LaneState:
+        """Return what is known of a lane."""
+        return self._lanes.setdefault(name, LaneState())
+
+    def add(self, session: AudioConsumer) -> None:
+        """Read for `session` from now on."""
+        self._sessions[session.audio_key] = session
+        self.wake()
+
+    def remove(self, session: AudioConsumer) -> None:
+        """Read for `session` no more."""
+        if self._sessions.get(session.audio_key) is session:
+            del self._sessions[session.audio_key]
+
+    def wake(self) -> None:
+        """Look again at who wants audio."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                began = time.monotonic()
+                sessions = self._sessions.values()
+                few = len(sessions) <= MAX_BLOCKING_KEYS
+                due = (
+                    sessions
+                    if few
+                    else [each for each in sessions if each.poll_schedule.next_at <= began]
+                )
+                wanting = [each for each in due if each.wants_audio]
+                if not wanting and few:
+                    with anyio.move_on_after(READ_BLOCK_MS / 1000):
+                        await self._wake.wait()
+                    self._wake = anyio.Event()
+                    continue
+                lanes = _by_lane(wanting)
+                block = READ_BLOCK_MS if few and len(lanes) == 1 else None
+                if lanes:
+                    await self._read_lanes(lanes, block, tasks)
+                pause = BLOCKING_DELAY_PER_KEY_S * (len(wanting) - 1) if block else POLL_INTERVAL_S
+                await anyio.sleep(max(0.0, pause - (time.monotonic() - began)))
+
+    async def _read_lanes(
+        self, lanes: Mapping[str, Sequence[AudioConsumer]], block: int | None, tasks: TaskGroup
+    ) -> None:
+        """Read every lane at once, but for those whose last read waits for their master."""
+        self._round_over = anyio.Event()
+        self._awaited = {name for name in lanes if not self.lane(name).reading}
+        for name in [*self._awaited]:
+            tasks.start_soon(self._read_lane, name, lanes[name], block)
+        with anyio.move_on_after(ROUND_TIMEOUT_S):
+            await self._round_over.wait()
+
+    def _wait_no_more(self, lane: str) -> None:
+        self._awaited.discard(lane)
+        if not self._awaited:
+            self._round_over.set()
+
+    async def _read_lane(
+        self, name: str, sessions: Sequence[AudioConsumer], block: int | None
+    ) -> None:
+        lane = self.lane(name)
+        lane.reading = True
+        try:
+            await self._read(lane, sessions, block)
+        finally:
+            lane.reading = False
+            self._wait_no_more(name)
+
+    async def _xread(self, lane: str, cursors: dict[Any, Any], **how: int | None) -> Any:  # noqa: ANN401 - as in the client
+        try:
+            reply = await self._redis.xread(cursors, **how)
+        except (RedisError, OSError) as error:
+            if is_outage(error):
+                self.lane(lane).failing = True
+                self._wait_no_more(lane)
+            raise
+        self.lane(lane).answered()
+        return reply
+
+    async def _read(
+        self, lane: LaneState, sessions: Sequence[AudioConsumer], block: int | None
+    ) -> None:
+        self._turn += 1
+        first = self._turn % len(sessions)
+        rotated = [*sessions[first:], *sessions[:first]]
+        self._largest = max(float(DEFAULT_ENTRY_BYTES), self._largest * LARGEST_ENTRY_DECAY)
+        per_read = max(1, int(MAX_REPLY_BYTES / self._largest))
+        for at in range(0, len(rotated), per_read):
+            await self._read_some(lane, rotated[at : at + per_read], block)
+
+    async def _read_some(
+        self, lane: LaneState, sessions: Sequence[AudioConsumer], block: int | None
+    ) -> None:
+        began = time.monotonic()
+        asked = [(session, session.epoch) for session in sessions]
+        cursors: dict[Any, Any] = {session.audio_key: session.cursor for session in sessions}
+        count = max(
+            1, min(MAX_ENTRIES_PER_KEY, int(MAX_REPLY_BYTES / self._largest / len(sessions)))
+        )
+        xread = partial(self._xread, sessions[0].lane, cursors, count=count, block=block)
+        try:
+            reply: Any = await retry_while_unavailable(self._health, xread)
+        except ResponseError as error:
+            if len(sessions) > 1:
+                # One key that is no stream fails the whole command: find it.
+                for session in sessions:
+                    await self._read_some(lane, [session], None)
+            elif _is_key_error(error):
+                sessions[0].on_unreadable_key(error)
+            else:
+                self._health.failed(error)
+                await anyio.sleep(ERROR_DELAY_S)
+            return
+        now = time.monotonic()
+        found = {key: entries for key, entries in reply or ()}  # noqa: C416 - lists, not tuples
+        for session, epoch in asked:
+            if session.epoch != epoch or self._sessions.get(session.audio_key) is not session:
+                continue
+            entries = found.get(session.audio_key.encode())
+            poll_schedule = session.poll_schedule
+            poll_schedule.last_polled_at = began
+            if entries is None:
+                poll_schedule.on_empty(now)
+                continue
+            self._deliver(session, entries, now)
+            if len(entries) >= min(BACKLOG_ENTRIES, count):
+                poll_schedule.poll_now()
+            else:
+                came_at = _came_at(lane.clock, entries[-1][0].decode(), now)
+                poll_schedule.on_entries(now, came_at, session.chunk_s)
+
+    def _deliver(self, session: AudioConsumer, entries: Entries, now: float) -> None:
+        for _, fields in entries:
+            self._largest = max(self._largest, len(fields.get(b"audio", b"")))
+        try:
+            session.feed(entries, now)
+        except Exception:  # a fault of ours must not take the other sessions down
+            log.exception("%s: crashed on what was read", session.name)
+            session.fail()
+
+
+def _is_key_error(error: ResponseError) -> bool:
+    """Say whether a key will never be read, or only after somebody did something about it.
+
+    What else a server may say, this version or the next, costs no session its life.
+    """
+    return isinstance(error, NoPermissionError) or str(error).startswith("WRONGTYPE")
+
+
+def _came_at(clock: ClockOffset, entry_id: str, now: float) -> float:
+    """Return when an entry found just now was appended, on the monotonic clock.
+
+    An id that its producer made up is no time, and would spoil the clock for the whole lane.
+    """
+    stamp_s = stream_ids.milliseconds(entry_id) / 1000
+    if abs(time.time() - stamp_s) > NO_TIME_S:
+        return now
+    return clock.to_local(now, stamp_s)
+
+
+def _by_lane(sessions: Iterable[AudioConsumer]) -> dict[str, list[AudioConsumer]]:
+    lanes: dict[str, list[AudioConsumer]] = {}
+    for session in sessions:
+        lanes.setdefault(session.lane, []).append(session)
+    return lanes

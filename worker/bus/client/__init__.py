@@ -1,0 +1,1 @@
+"""Connections to Redis: one server, a cluster, or the master that sentinels name."""

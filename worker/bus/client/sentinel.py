@@ -1,0 +1,72 @@
+"""Redis Sentinel: which server is the master now, asked whenever a connection is opened."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from redis import exceptions
+from redis.asyncio import Redis
+
+from worker.bus.client.urls import join_host_port
+from worker.bus.fitness import lacks
+
+log = logging.getLogger(__name__)
+
+Address: TypeAlias = tuple[str, int]
+"""Host and port of a server."""
+
+
+class SentinelResolver:
+    """The sentinels that watch over one service."""
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        service: str,
+        open_server: Callable[[Address, bool], Redis],
+    ) -> None:
+        self._addresses = [*addresses]
+        self._master_name = service
+        self._open_server = open_server
+        self._master: Address | None = None
+
+    async def master(self) -> Address:
+        """Return the master's address, as the first sentinel that knows one says.
+
+        Raises redis-py's ConnectionError if none does.
+        """
+        faults = []
+        for address in [*self._addresses]:
+            try:
+                reply = await self._ask(address)
+            except (exceptions.RedisError, OSError) as error:
+                said = "it is no sentinel" if lacks(error) else error
+                faults.append(f"{join_host_port(*address)}: {said}")
+                continue
+            if reply is None:
+                faults.append(f"{join_host_port(*address)} knows no {self._master_name}")
+                continue
+            # The next connection begins with the one that answered.
+            self._addresses.remove(address)
+            self._addresses.insert(0, address)
+            self._remember((reply[0].decode(), int(reply[1])))
+            return (reply[0].decode(), int(reply[1]))
+        raise exceptions.ConnectionError(f"no sentinel tells the master: {'; '.join(faults)}")
+
+    async def _ask(self, address: Address) -> Any:  # noqa: ANN401 - as in the client
+        """Ask one sentinel, without the password: it may be Redis's alone, unless it wants one."""
+        try:
+            return await self._query(address, with_password=False)
+        except exceptions.AuthenticationError:
+            return await self._query(address, with_password=True)
+
+    async def _query(self, address: Address, *, with_password: bool) -> Any:  # noqa: ANN401 - as in the client
+        async with self._open_server(address, with_password) as sentinel:
+            return await sentinel.execute_command(  # type: ignore[no-untyped-call]
+                "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._master_name
+            )
+
+    def _remember(self, master: Address) -> None:
+        if self._master not in {None, master}:
+            log.warning("the master of %s is %s now", self._master_name, join_host_port(*master))
+        self._master = master

@@ -1,0 +1,283 @@
+"""`turnbus check`: whether a worker with these settings would be fit to run."""
+
+import os
+from argparse import Namespace
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Literal, TypeAlias
+
+import anyio
+import msgspec
+from anyio import to_thread
+from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError
+
+from schemas import Encoding, Keys
+from worker import descriptors, telemetry, tls
+from worker.admin import Readiness, serve_admin
+from worker.bus import fitness
+from worker.bus.client.cluster import ClusterClient
+from worker.bus.client.connection import describe
+from worker.bus.client.urls import join_host_port, redacted
+from worker.bus.permissions import find_missing
+from worker.cli.command import Subparsers, add_command, add_config, read_settings, run_async
+from worker.cli.redis import open_redis
+from worker.errors import (
+    BusUnavailableError,
+    SettingsError,
+    SttBusyError,
+    SttCredentialsError,
+    SttError,
+    SttPermanentError,
+    SttShortageError,
+    SttTransientError,
+)
+from worker.plurals import counted
+from worker.printable import printable, without_keys
+from worker.settings import Settings, api_key, check_worker_id
+from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
+from worker.stt.proxy import find_proxy
+from worker.telemetry.environment import Signal, collector, tls_fault
+from worker.telemetry.otlp import metric_push
+
+Check: TypeAlias = Literal[
+    "settings", "files", "admin", "traces", "metrics", "redis", "memory", "rights", "service"
+]
+
+_COLLECTOR_TIMEOUT_S = 3.0
+_COLLECTOR_TRUST = "name your own authority's file: OTEL_EXPORTER_OTLP_CERTIFICATE=FILE"
+_ANSWER_TIMEOUT_S = 1.0
+_STT_ADVICE: dict[type[SttError], str] = {  # subclasses first
+    SttShortageError: "raise the limit that it names, on this machine",
+    SttBusyError: "the key is good, but every socket of the plan is in use",
+    SttCredentialsError: "mend the key or the account's credit; until then sessions wait",
+    SttPermanentError: "mend stt_url, stt_model, stt_version or the stt_turn_* settings",
+    SttTransientError: "see that stt_url can be reached from here; workers keep trying",
+}
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one check found; the detail says what to do unless all is well."""
+
+    check: Check
+    result: Literal["ok", "warn", "fail"]
+    detail: str
+
+
+Report = Callable[[Finding], None]
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        "check",
+        run,
+        about="Check the settings, the address of health checks, where traces and metrics\n"
+        "go, Redis (version, memory policy, rights) and the API key against the speech-to-text\n"
+        "service, a line for each. Exit code 2 if `turnbus run` would refuse the settings, 1 if\n"
+        "any other check fails. A worker that runs here already, at the address of health checks,\n"
+        "is a warning.",
+        examples="turnbus check\nturnbus check --config turnbus.toml --json",
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON lines")
+    add_config(parser)
+
+
+def run(arguments: Namespace) -> int:
+    """Check everything that can be checked."""
+    failed = False
+
+    def report(finding: Finding) -> None:
+        nonlocal failed
+        failed |= finding.result == "fail"
+        finding = msgspec.structs.replace(finding, detail=without_keys(printable(finding.detail)))
+        if arguments.json:
+            print(msgspec.json.encode(finding).decode(), flush=True)
+        else:
+            print(f"{finding.result:<5} {finding.check:<9} {finding.detail}", flush=True)
+
+    try:
+        settings = read_settings(arguments)
+        check_worker_id(settings)
+    except SettingsError as error:
+        for fault in error.faults:
+            report(Finding("settings", "fail", fault))
+        return 2
+    report(Finding("settings", "ok", f"worker {settings.worker_id}, prefix {settings.prefix}"))
+    usable = run_async(partial(_check, settings, report))
+    if not usable:
+        return 2
+    return 1 if failed else 0
+
+
+async def _check(settings: Settings, report: Report) -> bool:
+    """Report on everything; return whether a worker would take the settings."""
+    _check_files(settings, report)
+    usable = await _run_check("admin", _check_admin, settings, report)
+    usable &= await _run_check("traces", _check_traces, settings, report)
+    usable &= await _run_check("metrics", _check_metrics, settings, report)
+    try:
+        async with open_redis(settings) as redis:
+            await _check_redis(redis, settings, report)
+    except BusUnavailableError as error:
+        report(Finding("redis", "fail", str(error)))
+    return usable & await _run_check("service", _check_provider, settings, report)
+
+
+async def _run_check(
+    check: Check,
+    look: Callable[[Settings, Report], Awaitable[None]],
+    settings: Settings,
+    report: Report,
+) -> bool:
+    """Make a check that may find a setting at fault; return whether it did not."""
+    try:
+        await look(settings, report)
+    except SettingsError as error:
+        for fault in error.faults:
+            report(Finding(check, "fail", fault))
+        return False
+    return True
+
+
+def _check_files(settings: Settings, report: Report) -> None:
+    """Compare the limit that `turnbus run` raises its own to with what the settings need."""
+    _, hard = descriptors.limits()
+    if too_few := descriptors.shortfall(settings, hard):
+        fits = descriptors.capacity(settings, hard)
+        report(Finding("files", "warn" if fits else "fail", too_few))
+        return
+    allowed = "any number" if hard == descriptors.UNLIMITED else str(hard)
+    detail = f"{descriptors.needed(settings)} are needed, {allowed} may be open"
+    report(Finding("files", "ok", detail))
+
+
+async def _check_admin(settings: Settings, report: Report) -> None:
+    if settings.admin is None:
+        report(Finding("admin", "ok", "no health checks, as TURNBUS_ADMIN_ADDR says"))
+        return
+    nothing = Readiness(ready=False, reasons=(), sessions=0, capacity=0)
+    try:
+        async with serve_admin(settings.admin, lambda: nothing):
+            report(Finding("admin", "ok", f"{settings.admin_addr} is free for health checks"))
+    except SettingsError:
+        worker = await _worker_at(settings.admin)
+        if worker is None:
+            raise
+        state = "ready" if worker.ready else f"not ready ({', '.join(worker.reasons)})"
+        runs = f"a worker runs here and answers at {settings.admin_addr}: {state}"
+        running = counted(worker.sessions, "session")
+        advice = "another one needs a TURNBUS_ADMIN_ADDR and a TURNBUS_WORKER_ID of its own"
+        report(Finding("admin", "warn", f"{runs}, {running}; {advice}"))
+
+
+async def _worker_at(address: tuple[str, int]) -> Readiness | None:
+    """Return what the worker that answers at an address says of itself; None if none does."""
+    answer = b""
+    try:
+        with anyio.fail_after(_ANSWER_TIMEOUT_S):
+            async with await anyio.connect_tcp(*address) as stream:
+                await stream.send(b"GET /readyz HTTP/1.1\r\nHost: worker\r\n\r\n")
+                async for piece in stream:
+                    answer += piece
+        return msgspec.json.decode(answer.partition(b"\r\n\r\n")[2], type=Readiness)
+    except (OSError, anyio.BrokenResourceError, ValueError):  # late, silent, or something else
+        return None
+
+
+async def _check_traces(settings: Settings, report: Report) -> None:
+    if provider := telemetry.tracer_provider(settings.worker_id):  # raises as `turnbus run` would
+        provider.shutdown()
+    await _check_collector("traces", report)
+
+
+async def _check_metrics(settings: Settings, report: Report) -> None:
+    metric_push(settings.worker_id)
+    await _check_collector("metrics", report)
+
+
+async def _check_collector(signal: Signal, report: Report) -> None:
+    at = collector(signal, os.environ)
+    if at is None:
+        report(Finding(signal, "ok", "nothing is sent to a collector"))
+        return
+    where = join_host_port(*at)
+    try:
+        with anyio.fail_after(_COLLECTOR_TIMEOUT_S):
+            await (await anyio.connect_tcp(*at)).aclose()
+    except (OSError, TimeoutError) as error:
+        lost = f"nothing answers at {where} ({describe(error)}): {signal} would be lost"
+        report(Finding(signal, "warn", lost))
+        return
+    ask = partial(tls_fault, signal, os.environ, _COLLECTOR_TIMEOUT_S)
+    if (fault := await to_thread.run_sync(ask)) is not None:
+        lost = f"{signal} to {where} would be lost: {tls.explain(fault, _COLLECTOR_TRUST)}"
+        report(Finding(signal, "warn", lost))
+    else:
+        report(Finding(signal, "ok", f"go to {where}"))
+
+
+async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None:
+    servers = await fitness.servers(redis)
+    where = redacted(settings.redis_url)
+    fault = next(filter(None, (server.fault for server in servers)), None)
+    shown = " and ".join(dict.fromkeys(server.shown for server in servers))
+    shown = shown or "a server that does not let this user ask for its version"
+    if isinstance(redis, ClusterClient):
+        where += f", a cluster of {counted(len(await redis.masters()), 'master')}"
+    if fault:
+        report(Finding("redis", "fail", f"Redis at {where}: {fault}"))
+    else:
+        report(Finding("redis", "ok", f"{shown} at {where}"))
+    policies = {server.maxmemory_policy for server in servers} or {"unknown"}
+    policy = " and ".join(sorted(policies - {"noeviction"}))
+    if not policy:
+        report(Finding("memory", "ok", "maxmemory-policy is noeviction"))
+    else:
+        advice = "a full Redis would drop live sessions; set it to noeviction"
+        report(Finding("memory", "warn", f"maxmemory-policy is {policy}: {advice}"))
+    await _check_permissions(redis, settings.prefix, report)
+
+
+async def _check_permissions(redis: Redis, prefix: str, report: Report) -> None:
+    try:
+        missing = await find_missing(redis, Keys(prefix))
+    except ReadOnlyError as error:
+        report(Finding("rights", "fail", describe(error)))
+        return
+    if missing:
+        report(Finding("rights", "fail", str(missing)))
+    else:
+        report(Finding("rights", "ok", f"every command a worker needs, on keys {prefix}:*"))
+
+
+async def _check_provider(settings: Settings, report: Report) -> None:
+    """Open a socket with the settings, and close it."""
+    key = api_key(settings, os.environ)
+    proxy = find_proxy(settings.stt_url, os.environ)
+    service = Endpoint(settings.stt_url, settings.stt_version, key, proxy)
+    through = f" through the proxy {proxy.address}" if proxy else ""
+    stream_settings = StreamSettings(
+        model=settings.stt_model,
+        encoding=Encoding.PCM_S16LE,
+        sample_rate=16_000,
+        turn=settings.turn_config,
+    )
+    try:
+        async with await open_stream(service, stream_settings) as stream:
+            request = stream.request_id
+    except SttError as error:
+        result: Literal["warn", "fail"] = "warn" if isinstance(error, SttBusyError) else "fail"
+        asked = f" (request {error.request_id})" if error.request_id else ""
+        advice = error.advice or _advice(error)
+        if proxy and proxy.address in str(error):
+            through = ""
+        report(Finding("service", result, f"{error}{asked}{through}; {advice}"))
+    else:
+        detail = f"{settings.stt_url} takes the key and {settings.stt_model} (request {request})"
+        report(Finding("service", "ok", f"{detail}{through}"))
+
+
+def _advice(error: SttError) -> str:
+    return next(advice for kind, advice in _STT_ADVICE.items() if isinstance(error, kind))

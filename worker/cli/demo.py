@@ -1,0 +1,117 @@
+"""`turnbus demo`: everything on this machine, live."""
+
+import os
+import sys
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from worker.cli.command import Subparsers, add_command, argument_type, run_async
+from worker.errors import SettingsError
+from worker.telemetry.environment import named
+
+if TYPE_CHECKING:
+    from worker.local.demo.run import Display
+
+_MOST_SESSIONS = 12  # what the recognizer keeps up with on two cores
+_EXPORT_EVERY_MS = "500"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        "demo",
+        run,
+        about="Play real speech in real time through a Redis server, two workers and a local turns "
+        "server with a real recognizer, all started here and gone afterwards; show the turns as "
+        "they come. On the way a worker is killed, and the other one takes over. No key, no "
+        "network. English only.",
+        examples="""
+turnbus demo
+turnbus demo my.wav --no-kill
+turnbus demo --traces
+turnbus demo --json | jq -r 'select(.type == "turn.end") | .transcript'""",
+    )
+    _add_arguments(parser)
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        type=Path,
+        nargs="*",
+        help="sound files to play, a session each (default: bundled recordings)",
+    )
+    parser.add_argument(
+        "--sessions",
+        metavar="N",
+        type=argument_type(Annotated[int, Meta(ge=1, le=_MOST_SESSIONS)], f"1 to {_MOST_SESSIONS}"),
+        help="how many sessions; recordings are used again if need be (default: 6, or the files)",
+    )
+    parser.add_argument(
+        "--kill",
+        action=BooleanOptionalAction,
+        default=True,
+        help="kill -9 a worker in the middle (default: yes)",
+    )
+    parser.add_argument(
+        "--traces",
+        action="store_true",
+        help="show the spans at the end, as OTEL_TRACES_EXPORTER=console does; with other OTEL_* "
+        "variables they go where those say",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON lines: events, spans, summary"
+    )
+
+
+def run(arguments: Namespace) -> int:
+    """Run the demo.
+
+    Raises SettingsError before anything starts if a file cannot be played, or spans not be shown.
+    """
+    from worker.local.demo.run import run_demo
+    from worker.local.demo.sessions import bundled, of_files
+
+    environment = _environment(traces=arguments.traces)
+    sessions = arguments.sessions
+    cast = of_files(arguments.files, sessions) if arguments.files else bundled(sessions)
+    # Entered out here: however the event loop ends, the terminal is given back as it was.
+    with _audience(as_json=arguments.json) as audience:
+        run_async(partial(run_demo, cast, audience, environment, kill=arguments.kill))
+    return 0
+
+
+def _environment(*, traces: bool) -> dict[str, str]:
+    """Return our environment; with `traces`, as it must be for spans to come to the console."""
+    if not traces:
+        return dict(os.environ)
+    chosen = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "none"
+    if chosen not in ("none", "console"):
+        elsewhere = f"--traces: spans go elsewhere, as OTEL_TRACES_EXPORTER={chosen} says; unset it"
+        raise SettingsError([elsewhere])
+    shown = {**os.environ, "OTEL_TRACES_EXPORTER": "console"}
+    if named("traces", shown) != "console":
+        raise SettingsError(["--traces: OTEL_SDK_DISABLED=true lets no span be made; unset it"])
+    # The worker that is killed should have exported most of its spans by then.
+    shown.setdefault("OTEL_BSP_SCHEDULE_DELAY", _EXPORT_EVERY_MS)
+    return shown
+
+
+def _audience(*, as_json: bool) -> "Display":
+    if as_json:
+        from worker.local.demo.text_display import JsonLines
+
+        return JsonLines()
+    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        from worker.local.demo.live_display import LiveView
+
+        return LiveView()
+    from worker.local.demo.text_display import PlainLines
+
+    return PlainLines()

@@ -1,0 +1,295 @@
+"""`turnbus push`: a producer, as small as one can be and still lose nothing."""
+
+import signal
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from functools import partial
+from typing import Annotated, Any
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+from msgspec import Meta
+from redis.asyncio import Redis
+
+from schemas import Encoding, EntryError, Keys, SessionEntry, decode_session
+from schemas.audio import Lane, SessionId
+from schemas.validation import describe_type
+from worker import telemetry
+from worker.cli.command import (
+    Subparsers,
+    add_command,
+    add_config,
+    argument_type,
+    choice,
+    read_settings,
+    run_async,
+)
+from worker.cli.redis import open_redis
+from worker.errors import SettingsError, SoundError, TurnbusError, UnknownSoundError
+from worker.local.audio_input import AudioInput, in_chunks
+from worker.local.emulator.engines.base import AudioFormat
+from worker.plurals import counted
+from worker.producer import Producer
+from worker.settings import Settings
+from worker.telemetry.traces import ProducerSpan
+
+_END_TIMEOUT_S = 2.0
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        "push",
+        run,
+        about="Announce a session, append a sound file or raw audio to it, and end it.\n"
+        "It is announced when the first audio is there; without any, exit code 1.\n"
+        "Ctrl-C and SIGTERM end it early; Redis going away meanwhile is waited out.",
+        examples="""
+turnbus push call.wav --session call-1
+turnbus push call.m4a --session call-2 --encoding pcm_mulaw --sample-rate 8000 --speed 2
+turnbus push call.raw --session call-3 --encoding pcm_s16le --sample-rate 16000
+arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="a WAV, FLAC, MP3, M4A or other sound file, or a video for its sound; - for standard "
+        "input. Raw audio, already in the encoding and rate given: - or a name that ends in .raw "
+        "or .pcm",
+    )
+    parser.add_argument(
+        "--session",
+        required=True,
+        metavar="ID",
+        type=argument_type(SessionId, "1 to 128 of A-Z a-z 0-9 . _ : -"),
+        help="one id per call",
+    )
+    parser.add_argument(
+        "--encoding",
+        type=argument_type(Encoding, describe_type(Encoding)),
+        choices=list(Encoding),
+        default=Encoding.PCM_S16LE,
+        help="what goes over the wire; files are converted (default %(default)s)",
+    )
+    parser.add_argument(
+        "--sample-rate",
+        metavar="HZ",
+        type=argument_type(Annotated[int, Meta(ge=8_000, le=192_000)], "8000 to 192000"),
+        default=16_000,
+        help="files are resampled to it (default %(default)s)",
+    )
+    parser.add_argument(
+        "--chunk-ms",
+        metavar="MS",
+        # The longest chunk of the widest format stays below the bus's 256 KiB.
+        type=argument_type(Annotated[int, Meta(ge=5, le=300)], "5 to 300"),
+        default=100,
+        help="milliseconds of audio in an entry (default %(default)s)",
+    )
+    parser.add_argument(
+        "--speed",
+        metavar="X",
+        type=argument_type(Annotated[float, Meta(ge=0, le=1_000)], "a number from 0 to 1000"),
+        default=1.0,
+        help="times real time; 0: as fast as it goes (default %(default)s)",
+    )
+    parser.add_argument(
+        "--lane",
+        type=argument_type(Lane, "1 to 32 of A-Z a-z 0-9 _ -"),
+        default="0",
+        help="lane of the session (default %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=choice,
+        choices=["lane", "session"],
+        default="lane",
+        help="session: its events also go to a stream of its own (default %(default)s)",
+    )
+    parser.add_argument(
+        "--metadata",
+        metavar="JSON",
+        type=_metadata,
+        default={},
+        help="an object, echoed in session.started",
+    )
+    parser.add_argument("--json", action="store_true", help="report in JSON")
+    add_config(parser)
+
+
+def run(arguments: Namespace) -> int:
+    """Push."""
+    settings = read_settings(arguments)
+    entry = SessionEntry(
+        session=arguments.session,
+        encoding=arguments.encoding,
+        sample_rate=arguments.sample_rate,
+        lane=arguments.lane,
+        out=arguments.out,
+        metadata=arguments.metadata,
+    )
+    size = entry.sample_rate * arguments.chunk_ms // 1000 * entry.encoding.width
+    seconds = arguments.chunk_ms / 1000 / arguments.speed if arguments.speed else 0.0
+    with _open(arguments.file, entry) as source:
+        telemetry.configure(f"push-{entry.session}")
+        push = partial(_push, settings, entry, source, size, seconds, as_json=arguments.json)
+        try:
+            return run_async(push)
+        finally:
+            telemetry.shut_down()
+
+
+async def _push(
+    settings: Settings,
+    entry: SessionEntry,
+    source: AudioInput,
+    size: int,
+    seconds: float,
+    *,
+    as_json: bool,
+) -> int:
+    pieces = source.pieces(AudioFormat(entry.encoding, entry.sample_rate), size)
+    async with aclosing(pieces), aclosing(in_chunks(pieces, size)) as chunks:
+        code = await _push_chunks(settings, entry, chunks, seconds, as_json=as_json)
+    if source.notice:
+        print(f"turnbus: {source.notice}", file=sys.stderr)
+    return code
+
+
+async def _push_chunks(
+    settings: Settings,
+    entry: SessionEntry,
+    chunks: AsyncIterator[bytes],
+    seconds: float,
+    *,
+    as_json: bool,
+) -> int:
+    shows_progress = sys.stderr.isatty() and not as_json
+    stopped: int | None = None
+    announced: tuple[Producer, str] | None = None
+    async with open_redis(settings) as redis:
+
+        async def obey(tasks: TaskGroup) -> None:
+            nonlocal stopped
+            stopped = await anext(aiter(signals))
+            tasks.cancel_scope.cancel()
+
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(obey, tasks)
+                first = await _first(chunks, entry)
+                announced = await _announce(redis, Keys(settings.prefix), entry)
+                producer, _ = announced
+                try:
+                    await _play(producer, first, chunks, seconds, shows_progress=shows_progress)
+                except SoundError:
+                    await producer.end()
+                    raise
+                await producer.end()
+                tasks.cancel_scope.cancel()
+            if stopped is not None and announced is not None:
+                await _end_early(announced[0])
+    if announced is not None:
+        _report(entry.session, *announced, shows_progress=shows_progress, as_json=as_json)
+    return 0 if stopped is None else 128 + stopped
+
+
+async def _announce(redis: Redis, keys: Keys, entry: SessionEntry) -> tuple[Producer, str]:
+    """Announce the session; return its producer and the id of its entry."""
+    announcement = ProducerSpan(entry.session)
+    producer = Producer(redis, keys, msgspec.structs.replace(entry, **announcement.fields))
+    with anyio.CancelScope(shield=True):  # one that is told to stop now has to know what to end
+        run = await producer.announce()
+    announcement.sent(run)
+    return producer, run
+
+
+def _report(
+    session: str, producer: Producer, run: str, *, shows_progress: bool, as_json: bool
+) -> None:
+    """Say what was appended."""
+    if shows_progress:
+        print(file=sys.stderr)
+    if as_json:
+        report = {
+            "session": session,
+            "run": run,
+            "chunks": producer.chunks,
+            "audio_ms": round(producer.seconds * 1000),
+        }
+        print(msgspec.json.encode(report).decode())
+    else:
+        chunk_count = counted(producer.chunks, "chunk")
+        print(f"{session}: {producer.seconds:.1f} s in {chunk_count}")
+
+
+async def _play(
+    producer: Producer,
+    first: bytes,
+    others: AsyncIterator[bytes],
+    seconds: float,
+    *,
+    shows_progress: bool,
+) -> None:
+    """Append each chunk when it is due."""
+    due = anyio.current_time()
+    chunk: bytes | None = first
+    while chunk is not None:
+        await anyio.sleep_until(due)
+        await producer.append(chunk)
+        due += seconds
+        if shows_progress:
+            print(f"\r{producer.seconds:.1f} s", end="", file=sys.stderr, flush=True)
+        chunk = await anext(others, None)
+
+
+async def _end_early(producer: Producer) -> None:
+    """End the session of a producer that was told to stop, or say how to."""
+    with anyio.move_on_after(_END_TIMEOUT_S):
+        await producer.end()
+        return
+    print(
+        "turnbus: Redis does not answer: the session is still open, until it has been idle for "
+        f"long. End it with: XADD {producer.stream} * end 1",
+        file=sys.stderr,
+    )
+
+
+def _open(file: str, entry: SessionEntry) -> AudioInput:
+    try:
+        return AudioInput(file)
+    except SoundError as error:
+        raise _unplayable(error, entry) from error
+
+
+async def _first(chunks: AsyncIterator[bytes], entry: SessionEntry) -> bytes:
+    """Return the first chunk. Raises SettingsError if the file cannot be played."""
+    try:
+        chunk = await anext(chunks, None)
+    except SoundError as error:
+        raise _unplayable(error, entry) from error
+    if chunk is None:
+        raise TurnbusError("no audio came; no session was announced")
+    return chunk
+
+
+def _unplayable(error: SoundError, entry: SessionEntry) -> SettingsError:
+    if not isinstance(error, UnknownSoundError):
+        return SettingsError([str(error)])
+    raw = f"raw audio, {entry.encoding} at {entry.sample_rate} Hz"
+    return SettingsError([f"{error}; if it is {raw}: turnbus push - < FILE"])
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    """Read metadata as a worker reads it from the bus."""
+    fields = {b"session": b"s", b"encoding": b"pcm_s16le", b"sample_rate": b"8000"}
+    try:
+        return decode_session(fields | {b"metadata": text.encode()}).metadata
+    except UnicodeEncodeError:
+        raise ArgumentTypeError("must be UTF-8 text") from None
+    except EntryError as fault:
+        raise ArgumentTypeError(fault.message) from None

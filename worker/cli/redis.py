@@ -1,0 +1,44 @@
+"""The bus, for commands: reached now, or one line that says why not."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis import exceptions
+from redis.asyncio import Redis
+
+from worker.bus.client.connection import connect, describe
+from worker.bus.client.urls import redacted
+from worker.errors import BusUnavailableError, leaves
+from worker.settings import Settings
+
+
+@asynccontextmanager
+async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
+    """Give a client that has been answered once.
+
+    Raises `BusUnavailable` for whatever Redis error comes, then or later, in a task group too.
+    """
+    answered = False
+    try:
+        async with connect(settings.redis_url) as redis:
+            await redis.ping()
+            answered = True
+            yield redis
+    except (exceptions.RedisError, BaseExceptionGroup) as error:
+        errors = leaves(error)
+        if not all(isinstance(each, exceptions.RedisError) for each in errors):
+            raise
+        fault = describe(errors[0])
+        advice = _advice(errors[0], settings, answered=answered)
+        where = redacted(settings.redis_url)
+        raise BusUnavailableError(f"Redis at {where}: {fault}{advice}") from error
+
+
+def _advice(error: BaseException, settings: Settings, *, answered: bool) -> str:
+    """Return what to do about an error that says more here than it does elsewhere."""
+    if str(error).startswith("WRONGTYPE"):
+        return f" (another program has a key {settings.prefix}:...: set TURNBUS_PREFIX)"
+    cut = type(error) is exceptions.ConnectionError and " connecting to " not in str(error)
+    if cut and not answered and settings.redis_url.startswith("redis://"):
+        return " (if the port wants TLS, name it as rediss://)"
+    return ""

@@ -1,0 +1,229 @@
+"""`turnbus watch`: a consumer that follows turns as they are published."""
+
+import shutil
+import sys
+import time
+from argparse import Namespace
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+
+from schemas import Keys
+from schemas.audio import Fields, Lane, SessionId
+from schemas.turns import (
+    AudioGap,
+    Event,
+    SessionEnded,
+    SessionError,
+    SessionStarted,
+    TurnEagerEnd,
+    TurnEnd,
+    TurnResume,
+    TurnStart,
+    TurnUpdate,
+    decode_event,
+    event_type,
+)
+from worker.bus.client.connection import RedisHealth, retry_while_unavailable, unmoved
+from worker.cli.command import (
+    Subparsers,
+    add_command,
+    add_config,
+    argument_type,
+    read_settings,
+    run_async,
+)
+from worker.cli.redis import open_redis
+from worker.cli.table import format_duration
+from worker.core import stream_ids
+from worker.printable import fitted, printable
+from worker.settings import Settings
+
+_BLOCK_MS = 1_000
+_BATCH = 500
+_GROWING = frozenset({"turn.start", "turn.update", "turn.eager_end", "turn.resume"})
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = add_command(
+        subparsers,
+        "watch",
+        run,
+        about="Follow turn events as they are published, until Ctrl-C.\n"
+        "On a terminal a turn grows on one line; elsewhere each event is a line.",
+        examples="""
+turnbus watch
+turnbus watch --session call-1 --from-start --until-ended
+turnbus watch --json | jq -r 'select(.type == "turn.end") | .transcript'""",
+    )
+    parser.add_argument(
+        "--session",
+        metavar="ID",
+        type=argument_type(SessionId, "1 to 128 of A-Z a-z 0-9 . _ : -"),
+        help="this session only (default: every session of the lane)",
+    )
+    parser.add_argument(
+        "--lane",
+        type=argument_type(Lane, "1 to 32 of A-Z a-z 0-9 _ -"),
+        default="0",
+        help="lane to follow (default %(default)s)",
+    )
+    parser.add_argument(
+        "--from-start", action="store_true", help="begin with the oldest event still kept"
+    )
+    parser.add_argument(
+        "--until-ended",
+        action="store_true",
+        help="stop at the next session.ended; with --session, also if that has ended already",
+    )
+    parser.add_argument("--json", action="store_true", help="print the events as JSON lines")
+    add_config(parser)
+
+
+def run(arguments: Namespace) -> int:
+    """Watch."""
+    return run_async(partial(_watch, read_settings(arguments), arguments))
+
+
+async def _watch(settings: Settings, arguments: Namespace) -> int:
+    stream = Keys(settings.prefix).turns(arguments.lane)
+    wanted = arguments.session and arguments.session.encode()
+    with _view(arguments) as show:
+        async with open_redis(settings) as redis:
+            after = b"0-0" if arguments.from_start else await _newest(redis, stream)
+            if wanted and arguments.until_ended:
+                entry, fields = await _last(redis, stream, wanted, after)
+                if _is_ended(fields):
+                    show(fields)
+                    _say_ended(arguments.session, entry)
+                    return 0
+            async for fields in _follow(redis, stream, after):
+                if wanted and fields.get(b"session") != wanted:
+                    continue
+                show(fields)
+                if arguments.until_ended and _is_ended(fields):
+                    break
+    return 0
+
+
+def _is_ended(fields: Fields) -> bool:
+    return fields.get(b"type") == b"session.ended"
+
+
+def _say_ended(session: str, entry: bytes) -> None:
+    ago_s = max(0.0, time.time() - stream_ids.milliseconds(entry.decode()) / 1000)
+    print(
+        f"turnbus: {session} ended {format_duration(ago_s)} ago; --from-start shows what is kept",
+        file=sys.stderr,
+    )
+
+
+async def _newest(redis: Redis, stream: str) -> bytes:
+    """Return the id of a stream's last entry."""
+    # Not `$`: asked anew after each wait, it would skip what came in between.
+    newest: Any = await redis.xrevrange(stream, count=1)
+    entry: bytes = newest[0][0] if newest else b"0-0"
+    return entry
+
+
+async def _last(redis: Redis, stream: str, session: bytes, until: bytes) -> tuple[bytes, Fields]:
+    """Return id and fields of a session's last event up to an entry; no fields if there is none.
+
+    It is looked for in the turns, as far back as they are kept: those who consume may read no more.
+    """
+    while True:
+        page: Any = await redis.xrevrange(stream, until, count=_BATCH)
+        for entry, fields in page:
+            if fields.get(b"session") == session:
+                return entry, fields
+        if len(page) < _BATCH:
+            return until, {}
+        until = b"(" + page[-1][0]
+
+
+async def _follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fields]:
+    """Yield the fields of every entry of a stream after one; ends never."""
+    cursors: dict[Any, Any] = {stream: after}
+    health = RedisHealth()
+    # What Redis refuses from the start is an error; what it refuses later is waited out.
+    await redis.xread(cursors, count=1)
+    while True:
+        reply: Any = await retry_while_unavailable(
+            health, lambda: unmoved(lambda: redis.xread(cursors, count=_BATCH, block=_BLOCK_MS))
+        )
+        for _, entries in reply:
+            for entry_id, fields in entries:
+                cursors[stream] = entry_id
+                yield fields
+
+
+@contextmanager
+def _view(arguments: Namespace) -> Iterator[Callable[[Fields], None]]:
+    """Give what shows one entry."""
+    if arguments.json:
+        yield lambda fields: print(_text(fields, b"event"), flush=True)
+    elif not sys.stdout.isatty():
+        yield lambda fields: print(line(fields), flush=True)
+    else:
+        screen = _Screen()
+        try:
+            yield screen.show
+        finally:
+            screen.clear()
+
+
+class _Screen:
+    """A terminal, its last line the turn that grows."""
+
+    def show(self, fields: Fields) -> None:
+        """Show one entry."""
+        self.clear()
+        text = line(fields)
+        if _text(fields, b"type") in _GROWING:
+            # A wrapped line could not be taken back.
+            print(fitted(text, shutil.get_terminal_size().columns - 1), end="", flush=True)
+        else:
+            print(text, flush=True)
+
+    def clear(self) -> None:
+        """Take the last line back."""
+        print("\r\x1b[K", end="", flush=True)
+
+
+def line(fields: Fields) -> str:
+    """Word an entry: seconds of audio heard, session, event type, and what the event adds."""
+    try:
+        event = decode_event(fields.get(b"event", b""))
+    except msgspec.DecodeError:
+        words = [_text(fields, b"session"), _text(fields, b"type"), "(not known to this version)"]
+    else:
+        heard = f"{event.audio_ms / 1000:8.2f}"
+        words = [heard, event.session, event_type(event), *_details(event)]
+    return printable(" ".join(words))
+
+
+def _details(event: Event) -> list[str]:
+    match event:
+        case SessionStarted(encoding=encoding, sample_rate=rate, worker=worker):
+            return [f"{encoding} at {rate} Hz on {worker}"]
+        case TurnStart(turn=turn) | TurnResume(turn=turn):
+            return [str(turn)]
+        case TurnUpdate(turn=turn, transcript=text) | TurnEagerEnd(turn=turn, transcript=text):
+            return [str(turn), text]
+        case TurnEnd(turn=turn, transcript=text, reason=reason):
+            return [str(turn), text] if reason == "model" else [str(turn), f"({reason})", text]
+        case AudioGap(missing_ms=missing, reason=reason):
+            return [f"{missing} ms, {reason}"]
+        case SessionError(code=code, message=message, fatal=fatal):
+            return ["fatal" if fatal else "passing", code, message]
+        case SessionEnded(reason=reason, turns=turns):
+            return [f"{reason}, turns: {turns}"]
+
+
+def _text(fields: Fields, name: bytes) -> str:
+    return fields.get(name, b"").decode("utf-8", "replace")

@@ -1,0 +1,219 @@
+"""The demo on a terminal: every session a row whose turns grow word by word."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from worker.local.demo.run import ReceivedEvent
+from worker.local.demo.spans import Span
+from worker.local.demo.state import DemoState, SessionState, Turn
+from worker.local.demo.summary import Summary
+from worker.local.demo.summary_view import closing
+from worker.local.demo.waterfall import waterfall
+
+_FRAME_S: Final = 0.08
+_MARGIN: Final = 2
+_WIDE: Final = 100
+_BAR: Final = 8
+_WIDE_BAR: Final = 16
+_COLOURS: Final = ("cyan", "magenta", "yellow", "blue")
+
+_CURSOR: Final = ("▌", "bold cyan")
+_EAGER: Final = ("◐", "bold yellow")
+_RESUMED: Final = ("↻", "magenta")
+_ENDED: Final = ("✓", "bold green")
+
+
+class LiveView:
+    """Shows the board while it changes; at the end leaves all turns and the summary."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._status = Status("", console=self._console)
+        self._live = Live(console=self._console, screen=True, auto_refresh=False)
+        self._drawn = 0.0
+
+    def __enter__(self) -> Self:
+        self._status.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._status.stop()
+        self._live.stop()
+
+    def status(self, text: str) -> None:
+        """Show it until the first look at the board."""
+        self._status.update(text)
+
+    def update(self, board: DemoState, heard: Sequence[ReceivedEvent]) -> None:
+        """Draw the board, but not too often."""
+        del heard
+        if not self._live.is_started:
+            self._status.stop()
+            self._live.start()
+        now = time.time()
+        if now - self._drawn >= _FRAME_S:
+            self._drawn = now
+            width, height = self._console.size
+            self._live.update(draw(board, now, width, height), refresh=True)
+
+    def finish(self, board: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
+        """Leave the terminal with everything that was said, the spans and the summary."""
+        self._live.stop()
+        width = self._console.width
+        self._console.print(*_sessions(board, time.time(), width), "", _legend(), sep="\n")
+        if spans:
+            self._console.print("", waterfall(spans, board.began_at, board.killed), sep="\n")
+        self._console.print("", closing(summary), sep="\n")
+
+
+def draw(board: DemoState, now: float, width: int, height: int) -> RenderableType:
+    """Draw the board for a screen of this size."""
+    frame = 4  # title, legend and two rules
+    lines = max(1, (height - frame) // len(board.rows))
+    notice = board.notices[-1][1] if board.notices else ""
+    return Group(
+        _title(board, now),
+        Rule(style="dim"),
+        *_sessions(board, now, width, lines),
+        Rule(Text(notice, style="bold"), style="dim"),
+        _legend(),
+    )
+
+
+def _title(board: DemoState, now: float) -> Table:
+    seconds = int(now - board.began_at)
+    title = Table.grid(expand=True)
+    title.add_column(no_wrap=True)
+    title.add_column(no_wrap=True, justify="right")
+    workers = Text("   ").join(_worker_load(board, worker) for worker in board.workers)
+    clock = Text(f"   {seconds // 60}:{seconds % 60:02}   Ctrl-C ends", style="dim")
+    title.add_row(Text("turnbus demo", style="bold"), workers + clock)
+    return title
+
+
+def _worker_load(board: DemoState, worker: str) -> Text:
+    if worker == board.killed:
+        return Text(f"{worker} killed", style="bold red")
+    count = len(board.owned_by(worker))
+    style = _colour(board, worker)
+    return Text(f"{worker}: {count} session{'' if count == 1 else 's'}", style=style)
+
+
+def _colour(board: DemoState, worker: str) -> str:
+    return _COLOURS[board.workers.index(worker) % len(_COLOURS)]
+
+
+def _sessions(
+    board: DemoState, now: float, width: int, lines: int | None = None
+) -> Iterator[RenderableType]:
+    """Draw each session in so many lines, or in as many as it takes."""
+    names = max(len(name) for name in board.rows)
+    for row in board.rows.values():
+        if lines == 1:
+            yield _brief(row, board, now, width, names)
+            continue
+        yield _head(row, board, width, names)
+        wrapped = list(_said(row, board, now).wrap(Console(width=width), width - _MARGIN))
+        if lines is not None:
+            wrapped += [Text()] * (lines - 1 - len(wrapped))
+            wrapped = wrapped[len(wrapped) + 1 - lines :]
+        if wrapped:
+            yield Padding(Text("\n").join(wrapped), (0, 0, 0, _MARGIN))
+
+
+def _brief(row: SessionState, board: DemoState, now: float, width: int, names: int) -> Text:
+    """Draw a session in one line: name, owner, the end of what is said."""
+    line = Text().append(f"{row.role.session:{names}}  ", style="bold")
+    line.append_text(_owners(row, board, row.workers[-1:]))
+    line.pad_right(names + 2 + len("worker-1") + 2 - len(line))
+    said = _said(row, board, now)
+    return line.append_text(said[max(0, len(said) - (width - len(line))) :])
+
+
+def _head(row: SessionState, board: DemoState, width: int, names: int) -> Table:
+    role = row.role
+    wide = width >= _WIDE
+    head = Table.grid(padding=(0, 2), expand=True)
+    head.add_column(width=names)
+    head.add_column(no_wrap=True, ratio=1)
+    head.add_column(width=len("pcm_s16le 16 kHz"))
+    head.add_column(width=len("worker-1 > worker-2") if wide else len("worker-1"))
+    head.add_column(width=len("socket 1"))
+    head.add_column(width=_WIDE_BAR if wide else _BAR)
+    head.add_row(
+        Text(role.session, style="bold"),
+        Text(role.speaker, style="dim"),
+        Text(f"{role.line.encoding} {role.line.sample_rate // 1000} kHz", style="dim"),
+        _owners(row, board, row.workers if wide else row.workers[-1:]),
+        Text(f"socket {row.connections}" if row.connections else "", style="dim"),
+        ProgressBar(1.0, row.played),
+    )
+    return head
+
+
+def _owners(row: SessionState, board: DemoState, workers: Sequence[str]) -> Text:
+    return Text(" > ").join(
+        Text(worker, style="strike red" if worker == board.killed else _colour(board, worker))
+        for worker in workers
+    )
+
+
+def _said(row: SessionState, board: DemoState, now: float) -> Text:
+    """Draw all turns of a session, or when it begins."""
+    told = Text()
+    if not row.run:
+        waits_s = board.began_at + row.role.enters_s - now
+        told.append(f"calls in {max(0.0, waits_s):.0f} s", style="dim")
+    for _, turn in sorted(row.turns.items()):
+        if told and not turn.text.startswith(" "):
+            told.append(" ")
+        told.append_text(_turn(turn))
+    for error in row.errors:
+        told.append(f" {error}", style="red")
+    if row.missing_ms:
+        told.append(f" {row.missing_ms} ms of audio missing", style="red")
+    return told
+
+
+def _turn(turn: Turn) -> Text:
+    """Draw a turn: its text, marked where it went on after an eager end."""
+    told = Text()
+    style = "" if turn.state == "ended" else "bold"
+    # A replay may word a turn anew: what ended eagerly need not be in the text any more.
+    resumed = {len(text) for text in turn.eager_ends[: turn.resumes] if turn.text.startswith(text)}
+    done = 0
+    for position in sorted(resumed):
+        told.append(turn.text[done:position], style=style).append(*_EAGER).append(*_RESUMED)
+        done = position
+    told.append(turn.text[done:], style=style)
+    match turn.state:
+        case "open":
+            told.append(*_CURSOR)
+        case "eager":
+            told.append(*_EAGER)
+        case "ended":
+            delay = "" if turn.end_delay_s is None else f"{turn.end_delay_s:.1f}s"
+            told.append(" ").append(*_ENDED).append(delay, style="green")
+    return told
+
+
+def _legend() -> Text:
+    return Text.assemble(
+        *(_CURSOR, " speaking   "),
+        *(_EAGER, " eager end   "),
+        *(_RESUMED, " resumed   "),
+        *(_ENDED, " turn ended, s after the speech"),
+        style="dim",
+        no_wrap=True,
+        overflow="ellipsis",
+    )

@@ -1,0 +1,115 @@
+"""The demo where there is no terminal: a line for each event, as text or JSON."""
+
+import sys
+from collections.abc import Sequence
+from typing import Self
+
+import msgspec
+from rich.console import Console
+
+from schemas.turns import (
+    AudioGap,
+    Event,
+    SessionEnded,
+    SessionError,
+    SessionStarted,
+    TurnEagerEnd,
+    TurnEnd,
+    TurnResume,
+    TurnStart,
+    TurnUpdate,
+    event_type,
+)
+from worker.local.demo.run import ReceivedEvent
+from worker.local.demo.spans import Span
+from worker.local.demo.state import DemoState
+from worker.local.demo.summary import Summary
+from worker.local.demo.summary_view import closing
+from worker.local.demo.waterfall import waterfall
+from worker.plurals import counted
+
+_WIDTH = 100
+
+
+class PlainLines:
+    """Tells in plain lines what matters: not each word, but each turn."""
+
+    def __init__(self) -> None:
+        self._noticed = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return
+
+    def status(self, text: str) -> None:
+        """Print it."""
+        print(text, flush=True)
+
+    def update(self, board: DemoState, heard: Sequence[ReceivedEvent]) -> None:
+        """Print the events and notices that are new."""
+        news = [(at, "*", text) for at, text in board.notices[self._noticed :]]
+        self._noticed = len(board.notices)
+        news += [
+            (at, event.session, f"{event_type(event):15} {told}".rstrip())
+            for at, _, event in heard
+            if (told := _sentence(event, board)) is not None
+        ]
+        width = max(map(len, board.rows))
+        for at, who, text in sorted(news, key=lambda new: new[0]):
+            print(f"{at - board.began_at:5.1f} s  {who:{width}}  {text}", flush=True)
+
+    def finish(self, board: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
+        """Print the spans, then the summary."""
+        console = Console(width=_WIDTH, force_terminal=False, no_color=True)
+        if spans:
+            console.print(waterfall(spans, board.began_at, board.killed), "", sep="\n")
+        console.print(closing(summary))
+
+
+class JsonLines:
+    """The events as they are on the bus, then spans and the summary."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return
+
+    def status(self, text: str) -> None:
+        """Print it beside the output."""
+        print(text, file=sys.stderr, flush=True)
+
+    def update(self, board: DemoState, heard: Sequence[ReceivedEvent]) -> None:
+        """Print the events."""
+        del board
+        for one in heard:
+            print(one.json.decode(), flush=True)
+
+    def finish(self, board: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
+        """Print the spans, then the summary."""
+        del board
+        for span in spans:
+            print(msgspec.json.encode(span).decode(), flush=True)
+        print(msgspec.json.encode(summary).decode(), flush=True)
+
+
+def _sentence(event: Event, board: DemoState) -> str | None:
+    """Word what an event adds; None if it is not worth a line."""
+    match event:
+        case SessionStarted(encoding=encoding, sample_rate=rate, worker=worker):
+            speaker = board.rows[event.session].role.speaker
+            return f"{speaker}, {encoding} at {rate} Hz, on {worker}"
+        case TurnStart() | TurnUpdate():
+            return None
+        case TurnResume(turn=turn):
+            return str(turn)
+        case TurnEagerEnd(turn=turn, transcript=text) | TurnEnd(turn=turn, transcript=text):
+            return f"{turn} {text.strip()}"
+        case AudioGap(missing_ms=missing, reason=reason):
+            return f"{missing} ms, {reason}"
+        case SessionError(code=code, message=message):
+            return f"{code}: {message}"
+        case SessionEnded(reason=reason, turns=turns):
+            return f"{reason}, {counted(turns, 'turn')}"

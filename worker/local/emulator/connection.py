@@ -1,0 +1,214 @@
+"""One client's connection after the upgrade: audio in, events out, until one side ends it.
+
+Where the provider's documents are silent, this server chooses: `config` takes effect at once, in an
+open turn too, and a wrong one changes nothing and gets an in-band 400; `done` does what `close`
+does; of binary messages an empty one resets the idle clock too; a client that does not read its
+events is not read from either; an engine that fails closes the connection with 1011.
+"""
+
+import math
+import time
+from typing import Final
+
+import anyio
+from anyio.lowlevel import checkpoint
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+
+from worker.local.emulator import tcp
+from worker.local.emulator.connection_stats import ConnectionStats
+from worker.local.emulator.engines.base import Engine, RecognizerStream
+from worker.local.emulator.fault_plan import ConnectionFaults
+from worker.local.emulator.faults import (
+    CloseFrame,
+    ConnectionEnd,
+    Cut,
+    HalfOpen,
+    InBandError,
+    Moment,
+)
+from worker.local.emulator.messages import (
+    ClientFault,
+    Config,
+    Problem,
+    decode_command,
+    encode_config_ack,
+    encode_error,
+)
+from worker.local.emulator.params import Params, check_turn
+from worker.local.emulator.settings import ServerSettings
+from worker.local.emulator.write_queue import WriteQueue
+
+_PIECE: Final = 64 * 1024  # bytes heard in one go: a huge message must not hold up the others
+
+
+class Connection:
+    """Runs one accepted connection; `end` ends it from outside."""
+
+    def __init__(
+        self,
+        ws: ServerConnection,
+        params: Params,
+        seen: ConnectionStats,
+        plan: ConnectionFaults,
+        engine: Engine,
+        settings: ServerSettings,
+    ) -> None:
+        self._ws = ws
+        self._params = params
+        self._turn = params.turn
+        self._seen = seen
+        self._plan = plan
+        self._engine = engine
+        self._settings = settings
+        self._outgoing = WriteQueue(ws, seen, plan, settings, self._apply_faults_at)
+        self._active_at = seen.opened_at
+        self._ending: ConnectionEnd | None = None
+        self._scope = anyio.CancelScope()
+
+    async def run(self) -> None:
+        """Serve the client to the end and close the socket.
+
+        Raises what the engine raised, for the caller to close with 1011.
+        """
+        params = self._params
+        hearing = self._engine.open(params.audio, params.turn, params.keyterms, self._outgoing.put)
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._write)
+                    tasks.start_soon(self._watch_clock)
+                    await self._read(hearing)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await hearing.aclose()
+        await self._leave()
+
+    def end(self, ending: ConnectionEnd) -> None:
+        """Stop at once, without flushing.
+
+        The first call decides how. A later one makes a half-open connection end, and a cut any.
+        """
+        if self._ending is not None:
+            if isinstance(ending, Cut) or isinstance(self._ending, HalfOpen):
+                tcp.reset(self._ws)
+            return
+        self._ending = ending
+        match ending:
+            case Cut("rst"):
+                tcp.reset(self._ws)
+            case Cut("fin"):
+                tcp.end(self._ws)
+            case HalfOpen():
+                tcp.stop_reading(self._ws)
+        self._scope.cancel()
+
+    async def _leave(self) -> None:
+        match self._ending:
+            case Cut():
+                await tcp.outlast(self._ws, tcp.GRACE_S)
+            case HalfOpen():
+                await tcp.outlast(self._ws, self._settings.idle_timeout_s)
+            case InBandError(problem, int(code)):
+                await self._ws.send(encode_error(problem, self._seen.request_id), text=True)
+                await self._ws.close(code, problem.title)
+            case CloseFrame(code, reason):
+                await self._ws.close(code, reason)
+
+    async def _read(self, hearing: RecognizerStream) -> None:
+        try:
+            while True:
+                message = await self._ws.recv()
+                if isinstance(message, bytes):
+                    await self._take(hearing, message)
+                elif self._handle_command(hearing, message):
+                    break
+                await self._outgoing.drained()
+            await self._outgoing.greeted.wait()
+            await self._apply_faults_at("flush")
+            await hearing.flush()
+            await self._outgoing.drained()
+            await self._apply_faults_at("flushed")
+        except ConnectionClosed:
+            pass  # the client left; the socket remembers how
+        self.end(CloseFrame(CloseCode.NORMAL_CLOSURE))
+
+    async def _write(self) -> None:
+        try:
+            await self._outgoing.write()
+        except ConnectionClosed:
+            self.end(CloseFrame(CloseCode.NORMAL_CLOSURE))  # the client left
+
+    async def _take(self, hearing: RecognizerStream, audio: bytes) -> None:
+        ending = None
+        if self._plan:
+            if strike := self._plan.strike_within(self._seen.audio_bytes, len(audio)):
+                heard, ending = strike
+                audio = audio[:heard]
+            await anyio.sleep(self._plan.read_delay_s(len(audio), time.monotonic()))
+        self._seen.on_event(len(audio))
+        self._active_at = time.monotonic()
+        if not self._outgoing.deaf and not await self._too_fast(audio):
+            for start in range(0, len(audio), _PIECE):
+                if start:
+                    await checkpoint()
+                await hearing.feed(audio[start : start + _PIECE])
+        if ending is not None:
+            await self._suffer(ending)
+
+    async def _too_fast(self, audio: bytes) -> bool:
+        """Tell whether a limit of pace refuses this audio, having told the client."""
+        if not self._plan:
+            return False
+        limit = self._plan.too_fast(self._seen.seconds_of(len(audio)), time.monotonic())
+        if limit is None:
+            return False
+        message = f"Send audio at no more than {limit.speed:g} times real time."
+        problem = Problem(400, "Audio too fast", message)
+        await self._suffer(InBandError(problem, limit.close_code))
+        return True
+
+    def _handle_command(self, hearing: RecognizerStream, text: str) -> bool:
+        """Do what a text message says; tell whether it was to close."""
+        request_id = self._seen.request_id
+        if self._settings.text_resets_idle:
+            self._active_at = time.monotonic()
+        try:
+            command = decode_command(text)
+            if not isinstance(command, Config):
+                return True
+            turn = command.turn.over(self._turn) if command.turn else self._turn
+            check_turn(turn)
+        except ClientFault as fault:
+            self._outgoing.put(encode_error(fault.problem, request_id))
+        else:
+            self._turn = turn
+            hearing.configure(turn)
+            if self._settings.config_ack:
+                self._outgoing.put(encode_config_ack(turn, request_id))
+        return False
+
+    async def _apply_faults_at(self, moment: Moment) -> None:
+        if self._plan and (ending := self._plan.at_moment(moment)):
+            await self._suffer(ending)
+
+    async def _suffer(self, ending: ConnectionEnd) -> None:
+        if isinstance(ending, InBandError) and ending.close_code is None:
+            self._outgoing.put(encode_error(ending.problem, self._seen.request_id))
+            return
+        self.end(ending)
+        await checkpoint()  # the scope is cancelled: nothing more is done
+
+    async def _watch_clock(self) -> None:
+        # One sleep for many messages is cheaper than a timer reset by each.
+        session_s = self._settings.max_session_s or math.inf
+        while True:
+            now = time.monotonic()
+            idle_s = self._active_at + self._settings.idle_timeout_s - now
+            session_left_s = self._seen.opened_at + session_s - now
+            if session_left_s <= 0:
+                self.end(CloseFrame(CloseCode.GOING_AWAY, "Session limit"))
+            elif idle_s <= 0:
+                self.end(CloseFrame(CloseCode.GOING_AWAY, "Idle timeout"))
+            await anyio.sleep(max(min(idle_s, session_left_s), 0))

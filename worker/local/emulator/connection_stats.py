@@ -1,0 +1,100 @@
+"""What the server saw of its clients. Times are seconds of `time.monotonic`."""
+
+import time
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from worker.local.emulator.engines.pcm import sample_width
+from worker.local.emulator.params import Params
+from worker.local.emulator.rate_limits import PaceMeter
+
+_TRANSCRIPTS_KEPT: Final = 1_000
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen of one connection, as JSON has it."""
+
+    request_id: str
+    open: bool
+    seconds: float
+    """From the upgrade to the end, or to now."""
+    model: str | None
+    encoding: str | None
+    sample_rate: int | None
+    keyterms: tuple[str, ...]
+    audio_bytes: int
+    audio_messages: int
+    audio_s: float
+    pace: float | None
+    peak_pace: float
+    transcripts: tuple[str, ...]
+    open_transcript: str
+    close_code: int | None
+    faults: tuple[str, ...]
+
+
+class ConnectionStats:
+    """What the server saw of one connection."""
+
+    def __init__(self, request_id: str, faults: list[str]) -> None:
+        self.request_id = request_id
+        self.params: Params | None = None
+        """None until they are read, and for ever if they were refused."""
+        self.opened_at = time.monotonic()
+        self.greeted_at: float | None = None
+        """When `connected` was sent, and so the opening over."""
+        self.closed_at: float | None = None
+        self.close_code: int | None = None
+        self.audio_bytes = 0
+        """Of the audio that came, also of what a limit of pace then refused."""
+        self.audio_messages = 0
+        self.first_audio_at: float | None = None
+        self.last_audio_at: float | None = None
+        self.pace = PaceMeter()
+        self.transcripts: deque[str] = deque(maxlen=_TRANSCRIPTS_KEPT)
+        """Of the turns that ended, as sent; the last 1,000."""
+        self.open_transcript = ""
+        """Of the turn that is open, or was when the connection ended."""
+        self.faults = faults
+        """The specs of the faults that took it, in order."""
+
+    def on_event(self, size: int) -> None:
+        """Note an audio message of that many bytes."""
+        now = time.monotonic()
+        if self.first_audio_at is None:
+            self.first_audio_at = now
+        self.last_audio_at = now
+        self.audio_bytes += size
+        self.audio_messages += 1
+        self.pace.add(self.seconds_of(size), now)
+
+    def seconds_of(self, size: int) -> float:
+        """Tell how long that many bytes of its audio last; 0 as long as its format is unknown."""
+        if self.params is None:
+            return 0.0
+        audio = self.params.audio
+        return size / (sample_width(audio.encoding) * audio.sample_rate)
+
+    def report(self) -> Report:
+        """Sum it up."""
+        params = self.params
+        return Report(
+            request_id=self.request_id,
+            open=self.closed_at is None,
+            seconds=(self.closed_at or time.monotonic()) - self.opened_at,
+            model=params.model if params else None,
+            encoding=params.audio.encoding if params else None,
+            sample_rate=params.audio.sample_rate if params else None,
+            keyterms=params.keyterms if params else (),
+            audio_bytes=self.audio_bytes,
+            audio_messages=self.audio_messages,
+            audio_s=self.seconds_of(self.audio_bytes),
+            pace=self.pace.mean,
+            peak_pace=self.pace.peak,
+            transcripts=tuple(self.transcripts),
+            open_transcript=self.open_transcript,
+            close_code=self.close_code,
+            faults=tuple(self.faults),
+        )

@@ -1,0 +1,190 @@
+"""The control endpoint: what the server sees, and faults while it runs; on 127.0.0.1 only.
+
+    GET /                                             what it does and did
+    GET /connections?last=100                         what it saw of each
+    GET /faults/set?fault=SPEC&fault=SPEC&seed=7      these faults from now on, and no others
+    GET /faults/clear
+    GET /outage/start?how=refuse&for=30s              no one listens; how=503: everyone is told 503
+    GET /outage/stop
+    GET /cut?how=rst                                  every open socket, now; or how=fin
+
+Every answer is JSON. All are GETs, for the WebSocket server's HTTP side reads no other; a web page
+that a browser on this machine shows is refused.
+"""
+
+import math
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Annotated, Final, Literal, TypeVar
+from urllib.parse import parse_qs
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup, TaskStatus
+from msgspec import Meta
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from worker.errors import SettingsError, TurnbusError
+from worker.local.emulator.fault_specs import parse_seconds
+from worker.local.emulator.server import Outage, TurnsServer
+
+_HOST: Final = "127.0.0.1"
+_LOCAL: Final = frozenset({_HOST, "localhost"})
+_PATHS: Final = (
+    *("/", "/connections", "/faults/set", "/faults/clear"),
+    *("/outage/start", "/outage/stop", "/cut"),
+)
+
+Q = TypeVar("Q")
+
+
+class _Connections(msgspec.Struct, forbid_unknown_fields=True):
+    last: Annotated[int, Meta(ge=1)] = 100
+
+
+class _Set(msgspec.Struct, forbid_unknown_fields=True):
+    fault: list[str]
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+
+class _Start(msgspec.Struct, forbid_unknown_fields=True, rename={"for_": "for"}):
+    how: Outage = "refuse"
+    for_: str | None = None
+
+
+class _Cut(msgspec.Struct, forbid_unknown_fields=True):
+    how: Literal["rst", "fin"] = "rst"
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class _Problem(Exception):  # noqa: N818 - an answer
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@asynccontextmanager
+async def serve_control(server: TurnsServer, port: int) -> AsyncIterator[int]:
+    """Answer on this port, 0 for a free one, until the block ends; yield the port.
+
+    Raises TurnbusError if it cannot be listened on.
+    """
+    control = _Control(server)
+    try:
+        # The handler is never reached: every request gets an answer.
+        listener = await serve(None, _HOST, port, process_request=control.answer)  # type: ignore[arg-type]
+    except OSError as error:
+        raise TurnbusError(f"cannot listen on {_HOST}:{port}: {error.strerror}") from error
+    try:
+        async with anyio.create_task_group() as control.tasks:
+            yield next(iter(listener.sockets)).getsockname()[1]
+            control.tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            listener.close()
+            await listener.wait_closed()
+
+
+class _Control:
+    """Answers requests; `tasks` runs the outages that were started."""
+
+    tasks: TaskGroup
+
+    def __init__(self, server: TurnsServer) -> None:
+        self._server = server
+        self._outage: tuple[anyio.CancelScope, anyio.Event] | None = None
+
+    async def answer(self, ws: ServerConnection, request: Request) -> Response:
+        """Do what a request says."""
+        path, _, query = request.path.partition("?")
+        try:
+            _check_origin(request.headers)
+            return _json(HTTPStatus.OK, await self._do(path, query))
+        except _Problem as problem:
+            return _json(problem.status, {"error": str(problem)})
+        except (msgspec.ValidationError, SettingsError) as error:
+            return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+
+    async def _do(self, path: str, query: str) -> object:
+        match path:
+            case "/":
+                _read(query, _Nothing)
+            case "/connections":
+                last = _read(query, _Connections).last
+                return [seen.report() for seen in tuple(self._server.connections)[-last:]]
+            case "/faults/set":
+                given = _read(query, _Set)
+                self._server.faults.set(*given.fault, seed=given.seed)
+            case "/faults/clear":
+                _read(query, _Nothing)
+                self._server.faults.clear()
+            case "/outage/start":
+                await self._start_outage(_read(query, _Start))
+            case "/outage/stop":
+                _read(query, _Nothing)
+                await self._stop_outage()
+            case "/cut":
+                self._server.cut_all(_read(query, _Cut).how)
+            case _:
+                raise _Problem(HTTPStatus.NOT_FOUND, f"there are {', '.join(_PATHS)}")
+        return self._server.state()
+
+    async def _start_outage(self, start: _Start) -> None:
+        seconds = math.inf if start.for_ is None else parse_seconds(start.for_)
+        try:
+            await self.tasks.start(self._run_outage, start.how, seconds)
+        except TurnbusError as error:
+            raise _Problem(HTTPStatus.CONFLICT, str(error)) from None
+
+    async def _stop_outage(self) -> None:
+        if self._outage is None:
+            raise _Problem(HTTPStatus.CONFLICT, "no outage was started here")
+        scope, over = self._outage
+        scope.cancel()
+        await over.wait()
+
+    async def _run_outage(
+        self, how: Outage, seconds: float, *, task_status: TaskStatus[None]
+    ) -> None:
+        over = anyio.Event()
+        with anyio.CancelScope() as scope:
+            async with self._server.outage(how):
+                self._outage = scope, over
+                task_status.started()
+                await anyio.sleep(seconds)
+        self._outage = None
+        over.set()
+
+
+def _read(query: str, kind: type[Q]) -> Q:
+    values = parse_qs(query, keep_blank_values=True)
+    given = {name: found if name == "fault" else found[-1] for name, found in values.items()}
+    return msgspec.convert(given, kind, strict=False)
+
+
+def _check_origin(headers: Headers) -> None:
+    """Refuse what a page of another site makes a browser send."""
+    hosts = {re.sub(r":\d+$", "", host) for host in headers.get_all("Host")}
+    sites = set(headers.get_all("Sec-Fetch-Site"))
+    if not hosts or not hosts <= _LOCAL or not sites <= {"none", "same-origin"}:
+        raise _Problem(HTTPStatus.FORBIDDEN, "only for programs on this machine")
+
+
+def _json(status: HTTPStatus, content: object) -> Response:
+    body = msgspec.json.encode(content) + b"\n"
+    headers = Headers(
+        {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "Connection": "close",
+        }
+    )
+    return Response(status, status.phrase, headers, body)

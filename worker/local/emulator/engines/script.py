@@ -1,0 +1,269 @@
+"""The `script` engine: hears word numbers spelled in audio; exact, deterministic and cheap.
+
+Made for tests and load: the transcript shows each lost, repeated, moved or damaged sample (see
+`script_words`), and a thousand connections fit on one core. Turns follow the audio alone. The
+likelihood that the user is still in a turn is 0.9 when speech stops and falls by 0.1 with each
+80 ms of silence; a threshold is reached where the likelihood has fallen to it. So a lower threshold
+waits longer: 240 ms for the default `eager_end` of 0.6, 480 ms for the default `end` of 0.3.
+`end_timeout_ms` caps that wait. `start` has no effect: sound is speech.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.local.emulator.engines.base import AudioFormat, EngineEvent, EventKind, TurnSettings
+from worker.local.emulator.engines.pcm import PcmDecoder
+from worker.local.emulator.engines.script_text import DEFAULT_STYLE, REWORDABLE, STYLES, TextStyle
+from worker.local.emulator.engines.script_words import (
+    QUIET,
+    WORD_MS,
+    WordCodec,
+    synthesize_silence,
+    synthesize_words,
+    word_codec,
+    words_of,
+)
+
+__all__ = [
+    "ScriptEngine",
+    "ScriptOptions",
+    "ScriptStream",
+    "synthesize_silence",
+    "synthesize_words",
+    "words_of",
+]
+
+ONSET_MS: Final = 40  # audio of a word heard before its turn is said to start or to go on
+
+
+class ScriptOptions(msgspec.Struct, frozen=True):
+    """How the engine behaves.
+
+    `word_ms` is the length of a word's block and must be that of `say`. `latency_ms` is the
+    service's lag: each event is emitted that much later than it is known, in wall-clock time.
+    With a `rewording` seed, a word that an earlier connection has heard may read `w17~`
+    (longer) or `17` (shorter), as recognizers word a replay differently; the engine then
+    remembers every word for its life. `text_style` names the separators of the transcripts, one
+    of `STYLES`; those without any cannot be reworded.
+    """
+
+    word_ms: float = WORD_MS
+    latency_ms: float = 0.0
+    rewording: int | None = None
+    text_style: str = DEFAULT_STYLE
+
+
+class ScriptEngine:
+    """Opens hearings; remembers which connection heard a word first, if it is to reword."""
+
+    name = "script"
+
+    def __init__(self, options: ScriptOptions = ScriptOptions()) -> None:  # noqa: B008 - frozen
+        if options.rewording is not None and options.text_style not in REWORDABLE:
+            raise ValueError(f"words without separators cannot be reworded: {options.text_style}")
+        self._options = options
+        self._style = STYLES[options.text_style]
+        self._opened = 0
+        self._first_heard: dict[str, int] = {}
+
+    def open(
+        self,
+        audio: AudioFormat,
+        turn: TurnSettings,
+        keyterms: tuple[str, ...],
+        emit: Callable[[EngineEvent], None],
+    ) -> "ScriptStream":
+        """Begin to hear one connection."""
+        self._opened += 1
+        connection = self._opened
+
+        def reword(word: str) -> str:
+            return self._reword(word, connection)
+
+        latency = self._options.latency_ms / 1000
+        delay = _Delay(latency, emit) if latency > 0 else None
+        put = delay.emit if delay else emit
+        return ScriptStream(audio, turn, self._options.word_ms, put, reword, delay, self._style)
+
+    async def aclose(self) -> None:
+        """Forget the words heard."""
+        self._first_heard.clear()
+
+    def _reword(self, word: str, connection: int) -> str:
+        seed = self._options.rewording
+        if seed is None or word.startswith("!"):
+            return word
+        if self._first_heard.setdefault(word, connection) == connection:
+            return word
+        # Integer arithmetic, not hash(): the wording must not change from process to process.
+        choice = (int(word[1:]) * 2_654_435_761 + connection * 40_503 + seed * 69_069) >> 4
+        return (word, f"{word}~", word[1:])[choice % 3]
+
+
+class _Delay:
+    """Emits events a fixed time later, in order, while audio goes on being heard."""
+
+    def __init__(self, latency: float, emit: Callable[[EngineEvent], None]) -> None:
+        self._latency = latency
+        self._emit = emit
+        self._waiting: deque[tuple[EngineEvent, asyncio.TimerHandle]] = deque()
+        self._drained = anyio.Event()
+
+    def emit(self, event: EngineEvent) -> None:
+        """Emit later. A timer per event costs less than a task per connection."""
+        timer = asyncio.get_running_loop().call_later(self._latency, self._emit_first)
+        self._waiting.append((event, timer))
+
+    def _emit_first(self) -> None:
+        event, _ = self._waiting.popleft()
+        self._emit(event)
+        if not self._waiting:
+            self._drained.set()
+
+    async def drain(self) -> None:
+        """Wait until all is emitted."""
+        while self._waiting:
+            self._drained = anyio.Event()
+            await self._drained.wait()
+
+    def drop(self) -> None:
+        """Emit nothing more."""
+        while self._waiting:
+            self._waiting.popleft()[1].cancel()
+
+
+class ScriptStream:
+    """One connection's audio: finds words and silences, and tells turns by them."""
+
+    def __init__(
+        self,
+        audio: AudioFormat,
+        turn: TurnSettings,
+        word_ms: float,
+        emit: Callable[[EngineEvent], None],
+        reword: Callable[[str], str],
+        delay: _Delay | None,
+        style: TextStyle = STYLES[DEFAULT_STYLE],
+    ) -> None:
+        self._emit = emit
+        self._reword = reword
+        self._delay = delay
+        self._style = style
+        self._decoder = PcmDecoder(audio)
+        self._spelling: WordCodec = word_codec(audio, word_ms)
+        self._rate = audio.sample_rate
+        self._onset = min(self._spelling.samples, self._samples(ONSET_MS))
+        self._block = np.empty(self._spelling.samples, np.int8)
+        self._filled = 0  # samples of the block that is being heard; 0 in silence
+        self._quiet = 0  # samples of silence since the last sound
+        self._damaged = False  # the last word was, and no silence came since
+        self._turn: EventKind | None = None  # how the open turn stands: its last start/eager/resume
+        self._transcript = ""
+        self._ended = 0
+        self.configure(turn)
+
+    async def feed(self, audio: bytes) -> None:
+        """Hear more audio. Never waits: `latency_ms` delays events, not audio."""
+        samples = self._decoder.decode(audio)
+        loud = None
+        at = 0
+        while at < len(samples):
+            if self._filled == 0:
+                if loud is None:
+                    loud = np.abs(samples) > QUIET
+                ahead = loud[at:]
+                first = int(ahead.argmax())
+                if not ahead[first]:
+                    self._hear_silence(len(ahead))
+                    return
+                if first:
+                    self._hear_silence(first)
+                at += first
+            taken = min(len(self._block) - self._filled, len(samples) - at)
+            self._hear_sound(samples[at : at + taken])
+            at += taken
+
+    def configure(self, turn: TurnSettings) -> None:
+        """Use other silence spans; what they decide waits for the next audio."""
+        self._eager_after = self._samples(_silence_ms(turn.eager_end, turn))
+        self._end_after = self._samples(_silence_ms(turn.end, turn))
+
+    async def flush(self) -> None:
+        """Read what is there of the last word, end the open turn, wait for late events."""
+        while self._filled:
+            self._hear_word()
+        if self._turn is not None:
+            self._end_turn()
+        if self._delay is not None:
+            await self._delay.drain()
+
+    async def aclose(self) -> None:
+        """Drop events that are not emitted yet."""
+        if self._delay is not None:
+            self._delay.drop()
+
+    def _samples(self, ms: float) -> int:
+        return max(1, round(self._rate * ms / 1000))
+
+    def _hear_silence(self, samples: int) -> None:
+        self._damaged = False
+        self._quiet += samples
+        if self._turn is None:
+            return
+        if self._turn != "turn.eager_end" and self._quiet >= self._eager_after:
+            self._tell("turn.eager_end")
+        if self._quiet >= self._end_after:
+            self._end_turn()
+
+    def _hear_sound(self, samples: NDArray[np.float32]) -> None:
+        filled = self._filled + len(samples)
+        self._block[self._filled : filled] = self._spelling.symbols(samples)
+        self._filled = filled
+        self._quiet = 0
+        if filled >= self._onset:
+            self._go_on()
+        if filled == len(self._block):
+            self._hear_word()
+
+    def _hear_word(self) -> None:
+        reading = self._spelling.decode(self._block[: self._filled])
+        rest = self._filled - reading.samples
+        self._block[:rest] = self._block[reading.samples : self._filled]
+        self._filled = rest
+        damaged = reading.word.startswith("!")
+        self._go_on()
+        if not (damaged and self._damaged):  # one damage, however long, reads as one word
+            style = self._style
+            begin = style.later if self._ended else style.begin
+            separator = style.between if self._transcript else begin
+            self._transcript += separator + self._reword(reading.word) + style.after
+            self._emit(EngineEvent("turn.update", self._transcript))
+        self._damaged = damaged
+
+    def _go_on(self) -> None:
+        """Say that a turn starts, or that it was not over."""
+        if self._turn is None:
+            self._tell("turn.start")
+        elif self._turn == "turn.eager_end":
+            self._tell("turn.resume")
+
+    def _tell(self, kind: EventKind) -> None:
+        self._turn = kind
+        self._emit(EngineEvent(kind, self._transcript if kind == "turn.eager_end" else None))
+
+    def _end_turn(self) -> None:
+        self._emit(EngineEvent("turn.end", self._transcript))
+        self._turn = None
+        self._transcript = ""
+        self._ended += 1
+
+
+def _silence_ms(threshold: float, turn: TurnSettings) -> float:
+    return min(800 * (0.9 - threshold), turn.end_timeout_ms)

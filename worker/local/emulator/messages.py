@@ -1,0 +1,150 @@
+"""The wire's JSON: what the server writes, strictly, and the commands it reads.
+
+Kept apart from `schemas.cartesia`, which reads the same messages as leniently as a client must:
+were both sides one definition, a mistake in it would agree with itself.
+"""
+
+from http import HTTPStatus
+from typing import Final, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from worker.local.emulator.engines.base import EngineEvent, TurnSettings
+
+COMMANDS: Final = "done, close, config"
+
+
+class _Event(msgspec.Struct):
+    type: str
+    transcript: str | UnsetType
+    request_id: str
+    turn_id: str | UnsetType = UNSET
+
+
+class _Error(msgspec.Struct):
+    type: Literal["error"]
+    title: str
+    message: str
+    error_code: str | UnsetType
+    status_code: int
+    request_id: str
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Why the client does not get what it asked for, at the upgrade or in-band."""
+
+    status: int
+    title: str
+    message: str
+    error_code: str | None = None
+
+
+class ClientFault(Exception):  # noqa: N818 - what a client did; an error only to it
+    """A client asked for something that cannot be."""
+
+    def __init__(self, title: str, message: str, code: str | None = None) -> None:
+        super().__init__(f"{title}: {message}")
+        self.problem = Problem(400, title, message, code)
+
+
+# Those with a code of their own; the others say what HTTP says.
+_PROBLEMS: Final = {
+    402: Problem(402, "Quota exceeded", "The account has no credits left.", "quota_exceeded"),
+    429: Problem(
+        429,
+        "Concurrency limit reached",
+        "Too many connections are open; close one or wait until one ends.",
+        "concurrency_limited",
+    ),
+}
+
+
+def problem_of(status: int) -> Problem:
+    """Word the problem that an HTTP status stands for. Raises ValueError if there is none such."""
+    known = HTTPStatus(status)
+    return _PROBLEMS.get(status) or Problem(status, known.phrase, known.description or known.phrase)
+
+
+class Close(msgspec.Struct, frozen=True, tag_field="type", tag="close"):
+    """Turn all audio into events, then close."""
+
+
+class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):
+    """Accepted by the service without being documented; here the same as `close`."""
+
+
+class ConfigTurn(msgspec.Struct, frozen=True):
+    """Turn settings to change; None keeps what is."""
+
+    start_threshold: float | None = None
+    eager_end_threshold: float | None = None
+    end_threshold: float | None = None
+    end_timeout_ms: float | None = None
+
+    def over(self, turn: TurnSettings) -> TurnSettings:
+        """Merge onto current settings."""
+        given = {
+            "start": self.start_threshold,
+            "eager_end": self.eager_end_threshold,
+            "end": self.end_threshold,
+            "end_timeout_ms": self.end_timeout_ms,
+        }
+        return msgspec.structs.replace(
+            turn, **{name: value for name, value in given.items() if value is not None}
+        )
+
+
+class Config(msgspec.Struct, frozen=True, tag_field="type", tag="config"):
+    """Change turn settings from here on."""
+
+    turn: ConfigTurn | None = None
+
+
+class _ConfigAck(msgspec.Struct, tag_field="type", tag="config"):
+    turn: ConfigTurn
+    request_id: str
+
+
+Command = Close | Done | Config
+
+_encoder: Final = msgspec.json.Encoder()
+_commands: Final[msgspec.json.Decoder[Command]] = msgspec.json.Decoder(Command)
+
+
+def encode_connected(request_id: str) -> bytes:
+    """Write the first message of a connection."""
+    return _encoder.encode(_Event("connected", UNSET, request_id))
+
+
+def encode_event(event: EngineEvent, request_id: str, turn_id: str | None = None) -> bytes:
+    """Write a turn event; without a transcript, or an id of its turn, the field is absent."""
+    text = UNSET if event.transcript is None else event.transcript
+    return _encoder.encode(_Event(event.kind, text, request_id, turn_id or UNSET))
+
+
+def encode_error(problem: Problem, request_id: str) -> bytes:
+    """Write an in-band error; without a code the field is absent."""
+    code = problem.error_code or UNSET
+    error = _Error("error", problem.title, problem.message, code, problem.status, request_id)
+    return _encoder.encode(error)
+
+
+def encode_config_ack(turn: TurnSettings, request_id: str) -> bytes:
+    """Write an answer to `config`: the settings in force, in its own form."""
+    now = ConfigTurn(turn.start, turn.eager_end, turn.end, turn.end_timeout_ms)
+    return _encoder.encode(_ConfigAck(now, request_id))
+
+
+def decode_command(text: str) -> Command:
+    """Read a text message.
+
+    Raises ClientFault naming the commands there are if it is none of them.
+    """
+    try:
+        return _commands.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:  # the latter by deep nesting
+        raise ClientFault(
+            "Invalid message",
+            f"Expected a JSON object whose type is one of: {COMMANDS}. {error}",
+        ) from error

@@ -1,0 +1,240 @@
+"""A turns server that speaks the wire of Cartesia's realtime STT with turn detection.
+
+Where the provider's documents are silent, this server chooses: it declines permessage-deflate, and
+lets audio come at any pace unless a fault limits it. See also `settings`, `handshake`, `params` and
+`connection`.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Literal, Self, cast
+
+import anyio
+import msgspec
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+from websockets.http11 import Request, Response
+
+from worker.bus.client.urls import join_host_port
+from worker.errors import TurnbusError
+from worker.local.emulator import tcp
+from worker.local.emulator.connection import Connection
+from worker.local.emulator.connection_stats import ConnectionStats
+from worker.local.emulator.engines.base import Engine
+from worker.local.emulator.fault_plan import ConnectionFaults, FaultSet
+from worker.local.emulator.faults import CloseFrame, Cut, HalfOpen, HttpRefusal
+from worker.local.emulator.handshake import PATH, Upgrade
+from worker.local.emulator.listener import Listener
+from worker.local.emulator.messages import ClientFault, Problem, encode_error, problem_of
+from worker.local.emulator.params import parse_params
+from worker.local.emulator.settings import ServerSettings
+
+_CONNECTIONS_KEPT: Final = 4_096
+
+Outage = Literal["refuse", "503"]
+"""No one listens, or everyone is told 503."""
+
+
+class ApplyResult(msgspec.Struct, frozen=True):
+    """A fault in force, and how many connections it took."""
+
+    fault: str
+    connections: int
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server does and did, as JSON has it; the counts are of its whole life."""
+
+    url: str
+    outage: Outage | None
+    faults: tuple[ApplyResult, ...]
+    open: int
+    upgraded: int
+    refused: dict[str, int]
+    """Upgrades answered with an HTTP status, by status."""
+    closed: dict[str, int]
+    """Connections by close code; 1006 where TCP ended without one."""
+
+
+class TurnsServer:
+    """A listening server; `serve` makes one."""
+
+    def __init__(self, settings: ServerSettings, engine: Engine) -> None:
+        self.port = settings.port
+        """The port it listens on, also where the settings left it open."""
+        self.faults = FaultSet()
+        """What goes wrong; at first, nothing."""
+        self.connections: deque[ConnectionStats] = deque(maxlen=_CONNECTIONS_KEPT)
+        """What it saw of each connection that was upgraded, oldest first; the last 4,096."""
+        self._settings = settings
+        self._engine = engine
+        self._live: set[Connection] = set()
+        self._outage: Outage | None = None
+        self._stopped = False
+        self._upgraded = 0
+        self._refused: Counter[str] = Counter()
+        self._closed: Counter[str] = Counter()
+        self._listener = Listener(
+            self._serve_client, self._refuse, settings.max_message, settings.ping_s
+        )
+
+    @classmethod
+    @asynccontextmanager
+    async def serve(cls, settings: ServerSettings, engine: Engine) -> AsyncIterator[Self]:
+        """Listen until the block ends. Raises TurnbusError if the address cannot be listened on.
+
+        The engine stays the caller's to close.
+        """
+        server = cls(settings, engine)
+        server.port = await server._listener.start(settings.host, settings.port)
+        try:
+            yield server
+        finally:
+            with anyio.CancelScope(shield=True):
+                await server.stop()
+
+    @property
+    def base_url(self) -> str:
+        """What the official SDK takes as `base_url`."""
+        return f"http://{join_host_port(self._settings.host, self.port)}"
+
+    @property
+    def url(self) -> str:
+        """The endpoint."""
+        return self.base_url.replace("http:", "ws:") + PATH
+
+    @property
+    def open_connections(self) -> int:
+        """How many sockets count against the cap."""
+        return len(self._live)
+
+    def state(self) -> State:
+        """Sum up what it does and did."""
+        return State(
+            url=self.url,
+            outage=self._outage,
+            faults=tuple(
+                ApplyResult(each.fault.spec, each.applied) for each in self.faults.standing
+            ),
+            open=len(self._live),
+            upgraded=self._upgraded,
+            refused=dict(self._refused),
+            closed=dict(self._closed),
+        )
+
+    def cut_all(self, how: Literal["rst", "fin"] = "rst") -> int:
+        """Cut the TCP connection of every open socket now; return how many there were."""
+        live = tuple(self._live)
+        for connection in live:
+            connection.end(Cut(how))
+        for ws in self._listener.unanswered():
+            tcp.reset(ws)
+        return len(live)
+
+    @asynccontextmanager
+    async def outage(self, how: Outage = "refuse") -> AsyncIterator[None]:
+        """Let no one in until the block ends. Open sockets stay; `cut_all` cuts them.
+
+        Raises TurnbusError if there is an outage already.
+        """
+        if self._outage is not None:
+            raise TurnbusError("there is an outage already")
+        self._outage = how
+        if how == "refuse":
+            await self._listener.pause()
+        try:
+            yield
+        finally:
+            self._outage = None
+            if how == "refuse" and not self._stopped:
+                with anyio.CancelScope(shield=True):
+                    await self._listener.resume()
+
+    async def stop(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
+        """Stop listening, close every socket with this code and wait until all are gone."""
+        self._stopped = True
+        self._listener.close()
+        for connection in tuple(self._live):
+            connection.end(CloseFrame(code, reason))
+        for ws in self._listener.unanswered():
+            tcp.reset(ws)
+        await self._listener.wait_closed()
+
+    async def _refuse(self, ws: ServerConnection, request: Request) -> Response | None:
+        """Answer the upgrade with an HTTP status, if it must be."""
+        upgrade = Upgrade(request.path, request.headers)
+        problem = problem_of(503) if self._outage else self._problem(upgrade)
+        if problem is not None:
+            return None if self._tells_in_band(problem) else self._http(ws, upgrade, problem)
+        match self.faults.at_upgrade():
+            case HttpRefusal(problem):
+                return self._http(ws, upgrade, problem)
+            case Cut("rst"):
+                await tcp.outlast(ws, 0)
+            case Cut("fin"):
+                tcp.end(ws)
+                await tcp.outlast(ws, tcp.GRACE_S)
+            case HalfOpen():
+                tcp.stop_reading(ws)
+                await ws.wait_closed()  # or the handshake takes too long for the listener
+        return None
+
+    def _problem(self, upgrade: Upgrade) -> Problem | None:
+        if problem := upgrade.problem(self._settings.api_keys):
+            return problem
+        cap = self._settings.max_connections
+        return problem_of(429) if cap is not None and len(self._live) >= cap else None
+
+    def _tells_in_band(self, problem: Problem) -> bool:
+        return self._settings.refuse_in_band and problem.status not in (404, 503)
+
+    def _http(self, ws: ServerConnection, upgrade: Upgrade, problem: Problem) -> Response:
+        self._refused[str(problem.status)] += 1
+        content_type, body = upgrade.error_body(problem, str(ws.id))
+        response = ws.respond(problem.status, body)
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = content_type
+        return response
+
+    async def _serve_client(self, ws: ServerConnection) -> None:
+        plan = self.faults.plan()
+        seen = ConnectionStats(str(ws.id), plan.applied)
+        self.connections.append(seen)
+        self._upgraded += 1
+        try:
+            await self._converse(ws, seen, plan)
+        except ConnectionClosed:
+            pass  # the client left before it was told what is wrong
+        finally:
+            with anyio.CancelScope(shield=True):
+                # Does nothing to a closed socket; one that is open is so for a fault of ours.
+                await ws.close(CloseCode.INTERNAL_ERROR)
+            seen.closed_at = time.monotonic()
+            seen.close_code = ws.close_code
+            self._closed[str(ws.close_code)] += 1
+
+    async def _converse(
+        self, ws: ServerConnection, seen: ConnectionStats, plan: ConnectionFaults
+    ) -> None:
+        request = cast("Request", ws.request)  # there since the handshake
+        upgrade = Upgrade(request.path, request.headers)
+        settings = self._settings
+        problem = self._problem(upgrade) if settings.refuse_in_band else None
+        try:
+            params = parse_params(upgrade.query, settings.turn, settings.models)
+        except ClientFault as fault:
+            problem = problem or fault.problem
+        if problem is not None:
+            await ws.send(encode_error(problem, seen.request_id), text=True)
+            await ws.close(CloseCode.POLICY_VIOLATION, problem.title)
+            return
+        seen.params = params
+        connection = Connection(ws, params, seen, plan, self._engine, settings)
+        self._live.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._live.discard(connection)

@@ -1,0 +1,1 @@
+"""One session: its phases, its audio, its provider connection and its events."""

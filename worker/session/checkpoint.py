@@ -1,0 +1,93 @@
+"""Where a session stands: what its events say of that, and what its next owner is told.
+
+Knows the session's parts and is not known by them, so that all of a session that ended goes at
+once, and does not wait for a garbage collection in rings of references.
+"""
+
+import time
+
+import msgspec
+
+from schemas.audio import TurnConfig
+from worker.core.lateness import Lateness, SentState
+from worker.core.ledger import Ledger, LedgerState
+from worker.core.notices import Notices, NoticesState
+from worker.core.provider_lag import ProviderLag
+from worker.core.turn_config import TurnConfigHistory
+from worker.core.turn_tracker import TurnState, TurnTracker
+from worker.session.narrator import EventContext
+from worker.session.publisher import CheckpointPayload
+from worker.session.sender import AudioSender
+
+
+class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All that the next owner must know."""
+
+    ledger: LedgerState = LedgerState()
+    turns: TurnState = TurnState()
+    config: TurnConfig = TurnConfig()
+    connection: int = 0
+    request_id: str = ""
+    lag_s: float | None = None
+    """How late its owner knew the service to be; None if it did not know."""
+    notices: NoticesState = NoticesState()
+    sent: SentState = SentState()
+
+    @property
+    def sent_state(self) -> SentState:
+        """Return what was sent, at least: up to the committed position and all published text.
+
+        A worker of an earlier version does not write `sent`.
+        """
+        mark = self.turns.open.transcript_position if self.turns.open else 0
+        until = max(self.sent.until, self.ledger.committed_bytes, mark)
+        return msgspec.structs.replace(self.sent, until=until)
+
+
+class CheckpointBuilder:
+    """Tells where one session stands."""
+
+    def __init__(
+        self,
+        snapshot: Checkpoint,
+        ledger: Ledger,
+        notices: Notices,
+        lateness: Lateness,
+        tracker: TurnTracker,
+        configs: TurnConfigHistory,
+        sender: AudioSender,
+        provider_lag: ProviderLag,
+    ) -> None:
+        self._ledger = ledger
+        self._lateness = lateness
+        self._notices = notices
+        self._tracker = tracker
+        self._configs = configs
+        self._sender = sender
+        self._provider_lag = provider_lag
+        self._connection = snapshot.connection
+        self._request_id = snapshot.request_id
+
+    def connected(self, request_id: str) -> None:
+        """Note that the session got a socket, by the name the service gave it."""
+        self._connection += 1
+        self._request_id = request_id
+
+    def context(self) -> EventContext:
+        """Say where an event made now stands."""
+        return EventContext(self._sender.session_ms, self._request_id, self._connection)
+
+    def build(self) -> CheckpointPayload:
+        """Say what goes with the events of the next commit."""
+        committed = self._ledger.committed.entry_id
+        snapshot = Checkpoint(
+            ledger=self._ledger.state,
+            turns=self._tracker.state,
+            config=self._configs.committed_before(committed),
+            connection=self._connection,
+            request_id=self._request_id,
+            lag_s=self._provider_lag.seconds,
+            sent=self._lateness.state(time.monotonic(), self._sender.session_bytes),
+            notices=self._notices.state,
+        )
+        return CheckpointPayload(msgspec.json.encode(snapshot), committed)

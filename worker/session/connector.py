@@ -1,0 +1,178 @@
+"""The connector: gets a session its sockets, one after the other, however long the service takes.
+
+A session keeps its place at the gate from socket to socket, until it hangs up. Only so many
+sessions of a worker dial at the same time; the others wait in the order they came.
+"""
+
+import logging
+import time
+
+import anyio
+
+from worker.bus.ownership import Ownership
+from worker.bus.permits import Permit
+from worker.context import WorkerContext
+from worker.core.provider_errors import Backoff
+from worker.core.turn_config import TurnConfigHistory
+from worker.errors import (
+    SttBusyError,
+    SttCredentialsError,
+    SttError,
+    SttPermanentError,
+    SttShortageError,
+    SttTransientError,
+)
+from worker.session.defects import Defects
+from worker.session.narrator import Narrator
+from worker.stt.cartesia import StreamSettings, TurnsStream, open_stream
+
+log = logging.getLogger(__name__)
+
+CREDENTIALS_RETRY_S = 15.0
+"""Ceiling of the wait between connects while the service refuses the key."""
+
+
+class Connector:
+    """Dials for one session."""
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        ownership: Ownership,
+        configs: TurnConfigHistory,
+        narrator: Narrator,
+        defects: Defects,
+    ) -> None:
+        entry = ownership.entry
+        self._context = context
+        self._name = ownership.name
+        self._entry = entry
+        self._configs = configs
+        self._narrator = narrator
+        self._defects = defects
+        self.failure: SttError | None = None
+        """The last failure of a connect or a socket; None if one works."""
+        self._permit = Permit.of(entry.lane, entry.session, ownership.fence)
+        self._backoff = Backoff()
+        self.stranded = False
+        """This machine could not open a socket when the session wanted one last."""
+
+    async def connect(self) -> TurnsStream:
+        """Return an open stream, waiting for a permit and as the refusals ask for.
+
+        Raises `SttPermanent` if the service will never take these settings.
+        """
+        wanted = time.monotonic()
+        self.stranded = False
+        if await self._context.permits.acquire(self._permit):
+            self._context.stats.gate_wait.observe(time.monotonic() - wanted)
+        slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
+        while True:
+            settings = self._settings
+            try:
+                return await self._try(settings)
+            except SttPermanentError as error:
+                self._context.stats.connects[error.fault_class] += 1
+                if self._configs.committed == self._entry.config:
+                    raise
+                self._reset_config(error)
+                wait_s = 0.0
+            except SttCredentialsError as error:
+                self.failure = error
+                self._rejected(error, settings.model)
+                wait_s = slow.next_s()
+            except SttShortageError as error:
+                self.failure = error
+                self._short(error)
+                wait_s = self._backoff.next_s()
+            except (SttBusyError, SttTransientError) as error:
+                self.failure = error
+                self._failed(error)
+                wait_s = self._backoff.next_s()
+            await anyio.sleep(wait_s)
+
+    async def wait_before_reconnect(self, *, progressed: bool) -> None:
+        """Wait as long as is due after a socket that was lost.
+
+        `progressed` tells whether it got audio committed, or was sent audio that no socket before
+        it was: one that did neither is as good as none.
+        """
+        if progressed:
+            self._backoff.reset()
+        await anyio.sleep(self._backoff.next_s())
+
+    async def release_permit(self) -> None:
+        """Give up the place at the gate: no socket is wanted now."""
+        await self._context.permits.release(self._permit)
+
+    def revoke_config(self, error: SttPermanentError) -> bool:
+        """Drop settings given since the session began, over which the socket may be closed.
+
+        Returns whether there are any: a new socket may go well then.
+        """
+        if not self._configs.revoke(self._entry.config):
+            return False
+        self._report_config_dropped(error)
+        return True
+
+    @property
+    def _settings(self) -> StreamSettings:
+        """What to open a socket with: what holds for the first audio it will hear."""
+        return StreamSettings(
+            model=self._entry.model or self._context.model,
+            encoding=self._entry.encoding,
+            sample_rate=self._entry.sample_rate,
+            keyterms=self._entry.keyterms,
+            turn=self._context.turn.merged(self._configs.committed),
+        )
+
+    def _reset_config(self, error: SttPermanentError) -> None:
+        """Go back to the settings the session was announced with.
+
+        A change of them that the service refused on an open socket has cost nothing; it must not
+        cost the session now that another socket is opened.
+        """
+        self._configs.reset_to(self._entry.config)
+        self._report_config_dropped(error)
+
+    def _report_config_dropped(self, error: SttPermanentError) -> None:
+        log.warning("%s: settings given since its beginning are dropped: %s", self._name, error)
+        self._narrator.publish_error(
+            error.code or "stt_error",
+            f"turn settings given since the session began are dropped: {error}",
+            status=error.status,
+        )
+
+    async def _try(self, settings: StreamSettings) -> TurnsStream:
+        context = self._context
+        async with context.connect_slots:
+            began = time.monotonic()
+            with self._narrator.trace.connecting(settings.model) as span:
+                stream = await open_stream(context.endpoint, settings, self._defects.note)
+                span.set_attribute("gen_ai.response.id", stream.request_id)
+        context.credentials.accepted()
+        context.shortage.connected(time.monotonic())
+        context.provider_outage.connected(time.monotonic())
+        context.stats.connects["ok"] += 1
+        context.stats.provider_unknown += stream.ignored
+        context.stats.connect_s.observe(time.monotonic() - began)
+        return stream
+
+    def _rejected(self, error: SttCredentialsError, model: str) -> None:
+        self._context.stats.connects[error.fault_class] += 1
+        if model == self._context.model:
+            self._context.credentials.rejected(error)
+        else:  # what the plan says of another model is not said of ours
+            log.warning("%s: model %s: %s", self._name, model, error)
+
+    def _failed(self, error: SttBusyError | SttTransientError) -> None:
+        self._context.stats.connects[error.fault_class] += 1
+        level = logging.DEBUG if self._backoff.failures else logging.INFO
+        log.log(level, "%s: %s", self._name, error)
+        self._context.provider_outage.connect_failed(self._name, error, time.monotonic())
+
+    def _short(self, error: SttShortageError) -> None:
+        self._context.stats.connects[error.fault_class] += 1
+        log.debug("%s: %s", self._name, error)
+        self._context.shortage.met(error, time.monotonic())
+        self.stranded = True

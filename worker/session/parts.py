@@ -1,0 +1,116 @@
+"""The parts of one session, and how they hang together."""
+
+import time
+from dataclasses import dataclass
+from typing import Self
+
+from worker.bus.clock import EntryAges
+from worker.bus.ownership import Ownership
+from worker.context import WorkerContext
+from worker.core.lateness import Lateness
+from worker.core.ledger import Ledger
+from worker.core.notices import Notices
+from worker.core.pacing import Pacer
+from worker.core.polling import PollSchedule
+from worker.core.turn_config import TurnConfigHistory
+from worker.core.turn_tracker import TurnTracker
+from worker.core.update_throttle import UpdateThrottle
+from worker.session.boundary import TurnBoundaryFinder
+from worker.session.checkpoint import Checkpoint, CheckpointBuilder
+from worker.session.connector import Connector
+from worker.session.defects import Defects
+from worker.session.ingest import AudioIngest
+from worker.session.narrator import Narrator
+from worker.session.receiver import MessageReceiver
+from worker.session.reports import Reports
+from worker.session.sender import AudioSender
+from worker.session.upkeep import Upkeep
+
+LAG_JITTER_MS = 250
+"""By how much the service's lag differs from socket to socket."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one session is made of; each part knows only parts above it."""
+
+    ledger: Ledger
+    lateness: Lateness
+    sender: AudioSender
+    tracker: TurnTracker
+    configs: TurnConfigHistory
+    checkpoint: CheckpointBuilder
+    narrator: Narrator
+    receiver: MessageReceiver
+    ages: EntryAges
+    reports: Reports
+    ingest: AudioIngest
+    poll_schedule: PollSchedule
+    upkeep: Upkeep
+    defects: Defects
+    connector: Connector
+
+    @classmethod
+    def assemble(
+        cls,
+        context: WorkerContext,
+        ownership: Ownership,
+        audio_key: str,
+        seq: int,
+        snapshot: Checkpoint,
+    ) -> Self:
+        """Make the parts of a session that stands where `snapshot` says, after event `seq`."""
+        entry = ownership.entry
+        ledger = Ledger(entry.encoding.width, snapshot.ledger)
+        pacer = Pacer(context.timeouts.replay_speed)
+        sender = AudioSender(
+            entry.encoding, entry.sample_rate, ledger, pacer, context.stats, context.frame_limit
+        )
+        tracker = TurnTracker(snapshot.turns, sender.bytes_of(LAG_JITTER_MS))
+        configs = TurnConfigHistory(snapshot.config)
+        lateness = Lateness(context.timeouts.max_lag_s, snapshot.sent_state)
+        notices = Notices(snapshot.notices)
+        standing = CheckpointBuilder(
+            snapshot, ledger, notices, lateness, tracker, configs, sender, context.provider_lag
+        )
+        narrator = Narrator(context, ownership, seq, standing.context, standing.build)
+        boundary = TurnBoundaryFinder(entry, ledger, sender, context.stalls, context.provider_lag)
+        holdback = UpdateThrottle(context.timeouts.update_interval_ms)
+        receiver = MessageReceiver(tracker, boundary, ledger, sender, narrator, holdback)
+        poll_schedule = PollSchedule(time.monotonic())
+        ages = EntryAges(context.clock, ownership.run, untimed=notices.untimed)
+        reports = Reports(context, audio_key, entry.session, notices, narrator)
+        ingest = AudioIngest(
+            context, ledger, ages, configs, sender, lateness, receiver, narrator, reports
+        )
+        upkeep = Upkeep(
+            context,
+            ownership.name,
+            entry.lane,
+            poll_schedule,
+            configs,
+            ledger,
+            sender,
+            tracker,
+            receiver,
+            narrator,
+        )
+        defects = Defects(ownership.name, context.stats)
+        connector = Connector(context, ownership, configs, narrator, defects)
+        return cls(
+            ledger,
+            lateness,
+            sender,
+            tracker,
+            configs,
+            standing,
+            narrator,
+            receiver,
+            ages,
+            reports,
+            ingest,
+            poll_schedule,
+            upkeep,
+            defects,
+            connector,
+        )

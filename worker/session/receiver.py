@@ -1,0 +1,311 @@
+"""Provider messages of one session: publishes events, and commits the audio that they cover.
+
+The turn tracker decides what is published. The boundary finder finds the audio that an event
+covers, and the ledger commits it.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+from schemas import cartesia
+from worker.core.ledger import Ledger
+from worker.core.send_log import SendPosition
+from worker.core.transcripts import is_blank, parting
+from worker.core.turn_tracker import EndReason, EventDraft, ProviderInput, TurnTracker
+from worker.core.update_throttle import UpdateThrottle
+from worker.session.boundary import BURST_GAP_S, TurnBoundaryFinder
+from worker.session.narrator import Narrator
+from worker.session.sender import AudioSender
+
+ONSET_MARGIN_MS = 1_500
+"""Audio before an answered ping that may still belong to a turn whose start is on its way: the
+service's lag and the onset it needs."""
+
+_INPUTS: dict[type, ProviderInput] = {
+    cartesia.TurnUpdate: ProviderInput.UPDATE,
+    cartesia.TurnEagerEnd: ProviderInput.EAGER_END,
+}
+
+TurnMessage = (
+    cartesia.TurnStart
+    | cartesia.TurnUpdate
+    | cartesia.TurnEagerEnd
+    | cartesia.TurnResume
+    | cartesia.TurnEnd
+)
+
+
+class _PendingEnd(NamedTuple):
+    """A turn's end whose next message is to tell what it covers.
+
+    During a flush it covers all that was sent, unless another turn follows. And of what came
+    together, as after a standstill, an end is easier to place if it is known that a turn follows.
+    """
+
+    transcript: str
+    arrival: SendPosition
+
+
+class _HeldUpdate(NamedTuple):
+    """The newest text of the open turn, which is not published yet."""
+
+    transcript: str
+    arrival: SendPosition
+
+
+class _EagerPause(NamedTuple):
+    """A pause inside the turn, in which the service thought that it might be over."""
+
+    transcript: str
+    """What had been said of the turn by then."""
+    arrival: SendPosition
+    transcript_at: int
+    """Byte of the socket that was sent when that was said first."""
+
+
+class _LeadIn(NamedTuple):
+    """Audio before a turn's first sound."""
+
+    position: int
+    """Session byte up to which that is."""
+    arrived_at: float
+    """When the `turn.start` did."""
+
+
+class MessageReceiver:
+    """Takes what the service says on one socket after another."""
+
+    def __init__(
+        self,
+        tracker: TurnTracker,
+        boundary: TurnBoundaryFinder,
+        ledger: Ledger,
+        sender: AudioSender,
+        narrator: Narrator,
+        holdback: UpdateThrottle,
+    ) -> None:
+        self._tracker = tracker
+        self._boundary = boundary
+        self._ledger = ledger
+        self._sender = sender
+        self._narrator = narrator
+        self._holdback = holdback
+        self._held_update: _HeldUpdate | None = None
+        self._now = 0.0  # when a message or a tick came last
+        self._pending_end: _PendingEnd | None = None
+        self._eager_pause: _EagerPause | None = None
+        self._lead_in: _LeadIn | None = None
+        self._last_transcript = ""  # of the turn on this socket, last
+        self.flushing = False
+        """Whether the service was asked for the rest of what was sent."""
+
+    @property
+    def inside_turn(self) -> bool:
+        """Whether a turn is open, for consumers or for the service."""
+        return self._tracker.open or self._tracker.provider_in_turn
+
+    def socket_opened(self, now: float) -> None:
+        """Begin on a new socket."""
+        self.flushing = False
+        self._last_transcript = ""
+        self._tracker.socket_opened()
+        self._boundary.reset(now)
+
+    def forget(self) -> None:
+        """Drop what waited for more to be said on a socket that is gone."""
+        self._held_update = None
+        self._pending_end = None
+        self._eager_pause = None
+        self._lead_in = None
+
+    def on_turn_message(self, message: TurnMessage, arrival: SendPosition) -> None:
+        """Act upon a message that arrived then."""
+        self._now = arrival.at
+        match message:
+            case cartesia.TurnStart():
+                self.publish_text()
+                self._last_transcript = ""
+                again = self._tracker.open
+                self._track(ProviderInput.START, None, arrival)
+                quiet_before = self._boundary.on_start(arrival)
+                # Audio that a replay hears of an open turn may belong to it.
+                if not again and self._boundary.is_on_time:
+                    self._lead_in = _LeadIn(quiet_before, arrival.at)
+            case cartesia.TurnEnd():
+                self._eager_pause = None
+                self._on_end(self._text_of(message), arrival)
+            case cartesia.TurnResume():
+                self.publish_text()
+                self._track(ProviderInput.RESUME, None, arrival)
+                if self._tracker.provider_in_turn:
+                    self._boundary.on_resume(arrival)
+            case _:
+                text = self._text_of(message)
+                if isinstance(message, cartesia.TurnUpdate) and self._waits():
+                    self._hold(text, arrival)
+                else:
+                    self._supersede(text)
+                    self._track(_INPUTS[type(message)], text, arrival)
+                if self._tracker.provider_in_turn:
+                    self._boundary.on_transcript(text, arrival)
+                    self._commit_pause(text)
+                if isinstance(message, cartesia.TurnEagerEnd) and self._tracker.provider_in_turn:
+                    lull = _EagerPause(
+                        self._tracker.full_transcript(text), arrival, self._boundary.worded
+                    )
+                    self._eager_pause = lull if self._boundary.is_on_time else None
+
+    def on_message(self, arrival: SendPosition, waiting: int, *, begins: bool) -> None:
+        """Note that a message of any kind arrived then, before it is taken.
+
+        `waiting` messages came with it, and are to be taken after it; `begins` is whether it says
+        that a turn begins.
+        """
+        self.resolve_pending_end(final=False, begins=begins)
+        self._boundary.on_message(arrival, waiting)
+        # What came together with the next message may have been held up, and is no guide.
+        quiet, self._lead_in = self._lead_in, None
+        if quiet is not None and arrival.at - quiet.arrived_at >= BURST_GAP_S:
+            self._commit(quiet.position)
+        if (
+            self._eager_pause is not None
+            and arrival.at - self._eager_pause.arrival.at < BURST_GAP_S
+        ):
+            self._eager_pause = None
+
+    def release_update(self, now: float) -> None:
+        """Publish text that was held back, if its interval is over."""
+        if self._held_update is not None and self._holdback.is_due(now):
+            self._now = now
+            self.publish_text()
+
+    def publish_text(self) -> None:
+        """Publish text that was held back, if any."""
+        held, self._held_update = self._held_update, None
+        if held is not None:
+            self._track(ProviderInput.UPDATE, held.transcript, held.arrival)
+
+    def resolve_pending_end(self, *, final: bool, begins: bool = False) -> None:
+        """Publish a turn's end that was held, now that it is known what it covers."""
+        if self._pending_end is None:
+            return
+        held, self._pending_end = self._pending_end, None
+        if final:
+            cut, spoken_until = self._sender.session_bytes, None
+        else:
+            cut, spoken_until = (
+                self._boundary.find_end(held.arrival, begins),
+                self._boundary.speech_ended_at,
+            )
+        self._supersede(held.transcript)
+        drafts = self._tracker.on_input(
+            ProviderInput.END, held.transcript, held.arrival.session_bytes
+        )
+        self._commit_and_publish(cut, drafts, "close" if self.flushing else "model", spoken_until)
+
+    def commit_all_sent(self, reason: EndReason) -> None:
+        """Settle all that was sent, ending the open turn if the service did not."""
+        self.publish_text()
+        self._commit_and_publish(
+            self._sender.session_bytes, self._tracker.force_end(reason), reason
+        )
+
+    def end_turn_early(self) -> None:
+        """End the open turn, if any: what follows of its audio will not be transcribed."""
+        self.publish_text()
+        self._publish(self._tracker.force_end("watchdog"))
+
+    def commit_silence(self, heard: int) -> None:
+        """Commit audio between turns, heard up to that session byte and found empty."""
+        if not self.inside_turn:
+            self._commit(heard - self._sender.bytes_of(ONSET_MARGIN_MS))
+
+    def _text_of(
+        self, message: cartesia.TurnUpdate | cartesia.TurnEagerEnd | cartesia.TurnEnd
+    ) -> str:
+        """Return the turn's text; where a message leaves it out, it is as before."""
+        if message.transcript is not None:
+            self._last_transcript = message.transcript
+        return self._last_transcript
+
+    def _track(self, said: ProviderInput, text: str | None, arrival: SendPosition) -> None:
+        self._publish(self._tracker.on_input(said, text, arrival.session_bytes))
+
+    def _publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
+        for draft in drafts:
+            if draft.kind == "turn.start":
+                self._holdback.reset()
+            elif draft.transcript is not None:
+                self._holdback.published(draft.transcript, self._now)
+        self._narrator.publish(drafts, spoken_until)
+
+    def _waits(self) -> bool:
+        """Whether an update is held back: the text was published a short time ago."""
+        return self._tracker.grows and not self._holdback.is_due(self._now)
+
+    def _hold(self, text: str, arrival: SendPosition) -> None:
+        """Hold an update back, unless one with more text is."""
+        held = self._held_update
+        if held is None or len(text) >= len(held.transcript):
+            self._held_update = _HeldUpdate(text, arrival)
+
+    def _supersede(self, text: str) -> None:
+        """Publish text that was held back, unless `text`, which is published next, has it all."""
+        if self._held_update is not None and text.startswith(self._held_update.transcript):
+            self._held_update = None
+        self.publish_text()
+
+    def _on_end(self, text: str, arrival: SendPosition) -> None:
+        if not self._tracker.will_end(text, arrival.session_bytes):
+            self.publish_text()
+            self._track(ProviderInput.END, text, arrival)
+            return
+        self._boundary.on_transcript(text, arrival)
+        self._pending_end = _PendingEnd(text, arrival)
+        if not self.flushing and not self._boundary.waiting:
+            self.resolve_pending_end(final=False)
+
+    def _commit_pause(self, text: str) -> None:
+        """Commit up to a pause inside the turn, now that words have come after it.
+
+        A long turn would else be heard again from its first word after every lost socket.
+        """
+        lull = self._eager_pause
+        if lull is None:
+            return
+        whole = self._tracker.full_transcript(text)
+        begins = whole.startswith(lull.transcript)
+        if is_blank(whole[len(lull.transcript) :]):
+            return  # nothing came yet
+        self._eager_pause = None
+        space = parting(lull.transcript, whole) if begins else None
+        if space is None:
+            return  # what was said before the pause was not the last word on it
+        position = self._boundary.find_pause(lull.arrival, lull.transcript_at)
+        if position is not None and self._ledger.commit_to(position):
+            self.publish_text()  # what is settled is not heard again
+            self._tracker.commit_prefix(lull.transcript, space)
+            self._after_commit()
+
+    def _commit(self, position: int) -> None:
+        """Commit audio that nothing was or will be said of."""
+        if self._ledger.commit_to(position):
+            self._after_commit()
+
+    def _after_commit(self) -> None:
+        self._sender.forget_committed()
+        self._narrator.publisher.request_commit()
+
+    def _commit_and_publish(
+        self,
+        position: int,
+        drafts: list[EventDraft],
+        reason: EndReason,
+        spoken_until: float | None = None,
+    ) -> None:
+        if self._ledger.commit_to(position):
+            self._sender.forget_committed()
+        drafts = [msgspec.structs.replace(draft, reason=reason) for draft in drafts]
+        self._publish(drafts, spoken_until)
+        self._narrator.publisher.request_commit()

@@ -1,0 +1,146 @@
+"""Reports: publishes and logs what is wrong with a session's input, a bounded number of times.
+
+Consumers get a `session.error` or an `audio.gap`; the dead stream and the log get the same, as
+often. `Notices` decides how often that is.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from schemas.audio import AudioEntry, Fields
+from schemas.validation import EntryError
+from worker.context import WorkerContext
+from worker.core.notices import Notices, RepeatRun, Tally
+from worker.core.sequence import Doubt
+from worker.session.narrator import Narrator
+
+log = logging.getLogger(__name__)
+
+_DOUBTS = {
+    Doubt.BACK: "it went back from {before}",
+    Doubt.REUSED: "it came before, with other audio",
+    Doubt.AHEAD: "it jumped ahead from {before}; how much audio is missing is not known",
+    Doubt.STRIDE: "it rises by more than 1 with every entry, so holes in it are not published",
+}
+_ADVICE = "`seq` counts entries with audio, and a producer that starts again needs a new `src`"
+
+
+class Reports:
+    """Reports for one session."""
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        audio_key: str,
+        session: str,
+        notices: Notices,
+        narrator: Narrator,
+    ) -> None:
+        self._context = context
+        self._key = audio_key
+        self._session = session
+        self._notices = notices
+        self._narrator = narrator
+        self._repeat_logged = False
+
+    def refused(self, entry_id: str, fields: Fields, faults: Sequence[EntryError]) -> None:
+        """Report what cannot be used of an audio entry."""
+        reason, detail = faults[0].reason, "; ".join(map(str, faults))
+        named = sorted({f"`{fault.field}`" for fault in faults if fault.field})
+        subject = f"audio entries, field {' and '.join(named)}" if named else "empty audio entries"
+        count = self._notices.count(f"audio_{reason}", subject)
+        if count:
+            if count > 1:
+                detail += f"; {count:,} such entries so far"
+            self._narrator.publish_error(f"audio_{reason}", f"audio entry {entry_id}: {detail}")
+            self._context.dead_letter(entry_id, self._key, self._session, reason, detail, fields)
+
+    def provider_error(self, code: str, message: str, status: int) -> None:
+        """Report what the provider objects to and goes on after."""
+        count = self._notices.count(code, message[:200])
+        if count:
+            so_far = f" ({count:,} times so far)" if count > 1 else ""
+            self._narrator.publish_error(code, f"{message}{so_far}", status=status)
+
+    def doubtful(self, entry_id: str, entry: AudioEntry, doubt: Doubt, before: int) -> None:
+        """Report that the audio of an entry was taken although its `seq` is doubtful."""
+        count = self._notices.count("audio_miscounted", f"`seq` that {doubt.value}")
+        if not count:
+            return
+        so_far = f"; {count:,} such entries so far" if count > 1 else ""
+        message = (
+            f"audio entry {entry_id}: `seq` {entry.seq} of `src` {entry.src!r} is doubtful: "
+            f"{_DOUBTS[doubt].format(before=before)}. Its audio is taken. {_ADVICE}{so_far}"
+        )
+        self._warn("audio_miscounted", message)
+
+    def repeated(self, entry_id: str, entry: AudioEntry, ms: float, *, proven: bool) -> None:
+        """Report that the audio of an entry was dropped as a repeat."""
+        self._context.stats.chunks_repeated += 1
+        if not self._repeat_logged:
+            # With a src it is most likely an append repeated after a lost reply, as it should be.
+            log.log(
+                logging.INFO if entry.src else logging.WARNING,
+                "%s: audio entry %s repeats seq %s of src %r and is dropped; further repeats are "
+                "counted, not logged. A producer that starts again needs %s",
+                *(self._narrator.publisher.name, entry_id, entry.seq, entry.src),
+                "another src" if entry.src else "a src of its own",
+            )
+        self._repeat_logged = True
+        if not proven:
+            self._repeats(self._notices.repeated(entry_id, ms), "so far")
+
+    @property
+    def repeating(self) -> bool:
+        """Whether the last entries were dropped as repeats."""
+        return self._notices.repeating
+
+    def taken(self) -> None:
+        """Note that new audio followed repeats."""
+        self._repeats(self._notices.repeats_end(session_ends=False), "until new audio came")
+
+    def missing(self, ms: float, now: float) -> None:
+        """Report that audio was never appended."""
+        self._gap(self._notices.missed(ms, now))
+
+    def untimed(self, entry_id: str) -> None:
+        """Report, once, that the ids of the session's audio entries are not times."""
+        self._notices.untimed = True
+        message = (
+            f"audio entry {entry_id}: its id is not the time at which it was appended, so how late "
+            "the session is cannot be measured, and no audio is dropped for its age. Append with "
+            "the id `*`"
+        )
+        self._warn("audio_untimed", message)
+
+    def tick(self, now: float) -> None:
+        """Publish what was held back for long enough."""
+        self._gap(self._notices.gap_due(now))
+
+    def close(self) -> None:
+        """Publish what is left at the end of the session."""
+        self._repeats(self._notices.repeats_end(session_ends=True), "until the session ended")
+        self._gap(self._notices.gap_rest())
+        for tally in self._notices.unpublished():
+            self._narrator.publish_error(tally.code, _summary(tally))
+
+    def _repeats(self, run: RepeatRun | None, when: str) -> None:
+        if run is not None:
+            message = (
+                f"{run.entries:,} audio entries in a row, {run.ms / 1000:.1f} s from {run.first} "
+                f"on, were dropped {when}: their `seq` came before. {_ADVICE}"
+            )
+            self._warn("audio_repeated", message)
+
+    def _gap(self, missing_ms: int) -> None:
+        if missing_ms:
+            self._narrator.publish_gap(missing_ms, "producer")
+
+    def _warn(self, code: str, message: str) -> None:
+        self._narrator.publish_error(code, message)
+        log.warning("%s: %s", self._narrator.publisher.name, message)
+
+
+def _summary(tally: Tally) -> str:
+    rest = tally.seen - tally.published
+    return f"{tally.subject}: {tally.seen:,} in all, {rest:,} of them since the last such event"

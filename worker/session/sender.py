@@ -1,0 +1,288 @@
+"""The sender: what goes up to the service on the current socket, and when.
+
+Holds the little audio that was read and not yet sent, paces it, keeps samples whole, and fills in
+silence where the producer stopped inside a turn: the service's clock is the audio it receives.
+"""
+
+import time
+from collections import deque
+
+from schemas.audio import Encoding, TurnConfig
+from worker.core.frame_limit import FrameLimit
+from worker.core.ledger import Ledger
+from worker.core.levels import LevelBuffer
+from worker.core.pacing import Pacer
+from worker.core.send_log import SendLog, SendPosition
+from worker.core.turn_boundary import LOOKBACK_MS
+from worker.stt.cartesia import TurnsStream
+from worker.telemetry.counters import Counters
+
+BUFFER_MS = 400
+"""Audio held before reading stops: enough to ride out one poll at replay speed."""
+
+MAX_FRAME_MS = 100
+"""Chunks above twice this are sent in slices, as the service advises."""
+
+FILLER_DELAY_S = 0.5
+"""Silence of the producer, at least, before filler stands in; or two of its chunks."""
+
+FILLER_STEP_MS = 100
+
+
+class AudioSender:
+    """Sends one session's audio, in order, whole samples only."""
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        sample_rate: int,
+        ledger: Ledger,
+        pacer: Pacer,
+        stats: Counters,
+        frame_limit: FrameLimit | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._pacer = pacer
+        self._stats = stats
+        self._frame_limit = frame_limit or FrameLimit()
+        self.largest = 0
+        """Bytes of the largest message sent on this socket."""
+        self._width = encoding.width
+        self._silence = encoding.silence
+        self._bytes_per_ms = sample_rate * encoding.width / 1000
+        self._buffer: deque[bytes | TurnConfig] = deque()
+        self._buffered_bytes = 0  # bytes in the backlog
+        self._partial_sample = b""  # the beginning of a sample whose rest is in the next chunk
+        self._stream: TurnsStream | None = None
+        self.chunk_ms = 0.0
+        """How much sound the chunk held that was taken last."""
+        self._attached_at = float("-inf")  # when there was last a new socket
+        self._paced_at = float("-inf")  # when audio was last held back
+        self._configured_at = float("-inf")  # when settings were last sent
+        self._busy_at = 0.0  # when there was audio to send, or no way to send it
+        self._filled_since: float | None = None
+        self._filled_ms = 0  # of the present stretch of filler
+        self.fillers: list[tuple[int, int]] = []
+        """(session byte, milliseconds) of filler sent on this socket and not yet committed."""
+        self.session_bytes = ledger.committed_bytes
+        """Bytes of the session sent on this socket, counted from the session's first."""
+        self.socket_bytes = 0
+        """Bytes sent on this socket, filler included."""
+        self.send_log = SendLog()
+        """When what was sent on this socket."""
+        self.levels = LevelBuffer(encoding, sample_rate, LOOKBACK_MS)
+        """How loud the session's audio was that was sent on this socket."""
+
+    @property
+    def session_ms(self) -> int:
+        """How far into the session's own audio the service was fed."""
+        return int(self.session_bytes / self._bytes_per_ms)
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """Bytes of the session sent on this socket that no published event covers yet."""
+        return self.session_bytes - self._ledger.committed_bytes
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more audio should be read."""
+        return self._buffered_bytes < BUFFER_MS * self._bytes_per_ms and (
+            self._stream is None or self._stream.socket.blocked_since is None
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything read was sent."""
+        return not self._buffer
+
+    @property
+    def holds_audio(self) -> bool:
+        """Whether any of what waits is audio that can be sent: a whole sample or more."""
+        return self._buffered_bytes + len(self._partial_sample) >= self._width
+
+    def bytes_of(self, ms: float) -> int:
+        """Bytes of so many milliseconds."""
+        return int(ms * self._bytes_per_ms)
+
+    def ms_of(self, size: int) -> float:
+        """Milliseconds of so many bytes."""
+        return size / self._bytes_per_ms
+
+    def attach(self, stream: TurnsStream, now: float) -> None:
+        """Send on a new socket, from the committed position on."""
+        self._stream = stream
+        self._attached_at = self._busy_at = now
+        self._paced_at = self._configured_at = float("-inf")
+        self.socket_bytes = self.largest = 0
+        self.send_log.restart(self.session_bytes)
+        self.levels.restart(self.session_bytes)
+        self._pacer.restart(now)
+
+    def detach(self) -> None:
+        """Forget the socket and what was not committed: it will be read again."""
+        self._stream = None
+        self._buffer.clear()
+        self._buffered_bytes = 0
+        self._partial_sample = b""
+        self._stop_filling()
+        self.fillers.clear()
+        self._stats.replayed_s += (
+            self.ms_of(self.session_bytes - self._ledger.committed_bytes) / 1000
+        )
+        self._ledger.rewind()
+        self.session_bytes = self._ledger.committed_bytes
+
+    def resume_at(self, rest: bytes) -> None:
+        """Go on at the committed position, `rest` being the beginning of the sample there."""
+        self.session_bytes = self._ledger.committed_bytes
+        self._partial_sample = rest
+        self.levels.restart(self.session_bytes)
+
+    def enqueue(self, audio: bytes) -> None:
+        """Hold audio that was read, to be sent."""
+        self._buffer.append(audio)
+        self._buffered_bytes += len(audio)
+        self.chunk_ms = len(audio) / self._bytes_per_ms
+        self._stop_filling()
+
+    def sent_fast_within(self, seconds: float) -> bool:
+        """Whether, so short a time ago, audio was sent on this socket faster than real time."""
+        return self._pacer.is_fast and time.monotonic() - self._paced_at <= seconds
+
+    def configured_within(self, seconds: float) -> bool:
+        """Whether, so short a time ago, settings were sent on this socket."""
+        return time.monotonic() - self._configured_at <= seconds
+
+    def delayed_within(self, seconds: float) -> bool:
+        """Whether audio had to wait, here or for a socket, so short a time ago."""
+        return time.monotonic() - max(self._attached_at, self._paced_at) <= seconds
+
+    def limit_to_real_time(self) -> None:
+        """Catch up no faster than real time from here on."""
+        self._pacer.limit_to_real_time()
+
+    def resume_speed(self) -> None:
+        """Catch up as fast as before."""
+        self._pacer.resume_speed()
+
+    def enqueue_config(self, config: TurnConfig) -> None:
+        """Hold a change of settings, to be sent in its place between the audio."""
+        self._buffer.append(config)
+
+    def drain(self, now: float) -> bool:
+        """Send what pacing allows; return whether something is left."""
+        stream = self._stream
+        if stream is None:
+            return False
+        allowance = self._pacer.allowance_ms(now)
+        if self._buffer:
+            self._busy_at = now
+        while self._buffer:
+            head = self._buffer[0]
+            if isinstance(head, TurnConfig):
+                stream.send_config(head)
+                self._configured_at = now
+                self._buffer.popleft()
+                continue
+            size = len(head)
+            ms = size / self._bytes_per_ms
+            if ms > 2 * MAX_FRAME_MS:
+                size, ms = self._slice(), MAX_FRAME_MS
+            if ms > allowance or stream.socket.blocked_since is not None:
+                self._paced_at = now
+                return True
+            self._buffer.popleft()
+            if size < len(head):
+                self._buffer.appendleft(head[size:])
+            self._buffered_bytes -= size
+            self._send(stream, head[:size] if size < len(head) else head, now)
+            self._pacer.spend(ms)
+            allowance -= ms
+        return False
+
+    def send_filler(self, now: float, up_since: float, polled_at: float) -> None:
+        """Send silence, at real time, if the producer's pause has come to need it.
+
+        The pause is known to last until `polled_at`, when Redis was last asked for audio and had
+        none; Redis answers since `up_since`. Whatever happens to us or to Redis, what nobody looked
+        at is not silence.
+        """
+        stream = self._stream
+        if stream is None:
+            return
+        if self._buffer or stream.socket.blocked_since is not None:
+            self._busy_at = now  # nobody looks: there is more than enough
+            return
+        after = max(FILLER_DELAY_S, 2 * self.chunk_ms / 1000)
+        if polled_at - max(self._busy_at, up_since) < after:
+            self._stop_filling()
+            return
+        if self._filled_since is None:
+            self._filled_since = polled_at - FILLER_STEP_MS / 1000
+        while (polled_at - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
+            samples = self.bytes_of(FILLER_STEP_MS) // self._width
+            self._send_bytes(stream, self._silence * samples, now, own=0)
+            self._filled_ms += FILLER_STEP_MS
+            self._note_filler()
+
+    def forget_committed(self) -> None:
+        """Forget filler that lies before the committed position."""
+        position = self._ledger.committed_bytes
+        self.fillers = [filler for filler in self.fillers if filler[0] > position]
+
+    def _slice(self) -> int:
+        samples = self.bytes_of(MAX_FRAME_MS) // self._width
+        return max(1, samples) * self._width
+
+    def filler_before(self, moment: SendPosition, start: int) -> list[tuple[int, int]]:
+        """Return the filler sent by then, from session byte `start` on."""
+        fillers = [filler for filler in self.fillers if filler[0] >= start]
+        since_ms = int(
+            self.ms_of(
+                (self.socket_bytes - moment.socket_bytes)
+                - (self.session_bytes - moment.session_bytes)
+            )
+        )
+        while since_ms > 0 and fillers:
+            position, filler_ms = fillers.pop()
+            if filler_ms > since_ms:
+                fillers.append((position, filler_ms - since_ms))
+            since_ms -= filler_ms
+        return fillers
+
+    def _send_bytes(self, stream: TurnsStream, audio: bytes, now: float, own: int) -> None:
+        """Send whole samples, `own` bytes of which are the session's."""
+        size, limit = len(audio), self._frame_limit.max_bytes
+        if size <= limit:
+            stream.send_audio(audio)
+        else:
+            for start in range(0, size, limit):
+                stream.send_audio(audio[start : start + limit])
+        if size > self.largest:
+            self.largest = min(size, limit)
+        self._stats.bytes += size
+        self.socket_bytes += size
+        self.session_bytes += own
+        self.send_log.add(now, self.socket_bytes, self.session_bytes)
+
+    def _send(self, stream: TurnsStream, audio: bytes, now: float) -> None:
+        if self._partial_sample:
+            audio = self._partial_sample + audio
+            self._partial_sample = b""
+        rest = len(audio) % self._width
+        if rest:
+            self._partial_sample = audio[-rest:]
+            audio = audio[:-rest]
+        if audio:
+            self.levels.add(audio)
+            self._send_bytes(stream, audio, now, own=len(audio))
+
+    def _note_filler(self) -> None:
+        if self.fillers and self.fillers[-1][0] == self.session_bytes:
+            self.fillers[-1] = (self.session_bytes, self.fillers[-1][1] + FILLER_STEP_MS)
+        else:
+            self.fillers.append((self.session_bytes, FILLER_STEP_MS))
+
+    def _stop_filling(self) -> None:
+        self._filled_since = None
+        self._filled_ms = 0

@@ -1,0 +1,91 @@
+"""Shedding: drops audio that is too late to be transcribed, and counts it for an `audio.gap`.
+
+Only audio that was never sent is dropped, oldest first. If audio before it was sent and no event
+covers that yet, the new socket is sent that audio and closed: the provider ends the turn with all
+that consumers may have seen of it. The socket after it begins with what is dropped.
+"""
+
+from worker.bus.clock import EntryAges
+from worker.core.lateness import Lateness
+from worker.core.ledger import Ledger
+from worker.session.sender import AudioSender
+
+
+class Shedding:
+    """Decides for one session."""
+
+    def __init__(
+        self, ages: EntryAges, ledger: Ledger, sender: AudioSender, lateness: Lateness
+    ) -> None:
+        self._ages = ages
+        self._ledger = ledger
+        self._sender = sender
+        self._lateness = lateness
+        self._size = 0  # of what is being dropped
+        self._tail = b""
+        self._judged = False  # the first audio that no socket was sent before this one
+        self.cut_short = False
+        """Whether the audio that follows is late, and this socket is to be sent no more."""
+
+    def judge_held(self, now: float) -> bool:
+        """Say whether audio that was read before the socket opened has to be dropped."""
+        held = self._ledger.segments(self._lateness.sent_until, self._ledger.read_bytes)
+        first = next(held, None)
+        if first is None:
+            return False
+        self._judged = not self._is_late(first.entry_id, now)
+        return not self._judged
+
+    def keep(self, entry_id: str, audio: bytes, now: float) -> bytes:
+        """Return what is to be sent of audio that was just taken in; the rest is late."""
+        sent_until = self._lateness.sent_until
+        start = self._ledger.read_bytes - len(audio)
+        if start >= sent_until and (self._size or self._ledger.covers(start)):
+            if self._is_late(entry_id, now):
+                self._size += len(audio)
+                self._tail = (self._tail + audio)[-8:]
+                return b""
+            self._judged = True
+        elif not self._judged and self._ledger.read_bytes > sent_until:
+            self._judged = True
+            self.cut_short = self._is_late(entry_id, now)
+            if self.cut_short:
+                return audio[: max(0, sent_until - start)]
+        return audio
+
+    def note_sent(self, now: float) -> None:
+        """Note how far this socket was sent the session, and how old that audio is."""
+        if self.cut_short:
+            return  # until the provider has ended the turn, the replay is not over
+        fed = self._sender.session_bytes
+        self._lateness.progressed(now, fed)
+        if self._lateness.excuses and fed == self._lateness.sent_until:
+            entry = self._ledger.entry_at(fed)
+            if entry is not None:
+                self._lateness.waited(now, self._ages.age_s(entry))
+
+    def settle(self, position: int) -> float:
+        """Cover what was dropped, up to session byte `position`; return its milliseconds.
+
+        0 if nothing was. To be published in the same commit.
+        """
+        if not self._size:
+            return 0.0
+        ms = self._sender.ms_of(self._size)
+        self._ledger.commit_to(position)
+        rest = position - self._ledger.committed_bytes  # the beginning of a sample
+        self._sender.resume_at(self._tail[len(self._tail) - rest :])
+        self._size, self._tail = 0, b""
+        return ms
+
+    def forget(self) -> None:
+        """Begin again: all that is not committed will be read again."""
+        self._size, self._tail = 0, b""
+        self._judged = self.cut_short = False
+
+    def _is_late(self, entry_id: str, now: float) -> bool:
+        age_s = self._ages.age_s(entry_id)
+        late = self._lateness.is_late(now, age_s)
+        if not late:
+            self._lateness.waited(now, age_s)
+        return late

@@ -1,1 +1,0 @@
-"""One session: its life, its sockets, what is sent, what is heard, what is told."""

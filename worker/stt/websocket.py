@@ -1,0 +1,341 @@
+"""A WebSocket client: the `websockets` protocol, driven straight from an asyncio transport.
+
+Thousands of sockets share a worker, and each carries ten and more chunks a second; so sending is a
+plain call (no task switch, no lock), text waits in a queue for whoever receives, and nothing is
+compressed. Pings are the caller's to time: their answers say up to where the service has heard.
+"""
+
+import asyncio
+import ssl
+import time
+from collections import deque
+from collections.abc import Mapping
+from functools import cache
+from typing import NamedTuple, cast
+
+import anyio
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidHandshake, InvalidMessage, ProtocolError
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import State
+from websockets.uri import WebSocketURI, parse_uri
+
+from worker.descriptors import session_socket
+from worker.network import connect_tcp, open_transport
+from worker.stt.frames import FrameWriter
+from worker.stt.protocol import DISCARDED, MAX_MESSAGE_BYTES, LenientProtocol
+from worker.stt.proxy import Proxy
+
+CONNECT_TIMEOUT_S = 8.0
+"""For the name lookup and the TCP connect; the caller's deadline covers TLS and the upgrade too."""
+
+_CLOSE_GRACE_S = 2.0
+
+_audio = FrameWriter()
+
+
+class HandshakeRejected(Exception):  # noqa: N818 - internal to worker.stt
+    """The service answered the upgrade with another status than 101."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class SocketClosed(Exception):  # noqa: N818 - internal to worker.stt
+    """The socket is closed; `code` 1006 where no close frame came.
+
+    `broken` is whether the service broke the WebSocket protocol; `reason` then says how.
+    """
+
+    def __init__(self, code: int, reason: str, *, broken: bool = False) -> None:
+        super().__init__(f"{code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+        self.broken = broken
+
+
+class _Message(NamedTuple):
+    text: str
+    defect: str
+    at: float
+
+
+class WebSocketClient(asyncio.Protocol):
+    """One open WebSocket; made by `open_socket`."""
+
+    def __init__(self, protocol: ClientProtocol, headers: Mapping[str, str]) -> None:
+        self._protocol = protocol
+        self._headers = headers
+        self._transport: asyncio.Transport | None = None
+        self._messages: deque[_Message] = deque()
+        self._partial: list[bytes] = []
+        self._partial_bytes = 0
+        self._partial_defect = ""
+        self._waiter: asyncio.Future[None] | None = None
+        self._lost = False
+        self._pings = 0
+        self._pongs = 0
+        self._abort_reason = ""
+        self._response: Response | None = None
+        self.last_received_at = time.monotonic()
+        """When the peer last sent anything, on the monotonic clock."""
+        self.received_at = self.last_received_at
+        """When the message that `receive` returned last came in, on the monotonic clock."""
+        self.defect = ""
+        """What is wrong with the message that `receive` returned last, if anything is."""
+        self.blocked_since: float | None = None
+        """Since when the peer takes no more bytes, on the monotonic clock; None if it does."""
+
+    # -- driven by the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the handshake."""
+        # Not an instance of it under uvloop, but it is one in all but name.
+        self._transport = cast("asyncio.Transport", transport)
+        request = self._protocol.connect()
+        request.headers.update(self._headers)
+        self._protocol.send_request(request)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+        self.last_received_at = time.monotonic()
+        self._protocol.receive_data(data)
+        self._after_receiving()
+
+    def eof_received(self) -> bool:
+        """Take the peer's end of stream."""
+        self._protocol.receive_eof()
+        self._after_receiving()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Learn that the transport is gone."""
+        if not self._lost:
+            self._lost = True
+            self._protocol.receive_eof()
+            self._take_events()
+            self._wake()
+
+    def pause_writing(self) -> None:
+        """Learn that the peer does not keep up."""
+        self.blocked_since = time.monotonic()
+
+    def resume_writing(self) -> None:
+        """Learn that the peer keeps up again."""
+        self.blocked_since = None
+
+    # -- for the session
+
+    @property
+    def open(self) -> bool:
+        """Whether data can be sent."""
+        return self._protocol.state is State.OPEN and not self._lost
+
+    @property
+    def pongs_received(self) -> int:
+        """Pings answered so far."""
+        return self._pongs
+
+    @property
+    def waiting(self) -> int:
+        """Messages that came in and were not received yet."""
+        return len(self._messages)
+
+    def send_binary(self, data: bytes) -> None:
+        """Send audio now; dropped if the socket is not open any more (`receive` then tells)."""
+        if self._protocol.state is State.OPEN and not self._lost and self._transport is not None:
+            self._transport.write(_audio.binary(data))
+
+    def send_text(self, text: str) -> None:
+        """Send a command now."""
+        if self.open:
+            self._protocol.send_text(text.encode())
+            self._flush()
+
+    def send_ping(self, number: int) -> None:
+        """Send ping `number`, counted from 1; `pongs` reaches it when it is answered."""
+        if self.open:
+            self._pings = number
+            self._protocol.send_ping(str(number).encode())
+            self._flush()
+
+    async def receive(self) -> str:
+        """Return the next text message. Raises `SocketClosed` once there are no more.
+
+        A message with a defect is readable in part: bytes that are no UTF-8 are replaced, and one
+        above `MAX_MESSAGE_BYTES` is empty.
+        """
+        while not self._messages:
+            if self._protocol.state is State.CLOSED or self._lost:
+                raise self._closed()
+            await self._wait()
+        text, self.defect, self.received_at = self._messages.popleft()
+        return text
+
+    def abort(self, reason: str) -> None:
+        """Drop the connection without a closing handshake."""
+        self._abort_reason = self._abort_reason or reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def aclose(self) -> None:
+        """Close politely if the peer plays along, else drop the connection."""
+        if self.open:
+            self._protocol.send_close(1000)
+            self._flush()
+        try:
+            with anyio.move_on_after(_CLOSE_GRACE_S):
+                while not self._lost:
+                    await self._wait()
+        finally:
+            if not self._lost:
+                self.abort("closing")
+
+    async def handshake(self) -> None:
+        """Wait until the upgrade is granted.
+
+        Raises `HandshakeRefused` with the service's answer, or `OSError` if there was none.
+        """
+        while self._response is None and not self._lost:
+            await self._wait()
+        fault = self._protocol.handshake_exc
+        response, self._response = self._response, None
+        if response is not None and response.status_code != 101:
+            raise HandshakeRejected(
+                response.status_code, response.headers, bytes(response.body or b"")
+            )
+        if response is None or isinstance(fault, InvalidHandshake):
+            what = fault if fault and not isinstance(fault, InvalidMessage) else "no HTTP answer"
+            raise ConnectionResetError(f"the upgrade failed: {what}")
+
+    # -- inside
+
+    async def _wait(self) -> None:
+        """Wait until something came or the connection is gone; one task at a time may."""
+        # Not an `anyio.Event`: making one costs as much as all else that receiving does.
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _after_receiving(self) -> None:
+        self._take_events()
+        self._flush()
+        if self._protocol.close_expected() and self._transport is not None:
+            self._transport.close()
+        self._wake()
+
+    def _take_events(self) -> None:
+        for event in self._protocol.events_received():
+            if isinstance(event, Response):
+                self._response = event
+            elif isinstance(event, Frame):
+                self._take_frame(event)
+
+    def _take_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.PONG:
+            data = bytes(frame.data)
+            if data.isdigit() and self._pongs < int(data) <= self._pings:
+                self._pongs = int(data)
+        elif frame.opcode in (Opcode.TEXT, Opcode.CONT, Opcode.BINARY):
+            self._take_part(frame)
+            if frame.fin:
+                self._take_message()
+
+    def _take_part(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.BINARY:
+            self._partial_defect = "binary message"  # the service sends text only
+        self._partial_bytes += len(frame.data)
+        if frame.data is DISCARDED or self._partial_bytes > MAX_MESSAGE_BYTES:
+            self._partial_defect = f"larger than {MAX_MESSAGE_BYTES} bytes"
+            self._partial_bytes = MAX_MESSAGE_BYTES + 1  # nor is what follows of it kept
+            self._partial.clear()
+        else:
+            self._partial.append(bytes(frame.data))
+
+    def _take_message(self) -> None:
+        data, defect = b"".join(self._partial), self._partial_defect
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            text, defect = data.decode("utf-8", "replace"), defect or "invalid UTF-8"
+        self._messages.append(_Message(text, defect, self.last_received_at))
+        self._partial.clear()
+        self._partial_bytes, self._partial_defect = 0, ""
+
+    def _flush(self) -> None:
+        if self._transport is None:
+            return
+        for data in self._protocol.data_to_send():
+            if data:
+                self._transport.write(data)
+            elif self._transport.can_write_eof():
+                self._transport.write_eof()
+
+    def _closed(self) -> SocketClosed:
+        if self._abort_reason:
+            return SocketClosed(1006, self._abort_reason)
+        fault = self._protocol.parser_exc
+        if isinstance(fault, ProtocolError):
+            return SocketClosed(1006, f"protocol error: {fault}", broken=True)
+        return SocketClosed(
+            self._protocol.close_code or 1006, self._protocol.close_reason or "connection lost"
+        )
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return the process's one client context: making one reads every trusted root."""
+    return ssl.create_default_context()
+
+
+async def open_socket(
+    url: str, headers: Mapping[str, str], proxy: Proxy | None = None
+) -> WebSocketClient:
+    """Connect, upgrade, and return the open socket.
+
+    Raises `OSError` (no connection, TLS), `HandshakeRefused`, `ProxyRefused`. The caller sets the
+    deadline; on cancellation nothing stays open.
+    """
+    uri = parse_uri(url)
+    socket = WebSocketClient(LenientProtocol(uri, max_size=None), headers)
+    try:
+        if proxy is None:
+            await _connect(socket, uri)
+        else:
+            await _connect_through(proxy, socket, uri)
+        await socket.handshake()
+    except BaseException:
+        socket.abort("handshake given up")
+        raise
+    return socket
+
+
+async def _connect(socket: WebSocketClient, uri: WebSocketURI) -> None:
+    await open_transport(
+        lambda: socket,
+        await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket),
+        _tls() if uri.secure else None,
+        uri.host if uri.secure else None,
+    )
+
+
+async def _connect_through(proxy: Proxy, socket: WebSocketClient, uri: WebSocketURI) -> None:
+    tunnel = await proxy.connect(uri, _tls, CONNECT_TIMEOUT_S)
+    try:
+        transport = await asyncio.get_running_loop().start_tls(
+            tunnel, socket, _tls(), server_hostname=uri.host
+        )
+    except BaseException:
+        tunnel.abort()
+        raise
+    if transport is None:
+        raise ConnectionResetError(f"proxy {proxy.address} closed the connection")
+    socket.connection_made(transport)

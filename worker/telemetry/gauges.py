@@ -1,0 +1,83 @@
+"""The meter: what is measured of a worker beside what it counts, read on its event loop."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Protocol
+
+import anyio
+from redis.exceptions import ResponseError
+
+from worker.admin import Readiness
+from worker.bus.client.connection import retry_while_unavailable
+from worker.context import WorkerContext
+from worker.session.session import Phase, Session
+
+log = logging.getLogger(__name__)
+
+DEMAND_S = 5.0
+"""How often the length of the sessions stream is asked for."""
+
+
+class ObservedWorker(Protocol):
+    """What is read of a worker (`worker.worker.Worker`)."""
+
+    @property
+    def context(self) -> WorkerContext:
+        """The parts its sessions share."""
+        ...
+
+    @property
+    def running(self) -> Iterable[Session]:
+        """The sessions it runs."""
+        ...
+
+    @property
+    def readiness(self) -> Readiness:
+        """Whether it can take sessions."""
+        ...
+
+
+class WorkerGauges:
+    """Measures one worker."""
+
+    def __init__(self, worker: ObservedWorker) -> None:
+        self.worker = worker
+        self.stats = worker.context.stats
+        self.health = worker.context.health
+        self._demand: int | None = None
+
+    async def follow_demand(self) -> None:
+        """Keep asking Redis how many sessions there are, until cancelled or denied."""
+        redis, key = self.worker.context.redis, self.worker.context.keys.sessions
+        try:
+            while True:
+                self._demand = await retry_while_unavailable(self.health, partial(redis.xlen, key))
+                await anyio.sleep(DEMAND_S)
+        except ResponseError as error:  # no reason to stop working
+            self._demand = None
+            log.warning("the length of %s is not measured any more: %s", key, error)
+
+    @property
+    def demand(self) -> int | None:
+        """Sessions of the whole bus; None while that cannot be known."""
+        return self._demand if self.health.up else None
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """Sessions by what they are at."""
+        phases = Counter({phase.value: 0 for phase in Phase if phase is not Phase.OVER})
+        phases.update(s.phase.value for s in self.worker.running if s.phase is not Phase.OVER)
+        return phases
+
+    @property
+    def lag_s(self) -> float:
+        """The largest lag of any session."""
+        return max((session.lag_s for session in self.worker.running), default=0.0)
+
+    @property
+    def outage_s(self) -> float:
+        """Seconds since Redis last answered; 0 while it does."""
+        return 0.0 if self.health.up else time.monotonic() - self.health.since

@@ -1,0 +1,65 @@
+"""Metrics as Prometheus text, named as OpenTelemetry's mapping to Prometheus names them.
+
+Dots become underscores, the unit comes last, a counter ends in `_total`: `turnbus.chunk.lag` in
+seconds is `turnbus_chunk_lag_seconds`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+
+from prometheus_client import generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from worker.telemetry.counters import Histogram
+from worker.telemetry.metrics import Instrument, Sample
+
+_UNITS = {"s": "_seconds", "By": "_bytes"}
+
+
+class _Once(Collector):
+    """Readings that were taken."""
+
+    def __init__(self, readings: Iterable[Sample]) -> None:
+        self._readings = readings
+
+    def collect(self) -> Iterator[Metric]:
+        return map(_family, self._readings)
+
+
+def render(readings: Iterable[Sample]) -> bytes:
+    """Write readings in the text format 0.0.4."""
+    return generate_latest(_Once(readings))
+
+
+def prometheus_name(instrument: Instrument) -> str:
+    """Name a metric as queries do; a histogram's series add `_bucket`, `_sum` and `_count`."""
+    name = instrument.name.replace(".", "_") + _UNITS.get(instrument.unit, "")
+    return f"{name}_total" if instrument.kind == "counter" else name
+
+
+def label(instrument: Instrument) -> str:
+    """Name the label that tells a metric's values apart; empty if it has one value."""
+    return instrument.attribute.replace(".", "_")
+
+
+def _family(reading: Sample) -> Metric:
+    instrument, value = reading.instrument, reading.value
+    name, about = prometheus_name(instrument), instrument.description
+    if isinstance(value, Histogram):
+        bounds = [*map(floatToGoString, value.bounds), "+Inf"]
+        buckets = list(zip(bounds, map(float, accumulate(value.counts)), strict=True))
+        return HistogramMetricFamily(name, about, buckets=buckets, sum_value=value.sum_s)
+    kind = CounterMetricFamily if instrument.kind == "counter" else GaugeMetricFamily
+    if not isinstance(value, Mapping):
+        return kind(name, about, value=value)
+    family = kind(name, about, labels=[label(instrument)])
+    for attribute, number in value.items():
+        family.add_metric([attribute], number)
+    return family

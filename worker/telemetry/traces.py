@@ -1,0 +1,267 @@
+"""Spans: one per turn, connect, flush, claim and handover, continued from the producer's context.
+
+A turn's identity is fixed when the turn starts, so that its events already carry it; its span is
+exported when the turn ends, so that a crash loses one at most. What happens to the socket inside a
+turn is a child of the turn; all else a child of whatever announced the session. There is no span
+per chunk: one costs 14 microseconds. Key terms and metadata are never attributes, and transcripts
+only where `TURNBUS_TRACE_TRANSCRIPTS` says so. Names are those of OpenTelemetry's conventions for
+messaging and for GenAI; the speech-to-text operation is a proposal there still.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from schemas.keys import GROUP
+from worker.core import stream_ids
+from worker.errors import SttError
+
+_tracer = trace.get_tracer("turnbus")
+_propagator = TraceContextTextMapPropagator()
+
+
+class Tracing(msgspec.Struct, frozen=True):
+    """What the spans of all sessions of a worker have in common."""
+
+    server_address: str = ""
+    """Host of the STT service."""
+    server_port: int = 0
+    provider: str = ""
+    transcripts: bool = False
+    """Whether spans of turns hold what was said."""
+
+
+class ProducerSpan:
+    """A producer's span: from here on the session has a trace."""
+
+    def __init__(self, session: str) -> None:
+        self._span = _tracer.start_span(
+            "send stt.sessions",
+            kind=SpanKind.PRODUCER,
+            attributes=_messaging("send", "send", "stt.sessions", session),
+        )
+        self.fields: dict[str, str] = {}
+        """Of the session entry: `traceparent` and `tracestate`, if anything is traced."""
+        _propagator.inject(self.fields, trace.set_span_in_context(self._span))
+
+    def sent(self, entry: str) -> None:
+        """Finish the span, the entry having got this id."""
+        self._span.set_attribute("messaging.message.id", entry)
+        self._span.end()
+
+
+class SessionTrace:
+    """The spans of one session."""
+
+    def __init__(
+        self,
+        session: str,
+        traceparent: str | None,
+        tracestate: str | None,
+        tracing: Tracing = Tracing(),  # noqa: B008 - frozen
+    ) -> None:
+        carrier = {"traceparent": traceparent, "tracestate": tracestate}
+        self._session = session
+        self._given = traceparent
+        self._tracing = tracing
+        self._parent: Context = _propagator.extract(
+            {name: value for name, value in carrier.items() if value}
+        )
+        announced = trace.get_current_span(self._parent).get_span_context()
+        self._links = [Link(announced)] if announced.is_valid else []
+        self._turn: Span | None = None
+        self.traceparent = traceparent
+        """What an event published now carries: the turn's span, else what the producer gave."""
+        self._heard: Counter[str] = Counter()
+        self._flush: Span | None = None
+        self._lost: dict[str, AttributeValue] = {}  # of the last socket
+
+    # -- a turn
+
+    def turn_started(self, turn: int, at: float, *, taken_over: bool = False) -> None:
+        """Fix the identity of a turn's span; `at` in Unix seconds.
+
+        A turn that is `taken_over` began under another worker, whose span of it is lost.
+        """
+        self._heard.clear()
+        self._turn = _tracer.start_span(
+            "process stt.audio",
+            context=self._parent,
+            kind=SpanKind.CONSUMER,
+            links=self._links,
+            start_time=_ns(at),
+            attributes={
+                **_messaging("process", "process", "stt.audio", self._session),
+                "gen_ai.operation.name": "speech_to_text",
+                "gen_ai.provider.name": self._tracing.provider,
+                "turnbus.turn": turn,
+                "turnbus.turn.taken_over": taken_over,
+            },
+        )
+        if self._turn.get_span_context().is_valid:
+            carrier: dict[str, str] = {}
+            _propagator.inject(carrier, self._context)
+            self.traceparent = carrier["traceparent"]
+
+    def turn_updated(self, kind: str) -> None:
+        """Count an event of the turn."""
+        self._heard[kind] += 1
+
+    def turn_ended(self, reason: str, at: float, transcript: str) -> None:
+        """Finish the turn's span."""
+        if self._turn is None:
+            return
+        if self._turn.is_recording():
+            told: dict[str, AttributeValue] = {
+                "turnbus.turn.end_reason": reason,
+                "turnbus.turn.updates": self._heard["turn.update"],
+                "turnbus.turn.eager_ends": self._heard["turn.eager_end"],
+                "turnbus.turn.resumes": self._heard["turn.resume"],
+            }
+            if self._tracing.transcripts:
+                told["turnbus.turn.transcript"] = transcript
+            self._turn.set_attributes(told)
+            self._turn.end(_ns(at))
+        self._turn, self.traceparent = None, self._given
+
+    # -- the socket
+
+    @contextmanager
+    def connecting(self, model: str) -> Iterator[Span]:
+        """Span one connect; a refusal is its error."""
+        with _tracer.start_as_current_span(
+            "connect stt",
+            context=self._context,
+            kind=SpanKind.CLIENT,
+            record_exception=False,
+            set_status_on_exception=False,
+            attributes=self._service() | {"gen_ai.request.model": model} | self._lost,
+        ) as span:
+            try:
+                yield span
+            except SttError as error:
+                _fail(span, error)
+                raise
+        self._lost = {}
+
+    def socket_lost(self, error: SttError, replayed_s: float) -> None:
+        """Note in the open turn that its socket is gone; `replayed_s` of audio are heard again.
+
+        The connects that follow say so, too, until one succeeds.
+        """
+        self._lost = {
+            "turnbus.connect.after": error.fault_class,
+            "turnbus.audio.replayed": replayed_s,
+        }
+        if self._turn is not None:
+            why: dict[str, AttributeValue] = {
+                "error.type": type(error).__name__,
+                "turnbus.stt.status": error.status,
+            }
+            self._turn.add_event("socket lost", self._lost | why)
+
+    def flush_started(self) -> None:
+        """Begin the span of a flush: from our `close` to the service's."""
+        self._flush = _tracer.start_span(
+            "flush stt", context=self._context, kind=SpanKind.CLIENT, attributes=self._service()
+        )
+
+    def flush_ended(self, error: SttError | None) -> None:
+        """Finish it, if there is one, with what came in the way."""
+        if self._flush is None:
+            return
+        if error is not None:
+            _fail(self._flush, error)
+        self._flush.end()
+        self._flush = None
+
+    # -- who owns it; known to be worth a span only when it is done
+
+    def claimed(self, entry: str, count: int, verdict: str, began: float) -> None:
+        """Span a claim that began then, in Unix seconds; `count` is of the entry's deliveries."""
+        self._set_outcome(
+            "receive",
+            "receive",
+            began,
+            {
+                "messaging.message.id": entry,
+                "turnbus.claim.verdict": verdict,
+                "turnbus.claim.deliveries": count,
+                "turnbus.session.age": max(0.0, began - stream_ids.milliseconds(entry) / 1000),
+            },
+        )
+
+    def released(self, entry: str, began: float) -> None:
+        """Span the giving back of a session, which began then, in Unix seconds.
+
+        An open turn's span ends with it: the next owner begins one of its own.
+        """
+        inside_turn = self._turn is not None
+        self.turn_ended("handed_over", time.time(), "")
+        self._set_outcome(
+            "release",
+            "settle",
+            began,
+            {"messaging.message.id": entry, "turnbus.handover.inside_turn": inside_turn},
+        )
+
+    def _set_outcome(
+        self, name: str, kind: str, began: float, more: dict[str, AttributeValue]
+    ) -> None:
+        _tracer.start_span(
+            f"{name} stt.sessions",
+            context=self._parent,
+            kind=SpanKind.CLIENT,
+            links=self._links,
+            start_time=_ns(began),
+            attributes=_messaging(name, kind, "stt.sessions", self._session)
+            | {"messaging.consumer.group.name": GROUP}
+            | more,
+        ).end()
+
+    # -- what they say
+
+    @property
+    def _context(self) -> Context:
+        """The open turn's, else the producer's."""
+        if self._turn is None:
+            return self._parent
+        return trace.set_span_in_context(self._turn, self._parent)
+
+    def _service(self) -> dict[str, AttributeValue]:
+        return {
+            "gen_ai.operation.name": "speech_to_text",
+            "gen_ai.provider.name": self._tracing.provider,
+            "gen_ai.conversation.id": self._session,
+            "server.address": self._tracing.server_address,
+            "server.port": self._tracing.server_port,
+        }
+
+
+def _messaging(name: str, kind: str, destination: str, session: str) -> dict[str, AttributeValue]:
+    return {
+        "messaging.system": "redis",
+        "messaging.operation.name": name,
+        "messaging.operation.type": kind,
+        "messaging.destination.name": destination,
+        "messaging.message.conversation_id": session,
+    }
+
+
+def _fail(span: Span, error: SttError) -> None:
+    span.set_status(StatusCode.ERROR, str(error))
+    span.set_attribute("error.type", type(error).__name__)
+    if error.status:
+        span.set_attribute("turnbus.stt.status", error.status)
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)
