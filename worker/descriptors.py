@@ -12,11 +12,11 @@ import sys
 from aiohappyeyeballs import AddrInfoType
 
 from worker.bus.client.connection import MAX_CONNECTIONS
-from worker.bus.client.urls import parse_servers
 from worker.errors import TooFewFilesError
 from worker.network import new_socket
 from worker.plurals import counted
 from worker.settings import Settings
+from worker.urls import parse_servers
 
 OTHER_DESCRIPTORS = 64
 """For all but sessions and Redis: the standard three, the event loop, health checks, name lookups,

@@ -14,7 +14,7 @@ from typing import TypeVar
 import anyio
 from aiohappyeyeballs import AddrInfoType, start_connection
 
-from worker.bus.client.urls import join_host_port
+from worker.urls import join_host_port
 
 ATTEMPT_DELAY_S = 0.25
 """Time an address has for itself before the next one is tried beside it; RFC 8305's."""

@@ -20,8 +20,8 @@ from msgspec import Meta
 
 from schemas import EntryError, TurnConfig
 from schemas.validation import describe_type
-from worker.bus.client.urls import check_redis_url, check_stt_url, host_port, redacted
 from worker.errors import SettingsError
+from worker.urls import check_redis_url, check_stt_url, host_port, redacted
 from worker.values import from_text, from_toml
 
 ENV_PREFIX = "TURNBUS_"

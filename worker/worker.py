@@ -27,7 +27,6 @@ from worker.bus.client.connection import (
     describe,
     retry_while_unavailable,
 )
-from worker.bus.client.urls import provider_address
 from worker.bus.clock import RedisClock
 from worker.bus.committer import Committer
 from worker.bus.drain_requests import wait_for_drain
@@ -50,6 +49,7 @@ from worker.stt.proxy import find_proxy
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
+from worker.urls import provider_address
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from tests.support.certificates import Authority, behind_tls
 from tests.support.collector import collecting
 from tests.support.proxies import ConnectProxy
 from worker.admin import Readiness, serve_admin
-from worker.bus.client.urls import provider_address
 from worker.cli.main import main
 from worker.local.emulator.engines.script import ScriptEngine
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
 from worker.stt import websocket as stt_socket
+from worker.urls import provider_address
 
 KEY = "hunter2"
 

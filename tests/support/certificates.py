@@ -13,9 +13,9 @@ import trustme
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSListener
 
-from worker.bus.client.urls import join_host_port, provider_address
 from worker.local.cluster import client, tell
 from worker.local.redis import EmbeddedRedis, free_port
+from worker.urls import join_host_port, provider_address
 
 
 class Certificate(NamedTuple):

@@ -21,7 +21,6 @@ from tests.support.harness import KEY, PCM16, Harness, Place, check_order, words
 from tests.support.holes import HOLES, HOST, REFUSING, black_hole, black_holes
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import RedisHealth, connect, retry_while_unavailable
-from worker.bus.client.urls import provider_address
 from worker.bus.presence import stay_subscribed
 from worker.errors import SttTransientError
 from worker.local.cluster import SERVICE, EmbeddedCluster, client, tell
@@ -32,6 +31,7 @@ from worker.local.redis import EmbeddedRedis
 from worker.network import connect_tcp
 from worker.stt import websocket as stt_socket
 from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
+from worker.urls import provider_address
 
 Names: TypeAlias = dict[str, Sequence[str]]
 GOOD = "127.0.0.1"

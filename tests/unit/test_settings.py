@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from schemas import TurnConfig
 from tests.support.certificates import Authority
-from worker.bus.client.urls import join_host_port, parse_servers, provider_address, redacted
 from worker.errors import SettingsError
 from worker.settings import Settings, api_key, load
+from worker.urls import join_host_port, parse_servers, provider_address, redacted
 
 
 def faults(env: dict[str, str], file: Path | None = None) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from worker.admin import Readiness, serve_admin
 from worker.bus import fitness
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import describe
-from worker.bus.client.urls import join_host_port, redacted
 from worker.bus.permissions import find_missing
 from worker.cli.command import Subparsers, add_command, add_config, read_settings, run_async
 from worker.cli.redis import open_redis
@@ -39,6 +38,7 @@ from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
 from worker.stt.proxy import find_proxy
 from worker.telemetry.environment import Signal, collector, tls_fault
 from worker.telemetry.otlp import metric_push
+from worker.urls import join_host_port, redacted
 
 Check: TypeAlias = Literal[
     "settings", "files", "admin", "traces", "metrics", "redis", "memory", "rights", "service"

@@ -7,9 +7,9 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from worker.bus.client.connection import connect, describe
-from worker.bus.client.urls import redacted
 from worker.errors import BusUnavailableError, leaves
 from worker.settings import Settings
+from worker.urls import redacted
 
 
 @asynccontextmanager

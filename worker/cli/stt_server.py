@@ -13,7 +13,6 @@ from typing import Annotated, Final, TypeAlias
 import anyio
 from msgspec import Meta
 
-from worker.bus.client.urls import check_host
 from worker.cli.command import Subparsers, add_command, argument_type, choice, run_async
 from worker.errors import SettingsError
 from worker.local.emulator.control import serve_control
@@ -22,6 +21,7 @@ from worker.local.emulator.engines.script_text import DEFAULT_STYLE, STYLES
 from worker.local.emulator.fault_specs import GRAMMAR, parse_fault
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
+from worker.urls import check_host
 
 ArgumentGroup: TypeAlias = "argparse._ArgumentGroup"
 

@@ -1,6 +1,6 @@
 """Keepalive of a socket: whether the provider takes bytes and answers, and what it has received."""
 
-from worker.stt.websocket import WebSocketClient
+from typing import Protocol
 
 PING_INTERVAL_S = 5.0
 """Between pings, and for the answer to one: a half-open socket is known within twice that."""
@@ -15,6 +15,27 @@ SEND_TIMEOUT_S = 5.0
 """How long the peer may take no bytes."""
 
 
+class PingableSocket(Protocol):
+    """A socket that pings can be sent on."""
+
+    blocked_since: float | None
+    """When the peer last stopped to take bytes; None while it takes them."""
+    last_received_at: float
+
+    @property
+    def pongs_received(self) -> int:
+        """Number of the last ping that was answered."""
+        ...
+
+    def send_ping(self, number: int) -> None:
+        """Send a ping with this number."""
+        ...
+
+    def abort(self, reason: str) -> None:
+        """Close the connection at once."""
+        ...
+
+
 class Keepalive:
     """Pings one socket, and drops it when it is dead."""
 
@@ -24,7 +45,7 @@ class Keepalive:
         self._session_bytes = 0
         self._answered = True
 
-    def check(self, socket: WebSocketClient, now: float, fed: int, every_s: float) -> int | None:
+    def check(self, socket: PingableSocket, now: float, fed: int, every_s: float) -> int | None:
         """Look after the socket; `fed` is the session byte sent up to now.
 
         `every_s` is the time between pings.

@@ -21,7 +21,6 @@ from websockets.exceptions import WebSocketException
 from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
 from worker import tls
-from worker.bus.client.urls import provider_address
 from worker.core import provider_errors
 from worker.descriptors import shortage_in_words
 from worker.errors import (
@@ -37,6 +36,7 @@ from worker.network import SHORTAGE_ERRNOS
 from worker.stt.messages import Reading, read_message
 from worker.stt.proxy import Proxy, ProxyRefused
 from worker.stt.websocket import HandshakeRejected, SocketClosed, WebSocketClient, open_socket
+from worker.urls import provider_address
 
 PROVIDER = "cartesia"
 OPEN_TIMEOUT_S = 10.0

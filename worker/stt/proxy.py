@@ -18,10 +18,10 @@ from websockets.proxy import Proxy as HttpProxy
 from websockets.proxy import prepare_connect_request
 from websockets.uri import WebSocketURI
 
-from worker.bus.client.urls import check_host, join_host_port, provider_address
 from worker.descriptors import session_socket
 from worker.errors import SettingsError
 from worker.network import connect_tcp, open_transport
+from worker.urls import check_host, join_host_port, provider_address
 
 MAX_HEAD_BYTES = 64 * 1024
 """Largest head of an answer to CONNECT."""

@@ -12,8 +12,8 @@ from importlib.metadata import entry_points
 from typing import Literal, TypeAlias
 from urllib.parse import unquote
 
-from worker.bus.client.urls import check_http_url
 from worker.errors import SettingsError
+from worker.urls import check_http_url
 
 Signal: TypeAlias = Literal["traces", "metrics"]
 Judge: TypeAlias = Callable[[str], str | None]

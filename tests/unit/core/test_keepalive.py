@@ -25,7 +25,7 @@ class Line:
 def _beat(
     keepalive: Keepalive, line: Line, now: float, fed: int, every_s: float = 5.0
 ) -> int | None:
-    return keepalive.check(line, now, fed, every_s)  # type: ignore[arg-type]
+    return keepalive.check(line, now, fed, every_s)
 
 
 def test_pings_and_says_once_what_was_heard() -> None:

@@ -14,7 +14,6 @@ from tests.support.harness import KEY, PCM16, Harness, check_order, words
 from tests.support.holes import HOLES, black_hole
 from tests.support.polling import eventually
 from tests.support.proxies import ConnectProxy
-from worker.bus.client.urls import provider_address
 from worker.errors import SettingsError, SttCredentialsError, SttError, SttTransientError
 from worker.local.emulator.engines.script import ScriptEngine, synthesize_words
 from worker.local.emulator.server import TurnsServer
@@ -22,6 +21,7 @@ from worker.local.emulator.settings import ServerSettings
 from worker.stt import websocket as stt_socket
 from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
 from worker.stt.proxy import find_proxy
+from worker.urls import provider_address
 
 URL = "wss://api.provider.test/stt/turns/websocket"
 HOST = "api.provider.test"

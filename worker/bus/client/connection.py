@@ -31,11 +31,11 @@ from worker import tls
 from worker.bus import fitness
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.sentinel import SentinelResolver
-from worker.bus.client.urls import join_host_port, parse_servers
 from worker.core.provider_errors import Backoff
 from worker.errors import BusUnavailableError
 from worker.network import connect_tcp, release_descriptor
 from worker.plurals import counted
+from worker.urls import join_host_port, parse_servers
 
 log = logging.getLogger(__name__)
 

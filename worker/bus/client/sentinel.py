@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 from redis import exceptions
 from redis.asyncio import Redis
 
-from worker.bus.client.urls import join_host_port
 from worker.bus.fitness import lacks
+from worker.urls import join_host_port
 
 log = logging.getLogger(__name__)
 

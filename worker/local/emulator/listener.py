@@ -12,9 +12,9 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from worker.bus.client.urls import join_host_port
 from worker.errors import TurnbusError
 from worker.local.emulator.tcp import GRACE_S
+from worker.urls import join_host_port
 
 # At debug level websockets logs request headers, and with them keys.
 _log: Final = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
-from worker.bus.client.urls import join_host_port
 from worker.errors import TurnbusError
 from worker.local.emulator import tcp
 from worker.local.emulator.connection import Connection
@@ -31,6 +30,7 @@ from worker.local.emulator.listener import Listener
 from worker.local.emulator.messages import ClientFault, Problem, encode_error, problem_of
 from worker.local.emulator.params import parse_params
 from worker.local.emulator.settings import ServerSettings
+from worker.urls import join_host_port
 
 _CONNECTIONS_KEPT: Final = 4_096
 
