@@ -190,7 +190,7 @@ async def test_settings_refused_on_the_way_do_not_end_the_session_later(
         events = (await harness.until_ended("call-1"))["call-1"]
     assert words(events) == [1, 2, 3]
     assert (refused.fatal, dropped.fatal, dropped.status) == (False, False, 400)
-    assert dropped.message.startswith("turn settings given since the session began are dropped: ")
+    assert dropped.message.startswith("turn settings changed since the session began are dropped: ")
 
 
 async def test_settings_refused_as_the_session_ends_cost_no_word(

@@ -1,4 +1,4 @@
-"""Catching up: sessions that hold audio which pacing, or a slow service, did not let go yet."""
+"""The backlog: drains sessions whose audio waits for pacing or for a slow provider."""
 
 import logging
 import time
@@ -11,40 +11,40 @@ from worker.telemetry.logs import SessionName
 log = logging.getLogger(__name__)
 
 DRAIN_INTERVAL_S = 0.02
-"""Between tries of one session."""
+"""Interval between two drains of one session."""
 
 
 class Drainable(Protocol):
-    """A session that holds audio."""
+    """A session with unsent audio."""
 
     @property
     def name(self) -> SessionName:
-        """The session, as log lines name it."""
+        """Session name for log lines."""
         ...
 
     @property
     def catching_up(self) -> bool:
-        """Whether it still does, and has a socket to send it on."""
+        """Whether the session has unsent audio and an open socket."""
         ...
 
     def drain(self, now: float) -> None:
-        """Send what may be sent."""
+        """Send what pacing allows."""
         ...
 
     def fail(self) -> None:
-        """Stop, for a fault of ours struck."""
+        """Stop after an internal error."""
         ...
 
 
 class BacklogDrainer:
-    """Lets sessions send on; those that are up to date cost nothing."""
+    """Drains the sessions that are behind; sessions that are up to date cost nothing."""
 
     def __init__(self) -> None:
         self._behind: dict[Drainable, None] = {}
         self._wake = anyio.Event()
 
     def add(self, session: Drainable) -> None:
-        """Let `session` send on until it has caught up."""
+        """Drain `session` until it has caught up."""
         self._behind[session] = None
         self._wake.set()
 
@@ -63,8 +63,8 @@ class BacklogDrainer:
     def _step(self, session: Drainable, now: float) -> bool:
         try:
             session.drain(now)
-        except Exception:  # a fault of ours must not take the other sessions down
-            log.exception("%s: crashed as it caught up", session.name)
+        except Exception:  # an internal error must not stop the other sessions
+            log.exception("%s: internal error while catching up, stopping", session.name)
             session.fail()
             return False
         return session.catching_up

@@ -1,7 +1,7 @@
-"""Where a session stands: what its events say of that, and what its next owner is told.
+"""The checkpoint: a session's state, for its events and for its next owner.
 
-Knows the session's parts and is not known by them, so that all of a session that ended goes at
-once, and does not wait for a garbage collection in rings of references.
+The checkpoint refers to the session's parts, and they do not refer to it. Without reference cycles
+an ended session is freed at once, not by a later garbage collection.
 """
 
 import time
@@ -21,7 +21,7 @@ from worker.session.sender import AudioSender
 
 
 class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All that the next owner must know."""
+    """State that the next owner needs."""
 
     ledger: LedgerState = LedgerState()
     turns: TurnState = TurnState()
@@ -29,13 +29,13 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     connection: int = 0
     request_id: str = ""
     lag_s: float | None = None
-    """How late its owner knew the service to be; None if it did not know."""
+    """Provider lag as measured by the owner; None if it was not known."""
     notices: NoticesState = NoticesState()
     sent: SentState = SentState()
 
     @property
     def sent_state(self) -> SentState:
-        """Return what was sent, at least: up to the committed position and all published text.
+        """Minimum that was sent: everything up to the committed position and the published text.
 
         A worker of an earlier version does not write `sent`.
         """
@@ -45,7 +45,7 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CheckpointBuilder:
-    """Tells where one session stands."""
+    """Builds the checkpoints of one session."""
 
     def __init__(
         self,
@@ -69,16 +69,16 @@ class CheckpointBuilder:
         self._request_id = snapshot.request_id
 
     def connected(self, request_id: str) -> None:
-        """Note that the session got a socket, by the name the service gave it."""
+        """Record a new socket and the request id that the provider gave it."""
         self._connection += 1
         self._request_id = request_id
 
     def context(self) -> EventContext:
-        """Say where an event made now stands."""
+        """Return the context of an event created now."""
         return EventContext(self._sender.session_ms, self._request_id, self._connection)
 
     def build(self) -> CheckpointPayload:
-        """Say what goes with the events of the next commit."""
+        """Return the checkpoint for the next commit."""
         committed = self._ledger.committed.entry_id
         snapshot = Checkpoint(
             ledger=self._ledger.state,

@@ -1,6 +1,7 @@
-"""One connection with the service: a session's audio out on one socket, its events in.
+"""One connection to the provider: sends a session's audio on one socket and receives its events.
 
-It ends when the service closes the socket after our `close`, all being said; or the socket is lost.
+The connection ends when the provider closes the socket after the worker's `close`, or when the
+socket is lost.
 """
 
 import anyio
@@ -14,28 +15,29 @@ from worker.stt.cartesia import TurnsStream
 from worker.telemetry.logs import SessionName
 
 FLUSH_TIMEOUT_S = 10.0
+"""Timeout for the provider to close the socket after `close`."""
 
 FLUSH_ERROR_GRACE_S = 2.0
-"""Silence that ends a flush after an in-band refusal: it may be of the flush, or of settings that
-were sent before that, and then all the rest comes."""
+"""Timeout for further messages after an in-band error during a flush. If the error is about
+settings sent before, and not about the flush, the remaining transcripts still arrive."""
 
 CHECK_INTERVAL_S = 0.4
-"""Between looks at a socket while audio flows: before filler is due, and well within the time in
-which the answer to a ping tells when the ping was heard."""
+"""Interval between checks of a socket while audio flows. It is shorter than the filler delay, and
+well below the delay up to which a pong proves when the provider received the ping."""
 
 REMEMBER_EVERY_S = 5.0
 REMEMBER_SHARE = 0.1
-"""Longest interval between commits while audio is sent that no event covers, in seconds and as a
-share of `TURNBUS_MAX_LAG_S`. A new owner takes what was sent since the last commit for late."""
+"""Maximum interval between commits while no event covers the audio sent, in seconds and as a share
+of `TURNBUS_MAX_LAG_S`. A new owner counts audio sent since the last commit as late."""
 
 DROP_REPORT_DELAY_S = 1.0
-"""How long audio that is kept may take to follow audio that was dropped."""
+"""Delay before dropped audio is reported if no kept audio follows it."""
 
 WORKS_AFTER_S = 3.0
-"""Time that a socket lasts before it ends an outage: some providers connect, and close at once."""
+"""Minimum lifetime of a socket that ends an outage: some providers connect and close at once."""
 
 RATE_ERROR_WINDOW_S = 2.0
-"""An in-band refusal that soon after audio was held back is taken for one of its pace."""
+"""Maximum time after pacing held audio back in which an in-band error is attributed to the pace."""
 
 
 class LiveConnection:
@@ -52,7 +54,7 @@ class LiveConnection:
         self.name = name
         self.stream = stream
         self.flushing = False
-        """Whether `close` was sent: no more audio goes out."""
+        """Whether `close` was sent; no audio is sent after it."""
         self._context = context
         self._sender = parts.sender
         self._ingest = parts.ingest
@@ -69,11 +71,11 @@ class LiveConnection:
 
     @property
     def catching_up(self) -> bool:
-        """Whether audio waits for the pacing to let it go."""
+        """Whether audio waits because of pacing."""
         return not (self._over or self.flushing or self._sender.empty)
 
     def works(self, now: float) -> bool:
-        """Whether the socket has lasted long enough to be no part of an outage."""
+        """Whether the socket has lasted long enough to end an outage."""
         return not self._over and now - self._since > WORKS_AFTER_S
 
     @property
@@ -81,7 +83,7 @@ class LiveConnection:
         return self._upkeep.producer_idle_s(max(self._ingest.last_new_entry_at, self._since))
 
     def drain(self, now: float) -> None:
-        """Send what may be sent; ask for the rest of the turns once all was."""
+        """Send what pacing allows; send `close` after the last audio."""
         if self._over or self.flushing:
             return
         if self._sender.drain(now):
@@ -91,11 +93,11 @@ class LiveConnection:
             self._flush(now)
 
     def tick(self, now: float) -> None:
-        """Look at every deadline; called about ten times a second."""
+        """Check every deadline; called about ten times a second."""
         if not self._over:
             self._receiver.release_update(now)
         if now < self._next_check_at and now - self._ingest.last_entry_at < CHECK_INTERVAL_S:
-            return  # audio flows, and what else there is has time
+            return  # audio flows, and the other checks can wait
         if self._over:
             return
         self._next_check_at = now + CHECK_INTERVAL_S
@@ -113,7 +115,7 @@ class LiveConnection:
             self._flush(now)
 
     def _remember(self, now: float) -> None:
-        """Commit now and then how far audio was sent, while no event does."""
+        """Commit regularly how far audio was sent, while there are no events to commit."""
         self._ingest.note_sent(now)
         publisher = self._narrator.publisher
         due = now - publisher.built_at >= self._remember_s > 0
@@ -121,13 +123,13 @@ class LiveConnection:
             publisher.request_commit()
 
     def fail(self) -> None:
-        """Commit nothing more: a fault of ours struck, and what is held may be wrong."""
+        """Stop committing after an internal error: the state in memory may be wrong."""
         self._narrator.publisher.abort(INTERNAL_ERROR)
 
     async def run(self) -> None:
-        """Publish what the service says until it closes after our `close`.
+        """Handle the provider's messages until it closes the socket after `close`.
 
-        Raises `SttError` if the socket is lost, or refuses what it was sent.
+        Raises `SttError` if the socket is lost, or if the provider rejects what was sent.
         """
         try:
             flushed = await self._receive()
@@ -140,7 +142,7 @@ class LiveConnection:
         self._receiver.resolve_pending_end(final=True)
         if not self.flushing:
             raise SttTransientError(
-                "the service closed the socket without being asked", status=1000
+                "the provider closed the socket before `close` was sent", status=1000
             )
         if flushed:
             self._receiver.commit_all_sent("close")
@@ -148,13 +150,13 @@ class LiveConnection:
             self._upkeep.flush_refused()
 
     async def _receive(self) -> bool:
-        """Take messages until the provider closes; return whether it refused no flush."""
-        with anyio.CancelScope() as patience:
+        """Receive until the provider closes the socket; return whether the flush succeeded."""
+        with anyio.CancelScope() as grace:
             try:
                 while (message := await self.stream.receive()) is not None:
                     self._on_message(message)
                     if self._flush_rejected:
-                        patience.deadline = anyio.current_time() + FLUSH_ERROR_GRACE_S
+                        grace.deadline = anyio.current_time() + FLUSH_ERROR_GRACE_S
             except SttError:
                 if not self._flush_rejected:
                     raise
@@ -171,19 +173,21 @@ class LiveConnection:
                 RATE_ERROR_WINDOW_S
             ):
                 self._sender.limit_to_real_time()
-                raise SttTransientError(f"refused while catching up: {message.message}", status=400)
+                raise SttTransientError(
+                    f"rejected while catching up: {message.message}", status=400
+                )
             case cartesia.Error():
                 self._flush_rejected = self.flushing
                 if self._sender.configured_within(RATE_ERROR_WINDOW_S):
-                    self._sender.resume_speed()  # it was the settings, and not the pace
+                    self._sender.resume_speed()  # the settings caused the error, not the pace
                 self._reports.provider_error(
                     message.error_code or "stt_error",
-                    message.message or message.title or "the service gave no reason",
+                    message.message or message.title or "the provider gave no reason",
                     message.status_code or 0,
                 )
             case cartesia.UnknownMessage():
                 self._context.stats.provider_unknown += 1
-                return  # a service that is stuck may send such for ever
+                return  # a stuck provider may send these forever
             case cartesia.Connected():
                 pass
             case _:

@@ -1,7 +1,7 @@
-"""The connector: gets a session its sockets, one after the other, however long the service takes.
+"""The connector: opens a session's sockets, one after another, and retries until it succeeds.
 
-A session keeps its place at the gate from socket to socket, until it hangs up. Only so many
-sessions of a worker dial at the same time; the others wait in the order they came.
+A session keeps its permit from socket to socket, until it releases it. A worker limits how many
+sessions connect at the same time; the others wait in order of arrival.
 """
 
 import logging
@@ -29,11 +29,11 @@ from worker.stt.cartesia import StreamSettings, TurnsStream, open_stream
 log = logging.getLogger(__name__)
 
 CREDENTIALS_RETRY_S = 15.0
-"""Ceiling of the wait between connects while the service refuses the key."""
+"""Maximum delay between connects while the provider rejects the API key."""
 
 
 class Connector:
-    """Dials for one session."""
+    """Opens sockets for one session."""
 
     def __init__(
         self,
@@ -51,16 +51,16 @@ class Connector:
         self._narrator = narrator
         self._defects = defects
         self.failure: SttError | None = None
-        """The last failure of a connect or a socket; None if one works."""
+        """Last error of a connect or a socket; None while a socket works."""
         self._permit = Permit.of(entry.lane, entry.session, ownership.fence)
         self._backoff = Backoff()
         self.stranded = False
-        """This machine could not open a socket when the session wanted one last."""
+        """Whether this machine could not open a socket at the last attempt."""
 
     async def connect(self) -> TurnsStream:
-        """Return an open stream, waiting for a permit and as the refusals ask for.
+        """Return an open stream. Waits for a permit, and between retries.
 
-        Raises `SttPermanent` if the service will never take these settings.
+        Raises `SttPermanentError` if the provider rejects these settings for good.
         """
         wanted = time.monotonic()
         self.stranded = False
@@ -92,23 +92,23 @@ class Connector:
             await anyio.sleep(wait_s)
 
     async def wait_before_reconnect(self, *, progressed: bool) -> None:
-        """Wait as long as is due after a socket that was lost.
+        """Wait after a lost socket, before the next connect.
 
-        `progressed` tells whether it got audio committed, or was sent audio that no socket before
-        it was: one that did neither is as good as none.
+        `progressed` is whether the socket committed audio, or sent audio for the first time. A
+        socket that did neither counts as a failed connect.
         """
         if progressed:
             self._backoff.reset()
         await anyio.sleep(self._backoff.next_s())
 
     async def release_permit(self) -> None:
-        """Give up the place at the gate: no socket is wanted now."""
+        """Release the permit, because the session needs no socket now."""
         await self._context.permits.release(self._permit)
 
     def revoke_config(self, error: SttPermanentError) -> bool:
-        """Drop settings given since the session began, over which the socket may be closed.
+        """Drop settings changed since the session began, which may be why the socket was closed.
 
-        Returns whether there are any: a new socket may go well then.
+        Returns whether there are any. If so, a new socket may succeed.
         """
         if not self._configs.revoke(self._entry.config):
             return False
@@ -117,7 +117,7 @@ class Connector:
 
     @property
     def _settings(self) -> StreamSettings:
-        """What to open a socket with: what holds for the first audio it will hear."""
+        """Settings for the next socket: those in force at the first audio it will receive."""
         return StreamSettings(
             model=self._entry.model or self._context.model,
             encoding=self._entry.encoding,
@@ -127,19 +127,21 @@ class Connector:
         )
 
     def _reset_config(self, error: SttPermanentError) -> None:
-        """Go back to the settings the session was announced with.
+        """Go back to the settings with which the session was announced.
 
-        A change of them that the service refused on an open socket has cost nothing; it must not
-        cost the session now that another socket is opened.
+        A change that the provider rejected on an open socket did no harm there. It must not end the
+        session when another socket is opened.
         """
         self._configs.reset_to(self._entry.config)
         self._report_config_dropped(error)
 
     def _report_config_dropped(self, error: SttPermanentError) -> None:
-        log.warning("%s: settings given since its beginning are dropped: %s", self._name, error)
+        log.warning(
+            "%s: turn settings changed since the session began are dropped (%s)", self._name, error
+        )
         self._narrator.publish_error(
             error.code or "stt_error",
-            f"turn settings given since the session began are dropped: {error}",
+            f"turn settings changed since the session began are dropped: {error}",
             status=error.status,
         )
 
@@ -162,7 +164,7 @@ class Connector:
         self._context.stats.connects[error.fault_class] += 1
         if model == self._context.model:
             self._context.credentials.rejected(error)
-        else:  # what the plan says of another model is not said of ours
+        else:  # the plan may exclude only this session's model
             log.warning("%s: model %s: %s", self._name, model, error)
 
     def _failed(self, error: SttBusyError | SttTransientError) -> None:

@@ -1,4 +1,4 @@
-"""Defects of the provider's messages: counted, and logged once per session."""
+"""Unreadable provider messages: counted, and logged once per session."""
 
 import logging
 
@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 class Defects:
-    """Counts one session's messages that cannot be read, or in part only."""
+    """Counts one session's messages that cannot be decoded, or only in part."""
 
     def __init__(self, name: SessionName, stats: Counters) -> None:
         self._name = name
@@ -17,17 +17,17 @@ class Defects:
         self._count = 0
 
     def note(self, defect: str) -> None:
-        """Count a message. `defect` has none of its content."""
+        """Count a message. `defect` contains none of the message's content."""
         self._count += 1
         self._stats.provider_unreadable += 1
         if self._count == 1:
             log.warning(
-                "%s: the provider sent an unreadable message (%s); the session goes on with what "
-                "can be read of it, and counts further ones",
+                "%s: unreadable message from the provider (%s); the session continues with its "
+                "readable parts; further ones are counted, not logged",
                 *(self._name, defect),
             )
 
     def summarize(self) -> None:
-        """Log the count at the session's end, unless the first log line says it all."""
+        """Log the count at the session's end, if it is more than the one already logged."""
         if self._count > 1:
-            log.warning("%s: unreadable messages of the provider: %d", self._name, self._count)
+            log.warning("%s: unreadable messages from the provider: %d", self._name, self._count)

@@ -1,4 +1,4 @@
-"""The ingest: takes a session's audio entries, in order, and passes on what is good of them."""
+"""The ingest: validates a session's audio entries, in order, and passes on the valid parts."""
 
 import time
 
@@ -21,7 +21,7 @@ from worker.session.shedding import Shedding
 
 
 class AudioIngest:
-    """One session's entries on their way from the reader to the sender."""
+    """Passes one session's entries from the reader to the sender."""
 
     def __init__(
         self,
@@ -46,11 +46,10 @@ class AudioIngest:
         self._shedding = Shedding(ages, ledger, sender, lateness)
         self.cursor = ledger.read_after
         """Entry id after which to read."""
-        self._newest = stream_ids.order(
-            stream_ids.START
-        )  # of all entries ever read; a replay is no news
+        # The newest of all entries read: entries that are read again are not new.
+        self._newest = stream_ids.order(stream_ids.START)
         self.last_entry_at = self.last_new_entry_at = time.monotonic()
-        """When any entry came last, and when one that was not read before."""
+        """Time of the last entry, and of the last entry that was not read before."""
 
     @property
     def end_reached(self) -> bool:
@@ -64,34 +63,34 @@ class AudioIngest:
         return self._shedding.cut_short
 
     def judge_held(self, now: float) -> bool:
-        """Say whether audio that was read before the socket opened has to be dropped."""
+        """Return whether audio read before the socket opened must be dropped."""
         return self._shedding.judge_held(now)
 
     def note_sent(self, now: float) -> None:
-        """Note how far this socket was sent the session."""
+        """Record how far the session was sent on this socket."""
         self._shedding.note_sent(now)
 
     def rewind(self) -> None:
-        """Read again from the committed position on."""
+        """Go back to the committed position."""
         self._shedding.forget()
         self._configs.rewind(self._ledger.committed.entry_id)
         self.cursor = self._ledger.read_after
 
     def accept(self, entries: Entries, now: float, *, live: bool) -> None:
-        """Take entries that follow the cursor; `live` tells whether a socket is there for them."""
+        """Accept entries that follow the cursor; `live` is whether a socket is open."""
         for raw_id, fields in entries:
             self.cursor = raw_id.decode()
-            entry, faults = parse_audio(fields)
+            entry, errors = parse_audio(fields)
             if entry.config is not None:
                 try:
                     self._configs.apply(self.cursor, entry.config)
-                except EntryError as fault:  # good by itself, not with what is in force
-                    faults.append(fault)
+                except EntryError as error:  # valid alone, but not with the current settings
+                    errors.append(error)
                     entry = msgspec.structs.replace(entry, config=None)
-            news = bool(faults) and self._ledger.mark_reported(self.cursor)
-            if news:
-                self._reports.refused(self.cursor, fields, faults)
-            self._accept(self.cursor, entry, now, news=news, live=live)
+            reported = bool(errors) and self._ledger.mark_reported(self.cursor)
+            if reported:
+                self._reports.refused(self.cursor, fields, errors)
+            self._accept(self.cursor, entry, now, reported=reported, live=live)
             if self.cut_short:
                 break
         self.last_entry_at = now
@@ -101,15 +100,15 @@ class AudioIngest:
             self.last_new_entry_at = now
 
     def report_dropped(self) -> None:
-        """Say how much was dropped, nothing that is kept having followed."""
+        """Report the dropped audio, when no kept audio has followed it."""
         self._report_dropped(self._ledger.read_bytes)
 
     def _accept(
-        self, entry_id: str, entry: AudioEntry, now: float, *, news: bool, live: bool
+        self, entry_id: str, entry: AudioEntry, now: float, *, reported: bool, live: bool
     ) -> None:
-        """Take what is good of an entry; `news` is whether a fault of it was just reported."""
+        """Accept the valid parts of an entry; `reported` is whether an error was just reported."""
         admitted = self._ledger.admit(entry_id, entry)
-        if admitted.notable and (news or self._ledger.mark_reported(entry_id)):
+        if admitted.notable and (reported or self._ledger.mark_reported(entry_id)):
             self._report(entry_id, entry, admitted, now)
         if entry.config is not None:
             self._sender.enqueue_config(entry.config)
@@ -130,11 +129,13 @@ class AudioIngest:
         self._sender.enqueue(audio)
         if straight and not self._ages.untimed:
             lag = self._ages.age_s(entry_id)
-            if not self._sender.delayed_within(lag):  # else its session is late, not this chunk
+            if not self._sender.delayed_within(
+                lag
+            ):  # otherwise the session is late, not this chunk
                 self._context.stats.chunk_lag.observe(lag)
 
     def _report(self, entry_id: str, entry: AudioEntry, admitted: Admitted, now: float) -> None:
-        """Report what the entry's `seq` says."""
+        """Report what the entry's `seq` shows."""
         ms = self._sender.ms_of(len(entry.audio))
         if admitted.repeated:
             self._reports.repeated(entry_id, entry, ms, proven=admitted.proven)

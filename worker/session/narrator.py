@@ -1,4 +1,4 @@
-"""The narrator: turns what happened to a session into events, and publishes them."""
+"""The narrator: builds a session's events and publishes them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from worker.telemetry.traces import SessionTrace
 
 
 class EventContext(msgspec.Struct, frozen=True):
-    """Where the session stands as an event is made."""
+    """Fields that describe the session's state when an event is created."""
 
     audio_ms: int
     request_id: str
@@ -25,7 +25,7 @@ class EventContext(msgspec.Struct, frozen=True):
 
 
 class Narrator:
-    """Makes one session's events."""
+    """Builds one session's events."""
 
     def __init__(
         self,
@@ -53,10 +53,10 @@ class Narrator:
         )
 
     def publish(self, drafts: Sequence[EventDraft], spoken_until: float | None = None) -> None:
-        """Publish what the tracker decided.
+        """Publish the tracker's drafts.
 
-        `spoken_until` is when the last sound of the turn was sent that ends now, on the monotonic
-        clock; None if that is not known.
+        `spoken_until` is when the last sound of the ending turn was sent, on the monotonic clock;
+        None if unknown.
         """
         for draft in drafts:
             common = self._common()
@@ -89,7 +89,7 @@ class Narrator:
     def publish_error(
         self, code: str, message: str, *, status: int = 0, fatal: bool = False
     ) -> None:
-        """Publish a fault of the input or of the provider."""
+        """Publish an error of the input or of the provider."""
         self._add(
             turns.SessionError(
                 code=code, message=message, status=status, fatal=fatal, **self._common()

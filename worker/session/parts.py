@@ -1,4 +1,4 @@
-"""The parts of one session, and how they hang together."""
+"""The parts of one session, and how they are connected."""
 
 import time
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ from worker.session.sender import AudioSender
 from worker.session.upkeep import Upkeep
 
 LAG_JITTER_MS = 250
-"""By how much the service's lag differs from socket to socket."""
+"""Maximum difference of the provider's lag between two sockets."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What one session is made of; each part knows only parts above it."""
+    """The parts of one session; each part refers only to parts listed above it."""
 
     ledger: Ledger
     lateness: Lateness
@@ -59,7 +59,7 @@ class Parts:
         seq: int,
         snapshot: Checkpoint,
     ) -> Self:
-        """Make the parts of a session that stands where `snapshot` says, after event `seq`."""
+        """Create the parts of a session from its `snapshot` and the last event number `seq`."""
         entry = ownership.entry
         ledger = Ledger(entry.encoding.width, snapshot.ledger)
         pacer = Pacer(context.timeouts.replay_speed)

@@ -16,11 +16,11 @@ from worker.errors import FencedError
 from worker.telemetry.counters import Counters
 
 VERDICTS = frozenset({"ok", "fenced", "missing", "gap"})
-"""Of `commit.lua`."""
+"""Results that `commit.lua` returns."""
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """How long what a session leaves is kept."""
+    """How long a session's keys are kept."""
 
     state_s: int
     turns_s: int
@@ -28,7 +28,7 @@ class Retention(msgspec.Struct, frozen=True):
 
 
 class CheckpointPayload(msgspec.Struct, frozen=True):
-    """What goes with the events of one commit: all that the next owner must know."""
+    """Checkpoint written with the events of one commit, for the next owner."""
 
     snapshot: bytes
     trim_before: str
@@ -36,17 +36,17 @@ class CheckpointPayload(msgspec.Struct, frozen=True):
 
 
 class _PendingEvent(NamedTuple):
-    """An event that waits to be committed."""
+    """An event that is not committed yet."""
 
     payload: tuple[str, bytes, str]
-    """Type, event and trace context, as the script takes them."""
+    """Type, event and trace context, as arguments of the script."""
     at: float
-    """When it was made, on the monotonic clock."""
+    """Time of creation, on the monotonic clock."""
     spoken_until: float | None
 
 
 class Publisher:
-    """Events of one session, in order, each exactly once; one commit in flight."""
+    """Publishes one session's events in order, each exactly once, with one commit in flight."""
 
     def __init__(
         self,
@@ -71,47 +71,47 @@ class Publisher:
         self._in_flight = -1  # events in the commit under way; -1 without one
         self._commits = 0
         self.built_at = float("-inf")
-        """When a commit was built last, on the monotonic clock."""
+        """Time at which the last commit was built, on the monotonic clock."""
         self._dirty = False
         self._ending = False
         self._ended = False
-        self._progress: anyio.Event | None = None  # if anybody waits for it
+        self._progress: anyio.Event | None = None  # set by `wait_committed`
         self.fenced_reason: str | None = None
-        """Why a commit was refused; nothing can be published any more."""
+        """Why a commit was refused; no further event can be published."""
         self._stats = stats
 
     @property
     def next_seq(self) -> int:
-        """Return the number the next event gets."""
+        """Sequence number of the next event."""
         return self._acknowledged + len(self._queue) + 1
 
     def add(self, event: Event, traceparent: str | None, spoken_until: float | None = None) -> None:
-        """Publish `event`, which was made with `next_seq`.
+        """Publish `event`, which was created with `next_seq`.
 
-        `spoken_until` is when the last sound it tells of was sent, on the monotonic clock.
+        `spoken_until` is when the last sound of its turn was sent, on the monotonic clock.
         """
         written = (event_type(event), encode_event(event), traceparent or "")
         self._queue.append(_PendingEvent(written, time.monotonic(), spoken_until))
         self.request_commit()
 
     def request_commit(self) -> None:
-        """Commit what changed, events or not."""
+        """Commit pending events and the checkpoint; there may be no events."""
         self._dirty = True
         if self._in_flight < 0 and self.fenced_reason is None:
             self._committer.submit(self)
 
     def finish(self) -> None:
-        """End the session with what was added: its audio goes, a tombstone stays."""
+        """End the session with the next commit, which deletes the audio and leaves a tombstone."""
         self._ending = True
         self.request_commit()
 
     def abort(self, why: str) -> None:
-        """Build no commit any more, whatever was added; one in flight may still be applied."""
+        """Build no further commit. One in flight may still be applied."""
         self.fenced_reason = self.fenced_reason or why
         self._moved()
 
     async def wait_committed(self) -> None:
-        """Wait until everything added is committed. Raises `CommitRefused` if it never will be."""
+        """Wait until everything added is committed. Raises `FencedError` if a commit is refused."""
         while self._dirty or self._in_flight >= 0 or (self._ending and not self._ended):
             if self.fenced_reason is not None:
                 raise FencedError(self.fenced_reason)
@@ -150,7 +150,7 @@ class Publisher:
         )
 
     def on_commit_result(self, verdict: str, seq: int) -> None:
-        """Take the answer to the commit in flight (the committer calls this)."""
+        """Handle the result of the commit in flight (the committer calls this)."""
         sent, self._in_flight = self._in_flight, -1
         expected = self._acknowledged + sent
         self._stats.commits[verdict if verdict in VERDICTS else "error"] += 1

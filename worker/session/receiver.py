@@ -1,4 +1,4 @@
-"""Provider messages of one session: publishes events, and commits the audio that they cover.
+"""The receiver: turns provider messages into events, and commits the audio they cover.
 
 The turn tracker decides what is published. The boundary finder finds the audio that an event
 covers, and the ledger commits it.
@@ -19,8 +19,8 @@ from worker.session.narrator import Narrator
 from worker.session.sender import AudioSender
 
 ONSET_MARGIN_MS = 1_500
-"""Audio before an answered ping that may still belong to a turn whose start is on its way: the
-service's lag and the onset it needs."""
+"""Minimum audio kept uncommitted before an answered ping. A turn start on its way may cover it: the
+margin is the provider's lag plus the sound it needs to detect a turn."""
 
 _INPUTS: dict[type, ProviderInput] = {
     cartesia.TurnUpdate: ProviderInput.UPDATE,
@@ -37,10 +37,10 @@ TurnMessage = (
 
 
 class _PendingEnd(NamedTuple):
-    """A turn's end whose next message is to tell what it covers.
+    """A turn's end that waits for the next message, which shows what it covers.
 
-    During a flush it covers all that was sent, unless another turn follows. And of what came
-    together, as after a standstill, an end is easier to place if it is known that a turn follows.
+    During a flush it covers everything sent, unless another turn follows. In a burst of messages,
+    as after a stall, the end is easier to place if it is known that a turn follows.
     """
 
     transcript: str
@@ -48,33 +48,33 @@ class _PendingEnd(NamedTuple):
 
 
 class _HeldUpdate(NamedTuple):
-    """The newest text of the open turn, which is not published yet."""
+    """The newest text of the open turn, not yet published."""
 
     transcript: str
     arrival: SendPosition
 
 
 class _EagerPause(NamedTuple):
-    """A pause inside the turn, in which the service thought that it might be over."""
+    """A pause inside the turn for which the provider sent an eager end."""
 
     transcript: str
-    """What had been said of the turn by then."""
+    """Transcript of the turn at the eager end."""
     arrival: SendPosition
     transcript_at: int
-    """Byte of the socket that was sent when that was said first."""
+    """Byte of the socket sent when that transcript first arrived."""
 
 
 class _LeadIn(NamedTuple):
-    """Audio before a turn's first sound."""
+    """Silence before a turn's first sound."""
 
     position: int
-    """Session byte up to which that is."""
+    """Session byte at which the silence ends."""
     arrived_at: float
-    """When the `turn.start` did."""
+    """Arrival time of the `turn.start`."""
 
 
 class MessageReceiver:
-    """Takes what the service says on one socket after another."""
+    """Handles the provider's messages on one socket after another."""
 
     def __init__(
         self,
@@ -92,17 +92,17 @@ class MessageReceiver:
         self._narrator = narrator
         self._holdback = holdback
         self._held_update: _HeldUpdate | None = None
-        self._now = 0.0  # when a message or a tick came last
+        self._now = 0.0  # time of the last message or tick
         self._pending_end: _PendingEnd | None = None
         self._eager_pause: _EagerPause | None = None
         self._lead_in: _LeadIn | None = None
-        self._last_transcript = ""  # of the turn on this socket, last
+        self._last_transcript = ""  # latest text of the turn on this socket
         self.flushing = False
-        """Whether the service was asked for the rest of what was sent."""
+        """Whether the worker sent `close` to get the remaining transcripts."""
 
     @property
     def inside_turn(self) -> bool:
-        """Whether a turn is open, for consumers or for the service."""
+        """Whether a turn is open, for consumers or for the provider."""
         return self._tracker.open or self._tracker.provider_in_turn
 
     def socket_opened(self, now: float) -> None:
@@ -113,14 +113,14 @@ class MessageReceiver:
         self._boundary.reset(now)
 
     def forget(self) -> None:
-        """Drop what waited for more to be said on a socket that is gone."""
+        """Drop everything that waited for further messages on a lost socket."""
         self._held_update = None
         self._pending_end = None
         self._eager_pause = None
         self._lead_in = None
 
     def on_turn_message(self, message: TurnMessage, arrival: SendPosition) -> None:
-        """Act upon a message that arrived then."""
+        """Handle a message with this arrival position."""
         self._now = arrival.at
         match message:
             case cartesia.TurnStart():
@@ -129,7 +129,7 @@ class MessageReceiver:
                 again = self._tracker.open
                 self._track(ProviderInput.START, None, arrival)
                 quiet_before = self._boundary.on_start(arrival)
-                # Audio that a replay hears of an open turn may belong to it.
+                # In a replay the audio before the start may belong to the open turn.
                 if not again and self._boundary.is_on_time:
                     self._lead_in = _LeadIn(quiet_before, arrival.at)
             case cartesia.TurnEnd():
@@ -157,14 +157,14 @@ class MessageReceiver:
                     self._eager_pause = lull if self._boundary.is_on_time else None
 
     def on_message(self, arrival: SendPosition, waiting: int, *, begins: bool) -> None:
-        """Note that a message of any kind arrived then, before it is taken.
+        """Record the arrival of a message of any kind, before it is handled.
 
-        `waiting` messages came with it, and are to be taken after it; `begins` is whether it says
-        that a turn begins.
+        `waiting` is the number of messages that arrived with it and are handled after it; `begins`
+        is whether it is a `turn.start`.
         """
         self.resolve_pending_end(final=False, begins=begins)
         self._boundary.on_message(arrival, waiting)
-        # What came together with the next message may have been held up, and is no guide.
+        # A message that arrives with the next one may have been delayed, so it proves nothing.
         quiet, self._lead_in = self._lead_in, None
         if quiet is not None and arrival.at - quiet.arrived_at >= BURST_GAP_S:
             self._commit(quiet.position)
@@ -175,19 +175,19 @@ class MessageReceiver:
             self._eager_pause = None
 
     def release_update(self, now: float) -> None:
-        """Publish text that was held back, if its interval is over."""
+        """Publish held-back text, if its interval is over."""
         if self._held_update is not None and self._holdback.is_due(now):
             self._now = now
             self.publish_text()
 
     def publish_text(self) -> None:
-        """Publish text that was held back, if any."""
+        """Publish held-back text, if any."""
         held, self._held_update = self._held_update, None
         if held is not None:
             self._track(ProviderInput.UPDATE, held.transcript, held.arrival)
 
     def resolve_pending_end(self, *, final: bool, begins: bool = False) -> None:
-        """Publish a turn's end that was held, now that it is known what it covers."""
+        """Publish a pending turn end, now that it is known what it covers."""
         if self._pending_end is None:
             return
         held, self._pending_end = self._pending_end, None
@@ -205,32 +205,32 @@ class MessageReceiver:
         self._commit_and_publish(cut, drafts, "close" if self.flushing else "model", spoken_until)
 
     def commit_all_sent(self, reason: EndReason) -> None:
-        """Settle all that was sent, ending the open turn if the service did not."""
+        """Commit everything sent, and end the open turn if the provider did not."""
         self.publish_text()
         self._commit_and_publish(
             self._sender.session_bytes, self._tracker.force_end(reason), reason
         )
 
     def end_turn_early(self) -> None:
-        """End the open turn, if any: what follows of its audio will not be transcribed."""
+        """End the open turn, if any, because the rest of its audio will not be transcribed."""
         self.publish_text()
         self._publish(self._tracker.force_end("watchdog"))
 
-    def commit_silence(self, heard: int) -> None:
-        """Commit audio between turns, heard up to that session byte and found empty."""
+    def commit_silence(self, position: int) -> None:
+        """Commit audio between turns that the provider received up to session byte `position`."""
         if not self.inside_turn:
-            self._commit(heard - self._sender.bytes_of(ONSET_MARGIN_MS))
+            self._commit(position - self._sender.bytes_of(ONSET_MARGIN_MS))
 
     def _text_of(
         self, message: cartesia.TurnUpdate | cartesia.TurnEagerEnd | cartesia.TurnEnd
     ) -> str:
-        """Return the turn's text; where a message leaves it out, it is as before."""
+        """Return the turn's text; a message without text leaves it unchanged."""
         if message.transcript is not None:
             self._last_transcript = message.transcript
         return self._last_transcript
 
-    def _track(self, said: ProviderInput, text: str | None, arrival: SendPosition) -> None:
-        self._publish(self._tracker.on_input(said, text, arrival.session_bytes))
+    def _track(self, kind: ProviderInput, text: str | None, arrival: SendPosition) -> None:
+        self._publish(self._tracker.on_input(kind, text, arrival.session_bytes))
 
     def _publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
         for draft in drafts:
@@ -241,17 +241,17 @@ class MessageReceiver:
         self._narrator.publish(drafts, spoken_until)
 
     def _waits(self) -> bool:
-        """Whether an update is held back: the text was published a short time ago."""
+        """Whether an update is held back because the last one is too recent."""
         return self._tracker.grows and not self._holdback.is_due(self._now)
 
     def _hold(self, text: str, arrival: SendPosition) -> None:
-        """Hold an update back, unless one with more text is."""
+        """Hold an update back, unless a longer one is held already."""
         held = self._held_update
         if held is None or len(text) >= len(held.transcript):
             self._held_update = _HeldUpdate(text, arrival)
 
     def _supersede(self, text: str) -> None:
-        """Publish text that was held back, unless `text`, which is published next, has it all."""
+        """Publish held-back text, unless `text`, which is published next, contains it."""
         if self._held_update is not None and text.startswith(self._held_update.transcript):
             self._held_update = None
         self.publish_text()
@@ -267,9 +267,9 @@ class MessageReceiver:
             self.resolve_pending_end(final=False)
 
     def _commit_pause(self, text: str) -> None:
-        """Commit up to a pause inside the turn, now that words have come after it.
+        """Commit up to a pause inside the turn, once words have followed it.
 
-        A long turn would else be heard again from its first word after every lost socket.
+        Otherwise a long turn is replayed from its first word after every lost socket.
         """
         lull = self._eager_pause
         if lull is None:
@@ -277,19 +277,19 @@ class MessageReceiver:
         whole = self._tracker.full_transcript(text)
         begins = whole.startswith(lull.transcript)
         if is_blank(whole[len(lull.transcript) :]):
-            return  # nothing came yet
+            return  # no words followed yet
         self._eager_pause = None
         space = parting(lull.transcript, whole) if begins else None
         if space is None:
-            return  # what was said before the pause was not the last word on it
+            return  # the provider revised the text before the pause
         position = self._boundary.find_pause(lull.arrival, lull.transcript_at)
         if position is not None and self._ledger.commit_to(position):
-            self.publish_text()  # what is settled is not heard again
+            self.publish_text()  # committed audio is not replayed
             self._tracker.commit_prefix(lull.transcript, space)
             self._after_commit()
 
     def _commit(self, position: int) -> None:
-        """Commit audio that nothing was or will be said of."""
+        """Commit audio that no event covers or will cover."""
         if self._ledger.commit_to(position):
             self._after_commit()
 

@@ -1,7 +1,7 @@
-"""Reports: publishes and logs what is wrong with a session's input, a bounded number of times.
+"""Reports: publishes and logs errors in a session's input, a bounded number of times.
 
-Consumers get a `session.error` or an `audio.gap`; the dead stream and the log get the same, as
-often. `Notices` decides how often that is.
+Consumers receive a `session.error` or an `audio.gap`. The same errors are logged or written as dead
+letters, equally often. `Notices` decides how often.
 """
 
 import logging
@@ -43,10 +43,10 @@ class Reports:
         self._narrator = narrator
         self._repeat_logged = False
 
-    def refused(self, entry_id: str, fields: Fields, faults: Sequence[EntryError]) -> None:
-        """Report what cannot be used of an audio entry."""
-        reason, detail = faults[0].reason, "; ".join(map(str, faults))
-        named = sorted({f"`{fault.field}`" for fault in faults if fault.field})
+    def refused(self, entry_id: str, fields: Fields, errors: Sequence[EntryError]) -> None:
+        """Report the invalid fields of an audio entry."""
+        reason, detail = errors[0].reason, "; ".join(map(str, errors))
+        named = sorted({f"`{error.field}`" for error in errors if error.field})
         subject = f"audio entries, field {' and '.join(named)}" if named else "empty audio entries"
         count = self._notices.count(f"audio_{reason}", subject)
         if count:
@@ -56,14 +56,14 @@ class Reports:
             self._context.dead_letter(entry_id, self._key, self._session, reason, detail, fields)
 
     def provider_error(self, code: str, message: str, status: int) -> None:
-        """Report what the provider objects to and goes on after."""
+        """Report an in-band error after which the provider continues."""
         count = self._notices.count(code, message[:200])
         if count:
             so_far = f" ({count:,} times so far)" if count > 1 else ""
             self._narrator.publish_error(code, f"{message}{so_far}", status=status)
 
     def doubtful(self, entry_id: str, entry: AudioEntry, doubt: Doubt, before: int) -> None:
-        """Report that the audio of an entry was taken although its `seq` is doubtful."""
+        """Report that the audio of an entry was accepted although its `seq` is doubtful."""
         count = self._notices.count("audio_miscounted", f"`seq` that {doubt.value}")
         if not count:
             return
@@ -78,7 +78,7 @@ class Reports:
         """Report that the audio of an entry was dropped as a repeat."""
         self._context.stats.chunks_repeated += 1
         if not self._repeat_logged:
-            # With a src it is most likely an append repeated after a lost reply, as it should be.
+            # With a src this is usually an append that was retried after a lost reply, as intended.
             log.log(
                 logging.INFO if entry.src else logging.WARNING,
                 "%s: audio entry %s repeats seq %s of src %r and is dropped; further repeats are "
@@ -96,7 +96,7 @@ class Reports:
         return self._notices.repeating
 
     def taken(self) -> None:
-        """Note that new audio followed repeats."""
+        """Record that new audio followed repeats."""
         self._repeats(self._notices.repeats_end(session_ends=False), "until new audio came")
 
     def missing(self, ms: float, now: float) -> None:
@@ -114,11 +114,11 @@ class Reports:
         self._warn("audio_untimed", message)
 
     def tick(self, now: float) -> None:
-        """Publish what was held back for long enough."""
+        """Publish reports whose interval is over."""
         self._gap(self._notices.gap_due(now))
 
     def close(self) -> None:
-        """Publish what is left at the end of the session."""
+        """Publish the remaining reports at the end of the session."""
         self._repeats(self._notices.repeats_end(session_ends=True), "until the session ended")
         self._gap(self._notices.gap_rest())
         for tally in self._notices.unpublished():

@@ -1,7 +1,7 @@
-"""The sender: what goes up to the service on the current socket, and when.
+"""The sender: sends a session's audio to the provider on the current socket.
 
-Holds the little audio that was read and not yet sent, paces it, keeps samples whole, and fills in
-silence where the producer stopped inside a turn: the service's clock is the audio it receives.
+It buffers the little audio that was read and not yet sent, paces it, and keeps samples whole. If
+the producer stops inside a turn, it sends filler silence: the provider's clock is the audio.
 """
 
 import time
@@ -18,13 +18,13 @@ from worker.stt.cartesia import TurnsStream
 from worker.telemetry.counters import Counters
 
 BUFFER_MS = 400
-"""Audio held before reading stops: enough to ride out one poll at replay speed."""
+"""Maximum buffered audio before reading stops: enough for one poll interval at replay speed."""
 
 MAX_FRAME_MS = 100
-"""Chunks above twice this are sent in slices, as the service advises."""
+"""Maximum duration of a slice. Chunks above twice this are sliced, as the provider advises."""
 
 FILLER_DELAY_S = 0.5
-"""Silence of the producer, at least, before filler stands in; or two of its chunks."""
+"""Minimum pause of the producer before filler is sent, or twice the length of its chunks."""
 
 FILLER_STEP_MS = 100
 
@@ -46,22 +46,22 @@ class AudioSender:
         self._stats = stats
         self._frame_limit = frame_limit or FrameLimit()
         self.largest = 0
-        """Bytes of the largest message sent on this socket."""
+        """Size of the largest message sent on this socket, in bytes."""
         self._width = encoding.width
         self._silence = encoding.silence
         self._bytes_per_ms = sample_rate * encoding.width / 1000
         self._buffer: deque[bytes | TurnConfig] = deque()
-        self._buffered_bytes = 0  # bytes in the backlog
+        self._buffered_bytes = 0  # bytes of audio in the buffer
         self._partial_sample = b""  # the beginning of a sample whose rest is in the next chunk
         self._stream: TurnsStream | None = None
         self.chunk_ms = 0.0
-        """How much sound the chunk held that was taken last."""
-        self._attached_at = float("-inf")  # when there was last a new socket
+        """Duration of the last chunk that was enqueued."""
+        self._attached_at = float("-inf")  # when the last socket was attached
         self._paced_at = float("-inf")  # when audio was last held back
         self._configured_at = float("-inf")  # when settings were last sent
-        self._busy_at = 0.0  # when there was audio to send, or no way to send it
+        self._busy_at = 0.0  # when audio was waiting, or the socket was blocked
         self._filled_since: float | None = None
-        self._filled_ms = 0  # of the present stretch of filler
+        self._filled_ms = 0  # of the current run of filler
         self.fillers: list[tuple[int, int]] = []
         """(session byte, milliseconds) of filler sent on this socket and not yet committed."""
         self.session_bytes = ledger.committed_bytes
@@ -69,13 +69,13 @@ class AudioSender:
         self.socket_bytes = 0
         """Bytes sent on this socket, filler included."""
         self.send_log = SendLog()
-        """When what was sent on this socket."""
+        """What was sent on this socket, and when."""
         self.levels = LevelBuffer(encoding, sample_rate, LOOKBACK_MS)
-        """How loud the session's audio was that was sent on this socket."""
+        """Loudness of the session's audio that was sent on this socket."""
 
     @property
     def session_ms(self) -> int:
-        """How far into the session's own audio the service was fed."""
+        """Milliseconds of the session's own audio sent to the provider."""
         return int(self.session_bytes / self._bytes_per_ms)
 
     @property
@@ -97,19 +97,19 @@ class AudioSender:
 
     @property
     def holds_audio(self) -> bool:
-        """Whether any of what waits is audio that can be sent: a whole sample or more."""
+        """Whether the buffer holds at least one whole sample."""
         return self._buffered_bytes + len(self._partial_sample) >= self._width
 
     def bytes_of(self, ms: float) -> int:
-        """Bytes of so many milliseconds."""
+        """Return the size of `ms` milliseconds of audio, in bytes."""
         return int(ms * self._bytes_per_ms)
 
     def ms_of(self, size: int) -> float:
-        """Milliseconds of so many bytes."""
+        """Return the duration of `size` bytes of audio, in milliseconds."""
         return size / self._bytes_per_ms
 
     def attach(self, stream: TurnsStream, now: float) -> None:
-        """Send on a new socket, from the committed position on."""
+        """Start sending on a new socket, from the committed position on."""
         self._stream = stream
         self._attached_at = self._busy_at = now
         self._paced_at = self._configured_at = float("-inf")
@@ -119,7 +119,7 @@ class AudioSender:
         self._pacer.restart(now)
 
     def detach(self) -> None:
-        """Forget the socket and what was not committed: it will be read again."""
+        """Drop the socket and all uncommitted audio, which will be read again."""
         self._stream = None
         self._buffer.clear()
         self._buffered_bytes = 0
@@ -133,32 +133,32 @@ class AudioSender:
         self.session_bytes = self._ledger.committed_bytes
 
     def resume_at(self, rest: bytes) -> None:
-        """Go on at the committed position, `rest` being the beginning of the sample there."""
+        """Continue at the committed position; `rest` is the beginning of the sample there."""
         self.session_bytes = self._ledger.committed_bytes
         self._partial_sample = rest
         self.levels.restart(self.session_bytes)
 
     def enqueue(self, audio: bytes) -> None:
-        """Hold audio that was read, to be sent."""
+        """Buffer audio that was read."""
         self._buffer.append(audio)
         self._buffered_bytes += len(audio)
         self.chunk_ms = len(audio) / self._bytes_per_ms
         self._stop_filling()
 
     def sent_fast_within(self, seconds: float) -> bool:
-        """Whether, so short a time ago, audio was sent on this socket faster than real time."""
+        """Whether audio was sent faster than real time on this socket in the last `seconds`."""
         return self._pacer.is_fast and time.monotonic() - self._paced_at <= seconds
 
     def configured_within(self, seconds: float) -> bool:
-        """Whether, so short a time ago, settings were sent on this socket."""
+        """Whether settings were sent on this socket in the last `seconds`."""
         return time.monotonic() - self._configured_at <= seconds
 
     def delayed_within(self, seconds: float) -> bool:
-        """Whether audio had to wait, here or for a socket, so short a time ago."""
+        """Whether audio waited for pacing or for a socket in the last `seconds`."""
         return time.monotonic() - max(self._attached_at, self._paced_at) <= seconds
 
     def limit_to_real_time(self) -> None:
-        """Catch up no faster than real time from here on."""
+        """Catch up no faster than real time from now on."""
         self._pacer.limit_to_real_time()
 
     def resume_speed(self) -> None:
@@ -166,7 +166,7 @@ class AudioSender:
         self._pacer.resume_speed()
 
     def enqueue_config(self, config: TurnConfig) -> None:
-        """Hold a change of settings, to be sent in its place between the audio."""
+        """Buffer a change of settings, to be sent at its place in the audio."""
         self._buffer.append(config)
 
     def drain(self, now: float) -> bool:
@@ -201,17 +201,16 @@ class AudioSender:
         return False
 
     def send_filler(self, now: float, up_since: float, polled_at: float) -> None:
-        """Send silence, at real time, if the producer's pause has come to need it.
+        """Send silence, at real time, if the producer's pause is long enough.
 
-        The pause is known to last until `polled_at`, when Redis was last asked for audio and had
-        none; Redis answers since `up_since`. Whatever happens to us or to Redis, what nobody looked
-        at is not silence.
+        The pause lasts at least until `polled_at`, when Redis last returned no audio. Redis has
+        been available since `up_since`. Time in which the stream was not polled is not silence.
         """
         stream = self._stream
         if stream is None:
             return
         if self._buffer or stream.socket.blocked_since is not None:
-            self._busy_at = now  # nobody looks: there is more than enough
+            self._busy_at = now  # the stream is not polled while audio waits
             return
         after = max(FILLER_DELAY_S, 2 * self.chunk_ms / 1000)
         if polled_at - max(self._busy_at, up_since) < after:
@@ -226,7 +225,7 @@ class AudioSender:
             self._note_filler()
 
     def forget_committed(self) -> None:
-        """Forget filler that lies before the committed position."""
+        """Drop records of filler before the committed position."""
         position = self._ledger.committed_bytes
         self.fillers = [filler for filler in self.fillers if filler[0] > position]
 
@@ -235,7 +234,7 @@ class AudioSender:
         return max(1, samples) * self._width
 
     def filler_before(self, moment: SendPosition, start: int) -> list[tuple[int, int]]:
-        """Return the filler sent by then, from session byte `start` on."""
+        """Return the filler sent before `moment`, from session byte `start` on."""
         fillers = [filler for filler in self.fillers if filler[0] >= start]
         since_ms = int(
             self.ms_of(
@@ -251,7 +250,7 @@ class AudioSender:
         return fillers
 
     def _send_bytes(self, stream: TurnsStream, audio: bytes, now: float, own: int) -> None:
-        """Send whole samples, `own` bytes of which are the session's."""
+        """Send whole samples, of which `own` bytes are the session's and the rest is filler."""
         size, limit = len(audio), self._frame_limit.max_bytes
         if size <= limit:
             stream.send_audio(audio)

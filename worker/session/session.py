@@ -1,7 +1,7 @@
-"""One session's life: from its claim to its tombstone, over any number of sockets.
+"""The lifecycle of one session, from its claim to its tombstone, over any number of sockets.
 
-The reader feeds it audio, the ticker tells it the time, both by plain calls; its own task connects,
-listens, and decides what is committed.
+The reader passes audio and the ticker passes the time, both by plain calls. The session's own task
+connects, receives, and decides what is committed.
 
     PARKED ----audio----> CONNECTING ----connected----> LIVE
       ^ ^                     ^                          | |
@@ -33,11 +33,11 @@ from worker.telemetry.traces import SessionTrace
 log = logging.getLogger(__name__)
 
 OUTAGE_EVENT_AFTER_S = 3.0
-"""How long a session may be without a socket before consumers are told."""
+"""Delay before an outage is published: time without a socket."""
 
 
 class Phase(Enum):
-    """Where a session stands with its socket."""
+    """State of a session's connection."""
 
     PARKED = "parked"
     CONNECTING = "connecting"
@@ -47,7 +47,7 @@ class Phase(Enum):
 
 
 class Failure(NamedTuple):
-    """Why a session failed, for the dead stream."""
+    """Why a session failed, for the dead letter."""
 
     code: str
     message: str
@@ -66,12 +66,12 @@ class Session:
         self.audio_key = context.keys.audio(entry.lane, entry.session)
         self.epoch = 0
         self.entry_restored = False
-        """Its entry was put back, for Redis had lost it."""
+        """Whether the worker restored the session's entry after Redis lost it."""
         self._context = context
         self._entry = entry
         self._parts = parts = Parts.assemble(context, ownership, self.audio_key, seq, snapshot)
         self.poll_schedule = parts.poll_schedule
-        """Of its audio stream; the reader's."""
+        """Poll schedule of the audio stream; the reader uses it."""
         self._ledger = parts.ledger
         self._lateness = parts.lateness
         self._sender = parts.sender
@@ -83,26 +83,26 @@ class Session:
         if self._tracker.open:
             self.trace.turn_started(snapshot.turns.turn, time.time(), taken_over=True)
         context.provider_lag.seed(snapshot.lag_s)
-        # As the socket before this one was opened.
+        # Values at the time the previous socket opened.
         self._committed_at_connect = self._ledger.committed_bytes
         self._reached_sent = self._lateness.sent_until
         self._failure: Failure | None = None
         self._wake = anyio.Event()
         self._connection: LiveConnection | None = None
-        self._phase = Phase.PARKED  # the phase where there is no connection
+        self._phase = Phase.PARKED  # the phase while there is no connection
         self._phase_since = time.monotonic()
-        self._outage_since: float | None = None  # of the socket, until one works
+        self._outage_since: float | None = None  # start of the outage, until a socket works
         self._outage_published = False
         self._unreadable = ""
 
     @property
     def phase(self) -> Phase:
-        """Where it stands with its socket."""
+        """State of the connection."""
         if self._connection is None or self._phase is Phase.OVER:
             return self._phase
         return Phase.FLUSHING if self._connection.flushing else Phase.LIVE
 
-    # -- what the reader asks and tells
+    # -- called by the reader and the ticker
 
     @property
     def cursor(self) -> str:
@@ -111,7 +111,7 @@ class Session:
 
     @property
     def wants_audio(self) -> bool:
-        """Whether to read audio for this session now."""
+        """Whether the reader should read audio for this session now."""
         if self._phase is Phase.OVER or self._ingest.end_reached or self._unreadable:
             return False
         if self._connection is None:
@@ -121,49 +121,49 @@ class Session:
 
     @property
     def chunk_s(self) -> float:
-        """How much sound the chunk held that was read last, in seconds."""
+        """Duration of the last chunk that was read, in seconds."""
         return self._sender.chunk_ms / 1000
 
     @property
     def trace(self) -> SessionTrace:
-        """Its spans."""
+        """Trace spans of the session."""
         return self._narrator.trace
 
     @property
     def lag_s(self) -> float:
-        """Age of the oldest audio that was read and waits to be sent, in seconds; 0 if none."""
+        """Age of the oldest audio that was read and not yet sent, in seconds; 0 if none."""
         if not self._sender.holds_audio:
             return 0.0
-        # What a live session holds is newer than that by less than the sender has room for.
+        # On a live socket the unsent audio is at most the sender's buffer, so the cursor will do.
         oldest = self._ledger.oldest if self._connection is None else self.cursor
         return self._parts.ages.age_s(oldest or self.cursor)
 
     @property
     def uncommitted_bytes(self) -> int:
-        """Bytes of audio that were read and are not covered by published events."""
+        """Bytes of audio that were read and that no published event covers."""
         return self._ledger.read_bytes - self._ledger.committed_bytes
 
     @property
     def can_release(self) -> bool:
-        """Whether giving the session away now costs nobody anything.
+        """Whether releasing the session now costs consumers nothing.
 
-        One that waits for a socket gets it from the next worker no later, inside a turn or not.
+        A session that waits for a socket gets one from the next worker just as soon.
         """
         between_turns = self.phase is Phase.LIVE and not self._tracker.open
         return between_turns or self.phase in (Phase.PARKED, Phase.CONNECTING)
 
     @property
     def stranded(self) -> bool:
-        """Whether it waits for a socket that this machine cannot open."""
+        """Whether the session waits for a socket that this machine cannot open."""
         return self.phase is Phase.CONNECTING and self._connector.stranded
 
     @property
     def fenced_reason(self) -> str | None:
-        """Why our commits are refused: another worker owns the session. None while they are not."""
+        """Why commits are refused because another worker owns the session; None if they are not."""
         return self._narrator.publisher.fenced_reason
 
     def feed(self, entries: Entries, now: float) -> None:
-        """Take entries that follow the cursor, read just now."""
+        """Accept entries that follow the cursor and were just read."""
         connection = self._connection
         if self._phase is Phase.OVER or self.fenced_reason is not None:
             return
@@ -173,15 +173,15 @@ class Session:
         elif not (connection.flushing or self._ingest.cut_short):
             self._ingest.accept(entries, now, live=True)
             connection.drain(now)
-        # else it is read again, if it is wanted, once the flush is over, or by another owner
+        # Otherwise the entries are read again after the flush, or by another owner.
 
     def on_unreadable_key(self, error: ResponseError) -> None:
-        """Learn that the audio key holds something that is no stream."""
+        """Record that the audio key does not hold a stream."""
         self._unreadable = str(error)
         self._wake.set()
 
     def tick(self, now: float) -> None:
-        """Look at every deadline; called about ten times a second."""
+        """Check every deadline; called about ten times a second."""
         if self._phase is not Phase.OVER:
             self._parts.reports.tick(now)
         if self._connection is not None:
@@ -196,12 +196,12 @@ class Session:
         elif self._phase is Phase.PARKED and self._is_idle:
             self._wake.set()
 
-    # -- its own task
+    # -- the session's task
 
     async def run(self) -> None:
-        """Run until the session ended. Cancel to let go of it.
+        """Run until the session ends. Cancel to release it.
 
-        Raises `CommitRefused` if another worker owns the session.
+        Raises `FencedError` if another worker owns the session.
         """
         self._context.reader.add(self)
         try:
@@ -216,25 +216,25 @@ class Session:
             self._context.reader.remove(self)
 
     def verify_ownership(self) -> None:
-        """Commit, events or not, so that it shows whether the session is still ours."""
+        """Commit, even without events, to check that this worker still owns the session."""
         self._narrator.publisher.request_commit()
 
     def fail(self) -> None:
-        """Commit nothing more: a fault of ours struck, and what is held may be wrong."""
+        """Stop committing after an internal error: the state in memory may be wrong."""
         self._narrator.publisher.abort(INTERNAL_ERROR)
 
     async def wait_committed(self) -> None:
-        """Wait until everything published so far is committed; raises `CommitRefused`."""
+        """Wait until everything published so far is committed; raises `FencedError`."""
         publisher = self._narrator.publisher
         if (
             self._lateness.sent_until > self._ledger.committed_bytes
             and publisher.fenced_reason is None
         ):
-            publisher.request_commit()  # how far it was sent
+            publisher.request_commit()  # commits how far audio was sent
         await publisher.wait_committed()
 
     async def _run_connection(self) -> None:
-        """Wait for work; do one socket's worth of it."""
+        """Wait for work, then run one connection."""
         self._enter(Phase.PARKED)
         while not self._has_work:
             await self._wake.wait()
@@ -278,9 +278,9 @@ class Session:
 
     @property
     def _is_idle(self) -> bool:
-        """Whether the producer is thought to be gone; to be asked where there is no socket."""
+        """Whether the producer seems to be gone. Only valid without a socket."""
         if self.poll_schedule.last_polled_at < self._phase_since:
-            return False  # nobody has looked yet whether there is more
+            return False  # the stream was not polled since this phase began
         return (
             self._parts.upkeep.producer_idle_s(self._ingest.last_new_entry_at)
             > self._context.timeouts.idle_s
@@ -293,12 +293,12 @@ class Session:
         self._request_read()
 
     def _request_read(self) -> None:
-        """Have the reader look at once whether audio is wanted."""
+        """Make the reader poll this session at once."""
         self.poll_schedule.poll_now()
         self._context.reader.wake()
 
     def _rewind(self) -> None:
-        """Read again, from the committed position on, whatever a new socket must hear."""
+        """Go back to the committed position, so that a new socket receives the audio after it."""
         self._lateness.closed(time.monotonic(), self._sender.session_bytes)
         self._sender.detach()
         self._receiver.forget()
@@ -306,7 +306,7 @@ class Session:
         self.epoch += 1
 
     async def _connect(self) -> LiveConnection | None:
-        """Connect, however long it takes; None if the service will never have this session."""
+        """Connect, however long it takes; None if the provider rejects the session for good."""
         self._enter(Phase.CONNECTING)
         self._begin_outage()
         try:
@@ -332,7 +332,7 @@ class Session:
         return self._connection
 
     def _begin_outage(self) -> None:
-        """Count the time without a working socket from now on, unless it is counted already."""
+        """Start measuring the outage, unless it is being measured already."""
         if self._outage_since is None:
             self._outage_since = time.monotonic()
 
@@ -348,10 +348,10 @@ class Session:
         )
 
     async def _after_flush(self) -> None:
-        """All that was sent is published: end, or let go of the socket until there is audio."""
+        """End the session after a flush, or release the permit until there is audio."""
         self._end_outage()
         if self._ingest.cut_short:
-            return  # the next socket begins with the audio that is late
+            return  # the next socket begins with the late audio
         if self._ingest.end_reached:
             self._finish("end")
         else:
@@ -373,7 +373,7 @@ class Session:
         self._enter(Phase.CONNECTING)
         self._begin_outage()
         self._connector.failure = error
-        # A long turn commits nothing, but a socket that was sent more of it was of use.
+        # A long turn commits nothing, but a socket that sent more of it made progress.
         sent = self._lateness.sent_until > self._reached_sent
         await self._connector.wait_before_reconnect(progressed=progressed or sent)
 
@@ -385,7 +385,7 @@ class Session:
         self._phase = Phase.OVER
 
     def _fail(self, code: str, message: str, *, status: int) -> None:
-        """End the session for a fault that no retry can cure."""
+        """End the session after an error that no retry can fix."""
         self._parts.reports.close()
         self._narrator.publish(self._tracker.force_end("close"))
         self._narrator.publish_error(code, message, status=status, fatal=True)
@@ -393,7 +393,7 @@ class Session:
         self._failure = Failure(code, message)
 
     def _dead_letter(self) -> None:
-        """Put a session that failed on the dead stream, now that its end is ours for certain."""
+        """Write a dead letter for a failed session, once its end is committed."""
         if self._failure is not None:
             log.error("%s: ended: %s", self.name, self._failure.message)
             fence, keys = self.ownership.fence, self._context.keys

@@ -1,8 +1,9 @@
-"""Shedding: drops audio that is too late to be transcribed, and counts it for an `audio.gap`.
+"""Shedding: drops audio that is too late to be transcribed, and measures it for an `audio.gap`.
 
-Only audio that was never sent is dropped, oldest first. If audio before it was sent and no event
-covers that yet, the new socket is sent that audio and closed: the provider ends the turn with all
-that consumers may have seen of it. The socket after it begins with what is dropped.
+Only audio that was never sent is dropped, oldest first. If earlier audio was sent and no event
+covers it yet, that audio is sent again on a new socket, which is then closed. The provider then
+ends the turn with everything that consumers may have seen of it. The next socket begins with the
+dropped audio.
 """
 
 from worker.bus.clock import EntryAges
@@ -12,7 +13,7 @@ from worker.session.sender import AudioSender
 
 
 class Shedding:
-    """Decides for one session."""
+    """Decides which audio of one session to drop."""
 
     def __init__(
         self, ages: EntryAges, ledger: Ledger, sender: AudioSender, lateness: Lateness
@@ -21,14 +22,14 @@ class Shedding:
         self._ledger = ledger
         self._sender = sender
         self._lateness = lateness
-        self._size = 0  # of what is being dropped
+        self._size = 0  # bytes being dropped
         self._tail = b""
-        self._judged = False  # the first audio that no socket was sent before this one
+        self._judged = False  # whether the first never-sent audio was judged
         self.cut_short = False
-        """Whether the audio that follows is late, and this socket is to be sent no more."""
+        """Whether the next audio is late, so that this socket sends no more."""
 
     def judge_held(self, now: float) -> bool:
-        """Say whether audio that was read before the socket opened has to be dropped."""
+        """Return whether audio read before the socket opened must be dropped."""
         held = self._ledger.segments(self._lateness.sent_until, self._ledger.read_bytes)
         first = next(held, None)
         if first is None:
@@ -37,7 +38,7 @@ class Shedding:
         return not self._judged
 
     def keep(self, entry_id: str, audio: bytes, now: float) -> bytes:
-        """Return what is to be sent of audio that was just taken in; the rest is late."""
+        """Return the part of newly admitted audio to send; the rest is late."""
         sent_until = self._lateness.sent_until
         start = self._ledger.read_bytes - len(audio)
         if start >= sent_until and (self._size or self._ledger.covers(start)):
@@ -54,9 +55,9 @@ class Shedding:
         return audio
 
     def note_sent(self, now: float) -> None:
-        """Note how far this socket was sent the session, and how old that audio is."""
+        """Record how far the session was sent on this socket, and how old that audio is."""
         if self.cut_short:
-            return  # until the provider has ended the turn, the replay is not over
+            return  # the replay lasts until the provider has ended the turn
         fed = self._sender.session_bytes
         self._lateness.progressed(now, fed)
         if self._lateness.excuses and fed == self._lateness.sent_until:
@@ -65,9 +66,9 @@ class Shedding:
                 self._lateness.waited(now, self._ages.age_s(entry))
 
     def settle(self, position: int) -> float:
-        """Cover what was dropped, up to session byte `position`; return its milliseconds.
+        """Commit the dropped audio up to session byte `position`; return its milliseconds.
 
-        0 if nothing was. To be published in the same commit.
+        Returns 0 if none was dropped. The gap must be published in the same commit.
         """
         if not self._size:
             return 0.0
@@ -79,7 +80,7 @@ class Shedding:
         return ms
 
     def forget(self) -> None:
-        """Begin again: all that is not committed will be read again."""
+        """Reset: everything uncommitted will be read again."""
         self._size, self._tail = 0, b""
         self._judged = self.cut_short = False
 

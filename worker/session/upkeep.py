@@ -1,4 +1,4 @@
-"""Upkeep of a session's sockets: notices dead ones, stuck turns, and failures that repeat."""
+"""Upkeep of a session's sockets: detects dead sockets, stuck turns and repeated failures."""
 
 import logging
 import time
@@ -29,19 +29,19 @@ from worker.telemetry.logs import SessionName
 log = logging.getLogger(__name__)
 
 MAX_FLUSH_ATTEMPTS = 3
-"""Flushes in a row without an answer after which an open turn is ended without one."""
+"""Maximum failed flushes in a row; after that an open turn is ended without an answer."""
 
 
 SAME_PLACE_MS = 2_000
-"""Audio between two places at which sockets were lost that count as the same: lag varies."""
+"""Maximum distance between two loss positions that count as the same, because lag varies."""
 
 
 _NO_LOSS = (SttPermanentError, SttCredentialsError, SttBusyError)
-"""Errors that say nothing about the audio."""
+"""Errors that are unrelated to the audio."""
 
 
 class Upkeep:
-    """Looks after one session's sockets, one after the other."""
+    """Monitors one session's sockets, one after another."""
 
     def __init__(
         self,
@@ -70,10 +70,10 @@ class Upkeep:
         self._keepalive = Keepalive(time.monotonic())
         self._failed_flushes = 0
         self._repeats = Repeats(sender.bytes_of(SAME_PLACE_MS))
-        self._turn_messages = False  # the provider sent some on this socket
+        self._turn_messages = False  # whether the provider sent any on this socket
 
     def connected(self, now: float, *, progressed: bool) -> None:
-        """Begin with a new socket; `progressed` tells whether the last one got audio committed."""
+        """Start on a new socket; `progressed` is whether the last one committed audio."""
         if progressed:
             self._failed_flushes = 0
         self._keepalive = Keepalive(now)
@@ -81,9 +81,9 @@ class Upkeep:
         self._turn_messages = False
 
     def lost(self, error: SttError, now: float, *, flushing: bool) -> None:
-        """Note that the socket was lost, before its audio is taken back.
+        """Handle a lost socket, before its audio is rewound.
 
-        Audio at which the provider fails on one socket after another is given up.
+        Audio at which the provider fails on one socket after another is skipped.
         """
         if isinstance(error, _NO_LOSS) or is_idle_close(error.status, str(error)):
             return
@@ -97,7 +97,9 @@ class Upkeep:
         certain = isinstance(error, SttTooBigError) or (broken and self._turn_messages)
         progress = (self._ledger.committed_bytes, self._tracker.last_growth)
         if self._repeats.lost(self._sender.session_bytes, progress, now, certain=certain):
-            log.warning("%s: giving up audio at which the provider fails: %s", self._name, error)
+            log.warning(
+                "%s: skipping audio at which the provider fails repeatedly (%s)", self._name, error
+            )
             self.force_turn_end()
 
     def _can_send_less(self, error: SttTooBigError) -> bool:
@@ -105,72 +107,72 @@ class Upkeep:
         possible = limit.refused(self._sender.largest)
         if limit.max_bytes < before:
             log.warning(
-                "%s: the provider refuses messages of %d bytes (%s); this worker sends at most %d",
+                "%s: the provider rejects messages of %d bytes (%s); this worker sends at most %d",
                 *(self._name, self._sender.largest, error, limit.max_bytes),
             )
         return possible
 
     def on_provider_message(self, *, about_turn: bool) -> None:
-        """Note that the service said something; `about_turn` is whether it was of a turn."""
+        """Record a message from the provider; `about_turn` is whether it belongs to a turn."""
         self._turn_messages = self._turn_messages or about_turn
         self._watchdog.on_message(self._sender.ms_of(self._sender.socket_bytes))
 
     def check_connection(self, stream: TurnsStream, now: float) -> None:
-        """Ping the service, and drop a socket that is dead; settle silence that it has heard."""
+        """Ping the provider, drop a dead socket, and commit silence that the provider received."""
         every_s = PING_INTERVAL_S if self._receiver.inside_turn else IDLE_PING_INTERVAL_S
-        heard = self._keepalive.check(stream.socket, now, self._sender.session_bytes, every_s)
-        if heard is not None:
-            self._receiver.commit_silence(heard)
+        received = self._keepalive.check(stream.socket, now, self._sender.session_bytes, every_s)
+        if received is not None:
+            self._receiver.commit_silence(received)
 
     @property
     def _up_since(self) -> float:
-        """Since when Redis answers: an outage of it is no pause of the producer's."""
+        """Start of Redis's current availability. A Redis outage is not a pause of the producer."""
         return max(self._context.health.since, self._context.reader.lane(self._lane).up_since)
 
     def drive_open_turn(self, stream: TurnsStream, now: float) -> None:
-        """Fill in for a producer that stopped; see to a service that is stuck."""
+        """Send filler if the producer stopped, and act on a stuck turn."""
         self._sender.send_filler(now, self._up_since, self._poll_schedule.last_polled_at)
         sent_ms = self._sender.ms_of(self._sender.socket_bytes)
         if not self._watchdog.is_due(sent_ms):
             return
         timeout_ms = self._context.turn.merged(self._configs.current).turn_end_timeout_ms
-        bark = self._watchdog.check(self._tracker.state.turn, sent_ms, timeout_ms)
-        behind = (
-            self._sender.session_bytes < self._tracker.last_growth
-        )  # of what consumers saw of it
+        action = self._watchdog.check(self._tracker.state.turn, sent_ms, timeout_ms)
+        # Whether this socket has not yet reached the text that consumers saw.
+        behind = self._sender.session_bytes < self._tracker.last_growth
         if (
-            bark is WatchdogAction.NONE
+            action is WatchdogAction.NONE
             or not stream.socket.open
-            or (bark is WatchdogAction.END and behind)
+            or (action is WatchdogAction.END and behind)
         ):
             return
-        log.warning("%s: the open turn is stuck; %s", self._name, bark.value)
-        if bark is WatchdogAction.END:
+        log.warning("%s: the open turn is stuck, %s", self._name, action.value)
+        if action is WatchdogAction.END:
             self.force_turn_end()
-        # Not even after an end of ours: the service is still inside its turn.
+        # The socket is unusable even after a forced end: the provider is still inside its turn.
         stream.socket.abort("the open turn is stuck")
 
     def producer_idle_s(self, since: float) -> float:
-        """Return how long the producer has been silent since then, as far as that is known.
+        """Return how long the producer is known to have been silent since `since`.
 
-        Redis was asked and had nothing; while it did not answer nobody could append.
+        The time counts up to the last poll. A Redis outage does not count: the producer could not
+        append during it.
         """
         return self._poll_schedule.last_polled_at - max(since, self._up_since)
 
     def on_flush_failed(self) -> None:
-        """Note that the service did not do it; at last, settle without an answer.
+        """Count a failed flush, and end the turn without an answer after `MAX_FLUSH_ATTEMPTS`.
 
-        Before that it is asked again, on a new socket.
+        Before that, the flush is retried on a new socket.
         """
         self._failed_flushes += 1
         if self._failed_flushes >= MAX_FLUSH_ATTEMPTS:
-            log.warning("%s: the service does not flush; given up", self._name)
+            log.warning("%s: flush given up after %d attempts", self._name, self._failed_flushes)
             self.force_turn_end()
 
     def flush_refused(self) -> None:
-        """Settle what was sent, the provider having refused to transcribe the rest of it.
+        """Commit everything sent, after the provider refused to transcribe the rest.
 
-        The refusal is published. Between turns the rest is the silence of the last pause.
+        The refusal is published as an error. Between turns the rest is only silence.
         """
         untranscribed_ms = self._untranscribed_ms if self._tracker.open else 0
         self._receiver.commit_all_sent("close")
@@ -178,17 +180,17 @@ class Upkeep:
             self._narrator.publish_gap(untranscribed_ms, "watchdog")
 
     def force_turn_end(self) -> None:
-        """End what the service will not, and say how much nobody heard of what was sent."""
+        """End the stuck turn, and report untranscribed audio."""
         self._receiver.publish_text()
         untranscribed_ms = self._untranscribed_ms
-        told = self._tracker.open or untranscribed_ms
+        publish = self._tracker.open or untranscribed_ms
         self._receiver.commit_all_sent("watchdog")
-        if told:
+        if publish:
             self._narrator.publish_gap(untranscribed_ms, "watchdog")
 
     @property
     def _untranscribed_ms(self) -> int:
-        """How much audio was sent after the open turn's text last grew, or no event covers."""
+        """Audio sent since the open turn's text last grew, or that no event covers."""
         position = self._tracker.last_growth
         if not self._tracker.open:
             position = self._sender.session_bytes - self._sender.uncommitted_bytes
