@@ -1,13 +1,13 @@
-"""The size of messages to the provider, learned from those it refuses."""
+"""Maximum size of messages to the provider, learned from those it rejects."""
 
 MIN_FRAME_BYTES = 256
-"""Minimum size of a message that can be asked for. A multiple of the size of every sample."""
+"""Minimum value of the limit. It is a multiple of every sample size."""
 
 _ALIGNMENT = 8
 
 
 class FrameLimit:
-    """Limits the audio in one message. Shared by all sessions of a worker: they have one provider.
+    """Limits the audio in one message. All sessions of a worker share it.
 
     The provider does not publish its limit, and no close code gives it.
     """
@@ -17,9 +17,9 @@ class FrameLimit:
         """Maximum size of a message, whole samples of any encoding."""
 
     def refused(self, size: int) -> bool:
-        """Note that the provider refused a message, the largest on its socket having had `size`.
+        """Record a rejected message; `size` is the largest message sent on its socket.
 
-        Return whether smaller ones can be sent.
+        Returns whether smaller messages can be sent.
         """
         if self.max_bytes < size:
             return True  # another session has learned it

@@ -1,18 +1,18 @@
-"""Keepalive of a socket: whether the provider takes bytes and answers, and what it has received."""
+"""Keepalive of a socket: whether the provider reads and answers, and what it has received."""
 
 from typing import Protocol
 
 PING_INTERVAL_S = 5.0
-"""Between pings, and for the answer to one: a half-open socket is known within twice that."""
+"""Interval between pings and timeout of a pong: a half-open socket is detected in twice this."""
 
 IDLE_PING_INTERVAL_S = 2.5
-"""Between pings while no turn is open: silence that the service heard need not be replayed."""
+"""Interval between pings while no turn is open. Silence that the provider received is committed."""
 
 MAX_PONG_DELAY_S = 1.0
-"""An answer later than that says nothing of when the service heard the audio before the ping."""
+"""Maximum delay of a pong that proves that the provider received the audio before the ping."""
 
 SEND_TIMEOUT_S = 5.0
-"""How long the peer may take no bytes."""
+"""Timeout for a blocked send."""
 
 
 class PingableSocket(Protocol):
@@ -37,7 +37,7 @@ class PingableSocket(Protocol):
 
 
 class Keepalive:
-    """Pings one socket, and drops it when it is dead."""
+    """Pings one socket, and aborts it if it is dead."""
 
     def __init__(self, now: float) -> None:
         self._number = 0
@@ -46,16 +46,16 @@ class Keepalive:
         self._answered = True
 
     def check(self, socket: PingableSocket, now: float, fed: int, every_s: float) -> int | None:
-        """Look after the socket; `fed` is the session byte sent up to now.
+        """Check the socket; `fed` is the session byte up to which audio was sent.
 
-        `every_s` is the time between pings.
+        `every_s` is the interval between pings.
 
-        Returns the session byte up to which the service has certainly heard, once per answer.
+        Returns the session byte up to which the provider certainly received, once per pong.
         """
         if socket.blocked_since is not None and now - socket.blocked_since > SEND_TIMEOUT_S:
-            socket.abort(f"the service took no audio for {SEND_TIMEOUT_S:g} s")
+            socket.abort(f"the provider read no audio for {SEND_TIMEOUT_S:g} s")
         if socket.pongs_received < self._number:
-            # A busy service may answer late; one that says anything at all is not gone.
+            # A busy provider may answer late; any message shows that it is alive.
             if now - max(self._sent_at, socket.last_received_at) > PING_INTERVAL_S:
                 socket.abort(f"no answer to a ping for {PING_INTERVAL_S:g} s")
             return None

@@ -1,27 +1,27 @@
 """Lateness: how far sending lags behind the audio that arrived.
 
-The length of a turn is never lateness. A new socket is sent the open turn again, however long that
-is, so only audio that was never sent on any socket can be late. Lateness is the age of the first
-such audio, less the time that replays took meanwhile.
+The length of a turn does not count. A new socket receives the open turn again, however long it is,
+so only audio that was never sent on any socket can be late. Lateness is the age of the first such
+audio, minus the time that replays took meanwhile.
 """
 
 import msgspec
 
 
 class SentState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What survives the worker."""
+    """State kept in the checkpoint."""
 
     until: int = 0
     """Session byte up to which audio was sent, on any socket."""
     replayed_s: float = 0.0
-    """Time that replays took while the audio from there on waited."""
+    """Time that replays took while the audio after `until` waited."""
 
 
 class Lateness:
-    """Judges the audio of one session; times are seconds on one steady clock."""
+    """Measures the lateness of one session; times are seconds on one monotonic clock."""
 
     def __init__(self, limit_s: float, state: SentState) -> None:
-        """`limit_s` is how late audio may be; 0 is any."""
+        """`limit_s` is the maximum lateness; 0 is unlimited."""
         self._limit_s = limit_s
         self._replayed_s = state.replayed_s
         self._replaying_since: float | None = None
@@ -30,28 +30,28 @@ class Lateness:
 
     @property
     def excuses(self) -> bool:
-        """Whether audio is older than it is late."""
+        """Whether replays explain a part of the audio's age."""
         return self._replayed_s > 0 or self._replaying_since is not None
 
     def opened(self, now: float, fed: int) -> None:
-        """Begin on a new socket, at session byte `fed`."""
+        """Start on a new socket, at session byte `fed`."""
         self._replaying_since = now if fed < self.sent_until else None
 
     def progressed(self, now: float, fed: int) -> None:
-        """Note that this socket was sent the session up to byte `fed`."""
+        """Record that the session was sent up to byte `fed` on this socket."""
         if fed >= self.sent_until:
             self.sent_until = fed
             self._stop(now)
 
     def closed(self, now: float, fed: int) -> None:
-        """Note that this socket is gone, and was sent the session up to byte `fed`."""
+        """Record that this socket is closed, with the session sent up to byte `fed`."""
         self.progressed(now, fed)
         self._stop(now)
 
     def waited(self, now: float, age_s: float) -> None:
-        """Note that audio which is about to be sent for the first time is so old.
+        """Record the age of audio that is about to be sent for the first time.
 
-        No replay delayed it by more than that.
+        Replays delayed it by at most its age.
         """
         if self._replaying_since is None:
             self._replayed_s = min(self._replayed_s, age_s)
@@ -59,11 +59,11 @@ class Lateness:
             self._replayed_s, self._replaying_since = age_s, now
 
     def is_late(self, now: float, age_s: float) -> bool:
-        """Whether audio of that age, which was never sent, is too late to be transcribed."""
+        """Return whether never-sent audio of this age is too late to be transcribed."""
         return 0 < self._limit_s < age_s - self._replays_s(now)
 
     def state(self, now: float, fed: int) -> SentState:
-        """Return what a new owner needs; this socket was sent the session up to byte `fed`."""
+        """Return the state for the checkpoint, with the session sent up to byte `fed`."""
         return SentState(max(fed, self.sent_until), round(self._replays_s(now), 3))
 
     def _replays_s(self, now: float) -> float:

@@ -1,9 +1,8 @@
-"""The audio ledger: which bytes of which entries were taken in, and up to where all is settled.
+"""The audio ledger: which bytes of which entries were read, and which of them are committed.
 
-The session's audio is one run of bytes counted from its first; a `Position` says where in the
-stream such a byte lies. Everything before the committed position is covered by published events
-and may be trimmed; everything after it would be read again from Redis by a new socket or a new
-owner, and is judged again exactly as the first time.
+The session's audio is one sequence of bytes, counted from the first. A `Position` locates such a
+byte in the stream. Published events cover everything before the committed position, so it may be
+trimmed. A new socket or a new owner reads everything after it again, with the same decisions.
 """
 
 from collections import OrderedDict, deque
@@ -16,27 +15,27 @@ from worker.core import sequence, stream_ids
 from worker.core.sequence import Doubt, Sequence
 
 MAX_PRODUCERS = 16
-"""Producer processes (`src`) whose last `seq` is remembered per session."""
+"""Maximum number of producers (`src`) per session whose `seq` is remembered."""
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Everything in entries before `entry`, and the first `offset` bytes of its audio."""
+    """A place in the stream: after the first `offset` bytes of the audio of an entry."""
 
     entry_id: str = msgspec.field(name="entry", default=stream_ids.START)
     offset: int = 0
 
 
 class LedgerState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What survives the worker: all that trimming would make it forget."""
+    """State kept in the checkpoint, because trimming removes the entries it comes from."""
 
     committed: Position = Position()
     committed_bytes: int = 0
     producers: dict[str, int] = {}
     """Last `seq` per `src`, as of the committed position."""
     sequences: dict[str, Sequence] = {}
-    """What else is known of the `seq` of each `src`; a worker of an earlier version knows none."""
+    """Count per `src`; missing in the checkpoint of an earlier version."""
     announced: str = stream_ids.START
-    """Faults and holes of entries up to this one are published."""
+    """Id of the last entry whose errors and gaps are published."""
     end: str | None = None
     """Id of the entry that carried `end`."""
 
@@ -58,41 +57,41 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """What an entry brings: new audio, and what is wrong with it."""
+    """Result of reading an entry: its new audio, and findings about its `seq`."""
 
     audio: bytes = b""
     repeated: bool = False
-    """A producer sent this `seq` before; its audio is not taken again."""
+    """Whether the producer sent this `seq` before, so that its audio is dropped."""
     proven: bool = False
-    """The repeated audio is known to be the same as before."""
+    """Whether the repeated audio is known to be the same as before."""
     missing: int = 0
-    """Entries that the `seq` shows were never appended."""
+    """Number of entries that were never appended, according to the `seq`."""
     doubt: Doubt | None = None
-    """Why the `seq` is doubtful; the audio is taken."""
+    """Why the `seq` is doubtful; the audio is accepted."""
     before: int = 0
-    """If it is doubtful, the `seq` taken before it."""
+    """Previous `seq`, if this one is doubtful."""
 
     @property
     def notable(self) -> bool:
-        """Whether there is anything to say of the `seq`."""
+        """Whether there is anything to report about the `seq`."""
         return self.repeated or self.missing > 0 or self.doubt is not None
 
 
 class Ledger:
-    """Positions of one session's audio."""
+    """Tracks the positions of one session's audio."""
 
     def __init__(self, width: int, state: LedgerState | None = None) -> None:
         state = state or LedgerState()
         self._width = width
         self._committed = state.committed
         self._committed_bytes = state.committed_bytes
-        self._settled_sequences = OrderedDict(_sequences(state))
-        self._sequences = self._settled_sequences.copy()
+        self._committed_sequences = OrderedDict(_sequences(state))
+        self._sequences = self._committed_sequences.copy()
         self._segments: deque[Segment] = deque()
         self._reported = state.announced
         self.end = state.end
         self.read_bytes = state.committed_bytes
-        """Bytes of the session taken in so far."""
+        """Number of bytes of the session read so far."""
 
     @property
     def state(self) -> LedgerState:
@@ -100,35 +99,35 @@ class Ledger:
         return LedgerState(
             committed=self._committed,
             committed_bytes=self._committed_bytes,
-            producers={src: each.last_seq for src, each in self._settled_sequences.items()},
-            sequences=dict(self._settled_sequences),
+            producers={src: each.last_seq for src, each in self._committed_sequences.items()},
+            sequences=dict(self._committed_sequences),
             announced=self._reported,
             end=self.end,
         )
 
     @property
     def committed(self) -> Position:
-        """Up to where everything is covered by published events."""
+        """Position up to which published events cover the audio."""
         return self._committed
 
     @property
     def committed_bytes(self) -> int:
-        """The same, as bytes of the session."""
+        """The committed position, as bytes of the session."""
         return self._committed_bytes
 
     @property
     def read_after(self) -> str:
-        """Id after which reading has to go on to see everything not committed."""
+        """Entry id after which to read all uncommitted entries."""
         return stream_ids.predecessor(self._committed.entry_id)
 
     def rewind(self) -> None:
-        """Forget what was taken in beyond the committed position: it will be read again."""
+        """Go back to the committed position: entries after it will be read again."""
         self._segments.clear()
-        self._sequences = self._settled_sequences.copy()
+        self._sequences = self._committed_sequences.copy()
         self.read_bytes = self._committed_bytes
 
     def admit(self, entry_id: str, entry: AudioEntry) -> Admitted:
-        """Take in an entry, in stream order. Entries after the end bring nothing."""
+        """Admit an entry, in stream order. Entries after the `end` are ignored."""
         if self.end is not None and stream_ids.order(entry_id) > stream_ids.order(self.end):
             return Admitted()
         if entry.end:
@@ -157,18 +156,18 @@ class Ledger:
         return Admitted(audio=audio, missing=missing, doubt=doubt, before=before)
 
     def mark_reported(self, entry_id: str) -> bool:
-        """Say whether what is wrong with this entry is still to be published; then it is."""
+        """Mark this entry as reported; return whether it was not reported before."""
         if not self.is_news(entry_id):
             return False
         self._reported = entry_id
         return True
 
     def is_news(self, entry_id: str) -> bool:
-        """Say whether nothing was announced yet of this entry, or of one after it."""
+        """Return whether neither this entry nor a later one was reported."""
         return stream_ids.order(entry_id) > stream_ids.order(self._reported)
 
     def commit_to(self, position: int) -> bool:
-        """Settle everything before byte `position`, taken down to a sample boundary.
+        """Commit everything before byte `position`, rounded down to a whole sample.
 
         Returns whether the committed position moved; it never moves back.
         """
@@ -177,37 +176,39 @@ class Ledger:
         if position <= self._committed_bytes:
             return False
         while self._segments and self._segments[0].end <= position:
-            piece = self._segments.popleft()
-            if piece.sequence is not None:
-                _remember(self._settled_sequences, piece.src, piece.sequence)
-            self._committed = Position(stream_ids.successor(piece.entry_id))
+            segment = self._segments.popleft()
+            if segment.sequence is not None:
+                _remember(self._committed_sequences, segment.src, segment.sequence)
+            self._committed = Position(stream_ids.successor(segment.entry_id))
         if self._segments and self._segments[0].start < position:
-            piece = self._segments[0]
-            self._committed = Position(piece.entry_id, position - piece.start)
+            segment = self._segments[0]
+            self._committed = Position(segment.entry_id, position - segment.start)
         self._committed_bytes = position
         return True
 
     @property
     def oldest(self) -> str | None:
-        """Return the first entry whose audio is taken in and not committed."""
+        """Id of the first entry with uncommitted audio."""
         return self._segments[0].entry_id if self._segments else None
 
     def covers(self, position: int) -> bool:
-        """Say whether every whole sample before byte `position` is committed."""
+        """Return whether every whole sample before byte `position` is committed."""
         return position - self._committed_bytes < self._width
 
     def entry_at(self, position: int) -> str | None:
         """Return the entry that holds byte `position`, or the last one; None if it is committed."""
-        pieces = reversed(self._segments)
-        return next((piece.entry_id for piece in pieces if piece.start <= position), None)
+        segments = reversed(self._segments)
+        return next((segment.entry_id for segment in segments if segment.start <= position), None)
 
     def segments(self, start: int, end: int) -> Iterator[Segment]:
-        """Yield the uncommitted pieces that hold any byte from `start` up to `end`."""
-        return (piece for piece in self._segments if piece.end > start and piece.start < end)
+        """Yield the uncommitted segments that hold any byte from `start` up to `end`."""
+        return (
+            segment for segment in self._segments if segment.end > start and segment.start < end
+        )
 
 
 def _sequences(state: LedgerState) -> Iterator[tuple[str, Sequence]]:
-    """Yield what is known of each `src`, be the state of this version or of one before it."""
+    """Yield the count of each `src`, from a checkpoint of this or an earlier version."""
     for src, last_seq in state.producers.items():
         known = state.sequences.get(src)
         fits = known is not None and known.last_seq == last_seq

@@ -1,8 +1,8 @@
-"""How loud audio is, in any of the six encodings, without decoding all of it.
+"""Loudness of the audio last sent, in any of the six encodings, without decoding all of it.
 
-Only a turn's start and end ask (where does its sound begin and stop?). So every few samples are
-kept of what was sent last, which costs a chunk 1 us, and looked at when the time comes, in some
-10 us a second of audio: the worker needs no numpy, and keeps no audio.
+Loudness is only needed at a turn's start and end, to find where its sound begins and stops. So the
+buffer keeps one of every few samples, which costs 1 us a chunk. Levels are computed on demand, in
+about 10 us a second of audio. The worker needs no numpy, and stores no audio.
 """
 
 from array import array
@@ -13,7 +13,7 @@ from schemas.audio import Encoding
 from worker.core.loudness import frame_levels
 
 FRAME_MS = 10
-_PROBES = 10  # samples looked at per frame, at least: they are as loud as all are
+_PROBES = 10  # minimum samples per frame: they are as loud as all samples are
 
 _TYPES = {
     Encoding.PCM_S16LE: "h",
@@ -26,7 +26,7 @@ _TYPES = {
 
 
 class LevelBuffer:
-    """What was sent last on one socket, thinned out."""
+    """Subsampled audio that was last sent on one socket."""
 
     def __init__(self, encoding: Encoding, sample_rate: int, keep_ms: int) -> None:
         self._encoding = encoding
@@ -38,13 +38,13 @@ class LevelBuffer:
         self.restart(0)
 
     def restart(self, position: int) -> None:
-        """Begin anew with the audio at that byte of the session."""
+        """Clear the buffer; the next audio begins at session byte `position`."""
         self._kept: array[Any] = array(self._type)
         self._first = position
         self._rest = b""
 
     def add(self, audio: bytes) -> None:
-        """Take audio that follows, whole samples."""
+        """Add the next audio, in whole samples."""
         if self._rest:
             audio = self._rest + audio
         over = len(audio) % self._frame
@@ -57,10 +57,10 @@ class LevelBuffer:
             self._first += frames * self._frame
 
     def levels(self, start: int, end: int) -> tuple[int, list[int]]:
-        """Return how loud the session's audio between two bytes was, where it is still known.
+        """Return the loudness of the session's audio between two bytes, where it is still known.
 
-        That is the byte at which the first whole 10 ms frame begins, and the mean magnitude, 0 to
-        32767, of that frame and all that follow it.
+        Returns the byte at which the first whole 10 ms frame begins, and the mean magnitude of each
+        frame, 0 to 32767.
         """
         first = max(0, -(-(start - self._first) // self._frame))
         last = max(first, (end - self._first) // self._frame)
@@ -75,6 +75,6 @@ def frame_bytes(encoding: Encoding, sample_rate: int) -> int:
 
 @cache
 def _stride(sample_rate: int) -> int:
-    """Return how far apart the samples looked at are: every frame holds equally many of them."""
+    """Return the distance between kept samples; every frame has the same number of them."""
     samples = sample_rate * FRAME_MS // 1000
     return max(step for step in range(1, samples // _PROBES + 1) if samples % step == 0)

@@ -1,7 +1,7 @@
 """Loudness of audio frames: the mean magnitude of their samples, in any of the six encodings.
 
-Where a sample's magnitude fits 16 bits, thousands of them are added side by side, as the digits of
-one large integer: five times as fast as one by one, and without numpy.
+If magnitudes fit 16 bits, thousands of them are added at once, as the digits of one large integer.
+That is five times as fast as adding them one by one, and needs no numpy.
 """
 
 import struct
@@ -33,7 +33,7 @@ _SCALE = {Encoding.PCM_S32LE: 2.0**-16, Encoding.PCM_F16LE: 32_768.0, Encoding.P
 
 
 def _translations(magnitudes: tuple[int, ...]) -> tuple[bytes, bytes]:
-    """Return what turns codes into the low and the high bytes of their magnitudes."""
+    """Return the tables that map codes to the low and the high bytes of their magnitudes."""
     return bytes(value & 0xFF for value in magnitudes), bytes(value >> 8 for value in magnitudes)
 
 
@@ -44,9 +44,9 @@ _LAWS = {
 
 
 def frame_levels(samples: "array[Any]", encoding: Encoding, count: int) -> list[int]:
-    """Return the level, 0 to 32767, of every `count` samples; those that are over are left out.
+    """Return the level, 0 to 32767, of every `count` samples; an incomplete frame is ignored.
 
-    The array is of the encoding's own numbers: floats, integers, or the codes of a law.
+    The array has the encoding's own numbers: floats, integers, mu-law or A-law codes.
     """
     frames = len(samples) // count
     samples = samples[: frames * count]
@@ -63,14 +63,14 @@ def frame_levels(samples: "array[Any]", encoding: Encoding, count: int) -> list[
 
 
 def _unsigned(samples: "array[Any]") -> int:
-    """Return 16-bit samples without their signs, as digits; a negative one counts one less."""
+    """Return the magnitudes of 16-bit samples as digits; a negative one is one too small."""
     digits = int.from_bytes(samples.tobytes(), "little")
     negative = (digits >> 15) & _digits(b"\x01\x00", len(samples))
-    return digits ^ ((negative << 16) - negative)  # all bits of those turned over
+    return digits ^ ((negative << 16) - negative)  # inverts all bits of negative samples
 
 
 def _decoded(codes: "array[Any]", low: bytes, high: bytes) -> int:
-    """Return a law's magnitudes, as 16-bit digits."""
+    """Return the magnitudes of mu-law or A-law codes, as 16-bit digits."""
     written = bytearray(2 * len(codes))
     written[0::2] = codes.tobytes().translate(low)
     written[1::2] = codes.tobytes().translate(high)
@@ -78,7 +78,7 @@ def _decoded(codes: "array[Any]", low: bytes, high: bytes) -> int:
 
 
 def _totals(digits: int, frames: int, count: int) -> list[int]:
-    """Add up each frame's 16-bit digits, of which there are an even `count`."""
+    """Sum the 16-bit digits of each frame; `count`, their number per frame, is even."""
     size = frames * count // 2
     low = _digits(b"\xff\xff\x00\x00", size)
     pairs = (digits & low) + ((digits >> 16) & low)  # digits of 32 bits, which hold any total
@@ -94,7 +94,7 @@ def _digits(pattern: bytes, count: int) -> int:
 
 
 def _magnitudes(samples: "array[Any]", encoding: Encoding) -> list[float]:
-    """Return samples without their signs, on the encoding's own scale."""
+    """Return the magnitudes of samples, on the encoding's own scale."""
     match encoding:
         case Encoding.PCM_MULAW:
             return [_MULAW[code] for code in samples]
@@ -110,7 +110,7 @@ def _magnitudes(samples: "array[Any]", encoding: Encoding) -> list[float]:
 
 
 def _sane(magnitudes: list[float]) -> list[float]:
-    """Take what is no number, as a producer may send, for silence, and what is absurd for loud."""
+    """Replace NaN and infinity, which a producer may send, by 0, and clip at full scale."""
     if sum(magnitudes) <= len(magnitudes):
         return magnitudes
     return [min(value, 1.0) if isfinite(value) else 0.0 for value in magnitudes]

@@ -1,8 +1,8 @@
-"""Notices: how often what is wrong with the input of one session is published.
+"""Notices: how often errors in the input of one session are published.
 
-The same fault may come with every chunk, 50 times a second. It is published when it comes the
-first time, then with a count each time that the count has doubled, and at the end of the session.
-What was counted and not published yet is saved with the session, and so survives a worker.
+The same error may occur with every chunk, 50 times a second. It is published at its first
+occurrence, then with a count whenever the count has doubled, and at the end of the session. Counts
+that are not published yet are kept in the checkpoint.
 """
 
 from collections.abc import Iterator
@@ -12,52 +12,52 @@ import msgspec
 from worker.core import stream_ids
 
 MAX_KINDS = 32
-"""Kinds that are counted apart for one session; further ones are counted by their code."""
+"""Maximum number of kinds counted separately per session; others are counted by their code."""
 
-OTHERS = "other faults"
+OTHERS = "other errors"
 
 GAP_INTERVAL_S = 5.0
-"""Time between two gaps of the producer's; those that come sooner are published as a sum."""
+"""Minimum interval between two gaps of the producer; sooner ones are published as a sum."""
 
 MAX_REPEATED_MS = 5_000.0
-"""Audio in a row that is dropped as repeats before consumers are informed."""
+"""Maximum audio in a row that is dropped as repeats before an error is published."""
 
 
 class Tally(msgspec.Struct):
-    """One kind of fault."""
+    """Counts of one kind of error."""
 
     code: str
     subject: str
     seen: int = 0
     published: int = 0
-    """How many there were when it was published last."""
+    """Value of `seen` when it was last published."""
 
 
 class RepeatRun(msgspec.Struct, omit_defaults=True):
-    """Entries in a row that were dropped as repeats and are not known to be some."""
+    """Entries in a row that were dropped as unproven repeats."""
 
     first: str = stream_ids.START
     entries: int = 0
     ms: float = 0.0
     published: int = 0
-    """Entries of the run when it was published last."""
+    """Value of `entries` when the run was last published."""
     due_ms: float = MAX_REPEATED_MS
     """Length at which the run is published next."""
 
 
 class NoticesState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What survives the worker."""
+    """State kept in the checkpoint."""
 
     tallies: tuple[Tally, ...] = ()
     gap_ms: float = 0.0
-    """Missing audio that is not published yet."""
+    """Missing audio that is not published yet, in milliseconds."""
     repeats: RepeatRun | None = None
     untimed: bool = False
-    """The ids of the session's audio entries are not times."""
+    """Whether the ids of the session's audio entries are not times."""
 
 
 class Notices:
-    """Counts for one session. Whoever counts an entry makes sure that it counts it once."""
+    """Counts errors for one session. The caller must count each entry once."""
 
     def __init__(self, state: NoticesState) -> None:
         self._tallies = {(each.code, each.subject): each for each in state.tallies}
@@ -65,17 +65,17 @@ class Notices:
         self._gap_at = float("-inf")
         self._repeats = state.repeats
         self.untimed = state.untimed
-        """The ids of the session's audio entries are not times."""
+        """Whether the ids of the session's audio entries are not times."""
 
     @property
     def state(self) -> NoticesState:
-        """Return what a new owner needs."""
+        """State for the checkpoint."""
         return NoticesState(
             tuple(self._tallies.values()), self._gap_ms, self._repeats, self.untimed
         )
 
     def count(self, code: str, subject: str) -> int:
-        """Count one fault; return how many of its kind there are if that is to be published."""
+        """Count one error; return the count of its kind to publish now, or 0."""
         if (code, subject) not in self._tallies and len(self._tallies) >= MAX_KINDS:
             subject = OTHERS
         tally = self._tallies.setdefault((code, subject), Tally(code, subject))
@@ -86,7 +86,7 @@ class Notices:
         return tally.seen
 
     def unpublished(self) -> Iterator[Tally]:
-        """Yield the kinds of which some faults are not published; they are then."""
+        """Yield the kinds with unpublished errors, and mark them as published."""
         for tally in self._tallies.values():
             if tally.seen > tally.published:
                 yield tally
@@ -105,15 +105,15 @@ class Notices:
         return gap_ms
 
     def gap_rest(self) -> int:
-        """Return the milliseconds of missing audio that are not published; they are then."""
+        """Return the unpublished milliseconds of missing audio, and mark them as published."""
         gap_ms, self._gap_ms = int(self._gap_ms), 0.0
         return gap_ms
 
     def repeated(self, entry_id: str, ms: float) -> RepeatRun | None:
-        """Count a repeat that is not proven; return the run if it is to be published now.
+        """Count an unproven repeat; return the run if it is to be published now.
 
-        A producer that resends its buffer after a reconnect does it at once. A run that takes as
-        long as its audio is one of a counter that went back.
+        A producer that resends its buffer after a reconnect does so at once. If a run takes as long
+        as its audio, the counter went back.
         """
         run = self._repeats
         if run is None:
@@ -133,7 +133,7 @@ class Notices:
         return self._repeats is not None
 
     def repeats_end(self, *, session_ends: bool) -> RepeatRun | None:
-        """End the run of repeats; return it if that is to be published."""
+        """End the run of repeats; return it if it is to be published."""
         run, self._repeats = self._repeats, None
         if run is None or run.entries == run.published:
             return None

@@ -2,10 +2,10 @@
 
 
 class Pacer:
-    """Lets audio through at `speed` times real time, after a burst.
+    """Limits audio to `speed` times real time, after a burst.
 
-    The service is specified for real time and has been seen to refuse bursts. Live audio arrives
-    at 1.0 and is never held back; a replay or a backlog is. `speed` 0 lets everything through.
+    The provider is specified for real time and has been seen to reject bursts. Live audio arrives
+    at 1.0 and is never held back; a replay or a backlog is. A `speed` of 0 is unlimited.
     """
 
     def __init__(self, speed: float, burst_ms: float = 300.0) -> None:
@@ -17,31 +17,31 @@ class Pacer:
 
     @property
     def is_fast(self) -> bool:
-        """Whether audio that is late may go faster than real time."""
+        """Whether late audio may be sent faster than real time."""
         return self._speed == 0 or self._speed > 1
 
     def restart(self, now: float) -> None:
-        """Begin a new connection at `now`, seconds on any steady clock."""
+        """Start a new connection at `now`, seconds on any monotonic clock."""
         self._tokens = self._burst_ms
         self._at = now
 
     def limit_to_real_time(self) -> None:
-        """Send no faster than real time from here on: the service refuses more."""
+        """Limit the speed to real time, because the provider rejects more."""
         if self.is_fast:
             self._speed = 1.0
             self._slowed += 1
 
     def resume_speed(self) -> None:
-        """Send as fast as at first: what it refused was something else.
+        """Restore the initial speed, because the provider rejected something else.
 
-        Only once. Settings that are refused with every chunk would be taken for the pace again and
-        again, each time on a new socket.
+        This works only once. Otherwise settings that are rejected with every chunk would be
+        attributed to the pace again and again, each time on a new socket.
         """
         if self._slowed <= 1:
             self._speed = self._full_speed
 
     def allowance_ms(self, now: float) -> float:
-        """Milliseconds of audio that may be sent now."""
+        """Return the milliseconds of audio that may be sent now."""
         if self._speed == 0:
             return float("inf")
         if self._at is not None:
@@ -51,6 +51,6 @@ class Pacer:
         return self._tokens
 
     def spend(self, ms: float) -> None:
-        """Account for `ms` milliseconds of audio sent. Going below zero is paid back by waiting."""
+        """Subtract `ms` milliseconds of audio sent. A negative balance delays the next audio."""
         if self._speed:
             self._tokens -= ms

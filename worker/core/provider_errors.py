@@ -1,4 +1,4 @@
-"""What a failure of the STT service means, and how long to wait after it."""
+"""Classifies the provider's errors, and computes the delay before a retry."""
 
 import math
 import random
@@ -13,7 +13,9 @@ from worker.errors import (
     SttTransientError,
 )
 
-_PERMANENT = frozenset({400, 404, 413, 414, 422, 431})  # 413 and on: what key terms made too long
+_PERMANENT = frozenset(
+    {400, 404, 413, 414, 422, 431}
+)  # 413 and above: key terms made the request too long
 _CREDENTIALS = frozenset({401, 402, 403})
 _CREDENTIAL_CODES = frozenset({"quota_exceeded", "plan_upgrade_required"})
 _PERMANENT_CLOSES = frozenset({1002, 1003, 1007, 1008})
@@ -26,11 +28,11 @@ _TOO_BIG = re.compile(
     rf"|^{_SIZE}.*?(?:{_SENT}.{{0,40}}{_EXCEEDS}|{_EXCEEDS}.{{0,40}}{_SENT}|\bover size limit\b)",
     re.IGNORECASE | re.DOTALL,
 )
-"""A refusal for the size of a message, as servers and gateways word it."""
+"""Matches errors about the size of a message, as servers and gateways word them."""
 
 
 def from_status(status: int, message: str, *, code: str = "", request_id: str = "") -> SttError:
-    """Classify a refusal before `connected`: an HTTP status, or the status of an `error`."""
+    """Classify a rejected connect: an HTTP status, or the status of an `error` message."""
     kind: type[SttError] = SttTransientError
     if status in _CREDENTIALS or code in _CREDENTIAL_CODES:
         kind = SttCredentialsError
@@ -42,32 +44,32 @@ def from_status(status: int, message: str, *, code: str = "", request_id: str = 
 
 
 def from_close(close_code: int, reason: str, *, request_id: str = "") -> SttError:
-    """Classify a close that we did not ask for."""
+    """Classify a close that the worker did not request."""
     kind: type[SttError] = SttTransientError
     if close_code == _TOO_BIG_CLOSE or _TOO_BIG.search(reason):
         kind = SttTooBigError
     elif close_code in _PERMANENT_CLOSES:
         kind = SttPermanentError
-    said = f": {reason}" if reason else ""
+    detail = f": {reason}" if reason else ""
     return kind(
-        f"the service closed the socket with {close_code}{said}",
+        f"the provider closed the socket with {close_code}{detail}",
         status=close_code,
         request_id=request_id,
     )
 
 
 def is_too_big(status: int, message: str) -> bool:
-    """Return whether an in-band error says that a message was too large."""
+    """Return whether an in-band error means that a message was too large."""
     return status == 413 or (400 <= status < 500 and _TOO_BIG.search(message) is not None)
 
 
 def is_idle_close(close_code: int, reason: str) -> bool:
-    """Tell the service's idle close (no audio for minutes) from a failure."""
+    """Return whether a close is the provider's idle timeout (no audio for minutes)."""
     return close_code == 1001 and "idle" in reason.lower()
 
 
 def is_provider_error(error: SttError) -> bool:
-    """Tell a fault that the service owned up to from a connection that was cut on the way."""
+    """Return whether the provider reported an internal error, rather than a cut connection."""
     return 500 <= error.status < 600 or error.status == 1011
 
 
@@ -92,5 +94,5 @@ class Backoff:
         return self._rng.uniform(0, min(self._ceiling_s, self._first_s * 2.0**doublings))
 
     def reset(self) -> None:
-        """Progress was made: begin again at the first wait."""
+        """Go back to the first delay, after progress."""
         self.failures = 0

@@ -1,13 +1,13 @@
 """Repeated losses: a provider that fails at the same audio on one socket after another."""
 
 MAX_CERTAIN_LOSSES = 3
-"""Losses at the same place that are enough, if each is certainly the provider's fault."""
+"""Maximum losses at the same place, if the provider certainly caused each."""
 
 MAX_LOSSES = 5
-"""Losses at the same place that are enough otherwise."""
+"""Maximum losses at the same place, if the cause is uncertain."""
 
 MIN_LOSING_S = 60.0
-"""Minimum time from the first of those to the last: an outage looks like that too, and passes."""
+"""Minimum time from the first to the last uncertain loss: an outage looks the same, but passes."""
 
 
 class Repeats:
@@ -23,16 +23,16 @@ class Repeats:
         self._since = 0.0
 
     def lost(self, place: int, progress: object, now: float, *, certain: bool) -> bool:
-        """Note a lost socket; return whether the session has to go on without this audio.
+        """Record a lost socket; return whether the session must skip this audio.
 
-        `place` is the session byte up to which the socket was fed. `progress` is a value that
-        changes whenever the session makes progress.
+        `place` is the session byte up to which audio was sent on the socket. `progress` is a value
+        that changes whenever the session makes progress.
         """
         if progress != self._progress or place > self._place + self._near:
             self._progress, self._place, self._since = progress, place, now
             self._count = self._certain = 0
         elif place < self._place - self._near:
-            return False  # lost before it, so for another reason
+            return False  # lost earlier in the audio, so for another reason
         self._count += 1
         self._certain += certain
         lasting = self._count >= MAX_LOSSES and now - self._since >= MIN_LOSING_S

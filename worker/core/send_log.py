@@ -1,19 +1,21 @@
-"""What was sent on one socket, and when: for events that say what was heard, and not when."""
+"""Records what was sent on one socket, and when, because the provider sends no timestamps."""
 
 from array import array
 from bisect import bisect_right
 from typing import NamedTuple
 
 MAX_SAMPLES = 100
+"""Minimum number of samples kept; twice that is the maximum."""
+
 RESOLUTION_S = 0.03
-"""How finely it is remembered: a few seconds in all."""
+"""Minimum interval between samples; the log spans a few seconds."""
 
 
 class SendPosition(NamedTuple):
-    """How far one socket was at some time."""
+    """How much was sent on one socket at some time."""
 
     at: float
-    """On the monotonic clock."""
+    """Time on the monotonic clock."""
     socket_bytes: int
     """Bytes sent on this socket, filler included."""
     session_bytes: int
@@ -21,20 +23,20 @@ class SendPosition(NamedTuple):
 
 
 class SendLog:
-    """Remembers the last few seconds of one socket."""
+    """Log of the last few seconds of one socket."""
 
     def __init__(self) -> None:
         self.restart(0)
 
     def restart(self, fed: int) -> None:
-        """Begin on a new socket, at that byte of the session."""
+        """Start on a new socket, at session byte `fed`."""
         self._at = array("d")
         self._sent = array("q")
         self._fed = array("q")
-        self._forgotten = SendPosition(float("-inf"), 0, fed)  # the last of that
+        self._forgotten = SendPosition(float("-inf"), 0, fed)  # the last position that was dropped
 
     def add(self, now: float, sent: int, fed: int) -> None:
-        """Note that so much was sent by now."""
+        """Record the bytes sent up to now."""
         at = self._at
         if at and now - at[-1] < RESOLUTION_S:
             self._sent[-1] = sent
@@ -48,13 +50,13 @@ class SendLog:
             del at[:MAX_SAMPLES], self._sent[:MAX_SAMPLES], self._fed[:MAX_SAMPLES]
 
     def sent_at(self, sent: int) -> float | None:
-        """Return when byte `sent` of this socket went out; None if that is forgotten."""
+        """Return when byte `sent` of this socket was sent; None if it is no longer known."""
         if not self._at or sent < self._forgotten.socket_bytes:
             return None
         return self._at[min(bisect_right(self._sent, sent), len(self._at) - 1)]
 
     def moment(self, at: float) -> SendPosition:
-        """Say how far this socket was at that time, a little while ago at most."""
+        """Return how much was sent at a time in the last few seconds."""
         after = bisect_right(self._at, at)
         return self._moment(at, after - 1) if after else self._forgotten._replace(at=at)
 

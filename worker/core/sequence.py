@@ -1,11 +1,11 @@
 """Sequence numbers: which entries of one producer are repeats, and how many are missing.
 
-An entry is a repeat if its `seq` was taken before, among the entries taken last. The audio of any
-other entry is new, whatever its `seq`: a counter may wrap, restart or jump. If nothing explains
-the number, the audio is taken and the entry is doubtful.
+An entry is a repeat if its `seq` was accepted before, among the last entries. The audio of any
+other entry is new, whatever its `seq`: a counter may wrap, restart or jump. If nothing explains the
+number, the audio is accepted and the entry is doubtful.
 
-Everything is decided by the entries themselves and by a state that is saved with the committed
-position, so entries that are read again are decided the same way.
+Decisions depend only on the entries and on a state that is saved with the committed position. So
+entries that are read again lead to the same decisions.
 """
 
 from collections.abc import Iterator
@@ -16,24 +16,24 @@ from zlib import crc32
 import msgspec
 
 REPEAT_REACH = 5_000
-"""Entries taken last whose numbers are remembered. A producer that resends its buffer after a
-reconnect goes back by less; a counter that goes back by more is a new count."""
+"""Maximum number of last entries whose numbers are remembered. A producer that resends its buffer
+after a reconnect goes back by less; a counter that goes back by more is a new count."""
 
 MAX_RUNS = 32
-"""Separate ranges of numbers that are remembered."""
+"""Maximum number of separate ranges of numbers that are remembered."""
 
 MAX_HOLE = 30_000
-"""Entries that a hole may miss: 10 minutes of 20 ms. After a larger step nothing says how much is
-missing."""
+"""Maximum entries missing in one hole: 10 minutes of 20 ms. After a larger step it is unknown how
+much is missing."""
 
 MAX_HOLES_IN_A_ROW = 8
-"""Entries in a row with a hole before each, after which `seq` does not count entries."""
+"""Maximum entries in a row with a hole before each; after more, `seq` does not count entries."""
 
 MAX_PRINTS = 4
-"""Fingerprints kept of the first entries of a count, silent ones aside."""
+"""Maximum fingerprints kept of the first entries of a count, without silent ones."""
 
 NEAR_WRAP = 100
-"""Entries around a wrap that may be missing."""
+"""Maximum entries missing around a wrap."""
 
 RINGS = (
     *((0, 2**7 - 1), (-(2**7), 2**7 - 1), (0, 2**8 - 1)),
@@ -44,7 +44,7 @@ RINGS = (
 
 
 class Doubt(Enum):
-    """Why the `seq` of an entry that was taken is doubtful."""
+    """Why the `seq` of an accepted entry is doubtful."""
 
     BACK = "went back"
     REUSED = "came before with other audio"
@@ -53,30 +53,30 @@ class Doubt(Enum):
 
 
 class Sequence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The count of one producer. Numbers are unwrapped: they go on rising when `seq` wraps."""
+    """The count of one producer. Numbers are unwrapped: they keep rising when `seq` wraps."""
 
     last: int
-    """The number taken last."""
+    """The last accepted number."""
     runs: tuple[int, ...]
-    """Lowest and highest number of each range that was taken, the one extended last at the end."""
+    """Lowest and highest number of each accepted range, the last extended one at the end."""
     last_print: int | None = None
-    """Fingerprint of the audio taken last."""
+    """Fingerprint of the last accepted audio."""
     prints: dict[int, int] = {}
-    """Fingerprints of the first entries of the count, without those that are one value throughout:
-    they are silence, and silence is no evidence."""
+    """Fingerprints of the first entries of the count, without silent ones (a single value
+    throughout), which are no evidence."""
     first: int = 0
     printed_to: int | None = None
-    """`prints` is complete from `first` to here."""
+    """Number up to which `prints` is complete, from `first` on."""
     shift: int = 0
-    """What is added to `seq` for the number."""
+    """Offset from `seq` to the number."""
     ring: tuple[int, int] | None = None
-    """Lowest and highest `seq`, known once the counter wrapped."""
+    """Lowest and highest `seq`; None until the counter wraps."""
     holes: int = 0
-    """Entries in a row that had a hole before them."""
+    """Number of entries in a row that had a hole before them."""
 
     @property
     def last_seq(self) -> int:
-        """The `seq` taken last."""
+        """The last accepted `seq`."""
         return self.last - self.shift
 
     @property
@@ -91,24 +91,24 @@ class Taken(NamedTuple):
     sequence: Sequence
     """The count with this entry."""
     missing: int = 0
-    """Entries before this one that were never appended."""
+    """Number of entries before this one that were never appended."""
     doubt: Doubt | None = None
 
 
 class Repeat(NamedTuple):
-    """An entry whose `seq` was taken before."""
+    """An entry whose `seq` was accepted before."""
 
     proven: bool
-    """Its audio is known to be the same."""
+    """Whether its audio is known to be the same."""
 
 
 def restored(last_seq: int) -> Sequence:
-    """Return the count of which only the last `seq` is known."""
+    """Return a count of which only the last `seq` is known."""
     return Sequence(last_seq, (last_seq - REPEAT_REACH + 1, last_seq))
 
 
 def take(sequence: Sequence | None, seq: int, audio: bytes) -> Taken | Repeat:
-    """Decide about an entry that follows in the stream."""
+    """Decide whether the next entry of the stream is new or a repeat."""
     if sequence is None:
         return Taken(_begun(seq, audio, shift=0, ring=None))
     runs, number = sequence.runs, seq + sequence.shift
@@ -142,7 +142,7 @@ def take(sequence: Sequence | None, seq: int, audio: bytes) -> Taken | Repeat:
 def _new(
     sequence: Sequence, number: int, seq: int, audio: bytes, ring: tuple[int, int] | None
 ) -> Taken:
-    """Take an entry whose number was not taken before."""
+    """Accept an entry whose number was not accepted before."""
     below = max((high for _, high in sequence.ranges if high < number), default=None)
     missing, doubt = 0, None
     if number < sequence.last:
@@ -175,13 +175,13 @@ def _new(
 
 
 def _begun(number: int, audio: bytes, shift: int, ring: tuple[int, int] | None) -> Sequence:
-    """Begin a count: no number before this one is remembered."""
+    """Start a count that remembers no earlier number."""
     begun = Sequence(number, (number, number), crc32(audio), shift=shift, ring=ring)
     return _printed(begun, audio, anew=True)
 
 
 def _unwrapped(sequence: Sequence, seq: int, audio: bytes) -> tuple[int, tuple[int, int] | None]:
-    """Return the number of a `seq`, and the ring of the counter, None while it is not known."""
+    """Return the number of a `seq`, and the ring of the counter, None while unknown."""
     number = seq + sequence.shift
     ring = sequence.ring
     if ring is not None and ring[0] <= seq <= ring[1]:
@@ -194,7 +194,7 @@ def _unwrapped(sequence: Sequence, seq: int, audio: bytes) -> tuple[int, tuple[i
         if low <= seq <= low + margin and high - margin <= last <= high:
             known = _is_printed(sequence, number) and _was_taken(sequence, number)
             if known and _same_audio(sequence, number, audio) is not False:
-                break  # a buffer that is resent from its first entry on
+                break  # the producer resends its buffer from the first entry on
             return number + high - low + 1, (low, high)
     return number, None
 
@@ -204,7 +204,7 @@ def _was_taken(sequence: Sequence, number: int) -> bool:
 
 
 def _same_audio(sequence: Sequence, number: int, audio: bytes) -> bool | None:
-    """Say whether this is the audio that was taken with the number; None if nothing tells."""
+    """Return whether this is the audio accepted with the number; None if unknown."""
     if number == sequence.last:
         known = sequence.last_print
     elif _is_printed(sequence, number):
@@ -225,12 +225,12 @@ def _is_printed(sequence: Sequence, number: int) -> bool:
 
 
 def _prints_on(sequence: Sequence) -> bool:
-    """Whether the entries taken are still the first ones, to be fingerprinted."""
+    """Return whether the accepted entries are still the first ones, to be fingerprinted."""
     return sequence.printed_to == sequence.last and len(sequence.prints) < MAX_PRINTS
 
 
 def _printed(sequence: Sequence, audio: bytes, *, anew: bool) -> Sequence:
-    """Add the fingerprint of the entry taken last, as the first one if `anew`."""
+    """Add the fingerprint of the last accepted entry, as the first one if `anew`."""
     number = sequence.last
     prints = {} if anew else sequence.prints
     if not _is_silent(audio):
@@ -244,7 +244,7 @@ def _is_silent(audio: bytes) -> bool:
 
 
 def _with(ranges: Iterator[tuple[int, int]], number: int) -> tuple[int, ...]:
-    """Return the ranges with `number`, which is in none of them, cut to what is remembered."""
+    """Return the ranges with `number` added, limited to `REPEAT_REACH`."""
     low = high = number
     others = []
     for each in ranges:

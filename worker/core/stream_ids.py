@@ -5,7 +5,7 @@ _MAX = 2**64 - 1
 
 
 def order(entry_id: str) -> tuple[int, int]:
-    """Return the key by which ids compare. Raises `ValueError` on anything else."""
+    """Return the sort key of an id. Raises `ValueError` if it is not an id."""
     ms, _, seq = entry_id.partition("-")
     return int(ms), int(seq or 0)
 
@@ -25,5 +25,5 @@ def predecessor(entry_id: str) -> str:
 
 
 def milliseconds(entry_id: str) -> int:
-    """Return when Redis gave out the id, in Unix milliseconds."""
+    """Return when Redis generated the id, in Unix milliseconds."""
     return order(entry_id)[0]

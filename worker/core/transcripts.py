@@ -1,25 +1,25 @@
-"""Wording: texts of one turn that were transcribed apart, and how they go on from each other.
+"""Transcripts: joins and compares texts of one turn that were transcribed separately.
 
-Recognizers are not deterministic. Consumers were told "twenty five thousand"; heard again, the
-same audio may read "25,000 dollars", shorter and yet with a word more. So words are aligned with
-words: like with like as far as they go, and what is left at the end is new.
+Recognizers are not deterministic. Consumers may have received "twenty five thousand", and a replay
+of the same audio may give "25,000 dollars": shorter, and yet one word more. So the words of both
+texts are aligned by similarity, and the words left at the end are new.
 """
 
 import re
 from collections.abc import Sequence
 
 ALIGN_WINDOW_WORDS = 40
-"""Words before the end of what is known that are looked at."""
+"""Maximum number of known words, counted from the end, that are aligned."""
 
 MAX_NEW_WORDS = 10
-"""Words that one message may bring at most and have their likeness judged; later ones are new."""
+"""Maximum number of new words in one message that are aligned; later words count as new."""
 
 POSITION_WEIGHT = 0.4
-"""What each word of difference to where the audio's position puts the end of the known words
-counts, where a word more or less counts 1: services do not lag equally from socket to socket."""
+"""Cost per word of distance from the position estimate; an inserted or deleted word costs 1. The
+estimate is inexact, because a provider's lag differs between sockets."""
 
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
-"""White space, and the spaces without a width that Unicode does not count as such."""
+"""White space, including zero-width spaces, which Unicode does not count as white space."""
 
 _UNSPACED = (
     "\u0e00-\u109f"  # Thai, Lao, Tibetan, Burmese
@@ -27,7 +27,7 @@ _UNSPACED = (
     "\u2e80-\u2fff\u3001-\u312f\u31a0-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff9f"  # CJK
     "\U00020000-\U0003ffff"
 )
-"""Scripts that put no space between words. Hangul does."""
+"""Scripts without spaces between words. Hangul has spaces."""
 
 _WORD = re.compile(f"[{_UNSPACED}]|[^{_SPACES}{_UNSPACED}]+")
 """A word; each character of a script without spaces counts as one."""
@@ -37,37 +37,37 @@ _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _CLOSING = re.compile(
     f"[^\\w{_SPACES}{_UNSPACED}(\\[{{\u00bf\u00a1]*[\u3001\u3002\u300d\u300f\u3011\uff01\uff09\uff0c\uff1a\uff1b\uff1f]*"
 )
-"""Punctuation that belongs to what is before it."""
+"""Punctuation that belongs to the word before it."""
 
 
-def new_text(known: str, heard: str, caught_up: int) -> str:
-    """Return the end of `heard`, with the space before it, that says more than `known` does.
+def new_text(known: str, replayed: str, caught_up: int) -> str:
+    """Return the end of `replayed`, with the space before it, that is not in `known`.
 
-    `heard` is a wording of all audio that `known` covers, and perhaps of more; `caught_up` says how
-    many words of it the service had said about when the audio had come to the end of that.
+    `replayed` is a new transcript of the audio that `known` covers, and perhaps of more.
+    `caught_up` estimates how many words of `replayed` cover the audio of `known`.
     """
-    words, told = list(_WORD.finditer(heard)), _WORD.findall(known)
-    same = _same_ahead(told, words)
-    # One message may say it all again, and the service nothing before.
-    least = min(len(told), len(words)) - MAX_NEW_WORDS
+    words, known_words = list(_WORD.finditer(replayed)), _WORD.findall(known)
+    same = _same_ahead(known_words, words)
+    # One message may repeat all the text, with no message before it.
+    least = min(len(known_words), len(words)) - MAX_NEW_WORDS
     caught_up = min(max(caught_up, least, same), len(words))
     first = max(same, caught_up - ALIGN_WINDOW_WORDS)
     end = first + _aligned_words(
-        told[same:] if first == same else told[-ALIGN_WINDOW_WORDS:],
+        known_words[same:] if first == same else known_words[-ALIGN_WINDOW_WORDS:],
         [word.group() for word in words[first : caught_up + MAX_NEW_WORDS]],
         caught_up - first,
     )
-    news = heard[words[end - 1].end() if end else 0 :]
-    return "" if is_blank(news) else news
+    added = replayed[words[end - 1].end() if end else 0 :]
+    return "" if is_blank(added) else added
 
 
 def word_count(text: str) -> int:
-    """Return how many words `beyond` counts in a text."""
+    """Return how many words `new_text` counts in a text."""
     return len(_WORD.findall(text))
 
 
 def is_blank(text: str) -> bool:
-    """Return whether a text has no character but white space."""
+    """Return whether a text has only white space."""
     return not text.strip(_SPACES)
 
 
@@ -92,9 +92,9 @@ def same_but_space(text: str, other: str) -> bool:
 
 
 def covers(text: str, known: str) -> bool:
-    """Return whether a text can replace the text `known`: it is not shorter.
+    """Return whether a text can replace `known` because it is not shorter.
 
-    It has no fewer characters, with white space and without.
+    Its length is compared both with white space and without.
     """
     if text.startswith(known):
         return True
@@ -102,7 +102,7 @@ def covers(text: str, known: str) -> bool:
 
 
 def says_more(text: str, known: str) -> bool:
-    """Return whether a text that covers `known` has more than white space to add to it."""
+    """Return whether a text covers `known` and adds more than white space."""
     if text.startswith(known):
         return not is_blank(text[len(known) :])
     return covers(text, known) and _ink(text) > _ink(known)
@@ -111,8 +111,8 @@ def says_more(text: str, known: str) -> bool:
 def parting(before: str, whole: str) -> str | None:
     """Return what the provider wrote between the text `before` and the next word in `whole`.
 
-    `whole` begins with `before`. None if no word follows, or if what follows belongs to the last
-    word of `before`.
+    `whole` begins with `before`. Returns None if no word follows, or if the text that follows
+    belongs to the last word of `before`.
     """
     rest = whole[len(before) :]
     if is_blank(rest):
@@ -131,11 +131,11 @@ def parting(before: str, whole: str) -> str | None:
 
 
 def join(before: str, after: str) -> str:
-    """Put together two texts of one turn that were transcribed apart from each other.
+    """Join two texts of one turn that were transcribed separately.
 
-    White space at the end of one or the beginning of the other parts them; of both, that of
-    `before` stays. Where neither has any, the white space between the last words of `before` is
-    repeated, or a space is added if it has none; but not next to a script without spaces.
+    White space at the end of `before` or at the beginning of `after` separates them; if both have
+    some, that of `before` is kept. If neither has any, the last white space inside `before` is
+    repeated, or a space is added. No space is added next to a script without spaces.
     """
     if not before or not after:
         return before + after
@@ -148,17 +148,17 @@ def join(before: str, after: str) -> str:
 
 
 def same_words(text: str, other: str) -> bool:
-    """Say whether two texts differ in case and punctuation at most."""
-    if text.startswith(other):  # as a turn that grows does, with every update
+    """Return whether two texts differ at most in case and punctuation."""
+    if text.startswith(other):  # the usual case: each update of a growing turn
         return not any(map(str.isalnum, text[len(other) :]))
     return _letters(text) == _letters(other)
 
 
-def _same_ahead(told: Sequence[str], words: Sequence[re.Match[str]]) -> int:
-    """Return how many words both begin with."""
-    pairs = enumerate(zip(told, words, strict=False))
+def _same_ahead(known: Sequence[str], words: Sequence[re.Match[str]]) -> int:
+    """Return the number of equal words at the beginning of both."""
+    pairs = enumerate(zip(known, words, strict=False))
     unlike = (at for at, (one, other) in pairs if one != other.group())
-    return next(unlike, min(len(told), len(words)))
+    return next(unlike, min(len(known), len(words)))
 
 
 def _ink(text: str) -> int:
@@ -169,13 +169,13 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text)).casefold()
 
 
-def _aligned_words(known: Sequence[str], heard: Sequence[str], about: int) -> int:
-    """Return how many words of `heard` say what `known` says, which are `about` so many."""
-    # costs[n] is what it takes to make the first n words heard of the known words so far.
-    costs = [float(count) for count in range(len(heard) + 1)]
+def _aligned_words(known: Sequence[str], replayed: Sequence[str], about: int) -> int:
+    """Return how many words of `replayed` match `known`; `about` is the estimate."""
+    # costs[n] is the edit distance from the known words so far to the first n replayed words.
+    costs = [float(count) for count in range(len(replayed) + 1)]
     for word in known:
         diagonal, costs[0] = costs[0], costs[0] + 1
-        for at, other in enumerate(heard, 1):
+        for at, other in enumerate(replayed, 1):
             cost = min(diagonal + _word_distance(word, other), costs[at] + 1, costs[at - 1] + 1)
             diagonal, costs[at] = costs[at], cost
     return min(
@@ -185,7 +185,7 @@ def _aligned_words(known: Sequence[str], heard: Sequence[str], about: int) -> in
 
 
 def _word_distance(word: str, other: str) -> float:
-    """Say how different two words are: 0 if they are the same, 1 if they have nothing in common."""
+    """Return the distance of two words: 0 if they are equal, 1 if they share no letters."""
     shorter, longer = sorted((word.casefold(), other.casefold()), key=len)
     if shorter in longer:
         shared = len(shorter)
@@ -196,6 +196,6 @@ def _word_distance(word: str, other: str) -> float:
 
 
 def _common_prefix(text: str, other: str) -> int:
-    """Return how many letters both begin with."""
+    """Return the length of the common prefix."""
     pairs = enumerate(zip(text, other, strict=False))
     return next((at for at, (one, two) in pairs if one != two), min(len(text), len(other)))

@@ -1,24 +1,23 @@
 """Where a turn's audio ends.
 
-The service gives no timestamps, so when `turn.end` arrives it is ours to say which audio the turn
-covers. A cut too early says the turn's last words again after a lost socket; one too late swallows
-the first words of the next turn.
+The provider sends no timestamps, so the worker must find the audio that a `turn.end` covers. After
+a lost socket, a cut too early repeats the turn's last words, and a cut too late loses the first
+words of the next turn.
 
-The service had heard a pause when it decided, and before that a sound when it said `turn.start`.
-How late it speaks is not known, but it is about as late both times: so of the sounds that may have
-begun the turn and the pauses that may have ended it, those belong together that were sent equally
-long before the events arrived. Where several pairs do (a cough before the turn and a pause inside
-it), the lag of the turn before decides; on a new socket the first sound counts, which is the
-turn's unless there was noise.
+The provider received a sound before it sent `turn.start`, and a pause before it sent `turn.end`.
+Its lag is unknown, but about the same both times. So the worker pairs a sound with a pause such
+that both were sent equally long before their events arrived. Several pairs may fit: for example a
+cough before the turn and a pause inside it. Then the lag of the previous turn decides. On a new
+socket the first sound counts, which is the turn's unless there was noise.
 
-Lag is not always steady: on a busy machine, or in a slow network, single events come late. So three
-more things count. A turn was not over before the silences after which the service took its end
-back. Once all that is said of a turn had been worded, the next silence covers it, whatever is said,
-or sent, afterwards. And a sound after a silence that ended a turn begins the next: where nobody has
-said so by the time it should be known, it was the same turn's.
+Lag is not always steady: on a busy machine, or in a slow network, single events arrive late. So
+three more rules apply. A turn was still open at every silence after which the provider resumed it.
+Once a turn's words no longer change, the next silence ends it, whatever arrives or is sent later.
+A sound after the silence that ended a turn begins the next turn. If no `turn.start` arrives in
+time, the sound belongs to the same turn.
 
-Audio is looked at as 10 ms frames of what was sent, oldest first and filler included; filler counts
-as silence. Quiet is relative, for lines have noise.
+The worker examines 10 ms frames of the audio sent, oldest first. Filler is included, and counts as
+silence. The silence level is relative, because lines have noise.
 """
 
 from collections.abc import Sequence
@@ -28,30 +27,30 @@ from typing import NamedTuple
 from worker.core.levels import FRAME_MS
 
 LOOKBACK_MS = 3_000
-"""How much audio before what was sent is worth looking at; a longer lag than that less the pause is
-not seen, and the cut falls after words of the next turn."""
+"""Maximum lookback in the audio sent. If the lag exceeds this minus the pause, the pause is not
+found and the cut falls after words of the next turn."""
 
 MIN_END_SILENCE_MS = 200
-"""No service ends a turn on less silence than this."""
+"""Minimum silence on which a provider ends a turn."""
 
 MIN_SPEECH_MS = 30
-"""Sound shorter than this is a click, and starts no turn."""
+"""Minimum sound that starts a turn; a shorter one is a click."""
 
 ONSET_DETECTION_S = (0.03, 0.2)
-"""How much of a sound, at least and at most, the service hears before it says `turn.start`."""
+"""Minimum and maximum sound that the provider needs before it sends `turn.start`."""
 
 NOISE_CEILING = 2_000
-"""Loudness above which a frame is no noise, even if nothing is quieter: -24 dB."""
+"""Maximum loudness of noise, even if no frame is quieter: -24 dB."""
 
 DEFAULT_LAG_S = 0.3
-"""Lag of a service of which nothing better is known."""
+"""Lag assumed for a provider whose lag is unknown."""
 
 LAG_CHANGE_WEIGHT = 0.5
-"""What a second of difference to the turn before counts, where a second of difference between a
-turn's start and its end counts 1: lag changes more easily within seconds than noise fits."""
+"""Cost weight of a lag change from the previous turn. A lag change within a turn has weight 1: lag
+changes within seconds more often than noise fits by chance."""
 
 MIN_PAUSE_MS = 150
-"""Less silence than this is between words, and seldom taken for the end of a turn."""
+"""Minimum silence that a provider may take for the end of a turn; less is between words."""
 
 _MIN_END_SILENCE = MIN_END_SILENCE_MS // FRAME_MS
 _MIN_PAUSE = MIN_PAUSE_MS // FRAME_MS
@@ -59,7 +58,7 @@ _MIN_SPEECH = MIN_SPEECH_MS // FRAME_MS
 
 
 class SilenceMap(NamedTuple):
-    """What was sent last, as frames; one entry each."""
+    """The audio last sent, with one entry for each frame."""
 
     silent: list[bool]
     positions: list[int]
@@ -72,9 +71,9 @@ class SpeechStart(NamedTuple):
     sent: int
     """Byte of the socket at which it began."""
     least_lag_s: float
-    """How long before `turn.start` can have arrived, at the earliest, that was sent."""
+    """Minimum lag: time from sending the sound to the earliest possible arrival of `turn.start`."""
     most_lag_s: float
-    """How long before `turn.start` was taken in that was sent: more, if it was held up."""
+    """Maximum lag: time from sending the sound to handling `turn.start`, which may be delayed."""
 
 
 class SilenceSpan(NamedTuple):
@@ -83,30 +82,30 @@ class SilenceSpan(NamedTuple):
     sent: int
     """Byte of the socket at which it began."""
     least_lag_s: float
-    """How long before `turn.end` arrived its last was sent."""
+    """Minimum lag: time from sending the end of the pause to the arrival of `turn.end`."""
     most_lag_s: float
-    """The same of the earliest moment at which it was long enough to decide on."""
+    """Maximum lag: the same, from the earliest point at which the pause is long enough."""
     until: int
-    """Byte of the socket at which it was over."""
+    """Byte of the socket at which it ends."""
     middle: int
     """Session byte in its middle."""
     begun: bool = True
-    """Whether its beginning is seen, and not before what is looked at."""
+    """Whether it begins within the lookback, and not before."""
     followed_s: float = 0.0
-    """How long before `turn.end` arrived a sound was sent after it of which nothing is said yet; 0
-    if there was none, or if something waits to be read that may speak of it."""
+    """Time from sending the next sound, not yet announced, to the arrival of `turn.end`; 0 if there
+    is none, or if an unread message may announce it."""
 
 
 def timeline(
     levels: Sequence[int], start: int, size: int, fillers: Sequence[tuple[int, int]]
 ) -> SilenceMap:
-    """Lay out what was sent last.
+    """Return the frames of the audio last sent.
 
-    `levels` is how loud the frames of `size` bytes from session byte `start` on are; `fillers` are
-    (session byte, milliseconds) of silence that was sent between, from `start` on.
+    `levels` is the loudness of the frames of `size` bytes from session byte `start` on. `fillers`
+    are the (session byte, milliseconds) of silence sent between them.
     """
     filler = [0] * (sum(filler_ms for _, filler_ms in fillers) // FRAME_MS)
-    # Filler may be the only silence there is, in the audio of a producer that sends none.
+    # Filler may be the only silence, if the producer sends none.
     quiet = quiet_level([*levels, *filler]) if levels else 0
     silent = [level <= quiet for level in levels]
     positions = [start + at * size for at in range(len(levels))]
@@ -127,7 +126,7 @@ def speech_starts(silent: Sequence[bool]) -> list[int]:
 def silence_spans(silent: Sequence[bool]) -> list[tuple[int, int]]:
     """Return (start, end) of every silence that may have ended a turn.
 
-    The longest, where none is as long as it should be.
+    If none is long enough, return only the longest.
     """
     runs = silences(silent)
     return [run for run in runs if run[1] - run[0] >= _MIN_END_SILENCE] or sorted(
@@ -136,19 +135,19 @@ def silence_spans(silent: Sequence[bool]) -> list[tuple[int, int]]:
 
 
 class Candidate(NamedTuple):
-    """A sound and a pause that belong together, as far as they do."""
+    """A sound and a pause that may delimit one turn."""
 
     onset: SpeechStart
     pause: SilenceSpan
     lag_s: float
-    """Of the service at the sound."""
+    """Lag of the provider at the sound."""
     apart_s: float
-    """By how much it was another at the pause."""
+    """Difference of the lag at the pause."""
 
     def cost_s(self, usual_s: float) -> float:
-        """Say how unlikely it is, the lag usually being that, in seconds of unexplained lag."""
-        unsaid_s = max(0.0, self.pause.followed_s - self.lag_s - ONSET_DETECTION_S[1])
-        return self.apart_s + unsaid_s + LAG_CHANGE_WEIGHT * abs(self.lag_s - usual_s)
+        """Return the cost of this pair at the usual lag, in seconds of unexplained lag."""
+        unannounced_s = max(0.0, self.pause.followed_s - self.lag_s - ONSET_DETECTION_S[1])
+        return self.apart_s + unannounced_s + LAG_CHANGE_WEIGHT * abs(self.lag_s - usual_s)
 
 
 def best_candidate(
@@ -156,10 +155,10 @@ def best_candidate(
 ) -> Candidate | None:
     """Return the sound that began the turn and the pause that ended it, None without a pause.
 
-    `usual_lag_s` is the lag at the sound chosen for the turn before, None if there was none.
+    `usual_lag_s` is the lag at the sound chosen for the previous turn, None without one.
     """
     usual_s = DEFAULT_LAG_S if usual_lag_s is None else usual_lag_s
-    if not starts:  # it began before what is known
+    if not starts:  # the turn began before the lookback
         starts = [SpeechStart(-1, usual_s, usual_s)]
     elif usual_lag_s is None:
         usual_s = min(max(usual_s, starts[0].least_lag_s), starts[0].most_lag_s)
@@ -169,12 +168,12 @@ def best_candidate(
         for ended in ends
         if ended.sent > began.sent
     ]
-    # Of several as good as each other, as when all was held up, the first: the service heard it so.
+    # Of equal candidates, as after a long delay, take the first: the provider received it first.
     return min(matches, key=lambda one: one.cost_s(usual_s), default=None)
 
 
 def score(began: SpeechStart, ended: SilenceSpan, usual_s: float) -> Candidate:
-    """Say how well a sound and a pause belong together, the lag being `usual_s` if it can be."""
+    """Return the candidate of a sound and a pause, at a lag as close to `usual_s` as possible."""
     soonest_s, latest_s = ONSET_DETECTION_S
     least = max(began.least_lag_s, ended.least_lag_s + soonest_s)
     most = min(began.most_lag_s, ended.most_lag_s + latest_s)
@@ -187,8 +186,8 @@ def score(began: SpeechStart, ended: SilenceSpan, usual_s: float) -> Candidate:
 def spans_after_last_word(ends: Sequence[SilenceSpan], worded: int) -> Sequence[SilenceSpan]:
     """Return the pauses up to the first that lasted beyond byte `worded` of the socket.
 
-    By then the service had worded all that it says of the turn. What follows that pause holds none
-    of its words, however late its end is told, and may be the next turn's.
+    By then the provider had sent all words of the turn. Audio after that pause contains none of
+    them, however late `turn.end` arrives, and may belong to the next turn.
     """
     for count, pause in enumerate(ends, 1):
         if pause.until > worded:
@@ -197,10 +196,10 @@ def spans_after_last_word(ends: Sequence[SilenceSpan], worded: int) -> Sequence[
 
 
 def turn_open_until(silent: Sequence[bool], open_at: int) -> int:
-    """Return up to which frame a turn was open, at least, that was resumed just now.
+    """Return the frame up to which a turn that was just resumed was certainly open.
 
-    That it was open at frame `open_at` is known. When the service took its end back, it had heard a
-    silence since then, of some length or else however short, and then more.
+    The turn was open at frame `open_at`. Before the provider sent `turn.resume`, it received a
+    silence and then more sound. The first long silence counts, or else the first silence.
     """
     over = [run for run in silences(silent) if run[0] > open_at and run[1] < len(silent)]
     long = (end for start, end in over if end - start >= _MIN_PAUSE)
@@ -208,10 +207,10 @@ def turn_open_until(silent: Sequence[bool], open_at: int) -> int:
 
 
 def quiet_level(levels: Sequence[int]) -> int:
-    """Loudness up to which a frame counts as silence: halfway, in decibels, from noise to voice.
+    """Return the maximum loudness of silence: halfway, in decibels, between noise and voice.
 
-    A word may be short, so the voice is as loud as few frames are; what is less than twice as loud
-    as the noise is noise.
+    A word may be short, so a few loud frames define the voice. A frame less than twice as loud as
+    the noise is noise.
     """
     ordered = sorted(levels)
     noise, voice = ordered[len(ordered) // 20], ordered[-_MIN_SPEECH:][0]

@@ -1,4 +1,4 @@
-"""The turn settings of one session over its audio, rewound and settled as the audio is."""
+"""The turn settings of one session, rewound and committed together with its audio."""
 
 from collections import deque
 
@@ -8,43 +8,43 @@ from worker.core import stream_ids
 
 
 class TurnConfigHistory:
-    """The settings in force, and those that were at the committed position.
+    """The current settings, and those at the committed position.
 
-    Entries beyond that position are read again by a new socket or owner, and their settings with
-    them; so they have to be judged against the same settings as the first time.
+    A new socket or owner reads entries after that position again, together with their settings. So
+    they must be validated against the same settings as the first time.
     """
 
     def __init__(self, settled: TurnConfig) -> None:
         self.committed = settled
-        """In force at the committed position."""
+        """Settings at the committed position."""
         self.current = settled
-        """In force for the audio read last."""
+        """Settings at the last audio read."""
         self._since: deque[tuple[str, TurnConfig]] = deque()
-        self._withdrawn = stream_ids.START  # up to that entry
+        self._withdrawn = stream_ids.START  # settings of entries up to this id are revoked
 
     def apply(self, entry_id: str, config: TurnConfig) -> None:
-        """Lay the settings of an entry over those in force.
+        """Merge the settings of an entry into the current ones.
 
-        Raises `EntryFault` if the thresholds would not fall any more, or the settings were
-        withdrawn; nothing changes then.
+        Raises `EntryError`, without a change, if the thresholds would be out of order or the
+        settings were revoked.
         """
         if stream_ids.order(entry_id) <= stream_ids.order(self._withdrawn):
-            raise EntryError("config", "is refused by the service")
+            raise EntryError("config", "is rejected by the provider")
         merged = self.current.merged(config)
         merged.check_order()
         self.current = merged
         self._since.append((entry_id, config))
 
     def reset_to(self, config: TurnConfig) -> None:
-        """Settle for these: the service does not take those at the committed position."""
+        """Replace the committed settings, which the provider rejects."""
         self.committed = self.current = config
         for _, newer in self._since:
             self.current = self.current.merged(newer)
 
     def revoke(self, config: TurnConfig) -> bool:
-        """Settle for these for good: a replay does not bring those of entries read so far again.
+        """Replace all settings for good: a replay does not apply those of earlier entries again.
 
-        Returns whether that changes anything.
+        Returns whether this changes anything.
         """
         if not self._since and self.committed == config:
             return False
@@ -55,12 +55,12 @@ class TurnConfigHistory:
         return True
 
     def committed_before(self, entry_id: str) -> TurnConfig:
-        """Return the settings as of that entry, all before it being committed."""
+        """Return the settings before that entry, once all entries before it are committed."""
         while self._since and stream_ids.order(self._since[0][0]) < stream_ids.order(entry_id):
             self.committed = self.committed.merged(self._since.popleft()[1])
         return self.committed
 
     def rewind(self, entry_id: str) -> None:
-        """Go back to the settings as of that entry, all before it being committed."""
+        """Go back to the settings before that entry, once all entries before it are committed."""
         self.current = self.committed_before(entry_id)
         self._since.clear()

@@ -1,12 +1,12 @@
-"""The turn tracker: what consumers are told, given what the provider says.
+"""The turn tracker: turns the provider's turn events into the events that consumers receive.
 
-Two views of the turn are kept. `Shown` is the consumers' view and outlives sockets and workers;
-`Heard` is the provider's on the current socket, and starts afresh with every socket. While both
-agree the tracker passes events through; where they differ (a new socket hears an open turn again,
-or the provider breaks its own rules) the table below decides, so that consumers always see each
-turn start once, end once, and never shrink.
+It keeps two views of the turn. `PublishedState` is the consumers' view and outlives sockets and
+workers. `ProviderState` is the provider's view on the current socket, and starts empty on each one.
+While both agree, the tracker passes events through. They differ if an open turn is replayed on a
+new socket, or if the provider breaks its own rules. Then the table below decides, so that consumers
+always see each turn start once, end once, and never shrink.
 
-Positions are bytes of the session's own audio fed to the recognizer when the event arrived.
+Positions are bytes of the session's own audio sent to the provider when the event arrived.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class EventDraft(msgspec.Struct, frozen=True):
 
 
 class PublishedState(Enum):
-    """What consumers believe."""
+    """State of the turn as published to consumers."""
 
     NONE = "none"
     SPEAKING = "speaking"
@@ -51,7 +51,7 @@ class PublishedState(Enum):
 
 
 class ProviderState(Enum):
-    """What the provider believes on the current socket."""
+    """State of the turn at the provider, on the current socket."""
 
     NONE = "none"
     SPEAKING = "speaking"
@@ -59,7 +59,7 @@ class ProviderState(Enum):
 
 
 class ProviderInput(Enum):
-    """What the provider can say about a turn."""
+    """Turn events that the provider sends."""
 
     START = "turn.start"
     UPDATE = "turn.update"
@@ -69,89 +69,100 @@ class ProviderInput(Enum):
 
 
 class Action(Enum):
-    """What the tracker does about it."""
+    """What the tracker does on an event."""
 
     START = "publish the start of a turn"
-    REPLAY_START = "hear the open turn again, publish nothing"
-    UPDATE = "publish the text if it grew, after a resume if the end had been announced"
-    EAGER_END = "publish an eager end if it is news"
+    REPLAY_START = "replay the open turn, publish nothing"
+    UPDATE = "publish the text if it grew, after a resume if an eager end is published"
+    EAGER_END = "publish an eager end if it is new"
     RESUME = "publish a resume if the eager end was published"
-    END = "publish the end, unless a replay has not yet come far enough"
-    VIOLATION = "ignore and count: the provider broke its rules"
+    END = "publish the end, unless a replay has not caught up"
+    VIOLATION = "ignore and count: the provider broke its own rules"
 
 
 _OPEN = (PublishedState.SPEAKING, PublishedState.EAGER)
-_HEARING = (ProviderState.SPEAKING, ProviderState.EAGER)
+_PROVIDER_OPEN = (ProviderState.SPEAKING, ProviderState.EAGER)
 
 TABLE: Mapping[tuple[PublishedState, ProviderState, ProviderInput], Action] = {
-    # No turn anywhere: only a start means anything.
+    # No turn is open: only a start is valid.
     (PublishedState.NONE, ProviderState.NONE, ProviderInput.START): Action.START,
-    # Consumers have an open turn that this socket has not heard yet: a replay.
-    **{(shown, ProviderState.NONE, ProviderInput.START): Action.REPLAY_START for shown in _OPEN},
+    # Consumers have an open turn that was not sent on this socket yet: a replay.
+    **{
+        (published, ProviderState.NONE, ProviderInput.START): Action.REPLAY_START
+        for published in _OPEN
+    },
     # Both are inside the turn.
     **{
-        (shown, heard, ProviderInput.UPDATE): Action.UPDATE for shown in _OPEN for heard in _HEARING
+        (published, provider, ProviderInput.UPDATE): Action.UPDATE
+        for published in _OPEN
+        for provider in _PROVIDER_OPEN
     },
     **{
-        (shown, heard, ProviderInput.EAGER_END): Action.EAGER_END
-        for shown in _OPEN
-        for heard in _HEARING
+        (published, provider, ProviderInput.EAGER_END): Action.EAGER_END
+        for published in _OPEN
+        for provider in _PROVIDER_OPEN
     },
-    **{(shown, ProviderState.EAGER, ProviderInput.RESUME): Action.RESUME for shown in _OPEN},
-    **{(shown, heard, ProviderInput.END): Action.END for shown in _OPEN for heard in _HEARING},
+    **{
+        (published, ProviderState.EAGER, ProviderInput.RESUME): Action.RESUME for published in _OPEN
+    },
+    **{
+        (published, provider, ProviderInput.END): Action.END
+        for published in _OPEN
+        for provider in _PROVIDER_OPEN
+    },
 }
-"""Shown x Heard x Input -> Action. A pair that is absent is a `VIOLATION`."""
+"""Published state x provider state x input -> action. A missing key is a `VIOLATION`."""
 
 
 class OpenTurn(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The open turn as consumers know it: what a new owner must continue."""
+    """The open turn as published to consumers, which a new owner continues."""
 
     transcript: str = ""
     """Longest text published."""
     transcript_position: int = msgspec.field(name="mark", default=0)
     """Position at which that text arrived."""
     eager: bool = False
-    """An eager end is published and neither resumed nor ended."""
+    """Whether an eager end is published and the turn is neither resumed nor ended."""
     eager_transcript: str | None = None
     """Text of the last published eager end of this turn."""
     committed_text: str = msgspec.field(name="settled", default="")
-    """What its audio before the committed position was transcribed to."""
+    """Transcript of its audio before the committed position."""
     parting: str | None = None
-    """What the provider put between that and the next word; None if it is not known."""
+    """Separator between `committed_text` and the next word; None if unknown."""
 
 
 class TurnState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What survives the worker: the number of the next or open turn, and the open turn."""
+    """State kept in the checkpoint: the number of the next or open turn, and the open turn."""
 
     turn: int = 0
     open: OpenTurn | None = None
 
 
 class TurnTracker:
-    """Feeds on provider events, gives drafts to publish."""
+    """Accepts provider events and returns drafts to publish."""
 
     def __init__(self, state: TurnState | None = None, jitter: int = 0) -> None:
-        """`jitter` is by how many positions the service may lag more on one socket than another."""
+        """`jitter` is the maximum difference of the provider's lag between sockets, in bytes."""
         self.state = state or TurnState()
         self._jitter = jitter
         self.violations = 0
-        """Provider events that broke the protocol's own rules and were ignored."""
-        self._proposed = False  # the provider's eager end is one that consumers saw
+        """Number of provider events that broke the protocol and were ignored."""
+        self._proposed = False  # whether the provider's eager end was published
         self.socket_opened()
 
     @property
     def open(self) -> bool:
-        """A turn is open for consumers."""
+        """Whether a turn is open for consumers."""
         return self.state.open is not None
 
     @property
     def provider_in_turn(self) -> bool:
-        """A turn is open for the provider on this socket."""
+        """Whether a turn is open for the provider on this socket."""
         return self._provider is not ProviderState.NONE
 
     @property
     def grows(self) -> bool:
-        """Whether an update can only add to the text: nothing is proposed or heard again."""
+        """Whether an update can only add to the text: no eager end or replay is in progress."""
         return (
             self.published is PublishedState.SPEAKING
             and self.provider_in_turn
@@ -165,26 +176,26 @@ class TurnTracker:
 
     @property
     def published(self) -> PublishedState:
-        """The consumers' view."""
+        """State of the turn as published to consumers."""
         if self.state.open is None:
             return PublishedState.NONE
         return PublishedState.EAGER if self.state.open.eager else PublishedState.SPEAKING
 
     def socket_opened(self) -> None:
-        """Begin on a new socket: the provider knows nothing of an open turn."""
+        """Start on a new socket, where the provider has no state of an open turn."""
         self._provider = ProviderState.NONE
-        # What of the turn this provider turn does not hear: what was settled before the socket
+        # Text of the turn that precedes this provider turn: text committed before the socket
         # opened, and provider turns that a replay ended too early.
         self._prefix = self.state.open.committed_text if self.state.open else ""
         self._parting = self.state.open.parting if self.state.open else None
-        self._continued = False  # the provider ended its turn, and goes on in the next
-        self._is_replay = self.open  # the open turn was begun on another socket
-        self._replaying = self.open  # what consumers saw is being heard again
-        self._caught_up = word_count(self._prefix)  # words that say again what consumers saw
+        self._continued = False  # the provider ended its turn early; its next turn continues
+        self._is_replay = self.open  # the open turn began on another socket
+        self._replaying = self.open  # the text that consumers saw is being replayed
+        self._caught_up = word_count(self._prefix)  # words that repeat what consumers saw
 
-    def on_input(self, said: ProviderInput, text: str | None, position: int) -> list[EventDraft]:
-        """Take one provider event and return what to publish. `text` is None without text."""
-        match TABLE.get((self.published, self._provider, said), Action.VIOLATION):
+    def on_input(self, kind: ProviderInput, text: str | None, position: int) -> list[EventDraft]:
+        """Handle one provider event and return drafts to publish; `text` is None without text."""
+        match TABLE.get((self.published, self._provider, kind), Action.VIOLATION):
             case Action.START:
                 self._provider = ProviderState.SPEAKING
                 self.state = TurnState(self.state.turn, OpenTurn(transcript_position=position))
@@ -205,7 +216,7 @@ class TurnTracker:
                 return []
 
     def will_end(self, text: str, position: int) -> bool:
-        """Say whether a provider `turn.end` with this text and position would end the turn."""
+        """Return whether a provider `turn.end` with this text and position would end the turn."""
         action = TABLE.get((self.published, self._provider, ProviderInput.END))
         return action is Action.END and self._replay_caught_up(self.full_transcript(text), position)
 
@@ -214,14 +225,14 @@ class TurnTracker:
         if self.state.open is None:
             return []
         known = self.state.open.transcript
-        # A replay that ended early may have heard more than what was published.
+        # A replay that ended early may have transcribed more than was published.
         return self._close(self._prefix if covers(self._prefix, known) else known, reason)
 
     def commit_prefix(self, text: str, parting: str | None = None) -> None:
-        """Note that the audio that `text`, said of the open turn, covers will not be heard again.
+        """Record that the audio of `text`, the beginning of the open turn, will not be replayed.
 
-        A new socket goes on after it. `parting` is what the provider put between `text` and the
-        next word; by default, what consumers saw there.
+        A new socket continues after it. `parting` is the separator between `text` and the next
+        word; the default is the published one.
         """
         known = self.state.open
         if known is None:
@@ -232,10 +243,10 @@ class TurnTracker:
         self._revise(replace(known, committed_text=text, parting=parting))
 
     def full_transcript(self, text: str) -> str:
-        """Return the open turn's text, given what the provider says of its turn on this socket.
+        """Return the open turn's text, given the provider's text of its turn on this socket.
 
-        On a new socket the provider knows nothing of what was before, so the white space before
-        its text is not that of the open turn; what the open turn had in its place is.
+        On a new socket the provider does not know the text before. So the white space at the start
+        of its text is replaced by the white space that the open turn has at that place.
         """
         before, known = self._prefix, self._known.transcript if self.open else ""
         if is_blank(text):
@@ -253,7 +264,7 @@ class TurnTracker:
         return text
 
     def _merged(self, text: str, position: int) -> str:
-        """Return what consumers should see of the turn by now: never less than they saw."""
+        """Return the text that consumers should see now: never less than they saw."""
         known = self._known
         if not self._is_replay:
             return text if covers(text, known.transcript) else known.transcript
@@ -266,11 +277,11 @@ class TurnTracker:
         alike = text.startswith(without_trailing_space(known.transcript))
         if says_more(text, known.transcript) or (alike and covers(text, known.transcript)):
             return text
-        # Worded shorter than before, and yet it may say more.
+        # The new wording is shorter, and may still contain more words.
         return join(known.transcript, new_text(known.transcript, text, caught_up))
 
     def _replay_caught_up(self, text: str, position: int) -> bool:
-        """Tell whether a replay has caught up with what consumers saw."""
+        """Return whether a replay has caught up with the text that consumers saw."""
         known = self._known
         return position >= known.transcript_position or text.startswith(
             without_trailing_space(known.transcript)
@@ -279,7 +290,7 @@ class TurnTracker:
     @property
     def _known(self) -> OpenTurn:
         if self.state.open is None:
-            raise AssertionError("the table asks about an open turn only")
+            raise AssertionError("no turn is open")
         return self.state.open
 
     def _revise(self, known: OpenTurn) -> None:
@@ -302,7 +313,7 @@ class TurnTracker:
         self._provider = ProviderState.EAGER
         shown = self._merged(text, position)
         grown = says_more(shown, known.transcript)
-        # Lag differs from socket to socket, so the position alone does not tell an old proposal.
+        # Lag differs between sockets, so the position alone does not identify an old eager end.
         begun = without_trailing_space(text)
         old = (
             self._replaying
@@ -314,7 +325,7 @@ class TurnTracker:
             return []
         seen = known.eager_transcript
         if seen is not None and same_but_space(shown, seen) and (known.eager or self._replaying):
-            return []  # consumers have this very proposal already
+            return []  # consumers received this eager end already
         drafts = [EventDraft("turn.eager_end", self.state.turn, shown)]
         if known.eager:
             drafts.insert(0, EventDraft("turn.resume", self.state.turn))
@@ -339,7 +350,7 @@ class TurnTracker:
 
     def _end(self, text: str, position: int, reason: EndReason) -> list[EventDraft]:
         if not self._replay_caught_up(text, position):
-            # The replay broke the turn where consumers saw it go on: its next turn continues.
+            # The replay ended the turn too early for consumers: the provider's next turn continues.
             self._prefix, self._continued = text, True
             self._provider = ProviderState.NONE
             return []

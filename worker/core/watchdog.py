@@ -1,27 +1,27 @@
-"""The watchdog: an open turn that neither grows nor ends, although audio flows."""
+"""The watchdog: detects an open turn that neither grows nor ends, although audio is sent."""
 
 from enum import Enum
 
 MAX_TIMEOUT_MS = 11_200.0
-"""The longest end timeout the service takes."""
+"""Maximum end timeout that the provider accepts."""
 
 MARGIN_MS = 8_000.0
-"""What the service may lag behind its own timeout, and then some."""
+"""Maximum lag of the provider behind its own timeout, with a margin."""
 
 
 class WatchdogAction(Enum):
     """What to do about the open turn."""
 
-    NONE = "nothing: it moves"
-    REPLAY = "hear it again on a new socket"
-    END = "end it: hearing it again did not help"
+    NONE = "nothing to do"
+    REPLAY = "replaying it on a new socket"
+    END = "ending it (a replay did not help)"
 
 
 class Watchdog:
-    """Counts the audio sent since the service last said anything, filler included.
+    """Measures the audio sent since the provider's last message, filler included.
 
-    The service's clock is the audio, so that is what a stuck turn is measured by. Its timeout of
-    silence would have ended any turn; one that says nothing for longer is stuck.
+    The provider's clock is the audio, so the limit is measured in audio. Its silence timeout ends
+    any turn, so a turn without a message for longer is stuck.
     """
 
     def __init__(self) -> None:
@@ -29,19 +29,19 @@ class Watchdog:
         self._replayed: int | None = None
 
     def restart(self) -> None:
-        """Begin on a new socket, whose audio counts from 0."""
+        """Start on a new socket, whose audio counts from 0."""
         self._message_at_ms = 0.0
 
     def on_message(self, sent_ms: float) -> None:
-        """Note that the service said something after so many milliseconds of audio."""
+        """Record a message that arrived after `sent_ms` of audio."""
         self._message_at_ms = sent_ms
 
     def is_due(self, sent_ms: float) -> bool:
-        """Say whether `look` could find anything, whatever the end timeout is."""
+        """Return whether `check` could find anything, whatever the end timeout is."""
         return sent_ms - self._message_at_ms > MARGIN_MS
 
     def check(self, turn: int, sent_ms: float, timeout_ms: float | None) -> WatchdogAction:
-        """Judge the open turn, its number and its end timeout being given."""
+        """Return what to do about the open turn with this number and end timeout."""
         patience_ms = (timeout_ms or MAX_TIMEOUT_MS) + MARGIN_MS
         if sent_ms - self._message_at_ms <= patience_ms:
             return WatchdogAction.NONE

@@ -1,6 +1,6 @@
-"""The boundary between two turns: which of the session's audio a turn that ended covers.
+"""The boundary between two turns: which of the session's audio an ended turn covers.
 
-Decides with `worker.core.turn_boundary`, on what the sender remembers of the sound it sent.
+`worker.core.turn_boundary` decides, from the sender's record of the sound that it sent.
 """
 
 import time
@@ -35,23 +35,23 @@ from worker.stalls import StallDetector
 MIN_BURST = 2
 CERTAIN_BURST = 3
 BURST_GAP_S = 0.05
-"""So many messages, each so soon after the one before, may have been held up together; or one long
-chunk caused them, as long as they are fewer than what is sure."""
+"""Messages that arrive within `BURST_GAP_S` of each other may have been delayed together. Fewer
+than `CERTAIN_BURST` may also come from one long chunk."""
 
 SHORT_LOOKBACK_MS = 1_500
-"""How far is looked back first: far enough for most turns, if the service lags as usual."""
+"""First lookback: long enough for most turns, if the provider's lag is as usual."""
 
 PRE_SPEECH_MS = 300
-"""Silence before a turn that is kept, for a service that has to hear it again."""
+"""Silence kept uncommitted before a turn, for a replay to a new socket."""
 
 LAG_TOLERANCE_S = 0.1
-"""By how much the lag of a service that is as it was differs from turn to turn."""
+"""Maximum difference of a steady lag from turn to turn."""
 
 MAX_PAUSE_MISFIT_S = 0.1
-"""A pause inside a turn is believed in if the lag was that steady since the turn began."""
+"""Maximum change of lag since the turn began for which a pause inside the turn is trusted."""
 
 MAX_PLAUSIBLE_LAG_S = 1.5
-"""And if no other pause could have been meant, had the lag become anything up to this."""
+"""Maximum lag considered. A pause is trusted only if no other pause fits any lag up to this."""
 
 
 class _TurnStart(NamedTuple):
@@ -59,11 +59,11 @@ class _TurnStart(NamedTuple):
 
     arrived_at: float
     held_up_since: float | None
-    """If it came in a burst: when the last message before that did."""
-    surely: bool
-    """Whether the burst was no long chunk's."""
+    """Arrival time of the last message before the burst; None if it did not arrive in one."""
+    certain: bool
+    """Whether the burst is too large to come from one long chunk."""
     sounds: list[tuple[int, float]]
-    """Bytes of the socket at which what began the turn may have begun, and when those were sent."""
+    """Bytes of the socket at which the turn's first sound may begin, and when they were sent."""
 
 
 class TurnBoundaryFinder:
@@ -84,50 +84,50 @@ class TurnBoundaryFinder:
         self._frame = frame_bytes(entry.encoding, entry.sample_rate)
         self._least_pause = MIN_END_SILENCE_MS // FRAME_MS * self._frame
         self.speech_ended_at: float | None = None
-        """When the last sound was sent of the turn that was cut last; None if that is not seen."""
+        """When the last sound of the last ended turn was sent; None if unknown."""
         self.reset(time.monotonic())
 
     def reset(self, now: float) -> None:
         """Begin on a new socket."""
-        self._heard_at = now  # the last message
-        self._quiet_at = now  # the last one before what came together with that
-        self._behind = 0  # messages in that so far
+        self._message_at = now  # arrival of the last message
+        self._before_burst_at = now  # arrival of the last message before the current burst
+        self._burst_handled = 0  # messages of the burst handled so far
         self.waiting = 0
-        """Messages that came with that and wait to be heard."""
-        self._burst = 0  # both
-        self._start = _TurnStart(now, None, surely=False, sounds=[])
+        """Messages of the burst that are not handled yet."""
+        self._burst = 0  # all messages of the burst
+        self._start = _TurnStart(now, None, certain=False, sounds=[])
         self._begin_turn(0)
-        self._lag_before_s: float | None = None  # of the turn before, on this socket
+        self._lag_before_s: float | None = None  # of the previous turn on this socket
 
     def on_message(self, arrival: SendPosition, waiting: int) -> None:
-        """Note when any message arrived, before it and those that came with it are acted upon."""
-        if arrival.at - self._heard_at >= BURST_GAP_S:
-            self._quiet_at, self._behind = self._heard_at, 0
-        self._heard_at = arrival.at
-        self._behind += 1
+        """Record the arrival of any message, before its burst is handled."""
+        if arrival.at - self._message_at >= BURST_GAP_S:
+            self._before_burst_at, self._burst_handled = self._message_at, 0
+        self._message_at = arrival.at
+        self._burst_handled += 1
         self.waiting = waiting
-        self._burst = self._behind + waiting
-        if self._burst >= MIN_BURST and self._start.arrived_at > self._quiet_at:
+        self._burst = self._burst_handled + waiting
+        if self._burst >= MIN_BURST and self._start.arrived_at > self._before_burst_at:
             self._start = self._start._replace(
-                held_up_since=self._quiet_at, surely=self._burst >= CERTAIN_BURST
+                held_up_since=self._before_burst_at, certain=self._burst >= CERTAIN_BURST
             )
 
     @property
     def is_on_time(self) -> bool:
-        """Whether the message heard last was not held up, as far as those before it tell."""
-        return self._burst < MIN_BURST and self._earliest(self._heard_at) == self._heard_at
+        """Whether nothing indicates that the last message was delayed."""
+        return self._burst < MIN_BURST and self._earliest(self._message_at) == self._message_at
 
     def on_start(self, arrival: SendPosition) -> int:
-        """Find the sounds that may have caused the `turn.start` that arrived then.
+        """Find the sounds that may have caused a `turn.start`.
 
-        Returns the session byte before which none of them was; 0 if that is not seen.
+        Returns the session byte before which none of them begins; 0 if unknown.
         """
         self._begin_turn(arrival.socket_bytes)
-        held_up_since = self._quiet_at if self._burst >= MIN_BURST else None
-        surely = self._burst >= CERTAIN_BURST
+        held_up_since = self._before_burst_at if self._burst >= MIN_BURST else None
+        certain = self._burst >= CERTAIN_BURST
         look = self._recent_levels(arrival, SHORT_LOOKBACK_MS)
         self._start = _TurnStart(
-            arrival.at, held_up_since, surely=surely, sounds=self._sounds(look, arrival)
+            arrival.at, held_up_since, certain=certain, sounds=self._sounds(look, arrival)
         )
         if not self._is_usual_start(look):
             look = self._recent_levels(arrival, LOOKBACK_MS)
@@ -135,56 +135,56 @@ class TurnBoundaryFinder:
         usual_s, sounds = self._provider_lag.seconds, self._start.sounds
         self._open_until = sounds[0][0] if sounds else 0
         if usual_s is None or not sounds or arrival.at - sounds[0][1] < usual_s - LAG_TOLERANCE_S:
-            return 0  # the turn may have begun before what is looked at
-        # Sound in the first frame may have begun before it.
+            return 0  # the turn may have begun before the lookback
+        # A sound in the first frame may have begun before it.
         first = speech_starts(look.silent)[0] - PRE_SPEECH_MS // FRAME_MS
         return look.positions[first] if first > 0 else 0
 
     def _begin_turn(self, sent: int) -> None:
         self._text = ""
         self.worded = sent
-        """Byte of the socket that was sent when the wording of the turn changed last."""
+        """Byte of the socket sent when the turn's words last changed."""
         self._open_until = 0
-        """Byte of the socket before which the turn was not over."""
+        """Byte of the socket before which the turn was certainly open."""
 
     def on_transcript(self, text: str, arrival: SendPosition) -> None:
-        """Note what the service says of the turn."""
+        """Record a transcript of the turn."""
         if not same_words(text, self._text):
             self.worded = arrival.socket_bytes
         self._text = text
 
     def on_resume(self, arrival: SendPosition) -> None:
-        """Note that the service took the end of the turn back: it heard more after a silence.
+        """Record a `turn.resume`: the provider received more speech after a silence.
 
-        That silence is looked for now: by the turn's end it may be too long ago to be seen.
+        That silence is located now, because the turn's end may be too late for the lookback.
         """
         look = self._recent_levels(arrival, LOOKBACK_MS)
         first = arrival.socket_bytes - len(look.silent) * self._frame
-        since = max(self._open_until, self._received_by(self._quiet_at, LAG_TOLERANCE_S))
+        since = max(self._open_until, self._received_by(self._before_burst_at, LAG_TOLERANCE_S))
         if self._burst >= MIN_BURST and first - since >= self._least_pause:
-            return  # held up so long that the silence may be out of sight already
-        open_at = max(-1, (self._open_until - first) // self._frame)  # -1: before what is seen
+            return  # after so long a delay the silence may lie before the lookback
+        open_at = max(-1, (self._open_until - first) // self._frame)  # -1: before the lookback
         open_until = first + turn_open_until(look.silent, open_at) * self._frame
         self._open_until = max(self._open_until, open_until)
 
     def _sounds(self, look: SilenceMap, arrival: SendPosition) -> list[tuple[int, float]]:
-        """Return the bytes of the socket at which a sound began, and when those were sent."""
+        """Return the bytes of the socket at which sounds begin, and when they were sent."""
         first = arrival.socket_bytes - len(look.silent) * self._frame
         bytes_ = [first + frame * self._frame for frame in speech_starts(look.silent)]
         sent = [(byte, self._sender.send_log.sent_at(byte)) for byte in bytes_]
         return [(byte, sent_at) for byte, sent_at in sent if sent_at is not None]
 
     def _is_usual_start(self, look: SilenceMap) -> bool:
-        """Say whether the only sound in sight came as long ago as it should."""
+        """Return whether the only sound found fits the usual lag."""
         usual_s, sounds = self._provider_lag.seconds, self._start.sounds
         if self._burst >= MIN_BURST or usual_s is None or len(sounds) != 1 or not look.silent[0]:
             return False
         return abs(self._start.arrived_at - sounds[0][1] - usual_s) <= LAG_TOLERANCE_S
 
     def find_end(self, arrival: SendPosition, begins: bool = False) -> int:
-        """Return the session byte up to which the turn covers the audio whose end arrived then.
+        """Return the session byte at which the turn ends whose `turn.end` arrived at `arrival`.
 
-        `begins` is whether what came with it says that another begins.
+        `begins` is whether a `turn.start` arrived with it.
         """
         pair, ends = self._match(arrival, SHORT_LOOKBACK_MS, self.worded, self._open_until, begins)
         if pair is None or not self._is_usual_end(pair):
@@ -197,7 +197,7 @@ class TurnBoundaryFinder:
         return pause.middle if pause else arrival.session_bytes
 
     def _is_usual_end(self, pair: Candidate) -> bool:
-        """Say whether nothing that was sent before could be a better match."""
+        """Return whether no earlier audio could match better."""
         usual_s = self._provider_lag.seconds
         if self._burst >= MIN_BURST or usual_s is None:
             return False
@@ -207,9 +207,9 @@ class TurnBoundaryFinder:
         return pause.begun and pause.until - pause.sent >= self._least_pause
 
     def find_pause(self, arrival: SendPosition, worded: int) -> int | None:
-        """Return the session byte in the pause inside the turn that the service spoke of then.
+        """Return the session byte inside the pause that caused an eager end at `arrival`.
 
-        `worded` is as it was then. None if that is not certain.
+        `worded` is the value of `self.worded` at that time. Returns None if it is not certain.
         """
         pair, ends = self._match(arrival, LOOKBACK_MS, worded)
         if pair is None or not self._start.sounds or self._provider_lag.seconds is None:
@@ -228,15 +228,15 @@ class TurnBoundaryFinder:
         open_until: int = 0,
         begins: bool = False,
     ) -> tuple[Candidate | None, Sequence[SilenceSpan]]:
-        """Choose among the sounds that may have begun the turn, and the pauses in it.
+        """Choose among the sounds that may have begun the turn and the pauses in it.
 
-        Its wording had not changed since byte `worded` of the socket was sent, and it was not over
-        before byte `open_until`, when what arrived then was said of it.
+        At `arrival` the turn's words had not changed since byte `worded` of the socket was sent,
+        and the turn was open until byte `open_until`.
         """
         ends = self._pauses(arrival, look_ms, worded, open_until)
         if begins:
-            heard = self._received_by(arrival.at, -ONSET_DETECTION_S[1])
-            ends = [end for end in ends if end.until < heard] or ends
+            received = self._received_by(arrival.at, -ONSET_DETECTION_S[1])
+            ends = [end for end in ends if end.until < received] or ends
         usual_s = self._provider_lag.seconds
         return best_candidate(
             self._speech_starts(), ends, self._lag_before_s if usual_s is None else usual_s
@@ -245,12 +245,12 @@ class TurnBoundaryFinder:
     def _pauses(
         self, arrival: SendPosition, look_ms: int, worded: int, open_until: int
     ) -> Sequence[SilenceSpan]:
-        """Find the silences in which the service may have been when it said what arrived then."""
+        """Find the silences that may have caused the message that arrived at `arrival`."""
         look = self._recent_levels(arrival, look_ms)
         first = arrival.socket_bytes - len(look.silent) * self._frame
         earliest_at = self._earliest(arrival.at)
         if self._burst >= MIN_BURST:
-            earliest_at = min(earliest_at, self._quiet_at)
+            earliest_at = min(earliest_at, self._before_burst_at)
         found = []
         for start, end in silence_spans(look.silent):
             decided = min(start + MIN_END_SILENCE_MS // FRAME_MS, end)
@@ -271,15 +271,15 @@ class TurnBoundaryFinder:
                     )
                 )
         ends = spans_after_last_word(found, worded)
-        # Unless that leaves none: a service may take an end back that was no silence.
+        # Unless none is left: a provider may resume a turn without a silence.
         return [pause for pause in ends if pause.sent >= open_until] or ends
 
     def _speech_starts(self) -> list[SpeechStart]:
-        """Say how late the service may have been at each sound that may have begun the turn."""
+        """Return the possible lag at each sound that may have begun the turn."""
         start = self._start
         earliest_at = self._earliest(start.arrived_at)
-        # While the lag is not known, an event that comes with another is no reason to guess it.
-        if start.held_up_since and (start.surely or self._provider_lag.seconds is not None):
+        # While the lag is unknown, a small burst is not enough evidence of a delay.
+        if start.held_up_since and (start.certain or self._provider_lag.seconds is not None):
             earliest_at = start.held_up_since
         return [
             SpeechStart(byte, max(0.0, earliest_at - sent_at), start.arrived_at - sent_at)
@@ -287,18 +287,21 @@ class TurnBoundaryFinder:
         ]
 
     def _received_by(self, at: float, more_s: float) -> int:
-        """Return the byte of the socket that the service spoke of then, lagging so much more."""
+        """Return the byte of the socket that the provider had received by then.
+
+        `more_s` is added to the usual lag.
+        """
         usual_s = self._provider_lag.seconds
         lag_s = (DEFAULT_LAG_S if usual_s is None else usual_s) + more_s
         return self._sender.send_log.moment(at - max(0.0, lag_s)).socket_bytes
 
     def _earliest(self, at: float) -> float:
-        """Return since when a message may have been there that we took in at `at`."""
-        self._stalls.tick(time.monotonic())  # we may be just awake
+        """Return the earliest time at which a message read at `at` may have arrived."""
+        self._stalls.tick(time.monotonic())  # the process may have just resumed
         return self._stalls.earliest_arrival(at)
 
     def _recent_levels(self, arrival: SendPosition, look_ms: int) -> SilenceMap:
-        """Lay out what was sent last by then and is not committed."""
+        """Return the frames that were last sent by then and are not committed."""
         sender = self._sender
         start = arrival.session_bytes - sender.bytes_of(look_ms)
         first, levels = sender.levels.levels(

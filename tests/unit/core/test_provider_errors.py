@@ -76,9 +76,9 @@ def test_a_refusal_is_classified(status: int, code: str, kind: type[SttError]) -
 def test_a_close_is_classified(close_code: int, kind: type[SttError]) -> None:
     error = from_close(close_code, "Because", request_id="r1")
     assert type(error) is kind
-    assert str(error) == f"the service closed the socket with {close_code}: Because"
+    assert str(error) == f"the provider closed the socket with {close_code}: Because"
     assert (error.status, error.code, error.request_id) == (close_code, "", "r1")
-    assert str(from_close(close_code, "")) == f"the service closed the socket with {close_code}"
+    assert str(from_close(close_code, "")) == f"the provider closed the socket with {close_code}"
 
 
 @pytest.mark.parametrize(
