@@ -1,8 +1,8 @@
 """Where a turn's audio ends.
 
 The provider sends no timestamps, so the worker must find the audio that a `turn.end` covers. After
-a lost socket, a cut too early repeats the turn's last words, and a cut too late loses the first
-words of the next turn.
+a lost socket, a cut too early repeats the turn's last words. A cut too late loses the first words
+of the next turn.
 
 The provider received a sound before it sent `turn.start`, and a pause before it sent `turn.end`.
 Its lag is unknown, but about the same both times. So the worker pairs a sound with a pause such
@@ -183,14 +183,14 @@ def score(began: SpeechStart, ended: SilenceSpan, usual_s: float) -> Candidate:
     return Candidate(began, ended, lag_s, least - most)
 
 
-def spans_after_last_word(ends: Sequence[SilenceSpan], worded: int) -> Sequence[SilenceSpan]:
-    """Return the pauses up to the first that lasted beyond byte `worded` of the socket.
+def spans_after_last_word(ends: Sequence[SilenceSpan], last_change: int) -> Sequence[SilenceSpan]:
+    """Return the pauses up to the first that lasted beyond byte `last_change` of the socket.
 
     By then the provider had sent all words of the turn. Audio after that pause contains none of
     them, however late `turn.end` arrives, and may belong to the next turn.
     """
     for count, pause in enumerate(ends, 1):
-        if pause.until > worded:
+        if pause.until > last_change:
             return ends[:count]
     return ends
 

@@ -14,13 +14,13 @@ class TurnConfigHistory:
     they must be validated against the same settings as the first time.
     """
 
-    def __init__(self, settled: TurnConfig) -> None:
-        self.committed = settled
+    def __init__(self, committed: TurnConfig) -> None:
+        self.committed = committed
         """Settings at the committed position."""
-        self.current = settled
+        self.current = committed
         """Settings at the last audio read."""
         self._since: deque[tuple[str, TurnConfig]] = deque()
-        self._withdrawn = stream_ids.START  # settings of entries up to this id are revoked
+        self._revoked_to = stream_ids.START  # settings of entries up to this id are revoked
 
     def apply(self, entry_id: str, config: TurnConfig) -> None:
         """Merge the settings of an entry into the current ones.
@@ -28,7 +28,7 @@ class TurnConfigHistory:
         Raises `EntryError`, without a change, if the thresholds would be out of order or the
         settings were revoked.
         """
-        if stream_ids.order(entry_id) <= stream_ids.order(self._withdrawn):
+        if stream_ids.order(entry_id) <= stream_ids.order(self._revoked_to):
             raise EntryError("config", "is rejected by the provider")
         merged = self.current.merged(config)
         merged.check_order()
@@ -49,7 +49,7 @@ class TurnConfigHistory:
         if not self._since and self.committed == config:
             return False
         if self._since:
-            self._withdrawn = self._since[-1][0]
+            self._revoked_to = self._since[-1][0]
             self._since.clear()
         self.committed = self.current = config
         return True

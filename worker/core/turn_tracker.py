@@ -147,7 +147,7 @@ class TurnTracker:
         self._jitter = jitter
         self.violations = 0
         """Number of provider events that broke the protocol and were ignored."""
-        self._proposed = False  # whether the provider's eager end was published
+        self._eager_published = False  # whether the provider's eager end was published
         self.socket_opened()
 
     @property
@@ -298,21 +298,21 @@ class TurnTracker:
 
     def _update(self, text: str, position: int) -> list[EventDraft]:
         known = self._known
-        shown = self._merged(text, position)
-        if not says_more(shown, known.transcript):
+        merged = self._merged(text, position)
+        if not says_more(merged, known.transcript):
             return []
         self._replaying = False
-        drafts = [EventDraft("turn.update", self.state.turn, shown)]
+        drafts = [EventDraft("turn.update", self.state.turn, merged)]
         if known.eager:
             drafts.insert(0, EventDraft("turn.resume", self.state.turn))
-        self._revise(replace(known, transcript=shown, transcript_position=position, eager=False))
+        self._revise(replace(known, transcript=merged, transcript_position=position, eager=False))
         return drafts
 
     def _eager_end(self, text: str, position: int) -> list[EventDraft]:
         known = self._known
         self._provider = ProviderState.EAGER
-        shown = self._merged(text, position)
-        grown = says_more(shown, known.transcript)
+        merged = self._merged(text, position)
+        grown = says_more(merged, known.transcript)
         # Lag differs between sockets, so the position alone does not identify an old eager end.
         begun = without_trailing_space(text)
         old = (
@@ -320,22 +320,22 @@ class TurnTracker:
             and begun != without_trailing_space(known.transcript)
             and known.transcript.startswith(begun)
         )
-        self._proposed = self._replay_caught_up(text, position) and not old
-        if not self._proposed:
+        self._eager_published = self._replay_caught_up(text, position) and not old
+        if not self._eager_published:
             return []
         seen = known.eager_transcript
-        if seen is not None and same_but_space(shown, seen) and (known.eager or self._replaying):
+        if seen is not None and same_but_space(merged, seen) and (known.eager or self._replaying):
             return []  # consumers received this eager end already
-        drafts = [EventDraft("turn.eager_end", self.state.turn, shown)]
+        drafts = [EventDraft("turn.eager_end", self.state.turn, merged)]
         if known.eager:
             drafts.insert(0, EventDraft("turn.resume", self.state.turn))
         self._revise(
             replace(
                 known,
-                transcript=shown,
+                transcript=merged,
                 transcript_position=position if grown else known.transcript_position,
                 eager=True,
-                eager_transcript=shown,
+                eager_transcript=merged,
             )
         )
         return drafts
@@ -343,7 +343,7 @@ class TurnTracker:
     def _resume(self) -> list[EventDraft]:
         known = self._known
         self._provider = ProviderState.SPEAKING
-        if not (known.eager and self._proposed):
+        if not (known.eager and self._eager_published):
             return []
         self._revise(replace(known, eager=False))
         return [EventDraft("turn.resume", self.state.turn)]

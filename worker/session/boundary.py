@@ -142,7 +142,7 @@ class TurnBoundaryFinder:
 
     def _begin_turn(self, sent: int) -> None:
         self._text = ""
-        self.worded = sent
+        self.last_change = sent
         """Byte of the socket sent when the turn's words last changed."""
         self._open_until = 0
         """Byte of the socket before which the turn was certainly open."""
@@ -150,7 +150,7 @@ class TurnBoundaryFinder:
     def on_transcript(self, text: str, arrival: SendPosition) -> None:
         """Record a transcript of the turn."""
         if not same_words(text, self._text):
-            self.worded = arrival.socket_bytes
+            self.last_change = arrival.socket_bytes
         self._text = text
 
     def on_resume(self, arrival: SendPosition) -> None:
@@ -186,9 +186,13 @@ class TurnBoundaryFinder:
 
         `begins` is whether a `turn.start` arrived with it.
         """
-        pair, ends = self._match(arrival, SHORT_LOOKBACK_MS, self.worded, self._open_until, begins)
+        pair, ends = self._match(
+            arrival, SHORT_LOOKBACK_MS, self.last_change, self._open_until, begins
+        )
         if pair is None or not self._is_usual_end(pair):
-            pair, ends = self._match(arrival, LOOKBACK_MS, self.worded, self._open_until, begins)
+            pair, ends = self._match(
+                arrival, LOOKBACK_MS, self.last_change, self._open_until, begins
+            )
         pause = pair.pause if pair else max(ends, key=lambda end: end.middle, default=None)
         self.speech_ended_at = pause and self._sender.send_log.sent_at(pause.sent)
         if pair is not None:
@@ -206,12 +210,12 @@ class TurnBoundaryFinder:
         pause = pair.pause
         return pause.begun and pause.until - pause.sent >= self._least_pause
 
-    def find_pause(self, arrival: SendPosition, worded: int) -> int | None:
+    def find_pause(self, arrival: SendPosition, last_change: int) -> int | None:
         """Return the session byte inside the pause that caused an eager end at `arrival`.
 
-        `worded` is the value of `self.worded` at that time. Returns None if it is not certain.
+        `last_change` is the value of `self.last_change` at that time. Returns None if uncertain.
         """
-        pair, ends = self._match(arrival, LOOKBACK_MS, worded)
+        pair, ends = self._match(arrival, LOOKBACK_MS, last_change)
         if pair is None or not self._start.sounds or self._provider_lag.seconds is None:
             return None
         possible = [
@@ -224,16 +228,16 @@ class TurnBoundaryFinder:
         self,
         arrival: SendPosition,
         look_ms: int,
-        worded: int,
+        last_change: int,
         open_until: int = 0,
         begins: bool = False,
     ) -> tuple[Candidate | None, Sequence[SilenceSpan]]:
         """Choose among the sounds that may have begun the turn and the pauses in it.
 
-        At `arrival` the turn's words had not changed since byte `worded` of the socket was sent,
-        and the turn was open until byte `open_until`.
+        At `arrival` the turn's words had not changed since byte `last_change` of the socket was
+        sent, and the turn was open until byte `open_until`.
         """
-        ends = self._pauses(arrival, look_ms, worded, open_until)
+        ends = self._pauses(arrival, look_ms, last_change, open_until)
         if begins:
             received = self._received_by(arrival.at, -ONSET_DETECTION_S[1])
             ends = [end for end in ends if end.until < received] or ends
@@ -243,7 +247,7 @@ class TurnBoundaryFinder:
         ), ends
 
     def _pauses(
-        self, arrival: SendPosition, look_ms: int, worded: int, open_until: int
+        self, arrival: SendPosition, look_ms: int, last_change: int, open_until: int
     ) -> Sequence[SilenceSpan]:
         """Find the silences that may have caused the message that arrived at `arrival`."""
         look = self._recent_levels(arrival, look_ms)
@@ -270,7 +274,7 @@ class TurnBoundaryFinder:
                         followed_s=0.0 if lasts or self.waiting else arrival.at - over_at,
                     )
                 )
-        ends = spans_after_last_word(found, worded)
+        ends = spans_after_last_word(found, last_change)
         # Unless none is left: a provider may resume a turn without a silence.
         return [pause for pause in ends if pause.sent >= open_until] or ends
 

@@ -32,13 +32,13 @@ class Narrator:
         context: WorkerContext,
         ownership: Ownership,
         seq: int,
-        place: Callable[[], EventContext],
-        written: Callable[[], CheckpointPayload],
+        event_context: Callable[[], EventContext],
+        build_checkpoint: Callable[[], CheckpointPayload],
     ) -> None:
         session = ownership.entry
         self._ownership = ownership
         self._stats = context.stats
-        self._context = place
+        self._event_context = event_context
         self.trace = SessionTrace(
             session.session, session.traceparent, session.tracestate, context.tracing
         )
@@ -49,7 +49,7 @@ class Narrator:
             context.retention,
             context.committer,
             context.stats,
-            written,
+            build_checkpoint,
         )
 
     def publish(self, drafts: Sequence[EventDraft], spoken_until: float | None = None) -> None:
@@ -112,5 +112,5 @@ class Narrator:
             "seq": self.publisher.next_seq,
             "at": time.time(),
             "provider": PROVIDER,
-            **msgspec.structs.asdict(self._context()),
+            **msgspec.structs.asdict(self._event_context()),
         }

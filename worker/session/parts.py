@@ -70,13 +70,13 @@ class Parts:
         configs = TurnConfigHistory(snapshot.config)
         lateness = Lateness(context.timeouts.max_lag_s, snapshot.sent_state)
         notices = Notices(snapshot.notices)
-        standing = CheckpointBuilder(
+        checkpoint = CheckpointBuilder(
             snapshot, ledger, notices, lateness, tracker, configs, sender, context.provider_lag
         )
-        narrator = Narrator(context, ownership, seq, standing.context, standing.build)
+        narrator = Narrator(context, ownership, seq, checkpoint.context, checkpoint.build)
         boundary = TurnBoundaryFinder(entry, ledger, sender, context.stalls, context.provider_lag)
-        holdback = UpdateThrottle(context.timeouts.update_interval_ms)
-        receiver = MessageReceiver(tracker, boundary, ledger, sender, narrator, holdback)
+        throttle = UpdateThrottle(context.timeouts.update_interval_ms)
+        receiver = MessageReceiver(tracker, boundary, ledger, sender, narrator, throttle)
         poll_schedule = PollSchedule(time.monotonic())
         ages = EntryAges(context.clock, ownership.run, untimed=notices.untimed)
         reports = Reports(context, audio_key, entry.session, notices, narrator)
@@ -103,7 +103,7 @@ class Parts:
             sender,
             tracker,
             configs,
-            standing,
+            checkpoint,
             narrator,
             receiver,
             ages,

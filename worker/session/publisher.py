@@ -56,7 +56,7 @@ class Publisher:
         retention: Retention,
         committer: Committer,
         stats: Counters,
-        written: Callable[[], CheckpointPayload],
+        build_checkpoint: Callable[[], CheckpointPayload],
     ) -> None:
         session = ownership.entry
         self.name = ownership.name
@@ -65,7 +65,7 @@ class Publisher:
         self._ownership = ownership
         self._retention = retention
         self._committer = committer
-        self._checkpoint = written
+        self._build_checkpoint = build_checkpoint
         self._queue: deque[_PendingEvent] = deque()
         self._acknowledged = seq
         self._in_flight = -1  # events in the commit under way; -1 without one
@@ -90,8 +90,8 @@ class Publisher:
 
         `spoken_until` is when the last sound of its turn was sent, on the monotonic clock.
         """
-        written = (event_type(event), encode_event(event), traceparent or "")
-        self._queue.append(_PendingEvent(written, time.monotonic(), spoken_until))
+        payload = (event_type(event), encode_event(event), traceparent or "")
+        self._queue.append(_PendingEvent(payload, time.monotonic(), spoken_until))
         self.request_commit()
 
     def request_commit(self) -> None:
@@ -108,7 +108,7 @@ class Publisher:
     def abort(self, why: str) -> None:
         """Build no further commit. One in flight may still be applied."""
         self.fenced_reason = self.fenced_reason or why
-        self._moved()
+        self._notify_waiters()
 
     async def wait_committed(self) -> None:
         """Wait until everything added is committed. Raises `FencedError` if a commit is refused."""
@@ -128,7 +128,7 @@ class Publisher:
         self._in_flight = len(self._queue)
         self._commits += 1
         fence, session = self._ownership.fence, self._ownership.entry
-        written = self._checkpoint()
+        checkpoint = self._build_checkpoint()
         return CommitRequest(
             self._keys,
             (
@@ -137,15 +137,15 @@ class Publisher:
                 fence.nonce,
                 session.session,
                 session.out,
-                written.snapshot,
-                written.trim_before,
+                checkpoint.snapshot,
+                checkpoint.trim_before,
                 "end" if self._ending else "",
                 self._retention.state_s,
                 self._retention.turns_s * 1000,
                 self._retention.turns_maxlen,
                 self._commits,
                 self._acknowledged + 1,
-                *(part for made in self._queue for part in made.payload),
+                *(part for pending in self._queue for part in pending.payload),
             ),
         )
 
@@ -157,19 +157,19 @@ class Publisher:
         if verdict == "ok" and seq == expected:
             now = time.monotonic()
             for _ in range(sent):
-                made = self._queue.popleft()
-                self._stats.commit_latency.observe(now - made.at)
-                if made.spoken_until is not None:
-                    self._stats.turn_latency.observe(now - made.spoken_until)
+                pending = self._queue.popleft()
+                self._stats.commit_latency.observe(now - pending.at)
+                if pending.spoken_until is not None:
+                    self._stats.turn_latency.observe(now - pending.spoken_until)
             self._acknowledged = expected
             self._ended = self._ending and not self._dirty
             if self._dirty:
                 self._committer.submit(self)
         else:
             self.fenced_reason = verdict if verdict != "ok" else f"seq {seq} instead of {expected}"
-        self._moved()
+        self._notify_waiters()
 
-    def _moved(self) -> None:
+    def _notify_waiters(self) -> None:
         if self._progress is not None:
             self._progress.set()
             self._progress = None

@@ -83,14 +83,14 @@ class MessageReceiver:
         ledger: Ledger,
         sender: AudioSender,
         narrator: Narrator,
-        holdback: UpdateThrottle,
+        throttle: UpdateThrottle,
     ) -> None:
         self._tracker = tracker
         self._boundary = boundary
         self._ledger = ledger
         self._sender = sender
         self._narrator = narrator
-        self._holdback = holdback
+        self._throttle = throttle
         self._held_update: _HeldUpdate | None = None
         self._now = 0.0  # time of the last message or tick
         self._pending_end: _PendingEnd | None = None
@@ -142,7 +142,7 @@ class MessageReceiver:
                     self._boundary.on_resume(arrival)
             case _:
                 text = self._text_of(message)
-                if isinstance(message, cartesia.TurnUpdate) and self._waits():
+                if isinstance(message, cartesia.TurnUpdate) and self._is_throttled():
                     self._hold(text, arrival)
                 else:
                     self._supersede(text)
@@ -151,10 +151,10 @@ class MessageReceiver:
                     self._boundary.on_transcript(text, arrival)
                     self._commit_pause(text)
                 if isinstance(message, cartesia.TurnEagerEnd) and self._tracker.provider_in_turn:
-                    lull = _EagerPause(
-                        self._tracker.full_transcript(text), arrival, self._boundary.worded
+                    pause = _EagerPause(
+                        self._tracker.full_transcript(text), arrival, self._boundary.last_change
                     )
-                    self._eager_pause = lull if self._boundary.is_on_time else None
+                    self._eager_pause = pause if self._boundary.is_on_time else None
 
     def on_message(self, arrival: SendPosition, waiting: int, *, begins: bool) -> None:
         """Record the arrival of a message of any kind, before it is handled.
@@ -165,9 +165,9 @@ class MessageReceiver:
         self.resolve_pending_end(final=False, begins=begins)
         self._boundary.on_message(arrival, waiting)
         # A message that arrives with the next one may have been delayed, so it proves nothing.
-        quiet, self._lead_in = self._lead_in, None
-        if quiet is not None and arrival.at - quiet.arrived_at >= BURST_GAP_S:
-            self._commit(quiet.position)
+        lead_in, self._lead_in = self._lead_in, None
+        if lead_in is not None and arrival.at - lead_in.arrived_at >= BURST_GAP_S:
+            self._commit(lead_in.position)
         if (
             self._eager_pause is not None
             and arrival.at - self._eager_pause.arrival.at < BURST_GAP_S
@@ -176,7 +176,7 @@ class MessageReceiver:
 
     def release_update(self, now: float) -> None:
         """Publish held-back text, if its interval is over."""
-        if self._held_update is not None and self._holdback.is_due(now):
+        if self._held_update is not None and self._throttle.is_due(now):
             self._now = now
             self.publish_text()
 
@@ -235,14 +235,14 @@ class MessageReceiver:
     def _publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
         for draft in drafts:
             if draft.kind == "turn.start":
-                self._holdback.reset()
+                self._throttle.reset()
             elif draft.transcript is not None:
-                self._holdback.published(draft.transcript, self._now)
+                self._throttle.published(draft.transcript, self._now)
         self._narrator.publish(drafts, spoken_until)
 
-    def _waits(self) -> bool:
+    def _is_throttled(self) -> bool:
         """Whether an update is held back because the last one is too recent."""
-        return self._tracker.grows and not self._holdback.is_due(self._now)
+        return self._tracker.grows and not self._throttle.is_due(self._now)
 
     def _hold(self, text: str, arrival: SendPosition) -> None:
         """Hold an update back, unless a longer one is held already."""
@@ -271,21 +271,21 @@ class MessageReceiver:
 
         Otherwise a long turn is replayed from its first word after every lost socket.
         """
-        lull = self._eager_pause
-        if lull is None:
+        pause = self._eager_pause
+        if pause is None:
             return
         whole = self._tracker.full_transcript(text)
-        begins = whole.startswith(lull.transcript)
-        if is_blank(whole[len(lull.transcript) :]):
+        begins = whole.startswith(pause.transcript)
+        if is_blank(whole[len(pause.transcript) :]):
             return  # no words followed yet
         self._eager_pause = None
-        space = parting(lull.transcript, whole) if begins else None
+        space = parting(pause.transcript, whole) if begins else None
         if space is None:
             return  # the provider revised the text before the pause
-        position = self._boundary.find_pause(lull.arrival, lull.transcript_at)
+        position = self._boundary.find_pause(pause.arrival, pause.transcript_at)
         if position is not None and self._ledger.commit_to(position):
             self.publish_text()  # committed audio is not replayed
-            self._tracker.commit_prefix(lull.transcript, space)
+            self._tracker.commit_prefix(pause.transcript, space)
             self._after_commit()
 
     def _commit(self, position: int) -> None:

@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 _DOUBTS = {
     Doubt.BACK: "it went back from {before}",
-    Doubt.REUSED: "it came before, with other audio",
-    Doubt.AHEAD: "it jumped ahead from {before}; how much audio is missing is not known",
+    Doubt.REUSED: "it was sent before, with other audio",
+    Doubt.AHEAD: "it jumped ahead from {before}; the amount of missing audio is unknown",
     Doubt.STRIDE: "it rises by more than 1 with every entry, so holes in it are not published",
 }
-_ADVICE = "`seq` counts entries with audio, and a producer that starts again needs a new `src`"
+_ADVICE = "`seq` counts entries with audio, and a restarted producer needs a new `src`"
 
 
 class Reports:
@@ -70,7 +70,7 @@ class Reports:
         so_far = f"; {count:,} such entries so far" if count > 1 else ""
         message = (
             f"audio entry {entry_id}: `seq` {entry.seq} of `src` {entry.src!r} is doubtful: "
-            f"{_DOUBTS[doubt].format(before=before)}. Its audio is taken. {_ADVICE}{so_far}"
+            f"{_DOUBTS[doubt].format(before=before)}. Its audio is transcribed. {_ADVICE}{so_far}"
         )
         self._warn("audio_miscounted", message)
 
@@ -81,8 +81,8 @@ class Reports:
             # With a src this is usually an append that was retried after a lost reply, as intended.
             log.log(
                 logging.INFO if entry.src else logging.WARNING,
-                "%s: audio entry %s repeats seq %s of src %r and is dropped; further repeats are "
-                "counted, not logged. A producer that starts again needs %s",
+                "%s: audio entry %s dropped: it repeats seq %s of src %r; further repeats are "
+                "counted, not logged. A restarted producer needs %s",
                 *(self._narrator.publisher.name, entry_id, entry.seq, entry.src),
                 "another src" if entry.src else "a src of its own",
             )
@@ -128,7 +128,7 @@ class Reports:
         if run is not None:
             message = (
                 f"{run.entries:,} audio entries in a row, {run.ms / 1000:.1f} s from {run.first} "
-                f"on, were dropped {when}: their `seq` came before. {_ADVICE}"
+                f"on, were dropped {when}: their `seq` was sent before. {_ADVICE}"
             )
             self._warn("audio_repeated", message)
 
