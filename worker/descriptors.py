@@ -1,7 +1,7 @@
 """File descriptors: how many sessions this process can open sockets for.
 
-Each session has one socket. The rest of a worker has its share too: without a descriptor left, it
-could not renew its leases or say on `/readyz` what is wrong.
+Each session has one socket. A worker reserves descriptors for everything else: without one, it
+could not renew its leases or report the error on `/readyz`.
 """
 
 import errno
@@ -19,14 +19,14 @@ from worker.settings import Settings
 from worker.urls import parse_servers
 
 OTHER_DESCRIPTORS = 64
-"""For all but sessions and Redis: the standard three, the event loop, health checks, name lookups,
-exports, and second addresses that are tried beside the first."""
+"""Number of descriptors for everything but sessions and Redis: the standard three, the event loop,
+health checks, name lookups, exports, and parallel attempts at a host's second address."""
 
 SPARE_DESCRIPTORS = 16
-"""The last ones below the limit: no session's socket takes one of them."""
+"""Number of descriptors below the limit that no session's socket may use."""
 
 LEAST_DESCRIPTORS = 32
-"""Without so many, a worker could not even wait for a better limit and say so on `/readyz`."""
+"""Minimum number of descriptors for a worker to start and report the limit on `/readyz`."""
 
 UNLIMITED = sys.maxsize
 
@@ -35,7 +35,7 @@ _ADVICE = "raise the hard limit (ulimit -Hn, LimitNOFILE=, --ulimit nofile)"
 
 
 def limits() -> tuple[int, int]:
-    """Return the soft and the hard limit of open files; `UNLIMITED` where there is none."""
+    """Return the soft and the hard limit of open files; `UNLIMITED` if there is none."""
     if sys.platform == "win32":
         return UNLIMITED, UNLIMITED
     import resource
@@ -48,17 +48,17 @@ def limits() -> tuple[int, int]:
 
 
 def needed(settings: Settings) -> int:
-    """Return how many descriptors a worker with as many sessions as it may have needs."""
+    """Return how many descriptors a worker needs with `max_sessions` sessions."""
     return settings.max_sessions + _reserved(settings)
 
 
 def capacity(settings: Settings, limit: int) -> int:
-    """Return how many sessions a worker can serve that may open `limit` files."""
+    """Return how many sessions a worker can serve with `limit` open files."""
     return max(0, min(settings.max_sessions, limit - _reserved(settings)))
 
 
 def shortfall(settings: Settings, limit: int) -> str | None:
-    """Say what is wrong with a limit of open files, and what to do; None if it is enough."""
+    """Return the error of a limit of open files that is too low, and advice; None if it is enough."""
     fits = capacity(settings, limit)
     if fits == settings.max_sessions:
         return None
@@ -70,7 +70,7 @@ def shortfall(settings: Settings, limit: int) -> str | None:
 
 
 def raise_limit(settings: Settings) -> int:
-    """Raise the soft limit to what a worker needs, as far as the hard one lets it; return it.
+    """Raise the soft limit to what a worker needs, at most to the hard limit; return it.
 
     Raises `TooFewFilesError` below `LEAST_DESCRIPTORS`.
     """
@@ -98,8 +98,8 @@ def raise_limit(settings: Settings) -> int:
 def session_socket(address: AddrInfoType) -> socket.socket:
     """Return a new socket for a session.
 
-    Raises `OSError` with EMFILE also if only the spare descriptors are left. The system gives the
-    lowest number that is free, so a number tells how many are left.
+    Raises `OSError` with EMFILE also if only the spare descriptors are left. The system assigns the
+    lowest free number, so the number shows how many are left.
     """
     made = new_socket(address)
     soft, _ = limits()
@@ -110,15 +110,15 @@ def session_socket(address: AddrInfoType) -> socket.socket:
 
 
 def shortage_in_words(error: OSError) -> str:
-    """Say what this machine lacks: a socket could not be opened with `error`."""
-    said = os.strerror(error.errno) if error.errno else str(error)
+    """Return which resource this machine lacks, from the `error` of opening a socket."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno == errno.EMFILE:
-        said += f", at most {limits()[0]}"
+        reason += f", at most {limits()[0]}"
     elif error.errno == errno.EADDRNOTAVAIL:
-        said += ": no local port is left, or no address of the provider's kind"
+        reason += ": no local port is left, or no address of the provider's kind"
     elif error.errno == errno.EAGAIN:
-        said = error.strerror or said
-    return f"this machine cannot open a socket ({said})"
+        reason = error.strerror or reason
+    return f"this machine cannot open a socket ({reason})"
 
 
 def _reserved(settings: Settings) -> int:

@@ -1,7 +1,7 @@
-"""Outgoing TCP connections: the address of a host that answers first, whichever it is (RFC 8305).
+"""Outgoing TCP connections to the address of a host that answers first (RFC 8305).
 
 A host name often has an IPv6 and an IPv4 address, and one of them may drop every packet. asyncio
-knows what to do about that, if it is asked; uvloop and redis-py do not.
+has an option for that; uvloop and redis-py do not.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ from aiohappyeyeballs import AddrInfoType, start_connection
 from worker.urls import join_host_port
 
 ATTEMPT_DELAY_S = 0.25
-"""Time an address has for itself before the next one is tried beside it; RFC 8305's."""
+"""Delay before the next address is tried in parallel, from RFC 8305."""
 
 SHORTAGE_ERRNOS = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAGAIN}
 )
-"""Errors that are this machine's own: no descriptor, no memory, no local port, no thread."""
+"""Errors caused by this machine: no descriptor, no memory, no local port, no thread."""
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 SocketFactory = Callable[[AddrInfoType], socket.socket]
 
 
 def new_socket(address: AddrInfoType) -> socket.socket:
-    """Return a new socket of an address's family."""
+    """Return a new socket for an address's family."""
     family, kind, protocol, _, _ = address
     return socket.socket(family, kind, protocol)
 
@@ -40,7 +40,7 @@ async def connect_tcp(
     """Return a non-blocking socket that is connected to a host.
 
     `timeout_s` covers the name lookup and all addresses. Raises `TimeoutError`, which names the
-    addresses, and `OSError`. Its `errno` is in `SHORTAGE_ERRNOS` where this machine is at fault.
+    addresses, and `OSError`. Its `errno` is in `SHORTAGE_ERRNOS` if this machine is the cause.
     """
     addresses: Sequence[AddrInfoType] = ()
     shortages: list[OSError] = []
@@ -60,7 +60,7 @@ async def connect_tcp(
                 addresses, happy_eyeballs_delay=ATTEMPT_DELAY_S, socket_factory=make
             )
     except TimeoutError as error:
-        if error.errno is not None:  # the system's own, after its retransmissions
+        if error.errno is not None:  # raised by the system after its retransmissions
             raise
         if shortages:
             raise shortages[0] from None
@@ -79,7 +79,7 @@ async def open_transport(
     context: ssl.SSLContext | None = None,
     server_hostname: str | None = None,
 ) -> tuple[asyncio.Transport, _P]:
-    """Return a transport on a connected socket, with TLS if there is a context; and its protocol.
+    """Return a transport and its protocol on a connected socket, with TLS if there is a context.
 
     Raises `OSError`. The transport owns the socket's descriptor from here on.
     """
@@ -96,18 +96,18 @@ async def open_transport(
 
 
 def release_descriptor(connected: socket.socket) -> None:
-    """Make a socket object forget its descriptor, which a closing transport of uvloop closes.
+    """Detach a socket object from its descriptor, which a closing uvloop transport closes.
 
     If the peer resets the connection before the transport is returned, uvloop leaves the number
-    with the object as well. The object would close it once more, when it may be the number of
-    another connection; libuv aborts the process for that. Transports of asyncio close the object.
+    in the object as well. The object would close it again, when the number may belong to another
+    connection; libuv then aborts the process. asyncio's transports close the object instead.
     """
     if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
         connected.detach()
 
 
 async def _resolve(host: str, port: int) -> Sequence[AddrInfoType]:
-    """Look a name up. An address needs no lookup, and so no thread."""
+    """Look up a host name. An address needs no lookup and no thread."""
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
@@ -116,7 +116,7 @@ async def _resolve(host: str, port: int) -> Sequence[AddrInfoType]:
     try:
         return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
-        socket.socket().close()  # raises if the lookup had no descriptor, whatever it says itself
+        socket.socket().close()  # raises if the lookup had no descriptor, which its own error does not show
         raise socket.gaierror(error.errno, f"{host}: {error.strerror}") from None
     except RuntimeError as error:  # the pool of threads cannot grow
         raise OSError(errno.EAGAIN, f"no thread to look up {host}: {error}") from error

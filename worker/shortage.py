@@ -1,8 +1,8 @@
 """Shortage: this machine has no descriptor, memory, port or thread left for a session's socket.
 
-That is no fault of the provider or of a session, and another worker may have what this one lacks.
-So a worker that is short takes no session and releases those that wait for a socket. When it
-could open sockets again, it takes one session first and the others once that one is connected.
+Neither the provider nor a session causes a shortage, and other workers may have resources left.
+A worker with a shortage claims no session and releases those that wait for a socket. After the
+shortage it claims one session first, and the others once that one is connected.
 """
 
 import logging
@@ -16,7 +16,7 @@ from worker.errors import SttShortageError
 log = logging.getLogger(__name__)
 
 TRIAL_S: Final = 10.0
-"""How long a trial session may take to connect before another one is taken."""
+"""Timeout for a trial session to connect, after which the worker claims another one."""
 
 _PROBE: Final = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))
 
@@ -26,7 +26,7 @@ class Shortage:
 
     def __init__(self) -> None:
         self.fault: str | None = None
-        """What is lacking; None while sockets can be opened, as far as is known."""
+        """The missing resource; None while sockets can be opened, as far as is known."""
         self._since = 0.0
         self._look_at = 0.0
         self._met = 0
@@ -40,12 +40,12 @@ class Shortage:
         if self.fault is None:
             if not self._proving:
                 self._since = now
-                log.error("%s; this worker takes no session, and releases those without one", error)
+                log.error("%s; claiming no session, releasing those without a socket", error)
             self._look_at = now + max(1.0, self._backoff.next_s())
         self.fault = str(error)
 
     def look(self, now: float) -> None:
-        """Find out whether sockets can be opened again; to be called now and then."""
+        """Check whether sockets can be opened again. Call it at short intervals."""
         if self.fault is None or now < self._look_at:
             return
         try:
@@ -63,16 +63,16 @@ class Shortage:
             self._proving = False
             self._backoff.reset()
             log.warning(
-                "sockets can be opened again after %.1f s; %d could not be",
+                "sockets can be opened again after %.1f s (%d attempts failed)",
                 now - self._since,
                 self._met,
             )
             self._met = 0
 
     def room(self, room: int, now: float) -> int:
-        """Return how many sessions to take where there is room for so many.
+        """Return how many sessions to claim if the worker has room for `room`.
 
-        What is returned counts as taken then.
+        The returned sessions count as claimed.
         """
         if not self._proving or room <= 0:
             return room

@@ -76,7 +76,7 @@ def test_push_to_a_full_redis(server: EmbeddedRedis, admin: Any) -> None:
 def test_push_to_a_master_without_its_replicas(server: EmbeddedRedis, admin: Any) -> None:
     admin.config_set("min-replicas-to-write", 1)
     line = refused(PUSH, server.url)
-    assert line.endswith("; connect its replicas again, or lower min-replicas-to-write")
+    assert line.endswith("; reconnect its replicas, or lower min-replicas-to-write")
 
 
 def test_push_to_a_server_that_runs_a_script(server: EmbeddedRedis, admin: Any) -> None:
@@ -90,7 +90,7 @@ def test_push_to_a_server_that_runs_a_script(server: EmbeddedRedis, admin: Any) 
                 other.script_kill()
         with pytest.raises(ResponseError):
             script.result(PATIENCE_S)
-    assert line.endswith("; wait for the script, or end it there: SCRIPT KILL")
+    assert line.endswith("; wait for the script, or end it with SCRIPT KILL")
 
 
 def test_push_and_end_to_a_replica(server: EmbeddedRedis, admin: Any) -> None:
@@ -203,9 +203,9 @@ def test_a_cluster_named_as_one_server(portal: BlockingPortal) -> None:
         ):
             line = refused(command, url)
             assert "MovedError" in line
-            assert line.endswith("; it is a node of a cluster: begin the URL with redis+cluster://")
+            assert line.endswith("; it is a cluster node: begin the URL with redis+cluster://")
 
 
 def test_one_server_named_as_a_cluster(server: EmbeddedRedis) -> None:
     line = refused(PUSH, server.url.replace("redis://", "redis+cluster://"))
-    assert line.endswith("; it is no node of a cluster: begin the URL with redis://")
+    assert line.endswith("; it is not a cluster node: begin the URL with redis://")

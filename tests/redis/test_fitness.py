@@ -104,22 +104,22 @@ def test_server_reads_anything(about: dict[str, Any]) -> None:
         (
             exceptions.ResponseError("This instance has cluster support disabled"),
             True,
-            "ResponseError: This instance has cluster support disabled; it is no node of a cluster",
+            "ResponseError: This instance has cluster support disabled; it is not a cluster node",
         ),
         (
             exceptions.ResponseError("DB index is out of range"),
             True,
-            "ResponseError: DB index is out of range; name a database it has",
+            "ResponseError: DB index is out of range; use an existing one",
         ),
         (
             exceptions.InvalidResponse('Protocol error, got "H" as reply type byte'),
             True,
-            'InvalidResponse: Protocol error, got "H" as reply type byte; what answers there is no',
+            'InvalidResponse: Protocol error, got "H" as reply type byte; the server is not Redis',
         ),
         (
             exceptions.MovedError("1234 127.0.0.1:7000"),
             False,
-            "MovedError: 1234 127.0.0.1:7000; it is a node of a cluster: begin the URL with redis+",
+            "MovedError: 1234 127.0.0.1:7000; it is a cluster node: begin the URL with redis+",
         ),
         (
             exceptions.ReadOnlyError("You can't write against a read only replica."),
@@ -224,11 +224,11 @@ async def fronted(said: str, **odd: Any) -> AsyncIterator[Odd]:
 
 def http() -> AbstractAsyncContextManager[Odd]:
     answer = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
-    return fronted("what answers there is no Redis", answer=answer)
+    return fronted("the server is not Redis", answer=answer)
 
 
 def ssh() -> AbstractAsyncContextManager[Odd]:
-    return fronted("what answers there is no Redis", answer=b"SSH-2.0-OpenSSH_9.2\r\n")
+    return fronted("the server is not Redis", answer=b"SSH-2.0-OpenSSH_9.2\r\n")
 
 
 def protected() -> AbstractAsyncContextManager[Odd]:
@@ -253,7 +253,7 @@ async def alone() -> AsyncIterator[Odd]:
     """A server, as if it were a cluster's."""
     async with EmbeddedRedis.start() as server:
         url = f"redis+cluster://127.0.0.1:{server.port}"
-        yield Odd(url, "it is no node of a cluster: begin the URL with redis://")
+        yield Odd(url, "it is not a cluster node: begin the URL with redis://")
 
 
 @asynccontextmanager
@@ -287,7 +287,7 @@ async def replica() -> AsyncIterator[Odd]:
 async def database() -> AsyncIterator[Odd]:
     async with EmbeddedRedis.start() as server:
         url = server.url.removesuffix("/0") + "/99"
-        yield Odd(url, "DB index is out of range; name a database it has")
+        yield Odd(url, "DB index is out of range; use an existing one")
 
 
 @asynccontextmanager
@@ -416,9 +416,9 @@ async def test_session_goes_on_when_a_server_is_fit_again(
             events = (await harness.until_ended("call-1"))["call-1"]
     check_order(events)
     assert words(events) == [1, 2, 3]
-    told = [each for each in caplog.messages if each.startswith("Redis can")]
-    assert [each.split()[1] for each in told] == ["cannot", "can"]
-    assert told[1].endswith(" refused")
+    logged = [each for each in caplog.messages if each.startswith("Redis is ") and "usable" in each]
+    assert [each.split()[2] for each in logged] == ["not", "usable"]
+    assert logged[1].endswith(" rejected)")
     assert not [record for record in caplog.records if record.exc_info]
 
 

@@ -1,7 +1,7 @@
-"""Fitness: whether a server is one that a worker can work with, and what to do if it is not.
+"""Fitness: whether a worker can use a Redis server, and what to do if it cannot.
 
-Errors that say so are waited out like an outage, for an operator may mend the server. They are no
-outage that ends by itself, so they carry advice.
+A worker waits out an unfit server like an outage, because an operator may fix the server. Such an
+outage does not end by itself, so the errors carry advice.
 """
 
 import re
@@ -15,39 +15,37 @@ from redis.asyncio import Redis
 from worker.bus.client.cluster import ClusterClient
 
 OLDEST = (7, 0)
-"""Oldest version of Redis; every Valkey is newer."""
+"""Minimum version of Redis. Every version of Valkey is newer."""
 
 _RUN_OLDEST = "run Redis 7.0 or later, or Valkey"
 NEEDS_ALL = f"{_RUN_OLDEST}, with none of its commands renamed or disabled"
 LINE_CHARACTERS = 240
-"""Of an error: what is longer is a lecture, of which the first sentence will do."""
+"""Maximum length of an error text. A longer text is cut to its first sentence."""
 
 _VERSION_CHARACTERS = 40
-"""Of a version, shown at most."""
+"""Maximum length of a displayed version."""
 
-_LACKS = (  # what an error says, and what to do about it
+_LACKS = (  # pattern of the error text, advice
     (r"unknown command", NEEDS_ALL),
     (r"unknown (?:or invalid )?subcommand", NEEDS_ALL),
     (r"compiling script|unexpected symbol near '#'|unexpected flag in script", _RUN_OLDEST),
-    (r"cluster support disabled", "it is no node of a cluster: begin the URL with redis://"),
-    (r"DB index is out of range|invalid DB index", "name a database it has: redis://HOST:PORT/0"),
+    (r"cluster support disabled", "it is not a cluster node: begin the URL with redis://"),
+    (r"DB index is out of range|invalid DB index", "use an existing one: redis://HOST:PORT/0"),
     (r"SELECT is not allowed in cluster mode", "a cluster has database 0 only: redis+cluster://"),
-    (r"protected mode", "set a password there, and name it in the URL; or turn protected-mode off"),
+    (r"protected mode", "set a password there and in the URL, or turn protected-mode off"),
 )
-_OUTAGES = {  # by their first word; they end by themselves, or once an operator acts
-    "BUSY": "wait for the script, or end it there: SCRIPT KILL",
-    "MASTERDOWN": "it is a replica whose master is away: name the master, or sentinels",
-    "MISCONF": "let it write to its disk again: the log of that server says what is wrong",
-    "NOREPLICAS": "connect its replicas again, or lower min-replicas-to-write",
+_OUTAGES = {  # first word of the error: advice; they end by themselves, or once an operator acts
+    "BUSY": "wait for the script, or end it with SCRIPT KILL",
+    "MASTERDOWN": "it is a replica and its master is down: name the master, or sentinels",
+    "MISCONF": "fix its disk writes; the log of that server gives the reason",
+    "NOREPLICAS": "reconnect its replicas, or lower min-replicas-to-write",
 }
-_NO_REDIS = (
-    "what answers there is no Redis: see to host and port, and to rediss:// where it has TLS"
-)
-_OF_CLUSTER = "it is a node of a cluster: begin the URL with redis+cluster://"
+_NO_REDIS = "the server is not Redis: check host and port, and use rediss:// if it has TLS"
+_OF_CLUSTER = "it is a cluster node: begin the URL with redis+cluster://"
 
 
 class KeyTaken(exceptions.ResponseError):
-    """Another program has a key that all sessions need."""
+    """Another program uses a key that all sessions need."""
 
     def __init__(self, key: str, kind: str) -> None:
         super().__init__(f"another program has the key {key}, a {kind}")
@@ -56,10 +54,10 @@ class KeyTaken(exceptions.ResponseError):
 async def reraise_taken(
     error: exceptions.ResponseError, redis: Redis, kinds: Mapping[str, str]
 ) -> None:
-    """Raise `KeyTaken` if `error` says that a key has another type than it should.
+    """Raise `KeyTaken` if `error` reports a key of an unexpected type.
 
-    `kinds` are the types of all keys of the command. Raises `TryAgainError` if the key is free
-    by now.
+    `kinds` maps all keys of the command to their types. Raises `TryAgainError` if the key is free
+    again.
     """
     if "WRONGTYPE" not in str(error):
         return
@@ -72,19 +70,19 @@ async def reraise_taken(
 
 
 def is_unknown_command(error: BaseException) -> bool:
-    """Say whether the server has not this command, or not by this name."""
+    """Return whether the server lacks this command, or renamed it."""
     return re.match(r"unknown command\b", str(error), re.IGNORECASE) is not None
 
 
 def lacks(error: BaseException) -> bool:
-    """Say whether a server is not what a worker needs, until an operator changes that."""
+    """Return whether the server is unfit for a worker until an operator changes it."""
     if isinstance(error, exceptions.InvalidResponse | KeyTaken):
         return True
     return type(error) is exceptions.ResponseError and _advice(str(error)) is not None
 
 
 def advice(error: BaseException) -> str | None:
-    """Say what to do about an error; None where nothing follows from it."""
+    """Return what to do about an error; None if there is no advice."""
     if isinstance(error, exceptions.InvalidResponse):
         return _NO_REDIS
     if isinstance(error, KeyTaken):
@@ -96,7 +94,7 @@ def advice(error: BaseException) -> str | None:
     if isinstance(error, exceptions.OutOfMemoryError):
         return "raise its maxmemory, or make room"
     if isinstance(error, exceptions.AuthenticationError):
-        return "see to user and password in the URL"
+        return "check user and password in the URL"
     if isinstance(error, exceptions.ConnectionError) and "max number of clients" in str(error):
         return "raise maxclients there; a worker has up to 32 connections"
     if isinstance(error, exceptions.ResponseError):
@@ -104,40 +102,40 @@ def advice(error: BaseException) -> str | None:
     return None
 
 
-def _advice(said: str) -> str | None:
-    found = (what for pattern, what in _LACKS if re.search(pattern, said, re.IGNORECASE))
+def _advice(text: str) -> str | None:
+    found = (what for pattern, what in _LACKS if re.search(pattern, text, re.IGNORECASE))
     return next(found, None)
 
 
 def in_words(error: BaseException) -> str:
-    """Return what an error says, in a line: without the arguments of a command, or a lecture."""
-    said = str(error)
-    if unknown := re.match(r"unknown command ['`]?(\w+)", said, re.IGNORECASE):
+    """Return the error text in one short line, without the arguments of a command."""
+    text = str(error)
+    if unknown := re.match(r"unknown command ['`]?(\w+)", text, re.IGNORECASE):
         return f"unknown command {unknown[1]}"
-    line = re.split(r"[\r\n]", said, maxsplit=1)[0]
+    line = re.split(r"[\r\n]", text, maxsplit=1)[0]
     return line if len(line) <= LINE_CHARACTERS else line.partition(". ")[0][:LINE_CHARACTERS]
 
 
 class Server(msgspec.Struct, frozen=True):
-    """What a server says of itself."""
+    """What a server reports about itself."""
 
     name: str
     version: tuple[int, ...] | None
-    """None where it says none that can be read."""
+    """Version of the server; None if it cannot be parsed."""
     shown: str
-    """Its name and version, for people."""
+    """Name and version, for display."""
     mode: str
     maxmemory_policy: str
 
     @classmethod
     def read(cls, about: dict[str, Any]) -> "Server":
-        """Read the reply to INFO, whatever is in it."""
+        """Parse the reply to INFO, whatever fields it has."""
         names = {"valkey_version": "Valkey", "dragonfly_version": "Dragonfly"}
         name = next((name for field, name in names.items() if field in about), "Redis")
-        said = str(about.get("valkey_version", about.get("redis_version", "")))
-        found = re.match(r"(\d{1,9})(?:\.(\d{1,9}))?(?:\.(\d{1,9}))?", said)
+        text = str(about.get("valkey_version", about.get("redis_version", "")))
+        found = re.match(r"(\d{1,9})(?:\.(\d{1,9}))?(?:\.(\d{1,9}))?", text)
         version = tuple(int(part or 0) for part in found.groups()) if found else None
-        shown = "".join(c for c in said if c.isprintable())[:_VERSION_CHARACTERS]
+        shown = "".join(c for c in text if c.isprintable())[:_VERSION_CHARACTERS]
         return cls(
             name,
             version,
@@ -148,7 +146,7 @@ class Server(msgspec.Struct, frozen=True):
 
     @property
     def fault(self) -> str | None:
-        """Why no worker can work with it, and what to do; None if nothing is known against it."""
+        """Why no worker can use this server, and what to do; None if no reason is known."""
         if self.mode == "sentinel":
             return (
                 "it is a sentinel: begin the URL with redis+sentinel://, and end it with /SERVICE"
@@ -159,9 +157,9 @@ class Server(msgspec.Struct, frozen=True):
 
 
 async def servers(redis: Redis) -> list[Server]:
-    """Return what each master says of itself; nothing where this user may not ask.
+    """Return what each master reports about itself, without masters that deny INFO to this user.
 
-    Raises what Redis raises while it is away, and InvalidResponse of what is no Redis.
+    Raises redis-py's errors during an outage, and InvalidResponse if the server is not Redis.
     """
     masters = await redis.masters() if isinstance(redis, ClusterClient) else [redis]
     found = []
@@ -171,6 +169,6 @@ async def servers(redis: Redis) -> list[Server]:
         except exceptions.ResponseError as error:
             if not isinstance(error, exceptions.NoPermissionError) and not lacks(error):
                 raise
-        except (AttributeError, TypeError, ValueError) as error:  # no text of lines
+        except (AttributeError, TypeError, ValueError) as error:  # the reply is not lines of text
             raise exceptions.InvalidResponse(f"INFO cannot be read: {error}") from error
     return found

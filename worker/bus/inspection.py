@@ -1,6 +1,6 @@
-"""The census: who owns which session and how far it is, asked from outside.
+"""Inspection: the owner, state and lag of every session, for operators.
 
-Reads only, and no audio but the two entries at the ends of each stream.
+It only reads, and reads no audio except the first and last entry of each stream.
 """
 
 import time
@@ -23,29 +23,30 @@ from worker.core.ledger import LedgerState
 from worker.core.turn_tracker import TurnState
 
 PAGE = 1_000
-"""Entries read at once."""
+"""Maximum number of entries per read."""
 
-SESSIONS_AT_ONCE = 100
-"""Sessions asked about in one pipeline: a reply holds two chunks of each."""
+SESSIONS_PER_PIPELINE = 100
+"""Maximum number of sessions per pipeline: the reply holds two chunks of each."""
 
 MAX_EVENT_PAGES = 20
-"""Pages of a lane's newest events in which each session's last one is looked for."""
+"""Maximum number of pages of a lane's newest events to search for each session's last event."""
 
-DAY_MS = 86_400_000
-"""An id that is further ahead of this machine's clock is no time."""
+MAX_AHEAD_MS = 86_400_000
+"""Maximum time that an id may be ahead of the local clock. A later id is not a time."""
 
 T = TypeVar("T")
 State = Literal["waiting", "handed_over", "silent", "unconnected", "in_turn", "between_turns"]
-"""`waiting`: no worker has it yet; `handed_over`: given back, and not taken yet; `silent`: its
-owner has not spoken for a lease, and will be replaced; `unconnected`: its owner told that it gets
-no connection to the service, and nothing since; else the owner listens, in a turn or not."""
+"""`waiting`: no worker has claimed it yet; `handed_over`: released, and not claimed again yet;
+`silent`: its owner sent no heartbeat for a lease, and will be replaced; `unconnected`: its owner
+reported that it has no connection to the provider; else the owner is connected, in a turn or not.
+"""
 
 UNAVAILABLE = "stt_unavailable"
-"""Code of the error by which a session's owner tells that it has no connection to the service."""
+"""Code of the error that an owner publishes if it has no connection to the provider."""
 
 
 class Announced(NamedTuple):
-    """An entry of the sessions stream whose session can be told."""
+    """A valid entry of the sessions stream."""
 
     entry: str
     session: str
@@ -59,23 +60,23 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     lane: str
     entry: str
     owner: str
-    """Id of the worker, or its consumer's name if it left no record; empty without an owner."""
+    """Id of the worker, or its consumer's name if it has no record; empty without an owner."""
     state: State
     lag_s: float
-    """Length of the audio that no published event covers yet, by the ids of its entries; 0 if those
-    are not times."""
+    """Seconds of audio that no published event covers yet, by entry ids; 0 if those are not times.
+    """
     lag_bytes: int
-    """About how many bytes that is, judged by the first and the last of its chunks."""
+    """Estimated bytes of that audio, from the sizes of its first and last chunk."""
     turns: int
-    """Turns begun."""
+    """Number of turns begun."""
     last_event: str
-    """Type of the newest event; empty if it is not among the newest of its lane."""
+    """Type of the newest event; empty if it is not among the newest events of its lane."""
     last_event_at: float
-    """Unix seconds; 0 if unknown."""
+    """Unix seconds of the newest event; 0 if unknown."""
 
 
 class _Snapshot(msgspec.Struct, frozen=True):
-    """What is read of a session's state."""
+    """The fields that are read from a session's state."""
 
     ledger: LedgerState = LedgerState()
     turns: TurnState = TurnState()
@@ -88,7 +89,7 @@ class _Pending(NamedTuple):
 
 
 class _LastEvent(msgspec.Struct, frozen=True):
-    """What is read of the newest event of a session, of whatever version."""
+    """The fields that are read from a session's newest event, of any version."""
 
     type: str = ""
     at: float = 0.0
@@ -105,25 +106,25 @@ async def announced(redis: Redis, keys: Keys) -> AsyncIterator[Announced]:
 
 
 async def read_workers(redis: Redis, keys: Keys) -> dict[str, WorkerRecord]:
-    """Return the records of all workers by their ids, without those of other versions."""
+    """Return the records of all workers by worker id, without invalid records."""
     rows: Any = await redis.hgetall(keys.workers)
     records = {}
     for worker_id, raw in rows.items():
         try:
             records[worker_id.decode()] = decode_record(raw, WorkerRecord)
         except (UnicodeDecodeError, msgspec.DecodeError):
-            continue  # neither ours to show nor to judge
+            continue  # a record of another version or program
     return records
 
 
 async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[SessionStatus]:
-    """Return the status of every session there is, oldest first."""
+    """Return the status of every announced session, oldest first."""
     entries = [each async for each in announced(redis, keys)]
     pending = await _pending(redis, keys)
     names = {record.consumer: name for name, record in (await read_workers(redis, keys)).items()}
     last = await _last_events(redis, keys, entries)
     found = []
-    for batch in _batches(entries, SESSIONS_AT_ONCE):
+    for batch in _batches(entries, SESSIONS_PER_PIPELINE):
         async with redis.pipeline(transaction=False) as pipe:
             for each in batch:
                 pipe.hget(keys.state(each.lane, each.session), "snapshot")
@@ -163,12 +164,12 @@ def _state(owner: _Pending | None, snapshot: _Snapshot, event: _LastEvent, lease
     if owner.idle_ms > lease_ms:
         return "silent"
     if event.code == UNAVAILABLE and event.connection >= snapshot.connection:
-        return "unconnected"  # and nothing is committed of a later connection
+        return "unconnected"  # and no commit of a later connection exists
     return "between_turns" if snapshot.turns.open is None else "in_turn"
 
 
 def _snapshot(raw: bytes | RedisError | None) -> _Snapshot:
-    """Read a state; an empty one if there is none, or none that this version reads."""
+    """Decode a snapshot; an empty one if there is none, or if this version cannot decode it."""
     if not isinstance(raw, bytes):
         return _Snapshot()
     try:
@@ -178,14 +179,14 @@ def _snapshot(raw: bytes | RedisError | None) -> _Snapshot:
 
 
 def _lag(ledger: LedgerState, audio: Mapping[str, Any] | RedisError) -> tuple[int, int]:
-    """Return milliseconds and bytes of what follows the committed position."""
+    """Return milliseconds and bytes of the audio after the committed position."""
     if isinstance(audio, RedisError) or not audio["length"]:
         return 0, 0
     (first, first_fields), (last, last_fields) = (audio["first-entry"], audio["last-entry"])
     oldest = max(first.decode(), ledger.committed.entry_id, key=stream_ids.order)
     oldest_ms, last_ms = stream_ids.milliseconds(oldest), stream_ids.milliseconds(last.decode())
-    alike = (oldest_ms < EARLIEST_MS) == (last_ms < EARLIEST_MS)
-    times = alike and last_ms <= time.time() * 1000 + DAY_MS
+    comparable = (oldest_ms < EARLIEST_MS) == (last_ms < EARLIEST_MS)
+    times = comparable and last_ms <= time.time() * 1000 + MAX_AHEAD_MS
     ends = [len(fields.get(b"audio", b"")) for fields in (first_fields, last_fields)]
     sizes = [size for size in ends if size]  # the last entry of a session that ends has no audio
     chunks = audio["length"] - len(ends) + len(sizes)
@@ -207,7 +208,7 @@ async def iter_entries(redis: Redis, stream: str) -> AsyncIterator[tuple[str, Fi
 
 
 async def _pending(redis: Redis, keys: Keys) -> dict[str, _Pending]:
-    """Return who owns each entry that was delivered."""
+    """Return the consumer and idle time of each delivered entry, by entry id."""
     found: dict[str, _Pending] = {}
     start = "-"
     while True:
@@ -230,7 +231,7 @@ async def _pending(redis: Redis, keys: Keys) -> dict[str, _Pending]:
 async def _last_events(
     redis: Redis, keys: Keys, entries: Iterable[Announced]
 ) -> dict[tuple[str, str], _LastEvent]:
-    """Return the newest event of each session, as far as they are near."""
+    """Return the newest event of each session, if it is within `MAX_EVENT_PAGES`."""
     found: dict[tuple[str, str], _LastEvent] = {}
     by_lane: dict[str, set[bytes]] = {}
     for each in entries:

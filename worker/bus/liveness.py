@@ -1,9 +1,9 @@
-"""Who is dead: a process that is killed loses its connections, and so its subscriptions, at once.
+"""Detection of dead workers: a killed process loses its connections and subscriptions at once.
 
 Every worker subscribes to a channel named after its consumer, and watches the subscriber counts of
-the others. A count that was seen above 0 on this very connection, and is then 0 twice in a row,
-means dead, long before the lease runs out. After a loss of the connection nobody is dead until
-seen alive again; and where the counts cannot be asked for, the lease alone decides.
+the others. A count that was above 0 on the same connection, and is then 0 twice in a row, means a
+dead worker, long before its lease expires. After a reconnect no worker counts as dead until it was
+seen alive again. Where the counts are not available, the lease alone decides.
 """
 
 import logging
@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.1
 RECORDS_INTERVAL_S = 1.0
-"""How often the list of workers is read."""
+"""Interval between reads of the workers' records."""
 
 MAX_CLOCK_SKEW_S = 1.5
-"""How far the clocks of two workers may be apart before one is thought to speak after its death."""
+"""Maximum clock difference between workers. A heartbeat later than that disproves a death."""
 
 STALE_CONSUMER_S = 60.0
-"""Idleness after which a consumer that owns nothing is nobody's, whether seen alive or not."""
+"""Minimum idle time after which a consumer that owns nothing is removed, seen alive or not."""
 
 
 def _record(raw: bytes) -> WorkerRecord | None:
-    """Read a worker's record; None if it is none of ours, a newer version's say."""
+    """Decode a worker's record; None if it is invalid, for example of a newer version."""
     try:
         return decode_record(raw, WorkerRecord)
     except msgspec.DecodeError:
@@ -44,7 +44,7 @@ def _record(raw: bytes) -> WorkerRecord | None:
 
 
 class Liveness:
-    """Tells one worker which others died, and others that it lives."""
+    """Detects dead workers, and advertises that this worker is alive."""
 
     def __init__(
         self, redis: Redis, health: RedisHealth, keys: Keys, intake: SessionOwnership
@@ -58,31 +58,31 @@ class Liveness:
         self._declared_dead: dict[
             str, float
         ] = {}  # Unix seconds from which a heartbeat disproves it
-        self._ignored: set[str] = set()  # consumers whose subscription failed without them
+        self._ignored: set[str] = set()  # live consumers whose subscription was lost
         self.dead: set[str] = set()
         """Consumers whose process is gone and whose entries may be taken over."""
         self._records: dict[str, WorkerRecord] = {}
         self._peers: set[str] = set()  # the other consumers of the group
 
     async def advertise(self) -> None:
-        """Hold our subscription until cancelled, or denied."""
+        """Keep this worker's subscription until cancelled, or until Redis denies it."""
         while True:
             try:
                 await stay_subscribed(self._redis, self._keys.alive(self._ownership.consumer))
             except NoPermissionError as error:
                 log.warning(
-                    "should this worker be killed, only its lease will tell: grant its Redis user "
-                    "the channels &%s (%s)",
+                    "crash detection falls back to the lease: grant the Redis user the channels "
+                    "&%s (%s)",
                     self._keys.alive("*"),
                     error,
                 )
                 return
             except (RedisError, OSError) as error:
                 self._health.failed(error)
-                await anyio.sleep(POLL_INTERVAL_S / 5)  # well before others have missed us twice
+                await anyio.sleep(POLL_INTERVAL_S / 5)  # before other workers poll twice
 
     async def watch(self) -> None:
-        """Watch the others until cancelled."""
+        """Watch the other workers until cancelled."""
         while True:
             try:
                 async with subscriber_counts(self._redis) as counts:
@@ -95,10 +95,9 @@ class Liveness:
                 self._absent_once.clear()
 
     async def remove_dead(self, owners: set[str]) -> None:
-        """Take what is left of dead workers off the bus, once they own nothing.
+        """Delete the consumers and records of dead workers that own nothing any more.
 
-        The record may be gone already, or another process's: a worker that was started again
-        writes it anew.
+        The record may be gone already, or belong to a restarted worker, which rewrites it.
         """
         records = {record.consumer: worker_id for worker_id, record in self._records.items()}
         for owner in owners:
@@ -127,7 +126,7 @@ class Liveness:
             if record.heartbeat > self._declared_dead.get(record.consumer, float("inf"))
         }
         if wrong := self.dead & alive:
-            log.warning("%s live after all; their leases decide from here on", sorted(wrong))
+            log.warning("%s wrongly declared dead; using their leases from now on", sorted(wrong))
         self._ignored |= self.dead & alive
         self._peers = {*await self._ownership.consumers(0)} - {self._ownership.consumer, RELEASED}
         self.dead = (self.dead & self._peers) - alive
@@ -152,7 +151,7 @@ class Liveness:
         if not lost:
             return
         names = {record.consumer: worker_id for worker_id, record in self._records.items()}
-        await self._read_records()  # who left in good order is off the list by now
+        await self._read_records()  # a worker that stopped cleanly has deleted its record
         for consumer in self._peers & {*lost}:
             self._declare_dead(consumer, names.get(consumer))
 
@@ -160,7 +159,7 @@ class Liveness:
         self.dead.add(consumer)
         if consumer not in self._declared_dead:
             name = worker_id or consumer
-            log.warning("worker %s is dead; its sessions are taken over", name)
+            log.warning("worker %s is dead; taking over its sessions", name)
         self._declared_dead[consumer] = time.time() + MAX_CLOCK_SKEW_S
 
     async def _delete_consumer(self, worker_id: str | None, consumer: str) -> None:

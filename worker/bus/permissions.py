@@ -1,7 +1,7 @@
-"""Rights: whether the Redis user may do all that a worker does, asked by doing it.
+"""Permissions: whether the Redis user may run every command and use every key of a worker.
 
-The commands are run once on a key of our own that is gone afterwards; the worker's keys are only
-named, by a script that leaves them alone.
+Each command is run once on a temporary key. A script that only reads their types names the
+worker's keys.
 """
 
 import hashlib
@@ -24,68 +24,68 @@ from worker.bus.client.connection import denies_command, describe, is_outage
 
 TTL_S = 60
 COMMANDS_SHOWN = 5
-"""Commands that are named where a server has not many."""
+"""Maximum number of unknown commands that a message names."""
 
 _SCRIPT = "#!lua flags=allow-oom\nreturn redis.call('TYPE', KEYS[1])"
 _SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
 class MissingPermissions(msgspec.Struct, frozen=True):
-    """What the user may not do, or the server cannot; all empty if nothing is missing."""
+    """Denied commands and keys, and what the server lacks; all empty if nothing is missing."""
 
     commands: tuple[str, ...]
     keys: tuple[str, ...]
     unknown: tuple[str, ...]
-    """What the server has not."""
-    faults: tuple[str, ...]
-    """Other errors; each may follow from what is before it: no group where none could be made."""
+    """Commands that the server does not have."""
+    errors: tuple[str, ...]
+    """Other errors. Each may be a consequence of an earlier one, such as a missing group."""
     waits: bool
-    """Some of those end by themselves: Redis is full, or fails over."""
+    """Whether some of these errors end by themselves: Redis is full, or fails over."""
     prefix: str
 
     def __bool__(self) -> bool:
-        return bool(self.commands or self.keys or self.unknown or self.faults)
+        return bool(self.commands or self.keys or self.unknown or self.errors)
 
     @property
     def lasting(self) -> bool:
-        """Whether something is missing until an operator mends it."""
+        """Whether something is missing until an operator fixes it."""
         known = self.commands or self.keys or self.unknown
-        return bool(known) or (bool(self.faults) and not self.waits)
+        return bool(known) or (bool(self.errors) and not self.waits)
 
     def __str__(self) -> str:
-        asked = []
+        advice = []
         if self.commands:
-            asked.append(f"grant this user, on keys {self.prefix}:*: {', '.join(self.commands)}")
+            advice.append(f"grant this user, on keys {self.prefix}:*: {', '.join(self.commands)}")
         if self.keys:
-            asked.append(f"grant this user the keys {' '.join(f'~{key}' for key in self.keys)}")
+            advice.append(f"grant this user the keys {' '.join(f'~{key}' for key in self.keys)}")
         if self.unknown:
             named = ", ".join(self.unknown[:COMMANDS_SHOWN])
             rest = len(self.unknown) - COMMANDS_SHOWN
             more = f" and {rest} more" if rest > 0 else ""
-            asked.append(f"the server has no {named}{more}: {fitness.NEEDS_ALL}")
-        return "; ".join(asked or self.faults[:1])
+            advice.append(f"the server has no {named}{more}: {fitness.NEEDS_ALL}")
+        return "; ".join(advice or self.errors[:1])
 
 
 async def find_missing(redis: Redis, keys: Keys) -> MissingPermissions:
-    """Try everything a worker needs.
+    """Run every command and use every key that a worker needs.
 
-    Raises what Redis raises while it is away, and ReadOnlyError of a replica.
+    Raises redis-py's errors during an outage, and ReadOnlyError if the server is a replica.
     """
     stream = f"{keys.prefix}:{{0}}:check:{uuid4().hex}"
     commands: list[str] = []
     denied: list[str] = []
     unknown: list[str] = []
-    faults: list[str] = []
+    errors: list[str] = []
     waits = False
     kinds = {keys.sessions: "stream", keys.lost: "zset"}
     kinds |= {keys.gate: "zset", keys.gate_holders: "hash"}
-    asked = [*_commands(stream), *_worker_keys(keys)]
-    await _refuse_replica(redis, stream)
+    probes = [*_commands(stream), *_worker_keys(keys)]
+    await _reject_replica(redis, stream)
     async with redis.pipeline(transaction=False) as pipe:
-        for _, command in asked:
+        for _, command in probes:
             pipe.execute_command(*command)
         replies = await pipe.execute(raise_on_error=False)
-    for (key, command), reply in zip(asked, replies, strict=True):
+    for (key, command), reply in zip(probes, replies, strict=True):
         if isinstance(reply, NoPermissionError):
             if denies_command(reply):
                 commands.append(str(command[0]))
@@ -95,53 +95,56 @@ async def find_missing(redis: Redis, keys: Keys) -> MissingPermissions:
             unknown.append(str(command[0]))
         elif isinstance(reply, ResponseError):
             waits |= is_outage(reply) and not fitness.lacks(reply) and not _is_elsewhere(reply)
-            faults.append(f"{command[0]}: {describe(reply)}")
+            errors.append(f"{command[0]}: {describe(reply)}")
         elif isinstance(reply, RedisError):
             raise reply
         elif key in kinds and (kind := reply.decode("ascii", "replace")) not in {
             "none",
             kinds[key],
         }:
-            faults.append(describe(fitness.KeyTaken(key, kind)))
+            errors.append(describe(fitness.KeyTaken(key, kind)))
     return MissingPermissions(
         commands=tuple(dict.fromkeys(commands)),
         keys=tuple(dict.fromkeys(denied)),
         unknown=tuple(dict.fromkeys(unknown)),
-        faults=tuple(faults),
+        errors=tuple(errors),
         waits=waits,
         prefix=keys.prefix,
     )
 
 
 async def unfitness(redis: Redis, keys: Keys) -> str | None:
-    """Return why no worker can work with this Redis, and what to do; None if it can.
+    """Return why no worker can use this Redis, and what to do; None if it is fit.
 
-    Raises what Redis raises while it is away.
+    Raises redis-py's errors during an outage.
     """
-    faults = (server.fault for server in await fitness.servers(redis))
-    if fault := next(filter(None, faults), None):
-        return fault
+    reasons = (server.fault for server in await fitness.servers(redis))
+    if reason := next(filter(None, reasons), None):
+        return reason
     missing = await find_missing(redis, keys)
     return str(missing) if missing.lasting else None
 
 
-async def _refuse_replica(redis: Redis, key: str) -> None:
-    """Write nothing. A replica refuses that and is left at once, which would cut a pipeline."""
+async def _reject_replica(redis: Redis, key: str) -> None:
+    """Raise ReadOnlyError on a replica.
+
+    The client closes its connection to a replica, which would break a pipeline.
+    """
     try:
         await redis.unlink(key)
     except ReadOnlyError:
         raise
     except ResponseError:
-        pass  # it is asked again, with the rest
+        pass  # the pipeline repeats the command and reports the error
 
 
 def _is_elsewhere(error: ResponseError) -> bool:
-    """Say whether another node of a cluster has the key, and the client does not follow."""
+    """Return whether another cluster node has the key, and the client does not redirect."""
     return isinstance(error, AskError)  # MOVED is one too
 
 
 def _worker_keys(keys: Keys) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    """Name every key that is no session's."""
+    """Yield a read of every key that does not belong to a session."""
     own = (
         *(keys.sessions, keys.lanes, keys.dead, keys.workers),
         *(keys.gate, keys.gate_holders, keys.sweep, keys.lost, keys.search),
@@ -150,14 +153,14 @@ def _worker_keys(keys: Keys) -> Iterator[tuple[str, tuple[str | int, ...]]]:
 
 
 def _commands(stream: str) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    """Run each command a worker sends, or runs in its scripts, the keys' removal last."""
+    """Yield each command that a worker or its scripts run. The last one removes the stream."""
     lane = f"{stream.partition('}')[0]}}}:*"
     return ((lane, command) for command in _probe_commands(stream, f"{stream}:value"))
 
 
 def _probe_commands(stream: str, value: str) -> Iterator[tuple[str | int, ...]]:
     yield "XADD", stream, "1-1", "probe", ""
-    yield "EXPIRE", stream, TTL_S  # should the last be denied
+    yield "EXPIRE", stream, TTL_S  # in case UNLINK is denied
     yield "XGROUP CREATE", stream, "probe", "0"
     yield "XREADGROUP", "GROUP", "probe", "probe", "COUNT", 1, "STREAMS", stream, ">"
     yield "XPENDING", stream, "probe"

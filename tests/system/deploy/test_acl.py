@@ -66,7 +66,7 @@ async def test_the_worker_passes_its_own_check(acl: Acl) -> None:
     missing = await find_missing(await acl.connect("worker"), Keys("stt"))
     assert not missing.commands
     assert not missing.keys
-    assert not missing.faults
+    assert not missing.errors
 
 
 def test_the_worker_may_do_nothing_it_does_not_do() -> None:

@@ -1,7 +1,7 @@
-"""Connections to Redis, and riding out its outages.
+"""Connections to Redis, and retries during its outages.
 
-The client's own retries are off: after a lost reply they would repeat a command that is not
-idempotent. What is retried here is retried knowingly, as the same bytes.
+redis-py's own retries are off: after a lost reply they would repeat a command that is not
+idempotent. This module repeats only calls that are safe to repeat, as the same bytes.
 """
 
 import asyncio
@@ -42,12 +42,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 C = TypeVar("C", Redis, PubSub)
 READ_BLOCK_MS = 50
-"""Longest blocking read: far below the socket timeout, so that a wait never looks like a fault."""
+"""Maximum duration of a blocking read, far below the socket timeout: a wait is not an outage."""
 
 MAX_CONNECTIONS = 32
 _SOCKET_TIMEOUT_S = 5.0
 GREETING_S = 1.0
-"""How long a server that closes connections may take to say why."""
+"""Timeout for the error text of a server that closes connections."""
 
 _TRUST = "name your own authority's file: ?ssl_ca_certs=FILE in the Redis URL, or SSL_CERT_FILE"
 _RETRYABLE_PREFIXES = (
@@ -59,16 +59,16 @@ _RETRYABLE_PREFIXES = (
     "NOREPLICAS",
     "NOAUTH",
     "WRONGPASS",
-    "max number of clients + cluster",  # the client knows the words of a single server
-    "UNBLOCKED",  # a read that blocked while its master was told to be a replica
+    "max number of clients + cluster",  # redis-py recognizes only the text of a single server
+    "UNBLOCKED",  # a blocking read was interrupted because its master became a replica
 )
 
 
 def connect(url: str) -> Redis:
     """Return a client for `url`; it connects on first use and never retries by itself.
 
-    Of a cluster it is a `Cluster`; of sentinels, one that asks them for the master with each new
-    connection.
+    The client of a cluster is a `ClusterClient`. The client of sentinels asks them for the master
+    with each new connection.
     """
     servers = parse_servers(url)
     if servers is None:
@@ -83,8 +83,8 @@ def connect(url: str) -> Redis:
     return _client(servers.url("master", 0), find_master=sentinels.master)
 
 
-def _client(url: str, **extra: Any) -> Redis:  # noqa: ANN401 - what the class of its connections has
-    # Whoever finds every connection taken waits for one: a worker that is busy is no outage.
+def _client(url: str, **extra: Any) -> Redis:  # noqa: ANN401 - attributes of the connection class
+    # A caller that finds every connection in use waits for one: a busy worker is not an outage.
     pool = BlockingConnectionPool.from_url(
         url,
         protocol=2,
@@ -105,7 +105,7 @@ def _client(url: str, **extra: Any) -> Redis:  # noqa: ANN401 - what the class o
 
 @asynccontextmanager
 async def closing(connection: C) -> AsyncIterator[C]:
-    """Close the connection, or all of a client's, for certain: cancelled or not."""
+    """Close the connection, or all connections of a client, even if cancelled."""
     try:
         yield connection
     finally:
@@ -114,27 +114,27 @@ async def closing(connection: C) -> AsyncIterator[C]:
 
 
 class _BusConnection(AbstractConnection):
-    """A connection for many small commands, that can be cut between two of them."""
+    """A connection for many small commands, which may be closed between two of them."""
 
     find_master: Callable[[], Awaitable[tuple[str, int]]] | None = None
-    """Tells where to connect, if that is not always the same."""
+    """Returns the address to connect to; None if the address is fixed."""
 
     async def connect(self) -> None:
-        """Connect, unless that is done."""
+        """Connect, unless already connected."""
         if self.find_master is not None and not self.is_connected:
             self.host, self.port = await self.find_master()
         await super().connect()  # type: ignore[no-untyped-call]
 
     def pack_command(self, *args: Any) -> list[bytes]:  # noqa: ANN401 - as in the client
-        """Write a command as bytes.
+        """Encode a command.
 
-        The client's own way takes ten times as long, most of a poll that names a thousand keys.
+        redis-py's encoder takes ten times as long: most of the time of a poll of a thousand keys.
         """
         name, *rest = args
         return [pack_command((*name.encode().split(), *rest))]
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
-        """Write commands as bytes."""
+        """Encode commands."""
         return [b"".join(part for command in commands for part in self.pack_command(*command))]
 
     async def send_packed_command(
@@ -143,34 +143,34 @@ class _BusConnection(AbstractConnection):
         try:
             await super().send_packed_command(command, check_health)
         except RuntimeError as error:
-            # asyncio's own transports drop what is written once they are cut; uvloop's raise.
+            # A closed transport of asyncio drops the data; a closed transport of uvloop raises.
             raise exceptions.ConnectionError(f"cannot write: {error}") from error
         except AttributeError as error:
             if error.obj is not None:
                 raise
-            # The client looks for its writer, then waits its turn, and another task has closed it.
-            raise exceptions.ConnectionError("closed before it could be written to") from error
+            # redis-py checks its writer, then waits; another task closes the connection meanwhile.
+            raise exceptions.ConnectionError("closed before the command was written") from error
 
     async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as in the client
         """Read a reply."""
         try:
             return await super().read_response(*args, **options)
         except exceptions.ReadOnlyError:
-            # It was the master once: by its name, or its sentinel, another is found.
+            # The server is no longer the master: reconnecting resolves the new one.
             await self.disconnect()
             raise
 
 
 class _TcpConnection(Connection):
-    """A connection to whichever address of its host answers first."""
+    """A connection to the address of a host that answers first."""
 
     _socket: socket.socket | None = None
     _reached = False
 
     async def connect(self) -> None:
-        """Connect, unless that is done; say why the server closes the connection at once.
+        """Connect, unless already connected; report why the server closes the connection at once.
 
-        Some say so and close before a command comes, and the reset loses what they said.
+        Some servers send an error and close before a command arrives; the reset loses the error.
         """
         self._reached = False
         try:
@@ -178,46 +178,47 @@ class _TcpConnection(Connection):
         except exceptions.ConnectionError as error:
             if type(error) is not exceptions.ConnectionError or not self._reached:
                 raise
-            said = await self._greeting()
-            if said.startswith("DENIED"):
-                raise exceptions.ResponseError(said) from error
-            if said:
-                raise exceptions.ConnectionError(said) from error
+            reason = await self._greeting()
+            if reason.startswith("DENIED"):
+                raise exceptions.ResponseError(reason) from error
+            if reason:
+                raise exceptions.ConnectionError(reason) from error
             raise
 
     async def _greeting(self) -> str:
-        """Return the error that a server answers a connection with; empty if there is none."""
+        """Return the error that a server sends to a new connection; empty if there is none."""
         if isinstance(self, SSLConnection):
             return ""
-        said = b""
+        received = b""
         with (
             suppress(OSError),
             anyio.move_on_after(GREETING_S),
             await connect_tcp(self.host, self.port, GREETING_S) as greeted,
         ):
-            said = await asyncio.get_running_loop().sock_recv(greeted, 1024)
-        return said.decode("utf-8", "replace").removeprefix("-") if said[:1] == b"-" else ""
+            received = await asyncio.get_running_loop().sock_recv(greeted, 1024)
+        text = received.decode("utf-8", "replace")
+        return text.removeprefix("-") if received[:1] == b"-" else ""
 
     async def _connect(self) -> None:
         timeout_s = self.socket_connect_timeout or _SOCKET_TIMEOUT_S
         try:
             self._socket = connected = await connect_tcp(self.host, self.port, timeout_s)
-        except TimeoutError as error:  # the client would replace its text
-            words = str(error) if error.errno is None else self._error_message(error)
-            raise exceptions.ConnectionError(words) from error
+        except TimeoutError as error:  # redis-py would replace its text
+            text = str(error) if error.errno is None else self._error_message(error)
+            raise exceptions.ConnectionError(text) from error
         try:
             await super()._connect()  # type: ignore[no-untyped-call]
         except BaseException:
             release_descriptor(connected)
             raise
         finally:
-            self._socket = None  # the transport has it now
+            self._socket = None  # the transport owns it now
         if self._writer is not None and self._writer.transport.is_closing():
             release_descriptor(connected)
         self._reached = True
 
     def _connection_arguments(self) -> dict[str, Any]:
-        """Return what `asyncio.open_connection` is called with."""
+        """Return the arguments of `asyncio.open_connection`."""
         arguments = dict(super()._connection_arguments())
         if "ssl" in arguments:
             arguments["server_hostname"] = self.host
@@ -226,10 +227,10 @@ class _TcpConnection(Connection):
 
 
 class _TlsConnection(_TcpConnection, SSLConnection):
-    """A connection with TLS; those with the same options share what they trust and show.
+    """A connection with TLS; connections with the same options share an SSL context.
 
-    To read that takes 20 ms and 0.9 MiB, for it is every authority of the system, and a worker has
-    up to `MAX_CONNECTIONS` to each master.
+    Loading a context takes 20 ms and 0.9 MiB, because it holds every authority of the system. A
+    worker has up to `MAX_CONNECTIONS` connections to each master.
     """
 
     _contexts: ClassVar[dict[frozenset[tuple[str, Any]], RedisSSLContext]] = {}
@@ -240,18 +241,18 @@ class _TlsConnection(_TcpConnection, SSLConnection):
         self.ssl_context = self._contexts.setdefault(shared, self.ssl_context)
 
     async def connect(self) -> None:
-        """Connect, unless that is done; say what to do about a certificate that is refused."""
+        """Connect, unless already connected; give advice about a rejected certificate."""
         try:
             await super().connect()
         except exceptions.TimeoutError as error:
-            said = "no answer in time; a port without TLS gives none"
-            raise exceptions.TimeoutError(f"{self._attempt}: {said}") from error
+            reason = "no answer in time; a port without TLS gives none"
+            raise exceptions.TimeoutError(f"{self._attempt}: {reason}") from error
         except exceptions.ConnectionError as error:
-            if not isinstance(fault := error.__context__, ssl.SSLError):
+            if not isinstance(cause := error.__context__, ssl.SSLError):
                 raise
             self.ssl_context.context = None  # the files may have been renewed since
-            said = tls.explain(fault, _TRUST)
-            raise exceptions.ConnectionError(f"{self._attempt}: {said}") from error
+            reason = tls.explain(cause, _TRUST)
+            raise exceptions.ConnectionError(f"{self._attempt}: {reason}") from error
 
     @property
     def _attempt(self) -> str:
@@ -262,13 +263,13 @@ _TRANSPORTS: dict[type[AbstractConnection], type[AbstractConnection]] = {
     Connection: _TcpConnection,
     SSLConnection: _TlsConnection,
 }
-"""What connects in place of the client's own classes."""
+"""Replacements for redis-py's connection classes."""
 
 
 def is_outage(error: BaseException) -> bool:
-    """Say whether waiting may cure it: Redis away, loading, full, failing over, locked, unfit.
+    """Return whether waiting may help: Redis is down, loading, full, failing over, locked or unfit.
 
-    A key that is denied is the fault of whoever named it, and no outage.
+    A denied key is an input error, not an outage.
     """
     if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
         return True
@@ -289,39 +290,40 @@ def is_outage(error: BaseException) -> bool:
 
 
 def denies_command(error: BaseException) -> bool:
-    """Say whether it denies a command, and so all of a worker's keys and sessions alike."""
+    """Return whether the error denies a command, which affects all keys and sessions alike."""
     if isinstance(error, exceptions.NoPermissionError):
         return "permissions to run" in str(error)
     return isinstance(error, exceptions.ResponseError) and "ACL failure in script" in str(error)
 
 
 OUTAGE_LOG_INTERVAL_S = 5.0
-"""How often outages are told: where one master of a cluster is away, others answer in between."""
+"""Minimum interval between logged outages: other masters of a cluster answer in between."""
 
 
 class RedisHealth:
-    """Whether Redis answers, as far as the last command knew."""
+    """Whether Redis answered the last command."""
 
     def __init__(self) -> None:
         self._logged_at = float("-inf")
         self._logging = False
         self.outage: str | None = None
-        """What is wrong, None while Redis answers."""
+        """Error of the current outage; None while Redis answers."""
         self.since = time.monotonic()
+        """Monotonic time of the last change of `up`."""
         self.unfit: str | None = None
-        """What the server lacks, None if it is fit; it may answer all the same."""
-        self._guessed = False  # by one command's error; a look at all of them says it better
+        """What the server lacks; None if it is fit. An unfit server may answer some commands."""
+        self._guessed = False  # from one command's error; a full check gives a better text
         self._unfit_since = 0.0
         self._refused = 0
 
     @property
     def up(self) -> bool:
-        """Redis answers."""
+        """Whether Redis answers."""
         return self.outage is None
 
     @property
     def available_for_s(self) -> float:
-        """Seconds since Redis answers; 0 while it does not."""
+        """Seconds for which Redis has answered; 0 during an outage."""
         return time.monotonic() - self.since if self.up else 0.0
 
     def answered(self) -> None:
@@ -333,7 +335,7 @@ class RedisHealth:
             self.since = time.monotonic()
 
     def failed(self, error: BaseException) -> None:
-        """Record an outage; said once, however often it is met."""
+        """Record an outage. It is logged once, however many commands fail."""
         if fitness.lacks(error):
             self._refused += 1
             if self.unfit is None:
@@ -341,47 +343,47 @@ class RedisHealth:
                 self._guessed = True
         if self.outage is None:
             self.since = time.monotonic()
-            told_of = self.unfit is not None or self.since - self._logged_at < OUTAGE_LOG_INTERVAL_S
-            self._logging = not told_of
+            recent = self.since - self._logged_at < OUTAGE_LOG_INTERVAL_S
+            self._logging = self.unfit is None and not recent
             if self._logging:
                 self._logged_at = self.since
                 log.warning("Redis is not available, waiting for it: %s", describe(error))
         self.outage = describe(error)
 
     def lacks(self, what: str) -> None:
-        """Record that the server is not fit to be worked with; said once, and again if it changes.
+        """Record that the server is unfit, and log each change of the reason.
 
-        It stays so until `fits`: some commands may be answered, and others not.
+        The server stays unfit until `fits` is called, even if it answers some commands.
         """
         if self.unfit is None:
             self._unfit_since = time.monotonic()
         if self.unfit is None or (self.unfit != what and not self._guessed):
-            log.error("Redis cannot be worked with, waiting until it can: %s", what)
+            log.error("Redis is not usable, waiting until it is: %s", what)
         self.unfit = what
         self._guessed = False
 
     def fits(self) -> None:
-        """Record that the server is found fit."""
+        """Record that the server is fit."""
         if self.unfit is not None:
             waited_s = time.monotonic() - self._unfit_since
             refused = counted(self._refused, "command")
-            log.warning("Redis can be worked with after %.1f s; %s refused", waited_s, refused)
+            log.warning("Redis is usable again after %.1f s (%s rejected)", waited_s, refused)
         self.unfit = None
         self._refused = 0
 
 
 def describe(error: BaseException) -> str:
-    """Return the error in words, and what to do; redis-py never puts a password into them."""
-    said = f"{type(error).__name__}: {fitness.in_words(error)}".removesuffix(": ")
+    """Return the error's text and advice. redis-py never includes a password in the text."""
+    text = f"{type(error).__name__}: {fitness.in_words(error)}".removesuffix(": ")
     advice = fitness.advice(error)
-    return f"{said}; {advice}" if advice else said
+    return f"{text}; {advice}" if advice else text
 
 
 async def unmoved(call: Callable[[], Awaitable[T]]) -> T:
-    """Return what `call` gives; raise `BusUnavailable` if one server of a cluster refuses it.
+    """Return the result of `call`; raise `BusUnavailableError` if a cluster node redirects it.
 
-    A client of a whole cluster follows such a reply. A client of one server can only be replaced,
-    and must not wait.
+    A cluster client follows such a reply. A client of one server can only be replaced, and must
+    not wait.
     """
     try:
         return await call()
@@ -390,9 +392,9 @@ async def unmoved(call: Callable[[], Awaitable[T]]) -> T:
 
 
 async def retry_while_unavailable(health: RedisHealth, call: Callable[[], Awaitable[T]]) -> T:
-    """Return what `call` gives, repeating it as it is while Redis is out.
+    """Return the result of `call`, and repeat the call during outages of Redis.
 
-    `call` must be safe to repeat. Errors that waiting cannot cure are raised.
+    `call` must be safe to repeat. Errors that are not outages are raised.
     """
     backoff = Backoff(first_s=0.05, ceiling_s=1.0)
     while True:
