@@ -58,7 +58,7 @@ def capacity(settings: Settings, limit: int) -> int:
 
 
 def shortfall(settings: Settings, limit: int) -> str | None:
-    """Return the error of a limit of open files that is too low, and advice; None if it is enough."""
+    """Return why a limit of open files is too low, and what to do; None if it is enough."""
     fits = capacity(settings, limit)
     if fits == settings.max_sessions:
         return None

@@ -116,7 +116,7 @@ async def _resolve(host: str, port: int) -> Sequence[AddrInfoType]:
     try:
         return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
-        socket.socket().close()  # raises if the lookup had no descriptor, which its own error does not show
+        socket.socket().close()  # raises if the lookup failed for lack of a descriptor
         raise socket.gaierror(error.errno, f"{host}: {error.strerror}") from None
     except RuntimeError as error:  # the pool of threads cannot grow
         raise OSError(errno.EAGAIN, f"no thread to look up {host}: {error}") from error

@@ -86,15 +86,15 @@ def test_a_session_is_announced_again(
 @pytest.mark.parametrize(
     ("kept", "live", "why"),
     [
-        ("", False, "cannot be announced again: its content was not kept"),
+        ("", False, "cannot be announced again: its content was not stored"),
         (
             json.dumps(GOOD | {"encoding": "mp3"}),
             False,
-            "it would be refused again: field `encoding`",
+            "it would be rejected again: field `encoding`",
         ),
         (json.dumps(GOOD), False, "s has ended; its id cannot be used again until its state exp"),
         (json.dumps(GOOD), True, "s is announced already, as "),
-        ("[", False, "cannot be announced again: no worker wrote it"),
+        ("[", False, "cannot be announced again: its content is invalid"),
     ],
 )
 def test_what_would_be_refused_again_is_not_announced(

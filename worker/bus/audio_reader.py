@@ -1,8 +1,8 @@
 """The audio reader: one task that reads the audio streams of every session of a worker.
 
-Streams are read from each session's own cursor, without a consumer group: reading is idempotent.
-A session that does not want audio now (its socket is down or slow) is left out; Redis is the
-buffer. Of a few sessions reads block; of many, those are asked for whose next chunk is due.
+The reader starts at each session's own cursor, without a consumer group: reading is idempotent.
+It skips a session that does not want audio now (its socket is down or slow); Redis is the buffer.
+With few sessions reads block. With many, the reader polls the sessions whose next chunk is due.
 """
 
 import logging
@@ -29,36 +29,36 @@ from worker.telemetry.logs import SessionName
 log = logging.getLogger(__name__)
 
 MAX_BLOCKING_KEYS = 16
-"""Up to so many keys a read blocks, for latency; a wake-up costs the server more with each key."""
+"""Maximum number of keys of a blocking read. Each key adds to the server's cost of a wake-up."""
 
 POLL_INTERVAL_S = 0.015
-"""Between polls above that: what came in the meantime is read together."""
+"""Interval between polls of more keys: one poll reads the chunks of the whole interval."""
 
 BLOCKING_DELAY_PER_KEY_S = 0.0002
-"""Pause between reads that block, for each session beyond the first: a read that names many keys
-should bring more than one chunk."""
+"""Delay between blocking reads for each session beyond the first, so that a read of many keys
+returns more than one chunk."""
 
 MAX_ENTRIES_PER_KEY = 32
-"""Entries of one session per read."""
+"""Maximum number of entries of one session per read."""
 
 MAX_REPLY_BYTES = 8 * 1024 * 1024
-"""Bytes a reply may hold, judged by the largest entry seen lately."""
+"""Maximum size of a reply in bytes, estimated from the largest recent entry."""
 
 BACKLOG_ENTRIES = 3
-"""So many entries of one session in a reply: there may be more of them, beat or no beat."""
+"""Minimum number of entries of one session in a reply after which it is polled again at once."""
 
 DEFAULT_ENTRY_BYTES = 4096
 LARGEST_ENTRY_DECAY = 0.99
-"""How much of the largest entry is believed in after each round of reads."""
+"""Factor of the largest recent entry's size after each round of reads."""
 
-NO_TIME_S = 3_600.0
-"""An id that differs more from this machine's clock is not taken for a time."""
+MAX_ID_SKEW_S = 3_600.0
+"""Maximum difference between an id and the local clock. An id beyond it is not a time."""
 
 ERROR_DELAY_S = 0.2
-"""Pause after an error that blames no key, before a session is read for again."""
+"""Delay before a session is read again after an error that is not specific to its key."""
 
 ROUND_TIMEOUT_S = 0.5
-"""Longest wait for the reads of a round: one lane's master may fail, and the others not."""
+"""Timeout for the reads of a round: the master of one lane may fail while others answer."""
 
 Entries = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
 
@@ -68,17 +68,17 @@ class AudioConsumer(Protocol):
 
     @property
     def name(self) -> SessionName:
-        """The session, as log lines name it."""
+        """Name of the session in log lines."""
         ...
 
     @property
     def lane(self) -> str:
-        """Its lane: streams of one lane are read in one command."""
+        """Lane of the session. One command reads the streams of one lane."""
         ...
 
     @property
     def audio_key(self) -> str:
-        """Its audio stream."""
+        """Key of the session's audio stream."""
         ...
 
     @property
@@ -88,46 +88,46 @@ class AudioConsumer(Protocol):
 
     @property
     def epoch(self) -> int:
-        """Changes whenever the cursor was set back: what was read before is void."""
+        """Number that changes whenever the cursor moves back; it makes earlier reads invalid."""
         ...
 
     @property
     def poll_schedule(self) -> PollSchedule:
-        """When to look for its next chunk."""
+        """Schedule of the session's polls."""
         ...
 
     @property
     def chunk_s(self) -> float:
-        """How much sound the chunk held that was fed last, in seconds."""
+        """Duration of the last chunk that was fed, in seconds."""
         ...
 
     @property
     def wants_audio(self) -> bool:
-        """Whether to read for it now."""
+        """Whether the session accepts audio now."""
         ...
 
     def feed(self, entries: Entries, now: float) -> None:
-        """Take entries that follow the cursor."""
+        """Accept entries that follow the cursor."""
         ...
 
     def on_unreadable_key(self, error: ResponseError) -> None:
-        """Learn that its key cannot be read as a stream."""
+        """Handle a key that cannot be read as a stream."""
         ...
 
     def fail(self) -> None:
-        """Learn that it raised what it should not have."""
+        """End the session after an internal error."""
         ...
 
 
 class LaneState:
-    """What is known of one lane."""
+    """Clock offset and availability of one lane."""
 
     def __init__(self) -> None:
         self.clock = ClockOffset()
         self.reading = False
         self.failing = False
         self.up_since = 0.0
-        """Since when it can be read; as long as it cannot, when it last could be again."""
+        """Monotonic time from which the lane is readable; the last such time during an outage."""
 
     def answered(self) -> None:
         """Record a reply."""
@@ -137,7 +137,7 @@ class LaneState:
 
 
 class AudioReader:
-    """Reads for every session that was added."""
+    """Reads the audio of all added sessions."""
 
     def __init__(self, redis: Redis, health: RedisHealth) -> None:
         self._redis = redis
@@ -151,21 +151,21 @@ class AudioReader:
         self._round_over = anyio.Event()
 
     def lane(self, name: str) -> LaneState:
-        """Return what is known of a lane."""
+        """Return the state of a lane."""
         return self._lanes.setdefault(name, LaneState())
 
     def add(self, session: AudioConsumer) -> None:
-        """Read for `session` from now on."""
+        """Start to read for `session`."""
         self._sessions[session.audio_key] = session
         self.wake()
 
     def remove(self, session: AudioConsumer) -> None:
-        """Read for `session` no more."""
+        """Stop reading for `session`."""
         if self._sessions.get(session.audio_key) is session:
             del self._sessions[session.audio_key]
 
     def wake(self) -> None:
-        """Look again at who wants audio."""
+        """Check again which sessions want audio."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -196,7 +196,7 @@ class AudioReader:
     async def _read_lanes(
         self, lanes: Mapping[str, Sequence[AudioConsumer]], block: int | None, tasks: TaskGroup
     ) -> None:
-        """Read every lane at once, but for those whose last read waits for their master."""
+        """Read all lanes in parallel, except those whose last read still waits for their master."""
         self._round_over = anyio.Event()
         self._awaited = {name for name in lanes if not self.lane(name).reading}
         for name in [*self._awaited]:
@@ -256,7 +256,7 @@ class AudioReader:
             reply: Any = await retry_while_unavailable(self._health, xread)
         except ResponseError as error:
             if len(sessions) > 1:
-                # One key that is no stream fails the whole command: find it.
+                # One key of another type fails the whole command: find it.
                 for session in sessions:
                     await self._read_some(lane, [session], None)
             elif _is_key_error(error):
@@ -288,26 +288,26 @@ class AudioReader:
             self._largest = max(self._largest, len(fields.get(b"audio", b"")))
         try:
             session.feed(entries, now)
-        except Exception:  # a fault of ours must not take the other sessions down
-            log.exception("%s: crashed on what was read", session.name)
+        except Exception:  # an internal error must not end the other sessions
+            log.exception("%s: internal error in its audio, stopping", session.name)
             session.fail()
 
 
 def _is_key_error(error: ResponseError) -> bool:
-    """Say whether a key will never be read, or only after somebody did something about it.
+    """Return whether a key cannot be read until an operator acts.
 
-    What else a server may say, this version or the next, costs no session its life.
+    Any other error, of this or a later version of Redis, does not end the session.
     """
     return isinstance(error, NoPermissionError) or str(error).startswith("WRONGTYPE")
 
 
 def _came_at(clock: ClockOffset, entry_id: str, now: float) -> float:
-    """Return when an entry found just now was appended, on the monotonic clock.
+    """Return when an entry that was just read was appended, on the monotonic clock.
 
-    An id that its producer made up is no time, and would spoil the clock for the whole lane.
+    An id that the producer chose is not a time, and would corrupt the clock of the whole lane.
     """
     stamp_s = stream_ids.milliseconds(entry_id) / 1000
-    if abs(time.time() - stamp_s) > NO_TIME_S:
+    if abs(time.time() - stamp_s) > MAX_ID_SKEW_S:
         return now
     return clock.to_local(now, stamp_s)
 

@@ -1,8 +1,8 @@
-"""The sweeper: takes off the bus what nobody else will.
+"""Cleanup of consumers and streams that no worker owns.
 
-Consumers of workers that were killed while they owned nothing, each half minute; audio that nobody
-ever announced, once an hour, by one worker at a time. It also announces again what is live and is
-announced no more, whatever became of its entry.
+Every half minute each worker removes consumers of workers that were killed while they owned
+nothing. Once an hour one worker removes audio without an announced session, and restores the
+missing entries of live sessions.
 """
 
 import logging
@@ -26,16 +26,16 @@ from worker.plurals import counted
 log = logging.getLogger(__name__)
 
 CONSUMER_INTERVAL_S = 30.0
-"""How often the group is looked through."""
+"""Interval between checks of the group's consumers."""
 
 AUDIO_INTERVAL_S = 3_600.0
-"""How often audio is looked through, and the age of its last entry after which it is nobody's."""
+"""Interval between checks of audio streams, and minimum age of the last entry of a removed one."""
 
 _PAGE = 1_000
 
 
 class Cleaner:
-    """Sweeps on behalf of one worker. Safe to run twice at once."""
+    """Cleans up on behalf of one worker. Several may run at once."""
 
     def __init__(self, redis: Redis, keys: Keys, intake: SessionOwnership) -> None:
         self._redis = redis
@@ -44,8 +44,8 @@ class Cleaner:
         self._recovery = OrphanRecovery(redis, keys, intake)
 
     async def run(self) -> None:
-        """Sweep until cancelled; what fails is left for the next time."""
-        # Not all workers that started together at once.
+        """Clean up until cancelled. The next round repeats what failed."""
+        # Workers that start together do not check audio at the same time.
         audio_at = time.monotonic() + random.uniform(0, AUDIO_INTERVAL_S)  # noqa: S311 - spreads load
         while True:
             await anyio.sleep(CONSUMER_INTERVAL_S)
@@ -57,25 +57,25 @@ class Cleaner:
                         await self.sweep_audio(AUDIO_INTERVAL_S)
                         await self._recovery.recover_all()
             except (RedisError, OSError) as error:
-                log.info("not swept: %s", describe(error))
+                log.info("cleanup failed, retrying later: %s", describe(error))
 
     async def sweep_consumers(self, idle_s: float) -> int:
-        """Remove consumers that own nothing and did nothing for so long; return how many."""
+        """Remove consumers that own nothing and are idle for `idle_s`; return how many."""
         removed = 0
         for name, abandoned in (await self._ownership.consumers(idle_s)).items():
             if abandoned and name not in (self._ownership.consumer, RELEASED):
                 removed += await self._ownership.delete_consumer(name)
         if removed:
-            log.info("removed %s of workers long gone", counted(removed, "consumer"))
+            log.info("removed %s of stopped workers", counted(removed, "consumer"))
         return removed
 
     async def begin(self, age_s: float) -> bool:
-        """Say whether to sweep; not if another worker has swept, or sweeps, within `age_s`."""
+        """Return whether to check audio; False if another worker began to within `age_s`."""
         key, mine = self._keys.sweep, self._ownership.consumer
         return bool(await self._redis.set(key, mine, px=int(age_s * 900), nx=True))
 
     async def sweep_audio(self, age_s: float) -> int:
-        """Remove streams without a session whose last entry is that old; return how many."""
+        """Remove streams without a session and without a new entry for `age_s`; return how many."""
         named = re.compile(rf"{re.escape(self._keys.prefix)}:\{{([^}}]+)\}}:audio:(.+)".encode())
         found = set()
         async for audio in self._redis.scan_iter(
@@ -84,18 +84,18 @@ class Cleaner:
             if match := named.fullmatch(audio):
                 found.add((match[1], match[2]))
         removed = 0
-        # Who is announced is asked last: then what was not, and is found old by the script, was
+        # The announced sessions are read after the scan: an old stream that is not among them was
         # not announced while it was younger.
         for lane, session in found - await self._announced() if found else ():
             names = lane.decode("utf-8", "replace"), session.decode("utf-8", "replace")
             keys = [self._keys.state(*names), self._keys.audio(*names)]
             removed += await scripts.SWEEP(self._redis, keys, [int(age_s * 1000)])
         if removed:
-            log.warning("removed %s that nobody announced", counted(removed, "audio stream"))
+            log.warning("removed %s without a session entry", counted(removed, "audio stream"))
         return removed
 
     async def _announced(self) -> set[tuple[bytes, bytes]]:
-        """Return lane and session of every session entry."""
+        """Return the lane and session of every session entry."""
         return {
             (fields.get(b"lane", b"0"), fields.get(b"session", b""))
             async for _, fields in iter_entries(self._redis, self._keys.sessions)

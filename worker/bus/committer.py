@@ -1,10 +1,9 @@
 """Fenced commits: the writes of all sessions of a worker, batched into pipelines.
 
-Each session has at most one commit in flight. One that was sent and not answered is sent again as
-the same bytes before anything new of its session: the script skips what it had applied already.
+Each session has at most one commit in flight. An unanswered commit is sent again as the same bytes
+before the session's next one; the script skips what it has applied already.
 
-Each master of a cluster has batches of its own: one that hangs, for as long as a socket may, holds
-up nobody but its own lanes.
+Each master of a cluster has its own batches: a master that hangs delays only its own lanes.
 """
 
 import logging
@@ -24,13 +23,13 @@ from worker.telemetry.logs import SessionName
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 256
-"""Commits per pipeline."""
+"""Maximum number of new commits per pipeline."""
 
 BATCH_INTERVAL_S = 0.01
-"""Between batches: a busy worker's events go together, a lone session's come seldom enough."""
+"""Minimum interval between batches: a busy worker's commits share a pipeline."""
 
 INTERNAL_ERROR = "crashed"
-"""Why a session commits nothing more after a fault of ours: what it holds may be wrong."""
+"""Reason for which a session stops committing after an internal error: its state may be wrong."""
 
 
 class CommitRequest(msgspec.Struct, frozen=True):
@@ -45,29 +44,29 @@ class CommitSource(Protocol):
 
     @property
     def name(self) -> SessionName:
-        """The session, as log lines name it."""
+        """Name of the session in log lines."""
         ...
 
     @property
     def lane(self) -> str:
-        """Its lane, and so who holds its keys."""
+        """Lane of the session, which determines the master of its keys."""
         ...
 
     def next_commit(self) -> CommitRequest | None:
-        """Return what is to be written now, None if nothing is, or a commit is in flight."""
+        """Return the next commit; None if there is none, or if one is in flight."""
         ...
 
     def on_commit_result(self, verdict: str, seq: int) -> None:
-        """Take the script's answer; a verdict it does not document is an error of Redis."""
+        """Handle the script's reply; an undocumented verdict is the text of a Redis error."""
         ...
 
     def abort(self, why: str) -> None:
-        """Commit nothing more."""
+        """Stop committing."""
         ...
 
 
 class Committer:
-    """Sends commits of any number of sessions."""
+    """Sends the commits of all sessions."""
 
     def __init__(self, redis: Redis, health: RedisHealth) -> None:
         self._redis = redis
@@ -86,7 +85,7 @@ class Committer:
         self._batchers[server].add(session)
 
     async def run(self) -> None:
-        """Send what sessions want sent, until cancelled."""
+        """Send commits until cancelled."""
         sending: set[Address | None] = set()
         async with anyio.create_task_group() as tasks:
             while True:
@@ -98,7 +97,7 @@ class Committer:
 
 
 class _CommitBatcher:
-    """Commits to one server, as far as is known: where slots move they find the right one."""
+    """Commits to one server. While slots move, the client redirects them to the right one."""
 
     def __init__(self, redis: Redis, health: RedisHealth) -> None:
         self._redis = redis
@@ -123,15 +122,15 @@ class _CommitBatcher:
             self._wake = anyio.Event()
 
     async def _send_batch(self) -> None:
-        # Beside what was not answered: a slot may be away, and the server's others not.
+        # New commits join unanswered ones: one slot may be down while the server's others are up.
         at_most = len(self._unanswered) + MAX_BATCH
         while self._dirty and len(self._unanswered) < at_most:
             session = next(iter(self._dirty))
             del self._dirty[session]
             try:
                 commit = session.next_commit()
-            except Exception:  # a fault of ours must not take the other sessions down
-                log.exception("%s: its commit cannot be built", session.name)
+            except Exception:  # an internal error must not end the other sessions
+                log.exception("%s: internal error while building a commit, stopping", session.name)
                 session.abort(INTERNAL_ERROR)
                 continue
             if commit is not None:
@@ -140,7 +139,7 @@ class _CommitBatcher:
             await retry_while_unavailable(self._health, self._attempt)
 
     async def _attempt(self) -> None:
-        """Send once what is not answered, and settle what is then."""
+        """Send all unanswered commits once, and deliver the replies."""
         batch = [*self._unanswered.items()]
         async with self._redis.pipeline(transaction=False) as pipe:
             for _, commit in batch:
@@ -163,12 +162,12 @@ class _CommitBatcher:
             await anyio.sleep(0.2)
 
 
-def _deliver_result(session: CommitSource, reply: Any) -> None:  # noqa: ANN401 - the script's, or an error
+def _deliver_result(session: CommitSource, reply: Any) -> None:  # noqa: ANN401 - the script's reply, or an error
     try:
         if isinstance(reply, RedisError):
             session.on_commit_result(str(reply), 0)
         else:
             session.on_commit_result(reply[0].decode(), reply[1])
-    except Exception:  # a fault of ours must not take the other sessions down
-        log.exception("%s: crashed on the answer to its commit", session.name)
+    except Exception:  # an internal error must not end the other sessions
+        log.exception("%s: internal error on the reply to a commit, stopping", session.name)
         session.abort(INTERNAL_ERROR)

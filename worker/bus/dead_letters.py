@@ -1,4 +1,4 @@
-"""The dead stream, as operators see it: what was refused, and one more try."""
+"""The dead stream, for operators: list rejected entries, and announce them again."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,11 +19,11 @@ class ListedDeadLetter(DeadLetter, frozen=True, kw_only=True):
     """One entry of the dead stream."""
 
     dead: str
-    """Its id there."""
+    """Entry id in the dead stream."""
 
 
 async def list_dead_letters(redis: Redis, keys: Keys) -> AsyncIterator[ListedDeadLetter]:
-    """Yield what was refused, oldest first."""
+    """Yield rejected entries, oldest first."""
     async for entry, fields in iter_entries(redis, keys.dead):
         text = {
             name.decode("utf-8", "replace"): value.decode("utf-8", "replace")
@@ -32,28 +32,28 @@ async def list_dead_letters(redis: Redis, keys: Keys) -> AsyncIterator[ListedDea
         try:
             yield msgspec.convert({**text, "dead": entry}, ListedDeadLetter, strict=False)
         except msgspec.ValidationError:
-            continue  # no worker wrote it
+            continue  # not written by a worker
 
 
 async def requeue(redis: Redis, keys: Keys, dead: str) -> str:
-    """Announce a refused session again, and take it off the dead stream; return its new entry.
+    """Announce a rejected session again, and delete its dead letter; return the new entry id.
 
-    Raises `NotThere` if there is no such entry, and `RequeueRefused` if it is no session's, or
-    would be refused again.
+    Raises `NotFoundError` if there is no such entry, and `RequeueError` if it is not a session, or
+    would be rejected again.
     """
     rows: Any = await redis.xrange(keys.dead, dead, dead)
     if not rows:
         raise NotFoundError(f"{keys.dead} has no entry {dead}")
-    kept = rows[0][1].get(b"entry", b"")
-    if not kept:
-        raise RequeueError(f"{dead} cannot be announced again: its content was not kept")
+    content = rows[0][1].get(b"entry", b"")
+    if not content:
+        raise RequeueError(f"{dead} cannot be announced again: its content was not stored")
     try:
-        fields = decode_record(kept, dict[str, str])
+        fields = decode_record(content, dict[str, str])
     except msgspec.DecodeError:
-        raise RequeueError(f"{dead} cannot be announced again: no worker wrote it") from None
+        raise RequeueError(f"{dead} cannot be announced again: its content is invalid") from None
     await _check(redis, keys, fields)
-    # Its id is new, and so is the run. Should we die between the two, it is announced and still
-    # here: announced once more it would be refused as a duplicate.
+    # The entry gets a new id and a new run. A crash between the two commands leaves the dead
+    # letter in place: announced once more, it is rejected as a duplicate.
     entry: Any = await redis.xadd(
         keys.sessions, {name: value for name, value in fields.items() if name != "run"}
     )
@@ -63,11 +63,11 @@ async def requeue(redis: Redis, keys: Keys, dead: str) -> str:
 
 
 async def _check(redis: Redis, keys: Keys, fields: dict[str, str]) -> None:
-    """Raise `RequeueRefused` if a worker would refuse this entry now."""
+    """Raise `RequeueError` if a worker would reject this entry now."""
     try:
         entry = decode_session({name.encode(): value.encode() for name, value in fields.items()})
-    except EntryError as fault:
-        raise RequeueError(f"it would be refused again: {fault}") from None
+    except EntryError as error:
+        raise RequeueError(f"it would be rejected again: {error}") from None
     async for each in announced(redis, keys):
         if (each.session, each.lane) == (entry.session, entry.lane):
             raise RequeueError(f"{entry.session} is announced already, as {each.entry}")

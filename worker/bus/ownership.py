@@ -1,4 +1,4 @@
-"""Session intake: who owns which session, told by the pending list of `stt:sessions`."""
+"""Session ownership: the pending list of `stt:sessions` records which worker owns which session."""
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -32,47 +32,47 @@ MAX_TAKEOVERS = 50
 
 
 class OwnedEntry(msgspec.Struct, frozen=True):
-    """An entry of the sessions stream that is ours."""
+    """An entry of the sessions stream that this worker owns."""
 
     entry_id: str
     delivery_count: int
-    """How often it was delivered; a later claim has a larger one."""
+    """Number of deliveries; a later claim has a larger one."""
     fields: Fields
     owner: str = ""
-    """Consumer it was taken over from."""
+    """Consumer from which the entry was taken over."""
 
 
 class Takeover(msgspec.Struct, frozen=True):
-    """What was found of sessions that nobody runs any more."""
+    """The result of a takeover of released and abandoned sessions."""
 
     owned: tuple[OwnedEntry, ...]
-    """Those that are ours now."""
+    """Entries that this worker owns now."""
     lost: bool
-    """Entries left the stream, and their sessions are to be found."""
+    """Whether entries left the stream, so that their sessions must be recovered."""
 
 
 class Fence(msgspec.Struct, frozen=True):
-    """Proof of ownership that goes with every write of an owner."""
+    """Proof of ownership in every write of an owner."""
 
     entry_id: str
     delivery_count: int
     nonce: str
-    """Drawn once per process."""
+    """Random value of this process."""
 
 
 class Ownership(msgspec.Struct, frozen=True):
-    """A session that is ours to run."""
+    """A session that this worker owns."""
 
     entry: SessionEntry
     fence: Fence
     run: str
     """Id of the entry that began the session."""
     fields: Fields
-    """The session entry as it was written."""
+    """Raw fields of the session entry."""
 
     @property
     def name(self) -> SessionName:
-        """The session, as log lines name it."""
+        """Name of the session in log lines."""
         return SessionName(self.entry.session, self.entry.traceparent)
 
 
@@ -81,21 +81,24 @@ class ClaimResult(msgspec.Struct, frozen=True):
 
     verdict: str
     seq: int
-    """Of the last event; if the verdict is `stale`, the delivery count that is known."""
+    """Seq of the last event; if the verdict is `stale`, the known delivery count."""
     snapshot: bytes
     run: str
 
 
 class HeartbeatReport(msgspec.Struct, frozen=True):
-    """What the pending list says of the sessions we believe to run."""
+    """How the pending list differs from the sessions that this worker runs."""
 
     taken: frozenset[str]
+    """Ids of entries that another consumer owns now."""
     missing: frozenset[str]
+    """Ids of entries that no consumer owns, or that left the stream."""
     unclaimed: tuple[tuple[str, int], ...]
+    """Ids and delivery counts of entries that this consumer owns but does not run."""
 
 
 class SessionOwnership:
-    """Reads, claims, keeps, gives back and settles session entries for one consumer."""
+    """Reads, claims, renews, releases and completes session entries for one consumer."""
 
     def __init__(self, redis: Redis, keys: Keys, consumer: str, nonce: str) -> None:
         self._redis = redis
@@ -106,7 +109,7 @@ class SessionOwnership:
         self.nonce = nonce
 
     async def ensure_group(self) -> None:
-        """Create the consumer group, from the first entry on, unless it exists."""
+        """Create the consumer group, starting at the first entry, unless it exists."""
         try:
             await self._redis.xgroup_create(self._keys.sessions, GROUP, id="0", mkstream=True)
         except ResponseError as error:
@@ -119,9 +122,9 @@ class SessionOwnership:
         return await self._with_group(lambda: script(self._redis, keys, args))
 
     async def _with_group(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run `call`, on a new group if the group was destroyed.
+        """Run `call`, and create the group and run it again if the group was destroyed.
 
-        Raises `KeyTaken` if another program has the key of the sessions stream.
+        Raises `KeyTaken` if another program uses the key of the sessions stream.
         """
         try:
             try:
@@ -136,7 +139,7 @@ class SessionOwnership:
             raise
 
     async def read_new(self, at_most: int, block_ms: int) -> list[OwnedEntry]:
-        """Take up to `at_most` entries nobody has had yet, waiting up to `block_ms` for one."""
+        """Read up to `at_most` undelivered entries, waiting up to `block_ms` for one."""
         streams: dict[Any, Any] = {self._keys.sessions: ">"}
         reply: Any = await self._with_group(
             lambda: self._redis.xreadgroup(
@@ -147,7 +150,7 @@ class SessionOwnership:
         return [OwnedEntry(entry.decode(), 1, fields) for entry, fields in rows]
 
     async def take_over(self, at_most: int, lease_ms: int, dead: Iterable[str] = ()) -> Takeover:
-        """Take over entries given back, and those of owners dead or silent for a lease."""
+        """Take over released entries, and those of owners that are dead or idle for a lease."""
         rows, lost = await self._run(
             scripts.TAKE_OVER,
             [GROUP, self.consumer, RELEASED, lease_ms, min(at_most, MAX_TAKEOVERS), *dead],
@@ -166,7 +169,7 @@ class SessionOwnership:
     async def claim(
         self, owned: OwnedEntry, session: SessionEntry, started: SessionStarted, snapshot: bytes
     ) -> ClaimResult:
-        """Write our fence into the session's state. Safe to repeat."""
+        """Write this owner's fence into the session's state. Safe to repeat."""
         verdict, seq, kept, run = await scripts.CLAIM(
             self._redis,
             self._keys.of_session(session.lane, session.session),
@@ -186,11 +189,11 @@ class SessionOwnership:
         return ClaimResult(verdict.decode(), seq, kept, run.decode())
 
     async def add_lane(self, lane: str) -> None:
-        """Let consumers know that the lane is in use. Safe to repeat."""
+        """Add the lane to the list of lanes in use. Safe to repeat."""
         await self._write("SADD", self._keys.lanes, lane)
 
     async def raise_delivery_count(self, owned: OwnedEntry, count: int) -> OwnedEntry | None:
-        """Raise an entry's delivery count; None if it is not ours any more. Safe to repeat."""
+        """Raise an entry's delivery count; None if another consumer owns it. Safe to repeat."""
         raised = await self._run(
             scripts.RAISE_DELIVERY_COUNT,
             [GROUP, self.consumer, owned.entry_id, owned.delivery_count, count],
@@ -206,8 +209,8 @@ class SessionOwnership:
         retention_s: int,
         events: Sequence[Event],
     ) -> bool:
-        """Publish that a session is over before it began, unless it is known. Safe to repeat."""
-        told = await scripts.REJECT(
+        """Publish that a session ended before it began, unless its state exists. Safe to repeat."""
+        rejected = await scripts.REJECT(
             self._redis,
             self._keys.of_session(lane, session),
             [
@@ -218,10 +221,10 @@ class SessionOwnership:
                 *(part for event in events for part in (event_type(event), encode_event(event))),
             ],
         )
-        return bool(told)
+        return bool(rejected)
 
     async def last_entry(self) -> str:
-        """Return the last id that the sessions stream gave out, of entries long gone too."""
+        """Return the last id of the sessions stream, even if its entry was deleted."""
         try:
             about: Any = await self._redis.xinfo_stream(self._keys.sessions)
         except ResponseError as error:
@@ -233,23 +236,23 @@ class SessionOwnership:
         return last
 
     async def is_ours(self, ownership: Ownership) -> bool:
-        """Say whether a session's state names this owner, or is lost."""
+        """Return whether a session's state names this owner, or is lost."""
         session, fence = ownership.entry, ownership.fence
         key = self._keys.state(session.lane, session.session)
         state: Any = await self._redis.hmget(key, "entry", "count", "nonce")
-        ours = [str(part).encode() for part in (fence.entry_id, fence.delivery_count, fence.nonce)]
-        return state[0] is None or state == ours
+        own = [str(part).encode() for part in (fence.entry_id, fence.delivery_count, fence.nonce)]
+        return state[0] is None or state == own
 
     async def restore_entry(self, ownership: Ownership, after: str) -> bool:
-        """Put the entry of a live session back, if it vanished; return whether it had.
+        """Restore the entry of a live session if it is missing; return whether it was.
 
-        Safe to repeat with the same `after`: the last id of the stream before the first try.
+        Safe to repeat with the same `after`: the last id of the stream before the first attempt.
         """
         entry, run, fields = ownership.fence.entry_id, ownership.run, ownership.fields
         return await self.restore_unowned(entry, run, fields, after)
 
     async def restore_unowned(self, entry: str, run: str, fields: Fields, after: str) -> bool:
-        """Do what `put_back` does for a session that is nobody's."""
+        """Restore the entry of a session without an owner, like `restore_entry`."""
         flat = {**fields, b"run": run.encode()}
         vanished = await self._run(
             scripts.RESTORE_ENTRY,
@@ -258,73 +261,73 @@ class SessionOwnership:
         return bool(vanished)
 
     async def read_fields(self, entry: str) -> Fields | None:
-        """Return the fields of an entry of the sessions stream, None if it is gone."""
+        """Return the fields of an entry of the sessions stream; None if it is gone."""
         rows: Any = await self._redis.xrange(self._keys.sessions, entry, entry)
         return rows[0][1] if rows else None
 
     async def heartbeat(self, running: list[tuple[str, int]]) -> HeartbeatReport:
-        """Keep the lease of every (entry, count) we run; learn which are ours no more."""
-        taken, nowhere, orphans = await self._run(
+        """Renew the lease of every running (entry, count); report which are not owned any more."""
+        taken, missing, unclaimed = await self._run(
             scripts.HEARTBEAT, [GROUP, self.consumer, *(part for pair in running for part in pair)]
         )
         return HeartbeatReport(
             frozenset(entry.decode() for entry in taken),
-            frozenset(entry.decode() for entry in nowhere),
+            frozenset(entry.decode() for entry in missing),
             tuple(
                 (entry.decode(), int(count))
-                for entry, count in zip(orphans[::2], orphans[1::2], strict=True)
+                for entry, count in zip(unclaimed[::2], unclaimed[1::2], strict=True)
             ),
         )
 
     async def release(self, owned: list[tuple[str, int]]) -> int:
-        """Give entries back, for any worker with room to take at once; return how many were ours.
+        """Release entries, so that any worker can claim them at once; return how many.
 
-        One that vanished from the stream is not.
+        Entries of other owners, and entries that left the stream, are not released.
         """
-        given: int = await self._run(
+        released: int = await self._run(
             scripts.RELEASE,
             [GROUP, self.consumer, RELEASED, *(part for pair in owned for part in pair)],
         )
-        return given
+        return released
 
     async def complete(self, entry: str) -> None:
-        """Remove an entry whose session is over, or never was. Safe to repeat."""
+        """Remove the entry of a session that ended or was rejected. Safe to repeat."""
         await self._with_group(
             lambda: scripts.COMPLETE(self._redis, [self._keys.sessions], [GROUP, entry])
         )
 
     async def put_dead_letter(self, dead: DeadLetter) -> str:
-        """Append a refused entry to the dead stream; return its id there."""
-        kept: Any = await self._redis.xadd(
+        """Append a rejected entry to the dead stream; return its id there."""
+        entry_id: Any = await self._redis.xadd(
             self._keys.dead,
             {name: str(value) for name, value in msgspec.structs.asdict(dead).items()},
             maxlen=MAX_DEAD_LETTERS,
             approximate=True,
         )
-        return str(kept.decode())
+        return str(entry_id.decode())
 
     async def register(self, worker_id: str, record: WorkerRecord) -> None:
-        """Publish this worker's record; warn of another process with the same id."""
+        """Write this worker's record; log a warning if another process has the same id."""
         await self._duplicates.check(worker_id, record)
         await self._write("HSET", self._keys.workers, worker_id, msgspec.json.encode(record))
 
     async def _write(self, command: str, key: str, *args: str | bytes) -> None:
-        """Write a little bookkeeping, also to a full Redis."""
+        """Write a record or list, also if Redis is full."""
         await self._write_best_effort(scripts.WRITE, key, [command, *args])
 
     async def _write_best_effort(
         self, script: scripts.Script, key: str, args: Sequence[scripts.Arg]
     ) -> None:
-        """Run a script on what we can do without: a key of another type is told, and left."""
+        """Run a script on an optional key; log a warning if the key has another type."""
         try:
             await script(self._redis, [key], args)
         except ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise
-            log.warning("%s is not turnbus's and is left alone: %s", key, error)
+            log.warning("%s has an unexpected type and is not written: %s", key, error)
 
     async def consumers(self, idle_s: float) -> dict[str, bool]:
-        """Return every consumer of the group, and whether it is idle that long and owns nothing."""
+        """Return every consumer, and whether it owns nothing and is idle for `idle_s`."""
         rows: Any = await self._with_group(
             lambda: self._redis.xinfo_consumers(self._keys.sessions, GROUP)
         )
@@ -335,11 +338,11 @@ class SessionOwnership:
         }
 
     async def delete_consumer(self, consumer: str) -> bool:
-        """Remove a consumer unless it owns entries; return whether it is gone."""
+        """Delete a consumer unless it owns entries; return whether it is gone."""
         return bool(await self._run(scripts.DELETE_CONSUMER, [GROUP, consumer]))
 
     async def delete_record(self, worker_id: str, consumer: str) -> None:
-        """Remove a worker's record if it is this consumer's."""
+        """Delete a worker's record if it belongs to this consumer."""
         await self._write_best_effort(
             scripts.DELETE_RECORD, self._keys.workers, [worker_id, consumer]
         )
