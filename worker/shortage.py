@@ -28,53 +28,53 @@ class Shortage:
         self.fault: str | None = None
         """The missing resource; None while sockets can be opened, as far as is known."""
         self._since = 0.0
-        self._look_at = 0.0
-        self._met = 0
-        self._proving = False
+        self._next_check = 0.0
+        self._failures = 0
+        self._on_trial = False
         self._trial_until = float("-inf")
         self._backoff = Backoff(first_s=1.0, ceiling_s=30.0)
 
     def met(self, error: SttShortageError, now: float) -> None:
         """Record a socket that could not be opened."""
-        self._met += 1
+        self._failures += 1
         if self.fault is None:
-            if not self._proving:
+            if not self._on_trial:
                 self._since = now
                 log.error("%s; claiming no session, releasing those without a socket", error)
-            self._look_at = now + max(1.0, self._backoff.next_s())
+            self._next_check = now + max(1.0, self._backoff.next_s())
         self.fault = str(error)
 
     def look(self, now: float) -> None:
         """Check whether sockets can be opened again. Call it at short intervals."""
-        if self.fault is None or now < self._look_at:
+        if self.fault is None or now < self._next_check:
             return
         try:
             session_socket(_PROBE).close()
         except OSError:
-            self._look_at = now + max(1.0, self._backoff.next_s())
+            self._next_check = now + max(1.0, self._backoff.next_s())
             return
         self.fault = None
-        self._proving = True
+        self._on_trial = True
         self._trial_until = float("-inf")
 
     def connected(self, now: float) -> None:
         """Record a socket that was opened."""
-        if self._proving:
-            self._proving = False
+        if self._on_trial:
+            self._on_trial = False
             self._backoff.reset()
             log.warning(
                 "sockets can be opened again after %.1f s (%d attempts failed)",
                 now - self._since,
-                self._met,
+                self._failures,
             )
-            self._met = 0
+            self._failures = 0
 
     def room(self, room: int, now: float) -> int:
         """Return how many sessions to claim if the worker has room for `room`.
 
         The returned sessions count as claimed.
         """
-        if not self._proving or room <= 0:
+        if not self._on_trial or room <= 0:
             return room
         if now < self._trial_until:
             return 0

@@ -1,7 +1,6 @@
-"""URLs and addresses of the settings: what may be used, and how they may be shown.
+"""URLs and addresses in the settings: validation, parsing and redaction.
 
-The checks raise ValueError with what is wrong; it never repeats a part of the URL, which may hold
-a password.
+The checks raise ValueError. Its text never repeats a part of the URL, which may hold a password.
 """
 
 import re
@@ -13,7 +12,7 @@ from worker import tls
 
 _HOSTS = "[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]"
 _NOT_ENCODED = "is not a URL; percent-encode / ? # @ in a password"
-_SERVERS = {  # by scheme: the shape of the rest, and the usual port
+_SERVERS = {  # scheme: (shape of the rest, default port)
     "redis+cluster": (_HOSTS, 6379),
     "rediss+cluster": (_HOSTS, 6379),
     "redis+sentinel": (f"{_HOSTS}/SERVICE[/DB]", 26379),
@@ -22,12 +21,12 @@ _SERVERS = {  # by scheme: the shape of the rest, and the usual port
 
 
 def redacted(url: str) -> str:
-    """Return a Redis URL fit to be printed: without user, password and options."""
+    """Return a Redis URL for display, without user, password and options."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return "***"
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    if rest.count("@") != authority.count("@"):  # a password with bare / ? # in it, perhaps
+    if rest.count("@") != authority.count("@"):  # perhaps a password with a bare / ? #
         return f"{scheme}://***"
     userinfo, at, _ = authority.rpartition("@")
     place = re.split("[?#]", rest[len(userinfo) + len(at) :], maxsplit=1)[0]
@@ -35,7 +34,7 @@ def redacted(url: str) -> str:
 
 
 def check_redis_url(url: str) -> None:
-    """Refuse what no client could use; files of TLS are looked at."""
+    """Reject a Redis URL that no client can use, or whose TLS files are invalid."""
     _check_text(url)
     scheme = url.partition("://")[0]
     if scheme in _SERVERS:
@@ -48,11 +47,11 @@ def check_redis_url(url: str) -> None:
 
 
 def _check_text(url: str) -> None:
-    """Refuse what was copied with something around it, and a password that is not encoded."""
+    """Reject quotation marks, and white space of a password that is not encoded."""
     if url[:1] in {"'", '"'}:
         raise ValueError("must be without quotation marks")
     if re.search(r"\s", url):
-        raise ValueError("has white space in it; percent-encode it (%20)")
+        raise ValueError("contains white space; percent-encode it (%20)")
 
 
 def _check_server(url: str) -> None:
@@ -86,9 +85,9 @@ def _authority(rest: str) -> str:
 
 
 def _check_place(authority: str, otherwise: str) -> None:
-    """Refuse a `[USER:PASSWORD@]HOST[:PORT]` in words that repeat no part of it.
+    """Reject an invalid `[USER:PASSWORD@]HOST[:PORT]`.
 
-    `otherwise` is said where nothing more exact is known.
+    `otherwise` is the error text if there is no more specific one.
     """
     place = authority.rpartition("@")[2]
     bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", place)
@@ -115,7 +114,7 @@ def _check_ipv6(host: str) -> None:
 
 
 def check_host(host: str) -> None:
-    """Refuse the name of a host that cannot be looked up."""
+    """Reject a host name that cannot be looked up."""
     try:
         host.encode("idna")
     except UnicodeError:
@@ -126,27 +125,27 @@ def check_host(host: str) -> None:
 
 @dataclass(frozen=True)
 class ServerList:
-    """What a URL says of several servers: those of a cluster, or its sentinels."""
+    """A parsed URL of several servers: the nodes of a cluster, or sentinels."""
 
     addresses: tuple[tuple[str, int], ...]
-    """Host and port of each; any one of them will do."""
+    """Host and port of each server; one that answers is enough."""
     master_name: str
-    """What the sentinels call the master; empty for a cluster."""
+    """Name of the master at the sentinels; empty for a cluster."""
     scheme: str
     userinfo: str = field(repr=False)
     suffix: str
-    """What follows the host: database and options."""
+    """Part of the URL after the host: database and options."""
 
     def url(self, host: str, port: int, *, with_password: bool = True) -> str:
-        """Return the plain URL of one server. It may hold a secret: use `redacted` to show it."""
+        """Return the plain URL of one server. It may hold a secret: show it only `redacted`."""
         userinfo = f"{self.userinfo}@" if self.userinfo and with_password else ""
         return f"{self.scheme}://{userinfo}{join_host_port(host, port)}{self.suffix}"
 
 
 def parse_servers(url: str) -> ServerList | None:
-    """Read a URL of several servers; None if it is the URL of one.
+    """Parse a URL of several servers; None if it is the URL of one.
 
-    Raises ValueError with what is wrong.
+    Raises ValueError if the URL is invalid.
     """
     scheme, _, rest = url.partition("://")
     if scheme not in _SERVERS:
@@ -177,7 +176,7 @@ def parse_servers(url: str) -> ServerList | None:
 
 
 def _address(text: str, port: int) -> tuple[str, int] | None:
-    """Read `HOST[:PORT]`; None if it is not that."""
+    """Parse `HOST[:PORT]`; None if it is invalid."""
     found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+))(?::(\d{1,5}))?", text)
     if not found or not 0 < int(found[3] or port) < 65_536:
         return None
@@ -189,7 +188,7 @@ def _check_options(scheme: str, query: str, known: frozenset[str] = frozenset())
     if scheme.startswith("rediss"):
         known |= tls.URL_OPTIONS
     elif options.keys() & tls.URL_OPTIONS:
-        raise ValueError("must begin with rediss, for it has options of TLS")
+        raise ValueError("must begin with rediss: it has TLS options")
     if not options.keys() <= known:
         names = ", ".join(sorted(known))
         raise ValueError(
@@ -200,7 +199,7 @@ def _check_options(scheme: str, query: str, known: frozenset[str] = frozenset())
 
 
 def check_stt_url(url: str) -> None:
-    """Refuse what is not a WebSocket URL, carries a secret, or would send one in clear."""
+    """Reject a URL that is not a WebSocket's, holds a secret, or would send one unencrypted."""
     shape = "must be wss://HOST[:PORT]/PATH"
     _check_text(url)
     scheme, separator, rest = url.partition("://")
@@ -213,7 +212,7 @@ def check_stt_url(url: str) -> None:
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError("takes no user, key or parameters: URLs end up in logs")
     if parts.scheme == "ws" and not _is_loopback(parts.hostname):
-        raise ValueError("must be wss://: over ws:// the key would travel in clear")
+        raise ValueError("must be wss://: over ws:// the key would be sent unencrypted")
 
 
 def provider_address(url: str) -> tuple[str, int]:
@@ -223,7 +222,7 @@ def provider_address(url: str) -> tuple[str, int]:
 
 
 def check_http_url(url: str) -> tuple[str, int]:
-    """Return host and port of an `http://` or `https://` URL; refuse what is not one."""
+    """Return host and port of an `http://` or `https://` URL; reject any other URL."""
     shape = "must be http://HOST:PORT or https://HOST:PORT"
     _check_text(url)
     scheme, separator, rest = url.partition("://")
@@ -236,7 +235,7 @@ def check_http_url(url: str) -> tuple[str, int]:
 
 
 def host_port(address: str) -> tuple[str, int]:
-    """Split `HOST:PORT`; the host of `[::1]:80` is `::1`."""
+    """Split `HOST:PORT`. The host of `[::1]:80` is `::1`."""
     found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})", address)
     if not found or int(found[3]) > 65_535:
         raise ValueError("must be HOST:PORT or [IPV6]:PORT, or empty for off")

@@ -55,7 +55,7 @@ async def test_each_of_two_is_told_once(
         await two.register("w", record("w-2", at + 0.5))
     line = (
         "another process runs as worker w, pid 7 on h: `turnbus drain` and "
-        f"{keys.workers} take the two for one; give each a TURNBUS_WORKER_ID of its own"
+        f"{keys.workers} cannot distinguish them; give each its own TURNBUS_WORKER_ID"
     )
     assert _told(caplog) == [line, line]
 

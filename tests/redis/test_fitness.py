@@ -21,7 +21,7 @@ from tests.support.polling import eventually
 from worker import worker as worker_module
 from worker.bus import permissions
 from worker.bus.client.connection import connect, describe, is_outage
-from worker.bus.fitness import LINE_CHARACTERS, Server, lacks
+from worker.bus.fitness import MAX_LINE_CHARACTERS, Server, lacks
 from worker.cli import check
 from worker.cli.check import Finding
 from worker.local.cluster import SERVICE, EmbeddedCluster, client, tell
@@ -156,7 +156,7 @@ def test_errors_of_one_key_are_no_lack(said: str) -> None:
 def test_a_lecture_is_cut_to_its_first_sentence() -> None:
     error = exceptions.ResponseError(f"DENIED It is so. {'It is so long. ' * 99}")
     assert describe(error) == "ResponseError: DENIED It is so"
-    assert len(describe(exceptions.ResponseError("x" * 9_999))) < LINE_CHARACTERS + 40
+    assert len(describe(exceptions.ResponseError("x" * 9_999))) < MAX_LINE_CHARACTERS + 40
     assert describe(exceptions.ResponseError("a\r\nb")) == "ResponseError: a"
 
 
@@ -268,7 +268,7 @@ async def no_watcher() -> AsyncIterator[Odd]:
     """A server, as if it were a sentinel."""
     async with EmbeddedRedis.start() as server:
         url = f"redis+sentinel://127.0.0.1:{server.port}/{SERVICE}"
-        yield Odd(url, f"127.0.0.1:{server.port}: it is no sentinel", lasting=False)
+        yield Odd(url, f"127.0.0.1:{server.port}: it is not a sentinel", lasting=False)
 
 
 @asynccontextmanager

@@ -52,7 +52,7 @@ async def bus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Bus:
     monkeypatch.setattr(lost_module, "OWNER_GRACE_S", 0.0)
-    monkeypatch.setattr(lost_module, "_AT_ONCE", 2)
+    monkeypatch.setattr(lost_module, "_STATES_PER_PIPELINE", 2)
     expected_leftovers += ["sessions", "{*}:*"]
     bus = Bus(redis, as_worker, Keys(bus_prefix))
     await bus.alive.ensure_group()

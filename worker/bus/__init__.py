@@ -1,1 +1,1 @@
-"""Redis: connections, session intake and leases, the audio reader, fenced commits."""
+"""Redis: connections, session ownership and leases, the audio reader, fenced commits."""

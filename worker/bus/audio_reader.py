@@ -204,7 +204,7 @@ class AudioReader:
         with anyio.move_on_after(ROUND_TIMEOUT_S):
             await self._round_over.wait()
 
-    def _wait_no_more(self, lane: str) -> None:
+    def _stop_waiting(self, lane: str) -> None:
         self._awaited.discard(lane)
         if not self._awaited:
             self._round_over.set()
@@ -218,7 +218,7 @@ class AudioReader:
             await self._read(lane, sessions, block)
         finally:
             lane.reading = False
-            self._wait_no_more(name)
+            self._stop_waiting(name)
 
     async def _xread(self, lane: str, cursors: dict[Any, Any], **how: int | None) -> Any:  # noqa: ANN401 - as in the client
         try:
@@ -226,7 +226,7 @@ class AudioReader:
         except (RedisError, OSError) as error:
             if is_outage(error):
                 self.lane(lane).failing = True
-                self._wait_no_more(lane)
+                self._stop_waiting(lane)
             raise
         self.lane(lane).answered()
         return reply
@@ -246,7 +246,7 @@ class AudioReader:
         self, lane: LaneState, sessions: Sequence[AudioConsumer], block: int | None
     ) -> None:
         began = time.monotonic()
-        asked = [(session, session.epoch) for session in sessions]
+        requested = [(session, session.epoch) for session in sessions]
         cursors: dict[Any, Any] = {session.audio_key: session.cursor for session in sessions}
         count = max(
             1, min(MAX_ENTRIES_PER_KEY, int(MAX_REPLY_BYTES / self._largest / len(sessions)))
@@ -267,7 +267,7 @@ class AudioReader:
             return
         now = time.monotonic()
         found = {key: entries for key, entries in reply or ()}  # noqa: C416 - lists, not tuples
-        for session, epoch in asked:
+        for session, epoch in requested:
             if session.epoch != epoch or self._sessions.get(session.audio_key) is not session:
                 continue
             entries = found.get(session.audio_key.encode())
@@ -280,8 +280,8 @@ class AudioReader:
             if len(entries) >= min(BACKLOG_ENTRIES, count):
                 poll_schedule.poll_now()
             else:
-                came_at = _came_at(lane.clock, entries[-1][0].decode(), now)
-                poll_schedule.on_entries(now, came_at, session.chunk_s)
+                appended_at = _appended_at(lane.clock, entries[-1][0].decode(), now)
+                poll_schedule.on_entries(now, appended_at, session.chunk_s)
 
     def _deliver(self, session: AudioConsumer, entries: Entries, now: float) -> None:
         for _, fields in entries:
@@ -301,7 +301,7 @@ def _is_key_error(error: ResponseError) -> bool:
     return isinstance(error, NoPermissionError) or str(error).startswith("WRONGTYPE")
 
 
-def _came_at(clock: ClockOffset, entry_id: str, now: float) -> float:
+def _appended_at(clock: ClockOffset, entry_id: str, now: float) -> float:
     """Return when an entry that was just read was appended, on the monotonic clock.
 
     An id that the producer chose is not a time, and would corrupt the clock of the whole lane.

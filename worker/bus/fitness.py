@@ -14,21 +14,21 @@ from redis.asyncio import Redis
 
 from worker.bus.client.cluster import ClusterClient
 
-OLDEST = (7, 0)
+MIN_REDIS_VERSION = (7, 0)
 """Minimum version of Redis. Every version of Valkey is newer."""
 
-_RUN_OLDEST = "run Redis 7.0 or later, or Valkey"
-NEEDS_ALL = f"{_RUN_OLDEST}, with none of its commands renamed or disabled"
-LINE_CHARACTERS = 240
+_UPGRADE = "run Redis 7.0 or later, or Valkey"
+NEEDS_ALL = f"{_UPGRADE}, with none of its commands renamed or disabled"
+MAX_LINE_CHARACTERS = 240
 """Maximum length of an error text. A longer text is cut to its first sentence."""
 
-_VERSION_CHARACTERS = 40
+_MAX_VERSION_CHARACTERS = 40
 """Maximum length of a displayed version."""
 
 _LACKS = (  # pattern of the error text, advice
     (r"unknown command", NEEDS_ALL),
     (r"unknown (?:or invalid )?subcommand", NEEDS_ALL),
-    (r"compiling script|unexpected symbol near '#'|unexpected flag in script", _RUN_OLDEST),
+    (r"compiling script|unexpected symbol near '#'|unexpected flag in script", _UPGRADE),
     (r"cluster support disabled", "it is not a cluster node: begin the URL with redis://"),
     (r"DB index is out of range|invalid DB index", "use an existing one: redis://HOST:PORT/0"),
     (r"SELECT is not allowed in cluster mode", "a cluster has database 0 only: redis+cluster://"),
@@ -40,8 +40,8 @@ _OUTAGES = {  # first word of the error: advice; they end by themselves, or once
     "MISCONF": "fix its disk writes; the log of that server gives the reason",
     "NOREPLICAS": "reconnect its replicas, or lower min-replicas-to-write",
 }
-_NO_REDIS = "the server is not Redis: check host and port, and use rediss:// if it has TLS"
-_OF_CLUSTER = "it is a cluster node: begin the URL with redis+cluster://"
+_NOT_REDIS = "the server is not Redis: check host and port, and use rediss:// if it has TLS"
+_IS_CLUSTER = "it is a cluster node: begin the URL with redis+cluster://"
 
 
 class KeyTaken(exceptions.ResponseError):
@@ -84,11 +84,11 @@ def lacks(error: BaseException) -> bool:
 def advice(error: BaseException) -> str | None:
     """Return what to do about an error; None if there is no advice."""
     if isinstance(error, exceptions.InvalidResponse):
-        return _NO_REDIS
+        return _NOT_REDIS
     if isinstance(error, KeyTaken):
         return "remove it, or set TURNBUS_PREFIX"
     if isinstance(error, exceptions.AskError | exceptions.ClusterCrossSlotError):  # or MOVED
-        return _OF_CLUSTER
+        return _IS_CLUSTER
     if isinstance(error, exceptions.ReadOnlyError):
         return "it is a replica: name its master, or sentinels that know it"
     if isinstance(error, exceptions.OutOfMemoryError):
@@ -113,7 +113,9 @@ def in_words(error: BaseException) -> str:
     if unknown := re.match(r"unknown command ['`]?(\w+)", text, re.IGNORECASE):
         return f"unknown command {unknown[1]}"
     line = re.split(r"[\r\n]", text, maxsplit=1)[0]
-    return line if len(line) <= LINE_CHARACTERS else line.partition(". ")[0][:LINE_CHARACTERS]
+    return (
+        line if len(line) <= MAX_LINE_CHARACTERS else line.partition(". ")[0][:MAX_LINE_CHARACTERS]
+    )
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -135,7 +137,7 @@ class Server(msgspec.Struct, frozen=True):
         text = str(about.get("valkey_version", about.get("redis_version", "")))
         found = re.match(r"(\d{1,9})(?:\.(\d{1,9}))?(?:\.(\d{1,9}))?", text)
         version = tuple(int(part or 0) for part in found.groups()) if found else None
-        shown = "".join(c for c in text if c.isprintable())[:_VERSION_CHARACTERS]
+        shown = "".join(c for c in text if c.isprintable())[:_MAX_VERSION_CHARACTERS]
         return cls(
             name,
             version,
@@ -151,8 +153,8 @@ class Server(msgspec.Struct, frozen=True):
             return (
                 "it is a sentinel: begin the URL with redis+sentinel://, and end it with /SERVICE"
             )
-        if self.version is not None and self.version < OLDEST:
-            return f"{self.shown} is too old; {_RUN_OLDEST}"
+        if self.version is not None and self.version < MIN_REDIS_VERSION:
+            return f"{self.shown} is too old; {_UPGRADE}"
         return None
 
 

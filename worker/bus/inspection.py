@@ -22,7 +22,7 @@ from worker.core import stream_ids
 from worker.core.ledger import LedgerState
 from worker.core.turn_tracker import TurnState
 
-PAGE = 1_000
+PAGE_ENTRIES = 1_000
 """Maximum number of entries per read."""
 
 SESSIONS_PER_PIPELINE = 100
@@ -63,8 +63,7 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Id of the worker, or its consumer's name if it has no record; empty without an owner."""
     state: State
     lag_s: float
-    """Seconds of audio that no published event covers yet, by entry ids; 0 if those are not times.
-    """
+    """Seconds of audio that no published event covers yet; 0 if entry ids are not times."""
     lag_bytes: int
     """Estimated bytes of that audio, from the sizes of its first and last chunk."""
     turns: int
@@ -199,10 +198,10 @@ async def iter_entries(redis: Redis, stream: str) -> AsyncIterator[tuple[str, Fi
     """Yield every entry of a stream, oldest first."""
     start = "-"
     while True:
-        page: Any = await redis.xrange(stream, start, "+", count=PAGE)
+        page: Any = await redis.xrange(stream, start, "+", count=PAGE_ENTRIES)
         for entry, fields in page:
             yield entry.decode(), fields
-        if len(page) < PAGE:
+        if len(page) < PAGE_ENTRIES:
             return
         start = f"({page[-1][0].decode()}"
 
@@ -213,7 +212,7 @@ async def _pending(redis: Redis, keys: Keys) -> dict[str, _Pending]:
     start = "-"
     while True:
         try:
-            page: Any = await redis.xpending_range(keys.sessions, GROUP, start, "+", PAGE)
+            page: Any = await redis.xpending_range(keys.sessions, GROUP, start, "+", PAGE_ENTRIES)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -223,7 +222,7 @@ async def _pending(redis: Redis, keys: Keys) -> dict[str, _Pending]:
                 row["consumer"].decode("utf-8", "replace"), row["time_since_delivered"]
             )
             found[row["message_id"].decode()] = owner
-        if len(page) < PAGE:
+        if len(page) < PAGE_ENTRIES:
             return found
         start = f"({page[-1]['message_id'].decode()}"
 
@@ -239,13 +238,13 @@ async def _last_events(
     for lane, sessions in by_lane.items():
         end = "+"
         for _ in range(MAX_EVENT_PAGES):
-            page: Any = await redis.xrevrange(keys.turns(lane), end, "-", count=PAGE)
+            page: Any = await redis.xrevrange(keys.turns(lane), end, "-", count=PAGE_ENTRIES)
             for _, fields in page:
                 session = fields.get(b"session", b"")
                 if session in sessions:
                     sessions.discard(session)
                     found[lane, session.decode()] = _event(fields)
-            if not sessions or len(page) < PAGE:
+            if not sessions or len(page) < PAGE_ENTRIES:
                 break
             end = f"({page[-1][0].decode()}"
     return found

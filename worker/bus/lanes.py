@@ -1,4 +1,4 @@
-"""The list of lanes in use, by which consumers find the streams of turns."""
+"""The list of lanes in use, with which consumers find the turn streams."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from worker.bus.ownership import SessionOwnership
 
 
 class LaneRegistry:
-    """Lists lanes on behalf of one worker. No session waits for it: the list has its own server."""
+    """Adds a worker's lanes to the list. Sessions do not wait: it may be on another server."""
 
     def __init__(self, intake: SessionOwnership, health: RedisHealth) -> None:
         self._ownership = intake
@@ -18,12 +18,12 @@ class LaneRegistry:
         self._wake = anyio.Event()
 
     def add(self, lane: str) -> None:
-        """List a lane as soon as Redis takes it; each claim does, for the list may be lost."""
+        """Add a lane as soon as Redis is available. Each claim does so: the list may be lost."""
         self._unlisted.add(lane)
         self._wake.set()
 
     async def run(self) -> None:
-        """List until cancelled. Safe to begin again."""
+        """Add lanes until cancelled. Safe to restart."""
         while True:
             while self._unlisted:
                 lane = next(iter(self._unlisted))

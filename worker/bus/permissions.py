@@ -22,8 +22,10 @@ from schemas.keys import Keys
 from worker.bus import fitness
 from worker.bus.client.connection import denies_command, describe, is_outage
 
-TTL_S = 60
-COMMANDS_SHOWN = 5
+PROBE_TTL_S = 60
+"""Time after which the temporary keys expire, if they are not removed."""
+
+MAX_NAMED_COMMANDS = 5
 """Maximum number of unknown commands that a message names."""
 
 _SCRIPT = "#!lua flags=allow-oom\nreturn redis.call('TYPE', KEYS[1])"
@@ -59,8 +61,8 @@ class MissingPermissions(msgspec.Struct, frozen=True):
         if self.keys:
             advice.append(f"grant this user the keys {' '.join(f'~{key}' for key in self.keys)}")
         if self.unknown:
-            named = ", ".join(self.unknown[:COMMANDS_SHOWN])
-            rest = len(self.unknown) - COMMANDS_SHOWN
+            named = ", ".join(self.unknown[:MAX_NAMED_COMMANDS])
+            rest = len(self.unknown) - MAX_NAMED_COMMANDS
             more = f" and {rest} more" if rest > 0 else ""
             advice.append(f"the server has no {named}{more}: {fitness.NEEDS_ALL}")
         return "; ".join(advice or self.errors[:1])
@@ -160,7 +162,7 @@ def _commands(stream: str) -> Iterator[tuple[str, tuple[str | int, ...]]]:
 
 def _probe_commands(stream: str, value: str) -> Iterator[tuple[str | int, ...]]:
     yield "XADD", stream, "1-1", "probe", ""
-    yield "EXPIRE", stream, TTL_S  # in case UNLINK is denied
+    yield "EXPIRE", stream, PROBE_TTL_S  # in case UNLINK is denied
     yield "XGROUP CREATE", stream, "probe", "0"
     yield "XREADGROUP", "GROUP", "probe", "probe", "COUNT", 1, "STREAMS", stream, ">"
     yield "XPENDING", stream, "probe"
@@ -181,18 +183,18 @@ def _probe_commands(stream: str, value: str) -> Iterator[tuple[str | int, ...]]:
     yield "EVALSHA", _SHA, 1, stream
     yield ("TIME",)
     yield "SCAN", 0, "MATCH", stream, "COUNT", 1
-    yield "SET", value, "probe", "EX", TTL_S
+    yield "SET", value, "probe", "EX", PROBE_TTL_S
     yield "UNLINK", value
     yield "SADD", value, "probe"
-    yield "EXPIRE", value, TTL_S
+    yield "EXPIRE", value, PROBE_TTL_S
     yield "UNLINK", value
     yield "ZADD", value, 1, "probe"
-    yield "EXPIRE", value, TTL_S
+    yield "EXPIRE", value, PROBE_TTL_S
     yield "ZRANK", value, "probe"
     yield "ZRANGE", value, 0, -1
     yield "ZREM", value, "probe"
     yield "HSET", value, "probe", ""
-    yield "EXPIRE", value, TTL_S
+    yield "EXPIRE", value, PROBE_TTL_S
     yield "HGET", value, "probe"
     yield "HMGET", value, "probe"
     yield "HGETALL", value

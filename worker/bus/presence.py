@@ -1,7 +1,7 @@
-"""Channels that say by their subscribers who lives.
+"""Presence channels: a worker with a subscriber on its channel is alive.
 
-On a cluster they are sharded: one node keeps each, by the same slots as keys, and only that node
-knows its subscribers. Elsewhere they are plain.
+On a cluster the channels are sharded: one node serves each, by the same slots as keys, and only
+that node knows its subscribers. On a single server they are plain channels.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -17,16 +17,16 @@ from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import closing
 
 CHECK_INTERVAL_S = 1.0
-"""How often a subscriber looks whether its channel is kept elsewhere by now, and by anybody."""
+"""Interval at which a subscriber checks its connection and the node of its channel."""
 
 MAX_UNANSWERED_CHECKS = 5
-"""Looks within which a subscription that is asked for again has to be confirmed."""
+"""Maximum number of checks until the server confirms a repeated subscription."""
 
 
 async def stay_subscribed(redis: Redis, channel: str) -> None:
-    """Stay subscribed until cancelled, or until another node keeps the channel.
+    """Stay subscribed until cancelled, or until another node serves the channel.
 
-    Raises ConnectionError if the server is gone, also where nothing on the way says so.
+    Raises ConnectionError if the server is gone, also on a half-open connection.
     """
     if not isinstance(redis, ClusterClient):
         async with closing(redis.pubsub()) as pubsub:
@@ -35,22 +35,22 @@ async def stay_subscribed(redis: Redis, channel: str) -> None:
             while True:
                 await subscription.poll()
     node = await redis.node_for(channel)
-    with suppress(exceptions.AskError):  # or MOVED, which is one too: another node keeps it
+    with suppress(exceptions.AskError):  # or MOVED, a subclass: another node serves it
         async with closing(node.pubsub()) as pubsub:
             subscription = _Subscription(pubsub, partial(pubsub.ssubscribe, channel))
             await subscription.begin()
             while await redis.node_for(channel) is node:
                 message = await subscription.poll()
                 if message is not None and message["type"] == "sunsubscribe":
-                    break  # its slot has moved
+                    break  # the slot has moved
     redis.invalidate_slots()
 
 
 class _Subscription:
-    """A subscription over which nothing is ever said, and that is looked after all the same.
+    """A subscription without messages, with checks of its connection.
 
-    Firewalls and load balancers forget a connection that is idle for minutes, and tell nobody. The
-    server finds out in the end, and counts one subscriber less; we have to, too.
+    Firewalls and load balancers drop a connection that is idle for minutes, without a reset. The
+    server notices in the end and counts one subscriber less, so the subscriber must notice too.
     """
 
     def __init__(self, pubsub: PubSub, subscribe: Callable[[], Awaitable[None]]) -> None:
@@ -63,7 +63,7 @@ class _Subscription:
         await self._subscribe()
 
     async def poll(self) -> Any:  # noqa: ANN401 - as in the client
-        """Return what comes within `LOOK_S`, None if nothing does.
+        """Return a message that arrives within `CHECK_INTERVAL_S`; None if there is none.
 
         Raises ConnectionError if the server has not answered for too long.
         """
@@ -71,17 +71,17 @@ class _Subscription:
         if message is not None:
             self._unanswered = 0
         elif self._unanswered == 0:
-            await self._subscribe()  # again, which changes nothing, and is answered
+            await self._subscribe()  # repeating it changes nothing, but the server confirms it
             self._unanswered = 1
         elif self._unanswered < MAX_UNANSWERED_CHECKS:
             self._unanswered += 1
         else:
-            raise exceptions.ConnectionError("a subscription is not answered any more")
+            raise exceptions.ConnectionError("the server does not confirm a subscription any more")
         return message
 
 
 class SubscriberCounts:
-    """Counts subscribers, over the same connections each time."""
+    """Counts subscribers, always over the same connections."""
 
     def __init__(self, redis: Redis, connections: AsyncExitStack) -> None:
         self._redis = redis
@@ -90,10 +90,10 @@ class SubscriberCounts:
         self._asked: dict[str, Redis] = {}
 
     async def count(self, channels: Sequence[str]) -> dict[str, int]:
-        """Return how many subscribe to each channel.
+        """Return the number of subscribers of each channel.
 
-        Raises ConnectionError where another node keeps a channel than the last time: counts of
-        two nodes cannot be compared.
+        Raises ConnectionError if a channel has moved to another node: counts of two nodes cannot
+        be compared.
         """
         if not isinstance(self._redis, ClusterClient):
             rows: Any = await (await self._to(self._redis)).pubsub_numsub(*channels)
@@ -102,7 +102,7 @@ class SubscriberCounts:
         for channel in channels:
             node = await self._redis.node_for(channel)
             if self._asked.setdefault(channel, node) is not node:
-                raise exceptions.ConnectionError(f"another node keeps {channel}")
+                raise exceptions.ConnectionError(f"channel {channel} has moved to another node")
             by_node.setdefault(node, []).append(channel)
         counts: dict[str, int] = {}
         try:
@@ -115,10 +115,10 @@ class SubscriberCounts:
 
     @staticmethod
     async def _sharded(connection: Redis, channels: Iterable[str]) -> dict[str, int]:
-        """Count on the one node that keeps these channels.
+        """Count on the node that serves these channels.
 
-        A node that keeps them no more would count 0: where it does, it is asked for a key of the
-        channel's name, and refuses if the slot is another's.
+        A node that lost their slot would count 0. After a 0 the client reads a key of the channel's
+        name, which such a node redirects.
         """
         flat: Any = await connection.execute_command(  # type: ignore[no-untyped-call]
             "PUBSUB", "SHARDNUMSUB", *channels
@@ -138,6 +138,6 @@ class SubscriberCounts:
 
 @asynccontextmanager
 async def subscriber_counts(redis: Redis) -> AsyncIterator[SubscriberCounts]:
-    """Give what counts subscribers."""
+    """Open a `SubscriberCounts`, and close its connections at exit."""
     async with AsyncExitStack() as connections:
         yield SubscriberCounts(redis, connections)

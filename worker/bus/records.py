@@ -1,4 +1,4 @@
-"""Records: the JSON that workers keep on the bus, and that anybody may have written over."""
+"""Records: JSON values that workers store in Redis, and that other programs may overwrite."""
 
 from typing import TypeVar
 
@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 def decode_record(raw: bytes, kind: type[T]) -> T:
-    """Read a record.
+    """Decode a record.
 
-    Raises `msgspec.DecodeError` on whatever is none of this kind; msgspec by itself raises other
-    errors for what is not UTF-8, or nests too deeply.
+    Raises `msgspec.DecodeError` on any invalid input. msgspec itself raises other errors for input
+    that is not UTF-8, or that nests too deeply.
     """
     try:
         return msgspec.json.decode(raw, type=kind)

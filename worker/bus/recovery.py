@@ -1,9 +1,8 @@
-"""Lost sessions: live ones that no entry of the sessions stream names any more.
+"""Recovery of lost sessions: live sessions without an entry in the sessions stream.
 
-An owner that lives notices within a heartbeat that its entry was trimmed or deleted, and puts it
-back. One that dies first cannot. Redis takes what left a stream off the pending list as soon as
-somebody claims it; our scripts note its id then. An id does not tell whose it was; the sessions'
-own states do.
+A live owner notices within a heartbeat that its entry was trimmed or deleted, and restores it. An
+owner that dies first cannot. Redis drops a deleted entry from the pending list when a script claims
+it; the script then records the entry's id. The states of the sessions map such ids to sessions.
 """
 
 import logging
@@ -25,22 +24,23 @@ from worker.plurals import counted
 log = logging.getLogger(__name__)
 
 OWNER_GRACE_S = 10.0
-"""How long owners get to put their entries back themselves."""
+"""Delay in which owners may restore their entries themselves."""
 
 SEARCH_LOCK_TTL_S = 10.0
-"""How long a worker keeps others from searching, should it die."""
+"""Time after which the search lock of a dead worker expires."""
 
 UNLOCK_TIMEOUT_S = 1.0
-"""How long it may take to let others search again."""
+"""Timeout for the release of the search lock."""
 
-_AT_ONCE = 100
-"""States read in one pipeline."""
+_STATES_PER_PIPELINE = 100
+"""Maximum number of states read in one pipeline."""
 
-_IDS_AT_ONCE = 1_000
+_MAX_IDS = 1_000
+"""Maximum number of recorded ids per search."""
 
 
 class _Live(NamedTuple):
-    """What the state of a live session tells."""
+    """The state of a live session."""
 
     key: str
     entry: str
@@ -49,7 +49,7 @@ class _Live(NamedTuple):
 
 
 class OrphanRecovery:
-    """Finds lost sessions and puts their entries back. Safe to run twice at once."""
+    """Finds lost sessions and restores their entries. Several may run at once."""
 
     def __init__(self, redis: Redis, keys: Keys, intake: SessionOwnership) -> None:
         self._redis = redis
@@ -57,24 +57,24 @@ class OrphanRecovery:
         self._ownership = intake
 
     async def recover_known(self) -> bool:
-        """Put back the sessions of entries noted as lost, unless another worker is at it.
+        """Restore the sessions of the recorded ids, unless another worker is searching.
 
-        Returns whether of some no session was found. It may be claimed only now, or under a later
-        entry than its state tells: then `restore_all` finds it.
+        Returns whether some ids matched no session. Such a session may have been claimed just now,
+        or under a later entry than in its state; `recover_all` finds it.
         """
         search, mine = self._keys.search, self._ownership.consumer
         if not await self._redis.set(search, mine, px=int(SEARCH_LOCK_TTL_S * 1000), nx=True):
             return False
         try:
-            return await self._restore_noted()
+            return await self._restore_recorded()
         finally:
             with anyio.move_on_after(UNLOCK_TIMEOUT_S, shield=True):
                 await self._redis.unlink(search)
 
     async def recover_all(self) -> int:
-        """Put back every live session that is not announced; return how many.
+        """Restore every live session that is not announced; return how many.
 
-        Only what is found so twice, a while apart: an owner may just be about to do it.
+        A session must be missing in two searches, `OWNER_GRACE_S` apart: its owner may restore it.
         """
         seen = {*await self._without_entry(await self._orphans())}
         if not seen:
@@ -83,8 +83,8 @@ class OrphanRecovery:
         after = await self._ownership.last_entry()
         return await self._restore(seen & await self._orphans(), after)
 
-    async def _restore_noted(self) -> bool:
-        ids: Any = await self._redis.zrange(self._keys.lost, 0, _IDS_AT_ONCE - 1)
+    async def _restore_recorded(self) -> bool:
+        ids: Any = await self._redis.zrange(self._keys.lost, 0, _MAX_IDS - 1)
         lost = {each.decode("utf-8", "replace") for each in ids}
         if not lost:
             return False
@@ -95,7 +95,7 @@ class OrphanRecovery:
                 if live.entry in lost:
                     found.append(live)  # noqa: PERF401 - a comprehension would lose them
         finally:
-            # Where a master is away, those of the others need not wait for it.
+            # During an outage of one master, the sessions of the others do not wait for it.
             await self._restore(found, after)
         await self._redis.zrem(self._keys.lost, *ids)
         return bool(lost - {live.entry for live in found})
@@ -112,21 +112,19 @@ class OrphanRecovery:
             try:
                 texts = decode_record(live.fields, dict[str, str])
                 fields = {name.encode(): text.encode() for name, text in texts.items()}
-                vanished = await self._ownership.restore_unowned(
-                    live.entry, live.run, fields, after
-                )
+                missing = await self._ownership.restore_unowned(live.entry, live.run, fields, after)
             except (msgspec.DecodeError, ResponseError) as error:
                 if is_outage(error):
                     raise
                 log.error("%s cannot be announced again: %s", live.key, error)  # noqa: TRY400
                 continue
-            if vanished:
-                log.warning("%s: Redis lost its entry, and its owner died; put back", live.key)
-            restored += vanished
+            if missing:
+                log.warning("%s: restored its entry (entry lost, owner dead)", live.key)
+            restored += missing
         return restored
 
     async def _without_entry(self, found: Iterable[_Live]) -> list[_Live]:
-        """Return those that no entry names; who announced one later, or again, is asked last."""
+        """Return the sessions without an entry. The entries are read after the states."""
         found = dict.fromkeys(found)
         if not found:
             return []
@@ -134,31 +132,31 @@ class OrphanRecovery:
         return [live for live in found if not {live.entry, live.run} & announced]
 
     async def _announced(self) -> set[str]:
-        """Return the id of every session entry, and the run of each that was put back."""
+        """Return the id of every session entry, and the run of each restored one."""
         announced = set()
         async for entry, fields in iter_entries(self._redis, self._keys.sessions):
             announced |= {entry, fields.get(b"run", b"").decode("utf-8", "replace")}
         return announced
 
     async def _live(self) -> AsyncIterator[_Live]:
-        """Yield the live sessions; those of lanes that we may not use are told, and left out."""
+        """Yield the live sessions; states that Redis denies to this worker are logged."""
         keys: list[Any] = []
         denied: list[RedisError] = []
         every = self._keys.state("*", "*")
-        fault: Exception | None = None
+        outage: Exception | None = None
         try:
             async for key in self._redis.scan_iter(match=every, count=1_000, _type="HASH"):
                 keys.append(key)
-                if len(keys) == _AT_ONCE:
+                if len(keys) == _STATES_PER_PIPELINE:
                     for live in await self._read(keys, denied):
                         yield live
                     keys.clear()
-        except (RedisError, OSError) as error:  # of one master; the others told theirs
-            fault = error
+        except (RedisError, OSError) as error:  # of one master; the others sent their keys
+            outage = error
         for live in await self._read(keys, denied):
             yield live
-        if fault is not None:
-            raise fault
+        if outage is not None:
+            raise outage
         if denied:
             states = counted(len(denied), "state")
             log.warning("%s of sessions cannot be read: %s", states, describe(denied[0]))

@@ -1,4 +1,4 @@
-"""The Lua scripts, each beside its sha1, sent by sha."""
+"""The Lua scripts, which are sent by their SHA-1."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ class Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[Arg]) -> Any:  # noqa: ANN401 - each script's own reply
-        """Run the script, loading it if the server does not know it yet."""
+        """Run the script, and load it first if the server does not have it."""
         while True:
             try:
                 return await redis.evalsha(self.sha, len(keys), *keys, *args)
             except NoScriptError:
-                await self.load(redis)  # which a restart may make it forget before we come back
+                await self.load(redis)  # a restart may drop it again before the next call
 
     async def load(self, redis: Redis) -> None:
-        """Make the server know the script."""
+        """Load the script into the server."""
         await redis.script_load(self.text)
 
 

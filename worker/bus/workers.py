@@ -1,7 +1,7 @@
-"""Namesakes: other processes that run under this worker's id.
+"""Duplicate workers: other processes with the same worker id.
 
-They share one field of the workers hash, so `turnbus drain` reaches one or the other. A worker that
-was started again has none: its dead predecessor writes nothing any more.
+They share one field of the workers hash, so `turnbus drain` reaches only one of them. A restarted
+worker is not a duplicate: its dead predecessor writes nothing any more.
 """
 
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class DuplicateWorkerCheck:
-    """Notices the namesakes of one worker."""
+    """Detects duplicates of one worker."""
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
@@ -27,23 +27,23 @@ class DuplicateWorkerCheck:
         self._since: float | None = None
         self._logged: set[str] = set()  # consumers
 
-    async def check(self, worker_id: str, ours: WorkerRecord) -> None:
-        """Warn, once of each, of who wrote its record in place of ours since we wrote it last.
+    async def check(self, worker_id: str, own: WorkerRecord) -> None:
+        """Log a warning, once per process, if another process has overwritten this one's record.
 
-        To be called each time before `ours` is written.
+        Call it each time before `own` is written.
         """
         if self._since is None:
-            self._since = ours.heartbeat
-            return  # what is there may be a predecessor's
+            self._since = own.heartbeat
+            return  # the record may be a predecessor's
         found = await self._found(worker_id)
-        # An older record is back because Redis lost its latest writes.
-        if found is None or found.consumer == ours.consumer or found.heartbeat <= self._since:
+        # An older record appears again if Redis lost its latest writes.
+        if found is None or found.consumer == own.consumer or found.heartbeat <= self._since:
             return
         if found.consumer not in self._logged:
             self._logged.add(found.consumer)
             log.warning(
-                "another process runs as worker %s, pid %d on %s: `turnbus drain` and %s take the "
-                "two for one; give each a TURNBUS_WORKER_ID of its own",
+                "another process runs as worker %s, pid %d on %s: `turnbus drain` and %s cannot "
+                "distinguish them; give each its own TURNBUS_WORKER_ID",
                 worker_id,
                 found.pid,
                 found.host,
@@ -51,7 +51,7 @@ class DuplicateWorkerCheck:
             )
 
     async def _found(self, worker_id: str) -> WorkerRecord | None:
-        """Return the record; None without one, and for what this version does not read."""
+        """Return the record; None if there is none, or if this version cannot decode it."""
         try:
             raw: Any = await self._redis.hget(self._keys.workers, worker_id)
             return decode_record(raw, WorkerRecord) if raw else None
@@ -60,4 +60,4 @@ class DuplicateWorkerCheck:
         except ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise
-            return None  # whoever writes there is told
+            return None  # the write logs a warning

@@ -1,12 +1,12 @@
-"""A Redis Cluster as one client: every command goes to the master that holds its key.
+"""A client of a Redis Cluster: every command goes to the master that holds its key.
 
-Built on plain clients, one for each master, and not on redis-py's cluster client. That one asks the
-server which keys an XREAD names before each XREAD, may send ASKING over another connection than the
-command it is meant for, cuts everybody's connections when one node says CLUSTERDOWN, and fails
-instead of waiting where all connections are taken.
+It is built on plain clients, one for each master, and not on redis-py's cluster client. redis-py's
+asks the server for the keys of each XREAD before it sends the XREAD. It may send ASKING over
+another connection than the command that follows. It closes the connections to all nodes when one
+node replies CLUSTERDOWN. If all connections are in use, it fails instead of waiting.
 
-Nothing is sent twice but what a node refused with MOVED or ASK, and so did not run. What a node
-fails at is raised; the next command asks for the slots anew.
+The client repeats only commands that a node rejected with MOVED or ASK, and so did not run. It
+raises all other errors; the next command then refreshes the slots.
 """
 
 import random
@@ -24,16 +24,16 @@ Address: TypeAlias = tuple[str, int]
 """Host and port of a node."""
 
 MAX_REDIRECTS = 8
-"""How often one command follows MOVED and ASK: while slots move, nodes disagree for a moment."""
+"""Maximum number of MOVED and ASK replies per command: nodes disagree briefly while slots move."""
 
 SLOTS_TIMEOUT_S = 1.0
-"""How long a node may take to tell the slots."""
+"""Timeout for a node's reply to CLUSTER SLOTS."""
 
 SLOTS_HEDGE_S = 0.05
-"""How long it may take before the next is asked beside it: all commands wait for the answer."""
+"""Delay before the next node is asked in parallel: all commands wait for the slots."""
 
 NODE_CLOSE_TIMEOUT_S = 0.1
-"""How long they wait for a node's connections to close; they go on closing then."""
+"""Timeout for closing a node's connections; after it they close in the background."""
 
 _FAILED = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 _STALE = (*_FAILED, exceptions.ClusterDownError, exceptions.ReadOnlyError)
@@ -44,7 +44,7 @@ _KEYLESS = frozenset(
 
 
 class ClusterClient(Redis):
-    """A client of all masters. What names no key goes to any of them, SCRIPT to each node known."""
+    """A client of all masters. Keyless commands go to any of them, SCRIPT to every known node."""
 
     def __init__(self, seeds: Sequence[Address], open_node: Callable[[Address], Redis]) -> None:
         self._seeds = [*seeds]
@@ -54,10 +54,10 @@ class ClusterClient(Redis):
         self._known = False
         self._refreshing = anyio.Lock()
         self._refreshed = 0
-        # The base class wants a pool, and never uses it: all it sends goes through our methods.
+        # The base class requires a pool and never uses it: this class overrides all that send.
         super().__init__(connection_pool=self._node(self._seeds[0]).connection_pool)
 
-    # -- what the worker uses beyond a plain client
+    # -- additions to a plain client
 
     async def masters(self) -> list[Redis]:
         """Return a client for each master."""
@@ -65,18 +65,18 @@ class ClusterClient(Redis):
         return [self._node(address) for address in sorted({*self._owners.values()})]
 
     async def node_for(self, key: str) -> Redis:
-        """Return the client of the master that holds a key, or a sharded channel."""
+        """Return the client of the master that holds a key or a sharded channel."""
         return self._node(await self._owner(key_slot(key.encode())))
 
     def cached_address(self, key: str) -> Address | None:
-        """Return the master that holds a key as far as is known, without asking anybody."""
+        """Return the address of the master that holds a key, from the cache; None if unknown."""
         return self._owners.get(key_slot(key.encode()))
 
     def invalidate_slots(self) -> None:
-        """Ask for the slots anew before the next command."""
+        """Refresh the slots before the next command."""
         self._known = False
 
-    # -- what a plain client does
+    # -- methods of a plain client
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as in the client
         """Run a command on the master that holds its key."""
@@ -84,38 +84,38 @@ class ClusterClient(Redis):
         if key is None:
             return await self._each(args, options)
         slot = key_slot(key)
-        asked: Redis | None = None
+        target: Redis | None = None
         for _ in range(MAX_REDIRECTS):
-            node = asked or self._node(await self._owner(slot))
+            node = target or self._node(await self._owner(slot))
             try:
-                if asked is None:
+                if target is None:
                     return await self._at(node, args, options)
                 return await self._ask(node, args, options)
             except exceptions.MovedError as moved:
-                asked = None
+                target = None
                 await self._follow_moved(moved, node)
             except exceptions.AskError as ask:
-                asked = self._node(_redirect_target(ask, node))
-        raise exceptions.ConnectionError(f"slot {slot} was moved on {MAX_REDIRECTS} times")
+                target = self._node(_redirect_target(ask, node))
+        raise exceptions.ConnectionError(f"slot {slot} was redirected {MAX_REDIRECTS} times")
 
     async def _each(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401 - as in the client
-        """Run a command on every node it is for, before any error is raised."""
-        replies, faults = [], []
+        """Run a command on all of its nodes, then raise the first error."""
+        replies, errors = [], []
         for node in await self._targets(args):
             try:
                 replies.append(await self._at(node, args, options))
             except (exceptions.RedisError, OSError) as error:
-                faults.append(error)
-        if faults:
-            raise faults[0]
+                errors.append(error)
+        if errors:
+            raise errors[0]
         return replies[0]
 
     def pipeline(
         self, transaction: bool = False, shard_hint: str | None = None
     ) -> "ClusterPipeline":
-        """Return a pipeline over all masters; what it holds may run in any order."""
+        """Return a pipeline over all masters; its commands may run in any order."""
         if transaction or shard_hint:
-            raise exceptions.DataError("a batch over several nodes is no transaction")
+            raise exceptions.DataError("a pipeline over several nodes cannot be a transaction")
         return ClusterPipeline(self)
 
     async def scan_iter(  # type: ignore[override]
@@ -123,16 +123,16 @@ class ClusterClient(Redis):
         *args: Any,  # noqa: ANN401 - as in the client
         **options: Any,  # noqa: ANN401
     ) -> AsyncIterator[Any]:
-        """Yield keys of every master, some twice while slots move, before any error is raised."""
-        faults: list[Exception] = []
+        """Yield keys of every master, some twice while slots move, then raise the first error."""
+        errors: list[Exception] = []
         for node in await self.masters():
             try:
                 async for key in node.scan_iter(*args, **options):
                     yield key
             except (exceptions.RedisError, OSError) as error:
-                faults.append(error)
-        if faults:
-            raise faults[0]
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close the connections to every node."""
@@ -141,10 +141,10 @@ class ClusterClient(Redis):
             await node.aclose(close_connection_pool)
         self._known = False
 
-    # -- who holds what
+    # -- slots and their masters
 
     async def by_master(self, commands: Iterable[tuple[Any, ...]]) -> dict[Redis, list[int]]:
-        """Return which commands, by their positions, go to which master."""
+        """Return the positions of the commands of each master."""
         found: dict[Redis, list[int]] = {}
         for at, args in enumerate(commands):
             for node in await self._targets(args):
@@ -156,7 +156,7 @@ class ClusterClient(Redis):
         if key is not None:
             return [self._node(await self._owner(key_slot(key)))]
         masters = await self.masters()
-        if args[0].startswith("SCRIPT"):  # those too that got no slot yet, but keys of one
+        if args[0].startswith("SCRIPT"):  # also nodes that already hold keys of a moving slot
             return [self._nodes[address] for address in sorted(self._nodes)]
         return [random.choice(masters)]  # noqa: S311 - spreads load
 
@@ -180,15 +180,15 @@ class ClusterClient(Redis):
             self._known = False
             raise
 
-    async def _follow_moved(self, moved: exceptions.MovedError, teller: Redis) -> None:
+    async def _follow_moved(self, moved: exceptions.MovedError, sender: Redis) -> None:
         self._known = False
         await self._refresh_slots()
-        # Who was asked may not know yet; who refused knows this one slot at least.
-        self._owners[moved.slot_id] = _redirect_target(moved, teller)
+        # The refreshed slots may be out of date; the MOVED reply is right for this slot.
+        self._owners[moved.slot_id] = _redirect_target(moved, sender)
 
     @staticmethod
     async def _ask(node: Redis, args: tuple[Any, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401 - as in the client
-        """Run a command on the node that its slot is moving to."""
+        """Run a command on the node to which its slot is moving."""
         async with node.pipeline(transaction=False) as pipe:
             pipe.execute_command("ASKING")
             pipe.execute_command(*args, **options)
@@ -198,16 +198,16 @@ class ClusterClient(Redis):
         return reply
 
     async def _refresh_slots(self) -> None:
-        """Ask who holds which slot, if that is in doubt.
+        """Refresh the slots if they are out of date.
 
-        Raises the last node's error if none tells.
+        Raises the last node's error if no node replies.
         """
         if self._known:
             return
-        learned = self._refreshed
+        before = self._refreshed
         async with self._refreshing:
-            if self._refreshed != learned:
-                return  # whoever had the lock has asked
+            if self._refreshed != before:
+                return  # the previous holder of the lock has refreshed them
             known = [*self._nodes]
             random.shuffle(known)
             await self._ask_for_slots(
@@ -215,24 +215,24 @@ class ClusterClient(Redis):
             )
 
     async def _ask_for_slots(self, addresses: Sequence[Address]) -> None:
-        """Ask these nodes, one a little after the other, and believe who answers first."""
-        told: tuple[Any, Address] | None = None
-        fault: Exception = exceptions.ConnectionError("no node of the cluster is known")
+        """Ask these nodes, each after a short delay, and apply the first reply."""
+        reply: tuple[Any, Address] | None = None
+        last_error: Exception = exceptions.ConnectionError("no node of the cluster is known")
         answered = anyio.Event()
 
         async def ask(address: Address) -> None:
-            nonlocal told, fault, answered
+            nonlocal reply, last_error, answered
             try:
                 with anyio.fail_after(SLOTS_TIMEOUT_S):
                     rows = await self._at(self._node(address), ("CLUSTER", "SLOTS"), {})
             except (exceptions.RedisError, OSError) as error:
-                fault = error
+                last_error = error
             else:
-                fault = exceptions.ClusterDownError("CLUSTERDOWN no slot has a node")
+                last_error = exceptions.ClusterDownError("CLUSTERDOWN no slot has a node")
                 if rows:
-                    told = rows, address
+                    reply = rows, address
             answered.set()
-            if told is not None:
+            if reply is not None:
                 asking.cancel_scope.cancel()
 
         async with anyio.create_task_group() as asking:
@@ -241,30 +241,30 @@ class ClusterClient(Redis):
                 asking.start_soon(ask, address)
                 with anyio.move_on_after(SLOTS_HEDGE_S):
                     await answered.wait()
-        if told is not None:
-            await self._apply_slots(*told)
+        if reply is not None:
+            await self._apply_slots(*reply)
             return
-        if isinstance(fault, TimeoutError):
-            fault = exceptions.TimeoutError("no node of the cluster answers")
-        raise fault
+        if isinstance(last_error, TimeoutError):
+            last_error = exceptions.TimeoutError("no node of the cluster answers")
+        raise last_error
 
-    async def _apply_slots(self, rows: Sequence[Any], teller: Address) -> None:
+    async def _apply_slots(self, rows: Sequence[Any], sender: Address) -> None:
         self._owners = {}
         for first, last, master, *_ in rows:
             host = master[0].decode() if master[0] else ""
-            address = (host if host not in {"", "?"} else teller[0], int(master[1]))
+            address = (host if host not in {"", "?"} else sender[0], int(master[1]))
             self._owners.update(zip(range(first, last + 1), repeat(address), strict=False))
         self._known = True
         self._refreshed += 1
         masters = {*self._owners.values()}
         for address in [each for each in self._nodes if each not in masters]:
-            # No master any more. What waits for its reply there learns of it, and is sent again.
+            # Not a master any more: commands in flight fail and are retried elsewhere.
             with anyio.move_on_after(NODE_CLOSE_TIMEOUT_S):
                 await self._nodes.pop(address).aclose()
 
 
 class ClusterPipeline(Pipeline):
-    """Commands to all masters at once; it answers for each, whatever became of the others."""
+    """Commands to all masters in parallel; each gets its own reply or error."""
 
     def __init__(self, cluster: ClusterClient) -> None:
         self._cluster = cluster
@@ -274,7 +274,7 @@ class ClusterPipeline(Pipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Run the commands and return their replies.
 
-        Without `raise_on_error` an error, of the connection to a node too, stands for the reply.
+        Without `raise_on_error` an error, also of the connection, takes the place of the reply.
         """
         commands, self.command_stack = self.command_stack, []
         replies: list[Any] = [None] * len(commands)
@@ -320,7 +320,7 @@ class ClusterPipeline(Pipeline):
 
 
 def key_of(args: Sequence[Any]) -> bytes | None:
-    """Return the first key a command names, None if it names none; the others are in its slot."""
+    """Return the first key of a command; None if it has none. Other keys are in the same slot."""
     name, _, _ = str(args[0]).partition(" ")
     if name in {"EVALSHA", "EVAL"}:
         key = args[3]
@@ -333,7 +333,7 @@ def key_of(args: Sequence[Any]) -> bytes | None:
     return key if isinstance(key, bytes) else str(key).encode()
 
 
-def _redirect_target(error: exceptions.AskError, teller: Redis) -> Address:
-    """Return where a redirection leads; without a host, to another port of who tells."""
-    host = error.host or teller.connection_pool.connection_kwargs["host"]
+def _redirect_target(error: exceptions.AskError, sender: Redis) -> Address:
+    """Return the target of a redirection; without a host, it is another port of the sender."""
+    host = error.host or sender.connection_pool.connection_kwargs["host"]
     return host, error.port

@@ -46,7 +46,7 @@ READ_BLOCK_MS = 50
 
 MAX_CONNECTIONS = 32
 _SOCKET_TIMEOUT_S = 5.0
-GREETING_S = 1.0
+GREETING_TIMEOUT_S = 1.0
 """Timeout for the error text of a server that closes connections."""
 
 _TRUST = "name your own authority's file: ?ssl_ca_certs=FILE in the Redis URL, or SSL_CERT_FILE"
@@ -192,8 +192,8 @@ class _TcpConnection(Connection):
         received = b""
         with (
             suppress(OSError),
-            anyio.move_on_after(GREETING_S),
-            await connect_tcp(self.host, self.port, GREETING_S) as greeted,
+            anyio.move_on_after(GREETING_TIMEOUT_S),
+            await connect_tcp(self.host, self.port, GREETING_TIMEOUT_S) as greeted,
         ):
             received = await asyncio.get_running_loop().sock_recv(greeted, 1024)
         text = received.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Redis Sentinel: which server is the master now, asked whenever a connection is opened."""
+"""Redis Sentinel: the address of the current master, resolved for each new connection."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,44 +17,44 @@ Address: TypeAlias = tuple[str, int]
 
 
 class SentinelResolver:
-    """The sentinels that watch over one service."""
+    """Resolves the master's address with the sentinels that monitor it."""
 
     def __init__(
         self,
         addresses: Sequence[Address],
-        service: str,
+        master_name: str,
         open_server: Callable[[Address, bool], Redis],
     ) -> None:
         self._addresses = [*addresses]
-        self._master_name = service
+        self._master_name = master_name
         self._open_server = open_server
         self._master: Address | None = None
 
     async def master(self) -> Address:
-        """Return the master's address, as the first sentinel that knows one says.
+        """Return the master's address from the first sentinel that knows it.
 
-        Raises redis-py's ConnectionError if none does.
+        Raises redis-py's ConnectionError if no sentinel knows it.
         """
-        faults = []
+        errors = []
         for address in [*self._addresses]:
             try:
                 reply = await self._ask(address)
             except (exceptions.RedisError, OSError) as error:
-                said = "it is no sentinel" if lacks(error) else error
-                faults.append(f"{join_host_port(*address)}: {said}")
+                reason = "it is not a sentinel" if lacks(error) else error
+                errors.append(f"{join_host_port(*address)}: {reason}")
                 continue
             if reply is None:
-                faults.append(f"{join_host_port(*address)} knows no {self._master_name}")
+                errors.append(f"{join_host_port(*address)} does not know {self._master_name}")
                 continue
-            # The next connection begins with the one that answered.
+            # The next connection begins with the sentinel that answered.
             self._addresses.remove(address)
             self._addresses.insert(0, address)
             self._remember((reply[0].decode(), int(reply[1])))
             return (reply[0].decode(), int(reply[1]))
-        raise exceptions.ConnectionError(f"no sentinel tells the master: {'; '.join(faults)}")
+        raise exceptions.ConnectionError(f"no sentinel knows the master: {'; '.join(errors)}")
 
     async def _ask(self, address: Address) -> Any:  # noqa: ANN401 - as in the client
-        """Ask one sentinel, without the password: it may be Redis's alone, unless it wants one."""
+        """Ask one sentinel, with Redis's password only if the sentinel requires it."""
         try:
             return await self._query(address, with_password=False)
         except exceptions.AuthenticationError:
@@ -68,5 +68,5 @@ class SentinelResolver:
 
     def _remember(self, master: Address) -> None:
         if self._master not in {None, master}:
-            log.warning("the master of %s is %s now", self._master_name, join_host_port(*master))
+            log.warning("master of %s changed to %s", self._master_name, join_host_port(*master))
         self._master = master

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Take over entries given back by their owner, and entries whose owner is dead or fell silent.
+-- Take over released entries, and entries of owners that are dead or idle for a lease.
 --
--- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions lived
--- ARGV  1 group  2 consumer  3 reserved consumer of entries given back  4 lease ms  5 at most
+-- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions were live
+-- ARGV  1 group  2 consumer  3 reserved consumer of released entries  4 lease ms  5 at most
 --       then the consumers known to be dead
--- Returns {ours, lost}: {id, delivery count, fields, owner before} for each entry that is ours now;
--- 1 if there are lost ids: a claim takes what left the stream off the pending list.
+-- Returns {owned, lost}: {id, delivery count, fields, previous owner} for each entry that this
+-- consumer owns now; 1 if there are lost ids. XCLAIM drops a deleted entry from the pending list.
 local key, group, consumer = KEYS[1], ARGV[1], ARGV[2]
 local room = tonumber(ARGV[5])
 local adopted = {}

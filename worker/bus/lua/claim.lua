@@ -1,19 +1,19 @@
 #!lua flags=allow-oom
--- Take a session: write our fence into its state, publish session.started the first time.
+-- Claim a session: write the owner's fence into its state, publish session.started the first time.
 --
 -- KEYS  1 state  2 lane turns  3 session turns  4 audio
--- ARGV  1 entry id  2 delivery count  3 nonce  4 run the entry was put back for, or its own id:
---       what a state knows counts, and a session without one is a run of its own
+-- ARGV  1 entry id  2 delivery count  3 nonce  4 run of a restored entry, or the entry's own id;
+--       an existing state overrides it, and a session without a state starts its own run
 --       5 entry fields (JSON)  6 session  7 event (JSON)  8 traceparent or ""  9 out
 --       10 initial snapshot
 -- Returns {verdict, seq, snapshot, run}; verdict is one of
 --   new        first claim; session.started is published as seq 1
---   taken      the session goes on from the snapshot
---   over       this very session ended and its owner died before settling the entry; settle it
---   ended      an earlier session of this id ended; refuse and settle the entry
---   duplicate  another entry owns the live session; refuse and settle the entry
---   stale      a claim of the same entry with this count or a larger one exists; the count known is
---              in the place of seq
+--   taken      the session continues from the snapshot
+--   over       this session ended and its owner died before completing the entry; complete it
+--   ended      an earlier session with this id ended; reject and complete the entry
+--   duplicate  another entry owns the live session; reject and complete the entry
+--   stale      a claim of the same entry with this count or a larger one exists; its count is in
+--              the place of seq
 --   unusable   a key of this session holds another type; nothing was written
 local function newer(a, b)
   local am, as = string.match(a, "^(%d+)-(%d+)$")

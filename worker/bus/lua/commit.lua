@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- The one write of an owner: events, what they cover, and what a new owner must know, together.
+-- Commit: write events, the state for the next owner, and the audio trim atomically.
 --
 -- KEYS  1 state  2 lane turns  3 session turns  4 audio
 -- ARGV  1 entry id  2 delivery count  3 nonce  4 session  5 out  6 snapshot
 --       7 trim audio before this id or ""  8 "end" or ""
 --       9 retention of state and tombstone, s  10 retention of turns, ms  11 turns ceiling
---       12 number of this commit: 1, 2, ... of this owner, the same for a retry
+--       12 number of this commit: 1, 2, ... per owner, the same for a retry
 --       13 seq of the first event, then (type, event, traceparent or "") for each event
 -- Returns {verdict, seq}: ok, fenced (another owner), missing (no such state), gap (the first new
--- event does not follow the last one published). Only ok writes anything.
+-- event does not follow the last published one). Only ok writes anything.
 local state = redis.call("HMGET", KEYS[1], "entry", "count", "nonce", "seq", "status", "commit")
 if not state[1] then
   return {"missing", 0}
@@ -21,8 +21,8 @@ if state[5] == "ended" then
   return {"ok", seq}  -- a retry of the commit that ended the session
 end
 if tonumber(ARGV[12]) < tonumber(state[6] or 0) then
-  -- A try whose connection was given up, on its way for so long that a retry of it and more was
-  -- applied since. What it says of the session is out of date.
+  -- A delayed attempt from an abandoned connection: its retry and later commits are applied
+  -- already, so its snapshot is out of date.
   return {"ok", seq}
 end
 local first = tonumber(ARGV[13])

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Remove a worker's record, unless the worker was started again and it is another's by now.
+-- Delete a worker's record, unless a restarted worker has overwritten it.
 --
 -- KEYS  1 workers
 -- ARGV  1 worker id  2 consumer

@@ -1,16 +1,16 @@
 #!lua flags=allow-oom
--- Keep places among those that want an open STT socket: first come, first served.
+-- Request or renew permits for open STT sockets: first come, first served.
 --
--- KEYS  1 gate  2 holders: member -> "entry count ms", the claim that wants the place, and when it
---       last said so
--- ARGV  1 permits  2 ms after which a place that nobody speaks for is given up, 0 for never
---       then (member, entry id, delivery count) for each place that is wanted
--- Returns 1 for each that may have a socket open, 0 for each that has to wait: its place is kept, or
--- it is a later claim's by now.
+-- KEYS  1 gate  2 holders: member -> "entry count ms", the claim that requests the permit, and the
+--       time of its last request
+-- ARGV  1 permits  2 ms after which a permit expires without a request, 0 for never
+--       then (member, entry id, delivery count) for each requested permit
+-- Returns 1 for each granted permit, 0 for each that must wait: it keeps its place in the queue, or
+-- a later claim has requested it.
 local gate, holders, permits, lapse = KEYS[1], KEYS[2], tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call("TIME")
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
--- Whoever comes is behind all who are here, though the clock was set back, or is another server's.
+-- A new member goes to the end of the queue, even if the clock was set back or the server changed.
 local newest = tonumber(redis.call("ZRANGE", gate, -1, -1, "WITHSCORES")[2] or 0)
 local score = math.max(tonumber(time[1]) * 1e6 + tonumber(time[2]), newest + 1)
 

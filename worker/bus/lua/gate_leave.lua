@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Give a place up, unless a later claim of the session wants it.
+-- Release a permit, unless a later claim of the session has requested it.
 --
--- KEYS  1 gate  2 holders, as of gate.lua
+-- KEYS  1 gate  2 holders, as in gate.lua
 -- ARGV  1 member  2 entry id  3 delivery count
--- Returns 1 if the place is free.
+-- Returns 1 if the permit is free.
 local known = redis.call("HGET", KEYS[2], ARGV[1]) or "0-0 0"
 local ms, seq, count = string.match(known, "^(%d+)-(%d+) (%d+)")
 local our_ms, our_seq = string.match(ARGV[2], "^(%d+)-(%d+)$")

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Once a second: keep what is ours from idling, learn what is not ours any more.
+-- Heartbeat: renew the leases of this consumer, and report what it does not own any more.
 --
--- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions lived
--- ARGV  1 group  2 consumer, then (entry id, delivery count) for each session that is run
--- Returns {taken, nowhere, orphans}: ids now under another consumer; ids that no consumer holds, or
--- that left the stream; and (id, count) pairs that are ours but that nobody runs, or only with a
--- smaller count.
+-- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions were live
+-- ARGV  1 group  2 consumer, then (entry id, delivery count) for each running session
+-- Returns {taken, missing, unclaimed}: ids that another consumer owns; ids that no consumer owns,
+-- or that left the stream; and (id, count) pairs that this consumer owns but does not run, or runs
+-- with a smaller count.
 local group, consumer = ARGV[1], ARGV[2]
 local ours = {}
 local from = "-"
@@ -30,7 +30,7 @@ for at = 3, #ARGV, 2 do
     end
   elseif ours[id] <= count then
     if ours[id] < count then
-      -- A group that was destroyed and made again counts from 1; our claim stands.
+      -- A recreated group counts from 1; the claim stays valid.
       redis.call("XCLAIM", KEYS[1], group, consumer, 0, id, "RETRYCOUNT", count, "JUSTID")
     end
     touch[#touch + 1] = id
@@ -42,7 +42,7 @@ for at = 1, #touch, 1000 do
   ids[#ids + 1] = "JUSTID"
   local there = redis.call("XCLAIM", KEYS[1], group, consumer, 0, unpack(ids))
   if #there < #ids - 1 then
-    -- What left the stream is off the pending list now, and would be forgotten with us.
+    -- Entries that left the stream are off the pending list now. Record their ids for recovery.
     local now, known = redis.call("TIME")[1], {}
     for _, id in ipairs(there) do
       known[id] = true

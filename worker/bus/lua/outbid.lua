@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Raise the delivery count of an entry that is ours, above that of a claim known to be older.
+-- Raise the delivery count of an entry of this consumer above the count of an older claim.
 --
--- A group that was destroyed and made again counts deliveries from 1.
+-- A recreated group counts deliveries from 1.
 --
--- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions lived
--- ARGV  1 group  2 consumer  3 entry id  4 delivery count it has  5 delivery count it gets
--- Returns 1 if the entry was still ours with either count.
+-- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions were live
+-- ARGV  1 group  2 consumer  3 entry id  4 current delivery count  5 new delivery count
+-- Returns 1 if this consumer still owned the entry with either count.
 local row = redis.call("XPENDING", KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
 if not row or row[2] ~= ARGV[2] then
   return 0

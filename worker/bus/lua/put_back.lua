@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
--- Put the entry of a live session back that vanished from the stream or its group. Safe to repeat.
+-- Restore the entry of a live session that is missing in the stream or its group. Safe to repeat.
 --
--- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions lived
--- ARGV  1 group  2 id of the entry  3 run  4 last id of the stream before the first try
---       then the fields of the entry, `run` among them
--- The entry is off the pending list then, and not lost any more.
--- Returns 1 if it is back, 0 if it never was away: it is somebody's, or is still to be delivered.
+-- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions were live
+-- ARGV  1 group  2 id of the entry  3 run  4 last id of the stream before the first attempt
+--       then the fields of the entry, including `run`
+-- It also removes the old id from the pending list and from the lost ids.
+-- Returns 1 if the entry was restored, 0 if it was not missing: a consumer owns it, or it is not
+-- delivered yet.
 local key, entry, run = KEYS[1], ARGV[2], ARGV[3]
 
 local function newer(a, b)
@@ -26,7 +27,7 @@ local function waits()
         or #redis.call("XPENDING", key, ARGV[1], entry, entry, 1) > 0
     end
   end
-  return true  -- a group made again begins at the first entry
+  return true  -- a recreated group begins at the first entry
 end
 
 if #redis.call("XRANGE", key, entry, entry) > 0 then
@@ -39,7 +40,7 @@ for _, row in ipairs(redis.call("XRANGE", key, "(" .. ARGV[4], "+")) do
   for at = 1, #row[2], 2 do
     if row[2][at] == "run" and row[2][at + 1] == run then
       redis.call("ZREM", KEYS[2], entry)
-      return 1  -- the reply was lost, or another was first
+      return 1  -- an earlier attempt or another worker restored it
     end
   end
 end

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Tell about a session entry that cannot be used, where its session is known and not live.
+-- Publish the events of a rejected session entry, unless its session has a state.
 --
 -- KEYS  1 state  2 lane turns  3 session turns  4 audio
 -- ARGV  1 run  2 session  3 out  4 retention, s  then (type, event) for seq 1, 2, ...
--- Returns 1 if told: the session is over before it began. 0 if a state exists: nothing is done.
+-- Returns 1 if published: the session ended before it began; 0 if a state exists (no change).
 if redis.call("EXISTS", KEYS[1]) == 1 then
   return 0
 end

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Give entries back: whoever has room may take them at once.
+-- Release entries, so that any worker with room can claim them at once.
 --
--- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions lived
+-- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions were live
 -- ARGV  1 group  2 consumer  3 reserved consumer, then (entry id, delivery count) pairs
--- Returns how many were still ours, and in the stream.
+-- Returns how many this consumer still owned and were in the stream.
 local given = 0
 for at = 4, #ARGV, 2 do
   local row = redis.call("XPENDING", KEYS[1], ARGV[1], ARGV[at], ARGV[at], 1)[1]

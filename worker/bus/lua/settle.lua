@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Remove an entry whose session is over, from the group and from the stream.
+-- Remove the entry of a session that ended from the group and from the stream.
 --
 -- KEYS  1 sessions
 -- ARGV  1 group  2 entry

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Remove audio that nobody announced and nobody appends to any more.
+-- Remove an audio stream that has no session and gets no new entries.
 --
 -- KEYS  1 state  2 audio
--- ARGV  1 age of the last entry, ms, from which on audio goes
--- Returns 1 if it is gone; 0 if a session knows it, or it is younger, or no stream.
+-- ARGV  1 minimum age of the last entry, ms
+-- Returns 1 if it was removed; 0 if it has a session, is younger, or is not a stream.
 if redis.call("EXISTS", KEYS[1]) == 1 or redis.call("TYPE", KEYS[2]).ok ~= "stream" then
   return 0
 end
