@@ -405,4 +405,4 @@ async def test_a_worker_that_may_not_subscribe_says_so_once(
         await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
         await harness.until_ended("call-1")
         assert worker.readiness.ready
-    assert len([line for line in caplog.messages if "grant its Redis user the ch" in line]) == 1
+    assert len([line for line in caplog.messages if "grant the Redis user the ch" in line]) == 1

@@ -314,7 +314,7 @@ class RedisHealth:
         """What the server lacks; None if it is fit. An unfit server may answer some commands."""
         self._guessed = False  # from one command's error; a full check gives a better text
         self._unfit_since = 0.0
-        self._refused = 0
+        self._rejected = 0
 
     @property
     def up(self) -> bool:
@@ -337,7 +337,7 @@ class RedisHealth:
     def failed(self, error: BaseException) -> None:
         """Record an outage. It is logged once, however many commands fail."""
         if fitness.lacks(error):
-            self._refused += 1
+            self._rejected += 1
             if self.unfit is None:
                 self.lacks(describe(error))
                 self._guessed = True
@@ -366,10 +366,10 @@ class RedisHealth:
         """Record that the server is fit."""
         if self.unfit is not None:
             waited_s = time.monotonic() - self._unfit_since
-            refused = counted(self._refused, "command")
-            log.warning("Redis is usable again after %.1f s (%s rejected)", waited_s, refused)
+            rejected = counted(self._rejected, "command")
+            log.warning("Redis is usable again after %.1f s (%s rejected)", waited_s, rejected)
         self.unfit = None
-        self._refused = 0
+        self._rejected = 0
 
 
 def describe(error: BaseException) -> str:
