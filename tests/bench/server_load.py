@@ -1,8 +1,8 @@
 """How many script sessions the local turns server carries: `python -m tests.bench.server_load`.
 
-The server is a process of its own. Each session plays words in real time, 100 ms a message, and
-checks that it is told all of them. What is measured is the server's CPU time and memory, and how
-long after a word's last message its update comes, both ends on this machine.
+The server runs in its own process. Each session plays words in real time, 100 ms a message, and
+checks that it receives all of them. The run measures the server's CPU time and memory, and the
+delay from a word's last message to its update. Both ends run on this machine.
 """
 
 import argparse
@@ -30,11 +30,11 @@ QUERY: Final = "model=ink-2&encoding=pcm_s16le&sample_rate=16000&cartesia_versio
 
 
 class Session:
-    """One client: sends its words in time, notes when each is told."""
+    """One client: sends its words in time and records when each arrives."""
 
     def __init__(self) -> None:
         self.delays: list[float] = []
-        self.told: list[int | str] = []
+        self.received: list[int | str] = []
         self._sent_at: list[float] = []
 
     async def play(self, ws: ClientConnection, chunks: Sequence[bytes], start: float) -> None:
@@ -55,7 +55,7 @@ class Session:
                 word = len(self.delays)
                 self.delays.append(time.perf_counter() - self._sent_at[word])
             elif event["type"] == "turn.end":
-                self.told += words_of(event["transcript"])
+                self.received += words_of(event["transcript"])
 
 
 @asynccontextmanager
@@ -82,7 +82,7 @@ def cpu_s(process: psutil.Process) -> float:
 
 
 async def measure(count: int, seconds: float) -> None:
-    """Play `count` sessions at once and print what they took."""
+    """Play `count` sessions at once and print the measurements."""
     words = round(seconds / WORD_S)
     audio = synthesize_words(range(words), LINE)
     size = round(LINE.sample_rate * CHUNK_S) * 2
@@ -105,11 +105,11 @@ async def measure(count: int, seconds: float) -> None:
         played, cpu_played = time.perf_counter() - start, cpu_s(process) - cpu_opened
     messages = count * len(chunks)
     delays = sorted(1000 * delay for session in sessions for delay in session.delays)
-    exact = sum(session.told == list(range(words)) for session in sessions)
+    exact = sum(session.received == list(range(words)) for session in sessions)
     per_open = 1e6 * (cpu_opened - cpu_begun) / count
     cents = statistics.quantiles(delays, n=1000)
     print(f"sessions                 {count}, {seconds:g} s of audio each, {messages} messages")
-    print(f"told every word exactly  {exact}")
+    print(f"all words received       {exact}")
     print(f"opened                   {count / (opened - begun):.0f}/s, {per_open:.0f} us CPU each")
     print(f"server CPU               {cpu_played / played:.2f} cores, ", end="")
     print(f"{1e6 * cpu_played / messages:.1f} us a message, events included")

@@ -1,10 +1,10 @@
-"""How well the speech engine hears: `python -m tests.bench.speech_quality`.
+"""How accurate and how fast the speech engine is: `python -m tests.bench.speech_quality`.
 
-Plays every clip through a hearing in 20 ms chunks, as fast as it goes, and prints a table: word
-error rate of the turns' texts, and of those they would have if shown text could change (`free`);
+Plays every clip through a session in 20 ms chunks, as fast as it can, and prints a table. The
+columns are: word error rate of the turns' texts, and the rate if shown text could change (`free`);
 median and largest delay in ms after the sound (by energy) begins and ends; turns ended in a pause
-of less than 0.8 s (`early`); CPU seconds per second of audio. A delay is the audio heard by then
-and the time taken over the last of it, so it is what a client playing live would see.
+of less than 0.8 s (`early`); CPU seconds per second of audio. A delay includes the audio played so
+far and the time to process the last of it, so it is what a client playing live would see.
 """
 
 import time
@@ -31,7 +31,7 @@ PAUSE_S = 0.8  # what the default settings should wait for
 
 
 class FreeEngine(SpeechEngine):
-    """Reads without regard to what was shown."""
+    """Decodes without regard to the text already shown."""
 
     async def read(self, samples: Samples, shown: Tokens) -> Tokens:
         """Decode samples alone."""
@@ -40,22 +40,22 @@ class FreeEngine(SpeechEngine):
 
 
 class Run(msgspec.Struct):
-    """What one clip gave: each event with the seconds of audio at which it came, and the cost."""
+    """Result of one clip: each event with its position in seconds of audio, and the CPU cost."""
 
     events: list[tuple[float, EngineEvent]]
     cpu_s: float
 
     def times(self, kind: EventKind) -> list[float]:
-        """When events of that kind came."""
+        """Return when events of that kind came."""
         return [at for at, event in self.events if event.kind == kind]
 
     def text(self) -> str:
-        """The texts of all turns."""
+        """Return the texts of all turns."""
         return "".join(e.transcript or "" for _, e in self.events if e.kind == "turn.end")
 
 
 async def play(engine: SpeechEngine, clip: Clip) -> Run:
-    """Hear one clip and the silence after it."""
+    """Play one clip and the silence after it."""
     data = played(clip.path, AUDIO) + bytes(int(TAIL_S * 32_000))
     run = Run([], 0.0)
     position = began = 0.0
@@ -75,7 +75,7 @@ async def play(engine: SpeechEngine, clip: Clip) -> Run:
 
 
 def sounding(clip: Clip) -> tuple[list[float], list[float]]:
-    """Tell by energy alone when sound begins and when it ends, pauses under 0.2 s left out."""
+    """Find by energy alone when sound begins and ends; pauses under 0.2 s are ignored."""
     samples = samples_of(clip.path, 16_000)
     frames = samples[: len(samples) // 160 * 160].reshape(-1, 160)
     level = 10 * np.log10((frames**2).mean(axis=1) + 1e-9)
@@ -87,12 +87,12 @@ def sounding(clip: Clip) -> tuple[list[float], list[float]]:
 
 
 def delays(times: list[float], truth: list[float]) -> list[float]:
-    """Tell how many ms after the last true moment before it each event came."""
+    """Return the delay of each event, in ms after the last true moment before it."""
     return [1000 * (at - truth[max(0, bisect_right(truth, at) - 1)]) for at in times]
 
 
 def early(ends: list[float], onsets: list[float], offsets: list[float]) -> int:
-    """Count the turns ended although sound went on within `PAUSE_S`."""
+    """Count the turns that ended although sound continued within `PAUSE_S`."""
     pauses = dict(enumerate(b - a for a, b in zip(offsets, onsets[1:], strict=False)))
     return sum(pauses.get(bisect_right(offsets, end) - 1, PAUSE_S) < PAUSE_S for end in ends)
 

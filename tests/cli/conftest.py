@@ -1,4 +1,4 @@
-"""What command tests share: a bus of their own, and the command line run against it."""
+"""Fixtures of the command tests: a bus of their own, and the command line run against it."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ Spawn = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def redis_user() -> str:
-    """Who the command is: those run in a worker's pod need no more rights than the worker has."""
+    """Return the Redis user of the command. Commands in a worker's pod have the worker's rights."""
     return "worker"
 
 
@@ -26,7 +26,7 @@ def redis_user() -> str:
 def environment(
     request: pytest.FixtureRequest, redis_user: str, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, str]:
-    """Point the settings at the test's own bus, for this process and those it starts."""
+    """Point the settings at the test's own bus, for this process and its children."""
     for name in os.environ:
         if name.startswith("TURNBUS_") or name == "CARTESIA_API_KEY":
             monkeypatch.delenv(name)
@@ -44,14 +44,14 @@ def keys(bus_prefix: str) -> Keys:
 
 @pytest.fixture
 def bus(redis_server: GuardedRedis) -> Iterator[Redis]:
-    """Connect as the admin: what a test looks at and makes up."""
+    """Connect as the admin, to inspect the bus and to prepare data."""
     with Redis.from_url(redis_server.url) as client:
         yield client
 
 
 @pytest.fixture
 def spawn() -> Iterator[Spawn]:
-    """Start `turnbus` as a process; what still runs at the end is killed."""
+    """Start `turnbus` as a process; kill it if it still runs at the end."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(

@@ -1,4 +1,4 @@
-"""`turnbus check` against a real Redis and the local turns server, sound and unsound."""
+"""`turnbus check` against a real Redis and the local turns server, healthy and faulty."""
 
 import re
 import socket
@@ -38,7 +38,7 @@ def portal() -> Iterator[BlockingPortal]:
 def stt(
     portal: BlockingPortal, keys: object, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TurnsServer]:
-    """A turns server that takes the key, and settings that name both."""
+    """A turns server that accepts the key, and settings that name both."""
     settings = ServerSettings(port=0, api_keys=frozenset({KEY}), max_connections=1)
     serve = TurnsServer.serve(settings, ScriptEngine())
     with portal.wrap_async_context_manager(serve) as server:
@@ -62,7 +62,7 @@ class Check:
         self.details: dict[str, str] = {}
 
     def __call__(self) -> dict[str, str]:
-        """Return the result of each check; keep what it said."""
+        """Return the result of each check; keep its details."""
         self.code = main(["check", "--json"])
         shown = self.capsys.readouterr()
         assert shown.err == ""
@@ -79,14 +79,14 @@ ALL_WELL = dict.fromkeys(
 
 
 @pytest.mark.usefixtures("stt")
-def test_all_well(check: Check) -> None:
+def test_check_passes_when_everything_works(check: Check) -> None:
     assert check() == ALL_WELL
     assert check.code == 0
     assert check.details["service"].startswith("ws://127.0.0.1:")
 
 
 @pytest.mark.usefixtures("stt")
-def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_one_line_per_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["ok", check] for check in ALL_WELL]
@@ -102,7 +102,7 @@ def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         ("TURNBUS_STT_URL", "ws://127.0.0.1:1/stt", "see that stt_url can be reached", 1),
     ],
 )
-def test_a_service_that_refuses(
+def test_check_fails_if_provider_refuses_connection(
     check: Check, monkeypatch: pytest.MonkeyPatch, name: str, value: str, what: str, code: int
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -117,7 +117,7 @@ def test_a_service_that_refuses(
     [(b"\xc1\x00", "protocol error"), (b"\x88\x02\x03\xf1", "1009")],
     ids=["broken frame", "close 1009"],
 )
-def test_a_service_that_breaks_the_protocol_is_a_finding(
+def test_check_fails_if_provider_breaks_protocol(
     check: Check, monkeypatch: pytest.MonkeyPatch, said: bytes, what: str
 ) -> None:
     def answer(ws: ServerConnection) -> None:
@@ -134,7 +134,7 @@ def test_a_service_that_breaks_the_protocol_is_a_finding(
     assert "see that stt_url can be reached" in check.details["service"]
 
 
-def test_a_busy_service_is_a_warning(check: Check, stt: TurnsServer) -> None:
+def test_check_warns_if_provider_is_busy(check: Check, stt: TurnsServer) -> None:
     from websockets.sync.client import connect
 
     url = f"{stt.url}?model=ink-2&encoding=pcm_s16le&sample_rate=16000"
@@ -144,7 +144,7 @@ def test_a_busy_service_is_a_warning(check: Check, stt: TurnsServer) -> None:
     assert check.code == 0
 
 
-def test_proxy_is_named_without_its_password(
+def test_check_names_proxy_without_password(
     check: Check,
     portal: BlockingPortal,
     stt: TurnsServer,
@@ -177,9 +177,7 @@ def test_proxy_is_named_without_its_password(
 
 
 @pytest.mark.usefixtures("stt")
-def test_proxy_that_cannot_be_used_is_a_finding(
-    check: Check, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_fails_if_proxy_is_unusable(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNBUS_STT_URL", "wss://localhost:1/stt")
     monkeypatch.setenv("all_proxy", f"socks5://me:{KEY}@p:1080")
     assert check() == ALL_WELL | {"service": "fail"}
@@ -188,7 +186,7 @@ def test_proxy_that_cannot_be_used_is_a_finding(
     assert check.details["service"] in check.capsys.readouterr().err
 
 
-def test_bad_settings_are_findings(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reports_bad_settings(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNBUS_LEASE_MS", "x")
     assert check() == {"settings": "fail"}
     assert check.code == main(["run"]) == 2
@@ -196,7 +194,7 @@ def test_bad_settings_are_findings(check: Check, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("stt")
-def test_a_port_that_is_taken(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_fails_if_admin_port_is_in_use(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setenv("TURNBUS_ADMIN_ADDR", f"127.0.0.1:{taken.getsockname()[1]}")
         assert check() == ALL_WELL | {"admin": "fail"}
@@ -208,7 +206,7 @@ def test_a_port_that_is_taken(check: Check, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("reasons", "state"), [((), "ready"), (("redis: gone",), "not ready (redis: gone)")]
 )
-def test_a_worker_that_runs_here_is_a_warning(
+def test_check_warns_if_worker_serves_admin_port(
     check: Check,
     portal: BlockingPortal,
     monkeypatch: pytest.MonkeyPatch,
@@ -222,12 +220,12 @@ def test_a_worker_that_runs_here_is_a_warning(
         monkeypatch.setenv("TURNBUS_ADMIN_ADDR", address)
         assert check() == ALL_WELL | {"admin": "warn"}
     assert check.code == 0
-    told = f"a worker runs here and answers at {address}: {state}, 1 session; another one needs"
-    assert check.details["admin"].startswith(told)
+    expected = f"a worker runs here and answers at {address}: {state}, 1 session; another one needs"
+    assert check.details["admin"].startswith(expected)
 
 
 @pytest.mark.usefixtures("stt")
-def test_a_port_that_another_program_serves(
+def test_check_fails_if_other_program_serves_admin_port(
     check: Check, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TURNBUS_ADMIN_ADDR", f"127.0.0.1:{stt.port}")
@@ -256,7 +254,7 @@ def test_a_port_that_another_program_serves(
         ),
     ],
 )
-def test_what_cannot_be_sent(
+def test_check_fails_if_telemetry_cannot_be_sent(
     check: Check,
     monkeypatch: pytest.MonkeyPatch,
     signal: str,
@@ -272,7 +270,9 @@ def test_what_cannot_be_sent(
 
 
 @pytest.mark.usefixtures("stt")
-def test_an_interval_that_is_no_number(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_fails_if_export_interval_is_no_number(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "console")
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "1m")
     assert check() == ALL_WELL | {"metrics": "fail"}
@@ -282,7 +282,7 @@ def test_an_interval_that_is_no_number(check: Check, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("stt")
 @pytest.mark.parametrize("signal", ["traces", "metrics"])
-def test_a_collector_that_is_away_is_a_warning(
+def test_check_warns_if_collector_is_unreachable(
     check: Check, monkeypatch: pytest.MonkeyPatch, signal: str
 ) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
@@ -295,7 +295,9 @@ def test_a_collector_that_is_away_is_a_warning(
 
 
 @pytest.mark.usefixtures("stt")
-def test_a_collector_for_both(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reports_one_collector_for_both_signals(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
@@ -307,7 +309,7 @@ def test_a_collector_for_both(check: Check, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("stt")
-def test_a_collector_whose_certificate_is_rejected(
+def test_check_reports_rejected_collector_certificate(
     check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
@@ -325,9 +327,7 @@ def test_a_collector_whose_certificate_is_rejected(
 
 
 @pytest.mark.usefixtures("stt")
-def test_telemetry_that_is_disabled_has_no_faults(
-    check: Check, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_ignores_disabled_telemetry(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "jaeger")
@@ -336,7 +336,7 @@ def test_telemetry_that_is_disabled_has_no_faults(
 
 
 @pytest.mark.usefixtures("stt")
-def test_redis_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_fails_if_redis_is_unreachable(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNBUS_REDIS_URL", f"redis://:{KEY}@127.0.0.1:1/0")
     assert check() == dict.fromkeys(
         ("settings", "files", "admin", "traces", "metrics", "service"), "ok"
@@ -346,7 +346,7 @@ def test_redis_away(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("stt")
-def test_evictions_are_a_warning(
+def test_check_warns_if_redis_evicts_keys(
     check: Check, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = GuardedRedis.start(config={"maxmemory-policy": "allkeys-lru"})
@@ -358,7 +358,7 @@ def test_evictions_are_a_warning(
 
 
 @pytest.mark.usefixtures("stt")
-def test_a_full_redis_is_told_in_a_word(
+def test_check_reports_full_redis(
     check: Check, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with portal.wrap_async_context_manager(GuardedRedis.start(maxmemory=1_000)) as server:
@@ -370,9 +370,7 @@ def test_a_full_redis_is_told_in_a_word(
 
 
 @pytest.mark.usefixtures("stt")
-def test_a_sessions_key_of_another_program_is_a_finding(
-    check: Check, keys: Keys, bus: Redis
-) -> None:
+def test_check_fails_if_sessions_key_has_wrong_type(check: Check, keys: Keys, bus: Redis) -> None:
     bus.set(keys.sessions, "x")
     assert check() == ALL_WELL | {"rights": "fail"}
     bus.delete(keys.sessions)
@@ -390,7 +388,7 @@ def test_a_sessions_key_of_another_program_is_a_finding(
         ("~another:*", " the keys ~{prefix}:{{0}}:* ~{prefix}:sessions ~{prefix}:lanes"),
     ],
 )
-def test_missing_rights_are_named(
+def test_check_names_missing_redis_rights(
     check: Check,
     bus: Redis,
     bus_prefix: str,

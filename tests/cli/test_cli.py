@@ -1,4 +1,4 @@
-"""The command line as its users meet it: processes, exit codes, one line per fault."""
+"""The command line as users meet it: processes, exit codes, one line per error."""
 
 import ast
 import os
@@ -27,7 +27,7 @@ def turnbus(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_help_lists_the_commands_without_loading_them() -> None:
+def test_help_lists_commands_without_importing_them() -> None:
     script = (
         "import sys\n"
         "from worker.cli.main import main\n"
@@ -46,9 +46,7 @@ def test_help_lists_the_commands_without_loading_them() -> None:
 
 
 @pytest.mark.parametrize("command", _COMMANDS)
-def test_every_command_has_help_with_examples(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
@@ -57,7 +55,7 @@ def test_every_command_has_help_with_examples(
     assert f"turnbus {command}" in shown.partition("\nexamples:\n  ")[2]
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0
@@ -67,13 +65,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "arguments", [[], ["no-such-command"], ["schema", "--no-such-option"], ["push", "x.wav"]]
 )
-def test_bad_usage_is_2(arguments: list[str]) -> None:
+def test_bad_usage_exits_with_2(arguments: list[str]) -> None:
     done = turnbus(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: turnbus")
 
 
-def test_bad_settings_are_2_with_a_line_each() -> None:
+def test_bad_settings_exit_with_2_and_one_line_each() -> None:
     done = turnbus("watch", TURNBUS_LEASE_MS="x", TURNBUS_REDIS="y")
     assert (done.returncode, done.stdout) == (2, "")
     first, second = done.stderr.splitlines()
@@ -81,14 +79,14 @@ def test_bad_settings_are_2_with_a_line_each() -> None:
     assert second.startswith("turnbus: TURNBUS_LEASE_MS: must be")
 
 
-def test_a_failure_is_1_with_one_line() -> None:
+def test_failure_exits_with_1_and_one_line() -> None:
     done = turnbus("watch", TURNBUS_REDIS_URL="redis://:hunter2@127.0.0.1:1/0")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("turnbus: Redis at redis://***@127.0.0.1:1/0: ")
 
 
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
+def test_closed_output_pipe_prints_no_traceback() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "worker", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -123,7 +121,7 @@ sys.exit(main(sys.argv[1:]))
         ("run", {"CARTESIA_API_KEY": "k", "OTEL_METRICS_EXPORTER": "otlp"}, "otlp"),
     ],
 )
-def test_a_command_whose_parts_are_not_installed_says_how_to_get_them(
+def test_missing_extra_error_names_install_command(
     arguments: str, variables: dict[str, str], extra: str
 ) -> None:
     done = subprocess.run(
@@ -161,7 +159,7 @@ sys.exit(main(["watch"]))
 @pytest.mark.parametrize(
     "module", ["worker.errors", "argparse", "anyio", "redis.asyncio", "worker.cli.watch"]
 )
-def test_ctrl_c_while_modules_are_imported_is_no_traceback(module: str) -> None:
+def test_ctrl_c_during_import_prints_no_traceback(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _INTERRUPTED_AT.format(module=module)],
         capture_output=True,
@@ -173,7 +171,7 @@ def test_ctrl_c_while_modules_are_imported_is_no_traceback(module: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_the_entry_point_imports_nothing_before_it_runs() -> None:
+def test_entry_point_imports_nothing_early() -> None:
     code = (
         "import sys; before = {*sys.modules}; import worker.cli.main; "
         "print({*sys.modules} - before)"
@@ -185,7 +183,7 @@ def test_the_entry_point_imports_nothing_before_it_runs() -> None:
 
 
 def in_namespaces(*options: str) -> list[str]:
-    """Return what runs a shell command in namespaces of its own; skip where there are none."""
+    """Return the prefix that runs a shell command in its own namespaces; skip if unavailable."""
     enter = ["unshare", *options]
     if shutil.which("unshare") is None or subprocess.run([*enter, "true"]).returncode:
         pytest.skip("namespaces are not allowed here")
@@ -196,7 +194,7 @@ HOST_ENV = {"PATH": os.environ["PATH"], "CARTESIA_API_KEY": "k", "TURNBUS_ADMIN_
 
 
 @pytest.mark.parametrize(("command", "code"), [("run", 2), ("check", 2), ("sessions", 1)])
-def test_a_host_name_that_is_no_worker_id(command: str, code: int) -> None:
+def test_invalid_host_name_as_worker_id_is_refused(command: str, code: int) -> None:
     script = f'echo "office 1" >/proc/sys/kernel/hostname && exec "$0" -m worker {command}'
     done = subprocess.run(
         [*in_namespaces("--uts"), script, sys.executable],
@@ -213,13 +211,13 @@ def test_a_host_name_that_is_no_worker_id(command: str, code: int) -> None:
     assert (fault in line) == (code == 2)
 
 
-# Every directory that Python would take for temporary files can only be read; or one is full.
+# Every directory that Python would use for temporary files is read-only, or one is full.
 _READ_ONLY = "for d in /tmp /var/tmp /; do mount --bind $d $d && mount -o remount,ro,bind $d; done"
 _FULL = "mount -t tmpfs -o size=4k none /var/tmp && export TMPDIR=/var/tmp"
 
 
 @pytest.mark.parametrize("command", ["demo --sessions 1", "bench"])
-def test_no_directory_for_temporary_files_is_one_line(command: str) -> None:
+def test_missing_temporary_directory_is_one_line(command: str) -> None:
     pytest.importorskip("rich")
     script = f'mount --make-rprivate / && {_READ_ONLY} && cd /proc && exec "$0" -m worker {command}'
     done = subprocess.run(
@@ -235,7 +233,7 @@ def test_no_directory_for_temporary_files_is_one_line(command: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_for_temporary_files_is_one_line() -> None:
+def test_full_temporary_disk_is_one_line() -> None:
     pytest.importorskip("rich")
     script = f'mount --make-rprivate / && {_FULL} && exec "$0" -m worker demo --sessions 1'
     done = subprocess.run(
@@ -250,7 +248,7 @@ def test_a_full_disk_for_temporary_files_is_one_line() -> None:
     assert line.endswith("is full; make room, or set TMPDIR to another directory")
 
 
-def test_the_first_process_of_a_container_may_be_stopped_while_it_starts() -> None:
+def test_pid_1_can_be_stopped_while_it_starts() -> None:
     enter = ["unshare", "--pid", "--fork"]
     if shutil.which("unshare") is None or subprocess.run([*enter, "true"]).returncode:
         pytest.skip("process namespaces are not allowed here")

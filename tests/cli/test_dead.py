@@ -1,4 +1,4 @@
-"""`turnbus dead`: what is said of refused entries, and which may be tried again."""
+"""`turnbus dead`: how dead letters are listed, and which can be requeued."""
 
 import json
 from typing import Any
@@ -22,7 +22,7 @@ async def _refused(as_worker: AsyncRedis, keys: Keys) -> list[ListedDeadLetter]:
     return [each async for each in list_dead_letters(as_worker, keys)]
 
 
-def bury(bus: Redis, keys: Keys, **changed: str) -> str:
+def add_dead_letter(bus: Redis, keys: Keys, **changed: str) -> str:
     fields: Any = {
         "id": "1-0",
         "stream": keys.sessions,
@@ -37,20 +37,25 @@ def bury(bus: Redis, keys: Keys, **changed: str) -> str:
     return str(entry.decode())
 
 
-def test_none(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_dead_letter_stream_is_reported(
+    keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["dead", "--json"]) == 0
     assert main(["dead"]) == 0
     assert capsys.readouterr().out == "ID  AGE  SESSION  REASON  SIZE  DETAIL\n"
 
 
-def test_a_list(
+def test_dead_letters_are_listed(
     bus: Redis,
     keys: Keys,
     capsys: pytest.CaptureFixture[str],
     expected_leftovers: list[str],
 ) -> None:
     expected_leftovers += ["dead"]
-    first, second = bury(bus, keys), bury(bus, keys, session="", reason="malformed", entry="")
+    first, second = (
+        add_dead_letter(bus, keys),
+        add_dead_letter(bus, keys, session="", reason="malformed", entry=""),
+    )
     bus.xadd(keys.dead, {b"\xff": "somebody else's"})
     assert main(["dead"]) == 0
     _, one, two = capsys.readouterr().out.splitlines()
@@ -64,19 +69,19 @@ def test_a_list(
     assert json.loads(rows[0]["entry"])["metadata"] == '{"a":"ü"}'
 
 
-def test_a_session_is_announced_again(
+def test_requeue_announces_session_again(
     bus: Redis,
     keys: Keys,
     capsys: pytest.CaptureFixture[str],
     expected_leftovers: list[str],
 ) -> None:
     expected_leftovers += ["sessions", "dead"]
-    dead = bury(bus, keys)
+    dead = add_dead_letter(bus, keys)
     assert main(["dead", "--requeue", dead, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     rows: Any = bus.xrange(keys.sessions)
     ((entry, fields),) = rows
-    assert told == {"dead": dead, "entry": entry.decode()}
+    assert result == {"dead": dead, "entry": entry.decode()}
     assert fields == {name.encode(): value.encode() for name, value in GOOD.items()}
     assert bus.xlen(keys.dead) == 0
     assert main(["dead", "--requeue", dead]) == 1
@@ -97,7 +102,7 @@ def test_a_session_is_announced_again(
         ("[", False, "cannot be announced again: its content is invalid"),
     ],
 )
-def test_what_would_be_refused_again_is_not_announced(
+def test_requeue_refuses_entry_that_is_still_invalid(
     bus: Redis,
     keys: Keys,
     capsys: pytest.CaptureFixture[str],
@@ -110,21 +115,19 @@ def test_what_would_be_refused_again_is_not_announced(
     if live:
         bus.xadd(keys.sessions, {"session": "s"})
     bus.hset(keys.state("0", "s"), "status", "ended")
-    assert main(["dead", "--requeue", bury(bus, keys, entry=kept)]) == 1
+    assert main(["dead", "--requeue", add_dead_letter(bus, keys, entry=kept)]) == 1
     assert why in capsys.readouterr().err
     assert bus.xlen(keys.dead) == 1
 
 
 @pytest.mark.parametrize("bad", ["x", "1", "1-", "-"])
-def test_an_id_that_is_none(bad: str) -> None:
+def test_requeue_refuses_invalid_id(bad: str) -> None:
     with pytest.raises(SystemExit) as end:
         main(["dead", f"--requeue={bad}"])
     assert end.value.code == 2
 
 
-async def test_mended_and_announced_again_a_session_is_transcribed(
-    harness: Harness, as_worker: AsyncRedis
-) -> None:
+async def test_requeued_session_is_transcribed(harness: Harness, as_worker: AsyncRedis) -> None:
     keys = Keys(harness.prefix)
     await harness.redis.set(keys.state("0", "s"), "of somebody else")
     async with harness.worker():
@@ -139,7 +142,7 @@ async def test_mended_and_announced_again_a_session_is_transcribed(
 
 
 @pytest.mark.parametrize("fields", [{"metadata": "x" * 20_000}, {"metadata": b"\xff"}])
-async def test_what_is_too_large_or_no_text_is_not_kept(
+async def test_dead_letter_omits_large_and_binary_values(
     harness: Harness, as_worker: AsyncRedis, fields: dict[str, Any]
 ) -> None:
     keys = Keys(harness.prefix)

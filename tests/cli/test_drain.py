@@ -1,4 +1,4 @@
-"""`turnbus drain`: real workers, one of them emptied while its sessions speak."""
+"""`turnbus drain`: real workers, one of them drained while its sessions have audio."""
 
 import json
 import signal
@@ -42,7 +42,7 @@ async def _turnbus(harness: Harness, *arguments: str) -> tuple[int, list[dict[st
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
-async def test_a_worker_is_emptied_and_stays_idle(
+async def test_drained_worker_releases_sessions_and_stays_idle(
     harness: Harness, as_worker: AsyncRedis, tmp_path: Path, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers += ["drain:*"]
@@ -59,10 +59,10 @@ async def test_a_worker_is_emptied_and_stays_idle(
             async with anyio.create_task_group() as tasks:
                 for session in SESSIONS:
                     tasks.start_soon(harness.play, session, SOUND[len(SOUND) // 2 :])
-                code, told = await _turnbus(harness, "drain", "w1", "--json")
+                code, lines = await _turnbus(harness, "drain", "w1", "--json")
             events = await harness.until_ended(*SESSIONS)
             assert code == 0
-            assert told[-1] == {"worker": "w1", "sessions": 0, "drained": True}
+            assert lines[-1] == {"worker": "w1", "sessions": 0, "drained": True}
             assert first.returncode is None
             assert (await read_workers(as_worker, keys))["w1"].state == "draining"
             for each in events.values():
@@ -96,7 +96,7 @@ def _record(bus: Redis, keys: Keys, **changed: Any) -> None:
     bus.hset(keys.workers, "w1", encoded)
 
 
-def test_a_worker_nobody_knows(
+def test_drain_of_unknown_worker_fails(
     bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str], expected_leftovers: list[str]
 ) -> None:
     expected_leftovers += ["workers"]
@@ -107,7 +107,7 @@ def test_a_worker_nobody_knows(
     assert capsys.readouterr().err == "turnbus: there is no worker w2; there are w1\n"
 
 
-def test_one_that_is_gone(
+def test_drain_of_stopped_worker_fails(
     bus: Redis,
     keys: Keys,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""`turnbus end`: a session ends as if its producer had said so."""
+"""`turnbus end`: ends a session as its producer would."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from worker.cli.main import main
 from worker.local.emulator.engines.script import synthesize_words
 
 
-async def test_a_session_that_runs(harness: Harness) -> None:
+async def test_end_stops_running_session(harness: Harness) -> None:
     async with harness.worker():
         await harness.announce("s")
         await harness.play("s", synthesize_words([1, 2], PCM16), pause_s=0.02, end=False)
@@ -24,28 +24,28 @@ async def test_a_session_that_runs(harness: Harness) -> None:
     assert kinds(events)[-1] == "session.ended"
 
 
-def test_one_that_waits_in_another_lane(
+def test_end_reaches_waiting_session_in_other_lane(
     bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str], expected_leftovers: list[str]
 ) -> None:
     expected_leftovers += ["sessions", "{a}:audio:s"]
     bus.xadd(keys.sessions, {"session": "s", "lane": "a"})
     assert main(["end", "s", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     rows: Any = bus.xrange(keys.audio("a", "s"))
     ((entry, fields),) = rows
     assert fields == {b"end": b"1"}
-    assert told == {"session": "s", "lane": "a", "entry": entry.decode()}
+    assert result == {"session": "s", "lane": "a", "entry": entry.decode()}
     assert main(["end", "s"]) == 0
     assert capsys.readouterr().out == "s is told to end; its last event will be session.ended\n"
 
 
-def test_one_nobody_knows(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+def test_end_of_unknown_session_fails(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["end", "s"]) == 1
     assert capsys.readouterr().err == "turnbus: there is no session s\n"
 
 
 @pytest.mark.parametrize("settled", [True, False])
-def test_one_that_is_over(
+def test_end_of_ended_session_fails(
     bus: Redis,
     keys: Keys,
     capsys: pytest.CaptureFixture[str],
@@ -53,7 +53,7 @@ def test_one_that_is_over(
     settled: bool,
 ) -> None:
     expected_leftovers += ["sessions", "lanes", "{a}:*"]
-    if not settled:  # its owner is just about to
+    if not settled:  # its owner is about to end it
         bus.xadd(keys.sessions, {"session": "s", "lane": "a"})
     bus.sadd(keys.lanes, "a")
     bus.hset(keys.state("a", "s"), "status", "ended")
@@ -62,7 +62,7 @@ def test_one_that_is_over(
     assert capsys.readouterr().err == "turnbus: s is over\n"
 
 
-def test_an_id_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_end_refuses_invalid_id(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["end", "no good"])
     assert end.value.code == 2

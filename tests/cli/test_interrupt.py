@@ -1,4 +1,4 @@
-"""Ctrl-C on a command that does not listen for signals itself."""
+"""Ctrl-C on a command that does not handle signals itself."""
 
 import signal
 import subprocess
@@ -34,8 +34,8 @@ print(run_async(command))
 
 _INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
 
-# What redis-py awaits before each command. The signal comes just before it, which is where asyncio
-# takes one `Task.cancel` for the end of the time.
+# What redis-py awaits before each command. The signal comes just before it, where asyncio takes
+# one `Task.cancel` for the expired timeout.
 _IN_A_TIMEOUT = """
         pass
         try:
@@ -56,19 +56,19 @@ def _run(then: str, *, after: str = "", ignored: bool = False) -> subprocess.Com
         text=True,
         timeout=60,
         check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),  # it is inherited if ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),  # an ignored SIGINT is inherited
     )
 
 
 @pytest.mark.parametrize("then", ["await anyio.sleep(60)", _IN_A_TIMEOUT])
-def test_it_ends_once_all_is_cleaned_up(then: str) -> None:
+def test_interrupt_ends_command_after_cleanup(then: str) -> None:
     ended = _run(f"{_INTERRUPT}; {then}")
     assert ended.stdout == "cleaned up\n"
     assert ended.returncode == -signal.SIGINT
     assert ended.stderr.endswith("KeyboardInterrupt\n")
 
 
-def test_a_second_one_does_not_wait() -> None:
+def test_second_interrupt_skips_cleanup() -> None:
     ended = _run(
         f"{_INTERRUPT}; await anyio.sleep(60)",
         after=f"{_INTERRUPT}; await anyio.sleep(30); print('waited')",
@@ -77,11 +77,11 @@ def test_a_second_one_does_not_wait() -> None:
     assert ended.returncode == -signal.SIGINT
 
 
-def test_an_ignored_one_stays_ignored() -> None:
+def test_ignored_interrupt_stays_ignored() -> None:
     ended = _run(f"{_INTERRUPT}; await anyio.sleep(0.1)", ignored=True)
     assert (ended.returncode, ended.stdout) == (0, "went on\ncleaned up\ndone\n")
 
 
-def test_without_one_it_returns_what_the_command_does() -> None:
+def test_uninterrupted_command_returns_its_result() -> None:
     ended = _run("await anyio.sleep(0)")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "went on\ncleaned up\ndone\n", "")

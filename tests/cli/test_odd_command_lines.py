@@ -1,4 +1,4 @@
-"""Any environment and any options: an exit code as documented, one line, never a traceback."""
+"""Any environment and any options: a documented exit code, one line, never a traceback."""
 
 import io
 import os
@@ -83,7 +83,7 @@ otel_variables = st.dictionaries(st.sampled_from(OTEL_VARIABLES), OTEL_VALUES, m
 
 
 def environment_of(given: dict[str, str]) -> dict[str, str]:
-    """Return an environment in which nothing answers, with what is given laid over."""
+    """Return an environment in which nothing answers, overlaid with `given` values."""
     env = {
         name: value
         for name, value in os.environ.items()
@@ -99,14 +99,14 @@ def environment_of(given: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture
-def work_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have commands that serve or measure end where they would begin to."""
+def skip_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make commands that serve or measure return where they would begin to."""
 
-    def left_out(main: object) -> Any:
+    def skipped(main: object) -> Any:
         raise SystemExit(0)
 
     for module in ("run", "demo", "bench", "recovery", "stt_server"):
-        monkeypatch.setattr(f"worker.cli.{module}.run_async", left_out)
+        monkeypatch.setattr(f"worker.cli.{module}.run_async", skipped)
     monkeypatch.setattr("worker.cli.stt_server._engine", lambda _: None)
     monkeypatch.setattr("worker.telemetry.configure", lambda *_: None)
     monkeypatch.setattr("worker.telemetry.logs.set_up", lambda _: None)
@@ -126,7 +126,7 @@ def environment(given: dict[str, str]) -> Iterator[None]:
 
 
 def judge(command: str, words: list[str], given: dict[str, str]) -> None:
-    """Run a command line in this process; see that its end is one of those documented."""
+    """Run a command line in this process; check that its end is documented."""
     if "schema" in command and "--write" in words:
         return
     arguments = [*command.split(), *ARGUMENTS.get(command, []), *words]
@@ -151,7 +151,7 @@ FUZZ = settings(
 )
 
 
-@pytest.mark.usefixtures("work_is_left_out")
+@pytest.mark.usefixtures("skip_work")
 @settings(FUZZ, max_examples=300)
 @given(command_lines, variables)
 def test_any_command_line_ends_as_documented(
@@ -161,10 +161,10 @@ def test_any_command_line_ends_as_documented(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("work_is_left_out")
+@pytest.mark.usefixtures("skip_work")
 @settings(FUZZ, max_examples=10_000)
 @given(command_lines, variables, otel_variables)
-def test_very_many_command_lines_end_as_documented(
+def test_many_command_lines_end_as_documented(
     line: tuple[str, list[str]], given: dict[str, str], of_otel: dict[str, str]
 ) -> None:
     judge(*line, given | of_otel)
@@ -181,14 +181,14 @@ def run(arguments: list[str], given: dict[str, str]) -> subprocess.CompletedProc
     )
 
 
-# `run` would wait for Redis, and the others take long: here they are run in earnest or not at all.
+# `run` would wait for Redis, and the others take long. Here they run for real or not at all.
 IN_EARNEST = ("push", "watch", "sessions", "drain", "dead", "end", "check", "schema")
 
 
 @pytest.mark.slow
 @settings(FUZZ, max_examples=300)
 @given(command_lines.filter(lambda line: line[0] in IN_EARNEST), variables, otel_variables)
-def test_any_process_ends_as_documented(
+def test_one_process_ends_as_documented(
     line: tuple[str, list[str]], given: dict[str, str], of_otel: dict[str, str]
 ) -> None:
     command, words = line
@@ -212,7 +212,7 @@ def test_any_process_ends_as_documented(
     ],
     ids=str,
 )
-def test_processes_end_as_documented(
+def test_any_process_ends_as_documented(
     arguments: list[str], given: dict[str, str], code: int
 ) -> None:
     done = run(arguments, given)
@@ -233,14 +233,14 @@ def test_processes_end_as_documented(
         "watch --until",
     ],
 )
-def test_options_are_not_abbreviated(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_abbreviated_options_are_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(line.split())
     assert end.value.code == 2
     assert "error: " in capsys.readouterr().err
 
 
-def test_a_key_given_as_an_option_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+def test_key_given_as_option_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--api-key", "hunter2"], ["--stt-api-key=hunter2"], ["sk_car_hunter2"]):
         with pytest.raises(SystemExit):
             main(["run", *words])
@@ -250,15 +250,15 @@ def test_a_key_given_as_an_option_is_not_repeated(capsys: pytest.CaptureFixture[
             assert "a key is not an option; put it into CARTESIA_API_KEY" in said
 
 
-def test_options_say_what_they_mean_in_capitals(capsys: pytest.CaptureFixture[str]) -> None:
+def test_option_placeholders_are_capitals(capsys: pytest.CaptureFixture[str]) -> None:
     for option, value in (("--encoding", "PCM_MULAW"), ("--out", "Session"), ("--speed", " 1e1 ")):
-        # The file is looked for once the options are read.
+        # The command looks for the file after it has read the options.
         assert main(["push", "/nonexistent.wav", "--session", "s", option, value]) == 2
         assert "/nonexistent.wav: cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("extra", ["", "--json"])
-def test_a_file_of_settings_may_be_anything(
+def test_any_settings_file_ends_as_documented(
     tmp_path: Path, extra: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "t.toml"

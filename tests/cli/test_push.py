@@ -1,4 +1,4 @@
-"""`turnbus push`: what it leaves on the bus is what a worker reads."""
+"""`turnbus push`: the entries it writes are those a worker reads."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def leftovers(expected_leftovers: list[str]) -> None:
 
 @pytest.fixture
 def redis_user() -> str:
-    """It is a producer, and needs no other rights."""
+    """Return the producer's user; `push` needs no other rights."""
     return "producer"
 
 
@@ -56,7 +56,7 @@ def appended(bus: Redis, stream: str) -> list[AudioEntry]:
     return [decode_audio(fields) for _, fields in entries]
 
 
-def test_a_file_in_chunks(
+def test_push_splits_file_into_chunks(
     wav: Path, bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["push", str(wav), "--session", "s", "--speed", "0"]) == 0
@@ -71,7 +71,7 @@ def test_a_file_in_chunks(
     assert capsys.readouterr().out == "s: 0.3 s in 4 chunks\n"
 
 
-def test_everything_a_session_may_say(
+def test_push_sets_every_session_field(
     wav: Path, bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = "--session s --lane eu --out session --encoding pcm_mulaw --sample-rate 8000"
@@ -95,14 +95,14 @@ def test_everything_a_session_may_say(
     assert capsys.readouterr().out == expected
 
 
-def test_each_process_is_a_source_of_its_own(wav: Path, bus: Redis, keys: Keys) -> None:
+def test_push_uses_own_src_per_process(wav: Path, bus: Redis, keys: Keys) -> None:
     for session in ("a", "b"):
         assert main(["push", str(wav), "--session", session, "--speed", "0"]) == 0
     first, second = (appended(bus, keys.audio("0", session))[0].src for session in ("a", "b"))
     assert first != second
 
 
-def test_raw_audio_from_a_pipe_byte_for_byte(spawn: Spawn, bus: Redis, keys: Keys) -> None:
+def test_push_sends_raw_pipe_byte_for_byte(spawn: Spawn, bus: Redis, keys: Keys) -> None:
     audio = np.arange(5_001, dtype="<i2").tobytes() + b"\x01"
     push = spawn("push", "-", "--session", "s", "--speed", "0", stdin=subprocess.PIPE)
     push.communicate(audio, timeout=PATIENCE_S)
@@ -113,7 +113,7 @@ def test_raw_audio_from_a_pipe_byte_for_byte(spawn: Spawn, bus: Redis, keys: Key
     assert end.end
 
 
-def test_without_audio_nothing_is_announced(
+def test_push_without_audio_announces_nothing(
     spawn: Spawn, bus: Redis, keys: Keys, tmp_path: Path
 ) -> None:
     with (tmp_path / "errors").open("wb") as errors:
@@ -124,7 +124,7 @@ def test_without_audio_nothing_is_announced(
     assert not bus.exists(keys.sessions, keys.audio("0", "s"))
 
 
-def test_a_signal_before_the_first_audio_announces_nothing(
+def test_push_signalled_before_audio_announces_nothing(
     spawn: Spawn, bus: Redis, keys: Keys
 ) -> None:
     push = spawn("push", "-", "--session", "s", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -137,7 +137,7 @@ def test_a_signal_before_the_first_audio_announces_nothing(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_session(
+def test_push_ends_session_on_signal(
     spawn: Spawn, bus: Redis, keys: Keys, number: int, code: int
 ) -> None:
     push = spawn("push", "-", "--session", "s", stdin=subprocess.PIPE)
@@ -150,7 +150,7 @@ def test_a_signal_ends_the_session(
     assert [entry.end for entry in appended(bus, keys.audio("0", "s"))] == [False, True]
 
 
-def test_a_signal_while_redis_is_away_says_how_to_end(
+def test_push_signalled_in_outage_prints_end_command(
     spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = GuardedRedis.start()
@@ -172,7 +172,7 @@ def test_a_signal_while_redis_is_away_says_how_to_end(
     assert "XADD stt:{0}:audio:s * end 1" in (tmp_path / "errors").read_text()
 
 
-def test_an_ended_session_takes_no_more(
+def test_push_refuses_ended_session(
     wav: Path, bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bus.set(keys.audio("0", "s"), b"ended")
@@ -197,7 +197,7 @@ def audio_of(bus: Redis, keys: Keys, session: str = "s") -> bytes:
 
 
 @pytest.mark.parametrize("name", ["call.raw", "CALL.PCM"])
-def test_a_name_may_say_that_audio_is_raw(
+def test_push_detects_raw_audio_by_extension(
     tmp_path: Path, bus: Redis, keys: Keys, name: str
 ) -> None:
     path = tmp_path / name
@@ -206,7 +206,7 @@ def test_a_name_may_say_that_audio_is_raw(
     assert audio_of(bus, keys) == RAW + b"\x01"
 
 
-def test_a_sound_file_is_known_by_what_it_holds(tmp_path: Path, bus: Redis, keys: Keys) -> None:
+def test_push_detects_sound_file_by_content(tmp_path: Path, bus: Redis, keys: Keys) -> None:
     path = tmp_path / "call.raw"
     path.write_bytes(WAV)
     assert main(["push", str(path), "--session", "s", "--speed", "0"]) == 0
@@ -224,7 +224,7 @@ def test_a_sound_file_is_known_by_what_it_holds(tmp_path: Path, bus: Redis, keys
         ("pcm_s16le", "wav"),
     ],
 )
-def test_sound_files_are_recognised_on_standard_input(
+def test_push_detects_sound_file_on_stdin(
     spawn: Spawn, bus: Redis, keys: Keys, codec: str, container: str
 ) -> None:
     push = spawn("push", "-", "--session", "s", "--speed", "0", stdin=subprocess.PIPE)
@@ -233,9 +233,11 @@ def test_sound_files_are_recognised_on_standard_input(
     assert len(audio_of(bus, keys)) / 32_000 == pytest.approx(2.0, abs=0.1)
 
 
-def test_standard_input_may_be_a_file(spawn: Spawn, bus: Redis, keys: Keys, tmp_path: Path) -> None:
+def test_push_seeks_in_redirected_stdin(
+    spawn: Spawn, bus: Redis, keys: Keys, tmp_path: Path
+) -> None:
     path = tmp_path / "call.m4a"
-    path.write_bytes(compressed("aac", "ipod"))  # its index is at the end: it has to be sought
+    path.write_bytes(compressed("aac", "ipod"))  # its index is at the end, so push has to seek
     with path.open("rb") as file:
         push = spawn("push", "-", "--session", "s", "--speed", "0", stdin=file)
         assert push.wait(PATIENCE_S) == 0
@@ -243,7 +245,7 @@ def test_standard_input_may_be_a_file(spawn: Spawn, bus: Redis, keys: Keys, tmp_
 
 
 @pytest.mark.parametrize("name", ["fifo.wav", "fifo.raw"])
-def test_a_named_pipe_is_read(
+def test_push_reads_named_pipe(
     spawn: Spawn, bus: Redis, keys: Keys, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / name
@@ -255,12 +257,12 @@ def test_a_named_pipe_is_read(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_wait_for_a_sound_file(
+def test_push_stops_waiting_for_sound_file_on_signal(
     spawn: Spawn, bus: Redis, keys: Keys, number: int
 ) -> None:
     push = spawn("push", "-", "--session", "s", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert push.stdin is not None
-    push.stdin.write(wav_file(b"", 16_000)[:40])  # FFmpeg, in its thread, waits for more
+    push.stdin.write(wav_file(b"", 16_000)[:40])  # FFmpeg waits for more in its thread
     push.stdin.flush()
     until(lambda: any(each["cmd"] == "ping" for each in bus.client_list()), push, "it connects")
     push.send_signal(number)
@@ -271,7 +273,7 @@ def test_a_signal_ends_the_wait_for_a_sound_file(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_session_whose_sound_file_waits(
+def test_push_ends_session_of_stalled_file_on_signal(
     spawn: Spawn, bus: Redis, keys: Keys, number: int
 ) -> None:
     push = spawn("push", "-", "--session", "s", "--speed", "0", stdin=subprocess.PIPE)
@@ -285,7 +287,7 @@ def test_a_signal_ends_a_session_whose_sound_file_waits(
     assert audio_of(bus, keys)
 
 
-def test_a_sound_file_that_breaks_off_ends_its_session(
+def test_push_ends_session_of_truncated_file(
     bus: Redis,
     keys: Keys,
     tmp_path: Path,
@@ -307,7 +309,7 @@ def test_a_sound_file_that_breaks_off_ends_its_session(
     assert 200_000 < len(audio_of(bus, keys)) < 330_000
 
 
-def test_damaged_packets_are_reported(
+def test_push_reports_damaged_packets(
     tmp_path: Path, bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = bytearray(compressed("libmp3lame", "mp3"))
@@ -332,7 +334,7 @@ def test_damaged_packets_are_reported(
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "it is damaged, or of an unknown kind"),
     ],
 )
-def test_a_file_that_cannot_be_played(
+def test_push_refuses_unplayable_file(
     tmp_path: Path, content: bytes | None, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "call.wav"
@@ -345,7 +347,7 @@ def test_a_file_that_cannot_be_played(
 
 @pytest.mark.usefixtures("keys")
 @pytest.mark.parametrize("name", [".", "call.raw"])
-def test_a_directory_cannot_be_played(
+def test_push_refuses_directory(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / name
@@ -355,9 +357,7 @@ def test_a_directory_cannot_be_played(
     assert line.endswith("cannot be read: Is a directory")
 
 
-def test_what_is_no_sound_on_standard_input_is_refused(
-    spawn: Spawn, bus: Redis, keys: Keys
-) -> None:
+def test_push_refuses_stdin_without_sound(spawn: Spawn, bus: Redis, keys: Keys) -> None:
     push = spawn("push", "-", "--session", "s", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     _, errors = push.communicate(b"<!DOCTYPE html><html>not found</html>", timeout=PATIENCE_S)
     assert push.returncode == 2
@@ -385,7 +385,9 @@ def test_what_is_no_sound_on_standard_input_is_refused(
         ("--session s --metadata \udcff", "--metadata: must be UTF-8 text"),
     ],
 )
-def test_bad_usage(options: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_push_refuses_bad_usage(
+    options: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         main(["push", "call.wav", *options.split()])
     assert end.value.code == 2

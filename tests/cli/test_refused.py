@@ -1,4 +1,4 @@
-"""What commands say where Redis refuses: one line and exit code 1, in a task group too."""
+"""What commands print when Redis refuses: one line and exit code 1, in a task group too."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def server(portal: BlockingPortal) -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def admin(server: EmbeddedRedis) -> Iterator[Any]:
-    """A client that may do everything. What it changed is as it was after the test."""
+    """A client with all rights. Its changes are undone after the test."""
     with Redis.from_url(server.url) as admin:
         yield admin
         admin.config_set("maxmemory", 0)
@@ -66,20 +66,20 @@ def refused(command: str, url: str) -> str:
     return line
 
 
-def test_push_to_a_full_redis(server: EmbeddedRedis, admin: Any) -> None:
+def test_push_reports_full_redis(server: EmbeddedRedis, admin: Any) -> None:
     admin.config_set("maxmemory", 1)
     line = refused(PUSH, server.url)
     assert "OutOfMemoryError" in line
     assert line.endswith("; raise its maxmemory, or make room")
 
 
-def test_push_to_a_master_without_its_replicas(server: EmbeddedRedis, admin: Any) -> None:
+def test_push_reports_missing_replicas(server: EmbeddedRedis, admin: Any) -> None:
     admin.config_set("min-replicas-to-write", 1)
     line = refused(PUSH, server.url)
     assert line.endswith("; reconnect its replicas, or lower min-replicas-to-write")
 
 
-def test_push_to_a_server_that_runs_a_script(server: EmbeddedRedis, admin: Any) -> None:
+def test_push_reports_busy_script(server: EmbeddedRedis, admin: Any) -> None:
     admin.config_set("busy-reply-threshold", 1)
     with ThreadPoolExecutor() as pool:
         script = pool.submit(admin.eval, "while true do end", 0)
@@ -93,7 +93,7 @@ def test_push_to_a_server_that_runs_a_script(server: EmbeddedRedis, admin: Any) 
     assert line.endswith("; wait for the script, or end it with SCRIPT KILL")
 
 
-def test_push_and_end_to_a_replica(server: EmbeddedRedis, admin: Any) -> None:
+def test_push_and_end_report_read_only_replica(server: EmbeddedRedis, admin: Any) -> None:
     admin.xadd("stt:sessions", {"session": "s"})
     admin.replicaof("127.0.0.1", 1)
     for command in (PUSH, "end s"):
@@ -114,7 +114,7 @@ def test_push_and_end_to_a_replica(server: EmbeddedRedis, admin: Any) -> None:
         ("dead --requeue 1-1", "xrange"),
     ],
 )
-def test_a_right_that_is_missing(
+def test_missing_command_right_is_reported(
     command: str, right: str, server: EmbeddedRedis, admin: Any
 ) -> None:
     admin.xadd("stt:sessions", {"session": "s"})
@@ -126,7 +126,7 @@ def test_a_right_that_is_missing(
     assert ":p@" not in line
 
 
-def test_keys_that_the_user_may_not_use(server: EmbeddedRedis, admin: Any) -> None:
+def test_missing_key_right_is_reported(server: EmbeddedRedis, admin: Any) -> None:
     admin.acl_setuser("u", enabled=True, passwords="+p", keys=["stt:sessions"], commands=["+@all"])
     line = refused(PUSH, server.url.replace("://", "://u:p@"))
     assert "No permissions to access a key" in line
@@ -143,7 +143,7 @@ def test_keys_that_the_user_may_not_use(server: EmbeddedRedis, admin: Any) -> No
         ("drain w", "stt:workers"),
     ],
 )
-def test_a_key_of_another_program(
+def test_key_of_wrong_type_is_reported(
     command: str, key: str, server: EmbeddedRedis, admin: Any
 ) -> None:
     admin.set(key, "x")
@@ -153,14 +153,14 @@ def test_a_key_of_another_program(
 
 
 @pytest.mark.parametrize("command", [PUSH, *READERS])
-def test_a_wrong_password(command: str, server: EmbeddedRedis) -> None:
+def test_wrong_password_is_reported(command: str, server: EmbeddedRedis) -> None:
     line = refused(command, server.url.replace("://", "://x:hunter2@"))
     assert "AuthenticationError" in line
     assert "hunter2" not in line
 
 
 @pytest.mark.parametrize("command", [PUSH, "sessions"])
-def test_a_port_with_tls_named_as_one_without(
+def test_plain_url_of_tls_port_is_reported(
     command: str, portal: BlockingPortal, redis_7_binary: Path, tmp_path: Path
 ) -> None:
     authority = Authority(tmp_path)
@@ -174,20 +174,20 @@ def test_a_port_with_tls_named_as_one_without(
 
 
 @pytest.mark.parametrize("command", [PUSH, "sessions"])
-def test_a_server_that_is_no_redis(command: str, portal: BlockingPortal) -> None:
+def test_server_that_is_not_redis_is_reported(command: str, portal: BlockingPortal) -> None:
     serve = TurnsServer.serve(ServerSettings(port=0), ScriptEngine())
     with portal.wrap_async_context_manager(serve) as other:
         assert "ConnectionError" in refused(command, f"redis://127.0.0.1:{other.port}/0")
 
 
-def test_a_cluster_named_as_one_server(portal: BlockingPortal) -> None:
+def test_plain_url_of_cluster_is_reported(portal: BlockingPortal) -> None:
     with portal.wrap_async_context_manager(EmbeddedCluster.start()) as cluster:
         urls = {master.port: master.url for master in cluster.masters}
         with Redis.from_url(cluster.masters[0].url) as node:
             slots: Any = node.execute_command("CLUSTER", "SLOTS")
 
         def owner(key: str) -> str:
-            """Return the URL of the node that has a key, or a hash tag."""
+            """Return the URL of the node that holds a key or a hash tag."""
             slot = key_slot(key.encode())
             return next(
                 urls[port] for first, last, (_, port, *_), *_ in slots if first <= slot <= last
@@ -197,7 +197,7 @@ def test_a_cluster_named_as_one_server(portal: BlockingPortal) -> None:
         elsewhere = next(lane for lane in map(str, range(100)) if owner(lane) != sessions)
         for command, url in (
             (PUSH, next(url for url in urls.values() if url != sessions)),
-            (f"{PUSH} --lane {elsewhere}", sessions),  # announced, and then refused
+            (f"{PUSH} --lane {elsewhere}", sessions),  # announced, then refused
             (f"watch --from-start --lane {elsewhere}", sessions),
             (f"watch --lane {elsewhere}", sessions),
         ):
@@ -206,6 +206,6 @@ def test_a_cluster_named_as_one_server(portal: BlockingPortal) -> None:
             assert line.endswith("; it is a cluster node: begin the URL with redis+cluster://")
 
 
-def test_one_server_named_as_a_cluster(server: EmbeddedRedis) -> None:
+def test_cluster_url_of_single_server_is_reported(server: EmbeddedRedis) -> None:
     line = refused(PUSH, server.url.replace("redis://", "redis+cluster://"))
     assert line.endswith("; it is not a cluster node: begin the URL with redis://")

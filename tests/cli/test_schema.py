@@ -1,4 +1,4 @@
-"""`turnbus schema`: printed and written alike."""
+"""`turnbus schema`: printed and written schemas are the same."""
 
 from pathlib import Path
 
@@ -11,20 +11,22 @@ from worker.cli.main import main
 DOCUMENTS = {name: msgspec.json.decode(content) for name, content in generate()}
 
 
-def test_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     printed = msgspec.json.decode(capsys.readouterr().out)
     assert {f"{name}.json": document for name, document in printed.items()} == DOCUMENTS
 
 
-def test_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_schema_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = tmp_path / "new"
     assert main(["schema", "--write", str(directory)]) == 0
     paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert {path.name: msgspec.json.decode(path.read_bytes()) for path in paths} == DOCUMENTS
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_schema_reports_unwritable_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "file"
     file.touch()
     assert main(["schema", "--write", str(file)]) == 1

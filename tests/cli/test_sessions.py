@@ -1,4 +1,4 @@
-"""`turnbus sessions`: what is said of sessions that wait, run, were given back or orphaned."""
+"""`turnbus sessions`: waiting, running, released and orphaned sessions."""
 
 import json
 import time
@@ -33,13 +33,13 @@ def announce(bus: Redis, keys: Keys, session: str, **more: str) -> bytes:
     return entry
 
 
-def test_a_bus_without_sessions(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_bus_has_no_sessions(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
     assert listed(capsys) == []
     assert main(["sessions"]) == 0
     assert capsys.readouterr().out == "SESSION  LANE  OWNER  STATE  LAG  BYTES  TURNS  LAST EVENT\n"
 
 
-def test_sessions_nobody_runs(
+def test_sessions_without_worker_are_listed(
     bus: Redis,
     keys: Keys,
     capsys: pytest.CaptureFixture[str],
@@ -82,7 +82,7 @@ OTHERS = ("17-0", "*", f"{time.time() * 1e6:.0f}-0")
 
 
 @pytest.mark.parametrize("others", OTHERS, ids=["count", "time", "microseconds"])
-def test_lag_of_ids_that_are_not_times_is_zero(
+def test_lag_is_zero_if_ids_are_not_times(
     bus: Redis,
     keys: Keys,
     capsys: pytest.CaptureFixture[str],
@@ -99,7 +99,7 @@ def test_lag_of_ids_that_are_not_times_is_zero(
 
 
 @ON_CLUSTER_TOO
-async def test_a_session_that_runs(
+async def test_running_session_is_listed(
     harness: Harness, as_worker: AsyncRedis, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers += ["{a}:*"]
@@ -135,7 +135,7 @@ async def test_a_session_that_runs(
     assert silent.last_event_at > 0
 
 
-async def test_a_session_without_a_socket(
+async def test_session_without_connection_shows_error(
     harness: Harness, stt: TurnsServer, as_worker: AsyncRedis
 ) -> None:
     keys = Keys(harness.prefix)
@@ -158,7 +158,7 @@ async def test_a_session_without_a_socket(
             await harness.until_ended("s")
 
 
-def test_one_that_has_a_socket_again_and_nothing_to_tell(
+def test_reconnected_session_shows_no_error(
     bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str], expected_leftovers: list[str]
 ) -> None:
     expected_leftovers += ["sessions", "{0}:*"]
@@ -166,8 +166,8 @@ def test_one_that_has_a_socket_again_and_nothing_to_tell(
     bus.xgroup_create(keys.sessions, GROUP, id="0")
     bus.xreadgroup(GROUP, "w1-abcd", {keys.sessions: ">"})
     event = {"type": "session.error", "at": 1.0, "connection": 1, "code": UNAVAILABLE}
-    told: Any = {"session": "s", "type": "session.error", "event": json.dumps(event)}
-    bus.xadd(keys.turns("0"), told)
+    fields: Any = {"session": "s", "type": "session.error", "event": json.dumps(event)}
+    bus.xadd(keys.turns("0"), fields)
     states = []
     for connection in (1, 2):
         bus.hset(keys.state("0", "s"), "snapshot", json.dumps({"connection": connection}))
@@ -175,7 +175,7 @@ def test_one_that_has_a_socket_again_and_nothing_to_tell(
     assert states == ["unconnected", "between_turns"]
 
 
-def test_more_sessions_than_a_page(
+def test_sessions_beyond_one_page_are_listed(
     bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str], expected_leftovers: list[str]
 ) -> None:
     expected_leftovers += ["sessions"]
@@ -191,7 +191,7 @@ def test_more_sessions_than_a_page(
     assert [row["owner"] for row in rows] == ["w"] * 2_050 + [""] * 50
 
 
-def test_tables() -> None:
+def test_sessions_are_printed_as_table() -> None:
     assert table(["A", "B"], [["x\x1b[2J", "1"]]) == "A      B\nx\ufffd[2J  1"
     assert printable("fine\n") == "fine\ufffd"
     assert [format_bytes(n) for n in (0, 999, 1_000, 9_949, 9_950, 999_499, 27_000_000)] == [

@@ -42,8 +42,8 @@ def run(command: str, redirections: str = "", **env: str) -> subprocess.Complete
 
 
 @pytest.fixture
-def said(bus: Redis, keys: Keys, expected_leftovers: list[str]) -> None:
-    """A session whose turns have letters that are not plain."""
+def session_with_turns(bus: Redis, keys: Keys, expected_leftovers: list[str]) -> None:
+    """A session whose turns contain non-ASCII letters."""
     expected_leftovers += ["{0}:turns"]
     of = {"session": "s", "run": "1-1", "at": 1.5, "audio_ms": 1, "provider": "p"}
     of |= {"request_id": "r", "connection": 1}
@@ -63,12 +63,12 @@ def said(bus: Redis, keys: Keys, expected_leftovers: list[str]) -> None:
 WATCH = "watch --session s --from-start --until-ended"
 
 
-@pytest.mark.usefixtures("said")
+@pytest.mark.usefixtures("session_with_turns")
 @pytest.mark.parametrize("closed", CLOSED)
 @pytest.mark.parametrize(
     ("command", "code"), [("schema", 0), ("sessions", 0), (WATCH, 0), ("end nobody", 1), ("x", 2)]
 )
-def test_commands_run_without_standard_streams(command: str, code: int, closed: str) -> None:
+def test_command_runs_without_standard_streams(command: str, code: int, closed: str) -> None:
     done = run(command, closed)
     assert done.returncode == code
     if ">&-" not in closed:
@@ -77,41 +77,41 @@ def test_commands_run_without_standard_streams(command: str, code: int, closed: 
 
 
 @pytest.mark.usefixtures("keys")
-def test_push_without_standard_input_has_no_audio() -> None:
+def test_push_without_stdin_reports_no_audio() -> None:
     done = run("push - --session s", "<&-")
     assert done.returncode == 1
     assert done.stderr == b"turnbus: no audio came; no session was announced\n"
 
 
 @pytest.mark.usefixtures("keys")
-def test_push_with_standard_input_that_cannot_be_read() -> None:
+def test_push_reports_unreadable_stdin() -> None:
     done = run("push - --session s", "0>/dev/null")
     assert done.returncode == 2
     assert done.stderr == b"turnbus: standard input: cannot be read: Bad file descriptor\n"
 
 
-@pytest.mark.usefixtures("said")
+@pytest.mark.usefixtures("session_with_turns")
 @pytest.mark.parametrize("command", ["schema", "--help", "run --help", "--version", WATCH, "dead"])
-def test_a_full_disk_behind_standard_output_is_one_line(command: str) -> None:
+def test_full_disk_behind_stdout_is_one_line(command: str) -> None:
     done = run(command, ">/dev/full")
     assert done.returncode == 1
     assert done.stderr == b"turnbus: standard output: No space left on device\n"
 
 
-@pytest.mark.usefixtures("said")
+@pytest.mark.usefixtures("session_with_turns")
 @pytest.mark.parametrize(("command", "code"), [("schema", 0), ("x", 2), (WATCH, 0), ("end s", 1)])
-def test_a_full_disk_behind_standard_error_changes_no_exit_code(command: str, code: int) -> None:
+def test_full_disk_behind_stderr_keeps_exit_code(command: str, code: int) -> None:
     assert run(command, "2>/dev/full").returncode == code
 
 
-@pytest.mark.usefixtures("said")
+@pytest.mark.usefixtures("session_with_turns")
 @pytest.mark.parametrize("command", ["schema", "--help", WATCH])
-def test_a_reader_that_leaves_early_is_not_reported(command: str) -> None:
+def test_reader_that_leaves_early_is_not_reported(command: str) -> None:
     done = run(command, "| true")
     assert (done.stdout, done.stderr) == (b"", b"")
 
 
-def test_a_pipe_that_does_not_block_is_waited_for() -> None:
+def test_nonblocking_stdout_pipe_gets_all_output() -> None:
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4_096)
     os.set_blocking(writing, False)
@@ -139,26 +139,26 @@ ENCODINGS = [
 ]
 
 
-@pytest.mark.usefixtures("said")
+@pytest.mark.usefixtures("session_with_turns")
 @pytest.mark.parametrize("env", ENCODINGS, ids=str)
-def test_json_is_whole_in_every_encoding(env: dict[str, str]) -> None:
+def test_json_is_complete_in_every_encoding(env: dict[str, str]) -> None:
     done = run(f"{WATCH} --json", **env)
     assert (done.returncode, done.stderr) == (0, b"")
     events = [json.loads(line) for line in done.stdout.decode().splitlines()]
     assert tuple(each["transcript"] for each in events[:3]) == TEXTS
 
 
-@pytest.mark.usefixtures("said")
+@pytest.mark.usefixtures("session_with_turns")
 @pytest.mark.parametrize("env", ENCODINGS[:1] + ENCODINGS[3:6], ids=str)
 @pytest.mark.parametrize("command", [WATCH, "schema", "--help", "stt-server --help", "end wörter"])
-def test_commands_print_in_every_encoding(command: str, env: dict[str, str]) -> None:
+def test_command_prints_in_every_encoding(command: str, env: dict[str, str]) -> None:
     done = run(command, **env)
     assert b"Traceback" not in done.stderr
     assert done.returncode == (2 if "ö" in command else 0)
 
 
-@pytest.mark.usefixtures("said")
-def test_an_encoding_shows_what_it_has_and_escapes_the_rest() -> None:
+@pytest.mark.usefixtures("session_with_turns")
+def test_characters_outside_encoding_are_escaped() -> None:
     lines = run(WATCH, PYTHONIOENCODING="latin-1").stdout.decode("latin-1").splitlines()
     assert [line.partition("turn.end ")[2] for line in lines[:3]] == [
         "0 12\u00a0000 \\u20ac",
@@ -168,7 +168,7 @@ def test_an_encoding_shows_what_it_has_and_escapes_the_rest() -> None:
 
 
 @pytest.mark.usefixtures("keys")
-def test_file_names_that_are_not_utf8_are_shown() -> None:
+def test_file_name_that_is_not_utf8_is_shown() -> None:
     for command in ("check --json", "check", "sessions"):
         done = run(f"{command} --config", "\"$(printf '\\377')\"")
         assert done.returncode == 2
@@ -184,7 +184,7 @@ def portal() -> Iterator[BlockingPortal]:
 
 @pytest.mark.usefixtures("keys")
 @pytest.mark.parametrize("closed", [*CLOSED, ">/dev/full", "2>/dev/full"])
-def test_a_worker_without_streams_sends_its_last_spans(
+def test_worker_without_streams_exports_last_spans(
     closed: str,
     portal: BlockingPortal,
     bus: Redis,

@@ -33,7 +33,7 @@ Spawn = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def redis_user() -> str:
-    """It is a consumer, and needs no other rights."""
+    """Return the consumer's user; `watch` needs no other rights."""
     return "consumer"
 
 
@@ -103,17 +103,17 @@ def leftovers(expected_leftovers: list[str]) -> None:
         ),
     ],
 )
-def test_each_event_is_a_line(event: Event, words: str) -> None:
+def test_watch_prints_one_line_per_event(event: Event, words: str) -> None:
     assert line(fields(event)) == f"    1.25 s {words}"
 
 
-def test_an_event_of_a_later_version_is_a_line() -> None:
+def test_watch_prints_event_of_later_version() -> None:
     entry = {b"session": b"s", b"type": b"turn.sigh", b"event": b'{"type":"turn.sigh"}'}
     assert line(entry) == "s turn.sigh (not known to this version)"
     assert line({}).endswith("(not known to this version)")
 
 
-def test_json_is_what_was_published(
+def test_watch_json_prints_published_event(
     bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish(bus, keys.turns("0"), STARTED, OTHER, UPDATE, END, ENDED, UPDATE)
@@ -123,7 +123,9 @@ def test_json_is_what_was_published(
     assert shown == [encode_event(event) for event in (STARTED, UPDATE, END, ENDED)]
 
 
-def test_a_whole_lane_in_lines(bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watch_prints_all_sessions_of_lane(
+    bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
     publish(bus, keys.turns("eu"), OTHER, END, ENDED)
     assert main(["watch", "--lane", "eu", "--from-start", "--until-ended"]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -137,7 +139,7 @@ def wait_until_blocked(bus: Redis, process: subprocess.Popen[bytes]) -> None:
     until(lambda: any(each["cmd"] == "xread" for each in bus.client_list()), process, "it reads")
 
 
-def test_from_now_on(spawn: Spawn, bus: Redis, keys: Keys) -> None:
+def test_watch_starts_at_new_events(spawn: Spawn, bus: Redis, keys: Keys) -> None:
     publish(bus, keys.turns("0"), UPDATE, ENDED)
     watch = spawn("watch", "--json", "--until-ended", stdout=subprocess.PIPE)
     wait_until_blocked(bus, watch)
@@ -147,7 +149,7 @@ def test_from_now_on(spawn: Spawn, bus: Redis, keys: Keys) -> None:
     assert watch.returncode == 0
 
 
-def test_a_session_that_has_ended_is_not_waited_for(
+def test_watch_returns_for_ended_session(
     bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish(bus, keys.turns("0"), UPDATE, END, ENDED, *[OTHER] * 1_100)
@@ -160,7 +162,7 @@ def test_a_session_that_has_ended_is_not_waited_for(
 
 
 @pytest.mark.parametrize("before", [[], [OTHER], [UPDATE], [ENDED, STARTED]])
-def test_one_that_is_not_known_or_has_begun_again_is(
+def test_watch_waits_for_unknown_or_reused_session(
     spawn: Spawn, bus: Redis, keys: Keys, before: list[Event]
 ) -> None:
     publish(bus, keys.turns("0"), *before)
@@ -172,15 +174,15 @@ def test_one_that_is_not_known_or_has_begun_again_is(
     assert watch.returncode == 0
 
 
-def test_a_turn_grows_on_one_line_of_a_terminal(spawn: Spawn, bus: Redis, keys: Keys) -> None:
+def test_watch_updates_one_line_on_terminal(spawn: Spawn, bus: Redis, keys: Keys) -> None:
     long = msgspec.structs.replace(UPDATE, transcript=" ".join(map(str, range(100))))
     publish(bus, keys.turns("0"), UPDATE, long, END, ENDED)
-    ours, theirs = os.openpty()
-    watch = spawn("watch", "--from-start", "--until-ended", stdout=theirs)
-    os.close(theirs)
+    primary, secondary = os.openpty()
+    watch = spawn("watch", "--from-start", "--until-ended", stdout=secondary)
+    os.close(secondary)
     assert watch.wait(PATIENCE_S) == 0
-    shown = os.read(ours, 4_096).decode()
-    os.close(ours)
+    shown = os.read(primary, 4_096).decode()
+    os.close(primary)
     clear = "\r\x1b[K"
     _, update, grown, end, ended, nothing = shown.split(clear)
     assert update == "    1.25 s turn.update 0 Hello wor"
