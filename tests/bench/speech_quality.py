@@ -63,14 +63,14 @@ async def play(engine: SpeechEngine, clip: Clip) -> Run:
     def emit(event: EngineEvent) -> None:
         run.events.append((position + time.perf_counter() - began, event))
 
-    hearing = engine.open(AUDIO, TurnSettings(), (), emit)
+    stream = engine.open(AUDIO, TurnSettings(), (), emit)
     cpu = time.process_time()
     for at in range(0, len(data), CHUNK):
         position, began = (at + CHUNK) / 32_000, time.perf_counter()
-        await hearing.feed(data[at : at + CHUNK])
-    await hearing.flush()
+        await stream.feed(data[at : at + CHUNK])
+    await stream.flush()
     run.cpu_s = time.process_time() - cpu
-    await hearing.aclose()
+    await stream.aclose()
     return run
 
 

@@ -56,7 +56,7 @@ def test_dead_letters_are_listed(
         add_dead_letter(bus, keys),
         add_dead_letter(bus, keys, session="", reason="malformed", entry=""),
     )
-    bus.xadd(keys.dead, {b"\xff": "somebody else's"})
+    bus.xadd(keys.dead, {b"\xff": "of another program"})
     assert main(["dead"]) == 0
     _, one, two = capsys.readouterr().out.splitlines()
     assert one.split()[:1] + one.split()[2:5] == [first, "s", "unusable", "1.2k"]
@@ -129,7 +129,7 @@ def test_requeue_refuses_invalid_id(bad: str) -> None:
 
 async def test_requeued_session_is_transcribed(harness: Harness, as_worker: AsyncRedis) -> None:
     keys = Keys(harness.prefix)
-    await harness.redis.set(keys.state("0", "s"), "of somebody else")
+    await harness.redis.set(keys.state("0", "s"), "of another program")
     async with harness.worker():
         await harness.announce("s")
         found = await eventually(lambda: _refused(as_worker, keys), "the refused entry")
@@ -142,7 +142,7 @@ async def test_requeued_session_is_transcribed(harness: Harness, as_worker: Asyn
 
 
 @pytest.mark.parametrize("fields", [{"metadata": "x" * 20_000}, {"metadata": b"\xff"}])
-async def test_dead_letter_omits_large_and_binary_values(
+async def test_dead_letter_omits_large_or_binary_entry(
     harness: Harness, as_worker: AsyncRedis, fields: dict[str, Any]
 ) -> None:
     keys = Keys(harness.prefix)

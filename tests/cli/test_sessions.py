@@ -135,7 +135,7 @@ async def test_running_session_is_listed(
     assert silent.last_event_at > 0
 
 
-async def test_session_without_connection_shows_error(
+async def test_session_without_connection_is_unconnected(
     harness: Harness, stt: TurnsServer, as_worker: AsyncRedis
 ) -> None:
     keys = Keys(harness.prefix)
@@ -158,7 +158,7 @@ async def test_session_without_connection_shows_error(
             await harness.until_ended("s")
 
 
-def test_reconnected_session_shows_no_error(
+def test_reconnected_session_is_not_unconnected(
     bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str], expected_leftovers: list[str]
 ) -> None:
     expected_leftovers += ["sessions", "{0}:*"]

@@ -1,4 +1,4 @@
-"""Sessions through `websockets` alone, driven as the published clients are."""
+"""Sessions through `websockets` alone, driven like the published clients."""
 
 import asyncio
 import json
@@ -17,17 +17,17 @@ from peer import Make, Spec, drive  # type: ignore[import-not-found]
 
 
 class Call:
-    def __init__(self, ws: ClientConnection, heard: Callable[[str], None]) -> None:
+    def __init__(self, ws: ClientConnection, on_transcript: Callable[[str], None]) -> None:
         self._ws = ws
-        self._heard = heard
+        self._on_transcript = on_transcript
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
-    async def open(cls, spec: Spec, heard: Callable[[str], None]) -> Self:
+    async def open(cls, spec: Spec, on_transcript: Callable[[str], None]) -> Self:
         query = f"model=ink-2&encoding=pcm_s16le&sample_rate={spec.sample_rate}"
         headers = {"X-API-Key": "local", "Cartesia-Version": "2026-03-01"}
         ws = await connect(f"{spec.url}?{query}", additional_headers=headers, proxy=None)
-        return cls(ws, heard)
+        return cls(ws, on_transcript)
 
     async def send(self, chunk: bytes) -> None:
         await self._ws.send(chunk)
@@ -40,12 +40,12 @@ class Call:
         async for message in self._ws:
             event = json.loads(message)
             if event["type"] == "turn.end" and "w3" not in event["transcript"].split():
-                self._heard(event["transcript"])
+                self._on_transcript(event["transcript"])
 
 
 def prepare(spec: Spec) -> Make:
-    async def make(heard: Callable[[str], None]) -> Call:
-        return await Call.open(spec, heard)
+    async def make(on_transcript: Callable[[str], None]) -> Call:
+        return await Call.open(spec, on_transcript)
 
     return make
 

@@ -1,4 +1,4 @@
-"""Published clients, each in an environment of its own: their pins differ from ours."""
+"""Published clients, each in its own environment, because their pins differ from turnbus's."""
 
 import importlib.util
 import re
@@ -40,7 +40,7 @@ def _python(home: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, which another test process may hold, too."""
+    """Hold the lock file `path`, for which other test processes may compete."""
     with path.open("w") as lock:
         if sys.platform != "win32":
             fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
@@ -51,7 +51,7 @@ def _locked(path: Path) -> Iterator[None]:
 def client_python(pytestconfig: pytest.Config) -> Callable[[str], Path]:
     """The Python that has a requirement installed; built once and kept in pytest's cache.
 
-    A build that fails fails the tests: that these clients work is what they are to show.
+    A failed build fails the tests, because they must show that these clients work.
     """
     cache = pytestconfig.cache
     assert cache is not None, "the cache plugin is off; the clients need a place to live in"

@@ -1,6 +1,6 @@
 """Plays stdin to a turns server through LiveKit's plugin; prints what it gets as JSON lines.
 
-Run by the plugin's own Python: `livekit_client.py BASE_URL SAMPLE_RATE`, with pcm_s16le.
+The plugin's own Python runs it: `livekit_client.py BASE_URL SAMPLE_RATE`, with pcm_s16le.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ async def main(base_url: str, sample_rate: str) -> None:
             stream.push_frame(rtc.AudioFrame(audio, rate, 1, len(audio) // 2))
             open_input = True
             async for event in stream:
-                if open_input:  # it connects only while there is more to come
+                if open_input:  # it connects only while more audio is to come
                     open_input = False
                     stream.end_input()
                 text = event.alternatives[0].text if event.alternatives else None

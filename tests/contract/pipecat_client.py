@@ -1,6 +1,6 @@
 """Plays stdin to a turns server through Pipecat's service; prints what it gets as JSON lines.
 
-Run by the service's own Python: `pipecat_client.py URL SAMPLE_RATE`, with pcm_s16le.
+The service's own Python runs it: `pipecat_client.py URL SAMPLE_RATE`, with pcm_s16le.
 """
 
 import asyncio

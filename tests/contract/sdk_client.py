@@ -1,6 +1,6 @@
 """Plays stdin to a turns server through the official SDK; prints what it gets as JSON lines.
 
-Run by the SDK's own Python: `sdk_client.py BASE_URL ENCODING SAMPLE_RATE MODEL`.
+The SDK's own Python runs it: `sdk_client.py BASE_URL ENCODING SAMPLE_RATE MODEL`.
 """
 
 import asyncio
@@ -41,8 +41,10 @@ async def main(base_url: str, encoding: str, sample_rate: str, model: str) -> No
             await sending
         print(json.dumps({"type": "closed"}))
     except (ConnectionClosedError, WebSocketConnectionClosedError) as error:
-        await asyncio.gather(sending, return_exceptions=True)  # it was closed to the sender too
-        # With commands unsent the SDK raises an error of its own from that of websockets.
+        await asyncio.gather(
+            sending, return_exceptions=True
+        )  # the sender finds the socket closed too
+        # With unsent commands the SDK raises its own error from the one of websockets.
         cause = error if isinstance(error, ConnectionClosedError) else error.__cause__
         close = cause.rcvd or Close(1006, "")
         print(json.dumps({"type": "closed", "code": close.code, "reason": close.reason}))

@@ -1,4 +1,4 @@
-"""Published clients of the endpoint, unmodified, complete sessions against the local server."""
+"""Published clients of the endpoint, unmodified: complete sessions against the local server."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ WIDE = AudioFormat("pcm_s16le", 16_000)
 
 
 def session(line: AudioFormat) -> bytes:
-    """Two turns: w1 w2, a pause, w3; and w4, which only closing ends."""
+    """Two turns: w1 w2, a pause, w3; and w4, which ends only when the client closes."""
     return (
         synthesize_words([1, 2], line)
         + synthesize_silence(300, line)
@@ -32,7 +32,7 @@ def session(line: AudioFormat) -> bytes:
 
 
 async def run(python: Path, client: str, *arguments: str, audio: bytes) -> list[Any]:
-    """What a client prints that plays this audio."""
+    """Return what a client prints after it played this audio."""
     script = Path(__file__).with_name(client)
     with anyio.fail_after(120):
         done = await anyio.run_process(
@@ -49,13 +49,13 @@ def sdk_python(client_python: Callable[[str], Path]) -> Path:
 async def play_sdk(
     python: Path, server: TurnsServer, line: AudioFormat, audio: bytes, model: str = "ink-2"
 ) -> list[Event]:
-    """What the official SDK gives its user."""
+    """Return what the official SDK reports to its user."""
     arguments = [server.base_url, line.encoding, str(line.sample_rate), model]
     return await run(python, "sdk_client.py", *arguments, audio=audio)
 
 
 @pytest.mark.parametrize("line", [WIDE, AudioFormat("pcm_mulaw", 8000)])
-async def test_14_sdk_a_session_gives_its_turns(sdk_python: Path, line: AudioFormat) -> None:
+async def test_14_sdk_session_yields_its_turns(sdk_python: Path, line: AudioFormat) -> None:
     audio = session(line)
     async with serving() as server:
         *events, end = await play_sdk(sdk_python, server, line, audio)
@@ -83,14 +83,14 @@ async def test_14_sdk_a_session_gives_its_turns(sdk_python: Path, line: AudioFor
     assert (seen.params.turn.start, seen.params.turn.end_timeout_ms) == (0.85, 5600.0)
 
 
-async def test_14_sdk_a_wrong_model_is_an_error_event_and_close_1008(sdk_python: Path) -> None:
+async def test_14_sdk_wrong_model_gets_error_event_and_1008(sdk_python: Path) -> None:
     async with serving() as server:
         error, end = await play_sdk(sdk_python, server, WIDE, b"", model="ink-whisper")
     assert (error["type"], error["error_code"]) == ("error", "model_not_found")
     assert end == {"type": "closed", "code": 1008, "reason": "Invalid model"}
 
 
-async def test_14_sdk_a_refused_key_is_an_http_401_with_a_body(sdk_python: Path) -> None:
+async def test_14_sdk_refused_key_gets_http_401_with_body(sdk_python: Path) -> None:
     strict = ServerSettings(port=0, api_keys=frozenset({"sk_car_other"}))
     async with serving(strict) as server:
         (refused,) = await play_sdk(sdk_python, server, WIDE, b"")
@@ -98,19 +98,21 @@ async def test_14_sdk_a_refused_key_is_an_http_401_with_a_body(sdk_python: Path)
     assert refused["body"]["title"] == "Unauthorized"
 
 
-async def test_14_livekit_a_session_gives_its_turns(client_python: Callable[[str], Path]) -> None:
+async def test_14_livekit_session_yields_its_turns(client_python: Callable[[str], Path]) -> None:
     python = client_python(LIVEKIT)
     async with serving() as server:
-        told = await run(python, "livekit_client.py", server.base_url, "16000", audio=session(WIDE))
+        messages = await run(
+            python, "livekit_client.py", server.base_url, "16000", audio=session(WIDE)
+        )
         (seen,) = server.connections
-    usage = ["recognition_usage", None]  # told every 5 s, wherever the session is by then
-    assert usage in told
-    assert [each for each in told if each != usage] == [
+    usage = ["recognition_usage", None]  # sent every 5 s, wherever the session is by then
+    assert usage in messages
+    assert [each for each in messages if each != usage] == [
         ["start_of_speech", None],
         ["interim_transcript", "w1"],
         ["interim_transcript", "w1 w2"],
         ["preflight_transcript", "w1 w2"],
-        ["interim_transcript", "w1 w2"],  # its word for turn.resume
+        ["interim_transcript", "w1 w2"],  # LiveKit's name for turn.resume
         ["interim_transcript", "w1 w2 w3"],
         ["preflight_transcript", "w1 w2 w3"],
         ["final_transcript", "w1 w2 w3"],
@@ -125,12 +127,12 @@ async def test_14_livekit_a_session_gives_its_turns(client_python: Callable[[str
     assert (seen.params.audio, seen.params.keyterms) == (WIDE, ("Ink 2",))
 
 
-async def test_14_pipecat_a_session_gives_its_turns(client_python: Callable[[str], Path]) -> None:
+async def test_14_pipecat_session_yields_its_turns(client_python: Callable[[str], Path]) -> None:
     python = client_python(PIPECAT)
     async with serving() as server:
-        told = await run(python, "pipecat_client.py", server.url, "16000", audio=session(WIDE))
+        messages = await run(python, "pipecat_client.py", server.url, "16000", audio=session(WIDE))
         (seen,) = server.connections
-    assert told == [
+    assert messages == [
         ["ProposedUserStartedSpeakingFrame", None],
         ["InterimTranscriptionFrame", "w1"],
         ["InterimTranscriptionFrame", "w1 w2"],

@@ -1,4 +1,4 @@
-"""The wire's rules about who is let in, one by one; against literal URLs, headers and JSON."""
+"""The protocol's rules about the upgrade, one by one, with literal URLs, headers and JSON."""
 
 import json
 
@@ -32,7 +32,7 @@ VERSION = {"Cartesia-Version": "2026-03-01"}
 @pytest.mark.parametrize(
     "headers", [{}, {"X-API-Key": "sk_car_three"}, {"Authorization": "Basic x"}]
 )
-async def test_01_bad_credentials_are_refused_with_401_and_json(headers: dict[str, str]) -> None:
+async def test_01_bad_credentials_get_401_and_json(headers: dict[str, str]) -> None:
     async with serving(KEYED) as server:
         with pytest.raises(InvalidStatus) as refused:
             await dial(server, headers=headers | VERSION)
@@ -44,7 +44,7 @@ async def test_01_bad_credentials_are_refused_with_401_and_json(headers: dict[st
     assert body["request_id"] == response.headers["X-Request-Id"]
 
 
-async def test_01_versions_before_march_2026_are_refused_in_plain_text() -> None:
+async def test_01_versions_before_march_2026_get_plain_text() -> None:
     async with serving(KEYED) as server:
         with pytest.raises(InvalidStatus) as refused:
             await dial(server, headers={"Cartesia-Version": "2025-04-16"})
@@ -52,14 +52,14 @@ async def test_01_versions_before_march_2026_are_refused_in_plain_text() -> None
     assert (refused.value.response.body or b"").startswith(b"Unauthorized: ")
 
 
-async def test_01_other_paths_are_not_found() -> None:
+async def test_01_other_paths_get_404() -> None:
     async with serving() as server:
         with pytest.raises(InvalidStatus) as refused:
             await dial(server, path="/stt/websocket")
     assert refused.value.response.status_code == 404
 
 
-async def test_01_the_upgrade_names_the_request_as_every_event_does() -> None:
+async def test_01_upgrade_and_events_have_same_request_id() -> None:
     async with serving() as server, dial(server) as ws:
         assert ws.response is not None
         request_id = ws.response.headers["X-Request-Id"]
@@ -87,7 +87,7 @@ async def test_01_the_upgrade_names_the_request_as_every_event_does() -> None:
         ({}, {"access_token": "sk_car_one"}),
     ],
 )
-async def test_02_a_key_is_taken_in_each_of_its_three_places(
+async def test_02_key_is_accepted_in_three_places(
     headers: dict[str, str], query: dict[str, str]
 ) -> None:
     async with serving(KEYED) as server, dial(server, GOOD | query, headers | VERSION) as ws:
@@ -104,7 +104,7 @@ async def test_02_a_key_is_taken_in_each_of_its_three_places(
         ("2025-11-04", "2026-03-01", False),
     ],
 )
-async def test_02_the_version_in_the_query_wins(
+async def test_02_version_in_query_takes_precedence(
     header: str | None, query: str | None, *, plain: bool
 ) -> None:
     asked = GOOD if query is None else GOOD | {"cartesia_version": query}
@@ -115,7 +115,7 @@ async def test_02_the_version_in_the_query_wins(
 
 
 @pytest.mark.parametrize("version", [{}, {"Cartesia-Version": "latest"}])
-async def test_02_a_version_is_required(version: dict[str, str]) -> None:
+async def test_02_version_is_required(version: dict[str, str]) -> None:
     async with serving() as server:
         with pytest.raises(InvalidStatus) as refused:
             await dial(server, headers={"X-API-Key": "k"} | version)
@@ -125,7 +125,7 @@ async def test_02_a_version_is_required(version: dict[str, str]) -> None:
 # Row 3
 
 
-async def test_03_a_wrong_model_is_told_in_band_instead_of_connected() -> None:
+async def test_03_wrong_model_gets_error_event_not_connected() -> None:
     async with serving() as server, dial(server, GOOD | {"model": "ink-whisper"}) as ws:
         events, code, reason = await rest_of(ws)
     assert ws.response is not None
@@ -155,9 +155,7 @@ async def test_03_a_wrong_model_is_told_in_band_instead_of_connected() -> None:
         ({"keyterm": "x" * 1201}, "Invalid keyterms"),
     ],
 )
-async def test_03_other_wrong_settings_close_with_their_title(
-    fault: dict[str, str], title: str
-) -> None:
+async def test_03_wrong_settings_close_with_error_title(fault: dict[str, str], title: str) -> None:
     async with serving() as server, dial(server, GOOD | fault) as ws:
         events, code, reason = await rest_of(ws)
     assert [(event["type"], event["title"], event["status_code"]) for event in events] == [
@@ -166,7 +164,7 @@ async def test_03_other_wrong_settings_close_with_their_title(
     assert (code, reason) == (1008, title)
 
 
-async def test_03_an_override_is_checked_against_defaults_it_does_not_send() -> None:
+async def test_03_override_is_checked_against_defaults() -> None:
     older = ServerSettings(port=0, turn=TurnSettings(start=0.8, eager_end=0.4, end=0.2))
     async with serving(older) as server:
         async with dial(server, GOOD | {"turn_end_threshold": "0.4"}) as ws:
@@ -176,7 +174,7 @@ async def test_03_an_override_is_checked_against_defaults_it_does_not_send() -> 
 
 
 @pytest.mark.parametrize("model", ["ink-2", "ink-2-2026-09-01", "ink-preview"])
-async def test_03_the_models_served_are_chosen(model: str) -> None:
+async def test_03_served_models_are_configurable(model: str) -> None:
     served = ServerSettings(port=0, models=("ink-2", "ink-preview"))
     async with serving(served) as server, dial(server, GOOD | {"model": model}) as ws:
         assert (await next_event(ws))["type"] == "connected"
@@ -185,7 +183,7 @@ async def test_03_the_models_served_are_chosen(model: str) -> None:
 # Row 4
 
 
-async def test_04_connected_comes_at_once_and_audio_may_come_before_it_is_read() -> None:
+async def test_04_connected_is_first_and_early_audio_is_kept() -> None:
     async with serving() as server, dial(server) as ws:
         await ws.send(synthesize_words([1], PHONE))
         assert ws.response is not None
@@ -201,7 +199,7 @@ async def test_04_connected_comes_at_once_and_audio_may_come_before_it_is_read()
 # Row 11
 
 
-async def test_11_a_socket_over_the_cap_is_refused_with_429_until_one_leaves() -> None:
+async def test_11_socket_over_cap_gets_429_until_one_closes() -> None:
     capped = ServerSettings(port=0, max_connections=2)
     async with serving(capped) as server, dial(server), dial(server) as second:
         with pytest.raises(InvalidStatus) as refused:
@@ -215,7 +213,7 @@ async def test_11_a_socket_over_the_cap_is_refused_with_429_until_one_leaves() -
             assert (await next_event(third))["type"] == "connected"
 
 
-async def test_11_the_cap_holds_when_all_come_at_once() -> None:
+async def test_11_cap_holds_for_simultaneous_connects() -> None:
     answers: list[str] = []
 
     async def knock() -> None:
@@ -245,12 +243,12 @@ async def test_11_the_cap_holds_when_all_come_at_once() -> None:
         (HEADERS | {"X-API-Key": "sk_car_one"}, 429, "Concurrency limit reached"),
     ],
 )
-async def test_11_the_cap_and_credentials_may_be_told_in_band_instead(
+async def test_11_cap_and_credential_errors_can_be_in_band(
     headers: dict[str, str], status: int, title: str
 ) -> None:
     keys = frozenset({"sk_car_one"})
-    told = ServerSettings(port=0, api_keys=keys, max_connections=1, refuse_in_band=True)
-    async with serving(told) as server:
+    options = ServerSettings(port=0, api_keys=keys, max_connections=1, refuse_in_band=True)
+    async with serving(options) as server:
         async with dial(server, headers=HEADERS | {"X-API-Key": "sk_car_one"}) as first:
             assert (await next_event(first))["type"] == "connected"
             async with dial(server, headers=headers) as ws:

@@ -1,4 +1,4 @@
-"""The wire's rules about an open session, one by one; against literal JSON."""
+"""The protocol's rules about an open session, one by one, with literal JSON."""
 
 import json
 import time
@@ -44,7 +44,7 @@ from worker.local.emulator.settings import ServerSettings
         '{"type":"close","deep":' + "[" * 100_000,
     ],
 )
-async def test_05_an_unknown_text_gets_a_400_that_names_the_commands(text: str) -> None:
+async def test_05_unknown_text_gets_400_that_lists_commands(text: str) -> None:
     async with serving() as server, dial(server) as ws:
         await next_event(ws)
         await ws.send(text)
@@ -59,7 +59,7 @@ async def test_05_an_unknown_text_gets_a_400_that_names_the_commands(text: str) 
 # Row 6
 
 
-async def test_06_config_takes_effect_in_an_open_turn_without_an_answer() -> None:
+async def test_06_config_applies_in_open_turn_without_reply() -> None:
     async with serving() as server, dial(server) as ws:
         await ws.send(
             synthesize_words([1], PHONE) + synthesize_silence(450, PHONE)
@@ -89,7 +89,7 @@ async def test_06_config_takes_effect_in_an_open_turn_without_an_answer() -> Non
         '{"end_threshold":"0.2"}',
     ],
 )
-async def test_06_a_wrong_config_is_told_and_changes_nothing(turn: str) -> None:
+async def test_06_wrong_config_gets_error_and_changes_nothing(turn: str) -> None:
     async with serving() as server, dial(server) as ws:
         await next_event(ws)
         await ws.send(f'{{"type":"config","turn":{turn}}}')
@@ -100,7 +100,7 @@ async def test_06_a_wrong_config_is_told_and_changes_nothing(turn: str) -> None:
     assert (kinds(events)[-1], code) == ("turn.end", 1000)
 
 
-async def test_06_config_may_be_answered_with_what_it_led_to() -> None:
+async def test_06_config_reply_has_resulting_settings() -> None:
     async with serving(ServerSettings(port=0, config_ack=True)) as server, dial(server) as ws:
         await ws.send('{"type":"config","turn":{"end_threshold":0.1}}')
         await ws.send('{"type":"config","turn":{"end_threshold":0.9}}')
@@ -122,7 +122,7 @@ async def test_06_config_may_be_answered_with_what_it_led_to() -> None:
 # Row 7
 
 
-async def test_07_turns_follow_the_state_machine_and_join_verbatim() -> None:
+async def test_07_turns_follow_state_machine_and_join_verbatim() -> None:
     audio = b"".join(
         synthesize_words([2 * n], PHONE)
         + synthesize_silence(300, PHONE)
@@ -146,7 +146,7 @@ async def test_07_turns_follow_the_state_machine_and_join_verbatim() -> None:
         so_far = "" if event["type"] == "turn.end" else event.get("transcript", so_far)
 
 
-async def test_07_events_may_carry_the_id_of_their_turn() -> None:
+async def test_07_events_can_carry_turn_id() -> None:
     async with serving(ServerSettings(port=0, turn_id=True)) as server, dial(server) as ws:
         await ws.send(
             synthesize_words([1], PHONE)
@@ -160,7 +160,7 @@ async def test_07_events_may_carry_the_id_of_their_turn() -> None:
     assert [event["turn_id"] for event in turns] == first + 3 * [f"{request_id}:2"]
 
 
-async def test_07_later_turns_may_come_without_their_leading_space() -> None:
+async def test_07_later_turns_can_omit_leading_space() -> None:
     async with serving(ServerSettings(port=0, leading_space=False)) as server, dial(server) as ws:
         await ws.send(
             synthesize_words([1], PHONE)
@@ -177,7 +177,7 @@ async def test_07_later_turns_may_come_without_their_leading_space() -> None:
 # Row 8
 
 
-async def test_08_an_open_turn_waits_for_audio_and_zeros_end_it() -> None:
+async def test_08_open_turn_waits_for_audio_and_zeros_end_it() -> None:
     async with serving() as server, dial(server) as ws:
         await ws.send(synthesize_words([1], PHONE))
         assert [(await next_event(ws))["type"] for _ in range(3)] == [
@@ -197,9 +197,10 @@ IDLE_S = 0.4
 
 
 async def _outlast(server: TurnsServer, message: bytes | str) -> tuple[list[str], int]:
-    """Send a message again and again, for longer than the server waits for one, and close.
+    """Send a message repeatedly for longer than the server's idle timeout, then close.
 
-    Returns what came and the code. It is done once more if we were held up for half that time.
+    Returns the events received and the close code. It repeats once if this process was held up for
+    half the timeout.
     """
     for _ in range(30):
         async with dial(server) as ws:
@@ -217,7 +218,7 @@ async def _outlast(server: TurnsServer, message: bytes | str) -> tuple[list[str]
     pytest.fail("this machine never let us send in time")
 
 
-async def test_09_only_audio_keeps_a_connection_from_going_idle() -> None:
+async def test_09_only_audio_resets_idle_timeout() -> None:
     async with serving(ServerSettings(port=0, idle_timeout_s=IDLE_S)) as server:
         assert await _outlast(server, synthesize_silence(50, PHONE)) == (["connected"], 1000)
         async with dial(server) as ws, anyio.create_task_group() as chatter:
@@ -238,13 +239,13 @@ async def _chat(ws: ClientConnection) -> None:
         return
 
 
-async def test_09_text_may_keep_a_connection_from_going_idle_too() -> None:
+async def test_09_text_can_reset_idle_timeout() -> None:
     lenient = ServerSettings(port=0, idle_timeout_s=IDLE_S, text_resets_idle=True)
     async with serving(lenient) as server:
         assert await _outlast(server, '{"type":"config"}') == (["connected"], 1000)
 
 
-async def test_09_a_session_may_be_limited_however_busy() -> None:
+async def test_09_session_duration_can_be_limited() -> None:
     limited = ServerSettings(port=0, max_session_s=0.3)
     async with (
         serving(limited) as server,
@@ -266,14 +267,14 @@ async def _talk(ws: ClientConnection) -> None:
         return
 
 
-async def test_09_the_server_may_ping() -> None:
+async def test_09_server_can_ping() -> None:
     async with serving(ServerSettings(port=0, ping_s=0.5)) as server:
         async with dial(server) as ws:
             await anyio.sleep(0.8)  # websockets answers
             assert (await closed(ws))[1] == 1000
         ws = await dial(server)
         await next_event(ws)
-        ws.transport.pause_reading()  # and now it cannot
+        ws.transport.pause_reading()  # no longer
         await until_open(server, 0)
         ws.transport.resume_reading()
         assert (await rest_of(ws))[1] == 1011
@@ -283,7 +284,7 @@ async def test_09_the_server_may_ping() -> None:
 
 
 @pytest.mark.parametrize("command", ["close", "done"])
-async def test_10_close_hears_out_what_was_sent_then_closes_normally(command: str) -> None:
+async def test_10_close_flushes_sent_audio_then_closes_with_1000(command: str) -> None:
     slow = ScriptEngine(ScriptOptions(latency_ms=100))
     async with serving(engine=slow) as server, dial(server) as ws:
         await ws.send(synthesize_words([1, 2], PHONE))
@@ -292,13 +293,13 @@ async def test_10_close_hears_out_what_was_sent_then_closes_normally(command: st
     assert (events[-1]["type"], events[-1]["transcript"], code) == ("turn.end", "w1 w2", 1000)
 
 
-async def test_10_closing_without_audio_gives_no_events() -> None:
+async def test_10_close_without_audio_sends_no_events() -> None:
     async with serving() as server, dial(server) as ws:
         events, code, _ = await closed(ws)
     assert (kinds(events), code) == (["connected"], 1000)
 
 
-async def test_10_without_close_the_turn_is_not_ended() -> None:
+async def test_10_turn_is_not_ended_without_close() -> None:
     async with serving() as server:
         async with dial(server) as ws:
             await ws.send(synthesize_words([1], PHONE))
@@ -312,7 +313,7 @@ async def test_10_without_close_the_turn_is_not_ended() -> None:
 # Row 12
 
 
-async def test_12_audio_may_come_at_any_pace() -> None:
+async def test_12_audio_is_accepted_at_any_pace() -> None:
     async with serving() as server, dial(server) as ws:
         await ws.send(60 * synthesize_words(range(5), PHONE))
         events, code, _ = await closed(ws)
@@ -321,11 +322,11 @@ async def test_12_audio_may_come_at_any_pace() -> None:
 
 
 @pytest.mark.parametrize(("then", "code"), [("", 1008), (":open", 1000)])
-async def test_12_a_limit_of_pace_can_be_switched_on(then: str, code: int) -> None:
+async def test_12_pace_limit_can_be_enabled(then: str, code: int) -> None:
     async with serving() as server, dial(server) as ws:
         server.faults.set(f"pace=1.0:burst=200ms{then}")
         await ws.send(synthesize_words([1], PHONE))
-        await ws.send(synthesize_words([2, 2], PHONE))  # more than may come at once
+        await ws.send(synthesize_words([2, 2], PHONE))  # more than the burst allowance
         if code == 1000:
             await ws.send('{"type":"close"}')
         events, left, _ = await rest_of(ws)
@@ -351,8 +352,8 @@ async def test_12_a_limit_of_pace_can_be_switched_on(then: str, code: int) -> No
         ("no-turn-end", "turn.eager_end", 1000),
     ],
 )
-async def test_13_faults_come_on_demand(spec: str, ends_with: str, code: int) -> None:
-    # A connection that is half open ends by the idle clock.
+async def test_13_faults_are_injected_on_demand(spec: str, ends_with: str, code: int) -> None:
+    # The idle timeout ends a half-open connection.
     idle_timeout_s = 0.5 if spec.startswith("half-open") else ServerSettings().idle_timeout_s
     async with serving(ServerSettings(port=0, idle_timeout_s=idle_timeout_s)) as server:
         server.faults.set(spec)

@@ -1,4 +1,4 @@
-"""A bare client of the turns wire: literal URLs, headers and JSON, nothing of the worker's."""
+"""A bare client of the turns protocol: literal URLs, headers and JSON, no code of the worker."""
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -28,7 +28,7 @@ async def serving(
     settings: ServerSettings = ServerSettings(port=0),  # noqa: B008 - frozen
     engine: Engine | None = None,
 ) -> AsyncIterator[TurnsServer]:
-    """A server on a free port, of the script engine unless told otherwise."""
+    """A server on a free port, with the script engine by default."""
     async with TurnsServer.serve(settings, engine or ScriptEngine()) as server:
         yield server
 
@@ -40,14 +40,14 @@ def dial(
     path: str = "/stt/turns/websocket",
     open_timeout: float = 10,
 ) -> connect:
-    """A connection to open with `async with`; compression is offered, as the SDK does."""
-    # A proxy of the environment has no business between two ends of one machine.
+    """A connection to open with `async with`; it offers compression, as the SDK does."""
+    # The environment's proxy is not used between two ends on one machine.
     url = f"ws://127.0.0.1:{server.port}{path}?{urlencode(query)}"
     return connect(url, additional_headers=headers, proxy=None, open_timeout=open_timeout)
 
 
 def upgrade_request() -> bytes:
-    """The bytes of an upgrade that is granted, for who wants to see those of the answer."""
+    """Return the bytes of a valid upgrade request, for tests that read the raw reply."""
     lines = [
         f"GET /stt/turns/websocket?{urlencode(GOOD)} HTTP/1.1",
         "Host: localhost",
@@ -70,7 +70,7 @@ def kinds(events: list[Event]) -> list[str]:
 
 
 async def rest_of(ws: ClientConnection) -> tuple[list[Event], int, str]:
-    """What still comes, and the code and reason the server closed with."""
+    """Return the remaining events, and the code and reason of the server's close."""
     events = []
     while True:
         try:
@@ -81,13 +81,13 @@ async def rest_of(ws: ClientConnection) -> tuple[list[Event], int, str]:
 
 
 async def closed(ws: ClientConnection) -> tuple[list[Event], int, str]:
-    """The same, having asked for it."""
+    """Send `close`, then return the same."""
     await ws.send('{"type":"close"}')
     return await rest_of(ws)
 
 
 async def until_open(server: TurnsServer, count: int) -> None:
-    """Wait until so many sockets are open; a client's leaving takes the server a moment."""
+    """Wait until so many sockets are open; the server needs a moment to notice a closed one."""
     with anyio.fail_after(PATIENCE_S):
         while server.open_connections != count:
             await anyio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The table of metrics, made from the instruments: `python -m tests.docs.metrics` writes it."""
+"""Generates the table of metrics from the instruments: `python -m tests.docs.metrics`."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ BLOCK: Final = "metrics"
 
 
 def table() -> str:
-    """Return the table, a row for each instrument."""
+    """Return the table with one row per instrument."""
     lines = ["| metric | kind | unit | by | |", "|---|---|---|---|---|"]
     for each in INSTRUMENTS:
         attribute = f"`{each.attribute}` " if each.attribute else ""

@@ -1,4 +1,4 @@
-"""Pages of the documentation, and their sections, tables and generated blocks."""
+"""Pages of the documentation, with their sections, tables and generated blocks."""
 
 import re
 from pathlib import Path

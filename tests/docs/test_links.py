@@ -33,7 +33,7 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
 
 
-def test_the_demo_and_the_tests_are_one_command() -> None:
+def test_demo_and_tests_are_one_command() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert "pip install uv && uv run turnbus demo\n" in readme
     assert "pip install uv && uv run pytest\n" in readme

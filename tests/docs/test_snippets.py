@@ -1,4 +1,4 @@
-"""The producers and the consumer of the documentation run, and survive a kill."""
+"""The documented producers and consumer run, and survive a kill."""
 
 import re
 import shutil
@@ -47,25 +47,27 @@ sys.exit(reply.startswith("-"))
 """
 
 CHUNK_MS = 100
-"""Length of the producers' chunks. Each chunk of speech is a whole word here, so that a late chunk
-splits no word."""
+"""Length of the producers' chunks.
+
+Each chunk of speech is a whole word here, so a late chunk splits no word.
+"""
 
 
 @pytest.fixture
 def shell_path(tmp_path: Path) -> Path:
-    """Return a directory for commands a snippet may call."""
+    """Return a directory for the commands that a snippet may call."""
     path = tmp_path / "bin"
     path.mkdir()
     return path
 
 
-def test_snippets_of_one_name_are_the_same() -> None:
+def test_snippets_with_same_name_are_equal() -> None:
     assert set(SNIPPETS) == {"consumer.py", "producer.py", "producer.sh"}
     for name, code in _FOUND:
         assert code == SNIPPETS[name], name
 
 
-async def test_producers_and_a_consumer_that_is_killed(tmp_path: Path, shell_path: Path) -> None:
+async def test_snippets_survive_kill_of_consumer(tmp_path: Path, shell_path: Path) -> None:
     first, last = (synthesize_words(words, PCM16, word_ms=CHUNK_MS) for words in ([1, 2, 3], [4]))
     (tmp_path / "call.raw").write_bytes(first + synthesize_silence(7 * CHUNK_MS, PCM16) + last)
     engine = ScriptEngine(ScriptOptions(word_ms=CHUNK_MS, latency_ms=150))
@@ -89,7 +91,7 @@ async def test_producers_and_a_consumer_that_is_killed(tmp_path: Path, shell_pat
             return [sys.executable, "-c", code]
 
         async def consume(store: Path, count: int) -> list[tuple[str, int, str]]:
-            """Run the consumer until it has stored `count` turns, and kill it."""
+            """Run the consumer until it has stored `count` turns, then kill it."""
             async with await anyio.open_process(python("consumer.py"), cwd=tmp_path) as consumer:
                 while len(stored := _stored(store)) < count:
                     assert consumer.returncode is None
@@ -113,5 +115,5 @@ def _stored(store: Path) -> list[tuple[str, int, str]]:
     with closing(sqlite3.connect(store)) as calls:
         try:
             return calls.execute("SELECT * FROM turns").fetchall()
-        except sqlite3.OperationalError:  # the table is not there yet, or locked
+        except sqlite3.OperationalError:  # the table does not exist yet, or is locked
             return []

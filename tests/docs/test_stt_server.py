@@ -1,4 +1,4 @@
-"""The page about the local turns server names faults and options that exist."""
+"""The page about the local turns server names existing faults and options."""
 
 import re
 
@@ -6,7 +6,7 @@ from tests.docs.pages import read, section
 from worker.local.emulator.fault_specs import parse_fault
 
 
-def test_faults_are_valid() -> None:
+def test_documented_faults_are_valid() -> None:
     specs = re.findall(r"(?:--fault |[?&]fault=)([a-z][^\s&'`]*)", read("stt-server.md"))
     for column in re.findall(r"^\| (`[^|]*`) \|", _faults(), re.MULTILINE):
         specs += re.findall(r"`([^`]+)`", column)
@@ -15,7 +15,7 @@ def test_faults_are_valid() -> None:
         parse_fault(spec.replace("@WHEN", "@mid-turn"))
 
 
-def test_moments_are_valid() -> None:
+def test_documented_moments_are_valid() -> None:
     moments = section("stt-server.md", "Faults").partition("| moment |")[2]
     names = re.findall(r"^\| `([^`]+)` \|", moments, re.MULTILINE)
     assert len(names) == 7
@@ -23,7 +23,7 @@ def test_moments_are_valid() -> None:
         parse_fault(f"cut@{name}")
 
 
-def test_options_exist() -> None:
+def test_documented_options_exist() -> None:
     named = set(re.findall(r"--[a-z][a-z-]+", read("stt-server.md")))
     # tests/docs/test_tables.py compares this section with the command.
     options = set(re.findall(r"--[a-z][a-z-]+", section("cli.md", "turnbus stt-server")))

@@ -1,4 +1,4 @@
-"""The tables of the documentation list what the code has."""
+"""The tables of the documentation match the code."""
 
 import re
 import tomllib
@@ -49,7 +49,7 @@ def test_setting_defaults_match() -> None:
 
 
 def _range(kind: object) -> str:
-    """Format a type's range as the tables do; empty if it is neither a number nor a choice."""
+    """Format a type's range as the tables do; empty for a type that is no number and no choice."""
     if number := re.match(r"a (?:whole )?number from (\S+ to \S+)", describe_type(kind)):
         return re.sub(r"\d{4,}", lambda digits: f"{int(digits[0]):,}", number[1])
     choices = get_args(kind) if get_origin(kind) is Literal else ()
@@ -67,7 +67,7 @@ def test_setting_ranges_match() -> None:
     assert {name: listed[name.upper()] for name in ranges} == ranges
 
 
-def test_turn_detection_matches() -> None:
+def test_turn_detection_defaults_match() -> None:
     row = r"^\| `(turn_\w+)` \| (.+?) \| (.+?) \|"
     defaults = msgspec.structs.astuple(TurnSettings())
     assert re.findall(row, section("protocol.md", "Turn detection"), re.MULTILINE) == [

@@ -1,4 +1,4 @@
-"""`turnbus bench` itself, small. Nothing is asserted on time."""
+"""A small run of `turnbus bench`. It asserts nothing about time."""
 
 import signal
 import subprocess
@@ -18,12 +18,10 @@ from worker.cli.main import main
 from worker.local.emulator.engines.script_words import WORD_MS
 
 WHOLE_WORDS = ("--chunk-ms", str(WORD_MS))
-"""In each chunk one: a producer that is held up tears none."""
+"""Words per chunk. With one, a producer that is held up splits no word."""
 
 
-def test_a_tiny_run_is_measured_and_right(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bench_measures_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.json"
     size = ["--sessions", "5", "--seconds", "1", "--warmup", "1", *WHOLE_WORDS]
     assert main(["bench", *size, "--json", "--out", str(out)]) == 0
@@ -45,18 +43,18 @@ def test_a_tiny_run_is_measured_and_right(
 
 
 @pytest.mark.slow
-def test_sessions_come_and_go(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_restarts_sessions(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--sessions", "4", "--seconds", "5", "--warmup", "1", *WHOLE_WORDS]
     assert main(["bench", *size, "--churn", "1", "--json"]) == 0
     report = msgspec.json.decode(capsys.readouterr().out)
     (run,) = report["runs"]
     assert run["begun"] >= 2
     assert len(run["worker_rss"]) == 6
-    # Each begins its words anew, and says one utterance at least.
+    # Each session begins its words anew and has at least one utterance.
     assert report["verdict"]["words"] >= (4 + run["begun"]) * 8
 
 
-async def test_a_traced_worker_exports_its_spans() -> None:
+async def test_bench_traced_worker_exports_spans() -> None:
     with open_sink() as sink:
         settings = {**environment({}), **sink.environment, "OTEL_BSP_SCHEDULE_DELAY": "100"}
         program = (
@@ -69,7 +67,7 @@ async def test_a_traced_worker_exports_its_spans() -> None:
 
 
 @pytest.mark.slow
-def test_tracing_is_said_in_the_title(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_title_names_tracing(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--sessions", "2", "--seconds", "1", "--warmup", "1", "--traced", *WHOLE_WORDS]
     assert main(["bench", *size]) == 0
     assert "2 sessions, " in (title := capsys.readouterr().out.splitlines()[0])
@@ -77,7 +75,7 @@ def test_tracing_is_said_in_the_title(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_however_it_ends_it_leaves_no_process(end: signal.Signals, tmp_path: Path) -> None:
+def test_bench_leaves_no_process(end: signal.Signals, tmp_path: Path) -> None:
     log = tmp_path / "stderr"
     command = [sys.executable, "-m", "worker", "bench", "--sessions", "2"]
     with (

@@ -1,4 +1,4 @@
-"""The demo as a process: real speech, real workers, and nothing left behind."""
+"""The demo as a process: real speech, real workers, and complete cleanup."""
 
 import json
 import os
@@ -23,7 +23,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def temporary(tmp_path: Path) -> Path:
-    """Where the demo puts its files."""
+    """Directory in which the demo puts its files."""
     path = tmp_path / "temporary"
     path.mkdir()
     return path
@@ -39,7 +39,7 @@ def demo(temporary: Path) -> Iterator[Start]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # What a user has set for the real thing must not reach the demo.
+            # A user's real settings must not reach the demo.
             env={
                 **os.environ,
                 "TMPDIR": str(temporary),
@@ -58,7 +58,7 @@ def demo(temporary: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def short_clip(tmp_path: Path) -> Path:
-    """The first three seconds of one."""
+    """The first three seconds of a clip."""
     (clip,) = (clip for clip in CLIPS if clip.path.stem == "commands")
     path = tmp_path / "short.wav"
     path.write_bytes(wav(pcm(samples_of(clip.path, 16_000)[:48_000]), 16_000))
@@ -76,8 +76,8 @@ def assert_gone(processes: list[psutil.Process], temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_real_speech_survives_a_kill(demo: Start, temporary: Path) -> None:
-    """The whole of it, with two sessions: 20 s. Spans and metrics go to the user's collector."""
+def test_demo_survives_kill_of_worker(demo: Start, temporary: Path) -> None:
+    """The whole demo with two sessions: 20 s. The user's collector receives spans and metrics."""
     with collecting() as collector:
         process = demo(
             *("--sessions", "2", "--json"),
@@ -119,7 +119,7 @@ def test_real_speech_survives_a_kill(demo: Start, temporary: Path) -> None:
     assert {metric.name for metric in collector.metrics} >= {"turnbus.sessions"}
 
 
-def test_a_file_of_ones_own_in_plain_lines(demo: Start, short_clip: Path, temporary: Path) -> None:
+def test_demo_plays_own_file_in_plain_lines(demo: Start, short_clip: Path, temporary: Path) -> None:
     process = demo(str(short_clip), "--no-kill", "--traces")
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, "")
@@ -145,7 +145,7 @@ def test_a_file_of_ones_own_in_plain_lines(demo: Start, short_clip: Path, tempor
 @pytest.mark.parametrize(
     "stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
-def test_stopped_in_the_middle_it_leaves_nothing(
+def test_demo_stopped_early_leaves_nothing(
     demo: Start, short_clip: Path, temporary: Path, stop: signal.Signals
 ) -> None:
     process = demo(str(short_clip), "--json")
@@ -161,12 +161,12 @@ def test_stopped_in_the_middle_it_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_is_named(demo: Start, short_clip: Path, temporary: Path) -> None:
+def test_demo_names_process_that_dies(demo: Start, short_clip: Path, temporary: Path) -> None:
     process = demo(str(short_clip), "--no-kill", "--json")
     assert process.stdout is not None
     process.stdout.readline()
     running = offspring(process)
-    # Beside it is its watcher, a shell with the same words in its command line.
+    # Its watcher runs beside it, a shell with the same words in its command line.
     commands = {one: one.cmdline() for one in running}
     (server,) = (
         one
@@ -181,7 +181,7 @@ def test_a_process_that_dies_is_named(demo: Start, short_clip: Path, temporary: 
     assert_gone(running, temporary)
 
 
-def test_a_file_that_cannot_be_played_is_told_before_anything_starts(
+def test_demo_refuses_unplayable_file_before_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demo", str(tmp_path / "none.wav")]) == 2
@@ -199,7 +199,7 @@ def test_a_file_that_cannot_be_played_is_told_before_anything_starts(
         ({"OTEL_SDK_DISABLED": "true"}, "--traces: OTEL_SDK_DISABLED=true lets no span be made"),
     ],
 )
-def test_spans_that_cannot_be_shown(
+def test_demo_reports_spans_it_cannot_show(
     variables: dict[str, str],
     what: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -213,7 +213,7 @@ def test_spans_that_cannot_be_shown(
 
 
 @pytest.mark.parametrize("count", ["0", "13", "x"])
-def test_bad_usage(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_refuses_bad_usage(count: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["demo", "--sessions", count])
     assert end.value.code == 2

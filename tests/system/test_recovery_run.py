@@ -1,4 +1,4 @@
-"""`turnbus bench recovery` itself, small. Nothing is asserted on time."""
+"""A small run of `turnbus bench recovery`. It asserts nothing about time."""
 
 from typing import Any
 
@@ -18,16 +18,16 @@ def _run(capsys: pytest.CaptureFixture[str], *options: str) -> Any:
     return report
 
 
-def test_a_kill_is_measured_and_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recovery_bench_measures_kill_without_loss(capsys: pytest.CaptureFixture[str]) -> None:
     values = _run(capsys, "kill", "--kill-sessions", "3")["values"]
     assert values.keys() == {"kill_connected", "kill_audio"}
     connected, audio = values["kill_connected"], values["kill_audio"]
     assert len(connected) == len(audio) == 3
-    assert all(0 < at < heard for at, heard in zip(connected, audio, strict=True))
+    assert all(0 < at < transcribed for at, transcribed in zip(connected, audio, strict=True))
 
 
 @pytest.mark.slow
-def test_a_drain_is_measured_and_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recovery_bench_measures_drain_without_loss(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["drain", "--drain-sessions", "3", "--repeat", "2", "--chunk-ms", "50"]
     values = _run(capsys, *options)["values"]
     assert values.keys() == {"drain_exit", "drain_owned", "drain_connected"}
@@ -35,14 +35,14 @@ def test_a_drain_is_measured_and_nothing_is_lost(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-def test_cuts_are_measured_and_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recovery_bench_measures_cuts_without_loss(capsys: pytest.CaptureFixture[str]) -> None:
     values = _run(capsys, "cut", "--trials", "2")["values"]
     assert values.keys() == {scene.name for scene in SCENES} | {"uncut"}
     assert all(len(values[scene.name]) == 2 for scene in SCENES)
     assert len(values["uncut"]) == 2 * len(SCENES)
 
 
-def test_only_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recovery_bench_refuses_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
     for options in (["fall"], ["--trials", "0"], ["--chunk-ms", "15"]):
         with pytest.raises(SystemExit) as exit_:
             main(["bench", "recovery", *options])

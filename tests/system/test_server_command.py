@@ -55,7 +55,7 @@ async def started(*arguments: str, lines: int = 1) -> AsyncIterator[tuple[anyio.
 
 
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
-async def test_it_says_where_it_listens_serves_and_leaves_cleanly(
+async def test_server_prints_address_and_exits_cleanly(
     tmp_path: Path, interrupt: signal.Signals
 ) -> None:
     keys = tmp_path / "keys"
@@ -76,7 +76,7 @@ async def test_it_says_where_it_listens_serves_and_leaves_cleanly(
         assert await process.wait() == 0
 
 
-async def test_faults_and_the_control_endpoint_are_its_options() -> None:
+async def test_server_options_set_faults_and_control() -> None:
     options = ["--control-port", "0", "--fault", "close=1012,count=1", "--fault", "duplicate"]
     async with started("--engine", "script", *options, lines=2) as (_, text):
         url = re.search(r"ws://\S+", text)
@@ -99,7 +99,7 @@ async def test_faults_and_the_control_endpoint_are_its_options() -> None:
             assert "connected" in str(await ws.recv())
 
 
-async def test_what_the_documents_leave_open_is_chosen_by_options() -> None:
+async def test_server_options_set_undocumented_behaviour() -> None:
     options = ["--model", "ink-2", "--model", "ink-preview", "--turn-id", "--config-ack"]
     options += ["--older-defaults", "--no-leading-space", "--refuse-in-band", "--text-resets-idle"]
     options += ["--max-session-s", "60", "--max-message-bytes", "100000", "--ping-s", "30"]
@@ -115,7 +115,7 @@ async def test_what_the_documents_leave_open_is_chosen_by_options() -> None:
             assert '"status_code":401' in str(await ws.recv())
 
 
-def test_what_cannot_work_is_told(tmp_path: Path) -> None:
+def test_server_reports_unusable_options(tmp_path: Path) -> None:
     empty = tmp_path / "keys"
     empty.touch()
     for arguments, fault in [
@@ -134,7 +134,9 @@ def test_what_cannot_work_is_told(tmp_path: Path) -> None:
     "wrong",
     [["--port", "65536"], ["--idle-timeout-s", "0"], ["--engine", "x"], ["--max-connections", "0"]],
 )
-def test_bad_usage_exits_with_2(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_server_bad_usage_exits_with_2(
+    wrong: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as left:
         parsed(*wrong)
     assert left.value.code == 2

@@ -1,4 +1,4 @@
-"""What a worker counts: buckets as Prometheus means them, quantiles as upper bounds."""
+"""The worker's counters: buckets in Prometheus's sense, quantiles as upper bounds."""
 
 from collections import Counter
 from math import inf
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from worker.telemetry.counters import BOUNDS_S, Counters, Histogram
 
 
-def test_a_bucket_holds_its_upper_bound() -> None:
+def test_bucket_includes_its_upper_bound() -> None:
     histogram = Histogram()
     for bound in BOUNDS_S:
         histogram.observe(bound)
@@ -21,16 +21,16 @@ def test_a_bucket_holds_its_upper_bound() -> None:
     assert histogram.count == len(BOUNDS_S) + 2
 
 
-def test_bounds_rise() -> None:
+def test_bucket_bounds_increase() -> None:
     assert list(BOUNDS_S) == sorted(set(BOUNDS_S))
 
 
 @pytest.mark.parametrize("q", [0.0, 0.5, 1.0])
-def test_without_durations_there_is_no_quantile(q: float) -> None:
+def test_quantile_needs_durations(q: float) -> None:
     assert Histogram().quantile(q) == 0.0
 
 
-def test_quantiles() -> None:
+def test_quantile_is_upper_bound_of_bucket() -> None:
     histogram = Histogram()
     for _ in range(98):
         histogram.observe(0.004)
@@ -46,7 +46,7 @@ def test_quantiles() -> None:
 
 
 @given(st.lists(st.floats(0, 20), min_size=1), st.floats(0, 1))
-def test_a_quantile_is_the_bound_above_the_true_one(durations: list[float], q: float) -> None:
+def test_quantile_is_bound_above_true_value(durations: list[float], q: float) -> None:
     histogram = Histogram()
     for duration in durations:
         histogram.observe(duration)
@@ -58,7 +58,7 @@ def test_a_quantile_is_the_bound_above_the_true_one(durations: list[float], q: f
     assert histogram.sum_s == pytest.approx(sum(durations))
 
 
-def test_a_worker_starts_at_nothing() -> None:
+def test_counters_start_at_zero() -> None:
     counted = vars(Counters())
     assert counted
     for name, value in counted.items():

@@ -1,4 +1,4 @@
-"""Connects to hosts with several addresses, not all of which serve; real sockets on loopback."""
+"""Connecting to hosts with several addresses, some unreachable; real sockets on loopback."""
 
 import shutil
 import socket
@@ -41,7 +41,7 @@ SETTINGS = StreamSettings(model="ink-2", encoding=Encoding.PCM_S16LE, sample_rat
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """Listen, and accept as the system does."""
+    """Listen, and let the kernel accept connections."""
     with socket.create_server((GOOD, 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -59,7 +59,7 @@ def port() -> Iterator[int]:
         (*HOLES, GOOD),
     ],
 )
-def test_connect_reaches_the_address_that_serves(
+def test_connect_reaches_address_that_answers(
     resolving: Names, port: int, use_uvloop: bool, addresses: tuple[str, ...]
 ) -> None:
     resolving[HOST] = addresses
@@ -74,9 +74,7 @@ def test_connect_reaches_the_address_that_serves(
         assert anyio.run(peer, backend_options={"use_uvloop": use_uvloop}) == (GOOD, port)
 
 
-async def test_connect_goes_past_an_ipv6_address_without_answer(
-    resolving: Names, port: int
-) -> None:
+async def test_connect_skips_unreachable_ipv6_address(resolving: Names, port: int) -> None:
     resolving[HOST] = ("::1", GOOD)
     with ExitStack() as stack:
         try:
@@ -88,7 +86,7 @@ async def test_connect_goes_past_an_ipv6_address_without_answer(
 
 
 @ON_EACH_LOOP
-def test_connect_names_host_and_addresses_without_answer(
+def test_connect_error_names_host_and_addresses(
     resolving: Names, port: int, use_uvloop: bool
 ) -> None:
     resolving[HOST] = HOLES[:2]
@@ -101,18 +99,18 @@ def test_connect_names_host_and_addresses_without_answer(
     assert str(late.value) == f"no answer from {HOST}:{port} (127.0.0.2, 127.0.0.3) within 0.6 s"
 
 
-async def test_connect_names_an_address_without_answer_once(port: int) -> None:
+async def test_connect_error_names_address_once(port: int) -> None:
     with black_hole(port), pytest.raises(TimeoutError) as late:
         await connect_tcp(HOLES[0], port, 0.1)
     assert str(late.value) == f"no answer from 127.0.0.2:{port} within 0.1 s"
 
 
-async def test_connect_names_a_host_without_address() -> None:
+async def test_connect_error_names_host_without_address() -> None:
     with pytest.raises(socket.gaierror, match=r"no-such-host\.invalid: "):
         await connect_tcp("no-such-host.invalid", 1, 30)
 
 
-async def test_connect_closes_the_sockets_that_lost(resolving: Names, port: int) -> None:
+async def test_connect_closes_losing_sockets(resolving: Names, port: int) -> None:
     resolving[HOST] = (*HOLES, GOOD)
     made: list[socket.socket] = []
 
@@ -140,7 +138,7 @@ async def plain(_: Authority | None) -> AsyncIterator[Place]:
 
 @asynccontextmanager
 async def secure(authority: Authority) -> AsyncIterator[Place]:
-    binary = shutil.which("redis-server")  # the embedded one speaks no TLS
+    binary = shutil.which("redis-server")  # the embedded Redis has no TLS
     if binary is None:
         pytest.skip("no redis-server on PATH")
     async with EmbeddedRedis.start(binary=Path(binary)) as server:
@@ -152,7 +150,7 @@ async def secure(authority: Authority) -> AsyncIterator[Place]:
 
 @asynccontextmanager
 async def cluster(_: Authority) -> AsyncIterator[Place]:
-    """Its nodes tell their name, not their address."""
+    """A cluster whose nodes announce their name, not their address."""
     async with EmbeddedCluster.start() as servers:
         for node in servers.masters:
             async with client(node) as redis:
@@ -190,12 +188,12 @@ Kind: TypeAlias = Callable[[Authority], AbstractAsyncContextManager[Place]]
 
 
 @pytest.mark.parametrize("kind", [plain, secure, cluster, sentinel])
-async def test_session_runs_where_an_address_does_not_answer(
+async def test_session_runs_despite_unreachable_address(
     resolving: Names, stt: TurnsServer, tmp_path: Path, kind: Kind
 ) -> None:
-    """Everything at once: Redis of each kind, subscriptions, the provider."""
+    """All connections together: Redis of each kind, subscriptions, the provider."""
     resolving[HOST] = (HOLES[0], GOOD)
-    resolving[GOOD] = (HOLES[0], GOOD)  # what a sentinel tells of its master
+    resolving[GOOD] = (HOLES[0], GOOD)  # the master address that a sentinel returns
     stt_url = stt.url.replace(GOOD, HOST)
     async with kind(Authority(tmp_path)) as place, black_holes(stt.port):
         grant(place.masters, "stt")
@@ -209,7 +207,7 @@ async def test_session_runs_where_an_address_does_not_answer(
 
 @ON_EACH_LOOP
 @pytest.mark.parametrize("kind", [plain, secure])
-def test_redis_subscribes_on_each_loop(
+def test_redis_subscribes_on_each_event_loop(
     resolving: Names, tmp_path: Path, kind: Kind, use_uvloop: bool
 ) -> None:
     resolving[HOST] = (HOLES[0], GOOD)
@@ -228,7 +226,7 @@ def test_redis_subscribes_on_each_loop(
     anyio.run(subscribe, backend_options={"use_uvloop": use_uvloop})
 
 
-async def test_redis_keeps_the_options_of_its_socket(resolving: Names) -> None:
+async def test_redis_keeps_socket_options(resolving: Names) -> None:
     resolving[HOST] = (HOLES[0], GOOD)
     async with (
         plain(None) as place,
@@ -243,7 +241,7 @@ async def test_redis_keeps_the_options_of_its_socket(resolving: Names) -> None:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-async def test_redis_without_answer_is_named(
+async def test_unreachable_redis_is_named(
     resolving: Names, monkeypatch: pytest.MonkeyPatch, port: int
 ) -> None:
     monkeypatch.setattr("worker.bus.client.connection._SOCKET_TIMEOUT_S", 0.3)
@@ -254,7 +252,7 @@ async def test_redis_without_answer_is_named(
     assert str(late.value) == f"no answer from {HOST}:{port} (127.0.0.2) within 0.3 s"
 
 
-async def test_redis_is_reached_once_its_name_has_an_address(resolving: Names) -> None:
+async def test_redis_is_reached_once_its_name_resolves(resolving: Names) -> None:
     resolving[HOST] = ()
     health = RedisHealth()
     async with (
@@ -275,7 +273,7 @@ async def test_redis_is_reached_once_its_name_has_an_address(resolving: Names) -
 
 
 @ON_EACH_LOOP
-def test_provider_is_reached_with_tls_on_each_loop(
+def test_provider_is_reached_with_tls_on_each_event_loop(
     resolving: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_uvloop: bool
 ) -> None:
     resolving[HOST] = (HOLES[0], REFUSING, GOOD)
@@ -301,7 +299,7 @@ def test_provider_is_reached_with_tls_on_each_loop(
         stt_socket._tls.cache_clear()
 
 
-async def test_provider_without_answer_is_named(
+async def test_unreachable_provider_is_named(
     resolving: Names, monkeypatch: pytest.MonkeyPatch, port: int
 ) -> None:
     monkeypatch.setattr(stt_socket, "CONNECT_TIMEOUT_S", 0.3)
@@ -345,7 +343,7 @@ uvloop.run(main())
 """
 
 
-def test_connection_that_is_reset_at_once_closes_no_other() -> None:
+def test_reset_connection_closes_no_other() -> None:
     """libuv aborts a process that closes the descriptor of another connection."""
     pytest.importorskip("uvloop")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`OTEL_*` variables: what the SDK cannot work with is refused in a line, before it is imported."""
+"""`OTEL_*` variables: an unusable value gives one error line, before the SDK is imported."""
 
 import logging
 import os
@@ -89,7 +89,7 @@ VALUES = st.sampled_from(
 
 @contextmanager
 def environment(variables: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Have these `OTEL_*` variables and no others, as the command line leaves them."""
+    """Set these `OTEL_*` variables and no others, as the command line leaves them."""
     before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         del os.environ[name]
@@ -103,7 +103,7 @@ def environment(variables: dict[str, str]) -> Iterator[dict[str, str]]:
 
 
 def faults(variables: dict[str, str]) -> list[str]:
-    """Return what is said against variables, by signal."""
+    """Return the errors about variables, by signal."""
     found: list[str] = []
     with environment(variables) as env:
         for signal in ("traces", "metrics"):
@@ -200,7 +200,7 @@ def faults(variables: dict[str, str]) -> list[str]:
     ],
     ids=lambda value: next(iter(value.items())) if isinstance(value, dict) else "",
 )
-def test_a_value_that_cannot_work_is_one_line(variables: dict[str, str], fault: str) -> None:
+def test_unusable_value_gives_one_line(variables: dict[str, str], fault: str) -> None:
     exporters = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_METRICS_EXPORTER": "otlp"}
     found = set(faults(exporters | variables))
     assert len(found) == 1
@@ -209,7 +209,7 @@ def test_a_value_that_cannot_work_is_one_line(variables: dict[str, str], fault: 
     assert "hunter2" not in said
 
 
-def test_values_that_work_are_not_refused(tmp_path: Path) -> None:
+def test_usable_values_are_accepted(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     shown = authority.issue("worker")
     variables = {
@@ -238,7 +238,7 @@ def test_values_that_work_are_not_refused(tmp_path: Path) -> None:
     assert not set_up(variables)
 
 
-def test_variables_have_no_effect_where_nothing_is_exported() -> None:
+def test_variables_are_ignored_without_export() -> None:
     assert faults(dict.fromkeys(LIMITS, "-1") | {"OTEL_BSP_MAX_QUEUE_SIZE": "x"}) == []
 
 
@@ -280,7 +280,7 @@ def set_up(variables: dict[str, str]) -> bool:
     st.sampled_from(["console", "otlp", "none"]),
     st.dictionaries(st.sampled_from(VARIABLES), VALUES, max_size=3),
 )
-def test_any_values_are_refused_or_work(exporter: str, variables: dict[str, str]) -> None:
+def test_any_values_are_refused_or_usable(exporter: str, variables: dict[str, str]) -> None:
     exporters = {"OTEL_TRACES_EXPORTER": exporter, "OTEL_METRICS_EXPORTER": exporter}
     variables = exporters | variables
     refused = set_up(variables)
@@ -306,7 +306,7 @@ def run(command: str, variables: dict[str, str]) -> subprocess.CompletedProcess[
     )
 
 
-# The worker would wait for Redis: it ends where it would begin to serve.
+# The worker would wait for Redis. It ends where it would begin to serve.
 PROGRAM = """
 import sys
 import worker.cli.command
@@ -331,7 +331,7 @@ sys.exit(main())
     ],
     ids=str,
 )
-def test_check_and_run_agree(variables: dict[str, str]) -> None:
+def test_check_and_run_agree_on_values(variables: dict[str, str]) -> None:
     variables = {"OTEL_TRACES_EXPORTER": "console"} | variables
     check, ran = run("check", variables), run("run", variables)
     assert (check.returncode == 2) == (ran.returncode == 2) == bool(faults(variables))
@@ -342,7 +342,7 @@ def test_check_and_run_agree(variables: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["sessions", "dead", "watch", "end s", "drain w"])
-def test_commands_without_telemetry_are_not_concerned(command: str) -> None:
+def test_commands_without_telemetry_ignore_variables(command: str) -> None:
     done = run(command, dict.fromkeys(LIMITS, "-1") | dict.fromkeys(otel.UNUSED, "nonsense"))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -354,4 +354,4 @@ def test_commands_without_telemetry_are_not_concerned(command: str) -> None:
 @given(st.dictionaries(st.sampled_from(VARIABLES), VALUES, max_size=3))
 def test_check_and_run_agree_on_any_values(variables: dict[str, str]) -> None:
     exporters = {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "otlp"}
-    test_check_and_run_agree(exporters | variables)
+    test_check_and_run_agree_on_values(exporters | variables)

@@ -1,4 +1,4 @@
-"""A worker whose event loop lags leaves new sessions to others."""
+"""A worker with a lagging event loop leaves new sessions to other workers."""
 
 import time
 from typing import Any
@@ -36,7 +36,7 @@ ENTRIES: list[dict[Any, Any]] = [
         ([LATE] * OVERLOAD_WAKEUPS + [IN_TIME] + [LATE] * OVERLOAD_WAKEUPS, True),
     ],
 )
-def test_only_lateness_that_lasts_is_an_overload(delays: list[float], overloaded: bool) -> None:
+def test_only_lasting_lateness_is_overload(delays: list[float], overloaded: bool) -> None:
     overload = OverloadDetector()
     for delay in delays:
         overload.observe(delay)
@@ -45,7 +45,7 @@ def test_only_lateness_that_lasts_is_an_overload(delays: list[float], overloaded
     assert overload.limit(50, 0.0) == (1 if overloaded else 50)
 
 
-def test_an_overloaded_worker_takes_one_session_a_second() -> None:
+def test_overloaded_worker_claims_one_session_per_second() -> None:
     overload = OverloadDetector()
     for _ in range(OVERLOAD_WAKEUPS):
         overload.observe(0.32)
@@ -62,7 +62,7 @@ async def _lag() -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def test_a_lagging_worker_says_so_and_goes_on(
+async def test_lagging_worker_logs_overload_and_continues(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.event_loop.LATE_WAKEUP_S", 0.05)
@@ -77,7 +77,9 @@ async def test_a_lagging_worker_says_so_and_goes_on(
             await eventually(lambda: worker.readiness.reasons, "the lag to be noticed")
             (reason,) = worker.readiness.reasons
             assert reason.startswith("busy: the event loop is ")
-            async with harness.redis.pipeline() as announcements:  # whoever sees one sees all
+            async with (
+                harness.redis.pipeline() as announcements
+            ):  # one transaction, so that a reader sees all
                 for entry in ENTRIES:
                     announcements.xadd(f"{harness.prefix}:sessions", entry)
                 await announcements.execute()

@@ -1,4 +1,4 @@
-"""The pins of `pyproject.toml`: a clone installs today's versions later, too."""
+"""The pins of `pyproject.toml`: a clone installs the same versions later."""
 
 import re
 import tomllib
@@ -18,7 +18,7 @@ BUILD_PINS: list[str] = PROJECT["tool"]["uv"]["build-constraint-dependencies"]
 
 
 def _pinned(lines: Iterable[str], **environment: str) -> dict[str, str]:
-    """Return the version of each package, as it is pinned on this Python and system."""
+    """Return the version of each package as pinned for this Python and system."""
     requirements = map(Requirement, lines)
     return {
         each.name: str(each.specifier).removeprefix("==")
@@ -28,7 +28,7 @@ def _pinned(lines: Iterable[str], **environment: str) -> dict[str, str]:
 
 
 def _installed(requirements: Iterable[Requirement]) -> dict[str, str]:
-    """Return the version of each package that these requirements bring, themselves included."""
+    """Return the version of each package that these requirements install, including themselves."""
     found: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     waiting = [(each, "") for each in requirements]
@@ -54,7 +54,7 @@ def test_pins_are_names_and_versions(pins: list[str]) -> None:
     assert names == sorted(names)
 
 
-def test_pins_are_what_is_installed() -> None:
+def test_pins_match_installed_versions() -> None:
     groups: Mapping[str, list[str]] = PROJECT["dependency-groups"]
     wanted = map(Requirement, groups["dev"])
     installed = _installed(wanted)
@@ -64,7 +64,7 @@ def test_pins_are_what_is_installed() -> None:
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
-def test_pins_fit_the_requirements_on_each_python(python: str) -> None:
+def test_pins_satisfy_requirements_on_each_python(python: str) -> None:
     project = PROJECT["project"]
     wanted = [*project["dependencies"], *PROJECT["dependency-groups"]["dev"]]
     wanted += [each for extra in project["optional-dependencies"].values() for each in extra]
@@ -77,7 +77,7 @@ def test_pins_fit_the_requirements_on_each_python(python: str) -> None:
 @pytest.mark.parametrize(
     ("file", "pins"), [("runtime.txt", PINS), ("local.txt", PINS), ("build.txt", BUILD_PINS)]
 )
-def test_pins_of_the_image_are_the_same(file: str, pins: list[str]) -> None:
+def test_image_has_same_pins(file: str, pins: list[str]) -> None:
     text = (ROOT / "deploy" / "image" / file).read_text("ascii")
     image = {
         pin.partition(";")[0].strip() for pin in re.findall(r"^(\S+==.*?) \\$", text, re.MULTILINE)

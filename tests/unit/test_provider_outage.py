@@ -1,4 +1,4 @@
-"""An outage of the STT service is told once, and once that it is over."""
+"""A provider outage is logged once, and its end once."""
 
 import anyio
 import pytest
@@ -14,33 +14,33 @@ from worker.stt.health import OUTAGE_LOG_AFTER_S, OUTAGE_OVER_AFTER_S, ProviderO
 ERROR = SttTransientError("HTTP 503", status=503)
 
 
-def _told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def _logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "worker.stt.health"]
 
 
-def test_one_refusal_is_no_outage(caplog: pytest.LogCaptureFixture) -> None:
+def test_short_refusals_are_not_logged_as_outage(caplog: pytest.LogCaptureFixture) -> None:
     outage = ProviderOutage()
     for at in (0.0, 100.0, 200.0):
         outage.connect_failed("a", ERROR, at)
         outage.connected(at + OUTAGE_LOG_AFTER_S)
     outage.connect_failed("a", ERROR, 300.0)
     outage.connect_failed("a", ERROR, 301.0 + OUTAGE_OVER_AFTER_S)
-    assert _told(caplog) == []
+    assert _logged(caplog) == []
 
 
-def test_told_once_with_what_waited(caplog: pytest.LogCaptureFixture) -> None:
+def test_outage_is_logged_once_with_waiting_sessions(caplog: pytest.LogCaptureFixture) -> None:
     outage = ProviderOutage()
     for at in range(10):
         outage.connect_failed(f"session-{at % 3}", ERROR, float(at))
     outage.connected(10.5)
     outage.connected(11.0)
-    assert _told(caplog) == [
+    assert _logged(caplog) == [
         "the STT service has taken no connection for 3 s (HTTP 503); sessions wait, none is lost",
         "the STT service takes connections again after 10.5 s; 3 sessions waited",
     ]
 
 
-async def test_many_sessions_meet_one_outage(
+async def test_many_sessions_log_one_outage(
     harness: Harness, stt: TurnsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     await stt.stop()
@@ -52,12 +52,12 @@ async def test_many_sessions_meet_one_outage(
         for name in names:
             await harness.until(name, SessionError)
         with anyio.fail_after(30):
-            while not _told(caplog):
+            while not _logged(caplog):
                 await anyio.sleep(0.05)
         async with TurnsServer.serve(ServerSettings(port=stt.port), ScriptEngine()):
             events = await harness.until_ended(*names)
     for number, name in enumerate(names):
         assert words(events[name]) == [number]
-    first, last = _told(caplog)
+    first, last = _logged(caplog)
     assert first.startswith("the STT service has taken no connection for ")
     assert last.endswith("; 3 sessions waited")

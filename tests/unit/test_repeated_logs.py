@@ -1,4 +1,4 @@
-"""Warnings and errors that repeat are written once, and then counted."""
+"""Repeated warnings and errors are logged once, then counted."""
 
 import io
 import logging
@@ -12,7 +12,7 @@ from worker.telemetry.repeats import RepeatHandler
 
 
 class Clock:
-    """Time as a test sets it."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -44,7 +44,7 @@ def lines(stream: io.StringIO) -> list[str]:
     return stream.getvalue().splitlines()
 
 
-def test_repeat_is_counted_and_summed_up(
+def test_repeats_are_counted_and_summarised(
     log: logging.Logger, stream: io.StringIO, clock: Clock
 ) -> None:
     for _ in range(500):
@@ -74,7 +74,7 @@ def test_lines_below_warning_are_never_counted(log: logging.Logger, stream: io.S
     assert lines(stream) == ["session new"] * 3
 
 
-def test_what_differs_is_no_repeat(log: logging.Logger, stream: io.StringIO) -> None:
+def test_different_line_is_no_repeat(log: logging.Logger, stream: io.StringIO) -> None:
     log.warning("lost %d", 1)
     log.warning("lost %d", 2)
     log.error("lost %d", 2)
@@ -94,7 +94,7 @@ def _fail_elsewhere() -> None:
     ("another", "written"),
     [(lambda: _fail("2"), 1), (_fail_elsewhere, 2), (lambda: [][0], 2)],
 )
-def test_traceback_from_one_place_is_written_once(
+def test_traceback_of_one_place_is_written_once(
     log: logging.Logger, stream: io.StringIO, another: Callable[[], object], written: int
 ) -> None:
     for failing in (lambda: _fail("1"), another, another):

@@ -1,4 +1,4 @@
-"""Settings: precedence, one line per fault, and secrets that stay secret."""
+"""Settings: precedence, one line per error, and hidden secrets."""
 
 import json
 import traceback
@@ -26,7 +26,7 @@ def fault(env: dict[str, str]) -> str:
     return only
 
 
-def test_nothing_given_is_the_defaults() -> None:
+def test_settings_default_without_input() -> None:
     settings = load({"PATH": "/bin", "CARTESIA_API_KEY": "k"})
     assert settings == Settings()
     assert settings.worker_id
@@ -34,7 +34,7 @@ def test_nothing_given_is_the_defaults() -> None:
     assert settings.admin == ("127.0.0.1", 8088)
 
 
-def test_environment_over_file_over_defaults(tmp_path: Path) -> None:
+def test_environment_overrides_file_overrides_defaults(tmp_path: Path) -> None:
     file = tmp_path / "turnbus.toml"
     file.write_text('prefix = "file"\nmax_sessions = 7\nreplay_speed = 2\nlog_format = "json"\n')
     settings = load({"TURNBUS_PREFIX": "env", "TURNBUS_DRAIN_S": "1.5"}, file)
@@ -42,7 +42,7 @@ def test_environment_over_file_over_defaults(tmp_path: Path) -> None:
     assert (settings.replay_speed, settings.drain_s, settings.lease_ms) == (2.0, 1.5, 5000)
 
 
-def test_turn_detection_and_admin_off() -> None:
+def test_turn_detection_and_disabled_admin() -> None:
     settings = load(
         {
             "TURNBUS_STT_TURN_START_THRESHOLD": "0.85",
@@ -84,7 +84,7 @@ def test_turn_detection_and_admin_off() -> None:
         ("ADMIN_ADDR", "localhost:99999", "must be HOST:PORT or [IPV6]:PORT, or empty for off"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_it(name: str, value: str, what: str) -> None:
+def test_wrong_value_is_one_line_that_names_setting(name: str, value: str, what: str) -> None:
     assert fault({f"TURNBUS_{name}": value}).startswith(f"TURNBUS_{name}: {what}")
 
 
@@ -103,11 +103,11 @@ def test_a_wrong_value_is_one_line_that_names_it(name: str, value: str, what: st
         ("PREFIX", " stt ", "stt"),
     ],
 )
-def test_values_as_people_write_them(name: str, value: str, read: object, tmp_path: Path) -> None:
+def test_value_spellings_are_accepted(name: str, value: str, read: object, tmp_path: Path) -> None:
     assert getattr(load({f"TURNBUS_{name}": value}), name.lower()) == read
     file = tmp_path / "t.toml"
     file.write_text(f"\ufeff{name.lower()} = {json.dumps(value)}", "utf-8")
-    if isinstance(read, int) and not isinstance(read, bool):  # TOML has numbers of its own
+    if isinstance(read, int) and not isinstance(read, bool):  # TOML has its own number types
         file.write_text(f"{name.lower()} = {value}")
     assert getattr(load({}, file), name.lower()) == read
 
@@ -120,11 +120,11 @@ def test_values_as_people_write_them(name: str, value: str, read: object, tmp_pa
         ("STT_URL", "WSS://host/Path", "wss://host/Path"),
     ],
 )
-def test_schemes_may_be_in_capitals(name: str, value: str, read: str) -> None:
+def test_url_schemes_can_be_in_capitals(name: str, value: str, read: str) -> None:
     assert getattr(load({f"TURNBUS_{name}": value}), name.lower()) == read
 
 
-def test_a_version_may_be_a_date_of_toml(tmp_path: Path) -> None:
+def test_version_can_be_toml_date(tmp_path: Path) -> None:
     file = tmp_path / "t.toml"
     file.write_text("stt_version = 2026-04-02")
     assert load({}, file).stt_version == "2026-04-02"
@@ -134,13 +134,13 @@ def test_a_version_may_be_a_date_of_toml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variable", ["turnbus_prefix", "Turnbus_Prefix", "TURNBUS_prefix"])
-def test_a_variable_in_small_letters_is_reported(variable: str) -> None:
+def test_lowercase_variable_is_reported(variable: str) -> None:
     said = "has no effect; names are in capitals: TURNBUS_PREFIX"
     assert fault({variable: "a"}) == f"{variable}: {said}"
     assert load({"turnbus_home": "/", "turn": "x"}) == Settings()
 
 
-def test_all_faults_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     file = tmp_path / "t.toml"
     file.write_text('max_session = 1\nlease_ms = "5000"\nstt_model = "ink-2"\n')
     env = {"TURNBUS_PARK_S": "x", "TURNBUS_REDIS": "y", "TURNBUS_QQQQ": "z"}
@@ -153,7 +153,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     )
 
 
-def test_thresholds_must_fall() -> None:
+def test_thresholds_must_decrease() -> None:
     env = {
         "TURNBUS_STT_TURN_EAGER_END_THRESHOLD": "0.4",
         "TURNBUS_STT_TURN_END_THRESHOLD": "0.45",
@@ -167,7 +167,7 @@ def test_thresholds_must_fall() -> None:
     ("content", "what"),
     [(None, "cannot be read: No such file"), (b"a =", "is not TOML"), (b"\xff", "is not UTF-8")],
 )
-def test_a_file_that_cannot_be_used(tmp_path: Path, content: bytes | None, what: str) -> None:
+def test_unusable_file_is_reported(tmp_path: Path, content: bytes | None, what: str) -> None:
     file = tmp_path / "t.toml"
     if content is not None:
         file.write_bytes(content)
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, content: bytes | None, what:
     assert found[1].startswith("TURNBUS_PARK_S")
 
 
-def test_service_links_of_kubernetes_are_not_settings() -> None:
+def test_kubernetes_service_links_are_ignored() -> None:
     env = {
         "TURNBUS_PORT": "tcp://10.0.0.1:8088",
         "TURNBUS_PORT_8088_TCP_ADDR": "10.0.0.1",
@@ -201,7 +201,7 @@ def test_service_links_of_kubernetes_are_not_settings() -> None:
         "rediss+sentinel://:p@a,[fd00::2]:26379/main?ssl_certfile={shown.chain}&ssl_keyfile={shown.key}",
     ],
 )
-def test_redis_urls(url: str, tmp_path: Path) -> None:
+def test_redis_url_is_parsed(url: str, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     url = url.format(ca=authority.file, shown=authority.issue("worker"))
     assert load({"TURNBUS_REDIS_URL": url}).redis_url == url
@@ -272,7 +272,7 @@ def test_redis_urls(url: str, tmp_path: Path) -> None:
         ("redis+sentinel://:hunter2@h/m#x", "is not a URL; percent-encode"),
     ],
 )
-def test_redis_urls_refused_without_a_word_of_the_password(url: str, what: str) -> None:
+def test_refused_redis_url_hides_password(url: str, what: str) -> None:
     found = fault({"TURNBUS_REDIS_URL": url})
     assert found.startswith(f"TURNBUS_REDIS_URL: {what}")
     assert "hunter2" not in found
@@ -293,14 +293,14 @@ def test_redis_urls_refused_without_a_word_of_the_password(url: str, what: str) 
         ("ws://stt.example/stt", "must be wss://: over ws:// the key would be sent unencrypted"),
     ],
 )
-def test_stt_urls_refused(url: str, what: str) -> None:
+def test_invalid_stt_url_is_refused(url: str, what: str) -> None:
     found = fault({"TURNBUS_STT_URL": url})
     assert found.startswith(f"TURNBUS_STT_URL: {what}")
     assert "hunter2" not in found
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8090", "127.1.2.3", "[::1]:9"])
-def test_in_clear_to_this_machine_only(host: str) -> None:
+def test_plain_websocket_is_allowed_to_loopback_only(host: str) -> None:
     assert load({"TURNBUS_STT_URL": f"ws://{host}/stt"}).stt_url == f"ws://{host}/stt"
 
 
@@ -313,18 +313,18 @@ def test_in_clear_to_this_machine_only(host: str) -> None:
         ("wss://stt.example:8443/stt", ("stt.example", 8443)),
     ],
 )
-def test_where_the_service_is(url: str, address: tuple[str, int]) -> None:
+def test_stt_address_is_derived_from_url(url: str, address: tuple[str, int]) -> None:
     assert provider_address(load({"TURNBUS_STT_URL": url}).stt_url) == address
 
 
 @pytest.mark.parametrize(
     ("host", "joined"), [("::1", "[::1]:80"), ("127.0.0.1", "127.0.0.1:80"), ("h", "h:80")]
 )
-def test_ipv6_addresses_are_told_in_brackets(host: str, joined: str) -> None:
+def test_ipv6_address_is_formatted_in_brackets(host: str, joined: str) -> None:
     assert join_host_port(host, 80) == joined
 
 
-def test_servers_at_ipv6_addresses() -> None:
+def test_ipv6_server_urls_are_accepted() -> None:
     servers = parse_servers(
         "rediss+sentinel://u:p@[fd00::1],[fd00::2]:7000/main/3?ssl_cert_reqs=none"
     )
@@ -334,7 +334,7 @@ def test_servers_at_ipv6_addresses() -> None:
 
 
 @pytest.mark.parametrize("name", ["STT_API_KEY", "API_KEY", "CARTESIA_API_KEY"])
-def test_the_key_is_not_a_setting(name: str, tmp_path: Path) -> None:
+def test_key_is_not_setting(name: str, tmp_path: Path) -> None:
     advice = "put it into CARTESIA_API_KEY, or into a file that TURNBUS_STT_API_KEY_FILE names"
     env_fault = fault({f"TURNBUS_{name}": "hunter2"})
     assert env_fault == f"TURNBUS_{name}: a key is not a setting; {advice}"
@@ -344,13 +344,13 @@ def test_the_key_is_not_a_setting(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["STT_API_KEY_FILE", "STT_MODEL", "STT_URL", "PARK_S"])
-def test_a_key_in_another_setting_is_not_repeated(name: str) -> None:
+def test_key_in_other_setting_is_not_printed(name: str) -> None:
     found = fault({f"TURNBUS_{name}": "sk_car_hunter2"})
     assert found.startswith(f"TURNBUS_{name}: holds an API key; put it into CARTESIA_API_KEY")
     assert "hunter2" not in found
 
 
-def test_key_from_file_wins_over_environment(tmp_path: Path) -> None:
+def test_key_file_overrides_environment(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("from-file\n")
     env = {"CARTESIA_API_KEY": "from-env"}
@@ -373,7 +373,7 @@ def test_key_from_file_wins_over_environment(tmp_path: Path) -> None:
         (b"CARTESIA_API_KEY=hunter2\n", "must be the API key alone"),
     ],
 )
-def test_key_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, what: str) -> None:
+def test_unusable_key_file_is_reported(tmp_path: Path, content: bytes | None, what: str) -> None:
     file = tmp_path / "hunter2"
     if content is not None:
         file.write_bytes(content)
@@ -383,12 +383,12 @@ def test_key_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, wh
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_no_key_at_all() -> None:
+def test_missing_key_is_reported() -> None:
     with pytest.raises(SettingsError, match=r"^CARTESIA_API_KEY: no API key"):
         api_key(Settings(), {})
 
 
-def test_repr_hides_the_password() -> None:
+def test_repr_hides_password() -> None:
     settings = load({"TURNBUS_REDIS_URL": "redis://user:hunter2@h:1/0"})
     assert "hunter2" not in repr(settings) + str(settings) + repr(settings.__rich_repr__())
     assert "redis_url='redis://***@h:1/0'" in repr(settings)
@@ -406,7 +406,7 @@ def test_repr_hides_the_password() -> None:
         ("nonsense", "***"),
     ],
 )
-def test_redacted(url: str, shown: str) -> None:
+def test_redis_url_is_redacted(url: str, shown: str) -> None:
     assert redacted(url) == shown
 
 
@@ -414,5 +414,5 @@ def test_redacted(url: str, shown: str) -> None:
     st.text("abc:/?#@%[]", min_size=1).map("SECRET{}SECRET".format),
     st.sampled_from(["redis://u:{}@h/0", "redis://:{}@h:1/0?db=1", "redis://h/0?password={}"]),
 )
-def test_redacted_never_shows_any_part_of_a_password(password: str, template: str) -> None:
+def test_redacted_url_shows_no_part_of_password(password: str, template: str) -> None:
     assert "SECRET" not in redacted(template.format(password))

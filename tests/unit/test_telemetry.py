@@ -1,4 +1,4 @@
-"""Where telemetry goes: OpenTelemetry's own variables, and what becomes of wrong ones."""
+"""Telemetry destinations: OpenTelemetry's own variables, and errors for wrong ones."""
 
 import os
 import subprocess
@@ -21,13 +21,13 @@ from worker.errors import SettingsError
         {"OTEL_TRACES_EXPORTER": "console", "OTEL_SDK_DISABLED": "TRUE"},
     ],
 )
-def test_nothing_is_exported_unless_asked_for(env: dict[str, str]) -> None:
+def test_export_is_disabled_by_default(env: dict[str, str]) -> None:
     telemetry.configure("w1", env)
     assert not isinstance(trace.get_tracer_provider(), TracerProvider)
     telemetry.shut_down()
 
 
-def test_an_exporter_nobody_knows_is_a_fault() -> None:
+def test_unknown_exporter_is_refused() -> None:
     with pytest.raises(SettingsError, match="'jaeger' is not one of otlp, console, none"):
         telemetry.configure("w1", {"OTEL_TRACES_EXPORTER": "jaeger"})
 
@@ -43,7 +43,7 @@ telemetry.shut_down()
 """
 
 
-def test_the_console_gets_what_was_buffered() -> None:
+def test_console_exporter_flushes_buffer() -> None:
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=os.environ | {"OTEL_TRACES_EXPORTER": "console"},
@@ -57,7 +57,7 @@ def test_the_console_gets_what_was_buffered() -> None:
     assert run.stderr == ""
 
 
-def test_the_service_may_be_named_otherwise() -> None:
+def test_service_name_can_be_changed() -> None:
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=os.environ | {"OTEL_TRACES_EXPORTER": "console", "OTEL_SERVICE_NAME": "calls"},

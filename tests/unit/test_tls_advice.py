@@ -1,4 +1,4 @@
-"""Certificates that are refused, by Python 3.13's stricter rules too, and what is said of each."""
+"""Refused certificates, by Python 3.13's stricter rules too, and the advice for each."""
 
 import shlex
 import shutil
@@ -51,7 +51,7 @@ SIGNS = usage(signs=True)
 
 
 class Maker:
-    """One certificate and its key, with whatever extensions are asked for."""
+    """A certificate and its key, with any requested extensions."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ def purpose(oid: x509.ObjectIdentifier) -> Extension:
 
 
 Case: TypeAlias = tuple[Maker, list[Maker]]
-"""The authority that is trusted, and what the server sends: its own certificate first."""
+"""The trusted authority, and the chain that the server sends, its own certificate first."""
 
 
 def _of(issuer: Maker, *extensions: Extension, **options: Any) -> Case:
@@ -223,7 +223,7 @@ def _sent(chain: Sequence[Maker]) -> bytes:
 
 
 def refusal(case: Case, directory: Path) -> ssl.SSLCertVerificationError | None:
-    """Shake hands in memory, as Python 3.13 does; return what the client says."""
+    """Shake hands in memory, as Python 3.13 does; return the client's error."""
     trusted, chain = case
     shown = directory / "chain.pem"
     shown.write_bytes(_sent(chain) + chain[0].key_pem)
@@ -246,7 +246,7 @@ def refusal(case: Case, directory: Path) -> ssl.SSLCertVerificationError | None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_refusal_says_what_to_do(name: str, tmp_path: Path) -> None:
+def test_refused_certificate_gets_advice(name: str, tmp_path: Path) -> None:
     make, fault, advice = CASES[name]
     error = refusal(make(), tmp_path)
     if not advice:
@@ -261,15 +261,15 @@ def test_a_refusal_says_what_to_do(name: str, tmp_path: Path) -> None:
         assert part in said
 
 
-def test_a_rare_refusal_is_not_for_a_lack_of_trust() -> None:
+def test_rare_refusal_does_not_blame_trust() -> None:
     error = ssl.SSLCertVerificationError(1, "x")
     error.verify_code, error.verify_message = 53, "unsupported or invalid name syntax"
     said = tls.explain(error, TRUST)
     assert said.endswith("name syntax; let its authority issue one without this fault")
 
 
-def test_openssl_makes_what_is_advised(tmp_path: Path) -> None:
-    """The commands of the advice make certificates that hold."""
+def test_advised_openssl_commands_work(tmp_path: Path) -> None:
+    """The commands of the advice create certificates that are accepted."""
     if shutil.which("openssl") is None:
         pytest.skip("there is no openssl here")
     error = refusal(CASES["no key usage"][0](), tmp_path)
@@ -291,7 +291,7 @@ def test_openssl_makes_what_is_advised(tmp_path: Path) -> None:
 
 
 class Made:
-    """A certificate that another program made."""
+    """A certificate created by another program."""
 
     def __init__(self, pem: bytes, key_pem: bytes) -> None:
         self.pem = pem
@@ -300,7 +300,7 @@ class Made:
 
 @pytest.fixture
 def no_key_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Certificate]:
-    """A certificate of an authority without key usage, that is trusted, where Python is strict."""
+    """A trusted authority's certificate without key usage, where Python is strict."""
     trusted, chain = CASES["no key usage"][0]()
     made = Certificate(tmp_path / "s.pem", tmp_path / "s.key")
     made.chain.write_bytes(_sent(chain))
@@ -320,7 +320,7 @@ def no_key_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ce
     _tls.cache_clear()
 
 
-async def test_redis_with_an_authority_without_key_usage(
+async def test_redis_error_for_authority_without_key_usage(
     no_key_usage: Certificate, redis_7_binary: Path, tmp_path: Path
 ) -> None:
     class Named:
@@ -336,7 +336,7 @@ async def test_redis_with_an_authority_without_key_usage(
 
 
 @pytest.mark.parametrize("use_uvloop", [False, True])
-def test_a_provider_with_an_authority_without_key_usage(
+def test_provider_error_for_authority_without_key_usage(
     no_key_usage: Certificate, *, use_uvloop: bool
 ) -> None:
     async def connect_to_it() -> str:
@@ -358,7 +358,7 @@ def test_a_provider_with_an_authority_without_key_usage(
         ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "asks for a client certificate"),
     ],
 )
-def test_a_handshake_that_fails_says_what_to_do(reason: str, advice: str) -> None:
+def test_failed_handshake_gets_advice(reason: str, advice: str) -> None:
     error = ssl.SSLError(1, f"[SSL: {reason}] said by OpenSSL")
     error.reason = reason
     assert advice in tls.explain(error, TRUST)

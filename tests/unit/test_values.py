@@ -1,4 +1,4 @@
-"""Values as people write them."""
+"""Values in the spellings that users write."""
 
 from contextlib import suppress
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ Level = Literal["debug", "info"]
         ("5", float | None, 5.0),
     ],
 )
-def test_texts_stand_for_values(text: str, kind: object, value: object) -> None:
+def test_text_is_parsed_as_value(text: str, kind: object, value: object) -> None:
     read = from_text(text, kind)
     assert read == value
     assert type(read) is type(value)
@@ -39,7 +39,7 @@ def test_texts_stand_for_values(text: str, kind: object, value: object) -> None:
 @pytest.mark.parametrize(
     "text", ["", "5s", "0x10", "nan", "inf", "-inf", "1e999", "tru", "9" * 5_000, "1,5"]
 )
-def test_texts_that_stand_for_nothing(text: str, kind: object) -> None:
+def test_invalid_text_is_refused(text: str, kind: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         from_text(text, kind)
 
@@ -55,7 +55,7 @@ def test_texts_that_stand_for_nothing(text: str, kind: object) -> None:
         (" a ", str, "a"),
     ],
 )
-def test_toml_values(value: object, kind: object, read: object) -> None:
+def test_toml_value_is_accepted(value: object, kind: object, read: object) -> None:
     assert from_toml(value, kind) == read
 
 
@@ -74,7 +74,7 @@ def test_toml_values(value: object, kind: object, read: object) -> None:
         ({}, bool),
     ],
 )
-def test_toml_values_of_another_type(value: object, kind: object) -> None:
+def test_toml_value_of_wrong_type_is_refused(value: object, kind: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         from_toml(value, kind)
 

@@ -1,4 +1,4 @@
-"""Calls that begin and end on a schedule, what is heard of them, and who owns them meanwhile."""
+"""Calls that begin and end on a schedule, with their events and the owners of their sessions."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -14,20 +14,20 @@ from worker.local.emulator.engines.script import synthesize_silence, synthesize_
 from worker.local.emulator.engines.script_words import WORD_MS
 
 WORDS: Final = 3
-"""Of a turn."""
+"""Words of a turn."""
 
 _SILENT: Final = 4
-"""Chunks between two turns."""
+"""Silent chunks between two turns."""
 
 
 @cache
 def _chunk(word: int | None) -> bytes:
-    """Return a chunk of 200 ms: a whole word, so that a late producer tears none, or silence."""
+    """Return a chunk of 200 ms: silence, or a whole word, so that a late producer splits none."""
     return synthesize_silence(WORD_MS, PCM16) if word is None else synthesize_words([word], PCM16)
 
 
 class Call:
-    """One session, as its producer sees it."""
+    """One session, from its producer's side."""
 
     def __init__(self, number: int) -> None:
         self.session: Final = f"call-{number}"
@@ -38,12 +38,12 @@ class Call:
 
     @property
     def words(self) -> int:
-        """Words said so far."""
+        """Return the number of words spoken so far."""
         turns, rest = divmod(self.chunks, WORDS + _SILENT)
         return turns * WORDS + min(rest, WORDS)
 
     def next_chunk(self) -> bytes | None:
-        """Return what is said next; None at the end of a turn once it is to end."""
+        """Return the next chunk; None at the end of a turn once the call is to end."""
         turn, at = divmod(self.chunks, WORDS + _SILENT)
         if at == 0 and self.hanging_up and turn:
             return None
@@ -52,7 +52,7 @@ class Call:
 
 
 class Calls:
-    """Appends the audio of every call there is, in real time, and reads all events."""
+    """Appends the audio of every call in real time, and reads all events."""
 
     def __init__(self, producer: Redis, consumer: Redis) -> None:
         self._producer = producer
@@ -61,7 +61,7 @@ class Calls:
         self.events: Final[dict[str, list[Event]]] = {}
 
     async def begin(self) -> None:
-        """Announce one more."""
+        """Announce one more call."""
         call = Call(len(self.calls))
         self.events[call.session] = []
         announced: dict[Any, Any] = {
@@ -73,7 +73,7 @@ class Calls:
         self.calls.append(call)
 
     async def speak(self) -> None:
-        """Append, until cancelled."""
+        """Append audio until cancelled."""
         due = anyio.current_time()
         while True:
             async with self._producer.pipeline(transaction=False) as pipe:
@@ -91,7 +91,7 @@ class Calls:
             await anyio.sleep_until(due)
 
     async def listen(self) -> None:
-        """Read events, until cancelled."""
+        """Read events until cancelled."""
         cursor: Any = "0"
         while True:
             reply: Any = await self._consumer.xread({Keys().turns("0"): cursor}, count=1_000)
@@ -104,17 +104,17 @@ class Calls:
 
     @property
     def live(self) -> int:
-        """Calls whose session has not ended."""
+        """Return the calls whose session has not ended."""
         return sum(not ended(events) for events in self.events.values())
 
 
 def ended(events: Sequence[Event]) -> bool:
-    """Say whether a session is over."""
+    """Return whether a session has ended."""
     return bool(events) and isinstance(events[-1], SessionEnded)
 
 
 class Owners:
-    """Who owned each session, look by look."""
+    """Owner of each session, as observed at each look."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -123,7 +123,7 @@ class Owners:
         """Worker ids, from and to."""
 
     async def look(self) -> None:
-        """Note who owns what now."""
+        """Record the current owners."""
         rows: Any = await self._redis.xpending_range(Keys().sessions, GROUP, "-", "+", 10_000)
         for row in rows:
             consumer = row["consumer"].decode()

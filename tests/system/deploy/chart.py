@@ -1,11 +1,11 @@
-"""Draws panels of a Grafana dashboard as SVG: stats and time series. Pure."""
+"""Draws panels of a Grafana dashboard as SVG: stats and time series. No I/O."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from tests.system.deploy.plot import GREY, THRESHOLDS, Plot, Points, Span, path, text
 from tests.system.deploy.prometheus import Series
-from tests.system.deploy.units import ticks, worded
+from tests.system.deploy.units import formatted, ticks
 
 _COLOURS: Final = (
     *("#3d8b2f", "#c98a00", "#2f6fc4", "#d9480f", "#c2255c", "#0c8599", "#7048a8", "#8a6d3b"),
@@ -16,15 +16,15 @@ _MARGIN: Final = 10
 _TOP: Final = 36
 _AXIS: Final = 58
 _FOOT: Final = 39
-"""Of the time axis and the first line of the legend."""
+"""Height of the time axis and of the first line of the legend."""
 
 _LINE: Final = 16
 _CHARACTER: Final = 6.3
-"""Width of one in a legend."""
+"""Width of one character in a legend."""
 
 
 class Box(NamedTuple):
-    """Where a panel is."""
+    """Position and size of a panel."""
 
     x: float
     y: float
@@ -38,14 +38,14 @@ class Line(NamedTuple):
     name: str
     unit: str
     right: bool
-    """Whether its axis is the one on the right."""
+    """Whether the line belongs to the right axis."""
     points: Points
 
 
 def lines(panel: Mapping[str, Any], answers: Sequence[Sequence[Series]]) -> list[Line]:
-    """Name what a panel's queries gave, query by query, as its legend does."""
+    """Name the series that a panel's queries returned, query by query, as its legend does."""
     defaults = panel["fieldConfig"]["defaults"]
-    told: dict[str, dict[str, str]] = {
+    overrides: dict[str, dict[str, str]] = {
         override["matcher"]["options"]: {
             each["id"]: each["value"] for each in override["properties"]
         }
@@ -57,7 +57,7 @@ def lines(panel: Mapping[str, Any], answers: Sequence[Sequence[Series]]) -> list
             name = target["legendFormat"]
             for label, value in series.labels.items():
                 name = name.replace(f"{{{{{label}}}}}", value)
-            own = told.get(name, {})
+            own = overrides.get(name, {})
             right = own.get("custom.axisPlacement") == "right"
             if series.points:
                 found.append(Line(name, own.get("unit", defaults["unit"]), right, series.points))
@@ -85,7 +85,7 @@ def _frame(panel: Mapping[str, Any], box: Box, fill: str, ink: str) -> Iterator[
 
 
 def _stat(panel: Mapping[str, Any], line: Line, box: Box, span: Span) -> Iterator[str]:
-    """Draw the last number large, on the colour that it stands for, above how it came to it."""
+    """Draw the last value large, on its threshold colour, above its history."""
     last = line.points[-1][1]
     colour = _level(panel["fieldConfig"]["defaults"].get("thresholds"), last)
     yield from _frame(panel, box, colour, "#fff")
@@ -96,12 +96,12 @@ def _stat(panel: Mapping[str, Any], line: Line, box: Box, span: Span) -> Iterato
         area = f"{path(over)} L{path(under[::-1])} Z"
         yield f'<path d="M{area}" fill="#fff" opacity="0.25"/>'
     middle = box.x + box.width / 2
-    number = worded(last, line.unit)
+    number = formatted(last, line.unit)
     yield text(middle, box.y + 66, number, anchor="middle", fill="#fff", size=30, weight=600)
 
 
 def _level(thresholds: Mapping[str, Any] | None, value: float) -> str:
-    """Return the colour of a number: green where nothing is said."""
+    """Return the threshold colour of a number; green without thresholds."""
     colour = "green"
     for step in thresholds["steps"] if thresholds else ():
         if step["value"] is None or value >= step["value"]:
@@ -114,7 +114,7 @@ def _time_series(
 ) -> Iterator[str]:
     defaults = panel["fieldConfig"]["defaults"]
     custom = defaults["custom"]
-    # Lines that never leave 0 would lie on each other; they are counted.
+    # Lines that never leave 0 would overlap; they are counted instead.
     shown = [line for line in found if any(value for _, value in line.points)] or list(found)
     names = [line.name for line in shown]
     if len(shown) < len(found):
@@ -150,7 +150,7 @@ def _time_series(
 
 
 def _stack(found: Sequence[Line]) -> list[tuple[Points, Sequence[float]]]:
-    """Put each line upon those before it; return it, and what it stands on at each point."""
+    """Stack each line on those before it; return it with its base at each point."""
     below: dict[float, float] = {}
     stacked: list[tuple[Points, Sequence[float]]] = []
     for line in found:
@@ -162,7 +162,7 @@ def _stack(found: Sequence[Line]) -> list[tuple[Points, Sequence[float]]]:
 
 
 def _legend(names: Sequence[str], box: Box) -> Iterator[tuple[int, float]]:
-    """Place each name: the line it is on from the first, and where."""
+    """Place each name: its line, counted from the first, and its position."""
     first = box.x + _MARGIN + 4
     row, x = 0, first
     for name in names:

@@ -1,9 +1,10 @@
-"""Builds and runs an image of `deploy/image/Dockerfile` as far as that goes without an engine.
+"""Builds and runs an image of `deploy/image/Dockerfile` as far as that works without an engine.
 
-Each harness gets a directory that stands in for its root: the base image's /usr and the like are
-this machine's, read-only, with this Python where the image has its own, and what the Dockerfile
-copies or installs is put there. Commands run inside by `chroot` in a mount namespace. For root
-on Linux only.
+Each stage gets a directory that stands in for its root. The base image's /usr and the like are this
+machine's, read-only. This Python takes the place of the image's Python. What the Dockerfile copies
+or installs is put there.
+
+Commands run inside by `chroot` in a mount namespace. It needs root and Linux.
 """
 
 import json
@@ -46,8 +47,8 @@ exec /usr/sbin/chroot $root "$@"
 """
 
 
-class Harness(NamedTuple):
-    """One harness of a Dockerfile."""
+class Stage(NamedTuple):
+    """One stage of a Dockerfile."""
 
     name: str
     base: str
@@ -59,35 +60,35 @@ class Harness(NamedTuple):
 
     @property
     def workdir(self) -> str:
-        """Return where its commands run."""
+        """Return the working directory of its commands."""
         return next((argument for each, argument in self.steps if each == "WORKDIR"), "/")
 
     def command(self, instruction: str) -> list[str]:
-        """Return the words of the last instruction of a kind, which must need no shell."""
+        """Return the words of the last instruction of a kind, which must not need a shell."""
         words = json.loads(re.sub(r"^.*?(?=\[)", "", self.last(instruction), count=1))
         assert isinstance(words, list)
         return words
 
 
-def stages() -> dict[str, Harness]:
+def stages() -> dict[str, Stage]:
     """Read the Dockerfile."""
     text = re.sub(r"^#.*\n", "", (IMAGE / "Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
-    found: dict[str, Harness] = {}
-    harness = None
+    found: dict[str, Stage] = {}
+    stage = None
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         if not line:
             continue
         instruction, _, argument = line.partition(" ")
         if instruction == "FROM":
             base, _, name = argument.partition(" AS ")
-            harness = found[name] = Harness(name, base, [])
-        elif harness is not None:
-            harness.steps.append((instruction, argument.strip()))
+            stage = found[name] = Stage(name, base, [])
+        elif stage is not None:
+            stage.steps.append((instruction, argument.strip()))
     return found
 
 
 def context() -> Iterator[Path]:
-    """Yield the files that are sent to the build, as the ignore file has it."""
+    """Yield the files that are sent to the build, after the ignore file."""
     rules = (IMAGE / "Dockerfile.dockerignore").read_text("utf-8").split()
     kept = [rule[1:] for rule in rules if rule.startswith("!")]
     dropped = [rule.removeprefix("**/") for rule in rules if rule.startswith("**/")]
@@ -101,11 +102,11 @@ def context() -> Iterator[Path]:
                 yield file.relative_to(ROOT)
 
 
-def environment(harness: Harness) -> dict[str, str]:
-    """Return what the harness's ENV instructions set."""
+def environment(stage: Stage) -> dict[str, str]:
+    """Return the variables that the stage's ENV instructions set."""
     pairs = [
         pair.partition("=")
-        for instruction, argument in harness.steps
+        for instruction, argument in stage.steps
         if instruction == "ENV"
         for pair in argument.split()
     ]
@@ -113,11 +114,11 @@ def environment(harness: Harness) -> dict[str, str]:
 
 
 class Container:
-    """The root of one harness, and commands in it."""
+    """The root of one stage, and commands in it."""
 
-    def __init__(self, root: Path, harness: Harness) -> None:
+    def __init__(self, root: Path, stage: Stage) -> None:
         self.root = root
-        self.harness = harness
+        self.stage = stage
         (root / "tmp").mkdir(parents=True, exist_ok=True)
 
     def words(self, command: list[str], *, mode: str, user: str = "0:0") -> list[str]:
@@ -129,7 +130,7 @@ class Container:
         return [*enter, str(self.root), sys.base_prefix, mode, *drop, *command]
 
     def env(self, **more: str) -> dict[str, str]:
-        """Return the environment inside: the image's, and how to reach the package registry."""
+        """Return the environment inside: the image's, plus access to the package registry."""
         registry = {
             name: value
             for name, value in os.environ.items()
@@ -138,13 +139,13 @@ class Container:
         return {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             **registry,
-            **environment(self.harness),
+            **environment(self.stage),
             **more,
         }
 
     def run(self, script: str) -> None:
-        """Carry out a RUN instruction."""
-        command = ["/bin/sh", "-ec", f"cd {self.harness.workdir}; {script}"]
+        """Execute a RUN instruction."""
+        command = ["/bin/sh", "-ec", f"cd {self.stage.workdir}; {script}"]
         done = subprocess.run(
             self.words(command, mode="rw"), env=self.env(), capture_output=True, text=True
         )
@@ -152,18 +153,18 @@ class Container:
 
 
 def build(name: str, directory: Path) -> Container:
-    """Build a harness and those it needs."""
+    """Build a stage and the stages it needs."""
     known = stages()
-    harness = known[name]
+    stage = known[name]
     root = directory / name
-    if harness.base in known:
-        before = build(harness.base, directory)
+    if stage.base in known:
+        before = build(stage.base, directory)
         shutil.copytree(before.root, root, symlinks=True)
-        harness = Harness(name, harness.base, [*before.harness.steps, *harness.steps])
-        fresh = harness.steps[len(before.harness.steps) :]
+        stage = Stage(name, stage.base, [*before.stage.steps, *stage.steps])
+        fresh = stage.steps[len(before.stage.steps) :]
     else:
-        fresh = harness.steps
-    container = Container(root, harness)
+        fresh = stage.steps
+    container = Container(root, stage)
     for instruction, argument in fresh:
         if instruction == "RUN":
             container.run(argument)
@@ -174,7 +175,7 @@ def build(name: str, directory: Path) -> Container:
 
 def _copy(argument: str, container: Container, directory: Path) -> None:
     *sources, target = argument.split()
-    into = container.root / str(Path(container.harness.workdir) / target).lstrip("/")
+    into = container.root / str(Path(container.stage.workdir) / target).lstrip("/")
     if sources[0].startswith("--from="):
         source = build(sources[0].removeprefix("--from="), directory).root / sources[1].strip("/")
         shutil.copytree(source, container.root / target.strip("/"), symlinks=True)
@@ -192,7 +193,7 @@ def _copy(argument: str, container: Container, directory: Path) -> None:
 
 
 def need_namespaces() -> None:
-    """Skip the test where commands cannot be run in a root of their own."""
+    """Skip the test where commands cannot run in a root of their own."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("only root on Linux can give a command a root of its own")
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:

@@ -1,7 +1,8 @@
 """Draws the Grafana dashboard from a real run: `python -m tests.system.deploy.dashboard [FILE]`.
 
-A small fleet meets real faults, a real Prometheus scrapes it and evaluates the queries of
-`dashboard.json` and the rules of `alerts.yaml`; nothing but the drawing is ours. Six minutes.
+A small fleet meets injected faults. A real Prometheus scrapes it and evaluates the queries of
+`dashboard.json` and the rules of `alerts.yaml`; only the drawing is not Grafana's. It takes six
+minutes.
 """
 
 import json
@@ -23,7 +24,7 @@ from tests.system.deploy.rough import Mark, Rough
 HERE: Final = DEPLOY / "observability"
 SCRAPE_S: Final = 2
 _RATE: Final = f"{4 * SCRAPE_S}s"
-"""What Grafana makes of `$__rate_interval`."""
+"""The value that Grafana substitutes for `$__rate_interval`."""
 
 _WIDTH: Final = 1104
 _COLUMN: Final = _WIDTH / 24
@@ -34,24 +35,24 @@ _NOTE: Final = 18
 
 
 class Run(NamedTuple):
-    """What a run showed."""
+    """Result of a run."""
 
     found: dict[int, list[Line]]
-    """Of each panel, by its id."""
+    """Series of each panel, by its id."""
     span: Span
     done: list[str]
-    """What was done, and when."""
+    """Actions, and when each was done."""
     fired: str
-    """Which alerts fired, and when."""
+    """Alerts that fired, and when."""
 
 
 def query(expression: str) -> str:
-    """Fill in what Grafana fills in."""
+    """Substitute Grafana's variables."""
     return expression.replace("$__rate_interval", _RATE).replace("$job", ".*")
 
 
 def picture(dashboard: Mapping[str, Any], run: Run) -> str:
-    """Draw a dashboard as a run shows it, what was done in two columns above it."""
+    """Draw the dashboard of a run below two columns that list the actions."""
     rows = -(-len(run.done) // 2)
     top = _HEAD + _NOTE * (rows + 1)
     bottom = max(each["gridPos"]["y"] + each["gridPos"]["h"] for each in dashboard["panels"])
@@ -84,7 +85,7 @@ def picture(dashboard: Mapping[str, Any], run: Run) -> str:
 
 
 async def observe(dashboard: Mapping[str, Any]) -> Run:
-    """Let it all happen, and ask Prometheus for everything the dashboard shows."""
+    """Run the scenario, and query Prometheus for everything the dashboard shows."""
     with tempfile.TemporaryDirectory() as name:
         logs = Path(name)
         async with (
@@ -114,15 +115,15 @@ def _done(marks: Sequence[Mark], began: float) -> list[str]:
 
 
 async def _fired(prometheus: Prometheus, span: Span) -> str:
-    """Tell which alerts fired, and when first."""
+    """Return which alerts fired, and when each fired first."""
     rows = await prometheus.query('ALERTS{alertstate="firing"}', span.began, span.ended, SCRAPE_S)
     first: dict[str, float] = {}
     for row in rows:
         name = row.labels["alertname"]
         first[name] = min(first.get(name, span.ended), row.points[0][0])
     by_time = sorted(first.items(), key=lambda item: item[1])
-    told = ", ".join(f"{name} at {_clock(at - span.began)}" for name, at in by_time)
-    return f"Alerts that fired: {told or 'none'}"
+    fired = ", ".join(f"{name} at {_clock(at - span.began)}" for name, at in by_time)
+    return f"Alerts that fired: {fired or 'none'}"
 
 
 def _clock(seconds: float) -> str:
@@ -130,7 +131,7 @@ def _clock(seconds: float) -> str:
 
 
 def main() -> None:
-    """Draw."""
+    """Draw the dashboard to a file."""
     if not Prometheus.installed():
         sys.exit("this takes Prometheus, and `prometheus` is not on the PATH")
     dashboard = json.loads((HERE / "dashboard.json").read_text("utf-8"))

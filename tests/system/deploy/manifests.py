@@ -1,4 +1,4 @@
-"""The manifests of `deploy/kubernetes`, rendered, and the parts of them tests ask for."""
+"""The rendered manifests of `deploy/kubernetes`, and helpers that select parts of them."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ Manifest = dict[str, Any]
 
 
 def render(directory: Path) -> list[Manifest]:
-    """Return what kustomize makes of a directory; skip the test where there is no kustomize."""
+    """Return what kustomize renders from a directory; skip the test without kustomize."""
     for command in (("kustomize", "build"), ("kubectl", "kustomize")):
         if shutil.which(command[0]):
             done = subprocess.run([*command, directory], capture_output=True, text=True)
@@ -39,7 +39,7 @@ def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
 
 
 def one(manifests: list[Manifest], kind: str, name: str = "turnbus") -> Manifest:
-    """Return the one of a kind whose name is this, or this and the hash of its content."""
+    """Return the one of a kind with this name, or with this name and the hash of its content."""
     (found,) = (
         manifest
         for manifest in of_kind(manifests, kind)
@@ -50,14 +50,15 @@ def one(manifests: list[Manifest], kind: str, name: str = "turnbus") -> Manifest
 
 
 def workloads(manifests: list[Manifest]) -> list[Manifest]:
-    """Return what makes pods."""
+    """Return the manifests that create pods."""
     return of_kind(manifests, "Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod")
 
 
 def violations(pod: Manifest) -> Iterator[str]:
-    """Yield what in a pod's spec the Pod Security Standard `restricted` forbids.
+    """Yield what the Pod Security Standard `restricted` forbids in a pod's spec.
 
-    After its table of 1.37; what concerns Windows and what older versions allowed is left out.
+    It follows the standard's table of 1.37. Rules for Windows, and those that older versions
+    relaxed, are left out.
     """
     yield from _outside_its_sandbox(pod)
     containers = [*pod.get("containers", ()), *pod.get("initContainers", ())]
@@ -101,11 +102,11 @@ def _outside_its_sandbox(pod: Manifest) -> Iterator[str]:
         yield "sysctls"
 
 
-# -- what the cluster learns from others: their custom resources, as far as they are used here
+# -- custom resources of other projects, as far as they are used here
 
 
 class _Closed(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
-    """A resource in which a misspelled field would be dropped without a word."""
+    """A resource in which a misspelled field would be dropped silently."""
 
 
 class _Meta(_Closed):
@@ -165,7 +166,7 @@ class _Scaled(_Closed):
 
 
 class ScaledObject(_Closed):
-    """Of KEDA; the fields of a trigger's metadata are those of its Redis streams scalers."""
+    """A ScaledObject of KEDA, with the metadata fields of its Redis streams scalers."""
 
     api_version: Literal["keda.sh/v1alpha1"]
     kind: Literal["ScaledObject"]
@@ -184,7 +185,7 @@ class _Authentication(_Closed):
 
 
 class TriggerAuthentication(_Closed):
-    """Of KEDA."""
+    """A TriggerAuthentication of KEDA."""
 
     api_version: Literal["keda.sh/v1alpha1"]
     kind: Literal["TriggerAuthentication"]
@@ -208,7 +209,7 @@ class _Monitored(_Closed):
 
 
 class PodMonitor(_Closed):
-    """Of the Prometheus operator."""
+    """A PodMonitor of the Prometheus operator."""
 
     api_version: Literal["monitoring.coreos.com/v1"]
     kind: Literal["PodMonitor"]

@@ -12,17 +12,17 @@ _WORKERS: Final = "#c2410c"
 
 
 class Sample(NamedTuple):
-    """What was the case at a moment."""
+    """State at one moment."""
 
     at_s: float
     demand: int
-    """Entries of `stt:sessions`."""
+    """Number of entries of `stt:sessions`."""
     workers: int
-    """Worker processes, those on their way out among them."""
+    """Number of worker processes, including those that are stopping."""
 
 
 def draw(title: str, samples: Sequence[Sample], rolled_s: tuple[float, float]) -> str:
-    """Return a picture of a run, the time in which every worker was replaced shaded."""
+    """Return a picture of a run; the time of the rolling restart is shaded."""
     last = samples[-1].at_s
     demand_top = _ceiling(max(each.demand for each in samples))
     workers_top = max(each.workers for each in samples) + 1
@@ -72,7 +72,7 @@ def _text(
 
 
 def _ceiling(count: int) -> int:
-    """Return a round number that is not below."""
+    """Return a round number that is not below the value."""
     step = 5
     while step * 10 < count:
         step *= 10

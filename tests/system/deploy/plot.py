@@ -1,22 +1,22 @@
-"""The area inside the axes of a chart, as SVG: axes, thresholds, marks and curves. Pure."""
+"""The area inside the axes of a chart, as SVG: axes, thresholds, marks and curves. No I/O."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 from xml.sax.saxutils import escape
 
-from tests.system.deploy.units import worded
+from tests.system.deploy.units import formatted
 
 GREY: Final = "#6b7280"
 THRESHOLDS: Final = {"green": "#3d8b2f", "orange": "#d9730d", "red": "#c4162a"}
-"""Grafana's names of colours."""
+"""Colours by Grafana's names."""
 
 Points: TypeAlias = Sequence[tuple[float, float]]
-"""Unix time in seconds, and value; or where that is in the picture."""
+"""Unix time in seconds and value, or their place in the picture."""
 
 
 class Span(NamedTuple):
-    """The time shown, in Unix seconds; seconds between points; and when something was done."""
+    """Time shown in Unix seconds, seconds between points, and times of the marks."""
 
     began: float
     ended: float
@@ -25,7 +25,7 @@ class Span(NamedTuple):
 
 
 class Plot:
-    """Places times and values between four sides, in the picture's units."""
+    """Maps times and values to the picture's units between four sides."""
 
     def __init__(self, left: float, right: float, top: float, bottom: float, span: Span) -> None:
         self._left, self._right, self._top, self._bottom = left, right, top, bottom
@@ -39,23 +39,23 @@ class Plot:
         return self._bottom - value / ceiling * (self._bottom - self._top)
 
     def time_axis(self) -> Iterator[str]:
-        """Draw minutes."""
+        """Draw the time axis in minutes."""
         for minute in range(int((self._span.ended - self._span.began) / 60) + 1):
             x = self._x(self._span.began + 60 * minute)
             yield text(x, self._bottom + 14, f"{minute}:00", anchor="middle", fill=GREY, size=10)
 
     def value_axis(self, values: Sequence[float], unit: str, *, right: bool) -> Iterator[str]:
-        """Draw the numbers of an axis; from the left one, lines across."""
+        """Draw the numbers of an axis; the left axis gets grid lines."""
         x, anchor = (self._right + 6, "start") if right else (self._left - 6, "end")
         for value in values:
             y = self._y(value, values[-1])
             if not right:
                 yield f'<path d="M{self._left:.1f} {y:.1f} H{self._right:.1f}" stroke="#e8eaed"/>'
-            yield text(x, y + 3.5, worded(value, unit), anchor=anchor, fill=GREY, size=10)
+            yield text(x, y + 3.5, formatted(value, unit), anchor=anchor, fill=GREY, size=10)
 
-    def thresholds(self, told: Mapping[str, Any], ceiling: float) -> Iterator[str]:
+    def thresholds(self, config: Mapping[str, Any], ceiling: float) -> Iterator[str]:
         """Draw a line at each threshold that is on the axis."""
-        for step in told["steps"]:
+        for step in config["steps"]:
             if step["value"] is not None and step["value"] <= ceiling:
                 y, colour = self._y(step["value"], ceiling), THRESHOLDS[step["color"]]
                 yield (
@@ -64,7 +64,7 @@ class Plot:
                 )
 
     def marks(self) -> Iterator[str]:
-        """Draw when something was done, by number."""
+        """Draw numbered marks at the times of the actions."""
         for number, at in enumerate(self._span.marks, 1):
             x = self._x(at)
             yield (
@@ -92,7 +92,7 @@ class Plot:
     def outlines(
         self, upper: Points, lower: Sequence[float], ceiling: float
     ) -> Iterator[tuple[Points, Points]]:
-        """Place each unbroken part of a line, and what it stands on."""
+        """Place each unbroken part of a line, and its base."""
         floor = iter(lower or itertools.repeat(0.0))
         for part in _unbroken(upper, self._span.step_s):
             over = [(self._x(at), self._y(value, ceiling)) for at, value in part]
@@ -100,7 +100,7 @@ class Plot:
 
 
 def _unbroken(points: Points, step_s: int) -> Iterator[Points]:
-    """Part points where one or more are missing."""
+    """Split points where one or more are missing."""
     begin = 0
     for nth, ((before, _), (at, _)) in enumerate(itertools.pairwise(points), 1):
         if at - before > 1.5 * step_s:
@@ -110,7 +110,7 @@ def _unbroken(points: Points, step_s: int) -> Iterator[Points]:
 
 
 def path(points: Points) -> str:
-    """Write points as a path, but not those in the middle of a level stretch."""
+    """Write points as a path, without those in the middle of a level stretch."""
     levels = [f"{y:.1f}" for _, y in points]
     bends = (
         f"{x:.1f} {level}"
@@ -132,7 +132,7 @@ def text(
     size: int = 12,
     weight: int = 400,
 ) -> str:
-    """Write words."""
+    """Write a text."""
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
     bold = f' font-weight="{weight}"' if weight != 400 else ""
     return f'<text {place} fill="{fill}" font-size="{size}"{bold}>{escape(words)}</text>'

@@ -1,4 +1,4 @@
-"""A real Prometheus: it scrapes workers, evaluates PromQL and alerting rules, and is gone."""
+"""A real Prometheus: it scrapes workers, evaluates PromQL and alerting rules, and is removed."""
 
 import json
 import math
@@ -25,15 +25,15 @@ _LOOK_S: Final = 0.1
 
 
 class Series(NamedTuple):
-    """One series of an answer."""
+    """One series of a result."""
 
     labels: Mapping[str, str]
     points: list[tuple[float, float]]
-    """Unix time in seconds, and value; where there is none, no point."""
+    """Unix time in seconds, and value. Missing values have no point."""
 
 
 class Prometheus:
-    """A server that runs; `start` makes one."""
+    """A running server; `start` makes one."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -43,9 +43,9 @@ class Prometheus:
     async def start(
         cls, targets: Mapping[str, int], rules: Path, every_s: int, directory: Path
     ) -> AsyncIterator[Self]:
-        """Scrape the targets, ports of this machine by name of instance, until the block ends.
+        """Scrape the targets, local ports by name of instance, until the block ends.
 
-        Raises TimeoutError, with what it wrote, if it does not come up.
+        Raises TimeoutError with the server's output if it does not come up.
         """
         config = {
             "global": {"scrape_interval": f"{every_s}s", "evaluation_interval": f"{every_s}s"},
@@ -85,11 +85,11 @@ class Prometheus:
 
     @staticmethod
     def installed() -> bool:
-        """Whether there is one here."""
+        """Return whether Prometheus is installed here."""
         return shutil.which("prometheus") is not None
 
     async def query(self, expression: str, began: float, ended: float, step_s: int) -> list[Series]:
-        """Evaluate PromQL over a time, given in Unix seconds; not-a-numbers are left out."""
+        """Evaluate PromQL over a time given in Unix seconds; NaN values are left out."""
         asked = {"query": expression, "start": began, "end": ended, "step": step_s}
         answer = json.loads(await self._get(f"/api/v1/query_range?{urlencode(asked)}"))
         return [

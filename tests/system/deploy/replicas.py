@@ -1,4 +1,4 @@
-"""What a cluster does to workers: it keeps as many as an autoscaler wants, and rolls them."""
+"""Stand-ins for a cluster's part: an autoscaler and a Deployment with rolling restarts."""
 
 import math
 import random
@@ -22,9 +22,10 @@ _LOOK_S: Final = 0.2
 
 
 class Autoscaler:
-    """The horizontal autoscaler with an average value as its target, on a clock of its caller's.
+    """The horizontal autoscaler with an average value as its target, on its caller's clock.
 
-    Up at once; down to the largest number wanted within the window, one at a time.
+    It scales up at once. It scales down to the largest number wanted within the window, one at a
+    time.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Autoscaler:
         self._down_at = -math.inf
 
     def decide(self, demand: int, current: int, now: float) -> int:
-        """Return how many replicas there should be."""
+        """Return the desired number of replicas."""
         least, most = self._bounds
         wanted = min(most, max(least, math.ceil(demand / self._target)))
         self._wanted.append((now, wanted))
@@ -85,20 +86,20 @@ class Replicas:
         self.desired = 0
         self.generation = 1
         self.replicas: Final[list[Replica]] = []
-        """Those that run, stopping ones among them."""
-        self.told: Final[set[str]] = set()
-        """Names of those that were ever told to stop."""
+        """Running replicas, including those that are stopping."""
+        self.asked_to_stop: Final[set[str]] = set()
+        """Names of the replicas that were ever asked to stop."""
 
     @property
     def settled(self) -> bool:
-        """All that should run do, and no others."""
+        """Whether exactly the desired replicas run."""
         return len(self.replicas) == self.desired and all(
             each.ready and not each.stopping and each.generation == self.generation
             for each in self.replicas
         )
 
     async def run(self) -> None:
-        """Make it so, until cancelled."""
+        """Reconcile until cancelled."""
         while True:
             rows: Any = await self._redis.hgetall(Keys().workers)
             states = {
@@ -121,7 +122,7 @@ class Replicas:
         self._rng.shuffle(new)
         for each in [*old, *new][: max(0, surplus)]:
             each.stopping = True
-            self.told.add(each.life.name)
+            self.asked_to_stop.add(each.life.name)
             self._tasks.start_soon(self._stop, each)
 
     async def _start(self) -> None:
@@ -137,6 +138,7 @@ class Replicas:
     async def _stop(self, replica: Replica) -> None:
         replica.life.signal(signal.SIGTERM)
         code = await replica.life.over()
-        # One that was still loading its modules had no handler yet, and nothing to hand on.
+        # A replica that was still loading its modules had no handler yet, and no session to
+        # release.
         assert code == 0 or not replica.life.text(), replica.life.tail()
         self.replicas.remove(replica)

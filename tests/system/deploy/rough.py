@@ -1,6 +1,6 @@
-"""A rough five minutes: a small fleet at work, and everything that a dashboard is there to show.
+"""Five minutes of faults: a small fleet at work, and everything that the dashboard shows.
 
-Nothing of it is staged but the faults: real sessions on a real Redis, workers as processes.
+Only the faults are staged: the sessions are real, on a real Redis, with workers as processes.
 """
 
 import signal
@@ -31,10 +31,10 @@ WORKERS: Final = ("worker-1", "worker-2")
 CALLS: Final = 24
 RUSH: Final = 10
 PERMITS: Final = 28
-"""Sockets of the plan: fewer than the calls of a rush."""
+"""Maximum sockets of the plan; a rush has more calls."""
 
 PLACES: Final = 22
-"""Of a worker: with one worker gone there are fewer than calls."""
+"""Maximum sockets of a worker; with one worker gone there are fewer than calls."""
 
 _LATENCY_MS: Final = 150
 _TIMEOUT_S: Final = 60.0
@@ -42,7 +42,7 @@ _LOOK_S: Final = 0.05
 
 
 class Mark(NamedTuple):
-    """Something that was done."""
+    """An action, and its time."""
 
     at: float
     """Unix time in seconds."""
@@ -50,7 +50,7 @@ class Mark(NamedTuple):
 
 
 class Rough:
-    """Everything that runs, and what is done to it; `open` sets it up."""
+    """All that runs, and the actions on it; `open` sets it up."""
 
     def __init__(
         self,
@@ -71,13 +71,13 @@ class Rough:
         self._calls: list[Call] = []
         self._producers: list[Producer] = []
         self.ports: Final = {name: free_port() for name in WORKERS}
-        """Where each worker serves its metrics."""
+        """Ports on which the workers serve their metrics."""
         self.marks: Final[list[Mark]] = []
 
     @classmethod
     @asynccontextmanager
     async def open(cls, logs: Path) -> AsyncIterator[Self]:
-        """Start everything; leave nothing at the end but the logs."""
+        """Start everything; leave only the logs at the end."""
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(EmbeddedRedis.start(append_only=True))
             redis = await stack.enter_async_context(connect(server.url))
@@ -92,7 +92,7 @@ class Rough:
             yield rough
 
     async def run(self) -> None:
-        """Let it all happen; calls go on at the end."""
+        """Run the scenario; calls continue at the end."""
         one, two = WORKERS
         for number in range(CALLS):
             self._begin(number)
@@ -176,7 +176,7 @@ class Rough:
 
 
 async def _speak(call: Call, producer: Producer) -> None:
-    """Announce a call and append its audio in real time until it hangs up."""
+    """Announce a call and append its audio in real time until it ends."""
     await producer.announce()
     due = anyio.current_time()
     while (chunk := call.next_chunk()) is not None:

@@ -1,6 +1,6 @@
-"""The Redis users of `deploy/redis/users.acl` have no rights but those they need.
+"""The Redis users of `deploy/redis/users.acl` have only the rights they need.
 
-That they have these, the whole suite shows: it runs under them.
+The rest of the suite runs under these users, which shows that their rights suffice.
 """
 
 from collections.abc import AsyncIterator
@@ -25,8 +25,8 @@ README = (USERS.parent / "README.md").read_text("utf-8")
 
 AUDIO, TURNS, STATE = "stt:{0}:audio:call-1", "stt:{0}:turns", "stt:{0}:state:call-1"
 
-# What no probe of `turnbus check` sends: for its own questions, for connecting, for transactions
-# and subscriptions, and what a client of a cluster asks.
+# Commands that `turnbus check` does not probe: its own queries, connecting, transactions and
+# subscriptions, and the commands of a cluster's client.
 BESIDE_PROBES = {
     *("ping", "info", "client|setinfo", "client|setname", "multi", "exec", "discard"),
     *("xrevrange", "smembers"),
@@ -49,7 +49,7 @@ class Acl:
         return await admin.execute_command(*command)
 
     async def connect(self, user: str) -> Redis:
-        """Return a client that is this user."""
+        """Return a client with this user."""
         url = as_user(self.server.url, user)
         client = Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 0))
         return await self._stack.enter_async_context(client)
@@ -62,14 +62,14 @@ async def acl() -> AsyncIterator[Acl]:
         yield Acl(server, stack)
 
 
-async def test_the_worker_passes_its_own_check(acl: Acl) -> None:
+async def test_worker_passes_check(acl: Acl) -> None:
     missing = await find_missing(await acl.connect("worker"), Keys("stt"))
     assert not missing.commands
     assert not missing.keys
     assert not missing.errors
 
 
-def test_the_worker_may_do_nothing_it_does_not_do() -> None:
+def test_worker_has_no_unused_rights() -> None:
     probed = {
         str(probe[0]).lower().replace(" ", "|") for probe in _probe_commands("stream", "value")
     }
@@ -77,7 +77,7 @@ def test_the_worker_may_do_nothing_it_does_not_do() -> None:
     assert granted == probed | BESIDE_PROBES
 
 
-async def test_the_scaler_reads_the_demand_and_nothing_else(acl: Acl) -> None:
+async def test_scaler_can_only_read_demand(acl: Acl) -> None:
     producer, scaler = await acl.connect("producer"), await acl.connect("scaler")
     await producer.xadd("stt:sessions", {"session": "call-1"})
     assert await scaler.xlen("stt:sessions") == 1
@@ -116,14 +116,16 @@ async def test_the_scaler_reads_the_demand_and_nothing_else(acl: Acl) -> None:
         ("scaler", ("XLEN", TURNS)),
     ],
 )
-async def test_refused(acl: Acl, user: str, command: tuple[str, ...]) -> None:
+async def test_command_outside_rights_is_refused(
+    acl: Acl, user: str, command: tuple[str, ...]
+) -> None:
     client: Any = await acl.connect(user)
     with pytest.raises(NoPermissionError):
         await client.execute_command(*command)
 
 
-async def test_clients_of_a_cluster(tmp_path: Path) -> None:
-    """Those of redis-py, which are not the worker's own."""
+async def test_cluster_clients_connect(tmp_path: Path) -> None:
+    """These are clients of redis-py, not the worker's own."""
     config = {"cluster-enabled": "yes", "cluster-config-file": str(tmp_path / "nodes")}
     async with GuardedRedis.start(config=config) as server, AsyncExitStack() as stack:
         acl = Acl(server, stack)
@@ -146,7 +148,7 @@ async def test_clients_of_a_cluster(tmp_path: Path) -> None:
 
 
 async def _fails_over(sentinel: Redis) -> bool:
-    """Tell a sentinel to; say whether it will, knowing enough of the replica by now."""
+    """Send FAILOVER to a sentinel; return whether it knows enough of the replica to start."""
     try:
         await tell(sentinel, "SENTINEL", "FAILOVER", "mymaster")
     except ResponseError as error:
@@ -156,7 +158,7 @@ async def _fails_over(sentinel: Redis) -> bool:
     return True
 
 
-async def test_a_replica_and_a_sentinel() -> None:
+async def test_replica_and_sentinel_fail_over() -> None:
     """They log in as the users that the README adds, and fail over."""
     added = [line.split() for line in README.splitlines() if line.startswith("  user ")]
     config = {"masteruser": "replica", "masterauth": PASSWORD, "repl-diskless-sync-delay": "0"}
@@ -188,6 +190,6 @@ async def test_a_replica_and_a_sentinel() -> None:
             assert not await redis.acl_log()
 
 
-async def test_nobody_without_a_name(acl: Acl) -> None:
+async def test_default_user_is_refused(acl: Acl) -> None:
     with pytest.raises(AuthenticationError):
         await (await acl.connect("default")).ping()

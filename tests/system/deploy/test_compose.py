@@ -1,4 +1,4 @@
-"""The compose file: its parts, its rights, and settings that workers understand."""
+"""The compose file: its services, their rights, and settings that workers accept."""
 
 import re
 from typing import Any, Literal
@@ -64,7 +64,7 @@ def _compose() -> _Compose:
     return msgspec.convert(raw, _Compose)
 
 
-def test_every_service_has_few_rights() -> None:
+def test_services_have_minimal_rights() -> None:
     compose = _compose()
     always = {name for name, service in compose.services.items() if not service.profiles}
     assert always == {"redis", "stt-server", "worker-1", "worker-2"}
@@ -79,11 +79,11 @@ def test_every_service_has_few_rights() -> None:
             assert (DEPLOY / service.build.context).resolve() == ROOT
 
 
-def test_workers_understand_their_settings() -> None:
+def test_workers_accept_their_settings() -> None:
     services = _compose().services
     ids, ports = set(), set()
     for name in ("worker-1", "worker-2"):
-        # As compose fills them in while nothing is set outside.
+        # The values that compose fills in while nothing is set outside.
         env = {
             key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
             for key, value in services[name].environment.items()
@@ -99,7 +99,7 @@ def test_workers_understand_their_settings() -> None:
     assert len(ids) == len(ports) == 2
 
 
-def test_traces_have_somewhere_to_go() -> None:
+def test_traces_have_a_backend() -> None:
     services = _compose().services
     asked = {name for name, service in services.items() if service.profiles == ["traces"]}
     assert asked == {"collector", "jaeger"}
@@ -113,7 +113,7 @@ def test_traces_have_somewhere_to_go() -> None:
     assert set(re.findall(r"\$\{env:(\w+)\}", config)) == set(services["collector"].environment)
 
 
-def test_redis_keeps_what_it_was_given() -> None:
+def test_redis_persists_its_data() -> None:
     command = " ".join(_compose().services["redis"].command)
     assert "--appendonly yes" in command
     assert "--maxmemory-policy noeviction" in command

@@ -1,4 +1,4 @@
-"""The dashboard drawn: numbers as Grafana words them, every panel, and a real Prometheus."""
+"""The drawn dashboard: numbers in Grafana's format, every panel, and a real Prometheus."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from tests.system.deploy.chart import Line, lines
 from tests.system.deploy.dashboard import HERE, Run, picture, query
 from tests.system.deploy.plot import Span
 from tests.system.deploy.prometheus import Prometheus, Series
-from tests.system.deploy.units import ticks, worded
+from tests.system.deploy.units import formatted, ticks
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.redis import free_port
 
@@ -41,8 +41,8 @@ SPAN = Span(1_000.0, 1_060.0, 2, [1_030.0])
         (768_000, "Bps", "768 kB/s"),
     ],
 )
-def test_numbers_are_worded(value: float, unit: str, text: str) -> None:
-    assert worded(value, unit) == text
+def test_numbers_are_formatted_as_grafana_does(value: float, unit: str, text: str) -> None:
+    assert formatted(value, unit) == text
 
 
 @pytest.mark.parametrize(
@@ -55,20 +55,20 @@ def test_numbers_are_worded(value: float, unit: str, text: str) -> None:
         (300 * 1024, "bytes", [0, 100 * 1024, 200 * 1024, 300 * 1024]),
     ],
 )
-def test_an_axis_has_round_numbers(top: float, unit: str, axis: list[float]) -> None:
+def test_axis_ticks_are_round_numbers(top: float, unit: str, axis: list[float]) -> None:
     assert ticks(top, unit, 4) == pytest.approx(axis)
 
 
-def test_every_unit_of_the_dashboard_is_known() -> None:
+def test_every_dashboard_unit_is_supported() -> None:
     for panel in PANELS.values():
-        assert worded(1.0, panel["fieldConfig"]["defaults"]["unit"])
+        assert formatted(1.0, panel["fieldConfig"]["defaults"]["unit"])
 
 
 def _texts(drawn: str) -> list[str]:
     return [text for each in ET.fromstring(drawn).iter() if (text := each.text)]
 
 
-def test_every_panel_is_drawn_and_says_when_it_has_nothing() -> None:
+def test_panels_are_drawn_with_and_without_data() -> None:
     shown = _texts(
         picture(DASHBOARD, Run({name: [] for name in PANELS}, SPAN, ["1  done"], "none fired"))
     )
@@ -78,7 +78,7 @@ def test_every_panel_is_drawn_and_says_when_it_has_nothing() -> None:
     assert {"1  done", "none fired"} <= set(shown)
 
 
-def test_lines_are_named_as_the_legend_says() -> None:
+def test_lines_are_named_by_legend_format() -> None:
     (panel,) = (panel for panel in PANELS.values() if panel["title"] == "The network: sockets lost")
     lost = Series({"turnbus_fault_class": "transient"}, [(1_000.0, 1.0), (1_002.0, 3.0)])
     silent = Series({"turnbus_fault_class": "permanent"}, [])
@@ -92,7 +92,7 @@ def test_lines_are_named_as_the_legend_says() -> None:
 
 
 @pytest.mark.parametrize("kind", ["stat", "timeseries"])
-def test_any_panel_can_hold_a_gap(kind: str) -> None:
+def test_panels_accept_gaps_in_data(kind: str) -> None:
     points = [(1_000.0, 0.0), (1_002.0, 2.0), (1_010.0, 5.0)]
     found = {
         name: [Line("a", panel["fieldConfig"]["defaults"]["unit"], right=False, points=points)]
@@ -104,7 +104,7 @@ def test_any_panel_can_hold_a_gap(kind: str) -> None:
 
 
 @pytest.mark.skipif(not Prometheus.installed(), reason="Prometheus is not installed")
-async def test_prometheus_evaluates_every_panel(harness: Harness, tmp_path: Path) -> None:
+async def test_prometheus_evaluates_every_panel_query(harness: Harness, tmp_path: Path) -> None:
     port = free_port()
     async with (
         harness.worker_process("one", tmp_path / "log", admin_addr=f"127.0.0.1:{port}"),
@@ -112,7 +112,7 @@ async def test_prometheus_evaluates_every_panel(harness: Harness, tmp_path: Path
     ):
 
         async def silent() -> set[str]:
-            """Return the panels without data now."""
+            """Return the panels that have no data now."""
             found = set()
             for panel in PANELS.values():
                 now = time.time()

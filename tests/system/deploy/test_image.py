@@ -1,4 +1,4 @@
-"""The image: what goes into it, and that it runs as nobody on a file system that is read only."""
+"""The image: its content, and that it runs as an unprivileged user on a read-only file system."""
 
 import os
 import re
@@ -56,7 +56,7 @@ def _required(file: str) -> list[Requirement]:
 
 
 @pytest.mark.parametrize("file", PINS)
-def test_pinned_by_version_and_hash(file: str) -> None:
+def test_requirements_are_pinned_by_version_and_hash(file: str) -> None:
     text = (IMAGE / file).read_text("ascii")
     assert "://" not in text
     assert not re.search(r"^\s*-(?!-hash)", text, re.MULTILINE), "no options, no addresses"
@@ -69,29 +69,29 @@ def test_pinned_by_version_and_hash(file: str) -> None:
         assert each.specifier.contains(pinned), f"{each} is pinned to {pinned}"
 
 
-def test_the_worker_carries_nothing_of_the_local_parts() -> None:
+def test_worker_image_has_no_local_server_packages() -> None:
     local = PYPROJECT["project"]["optional-dependencies"]["local"]
     assert not _pins("runtime.txt").keys() & {Requirement(each).name.lower() for each in local}
 
 
-def test_what_is_copied_is_there() -> None:
+def test_copied_paths_exist() -> None:
     files = set(context())
     assert files, "something is sent"
-    for harness in stages().values():
-        for instruction, argument in harness.steps:
+    for stage in stages().values():
+        for instruction, argument in stage.steps:
             if instruction != "COPY" or argument.startswith("--from="):
                 continue
             for source in map(Path, argument.split()[:-1]):
                 assert any(source in (file, *file.parents) for file in files), source
 
 
-def test_what_is_not_needed_is_not_sent() -> None:
+def test_build_context_excludes_unneeded_files() -> None:
     tops = {file.parts[0] for file in context()}
     assert tops == {"LICENSE", "README.md", "deploy", "pyproject.toml", "schemas", "worker"}
     assert not [file for file in context() if "__pycache__" in file.parts]
 
 
-def test_the_image_is_what_the_manifests_expect() -> None:
+def test_image_matches_manifests() -> None:
     worker = stages()["worker"]
     pod = one(overlay("production"), "Deployment")["spec"]["template"]["spec"]
     asked = pod["securityContext"]
@@ -102,7 +102,7 @@ def test_the_image_is_what_the_manifests_expect() -> None:
     assert worker.last("EXPOSE") == str(port["containerPort"])
 
 
-async def test_health_check() -> None:
+async def test_health_check_reports_liveness() -> None:
     state = Readiness(ready=False, reasons=("draining",), sessions=0, capacity=1)
     async with serve_admin(("127.0.0.1", 0), lambda: state) as port:
         assert await _health(f"0.0.0.0:{port}") == 0
@@ -121,7 +121,7 @@ async def _health(address: str) -> int:
     return check.returncode
 
 
-# -- every instruction carried out, and the result run
+# -- every instruction is executed, and the result run
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +134,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Container:
 @asynccontextmanager
 async def _running(container: Container, *arguments: str, **env: str) -> AsyncIterator[Process]:
     """Run the container as Kubernetes does: its user, no rights, a read-only root."""
-    command = container.harness.command("ENTRYPOINT")
-    command += arguments or container.harness.command("CMD")
-    words = container.words(command, mode="ro", user=container.harness.last("USER"))
+    command = container.stage.command("ENTRYPOINT")
+    command += arguments or container.stage.command("CMD")
+    words = container.words(command, mode="ro", user=container.stage.last("USER"))
     process = await anyio.open_process(words, env=container.env(**env), stderr=None)
     async with process:
         try:
@@ -149,7 +149,7 @@ async def _running(container: Container, *arguments: str, **env: str) -> AsyncIt
 
 
 @pytest.mark.slow
-async def test_it_runs(built: Container, harness: Harness) -> None:
+async def test_image_runs_worker(built: Container, harness: Harness) -> None:
     port = free_port()
     before = {path: path.lstat().st_mtime_ns for path in built.root.rglob("opt/**/*")}
     env = {
@@ -165,7 +165,7 @@ async def test_it_runs(built: Container, harness: Harness) -> None:
         await harness.play("call-1", synthesize_words([0, 1, 2], PCM16), pause_s=0)
         events = (await harness.until_ended("call-1"))["call-1"]
         check = built.words(
-            built.harness.command("HEALTHCHECK"), mode="ro", user=built.harness.last("USER")
+            built.stage.command("HEALTHCHECK"), mode="ro", user=built.stage.last("USER")
         )
         healthy = await anyio.run_process(check, env=built.env(**env), check=False)
         assert healthy.returncode == 0, healthy.stderr
@@ -176,19 +176,19 @@ async def test_it_runs(built: Container, harness: Harness) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_small(built: Container) -> None:
+def test_image_is_small(built: Container) -> None:
     files = [path for path in built.root.rglob("opt/**/*") if path.is_file()]
     assert sum(path.lstat().st_size for path in files) < 60 * 1024**2
     assert not list(built.root.rglob("pip")), "it installs nothing"
 
 
 @pytest.mark.slow
-def test_it_needs_no_library_that_the_base_lacks(built: Container) -> None:
+def test_image_needs_only_libraries_of_its_base(built: Container) -> None:
     _check_libraries(built)
 
 
 @pytest.mark.slow
-async def test_the_local_server_runs(tmp_path: Path) -> None:
+async def test_image_runs_local_server(tmp_path: Path) -> None:
     need_namespaces()
     local = build("local", tmp_path)
     _check_libraries(local)
@@ -201,7 +201,7 @@ async def test_the_local_server_runs(tmp_path: Path) -> None:
 
 
 def _check_libraries(container: Container) -> None:
-    """Assert that what is installed finds its libraries in itself or in a slim base."""
+    """Assert that the installed files find their libraries among themselves or in a slim base."""
     libraries = [path for path in container.root.rglob("opt/**/*.so*") if path.is_file()]
     command = ["/usr/bin/ldd", *(f"/{path.relative_to(container.root)}" for path in libraries)]
     words = container.words(command, mode="ro")

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests are valid, safe, and say what the worker and their own comments say."""
+"""The Kubernetes manifests are valid, safe, and consistent with the worker and their comments."""
 
 import os
 from copy import deepcopy
@@ -38,7 +38,7 @@ def _pod(workload: Manifest) -> Manifest:
 
 
 def _settings(name: str) -> Settings:
-    """Return the settings a worker of this overlay runs with."""
+    """Return the settings of a worker of this overlay."""
     (container,) = _pod(_worker(name))["containers"]
     env = {**one(overlay(name), "ConfigMap")["data"]}
     env |= {each["name"]: each.get("value", "redis://redis:6379/0") for each in container["env"]}
@@ -48,7 +48,7 @@ def _settings(name: str) -> Settings:
 
 @pytest.mark.parametrize("version", ["1.29", "1.33", "1.37"])
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_valid(name: str, version: str) -> None:
+def test_manifests_are_valid(name: str, version: str) -> None:
     for manifest in overlay(name):
         if kind := CUSTOM.get(manifest["kind"]):
             msgspec.convert(manifest, kind)
@@ -56,7 +56,7 @@ def test_valid(name: str, version: str) -> None:
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_a_misspelled_field_is_not_valid() -> None:
+def test_misspelled_field_is_invalid() -> None:
     wrong = deepcopy(_worker("production"))
     _pod(wrong)["terminationGracePeriod"] = 45
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -68,7 +68,7 @@ def test_a_misspelled_field_is_not_valid() -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_pod_security(name: str) -> None:
+def test_pods_meet_restricted_security_standard(name: str) -> None:
     for workload in workloads(overlay(name)):
         pod = _pod(workload)
         assert not list(violations(pod))
@@ -84,7 +84,7 @@ def test_pod_security(name: str) -> None:
     assert enforced == "restricted"
 
 
-def test_pod_security_is_checked() -> None:
+def test_pod_security_violation_is_found() -> None:
     pod = _pod(_worker("production"))
     spoiled = [
         {**pod, "hostNetwork": True},
@@ -96,7 +96,7 @@ def test_pod_security_is_checked() -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_the_worker_understands_its_settings(name: str) -> None:
+def test_worker_accepts_settings_of_overlays(name: str) -> None:
     settings = _settings(name)
     (container,) = _pod(_worker(name))["containers"]
     (mount,) = container["volumeMounts"]
@@ -111,19 +111,19 @@ def test_the_worker_understands_its_settings(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_a_worker_has_time_to_hand_its_sessions_on(name: str) -> None:
+def test_grace_period_covers_release_of_sessions(name: str) -> None:
     assert _pod(_worker(name))["terminationGracePeriodSeconds"] >= _settings(name).drain_s + 10
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_memory_suffices(name: str) -> None:
+def test_memory_request_covers_sessions(name: str) -> None:
     (container,) = _pod(_worker(name))["containers"]
     request = int(container["resources"]["requests"]["memory"].removesuffix("Mi"))
     assert request >= 60 + _settings(name).max_sessions * (64 + 46) / 1024
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_selectors_find_their_pods(name: str) -> None:
+def test_selectors_match_their_pods(name: str) -> None:
     manifests = overlay(name)
     labels = [each["spec"]["template"]["metadata"]["labels"] for each in workloads(manifests)]
 
@@ -144,7 +144,7 @@ def test_selectors_find_their_pods(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_every_pod_is_fenced_in(name: str) -> None:
+def test_every_pod_has_network_policies(name: str) -> None:
     manifests = overlay(name)
     for workload in workloads(manifests):
         labels = workload["spec"]["template"]["metadata"]["labels"].items()
@@ -158,7 +158,7 @@ def test_every_pod_is_fenced_in(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRODUCTION)
-def test_what_is_outside_is_reached_over_ipv4_and_ipv6(name: str) -> None:
+def test_egress_allows_ipv4_and_ipv6(name: str) -> None:
     outside = [one(overlay(name), "NetworkPolicy", f"turnbus-{what}") for what in ("redis", "stt")]
     for policy in outside:
         (rule,) = policy["spec"]["egress"]
@@ -172,7 +172,7 @@ def test_what_is_outside_is_reached_over_ipv4_and_ipv6(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dev", "dev-keda"])
-def test_what_dev_refers_to_is_there(name: str) -> None:
+def test_references_of_dev_overlay_exist(name: str) -> None:
     manifests = overlay(name)
     secrets = {each["metadata"]["name"] for each in of_kind(manifests, "Secret")}
     services = {each["metadata"]["name"] for each in of_kind(manifests, "Service")}
@@ -192,18 +192,18 @@ def test_what_dev_refers_to_is_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRODUCTION)
-def test_no_secret_is_in_production(name: str) -> None:
+def test_production_overlay_has_no_secrets(name: str) -> None:
     assert not of_kind(overlay(name), "Secret")
     (container,) = _pod(_worker(name))["containers"]
     assert not [each for each in container["env"] if "PASSWORD" in each["name"]]
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_the_number_of_pods_is_the_scalers(name: str) -> None:
+def test_deployment_leaves_replicas_to_scaler(name: str) -> None:
     assert "replicas" not in _worker(name)["spec"]
 
 
-def test_keda_follows_the_demand() -> None:
+def test_keda_scales_on_demand() -> None:
     settings = _settings("production-keda")
     (scaled,) = of_kind(overlay("production-keda"), "ScaledObject")
     (trigger,) = scaled["spec"]["triggers"]
@@ -216,7 +216,7 @@ def test_keda_follows_the_demand() -> None:
     assert dev["spec"]["minReplicaCount"] == 0
 
 
-def test_hpa_does_what_keda_does() -> None:
+def test_hpa_matches_keda() -> None:
     (scaled,) = of_kind(overlay("production-keda"), "ScaledObject")
     (hpa,) = of_kind(overlay("production-hpa"), "HorizontalPodAutoscaler")
     (metric,) = hpa["spec"]["metrics"]
@@ -230,7 +230,7 @@ def test_hpa_does_what_keda_does() -> None:
 
 
 @pytest.mark.parametrize("form", ["cluster", "sentinel"])
-def test_keda_finds_other_redis_topologies(form: str, tmp_path: Path) -> None:
+def test_keda_supports_other_redis_topologies(form: str, tmp_path: Path) -> None:
     root = Path(os.path.relpath(KUBERNETES, tmp_path.resolve()))
     parts = [root / "components" / name for name in ("keda", f"keda-{form}")]
     components = "".join(f"  - {part}\n" for part in parts)
@@ -248,6 +248,6 @@ def test_keda_finds_other_redis_topologies(form: str, tmp_path: Path) -> None:
     assert authentication["spec"]["secretTargetRef"][0]["parameter"] == "addresses"
 
 
-def test_a_budget_that_lets_unready_pods_go() -> None:
+def test_disruption_budget_allows_eviction_of_unready_pods() -> None:
     (budget,) = of_kind(overlay("production"), "PodDisruptionBudget")
     assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"

@@ -1,4 +1,4 @@
-"""Dashboard and alerts ask only for what a worker that runs really has to say."""
+"""Dashboard and alerts query only metrics and labels that a running worker exports."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ QUERIES = list(_queries())
 
 
 def _parts(expression: Any) -> Iterator[Any]:
-    """Yield an expression and all it is made of."""
+    """Yield an expression and all its parts."""
     yield expression
     for name in ("expr", "lhs", "rhs", "param", "vector_selector"):
         part = getattr(expression, name, None)
@@ -66,7 +66,7 @@ def _selectors(query: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 @pytest.fixture
 async def series(harness: Harness) -> dict[str, dict[str, set[str]]]:
-    """Scrape a worker that runs; return the values of each label of each series."""
+    """Scrape a running worker; return the values of each label of each series."""
     async with harness.worker() as worker, anyio.create_task_group() as tasks:
         meter = WorkerGauges(worker)
         tasks.start_soon(meter.follow_demand)
@@ -90,7 +90,9 @@ async def series(harness: Harness) -> dict[str, dict[str, set[str]]]:
     return found
 
 
-async def test_queries_name_what_there_is(series: dict[str, dict[str, set[str]]]) -> None:
+async def test_queries_use_exported_metrics_and_labels(
+    series: dict[str, dict[str, set[str]]],
+) -> None:
     for title, query in QUERIES:
         labels = OF_SCRAPES.copy()
         for name, matchers in _selectors(query):
@@ -105,7 +107,7 @@ async def test_queries_name_what_there_is(series: dict[str, dict[str, set[str]]]
                 assert set(part.modifier.labels) <= labels, title
 
 
-def test_quantiles_are_taken_of_buckets() -> None:
+def test_quantiles_use_buckets() -> None:
     for title, query in QUERIES:
         for part in _parts(promql.parse(query)):
             if isinstance(part, promql.Call) and part.func.name == "histogram_quantile":
@@ -114,7 +116,7 @@ def test_quantiles_are_taken_of_buckets() -> None:
                 assert "le" in next(iter(_parts(part.args[1]))).modifier.labels, title
 
 
-def test_the_dashboard_shows_every_metric() -> None:
+def test_dashboard_shows_every_metric() -> None:
     shown = {name for panel in PANELS for t in panel["targets"] for name in _names(t["expr"])}
     for instrument in INSTRUMENTS:
         name = prometheus_name(instrument)
@@ -126,7 +128,7 @@ def _names(query: str) -> set[str]:
     return {name for name, _ in _selectors(asked)}
 
 
-def test_panels_have_a_place_of_their_own() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         grid = panel["gridPos"]
@@ -143,7 +145,7 @@ def test_panels_have_a_place_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule["alert"]))
-def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
+def test_alerts_have_summary_and_runbook(rule: dict[str, Any]) -> None:
     assert rule["alert"].startswith("Turnbus")
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert rule["annotations"].keys() == {"summary", "runbook"}
@@ -153,7 +155,7 @@ def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_prometheus_takes_the_rules() -> None:
+def test_prometheus_accepts_rules() -> None:
     done = subprocess.run(
         ["promtool", "check", "rules", HERE / "alerts.yaml"], capture_output=True, text=True
     )
@@ -162,14 +164,14 @@ def test_prometheus_takes_the_rules() -> None:
 
 
 RAMP = "100+15x40"
-"""Calls that become more, one a second, scraped every 15 s."""
+"""A number of calls that grows by one a second, scraped every 15 s."""
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 @pytest.mark.parametrize(
     ("demand", "owned", "fires"),
     [
-        # All are owned by two workers; the second was scraped half a minute before the first.
+        # Two workers own all calls; the second was scraped half a minute before the first.
         (RAMP, ("50+7.5x40", "35+7.5x40"), False),
         ("700-15x40", ("350-7.5x40", "365-7.5x40"), False),
         ("100x40", ("50x40", "49x40"), True),
@@ -177,7 +179,7 @@ RAMP = "100+15x40"
     ],
     ids=["more", "fewer", "one waits", "full"],
 )
-def test_sessions_wait_where_no_worker_has_them(
+def test_waiting_sessions_are_those_without_owner(
     tmp_path: Path, demand: str, owned: tuple[str, str], fires: bool
 ) -> None:
     series = {'turnbus_demand{instance="a"}': demand}
@@ -211,12 +213,12 @@ def test_sessions_wait_where_no_worker_has_them(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_alerts_are_named_once() -> None:
+def test_alert_names_are_unique() -> None:
     names = [rule["alert"] for rule in RULES]
     assert len(set(names)) == len(names) > 10
 
 
-def test_the_collector_uses_what_it_configures() -> None:
+def test_collector_uses_all_configured_components() -> None:
     used: dict[str, set[str]] = {"receivers": set(), "processors": set(), "exporters": set()}
     for pipeline in COLLECTOR["service"]["pipelines"].values():
         for kind, names in pipeline.items():
@@ -229,6 +231,6 @@ def test_the_collector_uses_what_it_configures() -> None:
         assert pipeline["processors"][-1] == "batch"
 
 
-def test_the_collector_forgets_a_killed_worker_and_no_other() -> None:
+def test_collector_expires_only_killed_workers() -> None:
     kept = COLLECTOR["exporters"]["prometheus"]["metric_expiration"]
     assert INTERVAL_MS / 1000 < int(kept.removesuffix("s")) < 120

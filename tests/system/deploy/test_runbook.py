@@ -1,4 +1,4 @@
-"""The runbook's commands can be pasted: their syntax is right and what they name is there."""
+"""The runbook's commands can be pasted: their syntax is valid and what they name exists."""
 
 import re
 import subprocess
@@ -20,23 +20,23 @@ def _blocks(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DEPLOY)))
-def test_commands_are_well_formed(page: Path) -> None:
+def test_runbook_commands_have_valid_syntax(page: Path) -> None:
     for block in _blocks(page.read_text("utf-8")):
         done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DEPLOY)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_runbook_links_resolve(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
 
 
-def test_the_runbook_has_commands() -> None:
+def test_runbook_has_commands() -> None:
     assert len(_blocks(RUNBOOK)) > 10
 
 
-def test_what_the_runbook_names_is_there() -> None:
+def test_names_in_runbook_exist() -> None:
     found = re.search(r"OVERLAY=(\S+)", RUNBOOK)
     assert found
     path = ROOT / found[1]
@@ -52,7 +52,7 @@ def test_what_the_runbook_names_is_there() -> None:
     assert made == secrets
 
 
-def test_the_runbook_uses_commands_there_are() -> None:
+def test_turnbus_commands_in_runbook_exist() -> None:
     lines = re.findall(r"^t ([^#\n]+)", RUNBOOK, re.MULTILINE)
     assert lines
     for line in lines:

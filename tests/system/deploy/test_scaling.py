@@ -1,4 +1,4 @@
-"""The fleet follows its demand, up, through a rolling restart, and down, and no word is lost."""
+"""The fleet scales up, through a rolling restart, and down, and loses no word."""
 
 import random
 import re
@@ -26,7 +26,7 @@ POLL_S = 0.5
 
 
 class Plan(NamedTuple):
-    """A run; durations in seconds."""
+    """Parameters of a run; durations in seconds."""
 
     calls: int
     per_worker: int
@@ -34,9 +34,9 @@ class Plan(NamedTuple):
     down: float
     hold: float
     window: float
-    """Of the autoscaler: how long it must want fewer before there are."""
+    """Autoscaler window: how long it must want fewer replicas before it removes one."""
     period: float
-    """Of the autoscaler: between two that go."""
+    """Interval of the autoscaler between two removals."""
     seed: int = 1
     least: int = 2
 
@@ -47,18 +47,18 @@ class Plan(NamedTuple):
 
     @property
     def most(self) -> int:
-        """Workers the demand can ask for."""
+        """Maximum number of workers the demand can ask for."""
         return -(-self.calls // self.target)
 
 
 class Outcome(NamedTuple):
-    """What came of it."""
+    """Result of a run."""
 
     samples: list[Sample]
     rolled_s: tuple[float, float]
     calls: Calls
     moves: list[tuple[str, str]]
-    told: set[str]
+    asked_to_stop: set[str]
 
 
 class _Run:
@@ -101,7 +101,7 @@ class _Run:
             (rolled_from, rolled_to),
             self.calls,
             self._owners.moves,
-            replicas.told,
+            replicas.asked_to_stop,
         )
 
     async def _until(self, condition: Callable[[], bool]) -> None:
@@ -110,7 +110,7 @@ class _Run:
                 await anyio.sleep(0.05)
 
     async def _scale(self) -> None:
-        """Be KEDA: read one number, and set one."""
+        """Act as KEDA: read one number and set one."""
         plan, replicas = self._plan, self._replicas
         scaler = Autoscaler(
             plan.target, plan.least, plan.most, window_s=plan.window, period_s=plan.period
@@ -145,7 +145,7 @@ async def _run(plan: Plan, logs: Path) -> Outcome:
             "STT_URL": url[0],
             "MAX_SESSIONS": str(plan.per_worker),
             "DRAIN_S": "5",
-            "LEASE_MS": "60000",  # one that stands still for a moment keeps its sessions
+            "LEASE_MS": "60000",  # a worker that stalls for a moment keeps its sessions
             "ADMIN_ADDR": "",
         }
         tasks = await stack.enter_async_context(anyio.create_task_group())
@@ -167,17 +167,17 @@ def _check(plan: Plan, outcome: Outcome) -> None:
     assert outcome.samples[-1].demand == 0
     assert outcome.samples[-1].workers == plan.least
     assert outcome.moves, "those of the rolling restart"
-    kept = [move for move in outcome.moves if move[0] not in outcome.told]
-    assert not kept, "a session leaves a worker only when that is told to stop"
+    kept = [move for move in outcome.moves if move[0] not in outcome.asked_to_stop]
+    assert not kept, "a session leaves a worker only when it is asked to stop"
 
 
-async def test_a_small_fleet(tmp_path: Path) -> None:
+async def test_small_fleet_scales_without_loss(tmp_path: Path) -> None:
     plan = Plan(calls=12, per_worker=6, up=1.5, down=1, hold=0.2, window=1, period=0.3)
     _check(plan, await _run(plan, tmp_path))
 
 
 @pytest.mark.slow
-async def test_300_calls(tmp_path: Path) -> None:
+async def test_300_calls_scale_without_loss(tmp_path: Path) -> None:
     plan = Plan(calls=300, per_worker=80, up=60, down=60, hold=20, window=15, period=5)
     outcome = await _run(plan, tmp_path)
     _check(plan, outcome)
@@ -190,7 +190,7 @@ async def test_300_calls(tmp_path: Path) -> None:
     await anyio.Path(DEPLOY / "scaling.svg").write_text(picture, "utf-8")
 
 
-def test_the_autoscaler() -> None:
+def test_autoscaler_decisions() -> None:
     scaler = Autoscaler(10, 1, 5, window_s=10, period_s=5)
     assert scaler.decide(0, 1, 0) == 1
     assert scaler.decide(11, 1, 1) == 2, "up at once"

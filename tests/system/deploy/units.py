@@ -1,11 +1,11 @@
-"""Numbers in the units of a Grafana dashboard, as its axes and stats word them."""
+"""Numbers in the units of a Grafana dashboard, as its axes and stats format them."""
 
 import math
 from typing import Final, NamedTuple
 
 
 class _Scale(NamedTuple):
-    """From so much on, a number is divided by it and takes the suffix."""
+    """Divisor and suffix for numbers from a limit on."""
 
     at_least: float
     suffix: str
@@ -20,15 +20,15 @@ _SCALES: Final[dict[str, tuple[_Scale, ...]]] = {
     "Bps": (_Scale(1e6, " MB/s"), _Scale(1e3, " kB/s"), _Scale(1, " B/s")),
 }
 _OF_ZERO: Final = {"s": _Scale(1, " s")}
-"""What zero is worded in, where that is not the last scale."""
+"""The scale of zero, where it is not the last scale."""
 
 _STEPS: Final = (1, 2, 2.5, 5, 10)
 _EXACT: Final = 1 - 1e-9
-"""So that rounding makes no number a little more than it is."""
+"""Tolerance, so that rounding makes no number a little larger than it is."""
 
 
-def worded(value: float, unit: str) -> str:
-    """Word a number of a unit, to three digits. Raises KeyError for a unit no panel has."""
+def formatted(value: float, unit: str) -> str:
+    """Format a number of a unit with three digits. Raises KeyError for an unknown unit."""
     scales = _SCALES[unit]
     value = float(f"{value:.3g}")
     chosen = next((scale for scale in scales if abs(value) >= scale.at_least), scales[-1])
@@ -38,7 +38,7 @@ def worded(value: float, unit: str) -> str:
 
 
 def ticks(top: float, unit: str, at_most: int) -> list[float]:
-    """Return round numbers from 0 up to the first that is not below `top`, so many at most."""
+    """Return round numbers from 0 up to the first that is not below `top`, at most `most`."""
     base = 1.0
     if unit == "bytes":
         base = next(at_least for at_least, _ in _SCALES[unit] if top >= at_least or at_least == 1)

@@ -24,7 +24,7 @@ _COLOURS: Final = {
 
 
 def draw(title: str, spans: Sequence[Span]) -> str:
-    """Return a picture of one trace, a row for each span under that of its parent."""
+    """Return a picture of one trace, with each span in a row under that of its parent."""
     rows = list(_rows(spans, b"", 0))
     start = min(span.start_time_unix_nano for span in spans)
     length = max(span.end_time_unix_nano for span in spans) - start
@@ -66,10 +66,10 @@ def _rows(spans: Sequence[Span], parent: bytes, depth: int) -> Iterator[tuple[Sp
 
 
 def _remark(span: Span) -> str:
-    told = attributes(span.attributes)
+    values = attributes(span.attributes)
     length = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
     size = f"{length / 1000:.1f} s" if length >= 1000 else f"{length:.0f} ms"
-    more = told.get("turnbus.turn.end_reason") or told.get("turnbus.claim.verdict") or ""
+    more = values.get("turnbus.turn.end_reason") or values.get("turnbus.claim.verdict") or ""
     return f"{size} {more}".rstrip().replace("_", " ")
 
 

@@ -1,4 +1,4 @@
-"""What is right and wrong about a session, told from its events."""
+"""What the word checker reports about a session's events."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from worker.bench.checker import Differences, WordChecker, WordResult, compare
 
 
 @pytest.mark.parametrize(
-    ("heard", "differences", "told"),
+    ("checked", "differences", "text"),
     [
         ([0, 1, 2, 3], Differences([], [], []), ""),
         ([], Differences([0, 1, 2, 3], [], []), "lost 0 1 2 3"),
@@ -23,14 +23,16 @@ from worker.bench.checker import Differences, WordChecker, WordResult, compare
         ([0, 2, 1, 3], Differences([], [], [1]), "wrong 1"),
     ],
 )
-def test_words_are_compared(heard: list[int | str], differences: Differences, told: str) -> None:
-    assert compare(4, heard) == differences
-    assert str(differences) == told
+def test_compare_counts_differences(
+    checked: list[int | str], differences: Differences, text: str
+) -> None:
+    assert compare(4, checked) == differences
+    assert str(differences) == text
 
 
 @given(st.integers(0, 40), st.lists(st.integers(0, 50) | st.just("!?"), max_size=60))
-def test_only_what_was_said_is_right(said: int, heard: list[int | str]) -> None:
-    assert any(compare(said, heard)) == (heard != list(range(said)))
+def test_compare_accepts_only_spoken_words(said: int, checked: list[int | str]) -> None:
+    assert any(compare(said, checked)) == (checked != list(range(said)))
 
 
 COMMON: dict[str, Any] = {
@@ -44,8 +46,8 @@ COMMON: dict[str, Any] = {
 }
 
 
-def heard(*events: tuple[type, dict[str, Any]], skip: int = 0) -> WordChecker:
-    """Hear events, the nth of them appended at n * 10 ms; `skip` makes a hole in `seq`."""
+def checked(*events: tuple[type, dict[str, Any]], skip: int = 0) -> WordChecker:
+    """Check events, the nth of them appended at n * 10 ms; `skip` leaves a gap in `seq`."""
     tally = WordChecker()
     for number, (kind, fields) in enumerate(events, 1):
         seq = number + (skip if number > 1 else 0)
@@ -68,8 +70,8 @@ def said(text: str, turn: int = 0) -> list[tuple[type, dict[str, Any]]]:
 END: tuple[type, dict[str, Any]] = (turns.SessionEnded, {"reason": "end", "turns": 2})
 
 
-def test_a_session_as_it_should_be() -> None:
-    tally = heard(*said("w0 w1"), *said(" w2 w3", 1), END)
+def test_checker_accepts_correct_session() -> None:
+    tally = checked(*said("w0 w1"), *said(" w2 w3", 1), END)
     assert tally.ended
     assert tally.verdict(4) == WordResult(words=4)
     assert tally.verdict(4).ok
@@ -77,35 +79,35 @@ def test_a_session_as_it_should_be() -> None:
     assert tally.updated_ms == {0: 20, 1: 30, 2: 70, 3: 80}
 
 
-def test_what_is_shown_again_counts_when_it_came_first() -> None:
+def test_checker_measures_first_appearance_of_word() -> None:
     update = (turns.TurnUpdate, {"turn": 0, "transcript": "w0"})
-    tally = heard((turns.TurnStart, {"turn": 0}), update, update)
+    tally = checked((turns.TurnStart, {"turn": 0}), update, update)
     assert tally.updated_ms == {0: 20}
 
 
 @pytest.mark.parametrize(
     ("tally", "verdict"),
     [
-        (heard(*said("w0 w1")), WordResult(words=2, unended=1)),
-        (heard(*said("w0"), END), WordResult(words=2, lost=1)),
-        (heard(*said("w0 w1 w1"), END), WordResult(words=2, repeated=1)),
-        (heard(*said("w0 w1"), END, skip=1), WordResult(words=2, seq_faults=1)),
+        (checked(*said("w0 w1")), WordResult(words=2, unended=1)),
+        (checked(*said("w0"), END), WordResult(words=2, lost=1)),
+        (checked(*said("w0 w1 w1"), END), WordResult(words=2, repeated=1)),
+        (checked(*said("w0 w1"), END, skip=1), WordResult(words=2, seq_faults=1)),
         (
-            heard(*said("w0 w1"), (turns.AudioGap, {"missing_ms": 1, "reason": "producer"}), END),
+            checked(*said("w0 w1"), (turns.AudioGap, {"missing_ms": 1, "reason": "producer"}), END),
             WordResult(words=2, faults=1),
         ),
     ],
 )
-def test_what_is_wrong_is_counted(tally: WordChecker, verdict: WordResult) -> None:
+def test_checker_counts_faults(tally: WordChecker, verdict: WordResult) -> None:
     assert tally.verdict(2) == verdict
     assert not verdict.ok
 
 
-def test_failures_are_told_in_words() -> None:
-    tally = heard(*said("w0 w0 !2"), skip=1)
+def test_checker_describes_failures() -> None:
+    tally = checked(*said("w0 w0 !2"), skip=1)
     assert tally.failures(2) == "lost 1; repeated 0; wrong !2; seq faults 1; not ended"
 
 
-def test_verdicts_add_up() -> None:
+def test_word_results_add_up() -> None:
     both = WordResult(words=2, lost=1) + WordResult(words=3, lost=2, unended=1)
     assert both == WordResult(words=5, lost=3, unended=1)

@@ -1,4 +1,4 @@
-"""The worker's own delays, from the metrics it tells."""
+"""The worker's own delays, from the metrics it exports."""
 
 import pytest
 
@@ -18,17 +18,17 @@ def _text(sent_s: list[float], appended_s: list[float]) -> str:
     ).decode()
 
 
-def test_only_what_was_counted_between_two_readings_counts() -> None:
+def test_latencies_are_difference_of_two_readings() -> None:
     before = HistogramReading(_text([9.0] * 50, [9.0] * 50))
     after = HistogramReading(_text([9.0] * 50 + [0.004] * 98 + [0.04] * 2, [9.0] * 50 + [0.0015]))
     assert before.until(after) == Latencies(Latency(5, 50), Latency(2, 2))
 
 
-def test_nothing_counted_is_no_delay() -> None:
+def test_latencies_without_counts_are_empty() -> None:
     reading = HistogramReading(_text([1.0], []))
     assert reading.until(reading) == Latencies()
 
 
 @pytest.mark.parametrize("name", [SENT, APPENDED])
-def test_the_metrics_are_there(name: str) -> None:
+def test_latency_metrics_exist(name: str) -> None:
     assert f"{name}_bucket" in _text([], [])

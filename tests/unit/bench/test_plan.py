@@ -1,4 +1,4 @@
-"""What every session of a benchmark says, and when."""
+"""Which words every session of a benchmark sends, and when."""
 
 from collections import Counter
 
@@ -21,7 +21,7 @@ PLANS = st.builds(
 
 
 @given(PLANS)
-def test_sessions_start_within_the_first_half_of_the_warm_up(plan: Plan) -> None:
+def test_sessions_start_in_first_half_of_warm_up(plan: Plan) -> None:
     slots = plan.warmup / 2 * 1_000 / SLOT_MS + plan.chunk_ms / SLOT_MS
     for start in starts(plan):
         assert 0 <= start.slot <= slots
@@ -53,18 +53,18 @@ def test_turns_are_spread_over_the_utterance(plan: Plan) -> None:
         (Encoding.PCM_S16LE, 16_000, 300),
     ],
 )
-async def test_each_word_is_heard_with_its_last_chunk(
+async def test_each_word_is_complete_with_its_last_chunk(
     encoding: Encoding, rate: int, chunk_ms: int
 ) -> None:
     plan = Plan(encoding=encoding, sample_rate=rate, chunk_ms=chunk_ms, seconds=5, warmup=1)
     speech = Speech(plan)
     events: list[EngineEvent] = []
     engine = ScriptEngine()
-    hearing = engine.open(AudioFormat(encoding, rate), TurnSettings(), (), events.append)
+    stream = engine.open(AudioFormat(encoding, rate), TurnSettings(), (), events.append)
     heard_in: dict[int | str, int] = {}
     texts = []
     for number, chunk in enumerate(speech.chunks):
-        await hearing.feed(chunk)
+        await stream.feed(chunk)
         for event in events:
             words = words_of(event.transcript or "")
             heard_in |= {word: number for word in words if word not in heard_in}
@@ -79,7 +79,7 @@ async def test_each_word_is_heard_with_its_last_chunk(
 
 @settings(max_examples=20)
 @given(PLANS)
-def test_there_is_enough_to_say(plan: Plan) -> None:
+def test_plan_has_enough_words(plan: Plan) -> None:
     speech = Speech(plan)
     needed = (plan.warmup + plan.seconds) * plan.chunks_per_s
     assert len(speech.chunks) >= needed + plan.cycle - 1
@@ -88,7 +88,7 @@ def test_there_is_enough_to_say(plan: Plan) -> None:
 
 @settings(max_examples=20)
 @given(PLANS, st.floats(1, 60))
-def test_lives_end_spread_over_a_life_and_there_is_enough_to_say(plan: Plan, life: float) -> None:
+def test_sessions_end_spread_over_their_duration(plan: Plan, life: float) -> None:
     brief = msgspec.structs.replace(plan, life=life)
     lives = [start.life for start in starts(brief)]
     assert lives == sorted(lives, reverse=True)

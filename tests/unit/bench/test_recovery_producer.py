@@ -1,4 +1,4 @@
-"""What a line appends, chunk by chunk."""
+"""What a producer's line appends, chunk by chunk."""
 
 from hiredis import Reader
 
@@ -8,7 +8,7 @@ from worker.local.emulator.engines.script import synthesize_silence, synthesize_
 
 
 def _chunks(line: ProducerSession, count: int) -> list[dict[bytes, bytes]]:
-    """Append the next chunks, at their end in a time that begins at 1,000; return their fields."""
+    """Append the next chunks on a clock that begins at 1,000; return their fields."""
     entries = []
     for _ in range(count):
         reader = Reader()
@@ -28,7 +28,7 @@ def _line(chunk_ms: int = 150) -> ProducerSession:
     return ProducerSession("call-1", Keys(), chunk_ms)
 
 
-def test_what_is_queued_is_appended_in_order_and_then_silence() -> None:
+def test_line_appends_queued_words_then_silence() -> None:
     line = _line()
     assert list(line.say(2)) == [0, 1]
     line.pause(100)
@@ -47,7 +47,7 @@ def test_what_is_queued_is_appended_in_order_and_then_silence() -> None:
     assert not line.ended
 
 
-def test_the_last_chunk_carries_the_end() -> None:
+def test_line_ends_session_with_last_chunk() -> None:
     line = _line()
     line.say(1)
     line.end()
@@ -55,10 +55,10 @@ def test_the_last_chunk_carries_the_end() -> None:
     assert line.ended
 
 
-def test_a_word_that_was_begun_is_said_to_its_end() -> None:
+def test_line_completes_word_it_has_begun() -> None:
     line = _line()
     line.say(5)
-    _chunks(line, 2)  # the second word was begun
+    _chunks(line, 2)  # the line has begun the second word
     line.stop_audio()
     assert line.words == 2
     assert list(line.say(1)) == [2]
@@ -67,7 +67,7 @@ def test_a_word_that_was_begun_is_said_to_its_end() -> None:
     assert line.said_ms.keys() == {0, 1, 2}
 
 
-def test_between_words_nothing_more_is_said() -> None:
+def test_line_stops_between_words() -> None:
     line = _line(chunk_ms=200)
     line.say(5)
     _chunks(line, 2)
@@ -76,7 +76,7 @@ def test_between_words_nothing_more_is_said() -> None:
     assert _sound(_chunks(line, 1)) == synthesize_silence(200, AUDIO)
 
 
-def test_a_pause_of_the_producer_tears_the_word_it_is_in() -> None:
+def test_late_chunk_splits_its_word() -> None:
     line = _line()
     line.say(2)
     for at_ms in (1_000, 1_500, 2_100, 3_000):  # the last two chunks are late

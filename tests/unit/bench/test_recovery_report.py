@@ -1,4 +1,4 @@
-"""From values to the report of a recovery benchmark."""
+"""The report of a recovery benchmark, from measured values."""
 
 import msgspec
 
@@ -24,7 +24,7 @@ def _report(late_ms: float = 3.0, violations: tuple[Violation, ...] = ()) -> Rec
     )
 
 
-def test_what_was_measured_is_shown_and_nothing_else() -> None:
+def test_recovery_report_shows_only_measured_values() -> None:
     text = text_of(_report())
     rows = {line.strip() for line in text.splitlines()}
     assert "SIGKILL of the owner of 3 sessions inside a turn" in rows
@@ -36,7 +36,7 @@ def test_what_was_measured_is_shown_and_nothing_else() -> None:
         assert other not in text
 
 
-def test_a_broken_promise_is_told() -> None:
+def test_recovery_report_names_broken_guarantee() -> None:
     report = _report(violations=(Violation("kill-0001", "lost", "word 7"),))
     assert not report.ok
     text = text_of(report)
@@ -45,11 +45,11 @@ def test_a_broken_promise_is_told() -> None:
     assert "FAILED: broke 1 promises" in text
 
 
-def test_a_late_producer_is_told() -> None:
+def test_recovery_report_names_late_producer() -> None:
     assert "up to 250 ms late, inside 5 words" in text_of(_report(late_ms=250.4))
 
 
-def test_json_has_values_and_quantiles() -> None:
+def test_recovery_json_has_values_and_quantiles() -> None:
     written = msgspec.json.decode(json_of(_report()))
     assert written["values"] == VALUES
     assert written["results"]["kill_audio"] == {

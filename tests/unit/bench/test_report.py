@@ -1,4 +1,4 @@
-"""From readings to the report."""
+"""The report of a benchmark, from its readings."""
 
 import msgspec
 import pytest
@@ -29,7 +29,7 @@ MACHINE = Machine("A CPU", 2, (0.1, 0.2, 0.3), "Linux 6")
 
 
 def sample(at: float, share: float = 0.1, rss: int = 0, busy: float = 0.5) -> Sample:
-    """Read processes that always used so much of a core, on a machine always so busy."""
+    """Return readings of processes with constant CPU use, on a machine with constant load."""
     names = ("worker", "redis", "stt_server", "bench")
     return Sample(
         at,
@@ -65,7 +65,7 @@ def report(*runs: Run) -> Report:
     return Report(date="2026-01-01", machine=MACHINE, versions=known, plan=PLAN, runs=runs)
 
 
-def test_a_run_is_worked_out() -> None:
+def test_report_computes_measures_of_run() -> None:
     got = run()
     assert got.chunks_per_s == 1_000
     assert got.events_per_s == 400
@@ -82,7 +82,7 @@ def test_a_run_is_worked_out() -> None:
     assert got.slots_late == 0
 
 
-def test_a_run_in_which_nothing_happened_is_no_division_by_zero() -> None:
+def test_report_of_empty_run_divides_by_no_zero() -> None:
     got = run_of(
         PLAN,
         sample(0),
@@ -105,37 +105,37 @@ def test_a_run_in_which_nothing_happened_is_no_division_by_zero() -> None:
     ("points", "expected"),
     [([], 0), ([(1, 5)], 0), ([(1, 5), (1, 9)], 0), ([(0, 1), (1, 3), (2, 5)], 2)],
 )
-def test_a_slope_is_of_the_line_through_all_points(
+def test_slope_fits_line_through_all_points(
     points: list[tuple[float, float]], expected: float
 ) -> None:
     assert slope(points) == pytest.approx(expected)
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1))
-def test_quantiles_are_values_that_occurred_in_order(values: list[int]) -> None:
+def test_quantiles_are_ordered_measured_values(values: list[int]) -> None:
     got = quantiles(values)
     assert got.count == len(values)
     assert {got.p50, got.p90, got.p99, got.max} <= set(values)
     assert got.p50 <= got.p90 <= got.p99 <= got.max == max(values)
 
 
-def test_quantiles_are_of_nearest_rank() -> None:
+def test_quantiles_use_nearest_rank() -> None:
     got = quantiles(range(1, 101))
     assert (got.p50, got.p90, got.p99, got.max) == (50, 90, 99, 100)
 
 
-def test_the_table_has_every_measure_and_no_spread_for_one_run() -> None:
+def test_table_of_one_run_has_no_spread() -> None:
     table = rows(report(run()))
     assert len(table) == len(MEASURES) + 7
     assert not any(row.spread for row in table)
 
 
-def test_several_runs_give_medians_and_ranges() -> None:
+def test_table_of_several_runs_has_medians_and_ranges() -> None:
     first = rows(report(run(0.1), run(0.4), run(0.2)))[0]
     assert (first.label, first.value, first.spread) == ("worker CPU", "200.0", "100.0 - 400.0")
 
 
-def test_the_text_lines_up() -> None:
+def test_report_columns_are_aligned() -> None:
     text = text_of(report(run()))
     lines = text.splitlines()
     assert "100 sessions, 100 ms chunks, pcm_s16le 16000 Hz, 10 s after 5 s" in lines
@@ -157,13 +157,13 @@ def test_the_text_lines_up() -> None:
         ),
     ],
 )
-def test_what_spoils_the_numbers_is_told(measured: Run, said: list[str]) -> None:
+def test_report_warns_of_unreliable_numbers(measured: Run, said: list[str]) -> None:
     got = warnings(report(run(), measured))
     assert len(got) == len(said)
     assert all(line.startswith(start) for line, start in zip(got, said, strict=True))
 
 
-def test_a_lost_word_is_told_last_and_in_the_table() -> None:
+def test_report_names_lost_word_last_and_in_table() -> None:
     failed = msgspec.structs.replace(
         run(verdict=WordResult(words=10, lost=3)), failures=("bench-1: lost 1 2 3",)
     )
@@ -174,7 +174,7 @@ def test_a_lost_word_is_told_last_and_in_the_table() -> None:
     assert not msgspec.json.decode(json_of(lossy))["ok"]
 
 
-def test_json_is_one_object() -> None:
+def test_report_json_is_one_object() -> None:
     got = msgspec.json.decode(json_of(report(run(0.1), run(0.2))))
     assert got["ok"] is True
     assert got["machine"]["cores"] == 2

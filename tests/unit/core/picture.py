@@ -1,6 +1,4 @@
-"""The picture of the turn tracker, drawn from its code.
-
-`python -m tests.unit.core.picture` writes it.
+"""Draws the state diagram of the turn tracker: `python -m tests.unit.core.picture` writes it.
 
 The table gives the actions. The tracker itself gives the transitions: this module visits every
 state that a few steps reach, and tries every input there.
@@ -26,7 +24,7 @@ BLOCK: Final = "turn tracker"
 
 _NEW_SOCKET: Final = "new socket"
 _STEPS: Final = 6
-"""Enough for a turn that is proposed, goes on, and is heard again on another socket."""
+"""Maximum steps: enough for a turn that is proposed, resumes, and is replayed on another socket."""
 
 _WORDED: Final = (ProviderInput.UPDATE, ProviderInput.EAGER_END, ProviderInput.END)
 _TEXTS: Final = ("one", "one two")
@@ -40,24 +38,24 @@ has several arrows, its text and position decide.
 
 
 class Place(NamedTuple):
-    """Where a tracker stands."""
+    """State of a tracker."""
 
     shown: PublishedState
-    heard: ProviderState
+    provider: ProviderState
 
     @classmethod
     def of(cls, tracker: TurnTracker) -> "Place":
-        """Look at a tracker."""
+        """Return the state of a tracker."""
         return cls(tracker.published, tracker._provider)
 
     @property
     def name(self) -> str:
-        """Name it in a diagram."""
-        return f"{self.shown.value}_{self.heard.value}"
+        """Return the state's name in the diagram."""
+        return f"{self.shown.value}_{self.provider.value}"
 
 
 class Arrow(NamedTuple):
-    """A way from one place to another."""
+    """A transition from one state to another."""
 
     start: Place
     said: str
@@ -65,7 +63,7 @@ class Arrow(NamedTuple):
 
 
 def arrows() -> dict[Arrow, set[tuple[str, ...]]]:
-    """Return every way there is, with all that was seen to be published on it."""
+    """Return every transition, with everything that was published on it."""
     found: dict[Arrow, set[tuple[str, ...]]] = {}
     known: set[str] = set()
     trackers = [TurnTracker()]
@@ -95,7 +93,7 @@ def _steps(tracker: TurnTracker) -> Iterator[tuple[str, TurnTracker, tuple[str, 
 
 
 def _state(tracker: TurnTracker) -> str:
-    """Tell trackers apart, whatever the number of their turn."""
+    """Return a key that distinguishes trackers except by turn number."""
     return repr([tracker.state.open, *list(vars(tracker).items())[1:]])
 
 
@@ -108,14 +106,14 @@ def markdown() -> str:
 
 
 def _order(place: Place) -> tuple[int, int]:
-    return list(PublishedState).index(place.shown), list(ProviderState).index(place.heard)
+    return list(PublishedState).index(place.shown), list(ProviderState).index(place.provider)
 
 
 def _diagram(found: dict[Arrow, set[tuple[str, ...]]], places: Sequence[Place]) -> str:
     lines = ["```mermaid", "stateDiagram-v2"]
     lines += [
-        f'    state "published {place.shown.value}, provider {place.heard.value}" as {place.name}'
-        for place in places
+        f'    state "published {at.shown.value}, provider {at.provider.value}" as {at.name}'
+        for at in places
     ]
     lines.append(f"    [*] --> {Place(PublishedState.NONE, ProviderState.NONE).name}")
     said = [*(each.value for each in ProviderInput), _NEW_SOCKET]
@@ -142,7 +140,7 @@ def _table(places: Sequence[Place]) -> str:
         actions = [
             TABLE.get((*place, said), Action.VIOLATION).name.lower() for said in ProviderInput
         ]
-        lines.append(f"| {place.shown.value} | {place.heard.value} | {' | '.join(actions)} |")
+        lines.append(f"| {place.shown.value} | {place.provider.value} | {' | '.join(actions)} |")
     return "\n".join([*lines, ""])
 
 

@@ -1,4 +1,4 @@
-"""The size of messages, learned from refusals."""
+"""The maximum frame size, learned from refusals."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from worker.core.frame_limit import MIN_FRAME_BYTES, FrameLimit
 
 
-def test_the_limit_is_half_of_what_was_refused() -> None:
+def test_limit_is_half_of_refused_size() -> None:
     limit = FrameLimit()
     assert limit.refused(6_400)
     assert limit.max_bytes == 3_200
@@ -14,14 +14,14 @@ def test_the_limit_is_half_of_what_was_refused() -> None:
     assert limit.max_bytes == 1_600
 
 
-def test_two_sessions_refused_at_once_halve_it_once() -> None:
+def test_simultaneous_refusals_halve_limit_once() -> None:
     limit = FrameLimit()
     assert limit.refused(6_400)
     assert limit.refused(6_400)
     assert limit.max_bytes == 3_200
 
 
-def test_a_refusal_before_any_audio_changes_nothing() -> None:
+def test_refusal_before_audio_keeps_limit() -> None:
     limit = FrameLimit()
     before = limit.max_bytes
     assert not limit.refused(0)
@@ -29,7 +29,7 @@ def test_a_refusal_before_any_audio_changes_nothing() -> None:
 
 
 @given(st.integers(1, 2**20))
-def test_it_falls_to_a_minimum_of_whole_samples(size: int) -> None:
+def test_limit_has_minimum_of_whole_samples(size: int) -> None:
     limit = FrameLimit()
     for _ in range(25):
         again = limit.refused(size)

@@ -1,4 +1,4 @@
-"""When a socket is alive, and up to where the service has heard, as a table of seconds."""
+"""When a socket counts as alive, and which audio the provider has received, in seconds."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from worker.core.keepalive import Keepalive
 
 @dataclass
 class Line:
-    """What the keepalive sees of a socket."""
+    """The socket as the keepalive sees it."""
 
     pongs_received: int = 0
     last_received_at: float = 0.0
@@ -28,7 +28,7 @@ def _beat(
     return keepalive.check(line, now, fed, every_s)
 
 
-def test_pings_and_says_once_what_was_heard() -> None:
+def test_keepalive_reports_received_audio_once() -> None:
     keepalive, line = Keepalive(0.0), Line()
     assert _beat(keepalive, line, 4.9, 100) is None
     assert line.pings == []
@@ -42,7 +42,7 @@ def test_pings_and_says_once_what_was_heard() -> None:
     assert line.pings == [1, 2]
 
 
-def test_pings_as_often_as_asked() -> None:
+def test_keepalive_pings_at_interval() -> None:
     keepalive, line = Keepalive(0.0), Line()
     _beat(keepalive, line, 2.5, 0, 2.5)
     line.pongs_received = 1
@@ -53,7 +53,7 @@ def test_pings_as_often_as_asked() -> None:
     assert line.pings == [1, 2]
 
 
-def test_a_late_answer_says_nothing() -> None:
+def test_late_pong_confirms_no_audio() -> None:
     keepalive, line = Keepalive(0.0), Line()
     _beat(keepalive, line, 5.0, 200)
     line.pongs_received = 1
@@ -61,7 +61,7 @@ def test_a_late_answer_says_nothing() -> None:
     assert not line.aborted
 
 
-def test_silence_of_the_peer_is_death() -> None:
+def test_silent_peer_is_aborted() -> None:
     keepalive, line = Keepalive(0.0), Line()
     _beat(keepalive, line, 5.0, 0)
     _beat(keepalive, line, 10.0, 0)
@@ -70,7 +70,7 @@ def test_silence_of_the_peer_is_death() -> None:
     assert "ping" in line.aborted
 
 
-def test_any_word_of_the_peer_is_life() -> None:
+def test_any_message_of_peer_keeps_socket() -> None:
     keepalive, line = Keepalive(0.0), Line()
     _beat(keepalive, line, 5.0, 0)
     line.last_received_at = 9.0
@@ -80,7 +80,7 @@ def test_any_word_of_the_peer_is_life() -> None:
     assert line.aborted
 
 
-def test_a_peer_that_takes_nothing_is_dropped() -> None:
+def test_peer_that_reads_nothing_is_aborted() -> None:
     keepalive, line = Keepalive(0.0), Line(blocked_since=1.0)
     _beat(keepalive, line, 5.9, 0)
     assert not line.aborted

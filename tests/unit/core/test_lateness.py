@@ -1,4 +1,4 @@
-"""Lateness: the age of audio that was never sent, less the time that replays took."""
+"""Lateness: the age of unsent audio, minus the time that replays took."""
 
 import pytest
 from hypothesis import given
@@ -11,11 +11,11 @@ from worker.core.lateness import Lateness, SentState
     ("limit_s", "age_s", "late"),
     [(5.0, 4.9, False), (5.0, 5.0, False), (5.0, 5.1, True), (0.0, 1e9, False)],
 )
-def test_age_is_lateness_where_nothing_was_sent(limit_s: float, age_s: float, late: bool) -> None:
+def test_lateness_is_age_without_replays(limit_s: float, age_s: float, late: bool) -> None:
     assert Lateness(limit_s, SentState()).is_late(0.0, age_s) is late
 
 
-def test_a_replay_makes_nothing_late() -> None:
+def test_replay_adds_no_lateness() -> None:
     lateness = Lateness(5.0, SentState(until=1_000))
     lateness.opened(0.0, 0)
     assert not lateness.is_late(20.0, 24.9)
@@ -36,7 +36,7 @@ def test_replays_add_up_over_sockets_and_owners() -> None:
     assert heir.is_late(0.0, 22.1)
 
 
-def test_a_replay_excuses_only_as_much_as_it_delayed() -> None:
+def test_replay_excuses_only_its_own_delay() -> None:
     lateness = Lateness(5.0, SentState(until=1_000))
     lateness.opened(0.0, 0)
     lateness.waited(20.0, 2.0)
@@ -48,7 +48,7 @@ def test_a_replay_excuses_only_as_much_as_it_delayed() -> None:
     assert lateness.is_late(30.0, 5.1)
 
 
-def test_a_socket_that_replays_nothing_excuses_nothing() -> None:
+def test_socket_without_replay_excuses_nothing() -> None:
     lateness = Lateness(5.0, SentState(until=1_000))
     lateness.opened(0.0, 1_000)
     lateness.closed(50.0, 2_000)
@@ -65,7 +65,7 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.integers(0, 10_000))
-def test_what_was_sent_is_never_forgotten(steps: list[tuple[str, float, int]], until: int) -> None:
+def test_sent_position_never_goes_back(steps: list[tuple[str, float, int]], until: int) -> None:
     lateness = Lateness(5.0, SentState(until=until))
     now, most_s = 0.0, 0.0
     for kind, seconds, fed in steps:

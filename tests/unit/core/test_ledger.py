@@ -1,4 +1,4 @@
-"""The ledger: positions by example, and every reading and rereading against a plain model."""
+"""The ledger: positions by example, and every read and reread against a plain model."""
 
 from typing import NamedTuple
 
@@ -21,14 +21,14 @@ def _numbered(seq: int, audio: bytes = b"aa", src: str = "") -> AudioEntry:
     return AudioEntry(audio=audio, seq=seq, src=src)
 
 
-def test_an_empty_ledger_reads_from_the_beginning() -> None:
+def test_empty_ledger_reads_from_beginning() -> None:
     ledger = Ledger(2)
     assert (ledger.read_after, ledger.committed, ledger.read_bytes) == ("0-0", Position("0-0"), 0)
     assert not ledger.commit_to(100)
     assert msgspec.json.encode(ledger.state) == b"{}"
 
 
-def test_positions_lie_inside_entries_and_between_them() -> None:
+def test_positions_lie_inside_and_between_entries() -> None:
     ledger = Ledger(2)
     for at, size in enumerate((3, 4, 2), 1):
         ledger.admit(f"{at}-0", AudioEntry(audio=bytes(size)))
@@ -50,12 +50,12 @@ def test_positions_lie_inside_entries_and_between_them() -> None:
         (6, True, Position("2-0", 3), 6),
         (7, False, Position("2-0", 3), 6),
         (8, True, Position("3-0", 1), 8),
-        (9, False, Position("3-0", 1), 8),  # half a sample is not heard
+        (9, False, Position("3-0", 1), 8),  # half a sample is not readable
         (99, False, Position("3-0", 1), 8),
     ]
 
 
-def test_an_entry_that_is_settled_whole_is_not_read_again() -> None:
+def test_committed_entry_is_not_read_again() -> None:
     ledger = Ledger(2)
     ledger.admit("5-3", AudioEntry(audio=b"aabb"))
     ledger.commit_to(4)
@@ -64,9 +64,9 @@ def test_an_entry_that_is_settled_whole_is_not_read_again() -> None:
     assert ledger.state.committed_bytes == 4
 
 
-def test_repeats_are_dropped_and_holes_are_told() -> None:
+def test_repeats_are_dropped_and_gaps_reported() -> None:
     ledger = Ledger(2)
-    told = [
+    found = [
         ledger.admit("1-0", _numbered(7)),
         ledger.admit("2-0", _numbered(7)),
         ledger.admit("3-0", _numbered(8)),
@@ -79,11 +79,11 @@ def test_repeats_are_dropped_and_holes_are_told() -> None:
     ]
     new, repeated = Admitted(b"aa"), Admitted(repeated=True)
     late = Admitted(b"aa", doubt=Doubt.BACK, before=12)
-    assert told == [new, repeated, new, Admitted(b"aa", missing=2), repeated, new, new, new, late]
+    assert found == [new, repeated, new, Admitted(b"aa", missing=2), repeated, new, new, new, late]
     assert ledger.read_bytes == 14
 
 
-def test_state_of_earlier_version_is_read() -> None:
+def test_ledger_reads_state_of_earlier_version() -> None:
     ledger = Ledger(2, LedgerState(producers={"a": 70_000}))
     assert ledger.admit("1-0", _numbered(69_000, src="a")).repeated
     assert ledger.admit("2-0", _numbered(70_001, src="a")) == Admitted(b"aa")
@@ -92,8 +92,8 @@ def test_state_of_earlier_version_is_read() -> None:
     assert ledger.state.producers == {"a": 3}, "an earlier version goes on from there"
 
 
-def test_counts_of_another_version_are_not_mixed() -> None:
-    """A worker of an earlier version goes on counting and keeps only the last `seq`."""
+def test_ledger_keeps_counts_of_other_version_apart() -> None:
+    """A worker of an earlier version continues to count and keeps only the last `seq`."""
     ledger = Ledger(2)
     ledger.admit("1-0", _numbered(7))
     ledger.commit_to(2)
@@ -101,14 +101,14 @@ def test_counts_of_another_version_are_not_mixed() -> None:
     assert Ledger(2, _round_trip(older)).admit("2-0", _numbered(90)).repeated
 
 
-def test_seq_counts_entries_with_audio_only() -> None:
+def test_seq_counts_only_entries_with_audio() -> None:
     ledger = Ledger(2)
     ledger.admit("1-0", _numbered(1))
     assert ledger.admit("2-0", AudioEntry(seq=9, end=False)) == Admitted()
     assert ledger.admit("3-0", _numbered(2)) == Admitted(b"aa")
 
 
-def test_after_the_end_nothing_is_taken() -> None:
+def test_ledger_takes_nothing_after_end() -> None:
     ledger = Ledger(2)
     assert ledger.admit("1-0", AudioEntry(audio=b"aa", end=True)) == Admitted(b"aa")
     assert ledger.end == "1-0"
@@ -118,7 +118,7 @@ def test_after_the_end_nothing_is_taken() -> None:
     assert Ledger(2, _round_trip(ledger.state)).end == "1-0"
 
 
-def test_what_is_wrong_is_announced_once() -> None:
+def test_invalid_fields_are_reported_once() -> None:
     ledger = Ledger(2)
     assert ledger.mark_reported("3-0")
     assert not ledger.mark_reported("3-0")
@@ -129,33 +129,33 @@ def test_what_is_wrong_is_announced_once() -> None:
     assert heir.mark_reported("3-1")
 
 
-def test_only_so_many_producers_are_remembered() -> None:
+def test_ledger_remembers_limited_number_of_producers() -> None:
     ledger = Ledger(1)
     for at in range(MAX_PRODUCERS + 1):
         ledger.admit(f"{at}-0", _numbered(5, b"a", src=str(at)))
     ledger.commit_to(ledger.read_bytes)
     assert list(ledger.state.producers) == [str(at) for at in range(1, MAX_PRODUCERS + 1)]
     assert ledger.admit("90-0", _numbered(5, b"a", src="1")).repeated
-    assert not ledger.admit("91-0", _numbered(5, b"a", src="0")).repeated  # long forgotten
+    assert not ledger.admit("91-0", _numbered(5, b"a", src="0")).repeated  # no longer remembered
 
 
 # -- against a model
 
 
 class Appended(NamedTuple):
-    """An entry of the stream, and what the producer's own books say about it."""
+    """An entry of the stream, and the producer's own record of it."""
 
     entry_id: str
     entry: AudioEntry
     start: int
-    """Where its audio begins among all audio that counts."""
+    """Start of its audio among all audio that counts."""
     new: bool
     repeated: bool
     missing: int
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """A producer appends anything; readers come and go; every byte is marked by its place."""
+    """A producer appends anything; readers come and go; every byte is marked by its position."""
 
     @initialize(width=st.sampled_from([1, 2, 4]))
     def begin(self, width: int) -> None:
@@ -173,8 +173,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def _restart_reading(self) -> None:
         after = stream_ids.order(self.ledger.read_after)
         self.unread = [one for one in self.stream if stream_ids.order(one.entry_id) > after]
-        self.heard = bytearray()
-        self.heard_from = self.ledger.committed_bytes
+        self.received = bytearray()
+        self.received_from = self.ledger.committed_bytes
 
     @rule(
         size=st.integers(0, 9),
@@ -220,7 +220,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (admission.missing, admission.repeated) == (one.missing, one.repeated)
             if admission.missing and self.ledger.mark_reported(one.entry_id):
                 self.announced.append(one.entry_id)
-            self.heard += admission.audio
+            self.received += admission.audio
         del self.unread[:count]
 
     @rule(data=st.data())
@@ -233,12 +233,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert moved == (wanted > before)
 
     @rule()
-    def lose_the_socket(self) -> None:
+    def lose_socket(self) -> None:
         self.ledger.rewind()
         self._restart_reading()
 
     @rule()
-    def lose_the_worker(self) -> None:
+    def lose_worker(self) -> None:
         self.ledger = Ledger(self.width, _round_trip(self.ledger.state))
         self._restart_reading()
 
@@ -256,14 +256,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.floor = committed
 
     @invariant()
-    def what_was_heard_is_the_truth_without_repeats(self) -> None:
-        assert self.truth[self.heard_from :].startswith(self.heard)
-        assert self.ledger.read_bytes == self.heard_from + len(self.heard)
+    def read_audio_is_model_without_repeats(self) -> None:
+        assert self.truth[self.received_from :].startswith(self.received)
+        assert self.ledger.read_bytes == self.received_from + len(self.received)
         if not self.unread:
-            assert self.heard == self.truth[self.heard_from :]
+            assert self.received == self.truth[self.received_from :]
 
     @invariant()
-    def pieces_tile_what_is_not_committed(self) -> None:
+    def pieces_cover_uncommitted_audio(self) -> None:
         at = None
         for piece in self.ledger.segments(self.ledger.committed_bytes, self.ledger.read_bytes):
             assert at is None or piece.start == at
@@ -272,7 +272,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert at in {None, self.ledger.read_bytes}
 
     @invariant()
-    def holes_are_announced_once(self) -> None:
+    def gaps_are_reported_once(self) -> None:
         assert len(self.announced) == len(set(self.announced))
 
 
@@ -280,7 +280,7 @@ TestLedger = LedgerMachine.TestCase
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
-def test_commits_inside_an_entry_resume_inside_it(width: int) -> None:
+def test_commit_inside_entry_resumes_inside_it(width: int) -> None:
     ledger = Ledger(width)
     audio = bytes(range(16))
     ledger.admit("1-0", _numbered(1, audio))
@@ -293,7 +293,7 @@ def test_commits_inside_an_entry_resume_inside_it(width: int) -> None:
     assert (piece.entry_id, piece.start, piece.size) == ("1-0", 0, 16)
 
 
-def test_the_entry_of_a_position_is_found() -> None:
+def test_entry_of_position_is_found() -> None:
     ledger = Ledger(2)
     for entry in ("1-0", "2-0", "3-0"):
         ledger.admit(entry, AudioEntry(audio=bytes(10)))
@@ -306,7 +306,7 @@ def test_the_entry_of_a_position_is_found() -> None:
     assert ledger.entry_at(30) is None
 
 
-def test_a_position_is_covered_but_for_part_of_a_sample() -> None:
+def test_position_covers_all_but_partial_sample() -> None:
     ledger = Ledger(4)
     ledger.admit("1-0", AudioEntry(audio=bytes(10)))
     ledger.commit_to(8)

@@ -1,4 +1,4 @@
-"""Loudness, against an independent codec and over anything a producer may send."""
+"""Loudness, against an independent codec and for any bytes of a producer."""
 
 import math
 import struct
@@ -25,7 +25,7 @@ def _tone(amplitude: float, ms: float, rate: int, hz: float = 437.0) -> np.ndarr
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_silence_is_silent(encoding: Encoding, rate: int) -> None:
+def test_silence_has_lowest_level(encoding: Encoding, rate: int) -> None:
     levels = loudness(encoding.silence * rate, encoding, rate)
     assert len(levels) == rate // (rate * 10 // 1000)
     assert set(levels) <= {0, 8}  # A-law has no zero
@@ -34,7 +34,7 @@ def test_silence_is_silent(encoding: Encoding, rate: int) -> None:
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("amplitude", [0.01, 0.1, 0.9])
-def test_a_tone_is_as_loud_in_every_encoding(
+def test_tone_has_same_level_in_every_encoding(
     encoding: Encoding, rate: int, amplitude: float
 ) -> None:
     audio = encode(_tone(amplitude, 500, rate), encoding.value)
@@ -46,7 +46,7 @@ def test_a_tone_is_as_loud_in_every_encoding(
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_sound_is_found_where_it_is(encoding: Encoding) -> None:
+def test_level_locates_sound(encoding: Encoding) -> None:
     rate = 16_000
     samples = np.concatenate([np.zeros(1_600), _tone(0.3, 50, rate), np.zeros(1_600)])
     levels = loudness(encode(samples.astype(np.float32), encoding.value), encoding, rate)
@@ -54,7 +54,7 @@ def test_sound_is_found_where_it_is(encoding: Encoding) -> None:
 
 
 @pytest.mark.parametrize("encoding", [Encoding.PCM_MULAW, Encoding.PCM_ALAW])
-def test_every_code_of_a_law_is_as_loud_as_it_decodes(encoding: Encoding) -> None:
+def test_companded_codes_have_their_decoded_level(encoding: Encoding) -> None:
     decoder = PcmDecoder(AudioFormat(encoding.value, 8_000))
     for code in range(256):
         audio = bytes([code]) * 80
@@ -63,7 +63,7 @@ def test_every_code_of_a_law_is_as_loud_as_it_decodes(encoding: Encoding) -> Non
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_what_is_not_a_whole_frame_is_left(encoding: Encoding) -> None:
+def test_partial_frame_is_kept_for_later(encoding: Encoding) -> None:
     size = frame_bytes(encoding, 8_000)
     assert size == 80 * encoding.width
     assert loudness(b"", encoding, 8_000) == []
@@ -81,7 +81,7 @@ def test_what_is_not_a_whole_frame_is_left(encoding: Encoding) -> None:
         (Encoding.PCM_F16LE, struct.pack("<e", 60_000.0)),
     ],
 )
-def test_nothing_is_louder_than_full_scale(encoding: Encoding, sample: bytes) -> None:
+def test_level_is_at_most_full_scale(encoding: Encoding, sample: bytes) -> None:
     assert set(loudness(sample * 480, encoding, 16_000)) == {32_767}
 
 
@@ -89,18 +89,18 @@ def test_nothing_is_louder_than_full_scale(encoding: Encoding, sample: bytes) ->
 @pytest.mark.parametrize(
     ("encoding", "form"), [(Encoding.PCM_F32LE, "<f"), (Encoding.PCM_F16LE, "<e")]
 )
-def test_what_is_no_number_is_silence(encoding: Encoding, form: str, value: float) -> None:
+def test_nan_samples_are_silence(encoding: Encoding, form: str, value: float) -> None:
     sample, half = struct.pack(form, value), struct.pack(form, 0.5)
     assert loudness(sample * 160 + half * 160, encoding, 16_000) == [0, 16_384]
 
 
-def test_an_absurd_sample_hides_nothing_after_it() -> None:
+def test_huge_sample_hides_no_later_frame() -> None:
     absurd, quiet = struct.pack("<f", 1e30), struct.pack("<f", 0.001)
     assert loudness(absurd * 160 + quiet * 320, Encoding.PCM_F32LE, 16_000) == [32_767, 32, 32]
 
 
 @given(st.sampled_from(ENCODINGS), st.sampled_from([*RATES, 8_009, 192_000]), st.binary())
-def test_any_bytes_have_a_loudness(encoding: Encoding, rate: int, piece: bytes) -> None:
+def test_any_bytes_have_a_level(encoding: Encoding, rate: int, piece: bytes) -> None:
     audio = (piece or b"\0") * (4 * frame_bytes(encoding, rate) // max(1, len(piece)) + 1)
     levels = loudness(audio, encoding, rate)
     assert len(levels) == len(audio) // frame_bytes(encoding, rate)
@@ -115,7 +115,7 @@ def test_any_bytes_have_a_loudness(encoding: Encoding, rate: int, piece: bytes) 
     st.integers(0, 3_000),
     st.integers(0, 3_000),
 )
-def test_chunks_of_any_size_are_as_loud_as_the_whole(
+def test_chunk_size_does_not_change_levels(
     encoding: Encoding, rate: int, sizes: list[int], position: int, start: int, length: int
 ) -> None:
     width, frame = encoding.width, frame_bytes(encoding, rate)
@@ -137,7 +137,7 @@ def test_chunks_of_any_size_are_as_loud_as_the_whole(
     assert levels == everything[nth : nth + len(levels)]
 
 
-def test_only_what_was_sent_last_is_kept() -> None:
+def test_only_recent_levels_are_kept() -> None:
     sound = LevelBuffer(Encoding.PCM_S16LE, 8_000, keep_ms=1_000)
     for _ in range(100):
         sound.add(bytes(1_600))  # 100 ms

@@ -16,18 +16,20 @@ SAMPLES = st.lists(st.sampled_from([-32_768, -1, 0, 1, 32_767]) | st.integers(-3
 
 
 @given(SAMPLES, COUNTS)
-def test_the_mean_magnitude_of_every_frame(samples: list[int], count: int) -> None:
+def test_level_is_mean_magnitude_of_frame(samples: list[int], count: int) -> None:
     levels = frame_levels(array("h", samples), Encoding.PCM_S16LE, count)
     frames = [samples[at : at + count] for at in range(0, len(samples) - count + 1, count)]
     means = [min(FULL_SCALE, sum(map(abs, frame)) / count) for frame in frames]
     assert len(levels) == len(frames)
-    # Side by side, a negative sample counts one less.
+    # In the fast path, a negative sample counts one less.
     assert all(mean - 2 < level <= mean for level, mean in zip(levels, means, strict=True))
 
 
 @pytest.mark.parametrize("encoding", [Encoding.PCM_MULAW, Encoding.PCM_ALAW])
 @given(st.binary(max_size=400), st.sampled_from([2, 8, 10, 22]))
-def test_a_law_as_it_decodes(encoding: Encoding, codes: bytes, count: int) -> None:
+def test_companded_level_is_that_of_decoded_samples(
+    encoding: Encoding, codes: bytes, count: int
+) -> None:
     levels = frame_levels(array("B", codes), encoding, count)
     decoded = PcmDecoder(AudioFormat(encoding.value, 8_000)).decode(codes)
     frames = [decoded[at : at + count] for at in range(0, len(codes) - count + 1, count)]
@@ -37,7 +39,7 @@ def test_a_law_as_it_decodes(encoding: Encoding, codes: bytes, count: int) -> No
 
 @pytest.mark.parametrize("encoding", [Encoding.PCM_S16LE, Encoding.PCM_MULAW, Encoding.PCM_ALAW])
 @given(st.binary(max_size=600))
-def test_even_and_odd_counts_agree(encoding: Encoding, data: bytes) -> None:
+def test_even_and_odd_sample_counts_agree(encoding: Encoding, data: bytes) -> None:
     kind = "h" if encoding is Encoding.PCM_S16LE else "B"
     samples = array(kind, data[: len(data) // 6 * 6])
     thrice = array(kind, [sample for sample in samples for _ in range(3)])

@@ -1,4 +1,4 @@
-"""Notices: how often a fault is published, and that every one of them is counted."""
+"""Notices: how often an error is published, and that every error is counted."""
 
 import msgspec
 import pytest
@@ -19,7 +19,7 @@ def _heir(notices: Notices) -> Notices:
     return Notices(msgspec.json.decode(msgspec.json.encode(notices.state), type=NoticesState))
 
 
-def test_fault_is_published_as_its_count_doubles() -> None:
+def test_error_is_published_as_its_count_doubles() -> None:
     notices = Notices(NoticesState())
     published = [notices.count("audio_malformed", "field `seq`") for _ in range(1_000)]
     assert [count for count in published if count] == [2**n for n in range(10)]
@@ -27,7 +27,7 @@ def test_fault_is_published_as_its_count_doubles() -> None:
     assert not list(notices.unpublished())
 
 
-def test_kinds_are_counted_apart_and_bounded() -> None:
+def test_error_kinds_are_counted_apart_and_bounded() -> None:
     notices = Notices(NoticesState())
     assert [notices.count("a", str(subject)) for subject in range(MAX_KINDS)] == [1] * MAX_KINDS
     assert [notices.count("a", f"more {n}") for n in range(4)] == [1, 2, 0, 4]
@@ -36,7 +36,7 @@ def test_kinds_are_counted_apart_and_bounded() -> None:
 
 
 @given(st.lists(st.sampled_from(["count", "take over"]), max_size=60))
-def test_no_fault_is_lost_between_owners(steps: list[str]) -> None:
+def test_error_counts_survive_takeover(steps: list[str]) -> None:
     notices = Notices(NoticesState())
     published = 0
     for step in steps:
@@ -50,7 +50,7 @@ def test_no_fault_is_lost_between_owners(steps: list[str]) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.floats(0, 20)), max_size=30))
-def test_gaps_add_up(holes: list[tuple[int, float]]) -> None:
+def test_gap_lengths_add_up(holes: list[tuple[int, float]]) -> None:
     notices = Notices(NoticesState())
     now = published = events = 0.0
     for ms, pause_s in holes:
@@ -66,7 +66,7 @@ def test_gaps_add_up(holes: list[tuple[int, float]]) -> None:
 
 
 def _run(step_ms: int, count: int, chunk_ms: float = 100.0) -> tuple[Notices, list[int]]:
-    """Count repeats that are appended at this interval; return at which of them is published."""
+    """Count repeats that are appended at this interval; return which of them are published."""
     notices = Notices(NoticesState())
     at = [
         number
@@ -86,8 +86,8 @@ def test_long_run_of_repeats_is_published_as_it_doubles() -> None:
 
 
 @pytest.mark.parametrize("session_ends", [False, True])
-def test_resent_buffer_is_published_only_at_the_end(session_ends: bool) -> None:
-    """A producer resends its buffer in one burst: nothing was lost, if new audio follows."""
+def test_resent_buffer_is_published_only_at_end(session_ends: bool) -> None:
+    """A producer resends its buffer in one burst. Nothing is lost if new audio follows."""
     notices, at = _run(1, 300)
     assert not at
     assert (notices.repeats_end(session_ends=session_ends) is not None) == session_ends
@@ -99,7 +99,7 @@ def test_short_run_of_repeats_is_not_published() -> None:
     assert notices.repeats_end(session_ends=True) is None
 
 
-def test_run_of_repeats_survives_its_owner() -> None:
+def test_run_of_repeats_survives_takeover() -> None:
     notices, _ = _run(100, 30)
     heir = _heir(notices)
     assert heir.repeating

@@ -1,4 +1,4 @@
-"""Pacing: never faster than allowed over any stretch, and never slower than it may be."""
+"""Pacing: never above the allowed rate over any period, and never slower than necessary."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from worker.core.pacing import Pacer
 
 
-def test_a_new_connection_has_its_burst_at_once_and_then_its_speed() -> None:
+def test_new_connection_gets_burst_then_speed() -> None:
     pacer = Pacer(1.5, burst_ms=300)
     pacer.restart(100.0)
     assert pacer.allowance_ms(100.0) == 300
@@ -16,10 +16,10 @@ def test_a_new_connection_has_its_burst_at_once_and_then_its_speed() -> None:
     assert pacer.allowance_ms(100.0) == 0
     assert math.isclose(pacer.allowance_ms(100.1), 150)
     assert math.isclose(pacer.allowance_ms(100.2), 300)
-    assert math.isclose(pacer.allowance_ms(200.0), 300)  # unused time is no credit
+    assert math.isclose(pacer.allowance_ms(200.0), 300)  # unused time gives no credit
 
 
-def test_what_went_over_is_paid_back_by_waiting() -> None:
+def test_excess_is_repaid_by_waiting() -> None:
     pacer = Pacer(1.0, burst_ms=100)
     pacer.restart(0.0)
     pacer.spend(250)
@@ -27,7 +27,7 @@ def test_what_went_over_is_paid_back_by_waiting() -> None:
     assert math.isclose(pacer.allowance_ms(0.2), 50)
 
 
-def test_a_new_connection_forgets_debt_and_credit() -> None:
+def test_new_connection_resets_debt_and_credit() -> None:
     pacer = Pacer(1.0, burst_ms=100)
     pacer.restart(0.0)
     pacer.spend(1_000)
@@ -35,7 +35,7 @@ def test_a_new_connection_forgets_debt_and_credit() -> None:
     assert pacer.allowance_ms(0.5) == 100
 
 
-def test_without_a_speed_everything_goes() -> None:
+def test_pacing_without_speed_holds_nothing_back() -> None:
     pacer = Pacer(0)
     pacer.restart(0.0)
     for _ in range(10):
@@ -49,7 +49,7 @@ def test_without_a_speed_everything_goes() -> None:
     chunk_ms=st.sampled_from([10, 20, 100, 200]),
     waits=st.lists(st.floats(0, 0.5), min_size=1, max_size=60),
 )
-def test_no_stretch_of_time_sees_more_than_burst_and_speed_allow(
+def test_no_period_exceeds_burst_and_speed(
     speed: float, burst_ms: float, chunk_ms: int, waits: list[float]
 ) -> None:
     pacer = Pacer(speed, burst_ms)
@@ -70,7 +70,7 @@ def test_no_stretch_of_time_sees_more_than_burst_and_speed_allow(
 
 
 @given(st.lists(st.sampled_from([20, 40, 100]), max_size=100))
-def test_live_audio_is_never_held_back(chunks: list[int]) -> None:
+def test_live_audio_is_never_delayed(chunks: list[int]) -> None:
     pacer = Pacer(1.0, burst_ms=100)
     pacer.restart(0.0)
     now = 0.0
@@ -80,7 +80,7 @@ def test_live_audio_is_never_held_back(chunks: list[int]) -> None:
         pacer.spend(ms)
 
 
-def test_what_was_slowed_down_may_hasten_again() -> None:
+def test_speed_recovers_after_one_refusal() -> None:
     pacer = Pacer(2.0, burst_ms=0.0)
     pacer.restart(0.0)
     pacer.limit_to_real_time()
@@ -89,7 +89,7 @@ def test_what_was_slowed_down_may_hasten_again() -> None:
     assert pacer.is_fast
 
 
-def test_second_refusal_slows_down_for_good() -> None:
+def test_second_refusal_lowers_speed_for_good() -> None:
     pacer = Pacer(1.5)
     for hastens in (True, False):
         pacer.limit_to_real_time()

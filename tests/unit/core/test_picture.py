@@ -1,4 +1,4 @@
-"""The committed picture of the turn tracker is that of the code."""
+"""The committed state diagram of the turn tracker matches the code."""
 
 from itertools import product
 
@@ -7,11 +7,11 @@ from tests.unit.core.picture import BLOCK, PAGE, Place, arrows, markdown
 from worker.core.turn_tracker import TABLE, ProviderState, PublishedState
 
 
-def test_committed_is_drawn_from_the_code() -> None:
+def test_committed_diagram_matches_code() -> None:
     assert block(PAGE, BLOCK) == markdown(), "run `python -m tests.unit.core.picture`"
 
 
-def test_every_place_of_the_table_is_visited() -> None:
+def test_every_state_of_table_is_visited() -> None:
     visited = {arrow.start for arrow in arrows()}
-    assert {Place(shown, heard) for shown, heard, _ in TABLE} == visited
+    assert {Place(shown, provider) for shown, provider, _ in TABLE} == visited
     assert visited < {Place(*pair) for pair in product(PublishedState, ProviderState)}

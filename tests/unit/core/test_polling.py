@@ -1,4 +1,4 @@
-"""When a stream is looked at: soon after its chunks come, and seldom in between."""
+"""When a stream is polled: soon after its chunks arrive, and rarely in between."""
 
 from itertools import pairwise
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from worker.core.polling import IDLE_INTERVAL_S, MAX_INTERVAL_S, ClockOffset, PollSchedule
 
 ROUND_S = 0.015
-"""How often somebody looks at whatever is due."""
+"""Interval at which due streams are polled."""
 
 
 def _watch(acquirer: list[float], lasts_s: float) -> tuple[list[float], int]:
-    """Look at a stream in rounds; return how long each chunk waited, and the looks it took."""
+    """Poll a stream in rounds; return each chunk's delay and the number of polls."""
     poll_schedule, now, looks, waits = PollSchedule(0.0), 0.0, 0, []
     waiting = list(acquirer)
     while waiting:
@@ -32,7 +32,7 @@ def _watch(acquirer: list[float], lasts_s: float) -> tuple[list[float], int]:
 
 
 @pytest.mark.parametrize("chunk_s", [0.02, 0.04, 0.06, 0.1, 0.2, 1.0])
-def test_a_steady_beat_is_met(chunk_s: float) -> None:
+def test_steady_chunks_are_polled_on_arrival(chunk_s: float) -> None:
     waits, looks = _watch([0.007 + at * chunk_s for at in range(200)], chunk_s)
     steady = waits[20:]
     assert max(steady) <= 2 * ROUND_S
@@ -40,7 +40,7 @@ def test_a_steady_beat_is_met(chunk_s: float) -> None:
 
 
 @given(st.lists(st.floats(0, 0.05), min_size=50, max_size=50))
-def test_jitter_costs_little(late: list[float]) -> None:
+def test_jitter_costs_few_polls(late: list[float]) -> None:
     chunk_s = 0.1
     acquirer = sorted(at * chunk_s + late_s for at, late_s in enumerate(late))
     waits, looks = _watch(acquirer, chunk_s)
@@ -49,7 +49,7 @@ def test_jitter_costs_little(late: list[float]) -> None:
 
 
 @given(st.lists(st.floats(0, 3), min_size=1, max_size=40), st.floats(0.001, 10))
-def test_nothing_waits_long_whatever_comes(gaps: list[float], lasts_s: float) -> None:
+def test_no_chunk_waits_longer_than_limit(gaps: list[float], lasts_s: float) -> None:
     acquirer, at = [], 0.0
     for gap in gaps:
         at += gap
@@ -58,7 +58,7 @@ def test_nothing_waits_long_whatever_comes(gaps: list[float], lasts_s: float) ->
     assert max(waits) <= MAX_INTERVAL_S + ROUND_S + 1e-9
 
 
-def test_a_stream_that_pauses_is_looked_at_less_and_less() -> None:
+def test_paused_stream_is_polled_less_and_less() -> None:
     poll_schedule, now, looks = PollSchedule(0.0), 0.0, []
     poll_schedule.on_entries(0.0, 0.0, 0.1)
     while now < 10:
@@ -73,7 +73,7 @@ def test_a_stream_that_pauses_is_looked_at_less_and_less() -> None:
     assert sum(at > 9 for at in looks) <= 21
 
 
-def test_who_hurries_is_looked_at_at_once() -> None:
+def test_fast_stream_is_polled_at_once() -> None:
     poll_schedule = PollSchedule(0.0)
     poll_schedule.on_entries(5.0, 5.0, 0.1)
     assert poll_schedule.next_at > 5.0
@@ -81,7 +81,7 @@ def test_who_hurries_is_looked_at_at_once() -> None:
     assert poll_schedule.next_at <= 5.0
 
 
-def test_the_servers_clock_is_told_by_what_came_soonest() -> None:
+def test_clock_offset_comes_from_earliest_arrival() -> None:
     clock = ClockOffset()
     assert clock.to_local(now=100.5, stamp_s=1_000.0) == 100.5
     assert clock.to_local(now=100.6, stamp_s=1_000.4) == pytest.approx(100.6)
@@ -89,7 +89,7 @@ def test_the_servers_clock_is_told_by_what_came_soonest() -> None:
 
 
 @pytest.mark.parametrize("step_s", [-3_600.0, -1.0, 1.0, 3_600.0])
-def test_a_clock_set_anew_is_known_again(step_s: float) -> None:
+def test_clock_offset_follows_clock_change(step_s: float) -> None:
     clock = ClockOffset()
     clock.to_local(now=100.0, stamp_s=1_000.0)
     for now in (110.5, 121.5):

@@ -1,4 +1,4 @@
-"""What each failure of the service means, and how long it is waited after."""
+"""How each failure of the provider is classified, and the delay after it."""
 
 import random
 from math import inf
@@ -47,7 +47,7 @@ from worker.errors import (
         (599, "", SttTransientError),
     ],
 )
-def test_a_refusal_is_classified(status: int, code: str, kind: type[SttError]) -> None:
+def test_refusal_is_classified(status: int, code: str, kind: type[SttError]) -> None:
     error = from_status(status, "Title: why", code=code, request_id="r1")
     assert type(error) is kind
     assert str(error) == "Title: why"
@@ -73,7 +73,7 @@ def test_a_refusal_is_classified(status: int, code: str, kind: type[SttError]) -
         (4000, SttTransientError),
     ],
 )
-def test_a_close_is_classified(close_code: int, kind: type[SttError]) -> None:
+def test_close_is_classified(close_code: int, kind: type[SttError]) -> None:
     error = from_close(close_code, "Because", request_id="r1")
     assert type(error) is kind
     assert str(error) == f"the provider closed the socket with {close_code}: Because"
@@ -92,19 +92,19 @@ def test_a_close_is_classified(close_code: int, kind: type[SttError]) -> None:
         (1008, "Idle timeout", False),
     ],
 )
-def test_an_idle_close_is_no_failure(close_code: int, reason: str, idle: bool) -> None:
+def test_idle_close_is_no_failure(close_code: int, reason: str, idle: bool) -> None:
     assert is_idle_close(close_code, reason) is idle
     assert is_idle_close(close_code, str(from_close(close_code, reason))) is idle
 
 
 class Highest(random.Random):
-    """Draws the upper bound, always."""
+    """Always draws the upper bound."""
 
     def uniform(self, a: float, b: float) -> float:
         return max(a, b)
 
 
-def test_waits_double_up_to_the_ceiling_and_begin_again() -> None:
+def test_delay_doubles_up_to_maximum_and_resets() -> None:
     backoff = Backoff(0.1, 5.0, Highest())
     assert [backoff.next_s() for _ in range(9)] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5]
     assert backoff.failures == 9
@@ -119,7 +119,7 @@ def test_waits_double_up_to_the_ceiling_and_begin_again() -> None:
     failures=st.integers(0, 40),
     seed=st.integers(),
 )
-def test_every_wait_lies_below_the_doubling_ceiling(
+def test_delay_is_below_doubling_maximum(
     first_s: float, ceiling_s: float, failures: int, seed: int
 ) -> None:
     backoff = Backoff(first_s, ceiling_s, random.Random(seed))
@@ -127,13 +127,13 @@ def test_every_wait_lies_below_the_doubling_ceiling(
         assert 0 <= backoff.next_s() <= min(ceiling_s, first_s * 2.0**failure)
 
 
-def test_an_outage_of_days_is_no_overflow() -> None:
+def test_delay_survives_outage_of_days() -> None:
     backoff = Backoff()
     backoff.failures = 10**9
     assert 0 <= backoff.next_s() <= 5.0 < inf
 
 
-def test_two_sessions_do_not_wait_alike() -> None:
+def test_delays_of_two_sessions_differ() -> None:
     one, other = Backoff(), Backoff()
     assert [one.next_s() for _ in range(8)] != [other.next_s() for _ in range(8)]
 
@@ -156,11 +156,11 @@ def test_two_sessions_do_not_wait_alike() -> None:
         (500, "Message too large", False),
     ],
 )
-def test_an_error_about_the_size_of_a_message(status: int, message: str, *, too_big: bool) -> None:
+def test_message_size_error_is_recognised(status: int, message: str, *, too_big: bool) -> None:
     assert is_too_big(status, message) is too_big
 
 
-def test_a_close_whose_reason_is_the_size_is_no_end() -> None:
+def test_message_size_close_is_recoverable() -> None:
     assert type(from_close(1008, "Frame too large (max 4096)")) is SttTooBigError
     assert type(from_close(1008, "Max message size 2000 exceeded")) is SttTooBigError
     assert type(from_close(1003, "Message too long")) is SttTooBigError

@@ -1,9 +1,9 @@
-"""What a worker knows of the service's lag."""
+"""The worker's estimate of the provider's lag."""
 
 from worker.core.provider_lag import MIN_TURNS, WINDOW_TURNS, ProviderLag
 
 
-def test_nothing_is_known_at_first() -> None:
+def test_lag_is_unknown_at_first() -> None:
     lag = ProviderLag()
     for _ in range(MIN_TURNS - 1):
         lag.observe(0.2)
@@ -12,14 +12,14 @@ def test_nothing_is_known_at_first() -> None:
     assert lag.seconds == 0.2
 
 
-def test_what_was_held_up_does_not_count() -> None:
+def test_delayed_events_do_not_count() -> None:
     lag = ProviderLag()
     for nth in range(WINDOW_TURNS):
         lag.observe(5.0 if nth % 3 == 0 else 0.2)
     assert lag.seconds == 0.2
 
 
-def test_a_service_that_changes_is_known_again() -> None:
+def test_lag_estimate_follows_change() -> None:
     lag = ProviderLag()
     for _ in range(WINDOW_TURNS):
         lag.observe(0.2)
@@ -28,7 +28,7 @@ def test_a_service_that_changes_is_known_again() -> None:
     assert lag.seconds == 0.9
 
 
-def test_what_another_worker_knew_does_until_then() -> None:
+def test_lag_of_earlier_worker_is_initial_estimate() -> None:
     lag = ProviderLag()
     lag.seed(None)
     lag.seed(0.9)

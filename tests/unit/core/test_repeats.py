@@ -1,11 +1,11 @@
-"""When a provider fails at the same audio again and again."""
+"""When a provider fails repeatedly at the same audio."""
 
 import pytest
 
 from worker.core.repeats import MAX_CERTAIN_LOSSES, MAX_LOSSES, MIN_LOSING_S, Repeats
 
 Loss = tuple[int, object, float, bool]
-"""Place, progress, time, whether it is certainly the provider's fault."""
+"""Position, progress, time, and whether it is certainly the provider's fault."""
 
 
 def _verdicts(losses: list[Loss]) -> list[bool]:
@@ -31,6 +31,6 @@ def _verdicts(losses: list[Loss]) -> list[bool]:
         ([(100 - n % 2 * 50, 0, n * MIN_LOSING_S, False) for n in range(2 * MAX_LOSSES - 1)], True),
     ],
 )
-def test_the_verdict(losses: list[Loss], *, last: bool) -> None:
+def test_verdict_on_repeated_failures(losses: list[Loss], *, last: bool) -> None:
     *before, verdict = _verdicts(losses)
     assert (any(before), verdict) == (False, last)

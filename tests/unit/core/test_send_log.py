@@ -1,4 +1,4 @@
-"""When what was sent."""
+"""The log of sent bytes and their times."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 from worker.core.send_log import MAX_SAMPLES, RESOLUTION_S, SendLog, SendPosition
 
 
-def test_before_anything_was_sent() -> None:
+def test_send_log_is_empty_at_first() -> None:
     log = SendLog()
     log.restart(640)
     assert log.sent_at(0) is None
     assert log.moment(5.0) == SendPosition(5.0, 0, 640)
 
 
-def test_when_a_byte_went_out_and_how_far_the_socket_was() -> None:
+def test_send_log_maps_bytes_to_times_and_back() -> None:
     log = SendLog()
     log.restart(1_000)
     log.add(1.0, 100, 1_100)
@@ -25,7 +25,7 @@ def test_when_a_byte_went_out_and_how_far_the_socket_was() -> None:
     assert log.moment(9.0) == SendPosition(9.0, 300, 1_300)
 
 
-def test_what_goes_out_together_is_one_step() -> None:
+def test_bytes_sent_together_are_one_step() -> None:
     log = SendLog()
     log.add(1.0, 100, 100)
     log.add(1.0 + RESOLUTION_S / 2, 200, 200)
@@ -34,7 +34,7 @@ def test_what_goes_out_together_is_one_step() -> None:
 
 
 @given(st.integers(0, 1_000))
-def test_a_few_seconds_are_remembered(count: int) -> None:
+def test_send_log_keeps_a_few_seconds(count: int) -> None:
     log = SendLog()
     for nth in range(count):
         log.add(float(nth), 10 * (nth + 1), 10 * (nth + 1))

@@ -1,4 +1,4 @@
-"""The text consumers see keeps the provider's own separators, whatever they are."""
+"""Published text keeps the provider's own separators, whatever they are."""
 
 import msgspec
 import pytest
@@ -10,21 +10,21 @@ from worker.core.turn_tracker import EventDraft, OpenTurn, ProviderInput, TurnSt
 
 
 class Style(msgspec.Struct, frozen=True):
-    """How a provider puts words together."""
+    """How a provider joins words."""
 
     lead: str = ""
-    """Before the first word of a socket's first turn."""
+    """Separator before the first word of a socket's first turn."""
     later: str = ""
-    """Before the first word of a later turn."""
+    """Separator before the first word of a later turn."""
     between: str = " "
     after: str = ""
-    """After the last word so far."""
+    """Separator after the last word so far."""
     end: str = ""
-    """After the last word of a turn that ended."""
+    """Separator after the last word of a turn that ended."""
     words: str = "latin"
 
     def word(self, number: int, wording: int = 0) -> str:
-        """Write a word, in one of three wordings."""
+        """Write a word in one of three wordings."""
         if self.words == "cjk":
             return chr(0x4E00 + 3 * number + wording)
         return ("w{}", "w{}~", "{}")[wording].format(1_000 + number)
@@ -67,12 +67,12 @@ SPACED = {name: style for name, style in STYLES.items() if name != "none"}
 
 
 class Loss(msgspec.Struct, frozen=True):
-    """A socket that is lost."""
+    """A lost socket."""
 
     after: int
-    """So many messages after the last one."""
+    """Messages received after the last one."""
     settled: float
-    """The share of the words said so far, up to the last but one, that is settled before."""
+    """Share of the words so far, up to the last but one, that is committed before."""
     new_owner: bool
     lag: int
 
@@ -90,7 +90,7 @@ LOSSES = st.lists(
 
 
 class Play:
-    """Plays one turn of a provider to a tracker, and reads what consumers see."""
+    """Plays one turn of a provider to a tracker, and collects what consumers read."""
 
     def __init__(self, style: Style, words: int, *, first: bool, eager_at: set[int]) -> None:
         self.style = style
@@ -104,7 +104,7 @@ class Play:
     def messages(
         self, *, first: bool, wording: list[int]
     ) -> list[tuple[ProviderInput, str | None, int]]:
-        """Return what a socket says that begins after the settled words."""
+        """Return the messages of a socket that begins after the committed words."""
         said: list[tuple[ProviderInput, str | None, int]] = []
         at = self.settled
         said.append((ProviderInput.START, None, 10 * at + 5))
@@ -120,7 +120,7 @@ class Play:
         return said
 
     def run(self, losses: list[Loss], wordings: list[list[int]]) -> list[EventDraft]:
-        """Play it, losing sockets."""
+        """Play the turn, losing sockets."""
         pending = [*losses]
         messages = self.messages(first=self.first, wording=wordings[0])
         at = lag = 0
@@ -148,7 +148,7 @@ class Play:
         return self.drafts
 
     def lose(self, loss: Loss, said: list[tuple[ProviderInput, str | None, int]]) -> None:
-        """Settle what a pause may settle, and open another socket."""
+        """Commit what a pause allows, and open another socket."""
         updates = [text for kind, text, _ in said if kind is ProviderInput.UPDATE and text]
         share = round(loss.settled * (len(updates) - 1))
         if share > 0:
@@ -172,7 +172,7 @@ class Play:
     eager_at=st.sets(st.integers(1, 14)),
     losses=LOSSES,
 )
-def test_a_replay_worded_alike_ends_as_one_unbroken_socket_does(
+def test_replay_with_same_wording_matches_single_socket(
     style: Style, words: int, first: bool, eager_at: set[int], losses: list[Loss]
 ) -> None:
     alike = [[0] * words]
@@ -184,7 +184,7 @@ def test_a_replay_worded_alike_ends_as_one_unbroken_socket_does(
     assert calm[-1].transcript == style.text(
         [style.word(nth) for nth in range(words)], first=first, over=True
     ) or len(style.end) < len(style.after), "one socket's text is the provider's"
-    # A turn of which consumers saw no word begins as its new socket does.
+    # A turn without any published word begins as its new socket does.
     blind = any(loss.after <= 1 for loss in losses[:1])
     if blind:
         assert (drafts[-1].transcript or "").strip() == whole.strip()
@@ -203,7 +203,7 @@ def test_a_replay_worded_alike_ends_as_one_unbroken_socket_does(
     losses=LOSSES,
     data=st.data(),
 )
-def test_a_replay_worded_otherwise_has_each_word_once(
+def test_replay_with_other_wording_has_each_word_once(
     style: Style,
     words: int,
     first: bool,
@@ -245,7 +245,7 @@ def test_a_replay_worded_otherwise_has_each_word_once(
         ("안녕", "안녕하세요", None),
     ],
 )
-def test_parting(before: str, whole: str, between: str | None) -> None:
+def test_separator_is_split_from_text(before: str, whole: str, between: str | None) -> None:
     assert parting(before, whole) == between
 
 
@@ -260,7 +260,7 @@ def test_parting(before: str, whole: str, between: str | None) -> None:
         ("ขอบคุณ", "ครับ", "ขอบคุณครับ"),
     ],
 )
-def test_join_repeats_the_separator_of_the_text_before(before: str, after: str, whole: str) -> None:
+def test_join_repeats_previous_separator(before: str, after: str, whole: str) -> None:
     assert join(before, after) == whole
 
 
@@ -268,7 +268,7 @@ SPACE_ONLY = [" ", "\n", "\t", "\u00a0", "\u3000", "\u200b", " \r\n "]
 
 
 @pytest.mark.parametrize("space", SPACE_ONLY)
-def test_white_space_alone_is_no_update(space: str) -> None:
+def test_white_space_alone_is_not_published(space: str) -> None:
     tracker = TurnTracker()
     tracker.on_input(ProviderInput.START, None, 1)
     assert tracker.on_input(ProviderInput.UPDATE, space, 2) == []
@@ -281,14 +281,14 @@ def test_white_space_alone_is_no_update(space: str) -> None:
 
 
 @pytest.mark.parametrize("space", SPACE_ONLY)
-def test_a_turn_of_white_space_ends_with_it(space: str) -> None:
+def test_turn_of_white_space_ends_with_it(space: str) -> None:
     tracker = TurnTracker()
     tracker.on_input(ProviderInput.START, None, 1)
     (end,) = tracker.on_input(ProviderInput.END, space, 2)
     assert end.transcript == space
 
 
-def test_a_replay_of_trailing_spaces_adds_none() -> None:
+def test_replay_of_trailing_spaces_adds_none() -> None:
     tracker = TurnTracker(jitter=10)
     tracker.on_input(ProviderInput.START, None, 1)
     tracker.on_input(ProviderInput.UPDATE, "one two three ", 50)
@@ -301,7 +301,7 @@ def test_a_replay_of_trailing_spaces_adds_none() -> None:
     assert update.transcript == "one two three four "
 
 
-def test_a_turn_that_the_provider_splits_keeps_the_separator_seen() -> None:
+def test_split_turn_keeps_published_separator() -> None:
     for known, first, second in (
         ("one\ntwo", "one", "two"),
         ("one two ", "one ", " two "),
@@ -316,7 +316,7 @@ def test_a_turn_that_the_provider_splits_keeps_the_separator_seen() -> None:
         assert end.transcript == known
 
 
-def test_state_of_an_older_worker_is_joined_as_before() -> None:
+def test_state_of_earlier_version_is_joined_as_before() -> None:
     known = OpenTurn(transcript="one two three", transcript_position=50, committed_text="one two")
     tracker = TurnTracker(TurnState(0, known))
     tracker.on_input(ProviderInput.START, None, 1)

@@ -1,4 +1,4 @@
-"""Sequences: what a counter does by example, and any producer that resends, wraps or restarts."""
+"""Sequences: counters by example, and any producer that resends, wraps or restarts."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Row
@@ -24,11 +24,11 @@ from worker.core.sequence import (
 
 Entry = tuple[int, bytes]
 Outcome = str | int | Doubt
-"""`repeat`, the entries missing, or the doubt."""
+"""`repeat`, the number of missing entries, or the doubt."""
 
 
 def _audio(number: int) -> bytes:
-    """Return audio of its own for each number, never silent."""
+    """Return distinct audio for each number, never silent."""
     return b"\1" + number.to_bytes(8, "big", signed=True)
 
 
@@ -47,7 +47,7 @@ def _play(entries: Iterable[Entry], known: Sequence | None = None) -> list[Outco
 
 
 def _fresh(seqs: Iterable[int]) -> list[Entry]:
-    """Return entries that all have audio of their own."""
+    """Return entries with distinct audio."""
     return [(seq, _audio(at)) for at, seq in enumerate(seqs)]
 
 
@@ -123,14 +123,14 @@ def test_sequence_state_is_bounded() -> None:
     assert len(msgspec.json.encode(known)) < 1_000
 
 
-def test_sequence_of_earlier_version_knows_its_reach() -> None:
+def test_sequence_reads_reach_of_earlier_version() -> None:
     known = restored(70_000)
     seqs = [70_000, 70_000 - REPEAT_REACH + 1, 70_000 - REPEAT_REACH, 70_001]
     assert _play(_fresh(seqs), known) == ["repeat", "repeat", Doubt.BACK, 0]
     assert _play(_fresh([0]), restored(65_535)) == [0]
 
 
-def test_step_beyond_any_hole_is_doubtful() -> None:
+def test_step_beyond_largest_gap_is_doubtful() -> None:
     assert _play(_fresh([0, MAX_HOLE + 1])) == [0, MAX_HOLE]
     assert _play(_fresh([0, MAX_HOLE + 2])) == [0, Doubt.AHEAD]
 
@@ -141,10 +141,10 @@ def test_step_beyond_any_hole_is_doubtful() -> None:
     after=st.integers(1, 600),
     data=st.data(),
 )
-def test_wrapping_counter_is_taken_once(
+def test_wrapping_counter_is_read_once(
     ring: tuple[int, int], before: int, after: int, data: st.DataObject
 ) -> None:
-    """It resends some of its buffer now and then, across the wrap too."""
+    """It sometimes resends part of its buffer, across the wrap too."""
     low, high = ring
     laps = high - low + 1
     numbers = range(high - before, high + after)
@@ -163,7 +163,7 @@ def test_wrapping_counter_is_taken_once(
 
 @given(lives=st.lists(st.integers(1, 300), min_size=1, max_size=5), first=st.integers(-3, 70_000))
 def test_restarting_counter_loses_no_audio(lives: list[int], first: int) -> None:
-    """Each life begins at the same number, with the same `src` and other audio."""
+    """Each run begins at the same number, with the same `src` and other audio."""
     seqs = list(chain.from_iterable(range(first, first + count) for count in lives))
     outcomes = _play(_fresh(seqs))
     assert "repeat" not in outcomes
@@ -172,8 +172,8 @@ def test_restarting_counter_loses_no_audio(lives: list[int], first: int) -> None
 
 
 @given(st.lists(st.integers(-300, 300) | st.integers(65_400, 65_700), max_size=60))
-def test_audio_with_a_new_number_is_taken(seqs: list[int]) -> None:
-    """An entry is a repeat only if its number was taken before, signed or not."""
+def test_audio_with_new_number_is_accepted(seqs: list[int]) -> None:
+    """An entry is a repeat only if its number was received before, signed or not."""
     seen: set[int] = set()
     for seq, outcome in zip(seqs, _play(_fresh(seqs)), strict=True):
         assert outcome != "repeat" or not seen.isdisjoint((seq, seq % 2**16, seq % 2**8))

@@ -1,4 +1,4 @@
-"""Entry ids: integers in two parts, not text."""
+"""Entry ids: two integers, not text."""
 
 import pytest
 from hypothesis import given
@@ -20,13 +20,13 @@ ID = st.builds("{}-{}".format, PART, PART)
         ("1700000000000-9", "1700000000000-8", "1700000000000-10"),
     ],
 )
-def test_neighbours(entry_id: str, before: str, after: str) -> None:
+def test_next_and_previous_id(entry_id: str, before: str, after: str) -> None:
     assert stream_ids.predecessor(entry_id) == before
     assert stream_ids.successor(entry_id) == after
 
 
 @given(ID)
-def test_nothing_lies_between_neighbours(entry_id: str) -> None:
+def test_no_id_lies_between_neighbours(entry_id: str) -> None:
     ms, seq = stream_ids.order(entry_id)
     assert stream_ids.milliseconds(entry_id) == ms
     assert f"{ms}-{seq}" == entry_id
@@ -43,6 +43,6 @@ def test_ids_compare_as_numbers() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-", "a-1", "1-a", "1-2-3", "$", "+", "1.5-0"])
-def test_anything_else_is_an_error(text: str) -> None:
+def test_invalid_id_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         stream_ids.order(text)

@@ -1,4 +1,4 @@
-"""Texts of one turn that were transcribed apart."""
+"""Texts of one turn from separate transcriptions."""
 
 import random
 
@@ -12,7 +12,7 @@ TALK = [f"word{number}" for number in range(30)]
 
 
 @pytest.mark.parametrize(
-    ("known", "heard", "caught_up", "news"),
+    ("known", "received", "caught_up", "news"),
     [
         ("one two", "one two", 2, ""),
         ("one two", "one two three", 2, " three"),
@@ -33,8 +33,8 @@ TALK = [f"word{number}" for number in range(30)]
         (" ".join(TALK), " ".join(TALK[::2]), 3, ""),
     ],
 )
-def test_what_is_new(known: str, heard: str, caught_up: int, news: str) -> None:
-    assert new_text(known, heard, caught_up) == news
+def test_new_text_is_found(known: str, received: str, caught_up: int, news: str) -> None:
+    assert new_text(known, received, caught_up) == news
 
 
 @given(
@@ -43,7 +43,7 @@ def test_what_is_new(known: str, heard: str, caught_up: int, news: str) -> None:
     astray=st.integers(-1, 1),
     seed=st.integers(0, 1_000_000),
 )
-def test_words_reworded_one_by_one_are_neither_lost_nor_repeated(
+def test_reworded_words_are_neither_lost_nor_repeated(
     known: int, more: int, astray: int, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -53,16 +53,16 @@ def test_words_reworded_one_by_one_are_neither_lost_nor_repeated(
             rng.choice(("w{}", "w{}~", "{}")).format(1_000 + number) for number in range(count)
         )
 
-    heard = worded(known + more)
+    received = worded(known + more)
     caught_up = min(known + more, max(0, known + astray))
-    news = new_text(worded(known), heard, caught_up)
+    news = new_text(worded(known), received, caught_up)
     assert len(news.split()) == more
-    assert heard.endswith(news)
+    assert received.endswith(news)
 
 
 @given(st.text(), st.text(), st.integers(0, 50))
-def test_news_is_the_end_of_what_was_heard(known: str, heard: str, caught_up: int) -> None:
-    assert heard.endswith(new_text(known, heard, caught_up))
+def test_new_text_is_suffix_of_received_text(known: str, received: str, caught_up: int) -> None:
+    assert received.endswith(new_text(known, received, caught_up))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_news_is_the_end_of_what_was_heard(known: str, heard: str, caught_up: in
         ("今日は", "sunny", "今日はsunny"),
     ],
 )
-def test_join(before: str, after: str, whole: str) -> None:
+def test_texts_are_joined(before: str, after: str, whole: str) -> None:
     assert join(before, after) == whole
 
 
@@ -93,12 +93,12 @@ def test_join(before: str, after: str, whole: str) -> None:
         ("", "a", False),
     ],
 )
-def test_case_and_punctuation_are_no_words(text: str, other: str, same: bool) -> None:
+def test_words_ignore_case_and_punctuation(text: str, other: str, same: bool) -> None:
     assert same_words(text, other) is same
 
 
 @given(st.text(max_size=8), st.text(max_size=8))
-def test_a_text_that_goes_on_says_more_if_what_follows_has_letters(text: str, more: str) -> None:
+def test_continued_text_needs_letters_to_say_more(text: str, more: str) -> None:
     letters = [each for each in more if each.isalnum()]
     assert same_words(text + more, text) is (not letters)
     assert same_words(text, text + more) is (not letters)

@@ -1,8 +1,8 @@
-"""Cuts of synthetic calls: after the turn's sound and before the next, whatever the lag.
+"""Boundaries in synthetic calls: after the turn's sound and before the next, whatever the lag.
 
-A call is bursts of tone (words) with pauses between, on a line with noise. A service as its
-documents describe it says `turn.start` a little after a sound began and `turn.end` after a silence,
-both late; what the worker knows is what it had sent when they arrived.
+A call is bursts of tone (words) with pauses between, on a line with noise. The provider, as
+documented, sends `turn.start` a little after a sound began and `turn.end` after a silence, both
+late. The worker knows only what it had sent when they arrived.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ Span = tuple[float, float]
 
 
 def _onset(sent: int, lag_s: float) -> SpeechStart:
-    """A sound whose `turn.start` was not held up."""
+    """A sound whose `turn.start` was not delayed."""
     return SpeechStart(sent, lag_s, lag_s)
 
 
@@ -47,20 +47,23 @@ class Service(NamedTuple):
 
     lag: float = 0.0
     sure: float = 40.0
-    """Sound it hears before it says that a turn began."""
+    """Sound before `turn.start`."""
     waits: float = 480.0
-    """Silence it hears before it says that one ended."""
+    """Silence before `turn.end`."""
     unheard: float = float("inf")
-    """How much later than its lag it words the last word; infinitely, if it never does before."""
+    """Extra delay of the last word; infinite if it is never sent before the end."""
     eager: float = float("inf")
-    """Silence it hears before it says that one may have ended; it takes that back on more sound."""
+    """Silence before `turn.eager_end`; more sound causes `turn.resume`."""
 
 
 SERVICE = Service()
 
 
 class Call:
-    """What a producer sends: turns of (word ms, pause ms) pairs; the last pause parts the turns."""
+    """A producer's audio:
+
+    turns of (word ms, pause ms) pairs; the last pause separates the turns.
+    """
 
     def __init__(
         self,
@@ -95,10 +98,10 @@ class Call:
     def cuts(
         self, service: Service = SERVICE, fillers: Sequence[Span] = (), late: Sequence[float] = ()
     ) -> list[float]:
-        """Cut every turn; what is returned are milliseconds of the call.
+        """Cut every turn; return milliseconds of the call.
 
-        `fillers` are (millisecond of the call, milliseconds sent there); `late` is by how much
-        more than usual each start and end is late.
+        `fillers` are (millisecond of the call, milliseconds sent there); `late` is the extra delay
+        of each start and end.
         """
         self._fillers = sorted(fillers)
         extra = chain(late, repeat(0.0))
@@ -131,11 +134,11 @@ class Call:
         return cuts
 
     def _sent_at(self, ms: float) -> float:
-        """How much was sent when a moment of the call was."""
+        """Return how much had been sent at a moment of the call."""
         return ms + sum(filler for where, filler in self._fillers if where < ms)
 
     def _look(self, sent: float, cuts: Sequence[float]) -> SilenceMap:
-        """What is read again when so much was sent."""
+        """Return what is read again once so much was sent."""
         fed, sent_fillers = sent, []
         for where, filler in self._fillers:
             if where < fed:
@@ -154,7 +157,7 @@ class Call:
         return round(ms * self.rate / 1000) * self.encoding.width
 
     def wrong(self, cuts: Sequence[float]) -> list[tuple[int, float, Span]]:
-        """The cuts that do not lie where they must: turn, cut, and where it should be."""
+        """Return the cuts outside their range: turn, cut, and where it should be."""
         ends = [words[-1][1] for words in self.words]
         nexts = [words[0][0] for words in self.words[1:]] + [float("inf")]
         return [
@@ -190,7 +193,7 @@ CALL = [WORDS, [(180, 700)], [(150, 450), (400, 3_000)], [(200, 300), (150, 520)
 
 @pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize("encoding", list(Encoding))
-def test_every_encoding_and_lag(encoding: Encoding, lag: float) -> None:
+def test_boundary_in_every_encoding_and_lag(encoding: Encoding, lag: float) -> None:
     call = Call(CALL, encoding=encoding)
     assert call.wrong(call.cuts(Service(lag))) == []
 
@@ -198,7 +201,7 @@ def test_every_encoding_and_lag(encoding: Encoding, lag: float) -> None:
 @pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize("noise", [0.0005, 0.003, 0.015])
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
-def test_noise_on_the_line(rate: int, noise: float, lag: float) -> None:
+def test_boundary_with_noise_on_line(rate: int, noise: float, lag: float) -> None:
     call = Call(CALL, rate=rate, noise=noise)
     assert call.wrong(call.cuts(Service(lag))) == []
 
@@ -206,16 +209,14 @@ def test_noise_on_the_line(rate: int, noise: float, lag: float) -> None:
 @pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize("pause", [300, 350, 400, 450])
 @pytest.mark.parametrize("last", [100, 150, 250, 500])
-def test_a_pause_shortly_before_the_end_is_not_the_end(
-    last: float, pause: float, lag: float
-) -> None:
+def test_boundary_is_not_in_pause_before_end(last: float, pause: float, lag: float) -> None:
     call = Call([[(300, pause), (last, 600)], [(200, 700)]] * 2)
     assert call.wrong(call.cuts(Service(lag))) == []
 
 
 @pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize("gap", [490, 600, 1_000, 3_000])
-def test_turns_that_follow_each_other(gap: float, lag: float) -> None:
+def test_boundary_of_consecutive_turns(gap: float, lag: float) -> None:
     call = Call([[(150, gap)], [(150, 200), (150, gap)], [(600, gap)]] * 2)
     assert call.wrong(call.cuts(Service(lag))) == []
 
@@ -223,7 +224,7 @@ def test_turns_that_follow_each_other(gap: float, lag: float) -> None:
 @pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize("sure", [60, 150, 200])
 @pytest.mark.parametrize("waits", [220, 300, 800])
-def test_services_decide_differently(waits: float, sure: float, lag: float) -> None:
+def test_boundary_with_different_providers(waits: float, sure: float, lag: float) -> None:
     inner = waits * 0.9
     call = Call([[(300, inner), (200, 1_000)], [(250, 900)], [(200, inner), (300, 1_000)]])
     assert call.wrong(call.cuts(Service(lag, sure, waits))) == []
@@ -232,7 +233,7 @@ def test_services_decide_differently(waits: float, sure: float, lag: float) -> N
 @pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize("into", [0, 10, 150, 300])
 @pytest.mark.parametrize("filler", [100, 700, 5_000])
-def test_filler_after_a_turn_is_silence(filler: float, into: float, lag: float) -> None:
+def test_filler_after_turn_is_silence(filler: float, into: float, lag: float) -> None:
     call = Call([[(300, 350), (250, 400)]] * 3)
     fillers = [(words[-1][1] + into, filler) for words in call.words]
     assert call.wrong(call.cuts(Service(lag), fillers)) == []
@@ -240,15 +241,15 @@ def test_filler_after_a_turn_is_silence(filler: float, into: float, lag: float) 
 
 @pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize("into", [0, 10, 150, 300])
-def test_filler_inside_a_turn_is_silence(into: float, lag: float) -> None:
+def test_filler_inside_turn_is_silence(into: float, lag: float) -> None:
     call = Call([[(300, 300), (250, 300), (200, 600)]] * 3)
     fillers = [(end + into, 150) for words in call.words for _, end in words[:-1]]
     assert call.wrong(call.cuts(Service(lag), fillers)) == []
 
 
 @pytest.mark.parametrize("lag", LAGS)
-def test_noise_before_a_turn_is_told_from_it_by_the_lag_of_the_turn_before(lag: float) -> None:
-    """A cough half a second before each turn but the first, and a pause as far from its end."""
+def test_noise_before_turn_is_excluded_by_previous_lag(lag: float) -> None:
+    """A cough half a second before each turn but the first, and an equal pause before its end."""
     turns = [[(200, 350), (300, 1_600)]] * 6
     calm = Call(turns)
     coughs = [(words[0][0] - 650, words[0][0] - 550) for words in calm.words[1:]]
@@ -258,7 +259,7 @@ def test_noise_before_a_turn_is_told_from_it_by_the_lag_of_the_turn_before(lag: 
 
 @pytest.mark.parametrize("lag", [0, 300, 1_000])
 @pytest.mark.parametrize("late", [100, 200])
-def test_events_may_be_late_now_and_then(late: float, lag: float) -> None:
+def test_boundary_with_occasional_late_events(late: float, lag: float) -> None:
     call = Call([[(200, 300), (300, 700)]] * 8)
     for pattern in ([late, 0.0], [0.0, late], [late, 0.0, 0.0, late], [0.0, 0.0, late, 0.0]):
         assert call.wrong(call.cuts(Service(lag), late=pattern * 4)) == []
@@ -266,16 +267,16 @@ def test_events_may_be_late_now_and_then(late: float, lag: float) -> None:
 
 @pytest.mark.parametrize("lag", [100, 300, 600])
 @pytest.mark.parametrize("late", [600, 800, 1_000])
-def test_a_pause_after_which_the_turn_was_resumed_is_not_its_end(late: float, lag: float) -> None:
+def test_boundary_is_not_in_pause_before_resume(late: float, lag: float) -> None:
     call = Call([[(400, 260), (180, 1_500)], [(200, 300), (300, 260), (200, 2_000)]] * 2)
-    pattern = [late, 0.0] * 4  # starts are held up, ends are not
+    pattern = [late, 0.0] * 4  # starts are delayed, ends are not
     assert call.wrong(call.cuts(Service(lag), late=pattern)) != []
     assert call.wrong(call.cuts(Service(lag, eager=240), late=pattern)) == []
 
 
 @pytest.mark.parametrize("lag", [100, 300, 600])
 @pytest.mark.parametrize("late", [700, 1_000, 2_000])
-def test_an_end_that_is_told_in_the_next_turn_covers_none_of_it(late: float, lag: float) -> None:
+def test_end_received_in_next_turn_covers_none_of_it(late: float, lag: float) -> None:
     call = Call([[(300, 700)], [(200, 300), (300, 900)], [(250, 800)]] * 2)
     pattern = [0.0, late] * 6
     assert call.wrong(call.cuts(Service(lag), late=pattern)) != []
@@ -297,13 +298,13 @@ TURN = st.tuples(
     st.integers(20, 480),
     st.integers(0, 600),
 )
-def test_any_call_at_a_steady_lag(
+def test_boundary_of_any_call_at_constant_lag(
     turns: list[list[Span]], lag: int, sure: int, eager: int, unheard: int
 ) -> None:
     call = Call(turns)
     assert call.wrong(call.cuts(Service(lag, sure))) == []
     if sure + lag >= min(word + pause for *_, (word, pause) in turns):
-        return  # a resume may arrive after the next turn began, and be taken for its sound's
+        return  # a resume may arrive after the next turn began, and be assigned to its sound
     assert call.wrong(call.cuts(Service(lag, sure, eager=eager))) == []
     assert call.wrong(call.cuts(Service(lag, sure, eager=eager, unheard=unheard))) == []
 
@@ -328,7 +329,7 @@ def _drawn(picture: str) -> list[bool]:
         ("##___", [(2, 5)]),
     ],
 )
-def test_silences_are_not_broken_by_clicks(picture: str, found: list[tuple[int, int]]) -> None:
+def test_clicks_do_not_split_silence(picture: str, found: list[tuple[int, int]]) -> None:
     assert silences(_drawn(picture)) == found
 
 
@@ -338,16 +339,14 @@ def test_silences_are_not_broken_by_clicks(picture: str, found: list[tuple[int, 
         ("__####____####", 2, 10),
         ("__####____####____####", 2, 10),
         ("__####____####____####", 10, 18),
-        ("__####____####____", 10, 10),  # nothing came after that
+        ("__####____####____", 10, 10),  # no sound followed
         ("####____####", 0, 8),
         ("____####", 0, 0),
         ("____####", -1, 4),
         ("", -1, -1),
     ],
 )
-def test_a_turn_was_open_until_what_it_was_resumed_for(
-    picture: str, open_at: int, until: int
-) -> None:
+def test_turn_is_open_until_sound_of_its_resume(picture: str, open_at: int, until: int) -> None:
     assert turn_open_until(_drawn(picture), open_at) == until
 
 
@@ -362,11 +361,11 @@ def test_a_turn_was_open_until_what_it_was_resumed_for(
         ("##____", [0]),
     ],
 )
-def test_onsets(picture: str, found: list[int]) -> None:
+def test_onsets_are_found(picture: str, found: list[int]) -> None:
     assert speech_starts(_drawn(picture)) == found
 
 
-def test_pauses_are_long_or_the_longest() -> None:
+def test_pauses_are_long_or_longest() -> None:
     enough = MIN_END_SILENCE_MS // FRAME_MS
     long, short = "_" * enough, "_" * (enough - 1)
     assert silence_spans(_drawn(f"{long}####{short}####{long}_")) == [
@@ -377,13 +376,13 @@ def test_pauses_are_long_or_the_longest() -> None:
     assert silence_spans(_drawn("####")) == []
 
 
-def test_filler_is_the_only_silence_of_a_producer_that_sends_none() -> None:
+def test_filler_is_found_without_other_silence() -> None:
     steady = [13_000] * 100  # a second without a pause
     look = timeline(steady, 0, 160, [(3_200, 300), (16_000, 500)])
     assert look.silent == [False] * 20 + [True] * 30 + [False] * 80 + [True] * 50
 
 
-def test_without_a_pause_after_the_sound_there_is_no_pair() -> None:
+def test_sound_without_later_pause_gives_no_pair() -> None:
     onset, pause = _onset(500, 0.2), SilenceSpan(400, 0.1, 0.5, 700, 7)
     assert best_candidate([onset], [], None) is None
     assert best_candidate([onset], [pause], 0.2) is None
@@ -391,16 +390,14 @@ def test_without_a_pause_after_the_sound_there_is_no_pair() -> None:
 
 
 @pytest.mark.parametrize(("usual_s", "chosen"), [(None, 2), (0.2, 2), (0.9, 1)])
-def test_a_turn_whose_sound_is_not_known_ended_as_long_ago_as_usual(
-    usual_s: float | None, chosen: int
-) -> None:
+def test_turn_without_known_sound_uses_usual_lag(usual_s: float | None, chosen: int) -> None:
     inner, last = SilenceSpan(1_000, 0.7, 0.9, 1_300, 1), SilenceSpan(2_000, 0.1, 0.3, 2_300, 2)
     pair = best_candidate([], [inner, last], usual_s)
     assert pair is not None
     assert pair.pause.middle == chosen
 
 
-def test_of_pauses_as_likely_as_each_other_the_first_counts() -> None:
+def test_first_of_equally_likely_pauses_is_chosen() -> None:
     held_up = [SilenceSpan(1_000, 0.0, 5.3, 1_300, 1), SilenceSpan(2_000, 0.0, 4.3, 2_300, 2)]
     pair = best_candidate([_onset(500, 0.2)], held_up, 0.2)
     assert pair is not None
@@ -410,14 +407,14 @@ def test_of_pauses_as_likely_as_each_other_the_first_counts() -> None:
 @pytest.mark.parametrize(
     ("followed_s", "lag_s", "chosen"),
     [
-        (0.0, 0.2, "inner"),  # there is no sound after it, or what waits to be read tells
-        (0.4, 0.2, "inner"),  # the service has hardly heard enough of it
+        (0.0, 0.2, "inner"),  # no sound follows it, or the unread audio decides
+        (0.4, 0.2, "inner"),  # the provider has received hardly enough of it
         (0.5, 0.2, "last"),
         (3.0, 0.2, "last"),
-        (3.0, 2.9, "inner"),  # it is that late
+        (3.0, 2.9, "inner"),  # the provider is that late
     ],
 )
-def test_a_pause_was_no_end_if_nobody_speaks_of_the_sound_after_it(
+def test_pause_is_no_end_without_start_for_next_sound(
     followed_s: float, lag_s: float, chosen: str
 ) -> None:
     inner = SilenceSpan(1_000, 0.0, 5.3, 1_300, 1, followed_s=followed_s)
@@ -427,21 +424,21 @@ def test_a_pause_was_no_end_if_nobody_speaks_of_the_sound_after_it(
     assert pair.pause is {"inner": inner, "last": last}[chosen]
 
 
-def test_a_line_without_a_pause_is_no_noise() -> None:
+def test_line_without_pause_has_no_noise_level() -> None:
     assert speech_starts(timeline([13_000] * 40, 0, 160, []).silent) == [0]
 
 
 @pytest.mark.parametrize(
     ("least_s", "most_s", "usual_s", "chosen"),
     [
-        (1.05, 1.05, 0.2, "inner"),  # the service was that late
-        (0.0, 1.05, 0.2, "last"),  # it may have been, but usually is not
+        (1.05, 1.05, 0.2, "inner"),  # the provider was that late
+        (0.0, 1.05, 0.2, "last"),  # possible, but unusual
         (0.0, 1.05, None, "last"),
         (0.0, 1.05, 1.0, "inner"),
         (0.9, 1.05, None, "inner"),
     ],
 )
-def test_a_start_that_was_held_up(
+def test_delayed_start_is_recognised(
     least_s: float, most_s: float, usual_s: float | None, chosen: str
 ) -> None:
     inner, last = SilenceSpan(1_000, 0.83, 0.94, 1_300, 1), SilenceSpan(2_000, 0.0, 0.3, 2_300, 2)
@@ -451,11 +448,11 @@ def test_a_start_that_was_held_up(
 
 
 @given(st.lists(st.integers(0, 32_767), min_size=1))
-def test_a_quiet_level_exists(levels: list[int]) -> None:
+def test_quiet_level_exists(levels: list[int]) -> None:
     assert quiet_level(levels) >= 20
 
 
-def test_a_short_word_on_a_noisy_line_is_louder_than_quiet() -> None:
+def test_short_word_on_noisy_line_is_above_quiet_level() -> None:
     noise = [70, 90, 100, 110, 130] * 60
     word = [900, 2_500, 2_800, 2_600, 700]
     level = quiet_level([*noise, *word])

@@ -1,4 +1,4 @@
-"""Settings are judged again as they were the first time."""
+"""A replay judges the settings in the stream as the first reading did."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from schemas.validation import EntryError
 from worker.core.turn_config import TurnConfigHistory
 
 
-def test_later_settings_lie_over_earlier_ones() -> None:
+def test_later_settings_override_earlier_ones() -> None:
     configs = TurnConfigHistory(TurnConfig(turn_start_threshold=0.8))
     configs.apply("1-0", TurnConfig(turn_end_threshold=0.2))
     configs.apply("2-0", TurnConfig(turn_end_threshold=0.3))
@@ -15,7 +15,7 @@ def test_later_settings_lie_over_earlier_ones() -> None:
     assert configs.committed == TurnConfig(turn_start_threshold=0.8)
 
 
-def test_only_what_is_covered_is_settled() -> None:
+def test_only_covered_settings_are_committed() -> None:
     configs = TurnConfigHistory(TurnConfig())
     configs.apply("9-0", TurnConfig(turn_end_threshold=0.2))
     configs.apply("10-0", TurnConfig(turn_end_threshold=0.3))
@@ -25,14 +25,14 @@ def test_only_what_is_covered_is_settled() -> None:
     assert configs.current == TurnConfig(turn_end_threshold=0.2)
 
 
-def test_a_rewind_knows_what_was_covered_since() -> None:
+def test_rewind_keeps_settings_covered_since() -> None:
     configs = TurnConfigHistory(TurnConfig())
     configs.apply("9-0", TurnConfig(turn_end_threshold=0.2))
     configs.rewind("10-0")
     assert configs.committed == configs.current == TurnConfig(turn_end_threshold=0.2)
 
 
-def test_what_is_fallen_back_to_leaves_what_was_read_since() -> None:
+def test_fallback_keeps_settings_read_since() -> None:
     configs = TurnConfigHistory(TurnConfig(turn_start_threshold=0.6))
     configs.apply("9-0", TurnConfig(turn_end_threshold=0.2))
     configs.reset_to(TurnConfig(turn_start_threshold=0.8))
@@ -40,7 +40,7 @@ def test_what_is_fallen_back_to_leaves_what_was_read_since() -> None:
     assert configs.current == TurnConfig(turn_start_threshold=0.8, turn_end_threshold=0.2)
 
 
-def test_what_is_withdrawn_is_not_brought_again() -> None:
+def test_withdrawn_settings_are_not_sent_again() -> None:
     announced = TurnConfig(turn_start_threshold=0.8)
     configs = TurnConfigHistory(announced)
     assert not configs.revoke(announced)
@@ -57,8 +57,8 @@ def test_what_is_withdrawn_is_not_brought_again() -> None:
     assert configs.current.turn_end_threshold == 0.1
 
 
-def test_a_replay_judges_as_the_first_time() -> None:
-    """Each step is in order by itself; the first laid over the last would not be."""
+def test_replay_judges_settings_as_first_time() -> None:
+    """Each step is valid by itself; the last merged with the first would not be."""
     steps = [
         ("1-0", TurnConfig(turn_eager_end_threshold=0.4, turn_end_threshold=0.35)),
         ("2-0", TurnConfig(turn_eager_end_threshold=0.7, turn_end_threshold=0.45)),

@@ -1,4 +1,4 @@
-"""The turn tracker: its table cell by cell, its scenarios as told, its promises by property."""
+"""The turn tracker: its table cell by cell, scenarios, and guarantees by property."""
 
 from collections.abc import Callable
 from itertools import product
@@ -47,8 +47,8 @@ def _cells() -> dict[tuple[PublishedState, ProviderState, ProviderInput], Action
     }
 
 
-def _tracker(shown: PublishedState, heard: ProviderState) -> TurnTracker:
-    """A tracker brought there by what it may be told: an earlier owner, then this socket."""
+def _tracker(shown: PublishedState, received: ProviderState) -> TurnTracker:
+    """Return a tracker in that state: an earlier owner published, then this socket received."""
     known = {
         PublishedState.NONE: None,
         PublishedState.SPEAKING: OpenTurn(transcript="one", transcript_position=10),
@@ -57,23 +57,23 @@ def _tracker(shown: PublishedState, heard: ProviderState) -> TurnTracker:
         ),
     }
     tracker = TurnTracker(TurnState(turn=3, open=known[shown]), jitter=10)
-    if heard is not ProviderState.NONE:
+    if received is not ProviderState.NONE:
         tracker.on_input(ProviderInput.START, None, 11)
-    if heard is ProviderState.EAGER:
-        # Too early to be news, so that the consumers' view stays as it is.
+    if received is ProviderState.EAGER:
+        # Too early to be news, so the published state stays as it is.
         tracker.on_input(ProviderInput.EAGER_END, "1", 5)
     assert tracker.published is shown
     return tracker
 
 
-def test_the_grid_is_whole_and_the_table_is_the_grid() -> None:
+def test_table_has_every_possible_cell() -> None:
     cells = _cells()
     assert set(cells) == set(product(PublishedState, ProviderState, ProviderInput))
     assert {cell: action for cell, action in cells.items() if action is not None} == dict(TABLE)
 
 
 @pytest.mark.parametrize(
-    ("shown", "heard", "said"),
+    ("shown", "received", "said"),
     [
         pytest.param(*cell, id="-".join(part.value for part in cell))
         for cell, action in _cells().items()
@@ -81,19 +81,19 @@ def test_the_grid_is_whole_and_the_table_is_the_grid() -> None:
         and not (cell[0] is PublishedState.NONE and cell[1] is not ProviderState.NONE)
     ],
 )
-def test_what_the_table_lacks_is_ignored_and_counted(
-    shown: PublishedState, heard: ProviderState, said: ProviderInput
+def test_input_outside_table_is_ignored_and_counted(
+    shown: PublishedState, received: ProviderState, said: ProviderInput
 ) -> None:
-    tracker = _tracker(shown, heard)
+    tracker = _tracker(shown, received)
     before = tracker.state
     assert tracker.on_input(said, "one two three", 99) == []
     assert tracker.violations == 1
     assert tracker.state == before
-    assert tracker.provider_in_turn == (heard is not ProviderState.NONE)
+    assert tracker.provider_in_turn == (received is not ProviderState.NONE)
 
 
-# What each cell of the table does, with news and without: the text and position that are told,
-# the kinds published, and where consumers and provider stand then.
+# What each cell of the table does, with new text and without: the text and position received,
+# the kinds published, and the states of consumers and provider afterwards.
 DONE: list[
     tuple[PublishedState, ProviderState, ProviderInput, str | None, int, str, PublishedState, bool]
 ] = [
@@ -391,27 +391,28 @@ DONE: list[
 
 
 @pytest.mark.parametrize(
-    ("shown", "heard", "said", "text", "position", "published", "shown_then", "heard_then"), DONE
+    ("shown", "received", "said", "text", "position", "published", "shown_then", "received_then"),
+    DONE,
 )
-def test_each_cell_does_what_its_action_says(
+def test_cell_performs_its_action(
     shown: PublishedState,
-    heard: ProviderState,
+    received: ProviderState,
     said: ProviderInput,
     text: str | None,
     position: int,
     published: str,
     shown_then: PublishedState,
-    heard_then: bool,
+    received_then: bool,
 ) -> None:
-    tracker = _tracker(shown, heard)
+    tracker = _tracker(shown, received)
     drafts = tracker.on_input(said, text, position)
     assert " ".join(draft.kind.removeprefix("turn.") for draft in drafts) == published
     assert {draft.turn for draft in drafts} <= {3}
-    assert (tracker.published, tracker.provider_in_turn) == (shown_then, heard_then)
+    assert (tracker.published, tracker.provider_in_turn) == (shown_then, received_then)
     assert tracker.violations == 0
 
 
-def test_every_cell_of_the_table_is_tried_above() -> None:
+def test_every_cell_of_table_has_an_example() -> None:
     assert {row[:3] for row in DONE} == set(TABLE)
 
 
@@ -423,17 +424,17 @@ def _round_trip(state: TurnState) -> TurnState:
 
 
 class Story:
-    """Tells a tracker what happens and writes down what consumers see, one line each.
+    """Sends inputs to a tracker and records what consumers read, one line each.
 
-    What happens: an input, `@` where the fed audio stands, and its text after a colon; or
-    `new socket`, `new owner` (which has a new socket too), `close`, `watchdog`, or `settle:` and
-    what the audio that will not be heard again was transcribed to.
+    An input is its kind, `@` with the position of the sent audio, and its text after a colon. Other
+    steps are `new socket`, `new owner` (with a new socket), `close`, `watchdog`, or `settle:` with
+    the transcript of the committed audio.
     """
 
     def __init__(self) -> None:
         self.tracker = TurnTracker()
 
-    def tell(self, what: str) -> list[str]:
+    def step(self, what: str) -> list[str]:
         drafts: list[EventDraft] = []
         match what:
             case "new socket":
@@ -722,25 +723,25 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
 @pytest.mark.parametrize("steps", SCENARIOS.values(), ids=SCENARIOS.keys())
 def test_scenario(steps: list[tuple[str, list[str]]]) -> None:
     story = Story()
-    assert [(what, story.tell(what)) for what, _ in steps] == steps
+    assert [(what, story.step(what)) for what, _ in steps] == steps
 
 
-def test_positions_start_with_the_turn() -> None:
+def test_positions_start_with_turn() -> None:
     story = Story()
-    story.tell("start@10")
+    story.step("start@10")
     assert story.tracker.state.open == OpenTurn(transcript_position=10)
-    story.tell("update@30:hello")
-    story.tell("update@50:hullo")
-    story.tell("eager_end@60:hello")
+    story.step("update@30:hello")
+    story.step("update@50:hullo")
+    story.step("eager_end@60:hello")
     assert story.tracker.state.open is not None
-    assert story.tracker.state.open.transcript_position == 30  # where the longest text came
+    assert story.tracker.state.open.transcript_position == 30  # the position of the longest text
 
 
 # -- properties
 
 
 class Consumer:
-    """Believes what it is told, and fails when that cannot be believed."""
+    """Accepts events as a consumer does, and fails on a contradiction."""
 
     def __init__(self) -> None:
         self.turn = 0
@@ -784,7 +785,7 @@ class Consumer:
         assert (tracker.published is PublishedState.EAGER) == self.eager
         assert tracker.state.turn == self.turn
         if tracker.provider_in_turn:
-            assert tracker.open, "what the provider hears, consumers know of"
+            assert tracker.open, "consumers know every turn that the provider has open"
 
 
 WORDS = st.text(alphabet="ab ", max_size=6)
@@ -796,7 +797,7 @@ REASONS: dict[str, EndReason] = {"close": "close", "watchdog": "watchdog"}
 
 
 @given(STEPS)
-def test_whatever_the_provider_says_consumers_can_follow(steps: list[Any]) -> None:
+def test_consumers_can_follow_any_provider(steps: list[Any]) -> None:
     tracker, consumer = TurnTracker(), Consumer()
     for step in steps:
         drafts: list[EventDraft] = []
@@ -818,8 +819,8 @@ def test_whatever_the_provider_says_consumers_can_follow(steps: list[Any]) -> No
         consumer.agrees_with(tracker)
 
 
-class Said(msgspec.Struct, frozen=True):
-    """What a provider that hears the same every time says at a position of the audio."""
+class Observation(msgspec.Struct, frozen=True):
+    """What a deterministic provider sends at a position of the audio."""
 
     said: ProviderInput
     text: str | None
@@ -827,15 +828,15 @@ class Said(msgspec.Struct, frozen=True):
 
 
 @st.composite
-def lawful_speech(draw: st.DrawFn) -> list[Said]:
-    """Turns as the protocol allows them; every eager end of a turn is of another text."""
-    speech: list[Said] = []
+def lawful_speech(draw: st.DrawFn) -> list[Observation]:
+    """Turns as the protocol allows them; every eager end of a turn has another text."""
+    speech: list[Observation] = []
     position = 0
 
     def say(said: ProviderInput, text: str | None = None) -> None:
         nonlocal position
         position += draw(st.integers(1, 5))
-        speech.append(Said(said, text, position))
+        speech.append(Observation(said, text, position))
 
     for _ in range(draw(st.integers(1, 4))):
         text = ""
@@ -854,13 +855,13 @@ def lawful_speech(draw: st.DrawFn) -> list[Said]:
 
 
 @given(lawful_speech())
-def test_without_faults_consumers_see_what_the_provider_said(speech: list[Said]) -> None:
+def test_events_without_faults_match_provider(speech: list[Observation]) -> None:
     tracker = TurnTracker()
-    heard = [
+    received = [
         draft for one in speech for draft in tracker.on_input(one.said, one.text, one.position)
     ]
     assert [(one.said.value, one.text) for one in speech] == [
-        (draft.kind, draft.transcript) for draft in heard
+        (draft.kind, draft.transcript) for draft in received
     ]
     assert tracker.violations == 0
 
@@ -869,10 +870,10 @@ def test_without_faults_consumers_see_what_the_provider_said(speech: list[Said])
     lawful_speech(),
     st.lists(st.tuples(st.integers(1, 30), st.booleans(), st.integers(-4, 4)), max_size=8),
 )
-def test_a_replay_worded_the_same_is_invisible(
-    speech: list[Said], losses: list[tuple[int, bool, int]]
+def test_replay_with_same_wording_is_invisible(
+    speech: list[Observation], losses: list[tuple[int, bool, int]]
 ) -> None:
-    """Whenever sockets and owners are lost, and however the lag differs from socket to socket."""
+    """Sockets and owners are lost at any time, and the lag differs from socket to socket."""
     tracker = TurnTracker()
     calm = [draft for one in speech for draft in tracker.on_input(one.said, one.text, one.position)]
 
@@ -894,7 +895,7 @@ def test_a_replay_worded_the_same_is_invisible(
         at += 1
         seen += tracker.on_input(one.said, one.text, max(0, one.position + lag))
         if not tracker.open:
-            resume_at = at  # a turn's end commits its audio
+            resume_at = at  # the end of a turn commits its audio
         until_loss = None if until_loss is None else until_loss - 1
     event(f"losses: {len(losses) - len(pending)}")
     assert seen == calm
@@ -904,12 +905,12 @@ def test_a_replay_worded_the_same_is_invisible(
 @given(
     said=st.integers(1, 60),
     settled=st.floats(0, 1),
-    heard=st.lists(st.tuples(st.integers(0, 15), st.integers(0, 30)), max_size=12),
+    received=st.lists(st.tuples(st.integers(0, 15), st.integers(0, 30)), max_size=12),
 )
-def test_a_replay_from_a_pause_on_is_invisible_however_much_a_message_brings(
-    said: int, settled: float, heard: list[tuple[int, int]]
+def test_replay_from_pause_is_invisible_at_any_step(
+    said: int, settled: float, received: list[tuple[int, int]]
 ) -> None:
-    words = [f"w{number}" for number in range(said + sum(more for more, _ in heard))]
+    words = [f"w{number}" for number in range(said + sum(more for more, _ in received))]
     tracker = TurnTracker()
     tracker.on_input(ProviderInput.START, None, 1)
     tracker.on_input(ProviderInput.UPDATE, " ".join(words[:said]), 50)
@@ -917,21 +918,21 @@ def test_a_replay_from_a_pause_on_is_invisible_however_much_a_message_brings(
     tracker.commit_prefix(" ".join(words[:again]))
     tracker.socket_opened()
     tracker.on_input(ProviderInput.START, None, 1)
-    position = told = 0
-    for more, passed in heard:
-        told += more
+    position = sent = 0
+    for more, passed in received:
+        sent += more
         position += passed
-        text = " ".join(words[again : again + told])
+        text = " ".join(words[again : again + sent])
         tracker.on_input(ProviderInput.UPDATE, text, position)
         assert tracker.state.open is not None
         shown = tracker.state.open.transcript
         assert " ".join(words).startswith(shown), "nothing is repeated, nothing left out"
         if position >= 50:
-            assert shown == " ".join(words[: max(said, again + told)])
+            assert shown == " ".join(words[: max(said, again + sent)])
 
 
 @given(st.lists(SAID, max_size=40), st.integers(0, 40))
-def test_a_new_owner_goes_on_as_the_same_owner_with_a_new_socket(
+def test_new_owner_acts_as_same_owner_with_new_socket(
     said: list[tuple[ProviderInput, str | None, int]], lost_at: int
 ) -> None:
     def run(replace: Callable[[TurnTracker], TurnTracker]) -> list[EventDraft]:

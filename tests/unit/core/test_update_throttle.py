@@ -1,4 +1,4 @@
-"""Holdback: what a turn costs, and that no text waits for longer than it should."""
+"""Update throttling: what a turn costs, and the maximum delay of a text."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from worker.core.update_throttle import MAX_INTERVAL_S, UpdateThrottle
 
 
 def _published(interval_ms: float, texts: list[str], every_s: float) -> list[str]:
-    """Return the texts that are published of those that come at this interval."""
+    """Return which texts are published when they arrive at this interval."""
     holdback = UpdateThrottle(interval_ms)
     published = []
     for at, text in enumerate(texts):
@@ -19,11 +19,11 @@ def _published(interval_ms: float, texts: list[str], every_s: float) -> list[str
 
 
 def _turn(seconds: int, every_s: float) -> list[str]:
-    """Return the texts of a turn: a word of five letters and a space with every update."""
+    """Return the texts of a turn: each update adds a word of five letters and a space."""
     return ["words " * count for count in range(1, int(seconds / every_s) + 1)]
 
 
-def test_short_turn_is_published_whole() -> None:
+def test_short_turn_is_published_completely() -> None:
     texts = _turn(10, 0.3)
     assert _published(500, texts, 0.3) == texts
 
@@ -38,13 +38,13 @@ def test_long_turn_costs_a_bounded_number_of_bytes(every_s: float) -> None:
     assert after < before / 4
 
 
-def test_interval_of_zero_holds_nothing_back() -> None:
+def test_zero_interval_publishes_every_text() -> None:
     texts = _turn(60, 0.05)
     assert _published(0, texts, 0.05) == texts
 
 
 @given(text=st.text(), long=st.integers(0, 100_000), interval_ms=st.integers(0, 60_000))
-def test_text_waits_no_longer_than_the_limit(text: str, long: int, interval_ms: int) -> None:
+def test_text_waits_no_longer_than_limit(text: str, long: int, interval_ms: int) -> None:
     holdback = UpdateThrottle(interval_ms)
     assert holdback.is_due(0.0)
     holdback.published(text * long if long < 1_000 else "x" * long, 10.0)

@@ -1,4 +1,4 @@
-"""Who plays in the demo, and how their audio comes."""
+"""The sessions of the demo, and how their audio is played."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def speech_ends(audio: bytes, *, chunk: int = 3_200) -> list[float]:
     return listener.ends()
 
 
-async def test_the_bundled_cast() -> None:
+async def test_bundled_sessions() -> None:
     cast = bundled(None)
     assert len(cast) == 6
     assert len({role.session for role in cast}) == 6
@@ -53,17 +53,17 @@ async def test_the_bundled_cast() -> None:
         assert listener.ends()[-1] < seconds - 1
 
 
-def test_clips_are_used_again_under_other_names() -> None:
+def test_clips_are_reused_under_other_names() -> None:
     names = [role.session for role in bundled(8)]
     assert names[6:] == [f"{names[0]}-2", f"{names[1]}-2"]
     assert len(bundled(1)) == 1
 
 
-def test_speech_ends_where_energy_falls() -> None:
+def test_speech_ends_where_energy_drops() -> None:
     noise = tone(0.5, 0.001)
     samples = [noise, tone(1.0, 0.5), tone(0.2, 0.001), tone(0.4, 0.3), noise, tone(0.04, 0.5)]
     played = pcm(np.concatenate([*samples, noise]))
-    # A gap of 0.2 s is no end, a click of 0.04 s no speech.
+    # A gap of 0.2 s is no end; a click of 0.04 s is no speech.
     assert speech_ends(played) == [pytest.approx(2.1, abs=0.02)]
     assert speech_ends(played, chunk=101) == speech_ends(played)
     assert speech_ends(bytes(32_000)) == []
@@ -75,7 +75,7 @@ def test_speech_ends_keep_their_place_in_long_audio() -> None:
     assert speech_ends(3 * minute) == [pytest.approx(121.0, abs=0.02)]
 
 
-def test_files_of_ones_own(tmp_path: Path) -> None:
+def test_own_files_are_played(tmp_path: Path) -> None:
     first, second = tmp_path / "my call.wav", tmp_path / "b.flac"
     first.write_bytes(wav(pcm(np.stack([tone(1.0, 0.5, 8_000)] * 2)), 8_000, channels=2))
     encoded(second, tone(0.5, 0.5, 44_100), 44_100, "flac")
@@ -87,7 +87,7 @@ def test_files_of_ones_own(tmp_path: Path) -> None:
     assert [role.session for role in of_files([first], 2)] == ["my-call", "my-call-2"]
 
 
-def test_every_file_at_fault_is_told(tmp_path: Path) -> None:
+def test_every_unusable_file_is_reported(tmp_path: Path) -> None:
     noise = tmp_path / "noise.wav"
     noise.write_bytes(b"no sound")
     with pytest.raises(SettingsError) as error:
@@ -98,7 +98,7 @@ def test_every_file_at_fault_is_told(tmp_path: Path) -> None:
     assert directory.endswith("cannot be read: Is a directory")
 
 
-async def test_a_pipe_plays_once(tmp_path: Path) -> None:
+async def test_pipe_plays_once(tmp_path: Path) -> None:
     path = tmp_path / "fifo.wav"
     os.mkfifo(path)
     data = wav(pcm(tone(0.5, 0.5)), 16_000)

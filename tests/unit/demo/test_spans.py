@@ -1,4 +1,4 @@
-"""The spans the demo shows: read as the SDK's own console exporter prints them, and drawn."""
+"""The spans of the demo: read from the SDK's console exporter, and drawn."""
 
 import json
 from io import StringIO
@@ -20,7 +20,7 @@ SECOND = 10**9
 
 
 class Process:
-    """Something that traces, and prints its spans."""
+    """A traced process that prints its spans."""
 
     def __init__(self, name: str) -> None:
         self._printed = StringIO()
@@ -40,7 +40,7 @@ class Process:
 
 @pytest.fixture
 def printed() -> list[str]:
-    """A producer, a worker that dies inside a turn, and the one that goes on."""
+    """A producer, a worker killed inside a turn, and the worker that takes over."""
     demo, one, two = Process("demo"), Process("worker-1"), Process("worker-2")
     session = {"gen_ai.conversation.id": "kennedy"}
     sent = demo.begin("send stt.sessions", 100)
@@ -58,7 +58,7 @@ def printed() -> list[str]:
     return [process.printed for process in (demo, one, two)]
 
 
-def test_spans_are_read_as_they_are_printed(printed: list[str]) -> None:
+def test_spans_are_read_from_console_exporter(printed: list[str]) -> None:
     (sent,) = read(printed[0])
     assert (sent.name, sent.process, sent.session) == ("send stt.sessions", "demo", "kennedy")
     assert (sent.kind, sent.parent_id, sent.seconds) == ("SpanKind.INTERNAL", None, 1.0)
@@ -68,17 +68,17 @@ def test_spans_are_read_as_they_are_printed(printed: list[str]) -> None:
     assert read("") == []
 
 
-def test_what_a_kill_cut_off_is_left_out(printed: list[str]) -> None:
+def test_span_truncated_by_kill_is_skipped(printed: list[str]) -> None:
     whole = printed[2]
     for end in range(len(whole)):
         assert read(whole[:end]) == read(whole)[: whole[:end].count("\n}")]
 
 
-def test_metrics_on_the_console_are_no_spans(printed: list[str]) -> None:
+def test_metrics_on_console_are_skipped(printed: list[str]) -> None:
     assert read('{"resource_metrics": []}\n' + printed[0]) == read(printed[0])
 
 
-def test_spans_of_a_trace_are_arranged_by_parent(printed: list[str]) -> None:
+def test_spans_of_trace_are_arranged_by_parent(printed: list[str]) -> None:
     (rows,) = traces([span for text in (printed[2], printed[0]) for span in read(text)])
     assert [(depth, span.name, span.process) for span, depth in rows] == [
         (0, "send stt.sessions", "demo"),
@@ -87,14 +87,14 @@ def test_spans_of_a_trace_are_arranged_by_parent(printed: list[str]) -> None:
     ]
 
 
-def test_a_span_whose_parent_was_lost_is_shown(printed: list[str]) -> None:
+def test_span_of_lost_parent_is_shown(printed: list[str]) -> None:
     spans = [span for text in printed for span in read(text)]
     (orphan,) = (span for span in spans if span.process == "worker-1")
     assert [row for rows in traces(spans) for row in rows].count((orphan, 0)) == 1
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
-def test_the_waterfall(printed: list[str], width: int) -> None:
+def test_waterfall_is_drawn(printed: list[str], width: int) -> None:
     console = Console(width=width, file=StringIO(), color_system=None)
     spans = [span for text in printed for span in read(text)]
     console.print(waterfall(spans, 100.0, "worker-1"))
@@ -110,7 +110,7 @@ def test_the_waterfall(printed: list[str], width: int) -> None:
         assert lines[-1].startswith("worker-1 was killed")
 
 
-def test_spans_as_json_come_before_the_summary(
+def test_json_spans_come_before_summary(
     printed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     board = DemoState([], (), 100.0)

@@ -1,4 +1,4 @@
-"""What the demo makes of events: rows, numbers, screens. No process runs here."""
+"""How the demo turns events into rows, numbers and screens. It starts no process."""
 
 from io import StringIO
 from itertools import count
@@ -40,7 +40,7 @@ def role(session: str, text: str | None, *speech_ends: float, seconds: float = 6
 
 
 def spoken(session: str, chunk: int) -> bytes:
-    """A chunk of 100 ms: sound for half a second before speech ends, else silence."""
+    """A chunk of 100 ms: sound until half a second before speech ends, else silence."""
     at = chunk / 10 + np.arange(1_600) / 16_000
     loud = np.zeros(1_600, bool)
     for end in SPEECH_ENDS[session]:
@@ -49,7 +49,7 @@ def spoken(session: str, chunk: int) -> bytes:
 
 
 class Play:
-    """A board, and what happens to it: chunks sent on time from `T0` on, events at given times."""
+    """A board and its input: chunks sent on time from `T0` on, events at given times."""
 
     def __init__(self, *cast: DemoSession) -> None:
         self.board = DemoState(list(cast), WORKERS, T0)
@@ -58,7 +58,7 @@ class Play:
             for chunk in range(60):
                 row.sending(spoken(row.role.session, chunk), T0 + (chunk + 1) / 10)
 
-    def hear(self, kind: type[Any], session: str, second: float, **values: Any) -> None:
+    def receive(self, kind: type[Any], session: str, second: float, **values: Any) -> None:
         common = {"run": f"{session}-0", "audio_ms": int(second * 1000), "connection": 1}
         fixed = {"seq": next(self._seq), "at": 0.0, "provider": "p", "request_id": ""}
         event: Event = kind(session=session, **{**fixed, **common, **values})
@@ -66,67 +66,67 @@ class Play:
 
     def start(self, session: str, worker: str = "worker-1") -> None:
         values = {"metadata": {}, "encoding": LINE.encoding, "sample_rate": LINE.sample_rate}
-        self.hear(SessionStarted, session, 0.0, worker=worker, connection=0, **values)
+        self.receive(SessionStarted, session, 0.0, worker=worker, connection=0, **values)
 
     def turn(self, session: str, number: int, text: str, end: float, **values: Any) -> None:
-        self.hear(TurnStart, session, end - 2, turn=number, **values)
-        self.hear(TurnUpdate, session, end - 1.5, turn=number, transcript=text[:5], **values)
-        self.hear(TurnEagerEnd, session, end - 1, turn=number, transcript=text, **values)
-        self.hear(TurnResume, session, end - 0.9, turn=number, **values)
-        self.hear(TurnEagerEnd, session, end - 0.5, turn=number, transcript=text, **values)
-        self.hear(TurnEnd, session, end, turn=number, transcript=text, reason="model", **values)
+        self.receive(TurnStart, session, end - 2, turn=number, **values)
+        self.receive(TurnUpdate, session, end - 1.5, turn=number, transcript=text[:5], **values)
+        self.receive(TurnEagerEnd, session, end - 1, turn=number, transcript=text, **values)
+        self.receive(TurnResume, session, end - 0.9, turn=number, **values)
+        self.receive(TurnEagerEnd, session, end - 0.5, turn=number, transcript=text, **values)
+        self.receive(TurnEnd, session, end, turn=number, transcript=text, reason="model", **values)
 
     def summary(self) -> Summary:
         return summarize(self.board, T0 + 10)
 
 
-def test_the_numbers_of_a_session() -> None:
+def test_row_has_numbers_of_session() -> None:
     play = Play(role("a", "One two three. Four five.", 1.25, 3.0, 5.5))
     play.start("a")
     play.turn("a", 0, "One too three.", 2.0)
     play.turn("a", 1, " Four five.", 4.0, connection=2)
-    play.hear(AudioGap, "a", 4.5, missing_ms=70, reason="backlog")
-    play.hear(SessionError, "a", 4.5, code="c", message="so it is", status=0, fatal=False)
-    play.hear(SessionEnded, "a", 5.0, reason="end", turns=2)
+    play.receive(AudioGap, "a", 4.5, missing_ms=70, reason="backlog")
+    play.receive(SessionError, "a", 4.5, code="c", message="so it is", status=0, fatal=False)
+    play.receive(SessionEnded, "a", 5.0, reason="end", turns=2)
     assert play.board.over
     (result,) = play.summary().sessions
     assert (result.turns, result.eager_ends, result.resumes) == (2, 4, 2)
     assert (result.words, result.word_error_rate, result.connections) == (5, 0.2, 2)
-    # Speech ended at 1.25 s and 3.0 s, and each chunk is sent the moment it is complete.
+    # Speech ends at 1.25 s and 3.0 s, and each chunk is sent the moment it is complete.
     assert result.end_delay_median_s == pytest.approx(0.875)
     assert result.end_delay_max_s == pytest.approx(1.0)
     assert (result.missing_ms, result.errors) == (70, ("so it is",))
     assert result.transcript == "One too three. Four five."
 
 
-def test_a_chunk_sent_late_was_spoken_late() -> None:
+def test_late_chunk_delays_end_of_speech() -> None:
     play = Play(role("a", None, 1.0))
     row = play.board.rows["a"]
     row._sent[10] += 0.25  # the chunk from 1.0 s to 1.1 s
     assert row.end_delay(2_000, T0 + 2) == pytest.approx(0.75)
-    assert row.end_delay(2_000, T0 + 2) is None  # each end of speech is told of once
+    assert row.end_delay(2_000, T0 + 2) is None  # each end of speech counts once
 
 
-def test_a_pause_too_fresh_to_end_a_turn_is_not_what_ended_it() -> None:
+def test_too_recent_pause_is_not_end_of_turn() -> None:
     row = Play(role("a", None, 1.0, 2.0)).board.rows["a"]
     assert row.end_delay(2_200, T0 + 2.2) == pytest.approx(1.2)
     assert row.end_delay(3_000, T0 + 3.0) == pytest.approx(1.0)
     assert row.end_delay(4_000, T0 + 4.0) is None
 
 
-def test_all_sessions_together() -> None:
+def test_totals_cover_all_sessions() -> None:
     play = Play(role("a", "one two", 1.0), role("b", "three four", 1.0), role("c", None, 1.0))
-    for name, heard, end in (("a", "one two", 1.5), ("b", "three", 2.0), ("c", "five", 4.0)):
+    for name, transcript, end in (("a", "one two", 1.5), ("b", "three", 2.0), ("c", "five", 4.0)):
         play.start(name)
-        play.turn(name, 0, heard, end)
+        play.turn(name, 0, transcript, end)
     total = play.summary().total
     assert (total.turns, total.words, total.connections) == (3, 4, 3)
-    assert total.word_error_rate == 0.25  # of the words that are known
+    assert total.word_error_rate == 0.25  # of the known words
     assert total.end_delay_median_s == pytest.approx(1.0)
     assert total.end_delay_max_s == pytest.approx(3.0)
 
 
-def test_without_known_text_or_turns_there_are_no_rates() -> None:
+def test_no_rates_without_known_text_or_turns() -> None:
     play = Play(role("a", None))
     play.start("a")
     total = play.summary().total
@@ -134,7 +134,7 @@ def test_without_known_text_or_turns_there_are_no_rates() -> None:
     assert "unknown, as is what these files say" in shown(closing(play.summary()), 80)
 
 
-def test_a_killed_worker_and_who_took_over() -> None:
+def test_board_shows_killed_worker_and_takeover() -> None:
     play = Play(role("a", "x"), role("b", "x"), role("c", "x"))
     board = play.board
     assert board.busiest() is None
@@ -142,7 +142,7 @@ def test_a_killed_worker_and_who_took_over() -> None:
     play.start("b", "worker-2")
     play.start("c", "worker-1")
     for session in "abc":
-        play.hear(TurnStart, session, 1.0, turn=0)
+        play.receive(TurnStart, session, 1.0, turn=0)
     assert board.busiest() == "worker-2"
     board.on_kill("worker-2", T0 + 2)
     board.set_owner({"a-0": "worker-2", "b-0": "worker-2", "c-0": "worker-1"}, T0 + 2.5)
@@ -165,7 +165,7 @@ def test_a_killed_worker_and_who_took_over() -> None:
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 35), (200, 60), (60, 12)])
 @pytest.mark.parametrize("sessions", [1, 2, 6, 12])
-def test_the_board_fits_its_screen(size: tuple[int, int], sessions: int) -> None:
+def test_board_fits_its_screen(size: tuple[int, int], sessions: int) -> None:
     width, height = size
     play = Play(*(role(f"session-{number}", "x", 1.0) for number in range(sessions)))
     for name in list(play.board.rows)[: sessions - 1]:
@@ -183,10 +183,10 @@ def test_the_board_fits_its_screen(size: tuple[int, int], sessions: int) -> None
     assert ("more." in text) == (sessions > 1)
 
 
-def test_a_turn_shows_where_it_seemed_over() -> None:
+def test_row_marks_eager_end_of_turn() -> None:
     play = Play(role("a", "x", 1.0))
     play.start("a")
-    play.hear(TurnStart, "a", 0.5, turn=0)
+    play.receive(TurnStart, "a", 0.5, turn=0)
     steps = [
         (TurnUpdate, {"transcript": "One"}, "One▌"),
         (TurnEagerEnd, {"transcript": "One two"}, "One two◐"),
@@ -195,7 +195,7 @@ def test_a_turn_shows_where_it_seemed_over() -> None:
         (TurnEnd, {"transcript": "One too three.", "reason": "model"}, "One too three. ✓0.5s"),
     ]
     for kind, values, drawn in steps:
-        play.hear(kind, "a", 1.5, turn=0, **values)
+        play.receive(kind, "a", 1.5, turn=0, **values)
         assert drawn in shown(draw(play.board, T0 + 2, 80, 24), 80)
 
 

@@ -1,4 +1,4 @@
-"""A client of the control endpoint: one GET, by hand."""
+"""A client of the control endpoint: one GET, written by hand."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ LOCAL = {"Host": "127.0.0.1:1"}
 async def get(
     port: int, target: str, headers: Mapping[str, str] = LOCAL, method: str = "GET"
 ) -> tuple[int, Any]:
-    """The status and the JSON that come back."""
+    """Return the status and the JSON body."""
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {headers[name]}" for name in headers)]
     answer = b""
     async with await anyio.connect_tcp("127.0.0.1", port) as tcp:

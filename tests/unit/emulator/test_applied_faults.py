@@ -1,4 +1,4 @@
-"""Each fault does what it says, seen by a bare client; outages, and what is read back."""
+"""Each fault as a bare client sees it; outages; and the report of connections."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ from worker.local.emulator.engines.script import synthesize_silence, synthesize_
 from worker.local.emulator.server import ApplyResult, TurnsServer
 from worker.local.emulator.settings import ServerSettings
 
-# Two turns: w1 w2, and w3, which only close ends.
+# Two turns: w1 w2, and w3, which ends only on `close`.
 AUDIO = (
     synthesize_words([1, 2], PHONE) + synthesize_silence(600, PHONE) + synthesize_words([3], PHONE)
 )
@@ -40,12 +40,12 @@ SECOND = [START, " w3", END]
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Cuts and outages go below the event loop, and `turnbus stt-server` runs on uvloop."""
+    """Cuts and outages act below the event loop, and `turnbus stt-server` runs on uvloop."""
     return "asyncio", {"use_uvloop": request.param}
 
 
-def told(events: list[Event]) -> list[str]:
-    """Events by type; updates by their text, errors by their status."""
+def summaries(events: list[Event]) -> list[str]:
+    """Summarise events by type; updates by their text, errors by their status."""
     return [
         event["transcript"]
         if event["type"] == "turn.update"
@@ -55,13 +55,13 @@ def told(events: list[Event]) -> list[str]:
 
 
 async def play(server: TurnsServer, *, close: bool) -> tuple[list[str], int, str]:
-    """What a client is told that sends the audio at once, and may ask to close."""
-    # With close this client never writes once a fault may strike, or it would lose what came.
+    """Return the events of a client that sends all audio at once, and may send `close`."""
+    # With `close`, this client never writes once a fault may strike, or it would lose events.
     async with dial(server) as ws:
-        with suppress(ConnectionClosed):  # it may be over before it began
+        with suppress(ConnectionClosed):  # the connection may end before it began
             await ws.send(AUDIO)
         events, code, reason = await (closed(ws) if close else rest_of(ws))
-    return told(events), code, reason
+    return summaries(events), code, reason
 
 
 async def until_closed(server: TurnsServer) -> None:
@@ -90,14 +90,14 @@ ENDS_BY_ITSELF = [
 
 
 @pytest.mark.parametrize(("spec", "events", "code", "reason"), ENDS_BY_ITSELF)
-async def test_what_ends_a_connection(spec: str, events: list[str], code: int, reason: str) -> None:
+async def test_fault_ends_connection(spec: str, events: list[str], code: int, reason: str) -> None:
     async with serving() as server:
         server.faults.set(f"{spec},count=1")
         assert await play(server, close=False) == (events, code, reason)
         await until_closed(server)
         assert server.connections[0].faults == [f"{spec},count=1"]
         assert server.connections[0].close_code == code
-        # The next is served as if nothing had happened.
+        # The next connection is served normally.
         assert await play(server, close=True) == ([*FIRST, *SECOND], 1000, "")
         assert server.connections[1].faults == []
 
@@ -121,18 +121,20 @@ TO_THE_END = [
 
 
 @pytest.mark.parametrize(("spec", "events", "code"), TO_THE_END)
-async def test_what_a_closing_client_is_told(spec: str, events: list[str], code: int) -> None:
+async def test_fault_after_close_sends_expected_events(
+    spec: str, events: list[str], code: int
+) -> None:
     async with serving() as server:
         server.faults.set(spec)
-        heard, left, _ = await play(server, close=True)
+        received, left, _ = await play(server, close=True)
         took = server.connections[0].faults
     if spec.startswith("error=400:open"):
-        heard.remove("400")  # comes somewhere after the update that it waited for
-    assert (heard, left) == (events, code)
+        received.remove("400")  # comes somewhere after the update that it waited for
+    assert (received, left) == (events, code)
     assert took == ([] if spec == "pace=1.0:burst=60s" else [spec])
 
 
-async def test_a_cut_by_bytes_is_exact() -> None:
+async def test_cut_by_bytes_is_exact() -> None:
     async with serving() as server:
         server.faults.set("cut@bytes=1234")
         async with dial(server) as ws:
@@ -148,7 +150,7 @@ async def test_a_cut_by_bytes_is_exact() -> None:
     ("spec", "error"),
     [("cut@opened", anyio.BrokenResourceError), ("cut=fin@opened", anyio.EndOfStream)],
 )
-async def test_tcp_is_reset_or_ended(spec: str, error: type[Exception]) -> None:
+async def test_cut_resets_or_ends_tcp(spec: str, error: type[Exception]) -> None:
     async with serving() as server:
         server.faults.set(spec)
         async with await anyio.connect_tcp("127.0.0.1", server.port) as tcp:
@@ -166,7 +168,7 @@ async def _receive_all(tcp: ByteReceiveStream, received: bytearray) -> None:
 
 
 @pytest.mark.parametrize("spec", ["cut@handshake", "cut=fin@handshake"])
-async def test_a_cut_handshake_gets_no_answer(spec: str) -> None:
+async def test_cut_handshake_gets_no_answer(spec: str) -> None:
     async with serving() as server:
         server.faults.set(spec)
         with pytest.raises((ConnectionResetError, InvalidMessage)):
@@ -175,7 +177,7 @@ async def test_a_cut_handshake_gets_no_answer(spec: str) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 429, 500, 503])
-async def test_an_upgrade_is_refused_with_the_body_of_its_status(status: int) -> None:
+async def test_refused_upgrade_has_body_of_its_status(status: int) -> None:
     async with serving() as server:
         server.faults.set(f"http={status}")
         with pytest.raises(InvalidStatus) as refused:
@@ -189,7 +191,7 @@ async def test_an_upgrade_is_refused_with_the_body_of_its_status(status: int) ->
     assert body["error_code"] == codes.get(status)
 
 
-async def test_older_versions_are_refused_in_plain_text() -> None:
+async def test_refusal_of_older_version_is_plain_text() -> None:
     async with serving() as server:
         server.faults.set("http=500")
         with pytest.raises(InvalidStatus) as refused:
@@ -197,7 +199,7 @@ async def test_older_versions_are_refused_in_plain_text() -> None:
     assert (refused.value.response.body or b"").startswith(b"Internal Server Error: ")
 
 
-async def test_only_upgrades_that_would_be_granted_count() -> None:
+async def test_refused_upgrades_do_not_count() -> None:
     async with serving(ServerSettings(port=0, api_keys=frozenset({"one"}))) as server:
         server.faults.set("http=503,count=1")
         for key, status in [("two", 401), ("one", 503)]:
@@ -208,19 +210,19 @@ async def test_only_upgrades_that_would_be_granted_count() -> None:
 
 
 async def silent(ws: ClientConnection) -> bool:
-    """Whether the server neither answers a ping nor closes."""
+    """Return whether the server neither answers a ping nor closes."""
     pong = await ws.ping()
     with anyio.move_on_after(0.2) as waited:
         await pong
     return waited.cancelled_caught
 
 
-async def test_a_half_open_connection_is_open_and_dumb() -> None:
+async def test_half_open_connection_stays_open_and_silent() -> None:
     async with serving() as server:
         server.faults.set("half-open@mid-turn")
         ws = await dial(server)
         await ws.send(AUDIO)
-        assert told([await next_event(ws) for _ in range(3)]) == FIRST[:3]
+        assert summaries([await next_event(ws) for _ in range(3)]) == FIRST[:3]
         assert await silent(ws)
         await ws.send(AUDIO)
         await ws.send('{"type":"close"}')
@@ -231,7 +233,7 @@ async def test_a_half_open_connection_is_open_and_dumb() -> None:
         await until_open(server, 0)
 
 
-async def test_a_half_open_connection_ends_by_the_idle_clock_or_a_stop() -> None:
+async def test_half_open_connection_ends_on_idle_or_stop() -> None:
     async with serving(ServerSettings(port=0, idle_timeout_s=0.2)) as server:
         server.faults.set("half-open@opened")
         ws = await dial(server)
@@ -243,7 +245,7 @@ async def test_a_half_open_connection_ends_by_the_idle_clock_or_a_stop() -> None
     assert await rest_of(ws) == ([], 1006, "")
 
 
-async def test_a_handshake_without_an_answer_lasts_until_the_client_or_the_server_ends_it() -> None:
+async def test_unanswered_handshake_lasts_until_either_side_ends() -> None:
     async with serving() as server, anyio.create_task_group() as tasks:
         server.faults.set("half-open@handshake")
         with pytest.raises(TimeoutError):
@@ -261,7 +263,7 @@ async def test_a_handshake_without_an_answer_lasts_until_the_client_or_the_serve
         server.cut_all()
 
 
-async def test_connected_never_comes_though_pings_are_answered() -> None:
+async def test_mute_connection_answers_only_pings() -> None:
     async with serving() as server:
         server.faults.set("connected=never")
         async with dial(server) as ws:
@@ -274,7 +276,7 @@ async def test_connected_never_comes_though_pings_are_answered() -> None:
             assert server.connections[0].audio_bytes == len(AUDIO)
 
 
-async def test_slow_reading_backs_up_into_the_client() -> None:
+async def test_slow_reading_blocks_client() -> None:
     async with serving() as server:
         server.faults.set("slow-read=1/s")
         async with dial(server) as ws, anyio.create_task_group() as tasks:
@@ -293,32 +295,32 @@ async def _flood(ws: ClientConnection) -> None:
         await ws.send(bytes(256 * 1024))
 
 
-async def test_audio_in_time_passes_a_limit_of_pace_and_what_is_refused_is_not_heard() -> None:
+async def test_pace_limit_drops_refused_audio_only() -> None:
     async with serving() as server:
         server.faults.set("pace=1.0:burst=200ms:open")
         async with dial(server) as ws:
             await ws.send(synthesize_words([1], PHONE))
-            await ws.send(synthesize_words([2, 2, 2], PHONE))  # more than may come at once
-            heard = [(await next_event(ws)) for _ in range(4)]
+            await ws.send(synthesize_words([2, 2, 2], PHONE))  # more than the burst allowance
+            received = [(await next_event(ws)) for _ in range(4)]
             await anyio.sleep(0.25)
             await ws.send(synthesize_words([3], PHONE))
             events, code, _ = await closed(ws)
-        assert told(heard) == ["connected", START, "w1", "400"]
-        assert "than 1 times real time" in heard[-1]["message"]
-        assert (told(events), code) == (["w1 w3", END], 1000)
+        assert summaries(received) == ["connected", START, "w1", "400"]
+        assert "than 1 times real time" in received[-1]["message"]
+        assert (summaries(events), code) == (["w1 w3", END], 1000)
         assert server.connections[0].pace.peak >= 0.6, "what is refused was sent all the same"
 
 
-async def test_faults_strike_connections_that_are_open() -> None:
+async def test_faults_apply_to_open_connections() -> None:
     async with serving() as server, dial(server) as ws:
         await ws.send(synthesize_words([1], PHONE))
-        assert told([await next_event(ws) for _ in range(3)]) == FIRST[:3]
+        assert summaries([await next_event(ws) for _ in range(3)]) == FIRST[:3]
         server.faults.set("close=1012@bytes=1")
         await ws.send(synthesize_words([2], PHONE))
         assert (await rest_of(ws))[1] == 1012
 
 
-async def test_a_share_of_connections_is_the_same_for_the_same_seed() -> None:
+async def test_share_of_connections_depends_on_seed() -> None:
     async with serving() as server:
         taken = []
         for seed in (3, 3):
@@ -330,7 +332,7 @@ async def test_a_share_of_connections_is_the_same_for_the_same_seed() -> None:
 
 
 @pytest.mark.parametrize("how", ["rst", "fin"])
-async def test_all_sockets_are_cut_at_once(how: Any) -> None:
+async def test_cut_all_closes_every_socket(how: Any) -> None:
     async with serving() as server:
         clients = [await dial(server) for _ in range(5)]
         for ws in clients:
@@ -357,7 +359,7 @@ async def refusal(server: TurnsServer) -> object:
 
 
 @pytest.mark.parametrize(("how", "answer"), [("refuse", errno.ECONNREFUSED), ("503", 503)])
-async def test_an_outage_lets_no_one_in_and_leaves_open_sockets(how: Any, answer: int) -> None:
+async def test_outage_refuses_connects_and_keeps_open_sockets(how: Any, answer: int) -> None:
     async with serving() as server, dial(server) as ws:
         for _ in range(2):
             async with server.outage(how):
@@ -366,12 +368,12 @@ async def test_an_outage_lets_no_one_in_and_leaves_open_sockets(how: Any, answer
                 assert await refusal(server) == answer
             assert await refusal(server) is None
         await ws.send(AUDIO)
-        assert told((await closed(ws))[0]) == FIRST + SECOND
+        assert summaries((await closed(ws))[0]) == FIRST + SECOND
         assert server.state().outage is None
 
 
 @pytest.mark.parametrize("how", ["refuse", "503"])
-async def test_a_server_stops_in_an_outage(how: Any) -> None:
+async def test_server_stops_during_outage(how: Any) -> None:
     async with serving() as server:
         ws = await dial(server)
         async with server.outage(how):
@@ -380,7 +382,7 @@ async def test_a_server_stops_in_an_outage(how: Any) -> None:
         assert await refusal(server) == errno.ECONNREFUSED
 
 
-async def test_there_is_one_outage_at_a_time() -> None:
+async def test_second_outage_is_refused() -> None:
     async with serving() as server, server.outage("503"):
         with pytest.raises(TurnbusError, match="an outage already"):
             async with server.outage():
@@ -388,10 +390,10 @@ async def test_there_is_one_outage_at_a_time() -> None:
         assert await refusal(server) == 503
 
 
-# Read back
+# Reports
 
 
-async def test_what_was_seen_of_a_connection_is_reported() -> None:
+async def test_report_describes_connection() -> None:
     async with serving() as server, dial(server, GOOD | {"keyterm": "Ink"}) as ws:
         server.faults.set("duplicate")
         await ws.send(AUDIO)
@@ -412,7 +414,7 @@ async def test_what_was_seen_of_a_connection_is_reported() -> None:
     assert (report.open, report.close_code, report.faults) == (False, 1000, ("duplicate",))
 
 
-async def test_a_connection_that_was_refused_is_reported_too() -> None:
+async def test_report_includes_refused_connection() -> None:
     async with serving() as server:
         async with dial(server, GOOD | {"model": "no"}) as ws:
             await rest_of(ws)

@@ -1,4 +1,4 @@
-"""A server's life: stopping, engines that fail, clients that do odd things."""
+"""A server's life: stopping, failing engines, and clients that misbehave."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ from worker.local.emulator.settings import ServerSettings
 
 
 class OddEngine:
-    """An engine, and its one hearing, that does what it is told on each piece of audio."""
+    """An engine, and its only session, that calls a given function for each piece of audio."""
 
     name = "odd"
 
@@ -68,7 +68,7 @@ class OddEngine:
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1001, ""), (1012, "Service restart")])
-async def test_stopping_closes_every_socket_and_leaves_no_task(code: int, reason: str) -> None:
+async def test_stop_closes_sockets_and_leaves_no_task(code: int, reason: str) -> None:
     before = asyncio.all_tasks()
     late = ScriptEngine(ScriptOptions(latency_ms=60_000))
     async with serving(engine=late) as server:
@@ -87,21 +87,21 @@ async def test_stopping_closes_every_socket_and_leaves_no_task(code: int, reason
     assert asyncio.all_tasks() == before
 
 
-async def test_leaving_the_block_stops_the_server_too() -> None:
+async def test_leaving_block_stops_server() -> None:
     async with serving() as server:
         ws = await dial(server)
         await next_event(ws)
     assert await rest_of(ws) == ([], 1001, "")
 
 
-async def test_an_address_in_use_is_told() -> None:
+async def test_address_in_use_is_reported() -> None:
     async with serving() as server:
         with pytest.raises(TurnbusError, match=f"cannot listen on 127.0.0.1:{server.port}"):
             async with serving(ServerSettings(port=server.port)):
                 pass
 
 
-async def test_an_engine_cannot_violate_the_wire() -> None:
+async def test_engine_cannot_violate_protocol() -> None:
     def speak(_: bytes, emit: Callable[[EngineEvent], None]) -> None:
         emit(EngineEvent("turn.start"))
         emit(EngineEvent("turn.update", "one two"))
@@ -118,7 +118,7 @@ async def test_an_engine_cannot_violate_the_wire() -> None:
 
 
 @pytest.mark.parametrize("message", [b"audio", '{"type":"close"}'])
-async def test_an_engine_that_fails_closes_with_1011_and_others_go_on(message: bytes | str) -> None:
+async def test_failing_engine_closes_only_its_socket_with_1011(message: bytes | str) -> None:
     def fail(audio: bytes, _: Callable[[EngineEvent], None]) -> None:
         if audio in {b"audio", b"flush"}:
             raise ValueError("no more")
@@ -132,7 +132,7 @@ async def test_an_engine_that_fails_closes_with_1011_and_others_go_on(message: b
         assert (engine.closed, server.open_connections) == (1, 1)
 
 
-async def test_a_client_that_reads_late_gets_every_event() -> None:
+async def test_late_reader_gets_every_event() -> None:
     text = "word " * 2_000
 
     def speak(_: bytes, emit: Callable[[EngineEvent], None]) -> None:
@@ -153,7 +153,7 @@ async def _send_many(send: Callable[[bytes], Awaitable[None]], count: int) -> No
         await send(b"audio")
 
 
-async def test_a_client_that_is_cut_off_is_forgotten() -> None:
+async def test_aborted_client_is_removed() -> None:
     engine = ScriptEngine(ScriptOptions(latency_ms=5))
     async with serving(engine=engine) as server:
         ws = await dial(server)
@@ -168,7 +168,7 @@ async def test_a_client_that_is_cut_off_is_forgotten() -> None:
     assert server.connections[0].close_code == 1006
 
 
-async def test_what_the_server_saw() -> None:
+async def test_server_records_connection() -> None:
     async with serving() as server, dial(server, GOOD | {"keyterm": "Ink"}) as ws:
         await ws.send(synthesize_words([1], PHONE))
         await ws.send(synthesize_silence(600, PHONE) + synthesize_words([2], PHONE))
@@ -183,7 +183,7 @@ async def test_what_the_server_saw() -> None:
         assert seen.opened_at <= seen.first_audio_at <= seen.last_audio_at
 
 
-async def test_the_largest_message_is_heard_and_a_larger_one_closes_with_1009() -> None:
+async def test_message_above_limit_closes_with_1009() -> None:
     async with serving() as server:
         async with dial(server) as ws:
             audio = synthesize_words([1], PHONE)
@@ -198,24 +198,24 @@ async def test_the_largest_message_is_heard_and_a_larger_one_closes_with_1009() 
             assert (await rest_of(ws))[1] == 1009
 
 
-async def test_a_message_too_large_in_all_its_fragments_closes_with_1009() -> None:
+async def test_fragments_above_limit_close_with_1009() -> None:
     async with serving(ServerSettings(port=0, max_message=100_000)) as server:
         async with dial(server) as ws:
             await ws.send(synthesize_words(range(10), PHONE)[:1600] * 62)  # 99,200 bytes
             assert (await closed(ws))[1] == 1000
         async with dial(server) as ws:
-            with suppress(ConnectionClosed):  # the close may come while it sends
+            with suppress(ConnectionClosed):  # the close may arrive while it sends
                 await ws.send(bytes(1_000) for _ in range(101))
             assert (await rest_of(ws))[1] == 1009
 
 
-async def test_text_that_is_not_utf8_closes_with_1007() -> None:
+async def test_invalid_utf8_closes_with_1007() -> None:
     async with serving() as server, dial(server) as ws:
         await ws.send(b"\xff\xfe", text=True)
         assert (await rest_of(ws))[1] == 1007
 
 
-async def test_chunks_may_end_inside_a_sample() -> None:
+async def test_chunk_can_end_inside_sample() -> None:
     audio = synthesize_words(range(5), PHONE)
     async with serving() as server, dial(server) as ws:
         for start in range(0, len(audio), 777):
@@ -241,7 +241,7 @@ odd_config = odd_json.map(lambda turn: json.dumps({"type": "config", "turn": tur
     st.sampled_from(sorted(ENCODINGS)),
     st.lists(st.binary(max_size=4000) | st.text(max_size=40) | odd_config, max_size=8),
 )
-def test_nothing_a_client_sends_hurts_the_server(encoding: str, sent: list[bytes | str]) -> None:
+def test_server_survives_any_messages(encoding: str, sent: list[bytes | str]) -> None:
     async def play() -> None:
         async with serving() as server, dial(server, GOOD | {"encoding": encoding}) as ws:
             for message in sent:
@@ -249,17 +249,15 @@ def test_nothing_a_client_sends_hurts_the_server(encoding: str, sent: list[bytes
             events, code, _ = await closed(ws)
             assert code == 1000
             assert {event.get("status_code") for event in events} <= {None, 400}
-            heard = sum(len(message) for message in sent if isinstance(message, bytes))
-            assert server.connections[0].audio_bytes == heard
+            received = sum(len(message) for message in sent if isinstance(message, bytes))
+            assert server.connections[0].audio_bytes == received
 
     anyio.run(play)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.booleans(), st.lists(st.binary(max_size=300) | st.just(b"\r\n\r\n"), max_size=5))
-def test_bytes_that_are_no_websocket_do_not_hurt_it_either(
-    upgraded: bool, sent: list[bytes]
-) -> None:
+def test_server_survives_bytes_that_are_no_websocket(upgraded: bool, sent: list[bytes]) -> None:
     async def play() -> None:
         async with serving() as server:
             async with await anyio.connect_tcp("127.0.0.1", server.port) as tcp:

@@ -1,4 +1,4 @@
-"""The control endpoint: what it tells and does, and whom it refuses."""
+"""The control endpoint: what it reports and does, and which requests it refuses."""
 
 import errno
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ async def controlled() -> AsyncIterator[tuple[TurnsServer, int]]:
         yield server, port
 
 
-async def test_the_state_and_the_connections_can_be_read() -> None:
+async def test_state_and_connections_are_returned() -> None:
     async with controlled() as (server, port):
         for number in range(3):
             async with dial(server, GOOD | {"keyterm": f"term {number}"}) as ws:
@@ -79,7 +79,7 @@ async def refused(server: TurnsServer) -> int | None:
         return error.errno
 
 
-async def test_an_outage_is_started_and_stopped_and_may_end_by_itself() -> None:
+async def test_outage_starts_stops_and_can_expire() -> None:
     async with controlled() as (server, port):
         _, state = await get(port, "/outage/start?how=refuse")
         assert state["outage"] == "refuse"
@@ -96,7 +96,7 @@ async def test_an_outage_is_started_and_stopped_and_may_end_by_itself() -> None:
         assert await refused(server) is None
 
 
-async def test_leaving_ends_an_outage() -> None:
+async def test_leaving_block_ends_outage() -> None:
     async with serving() as server:
         async with serve_control(server, 0) as port:
             await get(port, "/outage/start")
@@ -119,7 +119,7 @@ async def test_leaving_ends_an_outage() -> None:
         ("/cut?how=off", 400, "Invalid enum value 'off'"),
     ],
 )
-async def test_what_cannot_be_done_is_told(target: str, status: int, says: str) -> None:
+async def test_invalid_request_is_refused_with_reason(target: str, status: int, says: str) -> None:
     async with controlled() as (server, port):
         answered, problem = await get(port, target)
         assert (answered, list(problem)) == (status, ["error"])
@@ -138,12 +138,12 @@ async def test_what_cannot_be_done_is_told(target: str, status: int, says: str) 
         ({}, 403),
     ],
 )
-async def test_web_pages_are_refused(headers: dict[str, str], status: int) -> None:
+async def test_requests_of_web_pages_are_refused(headers: dict[str, str], status: int) -> None:
     async with controlled() as (_, port):
         assert (await get(port, "/", headers))[0] == status
 
 
-async def test_a_port_in_use_is_told() -> None:
+async def test_port_in_use_is_reported() -> None:
     async with controlled() as (server, port):
         with pytest.raises(TurnbusError, match=f"cannot listen on 127.0.0.1:{port}"):
             async with serve_control(server, port):

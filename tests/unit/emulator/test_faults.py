@@ -1,4 +1,4 @@
-"""Faults as text, as a plan, and the rates they hold back to; no sockets."""
+"""Faults: their text, their plan and their rate limits. It opens no socket."""
 
 from contextlib import suppress
 from typing import Any
@@ -58,11 +58,11 @@ from worker.local.emulator.rate_limits import PaceMeter, RateLimit, Throttle
         ("pace=1:burst=2s:1011", PaceLimit(1.0, 2.0, 1011), None),
     ],
 )
-def test_specs_are_read(spec: str, action: object, at: object) -> None:
+def test_fault_specs_are_parsed(spec: str, action: object, at: object) -> None:
     assert parse_fault(spec) == Fault(spec, action, at)  # type: ignore[arg-type]
 
 
-def test_options_are_read() -> None:
+def test_fault_options_are_parsed() -> None:
     fault = parse_fault(" cut@mid-turn,p=0.25,count=2,seed=7 ")
     assert fault == Fault("cut@mid-turn,p=0.25,count=2,seed=7", Cut(), "mid-turn", 0.25, 2, 7)
 
@@ -103,15 +103,15 @@ def test_options_are_read() -> None:
         ("shrink,often", "its options are p, count and seed"),
     ],
 )
-def test_what_cannot_be_read_is_told(spec: str, says: str) -> None:
-    with pytest.raises(SettingsError) as told:
+def test_invalid_fault_spec_is_refused_with_reason(spec: str, says: str) -> None:
+    with pytest.raises(SettingsError) as garbled:
         parse_fault(spec)
-    assert str(told.value).startswith(f"fault {spec!r}: ")
-    assert says in str(told.value)
+    assert str(garbled.value).startswith(f"fault {spec!r}: ")
+    assert says in str(garbled.value)
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30) | st.from_regex(r"[a-z=@:,.0-9-]{0,30}"))
-def test_any_text_is_read_or_refused(spec: str) -> None:
+def test_any_text_is_parsed_or_refused(spec: str) -> None:
     with suppress(SettingsError):
         assert parse_fault(spec).spec == spec.strip()
 
@@ -119,11 +119,11 @@ def test_any_text_is_read_or_refused(spec: str) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("3s", 3.0), ("0s", 0.0), ("1.5s", 1.5), ("20ms", 0.02)]
 )
-def test_durations_are_read(text: str, seconds: float) -> None:
+def test_durations_are_parsed(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
-def test_a_duration_that_cannot_be_read_is_told() -> None:
+def test_invalid_duration_is_refused() -> None:
     with pytest.raises(SettingsError, match="a duration is written"):
         parse_seconds("3 minutes")
 
@@ -132,7 +132,7 @@ def struck(faults: FaultSet, count: int) -> list[bool]:
     return [faults.plan().at_moment("mid-turn") is not None for _ in range(count)]
 
 
-def test_a_fault_strikes_each_connection_once() -> None:
+def test_fault_strikes_each_connection_once() -> None:
     faults = FaultSet()
     faults.set("cut@mid-turn")
     plan = faults.plan()
@@ -144,7 +144,7 @@ def test_a_fault_strikes_each_connection_once() -> None:
     assert [each.applied for each in faults.standing] == [2]
 
 
-def test_a_count_is_of_connections_it_struck() -> None:
+def test_count_is_of_struck_connections() -> None:
     faults = FaultSet()
     faults.set("cut@mid-turn,count=2")
     idle = [faults.plan() for _ in range(5)]
@@ -153,7 +153,7 @@ def test_a_count_is_of_connections_it_struck() -> None:
     assert idle[0].at_moment("mid-turn") is None
 
 
-def test_a_habit_lasts_although_its_count_is_used_up() -> None:
+def test_lasting_fault_continues_after_count_is_used_up() -> None:
     faults = FaultSet()
     faults.set("duplicate,count=1")
     first, second = faults.plan(), faults.plan()
@@ -164,7 +164,7 @@ def test_a_habit_lasts_although_its_count_is_used_up() -> None:
     assert (first.applied, second.applied) == (["duplicate,count=1"], [])
 
 
-def test_a_share_is_drawn_by_seed_and_number_alone() -> None:
+def test_share_depends_on_seed_and_number_alone() -> None:
     def drawn(seed: int, spec: str = "cut@mid-turn,p=0.3") -> list[bool]:
         faults = FaultSet()
         faults.set(spec, seed=seed)
@@ -177,7 +177,7 @@ def test_a_share_is_drawn_by_seed_and_number_alone() -> None:
     assert drawn(1, of_its_own) == drawn(2, of_its_own)
 
 
-def test_setting_replaces_and_clearing_ends_what_stands_for_open_connections_too() -> None:
+def test_set_and_clear_apply_to_open_connections() -> None:
     faults = FaultSet()
     plan = faults.plan()
     assert not plan
@@ -193,7 +193,7 @@ def test_setting_replaces_and_clearing_ends_what_stands_for_open_connections_too
     assert not plan
 
 
-def test_one_wrong_spec_changes_nothing() -> None:
+def test_one_invalid_spec_changes_nothing() -> None:
     faults = FaultSet()
     faults.set("duplicate")
     with pytest.raises(SettingsError):
@@ -201,7 +201,7 @@ def test_one_wrong_spec_changes_nothing() -> None:
     assert [each.fault.spec for each in faults.standing] == ["duplicate"]
 
 
-def test_bytes_are_counted_to_the_byte_the_nearest_first() -> None:
+def test_nearest_byte_count_strikes_first() -> None:
     faults = FaultSet()
     faults.set("cut@bytes=300", "close=1012@bytes=100", "half-open@bytes=1000")
     plan = faults.plan()
@@ -212,7 +212,7 @@ def test_bytes_are_counted_to_the_byte_the_nearest_first() -> None:
     assert plan.strike_within(600, 400) == (400, HalfOpen())
 
 
-def test_an_upgrade_is_refused_or_struck() -> None:
+def test_upgrade_is_refused_or_struck() -> None:
     faults = FaultSet()
     faults.set("http=503,count=1", "cut@handshake,count=1", "cut@mid-turn")
     assert faults.at_upgrade() == HttpRefusal(problem_of(503))
@@ -220,7 +220,7 @@ def test_an_upgrade_is_refused_or_struck() -> None:
     assert faults.at_upgrade() is None
 
 
-def told(*specs: str) -> list[tuple[str, str | None]]:
+def garbled(*specs: str) -> list[tuple[str, str | None]]:
     faults = FaultSet()
     faults.set(*specs)
     plan = faults.plan()
@@ -253,11 +253,11 @@ def told(*specs: str) -> list[tuple[str, str | None]]:
         ),
     ],
 )
-def test_events_are_garbled(specs: list[str], expected: Any) -> None:
-    assert told(*specs) == expected
+def test_fault_garbles_events(specs: list[str], expected: Any) -> None:
+    assert garbled(*specs) == expected
 
 
-def test_a_limit_of_pace_lets_a_burst_through_and_then_that_pace() -> None:
+def test_pace_limit_allows_burst_then_pace() -> None:
     guard = RateLimit(speed=2.0, burst_s=1.0)
     assert not guard.allows(1.1, 0.0)
     assert guard.allows(1.0, 0.0)
@@ -272,7 +272,7 @@ def test_a_limit_of_pace_lets_a_burst_through_and_then_that_pace() -> None:
     st.floats(0.2, 2),
     st.lists(st.tuples(st.floats(0.01, 0.2), st.floats(0, 1)), min_size=1, max_size=60),
 )
-def test_no_second_has_more_than_burst_and_pace(
+def test_no_second_exceeds_burst_and_pace(
     speed: float, burst_s: float, messages: list[tuple[float, float]]
 ) -> None:
     guard = RateLimit(speed, burst_s)
@@ -289,14 +289,14 @@ def test_no_second_has_more_than_burst_and_pace(
                 assert within <= burst_s + speed * (until - since) + 1e-6
 
 
-def test_slow_reading_takes_as_long_as_its_rate_says() -> None:
+def test_slow_reading_follows_its_rate() -> None:
     throttle = Throttle(per_s=1_000)
     assert throttle.delay_s(500, 10.0) == 0.5
     assert throttle.delay_s(500, 10.0) == 1.0
     assert throttle.delay_s(500, 20.0) == 0.5
 
 
-def test_pace_is_measured_as_a_mean_and_at_its_peak() -> None:
+def test_pace_is_measured_as_mean_and_peak() -> None:
     meter = PaceMeter()
     assert (meter.mean, meter.peak) == (None, 0)
     for tenth in range(21):

@@ -1,4 +1,4 @@
-"""Many short connections, however they end, leave nothing but what is kept to be read back."""
+"""Many short connections, however they end, leave only their bounded report."""
 
 import asyncio
 import gc
@@ -33,7 +33,7 @@ GOOD = "model=ink-2&encoding=pcm_s16le&sample_rate=8000&cartesia_version=2026-03
 
 
 async def session(url: str) -> None:
-    """To the end, unless the server cuts it."""
+    """Run to the end, unless the server cuts it."""
     async with connect(f"{url}?{GOOD}", proxy=None) as ws:
         await ws.send(AUDIO)
         await ws.send('{"type":"close"}')
@@ -62,7 +62,7 @@ async def stranger(url: str) -> None:
 
 
 async def silent(url: str) -> None:
-    """A TCP connection, and not a word."""
+    """A TCP connection without a byte."""
     port = re.search(r":(\d+)/", url)
     assert port is not None
     async with await anyio.connect_tcp("127.0.0.1", int(port[1])):
@@ -88,15 +88,15 @@ async def visit(url: str, count: int) -> None:
 
 
 def alive() -> Counter[type]:
-    """How many there are of what one connection is made of."""
+    """Return the number of live objects of the types that one connection consists of."""
     gc.collect()
     # Not isinstance: there are proxies whose object is gone.
     found = Counter(map(type, gc.get_objects()))
     return Counter({kind: count for kind, count in found.items() if issubclass(kind, PARTS)})
 
 
-async def test_300_short_connections_leave_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    # A record that pytest keeps keeps the frames of its traceback.
+async def test_300_short_connections_leave_no_objects(caplog: pytest.LogCaptureFixture) -> None:
+    # pytest would keep a captured log record, and with it the frames of its traceback.
     caplog.set_level(logging.CRITICAL, "worker.local.emulator.listener")
     tasks = asyncio.all_tasks()
     async with serving(ServerSettings(port=0, idle_timeout_s=0.3)) as server:
@@ -120,7 +120,7 @@ async def test_300_short_connections_leave_nothing(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.slow
-async def test_10_000_short_connections_hold_the_memory_of_5_000() -> None:
+async def test_10_000_short_connections_use_memory_of_5_000() -> None:
     command = [sys.executable, "-m", "worker", "stt-server", "--engine", "script", "--port", "0"]
     async with await anyio.open_process(command, stderr=None) as process:
         try:
@@ -134,7 +134,7 @@ async def test_10_000_short_connections_hold_the_memory_of_5_000() -> None:
                 await visit(url[0], 2_500)
                 sizes.append(server.memory_info().rss)
             print([f"{size / 2**20:.1f} MiB" for size in sizes])
-            # The report of what was seen is full after 4,096 that were upgraded.
+            # The report is full after 4,096 upgraded connections.
             assert sizes[3] - sizes[1] < 16 * 2**20
             assert server.num_fds() < 50
         finally:

@@ -1,4 +1,4 @@
-"""The recognizer, on real speech."""
+"""The recognizer on real speech."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,18 +26,18 @@ def kennedy() -> Samples:
     return samples_of(KENNEDY.path, RATE)
 
 
-def test_reads_what_is_said(moonshine: Moonshine, kennedy: Samples) -> None:
+def test_recognizer_transcribes_speech(moonshine: Moonshine, kennedy: Samples) -> None:
     text = moonshine.text(moonshine.decode(kennedy))
     assert text == text.strip()
     assert text.isprintable()
     assert word_errors(KENNEDY.transcript, text).rate < 0.15
 
 
-def test_goes_on_after_what_was_spoken(moonshine: Moonshine, kennedy: Samples) -> None:
+def test_recognizer_continues_given_text(moonshine: Moonshine, kennedy: Samples) -> None:
     spoken = moonshine.decode(kennedy)
     some = spoken[: next(at for at in range(5, 20) if moonshine.starts_word(spoken[at]))]
     assert moonshine.decode(kennedy, some) == spoken
-    # Other words are gone on from just as well, though the audio does not hold them.
+    # It continues other words equally well, though the audio does not contain them.
     other = moonshine.decode(kennedy[RATE * 3 :])
     going_on = moonshine.decode(kennedy, other[:2])
     assert going_on[:2] == other[:2]
@@ -46,18 +46,18 @@ def test_goes_on_after_what_was_spoken(moonshine: Moonshine, kennedy: Samples) -
 
 
 @pytest.mark.parametrize("samples", [0, 1, 500, 3000])
-def test_little_audio_gives_few_tokens(moonshine: Moonshine, samples: int) -> None:
+def test_short_audio_gives_few_tokens(moonshine: Moonshine, samples: int) -> None:
     assert len(moonshine.decode(np.zeros(samples, np.float32))) <= 2
 
 
-def test_serves_many_threads(moonshine: Moonshine, kennedy: Samples) -> None:
+def test_recognizer_serves_many_threads(moonshine: Moonshine, kennedy: Samples) -> None:
     parts = [kennedy[:RATE], kennedy[: 2 * RATE], kennedy[RATE : 3 * RATE]] * 3
     alone = [moonshine.decode(part) for part in parts]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(moonshine.decode, parts)) == alone
 
 
-def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assets = tmp_path / "moonshine_voice/assets/tiny-en"
     assets.mkdir(parents=True)
     (tmp_path / "moonshine_voice/__init__.py").write_text("")

@@ -1,4 +1,4 @@
-"""Query parameters: ranges, order on the merged set, spelling of numbers and keyterms."""
+"""Query parameters: ranges, order of the merged thresholds, spelling of numbers and keyterms."""
 
 from collections.abc import Callable
 from urllib.parse import quote, quote_plus
@@ -28,7 +28,7 @@ def refused(extra: str, base: str = REQUIRED) -> str:
     return fault.value.problem.title
 
 
-def test_what_is_not_asked_for_has_its_default() -> None:
+def test_omitted_parameters_have_defaults() -> None:
     assert parsed() == Params("ink-2", AudioFormat("pcm_s16le", 16000), TurnSettings(), ())
     assert TurnSettings() == TurnSettings(start=0.8, eager_end=0.6, end=0.3, end_timeout_ms=5600)
 
@@ -46,7 +46,7 @@ def test_what_is_not_asked_for_has_its_default() -> None:
         ("turn_end_threshold=0.2&turn_end_threshold=0.1", "end", 0.1),
     ],
 )
-def test_numbers_are_read(extra: str, field: str, value: float) -> None:
+def test_numbers_are_parsed(extra: str, field: str, value: float) -> None:
     assert getattr(parsed(extra).turn, field) == value
 
 
@@ -94,14 +94,14 @@ def test_wrong_model_and_audio_are_refused(base: str, title: str) -> None:
     assert refused("", base) == title
 
 
-def test_dated_models_and_unknown_parameters_are_taken() -> None:
+def test_dated_models_and_unknown_parameters_are_accepted() -> None:
     base = REQUIRED.replace("ink-2", "ink-2-2026-09-01")
     assert parsed("language=en&x=1", base).model == "ink-2-2026-09-01"
 
 
 @pytest.mark.parametrize("spell", [quote, quote_plus])
 @given(terms=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=100))
-def test_keyterms_arrive_as_they_were(spell: Callable[[str], str], terms: list[str]) -> None:
+def test_keyterms_are_decoded_exactly(spell: Callable[[str], str], terms: list[str]) -> None:
     assert parsed("&".join(f"keyterm={spell(term)}" for term in terms)).keyterms == tuple(terms)
 
 

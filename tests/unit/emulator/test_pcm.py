@@ -1,4 +1,4 @@
-"""The six encodings, against the G.711 tables' known values and themselves."""
+"""The six encodings, against known values of the G.711 tables and round trips."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_every_companded_code_survives_a_round_trip(encoding: str) -> None:
 
 
 @every_encoding
-def test_silence_is_the_quietest_sample(encoding: str) -> None:
+def test_silence_is_quietest_sample(encoding: str) -> None:
     quiet = decoder(encoding).decode(silence(5, encoding))
     assert len(quiet) == 5
     assert np.all(np.abs(quiet) <= 8 / 32768)
@@ -52,7 +52,7 @@ def test_silence_is_the_quietest_sample(encoding: str) -> None:
 
 @every_encoding
 @given(st.lists(st.floats(-1, 1, width=32), max_size=50))
-def test_round_trip_stays_within_the_encoding_step(encoding: str, values: list[float]) -> None:
+def test_round_trip_stays_within_encoding_step(encoding: str, values: list[float]) -> None:
     samples = np.array(values, np.float32)
     back = decoder(encoding).decode(encode(samples, encoding))
     # G.711 keeps four mantissa bits: half a step is at most 1/33 of the level, 8/32768 near zero.
@@ -62,7 +62,7 @@ def test_round_trip_stays_within_the_encoding_step(encoding: str, values: list[f
 
 @every_encoding
 @given(st.binary(max_size=200), st.data())
-def test_cutting_the_bytes_anywhere_changes_nothing(
+def test_decoding_is_independent_of_chunking(
     encoding: str, audio: bytes, data: st.DataObject
 ) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(audio)), max_size=5)))

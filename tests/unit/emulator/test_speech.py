@@ -22,7 +22,7 @@ SILENCE = bytes(2 * RATE)  # 1 s
 KENNEDY, AUSTEN = CLIPS[0], CLIPS[1]
 COMMANDS = CLIPS[-1]
 
-# What may follow each event of one connection.
+# Events that may follow each event of one connection.
 NEXT = {
     None: {"turn.start"},
     "turn.start": {"turn.update", "turn.eager_end", "turn.end"},
@@ -38,7 +38,7 @@ def engine() -> SpeechEngine:
     return SpeechEngine()
 
 
-async def hear(
+async def collect(
     engine: SpeechEngine,
     data: bytes,
     *,
@@ -46,16 +46,16 @@ async def hear(
     audio: AudioFormat = AUDIO,
     turn: TurnSettings = TurnSettings(),  # noqa: B008 - frozen
 ) -> list[EngineEvent]:
-    """Give the events of one connection whose chunks have those sizes."""
+    """Return the events of one connection with chunks of those sizes."""
     events: list[EngineEvent] = []
-    hearing = engine.open(audio, turn, (), events.append)
+    stream = engine.open(audio, turn, (), events.append)
     at = 0
     while at < len(data):
         size = sizes()
-        await hearing.feed(data[at : at + size])
+        await stream.feed(data[at : at + size])
         at += size
-    await hearing.flush()
-    await hearing.aclose()
+    await stream.flush()
+    await stream.aclose()
     return events
 
 
@@ -92,10 +92,10 @@ def assert_well_formed(events: Sequence[EngineEvent]) -> None:
             lead = " "
 
 
-async def test_bundled_clips(engine: SpeechEngine) -> None:
+async def test_bundled_clips_are_transcribed(engine: SpeechEngine) -> None:
     total = WordErrors(0, 0)
     for clip in CLIPS:
-        events = await hear(engine, of(clip))
+        events = await collect(engine, of(clip))
         assert_well_formed(events)
         assert kinds(events).count("turn.update") > len(samples_of(clip.path, RATE)) / RATE / 2
         total += word_errors(clip.transcript, text(events))
@@ -103,93 +103,93 @@ async def test_bundled_clips(engine: SpeechEngine) -> None:
 
 
 @pytest.mark.slow
-async def test_chunking_makes_no_difference(engine: SpeechEngine) -> None:
+async def test_events_are_independent_of_chunking(engine: SpeechEngine) -> None:
     data = of(COMMANDS)
-    expected = await hear(engine, data, sizes=lambda: len(data))
+    expected = await collect(engine, data, sizes=lambda: len(data))
     assert kinds(expected).count("turn.end") >= 2
     for seed in range(2):
         sizes = partial(random.Random(seed).choice, (1, 333, 640, 9601))
-        assert await hear(engine, data, sizes=sizes) == expected
+        assert await collect(engine, data, sizes=sizes) == expected
 
 
 async def test_turns_start_and_end_in_time(engine: SpeechEngine) -> None:
-    # From the audio's clock: when chunks of one window have been heard.
+    # On the audio's clock: after chunks of one window were processed.
     speech = np.concatenate(
         (np.zeros(2 * RATE, np.float32), samples_of(AUSTEN.path, RATE)[: 7 * RATE])
     )
     data = wire(speech, RATE, AUDIO) + 2 * SILENCE
-    heard: list[tuple[float, str]] = []
+    received: list[tuple[float, str]] = []
     position = 0
-    hearing = engine.open(
-        AUDIO, TurnSettings(), (), lambda event: heard.append((position / RATE, event.kind))
+    stream = engine.open(
+        AUDIO, TurnSettings(), (), lambda event: received.append((position / RATE, event.kind))
     )
     for position in range(0, len(data) // 2, WINDOW):
-        await hearing.feed(data[2 * position : 2 * (position + WINDOW)])
-    (start, first), *_, (eager, eager_kind), (end, last) = heard
+        await stream.feed(data[2 * position : 2 * (position + WINDOW)])
+    (start, first), *_, (eager, eager_kind), (end, last) = received
     assert (first, eager_kind, last) == ("turn.start", "turn.eager_end", "turn.end")
     assert 2.0 < start < 2.5
     assert 0.4 < end - eager < 0.5
     assert end < 9 + 1
 
 
-async def test_telephone_audio(engine: SpeechEngine) -> None:
+async def test_telephone_audio_is_transcribed(engine: SpeechEngine) -> None:
     audio = AudioFormat("pcm_mulaw", 8_000)
-    events = await hear(engine, of(KENNEDY, audio), audio=audio)
+    events = await collect(engine, of(KENNEDY, audio), audio=audio)
     assert_well_formed(events)
     assert word_errors(KENNEDY.transcript, text(events)).rate < 0.25
 
 
-async def test_a_lower_end_threshold_joins_turns(engine: SpeechEngine) -> None:
+async def test_lower_end_threshold_joins_turns(engine: SpeechEngine) -> None:
     turns = [
-        kinds(await hear(engine, of(KENNEDY), turn=TurnSettings(end=end))).count("turn.end")
+        kinds(await collect(engine, of(KENNEDY), turn=TurnSettings(end=end))).count("turn.end")
         for end in (0.5, 0.1)
     ]
     assert turns[0] > turns[1] == 1
 
 
-async def test_settings_may_change_while_heard(engine: SpeechEngine) -> None:
+async def test_settings_can_change_mid_session(engine: SpeechEngine) -> None:
     events: list[EngineEvent] = []
-    hearing = engine.open(AUDIO, TurnSettings(), (), events.append)
-    await hearing.feed(SILENCE)
-    hearing.configure(TurnSettings(end=0.1))
-    await hearing.feed(of(KENNEDY))
-    await hearing.flush()
+    stream = engine.open(AUDIO, TurnSettings(), (), events.append)
+    await stream.feed(SILENCE)
+    stream.configure(TurnSettings(end=0.1))
+    await stream.feed(of(KENNEDY))
+    await stream.flush()
     assert_well_formed(events)
     assert kinds(events).count("turn.end") == 1
 
 
-async def test_flush_ends_an_open_turn(engine: SpeechEngine) -> None:
+async def test_flush_ends_open_turn(engine: SpeechEngine) -> None:
     events: list[EngineEvent] = []
-    hearing = engine.open(AUDIO, TurnSettings(), (), events.append)
-    await hearing.feed(of(AUSTEN)[: 2 * 3 * RATE])
+    stream = engine.open(AUDIO, TurnSettings(), (), events.append)
+    await stream.feed(of(AUSTEN)[: 2 * 3 * RATE])
     assert "turn.end" not in kinds(events)
-    await hearing.flush()
+    await stream.flush()
     assert_well_formed(events)
     assert "John Dashwood" in text(events)
-    heard = len(events)
-    await hearing.flush()
-    assert len(events) == heard
-    await hearing.feed(of(AUSTEN)[: 2 * 3 * RATE])
-    await hearing.flush()
+    received = len(events)
+    await stream.flush()
+    assert len(events) == received
+    await stream.feed(of(AUSTEN)[: 2 * 3 * RATE])
+    await stream.flush()
     assert_well_formed(events)
-    assert kinds(events[heard:])[0] == "turn.start"
+    assert kinds(events[received:])[0] == "turn.start"
 
 
-async def test_nothing_said_is_nothing_heard(engine: SpeechEngine) -> None:
+async def test_silence_and_noise_give_no_events(engine: SpeechEngine) -> None:
     noise = np.random.default_rng(1).normal(0, 0.01, 5 * RATE).astype(np.float32)
-    assert await hear(engine, 5 * SILENCE + wire(noise, RATE, AUDIO)) == []
-    assert await hear(engine, b"") == []
+    assert await collect(engine, 5 * SILENCE + wire(noise, RATE, AUDIO)) == []
+    assert await collect(engine, b"") == []
 
 
-async def test_too_little_speech_is_no_word(engine: SpeechEngine) -> None:
+async def test_too_short_sound_is_no_turn(engine: SpeechEngine) -> None:
     syllable = of(AUSTEN)[2 * RATE :][: 2 * RATE // 6]  # 167 ms
-    events = await hear(engine, SILENCE + syllable + 2 * SILENCE)
+    events = await collect(engine, SILENCE + syllable + 2 * SILENCE)
     assert kinds(events) == ["turn.start", "turn.eager_end", "turn.end"]
     assert text(events) == ""
 
 
 class Recorder(SpeechEngine):
-    """Keeps the seconds of audio of every decode."""
+    """Records the seconds of audio of every decode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,13 +200,13 @@ class Recorder(SpeechEngine):
         return await super().read(samples, shown)
 
 
-async def test_speech_without_a_pause_is_read_in_pieces() -> None:
+async def test_speech_without_pause_is_decoded_in_pieces() -> None:
     engine = Recorder()
     samples = np.concatenate([samples_of(clip.path, RATE) for clip in CLIPS[1:3]])
     parts = samples[: len(samples) // WINDOW * WINDOW].reshape(-1, WINDOW)
     voice = engine.silero.voice()
     fluent = np.concatenate([part for part in parts if voice.probability(part) > 0.8])
-    events = await hear(engine, wire(fluent, RATE, AUDIO))
+    events = await collect(engine, wire(fluent, RATE, AUDIO))
     assert_well_formed(events)
     assert kinds(events).count("turn.end") == 1
     assert max(engine.seconds) < 14.1
@@ -215,11 +215,11 @@ async def test_speech_without_a_pause_is_read_in_pieces() -> None:
     assert word_errors(transcript, text(events)).rate < 0.3
 
 
-async def test_syllables_far_apart_do_not_pile_up() -> None:
+async def test_sparse_syllables_do_not_accumulate() -> None:
     engine = Recorder()
     syllable = of(AUSTEN)[2 * RATE :][: 2 * RATE // 6] + SILENCE[: 2 * RATE * 5 // 6]
     turn = TurnSettings(end=0.05, end_timeout_ms=11_200)
-    events = await hear(engine, SILENCE + 20 * syllable, turn=turn)
+    events = await collect(engine, SILENCE + 20 * syllable, turn=turn)
     assert_well_formed(events)
     assert kinds(events).count("turn.start") == 1
     assert kinds(events).count("turn.resume") > 5
@@ -227,34 +227,34 @@ async def test_syllables_far_apart_do_not_pile_up() -> None:
 
 
 class Loaded(SpeechEngine):
-    """Has always more to decode than it can."""
+    """Always has more to decode than it can."""
 
     @property
     def loaded(self) -> bool:
         return True
 
 
-async def test_under_load_only_updates_are_left_out() -> None:
-    events = await hear(Loaded(), of(COMMANDS))
+async def test_load_drops_only_updates() -> None:
+    events = await collect(Loaded(), of(COMMANDS))
     assert_well_formed(events)
     assert "turn.update" not in kinds(events)
     assert word_errors(COMMANDS.transcript, text(events)).rate < 0.25
 
 
-async def test_connections_do_not_mix(engine: SpeechEngine) -> None:
-    heard: dict[str, list[EngineEvent]] = {}
+async def test_concurrent_connections_do_not_mix(engine: SpeechEngine) -> None:
+    received: dict[str, list[EngineEvent]] = {}
 
     async def connect(clip: Clip) -> None:
-        heard[clip.path.stem] = await hear(engine, of(clip)[: 8 * 2 * RATE])
+        received[clip.path.stem] = await collect(engine, of(clip)[: 8 * 2 * RATE])
 
     async with anyio.create_task_group() as tasks:
         for clip in (KENNEDY, AUSTEN):
             tasks.start_soon(connect, clip)
-    assert "fellow Americans" in text(heard["kennedy"])
-    assert "John Dashwood" in text(heard["austen-1"])
-    assert "Dashwood" not in text(heard["kennedy"])
+    assert "fellow Americans" in text(received["kennedy"])
+    assert "John Dashwood" in text(received["austen-1"])
+    assert "Dashwood" not in text(received["kennedy"])
 
 
-def test_an_unknown_encoding(engine: SpeechEngine) -> None:
+def test_unknown_encoding_is_refused(engine: SpeechEngine) -> None:
     with pytest.raises(KeyError):
         engine.open(AudioFormat("opus", RATE), TurnSettings(), (), lambda _: None)

@@ -32,14 +32,14 @@ def frame(audio: AudioFormat, chunks: list[bytes]) -> Samples:
     return np.concatenate(got)
 
 
-def test_windows() -> None:
+def test_bytes_become_windows() -> None:
     assert windows(0.4) == 12
     assert windows(0.032) == 1
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
-def test_chunking_makes_no_difference(encoding: str, rate: int) -> None:
+def test_windows_are_independent_of_chunking(encoding: str, rate: int) -> None:
     audio = AudioFormat(encoding, rate)
     data = wire(tone(0.7), RATE, audio)
     pick = random.Random(rate)
@@ -56,7 +56,7 @@ def test_chunking_makes_no_difference(encoding: str, rate: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
-def test_more_may_come_after_the_end(rate: int) -> None:
+def test_audio_can_continue_after_end(rate: int) -> None:
     audio = AudioFormat("pcm_s16le", rate)
     data = wire(tone(0.5), RATE, audio)
     framer = Framer(audio)
@@ -64,7 +64,7 @@ def test_more_may_come_after_the_end(rate: int) -> None:
     np.testing.assert_array_equal(first, second)
 
 
-def test_an_end_without_audio() -> None:
+def test_end_without_audio_gives_no_window() -> None:
     assert list(Framer(AudioFormat("pcm_mulaw", 8_000)).end()) == []
 
 
@@ -72,7 +72,7 @@ def level(value: float) -> Samples:
     return np.full(WINDOW, value, np.float32)
 
 
-def test_cutting_keeps_count() -> None:
+def test_cut_keeps_position() -> None:
     segment = Segment()
     for voiced in (False, True, True, False, True, False):
         segment.append(level(0.1), voiced=voiced)
@@ -85,7 +85,7 @@ def test_cutting_keeps_count() -> None:
 
 
 @given(st.lists(st.booleans(), max_size=20), st.integers(0, 20))
-def test_cutting_is_like_never_having_heard(voices: list[bool], at: int) -> None:
+def test_cut_audio_leaves_no_trace(voices: list[bool], at: int) -> None:
     cut, rest = Segment(), Segment()
     for voiced in voices:
         cut.append(level(0), voiced=voiced)
@@ -95,9 +95,9 @@ def test_cutting_is_like_never_having_heard(voices: list[bool], at: int) -> None
     assert (len(cut), cut.speech, cut.speech_end) == (len(rest), rest.speech, rest.speech_end)
 
 
-def test_the_quietest_place() -> None:
+def test_quietest_place_is_found() -> None:
     segment = Segment()
     for value in (0.0, 0.0, 0.0, 0.5, 0.5, 0.1, 0.1, 0.2, 0.5, 0.05, 0.5):
         segment.append(level(value), voiced=True)
     assert segment.quietest(0) == 1
-    assert segment.quietest(2) == 6  # a dip as a whole, not one soft window
+    assert segment.quietest(2) == 6  # a dip as a whole, not one quiet window

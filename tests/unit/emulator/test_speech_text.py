@@ -1,4 +1,4 @@
-"""What of the readings is shown."""
+"""Which text of repeated decodes is published."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +10,7 @@ from worker.local.emulator.engines.speech_text import Tokens, Transcript
 
 
 class Letters:
-    """Tokens are letters, capitals begin words."""
+    """Tokens are letters; capitals begin words."""
 
     def text(self, tokens: Sequence[int]) -> str:
         return "".join(
@@ -34,27 +34,27 @@ def shown(*readings: str) -> list[str]:
     return texts
 
 
-def test_one_reading_shows_nothing() -> None:
+def test_one_decode_shows_nothing() -> None:
     assert shown("ItWas") == [""]
 
 
-def test_a_word_is_shown_when_two_readings_begin_the_same_next_word() -> None:
+def test_word_is_shown_once_two_decodes_agree() -> None:
     assert shown("ItWas", "ItWasThe") == ["", "It"]
     assert shown("ItWash", "ItWasThe") == ["", "It"]
     assert shown("ItWas", "ItIs") == ["", ""]
     assert shown("It", "It") == ["", ""]
 
 
-def test_readings_must_agree_in_a_row() -> None:
+def test_decodes_must_agree_consecutively() -> None:
     assert shown("ItWas", "AtWas", "ItWas", "ItWasThe") == ["", "", "", "It"]
 
 
-def test_punctuation_is_part_of_its_word() -> None:
+def test_punctuation_belongs_to_its_word() -> None:
     assert shown("It,WasT", "ItWasT") == ["", ""]
     assert shown("It,WasT", "It,WasT") == ["", "It, Was"]
 
 
-def test_settling_shows_everything_and_begins_a_segment() -> None:
+def test_settling_shows_all_and_begins_segment() -> None:
     transcript = Transcript(Letters())
     transcript.read(tokens("ItWasThe"))
     transcript.read(tokens("ItWasThe"))
@@ -82,11 +82,11 @@ readings = st.lists(st.text("AaBb.", max_size=6), min_size=1, max_size=8)
 
 
 @given(readings)
-def test_the_text_only_grows(readings: list[str]) -> None:
+def test_shown_text_only_grows(readings: list[str]) -> None:
     transcript = Transcript(Letters())
     texts = [""]
     for number, reading in enumerate(readings):
-        # As the recognizer does: go on, with a new word, after what is shown.
+        # As the recognizer does: continue with a new word after the shown text.
         going_on = transcript.shown + tokens(reading if not transcript.shown else "C" + reading)
         if number % 3 == 2:
             transcript.settle(going_on)

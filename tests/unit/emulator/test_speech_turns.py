@@ -1,4 +1,4 @@
-"""Turn detection, from probabilities alone."""
+"""Turn detection from probabilities alone."""
 
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from worker.local.emulator.engines.speech_turns import TurnDetector
 DEFAULTS = TurnSettings()
 SPEECH, UNSURE, SILENCE = 0.9, 0.4, 0.05
 
-# What may follow each step; None is the state before the first.
+# Steps that may follow each step; None is the state before the first.
 NEXT = {
     None: {"turn.start"},
     "turn.start": {"turn.eager_end", "turn.end"},
@@ -24,7 +24,7 @@ NEXT = {
 
 
 def steps(detector: TurnDetector, probabilities: list[float]) -> list[tuple[int, str]]:
-    """Give each step with the number of windows heard by then."""
+    """Return each step with the number of windows processed by then."""
     heard = ((at, detector.hear(p)) for at, p in enumerate(probabilities, 1))
     return [(at, step) for at, step in heard if step]
 
@@ -36,12 +36,12 @@ def speaking(settings: TurnSettings = DEFAULTS) -> TurnDetector:
 
 
 def silence_until(step: str, settings: TurnSettings) -> float:
-    """Tell how many seconds of silence that step takes."""
+    """Return after how many seconds of silence that step occurs."""
     windows = {kind: at for at, kind in steps(speaking(settings), [SILENCE] * 1000)}
     return windows[step] * WINDOW_S
 
 
-def test_a_whole_turn_at_the_defaults() -> None:
+def test_complete_turn_with_defaults() -> None:
     story = [SILENCE] * 9 + [SPEECH] * 20 + [SILENCE] * 15 + [SPEECH] * 5 + [SILENCE] * 60
     assert steps(TurnDetector(DEFAULTS), story) == [
         (11, "turn.start"),  # at the second window of speech
@@ -61,11 +61,11 @@ def test_a_whole_turn_at_the_defaults() -> None:
         [SPEECH, UNSURE] * 500,
     ],
 )
-def test_what_is_no_turn(story: list[float]) -> None:
+def test_clicks_start_no_turn(story: list[float]) -> None:
     assert steps(TurnDetector(DEFAULTS), story) == []
 
 
-def test_a_higher_start_threshold_asks_for_more_speech() -> None:
+def test_higher_start_threshold_needs_more_speech() -> None:
     first = [
         steps(TurnDetector(TurnSettings(start=start)), [SPEECH] * 20)[0][0]
         for start in (0.5, 0.7, 0.8, 0.9)
@@ -86,40 +86,41 @@ def test_a_higher_start_threshold_asks_for_more_speech() -> None:
         ("turn.end", TurnSettings(end=0.05), 1.95),
     ],
 )
-def test_a_lower_threshold_asks_for_more_silence(
+def test_lower_end_threshold_needs_more_silence(
     step: str, settings: TurnSettings, seconds: float
 ) -> None:
     assert silence_until(step, settings) == pytest.approx(seconds, abs=WINDOW_S)
 
 
 @given(st.floats(0.05, 0.5), st.floats(0.05, 0.5))
-def test_end_thresholds_are_monotonous(a: float, b: float) -> None:
+def test_end_delay_is_monotonic_in_threshold(a: float, b: float) -> None:
     low, high = sorted((a, b))
     assert silence_until("turn.end", TurnSettings(end=low)) >= silence_until(
         "turn.end", TurnSettings(end=high)
     )
 
 
-def test_the_timeout_caps_the_wait() -> None:
+def test_end_timeout_limits_wait() -> None:
     assert silence_until("turn.end", TurnSettings(end_timeout_ms=640)) == pytest.approx(0.64)
-    # And it runs where the likelihood does not fall, because the windows are not clearly silent.
+    # The timeout also runs where the likelihood does not fall, because the windows are not clearly
+    # silent.
     heard = steps(speaking(TurnSettings(end_timeout_ms=1600)), [UNSURE] * 100)
     assert heard == [(50, "turn.end")]
 
 
-def test_the_timeout_may_come_before_an_eager_end() -> None:
+def test_end_timeout_can_precede_eager_end() -> None:
     settings = TurnSettings(eager_end=0.3, end=0.1, end_timeout_ms=640)
     assert [step for _, step in steps(speaking(settings), [SILENCE] * 100)] == ["turn.end"]
 
 
-def test_settings_may_change_within_a_turn() -> None:
+def test_settings_can_change_within_turn() -> None:
     detector = speaking()
     assert steps(detector, [SILENCE] * 15) == [(11, "turn.eager_end")]
     detector.settings = TurnSettings(start=0.9, eager_end=0.6, end=0.5)
     assert steps(detector, [SILENCE]) == [(1, "turn.end")]
 
 
-def test_end_of_audio() -> None:
+def test_end_of_audio_ends_turn() -> None:
     detector = speaking()
     assert detector.end() == "turn.end"
     assert detector.end() is None
@@ -128,7 +129,7 @@ def test_end_of_audio() -> None:
 
 
 @given(st.lists(st.sampled_from([SPEECH, UNSURE, SILENCE]), max_size=300), st.floats(0.5, 0.9))
-def test_every_order_of_steps_is_of_the_protocol(story: list[float], start: float) -> None:
+def test_steps_follow_protocol_order(story: list[float], start: float) -> None:
     detector = TurnDetector(TurnSettings(start=start))
     heard: list[str | None] = [None]
     for probability in story:

@@ -1,4 +1,4 @@
-"""The order of events: every state meets every event."""
+"""The order of events: every state with every event."""
 
 import itertools
 
@@ -17,7 +17,7 @@ WAY_TO: dict[State, list[EventKind]] = {
     "speaking": ["turn.start"],
     "eager_ended": ["turn.start", "turn.eager_end"],
 }
-# From state to the events it admits, as the provider documents it.
+# From each state to the events it admits, as the provider documents it.
 ADMITTED = {
     "idle": {"turn.start"},
     "speaking": {"turn.update", "turn.eager_end", "turn.end"},
@@ -30,7 +30,7 @@ def event(kind: EventKind, text: str = "") -> EngineEvent:
 
 
 @pytest.mark.parametrize(("state", "kind"), list(itertools.product(WAY_TO, KINDS)))
-def test_each_state_admits_what_the_wire_allows(state: State, kind: EventKind) -> None:
+def test_state_admits_documented_events(state: State, kind: EventKind) -> None:
     order = TurnOrder()
     for step in WAY_TO[state]:
         order.admit(event(step))
@@ -57,7 +57,7 @@ def test_each_state_admits_what_the_wire_allows(state: State, kind: EventKind) -
     ],
 )
 @pytest.mark.parametrize("kind", ["turn.update", "turn.eager_end", "turn.end"])
-def test_text_is_never_taken_back(kind: EventKind, first: str, then: str, *, fits: bool) -> None:
+def test_transcript_cannot_shrink(kind: EventKind, first: str, then: str, *, fits: bool) -> None:
     order = TurnOrder()
     order.admit(event("turn.start"))
     order.admit(event("turn.update", first))
@@ -68,7 +68,7 @@ def test_text_is_never_taken_back(kind: EventKind, first: str, then: str, *, fit
             order.admit(event(kind, then))
 
 
-def test_a_new_turn_begins_with_any_text() -> None:
+def test_new_turn_can_begin_with_any_text() -> None:
     order = TurnOrder()
     for turn in ("a b c", "x"):
         order.admit(event("turn.start"))
@@ -80,7 +80,7 @@ def test_a_new_turn_begins_with_any_text() -> None:
     "wrong",
     [EngineEvent("turn.start", "text"), EngineEvent("turn.end"), EngineEvent("turn.update")],
 )
-def test_a_transcript_is_where_the_wire_has_one(wrong: EngineEvent) -> None:
+def test_only_documented_events_have_transcript(wrong: EngineEvent) -> None:
     order = TurnOrder()
     if wrong.kind != "turn.start":
         order.admit(EngineEvent("turn.start"))
@@ -89,7 +89,7 @@ def test_a_transcript_is_where_the_wire_has_one(wrong: EngineEvent) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(KINDS), st.text("ab", max_size=3)), max_size=40))
-def test_what_is_admitted_is_always_in_order(events: list[tuple[EventKind, str]]) -> None:
+def test_admitted_events_are_in_order(events: list[tuple[EventKind, str]]) -> None:
     order = TurnOrder()
     admitted = []
     for kind, text in events:

@@ -1,4 +1,4 @@
-"""The bundled clips are there, described, small, and of the form they are said to be."""
+"""The bundled clips exist, are small and documented, and have the documented format."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from worker.local.sound import open_sound
 from worker.local.wer import words
 
 
-def test_form() -> None:
+def test_clip_has_documented_format() -> None:
     for clip in CLIPS:
         with av.open(clip.path) as file:
             (stream,) = file.streams.audio
@@ -21,13 +21,13 @@ def test_form() -> None:
         assert 1 < len(words(clip.transcript)) / seconds < 4, "the text is of this clip"
 
 
-def test_every_file_is_described_once() -> None:
+def test_every_clip_is_described_once() -> None:
     bundled = sorted(Path(str(clips.__file__)).parent.glob("*.flac"))
     assert sorted(clip.path for clip in CLIPS) == bundled
     assert sum(path.stat().st_size for path in bundled) < 2_500_000
 
 
-def test_right_to_use() -> None:
+def test_clips_have_license() -> None:
     for clip in (*CLIPS, tale_of_two_cities()):
         assert clip.source
         assert clip.licence.startswith(("public domain", "BSD-2-Clause", "MIT"))
@@ -36,7 +36,7 @@ def test_right_to_use() -> None:
     assert "Redistributions in binary form must reproduce" in licence
 
 
-def test_two_cities_lies_in_another_package() -> None:
+def test_two_cities_clip_comes_from_other_package() -> None:
     with open_sound(tale_of_two_cities().path) as sound:
         assert sound.seconds is not None
         assert (sound.rate, round(sound.seconds)) == (48_000, 44)

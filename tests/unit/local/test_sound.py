@@ -1,4 +1,4 @@
-"""Sound files of every kind, whole and broken, as they are read."""
+"""Reading sound files of every kind, whole and broken."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ def made(
 
 
 class Pipe:
-    """What cannot be sought in, and comes in small pieces."""
+    """A stream that cannot seek and delivers small pieces."""
 
     def __init__(self, data: bytes) -> None:
         self._file = BytesIO(data)
@@ -65,7 +65,7 @@ class Pipe:
 
 
 def assert_is_the_tone(samples: Samples, *, seconds: float = 1.0, lossy: bool = False) -> None:
-    """It is 440 Hz at half of full scale, and about as long."""
+    """Assert that the audio is 440 Hz at half of full scale, and about as long."""
     assert len(samples) / RATE == pytest.approx(seconds, abs=0.06 if lossy else 0.001)
     assert np.all(np.isfinite(samples))
     inner = samples[RATE // 10 : RATE // 10 + RATE // 4]
@@ -150,13 +150,13 @@ LOSSY: dict[str, Maker] = {
 
 
 def zeroed(data: bytes, mark: bytes, at: int, length: int) -> bytes:
-    """The file with zeros that far from where a mark is found."""
+    """Return the file with zeros from an offset to where a mark is found."""
     begin = data.index(mark) + at
     return data[:begin] + bytes(length) + data[begin + length :]
 
 
 @pytest.mark.parametrize("kind", sorted(PLAIN | LOSSY))
-def test_every_kind_of_file_is_read(kind: str) -> None:
+def test_every_file_format_is_read(kind: str) -> None:
     data = (PLAIN | LOSSY)[kind]()
     assert_is_the_tone(samples_of(BytesIO(data), RATE), lossy=kind in LOSSY)
 
@@ -165,12 +165,12 @@ SEEKS = {"ALAC", "M4A", "MP4", "MOV", "WavPack"}
 
 
 @pytest.mark.parametrize("kind", sorted((PLAIN | LOSSY).keys() - SEEKS))
-def test_a_pipe_gives_what_a_file_gives(kind: str) -> None:
+def test_pipe_gives_same_audio_as_file(kind: str) -> None:
     data = (PLAIN | LOSSY)[kind]()
     assert_is_the_tone(samples_of(Pipe(data), RATE), lossy=kind in LOSSY)
 
 
-def test_an_index_at_the_end_needs_a_file() -> None:
+def test_index_at_end_needs_seekable_file() -> None:
     with pytest.raises(SoundError, match="cannot be read from a pipe; save it to a file"):
         open_sound(Pipe(made("aac", "mp4")))
 
@@ -193,7 +193,7 @@ def test_vorbis_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000, 192_000])
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
-def test_every_format_of_the_wire_is_met(encoding: str, rate: int, tmp_path: Path) -> None:
+def test_audio_is_converted_to_every_encoding(encoding: str, rate: int, tmp_path: Path) -> None:
     path = tmp_path / "tone.wav"
     path.write_bytes(wav(pcm(TONE), RATE))
     audio = AudioFormat(encoding, rate)
@@ -204,7 +204,7 @@ def test_every_format_of_the_wire_is_met(encoding: str, rate: int, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("encoding", "tag"), [("pcm_mulaw", MULAW), ("pcm_alaw", ALAW)])
-def test_telephone_audio_stays_byte_for_byte(encoding: str, tag: int, tmp_path: Path) -> None:
+def test_telephone_audio_is_unchanged(encoding: str, tag: int, tmp_path: Path) -> None:
     codes = encode(tone(8_000, level=0.99), encoding) + bytes(range(256))
     codes = codes.replace(b"\x7f", b"\xff")  # the other zero of mu-law
     path = tmp_path / "call.wav"
@@ -213,7 +213,7 @@ def test_telephone_audio_stays_byte_for_byte(encoding: str, tag: int, tmp_path: 
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("u1", 8), ("<i2", 16), ("<i4", 32)])
-def test_full_scale_is_kept(dtype: str, bits: int) -> None:
+def test_full_scale_is_preserved(dtype: str, bits: int) -> None:
     top = np.array([-1.0, 1.0] * 4_000, np.float32)
     samples = samples_of(BytesIO(wav(pcm(top, dtype), RATE, bits=bits)), RATE)
     np.testing.assert_allclose(samples, top, atol=1.01 / 128)
@@ -226,7 +226,7 @@ def test_16_bit_samples_are_exact(tmp_path: Path) -> None:
     assert played(path, AudioFormat("pcm_s16le", RATE)) == every
 
 
-def test_channels_are_mixed_down() -> None:
+def test_channels_are_mixed_down_to_mono() -> None:
     rows = np.stack([tone(RATE), np.zeros(RATE, np.float32)])
     data = wav(pcm(rows, "<f4"), RATE, bits=32, channels=2, tag=FLOAT)
     np.testing.assert_allclose(samples_of(BytesIO(data), RATE), TONE / 2, atol=1e-6)
@@ -239,9 +239,7 @@ def test_channels_that_cancel_out_are_not_silent() -> None:
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e30, -3e38])
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
-def test_samples_that_are_no_numbers_do_no_harm(
-    wrong: float, encoding: str, tmp_path: Path
-) -> None:
+def test_nan_samples_are_accepted(wrong: float, encoding: str, tmp_path: Path) -> None:
     rows = np.stack([tone(48_000)] * 2)
     rows[:, 24_000] = wrong
     path = tmp_path / "call.wav"
@@ -256,7 +254,7 @@ def test_samples_that_are_no_numbers_do_no_harm(
     ("first", "second", "codec", "container"),
     [(48_000, 22_050, "libmp3lame", "mp3"), (44_100, 16_000, "aac", "adts")],
 )
-def test_a_rate_may_change_inside_a_file(
+def test_sample_rate_can_change_inside_file(
     first: int, second: int, codec: str, container: str
 ) -> None:
     data = made(codec, container, first) + made(codec, container, second)
@@ -267,7 +265,7 @@ def test_a_rate_may_change_inside_a_file(
 
 
 def video(container: str, picture: str, sound: str | None, tracks: int = 1) -> bytes:
-    """Two seconds of moving pictures; each track of sound an octave above the one before."""
+    """Two seconds of video; each sound track is an octave above the one before."""
     target = BytesIO()
     with av.open(target, "w", format=container) as output:
         shown: Any = output.add_stream(picture, rate=25)
@@ -300,9 +298,7 @@ def video(container: str, picture: str, sound: str | None, tracks: int = 1) -> b
         ("mpegts", "mpeg2video", "aac", 1),
     ],
 )
-def test_the_sound_of_a_video_is_read(
-    container: str, picture: str, sound: str, tracks: int
-) -> None:
+def test_sound_of_video_is_read(container: str, picture: str, sound: str, tracks: int) -> None:
     samples = samples_of(BytesIO(video(container, picture, sound, tracks)), RATE)
     assert_is_the_tone(samples, seconds=2, lossy=True)
 
@@ -345,7 +341,7 @@ REFUSED: dict[str, tuple[Maker, str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_played_says_why(kind: str, tmp_path: Path) -> None:
+def test_unplayable_file_error_names_reason(kind: str, tmp_path: Path) -> None:
     make, why = REFUSED[kind]
     path = tmp_path / "call.wav"
     path.write_bytes(make())
@@ -358,7 +354,7 @@ def test_what_cannot_be_played_says_why(kind: str, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
+def test_open_error_names_reason(tmp_path: Path) -> None:
     with pytest.raises(SoundError, match=r"none\.wav: cannot be read: No such file or directory"):
         open_sound(tmp_path / "none.wav")
     with pytest.raises(SoundError, match="cannot be read: Is a directory"):
@@ -383,7 +379,7 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
         ("aac", "mpegts"),
     ],
 )
-def test_a_file_cut_short_gives_what_is_there(codec: str, container: str) -> None:
+def test_truncated_file_gives_available_audio(codec: str, container: str) -> None:
     data = made(codec, container, seconds=10.0)
     half = samples_of(BytesIO(data[: len(data) // 2]), RATE)
     assert 3 < len(half) / RATE < 7
@@ -394,7 +390,7 @@ def test_a_file_cut_short_gives_what_is_there(codec: str, container: str) -> Non
     st.sampled_from(sorted(PLAIN | LOSSY)),
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=20),
 )
-def test_damage_anywhere_is_a_line_or_nothing(kind: str, wounds: list[tuple[int, int]]) -> None:
+def test_damage_gives_at_most_one_line(kind: str, wounds: list[tuple[int, int]]) -> None:
     data = bytearray(_cached(kind))
     for at, value in wounds:
         data[at % len(data)] = value
@@ -408,7 +404,7 @@ def _cached(kind: str) -> bytes:
     return (PLAIN | LOSSY)[kind]()
 
 
-def test_packets_that_cannot_be_decoded_are_counted() -> None:
+def test_undecodable_packets_are_counted() -> None:
     data = bytearray(made("libmp3lame", "mp3"))
     for at in range(len(data) // 3, len(data) // 2, 40):
         data[at] ^= 0x55
@@ -419,7 +415,7 @@ def test_packets_that_cannot_be_decoded_are_counted() -> None:
 
 
 class Failing:
-    """A file on a disk that fails, after so many bytes."""
+    """A file on a disk that fails after so many bytes."""
 
     def __init__(self, data: bytes, good: int) -> None:
         self._file = BytesIO(data)
@@ -432,14 +428,14 @@ class Failing:
 
 
 @pytest.mark.parametrize("kind", ["16 bit", "FLAC", "MP3", "WebM", "AAC"])
-def test_a_read_that_fails_is_never_taken_for_the_end(kind: str) -> None:
+def test_read_error_is_not_end_of_file(kind: str) -> None:
     data = (PLAIN | LOSSY)[kind]()
     for good in (0, 5_000, len(data) - 500):
         with pytest.raises(SoundError, match="cannot be read: Input/output error"):
             samples_of(Failing(data, good), RATE)
 
 
-def test_a_file_that_vanishes_or_shrinks_ends(tmp_path: Path) -> None:
+def test_vanished_or_shrunk_file_ends(tmp_path: Path) -> None:
     path = tmp_path / "call.wav"
     path.write_bytes(wav(pcm(tone(RATE, 20.0)), RATE))
     with open_sound(path) as sound:
@@ -450,7 +446,7 @@ def test_a_file_that_vanishes_or_shrinks_ends(tmp_path: Path) -> None:
         assert sum(map(len, blocks)) < 10 * RATE
 
 
-def test_a_file_that_is_passed_stays_open() -> None:
+def test_passed_file_stays_open() -> None:
     file = BytesIO(wav(pcm(TONE), RATE))
     with open_sound(file) as sound:
         assert sound.rate == RATE
@@ -477,7 +473,7 @@ print(*sizes)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
-def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
+def test_memory_is_independent_of_length(tmp_path: Path) -> None:
     second = pcm(np.stack([tone(44_100)] * 2))
     short, long = tmp_path / "short.wav", tmp_path / "long.wav"
     short.write_bytes(wav(second, 44_100, channels=2))
@@ -489,10 +485,10 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     _, before, size, after = map(int, done.stdout.split())
     assert size == 600 * 32_000
-    assert after - before < 16  # MiB; whole, it would be 200
+    assert after - before < 16  # MiB; the whole file would need 200
 
 
-def test_the_first_samples_need_little_of_the_file(tmp_path: Path) -> None:
+def test_first_samples_need_small_part_of_file(tmp_path: Path) -> None:
     path = tmp_path / "call.wav"
     path.write_bytes(wav(pcm(np.stack([tone(44_100, 60.0)] * 2)), 44_100, channels=2))
     with path.open("rb") as file, open_sound(file) as sound:

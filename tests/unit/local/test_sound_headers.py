@@ -1,4 +1,4 @@
-"""First bytes of files: what is a file, and which lengths can be read by."""
+"""First bytes of files: which are sound files, and which lengths in them are usable."""
 
 from io import BytesIO
 from typing import Any
@@ -45,7 +45,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_files_are_recognised_however_few_bytes_come(kind: str) -> None:
+def test_file_is_recognised_from_any_read_size(kind: str) -> None:
     head = FILES[kind]
     assert is_file(head) is True
     verdicts = [is_file(head[:length]) for length in range(min(len(head), 6_000))]
@@ -55,7 +55,7 @@ def test_files_are_recognised_however_few_bytes_come(kind: str) -> None:
 
 @pytest.mark.parametrize("rate", [8_000, 16_000])
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
-def test_raw_audio_is_no_file(encoding: str, rate: int) -> None:
+def test_raw_audio_is_not_recognised_as_file(encoding: str, rate: int) -> None:
     quiet = np.random.default_rng(1).normal(0, 0.0005, rate).astype(np.float32)
     for samples in (tone(rate), tone(rate, hz=50), quiet, np.zeros(rate, np.float32)):
         raw = encode(samples, encoding)
@@ -63,24 +63,24 @@ def test_raw_audio_is_no_file(encoding: str, rate: int) -> None:
 
 
 @given(st.binary(max_size=6_000))
-def test_any_bytes_can_be_judged(head: bytes) -> None:
+def test_any_bytes_are_accepted(head: bytes) -> None:
     assert is_file(head) in (None, False, True)
     assert len(mended(head)) == len(head)
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_lengths_that_are_right_are_kept(kind: str) -> None:
+def test_correct_lengths_are_kept(kind: str) -> None:
     assert mended(FILES[kind]) == FILES[kind]
 
 
 @given(st.sampled_from(sorted(FILES)), st.integers(0, 200))
-def test_a_header_cut_anywhere_is_kept(kind: str, length: int) -> None:
+def test_truncated_header_is_kept(kind: str, length: int) -> None:
     assert mended(FILES[kind][:length]) == FILES[kind][:length]
 
 
 @pytest.mark.parametrize("name", [b"LIST", b"bext"])
 @pytest.mark.parametrize("length", [1 << 20, 1_900_000_000, UNKNOWN])
-def test_tags_that_take_much_memory_are_left_out(name: bytes, length: int) -> None:
+def test_large_tags_are_skipped(name: bytes, length: int) -> None:
     tag = length.to_bytes(4, "little") + b"INFO"
     small = name + (4).to_bytes(4, "little") + b"INFO"
     head = FILES["wav"][:12] + small + name + tag
@@ -89,7 +89,7 @@ def test_tags_that_take_much_memory_are_left_out(name: bytes, length: int) -> No
 
 
 @pytest.mark.parametrize("length", [0, UNKNOWN])
-def test_lengths_of_a_recorder_that_died_are_mended(length: int) -> None:
+def test_lengths_of_unfinished_recording_are_repaired(length: int) -> None:
     data = pcm(tone(16_000), ">i2")
     broken = aiff(data, 16_000, frames=length, length=length)
     head = mended(broken)

@@ -20,12 +20,12 @@ sentences = st.lists(st.sampled_from(["go", "ten", "stop", "of"]), max_size=8).m
         ("na\u00efve", ["na\u00efve"]),
     ],
 )
-def test_words(text: str, expected: list[str]) -> None:
+def test_words_are_normalised(text: str, expected: list[str]) -> None:
     assert words(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("reference", "heard", "errors"),
+    ("reference", "transcript", "errors"),
     [
         ("one two three", "One, two: three.", 0),
         ("one two three", "one too three", 1),
@@ -36,11 +36,11 @@ def test_words(text: str, expected: list[str]) -> None:
         ("a b c d", "b c d e", 2),
     ],
 )
-def test_least_edits(reference: str, heard: str, errors: int) -> None:
-    assert word_errors(reference, heard) == WordErrors(errors, len(words(reference)))
+def test_word_errors_are_minimal(reference: str, transcript: str, errors: int) -> None:
+    assert word_errors(reference, transcript) == WordErrors(errors, len(words(reference)))
 
 
-def test_rate_and_sum() -> None:
+def test_word_error_rate_of_sum() -> None:
     total = word_errors("one two three four", "one two three") + word_errors("", "you")
     assert total == WordErrors(2, 4)
     assert total.rate == 0.5
@@ -48,7 +48,7 @@ def test_rate_and_sum() -> None:
 
 
 @given(sentences, sentences, sentences)
-def test_is_a_distance(a: str, b: str, c: str) -> None:
+def test_word_errors_are_a_distance(a: str, b: str, c: str) -> None:
     assert word_errors(a, a).errors == 0
     assert word_errors(a, b).errors == word_errors(b, a).errors
     assert word_errors(a, c).errors <= word_errors(a, b).errors + word_errors(b, c).errors

@@ -32,17 +32,17 @@ def on_the_wire(entry: AudioEntry) -> dict[bytes, bytes]:
 
 
 @given(entries)
-def test_round_trip(entry: AudioEntry) -> None:
+def test_audio_entry_round_trip(entry: AudioEntry) -> None:
     assert decode_audio(on_the_wire(entry)) == entry
 
 
 @given(st.binary(min_size=1, max_size=100))
-def test_audio_alone_is_enough(audio: bytes) -> None:
+def test_audio_is_only_required_field(audio: bytes) -> None:
     assert decode_audio({b"audio": audio}) == AudioEntry(audio=audio)
 
 
 @pytest.mark.parametrize("value", [b"", b"0", b"1", b"\xff"])
-def test_end_may_have_any_value(value: bytes) -> None:
+def test_end_can_have_any_value(value: bytes) -> None:
     assert decode_audio({b"end": value}) == AudioEntry(end=True)
 
 
@@ -52,7 +52,7 @@ def test_end_may_have_any_value(value: bytes) -> None:
         st.binary(max_size=20) | st.sampled_from([b"null", b"{}", b"[]", b"-1", b"1.5", b"1e3"]),
     )
 )
-def test_whatever_comes_is_an_entry_or_a_fault(fields: dict[bytes, bytes]) -> None:
+def test_any_fields_are_entry_or_error(fields: dict[bytes, bytes]) -> None:
     try:
         entry = decode_audio(fields)
     except EntryError:
@@ -60,7 +60,7 @@ def test_whatever_comes_is_an_entry_or_a_fault(fields: dict[bytes, bytes]) -> No
     assert decode_audio(on_the_wire(entry)) == entry
 
 
-def test_the_largest_chunk() -> None:
+def test_largest_chunk_is_accepted() -> None:
     assert len(decode_audio({b"audio": bytes(MAX_AUDIO_BYTES)}).audio) == MAX_AUDIO_BYTES
 
 
@@ -90,9 +90,7 @@ def test_the_largest_chunk() -> None:
         ),
     ],
 )
-def test_refusals_name_field_and_reason(
-    fields: dict[bytes, bytes], field: str, reason: str
-) -> None:
+def test_error_names_field_and_reason(fields: dict[bytes, bytes], field: str, reason: str) -> None:
     with pytest.raises(EntryError) as caught:
         decode_audio(fields)
     assert (caught.value.field, caught.value.reason) == (field, reason)
@@ -116,7 +114,7 @@ def test_refusals_name_field_and_reason(
         ),
     ],
 )
-def test_a_field_at_fault_costs_itself_only(
+def test_invalid_field_leaves_others_valid(
     fields: dict[bytes, bytes], usable: AudioEntry, fields_at_fault: list[str]
 ) -> None:
     entry, faults = parse_audio(fields)
@@ -124,12 +122,12 @@ def test_a_field_at_fault_costs_itself_only(
     assert [fault.field for fault in faults] == fields_at_fault
 
 
-def test_the_largest_src() -> None:
+def test_largest_src_is_accepted() -> None:
     assert decode_audio({b"audio": b"x", b"src": b"s" * MAX_SRC_BYTES}).src == "s" * MAX_SRC_BYTES
 
 
 @given(configs, configs)
-def test_newer_settings_are_laid_over_older_ones(older: TurnConfig, newer: TurnConfig) -> None:
+def test_newer_settings_override_older_ones(older: TurnConfig, newer: TurnConfig) -> None:
     merged = older.merged(newer)
     for name in TurnConfig.__struct_fields__:
         expected = getattr(newer, name)

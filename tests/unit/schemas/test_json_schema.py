@@ -1,4 +1,4 @@
-"""The committed JSON Schemas are those of the code."""
+"""The committed JSON Schemas match the code."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,23 +23,23 @@ def references(node: object) -> Iterator[str]:
             yield from references(value)
 
 
-def test_none_is_missing_or_left_over() -> None:
+def test_schemas_are_complete() -> None:
     assert {path.name for path in DIRECTORY.iterdir()} == GENERATED.keys()
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_committed_is_generated(name: str) -> None:
+def test_committed_schemas_match_code(name: str) -> None:
     advice = "run `turnbus schema --write schemas/json`"
     assert (DIRECTORY / name).read_bytes() == GENERATED[name], advice
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_every_reference_resolves(name: str) -> None:
+def test_schema_references_resolve(name: str) -> None:
     document = msgspec.json.decode(GENERATED[name])
     targets = {f"#/$defs/{definition}" for definition in document["$defs"]}
     assert set(references(document)) <= targets
 
 
-def test_write(tmp_path: Path) -> None:
+def test_schemas_are_written(tmp_path: Path) -> None:
     paths = write(tmp_path / "new" / "place")
     assert {path.name: path.read_bytes() for path in paths} == GENERATED

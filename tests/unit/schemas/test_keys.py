@@ -1,4 +1,4 @@
-"""Key names are a contract; all of a lane is in one Redis Cluster slot."""
+"""Key names are a contract; all keys of a lane share one Redis Cluster slot."""
 
 import pytest
 from redis.crc import key_slot
@@ -6,7 +6,7 @@ from redis.crc import key_slot
 from schemas import Keys
 
 
-def test_names() -> None:
+def test_key_names() -> None:
     keys = Keys()
     assert (keys.sessions, keys.lanes, keys.dead) == ("stt:sessions", "stt:lanes", "stt:dead")
     assert (keys.workers, keys.gate) == ("stt:workers", "stt:gate")
@@ -20,7 +20,7 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["stt", "a:b"])
-def test_a_lane_is_one_slot(prefix: str) -> None:
+def test_keys_of_lane_share_one_slot(prefix: str) -> None:
     keys = Keys(prefix)
     names = {
         keys.turns("eu"),

@@ -1,4 +1,4 @@
-"""The provider's messages: known ones exactly, later ones without harm."""
+"""The provider's messages: known types exactly, unknown types without harm."""
 
 import msgspec
 import pytest
@@ -58,13 +58,13 @@ from schemas.cartesia import (
         ('{"type":""}', UnknownMessage("")),
     ],
 )
-def test_reading(text: str, message: ServerMessage) -> None:
+def test_message_is_decoded(text: str, message: ServerMessage) -> None:
     assert decode_message(text) == message
     assert decode_message(text.encode()) == message
 
 
 @given(st.text().filter(lambda kind: kind not in KNOWN_TYPES), st.text())
-def test_any_other_type_is_unknown_and_harmless(kind: str, value: str) -> None:
+def test_unknown_type_is_harmless(kind: str, value: str) -> None:
     text = msgspec.json.encode({"type": kind, "transcript": value, "request_id": [value]})
     assert decode_message(text) == UnknownMessage(kind)
 
@@ -81,7 +81,7 @@ def test_any_other_type_is_unknown_and_harmless(kind: str, value: str) -> None:
         '{"type":"turn.end","transcript":1}',
     ],
 )
-def test_what_is_not_the_protocol_is_refused(text: str) -> None:
+def test_invalid_message_is_refused(text: str) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_message(text)
 
@@ -97,5 +97,5 @@ def test_what_is_not_the_protocol_is_refused(text: str) -> None:
         ),
     ],
 )
-def test_writing(message: cartesia.Close | cartesia.Config, text: str) -> None:
+def test_command_is_encoded(message: cartesia.Close | cartesia.Config, text: str) -> None:
     assert encode_message(message) == text

@@ -1,4 +1,4 @@
-"""Session entries: what a producer writes is what a worker reads, or is told why not."""
+"""Session entries: what a producer writes and a worker reads, and errors for invalid ones."""
 
 import pytest
 from hypothesis import given
@@ -49,18 +49,18 @@ def on_the_wire(entry: SessionEntry) -> dict[bytes, bytes]:
 
 
 @given(entries)
-def test_round_trip(entry: SessionEntry) -> None:
+def test_session_entry_round_trip(entry: SessionEntry) -> None:
     assert decode_session(on_the_wire(entry)) == entry
 
 
-def test_the_least_a_producer_must_say() -> None:
+def test_required_fields_are_sufficient() -> None:
     entry = decode_session(LEAST)
     assert entry == SessionEntry(session="call-1", encoding=Encoding.PCM_S16LE, sample_rate=16_000)
     assert on_the_wire(entry) == LEAST
 
 
 @given(st.dictionaries(st.binary(max_size=8).map(lambda name: b"x-" + name), st.binary()))
-def test_fields_of_the_producers_own_are_ignored(own: dict[bytes, bytes]) -> None:
+def test_unknown_fields_are_ignored(own: dict[bytes, bytes]) -> None:
     assert decode_session(own | LEAST) == decode_session(LEAST)
 
 
@@ -75,7 +75,7 @@ def test_fields_of_the_producers_own_are_ignored(own: dict[bytes, bytes]) -> Non
         ),
     )
 )
-def test_whatever_comes_is_an_entry_or_a_fault(fields: dict[bytes, bytes]) -> None:
+def test_any_fields_are_entry_or_error(fields: dict[bytes, bytes]) -> None:
     try:
         entry = decode_session(fields | {b"encoding": b"pcm_alaw"})
     except EntryError:
@@ -128,21 +128,19 @@ def test_whatever_comes_is_an_entry_or_a_fault(fields: dict[bytes, bytes]) -> No
         ({b"x-%d" % number: b"" for number in range(1_000)}, "", "too_large"),
     ],
 )
-def test_refusals_name_field_and_reason(
-    fields: dict[bytes, bytes], field: str, reason: str
-) -> None:
+def test_error_names_field_and_reason(fields: dict[bytes, bytes], field: str, reason: str) -> None:
     with pytest.raises(EntryError) as caught:
         decode_session(LEAST | fields)
     assert (caught.value.field, caught.value.reason) == (field, reason)
 
 
-def test_the_deepest_metadata() -> None:
+def test_deepest_metadata_is_accepted() -> None:
     nested = b'{"a":' + b"[" * (MAX_NESTING - 1) + b"]" * (MAX_NESTING - 1) + b"}"
     assert decode_session(LEAST | {b"metadata": nested}).metadata["a"] is not None
 
 
 @pytest.mark.parametrize("field", sorted(LEAST))
-def test_what_must_be_there(field: bytes) -> None:
+def test_missing_required_field_is_refused(field: bytes) -> None:
     with pytest.raises(EntryError) as caught:
         decode_session({name: value for name, value in LEAST.items() if name != field})
     assert (caught.value.field, caught.value.reason) == (field.decode(), "missing")
@@ -158,7 +156,7 @@ def test_what_must_be_there(field: bytes) -> None:
         ({}, None, "0"),
     ],
 )
-def test_what_can_be_told_of_a_refused_entry(
+def test_refused_entry_has_readable_session_and_lane(
     fields: dict[bytes, bytes], session: str | None, lane: str | None
 ) -> None:
     assert session_id(fields) == session

@@ -47,12 +47,12 @@ events: "st.SearchStrategy[Event]" = st.sampled_from(KINDS).flatmap(
 
 
 @given(events)
-def test_round_trip(event: Event) -> None:
+def test_event_round_trip(event: Event) -> None:
     assert decode_event(encode_event(event)) == event
 
 
 @given(events, st.none() | st.text(min_size=1, max_size=10))
-def test_entry_round_trip(event: Event, traceparent: str | None) -> None:
+def test_turn_entry_round_trip(event: Event, traceparent: str | None) -> None:
     fields = {
         b"session": event.session.encode(),
         b"type": event_type(event).encode(),
@@ -66,13 +66,13 @@ def test_entry_round_trip(event: Event, traceparent: str | None) -> None:
 
 
 @given(events)
-def test_every_event_says_its_type_and_what_all_say(event: Event) -> None:
+def test_event_has_type_and_common_fields(event: Event) -> None:
     written = msgspec.json.decode(encode_event(event))
     assert written["type"] == event_type(event)
     assert written.keys() >= COMMON
 
 
-def test_the_types() -> None:
+def test_event_types() -> None:
     assert sorted(kind.__struct_config__.tag for kind in KINDS) == [
         "audio.gap",
         "session.ended",
@@ -87,7 +87,7 @@ def test_the_types() -> None:
 
 
 @given(events, st.data())
-def test_an_event_without_one_of_its_fields_is_refused(event: Event, data: st.DataObject) -> None:
+def test_event_with_missing_field_is_refused(event: Event, data: st.DataObject) -> None:
     written = msgspec.json.decode(encode_event(event))
     del written[data.draw(st.sampled_from(sorted(written)))]
     with pytest.raises(msgspec.ValidationError):
@@ -109,7 +109,7 @@ TURN_START = {
 
 
 @pytest.mark.parametrize("field", ["session", "type", "event"])
-def test_an_entry_without_one_of_its_fields_is_refused(field: str) -> None:
+def test_entry_with_missing_field_is_refused(field: str) -> None:
     fields = dict(TURN_START)
     assert decode_turn_entry(fields).type == "turn.start"
     del fields[field.encode()]
@@ -127,7 +127,7 @@ def test_an_entry_without_one_of_its_fields_is_refused(field: str) -> None:
     ],
     ids=["session", "value", "name", "deep"],
 )
-def test_an_entry_that_is_no_text_is_refused(changed: dict[bytes, bytes]) -> None:
+def test_entry_with_invalid_utf8_is_refused(changed: dict[bytes, bytes]) -> None:
     fields = dict(TURN_START)
     with pytest.raises(msgspec.DecodeError):
         decode_turn_entry(fields | changed)

@@ -1,4 +1,4 @@
-"""Faults: said in the words of who wrote the entry, and never with what was written."""
+"""Validation errors: worded for the author of the entry, and without the invalid value."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -39,7 +39,7 @@ ENCODINGS = "one of pcm_s16le, pcm_s32le, pcm_f16le, pcm_f32le, pcm_mulaw, pcm_a
         (str, "text"),
     ],
 )
-def test_what_a_type_lets_be(kind: object, words: str) -> None:
+def test_type_description(kind: object, words: str) -> None:
     assert describe_type(kind) == words
 
 
@@ -70,13 +70,13 @@ def test_what_a_type_lets_be(kind: object, words: str) -> None:
         ),
     ],
 )
-def test_the_sentence_says_what_is_allowed(fields: dict[bytes, bytes], sentence: str) -> None:
+def test_error_states_allowed_values(fields: dict[bytes, bytes], sentence: str) -> None:
     with pytest.raises(EntryError) as caught:
         decode_session(GOOD | fields)
     assert str(caught.value) == sentence
 
 
-def test_the_sentence_of_what_is_missing() -> None:
+def test_error_of_missing_field() -> None:
     with pytest.raises(EntryError) as caught:
         decode_session({name: value for name, value in GOOD.items() if name != b"sample_rate"})
     assert str(caught.value) == f"field `sample_rate`: is missing; it must be {RATE}"
@@ -87,9 +87,7 @@ def test_the_sentence_of_what_is_missing() -> None:
     st.text() | st.sampled_from([*SessionEntry.__struct_fields__, "lane`", "lane[0]`", "[...]`"]),
     st.sampled_from([SessionEntry, TurnConfig]),
 )
-def test_whatever_msgspec_says_becomes_a_fault(
-    what: str, where: str, kind: type[msgspec.Struct]
-) -> None:
+def test_any_msgspec_error_is_converted(what: str, where: str, kind: type[msgspec.Struct]) -> None:
     fault = from_validation_error(msgspec.ValidationError(what + where), kind)
     assert fault.field in {"", *kind.__struct_fields__}
     assert fault.message
@@ -102,7 +100,7 @@ _SECRET = "sk_car_Zq7"
     st.sampled_from(SessionEntry.__struct_fields__ + TurnConfig.__struct_fields__),
     st.sampled_from(["{}", '"{}"', '["{}"]', '[{{"{}":1}}]', '{{"{}":', '{{"a":["{}]}}', "\x00{}"]),
 )
-def test_what_was_written_is_not_repeated(field: str, form: str) -> None:
+def test_error_omits_invalid_value(field: str, form: str) -> None:
     value = form.format(_SECRET).encode()
     for read, fields in (
         (decode_session, GOOD | {field.encode(): value}),

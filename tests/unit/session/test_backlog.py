@@ -1,4 +1,4 @@
-"""Sessions that hold audio back are called until they do not."""
+"""Sessions that hold audio back are called until they hold none."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from worker.telemetry.logs import SessionName
 
 @dataclass(eq=False)
 class Holder:
-    """Holds so many things, and lets one go with each call."""
+    """Holds so many items, and releases one with each call."""
 
     holds: int
     breaks: bool = False
@@ -36,7 +36,7 @@ class Holder:
         self.over.set()
 
 
-async def test_calls_until_nothing_is_held(caplog: pytest.LogCaptureFixture) -> None:
+async def test_backlog_is_called_until_nothing_is_held(caplog: pytest.LogCaptureFixture) -> None:
     catch_up = BacklogDrainer()
     some, more, broken = Holder(2), Holder(5), Holder(3, breaks=True)
     async with anyio.create_task_group() as tasks:

@@ -1,4 +1,4 @@
-"""The snapshot: workers of one version and the next hand sessions to each other."""
+"""The snapshot: workers of one version and the next release sessions to each other."""
 
 import msgspec
 import pytest
@@ -14,10 +14,10 @@ EARLIER = {
     "connection": 3,
     "lag_s": 0.2,
 }
-"""As a worker writes it that does not keep what was sent."""
+"""A snapshot by a worker that does not store its sent position."""
 
 
-def test_an_earlier_snapshot_was_sent_as_far_as_text_was_published() -> None:
+def test_snapshot_without_sent_uses_published_text() -> None:
     snapshot = msgspec.json.decode(msgspec.json.encode(EARLIER), type=Checkpoint)
     assert snapshot.sent_state == SentState(until=9_600)
 
@@ -31,14 +31,14 @@ def test_an_earlier_snapshot_was_sent_as_far_as_text_was_published() -> None:
         (TurnState(2, OpenTurn("one", 9_600)), SentState(until=100), 9_600),
     ],
 )
-def test_a_snapshot_was_sent_as_far_as_it_says_or_covers(
+def test_snapshot_sent_covers_committed_audio(
     turns: TurnState, sent: SentState, until: int
 ) -> None:
     ledger = LedgerState(Position("5-0", 320), 3_200)
     assert Checkpoint(ledger=ledger, turns=turns, sent=sent).sent_state.until == until
 
 
-def test_an_earlier_worker_reads_the_snapshot() -> None:
+def test_earlier_worker_reads_snapshot() -> None:
     class Earlier(msgspec.Struct, frozen=True, omit_defaults=True):
         ledger: LedgerState = LedgerState()
         turns: TurnState = TurnState()

@@ -1,4 +1,4 @@
-"""The sender on a real socket: what it holds, and what it lets go."""
+"""The sender on a real socket: which audio it holds and releases."""
 
 from websockets.asyncio.server import ServerConnection, serve
 
@@ -17,8 +17,8 @@ async def _connect(ws: ServerConnection) -> None:
     await ws.wait_closed()
 
 
-async def test_a_backlog_does_not_outgrow_its_room_at_any_sample_rate() -> None:
-    """Turned into milliseconds and back, 3,072 bytes are a little less there."""
+async def test_backlog_stays_within_limit_at_any_sample_rate() -> None:
+    """Converted to milliseconds and back, 3,072 bytes are slightly less at some rates."""
     ledger = Ledger(Encoding.PCM_S16LE.width)
     sender = AudioSender(Encoding.PCM_S16LE, RATE, ledger, Pacer(1.0), Counters())
     settings = StreamSettings("ink-2", Encoding.PCM_S16LE, RATE)

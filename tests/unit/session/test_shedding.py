@@ -1,4 +1,4 @@
-"""Shedding: what is dropped leaves the samples after it whole."""
+"""Shedding: the samples after dropped audio stay aligned."""
 
 import time
 
@@ -17,10 +17,10 @@ from worker.telemetry.counters import Counters
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 30])
-def test_the_first_sample_kept_is_whole_however_small_the_entries(size: int) -> None:
+def test_first_kept_sample_is_complete_for_any_entry_size(size: int) -> None:
     ledger = Ledger(Encoding.PCM_F32LE.width)
     sender = AudioSender(Encoding.PCM_F32LE, 16_000, ledger, Pacer(0), Counters())
-    clock = RedisClock(Redis(), RedisHealth())  # not asked yet: as ours
+    clock = RedisClock(Redis(), RedisHealth())  # not synchronised yet: equal to the local clock
     now_ms = int(time.time() * 1000)
     ages = EntryAges(clock, f"{now_ms}-0", untimed=False)
     shedding = Shedding(ages, ledger, sender, Lateness(5.0, SentState()))

@@ -1,4 +1,4 @@
-"""The provider's protocol from our side: against the local server, and servers that misbehave."""
+"""The client of the provider's protocol, against the local server and misbehaving servers."""
 
 import dataclasses
 import json
@@ -56,14 +56,14 @@ async def odd_server(
     handler: Callable[[ServerConnection], Awaitable[None]],
     process_request: Callable[[ServerConnection, Request], Response] | None = None,
 ) -> AsyncIterator[Endpoint]:
-    """A service that does what it is told to."""
+    """A provider whose behaviour is a given handler."""
     async with serve(handler, "127.0.0.1", 0, process_request=process_request) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         yield Endpoint(f"ws://127.0.0.1:{port}/stt/turns/websocket", VERSION, KEY)
 
 
-def says(*messages: dict[str, Any] | str | bytes) -> Callable[[ServerConnection], Awaitable[None]]:
-    """A service that says this and then waits for the client to leave."""
+def sends(*messages: dict[str, Any] | str | bytes) -> Callable[[ServerConnection], Awaitable[None]]:
+    """A provider that sends this and then waits for the client to leave."""
 
     async def handler(ws: ServerConnection) -> None:
         for message in messages:
@@ -101,18 +101,18 @@ CONNECTED = {"type": "connected", "request_id": "r1"}
 
 
 async def refusal(service: Endpoint, settings: StreamSettings = PHONE) -> SttError:
-    """What a connect fails with; nowhere in it is the key."""
+    """Return the error of a connect; assert that the key is nowhere in it."""
     with anyio.fail_after(PATIENCE_S), pytest.raises(SttError) as refused:
         await open_stream(service, settings)
     error = refused.value
-    told = "".join(traceback.format_exception(error, chain=True))
-    assert KEY not in told + repr(error) + str(vars(error))
-    assert "ws://" not in told.replace(repr(service), "")
+    shown = "".join(traceback.format_exception(error, chain=True))
+    assert KEY not in shown + repr(error) + str(vars(error))
+    assert "ws://" not in shown.replace(repr(service), "")
     return error
 
 
 async def conversation(stream: TurnsStream) -> list[cartesia.ServerMessage]:
-    """All that is said until the service closes as it was asked to."""
+    """Return all messages until the provider closes on request."""
     messages = []
     with anyio.fail_after(PATIENCE_S):
         while (message := await stream.receive()) is not None:
@@ -123,11 +123,11 @@ async def conversation(stream: TurnsStream) -> list[cartesia.ServerMessage]:
 # -- the query
 
 
-def test_only_what_somebody_set_is_asked_for() -> None:
+def test_query_has_only_settings_that_were_set() -> None:
     assert PHONE.query() == "model=ink-2&encoding=pcm_mulaw&sample_rate=8000"
 
 
-def test_thresholds_are_asked_for_one_by_one() -> None:
+def test_query_has_each_threshold_separately() -> None:
     settings = msgspec.structs.replace(
         PHONE, turn=TurnConfig(turn_end_threshold=0.25, turn_end_timeout_ms=5600.0)
     )
@@ -146,7 +146,7 @@ def test_thresholds_are_asked_for_one_by_one() -> None:
     end=st.none() | st.integers(50, 500).map(lambda n: n / 1000),
     timeout=st.none() | st.integers(6_400, 112_000).map(lambda n: n / 10),
 )
-def test_settings_arrive_as_they_were_set(
+def test_settings_arrive_unchanged(
     start: float | None, eager: float | None, end: float | None, timeout: float | None
 ) -> None:
     settings = msgspec.structs.replace(PHONE, turn=TurnConfig(start, eager, end, timeout))
@@ -159,7 +159,7 @@ def test_settings_arrive_as_they_were_set(
 
 
 @given(st.lists(st.text(max_size=30), max_size=8), st.text(min_size=1, max_size=30))
-def test_key_terms_and_model_may_hold_any_text(terms: list[str], model: str) -> None:
+def test_key_terms_and_model_can_hold_any_text(terms: list[str], model: str) -> None:
     terms = [term.encode("utf-8", "replace").decode() for term in terms]
     model = model.encode("utf-8", "replace").decode()
     settings = msgspec.structs.replace(PHONE, model=model, keyterms=tuple(terms))
@@ -177,38 +177,38 @@ def test_key_terms_and_model_may_hold_any_text(terms: list[str], model: str) -> 
 # -- the key
 
 
-def test_the_key_is_not_shown() -> None:
+def test_key_is_not_shown() -> None:
     service = Endpoint("wss://example.com/stt", VERSION, KEY)
     assert repr(service) == f"Endpoint(url='wss://example.com/stt', version='{VERSION}')"
     assert KEY not in f"{service} {service!r} {[service]}"
 
 
-def test_the_key_is_not_shown_by_rich_either() -> None:
+def test_key_is_not_shown_by_rich() -> None:
     assert KEY not in pretty_repr(Endpoint("wss://example.com/stt", VERSION, KEY))
 
 
 @pytest.mark.parametrize("body", [f"Invalid key {KEY}", json.dumps({"message": f"no: {KEY}"})])
-async def test_a_service_that_repeats_the_key_is_not_repeated(body: str) -> None:
-    async with odd_server(says(), refuses(401, body)) as service:
+async def test_key_repeated_by_provider_is_redacted(body: str) -> None:
+    async with odd_server(sends(), refuses(401, body)) as service:
         await refusal(service)
 
 
-async def test_the_key_is_taken_out_of_errors_and_of_nothing_callers_said() -> None:
-    """A key for the local server may be a word."""
+async def test_key_is_redacted_in_errors_only() -> None:
+    """The key of a local server may be a common word."""
     end = {"type": "turn.end", "transcript": "Any company at any time?"}
     error = {"type": "error", "status_code": 400, "message": "any is no key"}
-    async with odd_server(says(CONNECTED, end, error)) as service:
+    async with odd_server(sends(CONNECTED, end, error)) as service:
         spoken = dataclasses.replace(service, key="any")
         async with await open_stream(spoken, PHONE) as stream:
             assert await stream.receive() == cartesia.TurnEnd(transcript=end["transcript"])
-            told = await stream.receive()
-    assert told == cartesia.Error(status_code=400, message="[key] is no key")
+            shown = await stream.receive()
+    assert shown == cartesia.Error(status_code=400, message="[key] is no key")
 
 
 # -- connecting to the local server
 
 
-async def test_a_connection_that_is_wanted() -> None:
+async def test_connect_sends_requested_settings() -> None:
     settings = msgspec.structs.replace(
         PHONE,
         keyterms=("Ink 2", "a&b=c", "Zürich"),
@@ -231,7 +231,7 @@ async def test_a_connection_that_is_wanted() -> None:
         assert seen.close_code == 1000
 
 
-async def test_a_conversation_until_everything_was_said() -> None:
+async def test_session_runs_until_provider_closes() -> None:
     async with (
         local_server() as server,
         await open_stream(Endpoint(server.url, VERSION, KEY), PHONE) as stream,
@@ -256,7 +256,7 @@ async def test_a_conversation_until_everything_was_said() -> None:
     }
 
 
-async def test_a_wrong_key_is_a_matter_of_credentials() -> None:
+async def test_wrong_key_is_credentials_error() -> None:
     async with local_server(api_keys=frozenset({"sk_car_another"})) as server:
         error = await refusal(Endpoint(server.url, VERSION, KEY))
         assert type(error) is SttCredentialsError
@@ -267,7 +267,7 @@ async def test_a_wrong_key_is_a_matter_of_credentials() -> None:
         assert server.open_connections == 0
 
 
-async def test_older_versions_say_so_in_plain_text() -> None:
+async def test_refusal_of_older_version_is_readable() -> None:
     async with local_server(api_keys=frozenset({"sk_car_another"})) as server:
         error = await refusal(Endpoint(server.url, "2025-04-16", KEY))
     assert type(error) is SttCredentialsError
@@ -275,7 +275,7 @@ async def test_older_versions_say_so_in_plain_text() -> None:
     assert error.request_id, "taken from the header"
 
 
-async def test_a_full_plan_is_busy() -> None:
+async def test_concurrency_limit_is_busy_error() -> None:
     async with local_server(max_connections=1) as server:
         service = Endpoint(server.url, VERSION, KEY)
         async with await open_stream(service, PHONE):
@@ -296,7 +296,7 @@ async def test_a_full_plan_is_busy() -> None:
         ({"sample_rate": 1}, "", "sample"),
     ],
 )
-async def test_a_request_that_is_wrong_is_permanent(
+async def test_wrong_request_is_permanent_error(
     changed: dict[str, Any], code: str, said: str
 ) -> None:
     async with local_server() as server:
@@ -311,7 +311,7 @@ async def test_a_request_that_is_wrong_is_permanent(
     assert said in str(error).lower()
 
 
-async def test_a_wrong_path_or_version_is_permanent() -> None:
+async def test_wrong_path_or_version_is_permanent_error() -> None:
     async with local_server() as server:
         for url, version, status in [
             (f"{server.url}s", VERSION, 404),
@@ -322,7 +322,7 @@ async def test_a_wrong_path_or_version_is_permanent() -> None:
             assert error.status == status
 
 
-async def test_nobody_at_home_is_transient() -> None:
+async def test_refused_connection_is_transient_error() -> None:
     async with local_server() as server:
         service = Endpoint(server.url, VERSION, KEY)
     error = await refusal(service)
@@ -330,7 +330,7 @@ async def test_nobody_at_home_is_transient() -> None:
     assert error.status == 0
 
 
-# -- connecting to services that misbehave
+# -- connecting to misbehaving providers
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ async def test_nobody_at_home_is_transient() -> None:
         (529, SttTransientError),
     ],
 )
-async def test_refused_upgrades_by_status(status: int, kind: type[SttError]) -> None:
+async def test_refused_upgrade_is_classified_by_status(status: int, kind: type[SttError]) -> None:
     body = json.dumps(
         {"error_code": "a_code", "title": "Title", "message": "why", "request_id": "r9"}
     )
@@ -355,7 +355,7 @@ async def test_refused_upgrades_by_status(status: int, kind: type[SttError]) -> 
         response.status_code = status
         return response
 
-    async with odd_server(says(), process_request) as service:
+    async with odd_server(sends(), process_request) as service:
         error = await refusal(service)
     assert type(error) is kind
     assert (error.status, error.code, error.request_id) == (status, "a_code", "r9")
@@ -368,21 +368,21 @@ async def test_refused_upgrades_by_status(status: int, kind: type[SttError]) -> 
         (400, '{"title": "Invalid model"}', SttPermanentError),
         (404, '{"error_code": "model_not_found", "title": null}', SttPermanentError),
         (400, "Invalid model: there is none of that name", SttPermanentError),
-        # Of proxies, load balancers, ingresses.
+        # Responses of proxies, load balancers and ingresses.
         (400, "<html><head><title>400 Bad Request</title></head></html>", SttTransientError),
         (404, "\r\n<!DOCTYPE html>\r\n<html></html>", SttTransientError),
         (404, "default backend - 404", SttTransientError),
         (404, '{"detail": "Not Found"}', SttTransientError),
         (404, "", SttTransientError),
-        # What is in the request is too long for whoever answers, and will be.
+        # The request is too long for the responding server, and stays so.
         (414, "<html></html>", SttPermanentError),
         (403, "<html></html>", SttCredentialsError),
     ],
 )
-async def test_what_the_service_may_not_have_said_is_not_permanent(
+async def test_refusal_by_intermediary_is_not_permanent(
     status: int, body: str, kind: type[SttError]
 ) -> None:
-    async with odd_server(says(), refuses(status, body, "text/html")) as service:
+    async with odd_server(sends(), refuses(status, body, "text/html")) as service:
         error = await refusal(service)
     assert type(error) is kind
     assert error.status == status
@@ -401,17 +401,17 @@ async def test_what_the_service_may_not_have_said_is_not_permanent(
         ('{"message": "why", "new": {"field": []}}', "HTTP 503 why"),
     ],
 )
-async def test_any_body_of_a_refusal_is_readable(body: str, said: str) -> None:
-    async with odd_server(says(), refuses(503, body, "text/html")) as service:
+async def test_any_refusal_body_is_readable(body: str, said: str) -> None:
+    async with odd_server(sends(), refuses(503, body, "text/html")) as service:
         error = await refusal(service)
     assert type(error) is SttTransientError
     assert str(error) == said
     assert (error.code, error.request_id) == ("", "from-the-header")
 
 
-async def test_credit_used_up_is_told_by_its_code_whatever_the_status() -> None:
+async def test_quota_error_is_recognised_by_code() -> None:
     body = json.dumps({"error_code": "quota_exceeded", "title": "No credits", "message": ""})
-    async with odd_server(says(), refuses(429, body)) as service:
+    async with odd_server(sends(), refuses(429, body)) as service:
         assert type(await refusal(service)) is SttCredentialsError
 
 
@@ -432,19 +432,19 @@ async def test_credit_used_up_is_told_by_its_code_whatever_the_status() -> None:
         ({"type": "turn.start"}, SttTransientError, 0),
     ],
 )
-async def test_what_comes_in_place_of_connected(
+async def test_first_message_other_than_connected(
     first: dict[str, Any] | str | bytes, kind: type[SttError], status: int
 ) -> None:
-    async with odd_server(says(first)) as service:
+    async with odd_server(sends(first)) as service:
         error = await refusal(service)
     assert type(error) is kind
     assert error.status == status
 
 
-async def test_what_nobody_knows_may_come_before_connected() -> None:
+async def test_unknown_message_can_precede_connected() -> None:
     hello = {"type": "hello", "region": "us"}
     async with (
-        odd_server(says(hello, hello, CONNECTED)) as service,
+        odd_server(sends(hello, hello, CONNECTED)) as service,
         await open_stream(service, PHONE) as stream,
     ):
         assert (stream.request_id, stream.ignored) == ("r1", 2)
@@ -461,18 +461,18 @@ async def test_unreadable_messages_before_connected_are_skipped() -> None:
         '{"type":"connected","request_id":7}',
     )
     async with (
-        odd_server(says(*first)) as service,
+        odd_server(sends(*first)) as service,
         await open_stream(service, PHONE, defects.append) as stream,
     ):
         assert (stream.request_id, stream.ignored) == ("", 0)
     assert len(defects) == len(first)
 
 
-async def test_unreadable_messages_of_a_conversation_are_skipped() -> None:
+async def test_unreadable_messages_of_session_are_skipped() -> None:
     defects: list[str] = []
     said = ("[1]", "{", b"\x00\x01", {"type": 5}, '{"type":"turn.end","transcript":"\\ud83d"}')
     async with (
-        odd_server(says(CONNECTED, *said)) as service,
+        odd_server(sends(CONNECTED, *said)) as service,
         await open_stream(service, PHONE, defects.append) as stream,
     ):
         assert await stream.receive() == cartesia.TurnEnd(transcript="\ufffd")
@@ -480,17 +480,17 @@ async def test_unreadable_messages_of_a_conversation_are_skipped() -> None:
     assert not any("ud83d" in defect or "\ufffd" in defect for defect in defects)
 
 
-async def test_an_error_without_a_readable_status_keeps_the_socket() -> None:
+async def test_error_without_readable_status_keeps_socket() -> None:
     message = {"type": "error", "status_code": [5], "message": f"{KEY} is no key"}
     async with (
-        odd_server(says(CONNECTED, message)) as service,
+        odd_server(sends(CONNECTED, message)) as service,
         await open_stream(service, PHONE) as stream,
     ):
         assert await stream.receive() == cartesia.Error(message="[key] is no key")
         assert stream.socket.open
 
 
-async def test_frames_that_break_the_protocol_are_the_providers_fault() -> None:
+async def test_invalid_frames_are_provider_error() -> None:
     async def handler(ws: ServerConnection) -> None:
         await ws.send(json.dumps(CONNECTED))
         ws.transport.write(b"\xc1\x00")  # a reserved bit
@@ -511,7 +511,7 @@ async def test_frames_that_break_the_protocol_are_the_providers_fault() -> None:
         (1011, SttTransientError),
     ],
 )
-async def test_a_close_in_place_of_connected(code: int, kind: type[SttError]) -> None:
+async def test_close_instead_of_connected(code: int, kind: type[SttError]) -> None:
     async with odd_server(hangs_up(code, "because")) as service:
         error = await refusal(service)
     assert type(error) is kind
@@ -519,10 +519,12 @@ async def test_a_close_in_place_of_connected(code: int, kind: type[SttError]) ->
     assert "because" in str(error)
 
 
-async def test_a_service_that_never_says_connected_is_given_up(
+async def test_missing_connected_times_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.stt.cartesia.OPEN_TIMEOUT_S", 1.0)  # the upgrade takes some of it
+    monkeypatch.setattr(
+        "worker.stt.cartesia.OPEN_TIMEOUT_S", 1.0
+    )  # the upgrade takes part of the timeout
     codes: list[int | None] = []
 
     async def handler(ws: ServerConnection) -> None:
@@ -536,7 +538,7 @@ async def test_a_service_that_never_says_connected_is_given_up(
     assert codes == [1006], "nothing stays open"
 
 
-async def test_a_service_that_never_answers_the_upgrade_is_given_up(
+async def test_unanswered_upgrade_times_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("worker.stt.cartesia.OPEN_TIMEOUT_S", 0.2)
@@ -561,7 +563,7 @@ async def test_a_service_that_never_answers_the_upgrade_is_given_up(
     assert "0.2 s" in str(error)
 
 
-async def test_cancelling_the_wait_for_connected_leaves_nothing_open() -> None:
+async def test_cancelled_wait_for_connected_leaves_no_socket() -> None:
     codes: list[int | None] = []
 
     async def handler(ws: ServerConnection) -> None:
@@ -577,11 +579,11 @@ async def test_cancelling_the_wait_for_connected_leaves_nothing_open() -> None:
     assert codes == [1006]
 
 
-# -- in a conversation
+# -- in a session
 
 
 @pytest.mark.parametrize(
-    ("message", "heard"),
+    ("message", "expected"),
     [
         ({"type": "turn.start", "turn_id": 7}, cartesia.TurnStart()),
         ({"type": "turn.update", "transcript": " a"}, cartesia.TurnUpdate(transcript=" a")),
@@ -599,15 +601,15 @@ async def test_cancelling_the_wait_for_connected_leaves_nothing_open() -> None:
         ),
     ],
 )
-async def test_messages_of_a_conversation(
-    message: dict[str, Any], heard: cartesia.ServerMessage
+async def test_messages_of_session_are_received(
+    message: dict[str, Any], expected: cartesia.ServerMessage
 ) -> None:
     async with (
-        odd_server(says(CONNECTED, message)) as service,
+        odd_server(sends(CONNECTED, message)) as service,
         await open_stream(service, PHONE) as stream,
     ):
         assert stream.request_id == "r1"
-        assert await stream.receive() == heard
+        assert await stream.receive() == expected
 
 
 @pytest.mark.parametrize(
@@ -630,11 +632,11 @@ async def test_messages_of_a_conversation(
         ({"type": "error", "status_code": 400, "title": "Message too large"}, SttTooBigError, 400),
     ],
 )
-async def test_messages_that_end_a_conversation(
+async def test_message_ends_session(
     message: dict[str, Any], kind: type[SttError], status: int
 ) -> None:
     async with (
-        odd_server(says(CONNECTED, message)) as service,
+        odd_server(sends(CONNECTED, message)) as service,
         await open_stream(service, PHONE) as stream,
     ):
         with pytest.raises(SttError) as fault:
@@ -657,7 +659,7 @@ async def test_messages_that_end_a_conversation(
         (1012, "Service restart", SttTransientError),
     ],
 )
-async def test_closes_that_end_a_conversation(code: int, reason: str, kind: type[SttError]) -> None:
+async def test_close_ends_session(code: int, reason: str, kind: type[SttError]) -> None:
     last = {"type": "turn.end", "transcript": "a"}
     async with (
         odd_server(hangs_up(code, reason, CONNECTED, last)) as service,
@@ -671,7 +673,7 @@ async def test_closes_that_end_a_conversation(code: int, reason: str, kind: type
     assert reason in str(fault.value)
 
 
-async def test_a_close_with_1000_is_the_end() -> None:
+async def test_close_1000_is_end() -> None:
     async with (
         odd_server(hangs_up(1000, "", CONNECTED)) as service,
         await open_stream(service, PHONE) as stream,
@@ -680,7 +682,7 @@ async def test_a_close_with_1000_is_the_end() -> None:
         assert await stream.receive() is None
 
 
-async def test_a_close_without_a_code_is_the_end() -> None:
+async def test_close_without_code_is_end() -> None:
     async def handler(ws: ServerConnection) -> None:
         await ws.send(json.dumps(CONNECTED))
         ws.protocol.send_close()
@@ -714,7 +716,7 @@ async def test_commands_are_text_and_audio_is_binary() -> None:
     ]
 
 
-async def test_leaving_with_an_error_drops_the_connection() -> None:
+async def test_leaving_with_error_drops_connection() -> None:
     async with local_server() as server:
         with pytest.raises(SttTransientError):
             async with await open_stream(Endpoint(server.url, VERSION, KEY), PHONE):
@@ -724,7 +726,7 @@ async def test_leaving_with_an_error_drops_the_connection() -> None:
         assert seen.close_code == 1006
 
 
-async def test_leaving_by_cancellation_drops_the_connection() -> None:
+async def test_leaving_by_cancellation_drops_connection() -> None:
     async with local_server() as server:
         with anyio.CancelScope() as scope:
             async with await open_stream(Endpoint(server.url, VERSION, KEY), PHONE) as stream:

@@ -1,4 +1,4 @@
-"""Frames that carry audio, read back by the library's own server side."""
+"""Frames that carry audio, parsed by the server side of websockets."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,15 +17,15 @@ def _read(data: bytes) -> list[Frame]:
 
 
 @given(st.lists(st.binary(max_size=300) | st.sampled_from(LIMITS).map(bytes), max_size=5))
-def test_what_is_written_is_read(payloads: list[bytes]) -> None:
+def test_written_frame_is_parsed(payloads: list[bytes]) -> None:
     writer = FrameWriter()
     frames = _read(b"".join(map(writer.binary, payloads)))
     assert [bytes(frame.data) for frame in frames] == payloads
     assert all(frame.opcode is Opcode.BINARY and frame.fin for frame in frames)
 
 
-def test_no_mask_is_used_again() -> None:
+def test_masks_are_not_reused() -> None:
     writer = FrameWriter()
     masks = [writer.binary(b"")[2:] for _ in range(3_000)]
     assert all(len(mask) == 4 for mask in masks)
-    assert len(set(masks)) > 2_990  # two of them may be alike by chance
+    assert len(set(masks)) > 2_990  # two of them can be equal by chance

@@ -1,4 +1,4 @@
-"""The provider's messages, damaged in every way: what can be read of them is used."""
+"""Damaged messages of the provider: every readable part is used."""
 
 import json
 from typing import Any
@@ -67,7 +67,7 @@ DIGITS = "9" * 5_000
         ('{"type":"turn.sigh","x":NaN}', UnknownMessage("turn.sigh")),
     ],
 )
-def test_what_can_be_read_is_used(text: str, message: ServerMessage) -> None:
+def test_readable_fields_are_used(text: str, message: ServerMessage) -> None:
     reading = read_message(text)
     assert reading.message == message
     assert reading.defect
@@ -100,13 +100,13 @@ def test_what_can_be_read_is_used(text: str, message: ServerMessage) -> None:
         "\ufffd" * 100,
     ],
 )
-def test_a_message_without_a_type_is_nothing(text: str) -> None:
+def test_message_without_type_is_ignored(text: str) -> None:
     reading = read_message(text)
     assert reading.message is None
     assert reading.defect
 
 
-def test_a_good_message_has_no_defect() -> None:
+def test_valid_message_has_no_defect() -> None:
     for text in ('{"type":"turn.end","transcript":" a ","x":[1]}', '{"type":"new"}'):
         assert read_message(text).defect == ""
 
@@ -124,7 +124,7 @@ SECRET = "sk_car_secret"
         f'{{"type":"turn.end","{SECRET}":NaN}}',
     ],
 )
-def test_a_defect_has_nothing_of_the_message(text: str) -> None:
+def test_defect_omits_message_content(text: str) -> None:
     assert SECRET not in read_message(text).defect
 
 
@@ -143,7 +143,7 @@ TYPES = ["connected", "turn.start", "turn.update", "turn.eager_end", "turn.end",
     cut=st.integers(0, 200),
     put=st.text(max_size=3),
 )
-def test_any_damage_is_read_and_can_be_published(
+def test_any_damaged_message_can_be_published(
     kind: str, fields: dict[str, Any], cut: int, put: str
 ) -> None:
     text = json.dumps({"type": kind, **fields})
@@ -159,5 +159,5 @@ def test_any_damage_is_read_and_can_be_published(
 
 
 @given(st.text())
-def test_any_text_is_read(text: str) -> None:
+def test_any_text_is_decoded(text: str) -> None:
     read_message(text)

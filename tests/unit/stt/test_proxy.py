@@ -1,4 +1,4 @@
-"""The provider through an HTTP proxy: which one, and what becomes of its refusals."""
+"""The provider through an HTTP proxy: which proxy is used, and how its refusals are reported."""
 
 import base64
 from collections.abc import AsyncIterator
@@ -25,13 +25,13 @@ from worker.urls import provider_address
 
 URL = "wss://api.provider.test/stt/turns/websocket"
 HOST = "api.provider.test"
-"""A name that the proxy alone knows."""
+"""A name that only the proxy resolves."""
 SECRET = "s3cr:t/?#%"
 QUOTED = "s3cr%3At%2F%3F%23%25"
 SETTINGS = StreamSettings(model="ink-2", encoding=Encoding.PCM_S16LE, sample_rate=16_000)
 
 
-# -- which proxy
+# -- selection of the proxy
 
 
 @pytest.mark.parametrize(
@@ -112,19 +112,19 @@ def test_find_proxy_obeys_no_proxy(url: str, exempt: str, used: bool, name: str)
         "http://[::1",
     ],
 )
-def test_find_proxy_refuses_without_repeating(value: str) -> None:
+def test_find_proxy_error_omits_url(value: str) -> None:
     with pytest.raises(SettingsError) as refused:
         find_proxy(URL, {"https_proxy": value})
     assert str(refused.value).startswith("https_proxy: ")
     assert "s3cr" not in str(refused.value)
 
 
-# -- through it
+# -- connections through it
 
 
 @asynccontextmanager
 async def provider(authority: Authority) -> AsyncIterator[tuple[str, dict[str, tuple[str, int]]]]:
-    """Serve turns under a name; give their URL, and what a proxy has to know."""
+    """Serve turns under a name; yield their URL, and the proxy's name table."""
     settings = ServerSettings(port=0, api_keys=frozenset({KEY}))
     async with (
         TurnsServer.serve(settings, ScriptEngine()) as stt,
@@ -136,7 +136,7 @@ async def provider(authority: Authority) -> AsyncIterator[tuple[str, dict[str, t
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
-    """An authority that this process trusts."""
+    """A certificate authority that this process trusts."""
     authority = Authority(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
     monkeypatch.setattr(stt_socket, "_tls", stt_socket._tls.__wrapped__)
@@ -145,7 +145,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
 
 @pytest.mark.parametrize("use_uvloop", [False, True])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_proxy_carries_the_socket(authority: Authority, scheme: str, use_uvloop: bool) -> None:
+def test_proxy_carries_socket(authority: Authority, scheme: str, use_uvloop: bool) -> None:
     certificate = authority.issue("127.0.0.1") if scheme == "https" else None
 
     async def converse() -> list[str]:
@@ -184,9 +184,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("answer", "kind", "words"), REFUSALS)
-async def test_proxy_refusal_names_the_proxy(
-    answer: bytes, kind: type[SttError], words: str
-) -> None:
+async def test_proxy_refusal_names_proxy(answer: bytes, kind: type[SttError], words: str) -> None:
     async with ConnectProxy.serve({}) as server:
         server.answer = answer
         env = {"HTTPS_PROXY": f"http://me:{QUOTED}@127.0.0.1:{server.port}"}
@@ -197,7 +195,7 @@ async def test_proxy_refusal_names_the_proxy(
     assert "s3cr" not in f"{refused.value}{refused.value.advice}"
 
 
-async def test_proxy_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stt_socket, "CONNECT_TIMEOUT_S", 0.3)
     service = Endpoint(URL, "2026-03-01", KEY, find_proxy(URL, {"HTTPS_PROXY": "127.0.0.1:1"}))
     with pytest.raises(
@@ -216,7 +214,7 @@ async def _free_port() -> int:
         return server.port
 
 
-async def test_worker_is_unready_until_its_proxy_lets_it_pass(
+async def test_worker_is_unready_until_proxy_allows_connect(
     harness: Harness, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.session.connector.CREDENTIALS_RETRY_S", 0.1)

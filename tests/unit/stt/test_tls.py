@@ -1,4 +1,4 @@
-"""A service behind TLS whose certificate is not everybody's."""
+"""A provider behind TLS with a certificate of a private authority."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ SETTINGS = StreamSettings("ink-2", Encoding.PCM_S16LE, 16_000, keyterms=("hunter
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Authority]:
-    """One of the user's own, named as OpenSSL reads it."""
+    """A private authority, named as OpenSSL reads it."""
     made = Authority(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(made.file))
     _tls.cache_clear()
@@ -33,7 +33,9 @@ async def request_id(url: str) -> str:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_an_authority_of_ones_own(stt: TurnsServer, authority: Authority, host: str) -> None:
+async def test_private_authority_is_trusted(
+    stt: TurnsServer, authority: Authority, host: str
+) -> None:
     certificate = authority.issue("localhost", "::1")
     async with behind_tls(stt.url, certificate, host) as url:
         assert await request_id(url)
@@ -48,7 +50,7 @@ async def test_an_authority_of_ones_own(stt: TurnsServer, authority: Authority, 
         ("localhost", True, True, "certificate has expired; renew it, or set the clocks right"),
     ],
 )
-def test_certificates_that_are_refused(
+def test_invalid_certificate_is_refused(
     authority: Authority,
     tmp_path: Path,
     names: str,

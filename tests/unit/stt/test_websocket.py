@@ -1,4 +1,4 @@
-"""The socket against real servers on loopback: good ones, refusing ones and broken ones."""
+"""The socket against real servers on loopback: correct, refusing and broken ones."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def websocket_server(
     handler: Handler, process_request: Callable[[ServerConnection, Request], Response] | None = None
 ) -> AsyncIterator[str]:
-    """A proper WebSocket server; gives its URL."""
+    """A correct WebSocket server; yields its URL."""
     async with serve(
         handler, "127.0.0.1", 0, max_size=2**24, process_request=process_request
     ) as server:
@@ -42,7 +42,7 @@ async def websocket_server(
 
 @asynccontextmanager
 async def tcp_server(peer: Peer) -> AsyncIterator[str]:
-    """A server that does with the bytes of a connection what it likes; gives a URL."""
+    """A server that handles the raw bytes of a connection; yields a URL."""
 
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -71,7 +71,7 @@ async def connected(url: str) -> AsyncIterator[WebSocketClient]:
 
 
 async def gone(socket: WebSocketClient) -> None:
-    """Wait until nothing more comes."""
+    """Wait until no more data arrives."""
     with anyio.fail_after(PATIENCE_S):
         while True:
             try:
@@ -81,7 +81,7 @@ async def gone(socket: WebSocketClient) -> None:
 
 
 async def closing(socket: WebSocketClient) -> tuple[int, str]:
-    """How the socket was closed, having read all that came before."""
+    """Return how the socket was closed, after reading all earlier messages."""
     with anyio.fail_after(PATIENCE_S):
         while True:
             try:
@@ -101,7 +101,7 @@ async def _idle(ws: ServerConnection) -> None:
 
 
 async def _upgraded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> ServerProtocol:
-    """Answer the upgrade by hand, and nothing else."""
+    """Answer the upgrade by hand, without further messages."""
     protocol = ServerProtocol(max_size=2**24)
     protocol.receive_data(await reader.readuntil(b"\r\n\r\n"))
     (request,) = protocol.events_received()
@@ -114,7 +114,7 @@ async def _upgraded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 # -- the upgrade
 
 
-async def test_the_request_carries_the_headers_and_offers_no_compression() -> None:
+async def test_upgrade_has_headers_and_no_compression() -> None:
     seen: list[Request] = []
 
     async def handler(ws: ServerConnection) -> None:
@@ -136,7 +136,7 @@ async def test_the_request_carries_the_headers_and_offers_no_compression() -> No
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 402, 403, 404, 429, 500, 503])
-async def test_a_refusal_carries_status_headers_and_body(status: int) -> None:
+async def test_refusal_has_status_headers_and_body(status: int) -> None:
     def refuse(ws: ServerConnection, request: Request) -> Response:
         response = ws.respond(HTTPStatus(status), '{"title": "No"}')
         response.headers["X-Request-Id"] = "r1"
@@ -163,7 +163,7 @@ async def test_a_refusal_carries_status_headers_and_body(status: int) -> None:
         (b"HTTP/1.1 204 \r\n\r\n", 0),
     ],
 )
-async def test_refusals_of_proxies_are_read_too(answer: bytes, body: int) -> None:
+async def test_refusal_of_proxy_is_read(answer: bytes, body: int) -> None:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
@@ -194,7 +194,7 @@ async def test_refusals_of_proxies_are_read_too(answer: bytes, body: int) -> Non
         b"HTTP/1.1 500 " + b"x" * 100_000,
     ],
 )
-async def test_what_is_no_answer_is_an_os_error(answer: bytes) -> None:
+async def test_invalid_response_is_os_error(answer: bytes) -> None:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
@@ -205,7 +205,7 @@ async def test_what_is_no_answer_is_an_os_error(answer: bytes) -> None:
             await open_socket(url, {})
 
 
-async def test_a_port_nobody_listens_on_is_an_os_error() -> None:
+async def test_closed_port_is_os_error() -> None:
     async with tcp_server(lambda reader, writer: checkpoint()) as url:
         pass
     with pytest.raises(OSError, match="Connect call failed"):
@@ -214,12 +214,12 @@ async def test_a_port_nobody_listens_on_is_an_os_error() -> None:
 
 async def _until_gone(reader: asyncio.StreamReader) -> None:
     """Wait until the client is gone."""
-    with suppress(ConnectionResetError):  # aborted, so that nothing lingers
+    with suppress(ConnectionResetError):  # aborted, so that no socket lingers
         while await reader.read(1024):
             pass
 
 
-async def test_cancelling_a_handshake_leaves_nothing_open() -> None:
+async def test_cancelled_handshake_leaves_no_socket() -> None:
     left = anyio.Event()
 
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -236,8 +236,8 @@ async def test_cancelling_a_handshake_leaves_nothing_open() -> None:
             await left.wait()
 
 
-async def test_cancelling_a_connect_leaves_nothing_open() -> None:
-    """Wherever it was: loopback connects at once, or it does not."""
+async def test_cancelled_connect_leaves_no_socket() -> None:
+    """At any point: loopback connects at once, or it does not."""
     arrived, left = 0, 0
 
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -257,7 +257,7 @@ async def test_cancelling_a_connect_leaves_nothing_open() -> None:
 
 
 def _after_turns(turns: int, call: Callable[[], None]) -> None:
-    """Call after so many turns of the event loop."""
+    """Call after so many iterations of the event loop."""
     if turns:
         asyncio.get_running_loop().call_soon(_after_turns, turns - 1, call)
     else:
@@ -267,7 +267,7 @@ def _after_turns(turns: int, call: Callable[[], None]) -> None:
 # -- messages
 
 
-async def test_fragments_make_one_message() -> None:
+async def test_fragments_form_one_message() -> None:
     euro = "€".encode()
 
     async def handler(ws: ServerConnection) -> None:
@@ -284,7 +284,7 @@ async def test_fragments_make_one_message() -> None:
         assert await socket.receive() == "�binary"
 
 
-async def test_control_frames_between_fragments_are_no_part_of_them() -> None:
+async def test_control_frames_between_fragments_are_separate() -> None:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         protocol = await _upgraded(reader, writer)
         protocol.send_text(b"one ", fin=False)
@@ -298,10 +298,10 @@ async def test_control_frames_between_fragments_are_no_part_of_them() -> None:
 
     async with tcp_server(peer) as url, connected(url) as socket:
         assert await socket.receive() == "one two three"
-        assert socket.pongs_received == 0, "nobody asked for an answer"
+        assert socket.pongs_received == 0, "no ping was sent"
 
 
-async def test_bytes_may_come_one_by_one() -> None:
+async def test_bytes_can_arrive_one_by_one() -> None:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         protocol = await _upgraded(reader, writer)
         protocol.send_text("zwölf".encode())
@@ -318,7 +318,7 @@ async def test_bytes_may_come_one_by_one() -> None:
         assert await closing(socket) == (1001, "Idle timeout")
 
 
-async def test_a_message_above_a_mebibyte_is_discarded() -> None:
+async def test_message_above_1_mib_is_discarded() -> None:
     async def handler(ws: ServerConnection) -> None:
         await ws.send("x" * MAX_MESSAGE_BYTES)
         await ws.send("x" * (MAX_MESSAGE_BYTES + 1))
@@ -342,8 +342,8 @@ async def test_a_message_above_a_mebibyte_is_discarded() -> None:
     assert all("larger than" in defect for _, defect in received if defect)
 
 
-async def test_a_large_message_is_not_buffered() -> None:
-    """However large its header says it is."""
+async def test_large_message_is_not_buffered() -> None:
+    """Whatever size its header states."""
 
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _upgraded(reader, writer)
@@ -361,7 +361,7 @@ async def test_a_large_message_is_not_buffered() -> None:
 
 
 @pytest.mark.parametrize("opcode", [b"\x81", b"\x82"], ids=["text", "binary"])
-async def test_a_defect_is_of_its_message_only(opcode: bytes) -> None:
+async def test_defect_affects_only_its_message(opcode: bytes) -> None:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _upgraded(reader, writer)
         writer.write(opcode + b"\x03a\xff." + b"\x81\x01b" + b"\x82\x01c" + b"\x81\x00")
@@ -377,7 +377,7 @@ async def test_a_defect_is_of_its_message_only(opcode: bytes) -> None:
     ("reason", "read"),
     [(b"Idle \xff", "Idle \ufffd"), (b"\xff" * 123, "\ufffd" * 41)],
 )
-async def test_a_close_reason_that_is_no_text_keeps_its_code(reason: bytes, read: str) -> None:
+async def test_close_with_invalid_reason_keeps_code(reason: bytes, read: str) -> None:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _upgraded(reader, writer)
         writer.write(b"\x88" + bytes([len(reason) + 2]) + (1001).to_bytes(2, "big") + reason)
@@ -419,7 +419,7 @@ async def test_audio_and_commands_arrive_as_sent() -> None:
         (4321, "ä"),
     ],
 )
-async def test_what_came_before_a_close_is_read_before_it(code: int, reason: str) -> None:
+async def test_messages_before_close_are_read_first(code: int, reason: str) -> None:
     async def handler(ws: ServerConnection) -> None:
         await ws.send("one")
         await ws.send("two")
@@ -448,7 +448,7 @@ async def test_what_came_before_a_close_is_read_before_it(code: int, reason: str
         (b"\x03", "close frame of 1 byte"),
     ],
 )
-async def test_a_close_with_an_invalid_code_is_1011(payload: bytes, reason: str) -> None:
+async def test_close_with_invalid_code_is_1011(payload: bytes, reason: str) -> None:
     async def handler(ws: ServerConnection) -> None:
         ws.transport.write(b"\x88" + bytes([len(payload)]) + payload)
         await ws.wait_closed()
@@ -461,7 +461,7 @@ async def test_a_close_with_an_invalid_code_is_1011(payload: bytes, reason: str)
         assert not end.value.broken
 
 
-async def test_a_close_without_a_code_is_1005() -> None:
+async def test_close_without_code_is_1005() -> None:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         protocol = await _upgraded(reader, writer)
         protocol.send_close()
@@ -472,7 +472,7 @@ async def test_a_close_without_a_code_is_1005() -> None:
         assert (await closing(socket))[0] == 1005
 
 
-async def test_a_connection_that_is_cut_is_1006() -> None:
+async def test_cut_connection_is_1006() -> None:
     async def handler(ws: ServerConnection) -> None:
         await ws.recv()
         ws.transport.abort()
@@ -490,7 +490,7 @@ TALK = b"".join(
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, len(TALK) - 1), reset=st.booleans())
-async def test_a_connection_may_be_cut_at_any_byte(at: int, reset: bool) -> None:
+async def test_connection_can_be_cut_at_any_byte(at: int, reset: bool) -> None:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _upgraded(reader, writer)
         writer.write(TALK[:at])
@@ -516,14 +516,14 @@ async def test_a_connection_may_be_cut_at_any_byte(at: int, reset: bool) -> None
 @pytest.mark.parametrize(
     "frame",
     [
-        b"\x83\x00",  # an opcode nobody knows
+        b"\x83\x00",  # an unknown opcode
         b"\xc1\x00",  # a reserved bit
         b"\x81\x80\x00\x00\x00\x00",  # masked by a server
-        b"\x80\x00",  # the rest of nothing
-        b"\x89\x7e\x00\x80" + bytes(128),  # a ping too long
+        b"\x80\x00",  # a continuation without a first frame
+        b"\x89\x7e\x00\x80" + bytes(128),  # a ping that is too long
     ],
 )
-async def test_a_peer_that_breaks_the_protocol_is_1006(frame: bytes) -> None:
+async def test_protocol_violation_is_1006(frame: bytes) -> None:
     answers: list[bytes] = []
 
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -537,10 +537,10 @@ async def test_a_peer_that_breaks_the_protocol_is_1006(frame: bytes) -> None:
             await socket.receive()
         assert (end.value.code, end.value.broken) == (1006, True)
         await until(lambda: bool(answers))
-    assert answers[0][0] == 0x88  # it is told so
+    assert answers[0][0] == 0x88  # the peer receives a close frame
 
 
-async def test_an_abort_ends_a_waiting_receive_with_its_reason() -> None:
+async def test_abort_ends_receive_with_its_reason() -> None:
     async with websocket_server(_idle) as url, connected(url) as socket:
         async with anyio.create_task_group() as tasks:
             ends: list[tuple[int, str]] = []
@@ -557,7 +557,7 @@ async def test_an_abort_ends_a_waiting_receive_with_its_reason() -> None:
         socket.send_binary(b"too late")
 
 
-async def test_what_came_before_an_abort_is_still_read() -> None:
+async def test_messages_before_abort_are_still_read() -> None:
     async def handler(ws: ServerConnection) -> None:
         await ws.send("one")
         await ws.wait_closed()
@@ -570,7 +570,7 @@ async def test_what_came_before_an_abort_is_still_read() -> None:
         assert await closing(socket) == (1006, "enough")
 
 
-async def test_a_polite_close_is_1000_to_the_peer() -> None:
+async def test_close_sends_1000_to_peer() -> None:
     codes: list[int | None] = []
 
     async def handler(ws: ServerConnection) -> None:
@@ -586,7 +586,7 @@ async def test_a_polite_close_is_1000_to_the_peer() -> None:
     assert codes == [1000]
 
 
-async def test_a_peer_that_does_not_answer_a_close_is_dropped() -> None:
+async def test_peer_that_ignores_close_is_dropped() -> None:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _upgraded(reader, writer)
         await reader.read()
@@ -597,7 +597,7 @@ async def test_a_peer_that_does_not_answer_a_close_is_dropped() -> None:
         assert (await closing(socket))[0] == 1006
 
 
-async def test_a_cancelled_close_drops_the_connection() -> None:
+async def test_cancelled_close_drops_connection() -> None:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _upgraded(reader, writer)
         await reader.read(2)
@@ -614,7 +614,7 @@ async def test_a_cancelled_close_drops_the_connection() -> None:
 # -- liveness
 
 
-async def test_pings_are_counted_as_they_are_answered() -> None:
+async def test_answered_pings_are_counted() -> None:
     async def handler(ws: ServerConnection) -> None:
         await ws.pong(b"")
         await ws.pong(b"unasked")
@@ -630,7 +630,7 @@ async def test_pings_are_counted_as_they_are_answered() -> None:
         await until(lambda: socket.pongs_received == 3)
 
 
-async def test_the_answer_to_a_late_ping_answers_those_before_and_never_fewer() -> None:
+async def test_late_pong_answers_all_earlier_pings() -> None:
     async def handler(ws: ServerConnection) -> None:
         await ws.recv()
         await ws.pong(b"2")
@@ -646,7 +646,7 @@ async def test_the_answer_to_a_late_ping_answers_those_before_and_never_fewer() 
         assert socket.pongs_received == 3, "neither fewer nor more than was asked"
 
 
-async def test_pings_of_the_service_are_answered() -> None:
+async def test_pings_of_provider_are_answered() -> None:
     async def handler(ws: ServerConnection) -> None:
         await (await ws.ping(b"alive?"))
         await ws.send("answered")
@@ -656,7 +656,7 @@ async def test_pings_of_the_service_are_answered() -> None:
         assert await socket.receive() == "answered"
 
 
-async def test_a_peer_that_takes_nothing_more_is_noticed_and_forgiven() -> None:
+async def test_blocked_peer_is_detected_and_can_recover() -> None:
     go_on = anyio.Event()
     sent = 32 * 2**20
 
@@ -682,7 +682,7 @@ async def test_a_peer_that_takes_nothing_more_is_noticed_and_forgiven() -> None:
         assert socket.open
 
 
-async def test_a_blocked_socket_can_be_dropped_at_once() -> None:
+async def test_blocked_socket_can_be_dropped_at_once() -> None:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _upgraded(reader, writer)
         await anyio.sleep_forever()
