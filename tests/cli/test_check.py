@@ -113,15 +113,15 @@ def test_check_fails_if_provider_refuses_connection(
 
 @pytest.mark.usefixtures("stt")
 @pytest.mark.parametrize(
-    ("said", "what"),
+    ("response", "what"),
     [(b"\xc1\x00", "protocol error"), (b"\x88\x02\x03\xf1", "1009")],
     ids=["broken frame", "close 1009"],
 )
 def test_check_fails_if_provider_breaks_protocol(
-    check: Check, monkeypatch: pytest.MonkeyPatch, said: bytes, what: str
+    check: Check, monkeypatch: pytest.MonkeyPatch, response: bytes, what: str
 ) -> None:
     def answer(ws: ServerConnection) -> None:
-        ws.socket.sendall(said)
+        ws.socket.sendall(response)
 
     with serve(answer, "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -318,9 +318,9 @@ def test_check_reports_rejected_collector_certificate(
     with collecting(authority.issue("localhost")) as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
         assert check() == ALL_WELL | {"traces": "warn"}
-        said = check.details["traces"]
-        assert "would be lost: certificate refused: " in said
-        assert "OTEL_EXPORTER_OTLP_CERTIFICATE=FILE" in said
+        response = check.details["traces"]
+        assert "would be lost: certificate refused: " in response
+        assert "OTEL_EXPORTER_OTLP_CERTIFICATE=FILE" in response
         assert check.code == 0
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(authority.file))
         assert check() == ALL_WELL

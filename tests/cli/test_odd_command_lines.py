@@ -244,10 +244,10 @@ def test_key_given_as_option_is_not_printed(capsys: pytest.CaptureFixture[str]) 
     for words in (["--api-key", "hunter2"], ["--stt-api-key=hunter2"], ["sk_car_hunter2"]):
         with pytest.raises(SystemExit):
             main(["run", *words])
-        said = capsys.readouterr().err
-        assert "hunter2" not in said
+        errors = capsys.readouterr().err
+        assert "hunter2" not in errors
         if "-key" in words[0]:
-            assert "a key is not an option; put it into CARTESIA_API_KEY" in said
+            assert "a key is not an option; put it into CARTESIA_API_KEY" in errors
 
 
 def test_option_placeholders_are_capitals(capsys: pytest.CaptureFixture[str]) -> None:

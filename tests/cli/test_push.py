@@ -119,8 +119,8 @@ def test_push_without_audio_announces_nothing(
     with (tmp_path / "errors").open("wb") as errors:
         push = spawn("push", "-", "--session", "s", stdin=subprocess.DEVNULL, stderr=errors)
         assert push.wait(PATIENCE_S) == 1
-    said = (tmp_path / "errors").read_text()
-    assert said == "turnbus: no audio came; no session was announced\n"
+    message = (tmp_path / "errors").read_text()
+    assert message == "turnbus: no audio came; no session was announced\n"
     assert not bus.exists(keys.sessions, keys.audio("0", "s"))
 
 

@@ -66,7 +66,7 @@ WATCH = "watch --session s --from-start --until-ended"
 @pytest.mark.usefixtures("session_with_turns")
 @pytest.mark.parametrize("closed", CLOSED)
 @pytest.mark.parametrize(
-    ("command", "code"), [("schema", 0), ("sessions", 0), (WATCH, 0), ("end nobody", 1), ("x", 2)]
+    ("command", "code"), [("schema", 0), ("sessions", 0), (WATCH, 0), ("end absent", 1), ("x", 2)]
 )
 def test_command_runs_without_standard_streams(command: str, code: int, closed: str) -> None:
     done = run(command, closed)

@@ -50,7 +50,7 @@ def test_bench_restarts_sessions(capsys: pytest.CaptureFixture[str]) -> None:
     (run,) = report["runs"]
     assert run["begun"] >= 2
     assert len(run["worker_rss"]) == 6
-    # Each session begins its words anew and has at least one utterance.
+    # Each session restarts its words and has at least one utterance.
     assert report["verdict"]["words"] >= (4 + run["begun"]) * 8
 
 

@@ -108,8 +108,8 @@ def test_demo_survives_kill_of_worker(demo: Start, temporary: Path) -> None:
         assert [event["seq"] for event in own] == list(range(1, len(own) + 1))
         assert (own[0]["type"], own[-1]["type"]) == ("session.started", "session.ended")
         assert max(event["connection"] for event in own) == one["connections"]
-        said = [event["transcript"].strip() for event in own if event["type"] == "turn.end"]
-        assert " ".join(said) == one["transcript"]
+        transcripts = [event["transcript"].strip() for event in own if event["type"] == "turn.end"]
+        assert " ".join(transcripts) == one["transcript"]
     assert_gone(running, temporary)
 
     sent = {span.span_id for span in collector.spans if span.name == "send stt.sessions"}

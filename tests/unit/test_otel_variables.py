@@ -204,9 +204,9 @@ def test_unusable_value_gives_one_line(variables: dict[str, str], fault: str) ->
     exporters = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_METRICS_EXPORTER": "otlp"}
     found = set(faults(exporters | variables))
     assert len(found) == 1
-    (said,) = found
-    assert said.startswith(fault)
-    assert "hunter2" not in said
+    (message,) = found
+    assert message.startswith(fault)
+    assert "hunter2" not in message
 
 
 def test_usable_values_are_accepted(tmp_path: Path) -> None:
@@ -245,10 +245,10 @@ def test_variables_are_ignored_without_export() -> None:
 class Records(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
+        self.messages.append(record.getMessage())
 
 
 def set_up(variables: dict[str, str]) -> bool:
@@ -271,7 +271,7 @@ def set_up(variables: dict[str, str]) -> bool:
             for processor in provider._active_span_processor._span_processors:
                 processor.span_exporter.shutdown()  # type: ignore[attr-defined]
             provider.shutdown()
-    assert records.said == []
+    assert records.messages == []
     return False
 
 

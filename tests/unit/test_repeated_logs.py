@@ -101,7 +101,7 @@ def test_traceback_of_one_place_is_written_once(
         try:
             failing()
         except (ValueError, IndexError):
-            log.exception("acquirer: a fault")
+            log.exception("acquirer: an error")
     assert stream.getvalue().count("Traceback") == written
 
 

@@ -135,8 +135,8 @@ def test_version_can_be_toml_date(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variable", ["turnbus_prefix", "Turnbus_Prefix", "TURNBUS_prefix"])
 def test_lowercase_variable_is_reported(variable: str) -> None:
-    said = "has no effect; names are in capitals: TURNBUS_PREFIX"
-    assert fault({variable: "a"}) == f"{variable}: {said}"
+    reason = "has no effect; names are in capitals: TURNBUS_PREFIX"
+    assert fault({variable: "a"}) == f"{variable}: {reason}"
     assert load({"turnbus_home": "/", "turn": "x"}) == Settings()
 
 

@@ -128,7 +128,7 @@ def _below(*, between: Sequence[Extension], sent: bool = True) -> Case:
 
 
 CASES: dict[str, tuple[Callable[[], Case], str, list[str]]] = {
-    "a sound one": (lambda: _of(authority()), "", []),
+    "a valid certificate": (lambda: _of(authority()), "", []),
     "expired": (lambda: _of(authority(), begins=-3, ends=-1), "has expired", ["renew it"]),
     "not yet valid": (lambda: _of(authority(), begins=1, ends=2), "not yet valid", ["clocks"]),
     "expired authority": (
@@ -156,17 +156,17 @@ CASES: dict[str, tuple[Callable[[], Case], str, list[str]]] = {
         "unable to get local issuer certificate",
         [TRUST, "all certificates of its chain"],
     ),
-    "an unknown authority that is sent": (
+    "an unknown authority in the chain": (
         lambda: (authority("another"), [server(root := authority("unknown")), root]),
         "self-signed certificate in certificate chain",
         [TRUST],
     ),
-    "a chain that is not sent": (
+    "an incomplete chain": (
         lambda: _below(between=[CA, SIGNS], sent=False),
         "unable to get local issuer certificate",
         ["let the server send all certificates of its chain"],
     ),
-    "an authority made anew": (
+    "a recreated authority": (
         lambda: (authority(), [server(authority())]),
         "unable to get local issuer certificate",
         [TRUST],
@@ -191,7 +191,7 @@ CASES: dict[str, tuple[Callable[[], Case], str, list[str]]] = {
         "CA cert does not include key usage extension",
         [AUTHORITY, KEY_USAGE],
     ),
-    "an extension that is not known": (
+    "an unknown extension": (
         lambda: _of(authority(), (x509.UnrecognizedExtension(OWN, b"\x05\x00"), True)),
         "unhandled critical extension",
         ["issue it without critical extensions of your own"],
@@ -253,19 +253,19 @@ def test_refused_certificate_gets_advice(name: str, tmp_path: Path) -> None:
         assert error is None
         return
     assert error is not None
-    said = tls.explain(error, TRUST)
-    assert said.startswith("certificate refused: ")
-    assert fault.lower() in said.lower()
-    assert "\n" not in said
+    explanation = tls.explain(error, TRUST)
+    assert explanation.startswith("certificate refused: ")
+    assert fault.lower() in explanation.lower()
+    assert "\n" not in explanation
     for part in advice:
-        assert part in said
+        assert part in explanation
 
 
 def test_rare_refusal_does_not_blame_trust() -> None:
     error = ssl.SSLCertVerificationError(1, "x")
     error.verify_code, error.verify_message = 53, "unsupported or invalid name syntax"
-    said = tls.explain(error, TRUST)
-    assert said.endswith("name syntax; let its authority issue one without this fault")
+    explanation = tls.explain(error, TRUST)
+    assert explanation.endswith("name syntax; let its authority issue one without this fault")
 
 
 def test_advised_openssl_commands_work(tmp_path: Path) -> None:
@@ -346,9 +346,9 @@ def test_provider_error_for_authority_without_key_usage(
                 await open_stream(Endpoint(url, "2026-03-01", "k"), settings)
         return str(refused.value)
 
-    said = anyio.run(connect_to_it, backend_options={"use_uvloop": use_uvloop})
-    assert "CA cert does not include key usage extension; make the authority's" in said
-    assert KEY_USAGE in said
+    explanation = anyio.run(connect_to_it, backend_options={"use_uvloop": use_uvloop})
+    assert "CA cert does not include key usage extension; make the authority's" in explanation
+    assert KEY_USAGE in explanation
 
 
 @pytest.mark.parametrize(

@@ -195,9 +195,9 @@ async def test_image_runs_local_server(tmp_path: Path) -> None:
     for engine in ("script", "speech"):
         async with _running(local, "stt-server", "--engine", engine, "--port", "0") as server:
             assert server.stdout is not None
-            said = b""
-            while b"ws://127.0.0.1:" not in said:
-                said += await server.stdout.receive()
+            output = b""
+            while b"ws://127.0.0.1:" not in output:
+                output += await server.stdout.receive()
 
 
 def _check_libraries(container: Container) -> None:

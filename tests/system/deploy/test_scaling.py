@@ -181,10 +181,10 @@ async def test_300_calls_scale_without_loss(tmp_path: Path) -> None:
     plan = Plan(calls=300, per_worker=80, up=60, down=60, hold=20, window=15, period=5)
     outcome = await _run(plan, tmp_path)
     _check(plan, outcome)
-    said = sum(call.words for call in outcome.calls.calls)
+    spoken = sum(call.words for call in outcome.calls.calls)
     title = (
         f"{plan.calls} calls, {plan.target} per worker wanted, {plan.per_worker} at most: "
-        f"{said:,} words, none lost; {len(outcome.moves)} moves"
+        f"{spoken:,} words, none lost; {len(outcome.moves)} moves"
     )
     picture = draw(title, outcome.samples, outcome.rolled_s)
     await anyio.Path(DEPLOY / "scaling.svg").write_text(picture, "utf-8")

@@ -31,8 +31,8 @@ def test_compare_counts_differences(
 
 
 @given(st.integers(0, 40), st.lists(st.integers(0, 50) | st.just("!?"), max_size=60))
-def test_compare_accepts_only_spoken_words(said: int, checked: list[int | str]) -> None:
-    assert any(compare(said, checked)) == (checked != list(range(said)))
+def test_compare_accepts_only_spoken_words(turn_of: int, checked: list[int | str]) -> None:
+    assert any(compare(turn_of, checked)) == (checked != list(range(turn_of)))
 
 
 COMMON: dict[str, Any] = {
@@ -55,7 +55,7 @@ def checked(*events: tuple[type, dict[str, Any]], skip: int = 0) -> WordChecker:
     return tally
 
 
-def said(text: str, turn: int = 0) -> list[tuple[type, dict[str, Any]]]:
+def turn_of(text: str, turn: int = 0) -> list[tuple[type, dict[str, Any]]]:
     """Return a turn that grows by a word at a time."""
     words = text.split(" ")
     grown = [" ".join(words[: n + 1]) for n in range(len(words))]
@@ -71,7 +71,7 @@ END: tuple[type, dict[str, Any]] = (turns.SessionEnded, {"reason": "end", "turns
 
 
 def test_checker_accepts_correct_session() -> None:
-    tally = checked(*said("w0 w1"), *said(" w2 w3", 1), END)
+    tally = checked(*turn_of("w0 w1"), *turn_of(" w2 w3", 1), END)
     assert tally.ended
     assert tally.verdict(4) == WordResult(words=4)
     assert tally.verdict(4).ok
@@ -88,12 +88,14 @@ def test_checker_measures_first_appearance_of_word() -> None:
 @pytest.mark.parametrize(
     ("tally", "verdict"),
     [
-        (checked(*said("w0 w1")), WordResult(words=2, unended=1)),
-        (checked(*said("w0"), END), WordResult(words=2, lost=1)),
-        (checked(*said("w0 w1 w1"), END), WordResult(words=2, repeated=1)),
-        (checked(*said("w0 w1"), END, skip=1), WordResult(words=2, seq_faults=1)),
+        (checked(*turn_of("w0 w1")), WordResult(words=2, unended=1)),
+        (checked(*turn_of("w0"), END), WordResult(words=2, lost=1)),
+        (checked(*turn_of("w0 w1 w1"), END), WordResult(words=2, repeated=1)),
+        (checked(*turn_of("w0 w1"), END, skip=1), WordResult(words=2, seq_faults=1)),
         (
-            checked(*said("w0 w1"), (turns.AudioGap, {"missing_ms": 1, "reason": "producer"}), END),
+            checked(
+                *turn_of("w0 w1"), (turns.AudioGap, {"missing_ms": 1, "reason": "producer"}), END
+            ),
             WordResult(words=2, faults=1),
         ),
     ],
@@ -104,7 +106,7 @@ def test_checker_counts_faults(tally: WordChecker, verdict: WordResult) -> None:
 
 
 def test_checker_describes_failures() -> None:
-    tally = checked(*said("w0 w0 !2"), skip=1)
+    tally = checked(*turn_of("w0 w0 !2"), skip=1)
     assert tally.failures(2) == "lost 1; repeated 0; wrong !2; seq faults 1; not ended"
 
 

@@ -61,20 +61,20 @@ async def test_each_word_is_complete_with_its_last_chunk(
     events: list[EngineEvent] = []
     engine = ScriptEngine()
     stream = engine.open(AudioFormat(encoding, rate), TurnSettings(), (), events.append)
-    heard_in: dict[int | str, int] = {}
+    chunk_of: dict[int | str, int] = {}
     texts = []
     for number, chunk in enumerate(speech.chunks):
         await stream.feed(chunk)
         for event in events:
             words = words_of(event.transcript or "")
-            heard_in |= {word: number for word in words if word not in heard_in}
+            chunk_of |= {word: number for word in words if word not in chunk_of}
             if event.kind == "turn.end":
                 texts.append(words)
         events.clear()
-    said = speech.words_in(len(speech.chunks))
-    assert said == len(texts) * WORDS
-    assert [word for text in texts for word in text] == list(range(said))
-    assert heard_in == {word: speech.last_chunk(word) for word in range(said)}
+    spoken = speech.words_in(len(speech.chunks))
+    assert spoken == len(texts) * WORDS
+    assert [word for text in texts for word in text] == list(range(spoken))
+    assert chunk_of == {word: speech.last_chunk(word) for word in range(spoken)}
 
 
 @settings(max_examples=20)

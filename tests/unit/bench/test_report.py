@@ -146,7 +146,7 @@ def test_report_columns_are_aligned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("measured", "said"),
+    ("measured", "expected"),
     [
         (run(), []),
         (run(late_ms=11), ["the producer was late in 100.0% of its slots, by up to 11 ms"]),
@@ -157,10 +157,10 @@ def test_report_columns_are_aligned() -> None:
         ),
     ],
 )
-def test_report_warns_of_unreliable_numbers(measured: Run, said: list[str]) -> None:
+def test_report_warns_of_unreliable_numbers(measured: Run, expected: list[str]) -> None:
     got = warnings(report(run(), measured))
-    assert len(got) == len(said)
-    assert all(line.startswith(start) for line, start in zip(got, said, strict=True))
+    assert len(got) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(got, expected, strict=True))
 
 
 def test_report_names_lost_word_last_and_in_table() -> None:

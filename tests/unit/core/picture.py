@@ -58,7 +58,7 @@ class Arrow(NamedTuple):
     """A transition from one state to another."""
 
     start: Place
-    said: str
+    message: str
     end: Place
 
 
@@ -70,8 +70,8 @@ def arrows() -> dict[Arrow, set[tuple[str, ...]]]:
     for _ in range(_STEPS):
         reached = []
         for before in trackers:
-            for said, after, published in _steps(before):
-                arrow = Arrow(Place.of(before), said, Place.of(after))
+            for message, after, published in _steps(before):
+                arrow = Arrow(Place.of(before), message, Place.of(after))
                 found.setdefault(arrow, set()).add(published)
                 if (state := _state(after)) not in known:
                     known.add(state)
@@ -84,12 +84,12 @@ def _steps(tracker: TurnTracker) -> Iterator[tuple[str, TurnTracker, tuple[str, 
     opened = deepcopy(tracker)
     opened.socket_opened()
     yield _NEW_SOCKET, opened, ()
-    for said, position in product(ProviderInput, _POSITIONS):
-        for text in _TEXTS if said in _WORDED else (None,):
+    for message, position in product(ProviderInput, _POSITIONS):
+        for text in _TEXTS if message in _WORDED else (None,):
             after = deepcopy(tracker)
-            drafts = after.on_input(said, text, position)
+            drafts = after.on_input(message, text, position)
             if not after.violations:
-                yield said.value, after, tuple(draft.kind for draft in drafts)
+                yield message.value, after, tuple(draft.kind for draft in drafts)
 
 
 def _state(tracker: TurnTracker) -> str:
@@ -116,9 +116,9 @@ def _diagram(found: dict[Arrow, set[tuple[str, ...]]], places: Sequence[Place]) 
         for at in places
     ]
     lines.append(f"    [*] --> {Place(PublishedState.NONE, ProviderState.NONE).name}")
-    said = [*(each.value for each in ProviderInput), _NEW_SOCKET]
+    message = [*(each.value for each in ProviderInput), _NEW_SOCKET]
     for start, end in product(places, places):
-        ways = [way for name in said if (way := Arrow(start, name, end)) in found]
+        ways = [way for name in message if (way := Arrow(start, name, end)) in found]
         if start != end:
             lines += [f"    {start.name} --> {end.name}: {_label(way, found[way])}" for way in ways]
     return "\n".join([*lines, "```", ""])
@@ -126,19 +126,19 @@ def _diagram(found: dict[Arrow, set[tuple[str, ...]]], places: Sequence[Place]) 
 
 def _label(way: Arrow, published: set[tuple[str, ...]]) -> str:
     certain = next(iter(published)) if len(published) == 1 else ()
-    return f"{way.said} / {', '.join(certain)}" if certain else way.said
+    return f"{way.message} / {', '.join(certain)}" if certain else way.message
 
 
 def _table(places: Sequence[Place]) -> str:
     lines = [
         "| published | provider | "
-        + " | ".join(f"`{said.value}`" for said in ProviderInput)
+        + " | ".join(f"`{message.value}`" for message in ProviderInput)
         + " |",
         "|---|---|" + "---|" * len(ProviderInput),
     ]
     for place in places:
         actions = [
-            TABLE.get((*place, said), Action.VIOLATION).name.lower() for said in ProviderInput
+            TABLE.get((*place, message), Action.VIOLATION).name.lower() for message in ProviderInput
         ]
         lines.append(f"| {place.shown.value} | {place.provider.value} | {' | '.join(actions)} |")
     return "\n".join([*lines, ""])

@@ -37,7 +37,7 @@ def test_keepalive_reports_received_audio_once() -> None:
     assert _beat(keepalive, line, 5.1, 300) is None, "not answered yet"
     line.pongs_received = 1
     assert _beat(keepalive, line, 5.2, 400) == 200, "what was sent before the ping"
-    assert _beat(keepalive, line, 5.3, 500) is None, "said once"
+    assert _beat(keepalive, line, 5.3, 500) is None, "reported once"
     _beat(keepalive, line, 10.0, 600)
     assert line.pings == [1, 2]
 

@@ -31,9 +31,9 @@ def test_replays_add_up_over_sockets_and_owners() -> None:
     lateness.opened(13.0, 0)
     state = lateness.state(20.0, 300)
     assert state == SentState(until=1_000, replayed_s=17.0)
-    heir = Lateness(5.0, state)
-    assert not heir.is_late(0.0, 21.9)
-    assert heir.is_late(0.0, 22.1)
+    successor = Lateness(5.0, state)
+    assert not successor.is_late(0.0, 21.9)
+    assert successor.is_late(0.0, 22.1)
 
 
 def test_replay_excuses_only_its_own_delay() -> None:

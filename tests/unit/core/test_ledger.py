@@ -92,7 +92,7 @@ def test_ledger_reads_state_of_earlier_version() -> None:
     assert ledger.state.producers == {"a": 3}, "an earlier version goes on from there"
 
 
-def test_ledger_keeps_counts_of_other_version_apart() -> None:
+def test_ledger_continues_counts_of_earlier_version() -> None:
     """A worker of an earlier version continues to count and keeps only the last `seq`."""
     ledger = Ledger(2)
     ledger.admit("1-0", _numbered(7))
@@ -124,9 +124,9 @@ def test_invalid_fields_are_reported_once() -> None:
     assert not ledger.mark_reported("3-0")
     ledger.rewind()
     assert not ledger.mark_reported("2-5")
-    heir = Ledger(2, _round_trip(ledger.state))
-    assert not heir.mark_reported("3-0")
-    assert heir.mark_reported("3-1")
+    successor = Ledger(2, _round_trip(ledger.state))
+    assert not successor.mark_reported("3-0")
+    assert successor.mark_reported("3-1")
 
 
 def test_ledger_remembers_limited_number_of_producers() -> None:
@@ -285,11 +285,11 @@ def test_commit_inside_entry_resumes_inside_it(width: int) -> None:
     audio = bytes(range(16))
     ledger.admit("1-0", _numbered(1, audio))
     ledger.commit_to(9)
-    heir = Ledger(width, _round_trip(ledger.state))
-    assert heir.read_after == "0-18446744073709551615"
+    successor = Ledger(width, _round_trip(ledger.state))
+    assert successor.read_after == "0-18446744073709551615"
     settled = 9 // width * width
-    assert heir.admit("1-0", _numbered(1, audio)) == Admitted(audio[settled:])
-    (piece,) = heir.segments(settled, 16)
+    assert successor.admit("1-0", _numbered(1, audio)) == Admitted(audio[settled:])
+    (piece,) = successor.segments(settled, 16)
     assert (piece.entry_id, piece.start, piece.size) == ("1-0", 0, 16)
 
 

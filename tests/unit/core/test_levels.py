@@ -63,7 +63,7 @@ def test_companded_codes_have_their_decoded_level(encoding: Encoding) -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_partial_frame_is_kept_for_later(encoding: Encoding) -> None:
+def test_partial_frame_has_no_level(encoding: Encoding) -> None:
     size = frame_bytes(encoding, 8_000)
     assert size == 80 * encoding.width
     assert loudness(b"", encoding, 8_000) == []

@@ -14,7 +14,7 @@ from worker.core.notices import (
 )
 
 
-def _heir(notices: Notices) -> Notices:
+def _successor(notices: Notices) -> Notices:
     """Return the notices of a new owner."""
     return Notices(msgspec.json.decode(msgspec.json.encode(notices.state), type=NoticesState))
 
@@ -43,25 +43,25 @@ def test_error_counts_survive_takeover(steps: list[str]) -> None:
         if step == "count":
             published = notices.count("a", "b") or published
         else:
-            notices = _heir(notices)
+            notices = _successor(notices)
     for tally in notices.unpublished():
         published = tally.seen
     assert published == steps.count("count")
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.floats(0, 20)), max_size=30))
-def test_gap_lengths_add_up(holes: list[tuple[int, float]]) -> None:
+def test_gap_lengths_add_up(gaps: list[tuple[int, float]]) -> None:
     notices = Notices(NoticesState())
     now = published = events = 0.0
-    for ms, pause_s in holes:
+    for ms, pause_s in gaps:
         now += pause_s
         due = [notices.missed(ms, now), notices.gap_due(now)]
         published += sum(due)
         events += sum(map(bool, due))
-        notices = notices if ms % 7 else _heir(notices)
+        notices = notices if ms % 7 else _successor(notices)
     rest = notices.gap_rest()
-    assert published + rest == sum(ms for ms, _ in holes)
-    takeovers = sum(ms % 7 == 0 for ms, _ in holes)
+    assert published + rest == sum(ms for ms, _ in gaps)
+    takeovers = sum(ms % 7 == 0 for ms, _ in gaps)
     assert events <= now / GAP_INTERVAL_S + 1 + takeovers
 
 
@@ -101,8 +101,8 @@ def test_short_run_of_repeats_is_not_published() -> None:
 
 def test_run_of_repeats_survives_takeover() -> None:
     notices, _ = _run(100, 30)
-    heir = _heir(notices)
-    assert heir.repeating
+    successor = _successor(notices)
+    assert successor.repeating
     for number in range(31, 50):
-        assert heir.repeated(f"{1_700_000_000_000 + number * 100}-0", 100) is None
-    assert heir.repeated("1700000005000-0", 100) is not None
+        assert successor.repeated(f"{1_700_000_000_000 + number * 100}-0", 100) is None
+    assert successor.repeated("1700000005000-0", 100) is not None

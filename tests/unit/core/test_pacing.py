@@ -91,7 +91,7 @@ def test_speed_recovers_after_one_refusal() -> None:
 
 def test_second_refusal_lowers_speed_for_good() -> None:
     pacer = Pacer(1.5)
-    for hastens in (True, False):
+    for fast in (True, False):
         pacer.limit_to_real_time()
         pacer.resume_speed()
-        assert pacer.is_fast == hastens
+        assert pacer.is_fast == fast

@@ -12,15 +12,15 @@ ROUND_S = 0.015
 """Interval at which due streams are polled."""
 
 
-def _watch(acquirer: list[float], lasts_s: float) -> tuple[list[float], int]:
+def _watch(arrivals: list[float], lasts_s: float) -> tuple[list[float], int]:
     """Poll a stream in rounds; return each chunk's delay and the number of polls."""
-    poll_schedule, now, looks, waits = PollSchedule(0.0), 0.0, 0, []
-    waiting = list(acquirer)
+    poll_schedule, now, polls, waits = PollSchedule(0.0), 0.0, 0, []
+    waiting = list(arrivals)
     while waiting:
         now += ROUND_S
         if poll_schedule.next_at > now:
             continue
-        looks += 1
+        polls += 1
         found = [at for at in waiting if at <= now]
         if found:
             waits += [now - at for at in found]
@@ -28,49 +28,49 @@ def _watch(acquirer: list[float], lasts_s: float) -> tuple[list[float], int]:
             poll_schedule.on_entries(now, found[-1], lasts_s)
         else:
             poll_schedule.on_empty(now)
-    return waits, looks
+    return waits, polls
 
 
 @pytest.mark.parametrize("chunk_s", [0.02, 0.04, 0.06, 0.1, 0.2, 1.0])
 def test_steady_chunks_are_polled_on_arrival(chunk_s: float) -> None:
-    waits, looks = _watch([0.007 + at * chunk_s for at in range(200)], chunk_s)
+    waits, polls = _watch([0.007 + at * chunk_s for at in range(200)], chunk_s)
     steady = waits[20:]
     assert max(steady) <= 2 * ROUND_S
-    assert looks <= 200 * (1.5 + chunk_s / MAX_INTERVAL_S)
+    assert polls <= 200 * (1.5 + chunk_s / MAX_INTERVAL_S)
 
 
 @given(st.lists(st.floats(0, 0.05), min_size=50, max_size=50))
 def test_jitter_costs_few_polls(late: list[float]) -> None:
     chunk_s = 0.1
-    acquirer = sorted(at * chunk_s + late_s for at, late_s in enumerate(late))
-    waits, looks = _watch(acquirer, chunk_s)
+    arrivals = sorted(at * chunk_s + late_s for at, late_s in enumerate(late))
+    waits, polls = _watch(arrivals, chunk_s)
     assert max(waits) <= 0.05 + 2 * ROUND_S
-    assert looks <= 50 * 100 / 15 * 0.8
+    assert polls <= 50 * 100 / 15 * 0.8
 
 
 @given(st.lists(st.floats(0, 3), min_size=1, max_size=40), st.floats(0.001, 10))
 def test_no_chunk_waits_longer_than_limit(gaps: list[float], lasts_s: float) -> None:
-    acquirer, at = [], 0.0
+    arrivals, at = [], 0.0
     for gap in gaps:
         at += gap
-        acquirer.append(at)
-    waits, _ = _watch(acquirer, lasts_s)
+        arrivals.append(at)
+    waits, _ = _watch(arrivals, lasts_s)
     assert max(waits) <= MAX_INTERVAL_S + ROUND_S + 1e-9
 
 
 def test_paused_stream_is_polled_less_and_less() -> None:
-    poll_schedule, now, looks = PollSchedule(0.0), 0.0, []
+    poll_schedule, now, polls = PollSchedule(0.0), 0.0, []
     poll_schedule.on_entries(0.0, 0.0, 0.1)
     while now < 10:
         now += 0.001
         if poll_schedule.next_at <= now:
-            looks.append(now)
+            polls.append(now)
             poll_schedule.on_empty(now)
-    assert looks[0] == pytest.approx(0.1, abs=0.002)
-    gaps = [after - before for before, after in pairwise(looks)]
+    assert polls[0] == pytest.approx(0.1, abs=0.002)
+    gaps = [after - before for before, after in pairwise(polls)]
     assert max(gaps) <= IDLE_INTERVAL_S + 0.002
-    assert sum(at < 0.3 for at in looks) > 20
-    assert sum(at > 9 for at in looks) <= 21
+    assert sum(at < 0.3 for at in polls) > 20
+    assert sum(at > 9 for at in polls) <= 21
 
 
 def test_fast_stream_is_polled_at_once() -> None:

@@ -105,19 +105,19 @@ class Play:
         self, *, first: bool, wording: list[int]
     ) -> list[tuple[ProviderInput, str | None, int]]:
         """Return the messages of a socket that begins after the committed words."""
-        said: list[tuple[ProviderInput, str | None, int]] = []
+        inputs: list[tuple[ProviderInput, str | None, int]] = []
         at = self.settled
-        said.append((ProviderInput.START, None, 10 * at + 5))
+        inputs.append((ProviderInput.START, None, 10 * at + 5))
         for count in range(at + 1, self.words + 1):
             words = [self.style.word(nth, wording[nth]) for nth in range(at, count)]
             text = self.style.text(words, first=first)
-            said.append((ProviderInput.UPDATE, text, 10 * count))
+            inputs.append((ProviderInput.UPDATE, text, 10 * count))
             if count in self.eager_at:
-                said.append((ProviderInput.EAGER_END, text, 10 * count + 4))
-                said.append((ProviderInput.RESUME, None, 10 * count + 5))
+                inputs.append((ProviderInput.EAGER_END, text, 10 * count + 4))
+                inputs.append((ProviderInput.RESUME, None, 10 * count + 5))
         text = self.style.text(words, first=first, over=True)
-        said.append((ProviderInput.END, text, 10 * self.words + 6))
-        return said
+        inputs.append((ProviderInput.END, text, 10 * self.words + 6))
+        return inputs
 
     def run(self, losses: list[Loss], wordings: list[list[int]]) -> list[EventDraft]:
         """Play the turn, losing sockets."""
@@ -136,9 +136,9 @@ class Play:
                 left = pending[0].after if pending else -1
                 continue
             left -= 1
-            said, text, position = messages[at]
+            kind, text, position = messages[at]
             at += 1
-            for draft in self.tracker.on_input(said, text, max(0, position + lag)):
+            for draft in self.tracker.on_input(kind, text, max(0, position + lag)):
                 self.drafts.append(draft)
                 if draft.transcript is not None:
                     assert len(draft.transcript) >= len(seen), "text shrank"
@@ -147,9 +147,9 @@ class Play:
                     seen = draft.transcript
         return self.drafts
 
-    def lose(self, loss: Loss, said: list[tuple[ProviderInput, str | None, int]]) -> None:
+    def lose(self, loss: Loss, inputs: list[tuple[ProviderInput, str | None, int]]) -> None:
         """Commit what a pause allows, and open another socket."""
-        updates = [text for kind, text, _ in said if kind is ProviderInput.UPDATE and text]
+        updates = [text for kind, text, _ in inputs if kind is ProviderInput.UPDATE and text]
         share = round(loss.settled * (len(updates) - 1))
         if share > 0:
             before = self.tracker.full_transcript(updates[share - 1])

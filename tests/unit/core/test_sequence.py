@@ -53,12 +53,12 @@ def _fresh(seqs: Iterable[int]) -> list[Entry]:
 
 TABLE: dict[str, tuple[list[Entry], Row[Outcome]]] = {
     "counts": (_fresh([7, 8, 9]), [0, 0, 0]),
-    "hole": (_fresh([7, 10, 11]), [0, 2, 0]),
+    "gap": (_fresh([7, 10, 11]), [0, 2, 0]),
     "repeat at once": ([(7, b"a1"), (7, b"a1"), (8, b"b1")], [0, "repeat", 0]),
     "buffer again": ([*[(n, _audio(n)) for n in range(9)]] * 2, [*[0] * 9, *["repeat"] * 9]),
     "late entry": (_fresh([1, 2, 4, 3, 5]), [0, 0, 1, Doubt.BACK, 0]),
     "16 bits": (_fresh([65_534, 65_535, 0, 1]), [0, 0, 0, 0]),
-    "16 bits with a hole": (_fresh([65_533, 1, 2]), [0, 3, 0]),
+    "16 bits with a gap": (_fresh([65_533, 1, 2]), [0, 3, 0]),
     "32 bits": (_fresh([2**32 - 1, 0, 1]), [0, 0, 0]),
     "8 bits": (_fresh([*range(250, 256), *range(256), 0, 1]), [0] * 264),
     "signed 32 bits": (_fresh([2**31 - 1, -(2**31), 1 - 2**31]), [0, 0, 0]),
@@ -74,7 +74,7 @@ TABLE: dict[str, tuple[list[Entry], Row[Outcome]]] = {
         [*[0] * 6_000, Doubt.BACK, *[0] * 5_999],
     ),
     "jump and back": (_fresh([1, 2, 10**6, 3, 4]), [0, 0, Doubt.AHEAD, Doubt.BACK, 0]),
-    "hole and back": (_fresh([1, 2, 500, 3, 4]), [0, 0, 497, Doubt.BACK, 0]),
+    "gap and back": (_fresh([1, 2, 500, 3, 4]), [0, 0, 497, Doubt.BACK, 0]),
     "stuck": (_fresh([5, 5, 5]), [0, Doubt.REUSED, Doubt.REUSED]),
     "stuck later": (_fresh([*range(20), 19, 19]), [*[0] * 20, Doubt.REUSED, Doubt.REUSED]),
     "strides": (

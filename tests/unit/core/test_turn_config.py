@@ -40,7 +40,7 @@ def test_fallback_keeps_settings_read_since() -> None:
     assert configs.current == TurnConfig(turn_start_threshold=0.8, turn_end_threshold=0.2)
 
 
-def test_withdrawn_settings_are_not_sent_again() -> None:
+def test_revoked_settings_are_refused_on_replay() -> None:
     announced = TurnConfig(turn_start_threshold=0.8)
     configs = TurnConfigHistory(announced)
     assert not configs.revoke(announced)

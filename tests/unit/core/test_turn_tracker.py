@@ -39,11 +39,11 @@ GRID = """
 def _cells() -> dict[tuple[PublishedState, ProviderState, ProviderInput], Action | None]:
     head, *rows = [line.split() for line in GRID.strip().splitlines()]
     return {
-        (PublishedState(row[0]), ProviderState(row[1]), ProviderInput(said)): None
+        (PublishedState(row[0]), ProviderState(row[1]), ProviderInput(message)): None
         if cell == "-"
         else Action[cell]
         for row in rows
-        for said, cell in zip(head[2:], row[2:], strict=True)
+        for message, cell in zip(head[2:], row[2:], strict=True)
     }
 
 
@@ -73,7 +73,7 @@ def test_table_has_every_possible_cell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shown", "received", "said"),
+    ("shown", "received", "message"),
     [
         pytest.param(*cell, id="-".join(part.value for part in cell))
         for cell, action in _cells().items()
@@ -82,11 +82,11 @@ def test_table_has_every_possible_cell() -> None:
     ],
 )
 def test_input_outside_table_is_ignored_and_counted(
-    shown: PublishedState, received: ProviderState, said: ProviderInput
+    shown: PublishedState, received: ProviderState, message: ProviderInput
 ) -> None:
     tracker = _tracker(shown, received)
     before = tracker.state
-    assert tracker.on_input(said, "one two three", 99) == []
+    assert tracker.on_input(message, "one two three", 99) == []
     assert tracker.violations == 1
     assert tracker.state == before
     assert tracker.provider_in_turn == (received is not ProviderState.NONE)
@@ -391,24 +391,23 @@ DONE: list[
 
 
 @pytest.mark.parametrize(
-    ("shown", "received", "said", "text", "position", "published", "shown_then", "received_then"),
-    DONE,
+    ("shown", "received", "message", "text", "position", "published", "shown_then", "in_turn"), DONE
 )
 def test_cell_performs_its_action(
     shown: PublishedState,
     received: ProviderState,
-    said: ProviderInput,
+    message: ProviderInput,
     text: str | None,
     position: int,
     published: str,
     shown_then: PublishedState,
-    received_then: bool,
+    in_turn: bool,
 ) -> None:
     tracker = _tracker(shown, received)
-    drafts = tracker.on_input(said, text, position)
+    drafts = tracker.on_input(message, text, position)
     assert " ".join(draft.kind.removeprefix("turn.") for draft in drafts) == published
     assert {draft.turn for draft in drafts} <= {3}
-    assert (tracker.published, tracker.provider_in_turn) == (shown_then, received_then)
+    assert (tracker.published, tracker.provider_in_turn) == (shown_then, in_turn)
     assert tracker.violations == 0
 
 
@@ -447,10 +446,10 @@ class Story:
             case _ if what.startswith("settle:"):
                 self.tracker.commit_prefix(what.removeprefix("settle:"))
             case _:
-                said, _, rest = what.partition("@")
+                message, _, rest = what.partition("@")
                 position, _, text = rest.partition(":")
                 drafts = self.tracker.on_input(
-                    ProviderInput(f"turn.{said}"), text or None, int(position)
+                    ProviderInput(f"turn.{message}"), text or None, int(position)
                 )
         return [_line(draft) for draft in drafts]
 
@@ -468,7 +467,7 @@ HEARD_HELLO = [
 ]
 
 SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
-    "a live turn, and the next": [
+    "two turns without faults": [
         *HEARD_HELLO,
         ("update@30:hello you", []),
         ("end@40:hello you", ["0 end:hello you (model)"]),
@@ -480,12 +479,12 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("start@10", ["0 start"]),
         ("end@20", ["0 end: (model)"]),
     ],
-    "an eager end that was right": [
+    "an eager end that is confirmed": [
         *HEARD_HELLO,
         ("eager_end@40:hello you", ["0 eager_end:hello you"]),
         ("end@50:hello you.", ["0 end:hello you. (model)"]),
     ],
-    "eager ends that were not, even of the same text": [
+    "eager ends that are resumed, even with the same text": [
         *HEARD_HELLO,
         ("eager_end@40:hello you", ["0 eager_end:hello you"]),
         ("resume@50", ["0 resume"]),
@@ -494,7 +493,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("update@80:hello you there", ["0 update:hello you there"]),
         ("end@90:hello you there", ["0 end:hello you there (model)"]),
     ],
-    "text that grows past an eager end is preceded by a resume, once": [
+    "text that grows past an eager end publishes one resume before it": [
         *HEARD_HELLO,
         ("eager_end@40:hello you", ["0 eager_end:hello you"]),
         ("update@50:hello you there", ["0 resume", "0 update:hello you there"]),
@@ -508,12 +507,12 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("eager_end@45:hello you.", ["0 resume", "0 eager_end:hello you."]),
         ("end@50:hello you.", ["0 end:hello you. (model)"]),
     ],
-    "an end and an eager end never show less than was shown": [
+    "an end and an eager end never shrink the published text": [
         *HEARD_HELLO,
         ("eager_end@40:hello", ["0 eager_end:hello you"]),
         ("end@50:hell", ["0 end:hello you (model)"]),
     ],
-    "replay, worded the same": [
+    "replay with the same wording": [
         *HEARD_HELLO,
         ("new socket", []),
         ("start@10", []),
@@ -523,7 +522,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("end@50:hello you there", ["0 end:hello you there (model)"]),
         ("start@60", ["1 start"]),
     ],
-    "replay, worded shorter": [
+    "replay with a shorter wording": [
         *HEARD_HELLO,
         ("new owner", []),
         ("start@10", []),
@@ -531,7 +530,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("update@30:hallo u", []),
         ("end@50:hallo u", ["0 end:hello you (model)"]),
     ],
-    "replay, worded longer": [
+    "replay with a longer wording": [
         *HEARD_HELLO,
         ("new owner", []),
         ("start@10", []),
@@ -539,7 +538,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("update@30:hullo, you", ["0 update:hullo, you"]),
         ("end@50:hullo, you!", ["0 end:hullo, you! (model)"]),
     ],
-    "a replayed end before all was heard is no end: the next turn goes on, joined verbatim": [
+    "an early replayed end is ignored, and the next turn continues the text": [
         *HEARD_HELLO,
         ("new socket", []),
         ("start@10", []),
@@ -552,7 +551,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("start@60", ["1 start"]),
         ("end@70: Yes", ["1 end: Yes (model)"]),
     ],
-    "a replay that ends early twice": [
+    "a replay with two early ends": [
         *HEARD_HELLO,
         ("new socket", []),
         ("start@10", []),
@@ -562,7 +561,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("start@26", []),
         ("end@30: You.", ["0 end:Hullo. You. (model)"]),
     ],
-    "another socket lost after an early end begins anew": [
+    "a socket lost after an early end restarts the replay": [
         *HEARD_HELLO,
         ("new socket", []),
         ("start@10", []),
@@ -571,13 +570,13 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("start@10", []),
         ("end@40:Hullo. You.", ["0 end:Hullo. You. (model)"]),
     ],
-    "an early end that holds all that was seen is the end": [
+    "an early end with all published text ends the turn": [
         *HEARD_HELLO,
         ("new socket", []),
         ("start@10", []),
         ("end@29:hello you", ["0 end:hello you (model)"]),
     ],
-    "a replayed eager end is not news; the resume after it is": [
+    "a replayed eager end is not published, the resume after it is": [
         *HEARD_HELLO,
         ("eager_end@40:hello you", ["0 eager_end:hello you"]),
         ("new owner", []),
@@ -587,7 +586,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("resume@50", ["0 resume"]),
         ("update@60:hello you there", ["0 update:hello you there"]),
     ],
-    "a replayed eager end and resume are not news": [
+    "a replayed eager end and resume are not published": [
         *HEARD_HELLO,
         ("eager_end@40:hello you", ["0 eager_end:hello you"]),
         ("resume@50", ["0 resume"]),
@@ -597,7 +596,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("resume@50", []),
         ("end@60:hello you", ["0 end:hello you (model)"]),
     ],
-    "an eager end within the replay is no news, nor is its resume": [
+    "an eager end within the replay is not published, nor its resume": [
         *HEARD_HELLO,
         ("eager_end@40:hello you", ["0 eager_end:hello you"]),
         ("new socket", []),
@@ -606,7 +605,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("resume@25", []),
         ("update@35:hallo you two", ["0 resume", "0 update:hallo you two"]),
     ],
-    "an older eager end that comes late in a replay is told by its text": [
+    "an older eager end that is late in a replay is recognised by its text": [
         *HEARD_HELLO,
         ("eager_end@40:hello you", ["0 eager_end:hello you"]),
         ("new socket", []),
@@ -623,32 +622,32 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("start@10", []),
         ("update@50:hello you there", ["0 resume", "0 update:hello you there"]),
     ],
-    "a replay that ends a turn of which consumers saw the start only": [
+    "a replay that ends a turn with only a published start": [
         ("start@10", ["0 start"]),
         ("new owner", []),
         ("start@9", []),
         ("end@9:hi", ["0 end:hi (model)"]),
     ],
-    "the service closes inside a turn": [
+    "the provider closes inside a turn": [
         *HEARD_HELLO,
         ("close", ["0 end:hello you (close)"]),
         ("close", []),
         ("start@60", ["1 start"]),
     ],
-    "the watchdog ends an eagerly ended turn": [
+    "the watchdog ends a turn after its eager end": [
         *HEARD_HELLO,
         ("eager_end@40:hello you", ["0 eager_end:hello you"]),
         ("watchdog", ["0 end:hello you (watchdog)"]),
         ("end@50:hello you", []),
     ],
-    "a turn concluded on a replay that ended it early keeps the longer text": [
+    "a turn that ends on an early replayed end keeps the longer text": [
         *HEARD_HELLO,
         ("new socket", []),
         ("start@10", []),
         ("end@25:hullo, you two", []),
         ("close", ["0 end:hullo, you two (close)"]),
     ],
-    "a replay worded shorter that says more": [
+    "a replay with a shorter wording and more words": [
         *HEARD_HELLO,
         ("new socket", []),
         ("start@11", []),
@@ -658,14 +657,14 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("eager_end@51:'lo u 2 x", ["0 eager_end:hello you 2 x"]),
         ("end@61:'lo u 2 x y", ["0 end:hello you 2 x y (model)"]),
     ],
-    "a replay that says nothing of what was shown goes on after it": [
+    "a replay without the published text continues after it": [
         *HEARD_HELLO,
         ("new socket", []),
         ("start@11", []),
         ("update@31:there", ["0 update:hello you there"]),
         ("end@61:there now", ["0 end:hello you there now (model)"]),
     ],
-    "a replay worded longer is not shown before it has caught up": [
+    "a replay with a longer wording is published once it has caught up": [
         *HEARD_HELLO,
         ("new socket", []),
         ("start@11", []),
@@ -673,7 +672,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("update@31:well, hello you", ["0 update:well, hello you"]),
         ("end@61:well, hello you", ["0 end:well, hello you (model)"]),
     ],
-    "a new socket goes on after what was settled": [
+    "a new socket continues after the committed text": [
         *HEARD_HELLO,
         ("eager_end@40:hello you", ["0 eager_end:hello you"]),
         ("update@50:hello you there", ["0 resume", "0 update:hello you there"]),
@@ -688,7 +687,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("start@80", ["1 start"]),
         ("end@90:bye", ["1 end:bye (model)"]),
     ],
-    "however much was settled, the service lagging far behind": [
+    "a new socket continues after any committed text if the provider lags": [
         ("start@10", ["0 start"]),
         ("update@20:a b c d e f g h i j", ["0 update:a b c d e f g h i j"]),
         ("update@30:a b c d e f g h i j k", ["0 update:a b c d e f g h i j k"]),
@@ -698,7 +697,7 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("update@40:k", []),
         ("update@45:k l", ["0 update:a b c d e f g h i j k l"]),
     ],
-    "settled text is not said again in the turn after": [
+    "committed text is not repeated in the next turn": [
         *HEARD_HELLO,
         ("settle:hello", []),
         ("end@40:hello you", ["0 end:hello you (model)"]),
@@ -810,10 +809,10 @@ def test_consumers_can_follow_any_provider(steps: list[Any]) -> None:
             drafts = tracker.force_end(REASONS[step])
             assert not tracker.open
         else:
-            said, text, position = step
+            message, text, position = step
             foretold = tracker.will_end(text or "", position)
-            drafts = tracker.on_input(said, text, position)
-            if said is ProviderInput.END:
+            drafts = tracker.on_input(message, text, position)
+            if message is ProviderInput.END:
                 assert foretold == any(draft.kind == "turn.end" for draft in drafts)
         consumer.read(drafts)
         consumer.agrees_with(tracker)
@@ -822,7 +821,7 @@ def test_consumers_can_follow_any_provider(steps: list[Any]) -> None:
 class Observation(msgspec.Struct, frozen=True):
     """What a deterministic provider sends at a position of the audio."""
 
-    said: ProviderInput
+    message: ProviderInput
     text: str | None
     position: int
 
@@ -833,24 +832,24 @@ def lawful_speech(draw: st.DrawFn) -> list[Observation]:
     speech: list[Observation] = []
     position = 0
 
-    def say(said: ProviderInput, text: str | None = None) -> None:
+    def add(message: ProviderInput, text: str | None = None) -> None:
         nonlocal position
         position += draw(st.integers(1, 5))
-        speech.append(Observation(said, text, position))
+        speech.append(Observation(message, text, position))
 
     for _ in range(draw(st.integers(1, 4))):
         text = ""
-        say(ProviderInput.START)
+        add(ProviderInput.START)
         for grows in draw(st.lists(st.booleans(), max_size=6)):
-            if grows or speech[-1].said is ProviderInput.RESUME or not text:
+            if grows or speech[-1].message is ProviderInput.RESUME or not text:
                 text += draw(st.sampled_from(["a", "b c", " d"]))
-                say(ProviderInput.UPDATE, text)
+                add(ProviderInput.UPDATE, text)
             else:
-                say(ProviderInput.EAGER_END, text)
-                say(ProviderInput.RESUME)
-        if draw(st.booleans()) and speech[-1].said is ProviderInput.UPDATE:
-            say(ProviderInput.EAGER_END, text)
-        say(ProviderInput.END, text + draw(st.sampled_from(["", "."])))
+                add(ProviderInput.EAGER_END, text)
+                add(ProviderInput.RESUME)
+        if draw(st.booleans()) and speech[-1].message is ProviderInput.UPDATE:
+            add(ProviderInput.EAGER_END, text)
+        add(ProviderInput.END, text + draw(st.sampled_from(["", "."])))
     return speech
 
 
@@ -858,9 +857,9 @@ def lawful_speech(draw: st.DrawFn) -> list[Observation]:
 def test_events_without_faults_match_provider(speech: list[Observation]) -> None:
     tracker = TurnTracker()
     received = [
-        draft for one in speech for draft in tracker.on_input(one.said, one.text, one.position)
+        draft for one in speech for draft in tracker.on_input(one.message, one.text, one.position)
     ]
-    assert [(one.said.value, one.text) for one in speech] == [
+    assert [(one.message.value, one.text) for one in speech] == [
         (draft.kind, draft.transcript) for draft in received
     ]
     assert tracker.violations == 0
@@ -875,7 +874,9 @@ def test_replay_with_same_wording_is_invisible(
 ) -> None:
     """Sockets and owners are lost at any time, and the lag differs from socket to socket."""
     tracker = TurnTracker()
-    calm = [draft for one in speech for draft in tracker.on_input(one.said, one.text, one.position)]
+    calm = [
+        draft for one in speech for draft in tracker.on_input(one.message, one.text, one.position)
+    ]
 
     tracker = TurnTracker()
     seen: list[EventDraft] = []
@@ -893,7 +894,7 @@ def test_replay_with_same_wording_is_invisible(
             continue
         one = speech[at]
         at += 1
-        seen += tracker.on_input(one.said, one.text, max(0, one.position + lag))
+        seen += tracker.on_input(one.message, one.text, max(0, one.position + lag))
         if not tracker.open:
             resume_at = at  # the end of a turn commits its audio
         until_loss = None if until_loss is None else until_loss - 1
@@ -903,18 +904,18 @@ def test_replay_with_same_wording_is_invisible(
 
 
 @given(
-    said=st.integers(1, 60),
+    published=st.integers(1, 60),
     settled=st.floats(0, 1),
     received=st.lists(st.tuples(st.integers(0, 15), st.integers(0, 30)), max_size=12),
 )
 def test_replay_from_pause_is_invisible_at_any_step(
-    said: int, settled: float, received: list[tuple[int, int]]
+    published: int, settled: float, received: list[tuple[int, int]]
 ) -> None:
-    words = [f"w{number}" for number in range(said + sum(more for more, _ in received))]
+    words = [f"w{number}" for number in range(published + sum(more for more, _ in received))]
     tracker = TurnTracker()
     tracker.on_input(ProviderInput.START, None, 1)
-    tracker.on_input(ProviderInput.UPDATE, " ".join(words[:said]), 50)
-    again = round(settled * said)
+    tracker.on_input(ProviderInput.UPDATE, " ".join(words[:published]), 50)
+    again = round(settled * published)
     tracker.commit_prefix(" ".join(words[:again]))
     tracker.socket_opened()
     tracker.on_input(ProviderInput.START, None, 1)
@@ -928,16 +929,16 @@ def test_replay_from_pause_is_invisible_at_any_step(
         shown = tracker.state.open.transcript
         assert " ".join(words).startswith(shown), "nothing is repeated, nothing left out"
         if position >= 50:
-            assert shown == " ".join(words[: max(said, again + sent)])
+            assert shown == " ".join(words[: max(published, again + sent)])
 
 
 @given(st.lists(SAID, max_size=40), st.integers(0, 40))
 def test_new_owner_acts_as_same_owner_with_new_socket(
-    said: list[tuple[ProviderInput, str | None, int]], lost_at: int
+    inputs: list[tuple[ProviderInput, str | None, int]], lost_at: int
 ) -> None:
     def run(replace: Callable[[TurnTracker], TurnTracker]) -> list[EventDraft]:
         tracker, drafts = TurnTracker(), []
-        for at, one in enumerate(said):
+        for at, one in enumerate(inputs):
             if at == lost_at:
                 tracker = replace(tracker)
                 tracker.socket_opened()

@@ -150,16 +150,17 @@ async def test_turn_starts_40_ms_into_word() -> None:
 def test_events_are_independent_of_chunking(data: st.DataObject) -> None:
     encoding = data.draw(st.sampled_from(["pcm_s16le", "pcm_f32le", "pcm_alaw"]))
     line = AudioFormat(encoding, 8000)
-    said = data.draw(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 700))))
+    spoken = data.draw(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 700))))
     audio = b"".join(
-        synthesize_words([number], line) + synthesize_silence(pause, line) for number, pause in said
+        synthesize_words([number], line) + synthesize_silence(pause, line)
+        for number, pause in spoken
     )
     cuts = sorted(data.draw(st.lists(st.integers(0, len(audio)), max_size=8)))
     pieces = [audio[a:b] for a, b in zip([0, *cuts], [*cuts, len(audio)], strict=True)]
     events = events_of(pieces, line)
     assert events == events_of([audio], line)
     text = "".join(e.transcript or "" for e in events if e.kind == "turn.end")
-    assert words_of(text) == [number for number, _ in said]
+    assert words_of(text) == [number for number, _ in spoken]
 
 
 @settings(max_examples=150)

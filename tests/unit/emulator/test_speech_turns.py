@@ -25,8 +25,8 @@ NEXT = {
 
 def steps(detector: TurnDetector, probabilities: list[float]) -> list[tuple[int, str]]:
     """Return each step with the number of windows processed by then."""
-    heard = ((at, detector.hear(p)) for at, p in enumerate(probabilities, 1))
-    return [(at, step) for at, step in heard if step]
+    observed = ((at, detector.hear(p)) for at, p in enumerate(probabilities, 1))
+    return [(at, step) for at, step in observed if step]
 
 
 def speaking(settings: TurnSettings = DEFAULTS) -> TurnDetector:
@@ -104,8 +104,8 @@ def test_end_timeout_limits_wait() -> None:
     assert silence_until("turn.end", TurnSettings(end_timeout_ms=640)) == pytest.approx(0.64)
     # The timeout also runs where the likelihood does not fall, because the windows are not clearly
     # silent.
-    heard = steps(speaking(TurnSettings(end_timeout_ms=1600)), [UNSURE] * 100)
-    assert heard == [(50, "turn.end")]
+    observed = steps(speaking(TurnSettings(end_timeout_ms=1600)), [UNSURE] * 100)
+    assert observed == [(50, "turn.end")]
 
 
 def test_end_timeout_can_precede_eager_end() -> None:
@@ -131,11 +131,11 @@ def test_end_of_audio_ends_turn() -> None:
 @given(st.lists(st.sampled_from([SPEECH, UNSURE, SILENCE]), max_size=300), st.floats(0.5, 0.9))
 def test_steps_follow_protocol_order(story: list[float], start: float) -> None:
     detector = TurnDetector(TurnSettings(start=start))
-    heard: list[str | None] = [None]
+    observed: list[str | None] = [None]
     for probability in story:
         step = detector.hear(probability)
         assert 0 <= detector.likelihood <= 1
         if step:
-            heard.append(step)
-        assert detector.in_turn == (heard[-1] not in (None, "turn.end"))
-    assert all(after in NEXT[before] for before, after in pairwise(heard))
+            observed.append(step)
+        assert detector.in_turn == (observed[-1] not in (None, "turn.end"))
+    assert all(after in NEXT[before] for before, after in pairwise(observed))

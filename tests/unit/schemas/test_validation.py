@@ -107,10 +107,10 @@ def test_error_omits_invalid_value(field: str, form: str) -> None:
         (decode_audio, {b"config": b'{"%b":%b}' % (field.encode(), value)}),
         (decode_audio, {b"config": value}),
     ):
-        assert _SECRET not in _said(read, fields)
+        assert _SECRET not in _error_of(read, fields)
 
 
-def _said(read: Callable[[Fields], object], fields: Fields) -> str:
+def _error_of(read: Callable[[Fields], object], fields: Fields) -> str:
     try:
         read(fields)
     except EntryError as fault:

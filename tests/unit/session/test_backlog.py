@@ -27,7 +27,7 @@ class Holder:
         assert now > 0
         self.calls += 1
         if self.breaks:
-            raise ValueError("a fault of ours")
+            raise ValueError("broken session")
         self.holds -= 1
         if not self.holds:
             self.over.set()
@@ -51,6 +51,6 @@ async def test_backlog_is_called_until_nothing_is_held(caplog: pytest.LogCapture
         with anyio.fail_after(30):
             await late.over.wait()
         tasks.cancel_scope.cancel()
-    (struck,) = caplog.records
-    assert (struck.args, bool(struck.exc_info)) == ((broken.name,), True)
+    (record,) = caplog.records
+    assert (record.args, bool(record.exc_info)) == ((broken.name,), True)
     assert (some.calls, more.calls, broken.calls, late.calls) == (2, 5, 1, 1)

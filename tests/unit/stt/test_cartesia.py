@@ -288,7 +288,7 @@ async def test_concurrency_limit_is_busy_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "code", "said"),
+    ("changed", "code", "expected"),
     [
         ({"model": "ink-whisper"}, "model_not_found", "model"),
         ({"turn": TurnConfig(turn_end_threshold=0.05, turn_start_threshold=0.5)}, "", "threshold"),
@@ -297,7 +297,7 @@ async def test_concurrency_limit_is_busy_error() -> None:
     ],
 )
 async def test_wrong_request_is_permanent_error(
-    changed: dict[str, Any], code: str, said: str
+    changed: dict[str, Any], code: str, expected: str
 ) -> None:
     async with local_server() as server:
         error = await refusal(
@@ -308,7 +308,7 @@ async def test_wrong_request_is_permanent_error(
     assert type(error) is SttPermanentError
     assert (error.status, error.code) == (400, code)
     assert error.request_id == seen.request_id
-    assert said in str(error).lower()
+    assert expected in str(error).lower()
 
 
 async def test_wrong_path_or_version_is_permanent_error() -> None:
@@ -389,7 +389,7 @@ async def test_refusal_by_intermediary_is_not_permanent(
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "expected"),
     [
         ("", "HTTP 503"),
         ("upstream connect error", "HTTP 503 upstream connect error"),
@@ -401,11 +401,11 @@ async def test_refusal_by_intermediary_is_not_permanent(
         ('{"message": "why", "new": {"field": []}}', "HTTP 503 why"),
     ],
 )
-async def test_any_refusal_body_is_readable(body: str, said: str) -> None:
+async def test_any_refusal_body_is_readable(body: str, expected: str) -> None:
     async with odd_server(sends(), refuses(503, body, "text/html")) as service:
         error = await refusal(service)
     assert type(error) is SttTransientError
-    assert str(error) == said
+    assert str(error) == expected
     assert (error.code, error.request_id) == ("", "from-the-header")
 
 
@@ -470,13 +470,13 @@ async def test_unreadable_messages_before_connected_are_skipped() -> None:
 
 async def test_unreadable_messages_of_session_are_skipped() -> None:
     defects: list[str] = []
-    said = ("[1]", "{", b"\x00\x01", {"type": 5}, '{"type":"turn.end","transcript":"\\ud83d"}')
+    expected = ("[1]", "{", b"\x00\x01", {"type": 5}, '{"type":"turn.end","transcript":"\\ud83d"}')
     async with (
-        odd_server(sends(CONNECTED, *said)) as service,
+        odd_server(sends(CONNECTED, *expected)) as service,
         await open_stream(service, PHONE, defects.append) as stream,
     ):
         assert await stream.receive() == cartesia.TurnEnd(transcript="\ufffd")
-    assert len(defects) == len(said)
+    assert len(defects) == len(expected)
     assert not any("ud83d" in defect or "\ufffd" in defect for defect in defects)
 
 

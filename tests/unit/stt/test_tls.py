@@ -69,8 +69,8 @@ def test_invalid_certificate_is_refused(
                 await request_id(url)
         return str(refused.value)
 
-    said = anyio.run(connect, backend_options={"use_uvloop": use_uvloop})
-    assert said.startswith("cannot connect: TLS: certificate refused: ")
-    assert fault in said
-    assert KEY not in said
-    assert "hunter2" not in said
+    error = anyio.run(connect, backend_options={"use_uvloop": use_uvloop})
+    assert error.startswith("cannot connect: TLS: certificate refused: ")
+    assert fault in error
+    assert KEY not in error
+    assert "hunter2" not in error
