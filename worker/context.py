@@ -1,4 +1,4 @@
-"""What a session needs of the worker that runs it."""
+"""The parts of a worker that its sessions share."""
 
 import logging
 import time
@@ -41,106 +41,108 @@ log = logging.getLogger(__name__)
 
 
 MAX_CONCURRENT_CONNECTS = 50
-"""Handshakes with the STT service that may be open at the same time.
+"""Maximum concurrent handshakes with the STT provider.
 
-A thousand sessions may begin, or lose their sockets, at once. A handshake takes milliseconds of our
-CPU, most of it TLS: of fifty together the sessions that run feel little. And a server that listens
-with the usual backlog of 100 drops no packet of ours, which would be sent again a second later. At
-300 ms each, fifty at once are 160 sessions a second.
+A thousand sessions may start, or lose their sockets, at once. A handshake takes milliseconds of
+CPU, mostly for TLS: fifty together hardly delay the running sessions. A server with the usual
+listen backlog of 100 drops no packets, which would be resent a second later. At 300 ms each, fifty
+concurrent handshakes open 160 sessions a second.
 """
 
 KEY_ADVICE = "check CARTESIA_API_KEY or TURNBUS_STT_API_KEY_FILE, and the account's credit"
-"""What to do about a refusal that gives no advice of its own."""
+"""Advice logged for a rejected key if the error has none of its own."""
 
 CREDENTIALS_RETRY_S = 15.0
-"""Age of a refusal of the key after which a worker without sessions tries it again."""
+"""Delay after a rejected key before a worker without sessions tries it again."""
 
 MAX_DEAD_LETTER_BYTES = 16 * 1024
-"""Of a refused session entry: more than a good one can have."""
+"""Maximum size of a rejected session entry that is kept; a valid entry is always smaller."""
 
 
 class SessionTimeouts(msgspec.Struct, frozen=True):
-    """The times a session goes by."""
+    """The timeouts and intervals of a session."""
 
     replay_speed: float = 1.5
-    """Times real time; 0 is unpaced."""
+    """Replay speed as a multiple of real time; 0 disables pacing."""
     park_s: float = 120.0
-    """Without audio, after which the socket is let go."""
+    """Time without audio after which the worker closes the socket."""
     idle_s: float = 900.0
-    """Without audio, after which the session ends."""
+    """Time without audio after which the session ends."""
     max_lag_s: float = 600.0
-    """Age at which untranscribed audio is dropped; 0 is never."""
+    """Age at which untranscribed audio is dropped; 0 disables it."""
     update_interval_ms: int = 500
-    """Between two updates of a turn's text of 1,000 characters; 0 is none."""
+    """Interval between updates of a turn of 1,000 characters; 0 disables the limit."""
 
 
 class CredentialsHealth:
-    """Whether the service takes our key; said once, however many sessions learn it."""
+    """Whether the provider accepts the API key; logged once, not for every session."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        """What the service says against the key or the credit; None while it takes them."""
+        """Why the provider rejects the key or the credit; None while it accepts them."""
         self._since = 0.0
 
     def rejected(self, error: SttError) -> None:
         """Record a 401, 402 or 403."""
         if self.reason is None:
             if error.advice:
-                what = "the STT provider cannot be connected to"
+                what = "cannot connect to the STT provider"
             else:
-                what = "the STT provider refuses the API key or its credit"
+                what = "the STT provider rejects the API key or its credit"
             advice = error.advice or KEY_ADVICE
             log.error("%s (%s); sessions wait, none is lost; %s", what, error, advice)
         self.reason = str(error)
         self._since = time.monotonic()
 
     def retry_after_rejection(self) -> None:
-        """Forget a refusal that is some time ago, so that a session may try again."""
+        """Clear an old rejection, so that a session may try again."""
         if self.reason is not None and time.monotonic() - self._since > CREDENTIALS_RETRY_S:
             self.reason = None
 
     def accepted(self) -> None:
-        """Record a connect."""
+        """Record a successful connection."""
         if self.reason is not None:
-            log.info("the STT provider is connected to again")
+            log.info("connected to the STT provider again")
         self.reason = None
 
 
 class DeadLetterWriter:
-    """Writes refused entries to the dead stream, whoever refused them, and logs where they are."""
+    """Writes rejected entries to the dead-letter stream and logs their ids."""
 
-    def __init__(self, intake: SessionOwnership, health: RedisHealth, faults: Supervisor) -> None:
-        self._ownership = intake
+    def __init__(
+        self, ownership: SessionOwnership, health: RedisHealth, supervisor: Supervisor
+    ) -> None:
+        self._ownership = ownership
         self._health = health
-        self._supervisor = faults
+        self._supervisor = supervisor
         self._waiting: deque[tuple[str, DeadLetter]] = deque()
         self._wake = anyio.Event()
         self._denied = False
 
     def put(self, name: str, dead: DeadLetter) -> None:
-        """Write `dead` as soon as Redis takes it; `name` is its session's, for the log."""
+        """Queue `dead` for writing; `name` identifies its session in the log."""
         self._waiting.append((name, dead))
         self._wake.set()
 
     async def run(self) -> None:
-        """Write until cancelled; what Redis has not confirmed is written again."""
+        """Write until cancelled; retry what Redis has not confirmed."""
         try:
             while True:
                 await self._wake.wait()
                 self._wake = anyio.Event()
                 while self._waiting:
                     name, dead = self._waiting[0]
-                    where = "not kept: a fault of turnbus"  # which must not hold up the others
+                    where = "not kept: internal error"  # it must not delay the others
                     with self._supervisor.isolate("dead_letters"):
                         where = await self._write(dead)
                     self._waiting.popleft()
                     _log(name, dead, where)
         finally:
             for name, dead in self._waiting:
-                _log(name, dead, "not kept: the worker ended first")
+                _log(name, dead, "not kept: the worker stopped first")
 
     async def _write(self, dead: DeadLetter) -> str:
-        """Write an entry and say where it is: one that will not be taken has the log alone."""
+        """Write an entry and return where it is; an entry that Redis rejects is only logged."""
         try:
             kept = await retry_while_unavailable(
                 self._health, partial(self._ownership.put_dead_letter, dead)
@@ -150,16 +152,16 @@ class DeadLetterWriter:
         self._denied = False
         return f"`turnbus dead` has it as {kept}"
 
-    def _not_written(self, fault: str) -> str:
+    def _not_written(self, reason: str) -> str:
         if not self._denied:
-            log.error("refused entries cannot be kept, only logged: %s", fault)
+            log.error("cannot write dead letters, rejected entries are only logged (%s)", reason)
         self._denied = True
-        return f"not kept: {fault}"
+        return f"not kept: {reason}"
 
 
 def _log(name: str, dead: DeadLetter, where: str) -> None:
     log.warning(
-        "%s: refused entry %s of %s: %s (%s); %s",
+        "%s: rejected entry %s of %s: %s (%s); %s",
         *(name, dead.id, dead.stream, dead.detail, dead.reason, where),
     )
 
@@ -202,7 +204,7 @@ class WorkerContext:
     def dead_letter(
         self, entry: str, stream: str, session: str, reason: str, detail: str, fields: Fields
     ) -> None:
-        """Put a refused entry on the dead stream: a session's with its fields, never audio."""
+        """Write a rejected entry as a dead letter; only a session entry keeps its fields."""
         self.stats.rejected_entries[reason] += 1
         traceparent = fields.get(b"traceparent", b"").decode("ascii", "replace")
         name = SessionName(session, traceparent) if session else "no session"
@@ -221,7 +223,7 @@ class WorkerContext:
 
 
 def _as_json(fields: Fields) -> str:
-    """Write an entry's fields as JSON; empty if there are none, or they are not fit to be kept."""
+    """Return an entry's fields as JSON; empty if they are missing, too large or not UTF-8."""
     if not fields or sum(map(len, chain.from_iterable(fields.items()))) > MAX_DEAD_LETTER_BYTES:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""The worker's life: take sessions, keep their leases, hand them on, stop."""
+"""The worker: acquires sessions, renews their leases, releases them and stops."""
 
 import logging
 import os
@@ -56,17 +56,17 @@ log = logging.getLogger(__name__)
 MAX_CLAIM_BATCH = 50
 HEARTBEAT_INTERVAL_S = 1.0
 TICK_INTERVAL_S = 0.1
-FITNESS_S = 2.0
-"""Between looks at a Redis that cannot be worked with."""
+FITNESS_INTERVAL_S = 2.0
+"""Interval between checks of a Redis that the worker cannot use."""
 
 DEREGISTER_TIMEOUT_S = 2.0
-"""How long taking our record off the bus may take."""
+"""Timeout for deleting the worker's record and consumer from Redis."""
 
 
 class Worker:
-    """One worker process's work, on one event loop.
+    """One worker, running on one event loop.
 
-    Raises `SettingsError` for a proxy in the environment that cannot be used.
+    Raises `SettingsError` if the environment names a proxy that cannot be used.
     """
 
     def __init__(self, settings: Settings, key: str) -> None:
@@ -75,20 +75,20 @@ class Worker:
         self.health = RedisHealth()
         keys = Keys(settings.prefix)
         nonce = secrets.token_hex(8)
-        intake = SessionOwnership(self.redis, keys, f"{settings.worker_id}-{nonce[:8]}", nonce)
+        ownership = SessionOwnership(self.redis, keys, f"{settings.worker_id}-{nonce[:8]}", nonce)
         stats = Counters()
-        faults = Supervisor(stats.internal_errors)
+        supervisor = Supervisor(stats.internal_errors)
         self.context = WorkerContext(
             worker_id=settings.worker_id,
             redis=self.redis,
             keys=keys,
             health=self.health,
             clock=RedisClock(self.redis, self.health),
-            ownership=intake,
+            ownership=ownership,
             reader=AudioReader(self.redis, self.health),
             committer=Committer(self.redis, self.health),
             permits=ConnectionPermits(self.redis, self.health, keys, settings.stt_max_connections),
-            lanes=LaneRegistry(intake, self.health),
+            lanes=LaneRegistry(ownership, self.health),
             retention=Retention(
                 settings.retention_s, settings.turns_retention_s, settings.turns_maxlen
             ),
@@ -107,34 +107,34 @@ class Worker:
                 settings.max_lag_s,
                 settings.turn_update_interval_ms,
             ),
-            dead_letters=DeadLetterWriter(intake, self.health, faults),
+            dead_letters=DeadLetterWriter(ownership, self.health, supervisor),
             tracing=Tracing(
                 *provider_address(settings.stt_url), PROVIDER, settings.trace_transcripts
             ),
             stats=stats,
-            supervisor=faults,
+            supervisor=supervisor,
         )
         self.running = RunningSessions(self.context)
         self._overload = OverloadDetector()
-        self._liveness = Liveness(self.redis, self.health, keys, intake)
-        self._cleaner = Cleaner(self.redis, keys, intake)
+        self._liveness = Liveness(self.redis, self.health, keys, ownership)
+        self._cleaner = Cleaner(self.redis, keys, ownership)
         self._ready = False
         self._draining = False
         self._stop_now = False
         self._stopped = anyio.Event()
         self._waiting = anyio.CancelScope()
 
-    # -- for whoever runs it
+    # -- public interface
 
     @property
     def readiness(self) -> Readiness:
-        """Whether new sessions can be taken."""
+        """Whether the worker can take new sessions, and the reasons if it cannot."""
         reasons = [
             reason
             for reason in (
                 "draining" if self._draining else None,
-                f"redis: {self._redis_fault}" if self._redis_fault else None,
-                "starting" if not self._ready and not self._redis_fault else None,
+                f"redis: {self._redis_problem}" if self._redis_problem else None,
+                "starting" if not self._ready and not self._redis_problem else None,
                 f"stt: {self.context.credentials.reason}"
                 if self.context.credentials.reason
                 else None,
@@ -147,12 +147,12 @@ class Worker:
         return Readiness(not reasons, tuple(reasons), len(self.running), self.capacity)
 
     @property
-    def _redis_fault(self) -> str | None:
+    def _redis_problem(self) -> str | None:
         return self.health.unfit or self.health.outage
 
     @property
     def capacity(self) -> int:
-        """How many sessions this worker takes: as set, and as many as it may open sockets for."""
+        """Maximum sessions of this worker: `max_sessions`, limited by available descriptors."""
         return descriptors.capacity(self._settings, descriptors.limits()[0])
 
     @property
@@ -160,29 +160,29 @@ class Worker:
         return descriptors.shortfall(self._settings, descriptors.limits()[0])
 
     def drain(self) -> None:
-        """Stop taking sessions, hand on those that run, and then do nothing until stopped."""
+        """Stop taking sessions, release the running ones, then wait for `stop`."""
         self._draining = True
 
     def stop(self) -> None:
-        """Stop taking sessions, hand on those that run, and end; called again: at once."""
+        """Stop taking sessions, release the running ones and exit; a second call skips the wait."""
         self._stop_now = self._stopped.is_set()
         self._draining = True
         self._stopped.set()
 
     async def run(self) -> None:
-        """Work until stopped and everything is handed on.
+        """Run until stopped and all sessions are released.
 
-        Raises redis-py's NoPermissionError if a right is taken away from the Redis user.
+        Raises redis-py's NoPermissionError if the Redis user loses a required permission.
         """
         async with closing(self.redis), anyio.create_task_group() as tasks:
-            keep = self.context.supervisor.run_forever
-            tasks.start_soon(keep, "reader", self.context.reader.run)
-            tasks.start_soon(keep, "committer", self.context.committer.run)
-            tasks.start_soon(keep, "dead_letters", self.context.dead_letters.run)
-            tasks.start_soon(keep, "gate", self.context.permits.run)
-            tasks.start_soon(keep, "lanes", self.context.lanes.run)
-            tasks.start_soon(keep, "ticker", self._tick)
-            tasks.start_soon(keep, "backlog", self.context.backlog.run)
+            run_forever = self.context.supervisor.run_forever
+            tasks.start_soon(run_forever, "reader", self.context.reader.run)
+            tasks.start_soon(run_forever, "committer", self.context.committer.run)
+            tasks.start_soon(run_forever, "dead_letters", self.context.dead_letters.run)
+            tasks.start_soon(run_forever, "gate", self.context.permits.run)
+            tasks.start_soon(run_forever, "lanes", self.context.lanes.run)
+            tasks.start_soon(run_forever, "ticker", self._tick)
+            tasks.start_soon(run_forever, "backlog", self.context.backlog.run)
             if await self._run_until_stopped(self._connect_bus):
                 async with anyio.create_task_group() as components:
                     await self._run_components(sessions=tasks, components=components)
@@ -193,8 +193,8 @@ class Worker:
         log.info("stopped")
 
     async def _run_components(self, sessions: TaskGroup, components: TaskGroup) -> None:
-        """Take sessions until drained, then hand them on; what is kept is kept until stopped."""
-        keep = self.context.supervisor.run_forever
+        """Take sessions until drained, then release them; `components` run until stopped."""
+        run_forever = self.context.supervisor.run_forever
         async with anyio.create_task_group() as claims:
             acquirer = SessionAcquirer(
                 self.context,
@@ -205,40 +205,42 @@ class Worker:
                 claims=claims,
             )
             lease_keeper = LeaseKeeper(self.context, self.running, acquirer, components)
-            components.start_soon(keep, "heartbeat", partial(self._heartbeat_loop, lease_keeper))
-            components.start_soon(keep, "worker_record", self._record_loop)
-            components.start_soon(keep, "clock", self.context.clock.run)
-            components.start_soon(keep, "liveness", self._liveness.advertise)
-            components.start_soon(keep, "liveness", self._liveness.watch)
-            components.start_soon(keep, "sweeper", self._cleaner.run)
-            components.start_soon(keep, "drain_requests", self._watch_drain_requests)
-            components.start_soon(keep, "handover", self._release_stranded)
-            components.start_soon(keep, "fitness", self._watch_fitness)
-            take = partial(self._acquire_loop, acquirer)
-            await self._run_until_stopped(partial(keep, "acquire", take))
+            heartbeat = partial(self._heartbeat_loop, lease_keeper)
+            components.start_soon(run_forever, "heartbeat", heartbeat)
+            components.start_soon(run_forever, "worker_record", self._record_loop)
+            components.start_soon(run_forever, "clock", self.context.clock.run)
+            components.start_soon(run_forever, "liveness", self._liveness.advertise)
+            components.start_soon(run_forever, "liveness", self._liveness.watch)
+            components.start_soon(run_forever, "sweeper", self._cleaner.run)
+            components.start_soon(run_forever, "drain_requests", self._watch_drain_requests)
+            components.start_soon(run_forever, "handover", self._release_stranded)
+            components.start_soon(run_forever, "fitness", self._watch_fitness)
+            acquire = partial(self._acquire_loop, acquirer)
+            await self._run_until_stopped(partial(run_forever, "acquire", acquire))
             await self._release_all(acquirer)
-            claims.cancel_scope.cancel()  # whoever has room takes what waits for Redis still
+            claims.cancel_scope.cancel()  # other workers take the sessions still waiting for Redis
 
     async def _deregister(self) -> None:
-        """Take this worker off the bus, if the bus lets us."""
-        intake = self.context.ownership
+        """Delete this worker's record and consumer from Redis, if Redis is available."""
+        ownership = self.context.ownership
         with self.context.supervisor.isolate("handover"), anyio.move_on_after(DEREGISTER_TIMEOUT_S):
             await retry_while_unavailable(
-                self.health, lambda: intake.delete_consumer(intake.consumer)
+                self.health, lambda: ownership.delete_consumer(ownership.consumer)
             )
             await retry_while_unavailable(
-                self.health, lambda: intake.delete_record(self.context.worker_id, intake.consumer)
+                self.health,
+                lambda: ownership.delete_record(self.context.worker_id, ownership.consumer),
             )
 
     async def _connect_bus(self) -> None:
-        """Wait for Redis, and until it is one that a worker can work with."""
+        """Wait until Redis is available and has all that a worker requires."""
         while True:
             if not await self._is_unfit():
                 return
-            await anyio.sleep(FITNESS_S)
+            await anyio.sleep(FITNESS_INTERVAL_S)
 
     async def _is_unfit(self) -> bool:
-        """Find out whether Redis can be worked with, and note what it lacks."""
+        """Return whether Redis lacks something that a worker requires, and record what."""
         unfit = partial(unfitness, self.redis, self.context.keys)
         try:
             lacking = await retry_while_unavailable(self.health, unfit)
@@ -253,34 +255,34 @@ class Worker:
         return lacking is not None
 
     async def _watch_fitness(self) -> None:
-        """Find out when a Redis that became unfit can be worked with again."""
+        """Check an unfit Redis periodically until the worker can use it again."""
         while True:
-            await anyio.sleep(FITNESS_S)
+            await anyio.sleep(FITNESS_INTERVAL_S)
             if self.health.unfit is not None:
                 await self._is_unfit()
 
     async def _run_until_stopped(self, work: Callable[[], Awaitable[None]]) -> bool:
-        """Do `work`, but do not wait for Redis once stopped; return whether it was done."""
+        """Run `work` without waiting for Redis once stopped; return whether it completed."""
         with anyio.CancelScope() as self._waiting:
             await work()
         return not self._waiting.cancelled_caught
 
-    # -- taking sessions, and keeping them
+    # -- acquiring sessions and renewing leases
 
     async def _acquire_loop(self, acquirer: SessionAcquirer) -> None:
         self._ready = True
         log.info("taking sessions as %s", self.context.ownership.consumer)
         crashes, shortage = self.context.retries, self.context.shortage
         while not self._draining:
-            acquirer.retry_crashed()  # whatever room there is: nobody else may take them
+            acquirer.retry_crashed()  # regardless of room: this worker holds their leases
             taken = len(self.running) + len(crashes.waiting) + acquirer.claims_in_progress
             room = min(MAX_CLAIM_BATCH, self.capacity - taken)
             if not len(self.running):
-                # No session is left that would find out that the key is accepted again.
+                # Without a session, no connection attempt would detect that the key works again.
                 self.context.credentials.retry_after_rejection()
             shortage.look(time.monotonic())
-            faults = (shortage.fault, self.context.credentials.reason, self.health.unfit)
-            if not any(faults):
+            obstacles = (shortage.fault, self.context.credentials.reason, self.health.unfit)
+            if not any(obstacles):
                 room = self._overload.limit(room, time.monotonic())
                 room = shortage.room(room, time.monotonic())
             else:
@@ -296,7 +298,7 @@ class Worker:
             await anyio.sleep(HEARTBEAT_INTERVAL_S)
 
     async def _record_loop(self) -> None:
-        """Keep this worker's record: apart from the leases, for its server may be another."""
+        """Update this worker's record, apart from the leases: a cluster may store it elsewhere."""
         while True:
             await retry_while_unavailable(self.health, self._register)
             await anyio.sleep(HEARTBEAT_INTERVAL_S)
@@ -324,8 +326,8 @@ class Worker:
         while True:
             now = time.monotonic()
             self.context.stalls.tick(now)
-            if self._draining and self._redis_fault is not None:
-                self._waiting.cancel()  # for Redis, and there is nothing to do with it any more
+            if self._draining and self._redis_problem is not None:
+                self._waiting.cancel()  # do not wait for Redis when draining
             for session in self.running:
                 if session.fenced_reason is not None:
                     self.running.cancel(session.ownership.fence.entry_id)
@@ -337,35 +339,34 @@ class Worker:
             self.context.stats.loop_delay.observe(delay_s)
             self._overload.observe(delay_s)
 
-    # -- handing them on
+    # -- releasing sessions
 
     async def _watch_drain_requests(self) -> None:
-        """Drain once an operator says so.
+        """Drain when an operator requests it.
 
-        And do not end: whatever keeps workers running would start this one again, and it would
-        take sessions.
+        The process keeps running: an orchestrator would restart it, and it would take sessions.
         """
         keys, consumer = self.context.keys, self.context.ownership.consumer
         try:
             await wait_for_drain(self.redis, self.health, keys, consumer)
         except NoPermissionError as error:
             log.warning(
-                "`turnbus drain` cannot reach this worker: grant its Redis user the keys %s (%s)",
+                "drain requests disabled: grant the worker's Redis user the keys %s (%s)",
                 keys.drain("*"),
                 error,
             )
             return
-        log.warning("told to drain; takes no session any more, and waits to be stopped")
+        log.warning("draining: taking no more sessions, waiting to be stopped (`turnbus drain`)")
         self.drain()
 
     async def _release_all(self, acquirer: SessionAcquirer) -> None:
-        """Give every session back: at once between turns, at the end of a turn inside one.
+        """Release every session: between turns at once, inside a turn when the turn ends.
 
-        Those that are still being taken in, too, unless Redis keeps them from it.
+        Sessions still being claimed are released too, unless Redis is unavailable.
         """
         deadline = time.monotonic() + self._settings.drain_s
         if len(self.running):
-            log.info("handing on %s", counted(len(self.running), "session"))
+            log.info("releasing %s", counted(len(self.running), "session"))
         late = False
         while len(self.running) or (acquirer.claims_in_progress and self.health.up and not late):
             late = self._stop_now or time.monotonic() >= deadline
@@ -378,7 +379,7 @@ class Worker:
             await self.running.release_waiting()
 
     async def _release_stranded(self) -> None:
-        """Let other workers take the sessions for which this machine cannot open a socket."""
+        """Release sessions for which this machine cannot open a socket."""
         while True:
             await anyio.sleep(TICK_INTERVAL_S)
             if self.context.shortage.fault is None or self._draining:
@@ -394,7 +395,7 @@ class Worker:
 
 
 def _guard(session: Session, step: Callable[[float], None], now: float) -> None:
-    """Take a step of a session; a fault of ours in it must not take the others down."""
+    """Run one step of a session; an internal error in it must not end the other sessions."""
     try:
         step(now)
     except Exception:

@@ -69,7 +69,7 @@ async def test_log_and_dead_stream_name_each_other(
     assert fields[b"id"].decode() == bad
     (line,) = (told for told in caplog.messages if "refused" in told)
     assert line.startswith(
-        f"bad: refused entry {bad} of {harness.prefix}:sessions: field `encoding`"
+        f"bad: rejected entry {bad} of {harness.prefix}:sessions: field `encoding`"
     )
     assert line.endswith(f"`turnbus dead` has it as {kept.decode()}")
 
@@ -96,7 +96,7 @@ async def test_what_could_not_be_kept_is_logged(
             scope.cancel()
             await dead_letters.run()
     (line,) = (told for told in caplog.messages if "refused" in told)
-    assert line.endswith("no good (encoding); not kept: the worker ended first")
+    assert line.endswith("no good (encoding); not kept: the worker stopped first")
 
 
 async def test_a_dead_stream_that_is_none_is_told_once(
@@ -110,12 +110,14 @@ async def test_a_dead_stream_that_is_none_is_told_once(
         await harness.play("good", synthesize_words([1], PCM16), pause_s=0)
         events = (await harness.until_ended("good", "bad-0", "bad-1"))["good"]
         assert words(events) == [1]
-        await eventually(lambda: "bad-1: refused" in caplog.text, "the second refusal")
+        await eventually(lambda: "bad-1: rejected" in caplog.text, "the second refusal")
         await harness.redis.delete(f"{harness.prefix}:dead")
         await harness.announce_as({**GOOD, "session": "bad-2", "encoding": "mp3"})
         await eventually(harness.dead, "the refused entry")
     (error,) = (each.message for each in caplog.records if each.levelname == "ERROR")
-    assert error.startswith("refused entries cannot be kept, only logged: ResponseError: WRONGTYPE")
+    assert error.startswith(
+        "cannot write dead letters, rejected entries are only logged (ResponseError: WRONGTYPE"
+    )
     assert len([told for told in caplog.messages if "; not kept: ResponseError: WR" in told]) == 2
 
 

@@ -238,7 +238,7 @@ async def test_worker_hands_on_what_it_cannot_connect(harness: Harness, tmp_path
         await eventually(owned, "a session that is owned")
         enough = few.limit(few.open_files() + 8)
         await harness.play("call-1", synthesize_words([1], PCM16), end=False)
-        await eventually(lambda: "call-1: given back" in few.log, "a session that was released")
+        await eventually(lambda: "call-1: released" in few.log, "a session that was released")
         said = await eventually(few.short, "a worker that is short")
         assert said is not None
         assert "this machine cannot open a socket (Too many open files, at most " in said

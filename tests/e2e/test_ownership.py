@@ -110,7 +110,7 @@ async def test_an_owner_that_wakes_puts_nothing_back(harness: Harness, tmp_path:
 
             await eventually(taken, "the second worker")
             first.send_signal(signal.SIGCONT)
-            await eventually(lambda: "let go" in (tmp_path / "one").read_text(), "the first")
+            await eventually(lambda: "lease lost" in (tmp_path / "one").read_text(), "the first")
             assert await harness.redis.xlen(sessions) == 1
             await harness.play(
                 "call-1", synthesize_words([3], PCM16) + synthesize_silence(900, PCM16), pause_s=0

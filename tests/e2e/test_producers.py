@@ -149,7 +149,7 @@ async def test_fault_of_every_entry_is_announced_in_sum(
     ]
     assert counts == [2, 4, 8, 16, 20]
     assert b"16 such entries so far" in dead[-1][b"detail"]
-    assert len([line for line in caplog.messages if "refused entry" in line]) == 5
+    assert len([line for line in caplog.messages if "rejected entry" in line]) == 5
 
 
 _COUNT = r"(\d+) (?:such entries so far|in all)"

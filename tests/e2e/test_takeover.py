@@ -196,7 +196,7 @@ async def test_stopped_while_redis_is_away(
                 process.send_signal(signal.SIGTERM)
                 if signals == 2:
                     # Not before the first is taken: of two that wait, one would be forgotten.
-                    await eventually(lambda: "handing on" in log.read_text(), "the first signal")
+                    await eventually(lambda: "releasing" in log.read_text(), "the first signal")
                     process.send_signal(signal.SIGTERM)
                 assert await process.wait() == 0
         if away == "killed":
@@ -365,7 +365,7 @@ async def test_a_refused_key_loses_no_session(
         assert [each["message_id"].decode() for each in pending] == [entry]
         worker.stop()
         await no_longer(lambda: len(worker.running), "sessions in the running")
-    assert len([line for line in caplog.messages if "refuses the API key" in line]) == 1
+    assert len([line for line in caplog.messages if "rejects the API key" in line]) == 1
     assert "sk_" not in caplog.text
     stt.faults.set()
     async with harness.worker():

@@ -336,7 +336,7 @@ KINDS += [full, guarded, taken]
 async def test_worker_waits_for_a_server_that_is_fit(
     kind: Kind, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(worker_module, "FITNESS_S", 0.05)
+    monkeypatch.setattr(worker_module, "FITNESS_INTERVAL_S", 0.05)
     async with kind() as odd, anyio.create_task_group() as tasks:
         worker = Worker(Settings(redis_url=odd.url, stt_url=stt.url, admin_addr=""), KEY)
         tasks.start_soon(worker.run)
@@ -395,7 +395,7 @@ async def test_session_goes_on_when_a_server_is_fit_again(
     stt: TurnsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A server that is restarted without a command, and then as it was."""
-    monkeypatch.setattr(worker_module, "FITNESS_S", 0.05)
+    monkeypatch.setattr(worker_module, "FITNESS_INTERVAL_S", 0.05)
     async with _configured("", append_only=True) as (server, begin_again):
 
         async def restart(directives: str) -> None:

@@ -1,1 +1,1 @@
-"""Who runs which session: claims, leases, takeovers and releases."""
+"""Session leases: claims, heartbeats, takeovers and releases."""

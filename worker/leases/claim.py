@@ -1,4 +1,4 @@
-"""Claims: from an entry that is ours to a session that runs, or to a refusal told to everybody."""
+"""Claims: turn a session entry that this worker owns into a session, or reject the entry."""
 
 import logging
 import time
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 _REJECTED = {
     "ended": "this session has ended; use a new id for each call",
-    "duplicate": "this session is live already",
-    "unusable": "a key of this session holds something that is not turnbus's",
+    "duplicate": "this session is already live",
+    "unusable": "a key of this session exists with an unexpected Redis type",
 }
-"""Verdicts that refuse an entry, and what to say."""
+"""Error message for each verdict that rejects an entry."""
 
-INTERNAL_ERROR = "a fault of turnbus"
+INTERNAL_ERROR = "internal error"
 
 
 class Claimer:
@@ -45,28 +45,26 @@ class Claimer:
         self._context = context
 
     async def claim(self, owned: OwnedEntry) -> Session | None:
-        """Claim an entry that the pending list calls ours; return the session to run, if any.
+        """Claim an entry that is pending for this worker; return the session to run, if any.
 
-        Raises what the bus says that waiting cannot cure.
+        Raises the Redis errors that a retry cannot resolve.
         """
         try:
             return await self._claim(owned)
         except (RedisError, TurnbusError):
             raise
         except Exception:
-            # It would end this worker, then the next that takes the entry over, and so on.
-            log.exception("entry %s: a fault of ours struck as it was claimed", owned.entry_id)
+            # Otherwise it would end this worker, and then each worker that takes the entry over.
+            log.exception("entry %s: internal error while claiming, rejecting", owned.entry_id)
             self._context.stats.internal_errors["claim"] += 1
-            await self._reject(
-                owned, "internal", f"{INTERNAL_ERROR} (the worker's log tells which)"
-            )
+            await self._reject(owned, "internal", f"{INTERNAL_ERROR} (see the worker's log)")
             return None
 
     async def _claim(self, owned: OwnedEntry) -> Session | None:
         try:
             entry = decode_session(owned.fields)
-        except EntryError as fault:
-            await self._reject(owned, fault.reason, str(fault))
+        except EntryError as error:
+            await self._reject(owned, error.reason, str(error))
             return None
         fence = Fence(owned.entry_id, owned.delivery_count, self._context.ownership.nonce)
         started = SessionStarted(
@@ -124,23 +122,23 @@ class Claimer:
         return None
 
     async def _resume(self, ownership: Ownership, claim: ClaimResult) -> Session | None:
-        """Return the session as its last owner left it, unless it has crashed too often."""
+        """Return the session at its last checkpoint, unless it has crashed too often."""
         try:
             snapshot = decode_record(claim.snapshot, Checkpoint)
         except msgspec.DecodeError as error:
             await self._end_unrunnable(
-                ownership, claim, Checkpoint(), f"its state cannot be read: {error}"
+                ownership, claim, Checkpoint(), f"its checkpoint cannot be decoded: {error}"
             )
             return None
-        settled = snapshot.ledger.committed_bytes
-        if self._context.retries.is_exhausted(ownership.fence.entry_id, settled):
-            why = f"the worker failed {MAX_CRASHES} times at the same place"
+        committed = snapshot.ledger.committed_bytes
+        if self._context.retries.is_exhausted(ownership.fence.entry_id, committed):
+            why = f"the worker failed {MAX_CRASHES} times at the same position"
             await self._end_unrunnable(ownership, claim, snapshot, why)
             return None
         try:
             return Session(self._context, ownership, claim.seq, snapshot)
         except Exception as error:
-            log.exception("%s: a fault of ours struck as it was set up", ownership.name)
+            log.exception("%s: internal error during setup", ownership.name)
             self._context.stats.internal_errors["claim"] += 1
             await self._end_unrunnable(ownership, claim, Checkpoint(), type(error).__name__)
             return None
@@ -148,9 +146,9 @@ class Claimer:
     async def _end_unrunnable(
         self, ownership: Ownership, claim: ClaimResult, snapshot: Checkpoint, why: str
     ) -> None:
-        """End a session that we cannot run, in its own name and without running it."""
+        """End a session that cannot run: publish its error and end events and release it."""
         entry, fence, context = ownership.entry, ownership.fence, self._context
-        log.error("%s: ended, for a fault of ours: %s", ownership.name, why)
+        log.error("%s: ending session (internal error: %s)", ownership.name, why)
         tracker = TurnTracker(snapshot.turns)
         place = EventContext(_audio_ms(entry, snapshot), snapshot.request_id, snapshot.connection)
         written = CheckpointPayload(claim.snapshot, "")
@@ -161,8 +159,8 @@ class Claimer:
         context.retries.discard(fence.entry_id)
         try:
             await narrator.publisher.wait_committed()
-        except FencedError as refusal:
-            log.info("%s: let go (%s)", ownership.name, refusal)
+        except FencedError as error:
+            log.info("%s: lease lost, stopping (%s)", ownership.name, error)
             return
         context.dead_letter(
             fence.entry_id, context.keys.sessions, entry.session, "internal", why, {}
@@ -175,18 +173,18 @@ class Claimer:
     async def _claim_again(
         self, owned: OwnedEntry, name: SessionName, known: int
     ) -> Session | None:
-        """Claim again with a larger count than the one known, if the entry is ours still."""
+        """Claim with a delivery count above `known`, if this worker still owns the entry."""
         raised = await retry_while_unavailable(
             self._context.health,
             lambda: self._context.ownership.raise_delivery_count(owned, known + 1),
         )
         if raised is None:
-            log.info("%s: taken by another worker meanwhile", name)
+            log.info("%s: claim abandoned (another worker took it)", name)
             return None
         return await self.claim(raised)
 
     async def _reject(self, owned: OwnedEntry, reason: str, why: str) -> None:
-        """Tell everybody who can be told that a session entry cannot be used."""
+        """Reject a session entry: write a dead letter and, if possible, publish error events."""
         fields = owned.fields
         session, lane = session_id(fields), session_lane(fields)
         self._context.dead_letter(
@@ -197,7 +195,7 @@ class Claimer:
                 await self._publish_rejection(owned, reason, why, session, lane)
             except ResponseError as error:
                 name = SessionName(session, None)
-                log.warning("%s: its refusal cannot be published: %s", name, error)
+                log.warning("%s: cannot publish the rejection (%s)", name, error)
         await retry_while_unavailable(
             self._context.health, lambda: self._context.ownership.complete(owned.entry_id)
         )
@@ -235,6 +233,6 @@ class Claimer:
 
 
 def _audio_ms(entry: SessionEntry, snapshot: Checkpoint) -> int:
-    """Say how far into a session's audio all is settled."""
+    """Return the position in the session's audio up to which all is committed."""
     samples = snapshot.ledger.committed_bytes // entry.encoding.width
     return samples * 1000 // entry.sample_rate

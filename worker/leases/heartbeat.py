@@ -1,4 +1,4 @@
-"""Tenure: keeping the sessions that are ours, and noticing those that are not, or not any more."""
+"""Heartbeats: renew this worker's leases, and detect leases that are lost or unclaimed."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from worker.leases.running import RunningSessions
 
 
 class LeaseKeeper:
-    """Compares, once a heartbeat, what runs with what Redis lists."""
+    """Compares the running sessions with Redis's pending list at every heartbeat."""
 
     def __init__(
         self,
@@ -31,9 +31,9 @@ class LeaseKeeper:
         self._restoring: set[str] = set()
 
     async def renew(self, *, takes: Callable[[], bool]) -> None:
-        """Keep the leases; notice what was taken, lost or, as long as `takes`, never heard of."""
-        ours = [*self._running.fences, *self._acquirer.claim_counts.items()]
-        heartbeat = partial(self._context.ownership.heartbeat, ours)
+        """Renew the leases; handle entries that were taken, lost or, if `takes()`, unclaimed."""
+        held = [*self._running.fences, *self._acquirer.claim_counts.items()]
+        heartbeat = partial(self._context.ownership.heartbeat, held)
         report = await retry_while_unavailable(self._context.health, heartbeat)
         for entry in report.taken:
             self._running.cancel(entry)
@@ -44,40 +44,40 @@ class LeaseKeeper:
         self._claim_unclaimed(dict(report.unclaimed), take=takes())
 
     async def _restore_entry(self, entry: str) -> None:
-        """Put back an entry of ours that nobody holds."""
+        """Restore a pending entry of this worker that Redis lost."""
         try:
             with self._context.supervisor.isolate("heartbeat"):
                 if session := self._running.get(entry):
-                    # Another worker may own it by now, or its state is lost too.
+                    # Another worker may own it already, or Redis may have lost its state too.
                     session.verify_ownership()
                     await self._running.restore_entry_once(session)
-                elif held := self._context.retries.get(entry):
-                    await self._running.restore_entry(held)
+                elif waiting := self._context.retries.get(entry):
+                    await self._running.restore_entry(waiting)
                     self._context.retries.discard(entry)
         finally:
             self._restoring.discard(entry)
 
-    def _claim_unclaimed(self, orphans: dict[str, int], *, take: bool) -> None:
-        """Claim what the pending list calls ours but no reply told us of.
+    def _claim_unclaimed(self, unclaimed: dict[str, int], *, take: bool) -> None:
+        """Claim entries that are pending for this worker but arrived in no reply.
 
-        Only what two heartbeats in a row report: a reply may just be on its way. What runs with
-        a smaller count was another's meanwhile. No heartbeat waits for it: the master that holds
-        one session's state may be away, and the others' leases run on.
+        An entry must be reported by two heartbeats in a row: its reply may still be on the way. A
+        session that runs with a smaller count was owned by another worker in between. Heartbeats
+        do not wait for claims: one session's Redis master may be down while other leases expire.
         """
-        for entry, count in orphans.items():
+        for entry, count in unclaimed.items():
             running = self._running.get(entry)
             if running is not None:
                 if running.ownership.fence.delivery_count >= count:
-                    continue  # claimed anew since
+                    continue  # claimed again since the report
             elif entry not in self._unclaimed or self._is_known(entry):
                 continue
             if take and entry not in self._claiming:
                 self._claiming.add(entry)
                 self._acquirer.start_claim(partial(self._reclaim, entry, count))
-        self._unclaimed = set(orphans)
+        self._unclaimed = set(unclaimed)
 
     def _is_known(self, entry: str) -> bool:
-        """Say whether a session waits after a crash, or is being claimed."""
+        """Return whether a session is being claimed or waits for a retry after a crash."""
         return self._acquirer.is_claiming(entry) or self._context.retries.get(entry) is not None
 
     async def _reclaim(self, entry: str, count: int) -> None:

@@ -1,7 +1,6 @@
-"""Crashes: sessions that a fault of ours stopped, and when each is tried again.
+"""Retries of sessions that crashed with an internal error.
 
-A fault that strikes once costs a pause. One that strikes each time would go on for ever, so that
-a session which keeps crashing and gets no further is ended.
+A single crash costs a retry delay. A session that crashes repeatedly without progress is ended.
 """
 
 import msgspec
@@ -9,50 +8,50 @@ import msgspec
 from worker.bus.ownership import Ownership
 
 MAX_CRASHES = 5
-"""Crashes at one place after which the session is ended."""
+"""Maximum crashes at one position, after which the session is ended."""
 
 FIRST_DELAY_S = 1.0
-"""Pause after the first crash; it doubles with each further one."""
+"""Delay before the first retry; it doubles with each further crash."""
 
 
 class _Record(msgspec.Struct):
-    """What is known of one session that crashed."""
+    """Crash history of one session."""
 
     ownership: Ownership
     times: int = 0
     due: float | None = None
-    """When it is tried again, on the monotonic clock; None while it is being tried."""
+    """Monotonic time of the next retry; None while a retry runs."""
     committed_bytes: int = 0
-    """Bytes of its audio that were committed when it was last tried."""
+    """Bytes of audio that were committed at the last retry."""
 
 
 class CrashRetries:
-    """Sessions that crashed in this process and are its own still."""
+    """Sessions that crashed in this process and that it still owns."""
 
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
 
     @property
     def waiting(self) -> list[Ownership]:
-        """The sessions that wait to be tried again; their leases are kept meanwhile."""
+        """Sessions that wait for a retry; the worker keeps renewing their leases."""
         return [record.ownership for record in self._records.values() if record.due is not None]
 
     def get(self, entry: str) -> Ownership | None:
-        """Return the session that waits to be tried again under this entry."""
+        """Return the session of this entry if it waits for a retry."""
         record = self._records.get(entry)
         return record.ownership if record and record.due is not None else None
 
     def record(self, ownership: Ownership, now: float) -> float:
-        """Count a crash and return the seconds until the session is tried again."""
+        """Count a crash and return the delay before the retry, in seconds."""
         record = self._records.setdefault(ownership.fence.entry_id, _Record(ownership))
         record.ownership = ownership
         record.times += 1
-        pause_s = FIRST_DELAY_S * 2 ** (record.times - 1) if record.times < MAX_CRASHES else 0.0
-        record.due = now + pause_s
-        return pause_s
+        delay_s = FIRST_DELAY_S * 2 ** (record.times - 1) if record.times < MAX_CRASHES else 0.0
+        record.due = now + delay_s
+        return delay_s
 
     def due(self, now: float) -> list[Ownership]:
-        """Return the sessions whose time has come, each once."""
+        """Return the sessions whose retry is due, each once."""
         ready = [
             record
             for record in self._records.values()
@@ -62,15 +61,15 @@ class CrashRetries:
             record.due = None
         return [record.ownership for record in ready]
 
-    def is_exhausted(self, entry: str, settled: int) -> bool:
-        """Say whether a session that is claimed with so much committed is not worth a try."""
+    def is_exhausted(self, entry: str, committed_bytes: int) -> bool:
+        """Return whether a session at this position has used up its retries."""
         record = self._records.get(entry)
         if record is None:
             return False
-        if settled > record.committed_bytes:
-            record.committed_bytes, record.times = settled, 1
+        if committed_bytes > record.committed_bytes:
+            record.committed_bytes, record.times = committed_bytes, 1
         return record.times >= MAX_CRASHES
 
     def discard(self, entry: str) -> None:
-        """Forget a session that is over, or another's."""
+        """Forget a session that has ended or that another worker owns."""
         self._records.pop(entry, None)

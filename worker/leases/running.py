@@ -1,4 +1,4 @@
-"""The running: the sessions this worker runs, each in a cancel scope of its own."""
+"""The sessions that this worker runs, each in its own cancel scope."""
 
 import logging
 import time
@@ -18,15 +18,14 @@ from worker.session.session import Phase, Session
 log = logging.getLogger(__name__)
 
 RELEASE_TIMEOUT_S = 2.0
-"""How long what was published may take to be committed before the session is let go."""
-
+"""Timeout for committing published events before the session is released."""
 
 VERDICT_MISSING = "missing"
-"""Verdict of `commit.lua` where there is no state to commit to."""
+"""Verdict of `commit.lua` if the session's state does not exist."""
 
 
 class _Run:
-    """One session under way."""
+    """One running session."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -35,7 +34,7 @@ class _Run:
 
 
 class RunningSessions:
-    """Runs sessions and knows which."""
+    """Runs sessions and keeps track of them."""
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
@@ -48,12 +47,12 @@ class RunningSessions:
         return entry in self._runs
 
     def __iter__(self) -> Iterator[Session]:
-        """Iterate over the sessions, safe against changes meanwhile."""
+        """Iterate over a copy, so that sessions may start and end meanwhile."""
         return iter([run.session for run in self._runs.values()])
 
     @property
     def fences(self) -> list[tuple[str, int]]:
-        """(entry, delivery count) of every session, those that wait after a crash included."""
+        """(entry, delivery count) of every session, including those that wait for a retry."""
         running = [run.session.ownership for run in self._runs.values()]
         return [
             (ownership.fence.entry_id, ownership.fence.delivery_count)
@@ -66,7 +65,7 @@ class RunningSessions:
         return run.session if run else None
 
     def start(self, session: Session, tasks: TaskGroup) -> None:
-        """Run `session` to its end, or until it is dropped or given back."""
+        """Run `session` until it ends, is cancelled or is released."""
         run = _Run(session)
         self._runs[session.ownership.fence.entry_id] = run
         tasks.start_soon(self._run, run)
@@ -81,10 +80,10 @@ class RunningSessions:
                     self._context.health, lambda: self._context.ownership.complete(entry)
                 )
                 log.info("%s: session ended", session.name)
-        except FencedError as refusal:
-            log.info("%s: let go (%s)", session.name, refusal)
+        except FencedError as error:
+            log.info("%s: lease lost, stopping (%s)", session.name, error)
         except Exception:
-            # A fault of ours must not take the other sessions down.
+            # An internal error must not end the other sessions.
             log.exception("%s: session crashed", session.name)
             session.fail()
         finally:
@@ -101,35 +100,35 @@ class RunningSessions:
 
     def _schedule_retry(self, ownership: Ownership) -> None:
         self._context.stats.internal_errors["session"] += 1
-        pause_s = self._context.retries.record(ownership, time.monotonic())
-        log.warning("%s: tried again in %g s", ownership.name, pause_s)
+        delay_s = self._context.retries.record(ownership, time.monotonic())
+        log.warning("%s: retrying in %g s", ownership.name, delay_s)
 
     async def restore_entry_once(self, session: Session) -> None:
-        """Put back, once, the entry of a session that Redis lost: it goes on, or starts afresh."""
+        """Restore, once, a session's entry that Redis lost; the session continues or restarts."""
         if session.entry_restored:
             return
         session.entry_restored = True
-        vanished = False
+        restored = False
         try:
-            vanished = await self.restore_entry(session.ownership)
+            restored = await self.restore_entry(session.ownership)
         finally:
-            session.entry_restored = vanished
+            session.entry_restored = restored
 
     async def restore_entry(self, ownership: Ownership) -> bool:
-        """Put the entry of a session back, if Redis lost it; return whether it had.
+        """Restore a session's entry if Redis lost it; return whether it was restored.
 
-        Not that of a session which another claimed meanwhile, by the entry it was given then.
+        Nothing is restored if another worker has claimed the session under another entry.
         """
-        health, intake = self._context.health, self._context.ownership
-        if not await retry_while_unavailable(health, partial(intake.is_ours, ownership)):
+        health, entries = self._context.health, self._context.ownership
+        if not await retry_while_unavailable(health, partial(entries.is_ours, ownership)):
             return False
-        after = await retry_while_unavailable(health, intake.last_entry)
-        vanished = await retry_while_unavailable(
-            health, partial(intake.restore_entry, ownership, after)
+        after = await retry_while_unavailable(health, entries.last_entry)
+        restored = await retry_while_unavailable(
+            health, partial(entries.restore_entry, ownership, after)
         )
-        if vanished:
-            log.warning("%s: Redis lost its entry; put back", ownership.name)
-        return vanished
+        if restored:
+            log.warning("%s: session entry restored (Redis lost it)", ownership.name)
+        return restored
 
     async def cancel_and_wait(self, entry: str) -> None:
         """Stop running a session and wait until it has stopped."""
@@ -138,20 +137,18 @@ class RunningSessions:
             await run.over.wait()
 
     def cancel(self, entry: str) -> None:
-        """Stop running a session that is not ours any more; publish nothing."""
+        """Stop a session whose lease this worker lost; publish nothing."""
         run = self._runs.get(entry)
         if run is not None and not run.scope.cancel_called:
             session = run.session
-            log.info(
-                "%s: let go (%s)", session.name, session.fenced_reason or "another worker has it"
-            )
+            reason = session.fenced_reason or "another worker took it"
+            log.info("%s: lease lost, stopping (%s)", session.name, reason)
             run.scope.cancel()
 
     async def release(self, session: Session) -> None:
-        """Stop running a session and let any worker take it at once.
+        """Stop running a session and let any worker take it immediately.
 
-        One that is over, but for being crossed off, is let end: nobody else would have to do
-        with it but to find that out.
+        A session that has already ended is allowed to finish instead of being released.
         """
         began = time.time()
         fence = session.ownership.fence
@@ -168,20 +165,20 @@ class RunningSessions:
                     self._context.ownership.release, [(fence.entry_id, fence.delivery_count)]
                 )
                 if not await retry_while_unavailable(self._context.health, release):
-                    await self.restore_entry_once(session)  # unless it is another's by now
+                    await self.restore_entry_once(session)  # unless another worker owns it
                 session.trace.released(fence.entry_id, began)
-                log.info("%s: given back", session.name)
-        except FencedError as refusal:
-            log.info("%s: not given back (%s)", session.name, refusal)
+                log.info("%s: released", session.name)
+        except FencedError as error:
+            log.info("%s: not released (%s)", session.name, error)
 
     async def release_waiting(self) -> None:
-        """Let any worker take the sessions that wait to be tried again."""
-        held = self._context.retries.waiting
-        pairs = [(each.fence.entry_id, each.fence.delivery_count) for each in held]
-        if held:
+        """Release the sessions that wait for a retry."""
+        waiting = self._context.retries.waiting
+        pairs = [(each.fence.entry_id, each.fence.delivery_count) for each in waiting]
+        if waiting:
             with anyio.move_on_after(RELEASE_TIMEOUT_S):
-                given = await retry_while_unavailable(
+                released = await retry_while_unavailable(
                     self._context.health, lambda: self._context.ownership.release(pairs)
                 )
-                for ownership in held if given < len(held) else ():
+                for ownership in waiting if released < len(waiting) else ():
                     await self.restore_entry(ownership)
