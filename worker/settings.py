@@ -1,8 +1,7 @@
 """Settings: `TURNBUS_*` environment variables, over a TOML file, over defaults.
 
-Every fault is found in one go and told in one line that names where the value came from. What may
-hold a secret is never repeated: the API key is not a setting but read by `api_key`, and a Redis
-URL is shown redacted only.
+All errors are reported together, one line each, with the source of the value. Secrets are never
+printed: `api_key` reads the API key, which is not a setting, and Redis URLs are redacted.
 """
 
 import difflib
@@ -36,73 +35,74 @@ Seconds = Annotated[float, Meta(ge=1, le=604_800)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How one worker runs. Durations are in the unit of their suffix."""
+    """Settings of one worker. The suffix of a duration names its unit."""
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://` (TLS), `unix://`; `redis+cluster://` and `redis+sentinel://` (with
     TLS: `rediss+...`)."""
     prefix: Name = "stt"
-    """First part of every key's name."""
+    """Prefix of every Redis key."""
     worker_id: Name = msgspec.field(default_factory=socket.gethostname)
-    """This worker's name in the bus and in its events."""
+    """Name of this worker in Redis and in its events."""
     max_sessions: Annotated[int, Meta(ge=1, le=100_000)] = 500
     lease_ms: Annotated[int, Meta(ge=2_000, le=600_000)] = 5_000
-    """Silence of its owner after which a session is taken over; a heartbeat goes out each second,
-    so less than two of them would be no lease."""
+    """Time without a heartbeat after which another worker takes the session over. The heartbeat
+    interval is one second, so a lease lasts at least two."""
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 25.0
-    """How long a stopping worker waits for open turns to end."""
+    """Timeout of a stopping worker for open turns to end."""
     stt_url: str = "wss://api.cartesia.ai/stt/turns/websocket"
     stt_model: Annotated[str, Meta(min_length=1, max_length=128, description="a model's name")] = (
         "ink-2"
     )
-    """Model of sessions that name none."""
+    """Default model of sessions."""
     stt_version: Annotated[
         str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}\Z", description="a date, YYYY-MM-DD")
     ] = "2026-03-01"
-    """API version the service is asked to speak."""
+    """API version requested from the provider."""
     stt_api_key_file: str = ""
-    """File that holds the API key; empty: the environment's `CARTESIA_API_KEY`."""
+    """File that holds the API key; empty: `CARTESIA_API_KEY` from the environment."""
     stt_max_connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    """Open sockets of all workers together; 0: no cap."""
+    """Maximum open sockets of all workers together; 0: unlimited."""
     stt_turn_start_threshold: float | None = None
     stt_turn_eager_end_threshold: float | None = None
     stt_turn_end_threshold: float | None = None
     stt_turn_end_timeout_ms: float | None = None
     replay_speed: Annotated[float, Meta(ge=0, le=100)] = 1.5
-    """Times real time at which a backlog is sent; 0: as fast as it goes."""
+    """Speed at which a backlog is sent, as a multiple of real time; 0: unpaced."""
     max_lag_s: Annotated[float, Meta(ge=0, le=604_800)] = 600.0
     """Age at which untranscribed audio is dropped; 0: never."""
     park_s: Annotated[float, Meta(ge=1, le=170)] = 120.0
-    """Time without audio after which the socket is let go; the service itself closes at 180."""
+    """Time without audio after which the worker closes the socket; the provider closes at 180."""
     session_idle_s: Seconds = 900.0
     """Time without audio after which the session ends."""
     turn_update_interval_ms: Annotated[int, Meta(ge=0, le=60_000)] = 500
-    """Between two `turn.update` of a text of 1,000 characters, in proportion to its length."""
+    """Interval between `turn.update` events of a text of 1,000 characters; it is proportional to
+    the length."""
     turns_retention_s: Annotated[int, Meta(ge=1, le=31_536_000)] = 3_600
     """Age at which turn events are trimmed."""
     turns_maxlen: Count = 1_000_000
-    """Turn events kept per lane, whatever their age."""
+    """Maximum turn events kept per lane, regardless of age."""
     retention_s: Annotated[int, Meta(ge=1, le=31_536_000)] = 3_600
-    """How long an ended session's state and tombstone stay."""
+    """Time for which Redis keeps the state and tombstone of an ended session."""
     admin_addr: str = "127.0.0.1:8088"
     """`HOST:PORT` of health checks and metrics; empty: off."""
     trace_transcripts: bool = False
-    """Whether the spans of turns hold what was said."""
+    """Whether the spans of turns contain transcripts."""
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
     def turn_config(self) -> TurnConfig:
-        """Turn detection of sessions that say nothing about it."""
+        """Default turn detection of sessions."""
         return TurnConfig(**{name: getattr(self, f"stt_{name}") for name in _TURN_TYPES})
 
     @property
     def admin(self) -> tuple[str, int] | None:
-        """Host and port to serve health checks and metrics on."""
+        """Host and port of health checks and metrics; None if they are off."""
         return host_port(self.admin_addr) if self.admin_addr else None
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Return every setting, the Redis URL without its password."""
+        """Return every setting; the Redis URL has no password."""
         return [*(msgspec.structs.asdict(self) | {"redis_url": redacted(self.redis_url)}).items()]
 
     def __repr__(self) -> str:
@@ -111,19 +111,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Given(NamedTuple):
-    """One value, and how its source is named to the user."""
+    """One value and the name of its source."""
 
     label: str
     value: Any
     read: Callable[[Any, object], object]
-    """Takes the value and its type: the environment has text only, TOML has types of its own."""
+    """Parser of the value for a type: the environment has only text, TOML has its own types."""
 
 
 _TURN_TYPES = {field.name: field.type for field in msgspec.structs.fields(TurnConfig)}
 _TYPES: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(Settings)} | {
     f"stt_{name}": kind for name, kind in _TURN_TYPES.items()
 }
-# Kubernetes puts these into every pod beside a Service whose name begins with `turnbus`.
+# Kubernetes sets these in every pod if the name of a Service begins with `turnbus`.
 _SERVICE_LINK = re.compile(
     r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
 )
@@ -135,7 +135,7 @@ KEY_ADVICE = (
 def load(env: Mapping[str, str], file: Path | None = None) -> Settings:
     """Read the settings from `env` over the TOML `file` over the defaults.
 
-    Raises `SettingsError` with a line for every fault there is.
+    Raises `SettingsError` with one line per error.
     """
     faults: list[str] = []
     given = _from_file(file, faults) if file else {}
@@ -144,37 +144,37 @@ def load(env: Mapping[str, str], file: Path | None = None) -> Settings:
     for name, (label, value, read) in given.items():
         try:
             values[name] = _checked(name, value, read)
-        except ValueError as fault:
-            faults.append(f"{label}: {fault}")
+        except ValueError as error:
+            faults.append(f"{label}: {error}")
     if not faults:
         settings = Settings(**values)
         try:
             settings.turn_config.check_order()
-        except EntryError as fault:
-            label = given[f"stt_{fault.field}"].label
-            faults.append(f"{label}: {fault.message.replace('`turn_', '`stt_turn_')}")
+        except EntryError as error:
+            label = given[f"stt_{error.field}"].label
+            faults.append(f"{label}: {error.message.replace('`turn_', '`stt_turn_')}")
         else:
             return settings
     raise SettingsError(faults)
 
 
 def check_worker_id(settings: Settings) -> None:
-    """Refuse the name of a host that is no worker id, and was not given as one.
+    """Raise `SettingsError` if the default worker id, the host name, is not valid.
 
-    Raises `SettingsError`. Only a worker needs an id; other commands run on such hosts as well.
+    Only a worker needs an id; other commands run on such hosts too.
     """
     try:
         msgspec.convert(settings.worker_id, Name)
     except msgspec.ValidationError:
-        about = f"the name of this host, {reprlib.repr(settings.worker_id)}, is no worker id"
+        about = f"host name {reprlib.repr(settings.worker_id)} is not a valid worker id"
         advice = f"set it to {describe_type(Name)}"
         raise SettingsError([f"{_variable('worker_id')}: not set, and {about}; {advice}"]) from None
 
 
 def api_key(settings: Settings, env: Mapping[str, str]) -> str:
-    """Read the STT service's key: from `stt_api_key_file` if set, else from `CARTESIA_API_KEY`.
+    """Read the STT provider's key: from `stt_api_key_file` if set, else from `CARTESIA_API_KEY`.
 
-    Raises `SettingsError`, which never holds any part of the key, when there is none to use.
+    Raises `SettingsError`, which never contains any part of the key, if no key is usable.
     """
     if settings.stt_api_key_file:
         source = f"{ENV_PREFIX}STT_API_KEY_FILE"
@@ -189,7 +189,7 @@ def api_key(settings: Settings, env: Mapping[str, str]) -> str:
         key = env.get(API_KEY_VARIABLE, "")
     key = key.strip()
     if not key:
-        raise SettingsError([f"{source}: no API key for the STT service; {KEY_ADVICE}"])
+        raise SettingsError([f"{source}: no API key for the STT provider; {KEY_ADVICE}"])
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise SettingsError([f"{source}: an API key is one word of printable ASCII"])
     if key[0] in "'\"" or key[-1] in "'\"":
@@ -251,10 +251,10 @@ def _unknown(name: str, spell: Callable[[str], str]) -> str:
 
 
 def _checked(name: str, value: object, read: Callable[[Any, object], object]) -> object:
-    """Return the value as its setting's type; raise ValueError with what it must be instead."""
+    """Return the value converted to its setting's type; raise ValueError if it is invalid."""
     if name == "stt_version" and type(value) is date:  # TOML has dates, without quotation marks
         value = value.isoformat()
-    if isinstance(value, str) and "sk_car_" in value:  # how the service's keys begin
+    if isinstance(value, str) and "sk_car_" in value:  # prefix of the provider's keys
         raise ValueError(f"holds an API key; {KEY_ADVICE}")
     if isinstance(value, str) and re.search("[\x00-\x1f\x7f\ud800-\udfff]", value.strip()):
         raise ValueError("holds control characters, or is not UTF-8 text")
@@ -263,7 +263,7 @@ def _checked(name: str, value: object, read: Callable[[Any, object], object]) ->
     except ValueError:
         shown = "" if name.endswith("_url") else f", not {reprlib.repr(value)}"
         raise ValueError(f"must be {describe_type(_TYPES[name])}{shown}") from None
-    if name.endswith("_url"):  # schemes are the same in capitals
+    if name.endswith("_url"):  # schemes are case-insensitive
         scheme, separator, rest = str(converted).partition("://")
         converted = scheme.lower() + separator + rest if separator else converted
     if check := _CHECKS.get(name):

@@ -205,9 +205,7 @@ def test_invalid_host_name_as_worker_id_is_refused(command: str, code: int) -> N
     )
     assert done.returncode == code
     (line,) = (done.stdout + done.stderr).splitlines()
-    fault = (
-        "TURNBUS_WORKER_ID: not set, and the name of this host, 'office 1', is no worker id; set "
-    )
+    fault = "TURNBUS_WORKER_ID: not set, and host name 'office 1' is not a valid worker id; set "
     assert (fault in line) == (code == 2)
 
 
@@ -229,7 +227,7 @@ def test_missing_temporary_directory_is_one_line(command: str) -> None:
     )
     assert done.returncode == 1
     *_, line = done.stderr.splitlines()
-    assert line.startswith("turnbus: there is no temporary directory that can be written")
+    assert line.startswith("turnbus: no temporary directory is writable")
     assert "Traceback" not in done.stderr
 
 

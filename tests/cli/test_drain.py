@@ -101,10 +101,10 @@ def test_drain_of_unknown_worker_fails(
 ) -> None:
     expected_leftovers += ["workers"]
     assert main(["drain", "w2"]) == 1
-    assert capsys.readouterr().err == "turnbus: there is no worker w2; nor any other\n"
+    assert capsys.readouterr().err == "turnbus: there is no worker w2; no worker is running\n"
     _record(bus, keys)
     assert main(["drain", "w2"]) == 1
-    assert capsys.readouterr().err == "turnbus: there is no worker w2; there are w1\n"
+    assert capsys.readouterr().err == "turnbus: there is no worker w2; running: w1\n"
 
 
 def test_drain_of_stopped_worker_fails(
@@ -120,5 +120,5 @@ def test_drain_of_stopped_worker_fails(
     assert main(["drain", "w1"]) == 1
     out, err = capsys.readouterr()
     assert out == "w1: 2 sessions left\n"
-    assert err == "turnbus: w1 has said nothing for 0.1 s; others take over\n"
+    assert err == "turnbus: w1 sent no heartbeat for 0.1 s; other workers take over\n"
     assert 0 < int(bus.ttl(keys.drain("w1-abcd"))) <= 3_600

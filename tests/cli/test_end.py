@@ -36,7 +36,7 @@ def test_end_reaches_waiting_session_in_other_lane(
     assert fields == {b"end": b"1"}
     assert result == {"session": "s", "lane": "a", "entry": entry.decode()}
     assert main(["end", "s"]) == 0
-    assert capsys.readouterr().out == "s is told to end; its last event will be session.ended\n"
+    assert capsys.readouterr().out == "s: appended `end`; the last event will be session.ended\n"
 
 
 def test_end_of_unknown_session_fails(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:

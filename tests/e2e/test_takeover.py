@@ -203,7 +203,7 @@ async def test_stopped_while_redis_is_away(
             await server.restart()
         else:
             os.kill(server.pid, signal.SIGCONT)
-    assert "not stopped within the drain budget" not in log.read_text()
+    assert "not stopped within the drain timeout" not in log.read_text()
 
 
 async def test_a_paused_worker_wakes_up_fenced(harness: Harness, tmp_path: Path) -> None:

@@ -119,9 +119,9 @@ def test_server_reports_unusable_options(tmp_path: Path) -> None:
     empty = tmp_path / "keys"
     empty.touch()
     for arguments, fault in [
-        (["--latency-ms", "5"], "--latency-ms is of the script engine"),
-        (["--text-style", "tabs"], "--text-style is of the script engine"),
-        (["--engine", "script", "--api-key-file", str(empty)], "has no key in it"),
+        (["--latency-ms", "5"], "--latency-ms requires --engine script"),
+        (["--text-style", "tabs"], "--text-style requires --engine script"),
+        (["--engine", "script", "--api-key-file", str(empty)], "contains no key"),
         (["--engine", "script", "--api-key-file", str(tmp_path / "none")], "No such file"),
         (["--fault", "cut@lunch"], "'lunch' is no WHEN of it"),
     ]:

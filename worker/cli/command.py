@@ -1,4 +1,4 @@
-"""The commands of `turnbus`, a module each, and what they share.
+"""Shared code of the commands of `turnbus`, each of which is a module.
 
 A command module has `add_parser(subparsers)`, which ends in `add_command`.
 """
@@ -25,7 +25,7 @@ from worker.values import from_text
 log = logging.getLogger(__name__)
 
 EVENT_LOOP_DESCRIPTORS = 12
-"""Descriptors that a command must be able to open before it starts an event loop."""
+"""Minimum free descriptors before a command starts an event loop."""
 
 T = TypeVar("T")
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -33,28 +33,28 @@ HelpFormatter = argparse.RawDescriptionHelpFormatter
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes options by their whole names, and repeats no API key."""
+    """A parser that requires full option names and prints no API key."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as in the base class
-        # An abbreviation may be taken for another option: `--api-key` for `--api-key-file`.
+        # An abbreviation may match another option: `--api-key` matches `--api-key-file`.
         super().__init__(allow_abbrev=False, **options)
 
     def parse_args(  # type: ignore[override]  # of the overloads, only what is used
         self, args: Sequence[str] | None = None, namespace: None = None
     ) -> argparse.Namespace:
-        """Parse a command line; exit with 2 if that cannot be done."""
+        """Parse a command line; exit with 2 if it is invalid."""
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(_about_unknown(unknown))
         return arguments
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and what is wrong; exit with 2."""
+        """Print the usage and the error; exit with 2."""
         super().error(without_keys(printable(message)))
 
 
 def _about_unknown(arguments: Sequence[str]) -> str:
-    """Word arguments that are not known. What follows an option may be a secret."""
+    """Describe unknown arguments. The value of an option may be a secret."""
     options = [each.partition("=")[0] for each in arguments if each.startswith("-")]
     if any(option.endswith("api-key") for option in options):
         return f"{options[0]}: a key is not an option; {KEY_ADVICE}"
@@ -71,7 +71,7 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Add the parser of one command; `run` takes the parsed arguments and returns the exit code.
 
-    `about` and `examples` are shown with the line breaks they have.
+    The help shows `about` and `examples` with their line breaks.
     """
     parser = subparsers.add_parser(
         name, description=about, epilog=_examples(examples), formatter_class=HelpFormatter
@@ -83,7 +83,7 @@ def add_command(
 def program_parser(
     program: str, run: Callable[[argparse.Namespace], int], *, about: str, examples: str
 ) -> Parser:
-    """Return the parser of a program of its own, shown and run as a command is."""
+    """Return the parser of a separate program, in the format of a command."""
     parser = Parser(
         prog=program, description=about, epilog=_examples(examples), formatter_class=HelpFormatter
     )
@@ -101,7 +101,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="TOML file with settings; TURNBUS_* variables win over it",
+        help="TOML file with settings; TURNBUS_* variables override it",
     )
 
 
@@ -123,18 +123,17 @@ def argument_type(kind: object, must_be: str) -> Callable[[str], object]:
 
 
 def choice(text: str) -> str:
-    """Return an argument that is one of several names: the argparse `type` beside `choices`."""
+    """Normalize one of several names: an argparse `type` for use with `choices`."""
     return text.strip().lower()
 
 
 def run_async(main: Callable[[], Awaitable[T]]) -> T:
-    """Run an async command on asyncio, with uvloop where it is installed.
+    """Run an async command on asyncio, with uvloop if it is installed.
 
-    What a task group raises is raised as itself if it is one error, or several that can each be
-    reported in a line: then it is the first. SIGINT cancels `main` and raises
-    KeyboardInterrupt once it has cleaned up; a second one does not wait for that. A command that
-    receives SIGINT itself from some point on is left alone from there; where SIGINT is ignored, as
-    in the background of a script, it stays so. Raises `TooFewFilesError` if no event loop can run.
+    An exception group is replaced by its first error if it holds one, or only errors that fit in a
+    line. SIGINT cancels `main` and raises KeyboardInterrupt after cleanup; a second SIGINT does not
+    wait. A command may install its own SIGINT handler. An ignored SIGINT, as in the background of a
+    script, stays ignored. Raises `TooFewFilesError` if no event loop can run.
     """
     _check_descriptors()
     uvloop = importlib.util.find_spec("uvloop") is not None
@@ -151,7 +150,7 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
 
 
 def _check_descriptors() -> None:
-    """Raise `TooFewFilesError` without the descriptors of an event loop: uvloop would abort."""
+    """Raise `TooFewFilesError` if descriptors for an event loop are missing: uvloop would abort."""
     opened: list[int] = []
     try:
         while len(opened) < EVENT_LOOP_DESCRIPTORS:
@@ -167,15 +166,15 @@ def _check_descriptors() -> None:
 
 
 class _InterruptError(Exception):
-    """SIGINT came. In an event loop KeyboardInterrupt itself would not be cleaned up after."""
+    """SIGINT was received. KeyboardInterrupt itself would skip the cleanup of an event loop."""
 
 
 async def _interruptible(main: Callable[[], Awaitable[T]]) -> T:
     """Run `main`; on SIGINT cancel its scope.
 
-    Left to itself, asyncio would call `Task.cancel` once, and `asyncio.timeout(0)`, which redis-py
-    awaits before each command, now and then takes that for its own timeout: Ctrl-C without effect.
-    A scope cancels until it is obeyed.
+    asyncio alone calls `Task.cancel` once. redis-py awaits `asyncio.timeout(0)` before each
+    command, which sometimes takes that for its own timeout, so Ctrl-C would have no effect. A scope
+    cancels repeatedly.
     """
     async with anyio.create_task_group() as tasks:
 

@@ -1,4 +1,4 @@
-"""`turnbus dead`: entries that were refused, and another try for one."""
+"""`turnbus dead`: list dead letters, and announce one again."""
 
 import re
 import time
@@ -22,9 +22,9 @@ class Requeued(msgspec.Struct, frozen=True):
     """A session that was announced again."""
 
     dead: str
-    """Id it had on the dead stream."""
+    """Entry id on the dead-letter stream."""
     entry: str
-    """Id it has on the sessions stream."""
+    """Entry id on the sessions stream."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -33,10 +33,10 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "dead",
         run,
-        about="List the entries that workers refused, oldest first, and why. Audio is never kept,\n"
-        "session entries are: one can be announced again, once what was wrong is mended; not one\n"
-        "that the service refused, whose session is over. Exit code 1 if it would only be refused\n"
-        "again.",
+        about="List the entries that workers rejected, oldest first, with the reasons. Session\n"
+        "entries are kept, audio never. After its cause is fixed, a session entry can be\n"
+        "announced again, except if the provider rejected it: that session is over. Exit code 1\n"
+        "if the entry would only be rejected again.",
         examples="""
 turnbus dead
 turnbus dead --json | jq -r 'select(.reason == "unusable") | .dead'
@@ -50,12 +50,12 @@ turnbus dead --requeue 1767225600000-0""",
 
 
 def run(arguments: Namespace) -> int:
-    """List, or announce again."""
+    """List the dead letters, or announce one again."""
     settings = read_settings(arguments)
     if arguments.requeue:
         done = run_async(partial(_requeue, settings, arguments.requeue))
-        words = f"{done.dead} is announced again, as {done.entry}"
-        print(msgspec.json.encode(done).decode() if arguments.json else words)
+        text = f"{done.dead} is announced again as {done.entry}"
+        print(msgspec.json.encode(done).decode() if arguments.json else text)
         return 0
     found = run_async(partial(_list, settings))
     if arguments.json:

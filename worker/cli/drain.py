@@ -19,13 +19,13 @@ from worker.errors import NotFoundError
 from worker.plurals import counted
 from worker.settings import Settings
 
-_LOOK_S = 0.25
+_POLL_INTERVAL_S = 0.25
 _SILENT_S = 15.0
-"""Without a heartbeat, after which nothing is waited for any more."""
+"""Timeout without a heartbeat, after which the command gives up."""
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far it is."""
+    """Progress of a drain."""
 
     worker: str
     sessions: int
@@ -38,11 +38,11 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "drain",
         run,
-        about="Empty one worker, on whatever host, and wait until it is empty: it takes no new\n"
-        "sessions and hands on those it has, between turns if it can. Its process stays, idle and\n"
-        "unready: whatever keeps workers running would start one that ended anew. Stop it, or\n"
-        "start it again to have it take sessions. Exit code 1 if there is no such worker, or it\n"
-        "is gone before it is empty.",
+        about="Empty one worker, on any host, and wait until it is empty. It takes no new\n"
+        "sessions and releases those it has, between turns if possible. Its process keeps\n"
+        "running, idle and unready, because an orchestrator would restart it. Stop it, or restart\n"
+        "it to let it take sessions again. Exit code 1 if there is no such worker, or if it\n"
+        "disappears before it is empty.",
         examples="turnbus drain worker-3\nturnbus drain worker-3 --json",
     )
     parser.add_argument("worker", metavar="WORKER", help="its TURNBUS_WORKER_ID")
@@ -51,13 +51,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Order, and wait."""
+    """Request the drain and wait for it."""
 
     def report(progress: Progress) -> None:
         if arguments.json:
             print(msgspec.json.encode(progress).decode(), flush=True)
         elif progress.drained:
-            print(f"{progress.worker} is empty; it may be stopped", flush=True)
+            print(f"{progress.worker} is empty and can be stopped", flush=True)
         else:
             print(f"{progress.worker}: {counted(progress.sessions, 'session')} left", flush=True)
 
@@ -70,37 +70,38 @@ async def _drain(settings: Settings, worker: str, report: Callable[[Progress], N
     async with open_redis(settings) as redis:
         known = await read_workers(redis, keys)
         if worker not in known:
-            others = f"there are {', '.join(sorted(known))}" if known else "nor any other"
-            raise NotFoundError(f"there is no worker {worker}; {others}")
+            running = f"running: {', '.join(sorted(known))}" if known else "no worker is running"
+            raise NotFoundError(f"there is no worker {worker}; {running}")
         consumer = known[worker].consumer
         await request_drain(redis, keys, consumer)
-        told = None
+        reported = None
         async for record in _heartbeats(redis, keys, worker, consumer):
             drained = record.state == "draining" and record.sessions == 0
             progress = Progress(worker, record.sessions, drained)
-            if progress != told:
+            if progress != reported:
                 report(progress)
             if drained:
                 return
-            told = progress
+            reported = progress
 
 
 async def _heartbeats(
     redis: Redis, keys: Keys, worker: str, consumer: str
 ) -> AsyncIterator[WorkerRecord]:
-    """Yield a worker's record again and again.
+    """Poll a worker's record.
 
-    Raises `NotThere` once the process is gone, or says nothing any more.
+    Raises `NotFoundError` if the process ends or its heartbeats stop.
     """
-    heartbeat, heard_at = 0.0, time.monotonic()
+    heartbeat, seen_at = 0.0, time.monotonic()
     while True:
         record = (await read_workers(redis, keys)).get(worker)
         if record is None or record.consumer != consumer:
-            fate = "left" if record is None else "was started again"
-            raise NotFoundError(f"{worker} {fate} before it was seen empty")
+            change = "stopped" if record is None else "was restarted"
+            raise NotFoundError(f"{worker} {change} before it was empty")
         if record.heartbeat != heartbeat:
-            heartbeat, heard_at = record.heartbeat, time.monotonic()
-        elif time.monotonic() - heard_at > _SILENT_S:
-            raise NotFoundError(f"{worker} has said nothing for {_SILENT_S:g} s; others take over")
+            heartbeat, seen_at = record.heartbeat, time.monotonic()
+        elif time.monotonic() - seen_at > _SILENT_S:
+            silence = f"no heartbeat for {_SILENT_S:g} s"
+            raise NotFoundError(f"{worker} sent {silence}; other workers take over")
         yield record
-        await anyio.sleep(_LOOK_S)
+        await anyio.sleep(_POLL_INTERVAL_S)

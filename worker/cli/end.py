@@ -30,7 +30,7 @@ class Appended(msgspec.Struct, frozen=True):
     session: str
     lane: str
     entry: str
-    """Its id on the session's audio stream."""
+    """Entry id on the session's audio stream."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -39,9 +39,9 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "end",
         run,
-        about="End a session as its producer would: append `end` to its audio. What was appended\n"
-        "before is still transcribed, then session.ended follows. Exit code 1 if there is no\n"
-        "such session, or it is over.",
+        about="End a session as its producer would: append `end` to its audio. The worker still\n"
+        "transcribes the earlier audio, then publishes session.ended. Exit code 1 if there is no\n"
+        "such session, or if it is over.",
         examples="turnbus end call-1\nturnbus end call-1 --json",
     )
     parser.add_argument(
@@ -55,12 +55,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """End it."""
+    """End the session."""
     appended = run_async(partial(_end, read_settings(arguments), arguments.session))
     if arguments.json:
         print(msgspec.json.encode(appended).decode())
     else:
-        print(f"{appended.session} is told to end; its last event will be session.ended")
+        print(f"{appended.session}: appended `end`; the last event will be session.ended")
     return 0
 
 
@@ -80,7 +80,7 @@ async def _end(settings: Settings, session: str) -> Appended:
 async def _lane_of(redis: Redis, keys: Keys, session: str) -> str:
     """Return the lane of a live session.
 
-    Raises `NotThere` for one that is over or never was announced.
+    Raises `NotFoundError` if the session is over or was never announced.
     """
     async for each in announced(redis, keys):
         if each.session == session:

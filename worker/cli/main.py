@@ -1,9 +1,9 @@
 """The `turnbus` command.
 
-Exit codes: 0 ok, 1 failed (one line on stderr says why), 2 bad usage or settings, 130 interrupted.
+Exit codes: 0 ok, 1 failed (reason on stderr), 2 bad usage or settings, 130 interrupted.
 
-This module imports what Python has loaded anyway, and the rest inside `main`: Ctrl-C while modules
-are imported, the first tenths of a second, would otherwise end in a traceback.
+This module imports only what Python has already loaded, and the rest inside `main`. Otherwise
+Ctrl-C during the imports, the first tenths of a second, would print a traceback.
 """
 
 import os
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Callable, Sequence
 
-# Each is a module of `worker.cli` (with `_` for `-`) that has `add_parser(subparsers)`. Only
-# the one that was asked for is imported: help should not wait for a Redis client or a recognizer.
+# Each is a module of `worker.cli` (with `_` for `-`) that has `add_parser(subparsers)`. Only the
+# requested one is imported: help should not wait for a Redis client or a recognizer.
 _COMMANDS = {
-    "run": "the worker: take sessions, transcribe their audio, publish their turns",
-    "demo": "everything on this machine: real speech in, turns out, live",
+    "run": "run a worker: take sessions, transcribe their audio, publish their turns",
+    "demo": "run everything on this machine: real speech in, turns out, live",
     "push": "send a sound file or raw audio into a session, in real time",
     "watch": "follow turns as they are published",
-    "sessions": "who owns which session, how late and how far it is",
-    "drain": "empty one worker: it hands its sessions on and takes no new ones",
-    "dead": "entries that were refused, and why; announce one again",
+    "sessions": "list sessions: owner, state, lag, turns",
+    "drain": "empty one worker: it releases its sessions and takes no new ones",
+    "dead": "list rejected entries and the reasons; announce one again",
     "end": "end one session, as its producer would",
-    "check": "settings, Redis, rights and the API key: fit to run?",
-    "stt-server": "the local turns server, wire-compatible with the service",
-    "bench": "what a worker costs on this machine, and how late its turns are",
+    "check": "check the settings, Redis, its permissions and the API key",
+    "stt-server": "run the local turns server, wire-compatible with the provider",
+    "bench": "measure what a worker costs on this machine, and how late its turns are",
     "schema": "print or write the JSON Schemas of everything on the bus",
 }
 
 _LOCAL_PARTS = {"av", "numpy", "onnxruntime", "psutil", "rich", "soxr"}
-"""Modules that only `turnbus[local]` brings."""
+"""Modules that only `turnbus[local]` installs."""
 
 _EPILOG = """\
 Settings are environment variables TURNBUS_*, or a TOML file given with --config.
@@ -50,8 +50,8 @@ def main(
 ) -> int:
     """Run the command line and return its exit code.
 
-    Without `argv` it is that of the process, whose standard streams are set up first. Programs
-    beside `turnbus` pass what makes their own parser; its defaults name `run`.
+    Without `argv`, it sets up the standard streams and uses the arguments of the process. Other
+    programs pass `make_parser`; the defaults of its parser contain `run`.
     """
     if os.getpid() == 1:
         _exit_on_sigterm()
@@ -67,9 +67,10 @@ def main(
 
 
 def _exit_on_sigterm() -> None:
-    """End on SIGTERM, until a command has its own way: a container's first process ignores it else.
+    """Exit on SIGTERM until a command installs its own handler.
 
-    One that is told to stop while it starts would go on, take sessions, and be killed.
+    The first process of a container ignores SIGTERM by default. A worker that is stopped while it
+    starts would continue, take sessions, and be killed.
     """
     import signal
 
@@ -80,40 +81,40 @@ def _exit_on_sigterm() -> None:
 
 
 def _run(argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], ArgumentParser]") -> int:
-    """Run the command line; word what goes wrong."""
+    """Run the command line and report its errors."""
     from worker.errors import OutputFailedError, SettingsError, TurnbusError
     from worker.extras import how_to_install
 
     try:
         return _run_command(argv, make_parser)
     except SettingsError as error:
-        for fault in error.faults:
-            _say(fault)
+        for line in error.faults:
+            _report(line)
         return 2
     except OutputFailedError as error:
         if not error.reader_is_gone:
-            _say(str(error))
+            _report(str(error))
         return 1
     except TurnbusError as error:
-        _say(str(error))
+        _report(str(error))
         return 1
     except OSError as error:
         import logging
 
         logging.getLogger(__name__).debug("the command failed", exc_info=error)
-        _say(_in_words(error))
+        _report(_describe(error))
         return 1
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _LOCAL_PARTS:
             raise
-        _say(f"this command needs {error.name}; {how_to_install('local')}")
+        _report(f"this command needs {error.name}; {how_to_install('local')}")
         return 1
 
 
 def _run_command(
     argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], ArgumentParser]"
 ) -> int:
-    """Run the command; have written all of its output when it ends, by `SystemExit` too."""
+    """Run the command and flush its output, also on `SystemExit`."""
     from worker import otel
     from worker.standard_streams import escape_non_ascii
 
@@ -128,21 +129,18 @@ def _run_command(
     return code
 
 
-def _say(fault: str) -> None:
-    """Print a line about what went wrong, which may quote what others wrote."""
+def _report(message: str) -> None:
+    """Print an error message, which may quote untrusted text."""
     from worker.printable import printable, without_keys
 
-    lines = map(printable, without_keys(fault).split("\n"))
+    lines = map(printable, without_keys(message).split("\n"))
     print("turnbus:", "\n".join(lines), file=sys.stderr)
 
 
-def _in_words(error: OSError) -> str:
-    """Word an error of the operating system that nothing else has worded."""
+def _describe(error: OSError) -> str:
+    """Describe an operating system error that no other code has described."""
     if "No usable temporary directory" in str(error.strerror):
-        return (
-            "there is no temporary directory that can be written, or its disk is full; "
-            "set TMPDIR to one"
-        )
+        return "no temporary directory is writable, or its disk is full; set TMPDIR"
     what = "" if error.filename is None else f"{error.filename}: "
     return what + (error.strerror or str(error) or type(error).__name__)
 

@@ -27,12 +27,12 @@ from worker.worker import Worker
 log = logging.getLogger(__name__)
 
 HARD_STOP_S = 6.0
-"""After the drain budget, when everything is dropped: leases hand it on. Ten seconds less what the
-last exports of metrics and of spans may take."""
+"""Timeout after the drain timeout, when the process stops anyway and leases expire. It is ten
+seconds less the maximum time of the last exports of metrics and spans."""
 
 GC_THRESHOLDS = (20_000, 20, 20)
-"""When Python looks for rings of objects: seldom, for sessions leave none, and a thousand of them
-are a million objects to walk over."""
+"""Thresholds of Python's cycle collector. It runs seldom: sessions leave no cycles, and a thousand
+of them are a million objects to traverse."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -42,14 +42,14 @@ def add_parser(subparsers: Subparsers) -> None:
         "run",
         run,
         about="Run a worker: take sessions, transcribe their audio, publish their turns.\n"
-        "SIGTERM hands every session on and exits; a second one does so at once.",
+        "SIGTERM releases every session and exits; a second one does so at once.",
         examples="CARTESIA_API_KEY=... turnbus run\nturnbus run --config turnbus.toml",
     )
     add_config(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run until a signal."""
+    """Run until a signal arrives."""
     settings = read_settings(arguments)
     check_worker_id(settings)
     key = api_key(settings, os.environ)
@@ -61,10 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     push = metric_push(settings.worker_id)
     try:
         return run_async(lambda: _serve(settings, key, push))
-    except NoPermissionError as error:  # of a key of its own: one of a session's is refused
-        raise BusUnavailableError(
-            f"Redis does not let this worker work any more: {error}"
-        ) from error
+    except NoPermissionError as error:  # on the worker's own keys; a session's would be rejected
+        raise BusUnavailableError(f"the Redis user lost a required permission: {error}") from error
     finally:
         telemetry.shut_down()
 
@@ -83,14 +81,14 @@ async def _serve(settings: Settings, key: str, push: MetricPush | None) -> int:
             )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_handle_signals, worker, settings, tasks)
-            keep = worker.context.supervisor.run_forever
-            tasks.start_soon(keep, "metrics", meter.follow_demand)
+            run_forever = worker.context.supervisor.run_forever
+            tasks.start_soon(run_forever, "metrics", meter.follow_demand)
             if push is not None:
-                tasks.start_soon(keep, "metrics", partial(push.run, meter))
+                tasks.start_soon(run_forever, "metrics", partial(push.run, meter))
             await worker.run()
             tasks.cancel_scope.cancel()
         for number in (signal.SIGTERM, signal.SIGINT):
-            # All is handed on. Who asks again while we leave still gets the exit code 0.
+            # All sessions are released. Another signal during the exit must not change the code 0.
             signal.signal(number, signal.SIG_IGN)
     return 0
 
@@ -104,5 +102,5 @@ async def _handle_signals(worker: Worker, settings: Settings, tasks: TaskGroup) 
 
 async def _stop_hard(after_s: float, tasks: TaskGroup) -> None:
     await anyio.sleep(after_s)
-    log.error("not stopped within the drain budget; leases hand on the rest")
+    log.error("not stopped within the drain timeout; the leases of the other sessions expire")
     tasks.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""`turnbus sessions`: who owns what, and how far it is."""
+"""`turnbus sessions`: list the sessions with their owner, state and lag."""
 
 import time
 from argparse import Namespace
@@ -22,12 +22,12 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "sessions",
         run,
-        about="List the sessions on the bus, oldest first: lane, owner, what each is at, how much\n"
-        "of its audio no published event covers yet (its length, and about how many bytes), how\n"
-        "many turns it has begun, and its last event.\n\n"
-        "States: waiting (no worker has it), handed_over (given back, not taken yet), silent (its\n"
-        "owner has not spoken for a lease), unconnected (its owner said that it gets no\n"
-        "connection to the speech-to-text service, and nothing since), in_turn, between_turns.",
+        about="List the live sessions, oldest first: lane, owner, state, audio that no published\n"
+        "event covers yet (its length, and its approximate size in bytes), turns begun and last\n"
+        "event.\n\n"
+        "States: waiting (no worker has it), handed_over (released, not taken yet), silent (no\n"
+        "heartbeat from its owner for a lease), unconnected (its owner reported that it gets no\n"
+        "connection to the provider, and nothing since), in_turn, between_turns.",
         examples="""
 turnbus sessions
 turnbus sessions --json | jq -r 'select(.lag_s > 10) | .session'""",
@@ -37,7 +37,7 @@ turnbus sessions --json | jq -r 'select(.lag_s > 10) | .session'""",
 
 
 def run(arguments: Namespace) -> int:
-    """List."""
+    """List the sessions."""
     found = run_async(partial(_ask, read_settings(arguments)))
     if arguments.json:
         for status in found:

@@ -28,30 +28,30 @@ ArgumentGroup: TypeAlias = "argparse._ArgumentGroup"
 _OLDER_DEFAULTS: Final = TurnSettings(eager_end=0.4, end=0.2)
 
 _ABOUT = f"""\
-Serve the wire of Cartesia's realtime STT with turn detection, on this machine, without a key or a
-network. The speech engine really listens (English); the script engine hears word numbers spelled
-in audio, for tests and load.
+Serve the wire protocol of Cartesia's realtime STT with turn detection on this machine, without a
+key or a network. The speech engine recognizes English speech. The script engine decodes word
+numbers that are encoded in the audio, for tests and load.
 
-Where the provider's documents are silent, this server chooses, and options choose otherwise:
-  - model, audio format, thresholds and keyterms are judged after the upgrade: an error in place of
-    connected, then close 1008; credentials, version and the cap on connections at the upgrade, by
-    an HTTP status (--refuse-in-band)
-  - a threshold not asked for is 0.8 to start, 0.6 to eager_end, 0.3 to end, within 5600 ms
+Where the provider's documentation is silent, this server has these defaults, and options for them:
+  - model, audio format, thresholds and keyterms are checked after the upgrade: the server sends an
+    error instead of connected and closes with 1008; credentials, version and the connection limit
+    are checked at the upgrade and rejected with an HTTP status (--refuse-in-band)
+  - default thresholds are 0.8 to start, 0.6 to eager_end, 0.3 to end, within 5600 ms
     (--older-defaults); eager_end may be up to 0.8
-  - config takes effect at once, in an open turn too, without an answer (--config-ack); a wrong one
-    gets an in-band 400 and changes nothing
-  - done does what close does
+  - config takes effect at once, also in an open turn, without a reply (--config-ack); an invalid
+    one gets an in-band 400 and changes nothing
+  - done does the same as close
   - the transcript of a later turn begins with a space (--no-leading-space)
-  - turn events carry no turn_id (--turn-id)
-  - audio before connected is heard (--fault connected=late:1s:deaf)
-  - only audio resets the idle clock, neither pings nor text (--text-resets-idle)
-  - audio may come at any pace (--fault pace=1.5), a message may have 16 MiB (--max-message-bytes)
-  - a session may last for ever (--max-session-s); its credentials are not looked at again
+  - turn events have no turn_id (--turn-id)
+  - audio sent before connected is transcribed (--fault connected=late:1s:deaf)
+  - only audio resets the idle timeout, neither pings nor text (--text-resets-idle)
+  - audio may arrive at any speed (--fault pace=1.5), messages up to 16 MiB (--max-message-bytes)
+  - session length is unlimited (--max-session-s); credentials are not checked again
   - it answers pings and sends none (--ping-s); it declines compression
   - after an in-band 5xx it closes with 1011 (--fault error=500:1013@mid-turn)
   - sample rates are 8000 to 192000 Hz with any encoding
 
-Faults, off unless ordered by --fault or on the control port:
+Faults, injected only with --fault or the control port:
 {textwrap.indent(GRAMMAR, "  ")}"""
 
 
@@ -82,19 +82,19 @@ TURNBUS_STT_URL=ws://127.0.0.1:8765/stt/turns/websocket CARTESIA_API_KEY=any tur
         type=choice,
         choices=["speech", "script"],
         default="speech",
-        help="what listens (default %(default)s)",
+        help="speech engine to use (default %(default)s)",
     )
     parser.add_argument(
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="keys and access tokens to let in, one a line (default: any)",
+        help="accepted keys and access tokens, one per line (default: any)",
     )
     parser.add_argument(
         "--max-connections",
         metavar="N",
         type=argument_type(Annotated[int, Meta(ge=1)], "1 or more"),
-        help="open sockets beyond which upgrades are refused with 429, as a plan's limit does "
+        help="maximum open sockets; further upgrades are rejected with 429, as by a plan's limit "
         "(default: no limit)",
     )
     parser.add_argument(
@@ -108,16 +108,16 @@ TURNBUS_STT_URL=ws://127.0.0.1:8765/stt/turns/websocket CARTESIA_API_KEY=any tur
         "--latency-ms",
         metavar="MS",
         type=argument_type(Annotated[float, Meta(ge=0, le=60_000)], "0 to 60000"),
-        help="script engine: how much later events come than they could (default 0)",
+        help="script engine: extra event latency in milliseconds (default 0)",
     )
     parser.add_argument(
         "--text-style",
         choices=list(STYLES),
-        help="script engine: what is between the words of a transcript (default "
-        f"{DEFAULT_STYLE}: spaces, and one before a later turn)",
+        help=f"script engine: separators between the words of a transcript (default {DEFAULT_STYLE}"
+        ": spaces, and one before a later turn)",
     )
     _add_faults(parser.add_argument_group("faults"))
-    _add_choices(parser.add_argument_group("what the documents leave open"))
+    _add_choices(parser.add_argument_group("undocumented provider behavior"))
 
 
 def _host(text: str) -> str:
@@ -134,19 +134,19 @@ def _add_faults(group: ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="SPEC",
-        help="what goes wrong, see above; give it again for more",
+        help="fault to inject, see above; may be repeated",
     )
     group.add_argument(
         "--seed",
         type=argument_type(Annotated[int, Meta(ge=0)], "0 or more"),
         default=0,
-        help="draws the connections a fault with p takes (default %(default)s)",
+        help="random seed that selects the connections of a fault with p (default %(default)s)",
     )
     group.add_argument(
         "--control-port",
         type=argument_type(Annotated[int, Meta(ge=0, le=65_535)], "0 to 65535"),
         metavar="PORT",
-        help="on 127.0.0.1, 0 for any that is free: GET / and /connections tell what it saw; "
+        help="on 127.0.0.1, 0 for any that is free: GET / and /connections report its state; "
         "/faults/set?fault=SPEC, /faults/clear, /outage/start?how=refuse&for=30s (or how=503), "
         "/outage/stop and /cut act at once (default: none)",
     )
@@ -157,39 +157,40 @@ def _add_choices(group: ArgumentGroup) -> None:
         "--model",
         action="append",
         metavar="NAME",
-        help="a model to serve, and its dated snapshots; give it again for more (default ink-2)",
+        help="a model to serve, with its dated snapshots; may be repeated (default ink-2)",
     )
     group.add_argument(
         "--older-defaults",
         action="store_true",
-        help="a threshold not asked for is 0.4 to eager_end and 0.2 to end, as the SDK documents",
+        help="default thresholds are 0.4 to eager_end and 0.2 to end, as the SDK documents",
     )
     group.add_argument(
         "--refuse-in-band",
         action="store_true",
-        help="tell wrong credentials or version and a full cap by an error and close 1008",
+        help="reject bad credentials, a bad version and excess connections by an error and close "
+        "1008",
     )
     group.add_argument(
-        "--turn-id", action="store_true", help="put a turn_id on every turn event, as was seen live"
+        "--turn-id", action="store_true", help="add a turn_id to turn events, as observed live"
     )
     group.add_argument(
         "--config-ack",
         action="store_true",
-        help="answer config by the settings it led to, in its own form",
+        help="reply to config with the resulting settings, in the same form",
     )
     group.add_argument(
         "--no-leading-space",
         action="store_true",
-        help="begin the transcript of a later turn without the space that parts it",
+        help="begin the transcript of a later turn without a separating space",
     )
     group.add_argument(
-        "--text-resets-idle", action="store_true", help="let text reset the idle clock too"
+        "--text-resets-idle", action="store_true", help="let text reset the idle timeout too"
     )
     group.add_argument(
         "--max-session-s",
         type=argument_type(Annotated[float, Meta(gt=0)], "more than 0"),
         metavar="S",
-        help="close a connection that old with 1001 (default: never)",
+        help="close a connection of this age with 1001 (default: never)",
     )
     group.add_argument(
         "--max-message-bytes",
@@ -202,18 +203,18 @@ def _add_choices(group: ArgumentGroup) -> None:
         "--ping-s",
         type=argument_type(Annotated[float, Meta(gt=0)], "more than 0"),
         metavar="S",
-        help="ping that often; close with 1011 if the answer takes as long (default: never)",
+        help="ping interval, and timeout for the pong; close with 1011 then (default: never)",
     )
 
 
 def run(arguments: Namespace) -> int:
-    """Serve until interrupted. Raises TurnbusError if it cannot listen or has no recognizer."""
+    """Serve until interrupted. Raises TurnbusError without a free port or a recognizer."""
     if arguments.latency_ms is not None and arguments.engine != "script":
-        raise SettingsError(["--latency-ms is of the script engine; the speech engine has its own"])
+        raise SettingsError(["--latency-ms requires --engine script; speech has its own latency"])
     if arguments.text_style is not None and arguments.engine != "script":
-        raise SettingsError(["--text-style is of the script engine"])
+        raise SettingsError(["--text-style requires --engine script"])
     for spec in arguments.fault:
-        parse_fault(spec)  # a wrong one is told before the recognizer is loaded
+        parse_fault(spec)  # report an invalid one before loading the recognizer
     settings = ServerSettings(
         host=arguments.host,
         port=arguments.port,
@@ -237,7 +238,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _engine(arguments: Namespace) -> Engine:
-    # Imported when chosen: the recognizer takes memory and time to load.
+    # Imported on demand: the recognizer takes memory and time to load.
     if arguments.engine == "script":
         from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
 
@@ -263,7 +264,7 @@ def _read_keys(path: Path | None) -> frozenset[str] | None:
         raise SettingsError([f"--api-key-file {path}: is not UTF-8 text"]) from None
     keys = frozenset(line.strip() for line in lines if line.strip())
     if not keys:
-        raise SettingsError([f"--api-key-file {path}: has no key in it"])
+        raise SettingsError([f"--api-key-file {path}: contains no key"])
     return keys
 
 
