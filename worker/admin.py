@@ -1,6 +1,6 @@
-"""Health checks for whoever keeps the worker running, and metrics for whoever watches it.
+"""HTTP endpoints of a worker: health checks and metrics.
 
-`/livez` answers as long as the event loop does; `/readyz` says what is in the way of new sessions;
+`/livez` answers while the event loop runs. `/readyz` reports why the worker takes no new sessions.
 `/metrics` is Prometheus text.
 """
 
@@ -16,11 +16,11 @@ from worker.errors import SettingsError
 from worker.urls import join_host_port
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Of Prometheus text."""
+"""Content type of the Prometheus text format."""
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Whether the worker can take sessions, and what is in the way."""
+    """Whether the worker can take new sessions, and the reasons if it cannot."""
 
     ready: bool
     reasons: tuple[str, ...]
@@ -34,9 +34,9 @@ async def serve_admin(
     readiness: Callable[[], Readiness],
     metrics: Callable[[], bytes] = bytes,
 ) -> AsyncIterator[int]:
-    """Answer health checks and requests for metrics on `address` and yield the port.
+    """Serve health checks and metrics on `address` and yield the port.
 
-    Raises `SettingsError` if the address cannot be listened on.
+    Raises `SettingsError` if it cannot listen on the address.
     """
 
     def answer(connection: ServerConnection, request: Request) -> Response:

@@ -11,7 +11,7 @@ TurnbusError
 ├── RequeueError              a dead letter that would be rejected again
 ├── OutputFailedError         standard output takes no more
 ├── FencedError               a fenced write was rejected: another worker owns the session
-└── SttError                  the provider rejected a request, or failed
+└── SttError                  the provider rejected a request or failed
     ├── SttPermanentError     the request itself is wrong; a retry cannot help
     ├── SttCredentialsError   key or credit rejected; the session waits
     ├── SttBusyError          the plan's concurrency is used up; the session waits
@@ -28,7 +28,7 @@ from typing import ClassVar
 
 
 class TurnbusError(Exception):
-    """Base of all errors raised on purpose. The text says what to do."""
+    """Base of all errors raised on purpose. The message includes advice."""
 
 
 class SettingsError(TurnbusError):
@@ -44,31 +44,31 @@ class MissingExtraError(TurnbusError):
 
 
 class TooFewFilesError(TurnbusError):
-    """The limit of open files leaves a worker no room to run, let alone sessions."""
+    """The limit of open files is too low for the process to run."""
 
 
 class BusUnavailableError(TurnbusError):
-    """Redis cannot be reached, or refuses what the worker needs."""
+    """Redis cannot be reached, or rejects what the worker requires."""
 
 
 class SoundError(TurnbusError):
-    """A sound file cannot be read, or holds nothing that can be decoded; the text names it."""
+    """A sound file cannot be read or decoded; the message names it."""
 
 
 class UnknownSoundError(SoundError):
-    """A file that begins like no kind of file that is known. It may be raw audio."""
+    """A file of unknown format. It may be raw audio."""
 
 
 class NotFoundError(TurnbusError):
-    """What a command was asked to act upon is not there, or not any more."""
+    """The session, worker or entry that a command names does not exist."""
 
 
 class RequeueError(TurnbusError):
-    """A dead entry cannot be announced again, or would only be refused again."""
+    """A dead letter cannot be announced again, or would be rejected again."""
 
 
 class OutputFailedError(TurnbusError):
-    """Standard output takes no more: its reader is gone, or its disk is full."""
+    """Standard output cannot be written: its reader is gone, or its disk is full."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"standard output: {error.strerror}")
@@ -76,19 +76,19 @@ class OutputFailedError(TurnbusError):
 
 
 class FencedError(TurnbusError):
-    """A fenced write was refused: the session belongs to another worker now."""
+    """A fenced write was rejected: another worker owns the session."""
 
 
 class SttError(TurnbusError):
-    """The STT service refused or failed.
+    """The STT provider rejected a request or failed.
 
-    `status` is the HTTP-like status or close code, 0 where there was none; `code` the service's
-    own error code; `request_id` what its support asks for. `advice` is what the operator should do,
-    empty where that follows from the class. Never holds a key or a URL.
+    `status` is the HTTP-like status or close code, 0 if there is none. `code` is the provider's
+    error code. `request_id` identifies the request to the provider's support. `advice` is for the
+    operator, empty if it follows from the class. The error never contains a key or a URL.
     """
 
     fault_class: ClassVar[str]
-    """The class in one word, for metrics and spans."""
+    """Name of the class in metrics and spans."""
 
     def __init__(
         self,
@@ -107,13 +107,13 @@ class SttError(TurnbusError):
 
 
 class SttPermanentError(SttError):
-    """The request itself is wrong; the same session would be refused again."""
+    """The request itself is invalid; a retry would be rejected again."""
 
     fault_class = "permanent"
 
 
 class SttCredentialsError(SttError):
-    """The key or the credit was refused (401, 402, 403), or this worker by its proxy."""
+    """The provider rejected the key or the credit (401, 402, 403), or a proxy the worker."""
 
     fault_class = "credentials"
 
@@ -125,13 +125,13 @@ class SttBusyError(SttError):
 
 
 class SttTransientError(SttError):
-    """A failure that a new connection may cure: cuts, 5xx, timeouts."""
+    """A failure that a new connection may resolve: lost sockets, 5xx, timeouts."""
 
     fault_class = "transient"
 
 
 class SttTooBigError(SttTransientError):
-    """The provider refused a message for its size; smaller ones may pass."""
+    """The provider rejected a message for its size; smaller ones may pass."""
 
 
 class SttProtocolError(SttTransientError):
@@ -139,13 +139,13 @@ class SttProtocolError(SttTransientError):
 
 
 class SttShortageError(SttTransientError):
-    """No descriptor, memory, local port or thread is left on this machine for a socket."""
+    """The machine has no descriptor, memory, local port or thread left for a socket."""
 
     fault_class = "shortage"
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """Return the errors of a group, and of the groups in it; of any other error, itself."""
+    """Return the errors of a group and its nested groups, or the error itself."""
     if isinstance(error, BaseExceptionGroup):
         return [leaf for each in error.exceptions for leaf in leaves(each)]
     return [error]

@@ -1,26 +1,25 @@
-"""Whether this worker is overloaded, and how many sessions it takes then.
+"""Detection of an overloaded event loop, and the limit on new sessions meanwhile.
 
-Sessions share one event loop. When that lags, every one of them is late, and each session more
-makes all of them later; another worker takes it sooner, for all of them wait for the same entries.
-If all are overloaded somebody has to, so an overloaded worker goes on taking sessions, one at a
-time.
+Sessions share one event loop. If it lags, every session is late, and each new session makes all of
+them later. All workers wait for the same entries, so a worker with less load takes a session first.
+An overloaded worker still takes sessions, one at a time, in case all workers are overloaded.
 """
 
 from typing import Final
 
 LATE_WAKEUP_S: Final = 0.25
-"""Of the clock's wake-ups: audio is then a quarter of a second late, which a caller notices."""
+"""Minimum delay of a late wake-up: audio is then a quarter of a second late, which is audible."""
 
 OVERLOAD_WAKEUPS: Final = 5
-"""Late wake-ups that make an overload. A crowd of sessions that begin makes fewer, and a process
-that was stopped makes one."""
+"""Minimum consecutive late wake-ups of an overload. Many sessions that start at once cause fewer,
+and a suspended process causes one."""
 
 OVERLOADED_CLAIM_INTERVAL_S: Final = 1.0
-"""Between two sessions taken while overloaded."""
+"""Interval between two claims of an overloaded worker."""
 
 
 class OverloadDetector:
-    """Judges by how late the event loop wakes the clock, about ten times a second."""
+    """Detects overload from the delay of ticker wake-ups, about ten a second."""
 
     def __init__(self) -> None:
         self._late = 0
@@ -28,21 +27,21 @@ class OverloadDetector:
         self._claimed_at = float("-inf")
 
     def observe(self, delay_s: float) -> None:
-        """Take how late a wake-up was, in seconds; one in time ends an overload."""
+        """Record the delay of a wake-up, in seconds; one without delay ends an overload."""
         self._late = self._late + 1 if delay_s > LATE_WAKEUP_S else 0
         self._delay_s = delay_s
 
     @property
     def reason(self) -> str | None:
-        """What is wrong; None unless overloaded."""
+        """Description of the overload; None if there is none."""
         if self._late < OVERLOAD_WAKEUPS:
             return None
         return f"the event loop is {self._delay_s * 1000:.0f} ms late"
 
     def limit(self, room: int, now: float) -> int:
-        """Return how many sessions to take where there is room for so many.
+        """Return how many sessions to take if there is room for `room`.
 
-        `now` is in seconds on any steady clock; what is returned counts as taken then.
+        `now` is in seconds on a monotonic clock. The returned number counts as taken.
         """
         if self.reason is None or room <= 0:
             return room

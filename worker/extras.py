@@ -1,8 +1,8 @@
-"""What is installed with turnbus only where it is asked for, and how to ask."""
+"""Optional dependencies (extras) of turnbus, and how to install them."""
 
 from typing import Literal
 
 
 def how_to_install(extra: Literal["local", "otlp"]) -> str:
-    """Return the advice that ends a line about a missing part, to be pasted into a shell."""
+    """Return the shell command that installs an extra, for error messages."""
     return f"run: pip install 'turnbus[{extra}]'"

@@ -1,4 +1,4 @@
-"""`OTEL_*` variables as OpenTelemetry's libraries find them, redis-py's part too, when imported."""
+"""Cleanup of `OTEL_*` variables before OpenTelemetry's libraries and redis-py are imported."""
 
 TYPE_CHECKING = False  # as in worker.cli.main
 if TYPE_CHECKING:
@@ -11,15 +11,15 @@ UNUSED = (
     "OTEL_PYTHON_METER_PROVIDER",
     "OTEL_PYTHON_TRACER_PROVIDER",
 )
-"""They choose parts that turnbus brings itself: the bus carries W3C trace context, and nothing
-else. The libraries would look for the parts they name when they are imported."""
+"""Variables that select parts which turnbus provides itself: it propagates only W3C trace context.
+The libraries would load the named parts at import."""
 
 
 def tidy(env: "MutableMapping[str, str]") -> None:
-    """Take from an environment what OpenTelemetry's libraries would only stumble over.
+    """Remove from an environment what OpenTelemetry's libraries cannot use.
 
-    White space around a value is not part of it, an empty value is none (so its specification
-    says), and what is `UNUSED` has no effect.
+    White space around values is stripped. Empty values, which its specification treats as unset,
+    and `UNUSED` variables are removed.
     """
     for variable in [name for name in env if name.startswith("OTEL_")]:
         value = env[variable].strip()

@@ -1,4 +1,4 @@
-"""Numbers of things, in words people read."""
+"""Plurals of English nouns."""
 
 
 def counted(number: int, noun: str) -> str:

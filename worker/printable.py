@@ -1,4 +1,4 @@
-"""Text that others wrote, made fit for a terminal, and measured in its columns."""
+"""Sanitizing of untrusted text for a terminal, and its width in columns."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -23,22 +23,22 @@ _DIRECTIONAL = re.compile(f"[{_OVERRIDES}{_PDF}{_PDI}{''.join(_CLOSERS)}]")
 
 
 def printable(text: str) -> str:
-    """Return a text that cannot steer a terminal, nor reorder what is printed beside it.
+    """Return a text without terminal control sequences or unbalanced direction changes.
 
-    Spaces, joiners, marks and letters of all scripts stay as they are. So do embeddings and
-    isolates of the other writing direction, each closed at the end of the text at the latest.
+    Spaces, joiners, marks and letters of all scripts are kept. Embeddings and isolates of the other
+    writing direction are kept too, and closed at the end of the text.
     """
     text = _UNSAFE.sub(_REPLACEMENT, text)
     return "".join(_closed(text)) if _DIRECTIONAL.search(text) else text
 
 
 def without_keys(text: str) -> str:
-    """Return a text without the API keys that were put where none belongs."""
+    """Return a text with the API keys in it masked."""
     return re.sub(r"sk_car_\w*", "sk_car_***", text)
 
 
 def _closed(text: str) -> Iterator[str]:
-    """Yield the characters of a text with every embedding and isolate closed inside it."""
+    """Yield the characters of a text, with every embedding and isolate closed."""
     closers: list[str] = []
     for character in text:
         if character in _CLOSERS:
@@ -58,17 +58,17 @@ def _closed(text: str) -> Iterator[str]:
 
 
 def width(text: str) -> int:
-    """Return how many columns of a terminal a printable text takes."""
+    """Return the width of a printable text in terminal columns."""
     return len(text) if text.isascii() else max(0, wcswidth(text))
 
 
 def padded(text: str, columns: int) -> str:
-    """Return a printable text with spaces up to a number of columns."""
+    """Return a printable text, padded with spaces to a number of columns."""
     return text + " " * (columns - width(text))
 
 
 def fitted(text: str, columns: int) -> str:
-    """Return a printable text in at most so many columns: its begin and its end, if it is wider."""
+    """Return a printable text of at most `columns`; a wider text keeps its beginning and end."""
     if width(text) <= columns:
         return text
     characters = list(iter_graphemes(_DIRECTIONAL.sub("", text)))
@@ -78,7 +78,7 @@ def fitted(text: str, columns: int) -> str:
 
 
 def _taken(characters: Iterable[str], columns: int) -> list[str]:
-    """Return the first characters that fit into so many columns."""
+    """Return the first characters that fit into `columns`."""
     taken: list[str] = []
     for character in characters:
         columns -= width(character)

@@ -1,4 +1,4 @@
-"""A producer: what an application does to have a call transcribed."""
+"""A producer: announces a session and appends its audio, as an application does."""
 
 from typing import Any
 from uuid import uuid4
@@ -14,8 +14,8 @@ from worker.errors import TurnbusError
 class Producer:
     """Appends one session's audio.
 
-    Each append carries `seq` and `src`, so repeating it after a lost reply does no harm; so Redis
-    outages are waited out. Raises `TurnbusError` once the session takes no more.
+    Each append carries `seq` and `src`, so a retry after a lost reply is harmless. Appends are
+    retried during Redis outages. Raises `TurnbusError` once the session has ended.
     """
 
     def __init__(self, redis: Redis, keys: Keys, entry: SessionEntry) -> None:
@@ -23,7 +23,7 @@ class Producer:
         self._keys = keys
         self._entry = entry
         self.stream = keys.audio(entry.lane, entry.session)
-        """Key of the session's audio."""
+        """Key of the session's audio stream."""
         self._health = RedisHealth()
         self._src = uuid4().hex
         self._begun = False
@@ -32,7 +32,7 @@ class Producer:
 
     @property
     def seconds(self) -> float:
-        """Audio appended so far."""
+        """Duration of the audio appended so far."""
         return self.bytes / self._entry.encoding.width / self._entry.sample_rate
 
     async def announce(self) -> str:
@@ -50,14 +50,14 @@ class Producer:
         self.bytes += len(audio)
 
     async def end(self) -> None:
-        """End the session; one that has ended already is as good."""
+        """End the session; a session that has already ended is not an error."""
         await self._add(AudioEntry(end=True))
 
     async def _add(self, entry: AudioEntry) -> bool:
         """Append; False when the session has ended."""
         fields: Any = encode_audio(entry)
-        # Only the first append may make the stream: later, a missing one is a session that is
-        # over, or was lost, and making it again would fill memory that nobody reads.
+        # Only the first append may create the stream. Later, a missing stream means that the
+        # session ended or was lost, and no worker would read a new one.
         begun = self._begun
         try:
             added: Any = await retry_while_unavailable(

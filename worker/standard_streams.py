@@ -1,7 +1,7 @@
-"""The standard streams, made fit for use whatever they are when the process starts.
+"""Setup of the standard streams, in any state in which the process may start.
 
-Each of them may be closed, non-blocking, on a full disk, without a reader, or in an encoding that
-lacks most characters.
+A stream may be closed, non-blocking, on a full disk, without a reader, or in an encoding that lacks
+most characters.
 """
 
 import codecs
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def set_up() -> None:
     """Open the standard descriptors that are closed, and replace `sys.stdout` and `sys.stderr`.
 
-    To be called once, before anything else opens a file.
+    Call it once, before any other code opens a file.
     """
     _open_missing()
     if sys.stdin is None:
@@ -32,7 +32,7 @@ def set_up() -> None:
 def escape_non_ascii(stream: TextIO) -> None:
     r"""Write JSON to a stream as ASCII with `\uXXXX`, unless the stream is UTF-8.
 
-    JSON in any other encoding is not JSON to its readers.
+    JSON readers do not accept other encodings.
     """
     if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
         stream.reconfigure(encoding="ascii", errors=_ESCAPE)
@@ -41,7 +41,7 @@ def escape_non_ascii(stream: TextIO) -> None:
 def _open_missing() -> None:
     """Open `/dev/null` as each standard descriptor that is closed.
 
-    A file or socket would get its number otherwise. libuv aborts when it closes such a socket.
+    Otherwise a file or socket would get its number. libuv aborts when it closes such a socket.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -52,7 +52,7 @@ def _open_missing() -> None:
 
 
 def _stream(replaced: TextIO | None, descriptor: int, *, must_succeed: bool) -> TextIO:
-    """Return a text stream for a descriptor, as Python opened it but for its failures."""
+    """Return a text stream like Python's for a descriptor, with different error handling."""
     writer = _Writer(descriptor, must_succeed=must_succeed)
     buffered = io.BufferedWriter(writer)
     if not isinstance(replaced, io.TextIOWrapper):
@@ -61,7 +61,7 @@ def _stream(replaced: TextIO | None, descriptor: int, *, must_succeed: bool) -> 
         buffered,
         encoding=replaced.encoding,
         errors=_ESCAPE,
-        # PYTHONUNBUFFERED leaves out the buffer, and with it what a partial write did not take.
+        # PYTHONUNBUFFERED disables the buffer, and so loses the rest of a partial write.
         line_buffering=replaced.line_buffering or replaced.write_through,
     )
 
@@ -77,8 +77,8 @@ class _Writer(io.FileIO):
     def write(self, data: "ReadableBuffer", /) -> int:
         """Write some bytes and return how many.
 
-        Raises `OutputFailedError` the first time. What is written later is dropped: Python
-        writes its buffers again when it exits. Errors of standard error cannot be reported.
+        Raises `OutputFailedError` the first time. Later data is dropped, because Python writes its
+        buffers again at exit. Errors of standard error cannot be reported.
         """
         while not self._failed:
             try:
@@ -98,7 +98,7 @@ _ESCAPE = "turnbus.escape"
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    r"""Write what an encoding lacks as JSON does, `\u20ac`: JSON text stays valid."""
+    r"""Escape characters that an encoding lacks as in JSON, `\u20ac`: JSON text stays valid."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()

@@ -1,8 +1,8 @@
-"""Keepers: what a worker does all the time, kept going over faults of ours.
+"""Supervision of a worker's components: internal errors are logged, counted and survived.
 
-An exception nobody thought of would end the worker, and where something on the bus brings it about
-the next worker, too, and so the fleet. What an operator has to mend still ends it: a right that the
-Redis user lacks, and whatever turnbus raises on purpose.
+An unexpected exception would end the worker. If data in Redis causes it, it would end every other
+worker too. Errors that an operator has to fix still end the worker: a missing permission of the
+Redis user, and every error that turnbus raises on purpose.
 """
 
 import logging
@@ -19,28 +19,28 @@ from worker.errors import TurnbusError
 log = logging.getLogger(__name__)
 
 MAX_RESTART_DELAY_S = 1.0
-"""Longest pause before a keeper goes on: far below a lease."""
+"""Maximum delay before a component restarts: far below a lease."""
 
 
 class Supervisor:
-    """Faults of ours in one worker: each is logged with its traceback, and counted."""
+    """Logs and counts the internal errors of one worker, with their tracebacks."""
 
     def __init__(self, counts: Counter[str]) -> None:
         self._counts = counts
 
     @contextmanager
     def isolate(self, part: str) -> Iterator[None]:
-        """Let a fault end what is done inside, and nothing else; `part` of the worker is it in."""
+        """Confine an internal error of component `part` to the body of the `with` statement."""
         try:
             yield
-        except Exception as fault:
-            if _is_expected(fault):
+        except Exception as error:
+            if _is_expected(error):
                 raise
-            log.exception("%s: a fault of ours; the worker goes on", part)
+            log.exception("%s: internal error, continuing", part)
             self._counts[part] += 1
 
     async def run_forever(self, part: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Do `work` until it is done; where a fault ends it, begin again after a pause."""
+        """Run `work` until it completes; after an internal error, restart it with a delay."""
         backoff = Backoff(MAX_RESTART_DELAY_S / 10, MAX_RESTART_DELAY_S)
         done = False
         while not done:
@@ -51,7 +51,7 @@ class Supervisor:
                 await anyio.sleep(backoff.next_s())
 
 
-def _is_expected(fault: Exception) -> bool:
-    if isinstance(fault, ExceptionGroup):
-        return any(map(_is_expected, fault.exceptions))
-    return isinstance(fault, NoPermissionError | TurnbusError)
+def _is_expected(error: Exception) -> bool:
+    if isinstance(error, ExceptionGroup):
+        return any(map(_is_expected, error.exceptions))
+    return isinstance(error, NoPermissionError | TurnbusError)

@@ -1,7 +1,7 @@
-"""TLS: what may be asked for in a Redis URL, and what goes wrong in words that say what to do.
+"""TLS: options of Redis URLs, and advice for TLS errors.
 
-Trusted are the system's authorities, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`; `ssl_ca_certs`
-adds to them.
+The trusted authorities are the system's, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+`ssl_ca_certs` adds to them.
 """
 
 import os
@@ -13,7 +13,7 @@ URL_OPTIONS: Final = frozenset(
     {"ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname"}
     | {"ssl_ciphers", "ssl_keyfile", "ssl_min_version"}
 )
-"""Of a Redis URL."""
+"""TLS options that a Redis URL may have."""
 
 _NAME: Final = (
     "connect by a name that the certificate has, or issue it with subjectAltName=DNS:HOST"
@@ -33,8 +33,8 @@ _SERVER: Final = f"issue the server's certificate again, {_EXTENSIONS}"
 _BOTH: Final = f"{_AUTHORITY}, {_EXTENSIONS}"
 _SIGNED: Final = "another authority of that name signed it: name the file of the one that did"
 _KEY: Final = "issue it with a key of 2048 bits or more (RSA), or prime256v1 (EC)"
-# By OpenSSL's X509_V_ERR_*, of which Python knows no names. From 79 on most are asked for only by
-# Python 3.13 and later, which set VERIFY_X509_STRICT.
+# By OpenSSL's X509_V_ERR_*, for which Python has no names. From 79 on, most occur only in Python
+# 3.13 and later, which set VERIFY_X509_STRICT.
 _ADVICE: Final = {
     7: _SIGNED,  # CERT_SIGNATURE_FAILURE
     9: _TIME,  # CERT_NOT_YET_VALID
@@ -74,9 +74,9 @@ _ADVICE: Final = {
     94: _KEY,  # EC_KEY_EXPLICIT_PARAMS
 }
 _UNTRUSTED: Final = {2, 18, 19, 20, 21, 27, 28}
-"""Of a certificate whose authority is not known, or not trusted."""
+"""Codes of a certificate whose authority is unknown or not trusted."""
 _NO_CHAIN: Final = {2, 20, 21}
-"""The same, or the server leaves out the certificates between its own and the authority's."""
+"""Codes that also occur if the server omits the intermediate certificates."""
 
 _HANDSHAKE: Final = {
     "WRONG_VERSION_NUMBER": "the server does not speak TLS on this port",
@@ -93,21 +93,21 @@ _HANDSHAKE: Final = {
 
 
 def check_options(options: Mapping[str, str]) -> None:
-    """Refuse options that no connection could be made with.
+    """Raise ValueError for options that no connection can use.
 
-    Raises ValueError, which names the option and never holds its value.
+    The error names the option and never contains its value.
     """
     if options.get("ssl_cert_reqs", "required") not in {"none", "optional", "required"}:
         raise ValueError("ssl_cert_reqs must be none, optional or required")
     if options.get("ssl_min_version", "771") not in {"771", "772"}:
         raise ValueError("ssl_min_version must be 771 (TLS 1.2) or 772 (TLS 1.3)")
     if "ssl_keyfile" in options and "ssl_certfile" not in options:
-        raise ValueError("ssl_keyfile wants an ssl_certfile")
+        raise ValueError("ssl_keyfile requires ssl_certfile")
     context = ssl.create_default_context()
     for option, use in (
         ("ssl_ca_certs", lambda file: context.load_verify_locations(cafile=file)),
         ("ssl_ca_path", os.listdir),
-        # With an empty password, for OpenSSL asks whoever gives none for it, on the terminal.
+        # With an empty password: otherwise OpenSSL would prompt for one on the terminal.
         (
             "ssl_certfile",
             lambda file: context.load_cert_chain(file, options.get("ssl_keyfile"), ""),
@@ -122,17 +122,17 @@ def check_options(options: Mapping[str, str]) -> None:
 
 
 def explain(error: ssl.SSLError, trust: str) -> str:
-    """Say what is wrong with TLS and, of a certificate, what to do.
+    """Describe a TLS error, with advice if a certificate caused it.
 
-    `trust` says how an authority of one's own is made known.
+    `trust` is the advice for an authority that is not trusted.
     """
     if not isinstance(error, ssl.SSLCertVerificationError):
         advice = _HANDSHAKE.get(error.reason or "")
         return f"{error}; {advice}" if advice else str(error)
-    fault = error.verify_message.rstrip(".")
+    reason = error.verify_message.rstrip(".")
     advice = _ADVICE.get(error.verify_code, "let its authority issue one without this fault")
     if error.verify_code in _UNTRUSTED:
         advice = trust
     if error.verify_code in _NO_CHAIN:
         advice += "; if that is done, let the server send all certificates of its chain"
-    return f"certificate refused: {fault}; {advice}"
+    return f"certificate refused: {reason}; {advice}"

@@ -1,4 +1,4 @@
-"""Values as people write them: in the environment, in a TOML file, on the command line."""
+"""Parsing of values from the environment, TOML files and the command line."""
 
 import math
 
@@ -12,10 +12,10 @@ _BOOLEANS = {
 
 
 def from_text(text: str, kind: object) -> object:
-    """Return the value of an annotated type that a text stands for.
+    """Parse a text as a value of an annotated type.
 
-    White space around it is not part of it. Names and booleans may be in capitals. A whole number
-    may be written `5000`, `5_000`, `5e3` or `5000.0`. Raises ValueError for anything else.
+    Surrounding white space is ignored. Names and booleans are case-insensitive. A whole number may
+    be written `5000`, `5_000`, `5e3` or `5000.0`. Raises ValueError for anything else.
     """
     text = text.strip()
     value: object = text
@@ -32,9 +32,9 @@ def from_text(text: str, kind: object) -> object:
 
 
 def from_toml(value: object, kind: object) -> object:
-    """Return the value of an annotated type that a TOML value stands for; raise ValueError.
+    """Convert a TOML value to an annotated type. Raises ValueError.
 
-    TOML has numbers: a number in quotes is none.
+    TOML has numbers, so a number in quotes is invalid.
     """
     plain = _plain(kind)
     if isinstance(value, str) and not isinstance(plain, inspect.IntType | inspect.FloatType):
@@ -64,7 +64,7 @@ def _whole(text: str) -> int | float:
 
 
 def _plain(kind: object) -> inspect.Type:
-    """Return a type without its bounds, and without None."""
+    """Return a type without its bounds and without None."""
     info = inspect.type_info(kind)
     if isinstance(info, inspect.UnionType):
         info = info.types[0]

@@ -96,10 +96,10 @@ def test_check_prints_one_line_per_check(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("name", "value", "what", "code"),
     [
-        ("CARTESIA_API_KEY", "wrong", "mend the key", 1),
+        ("CARTESIA_API_KEY", "wrong", "fix the key", 1),
         ("CARTESIA_API_KEY", "", "CARTESIA_API_KEY: no API key", 2),
-        ("TURNBUS_STT_MODEL", "no-such-model", "mend stt_url, stt_model", 1),
-        ("TURNBUS_STT_URL", "ws://127.0.0.1:1/stt", "see that stt_url can be reached", 1),
+        ("TURNBUS_STT_MODEL", "no-such-model", "fix stt_url, stt_model", 1),
+        ("TURNBUS_STT_URL", "ws://127.0.0.1:1/stt", "make stt_url reachable", 1),
     ],
 )
 def test_check_fails_if_provider_refuses_connection(
@@ -131,7 +131,7 @@ def test_check_fails_if_provider_breaks_protocol(
         server.shutdown()
     assert check.code == 1
     assert what in check.details["service"]
-    assert "see that stt_url can be reached" in check.details["service"]
+    assert "make stt_url reachable" in check.details["service"]
 
 
 def test_check_warns_if_provider_is_busy(check: Check, stt: TurnsServer) -> None:
@@ -169,7 +169,7 @@ def test_check_names_proxy_without_password(
         assert check() == ALL_WELL | {"service": "fail"}
         assert check.details["service"] == (
             f"the proxy 127.0.0.1:{proxy.port} refuses: HTTP 407 Proxy Authentication Required; "
-            "mend user and password in HTTPS_PROXY"
+            "fix the user and password in HTTPS_PROXY"
         )
         monkeypatch.setenv("NO_PROXY", "localhost")
         assert check() == ALL_WELL
@@ -181,7 +181,7 @@ def test_check_fails_if_proxy_is_unusable(check: Check, monkeypatch: pytest.Monk
     monkeypatch.setenv("TURNBUS_STT_URL", "wss://localhost:1/stt")
     monkeypatch.setenv("all_proxy", f"socks5://me:{KEY}@p:1080")
     assert check() == ALL_WELL | {"service": "fail"}
-    assert check.details["service"].startswith("all_proxy: SOCKS is not spoken here; name an HTTP")
+    assert check.details["service"].startswith("all_proxy: SOCKS is not supported; name an HTTP")
     assert check.code == main(["run"]) == 2
     assert check.details["service"] in check.capsys.readouterr().err
 
@@ -250,7 +250,7 @@ def test_check_fails_if_other_program_serves_admin_port(
         ),
         (
             {"OTEL_{}_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_{}_PROTOCOL": "grpc"},
-            "OTEL_EXPORTER_OTLP_{}_PROTOCOL: 'grpc' is not spoken here; http/protobuf is",
+            "OTEL_EXPORTER_OTLP_{}_PROTOCOL: 'grpc' is not supported; use http/protobuf",
         ),
     ],
 )

@@ -120,7 +120,7 @@ def test_push_without_audio_announces_nothing(
         push = spawn("push", "-", "--session", "s", stdin=subprocess.DEVNULL, stderr=errors)
         assert push.wait(PATIENCE_S) == 1
     message = (tmp_path / "errors").read_text()
-    assert message == "turnbus: no audio came; no session was announced\n"
+    assert message == "turnbus: received no audio; no session was announced\n"
     assert not bus.exists(keys.sessions, keys.audio("0", "s"))
 
 

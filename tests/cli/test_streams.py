@@ -80,7 +80,7 @@ def test_command_runs_without_standard_streams(command: str, code: int, closed: 
 def test_push_without_stdin_reports_no_audio() -> None:
     done = run("push - --session s", "<&-")
     assert done.returncode == 1
-    assert done.stderr == b"turnbus: no audio came; no session was announced\n"
+    assert done.stderr == b"turnbus: received no audio; no session was announced\n"
 
 
 @pytest.mark.usefixtures("keys")

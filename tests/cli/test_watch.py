@@ -109,8 +109,8 @@ def test_watch_prints_one_line_per_event(event: Event, words: str) -> None:
 
 def test_watch_prints_event_of_later_version() -> None:
     entry = {b"session": b"s", b"type": b"turn.sigh", b"event": b'{"type":"turn.sigh"}'}
-    assert line(entry) == "s turn.sigh (not known to this version)"
-    assert line({}).endswith("(not known to this version)")
+    assert line(entry) == "s turn.sigh (unknown to this version)"
+    assert line({}).endswith("(unknown to this version)")
 
 
 def test_watch_json_prints_published_event(

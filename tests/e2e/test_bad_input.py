@@ -67,7 +67,7 @@ async def test_log_and_dead_stream_name_each_other(
     rows: Any = await harness.redis.xrange(f"{harness.prefix}:dead")
     ((kept, fields),) = rows
     assert fields[b"id"].decode() == bad
-    (line,) = (told for told in caplog.messages if "refused" in told)
+    (line,) = (told for told in caplog.messages if "rejected" in told)
     assert line.startswith(
         f"bad: rejected entry {bad} of {harness.prefix}:sessions: field `encoding`"
     )
@@ -95,7 +95,7 @@ async def test_what_could_not_be_kept_is_logged(
         with anyio.CancelScope() as scope:
             scope.cancel()
             await dead_letters.run()
-    (line,) = (told for told in caplog.messages if "refused" in told)
+    (line,) = (told for told in caplog.messages if "rejected" in told)
     assert line.endswith("no good (encoding); not kept: the worker stopped first")
 
 

@@ -196,7 +196,7 @@ def test_demo_refuses_unplayable_file_before_start(
     ("variables", "what"),
     [
         ({"OTEL_TRACES_EXPORTER": "otlp"}, "--traces: spans go elsewhere, as OTEL_TRACES_EXPORTER"),
-        ({"OTEL_SDK_DISABLED": "true"}, "--traces: OTEL_SDK_DISABLED=true lets no span be made"),
+        ({"OTEL_SDK_DISABLED": "true"}, "--traces: OTEL_SDK_DISABLED=true disables spans"),
     ],
 )
 def test_demo_reports_spans_it_cannot_show(

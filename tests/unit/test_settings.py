@@ -244,7 +244,7 @@ def test_redis_url_is_parsed(url: str, tmp_path: Path) -> None:
         ("rediss+cluster://h?ssl_ca_certs=/dev/null", "ssl_ca_certs: "),
         ("rediss+sentinel://h/m?ssl_ca_path=/hunter2", "ssl_ca_path: No such file or directory"),
         ("rediss://h?ssl_certfile=/hunter2", "ssl_certfile: No such file or directory"),
-        ("rediss://h?ssl_keyfile=/hunter2", "ssl_keyfile wants an ssl_certfile"),
+        ("rediss://h?ssl_keyfile=/hunter2", "ssl_keyfile requires ssl_certfile"),
         ("rediss://h?ssl_cert_reqs=hunter2", "ssl_cert_reqs must be none, optional or required"),
         (
             "rediss://h?ssl_min_version=1.2",

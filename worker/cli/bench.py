@@ -1,4 +1,4 @@
-"""`turnbus bench`: what a worker costs on this machine, and how late its turns are."""
+"""`turnbus bench`: measure what a worker costs on this machine, and how late its turns are."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -22,9 +22,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "bench",
         run,
         about="Measure one worker under load. Redis, the local STT server with its script engine\n"
-        "and the worker are started as processes of their own and gone afterwards; every\n"
-        "session speaks words and pauses in real time, from this process. Exit code 1 if any\n"
-        "word is lost, repeated or wrong. CPU is user and system time of the process.",
+        "and the worker run as separate processes, which stop at the end. This process sends\n"
+        "words and pauses to every session in real time. Exit code 1 if any word is lost,\n"
+        "repeated or wrong. CPU is user and system time of the process.",
         examples="""
 turnbus bench
 turnbus bench --sessions 300 --repeat 3
@@ -36,7 +36,7 @@ turnbus bench recovery""",
     _add_arguments(parser)
     others = parser.add_subparsers(
         title="another bench",
-        description="recovery   how soon sessions go on after a fault (recovery --help)",
+        description="recovery   how soon sessions continue after a fault (recovery --help)",
         metavar="[recovery]",
     )
     recovery.add_parser(others)
@@ -49,7 +49,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         metavar="N",
         type=argument_type(Annotated[int, Meta(ge=1, le=10_000)], "1 to 10000"),
         default=100,
-        help="live at once (default %(default)s)",
+        help="concurrent sessions (default %(default)s)",
     )
     parser.add_argument(
         "--chunk-ms",
@@ -65,40 +65,40 @@ def _add_arguments(parser: ArgumentParser) -> None:
         metavar="S",
         type=seconds,
         default=20.0,
-        help="measured (default %(default)g)",
+        help="duration of the measurement (default %(default)g)",
     )
     parser.add_argument(
         "--warmup",
         metavar="S",
         type=seconds,
         default=5.0,
-        help="before that; the sessions start in its first half (default %(default)g)",
+        help="duration of the warm-up; sessions start in its first half (default %(default)g)",
     )
     parser.add_argument(
         "--churn",
         metavar="S",
         type=seconds,
-        help="let sessions come and go: each ends, between two utterances, once it is so old, and\n"
-        "another begins in its place (default: all live for the whole run)",
+        help="lifetime of a session: it ends between two utterances, and another one replaces it\n"
+        "(default: the whole run)",
     )
     parser.add_argument(
         "--encoding",
         type=argument_type(Encoding, describe_type(Encoding)),
         choices=list(Encoding),
         default=Encoding.PCM_S16LE,
-        help="of the audio (default %(default)s)",
+        help="encoding of the audio (default %(default)s)",
     )
     parser.add_argument(
         "--sample-rate",
         metavar="HZ",
         type=argument_type(Annotated[int, Meta(ge=8_000, le=192_000)], "8000 to 192000"),
         default=16_000,
-        help="of the audio (default %(default)s)",
+        help="sample rate of the audio (default %(default)s)",
     )
     parser.add_argument(
         "--traced",
         action="store_true",
-        help="let the worker export its spans, over OTLP to a collector that forgets them",
+        help="export the worker's spans over OTLP, to a collector that discards them",
     )
     parser.add_argument(
         "--repeat",
@@ -108,7 +108,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="runs, each from scratch; medians and ranges are reported (default %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON object here too")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="also write the JSON object here")
 
 
 def run(arguments: Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`turnbus check`: whether a worker with these settings would be fit to run."""
+"""`turnbus check`: check whether a worker can run with the settings."""
 
 import os
 from argparse import Namespace
@@ -48,16 +48,16 @@ _COLLECTOR_TIMEOUT_S = 3.0
 _COLLECTOR_TRUST = "name your own authority's file: OTEL_EXPORTER_OTLP_CERTIFICATE=FILE"
 _ANSWER_TIMEOUT_S = 1.0
 _STT_ADVICE: dict[type[SttError], str] = {  # subclasses first
-    SttShortageError: "raise the limit that it names, on this machine",
-    SttBusyError: "the key is good, but every socket of the plan is in use",
-    SttCredentialsError: "mend the key or the account's credit; until then sessions wait",
-    SttPermanentError: "mend stt_url, stt_model, stt_version or the stt_turn_* settings",
-    SttTransientError: "see that stt_url can be reached from here; workers keep trying",
+    SttShortageError: "raise that limit on this machine",
+    SttBusyError: "the key is valid, but every socket of the plan is in use",
+    SttCredentialsError: "fix the key or the account's credit; until then sessions wait",
+    SttPermanentError: "fix stt_url, stt_model, stt_version or the stt_turn_* settings",
+    SttTransientError: "make stt_url reachable from here; workers keep retrying",
 }
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What one check found; the detail says what to do unless all is well."""
+    """Result of one check; the detail includes advice unless the result is ok."""
 
     check: Check
     result: Literal["ok", "warn", "fail"]
@@ -73,11 +73,11 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "check",
         run,
-        about="Check the settings, the address of health checks, where traces and metrics\n"
-        "go, Redis (version, memory policy, rights) and the API key against the speech-to-text\n"
-        "service, a line for each. Exit code 2 if `turnbus run` would refuse the settings, 1 if\n"
-        "any other check fails. A worker that runs here already, at the address of health checks,\n"
-        "is a warning.",
+        about="Check the settings, the address of health checks, the collectors of traces and\n"
+        "metrics, Redis (version, memory policy, permissions) and the API key against the\n"
+        "provider, and print a line for each. Exit code 2 if `turnbus run` would reject the\n"
+        "settings, 1 if any other check fails. If a worker already runs at the address of health\n"
+        "checks, that is a warning.",
         examples="turnbus check\nturnbus check --config turnbus.toml --json",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON lines")
@@ -85,7 +85,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Check everything that can be checked."""
+    """Run all checks."""
     failed = False
 
     def report(finding: Finding) -> None:
@@ -101,8 +101,8 @@ def run(arguments: Namespace) -> int:
         settings = read_settings(arguments)
         check_worker_id(settings)
     except SettingsError as error:
-        for fault in error.faults:
-            report(Finding("settings", "fail", fault))
+        for line in error.faults:
+            report(Finding("settings", "fail", line))
         return 2
     report(Finding("settings", "ok", f"worker {settings.worker_id}, prefix {settings.prefix}"))
     usable = run_async(partial(_check, settings, report))
@@ -112,7 +112,7 @@ def run(arguments: Namespace) -> int:
 
 
 async def _check(settings: Settings, report: Report) -> bool:
-    """Report on everything; return whether a worker would take the settings."""
+    """Run all checks but the first; return whether a worker would accept the settings."""
     _check_files(settings, report)
     usable = await _run_check("admin", _check_admin, settings, report)
     usable &= await _run_check("traces", _check_traces, settings, report)
@@ -127,22 +127,22 @@ async def _check(settings: Settings, report: Report) -> bool:
 
 async def _run_check(
     check: Check,
-    look: Callable[[Settings, Report], Awaitable[None]],
+    run_check: Callable[[Settings, Report], Awaitable[None]],
     settings: Settings,
     report: Report,
 ) -> bool:
-    """Make a check that may find a setting at fault; return whether it did not."""
+    """Run a check; return False if it raised `SettingsError`."""
     try:
-        await look(settings, report)
+        await run_check(settings, report)
     except SettingsError as error:
-        for fault in error.faults:
-            report(Finding(check, "fail", fault))
+        for line in error.faults:
+            report(Finding(check, "fail", line))
         return False
     return True
 
 
 def _check_files(settings: Settings, report: Report) -> None:
-    """Compare the limit that `turnbus run` raises its own to with what the settings need."""
+    """Compare the hard limit of open files, which `turnbus run` sets, with the requirement."""
     _, hard = descriptors.limits()
     if too_few := descriptors.shortfall(settings, hard):
         fits = descriptors.capacity(settings, hard)
@@ -155,7 +155,7 @@ def _check_files(settings: Settings, report: Report) -> None:
 
 async def _check_admin(settings: Settings, report: Report) -> None:
     if settings.admin is None:
-        report(Finding("admin", "ok", "no health checks, as TURNBUS_ADMIN_ADDR says"))
+        report(Finding("admin", "ok", "health checks are off (TURNBUS_ADMIN_ADDR is empty)"))
         return
     nothing = Readiness(ready=False, reasons=(), sessions=0, capacity=0)
     try:
@@ -173,7 +173,7 @@ async def _check_admin(settings: Settings, report: Report) -> None:
 
 
 async def _worker_at(address: tuple[str, int]) -> Readiness | None:
-    """Return what the worker that answers at an address says of itself; None if none does."""
+    """Return the readiness of the worker at an address; None if no worker answers."""
     answer = b""
     try:
         with anyio.fail_after(_ANSWER_TIMEOUT_S):
@@ -182,7 +182,7 @@ async def _worker_at(address: tuple[str, int]) -> Readiness | None:
                 async for piece in stream:
                     answer += piece
         return msgspec.json.decode(answer.partition(b"\r\n\r\n")[2], type=Readiness)
-    except (OSError, anyio.BrokenResourceError, ValueError):  # late, silent, or something else
+    except (OSError, anyio.BrokenResourceError, ValueError):  # a timeout, or another program
         return None
 
 
@@ -221,13 +221,13 @@ async def _check_collector(signal: Signal, report: Report) -> None:
 async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None:
     servers = await fitness.servers(redis)
     where = redacted(settings.redis_url)
-    fault = next(filter(None, (server.fault for server in servers)), None)
+    problem = next(filter(None, (server.fault for server in servers)), None)
     shown = " and ".join(dict.fromkeys(server.shown for server in servers))
-    shown = shown or "a server that does not let this user ask for its version"
+    shown = shown or "a server whose version this user may not read"
     if isinstance(redis, ClusterClient):
         where += f", a cluster of {counted(len(await redis.masters()), 'master')}"
-    if fault:
-        report(Finding("redis", "fail", f"Redis at {where}: {fault}"))
+    if problem:
+        report(Finding("redis", "fail", f"Redis at {where}: {problem}"))
     else:
         report(Finding("redis", "ok", f"{shown} at {where}"))
     policies = {server.maxmemory_policy for server in servers} or {"unknown"}
@@ -253,10 +253,10 @@ async def _check_permissions(redis: Redis, prefix: str, report: Report) -> None:
 
 
 async def _check_provider(settings: Settings, report: Report) -> None:
-    """Open a socket with the settings, and close it."""
+    """Open a socket to the provider with the settings, and close it."""
     key = api_key(settings, os.environ)
     proxy = find_proxy(settings.stt_url, os.environ)
-    service = Endpoint(settings.stt_url, settings.stt_version, key, proxy)
+    endpoint = Endpoint(settings.stt_url, settings.stt_version, key, proxy)
     through = f" through the proxy {proxy.address}" if proxy else ""
     stream_settings = StreamSettings(
         model=settings.stt_model,
@@ -265,7 +265,7 @@ async def _check_provider(settings: Settings, report: Report) -> None:
         turn=settings.turn_config,
     )
     try:
-        async with await open_stream(service, stream_settings) as stream:
+        async with await open_stream(endpoint, stream_settings) as stream:
             request = stream.request_id
     except SttError as error:
         result: Literal["warn", "fail"] = "warn" if isinstance(error, SttBusyError) else "fail"
@@ -275,7 +275,7 @@ async def _check_provider(settings: Settings, report: Report) -> None:
             through = ""
         report(Finding("service", result, f"{error}{asked}{through}; {advice}"))
     else:
-        detail = f"{settings.stt_url} takes the key and {settings.stt_model} (request {request})"
+        detail = f"{settings.stt_url} accepts the key and {settings.stt_model} (request {request})"
         report(Finding("service", "ok", f"{detail}{through}"))
 
 

@@ -1,4 +1,4 @@
-"""`turnbus demo`: everything on this machine, live."""
+"""`turnbus demo`: run everything on this machine, live."""
 
 import os
 import sys
@@ -27,9 +27,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "demo",
         run,
         about="Play real speech in real time through a Redis server, two workers and a local turns "
-        "server with a real recognizer, all started here and gone afterwards; show the turns as "
-        "they come. On the way a worker is killed, and the other one takes over. No key, no "
-        "network. English only.",
+        "server with a real recognizer, and show the turns as they arrive. All processes start "
+        "here and stop at the end. Meanwhile one worker is killed, and the other takes over. No "
+        "key, no network. English only.",
         examples="""
 turnbus demo
 turnbus demo my.wav --no-kill
@@ -51,7 +51,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--sessions",
         metavar="N",
         type=argument_type(Annotated[int, Meta(ge=1, le=_MOST_SESSIONS)], f"1 to {_MOST_SESSIONS}"),
-        help="how many sessions; recordings are used again if need be (default: 6, or the files)",
+        help="number of sessions; recordings are reused if needed (default: 6, or one per file)",
     )
     parser.add_argument(
         "--kill",
@@ -62,8 +62,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--traces",
         action="store_true",
-        help="show the spans at the end, as OTEL_TRACES_EXPORTER=console does; with other OTEL_* "
-        "variables they go where those say",
+        help="print the spans at the end, as OTEL_TRACES_EXPORTER=console does; other OTEL_* "
+        "variables send them to a collector",
     )
     parser.add_argument(
         "--json", action="store_true", help="print JSON lines: events, spans, summary"
@@ -73,7 +73,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Run the demo.
 
-    Raises SettingsError before anything starts if a file cannot be played, or spans not be shown.
+    Raises SettingsError before anything starts if a file cannot be played, or spans not printed.
     """
     from worker.local.demo.run import run_demo
     from worker.local.demo.sessions import bundled, of_files
@@ -81,14 +81,14 @@ def run(arguments: Namespace) -> int:
     environment = _environment(traces=arguments.traces)
     sessions = arguments.sessions
     cast = of_files(arguments.files, sessions) if arguments.files else bundled(sessions)
-    # Entered out here: however the event loop ends, the terminal is given back as it was.
+    # Entered outside the event loop, so that the terminal is always restored.
     with _audience(as_json=arguments.json) as audience:
         run_async(partial(run_demo, cast, audience, environment, kill=arguments.kill))
     return 0
 
 
 def _environment(*, traces: bool) -> dict[str, str]:
-    """Return our environment; with `traces`, as it must be for spans to come to the console."""
+    """Return the environment; with `traces`, changed so that spans go to the console."""
     if not traces:
         return dict(os.environ)
     chosen = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "none"
@@ -97,8 +97,8 @@ def _environment(*, traces: bool) -> dict[str, str]:
         raise SettingsError([elsewhere])
     shown = {**os.environ, "OTEL_TRACES_EXPORTER": "console"}
     if named("traces", shown) != "console":
-        raise SettingsError(["--traces: OTEL_SDK_DISABLED=true lets no span be made; unset it"])
-    # The worker that is killed should have exported most of its spans by then.
+        raise SettingsError(["--traces: OTEL_SDK_DISABLED=true disables spans; unset it"])
+    # The killed worker should have exported most of its spans before.
     shown.setdefault("OTEL_BSP_SCHEDULE_DELAY", _EXPORT_EVERY_MS)
     return shown
 

@@ -1,4 +1,4 @@
-"""`turnbus push`: a producer, as small as one can be and still lose nothing."""
+"""`turnbus push`: a minimal producer that loses no audio."""
 
 import signal
 import sys
@@ -46,8 +46,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "push",
         run,
         about="Announce a session, append a sound file or raw audio to it, and end it.\n"
-        "It is announced when the first audio is there; without any, exit code 1.\n"
-        "Ctrl-C and SIGTERM end it early; Redis going away meanwhile is waited out.",
+        "The session is announced with the first audio; without any, the exit code is 1.\n"
+        "Ctrl-C and SIGTERM end it early. Appends are retried during Redis outages.",
         examples="""
 turnbus push call.wav --session call-1
 turnbus push call.m4a --session call-2 --encoding pcm_mulaw --sample-rate 8000 --speed 2
@@ -73,7 +73,7 @@ arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
         type=argument_type(Encoding, describe_type(Encoding)),
         choices=list(Encoding),
         default=Encoding.PCM_S16LE,
-        help="what goes over the wire; files are converted (default %(default)s)",
+        help="encoding of the entries; files are converted (default %(default)s)",
     )
     parser.add_argument(
         "--sample-rate",
@@ -95,7 +95,7 @@ arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
         metavar="X",
         type=argument_type(Annotated[float, Meta(ge=0, le=1_000)], "a number from 0 to 1000"),
         default=1.0,
-        help="times real time; 0: as fast as it goes (default %(default)s)",
+        help="times real time; 0: as fast as possible (default %(default)s)",
     )
     parser.add_argument(
         "--lane",
@@ -108,21 +108,21 @@ arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
         type=choice,
         choices=["lane", "session"],
         default="lane",
-        help="session: its events also go to a stream of its own (default %(default)s)",
+        help="session: also append the events to a stream of the session (default %(default)s)",
     )
     parser.add_argument(
         "--metadata",
         metavar="JSON",
         type=_metadata,
         default={},
-        help="an object, echoed in session.started",
+        help="an object; session.started echoes it",
     )
     parser.add_argument("--json", action="store_true", help="report in JSON")
     add_config(parser)
 
 
 def run(arguments: Namespace) -> int:
-    """Push."""
+    """Push the audio."""
     settings = read_settings(arguments)
     entry = SessionEntry(
         session=arguments.session,
@@ -173,14 +173,14 @@ async def _push_chunks(
     announced: tuple[Producer, str] | None = None
     async with open_redis(settings) as redis:
 
-        async def obey(tasks: TaskGroup) -> None:
+        async def stop_on_signal(tasks: TaskGroup) -> None:
             nonlocal stopped
             stopped = await anext(aiter(signals))
             tasks.cancel_scope.cancel()
 
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(obey, tasks)
+                tasks.start_soon(stop_on_signal, tasks)
                 first = await _first(chunks, entry)
                 announced = await _announce(redis, Keys(settings.prefix), entry)
                 producer, _ = announced
@@ -202,7 +202,7 @@ async def _announce(redis: Redis, keys: Keys, entry: SessionEntry) -> tuple[Prod
     """Announce the session; return its producer and the id of its entry."""
     announcement = ProducerSpan(entry.session)
     producer = Producer(redis, keys, msgspec.structs.replace(entry, **announcement.fields))
-    with anyio.CancelScope(shield=True):  # one that is told to stop now has to know what to end
+    with anyio.CancelScope(shield=True):  # a stopped producer must know which session to end
         run = await producer.announce()
     announcement.sent(run)
     return producer, run
@@ -211,7 +211,7 @@ async def _announce(redis: Redis, keys: Keys, entry: SessionEntry) -> tuple[Prod
 def _report(
     session: str, producer: Producer, run: str, *, shows_progress: bool, as_json: bool
 ) -> None:
-    """Say what was appended."""
+    """Print what was appended."""
     if shows_progress:
         print(file=sys.stderr)
     if as_json:
@@ -248,13 +248,13 @@ async def _play(
 
 
 async def _end_early(producer: Producer) -> None:
-    """End the session of a producer that was told to stop, or say how to."""
+    """End the session of a stopped producer, or print how to end it."""
     with anyio.move_on_after(_END_TIMEOUT_S):
         await producer.end()
         return
     print(
-        "turnbus: Redis does not answer: the session is still open, until it has been idle for "
-        f"long. End it with: XADD {producer.stream} * end 1",
+        "turnbus: Redis does not answer: the session stays open until its idle timeout. "
+        f"End it with: XADD {producer.stream} * end 1",
         file=sys.stderr,
     )
 
@@ -273,7 +273,7 @@ async def _first(chunks: AsyncIterator[bytes], entry: SessionEntry) -> bytes:
     except SoundError as error:
         raise _unplayable(error, entry) from error
     if chunk is None:
-        raise TurnbusError("no audio came; no session was announced")
+        raise TurnbusError("received no audio; no session was announced")
     return chunk
 
 
@@ -285,11 +285,11 @@ def _unplayable(error: SoundError, entry: SessionEntry) -> SettingsError:
 
 
 def _metadata(text: str) -> dict[str, Any]:
-    """Read metadata as a worker reads it from the bus."""
+    """Decode metadata as a worker does."""
     fields = {b"session": b"s", b"encoding": b"pcm_s16le", b"sample_rate": b"8000"}
     try:
         return decode_session(fields | {b"metadata": text.encode()}).metadata
     except UnicodeEncodeError:
         raise ArgumentTypeError("must be UTF-8 text") from None
-    except EntryError as fault:
-        raise ArgumentTypeError(fault.message) from None
+    except EntryError as error:
+        raise ArgumentTypeError(error.message) from None

@@ -1,4 +1,4 @@
-"""`turnbus bench recovery`: how soon sessions go on after a kill, a drain and a lost socket."""
+"""`turnbus bench recovery`: how soon sessions continue after a kill, a drain or a lost socket."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -17,14 +17,14 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "recovery",
         run,
-        about="Measure how soon sessions go on after a fault. Redis and the workers are processes\n"
-        "of their own; the STT server with its script engine, 150 ms late, runs in this one.\n"
-        "  kill   SIGKILL of a worker whose sessions are inside a turn: when each has a socket\n"
-        "         again, as the STT server sees it\n"
-        "  drain  SIGTERM to a worker whose sessions are between turns: when it is gone, and\n"
-        "         every session has another\n"
-        "  cut    the socket of a session is reset inside a turn: how much later its turn.end is\n"
-        "         appended than that of a session which says the same and keeps its socket\n"
+        about="Measure how soon sessions continue after a fault. Redis and the workers are\n"
+        "separate processes; the STT server runs in this one, with its script engine 150 ms late.\n"
+        "  kill   SIGKILL of a worker whose sessions are inside a turn: time until the STT server\n"
+        "         has a new socket of each session\n"
+        "  drain  SIGTERM to a worker whose sessions are between turns: time until it exits and\n"
+        "         every session has another worker\n"
+        "  cut    reset of a session's socket inside a turn: delay of its turn.end, compared with\n"
+        "         a session that has the same audio and keeps its socket\n"
         "Exit code 1 if a word is lost, repeated, damaged or moved, or an event is out of order.",
         examples="""
 turnbus bench recovery
@@ -49,9 +49,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
             help=f"{about} (default %(default)s)",
         )
 
-    number("--kill-sessions", 2_000, "of the worker that is killed")
-    number("--drain-sessions", 2_000, "of the worker that is stopped")
-    number("--trials", 500, "sockets cut in each of four scenes, some at the same time")
+    number("--kill-sessions", 2_000, "sessions of the killed worker")
+    number("--drain-sessions", 2_000, "sessions of the stopped worker")
+    number("--trials", 500, "sockets reset in each of four scenarios, some at the same time")
     number("--repeat", 100, "runs, each from scratch; all their values are reported together")
     parser.add_argument(
         "--chunk-ms",
@@ -66,7 +66,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Run it. Raises TurnbusError if it cannot be run."""
+    """Run the benchmark. Raises TurnbusError if it cannot be run."""
     from worker.bench.recovery.report import json_of, text_of
     from worker.bench.recovery.run import recovery
     from worker.bench.terminal import TerminalProgress

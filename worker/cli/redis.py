@@ -1,4 +1,4 @@
-"""The bus, for commands: reached now, or one line that says why not."""
+"""The Redis connection of commands, without retries."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,9 +14,9 @@ from worker.urls import redacted
 
 @asynccontextmanager
 async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
-    """Give a client that has been answered once.
+    """Yield a connected client.
 
-    Raises `BusUnavailable` for whatever Redis error comes, then or later, in a task group too.
+    Raises `BusUnavailableError` for every Redis error, also later and in a task group.
     """
     answered = False
     try:
@@ -35,10 +35,10 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
 
 
 def _advice(error: BaseException, settings: Settings, *, answered: bool) -> str:
-    """Return what to do about an error that says more here than it does elsewhere."""
+    """Return advice for an error whose cause is likely in this context."""
     if str(error).startswith("WRONGTYPE"):
         return f" (another program has a key {settings.prefix}:...: set TURNBUS_PREFIX)"
     cut = type(error) is exceptions.ConnectionError and " connecting to " not in str(error)
     if cut and not answered and settings.redis_url.startswith("redis://"):
-        return " (if the port wants TLS, name it as rediss://)"
+        return " (if the port requires TLS, use rediss://)"
     return ""

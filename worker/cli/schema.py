@@ -1,4 +1,4 @@
-"""`turnbus schema`: the JSON Schemas of everything on the bus."""
+"""`turnbus schema`: print or write the JSON Schemas of everything on the bus."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -25,7 +25,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Print or write."""
+    """Print or write the schemas."""
     if arguments.write is None:
         documents = {name.removesuffix(".json"): Raw(text) for name, text in generate()}
         print(msgspec.json.format(msgspec.json.encode(documents)).decode())

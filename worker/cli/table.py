@@ -1,4 +1,4 @@
-"""Tables of text for a terminal, or for whatever stands in its place."""
+"""Text tables, durations and sizes for terminal output."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,7 +6,7 @@ from worker.printable import padded, printable, width
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return aligned columns under a header; what others wrote cannot steer the terminal."""
+    """Return aligned columns under a header; untrusted text is sanitized."""
     lines = [tuple(header), *(tuple(map(printable, row)) for row in rows)]
     columns = [max(map(width, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(padded, line, columns)).rstrip(" ") for line in lines)

@@ -1,4 +1,4 @@
-"""`turnbus watch`: a consumer that follows turns as they are published."""
+"""`turnbus watch`: a consumer that prints turns as they are published."""
 
 import shutil
 import sys
@@ -74,7 +74,7 @@ turnbus watch --json | jq -r 'select(.type == "turn.end") | .transcript'""",
         help="lane to follow (default %(default)s)",
     )
     parser.add_argument(
-        "--from-start", action="store_true", help="begin with the oldest event still kept"
+        "--from-start", action="store_true", help="begin with the oldest event that Redis keeps"
     )
     parser.add_argument(
         "--until-ended",
@@ -86,7 +86,7 @@ turnbus watch --json | jq -r 'select(.type == "turn.end") | .transcript'""",
 
 
 def run(arguments: Namespace) -> int:
-    """Watch."""
+    """Watch the turns."""
     return run_async(partial(_watch, read_settings(arguments), arguments))
 
 
@@ -100,7 +100,7 @@ async def _watch(settings: Settings, arguments: Namespace) -> int:
                 entry, fields = await _last(redis, stream, wanted, after)
                 if _is_ended(fields):
                     show(fields)
-                    _say_ended(arguments.session, entry)
+                    _report_ended(arguments.session, entry)
                     return 0
             async for fields in _follow(redis, stream, after):
                 if wanted and fields.get(b"session") != wanted:
@@ -115,7 +115,7 @@ def _is_ended(fields: Fields) -> bool:
     return fields.get(b"type") == b"session.ended"
 
 
-def _say_ended(session: str, entry: bytes) -> None:
+def _report_ended(session: str, entry: bytes) -> None:
     ago_s = max(0.0, time.time() - stream_ids.milliseconds(entry.decode()) / 1000)
     print(
         f"turnbus: {session} ended {format_duration(ago_s)} ago; --from-start shows what is kept",
@@ -125,7 +125,7 @@ def _say_ended(session: str, entry: bytes) -> None:
 
 async def _newest(redis: Redis, stream: str) -> bytes:
     """Return the id of a stream's last entry."""
-    # Not `$`: asked anew after each wait, it would skip what came in between.
+    # Not `$`: events appended between two reads would be skipped.
     newest: Any = await redis.xrevrange(stream, count=1)
     entry: bytes = newest[0][0] if newest else b"0-0"
     return entry
@@ -134,7 +134,7 @@ async def _newest(redis: Redis, stream: str) -> bytes:
 async def _last(redis: Redis, stream: str, session: bytes, until: bytes) -> tuple[bytes, Fields]:
     """Return id and fields of a session's last event up to an entry; no fields if there is none.
 
-    It is looked for in the turns, as far back as they are kept: those who consume may read no more.
+    The search covers only the turns stream, because a consumer may have no other permissions.
     """
     while True:
         page: Any = await redis.xrevrange(stream, until, count=_BATCH)
@@ -147,10 +147,10 @@ async def _last(redis: Redis, stream: str, session: bytes, until: bytes) -> tupl
 
 
 async def _follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fields]:
-    """Yield the fields of every entry of a stream after one; ends never."""
+    """Yield the fields of every entry after `after`, without end."""
     cursors: dict[Any, Any] = {stream: after}
     health = RedisHealth()
-    # What Redis refuses from the start is an error; what it refuses later is waited out.
+    # An error of the first read is raised; later errors are retried.
     await redis.xread(cursors, count=1)
     while True:
         reply: Any = await retry_while_unavailable(
@@ -164,7 +164,7 @@ async def _follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fiel
 
 @contextmanager
 def _view(arguments: Namespace) -> Iterator[Callable[[Fields], None]]:
-    """Give what shows one entry."""
+    """Yield a function that prints one entry."""
     if arguments.json:
         yield lambda fields: print(_text(fields, b"event"), flush=True)
     elif not sys.stdout.isatty():
@@ -178,32 +178,32 @@ def _view(arguments: Namespace) -> Iterator[Callable[[Fields], None]]:
 
 
 class _Screen:
-    """A terminal, its last line the turn that grows."""
+    """A terminal whose last line is the open turn."""
 
     def show(self, fields: Fields) -> None:
-        """Show one entry."""
+        """Print one entry."""
         self.clear()
         text = line(fields)
         if _text(fields, b"type") in _GROWING:
-            # A wrapped line could not be taken back.
+            # A wrapped line could not be cleared.
             print(fitted(text, shutil.get_terminal_size().columns - 1), end="", flush=True)
         else:
             print(text, flush=True)
 
     def clear(self) -> None:
-        """Take the last line back."""
+        """Clear the last line."""
         print("\r\x1b[K", end="", flush=True)
 
 
 def line(fields: Fields) -> str:
-    """Word an entry: seconds of audio heard, session, event type, and what the event adds."""
+    """Format an entry: seconds of audio, session, event type, and the event's own fields."""
     try:
         event = decode_event(fields.get(b"event", b""))
     except msgspec.DecodeError:
-        words = [_text(fields, b"session"), _text(fields, b"type"), "(not known to this version)"]
+        words = [_text(fields, b"session"), _text(fields, b"type"), "(unknown to this version)"]
     else:
-        heard = f"{event.audio_ms / 1000:8.2f}"
-        words = [heard, event.session, event_type(event), *_details(event)]
+        seconds = f"{event.audio_ms / 1000:8.2f}"
+        words = [seconds, event.session, event_type(event), *_details(event)]
     return printable(" ".join(words))
 
 

@@ -1,1 +1,1 @@
-"""The STT service: the socket, and one module per provider's protocol."""
+"""The connection to the STT provider: the socket, and one module per provider's protocol."""

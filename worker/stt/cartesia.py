@@ -1,7 +1,7 @@
-"""Cartesia's realtime turns API, from the client's side.
+"""A client of Cartesia's realtime turns API.
 
-The key travels in a header, never in the URL. Thresholds are sent only where somebody set them:
-the service's own defaults have changed before.
+The key is sent in a header, never in the URL. Only thresholds that are set are sent: the provider
+has changed its defaults before.
 """
 
 import re
@@ -40,28 +40,28 @@ from worker.urls import provider_address
 
 PROVIDER = "cartesia"
 OPEN_TIMEOUT_S = 10.0
-"""From the first packet to `connected`."""
+"""Timeout from the first packet to `connected`."""
 NoteDefect = Callable[[str], None]
-"""Takes what is wrong with a message that cannot be read, or in part only."""
+"""Callback with the defect of a message that is not fully readable."""
 _TRUST = "name your own authority's file as SSL_CERT_FILE"
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the service is and how to ask it."""
+    """Address of the provider, with the API version, the key and the proxy."""
 
     url: str
     version: str
     key: str = field(repr=False)
     proxy: Proxy | None = field(default=None, repr=False)
 
-    def redact(self, said: str) -> str:
-        """Return what the service said, should it have repeated our key, without it."""
-        return said.replace(self.key, "[key]") if self.key else said
+    def redact(self, text: str) -> str:
+        """Return a text of the provider with the API key in it masked."""
+        return text.replace(self.key, "[key]") if self.key else text
 
 
 class StreamSettings(msgspec.Struct, frozen=True):
-    """What one connection is opened with."""
+    """Settings of one connection."""
 
     model: str
     encoding: Encoding
@@ -70,7 +70,7 @@ class StreamSettings(msgspec.Struct, frozen=True):
     turn: TurnConfig = TurnConfig()
 
     def query(self) -> str:
-        """Write the settings as the URL's query."""
+        """Return the settings as the URL's query string."""
         pairs: list[tuple[str, str]] = [
             ("model", self.model),
             ("encoding", self.encoding.value),
@@ -86,7 +86,7 @@ class StreamSettings(msgspec.Struct, frozen=True):
 
 
 class TurnsStream:
-    """One connection that reached `connected`; made by `open_stream`."""
+    """One connection that reached `connected`; created by `open_stream`."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class TurnsStream:
         self.socket = socket
         self.request_id = request_id
         self.ignored = ignored
-        """Messages before `connected` that this version does not know."""
+        """Number of unknown messages before `connected`."""
         self._service = service
         self._note_defect = note_defect
 
@@ -113,40 +113,38 @@ class TurnsStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the socket: politely, or at once if something went wrong."""
+        """Close the socket, without a closing handshake if there was an error."""
         if error is not None:
             self.socket.abort(type(error).__name__)
         else:
             await self.socket.aclose()
 
     async def receive(self) -> cartesia.ServerMessage | None:
-        """Return the next message; None when the service closed with 1000, or gave no code.
+        """Return the next message; None if the provider closed with 1000 or without a code.
 
-        A message that cannot be read is skipped; of one that can be read in part, that is returned.
-        Raises the `SttError` that a close stands for, or an error that is not about what we sent:
-        a fault of the service's, the key, the credit, the plan.
+        Unreadable messages are skipped; of damaged ones the readable part is returned. Raises the
+        `SttError` for a close code, and for errors that the session's input did not cause: provider
+        failures, the key, the credit, the plan.
         """
         message = None
         while message is None:
             try:
                 message, defect = await _next_message(self.socket, self._service)
             except SocketClosed as end:
-                if end.code in (1000, 1005):  # 1005: a close frame that is empty
+                if end.code in (1000, 1005):  # 1005: an empty close frame
                     return None
                 raise _lost(end, self._service, self.request_id) from None
             if defect:
                 self._note_defect(defect)
         if isinstance(message, cartesia.Error) and (message.status_code is not None or not defect):
-            refused = _rejected(message)
-            if provider_errors.is_too_big(refused.status, str(refused)):
+            error = _rejected(message)
+            if provider_errors.is_too_big(error.status, str(error)):
                 # The provider has dropped that message: its audio has to be sent again.
-                raise SttTooBigError(
-                    str(refused), status=refused.status, request_id=refused.request_id
-                )
-            if not 400 <= refused.status < 500 or isinstance(
-                refused, SttCredentialsError | SttBusyError
+                raise SttTooBigError(str(error), status=error.status, request_id=error.request_id)
+            if not 400 <= error.status < 500 or isinstance(
+                error, SttCredentialsError | SttBusyError
             ):
-                raise refused
+                raise error
         return message
 
     def send_audio(self, audio: bytes) -> None:
@@ -154,11 +152,11 @@ class TurnsStream:
         self.socket.send_binary(audio)
 
     def send_close(self) -> None:
-        """Ask for everything that is left, and then the end."""
+        """Request the remaining events and the end of the stream."""
         self.socket.send_text(cartesia.encode_message(cartesia.Close()))
 
     def send_config(self, turn: TurnConfig) -> None:
-        """Change turn detection from here on."""
+        """Change turn detection for the following audio."""
         self.socket.send_text(
             cartesia.encode_message(
                 cartesia.Config(
@@ -178,9 +176,8 @@ async def open_stream(
 ) -> TurnsStream:
     """Connect and wait for `connected`.
 
-    `note_defect` is called for each message of the stream that is not quite readable. Raises the
-    `SttError` that a refusal stands for: of the upgrade, or in the message that comes in the place
-    of `connected`.
+    `note_defect` is called for each message of the stream that is not fully readable. Raises an
+    `SttError` if the provider rejects the upgrade or sends an error instead of `connected`.
     """
     headers = {"X-API-Key": service.key, "Cartesia-Version": service.version}
     with _provider_errors(service), anyio.fail_after(OPEN_TIMEOUT_S):
@@ -204,7 +201,7 @@ async def open_stream(
 async def _next_message(socket: WebSocketClient, service: Endpoint) -> Reading:
     text = await socket.receive()
     reading = read_message(text)
-    if isinstance(reading.message, cartesia.Error):  # only these may repeat the key
+    if isinstance(reading.message, cartesia.Error):  # only errors may contain the key
         reading = read_message(service.redact(text))
     return reading._replace(defect=socket.defect) if socket.defect else reading
 
@@ -218,19 +215,19 @@ def _lost(end: SocketClosed, service: Endpoint, request_id: str = "") -> SttErro
 
 @contextmanager
 def _provider_errors(service: Endpoint) -> Iterator[None]:
-    """Raise, for every way a connect can fail, the `SttError` it stands for."""
+    """Convert every failure of a connect to an `SttError`."""
     try:
         yield
     except HandshakeRejected as refused:
-        said = service.redact(refused.body.decode("utf-8", "replace"))
-        raise _rejected_upgrade(refused, said) from None
+        body = service.redact(refused.body.decode("utf-8", "replace"))
+        raise _rejected_upgrade(refused, body) from None
     except ProxyRefused as refused:
         raise _refused_by_proxy(refused.status, service) from None
     except SocketClosed as end:
         raise _lost(end, service) from None
     except TimeoutError as error:
-        said = str(error) or f"no `connected` within {OPEN_TIMEOUT_S:g} s"
-        raise SttTransientError(said) from None
+        message = str(error) or f"no `connected` within {OPEN_TIMEOUT_S:g} s"
+        raise SttTransientError(message) from None
     except ssl.SSLError as error:
         raise SttTransientError(f"cannot connect: TLS: {tls.explain(error, _TRUST)}") from None
     except OSError as error:
@@ -238,45 +235,45 @@ def _provider_errors(service: Endpoint) -> Iterator[None]:
             raise SttShortageError(shortage_in_words(error)) from None
         raise SttTransientError(f"cannot connect: {type(error).__name__}: {error}") from None
     except (UnicodeError, WebSocketException) as error:
-        # These may quote the URL, and with it key terms.
+        # These may contain the URL, and with it key terms.
         raise SttTransientError(f"cannot connect: {type(error).__name__}") from None
 
 
 def _connected(message: cartesia.ServerMessage) -> str:
-    """Return the connection's request id, or raise what came in place of `connected`."""
+    """Return the connection's request id; raise if the message is not `connected`."""
     if isinstance(message, cartesia.Connected):
         return message.request_id or ""
     if isinstance(message, cartesia.Error):
         raise _rejected(message)
-    raise SttTransientError(f"the service began with {type(message).__name__}, not with Connected")
+    raise SttTransientError(f"the provider sent {type(message).__name__} instead of Connected")
 
 
 def _rejected(error: cartesia.Error) -> SttError:
-    said = ": ".join(part for part in (error.title, error.message) if part)
+    message = ": ".join(part for part in (error.title, error.message) if part)
     return provider_errors.from_status(
         error.status_code or 500,
-        said or "the service gave no reason",
+        message or "the provider gave no reason",
         code=error.error_code or "",
         request_id=error.request_id or "",
     )
 
 
 def _refused_by_proxy(status: int, service: Endpoint) -> SttError:
-    """Tell a proxy that will not serve this worker from one that cannot just now."""
+    """Return a credentials error if the proxy rejects this worker, else a transient error."""
     where = service.proxy.address if service.proxy else ""
     variable = service.proxy.variable if service.proxy else ""
     known = {each.value: f" {each.phrase}" for each in HTTPStatus}
     message = f"the proxy {where} refuses: HTTP {status}{known.get(status, '')}"
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         return SttCredentialsError(
-            message, status=status, advice=f"mend user and password in {variable}"
+            message, status=status, advice=f"fix the user and password in {variable}"
         )
     if status == HTTPStatus.FORBIDDEN:
         host, _ = provider_address(service.url)
         advice = f"have the proxy allow {host}, or put {host} into NO_PROXY"
         return SttCredentialsError(message, status=status, advice=advice)
     return SttTransientError(
-        message, status=status, advice=f"see that the proxy in {variable} works"
+        message, status=status, advice=f"check that the proxy in {variable} works"
     )
 
 
@@ -291,10 +288,10 @@ _TITLED = re.compile(r"[^<>:\n]{1,80}: \S")
 
 
 def _rejected_upgrade(refused: HandshakeRejected, text: str) -> SttError:
-    """Read the body: JSON from API version 2026-03-01 on, `Title: Message` before.
+    """Parse the body: JSON since API version 2026-03-01, `Title: Message` before.
 
-    Where a 400 or 404 has neither, nobody knows that the service said it, and of this session: a
-    proxy or load balancer on the way may have, while it is deployed anew, and that passes.
+    A 400 or 404 without either is transient: a proxy or load balancer may have sent it during a
+    deployment, and it need not concern this session.
     """
     try:
         body = msgspec.json.decode(text, type=_ErrorBody)
@@ -303,8 +300,8 @@ def _rejected_upgrade(refused: HandshakeRejected, text: str) -> SttError:
         known = _TITLED.match(text) is not None
     else:
         known = bool(body.title or body.message or body.error_code)
-    said = ": ".join(part for part in (body.title, body.message) if part)
-    message = f"HTTP {refused.status} {said}".rstrip()
+    detail = ": ".join(part for part in (body.title, body.message) if part)
+    message = f"HTTP {refused.status} {detail}".rstrip()
     request_id = body.request_id or refused.headers.get("X-Request-Id", "")
     if refused.status in (400, 404) and not known:
         return SttTransientError(message, status=refused.status, request_id=request_id)

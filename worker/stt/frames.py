@@ -1,14 +1,14 @@
-"""Frames that carry audio: one per chunk, so written straight.
+"""A fast writer for audio frames, of which there is one per chunk.
 
-The `websockets` library writes every other frame, and reads all of them. For one that is whole,
-binary and not compressed, its general way takes twice as long and asks the kernel for four random
-bytes each time.
+The `websockets` library writes all other frames and reads all frames. For an unfragmented,
+uncompressed binary frame it takes twice as long, and requests four random bytes from the kernel
+each time.
 """
 
 import os
 import struct
 
-# What that library masks with itself: in C where that was compiled.
+# The library's own masking function, in C if that was compiled.
 from websockets.frames import apply_mask  # type: ignore[attr-defined]
 
 _WHOLE_BINARY, _MASKED = 0x82, 0x80
@@ -19,7 +19,7 @@ _POOL_BYTES = 4_096
 class FrameWriter:
     """Writes a client's binary frames (RFC 6455, section 5).
 
-    Masks are what the kernel's generator gives, as the standard asks; a thousand at a time.
+    Masks come from the kernel's generator, as the standard requires, a thousand at a time.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class FrameWriter:
         self._at = 0
 
     def binary(self, payload: bytes) -> bytes:
-        """Return the frame that carries `payload` as a whole message."""
+        """Return a frame with `payload` as one complete message."""
         at = self._at
         if at == len(self._pool):
             self._pool, at = os.urandom(_POOL_BYTES), 0

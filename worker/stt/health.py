@@ -1,4 +1,4 @@
-"""Outages of the STT service, told once each by a worker, however many sessions meet them."""
+"""Outages of the STT provider; a worker logs each once, not for every session."""
 
 import logging
 
@@ -8,14 +8,14 @@ from worker.plurals import counted
 log = logging.getLogger(__name__)
 
 OUTAGE_LOG_AFTER_S = 3.0
-"""How long no connect may succeed before it is called an outage: one refusal is none."""
+"""Minimum time without a successful connect that counts as an outage: one failure does not."""
 
 OUTAGE_OVER_AFTER_S = 60.0
-"""Time without any attempt after which nothing is known any more."""
+"""Maximum time between failed attempts of one outage."""
 
 
 class ProviderOutage:
-    """Whether the service takes connections; times are on the monotonic clock."""
+    """Whether the provider accepts connections; times are on the monotonic clock."""
 
     def __init__(self) -> None:
         self._since: float | None = None
@@ -24,7 +24,7 @@ class ProviderOutage:
         self._waiting: set[str] = set()
 
     def connect_failed(self, session: str, error: SttError, now: float) -> None:
-        """Record a connect that failed and will be tried again."""
+        """Record a failed connect that will be retried."""
         if self._since is None or now - self._failed_at > OUTAGE_OVER_AFTER_S:
             self._since, self._logged = now, False
             self._waiting.clear()
@@ -33,17 +33,17 @@ class ProviderOutage:
         if not self._logged and now - self._since >= OUTAGE_LOG_AFTER_S:
             self._logged = True
             log.warning(
-                "the STT service has taken no connection for %.0f s (%s); sessions wait, "
+                "the STT provider has accepted no connection for %.0f s (%s); sessions wait, "
                 "none is lost",
                 now - self._since,
                 error,
             )
 
     def connected(self, now: float) -> None:
-        """Record a connect."""
+        """Record a successful connect."""
         if self._logged and self._since is not None:
             log.warning(
-                "the STT service takes connections again after %.1f s; %s waited",
+                "the STT provider accepts connections again after %.1f s; %s waited",
                 now - self._since,
                 counted(len(self._waiting), "session"),
             )

@@ -1,7 +1,7 @@
-"""Reads the provider's messages, also those that are damaged: what can be read of them is used.
+"""Lenient parsing of the provider's messages: the readable fields of a damaged message are used.
 
-A message that is not quite JSON, or whose fields have other types than they should, costs what it
-does not say. So a `turn.end` with half a surrogate pair in its transcript still ends its turn.
+A message may be invalid JSON, or its fields may have unexpected types. A `turn.end` with half a
+surrogate pair in its transcript still ends its turn.
 """
 
 import json
@@ -20,16 +20,16 @@ from schemas.cartesia import (
 )
 
 MAX_STATUS = 9_999
-"""Maximum status code; above it, and below 0, is none."""
+"""Maximum status code; other values are ignored."""
 
 
 class Reading(NamedTuple):
-    """What was read of one message."""
+    """The readable content of one message."""
 
     message: ServerMessage | None
-    """None if its type cannot be read."""
+    """The message; None if its type is not readable."""
     defect: str = ""
-    """What is wrong with it, without any of its content; empty if nothing is."""
+    """Description of the defect, without any content; empty if there is none."""
 
 
 def read_message(text: str) -> Reading:
@@ -58,7 +58,7 @@ def read_message(text: str) -> Reading:
 
 
 def _message(kind: type[KnownMessage], fields: dict[str, object]) -> KnownMessage:
-    """Make a message of the fields that have the types they should have."""
+    """Return a message of the fields that have the expected types."""
     readable: dict[str, object] = {
         name: value
         for name in kind.__struct_fields__
@@ -70,7 +70,7 @@ def _message(kind: type[KnownMessage], fields: dict[str, object]) -> KnownMessag
 
 
 def _status(value: object) -> int | None:
-    """Return a status code, also if it is a string or has a decimal point; None if it is none."""
+    """Return a status code, also from a string or a float; None if the value is not one."""
     if isinstance(value, str) and re.fullmatch("[0-9]{1,4}", value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
@@ -79,7 +79,7 @@ def _status(value: object) -> int | None:
 
 
 _JSON = json.JSONDecoder(strict=False)
-"""Takes what the standard forbids and programs write: NaN, line breaks, half surrogate pairs."""
+"""Decoder that accepts common violations of the standard: NaN, line breaks, lone surrogates."""
 
 _BETWEEN = re.compile(r"[\s,]*")
 _KEY = re.compile(r'"([^"\\]*)"\s*:\s*')
@@ -87,7 +87,7 @@ _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{},]', re.DOTALL)
 
 
 def _fields(text: str) -> dict[str, object]:
-    """Return the fields of an object that can be read, however damaged the rest is."""
+    """Return the readable fields of an object, however damaged the rest is."""
     fields: dict[str, object] = {}
     begin = re.match(r"[\s\ufeff]*\{", text)
     at = begin.end() if begin else len(text)
@@ -102,7 +102,7 @@ def _fields(text: str) -> dict[str, object]:
 
 
 def _end_of_value(text: str, at: int) -> int:
-    """Return where a value ends that cannot be read, judging by its brackets and strings."""
+    """Return the end of an unreadable value, found by its brackets and strings."""
     depth = 0
     for token in _TOKEN.finditer(text, at):
         match token[0]:
@@ -116,5 +116,5 @@ def _end_of_value(text: str, at: int) -> int:
 
 
 def _without_lone_surrogates(text: str) -> str:
-    """Replace halves of surrogate pairs, which no encoding of the bus can carry."""
+    """Replace lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

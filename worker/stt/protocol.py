@@ -22,11 +22,11 @@ MAX_REASON_BYTES = 123
 """Maximum size of a close reason (RFC 6455, section 5.5)."""
 
 DISCARDED: Final = bytearray()
-"""Payload of a frame that was too large: this very object."""
+"""Payload of a frame that was too large; compare it by identity."""
 
 
 class LenientProtocol(ClientProtocol):
-    """The client's side of one connection. Has no limit for messages that come in fragments."""
+    """The client side of one connection. It does not limit fragmented messages."""
 
     def parse(self) -> Generator[None]:
         """Parse incoming data. Called by the library's constructor."""
@@ -66,8 +66,8 @@ def _readable(close: bytes) -> bytes:
     try:
         Close(code, "").check()
     except ProtocolError:
-        said = b": " + reason if reason else b""
-        return _with_code(CloseCode.INTERNAL_ERROR, b"invalid close code %d%s" % (code, said))
+        suffix = b": " + reason if reason else b""
+        return _with_code(CloseCode.INTERNAL_ERROR, b"invalid close code %d%s" % (code, suffix))
     return _with_code(code, reason)
 
 

@@ -1,7 +1,7 @@
-"""HTTP proxies, as curl and most programs know them: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`.
+"""HTTP proxies, with the variables that curl uses: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`.
 
-Only `wss://` goes through a proxy: `ws://` reaches this machine alone. A proxy's user and password
-are sent to that proxy and shown nowhere.
+Only `wss://` uses a proxy: `ws://` is for this machine only. A proxy's user and password are sent
+to that proxy and never printed.
 """
 
 import asyncio
@@ -24,21 +24,21 @@ from worker.network import connect_tcp, open_transport
 from worker.urls import check_host, join_host_port, provider_address
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Largest head of an answer to CONNECT."""
+"""Maximum size of the header of a response to CONNECT."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})\b")
 
 _VARIABLES = ("wss_proxy", "https_proxy", "all_proxy")
-"""Most specific first; the same in capitals counts where there is none in small letters."""
+"""Variables, most specific first; the uppercase name is used if the lowercase one is not set."""
 
 _PORTS = {"http": 80, "https": 443}
-"""The usual port of each scheme."""
+"""Default port of each scheme."""
 
 _SHAPE = "http://[USER:PASSWORD@]HOST:PORT or https://[USER:PASSWORD@]HOST:PORT"
 
 
 class ProxyRefused(Exception):  # noqa: N818 - internal to worker.stt
-    """The proxy answered CONNECT with another status than 2xx."""
+    """The proxy responded to CONNECT with a status other than 2xx."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"HTTP {status}")
@@ -46,16 +46,16 @@ class ProxyRefused(Exception):  # noqa: N818 - internal to worker.stt
 
 
 class _Connect(asyncio.Protocol):
-    """Sends CONNECT, and reads the head of what is answered."""
+    """Sends CONNECT and reads the header of the response."""
 
     def __init__(self, request: bytes) -> None:
         self._request = request
         self._head = b""
         self.status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        """The answer's status, None if there is no HTTP answer."""
+        """Status of the response; None if it is not HTTP."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not an instance of it under uvloop, but it is one in all but name.
+        # uvloop's transport has the methods but is not an instance.
         cast("asyncio.Transport", transport).write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -79,9 +79,9 @@ class Proxy:
 
     def __init__(self, variable: str, http: HttpProxy) -> None:
         self.variable = variable
-        """The environment variable that names it."""
+        """Environment variable that sets the proxy."""
         self.address = join_host_port(http.host, http.port)
-        """Host and port, fit to be shown."""
+        """Host and port, without credentials."""
         self._http = http
 
     def __repr__(self) -> str:
@@ -92,8 +92,8 @@ class Proxy:
     ) -> asyncio.Transport:
         """Return a transport that the proxy has connected to the host of `uri`.
 
-        `timeout_s` is for the connect to the proxy, `context` for one that is spoken to with TLS.
-        Raises `OSError`, which names the proxy, and `ProxyRefused`.
+        `timeout_s` limits the connect to the proxy. `context` is for a proxy that uses TLS. Raises
+        `OSError`, which names the proxy, and `ProxyRefused`.
         """
         http = self._http
         secure = http.scheme == "https"
@@ -109,8 +109,8 @@ class Proxy:
         except TimeoutError as error:
             raise TimeoutError(f"proxy: {error}") from None
         except OSError as error:
-            said = error.strerror or error
-            raise OSError(error.errno, f"proxy {self.address}: {said}") from None
+            reason = error.strerror or error
+            raise OSError(error.errno, f"proxy {self.address}: {reason}") from None
         status: int | None = 0
         try:
             status = await answer.status
@@ -125,9 +125,9 @@ class Proxy:
 
 
 def find_proxy(url: str, env: Mapping[str, str]) -> Proxy | None:
-    """Return the proxy for a provider's URL, None if it is reached without one.
+    """Return the proxy for a provider's URL, or None if the connection is direct.
 
-    Raises `SettingsError`, which repeats no value, for a proxy that cannot be used.
+    Raises `SettingsError`, which contains no value, for a proxy that cannot be used.
     """
     host, port = provider_address(url)
     if urlsplit(url).scheme != "wss" or _is_exempt(host, port, env):
@@ -143,8 +143,8 @@ def _read(variable: str, value: str, host: str) -> HttpProxy:
     text = value if "://" in value else f"http://{value}"
     if text.lower().startswith("socks"):
         advice = f"name an HTTP proxy in HTTPS_PROXY, or put {host} into NO_PROXY"
-        raise SettingsError([f"{variable}: SOCKS is not spoken here; {advice}"])
-    with suppress(ValueError):  # its text may repeat a part of a password
+        raise SettingsError([f"{variable}: SOCKS is not supported; {advice}"])
+    with suppress(ValueError):  # its message may contain part of a password
         parts = urlsplit(text)
         rest = parts.path.strip("/") or parts.query or parts.fragment
         if parts.hostname and parts.scheme in _PORTS and not rest:
@@ -157,7 +157,7 @@ def _read(variable: str, value: str, host: str) -> HttpProxy:
 
 
 def _is_exempt(host: str, port: int, env: Mapping[str, str]) -> bool:
-    """Say whether `NO_PROXY` names a host: itself, a domain, an address or network, or `*`."""
+    """Return whether `NO_PROXY` matches a host: by name, domain, address, network or `*`."""
     named = env.get("no_proxy", env.get("NO_PROXY", ""))
     return any(
         _covers(each, host.lower(), port) for each in named.lower().replace(",", " ").split()

@@ -1,8 +1,8 @@
-"""A WebSocket client: the `websockets` protocol, driven straight from an asyncio transport.
+"""A WebSocket client: the `websockets` protocol, driven directly by an asyncio transport.
 
-Thousands of sockets share a worker, and each carries ten and more chunks a second; so sending is a
-plain call (no task switch, no lock), text waits in a queue for whoever receives, and nothing is
-compressed. Pings are the caller's to time: their answers say up to where the service has heard.
+A worker has thousands of sockets, and each carries ten or more chunks a second. So sending is a
+plain call (no task switch, no lock), text waits in a queue for the receiver, and nothing is
+compressed. The caller schedules pings: a pong shows how much audio the provider has received.
 """
 
 import asyncio
@@ -28,7 +28,8 @@ from worker.stt.protocol import DISCARDED, MAX_MESSAGE_BYTES, LenientProtocol
 from worker.stt.proxy import Proxy
 
 CONNECT_TIMEOUT_S = 8.0
-"""For the name lookup and the TCP connect; the caller's deadline covers TLS and the upgrade too."""
+"""Timeout for the name lookup and the TCP connect; the caller's timeout also covers TLS and the
+upgrade."""
 
 _CLOSE_GRACE_S = 2.0
 
@@ -36,7 +37,7 @@ _audio = FrameWriter()
 
 
 class HandshakeRejected(Exception):  # noqa: N818 - internal to worker.stt
-    """The service answered the upgrade with another status than 101."""
+    """The provider responded to the upgrade with a status other than 101."""
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         super().__init__(f"HTTP {status}")
@@ -46,9 +47,9 @@ class HandshakeRejected(Exception):  # noqa: N818 - internal to worker.stt
 
 
 class SocketClosed(Exception):  # noqa: N818 - internal to worker.stt
-    """The socket is closed; `code` 1006 where no close frame came.
+    """The socket is closed; `code` is 1006 without a close frame.
 
-    `broken` is whether the service broke the WebSocket protocol; `reason` then says how.
+    `broken` is whether the provider violated the WebSocket protocol; `reason` then describes how.
     """
 
     def __init__(self, code: int, reason: str, *, broken: bool = False) -> None:
@@ -82,19 +83,19 @@ class WebSocketClient(asyncio.Protocol):
         self._abort_reason = ""
         self._response: Response | None = None
         self.last_received_at = time.monotonic()
-        """When the peer last sent anything, on the monotonic clock."""
+        """Monotonic time at which the last bytes of the peer arrived."""
         self.received_at = self.last_received_at
-        """When the message that `receive` returned last came in, on the monotonic clock."""
+        """Monotonic time at which the message that `receive` returned last arrived."""
         self.defect = ""
-        """What is wrong with the message that `receive` returned last, if anything is."""
+        """Defect of the message that `receive` returned last; empty if it has none."""
         self.blocked_since: float | None = None
-        """Since when the peer takes no more bytes, on the monotonic clock; None if it does."""
+        """Monotonic time since which writing is paused; None if it is not."""
 
     # -- driven by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the handshake."""
-        # Not an instance of it under uvloop, but it is one in all but name.
+        # uvloop's transport has the methods but is not an instance.
         self._transport = cast("asyncio.Transport", transport)
         request = self._protocol.connect()
         request.headers.update(self._headers)
@@ -102,19 +103,19 @@ class WebSocketClient(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes from the peer."""
+        """Process bytes from the peer."""
         self.last_received_at = time.monotonic()
         self._protocol.receive_data(data)
         self._after_receiving()
 
     def eof_received(self) -> bool:
-        """Take the peer's end of stream."""
+        """Process the peer's end of stream."""
         self._protocol.receive_eof()
         self._after_receiving()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Learn that the transport is gone."""
+        """Handle the loss of the transport."""
         if not self._lost:
             self._lost = True
             self._protocol.receive_eof()
@@ -122,11 +123,11 @@ class WebSocketClient(asyncio.Protocol):
             self._wake()
 
     def pause_writing(self) -> None:
-        """Learn that the peer does not keep up."""
+        """Record that the peer reads too slowly."""
         self.blocked_since = time.monotonic()
 
     def resume_writing(self) -> None:
-        """Learn that the peer keeps up again."""
+        """Record that the peer keeps up again."""
         self.blocked_since = None
 
     # -- for the session
@@ -138,16 +139,16 @@ class WebSocketClient(asyncio.Protocol):
 
     @property
     def pongs_received(self) -> int:
-        """Pings answered so far."""
+        """Number of pings answered so far."""
         return self._pongs
 
     @property
     def waiting(self) -> int:
-        """Messages that came in and were not received yet."""
+        """Number of messages in the queue."""
         return len(self._messages)
 
     def send_binary(self, data: bytes) -> None:
-        """Send audio now; dropped if the socket is not open any more (`receive` then tells)."""
+        """Send audio now; it is dropped if the socket is closed (`receive` then raises)."""
         if self._protocol.state is State.OPEN and not self._lost and self._transport is not None:
             self._transport.write(_audio.binary(data))
 
@@ -158,7 +159,7 @@ class WebSocketClient(asyncio.Protocol):
             self._flush()
 
     def send_ping(self, number: int) -> None:
-        """Send ping `number`, counted from 1; `pongs` reaches it when it is answered."""
+        """Send ping `number`, from 1; `pongs_received` reaches it when the pong arrives."""
         if self.open:
             self._pings = number
             self._protocol.send_ping(str(number).encode())
@@ -167,8 +168,8 @@ class WebSocketClient(asyncio.Protocol):
     async def receive(self) -> str:
         """Return the next text message. Raises `SocketClosed` once there are no more.
 
-        A message with a defect is readable in part: bytes that are no UTF-8 are replaced, and one
-        above `MAX_MESSAGE_BYTES` is empty.
+        In a message with a `defect`, bytes that are not UTF-8 are replaced. A message above
+        `MAX_MESSAGE_BYTES` is empty.
         """
         while not self._messages:
             if self._protocol.state is State.CLOSED or self._lost:
@@ -184,7 +185,7 @@ class WebSocketClient(asyncio.Protocol):
             self._transport.abort()
 
     async def aclose(self) -> None:
-        """Close politely if the peer plays along, else drop the connection."""
+        """Close with a closing handshake, or drop the connection after a timeout."""
         if self.open:
             self._protocol.send_close(1000)
             self._flush()
@@ -197,27 +198,27 @@ class WebSocketClient(asyncio.Protocol):
                 self.abort("closing")
 
     async def handshake(self) -> None:
-        """Wait until the upgrade is granted.
+        """Wait until the upgrade succeeds.
 
-        Raises `HandshakeRefused` with the service's answer, or `OSError` if there was none.
+        Raises `HandshakeRejected` with the provider's response, or `OSError` without one.
         """
         while self._response is None and not self._lost:
             await self._wait()
-        fault = self._protocol.handshake_exc
+        error = self._protocol.handshake_exc
         response, self._response = self._response, None
         if response is not None and response.status_code != 101:
             raise HandshakeRejected(
                 response.status_code, response.headers, bytes(response.body or b"")
             )
-        if response is None or isinstance(fault, InvalidHandshake):
-            what = fault if fault and not isinstance(fault, InvalidMessage) else "no HTTP answer"
+        if response is None or isinstance(error, InvalidHandshake):
+            what = error if error and not isinstance(error, InvalidMessage) else "no HTTP answer"
             raise ConnectionResetError(f"the upgrade failed: {what}")
 
-    # -- inside
+    # -- internals
 
     async def _wait(self) -> None:
-        """Wait until something came or the connection is gone; one task at a time may."""
-        # Not an `anyio.Event`: making one costs as much as all else that receiving does.
+        """Wait for data or the end of the connection; only one task at a time may wait."""
+        # Not an `anyio.Event`: creating one costs as much as the rest of receiving.
         self._waiter = asyncio.get_running_loop().create_future()
         await self._waiter
 
@@ -251,11 +252,11 @@ class WebSocketClient(asyncio.Protocol):
 
     def _take_part(self, frame: Frame) -> None:
         if frame.opcode is Opcode.BINARY:
-            self._partial_defect = "binary message"  # the service sends text only
+            self._partial_defect = "binary message"  # the provider sends only text
         self._partial_bytes += len(frame.data)
         if frame.data is DISCARDED or self._partial_bytes > MAX_MESSAGE_BYTES:
             self._partial_defect = f"larger than {MAX_MESSAGE_BYTES} bytes"
-            self._partial_bytes = MAX_MESSAGE_BYTES + 1  # nor is what follows of it kept
+            self._partial_bytes = MAX_MESSAGE_BYTES + 1  # also discards the following fragments
             self._partial.clear()
         else:
             self._partial.append(bytes(frame.data))
@@ -282,9 +283,9 @@ class WebSocketClient(asyncio.Protocol):
     def _closed(self) -> SocketClosed:
         if self._abort_reason:
             return SocketClosed(1006, self._abort_reason)
-        fault = self._protocol.parser_exc
-        if isinstance(fault, ProtocolError):
-            return SocketClosed(1006, f"protocol error: {fault}", broken=True)
+        error = self._protocol.parser_exc
+        if isinstance(error, ProtocolError):
+            return SocketClosed(1006, f"protocol error: {error}", broken=True)
         return SocketClosed(
             self._protocol.close_code or 1006, self._protocol.close_reason or "connection lost"
         )
@@ -292,7 +293,7 @@ class WebSocketClient(asyncio.Protocol):
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Return the process's one client context: making one reads every trusted root."""
+    """Return the client context of the process: creating one reads every trusted root."""
     return ssl.create_default_context()
 
 
@@ -301,8 +302,8 @@ async def open_socket(
 ) -> WebSocketClient:
     """Connect, upgrade, and return the open socket.
 
-    Raises `OSError` (no connection, TLS), `HandshakeRefused`, `ProxyRefused`. The caller sets the
-    deadline; on cancellation nothing stays open.
+    Raises `OSError` (no connection, TLS), `HandshakeRejected` or `ProxyRefused`. The caller sets
+    the timeout; on cancellation nothing stays open.
     """
     uri = parse_uri(url)
     socket = WebSocketClient(LenientProtocol(uri, max_size=None), headers)
@@ -313,7 +314,7 @@ async def open_socket(
             await _connect_through(proxy, socket, uri)
         await socket.handshake()
     except BaseException:
-        socket.abort("handshake given up")
+        socket.abort("handshake aborted")
         raise
     return socket
 

@@ -184,7 +184,7 @@ def _installed(group: str, *known: str, listed: bool = False) -> Judge:
 
 
 def _protocol(value: str) -> str | None:
-    return None if value == "http/protobuf" else f"{value!r} is not spoken here; http/protobuf is"
+    return None if value == "http/protobuf" else f"{value!r} is not supported; use http/protobuf"
 
 
 def _endpoint(value: str) -> str | None:
