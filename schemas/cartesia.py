@@ -1,8 +1,8 @@
 """Messages of Cartesia's realtime turns API (`/stt/turns/websocket`).
 
-Within a version the service may add events and fields, so reading is lenient: unknown fields are
-ignored, unknown events become `Unknown`, and every field but `type` may be absent or null: a
-transcript is then as the turn's last message had it.
+Within a version the provider may add events and fields, so decoding is lenient. Unknown fields are
+ignored, unknown events become `UnknownMessage`, and every field except `type` may be absent or
+null. A turn without a transcript keeps the transcript of its last message.
 """
 
 import msgspec
@@ -45,7 +45,7 @@ class TurnEnd(Message, frozen=True, kw_only=True, tag="turn.end"):
 
 
 class Error(Message, frozen=True, kw_only=True, tag="error"):
-    """A fault, in-band."""
+    """An in-band error."""
 
     title: str | None = None
     message: str | None = None
@@ -66,11 +66,11 @@ ServerMessage = KnownMessage | UnknownMessage
 
 
 class Close(msgspec.Struct, frozen=True, tag_field="type", tag="close"):
-    """Client: process everything sent into events, then close."""
+    """Client: send the events of all audio, then close."""
 
 
 class TurnSettings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Turn detection as the `config` message spells it, without the `turn_` of the URL."""
+    """Turn detection with the names of the `config` message: without the `turn_` of the URL."""
 
     start_threshold: float | None = None
     eager_end_threshold: float | None = None
@@ -99,10 +99,10 @@ KNOWN_TYPES = frozenset(KNOWN)
 
 
 def decode_message(data: bytes | str) -> ServerMessage:
-    """Read one server message.
+    """Decode one server message.
 
-    Raises `msgspec.DecodeError` (of which `ValidationError` is one) when it is not JSON, has no
-    `type`, or a known type lacks what it must carry.
+    Raises `msgspec.DecodeError` (the base of `ValidationError`) if it is not JSON, has no `type`,
+    or is invalid for a known type.
     """
     try:
         return _KNOWN.decode(data)
@@ -114,5 +114,5 @@ def decode_message(data: bytes | str) -> ServerMessage:
 
 
 def encode_message(message: Close | Config) -> str:
-    """Write one client message; the service takes commands as text frames."""
+    """Encode one client message; the provider accepts commands as text frames."""
     return msgspec.json.encode(message).decode()

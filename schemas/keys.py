@@ -1,6 +1,6 @@
-"""Names of every key on the bus.
+"""Names of all Redis keys.
 
-`{LANE}` is written with its braces: the Redis Cluster hash tag. All keys of one lane live in one
+The braces of `{LANE}` are part of the key: a Redis Cluster hash tag. All keys of a lane are in one
 slot, so one Lua call can check the fence, publish and commit.
 """
 
@@ -10,10 +10,10 @@ GROUP = "workers"
 """Consumer group on the sessions stream."""
 
 RELEASED = "released"
-"""Reserved consumer name: entries given back, free for any worker with room."""
+"""Reserved consumer name that holds released entries, free for any worker with room."""
 
 ENDED = b"ended"
-"""What an audio key holds after its session's end: a string, so that XADD fails loudly."""
+"""Value of an audio key after its session's end: a string, so that XADD fails."""
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -28,12 +28,12 @@ class Keys(msgspec.Struct, frozen=True):
 
     @property
     def lost(self) -> str:
-        """Sorted set: ids of session entries that were deleted under their sessions, and when."""
+        """Sorted set: ids of session entries that Redis lost during their sessions, by time."""
         return f"{self.prefix}:{{{self.sessions}}}:lost"
 
     @property
     def search(self) -> str:
-        """String, expiring: the worker that looks for the sessions of lost entries."""
+        """Expiring string: the worker that looks for the sessions of lost entries."""
         return f"{self.prefix}:search"
 
     @property
@@ -43,7 +43,7 @@ class Keys(msgspec.Struct, frozen=True):
 
     @property
     def dead(self) -> str:
-        """Stream: refused entries."""
+        """Stream: dead letters."""
         return f"{self.prefix}:dead"
 
     @property
@@ -58,20 +58,20 @@ class Keys(msgspec.Struct, frozen=True):
 
     @property
     def gate_holders(self) -> str:
-        """Hash: who speaks for each permit; in the slot of `gate`."""
+        """Hash: the holder of each permit; in the slot of `gate`."""
         return f"{self.prefix}:{{{self.gate}}}:holders"
 
     @property
     def sweep(self) -> str:
-        """String, expiring: the worker that swept unannounced audio last."""
+        """Expiring string: the worker that last cleaned up unannounced audio."""
         return f"{self.prefix}:sweep"
 
     def drain(self, consumer: str) -> str:
-        """Name the string, expiring, that tells this consumer's process to drain."""
+        """Name the expiring string that requests a consumer's process to drain."""
         return f"{self.prefix}:drain:{consumer}"
 
     def alive(self, consumer: str) -> str:
-        """Name the channel whose subscription says that this consumer's process lives."""
+        """Name the channel to which a consumer's process subscribes while it is alive."""
         return f"{self.prefix}:alive:{consumer}"
 
     def turns(self, lane: str) -> str:
@@ -91,7 +91,7 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}:{{{lane}}}:turns:{session}"
 
     def of_session(self, lane: str, session: str) -> tuple[str, str, str, str]:
-        """Return what every script about a session is given: state, turns, own turns, audio."""
+        """Return the keys that every session script takes: state, turns, own turns, audio."""
         return (
             self.state(lane, session),
             self.turns(lane),
@@ -101,5 +101,5 @@ class Keys(msgspec.Struct, frozen=True):
 
     @staticmethod
     def gate_member(lane: str, session: str) -> str:
-        """Name a session in the gate."""
+        """Return the member of `gate` for a session."""
         return f"{lane}:{session}"

@@ -1,4 +1,4 @@
-"""What is wrong with an entry, said so that its producer can mend it."""
+"""Validation errors of entries, worded for producers."""
 
 import re
 from typing import Literal, get_args
@@ -7,7 +7,7 @@ import msgspec
 from msgspec import inspect
 
 Reason = Literal["malformed", "missing", "encoding", "empty", "too_large"]
-"""Why an entry was refused. `malformed`: a field does not hold what it should; `missing`: a
+"""Why an entry was rejected. `malformed`: a field has an invalid value; `missing`: a
 required field is absent; `encoding`: no such audio encoding; `empty`: an audio entry without
 `audio`, `config` and `end`; `too_large`: over the documented size."""
 
@@ -20,8 +20,8 @@ _MISSING = re.compile(r"Object missing required field `(\w+)`$")
 class EntryError(ValueError):
     """An entry that cannot be used.
 
-    `field` is the guilty field ("" when the entry as a whole is at fault), `fault` a sentence
-    about it that never repeats the value, `reason` the machine-readable class.
+    `field` is the invalid field ("" for the whole entry), `fault` a sentence about it that never
+    contains the value, `reason` the machine-readable class.
     """
 
     def __init__(self, field: str, fault: str, reason: Reason = "malformed") -> None:
@@ -32,13 +32,13 @@ class EntryError(ValueError):
 
 
 def from_validation_error(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> EntryError:
-    """Turn what msgspec says against the fields of a `kind` into a fault that names the field.
+    """Convert a msgspec error about a `kind` to an `EntryError` that names the field.
 
-    Its own words are for programmers, tell one bound of two, and may repeat what was written.
+    msgspec's own text is for programmers, names one bound of two, and may contain the value.
     """
-    said = str(error)
+    text = str(error)
     types = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    found = _AT_FIELD.search(said) or _MISSING.match(said)
+    found = _AT_FIELD.search(text) or _MISSING.match(text)
     if found is None or found[1] not in types:
         return EntryError("", "does not hold what it should")
     name, must = found[1], f"must be {describe_type(types[found[1]])}"
@@ -48,15 +48,15 @@ def from_validation_error(error: msgspec.ValidationError, kind: type[msgspec.Str
 
 
 def from_json_error(field: str, error: msgspec.DecodeError) -> EntryError:
-    """Say where a field that should hold JSON stops to."""
-    said = str(error).removeprefix("JSON is malformed: ").partition(" - at `")[0]
-    return EntryError(field, f"is not JSON: {said[:1].lower()}{said[1:]}")
+    """Return an error for a field with invalid JSON."""
+    text = str(error).removeprefix("JSON is malformed: ").partition(" - at `")[0]
+    return EntryError(field, f"is not JSON: {text[:1].lower()}{text[1:]}")
 
 
 def describe_type(kind: object) -> str:
-    """Word what a type lets be, so that it reads well after "must be".
+    """Describe the valid values of a type, as a phrase after "must be".
 
-    The `description` of a number is its unit, that of a text says what it may hold.
+    The `description` of a number is its unit; the `description` of a text is its valid content.
     """
     info = inspect.type_info(kind)
     if isinstance(info, inspect.UnionType):  # optional: None cannot be written, only left out

@@ -63,7 +63,7 @@ async def test_log_and_dead_stream_name_each_other(
 ) -> None:
     async with harness.worker():
         bad = await harness.announce_as({**GOOD, "encoding": "mp3"})
-        await eventually(lambda: "refused" in caplog.text, "the refusal")
+        await eventually(lambda: "rejected" in caplog.text, "the refusal")
     rows: Any = await harness.redis.xrange(f"{harness.prefix}:dead")
     ((kept, fields),) = rows
     assert fields[b"id"].decode() == bad

@@ -33,7 +33,7 @@ class ProviderOutage:
         if not self._logged and now - self._since >= OUTAGE_LOG_AFTER_S:
             self._logged = True
             log.warning(
-                "the STT provider has accepted no connection for %.0f s (%s); sessions wait, "
+                "the STT provider accepted no connection for %.0f s (%s); sessions wait, "
                 "none is lost",
                 now - self._since,
                 error,

@@ -1,6 +1,6 @@
-"""Where telemetry goes, as OpenTelemetry's own `OTEL_*` variables say.
+"""Export of telemetry, configured by OpenTelemetry's own `OTEL_*` variables.
 
-Spans are made in `worker.telemetry.traces`, metrics in `worker.telemetry.metrics`.
+`worker.telemetry.traces` creates spans, and `worker.telemetry.metrics` reads metrics.
 """
 
 import logging
@@ -16,7 +16,7 @@ from worker.errors import OutputFailedError, SettingsError
 from worker.extras import how_to_install
 from worker.telemetry.environment import Signal, collector, named
 
-if TYPE_CHECKING:  # the SDK reads variables when it is imported: they have to be judged before
+if TYPE_CHECKING:  # the SDK reads variables at import: they have to be validated before
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 SERVICE_NAME = "turnbus"
 
 LAST_EXPORT_S = 2.0
-"""How long the last export of each signal may take, once all else is done."""
+"""Timeout for the last export of each signal, at exit."""
 
 
 def resource(worker_id: str) -> "Resource":
-    """Say who exports, as `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` add to it."""
+    """Return the resource, with `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` merged in."""
     from opentelemetry.sdk.resources import Resource
 
     os.environ.setdefault("OTEL_SERVICE_NAME", SERVICE_NAME)
@@ -42,10 +42,10 @@ def resource(worker_id: str) -> "Resource":
 def configure(
     worker_id: str, env: Mapping[str, str] = os.environ, console: IO[str] | None = None
 ) -> None:
-    """Export spans as `OTEL_TRACES_EXPORTER` says: `otlp`, `console`, or `none` (the default).
+    """Set up the export of spans by `OTEL_TRACES_EXPORTER`: `otlp`, `console` or `none` (default).
 
-    Raises `SettingsError` for an exporter that is unknown or not installed, or has nowhere to go,
-    and for any other value that the SDK cannot work with.
+    Raises `SettingsError` for an exporter that is unknown or not installed, and for any other value
+    that the SDK cannot use.
     """
     provider = tracer_provider(worker_id, env, console)
     if provider is not None:
@@ -57,7 +57,7 @@ def configure(
 def tracer_provider(
     worker_id: str, env: Mapping[str, str] = os.environ, console: IO[str] | None = None
 ) -> "TracerProvider | None":
-    """Return what makes spans and exports them, None if nothing shall.
+    """Return the provider that creates and exports spans; None if tracing is off.
 
     Raises `SettingsError` as `configure` does.
     """
@@ -77,11 +77,11 @@ def tracer_provider(
 
 @contextmanager
 def refusals(signal: Signal) -> Iterator[None]:
-    """Raise as `SettingsError` what the SDK raises or logs while it is set up for a signal.
+    """Convert to `SettingsError` what the SDK raises or logs during its setup for a signal.
 
-    The SDK goes on with another value where it only logs. This is for what a future version, or a
-    part that another package brings, makes of a variable that `worker.telemetry.environment` lets
-    pass.
+    After logging, the SDK continues with another value. This covers variables that
+    `worker.telemetry.environment` accepts but a future version, or another package's plugin,
+    rejects.
     """
     logged: list[str] = []
     handler = logging.Handler(logging.WARNING)
@@ -101,7 +101,7 @@ def refusals(signal: Signal) -> Iterator[None]:
 
 
 def shut_down() -> None:
-    """Send what is still buffered, as far as the collector takes it at once."""
+    """Export the buffered spans, for at most `LAST_EXPORT_S`."""
     if "opentelemetry.sdk.trace" not in sys.modules:
         return
     from opentelemetry import trace
@@ -109,20 +109,20 @@ def shut_down() -> None:
 
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider):
-        # The SDK would wait for half a minute. Nobody waits for a daemon, not even the end.
+        # The SDK would wait for half a minute. The interpreter does not wait for a daemon thread.
         last = threading.Thread(target=provider.shutdown, daemon=True)
         last.start()
         last.join(LAST_EXPORT_S)
         if last.is_alive():
-            log.warning("the last spans are lost: the collector takes too long")
+            log.warning("the last spans are lost (the collector takes too long)")
 
 
 def _otlp() -> "SpanExporter":
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
-        fault = f"OTEL_TRACES_EXPORTER: otlp is not installed; {how_to_install('otlp')}"
-        raise SettingsError([fault]) from None
+        missing = f"OTEL_TRACES_EXPORTER: otlp is not installed; {how_to_install('otlp')}"
+        raise SettingsError([missing]) from None
     otlp: SpanExporter = OTLPSpanExporter()
     return otlp
 
@@ -131,7 +131,7 @@ def _console(console: IO[str]) -> "SpanExporter":
     from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExportResult
 
     class Console(ConsoleSpanExporter):
-        """Loses spans, not the worker, where standard output takes no more."""
+        """Drops spans, instead of ending the worker, if standard output fails."""
 
         def export(self, spans: "Sequence[ReadableSpan]") -> SpanExportResult:
             try:

@@ -1,6 +1,6 @@
-"""What a worker counts: plain numbers, cheap enough for every chunk.
+"""Counters of a worker: plain numbers, cheap enough for every chunk.
 
-They are made into metrics by `worker.telemetry.metrics`, when somebody asks for them.
+`worker.telemetry.metrics` converts them to metrics on request.
 """
 
 from bisect import bisect_left
@@ -14,7 +14,7 @@ BOUNDS_S = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1
 """Upper bounds of the histogram buckets, in seconds."""
 
 TURN_BOUNDS_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
-"""The same for the end of a turn, which waits for a silence long enough to be one."""
+"""Upper bounds for turn latency, which includes the silence that ends a turn."""
 
 COMPONENTS = (
     *(
@@ -37,7 +37,7 @@ _REFUSALS = (*REASONS, "duplicate", "ended", "unusable", "internal")
 
 
 class Histogram:
-    """Durations by bucket."""
+    """Counts of durations by bucket."""
 
     def __init__(self, bounds: tuple[float, ...] = BOUNDS_S) -> None:
         self.bounds = bounds
@@ -51,11 +51,11 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """Durations counted."""
+        """Number of durations."""
         return sum(self.counts)
 
     def quantile(self, q: float) -> float:
-        """Return an upper bound of the `q`-quantile, in seconds; 0 without any duration."""
+        """Return an upper bound of the `q`-quantile, in seconds; 0 without durations."""
         rank = q * self.count
         seen = 0
         for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
@@ -68,50 +68,50 @@ class Histogram:
 class Counters:
     """Counters of one worker since it started.
 
-    What is counted by kind begins with the kinds there are: a rate of something that never
-    happened is 0, and not unknown.
+    Counters by kind start with all kinds at 0, so that the rate of a kind that never occurred is 0
+    and not unknown.
     """
 
     def __init__(self) -> None:
         self.chunks = 0
-        """Entries with audio taken in, replays included."""
+        """Audio entries read, including replays."""
         self.chunks_repeated = 0
-        """Entries whose audio was dropped, for their producer had sent their `seq` before."""
+        """Audio entries dropped because of a duplicate `seq`."""
         self.bytes = 0
-        """Bytes of audio sent to the service, replays and filler included."""
+        """Bytes of audio sent to the provider, including replays and filler."""
         self.replayed_s = 0.0
-        """Audio that was sent and has to be sent again, to another socket."""
+        """Seconds of audio that have to be sent again, on another socket."""
         self.gaps: Counter[str] = Counter(dict.fromkeys(get_args(GapReason), 0))
         """`audio.gap` events, by reason."""
         self.missing_ms: Counter[str] = Counter(dict.fromkeys(get_args(GapReason), 0))
-        """Milliseconds of audio that they announced."""
+        """Milliseconds of audio missing in gaps, by reason."""
         self.events: Counter[str] = Counter(dict.fromkeys(_EVENT_TYPES, 0))
-        """Events made, by type."""
+        """Events created, by type."""
         self.commits: Counter[str] = Counter(ok=0, fenced=0, missing=0, gap=0, error=0)
-        """Answers of `commit.lua`; `error` is anything it does not document."""
+        """Verdicts of `commit.lua`; `error` is an undocumented one."""
         self.connects: Counter[str] = Counter(ok=0, busy=0, credentials=0, permanent=0, transient=0)
-        """Connects tried, by outcome: `ok` or the class of the fault."""
+        """Connects, by outcome: `ok` or the error class."""
         self.sockets_lost: Counter[str] = Counter(idle=0, permanent=0, transient=0)
-        """Sockets closed without our asking, by the class of the fault."""
+        """Sockets that the worker did not close itself, by error class."""
         self.takeovers: Counter[str] = Counter(killed=0, silent=0, released=0)
-        """Sessions taken over, by what became of their owner."""
+        """Sessions taken over, by cause."""
         self.rejected_entries: Counter[str] = Counter(dict.fromkeys(_REFUSALS, 0))
-        """Entries put on the dead stream, by reason."""
+        """Dead letters, by reason."""
         self.internal_errors: Counter[str] = Counter(dict.fromkeys(COMPONENTS, 0))
-        """Faults of ours that the worker survived, by the part they struck."""
+        """Internal errors that the worker survived, by component."""
         self.provider_unknown = 0
-        """Messages of the service that this version does not know."""
+        """Provider messages of a type unknown to this version."""
         self.provider_unreadable = 0
-        """Messages of the service that cannot be read, or in part only."""
+        """Provider messages that are not fully readable."""
         self.chunk_lag = Histogram()
-        """From an entry's id (Redis clock) to its audio being sent, live audio only."""
+        """Time from an entry's id (Redis clock) to sending its audio, live audio only."""
         self.turn_latency = Histogram(TURN_BOUNDS_S)
-        """From a turn's last sound being sent to its `turn.end` being committed."""
+        """Time from sending a turn's last sound to committing its `turn.end`."""
         self.commit_latency = Histogram()
-        """From an event's making to its commit."""
+        """Time from an event's creation to its commit."""
         self.connect_s = Histogram()
-        """From dialling to `connected`."""
+        """Time from the start of a connect to `connected`."""
         self.gate_wait = Histogram(TURN_BOUNDS_S)
-        """Waits for a permit to open a socket."""
+        """Time waited for a permit to open a socket."""
         self.loop_delay = Histogram()
-        """How late the event loop woke the worker's clock."""
+        """Delay of the event loop's ticker wake-ups."""

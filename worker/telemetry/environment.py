@@ -1,8 +1,8 @@
-"""OpenTelemetry's own `OTEL_*` variables: where telemetry goes, and what is wrong with them.
+"""Validation of OpenTelemetry's own `OTEL_*` variables.
 
-The SDK finds a wrong value when it is imported, when it is set up, or with each export; it raises,
-or logs a traceback and goes on with another value. Here each value is judged before the SDK reads
-it, so that `turnbus check` and `turnbus run` say the same, in a line that names the variable.
+The SDK detects an invalid value at import, during setup or at each export. It raises, or logs a
+traceback and continues with another value. This module validates each value before the SDK reads
+it, so that `turnbus check` and `turnbus run` report the same line with the variable's name.
 """
 
 import re
@@ -17,7 +17,7 @@ from worker.urls import check_http_url
 
 Signal: TypeAlias = Literal["traces", "metrics"]
 Judge: TypeAlias = Callable[[str], str | None]
-"""Takes a value; returns what it must be instead, None if it will do."""
+"""Validator of a value; returns the error, or None if the value is valid."""
 
 _LARGEST = 2**31 - 1
 _BATCH_SIZE, _QUEUE_SIZE = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_MAX_QUEUE_SIZE"
@@ -25,17 +25,16 @@ _USUAL_BATCH_SIZE, _USUAL_QUEUE_SIZE = 512, 2048
 
 
 def named(signal: Signal, env: Mapping[str, str]) -> str:
-    """Return the name of what exports a signal; `none` if nothing shall."""
+    """Return the name of a signal's exporter; `none` if the export is off."""
     if _value(env, "OTEL_SDK_DISABLED").lower() == "true":
         return "none"
     return _value(env, f"OTEL_{signal.upper()}_EXPORTER").lower() or "none"
 
 
 def collector(signal: Signal, env: Mapping[str, str]) -> tuple[str, int] | None:
-    """Return host and port that `otlp` sends a signal to, None if it is not asked for.
+    """Return host and port of a signal's OTLP collector; None for other exporters.
 
-    Raises `SettingsError` for every value of a variable that the export of the signal cannot work
-    with.
+    Raises `SettingsError` with a line for every invalid value that affects the signal.
     """
     exporter = named(signal, env)
     if exporter in _NO_EXPORTERS[signal]:
@@ -59,9 +58,9 @@ def collector(signal: Signal, env: Mapping[str, str]) -> tuple[str, int] | None:
 
 
 def tls_fault(signal: Signal, env: Mapping[str, str], timeout_s: float) -> ssl.SSLError | None:
-    """Return why the exporter's TLS with the collector of a signal fails; None if it does not.
+    """Return the TLS error of a request to a signal's collector; None if there is none.
 
-    It sends a request, as the exporter would, with the same authorities and client certificate.
+    The request uses the exporter's authorities and client certificate.
     """
     endpoint, authorities, chain, key = (
         _value(env, _chosen(signal, what, env))
@@ -92,7 +91,7 @@ def _value(env: Mapping[str, str], variable: str) -> str:
 
 
 def _chosen(signal: Signal, what: str, env: Mapping[str, str]) -> str:
-    """Return the variable that a value of the exporter comes from: the signal's own first."""
+    """Return the variable that sets an exporter option: the signal's own takes precedence."""
     own, common = (f"OTEL_EXPORTER_OTLP_{part}{what}" for part in (f"{signal.upper()}_", ""))
     return own if _value(env, own) else common
 
@@ -104,7 +103,7 @@ def _fault(judge: Judge, value: str) -> str | None:
 
 
 def _misfits(signal: Signal, env: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with values that will do, each by itself."""
+    """Return the errors of values that are valid alone but not together."""
     faults = []
     if signal == "traces":
         queue = int(_value(env, _QUEUE_SIZE) or _USUAL_QUEUE_SIZE)
@@ -131,7 +130,7 @@ def _misfits(signal: Signal, env: Mapping[str, str]) -> list[str]:
 
 def _certificate_faults(variable: str, chain: str, key: str) -> list[str]:
     try:
-        # With an empty password, for OpenSSL would ask for one on the terminal.
+        # With an empty password: otherwise OpenSSL would prompt for one on the terminal.
         ssl.create_default_context().load_cert_chain(chain, key or None, "")
     except OSError as error:
         with_key = " with the client key" if key else ""
@@ -169,7 +168,7 @@ def _one_of(*names: str) -> Judge:
 
 
 def _installed(group: str, *known: str, listed: bool = False) -> Judge:
-    """Judge the name of a part that packages may bring, or several names."""
+    """Validate the name of a plugin that packages may provide, or a list of names."""
 
     def judge(value: str) -> str | None:
         names = {*known, *(part.name for part in entry_points(group=group))}
@@ -196,7 +195,7 @@ def _endpoint(value: str) -> str | None:
 
 
 def _can_be_requested(url: str) -> bool:
-    """Return whether the exporter's HTTP client takes a URL. It is strict with names of hosts."""
+    """Return whether the exporter's HTTP client accepts a URL; it is strict about host names."""
     try:
         from requests import PreparedRequest
     except ImportError:  # then there is no exporter either
@@ -209,7 +208,7 @@ def _can_be_requested(url: str) -> bool:
 
 
 def _headers(value: str) -> str | None:
-    """Judge `NAME=VALUE,...`; a value may be a secret and is not repeated."""
+    """Validate `NAME=VALUE,...`; a value may be a secret and is not printed."""
     for pair in value.split(","):
         name, equals, content = (part.strip() for part in pair.partition("="))
         sent = unquote(content)
@@ -261,7 +260,7 @@ _SDK: dict[str, Judge] = {
     "OTEL_SPAN_EVENT_COUNT_LIMIT": _whole(0),
     "OTEL_SPAN_LINK_COUNT_LIMIT": _whole(0),
 }
-"""Of both signals: the exporter of metrics imports what makes spans, which reads the limits."""
+"""Variables of both signals: the metrics exporter imports the tracing SDK, which reads them."""
 
 _OF_SIGNAL: dict[Signal, dict[str, Judge]] = {
     "traces": {

@@ -1,4 +1,4 @@
-"""The meter: what is measured of a worker beside what it counts, read on its event loop."""
+"""Gauges of a worker, read on its event loop."""
 
 import logging
 import time
@@ -18,30 +18,30 @@ from worker.session.session import Phase, Session
 log = logging.getLogger(__name__)
 
 DEMAND_S = 5.0
-"""How often the length of the sessions stream is asked for."""
+"""Interval between readings of the sessions stream's length."""
 
 
 class ObservedWorker(Protocol):
-    """What is read of a worker (`worker.worker.Worker`)."""
+    """The attributes of a worker that the gauges read (`worker.worker.Worker`)."""
 
     @property
     def context(self) -> WorkerContext:
-        """The parts its sessions share."""
+        """The parts that the worker's sessions share."""
         ...
 
     @property
     def running(self) -> Iterable[Session]:
-        """The sessions it runs."""
+        """The worker's sessions."""
         ...
 
     @property
     def readiness(self) -> Readiness:
-        """Whether it can take sessions."""
+        """Whether the worker can take sessions."""
         ...
 
 
 class WorkerGauges:
-    """Measures one worker."""
+    """Gauges of one worker."""
 
     def __init__(self, worker: ObservedWorker) -> None:
         self.worker = worker
@@ -50,24 +50,26 @@ class WorkerGauges:
         self._demand: int | None = None
 
     async def follow_demand(self) -> None:
-        """Keep asking Redis how many sessions there are, until cancelled or denied."""
+        """Read the number of sessions from Redis periodically, until cancelled or denied."""
         redis, key = self.worker.context.redis, self.worker.context.keys.sessions
         try:
             while True:
                 self._demand = await retry_while_unavailable(self.health, partial(redis.xlen, key))
                 await anyio.sleep(DEMAND_S)
-        except ResponseError as error:  # no reason to stop working
+        except ResponseError as error:  # the worker can run without it
             self._demand = None
-            log.warning("the length of %s is not measured any more: %s", key, error)
+            log.warning(
+                "demand is no longer measured: cannot read the length of %s (%s)", key, error
+            )
 
     @property
     def demand(self) -> int | None:
-        """Sessions of the whole bus; None while that cannot be known."""
+        """Number of sessions of all workers; None if it is unknown."""
         return self._demand if self.health.up else None
 
     @property
     def phases(self) -> Mapping[str, float]:
-        """Sessions by what they are at."""
+        """Number of sessions, by phase."""
         phases = Counter({phase.value: 0 for phase in Phase if phase is not Phase.OVER})
         phases.update(s.phase.value for s in self.worker.running if s.phase is not Phase.OVER)
         return phases

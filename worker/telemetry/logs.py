@@ -1,8 +1,7 @@
-"""Logs: a line for each thing that happened, for people or as JSON.
+"""Logging to stderr, as text or JSON.
 
-A line names the session it is about by a `SessionName` among its arguments: so it reads well, and
-as JSON it has the session and its trace in fields of their own. Secrets and transcripts are never
-arguments of a log call.
+A log call about a session has a `SessionName` among its arguments. A JSON line then has separate
+fields for the session and its trace. Secrets and transcripts are never arguments of a log call.
 """
 
 import logging
@@ -22,14 +21,14 @@ _TRACE_ID = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-")
 
 
 class SessionName(str):
-    """A session's id, and with it the trace that its producer began."""
+    """A session's id, with the trace id of its producer."""
 
     __slots__ = ("trace_id",)
     trace_id: str
-    """Empty if the producer traces nothing."""
+    """Trace id; empty without tracing in the producer."""
 
     def __new__(cls, session: str, traceparent: str | None) -> Self:
-        """Name a session by its id and the `traceparent` of its entry."""
+        """Create a name from a session's id and the `traceparent` of its entry."""
         name = super().__new__(cls, session)
         match = _TRACE_ID.match(traceparent or "")
         name.trace_id = match[1] if match else ""
@@ -37,10 +36,10 @@ class SessionName(str):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats records as JSON, one object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record: `time`, `level`, `logger`, `message`; where known, `session` etc."""
+        """Format `time`, `level`, `logger`, `message` and, if known, `session`, `trace_id` etc."""
         whole, ms = divmod(int(record.created * 1000), 1000)
         line = {
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{ms:03}Z",
@@ -59,13 +58,13 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A line to read; a traceback may follow it."""
+    """Formats records as text; a traceback may follow the line."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's
-        """Keep what others said on one line, and off the terminal's controls."""
+        """Remove line breaks and terminal control sequences from the message."""
         record.message = printable(record.message)
         return super().formatMessage(record)
 
@@ -73,12 +72,12 @@ class TextFormatter(logging.Formatter):
 def _json(line: dict[str, str]) -> str:
     try:
         return msgspec.json.encode(line).decode()
-    except UnicodeEncodeError:  # half of a surrogate pair: of a file's name, say
+    except UnicodeEncodeError:  # a lone surrogate, for example from a file name
         return msgspec.json.encode({name: printable(text) for name, text in line.items()}).decode()
 
 
 def set_up(settings: Settings) -> None:
-    """Log to stderr as the settings say; a warning or an error that repeats is counted."""
+    """Log to stderr in the configured format; repeated warnings and errors are counted."""
     handler = RepeatHandler(sys.stderr)
     if settings.log_format == "json":
         handler.setFormatter(JsonFormatter())
@@ -86,6 +85,6 @@ def set_up(settings: Settings) -> None:
     else:
         handler.setFormatter(TextFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    # The library logs handshake headers at debug level, and the key is one of them; at info level
-    # every health check.
+    # The library logs handshake headers, which include the key, at debug level, and every health
+    # check at info level.
     logging.getLogger("websockets").setLevel(logging.WARNING)

@@ -1,10 +1,10 @@
-"""The metrics of a worker: one table, read when somebody asks.
+"""The metrics of a worker: one table, read on request.
 
-Nothing is recorded per chunk but plain numbers (`stats`): an OpenTelemetry counter costs four
-microseconds an increment, a tenth of what a chunk may cost in all. Observable instruments would do
-for those, but there is no observable histogram, and their callbacks run in a thread of the SDK's
-while the event loop changes what they read. So the readings are taken on the loop, and handed to
-Prometheus (`exposition`) and to OTLP (`otlp`) from the same table.
+Per chunk, the worker records only plain numbers (`counters`): an OpenTelemetry counter costs four
+microseconds an increment, a tenth of a chunk's budget. Observable instruments are no alternative:
+there is no observable histogram, and their callbacks run in a thread of the SDK while the event
+loop changes the data. So the event loop reads the samples, and Prometheus (`prometheus`) and OTLP
+(`otlp`) use the same table.
 """
 
 import time
@@ -18,20 +18,20 @@ from worker.telemetry.gauges import WorkerGauges
 
 Kind = Literal["counter", "updowncounter", "gauge", "histogram"]
 Value = float | Mapping[str, float] | Histogram | None
-"""A number, numbers by attribute value, or a histogram; None while it is not known."""
+"""A number, numbers by attribute value, or a histogram; None if it is unknown."""
 
 
 class Instrument(NamedTuple):
-    """One metric: how OpenTelemetry names it, and where its value is found."""
+    """One metric: its OpenTelemetry name, and how to read its value."""
 
     name: str
     kind: Kind
     unit: str
-    """UCUM."""
+    """Unit of the value in UCUM."""
     description: str
     read: Callable[[WorkerGauges], Value]
     attribute: str = ""
-    """What tells its values apart, if it has several."""
+    """Attribute that distinguishes the values, if there are several."""
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -42,7 +42,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 INSTRUMENTS = (
-    # -- how much there is to do, and who does it
+    # -- load and ownership
     Instrument(
         "turnbus.sessions",
         "updowncounter",
@@ -80,7 +80,7 @@ INSTRUMENTS = (
         lambda meter: meter.stats.takeovers,
         "turnbus.takeover.cause",
     ),
-    # -- are we late
+    # -- latency
     Instrument(
         "turnbus.lag",
         "gauge",
@@ -102,7 +102,7 @@ INSTRUMENTS = (
         "From the last sound of a turn being sent to its turn.end being appended",
         lambda meter: meter.stats.turn_latency,
     ),
-    # -- the bus
+    # -- Redis
     Instrument(
         "turnbus.commit.duration",
         "histogram",
@@ -193,7 +193,7 @@ INSTRUMENTS = (
         lambda meter: meter.stats.gaps,
         "turnbus.gap.reason",
     ),
-    # -- the service
+    # -- the provider
     Instrument(
         "turnbus.connects",
         "counter",
@@ -269,10 +269,10 @@ INSTRUMENTS = (
         lambda _: time.process_time(),
     ),
 )
-"""Every metric there is, in the order of the questions one asks."""
+"""All metrics."""
 
 
 def samples(meter: WorkerGauges) -> list[Sample]:
-    """Read every metric whose value is known."""
+    """Return the values of all metrics that are known."""
     values = ((instrument, instrument.read(meter)) for instrument in INSTRUMENTS)
     return [Sample(instrument, value) for instrument, value in values if value is not None]

@@ -1,7 +1,7 @@
-"""Metrics as OTLP, pushed as OpenTelemetry's own `OTEL_*` variables say.
+"""Push of metrics over OTLP, configured by OpenTelemetry's own `OTEL_*` variables.
 
-The readings become the SDK's data points, and its exporter sends them. Sums are cumulative from
-the start of the process.
+Samples are converted to the SDK's data points, and its exporter sends them. Sums are cumulative
+since the start of the process.
 """
 
 import logging
@@ -43,13 +43,13 @@ from worker.telemetry.metrics import Sample, samples
 log = logging.getLogger(__name__)
 
 INTERVAL_MS = 60_000.0
-"""Between exports, unless `OTEL_METRIC_EXPORT_INTERVAL` says otherwise."""
+"""Default interval between exports; `OTEL_METRIC_EXPORT_INTERVAL` overrides it."""
 
 _SCOPE = InstrumentationScope(SERVICE_NAME)
 
 
 class MetricPush:
-    """Exports the readings of a worker again and again."""
+    """Exports the metrics of a worker periodically."""
 
     def __init__(self, exporter: MetricExporter, interval_s: float, source: Resource) -> None:
         self._exporter = exporter
@@ -58,7 +58,7 @@ class MetricPush:
         self._started_ns = time.time_ns()
 
     async def run(self, meter: WorkerGauges) -> None:
-        """Export until cancelled, and once more then."""
+        """Export until cancelled, and a last time then."""
         try:
             while True:
                 await anyio.sleep(self._interval_s)
@@ -73,24 +73,23 @@ class MetricPush:
 
         def export() -> None:
             try:
-                self._exporter.export(data)  # logs what goes wrong, and tries for some seconds
-            except OutputFailedError as error:  # of the exporter to the console
+                self._exporter.export(data)  # logs its errors, and retries for some seconds
+            except OutputFailedError as error:  # from the console exporter
                 log.warning("metrics are lost: %s", error)
             finally:
                 with suppress(RuntimeError):  # the event loop has ended
                     anyio.from_thread.run_sync(sent.set, token=loop)
 
-        # A daemon: the end of the process would wait for a thread of anyio's.
+        # A daemon thread: at exit the process would wait for a thread of anyio.
         threading.Thread(target=export, daemon=True).start()
         await sent.wait()
 
 
 def metric_push(worker_id: str, env: Mapping[str, str] = os.environ) -> MetricPush | None:
-    """Return what pushes metrics as `OTEL_METRICS_EXPORTER` says; None for `none` (the default).
+    """Return the push selected by `OTEL_METRICS_EXPORTER`; None for `none` (the default).
 
-    `prometheus` is none too: `/metrics` is served in any case. Raises `SettingsError` for an
-    exporter that is unknown, not installed or has nowhere to go, and for any other value that the
-    SDK cannot work with.
+    `prometheus` also returns None: `/metrics` is always served. Raises `SettingsError` for an
+    exporter that is unknown or not installed, and for any other value that the SDK cannot use.
     """
     collector("metrics", env)
     with refusals("metrics"):
@@ -109,8 +108,8 @@ def _exporter(name: str) -> MetricExporter | None:
                     OTLPMetricExporter,
                 )
             except ImportError:
-                fault = f"OTEL_METRICS_EXPORTER: otlp is not installed; {how_to_install('otlp')}"
-                raise SettingsError([fault]) from None
+                missing = f"OTEL_METRICS_EXPORTER: otlp is not installed; {how_to_install('otlp')}"
+                raise SettingsError([missing]) from None
             exporter: MetricExporter = OTLPMetricExporter()
             return exporter
         case "console":
@@ -121,7 +120,7 @@ def _exporter(name: str) -> MetricExporter | None:
 def metrics_data(
     readings: list[Sample], resource: Resource, started_ns: int, now_ns: int
 ) -> MetricsData:
-    """Word readings as the SDK's exporters take them."""
+    """Convert samples to the data model of the SDK's exporters."""
     metrics = [_metric(reading, started_ns, now_ns) for reading in readings]
     scope = ScopeMetrics(_SCOPE, metrics, schema_url="")
     return MetricsData([ResourceMetrics(resource, [scope], schema_url="")])

@@ -1,7 +1,7 @@
-"""Metrics as Prometheus text, named as OpenTelemetry's mapping to Prometheus names them.
+"""Metrics as Prometheus text, named by OpenTelemetry's mapping to Prometheus.
 
-Dots become underscores, the unit comes last, a counter ends in `_total`: `turnbus.chunk.lag` in
-seconds is `turnbus_chunk_lag_seconds`.
+Dots become underscores, the unit is a suffix, and a counter ends in `_total`: `turnbus.chunk.lag`
+in seconds is `turnbus_chunk_lag_seconds`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ _UNITS = {"s": "_seconds", "By": "_bytes"}
 
 
 class _Once(Collector):
-    """Readings that were taken."""
+    """A collector of given samples."""
 
     def __init__(self, readings: Iterable[Sample]) -> None:
         self._readings = readings
@@ -34,18 +34,18 @@ class _Once(Collector):
 
 
 def render(readings: Iterable[Sample]) -> bytes:
-    """Write readings in the text format 0.0.4."""
+    """Return samples in the text format 0.0.4."""
     return generate_latest(_Once(readings))
 
 
 def prometheus_name(instrument: Instrument) -> str:
-    """Name a metric as queries do; a histogram's series add `_bucket`, `_sum` and `_count`."""
+    """Return a metric's Prometheus name; histograms add `_bucket`, `_sum` and `_count`."""
     name = instrument.name.replace(".", "_") + _UNITS.get(instrument.unit, "")
     return f"{name}_total" if instrument.kind == "counter" else name
 
 
 def label(instrument: Instrument) -> str:
-    """Name the label that tells a metric's values apart; empty if it has one value."""
+    """Return the label of a metric's values; empty if it has only one value."""
     return instrument.attribute.replace(".", "_")
 
 

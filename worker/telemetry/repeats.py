@@ -1,7 +1,7 @@
-"""Warnings and errors that repeat: logged once, and then how often, instead of each time.
+"""Deduplication of warnings and errors: the first is logged, then a count of the repeats.
 
-A fault in a loop would else fill a disk with one line, or with one traceback. Two records are the
-same if their text is, and, of an exception, its type and the line that raised it.
+Otherwise an error in a loop would fill a disk with one line, or with one traceback. Two records are
+equal if their text and, for an exception, its type and the line that raised it are equal.
 """
 
 import logging
@@ -13,15 +13,15 @@ from types import TracebackType
 from typing import Final, TextIO
 
 SUM_UP_S: Final = 60.0
-"""How often it is said that a record repeats."""
+"""Interval between summaries of a repeated record."""
 
 MAX_KNOWN: Final = 1_000
-"""Different records that are remembered."""
+"""Maximum number of different records that are remembered."""
 
 
 @dataclass
 class _Known:
-    """A record that was logged, and the same ones since."""
+    """A record that was logged, and the number of its repeats since."""
 
     record: logging.LogRecord
     since: float
@@ -29,15 +29,15 @@ class _Known:
 
 
 class RepeatHandler(logging.StreamHandler[TextIO]):
-    """Writes records to a stream, those that repeat once in `SUM_UP_S` with their number."""
+    """Writes records to a stream; repeats are summed up once in `SUM_UP_S`."""
 
     def __init__(self, stream: TextIO = sys.stderr, sum_up_s: float = SUM_UP_S) -> None:
         super().__init__(stream)
         self._sum_up_s = sum_up_s
-        self._known: dict[Hashable, _Known] = {}  # by when they were last written
+        self._known: dict[Hashable, _Known] = {}  # in the order of their last write
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, unless it was written just now; and what is to be summed up."""
+        """Write a record unless it repeats a recent one; also write due summaries."""
         now = time.monotonic()
         self._sum_up(now - self._sum_up_s)
         if record.levelno < logging.WARNING:
@@ -53,7 +53,7 @@ class RepeatHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def close(self) -> None:
-        """Write what repeated and was not summed up yet; no more comes."""
+        """Write the remaining summaries."""
         self.acquire()
         try:
             for key in [*self._known]:
@@ -69,7 +69,7 @@ class RepeatHandler(logging.StreamHandler[TextIO]):
                 break
             repeats = known.repeats
             self._forget(key, now)
-            if repeats:  # it may go on: the next is a repeat again
+            if repeats:  # it may continue: treat the next one as a repeat
                 self._known[key] = _Known(known.record, now)
 
     def _forget(self, key: Hashable, now: float) -> None:
@@ -86,7 +86,7 @@ def _key(record: logging.LogRecord) -> Hashable:
 
 
 def _place(trace: TracebackType | None) -> tuple[str, int]:
-    """Return file and line of what raised."""
+    """Return the file and line that raised the exception."""
     if trace is None:
         return "", 0
     while trace.tb_next is not None:
@@ -95,7 +95,7 @@ def _place(trace: TracebackType | None) -> tuple[str, int]:
 
 
 def _summary(known: _Known, now: float) -> logging.LogRecord:
-    """Return a record that says how often the known one repeated; it names the same session."""
+    """Return a record with the number of repeats; it keeps the session of the first."""
     first = known.record
     message = str(first.msg)
     args: tuple[object, ...] = first.args if isinstance(first.args, tuple) else ()

@@ -1,11 +1,11 @@
 """Spans: one per turn, connect, flush, claim and handover, continued from the producer's context.
 
-A turn's identity is fixed when the turn starts, so that its events already carry it; its span is
-exported when the turn ends, so that a crash loses one at most. What happens to the socket inside a
-turn is a child of the turn; all else a child of whatever announced the session. There is no span
-per chunk: one costs 14 microseconds. Key terms and metadata are never attributes, and transcripts
-only where `TURNBUS_TRACE_TRANSCRIPTS` says so. Names are those of OpenTelemetry's conventions for
-messaging and for GenAI; the speech-to-text operation is a proposal there still.
+The worker creates a turn's span when the turn starts, so that its events carry the context. It
+exports the span when the turn ends, so a crash loses at most one. Connects and flushes inside a
+turn are children of the turn; all other spans are children of the producer's span. There is no span
+per chunk: one costs 14 microseconds. Key terms and metadata are never attributes; transcripts are
+only with `TURNBUS_TRACE_TRANSCRIPTS`. Names follow OpenTelemetry's conventions for messaging and
+GenAI, in which the speech-to-text operation is still a proposal.
 """
 
 import time
@@ -29,18 +29,18 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class Tracing(msgspec.Struct, frozen=True):
-    """What the spans of all sessions of a worker have in common."""
+    """Common attributes of all spans of a worker."""
 
     server_address: str = ""
-    """Host of the STT service."""
+    """Host of the STT provider."""
     server_port: int = 0
     provider: str = ""
     transcripts: bool = False
-    """Whether spans of turns hold what was said."""
+    """Whether the spans of turns contain transcripts."""
 
 
 class ProducerSpan:
-    """A producer's span: from here on the session has a trace."""
+    """A producer's span, in which the trace of a session starts."""
 
     def __init__(self, session: str) -> None:
         self._span = _tracer.start_span(
@@ -49,11 +49,11 @@ class ProducerSpan:
             attributes=_messaging("send", "send", "stt.sessions", session),
         )
         self.fields: dict[str, str] = {}
-        """Of the session entry: `traceparent` and `tracestate`, if anything is traced."""
+        """Fields for the session entry: `traceparent` and `tracestate`, if tracing is on."""
         _propagator.inject(self.fields, trace.set_span_in_context(self._span))
 
     def sent(self, entry: str) -> None:
-        """Finish the span, the entry having got this id."""
+        """End the span, with the id of the session entry."""
         self._span.set_attribute("messaging.message.id", entry)
         self._span.end()
 
@@ -79,19 +79,19 @@ class SessionTrace:
         self._links = [Link(announced)] if announced.is_valid else []
         self._turn: Span | None = None
         self.traceparent = traceparent
-        """What an event published now carries: the turn's span, else what the producer gave."""
-        self._heard: Counter[str] = Counter()
+        """Context for published events: the open turn's span, else the producer's."""
+        self._events: Counter[str] = Counter()  # of the open turn
         self._flush: Span | None = None
         self._lost: dict[str, AttributeValue] = {}  # of the last socket
 
     # -- a turn
 
     def turn_started(self, turn: int, at: float, *, taken_over: bool = False) -> None:
-        """Fix the identity of a turn's span; `at` in Unix seconds.
+        """Start a turn's span; `at` is in Unix seconds.
 
-        A turn that is `taken_over` began under another worker, whose span of it is lost.
+        A turn that is `taken_over` began under another worker, whose span is lost.
         """
-        self._heard.clear()
+        self._events.clear()
         self._turn = _tracer.start_span(
             "process stt.audio",
             context=self._parent,
@@ -113,22 +113,22 @@ class SessionTrace:
 
     def turn_updated(self, kind: str) -> None:
         """Count an event of the turn."""
-        self._heard[kind] += 1
+        self._events[kind] += 1
 
     def turn_ended(self, reason: str, at: float, transcript: str) -> None:
-        """Finish the turn's span."""
+        """End the turn's span."""
         if self._turn is None:
             return
         if self._turn.is_recording():
-            told: dict[str, AttributeValue] = {
+            attributes: dict[str, AttributeValue] = {
                 "turnbus.turn.end_reason": reason,
-                "turnbus.turn.updates": self._heard["turn.update"],
-                "turnbus.turn.eager_ends": self._heard["turn.eager_end"],
-                "turnbus.turn.resumes": self._heard["turn.resume"],
+                "turnbus.turn.updates": self._events["turn.update"],
+                "turnbus.turn.eager_ends": self._events["turn.eager_end"],
+                "turnbus.turn.resumes": self._events["turn.resume"],
             }
             if self._tracing.transcripts:
-                told["turnbus.turn.transcript"] = transcript
-            self._turn.set_attributes(told)
+                attributes["turnbus.turn.transcript"] = transcript
+            self._turn.set_attributes(attributes)
             self._turn.end(_ns(at))
         self._turn, self.traceparent = None, self._given
 
@@ -136,7 +136,7 @@ class SessionTrace:
 
     @contextmanager
     def connecting(self, model: str) -> Iterator[Span]:
-        """Span one connect; a refusal is its error."""
+        """Trace one connect, including its error."""
         with _tracer.start_as_current_span(
             "connect stt",
             context=self._context,
@@ -153,29 +153,29 @@ class SessionTrace:
         self._lost = {}
 
     def socket_lost(self, error: SttError, replayed_s: float) -> None:
-        """Note in the open turn that its socket is gone; `replayed_s` of audio are heard again.
+        """Add an event to the open turn's span: its socket is lost, `replayed_s` will be replayed.
 
-        The connects that follow say so, too, until one succeeds.
+        The following connects have the same attributes until one succeeds.
         """
         self._lost = {
             "turnbus.connect.after": error.fault_class,
             "turnbus.audio.replayed": replayed_s,
         }
         if self._turn is not None:
-            why: dict[str, AttributeValue] = {
+            cause: dict[str, AttributeValue] = {
                 "error.type": type(error).__name__,
                 "turnbus.stt.status": error.status,
             }
-            self._turn.add_event("socket lost", self._lost | why)
+            self._turn.add_event("socket lost", self._lost | cause)
 
     def flush_started(self) -> None:
-        """Begin the span of a flush: from our `close` to the service's."""
+        """Start the span of a flush: from the worker's `close` to the provider's."""
         self._flush = _tracer.start_span(
             "flush stt", context=self._context, kind=SpanKind.CLIENT, attributes=self._service()
         )
 
     def flush_ended(self, error: SttError | None) -> None:
-        """Finish it, if there is one, with what came in the way."""
+        """End the span of a flush, if there is one, with its error."""
         if self._flush is None:
             return
         if error is not None:
@@ -183,10 +183,10 @@ class SessionTrace:
         self._flush.end()
         self._flush = None
 
-    # -- who owns it; known to be worth a span only when it is done
+    # -- ownership: these spans are created when the operation is done
 
     def claimed(self, entry: str, count: int, verdict: str, began: float) -> None:
-        """Span a claim that began then, in Unix seconds; `count` is of the entry's deliveries."""
+        """Trace a claim; `began` is in Unix seconds, `count` is the entry's delivery count."""
         self._set_outcome(
             "receive",
             "receive",
@@ -200,9 +200,9 @@ class SessionTrace:
         )
 
     def released(self, entry: str, began: float) -> None:
-        """Span the giving back of a session, which began then, in Unix seconds.
+        """Trace the release of a session; `began` is in Unix seconds.
 
-        An open turn's span ends with it: the next owner begins one of its own.
+        An open turn's span ends here: the next owner starts a new one.
         """
         inside_turn = self._turn is not None
         self.turn_ended("handed_over", time.time(), "")
@@ -227,11 +227,11 @@ class SessionTrace:
             | more,
         ).end()
 
-    # -- what they say
+    # -- attributes
 
     @property
     def _context(self) -> Context:
-        """The open turn's, else the producer's."""
+        """Context of the open turn, else of the producer."""
         if self._turn is None:
             return self._parent
         return trace.set_span_in_context(self._turn, self._parent)
