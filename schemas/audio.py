@@ -16,19 +16,19 @@ from schemas.validation import EntryError, from_json_error, from_validation_erro
 
 MAX_AUDIO_BYTES = 256 * 1024
 MAX_FIELDS = 1_000
-"""Of a session entry, those that are ignored included: it may have to be written again."""
+"""Maximum fields of a session entry, including ignored ones: workers may have to rewrite it."""
 
 MAX_METADATA_BYTES = 4 * 1024
 MAX_NESTING = 32
-"""Of JSON, in levels: the event that echoes it has to pass every reader's own limit."""
+"""Maximum levels of JSON: the event that echoes it must pass the limits of all consumers."""
 
 MAX_KEYTERMS = 100
 MAX_KEYTERM_CHARS = 1_200
 MAX_DIGITS = 18
-"""Of a `seq`: what fits 64 bits whatever is counted."""
+"""Maximum digits of a `seq`, so that it fits in 64 bits."""
 
 MAX_SRC_BYTES = 128
-"""Of a `src`: several are remembered for each session."""
+"""Maximum bytes of a `src`: the worker remembers several for each session."""
 
 SessionId = Annotated[
     str,
@@ -44,7 +44,7 @@ Fields = Mapping[bytes, bytes]
 
 
 class Encoding(StrEnum):
-    """Raw, headerless, mono sample formats of the service."""
+    """Raw, headerless, mono sample formats of the provider."""
 
     PCM_S16LE = "pcm_s16le"
     PCM_S32LE = "pcm_s32le"
@@ -76,10 +76,10 @@ _SILENCE = {Encoding.PCM_MULAW: b"\xff", Encoding.PCM_ALAW: b"\xd5"}
 
 
 class TurnConfig(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Turn detection of one session; what is not set is left to the service.
+    """Turn detection of one session; the provider's defaults apply to unset fields.
 
-    Ranges are the widest the service documents. The thresholds must fall strictly: start above
-    eager end above end. The service judges the set merged with its own defaults.
+    The ranges are the widest that the provider documents. Thresholds must decrease strictly: start,
+    eager end, end. The provider validates them after merging its own defaults.
     """
 
     turn_start_threshold: Annotated[float, Meta(ge=0.5, le=0.9)] | None = None
@@ -90,7 +90,7 @@ class TurnConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     ) = None
 
     def check_order(self) -> None:
-        """Raise `EntryFault` unless the thresholds that are set fall strictly."""
+        """Raise `EntryError` unless the thresholds that are set decrease strictly."""
         ladder = [
             (name, value)
             for name in ("turn_start_threshold", "turn_eager_end_threshold", "turn_end_threshold")
@@ -101,7 +101,7 @@ class TurnConfig(msgspec.Struct, frozen=True, omit_defaults=True):
                 raise EntryError(lower, f"must be below `{upper}`")
 
     def merged(self, newer: Self) -> Self:
-        """Return these settings with every setting of `newer` laid over them."""
+        """Return these settings, overridden by those that are set in `newer`."""
         given = {k: v for k, v in msgspec.structs.asdict(newer).items() if v is not None}
         return msgspec.structs.replace(self, **given)
 
@@ -138,9 +138,9 @@ _SESSION_FIELDS = frozenset(SessionEntry.__struct_fields__) - {"config"}
 
 
 def decode_session(fields: Fields) -> SessionEntry:
-    """Read a session entry's fields.
+    """Decode a session entry's fields.
 
-    Raises `EntryFault` that names the first field at fault.
+    Raises `EntryError` that names the first invalid field.
     """
     if len(fields) > MAX_FIELDS:
         raise EntryError("", f"has over {MAX_FIELDS} fields", "too_large")
@@ -169,7 +169,7 @@ def decode_session(fields: Fields) -> SessionEntry:
 
 
 def encode_session(entry: SessionEntry) -> dict[str, str]:
-    """Write a session entry as the fields of an XADD."""
+    """Encode a session entry as the fields of an XADD."""
     values = msgspec.to_builtins(entry)
     values.update(values.pop("config", {}))
     return {
@@ -179,19 +179,19 @@ def encode_session(entry: SessionEntry) -> dict[str, str]:
 
 
 def session_id(fields: Fields) -> str | None:
-    """Return the session id and only that, if it is usable: for entries refused otherwise."""
+    """Return only the session id, if it is valid; for entries that are otherwise rejected."""
     return _usable(fields.get(b"session"), SessionId)
 
 
 def session_lane(fields: Fields) -> str | None:
-    """Return the lane and only that, if it is usable."""
+    """Return only the lane, if it is valid."""
     return _usable(fields.get(b"lane", b"0"), Lane)
 
 
 def decode_audio(fields: Fields) -> AudioEntry:
-    """Read an audio entry's fields.
+    """Decode an audio entry's fields.
 
-    Raises `EntryFault` that names the field at fault.
+    Raises `EntryError` that names the first invalid field.
     """
     entry, faults = parse_audio(fields)
     if faults:
@@ -200,11 +200,10 @@ def decode_audio(fields: Fields) -> AudioEntry:
 
 
 def parse_audio(fields: Fields) -> tuple[AudioEntry, list[EntryError]]:
-    """Read what can be used of an audio entry; return it with what is wrong with the rest.
+    """Decode the valid fields of an audio entry; return them with the errors of the others.
 
-    A field at fault costs itself only: audio of which `seq` cannot be read is taken as audio
-    without one, and an `end` counts whatever it comes with. A `seq` counts per `src`, and is not
-    used without it.
+    An invalid field affects only itself: audio with an invalid `seq` is used without one, and an
+    `end` always counts. A `seq` counts per `src`, and is not used without it.
     """
     audio = fields.get(b"audio", b"")
     if len(fields) == 1 and 0 < len(audio) <= MAX_AUDIO_BYTES:
@@ -233,7 +232,7 @@ def parse_audio(fields: Fields) -> tuple[AudioEntry, list[EntryError]]:
 
 
 def encode_audio(entry: AudioEntry) -> dict[str, bytes | str]:
-    """Write an audio entry as the fields of an XADD."""
+    """Encode an audio entry as the fields of an XADD."""
     fields: dict[str, bytes | str] = {}
     if entry.audio:
         fields["audio"] = entry.audio

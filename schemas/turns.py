@@ -8,22 +8,22 @@ import msgspec
 from schemas.audio import Encoding
 
 SessionEndReason = Literal["end", "idle", "error"]
-"""Why a session is over. `end`: its producer said so; `idle`: its producer fell silent; `error`: a
-fatal `session.error`."""
+"""Why a session is over. `end`: its producer ended it; `idle`: its producer sent no audio; `error`:
+a fatal `session.error`."""
 
 TurnEndReason = Literal["model", "close", "watchdog"]
-"""Why a turn is over. `model`: the service decided so; `close`: its session ended; `watchdog`: the
-service was stuck inside it."""
+"""Why a turn is over. `model`: the provider decided so; `close`: its session ended; `watchdog`: the
+provider was stuck inside it."""
 
 GapReason = Literal["producer", "backlog", "watchdog"]
 """Why audio is missing. `producer`: its `seq` has a hole; `backlog`: it was too old; `watchdog`:
-the service was stuck, and said nothing of it."""
+the provider was stuck and did not transcribe it."""
 
 
 class EventBase(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """What every event says.
+    """Fields of every event.
 
-    (`run`, `seq`) is unique for ever; `seq` counts 1, 2, ... without gap or repeat.
+    (`run`, `seq`) is globally unique; `seq` counts 1, 2, ... without gap or repeat.
     """
 
     session: str
@@ -33,8 +33,7 @@ class EventBase(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     at: float
     """Unix seconds, by the worker's clock, when the event arrived."""
     audio_ms: int
-    """Milliseconds of this session's own audio the recognizer had been fed. Neither replay nor
-    filler counts."""
+    """Milliseconds of the session's audio sent to the provider, without replays and filler."""
     provider: str
     request_id: str
     """The provider's id of the connection; empty before the first."""
@@ -93,14 +92,14 @@ class AudioGap(EventBase, frozen=True, kw_only=True, tag="audio.gap"):
 
 
 class SessionError(EventBase, frozen=True, kw_only=True, tag="session.error"):
-    """A fault of the input or of the provider. `fatal`: the session ends with it."""
+    """An error of the input or of the provider. `fatal`: the session ends with it."""
 
     code: str
-    """Ours, as the README lists them, or the service's own."""
+    """Error code of turnbus, as listed in docs/protocol.md, or of the provider."""
     message: str
-    """For people."""
+    """Description for people."""
     status: int
-    """The service's HTTP status or close code, 400 for a refused session entry, else 0."""
+    """HTTP status or close code of the provider, 400 for a rejected session entry, else 0."""
     fatal: bool
 
 
@@ -134,21 +133,21 @@ class TurnEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of one entry on the dead stream: what was refused, and why. Never audio."""
+    """The fields of one dead letter: a rejected entry and the reason. Never audio."""
 
     id: str
-    """Id the refused entry had."""
+    """Id of the rejected entry."""
     stream: str
-    """Key it was read from."""
+    """Key of the entry's stream."""
     session: str
-    """Session id, empty if the entry had no usable one."""
+    """Session id; empty if the entry had no valid one."""
     reason: str
     detail: str
     size: int
-    """Bytes of all its fields."""
+    """Total bytes of the entry's fields."""
     entry: str = ""
-    """A session entry's fields as a JSON object, so that it can be announced again; empty for
-    audio entries, and where they are not text or over 16 KiB."""
+    """Fields of a session entry as a JSON object, so that it can be announced again; empty for
+    audio entries, and if the fields are not text or over 16 KiB."""
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,12 +168,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 def encode_event(event: Event) -> bytes:
-    """Write an event as JSON."""
+    """Encode an event as JSON."""
     return _encode(event)
 
 
 def decode_event(data: bytes) -> Event:
-    """Read an event. Raises `msgspec.DecodeError` on anything else."""
+    """Decode an event. Raises `msgspec.DecodeError` if the data is not one."""
     try:
         return _EVENT.decode(data)
     except (UnicodeDecodeError, RecursionError) as error:
@@ -182,9 +181,9 @@ def decode_event(data: bytes) -> Event:
 
 
 def decode_turn_entry(fields: Mapping[bytes, bytes]) -> TurnEntry:
-    """Read the fields of an entry on a turns stream.
+    """Decode the fields of an entry on a turns stream.
 
-    Raises `msgspec.DecodeError` if a field is missing or wrong.
+    Raises `msgspec.DecodeError` if a field is missing or invalid.
     """
     try:
         event = decode_event(fields[b"event"])
@@ -202,7 +201,7 @@ def decode_turn_entry(fields: Mapping[bytes, bytes]) -> TurnEntry:
 
 
 def event_type(event: Event) -> str:
-    """Return the `type` an event is written with."""
+    """Return the `type` of an event."""
     tag = event.__struct_config__.tag
     assert isinstance(tag, str)  # noqa: S101 - every member of the union is tagged above
     return tag

@@ -210,7 +210,7 @@ async def test_a_demand_that_cannot_be_asked_for_is_not_told(
         meter = WorkerGauges(worker)
         await meter.follow_demand()
     assert meter.demand is None
-    assert "is not measured any more" in caplog.text
+    assert "is no longer measured" in caplog.text
 
 
 def test_names_and_units_follow_opentelemetrys_rules() -> None:
