@@ -195,7 +195,10 @@ def test_demo_refuses_unplayable_file_before_start(
 @pytest.mark.parametrize(
     ("variables", "what"),
     [
-        ({"OTEL_TRACES_EXPORTER": "otlp"}, "--traces: spans go elsewhere, as OTEL_TRACES_EXPORTER"),
+        (
+            {"OTEL_TRACES_EXPORTER": "otlp"},
+            "--traces: OTEL_TRACES_EXPORTER=otlp sends spans elsewhere",
+        ),
         ({"OTEL_SDK_DISABLED": "true"}, "--traces: OTEL_SDK_DISABLED=true disables spans"),
     ],
 )

@@ -93,7 +93,7 @@ def _environment(*, traces: bool) -> dict[str, str]:
         return dict(os.environ)
     chosen = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "none"
     if chosen not in ("none", "console"):
-        elsewhere = f"--traces: spans go elsewhere, as OTEL_TRACES_EXPORTER={chosen} says; unset it"
+        elsewhere = f"--traces: OTEL_TRACES_EXPORTER={chosen} sends spans elsewhere; unset it"
         raise SettingsError([elsewhere])
     shown = {**os.environ, "OTEL_TRACES_EXPORTER": "console"}
     if named("traces", shown) != "console":
