@@ -1,4 +1,4 @@
-"""Sessions that come to a worker by two ways at once."""
+"""Sessions that reach a worker by two paths at once."""
 
 from collections.abc import Iterable
 
@@ -13,10 +13,10 @@ from worker.local.emulator.engines.script import synthesize_words
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (1, 2), (2, 1)], ids=str)
-async def test_an_entry_that_comes_twice_is_run_once(
+async def test_entry_received_twice_runs_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int]
 ) -> None:
-    """As where a heartbeat finds it while the reply that brings it is on its way."""
+    """A heartbeat finds the entry while the reply that delivers it is in flight."""
     take, claim = SessionAcquirer.claim, SessionOwnership.claim
     claims: list[int] = []
     first_is_answered = anyio.Event()

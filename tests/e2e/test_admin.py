@@ -33,7 +33,7 @@ def _get(url: str) -> tuple[int, str]:
         ("/", READY, 404),
     ],
 )
-async def test_answers(path: str, state: Readiness, status: int) -> None:
+async def test_health_endpoints_answer(path: str, state: Readiness, status: int) -> None:
     async with serve_admin(("127.0.0.1", 0), lambda: state) as port:
         code, body = await anyio.to_thread.run_sync(_get, f"http://127.0.0.1:{port}{path}")
     assert code == status
@@ -42,7 +42,7 @@ async def test_answers(path: str, state: Readiness, status: int) -> None:
         assert json.loads(body)["capacity"] == 500
 
 
-async def test_a_port_that_is_taken_is_a_fault_of_the_settings() -> None:
+async def test_admin_port_in_use_is_a_settings_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = taken.getsockname()
         with pytest.raises(SettingsError, match="TURNBUS_ADMIN_ADDR: cannot listen"):

@@ -1,4 +1,4 @@
-"""Bad input is refused with a reason, told to whoever can be told, and costs nobody else."""
+"""Bad input is rejected with a published reason and does not affect other sessions."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,7 +28,7 @@ BAD_SESSIONS = [
     ({"encoding": "pcm_s16le", "sample_rate": "16000"}, "missing", "session", False),
     ({"hello": "world"}, "missing", "session", False),
     ({**GOOD, "metadata": "[" * 2_000 + "]" * 2_000}, "malformed", "metadata", True),
-    # As deep as Python can read it, and too deep to be written further down the stack.
+    # Nested as deeply as Python can parse, and too deeply to be encoded further down the stack.
     ({**GOOD, "metadata": '{"a":' + "[" * 900 + "]" * 900 + "}"}, "malformed", "metadata", True),
     ({**GOOD, "metadata": b'{"a":"\xff"}'}, "malformed", "metadata", True),
 ]
@@ -58,7 +58,7 @@ async def test_bad_session_entry(
     assert await harness.redis.xlen(f"{harness.prefix}:sessions") == 0
 
 
-async def test_log_and_dead_stream_name_each_other(
+async def test_log_and_dead_letter_refer_to_each_other(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with harness.worker():
@@ -74,7 +74,7 @@ async def test_log_and_dead_stream_name_each_other(
     assert line.endswith(f"`turnbus dead` has it as {kept.decode()}")
 
 
-async def test_what_could_not_be_kept_is_logged(
+async def test_dead_letter_that_cannot_be_stored_is_logged(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with harness.worker() as worker:
@@ -99,7 +99,7 @@ async def test_what_could_not_be_kept_is_logged(
     assert line.endswith("no good (encoding); not kept: the worker stopped first")
 
 
-async def test_a_dead_stream_that_is_none_is_told_once(
+async def test_dead_key_of_another_type_is_logged_once(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     await harness.redis.set(f"{harness.prefix}:dead", "somebody else's")
@@ -154,8 +154,8 @@ async def test_bad_audio_entry(
     assert b"audio" not in dead, "refused audio is never kept"
 
 
-async def test_what_is_good_of_an_entry_is_used(harness: Harness) -> None:
-    """A field at fault costs neither the audio beside it nor the end of the session."""
+async def test_valid_fields_of_a_bad_audio_entry_are_used(harness: Harness) -> None:
+    """An invalid field does not discard the audio beside it or the end of the session."""
     async with harness.worker():
         await harness.announce("call-1")
         await harness.append(
@@ -179,7 +179,7 @@ async def test_what_is_good_of_an_entry_is_used(harness: Harness) -> None:
     assert events[-1].reason == "end"
 
 
-async def test_a_session_id_used_again(harness: Harness) -> None:
+async def test_reused_session_id_is_rejected(harness: Harness) -> None:
     async with harness.worker():
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
@@ -190,7 +190,7 @@ async def test_a_session_id_used_again(harness: Harness) -> None:
     assert dead[0][b"reason"] == b"ended"
 
 
-async def test_a_session_announced_twice(harness: Harness) -> None:
+async def test_session_announced_twice(harness: Harness) -> None:
     async with harness.worker():
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1], PCM16), end=False)
@@ -203,7 +203,7 @@ async def test_a_session_announced_twice(harness: Harness) -> None:
     assert words(events) == [1, 2]
 
 
-async def test_a_key_that_is_no_stream(harness: Harness) -> None:
+async def test_audio_key_that_is_not_a_stream(harness: Harness) -> None:
     async with harness.worker():
         await harness.redis.set(harness.audio_key("call-2"), "not a stream")
         await harness.announce("call-1")
@@ -215,7 +215,7 @@ async def test_a_key_that_is_no_stream(harness: Harness) -> None:
     assert dead[0][b"session"] == b"call-2"
 
 
-async def test_refused_by_the_service(harness: Harness) -> None:
+async def test_settings_rejected_by_the_provider(harness: Harness) -> None:
     async with harness.worker():
         await harness.announce("call-1", model="ink-whisper")
         await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
@@ -230,7 +230,7 @@ async def test_refused_by_the_service(harness: Harness) -> None:
     assert dead[b"session"] == b"call-1"
 
 
-async def test_settings_that_do_not_go_with_those_in_force(harness: Harness) -> None:
+async def test_settings_that_conflict_with_current_settings(harness: Harness) -> None:
     async with harness.worker():
         await harness.announce("call-1")
         await harness.append("call-1", config='{"turn_eager_end_threshold":0.35}')
@@ -247,7 +247,7 @@ async def test_settings_that_do_not_go_with_those_in_force(harness: Harness) -> 
     assert [dead[b"session"] for dead in await harness.dead()] == [b"call-1"]
 
 
-async def test_fields_of_somebody_elses(harness: Harness) -> None:
+async def test_unknown_fields_are_ignored(harness: Harness) -> None:
     async with harness.worker():
         written: dict[Any, Any] = {**GOOD, "session": "call-1", b"\xff\xfe": b"\x00\xff"}
         await harness.producer.xadd(f"{harness.prefix}:sessions", written)
@@ -258,7 +258,7 @@ async def test_fields_of_somebody_elses(harness: Harness) -> None:
 
 @pytest.mark.parametrize("key", ["{0}:state:call-2", "{0}:turns:call-2"])
 @pytest.mark.parametrize("encoding", ["pcm_s16le", "mp3"])
-async def test_keys_that_hold_something_else(
+async def test_session_keys_of_an_unexpected_type(
     harness: Harness, key: str, encoding: str, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers.append("{0}:turns:call-2")
@@ -286,7 +286,7 @@ async def _set_user(harness: Harness, *rules: str) -> None:
 
 @asynccontextmanager
 async def _user(harness: Harness, *rules: str) -> AsyncIterator[str]:
-    """Make a Redis user of the test's own and yield the URL to be it."""
+    """Create a Redis user for this test and yield the URL that connects as that user."""
     await _set_user(harness, "on", f">{PASSWORD}", "+@all", f"&{harness.prefix}:*", *rules)
     try:
         yield as_user(harness.redis_url, harness.prefix)
@@ -300,10 +300,10 @@ _OWN = (
 )
 
 
-async def test_what_is_lost_on_a_lane_the_worker_may_not_use(
+async def test_lost_session_on_a_forbidden_lane(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody who may not read its state can put it back; that must not stop a worker."""
+    """The worker cannot read the session's state to restore it, and must keep running."""
     keys = Keys(harness.prefix)
     lost: Any = {"status": "live", "entry": "1-1", "run": "1-1", "fields": "{}"}
     await harness.redis.hset(keys.state("secret", "call-2"), mapping=lost)
@@ -322,7 +322,7 @@ async def test_what_is_lost_on_a_lane_the_worker_may_not_use(
     await harness.redis.delete(keys.state("secret", "call-2"))
 
 
-async def test_a_lane_the_worker_may_not_use(harness: Harness) -> None:
+async def test_lane_the_worker_has_no_rights_on(harness: Harness) -> None:
     async with (
         _user(harness, *(f"~{harness.prefix}:{key}" for key in _OWN)) as url,
         harness.worker(redis_url=url) as worker,
@@ -341,7 +341,7 @@ async def test_a_lane_the_worker_may_not_use(harness: Harness) -> None:
     assert b"may not use the keys of lane secret" in dead[0][b"detail"]
 
 
-async def test_a_lane_taken_away_from_the_worker(
+async def test_lane_whose_rights_are_revoked(
     harness: Harness, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers += ["{secret}:*"]
@@ -367,7 +367,7 @@ async def test_a_lane_taken_away_from_the_worker(
     ]
 
 
-async def test_a_worker_without_a_right_it_needs_waits_for_it(harness: Harness) -> None:
+async def test_worker_waits_for_a_missing_right(harness: Harness) -> None:
     async with (
         _user(harness, f"~{harness.prefix}:*", "-xreadgroup", "resetchannels") as url,
         harness.worker(redis_url=url) as worker,
@@ -383,7 +383,7 @@ async def test_a_worker_without_a_right_it_needs_waits_for_it(harness: Harness) 
     assert words(events) == [1]
 
 
-async def test_a_wrong_password_is_waited_out(harness: Harness) -> None:
+async def test_worker_waits_while_the_password_is_wrong(harness: Harness) -> None:
     async with _user(harness, f"~{harness.prefix}:*") as url:
         await _set_user(harness, "resetpass", ">other")
         async with harness.worker(redis_url=url) as worker:
@@ -396,7 +396,7 @@ async def test_a_wrong_password_is_waited_out(harness: Harness) -> None:
     assert words(events) == [1]
 
 
-async def test_a_worker_that_may_not_subscribe_says_so_once(
+async def test_missing_subscribe_right_is_logged_once(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (

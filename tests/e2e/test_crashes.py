@@ -1,4 +1,4 @@
-"""A fault of ours in one session: the others go on, and it does not strike for ever."""
+"""An internal error in one session: other sessions go on, and retries are bounded."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def allergy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Give the worker a fault: it chokes on some audio. Returns how often it may go well yet."""
+    """Make the worker crash on some audio. Return the number of chunks that still succeed."""
     take, spared = AudioSender.enqueue, [0]
 
     def choke(sender: AudioSender, audio: bytes) -> None:
@@ -50,7 +50,7 @@ async def _others_go_on(harness: Harness) -> None:
 
 
 @pytest.mark.usefixtures("allergy")
-async def test_a_fault_that_always_strikes_ends_the_session(
+async def test_recurring_crash_ends_the_session(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with harness.worker():
@@ -74,10 +74,10 @@ async def test_a_fault_that_always_strikes_ends_the_session(
 
 
 @pytest.mark.usefixtures("allergy")
-async def test_a_slow_retry_is_not_claimed_by_a_heartbeat(
+async def test_slow_retry_is_not_claimed_by_a_heartbeat(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A second claim would refuse the first, and the count of crashes would begin again."""
+    """A second claim would fence the first, and the crash count would start over."""
     monkeypatch.setattr("worker.worker.HEARTBEAT_INTERVAL_S", 0.02)
     outbid = SessionOwnership.raise_delivery_count
 
@@ -94,7 +94,7 @@ async def test_a_slow_retry_is_not_claimed_by_a_heartbeat(
     assert len([record for record in caplog.records if record.exc_info]) == MAX_CRASHES
 
 
-async def test_a_fault_inside_a_turn_leaves_none_open(
+async def test_crash_inside_a_turn_leaves_no_turn_open(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell = Narrator.publish
@@ -109,7 +109,7 @@ async def test_a_fault_inside_a_turn_leaves_none_open(
     monkeypatch.setattr(Narrator, "publish", choke)
     async with harness.worker():
         await harness.announce("bad")
-        # Paced after the first 300 ms, so that the start is committed before the text strikes.
+        # Audio after the first 300 ms is paced, so the start is committed before the text crashes.
         sound = (
             synthesize_silence(400, PCM16)
             + synthesize_words([1, 2, 3], PCM16)
@@ -123,9 +123,7 @@ async def test_a_fault_inside_a_turn_leaves_none_open(
     assert (error.code, error.fatal) == ("internal", True)
 
 
-async def test_a_fault_that_strikes_once_loses_nothing(
-    harness: Harness, allergy: list[int]
-) -> None:
+async def test_single_crash_loses_nothing(harness: Harness, allergy: list[int]) -> None:
     async with harness.worker():
         await harness.announce("call-1")
         await harness.play(
@@ -152,10 +150,10 @@ async def test_a_fault_that_strikes_once_loses_nothing(
     assert not any(isinstance(event, SessionError) for event in events)
 
 
-async def test_a_full_worker_tries_again_what_crashed(
+async def test_full_worker_retries_a_crashed_session(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, allergy: list[int]
 ) -> None:
-    """It keeps the lease meanwhile, and so the place."""
+    """The session keeps its lease during the retry, and so its capacity slot."""
     monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.5)
     async with harness.worker(max_sessions=1) as worker:
         await harness.announce("call-1")
@@ -171,7 +169,7 @@ async def test_a_full_worker_tries_again_what_crashed(
     check_order(events)
 
 
-async def test_a_state_nobody_can_read_ends_the_session(harness: Harness) -> None:
+async def test_unreadable_state_ends_the_session(harness: Harness) -> None:
     async with harness.worker():
         await harness.announce("bad")
         await harness.until("bad", SessionStarted)
@@ -184,10 +182,10 @@ async def test_a_state_nobody_can_read_ends_the_session(harness: Harness) -> Non
 
 
 @pytest.mark.parametrize(("where", "told"), [("decode_session", 0), ("Session", 1)])
-async def test_a_fault_in_a_claim_ends_no_worker(
+async def test_crash_while_claiming_ends_no_worker(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, where: str, told: int
 ) -> None:
-    """Nor the next one, to which the entry would go."""
+    """The next worker, which would receive the entry, does not end either."""
     sound = getattr(claim, where)
 
     def choke(*arguments: Any) -> Any:
@@ -211,7 +209,7 @@ def _ownership(count: int) -> Ownership:
     return Ownership(entry, Fence("5-0", count, "nonce"), "5-0", {})
 
 
-def test_progress_begins_the_count_again() -> None:
+def test_progress_resets_the_crash_count() -> None:
     crashes = CrashRetries()
     for settled in (0, 0, 100, 100, 100, 100):
         assert crashes.due(0.0) == []

@@ -1,4 +1,4 @@
-"""A worker with few file descriptors: it serves as many sessions as it can, and says the number."""
+"""A worker with few file descriptors serves as many sessions as it can and logs the number."""
 
 import errno
 import os
@@ -50,7 +50,7 @@ RESERVED = OTHER_DESCRIPTORS + 32
         ("redis://a", descriptors.UNLIMITED, 500),
     ],
 )
-def test_capacity_is_what_the_limit_leaves(url: str, limit: int, fits: int) -> None:
+def test_capacity_follows_from_the_limit(url: str, limit: int, fits: int) -> None:
     settings = Settings(redis_url=url)
     assert capacity(settings, limit) == fits
     said = shortfall(settings, limit)
@@ -65,7 +65,9 @@ def test_capacity_is_what_the_limit_leaves(url: str, limit: int, fits: int) -> N
 @pytest.mark.parametrize(
     ("hard", "result"), [(40, "fail"), (200, "warn"), (596, "ok"), (descriptors.UNLIMITED, "ok")]
 )
-def test_check_compares_the_limit(monkeypatch: pytest.MonkeyPatch, hard: int, result: str) -> None:
+def test_check_compares_capacity_with_the_limit(
+    monkeypatch: pytest.MonkeyPatch, hard: int, result: str
+) -> None:
     monkeypatch.setattr(descriptors, "limits", lambda: (40, hard))
     findings: list[Any] = []
     _check_files(Settings(), findings.append)
@@ -77,12 +79,12 @@ def test_check_compares_the_limit(monkeypatch: pytest.MonkeyPatch, hard: int, re
 
 
 def _limited(soft: int, hard: int) -> list[str]:
-    """Return a command that runs another one under limits of open files."""
+    """Return a command that runs another command under limits of open files."""
     script = f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"'
     return ["/bin/sh", "-c", script, "limited"]
 
 
-def test_run_refuses_a_limit_that_no_worker_fits() -> None:
+def test_run_rejects_a_limit_too_small_for_a_worker() -> None:
     few = LEAST_DESCRIPTORS - 1
     env = {**os.environ, "CARTESIA_API_KEY": KEY, "TURNBUS_ADMIN_ADDR": ""}
     done = subprocess.run(
@@ -99,7 +101,7 @@ def test_run_refuses_a_limit_that_no_worker_fits() -> None:
 
 @pytest.mark.parametrize("limit", [6, 8, 11, 14])
 @pytest.mark.parametrize("command", ["sessions", "check"])
-def test_a_command_without_descriptors_says_so(command: str, limit: int) -> None:
+def test_command_without_descriptors_reports_the_shortage(command: str, limit: int) -> None:
     done = subprocess.run(
         [*_limited(limit, limit), sys.executable, "-m", "worker", command],
         env={**os.environ, "CARTESIA_API_KEY": KEY},
@@ -115,7 +117,7 @@ def test_a_command_without_descriptors_says_so(command: str, limit: int) -> None
 
 
 class Few:
-    """A worker process whose limit of open files is the test's to set."""
+    """Sets the limit of open files of a worker process."""
 
     def __init__(self, process: Process, port: int, log: Path) -> None:
         self._process = process
@@ -128,7 +130,7 @@ class Few:
         return self._log.read_text()
 
     def limit(self, soft: int | None = None) -> int:
-        """Return the soft limit; set it, if one is given."""
+        """Set the soft limit, if one is given, and return the previous one."""
         process = psutil.Process(self.pid)
         before, hard = process.rlimit(psutil.RLIMIT_NOFILE)
         if soft is not None:
@@ -211,7 +213,7 @@ async def test_worker_takes_as_many_sessions_as_it_can_serve(
         assert words(events[name]) == [1]
 
 
-async def test_worker_without_room_is_unready(harness: Harness, tmp_path: Path) -> None:
+async def test_worker_without_descriptors_is_unready(harness: Harness, tmp_path: Path) -> None:
     async with few_files(harness, tmp_path, 40, RESERVED) as few:
         said = await eventually(few.short, "a worker that is short")
         assert said is not None
@@ -225,8 +227,10 @@ async def test_worker_without_room_is_unready(harness: Harness, tmp_path: Path) 
     assert events[0].worker == "other"
 
 
-async def test_worker_hands_on_what_it_cannot_connect(harness: Harness, tmp_path: Path) -> None:
-    """Its limit falls while a session waits for its first audio, and rises again."""
+async def test_worker_releases_a_session_it_cannot_connect(
+    harness: Harness, tmp_path: Path
+) -> None:
+    """The limit falls while a session waits for its first audio, and rises again."""
     async with few_files(harness, tmp_path, 40, 5_000, max_sessions="7") as few:
         await eventually(few.ready, "a worker that is ready")
         await harness.announce("call-1")
@@ -262,7 +266,7 @@ async def test_worker_hands_on_what_it_cannot_connect(harness: Harness, tmp_path
 
 
 @pytest.mark.parametrize("number", sorted(network.SHORTAGE_ERRNOS))
-async def test_shortage_is_no_fault_of_the_provider(
+async def test_shortage_is_not_counted_as_a_provider_error(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     connect = aiohappyeyeballs.start_connection
@@ -290,7 +294,7 @@ async def test_shortage_is_no_fault_of_the_provider(
     assert words(events) == [1]
 
 
-def test_shortage_tries_one_session_first() -> None:
+def test_after_a_shortage_one_session_is_tried_first() -> None:
     shortage = Shortage()
     assert shortage.room(9, 0.0) == 9
     shortage.met(SttShortageError("no descriptor"), 0.0)
@@ -304,7 +308,7 @@ def test_shortage_tries_one_session_first() -> None:
     assert shortage.room(9, 112.0) == 9
 
 
-async def test_lookup_without_a_thread_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_dns_lookup_without_a_thread_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
     def submit(*_: Any, **__: Any) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -332,8 +336,8 @@ anyio.run(main)
 """
 
 
-def test_lookup_without_a_descriptor_is_a_shortage() -> None:
-    """The resolver says that the name is not known."""
+def test_dns_lookup_without_a_descriptor_is_a_shortage() -> None:
+    """The resolver reports that the name is unknown."""
     done = subprocess.run(
         [sys.executable, "-c", LOOKUP], capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""A cluster and a sentinel: servers fail, change roles and hand slots on inside a turn."""
+"""A cluster and a sentinel: servers fail, change roles and move slots inside a turn."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -26,12 +26,12 @@ from worker.local.redis import EmbeddedRedis
 from worker.producer import Producer
 
 LANES = ("a", "b", "c", "d")
-"""On three masters: each has one of them at least."""
+"""Lanes that cover all three masters."""
 KEYS = ["stt:{a}:turns", pytest.param("stt:sessions", marks=pytest.mark.slow)]
 
 
 class Call:
-    """A producer that waits out what happens, and can be held."""
+    """A producer that retries during outages and can be paused."""
 
     def __init__(self, redis: Redis, session: str, lane: str, turns: int) -> None:
         entry = SessionEntry(
@@ -77,7 +77,7 @@ class Call:
 
 @pytest.fixture
 def heartbeats(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When a worker began each of its heartbeats."""
+    """Start times of each worker's heartbeats."""
     heartbeat, begun = SessionOwnership.heartbeat, []
 
     async def note(intake: SessionOwnership, running: list[tuple[str, int]]) -> HeartbeatReport:
@@ -90,13 +90,13 @@ def heartbeats(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def holder_of(cluster: EmbeddedCluster, redis: Redis, key: str) -> EmbeddedRedis:
     assert isinstance(redis, ClusterClient)
-    redis.invalidate_slots()  # nobody told it of a move it met no command by
+    redis.invalidate_slots()  # it may have missed a slot move
     port = (await redis.node_for(key)).connection_pool.connection_kwargs["port"]
     return next(node for node in (*cluster.masters, *cluster.replicas) if node.port == port)
 
 
 async def replicated(master: EmbeddedRedis) -> None:
-    """Wait until the replica has acknowledged all the master has written by now."""
+    """Wait until the replica has acknowledged every write of the master."""
     async with client(master) as redis:
         written = (await redis.info("replication"))["master_repl_offset"]
 
@@ -107,7 +107,7 @@ async def replicated(master: EmbeddedRedis) -> None:
 
 
 @pytest.mark.slow
-async def test_lanes_over_three_masters_and_a_worker_killed(
+async def test_worker_killed_with_lanes_on_three_masters(
     redis_cluster: EmbeddedCluster, stt: TurnsServer, tmp_path: Path
 ) -> None:
     async with staged(redis_cluster, stt.url) as harness:
@@ -148,7 +148,7 @@ async def test_lanes_over_three_masters_and_a_worker_killed(
 
 
 @pytest.mark.parametrize("key", KEYS)
-async def test_a_slot_moves_inside_a_turn(
+async def test_slot_moves_inside_a_turn(
     redis_cluster: EmbeddedCluster, stt: TurnsServer, key: str
 ) -> None:
     async with staged(redis_cluster, stt.url) as harness:
@@ -178,7 +178,7 @@ async def test_a_slot_moves_inside_a_turn(
         pytest.param("asked to", "stt:sessions", marks=pytest.mark.slow),
     ],
 )
-async def test_a_master_fails_over_inside_a_turn(stt: TurnsServer, key: str, how: str) -> None:
+async def test_master_fails_over_inside_a_turn(stt: TurnsServer, key: str, how: str) -> None:
     async with (
         EmbeddedCluster.start(replicas=True) as cluster,
         staged(cluster, stt.url) as harness,
@@ -204,7 +204,7 @@ async def test_a_master_fails_over_inside_a_turn(stt: TurnsServer, key: str, how
         assert await holder_of(cluster, harness.redis, key) is replica
 
 
-async def test_a_master_steps_down_and_is_master_again(stt: TurnsServer) -> None:
+async def test_master_is_demoted_and_promoted_again(stt: TurnsServer) -> None:
     async with (
         GuardedRedis.start() as server,
         Harness.open(server.url, "stt", stt.url) as harness,
@@ -226,7 +226,7 @@ async def test_a_master_steps_down_and_is_master_again(stt: TurnsServer) -> None
 
 
 @pytest.mark.slow
-async def test_a_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> None:
+async def test_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> None:
     async with EmbeddedCluster.start(replicas=True) as cluster, staged(cluster, stt.url) as harness:
         await answer_for_what_is_left(cluster)
         for node in (*cluster.masters, *cluster.replicas):
@@ -254,10 +254,10 @@ async def test_a_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> No
 
 
 @pytest.mark.parametrize("lost", ["stt:{c}:turns", "stt:lanes"])
-async def test_a_lost_master_holds_up_no_session_of_another(
+async def test_lost_master_blocks_no_new_session_of_another(
     stt: TurnsServer, heartbeats: list[float], lost: str
 ) -> None:
-    """One that comes after it is lost; the master of lane c has the records of workers, too."""
+    """The session starts after the loss; the master of lane c also stores the worker records."""
     async with EmbeddedCluster.start() as cluster, staged(cluster, stt.url) as harness:
         await answer_for_what_is_left(cluster)
         at = {lane: await holder_of(cluster, harness.redis, f"{{{lane}}}") for lane in LANES}
@@ -276,10 +276,10 @@ async def test_a_lost_master_holds_up_no_session_of_another(
             await eventually(lambda: len(heartbeats) >= seen + 3, "heartbeats")
 
 
-async def test_a_claim_that_waits_for_a_lost_master_holds_up_no_heartbeat(
+async def test_claim_on_a_lost_master_blocks_no_heartbeat(
     stt: TurnsServer, heartbeats: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that a heartbeat makes, for the reply that brought the entry was lost."""
+    """The heartbeat makes the claim because the reply with the entry was lost."""
     read_new, robbed = SessionOwnership.read_new, anyio.Event()
 
     async def rob(intake: SessionOwnership, at_most: int, block_ms: int) -> list[OwnedEntry]:
@@ -304,7 +304,7 @@ async def test_a_claim_that_waits_for_a_lost_master_holds_up_no_heartbeat(
             await eventually(lambda: len(heartbeats) >= seen + 5, "heartbeats")
 
 
-async def test_a_sentinel_fails_over_inside_a_turn(stt: TurnsServer) -> None:
+async def test_sentinel_fails_over_inside_a_turn(stt: TurnsServer) -> None:
     async with (
         EmbeddedSentinel.start() as servers,
         staged(servers, stt.url) as harness,

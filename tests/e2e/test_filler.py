@@ -1,4 +1,4 @@
-"""Silence stands in for a producer that stopped, and for nobody else."""
+"""Filler silence replaces the audio of a stopped producer, and is never sent for other reasons."""
 
 import time
 from collections.abc import AsyncIterator
@@ -20,12 +20,12 @@ from worker.worker import Worker
 
 HALF = len(synthesize_words([0], PCM16)) // 2
 PAUSE_S = 1.5
-"""Far longer than the half second after which a producer counts as having stopped."""
+"""Pause far longer than the half second after which a producer counts as stopped."""
 
 
 @pytest.fixture
 async def way(harness: Harness) -> AsyncIterator[Proxy]:
-    """Stand between the worker and Redis."""
+    """A link between the worker and Redis that can be blocked."""
     port = urlsplit(harness.redis_url).port
     assert port is not None
     async with Proxy.open(lambda: port) as proxy:
@@ -37,7 +37,7 @@ def _through(way: Proxy) -> str:
 
 
 async def _begin(harness: Harness, worker: Worker, sound: bytes) -> None:
-    """Append sound; wait until the service has it and the worker saw that there is no more."""
+    """Append sound; wait until the provider received it and the worker read an empty stream."""
     await harness.announce("call-1")
     await harness.append("call-1", audio=sound)
     with anyio.fail_after(30):
@@ -56,20 +56,20 @@ async def _finish(harness: Harness, sound: bytes) -> None:
     assert words(events) == [0, 1, 2]
 
 
-async def test_a_producer_stops(harness: Harness) -> None:
+async def test_stopped_producer_gets_filler(harness: Harness) -> None:
     async with harness.worker() as worker:
         await _begin(harness, worker, synthesize_words([0, 1], PCM16))
         await harness.until("call-1", TurnEnd)
         await _finish(harness, synthesize_words([2], PCM16))
 
 
-async def test_silence_in_every_encoding(harness: Harness) -> None:
+async def test_filler_in_every_encoding(harness: Harness) -> None:
     async with harness.worker():
         for encoding in Encoding:
             audio = AudioFormat(encoding, 8_000)
             await harness.announce(encoding, audio)
             await harness.play(encoding, synthesize_words([0, 1], audio), pause_s=0, end=False)
-        # No silence was appended: what ends these turns, and is no word, is the filler.
+        # No silence was appended: only filler can end these turns, and it produces no word.
         ends = [await harness.until(encoding, TurnEnd) for encoding in Encoding]
         assert [end.transcript for end in ends] == ["w0 w1"] * len(Encoding)
         for encoding in Encoding:
@@ -83,7 +83,7 @@ async def test_silence_in_every_encoding(harness: Harness) -> None:
         assert events[encoding][-1].audio_ms == 600, "filler is not the session's audio"
 
 
-async def test_redis_does_not_answer(harness: Harness, way: Proxy) -> None:
+async def test_no_filler_while_redis_does_not_answer(harness: Harness, way: Proxy) -> None:
     sound = synthesize_words([0, 1, 2], PCM16)
     async with harness.worker(redis_url=_through(way)) as worker:
         await _begin(harness, worker, sound[: 3 * HALF])
@@ -96,16 +96,16 @@ async def test_redis_does_not_answer(harness: Harness, way: Proxy) -> None:
         await _finish(harness, sound[5 * HALF :])
 
 
-async def test_redis_does_not_answer_at_the_end_of_a_backlog(harness: Harness, way: Proxy) -> None:
+async def test_no_filler_at_the_end_of_a_backlog_in_an_outage(harness: Harness, way: Proxy) -> None:
     sound = synthesize_words(range(11), PCM16)
     cut = len(sound) - HALF
     async with harness.worker(redis_url=_through(way)) as worker:
-        await harness.announce("call-2")  # is read for all the time: it has no audio
+        await harness.announce("call-2")  # has a pending read all the time because it has no audio
         for at in range(0, cut, HALF):
             await harness.append("call-1", audio=sound[at : at + HALF])
         await harness.announce("call-1")
         with anyio.fail_after(30):
-            # So much is left that this session is not read for.
+            # Enough audio is buffered that the reader skips this session.
             while not any(
                 cut - session._sender.socket_bytes < 5 * HALF for session in worker.running
             ):
@@ -122,7 +122,7 @@ async def test_redis_does_not_answer_at_the_end_of_a_backlog(harness: Harness, w
     assert words(events["call-1"]) == list(range(11))
 
 
-async def test_redis_is_away_and_back_before_the_producer(stt: TurnsServer) -> None:
+async def test_no_filler_when_redis_returns_before_the_producer(stt: TurnsServer) -> None:
     sound = synthesize_words([0, 1, 2], PCM16) + synthesize_silence(600, PCM16)
     async with (
         GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,

@@ -1,4 +1,4 @@
-"""Text that is held back: whatever happens next, it is published, and never more than once."""
+"""Held-back text is published exactly once, whatever happens next."""
 
 from collections.abc import Callable
 from typing import cast
@@ -19,11 +19,11 @@ from worker.stalls import StallDetector
 from worker.telemetry.counters import Counters
 
 SECOND = 16_000
-"""Bytes of a second of audio."""
+"""Bytes in one second of audio."""
 
 
 class Published:
-    """What consumers get; stands where the narrator does."""
+    """Collects published events in place of the narrator."""
 
     def __init__(self) -> None:
         self.drafts: list[EventDraft] = []
@@ -36,7 +36,7 @@ class Published:
 
 
 class Call:
-    """A session whose texts of one character are followed by an interval of 2 s."""
+    """A session in which a text of one character delays the next update by 2 s."""
 
     def __init__(self) -> None:
         self.ledger = Ledger(Encoding.PCM_S16LE.width)
@@ -63,7 +63,7 @@ class Call:
         self.sender.attach(Line(), LATER + self.at)
 
     def hear(self, message: TurnMessage, after_s: float = 0.5) -> None:
-        """Send audio for so long, then hear a message of it."""
+        """Send audio of this duration, then receive a message."""
         self.at += after_s
         self._entries += 1
         self.ledger.admit(f"{self._entries}-0", AudioEntry(audio=bytes(int(after_s * SECOND))))
@@ -75,7 +75,7 @@ class Call:
 
     @property
     def said(self) -> list[tuple[str, str | None]]:
-        """Kind and text of what was published since the turn began."""
+        """Return kind and text of each event published since the turn began."""
         kinds = [
             (draft.kind.removeprefix("turn."), draft.transcript) for draft in self.published.drafts
         ]
@@ -101,13 +101,13 @@ def test_held_text_is_published_when_its_interval_is_over(call: Call) -> None:
     assert call.said == [("update", "a"), ("update", "a b")]
 
 
-def test_held_text_gives_way_to_a_later_text(call: Call) -> None:
+def test_held_text_is_replaced_by_a_later_text(call: Call) -> None:
     call.hear(TurnUpdate(transcript="a b c"))
     call.hear(TurnUpdate(transcript="a b c d"), after_s=3.0)
     assert call.said == [("update", "a"), ("update", "a b c d")]
 
 
-def test_held_text_is_not_displaced_by_a_shorter_one(call: Call) -> None:
+def test_held_text_is_not_replaced_by_a_shorter_one(call: Call) -> None:
     call.hear(TurnUpdate(transcript="a"))
     call.hearing.release_update(LATER + call.at + 5.0)
     assert call.said[-1] == ("update", "a b")
@@ -129,7 +129,7 @@ MESSAGES: dict[str, tuple[TurnMessage, list[tuple[str, str | None]]]] = {
 
 
 @pytest.mark.parametrize("case", MESSAGES)
-def test_held_text_goes_with_the_next_event(call: Call, case: str) -> None:
+def test_held_text_is_published_with_the_next_event(call: Call, case: str) -> None:
     message, said = MESSAGES[case]
     call.hear(message)
     assert call.said == [("update", "a"), *said]
@@ -161,8 +161,8 @@ def test_next_turn_begins_without_delay(call: Call) -> None:
     assert call.said[-2:] == [("start", None), ("update", "c")]
 
 
-def test_mark_is_where_published_text_arrived(call: Call) -> None:
-    """What is held back is not published: a replay has to reach the text before it only."""
+def test_replay_mark_is_where_published_text_arrived(call: Call) -> None:
+    """Held-back text is not published, so a replay must only cover the text before it."""
     assert call.tracker.last_growth == 1 * SECOND
     call.hearing.release_update(LATER + call.at + 5.0)
     assert call.tracker.last_growth == int(1.5 * SECOND)
@@ -170,7 +170,7 @@ def test_mark_is_where_published_text_arrived(call: Call) -> None:
 
 @pytest.mark.parametrize("published", [True, False])
 def test_replay_publishes_held_text_once(call: Call, published: bool) -> None:
-    """A lost socket publishes it; of a killed worker the next owner does, after the replay."""
+    """A lost socket publishes the text. After a killed worker, the next owner does, by replay."""
     if published:
         call.hearing.publish_text()
     call.hearing.forget()

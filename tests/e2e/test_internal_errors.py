@@ -1,4 +1,4 @@
-"""A fault of ours in any part of a worker: it goes on, and says what struck."""
+"""An internal error in any part of a worker: the worker goes on and logs the error."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -50,7 +50,7 @@ PLACES = [
     ("worker_record", SessionOwnership, "register"),
     ("handover", RunningSessions, "release_waiting"),
 ]
-"""What is made to raise once, and in which part of the worker that is."""
+"""Function that raises once, and the part of the worker it belongs to."""
 
 
 def _choke_once(sound: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +65,7 @@ def _choke_once(sound: Callable[..., Any]) -> Callable[..., Any]:
     return choke
 
 
-async def test_a_fault_in_each_part_ends_none(
+async def test_internal_error_in_each_part_ends_no_worker(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cleanup, "CONSUMER_INTERVAL_S", 0.05)
@@ -92,13 +92,13 @@ async def test_a_fault_in_each_part_ends_none(
     assert any(line.endswith("not kept: internal error") for line in caplog.messages)
 
 
-async def test_a_fault_in_the_telling_of_metrics_ends_no_worker(
+async def test_internal_error_in_metrics_ends_no_worker(
     harness: Harness,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     expected_leftovers: list[str],
 ) -> None:
-    expected_leftovers.append("workers")  # it is cut off at the end
+    expected_leftovers.append("workers")  # the response is cut off at the end
     monkeypatch.setattr(MetricPush, "_export", _choke_once(MetricPush._export))
     env = {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": "50"}
     with collecting() as collector:
@@ -120,7 +120,7 @@ async def test_a_fault_in_the_telling_of_metrics_ends_no_worker(
 @pytest.mark.parametrize(
     "fault", [NoPermissionError("this user has no permissions"), BusUnavailableError("no")]
 )
-async def test_what_an_operator_must_mend_is_not_survived(fault: Exception) -> None:
+async def test_errors_an_operator_must_fix_end_the_worker(fault: Exception) -> None:
     faults = Supervisor(Counter())
 
     async def work() -> None:

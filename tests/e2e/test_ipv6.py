@@ -1,4 +1,4 @@
-"""IPv6 everywhere: Redis, its cluster and its sentinels, the service, and health checks."""
+"""IPv6 everywhere: Redis, cluster and sentinel nodes, the provider, and health checks."""
 
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +23,7 @@ from worker.local.redis import EmbeddedRedis, free_port
 Kind: TypeAlias = Callable[[], AbstractAsyncContextManager[Place]]
 
 BOTH = {"bind": "127.0.0.1 ::1"}
-"""What sets the servers up comes over IPv4."""
+"""Addresses to bind. The setup code of the servers connects over IPv4."""
 
 
 def _has_ipv6() -> bool:
@@ -45,7 +45,7 @@ async def plain() -> AsyncIterator[Place]:
 
 @asynccontextmanager
 async def cluster() -> AsyncIterator[Place]:
-    """Its nodes tell their IPv6 addresses."""
+    """A cluster whose nodes announce their IPv6 addresses."""
     async with EmbeddedCluster.start(config=BOTH) as servers:
         for node in servers.masters:
             async with client(node) as redis:
@@ -77,7 +77,7 @@ async def sentinel() -> AsyncIterator[Place]:
 
 
 @pytest.mark.parametrize("kind", [plain, cluster, sentinel])
-async def test_a_session(kind: Kind, tmp_path: Path) -> None:
+async def test_session_over_ipv6(kind: Kind, tmp_path: Path) -> None:
     settings = ServerSettings(host="::1", port=0, api_keys=frozenset({KEY}))
     engine = ScriptEngine(ScriptOptions(latency_ms=150))
     port = free_port()

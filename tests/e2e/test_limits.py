@@ -1,4 +1,4 @@
-"""Limits: permits for sockets, and audio too old to be worth it."""
+"""Limits: connection permits, and audio that is too old to be sent."""
 
 import time
 
@@ -27,7 +27,7 @@ from worker.local.redis import EmbeddedRedis
 SESSIONS = [f"call-{number}" for number in range(5)]
 
 
-async def test_no_more_sockets_than_permits(harness: Harness, stt: TurnsServer) -> None:
+async def test_open_sockets_never_exceed_the_permits(harness: Harness, stt: TurnsServer) -> None:
     most = 0
     async with (
         harness.worker(stt_max_connections=2),
@@ -47,7 +47,7 @@ async def test_no_more_sockets_than_permits(harness: Harness, stt: TurnsServer) 
     assert await harness.redis.zcard(f"{harness.prefix}:gate") == 0
 
 
-async def test_a_parked_session_lets_others_in(harness: Harness) -> None:
+async def test_parked_session_returns_its_permit(harness: Harness) -> None:
     async with harness.worker(stt_max_connections=1, park_s=1.0):
         await harness.announce("call-1")
         await harness.play(
@@ -65,14 +65,14 @@ async def test_a_parked_session_lets_others_in(harness: Harness) -> None:
 
 
 async def _append_aged(harness: Harness, session: str, sound: bytes, age_s: float) -> None:
-    """Append sound that came so long ago, by the ids of its entries."""
+    """Append sound that arrived this long ago, by its entry ids."""
     came_ms = int((time.time() - age_s) * 1000)
     for at in range(0, len(sound), 3_200):
         chunk = sound[at : at + 3_200]
         await harness.producer.xadd(harness.audio_key(session), {"audio": chunk}, id=f"{came_ms}-*")
 
 
-async def test_old_audio_is_dropped_and_said_to_be(harness: Harness, stt: TurnsServer) -> None:
+async def test_old_audio_is_dropped_and_announced(harness: Harness, stt: TurnsServer) -> None:
     await stt.stop()
     async with harness.worker(max_lag_s=600.0):
         await harness.announce("call-1")
@@ -81,7 +81,7 @@ async def test_old_audio_is_dropped_and_said_to_be(harness: Harness, stt: TurnsS
         settings = ServerSettings(port=stt.port)
         async with TurnsServer.serve(settings, ScriptEngine()) as server:
             await eventually(lambda: server.open_connections, "the session to connect")
-            # The odd byte completes a sample of which the rest is gone.
+            # The odd byte completes a sample whose other byte was dropped.
             await harness.play("call-1", b"\0" + synthesize_words([3, 4], PCM16))
             events = (await harness.until_ended("call-1"))["call-1"]
     check_order(events)
@@ -90,10 +90,10 @@ async def test_old_audio_is_dropped_and_said_to_be(harness: Harness, stt: TurnsS
     assert (gap.missing_ms, gap.reason) == (399, "backlog")
 
 
-async def test_an_open_turn_ends_before_late_audio_is_dropped(
+async def test_open_turn_ends_before_late_audio_is_dropped(
     harness: Harness, stt: TurnsServer
 ) -> None:
-    """What was sent of it is sent again; only what was not is late."""
+    """Audio that was sent is replayed; only audio that was not sent is late."""
     async with harness.worker(max_lag_s=60.0):
         await harness.announce("call-1")
         await harness.until("call-1", SessionStarted)
@@ -115,8 +115,8 @@ async def test_an_open_turn_ends_before_late_audio_is_dropped(
     assert (gap.missing_ms, gap.reason) == (200, "backlog")
 
 
-async def test_a_long_turn_is_not_late(harness: Harness, stt: TurnsServer) -> None:
-    """Its socket and then its worker are lost when it is longer than audio may be late."""
+async def test_long_turn_is_not_late(harness: Harness, stt: TurnsServer) -> None:
+    """The turn loses its socket, then its worker, once it is longer than `max_lag_s`."""
     sound = synthesize_words(range(50), PCM16)
     async with harness.worker(max_lag_s=4.0, drain_s=0.0):
         await harness.announce("call-1")
@@ -133,8 +133,8 @@ async def test_a_long_turn_is_not_late(harness: Harness, stt: TurnsServer) -> No
     assert "audio.gap" not in kinds(events)
 
 
-async def test_places_outlast_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever speaks first after it must not take those who could not speak for dead."""
+async def test_permits_outlast_a_redis_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first worker to reconnect must not take the permits of workers that could not renew."""
     monkeypatch.setattr(permits, "RENEW_INTERVAL_S", 0.1)
     monkeypatch.setattr(permits, "PERMIT_TTL_S", 1.0)
     keys = Keys("stt")

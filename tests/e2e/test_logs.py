@@ -1,4 +1,4 @@
-"""Logs: lines people read, objects programs read, and what is in neither."""
+"""Logs: text lines for people, JSON objects for programs, and what neither may contain."""
 
 import json
 import logging
@@ -33,14 +33,14 @@ def record(message: str, *arguments: object) -> logging.LogRecord:
     ("traceparent", "trace_id"),
     [(TRACEPARENT, TRACE_ID), (None, ""), ("", ""), ("nonsense", ""), ("00-xyz-1-01", "")],
 )
-def test_a_session_is_named_with_its_trace(traceparent: str | None, trace_id: str) -> None:
+def test_log_line_names_the_session_and_its_trace(traceparent: str | None, trace_id: str) -> None:
     name = SessionName("s1", traceparent)
     assert name == "s1"
     assert f"{name}" == "s1"
     assert name.trace_id == trace_id
 
 
-def test_json() -> None:
+def test_json_line_has_every_field() -> None:
     line = JsonFormatter().format(record("%s: lost: %s", SessionName("s1", TRACEPARENT), "a\nb"))
     assert "\n" not in line
     told = json.loads(line)
@@ -64,7 +64,7 @@ def test_json_without_a_session_or_a_trace() -> None:
     assert "trace_id" not in told
 
 
-def test_an_exception_is_one_line_of_json() -> None:
+def test_exception_is_one_line_of_json() -> None:
     made = record("crashed")
     try:
         int("a defect")
@@ -75,12 +75,12 @@ def test_an_exception_is_one_line_of_json() -> None:
     assert json.loads(line)["exception"].endswith(": 'a defect'")
 
 
-def test_text_is_one_line_that_steers_no_terminal() -> None:
+def test_text_line_has_no_newline_or_terminal_escape() -> None:
     line = TextFormatter().format(record("%s: %s", SessionName("s1", TRACEPARENT), "a\n\x1b[2Jü"))
     assert line.endswith("WARNING s1: a\ufffd\ufffd[2Jü")
 
 
-def test_the_handshake_is_never_logged() -> None:
+def test_handshake_is_never_logged() -> None:
     program = (
         "import logging; from worker.telemetry import logs; from worker.settings import Settings\n"
         "logs.set_up(Settings(log_level='debug'))\n"
@@ -99,7 +99,7 @@ def test_the_handshake_is_never_logged() -> None:
     [(Session, "run"), (Session, "feed"), (Session, "tick"), (Publisher, "next_commit")],
     ids=lambda value: getattr(value, "__name__", value),
 )
-async def test_a_crash_names_the_session(
+async def test_crash_log_names_the_session(
     harness: Harness,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -124,11 +124,11 @@ async def test_a_crash_names_the_session(
     assert "ZeroDivisionError" in told["exception"]
 
 
-async def test_a_workers_lines(harness: Harness, stt: TurnsServer, tmp_path: Path) -> None:
+async def test_log_lines_of_a_worker(harness: Harness, stt: TurnsServer, tmp_path: Path) -> None:
     stt.faults.set("cut@mid-turn,count=1")
     log = tmp_path / "log"
     async with harness.worker_process("one", log, log_format="json", log_level="debug"):
-        # All of it is there at once: no pause that the worker fills could make two turns of it.
+        # All audio is available at once: the worker inserts no filler that could split the turn.
         await harness.play(
             "s", synthesize_words([9_311, 9_322], PCM16) + synthesize_silence(700, PCM16), pause_s=0
         )
@@ -157,6 +157,6 @@ def test_text_lines_keep_every_script_and_no_controls() -> None:
     assert line.endswith("12\u00a0000 می\u200cروم \ufffd[2J\ufffd\ufffd")
 
 
-def test_json_lines_of_what_is_not_utf8() -> None:
+def test_json_lines_of_invalid_utf8() -> None:
     line = json.loads(JsonFormatter().format(record("a\udcff")))
     assert line["message"] == "a\ufffd"

@@ -1,4 +1,4 @@
-"""A session that waited for its socket, or for Redis, was not silent: not parked, not over."""
+"""A session that waits for its socket or for Redis is not idle: it neither parks nor ends."""
 
 import anyio
 import pytest
@@ -19,7 +19,9 @@ def _phases(worker: Worker) -> list[str]:
     return [session.phase.value for session in worker.running]
 
 
-async def test_for_a_socket_beyond_parking(harness: Harness, stt: TurnsServer) -> None:
+async def test_wait_for_a_socket_beyond_the_parking_timeout(
+    harness: Harness, stt: TurnsServer
+) -> None:
     async with harness.worker(park_s=1.0):
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_silence(300, PCM16), end=False)
@@ -35,7 +37,7 @@ async def test_for_a_socket_beyond_parking(harness: Harness, stt: TurnsServer) -
     assert len(stt.connections) == 2
 
 
-async def test_for_a_socket_beyond_the_end_of_idle_sessions(
+async def test_wait_for_a_socket_beyond_the_idle_timeout(
     harness: Harness, stt: TurnsServer
 ) -> None:
     async with harness.worker(park_s=1.0, session_idle_s=1.5):
@@ -53,7 +55,7 @@ async def test_for_a_socket_beyond_the_end_of_idle_sessions(
     assert words(events) == WORDS
 
 
-async def test_for_a_permit(
+async def test_wait_for_a_permit_beyond_the_timeouts(
     harness: Harness, stt: TurnsServer, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers += ["gate", "*holders"]
@@ -75,8 +77,8 @@ async def test_for_a_permit(
     assert len(stt.connections) == 2
 
 
-async def test_for_redis(stt: TurnsServer) -> None:
-    """While it is away, nobody can append."""
+async def test_wait_for_redis_beyond_the_timeouts(stt: TurnsServer) -> None:
+    """No producer can append during a Redis outage."""
     async with (
         GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
         Harness.open(server.url, "stt", stt.url) as harness,
@@ -105,7 +107,7 @@ async def test_for_redis(stt: TurnsServer) -> None:
 
 
 @pytest.mark.parametrize("odd", [b"", b"\0"], ids=["whole", "and half a sample"])
-async def test_a_parked_session_wants_no_socket(
+async def test_parked_session_requests_no_socket(
     harness: Harness, stt: TurnsServer, odd: bytes
 ) -> None:
     async with harness.worker(park_s=1.0) as worker:

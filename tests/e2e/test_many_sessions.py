@@ -1,4 +1,4 @@
-"""Many sessions at once, and what one of them may cost the others."""
+"""Many sessions at once, and how far one session may affect the others."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -14,11 +14,11 @@ from worker.local.emulator.server import TurnsServer
 
 CROWD = 200
 FLOOD = 40
-"""Chunks of 250 KiB: more than all buffers on the way hold."""
+"""Chunks of 250 KiB: more than all buffers on the path hold."""
 
 
-async def test_a_crowd_is_connected_at_a_bounded_rate(harness: Harness, stt: TurnsServer) -> None:
-    stt.faults.set("connected=late:500ms")  # so that as many meet as may
+async def test_many_sessions_connect_at_a_bounded_rate(harness: Harness, stt: TurnsServer) -> None:
+    stt.faults.set("connected=late:500ms")  # so that as many connects overlap as the limit allows
     names = [f"call-{number}" for number in range(CROWD)]
     sound = synthesize_words([7], PCM16)
     for name in names:
@@ -33,15 +33,13 @@ async def test_a_crowd_is_connected_at_a_bounded_rate(harness: Harness, stt: Tur
 
 
 def _most_opening(connections: Sequence[ConnectionStats]) -> int:
-    """Return how many were between upgrade and `connected` at the same time, at most."""
+    """Return the maximum number of connections between upgrade and `connected` at one time."""
     steps = [(seen.opened_at, 1) for seen in connections]
     steps += [(seen.greeted_at or 0.0, -1) for seen in connections]
     return max(accumulate(step for _, step in sorted(steps)))
 
 
-async def test_a_socket_that_takes_nothing_delays_nobody_else(
-    harness: Harness, stt: TurnsServer
-) -> None:
+async def test_blocked_socket_delays_no_other_session(harness: Harness, stt: TurnsServer) -> None:
     others = [f"call-{number}" for number in range(3)]
     sound = (
         synthesize_words([1, 2], PCM16)
@@ -73,7 +71,7 @@ async def test_a_socket_that_takes_nothing_delays_nobody_else(
             await harness.announce(name)
             await harness.play(name, sound, pause_s=0)
         heard = await harness.until_ended(*others)
-        # By now it may have been given up for another; either way nothing of its own is lost.
+        # The blocked socket may have been replaced by now; no audio of its session is lost.
         link.flow()
         await harness.append("stalled", end="1")
         heard |= await harness.until_ended("stalled")

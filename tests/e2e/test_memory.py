@@ -1,4 +1,4 @@
-"""An ended session goes at once: its memory waits for no garbage collection."""
+"""The memory of an ended session is freed at once, without a garbage collection."""
 
 import gc
 import weakref
@@ -13,7 +13,7 @@ from worker.local.emulator.engines.script import synthesize_silence, synthesize_
 
 @pytest.fixture
 def no_collection() -> Iterator[None]:
-    """Let nothing be freed but by its last reference."""
+    """Disable the garbage collector, so that only reference counts free memory."""
     gc.collect()
     gc.disable()
     yield
@@ -21,7 +21,7 @@ def no_collection() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_collection")
-async def test_an_ended_session_leaves_nothing(harness: Harness) -> None:
+async def test_ended_session_is_freed_without_collection(harness: Harness) -> None:
     names = [f"call-{number}" for number in range(3)]
     async with harness.worker(replay_speed=0.0) as worker:
         for name in names:
@@ -44,7 +44,7 @@ async def test_an_ended_session_leaves_nothing(harness: Harness) -> None:
         for name in names:
             await harness.append(name, end="1")
         await harness.until_ended(*names)
-        # Whoever looked at the last of them has another to look at.
+        # Local references to the last session last until there is another one.
         await harness.announce("another")
         with anyio.fail_after(30):
             while any(part() is not None for part in parts):

@@ -1,4 +1,4 @@
-"""Metrics: what a worker says of itself while it works, over real HTTP."""
+"""Metrics of a working worker, read over real HTTP."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ from worker.worker import Worker
 
 
 async def _scrape(meter: WorkerGauges) -> dict[str, Metric]:
-    """Ask a worker for its metrics, as Prometheus does."""
+    """Read a worker's metrics as Prometheus does."""
 
     def get() -> tuple[str, str]:
         with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
@@ -49,7 +49,7 @@ def _value(families: dict[str, Metric], series: str, **labels: str) -> float:
     return sum(found)
 
 
-async def test_a_session_is_measured(harness: Harness) -> None:
+async def test_session_is_measured(harness: Harness) -> None:
     sound = synthesize_words([1, 2], PCM16) + synthesize_silence(1_000, PCM16)
     async with harness.worker(max_sessions=7) as worker, anyio.create_task_group() as tasks:
         meter = WorkerGauges(worker)
@@ -76,20 +76,20 @@ async def test_a_session_is_measured(harness: Harness) -> None:
     assert _value(after, "turnbus_connect_duration_seconds_count") == 1
     assert _value(after, "turnbus_events_total") == len(events)
     assert _value(after, "turnbus_events_total", turnbus_event_type="turn.end") == 1
-    # The first of a session's events is written with the claim.
+    # The session's first event is written with the claim.
     assert _value(after, "turnbus_commit_duration_seconds_count") == len(events) - 1
     assert _value(after, "turnbus_commits_total", turnbus_commit_verdict="fenced") == 0
     assert _value(after, "turnbus_commits_total", turnbus_commit_verdict="ok") > 1
     assert _value(after, "turnbus_chunk_lag_seconds_count") > 0
     assert _value(after, "turnbus_turn_latency_seconds_count") == 1
-    # The script engine needs 300 ms of silence and is 150 ms behind.
+    # The script engine needs 300 ms of silence and has a latency of 150 ms.
     assert _value(after, "turnbus_turn_latency_seconds_sum") > 0.3
     assert _value(after, "turnbus_loop_delay_seconds_count") > 0
     assert _value(after, "turnbus_redis_outage_seconds") == 0
     assert _value(after, "process_cpu_time_seconds_total") > 0
 
 
-async def test_a_lost_socket_is_counted(harness: Harness, stt: TurnsServer) -> None:
+async def test_lost_socket_is_counted(harness: Harness, stt: TurnsServer) -> None:
     stt.faults.set("http=503,count=1", "cut@mid-turn,count=1")
     async with harness.worker() as worker:
         await harness.announce("s")
@@ -103,10 +103,10 @@ async def test_a_lost_socket_is_counted(harness: Harness, stt: TurnsServer) -> N
     assert _value(families, "turnbus_audio_replayed_seconds_total") > 0
 
 
-async def test_repeats_are_counted_once_and_told_once(
+async def test_repeated_chunks_are_counted_and_logged_once(
     harness: Harness, stt: TurnsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also where they are read again, for a socket that was lost."""
+    """This also holds when the entries are read again after a lost socket."""
     caplog.set_level(logging.INFO)
     stt.faults.set("cut@mid-turn,count=1")
     sound = synthesize_words([1, 2, 3], PCM16)
@@ -128,7 +128,7 @@ async def test_repeats_are_counted_once_and_told_once(
     assert "repeats seq 0 of src 'p'" in told
 
 
-async def test_gaps_and_refusals_are_counted_by_reason(harness: Harness) -> None:
+async def test_gaps_and_rejections_are_counted_by_reason(harness: Harness) -> None:
     async with harness.worker() as worker:
         await harness.announce_as({"session": "no good", "encoding": "mp3"})
         await harness.announce("s")
@@ -145,7 +145,7 @@ async def test_gaps_and_refusals_are_counted_by_reason(harness: Harness) -> None
     assert _value(families, "turnbus_refused_total") == 1
 
 
-async def test_a_handover_is_counted_as_one(harness: Harness) -> None:
+async def test_release_is_counted_once(harness: Harness) -> None:
     async with harness.worker(lease_ms=600_000) as first:
         await harness.announce("s")
         await harness.play(
@@ -164,7 +164,7 @@ async def test_a_handover_is_counted_as_one(harness: Harness) -> None:
     assert _value(families, "turnbus_takeovers_total") == 1
 
 
-async def test_the_text_has_every_metric_of_the_table(harness: Harness) -> None:
+async def test_metrics_text_has_every_metric_of_the_table(harness: Harness) -> None:
     async with harness.worker() as worker, anyio.create_task_group() as tasks:
         meter = WorkerGauges(worker)
         tasks.start_soon(meter.follow_demand)
@@ -182,7 +182,7 @@ async def test_the_text_has_every_metric_of_the_table(harness: Harness) -> None:
         assert labels <= {label(instrument)}, name
 
 
-async def test_demand_is_not_told_while_redis_is_away(stt: TurnsServer) -> None:
+async def test_demand_is_not_reported_during_a_redis_outage(stt: TurnsServer) -> None:
     async with (
         GuardedRedis.start(append_only=True) as server,
         Harness.open(server.url, "stt", stt.url) as harness,
@@ -201,7 +201,7 @@ async def test_demand_is_not_told_while_redis_is_away(stt: TurnsServer) -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_demand_that_cannot_be_asked_for_is_not_told(
+async def test_demand_that_cannot_be_read_is_not_reported(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     await harness.redis.set(f"{harness.prefix}:sessions", "not turnbus's")
@@ -213,7 +213,7 @@ async def test_a_demand_that_cannot_be_asked_for_is_not_told(
     assert "is no longer measured" in caplog.text
 
 
-def test_names_and_units_follow_opentelemetrys_rules() -> None:
+def test_names_and_units_follow_opentelemetry_rules() -> None:
     names = [instrument.name for instrument in INSTRUMENTS]
     assert len(set(names)) == len(names)
     for instrument in INSTRUMENTS:
@@ -224,7 +224,7 @@ def test_names_and_units_follow_opentelemetrys_rules() -> None:
         assert instrument.kind != "histogram" or instrument.unit == "s"
 
 
-async def test_audio_that_waited_for_a_socket_is_no_late_chunk(
+async def test_audio_that_waited_for_a_socket_is_not_counted_late(
     harness: Harness, stt: TurnsServer
 ) -> None:
     afterwards = synthesize_words([8], PCM16) + synthesize_silence(1_000, PCM16)

@@ -1,4 +1,4 @@
-"""Providers that break their protocol: the session goes on, and announces what it gives up."""
+"""Providers that break their protocol: the session goes on and announces discarded audio."""
 
 import json
 import logging
@@ -23,26 +23,26 @@ from worker.session import session
 from worker.stt.protocol import MAX_MESSAGE_BYTES
 
 MS = 32
-"""Bytes of audio a millisecond."""
+"""Bytes of audio in one millisecond."""
 
 Act = Callable[[ServerConnection], Awaitable[None]]
 Line = tuple[int, str | bytes | Act]
-"""What is sent, or done, once so many milliseconds of audio have come on a socket."""
+"""A line that is sent, or an action, once this many milliseconds of audio arrived."""
 
 POISON = b"\x11\x7f" * 160
-"""Audio at which a provider fails."""
+"""Audio on which a provider fails."""
 
 
 class Odd:
-    """A provider that sends its lines by the clock of the audio, and acts upon some audio."""
+    """A provider that sends its lines by audio position and reacts to given audio."""
 
     def __init__(self, lines: Sequence[Line], poison: Act | None, max_bytes: int) -> None:
         self.url = ""
         self.connections = 0
         self.heard: list[int] = []
-        """Bytes of each message with audio."""
+        """Size of each audio message in bytes."""
         self.sound = b""
-        """All audio of the last socket."""
+        """All audio received on the last socket."""
         self.lines = lines
         self._poison = poison
         self._max_bytes = max_bytes
@@ -132,7 +132,7 @@ UNREADABLE: list[str | bytes | Act] = [
 ]
 
 
-async def test_an_unreadable_message_costs_that_message(
+async def test_unreadable_message_is_skipped(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines: list[Line] = [
@@ -172,7 +172,7 @@ async def test_an_unreadable_message_costs_that_message(
     ],
     ids=["broken frame", "1011", "1000", "cut", "in-band 500"],
 )
-async def test_audio_at_which_a_provider_fails_is_given_up(
+async def test_audio_on_which_a_provider_fails_is_discarded(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, poison: Act
 ) -> None:
     monkeypatch.setattr(repeats, "MIN_LOSING_S", 0.0)
@@ -203,10 +203,10 @@ async def test_audio_at_which_a_provider_fails_is_given_up(
     assert isinstance(events[-1], SessionEnded)
 
 
-async def test_an_outage_behind_open_sockets_loses_nothing(
+async def test_outage_behind_open_sockets_loses_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A provider that connects and closes has said nothing about the audio."""
+    """A provider that accepts and closes connections has not rejected the audio."""
     monkeypatch.setattr(repeats, "MIN_LOSING_S", 0.0)
     monkeypatch.setattr(session, "OUTAGE_EVENT_AFTER_S", 0.5)
     reason = f"try again, {KEY}"
@@ -233,10 +233,10 @@ async def test_an_outage_behind_open_sockets_loses_nothing(
 
 @pytest.mark.parametrize("audio", [PCM16, AudioFormat("pcm_f32le", 48_000)], ids=["16k", "48k"])
 @pytest.mark.parametrize("chunk_bytes", [6_400, 19_999])
-async def test_a_provider_that_takes_small_messages_only_gets_those(
+async def test_provider_with_a_message_limit_gets_small_messages(
     harness: Harness, audio: AudioFormat, chunk_bytes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of the session's audio and of the silence that stands in for it."""
+    """Both the session's audio and the filler silence are split."""
     caplog.set_level(logging.WARNING)
     settings = ServerSettings(port=0, max_message=1_024)
     async with (
@@ -259,7 +259,7 @@ async def test_a_provider_that_takes_small_messages_only_gets_those(
     assert "this worker sends at most" in caplog.text
 
 
-async def test_a_message_refused_in_band_for_its_size_is_sent_again(harness: Harness) -> None:
+async def test_message_rejected_in_band_for_its_size_is_resent(harness: Harness) -> None:
     lines: list[Line] = [(100, _says("turn.start")), (700, _says("turn.end", "w1"))]
     sound = bytes(range(256)) * 100
     async with (
@@ -277,7 +277,7 @@ async def test_a_message_refused_in_band_for_its_size_is_sent_again(harness: Har
     assert provider.connections == 3
 
 
-async def test_a_provider_that_takes_no_size_does_not_hold_a_session(harness: Harness) -> None:
+async def test_provider_that_rejects_every_size_blocks_no_session(harness: Harness) -> None:
     async with (
         Odd.serve((0, _closes(1009, "no"))) as provider,
         harness.worker(stt_url=provider.url),
@@ -295,7 +295,7 @@ async def test_a_provider_that_takes_no_size_does_not_hold_a_session(harness: Ha
 @pytest.mark.parametrize(
     ("how", "status", "message"), [("503", 503, "HTTP 503"), ("refuse", 0, "cannot connect")]
 )
-async def test_an_outage_is_published_with_its_failure(
+async def test_outage_event_contains_the_provider_error(
     harness: Harness,
     monkeypatch: pytest.MonkeyPatch,
     how: Literal["503", "refuse"],

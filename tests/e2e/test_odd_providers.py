@@ -1,4 +1,4 @@
-"""Services that say what ours never does, and what their documents do not rule out."""
+"""Providers that send what the local server never sends and the API documents do not exclude."""
 
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -15,14 +15,14 @@ from worker.core import watchdog
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 
 Line = tuple[int, dict[str, Any]]
-"""What is said once so many milliseconds of audio have come on a socket."""
+"""A line that is sent once this many milliseconds of audio arrived on a socket."""
 
 MS = 32
-"""Bytes of audio a millisecond."""
+"""Bytes of audio in one millisecond."""
 
 
 class Odd:
-    """A service that speaks by the clock of the audio it gets, whatever that holds."""
+    """A provider that sends its lines by audio position, whatever the audio contains."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self.url = ""
@@ -50,7 +50,7 @@ class Odd:
                     await ws.close(1008, "Invalid turn thresholds")
                     return
                 if isinstance(message, str):
-                    ws.protocol.send_close()  # without a code, as an empty frame is
+                    ws.protocol.send_close()  # without a code, as after an empty frame
                     ws.transport.writelines(ws.protocol.data_to_send())
                     continue
                 heard += len(message)
@@ -61,10 +61,10 @@ class Odd:
 
 
 @pytest.mark.parametrize("text", [{}, {"transcript": None}], ids=["left out", "null"])
-async def test_a_transcript_that_is_not_there_is_as_it_was(
+async def test_missing_transcript_keeps_the_previous_text(
     harness: Harness, text: dict[str, None]
 ) -> None:
-    """As of a server that leaves out what is empty, or what did not change."""
+    """A server may omit fields that are empty or unchanged."""
     lines: list[Line] = [
         (200, {"type": "turn.start"}),
         (200, {"type": "turn.update", **text}),
@@ -96,10 +96,10 @@ async def test_a_transcript_that_is_not_there_is_as_it_was(
     assert service.connections == 1
 
 
-async def test_what_nobody_knows_does_not_keep_a_stuck_turn_open(
+async def test_unknown_messages_do_not_keep_a_stuck_turn_open(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A count of what is to be paid, say, with every second of audio."""
+    """An example is a usage count for billing, sent with every second of audio."""
     monkeypatch.setattr(watchdog, "MARGIN_MS", 1_000.0)
     lines: list[Line] = [
         (200, {"type": "turn.start"}),
@@ -119,8 +119,8 @@ async def test_what_nobody_knows_does_not_keep_a_stuck_turn_open(
     assert service.connections == 2
 
 
-async def test_settings_that_close_the_socket_do_not_end_the_session(harness: Harness) -> None:
-    """As refused thresholds do that a socket is opened with."""
+async def test_settings_that_close_the_socket_keep_the_session(harness: Harness) -> None:
+    """The connection opens with the rejected thresholds."""
     lines: list[Line] = [
         (200, {"type": "turn.start"}),
         (300, {"type": "turn.update", "transcript": "w1"}),

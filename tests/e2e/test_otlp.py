@@ -1,4 +1,4 @@
-"""Metrics as OTLP: real protobuf over real HTTP, and when none is sent."""
+"""Metrics as OTLP: real protobuf over real HTTP, and the cases in which none is sent."""
 
 import socket
 from pathlib import Path
@@ -20,7 +20,7 @@ CUMULATIVE = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
 
 
 def _points(metric: Metric) -> dict[str, float]:
-    """Return the numbers of a metric by the value of its attribute."""
+    """Return the values of a metric by the value of its attribute."""
     data = metric.sum if metric.WhichOneof("data") == "sum" else metric.gauge
     return {
         "".join(map(str, attributes(point.attributes).values())): (
@@ -31,7 +31,7 @@ def _points(metric: Metric) -> dict[str, float]:
 
 
 async def _push(harness: Harness, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a session and push what was measured."""
+    """Run a session and export its metrics."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "calls")
@@ -45,10 +45,10 @@ async def _push(harness: Harness, collector: Collector, monkeypatch: pytest.Monk
             await harness.announce("s")
             await harness.play("s", synthesize_words([1], PCM16), pause_s=0.02)
             await harness.until_ended("s")
-            tasks.cancel_scope.cancel()  # the next export is a minute away; there is one at the end
+            tasks.cancel_scope.cancel()  # the next export is a minute away, but one is made at exit
 
 
-async def test_every_metric_arrives(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_metric_is_exported(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting() as collector:
         await _push(harness, collector, monkeypatch)
     assert collector.resource["service.name"] == "calls"
@@ -77,13 +77,13 @@ async def test_every_metric_arrives(harness: Harness, monkeypatch: pytest.Monkey
     assert arrived["turnbus.connect.duration"].histogram.data_points[0].count == 1
 
 
-async def test_a_collector_that_says_nothing_holds_up_no_exit(
+async def test_silent_collector_delays_no_exit(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("TRACES", "METRICS"):
         monkeypatch.setenv(f"OTEL_{name}_EXPORTER", "otlp")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "120")
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and no more
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and sends nothing
         monkeypatch.setenv(
             "OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
         )
@@ -106,7 +106,7 @@ async def test_a_collector_that_says_nothing_holds_up_no_exit(
         {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "true"},
     ],
 )
-def test_nothing_is_pushed_unless_asked_for(env: dict[str, str]) -> None:
+def test_nothing_is_exported_by_default(env: dict[str, str]) -> None:
     assert metric_push("w1", env) is None
 
 
@@ -124,6 +124,6 @@ def test_nothing_is_pushed_unless_asked_for(env: dict[str, str]) -> None:
         ),
     ],
 )
-def test_what_cannot_work_is_a_fault_of_the_settings(env: dict[str, str], fault: str) -> None:
+def test_unusable_otlp_settings_are_settings_errors(env: dict[str, str], fault: str) -> None:
     with pytest.raises(SettingsError, match=fault):
         metric_push("w1", env)

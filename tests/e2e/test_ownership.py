@@ -1,4 +1,4 @@
-"""Who owns a session while Redis loses what says so, or says so late."""
+"""Ownership of a session while Redis loses its records or returns them late."""
 
 import signal
 import time
@@ -28,11 +28,11 @@ LOST: dict[str, Break] = {
     "deleted": lambda redis, sessions, entry: redis.xdel(sessions, entry),
     "its group destroyed": lambda redis, sessions, _: redis.xgroup_destroy(sessions, GROUP),
 }
-"""Ways to lose an entry of the sessions stream, or who owns it."""
+"""Ways to lose an entry of the sessions stream, or its owner."""
 
 
 async def _pending(redis: Redis, sessions: str) -> dict[str, str]:
-    """Return the owner of each entry there is."""
+    """Return the owner of each pending entry."""
     rows: Any = await redis.xpending_range(sessions, GROUP, "-", "+", count=10)
     entries: Any = await redis.xrange(sessions)
     there = {entry for entry, _ in entries}
@@ -44,7 +44,7 @@ async def _pending(redis: Redis, sessions: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("lost", LOST)
-async def test_an_entry_lost_inside_a_turn_is_put_back(harness: Harness, lost: str) -> None:
+async def test_entry_lost_inside_a_turn_is_restored(harness: Harness, lost: str) -> None:
     sessions = f"{harness.prefix}:sessions"
     async with harness.worker() as worker:
         entry = await harness.announce("call-1")
@@ -69,8 +69,8 @@ async def test_an_entry_lost_inside_a_turn_is_put_back(harness: Harness, lost: s
     assert {event.run for event in events} == {entry}
 
 
-async def test_an_entry_lost_and_its_owner_killed(harness: Harness, tmp_path: Path) -> None:
-    """Before its owner can put it back: nothing on the sessions stream names the session."""
+async def test_entry_lost_and_its_owner_killed(harness: Harness, tmp_path: Path) -> None:
+    """The owner cannot restore the entry, and no other entry names the session."""
     lease = {"lease_ms": "30000"}
     async with harness.worker_process("one", tmp_path / "one", **lease) as first:
         entry = await harness.announce("call-1")
@@ -94,8 +94,13 @@ async def test_an_entry_lost_and_its_owner_killed(harness: Harness, tmp_path: Pa
     assert events[-1].connection == 2
 
 
-async def test_an_owner_that_wakes_puts_nothing_back(harness: Harness, tmp_path: Path) -> None:
-    """Its entry was deleted while it was paused, and another runs the session by a new one."""
+async def test_resumed_owner_does_not_restore_a_taken_session(
+    harness: Harness, tmp_path: Path
+) -> None:
+    """The entry is deleted while its owner is paused.
+
+    Another worker runs the session by a new entry.
+    """
     sessions, lease = f"{harness.prefix}:sessions", {"lease_ms": "2000"}
     async with harness.worker_process("one", tmp_path / "one", **lease) as first:
         entry = await harness.announce("call-1")
@@ -123,10 +128,10 @@ async def test_an_owner_that_wakes_puts_nothing_back(harness: Harness, tmp_path:
     assert await harness.dead() == []
 
 
-async def test_a_claim_that_outlives_a_drain_runs_nothing(
+async def test_claim_that_outlives_a_drain_runs_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody would hand the session on any more."""
+    """A drained worker could no longer release the session."""
     claim, begun, go_on = SessionOwnership.claim, anyio.Event(), anyio.Event()
 
     async def wait(intake: SessionOwnership, owned: OwnedEntry, *rest: Any) -> ClaimResult:
@@ -150,7 +155,7 @@ async def test_a_claim_that_outlives_a_drain_runs_nothing(
     assert words(events) == [1]
 
 
-async def test_one_that_cannot_be_put_back_costs_nobody_else(
+async def test_entry_that_cannot_be_restored_blocks_no_other(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sessions = f"{harness.prefix}:sessions"
@@ -183,8 +188,8 @@ async def test_one_that_cannot_be_put_back_costs_nobody_else(
     assert worker.context.stats.internal_errors["heartbeat"] == 1
 
 
-async def test_owners_speak_first_after_an_outage(stt: TurnsServer) -> None:
-    """Idle times ran on meanwhile: whoever comes back first must not take all there is."""
+async def test_owners_renew_leases_before_takeovers_after_an_outage(stt: TurnsServer) -> None:
+    """Leases expire during an outage. The first worker to reconnect must not take all sessions."""
     entry = {"session": "call-1", "encoding": PCM16.encoding, "sample_rate": PCM16.sample_rate}
     async with (
         GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
@@ -197,7 +202,7 @@ async def test_owners_speak_first_after_an_outage(stt: TurnsServer) -> None:
         await server.restart()
         await eventually(lambda: worker.health.up, "Redis")
         up_since = worker.health.since
-        async with harness.redis.pipeline() as other:  # one that was not heard of for an hour
+        async with harness.redis.pipeline() as other:  # a worker without a heartbeat for an hour
             other.xadd("stt:sessions", dict[Any, Any](entry), id="1-1")
             other.xreadgroup(GROUP, "other", {"stt:sessions": ">"})
             other.xclaim("stt:sessions", GROUP, "other", 0, ["1-1"], idle=3_600_000)
@@ -209,10 +214,10 @@ async def test_owners_speak_first_after_an_outage(stt: TurnsServer) -> None:
         await harness.until_ended("call-1")
 
 
-async def test_owners_speak_first_whatever_met_the_outage(
+async def test_owners_renew_first_whichever_call_met_the_outage(
     stt: TurnsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A takeover that was tried all the time must not go by what it knew before."""
+    """A takeover that is retried during the outage must not use the leases it read before."""
 
     async def nothing_new(
         intake: SessionOwnership, at_most: int, block_ms: int
@@ -241,10 +246,10 @@ async def test_owners_speak_first_whatever_met_the_outage(
         await harness.until_ended("call-1")
 
 
-async def test_an_owner_that_knows_nothing_of_its_successor_is_fenced(
+async def test_unaware_owner_is_fenced_by_its_own_commits(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own commits tell it, for its heartbeat comes too late to."""
+    """Its heartbeat comes too late to report the takeover first."""
     monkeypatch.setattr("worker.worker.HEARTBEAT_INTERVAL_S", 3_600.0)
     sessions = f"{harness.prefix}:sessions"
     async with harness.worker(max_sessions=1, lease_ms=600_000) as first:
@@ -264,10 +269,10 @@ async def test_an_owner_that_knows_nothing_of_its_successor_is_fenced(
     assert first.context.stats.commits["gap"] == second.context.stats.commits["fenced"] == 0
 
 
-async def test_a_session_that_is_over_is_not_given_back(
+async def test_ended_session_is_not_released(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its worker is stopped between its last event and the removal of its entry."""
+    """Its worker is stopped between the last event and the removal of the entry."""
     settle, stopping = SessionOwnership.complete, anyio.Event()
 
     async def later(intake: SessionOwnership, entry: str) -> None:
@@ -288,10 +293,10 @@ async def test_a_session_that_is_over_is_not_given_back(
 
 
 @pytest.mark.parametrize("lost", LOST)
-async def test_an_entry_lost_just_before_it_is_given_back(
+async def test_entry_lost_just_before_its_release(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    """No heartbeat comes in between."""
+    """No heartbeat runs between the loss and the release."""
     monkeypatch.setattr("worker.worker.HEARTBEAT_INTERVAL_S", 3_600.0)
     sessions = f"{harness.prefix}:sessions"
     async with harness.worker(drain_s=0.0):

@@ -1,4 +1,4 @@
-"""What producers get wrong loses no audio in silence, and is announced a few times only."""
+"""Producer errors discard no audio silently and are announced a bounded number of times."""
 
 import re
 import time
@@ -28,7 +28,7 @@ def _codes(events: Sequence[Event]) -> list[str]:
 
 
 async def _speak(harness: Harness, count: int = WORDS, first: int = 0, **fields: object) -> None:
-    """Append words, one an entry, with fields that may depend on the number of the word."""
+    """Append one word an entry, with fields that may depend on the word's number."""
     for number in range(first, first + count):
         given = {
             name: str(value(number)) if callable(value) else str(value)
@@ -81,7 +81,7 @@ async def test_counter_wraps_over_a_lost_socket(harness: Harness, stt: TurnsServ
 
 
 async def test_counter_wraps_over_a_takeover(harness: Harness, tmp_path: Path) -> None:
-    """The producer resends the entries around the wrap, to the new owner."""
+    """The producer resends the entries around the wrap to the new owner."""
     async with harness.worker_process("one", tmp_path / "one") as first:
         await harness.announce("call-1")
         await _speak(harness, 8, seq=lambda n: (65_530 + n) % 2**16, src="a")
@@ -101,7 +101,7 @@ async def test_counter_wraps_over_a_takeover(harness: Harness, tmp_path: Path) -
 
 
 async def _kept(harness: Harness) -> bool:
-    """Whether all of the first words are committed."""
+    """Whether the first `count` words are all committed."""
     entries = await harness.redis.xlen(harness.audio_key("call-1"))
     return int(entries) <= 1
 
@@ -109,7 +109,7 @@ async def _kept(harness: Harness) -> bool:
 async def test_long_run_of_repeats_is_announced(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its counter goes back to where nothing tells new audio from old."""
+    """The producer's counter goes back so far that repeats look like new audio."""
     async with harness.worker():
         await harness.announce("call-1")
         await _speak(harness, 40, seq=lambda n: n, src="a")
@@ -132,7 +132,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", FIELDS)
-async def test_fault_of_every_entry_is_announced_in_sum(
+async def test_error_of_every_entry_is_announced_as_a_sum(
     harness: Harness, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     fields, code = FIELDS[case]
@@ -160,7 +160,7 @@ async def _dead(harness: Harness, count: int) -> Sequence[dict[bytes, bytes]]:
     return [dict(each) for each in dead] if len(dead) >= count else []
 
 
-async def test_audio_that_is_too_large_is_announced_in_sum(harness: Harness) -> None:
+async def test_too_large_audio_is_announced_as_a_sum(harness: Harness) -> None:
     async with harness.worker():
         await harness.announce("call-1")
         await harness.append("call-1", audio=synthesize_words([1], PCM16))
@@ -172,8 +172,8 @@ async def test_audio_that_is_too_large_is_announced_in_sum(harness: Harness) -> 
     assert "6 in all" in _errors(events)[-1].message
 
 
-async def test_settings_refused_with_every_entry_are_announced_in_sum(harness: Harness) -> None:
-    """The worker finds nothing wrong with them; the provider does."""
+async def test_settings_rejected_with_every_entry_are_summed(harness: Harness) -> None:
+    """The settings pass the worker's validation, and the provider rejects them."""
     async with harness.worker():
         await harness.announce("call-1")
         await _speak(harness, config='{"turn_start_threshold":0.5}')
@@ -187,7 +187,7 @@ async def test_settings_refused_with_every_entry_are_announced_in_sum(harness: H
     assert int(found[1]) >= WORDS
 
 
-async def test_faults_are_counted_once_over_a_takeover(harness: Harness, tmp_path: Path) -> None:
+async def test_errors_are_counted_once_over_a_takeover(harness: Harness, tmp_path: Path) -> None:
     async with harness.worker_process("one", tmp_path / "one") as first:
         await harness.announce("call-1")
         await _speak(harness, 10, seq="first")
@@ -201,7 +201,7 @@ async def test_faults_are_counted_once_over_a_takeover(harness: Harness, tmp_pat
     assert len(_errors(events)) == 6
 
 
-async def test_holes_add_up(harness: Harness) -> None:
+async def test_missing_chunks_are_summed(harness: Harness) -> None:
     async with harness.worker():
         await harness.announce("call-1")
         await _speak(harness, seq=lambda n: n + n // 2, src="a")
@@ -213,8 +213,8 @@ async def test_holes_add_up(harness: Harness) -> None:
     assert len(gaps) < 9
 
 
-async def test_seq_that_counts_something_else_is_announced(harness: Harness) -> None:
-    """Samples, say: no hole before every entry is believed."""
+async def test_seq_that_counts_samples_is_announced(harness: Harness) -> None:
+    """The worker must not announce missing audio before every entry."""
     async with harness.worker():
         await harness.announce("call-1")
         await _speak(harness, seq=lambda n: n * 3_200, src="a")
@@ -299,7 +299,7 @@ async def test_long_turn_publishes_fewer_updates(harness: Harness) -> None:
 
 
 async def test_long_turn_survives_a_kill_between_updates(harness: Harness, tmp_path: Path) -> None:
-    """What the first worker holds back is published by the second."""
+    """The second worker publishes the text that the first held back."""
     async with anyio.create_task_group() as tasks:
         setting = {"turn_update_interval_ms": "60000"}
         async with harness.worker_process("one", tmp_path / "one", **setting) as first:

@@ -1,4 +1,4 @@
-"""Every fault of the service that can be ordered, ordered: no word is lost, none said twice."""
+"""Every fault the local server can inject: no word is lost or transcribed twice."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ ONCE = [
     "cut@flush",
     "cut@flushed",
     "cut@bytes=16001",
-    pytest.param("half-open@mid-turn", marks=pytest.mark.slow),  # its pulse is looked at below
+    pytest.param("half-open@mid-turn", marks=pytest.mark.slow),  # its pings are tested below
     "close=1011@mid-turn",
     "close=1012@between-turns",
     "close=1000@mid-turn",
@@ -48,10 +48,10 @@ ONCE = [
     "http=403",
     "connected=late:2s:deaf",
 ]
-"""Faults that strike one connection."""
+"""Faults that affect one connection."""
 
 HABITS = ["duplicate", "shrink", "slow-read=40k/s", "pace=2.0"]
-"""Faults of every connection."""
+"""Faults that affect every connection."""
 
 
 async def _play(harness: Harness) -> None:
@@ -65,7 +65,9 @@ async def _play(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("fault", ONCE)
-async def test_a_fault_that_strikes_once(harness: Harness, stt: TurnsServer, fault: str) -> None:
+async def test_fault_of_one_connection_loses_nothing(
+    harness: Harness, stt: TurnsServer, fault: str
+) -> None:
     stt.faults.set(f"{fault},count=1")
     async with harness.worker():
         await harness.announce("call-1")
@@ -78,7 +80,9 @@ async def test_a_fault_that_strikes_once(harness: Harness, stt: TurnsServer, fau
 
 
 @pytest.mark.parametrize("fault", HABITS)
-async def test_a_fault_that_never_stops(harness: Harness, stt: TurnsServer, fault: str) -> None:
+async def test_fault_of_every_connection_ends_the_session(
+    harness: Harness, stt: TurnsServer, fault: str
+) -> None:
     stt.faults.set(fault)
     async with harness.worker():
         await harness.announce("call-1")
@@ -88,7 +92,7 @@ async def test_a_fault_that_never_stops(harness: Harness, stt: TurnsServer, faul
     assert words(events) == [0, 1, 2, 3, 4]
 
 
-async def test_cuts_again_and_again(harness: Harness, stt: TurnsServer) -> None:
+async def test_repeated_cuts_lose_nothing(harness: Harness, stt: TurnsServer) -> None:
     stt.faults.set("cut@mid-turn,count=2", "cut@between-turns,count=1", "cut@flush,count=2")
     async with harness.worker():
         await harness.announce("call-1")
@@ -99,7 +103,7 @@ async def test_cuts_again_and_again(harness: Harness, stt: TurnsServer) -> None:
     assert events[-1].connection == 6
 
 
-async def test_a_half_open_socket_is_known_by_its_pulse(
+async def test_half_open_socket_is_detected_by_pings(
     harness: Harness, stt: TurnsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -109,7 +113,7 @@ async def test_a_half_open_socket_is_known_by_its_pulse(
         await harness.play(
             "call-1", synthesize_words([0, 1], PCM16) + synthesize_silence(900, PCM16), end=False
         )
-        # Nothing is refused and nothing is said: no other deadline runs while the session lasts.
+        # The fault sends nothing at all, so no other timeout runs while the session lasts.
         await harness.play(
             "call-1", synthesize_words([2, 3], PCM16) + synthesize_silence(900, PCM16), end=False
         )
@@ -123,7 +127,7 @@ async def test_a_half_open_socket_is_known_by_its_pulse(
     assert "no answer to a ping" in lost
 
 
-async def test_an_outage_of_the_service(harness: Harness, stt: TurnsServer) -> None:
+async def test_provider_outage_loses_nothing(harness: Harness, stt: TurnsServer) -> None:
     async with harness.worker(), anyio.create_task_group() as tasks:
         await harness.announce("call-1")
         tasks.start_soon(_play, harness)
@@ -140,7 +144,9 @@ async def test_an_outage_of_the_service(harness: Harness, stt: TurnsServer) -> N
 @pytest.mark.parametrize(
     "fault", ["http=400", "http=404", "error=400@opened", "close=1008@mid-turn"]
 )
-async def test_a_refusal_for_good(harness: Harness, stt: TurnsServer, fault: str) -> None:
+async def test_permanent_rejection_ends_the_session(
+    harness: Harness, stt: TurnsServer, fault: str
+) -> None:
     stt.faults.set(fault)
     await harness.play("call-1", synthesize_words([0, 1, 2], PCM16), pause_s=0)
     async with harness.worker():
@@ -154,7 +160,7 @@ async def test_a_refusal_for_good(harness: Harness, stt: TurnsServer, fault: str
 
 
 async def test_key_terms_that_make_the_url_too_long(harness: Harness) -> None:
-    """As many as there may be, in a script of which each letter takes nine bytes of it."""
+    """The maximum number of key terms, whose letters take nine bytes each in the URL."""
     async with harness.worker():
         await harness.announce("call-1", keyterms=json.dumps(["\u8a9e" * 12] * 100))
         await harness.append("call-1", audio=synthesize_words([1], PCM16), end="1")
@@ -163,7 +169,7 @@ async def test_key_terms_that_make_the_url_too_long(harness: Harness) -> None:
     assert [(error.status, error.fatal) for error in errors] == [(414, True)]
 
 
-async def test_settings_refused_on_the_way_do_not_end_the_session_later(
+async def test_settings_rejected_earlier_do_not_end_the_session(
     harness: Harness, stt: TurnsServer
 ) -> None:
     async with harness.worker():
@@ -174,7 +180,7 @@ async def test_settings_refused_on_the_way_do_not_end_the_session_later(
             pause_s=0,
             end=False,
         )
-        # In order by itself; with the service's own `end` of 0.3 it is not.
+        # Valid on its own, but not together with the provider's default `end` of 0.3.
         await harness.append("call-1", config='{"turn_eager_end_threshold":0.3}')
         await harness.play(
             "call-1",
@@ -193,10 +199,10 @@ async def test_settings_refused_on_the_way_do_not_end_the_session_later(
     assert dropped.message.startswith("turn settings changed since the session began are dropped: ")
 
 
-async def test_settings_refused_as_the_session_ends_cost_no_word(
+async def test_settings_rejected_at_the_end_lose_no_word(
     harness: Harness, stt: TurnsServer
 ) -> None:
-    """The refusal comes when the service was asked for the rest already."""
+    """The provider rejects them after the worker has requested the flush."""
     async with harness.worker():
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1], PCM16), end=False)
@@ -224,15 +230,15 @@ async def _say_a_word_and_end(harness: Harness) -> list[Event]:
 
 
 @pytest.mark.parametrize("how", ["error=400", "error=400:open", "error=400:1012"])
-async def test_a_flush_that_is_refused(harness: Harness, stt: TurnsServer, how: str) -> None:
+async def test_rejected_flush(harness: Harness, stt: TurnsServer, how: str) -> None:
     stt.faults.set(f"{how}@flush")
     events = await _say_a_word_and_end(harness)
     assert [event.fatal for event in events if isinstance(event, SessionError)] == [False]
     assert len(stt.connections) == 1
 
 
-async def test_audio_of_a_refused_flush_is_announced(harness: Harness, stt: TurnsServer) -> None:
-    """The second word is only half sent as the provider is asked for it, and refuses."""
+async def test_audio_of_a_rejected_flush_is_announced(harness: Harness, stt: TurnsServer) -> None:
+    """The second word is only half sent when the worker requests the flush, which is rejected."""
     stt.faults.set("error=400@flush")
     async with harness.worker():
         await harness.announce("call-1")
@@ -246,10 +252,10 @@ async def test_audio_of_a_refused_flush_is_announced(harness: Harness, stt: Turn
     assert (gap.missing_ms, gap.reason) == (100, "watchdog")
 
 
-async def test_a_refusal_at_real_time_is_not_one_of_the_pace(
+async def test_rejection_at_real_time_is_not_blamed_on_the_pace(
     harness: Harness, stt: TurnsServer
 ) -> None:
-    """The first, of a backlog sent faster, is; the same again is told, and the session goes on."""
+    """The first rejection follows a backlog sent faster than real time. The next is published."""
     stt.faults.set("error=400:open@bytes=48000")
     await harness.play("call-1", synthesize_words(range(16), PCM16), pause_s=0, end=False)
     async with harness.worker():
@@ -262,7 +268,7 @@ async def test_a_refusal_at_real_time_is_not_one_of_the_pace(
     assert len(stt.connections) == 2
 
 
-async def test_settings_refused_while_catching_up_do_not_slow_it_down(
+async def test_settings_rejected_in_catch_up_keep_its_pace(
     harness: Harness, stt: TurnsServer
 ) -> None:
     await harness.append("call-1", config='{"turn_eager_end_threshold":0.3}')
@@ -278,10 +284,10 @@ async def test_settings_refused_while_catching_up_do_not_slow_it_down(
     assert replay.pace.mean > 1.2, "at real time it would stay as late as it was, for all of a call"
 
 
-async def test_a_service_that_flushes_nothing(
+async def test_provider_that_ignores_the_flush(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It answers pings, and says nothing: what it did with the words is not known."""
+    """It answers pings and sends no message, so the state of the words is unknown."""
     monkeypatch.setattr(connection, "FLUSH_TIMEOUT_S", 0.5)
     mute = ScriptEngine(ScriptOptions(latency_ms=60_000))
     async with (
@@ -297,14 +303,16 @@ async def test_a_service_that_flushes_nothing(
     assert len(service.connections) == MAX_FLUSH_ATTEMPTS
 
 
-async def test_a_service_that_fails_at_each_flush(harness: Harness, stt: TurnsServer) -> None:
+async def test_provider_that_fails_at_each_flush(harness: Harness, stt: TurnsServer) -> None:
     stt.faults.set("error=500@flush")
     events = await _say_a_word_and_end(harness)
     assert any(isinstance(event, AudioGap) for event in events), "nobody knows what else there was"
     assert len(stt.connections) == MAX_FLUSH_ATTEMPTS
 
 
-async def test_cuts_do_not_count_as_answers_to_a_flush(harness: Harness, stt: TurnsServer) -> None:
+async def test_cuts_are_not_counted_as_answers_to_a_flush(
+    harness: Harness, stt: TurnsServer
+) -> None:
     stt.faults.set(f"cut@flush,count={MAX_FLUSH_ATTEMPTS + 1}")
     async with harness.worker():
         await harness.announce("call-1")

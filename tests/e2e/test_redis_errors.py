@@ -1,4 +1,4 @@
-"""Errors that Redis answers with: which of them waiting may cure."""
+"""Error replies of Redis, and which of them the worker retries."""
 
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,13 @@ from worker.local.emulator.server import TurnsServer
         ("ERR syntax error", False),
     ],
 )
-async def test_what_redis_says(redis: Redis, said: str, outage: bool) -> None:
+async def test_error_reply_is_retried_or_raised(redis: Redis, said: str, outage: bool) -> None:
     with pytest.raises(RedisError) as error:
         await redis.eval("return redis.error_reply(ARGV[1])", 0, said)
     assert is_outage(error.value) is outage
 
 
-async def test_a_disk_that_cannot_be_written_to_is_waited_out(stt: TurnsServer) -> None:
+async def test_disk_write_errors_are_waited_out(stt: TurnsServer) -> None:
     async with (
         GuardedRedis.start(config={"save": "3600 1"}) as server,
         Harness.open(server.url, "stt", stt.url) as harness,

@@ -1,4 +1,4 @@
-"""A Redis that lost its tail: a failover to a replica that was behind, or a crash before fsync."""
+"""Redis loses its latest writes: failover to a lagging replica, or a crash before fsync."""
 
 from itertools import count
 

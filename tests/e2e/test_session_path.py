@@ -61,7 +61,7 @@ async def test_raw_xadds_in_and_xreadgroup_out(harness: Harness) -> None:
     assert kinds(events)[:2] == ["session.started", "turn.start"]
 
 
-async def test_what_an_ended_session_leaves(harness: Harness, redis: Redis) -> None:
+async def test_keys_left_by_an_ended_session(harness: Harness, redis: Redis) -> None:
     async with harness.worker(retention_s=600) as worker:
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
@@ -107,7 +107,7 @@ async def test_audio_may_come_before_its_announcement(harness: Harness) -> None:
 async def test_end_without_audio(harness: Harness, stt: TurnsServer, with_audio: bool) -> None:
     async with harness.worker():
         await harness.announce("call-1")
-        if with_audio:  # half a sample: nothing that could be sent
+        if with_audio:  # half a sample, which cannot be sent
             await harness.append("call-1", audio=b"\0")
         await harness.append("call-1", end="1")
         events = (await harness.until_ended("call-1"))["call-1"]
@@ -124,7 +124,7 @@ async def test_end_in_the_entry_of_the_last_audio(harness: Harness) -> None:
     assert words(events) == [1, 2], "audio after the end is not the session's"
 
 
-async def test_metadata_and_own_stream(harness: Harness, expected_leftovers: list[str]) -> None:
+async def test_metadata_and_session_stream(harness: Harness, expected_leftovers: list[str]) -> None:
     expected_leftovers.append("{0}:turns:call-1")
     async with harness.worker():
         await harness.announce("call-1", out="session", metadata='{"caller":"anna"}')
@@ -139,7 +139,9 @@ async def test_metadata_and_own_stream(harness: Harness, expected_leftovers: lis
     assert await harness.redis.ttl(own) > 0
 
 
-async def test_lanes_are_apart_and_listed(harness: Harness, expected_leftovers: list[str]) -> None:
+async def test_lanes_are_separate_and_listed(
+    harness: Harness, expected_leftovers: list[str]
+) -> None:
     expected_leftovers += ["{west}:*"]
     async with harness.worker():
         await harness.announce("call-1", lane="west")
@@ -154,7 +156,7 @@ async def test_lanes_are_apart_and_listed(harness: Harness, expected_leftovers: 
     assert await harness.consumer.smembers(f"{harness.prefix}:lanes") == {b"west"}
 
 
-async def test_traceparent_is_passed_on(harness: Harness) -> None:
+async def test_traceparent_is_propagated(harness: Harness) -> None:
     given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     async with harness.worker():
         await harness.announce("call-1", traceparent=given)
@@ -166,7 +168,7 @@ async def test_traceparent_is_passed_on(harness: Harness) -> None:
     }
 
 
-async def test_a_producer_that_stops_inside_a_turn(harness: Harness) -> None:
+async def test_producer_stops_inside_a_turn(harness: Harness) -> None:
     async with harness.worker():
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1, 2], PCM16), end=False)
@@ -180,7 +182,7 @@ async def test_a_producer_that_stops_inside_a_turn(harness: Harness) -> None:
     assert events[-1].audio_ms == 600, "filler is not the session's audio"
 
 
-async def test_a_session_without_audio_ends_idle(harness: Harness) -> None:
+async def test_session_without_audio_ends_idle(harness: Harness) -> None:
     async with harness.worker(session_idle_s=1.0):
         await harness.announce("call-1")
         events = (await harness.until_ended("call-1"))["call-1"]
@@ -188,7 +190,7 @@ async def test_a_session_without_audio_ends_idle(harness: Harness) -> None:
     assert events[-1].reason == "idle"
 
 
-async def test_a_producer_that_vanishes(harness: Harness, redis: Redis) -> None:
+async def test_producer_vanishes(harness: Harness, redis: Redis) -> None:
     async with harness.worker(park_s=1.0, session_idle_s=2.0):
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1, 2], PCM16), end=False)
@@ -203,7 +205,7 @@ async def test_a_producer_that_vanishes(harness: Harness, redis: Redis) -> None:
     assert await redis.get(harness.audio_key("call-1")) == b"ended"
 
 
-async def test_audio_that_was_never_announced_is_left_alone(harness: Harness, redis: Redis) -> None:
+async def test_audio_never_announced_is_left_alone(harness: Harness, redis: Redis) -> None:
     await harness.append("stray", audio=synthesize_words([9], PCM16))
     async with harness.worker(park_s=0.5, session_idle_s=1.0):
         await harness.announce("call-1")
@@ -218,7 +220,7 @@ async def test_audio_that_was_never_announced_is_left_alone(harness: Harness, re
     assert await harness.dead() == []
 
 
-async def test_parks_without_audio_and_goes_on(harness: Harness, stt: TurnsServer) -> None:
+async def test_parked_session_resumes_with_audio(harness: Harness, stt: TurnsServer) -> None:
     async with harness.worker(park_s=1.0):
         await harness.announce("call-1")
         await harness.play(
@@ -252,7 +254,9 @@ async def test_repeated_and_missing_chunks(harness: Harness) -> None:
     assert [(gap.missing_ms, gap.reason) for gap in gaps] == [(200, "producer")]
 
 
-async def test_config_reaches_the_service_mid_session(harness: Harness, stt: TurnsServer) -> None:
+async def test_config_change_reaches_the_provider_mid_session(
+    harness: Harness, stt: TurnsServer
+) -> None:
     async with harness.worker():
         await harness.announce("call-1", turn_end_timeout_ms="2000")
         await harness.append("call-1", config='{"turn_end_threshold":0.2}')

@@ -1,4 +1,4 @@
-"""Spans: whose they are, what they say, and what they must never say."""
+"""Spans: their parents, their attributes, and what they must never contain."""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    """Spans of a provider of its own: the process's can be set once only."""
+    """Collects the spans of a separate tracer provider: the global one can be set only once."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -43,7 +43,7 @@ def _ids(span: ReadableSpan) -> tuple[str, str]:
     return format(context.trace_id, "032x"), format(context.span_id, "016x")
 
 
-def test_a_turn_is_a_span_of_the_producers_trace(exported: InMemorySpanExporter) -> None:
+def test_turn_is_a_span_of_the_producers_trace(exported: InMemorySpanExporter) -> None:
     session = SessionTrace("s1", GIVEN, "vendor=1")
     assert session.traceparent == GIVEN
     session.turn_started(4, 1_700_000_000.25)
@@ -54,7 +54,7 @@ def test_a_turn_is_a_span_of_the_producers_trace(exported: InMemorySpanExporter)
     assert session.traceparent == GIVEN
 
     (span,) = exported.get_finished_spans()
-    # Seconds as a float know less than microseconds of today.
+    # Seconds as a float have less precision than microseconds for current dates.
     assert span.start_time == pytest.approx(1_700_000_000_250_000_000, rel=0, abs=1_000)
     assert span.end_time == pytest.approx(1_700_000_002_500_000_000, rel=0, abs=1_000)
     assert span.kind is SpanKind.CONSUMER
@@ -84,7 +84,7 @@ def test_a_turn_is_a_span_of_the_producers_trace(exported: InMemorySpanExporter)
     assert [link.context for link in span.links] == [span.parent]
 
 
-def test_each_turn_is_a_span_of_its_own(exported: InMemorySpanExporter) -> None:
+def test_each_turn_is_a_separate_span(exported: InMemorySpanExporter) -> None:
     session = SessionTrace("s1", GIVEN, None)
     carried = []
     for turn in range(3):
@@ -97,13 +97,13 @@ def test_each_turn_is_a_span_of_its_own(exported: InMemorySpanExporter) -> None:
     assert {_ids(span)[0] for span in spans} == {TRACE_ID}
 
 
-def test_a_turn_that_another_worker_began_has_no_span(exported: InMemorySpanExporter) -> None:
+def test_turn_begun_by_another_worker_has_no_span(exported: InMemorySpanExporter) -> None:
     session = SessionTrace("s1", GIVEN, None)
     session.turn_ended("model", 5.0, "secret")
     assert exported.get_finished_spans() == ()
 
 
-def test_without_a_producers_context_a_turn_is_a_trace(exported: InMemorySpanExporter) -> None:
+def test_turn_without_a_producers_context_begins_a_trace(exported: InMemorySpanExporter) -> None:
     session = SessionTrace("s1", None, None)
     carried = [session.traceparent]
     session.turn_started(0, 1.0)
@@ -117,7 +117,7 @@ def test_without_a_producers_context_a_turn_is_a_trace(exported: InMemorySpanExp
     assert (during or "").startswith(f"00-{'-'.join(_ids(span))}-")
 
 
-def test_a_trace_that_is_not_sampled_is_carried_on_all_the_same(
+def test_unsampled_trace_is_still_propagated(
     exported: InMemorySpanExporter,
 ) -> None:
     unsampled = GIVEN[:-1] + "0"
@@ -133,9 +133,7 @@ def test_a_trace_that_is_not_sampled_is_carried_on_all_the_same(
 @pytest.mark.parametrize(
     "nonsense", ["", "00-0-0-00", "x" * 55, f"ff-{TRACE_ID}-b7ad6b7169203331-01", "00-" + "0" * 52]
 )
-def test_a_traceparent_that_is_none_is_no_parent(
-    nonsense: str, exported: InMemorySpanExporter
-) -> None:
+def test_invalid_traceparent_is_ignored(nonsense: str, exported: InMemorySpanExporter) -> None:
     session = SessionTrace("s1", nonsense, "also nonsense")
     session.turn_started(0, 1.0)
     assert TRACEPARENT.fullmatch(session.traceparent or "")
@@ -144,7 +142,7 @@ def test_a_traceparent_that_is_none_is_no_parent(
     assert span.parent is None
 
 
-def test_without_a_provider_the_producers_context_is_passed_on() -> None:
+def test_context_is_propagated_without_a_tracer_provider() -> None:
     session = SessionTrace("s1", GIVEN, None)
     session.turn_started(0, 1.0)
     assert session.traceparent == GIVEN
@@ -154,7 +152,7 @@ def test_without_a_provider_the_producers_context_is_passed_on() -> None:
     assert without.traceparent is None
 
 
-def test_a_connect_is_a_span_and_a_refusal_its_error(exported: InMemorySpanExporter) -> None:
+def test_connect_span_contains_the_rejection(exported: InMemorySpanExporter) -> None:
     session = SessionTrace("s1", GIVEN, None, TRACING)
     with session.connecting("ink-2"):
         assert trace.get_current_span().is_recording()
@@ -185,7 +183,7 @@ def test_a_connect_is_a_span_and_a_refusal_its_error(exported: InMemorySpanExpor
     assert [list(span.events) for span in (good, refused, broken)] == [[], [], []]
 
 
-def test_what_happens_to_the_socket_inside_a_turn_is_the_turns(
+def test_socket_events_inside_a_turn_belong_to_its_span(
     exported: InMemorySpanExporter,
 ) -> None:
     session = SessionTrace("s1", GIVEN, None, TRACING)
@@ -206,7 +204,7 @@ def test_what_happens_to_the_socket_inside_a_turn_is_the_turns(
     assert flush.status.status_code is StatusCode.UNSET
 
 
-def test_a_flush_that_fails_says_why(exported: InMemorySpanExporter) -> None:
+def test_failed_flush_records_its_reason(exported: InMemorySpanExporter) -> None:
     session = SessionTrace("s1", GIVEN, None, TRACING)
     session.flush_started()
     session.flush_ended(SttTransientError("not flushed within 10 s", status=1006))
@@ -217,7 +215,7 @@ def test_a_flush_that_fails_says_why(exported: InMemorySpanExporter) -> None:
     assert attributes["turnbus.stt.status"] == 1006
 
 
-def test_claim_and_handover(exported: InMemorySpanExporter) -> None:
+def test_claim_and_release_are_spans(exported: InMemorySpanExporter) -> None:
     session = SessionTrace("s1", GIVEN, None, TRACING)
     session.claimed("1700000000000-0", 2, "taken", 1_700_000_001.5)
     session.turn_started(3, 1_700_000_002.0, taken_over=True)
@@ -240,7 +238,7 @@ def test_claim_and_handover(exported: InMemorySpanExporter) -> None:
 
 
 @pytest.mark.parametrize("transcripts", [False, True])
-def test_what_was_said_is_told_only_if_asked_for(
+def test_transcripts_are_recorded_only_on_request(
     exported: InMemorySpanExporter, transcripts: bool
 ) -> None:
     session = SessionTrace("s1", GIVEN, None, Tracing(transcripts=transcripts))
@@ -251,7 +249,7 @@ def test_what_was_said_is_told_only_if_asked_for(
     assert said == ("my card number" if transcripts else None)
 
 
-def test_names_of_the_conventions_are_spelled_as_there(exported: InMemorySpanExporter) -> None:
+def test_names_match_the_opentelemetry_conventions(exported: InMemorySpanExporter) -> None:
     session = SessionTrace("s1", GIVEN, None, TRACING)
     session.claimed("1-0", 1, "new", 2.0)
     session.turn_started(0, 1.0)

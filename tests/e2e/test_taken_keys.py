@@ -1,4 +1,4 @@
-"""Keys that all sessions need and that another program takes while a worker runs."""
+"""Shared keys that another program overwrites while a worker runs."""
 
 import logging
 
@@ -20,7 +20,7 @@ def _unready(worker: Worker, key: str) -> bool:
 
 
 @pytest.mark.parametrize("name", ["sessions", "gate"])
-async def test_worker_waits_for_a_key_that_another_program_has(
+async def test_worker_waits_while_another_program_holds_a_key(
     harness: Harness, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     caplog.set_level(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A session outlives its socket, its worker, and what it stands on."""
+"""A session survives the loss of its socket, its worker, Redis and the provider."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ from worker.local.emulator.settings import ServerSettings
 
 
 def _speech(turns: int, pause_ms: float = 900) -> bytes:
-    """Say three words a turn."""
+    """Generate three words a turn."""
     return b"".join(
         synthesize_words(range(at * 3, at * 3 + 3), PCM16) + synthesize_silence(pause_ms, PCM16)
         for at in range(turns)
@@ -36,9 +36,9 @@ def _speech(turns: int, pause_ms: float = 900) -> bytes:
 
 
 async def _heard(stt: TurnsServer, sound_starts: int) -> None:
-    """Wait until the service has heard a turn's first sound, so many ms into a call, and no more.
+    """Wait until the provider received exactly the first sound of a turn, `ms` into the call.
 
-    It answers later, by its latency.
+    The provider answers later, after its latency.
     """
     first = (sound_starts + 100) * 32
 
@@ -47,7 +47,7 @@ async def _heard(stt: TurnsServer, sound_starts: int) -> None:
     )
 
 
-async def test_a_socket_cut_inside_a_turn(harness: Harness) -> None:
+async def test_socket_lost_inside_a_turn_loses_nothing(harness: Harness) -> None:
     async with harness.worker() as worker, anyio.create_task_group() as tasks:
         await harness.announce("call-1")
         tasks.start_soon(harness.play, "call-1", _speech(2))
@@ -69,10 +69,10 @@ async def test_a_socket_cut_inside_a_turn(harness: Harness) -> None:
         pytest.param("at once", "two", marks=pytest.mark.slow),
     ],
 )
-async def test_killed_inside_a_turn(
+async def test_sigkill_inside_a_turn_loses_nothing(
     harness: Harness, tmp_path: Path, noticed: str, second: str
 ) -> None:
-    """It held the only permit for a socket: who waits for one gets it, too."""
+    """The killed worker held the only connection permit, so its waiter must get the permit too."""
     limits = {"stt_max_connections": "1", "lease_ms": "30000"}
     if noticed == "by its lease":
         limits["lease_ms"] = "2000"
@@ -83,7 +83,7 @@ async def test_killed_inside_a_turn(
         await harness.announce("call-1")
         await harness.until("call-1", SessionStarted)
         if noticed == "by its lease":
-            # The second comes when the first speaks no more, and so has never seen it alive.
+            # The second worker starts after the first has died, and so has never seen it alive.
             tasks.start_soon(harness.play, "call-1", _speech(4))
             await harness.until("call-1", TurnUpdate, 4)
             first.send_signal(signal.SIGKILL)
@@ -108,7 +108,7 @@ async def test_killed_inside_a_turn(
     assert await harness.redis.exists(f"{harness.prefix}:workers") == 0, "the dead one is forgotten"
 
 
-async def test_stopped_inside_a_turn(harness: Harness, tmp_path: Path) -> None:
+async def test_sigterm_inside_a_turn_releases_the_session(harness: Harness, tmp_path: Path) -> None:
     async with (
         harness.worker_process("one", tmp_path / "one") as first,
         anyio.create_task_group() as tasks,
@@ -130,8 +130,8 @@ async def test_stopped_inside_a_turn(harness: Harness, tmp_path: Path) -> None:
     assert await harness.redis.exists(f"{harness.prefix}:workers") == 0
 
 
-async def test_what_is_under_way_goes_before_what_is_new(harness: Harness) -> None:
-    """Where there is no room for all, those should not wait longest in which somebody speaks."""
+async def test_open_turns_are_taken_over_before_new_sessions(harness: Harness) -> None:
+    """Without room for all sessions, those with an open turn should wait the least."""
     sessions = f"{harness.prefix}:sessions"
     await harness.redis.xgroup_create(sessions, GROUP, id="0", mkstream=True)
     calls = ("under-way", "new-1", "new-2")
@@ -145,10 +145,10 @@ async def test_what_is_under_way_goes_before_what_is_new(harness: Harness) -> No
     assert min(calls, key=lambda call: events[call][0].at) == "under-way"
 
 
-async def test_what_waits_for_a_socket_is_handed_on_at_once(
+async def test_session_waiting_for_a_socket_is_released_at_once(
     harness: Harness, stt: TurnsServer
 ) -> None:
-    """Inside a turn too: the next worker gets it no later."""
+    """This also holds inside a turn: a later release does not help the next worker."""
     async with harness.worker(drain_s=600.0) as first, anyio.create_task_group() as tasks:
         await harness.announce("call-1")
         tasks.start_soon(harness.play, "call-1", _speech(2))
@@ -172,7 +172,7 @@ async def test_what_waits_for_a_socket_is_handed_on_at_once(
         pytest.param("killed", 2, marks=pytest.mark.slow),
     ],
 )
-async def test_stopped_while_redis_is_away(
+async def test_sigterm_during_a_redis_outage(
     stt: TurnsServer, tmp_path: Path, away: str, signals: int
 ) -> None:
     log = tmp_path / "one"
@@ -195,7 +195,7 @@ async def test_stopped_while_redis_is_away(
             with anyio.fail_after(PATIENCE_S):
                 process.send_signal(signal.SIGTERM)
                 if signals == 2:
-                    # Not before the first is taken: of two that wait, one would be forgotten.
+                    # Only after the first is taken: of two waiting tasks, one would be forgotten.
                     await eventually(lambda: "releasing" in log.read_text(), "the first signal")
                     process.send_signal(signal.SIGTERM)
                 assert await process.wait() == 0
@@ -206,7 +206,7 @@ async def test_stopped_while_redis_is_away(
     assert "not stopped within the drain timeout" not in log.read_text()
 
 
-async def test_a_paused_worker_wakes_up_fenced(harness: Harness, tmp_path: Path) -> None:
+async def test_paused_worker_resumes_and_is_fenced(harness: Harness, tmp_path: Path) -> None:
     async with (
         harness.worker_process("one", tmp_path / "one", lease_ms="2000") as first,
         anyio.create_task_group() as tasks,
@@ -223,10 +223,10 @@ async def test_a_paused_worker_wakes_up_fenced(harness: Harness, tmp_path: Path)
     assert words(events) == list(range(12))
 
 
-async def test_a_worker_paused_at_the_start_of_a_turn_knows_where_it_ended(
+async def test_worker_paused_at_a_turn_start_finds_its_end(
     harness: Harness, tmp_path: Path
 ) -> None:
-    """What the service says meanwhile is not late, or a pause inside the turn would be its end."""
+    """Messages received during the pause are not lag; else a pause inside the turn would end it."""
     slow = ScriptEngine(ScriptOptions(latency_ms=200))
     async with (
         TurnsServer.serve(ServerSettings(port=0), slow) as late_stt,
@@ -256,7 +256,7 @@ async def test_a_worker_paused_at_the_start_of_a_turn_knows_where_it_ended(
     assert words(events) == list(range(4))
 
 
-async def test_a_socket_held_up_at_the_start_of_a_turn_is_not_late_at_its_end(
+async def test_socket_blocked_at_a_turn_start_adds_no_lag_at_its_end(
     harness: Harness, stt: TurnsServer
 ) -> None:
     sound = (
@@ -287,7 +287,7 @@ async def test_a_socket_held_up_at_the_start_of_a_turn_is_not_late_at_its_end(
     assert words(events) == list(range(5))
 
 
-async def test_redis_is_not_there_yet(stt: TurnsServer) -> None:
+async def test_worker_starts_before_redis(stt: TurnsServer) -> None:
     async with (
         GuardedRedis.start(append_only=True) as server,
         Harness.open(server.url, "stt", stt.url) as harness,
@@ -321,7 +321,7 @@ async def test_redis_restarts_inside_a_turn(stt: TurnsServer) -> None:
     assert words(events) == list(range(5))
 
 
-async def test_the_service_is_not_there_yet(harness: Harness, stt: TurnsServer) -> None:
+async def test_worker_starts_before_the_provider(harness: Harness, stt: TurnsServer) -> None:
     await stt.stop()
     async with harness.worker() as worker:
         await harness.announce("call-1")
@@ -339,10 +339,10 @@ async def test_the_service_is_not_there_yet(harness: Harness, stt: TurnsServer) 
 
 
 @pytest.mark.parametrize("status", [401, pytest.param(403, marks=pytest.mark.slow)])
-async def test_a_refused_key_loses_no_session(
+async def test_rejected_api_key_loses_no_session(
     harness: Harness, stt: TurnsServer, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
-    """And its worker takes no other: there may be one with a better key."""
+    """The worker claims no other session, because another worker may have a valid key."""
     if status != 401:
         stt.faults.set(f"http={status}")
     async with harness.worker(key="sk_wrong" if status == 401 else KEY) as worker:
@@ -375,7 +375,7 @@ async def test_a_refused_key_loses_no_session(
     assert words(events["call-1"]) == [1, 2]
 
 
-async def test_redis_loses_everything(stt: TurnsServer) -> None:
+async def test_redis_loses_all_data(stt: TurnsServer) -> None:
     async with (
         GuardedRedis.start() as server,
         Harness.open(server.url, "stt", stt.url) as harness,

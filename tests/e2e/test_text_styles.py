@@ -19,7 +19,7 @@ from worker.local.emulator.settings import ServerSettings
 
 
 @pytest.mark.parametrize("name", ["trailing", "padded", "crlf", "no-break", "none"])
-async def test_a_lost_socket_changes_no_separator(harness: Harness, name: str) -> None:
+async def test_lost_socket_changes_no_separator(harness: Harness, name: str) -> None:
     style = STYLES[name]
     pause = synthesize_silence(320, PCM16)  # inside the turn
     sound = (

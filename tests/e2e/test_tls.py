@@ -1,4 +1,4 @@
-"""TLS to Redis, with an authority that nobody knows of, and to the service with another one."""
+"""TLS to Redis with a private authority, and to the provider with another private one."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ async def plain(binary: Path, authority: Authority) -> AsyncIterator[Place]:
 
 @asynccontextmanager
 async def cluster(binary: Path, authority: Authority) -> AsyncIterator[Place]:
-    """Its nodes tell the name that is in their certificate, not their address."""
+    """A cluster whose nodes announce the name in their certificate instead of their address."""
     async with EmbeddedCluster.start(binary=binary) as servers:
         certificate = authority.issue("localhost")
         ports = {await _join(node, authority, certificate) for node in servers.masters}
@@ -62,7 +62,7 @@ async def _join(node: EmbeddedRedis, authority: Authority, certificate: Certific
 
 
 async def _nodes(url: str) -> set[tuple[str, int]]:
-    """Return the places of the masters, as the node at a URL tells them."""
+    """Return the addresses of the masters, as reported by the node at a URL."""
     async with connect(url) as redis:
         assert isinstance(redis, ClusterClient)
         places = [node.connection_pool.connection_kwargs for node in await redis.masters()]
@@ -89,7 +89,7 @@ ON_EACH_KIND = pytest.mark.parametrize("kind", [plain, cluster, sentinel])
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
-    """Who issued Redis's certificates."""
+    """The authority that issued Redis's certificates."""
     return Authority(tmp_path, "redis")
 
 
@@ -97,7 +97,7 @@ def authority(tmp_path: Path) -> Authority:
 async def stt_url(
     stt: TurnsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[str]:
-    """The service, to whose authority the environment points."""
+    """The provider. The environment names its authority."""
     authority = Authority(tmp_path, "stt")
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
     async with behind_tls(stt.url, authority.issue("localhost")) as url:
@@ -117,7 +117,7 @@ class Commands:
         }
 
     async def __call__(self, *arguments: str, sound: bytes = b"") -> list[Any]:
-        """Return what a command printed as JSON lines."""
+        """Return a command's JSON lines."""
         command = [sys.executable, "-m", "worker", *arguments, "--json"]
         done = await anyio.run_process(command, input=sound, env=self._env, check=False)
         assert not done.stderr
@@ -129,7 +129,7 @@ class Commands:
 
 
 @ON_EACH_KIND
-async def test_a_session(
+async def test_session_over_tls(
     kind: Kind, redis_7_binary: Path, authority: Authority, stt_url: str, tmp_path: Path
 ) -> None:
     sound = (
@@ -145,7 +145,7 @@ async def test_a_session(
             Harness.open(url, "stt", stt_url) as harness,
             harness.worker_process("one", tmp_path / "one"),
         ):
-            # In chunks of whole words: one that comes late tears none.
+            # In chunks of whole words: a late chunk splits none.
             await turnbus("push", "-", "--session", "call-1", "--chunk-ms", "200", sound=sound)
             events = (await harness.until_ended("call-1"))["call-1"]
         check_order(events)
@@ -157,7 +157,7 @@ async def test_a_session(
 
 
 @ON_EACH_KIND
-async def test_an_authority_that_was_not_named(
+async def test_unknown_authority_is_rejected(
     kind: Kind, redis_7_binary: Path, authority: Authority, stt_url: str
 ) -> None:
     async with kind(redis_7_binary, authority) as place:
@@ -171,7 +171,7 @@ async def test_an_authority_that_was_not_named(
     assert findings["service"][0] == "ok"
 
 
-async def test_nodes_that_tell_addresses_no_certificate_has(
+async def test_nodes_that_announce_uncertified_addresses(
     redis_7_binary: Path, authority: Authority
 ) -> None:
     async with cluster(redis_7_binary, authority) as place:
@@ -187,7 +187,9 @@ async def test_nodes_that_tell_addresses_no_certificate_has(
             await redis.get("a")
 
 
-async def test_a_server_that_asks_who_comes(redis_7_binary: Path, authority: Authority) -> None:
+async def test_redis_that_requires_a_client_certificate(
+    redis_7_binary: Path, authority: Authority
+) -> None:
     async with EmbeddedRedis.start(binary=redis_7_binary) as server:
         port = await add_tls(server, authority, authority.issue("localhost"))
         async with client(server) as admin:
@@ -201,7 +203,7 @@ async def test_a_server_that_asks_who_comes(redis_7_binary: Path, authority: Aut
             assert await redis.ping()
 
 
-async def test_files_are_read_once_and_again_after_a_refusal(
+async def test_files_are_read_once_and_again_after_a_rejection(
     redis_7_binary: Path, authority: Authority, tmp_path: Path
 ) -> None:
     known = tmp_path / "known.pem"
@@ -221,7 +223,9 @@ async def test_files_are_read_once_and_again_after_a_refusal(
             assert one.connection.ssl_context.get() is two.connection.ssl_context.get()
 
 
-async def test_encrypted_to_whoever_answers(redis_7_binary: Path, authority: Authority) -> None:
+async def test_encryption_without_certificate_checks(
+    redis_7_binary: Path, authority: Authority
+) -> None:
     async with (
         plain(redis_7_binary, authority) as place,
         connect(f"{place.url}?ssl_cert_reqs=none") as redis,
@@ -229,7 +233,9 @@ async def test_encrypted_to_whoever_answers(redis_7_binary: Path, authority: Aut
         assert await redis.ping()
 
 
-async def test_a_port_without_tls(redis_7_binary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tls_to_a_port_without_tls(
+    redis_7_binary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("worker.bus.client.connection._SOCKET_TIMEOUT_S", 0.2)
     async with (
         EmbeddedRedis.start(binary=redis_7_binary) as server,

@@ -31,7 +31,7 @@ from worker.local.emulator.server import TurnsServer
 
 SOUND = synthesize_words([1, 2, 3], PCM16) + synthesize_silence(800, PCM16)
 WORDS = range(12)
-"""Of a turn that is not over soon, sent as fast as the worker sends."""
+"""Words of a long turn, sent as fast as the worker sends."""
 PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -46,7 +46,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 @pytest.fixture
 def tracer(collector: Collector) -> Iterator[trace.Tracer]:
-    """Trace the producer and the consumer of a test, and export it to the same place."""
+    """Trace the producer and the consumer of a test, and export to the same collector."""
     provider = TracerProvider()
     exporter = OTLPSpanExporter(endpoint=f"{collector.endpoint}/v1/traces")
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -55,7 +55,7 @@ def tracer(collector: Collector) -> Iterator[trace.Tracer]:
 
 
 async def _announce(harness: Harness, tracer: trace.Tracer, session: str) -> None:
-    """Announce a session as a producer does that traces."""
+    """Announce a session as a tracing producer does."""
     with tracer.start_as_current_span("send stt.sessions", kind=trace.SpanKind.PRODUCER):
         carrier: dict[str, str] = {}
         PROPAGATOR.inject(carrier)
@@ -63,7 +63,7 @@ async def _announce(harness: Harness, tracer: trace.Tracer, session: str) -> Non
 
 
 async def _consume(harness: Harness, tracer: trace.Tracer) -> list[Event]:
-    """Consume a session's turns as a consumer does that traces."""
+    """Consume a session's turns as a tracing consumer does."""
     seen: list[Event] = []
     key, cursor = f"{harness.prefix}:{{0}}:turns", "0"
     with anyio.fail_after(PATIENCE_S):
@@ -81,7 +81,7 @@ async def _consume(harness: Harness, tracer: trace.Tracer) -> list[Event]:
 
 
 def _tree(spans: list[Span]) -> dict[str, list[str]]:
-    """Return the names of the spans by the name of their parent, in order of their beginning."""
+    """Return span names by the name of their parent, in order of their start."""
     names = {span.span_id: span.name for span in spans}
     tree: dict[str, list[str]] = {}
     for span in sorted(spans, key=lambda span: span.start_time_unix_nano):
@@ -91,19 +91,19 @@ def _tree(spans: list[Span]) -> dict[str, list[str]]:
 
 @asynccontextmanager
 async def _worker(harness: Harness, worker_id: str, log: Path) -> AsyncIterator[Process]:
-    """Run a worker process and look, once it has ended, that it logged no fault."""
+    """Run a worker process, and check after its exit that it logged no internal error."""
     async with harness.worker_process(worker_id, log) as process:
         yield process
     assert process.returncode == 0
     assert "ERROR" not in await anyio.Path(log).read_text("utf-8")
 
 
-async def test_a_session_whose_socket_is_lost(
+async def test_trace_of_a_session_whose_socket_is_lost(
     harness: Harness, stt: TurnsServer, collector: Collector, tracer: trace.Tracer, tmp_path: Path
 ) -> None:
     stt.faults.set("cut@mid-turn,count=1")
     async with _worker(harness, "w1", tmp_path / "log"):
-        # All of it is there at once: no pause that the worker fills could make two turns of it.
+        # All audio is available at once: the worker inserts no filler that could split the turn.
         await harness.play("s", SOUND, pause_s=0, end=False)
         await _announce(harness, tracer, "s")
         await harness.until("s", TurnEnd)
@@ -167,7 +167,7 @@ async def test_push_begins_the_trace(
 
 
 @pytest.mark.slow
-async def test_the_picture_of_a_trace(
+async def test_picture_of_a_trace(
     harness: Harness,
     stt: TurnsServer,
     collector: Collector,
@@ -217,7 +217,7 @@ async def test_the_picture_of_a_trace(
     await anyio.Path(place).write_text(picture, "utf-8")
 
 
-async def test_a_session_that_is_handed_over_in_a_turn(
+async def test_trace_of_a_session_released_inside_a_turn(
     harness: Harness,
     collector: Collector,
     tracer: trace.Tracer,
@@ -227,7 +227,7 @@ async def test_a_session_that_is_handed_over_in_a_turn(
     monkeypatch.setenv("TURNBUS_TRACE_TRANSCRIPTS", "true")
     monkeypatch.setenv("TURNBUS_DRAIN_S", "0")
     async with _worker(harness, "w1", tmp_path / "log1") as first:
-        # All of it is there at once: no pause that a worker fills could end the turn before.
+        # All audio is available at once: no worker inserts filler that could end the turn early.
         await harness.play(
             "s",
             synthesize_words(WORDS, PCM16) + synthesize_silence(800, PCM16),
