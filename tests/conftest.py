@@ -1,4 +1,4 @@
-"""Fixtures every test may use."""
+"""Fixtures for all tests."""
 
 import faulthandler
 import os
@@ -27,29 +27,30 @@ from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
 from worker.local.redis import EmbeddedRedis
 
-# Nothing is asserted on time: a machine that stands still for a moment is no fault of an example,
-# nor of what makes them.
+# No test asserts on time: a stalled machine must not fail an example or its
+# generation.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
 
 LONG_RUN_S = 1_200
-"""Limit of a slow test; that of the others is `faulthandler_timeout`."""
+"""Timeout of a slow test in seconds. `faulthandler_timeout` is that of the others."""
 
 PROCESSES = 16
-"""Test processes that get ports of their own."""
+"""Maximum number of test processes with separate port ranges."""
 
 if process := os.environ.get("PYTEST_XDIST_WORKER"):
-    # A server that a test takes down keeps its port: no test process picks one of another.
+    # A stopped server keeps its port, so test processes must not share ports.
     embedded._PORTS = embedded._PORTS[int(process.removeprefix("gw")) % PROCESSES :: PROCESSES]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts background jobs so, and the processes that tests interrupt would inherit it.
+    # A shell ignores SIGINT in background jobs, and the processes that tests interrupt inherit
+    # this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
-    # The processes that are started from here would compile every module anew.
+    # Without bytecode, each process started from here compiles every module again.
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".pytest_cache" / "bytecode"))
 
 
@@ -62,22 +63,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Run async tests on asyncio: redis-py and websockets need it."""
+    """Run async tests on asyncio, which redis-py and websockets require."""
     return "asyncio"
 
 
 @pytest.fixture(autouse=True)
 def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no proxy of this machine between a test and what it connects to."""
+    """Bypass this machine's proxies in all connections of a test."""
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[GuardedRedis]:
-    """One server for the test process; tests that kill or fill theirs start their own.
+    """One server per test process. Tests that kill or fill a server start their own.
 
-    It has the users of `deploy/redis/users.acl`: each test gives them rights on its own prefix.
+    It has the users of `deploy/redis/users.acl`. Each test grants them rights on its own prefix.
     """
     with (
         start_blocking_portal("asyncio") as portal,
@@ -88,9 +89,9 @@ def redis_server() -> Iterator[GuardedRedis]:
 
 @pytest.fixture(scope="session")
 def redis_cluster() -> Iterator[EmbeddedCluster]:
-    """One cluster of three masters for the test process; nobody breaks it.
+    """One cluster of three masters per test process. No test breaks it.
 
-    Nor does it take a node for lost that stands still for a moment, and all its slots with it.
+    Its node timeout is long, so that a stalled node is not marked as failed with all its slots.
     """
     start = EmbeddedCluster.start(config={"cluster-node-timeout": "60000"})
     with (
@@ -102,9 +103,9 @@ def redis_cluster() -> Iterator[EmbeddedCluster]:
 
 @pytest.fixture(scope="session")
 def redis_sentinel() -> Iterator[EmbeddedSentinel]:
-    """One master with its sentinel for the test process; nobody breaks it.
+    """One master with its sentinel per test process. No test breaks it.
 
-    Nor does the sentinel take the master for lost that stands still for a moment.
+    The sentinel's timeout is long, so that a stalled master is not marked as down.
     """
     with (
         start_blocking_portal("asyncio") as portal,
@@ -118,7 +119,7 @@ def redis_sentinel() -> Iterator[EmbeddedSentinel]:
 
 @pytest.fixture(scope="session")
 def redis_7_binary() -> Path:
-    """Debian's Redis, the oldest server that is supported."""
+    """Path of Debian's Redis, the oldest supported server."""
     binary = shutil.which("redis-server")
     if binary is None:
         pytest.skip("no redis-server on PATH")
@@ -130,7 +131,7 @@ def redis_7_binary() -> Path:
 
 @pytest.fixture(scope="session")
 def redis_7(redis_7_binary: Path) -> Iterator[EmbeddedRedis]:
-    """One Redis 7.0 for the test process."""
+    """One Redis 7.0 per test process."""
     with (
         start_blocking_portal("asyncio") as portal,
         portal.wrap_async_context_manager(EmbeddedRedis.start(binary=redis_7_binary)) as server,
@@ -140,19 +141,19 @@ def redis_7(redis_7_binary: Path) -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def resolving(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[str]]:
-    """Addresses of names, for connects of this process: add to them."""
+    """Addresses by host name for connects of this process. Tests add to it."""
     return give_addresses(monkeypatch)
 
 
 @pytest.fixture
 def bus_kind() -> str:
-    """Kind of Redis below the bus: tests that run on each are parametrized with `ON_EACH_BUS`."""
+    """Kind of Redis below the bus. `ON_EACH_BUS` parametrizes a test with each kind."""
     return "plain"
 
 
 @pytest.fixture
 def bus_place(bus_kind: str, request: pytest.FixtureRequest) -> Place:
-    """Where the bus is."""
+    """Addresses of the bus."""
     match bus_kind:
         case "cluster":
             cluster: EmbeddedCluster = request.getfixturevalue("redis_cluster")
@@ -168,14 +169,14 @@ def bus_place(bus_kind: str, request: pytest.FixtureRequest) -> Place:
 
 @pytest.fixture
 async def redis(bus_place: Place) -> AsyncIterator[Redis]:
-    """Connect as the admin: what a test looks at, breaks, or cleans up."""
+    """Connect as the admin, to inspect, break and clean up."""
     async with connect(as_user(bus_place.url, "admin")) as client:
         yield client
 
 
 @pytest.fixture
 async def as_worker(bus_place: Place) -> AsyncIterator[Redis]:
-    """Connect as the worker: what runs a part of it."""
+    """Connect as the worker, to run a part of it."""
     async with connect(as_user(bus_place.url, "worker")) as client:
         yield client
 
@@ -189,7 +190,7 @@ async def as_producer(bus_place: Place) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def expected_leftovers() -> list[str]:
-    """Patterns (`fnmatch`, without prefix) of the keys a test means to leave: add to it."""
+    """Patterns (`fnmatch`, without prefix) of keys a test leaves on purpose. Tests add to it."""
     return []
 
 
@@ -197,8 +198,8 @@ def expected_leftovers() -> list[str]:
 def bus_prefix(bus_place: Place, expected_leftovers: list[str]) -> Iterator[str]:
     """Key prefix of one test, the only one on which its users have rights.
 
-    Keys left under it that were not expected fail the test, and so does whatever was refused to a
-    user: nothing a worker, a producer or a consumer tried may be missing from its rules.
+    The test fails if unexpected keys remain under the prefix. It also fails if Redis denied a user
+    anything: the ACL rules must permit all that a worker, a producer or a consumer does.
     """
     prefix = f"test-{uuid4().hex[:12]}"
     grant(bus_place.masters, prefix)
@@ -223,7 +224,7 @@ def bus_prefix(bus_place: Place, expected_leftovers: list[str]) -> Iterator[str]
 
 @pytest.fixture
 async def stt() -> AsyncIterator[TurnsServer]:
-    """Run the STT server with the script engine, 150 ms behind its audio."""
+    """Run the STT server with the script engine and a latency of 150 ms."""
     settings = ServerSettings(port=0, api_keys=frozenset({KEY}))
     async with TurnsServer.serve(settings, ScriptEngine(ScriptOptions(latency_ms=150))) as server:
         yield server
@@ -233,7 +234,7 @@ async def stt() -> AsyncIterator[TurnsServer]:
 async def harness(
     bus_place: Place, bus_prefix: str, stt: TurnsServer, expected_leftovers: list[str]
 ) -> AsyncIterator[Harness]:
-    """Set the harness: a bus and an STT service; nothing runs on it yet."""
+    """Open the harness: a bus and a provider. No worker runs yet."""
     expected_leftovers += ["sessions", "lanes", "dead", "{0}:turns", "{0}:state:*", "{0}:audio:*"]
     async with Harness.open(bus_place.url, bus_prefix, stt.url) as harness:
         yield harness

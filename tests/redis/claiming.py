@@ -1,4 +1,4 @@
-"""A claim as a worker makes it, of an entry that one of its intakes owns."""
+"""Claims an entry as a worker does."""
 
 from schemas.audio import decode_session
 from schemas.turns import SessionStarted

@@ -1,4 +1,4 @@
-"""Which Lua scripts have a test on every kind of Redis."""
+"""Registry of the Lua scripts that are tested on every kind of Redis."""
 
 from typing import Final
 
@@ -12,9 +12,9 @@ TESTED: Final[set[str]] = set()
 
 
 def contract_of(*scripts: Script) -> pytest.MarkDecorator:
-    """Run a test of these scripts, of their replies and effects, on every kind of Redis.
+    """Run a test of the replies and effects of these scripts on every kind of Redis.
 
-    What else the callers of a script do needs one kind only.
+    Other behaviour of a script's callers is tested on one kind only.
     """
     TESTED.update(script.name for script in scripts)
     return ON_EACH_BUS

@@ -1,4 +1,4 @@
-"""When an entry came, by its id: an id that a producer made up says nothing, of no session."""
+"""Arrival times from entry ids: an id that a producer chose does not affect any session."""
 
 import time
 
@@ -14,7 +14,7 @@ IDS = ("1-0", f"{time.time():.0f}-0", f"{time.time() * 1e6:.0f}-0")
 
 
 @pytest.mark.parametrize("own", IDS, ids=["count", "seconds", "microseconds"])
-def test_own_id_does_not_spoil_the_clock_of_its_lane(own: str) -> None:
+def test_producers_own_id_does_not_shift_the_lanes_clock(own: str) -> None:
     clock, now = ClockOffset(), 1_000.0
     stamp_ms = int(time.time() * 1_000)
     assert _appended_at(clock, f"{stamp_ms}-0", now) == pytest.approx(now)

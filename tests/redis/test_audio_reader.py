@@ -1,4 +1,4 @@
-"""The audio reader: every session its own entries, whatever the others do."""
+"""The audio reader delivers each session its own entries, whatever other sessions do."""
 
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ from worker.telemetry.logs import SessionName
 
 
 class Listener:
-    """A session that only listens."""
+    """A session that only receives."""
 
     def __init__(self, prefix: str, number: int) -> None:
         self.name = SessionName(str(number), None)
@@ -78,7 +78,7 @@ def listeners(
 
 @ON_CLUSTER_TOO
 @pytest.mark.parametrize("listeners", [1, 4, 130], indirect=True, ids=["one", "few", "many"])
-async def test_each_hears_its_own(
+async def test_each_session_receives_its_own_entries(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:
     async with reading(as_worker, *listeners):
@@ -89,7 +89,7 @@ async def test_each_hears_its_own(
             await listener.until([f"{number}-{round_}".encode() for round_ in range(3)])
 
 
-async def test_who_does_not_want_is_left_out(
+async def test_paused_session_is_not_read(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:
     deaf, keen = listeners[1], listeners[3]
@@ -105,7 +105,7 @@ async def test_who_does_not_want_is_left_out(
 
 
 @ON_CLUSTER_TOO
-async def test_a_wrong_key_hurts_only_its_own(
+async def test_key_of_another_type_fails_only_its_own_session(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:
     bad, good = listeners[1], listeners[3]
@@ -119,11 +119,11 @@ async def test_a_wrong_key_hurts_only_its_own(
     assert good.fault is None
 
 
-async def test_an_error_that_blames_no_key_is_waited_out(
+async def test_error_without_a_key_is_waited_out(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:
     odd, good = listeners[1], listeners[3]
-    odd.cursor = "no id"  # "Invalid stream ID": one of the errors that are not known here
+    odd.cursor = "no id"  # "Invalid stream ID": an error that the reader does not know
     for listener in (odd, good):
         await redis.xadd(listener.audio_key, {"audio": "a"})
     async with reading(as_worker, odd, good):
@@ -133,7 +133,7 @@ async def test_an_error_that_blames_no_key_is_waited_out(
     assert odd.fault is None
 
 
-async def test_what_was_read_before_a_rewind_is_void(
+async def test_entries_read_before_a_rewind_are_discarded(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:
     listener = listeners[1]
@@ -160,7 +160,7 @@ async def test_large_entries_are_read_few_at_a_time(
             await listener.until(chunks)
 
 
-async def test_who_was_removed_hears_no_more(
+async def test_removed_session_receives_no_more(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:
     gone, there = listeners[1], listeners[3]
@@ -172,7 +172,7 @@ async def test_who_was_removed_hears_no_more(
     assert gone.heard == []
 
 
-async def test_one_that_crashes_costs_nobody_else(
+async def test_crash_of_one_session_affects_no_other(
     redis: Redis, as_worker: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = listeners[1], listeners[3]

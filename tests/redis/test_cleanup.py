@@ -1,4 +1,4 @@
-"""What nobody else takes off the bus: consumers of the dead, and audio nobody announced."""
+"""Cleanup of what no session removes: consumers of dead workers, and audio never announced."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from worker.bus.ownership import SessionOwnership
 
 
 class Floor:
-    """A bus to be swept, by two workers."""
+    """A bus with two workers that clean it up."""
 
     def __init__(self, redis: Redis, as_worker: Redis, keys: Keys) -> None:
         self.redis = redis
@@ -46,7 +46,7 @@ async def floor(
 
 
 @contract_of(scripts.SWEEP)
-async def test_audio_nobody_announced_goes_with_age(floor: Floor) -> None:
+async def test_unannounced_audio_is_deleted_when_old(floor: Floor) -> None:
     old = "1600000000000-0"
     for session, lane in (("lost", "0"), ("lost-too", "eu"), ("state", "0"), ("entry", "eu")):
         await floor.append(session, lane, old)
@@ -62,7 +62,7 @@ async def test_audio_nobody_announced_goes_with_age(floor: Floor) -> None:
     assert await floor.left() == {"state", "entry", "young", "ended"}
 
 
-async def test_one_worker_sweeps_at_a_time(floor: Floor) -> None:
+async def test_one_worker_cleans_up_at_a_time(floor: Floor) -> None:
     assert await floor.sweeper.begin(3_600)
     assert not await floor.other.begin(3_600)
     assert await floor.redis.ttl(floor.keys.sweep) > 3_000
@@ -70,7 +70,7 @@ async def test_one_worker_sweeps_at_a_time(floor: Floor) -> None:
     assert await floor.other.begin(3_600)
 
 
-async def test_what_is_live_is_announced_again(
+async def test_live_session_without_entry_is_announced_again(
     floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seconds in (("CONSUMER_INTERVAL_S", 0.02), ("AUDIO_INTERVAL_S", 0.1)):
@@ -87,7 +87,7 @@ async def test_what_is_live_is_announced_again(
     assert fields == {b"session": b"call-1", b"run": b"1-1"}
 
 
-async def test_many_announcements(floor: Floor) -> None:
+async def test_cleanup_with_many_session_entries(floor: Floor) -> None:
     async with floor.redis.pipeline(transaction=False) as pipe:
         for number in range(2_500):
             pipe.xadd(floor.keys.sessions, {"session": f"call-{number}"})
@@ -98,8 +98,8 @@ async def test_many_announcements(floor: Floor) -> None:
     assert await floor.left() == {"call-0", "call-1000", "call-2499"}
 
 
-async def test_consumers_of_the_dead_go(floor: Floor) -> None:
-    """Whoever was killed while it owned nothing has no record, and was never seen by anybody."""
+async def test_consumers_of_dead_workers_are_deleted(floor: Floor) -> None:
+    """A worker killed while it owned nothing has no record, and no other worker saw it."""
     await floor.redis.xadd(floor.keys.sessions, {"session": "call-1"})
     owner = SessionOwnership(floor.as_worker, floor.keys, "owner", "nonce-3")
     assert len(await owner.read_new(1, 10)) == 1

@@ -1,4 +1,4 @@
-"""Redis's clock: whatever ours says, the age of an entry is what it is."""
+"""The Redis clock determines the age of an entry, whatever the local clock shows."""
 
 import os
 import re
@@ -27,7 +27,7 @@ class Wrong:
         return time.time() + 700
 
 
-async def test_a_clock_that_is_wrong_costs_no_audio(
+async def test_wrong_local_clock_discards_no_audio(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(clock, "time", Wrong)
@@ -45,7 +45,7 @@ async def test_a_clock_that_is_wrong_costs_no_audio(
     assert -800 < float(offset_s) < -600
 
 
-async def test_a_clock_that_is_set_makes_nothing_old(
+async def test_adjusted_local_clock_makes_no_audio_old(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bus_clock = RedisClock(redis, RedisHealth())
@@ -58,7 +58,9 @@ async def test_a_clock_that_is_set_makes_nothing_old(
 
 
 @pytest.mark.parametrize("away", ["frozen", "killed"])
-async def test_a_late_answer_is_no_difference(away: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_delayed_reply_is_not_a_clock_difference(
+    away: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with GuardedRedis.start() as server, connect(server.url) as redis:
         bus_clock = RedisClock(redis, RedisHealth())
         await bus_clock.sync()
@@ -94,7 +96,7 @@ RUNS = (f"{NOW_S * 1_000}-0", "7-0", f"{NOW_S * 10**6}-0")
 @pytest.mark.parametrize("run", RUNS, ids=["time", "counter", "microseconds"])
 @pytest.mark.parametrize("case", OWN_IDS)
 async def test_id_that_is_not_a_time_has_no_age(redis: Redis, case: str, run: str) -> None:
-    """Nor have others of its session, whatever id the session entry has."""
+    """Other ids of its session have no age either, whatever the id of the session entry."""
     bus_clock = RedisClock(redis, RedisHealth())
     await bus_clock.sync()
     ages = EntryAges(bus_clock, run, untimed=False)
@@ -106,7 +108,7 @@ async def test_id_that_is_not_a_time_has_no_age(redis: Redis, case: str, run: st
     assert EntryAges(bus_clock, run, untimed=True).age_s("5-0") == 0
 
 
-async def test_ids_ahead_of_a_clock_not_asked_yet_are_times(
+async def test_ids_ahead_of_an_unsynchronized_clock_are_times(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Behind(Wrong):

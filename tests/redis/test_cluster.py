@@ -1,4 +1,4 @@
-"""Commands to a cluster: each at the node that holds its key, wherever that is by now."""
+"""Commands to a cluster reach the node that currently holds their key."""
 
 import os
 import signal
@@ -40,19 +40,19 @@ NAMES = [f"{{{number}}}:name" for number in range(20)]
         (("SCAN", 0, "MATCH", "a"), None),
     ],
 )
-def test_the_key_of_a_command(command: tuple[Any, ...], key: bytes | None) -> None:
+def test_key_of_each_command(command: tuple[Any, ...], key: bytes | None) -> None:
     assert key_of(command) == key
 
 
 @pytest.fixture
 def names(bus_prefix: str, expected_leftovers: list[str]) -> list[str]:
-    """Keys on all three nodes."""
+    """Keys that cover all three nodes."""
     expected_leftovers.append("*")
     return [f"{bus_prefix}:{name}" for name in NAMES]
 
 
 @pytest.mark.parametrize("bus_kind", ["cluster"])
-async def test_commands_find_their_node(redis: Redis, names: list[str], bus_prefix: str) -> None:
+async def test_commands_reach_their_node(redis: Redis, names: list[str], bus_prefix: str) -> None:
     assert isinstance(redis, ClusterClient)
     for name in names:
         await redis.set(name, name)
@@ -65,7 +65,7 @@ async def test_commands_find_their_node(redis: Redis, names: list[str], bus_pref
 
 
 @pytest.mark.parametrize("bus_kind", ["cluster"])
-async def test_a_batch_goes_to_every_node(redis: Redis, names: list[str]) -> None:
+async def test_pipeline_reaches_every_node(redis: Redis, names: list[str]) -> None:
     text = "return redis.call('SET', KEYS[1], ARGV[1])"
     async with redis.pipeline(transaction=False) as pipe:
         pipe.script_load(text)
@@ -103,8 +103,8 @@ async def _home_and_another(
     return source, second if source is first else first
 
 
-async def test_slots_that_moved_are_found(redis_cluster: EmbeddedCluster) -> None:
-    """In a command, in a batch, and while the move is under way."""
+async def test_moved_slots_are_followed(redis_cluster: EmbeddedCluster) -> None:
+    """Slots move before a command, before a pipeline, and while the move is under way."""
     key = "{moving}:key"
     slot = key_slot(key.encode())
     async with connect(redis_cluster.url) as redis:
@@ -134,8 +134,8 @@ async def test_slots_that_moved_are_found(redis_cluster: EmbeddedCluster) -> Non
         assert await redis.get(key) is None
 
 
-async def test_nodes_that_disagree_are_waited_out(redis_cluster: EmbeddedCluster) -> None:
-    """A slot's node sends us on to one that sends us back: until that one is told, too."""
+async def test_redirect_loop_between_nodes_is_waited_out(redis_cluster: EmbeddedCluster) -> None:
+    """Two nodes redirect to each other until both know the slot's owner."""
     key = "{moving}:key"
     slot = key_slot(key.encode())
     async with connect(redis_cluster.url) as redis:
@@ -158,7 +158,7 @@ async def test_nodes_that_disagree_are_waited_out(redis_cluster: EmbeddedCluster
                 await tell(node, "CLUSTER", "SETSLOT", slot, "STABLE")
 
 
-async def test_a_node_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unresponsive_node_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "SLOTS_TIMEOUT_S", 3_600.0)
     monkeypatch.setattr(connection_module, "_SOCKET_TIMEOUT_S", 3_600.0)
     unnoticed = EmbeddedCluster.start(config={"cluster-node-timeout": "3600000"})
@@ -185,7 +185,7 @@ async def test_a_node_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPat
             os.kill(hung.pid, signal.SIGCONT)
 
 
-async def test_a_node_that_fails_costs_its_own_keys_only() -> None:
+async def test_failed_node_affects_only_its_own_keys() -> None:
     async with EmbeddedCluster.start() as cluster, connect(cluster.url) as redis:
         assert isinstance(redis, ClusterClient)
         await answer_for_what_is_left(cluster)
@@ -204,8 +204,8 @@ async def test_a_node_that_fails_costs_its_own_keys_only() -> None:
             assert reply is True or isinstance(reply, exceptions.ConnectionError)
 
 
-async def test_a_node_that_fails_keeps_no_script_from_the_others() -> None:
-    """Whichever of them is asked first."""
+async def test_failed_node_does_not_block_script_loading() -> None:
+    """This holds whichever node is asked first."""
     async with EmbeddedCluster.start() as cluster, connect(cluster.url) as redis:
         assert isinstance(redis, ClusterClient)
         await answer_for_what_is_left(cluster)
@@ -219,8 +219,8 @@ async def test_a_node_that_fails_keeps_no_script_from_the_others() -> None:
             assert await retry_while_unavailable(health, add) == 1
 
 
-async def test_a_node_without_a_slot_learns_scripts() -> None:
-    """As one that was added a moment ago: it gets keys first, and the slot when it has all."""
+async def test_node_without_slots_gets_the_scripts() -> None:
+    """A node that was just added receives keys first, and the slot once it has all of them."""
     async with EmbeddedCluster.start() as cluster, AsyncExitStack() as stack:
         config = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
         added = await stack.enter_async_context(EmbeddedRedis.start(config=config))
@@ -250,7 +250,7 @@ async def test_a_node_without_a_slot_learns_scripts() -> None:
             assert await scripts.WRITE(redis, [name], ["SADD", "second"]) == 1
 
 
-async def test_one_server_is_no_cluster(redis_server: GuardedRedis) -> None:
+async def test_single_server_is_not_a_cluster(redis_server: GuardedRedis) -> None:
     url = as_user(f"redis+cluster://127.0.0.1:{redis_server.port}", "worker")
     async with connect(url) as redis:
         with pytest.raises(exceptions.ResponseError, match="cluster support disabled"):

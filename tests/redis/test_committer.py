@@ -1,4 +1,4 @@
-"""The fenced commit: what it applies, what it refuses, and what a retry does."""
+"""The fenced commit: what it applies, what it rejects, and what a retry does."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ FENCE = ("5-0", 1, "nonce")
 
 
 class Bench:
-    """One session's state, and commits to it."""
+    """State of one session, and commits to it."""
 
     def __init__(self, redis: Redis, as_worker: Redis, keys: Keys) -> None:
         self.redis = redis
@@ -87,8 +87,8 @@ async def test_events_are_applied_once(bench: Bench) -> None:
     assert await bench.published() == ["a", "b", "c"]
 
 
-async def test_a_commit_that_comes_late_takes_nothing_back(bench: Bench) -> None:
-    """Its connection broke, it was retried over another, and those after it were applied since."""
+async def test_late_commit_reverts_nothing(bench: Bench) -> None:
+    """Its connection broke. A retry and later commits were applied over another connection."""
     late = bench.commit(2, ["a"], number=1, snapshot="inside a turn")
     assert await bench.run(late) == ("ok", 2)
     assert await bench.run(bench.commit(3, ["b"], number=2, snapshot="after it")) == ("ok", 3)
@@ -100,24 +100,26 @@ async def test_a_commit_that_comes_late_takes_nothing_back(bench: Bench) -> None
     assert await bench.published() == ["a", "b"]
 
 
-async def test_a_hole_is_refused(bench: Bench) -> None:
+async def test_hole_in_seq_is_rejected(bench: Bench) -> None:
     assert await bench.run(bench.commit(3, ["b"])) == ("gap", 1)
     assert await bench.published() == []
 
 
 @pytest.mark.parametrize("fence", [("5-0", 2, "nonce"), ("5-0", 1, "other"), ("6-0", 1, "nonce")])
-async def test_another_owner_is_refused(bench: Bench, fence: tuple[str, int, str]) -> None:
+async def test_commit_of_another_owner_is_rejected(
+    bench: Bench, fence: tuple[str, int, str]
+) -> None:
     assert await bench.run(bench.commit(2, ["a"], fence=fence)) == ("fenced", 1)
     assert await bench.published() == []
 
 
-async def test_no_state_no_commit(bench: Bench) -> None:
+async def test_commit_without_state_is_rejected(bench: Bench) -> None:
     await bench.redis.delete(bench.keys.state("0", "s"))
     assert await bench.run(bench.commit(2, ["a"])) == ("missing", 0)
     assert await bench.published() == []
 
 
-async def test_trims_what_is_covered(bench: Bench) -> None:
+async def test_commit_trims_committed_audio(bench: Bench) -> None:
     audio = bench.keys.audio("0", "s")
     for ms in (10, 20, 30):
         await bench.redis.xadd(audio, {"audio": b"x"}, id=f"{ms}-0")
@@ -127,7 +129,7 @@ async def test_trims_what_is_covered(bench: Bench) -> None:
 
 
 @contract_of(scripts.COMMIT)
-async def test_the_end(bench: Bench) -> None:
+async def test_commit_of_the_session_end(bench: Bench) -> None:
     audio = bench.keys.audio("0", "s")
     await bench.redis.xadd(audio, {"audio": b"x"})
     commit = bench.commit(2, ["a"], end=True, out="session")
@@ -142,7 +144,7 @@ async def test_the_end(bench: Bench) -> None:
 
 
 class Speaker:
-    """Something that commits one event and remembers the answers."""
+    """Commits one event and records the replies."""
 
     name = SessionName("s", None)
 
@@ -165,7 +167,7 @@ class Speaker:
 
 
 @ON_CLUSTER_TOO
-async def test_the_committer_answers_each(bench: Bench) -> None:
+async def test_committer_replies_to_each_session(bench: Bench) -> None:
     good = Speaker(bench.commit(2, ["a"]))
     late = Speaker(bench.commit(9, ["z"]))
     await bench.redis.set(f"{bench.keys.prefix}:{{0}}:state:odd", "no hash")
@@ -184,7 +186,7 @@ async def test_the_committer_answers_each(bench: Bench) -> None:
     assert odd.answers[0][0].startswith("WRONGTYPE"), "its fault, and nobody else's"
 
 
-async def test_a_commit_that_cannot_be_built_costs_nobody_else(
+async def test_commit_that_cannot_be_built_affects_no_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = (Speaker(bench.commit(2, ["a"])) for _ in range(2))
@@ -203,7 +205,7 @@ async def test_a_commit_that_cannot_be_built_costs_nobody_else(
     assert (bad.answers, good.answers) == ([(INTERNAL_ERROR, 0)], [("ok", 2)])
 
 
-async def test_an_answer_that_cannot_be_taken_costs_nobody_else(
+async def test_reply_that_cannot_be_handled_affects_no_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = (Speaker(bench.commit(2, ["a"])) for _ in range(2))
@@ -223,7 +225,7 @@ async def test_an_answer_that_cannot_be_taken_costs_nobody_else(
     assert (bad.answers, good.answers) == ([(INTERNAL_ERROR, 0)], [("ok", 2)])
 
 
-async def test_a_master_that_hangs_holds_up_its_own_lanes_only(
+async def test_unresponsive_master_delays_only_its_own_lanes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("worker.bus.client.connection._SOCKET_TIMEOUT_S", 3_600.0)
@@ -275,7 +277,7 @@ async def test_a_master_that_hangs_holds_up_its_own_lanes_only(
         assert held_up.answers == [("ok", 3)]
 
 
-async def test_the_committer_rides_out_an_outage() -> None:
+async def test_committer_retries_during_an_outage() -> None:
     async with (
         GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
         connect(server.url) as redis,
@@ -300,8 +302,8 @@ async def test_the_committer_rides_out_an_outage() -> None:
         assert await bench.published() == ["a"]
 
 
-async def test_a_full_redis_still_takes_commits() -> None:
-    """They free more than they take; refusing them would keep it full."""
+async def test_full_redis_still_accepts_commits() -> None:
+    """Commits free more memory than they use. Rejecting them would keep Redis full."""
     async with (
         GuardedRedis.start(maxmemory=3_000_000) as server,
         connect(server.url) as redis,

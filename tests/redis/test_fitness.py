@@ -1,4 +1,4 @@
-"""Servers that a worker cannot work with: what is wrong is said once, and waited out."""
+"""Servers on which a worker cannot run: the worker logs the reason once and waits."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -31,7 +31,7 @@ from worker.local.redis import EmbeddedRedis
 from worker.settings import Settings
 from worker.worker import Worker
 
-# -- what a server says of itself
+# -- server information
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ from worker.worker import Worker
         ({"redis_version": "9.0.0", "server_mode": "sentinel"}, "Redis 9.0.0", False),
     ],
 )
-def test_server_reads_what_info_says(about: dict[str, Any], shown: str, fits: bool) -> None:
+def test_server_parses_info(about: dict[str, Any], shown: str, fits: bool) -> None:
     server = Server.read(about)
     assert server.shown == shown
     assert (server.fault is None) == fits
@@ -72,13 +72,13 @@ def test_server_reads_what_info_says(about: dict[str, Any], shown: str, fits: bo
         st.none() | st.integers() | st.floats() | st.text() | st.dictionaries(st.text(), st.text()),
     )
 )
-def test_server_reads_anything(about: dict[str, Any]) -> None:
+def test_server_parses_any_info(about: dict[str, Any]) -> None:
     server = Server.read(about)
     assert server.shown.isprintable()
     assert server.fault is None or server.fault.isprintable()
 
 
-# -- what errors say
+# -- error replies
 
 
 @pytest.mark.parametrize(
@@ -140,39 +140,39 @@ def test_server_reads_anything(about: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_errors_are_told_with_what_to_do(error: Exception, lasting: bool, said: str) -> None:
+def test_each_error_has_an_instruction(error: Exception, lasting: bool, said: str) -> None:
     assert lacks(error) == lasting
     assert is_outage(error)
     assert describe(error).startswith(said)
 
 
 @pytest.mark.parametrize("said", ["WRONGTYPE no", "NOGROUP no", "no such key", "syntax error"])
-def test_errors_of_one_key_are_no_lack(said: str) -> None:
+def test_errors_of_one_key_are_not_server_problems(said: str) -> None:
     error = exceptions.ResponseError(said)
     assert not lacks(error)
     assert not is_outage(error)
 
 
-def test_a_lecture_is_cut_to_its_first_sentence() -> None:
+def test_long_error_is_cut_to_its_first_sentence() -> None:
     error = exceptions.ResponseError(f"DENIED It is so. {'It is so long. ' * 99}")
     assert describe(error) == "ResponseError: DENIED It is so"
     assert len(describe(exceptions.ResponseError("x" * 9_999))) < MAX_LINE_CHARACTERS + 40
     assert describe(exceptions.ResponseError("a\r\nb")) == "ResponseError: a"
 
 
-# -- a worker, and the check
+# -- the worker and the check command
 
 
 class Odd(NamedTuple):
-    """A Redis that a worker cannot work with."""
+    """A Redis on which a worker cannot run."""
 
     url: str
     said: str
-    """What is said of it."""
+    """Expected log text."""
     mend: Callable[[], Any] | None = None
-    """Makes it fit."""
+    """Makes the server usable."""
     lasting: bool = True
-    """It is found to be unfit, and not only to be away."""
+    """Whether the server is found to be unusable, and not only unavailable."""
 
 
 Kind: TypeAlias = Callable[[], AbstractAsyncContextManager[Odd]]
@@ -180,7 +180,7 @@ Kind: TypeAlias = Callable[[], AbstractAsyncContextManager[Odd]]
 
 @contextmanager
 def _directives(text: str) -> Iterator[tuple[str, Callable[[str], object]]]:
-    """Give the path of a file with more directives, and what replaces them."""
+    """Yield the path of a file of additional directives, and a function that replaces them."""
     with TemporaryDirectory() as directory:
         file = Path(directory) / "more.conf"
         file.write_text(text)
@@ -191,7 +191,7 @@ def _directives(text: str) -> Iterator[tuple[str, Callable[[str], object]]]:
 async def _configured(
     text: str, **options: Any
 ) -> AsyncIterator[tuple[EmbeddedRedis, Callable[[str], Awaitable[None]]]]:
-    """Run a server with more directives; give what restarts it with others."""
+    """Run a server with additional directives; yield a function that restarts it with others."""
     with _directives(text) as (file, replace):
         async with EmbeddedRedis.start(config={"include": file}, **options) as server:
 
@@ -243,14 +243,14 @@ def old() -> AbstractAsyncContextManager[Odd]:
 
 @asynccontextmanager
 async def node() -> AsyncIterator[Odd]:
-    """A node of a cluster, as if it were alone."""
+    """A cluster node, addressed as a single server."""
     async with EmbeddedCluster.start() as cluster:
         yield Odd(cluster.masters[0].url, "begin the URL with redis+cluster://")
 
 
 @asynccontextmanager
 async def alone() -> AsyncIterator[Odd]:
-    """A server, as if it were a cluster's."""
+    """A single server, addressed as a cluster."""
     async with EmbeddedRedis.start() as server:
         url = f"redis+cluster://127.0.0.1:{server.port}"
         yield Odd(url, "it is not a cluster node: begin the URL with redis://")
@@ -258,14 +258,14 @@ async def alone() -> AsyncIterator[Odd]:
 
 @asynccontextmanager
 async def watcher() -> AsyncIterator[Odd]:
-    """A sentinel, as if it were a server."""
+    """A sentinel, addressed as a server."""
     async with EmbeddedRedis.start_sentinel() as sentinel:
         yield Odd(sentinel.url, "it is a sentinel: begin the URL with redis+sentinel://")
 
 
 @asynccontextmanager
 async def no_watcher() -> AsyncIterator[Odd]:
-    """A server, as if it were a sentinel."""
+    """A server, addressed as a sentinel."""
     async with EmbeddedRedis.start() as server:
         url = f"redis+sentinel://127.0.0.1:{server.port}/{SERVICE}"
         yield Odd(url, f"127.0.0.1:{server.port}: it is not a sentinel", lasting=False)
@@ -292,7 +292,7 @@ async def database() -> AsyncIterator[Odd]:
 
 @asynccontextmanager
 async def full() -> AsyncIterator[Odd]:
-    """It takes no more clients than those that are there."""
+    """A server that accepts no more clients than those connected."""
     async with EmbeddedRedis.start() as server, client(server) as redis:
         await redis.config_set("maxclients", 1)
 
@@ -317,7 +317,7 @@ async def guarded() -> AsyncIterator[Odd]:
 
 @asynccontextmanager
 async def taken() -> AsyncIterator[Odd]:
-    """A key of a worker's holds something else."""
+    """A worker's key has another type."""
     async with EmbeddedRedis.start() as server, client(server) as redis:
         await redis.set("stt:sessions", "another program's")
 
@@ -333,7 +333,7 @@ KINDS += [full, guarded, taken]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-async def test_worker_waits_for_a_server_that_is_fit(
+async def test_worker_waits_for_a_usable_server(
     kind: Kind, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(worker_module, "FITNESS_INTERVAL_S", 0.05)
@@ -363,7 +363,7 @@ async def test_worker_waits_for_a_server_that_is_fit(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-async def test_check_says_what_the_worker_says(
+async def test_check_reports_what_the_worker_logs(
     kind: Kind, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kind() as odd:
@@ -381,7 +381,7 @@ async def _check(odd: Odd, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("version", ["9.0.0-rc2", "7.4.0-v1", "255.255.255", "", "unstable", None])
-async def test_check_takes_any_version(
+async def test_check_accepts_any_version(
     version: str | None, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fronted("", info={"redis_version": version, "valkey_version": None}) as odd:
@@ -391,10 +391,10 @@ async def test_check_takes_any_version(
     assert any(finding.detail.startswith(f"{shown} at ") for finding in found)
 
 
-async def test_session_goes_on_when_a_server_is_fit_again(
+async def test_session_resumes_when_a_server_is_usable_again(
     stt: TurnsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server that is restarted without a command, and then as it was."""
+    """The server restarts without a command, and then restarts unchanged."""
     monkeypatch.setattr(worker_module, "FITNESS_INTERVAL_S", 0.05)
     async with _configured("", append_only=True) as (server, begin_again):
 
@@ -422,7 +422,7 @@ async def test_session_goes_on_when_a_server_is_fit_again(
     assert not [record for record in caplog.records if record.exc_info]
 
 
-async def test_full_redis_is_not_unfit() -> None:
+async def test_full_redis_is_not_unusable() -> None:
     async with EmbeddedRedis.start(maxmemory=1_000) as server, connect(server.url) as redis:
         assert await permissions.unfitness(redis, Keys("stt")) is None
         missing = await permissions.find_missing(redis, Keys("stt"))

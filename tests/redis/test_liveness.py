@@ -1,4 +1,4 @@
-"""Deaths are noticed once each, and nothing of the dead is left."""
+"""Each death of a worker is detected once, and its records are removed."""
 
 from typing import Any
 
@@ -21,11 +21,11 @@ ALIEN: dict[Any, Any] = {
     "of another shape": b"5",
     b"\xff": b"",
 }
-"""Records that none of our workers wrote."""
+"""Records that no worker wrote."""
 
 
 @ON_CLUSTER_TOO
-async def test_a_death_is_told_once(
+async def test_death_is_reported_once(
     redis: Redis,
     as_worker: Redis,
     bus_prefix: str,
@@ -62,7 +62,7 @@ async def test_a_death_is_told_once(
     assert await one.consumers(0) == {"one": True}
 
 
-async def test_who_leaves_is_not_called_dead(
+async def test_worker_that_leaves_is_not_reported_dead(
     as_worker: Redis,
     bus_prefix: str,
     expected_leftovers: list[str],
@@ -82,7 +82,7 @@ async def test_who_leaves_is_not_called_dead(
             await anyio.sleep(3 * POLL_INTERVAL_S)
             life.cancel_scope.cancel()
         assert await two.delete_consumer("two")
-        await anyio.sleep(4 * POLL_INTERVAL_S)  # before the list is read again in any case
+        await anyio.sleep(4 * POLL_INTERVAL_S)  # before the next periodic read of the list
         tasks.cancel_scope.cancel()
     assert not watcher.dead
     assert not [line for line in caplog.messages if "is dead" in line]

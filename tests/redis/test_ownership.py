@@ -1,4 +1,4 @@
-"""Claims, leases and handover, as two consumers see them."""
+"""Claims, leases and release, as two consumers see them."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ async def test_every_entry_goes_to_one_consumer(bus: Bus) -> None:
 
 
 @ON_EACH_BUS
-async def test_a_lost_group_is_made_again_from_the_first_entry(bus: Bus) -> None:
+async def test_lost_group_is_recreated_from_the_first_entry(bus: Bus) -> None:
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
     entry = await bus.announce()
     assert [owned.entry_id for owned in await bus.one.read_new(1, 10)] == [entry]
@@ -103,7 +103,7 @@ async def test_claim_verdicts(bus: Bus) -> None:
 
 
 @contract_of(scripts.RAISE_DELIVERY_COUNT)
-async def test_a_claim_outbids_the_one_before_the_group_was_lost(bus: Bus) -> None:
+async def test_claim_outbids_the_owner_before_a_group_loss(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     await bus.claim(bus.one, msgspec.structs.replace(owned, delivery_count=7))
@@ -125,8 +125,8 @@ async def test_a_claim_outbids_the_one_before_the_group_was_lost(bus: Bus) -> No
     assert (await bus.claim(bus.two, raised)).verdict == "taken"
 
 
-async def test_a_run_is_one_that_the_state_knows(bus: Bus) -> None:
-    """A producer may write any `run`: it must not begin a second time what (`run`, `seq`) names."""
+async def test_run_counts_only_if_the_state_has_it(bus: Bus) -> None:
+    """A producer may write any `run`, but must not restart what (`run`, `seq`) already names."""
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     first = await bus.claim(bus.one, owned, run="1-1")
@@ -142,7 +142,7 @@ async def test_a_run_is_one_that_the_state_knows(bus: Bus) -> None:
 
 
 @contract_of(scripts.RESTORE_ENTRY)
-async def test_what_vanished_is_put_back_once(bus: Bus) -> None:
+async def test_vanished_entry_is_restored_once(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     session = decode_session(owned.fields)
@@ -166,7 +166,7 @@ async def test_what_vanished_is_put_back_once(bus: Bus) -> None:
     assert await bus.redis.xrange(bus.keys.sessions, back.entry_id, back.entry_id) == []
 
 
-async def test_what_a_group_made_again_will_deliver_is_not_put_back(bus: Bus) -> None:
+async def test_entry_due_from_a_recreated_group_is_not_restored(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     ours = Ownership(decode_session(owned.fields), Fence(entry, 1, "nonce-1"), entry, owned.fields)
@@ -196,7 +196,7 @@ async def test_lanes_are_listed(bus: Bus) -> None:
     assert await bus.redis.smembers(bus.keys.lanes) == {b"0", b"eu"}
 
 
-async def test_a_claim_of_an_ended_session(bus: Bus) -> None:
+async def test_claim_of_an_ended_session(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     await bus.claim(bus.one, owned)
@@ -207,7 +207,7 @@ async def test_a_claim_of_an_ended_session(bus: Bus) -> None:
 
 
 @contract_of(scripts.HEARTBEAT)
-async def test_heartbeat_keeps_reports_and_finds(bus: Bus) -> None:
+async def test_heartbeat_renews_reports_and_finds_entries(bus: Bus) -> None:
     for n in range(5):
         await bus.announce(session=f"call-{n}")
     kept, taken, trimmed, unheard, given = await bus.one.read_new(5, 10)
@@ -223,7 +223,7 @@ async def test_heartbeat_keeps_reports_and_finds(bus: Bus) -> None:
     assert await bus.owner(kept.entry_id) == ("one", 1), "touching does not count as a delivery"
 
 
-async def test_a_heartbeat_sets_the_count_of_a_group_made_again_right(bus: Bus) -> None:
+async def test_heartbeat_restores_counts_in_a_recreated_group(bus: Bus) -> None:
     entry = await bus.announce()
     await bus.one.read_new(1, 10)
     report = await bus.one.heartbeat([(entry, 7)])
@@ -234,7 +234,7 @@ async def test_a_heartbeat_sets_the_count_of_a_group_made_again_right(bus: Bus) 
     assert report.unclaimed == ((entry, 7),), "it was another's meanwhile: to be claimed anew"
 
 
-async def test_a_heartbeat_of_many(bus: Bus) -> None:
+async def test_heartbeat_of_many_entries(bus: Bus) -> None:
     async with bus.redis.pipeline(transaction=False) as announcements:
         for n in range(2_300):
             announcements.xadd(bus.keys.sessions, {**FIELDS, "session": f"call-{n}"})
@@ -259,7 +259,7 @@ async def test_takeover_waits_for_the_lease(bus: Bus) -> None:
 
 
 @contract_of(scripts.RELEASE)
-async def test_what_is_given_back_goes_at_once(bus: Bus) -> None:
+async def test_released_entry_is_taken_over_at_once(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     await bus.one.release([(owned.entry_id, 7)])
@@ -281,7 +281,7 @@ async def test_takeover_is_bounded(bus: Bus) -> None:
 
 
 @contract_of(scripts.COMPLETE)
-async def test_settled_entries_are_gone(bus: Bus) -> None:
+async def test_settled_entries_are_deleted(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     for _ in range(2):
@@ -291,7 +291,7 @@ async def test_settled_entries_are_gone(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("record", [b"", b"{", b"5", b'{"consumer":5}'])
-async def test_a_record_of_somebody_elses_is_left_alone(
+async def test_worker_record_of_another_type_is_left_alone(
     bus: Bus, record: bytes, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers.append("workers")
@@ -300,7 +300,7 @@ async def test_a_record_of_somebody_elses_is_left_alone(
     assert await bus.redis.hget(bus.keys.workers, "worker") == record
 
 
-async def test_records_where_no_hash_is_are_left_alone(
+async def test_records_key_of_another_type_is_left_alone(
     bus: Bus, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers.append("workers")
@@ -309,7 +309,7 @@ async def test_records_where_no_hash_is_are_left_alone(
     assert await bus.redis.get(bus.keys.workers) == b"somebody else's"
 
 
-async def test_what_a_consumer_of_any_name_holds_is_taken_over(bus: Bus) -> None:
+async def test_entries_of_a_consumer_of_any_name_are_taken_over(bus: Bus) -> None:
     entry = await bus.announce()
     sessions: Any = {bus.keys.sessions: ">"}
     await bus.redis.xreadgroup(GROUP, b"\xff", sessions)  # type: ignore[arg-type]
@@ -317,7 +317,7 @@ async def test_what_a_consumer_of_any_name_holds_is_taken_over(bus: Bus) -> None
     assert (owned.entry_id, owned.delivery_count) == (entry, 2)
 
 
-async def test_the_dead_are_taken_over_before_their_lease(bus: Bus) -> None:
+async def test_dead_workers_are_taken_over_before_their_lease(bus: Bus) -> None:
     entry = await bus.announce()
     await bus.one.read_new(1, 10)
     assert not (await bus.two.take_over(10, 60_000, ["nobody"])).owned
@@ -326,7 +326,7 @@ async def test_the_dead_are_taken_over_before_their_lease(bus: Bus) -> None:
 
 
 @contract_of(scripts.DELETE_CONSUMER)
-async def test_a_consumer_is_retired_only_when_it_owns_nothing(bus: Bus) -> None:
+async def test_consumer_is_deleted_only_when_it_owns_nothing(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     assert not await bus.two.delete_consumer("one")
@@ -338,7 +338,7 @@ async def test_a_consumer_is_retired_only_when_it_owns_nothing(bus: Bus) -> None
 
 
 @contract_of(scripts.WRITE, scripts.DELETE_RECORD)
-async def test_only_its_own_record_is_forgotten(bus: Bus) -> None:
+async def test_worker_deletes_only_its_own_record(bus: Bus) -> None:
     record = WorkerRecord(
         consumer="one", host="h", pid=1, sessions=0, capacity=1, state="ready", heartbeat=0.0
     )

@@ -1,4 +1,4 @@
-"""Permits for STT sockets: who has a place, who may give it up, and what nobody wants any more."""
+"""Connection permits: who holds one, who may release it, and which ones expire."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def keys(bus_prefix: str) -> Keys:
 
 @pytest.fixture
 def gates(as_worker: Redis, keys: Keys) -> tuple[ConnectionPermits, ConnectionPermits]:
-    """The gates of two workers; one permit."""
+    """Permits of two workers that share a limit of one."""
     one, two = (ConnectionPermits(as_worker, RedisHealth(), keys, 1) for _ in range(2))
     return one, two
 
@@ -33,7 +33,7 @@ def test_both_keys_are_in_one_slot(keys: Keys) -> None:
 
 
 @contract_of(scripts.REQUEST_PERMIT, scripts.RELEASE_PERMIT)
-async def test_an_owner_put_aside_gives_nothing_away(
+async def test_fenced_owner_releases_no_permit(
     redis: Redis, keys: Keys, gates: tuple[ConnectionPermits, ConnectionPermits]
 ) -> None:
     one, two = gates
@@ -48,7 +48,7 @@ async def test_an_owner_put_aside_gives_nothing_away(
     assert await redis.exists(keys.gate, keys.gate_holders) == 0
 
 
-async def test_an_owner_put_aside_does_not_get_in(
+async def test_fenced_owner_gets_no_permit(
     redis: Redis, keys: Keys, gates: tuple[ConnectionPermits, ConnectionPermits]
 ) -> None:
     one, two = gates
@@ -60,7 +60,7 @@ async def test_an_owner_put_aside_does_not_get_in(
     assert await redis.zcard(keys.gate) == 0
 
 
-async def test_places_nobody_speaks_for_are_given_up(
+async def test_abandoned_permits_expire(
     redis: Redis,
     keys: Keys,
     gates: tuple[ConnectionPermits, ConnectionPermits],
@@ -81,7 +81,7 @@ async def test_places_nobody_speaks_for_are_given_up(
         async def is_kept() -> bool:
             return await redis.zrange(keys.gate, 0, -1) == [b"0:wants"]
 
-        # Whoever was held up for so long has lost it, and takes it again.
+        # A worker that stalled this long has lost its permit, and takes it again.
         await eventually(is_kept, "the place that is spoken for")
         one.discard("6-0")
         while await redis.exists(keys.gate, keys.gate_holders):
@@ -89,7 +89,7 @@ async def test_places_nobody_speaks_for_are_given_up(
         tasks.cancel_scope.cancel()
 
 
-async def test_a_lost_gate_is_made_again(
+async def test_lost_permits_are_recreated(
     redis: Redis,
     keys: Keys,
     gates: tuple[ConnectionPermits, ConnectionPermits],
@@ -111,13 +111,13 @@ async def test_a_lost_gate_is_made_again(
     await two.release(Permit("0:other", "4-0", 1))
 
 
-async def test_a_place_given_up_is_not_spoken_for(
+async def test_released_permit_is_not_renewed(
     redis: Redis,
     keys: Keys,
     gates: tuple[ConnectionPermits, ConnectionPermits],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Though somebody has just begun to."""
+    """The renewal has already begun."""
     one, _ = gates
     await one.acquire(Permit("0:s", "5-0", 1))
     hold, begun, done = ConnectionPermits._request, anyio.Event(), anyio.Event()
@@ -142,7 +142,9 @@ async def test_a_place_given_up_is_not_spoken_for(
     assert await redis.exists(keys.gate, keys.gate_holders) == 0
 
 
-async def test_who_waits_is_counted(gates: tuple[ConnectionPermits, ConnectionPermits]) -> None:
+async def test_waiting_sessions_are_counted(
+    gates: tuple[ConnectionPermits, ConnectionPermits],
+) -> None:
     one, two = gates
     first, second, third = (Permit(f"0:s{n}", f"{n}-0", 1) for n in range(3))
     assert not await one.acquire(first)
@@ -164,7 +166,7 @@ async def test_who_waits_is_counted(gates: tuple[ConnectionPermits, ConnectionPe
         await two.release(seat)
 
 
-async def test_a_clock_that_was_set_back_lets_nobody_in(
+async def test_clock_set_back_admits_no_waiter_early(
     redis: Redis, keys: Keys, gates: tuple[ConnectionPermits, ConnectionPermits]
 ) -> None:
     one, two = gates

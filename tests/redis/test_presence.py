@@ -1,4 +1,4 @@
-"""Subscriptions: who holds one notices when it is gone."""
+"""Presence subscriptions: their owner detects when one is gone."""
 
 import anyio
 import pytest
@@ -13,13 +13,13 @@ from worker.bus.client.connection import connect
 from worker.bus.presence import stay_subscribed
 
 
-async def test_a_subscription_that_was_forgotten_on_the_way_is_noticed(
+async def test_silently_dropped_subscription_is_detected(
     redis: Redis,
     redis_server: GuardedRedis,
     bus_prefix: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No end of it ever comes, as behind a firewall that forgets idle connections."""
+    """The connection never ends, as behind a firewall that drops idle connections."""
     monkeypatch.setattr(presence, "CHECK_INTERVAL_S", 0.1)
     channel = f"{bus_prefix}:alive:one"
 

@@ -1,4 +1,4 @@
-"""The producer over what happens to a bus."""
+"""The producer during failures of the bus."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from worker.producer import Producer
 SESSION = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=16_000)
 
 
-async def test_a_vanished_stream_is_not_made_anew(
+async def test_vanished_stream_is_not_recreated(
     redis: Redis, as_producer: Redis, bus_prefix: str
 ) -> None:
     keys = Keys(bus_prefix)
@@ -27,7 +27,7 @@ async def test_a_vanished_stream_is_not_made_anew(
     assert producer.seconds == pytest.approx(0.1)
 
 
-async def test_ending_an_ended_session_is_well(
+async def test_ending_an_ended_session_succeeds(
     redis: Redis, as_producer: Redis, bus_prefix: str, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers.append("{0}:audio:s")
@@ -35,7 +35,7 @@ async def test_ending_an_ended_session_is_well(
     await Producer(as_producer, Keys(bus_prefix), SESSION).end()
 
 
-async def test_an_outage_is_waited_out() -> None:
+async def test_producer_retries_during_an_outage() -> None:
     keys = Keys()
     async with (
         GuardedRedis.start(append_only=True) as server,

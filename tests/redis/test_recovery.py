@@ -1,4 +1,4 @@
-"""Sessions whose entry left the stream, and whose owner cannot put it back."""
+"""Sessions whose entry left the stream and whose owner cannot restore it."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ class Bus:
         self.other = OrphanRecovery(as_worker, keys, self.dead)
 
     async def run(self, session: str, lane: str = "0") -> str:
-        """Have the worker that is to die run a session; return its entry."""
+        """Run a session on the worker that will die; return its entry."""
         fields: Any = {
             "session": session,
             "lane": lane,
@@ -60,7 +60,7 @@ async def bus(
 
 
 @ON_CLUSTER_TOO
-async def test_a_session_is_found_by_the_entry_it_had(bus: Bus) -> None:
+async def test_lost_session_is_found_by_its_former_entry(bus: Bus) -> None:
     entries = [await bus.run(f"call-{n}", "eu" if n % 2 else "0") for n in range(5)]
     await bus.trim(*entries[1:3])
     adopted = await bus.alive.take_over(50, 60_000, ["dead"])
@@ -77,7 +77,7 @@ async def test_a_session_is_found_by_the_entry_it_had(bus: Bus) -> None:
         assert (await claim(bus.alive, owned)).verdict == "taken"
 
 
-async def test_what_was_given_back_is_found_too(bus: Bus) -> None:
+async def test_lost_released_session_is_found_too(bus: Bus) -> None:
     entry = await bus.run("call-1")
     await bus.dead.release([(entry, 1)])
     await bus.trim(entry)
@@ -86,7 +86,7 @@ async def test_what_was_given_back_is_found_too(bus: Bus) -> None:
     assert len(await bus.alive.read_new(50, 10)) == 1
 
 
-async def test_the_lost_hold_up_nobody(bus: Bus) -> None:
+async def test_lost_entries_block_no_takeover(bus: Bus) -> None:
     entries = [await bus.run(f"call-{n}") for n in range(6)]
     await bus.trim(*entries[:4])
     assert not (await bus.alive.take_over(2, 60_000, ["dead"])).owned
@@ -96,8 +96,8 @@ async def test_the_lost_hold_up_nobody(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("step", ["heartbeat", "release", "outbid"])
-async def test_no_step_of_its_owner_hides_it(bus: Bus, step: str) -> None:
-    """Redis takes what left the stream off the pending list as soon as somebody claims it."""
+async def test_step_of_the_owner_does_not_hide_a_lost_entry(bus: Bus, step: str) -> None:
+    """Redis removes a deleted entry from the pending list as soon as a consumer claims it."""
     entries = [await bus.run(f"call-{n}") for n in range(3)]
     _, gone, _ = entries
     await bus.trim(gone)
@@ -117,7 +117,7 @@ async def test_no_step_of_its_owner_hides_it(bus: Bus, step: str) -> None:
     assert owned.fields[b"run"].decode() == gone
 
 
-async def test_what_its_owner_puts_back_is_not_lost(bus: Bus) -> None:
+async def test_entry_restored_by_its_owner_is_not_lost(bus: Bus) -> None:
     entry = await bus.run("call-1")
     await bus.trim(entry)
     await bus.dead.heartbeat([(entry, 1)])
@@ -127,7 +127,7 @@ async def test_what_its_owner_puts_back_is_not_lost(bus: Bus) -> None:
     assert await bus.lost.recover_all() == 0
 
 
-async def test_two_that_look_at_once_put_it_back_once(bus: Bus) -> None:
+async def test_two_concurrent_searches_restore_an_entry_once(bus: Bus) -> None:
     entry = await bus.run("call-1")
     await bus.trim(entry)
     await bus.alive.take_over(50, 60_000, ["dead"])
@@ -152,7 +152,7 @@ async def test_one_worker_searches_at_a_time(bus: Bus) -> None:
     assert not await bus.redis.exists(bus.keys.search)
 
 
-async def test_its_group_may_be_gone_by_then(bus: Bus) -> None:
+async def test_recovery_after_the_group_is_lost(bus: Bus) -> None:
     entry = await bus.run("call-1")
     await bus.trim(entry)
     await bus.alive.take_over(50, 60_000, ["dead"])
@@ -161,8 +161,8 @@ async def test_its_group_may_be_gone_by_then(bus: Bus) -> None:
     assert len(await bus.alive.read_new(50, 10)) == 1
 
 
-async def test_what_no_session_had_is_told(bus: Bus) -> None:
-    """As where a worker died between an entry and its claim, or the session is over."""
+async def test_unattributable_entries_are_reported(bus: Bus) -> None:
+    """A worker died between an entry and its claim, or the session has ended."""
     await bus.run("call-1")
     unclaimed: Any = await bus.redis.xadd(bus.keys.sessions, {"session": "call-2"})
     await bus.dead.read_new(1, 10)
@@ -176,8 +176,8 @@ async def test_what_no_session_had_is_told(bus: Bus) -> None:
     assert await bus.redis.xlen(bus.keys.sessions) == 1
 
 
-async def test_one_that_was_put_back_and_lost_again(bus: Bus) -> None:
-    """Its state knows the entry before; that tells nobody which session the later one was of."""
+async def test_entry_lost_again_after_its_restoration(bus: Bus) -> None:
+    """The state has only the previous entry, so the later one cannot be attributed to a session."""
     entry = await bus.run("call-1")
     await bus.trim(entry)
     await bus.alive.take_over(50, 60_000, ["dead"])
@@ -191,8 +191,8 @@ async def test_one_that_was_put_back_and_lost_again(bus: Bus) -> None:
     assert (await claim(bus.alive, owned)).verdict == "taken"
 
 
-async def test_all_that_is_live_is_announced(bus: Bus) -> None:
-    """Acknowledged by a stranger, and then deleted: not in the pending list either."""
+async def test_full_search_announces_every_live_session(bus: Bus) -> None:
+    """Another client acknowledges and deletes the entry, so it is not in the pending list."""
     entries = [await bus.run(f"call-{n}") for n in range(3)]
     assert await bus.lost.recover_all() == 0
     await bus.trim(entries[1])
@@ -205,7 +205,7 @@ async def test_all_that_is_live_is_announced(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("field", ["fields", "run", "entry"])
-async def test_a_state_that_cannot_be_read_holds_up_no_other(
+async def test_unreadable_state_blocks_no_other_recovery(
     bus: Bus, caplog: pytest.LogCaptureFixture, field: str
 ) -> None:
     entries = [await bus.run(f"call-{n}") for n in range(2)]

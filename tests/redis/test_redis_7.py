@@ -23,7 +23,7 @@ from worker.local.redis import EmbeddedRedis
         pytest.param(EmbeddedSentinel, marks=pytest.mark.slow),
     ],
 )
-async def test_a_worker_killed_inside_a_turn(
+async def test_worker_killed_inside_a_turn_on_redis_7(
     redis_7_binary: Path,
     stt: TurnsServer,
     tmp_path: Path,

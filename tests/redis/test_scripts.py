@@ -1,4 +1,4 @@
-"""The Lua scripts: each has a test on every kind of Redis."""
+"""Every Lua script has a test on every kind of Redis."""
 
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_each_script_has_a_contract() -> None:
 
 
 @contract_of(scripts.REJECT)
-async def test_a_refused_session_is_over(
+async def test_rejected_session_is_ended(
     redis: Redis, as_worker: Redis, bus_prefix: str, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers.append("{0}:*")

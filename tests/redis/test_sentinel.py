@@ -1,4 +1,4 @@
-"""The master as sentinels tell it."""
+"""The master's address as sentinels report it."""
 
 import pytest
 from redis import exceptions
@@ -7,13 +7,13 @@ from worker.bus.client.connection import connect
 from worker.local.cluster import SERVICE, EmbeddedSentinel, client, tell
 
 
-async def test_any_sentinel_will_do(redis_sentinel: EmbeddedSentinel) -> None:
+async def test_any_reachable_sentinel_is_used(redis_sentinel: EmbeddedSentinel) -> None:
     port = redis_sentinel.sentinel.port
     async with connect(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/{SERVICE}") as redis:
         assert (await redis.info("server"))["process_id"] == redis_sentinel.master.pid
 
 
-async def test_without_one_it_says_what_each_said(redis_sentinel: EmbeddedSentinel) -> None:
+async def test_error_lists_the_reply_of_each_sentinel(redis_sentinel: EmbeddedSentinel) -> None:
     port = redis_sentinel.sentinel.port
     async with connect(f"redis+sentinel://:secret@127.0.0.1:1,127.0.0.1:{port}/other") as redis:
         with pytest.raises(exceptions.ConnectionError, match="no sentinel knows the master") as why:
@@ -22,7 +22,7 @@ async def test_without_one_it_says_what_each_said(redis_sentinel: EmbeddedSentin
     assert "secret" not in str(why.value)
 
 
-async def test_a_password_goes_to_sentinels_that_want_one() -> None:
+async def test_password_is_sent_to_sentinels_that_require_one() -> None:
     async with EmbeddedSentinel.start() as servers:
         for server in (servers.master, servers.replica):
             async with client(server) as admin:

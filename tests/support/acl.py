@@ -1,7 +1,7 @@
-"""The Redis users of `deploy/redis/users.acl`: the suite runs under them.
+"""Redis users of `deploy/redis/users.acl`, under which the suite runs.
 
-A worker connects as `worker`, what appends as `producer`, what reads turns as `consumer`; `admin`
-is the test itself, when it looks, breaks or cleans up. `default`, who needs no name, is off.
+A worker connects as `worker`, a producer as `producer` and a consumer as `consumer`. A test
+inspects, breaks and cleans up as `admin`. The user `default`, which needs no name, is off.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ SINCE_7_2 = "+client|setinfo"
 
 
 def users(prefix: str = "stt") -> dict[str, list[str]]:
-    """Return the rules of each user, as the file has them but for the prefix of the keys."""
+    """Return the rules of each user in the file, with the key prefix replaced."""
     lines = USERS.read_text("ascii").splitlines()
     assert all(line.startswith("user ") for line in lines), "Redis takes no comments in this file"
     rules = (line.replace("stt:", f"{prefix}:").split()[1:] for line in lines)
@@ -26,15 +26,15 @@ def users(prefix: str = "stt") -> dict[str, list[str]]:
 
 
 def as_user(url: str, user: str) -> str:
-    """Return the URL of a bus, plain, of a cluster or of sentinels, as this user connects."""
+    """Return the URL of a server, a cluster or sentinels with this user's credentials."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{user}:{PASSWORD}@{rest.rpartition('@')[2]}"
 
 
 class GuardedRedis(EmbeddedRedis):
-    """A server with the users of the file, prepared as an operator does, and nobody else.
+    """A server that has exactly the users of the file, set up as an operator does.
 
-    Its `url` is the admin's.
+    Its `url` connects as the admin.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class GuardedRedis(EmbeddedRedis):
 
     @property
     def url(self) -> str:
-        """Where to connect."""
+        """URL that connects as the admin."""
         return as_user(super().url, "admin")
 
 
 def grant(urls: Iterable[str], prefix: str) -> None:
-    """Give the users their rights on the keys of a prefix, and on no others, at these servers.
+    """Grant the users their rights on the keys of one prefix, and on no others, at these servers.
 
-    `default` stays as it is: off where the file was loaded; servers of a cluster or below a
-    sentinel talk to each other as it.
+    The user `default` does not change: it is off where the file was loaded. Cluster nodes and
+    servers below a sentinel connect to each other as `default`.
     """
     for url in urls:
         with Redis.from_url(url) as admin, admin.pipeline(transaction=False) as pipe:
@@ -71,7 +71,7 @@ def grant(urls: Iterable[str], prefix: str) -> None:
 
 
 def refusals(admin: Redis) -> list[str]:
-    """Return what the server has refused to the users since they were granted their rights."""
+    """Return the commands, keys and channels the server denied to the users since `grant`."""
     return [
         f"{entry['username']} may not use the {entry['reason']} {entry['object']}"
         for entry in admin.acl_log()

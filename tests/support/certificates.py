@@ -1,4 +1,4 @@
-"""Authorities of a test's own, the certificates they issue, and what serves with those."""
+"""Private certificate authorities, the certificates they issue, and servers that use these."""
 
 import ssl
 from collections.abc import AsyncIterator
@@ -25,9 +25,9 @@ class Certificate(NamedTuple):
     key: Path
 
     def directives(self, authority: Path, port: int) -> dict[str, str]:
-        """Return what makes a Redis server listen with TLS on a port, and speak it to others.
+        """Return directives for a Redis server that listens with TLS and replicates over TLS.
 
-        It asks nobody for a certificate.
+        The server requires no client certificate.
         """
         return {
             "tls-port": str(port),
@@ -40,7 +40,7 @@ class Certificate(NamedTuple):
 
 
 class Authority:
-    """One that nobody knows of."""
+    """A private certificate authority."""
 
     def __init__(self, directory: Path, name: str = "authority") -> None:
         self._directory = directory
@@ -48,7 +48,7 @@ class Authority:
         self._ca = trustme.CA()
         self._issued = 0
         self.file = directory / f"{name}.pem"
-        """Its own certificate."""
+        """Certificate of the authority."""
         self._ca.cert_pem.write_to_path(str(self.file))
 
     def issue(self, *names: str, expired: bool = False) -> Certificate:
@@ -65,7 +65,7 @@ class Authority:
 
 
 async def add_tls(server: EmbeddedRedis, authority: Authority, certificate: Certificate) -> int:
-    """Let a server that runs listen with TLS, too; return the port."""
+    """Add a TLS port to a running server; return the port."""
     port = free_port()
     config = certificate.directives(authority.file, port)
     async with client(server) as redis:
@@ -77,9 +77,9 @@ async def add_tls(server: EmbeddedRedis, authority: Authority, certificate: Cert
 async def behind_tls(
     url: str, certificate: Certificate, host: str = "127.0.0.1"
 ) -> AsyncIterator[str]:
-    """Listen with TLS in front of a WebSocket server, as a load balancer does; give the new URL.
+    """Listen with TLS in front of a WebSocket server, as a load balancer does; yield the new URL.
 
-    It names `localhost`, or the host if that is an IPv6 address.
+    The URL contains `localhost`, or the host if that is an IPv6 address.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate.chain, certificate.key)

@@ -1,10 +1,10 @@
-"""A cluster of a test's own, of which a master is to be lost."""
+"""A separate cluster for tests that lose a master."""
 
 from worker.local.cluster import EmbeddedCluster, client
 
 
 async def answer_for_what_is_left(cluster: EmbeddedCluster) -> None:
-    """Let each node go on with the slots it knows while the master of others is away."""
+    """Let each node serve its slots while the master of others is down."""
     for node in (*cluster.masters, *cluster.replicas):
         async with client(node) as admin:
             await admin.config_set("cluster-require-full-coverage", "no")

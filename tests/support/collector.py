@@ -1,4 +1,4 @@
-"""A collector for tests: takes OTLP over real HTTP and keeps what it was sent."""
+"""A collector for tests: receives OTLP over real HTTP and stores it."""
 
 import gzip
 import ssl
@@ -21,19 +21,19 @@ from tests.support.certificates import Certificate
 
 
 class Collector:
-    """What was exported so far."""
+    """Exports received so far."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
-        """For `OTEL_EXPORTER_OTLP_ENDPOINT`."""
+        """Value for `OTEL_EXPORTER_OTLP_ENDPOINT`."""
         self.spans: list[Span] = []
         self.metrics: list[Metric] = []
-        """Of the last export."""
+        """Headers of the last export."""
         self.resource: dict[str, Any] = {}
-        """Of the last export."""
+        """Resource of the last export."""
 
     def take(self, path: str, body: bytes) -> None:
-        """Take one export."""
+        """Store one export."""
         if path == "/v1/traces":
             for of_resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                 self.resource = attributes(of_resource.resource.attributes)
@@ -57,7 +57,7 @@ def attributes(pairs: Any) -> dict[str, Any]:
 
 @contextmanager
 def collecting(certificate: Certificate | None = None) -> Iterator[Collector]:
-    """Run a collector on a port of its own; with a certificate for localhost, with TLS."""
+    """Run a collector on a free port, with TLS if a certificate for localhost is given."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -74,7 +74,7 @@ def collecting(certificate: Certificate | None = None) -> Iterator[Collector]:
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: Any, client_address: Any) -> None:
-            if not isinstance(sys.exception(), OSError):  # a client that leaves is no error
+            if not isinstance(sys.exception(), OSError):  # a client that disconnects is no error
                 super().handle_error(request, client_address)
 
     with Server(("127.0.0.1", 0), Handler) as server:

@@ -34,15 +34,15 @@ E = TypeVar("E", bound=EventBase)
 KEY = "sk_car_test"
 PCM16 = AudioFormat("pcm_s16le", 16_000)
 WORD = len(synthesize_words([0], PCM16))
-"""Bytes of one word."""
+"""Size of one word in bytes."""
 
 ON_CLUSTER_TOO = pytest.mark.parametrize("bus_kind", ["plain", "cluster"])
 ON_EACH_BUS = pytest.mark.parametrize("bus_kind", ["plain", "cluster", "sentinel", "redis 7.0"])
-"""Runs a test on one server, on a cluster, by way of a sentinel, and on Debian's Redis 7.0."""
+"""Runs a test on one server, on a cluster, through a sentinel, and on Debian's Redis 7.0."""
 
 
 class Place(NamedTuple):
-    """Where a bus is."""
+    """Addresses of a bus."""
 
     url: str
     masters: tuple[str, ...]
@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
 
 class Harness:
-    """One test's bus and STT service."""
+    """Bus and provider of one test."""
 
     def __init__(
         self,
@@ -63,20 +63,20 @@ class Harness:
         consumer: Redis,
     ) -> None:
         self.redis = admin
-        """What the test itself looks at, breaks, or cleans up."""
+        """Client with which the test inspects, breaks and cleans up."""
         self.producer = producer
         self.consumer = consumer
         self.redis_url = redis_url
-        """Where a worker connects."""
+        """Redis URL of a worker."""
         self.prefix = prefix
         self.stt_url = stt_url
         self.lanes: dict[str, str] = {}
-        """Of each session that is not on lane 0."""
+        """Lane of each session that is not on lane 0."""
 
     @classmethod
     @asynccontextmanager
     async def open(cls, redis_url: str, prefix: str, stt_url: str) -> AsyncIterator[Self]:
-        """Connect everyone to the bus at `redis_url`, whoever that URL names."""
+        """Connect every user to the bus at `redis_url`, whichever user the URL names."""
         async with (
             connect(as_user(redis_url, "admin")) as admin,
             connect(as_user(redis_url, "producer")) as producer,
@@ -111,9 +111,9 @@ class Harness:
     async def worker_process(
         self, worker_id: str, log: Path, *, under: Sequence[str] = (), **changed: str
     ) -> AsyncIterator[Process]:
-        """Run a worker as a process of its own; ended with SIGTERM if it still lives.
+        """Run a worker in a separate process, and send it SIGTERM if it still runs at the end.
 
-        `under` is a command that is given the worker's as its last arguments.
+        `under` is a command that receives the worker's command as its last arguments.
         """
         env = {
             **os.environ,
@@ -144,7 +144,7 @@ class Harness:
     # -- producing
 
     def audio_key(self, session: str) -> str:
-        """Name a session's audio stream, as a producer does."""
+        """Return the key of a session's audio stream, as a producer does."""
         return f"{self.prefix}:{{{self._lane(session)}}}:audio:{session}"
 
     def _lane(self, session: str) -> str:
@@ -163,7 +163,7 @@ class Harness:
         )
 
     async def announce_as(self, fields: Mapping[str, str | bytes]) -> str:
-        """Append a session entry of these very fields and return its id."""
+        """Append a session entry with exactly these fields and return its id."""
         written: dict[Any, Any] = dict(fields)
         entry: Any = await self.producer.xadd(f"{self.prefix}:sessions", written)
         return str(entry.decode())
@@ -184,8 +184,8 @@ class Harness:
     ) -> None:
         """Append sound in chunks whose sizes cycle through `sizes`, `pause_s` apart.
 
-        Those that share a word of PCM16 come together, and then the pauses: were we held up
-        between them, the worker would have silence stand in for what is missing of the word.
+        Chunks that share a word of PCM16 are sent together, followed by their pauses. A delay
+        between them would let the worker replace the rest of the word with filler.
         """
         at = turn = 0
         while at < len(sound):
@@ -205,9 +205,9 @@ class Harness:
     # -- consuming
 
     async def events(self, lane: str = "0", key: str | None = None) -> AsyncIterator[Event]:
-        """Follow the turns of a lane, or of the stream `key`, from the first one on.
+        """Follow the turns of a lane, or of the stream `key`, from the first entry on.
 
-        Waits while Redis is away.
+        Waits during Redis outages.
         """
         health = RedisHealth()
         key = key or f"{self.prefix}:{{{lane}}}:turns"
@@ -224,7 +224,7 @@ class Harness:
         raise TimeoutError(f"what was waited for on {key} never came")
 
     async def until_ended(self, *sessions: str) -> dict[str, list[Event]]:
-        """Return all events of these sessions, once each has ended."""
+        """Return all events of these sessions once each has ended."""
         seen: dict[str, list[Event]] = {session: [] for session in sessions}
         for lane in {self._lane(session) for session in sessions}:
             waiting = {session for session in sessions if self._lane(session) == lane}
@@ -238,7 +238,7 @@ class Harness:
         return seen
 
     async def until(self, session: str, kind: type[E], count: int = 1) -> E:
-        """Return the `count`th event of a kind, once it is published."""
+        """Return the `count`th event of a kind once it is published."""
         async for event in self.events(self._lane(session)):
             if event.session == session and isinstance(event, kind):
                 count -= 1
@@ -247,13 +247,13 @@ class Harness:
         raise AssertionError("the stream of events never ends")
 
     async def dead(self) -> list[Mapping[bytes, bytes]]:
-        """Return the fields of every refused entry."""
+        """Return the fields of every dead letter."""
         rows: Any = await self.redis.xrange(f"{self.prefix}:dead")
         return [fields for _, fields in rows]
 
 
 def _inside_word(sound: bytes, at: int) -> bool:
-    """Say whether a cut there goes through a word: those of PCM16 have no byte that is 0."""
+    """Return whether a cut at this byte splits a word. Words of PCM16 contain no zero byte."""
     begins = sound.rfind(b"\0", 0, at) + 1
     return at < len(sound) and sound[at] != 0 and (at - begins) % WORD != 0
 
@@ -262,7 +262,7 @@ def _inside_word(sound: bytes, at: int) -> bool:
 async def staged(
     bus: EmbeddedRedis | EmbeddedCluster | EmbeddedSentinel, stt_url: str
 ) -> AsyncIterator[Harness]:
-    """Set a harness on a bus of the test's own, once each of its servers has the users."""
+    """Open a harness on a bus of its own, once each of its servers has the users."""
     match bus:
         case EmbeddedCluster():
             servers = [*bus.masters, *bus.replicas]
@@ -276,7 +276,7 @@ async def staged(
 
 
 def words(events: Sequence[Event]) -> list[int | str]:
-    """Return the words of all turns, read from their ends."""
+    """Return the words of all turns, read from their `turn.end` events."""
     return [
         word
         for event in events
@@ -291,7 +291,7 @@ def kinds(events: Sequence[Event]) -> list[str]:
 
 
 def check_order(events: Sequence[Event]) -> None:
-    """Assert what is promised of any session's events."""
+    """Assert the guarantees that hold for the events of any session."""
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert len({event.run for event in events}) == 1
     assert kinds(events)[-1] == "session.ended"

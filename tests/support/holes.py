@@ -1,4 +1,4 @@
-"""Addresses that do not serve: some answer nothing at all, as behind a firewall that drops."""
+"""Addresses that do not accept connections, such as those behind a firewall that drops packets."""
 
 import errno
 import socket
@@ -11,18 +11,18 @@ from aiohappyeyeballs import AddrInfoType
 from worker import network
 
 HOST = "dual.test"
-"""A name that is given addresses by `give_addresses`."""
+"""Host name to which `give_addresses` gives addresses."""
 
 HOLES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 """Addresses for `black_hole`, beside that of the servers."""
 
 REFUSING = "127.0.0.9"
-"""An address where nothing listens."""
+"""Address on which nothing listens."""
 
 
 @contextmanager
 def black_hole(port: int, address: str = HOLES[0]) -> Iterator[None]:
-    """Listen at an address, accept nothing, and keep the queue full: connects get no answer."""
+    """Listen at an address without accepting, and keep the queue full: connects time out."""
     with ExitStack() as stack:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         server = socket.create_server((address, port), family=family, backlog=0)
@@ -36,7 +36,7 @@ def black_hole(port: int, address: str = HOLES[0]) -> Iterator[None]:
 
 @asynccontextmanager
 async def black_holes(*ports: int) -> AsyncIterator[None]:
-    """Open one at each port."""
+    """Open one unresponsive listener at each port."""
     with ExitStack() as stack:
         for port in ports:
             stack.enter_context(black_hole(port))
@@ -44,9 +44,10 @@ async def black_holes(*ports: int) -> AsyncIterator[None]:
 
 
 def give_addresses(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[str]]:
-    """Give names addresses, for connects of this process: add to what is returned.
+    """Resolve names to given addresses for connects of this process; add to the returned dict.
 
-    uvloop looks names up in C, so the worker's own function is replaced. Other names are looked up.
+    uvloop resolves names in C, so the worker's own function is replaced. Other names are resolved
+    as usual.
     """
     names: dict[str, Sequence[str]] = {}
     look_up = network._resolve

@@ -1,4 +1,4 @@
-"""A front before a Redis server: it answers with other words, or as something else."""
+"""A proxy in front of a Redis server that changes replies or the server's identity."""
 
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -13,22 +13,22 @@ GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 
 
 class Front:
-    """Made by `open`."""
+    """Created by `open`."""
 
     def __init__(self, behind: EmbeddedRedis) -> None:
         self._behind = behind
         self.port = 0
         self.greeting: bytes | None = None
-        """What a connection is answered before it is closed; None: what the server says."""
+        """Reply to a new connection before it is closed. None forwards the server's reply."""
         self.answer: bytes | None = None
-        """What each command is answered; None: what the server says."""
+        """Reply to every command. None forwards the server's reply."""
         self.info: Mapping[str, str | None] = {}
-        """Fields of INFO that have another value, or are not there."""
+        """INFO fields to replace, or to remove."""
 
     @classmethod
     @asynccontextmanager
     async def open(cls, behind: EmbeddedRedis) -> AsyncIterator["Front"]:
-        """Listen before a server until the context ends."""
+        """Listen in front of a server until the context ends."""
         front = cls(behind)
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         front.port = listener.extra(SocketAttribute.local_port)
@@ -69,7 +69,7 @@ class Front:
             tasks.cancel_scope.cancel()
 
     def _edited(self, data: bytes) -> bytes:
-        """Edit a reply to INFO; it is not cut, for it is alone and smaller than a piece."""
+        """Edit a reply to INFO, which always arrives alone and in one piece."""
         if not self.info or b"# Server\r\n" not in data:
             return data
         text = data.partition(b"\r\n")[2].removesuffix(b"\r\n").decode()

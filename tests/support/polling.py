@@ -1,4 +1,4 @@
-"""Waiting for facts: a test that would wait for ever fails instead, and says for what."""
+"""Polling with a limit: a test that would wait forever fails and reports the awaited fact."""
 
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
@@ -10,7 +10,7 @@ import pytest
 T = TypeVar("T")
 
 PATIENCE_S = 60.0
-"""A test that has not seen what it waits for by then has failed; nothing is asserted on time."""
+"""Timeout after which a test fails. No test asserts on time."""
 
 LOOK_S = 0.01
 
@@ -24,7 +24,7 @@ async def eventually(look: Callable[[], T], what: str) -> T: ...
 
 
 async def eventually(look: Callable[[], Any], what: str) -> Any:
-    """Look again and again until there is something; return it. Fails if it never is."""
+    """Poll until the result is truthy, and return it. Fail after the timeout."""
     seen: Any = None
     with anyio.move_on_after(PATIENCE_S):
         while True:
@@ -38,7 +38,7 @@ async def eventually(look: Callable[[], Any], what: str) -> Any:
 
 
 async def no_longer(look: Callable[[], Any], what: str) -> None:
-    """Look again and again until there is nothing. Fails if there always is."""
+    """Poll until the result is falsy. Fail after the timeout."""
 
     async def is_over() -> bool:
         seen = look()

@@ -1,4 +1,4 @@
-"""Processes that a test has started, or seen to be."""
+"""Processes that a test has started or observed."""
 
 import subprocess
 import time
@@ -10,7 +10,7 @@ from tests.support.polling import PATIENCE_S
 
 
 def left_of(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Give processes that are to end the time for it; return those that run all the same."""
+    """Wait for processes to end; return those that still run."""
     deadline = time.monotonic() + PATIENCE_S
     left = [*processes]
     while (left := [*filter(_runs, left)]) and time.monotonic() < deadline:
@@ -20,7 +20,7 @@ def left_of(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        # Where the first process of a container reaps nobody, the dead are still listed.
+        # A container whose first process reaps no children still lists the dead ones.
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
@@ -31,7 +31,7 @@ def until(
     process: "subprocess.Popen[str] | subprocess.Popen[bytes]",
     what: str,
 ) -> None:
-    """Look again and again until there is something, as long as `process` runs. Fails if not."""
+    """Poll until the result is truthy. Fail if `process` ends or the timeout expires."""
     deadline = time.monotonic() + PATIENCE_S
     while not look():
         assert process.poll() is None, f"it ended before {what}"

@@ -1,4 +1,4 @@
-"""An HTTP proxy of a test's own: it connects where CONNECT asks, or refuses."""
+"""An HTTP proxy for tests: it connects to the target of CONNECT, or rejects the request."""
 
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -15,16 +15,16 @@ MAX_HEAD_BYTES = 65_536
 
 
 class ConnectProxy:
-    """Made by `serve`."""
+    """Created by `serve`."""
 
     def __init__(self, known: Mapping[str, tuple[str, int]]) -> None:
         self.known = known
-        """Where `HOST:PORT` is; the proxy alone knows the names."""
+        """Address of each `HOST:PORT`. Only the proxy can resolve these names."""
         self.port = 0
         self.heads: list[str] = []
-        """What was asked, without the body."""
+        """Requests received, without their bodies."""
         self.answer: bytes | None = None
-        """What is answered in place of a connection; nothing if it is empty."""
+        """Reply sent instead of a connection. An empty reply connects."""
 
     @classmethod
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Sound files to read: made by PyAV, or written by hand where a header has to be wrong."""
+"""Sound files for tests: made by PyAV, or written by hand where a header has to be wrong."""
 
 import struct
 from fractions import Fraction
@@ -21,18 +21,18 @@ PCM: Final = 1
 FLOAT: Final = 3
 ALAW: Final = 6
 MULAW: Final = 7
-UNKNOWN: Final = 0xFFFFFFFF  # a length, as a recorder leaves it that died or wrote to a pipe
+UNKNOWN: Final = 0xFFFFFFFF  # a length as left by a recorder that crashed or wrote to a pipe
 _GUID: Final = bytes.fromhex("0000000010008000 00aa00389b71".replace(" ", ""))
 
 
 def tone(rate: int, seconds: float = 1.0, *, hz: float = 440.0, level: float = 0.5) -> Samples:
-    """A sine."""
+    """A sine wave."""
     at = np.arange(int(rate * seconds)) / rate
     return (level * np.sin(2 * np.pi * hz * at)).astype(np.float32)
 
 
 def pcm(samples: Samples, dtype: str = "<i2") -> bytes:
-    """Samples, one row a channel or a single channel, as numbers of that type, interleaved."""
+    """Interleaved samples of the given type. Each row is a channel."""
     kind = np.dtype(dtype)
     rows = np.atleast_2d(samples).T.astype(np.float64)
     if kind.kind == "f":
@@ -50,7 +50,7 @@ def pcm24(samples: Samples) -> bytes:
 
 
 def chunk(name: bytes, body: bytes, length: int | None = None) -> bytes:
-    """A RIFF chunk, whose header may lie about its length."""
+    """A RIFF chunk whose header may contain a wrong length."""
     stated = struct.pack("<I", len(body) if length is None else length)
     return name + stated + body + b"\0" * (len(body) % 2)
 
@@ -80,7 +80,7 @@ def wav(
 
 
 def rf64(data: bytes, rate: int) -> bytes:
-    """A WAV with 64 bit lengths, 16 bit mono."""
+    """A WAV file with 64 bit lengths, 16 bit mono."""
     fields = struct.pack("<HHIIHH", PCM, 1, rate, rate * 2, 2, 16)
     lengths = struct.pack("<QQQI", len(data) + 80, len(data), len(data) // 2, 0)
     body = chunk(b"ds64", lengths) + chunk(b"fmt ", fields) + chunk(b"data", data, UNKNOWN)
@@ -115,7 +115,7 @@ def encoded(
     layout: str = "mono",
     options: dict[str, str] | None = None,
 ) -> None:
-    """Write samples, one row a channel or a single channel, as PyAV does."""
+    """Write samples with PyAV. Each row is a channel."""
     rows = np.atleast_2d(samples)
     with av.open(target, "w", format=container, options=options or {}) as output:
         stream: Any = output.add_stream(codec, rate=rate, layout=layout)
@@ -133,19 +133,19 @@ def encoded(
 
 
 def wire(samples: Samples, rate: int, audio: AudioFormat) -> bytes:
-    """Samples at that rate, as the bytes that a client of that format would send."""
+    """Samples at a rate, as the bytes that a client of that format sends."""
     if rate != audio.sample_rate:
         samples = soxr.resample(samples, rate, audio.sample_rate)
     return encode(samples, audio.encoding)
 
 
 def played(path: Path, audio: AudioFormat) -> bytes:
-    """A sound file, as the bytes that a client of that format would send."""
+    """A sound file, as the bytes that a client of that format sends."""
     with open_sound(path) as sound:
         return b"".join(sound.encode(audio))
 
 
 def samples_of(source: Path | Readable, rate: int) -> Samples:
-    """All that is read of a sound file."""
+    """Read a whole sound file."""
     with open_sound(source) as sound:
         return np.concatenate([np.empty(0, np.float32), *sound.blocks(rate)])

@@ -1,6 +1,6 @@
-"""Virtual time: an event loop whose clock moves only when there is nothing left to do.
+"""Virtual time: an event loop whose clock moves only when no callback is ready.
 
-A minute of waiting takes no time, and the same program always does the same in the same order.
+A minute of waiting takes no time, and the same program always runs in the same order.
 """
 
 import asyncio
@@ -10,10 +10,10 @@ from typing import Any
 from unittest.mock import patch
 
 BEGAN_S = 1_000.0
-"""What the monotonic clock says at the beginning."""
+"""Monotonic time at the start, in seconds."""
 
 BEGAN_AT = 1_700_000_000.0
-"""What the wall clock says then."""
+"""Wall-clock time at the start, in seconds."""
 
 
 class Clock:
@@ -32,7 +32,7 @@ class Clock:
 
 
 class _Selector(selectors.SelectSelector):
-    """Moves the clock instead of waiting."""
+    """A selector that moves the clock instead of waiting."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Workers that watch each other, as the servers of the bus see it."""
+"""Workers that watch each other's liveness, as the servers of the bus see them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,9 @@ _ASKING = ("pubsub|numsub", "pubsub|shardnumsub")
 
 
 async def seen_alive(servers: Sequence[Redis], prefix: str, workers: int) -> None:
-    """Wait until so many workers are alive and each has seen every other one so.
+    """Wait until this many workers run and each sees every other one alive.
 
-    Each asks about the others over a connection that asks for nothing else.
+    Each worker watches the others over a connection that has no other use.
     """
 
     async def alive() -> bool:
@@ -25,7 +25,7 @@ async def seen_alive(servers: Sequence[Redis], prefix: str, workers: int) -> Non
         return found == workers
 
     async def asked() -> dict[tuple[int, str], int]:
-        """Return the commands that came over each such connection."""
+        """Return the commands sent over each liveness connection."""
         clients: list[tuple[int, Any]] = [
             (at, each)
             for at, server in enumerate(servers)
