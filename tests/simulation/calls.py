@@ -1,7 +1,7 @@
-"""Calls as a worker lives through them, simulated: what it sends and hears when, where it cuts.
+"""Simulated calls of a worker: when it sends and receives, and where it cuts turns.
 
-The boundary, the sender and the script engine are real. Time and the socket are simulated, so
-that thousands of turns with every kind of stall take seconds.
+The boundary, the sender and the script engine are real. Time and the socket are simulated, so that
+thousands of turns with every kind of stall take seconds.
 """
 
 import random
@@ -31,17 +31,17 @@ AUDIO = AudioFormat("pcm_s16le", 8_000)
 BYTES_PER_MS = 16
 
 LATER = 1e9
-"""Where calls are on the clock: so far ahead that the clock does not get there meanwhile."""
+"""Offset of call times on the clock: so far ahead that the real clock does not reach it."""
 
 LOOK_S = 0.1
-"""How often the worker takes the time."""
+"""Interval between the worker's ticks."""
 
 TOGETHER_S = 0.003
-"""Messages this close together are read at once."""
+"""Messages that arrive within this time are read together."""
 
 
 class Line(TurnsStream):
-    """A socket that was never opened; what is sent on it is kept."""
+    """A socket that was never opened. It stores what is sent."""
 
     def __init__(self) -> None:
         socket = WebSocketClient(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
@@ -55,7 +55,7 @@ class Line(TurnsStream):
 def seam_of(
     ledger: Ledger, sender: AudioSender, stalls: StallDetector, usual_lag_s: float
 ) -> TurnBoundaryFinder:
-    """Return the boundary of a session whose worker knows how late the service usually is."""
+    """Return the boundary finder of a session whose worker has learned the provider's usual lag."""
     provider_lag = ProviderLag()
     provider_lag.seed(usual_lag_s)
     entry = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
@@ -63,7 +63,7 @@ def seam_of(
 
 
 class Side:
-    """The worker's side of one call; times are seconds of the call."""
+    """The worker's side of one call. Times are seconds of the call."""
 
     def __init__(self, usual_lag_s: float, looked_at: float = 0.0) -> None:
         self._ledger = Ledger(Encoding.PCM_S16LE.width)
@@ -77,18 +77,21 @@ class Side:
         self._entries = 0
 
     def look(self, at: float) -> None:
-        """Take the time."""
+        """Run the stall detector's tick."""
         self._stalls.tick(LATER + at)
 
     def send(self, at: float, audio: bytes) -> None:
-        """Send audio that follows."""
+        """Send audio that continues the previous audio."""
         self._entries += 1
         self._ledger.admit(f"{self._entries}-0", AudioEntry(audio=audio))
         self.sender.enqueue(audio)
         self.sender.drain(LATER + at)
 
     def hear(self, at: float, kind: str, text: str = "", waiting: int = 0) -> int | None:
-        """Hear a message, so many waiting behind it; return the cut in ms at the end of a turn."""
+        """Receive a message with this many waiting behind it;
+
+        return the cut in ms at `turn.end`.
+        """
         arrival = self.sender.send_log.moment(LATER + at)
         self._boundary.on_message(arrival, waiting)
         match kind:
@@ -107,7 +110,7 @@ class Side:
 
 
 class Stall(StrEnum):
-    """What stands still now and then, for up to two seconds."""
+    """Part that stalls once or twice in a call, for up to two seconds each."""
 
     NONE = "nothing"
     DOWN = "the way from the service"
@@ -117,14 +120,14 @@ class Stall(StrEnum):
 
 
 class Word(NamedTuple):
-    """A word that is said, in milliseconds of the call."""
+    """A spoken word, in milliseconds of the call."""
 
     begins: int
     ends: int
 
 
 class Wrong(NamedTuple):
-    """A turn that was cut elsewhere than between its last word and the next turn's first."""
+    """A turn that was not cut between its last word and the first word of the next turn."""
 
     seed: str
     cut_ms: int
@@ -133,7 +136,10 @@ class Wrong(NamedTuple):
 
     @property
     def early(self) -> bool:
-        """Its last words would be said again after a lost socket; else the next turn's lost."""
+        """Whether a replay would repeat the turn's last words.
+
+        Otherwise it would lose the next turn's.
+        """
         return self.cut_ms < self.last_word_ends_ms
 
 
@@ -149,7 +155,7 @@ class _Heard(NamedTuple):
 
 
 async def live_through(seed: str, stall: Stall, words_at_most: int) -> list[Wrong]:
-    """Live through the call that `seed` draws; return the wrong cuts."""
+    """Simulate the call that `seed` generates; return the wrong cuts."""
     rng = random.Random(f"{seed} {stall}")
     sound, words = speech(rng, words_at_most)
     still = stalls(rng, len(sound) / BYTES_PER_MS / 1_000) if stall is not Stall.NONE else []
@@ -177,7 +183,7 @@ async def live_through(seed: str, stall: Stall, words_at_most: int) -> list[Wron
 
 
 def speech(rng: random.Random, words_at_most: int) -> tuple[bytes, list[Word]]:
-    """Draw a call: three to six turns with pauses inside and between them."""
+    """Generate a call: three to six turns with pauses inside and between them."""
     sound, words, ms = [synthesize_silence(400, AUDIO)], list[Word](), 400
     for _ in range(rng.randint(3, 6)):
         count = rng.randint(1, words_at_most)
@@ -192,13 +198,13 @@ def speech(rng: random.Random, words_at_most: int) -> tuple[bytes, list[Word]]:
 
 
 def stalls(rng: random.Random, seconds: float) -> list[tuple[float, float]]:
-    """Draw one or two standstills, from and to a second of the call."""
+    """Generate one or two stalls, each from and to a second of the call."""
     begins = [rng.uniform(0.3, seconds) for _ in range(rng.randint(1, 2))]
     return [(begin, begin + rng.uniform(0.4, 2.0)) for begin in begins]
 
 
 def held(rng: random.Random, at: float, stalls: Iterable[tuple[float, float]]) -> float:
-    """Return when something gets through that comes at that second."""
+    """Return when data sent at that second arrives."""
     for begin, end in stalls:
         if begin <= at < end:
             at = end + rng.uniform(0, 0.05)
@@ -206,7 +212,7 @@ def held(rng: random.Random, at: float, stalls: Iterable[tuple[float, float]]) -
 
 
 def within(stalls: Iterable[tuple[float, float]], at: float) -> bool:
-    """Say whether something stands still at that second."""
+    """Return whether there is a stall at that second."""
     return any(begin <= at < end for begin, end in stalls)
 
 
@@ -251,7 +257,7 @@ def _live(
     steps: list[_Sent | _Heard | float],
     seed: str,
 ) -> list[Wrong]:
-    """Take the steps in order of time: a look, what is sent then, and what is heard."""
+    """Process the steps in order of time: ticks first, then audio, then messages."""
     order = {float: 0, _Sent: 1, _Heard: 2}
     steps.sort(key=lambda step: (_time(step), order[type(step)]))
     wrong: list[Wrong] = []

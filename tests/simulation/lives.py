@@ -1,7 +1,7 @@
-"""Lives of sessions, simulated: sockets are lost at any moment, over links that stand still.
+"""Simulated sessions: sockets are lost at any moment, over links that stall.
 
-All that decides what is said, committed and heard again is real, and so is the service's script
-engine; time, sockets and Redis are not. A life of a minute takes a twentieth of a second.
+All parts that decide what is published, committed and replayed are real, and so is the script
+engine. Time, sockets and Redis are simulated. A session of a minute takes a twentieth of a second.
 """
 
 import random
@@ -42,7 +42,7 @@ from worker.telemetry.counters import Counters
 
 STEP_S = 0.01
 QUIET_S = 5.0
-"""Without anything to do, after which a life is over."""
+"""Time without activity after which a session is over."""
 
 _MESSAGES: dict[str, type[Any]] = {
     "turn.start": cartesia.TurnStart,
@@ -54,20 +54,20 @@ _MESSAGES: dict[str, type[Any]] = {
 
 
 class Habits(NamedTuple):
-    """What a life is drawn by."""
+    """Parameters from which a session is generated."""
 
     seed: int
     lag_s: tuple[float, float]
-    """Of the service, at least and at most; single messages come later."""
+    """Minimum and maximum lag of the provider. Single messages arrive later."""
     losses: int
-    """Sockets lost."""
+    """Number of sockets lost."""
     stall: Stall = Stall.NONE
     words_at_most: int = 6
-    """In a turn."""
+    """Maximum number of words in a turn."""
 
 
 class _Told:
-    """What consumers are told; stands where the narrator does."""
+    """Stores published events in place of the narrator."""
 
     def __init__(self) -> None:
         self.drafts: list[EventDraft] = []
@@ -86,7 +86,7 @@ class _Entry(NamedTuple):
 
 
 class _Service:
-    """The service's side of one socket."""
+    """The provider's side of one socket."""
 
     def __init__(self, rng: random.Random, habits: Habits, lag_s: float, jitter_s: float) -> None:
         self._rng, self._habits = rng, habits
@@ -98,21 +98,21 @@ class _Service:
         )
         self._said_at = 0.0
         self.says: deque[tuple[float, EngineEvent]] = deque()
-        """Its messages, and when each arrives."""
+        """Messages with their arrival times."""
 
     @property
     def busy(self) -> bool:
-        """Whether anything is under way."""
+        """Whether any data is in flight."""
         return bool(self._coming or self.says)
 
     def send(self, audio: bytes, at: float, standstills: list[tuple[float, float]]) -> None:
-        """Send audio to it."""
+        """Send audio to the provider."""
         if self._habits.stall in (Stall.UP, Stall.BOTH):
             at = held(self._rng, at, standstills)
         self._coming.append((max(at, self._coming[-1][0] if self._coming else at), audio))
 
     def hear(self, now: float, standstills: list[tuple[float, float]]) -> None:
-        """Let it hear what has come by now."""
+        """Process the audio that has arrived by now."""
         while self._coming and self._coming[0][0] <= now:
             came_at, audio = self._coming.popleft()
             at_once(self._hearing.feed(audio))
@@ -127,7 +127,7 @@ class _Service:
 
 
 class Life:
-    """One session's, from its first chunk until all is said."""
+    """One session, from its first chunk until all messages are received."""
 
     def __init__(self, habits: Habits, update_interval_ms: int = 500) -> None:
         self._habits = habits
@@ -138,7 +138,7 @@ class Life:
         self._stalls = stalls(rng, seconds) if habits.stall is not Stall.NONE else []
         self._losses = deque(sorted(rng.uniform(0.3, seconds + 0.5) for _ in range(habits.losses)))
         self._entries = _entries(rng, sound)
-        self._read = 0  # entries
+        self._read = 0  # number of entries
         self._ledger = Ledger(Encoding.PCM_S16LE.width)
         self._sender = AudioSender(
             Encoding.PCM_S16LE, AUDIO.sample_rate, self._ledger, Pacer(1.5), Counters()
@@ -160,7 +160,7 @@ class Life:
         self._connects_at = 0.0
 
     def live(self) -> list[str]:
-        """Live it; return every word that the ends of its turns hold."""
+        """Run the session; return every word of its `turn.end` events."""
         busy_at, count = 0.0, 0
         while count * STEP_S < busy_at + QUIET_S:
             count += 1
@@ -261,7 +261,7 @@ def message_of(event: EngineEvent) -> TurnMessage:
 
 
 def at_once(hearing: Coroutine[Any, Any, None]) -> None:
-    """Run what is never suspended."""
+    """Run a coroutine that never suspends."""
     try:
         hearing.send(None)
     except StopIteration:

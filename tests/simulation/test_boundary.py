@@ -1,4 +1,4 @@
-"""Seams of calls that were held up: what was sent and said when, and where the turn is cut."""
+"""Turn boundaries of stalled calls: when audio and messages are sent, and where turns are cut."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from worker.local.emulator.engines.script import synthesize_silence, synthesize_
 
 
 class Sent(NamedTuple):
-    """The session's audio is sent, up to a millisecond of it."""
+    """The worker sends the session's audio up to a millisecond of it."""
 
     at: float
     ms: int
 
 
 class Said(NamedTuple):
-    """The service says something, with so many messages waiting behind it."""
+    """The provider's message arrives, with this many waiting behind it."""
 
     at: float
     kind: str
@@ -28,9 +28,9 @@ class Said(NamedTuple):
 def _cut(
     sound: bytes, call: Sequence[Sent | Said], slept: tuple[float, float], usual_lag_s: float
 ) -> int:
-    """Return the millisecond at which the turn is cut whose end is said last.
+    """Return the millisecond at which the last turn is cut.
 
-    The worker stood still once, between two seconds of the call.
+    The worker stalled once, between two seconds of the call.
     """
     side = Side(usual_lag_s, looked_at=slept[0])
     side.look(slept[1])
@@ -45,7 +45,7 @@ def _cut(
 
 
 def _live(until_ms: int) -> Iterator[Sent]:
-    """Send audio as it is spoken, in chunks of 50 ms."""
+    """Send audio in real time, in chunks of 50 ms."""
     return (Sent(ms / 1_000 + 0.02, ms) for ms in range(50, until_ms + 1, 50))
 
 
@@ -58,14 +58,12 @@ PAUSE_MS = 300
     [[], [5], [20], [1, 20], [20, 1], [5, 5, 5], [1] * 12],
     ids=lambda before: "+".join(map(str, before)) or "none",
 )
-def test_a_worker_stood_still_in_a_pause_that_did_not_end_the_turn(
-    before: list[int], usual_lag_s: float
-) -> None:
-    """It sends the rest faster than real time then, and hears of it in bursts.
+def test_worker_stalls_in_a_pause_inside_a_turn(before: list[int], usual_lag_s: float) -> None:
+    """After the stall the worker sends faster than real time and receives messages in bursts.
 
-    The burst in which the turn's end comes fits that pause as well as the one after the last word;
-    all that tells is that the turn was resumed. `before` is how many words it said before, up to
-    each pause: its beginning is out of sight at its end, and may be by its first pause.
+    The burst that contains `turn.end` fits the inner pause as well as the final one. Only the
+    `turn.resume` distinguishes them. `before` is the number of words before each earlier pause. The
+    start of the turn is out of the window at its end, and may be by its first pause.
     """
     sound, ms = bytearray(synthesize_silence(400, AUDIO)), 400
     call: list[Sent | Said] = [Said(0.68, "turn.start")]
@@ -92,7 +90,7 @@ def test_a_worker_stood_still_in_a_pause_that_did_not_end_the_turn(
         for sent_at, until in [
             *[(0.04, 22), (0.13, 109), (0.16, 137), (0.23, 205), (0.28, 258), (0.36, 345)],
             *[(0.46, 440), (0.48, 460), (0.61, 586), (0.63, 609), (0.81, 793)],
-            # Awake again.
+            # The stall is over.
             *[(2.43, 979), (2.43, 1040), (2.45, 1097), (2.57, 1288), (2.60, 1321), (2.73, 1513)],
             *[(2.78, 1591), (2.80, 1622), (2.86, 1709)],
         ]
@@ -113,13 +111,11 @@ def test_a_worker_stood_still_in_a_pause_that_did_not_end_the_turn(
 
 @pytest.mark.parametrize("usual_lag_s", [0.05, 0.1, 0.2, 0.3])
 @pytest.mark.parametrize("pause_ms", [210, 228, 300, 400])
-def test_the_link_stood_still_over_a_pause_that_did_not_end_the_turn(
-    pause_ms: int, usual_lag_s: float
-) -> None:
-    """The turn's last word and its end come together, after a second of nothing.
+def test_link_stalls_over_a_pause_inside_a_turn(pause_ms: int, usual_lag_s: float) -> None:
+    """The last transcript and the end of the turn arrive together, after a second without messages.
 
-    Both pauses were sent in that second, or shortly before; but had the turn ended in the first,
-    the word after it would have begun another by now.
+    Both pauses were sent in that second, or shortly before. If the turn had ended in the first
+    pause, the word after it would have started another turn by now.
     """
     sound = (
         synthesize_silence(400, AUDIO)
@@ -155,9 +151,9 @@ def test_the_link_stood_still_over_a_pause_that_did_not_end_the_turn(
     ],
 )
 async def test_hardly_any_turn_is_cut_wrong(stall: Stall, early: int, late: int) -> None:
-    """Of some 350 turns each, in which single messages come seconds late besides.
+    """Each case has some 350 turns, in which single messages also arrive seconds late.
 
-    How many are cut too early or too late is what was found; it should not become more.
+    The limits are the measured numbers of early and late cuts; they should not increase.
     """
     wrong = [
         cut

@@ -1,4 +1,4 @@
-"""Turns longer than audio may be late: every word is transcribed once, or announced as missing."""
+"""Turns longer than `max_lag_s`: every word is transcribed once, or announced as missing."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ EVERY: tuple[Trouble, ...] = ("cut", "outage", "kill", "stop", "partition", "red
 
 
 def _broken(scenarios: Iterable[Scenario]) -> tuple[list[str], list[Result]]:
-    """Return what was broken, and every result."""
+    """Return the violated guarantees, and every result."""
     results = [(scenario, simulate(scenario)) for scenario in scenarios]
     broken = [f"{scenario}: {fault}" for scenario, each in results for fault in each.faults]
     return broken, [result for _, result in results]
@@ -48,12 +48,12 @@ def test_gaps_are_exact_after_a_takeover_from_an_earlier_version() -> None:
         fault
         for scenario in scenarios
         for fault in simulate(scenario).faults
-        if "nothing was late" not in fault  # how far audio was sent is not known to the last word
+        if "nothing was late" not in fault  # sent audio is known inexactly
     ]
     assert not faults
 
 
-def test_a_turn_longer_than_the_default_limit_is_not_late() -> None:
+def test_turn_longer_than_the_default_limit_is_not_late() -> None:
     scenario = Scenario(1, 600.0, ("cut", "kill", "stop"), long_s=(1.15, 1.2))
     broken, (result,) = _broken([scenario])
     assert not broken

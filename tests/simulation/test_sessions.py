@@ -1,4 +1,4 @@
-"""Whole lives of sessions, by the hundred: what is said comes through once, whatever is lost."""
+"""Whole simulated sessions, by the hundred: each word is transcribed once, whatever is lost."""
 
 import pytest
 
@@ -11,7 +11,7 @@ LAGS_S = [(0.0, 0.3), (0.3, 0.6), (0.8, 1.0)]
 def _wrong(
     lag_s: tuple[float, float], stall: Stall, lives: int, update_interval_ms: int = 500
 ) -> list[Habits]:
-    """Return the lives in which a word was lost, said twice, or out of order."""
+    """Return the sessions in which a word was lost, repeated, or out of order."""
     wrong = []
     for seed in range(lives):
         for words_at_most in (6, 30):
@@ -23,7 +23,7 @@ def _wrong(
 
 
 @pytest.mark.parametrize("lag_s", LAGS_S)
-def test_sockets_are_lost_again_and_again(lag_s: tuple[float, float]) -> None:
+def test_repeatedly_lost_sockets_lose_no_word(lag_s: tuple[float, float]) -> None:
     assert not _wrong(lag_s, Stall.NONE, 20)
 
 
@@ -33,13 +33,13 @@ def test_updates_held_back_lose_no_word(update_interval_ms: int) -> None:
 
 
 @pytest.mark.parametrize("stall", [Stall.DOWN, Stall.UP, Stall.BOTH, Stall.WORKER])
-def test_and_something_stands_still_besides(stall: Stall) -> None:
-    """For up to two seconds, which is more than is promised: it may hit one life in forty."""
+def test_lost_sockets_and_a_stall_lose_hardly_any_word(stall: Stall) -> None:
+    """Stalls last up to two seconds, beyond the guarantee: one session in forty may fail."""
     assert len(_wrong((0.0, 0.3), stall, 20)) <= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lag_s", LAGS_S)
-def test_thousands_of_sockets_are_lost(lag_s: tuple[float, float]) -> None:
-    """One message in thirty comes later than the others, by up to a second or two."""
+def test_thousands_of_lost_sockets_lose_hardly_any_word(lag_s: tuple[float, float]) -> None:
+    """One message in thirty arrives later than the others, by up to a second or two."""
     assert len(_wrong(lag_s, Stall.NONE, 300)) <= 1

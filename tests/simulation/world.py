@@ -1,7 +1,7 @@
-"""Simulation of one session in virtual time: long turns, and troubles inside them.
+"""Simulation of one session in virtual time: long turns, and faults inside them.
 
-The session is real with all its parts; so are its commits and the provider's script engine. Redis,
-the sockets and the clocks are not. A new owner knows what was committed, and nothing else.
+The session with all its parts, its commits and the provider's script engine are real. Redis, the
+sockets and the clocks are simulated. A new owner knows only what was committed.
 """
 
 import asyncio
@@ -47,73 +47,76 @@ from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
 
 Trouble = Literal["cut", "outage", "kill", "stop", "partition", "redis"]
-"""A socket lost; the provider away; the worker killed; the worker stopped with SIGTERM; the worker
-without Redis; Redis away for everybody."""
+"""Fault:
+
+a lost socket, a provider outage, SIGKILL, SIGTERM, a worker cut off from Redis, or a Redis outage
+for every client.
+"""
 
 REMEMBER_SHARE = 0.1
 """Interval between commits while audio is sent, as a share of the limit."""
 
 GIVEN_UP_S = 600.0
-"""After its last word, a session that has not ended by then never will."""
+"""Maximum time after the last word within which a session must end."""
 
 _ENTRY = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
 
 
 class Strike(NamedTuple):
-    """One trouble."""
+    """One fault."""
 
     at_s: float
     trouble: Trouble
     seconds: float
-    """How long it lasts; until another worker has the session."""
+    """Duration, or the time until another worker owns the session."""
 
 
 class Scenario(NamedTuple):
-    """What happens to a session."""
+    """Parameters from which a session and its faults are generated."""
 
     seed: int
     max_lag_s: float
     troubles: tuple[Trouble, ...]
-    """One of each."""
+    """Faults, each injected once."""
     seconds: tuple[float, float] = (0.02, 0.5)
-    """How long one lasts, at least and at most."""
+    """Minimum and maximum duration of a fault."""
     long_s: tuple[float, float] = (1.2, 4.0)
-    """How long the long turn is, as multiples of `max_lag_s`."""
+    """Duration of the long turn, as multiples of `max_lag_s`."""
     lag_s: float = 0.15
-    """Of the provider."""
+    """Lag of the provider."""
     earlier: bool = False
-    """Workers of an earlier version, which does not write what was sent, run beside this one."""
+    """Whether workers of an earlier version, which does not commit what was sent, also run."""
 
     @property
     def tolerance_s(self) -> float:
-        """How late audio may seem beyond the time in which it could not be sent.
+        """Maximum lag of audio beyond the time in which it could not be sent.
 
-        For the time to connect, and of a killed worker the time since its last commit.
+        It covers the time to connect, and after a SIGKILL the time since the last commit.
         """
         kills = self.troubles.count("kill")
         return 1.0 + (0.5 + REMEMBER_SHARE * self.max_lag_s) * kills
 
 
 class Gap(NamedTuple):
-    """Announced audio, in milliseconds of the session."""
+    """Audio announced as missing, in milliseconds of the session."""
 
     begins: float
     ends: float
 
 
 class Result(NamedTuple):
-    """What became of a session."""
+    """Result of a simulated session."""
 
     faults: tuple[str, ...]
-    """Broken promises."""
+    """Violated guarantees."""
     twice: int
-    """Words said twice."""
+    """Number of words transcribed twice."""
     gap_s: float
-    """Announced in all."""
+    """Total duration of announced gaps."""
     away_s: float
-    """How long, at most, audio could not be sent."""
+    """Maximum time during which audio could not be sent."""
     turn_s: float
-    """How long the longest turn was."""
+    """Duration of the longest turn."""
 
 
 def simulate(scenario: Scenario) -> Result:
@@ -133,7 +136,7 @@ class _Bus:
     """Redis, as one session uses it."""
 
     def __init__(self) -> None:
-        self._orders: list[tuple[int, int]] = []  # of the ids of the entries
+        self._orders: list[tuple[int, int]] = []  # order keys of the entry ids
         self._entries: list[tuple[bytes, dict[bytes, bytes]]] = []
         self._last = (0, 0)
         self.snapshot = msgspec.json.encode(Checkpoint())
@@ -166,7 +169,7 @@ class _Bus:
 
 
 class _Worker:
-    """What one owner has of Redis: its reader, its committer, its clock."""
+    """Redis access of one owner: its reader, its committer, its clock."""
 
     def __init__(self, world: "_World", nonce: str) -> None:
         self.world, self.nonce = world, nonce
@@ -315,7 +318,7 @@ class _Provider(TurnsStream):
 
     def _hear(self) -> None:
         if not self._up:
-            return  # cut meanwhile
+            return  # the socket was lost meanwhile
         audio = self._up.popleft()
         at_once(self._hearing.flush() if audio is None else self._hearing.feed(audio))
         self._down.extend(message_of(event) for event in self._events)
@@ -346,7 +349,7 @@ class _Provider(TurnsStream):
 
 
 class _World:
-    """A session, its owners one after the other, and everything around."""
+    """A session, its successive owners, and their environment."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
@@ -420,7 +423,7 @@ class _World:
         self._sends_again()
         return self._stream
 
-    # -- troubles
+    # -- faults
 
     async def _strike(self) -> None:
         for strike in self._strikes:
@@ -528,7 +531,7 @@ class _World:
         host.provider_lag.seed(self.scenario.lag_s + 0.06)
         return host
 
-    # -- what came of it
+    # -- the result
 
     def result(self) -> Result:
         events = self.bus.events
@@ -563,7 +566,7 @@ class _World:
 def _misheard(
     words: Sequence[Word], heard: Sequence[str], numbers: Sequence[int], gaps: Sequence[Gap]
 ) -> list[str]:
-    """Hold every word against the gaps: it is transcribed once, or announced as missing."""
+    """Compare every word with the gaps: it is transcribed once, or announced as missing."""
     faults = [f"word {word} is said twice" for word in set(numbers) if numbers.count(word) > 1]
     if list(numbers) != sorted(numbers):
         faults.append("words are out of order")
@@ -591,7 +594,7 @@ def _misheard(
 
 
 def _disordered(events: Sequence[dict[str, Any]]) -> list[str]:
-    """Say what is wrong with the order of events."""
+    """Return the violations of event order."""
     faults = []
     if [event["seq"] for event in events] != list(range(1, len(events) + 1)):
         faults.append("seq has a hole")
@@ -616,7 +619,7 @@ def _disordered(events: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _speech(rng: random.Random, scenario: Scenario) -> tuple[bytes, list[Word], float]:
-    """Draw what is said: a turn, a long one, a turn; and how long the long one is."""
+    """Generate speech: a turn, a long one, a turn. Return also the duration of the long one."""
     sound, words, ms = [synthesize_silence(400, AUDIO)], list[Word](), 400
     longest_ms = rng.uniform(*scenario.long_s) * scenario.max_lag_s * 1_000
     often = rng.choice((0, 0, 15, 40))
