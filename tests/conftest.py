@@ -123,9 +123,9 @@ def redis_7_binary() -> Path:
     binary = shutil.which("redis-server")
     if binary is None:
         pytest.skip("no redis-server on PATH")
-    said = subprocess.run([binary, "--version"], check=True, capture_output=True, text=True).stdout
-    if "v=7.0." not in said:
-        pytest.skip(f"{binary} is no Redis 7.0: {said.strip()}")
+    info = subprocess.run([binary, "--version"], check=True, capture_output=True, text=True).stdout
+    if "v=7.0." not in info:
+        pytest.skip(f"{binary} is no Redis 7.0: {info.strip()}")
     return Path(binary)
 
 

@@ -67,7 +67,7 @@ async def test_log_and_dead_letter_refer_to_each_other(
     rows: Any = await harness.redis.xrange(f"{harness.prefix}:dead")
     ((kept, fields),) = rows
     assert fields[b"id"].decode() == bad
-    (line,) = (told for told in caplog.messages if "rejected" in told)
+    (line,) = (text for text in caplog.messages if "rejected" in text)
     assert line.startswith(
         f"bad: rejected entry {bad} of {harness.prefix}:sessions: field `encoding`"
     )
@@ -95,7 +95,7 @@ async def test_dead_letter_that_cannot_be_stored_is_logged(
         with anyio.CancelScope() as scope:
             scope.cancel()
             await dead_letters.run()
-    (line,) = (told for told in caplog.messages if "rejected" in told)
+    (line,) = (text for text in caplog.messages if "rejected" in text)
     assert line.endswith("no good (encoding); not kept: the worker stopped first")
 
 
@@ -118,7 +118,7 @@ async def test_dead_key_of_another_type_is_logged_once(
     assert error.startswith(
         "cannot write dead letters, rejected entries are only logged (ResponseError: WRONGTYPE"
     )
-    assert len([told for told in caplog.messages if "; not kept: ResponseError: WR" in told]) == 2
+    assert len([text for text in caplog.messages if "; not kept: ResponseError: WR" in text]) == 2
 
 
 BAD_AUDIO = [

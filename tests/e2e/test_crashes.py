@@ -27,18 +27,18 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def allergy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def crash_after(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make the worker crash on some audio. Return the number of chunks that still succeed."""
     take, spared = AudioSender.enqueue, [0]
 
-    def choke(sender: AudioSender, audio: bytes) -> None:
+    def crash(sender: AudioSender, audio: bytes) -> None:
         if audio == POISON:
             if not spared[0]:
                 raise ZeroDivisionError("a fault put in by the test")
             spared[0] -= 1
         take(sender, audio)
 
-    monkeypatch.setattr(AudioSender, "enqueue", choke)
+    monkeypatch.setattr(AudioSender, "enqueue", crash)
     return spared
 
 
@@ -49,7 +49,7 @@ async def _others_go_on(harness: Harness) -> None:
     assert words(events) == [1, 2]
 
 
-@pytest.mark.usefixtures("allergy")
+@pytest.mark.usefixtures("crash_after")
 async def test_recurring_crash_ends_the_session(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -67,13 +67,13 @@ async def test_recurring_crash_ends_the_session(
     assert (error.code, error.fatal, ended.reason) == ("internal", True, "error")
     assert [fields[b"reason"] for fields in dead] == [b"internal"]
     assert await harness.redis.get(harness.audio_key("bad")) == b"ended"
-    struck = [record for record in caplog.records if record.exc_info]
-    assert len(struck) == MAX_CRASHES
+    crashes = [record for record in caplog.records if record.exc_info]
+    assert len(crashes) == MAX_CRASHES
     count = await harness.redis.hget(f"{harness.prefix}:{{0}}:state:bad", "count")
     assert int(count or 0) > MAX_CRASHES, "each claim outbids the one before"
 
 
-@pytest.mark.usefixtures("allergy")
+@pytest.mark.usefixtures("crash_after")
 async def test_slow_retry_is_not_claimed_by_a_heartbeat(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,16 +97,16 @@ async def test_slow_retry_is_not_claimed_by_a_heartbeat(
 async def test_crash_inside_a_turn_leaves_no_turn_open(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tell = Narrator.publish
+    original = Narrator.publish
 
-    def choke(
+    def crash(
         narrator: Narrator, drafts: Sequence[EventDraft], spoken_until: float | None = None
     ) -> None:
         if any(draft.kind == "turn.update" for draft in drafts):
             raise ZeroDivisionError("a fault put in by the test")
-        tell(narrator, drafts, spoken_until)
+        original(narrator, drafts, spoken_until)
 
-    monkeypatch.setattr(Narrator, "publish", choke)
+    monkeypatch.setattr(Narrator, "publish", crash)
     async with harness.worker():
         await harness.announce("bad")
         # Audio after the first 300 ms is paced, so the start is committed before the text crashes.
@@ -123,7 +123,7 @@ async def test_crash_inside_a_turn_leaves_no_turn_open(
     assert (error.code, error.fatal) == ("internal", True)
 
 
-async def test_single_crash_loses_nothing(harness: Harness, allergy: list[int]) -> None:
+async def test_single_crash_loses_nothing(harness: Harness, crash_after: list[int]) -> None:
     async with harness.worker():
         await harness.announce("call-1")
         await harness.play(
@@ -142,7 +142,7 @@ async def test_single_crash_loses_nothing(harness: Harness, allergy: list[int]) 
             return int(await harness.redis.hget(state, "count") or 0) > 1
 
         await eventually(claimed_anew, "the session to be claimed anew")
-        allergy[0] = 1_000
+        crash_after[0] = 1_000
         await harness.play("call-1", synthesize_words([4], PCM16))
         events = (await harness.until_ended("call-1"))["call-1"]
     check_order(events)
@@ -151,7 +151,7 @@ async def test_single_crash_loses_nothing(harness: Harness, allergy: list[int]) 
 
 
 async def test_full_worker_retries_a_crashed_session(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, allergy: list[int]
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, crash_after: list[int]
 ) -> None:
     """The session keeps its lease during the retry, and so its capacity slot."""
     monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.5)
@@ -161,7 +161,7 @@ async def test_full_worker_retries_a_crashed_session(
         await harness.announce("call-2")
         await harness.append("call-1", audio=POISON)
         await eventually(lambda: worker.context.retries.waiting, "the session to crash")
-        allergy[0] = 1_000
+        crash_after[0] = 1_000
         await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
         assert words((await harness.until_ended("call-1"))["call-1"]) == [1]
         await harness.append("call-2", end="1")
@@ -181,26 +181,26 @@ async def test_unreadable_state_ends_the_session(harness: Harness) -> None:
     assert (error.code, error.fatal) == ("internal", True)
 
 
-@pytest.mark.parametrize(("where", "told"), [("decode_session", 0), ("Session", 1)])
+@pytest.mark.parametrize(("where", "started"), [("decode_session", 0), ("Session", 1)])
 async def test_crash_while_claiming_ends_no_worker(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, where: str, told: int
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, where: str, started: int
 ) -> None:
     """The next worker, which would receive the entry, does not end either."""
     sound = getattr(claim, where)
 
-    def choke(*arguments: Any) -> Any:
+    def crash(*arguments: Any) -> Any:
         if b"bad" in repr(arguments).encode():
             raise ZeroDivisionError("a fault put in by the test")
         return sound(*arguments)
 
-    monkeypatch.setattr(claim, where, choke)
+    monkeypatch.setattr(claim, where, crash)
     async with harness.worker():
         await harness.announce("bad")
         events = (await harness.until_ended("bad"))["bad"]
         await _others_go_on(harness)
         dead = await eventually(harness.dead, "the refused entry")
     check_order(events)
-    assert kinds(events) == ["session.started"] * told + ["session.error", "session.ended"]
+    assert kinds(events) == ["session.started"] * started + ["session.error", "session.ended"]
     assert [fields[b"reason"] for fields in dead] == [b"internal"]
 
 

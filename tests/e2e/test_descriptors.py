@@ -53,13 +53,13 @@ RESERVED = OTHER_DESCRIPTORS + 32
 def test_capacity_follows_from_the_limit(url: str, limit: int, fits: int) -> None:
     settings = Settings(redis_url=url)
     assert capacity(settings, limit) == fits
-    said = shortfall(settings, limit)
+    text = shortfall(settings, limit)
     if fits == 500:
-        assert said is None
+        assert text is None
         return
-    assert said is not None
-    assert said.startswith(f"at most {limit} files may be open ")
-    assert f"TURNBUS_MAX_SESSIONS=500 needs {needed(settings)}: there is room for {fits} " in said
+    assert text is not None
+    assert text.startswith(f"at most {limit} files may be open ")
+    assert f"TURNBUS_MAX_SESSIONS=500 needs {needed(settings)}: there is room for {fits} " in text
 
 
 @pytest.mark.parametrize(
@@ -215,9 +215,9 @@ async def test_worker_takes_as_many_sessions_as_it_can_serve(
 
 async def test_worker_without_descriptors_is_unready(harness: Harness, tmp_path: Path) -> None:
     async with few_files(harness, tmp_path, 40, RESERVED) as few:
-        said = await eventually(few.short, "a worker that is short")
-        assert said is not None
-        assert said.startswith(f"shortage: at most {RESERVED} files may be open and TURNBUS_MAX_")
+        text = await eventually(few.short, "a worker that is short")
+        assert text is not None
+        assert text.startswith(f"shortage: at most {RESERVED} files may be open and TURNBUS_MAX_")
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1], PCM16))
         async with harness.worker(worker_id="other"):

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.audio import AudioEntry, Encoding
 from schemas.cartesia import TurnEagerEnd, TurnEnd, TurnResume, TurnStart, TurnUpdate
-from tests.simulation.calls import AUDIO, LATER, Line, seam_of
+from tests.simulation.calls import AUDIO, LATER, Line, boundary_of
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.turn_tracker import EventDraft, TurnTracker
@@ -43,15 +43,15 @@ class Call:
         self.sender = AudioSender(
             Encoding.PCM_S16LE, AUDIO.sample_rate, self.ledger, Pacer(0), Counters()
         )
-        self.published = Published()
+        self.narrator = Published()
         self.tracker = TurnTracker()
-        boundary = seam_of(self.ledger, self.sender, StallDetector(LATER), 0.1)
-        self.hearing = MessageReceiver(
+        boundary = boundary_of(self.ledger, self.sender, StallDetector(LATER), 0.1)
+        self.receiver = MessageReceiver(
             self.tracker,
             boundary,
             self.ledger,
             self.sender,
-            cast("Narrator", self.published),
+            cast("Narrator", self.narrator),
             UpdateThrottle(2_000_000),
         )
         self.at = 0.0
@@ -59,10 +59,10 @@ class Call:
         self.connect()
 
     def connect(self) -> None:
-        self.hearing.socket_opened(LATER + self.at)
+        self.receiver.socket_opened(LATER + self.at)
         self.sender.attach(Line(), LATER + self.at)
 
-    def hear(self, message: TurnMessage, after_s: float = 0.5) -> None:
+    def receive(self, message: TurnMessage, after_s: float = 0.5) -> None:
         """Send audio of this duration, then receive a message."""
         self.at += after_s
         self._entries += 1
@@ -70,14 +70,14 @@ class Call:
         self.sender.enqueue(bytes(int(after_s * SECOND)))
         self.sender.drain(LATER + self.at)
         arrival = self.sender.send_log.moment(LATER + self.at)
-        self.hearing.on_message(arrival, 0, begins=isinstance(message, TurnStart))
-        self.hearing.on_turn_message(message, arrival)
+        self.receiver.on_message(arrival, 0, begins=isinstance(message, TurnStart))
+        self.receiver.on_turn_message(message, arrival)
 
     @property
-    def said(self) -> list[tuple[str, str | None]]:
+    def published(self) -> list[tuple[str, str | None]]:
         """Return kind and text of each event published since the turn began."""
         kinds = [
-            (draft.kind.removeprefix("turn."), draft.transcript) for draft in self.published.drafts
+            (draft.kind.removeprefix("turn."), draft.transcript) for draft in self.narrator.drafts
         ]
         return kinds[1:]
 
@@ -86,31 +86,31 @@ class Call:
 def call() -> Call:
     """Return a call in which `a` is published and `a b` is held back."""
     call = Call()
-    call.hear(TurnStart())
-    call.hear(TurnUpdate(transcript="a"))
-    call.hear(TurnUpdate(transcript="a b"))
-    assert call.said == [("update", "a")]
+    call.receive(TurnStart())
+    call.receive(TurnUpdate(transcript="a"))
+    call.receive(TurnUpdate(transcript="a b"))
+    assert call.published == [("update", "a")]
     return call
 
 
 def test_held_text_is_published_when_its_interval_is_over(call: Call) -> None:
-    call.hearing.release_update(LATER + call.at + 1.0)
-    assert call.said == [("update", "a")]
-    call.hearing.release_update(LATER + call.at + 1.5)
-    call.hearing.release_update(LATER + call.at + 9.0)
-    assert call.said == [("update", "a"), ("update", "a b")]
+    call.receiver.release_update(LATER + call.at + 1.0)
+    assert call.published == [("update", "a")]
+    call.receiver.release_update(LATER + call.at + 1.5)
+    call.receiver.release_update(LATER + call.at + 9.0)
+    assert call.published == [("update", "a"), ("update", "a b")]
 
 
 def test_held_text_is_replaced_by_a_later_text(call: Call) -> None:
-    call.hear(TurnUpdate(transcript="a b c"))
-    call.hear(TurnUpdate(transcript="a b c d"), after_s=3.0)
-    assert call.said == [("update", "a"), ("update", "a b c d")]
+    call.receive(TurnUpdate(transcript="a b c"))
+    call.receive(TurnUpdate(transcript="a b c d"), after_s=3.0)
+    assert call.published == [("update", "a"), ("update", "a b c d")]
 
 
 def test_held_text_is_not_replaced_by_a_shorter_one(call: Call) -> None:
-    call.hear(TurnUpdate(transcript="a"))
-    call.hearing.release_update(LATER + call.at + 5.0)
-    assert call.said[-1] == ("update", "a b")
+    call.receive(TurnUpdate(transcript="a"))
+    call.receiver.release_update(LATER + call.at + 5.0)
+    assert call.published[-1] == ("update", "a b")
 
 
 MESSAGES: dict[str, tuple[TurnMessage, list[tuple[str, str | None]]]] = {
@@ -130,41 +130,41 @@ MESSAGES: dict[str, tuple[TurnMessage, list[tuple[str, str | None]]]] = {
 
 @pytest.mark.parametrize("case", MESSAGES)
 def test_held_text_is_published_with_the_next_event(call: Call, case: str) -> None:
-    message, said = MESSAGES[case]
-    call.hear(message)
-    assert call.said == [("update", "a"), *said]
+    message, published = MESSAGES[case]
+    call.receive(message)
+    assert call.published == [("update", "a"), *published]
 
 
 ENDS: dict[str, Callable[[MessageReceiver], None]] = {
-    "flushed": lambda hearing: hearing.commit_all_sent("close"),
-    "given up": lambda hearing: hearing.commit_all_sent("watchdog"),
-    "broken off": lambda hearing: hearing.end_turn_early(),
+    "flushed": lambda receiver: receiver.commit_all_sent("close"),
+    "given up": lambda receiver: receiver.commit_all_sent("watchdog"),
+    "broken off": lambda receiver: receiver.end_turn_early(),
 }
 
 
 @pytest.mark.parametrize("case", ENDS)
 def test_held_text_is_published_before_the_turn_ends(call: Call, case: str) -> None:
-    ENDS[case](call.hearing)
-    assert call.said == [("update", "a"), ("update", "a b"), ("end", "a b")]
+    ENDS[case](call.receiver)
+    assert call.published == [("update", "a"), ("update", "a b"), ("end", "a b")]
 
 
 def test_text_after_an_eager_end_is_not_held(call: Call) -> None:
-    call.hear(TurnEagerEnd(transcript="a b"))
-    call.hear(TurnUpdate(transcript="a b c"))
-    assert call.said[-2:] == [("resume", None), ("update", "a b c")]
+    call.receive(TurnEagerEnd(transcript="a b"))
+    call.receive(TurnUpdate(transcript="a b c"))
+    assert call.published[-2:] == [("resume", None), ("update", "a b c")]
 
 
 def test_next_turn_begins_without_delay(call: Call) -> None:
-    call.hear(TurnEnd(transcript="a b"))
-    call.hear(TurnStart())
-    call.hear(TurnUpdate(transcript="c"))
-    assert call.said[-2:] == [("start", None), ("update", "c")]
+    call.receive(TurnEnd(transcript="a b"))
+    call.receive(TurnStart())
+    call.receive(TurnUpdate(transcript="c"))
+    assert call.published[-2:] == [("start", None), ("update", "c")]
 
 
 def test_replay_mark_is_where_published_text_arrived(call: Call) -> None:
     """Held-back text is not published, so a replay must only cover the text before it."""
     assert call.tracker.last_growth == 1 * SECOND
-    call.hearing.release_update(LATER + call.at + 5.0)
+    call.receiver.release_update(LATER + call.at + 5.0)
     assert call.tracker.last_growth == int(1.5 * SECOND)
 
 
@@ -172,15 +172,15 @@ def test_replay_mark_is_where_published_text_arrived(call: Call) -> None:
 def test_replay_publishes_held_text_once(call: Call, published: bool) -> None:
     """A lost socket publishes the text. After a killed worker, the next owner does, by replay."""
     if published:
-        call.hearing.publish_text()
-    call.hearing.forget()
+        call.receiver.publish_text()
+    call.receiver.forget()
     call.sender.detach()
     call.connect()
-    call.hear(TurnStart())
-    call.hear(TurnUpdate(transcript="a"))
-    call.hear(TurnUpdate(transcript="a b"))
-    call.hear(TurnUpdate(transcript="a b c"), after_s=6.0)
-    call.hear(TurnEnd(transcript="a b c"))
-    texts = [text for kind, text in call.said if kind == "update"]
+    call.receive(TurnStart())
+    call.receive(TurnUpdate(transcript="a"))
+    call.receive(TurnUpdate(transcript="a b"))
+    call.receive(TurnUpdate(transcript="a b c"), after_s=6.0)
+    call.receive(TurnEnd(transcript="a b c"))
+    texts = [text for kind, text in call.published if kind == "update"]
     assert texts == ["a", "a b", "a b c"]
-    assert call.said[-1] == ("end", "a b c")
+    assert call.published[-1] == ("end", "a b c")

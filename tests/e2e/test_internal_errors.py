@@ -53,16 +53,16 @@ PLACES = [
 """Function that raises once, and the part of the worker it belongs to."""
 
 
-def _choke_once(sound: Callable[..., Any]) -> Callable[..., Any]:
-    struck: list[None] = []
+def _fail_once(original: Callable[..., Any]) -> Callable[..., Any]:
+    raised: list[None] = []
 
-    def choke(*arguments: Any, **options: Any) -> Any:
-        if not struck:
-            struck.append(None)
+    def fail(*arguments: Any, **options: Any) -> Any:
+        if not raised:
+            raised.append(None)
             raise ZeroDivisionError("a fault put in by the test")
-        return sound(*arguments, **options)
+        return original(*arguments, **options)
 
-    return choke
+    return fail
 
 
 async def test_internal_error_in_each_part_ends_no_worker(
@@ -70,8 +70,8 @@ async def test_internal_error_in_each_part_ends_no_worker(
 ) -> None:
     monkeypatch.setattr(cleanup, "CONSUMER_INTERVAL_S", 0.05)
     for _, owner, name in PLACES:
-        monkeypatch.setattr(owner, name, _choke_once(getattr(owner, name)))
-    sound = (
+        monkeypatch.setattr(owner, name, _fail_once(getattr(owner, name)))
+    original = (
         synthesize_words([1, 2], PCM16)
         + synthesize_silence(900, PCM16)
         + synthesize_words([3], PCM16)
@@ -80,14 +80,14 @@ async def test_internal_error_in_each_part_ends_no_worker(
     async with harness.worker(stt_max_connections=9) as worker:
         await harness.announce_as({"session": "bad", "encoding": "mp3", "sample_rate": "8000"})
         await harness.announce("call-1")
-        await harness.play("call-1", sound, pause_s=0)
+        await harness.play("call-1", original, pause_s=0)
         events = (await harness.until_ended("call-1", "bad"))["call-1"]
         faults = worker.context.stats.internal_errors
         await eventually(lambda: all(faults[part] for part, _, _ in PLACES[:-1]), "each fault")
     check_order(events)
     assert words(events) == [1, 2, 3]
-    told = [record.message for record in caplog.records if record.exc_info]
-    assert len(told) == len(PLACES)
+    logged = [record.message for record in caplog.records if record.exc_info]
+    assert len(logged) == len(PLACES)
     assert worker.context.stats.internal_errors == Counter({part: 1 for part, _, _ in PLACES})
     assert any(line.endswith("not kept: internal error") for line in caplog.messages)
 
@@ -99,7 +99,7 @@ async def test_internal_error_in_metrics_ends_no_worker(
     expected_leftovers: list[str],
 ) -> None:
     expected_leftovers.append("workers")  # the response is cut off at the end
-    monkeypatch.setattr(MetricPush, "_export", _choke_once(MetricPush._export))
+    monkeypatch.setattr(MetricPush, "_export", _fail_once(MetricPush._export))
     env = {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": "50"}
     with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)

@@ -43,8 +43,8 @@ def test_log_line_names_the_session_and_its_trace(traceparent: str | None, trace
 def test_json_line_has_every_field() -> None:
     line = JsonFormatter().format(record("%s: lost: %s", SessionName("s1", TRACEPARENT), "a\nb"))
     assert "\n" not in line
-    told = json.loads(line)
-    assert told == {
+    fields = json.loads(line)
+    assert fields == {
         "time": "2023-11-14T22:13:20.250Z",
         "level": "warning",
         "logger": "worker.x",
@@ -52,16 +52,16 @@ def test_json_line_has_every_field() -> None:
         "session": "s1",
         "trace_id": TRACE_ID,
     }
-    assert datetime.fromisoformat(told["time"]) == datetime(
+    assert datetime.fromisoformat(fields["time"]) == datetime(
         2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC
     )
 
 
 def test_json_without_a_session_or_a_trace() -> None:
     assert "session" not in json.loads(JsonFormatter().format(record("Redis answers again")))
-    told = json.loads(JsonFormatter().format(record("%s: new", SessionName("s1", None))))
-    assert told["session"] == "s1"
-    assert "trace_id" not in told
+    fields = json.loads(JsonFormatter().format(record("%s: new", SessionName("s1", None))))
+    assert fields["session"] == "s1"
+    assert "trace_id" not in fields
 
 
 def test_exception_is_one_line_of_json() -> None:
@@ -108,20 +108,20 @@ async def test_crash_log_names_the_session(
 ) -> None:
     taken = getattr(owner, step)
 
-    def choke(*_: object) -> None:
+    def crash(*_: object) -> None:
         monkeypatch.setattr(owner, step, taken)
         raise ZeroDivisionError("a fault put in by the test")
 
     monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.01)
-    monkeypatch.setattr(owner, step, choke)
+    monkeypatch.setattr(owner, step, crash)
     async with harness.worker():
         await harness.announce("s", PCM16, traceparent=TRACEPARENT)
         await harness.play("s", synthesize_words([1], PCM16), pause_s=0)
         await harness.until_ended("s")
-    (struck,) = (record for record in caplog.records if record.exc_info)
-    told = json.loads(JsonFormatter().format(struck))
-    assert (told["session"], told["trace_id"]) == ("s", TRACE_ID)
-    assert "ZeroDivisionError" in told["exception"]
+    (crashed,) = (record for record in caplog.records if record.exc_info)
+    fields = json.loads(JsonFormatter().format(crashed))
+    assert (fields["session"], fields["trace_id"]) == ("s", TRACE_ID)
+    assert "ZeroDivisionError" in fields["exception"]
 
 
 async def test_log_lines_of_a_worker(harness: Harness, stt: TurnsServer, tmp_path: Path) -> None:

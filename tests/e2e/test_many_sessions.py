@@ -70,14 +70,14 @@ async def test_blocked_socket_delays_no_other_session(harness: Harness, stt: Tur
         for name in others:
             await harness.announce(name)
             await harness.play(name, sound, pause_s=0)
-        heard = await harness.until_ended(*others)
+        received = await harness.until_ended(*others)
         # The blocked socket may have been replaced by now; no audio of its session is lost.
         link.flow()
         await harness.append("stalled", end="1")
-        heard |= await harness.until_ended("stalled")
+        received |= await harness.until_ended("stalled")
     for name in others:
-        check_order(heard[name])
-        assert words(heard[name]) == [1, 2, 3]
-    assert {event.connection for name in others for event in heard[name][1:]} == {1}
-    check_order(heard["stalled"])
-    assert words(heard["stalled"]) == [0]
+        check_order(received[name])
+        assert words(received[name]) == [1, 2, 3]
+    assert {event.connection for name in others for event in received[name][1:]} == {1}
+    check_order(received["stalled"])
+    assert words(received["stalled"]) == [0]

@@ -123,9 +123,9 @@ async def test_repeated_chunks_are_counted_and_logged_once(
     assert words(events) == [1, 2, 3]
     assert _value(families, "turnbus_reconnects_total") == 1
     assert _value(families, "turnbus_chunks_repeated_total") == len(chunks)
-    (told,) = (line for line in caplog.messages if "needs another src" in line)
-    assert told.startswith("s: audio entry ")
-    assert "repeats seq 0 of src 'p'" in told
+    (message,) = (line for line in caplog.messages if "needs another src" in line)
+    assert message.startswith("s: audio entry ")
+    assert "repeats seq 0 of src 'p'" in message
 
 
 async def test_gaps_and_rejections_are_counted_by_reason(harness: Harness) -> None:

@@ -39,7 +39,7 @@ class Odd:
     def __init__(self, lines: Sequence[Line], poison: Act | None, max_bytes: int) -> None:
         self.url = ""
         self.connections = 0
-        self.heard: list[int] = []
+        self.sizes: list[int] = []
         """Size of each audio message in bytes."""
         self.sound = b""
         """All audio received on the last socket."""
@@ -71,7 +71,7 @@ class Odd:
                         await _do(ws, line)
                     await ws.close(1000)
                     return
-                self.heard.append(len(message))
+                self.sizes.append(len(message))
                 if len(message) > self._max_bytes:
                     await ws.send('{"type":"error","status_code":413,"message":"too large"}')
                     continue
@@ -108,7 +108,7 @@ async def _sends_bad_text(ws: ServerConnection) -> None:
     ws.transport.write(b"\x81\x03\xff\xfe.")
 
 
-def _says(kind: str, text: str | None = None) -> str:
+def _message(kind: str, text: str | None = None) -> str:
     return json.dumps({"type": kind} | ({} if text is None else {"transcript": text}))
 
 
@@ -136,8 +136,8 @@ async def test_unreadable_message_is_skipped(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines: list[Line] = [
-        (200, _says("turn.start")),
-        (200, _says("turn.update", "w1")),
+        (200, _message("turn.start")),
+        (200, _message("turn.update", "w1")),
         *((300, line) for line in UNREADABLE),
         (600, r'{"type":"turn.end","transcript":"w1 \ufffd w2 \udc00"}'),
     ]
@@ -177,8 +177,8 @@ async def test_audio_on_which_a_provider_fails_is_discarded(
 ) -> None:
     monkeypatch.setattr(repeats, "MIN_LOSING_S", 0.0)
     lines: list[Line] = [
-        (200, _says("turn.start")),
-        (300, _says("turn.update", "w1")),
+        (200, _message("turn.start")),
+        (300, _message("turn.update", "w1")),
     ]
     async with (
         Odd.serve(*lines, poison=poison) as provider,
@@ -191,7 +191,7 @@ async def test_audio_on_which_a_provider_fails_is_discarded(
             end=False,
         )
         gap = await harness.until("call-1", AudioGap)
-        provider.lines = [(100, _says("turn.start")), (200, _says("turn.end", "w2"))]
+        provider.lines = [(100, _message("turn.start")), (200, _message("turn.end", "w2"))]
         await harness.play("call-1", synthesize_silence(1_000, PCM16))
         events = (await harness.until_ended("call-1"))["call-1"]
         assert worker.context.stats.gaps["watchdog"] == 1
@@ -220,7 +220,7 @@ async def test_outage_behind_open_sockets_loses_nothing(
         with anyio.fail_after(PATIENCE_S):
             while provider.connections < repeats.MAX_LOSSES + 3:
                 await anyio.sleep(0.05)
-        provider.lines = [(100, _says("turn.start")), (700, _says("turn.end", "w1"))]
+        provider.lines = [(100, _message("turn.start")), (700, _message("turn.end", "w1"))]
         events = (await harness.until_ended("call-1"))["call-1"]
     check_order(events)
     assert (error.code, error.status, error.fatal) == ("stt_unavailable", 1013, False)
@@ -260,7 +260,7 @@ async def test_provider_with_a_message_limit_gets_small_messages(
 
 
 async def test_message_rejected_in_band_for_its_size_is_resent(harness: Harness) -> None:
-    lines: list[Line] = [(100, _says("turn.start")), (700, _says("turn.end", "w1"))]
+    lines: list[Line] = [(100, _message("turn.start")), (700, _message("turn.end", "w1"))]
     sound = bytes(range(256)) * 100
     async with (
         Odd.serve(*lines, max_bytes=2_000) as provider,
@@ -273,7 +273,7 @@ async def test_message_rejected_in_band_for_its_size_is_resent(harness: Harness)
     assert words(events) == [1]
     assert not any(isinstance(event, SessionError) for event in events)
     assert provider.sound.startswith(sound), "nothing of it is missing"
-    assert max(provider.heard) == 6_400
+    assert max(provider.sizes) == 6_400
     assert provider.connections == 3
 
 

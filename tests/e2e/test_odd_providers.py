@@ -33,15 +33,15 @@ class Odd:
     @asynccontextmanager
     async def serve(cls, *lines: Line) -> "AsyncIterator[Odd]":
         """Listen, and answer each connection with the same lines."""
-        service = cls(lines)
-        async with serve(service._answer, "127.0.0.1", 0) as server:
+        provider = cls(lines)
+        async with serve(provider._answer, "127.0.0.1", 0) as server:
             port = next(iter(server.sockets)).getsockname()[1]
-            service.url = f"ws://127.0.0.1:{port}/stt/turns/websocket"
-            yield service
+            provider.url = f"ws://127.0.0.1:{port}/stt/turns/websocket"
+            yield provider
 
     async def _answer(self, ws: ServerConnection) -> None:
         self.connections += 1
-        heard = 0
+        received = 0
         left = [*self._lines]
         try:
             await ws.send('{"type":"connected"}')
@@ -53,8 +53,8 @@ class Odd:
                     ws.protocol.send_close()  # without a code, as after an empty frame
                     ws.transport.writelines(ws.protocol.data_to_send())
                     continue
-                heard += len(message)
-                while left and left[0][0] * MS <= heard:
+                received += len(message)
+                while left and left[0][0] * MS <= received:
                     await ws.send(json.dumps(left.pop(0)[1]))
         except ConnectionClosed:
             pass  # the worker dropped it
@@ -83,8 +83,8 @@ async def test_missing_transcript_keeps_the_previous_text(
         + synthesize_silence(800, PCM16)
     )
     async with (
-        Odd.serve(*lines) as service,
-        harness.worker(stt_url=service.url, replay_speed=0.0),
+        Odd.serve(*lines) as provider,
+        harness.worker(stt_url=provider.url, replay_speed=0.0),
     ):
         await harness.announce("call-1")
         await harness.play("call-1", sound, pause_s=0)
@@ -93,7 +93,7 @@ async def test_missing_transcript_keeps_the_previous_text(
     assert words(events) == [1]
     assert [event.turns for event in events if isinstance(event, SessionEnded)] == [2]
     assert [each.transcript for each in events if isinstance(each, TurnUpdate)] == ["w1"]
-    assert service.connections == 1
+    assert provider.connections == 1
 
 
 async def test_unknown_messages_do_not_keep_a_stuck_turn_open(
@@ -106,7 +106,7 @@ async def test_unknown_messages_do_not_keep_a_stuck_turn_open(
         (300, {"type": "turn.update", "transcript": "w1"}),
         *((ms, {"type": "usage"}) for ms in range(1_000, 60_000, 1_000)),
     ]
-    async with Odd.serve(*lines) as service, harness.worker(stt_url=service.url) as worker:
+    async with Odd.serve(*lines) as provider, harness.worker(stt_url=provider.url) as worker:
         await harness.announce("call-1", turn_end_timeout_ms="640")
         await harness.append(
             "call-1", audio=synthesize_words([1], PCM16) + synthesize_silence(200, PCM16)
@@ -116,7 +116,7 @@ async def test_unknown_messages_do_not_keep_a_stuck_turn_open(
         assert worker.context.stats.provider_unknown > 1
     assert (end.reason, end.transcript) == ("watchdog", "w1")
     assert (gap.reason, gap.seq) == ("watchdog", end.seq + 1), "it is said of the turn before it"
-    assert service.connections == 2
+    assert provider.connections == 2
 
 
 async def test_settings_that_close_the_socket_keep_the_session(harness: Harness) -> None:
@@ -127,7 +127,7 @@ async def test_settings_that_close_the_socket_keep_the_session(harness: Harness)
         (500, {"type": "turn.update", "transcript": "w1 w2"}),
         (900, {"type": "turn.end", "transcript": "w1 w2"}),
     ]
-    async with Odd.serve(*lines) as service, harness.worker(stt_url=service.url):
+    async with Odd.serve(*lines) as provider, harness.worker(stt_url=provider.url):
         await harness.announce("call-1")
         await harness.play(
             "call-1", synthesize_words([1], PCM16) + synthesize_silence(200, PCM16), end=False
@@ -138,4 +138,4 @@ async def test_settings_that_close_the_socket_keep_the_session(harness: Harness)
     check_order(events)
     assert words(events) == [1, 2]
     assert not any(event.fatal for event in events if isinstance(event, SessionError))
-    assert service.connections == 2
+    assert provider.connections == 2

@@ -217,7 +217,7 @@ async def test_settings_rejected_at_the_end_lose_no_word(
     assert len(stt.connections) == 1
 
 
-async def _say_a_word_and_end(harness: Harness) -> list[Event]:
+async def _play_a_word_and_end(harness: Harness) -> list[Event]:
     async with harness.worker():
         await harness.announce("call-1")
         await harness.append("call-1", audio=synthesize_words([1], PCM16))
@@ -232,7 +232,7 @@ async def _say_a_word_and_end(harness: Harness) -> list[Event]:
 @pytest.mark.parametrize("how", ["error=400", "error=400:open", "error=400:1012"])
 async def test_rejected_flush(harness: Harness, stt: TurnsServer, how: str) -> None:
     stt.faults.set(f"{how}@flush")
-    events = await _say_a_word_and_end(harness)
+    events = await _play_a_word_and_end(harness)
     assert [event.fatal for event in events if isinstance(event, SessionError)] == [False]
     assert len(stt.connections) == 1
 
@@ -260,10 +260,10 @@ async def test_rejection_at_real_time_is_not_blamed_on_the_pace(
     await harness.play("call-1", synthesize_words(range(16), PCM16), pause_s=0, end=False)
     async with harness.worker():
         await harness.announce("call-1")
-        told = await harness.until("call-1", SessionError)
+        error = await harness.until("call-1", SessionError)
         await harness.append("call-1", end="1")
         events = (await harness.until_ended("call-1"))["call-1"]
-    assert (told.status, told.fatal) == (400, False)
+    assert (error.status, error.fatal) == (400, False)
     assert words(events) == list(range(16))
     assert len(stt.connections) == 2
 
@@ -276,8 +276,8 @@ async def test_settings_rejected_in_catch_up_keep_its_pace(
     async with harness.worker():
         await harness.announce("call-1")
         events = (await harness.until_ended("call-1"))["call-1"]
-    (told,) = [event for event in events if isinstance(event, SessionError)]
-    assert (told.status, told.fatal) == (400, False)
+    (error,) = [event for event in events if isinstance(event, SessionError)]
+    assert (error.status, error.fatal) == (400, False)
     assert words(events) == list(range(16))
     _, replay = stt.connections
     assert replay.pace.mean is not None
@@ -291,8 +291,8 @@ async def test_provider_that_ignores_the_flush(
     monkeypatch.setattr(connection, "FLUSH_TIMEOUT_S", 0.5)
     mute = ScriptEngine(ScriptOptions(latency_ms=60_000))
     async with (
-        TurnsServer.serve(ServerSettings(port=0), mute) as service,
-        harness.worker(stt_url=service.url),
+        TurnsServer.serve(ServerSettings(port=0), mute) as provider,
+        harness.worker(stt_url=provider.url),
     ):
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1, 2, 3], PCM16), pause_s=0)
@@ -300,12 +300,12 @@ async def test_provider_that_ignores_the_flush(
     assert kinds(events) == ["session.started", "audio.gap", "session.ended"]
     (gap,) = [event for event in events if isinstance(event, AudioGap)]
     assert (gap.missing_ms, gap.reason) == (600, "watchdog")
-    assert len(service.connections) == MAX_FLUSH_ATTEMPTS
+    assert len(provider.connections) == MAX_FLUSH_ATTEMPTS
 
 
 async def test_provider_that_fails_at_each_flush(harness: Harness, stt: TurnsServer) -> None:
     stt.faults.set("error=500@flush")
-    events = await _say_a_word_and_end(harness)
+    events = await _play_a_word_and_end(harness)
     assert any(isinstance(event, AudioGap) for event in events), "nobody knows what else there was"
     assert len(stt.connections) == MAX_FLUSH_ATTEMPTS
 

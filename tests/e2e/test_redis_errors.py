@@ -18,7 +18,7 @@ from worker.local.emulator.server import TurnsServer
 
 
 @pytest.mark.parametrize(
-    ("said", "outage"),
+    ("reply", "outage"),
     [
         ("LOADING Redis is loading the dataset in memory", True),
         ("READONLY You can't write against a read only replica.", True),
@@ -42,9 +42,9 @@ from worker.local.emulator.server import TurnsServer
         ("ERR syntax error", False),
     ],
 )
-async def test_error_reply_is_retried_or_raised(redis: Redis, said: str, outage: bool) -> None:
+async def test_error_reply_is_retried_or_raised(redis: Redis, reply: str, outage: bool) -> None:
     with pytest.raises(RedisError) as error:
-        await redis.eval("return redis.error_reply(ARGV[1])", 0, said)
+        await redis.eval("return redis.error_reply(ARGV[1])", 0, reply)
     assert is_outage(error.value) is outage
 
 

@@ -245,8 +245,8 @@ def test_transcripts_are_recorded_only_on_request(
     session.turn_started(0, 1.0)
     session.turn_ended("model", 2.0, "my card number")
     (span,) = exported.get_finished_spans()
-    said = dict(span.attributes or {}).get("turnbus.turn.transcript")
-    assert said == ("my card number" if transcripts else None)
+    transcript = dict(span.attributes or {}).get("turnbus.turn.transcript")
+    assert transcript == ("my card number" if transcripts else None)
 
 
 def test_names_match_the_opentelemetry_conventions(exported: InMemorySpanExporter) -> None:
@@ -265,6 +265,6 @@ def test_names_match_the_opentelemetry_conventions(exported: InMemorySpanExporte
         if name.isupper() and isinstance(value, str)
     }
     used = {name for span in exported.get_finished_spans() for name in span.attributes or {}}
-    ours = {name for name in used if name.startswith("turnbus.")}
-    assert used - ours <= known
-    assert len(used - ours) > 10
+    own = {name for name in used if name.startswith("turnbus.")}
+    assert used - own <= known
+    assert len(used - own) > 10

@@ -35,7 +35,7 @@ def _speech(turns: int, pause_ms: float = 900) -> bytes:
     )
 
 
-async def _heard(stt: TurnsServer, sound_starts: int) -> None:
+async def _received(stt: TurnsServer, sound_starts: int) -> None:
     """Wait until the provider received exactly the first sound of a turn, `ms` into the call.
 
     The provider answers later, after its latency.
@@ -244,7 +244,7 @@ async def test_worker_paused_at_a_turn_start_finds_its_end(
         await harness.announce("call-1")
         await harness.until("call-1", SessionStarted)
         tasks.start_soon(harness.play, "call-1", sound)
-        await _heard(late_stt, sound_starts=300)
+        await _received(late_stt, sound_starts=300)
         one.send_signal(signal.SIGSTOP)
         await anyio.sleep(1.0)
         one.send_signal(signal.SIGCONT)
@@ -272,7 +272,7 @@ async def test_socket_blocked_at_a_turn_start_adds_no_lag_at_its_end(
     ):
         await harness.announce("call-1")
         tasks.start_soon(harness.play, "call-1", sound)
-        await _heard(stt, sound_starts=300)
+        await _received(stt, sound_starts=300)
         for link in way.links:
             link.stall()
         await anyio.sleep(0.8)

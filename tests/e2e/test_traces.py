@@ -128,9 +128,9 @@ async def test_trace_of_a_session_whose_socket_is_lost(
     root, turn = by_name["send stt.sessions"], by_name["process stt.audio"]
     assert [link.span_id for link in turn.links] == [root.span_id]
     assert turn.kind == Span.SPAN_KIND_CONSUMER
-    told = attributes(turn.attributes)
-    assert told["turnbus.turn.end_reason"] == "model"
-    assert told["turnbus.turn.updates"] == kinds(events).count("turn.update")
+    recorded = attributes(turn.attributes)
+    assert recorded["turnbus.turn.end_reason"] == "model"
+    assert recorded["turnbus.turn.updates"] == kinds(events).count("turn.update")
     (lost,) = turn.events
     cut = attributes(lost.attributes)
     assert lost.name == "socket lost"
@@ -143,9 +143,9 @@ async def test_trace_of_a_session_whose_socket_is_lost(
     assert turn.end_time_unix_nano == pytest.approx(ended.at * 1e9, abs=1e6)
     for span in spans:
         assert span.status.code == Status.STATUS_CODE_UNSET, span.name
-        said = str(attributes(span.attributes).values())
-        assert ended.transcript not in said, "transcripts are told on demand only"
-        assert "sk_car" not in said
+        values = str(attributes(span.attributes).values())
+        assert ended.transcript not in values, "transcripts are told on demand only"
+        assert "sk_car" not in values
 
 
 async def test_push_begins_the_trace(
@@ -176,7 +176,7 @@ async def test_picture_of_a_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TURNBUS_DRAIN_S", "0")
-    spoken = [
+    sounds = [
         synthesize_words(range(at, at + 5), PCM16) + synthesize_silence(900, PCM16)
         for at in (0, 5, 10)
     ]
@@ -199,10 +199,10 @@ async def test_picture_of_a_trace(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(consume)
             await _announce(harness, tracer, "s")
-            await harness.play("s", spoken[0], end=False)
+            await harness.play("s", sounds[0], end=False)
             stt.faults.set("cut@mid-turn,count=1")
-            await harness.play("s", spoken[1], end=False)
-            tasks.start_soon(harness.play, "s", spoken[2])
+            await harness.play("s", sounds[1], end=False)
+            tasks.start_soon(harness.play, "s", sounds[2])
             await harness.until("s", TurnUpdate, 12)
             (status,) = await list_sessions(harness.redis, keys, 5_000)
             (first if status.owner == "w1" else second).terminate()

@@ -29,7 +29,7 @@ class Listener:
         self.wants_audio = True
         self.poll_schedule = PollSchedule(time.monotonic())
         self.chunk_s = 0.1
-        self.heard: list[bytes] = []
+        self.received: list[bytes] = []
         self.fault: ResponseError | None = None
         self.changed = anyio.Event()
 
@@ -37,7 +37,7 @@ class Listener:
         assert now > 0
         for entry, fields in entries:
             self.cursor = entry.decode()
-            self.heard.append(fields[b"audio"])
+            self.received.append(fields[b"audio"])
         self.changed.set()
 
     def on_unreadable_key(self, error: ResponseError) -> None:
@@ -50,9 +50,9 @@ class Listener:
         self.wants_audio = False
         self.changed.set()
 
-    async def until(self, heard: list[bytes]) -> None:
+    async def until(self, received: list[bytes]) -> None:
         with anyio.fail_after(30):
-            while self.heard != heard:
+            while self.received != received:
                 self.changed = anyio.Event()
                 await self.changed.wait()
 
@@ -92,16 +92,16 @@ async def test_each_session_receives_its_own_entries(
 async def test_paused_session_is_not_read(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:
-    deaf, keen = listeners[1], listeners[3]
-    deaf.wants_audio = False
-    async with reading(as_worker, deaf, keen) as reader:
-        for listener in (deaf, keen):
+    paused, keen = listeners[1], listeners[3]
+    paused.wants_audio = False
+    async with reading(as_worker, paused, keen) as reader:
+        for listener in (paused, keen):
             await redis.xadd(listener.audio_key, {"audio": "a"})
         await keen.until([b"a"])
-        assert deaf.heard == []
-        deaf.wants_audio = True
+        assert paused.received == []
+        paused.wants_audio = True
         reader.wake()
-        await deaf.until([b"a"])
+        await paused.until([b"a"])
 
 
 @ON_CLUSTER_TOO
@@ -142,7 +142,7 @@ async def test_entries_read_before_a_rewind_are_discarded(
         await listener.until([b"a"])
         listener.cursor = "0-0"
         listener.epoch += 1
-        listener.heard = []
+        listener.received = []
         await redis.xadd(listener.audio_key, {"audio": "b"})
         await listener.until([b"a", b"b"])
 
@@ -169,7 +169,7 @@ async def test_removed_session_receives_no_more(
         for listener in (gone, there):
             await redis.xadd(listener.audio_key, {"audio": "a"})
         await there.until([b"a"])
-    assert gone.heard == []
+    assert gone.received == []
 
 
 async def test_crash_of_one_session_affects_no_other(
@@ -177,10 +177,10 @@ async def test_crash_of_one_session_affects_no_other(
 ) -> None:
     bad, good = listeners[1], listeners[3]
 
-    def choke(entries: Entries, now: float) -> None:
+    def crash(entries: Entries, now: float) -> None:
         raise ZeroDivisionError("a fault put in by the test")
 
-    monkeypatch.setattr(bad, "feed", choke)
+    monkeypatch.setattr(bad, "feed", crash)
     async with reading(as_worker, bad, good):
         for listener in (bad, good):
             await redis.xadd(listener.audio_key, {"audio": "a"})

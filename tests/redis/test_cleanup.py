@@ -16,7 +16,7 @@ from worker.bus.cleanup import Cleaner
 from worker.bus.ownership import SessionOwnership
 
 
-class Floor:
+class Bus:
     """A bus with two workers that clean it up."""
 
     def __init__(self, redis: Redis, as_worker: Redis, keys: Keys) -> None:
@@ -36,76 +36,76 @@ class Floor:
 
 
 @pytest.fixture
-async def floor(
+async def bus(
     redis: Redis, as_worker: Redis, bus_prefix: str, expected_leftovers: list[str]
-) -> Floor:
+) -> Bus:
     expected_leftovers += ["sessions", "sweep", "{*}:audio:*", "{*}:state:*"]
-    floor = Floor(redis, as_worker, Keys(bus_prefix))
-    await floor.intake.ensure_group()
-    return floor
+    bus = Bus(redis, as_worker, Keys(bus_prefix))
+    await bus.intake.ensure_group()
+    return bus
 
 
 @contract_of(scripts.SWEEP)
-async def test_unannounced_audio_is_deleted_when_old(floor: Floor) -> None:
+async def test_unannounced_audio_is_deleted_when_old(bus: Bus) -> None:
     old = "1600000000000-0"
     for session, lane in (("lost", "0"), ("lost-too", "eu"), ("state", "0"), ("entry", "eu")):
-        await floor.append(session, lane, old)
-    await floor.append("young", entry=old)
-    await floor.append("young")
-    await floor.redis.set(floor.keys.audio("0", "ended"), "ended")
-    await floor.redis.hset(floor.keys.state("0", "state"), "status", "live")
+        await bus.append(session, lane, old)
+    await bus.append("young", entry=old)
+    await bus.append("young")
+    await bus.redis.set(bus.keys.audio("0", "ended"), "ended")
+    await bus.redis.hset(bus.keys.state("0", "state"), "status", "live")
     announced: Any = {"session": "entry", "lane": "eu", "encoding": "x"}
-    await floor.redis.xadd(floor.keys.sessions, announced)
+    await bus.redis.xadd(bus.keys.sessions, announced)
     other_lane: Any = {"session": "lost-too", "encoding": "x"}
-    await floor.redis.xadd(floor.keys.sessions, other_lane)
-    assert await floor.sweeper.sweep_audio(3_600) == 2
-    assert await floor.left() == {"state", "entry", "young", "ended"}
+    await bus.redis.xadd(bus.keys.sessions, other_lane)
+    assert await bus.sweeper.sweep_audio(3_600) == 2
+    assert await bus.left() == {"state", "entry", "young", "ended"}
 
 
-async def test_one_worker_cleans_up_at_a_time(floor: Floor) -> None:
-    assert await floor.sweeper.begin(3_600)
-    assert not await floor.other.begin(3_600)
-    assert await floor.redis.ttl(floor.keys.sweep) > 3_000
-    await floor.redis.delete(floor.keys.sweep)
-    assert await floor.other.begin(3_600)
+async def test_one_worker_cleans_up_at_a_time(bus: Bus) -> None:
+    assert await bus.sweeper.begin(3_600)
+    assert not await bus.other.begin(3_600)
+    assert await bus.redis.ttl(bus.keys.sweep) > 3_000
+    await bus.redis.delete(bus.keys.sweep)
+    assert await bus.other.begin(3_600)
 
 
 async def test_live_session_without_entry_is_announced_again(
-    floor: Floor, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seconds in (("CONSUMER_INTERVAL_S", 0.02), ("AUDIO_INTERVAL_S", 0.1)):
         monkeypatch.setattr(sweeper_module, name, seconds)
     monkeypatch.setattr(lost_module, "OWNER_GRACE_S", 0.0)
     state: Any = {"status": "live", "entry": "1-1", "run": "1-1", "fields": '{"session":"call-1"}'}
-    await floor.redis.hset(floor.keys.state("0", "call-1"), mapping=state)
+    await bus.redis.hset(bus.keys.state("0", "call-1"), mapping=state)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(floor.sweeper.run)
-        await eventually(lambda: floor.redis.xlen(floor.keys.sessions), "the session")
+        tasks.start_soon(bus.sweeper.run)
+        await eventually(lambda: bus.redis.xlen(bus.keys.sessions), "the session")
         tasks.cancel_scope.cancel()
-    rows: Any = await floor.redis.xrange(floor.keys.sessions)
+    rows: Any = await bus.redis.xrange(bus.keys.sessions)
     ((_, fields),) = rows
     assert fields == {b"session": b"call-1", b"run": b"1-1"}
 
 
-async def test_cleanup_with_many_session_entries(floor: Floor) -> None:
-    async with floor.redis.pipeline(transaction=False) as pipe:
+async def test_cleanup_with_many_session_entries(bus: Bus) -> None:
+    async with bus.redis.pipeline(transaction=False) as pipe:
         for number in range(2_500):
-            pipe.xadd(floor.keys.sessions, {"session": f"call-{number}"})
+            pipe.xadd(bus.keys.sessions, {"session": f"call-{number}"})
         await pipe.execute()
     for session in ("call-0", "call-1000", "call-2499", "call-2500"):
-        await floor.append(session, entry="1600000000000-0")
-    assert await floor.sweeper.sweep_audio(3_600) == 1
-    assert await floor.left() == {"call-0", "call-1000", "call-2499"}
+        await bus.append(session, entry="1600000000000-0")
+    assert await bus.sweeper.sweep_audio(3_600) == 1
+    assert await bus.left() == {"call-0", "call-1000", "call-2499"}
 
 
-async def test_consumers_of_dead_workers_are_deleted(floor: Floor) -> None:
+async def test_consumers_of_dead_workers_are_deleted(bus: Bus) -> None:
     """A worker killed while it owned nothing has no record, and no other worker saw it."""
-    await floor.redis.xadd(floor.keys.sessions, {"session": "call-1"})
-    owner = SessionOwnership(floor.as_worker, floor.keys, "owner", "nonce-3")
+    await bus.redis.xadd(bus.keys.sessions, {"session": "call-1"})
+    owner = SessionOwnership(bus.as_worker, bus.keys, "owner", "nonce-3")
     assert len(await owner.read_new(1, 10)) == 1
     for name in ("dead", "one"):
-        await floor.redis.xgroup_createconsumer(floor.keys.sessions, GROUP, name)
+        await bus.redis.xgroup_createconsumer(bus.keys.sessions, GROUP, name)
     await anyio.sleep(0.1)
-    assert await floor.sweeper.sweep_consumers(60) == 0
-    assert await floor.sweeper.sweep_consumers(0.05) == 1
-    assert await floor.intake.consumers(0) == {"one": True, "owner": False}
+    assert await bus.sweeper.sweep_consumers(60) == 0
+    assert await bus.sweeper.sweep_consumers(0.05) == 1
+    assert await bus.intake.consumers(0) == {"one": True, "owner": False}

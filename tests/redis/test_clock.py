@@ -17,7 +17,7 @@ from worker.bus.clock import EntryAges, RedisClock
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 
 
-class Wrong:
+class FastClock:
     """The `time` module of a machine whose clock is 700 s ahead."""
 
     monotonic = time.monotonic
@@ -30,7 +30,7 @@ class Wrong:
 async def test_wrong_local_clock_discards_no_audio(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(clock, "time", Wrong)
+    monkeypatch.setattr(clock, "time", FastClock)
     async with harness.worker(max_lag_s=600, replay_speed=0.0) as worker:
         await harness.announce("call-1")
         await harness.play(
@@ -39,9 +39,9 @@ async def test_wrong_local_clock_discards_no_audio(
         events = (await harness.until_ended("call-1"))["call-1"]
         assert worker.context.stats.chunk_lag.sum_s < 600
     assert words(events) == [1, 2, 3]
-    told = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
-    assert len(told) == 1
-    [offset_s] = re.findall(r"Redis clock differs from the local clock by (\S+) s", told[0])
+    text = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
+    assert len(text) == 1
+    [offset_s] = re.findall(r"Redis clock differs from the local clock by (\S+) s", text[0])
     assert -800 < float(offset_s) < -600
 
 
@@ -51,7 +51,7 @@ async def test_adjusted_local_clock_makes_no_audio_old(
     bus_clock = RedisClock(redis, RedisHealth())
     await bus_clock.sync()
     seconds, _ = await redis.time()
-    monkeypatch.setattr(clock, "time", Wrong)
+    monkeypatch.setattr(clock, "time", FastClock)
     assert bus_clock.age_s(f"{seconds}000-0") < 600
     await bus_clock.sync()
     assert bus_clock.age_s(f"{seconds}000-0") < 600
@@ -111,7 +111,7 @@ async def test_id_that_is_not_a_time_has_no_age(redis: Redis, case: str, run: st
 async def test_ids_ahead_of_an_unsynchronized_clock_are_times(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Behind(Wrong):
+    class Behind(FastClock):
         @staticmethod
         def time() -> float:
             return time.time() - 700

@@ -143,7 +143,7 @@ async def test_commit_of_the_session_end(bench: Bench) -> None:
     assert await bench.published() == ["a"]
 
 
-class Speaker:
+class Source:
     """Commits one event and records the replies."""
 
     name = SessionName("s", None)
@@ -168,10 +168,10 @@ class Speaker:
 
 @ON_CLUSTER_TOO
 async def test_committer_replies_to_each_session(bench: Bench) -> None:
-    good = Speaker(bench.commit(2, ["a"]))
-    late = Speaker(bench.commit(9, ["z"]))
+    good = Source(bench.commit(2, ["a"]))
+    late = Source(bench.commit(9, ["z"]))
     await bench.redis.set(f"{bench.keys.prefix}:{{0}}:state:odd", "no hash")
-    odd = Speaker(CommitRequest((f"{bench.keys.prefix}:{{0}}:state:odd",) * 4, good.commit.args))
+    odd = Source(CommitRequest((f"{bench.keys.prefix}:{{0}}:state:odd",) * 4, good.commit.args))
     await bench.redis.script_flush()
     committer = Committer(bench.as_worker, RedisHealth())
     async with anyio.create_task_group() as tasks:
@@ -189,12 +189,12 @@ async def test_committer_replies_to_each_session(bench: Bench) -> None:
 async def test_commit_that_cannot_be_built_affects_no_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good, bad = (Speaker(bench.commit(2, ["a"])) for _ in range(2))
+    good, bad = (Source(bench.commit(2, ["a"])) for _ in range(2))
 
-    def choke() -> CommitRequest:
+    def crash() -> CommitRequest:
         raise ZeroDivisionError("a fault put in by the test")
 
-    monkeypatch.setattr(bad, "next_commit", choke)
+    monkeypatch.setattr(bad, "next_commit", crash)
     committer = Committer(bench.as_worker, RedisHealth())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(committer.run)
@@ -208,12 +208,12 @@ async def test_commit_that_cannot_be_built_affects_no_other(
 async def test_reply_that_cannot_be_handled_affects_no_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad, good = (Speaker(bench.commit(2, ["a"])) for _ in range(2))
+    bad, good = (Source(bench.commit(2, ["a"])) for _ in range(2))
 
-    def choke(verdict: str, seq: int) -> None:
+    def crash(verdict: str, seq: int) -> None:
         raise ZeroDivisionError(f"a fault put in by the test, for {verdict} {seq}")
 
-    monkeypatch.setattr(bad, "on_commit_result", choke)
+    monkeypatch.setattr(bad, "on_commit_result", crash)
     committer = Committer(bench.as_worker, RedisHealth())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(committer.run)
@@ -242,7 +242,7 @@ async def test_unresponsive_master_delays_only_its_own_lanes(
         health = RedisHealth()
         committer = Committer(redis, health)
 
-        async def commit(lane: str, first: int) -> Speaker:
+        async def commit(lane: str, first: int) -> Source:
             state: dict[Any, Any] = {
                 "status": "live",
                 "entry": "5-0",
@@ -255,7 +255,7 @@ async def test_unresponsive_master_delays_only_its_own_lanes(
             event = ("turn.update", "event", "")
             kept = (60, 3_600_000, 1_000_000)
             args = (*FENCE, "s", "lane", "snap", "", "", *kept, first, first, *event)
-            speaker = Speaker(CommitRequest(keys.of_session(lane, "s"), args), lane)
+            speaker = Source(CommitRequest(keys.of_session(lane, "s"), args), lane)
             committer.submit(speaker)
             return speaker
 
@@ -287,7 +287,7 @@ async def test_committer_retries_during_an_outage() -> None:
         await bench.begin()
         health = RedisHealth()
         committer = Committer(as_worker, health)
-        speaker = Speaker(bench.commit(2, ["a"]))
+        speaker = Source(bench.commit(2, ["a"]))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(committer.run)
             await server.kill()

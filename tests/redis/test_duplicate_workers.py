@@ -11,7 +11,7 @@ from tests.support.polling import PATIENCE_S
 from worker.bus.ownership import SessionOwnership
 
 
-def _told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.name == "worker.bus.workers"]
 
 
@@ -43,7 +43,7 @@ async def test_predecessor_is_not_a_duplicate(
     # Redis lost its latest writes, and has the predecessor's record again.
     await SessionOwnership(as_worker, keys, "w-1", "1").register("w", record("w-1", 1.0))
     await again.register("w", record("w-2", 5.0))
-    assert _told(caplog) == []
+    assert _warnings(caplog) == []
 
 
 async def test_each_duplicate_is_logged_once(
@@ -57,7 +57,7 @@ async def test_each_duplicate_is_logged_once(
         "another process runs as worker w, pid 7 on h: `turnbus drain` and "
         f"{keys.workers} cannot distinguish them; give each its own TURNBUS_WORKER_ID"
     )
-    assert _told(caplog) == [line, line]
+    assert _warnings(caplog) == [line, line]
 
 
 @pytest.mark.parametrize("written", [b"{}", b"\xff", b"", b'{"later":' + b"[" * 100_000])
@@ -75,11 +75,11 @@ async def test_record_of_another_version_is_left_alone(
     await redis.delete(keys.workers)
     await redis.set(keys.workers, "no hash")
     await intake.register("w", record("w-1", 3.0))
-    assert _told(caplog) == []
+    assert _warnings(caplog) == []
 
 
 async def test_two_workers_with_one_id(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
     async with harness.worker(worker_id="w"), harness.worker(worker_id="w"):
         with anyio.fail_after(PATIENCE_S):
-            while len(_told(caplog)) < 2:
+            while len(_warnings(caplog)) < 2:
                 await anyio.sleep(0.05)

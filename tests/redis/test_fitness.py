@@ -82,7 +82,7 @@ def test_server_parses_any_info(about: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "lasting", "said"),
+    ("error", "lasting", "expected"),
     [
         (
             exceptions.ResponseError("unknown command 'EVALSHA', with args beginning with: 'a' "),
@@ -140,15 +140,15 @@ def test_server_parses_any_info(about: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_each_error_has_an_instruction(error: Exception, lasting: bool, said: str) -> None:
+def test_each_error_has_an_instruction(error: Exception, lasting: bool, expected: str) -> None:
     assert lacks(error) == lasting
     assert is_outage(error)
-    assert describe(error).startswith(said)
+    assert describe(error).startswith(expected)
 
 
-@pytest.mark.parametrize("said", ["WRONGTYPE no", "NOGROUP no", "no such key", "syntax error"])
-def test_errors_of_one_key_are_not_server_problems(said: str) -> None:
-    error = exceptions.ResponseError(said)
+@pytest.mark.parametrize("expected", ["WRONGTYPE no", "NOGROUP no", "no such key", "syntax error"])
+def test_errors_of_one_key_are_not_server_problems(expected: str) -> None:
+    error = exceptions.ResponseError(expected)
     assert not lacks(error)
     assert not is_outage(error)
 
@@ -167,9 +167,9 @@ class Odd(NamedTuple):
     """A Redis on which a worker cannot run."""
 
     url: str
-    said: str
+    expected: str
     """Expected log text."""
-    mend: Callable[[], Any] | None = None
+    repair: Callable[[], Any] | None = None
     """Makes the server usable."""
     lasting: bool = True
     """Whether the server is found to be unusable, and not only unavailable."""
@@ -205,21 +205,21 @@ async def _configured(
 @asynccontextmanager
 async def renamed() -> AsyncIterator[Odd]:
     async with _configured(RENAME) as (server, restart):
-        mend = partial(restart, "")
-        yield Odd(server.url, "the server has no EVALSHA: run Redis 7.0 or later", mend)
+        repair = partial(restart, "")
+        yield Odd(server.url, "the server has no EVALSHA: run Redis 7.0 or later", repair)
 
 
 @asynccontextmanager
-async def fronted(said: str, **odd: Any) -> AsyncIterator[Odd]:
+async def fronted(expected: str, **odd: Any) -> AsyncIterator[Odd]:
     async with EmbeddedRedis.start() as server, Front.open(server) as front:
         for name, value in odd.items():
             setattr(front, name, value)
 
-        def mend() -> None:
+        def repair() -> None:
             front.answer = front.greeting = None
             front.info = {}
 
-        yield Odd(f"redis://127.0.0.1:{front.port}/0", said, mend)
+        yield Odd(f"redis://127.0.0.1:{front.port}/0", expected, repair)
 
 
 def http() -> AbstractAsyncContextManager[Odd]:
@@ -232,8 +232,8 @@ def ssh() -> AbstractAsyncContextManager[Odd]:
 
 
 def protected() -> AbstractAsyncContextManager[Odd]:
-    said = b"-DENIED Redis is running in protected mode because it is. In this mode it is.\r\n"
-    return fronted("set a password there", greeting=said)
+    expected = b"-DENIED Redis is running in protected mode because it is. In this mode it is.\r\n"
+    return fronted("set a password there", greeting=expected)
 
 
 def old() -> AbstractAsyncContextManager[Odd]:
@@ -277,10 +277,10 @@ async def replica() -> AsyncIterator[Odd]:
         config = {"replicaof": f"127.0.0.1 {master.port}"}
         async with EmbeddedRedis.start(config=config) as server, client(server) as redis:
 
-            async def mend() -> None:
+            async def repair() -> None:
                 await tell(redis, "REPLICAOF", "NO", "ONE")
 
-            yield Odd(server.url, "it is a replica: name its master", mend, lasting=False)
+            yield Odd(server.url, "it is a replica: name its master", repair, lasting=False)
 
 
 @asynccontextmanager
@@ -296,11 +296,11 @@ async def full() -> AsyncIterator[Odd]:
     async with EmbeddedRedis.start() as server, client(server) as redis:
         await redis.config_set("maxclients", 1)
 
-        async def mend() -> None:
+        async def repair() -> None:
             await redis.config_set("maxclients", 1_000)
 
         yield Odd(
-            server.url, "max number of clients reached; raise maxclients", mend, lasting=False
+            server.url, "max number of clients reached; raise maxclients", repair, lasting=False
         )
 
 
@@ -309,10 +309,10 @@ async def guarded() -> AsyncIterator[Odd]:
     async with GuardedRedis.start() as server, connect(server.url) as admin:
         await tell(admin, "ACL", "SETUSER", "worker", "-evalsha")
 
-        async def mend() -> None:
+        async def repair() -> None:
             await tell(admin, "ACL", "SETUSER", "worker", "+evalsha")
 
-        yield Odd(as_user(server.url, "worker"), "grant this user, on keys stt:*: EVALSHA", mend)
+        yield Odd(as_user(server.url, "worker"), "grant this user, on keys stt:*: EVALSHA", repair)
 
 
 @asynccontextmanager
@@ -321,10 +321,10 @@ async def taken() -> AsyncIterator[Odd]:
     async with EmbeddedRedis.start() as server, client(server) as redis:
         await redis.set("stt:sessions", "another program's")
 
-        async def mend() -> None:
+        async def repair() -> None:
             await redis.delete("stt:sessions")
 
-        yield Odd(server.url, "another program has the key stt:sessions, a string", mend)
+        yield Odd(server.url, "another program has the key stt:sessions, a string", repair)
 
 
 RENAME = 'rename-command EVALSHA ""'
@@ -342,19 +342,19 @@ async def test_worker_waits_for_a_usable_server(
         tasks.start_soon(worker.run)
 
         def reason() -> str:
-            return next((each for each in worker.readiness.reasons if odd.said in each), "")
+            return next((each for each in worker.readiness.reasons if odd.expected in each), "")
 
-        said = await eventually(reason, f"a worker that says {odd.said}")
-        assert said.startswith("redis: ")
+        found = await eventually(reason, f"a worker that says {odd.expected}")
+        assert found.startswith("redis: ")
         assert not worker.readiness.ready
         assert (worker.health.unfit is not None) == odd.lasting
         await anyio.sleep(0.5)
-        told = [each for each in caplog.messages if each.startswith("Redis ")]
-        assert len(told) == 1
-        assert odd.said in told[0]
+        logged = [each for each in caplog.messages if each.startswith("Redis ")]
+        assert len(logged) == 1
+        assert odd.expected in logged[0]
         assert not [record for record in caplog.records if record.exc_info]
-        if odd.mend is not None:
-            result = odd.mend()
+        if odd.repair is not None:
+            result = odd.repair()
             if result is not None:
                 await result
             await eventually(lambda: worker.readiness.ready, "a worker that is ready")
@@ -369,7 +369,7 @@ async def test_check_reports_what_the_worker_logs(
     async with kind() as odd:
         found = await _check(odd, stt, monkeypatch)
     failed = [finding.detail for finding in found if finding.result == "fail"]
-    assert any(odd.said in detail for detail in failed)
+    assert any(odd.expected in detail for detail in failed)
 
 
 async def _check(odd: Odd, stt: TurnsServer, monkeypatch: pytest.MonkeyPatch) -> list[Finding]:

@@ -146,20 +146,20 @@ async def test_vanished_entry_is_restored_once(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     session = decode_session(owned.fields)
-    ours = Ownership(session, Fence(entry, 1, "nonce-1"), entry, owned.fields)
-    assert not await bus.two.restore_entry(ours, await bus.two.last_entry()), "it is pending"
+    held = Ownership(session, Fence(entry, 1, "nonce-1"), entry, owned.fields)
+    assert not await bus.two.restore_entry(held, await bus.two.last_entry()), "it is pending"
     await bus.redis.xtrim(bus.keys.sessions, maxlen=0)
     await bus.redis.xack(bus.keys.sessions, GROUP, entry)
     after = await bus.one.last_entry()
     assert after == entry
-    assert await bus.one.restore_entry(ours, after)
+    assert await bus.one.restore_entry(held, after)
     await bus.announce(session="call-2")
-    assert await bus.one.restore_entry(ours, after), "the first reply was lost"
+    assert await bus.one.restore_entry(held, after), "the first reply was lost"
     back, other = await bus.two.read_new(5, 10)
     assert (back.fields[b"run"].decode(), back.fields[b"session"]) == (entry, b"call-1")
     assert other.fields[b"session"] == b"call-2"
     await bus.redis.xack(bus.keys.sessions, GROUP, back.entry_id)
-    gone = msgspec.structs.replace(ours, fence=Fence(back.entry_id, 1, "nonce-2"))
+    gone = msgspec.structs.replace(held, fence=Fence(back.entry_id, 1, "nonce-2"))
     assert await bus.two.restore_entry(gone, await bus.two.last_entry()), "acked by a stranger"
     (third,) = await bus.two.read_new(5, 10)
     assert third.fields[b"run"].decode() == entry
@@ -169,14 +169,14 @@ async def test_vanished_entry_is_restored_once(bus: Bus) -> None:
 async def test_entry_due_from_a_recreated_group_is_not_restored(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
-    ours = Ownership(decode_session(owned.fields), Fence(entry, 1, "nonce-1"), entry, owned.fields)
+    held = Ownership(decode_session(owned.fields), Fence(entry, 1, "nonce-1"), entry, owned.fields)
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
-    assert not await bus.one.restore_entry(ours, entry), "a new group begins at the first entry"
+    assert not await bus.one.restore_entry(held, entry), "a new group begins at the first entry"
     await bus.one.ensure_group()
-    assert not await bus.one.restore_entry(ours, entry)
+    assert not await bus.one.restore_entry(held, entry)
     await bus.redis.delete(bus.keys.sessions)
     assert await bus.one.last_entry() == "0-0"
-    assert await bus.one.restore_entry(ours, "0-0")
+    assert await bus.one.restore_entry(held, "0-0")
     await bus.one.ensure_group()
     (back,) = await bus.two.read_new(5, 10)
     assert back.fields[b"run"].decode() == entry

@@ -120,19 +120,19 @@ async def test_released_permit_is_not_renewed(
     """The renewal has already begun."""
     one, _ = gates
     await one.acquire(Permit("0:s", "5-0", 1))
-    hold, begun, done = ConnectionPermits._request, anyio.Event(), anyio.Event()
+    request, begun, done = ConnectionPermits._request, anyio.Event(), anyio.Event()
 
-    async def hold_slowly(
-        gate: ConnectionPermits, seats: Sequence[Permit], lapse_s: float = 0.0
+    async def request_slowly(
+        gate: ConnectionPermits, permits: Sequence[Permit], lapse_s: float = 0.0
     ) -> list[int]:
         begun.set()
         await anyio.sleep(0.1)
         try:
-            return await hold(gate, seats, lapse_s)
+            return await request(gate, permits, lapse_s)
         finally:
             done.set()
 
-    monkeypatch.setattr(ConnectionPermits, "_request", hold_slowly)
+    monkeypatch.setattr(ConnectionPermits, "_request", request_slowly)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(one.run)
         await begun.wait()
@@ -151,8 +151,8 @@ async def test_waiting_sessions_are_counted(
     assert (one.waiting, two.waiting) == (0, 0)
     waited = []
 
-    async def want(seat: Permit) -> None:
-        waited.append(await two.acquire(seat))
+    async def want(permit: Permit) -> None:
+        waited.append(await two.acquire(permit))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(want, second)
@@ -162,8 +162,8 @@ async def test_waiting_sessions_are_counted(
         assert (one.waiting, two.waiting) == (0, 1)
         await one.release(first)
     assert (waited, two.waiting) == ([True], 0)
-    for seat in (second, third):
-        await two.release(seat)
+    for permit in (second, third):
+        await two.release(permit)
 
 
 async def test_clock_set_back_admits_no_waiter_early(

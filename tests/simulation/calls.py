@@ -52,7 +52,7 @@ class Line(TurnsStream):
         self.sent.append(audio)
 
 
-def seam_of(
+def boundary_of(
     ledger: Ledger, sender: AudioSender, stalls: StallDetector, usual_lag_s: float
 ) -> TurnBoundaryFinder:
     """Return the boundary finder of a session whose worker has learned the provider's usual lag."""
@@ -62,21 +62,21 @@ def seam_of(
     return TurnBoundaryFinder(entry, ledger, sender, stalls, provider_lag)
 
 
-class Side:
+class WorkerSide:
     """The worker's side of one call. Times are seconds of the call."""
 
-    def __init__(self, usual_lag_s: float, looked_at: float = 0.0) -> None:
+    def __init__(self, usual_lag_s: float, ticked_at: float = 0.0) -> None:
         self._ledger = Ledger(Encoding.PCM_S16LE.width)
         self.sender = AudioSender(
             Encoding.PCM_S16LE, AUDIO.sample_rate, self._ledger, Pacer(0), Counters()
         )
         self.sender.attach(Line(), LATER)
-        self._stalls = StallDetector(LATER + looked_at)
-        self._boundary = seam_of(self._ledger, self.sender, self._stalls, usual_lag_s)
+        self._stalls = StallDetector(LATER + ticked_at)
+        self._boundary = boundary_of(self._ledger, self.sender, self._stalls, usual_lag_s)
         self._boundary.reset(LATER)
         self._entries = 0
 
-    def look(self, at: float) -> None:
+    def tick(self, at: float) -> None:
         """Run the stall detector's tick."""
         self._stalls.tick(LATER + at)
 
@@ -87,7 +87,7 @@ class Side:
         self.sender.enqueue(audio)
         self.sender.drain(LATER + at)
 
-    def hear(self, at: float, kind: str, text: str = "", waiting: int = 0) -> int | None:
+    def receive(self, at: float, kind: str, text: str = "", waiting: int = 0) -> int | None:
         """Receive a message with this many waiting behind it;
 
         return the cut in ms at `turn.end`.
@@ -149,12 +149,12 @@ class _Sent(NamedTuple):
     end_ms: int
 
 
-class _Heard(NamedTuple):
+class _Timed(NamedTuple):
     at: float
     event: EngineEvent
 
 
-async def live_through(seed: str, stall: Stall, words_at_most: int) -> list[Wrong]:
+async def simulate_call(seed: str, stall: Stall, words_at_most: int) -> list[Wrong]:
     """Simulate the call that `seed` generates; return the wrong cuts."""
     rng = random.Random(f"{seed} {stall}")
     sound, words = speech(rng, words_at_most)
@@ -162,24 +162,24 @@ async def live_through(seed: str, stall: Stall, words_at_most: int) -> list[Wron
     lag_s, jitter_s = rng.uniform(0, 0.3), rng.uniform(0, 0.15)
     sent = list(_send(rng, len(sound) // BYTES_PER_MS, still if stall is Stall.WORKER else []))
     up = still if stall in (Stall.UP, Stall.BOTH) else []
-    said: list[_Heard] = []
+    events: list[_Timed] = []
     at = 0.0
-    hearing = ScriptStream(
+    engine = ScriptStream(
         AUDIO,
         TurnSettings(),
         WORD_MS,
-        lambda event: said.append(_Heard(at, event)),
+        lambda event: events.append(_Timed(at, event)),
         lambda word: word,
         None,
     )
     for chunk in sent:
-        at = held(rng, chunk.at, up)
-        await hearing.feed(sound[chunk.begin_ms * BYTES_PER_MS : chunk.end_ms * BYTES_PER_MS])
+        at = delayed(rng, chunk.at, up)
+        await engine.feed(sound[chunk.begin_ms * BYTES_PER_MS : chunk.end_ms * BYTES_PER_MS])
     back = still if stall in (Stall.DOWN, Stall.BOTH, Stall.WORKER) else []
-    heard = list(_arrive(rng, said, lag_s, jitter_s, back))
-    side = Side(lag_s + jitter_s / 2 + 0.06)
-    looks = [] if stall is not Stall.WORKER else _looks(max(heard[-1].at, sent[-1].at), still)
-    return _live(side, sound, words, [*sent, *heard, *looks], seed)
+    received = list(_arrive(rng, events, lag_s, jitter_s, back))
+    side = WorkerSide(lag_s + jitter_s / 2 + 0.06)
+    ticks = [] if stall is not Stall.WORKER else _ticks(max(received[-1].at, sent[-1].at), still)
+    return _live(side, sound, words, [*sent, *received, *ticks], seed)
 
 
 def speech(rng: random.Random, words_at_most: int) -> tuple[bytes, list[Word]]:
@@ -203,7 +203,7 @@ def stalls(rng: random.Random, seconds: float) -> list[tuple[float, float]]:
     return [(begin, begin + rng.uniform(0.4, 2.0)) for begin in begins]
 
 
-def held(rng: random.Random, at: float, stalls: Iterable[tuple[float, float]]) -> float:
+def delayed(rng: random.Random, at: float, stalls: Iterable[tuple[float, float]]) -> float:
     """Return when data sent at that second arrives."""
     for begin, end in stalls:
         if begin <= at < end:
@@ -211,7 +211,7 @@ def held(rng: random.Random, at: float, stalls: Iterable[tuple[float, float]]) -
     return at
 
 
-def within(stalls: Iterable[tuple[float, float]], at: float) -> bool:
+def stalled(stalls: Iterable[tuple[float, float]], at: float) -> bool:
     """Return whether there is a stall at that second."""
     return any(begin <= at < end for begin, end in stalls)
 
@@ -222,7 +222,7 @@ def _send(rng: random.Random, ms: int, stalls: list[tuple[float, float]]) -> Ite
     pacer.restart(0)
     while begin_ms < ms:
         end_ms = min(ms, begin_ms + (chunk_ms or rng.randint(20, 200)))
-        at = held(rng, max(at, end_ms / 1_000 + rng.uniform(0.002, 0.03)), stalls)
+        at = delayed(rng, max(at, end_ms / 1_000 + rng.uniform(0.002, 0.03)), stalls)
         while pacer.allowance_ms(at) < end_ms - begin_ms:
             at += 0.02
         pacer.spend(end_ms - begin_ms)
@@ -232,64 +232,64 @@ def _send(rng: random.Random, ms: int, stalls: list[tuple[float, float]]) -> Ite
 
 def _arrive(
     rng: random.Random,
-    said: Iterable[_Heard],
+    events: Iterable[_Timed],
     lag_s: float,
     jitter_s: float,
     stalls: list[tuple[float, float]],
-) -> Iterable[_Heard]:
+) -> Iterable[_Timed]:
     arrived = 0.0
-    for at, event in said:
+    for at, event in events:
         late_s = rng.expovariate(1 / 0.3) if rng.random() < 0.05 else 0.0
         at += lag_s + rng.uniform(0, jitter_s) + late_s
-        arrived = max(held(rng, at, stalls), arrived + 0.00005)
-        yield _Heard(arrived, event)
+        arrived = max(delayed(rng, at, stalls), arrived + 0.00005)
+        yield _Timed(arrived, event)
 
 
-def _looks(until: float, stalls: list[tuple[float, float]]) -> list[float]:
+def _ticks(until: float, stalls: list[tuple[float, float]]) -> list[float]:
     times = (step * LOOK_S for step in range(int(until / LOOK_S) + 1))
-    return [at for at in times if not within(stalls, at)]
+    return [at for at in times if not stalled(stalls, at)]
 
 
 def _live(
-    side: Side,
+    side: WorkerSide,
     sound: bytes,
     words: list[Word],
-    steps: list[_Sent | _Heard | float],
+    steps: list[_Sent | _Timed | float],
     seed: str,
 ) -> list[Wrong]:
     """Process the steps in order of time: ticks first, then audio, then messages."""
-    order = {float: 0, _Sent: 1, _Heard: 2}
+    order = {float: 0, _Sent: 1, _Timed: 2}
     steps.sort(key=lambda step: (_time(step), order[type(step)]))
     wrong: list[Wrong] = []
-    said = 0
+    ended_words = 0
     for count, step in enumerate(steps):
         match step:
             case _Sent(at, begin_ms, end_ms):
                 side.send(at, sound[begin_ms * BYTES_PER_MS : end_ms * BYTES_PER_MS])
-            case _Heard(at, event):
+            case _Timed(at, event):
                 text = event.transcript or ""
-                cut = side.hear(at, event.kind, text, _waiting(steps, count))
+                cut = side.receive(at, event.kind, text, _waiting(steps, count))
                 if cut is None:
                     continue
-                said += len(text.split())
-                least = words[said - 1].ends
-                most = words[said].begins if said < len(words) else float("inf")
+                ended_words += len(text.split())
+                least = words[ended_words - 1].ends
+                most = words[ended_words].begins if ended_words < len(words) else float("inf")
                 if not least - 10 <= cut <= most + 10:
                     wrong.append(Wrong(seed, cut, least, most))
                 side.commit(min(max(cut, least), most))
             case at:
-                side.look(at)
+                side.tick(at)
     return wrong
 
 
-def _waiting(steps: list[_Sent | _Heard | float], count: int) -> int:
+def _waiting(steps: list[_Sent | _Timed | float], count: int) -> int:
     waiting = 0
     for step in steps[count + 1 :]:
         if _time(step) - _time(steps[count]) >= TOGETHER_S:
             break
-        waiting += isinstance(step, _Heard)
+        waiting += isinstance(step, _Timed)
     return waiting
 
 
-def _time(step: _Sent | _Heard | float) -> float:
+def _time(step: _Sent | _Timed | float) -> float:
     return step if isinstance(step, float) else step.at

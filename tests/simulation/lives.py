@@ -19,11 +19,11 @@ from tests.simulation.calls import (
     TOGETHER_S,
     Line,
     Stall,
-    held,
-    seam_of,
+    boundary_of,
+    delayed,
     speech,
+    stalled,
     stalls,
-    within,
 )
 from worker.core import stream_ids
 from worker.core.ledger import Ledger
@@ -54,7 +54,7 @@ _MESSAGES: dict[str, type[Any]] = {
 
 
 class Habits(NamedTuple):
-    """Parameters from which a session is generated."""
+    """Habits from which a session is generated."""
 
     seed: int
     lag_s: tuple[float, float]
@@ -66,7 +66,7 @@ class Habits(NamedTuple):
     """Maximum number of words in a turn."""
 
 
-class _Told:
+class _Events:
     """Stores published events in place of the narrator."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class _Entry(NamedTuple):
     audio: bytes
 
 
-class _Service:
+class _Provider:
     """The provider's side of one socket."""
 
     def __init__(self, rng: random.Random, habits: Habits, lag_s: float, jitter_s: float) -> None:
@@ -93,36 +93,36 @@ class _Service:
         self._lag_s, self._jitter_s = lag_s, jitter_s
         self._coming: deque[tuple[float, bytes]] = deque()
         self._events: list[EngineEvent] = []
-        self._hearing = ScriptStream(
+        self._engine = ScriptStream(
             AUDIO, TurnSettings(), WORD_MS, self._events.append, lambda word: word, None
         )
-        self._said_at = 0.0
-        self.says: deque[tuple[float, EngineEvent]] = deque()
+        self._sent_at = 0.0
+        self.messages: deque[tuple[float, EngineEvent]] = deque()
         """Messages with their arrival times."""
 
     @property
     def busy(self) -> bool:
         """Whether any data is in flight."""
-        return bool(self._coming or self.says)
+        return bool(self._coming or self.messages)
 
     def send(self, audio: bytes, at: float, standstills: list[tuple[float, float]]) -> None:
         """Send audio to the provider."""
         if self._habits.stall in (Stall.UP, Stall.BOTH):
-            at = held(self._rng, at, standstills)
+            at = delayed(self._rng, at, standstills)
         self._coming.append((max(at, self._coming[-1][0] if self._coming else at), audio))
 
-    def hear(self, now: float, standstills: list[tuple[float, float]]) -> None:
+    def process(self, now: float, standstills: list[tuple[float, float]]) -> None:
         """Process the audio that has arrived by now."""
         while self._coming and self._coming[0][0] <= now:
             came_at, audio = self._coming.popleft()
-            at_once(self._hearing.feed(audio))
+            at_once(self._engine.feed(audio))
             for event in self._events:
                 late_s = self._rng.expovariate(1 / 0.3) if self._rng.random() < 0.03 else 0.0
                 at = came_at + self._lag_s + self._rng.uniform(0, self._jitter_s) + late_s
                 if self._habits.stall in (Stall.DOWN, Stall.BOTH):
-                    at = held(self._rng, at, standstills)
-                self._said_at = max(at, self._said_at + 0.00005)
-                self.says.append((self._said_at, event))
+                    at = delayed(self._rng, at, standstills)
+                self._sent_at = max(at, self._sent_at + 0.00005)
+                self.messages.append((self._sent_at, event))
             self._events.clear()
 
 
@@ -145,18 +145,18 @@ class Life:
         )
         self._stall_detector = StallDetector(LATER)
         usual_lag_s = self._lag_s + self._jitter_s / 2 + 0.06
-        boundary = seam_of(self._ledger, self._sender, self._stall_detector, usual_lag_s)
-        self._told = _Told()
-        self._hearing = MessageReceiver(
+        boundary = boundary_of(self._ledger, self._sender, self._stall_detector, usual_lag_s)
+        self._events_published = _Events()
+        self._receiver = MessageReceiver(
             TurnTracker(None, self._sender.bytes_of(LAG_JITTER_MS)),
             boundary,
             self._ledger,
             self._sender,
-            cast("Narrator", self._told),
+            cast("Narrator", self._events_published),
             UpdateThrottle(update_interval_ms),
         )
         self._line: Line | None = None
-        self._service: _Service | None = None
+        self._provider: _Provider | None = None
         self._connects_at = 0.0
 
     def live(self) -> list[str]:
@@ -165,41 +165,41 @@ class Life:
         while count * STEP_S < busy_at + QUIET_S:
             count += 1
             now = count * STEP_S
-            self._step(now, looks=count % round(LOOK_S / STEP_S) == 0)
+            self._step(now, ticks=count % round(LOOK_S / STEP_S) == 0)
             if self._busy:
                 busy_at = now
-        self._hearing.commit_all_sent("close")
-        ends = [draft for draft in self._told.drafts if draft.kind == "turn.end"]
+        self._receiver.commit_all_sent("close")
+        ends = [draft for draft in self._events_published.drafts if draft.kind == "turn.end"]
         return [word for end in ends for word in (end.transcript or "").split()]
 
     @property
     def _busy(self) -> bool:
-        if self._losses or self._service is None or self._read < len(self._entries):
+        if self._losses or self._provider is None or self._read < len(self._entries):
             return True
-        return self._service.busy or not self._sender.empty
+        return self._provider.busy or not self._sender.empty
 
-    def _step(self, now: float, *, looks: bool) -> None:
-        if self._service is not None:
-            self._service.hear(now, self._stalls)
-        if self._habits.stall is Stall.WORKER and within(self._stalls, now):
+    def _step(self, now: float, *, ticks: bool) -> None:
+        if self._provider is not None:
+            self._provider.process(now, self._stalls)
+        if self._habits.stall is Stall.WORKER and stalled(self._stalls, now):
             return
-        if looks:
+        if ticks:
             self._stall_detector.tick(LATER + now)
-            self._hearing.release_update(LATER + now)
+            self._receiver.release_update(LATER + now)
         if self._losses and now >= self._losses[0] and self._line is not None:
             self._losses.popleft()
             self._lose(now)
         if self._line is None and now >= self._connects_at:
             self._connect(now)
-        if self._line is not None and self._service is not None:
-            self._send(self._line, self._service, now, fills=looks)
-            self._hear(self._service, now)
+        if self._line is not None and self._provider is not None:
+            self._send(self._line, self._provider, now, fills=ticks)
+            self._receive(self._provider, now)
 
     def _lose(self, now: float) -> None:
-        self._line = self._service = None
-        self._hearing.publish_text()
+        self._line = self._provider = None
+        self._receiver.publish_text()
         self._sender.detach()
-        self._hearing.forget()
+        self._receiver.forget()
         after = stream_ids.order(self._ledger.read_after)
         unread = (
             at for at, entry in enumerate(self._entries) if stream_ids.order(entry.id) > after
@@ -209,11 +209,11 @@ class Life:
 
     def _connect(self, now: float) -> None:
         self._line = Line()
-        self._service = _Service(self._rng, self._habits, self._lag_s, self._jitter_s)
-        self._hearing.socket_opened(LATER + now)
+        self._provider = _Provider(self._rng, self._habits, self._lag_s, self._jitter_s)
+        self._receiver.socket_opened(LATER + now)
         self._sender.attach(self._line, LATER + now)
 
-    def _send(self, line: Line, service: _Service, now: float, *, fills: bool) -> None:
+    def _send(self, line: Line, provider: _Provider, now: float, *, fills: bool) -> None:
         unread = self._entries[self._read :]
         for entry in unread:
             if entry.at > now or not self._sender.has_room:
@@ -223,22 +223,22 @@ class Life:
             if admitted.audio:
                 self._sender.enqueue(admitted.audio)
         self._sender.drain(LATER + now)
-        if fills and self._hearing.inside_turn:
+        if fills and self._receiver.inside_turn:
             self._sender.send_filler(LATER + now, LATER, LATER + now)
         while line.sent:
-            service.send(line.sent.popleft(), now, self._stalls)
+            provider.send(line.sent.popleft(), now, self._stalls)
 
-    def _hear(self, service: _Service, now: float) -> None:
+    def _receive(self, provider: _Provider, now: float) -> None:
         due = []
-        while service.says and service.says[0][0] <= now:
-            due.append(service.says.popleft())
+        while provider.messages and provider.messages[0][0] <= now:
+            due.append(provider.messages.popleft())
         for count, (at, event) in enumerate(due, 1):
-            slept = self._habits.stall is Stall.WORKER and within(self._stalls, at)
+            slept = self._habits.stall is Stall.WORKER and stalled(self._stalls, at)
             arrival = self._sender.send_log.moment(LATER + (now if slept else at))
             waiting = sum(slept or later - at < TOGETHER_S for later, _ in due[count:])
             begins = event.kind == "turn.start"
-            self._hearing.on_message(arrival, waiting, begins=begins)
-            self._hearing.on_turn_message(message_of(event), arrival)
+            self._receiver.on_message(arrival, waiting, begins=begins)
+            self._receiver.on_turn_message(message_of(event), arrival)
 
 
 def _entries(rng: random.Random, sound: bytes) -> list[_Entry]:
@@ -260,10 +260,10 @@ def message_of(event: EngineEvent) -> TurnMessage:
     return message
 
 
-def at_once(hearing: Coroutine[Any, Any, None]) -> None:
+def at_once(coroutine: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine that never suspends."""
     try:
-        hearing.send(None)
+        coroutine.send(None)
     except StopIteration:
         return
     raise AssertionError("the engine waited")

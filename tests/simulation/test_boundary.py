@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.simulation.calls import AUDIO, BYTES_PER_MS, Side, Stall, live_through
+from tests.simulation.calls import AUDIO, BYTES_PER_MS, Stall, WorkerSide, simulate_call
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 
 
@@ -16,7 +16,7 @@ class Sent(NamedTuple):
     ms: int
 
 
-class Said(NamedTuple):
+class Message(NamedTuple):
     """The provider's message arrives, with this many waiting behind it."""
 
     at: float
@@ -26,20 +26,20 @@ class Said(NamedTuple):
 
 
 def _cut(
-    sound: bytes, call: Sequence[Sent | Said], slept: tuple[float, float], usual_lag_s: float
+    sound: bytes, call: Sequence[Sent | Message], slept: tuple[float, float], usual_lag_s: float
 ) -> int:
     """Return the millisecond at which the last turn is cut.
 
     The worker stalled once, between two seconds of the call.
     """
-    side = Side(usual_lag_s, looked_at=slept[0])
-    side.look(slept[1])
+    side = WorkerSide(usual_lag_s, ticked_at=slept[0])
+    side.tick(slept[1])
     cut = None
     for step in sorted(call, key=lambda step: step.at):
         if isinstance(step, Sent):
             side.send(step.at, sound[side.sender.socket_bytes : step.ms * BYTES_PER_MS])
         else:
-            cut = side.hear(*step)
+            cut = side.receive(*step)
     assert cut is not None
     return cut
 
@@ -66,16 +66,16 @@ def test_worker_stalls_in_a_pause_inside_a_turn(before: list[int], usual_lag_s: 
     start of the turn is out of the window at its end, and may be by its first pause.
     """
     sound, ms = bytearray(synthesize_silence(400, AUDIO)), 400
-    call: list[Sent | Said] = [Said(0.68, "turn.start")]
+    call: list[Sent | Message] = [Message(0.68, "turn.start")]
     text = ""
     for count in before:
         sound += synthesize_words(range(count), AUDIO) + synthesize_silence(PAUSE_MS, AUDIO)
         ms += 200 * count + PAUSE_MS
         text += " so" * count
         call += [
-            Said((ms - PAUSE_MS) / 1_000 + 0.16, "turn.update", text),
-            Said(ms / 1_000 + 0.12, "turn.eager_end", text),
-            Said(ms / 1_000 + 0.22, "turn.resume"),
+            Message((ms - PAUSE_MS) / 1_000 + 0.16, "turn.update", text),
+            Message(ms / 1_000 + 0.12, "turn.eager_end", text),
+            Message(ms / 1_000 + 0.22, "turn.resume"),
         ]
     sound += (
         synthesize_words([20, 21, 22], AUDIO)
@@ -96,14 +96,14 @@ def test_worker_stalls_in_a_pause_inside_a_turn(before: list[int], usual_lag_s: 
         ]
     ]
     call += [
-        Said(at + 0.36, "turn.update", f"{text} twenty"),
-        Said(at + 0.62, "turn.update", f"{text} twenty one"),
-        Said(at + 0.78, "turn.update", f"{text} twenty one two"),
-        Said(at + 2.5765, "turn.eager_end", f"{text} twenty one two", waiting=2),
-        Said(at + 2.5765, "turn.resume", waiting=1),
-        Said(at + 2.5787, "turn.update", f"{text} twenty one two three"),
-        Said(at + 2.8669, "turn.eager_end", f"{text} twenty one two three"),
-        Said(at + 2.9049, "turn.end", f"{text} twenty one two three"),
+        Message(at + 0.36, "turn.update", f"{text} twenty"),
+        Message(at + 0.62, "turn.update", f"{text} twenty one"),
+        Message(at + 0.78, "turn.update", f"{text} twenty one two"),
+        Message(at + 2.5765, "turn.eager_end", f"{text} twenty one two", waiting=2),
+        Message(at + 2.5765, "turn.resume", waiting=1),
+        Message(at + 2.5787, "turn.update", f"{text} twenty one two three"),
+        Message(at + 2.8669, "turn.eager_end", f"{text} twenty one two three"),
+        Message(at + 2.9049, "turn.end", f"{text} twenty one two three"),
     ]
     cut = _cut(bytes(sound), call, (at + 0.82, at + 2.42), usual_lag_s)
     assert cut_from <= cut <= cut_from + 2_143
@@ -127,14 +127,14 @@ def test_link_stalls_over_a_pause_inside_a_turn(pause_ms: int, usual_lag_s: floa
     ends_ms = 860 + pause_ms + 200
     sound += synthesize_silence(695, AUDIO) + synthesize_words([3], AUDIO)
     held_until = ends_ms / 1_000 + 0.48 + 0.2
-    call: list[Sent | Said] = [
+    call: list[Sent | Message] = [
         *_live(ends_ms + 650),
-        Said(0.60, "turn.start"),
-        Said(0.78, "turn.update", "zero"),
-        Said(1.02, "turn.update", "zero one"),
-        Said(held_until, "turn.update", "zero one two"),
-        Said(held_until + 0.026, "turn.eager_end", "zero one two"),
-        Said(held_until + 0.027, "turn.end", "zero one two"),
+        Message(0.60, "turn.start"),
+        Message(0.78, "turn.update", "zero"),
+        Message(1.02, "turn.update", "zero one"),
+        Message(held_until, "turn.update", "zero one two"),
+        Message(held_until + 0.026, "turn.eager_end", "zero one two"),
+        Message(held_until + 0.027, "turn.end", "zero one two"),
     ]
     cut = _cut(sound, call, (0.0, 0.1), usual_lag_s)
     assert ends_ms <= cut <= ends_ms + 695
@@ -159,7 +159,7 @@ async def test_hardly_any_turn_is_cut_wrong(stall: Stall, early: int, late: int)
         cut
         for words in (6, 30)
         for seed in range(40)
-        for cut in await live_through(f"{seed} {words}", stall, words)
+        for cut in await simulate_call(f"{seed} {words}", stall, words)
     ]
     assert sum(cut.early for cut in wrong) <= early, wrong
     assert sum(not cut.early for cut in wrong) <= late, wrong

@@ -46,37 +46,37 @@ from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
 
-Trouble = Literal["cut", "outage", "kill", "stop", "partition", "redis"]
+FaultKind = Literal["cut", "outage", "kill", "stop", "partition", "redis"]
 """Fault:
 
 a lost socket, a provider outage, SIGKILL, SIGTERM, a worker cut off from Redis, or a Redis outage
 for every client.
 """
 
-REMEMBER_SHARE = 0.1
+COMMIT_SHARE = 0.1
 """Interval between commits while audio is sent, as a share of the limit."""
 
-GIVEN_UP_S = 600.0
+END_TIMEOUT_S = 600.0
 """Maximum time after the last word within which a session must end."""
 
 _ENTRY = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
 
 
-class Strike(NamedTuple):
+class Fault(NamedTuple):
     """One fault."""
 
     at_s: float
-    trouble: Trouble
+    kind: FaultKind
     seconds: float
     """Duration, or the time until another worker owns the session."""
 
 
 class Scenario(NamedTuple):
-    """Parameters from which a session and its faults are generated."""
+    """Parameters of a session and its faults: their repr is the random seed."""
 
     seed: int
     max_lag_s: float
-    troubles: tuple[Trouble, ...]
+    troubles: tuple[FaultKind, ...]
     """Faults, each injected once."""
     seconds: tuple[float, float] = (0.02, 0.5)
     """Minimum and maximum duration of a fault."""
@@ -94,7 +94,7 @@ class Scenario(NamedTuple):
         It covers the time to connect, and after a SIGKILL the time since the last commit.
         """
         kills = self.troubles.count("kill")
-        return 1.0 + (0.5 + REMEMBER_SHARE * self.max_lag_s) * kills
+        return 1.0 + (0.5 + COMMIT_SHARE * self.max_lag_s) * kills
 
 
 class Gap(NamedTuple):
@@ -107,9 +107,9 @@ class Gap(NamedTuple):
 class Result(NamedTuple):
     """Result of a simulated session."""
 
-    faults: tuple[str, ...]
+    violations: tuple[str, ...]
     """Violated guarantees."""
-    twice: int
+    repeated: int
     """Number of words transcribed twice."""
     gap_s: float
     """Total duration of announced gaps."""
@@ -287,9 +287,9 @@ class _Provider(TurnsStream):
         self._up: deque[bytes | None] = deque()
         self._down: deque[cartesia.ServerMessage | None] = deque()
         self._events: list[EngineEvent] = []
-        self._said_at = 0.0
+        self._sent_at = 0.0
         self._news = anyio.Event()
-        self._hearing = ScriptStream(
+        self._engine = ScriptStream(
             AUDIO, TurnSettings(), WORD_MS, self._events.append, lambda word: word, None
         )
 
@@ -314,25 +314,25 @@ class _Provider(TurnsStream):
     def _send(self, what: bytes | None) -> None:
         if self.line.open:
             self._up.append(what)
-            self.later(self.net_s, self._hear)
+            self.later(self.net_s, self._process)
 
-    def _hear(self) -> None:
+    def _process(self) -> None:
         if not self._up:
             return  # the socket was lost meanwhile
         audio = self._up.popleft()
-        at_once(self._hearing.flush() if audio is None else self._hearing.feed(audio))
+        at_once(self._engine.flush() if audio is None else self._engine.feed(audio))
         self._down.extend(message_of(event) for event in self._events)
-        said = len(self._events)
+        replies = len(self._events)
         self._events.clear()
         if audio is None:
             self._down.append(None)
-            said += 1
-        for _ in range(said):
+            replies += 1
+        for _ in range(replies):
             lag_s = self.world.scenario.lag_s + self.world.rng.uniform(0, 0.05)
-            self._said_at = max(self.world.now + lag_s, self._said_at + 0.00005)
-            self.later(self._said_at - self.world.now, self._say)
+            self._sent_at = max(self.world.now + lag_s, self._sent_at + 0.00005)
+            self.later(self._sent_at - self.world.now, self._deliver)
 
-    def _say(self) -> None:
+    def _deliver(self) -> None:
         if self._down:
             self.line.last_received_at = self.world.now
             self.line.texts.append((self._down.popleft(), self.world.now))
@@ -363,13 +363,13 @@ class _World:
         self._away_s = 0.0
         self._sound, self._words, self._turn_s = _speech(rng, scenario)
         speech_s = len(self._sound) / BYTES_PER_MS / 1_000
-        self._strikes = sorted(
-            Strike(rng.uniform(0.5, speech_s), trouble, rng.uniform(*scenario.seconds))
-            for trouble in scenario.troubles
+        self._faults = sorted(
+            Fault(rng.uniform(0.5, speech_s), kind, rng.uniform(*scenario.seconds))
+            for kind in scenario.troubles
         )
         self._owned = anyio.CancelScope()
         self._worker = _Worker(self, "")
-        self._gives_back = False
+        self._releases = False
         self._next_owner_at = 0.0
         self._owners = 0
 
@@ -387,16 +387,16 @@ class _World:
             patch("worker.core.provider_errors.random", self.rng),
         ):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._speak)
-                tasks.start_soon(self._strike)
+                tasks.start_soon(self._produce)
+                tasks.start_soon(self._inject_faults)
                 tasks.start_soon(self._own)
-                limit_s = len(self._sound) / BYTES_PER_MS / 1_000 + GIVEN_UP_S
+                limit_s = len(self._sound) / BYTES_PER_MS / 1_000 + END_TIMEOUT_S
                 with anyio.move_on_after(limit_s):
                     await self.bus.ended.wait()
                     await anyio.sleep(0.1)
                 tasks.cancel_scope.cancel()
 
-    async def _speak(self) -> None:
+    async def _produce(self) -> None:
         ms, begin = len(self._sound) // BYTES_PER_MS, 0
         chunk_ms = self.rng.choice((20, 40, 100, 200, 0))
         while begin < ms:
@@ -414,52 +414,52 @@ class _World:
         self.bus.append(self.wall, fields)
 
     async def _open(
-        self, service: Endpoint, settings: StreamSettings, _defect: object
+        self, endpoint: Endpoint, settings: StreamSettings, _defect: object
     ) -> TurnsStream:
         await anyio.sleep(self.rng.uniform(0.005, 0.05))
         if self._provider_away:
             raise SttTransientError("HTTP 503", status=503)
         self._stream = _Provider(self)
-        self._sends_again()
+        self._resume_sending()
         return self._stream
 
     # -- faults
 
-    async def _strike(self) -> None:
-        for strike in self._strikes:
-            await anyio.sleep_until(virtual_time.BEGAN_S + strike.at_s)
-            match strike.trouble:
+    async def _inject_faults(self) -> None:
+        for fault in self._faults:
+            await anyio.sleep_until(virtual_time.BEGAN_S + fault.at_s)
+            match fault.kind:
                 case "cut":
                     self._cut()
                 case "outage":
                     self._provider_away = True
                     self._cut()
-                    await anyio.sleep(strike.seconds)
+                    await anyio.sleep(fault.seconds)
                     self._provider_away = False
                 case "kill" | "stop":
-                    self._gives_back = strike.trouble == "stop"
-                    self._worker.dead = not self._gives_back
-                    self._next_owner_at = self.now + strike.seconds
-                    self._sends_no_more()
+                    self._releases = fault.kind == "stop"
+                    self._worker.dead = not self._releases
+                    self._next_owner_at = self.now + fault.seconds
+                    self._stop_sending()
                     self._owned.cancel()
-                    await anyio.sleep(strike.seconds)
+                    await anyio.sleep(fault.seconds)
                 case "partition" | "redis":
-                    self.redis_away, self.redis_down = True, strike.trouble == "redis"
-                    await anyio.sleep(strike.seconds)
+                    self.redis_away, self.redis_down = True, fault.kind == "redis"
+                    await anyio.sleep(fault.seconds)
                     self.redis_away = self.redis_down = False
                     self.redis_since = self.now
-                    self._away_s += strike.seconds
+                    self._away_s += fault.seconds
 
     def _cut(self) -> None:
         if self._stream is not None:
             self._stream.cut()
-        self._sends_no_more()
+        self._stop_sending()
 
-    def _sends_no_more(self) -> None:
+    def _stop_sending(self) -> None:
         if self._cannot_send_since is None:
             self._cannot_send_since = self.now
 
-    def _sends_again(self) -> None:
+    def _resume_sending(self) -> None:
         if self._cannot_send_since is not None:
             self._away_s += self.now - self._cannot_send_since
             self._cannot_send_since = None
@@ -488,8 +488,8 @@ class _World:
                 tasks.start_soon(host.backlog.run)
                 with anyio.CancelScope() as self._owned:
                     await session.run()
-                if self._gives_back and not self.bus.ended.is_set():
-                    self._gives_back = False
+                if self._releases and not self.bus.ended.is_set():
+                    self._releases = False
                     await session.wait_committed()
                 worker.dead = True
                 tasks.cancel_scope.cancel()
@@ -535,44 +535,48 @@ class _World:
 
     def result(self) -> Result:
         events = self.bus.events
-        faults: list[str] = [] if self.bus.ended.is_set() else ["the session did not end"]
+        violations: list[str] = [] if self.bus.ended.is_set() else ["the session did not end"]
         gaps = []
         for event in events:
             if event["type"] == "audio.gap":
                 gaps.append(Gap(event["audio_ms"] - event["missing_ms"], event["audio_ms"]))
                 if event["reason"] != "backlog":
-                    faults.append(f"a gap of reason {event['reason']}")
+                    violations.append(f"a gap of reason {event['reason']}")
             elif event["type"] == "session.error" and event["code"] != "stt_unavailable":
-                faults.append(f"an error: {event['message']}")
-        heard = [
+                violations.append(f"an error: {event['message']}")
+        transcribed = [
             word
             for event in events
             if event["type"] == "turn.end"
             for word in event["transcript"].split()
         ]
-        numbers = [int(word[1:]) for word in heard if word.startswith("w")]
-        faults += _misheard(self._words, heard, numbers, gaps)
-        faults += _disordered(events)
+        numbers = [int(word[1:]) for word in transcribed if word.startswith("w")]
+        violations += _word_violations(self._words, transcribed, numbers, gaps)
+        violations += _order_violations(events)
         gap_s = sum(gap.ends - gap.begins for gap in gaps) / 1_000
         limit_s, away_s = self.scenario.max_lag_s, self._away_s
         if gaps and not (0 < limit_s < away_s + self.scenario.tolerance_s):
-            faults.append(f"{gap_s:g} s are announced, though nothing was late")
+            violations.append(f"{gap_s:g} s are announced, though nothing was late")
         if gap_s > away_s + 0.5:
-            faults.append(f"{gap_s:g} s are announced, and nothing could be sent for {away_s:g} s")
-        twice = len(numbers) - len(set(numbers))
-        return Result(tuple(faults), twice, gap_s, away_s, self._turn_s)
+            violations.append(
+                f"{gap_s:g} s are announced, and nothing could be sent for {away_s:g} s"
+            )
+        repeated = len(numbers) - len(set(numbers))
+        return Result(tuple(violations), repeated, gap_s, away_s, self._turn_s)
 
 
-def _misheard(
-    words: Sequence[Word], heard: Sequence[str], numbers: Sequence[int], gaps: Sequence[Gap]
+def _word_violations(
+    words: Sequence[Word], transcribed: Sequence[str], numbers: Sequence[int], gaps: Sequence[Gap]
 ) -> list[str]:
     """Compare every word with the gaps: it is transcribed once, or announced as missing."""
-    faults = [f"word {word} is said twice" for word in set(numbers) if numbers.count(word) > 1]
+    violations = [
+        f"word {word} is transcribed twice" for word in set(numbers) if numbers.count(word) > 1
+    ]
     if list(numbers) != sorted(numbers):
-        faults.append("words are out of order")
+        violations.append("words are out of order")
     if any(gap.begins < before.ends for before, gap in pairwise(gaps)):
-        faults.append(f"gaps overlap: {gaps}")
-    torn = 0
+        violations.append(f"gaps overlap: {gaps}")
+    partial = 0
     for number, word in enumerate(words):
         # A gap is announced in whole milliseconds: it may begin one earlier, and end one later.
         surely_ms, missing_ms = (
@@ -583,39 +587,43 @@ def _misheard(
             for off in (0, 1)
         )
         if number in numbers and missing_ms > 2:
-            faults.append(f"word {number} is transcribed, and {missing_ms:g} ms of it announced")
-        if number not in numbers and missing_ms <= 2 and not {f"!{number}", "!?"} & {*heard}:
-            faults.append(f"word {number} is lost")
-        torn += missing_ms > 0 and surely_ms < word.ends - word.begins
-    damaged = [word for word in heard if not word.startswith("w")]
-    if len(damaged) > 2 * torn:
-        faults.append(f"{len(damaged)} damaged words, and only {torn} at the edge of a gap")
-    return faults
+            violations.append(
+                f"word {number} is transcribed, and {missing_ms:g} ms of it announced"
+            )
+        if number not in numbers and missing_ms <= 2 and not {f"!{number}", "!?"} & {*transcribed}:
+            violations.append(f"word {number} is lost")
+        partial += missing_ms > 0 and surely_ms < word.ends - word.begins
+    damaged = [word for word in transcribed if not word.startswith("w")]
+    if len(damaged) > 2 * partial:
+        violations.append(f"{len(damaged)} damaged words, and only {partial} at the edge of a gap")
+    return violations
 
 
-def _disordered(events: Sequence[dict[str, Any]]) -> list[str]:
+def _order_violations(events: Sequence[dict[str, Any]]) -> list[str]:
     """Return the violations of event order."""
-    faults = []
+    violations = []
     if [event["seq"] for event in events] != list(range(1, len(events) + 1)):
-        faults.append("seq has a hole")
+        violations.append("seq has a hole")
     open_turn, turn, text = False, 0, ""
     for event in events:
         match event["type"]:
             case "turn.start":
                 if open_turn or event["turn"] != turn:
-                    faults.append(f"turn {event['turn']} starts in the place of {turn}")
+                    violations.append(f"turn {event['turn']} starts in the place of {turn}")
                 open_turn, text = True, ""
             case "turn.update" | "turn.eager_end" | "turn.end":
                 if not open_turn or len(event["transcript"]) < len(text):
-                    faults.append(f"turn {event['turn']}: {event['type']} of less text, or no turn")
+                    violations.append(
+                        f"turn {event['turn']}: {event['type']} of less text, or no turn"
+                    )
                 text = event["transcript"]
                 if event["type"] == "turn.end":
                     open_turn, turn = False, turn + 1
             case _:
                 pass
     if open_turn:
-        faults.append("a turn is left open")
-    return faults
+        violations.append("a turn is left open")
+    return violations
 
 
 def _speech(rng: random.Random, scenario: Scenario) -> tuple[bytes, list[Word], float]:
