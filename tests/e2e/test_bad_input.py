@@ -102,7 +102,7 @@ async def test_dead_letter_that_cannot_be_stored_is_logged(
 async def test_dead_key_of_another_type_is_logged_once(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await harness.redis.set(f"{harness.prefix}:dead", "somebody else's")
+    await harness.redis.set(f"{harness.prefix}:dead", "another program's")
     async with harness.worker():
         for number in range(2):
             await harness.announce_as({**GOOD, "session": f"bad-{number}", "encoding": "mp3"})
@@ -113,7 +113,7 @@ async def test_dead_key_of_another_type_is_logged_once(
         await eventually(lambda: "bad-1: rejected" in caplog.text, "the second refusal")
         await harness.redis.delete(f"{harness.prefix}:dead")
         await harness.announce_as({**GOOD, "session": "bad-2", "encoding": "mp3"})
-        await eventually(harness.dead, "the refused entry")
+        await eventually(harness.dead, "the dead letter")
     (error,) = (each.message for each in caplog.records if each.levelname == "ERROR")
     assert error.startswith(
         "cannot write dead letters, rejected entries are only logged (ResponseError: WRONGTYPE"
@@ -151,7 +151,7 @@ async def test_bad_audio_entry(
     assert dead[b"session"] == b"call-1"
     assert dead[b"reason"].decode() == reason
     assert not field or f"`{field}`" in dead[b"detail"].decode()
-    assert b"audio" not in dead, "refused audio is never kept"
+    assert b"audio" not in dead, "rejected audio is never stored"
 
 
 async def test_valid_fields_of_a_bad_audio_entry_are_used(harness: Harness) -> None:
@@ -185,7 +185,7 @@ async def test_reused_session_id_is_rejected(harness: Harness) -> None:
         await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
         await harness.until_ended("call-1")
         again = await harness.announce("call-1")
-        dead = await eventually(harness.dead, "the refused entry")
+        dead = await eventually(harness.dead, "the dead letter")
     assert dead[0][b"id"].decode() == again
     assert dead[0][b"reason"] == b"ended"
 
@@ -195,7 +195,7 @@ async def test_session_announced_twice(harness: Harness) -> None:
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1], PCM16), end=False)
         await harness.announce("call-1")
-        dead = await eventually(harness.dead, "the refused entry")
+        dead = await eventually(harness.dead, "the dead letter")
         await harness.play("call-1", synthesize_words([2], PCM16))
         events = (await harness.until_ended("call-1"))["call-1"]
     assert dead[0][b"reason"] == b"duplicate"
@@ -210,7 +210,7 @@ async def test_audio_key_that_is_not_a_stream(harness: Harness) -> None:
         await harness.announce("call-2")
         await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
         events = (await harness.until_ended("call-1"))["call-1"]
-        dead = await eventually(harness.dead, "the refused entry")
+        dead = await eventually(harness.dead, "the dead letter")
     assert words(events) == [1]
     assert dead[0][b"session"] == b"call-2"
 
@@ -262,7 +262,7 @@ async def test_session_keys_of_an_unexpected_type(
     harness: Harness, key: str, encoding: str, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers.append("{0}:turns:call-2")
-    await harness.redis.set(f"{harness.prefix}:{key}", "somebody else's")
+    await harness.redis.set(f"{harness.prefix}:{key}", "another program's")
     await harness.redis.hset(f"{harness.prefix}:workers", "alien", '{"a":1}')
     async with harness.worker():
         await harness.announce_as(
@@ -271,7 +271,7 @@ async def test_session_keys_of_an_unexpected_type(
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
         events = (await harness.until_ended("call-1"))["call-1"]
-        dead = await eventually(harness.dead, "the refused entry")
+        dead = await eventually(harness.dead, "the dead letter")
         await no_longer(lambda: harness.redis.xlen(f"{harness.prefix}:sessions"), "the session")
     assert words(events) == [1]
     assert dead[0][b"session"] == b"call-2"
@@ -312,7 +312,7 @@ async def test_lost_session_on_a_forbidden_lane(
         _user(harness, *(f"~{harness.prefix}:{key}" for key in _OWN)) as url,
         harness.worker(redis_url=url) as worker,
     ):
-        await no_longer(lambda: harness.redis.exists(keys.lost), "the lost entry")
+        await no_longer(lambda: harness.redis.exists(keys.lost), "the lost entry to be found")
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
         events = (await harness.until_ended("call-1"))["call-1"]
@@ -331,7 +331,7 @@ async def test_lane_the_worker_has_no_rights_on(harness: Harness) -> None:
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
         events = (await harness.until_ended("call-1"))["call-1"]
-        dead = await eventually(harness.dead, "the refused entry")
+        dead = await eventually(harness.dead, "the dead letter")
         await no_longer(lambda: harness.redis.xlen(f"{harness.prefix}:sessions"), "the session")
         assert worker.readiness.ready
     assert words(events) == [1]
@@ -358,7 +358,7 @@ async def test_lane_whose_rights_are_revoked(
         await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
         events = (await harness.until_ended("call-1"))["call-1"]
         await harness.producer.xadd(f"{harness.prefix}:{{secret}}:audio:call-2", {"audio": b"00"})
-        dead = await eventually(harness.dead, "the refused entry")
+        dead = await eventually(harness.dead, "the dead letter")
         await no_longer(lambda: harness.redis.xlen(f"{harness.prefix}:sessions"), "the session")
         assert worker.readiness.ready
     assert words(events) == [1]

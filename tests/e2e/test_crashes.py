@@ -58,7 +58,7 @@ async def test_recurring_crash_ends_the_session(
         await harness.append("bad", audio=POISON)
         events = (await harness.until_ended("bad"))["bad"]
         await _others_go_on(harness)
-        dead = await eventually(harness.dead, "the refused entry")
+        dead = await eventually(harness.dead, "the dead letter")
         await no_longer(lambda: harness.redis.xlen(f"{harness.prefix}:sessions"), "the session")
     check_order(events)
     error, ended = events[-2:]
@@ -141,7 +141,7 @@ async def test_single_crash_loses_nothing(harness: Harness, crash_after: list[in
             state = f"{harness.prefix}:{{0}}:state:call-1"
             return int(await harness.redis.hget(state, "count") or 0) > 1
 
-        await eventually(claimed_anew, "the session to be claimed anew")
+        await eventually(claimed_anew, "the session to be claimed again")
         crash_after[0] = 1_000
         await harness.play("call-1", synthesize_words([4], PCM16))
         events = (await harness.until_ended("call-1"))["call-1"]
@@ -198,7 +198,7 @@ async def test_crash_while_claiming_ends_no_worker(
         await harness.announce("bad")
         events = (await harness.until_ended("bad"))["bad"]
         await _others_go_on(harness)
-        dead = await eventually(harness.dead, "the refused entry")
+        dead = await eventually(harness.dead, "the dead letter")
     check_order(events)
     assert kinds(events) == ["session.started"] * started + ["session.error", "session.ended"]
     assert [fields[b"reason"] for fields in dead] == [b"internal"]

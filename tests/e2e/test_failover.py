@@ -137,8 +137,8 @@ async def test_worker_killed_with_lanes_on_three_masters(
                 first.send_signal(SIGKILL)
                 for call in calls:
                     await call.check(harness)
-        assert "is dead" in (tmp_path / "two").read_text(), "its lease alone would be 30 s"
-        assert await harness.redis.exists("stt:workers") == 0, "the dead one is forgotten"
+        assert "is dead" in (tmp_path / "two").read_text(), "waiting for its lease would take 30 s"
+        assert await harness.redis.exists("stt:workers") == 0, "the dead worker's record is deleted"
         for call in calls:
             lane = harness.lanes[call.session]
             assert await harness.redis.get(Keys("stt").audio(lane, call.session)) == b"ended"

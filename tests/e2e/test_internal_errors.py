@@ -83,7 +83,9 @@ async def test_internal_error_in_each_part_ends_no_worker(
         await harness.play("call-1", original, pause_s=0)
         events = (await harness.until_ended("call-1", "bad"))["call-1"]
         faults = worker.context.stats.internal_errors
-        await eventually(lambda: all(faults[part] for part, _, _ in PLACES[:-1]), "each fault")
+        await eventually(
+            lambda: all(faults[part] for part, _, _ in PLACES[:-1]), "each internal error"
+        )
     check_order(events)
     assert words(events) == [1, 2, 3]
     logged = [record.message for record in caplog.records if record.exc_info]

@@ -154,6 +154,6 @@ async def test_permits_outlast_a_redis_outage(monkeypatch: pytest.MonkeyPatch) -
         await server.kill()
         await anyio.sleep(1.5 * permits.PERMIT_TTL_S)
         await server.restart()
-        await eventually(lambda: all(each.up for each in health), "both to have spoken")
+        await eventually(lambda: all(each.up for each in health), "both to reach Redis")
         assert await redis.zrange(keys.gate, 0, -1, withscores=True) == before
         tasks.cancel_scope.cancel()

@@ -136,7 +136,7 @@ async def test_gaps_and_rejections_are_counted_by_reason(harness: Harness) -> No
         await harness.append("s", audio=bytes(3_200), seq="4")
         await harness.append("s", end="1")
         await harness.until_ended("s")
-        await eventually(lambda: worker.context.stats.rejected_entries, "the refusal")
+        await eventually(lambda: worker.context.stats.rejected_entries, "the rejection")
         families = await _scrape(WorkerGauges(worker))
     assert _value(families, "turnbus_gaps_total", turnbus_gap_reason="producer") == 1
     missing = _value(families, "turnbus_audio_missing_seconds_total", turnbus_gap_reason="producer")

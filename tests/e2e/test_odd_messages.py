@@ -272,7 +272,7 @@ async def test_message_rejected_in_band_for_its_size_is_resent(harness: Harness)
     check_order(events)
     assert words(events) == [1]
     assert not any(isinstance(event, SessionError) for event in events)
-    assert provider.sound.startswith(sound), "nothing of it is missing"
+    assert provider.sound.startswith(sound), "no audio is missing"
     assert max(provider.sizes) == 6_400
     assert provider.connections == 3
 

@@ -115,7 +115,7 @@ async def test_unknown_messages_do_not_keep_a_stuck_turn_open(
         gap = await harness.until("call-1", AudioGap)
         assert worker.context.stats.provider_unknown > 1
     assert (end.reason, end.transcript) == ("watchdog", "w1")
-    assert (gap.reason, gap.seq) == ("watchdog", end.seq + 1), "it is said of the turn before it"
+    assert (gap.reason, gap.seq) == ("watchdog", end.seq + 1), "the gap follows the turn before it"
     assert provider.connections == 2
 
 

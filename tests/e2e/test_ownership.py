@@ -57,7 +57,7 @@ async def test_entry_lost_inside_a_turn_is_restored(harness: Harness, lost: str)
             groups: Any = await harness.redis.xinfo_groups(sessions)
             return bool(groups) and [*(await _pending(harness.redis, sessions)).values()] == [me]
 
-        await eventually(put_back, "the session to be announced, and ours, again")
+        await eventually(put_back, "the session to be announced and owned again")
         await harness.play(
             "call-1", synthesize_words([3], PCM16) + synthesize_silence(900, PCM16), pause_s=0
         )
@@ -180,7 +180,7 @@ async def test_entry_that_cannot_be_restored_blocks_no_other(
             entries: Any = await harness.redis.xrange(sessions)
             return {fields[b"session"].decode() for _, fields in entries} == calls
 
-        await eventually(announced, "all of them to be put back")
+        await eventually(announced, "all entries to be restored")
         for call in calls:
             await harness.append(call, end="1")
         await harness.until_ended(*calls)
@@ -232,7 +232,7 @@ async def test_owners_renew_first_whichever_call_met_the_outage(
         Harness.open(server.url, "stt", stt.url) as harness,
         harness.worker(lease_ms=int(LEASE_S * 1000)) as worker,
     ):
-        await eventually(lambda: worker.health.available_for_s > LEASE_S, "a lease of good health")
+        await eventually(lambda: worker.health.available_for_s > LEASE_S, "an up-to-date lease")
         await harness.redis.xadd("stt:sessions", dict[Any, Any](entry))
         await harness.redis.xreadgroup(GROUP, "other", {"stt:sessions": ">"})
         await server.kill()

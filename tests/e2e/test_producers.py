@@ -140,7 +140,7 @@ async def test_error_of_every_entry_is_announced_as_a_sum(
         await harness.announce("call-1")
         await _speak(harness, **fields)
         events = await _end(harness)
-        dead = await eventually(lambda: _dead(harness, 5), "the refused entries")
+        dead = await eventually(lambda: _dead(harness, 5), "the dead letters")
         assert worker.context.stats.rejected_entries.total() == 5
     assert words(events) == list(range(WORDS))
     assert _codes(events) == [code] * 6

@@ -73,7 +73,9 @@ async def test_fault_of_one_connection_loses_nothing(
         await harness.announce("call-1")
         await _play(harness)
         events = (await harness.until_ended("call-1"))["call-1"]
-    assert [applied.connections for applied in stt.state().faults] == [1], "it never struck"
+    assert [applied.connections for applied in stt.state().faults] == [1], (
+        "the fault was never injected"
+    )
     check_order(events)
     assert words(events) == [0, 1, 2, 3, 4]
     assert not any(event.fatal for event in events if isinstance(event, SessionError))
@@ -281,7 +283,7 @@ async def test_settings_rejected_in_catch_up_keep_its_pace(
     assert words(events) == list(range(16))
     _, replay = stt.connections
     assert replay.pace.mean is not None
-    assert replay.pace.mean > 1.2, "at real time it would stay as late as it was, for all of a call"
+    assert replay.pace.mean > 1.2, "at real time the session would never catch up"
 
 
 async def test_provider_that_ignores_the_flush(
@@ -306,7 +308,7 @@ async def test_provider_that_ignores_the_flush(
 async def test_provider_that_fails_at_each_flush(harness: Harness, stt: TurnsServer) -> None:
     stt.faults.set("error=500@flush")
     events = await _play_a_word_and_end(harness)
-    assert any(isinstance(event, AudioGap) for event in events), "nobody knows what else there was"
+    assert any(isinstance(event, AudioGap) for event in events), "the rest of the text is unknown"
     assert len(stt.connections) == MAX_FLUSH_ATTEMPTS
 
 

@@ -61,7 +61,7 @@ async def test_disk_write_errors_are_waited_out(stt: TurnsServer) -> None:
         in_the_way = anyio.Path(Path(where["dir"], where["dbfilename"]))
         await in_the_way.mkdir()
         await harness.redis.bgsave()
-        await eventually(lambda: "MISCONF" in (worker.health.outage or ""), "the fault to be met")
+        await eventually(lambda: "MISCONF" in (worker.health.outage or ""), "the error to be met")
         await in_the_way.rmdir()
         await harness.redis.save()
         await no_longer(lambda: worker.health.outage, "the fault")

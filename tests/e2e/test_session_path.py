@@ -230,7 +230,7 @@ async def test_parked_session_resumes_with_audio(harness: Harness, stt: TurnsSer
             end=False,
         )
         await eventually(
-            lambda: stt.connections and not stt.open_connections, "the socket to be let go"
+            lambda: stt.connections and not stt.open_connections, "the socket to be closed"
         )
         await harness.play("call-1", synthesize_words([2], PCM16))
         events = (await harness.until_ended("call-1"))["call-1"]

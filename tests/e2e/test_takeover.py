@@ -101,11 +101,15 @@ async def test_sigkill_inside_a_turn_loses_nothing(
     assert words(events) == list(range(12))
     assert kinds(events).count("session.started") == 1
     assert events[-1].connection == 2
-    assert "session.error" not in kinds(events), "it has its permit still, and does not wait"
+    assert "session.error" not in kinds(events), (
+        "the session still has its permit and does not wait"
+    )
     assert words(both["call-2"]) == [99]
     assert await harness.redis.zcard(f"{harness.prefix}:gate") == 0
     assert ("is dead" in (tmp_path / "two").read_text()) is (noticed == "at once")
-    assert await harness.redis.exists(f"{harness.prefix}:workers") == 0, "the dead one is forgotten"
+    assert await harness.redis.exists(f"{harness.prefix}:workers") == 0, (
+        "the dead worker's record is deleted"
+    )
 
 
 async def test_sigterm_inside_a_turn_releases_the_session(harness: Harness, tmp_path: Path) -> None:
@@ -125,7 +129,7 @@ async def test_sigterm_inside_a_turn_releases_the_session(harness: Harness, tmp_
     assert words(events) == list(range(12))
     assert events[-1].connection == 2
     assert {event.connection for event in events if getattr(event, "turn", None) == 1} == {1}, (
-        "whoever is told to stop inside a turn ends the turn itself"
+        "a worker stopped inside a turn finishes the turn itself"
     )
     assert await harness.redis.exists(f"{harness.prefix}:workers") == 0
 
@@ -157,7 +161,7 @@ async def test_session_waiting_for_a_socket_is_released_at_once(
             stt.cut_all()
             await harness.until("call-1", SessionError)
             first.stop()
-            await no_longer(lambda: len(first.running), "a session in the running")
+            await no_longer(lambda: len(first.running), "a running session")
         async with harness.worker(worker_id="two"):
             events = (await harness.until_ended("call-1"))["call-1"]
     check_order(events)
@@ -190,7 +194,7 @@ async def test_sigterm_during_a_redis_outage(
             else:
                 os.kill(server.pid, signal.SIGSTOP)
             await eventually(
-                lambda: "Redis is not available" in log.read_text(), "the outage to be told"
+                lambda: "Redis is not available" in log.read_text(), "the outage to be logged"
             )
             with anyio.fail_after(PATIENCE_S):
                 process.send_signal(signal.SIGTERM)
@@ -329,7 +333,7 @@ async def test_worker_starts_before_the_provider(harness: Harness, stt: TurnsSer
         error = await harness.until("call-1", SessionError)
         assert isinstance(error, SessionError)
         assert (error.code, error.fatal) == ("stt_unavailable", False)
-        assert worker.readiness.ready, "an outage of the service is no reason to lose the pod"
+        assert worker.readiness.ready, "a provider outage must not restart the pod"
         settings = ServerSettings(port=stt.port)
         async with TurnsServer.serve(settings, ScriptEngine()):
             events = (await harness.until_ended("call-1"))["call-1"]
@@ -383,11 +387,11 @@ async def test_redis_loses_all_data(stt: TurnsServer) -> None:
     ):
         for number in range(3):
             await harness.announce(f"call-{number}")
-        await eventually(lambda: len(worker.running) == 3, "three sessions in the running")
+        await eventually(lambda: len(worker.running) == 3, "three running sessions")
         await harness.redis.flushall()
         for number in range(3):
             await harness.play(f"call-{number}", synthesize_words([number], PCM16), pause_s=0)
         events = await harness.until_ended("call-0", "call-1", "call-2")
-        await no_longer(lambda: len(worker.running), "sessions in the running")
+        await no_longer(lambda: len(worker.running), "running sessions")
     for number in range(3):
-        assert words(events[f"call-{number}"]) == [number], "started afresh"
+        assert words(events[f"call-{number}"]) == [number], "started again"

@@ -144,7 +144,7 @@ async def test_trace_of_a_session_whose_socket_is_lost(
     for span in spans:
         assert span.status.code == Status.STATUS_CODE_UNSET, span.name
         values = str(attributes(span.attributes).values())
-        assert ended.transcript not in values, "transcripts are told on demand only"
+        assert ended.transcript not in values, "transcripts are recorded on demand only"
         assert "sk_car" not in values
 
 

@@ -183,7 +183,7 @@ async def test_committer_replies_to_each_session(bench: Bench) -> None:
         tasks.cancel_scope.cancel()
     assert good.answers == [("ok", 2)]
     assert late.answers[0][0] == "gap"
-    assert odd.answers[0][0].startswith("WRONGTYPE"), "its fault, and nobody else's"
+    assert odd.answers[0][0].startswith("WRONGTYPE"), "the error affects no other session"
 
 
 async def test_commit_that_cannot_be_built_affects_no_other(
@@ -269,7 +269,7 @@ async def test_unresponsive_master_delays_only_its_own_lanes(
                     held_up = await commit("a", 3)
                     for first in (3, 4):
                         await (await commit(other, first)).answered.wait()
-                    assert health.up, "nobody has noticed yet"
+                    assert health.up, "the outage is not detected yet"
                 finally:
                     os.kill(hung.pid, signal.SIGCONT)
                 await held_up.answered.wait()

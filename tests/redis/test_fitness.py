@@ -344,7 +344,7 @@ async def test_worker_waits_for_a_usable_server(
         def reason() -> str:
             return next((each for each in worker.readiness.reasons if odd.expected in each), "")
 
-        found = await eventually(reason, f"a worker that says {odd.expected}")
+        found = await eventually(reason, f"a worker that reports {odd.expected}")
         assert found.startswith("redis: ")
         assert not worker.readiness.ready
         assert (worker.health.unfit is not None) == odd.lasting
@@ -407,7 +407,7 @@ async def test_session_resumes_when_a_server_is_usable_again(
             await harness.announce("call-1")
             await harness.play("call-1", synthesize_words([1], PCM16), end=False)
             await restart(RENAME)
-            await eventually(lambda: worker.health.unfit, "a server found to be unfit")
+            await eventually(lambda: worker.health.unfit, "a server found to be unusable")
             assert not worker.readiness.ready
             await harness.play("call-1", synthesize_words([2], PCM16), end=False)
             await restart("")

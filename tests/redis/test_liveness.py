@@ -48,7 +48,7 @@ async def test_death_is_reported_once(
         tasks.start_soon(watcher.watch)
         async with anyio.create_task_group() as life:
             life.start_soon(watched.advertise)
-            await eventually(lambda: "two" in watcher._seen, "it to be seen alive")
+            await eventually(lambda: "two" in watcher._seen, "the worker to be seen alive")
             life.cancel_scope.cancel()
         await eventually(lambda: "two" in watcher.dead, "its death")
         for _ in range(3 * int(RECORDS_INTERVAL_S / POLL_INTERVAL_S)):

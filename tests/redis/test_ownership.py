@@ -88,7 +88,7 @@ async def test_claim_verdicts(bus: Bus) -> None:
         b"{}",
         owned.entry_id,
     )
-    assert (await bus.claim(bus.one, owned)).verdict == "taken", "a retry of ours"
+    assert (await bus.claim(bus.one, owned)).verdict == "taken", "a retry by the same owner"
     assert (await bus.claim(bus.two, owned)).verdict == "stale", "same count, another process"
 
     later = msgspec.structs.replace(owned, delivery_count=2)
@@ -98,8 +98,8 @@ async def test_claim_verdicts(bus: Bus) -> None:
 
     again = msgspec.structs.replace(owned, entry_id=await bus.announce())
     assert (await bus.claim(bus.two, again)).verdict == "duplicate"
-    assert (await bus.claim(bus.two, again, run=owned.entry_id)).verdict == "taken", "put back"
-    assert (await bus.claim(bus.one, later)).verdict == "duplicate", "the old entry is out"
+    assert (await bus.claim(bus.two, again, run=owned.entry_id)).verdict == "taken", "restored"
+    assert (await bus.claim(bus.one, later)).verdict == "duplicate", "the old entry is replaced"
 
 
 @contract_of(scripts.RAISE_DELIVERY_COUNT)
@@ -160,7 +160,9 @@ async def test_vanished_entry_is_restored_once(bus: Bus) -> None:
     assert other.fields[b"session"] == b"call-2"
     await bus.redis.xack(bus.keys.sessions, GROUP, back.entry_id)
     gone = msgspec.structs.replace(held, fence=Fence(back.entry_id, 1, "nonce-2"))
-    assert await bus.two.restore_entry(gone, await bus.two.last_entry()), "acked by a stranger"
+    assert await bus.two.restore_entry(gone, await bus.two.last_entry()), (
+        "acknowledged by another client"
+    )
     (third,) = await bus.two.read_new(5, 10)
     assert third.fields[b"run"].decode() == entry
     assert await bus.redis.xrange(bus.keys.sessions, back.entry_id, back.entry_id) == []
@@ -231,7 +233,7 @@ async def test_heartbeat_restores_counts_in_a_recreated_group(bus: Bus) -> None:
     assert await bus.owner(entry) == ("one", 7)
     report = await bus.one.heartbeat([(entry, 5)])
     assert (report.taken, report.missing) == (frozenset(), frozenset())
-    assert report.unclaimed == ((entry, 7),), "it was another's meanwhile: to be claimed anew"
+    assert report.unclaimed == ((entry, 7),), "another consumer owned it meanwhile: claim it again"
 
 
 async def test_heartbeat_of_many_entries(bus: Bus) -> None:
@@ -255,7 +257,7 @@ async def test_takeover_waits_for_the_lease(bus: Bus) -> None:
     assert (owned.entry_id, owned.delivery_count) == (entry, 2)
     assert decode_session(owned.fields).session == "call-1"
     assert await bus.owner(entry) == ("two", 2)
-    assert not (await bus.two.take_over(10, 0)).owned, "not from ourselves"
+    assert not (await bus.two.take_over(10, 0)).owned, "not from the same consumer"
 
 
 @contract_of(scripts.RELEASE)
@@ -263,12 +265,12 @@ async def test_released_entry_is_taken_over_at_once(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     await bus.one.release([(owned.entry_id, 7)])
-    assert await bus.owner(entry) == ("one", 1), "not with a count that is not ours"
+    assert await bus.owner(entry) == ("one", 1), "not with another owner's count"
     await bus.one.release([(owned.entry_id, owned.delivery_count)])
     (taken,) = (await bus.two.take_over(10, 60_000)).owned
     assert (taken.entry_id, taken.delivery_count) == (entry, 2)
     await bus.one.release([(owned.entry_id, owned.delivery_count)])
-    assert await bus.owner(entry) == ("two", 2), "the old owner gives nothing back"
+    assert await bus.owner(entry) == ("two", 2), "the old owner releases nothing"
 
 
 async def test_takeover_is_bounded(bus: Bus) -> None:
@@ -304,9 +306,9 @@ async def test_records_key_of_another_type_is_left_alone(
     bus: Bus, expected_leftovers: list[str]
 ) -> None:
     expected_leftovers.append("workers")
-    await bus.redis.set(bus.keys.workers, "somebody else's")
+    await bus.redis.set(bus.keys.workers, "another program's")
     await bus.one.delete_record("worker", "one")
-    assert await bus.redis.get(bus.keys.workers) == b"somebody else's"
+    assert await bus.redis.get(bus.keys.workers) == b"another program's"
 
 
 async def test_entries_of_a_consumer_of_any_name_are_taken_over(bus: Bus) -> None:
@@ -320,8 +322,8 @@ async def test_entries_of_a_consumer_of_any_name_are_taken_over(bus: Bus) -> Non
 async def test_dead_workers_are_taken_over_before_their_lease(bus: Bus) -> None:
     entry = await bus.announce()
     await bus.one.read_new(1, 10)
-    assert not (await bus.two.take_over(10, 60_000, ["nobody"])).owned
-    (owned,) = (await bus.two.take_over(10, 60_000, ["nobody", "one"])).owned
+    assert not (await bus.two.take_over(10, 60_000, ["unknown"])).owned
+    (owned,) = (await bus.two.take_over(10, 60_000, ["unknown", "one"])).owned
     assert (owned.entry_id, owned.delivery_count, owned.owner) == (entry, 2, "one")
 
 
@@ -334,7 +336,7 @@ async def test_consumer_is_deleted_only_when_it_owns_nothing(bus: Bus) -> None:
     assert await bus.two.delete_consumer("one")
     assert await bus.redis.xinfo_consumers(bus.keys.sessions, GROUP) == []
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
-    assert await bus.two.delete_consumer("one"), "nothing is left to retire"
+    assert await bus.two.delete_consumer("one"), "no consumer is left to delete"
 
 
 @contract_of(scripts.WRITE, scripts.DELETE_RECORD)

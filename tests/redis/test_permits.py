@@ -43,7 +43,7 @@ async def test_fenced_owner_releases_no_permit(
     assert await redis.zcard(keys.gate) == 1, "the next owner's socket is open"
     await two.acquire(Permit("0:s", "6-0", 1))
     await two.release(Permit("0:s", "5-0", 9))
-    assert await redis.zcard(keys.gate) == 1, "its entry was put back since"
+    assert await redis.zcard(keys.gate) == 1, "its entry was restored since"
     await two.release(Permit("0:s", "6-0", 1))
     assert await redis.exists(keys.gate, keys.gate_holders) == 0
 
@@ -82,7 +82,7 @@ async def test_abandoned_permits_expire(
             return await redis.zrange(keys.gate, 0, -1) == [b"0:wants"]
 
         # A worker that stalled this long has lost its permit, and takes it again.
-        await eventually(is_kept, "the place that is spoken for")
+        await eventually(is_kept, "the renewed permit alone")
         one.discard("6-0")
         while await redis.exists(keys.gate, keys.gate_holders):
             await anyio.sleep(0.05)

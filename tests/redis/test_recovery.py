@@ -67,7 +67,7 @@ async def test_lost_session_is_found_by_its_former_entry(bus: Bus) -> None:
     assert adopted.lost
     assert {owned.entry_id for owned in adopted.owned} == {entries[0], *entries[3:]}
     for _ in range(2):
-        assert not await bus.lost.recover_known(), "nothing is left to be found"
+        assert not await bus.lost.recover_known(), "no entry is left to find"
     assert not (await bus.alive.take_over(50, 60_000, ["dead"])).lost
     back = await bus.alive.read_new(50, 10)
     assert {decode_session(owned.fields).session for owned in back} == {"call-1", "call-2"}

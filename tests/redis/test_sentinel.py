@@ -33,7 +33,7 @@ async def test_password_is_sent_to_sentinels_that_require_one() -> None:
             await tell(admin, "SENTINEL", "SET", SERVICE, "auth-pass", "secret", *patient)
         url = servers.url.replace("://", "://:secret@")
         async with connect(url) as redis:
-            assert await redis.ping(), "the sentinel is open, and is not told the password"
+            assert await redis.ping(), "the sentinel requires no password and receives none"
         async with client(servers.sentinel) as admin:
             await tell(admin, "ACL", "SETUSER", "default", "resetpass", ">secret")
         async with connect(url) as redis:
