@@ -137,11 +137,11 @@ async def test_single_crash_loses_nothing(harness: Harness, crash_after: list[in
         await harness.until("call-1", TurnStart, 2)
         await harness.append("call-1", audio=POISON)
 
-        async def claimed_anew() -> bool:
+        async def claimed_again() -> bool:
             state = f"{harness.prefix}:{{0}}:state:call-1"
             return int(await harness.redis.hget(state, "count") or 0) > 1
 
-        await eventually(claimed_anew, "the session to be claimed again")
+        await eventually(claimed_again, "the session to be claimed again")
         crash_after[0] = 1_000
         await harness.play("call-1", synthesize_words([4], PCM16))
         events = (await harness.until_ended("call-1"))["call-1"]

@@ -53,11 +53,11 @@ async def test_entry_lost_inside_a_turn_is_restored(harness: Harness, lost: str)
         await LOST[lost](harness.redis, sessions, entry)
         me = worker.context.ownership.consumer
 
-        async def put_back() -> bool:
+        async def restored() -> bool:
             groups: Any = await harness.redis.xinfo_groups(sessions)
             return bool(groups) and [*(await _pending(harness.redis, sessions)).values()] == [me]
 
-        await eventually(put_back, "the session to be announced and owned again")
+        await eventually(restored, "the session to be announced and owned again")
         await harness.play(
             "call-1", synthesize_words([3], PCM16) + synthesize_silence(900, PCM16), pause_s=0
         )
@@ -159,14 +159,14 @@ async def test_entry_that_cannot_be_restored_blocks_no_other(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sessions = f"{harness.prefix}:sessions"
-    put_back, refused = SessionOwnership.restore_entry, anyio.Event()
+    restore_entry, refused = SessionOwnership.restore_entry, anyio.Event()
 
     async def refuse_once(intake: SessionOwnership, ownership: Ownership, after: str) -> bool:
         if ownership.entry.session == "bad" and not refused.is_set():
             refused.set()
             raise ResponseError("too many results to unpack")
         await refused.wait()
-        return await put_back(intake, ownership, after)
+        return await restore_entry(intake, ownership, after)
 
     monkeypatch.setattr(SessionOwnership, "restore_entry", refuse_once)
     calls = {"bad", "call-1", "call-2"}
