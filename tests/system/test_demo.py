@@ -126,7 +126,7 @@ def test_demo_plays_own_file_in_plain_lines(demo: Start, short_clip: Path, tempo
     assert output.startswith("starting Redis ...\n")
     assert "Go forward" in output
     assert re.search(r"s  short  turn\.end +0 Go forward", output)
-    assert "unknown, as is what these files say" in output
+    assert "unknown, because these files have no reference" in output
     spans = output.partition("Spans, a trace of each session")[2].partition("Summary")[0]
     assert re.search(r"^short  [0-9a-f]{32}$", spans, re.MULTILINE)
     made = re.findall(r"^ +([a-z]+ stt\S*) +(demo|worker-[12]) +[\d.]+ s ", spans, re.MULTILINE)
@@ -176,7 +176,7 @@ def test_demo_names_process_that_dies(demo: Start, short_clip: Path, temporary: 
     server.kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "turnbus: the turns server stopped by itself (SIGKILL); it last wrote:\n" in errors
+    assert "turnbus: the STT server stopped by itself (SIGKILL); it last wrote:\n" in errors
     assert "Traceback" not in errors
     assert_gone(running, temporary)
 

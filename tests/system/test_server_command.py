@@ -123,7 +123,7 @@ def test_server_reports_unusable_options(tmp_path: Path) -> None:
         (["--text-style", "tabs"], "--text-style requires --engine script"),
         (["--engine", "script", "--api-key-file", str(empty)], "contains no key"),
         (["--engine", "script", "--api-key-file", str(tmp_path / "none")], "No such file"),
-        (["--fault", "cut@lunch"], "'lunch' is no WHEN of it"),
+        (["--fault", "cut@lunch"], "'lunch' is not a valid WHEN"),
     ]:
         arguments_given = parsed(*arguments)
         with pytest.raises(SettingsError, match=fault):

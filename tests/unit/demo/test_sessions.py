@@ -109,7 +109,7 @@ async def test_pipe_plays_once(tmp_path: Path) -> None:
         audio = b"".join(await chunks(role))
     assert len(audio) / 32_000 == pytest.approx(2.1)
     held = os.open(path, os.O_RDWR)
-    with pytest.raises(SettingsError, match="is a pipe, which plays once"):
+    with pytest.raises(SettingsError, match="is a pipe and can be played only once"):
         of_files([path], 2)
     os.close(held)
 

@@ -131,7 +131,7 @@ def test_no_rates_without_known_text_or_turns() -> None:
     play.start("a")
     total = play.summary().total
     assert (total.turns, total.word_error_rate, total.end_delay_max_s) == (0, None, None)
-    assert "unknown, as is what these files say" in shown(closing(play.summary()), 80)
+    assert "unknown, because these files have no" in shown(closing(play.summary()), 80)
 
 
 def test_board_shows_killed_worker_and_takeover() -> None:
@@ -152,7 +152,7 @@ def test_board_shows_killed_worker_and_takeover() -> None:
     assert kill is not None
     assert (kill.worker, kill.sessions, kill.moved_after_s) == ("worker-2", ("a", "b"), 2.0)
     assert [text for _, text in board.notices] == [
-        "worker-2 killed (SIGKILL) while it had a b",
+        "worker-2 killed (SIGKILL) while it owned a b",
         "worker-1 took over a, 1.0 s after the kill",
         "worker-1 took over b, 2.0 s after the kill",
     ]

@@ -384,7 +384,7 @@ async def test_server_stops_during_outage(how: Any) -> None:
 
 async def test_second_outage_is_refused() -> None:
     async with serving() as server, server.outage("503"):
-        with pytest.raises(TurnbusError, match="an outage already"):
+        with pytest.raises(TurnbusError, match="an outage is already running"):
             async with server.outage():
                 pass
         assert await refusal(server) == 503

@@ -85,7 +85,7 @@ async def test_outage_starts_stops_and_can_expire() -> None:
         assert state["outage"] == "refuse"
         assert await refused(server) == errno.ECONNREFUSED
         status, problem = await get(port, "/outage/start?how=503")
-        assert (status, problem) == (409, {"error": "there is an outage already"})
+        assert (status, problem) == (409, {"error": "an outage is already running"})
         _, state = await get(port, "/outage/stop")
         assert state["outage"] is None
         assert await refused(server) is None
@@ -107,7 +107,7 @@ async def test_leaving_block_ends_outage() -> None:
 @pytest.mark.parametrize(
     ("target", "status", "says"),
     [
-        ("/nothing", 404, "there are /, /connections"),
+        ("/nothing", 404, "unknown path; the paths are /, /connections"),
         ("/?x=1", 400, "unknown field `x`"),
         ("/connections?last=0", 400, ">= 1"),
         ("/faults/set", 400, "missing required field `fault`"),
@@ -115,7 +115,7 @@ async def test_leaving_block_ends_outage() -> None:
         ("/faults/set?fault=duplicate&seed=x", 400, "Expected `int`"),
         ("/outage/start?how=maybe", 400, "Invalid enum value 'maybe'"),
         ("/outage/start?for=long", 400, "a duration is written"),
-        ("/outage/stop", 409, "no outage was started here"),
+        ("/outage/stop", 409, "no outage was started by this endpoint"),
         ("/cut?how=off", 400, "Invalid enum value 'off'"),
     ],
 )

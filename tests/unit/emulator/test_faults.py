@@ -72,14 +72,14 @@ def test_fault_options_are_parsed() -> None:
     [
         ("", "the kinds are cut, half-open"),
         ("cats", "the kinds are"),
-        ("cut", "say when: @handshake, @opened"),
-        ("cut=off@mid-turn", "it is rst or fin"),
-        ("cut@lunch", "'lunch' is no WHEN of it"),
-        ("cut@", "'' is no WHEN of it"),
+        ("cut", "it needs a WHEN: @handshake, @opened"),
+        ("cut=off@mid-turn", "the value must be rst or fin"),
+        ("cut@lunch", "'lunch' is not a valid WHEN"),
+        ("cut@", "'' is not a valid WHEN"),
         ("cut@bytes=0", "bytes are written"),
         ("cut@bytes=-1", "bytes are written"),
         ("half-open=1@flush", "it takes no value"),
-        ("close=1012@handshake", "'handshake' is no WHEN of it"),
+        ("close=1012@handshake", "'handshake' is not a valid WHEN"),
         ("close", "not a whole number from 1000"),
         ("close=1006", "1006 cannot be in a close frame"),
         ("close=2000", "2000 cannot be in a close frame"),
@@ -87,10 +87,10 @@ def test_fault_options_are_parsed() -> None:
         ("error=500:open:1011", "it takes one value"),
         ("error", "not a whole number from 400"),
         ("http=200", "not a whole number from 400"),
-        ("http=599", "599 is no HTTP status"),
+        ("http=599", "599 is not an HTTP status"),
         ("http=503@opened", "it takes no WHEN"),
         ("duplicate@mid-turn", "it takes no WHEN"),
-        ("connected=late", "it is late:3s"),
+        ("connected=late", "the value must be late:3s"),
         ("connected=late:3", "a duration is written 3s"),
         ("pace", "'' is not a number above 0"),
         ("pace=0", "'0' is not a number above 0"),
@@ -100,7 +100,7 @@ def test_fault_options_are_parsed() -> None:
         ("shrink,p=2", "p is at most 1"),
         ("shrink,p=0", "not a number above 0"),
         ("shrink,count=0", "not a whole number from 1"),
-        ("shrink,often", "its options are p, count and seed"),
+        ("shrink,often", "the options are p, count and seed"),
     ],
 )
 def test_invalid_fault_spec_is_refused_with_reason(spec: str, says: str) -> None:
@@ -158,9 +158,9 @@ def test_lasting_fault_continues_after_count_is_used_up() -> None:
     faults.set("duplicate,count=1")
     first, second = faults.plan(), faults.plan()
     start = EngineEvent("turn.start")
-    assert first.garble(start) == [start, start]
-    assert second.garble(start) == [start]
-    assert first.garble(start) == [start, start]
+    assert first.distort(start) == [start, start]
+    assert second.distort(start) == [start]
+    assert first.distort(start) == [start, start]
     assert (first.applied, second.applied) == (["duplicate,count=1"], [])
 
 
@@ -184,9 +184,9 @@ def test_set_and_clear_apply_to_open_connections() -> None:
     faults.set("no-turn-end", "cut@mid-turn")
     assert plan
     end = EngineEvent("turn.end", "w1")
-    assert plan.garble(end) == []
+    assert plan.distort(end) == []
     faults.set("cut@between-turns")
-    assert plan.garble(end) == [end]
+    assert plan.distort(end) == [end]
     assert plan.at_moment("mid-turn") is None
     faults.clear()
     assert plan.at_moment("between-turns") is None
@@ -205,11 +205,11 @@ def test_nearest_byte_count_strikes_first() -> None:
     faults = FaultSet()
     faults.set("cut@bytes=300", "close=1012@bytes=100", "half-open@bytes=1000")
     plan = faults.plan()
-    assert plan.strike_within(0, 99) is None
-    assert plan.strike_within(99, 500) == (1, CloseFrame(1012, "Service restart"))
-    assert plan.strike_within(599, 1) == (0, Cut())  # passed meanwhile
-    assert plan.strike_within(600, 399) is None
-    assert plan.strike_within(600, 400) == (400, HalfOpen())
+    assert plan.fault_within(0, 99) is None
+    assert plan.fault_within(99, 500) == (1, CloseFrame(1012, "Service restart"))
+    assert plan.fault_within(599, 1) == (0, Cut())  # passed meanwhile
+    assert plan.fault_within(600, 399) is None
+    assert plan.fault_within(600, 400) == (400, HalfOpen())
 
 
 def test_upgrade_is_refused_or_struck() -> None:
@@ -229,7 +229,7 @@ def garbled(*specs: str) -> list[tuple[str, str | None]]:
         EngineEvent("turn.update", " w1 w2"),
         EngineEvent("turn.end", " w1 w2"),
     ]
-    return [(each.kind, each.transcript) for event in turn for each in plan.garble(event)]
+    return [(each.kind, each.transcript) for event in turn for each in plan.distort(event)]
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ NEXT = {
 
 
 def steps(detector: TurnDetector, probabilities: list[float]) -> list[tuple[int, str]]:
-    """Return each step with the number of windows processed by then."""
-    observed = ((at, detector.hear(p)) for at, p in enumerate(probabilities, 1))
-    return [(at, step) for at, step in observed if step]
+    """Give each step with the number of windows heard by then."""
+    heard = ((at, detector.update(p)) for at, p in enumerate(probabilities, 1))
+    return [(at, step) for at, step in heard if step]
 
 
 def speaking(settings: TurnSettings = DEFAULTS) -> TurnDetector:
@@ -133,7 +133,7 @@ def test_steps_follow_protocol_order(story: list[float], start: float) -> None:
     detector = TurnDetector(TurnSettings(start=start))
     observed: list[str | None] = [None]
     for probability in story:
-        step = detector.hear(probability)
+        step = detector.update(probability)
         assert 0 <= detector.likelihood <= 1
         if step:
             observed.append(step)

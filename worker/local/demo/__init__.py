@@ -1,4 +1,4 @@
-"""The demo: real speech through a bus, workers and a turns server, all on this machine.
+"""The demo: real speech through Redis, two workers and the local STT server, on this machine.
 
-`perform` runs a cast on a stage before an audience, and returns the summary of what came of it.
+`run_demo` runs the sessions in an environment, shows them on a display, and prints the summary.
 """

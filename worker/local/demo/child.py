@@ -1,4 +1,4 @@
-"""A process of the demo: it writes to a log, and never outlives us."""
+"""A child process of the demo: it writes to a log, and never outlives the demo."""
 
 import contextlib
 import os
@@ -18,9 +18,9 @@ from worker.errors import TurnbusError
 
 _TAIL_LINES: Final = 8
 
-# The command replaces the shell, so that its pid and exit code are those of our child. Beside it
-# stays a watcher: when we die, whatever the way, our end of its pipe closes, and it kills its
-# process group, of which the command is the other member. A line on the pipe sends it away.
+# The command replaces the shell, so that its pid and exit code are those of the child. A watcher
+# runs beside it: when the demo dies, the pipe closes, and the watcher kills its process group,
+# which contains the command. A line on the pipe ends the watcher.
 _LAUNCH: Final = """
 exec 3<&0 </dev/null
 { read -r _ || kill -s KILL 0; } <&3 &
@@ -29,9 +29,9 @@ exec "$@" 3<&-
 
 
 class Child:
-    """One running `turnbus` command; `start` makes one.
+    """One running `turnbus` command; `start` creates one.
 
-    It has a session of its own: Ctrl-C in our terminal is ours to deal with.
+    It runs in its own process session, so that Ctrl-C reaches the demo only.
     """
 
     def __init__(self, name: str, process: anyio.abc.Process, log: Path) -> None:
@@ -52,10 +52,10 @@ class Child:
         module: str = "worker",
         printed: Path | None = None,
     ) -> AsyncIterator[Self]:
-        """Run `turnbus COMMAND` until the block ends; then it is killed.
+        """Run `turnbus COMMAND` until the block ends, then kill it.
 
-        `module` takes the place of `worker` in `python -m worker COMMAND`. What it writes to
-        standard output goes to `printed`; to the log, if there is none.
+        `module` replaces `worker` in `python -m worker COMMAND`. Standard output goes to
+        `printed`, or to the log if that is None.
         """
         watched, leash = os.pipe()
         errors = _create(log)
@@ -66,7 +66,7 @@ class Child:
                 stdin=watched,
                 stdout=output,
                 stderr=errors,
-                # `-m` looks into the working directory first: it must find this very package.
+                # `-m` searches the working directory first: it must find this package.
                 cwd=Path(worker.__file__).parent.parent,
                 env=environment,
                 start_new_session=True,
@@ -85,24 +85,24 @@ class Child:
             with anyio.CancelScope(shield=True):
                 child.kill()
                 await process.wait()
-            # A broken pipe: the watcher was ended along with its group.
+            # The pipe is broken if the watcher was killed with its group.
             with contextlib.suppress(BrokenPipeError):
                 os.write(leash, b"go\n")
             os.close(leash)
 
     @property
     def running(self) -> bool:
-        """Whether it runs."""
+        """Whether the process is running."""
         return self._process.returncode is None
 
     def kill(self) -> None:
-        """End it as a crash would, with SIGKILL."""
+        """End the process with SIGKILL, as in a crash."""
         self._stop_requested = True
         if self.running:
             self._process.kill()
 
     async def stop(self, patience_s: float) -> None:
-        """End it as an operator would, with SIGTERM; wait for its end, but not for ever."""
+        """End the process with SIGTERM, as an operator would; wait up to `patience_s` seconds."""
         self._stop_requested = True
         if self.running:
             self._process.terminate()
@@ -110,16 +110,16 @@ class Child:
                 await self._process.wait()
 
     def text(self) -> str:
-        """Return what it wrote so far."""
+        """Return the log so far."""
         return self._log.read_text("utf-8", "replace")
 
     def tail(self) -> str:
-        """Return the last lines it wrote, indented."""
+        """Return the last lines of the log, indented."""
         lines = self.text().splitlines()[-_TAIL_LINES:]
         return "\n".join(f"  {line}" for line in lines) or "  (nothing)"
 
     async def guard(self) -> None:
-        """Wait for its end, as long as it takes; raise TurnbusError unless we told it to."""
+        """Wait until the process ends; raise TurnbusError unless `kill` or `stop` was called."""
         code = await self._process.wait()
         if not self._stop_requested:
             if not shutil.disk_usage(self._log.parent).free:

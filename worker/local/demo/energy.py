@@ -1,4 +1,4 @@
-"""Where speech ends, by energy alone, in audio as it is sent. No I/O."""
+"""Detects the ends of speech in sent audio, by energy alone. No I/O."""
 
 from typing import Final
 
@@ -9,25 +9,25 @@ from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.pcm import PcmDecoder
 
 _FRAMES_PER_S: Final = 100
-_KEEP_FRAMES: Final = 60 * _FRAMES_PER_S  # what is older has ended its turn long ago
+_KEEP_FRAMES: Final = 60 * _FRAMES_PER_S  # turns of older audio have ended
 _PAUSE_FRAMES: Final = 30  # a shorter pause does not end speech
-_CLICK_FRAMES: Final = 8  # sound that is no longer is not speech
-_SWING_DB: Final = 25.0  # speech goes 20 dB up and down
-_QUIET_DB: Final = -60.0  # what is softer is no speech
+_CLICK_FRAMES: Final = 8  # a sound of at most this length is not speech
+_SWING_DB: Final = 25.0  # speech varies by 20 dB
+_QUIET_DB: Final = -60.0  # softer sound is not speech
 
 
 class SpeechEnds:
-    """Listens to the audio of one session."""
+    """Speech ends of one session's audio."""
 
     def __init__(self, audio: AudioFormat) -> None:
         self._decoder = PcmDecoder(audio)
         self._frame = audio.sample_rate // _FRAMES_PER_S
         self._rest = np.empty(0, np.float32)
-        self._levels: NDArray[np.float32] = np.empty(0, np.float32)  # dB, of each 10 ms
-        self._first = 0  # frames that were dropped before these
+        self._levels: NDArray[np.float32] = np.empty(0, np.float32)  # dB of each 10 ms
+        self._first = 0  # number of frames dropped before these
 
     def add(self, chunk: bytes) -> None:
-        """Take the audio that follows."""
+        """Append audio."""
         samples = np.concatenate((self._rest, self._decoder.decode(chunk)))
         whole = len(samples) // self._frame * self._frame
         self._rest = samples[whole:]
@@ -40,9 +40,9 @@ class SpeechEnds:
             self._first += over
 
     def ends(self) -> list[float]:
-        """Return where speech ended in the last minute, in seconds of the audio.
+        """Return the ends of speech in the last minute, in seconds of the audio.
 
-        Speech that has not ended yet counts as if it did with the last chunk.
+        Speech that has not ended yet is assumed to end with the last chunk.
         """
         if not len(self._levels):
             return []

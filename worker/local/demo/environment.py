@@ -1,4 +1,4 @@
-"""The stage of the demo: a Redis server, the turns server and workers, each a process."""
+"""Processes of the demo: a Redis server, the local STT server and two workers."""
 
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,19 +22,19 @@ from worker.settings import API_KEY_VARIABLE, ENV_PREFIX
 
 WORKERS: Final = ("worker-1", "worker-2")
 
-_START_TIMEOUT_S: Final = 60.0  # a cold disk has 300 MB of libraries and weights to read
-_STOP_TIMEOUT_S: Final = 10.0  # to hand spans to a collector that is slow
+_START_TIMEOUT_S: Final = 60.0  # a cold start reads 300 MB of libraries and weights
+_STOP_TIMEOUT_S: Final = 10.0  # time to export spans to a slow collector
 _LOOK_S: Final = 0.05
 
 _WORKER_SETTINGS: Final = {
-    "ADMIN_ADDR": "",  # its default port is one, and we have two
-    "LEASE_MS": "2000",  # the least there is: a killed worker's sessions should move soon
-    "REPLAY_SPEED": "2",  # and catch up soon; the local server has no objection
+    "ADMIN_ADDR": "",  # two workers cannot share the default port
+    "LEASE_MS": "2000",  # the minimum: a killed worker's sessions should move soon
+    "REPLAY_SPEED": "2",  # and catch up soon; the local server accepts any pace
 }
 
 
 class DemoEnvironment:
-    """Everything that runs; `open` sets it up."""
+    """All processes of the demo; `open` starts them."""
 
     def __init__(
         self, redis: Redis, keys: Keys, workers: Mapping[str, Child], directory: Path
@@ -48,32 +48,31 @@ class DemoEnvironment:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, say: Callable[[str], None], environment: Mapping[str, str]
+        cls, status: Callable[[str], None], environment: Mapping[str, str]
     ) -> AsyncIterator[Self]:
-        """Start everything, tell `say` what takes time, and leave nothing at the end.
+        """Start all processes; end them and remove their files when the block ends.
 
-        Of the environment all reaches the processes but settings of turnbus's own.
-
-        Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does, TurnbusError if a
-        process does not come up or, at any time, stops by itself.
+        `status` receives progress messages. The processes inherit the environment, except for the
+        settings of turnbus. Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does, and
+        TurnbusError if a process does not start or stops unexpectedly.
         """
         async with AsyncExitStack() as stack:
-            say("starting Redis ...")
+            status("starting Redis ...")
             server = await stack.enter_async_context(EmbeddedRedis.start())
             redis = await stack.enter_async_context(connect(server.url))
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            crew = _Processes(stack, tasks, server.directory, environment)
-            say("loading the recognizer ...")
-            stt_url = await crew.start_stt_server()
-            say("starting two workers ...")
-            workers = await crew.start_workers(server.url, stt_url)
-            stage = cls(redis, Keys(), workers, server.directory)
-            await stage._workers_ready()
-            yield stage
+            processes = _Processes(stack, tasks, server.directory, environment)
+            status("loading the recognizer ...")
+            stt_url = await processes.start_stt_server()
+            status("starting two workers ...")
+            workers = await processes.start_workers(server.url, stt_url)
+            demo = cls(redis, Keys(), workers, server.directory)
+            await demo._workers_ready()
+            yield demo
 
     async def owners(self) -> dict[str, str]:
-        """Ask the bus who owns what: the id of a session's entry -> worker id."""
+        """Read the owners from Redis: id of a session's entry -> worker id."""
         records: Any = await self.redis.hgetall(self.keys.workers)
         for name, record in records.items():
             consumer = msgspec.json.decode(record, type=WorkerRecord).consumer
@@ -86,7 +85,7 @@ class DemoEnvironment:
         }
 
     async def stop(self) -> list[str]:
-        """Stop the workers, which then export what they have; return what each has printed."""
+        """Stop the workers, which export their spans; return the standard output of each."""
         async with anyio.create_task_group() as tasks:
             for child in self.workers.values():
                 tasks.start_soon(child.stop, _STOP_TIMEOUT_S)
@@ -96,21 +95,23 @@ class DemoEnvironment:
         ]
 
     def worker_logs(self) -> str:
-        """Return the last lines each worker wrote."""
+        """Return the last log lines of each worker."""
         return "\n".join(f"{child.name}:\n{child.tail()}" for child in self.workers.values())
 
     async def _workers_ready(self) -> None:
-        """Wait until each worker has put its record on the bus."""
+        """Wait until each worker has written its record to Redis."""
         with anyio.move_on_after(_START_TIMEOUT_S):
             while True:
                 if await self.redis.hlen(self.keys.workers) == len(self.workers):
                     return
                 await anyio.sleep(_LOOK_S)
-        raise TurnbusError(f"the workers did not start; they wrote:\n{self.worker_logs()}")
+        raise TurnbusError(
+            f"the workers did not start; their last log lines:\n{self.worker_logs()}"
+        )
 
 
 class _Processes:
-    """Starts processes that end with the stack; one that stops by itself fails the task group."""
+    """Starts processes that end with the stack; an unexpected stop fails the task group."""
 
     def __init__(
         self,
@@ -125,15 +126,15 @@ class _Processes:
         self._environment = environment
 
     async def start_stt_server(self) -> str:
-        """Start the turns server and return its URL."""
+        """Start the local STT server and return its URL."""
         command = ["stt-server", "--engine", "speech", "--port", "0"]
-        server = await self._start("the turns server", command, {})
+        server = await self._start("the STT server", command, {})
         with anyio.move_on_after(_START_TIMEOUT_S):
             while True:
                 if url := re.search(r"ws://\S+", server.text()):
                     return url[0]
                 await anyio.sleep(_LOOK_S)
-        raise TurnbusError(f"the turns server did not start:\n{server.tail()}")
+        raise TurnbusError(f"the STT server did not start; its last log lines:\n{server.tail()}")
 
     async def start_workers(self, redis_url: str, stt_url: str) -> dict[str, Child]:
         """Start the workers and return them by their ids."""
@@ -154,25 +155,25 @@ class _Processes:
 
 
 def _printed(directory: Path, worker_id: str) -> Path:
-    """Where what a worker prints goes, apart from its log."""
+    """Return the path of a worker's standard output."""
     return directory / f"{worker_id}.out"
 
 
 def _environment(given: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment given, with these settings only and nothing that leads elsewhere.
+    """Return the environment with only these turnbus settings.
 
-    Where telemetry goes (`OTEL_*`) is the user's to say.
+    The user's telemetry variables (`OTEL_*`) are kept.
     """
     kept = {
         name: value
         for name, value in given.items()
         if not name.startswith(ENV_PREFIX) and name.lower() != "no_proxy"
     }
-    ours = {ENV_PREFIX + name: value for name, value in settings.items()}
-    unproxied = given.get("no_proxy") or given.get("NO_PROXY")
+    overrides = {ENV_PREFIX + name: value for name, value in settings.items()}
+    no_proxy = given.get("no_proxy") or given.get("NO_PROXY")
     fixed = {
-        API_KEY_VARIABLE: "local",  # any will do here; the user's own stays out of it
-        "no_proxy": f"127.0.0.1,{unproxied}" if unproxied else "127.0.0.1",
-        "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and later call home unless told not to
+        API_KEY_VARIABLE: "local",  # the local server accepts any key; the user's key is not used
+        "no_proxy": f"127.0.0.1,{no_proxy}" if no_proxy else "127.0.0.1",
+        "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and later send telemetry by default
     }
-    return {**kept, **ours, **fixed}
+    return {**kept, **overrides, **fixed}

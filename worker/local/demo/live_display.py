@@ -1,4 +1,4 @@
-"""The demo on a terminal: every session a row whose turns grow word by word."""
+"""Terminal display of the demo: a row for each session, updated word by word."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ _ENDED: Final = ("✓", "bold green")
 
 
 class LiveView:
-    """Shows the board while it changes; at the end leaves all turns and the summary."""
+    """Shows the sessions on a full screen; prints all turns and the summary at the end."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
@@ -51,12 +51,12 @@ class LiveView:
         self._live.stop()
 
     def status(self, text: str) -> None:
-        """Show it until the first look at the board."""
+        """Show a progress message until the first update."""
         self._status.update(text)
 
-    def update(self, board: DemoState, heard: Sequence[ReceivedEvent]) -> None:
-        """Draw the board, but not too often."""
-        del heard
+    def update(self, state: DemoState, received: Sequence[ReceivedEvent]) -> None:
+        """Draw the sessions, at most once a frame."""
+        del received
         if not self._live.is_started:
             self._status.stop()
             self._live.start()
@@ -64,66 +64,66 @@ class LiveView:
         if now - self._drawn >= _FRAME_S:
             self._drawn = now
             width, height = self._console.size
-            self._live.update(draw(board, now, width, height), refresh=True)
+            self._live.update(draw(state, now, width, height), refresh=True)
 
-    def finish(self, board: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
-        """Leave the terminal with everything that was said, the spans and the summary."""
+    def finish(self, state: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
+        """Print all turns, the spans and the summary."""
         self._live.stop()
         width = self._console.width
-        self._console.print(*_sessions(board, time.time(), width), "", _legend(), sep="\n")
+        self._console.print(*_sessions(state, time.time(), width), "", _legend(), sep="\n")
         if spans:
-            self._console.print("", waterfall(spans, board.began_at, board.killed), sep="\n")
+            self._console.print("", waterfall(spans, state.began_at, state.killed), sep="\n")
         self._console.print("", closing(summary), sep="\n")
 
 
-def draw(board: DemoState, now: float, width: int, height: int) -> RenderableType:
-    """Draw the board for a screen of this size."""
+def draw(state: DemoState, now: float, width: int, height: int) -> RenderableType:
+    """Draw the sessions for a screen of this size."""
     frame = 4  # title, legend and two rules
-    lines = max(1, (height - frame) // len(board.rows))
-    notice = board.notices[-1][1] if board.notices else ""
+    lines = max(1, (height - frame) // len(state.rows))
+    notice = state.notices[-1][1] if state.notices else ""
     return Group(
-        _title(board, now),
+        _title(state, now),
         Rule(style="dim"),
-        *_sessions(board, now, width, lines),
+        *_sessions(state, now, width, lines),
         Rule(Text(notice, style="bold"), style="dim"),
         _legend(),
     )
 
 
-def _title(board: DemoState, now: float) -> Table:
-    seconds = int(now - board.began_at)
+def _title(state: DemoState, now: float) -> Table:
+    seconds = int(now - state.began_at)
     title = Table.grid(expand=True)
     title.add_column(no_wrap=True)
     title.add_column(no_wrap=True, justify="right")
-    workers = Text("   ").join(_worker_load(board, worker) for worker in board.workers)
+    workers = Text("   ").join(_worker_load(state, worker) for worker in state.workers)
     clock = Text(f"   {seconds // 60}:{seconds % 60:02}   Ctrl-C ends", style="dim")
     title.add_row(Text("turnbus demo", style="bold"), workers + clock)
     return title
 
 
-def _worker_load(board: DemoState, worker: str) -> Text:
-    if worker == board.killed:
+def _worker_load(state: DemoState, worker: str) -> Text:
+    if worker == state.killed:
         return Text(f"{worker} killed", style="bold red")
-    count = len(board.owned_by(worker))
-    style = _colour(board, worker)
+    count = len(state.owned_by(worker))
+    style = _colour(state, worker)
     return Text(f"{worker}: {count} session{'' if count == 1 else 's'}", style=style)
 
 
-def _colour(board: DemoState, worker: str) -> str:
-    return _COLOURS[board.workers.index(worker) % len(_COLOURS)]
+def _colour(state: DemoState, worker: str) -> str:
+    return _COLOURS[state.workers.index(worker) % len(_COLOURS)]
 
 
 def _sessions(
-    board: DemoState, now: float, width: int, lines: int | None = None
+    state: DemoState, now: float, width: int, lines: int | None = None
 ) -> Iterator[RenderableType]:
-    """Draw each session in so many lines, or in as many as it takes."""
-    names = max(len(name) for name in board.rows)
-    for row in board.rows.values():
+    """Draw each session in a number of lines, None for no limit."""
+    names = max(len(name) for name in state.rows)
+    for row in state.rows.values():
         if lines == 1:
-            yield _brief(row, board, now, width, names)
+            yield _brief(row, state, now, width, names)
             continue
-        yield _head(row, board, width, names)
-        wrapped = list(_said(row, board, now).wrap(Console(width=width), width - _MARGIN))
+        yield _head(row, state, width, names)
+        wrapped = list(_all_turns(row, state, now).wrap(Console(width=width), width - _MARGIN))
         if lines is not None:
             wrapped += [Text()] * (lines - 1 - len(wrapped))
             wrapped = wrapped[len(wrapped) + 1 - lines :]
@@ -131,16 +131,16 @@ def _sessions(
             yield Padding(Text("\n").join(wrapped), (0, 0, 0, _MARGIN))
 
 
-def _brief(row: SessionState, board: DemoState, now: float, width: int, names: int) -> Text:
-    """Draw a session in one line: name, owner, the end of what is said."""
+def _brief(row: SessionState, state: DemoState, now: float, width: int, names: int) -> Text:
+    """Draw a session in one line: name, owner, the end of its transcript."""
     line = Text().append(f"{row.role.session:{names}}  ", style="bold")
-    line.append_text(_owners(row, board, row.workers[-1:]))
+    line.append_text(_owners(row, state, row.workers[-1:]))
     line.pad_right(names + 2 + len("worker-1") + 2 - len(line))
-    said = _said(row, board, now)
+    said = _all_turns(row, state, now)
     return line.append_text(said[max(0, len(said) - (width - len(line))) :])
 
 
-def _head(row: SessionState, board: DemoState, width: int, names: int) -> Table:
+def _head(row: SessionState, state: DemoState, width: int, names: int) -> Table:
     role = row.role
     wide = width >= _WIDE
     head = Table.grid(padding=(0, 2), expand=True)
@@ -154,57 +154,57 @@ def _head(row: SessionState, board: DemoState, width: int, names: int) -> Table:
         Text(role.session, style="bold"),
         Text(role.speaker, style="dim"),
         Text(f"{role.line.encoding} {role.line.sample_rate // 1000} kHz", style="dim"),
-        _owners(row, board, row.workers if wide else row.workers[-1:]),
+        _owners(row, state, row.workers if wide else row.workers[-1:]),
         Text(f"socket {row.connections}" if row.connections else "", style="dim"),
         ProgressBar(1.0, row.played),
     )
     return head
 
 
-def _owners(row: SessionState, board: DemoState, workers: Sequence[str]) -> Text:
+def _owners(row: SessionState, state: DemoState, workers: Sequence[str]) -> Text:
     return Text(" > ").join(
-        Text(worker, style="strike red" if worker == board.killed else _colour(board, worker))
+        Text(worker, style="strike red" if worker == state.killed else _colour(state, worker))
         for worker in workers
     )
 
 
-def _said(row: SessionState, board: DemoState, now: float) -> Text:
-    """Draw all turns of a session, or when it begins."""
-    told = Text()
+def _all_turns(row: SessionState, state: DemoState, now: float) -> Text:
+    """Draw all turns of a session, or the time until it begins."""
+    parts = Text()
     if not row.run:
-        waits_s = board.began_at + row.role.enters_s - now
-        told.append(f"calls in {max(0.0, waits_s):.0f} s", style="dim")
+        waits_s = state.began_at + row.role.enters_s - now
+        parts.append(f"starts in {max(0.0, waits_s):.0f} s", style="dim")
     for _, turn in sorted(row.turns.items()):
-        if told and not turn.text.startswith(" "):
-            told.append(" ")
-        told.append_text(_turn(turn))
+        if parts and not turn.text.startswith(" "):
+            parts.append(" ")
+        parts.append_text(_turn(turn))
     for error in row.errors:
-        told.append(f" {error}", style="red")
+        parts.append(f" {error}", style="red")
     if row.missing_ms:
-        told.append(f" {row.missing_ms} ms of audio missing", style="red")
-    return told
+        parts.append(f" {row.missing_ms} ms of audio missing", style="red")
+    return parts
 
 
 def _turn(turn: Turn) -> Text:
-    """Draw a turn: its text, marked where it went on after an eager end."""
-    told = Text()
+    """Draw a turn: its text, with a mark where it resumed after an eager end."""
+    parts = Text()
     style = "" if turn.state == "ended" else "bold"
-    # A replay may word a turn anew: what ended eagerly need not be in the text any more.
+    # A replay may change the words of a turn: the text may lack an earlier eager end.
     resumed = {len(text) for text in turn.eager_ends[: turn.resumes] if turn.text.startswith(text)}
     done = 0
     for position in sorted(resumed):
-        told.append(turn.text[done:position], style=style).append(*_EAGER).append(*_RESUMED)
+        parts.append(turn.text[done:position], style=style).append(*_EAGER).append(*_RESUMED)
         done = position
-    told.append(turn.text[done:], style=style)
+    parts.append(turn.text[done:], style=style)
     match turn.state:
         case "open":
-            told.append(*_CURSOR)
+            parts.append(*_CURSOR)
         case "eager":
-            told.append(*_EAGER)
+            parts.append(*_EAGER)
         case "ended":
             delay = "" if turn.end_delay_s is None else f"{turn.end_delay_s:.1f}s"
-            told.append(" ").append(*_ENDED).append(delay, style="green")
-    return told
+            parts.append(" ").append(*_ENDED).append(delay, style="green")
+    return parts
 
 
 def _legend() -> Text:

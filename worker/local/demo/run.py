@@ -1,4 +1,4 @@
-"""The performance: producers play the cast, a worker is killed, the audience sees the bus."""
+"""Runs the demo: producers send the sessions, a worker is killed, a display shows the events."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ from worker.producer import Producer
 from worker.telemetry.traces import ProducerSpan
 
 _BLOCK_MS: Final = 50
-_KILL_AT_S: Final = 9.0  # all have entered, most are in a turn, and no turn is long yet
-_KILL_AT_SHARE: Final = 0.4  # of the demo, where that comes sooner
+_KILL_AT_S: Final = 9.0  # all sessions have begun, most are in a turn, and no turn is long yet
+_KILL_AT_SHARE: Final = 0.4  # share of the demo's duration, if that is sooner
 _PATIENCE_S: Final = 60.0  # after the last audio
 _LOOK_S: Final = 0.05
 
 
 class ReceivedEvent(NamedTuple):
-    """An event as it was read: when (Unix seconds), its JSON, and decoded."""
+    """An event read from Redis: time of reading (Unix seconds), JSON, and decoded."""
 
     at: float
     json: bytes
@@ -38,80 +38,80 @@ class ReceivedEvent(NamedTuple):
 
 
 class Display(Protocol):
-    """Who is shown the demo. Entered before anything starts, left whatever happens."""
+    """Shows the demo. Entered before the first process starts, and always exited."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc_info: object) -> None: ...
 
     def status(self, text: str) -> None:
-        """Take what is being done before the curtain rises."""
+        """Show progress of the startup."""
         ...
 
-    def update(self, board: DemoState, heard: Sequence[ReceivedEvent]) -> None:
-        """Look at the board, brought up to date with these events; many times a second."""
+    def update(self, state: DemoState, received: Sequence[ReceivedEvent]) -> None:
+        """Show the state after these events; called many times a second."""
         ...
 
-    def finish(self, board: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
-        """Take the end, and the spans if they are to be shown."""
+    def finish(self, state: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
+        """Show the summary, and the spans if there are any."""
         ...
 
 
 async def run_demo(
-    cast: list[DemoSession], audience: Display, environment: Mapping[str, str], *, kill: bool
+    sessions: list[DemoSession], display: Display, environment: Mapping[str, str], *, kill: bool
 ) -> None:
-    """Run the demo from the first process to the last.
+    """Run the demo, from the start of its processes to their end.
 
-    With `kill` the worker that has most to do is killed on the way. Spans go where the environment
-    says; what goes to the console is shown at the end. Raises TurnbusError if something that should
-    run does not, SettingsError if spans cannot go there.
+    With `kill` the busiest worker is killed while it has open turns. Spans are exported as the
+    environment configures; spans for the console are shown at the end. Raises TurnbusError if a
+    process fails, SettingsError if the telemetry configuration is invalid.
     """
     console = StringIO()
     telemetry.configure("demo", environment, console)
     try:
-        async with DemoEnvironment.open(audience.status, environment) as stage:
-            board = await _run_in(stage, cast, audience, kill=kill)
-            summary = summarize(board, time.time())
-            printed = await stage.stop()
+        async with DemoEnvironment.open(display.status, environment) as demo:
+            state = await _run_in(demo, sessions, display, kill=kill)
+            summary = summarize(state, time.time())
+            printed = await demo.stop()
     except* RedisError as errors:
-        raise BusUnavailableError("the embedded Redis went away") from errors
+        raise BusUnavailableError("the embedded Redis stopped") from errors
     finally:
         telemetry.shut_down()
     spans = [span for text in (console.getvalue(), *printed) for span in read(text)]
-    audience.finish(board, summary, spans)
+    display.finish(state, summary, spans)
 
 
 async def _run_in(
-    stage: DemoEnvironment, cast: list[DemoSession], audience: Display, *, kill: bool
+    demo: DemoEnvironment, sessions: list[DemoSession], display: Display, *, kill: bool
 ) -> DemoState:
-    board = DemoState(cast, WORKERS, time.time())
+    state = DemoState(sessions, WORKERS, time.time())
     async with anyio.create_task_group() as tasks:
         began = anyio.current_time()
         limit = anyio.CancelScope()
-        tasks.start_soon(_play_all, stage, board, began, limit)
+        tasks.start_soon(_play_all, demo, state, began, limit)
         if kill:
-            tasks.start_soon(_kill, stage, board, began)
+            tasks.start_soon(_kill, demo, state, began)
         with limit:
-            await _follow(stage, board, audience)
+            await _follow(demo, state, display)
         tasks.cancel_scope.cancel()
-    if not board.over:
-        late = ", ".join(name for name, row in board.rows.items() if not row.ended)
-        raise TurnbusError(f"not ended: {late}; the workers wrote:\n{stage.worker_logs()}")
-    return board
+    if not state.over:
+        late = ", ".join(name for name, row in state.rows.items() if not row.ended)
+        raise TurnbusError(f"not ended: {late}; the workers' last log lines:\n{demo.worker_logs()}")
+    return state
 
 
 async def _play_all(
-    stage: DemoEnvironment, board: DemoState, began: float, limit: anyio.CancelScope
+    demo: DemoEnvironment, state: DemoState, began: float, limit: anyio.CancelScope
 ) -> None:
-    """Produce every session; then give what listens to them some time."""
+    """Produce every session, then set the time limit for the remaining events."""
     async with anyio.create_task_group() as tasks:
-        for row in board.rows.values():
-            tasks.start_soon(_play, stage, row, began)
+        for row in state.rows.values():
+            tasks.start_soon(_play, demo, row, began)
     limit.deadline = anyio.current_time() + _PATIENCE_S
 
 
-async def _play(stage: DemoEnvironment, row: SessionState, began: float) -> None:
-    """Produce one session as a caller would, each chunk once it would be complete."""
+async def _play(demo: DemoEnvironment, row: SessionState, began: float) -> None:
+    """Produce one session live: each chunk is sent when it would be complete."""
     role = row.role
     due = began + role.enters_s
     await anyio.sleep_until(due)
@@ -123,7 +123,7 @@ async def _play(stage: DemoEnvironment, row: SessionState, began: float) -> None
         metadata={"speaker": role.speaker},
     )
     entry = msgspec.structs.replace(entry, **announcement.fields)
-    producer = Producer(stage.redis, stage.keys, entry)
+    producer = Producer(demo.redis, demo.keys, entry)
     announcement.sent(await producer.announce())
     async with aclosing(role.chunks()) as chunks:
         async for chunk in chunks:
@@ -134,33 +134,33 @@ async def _play(stage: DemoEnvironment, row: SessionState, began: float) -> None
     await producer.end()
 
 
-async def _kill(stage: DemoEnvironment, board: DemoState, began: float) -> None:
-    """Kill the worker that has most to do, in the middle of its turns."""
-    lengths = [row.role.leaves_s for row in board.rows.values()]
+async def _kill(demo: DemoEnvironment, state: DemoState, began: float) -> None:
+    """Kill the worker with the most open turns."""
+    lengths = [row.role.leaves_s for row in state.rows.values()]
     length = max((each for each in lengths if each is not None), default=0.0)
     at_share = _KILL_AT_S if None in lengths else _KILL_AT_SHARE * length
     await anyio.sleep_until(began + min(_KILL_AT_S, at_share))
     while True:
-        if victim := board.busiest():
-            stage.workers[victim].kill()
-            board.on_kill(victim, time.time())
+        if victim := state.busiest():
+            demo.workers[victim].kill()
+            state.on_kill(victim, time.time())
             return
         await anyio.sleep(_LOOK_S)
 
 
-async def _follow(stage: DemoEnvironment, board: DemoState, audience: Display) -> None:
+async def _follow(demo: DemoEnvironment, state: DemoState, display: Display) -> None:
     """Read the turns stream until every session has ended, and show it."""
-    stream = stage.keys.turns("0")
+    stream = demo.keys.turns("0")
     cursors: dict[Any, Any] = {stream: b"0-0"}
-    while not board.over:
-        heard = []
-        reply: Any = await stage.redis.xread(cursors, block=_BLOCK_MS)
+    while not state.over:
+        received = []
+        reply: Any = await demo.redis.xread(cursors, block=_BLOCK_MS)
         at = time.time()
         for _, entries in reply:
             for entry_id, fields in entries:
                 cursors[stream] = entry_id
                 event = decode_turn_entry(fields).event
-                board.on_event(event, at)
-                heard.append(ReceivedEvent(at, fields[b"event"], event))
-        board.set_owner(await stage.owners(), time.time())
-        audience.update(board, heard)
+                state.on_event(event, at)
+                received.append(ReceivedEvent(at, fields[b"event"], event))
+        state.set_owner(await demo.owners(), time.time())
+        display.update(state, received)

@@ -1,4 +1,4 @@
-"""The cast: what each session of the demo says, and how it comes over the line."""
+"""Sessions of the demo: their audio, and the format in which it is sent."""
 
 import re
 from collections.abc import AsyncGenerator, Sequence
@@ -17,14 +17,14 @@ from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.pcm import silence
 
 _SILENCE_S: Final = 1.6  # after each clip: long enough for the recognizer to end the turn
-_ENTRANCE_S: Final = 1.6  # between the entrances of two sessions
+_START_GAP_S: Final = 1.6  # between the starts of two sessions
 
 _Source: TypeAlias = tuple[Path | AudioInput, float | None]
-"""What to play, and how many seconds it plays, if it says so."""
+"""Audio source, and its duration in seconds if known."""
 
 
 class LineFormat(msgspec.Struct, frozen=True):
-    """How audio comes: its format, and the milliseconds in a chunk."""
+    """Audio format, and the milliseconds in a chunk."""
 
     encoding: Encoding
     sample_rate: int
@@ -32,31 +32,31 @@ class LineFormat(msgspec.Struct, frozen=True):
 
     @property
     def format(self) -> AudioFormat:
-        """The format alone."""
+        """Encoding and sample rate."""
         return AudioFormat(self.encoding, self.sample_rate)
 
 
 class DemoSession(msgspec.Struct, frozen=True):
-    """One session: where its audio comes from, and what is known of it."""
+    """One session: its audio sources and what is known about them."""
 
     session: str
     speaker: str
     line: LineFormat
     enters_s: float
     sources: tuple[Path | AudioInput, ...]
-    """Files, each with silence after it; a pipe is open already."""
+    """Files, each followed by silence; a pipe is already open."""
     seconds: float | None
-    """How long it plays, as far as its files say; None if one does not."""
+    """Duration of the audio; None if a file does not have one."""
     text: str | None
-    """What is said; None where nobody knows."""
+    """Reference transcript; None if unknown."""
 
     @property
     def leaves_s(self) -> float | None:
-        """When its last chunk is sent, in seconds of the demo, as far as it is known."""
+        """Time of the last chunk, in seconds of the demo; None if unknown."""
         return None if self.seconds is None else self.enters_s + self.seconds
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Give what is appended at a time. Raises SoundError where a source cannot be read."""
+        """Yield the chunks to append. Raises SoundError if a source cannot be read."""
         size = self.line.sample_rate * self.line.chunk_ms // 1000 * self.line.encoding.width
         pieces = self._pieces(size)
         async with aclosing(pieces), aclosing(in_chunks(pieces, size)) as chunks:
@@ -75,8 +75,8 @@ class DemoSession(msgspec.Struct, frozen=True):
 _WIDEBAND: Final = LineFormat(Encoding.PCM_S16LE, 16_000, 100)
 _TELEPHONE: Final = LineFormat(Encoding.PCM_MULAW, 8_000, 20)
 
-# Sessions in the order of their entrance: name, clips, line.
-_PLAYBILL: Final = (
+# Sessions in the order of their start: name, clips, format.
+_BUNDLED: Final = (
     ("kennedy", ("kennedy",), _WIDEBAND),
     ("commands", ("commands",), _TELEPHONE),
     ("austen", ("austen-1", "austen-2"), LineFormat(Encoding.PCM_S16LE, 16_000, 40)),
@@ -87,15 +87,15 @@ _PLAYBILL: Final = (
 
 
 def bundled(sessions: int | None) -> list[DemoSession]:
-    """Cast the bundled clips, again from the first where there are more sessions than roles."""
+    """Return sessions of the bundled clips, repeated if `sessions` exceeds their number."""
     clips = {clip.path.stem: clip for clip in CLIPS}
     names = _Names()
-    cast = []
-    for place in range(len(_PLAYBILL) if sessions is None else sessions):
-        name, stems, line = _PLAYBILL[place % len(_PLAYBILL)]
+    result = []
+    for place in range(len(_BUNDLED) if sessions is None else sessions):
+        name, stems, line = _BUNDLED[place % len(_BUNDLED)]
         parts = [clips[stem] for stem in stems]
-        sources = _look_at([part.path for part in parts], once=False)
-        cast.append(
+        sources = _probe([part.path for part in parts], once=False)
+        result.append(
             _role(
                 names.take(name),
                 parts[0].speaker,
@@ -105,27 +105,29 @@ def bundled(sessions: int | None) -> list[DemoSession]:
                 " ".join(part.transcript for part in parts),
             )
         )
-    return cast
+    return result
 
 
 def of_files(files: Sequence[Path], sessions: int | None) -> list[DemoSession]:
-    """Cast the user's own files, one session each or in turns to fill `sessions`.
+    """Return sessions of the user's files: one each, or repeated to fill `sessions`.
 
     Raises SettingsError with a line for each file that cannot be played.
     """
     number = len(files) if sessions is None else sessions
-    sources = _look_at(files, once=number <= len(files))
+    sources = _probe(files, once=number <= len(files))
     names = _Names()
-    cast = []
+    result = []
     for place in range(number):
         file, (source, seconds) = files[place % len(files)], sources[place % len(files)]
         name = re.sub(r"[^A-Za-z0-9._:-]+", "-", file.stem)[:32]
-        cast.append(_role(names.take(name), file.name, _WIDEBAND, place, [(source, seconds)], None))
-    return cast
+        result.append(
+            _role(names.take(name), file.name, _WIDEBAND, place, [(source, seconds)], None)
+        )
+    return result
 
 
 class _Names:
-    """Gives each session a name of its own."""
+    """Gives each session a unique name."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
@@ -141,28 +143,28 @@ class _Names:
         return fresh
 
 
-def _look_at(files: Sequence[Path], *, once: bool) -> list[_Source]:
-    """Find out whether the files can be played, `once` or more often, and for how long."""
+def _probe(files: Sequence[Path], *, once: bool) -> list[_Source]:
+    """Check that the files can be played, `once` or repeatedly; return their durations."""
     sources: list[_Source] = []
-    faults = []
+    errors = []
     for file in files:
         try:
             source = AudioInput(str(file))
         except SoundError as error:
-            faults.append(str(error))
+            errors.append(str(error))
             continue
         if source.is_pipe and once:
             sources.append((source, None))
             continue
         with source:
             if source.is_pipe:
-                faults.append(f"{file} is a pipe, which plays once: ask for fewer --sessions")
+                errors.append(f"{file} is a pipe and can be played only once: use fewer --sessions")
             sources.append((file, source.seconds))
-    if faults:
+    if errors:
         for opened, _ in sources:
             if isinstance(opened, AudioInput):
                 opened.__exit__()
-        raise SettingsError(faults)
+        raise SettingsError(errors)
     return sources
 
 
@@ -181,5 +183,5 @@ def _role(
         seconds += (length or 0.0) + _SILENCE_S
     played = tuple(source for source, _ in sources)
     return DemoSession(
-        session, speaker, line, place * _ENTRANCE_S, played, seconds if known else None, text
+        session, speaker, line, place * _START_GAP_S, played, seconds if known else None, text
     )

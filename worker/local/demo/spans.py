@@ -1,4 +1,4 @@
-"""The spans of the demo, as OpenTelemetry's console exporter prints them. Pure."""
+"""Spans of the demo, parsed from the output of OpenTelemetry's console exporter. No I/O."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Context(msgspec.Struct, frozen=True):
-    """Which span it is; ids are hexadecimal."""
+    """Ids of the span, in hexadecimal."""
 
     trace_id: str
     span_id: str
@@ -17,21 +17,21 @@ class Context(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How it ended."""
+    """Result of the span."""
 
     status_code: str
     description: str = ""
 
 
 class Resource(msgspec.Struct, frozen=True):
-    """Who exported it."""
+    """Process that exported the span."""
 
     attributes: dict[str, Any]
     schema_url: str
 
 
 class Span(msgspec.Struct, frozen=True, tag="demo.span"):
-    """One span, with everything that the exporter prints of it."""
+    """One span, with all fields that the exporter prints."""
 
     name: str
     context: Context
@@ -47,24 +47,24 @@ class Span(msgspec.Struct, frozen=True, tag="demo.span"):
 
     @property
     def session(self) -> str:
-        """The session it is of."""
+        """Session of the span."""
         named = ("messaging.message.conversation_id", "gen_ai.conversation.id")
         return next((self.attributes[name] for name in named if name in self.attributes), "")
 
     @property
     def process(self) -> str:
-        """Id of the worker that made it, or `demo`, which is the producer."""
+        """Id of the worker that created the span, or `demo`, which is the producer."""
         made_by: str = self.resource.attributes["service.instance.id"]
         return made_by
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration of the span."""
         return (self.end_time - self.start_time).total_seconds()
 
 
 def read(printed: str) -> list[Span]:
-    """Read what an exporter printed, but not what a kill cut off at the end of it."""
+    """Parse the output of an exporter; ignore a span that a kill truncated."""
     decoder = json.JSONDecoder()
     spans = []
     at = 0
@@ -73,13 +73,13 @@ def read(printed: str) -> list[Span]:
             value, at = decoder.raw_decode(printed, at)
         except json.JSONDecodeError:
             break
-        if "context" in value:  # else it is metrics, which the user has sent to the console as well
+        if "context" in value:  # otherwise metrics, which the user may also export to the console
             spans.append(msgspec.convert(value, Span))
     return spans
 
 
 def traces(spans: Sequence[Span]) -> list[list[tuple[Span, int]]]:
-    """Arrange spans by trace, and in each by parent: every span with its depth, by start.
+    """Group spans by trace and order each trace as a tree: every span with its depth.
 
     A span whose parent was never exported has depth 0.
     """

@@ -1,4 +1,4 @@
-"""The board: where every session stands, as told by the bus. Pure."""
+"""State of the demo, updated from the events. No I/O."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,32 +19,32 @@ from schemas.turns import (
 from worker.local.demo.energy import SpeechEnds
 from worker.local.demo.sessions import DemoSession
 
-_SURE_AFTER_S: Final = 0.3  # no recognizer ends a turn on less silence
+_SURE_AFTER_S: Final = 0.3  # minimum silence before any recognizer ends a turn
 
 
 @dataclass
 class Turn:
-    """One turn as far as it is known."""
+    """One turn, as far as its events were read."""
 
     text: str = ""
     state: Literal["open", "eager", "ended"] = "open"
     eager_ends: list[str] = field(default_factory=list)
-    """The text at each eager end."""
+    """Text at each eager end."""
     resumes: int = 0
     end_delay_s: float | None = None
-    """From the end of speech to our reading `turn.end`."""
+    """Delay from the end of speech until the demo reads `turn.end`."""
 
 
 class SessionState:
-    """One session."""
+    """State of one session."""
 
     def __init__(self, role: DemoSession) -> None:
         self.role = role
         self.turns: dict[int, Turn] = {}
         self.run = ""
-        """Id of its entry on the bus, once a worker has it."""
+        """Id of the session entry in Redis, once a worker owns the session."""
         self.workers: list[str] = []
-        """Every worker that owned it, in order; the last one owns it now."""
+        """Workers that owned the session, in order; the last one owns it now."""
         self.connections = 0
         self.missing_ms = 0
         self.errors: list[str] = []
@@ -55,7 +55,7 @@ class SessionState:
 
     @property
     def live(self) -> bool:
-        """Whether it has begun and is not over."""
+        """Whether the session has begun and not ended."""
         return bool(self.run) and not self.ended
 
     @property
@@ -65,7 +65,7 @@ class SessionState:
 
     @property
     def played(self) -> float:
-        """How much of its audio was sent, 0 to 1; 0 until its end where its length is unknown."""
+        """Share of the audio sent, 0 to 1; if the duration is unknown, 0 until the end."""
         if self.role.seconds is None:
             return float(self.ended)
         return min(1.0, len(self._sent) * self.role.line.chunk_ms / 1000 / self.role.seconds)
@@ -76,27 +76,27 @@ class SessionState:
         self._sent.append(at)
 
     def end_delay(self, audio_ms: int, at: float) -> float | None:
-        """Tell how long before `at` the speech ended whose turn ended `audio_ms` into the audio.
+        """Return the delay from the end of speech to `at`, for a turn that ended at `audio_ms`.
 
-        None where there was no such end, or it was told of before.
+        None if there is no such end, or if it was returned before.
         """
-        heard_s = audio_ms / 1000
+        position_s = audio_ms / 1000
         for end in reversed(self._speech.ends()):
-            # What was heard may reach into the next turn, and past a pause in it: where the
-            # recognizer is behind, the last pause before is not always the one that it means.
-            if self._measured_s < end < heard_s and at - self._spoken_at(end) > _SURE_AFTER_S:
+            # The position may be in the next turn, and after a pause in it. If the recognizer is
+            # behind, the last pause before the position may not be the one that ended the turn.
+            if self._measured_s < end < position_s and at - self._spoken_at(end) > _SURE_AFTER_S:
                 self._measured_s = end
                 return at - self._spoken_at(end)
         return None
 
     def _spoken_at(self, second: float) -> float:
-        """Tell the Unix time of a moment of the audio: a chunk is sent once it is complete."""
+        """Return the Unix time of a position in the audio: a chunk is sent once it is complete."""
         chunk_s = self.role.line.chunk_ms / 1000
         chunk = min(int(second / chunk_s), len(self._sent) - 1)
         return self._sent[chunk] - ((chunk + 1) * chunk_s - second)
 
     def on_event(self, event: Event, at: float) -> None:
-        """Take the next event, read at this Unix time."""
+        """Apply the next event, read at this Unix time."""
         self.connections = max(self.connections, event.connection)
         match event:
             case SessionStarted(run=run, worker=worker):
@@ -125,7 +125,7 @@ class SessionState:
                 self.ended = True
 
     def set_owner(self, worker: str) -> bool:
-        """Take note of who owns it; tell whether that is news."""
+        """Record the owner; return whether it changed."""
         news = not self.workers or self.workers[-1] != worker
         if news:
             self.workers.append(worker)
@@ -133,7 +133,7 @@ class SessionState:
 
 
 class DemoState:
-    """All sessions and workers. Times are Unix seconds."""
+    """State of all sessions and workers. Times are Unix seconds."""
 
     def __init__(self, cast: list[DemoSession], workers: tuple[str, ...], began_at: float) -> None:
         self.rows = {role.session: SessionState(role) for role in cast}
@@ -142,10 +142,10 @@ class DemoState:
         self.killed: str | None = None
         self.killed_at = 0.0
         self.moved: list[str] = []
-        """Sessions that the killed worker had and another one owns now."""
+        """Sessions that moved from the killed worker to another."""
         self.moved_at = 0.0
         self.notices: list[tuple[float, str]] = []
-        """What happened beside the events, and when."""
+        """Messages not caused by events, with their times."""
 
     @property
     def over(self) -> bool:
@@ -163,17 +163,17 @@ class DemoState:
         return worker if load[worker] else None
 
     def on_event(self, event: Event, at: float) -> None:
-        """Take the next event of the turns stream."""
+        """Apply the next event of the turns stream."""
         self.rows[event.session].on_event(event, at)
 
     def on_kill(self, worker: str, at: float) -> None:
         """Record that a worker was killed."""
         self.killed, self.killed_at = worker, at
         orphans = " ".join(row.role.session for row in self.owned_by(worker))
-        self.notices.append((at, f"{worker} killed (SIGKILL) while it had {orphans}"))
+        self.notices.append((at, f"{worker} killed (SIGKILL) while it owned {orphans}"))
 
     def set_owner(self, owners: Mapping[str, str], at: float) -> None:
-        """Take who owns what: id of a session's entry -> worker."""
+        """Record the owners: id of a session's entry -> worker."""
         moved = [
             row.role.session
             for row in self.rows.values()
@@ -181,9 +181,9 @@ class DemoState:
         ]
         if not moved:
             return
-        told = f"{self.rows[moved[0]].workers[-1]} took over {' '.join(moved)}"
+        notice = f"{self.rows[moved[0]].workers[-1]} took over {' '.join(moved)}"
         if self.killed is not None:
             self.moved += moved
             self.moved_at = at
-            told += f", {at - self.killed_at:.1f} s after the kill"
-        self.notices.append((at, told))
+            notice += f", {at - self.killed_at:.1f} s after the kill"
+        self.notices.append((at, notice))

@@ -1,4 +1,4 @@
-"""The summary: what came of each session, in numbers. Pure."""
+"""Summary of the demo: the results of each session, in numbers. No I/O."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -10,7 +10,7 @@ from worker.local.wer import WordErrors, word_errors, words
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Of one session, or of all together. Delays are from the end of speech to `turn.end`."""
+    """Results of one session, or of all. Delays are from the end of speech to `turn.end`."""
 
     session: str
     turns: int
@@ -20,7 +20,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     connections: int
     missing_ms: int
     word_error_rate: float | None = None
-    """None where the text is not known."""
+    """Word error rate; None if the reference transcript is unknown."""
     end_delay_median_s: float | None = None
     end_delay_max_s: float | None = None
     speaker: str = ""
@@ -32,7 +32,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Kill(msgspec.Struct, frozen=True):
-    """A worker killed on purpose, and who went on with its sessions."""
+    """A worker that the demo killed, and the sessions that moved to another worker."""
 
     worker: str
     sessions: tuple[str, ...]
@@ -40,7 +40,7 @@ class Kill(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True, tag="demo.summary"):
-    """Of the whole demo."""
+    """Results of the whole demo."""
 
     seconds: float
     sessions: tuple[Result, ...]
@@ -48,15 +48,15 @@ class Summary(msgspec.Struct, frozen=True, tag="demo.summary"):
     kill: Kill | None
 
 
-def summarize(board: DemoState, now: float) -> Summary:
-    """Sum up the board at this Unix time."""
-    rows = list(board.rows.values())
+def summarize(state: DemoState, now: float) -> Summary:
+    """Summarize the state at this Unix time."""
+    rows = list(state.rows.values())
     kill = None
-    if board.killed is not None:
-        moved_after_s = round(max(0.0, board.moved_at - board.killed_at), 3)
-        kill = Kill(board.killed, tuple(board.moved), moved_after_s)
+    if state.killed is not None:
+        moved_after_s = round(max(0.0, state.moved_at - state.killed_at), 3)
+        kill = Kill(state.killed, tuple(state.moved), moved_after_s)
     return Summary(
-        seconds=round(now - board.began_at, 3),
+        seconds=round(now - state.began_at, 3),
         sessions=tuple(_result(row) for row in rows),
         total=_together("total", rows),
         kill=kill,
@@ -64,7 +64,7 @@ def summarize(board: DemoState, now: float) -> Summary:
 
 
 def transcript(row: SessionState) -> str:
-    """Return the text of a session, its turns parted by spaces."""
+    """Return the text of a session, its turns separated by spaces."""
     return " ".join(turn.text.strip() for _, turn in sorted(row.turns.items()))
 
 
@@ -85,7 +85,7 @@ def _together(name: str, rows: Sequence[SessionState]) -> Result:
     turns = [turn for row in rows for turn in row.turns.values()]
     delays = [turn.end_delay_s for turn in turns if turn.end_delay_s is not None]
     known = [(row.role.text, transcript(row)) for row in rows]
-    errors = [word_errors(text, heard) for text, heard in known if text is not None]
+    errors = [word_errors(text, actual) for text, actual in known if text is not None]
     return Result(
         session=name,
         turns=len(turns),

@@ -1,4 +1,4 @@
-"""How the demo ends: the summary as a table, and where to go next."""
+"""Final output of the demo: the summary as a table, and the next commands to try."""
 
 from typing import Final
 
@@ -11,16 +11,16 @@ from rich.text import Text
 from worker.local.demo.summary import Result, Summary
 
 _NEXT: Final = (
-    ("turnbus demo my.wav", "the same with a recording of yours"),
-    ("turnbus stt-server", "this recognizer, for workers of yours"),
-    ("turnbus push my.wav --session a", "a producer; two XADDs, from any language"),
+    ("turnbus demo my.wav", "run the demo with your own recording"),
+    ("turnbus stt-server", "run this recognizer for your own workers"),
+    ("turnbus push my.wav --session a", "a producer; two XADDs in any language"),
     ("turnbus watch", "a consumer: turns as they are published"),
 )
-_NEXT_NOTE: Final = "docs/tutorial.md has them in order, docs/protocol.md every field and event."
+_NEXT_NOTE: Final = "docs/tutorial.md explains each step, docs/protocol.md every field and event."
 
 
 def closing(summary: Summary) -> Group:
-    """Draw the end."""
+    """Draw the final output."""
     ways = Table.grid(padding=(0, 3))
     for command, about in _NEXT:
         ways.add_row(Text(command, style="cyan"), about)
@@ -73,12 +73,12 @@ def _seconds(value: float | None) -> str:
 
 def _notes(summary: Summary) -> list[str]:
     about_delay = (
-        "To turn.end: from the last sound of speech to our reading the event from Redis; most of "
-        "it is the recognizer making sure."
+        "To turn.end: from the end of speech until the demo reads the event from Redis; most of "
+        "it is the silence that the recognizer waits for."
     )
     notes = [about_delay]
     if summary.total.word_error_rate is None:
-        notes.append("Word errors: unknown, as is what these files say.")
+        notes.append("Word errors: unknown, because these files have no reference transcript.")
     if summary.kill is not None:
         moved = ", ".join(summary.kill.sessions)
         notes.append(

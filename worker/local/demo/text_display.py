@@ -1,4 +1,4 @@
-"""The demo where there is no terminal: a line for each event, as text or JSON."""
+"""Display of the demo without a terminal: a line for each event, as text or JSON."""
 
 import sys
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ _WIDTH = 100
 
 
 class PlainLines:
-    """Tells in plain lines what matters: not each word, but each turn."""
+    """Prints plain text: a line for each turn, not for each word."""
 
     def __init__(self) -> None:
         self._noticed = 0
@@ -44,32 +44,32 @@ class PlainLines:
         return
 
     def status(self, text: str) -> None:
-        """Print it."""
+        """Print a progress message."""
         print(text, flush=True)
 
-    def update(self, board: DemoState, heard: Sequence[ReceivedEvent]) -> None:
+    def update(self, state: DemoState, received: Sequence[ReceivedEvent]) -> None:
         """Print the events and notices that are new."""
-        news = [(at, "*", text) for at, text in board.notices[self._noticed :]]
-        self._noticed = len(board.notices)
-        news += [
-            (at, event.session, f"{event_type(event):15} {told}".rstrip())
-            for at, _, event in heard
-            if (told := _sentence(event, board)) is not None
+        lines = [(at, "*", text) for at, text in state.notices[self._noticed :]]
+        self._noticed = len(state.notices)
+        lines += [
+            (at, event.session, f"{event_type(event):15} {text}".rstrip())
+            for at, _, event in received
+            if (text := _sentence(event, state)) is not None
         ]
-        width = max(map(len, board.rows))
-        for at, who, text in sorted(news, key=lambda new: new[0]):
-            print(f"{at - board.began_at:5.1f} s  {who:{width}}  {text}", flush=True)
+        width = max(map(len, state.rows))
+        for at, who, text in sorted(lines, key=lambda new: new[0]):
+            print(f"{at - state.began_at:5.1f} s  {who:{width}}  {text}", flush=True)
 
-    def finish(self, board: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
+    def finish(self, state: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
         """Print the spans, then the summary."""
         console = Console(width=_WIDTH, force_terminal=False, no_color=True)
         if spans:
-            console.print(waterfall(spans, board.began_at, board.killed), "", sep="\n")
+            console.print(waterfall(spans, state.began_at, state.killed), "", sep="\n")
         console.print(closing(summary))
 
 
 class JsonLines:
-    """The events as they are on the bus, then spans and the summary."""
+    """Prints the events as published in Redis, then the spans and the summary."""
 
     def __enter__(self) -> Self:
         return self
@@ -78,28 +78,28 @@ class JsonLines:
         return
 
     def status(self, text: str) -> None:
-        """Print it beside the output."""
+        """Print a progress message to standard error."""
         print(text, file=sys.stderr, flush=True)
 
-    def update(self, board: DemoState, heard: Sequence[ReceivedEvent]) -> None:
+    def update(self, state: DemoState, received: Sequence[ReceivedEvent]) -> None:
         """Print the events."""
-        del board
-        for one in heard:
+        del state
+        for one in received:
             print(one.json.decode(), flush=True)
 
-    def finish(self, board: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
+    def finish(self, state: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
         """Print the spans, then the summary."""
-        del board
+        del state
         for span in spans:
             print(msgspec.json.encode(span).decode(), flush=True)
         print(msgspec.json.encode(summary).decode(), flush=True)
 
 
-def _sentence(event: Event, board: DemoState) -> str | None:
-    """Word what an event adds; None if it is not worth a line."""
+def _sentence(event: Event, state: DemoState) -> str | None:
+    """Return the text of an event; None if the event is not printed."""
     match event:
         case SessionStarted(encoding=encoding, sample_rate=rate, worker=worker):
-            speaker = board.rows[event.session].role.speaker
+            speaker = state.rows[event.session].role.speaker
             return f"{speaker}, {encoding} at {rate} Hz, on {worker}"
         case TurnStart() | TurnUpdate():
             return None

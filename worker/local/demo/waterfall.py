@@ -1,4 +1,4 @@
-"""The spans of the demo, drawn: a tree for each session, and when each span was."""
+"""Draws the spans of the demo: a tree for each session, with a time bar for each span."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -12,20 +12,20 @@ from worker.local.demo.spans import Span, traces
 
 _BAR: Final = 24
 _KILLED: Final = (
-    "{} was killed: spans it had not exported yet are lost, those of its open turns above all."
+    "{} was killed: the spans it had not exported are lost, mainly those of its open turns."
 )
 
 
 def waterfall(spans: Sequence[Span], began_at: float, killed: str | None) -> Group:
     """Draw every trace; times are seconds from `began_at`, a Unix time."""
-    told: list[Text | Padding] = [Text("Spans, a trace of each session", style="bold")]
+    parts: list[Text | Padding] = [Text("Spans, a trace of each session", style="bold")]
     for rows in traces(spans):
         first = rows[0][0]
         head = Text(first.session, style="bold").append(f"  {first.context.trace_id[2:]}", "dim")
-        told += [head, Padding(_table(rows, began_at), (0, 0, 0, 2))]
+        parts += [head, Padding(_table(rows, began_at), (0, 0, 0, 2))]
     if killed is not None:
-        told.append(Text(_KILLED.format(killed), style="dim"))
-    return Group(*told)
+        parts.append(Text(_KILLED.format(killed), style="dim"))
+    return Group(*parts)
 
 
 def _table(rows: Sequence[tuple[Span, int]], began_at: float) -> Table:
@@ -53,7 +53,7 @@ def _table(rows: Sequence[tuple[Span, int]], began_at: float) -> Table:
 
 
 def _bar(start: float, length: float) -> str:
-    """Draw a share of the whole, at least a cell of it."""
+    """Draw a bar; `start` and `length` are shares of the total. Minimum one cell."""
     first = min(_BAR - 1, int(start * _BAR))
     return " " * first + "━" * max(1, min(_BAR - first, round(length * _BAR)))
 
@@ -63,11 +63,11 @@ def _length(seconds: float) -> str:
 
 
 def _remark(span: Span) -> Text:
-    """Tell what sets it apart from others of its name."""
+    """Return the error, the turn or the claim verdict of a span."""
     if span.status.status_code == "ERROR":
         return Text(span.status.description, style="red")
-    told = span.attributes
-    if "turnbus.turn" in told:
-        again = ", taken over" if told["turnbus.turn.taken_over"] else ""
-        return Text(f"turn {told['turnbus.turn']}{again}")
-    return Text(told.get("turnbus.claim.verdict", ""))
+    attributes = span.attributes
+    if "turnbus.turn" in attributes:
+        again = ", taken over" if attributes["turnbus.turn.taken_over"] else ""
+        return Text(f"turn {attributes['turnbus.turn']}{again}")
+    return Text(attributes.get("turnbus.claim.verdict", ""))

@@ -1,1 +1,1 @@
-"""The local turns server; see `server`."""
+"""Local STT server that emulates the provider; see `server`."""

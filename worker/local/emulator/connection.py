@@ -1,9 +1,13 @@
-"""One client's connection after the upgrade: audio in, events out, until one side ends it.
+"""One client's connection after the upgrade: receives audio, sends events.
 
-Where the provider's documents are silent, this server chooses: `config` takes effect at once, in an
-open turn too, and a wrong one changes nothing and gets an in-band 400; `done` does what `close`
-does; of binary messages an empty one resets the idle clock too; a client that does not read its
-events is not read from either; an engine that fails closes the connection with 1011.
+Where the provider's documentation leaves a choice, this server behaves as follows:
+
+- `config` takes effect at once, also in an open turn. An invalid `config` changes nothing and
+  gets an in-band 400.
+- `done` is the same as `close`.
+- An empty binary message resets the idle timeout, too.
+- The server stops reading from a client that does not read its events.
+- If the engine fails, the connection is closed with 1011.
 """
 
 import math
@@ -40,17 +44,17 @@ from worker.local.emulator.params import Params, check_turn
 from worker.local.emulator.settings import ServerSettings
 from worker.local.emulator.write_queue import WriteQueue
 
-_PIECE: Final = 64 * 1024  # bytes heard in one go: a huge message must not hold up the others
+_PIECE: Final = 64 * 1024  # maximum bytes fed at once: a huge message must not delay the others
 
 
 class Connection:
-    """Runs one accepted connection; `end` ends it from outside."""
+    """Serves one accepted connection; other tasks stop it with `end`."""
 
     def __init__(
         self,
         ws: ServerConnection,
         params: Params,
-        seen: ConnectionStats,
+        stats: ConnectionStats,
         plan: ConnectionFaults,
         engine: Engine,
         settings: ServerSettings,
@@ -58,37 +62,38 @@ class Connection:
         self._ws = ws
         self._params = params
         self._turn = params.turn
-        self._seen = seen
+        self._stats = stats
         self._plan = plan
         self._engine = engine
         self._settings = settings
-        self._outgoing = WriteQueue(ws, seen, plan, settings, self._apply_faults_at)
-        self._active_at = seen.opened_at
+        self._outgoing = WriteQueue(ws, stats, plan, settings, self._apply_faults_at)
+        self._active_at = stats.opened_at
         self._ending: ConnectionEnd | None = None
         self._scope = anyio.CancelScope()
 
     async def run(self) -> None:
-        """Serve the client to the end and close the socket.
+        """Serve the client until the connection ends, then close the socket.
 
-        Raises what the engine raised, for the caller to close with 1011.
+        Engine exceptions propagate; the caller closes with 1011.
         """
         params = self._params
-        hearing = self._engine.open(params.audio, params.turn, params.keyterms, self._outgoing.put)
+        stream = self._engine.open(params.audio, params.turn, params.keyterms, self._outgoing.put)
         try:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._write)
                     tasks.start_soon(self._watch_clock)
-                    await self._read(hearing)
+                    await self._read(stream)
         finally:
             with anyio.CancelScope(shield=True):
-                await hearing.aclose()
-        await self._leave()
+                await stream.aclose()
+        await self._close()
 
     def end(self, ending: ConnectionEnd) -> None:
         """Stop at once, without flushing.
 
-        The first call decides how. A later one makes a half-open connection end, and a cut any.
+        The first call decides how the connection ends. A later `Cut` always resets it; any later
+        call resets a half-open connection.
         """
         if self._ending is not None:
             if isinstance(ending, Cut) or isinstance(self._ending, HalfOpen):
@@ -104,74 +109,74 @@ class Connection:
                 tcp.stop_reading(self._ws)
         self._scope.cancel()
 
-    async def _leave(self) -> None:
+    async def _close(self) -> None:
         match self._ending:
             case Cut():
                 await tcp.outlast(self._ws, tcp.GRACE_S)
             case HalfOpen():
                 await tcp.outlast(self._ws, self._settings.idle_timeout_s)
             case InBandError(problem, int(code)):
-                await self._ws.send(encode_error(problem, self._seen.request_id), text=True)
+                await self._ws.send(encode_error(problem, self._stats.request_id), text=True)
                 await self._ws.close(code, problem.title)
             case CloseFrame(code, reason):
                 await self._ws.close(code, reason)
 
-    async def _read(self, hearing: RecognizerStream) -> None:
+    async def _read(self, stream: RecognizerStream) -> None:
         try:
             while True:
                 message = await self._ws.recv()
                 if isinstance(message, bytes):
-                    await self._take(hearing, message)
-                elif self._handle_command(hearing, message):
+                    await self._receive(stream, message)
+                elif self._handle_command(stream, message):
                     break
                 await self._outgoing.drained()
             await self._outgoing.greeted.wait()
             await self._apply_faults_at("flush")
-            await hearing.flush()
+            await stream.flush()
             await self._outgoing.drained()
             await self._apply_faults_at("flushed")
         except ConnectionClosed:
-            pass  # the client left; the socket remembers how
+            pass  # the client disconnected; the socket has the close code
         self.end(CloseFrame(CloseCode.NORMAL_CLOSURE))
 
     async def _write(self) -> None:
         try:
             await self._outgoing.write()
         except ConnectionClosed:
-            self.end(CloseFrame(CloseCode.NORMAL_CLOSURE))  # the client left
+            self.end(CloseFrame(CloseCode.NORMAL_CLOSURE))  # the client disconnected
 
-    async def _take(self, hearing: RecognizerStream, audio: bytes) -> None:
+    async def _receive(self, stream: RecognizerStream, audio: bytes) -> None:
         ending = None
         if self._plan:
-            if strike := self._plan.strike_within(self._seen.audio_bytes, len(audio)):
-                heard, ending = strike
-                audio = audio[:heard]
+            if due := self._plan.fault_within(self._stats.audio_bytes, len(audio)):
+                received, ending = due
+                audio = audio[:received]
             await anyio.sleep(self._plan.read_delay_s(len(audio), time.monotonic()))
-        self._seen.on_event(len(audio))
+        self._stats.on_event(len(audio))
         self._active_at = time.monotonic()
         if not self._outgoing.deaf and not await self._too_fast(audio):
             for start in range(0, len(audio), _PIECE):
                 if start:
                     await checkpoint()
-                await hearing.feed(audio[start : start + _PIECE])
+                await stream.feed(audio[start : start + _PIECE])
         if ending is not None:
-            await self._suffer(ending)
+            await self._apply(ending)
 
     async def _too_fast(self, audio: bytes) -> bool:
-        """Tell whether a limit of pace refuses this audio, having told the client."""
+        """Return whether a pace limit rejects this audio; send the error to the client."""
         if not self._plan:
             return False
-        limit = self._plan.too_fast(self._seen.seconds_of(len(audio)), time.monotonic())
+        limit = self._plan.too_fast(self._stats.seconds_of(len(audio)), time.monotonic())
         if limit is None:
             return False
         message = f"Send audio at no more than {limit.speed:g} times real time."
         problem = Problem(400, "Audio too fast", message)
-        await self._suffer(InBandError(problem, limit.close_code))
+        await self._apply(InBandError(problem, limit.close_code))
         return True
 
-    def _handle_command(self, hearing: RecognizerStream, text: str) -> bool:
-        """Do what a text message says; tell whether it was to close."""
-        request_id = self._seen.request_id
+    def _handle_command(self, stream: RecognizerStream, text: str) -> bool:
+        """Execute a text message; return whether it closes the connection."""
+        request_id = self._stats.request_id
         if self._settings.text_resets_idle:
             self._active_at = time.monotonic()
         try:
@@ -184,21 +189,21 @@ class Connection:
             self._outgoing.put(encode_error(fault.problem, request_id))
         else:
             self._turn = turn
-            hearing.configure(turn)
+            stream.configure(turn)
             if self._settings.config_ack:
                 self._outgoing.put(encode_config_ack(turn, request_id))
         return False
 
     async def _apply_faults_at(self, moment: Moment) -> None:
         if self._plan and (ending := self._plan.at_moment(moment)):
-            await self._suffer(ending)
+            await self._apply(ending)
 
-    async def _suffer(self, ending: ConnectionEnd) -> None:
+    async def _apply(self, ending: ConnectionEnd) -> None:
         if isinstance(ending, InBandError) and ending.close_code is None:
-            self._outgoing.put(encode_error(ending.problem, self._seen.request_id))
+            self._outgoing.put(encode_error(ending.problem, self._stats.request_id))
             return
         self.end(ending)
-        await checkpoint()  # the scope is cancelled: nothing more is done
+        await checkpoint()  # the scope is cancelled: this raises
 
     async def _watch_clock(self) -> None:
         # One sleep for many messages is cheaper than a timer reset by each.
@@ -206,7 +211,7 @@ class Connection:
         while True:
             now = time.monotonic()
             idle_s = self._active_at + self._settings.idle_timeout_s - now
-            session_left_s = self._seen.opened_at + session_s - now
+            session_left_s = self._stats.opened_at + session_s - now
             if session_left_s <= 0:
                 self.end(CloseFrame(CloseCode.GOING_AWAY, "Session limit"))
             elif idle_s <= 0:

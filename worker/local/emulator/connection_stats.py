@@ -1,4 +1,4 @@
-"""What the server saw of its clients. Times are seconds of `time.monotonic`."""
+"""Statistics of each client connection. Times are seconds of `time.monotonic`."""
 
 import time
 from collections import deque
@@ -14,12 +14,12 @@ _TRANSCRIPTS_KEPT: Final = 1_000
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What was seen of one connection, as JSON has it."""
+    """Statistics of one connection, as the control endpoint returns them in JSON."""
 
     request_id: str
     open: bool
     seconds: float
-    """From the upgrade to the end, or to now."""
+    """Duration from the upgrade to the end of the connection, or to now while it is open."""
     model: str | None
     encoding: str | None
     sample_rate: int | None
@@ -36,32 +36,32 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConnectionStats:
-    """What the server saw of one connection."""
+    """Counters and transcripts of one connection."""
 
     def __init__(self, request_id: str, faults: list[str]) -> None:
         self.request_id = request_id
         self.params: Params | None = None
-        """None until they are read, and for ever if they were refused."""
+        """Query parameters; None until they are parsed, or if they were rejected."""
         self.opened_at = time.monotonic()
         self.greeted_at: float | None = None
-        """When `connected` was sent, and so the opening over."""
+        """Time at which `connected` was sent."""
         self.closed_at: float | None = None
         self.close_code: int | None = None
         self.audio_bytes = 0
-        """Of the audio that came, also of what a limit of pace then refused."""
+        """Bytes of audio received, including audio that a pace limit rejected."""
         self.audio_messages = 0
         self.first_audio_at: float | None = None
         self.last_audio_at: float | None = None
         self.pace = PaceMeter()
         self.transcripts: deque[str] = deque(maxlen=_TRANSCRIPTS_KEPT)
-        """Of the turns that ended, as sent; the last 1,000."""
+        """Transcripts of the last 1,000 ended turns, as sent."""
         self.open_transcript = ""
-        """Of the turn that is open, or was when the connection ended."""
+        """Transcript of the turn that is open, or was open when the connection ended."""
         self.faults = faults
-        """The specs of the faults that took it, in order."""
+        """Specs of the faults applied to the connection, in order."""
 
     def on_event(self, size: int) -> None:
-        """Note an audio message of that many bytes."""
+        """Count an audio message of `size` bytes."""
         now = time.monotonic()
         if self.first_audio_at is None:
             self.first_audio_at = now
@@ -71,14 +71,14 @@ class ConnectionStats:
         self.pace.add(self.seconds_of(size), now)
 
     def seconds_of(self, size: int) -> float:
-        """Tell how long that many bytes of its audio last; 0 as long as its format is unknown."""
+        """Return the duration of `size` bytes of audio; 0 while the format is unknown."""
         if self.params is None:
             return 0.0
         audio = self.params.audio
         return size / (sample_width(audio.encoding) * audio.sample_rate)
 
     def report(self) -> Report:
-        """Sum it up."""
+        """Return a snapshot for JSON output."""
         params = self.params
         return Report(
             request_id=self.request_id,

@@ -1,15 +1,15 @@
-"""The control endpoint: what the server sees, and faults while it runs; on 127.0.0.1 only.
+"""Control endpoint: server statistics and fault injection, on 127.0.0.1 only.
 
-    GET /                                             what it does and did
-    GET /connections?last=100                         what it saw of each
-    GET /faults/set?fault=SPEC&fault=SPEC&seed=7      these faults from now on, and no others
-    GET /faults/clear
-    GET /outage/start?how=refuse&for=30s              no one listens; how=503: everyone is told 503
-    GET /outage/stop
-    GET /cut?how=rst                                  every open socket, now; or how=fin
+    GET /                                             server state and counters
+    GET /connections?last=100                         statistics of each connection
+    GET /faults/set?fault=SPEC&fault=SPEC&seed=7      replace the active faults
+    GET /faults/clear                                 remove all faults
+    GET /outage/start?how=refuse&for=30s              stop listening; how=503: answer with 503
+    GET /outage/stop                                  end the outage
+    GET /cut?how=rst                                  reset every open socket; or how=fin
 
-Every answer is JSON. All are GETs, for the WebSocket server's HTTP side reads no other; a web page
-that a browser on this machine shows is refused.
+Every response is JSON. Every request is a GET, because the HTTP side of websockets supports no
+other method. Cross-site requests from a browser on this machine are rejected.
 """
 
 import math
@@ -38,6 +38,7 @@ _PATHS: Final = (
     *("/", "/connections", "/faults/set", "/faults/clear"),
     *("/outage/start", "/outage/stop", "/cut"),
 )
+_PATHS_TEXT: Final = ", ".join(_PATHS)
 
 Q = TypeVar("Q")
 
@@ -72,9 +73,9 @@ class _Problem(Exception):  # noqa: N818 - an answer
 
 @asynccontextmanager
 async def serve_control(server: TurnsServer, port: int) -> AsyncIterator[int]:
-    """Answer on this port, 0 for a free one, until the block ends; yield the port.
+    """Serve the control endpoint until the block ends; yield its port.
 
-    Raises TurnbusError if it cannot be listened on.
+    Port 0 selects a free one. Raises TurnbusError if the port is not available.
     """
     control = _Control(server)
     try:
@@ -93,7 +94,7 @@ async def serve_control(server: TurnsServer, port: int) -> AsyncIterator[int]:
 
 
 class _Control:
-    """Answers requests; `tasks` runs the outages that were started."""
+    """Handles requests; `tasks` runs the outages that were started."""
 
     tasks: TaskGroup
 
@@ -102,7 +103,7 @@ class _Control:
         self._outage: tuple[anyio.CancelScope, anyio.Event] | None = None
 
     async def answer(self, ws: ServerConnection, request: Request) -> Response:
-        """Do what a request says."""
+        """Execute a request and return its response."""
         path, _, query = request.path.partition("?")
         try:
             _check_origin(request.headers)
@@ -118,7 +119,7 @@ class _Control:
                 _read(query, _Nothing)
             case "/connections":
                 last = _read(query, _Connections).last
-                return [seen.report() for seen in tuple(self._server.connections)[-last:]]
+                return [stats.report() for stats in tuple(self._server.connections)[-last:]]
             case "/faults/set":
                 given = _read(query, _Set)
                 self._server.faults.set(*given.fault, seed=given.seed)
@@ -133,7 +134,7 @@ class _Control:
             case "/cut":
                 self._server.cut_all(_read(query, _Cut).how)
             case _:
-                raise _Problem(HTTPStatus.NOT_FOUND, f"there are {', '.join(_PATHS)}")
+                raise _Problem(HTTPStatus.NOT_FOUND, f"unknown path; the paths are {_PATHS_TEXT}")
         return self._server.state()
 
     async def _start_outage(self, start: _Start) -> None:
@@ -145,7 +146,7 @@ class _Control:
 
     async def _stop_outage(self) -> None:
         if self._outage is None:
-            raise _Problem(HTTPStatus.CONFLICT, "no outage was started here")
+            raise _Problem(HTTPStatus.CONFLICT, "no outage was started by this endpoint")
         scope, over = self._outage
         scope.cancel()
         await over.wait()
@@ -170,11 +171,11 @@ def _read(query: str, kind: type[Q]) -> Q:
 
 
 def _check_origin(headers: Headers) -> None:
-    """Refuse what a page of another site makes a browser send."""
+    """Reject cross-site requests from a browser."""
     hosts = {re.sub(r":\d+$", "", host) for host in headers.get_all("Host")}
     sites = set(headers.get_all("Sec-Fetch-Site"))
     if not hosts or not hosts <= _LOCAL or not sites <= {"none", "same-origin"}:
-        raise _Problem(HTTPStatus.FORBIDDEN, "only for programs on this machine")
+        raise _Problem(HTTPStatus.FORBIDDEN, "only programs on this machine may send requests")
 
 
 def _json(status: HTTPStatus, content: object) -> Response:

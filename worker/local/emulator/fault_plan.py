@@ -1,6 +1,6 @@
-"""The faults in force, and what they do to one connection; no I/O.
+"""Active faults, and their effects on one connection; no I/O.
 
-Faults that are set apply to connections that are open, too, from the next message on.
+New faults also apply to open connections, from the next message on.
 """
 
 from operator import itemgetter
@@ -30,32 +30,32 @@ H = TypeVar("H", bound=Habit)
 
 
 class ActiveFault:
-    """A fault in force."""
+    """A fault that is active on the server."""
 
     def __init__(self, fault: Fault, seed: int) -> None:
         self.fault: Final = fault
         self.applied = 0
-        """How many connections it took."""
+        """Number of connections the fault was applied to."""
         self._seed = seed if fault.seed is None else fault.seed
 
     @property
     def spent(self) -> bool:
-        """Whether it has taken as many connections as it may."""
+        """Whether the fault has reached its `count`."""
         return self.fault.count is not None and self.applied >= self.fault.count
 
     def draw(self, number: int) -> bool:
-        """Tell whether connection `number` is among those it may take.
+        """Return whether the random draw selects connection `number`.
 
-        The same for the same seed, whatever the other connections did meanwhile.
+        The result depends only on the seed, the spec and the number.
         """
         if self.fault.probability == 1:
             return True
-        lot = Random(f"{self._seed} {self.fault.spec} {number}")  # noqa: S311 - guards nothing
-        return lot.random() < self.fault.probability
+        draw = Random(f"{self._seed} {self.fault.spec} {number}")  # noqa: S311 - not for security
+        return draw.random() < self.fault.probability
 
 
 class FaultSet:
-    """A server's faults."""
+    """All active faults of a server."""
 
     def __init__(self) -> None:
         self.standing: tuple[ActiveFault, ...] = ()
@@ -63,40 +63,40 @@ class FaultSet:
         self._sockets = 0
 
     def set(self, *specs: str, seed: int = 0) -> None:
-        """Put these faults in force instead of those that are, as `fault_specs` reads them.
+        """Replace the active faults; `fault_specs` parses the specs.
 
-        Connections are numbered for `seed` from here. Raises SettingsError and changes nothing
-        if a spec cannot be read.
+        Connection numbers for `seed` restart at 1. Raises SettingsError and changes nothing if a
+        spec is invalid.
         """
         self.standing = tuple(ActiveFault(parse_fault(spec), seed) for spec in specs)
         self._upgrades = self._sockets = 0
 
     def clear(self) -> None:
-        """Let everything go well from here on."""
+        """Remove all faults."""
         self.set()
 
     def at_upgrade(self) -> ConnectionEnd | HttpRefusal | None:
-        """Take an upgrade that would be granted, and tell what becomes of it instead."""
+        """Count a valid upgrade; return the fault to apply to it, if any."""
         self._upgrades += 1
         plan = ConnectionFaults(self, self._upgrades)
         return plan.refusal() or plan.at_moment("handshake")
 
     def plan(self) -> "ConnectionFaults":
-        """Take a connection that was upgraded."""
+        """Count an upgraded connection; return its faults."""
         self._sockets += 1
         return ConnectionFaults(self, self._sockets)
 
 
 class ConnectionFaults:
-    """What the faults do to one connection. False while there are none."""
+    """Faults of one connection. Falsy while no fault is active."""
 
     def __init__(self, faults: FaultSet, number: int) -> None:
         self.applied: list[str] = []
-        """The specs of the faults that took it, in order."""
+        """Specs of the faults applied to the connection, in order."""
         self._faults = faults
         self._number = number
         self._drawn: dict[ActiveFault, bool] = {}
-        self._taken: set[ActiveFault] = set()
+        self._used: set[ActiveFault] = set()
         self._guards: dict[ActiveFault, RateLimit] = {}
         self._throttles: dict[ActiveFault, Throttle] = {}
 
@@ -104,63 +104,67 @@ class ConnectionFaults:
         return bool(self._faults.standing)
 
     def refusal(self) -> HttpRefusal | None:
-        """Tell how the upgrade is answered instead."""
+        """Return the HTTP refusal to answer the upgrade with, if any."""
         for standing in self._faults.standing:
             action = standing.fault.action
-            if isinstance(action, HttpRefusal) and self._takes(standing):
+            if isinstance(action, HttpRefusal) and self._applies(standing):
                 return action
         return None
 
     def at_moment(self, moment: Moment) -> ConnectionEnd | None:
-        """Tell what happens at this moment."""
+        """Return the fault that applies at this moment, if any."""
         for standing in self._faults.standing:
             action = standing.fault.action
             if (
                 standing.fault.at == moment
                 and isinstance(action, ConnectionEnd)
-                and self._takes(standing)
+                and self._applies(standing)
             ):
                 return action
         return None
 
-    def strike_within(self, heard: int, size: int) -> tuple[int, ConnectionEnd] | None:
-        """Tell what happens within the next `size` bytes of audio, and after how many of them."""
+    def fault_within(self, received: int, size: int) -> tuple[int, ConnectionEnd] | None:
+        """Return the fault due within the next `size` bytes of audio, and its byte offset."""
         for at, standing in self._by_bytes():
             action = standing.fault.action
-            if at <= heard + size and isinstance(action, ConnectionEnd) and self._takes(standing):
-                return max(at - heard, 0), action
+            if (
+                at <= received + size
+                and isinstance(action, ConnectionEnd)
+                and self._applies(standing)
+            ):
+                return max(at - received, 0), action
         return None
 
     def greeting(self) -> LateConnected:
-        """Tell how late `connected` is."""
+        """Return the delay of `connected`."""
         if (found := self._habit(LateConnected)) is None:
             return LateConnected(0)
         standing, late = found
-        self._take(standing)
+        self._apply(standing)
         return late
 
     def read_delay_s(self, size: int, now: float) -> float:
-        """Tell how long the next `size` bytes of audio take to read."""
+        """Return the delay for reading the next `size` bytes of audio."""
         if (found := self._habit(SlowRead)) is None:
             return 0
         standing, slow = found
-        self._take(standing)
+        self._apply(standing)
         throttle = self._throttles.setdefault(standing, Throttle(slow.bytes_per_s))
         return throttle.delay_s(size, now)
 
     def too_fast(self, audio_s: float, now: float) -> PaceLimit | None:
-        """Tell the limit that the next `audio_s` seconds of audio break."""
+        """Return the pace limit that the next `audio_s` seconds of audio exceed, if any."""
         if (found := self._habit(PaceLimit)) is None:
             return None
         standing, limit = found
         guard = self._guards.setdefault(standing, RateLimit(limit.speed, limit.burst_s))
         if guard.allows(audio_s, now):
             return None
-        self._take(standing)
+        self._apply(standing)
         return limit
 
-    def garble(self, event: EngineEvent) -> list[EngineEvent]:
-        """Tell what is sent in place of an event."""
+    def distort(self, event: EngineEvent) -> list[EngineEvent]:
+        """Return the events to send in place of `event`."""
         events = [event]
         if event.kind == "turn.end" and self._has(NoTurnEnd):
             return []
@@ -179,33 +183,33 @@ class ConnectionFaults:
         ]
         return sorted(found, key=itemgetter(0))
 
-    def _takes(self, standing: ActiveFault) -> bool:
-        """Take the connection if the fault may, once."""
-        if standing in self._taken or not self._may_take(standing):
+    def _applies(self, standing: ActiveFault) -> bool:
+        """Apply the fault to this connection if allowed, at most once."""
+        if standing in self._used or not self._may_apply(standing):
             return False
-        self._take(standing)
+        self._apply(standing)
         return True
 
     def _has(self, kind: type[Habit]) -> bool:
         if (found := self._habit(kind)) is None:
             return False
-        self._take(found[0])
+        self._apply(found[0])
         return True
 
     def _habit(self, kind: type[H]) -> tuple[ActiveFault, H] | None:
         for standing in self._faults.standing:
             action = standing.fault.action
-            if isinstance(action, kind) and (standing in self._taken or self._may_take(standing)):
+            if isinstance(action, kind) and (standing in self._used or self._may_apply(standing)):
                 return standing, action
         return None
 
-    def _may_take(self, standing: ActiveFault) -> bool:
+    def _may_apply(self, standing: ActiveFault) -> bool:
         if standing not in self._drawn:
             self._drawn[standing] = standing.draw(self._number)
         return self._drawn[standing] and not standing.spent
 
-    def _take(self, standing: ActiveFault) -> None:
-        if standing not in self._taken:
-            self._taken.add(standing)
+    def _apply(self, standing: ActiveFault) -> None:
+        if standing not in self._used:
+            self._used.add(standing)
             standing.applied += 1
             self.applied.append(standing.fault.spec)

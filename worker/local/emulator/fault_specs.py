@@ -1,4 +1,4 @@
-"""Faults as text, for the command line, the control endpoint and tests."""
+"""Parser for fault specs, for the command line, the control endpoint and tests."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -27,32 +27,32 @@ from worker.local.emulator.faults import (
 from worker.local.emulator.messages import Problem, problem_of
 
 GRAMMAR: Final = """\
-A fault is KIND[=VALUE][@WHEN][,p=0.1][,count=2][,seed=7]: of the connections it takes the share p,
-drawn with the seed, and at most count.
+A fault is KIND[=VALUE][@WHEN][,p=0.1][,count=2][,seed=7]. It applies to the share p of the
+connections, drawn with the seed, and to at most count of them.
 
-  cut[=fin]@WHEN           TCP is reset, or with fin ended, without a close frame
-  half-open@WHEN           nothing is read, written or answered any more; TCP stays open
-  close=CODE[@WHEN]        a close frame
+  cut[=fin]@WHEN           TCP is reset, or ended with fin, without a close frame
+  half-open@WHEN           the server reads and writes nothing more; TCP stays open
+  close=CODE[@WHEN]        the server sends a close frame
   error=STATUS[@WHEN]      an in-band error, then close 1011 after 5xx and 1008 after 4xx;
-                           error=500:1013 closes with another code, error=500:open does not
-  http=STATUS              the upgrade is refused
-  connected=late:3s        connected comes late; with late:3s:deaf audio before it is not heard
-  connected=never          and nothing else comes either
+                           error=500:1013 closes with another code, error=500:open does not close
+  http=STATUS              the upgrade is refused with this HTTP status
+  connected=late:3s        connected is sent late; late:3s:deaf discards audio received before it
+  connected=never          connected and all other events are never sent
   no-turn-end              no turn.end is sent
   duplicate                every turn event is sent twice
-  shrink                   after each turn.update comes another without its last word
+  shrink                   each turn.update is followed by another without its last word
   slow-read=8k/s           audio is read at 8,000 bytes a second
-  pace=2.0[:burst=1s]      audio faster than 2.0 x real time, but for a burst (default 1 s at once),
-                           is not heard: in-band 400, then close 1008; or :CODE, or :open as above
+  pace=2.0[:burst=1s]      audio faster than 2.0 x real time, except a burst (default 1 s at once),
+                           is discarded: in-band 400, then close 1008; or :CODE, or :open as above
 
-WHEN is a moment, or bytes=N: when N bytes of audio were heard.
+WHEN is a moment, or bytes=N: after N bytes of audio were received.
 
-  handshake                the upgrade was asked for; for cut and half-open only
-  opened                   upgraded; connected is due. Where error and close come without a WHEN
-  mid-turn                 an update of an open turn was sent
-  between-turns            a turn.end was sent
-  flush                    the client asked to close; its last events are due
-  flushed                  they were sent; close 1000 is due
+  handshake                the client requested the upgrade; for cut and half-open only
+  opened                   after the upgrade, before connected; the default of error and close
+  mid-turn                 after an update of an open turn was sent
+  between-turns            after a turn.end was sent
+  flush                    the client requested the close; before its last events are sent
+  flushed                  after the last events were sent, before close 1000
 """
 
 BURST_S: Final = 1.0
@@ -61,7 +61,7 @@ Build = Callable[[Sequence[str]], ConnectionEnd | HttpRefusal | Habit]
 
 
 def parse_fault(spec: str) -> Fault:
-    """Read a fault. Raises SettingsError that says what is wrong with it."""
+    """Parse a fault spec. Raises SettingsError if it is invalid."""
     head, *options = spec.strip().split(",")
     head, at, when = head.partition("@")
     name, _, value = head.partition("=")
@@ -78,7 +78,7 @@ def parse_fault(spec: str) -> Fault:
 
 
 def parse_seconds(text: str) -> float:
-    """Read a duration such as `3s` or `500ms`. Raises SettingsError."""
+    """Parse a duration such as `3s` or `500ms`. Raises SettingsError if it is invalid."""
     try:
         return _seconds(text)
     except _Wrong as wrong:
@@ -91,7 +91,7 @@ class _Wrong(ValueError):  # noqa: N818 - becomes a SettingsError
 
 class _Kind(NamedTuple):
     build: Build
-    moments: tuple[Moment, ...] = ()  # a WHEN may be one of these, or bytes=N; none: no WHEN
+    moments: tuple[Moment, ...] = ()  # allowed WHENs besides bytes=N; empty: the kind takes no WHEN
     default: Moment | None = None
 
 
@@ -103,7 +103,7 @@ def _kind(name: str) -> _Kind:
 
 def _default_moment(kind: _Kind) -> Moment | None:
     if kind.moments and kind.default is None:
-        raise _Wrong(f"say when: {_moments(kind)}")
+        raise _Wrong(f"it needs a WHEN: {_moments(kind)}")
     return kind.default
 
 
@@ -113,7 +113,7 @@ def _moment(kind: _Kind, text: str) -> Moment | int:
     if text.startswith("bytes="):
         return _size(text.removeprefix("bytes="))
     if text not in kind.moments:
-        raise _Wrong(f"{text!r} is no WHEN of it; they are {_moments(kind)}")
+        raise _Wrong(f"{text!r} is not a valid WHEN; use one of {_moments(kind)}")
     return text
 
 
@@ -133,7 +133,7 @@ def _options(options: Sequence[str]) -> dict[str, Any]:
             case "seed":
                 values["seed"] = _whole(text, 0)
             case _:
-                raise _Wrong(f"its options are p, count and seed, not {name!r}")
+                raise _Wrong(f"the options are p, count and seed, not {name!r}")
     return values
 
 
@@ -142,7 +142,7 @@ def _cut(values: Sequence[str]) -> Cut:
         case "rst" | "fin" as how:
             return Cut(how)
         case other:
-            raise _Wrong(f"it is rst or fin, not {other!r}")
+            raise _Wrong(f"the value must be rst or fin, not {other!r}")
 
 
 def _close(values: Sequence[str]) -> CloseFrame:
@@ -168,7 +168,7 @@ def _connected(values: Sequence[str]) -> LateConnected:
             return LateConnected(_seconds(delay))
         case ["late", delay, "deaf"]:
             return LateConnected(_seconds(delay), deaf=True)
-    raise _Wrong("it is late:3s, late:3s:deaf or never")
+    raise _Wrong("the value must be late:3s, late:3s:deaf or never")
 
 
 def _slow_read(values: Sequence[str]) -> SlowRead:
@@ -199,7 +199,7 @@ def _only(values: Sequence[str], default: str = "") -> str:
 
 
 def _then(values: Sequence[str], default: int) -> int | None:
-    """Read what follows an error: a close code, or `open` for none."""
+    """Parse what follows an error: a close code, or `open` for none."""
     if not values:
         return default
     return None if _only(values) == "open" else _close_code(_only(values))
@@ -217,7 +217,7 @@ def _problem(text: str) -> Problem:
     try:
         return problem_of(status)
     except ValueError:
-        raise _Wrong(f"{status} is no HTTP status") from None
+        raise _Wrong(f"{status} is not an HTTP status") from None
 
 
 def _seconds(text: str) -> float:

@@ -1,6 +1,6 @@
-"""What can be made to go wrong, as values; `fault_specs` reads them from text, `plan` applies them.
+"""Injectable faults, as values; `fault_specs` parses them, `fault_plan` applies them.
 
-A fault either strikes once at a moment of the connection, or is a habit of it for life.
+A fault either occurs once, at a moment of the connection, or changes all of the connection.
 """
 
 from typing import Literal
@@ -13,39 +13,40 @@ Moment = Literal["handshake", "opened", "mid-turn", "between-turns", "flush", "f
 
 
 class Cut(msgspec.Struct, frozen=True):
-    """TCP is cut without a close frame: reset, dropping what is on its way, or ended."""
+    """TCP is cut without a close frame: reset, dropping data in transit, or ended."""
 
     how: Literal["rst", "fin"] = "rst"
 
 
 class HalfOpen(msgspec.Struct, frozen=True):
-    """Nothing is read, written or answered any more, and TCP stays open."""
+    """The server reads and writes nothing more, and TCP stays open."""
 
 
 class CloseFrame(msgspec.Struct, frozen=True):
-    """A close frame."""
+    """The server sends a close frame."""
 
     code: int
     reason: str = ""
 
 
 class InBandError(msgspec.Struct, frozen=True):
-    """An `error` and then a close frame; with None the connection goes on."""
+    """The server sends an `error`, then a close frame; with None the connection stays open."""
 
     problem: Problem
     close_code: int | None
 
 
 class HttpRefusal(msgspec.Struct, frozen=True):
-    """An HTTP status in answer to the upgrade."""
+    """The server answers the upgrade with an HTTP error status."""
 
     problem: Problem
 
 
 class LateConnected(msgspec.Struct, frozen=True):
-    """`connected` comes this many seconds late, None for never.
+    """`connected` is sent this many seconds late, None for never.
 
-    What is heard before it is told after it; a `deaf` connection hears nothing before it.
+    Events of audio received before `connected` are sent after it. A `deaf` connection discards
+    that audio.
     """
 
     delay_s: float | None
@@ -61,20 +62,20 @@ class Duplicate(msgspec.Struct, frozen=True):
 
 
 class Shrink(msgspec.Struct, frozen=True):
-    """After each turn.update comes another without its last word."""
+    """Each turn.update is followed by another without its last word."""
 
 
 class SlowRead(msgspec.Struct, frozen=True):
-    """Audio is read at this rate; the rest backs up into the client."""
+    """Audio is read at this rate; TCP backpressure delays the client."""
 
     bytes_per_s: float
 
 
 class PaceLimit(msgspec.Struct, frozen=True):
-    """Audio that comes faster than `speed` times real time is refused with an in-band 400.
+    """Audio faster than `speed` times real time is rejected with an in-band 400.
 
-    `burst_s` seconds of audio may come at once. Then comes a close frame; with None the
-    connection goes on, without the audio that was refused.
+    `burst_s` seconds of audio may arrive at once. A close frame follows the error. If the code is
+    None, the connection stays open without the rejected audio.
     """
 
     speed: float
@@ -83,16 +84,16 @@ class PaceLimit(msgspec.Struct, frozen=True):
 
 
 ConnectionEnd = Cut | HalfOpen | CloseFrame | InBandError
-"""What strikes an open connection; all but an error without a close end it."""
+"""Fault of an open connection; all except an error without a close code end it."""
 Habit = LateConnected | NoTurnEnd | Duplicate | Shrink | SlowRead | PaceLimit
 
 
 class Fault(msgspec.Struct, frozen=True):
     """A fault to apply.
 
-    `at` is when it strikes: a moment, or the bytes of audio heard by then; None for a habit.
-    It takes the share `probability` of the connections, drawn with `seed` or that of the whole
-    plan, and `count` of them at most.
+    `at` is when the fault occurs: a moment, or a number of received audio bytes; None for a habit.
+    The fault applies to the share `probability` of the connections, and to at most `count`. The
+    draw uses `seed`, or the seed of the whole set.
     """
 
     spec: str

@@ -1,8 +1,10 @@
-"""The HTTP upgrade: path, API version, credentials; pure.
+"""The HTTP upgrade: path, API version, credentials; no I/O.
 
-Where the provider's documents are silent, this server chooses: of several credentials the first of
-X-API-Key, Authorization and access_token counts; any well-formed date is a version; credentials
-are not looked at again while the connection lasts.
+Where the provider's documentation leaves a choice, this server behaves as follows:
+
+- If a request has several credentials, X-API-Key precedes Authorization and access_token.
+- Any well-formed date is a valid version.
+- Credentials are checked at the upgrade only.
 """
 
 import hmac
@@ -38,7 +40,7 @@ class Upgrade:
         self._headers = headers
 
     def problem(self, api_keys: frozenset[str] | None) -> Problem | None:
-        """Tell why it must be refused, None if it need not."""
+        """Return why the upgrade must be refused; None if it is valid."""
         if self.path != PATH:
             return Problem(404, "Not Found", f"The endpoint is {PATH}.")
         credential = self._credential()
@@ -58,7 +60,7 @@ class Upgrade:
 
     @property
     def version(self) -> date | None:
-        """The API version asked for, the query's before the header's; None if not a date."""
+        """The requested API version; None if not a date. The query precedes the header."""
         text = dict(self.query).get("cartesia_version", self._header("Cartesia-Version"))
         if not _DATE.fullmatch(text):
             return None
@@ -68,9 +70,9 @@ class Upgrade:
             return None
 
     def error_body(self, problem: Problem, request_id: str) -> tuple[str, str]:
-        """Write a problem's body: content type and text.
+        """Return the content type and the body of an error response.
 
-        Versions before 2026-03-01 get plain text; who sent no version is told in JSON.
+        Versions before 2026-03-01 get plain text. Requests without a version get JSON.
         """
         if self.version is not None and self.version < _JSON_ERRORS_SINCE:
             return "text/plain; charset=utf-8", f"{problem.title}: {problem.message}"

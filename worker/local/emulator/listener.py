@@ -1,4 +1,4 @@
-"""Where the server listens: sockets that an outage closes, and opens again on the same ports."""
+"""Listening sockets; an outage closes them and opens them again on the same ports."""
 
 import asyncio
 import logging
@@ -16,13 +16,11 @@ from worker.errors import TurnbusError
 from worker.local.emulator.tcp import GRACE_S
 from worker.urls import join_host_port
 
-# At debug level websockets logs request headers, and with them keys.
+# At debug level websockets logs request headers, which contain API keys.
 _log: Final = logging.getLogger(__name__)
 _log.setLevel(logging.INFO)
 
-_HANDSHAKE_S: Final = (
-    30.0  # longer than clients wait: a handshake without an answer is theirs to end
-)
+_HANDSHAKE_S: Final = 30.0  # longer than clients wait: the client ends an unanswered handshake
 _BACKLOG: Final = 1_024
 
 
@@ -36,11 +34,11 @@ class Listener:
         max_message: int,
         ping_s: float | None,
     ) -> None:
-        self._guests: set[ServerConnection] = set()
+        self._connections: set[ServerConnection] = set()
         self._serve = partial(
             serve,
             handle,
-            create_connection=_registering(self._guests),
+            create_connection=_registering(self._connections),
             compression=None,
             max_size=max_message,
             ping_interval=ping_s,
@@ -53,12 +51,12 @@ class Listener:
             backlog=_BACKLOG,
         )
         self._servers: list[Server] = []
-        self._held: list[socket.socket] = []
+        self._reserved: list[socket.socket] = []
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port.
 
-        Raises TurnbusError if the address cannot be listened on.
+        Raises TurnbusError if the address is not available.
         """
         try:
             server = await self._serve(host, port)
@@ -69,51 +67,53 @@ class Listener:
         return int(next(iter(server.sockets)).getsockname()[1])
 
     async def pause(self) -> None:
-        """Refuse connections. Those that are open stay so."""
+        """Refuse new connections. Open connections stay open."""
         listening = [server for server in self._servers if server.is_serving()]
         addresses = [(s.family, s.getsockname()) for server in listening for s in server.sockets]
         for server in listening:
             server.close(close_connections=False)
         while any(server.is_serving() for server in listening):
             await checkpoint()
-        # The port stays ours: another program, or a client that dials it, could be given it.
-        self._held = [_bound(family, address) for family, address in addresses]
+        # Keep the port bound: the OS could assign it to another program or to a client.
+        self._reserved = [_bound(family, address) for family, address in addresses]
 
     async def resume(self) -> None:
-        """Listen again where it did."""
-        while self._held:
-            self._servers.append(await self._serve(sock=self._held.pop()))
+        """Listen again on the same ports."""
+        while self._reserved:
+            self._servers.append(await self._serve(sock=self._reserved.pop()))
 
     def unanswered(self) -> list[ServerConnection]:
-        """Return the connections whose handshake is not over."""
-        return [guest for guest in self._guests if guest.state is State.CONNECTING]
+        """Return the connections whose handshake is not complete."""
+        return [
+            connection for connection in self._connections if connection.state is State.CONNECTING
+        ]
 
     def close(self) -> None:
-        """Stop listening for good."""
-        while self._held:
-            self._held.pop().close()
+        """Stop listening permanently."""
+        while self._reserved:
+            self._reserved.pop().close()
         for server in self._servers:
             server.close(close_connections=False)
 
     async def wait_closed(self) -> None:
-        """Wait until the last connection is gone."""
+        """Wait until the last connection is closed."""
         for server in self._servers:
             await server.wait_closed()
 
 
-def _registering(guests: set[ServerConnection]) -> type[ServerConnection]:
-    """Make connections that are in `guests` from the first byte on, not only once upgraded."""
+def _registering(connections: set[ServerConnection]) -> type[ServerConnection]:
+    """Return a connection class whose instances are in `connections` before the upgrade, too."""
 
-    class Guest(ServerConnection):
+    class Registered(ServerConnection):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
-            guests.add(self)
+            connections.add(self)
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            guests.discard(self)
+            connections.discard(self)
 
-    return Guest
+    return Registered
 
 
 def _bound(family: socket.AddressFamily, address: tuple[str, int]) -> socket.socket:
@@ -126,5 +126,5 @@ def _bound(family: socket.AddressFamily, address: tuple[str, int]) -> socket.soc
 
 
 def _name_request(ws: ServerConnection, request: Request, response: Response) -> None:
-    """Put the request id on every answer, the upgrade and what websockets itself refuses too."""
+    """Add the request id to every response, including those websockets creates itself."""
     response.headers["X-Request-Id"] = str(ws.id)

@@ -1,7 +1,7 @@
-"""The wire's JSON: what the server writes, strictly, and the commands it reads.
+"""JSON of the protocol: messages the server writes, and the commands it reads.
 
-Kept apart from `schemas.cartesia`, which reads the same messages as leniently as a client must:
-were both sides one definition, a mistake in it would agree with itself.
+This module is separate from `schemas.cartesia`, the lenient definition that clients use. With one
+shared definition, tests could not detect a mistake in it.
 """
 
 from http import HTTPStatus
@@ -32,7 +32,7 @@ class _Error(msgspec.Struct):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why the client does not get what it asked for, at the upgrade or in-band."""
+    """Error sent to the client, at the upgrade or in-band."""
 
     status: int
     title: str
@@ -40,15 +40,15 @@ class Problem(msgspec.Struct, frozen=True):
     error_code: str | None = None
 
 
-class ClientFault(Exception):  # noqa: N818 - what a client did; an error only to it
-    """A client asked for something that cannot be."""
+class ClientFault(Exception):  # noqa: N818 - an error of the client, not of the server
+    """A client sent an invalid request."""
 
     def __init__(self, title: str, message: str, code: str | None = None) -> None:
         super().__init__(f"{title}: {message}")
         self.problem = Problem(400, title, message, code)
 
 
-# Those with a code of their own; the others say what HTTP says.
+# Statuses with an error code; the others use the HTTP phrase.
 _PROBLEMS: Final = {
     402: Problem(402, "Quota exceeded", "The account has no credits left.", "quota_exceeded"),
     429: Problem(
@@ -61,21 +61,21 @@ _PROBLEMS: Final = {
 
 
 def problem_of(status: int) -> Problem:
-    """Word the problem that an HTTP status stands for. Raises ValueError if there is none such."""
+    """Return the problem for an HTTP status. Raises ValueError if the status does not exist."""
     known = HTTPStatus(status)
     return _PROBLEMS.get(status) or Problem(status, known.phrase, known.description or known.phrase)
 
 
 class Close(msgspec.Struct, frozen=True, tag_field="type", tag="close"):
-    """Turn all audio into events, then close."""
+    """Transcribe all received audio, then close."""
 
 
 class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):
-    """Accepted by the service without being documented; here the same as `close`."""
+    """The provider accepts `done` without documenting it; here it is the same as `close`."""
 
 
 class ConfigTurn(msgspec.Struct, frozen=True):
-    """Turn settings to change; None keeps what is."""
+    """Turn settings to change; None keeps the current value."""
 
     start_threshold: float | None = None
     eager_end_threshold: float | None = None
@@ -96,7 +96,7 @@ class ConfigTurn(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True, tag_field="type", tag="config"):
-    """Change turn settings from here on."""
+    """Change turn settings for audio that follows."""
 
     turn: ConfigTurn | None = None
 
@@ -113,37 +113,37 @@ _commands: Final[msgspec.json.Decoder[Command]] = msgspec.json.Decoder(Command)
 
 
 def encode_connected(request_id: str) -> bytes:
-    """Write the first message of a connection."""
+    """Encode the first message of a connection."""
     return _encoder.encode(_Event("connected", UNSET, request_id))
 
 
 def encode_event(event: EngineEvent, request_id: str, turn_id: str | None = None) -> bytes:
-    """Write a turn event; without a transcript, or an id of its turn, the field is absent."""
+    """Encode a turn event; a missing transcript or turn id is omitted."""
     text = UNSET if event.transcript is None else event.transcript
     return _encoder.encode(_Event(event.kind, text, request_id, turn_id or UNSET))
 
 
 def encode_error(problem: Problem, request_id: str) -> bytes:
-    """Write an in-band error; without a code the field is absent."""
+    """Encode an in-band error; a missing error code is omitted."""
     code = problem.error_code or UNSET
     error = _Error("error", problem.title, problem.message, code, problem.status, request_id)
     return _encoder.encode(error)
 
 
 def encode_config_ack(turn: TurnSettings, request_id: str) -> bytes:
-    """Write an answer to `config`: the settings in force, in its own form."""
+    """Encode the answer to `config`: the current settings."""
     now = ConfigTurn(turn.start, turn.eager_end, turn.end, turn.end_timeout_ms)
     return _encoder.encode(_ConfigAck(now, request_id))
 
 
 def decode_command(text: str) -> Command:
-    """Read a text message.
+    """Decode a text message.
 
-    Raises ClientFault naming the commands there are if it is none of them.
+    Raises ClientFault if it is not a known command; the error lists the commands.
     """
     try:
         return _commands.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:  # the latter by deep nesting
+    except (msgspec.DecodeError, RecursionError) as error:  # RecursionError: deep nesting
         raise ClientFault(
             "Invalid message",
             f"Expected a JSON object whose type is one of: {COMMANDS}. {error}",

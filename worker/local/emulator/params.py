@@ -1,9 +1,11 @@
-"""The query parameters of a connection, checked after the upgrade as the service does.
+"""Query parameters of a connection. Like the provider, the server checks them after the upgrade.
 
-Where the provider's documents are silent, this server chooses: a sample rate may be any from 8,000
-to 192,000 Hz with every encoding, for the documented pairs are advice; of a parameter given twice
-the last counts, except `keyterm`; unknown parameters are ignored; a model served is served in its
-dated snapshots too.
+Where the provider's documentation leaves a choice, this server behaves as follows:
+
+- Every encoding accepts any sample rate from 8,000 to 192,000 Hz; the documented pairs are advice.
+- If a parameter is repeated, the last value is used. `keyterm` may be repeated.
+- Unknown parameters are ignored.
+- Dated snapshots of a served model are served, too.
 """
 
 import re
@@ -20,7 +22,7 @@ KEYTERMS_MAX: Final = 100
 KEYTERM_CHARACTERS_MAX: Final = 1_200
 RATES: Final = (8_000, 192_000)
 
-# Documents and SDK disagree whether eager_end ends at 0.6 or 0.8; the later text says 0.8.
+# The documentation and the SDK disagree on the maximum of eager_end (0.6 or 0.8). 0.8 is newer.
 _RANGES: Final = {
     "start": (0.5, 0.9),
     "eager_end": (0.3, 0.8),
@@ -37,7 +39,7 @@ _SNAPSHOT: Final = re.compile(r"-\d{4}-\d{2}-\d{2}$", re.ASCII)
 
 
 class Params(msgspec.Struct, frozen=True):
-    """What a connection asked for, complete and checked."""
+    """Validated parameters of a connection."""
 
     model: str
     audio: AudioFormat
@@ -48,7 +50,7 @@ class Params(msgspec.Struct, frozen=True):
 def parse_params(
     query: Sequence[tuple[str, str]], defaults: TurnSettings, models: Collection[str]
 ) -> Params:
-    """Read a decoded query. Raises ClientFault at the first parameter that cannot be."""
+    """Parse a decoded query. Raises ClientFault at the first invalid parameter."""
     given = dict(query)
     model = given.get("model", "")
     if _SNAPSHOT.sub("", model) not in models:
@@ -76,9 +78,9 @@ def parse_params(
 
 
 def check_turn(turn: TurnSettings) -> None:
-    """Check settings as they will be in effect.
+    """Check the resulting settings.
 
-    Raises ClientFault if one is out of its range or they are not start > eager_end > end.
+    Raises ClientFault if one is out of range, or unless start > eager_end > end.
     """
     for name, (low, high) in _RANGES.items():
         value = getattr(turn, name)

@@ -1,4 +1,4 @@
-"""How fast audio comes, measured and held back. Times are seconds of `time.monotonic`."""
+"""Measures and limits the pace of received audio. Times are seconds of `time.monotonic`."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ class PaceMeter:
 
     def __init__(self) -> None:
         self.peak = 0.0
-        """The most audio that came within one second."""
+        """Maximum seconds of audio received within one second."""
         self._first_at: float | None = None
         self._last_at = 0.0
         self._audio_s = 0.0
@@ -20,10 +20,10 @@ class PaceMeter:
 
     @property
     def mean(self) -> float | None:
-        """From the first message to the last; None until there are two."""
+        """Mean pace from the first message to the last; None until there are two."""
         if self._first_at is None or self._last_at == self._first_at:
             return None
-        # The last message is of the time after it.
+        # The last message covers the time after it.
         return (self._audio_s - self._last_s) / (self._last_at - self._first_at)
 
     def add(self, audio_s: float, now: float) -> None:
@@ -41,7 +41,7 @@ class PaceMeter:
 
 
 class RateLimit:
-    """Admits audio at `speed` times real time, and `burst_s` seconds of it at once."""
+    """Token bucket: allows audio at `speed` times real time, with bursts of `burst_s` seconds."""
 
     def __init__(self, speed: float, burst_s: float) -> None:
         self._speed = speed
@@ -50,7 +50,7 @@ class RateLimit:
         self._at: float | None = None
 
     def allows(self, audio_s: float, now: float) -> bool:
-        """Take a message, or tell that it came too soon; then it counts for nothing."""
+        """Return whether a message is within the limit; a rejected message is not counted."""
         if self._at is not None:
             self._left_s = min(self._burst_s, self._left_s + (now - self._at) * self._speed)
         self._at = now
@@ -61,13 +61,13 @@ class RateLimit:
 
 
 class Throttle:
-    """Holds back what comes faster than `per_s` bytes a second."""
+    """Limits reading to `per_s` bytes a second."""
 
     def __init__(self, per_s: float) -> None:
         self._per_s = per_s
         self._free_at = 0.0
 
     def delay_s(self, size: int, now: float) -> float:
-        """Take that many bytes; tell how long it takes."""
+        """Count `size` bytes; return the delay until they are read."""
         self._free_at = max(self._free_at, now) + size / self._per_s
         return self._free_at - now

@@ -1,7 +1,7 @@
-"""A turns server that speaks the wire of Cartesia's realtime STT with turn detection.
+"""STT server that implements the protocol of Cartesia's realtime STT with turn detection.
 
-Where the provider's documents are silent, this server chooses: it declines permessage-deflate, and
-lets audio come at any pace unless a fault limits it. See also `settings`, `handshake`, `params` and
+Where the provider's documentation leaves a choice, this server declines permessage-deflate. It
+accepts audio at any pace unless a fault limits it. See also `settings`, `handshake`, `params` and
 `connection`.
 """
 
@@ -35,18 +35,18 @@ from worker.urls import join_host_port
 _CONNECTIONS_KEPT: Final = 4_096
 
 Outage = Literal["refuse", "503"]
-"""No one listens, or everyone is told 503."""
+"""Kind of outage: connections are refused, or upgrades are answered with 503."""
 
 
 class ApplyResult(msgspec.Struct, frozen=True):
-    """A fault in force, and how many connections it took."""
+    """An active fault, and the number of connections it was applied to."""
 
     fault: str
     connections: int
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server does and did, as JSON has it; the counts are of its whole life."""
+    """State of the server, as the control endpoint returns it; counts are since the start."""
 
     url: str
     outage: Outage | None
@@ -54,9 +54,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     open: int
     upgraded: int
     refused: dict[str, int]
-    """Upgrades answered with an HTTP status, by status."""
+    """Number of refused upgrades by HTTP status."""
     closed: dict[str, int]
-    """Connections by close code; 1006 where TCP ended without one."""
+    """Number of closed connections by close code; 1006 if TCP ended without one."""
 
 
 class TurnsServer:
@@ -64,11 +64,11 @@ class TurnsServer:
 
     def __init__(self, settings: ServerSettings, engine: Engine) -> None:
         self.port = settings.port
-        """The port it listens on, also where the settings left it open."""
+        """Port the server listens on, also if the settings have port 0."""
         self.faults = FaultSet()
-        """What goes wrong; at first, nothing."""
+        """Active faults; initially none."""
         self.connections: deque[ConnectionStats] = deque(maxlen=_CONNECTIONS_KEPT)
-        """What it saw of each connection that was upgraded, oldest first; the last 4,096."""
+        """Statistics of the last 4,096 upgraded connections, oldest first."""
         self._settings = settings
         self._engine = engine
         self._live: set[Connection] = set()
@@ -84,9 +84,9 @@ class TurnsServer:
     @classmethod
     @asynccontextmanager
     async def serve(cls, settings: ServerSettings, engine: Engine) -> AsyncIterator[Self]:
-        """Listen until the block ends. Raises TurnbusError if the address cannot be listened on.
+        """Listen until the block ends. Raises TurnbusError if the address is not available.
 
-        The engine stays the caller's to close.
+        The caller closes the engine.
         """
         server = cls(settings, engine)
         server.port = await server._listener.start(settings.host, settings.port)
@@ -98,21 +98,21 @@ class TurnsServer:
 
     @property
     def base_url(self) -> str:
-        """What the official SDK takes as `base_url`."""
+        """Value for `base_url` of the official SDK."""
         return f"http://{join_host_port(self._settings.host, self.port)}"
 
     @property
     def url(self) -> str:
-        """The endpoint."""
+        """URL of the WebSocket endpoint."""
         return self.base_url.replace("http:", "ws:") + PATH
 
     @property
     def open_connections(self) -> int:
-        """How many sockets count against the cap."""
+        """Number of sockets that count against `max_connections`."""
         return len(self._live)
 
     def state(self) -> State:
-        """Sum up what it does and did."""
+        """Return the state for JSON output."""
         return State(
             url=self.url,
             outage=self._outage,
@@ -136,12 +136,12 @@ class TurnsServer:
 
     @asynccontextmanager
     async def outage(self, how: Outage = "refuse") -> AsyncIterator[None]:
-        """Let no one in until the block ends. Open sockets stay; `cut_all` cuts them.
+        """Refuse new connections until the block ends. Open sockets stay; `cut_all` cuts them.
 
-        Raises TurnbusError if there is an outage already.
+        Raises TurnbusError if an outage is already running.
         """
         if self._outage is not None:
-            raise TurnbusError("there is an outage already")
+            raise TurnbusError("an outage is already running")
         self._outage = how
         if how == "refuse":
             await self._listener.pause()
@@ -154,7 +154,7 @@ class TurnsServer:
                     await self._listener.resume()
 
     async def stop(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
-        """Stop listening, close every socket with this code and wait until all are gone."""
+        """Stop listening, close every socket with this code and wait until all are closed."""
         self._stopped = True
         self._listener.close()
         for connection in tuple(self._live):
@@ -164,11 +164,11 @@ class TurnsServer:
         await self._listener.wait_closed()
 
     async def _refuse(self, ws: ServerConnection, request: Request) -> Response | None:
-        """Answer the upgrade with an HTTP status, if it must be."""
+        """Return an HTTP response that refuses the upgrade; None to accept it."""
         upgrade = Upgrade(request.path, request.headers)
         problem = problem_of(503) if self._outage else self._problem(upgrade)
         if problem is not None:
-            return None if self._tells_in_band(problem) else self._http(ws, upgrade, problem)
+            return None if self._refused_in_band(problem) else self._http(ws, upgrade, problem)
         match self.faults.at_upgrade():
             case HttpRefusal(problem):
                 return self._http(ws, upgrade, problem)
@@ -179,7 +179,7 @@ class TurnsServer:
                 await tcp.outlast(ws, tcp.GRACE_S)
             case HalfOpen():
                 tcp.stop_reading(ws)
-                await ws.wait_closed()  # or the handshake takes too long for the listener
+                await ws.wait_closed()  # or until the listener's handshake timeout
         return None
 
     def _problem(self, upgrade: Upgrade) -> Problem | None:
@@ -188,7 +188,7 @@ class TurnsServer:
         cap = self._settings.max_connections
         return problem_of(429) if cap is not None and len(self._live) >= cap else None
 
-    def _tells_in_band(self, problem: Problem) -> bool:
+    def _refused_in_band(self, problem: Problem) -> bool:
         return self._settings.refuse_in_band and problem.status not in (404, 503)
 
     def _http(self, ws: ServerConnection, upgrade: Upgrade, problem: Problem) -> Response:
@@ -201,25 +201,25 @@ class TurnsServer:
 
     async def _serve_client(self, ws: ServerConnection) -> None:
         plan = self.faults.plan()
-        seen = ConnectionStats(str(ws.id), plan.applied)
-        self.connections.append(seen)
+        stats = ConnectionStats(str(ws.id), plan.applied)
+        self.connections.append(stats)
         self._upgraded += 1
         try:
-            await self._converse(ws, seen, plan)
+            await self._serve_upgraded(ws, stats, plan)
         except ConnectionClosed:
-            pass  # the client left before it was told what is wrong
+            pass  # the client disconnected before the error was sent
         finally:
             with anyio.CancelScope(shield=True):
-                # Does nothing to a closed socket; one that is open is so for a fault of ours.
+                # No effect on a closed socket. A socket is open here only after an internal error.
                 await ws.close(CloseCode.INTERNAL_ERROR)
-            seen.closed_at = time.monotonic()
-            seen.close_code = ws.close_code
+            stats.closed_at = time.monotonic()
+            stats.close_code = ws.close_code
             self._closed[str(ws.close_code)] += 1
 
-    async def _converse(
-        self, ws: ServerConnection, seen: ConnectionStats, plan: ConnectionFaults
+    async def _serve_upgraded(
+        self, ws: ServerConnection, stats: ConnectionStats, plan: ConnectionFaults
     ) -> None:
-        request = cast("Request", ws.request)  # there since the handshake
+        request = cast("Request", ws.request)  # set by the handshake
         upgrade = Upgrade(request.path, request.headers)
         settings = self._settings
         problem = self._problem(upgrade) if settings.refuse_in_band else None
@@ -228,11 +228,11 @@ class TurnsServer:
         except ClientFault as fault:
             problem = problem or fault.problem
         if problem is not None:
-            await ws.send(encode_error(problem, seen.request_id), text=True)
+            await ws.send(encode_error(problem, stats.request_id), text=True)
             await ws.close(CloseCode.POLICY_VIOLATION, problem.title)
             return
-        seen.params = params
-        connection = Connection(ws, params, seen, plan, self._engine, settings)
+        stats.params = params
+        connection = Connection(ws, params, stats, plan, self._engine, settings)
         self._live.add(connection)
         try:
             await connection.run()

@@ -1,4 +1,4 @@
-"""What an operator of the local turns server chooses."""
+"""Settings of the local STT server."""
 
 import msgspec
 
@@ -6,22 +6,22 @@ from worker.local.emulator.engines.base import TurnSettings
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How the server listens, whom it serves, and how it reads the provider's silence.
+    """Listening address, limits, and the choices that the provider's documentation leaves open.
 
-    `port` 0 takes a free one. `api_keys` are the keys and access tokens let in, None any that is
-    not empty. `max_connections` is the cap on open sockets, None for no cap. `models` are served,
-    and their snapshots (`ink-2-2026-09-01`) too.
+    `port` 0 selects a free port. `api_keys` are the accepted keys and access tokens; None accepts
+    any that is not empty. `max_connections` is the maximum number of open sockets, None for no
+    limit. `models` are served, as are their snapshots (`ink-2-2026-09-01`).
 
-    The rest is what the provider's documents leave open; each value has been seen, or is as likely
-    as the other. `turn` are the settings of a connection that asks for none: the documents name
-    two sets of defaults, these are the newer ones. With `refuse_in_band` a wrong key or version and
-    a full cap are told by an `error` and close 1008 after the upgrade, not by an HTTP status.
-    `turn_id` puts such a field on every turn event. `config_ack` answers a `config` with the
-    settings it led to. Without `leading_space` the transcript of a later turn does not begin with
-    the space that parts it from the one before. With `text_resets_idle` text resets the idle
-    clock, too. A session ends after `max_session_s` seconds with close 1001, None for no end. A
-    message of more than `max_message` bytes closes with 1009. Every `ping_s` seconds the server
-    pings, and closes with 1011 if the answer takes as long; None for no pings.
+    The other settings cover what the provider's documentation leaves open; each value has been
+    observed or is plausible. `turn` are the default turn settings: the documentation names two
+    sets of defaults, these are the newer ones. With `refuse_in_band` an invalid key or version and
+    an exceeded limit are reported by an `error` and close 1008 after the upgrade, not by an HTTP
+    status. `turn_id` adds this field to every turn event. `config_ack` answers a `config` with the
+    resulting settings. Without `leading_space` the transcripts of later turns do not begin with a
+    separating space. With `text_resets_idle` text messages reset the idle timeout, too. A session
+    ends after `max_session_s` seconds with close 1001, None for no limit. A message of more than
+    `max_message` bytes closes with 1009. The server pings every `ping_s` seconds, and closes with
+    1011 without an answer within the same time; None for no pings.
     """
 
     host: str = "127.0.0.1"
@@ -41,5 +41,5 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     ping_s: float | None = None
 
     def __repr__(self) -> str:
-        """Show where it listens; keys are not for logs."""
+        """Return the address only; keys must not be logged."""
         return f"ServerSettings({self.host}:{self.port})"

@@ -1,6 +1,6 @@
-"""What happens to a connection below WebSocket: reset, ended, or left standing.
+"""TCP-level faults of a connection: reset, end, stop reading.
 
-Each does nothing to a connection that is gone.
+The functions do nothing if the connection is already closed.
 """
 
 import socket
@@ -11,13 +11,13 @@ import anyio
 from websockets.asyncio.server import ServerConnection
 
 GRACE_S: Final = 2.0
-"""How long a client may take to answer our close, or the end of our stream, before a reset."""
+"""Timeout before a reset for the client to answer a close frame or the end of the stream."""
 
 _NO_LINGER: Final = struct.pack("ii", 1, 0)  # makes closing a TCP socket a reset
 
 
 def reset(ws: ServerConnection) -> None:
-    """Cut the connection: what is on its way is dropped, and the client gets a reset."""
+    """Reset the connection: data in transit is dropped."""
     if not ws.transport.is_closing():
         sock = ws.transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
@@ -25,19 +25,19 @@ def reset(ws: ServerConnection) -> None:
 
 
 def end(ws: ServerConnection) -> None:
-    """End our side of the stream, without a close frame."""
+    """End the server's side of the stream, without a close frame."""
     if not ws.transport.is_closing():
         ws.transport.write_eof()
 
 
 def stop_reading(ws: ServerConnection) -> None:
-    """Read nothing more, so that pings are not answered either."""
+    """Read nothing more; pings are not answered either."""
     if not ws.transport.is_closing():
         ws.transport.pause_reading()
 
 
 async def outlast(ws: ServerConnection, patience_s: float) -> None:
-    """Wait for the client to leave, and reset the connection if it takes longer."""
+    """Wait until the client disconnects; reset the connection after `patience_s` seconds."""
     with anyio.move_on_after(patience_s):
         await ws.wait_closed()
     reset(ws)

@@ -1,4 +1,4 @@
-"""The order of turn events on the wire, enforced in one place between engine and socket.
+"""Order of turn events, enforced in one place between engine and socket.
 
             connected
                 |
@@ -11,7 +11,7 @@
       v  | turn.eager_end               |
     eager_ended -- turn.end ------------+
 
-Every transcript of a turn begins with the one before it.
+Every transcript of a turn begins with the previous one.
 """
 
 from typing import Final, Literal
@@ -31,22 +31,22 @@ TRANSITIONS: Final[dict[tuple[State, EventKind], State]] = {
 _BARE: Final[frozenset[EventKind]] = frozenset({"turn.start", "turn.resume"})
 
 
-class EngineFault(RuntimeError):  # noqa: N818 - as `worker.errors` names what happened
-    """An engine emitted what the wire does not allow: a defect of the engine, not of a client."""
+class EngineFault(RuntimeError):  # noqa: N818 - named as in `worker.errors`
+    """The engine emitted an event that the protocol does not allow: a defect of the engine."""
 
 
 class TurnOrder:
-    """Follows one connection's events."""
+    """Tracks the turn state of one connection."""
 
     def __init__(self) -> None:
         self.state: State = "idle"
         self.transcript = ""
-        """The open turn's latest; empty while idle."""
+        """Latest transcript of the open turn; empty while idle."""
         self.turns = 0
-        """How many have begun."""
+        """Number of turns started."""
 
     def admit(self, event: EngineEvent) -> None:
-        """Take the next event. Raises EngineFault if it may not go out now; nothing changes."""
+        """Process the next event. Raises EngineFault, without a change, if it is not allowed."""
         after = TRANSITIONS.get((self.state, event.kind))
         if after is None:
             raise EngineFault(f"{event.kind} while {self.state}")

@@ -1,4 +1,4 @@
-"""What the server has to say on one connection, written in order by one task."""
+"""Outgoing messages of one connection, written in order by one task."""
 
 import time
 from collections import deque
@@ -23,40 +23,40 @@ _MOMENT_AFTER: Final[dict[EventKind, Moment]] = {
 
 
 class WriteQueue:
-    """Writes `connected`, then what it is given; `meet` is told each moment that passes.
+    """Writes `connected`, then the queued messages; calls `on_moment` at each fault moment.
 
-    `write` raises ConnectionClosed when the client left, and EngineFault.
+    `write` raises ConnectionClosed when the client disconnected, and EngineFault.
     """
 
     def __init__(
         self,
         ws: ServerConnection,
-        seen: ConnectionStats,
+        stats: ConnectionStats,
         plan: ConnectionFaults,
         settings: ServerSettings,
-        meet: Callable[[Moment], Awaitable[None]],
+        on_moment: Callable[[Moment], Awaitable[None]],
     ) -> None:
         self.deaf = False
-        """Whether audio is not to be heard yet."""
+        """Whether received audio is discarded until `connected` is sent."""
         self.greeted: Final = anyio.Event()
         """Set once `connected` is written."""
         self._ws = ws
-        self._seen = seen
+        self._stats = stats
         self._plan = plan
         self._settings = settings
-        self._meet = meet
+        self._on_moment = on_moment
         self._order = TurnOrder()
         self._waiting: deque[EngineEvent | bytes] = deque()
         self._filled = anyio.Event()
         self._emptied = anyio.Event()
 
     def put(self, what: EngineEvent | bytes) -> None:
-        """Have this written: a turn event, or a message as it is."""
+        """Queue a turn event or an encoded message."""
         self._waiting.append(what)
         self._filled.set()
 
     async def drained(self) -> None:
-        """Wait until all that was put is written."""
+        """Wait until the queue is empty."""
         while self._waiting:
             self._emptied = anyio.Event()
             await self._emptied.wait()
@@ -73,7 +73,7 @@ class WriteQueue:
             await self._filled.wait()
 
     async def _greet(self) -> None:
-        await self._meet("opened")
+        await self._on_moment("opened")
         late = self._plan.greeting()
         self.deaf = late.deaf
         if late.delay_s is None:
@@ -81,8 +81,8 @@ class WriteQueue:
         elif late.delay_s:
             await anyio.sleep(late.delay_s)
         self.deaf = False
-        self._seen.greeted_at = time.monotonic()
-        await self._ws.send(encode_connected(self._seen.request_id), text=True)
+        self._stats.greeted_at = time.monotonic()
+        await self._ws.send(encode_connected(self._stats.request_id), text=True)
         self.greeted.set()
 
     async def _send(self, what: EngineEvent | bytes) -> None:
@@ -90,17 +90,17 @@ class WriteQueue:
             await self._ws.send(what, text=True)
             return
         self._order.admit(what)
-        for event in self._plan.garble(what) if self._plan else (what,):
+        for event in self._plan.distort(what) if self._plan else (what,):
             await self._ws.send(self._encoded(event), text=True)
             if event.kind == "turn.end":
-                self._seen.transcripts.append(event.transcript or "")
-        self._seen.open_transcript = self._order.transcript
+                self._stats.transcripts.append(event.transcript or "")
+        self._stats.open_transcript = self._order.transcript
         if moment := _MOMENT_AFTER.get(what.kind):
-            await self._meet(moment)
+            await self._on_moment(moment)
 
     def _encoded(self, event: EngineEvent) -> bytes:
         if not self._settings.leading_space and event.transcript is not None:
             event = EngineEvent(event.kind, event.transcript.removeprefix(" "))
-        request_id = self._seen.request_id
+        request_id = self._stats.request_id
         turn_id = f"{request_id}:{self._order.turns}" if self._settings.turn_id else None
         return encode_event(event, request_id, turn_id)

@@ -1,8 +1,8 @@
-"""The small interface between the STT server and what listens: an engine and its hearings.
+"""Interface between the STT server and its speech engines.
 
-An `Engine` is shared by every connection (weights, thread pools); a `Hearing` is one
-connection's audio being heard. Events go out through the `emit` callback in order, as soon as
-they are known; the server adds `request_id` and writes them to the socket.
+All connections share one `Engine` (weights, thread pools). A `RecognizerStream` processes the
+audio of one connection. It passes events to the `emit` callback in order, as soon as they are
+known. The server adds `request_id` and writes them to the socket.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ EventKind = Literal["turn.start", "turn.update", "turn.eager_end", "turn.resume"
 
 
 class EngineEvent(msgspec.Struct, frozen=True):
-    """One turn event of the provider protocol; `transcript` is None where it carries no text."""
+    """One turn event of the provider protocol; `transcript` is None if it carries no text."""
 
     kind: EventKind
     transcript: str | None = None
@@ -35,7 +35,7 @@ class TurnSettings(msgspec.Struct, frozen=True):
 
 
 class AudioFormat(msgspec.Struct, frozen=True):
-    """How the bytes of one connection are to be read: a `pcm_*` encoding and a rate in Hz."""
+    """Audio format of one connection: a `pcm_*` encoding and a rate in Hz."""
 
     encoding: str
     sample_rate: int
@@ -45,27 +45,27 @@ class RecognizerStream(Protocol):
     """One connection's audio. All methods are called from the event loop, never concurrently."""
 
     async def feed(self, audio: bytes) -> None:
-        """Hear more audio, of any length, even one that ends inside a sample.
+        """Process audio of any length; it may end inside a sample.
 
-        Returning late is backpressure. The clock is the audio: nothing happens without it.
+        A late return is backpressure. Time is measured in audio: without audio, nothing happens.
         """
         ...
 
     def configure(self, turn: TurnSettings) -> None:
-        """Use other turn settings from here on, an open turn included."""
+        """Use new turn settings from now on, also for an open turn."""
         ...
 
     async def flush(self) -> None:
-        """Hear all that was fed to its end; emit what it gives, the open turn's end included."""
+        """Process all buffered audio; emit the remaining events, including the open turn's end."""
         ...
 
     async def aclose(self) -> None:
-        """Let go of everything held for this connection, without emitting."""
+        """Release the resources of this connection, without emitting events."""
         ...
 
 
 class Engine(Protocol):
-    """What every connection shares."""
+    """Speech engine shared by all connections."""
 
     name: str
 
@@ -76,9 +76,9 @@ class Engine(Protocol):
         keyterms: tuple[str, ...],
         emit: Callable[[EngineEvent], None],
     ) -> RecognizerStream:
-        """Begin to hear one connection."""
+        """Create the stream of one connection."""
         ...
 
     async def aclose(self) -> None:
-        """Let go of weights and threads."""
+        """Release weights and threads."""
         ...

@@ -1,7 +1,7 @@
 """Moonshine tiny-en, a speech recognizer of 26 million parameters, over its int8 weights.
 
-English only. The weights are MIT licensed and come inside `moonshine-voice`, the last version
-of which to carry them is pinned; that package's own code is not used.
+English only. The weights are MIT licensed and part of `moonshine-voice`. The last version that
+contains them is pinned. The code of that package is not used.
 """
 
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ _START: Final = 1
 _END: Final = 2
 _SPECIAL: Final = 3  # ids below are not text
 _SPACE: Final = "\u2581"
-_TOKENS_PER_SECOND: Final = 6.5  # no one speaks faster; a decoder caught in a loop would
-_SHORTEST: Final = RATE // 10  # samples; the encoder's convolutions need some
+_TOKENS_PER_SECOND: Final = 6.5  # faster than any speaker; stops a decoder that loops
+_SHORTEST: Final = RATE // 10  # minimum samples for the encoder's convolutions
 
 
 def _parse_vocabulary(content: bytes) -> list[bytes]:
@@ -66,13 +66,15 @@ class Moonshine:
 
     def __init__(self) -> None:
         self._vocabulary = _parse_vocabulary(_TOKENIZER.locate().read_bytes())
-        self._goes_on = np.array([not self.starts_word(at) for at in range(len(self._vocabulary))])
-        self._goes_on[_END] = False
+        self._continues = np.array(
+            [not self.starts_word(at) for at in range(len(self._vocabulary))]
+        )
+        self._continues[_END] = False
         self._encoder = load_model(_ENCODER)
         self._decoder = load_model(_DECODER)
         shapes = {entry.name: entry.shape for entry in self._decoder.get_inputs()}
         self._caches = [name for name in shapes if name.startswith("past_key_values.")]
-        # A batch of none is how the export spells "no cache yet".
+        # The export represents "no cache yet" by a batch of size 0.
         self._empty = {
             name: np.zeros((0, shapes[name][1], 1, shapes[name][3]), np.float32)
             for name in self._caches
@@ -81,8 +83,8 @@ class Moonshine:
     def decode(self, samples: Samples, spoken: Tokens = ()) -> Tokens:
         """Transcribe mono samples at `RATE`, continuing the whole words `spoken`.
 
-        Gives all tokens, those included. Blocks for about 20 ms per second of audio. Keep that
-        under 15 s: of longer pieces the model may skip or invent sentences.
+        Returns all tokens, including `spoken`. Blocks for about 20 ms per second of audio. Keep
+        the audio under 15 s: in longer audio the model may skip or invent sentences.
         """
         tokens = list(spoken)
         feed = self._encode(samples)
@@ -91,13 +93,13 @@ class Moonshine:
             logits, *caches = self._decoder.run(None, feed)
             scores = logits[0, -1]
             if spoken and len(tokens) == len(spoken):
-                scores[self._goes_on] = -np.inf  # what was spoken are whole words
+                scores[self._continues] = -np.inf  # `spoken` are whole words
             token = int(scores.argmax())
             if token == _END:
                 break
             tokens.append(token)
             fresh = dict(zip(self._caches, caches, strict=True))
-            if feed["use_cache_branch"][0]:  # of the audio the first caches stay
+            if feed["use_cache_branch"][0]:  # the encoder caches do not change
                 fresh = {name: cache for name, cache in fresh.items() if ".decoder." in name}
             feed |= fresh
             feed["input_ids"] = np.array([[token]], np.int64)
@@ -105,22 +107,22 @@ class Moonshine:
         return tuple(tokens)
 
     def _encode(self, samples: Samples) -> dict[str, NDArray[Any]]:
-        """Begin what the decoder is fed with what it is told of the audio."""
+        """Return the first inputs of the decoder: the encoded audio and empty caches."""
         audio = np.pad(samples, (0, max(0, _SHORTEST - len(samples))))[np.newaxis, :]
         mask = np.ones(audio.shape, np.int64)
         (hidden,) = self._encoder.run(None, {"input_values": audio, "attention_mask": mask})
         return {
             "encoder_hidden_states": hidden,
-            "encoder_attention_mask": mask,  # of samples: the decoder thins it out itself
+            "encoder_attention_mask": mask,  # per sample: the decoder downsamples it
             "use_cache_branch": np.array([False]),
             **self._empty,
         }
 
     def starts_word(self, token: int) -> bool:
-        """Tell whether a token begins a new word, rather than going on with one."""
+        """Return whether a token begins a new word."""
         return self._vocabulary[token].startswith(_SPACE.encode())
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Spell tokens out, one space between words and none at the ends."""
+        """Return the text of tokens, with one space between words and none at the ends."""
         spelled = b"".join(self._vocabulary[token] for token in tokens if token >= _SPECIAL)
         return " ".join(spelled.decode(errors="replace").replace(_SPACE, " ").split())

@@ -1,7 +1,7 @@
-"""Files that come inside other packages: found without importing those, and verified.
+"""Files inside other packages, located without importing the packages, and verified.
 
-Nothing is downloaded. The packages are part of `turnbus[local]`, and pinned, because their other
-versions carry other files or none.
+Nothing is downloaded. The packages are part of `turnbus[local]`. They are pinned, because other
+versions contain other files or none.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from worker.errors import MissingExtraError
 
 
 class PackagedFile(msgspec.Struct, frozen=True):
-    """Where one file lies and what it must be."""
+    """Location and expected checksum of one file."""
 
     requirement: str  # the exact pin, as pip reads it
     package: str
@@ -24,9 +24,9 @@ class PackagedFile(msgspec.Struct, frozen=True):
     def locate(self) -> Path:
         """Find and verify the file.
 
-        Raises LocalPartMissing if it is missing or not the one this code was written for.
+        Raises LocalPartMissing if the file is missing or its checksum differs.
         """
-        # find_spec does not run the package: importing Moonshine's would want a sound card.
+        # find_spec does not run the package: importing Moonshine's needs a sound card.
         spec = find_spec(self.package)
         if spec is None or not spec.submodule_search_locations:
             raise self._missing("is not installed")

@@ -1,7 +1,7 @@
-"""Raw mono audio in the six wire encodings, to and from float samples in [-1, 1].
+"""Conversion of raw mono audio in the six protocol encodings to and from floats in [-1, 1].
 
-`pcm_mulaw` and `pcm_alaw` are those of ITU-T G.711 on the 16 bit scale; the others are little
-endian numbers. Integer full scale is 2**(bits - 1), so -1.0 is exact and +1.0 is one step short.
+`pcm_mulaw` and `pcm_alaw` follow ITU-T G.711 on the 16 bit scale; the others are little endian
+numbers. Integer full scale is 2**(bits - 1): -1.0 is exact, +1.0 is clipped by one step.
 """
 
 from typing import Final
@@ -24,17 +24,19 @@ ENCODINGS: Final = {
     "pcm_f16le": _Encoding("<f2", b"\0\0"),
     "pcm_f32le": _Encoding("<f4", b"\0\0\0\0"),
     "pcm_mulaw": _Encoding("u1", b"\xff"),
-    "pcm_alaw": _Encoding("u1", b"\xd5"),  # G.711 A-law has no zero: +8 of 32768 is its quietest
+    "pcm_alaw": _Encoding(
+        "u1", b"\xd5"
+    ),  # G.711 A-law has no zero: +8 of 32768 is its lowest level
 }
 
 
 def sample_width(encoding: str) -> int:
-    """Tell the bytes of one sample. Raises KeyError for an encoding not in `ENCODINGS`."""
+    """Return the bytes in one sample. Raises KeyError for an encoding not in `ENCODINGS`."""
     return len(ENCODINGS[encoding].silence)
 
 
 def silence(samples: int, encoding: str) -> bytes:
-    """Build that many silent samples."""
+    """Return `samples` samples of silence."""
     return ENCODINGS[encoding].silence * samples
 
 
@@ -54,11 +56,11 @@ def _alaw_levels() -> NDArray[np.float64]:
 
 
 class _Companding:
-    """A G.711 law as two tables: the level of each code, the nearest code of each 16 bit level."""
+    """Tables of a G.711 law: the level of each code, the nearest code of each 16 bit level."""
 
     def __init__(self, levels: NDArray[np.float64]) -> None:
         self.expand = (levels / 32768).astype(np.float32)
-        # Counted from the top, so that of mu-law's two zeros the positive one (0xFF) is taken.
+        # Search from the top, to select the positive one (0xFF) of mu-law's two zeros.
         ascending, from_top = np.unique(levels[::-1], return_index=True)
         bounds = (ascending[1:] + ascending[:-1]) / 2
         nearest = np.searchsorted(bounds, np.arange(-32768, 32768), side="right")
@@ -83,9 +85,9 @@ class PcmDecoder:
         self._rest = b""
 
     def decode(self, data: bytes) -> NDArray[np.float32]:
-        """Give the samples that are complete, in [-1, 1] at the source rate.
+        """Return the complete samples, in [-1, 1] at the source rate.
 
-        Float encodings are clipped to that range and NaN becomes silence.
+        Float encodings are clipped to that range, and NaN becomes silence.
         """
         if self._rest:
             data = self._rest + data
@@ -103,7 +105,7 @@ class PcmDecoder:
 
 
 def encode(samples: NDArray[np.float32], encoding: str) -> bytes:
-    """Encode samples; those beyond [-1, 1] are clipped.
+    """Encode samples, clipped to [-1, 1].
 
     Raises KeyError for an encoding not in `ENCODINGS`.
     """

@@ -1,11 +1,11 @@
-"""The `script` engine: hears word numbers spelled in audio; exact, deterministic and cheap.
+"""The `script` engine: decodes word numbers encoded in audio; exact, deterministic and fast.
 
-Made for tests and load: the transcript shows each lost, repeated, moved or damaged sample (see
-`script_words`), and a thousand connections fit on one core. Turns follow the audio alone. The
-likelihood that the user is still in a turn is 0.9 when speech stops and falls by 0.1 with each
-80 ms of silence; a threshold is reached where the likelihood has fallen to it. So a lower threshold
-waits longer: 240 ms for the default `eager_end` of 0.6, 480 ms for the default `end` of 0.3.
-`end_timeout_ms` caps that wait. `start` has no effect: sound is speech.
+It is for tests and load: the transcript shows each lost, repeated, moved or damaged sample (see
+`script_words`), and one core serves a thousand connections. Turns depend only on the audio. The
+likelihood that the user is still in a turn is 0.9 when speech stops. It falls by 0.1 with each
+80 ms of silence, until it reaches a threshold. A lower threshold waits longer: 240 ms for the
+default `eager_end` of 0.6, 480 ms for the default `end` of 0.3. `end_timeout_ms` limits that wait.
+`start` has no effect: every sound is speech.
 """
 
 import asyncio
@@ -40,18 +40,18 @@ __all__ = [
     "words_of",
 ]
 
-ONSET_MS: Final = 40  # audio of a word heard before its turn is said to start or to go on
+ONSET_MS: Final = 40  # audio of a word processed before its turn starts or resumes
 
 
 class ScriptOptions(msgspec.Struct, frozen=True):
-    """How the engine behaves.
+    """Options of the engine.
 
-    `word_ms` is the length of a word's block and must be that of `say`. `latency_ms` is the
-    service's lag: each event is emitted that much later than it is known, in wall-clock time.
-    With a `rewording` seed, a word that an earlier connection has heard may read `w17~`
-    (longer) or `17` (shorter), as recognizers word a replay differently; the engine then
-    remembers every word for its life. `text_style` names the separators of the transcripts, one
-    of `STYLES`; those without any cannot be reworded.
+    `word_ms` is the length of a word's block and must match `synthesize_words`. `latency_ms`
+    simulates the provider's lag: each event is emitted that much later, in wall-clock time. With a
+    `rewording` seed, a word that an earlier connection received may become `w17~` (longer) or `17`
+    (shorter), as recognizers may change words in a replay. The engine then keeps all words in
+    memory. `text_style` is the name of the separators, one of `STYLES`; a style without separators
+    does not allow rewording.
     """
 
     word_ms: float = WORD_MS
@@ -61,7 +61,7 @@ class ScriptOptions(msgspec.Struct, frozen=True):
 
 
 class ScriptEngine:
-    """Opens hearings; remembers which connection heard a word first, if it is to reword."""
+    """Creates streams; for rewording, stores which connection received each word first."""
 
     name = "script"
 
@@ -71,7 +71,7 @@ class ScriptEngine:
         self._options = options
         self._style = STYLES[options.text_style]
         self._opened = 0
-        self._first_heard: dict[str, int] = {}
+        self._first_received: dict[str, int] = {}
 
     def open(
         self,
@@ -80,7 +80,7 @@ class ScriptEngine:
         keyterms: tuple[str, ...],
         emit: Callable[[EngineEvent], None],
     ) -> "ScriptStream":
-        """Begin to hear one connection."""
+        """Create the stream of one connection."""
         self._opened += 1
         connection = self._opened
 
@@ -93,22 +93,22 @@ class ScriptEngine:
         return ScriptStream(audio, turn, self._options.word_ms, put, reword, delay, self._style)
 
     async def aclose(self) -> None:
-        """Forget the words heard."""
-        self._first_heard.clear()
+        """Forget all words."""
+        self._first_received.clear()
 
     def _reword(self, word: str, connection: int) -> str:
         seed = self._options.rewording
         if seed is None or word.startswith("!"):
             return word
-        if self._first_heard.setdefault(word, connection) == connection:
+        if self._first_received.setdefault(word, connection) == connection:
             return word
-        # Integer arithmetic, not hash(): the wording must not change from process to process.
+        # Integer arithmetic, not hash(): the wording must be the same in every process.
         choice = (int(word[1:]) * 2_654_435_761 + connection * 40_503 + seed * 69_069) >> 4
         return (word, f"{word}~", word[1:])[choice % 3]
 
 
 class _Delay:
-    """Emits events a fixed time later, in order, while audio goes on being heard."""
+    """Emits events a fixed time later, in order, without delaying audio."""
 
     def __init__(self, latency: float, emit: Callable[[EngineEvent], None]) -> None:
         self._latency = latency
@@ -117,7 +117,7 @@ class _Delay:
         self._drained = anyio.Event()
 
     def emit(self, event: EngineEvent) -> None:
-        """Emit later. A timer per event costs less than a task per connection."""
+        """Schedule an event. A timer per event costs less than a task per connection."""
         timer = asyncio.get_running_loop().call_later(self._latency, self._emit_first)
         self._waiting.append((event, timer))
 
@@ -128,19 +128,19 @@ class _Delay:
             self._drained.set()
 
     async def drain(self) -> None:
-        """Wait until all is emitted."""
+        """Wait until all events are emitted."""
         while self._waiting:
             self._drained = anyio.Event()
             await self._drained.wait()
 
     def drop(self) -> None:
-        """Emit nothing more."""
+        """Cancel all scheduled events."""
         while self._waiting:
             self._waiting.popleft()[1].cancel()
 
 
 class ScriptStream:
-    """One connection's audio: finds words and silences, and tells turns by them."""
+    """Audio of one connection: detects words and silences, and emits turn events."""
 
     def __init__(
         self,
@@ -157,20 +157,20 @@ class ScriptStream:
         self._delay = delay
         self._style = style
         self._decoder = PcmDecoder(audio)
-        self._spelling: WordCodec = word_codec(audio, word_ms)
+        self._codec: WordCodec = word_codec(audio, word_ms)
         self._rate = audio.sample_rate
-        self._onset = min(self._spelling.samples, self._samples(ONSET_MS))
-        self._block = np.empty(self._spelling.samples, np.int8)
-        self._filled = 0  # samples of the block that is being heard; 0 in silence
+        self._onset = min(self._codec.samples, self._samples(ONSET_MS))
+        self._block = np.empty(self._codec.samples, np.int8)
+        self._filled = 0  # samples of the current block; 0 in silence
         self._quiet = 0  # samples of silence since the last sound
-        self._damaged = False  # the last word was, and no silence came since
-        self._turn: EventKind | None = None  # how the open turn stands: its last start/eager/resume
+        self._damaged = False  # whether the last word was damaged, without silence since
+        self._turn: EventKind | None = None  # last start, eager end or resume of the open turn
         self._transcript = ""
         self._ended = 0
         self.configure(turn)
 
     async def feed(self, audio: bytes) -> None:
-        """Hear more audio. Never waits: `latency_ms` delays events, not audio."""
+        """Process audio. Never waits: `latency_ms` delays events, not audio."""
         samples = self._decoder.decode(audio)
         loud = None
         at = 0
@@ -181,65 +181,65 @@ class ScriptStream:
                 ahead = loud[at:]
                 first = int(ahead.argmax())
                 if not ahead[first]:
-                    self._hear_silence(len(ahead))
+                    self._on_silence(len(ahead))
                     return
                 if first:
-                    self._hear_silence(first)
+                    self._on_silence(first)
                 at += first
             taken = min(len(self._block) - self._filled, len(samples) - at)
-            self._hear_sound(samples[at : at + taken])
+            self._on_sound(samples[at : at + taken])
             at += taken
 
     def configure(self, turn: TurnSettings) -> None:
-        """Use other silence spans; what they decide waits for the next audio."""
+        """Use new turn settings; they take effect with the next audio."""
         self._eager_after = self._samples(_silence_ms(turn.eager_end, turn))
         self._end_after = self._samples(_silence_ms(turn.end, turn))
 
     async def flush(self) -> None:
-        """Read what is there of the last word, end the open turn, wait for late events."""
+        """Decode the incomplete last word, end the open turn, wait for delayed events."""
         while self._filled:
-            self._hear_word()
+            self._on_word()
         if self._turn is not None:
             self._end_turn()
         if self._delay is not None:
             await self._delay.drain()
 
     async def aclose(self) -> None:
-        """Drop events that are not emitted yet."""
+        """Drop the delayed events."""
         if self._delay is not None:
             self._delay.drop()
 
     def _samples(self, ms: float) -> int:
         return max(1, round(self._rate * ms / 1000))
 
-    def _hear_silence(self, samples: int) -> None:
+    def _on_silence(self, samples: int) -> None:
         self._damaged = False
         self._quiet += samples
         if self._turn is None:
             return
         if self._turn != "turn.eager_end" and self._quiet >= self._eager_after:
-            self._tell("turn.eager_end")
+            self._emit_turn("turn.eager_end")
         if self._quiet >= self._end_after:
             self._end_turn()
 
-    def _hear_sound(self, samples: NDArray[np.float32]) -> None:
+    def _on_sound(self, samples: NDArray[np.float32]) -> None:
         filled = self._filled + len(samples)
-        self._block[self._filled : filled] = self._spelling.symbols(samples)
+        self._block[self._filled : filled] = self._codec.symbols(samples)
         self._filled = filled
         self._quiet = 0
         if filled >= self._onset:
-            self._go_on()
+            self._start_or_resume()
         if filled == len(self._block):
-            self._hear_word()
+            self._on_word()
 
-    def _hear_word(self) -> None:
-        reading = self._spelling.decode(self._block[: self._filled])
+    def _on_word(self) -> None:
+        reading = self._codec.decode(self._block[: self._filled])
         rest = self._filled - reading.samples
         self._block[:rest] = self._block[reading.samples : self._filled]
         self._filled = rest
         damaged = reading.word.startswith("!")
-        self._go_on()
-        if not (damaged and self._damaged):  # one damage, however long, reads as one word
+        self._start_or_resume()
+        if not (damaged and self._damaged):  # continuous damage becomes one word
             style = self._style
             begin = style.later if self._ended else style.begin
             separator = style.between if self._transcript else begin
@@ -247,14 +247,14 @@ class ScriptStream:
             self._emit(EngineEvent("turn.update", self._transcript))
         self._damaged = damaged
 
-    def _go_on(self) -> None:
-        """Say that a turn starts, or that it was not over."""
+    def _start_or_resume(self) -> None:
+        """Start a turn, or resume one after an eager end."""
         if self._turn is None:
-            self._tell("turn.start")
+            self._emit_turn("turn.start")
         elif self._turn == "turn.eager_end":
-            self._tell("turn.resume")
+            self._emit_turn("turn.resume")
 
-    def _tell(self, kind: EventKind) -> None:
+    def _emit_turn(self, kind: EventKind) -> None:
         self._turn = kind
         self._emit(EngineEvent(kind, self._transcript if kind == "turn.eager_end" else None))
 

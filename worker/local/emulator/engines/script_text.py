@@ -1,4 +1,4 @@
-"""How the script engine puts words together: the separators that providers use."""
+"""Word separators of the script engine: the styles that providers use."""
 
 import random
 from typing import Final
@@ -7,27 +7,27 @@ import msgspec
 
 
 class TextStyle(msgspec.Struct, frozen=True, kw_only=True):
-    """Separators of a transcript. The texts of a connection's turns join verbatim in any style."""
+    """Separators of a transcript. In every style, the texts of turns can be joined verbatim."""
 
     begin: str = ""
-    """Before the first word of a connection's first turn."""
+    """Text before the first word of a connection's first turn."""
     later: str = ""
-    """Before the first word of a later turn."""
+    """Text before the first word of a later turn."""
     between: str = ""
     after: str = ""
-    """After every word."""
+    """Text after every word."""
 
     @property
     def spaced(self) -> bool:
-        """Whether anything is between two words."""
+        """Whether two words are separated."""
         return bool(self.between + self.after)
 
     def text(self, words: list[str], begin: str) -> str:
-        """Write the words of a turn."""
+        """Return the text of a turn's words."""
         return begin + self.between.join(word + self.after for word in words) if words else ""
 
     def writes(self, text: str, words: list[str]) -> bool:
-        """Return whether a turn of these words has this very text, on some connection."""
+        """Return whether `text` is the text of a turn of these words, on any connection."""
         return text in (self.text(words, self.begin), self.text(words, self.later))
 
 
@@ -44,16 +44,16 @@ STYLES: Final = {
     "no-break": TextStyle(later="\u00a0", between="\u00a0"),
     "none": TextStyle(),
 }
-"""By name. `leading` is the provider's."""
+"""Styles by name. The provider uses `leading`."""
 
 DRAWN: Final = "drawn"
-"""In the place of a name: drawn by a seed."""
+"""Placeholder for a style drawn with a seed."""
 
 REWORDABLE: Final = tuple(name for name, style in STYLES.items() if style.spaced)
-"""Styles in which a reworded word can be told from the next one."""
+"""Styles in which a reworded word and the next word are separated."""
 
 
 def draw_style(seed: int, *, rewording: bool) -> str:
-    """Draw a style by a seed."""
+    """Draw a style with a seed."""
     rng = random.Random(f"{seed} text style")  # noqa: S311 - a schedule, not a secret
     return rng.choice(REWORDABLE if rewording else tuple(STYLES))

@@ -1,11 +1,10 @@
-"""Audio that spells word numbers, so that a transcript proves that every sample arrived.
+"""Audio that encodes word numbers, so that a transcript proves that every sample was received.
 
-A word is a block of fixed length without any quiet sample in it: each sample is +A or -A. What a
-block holds, before it is scrambled by a fixed pseudo-random pattern of +1 and -1 over the whole
-block, is a marker of 32 samples and then the 32 bits of the word's number, again and again to the
-block's end. So every stretch of a block says whose it is and where in the block it belongs:
-audio that was lost, repeated, moved or changed, down to one sample, does not fit. Levels are
-compared exactly as the encoding renders them, which mu-law and A-law allow too.
+A word is a block of fixed length without silence: each sample is +A or -A. A block consists of a
+marker of 32 samples, then the 32 bits of the word's number, repeated up to the block's end. A
+fixed pseudo-random pattern of +1 and -1 scrambles the whole block. Every part of a block thus
+identifies its word and its position in the block. Audio that was lost, repeated, moved or changed,
+down to one sample, does not match. Levels are compared as encoded, also in mu-law and A-law.
 """
 
 import functools
@@ -21,10 +20,10 @@ from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.pcm import PcmDecoder, encode, silence
 
 WORD_MS: Final = 200
-QUIET: Final = 1 / 64  # samples up to this are silence: lines have noise
+QUIET: Final = 1 / 64  # maximum level of silence: phone lines have noise
 
-# Chosen so that any byte of it, in any encoding, makes a loud sample as the highest byte: audio
-# that slipped by a byte must not pass for silence.
+# In every encoding, each byte of this value is loud as the highest byte of a sample: audio shifted
+# by one byte must not be taken for silence.
 _AMPLITUDE: Final = 0.38736978
 _ROW: Final = 32  # samples of the marker, and of the number's bits
 
@@ -32,14 +31,14 @@ Symbols = NDArray[np.int8]  # +1 and -1; 0 where a sample has another level
 
 
 class Reading(NamedTuple):
-    """What a block says: its word in the transcript, and how many samples belong to it."""
+    """Decoded block: its word in the transcript, and its number of samples."""
 
     word: str
     samples: int
 
 
 class WordCodec:
-    """How words sound in one audio format. Raises ValueError if a word is too short to spell."""
+    """Encodes words in one audio format. Raises ValueError if `word_ms` is too short."""
 
     def __init__(self, audio: AudioFormat, word_ms: float) -> None:
         self.samples: Final = round(audio.sample_rate * word_ms / 1000)
@@ -52,13 +51,13 @@ class WordCodec:
         self._level = level[0]
 
     def symbols(self, samples: NDArray[np.float32]) -> Symbols:
-        """Tell the symbol of each sample."""
+        """Return the symbol of each sample."""
         symbols: Symbols = (samples == self._level).view(np.int8)
         symbols -= (samples == -self._level).view(np.int8)
         return symbols
 
     def encode(self, number: int) -> Symbols:
-        """Build the block of a word, 0 <= number < 2**32."""
+        """Return the block of a word, 0 <= number < 2**32."""
         bits = _signs(np.unpackbits(np.frombuffer(number.to_bytes(4, "big"), np.uint8)))
         block = self._pattern.copy()
         body = block[_ROW:]
@@ -69,10 +68,10 @@ class WordCodec:
         return block
 
     def decode(self, block: Symbols) -> Reading:
-        """Read a block that begins where sound began; shorter than a word if the audio ended.
+        """Decode a block from the start of a sound; shorter than a word if the audio ended.
 
-        An intact word reads `w17`. A damaged one reads `!17`, or `!?` where no number can be made
-        out, and ends where the next marker begins.
+        An intact word is `w17`. A damaged one is `!17`, or `!?` without a readable number, and
+        ends where the next marker begins.
         """
         rows = self._rows(block)
         if len(block) == self.samples:
@@ -91,7 +90,7 @@ class WordCodec:
         return plain[: count * _ROW].reshape(count, _ROW)
 
     def _damage_ends(self, block: Symbols, *, aligned: bool) -> int:
-        """Find where the next word may begin, having begun to read in the wrong place."""
+        """Return where the next word may begin, after a block that is not aligned."""
         if aligned:
             return len(block)
         if len(block) > _ROW:
@@ -114,14 +113,14 @@ def _number(row: Symbols) -> int:
 
 @functools.lru_cache(maxsize=64)
 def word_codec(audio: AudioFormat, word_ms: float = WORD_MS) -> WordCodec:
-    """Give the spelling of an audio format, shared by all who use it."""
+    """Return the shared codec of an audio format."""
     return WordCodec(audio, word_ms)
 
 
 def synthesize_words(
     words: Iterable[int], audio: AudioFormat, *, word_ms: float = WORD_MS
 ) -> bytes:
-    """Build the audio of words, each 0 <= number < 2**32, without silence between them."""
+    """Return the audio of words, each 0 <= number < 2**32, without silence between them."""
     how = word_codec(audio, word_ms)
     blocks = [how.encode(number) for number in words]
     if not blocks:
@@ -130,7 +129,7 @@ def synthesize_words(
 
 
 def synthesize_silence(ms: float, audio: AudioFormat) -> bytes:
-    """Build that many milliseconds of silence."""
+    """Return `ms` milliseconds of silence."""
     return silence(round(audio.sample_rate * ms / 1000), audio.encoding)
 
 
@@ -138,14 +137,14 @@ _WORD: Final = re.compile(r"w[0-9]+|![0-9]+|!\?")
 
 
 def split_words(transcript: str, *, spaced: bool = True) -> list[str]:
-    """Split a transcript into words as they are written, with or without space between them."""
+    """Split a transcript into words, with or without space between them."""
     return transcript.split() if spaced else _WORD.findall(transcript)
 
 
 def words_of(transcript: str, *, spaced: bool = True) -> list[int | str]:
-    """Read a transcript back: the number of each intact word, reworded or not, else its text.
+    """Decode a transcript: the number of each intact word, reworded or not, or its text.
 
-    So `words_of(text) == [1, 2, 3]` says that these words, and nothing damaged, were heard.
+    `words_of(text) == [1, 2, 3]` proves that these words were received without damage.
     """
     return [_intact(word) for word in split_words(transcript, spaced=spaced)]
 

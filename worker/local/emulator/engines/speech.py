@@ -1,13 +1,13 @@
-"""The real speech engine: Silero hears the turns, Moonshine reads them. English only.
+"""Speech engine: Silero detects the turns, Moonshine transcribes them. English only.
 
-Offline: all weights lie in installed packages. Accuracy and turn timing are not those of the
-hosted model; keyterms are not used, for this recognizer has no way to prefer words.
+Offline: all weights are part of installed packages. Accuracy and turn timing differ from the
+hosted model. Keyterms are ignored, because this recognizer cannot prefer words.
 
-Voice activity is followed on the event loop (0.3 ms per 100 ms of audio), so that no turn starts
-late for another connection's decodes. Those run in threads, one per core. A hearing has at most
-one under way and hears on when it is done: `feed` returning late is its backpressure, and with
-the sample count as the only clock the same audio gives the same events at any pace and in any
-chunking. Only where decodes already queue up are those for updates left out; the others never.
+Voice activity runs on the event loop (0.3 ms per 100 ms of audio), so that decodes of other
+connections do not delay the start of a turn. Decodes run in threads, one per core. A stream has
+at most one decode running and continues when it is done: a late return of `feed` is backpressure.
+The sample count is the only clock. The same audio gives the same events at any pace and in any
+chunking. When decodes queue up, decodes for updates are skipped; others never are.
 """
 
 import os
@@ -25,22 +25,22 @@ from worker.local.emulator.engines.speech_audio import Framer, Samples, Segment,
 from worker.local.emulator.engines.speech_text import Tokens, Transcript
 from worker.local.emulator.engines.speech_turns import SPEECH, TurnDetector
 
-_PREROLL: Final = windows(0.4)  # kept before speech: its soft beginning is not yet called speech
-_TAIL: Final = windows(0.15)  # read after speech: the same of its end
-_TOO_SHORT: Final = windows(0.2)  # of speech; in less the recognizer hears "You"
+_PREROLL: Final = windows(0.4)  # kept before speech: the VAD misses its soft beginning
+_TAIL: Final = windows(0.15)  # decoded after speech: the VAD misses its soft end
+_TOO_SHORT: Final = windows(0.2)  # minimum speech: for less, the recognizer returns "You"
 _UPDATE_EVERY: Final = windows(0.5)
 
-# Reading costs more than its share on long segments and goes wrong beyond 15 s, so one that
-# grows long is cut at the first short pause, and if none comes at the quietest point of its last
-# 2 s. No updates are read in those: the cut must not fall before words already shown.
+# Decoding long segments costs more than proportionally, and fails beyond 15 s. A long segment is
+# cut at the first short pause, or else at the quietest point of its last 2 s. Those 2 s are not
+# decoded for updates: the cut must not precede words already shown.
 _LONG: Final = windows(8.0)
 _PAUSE: Final = windows(0.2)
 _LONGEST: Final = windows(14.0)
-_UNSHOWN: Final = windows(2.0)
+_KEPT: Final = windows(2.0)
 
 
 class SpeechEngine:
-    """What all connections share: two models and as many threads as there are cores.
+    """Two models and one thread per core, shared by all connections.
 
     Loading takes about half a second. Raises LocalPartMissing if weights are missing or changed.
     """
@@ -59,11 +59,11 @@ class SpeechEngine:
         keyterms: tuple[str, ...],
         emit: Callable[[EngineEvent], None],
     ) -> "SpeechStream":
-        """Begin to hear one connection. Raises KeyError for an unknown encoding."""
+        """Create the stream of one connection. Raises KeyError for an unknown encoding."""
         return SpeechStream(self, audio, turn, emit)
 
     async def aclose(self) -> None:
-        """Do nothing: the threads are the event loop's, the weights go with the last hearing."""
+        """Do nothing: the event loop owns the threads, and the last stream frees the weights."""
 
     @property
     def loaded(self) -> bool:
@@ -78,7 +78,7 @@ class SpeechEngine:
 
 
 class SpeechStream:
-    """One connection being heard. Up to 1 MB while a turn is open, 30 kB else."""
+    """Audio of one connection. Uses up to 1 MB while a turn is open, otherwise 30 kB."""
 
     def __init__(
         self,
@@ -94,43 +94,43 @@ class SpeechStream:
         self._detector = TurnDetector(turn)
         self._segment = Segment()
         self._transcript = Transcript(engine.recognizer)
-        self._lead = ""  # before every text, so that the texts of turns can be joined as they are
-        self._unread = 0  # windows since the last reading
+        self._lead = ""  # before every text, so that the texts of turns can be joined verbatim
+        self._undecoded = 0  # windows since the last decode
 
     async def feed(self, audio: bytes) -> None:
-        """Hear more audio; returns when all that it gives is emitted."""
+        """Process audio; return when all its events are emitted."""
         for window in self._framer.take(audio):
-            await self._hear(window)
+            await self._process(window)
 
     def configure(self, turn: TurnSettings) -> None:
-        """Use other turn settings from the next window on."""
+        """Use new turn settings from the next window on."""
         self._detector.settings = turn
 
     async def flush(self) -> None:
-        """Hear what is left of the last window, and end the turn if one is open."""
+        """Process the incomplete last window, and end the open turn."""
         for window in self._framer.end():
-            await self._hear(window)
+            await self._process(window)
         if self._detector.end():
             await self._end_turn()
 
     async def aclose(self) -> None:
-        """Let go of the audio held."""
+        """Release the buffered audio."""
         self._segment = Segment()
 
-    async def _hear(self, window: Samples) -> None:
+    async def _process(self, window: Samples) -> None:
         probability = self._voice.probability(window)
         self._segment.append(window, voiced=probability > SPEECH)
-        self._unread += 1
-        match self._detector.hear(probability):
+        self._undecoded += 1
+        match self._detector.update(probability):
             case "turn.start":
                 self._transcript = Transcript(self._engine.recognizer)
-                self._unread = 0
-                self._tell("turn.start")
+                self._undecoded = 0
+                self._emit_event("turn.start")
             case "turn.eager_end":
                 await self._settle()
-                self._tell("turn.eager_end", self._transcript.text)
+                self._emit_event("turn.eager_end", self._transcript.text)
             case "turn.resume":
-                self._tell("turn.resume")
+                self._emit_event("turn.resume")
             case "turn.end":
                 await self._end_turn()
             case None if self._detector.in_turn:
@@ -140,30 +140,30 @@ class SpeechStream:
         await checkpoint()
 
     async def _follow(self) -> None:
-        """Within a turn: read on when enough was said, cut what grows too long."""
+        """Within a turn: decode for an update after enough speech; cut a long segment."""
         shown = self._transcript.text
         length = len(self._segment)
         quiet = length - self._segment.speech_end
         if length >= _LONGEST:
-            await self._settle(self._segment.quietest(length - _UNSHOWN))
+            await self._settle(self._segment.quietest(length - _KEPT))
         elif length >= _LONG and quiet >= _PAUSE:
             await self._settle()
         elif (
             self._detector.state == "speaking"
-            and self._unread >= _UPDATE_EVERY
-            and quiet < self._unread
-            and length < _LONGEST - _UNSHOWN
+            and self._undecoded >= _UPDATE_EVERY
+            and quiet < self._undecoded
+            and length < _LONGEST - _KEPT
             and self._segment.speech >= _TOO_SHORT
             and not self._engine.loaded
         ):
             self._transcript.read(await self._read(length))
         if self._detector.state == "speaking" and self._transcript.text != shown:
-            self._tell("turn.update", self._transcript.text)
+            self._emit_event("turn.update", self._transcript.text)
 
     async def _settle(self, end: int | None = None) -> None:
-        """Read the segment to its end and begin the next; `end` is by default that of its speech.
+        """Decode the segment up to `end` (default: the end of speech), and begin the next.
 
-        What holds too little speech to be read is kept, or dropped where `end` has to be.
+        A segment with too little speech is kept, or dropped if `end` is given.
         """
         if self._segment.speech >= _TOO_SHORT:
             if end is None:
@@ -172,16 +172,16 @@ class SpeechStream:
         self._segment.cut(end or 0)
 
     async def _read(self, end: int) -> Tokens:
-        self._unread = 0
+        self._undecoded = 0
         return await self._engine.read(self._segment.audio(end), self._transcript.shown)
 
     async def _end_turn(self) -> None:
         await self._settle()
         self._segment.cut(self._segment.speech_end)
         text = self._transcript.text
-        self._tell("turn.end", text)
+        self._emit_event("turn.end", text)
         if text:
             self._lead = " "
 
-    def _tell(self, kind: EventKind, text: str | None = None) -> None:
+    def _emit_event(self, kind: EventKind, text: str | None = None) -> None:
         self._emit(EngineEvent(kind, self._lead + text if text else text))

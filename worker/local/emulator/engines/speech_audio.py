@@ -1,4 +1,4 @@
-"""Audio on its way to being read: wire bytes to windows, windows to segments. No I/O."""
+"""Audio preparation: received bytes to windows, windows to segments. No I/O."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.pcm import PcmDecoder
 
-RATE: Final = 16_000  # Hz, of all audio the models hear
-WINDOW: Final = 512  # samples the models are given at a time
+RATE: Final = 16_000  # Hz, sample rate of the models
+WINDOW: Final = 512  # samples in one window of the VAD model
 WINDOW_S: Final = WINDOW / RATE
 
 Samples = NDArray[np.float32]
 
-_DIP: Final = 3  # windows: a place to cut at is looked for by the energy of about 0.1 s
+_DIP: Final = 3  # windows: a cut point has the lowest energy over about 0.1 s
 
 
 def windows(seconds: float) -> int:
-    """Tell how many whole windows that is."""
+    """Return the number of whole windows in a duration."""
     return int(seconds / WINDOW_S)
 
 
 class Framer:
-    """Makes windows at `RATE` of one connection's bytes, however those are cut into chunks.
+    """Converts one connection's bytes, in any chunking, to windows at `RATE`.
 
-    Resampling holds back 40 ms of audio at 44.1 or 48 kHz, 115 ms at 8 kHz: filters that hold
-    back less cost telephone speech a percent of its words. Raises KeyError for an encoding that is
-    not of the wire.
+    Resampling delays audio by 40 ms at 44.1 or 48 kHz, by 115 ms at 8 kHz. Filters with a shorter
+    delay increase the word error rate of telephone speech by one percent. Raises KeyError for an
+    encoding that the protocol does not have.
     """
 
     def __init__(self, audio: AudioFormat) -> None:
@@ -42,14 +42,14 @@ class Framer:
         self._rest = np.empty(0, np.float32)
 
     def take(self, audio: bytes) -> Iterator[Samples]:
-        """Give the windows that are complete with these bytes."""
+        """Return the windows that these bytes complete."""
         samples = self._pcm.decode(audio)
         if self._resampler is not None:
             samples = self._resampler.resample_chunk(samples)
         return self._frame(samples)
 
     def end(self) -> Iterator[Samples]:
-        """Give what is left, the last window filled up with silence."""
+        """Return the remaining windows, the last one padded with silence."""
         samples = np.empty(0, np.float32)
         if self._resampler is not None:
             samples = self._resampler.resample_chunk(samples, last=True)
@@ -66,9 +66,9 @@ class Framer:
 
 
 class Segment:
-    """Windows of audio since the last cut, each with whether it is speech.
+    """Windows of audio since the last cut, each marked as speech or not.
 
-    `speech` is the count of those that are and `speech_end` the place after the last one, 0 if
+    `speech` is the number of speech windows. `speech_end` is the index after the last one, 0 if
     there is none.
     """
 
@@ -90,7 +90,7 @@ class Segment:
             self.speech_end = len(self._windows)
 
     def audio(self, end: int) -> Samples:
-        """Give the samples of the first `end` windows."""
+        """Return the samples of the first `end` windows."""
         return np.concatenate(self._windows[:end])
 
     def cut(self, at: int) -> None:
@@ -101,7 +101,7 @@ class Segment:
         del self._voiced[:at]
 
     def quietest(self, begin: int) -> int:
-        """Find the middle of the quietest 0.1 s from window `begin` on."""
+        """Return the middle of the quietest 0.1 s from window `begin` on."""
         energy = [float(np.dot(window, window)) for window in self._windows[begin:]]
         dips = [sum(energy[at : at + _DIP]) for at in range(len(energy) - _DIP + 1)]
         return begin + dips.index(min(dips)) + _DIP // 2

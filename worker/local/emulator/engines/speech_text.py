@@ -1,10 +1,9 @@
-"""The text of one turn while it grows: what of the recognizer's readings may be shown. Pure.
+"""Growing transcript of one turn: selects the recognized words that may be shown. No I/O.
 
-A reading is what the recognizer makes of the audio so far; its end is a guess that the next
-reading often corrects. Shown text is never taken back, so a word is shown only when two readings
-in a row agree on it and on how the next one begins. Every reading continues the words already
-shown, so that the last one extends them by construction. That keeps the word error rate within
-one percent of what free readings would reach.
+A reading is the recognizer's result for the audio so far. The next reading often corrects its
+end. Shown text is never withdrawn. A word is shown only when two consecutive readings agree on it
+and on the start of the next word. Every reading continues the words already shown, so that the
+last one extends them. The word error rate stays within one percent of unconstrained readings.
 """
 
 from collections.abc import Sequence
@@ -15,21 +14,21 @@ Tokens = tuple[int, ...]
 
 
 class Vocabulary(Protocol):
-    """What the tokens of a reading mean."""
+    """Vocabulary of the recognizer's tokens."""
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Spell tokens out, one space between words and none at the ends."""
+        """Return the text of tokens, with one space between words and none at the ends."""
         ...
 
     def starts_word(self, token: int) -> bool:
-        """Tell whether a token begins a new word, rather than going on with one."""
+        """Return whether a token begins a new word."""
         ...
 
 
 class Transcript:
-    """The growing text of one turn, spoken in one or more segments.
+    """Growing text of one turn, which has one or more segments.
 
-    `shown` are the tokens of the current segment that its next reading has to continue.
+    `shown` are the tokens of the current segment; its next reading must continue them.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -40,25 +39,25 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        """All that was shown of the turn; from call to call it only grows."""
+        """Text shown of the turn; it only grows."""
         parts = (self._settled, self._vocabulary.text(self.shown))
         return " ".join(part for part in parts if part)
 
     def read(self, reading: Tokens) -> None:
-        """Take a reading of the segment so far and show the words it confirms."""
+        """Add a reading of the segment so far, and show the words it confirms."""
         self.shown = reading[: max(self._confirmed(reading), len(self.shown))]
         self._reading = reading
 
     def settle(self, reading: Tokens) -> None:
-        """Take the last reading of the segment, show it all and begin the next segment."""
+        """Add the last reading of the segment, show all of it and begin the next segment."""
         self.shown = reading
         self._settled = self.text
         self.shown = self._reading = ()
 
     def _confirmed(self, reading: Tokens) -> int:
-        """Count the tokens of the words that this reading has in common with the one before.
+        """Return the number of tokens of words that this reading shares with the previous one.
 
-        A word counts when both begin the same next word: before that its end is still open.
+        A word counts if both readings begin the same next word; otherwise it may still change.
         """
         pairs = zip(self._reading, reading, strict=False)
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,14 +1,14 @@
-"""Where turns begin and end, from the speech probability of each window of audio. Pure.
+"""Turn detection from the speech probability of each window of audio. No I/O.
 
-Everything hangs on one number, the likelihood that the user is still in a turn:
+The detector tracks one number, the likelihood that the user is still in a turn:
 
-- a window of speech takes away most of what it lacks to 1;
+- a window of speech raises it most of the way to 1;
 - silence halves it every `HALF_LIFE_S`;
-- a window that is neither leaves it as it is.
+- a window that is neither does not change it.
 
-At the default thresholds two windows of speech in a row begin a turn, 0.35 s of silence makes it
-probably over and 0.8 s over. A lower `end` threshold asks for more silence: 1.0 s at 0.2, 1.5 s
-at 0.1. Time is counted in windows, so it is the audio's and not the clock's.
+At the default thresholds, two consecutive windows of speech begin a turn. It is probably over
+after 0.35 s of silence, and over after 0.8 s. A lower `end` threshold requires more silence: 1.0 s
+at 0.2, 1.5 s at 0.1. Time is counted in windows of audio, not by the clock.
 """
 
 from typing import Final, Literal
@@ -19,17 +19,17 @@ from worker.local.emulator.engines.speech_audio import WINDOW_S
 TurnStep = Literal["turn.start", "turn.eager_end", "turn.resume", "turn.end"]
 
 SPEECH: Final = 0.5  # a window more probable than this is speech
-SILENCE: Final = 0.35  # one less probable is silence; between them lie breaths and word ends
+SILENCE: Final = 0.35  # a window less probable is silence; breaths and word ends are in between
 HALF_LIFE_S: Final = 0.45
 
-_DOUBT_KEPT: Final = 0.4  # of 1 - likelihood, by one window of speech
+_DOUBT_KEPT: Final = 0.4  # one window of speech multiplies 1 - likelihood by this
 _DECAY: Final = 0.5 ** (WINDOW_S / HALF_LIFE_S)
 
 
 class TurnDetector:
-    """The turns of one connection.
+    """Detects the turns of one connection.
 
-    `settings` may be replaced at any time. `likelihood` is that of being in a turn.
+    `settings` may be replaced at any time. `likelihood` is the likelihood of being in a turn.
     """
 
     def __init__(self, settings: TurnSettings) -> None:
@@ -43,22 +43,22 @@ class TurnDetector:
         """Whether a turn is open."""
         return self.state != "idle"
 
-    def hear(self, probability: float) -> TurnStep | None:
-        """Take the speech probability of the next window; tell what it changes, if anything."""
+    def update(self, probability: float) -> TurnStep | None:
+        """Process the speech probability of the next window; return the resulting turn event."""
         if probability > SPEECH:
             self._quiet_s = 0.0
             self.likelihood = 1.0 - (1.0 - self.likelihood) * _DOUBT_KEPT
         else:
             self._quiet_s += WINDOW_S
             if not self.in_turn:
-                # Only unbroken speech begins a turn: clicks must not add up to one.
+                # Only continuous speech begins a turn: clicks must not accumulate.
                 self.likelihood = 0.0
             elif probability < SILENCE:
                 self.likelihood *= _DECAY
         return self._step()
 
     def end(self) -> TurnStep | None:
-        """End the turn here, if one is open, because no more audio will come."""
+        """End the open turn, because no more audio follows."""
         self.likelihood = 0.0
         if not self.in_turn:
             return None
@@ -67,15 +67,15 @@ class TurnDetector:
 
     def _step(self) -> TurnStep | None:
         settings = self.settings
-        risen = self.likelihood > settings.start
+        above_start = self.likelihood > settings.start
         if self.state == "idle":
-            if not risen:
+            if not above_start:
                 return None
             self.state = "speaking"
             return "turn.start"
         if self.likelihood < settings.end or self._quiet_s * 1000 >= settings.end_timeout_ms:
             return self.end()
-        if self.state == "ended eagerly" and risen:
+        if self.state == "ended eagerly" and above_start:
             self.state = "speaking"
             return "turn.resume"
         if self.state == "speaking" and self.likelihood < settings.eager_end:
