@@ -330,7 +330,7 @@ def test_push_reports_damaged_packets(
         (None, "cannot be read: No such file"),
         (b"no sound" * 100, "is not a sound file that can be read; if it is raw audio, pcm_s16le "),
         (b"", "holds no audio: it is empty"),
-        (wav_file(RAW, 1), "says that its sample rate is 1 Hz"),
+        (wav_file(RAW, 1), "has a sample rate of 1 Hz"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "it is damaged, or of an unknown kind"),
     ],
 )

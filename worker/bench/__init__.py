@@ -1,5 +1,6 @@
-"""The benchmark: what a worker costs, how late its turns are, and whether they are right.
+"""Benchmark: the cost of a worker, the latency of its turns, and their correctness.
 
-Redis, the STT server and one worker run as processes of their own; producer and consumer run in the
-bench's process. Data flows `plan -> load -> (worker) -> consumer -> tally -> report`.
+Redis, the STT server and one worker run in separate processes; producer and consumer run in the
+process of the benchmark. Data flow:
+`plan -> producer -> (worker) -> consumer -> checker -> report`.
 """

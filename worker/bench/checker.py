@@ -1,4 +1,4 @@
-"""The tally: what the bus said of a session, held against what was said in it. Pure."""
+"""Compares the words published for a session with the words sent. No I/O."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,28 +20,28 @@ from worker.local.emulator.engines.script import words_of
 
 
 class WordResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What is right and wrong about a session; added up, about many."""
+    """Word counts and errors of one session, or the sum over many."""
 
     words: int = 0
-    """Said, and so expected."""
+    """Number of words sent, and so expected."""
     lost: int = 0
     repeated: int = 0
     wrong: int = 0
-    """Damaged, never said, or out of order."""
+    """Number of words that are damaged, were never sent, or are out of order."""
     seq_faults: int = 0
-    """Events whose `seq` does not follow the one before."""
+    """Number of events whose `seq` does not follow the previous one."""
     faults: int = 0
-    """Events that tell of an error or a gap."""
+    """Number of error and gap events."""
     unended: int = 0
-    """Sessions that did not end."""
+    """Number of sessions that did not end."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no errors."""
         return all(not value for name, value in self._counts.items() if name != "words")
 
     def __add__(self, other: "WordResult") -> "WordResult":
-        """Return both together."""
+        """Return the sum of both."""
         theirs = other._counts
         return WordResult(**{name: value + theirs[name] for name, value in self._counts.items()})
 
@@ -51,11 +51,11 @@ class WordResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WordChecker:
-    """Hears the events of one session."""
+    """Checks the events of one session."""
 
     def __init__(self) -> None:
         self.updated_ms: Final[dict[int, int]] = {}
-        """When the first `turn.update` with a word was appended, by the number of the word."""
+        """Time of the first `turn.update` with a word, by the number of the word."""
         self.ended = False
         self._words: list[int | str] = []
         self._shown = 0  # words of the open turn
@@ -64,7 +64,7 @@ class WordChecker:
         self._faults = 0
 
     def add(self, event: Event, appended_ms: int) -> None:
-        """Take the next event, and when it was appended (Unix milliseconds)."""
+        """Add the next event, and the time it was appended (Unix milliseconds)."""
         self._seq_faults += event.seq != self._seq + 1
         self._seq = event.seq
         match event:
@@ -85,11 +85,11 @@ class WordChecker:
             case _:
                 pass
 
-    def verdict(self, said: int) -> WordResult:
-        """Judge the session, in which the words 0 to `said` - 1 were said."""
-        differences = compare(said, self._words)
+    def verdict(self, sent: int) -> WordResult:
+        """Return the result of the session, to which the words 0 to `sent` - 1 were sent."""
+        differences = compare(sent, self._words)
         return WordResult(
-            words=said,
+            words=sent,
             lost=len(differences.lost),
             repeated=len(differences.repeated),
             wrong=len(differences.wrong),
@@ -98,10 +98,10 @@ class WordChecker:
             unended=not self.ended,
         )
 
-    def failures(self, said: int) -> str:
-        """Say what is wrong about the session, in words; empty if nothing is."""
+    def failures(self, sent: int) -> str:
+        """Describe the errors of the session; empty if there are none."""
         parts = (
-            str(compare(said, self._words)),
+            str(compare(sent, self._words)),
             f"seq faults {self._seq_faults}" if self._seq_faults else "",
             f"errors and gaps {self._faults}" if self._faults else "",
             "" if self.ended else "not ended",
@@ -110,7 +110,7 @@ class WordChecker:
 
 
 class Differences(NamedTuple):
-    """How what was heard differs from what was said."""
+    """Differences between the received and the sent words."""
 
     lost: list[int]
     repeated: list[int]
@@ -121,13 +121,13 @@ class Differences(NamedTuple):
         return "; ".join(f"{what} {' '.join(map(str, words))}" for what, words in named if words)
 
 
-def compare(said: int, heard: Sequence[int | str]) -> Differences:
-    """Hold what was heard against the words 0 to `said` - 1."""
-    times = Counter(word for word in heard if isinstance(word, int) and word < said)
-    strange = [word for word in heard if not isinstance(word, int) or word >= said]
+def compare(sent: int, received: Sequence[int | str]) -> Differences:
+    """Compare the received words with the words 0 to `sent` - 1."""
+    times = Counter(word for word in received if isinstance(word, int) and word < sent)
+    strange = [word for word in received if not isinstance(word, int) or word >= sent]
     misplaced = [after for before, after in pairwise(times) if after < before]
     return Differences(
-        lost=[word for word in range(said) if word not in times],
+        lost=[word for word in range(sent) if word not in times],
         repeated=[word for word, count in times.items() for _ in range(count - 1)],
         wrong=[*strange, *misplaced],
     )

@@ -1,4 +1,4 @@
-"""The consumer of a benchmark: reads every turn event, for the tallies."""
+"""Consumer of a benchmark: reads every turn event and passes it to the checkers."""
 
 from array import array
 from collections import defaultdict
@@ -20,7 +20,7 @@ _COUNT: Final = 1_000
 class Consumer:
     """Reads the turns of a lane.
 
-    It polls: one that blocked would be woken, and cost Redis and this process, for each event.
+    It polls: a blocking read would wake Redis and this process for each event.
     """
 
     def __init__(self, redis: Redis, stream: str) -> None:
@@ -29,7 +29,7 @@ class Consumer:
         self._stream = stream
         self.tallies: Final[defaultdict[str, WordChecker]] = defaultdict(WordChecker)
         self.appended_ms: Final = array("q")
-        """When each event was appended, by Redis' clock: Unix milliseconds."""
+        """Time each event was appended, by the Redis clock: Unix milliseconds."""
 
     async def run(self) -> None:
         """Read until cancelled. Raises BusUnavailable if Redis fails."""

@@ -1,4 +1,4 @@
-"""The rig: Redis, the STT server and one worker, each a process, for one run."""
+"""Processes of one run: Redis, the STT server and one worker."""
 
 import os
 import re
@@ -29,31 +29,31 @@ _STT_SERVER: Final = ["stt-server", "--engine", "script", "--port", "0"]
 
 
 class Process(Child):
-    """A process of the rig."""
+    """A process of the benchmark."""
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id."""
         return self._process.pid
 
     async def url(self) -> str:
-        """Return the URL that an STT server writes when it listens.
+        """Return the URL that an STT server prints when it listens.
 
-        Raises TurnbusError if it does not.
+        Raises TurnbusError if it does not start.
         """
         with anyio.move_on_after(_START_TIMEOUT_S):
             while True:
                 if url := re.search(r"ws://\S+", self.text()):
                     return url[0]
                 await anyio.sleep(_LOOK_S)
-        raise TurnbusError(f"{self.name} did not start; it wrote:\n{self.tail()}")
+        raise TurnbusError(f"{self.name} did not start; its last log lines:\n{self.tail()}")
 
 
 @asynccontextmanager
 async def open_stt_server(logs: Path) -> AsyncIterator[Process]:
-    """Run an STT server, and nothing else, until the block ends.
+    """Run only an STT server until the block ends.
 
-    Raises TurnbusError if, at any time, it stops by itself.
+    Raises TurnbusError if it stops unexpectedly.
     """
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(anyio.create_task_group())
@@ -62,7 +62,7 @@ async def open_stt_server(logs: Path) -> AsyncIterator[Process]:
 
 
 class Harness:
-    """Everything that runs; `open` sets it up."""
+    """All processes of a run; `open` starts them."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Harness:
     ) -> None:
         self.redis = redis
         self.admin_port = admin_port
-        """Where the worker tells its metrics, on this machine."""
+        """Port of the worker's metrics, on this machine."""
         self.redis_port = server.port
         self.keys = Keys()
         self._worker = worker
@@ -84,17 +84,15 @@ class Harness:
             "stt_server": stt_server.pid,
             "bench": os.getpid(),
         }
-        """By the names the report uses."""
+        """Process ids by the names the report uses."""
 
     @classmethod
     @asynccontextmanager
     async def open(cls, sessions: int, *, traced: bool = False) -> AsyncIterator[Self]:
-        """Start everything; leave nothing at the end, whatever the end.
+        """Start all processes; end them and remove their files when the block ends.
 
-        A worker that is `traced` exports its spans.
-
-        Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does, TurnbusError if a
-        process does not come up or, at any time, stops by itself.
+        With `traced` the worker exports its spans. Raises LocalPartMissing or BusUnavailable as
+        `EmbeddedRedis` does, TurnbusError if a process does not start or stops unexpectedly.
         """
         allow_open_files(sessions + FILES_BESIDE_SOCKETS)
         async with AsyncExitStack() as stack:
@@ -119,17 +117,17 @@ class Harness:
             yield rig
 
     def worker_log(self) -> str:
-        """Return the last lines the worker wrote."""
+        """Return the last log lines of the worker."""
         return self._worker.tail()
 
     async def _worker_ready(self) -> None:
-        """Wait until the worker has put its record on the bus."""
+        """Wait until the worker has written its record to Redis."""
         with anyio.move_on_after(_START_TIMEOUT_S):
             while True:
                 if await self.redis.hlen(self.keys.workers):
                     return
                 await anyio.sleep(_LOOK_S)
-        raise TurnbusError(f"the worker did not start; it wrote:\n{self.worker_log()}")
+        raise TurnbusError(f"the worker did not start; its last log lines:\n{self.worker_log()}")
 
 
 def _free_port() -> int:
@@ -147,7 +145,7 @@ async def _start(
     settings: Mapping[str, str],
     more: Mapping[str, str] = MappingProxyType({}),
 ) -> Process:
-    """Start a process that ends with the stack; if it stops by itself the task group fails."""
+    """Start a process that ends with the stack; an unexpected stop fails the task group."""
     part = Process.start(name, command, {**environment(settings), **more}, logs / f"{name}.log")
     started = await stack.enter_async_context(part)
     tasks.start_soon(started.guard)
@@ -155,22 +153,25 @@ async def _start(
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return our environment with these settings of a worker and no others.
+    """Return this process's environment with only these worker settings.
 
-    Nothing in it leads elsewhere.
+    Telemetry variables (`OTEL_*`) are removed.
     """
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith((ENV_PREFIX, "OTEL_"))
     }
-    ours = {ENV_PREFIX + name: value for name, value in settings.items()}
-    # Any key will do here; the user's own stays out of it.
-    return {**kept, **ours, API_KEY_VARIABLE: "local"}
+    prefixed = {ENV_PREFIX + name: value for name, value in settings.items()}
+    # The local server accepts any key; the user's key is not used.
+    return {**kept, **prefixed, API_KEY_VARIABLE: "local"}
 
 
 def allow_open_files(count: int) -> None:
-    """Let us, and what we start, have so many open files. Raises TurnbusError if it may not be."""
+    """Raise the limit of open files of this process and its children to at least `count`.
+
+    Raises TurnbusError if the hard limit is lower.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= count:
         return

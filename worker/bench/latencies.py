@@ -1,6 +1,7 @@
-"""Delays: how long the worker itself takes, by its own metrics.
+"""Delays of the worker alone, from its metrics.
 
-What the consumer sees includes the STT server and its socket; these are the parts before and after.
+The latency at the consumer includes the STT server and its socket; these are the parts before and
+after.
 """
 
 from typing import Final
@@ -27,19 +28,19 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Latencies(msgspec.Struct, frozen=True):
-    """The worker's two parts."""
+    """The two delays of the worker."""
 
     sent: Latency = Latency()
-    """From a chunk's append to its being sent to the service."""
+    """Delay from the append of a chunk until it is sent to the provider."""
     appended: Latency = Latency()
-    """From an event's making, on a message of the service, to its append."""
+    """Delay from the creation of an event, on a provider message, to its append."""
 
 
 class HistogramReading:
-    """What a worker's metrics have counted so far."""
+    """Histograms of a worker's metrics at one time."""
 
     def __init__(self, text: str) -> None:
-        """Read metrics in Prometheus' text format."""
+        """Parse metrics in the Prometheus text format."""
         self._counts = {SENT: Histogram(), APPENDED: Histogram()}
         for family in text_string_to_metric_families(text):
             if family.name not in self._counts:
@@ -53,7 +54,7 @@ class HistogramReading:
             ]
 
     def until(self, later: "HistogramReading") -> Latencies:
-        """Return the delays of what was counted between this reading and a later one."""
+        """Return the delays counted between this reading and a later one."""
         return Latencies(self._delay(SENT, later), self._delay(APPENDED, later))
 
     def _delay(self, name: str, later: "HistogramReading") -> Latency:
@@ -68,7 +69,7 @@ class HistogramReading:
 
 
 async def read(port: int) -> HistogramReading:
-    """Ask the worker on this machine for its metrics. Raises TurnbusError if it does not answer."""
+    """Read the metrics of the worker on this machine. Raises TurnbusError if that fails."""
 
     def get() -> str:
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=_TIMEOUT_S) as answer:
@@ -78,4 +79,4 @@ async def read(port: int) -> HistogramReading:
     try:
         return HistogramReading(await anyio.to_thread.run_sync(get))
     except (URLError, OSError) as error:
-        raise TurnbusError(f"the worker does not tell its metrics: {error}") from error
+        raise TurnbusError(f"cannot read the worker's metrics: {error}") from error

@@ -1,4 +1,4 @@
-"""What a benchmark ran on: machine and versions."""
+"""Machine and package versions of a benchmark."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ _PACKAGES = ("turnbus", "redis", "hiredis", "websockets", "msgspec", "anyio", "u
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """The machine, before the run."""
+    """State of the machine before the run."""
 
     cpu: str
     cores: int
@@ -23,7 +23,7 @@ class Machine(msgspec.Struct, frozen=True):
 
     @classmethod
     def here(cls) -> "Machine":
-        """Describe this one."""
+        """Return a description of this machine."""
         load = os.getloadavg()
         return cls(
             cpu=_cpu(),
@@ -34,7 +34,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 def _cpu() -> str:
-    """Return the model; the architecture where the system does not tell it."""
+    """Return the CPU model, or the architecture if the model is unknown."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text("utf-8", "replace").splitlines():
@@ -45,7 +45,7 @@ def _cpu() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the version of each part but the server; None for one that is not installed."""
+    """Return the versions of Python and the packages; None for a package not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -56,9 +56,9 @@ def versions() -> dict[str, str | None]:
 
 
 async def server_version(redis: Redis) -> str:
-    """Return name and version of the server."""
+    """Return name and version of the Redis server."""
     about: Any = await redis.info("server")
-    # Valkey calls itself a Redis 7.2.4, for those who ask only for that.
+    # Valkey reports redis_version 7.2.4 for compatibility.
     if "valkey_version" in about:
         return f"valkey {about['valkey_version']}"
     return f"redis {about['redis_version']}"

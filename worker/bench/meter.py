@@ -1,4 +1,4 @@
-"""The meter: CPU and memory of processes, by psutil."""
+"""Measures CPU and memory of processes with psutil."""
 
 import time
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ class Sample(msgspec.Struct, frozen=True):
     """One reading."""
 
     at: float
-    """Seconds, on the monotonic clock."""
+    """Time in seconds of the monotonic clock."""
     at_ms: int
-    """Unix milliseconds: what Redis puts into the ids of entries."""
+    """Time in Unix milliseconds, as in Redis entry ids."""
     cpu_s: dict[str, float]
-    """CPU seconds, user and system, of each process so far."""
+    """CPU seconds (user and system) of each process so far."""
     rss: dict[str, int]
     """Resident bytes of each process."""
     machine_busy_s: float
-    """CPU seconds the whole machine was not idle, on all cores together."""
+    """CPU seconds in which the machine was not idle, over all cores."""
 
 
 class Meter:
-    """Reads the processes named. Raises `psutil.NoSuchProcess` if one is gone.
+    """Measures the given processes. Raises `psutil.NoSuchProcess` if one has ended.
 
     Linux counts CPU time in ticks of 10 ms, so readings should be seconds apart.
     """
@@ -33,7 +33,7 @@ class Meter:
         self._processes: Final = {name: psutil.Process(pid) for name, pid in pids.items()}
 
     def read(self) -> Sample:
-        """Read all of them."""
+        """Measure all processes."""
         cpu_s: dict[str, float] = {}
         rss: dict[str, int] = {}
         for name, process in self._processes.items():
@@ -43,7 +43,7 @@ class Meter:
                 rss[name] = process.memory_info().rss
         machine = psutil.cpu_times()
         idle = machine.idle + getattr(machine, "iowait", 0.0)
-        # Guests' time is part of user time already.
+        # User time includes guest time.
         guests = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)
         busy = sum(machine) - guests - idle
         return Sample(time.monotonic(), time.time_ns() // 1_000_000, cpu_s, rss, busy)

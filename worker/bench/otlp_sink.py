@@ -1,4 +1,4 @@
-"""The sink: an OTLP endpoint that takes every export and counts it."""
+"""OTLP endpoint that accepts and counts every export."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -7,11 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Sink:
-    """What was exported so far; `open_sink` makes one."""
+    """Counter of exports; `open_sink` creates one."""
 
     def __init__(self, port: int) -> None:
         self.exports = 0
-        """Batches of spans."""
+        """Number of exported batches of spans."""
         self.environment: Mapping[str, str] = {
             "OTEL_TRACES_EXPORTER": "otlp",
             "OTEL_METRICS_EXPORTER": "none",
@@ -19,7 +19,7 @@ class Sink:
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
             "NO_PROXY": "127.0.0.1",
         }
-        """What makes a process export its spans here."""
+        """Environment of a process that exports its spans to this endpoint."""
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def open_sink() -> Iterator[Sink]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as above it
-            """Write nothing: an export is no news."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""The load: one producer for every session of a benchmark, each in real time."""
+"""Load of a benchmark: one producer that sends all sessions in real time."""
 
 from array import array
 from typing import Any, Final
@@ -16,7 +16,7 @@ from worker.errors import BusUnavailableError, TurnbusError
 
 
 class BenchProducer:
-    """One session, as its producer sees it."""
+    """State of one session at its producer."""
 
     def __init__(self, session: str, keys: Keys, start: Start, cycle: int) -> None:
         self.session = session
@@ -24,33 +24,33 @@ class BenchProducer:
         self.start = start
         self.stream = keys.audio("0", session)
         self.command: Final = bulks(b"XADD", self.stream.encode(), b"*")
-        """How an append to the stream begins, after the head."""
+        """Encoded start of an XADD to the stream, after the head."""
         self.ended = False
         self.appended_ms: Final = array("q")
-        """When each chunk was appended, by Redis' clock: Unix milliseconds."""
+        """Time each chunk was appended, by the Redis clock: Unix milliseconds."""
 
     @property
     def appended(self) -> int:
-        """Chunks of the speech appended so far."""
+        """Number of speech chunks appended so far."""
         return max(0, len(self.appended_ms) - self.start.silent_chunks)
 
     @property
     def finished(self) -> bool:
-        """Whether it has lived its life."""
+        """Whether the session has reached the end of its life."""
         return len(self.appended_ms) >= self.start.life
 
     @property
     def at_pause(self) -> bool:
-        """Whether its last utterance is complete, and the pause after it."""
+        """Whether the last utterance and the pause after it are complete."""
         return not self.ended and self.appended > 0 and self.appended % self._cycle == 0
 
     def spoken_ms(self, chunk: int) -> int:
-        """Return when a chunk of the speech was appended."""
+        """Return the time a speech chunk was appended."""
         return self.appended_ms[self.start.silent_chunks + chunk]
 
 
 class LoadGenerator:
-    """Appends the audio of all sessions, a pipeline per slot."""
+    """Appends the audio of all sessions, with one pipeline per slot."""
 
     def __init__(self, redis: Redis, port: int, keys: Keys, plan: Plan, speech: Speech) -> None:
         self._redis = redis
@@ -58,13 +58,13 @@ class LoadGenerator:
         self._keys = keys
         self._plan = plan
         self.speakers: Final[list[BenchProducer]] = []
-        """All there ever were, the oldest first."""
+        """All sessions so far, oldest first."""
         self._slots_per_chunk = plan.chunk_ms // SLOT_MS
         self._phases: list[list[BenchProducer]] = [[] for _ in range(self._slots_per_chunk)]
         for start in starts(plan):
             self._phases[start.slot % self._slots_per_chunk].append(self._next(start))
-        # The fields of every chunk, written once: `seq` is the place in this list, for whichever
-        # session, so one that is silent for less time begins further on.
+        # The fields of every chunk are encoded once: `seq` is the index in this list for every
+        # session. A session with less initial silence starts at a later index.
         self._silence = max(speaker.start.silent_chunks for speaker in self.speakers)
         audio = [speech.silence] * self._silence + speech.chunks
         src = uuid4().hex
@@ -74,13 +74,13 @@ class LoadGenerator:
         self._tails = [bulks(*parts) for parts in fields]
         self._head = array_of(3 + len(fields[0]))
         self.chunks = 0
-        """Appended so far."""
+        """Number of chunks appended so far."""
         self.slots_late_ms: Final = array("d")
-        """How late each slot's appends began."""
+        """Delay of each slot's appends, in milliseconds."""
 
     @property
     def speaking(self) -> int:
-        """Sessions that have started and not ended."""
+        """Number of sessions that have started and not ended."""
         return sum(
             1 for phase in self._phases for each in phase if each.appended_ms and not each.ended
         )
@@ -93,7 +93,7 @@ class LoadGenerator:
     async def run(self, began: float) -> None:
         """Produce from `began`, on the event loop's clock, until all utterances are complete.
 
-        Raises TurnbusError if a session is ended by somebody else, BusUnavailable if Redis fails.
+        Raises TurnbusError if a session ends prematurely, BusUnavailable if Redis fails.
         """
         try:
             async with RawConnection.connect("127.0.0.1", self._port) as wire:
@@ -130,7 +130,7 @@ class LoadGenerator:
         speaker.ended = True
 
     async def _append(self, speakers: list[BenchProducer], wire: RawConnection) -> None:
-        """Append the next chunk of each; announce those that have none yet."""
+        """Append the next chunk of each session; announce new sessions."""
         commands = []
         for speaker in speakers:
             if not speaker.appended_ms:
@@ -139,7 +139,7 @@ class LoadGenerator:
             commands += [self._head, speaker.command, self._tails[seq]]
         for speaker, reply in zip(speakers, await wire.ask(commands, len(speakers)), strict=True):
             if not isinstance(reply, bytes):
-                raise TurnbusError(f"session {speaker.session} takes no more audio: {reply}")
+                raise TurnbusError(f"session {speaker.session} rejects audio: {reply}")
             speaker.appended_ms.append(int(reply.partition(b"-")[0]))
         self.chunks += len(speakers)
 
@@ -155,7 +155,7 @@ class LoadGenerator:
 
 
 def _fields(entry: AudioEntry) -> list[bytes]:
-    """Return an entry's field names and values, one after the other."""
+    """Return an entry's field names and values as a flat list."""
     return [
         part.encode() if isinstance(part, str) else part
         for field in encode_audio(entry).items()

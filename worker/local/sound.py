@@ -1,7 +1,7 @@
-"""Sound files, and the sound of videos, decoded piece by piece.
+"""Streaming decoder for sound files and for the sound of videos.
 
-A source holds a few megabytes, whatever the length of its file, and its first samples are there at
-once. PyAV (FFmpeg) demuxes and decodes; samples come out as mono floats, at the rate asked for.
+A source uses a few megabytes for a file of any length, and returns its first samples at once.
+PyAV (FFmpeg) demuxes and decodes; the samples are mono floats at the requested rate.
 """
 
 import os
@@ -32,7 +32,7 @@ MIN_RATE_HZ: Final = 1_000
 MAX_RATE_HZ: Final = 3_000_000  # DSD512, as FFmpeg counts it
 MAX_CHANNELS: Final = 256
 
-# Playlists and scripts are left out: they name other files, and FFmpeg would open those.
+# Playlists and scripts are excluded: FFmpeg would open the files they refer to.
 _CONTAINERS: Final = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,avr,caf,dsf,dts,dtshd,eac3,flac,flv,gsm,ircam,"
     "loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nut,ogg,paf,pvf,rm,sln,tak,tta,"
@@ -40,15 +40,15 @@ _CONTAINERS: Final = (
 )
 _OPTIONS: Final = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
 
-# A pipe may be live: its first sound should not wait for seconds of it to be looked at.
+# A pipe may be live: its first sound must not wait for seconds of analysis.
 _PIPE_OPTIONS: Final = {"analyzeduration": "100000"}  # microseconds
-# Tags may be in any encoding. PyAV 18 needs an option for that, PyAV 19 has none.
+# Tags may have any encoding. PyAV 18 needs an option for that, PyAV 19 does not have it.
 _TEXT: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if av.__version__.startswith("18.") else {}
 )
-_HEAD_BYTES: Final = 4_096  # of a file, looked at for lengths
+_HEAD_BYTES: Final = 4_096  # first bytes of a file, checked for lengths
 
-# FFmpeg's sample formats: how numpy reads a sample, and what full scale is (0: floats).
+# FFmpeg's sample formats: numpy dtype, and full scale (0: floats).
 _FORMATS: Final = {
     "u8": ("u1", 128.0),
     "s16": ("i2", 32_768.0),
@@ -57,24 +57,26 @@ _FORMATS: Final = {
     "flt": ("f4", 0.0),
     "dbl": ("f8", 0.0),
 }
-_LOUDEST: Final = 16.0  # 24 dB over full scale: what is beyond is damage, and would end in NaN
-_CANCELLED: Final = 1e-3  # of the channels' energy is left in their mix: they are opposite
-_SLICE: Final = 8_192  # samples resampled at a time: at 192 kHz they may be 200 times as many
-_MAX_DAMAGED_AT_START: Final = 1_000  # packets; after that many there is no sound in the file
+_LOUDEST: Final = 16.0  # 24 dB over full scale: larger values are damage, and would become NaN
+_CANCELLED: Final = 1e-3  # share of energy left in a mix of opposite channels
+_SLICE: Final = (
+    8_192  # samples resampled at a time; at 192 kHz the result may be 200 times as large
+)
+_MAX_DAMAGED_AT_START: Final = 1_000  # packets; after that many the file has no sound
 
 
 class Readable(Protocol):
-    """An open binary file, or what stands for one. Need not be seekable."""
+    """An open binary file or similar object. Need not be seekable."""
 
     def read(self, size: int, /) -> bytes:
-        """Read at most so many bytes; none at the end."""
+        """Read at most `size` bytes; empty at the end."""
         ...
 
 
 class SoundSource:
-    """The mono sound of one file, to be read once, from its beginning to its end.
+    """Mono sound of one file, read once from beginning to end.
 
-    `damaged` counts the packets that could not be decoded, and were left out.
+    `damaged` is the number of packets that could not be decoded and were skipped.
     """
 
     def __init__(self, name: str, file: Readable, *, owned: bool) -> None:
@@ -102,18 +104,18 @@ class SoundSource:
 
     @property
     def rate(self) -> int:
-        """The file's own rate in Hz, at its beginning."""
+        """Sample rate of the file in Hz, at its beginning."""
         return self._rate
 
     @property
     def seconds(self) -> float | None:
-        """How long it plays, as the file says; None if it does not."""
+        """Duration according to the file; None if unknown."""
         return self._seconds
 
     def blocks(self, rate: int) -> Iterator[Samples]:
-        """Give its samples at that rate in Hz; full scale is 1, which resampling may overshoot.
+        """Yield the samples at `rate` Hz; full scale is 1, which resampling may exceed.
 
-        Raises SoundError where the file cannot be read any further.
+        Raises SoundError if the file cannot be read any further.
         """
         resampler: soxr.ResampleStream | None = None
         source_rate = rate
@@ -135,21 +137,21 @@ class SoundSource:
             yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
 
     def encode(self, audio: AudioFormat) -> Iterator[bytes]:
-        """Give the bytes that a client of that format would send.
+        """Yield the bytes that a client with this format sends.
 
-        Raises KeyError for an encoding that is not of the wire, SoundError as `blocks` does.
+        Raises KeyError for an unknown encoding, SoundError as `blocks` does.
         """
         return (encode(block, audio.encoding) for block in self.blocks(audio.sample_rate))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._container is not None:
             self._container.close()
         if self._owned and (close := getattr(self._file, "close", None)) is not None:
             close()
 
     def _open(self) -> None:
-        """Find the sound, and decode the first of it."""
+        """Select the audio stream, and decode its first frame."""
         try:
             file = _Input(self._file)
         except OSError as error:
@@ -161,10 +163,10 @@ class SoundSource:
             self._container = av.open(file, "r", options=options, **_TEXT)
         except (av.FFmpegError, OSError, ValueError) as error:
             self._raise_fault(file)
-            said = f"{self.name} is not a sound file that can be read"
+            message = f"{self.name} is not a sound file that can be read"
             if is_file(file.head):
-                raise SoundError(f"{said}: it is damaged, or of an unknown kind") from error
-            raise UnknownSoundError(said) from error
+                raise SoundError(f"{message}: it is damaged, or of an unknown kind") from error
+            raise UnknownSoundError(message) from error
         stream = self._find(self._container)
         frames = self._decode(self._container, stream, file)
         first = next(frames, None)
@@ -178,36 +180,38 @@ class SoundSource:
         self._frames = chain((first,), frames)
 
     def _find(self, container: InputContainer) -> AudioStream:
-        """Return the stream to play: the one FFmpeg likes best, where there are several."""
+        """Return the stream to play; if there are several, the one FFmpeg ranks best."""
         best = container.streams.best("audio")
         streams = (best,) if isinstance(best, AudioStream) else container.streams.audio
         if not streams:
             what = "video, but no audio" if container.streams.video else "no audio"
             raise SoundError(f"{self.name} holds {what}")
-        decoder: AudioCodecContext | None = streams[0].codec_context  # None where FFmpeg has none
+        decoder: AudioCodecContext | None = streams[
+            0
+        ].codec_context  # None if FFmpeg has no decoder
         if decoder is None:
             raise SoundError(f"{self.name}: its audio is of a kind that cannot be decoded")
-        # Where the header leaves something open it is 0, until the first frame.
+        # A value missing in the header is 0 until the first frame.
         self._check(decoder.sample_rate or MIN_RATE_HZ, decoder.channels or 1)
         return streams[0]
 
     def _check(self, rate: int, channels: int) -> None:
-        """Raise SoundError if what the file says of its audio cannot be played."""
+        """Raise SoundError if the file's sample rate or channels cannot be played."""
         if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
             raise SoundError(
-                f"{self.name} says that its sample rate is {rate} Hz: "
-                f"{MIN_RATE_HZ} to {MAX_RATE_HZ} Hz can be played"
+                f"{self.name} has a sample rate of {rate} Hz: "
+                f"only {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz can be played"
             )
         if not 1 <= channels <= MAX_CHANNELS:
             raise SoundError(
-                f"{self.name} says that it has a number of channels that cannot be played: "
-                f"1 to {MAX_CHANNELS} can"
+                f"{self.name} has a number of channels that cannot be played: "
+                f"only 1 to {MAX_CHANNELS} channels can"
             )
 
     def _decode(
         self, container: InputContainer, stream: AudioStream, file: "_Input"
     ) -> Iterator[AudioFrame]:
-        """Give the stream's frames; leave out packets that cannot be decoded, and count them."""
+        """Yield the stream's frames; skip and count packets that cannot be decoded."""
         decoded = False
         try:
             for packet in container.demux(stream):
@@ -234,7 +238,7 @@ class SoundSource:
         self._raise_fault(file)
 
     def _raise_fault(self, file: "_Input") -> None:
-        """Raise what kept the file from being read, if something did."""
+        """Raise the error that stopped reading the file, if any."""
         if isinstance(file.fault, OSError):
             raise self._unreadable(file.fault) from file.fault
         if file.fault is not None:
@@ -247,8 +251,8 @@ class SoundSource:
 def open_sound(file: Path | Readable, name: str | None = None) -> SoundSource:
     """Open a sound file, or a video for its sound, by its path or as an open binary file.
 
-    `name` is what errors call it. A file that is passed open stays so. Raises SoundError, whose
-    text names the file, if it cannot be read or holds no sound that can be decoded.
+    `name` is the name used in errors. A file passed open stays open. Raises SoundError if the file
+    cannot be read or has no sound that can be decoded; the error contains the name.
     """
     if not isinstance(file, Path):
         return SoundSource(name or "the file", file, owned=False)
@@ -261,13 +265,13 @@ def open_sound(file: Path | Readable, name: str | None = None) -> SoundSource:
 
 
 class _Input:
-    """What FFmpeg reads from: the file, with lengths in its header that it can be read by."""
+    """Input of FFmpeg: the file, with repaired lengths in its header."""
 
     def __init__(self, file: Readable) -> None:
         self._file = file
         self._at = 0
         self.fault: Exception | None = None
-        """Why reading failed. FFmpeg takes some faults for the end of the file."""
+        """Error of a read. FFmpeg takes some errors for the end of the file."""
         head = b""
         while len(head) < _HEAD_BYTES and (data := self._read(_HEAD_BYTES - len(head))):
             head += data
@@ -299,8 +303,8 @@ class _Input:
         except Exception as error:
             self.fault = error
             raise
-        if len(data) > size:  # FFmpeg has no room for it, and PyAV does not look
-            self.fault = ValueError(f"{len(data)} bytes came where {size} were asked for")
+        if len(data) > size:  # FFmpeg's buffer would overflow, and PyAV does not check
+            self.fault = ValueError(f"received {len(data)} bytes where {size} were requested")
             raise self.fault
         return data
 
@@ -329,7 +333,7 @@ def _mono(frame: AudioFrame) -> Samples:
 
 
 def _mix(channels: Samples) -> Samples:
-    """Return the mean of the channels, or one of them where they cancel each other out."""
+    """Return the mean of the channels, or one of them if they cancel each other out."""
     if len(channels) == 1:
         only: Samples = channels[0]
         return only
@@ -337,6 +341,6 @@ def _mix(channels: Samples) -> Samples:
     energies = np.einsum("ij,ij->i", channels, channels)
     if np.dot(mixed, mixed) >= _CANCELLED * energies.mean():
         return mixed
-    # The first loud one, rather than the loudest: it is the same one in every frame.
+    # The first loud channel, not the loudest: it is the same one in every frame.
     loud: Samples = channels[int(np.argmax(2 * energies >= energies.max()))]
     return loud

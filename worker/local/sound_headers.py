@@ -1,4 +1,4 @@
-"""What the first bytes of a file say: whether it is a file at all, and how long it is. Pure."""
+"""Detection of sound files by their first bytes, and repair of their lengths. No I/O."""
 
 import struct
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Final
 
 MIN_HEAD_BYTES: Final = 16
 
-# Where each kind of file has its mark. Kinds that hold no sound are here too: no raw audio begins
+# Signatures of file formats, by offset. Formats without sound are included: no raw audio begins
 # like them.
 _MARKS: Final = {
     0: (
@@ -20,7 +20,7 @@ _MARKS: Final = {
     ),
     4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"),
 }
-_FRAMES: Final = 4  # so many headers, each where the one before says: that is no coincidence
+_FRAMES: Final = 4  # number of consecutive frame headers that identify a format
 
 _MPEG_TS_PACKET: Final = 188
 _MPEG_KBITS: Final = {  # by layer, of version 1 and of the others
@@ -48,7 +48,7 @@ _TO_THE_END_64: Final = struct.pack("<Q", 1 << 40)
 def is_file(head: bytes) -> bool | None:
     """Return whether these first bytes are those of a file, and not of raw audio.
 
-    None: more of them are needed. Where there are no more, they are raw audio.
+    None: more bytes are needed. If there are no more, the input is raw audio.
     """
     if len(head) < MIN_HEAD_BYTES:
         return None
@@ -62,11 +62,11 @@ def is_file(head: bytes) -> bool | None:
 
 
 def mended(head: bytes) -> bytes:
-    """Return a file's first bytes with lengths that the rest of it can be read by.
+    """Return a file's first bytes with lengths that allow reading the rest.
 
-    A recorder that dies, or writes to a pipe, leaves them as 0 or as the largest number. FFmpeg
-    reads such a WAV or CAF to its end, but no AIFF, AU, RF64 or Wave64. Tags of a WAV that would
-    take much memory are left out.
+    A recorder that crashes, or writes to a pipe, leaves lengths of 0 or of the maximum. FFmpeg
+    reads such a WAV or CAF to its end, but not an AIFF, AU, RF64 or Wave64. Large tags of a WAV
+    are skipped to save memory.
     """
     if head.startswith((b"RIFF", b"RF64", b"BW64")):
         head = _without_large_tags(head)
@@ -100,7 +100,7 @@ def _transport_packet_bytes(head: bytes, at: int) -> int:
 
 
 def _frame_bytes(head: bytes, at: int) -> int:
-    """Return the length of the MPEG audio or ADTS frame that begins there, 0 if none does."""
+    """Return the length of the MPEG audio or ADTS frame at `at`, 0 if there is none."""
     first, second, third = head[at : at + 3]
     if first != 0xFF:
         return 0
@@ -129,14 +129,14 @@ def _mended_aiff(head: bytes) -> bytes:
         name, length = head[at : at + 4], int.from_bytes(head[at + 4 : at + 8])
         if name == b"SSND":
             return _mended_32(head, at + 4, least=9)
-        if name == b"COMM" and head[at + 10] >= 0x80:  # its count of frames
+        if name == b"COMM" and head[at + 10] >= 0x80:  # the number of frames
             head = _put(head, at + 10, bytes(4))
         at += 8 + length + length % 2
     return head
 
 
 def _without_large_tags(head: bytes) -> bytes:
-    """Rename chunks of tags that FFmpeg would read into memory: it skips the names it lacks."""
+    """Rename large tag chunks that FFmpeg would read into memory: it skips unknown names."""
     at = 12
     while at + 8 <= len(head):
         length = int.from_bytes(head[at + 4 : at + 8], "little")
@@ -147,13 +147,13 @@ def _without_large_tags(head: bytes) -> bytes:
 
 
 def _mended_32(head: bytes, at: int, least: int) -> bytes:
-    """Mend a big endian length that is below `least`, or negative."""
+    """Repair a big endian length that is below `least`, or negative."""
     length = int.from_bytes(head[at : at + 4], signed=True)
     return _put(head, at, _TO_THE_END_32) if length < least else head
 
 
 def _mended_64(head: bytes, at: int) -> bytes:
-    """Mend a little endian length that is 0, or of more bytes than there are files."""
+    """Repair a little endian length that is 0, or larger than any file."""
     length = int.from_bytes(head[at : at + 8], "little")
     return head if 0 < length < 1 << 60 else _put(head, at, _TO_THE_END_64)
 

@@ -1,23 +1,23 @@
-"""Word error rate: how far a transcript is from what was said."""
+"""Word error rate of a transcript against a reference."""
 
 import re
 from typing import Final
 
 import msgspec
 
-# Spelled one way only where both are common and neither is wrong.
+# Spellings that are normalized because both are common and correct.
 _SPELLINGS: Final = {"mr": "mister", "mrs": "missus", "dr": "doctor", "metres": "meters"}
 
 
 class WordErrors(msgspec.Struct, frozen=True):
-    """The least edits that make the reference of what was heard, over its words."""
+    """Minimum number of edits from the transcript to the reference, and the reference's words."""
 
     errors: int
     words: int
 
     @property
     def rate(self) -> float:
-        """Errors per word of the reference; above 1 if much was invented."""
+        """Errors per word of the reference; above 1 if many words were inserted."""
         return self.errors / max(1, self.words)
 
     def __add__(self, other: "WordErrors") -> "WordErrors":
@@ -25,18 +25,18 @@ class WordErrors(msgspec.Struct, frozen=True):
 
 
 def words(text: str) -> list[str]:
-    """Split text into words without case, punctuation and apostrophes; hyphens part words."""
+    """Split text into words without case, punctuation and apostrophes; hyphens separate words."""
     plain = re.sub(r"['\u2019]", "", text.lower())
     return [_SPELLINGS.get(word, word) for word in re.findall(r"[^\W_]+", plain)]
 
 
-def word_errors(reference: str, heard: str) -> WordErrors:
-    """Count words substituted, left out and invented, each as one error (Levenshtein)."""
-    said = words(reference)
-    row = list(range(len(said) + 1))
-    for i, word in enumerate(words(heard), 1):
+def word_errors(reference: str, transcript: str) -> WordErrors:
+    """Count substituted, deleted and inserted words, each as one error (Levenshtein)."""
+    expected = words(reference)
+    row = list(range(len(expected) + 1))
+    for i, word in enumerate(words(transcript), 1):
         diagonal, row[0] = row[0], i
-        for j, other in enumerate(said, 1):
+        for j, other in enumerate(expected, 1):
             cost = min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
             diagonal, row[j] = row[j], cost
-    return WordErrors(row[-1], len(said))
+    return WordErrors(row[-1], len(expected))

@@ -31,7 +31,7 @@ def test_recovery_report_shows_only_measured_values() -> None:
     assert [line.split()[-4:] for line in text.splitlines() if "connected again" in line] == [
         ["3", "250", "900", "900"]
     ]
-    assert "1,234 words said: lost 0, repeated 0, damaged 0, moved 0" in rows
+    assert "1,234 words sent: lost 0, repeated 0, damaged 0, moved 0" in rows
     for other in ("SIGTERM", "reset", "warning", "FAILED"):
         assert other not in text
 
@@ -42,7 +42,7 @@ def test_recovery_report_names_broken_guarantee() -> None:
     text = text_of(report)
     assert "lost 1" in text
     assert "lost: kill-0001 word 7" in text
-    assert "FAILED: broke 1 promises" in text
+    assert "FAILED: 1 violations" in text
 
 
 def test_recovery_report_names_late_producer() -> None:

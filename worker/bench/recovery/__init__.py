@@ -1,6 +1,6 @@
-"""The recovery benchmark: how soon a session goes on after a fault, and whether it is whole.
+"""Recovery benchmark: time until a session continues after a fault, and its completeness.
 
-Redis and the workers are processes of their own; the STT server, the way to it, producer and
-consumer run in the bench's process, so that one clock times them all. Data flows
-`plan -> lines -> (worker) -> history -> kill, drain, cut -> report`.
+Redis and the workers run in separate processes. The STT server, its proxy, producer and consumer
+run in the process of the benchmark, so that they share one clock. Data flow:
+`plan -> producer -> (worker) -> event log -> kill, drain, cut -> report`.
 """

@@ -1,4 +1,4 @@
-"""A socket that is reset inside a turn: how much later the turn ends than without."""
+"""Measures how much later a turn ends if its socket is reset inside the turn."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -16,29 +16,29 @@ from worker.local.emulator.engines.script_words import WORD_MS
 
 TURN_MS: Final = 6_000
 CUT_MS: Final = 3_000
-"""Into the turn."""
+"""Time of the cut after the start of the turn."""
 
 SILENCE_MS: Final = 8_000
 PAUSE_MS: Final = 300
-"""Inside a turn: the service announces an eager end, and takes it back."""
+"""Pause inside a turn: the provider sends an eager end, then a resume."""
 
 PHRASE: Final = 7
 
 _AFTER_MS: Final = 1_200
 _STAGGER_S: Final = 0.25
 _PERIOD_MS: Final = 5_000
-"""Over which the starts of speech are spread: workers ping, and commit silence, that often."""
+"""Period over which the starts of speech are spread: the interval of pings and silent commits."""
 
 
 class CutScenario(NamedTuple):
-    """What is said before and in the turn that is cut."""
+    """Speech before and in the turn that is cut."""
 
     name: str
     label: str
     quiet: bool
-    """The turn comes after `SILENCE_MS` of silence rather than turn after turn."""
+    """Whether the turn follows `SILENCE_MS` of silence, not another turn."""
     pauses: bool
-    """Pauses of `PAUSE_MS` between phrases of `PHRASE` words."""
+    """Whether pauses of `PAUSE_MS` separate phrases of `PHRASE` words."""
 
 
 _TALKING: Final = "turn after turn"
@@ -54,16 +54,16 @@ SCENES: Final = (
 
 
 class CutResult(NamedTuple):
-    """What the cuts of one scene led to, a value per trial."""
+    """Results of the cuts of one scenario, a value per trial."""
 
     later_ms: list[float]
-    """How much later the `turn.end` of the session that was cut came than its twin's."""
+    """Delay of `turn.end` of the cut session relative to its twin."""
     uncut_ms: list[float]
-    """From the last word of the turn to its `turn.end`, without a cut."""
+    """Delay from the last word of the turn to its `turn.end`, without a cut."""
 
 
 class _Take(NamedTuple):
-    """A line, the last word of the turn that matters, and where that turn began."""
+    """A session, the last word of the measured turn, and the start of that turn."""
 
     line: ProducerSession
     last: int
@@ -73,7 +73,7 @@ class _Take(NamedTuple):
 async def cut(
     rig: RecoveryHarness, plan: RecoveryPlan, scene: CutScenario, name: str
 ) -> tuple[CutResult, list[ProducerSession]]:
-    """Play a scene so many times with a cut, and beside each a twin without."""
+    """Run each trial of a scenario twice in parallel: with a cut, and without."""
     pairs: list[tuple[_Take, _Take]] = []
     async with (
         rig.worker(f"{name}-w", 2 * plan.trials, proxied=True),
@@ -122,12 +122,14 @@ def _phrases(scene: CutScenario) -> Iterator[tuple[int, int]]:
 
 async def _cut(rig: RecoveryHarness, take: _Take) -> None:
     at_ms = take.begins_ms + CUT_MS
-    await until(lambda: take.line.appended_ms >= at_ms, f"{take.line.session} did not speak")
+    await until(
+        lambda: take.line.appended_ms >= at_ms, f"{take.line.session} did not send its audio"
+    )
     rig.link(take.line).cut()
 
 
 def _delay_ms(rig: RecoveryHarness, take: _Take, *, sockets: int) -> float:
-    """Return how long after its last word was appended the turn ended."""
+    """Return the delay from the append of the turn's last word to its end."""
     heard = rig.history.heard[take.line.session]
     if heard[-1].event.connection != sockets:
         raise TurnbusError(
@@ -136,4 +138,4 @@ def _delay_ms(rig: RecoveryHarness, take: _Take, *, sockets: int) -> float:
     for at_ms, event in heard:
         if isinstance(event, TurnEnd) and take.last in words_of(event.transcript):
             return at_ms - take.line.said_ms[take.last]
-    raise TurnbusError(f"{take.line.session}: word {take.last} is in no turn that ended")
+    raise TurnbusError(f"{take.line.session}: no ended turn contains word {take.last}")

@@ -1,4 +1,4 @@
-"""SIGTERM to a worker whose sessions are between turns: when it is gone, and they have another."""
+"""Measures the takeover after SIGTERM to a worker whose sessions are between turns."""
 
 import signal
 import time
@@ -18,20 +18,20 @@ _LOOK_S: Final = 0.01
 
 
 class DrainResult(NamedTuple):
-    """What one SIGTERM led to, in ms since it."""
+    """Results of one SIGTERM, in ms since the signal."""
 
     exit_ms: float
-    """The process was gone."""
+    """Time until the process exited."""
     owned_ms: float
-    """The last session had an owner again."""
+    """Time until the last session had an owner again."""
     connected_ms: float
-    """The last session had a socket again, and audio came on it."""
+    """Time until the last session had a socket again and sent audio on it."""
 
 
 async def drain(
     rig: RecoveryHarness, plan: RecoveryPlan, name: str
 ) -> tuple[DrainResult, list[ProducerSession]]:
-    """Stop a worker beside which another runs."""
+    """Stop a worker while another one runs."""
     count = plan.drain_sessions
     async with rig.worker(f"{name}-a", count) as owner:
         lines = await rig.lines(name, count)
@@ -61,14 +61,14 @@ def _turns(rig: RecoveryHarness, line: ProducerSession) -> int:
 
 
 async def _exit(owner: WorkerProcess, times: dict[str, float]) -> None:
-    """Wait until the process is gone. Raises TurnbusError unless it went as it should."""
+    """Wait until the process exits. Raises TurnbusError if the exit code is not 0."""
     if code := await owner.over():
-        raise TurnbusError(f"{owner.name} exited with {code}; it wrote:\n{owner.tail()}")
+        raise TurnbusError(f"{owner.name} exited with {code}; its last log lines:\n{owner.tail()}")
     times["exit"] = time.monotonic()
 
 
 async def _owned(rig: RecoveryHarness, successor: str, count: int, times: dict[str, float]) -> None:
-    """Wait until the pending list has every session under the other worker's name."""
+    """Wait until the pending list assigns every session to the other worker."""
     owned = 0
     while owned < count:
         await anyio.sleep(_LOOK_S)

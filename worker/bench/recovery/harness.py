@@ -1,4 +1,4 @@
-"""The rig: Redis, the STT server and the way to it, producer and consumer; workers when asked."""
+"""Environment of a run: Redis, the STT server and its proxy, producer, consumer and workers."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
@@ -29,11 +29,11 @@ _PATIENCE_S: Final = 120.0
 _LOOK_S: Final = 0.01
 _OPEN_PER_S: Final = 50.0
 _ACQUAINTED_S: Final = 2.0
-"""In which a worker has seen the others alive: only then it can see that one is gone."""
+"""Delay until workers have stats each other alive, which failure detection requires."""
 
 
 class RecoveryHarness:
-    """Everything that runs; `open` sets it up."""
+    """All parts of a run; `open` starts them."""
 
     def __init__(
         self,
@@ -54,11 +54,11 @@ class RecoveryHarness:
     @classmethod
     @asynccontextmanager
     async def open(cls, plan: RecoveryPlan) -> AsyncIterator[Self]:
-        """Start everything but workers; leave nothing at the end, whatever the end.
+        """Start everything except workers; clean up when the block ends.
 
         Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does.
         """
-        # A proxied socket takes three of ours.
+        # A proxied socket uses three file descriptors of this process.
         most = max(plan.kill_sessions, plan.drain_sessions, 2 * plan.trials)
         allow_open_files(4 * most + FILES_BESIDE_SOCKETS)
         async with AsyncExitStack() as stack:
@@ -78,9 +78,9 @@ class RecoveryHarness:
     async def worker(
         self, name: str, room: int, *, proxied: bool = False
     ) -> AsyncIterator[WorkerProcess]:
-        """Run a worker that takes so many sessions; give it once it is known to others.
+        """Run a worker with a maximum of `room` sessions; yield it once its record is in Redis.
 
-        Raises TurnbusError if it does not come up.
+        Raises TurnbusError if it does not start.
         """
         settings = {
             "REDIS_URL": self._server.url,
@@ -97,19 +97,21 @@ class RecoveryHarness:
             known = anyio.current_time() + _PATIENCE_S
             while not await self.redis.hexists(self.keys.workers, name):
                 if not worker.running or anyio.current_time() > known:
-                    raise TurnbusError(f"{name} did not start; it wrote:\n{worker.tail()}")
+                    raise TurnbusError(
+                        f"{name} did not start; its last log lines:\n{worker.tail()}"
+                    )
                 await anyio.sleep(_LOOK_S)
             yield worker
 
     @asynccontextmanager
     async def standby_worker(self, name: str, room: int) -> AsyncIterator[WorkerProcess]:
-        """Run a worker beside one that is about to end."""
+        """Run a second worker, which will take over sessions."""
         async with self.worker(name, room) as worker:
             await anyio.sleep(_ACQUAINTED_S)
             yield worker
 
     async def lines(self, name: str, count: int) -> list[ProducerSession]:
-        """Open lines, one after the other."""
+        """Open sessions, one after the other."""
         lines = []
         for number in range(count):
             lines.append(self.producer.open(f"{name}-{number:04}"))
@@ -117,7 +119,7 @@ class RecoveryHarness:
         return lines
 
     def events(self, line: ProducerSession) -> list[Event]:
-        """Return what was published of a session so far."""
+        """Return the events published for a session so far."""
         return self.history.events(line.session)
 
     async def all_ended(self, lines: Iterable[ProducerSession]) -> None:
@@ -125,30 +127,30 @@ class RecoveryHarness:
         sessions = {line.session for line in lines}
         await until(lambda: self.history.ended >= sessions, "not every session ended")
 
-    # -- the service's side
+    # -- the provider's side
 
     async def replacements(
         self, lines: Collection[ProducerSession], since: float
     ) -> list[ConnectionStats]:
-        """Return the first socket of each session that was opened after `since` and got audio.
+        """Return each session's first socket that was opened after `since` and received audio.
 
-        `since` is on the monotonic clock. Raises TurnbusError if a session gets none.
+        `since` is on the monotonic clock. Raises TurnbusError if a session has none.
         """
         names = {line.session for line in lines}
         found: dict[str, ConnectionStats] = {}
 
         def all_found() -> bool:
-            for seen in self._stt.connections:
-                name = _session(seen)
-                if seen.opened_at >= since and seen.first_audio_at and name in names:
-                    found.setdefault(name, seen)
+            for stats in self._stt.connections:
+                name = _session(stats)
+                if stats.opened_at >= since and stats.first_audio_at and name in names:
+                    found.setdefault(name, stats)
             return found.keys() == names
 
         await until(all_found, "not every session got a socket again")
         return list(found.values())
 
     def link(self, line: ProducerSession) -> Link:
-        """Return the connection on which a session speaks. Raises TurnbusError without one."""
+        """Return the connection of a session. Raises TurnbusError if there is not exactly one."""
         name = line.session.encode()
         links = [link for link in self._way.links if name in link.opening]
         if len(links) != 1:
@@ -159,12 +161,12 @@ class RecoveryHarness:
         return self._server.directory / f"{name}.log"
 
 
-def _session(seen: ConnectionStats) -> str:
-    return seen.params.keyterms[0] if seen.params and seen.params.keyterms else ""
+def _session(stats: ConnectionStats) -> str:
+    return stats.params.keyterms[0] if stats.params and stats.params.keyterms else ""
 
 
 async def until(come: Callable[[], bool], failure: str) -> None:
-    """Wait for a condition. Raises TurnbusError, saying what failed, if it does not come."""
+    """Wait for a condition. Raises TurnbusError with `failure` after a timeout."""
     deadline = time.monotonic() + _PATIENCE_S
     while not come():
         if time.monotonic() > deadline:

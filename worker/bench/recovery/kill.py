@@ -1,4 +1,4 @@
-"""SIGKILL of a worker whose sessions are inside a turn: when each has a socket again."""
+"""Measures the takeover after SIGKILL of a worker whose sessions are inside a turn."""
 
 import signal
 import time
@@ -10,25 +10,25 @@ from worker.bench.recovery.plan import RecoveryPlan
 from worker.bench.recovery.producer import ProducerSession
 
 _WORDS: Final = 1_000
-"""More than is said before the kill: the turn is open until it is told to end."""
+"""Number of queued words: enough that the turn stays open until the producer stops it."""
 
 _SHOWN: Final = 5
-"""Words of the turn that consumers have at the kill, at least."""
+"""Minimum number of words published before the kill."""
 
 
 class KillResult(NamedTuple):
-    """What one kill led to, in ms since it, a value per session."""
+    """Results of one kill, in ms since it, a value per session."""
 
     connected_ms: list[float]
-    """The STT server let the replacement socket in, and said `connected`."""
+    """Time until the STT server accepted the replacement socket."""
     audio_ms: list[float]
-    """Audio came on it."""
+    """Time until the STT server received audio on it."""
 
 
 async def kill(
     rig: RecoveryHarness, plan: RecoveryPlan, name: str
 ) -> tuple[KillResult, list[ProducerSession]]:
-    """Kill a worker beside which another runs."""
+    """Kill a worker while another one runs."""
     count = plan.kill_sessions
     async with rig.worker(f"{name}-a", count) as owner:
         lines = await rig.lines(name, count)
@@ -45,8 +45,8 @@ async def kill(
                 line.end()
             await rig.all_ended(lines)
     connected = [(socket.opened_at - killed_at) * 1_000 for socket in sockets]
-    heard = [socket.first_audio_at or socket.opened_at for socket in sockets]
-    return KillResult(connected, [(at - killed_at) * 1_000 for at in heard]), lines
+    audio_at = [socket.first_audio_at or socket.opened_at for socket in sockets]
+    return KillResult(connected, [(at - killed_at) * 1_000 for at in audio_at]), lines
 
 
 def _shown(rig: RecoveryHarness, line: ProducerSession) -> bool:

@@ -1,4 +1,4 @@
-"""Lines: the audio of sessions in real time, word by word, from one producer."""
+"""Producer of a recovery benchmark: sends the audio of all sessions in real time."""
 
 import math
 from collections import deque
@@ -22,7 +22,7 @@ _BYTES_PER_MS: Final = 32
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2
 _END: Final = bulks(b"end", b"1")
 _LATE_MS: Final = 400
-"""Between two chunks beyond their spacing: not far below that, a worker sends filler."""
+"""Maximum delay of a chunk; after a slightly longer delay a worker sends filler."""
 
 
 @cache
@@ -36,53 +36,53 @@ class _Sound(NamedTuple):
 
 
 class ProducerSession:
-    """One session's audio: what was queued to be said, and silence where nothing is.
+    """Audio of one session: queued words, and silence while nothing is queued.
 
-    Words are numbered from 0. Its one keyterm is the session's name: the STT server's side knows
-    by that whose socket it serves.
+    Words are numbered from 0. The session's name is its one keyterm, which identifies its socket
+    at the STT server.
     """
 
     def __init__(self, session: str, keys: Keys, chunk_ms: int) -> None:
         self.session: Final = session
         self.words = 0
-        """Queued so far, less those taken back."""
+        """Number of words queued so far, without removed ones."""
         self.appended_ms = 0
         """Milliseconds of audio appended so far."""
         self.said_ms: Final[dict[int, int]] = {}
-        """When the chunk with the end of a word was appended, by Redis' clock: Unix ms."""
+        """Time the chunk with the end of a word was appended, by the Redis clock: Unix ms."""
         self.torn: Final[set[int]] = set()
-        """Words in which the producer paused so long that a worker fills it: they read as damaged,
-        and no worker is to blame."""
+        """Words with a long pause of the producer, which a worker fills with silence: they are
+        damaged, but not by a worker."""
         self.ended = False
         self._stream = keys.audio("0", session).encode()
         self._size = chunk_ms * _BYTES_PER_MS
         self._chunk_ms = chunk_ms
         self._sounds: deque[_Sound] = deque()
-        self._at = 0  # byte of the first sound
+        self._at = 0  # offset in the first sound, in bytes
         self._closing = False
-        # Of the last chunk: the word it began inside of, those that end in it, and when it went.
+        # For the last chunk: the word it began inside of, the words that end in it, and its time.
         self._inside: int | None = None
         self._ending: list[int] = []
         self._last_ms = 0
 
     def say(self, count: int) -> range:
-        """Queue so many words without a pause between them; return their numbers."""
-        said = range(self.words, self.words + count)
-        self._sounds += [_Sound(_spoken(word), word) for word in said]
-        self.words = said.stop
-        return said
+        """Queue `count` words without a pause between them; return their numbers."""
+        queued = range(self.words, self.words + count)
+        self._sounds += [_Sound(_spoken(word), word) for word in queued]
+        self.words = queued.stop
+        return queued
 
     def pause(self, ms: int) -> None:
         """Queue silence."""
         self._sounds.append(_Sound(synthesize_silence(ms, AUDIO), None))
 
     def stop_audio(self) -> None:
-        """Take back what is queued, but for the word that was begun."""
+        """Remove the queued audio, except for a word already begun."""
         while len(self._sounds) > (1 if self._at else 0):
             self.words -= self._sounds.pop().word is not None
 
     def end(self) -> None:
-        """End the session after what is queued."""
+        """End the session after the queued audio."""
         self._closing = True
 
     @property
@@ -92,7 +92,7 @@ class ProducerSession:
         return self.appended_ms + waiting // _BYTES_PER_MS
 
     def next(self) -> bytes:
-        """Return the command that appends what is due."""
+        """Return the command that appends the next chunk."""
         self._inside = self._sounds[0].word if self._at else None
         self._ending = []
         chunk = bytearray()
@@ -114,7 +114,7 @@ class ProducerSession:
         return head + fields
 
     def appended(self, at_ms: int) -> None:
-        """Note when that command was carried out."""
+        """Record the time at which Redis executed the command."""
         self.said_ms.update(dict.fromkeys(self._ending, at_ms))
         if self._inside is not None and at_ms - self._last_ms > self._chunk_ms + _LATE_MS:
             self.torn.add(self._inside)
@@ -122,7 +122,7 @@ class ProducerSession:
 
 
 class SessionsProducer:
-    """Appends the audio of all lines, what is due within a slot in one pipeline."""
+    """Appends the audio of all sessions, with one pipeline per slot."""
 
     def __init__(self, port: int, keys: Keys, chunk_ms: int) -> None:
         self._port = port
@@ -132,12 +132,12 @@ class SessionsProducer:
         self._new: list[ProducerSession] = []
         self._opened = 0
         self.latest_ms = 0.0
-        """How late a slot began, at most."""
+        """Maximum delay of a slot, in milliseconds."""
 
     def open(self, session: str) -> ProducerSession:
-        """Announce a session and begin its line, silent until something is said."""
+        """Announce a session and begin its audio, which is silent until words are queued."""
         line = ProducerSession(session, self._keys, self._chunk_ms)
-        # Steps of the golden ratio spread chunks evenly, however many lines there are.
+        # Steps of the golden ratio spread chunks evenly for any number of sessions.
         phase = int(self._opened * _GOLDEN % 1 * len(self._phases))
         self._phases[phase].append(line)
         self._new.append(line)
@@ -147,7 +147,7 @@ class SessionsProducer:
     async def run(self) -> None:
         """Produce until cancelled.
 
-        Raises TurnbusError if a session is ended by somebody else, BusUnavailable if Redis fails.
+        Raises TurnbusError if a session ends prematurely, BusUnavailable if Redis fails.
         """
         try:
             async with RawConnection.connect("127.0.0.1", self._port) as wire:
@@ -189,9 +189,9 @@ class SessionsProducer:
 
 
 def _check(replies: list[object]) -> list[bytes]:
-    """Return the ids of what was appended; raise TurnbusError if anything was not."""
+    """Return the ids of the appended entries; raise TurnbusError for an error reply."""
     ids = [reply for reply in replies if isinstance(reply, bytes)]
     if len(ids) != len(replies):
         refused = next(reply for reply in replies if not isinstance(reply, bytes))
-        raise TurnbusError(f"Redis takes no more audio: {refused}")
+        raise TurnbusError(f"Redis rejects audio: {refused}")
     return ids

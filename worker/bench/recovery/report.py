@@ -1,4 +1,4 @@
-"""The report of a recovery benchmark. Pure."""
+"""Report of a recovery benchmark. No I/O."""
 
 from collections import Counter
 from typing import Final, NamedTuple
@@ -23,25 +23,25 @@ class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str | None]
     plan: RecoveryPlan
     values: dict[str, list[float]]
-    """Milliseconds, by measure."""
+    """Values in milliseconds, by measure."""
     words: int
-    """Said."""
+    """Number of words sent."""
     torn: int
-    """Of these, words in which the producer paused, which may be damaged."""
+    """Number of words in which the producer paused, which may be damaged."""
     producer_late_ms: float
-    """At most."""
+    """Maximum delay of the producer."""
     violations: tuple[Violation, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every promise was kept."""
+        """Whether there are no violations."""
         return not self.violations
 
 
 class _Group(NamedTuple):
     title: str
     measures: dict[str, str]
-    """Label by name."""
+    """Labels by name."""
 
 
 def _groups(plan: RecoveryPlan) -> list[_Group]:
@@ -50,13 +50,13 @@ def _groups(plan: RecoveryPlan) -> list[_Group]:
             f"SIGKILL of the owner of {plan.kill_sessions} sessions inside a turn",
             {
                 "kill_connected": "until a session is connected again",
-                "kill_audio": "until audio comes on that socket",
+                "kill_audio": "until audio is sent on that socket",
             },
         ),
         _Group(
             f"SIGTERM to the owner of {plan.drain_sessions} sessions between turns",
             {
-                "drain_exit": "until the process is gone",
+                "drain_exit": "until the process has exited",
                 "drain_owned": "until every session has an owner",
                 "drain_connected": "until every session sends audio again",
             },
@@ -73,7 +73,7 @@ def _groups(plan: RecoveryPlan) -> list[_Group]:
 
 
 def text_of(report: RecoveryReport) -> str:
-    """Write the report as plain text."""
+    """Return the report as plain text."""
     machine = report.machine
     load = ", ".join(f"{average:.2f}" for average in machine.load)
     known = [f"{name} {number or '-'}" for name, number in report.versions.items()]
@@ -100,7 +100,7 @@ def _row(label: str, ms: Latency) -> str:
 def _footer(report: RecoveryReport) -> list[str]:
     broken = Counter(violation.rule for violation in report.violations)
     words = ", ".join(f"{rule} {broken[rule]}" for rule in WORD_RULES)
-    lines = [f"{report.words:,} words said: {words}"]
+    lines = [f"{report.words:,} words sent: {words}"]
     if report.producer_late_ms > _LATE_MS:
         lines.append(
             f"warning: the producer was up to {report.producer_late_ms:.0f} ms late, inside "
@@ -111,12 +111,12 @@ def _footer(report: RecoveryReport) -> list[str]:
         for violation in report.violations[:_SHOWN]
     ]
     if not report.ok:
-        lines.append(f"FAILED: broke {len(report.violations)} promises")
+        lines.append(f"FAILED: {len(report.violations)} violations")
     return lines
 
 
 def json_of(report: RecoveryReport) -> bytes:
-    """Write the report as one JSON object."""
+    """Return the report as one JSON object."""
     results = {name: quantiles(values) for name, values in report.values.items()}
     return msgspec.json.encode(
         {**msgspec.structs.asdict(report), "results": results, "ok": report.ok}

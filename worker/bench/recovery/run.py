@@ -1,4 +1,4 @@
-"""All of a recovery benchmark, from the first process to the report."""
+"""Runs a recovery benchmark, from the first process to the report."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from worker.bench.run import Progress
 
 
 async def recovery(plan: RecoveryPlan, progress: Progress) -> RecoveryReport:
-    """Run a plan so many times, each with processes of its own.
+    """Run a plan `repeat` times, each time with new processes.
 
-    Raises TurnbusError if something that should run, or happen, does not.
+    Raises TurnbusError if a process fails or an expected event does not occur.
     """
     machine = Machine.here()
     run = _Run(plan, progress)
@@ -45,7 +45,7 @@ async def recovery(plan: RecoveryPlan, progress: Progress) -> RecoveryReport:
 
 
 class _Run:
-    """What was measured so far."""
+    """Measurements so far."""
 
     def __init__(self, plan: RecoveryPlan, progress: Progress) -> None:
         self._plan = plan
@@ -83,9 +83,9 @@ class _Run:
         self.producer_late_ms = max(self.producer_late_ms, rig.producer.latest_ms)
 
     def _check(self, rig: RecoveryHarness, lines: Sequence[ProducerSession]) -> None:
-        """Hold what was published of each session against what was said in it."""
+        """Compare the events published for each session with the words sent."""
         for line in lines:
             self.words += line.words
             self.torn += len(line.torn)
-            said = Expected(session=line.session, words=line.words, torn=frozenset(line.torn))
-            self.violations.extend(violations(said, rig.events(line)))
+            expected = Expected(session=line.session, words=line.words, torn=frozenset(line.torn))
+            self.violations.extend(violations(expected, rig.events(line)))

@@ -1,7 +1,7 @@
-"""Real speech to play: short recordings of people, and what they say. English only.
+"""Bundled recordings of real speech, with transcripts. English only.
 
-The bundled clips are FLAC, 16 kHz, mono, cut or joined from the named sources and not changed
-otherwise. `two_cities` finds one more, which lies in the package of the recognizer's weights.
+The clips are FLAC, 16 kHz, mono. They are cut or joined from the named sources, and not changed
+otherwise. `tale_of_two_cities` returns another one, from the package of the recognizer's weights.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from worker.local.emulator.engines.packaged import PackagedFile
 
 
 class Clip(msgspec.Struct, frozen=True):
-    """One recording: where it lies, what is said, and by what right it is here."""
+    """One recording: its path, speaker, transcript, licence and source."""
 
     path: Path
     speaker: str
@@ -120,9 +120,9 @@ _TWO_CITIES: Final = PackagedFile(
 
 
 def tale_of_two_cities() -> Clip:
-    """Find the opening of A Tale of Two Cities, 44 s at 48 kHz.
+    """Return the opening of A Tale of Two Cities, 44 s at 48 kHz.
 
-    Raises LocalPartMissing if the package it lies in is not installed.
+    Raises LocalPartMissing if the package that contains it is not installed.
     """
     return Clip(
         path=_TWO_CITIES.locate(),
