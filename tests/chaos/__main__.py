@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: the proof that nothing is lost or said twice, whatever breaks."""
+"""`python -m tests.chaos`: tests under faults that no word is lost or published twice."""
 
 import sys
 import tempfile
@@ -22,13 +22,13 @@ def make_parser(_argv: Sequence[str]) -> ArgumentParser:
     parser = program_parser(
         "python -m tests.chaos",
         run,
-        about="Break everything around a fleet of workers, and check what was published. Redis\n"
-        "(append-only file on disk) and the workers are processes of their own, the STT server\n"
-        "with its script engine runs in this one. Voices speak numbered words while workers,\n"
-        "connections, Redis and the STT service are killed, paused, cut and refused, by a seed.\n"
+        about="Inject faults into a fleet of workers, and check the published events. Redis\n"
+        "(append-only file on disk) and the workers run in separate processes, the STT server\n"
+        "with its script engine in this one. Producers send numbered words while workers,\n"
+        "connections, Redis and the provider are killed, paused, cut and refused, by a seed.\n"
         "Exit code 1 if a word is lost, repeated, damaged or moved, an event is out of order,\n"
-        "or anything is left on the bus. A word may be missing only where audio is announced\n"
-        "as too late, and is.",
+        "or Redis keys are left over. A word may be missing only in an audio gap event for\n"
+        "audio that was too late.",
         examples="""
 python -m tests.chaos
 python -m tests.chaos --seed 7 --turns 10000 --sessions 80
@@ -51,40 +51,42 @@ def _add_arguments(parser: ArgumentParser) -> None:
             help=f"{about} (default %(default)s)",
         )
 
-    number("--seed", int, "a whole number", "what is said and broken, and when")
-    number("--turns", Annotated[int, Meta(ge=1)], "1 or more", "said in all")
-    number("--sessions", Annotated[int, Meta(ge=1, le=200)], "1 to 200", "at once, at most")
-    number("--workers", Annotated[int, Meta(ge=1, le=16)], "1 to 16", "processes")
-    number("--lease-ms", Annotated[int, Meta(ge=2_000)], "2000 or more", "of the workers")
+    number("--seed", int, "a whole number", "seed of the sessions and the faults")
+    number("--turns", Annotated[int, Meta(ge=1)], "1 or more", "number of turns in total")
     number(
-        "--latency-ms", Annotated[float, Meta(ge=0)], "0 or more", "how late the STT service speaks"
+        "--sessions", Annotated[int, Meta(ge=1, le=200)], "1 to 200", "maximum concurrent sessions"
+    )
+    number("--workers", Annotated[int, Meta(ge=1, le=16)], "1 to 16", "worker processes")
+    number("--lease-ms", Annotated[int, Meta(ge=2_000)], "2000 or more", "lease of the workers")
+    number(
+        "--latency-ms", Annotated[float, Meta(ge=0)], "0 or more", "event latency of the provider"
     )
     parser.add_argument(
         "--rewording",
         action="store_true",
-        help="the STT service words a replay differently, shorter and longer",
+        help="the provider returns shorter and longer words in a replay",
     )
     parser.add_argument(
         "--text-style",
         choices=[DRAWN, *STYLES],
         default=default.text_style,
-        help="separators of the STT service's transcripts (default: drawn by the seed)",
+        help="separators of the provider's transcripts (default: drawn with the seed)",
     )
     number(
-        "--every-s", Annotated[float, Meta(gt=0)], "more than 0", "between two faults, on average"
+        "--every-s", Annotated[float, Meta(gt=0)], "more than 0", "mean seconds between two faults"
     )
     parser.add_argument(
         "--faults",
         metavar="NAME,...",
         type=lambda text: tuple(text.split(",")),
         default=default.faults,
-        help="only these (default: all; a wrong name lists them)",
+        help="inject only these (default: all; an unknown name lists them)",
     )
     number(
         "--connections",
         Annotated[int, Meta(ge=0)],
         "0 or more",
-        "sockets the STT service allows the fleet; 0 is no cap",
+        "maximum sockets of the fleet at the provider; 0 for no limit",
     )
     number(
         "--max-lag-s",
@@ -96,20 +98,19 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--long-every",
         Annotated[int, Meta(ge=0)],
         "0 or more",
-        "one turn in so many is longer than that; 0 is none",
+        "one turn in N is longer than --max-lag-s; 0 for none",
     )
     parser.add_argument(
         "--logs",
         metavar="DIR",
         type=Path,
-        help="keep there what the workers wrote, what was broken when, and the events of each\n"
-        "session that went wrong",
+        help="keep the worker logs, the fault log, and the events of each failed session there",
     )
     parser.add_argument("--json", action="store_true", help="print the report as a JSON object")
 
 
 def run(arguments: Namespace) -> int:
-    """Run it. Raises TurnbusError if it cannot be run."""
+    """Run the command. Raises TurnbusError if it cannot run."""
     from tests.chaos.report import json_of, text_of
     from tests.chaos.run import chaos
     from worker.bench.terminal import TerminalProgress

@@ -1,7 +1,7 @@
-"""The checker: what is promised of a session's events, held against what was said. Pure.
+"""Checks a session's events against the words sent and the guarantees of turnbus. No I/O.
 
-Recognizers are not deterministic and a replay may merge two turns or word one differently, so words
-are counted over the texts of all `turn.end` events, whatever turn they are in.
+Recognizers are not deterministic, and a replay may merge two turns or change words. Words are
+therefore counted over the texts of all `turn.end` events, in any turn.
 """
 
 from bisect import bisect_left
@@ -44,28 +44,28 @@ Rule = Literal[
     "end",
     "bus",
 ]
-"""What can be broken: a word is lost, repeated, damaged or not in its place; a session's one run;
-its `seq`; the order of a turn's events; a text that shrank, or is not the provider's; a gap or an
-error that was told; the session's end; what is left on the bus."""
+"""Kinds of violations: a word is lost, repeated, damaged or moved; a session has several runs; a
+wrong `seq`; a wrong order of a turn's events; a text shrank, or is not the provider's; a wrong gap
+or error event; a wrong end of the session; leftovers in Redis."""
 
 WORD_RULES: Final = ("lost", "repeated", "damaged", "moved")
 
 
 _ROUNDED_MS: Final = 2.0
-"""Part of a word that a gap may seem to cover because it is announced in whole milliseconds."""
+"""Maximum overlap of a gap and a word due to rounding gaps to whole milliseconds."""
 
 _CLOCKS_S: Final = 0.5
-"""What the time of an event may be off from the ids of entries."""
+"""Maximum difference between event times and entry ids, in seconds."""
 
 
 class Span(NamedTuple):
-    """A stretch of a session's audio, in milliseconds."""
+    """A range of a session's audio, in milliseconds."""
 
     begin: float
     end: float
 
     def overlap(self, other: "Span") -> float:
-        """Return how many milliseconds both have."""
+        """Return the length of the overlap in milliseconds."""
         return max(0.0, min(self.end, other.end) - max(self.begin, other.begin))
 
 
@@ -73,54 +73,54 @@ class Appended(NamedTuple):
     """A chunk of a session's audio."""
 
     end: float
-    """Millisecond of the session at which it ends."""
+    """End of the chunk, in milliseconds of the session."""
     at_ms: int
-    """When Redis took it, in Unix milliseconds."""
+    """Time at which Redis received the chunk, in Unix milliseconds."""
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session's producer did."""
+    """Words and audio that a session's producer sent."""
 
     session: str
     words: int
-    """The words 0 to this less 1 were said."""
+    """Number of words sent: 0 to `words` - 1."""
     torn: frozenset[int] = frozenset()
-    """Words whose audio the producer appended so late that silence stood in: they read as damaged,
-    and must not be lost otherwise."""
+    """Words whose audio the producer appended so late that the worker inserted silence: they may
+    be damaged."""
     spans: tuple[Span, ...] = ()
-    """Where each word is."""
+    """Position of each word."""
     chunks: tuple[Appended, ...] = ()
     max_lag_s: float = 0.0
-    """Age of audio after which it may be dropped; 0 is never."""
+    """Age after which audio may be dropped; 0 for never."""
     style: TextStyle = STYLES[DEFAULT_STYLE]
     """Separators of the provider's transcripts."""
 
 
 class Violation(msgspec.Struct, frozen=True):
-    """A promise that was broken."""
+    """A violated guarantee."""
 
     session: str
     rule: Rule
     detail: str
 
 
-def violations(said: Expected, events: Sequence[Event]) -> list[Violation]:
-    """Return every broken promise about a session that was ended by its producer."""
+def violations(expected: Expected, events: Sequence[Event]) -> list[Violation]:
+    """Return every violation in a session that its producer ended."""
     found = [
-        *_words(said, events),
+        *_words(expected, events),
         *_numbers(events),
         *_turns(events),
-        *_texts(said.style, events),
+        *_texts(expected.style, events),
         *_end(events),
-        *_told(said, events),
+        *_reported(expected, events),
     ]
-    return [Violation(said.session, rule, detail) for rule, detail in found]
+    return [Violation(expected.session, rule, detail) for rule, detail in found]
 
 
 def ended_words(
     events: Sequence[Event], style: TextStyle = STYLES[DEFAULT_STYLE]
 ) -> list[int | str]:
-    """Return the words of all ended turns; a word that is no number is a damaged one."""
+    """Return the words of all ended turns; a damaged word is a string."""
     return [
         word
         for event in events
@@ -133,7 +133,7 @@ Found = tuple[Rule, str]
 
 
 def gaps(events: Sequence[Event]) -> list[Span]:
-    """Return the audio that was announced as dropped for its age."""
+    """Return the audio reported as dropped because of its age."""
     return [
         Span(event.audio_ms - event.missing_ms, event.audio_ms)
         for event in events
@@ -141,36 +141,39 @@ def gaps(events: Sequence[Event]) -> list[Span]:
     ]
 
 
-def announced(said: Expected, events: Sequence[Event]) -> dict[int, float]:
-    """Return the words that gaps cover or touch, and how many milliseconds of each at most."""
-    # A gap is announced in whole milliseconds: it may begin up to one earlier, and end one later.
+def announced(expected: Expected, events: Sequence[Event]) -> dict[int, float]:
+    """Return the words that gaps cover or touch, with the maximum missing milliseconds of each."""
+    # Gaps are rounded to whole milliseconds: one may begin 1 ms earlier, and end 1 ms later.
     dropped = [Span(gap.begin - 1, gap.end + 1) for gap in gaps(events)]
-    missing = (sum(map(span.overlap, dropped)) for span in said.spans)
+    missing = (sum(map(span.overlap, dropped)) for span in expected.spans)
     return {word: ms for word, ms in enumerate(missing) if ms > 0}
 
 
-def _words(said: Expected, events: Sequence[Event]) -> Iterator[Found]:
-    heard = ended_words(events, said.style)
-    times = Counter(word for word in heard if isinstance(word, int))
-    missing = announced(said, events)
-    surely = [sum(map(span.overlap, gaps(events))) for span in said.spans]
+def _words(expected: Expected, events: Sequence[Event]) -> Iterator[Found]:
+    received = ended_words(events, expected.style)
+    times = Counter(word for word in received if isinstance(word, int))
+    missing = announced(expected, events)
+    surely = [sum(map(span.overlap, gaps(events))) for span in expected.spans]
     edges = {word for word in missing if surely[word] < WORD_MS}
-    damaged = {text for text in heard if isinstance(text, str)}
-    for word in range(said.words):
+    damaged = {text for text in received if isinstance(text, str)}
+    for word in range(expected.words):
         missing_ms = missing.get(word, 0.0)
         if times[word] and missing_ms > _ROUNDED_MS:
-            yield "told", f"{missing_ms:g} ms of word {word} are announced, and it is published"
-        # A word of which so little is missing reads as damaged.
+            yield (
+                "told",
+                f"{missing_ms:g} ms of word {word} are reported missing, but it is published",
+            )
+        # A word with a small missing part is damaged, not lost.
         torn = bool(missing_ms) and not damaged.isdisjoint((f"!{word}", "!?"))
-        covered = missing_ms > _ROUNDED_MS or torn or word in said.torn
+        covered = missing_ms > _ROUNDED_MS or torn or word in expected.torn
         if not times[word] and not covered:
             yield "lost", f"word {word}"
     for word, count in times.items():
-        if word >= said.words:
-            yield "damaged", f"word {word} was never said"
+        if word >= expected.words:
+            yield "damaged", f"word {word} was never sent"
         elif count > 1:
             yield "repeated", f"word {word} {count} times"
-    edges |= said.torn
+    edges |= expected.torn
     excused = {f"!{word}" for word in edges} | ({"!?"} if edges else set())
     for text in sorted(damaged - excused):
         yield "damaged", text
@@ -228,7 +231,7 @@ def _turn(number: int, events: Sequence[EventBase]) -> Iterator[Found]:
 
 
 def _texts(style: TextStyle, events: Sequence[Event]) -> Iterator[Found]:
-    """Yield texts that the provider did not write so, and updates of white space alone."""
+    """Yield texts that differ from the provider's, and updates that only add white space."""
     known = ""
     for event in events:
         if isinstance(event, TurnStart):
@@ -260,24 +263,24 @@ def _end(events: Sequence[Event]) -> Iterator[Found]:
         yield "end", "connections are not counted up"
 
 
-def _told(said: Expected, events: Sequence[Event]) -> Iterator[Found]:
-    """Yield what is announced as lost: nothing may be but audio that is old enough."""
+def _reported(expected: Expected, events: Sequence[Event]) -> Iterator[Found]:
+    """Yield gaps of audio that is not old enough, and unexpected errors."""
     for event in events:
         if isinstance(event, AudioGap):
-            age_s = _age_s(said, event)
-            if event.reason != "backlog" or not 0 < said.max_lag_s < age_s + _CLOCKS_S:
+            age_s = _age_s(expected, event)
+            if event.reason != "backlog" or not 0 < expected.max_lag_s < age_s + _CLOCKS_S:
                 detail = f"a gap of {event.missing_ms} ms ({event.reason})"
                 yield "told", f"{detail} up to {event.audio_ms} ms, {age_s:.1f} s old"
         elif isinstance(event, SessionError) and event.code != "stt_unavailable":
             yield "told", f"{event.code}: {event.message}"
 
 
-def _age_s(said: Expected, gap: AudioGap) -> float:
-    """Return how old the last of the announced audio was as it was announced."""
-    last = bisect_left([chunk.end for chunk in said.chunks], gap.audio_ms)
-    if last == len(said.chunks):
-        return 0.0  # more is announced than was appended
-    return gap.at - said.chunks[last].at_ms / 1_000
+def _age_s(expected: Expected, gap: AudioGap) -> float:
+    """Return the age of the end of the missing audio when the gap was published."""
+    last = bisect_left([chunk.end for chunk in expected.chunks], gap.audio_ms)
+    if last == len(expected.chunks):
+        return 0.0  # the gap exceeds the appended audio
+    return gap.at - expected.chunks[last].at_ms / 1_000
 
 
 def _kind(event: EventBase) -> str:

@@ -1,4 +1,4 @@
-"""The history of a chaos run: every event that was published, as a consumer read it."""
+"""Event log of a chaos run: every published event, as a consumer reads it."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,31 +16,31 @@ _COUNT: Final = 1_000
 
 
 class LoggedEvent(NamedTuple):
-    """One event, and when it was appended: Unix milliseconds by Redis' clock."""
+    """One event, and the time it was appended: Unix milliseconds of the Redis clock."""
 
     at_ms: int
     event: Event
 
 
 class EventLog:
-    """Reads the turns of some lanes, through every outage."""
+    """Reads the turns of some lanes, and continues after every outage."""
 
     def __init__(self, redis: Redis, keys: Keys, lanes: Sequence[str]) -> None:
         self._redis = redis
         self._keys = keys
         self._lanes = lanes
         self._health = RedisHealth()
-        self.heard: Final[defaultdict[str, list[LoggedEvent]]] = defaultdict(list)
-        """By session."""
+        self.logged: Final[defaultdict[str, list[LoggedEvent]]] = defaultdict(list)
+        """Events by session."""
         self.ended: Final[set[str]] = set()
         """Sessions whose end was published."""
         self._grown = anyio.Event()
         self.turns = 0
-        """Ended so far."""
+        """Number of ended turns so far."""
 
     def events(self, session: str) -> list[Event]:
-        """Return what was published of a session."""
-        return [heard.event for heard in self.heard[session]]
+        """Return the events published for a session."""
+        return [each.event for each in self.logged[session]]
 
     async def all_ended(self, sessions: set[str]) -> None:
         """Wait until each of these sessions has ended."""
@@ -61,13 +61,13 @@ class EventLog:
             await anyio.sleep(_POLL_S)
 
     async def own(self, lane: str, session: str) -> list[Event]:
-        """Return what the session's own stream holds."""
+        """Return the events of the session's own stream."""
         key = self._keys.session_turns(lane, session)
         rows: Any = await retry_while_unavailable(self._health, lambda: self._redis.xrange(key))
         return [decode_turn_entry(fields).event for _, fields in rows]
 
     def _take(self, at_ms: int, event: Event) -> None:
-        self.heard[event.session].append(LoggedEvent(at_ms, event))
+        self.logged[event.session].append(LoggedEvent(at_ms, event))
         if isinstance(event, SessionEnded):
             self.ended.add(event.session)
             self._grown.set()

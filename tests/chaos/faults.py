@@ -1,4 +1,4 @@
-"""The faults there are, by name."""
+"""Table of faults, by name."""
 
 from collections.abc import Awaitable, Callable
 from random import Random
@@ -13,9 +13,10 @@ class Fault(NamedTuple):
     """A kind of fault."""
 
     weight: float
-    """How often, beside the others."""
+    """Relative frequency."""
     act: Callable[[FaultTarget, Random], Awaitable[bool]]
-    """Breaks, waits and mends; false if there was nothing to break. What it chooses, it draws."""
+    """Injects the fault, waits and repairs; returns False if there was no target. It draws its
+    choices from the random generator."""
 
 
 FAULTS: Final = {
@@ -54,4 +55,6 @@ def check_faults(names: tuple[str, ...]) -> None:
     """Raise TurnbusError for a name that is not in the table."""
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
-        raise TurnbusError(f"no such fault: {', '.join(unknown)}; there are {', '.join(FAULTS)}")
+        raise TurnbusError(
+            f"unknown faults: {', '.join(unknown)}; the faults are {', '.join(FAULTS)}"
+        )

@@ -1,4 +1,4 @@
-"""The fleet: worker processes that are killed, stopped and paused, and started again."""
+"""Fleet of worker processes that are killed, stopped, paused and restarted."""
 
 import signal
 from collections.abc import Iterator, Mapping
@@ -14,10 +14,10 @@ from worker.local.demo.child import Child
 
 DRAIN_S: Final = 5.0
 _STOP_BUDGET_S: Final = DRAIN_S + 10.0 + 5.0
-"""After SIGTERM; what the worker promises, and as much again as a busy machine may cost."""
+"""Timeout after SIGTERM: the worker's limit, and a margin for a busy machine."""
 
 _RESTART_S: Final = 1.0
-"""Before a worker that ended by itself is started again."""
+"""Delay before a worker that ended unexpectedly is restarted."""
 
 
 class WorkerProcess(Child):
@@ -25,45 +25,45 @@ class WorkerProcess(Child):
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id."""
         return self._process.pid
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         if self.running:
             self._process.send_signal(number)
 
     async def over(self) -> int:
-        """Wait for its end; return the exit code, negative for a signal."""
+        """Wait until the process ends; return the exit code, negative for a signal."""
         return await self._process.wait()
 
 
 class Slot:
-    """A place in the fleet: one worker id, one way to Redis, one process after another."""
+    """A worker id of the fleet, with its proxy to Redis and its successive processes."""
 
     def __init__(self, name: str, redis: Proxy, environment: Mapping[str, str]) -> None:
         self.name: Final = name
         self.redis: Final = redis
         self.environment: Final = {**environment, "TURNBUS_WORKER_ID": name}
         self.lives: Final[list[WorkerProcess]] = []
-        """Those that run; two while one takes over from the other."""
+        """Running processes; two while one replaces the other."""
         self.started = 0
 
 
 class Fleet:
-    """Starts and ends workers; notes every end that was not ours."""
+    """Starts and ends workers; records every unexpected end."""
 
     def __init__(self, slots: list[Slot], logs: Path, tasks: TaskGroup, module: str) -> None:
         self.slots: Final = slots
         self.faults: Final[list[str]] = []
-        """What workers did that they must not: an exit of their own, a wrong exit code."""
+        """Errors of workers: an unexpected exit, a wrong exit code."""
         self._logs = logs
         self._tasks = tasks
         self._module = module
         self._expected: dict[WorkerProcess, tuple[int, ...]] = {}
 
     async def start(self, slot: Slot) -> WorkerProcess:
-        """Start a process in a slot, beside one that may run there."""
+        """Start a process in a slot, in addition to a running one."""
         slot.started += 1
         name = f"{slot.name}.{slot.started}"
         stack = AsyncExitStack()
@@ -82,23 +82,25 @@ class Fleet:
             slot.lives.remove(life)
             expected = self._expected.pop(life, ())
             if code not in expected:
-                self.faults.append(f"{life.name} ended with {code}; it wrote:\n{life.tail()}")
+                self.faults.append(
+                    f"{life.name} ended with {code}; its last log lines:\n{life.tail()}"
+                )
             if not expected:
                 await anyio.sleep(_RESTART_S)
                 await self.start(slot)
 
     async def kill(self, life: WorkerProcess) -> None:
-        """SIGKILL; return once it is gone."""
+        """Send SIGKILL and wait until the process ends."""
         if life.running:
             self._expected[life] = (-signal.SIGKILL,)
             life.signal(signal.SIGKILL)
             await life.over()
 
     async def stop(self, life: WorkerProcess, *, twice: bool = False) -> None:
-        """SIGTERM; return once it is gone. One that outstays its budget is killed, and noted."""
+        """Send SIGTERM and wait until the process ends; kill it after a timeout."""
         if not life.running:
             return
-        # What is still loading its modules has nothing to hand on, and no handler yet.
+        # A process that is still loading its modules has no sessions and no signal handler.
         self._expected[life] = (0,) if life.text() else (0, -signal.SIGTERM)
         life.signal(signal.SIGTERM)
         if twice:
@@ -112,7 +114,7 @@ class Fleet:
 
     @contextmanager
     def paused(self, life: WorkerProcess) -> Iterator[None]:
-        """SIGSTOP, and SIGCONT at the end of the block."""
+        """Send SIGSTOP, and SIGCONT at the end of the block."""
         life.signal(signal.SIGSTOP)
         try:
             yield

@@ -1,4 +1,4 @@
-"""The rig of a chaos run: Redis on disk, the STT service, a way that breaks to each, the fleet."""
+"""Environment of a chaos run: Redis on disk, the provider, a proxy to each, and the fleet."""
 
 import os
 from collections.abc import AsyncIterator
@@ -24,11 +24,11 @@ from worker.settings import API_KEY_VARIABLE, ENV_PREFIX
 
 @dataclass(frozen=True)
 class ChaosHarness:
-    """Everything that runs, and may be broken."""
+    """All parts of the run, which faults may target."""
 
     server: EmbeddedRedis
     redis: Redis
-    """Straight to the server, for the run itself."""
+    """Direct client, for the run itself."""
     health: RedisHealth
     keys: Keys
     stt: TurnsServer
@@ -38,7 +38,7 @@ class ChaosHarness:
 
 @asynccontextmanager
 async def open_harness(plan: Plan, logs: Path, module: str) -> AsyncIterator[ChaosHarness]:
-    """Set everything up, workers started; leave nothing at the end but the logs.
+    """Start everything including workers; clean up at the end, except for the logs.
 
     Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does.
     """

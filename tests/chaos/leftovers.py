@@ -1,4 +1,4 @@
-"""What a chaos run leaves on the bus, held against what may be left there."""
+"""Checks the Redis keys that remain after a chaos run."""
 
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
@@ -13,17 +13,17 @@ from worker.bus.liveness import STALE_CONSUMER_S
 
 _MAY_STAY: Final = ("sessions", "lanes", "dead", "sweep", "search", "{*}:turns")
 _OF_A_CHECK: Final = "{*}:check:*"
-"""What a worker that is killed while it looks what it may do leaves to expire."""
+"""Keys of a permission check; they expire if a worker is killed during the check."""
 
 _SWEPT_S: Final = 30.0
-"""What a consumer that nobody saw die may outlast `STALE_S`: until the workers look, or stopped."""
+"""Maximum time after `STALE_CONSUMER_S` until workers remove a dead consumer."""
 
 _REFUSALS: Final = ("duplicate", "ended")
-"""What becomes of an announcement that was made twice because its reply was lost."""
+"""Reasons for rejecting an announcement that was repeated because its reply was lost."""
 
 
 async def leftovers(redis: Redis, keys: Keys, voices: Sequence[ScriptedSession]) -> list[Violation]:
-    """Return what is wrong with the bus now that every session ended and every worker stopped."""
+    """Return the violations in Redis after every session ended and every worker stopped."""
     wrong: list[str] = []
     if entries := await redis.xlen(keys.sessions):
         wrong.append(f"{entries} entries in {keys.sessions}")
@@ -73,7 +73,7 @@ async def _session(redis: Redis, keys: Keys, voice: ScriptedSession) -> list[str
     if kind != b"string" or await redis.get(audio) != ENDED:
         wrong.append(f"{audio} is a {kind.decode()}, not the tombstone")
     if await redis.hget(state, "status") != b"ended":
-        wrong.append(f"{state} does not say ended")
+        wrong.append(f"{state} does not have the status ended")
     if await redis.hexists(state, "snapshot"):
         wrong.append(f"{state} keeps its snapshot")
     stay = [key for key in (audio, state) if await redis.ttl(key) <= 0]

@@ -1,4 +1,4 @@
-"""The nemesis: breaks everything around the sessions, by its schedule."""
+"""The nemesis: injects faults by a schedule."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _TRY_AGAIN_S: Final = 0.1
 
 
 class Nemesis:
-    """Applies every fault of the schedule, each as soon as it can be; what it broke it mends."""
+    """Applies every fault of the schedule as soon as it finds a target, and repairs it."""
 
     def __init__(self, strikes: Sequence[ScheduledFault], plan: Plan, rig: ChaosHarness) -> None:
         self._over = anyio.Event()
@@ -26,11 +26,11 @@ class Nemesis:
         self.applied: Final[Counter[str]] = Counter()
 
     def stop(self) -> None:
-        """Nobody speaks any more: give up what is not due, and what finds nothing to break."""
+        """Cancel the faults that are not due or have no target, because all producers are done."""
         self._over.set()
 
     async def run(self) -> None:
-        """Apply the faults when they are due; return once the last is mended."""
+        """Apply the faults when they are due; return when the last is repaired."""
         began = anyio.current_time()
         async with anyio.create_task_group() as tasks:
             for strike in self.schedule:

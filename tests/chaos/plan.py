@@ -1,4 +1,4 @@
-"""The plan of a chaos run."""
+"""Plan of a chaos run."""
 
 from typing import Annotated
 
@@ -9,51 +9,51 @@ from worker.local.emulator.engines.script_text import DRAWN, STYLES, TextStyle, 
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is run. The same plan says the same words, and breaks the same at the same times.
+    """Parameters of a run. The same plan sends the same words and schedules the same faults.
 
-    Only which worker or socket a fault hits can differ, where that hangs on what there is then.
+    The worker or socket that a fault hits may differ, because it depends on the current state.
     """
 
     seed: int = 1
     turns: Annotated[int, Meta(ge=1)] = 300
-    """Said in all."""
+    """Number of turns in total."""
     sessions: Annotated[int, Meta(ge=1, le=200)] = 16
-    """At once, at most."""
+    """Maximum number of concurrent sessions."""
     workers: Annotated[int, Meta(ge=1, le=16)] = 3
     lease_ms: Annotated[int, Meta(ge=2_000)] = 2_000
     latency_ms: Annotated[float, Meta(ge=0)] = 150.0
-    """How late the STT service speaks."""
+    """Event latency of the provider."""
     rewording: bool = False
-    """The service words a replay differently, longer and shorter."""
+    """Whether the provider returns longer and shorter words in a replay."""
     every_s: Annotated[float, Meta(gt=0)] = 2.0
-    """Between two faults, on average."""
+    """Mean seconds between two faults."""
     faults: tuple[str, ...] = ()
-    """Those by name; without any, all."""
+    """Names of the faults to inject; empty for all."""
     connections: Annotated[int, Meta(ge=0)] = 0
-    """Sockets the service allows the fleet; 0 is no cap."""
+    """Maximum sockets of the fleet at the provider; 0 for no limit."""
     max_lag_s: Annotated[float, Meta(ge=0)] = 20.0
     """`TURNBUS_MAX_LAG_S` of the workers."""
     long_every: Annotated[int, Meta(ge=0)] = 60
-    """One turn in so many is longer than `max_lag_s`, on average; 0 is none."""
+    """On average, one turn in this many is longer than `max_lag_s`; 0 for none."""
 
     text_style: str = DRAWN
-    """Separators of the service's transcripts, by name, or drawn by the seed."""
+    """Separators of the provider's transcripts, by name, or drawn with the seed."""
 
     @property
     def text_style_name(self) -> str:
-        """The text style that is named, or drawn."""
+        """Name of the text style, given or drawn."""
         if self.text_style == DRAWN:
             return draw_style(self.seed, rewording=self.rewording)
         return self.text_style
 
     @property
     def style(self) -> TextStyle:
-        """The text style of the service."""
+        """Text style of the provider."""
         return STYLES[self.text_style_name]
 
     @property
     def repeat(self) -> str:
-        """Return the options of the command line that ask for this plan."""
+        """Return the command line options for this plan."""
         words = []
         for name, value in msgspec.structs.asdict(self).items():
             if value == getattr(Plan(), name) and name not in ("seed", "turns"):

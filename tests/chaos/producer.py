@@ -1,4 +1,4 @@
-"""The speaker: the producer of one session of a chaos run. It loses and repeats nothing itself."""
+"""Producer of one session of a chaos run. It sends every chunk exactly once."""
 
 import random
 from typing import Any, Final, NamedTuple
@@ -15,17 +15,17 @@ from worker.bus.client.connection import is_outage
 from worker.local.emulator.engines.script import synthesize_silence
 
 _TRY_AGAIN_S: Final = 0.03
-"""Short: a producer that comes back later than that after an outage leaves a pause of its own."""
+"""Delay before a retry. It is short, so that an outage does not cause a longer pause."""
 
 _RESENT: Final = 4
-"""So many entries at most are appended again."""
+"""Maximum number of entries that are appended again."""
 
 LATE_MS: Final = 400
-"""Between two chunks beyond their spacing: not far below that, a worker sends filler."""
+"""Maximum delay of a chunk; after a slightly longer delay a worker sends filler."""
 
 
 class InterruptedWord(NamedTuple):
-    """A word with a pause of the producer's inside: appended until, and only from."""
+    """A word with a producer pause inside, from `from_ms` to `to_ms`."""
 
     word: int
     from_ms: int
@@ -33,7 +33,7 @@ class InterruptedWord(NamedTuple):
 
 
 class ScriptedProducer:
-    """Says what a voice says, on time, through every outage."""
+    """Sends the audio of a scripted session in real time, and retries during outages."""
 
     def __init__(self, redis: Redis, keys: Keys, voice: ScriptedSession) -> None:
         self._redis = redis
@@ -44,15 +44,15 @@ class ScriptedProducer:
         self._added = 0
         self.voice: Final = voice
         self.torn: Final[list[InterruptedWord]] = []
-        """Words the outages and delays of this machine put a pause into."""
+        """Words that were interrupted by an outage or a delay of this machine."""
         self.chunks = 0
         self.appended: Final[list[Appended]] = []
-        """Every chunk, and when Redis took it."""
+        """Every chunk, with the time at which Redis received it."""
         self.again = 0
-        """Entries appended a second time, for the worker to drop."""
+        """Number of entries appended a second time, which the worker must drop."""
 
     async def run(self) -> None:
-        """Announce, speak, end. Raises RedisError if the session takes no more audio."""
+        """Announce the session, send its audio, end it. Raises RedisError if audio is rejected."""
         voice = self.voice
         if not voice.announced_late:
             await self._announce()
@@ -77,7 +77,7 @@ class ScriptedProducer:
         except ResponseError as error:
             if not str(error).startswith("WRONGTYPE"):
                 raise
-            # The reply to an earlier try was lost, and the session has ended since.
+            # The reply to an earlier attempt was lost, and the session has ended since.
 
     async def _announce(self) -> None:
         voice = self.voice
@@ -90,7 +90,7 @@ class ScriptedProducer:
         )
         fields: Any = encode_session(entry)
         while True:
-            # Announced twice, if a reply was lost; the second entry is refused as a duplicate.
+            # If a reply was lost, the retry is rejected as a duplicate.
             try:
                 await self._redis.xadd(self._keys.sessions, fields)
             except (RedisError, OSError) as error:
@@ -101,7 +101,7 @@ class ScriptedProducer:
                 return
 
     async def _say(self, nth: int, chunk: Chunk, *, restarted: bool) -> int:
-        """Append a chunk; return when Redis took it, in Unix milliseconds."""
+        """Append a chunk; return the time at which Redis received it, in Unix milliseconds."""
         manner = self.voice.manner
         entry = AudioEntry(audio=chunk.audio)
         if manner != "plain":
@@ -138,7 +138,7 @@ class ScriptedProducer:
         return int(added.partition(b"-")[0])
 
     async def _landed(self) -> bytes | None:
-        """Return the id under which an append whose reply was lost was made, if it was."""
+        """Return the id of an append whose reply was lost; None if Redis did not execute it."""
         while True:
             try:
                 info: Any = await self._redis.xinfo_stream(self._stream)

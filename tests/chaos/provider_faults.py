@@ -1,4 +1,4 @@
-"""Faults of the STT service, and of the way there. Each says whether it broke anything."""
+"""Faults of the provider and its connections. Each returns whether it found a target."""
 
 import time
 from random import Random
@@ -37,10 +37,9 @@ async def cut_at_byte(target: FaultTarget, rng: Random) -> bool:
 
 
 async def stall(target: FaultTarget, rng: Random) -> bool:
-    """Leave sockets half open until they are cut, or the worker has had enough.
+    """Leave sockets half open until they are cut, or until the worker closes them.
 
-    What comes later than a second is beyond what a worker tolerates, so a longer stall ends
-    in a cut.
+    A worker does not tolerate a delay of more than one second, so a longer stall ends in a cut.
     """
     most_s = max(0.1, 0.9 - target.latency_ms / 1_000)
     seconds = rng.choice((most_s / 2, most_s, 2.0, 4.0, 12.0))
@@ -55,7 +54,7 @@ async def stall(target: FaultTarget, rng: Random) -> bool:
 async def outage(
     target: FaultTarget, rng: Random, answer: bytes | None = None, seconds: float = 0.0
 ) -> bool:
-    """Reset all STT sockets, and refuse new ones for a while: by a reset, or with an answer."""
+    """Reset all STT sockets, and refuse new ones for a while, with a reset or an HTTP response."""
     proxy = target.rig.stt_proxy
     seconds = seconds or rng.uniform(0.5, 5.0)
     async with target.lock("stt"):
@@ -69,10 +68,10 @@ async def outage(
 
 
 async def long_outage(target: FaultTarget, rng: Random) -> bool:
-    """Let the STT service be away for longer than audio may be late."""
+    """Cause a provider outage longer than the maximum lag of audio."""
     return await outage(target, rng, seconds=target.max_lag_s + rng.uniform(0.5, 2.5))
 
 
 async def answer_503(target: FaultTarget, rng: Random) -> bool:
-    """Let the STT service answer 503 for a while."""
+    """Make the provider answer 503 for a while."""
     return await outage(target, rng, _NO_SERVICE)

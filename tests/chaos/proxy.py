@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks connections: cut at any byte, stalled, refused, or robbed of a reply."""
+"""A TCP proxy that injects faults: cuts at any byte, stalls, refusals, and lost replies."""
 
 import contextlib
 import random
@@ -12,7 +12,7 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
 _RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER of a socket whose close is a reset."""
+"""SO_LINGER value that makes the close of a socket a reset."""
 
 _READ: Final = 65_536
 
@@ -23,7 +23,7 @@ class Link:
     def __init__(self, client: SocketStream, server: SocketStream) -> None:
         self._client = client
         self._server = server
-        # Taken now: a stream that the peer closed has none any more.
+        # Read now: a stream that the peer closed has no socket.
         self._sockets = (_raw(client), _raw(server))
         self._scope = anyio.CancelScope()
         self._flowing = anyio.Event()
@@ -31,27 +31,27 @@ class Link:
         self._left: int | None = None
         self._robbed = False
         self.opening = b""
-        """What the client sent first: an HTTP request tells whose connection it is."""
+        """First bytes from the client: an HTTP request identifies the connection."""
 
     def cut(self) -> None:
         """Reset both sides now."""
         self._scope.cancel()
 
     def cut_after(self, size: int) -> None:
-        """Reset both sides once `size` more bytes went to the client."""
+        """Reset both sides after `size` more bytes to the client."""
         self._left = size
 
     def stall(self) -> None:
-        """Let nothing through, either way, and tell nobody."""
+        """Stop forwarding in both directions, without closing."""
         if self._flowing.is_set():
             self._flowing = anyio.Event()
 
     def flow(self) -> None:
-        """Let through what waited, and what comes."""
+        """Resume forwarding, including the delayed data."""
         self._flowing.set()
 
     async def run(self, wanted: Callable[[bytes], bool]) -> None:
-        """Carry bytes until either side ends; `wanted` says of which request to keep the reply."""
+        """Forward bytes until either side ends; drop the reply to a `wanted` request."""
         with self._scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._carry_up, wanted)
@@ -85,9 +85,9 @@ class Link:
 
 
 class DroppedReply:
-    """The wish for the reply to the next request that holds `mark`: once, by any of some proxies.
+    """Drops the reply to the next request that contains `mark`, once, on one of several proxies.
 
-    The request is carried out, and its connection cut in the place of its reply.
+    The server executes the request, and the proxy cuts the connection instead of the reply.
     """
 
     def __init__(self, mark: bytes) -> None:
@@ -96,7 +96,7 @@ class DroppedReply:
 
 
 class Proxy:
-    """Listens on a port of its own and carries to a server of this machine."""
+    """Listens on its own port and forwards to a server on this machine."""
 
     def __init__(self, target: Callable[[], int]) -> None:
         self._target = target
@@ -106,12 +106,12 @@ class Proxy:
         self.links: Final[set[Link]] = set()
         """Open connections."""
         self.thefts: Final[set[DroppedReply]] = set()
-        """Replies to be lost."""
+        """Replies to drop."""
 
     @classmethod
     @asynccontextmanager
     async def open(cls, target: Callable[[], int]) -> AsyncIterator[Self]:
-        """Listen until the block ends; `target` tells the server's port at each connect."""
+        """Listen until the block ends; `target` returns the server's port for each connection."""
         proxy = cls(target)
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         proxy.port = listener.extra(SocketAttribute.local_port)
@@ -123,7 +123,7 @@ class Proxy:
                 tasks.cancel_scope.cancel()
 
     def some(self, rng: random.Random, share: float) -> list[Link]:
-        """Choose that share of the open connections, one at least if there is any."""
+        """Choose a share of the open connections, at least one if there is any."""
         links = sorted(self.links, key=id)
         return rng.sample(links, max(1, round(len(links) * share))) if links else []
 
@@ -134,7 +134,7 @@ class Proxy:
 
     @contextmanager
     def refusing(self, answer: bytes | None = None) -> Iterator[None]:
-        """Give every new connection this answer, or a reset if it is None."""
+        """Answer every new connection with `answer`, or with a reset if it is None."""
         self._refusing, self._answer = True, answer
         try:
             yield
@@ -176,15 +176,15 @@ class Proxy:
 
 
 def _raw(stream: SocketStream) -> socket.socket | None:
-    """Return the socket; None if the peer closed it before we came to look."""
+    """Return the socket; None if the peer has already closed it."""
     try:
         raw: socket.socket = stream.extra(SocketAttribute.raw_socket)
-    except AttributeError:  # asyncio gives anyio no socket of a transport that is closed
+    except AttributeError:  # a closed asyncio transport has no socket
         return None
     return raw
 
 
 def _reset(raw: socket.socket | None) -> None:
-    """Make the close of a socket a reset; one that is closed already stays so."""
+    """Make the close of a socket a reset; do nothing if it is already closed."""
     if raw is not None and raw.fileno() >= 0:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

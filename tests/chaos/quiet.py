@@ -1,11 +1,11 @@
-"""Progress of a chaos run that nobody watches."""
+"""Progress of a chaos run without output."""
 
 
 class Quiet:
     """Shows nothing."""
 
     def phase(self, text: str) -> None:
-        """Take what begins now."""
+        """Ignore the phase."""
 
     def detail(self, text: str) -> None:
-        """Take how far that is."""
+        """Ignore the progress."""

@@ -1,4 +1,4 @@
-"""Faults of Redis, and of the way there. Each says whether it broke anything."""
+"""Faults of Redis and its connections. Each returns whether it found a target."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -25,17 +25,17 @@ _MARKS: Final = (
     b"XREADGROUP",
     b"XACK",
 )
-"""Requests whose reply is worth losing: one of each kind, and above all commits."""
+"""Requests whose reply may be dropped: one of each kind, with more weight on commits."""
 
 _SUCH_A_REQUEST_S: Final = 5.0
-"""How long a request whose reply is to be lost is waited for, until it is tried again."""
+"""Timeout for a request whose reply is to be dropped."""
 
 _PUT_BACK_S: Final = 60.0
-"""How long workers may take to put back what was deleted."""
+"""Timeout for workers to restore deleted entries."""
 
 
 async def away(target: FaultTarget, seconds: float) -> bool:
-    """Kill Redis with SIGKILL, and start it again so many seconds later."""
+    """Kill Redis with SIGKILL, and restart it after `seconds`."""
     async with target.lock("redis"):
         target.note(f"Redis away for {seconds:.1f} s")
         down = time.time_ns() // 1_000_000
@@ -47,17 +47,17 @@ async def away(target: FaultTarget, seconds: float) -> bool:
 
 
 async def restart(target: FaultTarget, _: Random) -> bool:
-    """Kill Redis with SIGKILL, and start it again at once."""
+    """Kill Redis with SIGKILL, and restart it at once."""
     return await away(target, 0.0)
 
 
 async def outage(target: FaultTarget, rng: Random) -> bool:
-    """Keep Redis away for longer than the lease."""
+    """Stop Redis for longer than the lease."""
     return await away(target, rng.uniform(1.2, 2.5) * target.lease_s)
 
 
 async def full(target: FaultTarget, rng: Random) -> bool:
-    """Let Redis reach its maxmemory for a while."""
+    """Make Redis exceed its maxmemory for a while."""
     rig = target.rig
     seconds = rng.uniform(0.2, 2.0)
     async with target.lock("redis"):
@@ -71,7 +71,7 @@ async def full(target: FaultTarget, rng: Random) -> bool:
 
 
 async def flush_scripts(target: FaultTarget, _: Random) -> bool:
-    """Make Redis forget all scripts."""
+    """Flush all scripts of Redis."""
     target.note("scripts forgotten")
     await retry_while_unavailable(target.rig.health, target.rig.redis.script_flush)
     return True
@@ -86,7 +86,7 @@ async def cut(target: FaultTarget, rng: Random) -> bool:
 
 
 async def kill_clients(target: FaultTarget, _: Random) -> bool:
-    """Cut everybody's connections, producers' too."""
+    """Cut all connections, including those of producers."""
     rig = target.rig
     target.note("client kill")
     try:
@@ -97,7 +97,7 @@ async def kill_clients(target: FaultTarget, _: Random) -> bool:
 
 
 async def lose_reply(target: FaultTarget, rng: Random) -> bool:
-    """Carry a request out, whoever makes it first, and lose its reply with the connection."""
+    """Drop the reply to the next matching request of any worker, with its connection."""
     theft = DroppedReply(rng.choice(_MARKS))
     ways = [slot.redis for slot in target.rig.fleet.slots]
     for way in ways:
@@ -110,7 +110,7 @@ async def lose_reply(target: FaultTarget, rng: Random) -> bool:
 
 
 async def partition(target: FaultTarget, rng: Random) -> bool:
-    """Let a worker reach everything but Redis, and that without a word."""
+    """Partition a worker from Redis, without closing its connections."""
     seconds, flows = rng.uniform(0.3, 3.0) * target.lease_s, rng.random() < 0.5
     async with target.worker(rng) as (slot, _):
         target.note(f"part {slot.name} from Redis for {seconds:.1f} s")
@@ -119,7 +119,7 @@ async def partition(target: FaultTarget, rng: Random) -> bool:
 
 
 async def destroy_group(target: FaultTarget, _: Random) -> bool:
-    """Destroy the group, pending list and all."""
+    """Destroy the consumer group with its pending list."""
     rig = target.rig
     async with target.lock("redis"):
         target.note("group destroyed")
@@ -135,12 +135,12 @@ async def delete_entry(target: FaultTarget, rng: Random) -> bool:
 
 
 async def trim_entries(target: FaultTarget, _: Random) -> bool:
-    """Delete the entries of all live sessions, as a trim would."""
+    """Delete the entries of all live sessions, as a trim does."""
     return await _delete(target, lambda live: live)
 
 
 async def delete_entry_and_kill(target: FaultTarget, rng: Random) -> bool:
-    """Delete the entries of a worker's sessions, and kill it before it can put them back."""
+    """Delete the entries of a worker's sessions, and kill it before it can restore them."""
     async with target.worker(rng) as (slot, life):
         owned = await target.sessions_of(life)
         with target.rig.fleet.paused(life):
@@ -160,9 +160,9 @@ async def _delete(
     choose: Callable[[list[Announced]], list[Announced]],
     then: Callable[[], Awaitable[None]] | None = None,
 ) -> bool:
-    """Delete entries of live sessions, do something at once, and wait until they are back.
+    """Delete entries of live sessions, call `then`, and wait until they are restored.
 
-    One that was never claimed nobody could put back.
+    Only claimed entries are deleted: workers cannot restore others.
     """
     rig = target.rig
     async with target.lock("redis"):
@@ -183,7 +183,7 @@ async def _delete(
 
 
 async def _live(target: FaultTarget) -> list[Announced]:
-    """Return the entries of all sessions that a worker has, or had."""
+    """Return the entries of all sessions that a worker owns or owned."""
     redis, keys = target.rig.redis, target.rig.keys
     found = [each async for each in announced(redis, keys)]
     async with redis.pipeline(transaction=False) as pipe:
@@ -191,14 +191,14 @@ async def _live(target: FaultTarget) -> list[Announced]:
             pipe.hget(keys.state(each.lane, each.session), "status")
             pipe.xpending_range(keys.sessions, GROUP, each.entry, each.entry, 1)
         replies: Any = await pipe.execute(raise_on_error=False)
-    told = zip(found, replies[::2], replies[1::2], strict=True)
+    states = zip(found, replies[::2], replies[1::2], strict=True)
     return [
-        each for each, status, row in told if status == b"live" and isinstance(row, list) and row
+        each for each, status, row in states if status == b"live" and isinstance(row, list) and row
     ]
 
 
 async def _put_back(target: FaultTarget, deleted: list[Announced]) -> None:
-    """Wait until every session whose entry was deleted has one again, or has ended."""
+    """Wait until every deleted entry is restored, or its session has ended."""
     redis, keys = target.rig.redis, target.rig.keys
     away = deleted
     while away:

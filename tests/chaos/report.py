@@ -1,4 +1,4 @@
-"""The report of a chaos run."""
+"""Report of a chaos run."""
 
 import math
 import textwrap
@@ -16,92 +16,92 @@ _WIDTH = 100
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run did, and what it found."""
+    """Statistics and violations of a run."""
 
     plan: Plan
     seconds: float
     schedule: tuple[ScheduledFault, ...]
-    """What was to be broken: when, in seconds from the first word, what, by which seed."""
+    """Scheduled faults: time in seconds from the first word, name and seed."""
     faults: dict[str, int]
-    """How many of each kind were applied; the rest found nothing to break, or nobody speaking."""
+    """Number of applied faults by kind; the others found no target."""
     sessions: int
     turns: int
-    """That were heard: one where two were said, if the service ended none in the pause between."""
+    """Number of published turns; the provider may merge two turns if it misses the pause."""
     words: int
     events: int
     sockets: int
-    """That reached `connected`."""
+    """Number of sockets that received `connected`."""
     kills: int
     next_event_ms_p50: int | None
-    """From a kill -9 to the next event of a session it hit inside a turn."""
+    """Time from a SIGKILL to the next event of an affected session inside a turn."""
     next_event_ms_max: int | None
     long_turns: int
-    """Said that were longer than audio may be late."""
+    """Number of turns longer than `max_lag_s`."""
     outages_in_turns: int
-    """Sessions that an outage of the STT service longer than that met inside a turn, over all."""
+    """Number of sessions inside a turn when a provider outage longer than `max_lag_s` began."""
     gaps: int
-    """Announced, of audio that was too late."""
+    """Number of gap events for audio that was too late."""
     gap_s: float
-    """Audio they cover."""
+    """Seconds of audio in these gaps."""
     announced: int
-    """Words they cover or touch."""
+    """Number of words that these gaps cover or touch."""
     excused: int
-    """Words whose audio the producer appended late, which may be damaged."""
+    """Number of words whose audio the producer appended late, which may be damaged."""
     violations: tuple[Violation, ...]
     log: tuple[str, ...]
-    """What the nemesis did, and when."""
+    """Log of the injected faults."""
 
     @property
     def ok(self) -> bool:
-        """Whether every promise was kept."""
+        """Whether there are no violations."""
         return not self.violations
 
 
 def quantile(ordered: Sequence[int], share: float) -> int | None:
-    """Return the value below which that share of a sorted sequence lies; None of nothing."""
+    """Return the quantile `share` of a sorted sequence; None if it is empty."""
     if not ordered:
         return None
     return ordered[min(len(ordered) - 1, math.floor(share * len(ordered)))]
 
 
 def json_of(report: Report) -> str:
-    """Write everything as one JSON object on a line."""
+    """Return the report as one JSON object on a line."""
     written = {"ok": report.ok, **msgspec.structs.asdict(report)}
     return msgspec.json.encode(written).decode() + "\n"
 
 
 def text_of(report: Report) -> str:
-    """Say it in words."""
+    """Return the report as plain text."""
     broken = Counter(violation.rule for violation in report.violations)
     faults = ", ".join(f"{name} {count}" for name, count in report.faults.items())
     words = ", ".join(f"{rule} {broken[rule]}" for rule in WORD_RULES)
     lines = [
         f"seed {report.plan.seed}, {report.seconds:.0f} s, text: {report.plan.text_style_name}",
-        f"said: {report.sessions} sessions, {report.plan.turns} turns, {report.words} words",
-        f"heard: {report.turns} turns, {report.events} events over {report.sockets} sockets",
+        f"sent: {report.sessions} sessions, {report.plan.turns} turns, {report.words} words",
+        f"received: {report.turns} turns, {report.events} events over {report.sockets} sockets",
         *_wrapped("schedule", [f"{strike.at_s:g} {strike.fault}" for strike in report.schedule]),
         f"faults: {sum(report.faults.values())} of {len(report.schedule)} ({faults or 'none'})",
         f"owner killed inside a turn: {_waits(report)}",
         f"words: {words}",
-        f"turns longer than audio may be late: {report.long_turns}",
-        f"sessions inside a turn as the STT service was away for longer: {report.outages_in_turns}",
-        f"announced as late: {report.gaps} gaps, {report.gap_s:.1f} s, {report.announced} words",
+        f"turns longer than the maximum lag: {report.long_turns}",
+        f"sessions inside a turn at a provider outage longer than that: {report.outages_in_turns}",
+        f"dropped as too late: {report.gaps} gaps, {report.gap_s:.1f} s, {report.announced} words",
     ]
     if report.excused:
-        lines.append(f"words whose producer was late: {report.excused}")
+        lines.append(f"words delayed by the producer: {report.excused}")
     lines += [
         f"{violation.rule}: {violation.session} {violation.detail}"
         for violation in report.violations[:_SHOWN]
     ]
     if len(report.violations) > _SHOWN:
         lines.append(f"and {len(report.violations) - _SHOWN} more")
-    lines.append("kept every promise" if report.ok else f"broke {len(report.violations)} promises")
-    lines.append(f"again: python -m tests.chaos {report.plan.repeat}")
+    lines.append("passed" if report.ok else f"FAILED: {len(report.violations)} violations")
+    lines.append(f"repeat: python -m tests.chaos {report.plan.repeat}")
     return "\n".join(lines) + "\n"
 
 
 def _wrapped(name: str, items: Sequence[str]) -> list[str]:
-    """Write a list that may be long."""
+    """Format a list over several lines."""
     text = f"{name}: {', '.join(items) or 'none'}"
     return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 

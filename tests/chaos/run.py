@@ -1,4 +1,4 @@
-"""One chaos run, from the first word to the report."""
+"""Runs a chaos test, from the first word to the report."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,23 +26,23 @@ from worker.errors import TurnbusError
 
 LANES: Final = ("0", "1")
 _SETTLED_S: Final = 120.0
-"""How long a session may take to end once its producer has ended it."""
+"""Timeout for the end of a session after its producer has ended it."""
 
 _KNOWN_S: Final = 60.0
-"""How long workers may take to start."""
+"""Timeout for the start of workers."""
 
 _LOOK_S: Final = 0.1
 
 
 class Progress(Protocol):
-    """Is told how far a run is."""
+    """Receives the progress of a run."""
 
     def phase(self, text: str) -> None:
-        """Take what begins now."""
+        """Report the phase that begins."""
         ...
 
     def detail(self, text: str) -> None:
-        """Take how far that is."""
+        """Report the progress within the phase."""
         ...
 
 
@@ -54,10 +54,10 @@ async def chaos(
     module: str = "worker",
     strikes: Sequence[ScheduledFault] | None = None,
 ) -> Report:
-    """Run a plan; what tells how it went, goes to the directory `logs`.
+    """Run a plan; write logs to the directory `logs`.
 
-    `module` is what is run in the place of `worker`, `strikes` in the place of the plan's schedule.
-    Raises TurnbusError if something that should run does not.
+    `module` replaces `worker`, and `strikes` replaces the plan's schedule. Raises TurnbusError if
+    a process fails.
     """
     check_faults(plan.faults)
     if strikes is None:
@@ -70,18 +70,18 @@ async def chaos(
 
 
 def keep(report: Report, history: EventLog, logs: Path) -> None:
-    """Write what the nemesis did, and what was published of each session with a violation."""
+    """Write the fault log, and the events of each session with a violation."""
     (logs / "nemesis.log").write_text("\n".join((*report.log, "")))
     for session in {violation.session for violation in report.violations} - {""}:
         lines = (
-            f"{clock(heard.at_ms)} {encode_event(heard.event).decode()}\n"
-            for heard in history.heard[session]
+            f"{clock(logged.at_ms)} {encode_event(logged.event).decode()}\n"
+            for logged in history.logged[session]
         )
         (logs / f"{session}.events").write_text("".join(lines))
 
 
 class _Run:
-    """A run under way."""
+    """State of one run."""
 
     def __init__(
         self, plan: Plan, strikes: Sequence[ScheduledFault], rig: ChaosHarness, progress: Progress
@@ -96,11 +96,11 @@ class _Run:
     async def run(self) -> tuple[Report, EventLog]:
         self._progress.phase("waiting for the workers")
         await self._workers_ready()
-        self._progress.phase("speaking, and breaking things")
+        self._progress.phase("sending audio and injecting faults")
         began = anyio.current_time()
         async with anyio.create_task_group() as reading:
             reading.start_soon(self._history.run)
-            reading.start_soon(self._tell)
+            reading.start_soon(self._report_progress)
             async with anyio.create_task_group() as ending:
                 async with anyio.create_task_group() as breaking:
                     breaking.start_soon(self._nemesis.run)
@@ -108,9 +108,9 @@ class _Run:
                     self._nemesis.stop()
                 self._progress.phase("waiting for the last words")
             seconds = anyio.current_time() - began
-            await self._all_known()  # one that was just started or killed leaves traces
+            await self._all_known()  # a worker that was just started or killed leaves traces
             await self._stop_workers()
-            await anyio.sleep(1.0)  # what came after an end would be heard
+            await anyio.sleep(1.0)  # read events that are published after an end
             reading.cancel_scope.cancel()
         return await self._report(seconds), self._history
 
@@ -119,7 +119,7 @@ class _Run:
             raise TurnbusError("\n".join(self._rig.fleet.faults) or "the workers did not start")
 
     async def _all_known(self) -> bool:
-        """Wait until the bus knows the processes that run, and no others; return whether it did."""
+        """Wait until the worker records match the running processes; False after a timeout."""
         rig = self._rig
         with anyio.move_on_after(_KNOWN_S):
             while not rig.fleet.faults:
@@ -133,9 +133,9 @@ class _Run:
         return False
 
     async def _speak(self, ending: TaskGroup) -> None:
-        """Say everything, so many sessions at a time: each until its end is published.
+        """Send all sessions, with a maximum number at a time: each until its end is published.
 
-        Workers that fall behind are not given ever more.
+        This limits the load of workers that fall behind.
         """
         room = anyio.Semaphore(self._plan.sessions)
 
@@ -157,7 +157,7 @@ class _Run:
                 if nth < self._plan.sessions:
                     await anyio.sleep(STAGGER_S)
 
-    async def _tell(self) -> None:
+    async def _report_progress(self) -> None:
         while True:
             self._progress.detail(
                 f"{self._history.turns} of {self._plan.turns} turns, "
@@ -173,7 +173,7 @@ class _Run:
                 for life in tuple(slot.lives):
                     tasks.start_soon(fleet.stop, life)
 
-    # -- what came of it
+    # -- the report
 
     async def _report(self, seconds: float) -> Report:
         found: list[Violation] = []
@@ -181,7 +181,7 @@ class _Run:
         for speaker in self._speakers:
             voice = speaker.voice
             events = history.events(voice.session)
-            found += violations(self._said(speaker), events)
+            found += violations(self._expected(speaker), events)
             if voice.out == "session" and await history.own(voice.lane, voice.session) != events:
                 found.append(Violation(voice.session, "bus", "its own stream differs"))
         found += await leftovers(rig.redis, rig.keys, [each.voice for each in self._speakers])
@@ -211,16 +211,16 @@ class _Run:
             gaps=len(dropped),
             gap_s=sum(gap.end - gap.begin for gap in dropped) / 1_000,
             announced=sum(
-                len(announced(self._said(speaker), history.events(speaker.voice.session)))
+                len(announced(self._expected(speaker), history.events(speaker.voice.session)))
                 for speaker in self._speakers
             ),
-            excused=sum(len(self._said(speaker).torn) for speaker in self._speakers),
+            excused=sum(len(self._expected(speaker).torn) for speaker in self._speakers),
             violations=tuple(found),
             log=tuple(self._nemesis.target.log),
         )
 
-    def _said(self, speaker: ScriptedProducer) -> Expected:
-        """Excuse words that a late producer tore, but not for an outage: that is the worker's."""
+    def _expected(self, speaker: ScriptedProducer) -> Expected:
+        """Return the expected words; a pause counts as the producer's only while Redis was up."""
         late = frozenset(
             torn.word
             for torn in speaker.torn
@@ -238,25 +238,25 @@ class _Run:
         )
 
     def _outages_in_turns(self) -> Iterator[int]:
-        """Yield how many sessions were inside a turn as each long outage began."""
+        """Yield the number of sessions inside a turn at the start of each long outage."""
         for began_ms, over_ms in self._nemesis.target.stt_outages_ms:
             if over_ms - began_ms > self._plan.max_lag_s * 1_000 > 0:
-                before = (_split(heard, began_ms)[0] for heard in self._history.heard.values())
-                yield sum(_inside_turn([each.event for each in heard]) for heard in before)
+                before = (_split(logged, began_ms)[0] for logged in self._history.logged.values())
+                yield sum(_inside_turn([each.event for each in logged]) for logged in before)
 
     def _waits_ms(self) -> Iterator[int]:
-        """Yield the time from each kill to the next event of each session it hit inside a turn."""
+        """Yield the time from each kill to the next event of each session inside a turn."""
         for kill in self._nemesis.target.kills:
             for session in kill.sessions:
-                before, after = _split(self._history.heard[session], kill.at_ms)
-                if after and _inside_turn([heard.event for heard in before]):
+                before, after = _split(self._history.logged[session], kill.at_ms)
+                if after and _inside_turn([logged.event for logged in before]):
                     yield after[0].at_ms - kill.at_ms
 
 
 def longest_up_ms(from_ms: int, to_ms: int, outages_ms: Sequence[tuple[int, int]]) -> int:
-    """Return the longest time within these in which Redis was there, and had nothing new.
+    """Return the longest time between outages within this range.
 
-    Before an outage counts as well as after: a full Redis takes no audio, and answers who reads.
+    The time before an outage counts, too: a full Redis rejects audio but answers reads.
     """
     longest, up_ms = 0, from_ms
     for down, back in sorted(outages_ms):
@@ -266,9 +266,11 @@ def longest_up_ms(from_ms: int, to_ms: int, outages_ms: Sequence[tuple[int, int]
     return max(longest, to_ms - up_ms)
 
 
-def _split(heard: Sequence[LoggedEvent], at_ms: int) -> tuple[list[LoggedEvent], list[LoggedEvent]]:
-    before = [each for each in heard if each.at_ms <= at_ms]
-    return before, list(heard[len(before) :])
+def _split(
+    logged: Sequence[LoggedEvent], at_ms: int
+) -> tuple[list[LoggedEvent], list[LoggedEvent]]:
+    before = [each for each in logged if each.at_ms <= at_ms]
+    return before, list(logged[len(before) :])
 
 
 def _inside_turn(events: Sequence[Event]) -> bool:

@@ -1,4 +1,4 @@
-"""The schedule of a chaos run: what is broken when. Pure: all of it from the plan."""
+"""Fault schedule of a chaos run, derived from the plan alone. No I/O."""
 
 import random
 from heapq import heappop, heappush
@@ -9,26 +9,26 @@ from tests.chaos.plan import Plan
 from tests.chaos.script import scripted_sessions
 
 STAGGER_S: Final = 0.1
-"""Between the beginnings of the first sessions."""
+"""Interval between the starts of the first sessions, in seconds."""
 
 
 class ScheduledFault(NamedTuple):
-    """One fault that is due."""
+    """One scheduled fault."""
 
     at_s: float
-    """From the first word on."""
+    """Seconds from the first word."""
     fault: str
-    """Its name in the table."""
+    """Name of the fault in the table."""
     seed: int
-    """Of what it chooses: how long, how many, and which of what is there then."""
+    """Seed of its random choices: duration, number and targets."""
 
 
 def schedule(plan: Plan) -> tuple[ScheduledFault, ...]:
-    """Draw every fault of a run: the same of the same plan, whatever the machine does meanwhile.
+    """Draw every fault of a run; the same plan always gives the same schedule.
 
-    They are due while somebody speaks, even if nothing delays a session; only where the service
-    caps the sockets, sessions that catch up may be through before the last. Each draws from a seed
-    of its own, so that what one finds to break does not change what another does.
+    All faults are due while a session sends audio, even without delays. If the provider limits the
+    sockets, sessions that catch up may end before the last fault. Each fault has its own seed, so
+    that the targets of one do not change another.
     """
     rng = random.Random(f"{plan.seed} schedule")
     names = list(plan.faults or FAULTS)
@@ -44,7 +44,7 @@ def schedule(plan: Plan) -> tuple[ScheduledFault, ...]:
 
 
 def speech_s(plan: Plan) -> float:
-    """Return how long it takes to say everything, so many sessions at a time, if nothing breaks."""
+    """Return the time it takes to send all sessions without faults, in seconds."""
     at_once = min(plan.sessions, plan.connections or plan.sessions)
     ends: list[float] = []
     last = 0.0

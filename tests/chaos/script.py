@@ -1,4 +1,4 @@
-"""What the sessions of a chaos run say, and how their producers behave. Pure: all from the seed."""
+"""Scripts of a chaos run: words and producer behavior, derived from the seed. No I/O."""
 
 import random
 from bisect import bisect_right
@@ -15,11 +15,11 @@ from worker.local.emulator.engines.script import synthesize_silence, synthesize_
 from worker.local.emulator.engines.script_words import WORD_MS
 
 Manner = Literal["plain", "numbered", "resending", "restarting"]
-"""How a producer appends: without `seq`; with `seq` and `src`; with them and every now and then
-some entries again; with them and a new `src` half way, as a producer that was restarted."""
+"""Producer behavior: without `seq`; with `seq` and `src`; with both, and some entries appended
+again; with both, and a new `src` half way, as after a producer restart."""
 
 BULK_MS: Final = 8_000
-"""A chunk far longer than usual."""
+"""Length of a bulk chunk in milliseconds, far longer than usual."""
 
 _FORMATS: Final = (
     AudioFormat("pcm_s16le", 16_000),
@@ -32,33 +32,33 @@ _FORMATS: Final = (
     AudioFormat("pcm_s32le", 16_000),
 )
 _LONG: Final = (1.2, 1.8)
-"""Length of a long turn, at least and at most, as multiples of `max_lag_s`."""
+"""Minimum and maximum length of a long turn, as multiples of `max_lag_s`."""
 
 _CHUNKS_MS: Final = (20, 40, 60, 100, 100, 200)
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """A user's turn: words with pauses between that do not end it, and a pause that does."""
+    """A user's turn: words with short pauses between, and a pause that ends the turn."""
 
     pauses_ms: tuple[int, ...]
-    """After each word but the last."""
+    """Pause after each word except the last."""
     after_ms: int
     stalls: bool
-    """The producer sends nothing during the pause after it, rather than silence."""
+    """Whether the producer sends nothing during the pause after the turn, instead of silence."""
 
     @property
     def words(self) -> int:
-        """How many."""
+        """Number of words."""
         return len(self.pauses_ms) + 1
 
     @property
     def seconds(self) -> float:
-        """From its first word to its last."""
+        """Duration from the first word to the last."""
         return (self.words * WORD_MS + sum(self.pauses_ms)) / 1_000
 
 
 class ScriptedSession(msgspec.Struct, frozen=True, kw_only=True):
-    """One session: what is said in it, and how it is appended."""
+    """One session: its turns, and how the producer appends them."""
 
     session: str
     audio: AudioFormat
@@ -67,42 +67,42 @@ class ScriptedSession(msgspec.Struct, frozen=True, kw_only=True):
     manner: Manner
     chunk_ms: int
     odd: bool
-    """Chunks have any number of bytes, and so may end inside a sample."""
+    """Whether chunks have random sizes, and so may end inside a sample."""
     bulk: bool
-    """The first chunk is one of `BULK_MS`."""
+    """Whether the first chunk has `BULK_MS`."""
     announced_late: bool
-    """The first audio is appended before the session is announced."""
+    """Whether the first audio is appended before the session is announced."""
     linger_s: float
-    """From the last audio to the `end`."""
+    """Delay from the last audio to the `end`."""
     turns: tuple[Turn, ...]
     seed: str
 
     @property
     def words(self) -> int:
-        """Words said: 0 to this less 1."""
+        """Number of words: 0 to `words` - 1."""
         return sum(turn.words for turn in self.turns)
 
     @property
     def seconds(self) -> float:
-        """From its first sample to its `end`."""
+        """Duration from the first sample to the `end`."""
         pauses_ms = sum(sum(turn.pauses_ms) + turn.after_ms for turn in self.turns)
         if self.turns[-1].stalls:
-            pauses_ms -= self.turns[-1].after_ms  # nothing comes after it
+            pauses_ms -= self.turns[-1].after_ms  # nothing is sent after it
         return (self.words * WORD_MS + pauses_ms) / 1_000 + self.linger_s
 
 
 class Chunk(NamedTuple):
-    """What is appended at once."""
+    """Audio of one entry."""
 
     due_s: float
-    """When, from the first sample on: no audio is appended before it is spoken."""
+    """Seconds from the first sample; no audio is appended before it is complete."""
     audio: bytes
     torn: int | None
-    """The word that began before this chunk and goes on in it."""
+    """Word that begins before this chunk and continues in it."""
 
 
 def scripted_sessions(plan: Plan) -> Iterator[ScriptedSession]:
-    """Give the sessions of a run."""
+    """Yield the sessions of a run."""
     rng = random.Random(f"{plan.seed} voices")
     longer = random.Random(f"{plan.seed} long turns")
     number, turns = 0, plan.turns
@@ -117,7 +117,7 @@ def scripted_sessions(plan: Plan) -> Iterator[ScriptedSession]:
 
 
 def _lengthened(rng: random.Random, plan: Plan, turn: Turn) -> Turn:
-    """Draw whether a turn is a long one, without a pause but the last."""
+    """Draw whether a turn is long; a long turn has only the last pause."""
     if not plan.long_every or rng.randrange(plan.long_every):
         return turn
     long_ms = rng.uniform(*_LONG) * (plan.max_lag_s or Plan().max_lag_s) * 1_000
@@ -152,11 +152,11 @@ def _turn(rng: random.Random) -> Turn:
 
 
 def chunks(voice: ScriptedSession) -> Iterator[Chunk]:
-    """Cut what a voice says into chunks."""
+    """Split the audio of a session into chunks."""
     rng = random.Random(f"{voice.seed} chunks")
     bytes_per_ms = len(synthesize_silence(1_000, voice.audio)) / 1_000
     silent_s = 0.0
-    at = 0  # byte of the session
+    at = 0  # offset in the session, in bytes
     bulk = voice.bulk
     for sound, words, stall_ms in _stretches(voice):
         begin = 0
@@ -183,7 +183,7 @@ class _Span(NamedTuple):
 
 
 def _stretches(voice: ScriptedSession) -> Iterator[tuple[bytes, list[_Span], int]]:
-    """Yield audio without a stall, its words, and how long nothing is sent after it."""
+    """Yield continuous audio, its words, and the duration of the stall after it."""
     sound = bytearray()
     words: list[_Span] = []
     word = 0
@@ -201,7 +201,7 @@ def _stretches(voice: ScriptedSession) -> Iterator[tuple[bytes, list[_Span], int
 
 
 def spans(voice: ScriptedSession) -> tuple[Span, ...]:
-    """Return where each word is in the session's audio."""
+    """Return the position of each word in the session's audio."""
     found, ms = [], 0.0
     for turn in voice.turns:
         for pause_ms in (*turn.pauses_ms, 0 if turn.stalls else turn.after_ms):
@@ -211,7 +211,7 @@ def spans(voice: ScriptedSession) -> tuple[Span, ...]:
 
 
 def _torn(words: list[_Span], at: int) -> int | None:
-    """Return the word that byte `at` is inside of."""
+    """Return the word that contains byte `at`."""
     nth = bisect_right(words, at, key=lambda span: span.start) - 1
     if nth >= 0 and words[nth].start < at < words[nth].end:
         return words[nth].word

@@ -1,4 +1,4 @@
-"""The target of the nemesis: what there is to break, by one fault at a time."""
+"""Targets of the faults; locks allow one fault at a time for each part."""
 
 import time
 from collections import defaultdict
@@ -19,21 +19,21 @@ from tests.chaos.plan import Plan
 from tests.chaos.proxy import Link
 
 _LONG_PAUSE_S: Final = 8.0
-"""At least: longer than the default lease by far."""
+"""Minimum length of a long pause, far longer than the default lease."""
 
 _STARTED_S: Final = 0.05
-"""Between two looks whether a worker that ended by itself was started again."""
+"""Interval between checks whether a worker was restarted."""
 
 
 class Kill(NamedTuple):
-    """A kill -9 that left another worker: when, in Unix milliseconds, and whose sessions' owner."""
+    """A SIGKILL while another worker ran: its time in Unix milliseconds, and the owned sessions."""
 
     at_ms: int
     sessions: tuple[str, ...]
 
 
 class FaultTarget:
-    """The rig as faults see it: its parts, one fault at each at a time, and what was done to it."""
+    """Parts of the run with a lock for each, and the log of injected faults."""
 
     def __init__(self, plan: Plan, rig: ChaosHarness) -> None:
         self.rig: Final = rig
@@ -44,23 +44,23 @@ class FaultTarget:
         self._parts: Final[defaultdict[str, anyio.Lock]] = defaultdict(anyio.Lock)
         self.kills: Final[list[Kill]] = []
         self.outages_ms: Final[list[tuple[int, int]]] = []
-        """When Redis was away."""
+        """Start and end of each Redis outage, in Unix milliseconds."""
         self.stt_outages_ms: Final[list[tuple[int, int]]] = []
-        """When the STT service was away."""
+        """Start and end of each provider outage, in Unix milliseconds."""
         self.log: Final[list[str]] = []
-        """What was done, and when."""
+        """Injected faults, with their times."""
 
     @asynccontextmanager
     async def lock(self, *names: str) -> AsyncIterator[None]:
-        """Keep other faults from these parts, once those that asked for them before are through."""
+        """Lock these parts against other faults, in the order of requests."""
         async with AsyncExitStack() as parts:
-            for name in sorted(names):  # all in one order: nobody waits for who waits for him
+            for name in sorted(names):  # one order for all, which prevents deadlocks
                 await parts.enter_async_context(self._parts[name])
             yield
 
     @asynccontextmanager
     async def worker(self, rng: Random) -> AsyncIterator[tuple[Slot, WorkerProcess]]:
-        """Choose a worker, whoever is at it, and hold it; give its place and its process."""
+        """Choose and lock a worker; yield its slot and its process."""
         slot = rng.choice(self.rig.fleet.slots)
         async with self.lock(slot.name):
             while True:
@@ -70,15 +70,15 @@ class FaultTarget:
             yield slot, slot.lives[-1]
 
     def is_free(self, slot: Slot) -> bool:
-        """Say whether no fault is at a worker."""
+        """Return whether no fault has locked a worker."""
         return not self._parts[slot.name].locked()
 
     def note(self, what: str) -> None:
-        """Log what is done now."""
+        """Log a fault with the current time."""
         self.log.append(f"{clock(time.time_ns() // 1_000_000)} {what}")
 
     async def sessions_of(self, life: WorkerProcess) -> tuple[str, ...]:
-        """Return the sessions a process owns; none if it cannot be told now."""
+        """Return the sessions that a process owns; empty if Redis is not available."""
         rig = self.rig
         try:
             records: Any = await rig.redis.hvals(rig.keys.workers)
@@ -102,7 +102,7 @@ class FaultTarget:
         return tuple(fields[b"session"].decode() for entry, fields in entries if entry in owned)
 
     async def stall(self, links: set[Link], seconds: float, *, flows: bool) -> None:
-        """Let nothing through; then all that waited, or nothing ever."""
+        """Stall the links, then resume or cut them."""
         stalled = set(links)
         for link in stalled:
             link.stall()
@@ -115,5 +115,5 @@ class FaultTarget:
 
 
 def clock(at_ms: int) -> str:
-    """Write Unix milliseconds as the UTC time of day, as the workers' logs have it."""
+    """Format Unix milliseconds as the UTC time of day, as in the workers' logs."""
     return f"{time.strftime('%H:%M:%S', time.gmtime(at_ms // 1_000))}.{at_ms % 1_000:03d}"

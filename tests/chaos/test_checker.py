@@ -1,4 +1,4 @@
-"""The checker: a word may be missing only where a gap that is old enough covers it."""
+"""The checker accepts a missing word only inside a gap that is old enough."""
 
 from collections.abc import Sequence
 
@@ -74,14 +74,14 @@ def _events(first: str, gap: tuple[int, int] | None, second: str, at: float) -> 
         ("w0 w1 w2", None, "w2 w3 w4 w5", 200.0, ["repeated"]),
     ],
 )
-def test_a_missing_word_needs_a_gap(
+def test_missing_word_requires_a_gap(
     first: str, gap: tuple[int, int] | None, second: str, at: float, broken: Sequence[str]
 ) -> None:
     found = violations(SAID, _events(first, gap, second, at))
     assert sorted(violation.rule for violation in found) == list(broken)
 
 
-def test_no_gap_is_accepted_where_all_audio_is_kept() -> None:
+def test_gap_is_rejected_without_max_lag() -> None:
     said = msgspec.structs.replace(SAID, max_lag_s=0.0)
     found = violations(said, _events("w0 w1", (400, 800), "w4 w5", 200.0))
     assert [violation.rule for violation in found] == ["told"]

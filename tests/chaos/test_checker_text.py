@@ -1,4 +1,4 @@
-"""The checker of a chaos run holds texts against the provider's separators."""
+"""The checker compares texts with the separators of the provider."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def _broken(style: str, *texts: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_texts_of_the_style_pass(name: str) -> None:
+def test_checker_accepts_texts_of_the_style(name: str) -> None:
     style = STYLES[name]
     for begin in {style.begin, style.later}:
         texts = [style.text(words, begin) for words in (["w0"], ["w0", "w1"], ["w0", "w1"])]
@@ -51,11 +51,11 @@ def test_texts_of_the_style_pass(name: str) -> None:
         ("none", ("w0", "w0 w1")),
     ],
 )
-def test_other_texts_are_violations(style: str, texts: tuple[str, ...]) -> None:
+def test_checker_rejects_other_texts(style: str, texts: tuple[str, ...]) -> None:
     assert _broken(style, *texts)
 
 
-def test_the_text_style_is_drawn_by_the_seed() -> None:
+def test_text_style_depends_on_the_seed() -> None:
     assert {Plan(seed=seed).text_style_name for seed in range(200)} == set(STYLES)
     reworded = {Plan(seed=seed, rewording=True).text_style_name for seed in range(200)}
     assert reworded == set(REWORDABLE)

@@ -26,13 +26,13 @@ PLANS = (
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_the_command_line_of_a_report_asks_for_the_same_plan(plan: Plan) -> None:
+def test_repeat_command_line_gives_the_same_plan(plan: Plan) -> None:
     parsed = vars(make_parser([]).parse_args([*shlex.split(plan.repeat)]))
     assert Plan(**{name: parsed[name] for name in Plan.__struct_fields__}) == plan
 
 
-def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Its one session speaks for four seconds, in which there are four cuts.
+def test_tiny_run_prints_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Its one session sends audio for four seconds, with four cuts.
     size = ["--seed", "8", "--turns", "2", "--sessions", "1", "--workers", "1"]
     logs = tmp_path / "logs"
     breaking = ["--faults", "stt-cut", "--every-s", "1", "--json", "--logs", str(logs)]
@@ -47,16 +47,18 @@ def test_a_tiny_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[st
     plan = msgspec.convert(report["plan"], Plan)
     assert msgspec.convert(report["schedule"], tuple[ScheduledFault, ...]) == schedule(plan)
     assert report["sockets"] > 1
-    assert "breaking things" in shown.err
+    assert "injecting faults" in shown.err
     assert "STT sockets" in (logs / "nemesis.log").read_text()
     assert (logs / "worker-1.1.log").stat().st_size
 
 
-def test_a_fault_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_fault_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--faults", "kill,flood"]) == 1
-    assert capsys.readouterr().err.startswith("turnbus: no such fault: flood; there are kill, ")
+    assert capsys.readouterr().err.startswith(
+        "turnbus: unknown faults: flood; the faults are kill, "
+    )
 
 
-def test_reworded_words_need_separators(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rewording_requires_separators(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--rewording", "--text-style", "none"]) == 2
     assert "--text-style none" in capsys.readouterr().err

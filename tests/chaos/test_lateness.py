@@ -1,4 +1,4 @@
-"""Whom a pause inside a word is blamed on: the producer, for time in which Redis was up."""
+"""A pause inside a word counts as the producer's only while Redis was up."""
 
 import pytest
 
@@ -18,5 +18,5 @@ from tests.chaos.run import longest_up_ms
         ([(500, 7_000)], 0),
     ],
 )
-def test_only_time_with_redis_counts(outages: list[tuple[int, int]], longest: int) -> None:
+def test_longest_up_time_excludes_outages(outages: list[tuple[int, int]], longest: int) -> None:
     assert longest_up_ms(1_000, 6_000, outages) == longest

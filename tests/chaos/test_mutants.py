@@ -1,4 +1,4 @@
-"""The checker finds what is broken: workers with one guard removed do not pass."""
+"""The checker finds the violations of workers with one guard removed."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from tests.chaos.run import chaos
 from tests.chaos.schedule import ScheduledFault
 
 ROUNDS = 3
-"""At most: each finds a mutant but for a freak of timing."""
+"""Maximum number of runs; each finds a mutant except with rare timing."""
 
-# While all are speaking, most of them inside a turn: whoever does not replay loses words.
+# All sessions send audio, most inside a turn: a worker without a replay loses words.
 CUTS = tuple(ScheduledFault(1.5 + nth, "stt-cut", nth) for nth in range(8))
 CUT_OFF = Plan(
     seed=106, turns=16, sessions=8, workers=2, faults=("stt-cut",), max_lag_s=0.0, long_every=0
 )
-# One pause, while everybody speaks; when it is over, most are still speaking. The service is so
-# late that words wait for the sleeper as it wakes, and it commits before it learns of anything.
+# One pause while all sessions send audio; most still do when it ends. The provider is so
+# late that events wait for the paused worker; it commits before it detects the takeover.
 TAKEOVER = (ScheduledFault(4.0, "wake-alone", 1),)
 TAKEN_OVER = Plan(
     seed=2749,
@@ -48,7 +48,7 @@ CAPPED = Plan(seed=106, turns=16, sessions=8, workers=1, connections=8, max_lag_
         pytest.param("no_leave", CAPPED, (), {"bus"}, id="no_leave", marks=pytest.mark.slow),
     ],
 )
-async def test_a_worker_without_a_guard_is_found_out(
+async def test_mutant_worker_causes_violations(
     mutant: str, plan: Plan, strikes: tuple[ScheduledFault, ...], rules: set[Rule], tmp_path: Path
 ) -> None:
     reports: list[Report] = []
@@ -65,7 +65,7 @@ async def test_a_worker_without_a_guard_is_found_out(
 @pytest.mark.parametrize(
     ("plan", "strikes"), [(CUT_OFF, CUTS), (TAKEN_OVER, TAKEOVER)], ids=["cuts", "taken_over"]
 )
-async def test_a_whole_worker_withstands_the_same(
+async def test_unmodified_worker_has_no_violations(
     plan: Plan, strikes: tuple[ScheduledFault, ...], tmp_path: Path
 ) -> None:
     report = await chaos(plan, tmp_path, Quiet(), strikes=strikes)

@@ -1,4 +1,4 @@
-"""The schedule of a chaos run: all of it from the plan."""
+"""The schedule of a chaos run depends only on the plan."""
 
 from itertools import pairwise
 
@@ -19,29 +19,29 @@ PLANS = (
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_plan_has_one_schedule(plan: Plan) -> None:
+def test_schedule_is_the_same_for_a_plan(plan: Plan) -> None:
     assert schedule(plan) == schedule(plan)
 
 
-def test_another_seed_has_another_schedule() -> None:
+def test_schedule_differs_for_another_seed() -> None:
     drawn = {schedule(Plan(seed=seed)) for seed in range(50)}
     assert len(drawn) == 50
 
 
-def test_every_fault_draws_from_a_seed_of_its_own() -> None:
+def test_every_fault_has_its_own_seed() -> None:
     strikes = schedule(Plan(turns=10_000, sessions=80))
     assert len({strike.seed for strike in strikes}) == len(strikes)
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_faults_are_due_while_somebody_speaks(plan: Plan) -> None:
+def test_faults_are_due_while_sessions_send_audio(plan: Plan) -> None:
     strikes = schedule(plan)
     assert {strike.fault for strike in strikes} <= set(plan.faults or FAULTS)
     assert all(before.at_s <= after.at_s for before, after in pairwise(strikes))
     assert 0 < strikes[0].at_s <= strikes[-1].at_s < speech_s(plan) + 0.01
 
 
-def test_all_is_said_in_turn_by_as_many_as_may_speak() -> None:
+def test_speech_time_respects_the_session_limit() -> None:
     everybody = [voice.seconds for voice in scripted_sessions(Plan(seed=1, turns=60))]
     alone = Plan(seed=1, turns=60, sessions=1)
     assert speech_s(alone) == pytest.approx(sum(everybody))
@@ -50,7 +50,7 @@ def test_all_is_said_in_turn_by_as_many_as_may_speak() -> None:
     assert speech_s(together) == max(0.1 * nth + one for nth, one in enumerate(everybody))
 
 
-def test_long_turns_are_longer_than_audio_may_be_late() -> None:
+def test_long_turns_exceed_the_maximum_lag() -> None:
     plan = Plan(turns=2_000, max_lag_s=7.0, long_every=10)
     turns = [turn for voice in scripted_sessions(plan) for turn in voice.turns]
     longs = [turn for turn in turns if turn.words > 6]
@@ -60,7 +60,7 @@ def test_long_turns_are_longer_than_audio_may_be_late() -> None:
     assert max(turn.words for voice in scripted_sessions(without) for turn in voice.turns) == 6
 
 
-def test_spans_tell_where_words_are() -> None:
+def test_spans_match_word_positions() -> None:
     for voice in scripted_sessions(Plan(seed=3, turns=40)):
         sound = b"".join(chunk.audio for chunk in chunks(voice))
         bytes_per_ms = len(synthesize_silence(1_000, voice.audio)) / 1_000
@@ -69,7 +69,7 @@ def test_spans_tell_where_words_are() -> None:
             assert sound[begin:end] == synthesize_words([word], voice.audio)
 
 
-def test_a_voice_lasts_until_its_last_chunk_and_what_it_lingers() -> None:
+def test_session_length_includes_last_chunk_and_linger() -> None:
     for voice in scripted_sessions(Plan(seed=2, turns=100)):
         *_, last = chunks(voice)
         assert voice.seconds == pytest.approx(last.due_s + voice.linger_s, abs=0.01)

@@ -1,4 +1,4 @@
-"""Faults of workers: killed, stopped, paused, replaced. Each says whether it broke anything."""
+"""Faults of workers: kill, stop, pause, replace. Each returns whether it found a target."""
 
 import time
 from random import Random
@@ -9,7 +9,7 @@ from tests.chaos.target import FaultTarget, Kill
 
 
 async def kill(target: FaultTarget, rng: Random) -> bool:
-    """Kill a worker that runs sessions with SIGKILL, and start it again a while later."""
+    """Kill a worker that runs sessions with SIGKILL, and restart it after a random delay."""
     away_s = rng.uniform(0, 2 * target.lease_s)
     async with target.worker(rng) as (slot, life):
         sessions = await target.sessions_of(life)
@@ -39,7 +39,7 @@ async def kill_all(target: FaultTarget, rng: Random) -> bool:
 
 
 async def stop(target: FaultTarget, rng: Random, *, twice: bool = False) -> bool:
-    """Stop a worker with SIGTERM, and start it again."""
+    """Stop a worker with SIGTERM, and restart it."""
     async with target.worker(rng) as (slot, life):
         target.note(f"stop {life.name}{' twice' if twice else ''}")
         await target.rig.fleet.stop(life, twice=twice)
@@ -48,12 +48,12 @@ async def stop(target: FaultTarget, rng: Random, *, twice: bool = False) -> bool
 
 
 async def stop_twice(target: FaultTarget, rng: Random) -> bool:
-    """Stop a worker with SIGTERM, and once more while it hands its sessions on."""
+    """Stop a worker with SIGTERM, and send SIGTERM again while it releases its sessions."""
     return await stop(target, rng, twice=True)
 
 
 async def stop_after_claim(target: FaultTarget, rng: Random) -> bool:
-    """SIGTERM as soon as the worker has one session more."""
+    """Stop a worker with SIGTERM as soon as it claims another session."""
     async with target.worker(rng) as (slot, life):
         known = len(await target.sessions_of(life))
         with anyio.move_on_after(3.0):
@@ -87,9 +87,9 @@ async def pause_short(target: FaultTarget, rng: Random) -> bool:
 
 
 async def resume_alone(target: FaultTarget, rng: Random) -> bool:
-    """Pause a worker that runs sessions until others run them, and kill those as it wakes.
+    """Pause a worker until others own its sessions, and kill the others as it resumes.
 
-    Whatever it still writes then, nobody else writes after it.
+    No other worker writes after the resumed worker.
     """
     alone_s = rng.uniform(0.5, 1.5) * target.lease_s
     slots = target.rig.fleet.slots
@@ -113,7 +113,7 @@ async def resume_alone(target: FaultTarget, rng: Random) -> bool:
 
 
 async def replace(target: FaultTarget, rng: Random) -> bool:
-    """Start a process of the same worker id, then stop the one before."""
+    """Start a process with the same worker id, then stop the previous one."""
     async with target.worker(rng) as (slot, old):
         new = await target.rig.fleet.start(slot)
         target.note(f"replace {old.name} by {new.name}")

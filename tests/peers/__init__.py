@@ -1,5 +1,5 @@
-"""The comparison: the worker beside the published clients of the same service, under one load.
+"""Compares the worker with the published clients of the same provider under one load.
 
-Each client runs unmodified in a process and an environment of its own, driven by a program in
-`clients`, which that environment's Python runs: nothing of turnbus is imported there.
+Each client runs unmodified in its own process and environment. A program in `clients` drives it,
+without importing turnbus.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.peers`: the worker beside the published clients, under the same load."""
+"""`python -m tests.peers`: compares the worker with published clients under the same load."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -17,12 +17,11 @@ def make_parser(_argv: Sequence[str]) -> ArgumentParser:
     parser = program_parser(
         "python -m tests.peers",
         run,
-        about="Measure what a chunk costs the worker, and what it costs the published clients of\n"
-        "the same service: Cartesia's SDK, LiveKit's plugin and Pipecat's service, unmodified, at\n"
-        "versions that are fixed. Each is installed from the package index, once, into an\n"
-        "environment of its own below ~/.cache/turnbus/peers (XDG_CACHE_HOME); a few hundred MB.\n"
-        "One that cannot be installed is a row that says so. Exit code 1 if the worker loses,\n"
-        "repeats or damages a word.",
+        about="Measure the cost of a chunk for the worker and for the published clients of the\n"
+        "same provider: Cartesia's SDK, LiveKit's plugin and Pipecat's service, unmodified, at\n"
+        "pinned versions. Each is installed once from the package index into its own environment\n"
+        "below ~/.cache/turnbus/peers (XDG_CACHE_HOME); a few hundred MB. A failed installation\n"
+        "is reported in the table. Exit code 1 if the worker loses, repeats or damages a word.",
         examples="""
 python -m tests.peers
 python -m tests.peers --sessions 20 --repeat 3
@@ -60,7 +59,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Run it. Raises TurnbusError if it cannot be run."""
+    """Run the command. Raises TurnbusError if it cannot run."""
     from tests.peers.report import json_of, text_of
     from tests.peers.run import compare_peers
     from worker.bench.plan import Plan

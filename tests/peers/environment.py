@@ -1,4 +1,4 @@
-"""Environments of their own for published clients, whose pins differ from ours."""
+"""Separate environments for published clients, whose pins differ from those of turnbus."""
 
 import importlib.util
 import os
@@ -22,13 +22,13 @@ class NotInstalled(TurnbusError):  # noqa: N818 - becomes a row of the report
 
 
 def cache() -> Path:
-    """Return the directory the environments are kept in, as the XDG base directories name it."""
+    """Return the directory of the environments, according to the XDG base directories."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "turnbus" / "peers"
 
 
 class Environment:
-    """The environment of one requirement, `name[extra]==version`; `install` makes it."""
+    """Environment of one requirement, `name[extra]==version`; `install` creates it."""
 
     def __init__(self, requirement: str, *others: str, home: Path | None = None) -> None:
         name = re.sub(r"\[.*\]", "", requirement).replace("==", "-")
@@ -39,7 +39,7 @@ class Environment:
 
     @property
     def installed(self) -> bool:
-        """Whether it was installed, whole."""
+        """Whether the installation is complete."""
         return (self.home / _DONE).exists()
 
     async def install(self) -> None:

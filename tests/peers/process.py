@@ -1,4 +1,4 @@
-"""One client at work: its process, and the questions it answers."""
+"""Process of one client, and its request protocol."""
 
 import os
 from collections.abc import AsyncIterator
@@ -14,16 +14,16 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from worker.errors import TurnbusError
 
-_LONGEST: Final = 256 * 1024 * 1024  # of an answer: all that thousands of sessions heard
+_LONGEST: Final = 256 * 1024 * 1024  # maximum answer: the transcripts of thousands of sessions
 _TAIL_LINES: Final = 8
-_PATIENCE_S: Final = 90.0  # to start, to connect, to hear the last words
+_PATIENCE_S: Final = 90.0  # timeout to start, to connect, to receive the last words
 
 
 T = TypeVar("T")
 
 
 class PeerFailed(TurnbusError):  # noqa: N818 - becomes a row of the report
-    """A client's process did not do what it should."""
+    """A client's process failed."""
 
 
 class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +58,7 @@ class Said(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a client says at the end."""
+    """Final results of a client."""
 
     sessions: tuple[Said, ...]
     late: float
@@ -103,7 +103,7 @@ class PeerProcess:
                 await process.aclose()
 
     async def ask(self, what: str, kind: type[T]) -> T:
-        """Tell it what to do and return its answer. Raises PeerFailed without one."""
+        """Send a request and return the answer. Raises PeerFailed without one."""
         try:
             await self._stdin.send(what.encode() + b"\n")
         except (anyio.BrokenResourceError, OSError):
@@ -111,7 +111,7 @@ class PeerProcess:
         return await self.answer(kind)
 
     async def answer(self, kind: type[T]) -> T:
-        """Return what it says next. Raises PeerFailed if it does not."""
+        """Return the next answer. Raises PeerFailed without one."""
         try:
             with anyio.fail_after(_PATIENCE_S):
                 line = await self._stdout.receive_until(b"\n", _LONGEST)

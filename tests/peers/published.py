@@ -1,4 +1,4 @@
-"""The published clients of the service that the worker is held against."""
+"""Published clients of the provider that the worker is compared with."""
 
 from pathlib import Path
 from typing import Final, NamedTuple

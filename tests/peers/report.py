@@ -1,4 +1,4 @@
-"""The report of a comparison: table, notes and JSON. Pure."""
+"""Report of a comparison: table, notes and JSON. No I/O."""
 
 from collections.abc import Callable
 from statistics import median
@@ -16,7 +16,7 @@ _LATE: Final = 0.01
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run of one client took, by the operating system's account of its process."""
+    """Cost of one run of one client, measured by the operating system."""
 
     cpu_us_per_chunk: float
     cpu_share: float
@@ -122,7 +122,7 @@ def title(report: Report) -> list[str]:
 
 
 def notes(report: Report) -> list[str]:
-    """Say what the numbers are of, and whom they flatter."""
+    """Return notes on the measurements and their bias."""
     redis_us = median(report.redis_us_per_chunk)
     return [
         "One process each, one after another, with the same words and an STT server of its own;",
@@ -137,7 +137,7 @@ def notes(report: Report) -> list[str]:
 
 
 def footer(report: Report) -> list[str]:
-    """Return what failed, and what spoils the numbers."""
+    """Return the failures and the warnings."""
     lines = [f"{row.name}: {row.failure}" for row in report.rows if row.failure]
     for row in report.rows:
         for cost in row.costs:

@@ -186,12 +186,12 @@ class ClientRun:
 
 
 def verdict_of(outcome: Outcome, speech: Speech) -> WordResult:
-    """Hold what a client heard against what it was told."""
+    """Compare the words that a client received with the words sent."""
     verdict = WordResult(unended=outcome.missing)
     for session in outcome.sessions:
         said = speech.words_in(session.spoken)
-        heard = [word for turn in session.turns for word in words_of(turn)]
-        differences = compare(said, heard)
+        received = [word for turn in session.turns for word in words_of(turn)]
+        differences = compare(said, received)
         verdict += WordResult(
             words=said,
             lost=len(differences.lost),

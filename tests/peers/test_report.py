@@ -1,4 +1,4 @@
-"""From costs to the report of a comparison."""
+"""Report of a comparison."""
 
 import msgspec
 import pytest
@@ -34,7 +34,7 @@ def report(*rows: Row) -> Report:
     )
 
 
-def test_medians_are_held_against_those_of_turnbus() -> None:
+def test_table_compares_medians_with_turnbus() -> None:
     own, other, none = table(
         report(
             Row(name="other 2", costs=(cost(500, lost=1), cost(700, lost=2))),
@@ -46,7 +46,7 @@ def test_medians_are_held_against_those_of_turnbus() -> None:
     assert none == ["none 3", *["-"] * 10]
 
 
-def test_the_text_says_whom_it_flatters_and_what_failed() -> None:
+def test_text_has_notes_and_failures() -> None:
     got = report(Row(name="none 3", costs=(), failure="not installed: no network"))
     text = text_of(got)
     assert "50 sessions, 100 ms chunks, pcm_s16le 16000 Hz, 10 s after 5 s, 3 runs" in text
@@ -68,20 +68,20 @@ def test_the_text_says_whom_it_flatters_and_what_failed() -> None:
         (cost(lost=4), []),
     ],
 )
-def test_what_spoils_the_numbers_is_told(spoilt: Cost, said: list[str]) -> None:
+def test_footer_warns_of_distorted_results(spoilt: Cost, said: list[str]) -> None:
     got = report(Row(name="x", costs=(spoilt,)))
     assert footer(got) == said
     assert got.ok, "only the worker promises that"
 
 
-def test_a_word_the_worker_lost_is_told_last() -> None:
+def test_footer_ends_with_lost_words() -> None:
     got = report()
     failed = msgspec.structs.replace(got, rows=(Row(name="turnbus 1", costs=(cost(lost=1),)),))
     assert footer(failed)[-1].startswith("FAILED")
     assert not failed.ok
 
 
-def test_json_is_one_object() -> None:
+def test_json_is_a_single_object() -> None:
     got = msgspec.json.decode(
         json_of(report(Row(name="other 2", costs=(cost(),)), Row(name="none 3", costs=())))
     )

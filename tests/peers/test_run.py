@@ -37,7 +37,7 @@ def wrapped(tmp_path: Path) -> Path:
     return python
 
 
-async def test_a_client_is_measured_and_held_against_what_was_said(wrapped: Path) -> None:
+async def test_client_run_measures_cost_and_words(wrapped: Path) -> None:
     cost = await ClientRun(PLAN, Speech(PLAN), cores=os.cpu_count() or 1).run(wrapped, BARE)
     assert cost.verdict.words >= 3 * 8
     # It keeps the turns with w3 to itself: eight words of each session.
@@ -47,14 +47,14 @@ async def test_a_client_is_measured_and_held_against_what_was_said(wrapped: Path
     assert cost.mib > 1
 
 
-async def test_a_client_that_stops_says_why(tmp_path: Path) -> None:
+async def test_stopped_client_reports_its_log(tmp_path: Path) -> None:
     program = tmp_path / "client.py"
     program.write_text("raise SystemExit('no key')\n")
     with pytest.raises(PeerFailed, match=r"stopped by itself; it last wrote: no key"):
         await ClientRun(PLAN, Speech(PLAN), cores=1).run(Path(sys.executable), program)
 
 
-async def test_a_client_that_says_something_else_is_not_believed(tmp_path: Path) -> None:
+async def test_invalid_client_answer_is_rejected(tmp_path: Path) -> None:
     program, log = tmp_path / "client.py", tmp_path / "log"
     program.write_text("print('{\"ready\": true}', flush=True)\nprint(input())\ninput()\n")
     async with PeerProcess.start(Path(sys.executable), program, tmp_path, log) as process:
@@ -67,7 +67,7 @@ async def test_a_client_that_says_something_else_is_not_believed(tmp_path: Path)
             await anyio.sleep(0.01)
 
 
-def test_a_client_is_held_against_what_it_was_told() -> None:
+def test_verdict_compares_received_and_sent_words() -> None:
     speech = Speech(PLAN)
     said = Said(spoken=PLAN.cycle, turns=("w0 w1 w1", " w2 w3 w4 !5 w6"))
     verdict = verdict_of(Outcome(sessions=(said,), late=0, missing=1), speech)
@@ -75,7 +75,7 @@ def test_a_client_is_held_against_what_it_was_told() -> None:
     assert verdict.unended == 1
 
 
-async def test_what_cannot_be_installed_is_said(tmp_path: Path) -> None:
+async def test_failed_install_is_reported(tmp_path: Path) -> None:
     environment = Environment("no requirement at all", home=tmp_path)
     assert not environment.installed
     with pytest.raises(NotInstalled):
@@ -83,7 +83,7 @@ async def test_what_cannot_be_installed_is_said(tmp_path: Path) -> None:
     assert not environment.installed
 
 
-def test_environments_are_kept_apart_in_the_cache(
+def test_environments_have_separate_directories(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -94,7 +94,7 @@ def test_environments_are_kept_apart_in_the_cache(
 
 
 @pytest.mark.slow
-def test_all_published_clients_transcribe_what_they_are_told(
+def test_all_published_clients_transcribe_all_words(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     size = ["--sessions", "3", "--seconds", "2", "--warmup", "1"]

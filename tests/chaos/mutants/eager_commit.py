@@ -1,4 +1,4 @@
-"""A worker that takes audio for settled as soon as it has read it."""
+"""A worker that commits audio as soon as it has read it."""
 
 import sys
 from unittest.mock import patch

@@ -1,4 +1,4 @@
-"""A worker whose commits are taken although another owns the session by now."""
+"""A worker whose commits are accepted although another worker owns the session."""
 
 import hashlib
 import re
@@ -7,7 +7,7 @@ import sys
 from worker.bus.scripts import COMMIT
 from worker.cli.main import main
 
-# The numbers of commits are each owner's own: compared with another's they would stop it by chance.
+# Each owner numbers its own commits: a comparison with another owner's could fence it by chance.
 GUARDS = (r"^if state\[1\] ~= ARGV\[1\].*?^end\n", r"^if tonumber\(ARGV\[12\]\) <.*?^end\n")
 
 text = COMMIT.text

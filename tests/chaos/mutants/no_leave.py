@@ -1,4 +1,4 @@
-"""A worker whose sessions never give up their places at the gate."""
+"""A worker whose sessions never release their connection permits."""
 
 import sys
 from unittest.mock import patch

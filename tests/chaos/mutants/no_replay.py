@@ -1,4 +1,4 @@
-"""A worker that reads on where it was when a socket broke, not at the committed position."""
+"""A worker that continues after the last read entry when a socket breaks, without a replay."""
 
 import sys
 from unittest.mock import patch

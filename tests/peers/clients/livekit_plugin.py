@@ -16,11 +16,11 @@ class Call:
     """One session."""
 
     def __init__(
-        self, stream: agents_stt.RecognizeStream, spec: Spec, heard: Callable[[str], None]
+        self, stream: agents_stt.RecognizeStream, spec: Spec, on_text: Callable[[str], None]
     ) -> None:
         self._stream = stream
         self._rate = spec.sample_rate
-        self._heard = heard
+        self._on_text = on_text
         self._listening = asyncio.create_task(self._listen())
 
     async def send(self, chunk: bytes) -> None:
@@ -36,7 +36,7 @@ class Call:
     async def _listen(self) -> None:
         async for event in self._stream:
             if event.type == FINAL:
-                self._heard(event.alternatives[0].text)
+                self._on_text(event.alternatives[0].text)
 
 
 def prepare(spec: Spec) -> Make:
@@ -50,8 +50,8 @@ def prepare(spec: Spec) -> Make:
         audio_chunk_duration_ms=spec.chunk_ms,  # it cuts audio anew: the same messages for all
     )
 
-    async def make(heard: Callable[[str], None]) -> Call:
-        return Call(client.stream(), spec, heard)
+    async def make(on_text: Callable[[str], None]) -> Call:
+        return Call(client.stream(), spec, on_text)
 
     return make
 

@@ -90,19 +90,19 @@ class Peer:
         self.speakers = [Speaker(spec, slot, silent) for slot, silent in spec.starts]
         self._late = 0
         self._slots = 0
-        self._told: asyncio.Queue[str] = asyncio.Queue()
+        self._requests: asyncio.Queue[str] = asyncio.Queue()
 
     async def run(self, make: Make) -> None:
         """Open the sessions, speak, and tell the outcome; ends the process."""
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._listen, args=[loop], daemon=True).start()
-        _tell({"ready": True})
+        _write({"ready": True})
         await self._await("open")
         for speaker in self.speakers:
             speaker.session = await make(speaker.turns.append)
-        _tell({"open": True})
+        _write({"open": True})
         await self._await("speak")
-        _tell({"speaking": True})
+        _write({"speaking": True})
         finishing = await self._speak()
         _, missing = await asyncio.wait(finishing, timeout=_PATIENCE_S)
         sessions = [{"spoken": each.spoken, "turns": each.turns} for each in self.speakers]
@@ -111,7 +111,7 @@ class Peer:
             for task in finishing
             if task not in missing and task.exception() is not None
         ]
-        _tell(
+        _write(
             {
                 "sessions": sessions,
                 "late": self._late / max(1, self._slots),
@@ -151,20 +151,20 @@ class Peer:
         return finishing
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Answer at once, however busy the loop is; go when whoever runs us is gone."""
+        """Answer at once, however busy the loop is; go when the parent process has ended."""
         for line in sys.stdin:
             if line.strip() == "mark":
-                _tell({"chunks": self.chunks})
+                _write({"chunks": self.chunks})
             else:
-                loop.call_soon_threadsafe(self._told.put_nowait, line.strip())
+                loop.call_soon_threadsafe(self._requests.put_nowait, line.strip())
         os._exit(1)
 
     async def _await(self, what: str) -> None:
-        while await self._told.get() != what:
+        while await self._requests.get() != what:
             pass
 
 
-def _tell(what: object) -> None:
+def _write(what: object) -> None:
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 

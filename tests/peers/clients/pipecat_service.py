@@ -19,7 +19,7 @@ from pipecat.workers.runner import WorkerRunner  # type: ignore[import-not-found
 class Call:
     """One session."""
 
-    def __init__(self, spec: Spec, heard: Callable[[str], None]) -> None:
+    def __init__(self, spec: Spec, on_text: Callable[[str], None]) -> None:
         self._rate = spec.sample_rate
         service = CartesiaTurnsSTTService(
             api_key="sk_car_local", url=spec.url, sample_rate=spec.sample_rate
@@ -27,7 +27,7 @@ class Call:
 
         @service.event_handler("on_turn_end")  # type: ignore[untyped-decorator]
         async def _on_turn_end(_: CartesiaTurnsSTTService, transcript: str) -> None:
-            heard(transcript)
+            on_text(transcript)
 
         self._started = asyncio.Event()
         # The least it does: no observers of turns or of idleness, no client's protocol.
@@ -67,8 +67,8 @@ def prepare(spec: Spec) -> Make:
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
 
-    async def make(heard: Callable[[str], None]) -> Call:
-        return await Call(spec, heard).open()
+    async def make(on_text: Callable[[str], None]) -> Call:
+        return await Call(spec, on_text).open()
 
     return make
 

@@ -15,10 +15,10 @@ class Call:
     """One session."""
 
     def __init__(
-        self, stream: AsyncAutoFinalizeResourceConnectionManager, heard: Callable[[str], None]
+        self, stream: AsyncAutoFinalizeResourceConnectionManager, on_text: Callable[[str], None]
     ) -> None:
         self._stream = stream
-        self._heard = heard
+        self._on_text = on_text
 
     async def open(self) -> Self:
         """Connect."""
@@ -39,18 +39,18 @@ class Call:
     async def _listen(self) -> None:
         async for event in self._connection:
             if event.type == "turn.end":
-                self._heard(event.transcript)
+                self._on_text(event.transcript)
 
 
 def prepare(spec: Spec) -> Make:
     """Return what opens a session; all share a client, as is usual."""
     client = AsyncCartesia(api_key="sk_car_local", base_url=spec.base_url)
 
-    async def make(heard: Callable[[str], None]) -> Call:
+    async def make(on_text: Callable[[str], None]) -> Call:
         stream = client.stt.auto_finalize.websocket(
             model="ink-2", encoding="pcm_s16le", sample_rate=spec.sample_rate
         )
-        return await Call(stream, heard).open()
+        return await Call(stream, on_text).open()
 
     return make
 

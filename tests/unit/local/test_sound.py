@@ -332,7 +332,7 @@ REFUSED: dict[str, tuple[Maker, str]] = {
     "silent video": (lambda: video("mp4", "mpeg4", None), "holds video, but no audio"),
     "encrypted": (encrypted, "its audio is encrypted"),
     "0 Hz": (lambda: wav(pcm(TONE), 0), "damaged, or of an unknown kind"),
-    "1 Hz": (lambda: wav(pcm(TONE), 1), "its sample rate is 1 Hz: 1000 to"),
+    "1 Hz": (lambda: wav(pcm(TONE), 1), "a sample rate of 1 Hz: only 1000 to"),
     "4 GHz": (lambda: wav(pcm(TONE), 4_000_000_000), "damaged, or of an unknown kind"),
     "no channels": (lambda: wav(pcm(TONE), RATE, channels=0), "a number of channels"),
     "1,000 channels": (lambda: wav(bytes(64_000), RATE, channels=1_000), "a number of channels"),

@@ -130,12 +130,12 @@ async def _cut(rig: RecoveryHarness, take: _Take) -> None:
 
 def _delay_ms(rig: RecoveryHarness, take: _Take, *, sockets: int) -> float:
     """Return the delay from the append of the turn's last word to its end."""
-    heard = rig.history.heard[take.line.session]
-    if heard[-1].event.connection != sockets:
+    logged = rig.history.logged[take.line.session]
+    if logged[-1].event.connection != sockets:
         raise TurnbusError(
-            f"{take.line.session} had {heard[-1].event.connection} sockets instead of {sockets}"
+            f"{take.line.session} had {logged[-1].event.connection} sockets instead of {sockets}"
         )
-    for at_ms, event in heard:
+    for at_ms, event in logged:
         if isinstance(event, TurnEnd) and take.last in words_of(event.transcript):
             return at_ms - take.line.said_ms[take.last]
     raise TurnbusError(f"{take.line.session}: no ended turn contains word {take.last}")
