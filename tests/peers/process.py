@@ -83,14 +83,14 @@ class PeerProcess:
     async def start(cls, python: Path, program: Path, spec: Path, log: Path) -> AsyncIterator[Self]:
         """Run a program of `clients` until the block ends; then it is killed.
 
-        It ends by itself when we do, whatever the way: its standard input closes.
+        It ends when this process ends, because its standard input closes.
         """
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             process = await anyio.open_process(
                 [str(python), "-E", "-s", str(program), str(spec)],
                 stderr=output,
-                start_new_session=True,  # Ctrl-C in our terminal is ours to deal with
+                start_new_session=True,  # Ctrl-C must reach the parent process only
             )
         finally:
             os.close(output)

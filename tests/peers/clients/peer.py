@@ -33,15 +33,15 @@ class Session(Protocol):
         """Hand a chunk to the client."""
 
     async def finish(self) -> None:
-        """Say that there is no more; return once the last words are there."""
+        """End the audio; return when the last words were received."""
 
 
 Make: TypeAlias = Callable[[Callable[[str], None]], Awaitable[Session]]
-"""Opens a session that tells the text of each turn to what it is given."""
+"""Opens a session that passes the text of each turn to the given function."""
 
 
 class Spec:
-    """What is to be said and when, and where the server is."""
+    """Audio, its schedule, and the server URL."""
 
     def __init__(self, file: str) -> None:
         given: dict[str, Any] = json.loads(Path(file).read_text())
@@ -93,7 +93,7 @@ class Peer:
         self._requests: asyncio.Queue[str] = asyncio.Queue()
 
     async def run(self, make: Make) -> None:
-        """Open the sessions, speak, and tell the outcome; ends the process."""
+        """Open the sessions, send the audio and write the results; ends the process."""
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._listen, args=[loop], daemon=True).start()
         _write({"ready": True})
