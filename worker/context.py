@@ -25,11 +25,11 @@ from worker.bus.permits import ConnectionPermits
 from worker.core.frame_limit import FrameLimit
 from worker.core.provider_lag import ProviderLag
 from worker.errors import SttError
+from worker.event_loop import StallDetector
 from worker.leases.retries import CrashRetries
 from worker.session.backlog import BacklogDrainer
 from worker.session.publisher import Retention
 from worker.shortage import Shortage
-from worker.stalls import StallDetector
 from worker.stt.cartesia import Endpoint
 from worker.stt.health import ProviderOutage
 from worker.supervisor import Supervisor

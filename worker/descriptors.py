@@ -14,8 +14,8 @@ from aiohappyeyeballs import AddrInfoType
 from worker.bus.client.connection import MAX_CONNECTIONS
 from worker.errors import TooFewFilesError
 from worker.network import new_socket
-from worker.plurals import counted
 from worker.settings import Settings
+from worker.text import pluralize
 from worker.urls import parse_servers
 
 OTHER_DESCRIPTORS = 64
@@ -64,7 +64,7 @@ def shortfall(settings: Settings, limit: int) -> str | None:
         return None
     return (
         f"at most {limit} files may be open and TURNBUS_MAX_SESSIONS={settings.max_sessions} needs "
-        f"{needed(settings)}: there is room for {counted(fits, 'session')}; {_ADVICE}, or lower "
+        f"{needed(settings)}: there is room for {pluralize(fits, 'session')}; {_ADVICE}, or lower "
         "TURNBUS_MAX_SESSIONS"
     )
 

@@ -1,10 +1,14 @@
-"""Detection of an overloaded event loop, and the limit on new sessions meanwhile.
+"""The event loop: detection of overload and of stalls.
+
+A stall is a stop signal, a suspended machine, or a lack of CPU time. Data received right after a
+stall may have arrived at any time during the stall.
 
 Sessions share one event loop. If it lags, every session is late, and each new session makes all of
 them later. All workers wait for the same entries, so a worker with less load takes a session first.
 An overloaded worker still takes sessions, one at a time, in case all workers are overloaded.
 """
 
+from collections import deque
 from typing import Final
 
 LATE_WAKEUP_S: Final = 0.25
@@ -16,6 +20,15 @@ and a suspended process causes one."""
 
 OVERLOADED_CLAIM_INTERVAL_S: Final = 1.0
 """Interval between two claims of an overloaded worker."""
+
+STALL_S: Final = 0.3
+"""Minimum time between two ticks that counts as a stall; far above the tick interval."""
+
+STALL_RECOVERY_S: Final = 0.1
+"""Maximum time after a stall in which the process receives the delayed data."""
+
+MAX_STALLS: Final = 32
+"""Maximum stalls kept: far more than occur in the few seconds that callers ask about."""
 
 
 class OverloadDetector:
@@ -49,3 +62,24 @@ class OverloadDetector:
             return 0
         self._claimed_at = now
         return 1
+
+
+class StallDetector:
+    """Records stalls; times are seconds on the monotonic clock."""
+
+    def __init__(self, now: float) -> None:
+        self._ticked_at = now
+        self._stalls: deque[tuple[float, float]] = deque(maxlen=MAX_STALLS)
+
+    def tick(self, now: float) -> None:
+        """Record the time. Call it about ten times a second."""
+        if now - self._ticked_at > STALL_S:
+            self._stalls.append((self._ticked_at, now))
+        self._ticked_at = max(now, self._ticked_at)
+
+    def earliest_arrival(self, at: float) -> float:
+        """Return the earliest time at which data received at `at` may have arrived."""
+        for began, ended in self._stalls:
+            if began < at < ended + STALL_RECOVERY_S:
+                return began
+        return at

@@ -40,7 +40,6 @@ from worker.event_loop import OverloadDetector
 from worker.leases.acquire import CLAIM_POLL_MS, SessionAcquirer
 from worker.leases.heartbeat import LeaseKeeper
 from worker.leases.running import RunningSessions
-from worker.plurals import counted
 from worker.session.publisher import Retention
 from worker.session.session import Session
 from worker.settings import Settings
@@ -49,6 +48,7 @@ from worker.stt.proxy import find_proxy
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
+from worker.text import pluralize
 from worker.urls import provider_address
 
 log = logging.getLogger(__name__)
@@ -366,7 +366,7 @@ class Worker:
         """
         deadline = time.monotonic() + self._settings.drain_s
         if len(self.running):
-            log.info("releasing %s", counted(len(self.running), "session"))
+            log.info("releasing %s", pluralize(len(self.running), "session"))
         late = False
         while len(self.running) or (acquirer.claims_in_progress and self.health.up and not late):
             late = self._stop_now or time.monotonic() >= deadline

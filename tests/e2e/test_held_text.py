@@ -12,10 +12,10 @@ from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.turn_tracker import EventDraft, TurnTracker
 from worker.core.update_throttle import UpdateThrottle
+from worker.event_loop import StallDetector
 from worker.session.narrator import Narrator
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
-from worker.stalls import StallDetector
 from worker.telemetry.counters import Counters
 
 SECOND = 16_000

@@ -17,12 +17,12 @@ from schemas.audio import AudioEntry, Encoding, SessionEntry
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.provider_lag import ProviderLag
+from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream, synthesize_silence, synthesize_words
 from worker.local.emulator.engines.script_words import WORD_MS
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.sender import AudioSender
-from worker.stalls import StallDetector
 from worker.stt.cartesia import Endpoint, TurnsStream
 from worker.stt.websocket import WebSocketClient
 from worker.telemetry.counters import Counters

@@ -30,6 +30,7 @@ from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
 from worker.core.turn_tracker import EventDraft, TurnTracker
 from worker.core.update_throttle import UpdateThrottle
+from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream
 from worker.local.emulator.engines.script_words import WORD_MS
@@ -37,7 +38,6 @@ from worker.session.narrator import Narrator
 from worker.session.parts import LAG_JITTER_MS
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
-from worker.stalls import StallDetector
 from worker.telemetry.counters import Counters
 
 STEP_S = 0.01

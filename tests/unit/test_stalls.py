@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.stalls import MAX_STALLS, StallDetector
+from worker.event_loop import MAX_STALLS, StallDetector
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from worker.bus.inspection import iter_entries
 from worker.bus.liveness import STALE_CONSUMER_S
 from worker.bus.ownership import SessionOwnership
 from worker.bus.recovery import OrphanRecovery
-from worker.plurals import counted
+from worker.text import pluralize
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Cleaner:
             if abandoned and name not in (self._ownership.consumer, RELEASED):
                 removed += await self._ownership.delete_consumer(name)
         if removed:
-            log.info("removed %s of stopped workers", counted(removed, "consumer"))
+            log.info("removed %s of stopped workers", pluralize(removed, "consumer"))
         return removed
 
     async def begin(self, age_s: float) -> bool:
@@ -91,7 +91,7 @@ class Cleaner:
             keys = [self._keys.state(*names), self._keys.audio(*names)]
             removed += await scripts.SWEEP(self._redis, keys, [int(age_s * 1000)])
         if removed:
-            log.warning("removed %s without a session entry", counted(removed, "audio stream"))
+            log.warning("removed %s without a session entry", pluralize(removed, "audio stream"))
         return removed
 
     async def _announced(self) -> set[tuple[bytes, bytes]]:

@@ -19,7 +19,7 @@ from worker.bus.client.connection import describe, is_outage
 from worker.bus.inspection import iter_entries
 from worker.bus.ownership import SessionOwnership
 from worker.bus.records import decode_record
-from worker.plurals import counted
+from worker.text import pluralize
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class OrphanRecovery:
         if outage is not None:
             raise outage
         if denied:
-            states = counted(len(denied), "state")
+            states = pluralize(len(denied), "state")
             log.warning("%s of sessions cannot be read: %s", states, describe(denied[0]))
 
     async def _read(self, keys: Collection[bytes], denied: list[RedisError]) -> list[_Live]:

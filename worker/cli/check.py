@@ -31,13 +31,13 @@ from worker.errors import (
     SttShortageError,
     SttTransientError,
 )
-from worker.plurals import counted
 from worker.printable import printable, without_keys
 from worker.settings import Settings, api_key, check_worker_id
 from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
 from worker.stt.proxy import find_proxy
 from worker.telemetry.environment import Signal, collector, tls_fault
 from worker.telemetry.otlp import metric_push
+from worker.text import pluralize
 from worker.urls import join_host_port, redacted
 
 Check: TypeAlias = Literal[
@@ -167,7 +167,7 @@ async def _check_admin(settings: Settings, report: Report) -> None:
             raise
         state = "ready" if worker.ready else f"not ready ({', '.join(worker.reasons)})"
         runs = f"a worker runs here and answers at {settings.admin_addr}: {state}"
-        running = counted(worker.sessions, "session")
+        running = pluralize(worker.sessions, "session")
         advice = "another one needs a TURNBUS_ADMIN_ADDR and a TURNBUS_WORKER_ID of its own"
         report(Finding("admin", "warn", f"{runs}, {running}; {advice}"))
 
@@ -225,7 +225,7 @@ async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None
     shown = " and ".join(dict.fromkeys(server.shown for server in servers))
     shown = shown or "a server whose version this user may not read"
     if isinstance(redis, ClusterClient):
-        where += f", a cluster of {counted(len(await redis.masters()), 'master')}"
+        where += f", a cluster of {pluralize(len(await redis.masters()), 'master')}"
     if problem:
         report(Finding("redis", "fail", f"Redis at {where}: {problem}"))
     else:

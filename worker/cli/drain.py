@@ -16,8 +16,8 @@ from worker.bus.inspection import read_workers
 from worker.cli.command import Subparsers, add_command, add_config, read_settings, run_async
 from worker.cli.redis import open_redis
 from worker.errors import NotFoundError
-from worker.plurals import counted
 from worker.settings import Settings
+from worker.text import pluralize
 
 _POLL_INTERVAL_S = 0.25
 _SILENT_S = 15.0
@@ -59,7 +59,7 @@ def run(arguments: Namespace) -> int:
         elif progress.drained:
             print(f"{progress.worker} is empty and can be stopped", flush=True)
         else:
-            print(f"{progress.worker}: {counted(progress.sessions, 'session')} left", flush=True)
+            print(f"{progress.worker}: {pluralize(progress.sessions, 'session')} left", flush=True)
 
     run_async(partial(_drain, read_settings(arguments), arguments.worker, report))
     return 0

@@ -83,7 +83,7 @@ def _exit_on_sigterm() -> None:
 def _run(argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], ArgumentParser]") -> int:
     """Run the command line and report its errors."""
     from worker.errors import OutputFailedError, SettingsError, TurnbusError
-    from worker.extras import how_to_install
+    from worker.text import install_hint
 
     try:
         return _run_command(argv, make_parser)
@@ -107,7 +107,7 @@ def _run(argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], Argument
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _LOCAL_PARTS:
             raise
-        _report(f"this command needs {error.name}; {how_to_install('local')}")
+        _report(f"this command needs {error.name}; {install_hint('local')}")
         return 1
 
 

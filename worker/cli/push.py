@@ -31,10 +31,10 @@ from worker.cli.redis import open_redis
 from worker.errors import SettingsError, SoundError, TurnbusError, UnknownSoundError
 from worker.local.audio_input import AudioInput, in_chunks
 from worker.local.emulator.engines.base import AudioFormat
-from worker.plurals import counted
 from worker.producer import Producer
 from worker.settings import Settings
 from worker.telemetry.traces import ProducerSpan
+from worker.text import pluralize
 
 _END_TIMEOUT_S = 2.0
 
@@ -223,7 +223,7 @@ def _report(
         }
         print(msgspec.json.encode(report).decode())
     else:
-        chunk_count = counted(producer.chunks, "chunk")
+        chunk_count = pluralize(producer.chunks, "chunk")
         print(f"{session}: {producer.seconds:.1f} s in {chunk_count}")
 
 

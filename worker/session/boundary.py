@@ -29,8 +29,8 @@ from worker.core.turn_boundary import (
     timeline,
     turn_open_until,
 )
+from worker.event_loop import StallDetector
 from worker.session.sender import AudioSender
-from worker.stalls import StallDetector
 
 MIN_BURST = 2
 CERTAIN_BURST = 3

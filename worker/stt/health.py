@@ -3,7 +3,7 @@
 import logging
 
 from worker.errors import SttError
-from worker.plurals import counted
+from worker.text import pluralize
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class ProviderOutage:
             log.warning(
                 "the STT provider accepts connections again after %.1f s; %s waited",
                 now - self._since,
-                counted(len(self._waiting), "session"),
+                pluralize(len(self._waiting), "session"),
             )
         self._since, self._logged = None, False
         self._waiting.clear()

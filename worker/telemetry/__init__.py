@@ -13,8 +13,8 @@ from importlib.metadata import version
 from typing import IO, TYPE_CHECKING
 
 from worker.errors import OutputFailedError, SettingsError
-from worker.extras import how_to_install
 from worker.telemetry.environment import Signal, collector, named
+from worker.text import install_hint
 
 if TYPE_CHECKING:  # the SDK reads variables at import: they have to be validated before
     from opentelemetry.sdk.resources import Resource
@@ -121,7 +121,7 @@ def _otlp() -> "SpanExporter":
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
-        missing = f"OTEL_TRACES_EXPORTER: otlp is not installed; {how_to_install('otlp')}"
+        missing = f"OTEL_TRACES_EXPORTER: otlp is not installed; {install_hint('otlp')}"
         raise SettingsError([missing]) from None
     otlp: SpanExporter = OTLPSpanExporter()
     return otlp

@@ -33,12 +33,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from worker.errors import OutputFailedError, SettingsError
-from worker.extras import how_to_install
 from worker.telemetry import LAST_EXPORT_S, SERVICE_NAME, refusals, resource
 from worker.telemetry.counters import Histogram
 from worker.telemetry.environment import collector, named
 from worker.telemetry.gauges import WorkerGauges
 from worker.telemetry.metrics import Sample, samples
+from worker.text import install_hint
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _exporter(name: str) -> MetricExporter | None:
                     OTLPMetricExporter,
                 )
             except ImportError:
-                missing = f"OTEL_METRICS_EXPORTER: otlp is not installed; {how_to_install('otlp')}"
+                missing = f"OTEL_METRICS_EXPORTER: otlp is not installed; {install_hint('otlp')}"
                 raise SettingsError([missing]) from None
             exporter: MetricExporter = OTLPMetricExporter()
             return exporter

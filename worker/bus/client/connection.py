@@ -34,7 +34,7 @@ from worker.bus.client.sentinel import SentinelResolver
 from worker.core.provider_errors import Backoff
 from worker.errors import BusUnavailableError
 from worker.network import connect_tcp, release_descriptor
-from worker.plurals import counted
+from worker.text import pluralize
 from worker.urls import join_host_port, parse_servers
 
 log = logging.getLogger(__name__)
@@ -366,7 +366,7 @@ class RedisHealth:
         """Record that the server is fit."""
         if self.unfit is not None:
             waited_s = time.monotonic() - self._unfit_since
-            rejected = counted(self._rejected, "command")
+            rejected = pluralize(self._rejected, "command")
             log.warning("Redis is usable again after %.1f s (%s rejected)", waited_s, rejected)
         self.unfit = None
         self._rejected = 0

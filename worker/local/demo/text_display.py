@@ -26,7 +26,7 @@ from worker.local.demo.state import DemoState
 from worker.local.demo.summary import Summary
 from worker.local.demo.summary_view import closing
 from worker.local.demo.waterfall import waterfall
-from worker.plurals import counted
+from worker.text import pluralize
 
 _WIDTH = 100
 
@@ -112,4 +112,4 @@ def _sentence(event: Event, state: DemoState) -> str | None:
         case SessionError(code=code, message=message):
             return f"{code}: {message}"
         case SessionEnded(reason=reason, turns=turns):
-            return f"{reason}, {counted(turns, 'turn')}"
+            return f"{reason}, {pluralize(turns, 'turn')}"
