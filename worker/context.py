@@ -28,7 +28,6 @@ from worker.errors import SttError
 from worker.event_loop import StallDetector
 from worker.leases.retries import CrashRetries
 from worker.session.backlog import BacklogDrainer
-from worker.session.publisher import Retention
 from worker.shortage import Shortage
 from worker.stt.cartesia import Endpoint
 from worker.stt.health import ProviderOutage
@@ -57,6 +56,14 @@ CREDENTIALS_RETRY_S = 15.0
 
 MAX_DEAD_LETTER_BYTES = 16 * 1024
 """Maximum size of a rejected session entry that is kept; a valid entry is always smaller."""
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """How long a session's keys are kept."""
+
+    state_s: int
+    turns_s: int
+    turns_maxlen: int
 
 
 class SessionTimeouts(msgspec.Struct, frozen=True):

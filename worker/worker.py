@@ -35,12 +35,11 @@ from worker.bus.liveness import Liveness
 from worker.bus.ownership import SessionOwnership
 from worker.bus.permissions import unfitness
 from worker.bus.permits import ConnectionPermits
-from worker.context import DeadLetterWriter, SessionTimeouts, WorkerContext
+from worker.context import DeadLetterWriter, Retention, SessionTimeouts, WorkerContext
 from worker.event_loop import OverloadDetector
 from worker.leases.acquire import CLAIM_POLL_MS, SessionAcquirer
 from worker.leases.heartbeat import LeaseKeeper
 from worker.leases.running import RunningSessions
-from worker.session.publisher import Retention
 from worker.session.session import Session
 from worker.settings import Settings
 from worker.stt.cartesia import PROVIDER, Endpoint

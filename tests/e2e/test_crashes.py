@@ -15,7 +15,7 @@ from worker.core.turn_tracker import EventDraft
 from worker.leases import claim, retries
 from worker.leases.retries import MAX_CRASHES, CrashRetries
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
-from worker.session.narrator import Narrator
+from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
 
 POISON = bytes(3_214)
@@ -97,16 +97,16 @@ async def test_slow_retry_is_not_claimed_by_a_heartbeat(
 async def test_crash_inside_a_turn_leaves_no_turn_open(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Narrator.publish
+    original = EventPublisher.publish
 
     def crash(
-        narrator: Narrator, drafts: Sequence[EventDraft], spoken_until: float | None = None
+        publisher: EventPublisher, drafts: Sequence[EventDraft], spoken_until: float | None = None
     ) -> None:
         if any(draft.kind == "turn.update" for draft in drafts):
             raise ZeroDivisionError("a fault put in by the test")
-        original(narrator, drafts, spoken_until)
+        original(publisher, drafts, spoken_until)
 
-    monkeypatch.setattr(Narrator, "publish", crash)
+    monkeypatch.setattr(EventPublisher, "publish", crash)
     async with harness.worker():
         await harness.announce("bad")
         # Audio after the first 300 ms is paced, so the start is committed before the text crashes.

@@ -13,7 +13,7 @@ from worker.core.pacing import Pacer
 from worker.core.turn_tracker import EventDraft, TurnTracker
 from worker.core.update_throttle import UpdateThrottle
 from worker.event_loop import StallDetector
-from worker.session.narrator import Narrator
+from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
 from worker.telemetry.counters import Counters
@@ -23,11 +23,10 @@ SECOND = 16_000
 
 
 class Published:
-    """Collects published events in place of the narrator."""
+    """Collects published events in place of the publisher."""
 
     def __init__(self) -> None:
         self.drafts: list[EventDraft] = []
-        self.publisher = self
 
     def publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
         self.drafts += drafts
@@ -43,7 +42,7 @@ class Call:
         self.sender = AudioSender(
             Encoding.PCM_S16LE, AUDIO.sample_rate, self.ledger, Pacer(0), Counters()
         )
-        self.narrator = Published()
+        self.publisher = Published()
         self.tracker = TurnTracker()
         boundary = boundary_of(self.ledger, self.sender, StallDetector(LATER), 0.1)
         self.receiver = MessageReceiver(
@@ -51,7 +50,7 @@ class Call:
             boundary,
             self.ledger,
             self.sender,
-            cast("Narrator", self.narrator),
+            cast("EventPublisher", self.publisher),
             UpdateThrottle(2_000_000),
         )
         self.at = 0.0
@@ -77,7 +76,7 @@ class Call:
     def published(self) -> list[tuple[str, str | None]]:
         """Return kind and text of each event published since the turn began."""
         kinds = [
-            (draft.kind.removeprefix("turn."), draft.transcript) for draft in self.narrator.drafts
+            (draft.kind.removeprefix("turn."), draft.transcript) for draft in self.publisher.drafts
         ]
         return kinds[1:]
 

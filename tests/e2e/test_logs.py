@@ -15,7 +15,7 @@ from tests.support.harness import KEY, PCM16, Harness
 from worker.leases import retries
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
-from worker.session.publisher import Publisher
+from worker.session.publisher import EventPublisher
 from worker.session.session import Session
 from worker.telemetry.logs import JsonFormatter, SessionName, TextFormatter
 
@@ -96,7 +96,7 @@ def test_handshake_is_never_logged() -> None:
 
 @pytest.mark.parametrize(
     ("owner", "step"),
-    [(Session, "run"), (Session, "feed"), (Session, "tick"), (Publisher, "next_commit")],
+    [(Session, "run"), (Session, "feed"), (Session, "tick"), (EventPublisher, "next_commit")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_crash_log_names_the_session(

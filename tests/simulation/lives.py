@@ -34,8 +34,8 @@ from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream
 from worker.local.emulator.engines.script_words import WORD_MS
-from worker.session.narrator import Narrator
 from worker.session.parts import LAG_JITTER_MS
+from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
 from worker.telemetry.counters import Counters
@@ -67,11 +67,10 @@ class Habits(NamedTuple):
 
 
 class _Events:
-    """Stores published events in place of the narrator."""
+    """Stores published events in place of the publisher."""
 
     def __init__(self) -> None:
         self.drafts: list[EventDraft] = []
-        self.publisher = self
 
     def publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
         self.drafts += drafts
@@ -152,7 +151,7 @@ class Life:
             boundary,
             self._ledger,
             self._sender,
-            cast("Narrator", self._events_published),
+            cast("EventPublisher", self._events_published),
             UpdateThrottle(update_interval_ms),
         )
         self._line: Line | None = None

@@ -31,14 +31,13 @@ from worker.bus.committer import CommitRequest, CommitSource, Committer
 from worker.bus.lanes import LaneRegistry
 from worker.bus.ownership import Fence, Ownership, SessionOwnership
 from worker.bus.permits import ConnectionPermits
-from worker.context import DeadLetterWriter, SessionTimeouts, WorkerContext
+from worker.context import DeadLetterWriter, Retention, SessionTimeouts, WorkerContext
 from worker.core import stream_ids
 from worker.errors import SttTransientError
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream, synthesize_silence, synthesize_words
 from worker.local.emulator.engines.script_words import WORD_MS
 from worker.session.checkpoint import Checkpoint
-from worker.session.publisher import Retention
 from worker.session.session import Session
 from worker.stt.cartesia import Endpoint, StreamSettings, TurnsStream
 from worker.stt.websocket import WebSocketClient

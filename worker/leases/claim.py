@@ -19,8 +19,7 @@ from worker.core.turn_tracker import TurnTracker
 from worker.errors import FencedError, TurnbusError
 from worker.leases.retries import MAX_CRASHES
 from worker.session.checkpoint import Checkpoint
-from worker.session.narrator import EventContext, Narrator
-from worker.session.publisher import CheckpointPayload
+from worker.session.publisher import CheckpointPayload, EventContext, EventPublisher
 from worker.session.session import Session
 from worker.stt.cartesia import PROVIDER
 from worker.telemetry.logs import SessionName
@@ -152,13 +151,13 @@ class Claimer:
         tracker = TurnTracker(snapshot.turns)
         place = EventContext(_audio_ms(entry, snapshot), snapshot.request_id, snapshot.connection)
         written = CheckpointPayload(claim.snapshot, "")
-        narrator = Narrator(context, ownership, claim.seq, lambda: place, lambda: written)
-        narrator.publish(tracker.force_end("close"))
-        narrator.publish_error("internal", f"{INTERNAL_ERROR}: {why}", fatal=True)
-        narrator.publish_end("error", tracker.state.turn)
+        publisher = EventPublisher(context, ownership, claim.seq, lambda: place, lambda: written)
+        publisher.publish(tracker.force_end("close"))
+        publisher.publish_error("internal", f"{INTERNAL_ERROR}: {why}", fatal=True)
+        publisher.publish_end("error", tracker.state.turn)
         context.retries.discard(fence.entry_id)
         try:
-            await narrator.publisher.wait_committed()
+            await publisher.wait_committed()
         except FencedError as error:
             log.info("%s: lease lost, stopping (%s)", ownership.name, error)
             return

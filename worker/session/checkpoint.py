@@ -15,8 +15,7 @@ from worker.core.notices import Notices, NoticesState
 from worker.core.provider_lag import ProviderLag
 from worker.core.turn_config import TurnConfigHistory
 from worker.core.turn_tracker import TurnState, TurnTracker
-from worker.session.narrator import EventContext
-from worker.session.publisher import CheckpointPayload
+from worker.session.publisher import CheckpointPayload, EventContext
 from worker.session.sender import AudioSender
 
 

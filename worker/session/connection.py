@@ -60,7 +60,7 @@ class LiveConnection:
         self._ingest = parts.ingest
         self._receiver = parts.receiver
         self._upkeep = parts.upkeep
-        self._narrator = parts.narrator
+        self._publisher = parts.publisher
         self._remember_s = min(REMEMBER_EVERY_S, REMEMBER_SHARE * context.timeouts.max_lag_s)
         self._reports = parts.reports
         self._over = False
@@ -117,14 +117,14 @@ class LiveConnection:
     def _remember(self, now: float) -> None:
         """Commit regularly how far audio was sent, while there are no events to commit."""
         self._ingest.note_sent(now)
-        publisher = self._narrator.publisher
+        publisher = self._publisher
         due = now - publisher.built_at >= self._remember_s > 0
         if due and self._sender.uncommitted_bytes:
             publisher.request_commit()
 
     def fail(self) -> None:
         """Stop committing after an internal error: the state in memory may be wrong."""
-        self._narrator.publisher.abort(INTERNAL_ERROR)
+        self._publisher.abort(INTERNAL_ERROR)
 
     async def run(self) -> None:
         """Handle the provider's messages until it closes the socket after `close`.
@@ -200,5 +200,5 @@ class LiveConnection:
         self.flushing = self._receiver.flushing = True
         self._flushing_since = now
         self._next_check_at = 0.0
-        self._narrator.trace.flush_started()
+        self._publisher.trace.flush_started()
         self.stream.send_close()

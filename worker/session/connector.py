@@ -23,7 +23,7 @@ from worker.errors import (
     SttTransientError,
 )
 from worker.session.defects import Defects
-from worker.session.narrator import Narrator
+from worker.session.publisher import EventPublisher
 from worker.stt.cartesia import StreamSettings, TurnsStream, open_stream
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Connector:
         context: WorkerContext,
         ownership: Ownership,
         configs: TurnConfigHistory,
-        narrator: Narrator,
+        publisher: EventPublisher,
         defects: Defects,
     ) -> None:
         entry = ownership.entry
@@ -48,7 +48,7 @@ class Connector:
         self._name = ownership.name
         self._entry = entry
         self._configs = configs
-        self._narrator = narrator
+        self._publisher = publisher
         self._defects = defects
         self.failure: SttError | None = None
         """Last error of a connect or a socket; None while a socket works."""
@@ -139,7 +139,7 @@ class Connector:
         log.warning(
             "%s: turn settings changed since the session began are dropped (%s)", self._name, error
         )
-        self._narrator.publish_error(
+        self._publisher.publish_error(
             error.code or "stt_error",
             f"turn settings changed since the session began are dropped: {error}",
             status=error.status,
@@ -149,7 +149,7 @@ class Connector:
         context = self._context
         async with context.connect_slots:
             began = time.monotonic()
-            with self._narrator.trace.connecting(settings.model) as span:
+            with self._publisher.trace.connecting(settings.model) as span:
                 stream = await open_stream(context.endpoint, settings, self._defects.note)
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         context.credentials.accepted()

@@ -13,7 +13,7 @@ from worker.core import stream_ids
 from worker.core.lateness import Lateness
 from worker.core.ledger import Admitted, Ledger
 from worker.core.turn_config import TurnConfigHistory
-from worker.session.narrator import Narrator
+from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
@@ -32,7 +32,7 @@ class AudioIngest:
         sender: AudioSender,
         lateness: Lateness,
         receiver: MessageReceiver,
-        narrator: Narrator,
+        publisher: EventPublisher,
         reports: Reports,
     ) -> None:
         self._context = context
@@ -41,7 +41,7 @@ class AudioIngest:
         self._configs = configs
         self._sender = sender
         self._receiver = receiver
-        self._narrator = narrator
+        self._publisher = publisher
         self._reports = reports
         self._shedding = Shedding(ages, ledger, sender, lateness)
         self.cursor = ledger.read_after
@@ -148,4 +148,4 @@ class AudioIngest:
         missing_ms = self._shedding.settle(position)
         if missing_ms:
             self._receiver.end_turn_early()
-            self._narrator.publish_gap(int(missing_ms), "backlog")
+            self._publisher.publish_gap(int(missing_ms), "backlog")

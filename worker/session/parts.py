@@ -20,7 +20,7 @@ from worker.session.checkpoint import Checkpoint, CheckpointBuilder
 from worker.session.connector import Connector
 from worker.session.defects import Defects
 from worker.session.ingest import AudioIngest
-from worker.session.narrator import Narrator
+from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
@@ -40,7 +40,7 @@ class Parts:
     tracker: TurnTracker
     configs: TurnConfigHistory
     checkpoint: CheckpointBuilder
-    narrator: Narrator
+    publisher: EventPublisher
     receiver: MessageReceiver
     ages: EntryAges
     reports: Reports
@@ -73,15 +73,15 @@ class Parts:
         checkpoint = CheckpointBuilder(
             snapshot, ledger, notices, lateness, tracker, configs, sender, context.provider_lag
         )
-        narrator = Narrator(context, ownership, seq, checkpoint.context, checkpoint.build)
+        publisher = EventPublisher(context, ownership, seq, checkpoint.context, checkpoint.build)
         boundary = TurnBoundaryFinder(entry, ledger, sender, context.stalls, context.provider_lag)
         throttle = UpdateThrottle(context.timeouts.update_interval_ms)
-        receiver = MessageReceiver(tracker, boundary, ledger, sender, narrator, throttle)
+        receiver = MessageReceiver(tracker, boundary, ledger, sender, publisher, throttle)
         poll_schedule = PollSchedule(time.monotonic())
         ages = EntryAges(context.clock, ownership.run, untimed=notices.untimed)
-        reports = Reports(context, audio_key, entry.session, notices, narrator)
+        reports = Reports(context, audio_key, entry.session, notices, publisher)
         ingest = AudioIngest(
-            context, ledger, ages, configs, sender, lateness, receiver, narrator, reports
+            context, ledger, ages, configs, sender, lateness, receiver, publisher, reports
         )
         upkeep = Upkeep(
             context,
@@ -93,10 +93,10 @@ class Parts:
             sender,
             tracker,
             receiver,
-            narrator,
+            publisher,
         )
         defects = Defects(ownership.name, context.stats)
-        connector = Connector(context, ownership, configs, narrator, defects)
+        connector = Connector(context, ownership, configs, publisher, defects)
         return cls(
             ledger,
             lateness,
@@ -104,7 +104,7 @@ class Parts:
             tracker,
             configs,
             checkpoint,
-            narrator,
+            publisher,
             receiver,
             ages,
             reports,

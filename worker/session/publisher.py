@@ -1,30 +1,33 @@
-"""The publisher: numbers and stamps a session's events and hands them to the committer."""
+"""The event publisher: builds a session's events, numbers them, and hands them to the committer."""
 
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import anyio
 import msgspec
 
-from schemas.keys import Keys
-from schemas.turns import Event, encode_event, event_type
-from worker.bus.committer import CommitRequest, Committer
+from schemas import turns
+from schemas.turns import encode_event, event_type
+from worker.bus.committer import CommitRequest
 from worker.bus.ownership import Ownership
+from worker.context import WorkerContext
+from worker.core.turn_tracker import EventDraft
 from worker.errors import FencedError
-from worker.telemetry.counters import Counters
+from worker.stt.cartesia import PROVIDER
+from worker.telemetry.traces import SessionTrace
 
 VERDICTS = frozenset({"ok", "fenced", "missing", "gap"})
 """Results that `commit.lua` returns."""
 
 
-class Retention(msgspec.Struct, frozen=True):
-    """How long a session's keys are kept."""
+class EventContext(msgspec.Struct, frozen=True):
+    """Fields that describe the session's state when an event is created."""
 
-    state_s: int
-    turns_s: int
-    turns_maxlen: int
+    audio_ms: int
+    request_id: str
+    connection: int
 
 
 class CheckpointPayload(msgspec.Struct, frozen=True):
@@ -45,26 +48,29 @@ class _PendingEvent(NamedTuple):
     spoken_until: float | None
 
 
-class Publisher:
+class EventPublisher:
     """Publishes one session's events in order, each exactly once, with one commit in flight."""
 
     def __init__(
         self,
+        context: WorkerContext,
         ownership: Ownership,
         seq: int,
-        keys: Keys,
-        retention: Retention,
-        committer: Committer,
-        stats: Counters,
+        event_context: Callable[[], EventContext],
         build_checkpoint: Callable[[], CheckpointPayload],
     ) -> None:
         session = ownership.entry
         self.name = ownership.name
         self.lane = session.lane
-        self._keys = keys.of_session(session.lane, session.session)
+        self.trace = SessionTrace(
+            session.session, session.traceparent, session.tracestate, context.tracing
+        )
+        self._keys = context.keys.of_session(session.lane, session.session)
         self._ownership = ownership
-        self._retention = retention
-        self._committer = committer
+        self._retention = context.retention
+        self._committer = context.committer
+        self._stats = context.stats
+        self._event_context = event_context
         self._build_checkpoint = build_checkpoint
         self._queue: deque[_PendingEvent] = deque()
         self._acknowledged = seq
@@ -78,20 +84,55 @@ class Publisher:
         self._progress: anyio.Event | None = None  # set by `wait_committed`
         self.fenced_reason: str | None = None
         """Why a commit was refused; no further event can be published."""
-        self._stats = stats
 
-    @property
-    def next_seq(self) -> int:
-        """Sequence number of the next event."""
-        return self._acknowledged + len(self._queue) + 1
+    def publish(self, drafts: Sequence[EventDraft], spoken_until: float | None = None) -> None:
+        """Publish the tracker's drafts.
 
-    def add(self, event: Event, traceparent: str | None, spoken_until: float | None = None) -> None:
-        """Publish `event`, which was created with `next_seq`.
-
-        `spoken_until` is when the last sound of its turn was sent, on the monotonic clock.
+        `spoken_until` is when the last sound of the ending turn was sent, on the monotonic clock;
+        None if unknown.
         """
-        payload = (event_type(event), encode_event(event), traceparent or "")
-        self._queue.append(_PendingEvent(payload, time.monotonic(), spoken_until))
+        for draft in drafts:
+            common = self._common()
+            at, turn, text = common["at"], draft.turn, draft.transcript or ""
+            event: turns.Event
+            self.trace.turn_updated(draft.kind)
+            match draft.kind:
+                case "turn.start":
+                    self.trace.turn_started(turn, at)
+                    event = turns.TurnStart(turn=turn, **common)
+                case "turn.update":
+                    event = turns.TurnUpdate(turn=turn, transcript=text, **common)
+                case "turn.eager_end":
+                    event = turns.TurnEagerEnd(turn=turn, transcript=text, **common)
+                case "turn.resume":
+                    event = turns.TurnResume(turn=turn, **common)
+                case "turn.end":
+                    reason = draft.reason or "model"
+                    event = turns.TurnEnd(turn=turn, transcript=text, reason=reason, **common)
+            self._add(event, spoken_until if draft.kind == "turn.end" else None)
+            if draft.kind == "turn.end":
+                self.trace.turn_ended(draft.reason or "model", at, text)
+
+    def publish_gap(self, missing_ms: int, reason: turns.GapReason) -> None:
+        """Publish that audio will not be transcribed."""
+        self._stats.gaps[reason] += 1
+        self._stats.missing_ms[reason] += missing_ms
+        self._add(turns.AudioGap(missing_ms=missing_ms, reason=reason, **self._common()))
+
+    def publish_error(
+        self, code: str, message: str, *, status: int = 0, fatal: bool = False
+    ) -> None:
+        """Publish an error of the input or of the provider."""
+        self._add(
+            turns.SessionError(
+                code=code, message=message, status=status, fatal=fatal, **self._common()
+            )
+        )
+
+    def publish_end(self, reason: turns.SessionEndReason, turn_count: int) -> None:
+        """Publish the last event. Its commit deletes the audio and leaves a tombstone."""
+        self._add(turns.SessionEnded(reason=reason, turns=turn_count, **self._common()))
+        self._ending = True
         self.request_commit()
 
     def request_commit(self) -> None:
@@ -99,11 +140,6 @@ class Publisher:
         self._dirty = True
         if self._in_flight < 0 and self.fenced_reason is None:
             self._committer.submit(self)
-
-    def finish(self) -> None:
-        """End the session with the next commit, which deletes the audio and leaves a tombstone."""
-        self._ending = True
-        self.request_commit()
 
     def abort(self, why: str) -> None:
         """Build no further commit. One in flight may still be applied."""
@@ -168,6 +204,29 @@ class Publisher:
         else:
             self.fenced_reason = verdict if verdict != "ok" else f"seq {seq} instead of {expected}"
         self._notify_waiters()
+
+    @property
+    def _next_seq(self) -> int:
+        """Sequence number of the next event."""
+        return self._acknowledged + len(self._queue) + 1
+
+    def _add(self, event: turns.Event, spoken_until: float | None = None) -> None:
+        """Queue an event, which was created with `_next_seq`, and request its commit."""
+        kind = event_type(event)
+        self._stats.events[kind] += 1
+        payload = (kind, encode_event(event), self.trace.traceparent or "")
+        self._queue.append(_PendingEvent(payload, time.monotonic(), spoken_until))
+        self.request_commit()
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "session": self._ownership.entry.session,
+            "run": self._ownership.run,
+            "seq": self._next_seq,
+            "at": time.time(),
+            "provider": PROVIDER,
+            **msgspec.structs.asdict(self._event_context()),
+        }
 
     def _notify_waiters(self) -> None:
         if self._progress is not None:

@@ -15,7 +15,7 @@ from worker.core.transcripts import is_blank, parting
 from worker.core.turn_tracker import EndReason, EventDraft, ProviderInput, TurnTracker
 from worker.core.update_throttle import UpdateThrottle
 from worker.session.boundary import BURST_GAP_S, TurnBoundaryFinder
-from worker.session.narrator import Narrator
+from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
 
 ONSET_MARGIN_MS = 1_500
@@ -82,14 +82,14 @@ class MessageReceiver:
         boundary: TurnBoundaryFinder,
         ledger: Ledger,
         sender: AudioSender,
-        narrator: Narrator,
+        publisher: EventPublisher,
         throttle: UpdateThrottle,
     ) -> None:
         self._tracker = tracker
         self._boundary = boundary
         self._ledger = ledger
         self._sender = sender
-        self._narrator = narrator
+        self._publisher = publisher
         self._throttle = throttle
         self._held_update: _HeldUpdate | None = None
         self._now = 0.0  # time of the last message or tick
@@ -238,7 +238,7 @@ class MessageReceiver:
                 self._throttle.reset()
             elif draft.transcript is not None:
                 self._throttle.published(draft.transcript, self._now)
-        self._narrator.publish(drafts, spoken_until)
+        self._publisher.publish(drafts, spoken_until)
 
     def _is_throttled(self) -> bool:
         """Whether an update is held back because the last one is too recent."""
@@ -295,7 +295,7 @@ class MessageReceiver:
 
     def _after_commit(self) -> None:
         self._sender.forget_committed()
-        self._narrator.publisher.request_commit()
+        self._publisher.request_commit()
 
     def _commit_and_publish(
         self,
@@ -308,4 +308,4 @@ class MessageReceiver:
             self._sender.forget_committed()
         drafts = [msgspec.structs.replace(draft, reason=reason) for draft in drafts]
         self._publish(drafts, spoken_until)
-        self._narrator.publisher.request_commit()
+        self._publisher.request_commit()

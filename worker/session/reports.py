@@ -12,7 +12,7 @@ from schemas.validation import EntryError
 from worker.context import WorkerContext
 from worker.core.notices import Notices, RepeatRun, Tally
 from worker.core.sequence import Doubt
-from worker.session.narrator import Narrator
+from worker.session.publisher import EventPublisher
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +34,13 @@ class Reports:
         audio_key: str,
         session: str,
         notices: Notices,
-        narrator: Narrator,
+        publisher: EventPublisher,
     ) -> None:
         self._context = context
         self._key = audio_key
         self._session = session
         self._notices = notices
-        self._narrator = narrator
+        self._publisher = publisher
         self._repeat_logged = False
 
     def refused(self, entry_id: str, fields: Fields, errors: Sequence[EntryError]) -> None:
@@ -52,7 +52,7 @@ class Reports:
         if count:
             if count > 1:
                 detail += f"; {count:,} such entries so far"
-            self._narrator.publish_error(f"audio_{reason}", f"audio entry {entry_id}: {detail}")
+            self._publisher.publish_error(f"audio_{reason}", f"audio entry {entry_id}: {detail}")
             self._context.dead_letter(entry_id, self._key, self._session, reason, detail, fields)
 
     def provider_error(self, code: str, message: str, status: int) -> None:
@@ -60,7 +60,7 @@ class Reports:
         count = self._notices.count(code, message[:200])
         if count:
             so_far = f" ({count:,} times so far)" if count > 1 else ""
-            self._narrator.publish_error(code, f"{message}{so_far}", status=status)
+            self._publisher.publish_error(code, f"{message}{so_far}", status=status)
 
     def doubtful(self, entry_id: str, entry: AudioEntry, doubt: Doubt, before: int) -> None:
         """Report that the audio of an entry was accepted although its `seq` is doubtful."""
@@ -83,7 +83,7 @@ class Reports:
                 logging.INFO if entry.src else logging.WARNING,
                 "%s: audio entry %s dropped: it repeats seq %s of src %r; further repeats are "
                 "counted, not logged. A restarted producer needs %s",
-                *(self._narrator.publisher.name, entry_id, entry.seq, entry.src),
+                *(self._publisher.name, entry_id, entry.seq, entry.src),
                 "another src" if entry.src else "a src of its own",
             )
         self._repeat_logged = True
@@ -122,7 +122,7 @@ class Reports:
         self._repeats(self._notices.repeats_end(session_ends=True), "until the session ended")
         self._gap(self._notices.gap_rest())
         for tally in self._notices.unpublished():
-            self._narrator.publish_error(tally.code, _summary(tally))
+            self._publisher.publish_error(tally.code, _summary(tally))
 
     def _repeats(self, run: RepeatRun | None, when: str) -> None:
         if run is not None:
@@ -134,11 +134,11 @@ class Reports:
 
     def _gap(self, missing_ms: int) -> None:
         if missing_ms:
-            self._narrator.publish_gap(missing_ms, "producer")
+            self._publisher.publish_gap(missing_ms, "producer")
 
     def _warn(self, code: str, message: str) -> None:
-        self._narrator.publish_error(code, message)
-        log.warning("%s: %s", self._narrator.publisher.name, message)
+        self._publisher.publish_error(code, message)
+        log.warning("%s: %s", self._publisher.name, message)
 
 
 def _summary(tally: Tally) -> str:

@@ -76,7 +76,7 @@ class Session:
         self._lateness = parts.lateness
         self._sender = parts.sender
         self._tracker = parts.tracker
-        self._narrator = parts.narrator
+        self._publisher = parts.publisher
         self._receiver = parts.receiver
         self._ingest = parts.ingest
         self._connector = parts.connector
@@ -127,7 +127,7 @@ class Session:
     @property
     def trace(self) -> SessionTrace:
         """Trace spans of the session."""
-        return self._narrator.trace
+        return self._publisher.trace
 
     @property
     def lag_s(self) -> float:
@@ -160,7 +160,7 @@ class Session:
     @property
     def fenced_reason(self) -> str | None:
         """Why commits are refused because another worker owns the session; None if they are not."""
-        return self._narrator.publisher.fenced_reason
+        return self._publisher.fenced_reason
 
     def feed(self, entries: Entries, now: float) -> None:
         """Accept entries that follow the cursor and were just read."""
@@ -207,7 +207,7 @@ class Session:
         try:
             while self._phase is not Phase.OVER:
                 await self._run_connection()
-            await self._narrator.publisher.wait_committed()
+            await self._publisher.wait_committed()
             self._parts.defects.summarize()
             self._dead_letter()
             await self._connector.release_permit()
@@ -217,15 +217,15 @@ class Session:
 
     def verify_ownership(self) -> None:
         """Commit, even without events, to check that this worker still owns the session."""
-        self._narrator.publisher.request_commit()
+        self._publisher.request_commit()
 
     def fail(self) -> None:
         """Stop committing after an internal error: the state in memory may be wrong."""
-        self._narrator.publisher.abort(INTERNAL_ERROR)
+        self._publisher.abort(INTERNAL_ERROR)
 
     async def wait_committed(self) -> None:
         """Wait until everything published so far is committed; raises `FencedError`."""
-        publisher = self._narrator.publisher
+        publisher = self._publisher
         if (
             self._lateness.sent_until > self._ledger.committed_bytes
             and publisher.fenced_reason is None
@@ -341,7 +341,7 @@ class Session:
 
     def _publish_outage(self) -> None:
         failure = self._connector.failure
-        self._narrator.publish_error(
+        self._publisher.publish_error(
             "stt_unavailable",
             f"no connection to the STT provider: {failure or 'still waiting for the first'}",
             status=failure.status if failure else 0,
@@ -381,14 +381,14 @@ class Session:
 
     def _finish(self, reason: SessionEndReason) -> None:
         self._parts.reports.close()
-        self._narrator.publish_end(reason, self._tracker.state.turn)
+        self._publisher.publish_end(reason, self._tracker.state.turn)
         self._phase = Phase.OVER
 
     def _fail(self, code: str, message: str, *, status: int) -> None:
         """End the session after an error that no retry can fix."""
         self._parts.reports.close()
-        self._narrator.publish(self._tracker.force_end("close"))
-        self._narrator.publish_error(code, message, status=status, fatal=True)
+        self._publisher.publish(self._tracker.force_end("close"))
+        self._publisher.publish_error(code, message, status=status, fatal=True)
         self._finish("error")
         self._failure = Failure(code, message)
 

@@ -20,7 +20,7 @@ from worker.errors import (
     SttProtocolError,
     SttTooBigError,
 )
-from worker.session.narrator import Narrator
+from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.sender import AudioSender
 from worker.stt.cartesia import TurnsStream
@@ -54,7 +54,7 @@ class Upkeep:
         sender: AudioSender,
         tracker: TurnTracker,
         receiver: MessageReceiver,
-        narrator: Narrator,
+        publisher: EventPublisher,
     ) -> None:
         self._context = context
         self._name = name
@@ -65,7 +65,7 @@ class Upkeep:
         self._sender = sender
         self._tracker = tracker
         self._receiver = receiver
-        self._narrator = narrator
+        self._publisher = publisher
         self._watchdog = Watchdog()
         self._keepalive = Keepalive(time.monotonic())
         self._failed_flushes = 0
@@ -177,7 +177,7 @@ class Upkeep:
         untranscribed_ms = self._untranscribed_ms if self._tracker.open else 0
         self._receiver.commit_all_sent("close")
         if untranscribed_ms:
-            self._narrator.publish_gap(untranscribed_ms, "watchdog")
+            self._publisher.publish_gap(untranscribed_ms, "watchdog")
 
     def force_turn_end(self) -> None:
         """End the stuck turn, and report untranscribed audio."""
@@ -186,7 +186,7 @@ class Upkeep:
         publish = self._tracker.open or untranscribed_ms
         self._receiver.commit_all_sent("watchdog")
         if publish:
-            self._narrator.publish_gap(untranscribed_ms, "watchdog")
+            self._publisher.publish_gap(untranscribed_ms, "watchdog")
 
     @property
     def _untranscribed_ms(self) -> int:
