@@ -11,7 +11,7 @@ from schemas.turns import TurnUpdate
 from tests.support.harness import PCM16, Harness, check_order, words
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 
-EARLIER = "7b90b34745"
+EARLIER = "97912a78c6"
 """Last commit before modules, classes and fields were renamed."""
 
 ROOT = Path(__file__).parents[2]
