@@ -22,8 +22,8 @@ PLAN = Plan(sessions=3, seconds=1, warmup=1)
 
 
 @pytest.fixture(autouse=True)
-def ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the bare client find what is installed here, wherever the tests are run from."""
+def repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in the root of the repository, where the bare client finds the packages."""
     monkeypatch.chdir(Path(__file__).parents[2])
 
 

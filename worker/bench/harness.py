@@ -3,7 +3,6 @@
 import os
 import re
 import resource
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from worker.bench.otlp_sink import open_sink
 from worker.bus.client.connection import connect
 from worker.errors import TurnbusError
 from worker.local.demo.child import Child
-from worker.local.redis import EmbeddedRedis
+from worker.local.redis import EmbeddedRedis, free_port
 from worker.settings import API_KEY_VARIABLE, ENV_PREFIX
 
 _START_TIMEOUT_S: Final = 60.0
@@ -102,7 +101,7 @@ class Harness:
             stack.callback(tasks.cancel_scope.cancel)
             logs = server.directory
             stt_server = await _start(stack, tasks, logs, "stt-server", _STT_SERVER, {})
-            admin_port = _free_port()
+            admin_port = free_port()
             settings = {
                 "REDIS_URL": server.url,
                 "STT_URL": await stt_server.url(),
@@ -128,12 +127,6 @@ class Harness:
                     return
                 await anyio.sleep(_LOOK_S)
         raise TurnbusError(f"the worker did not start; its last log lines:\n{self.worker_log()}")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 async def _start(

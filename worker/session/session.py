@@ -186,7 +186,7 @@ class Session:
             self._parts.reports.tick(now)
         if self._connection is not None:
             self._connection.tick(now)
-            if self._connection.works(now):
+            if self._outage_since is not None and self._connection.works(now):
                 self._end_outage()
         elif self._outage_since is not None and self._phase is Phase.CONNECTING:
             late = now - self._outage_since > OUTAGE_EVENT_AFTER_S

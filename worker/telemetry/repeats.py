@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import takewhile
 from types import TracebackType
 from typing import Final, TextIO
 
@@ -64,9 +65,7 @@ class RepeatHandler(logging.StreamHandler[TextIO]):
 
     def _sum_up(self, before: float) -> None:
         now = before + self._sum_up_s
-        for key, known in [*self._known.items()]:
-            if known.since > before:
-                break
+        for key, known in [*takewhile(lambda item: item[1].since <= before, self._known.items())]:
             repeats = known.repeats
             self._forget(key, now)
             if repeats:  # it may continue: treat the next one as a repeat

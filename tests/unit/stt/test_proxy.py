@@ -18,6 +18,7 @@ from worker.errors import SettingsError, SttCredentialsError, SttError, SttTrans
 from worker.local.emulator.engines.script import ScriptEngine, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
+from worker.local.redis import free_port
 from worker.stt import websocket as stt_socket
 from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
 from worker.stt.proxy import find_proxy
@@ -202,16 +203,11 @@ async def test_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         SttTransientError, match=r"ConnectionRefusedError: .* proxy 127\.0\.0\.1:1: "
     ):
         await open_stream(service, SETTINGS)
-    address = f"{HOLES[0]}:{(await _free_port())}"
+    address = f"{HOLES[0]}:{free_port()}"
     service = Endpoint(URL, "2026-03-01", KEY, find_proxy(URL, {"HTTPS_PROXY": address}))
     with black_hole(int(address.partition(":")[2])), pytest.raises(SttTransientError) as late:
         await open_stream(service, SETTINGS)
     assert str(late.value) == f"proxy: no answer from {address} within 0.3 s"
-
-
-async def _free_port() -> int:
-    async with ConnectProxy.serve({}) as server:
-        return server.port
 
 
 async def test_worker_is_unready_until_proxy_allows_connect(
