@@ -10,6 +10,7 @@ from schemas.cartesia import TurnEagerEnd, TurnEnd, TurnResume, TurnStart, TurnU
 from tests.simulation.calls import AUDIO, LATER, Line, boundary_of
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
+from worker.core.phases import Lifecycle
 from worker.core.turn_tracker import EventDraft, TurnTracker
 from worker.core.update_throttle import UpdateThrottle
 from worker.event_loop import StallDetector
@@ -52,6 +53,7 @@ class Call:
             self.sender,
             cast("EventPublisher", self.publisher),
             UpdateThrottle(2_000_000),
+            Lifecycle(),
         )
         self.at = 0.0
         self._entries = 0
@@ -173,6 +175,7 @@ def test_replay_publishes_held_text_once(call: Call, published: bool) -> None:
     if published:
         call.receiver.publish_text()
     call.receiver.forget()
+    call.ledger.rewind()
     call.sender.detach()
     call.connect()
     call.receive(TurnStart())

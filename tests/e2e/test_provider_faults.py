@@ -17,7 +17,7 @@ from worker.local.emulator.engines.script import (
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
 from worker.session import connection
-from worker.session.upkeep import MAX_FLUSH_ATTEMPTS
+from worker.session.receiver import MAX_FLUSH_ATTEMPTS
 
 ONCE = [
     "cut@handshake",

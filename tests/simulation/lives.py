@@ -28,13 +28,14 @@ from tests.simulation.calls import (
 from worker.core import stream_ids
 from worker.core.ledger import Ledger
 from worker.core.pacing import Pacer
+from worker.core.phases import Lifecycle
 from worker.core.turn_tracker import EventDraft, TurnTracker
 from worker.core.update_throttle import UpdateThrottle
 from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream
 from worker.local.emulator.engines.script_words import WORD_MS
-from worker.session.parts import LAG_JITTER_MS
+from worker.session.checkpoint import LAG_JITTER_MS
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
@@ -153,6 +154,7 @@ class Life:
             self._sender,
             cast("EventPublisher", self._events_published),
             UpdateThrottle(update_interval_ms),
+            Lifecycle(),
         )
         self._line: Line | None = None
         self._provider: _Provider | None = None
@@ -197,6 +199,7 @@ class Life:
     def _lose(self, now: float) -> None:
         self._line = self._provider = None
         self._receiver.publish_text()
+        self._ledger.rewind()
         self._sender.detach()
         self._receiver.forget()
         after = stream_ids.order(self._ledger.read_after)

@@ -12,8 +12,9 @@ from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.committer import INTERNAL_ERROR
 from worker.bus.ownership import Ownership
 from worker.context import WorkerContext
+from worker.core.phases import Phase
 from worker.errors import FencedError
-from worker.session.session import Phase, Session
+from worker.session.session import Session
 
 log = logging.getLogger(__name__)
 

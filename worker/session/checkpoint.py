@@ -1,14 +1,10 @@
-"""The checkpoint: a session's state, for its events and for its next owner.
-
-The checkpoint refers to the session's parts, and they do not refer to it. Without reference cycles
-an ended session is freed at once, not by a later garbage collection.
-"""
+"""The checkpoint: what a commit stores of a session, for its events and for its next owner."""
 
 import time
 
 import msgspec
 
-from schemas.audio import TurnConfig
+from schemas.audio import SessionEntry, TurnConfig
 from worker.core.lateness import Lateness, SentState
 from worker.core.ledger import Ledger, LedgerState
 from worker.core.notices import Notices, NoticesState
@@ -17,6 +13,9 @@ from worker.core.turn_config import TurnConfigHistory
 from worker.core.turn_tracker import TurnState, TurnTracker
 from worker.session.publisher import CheckpointPayload, EventContext
 from worker.session.sender import AudioSender
+
+LAG_JITTER_MS = 250
+"""Maximum difference of the provider's lag between two sockets."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -43,50 +42,50 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.structs.replace(self.sent, until=until)
 
 
-class CheckpointBuilder:
-    """Builds the checkpoints of one session."""
+class SessionState:
+    """The state of one session that outlives its sockets and its worker.
 
-    def __init__(
-        self,
-        snapshot: Checkpoint,
-        ledger: Ledger,
-        notices: Notices,
-        lateness: Lateness,
-        tracker: TurnTracker,
-        configs: TurnConfigHistory,
-        sender: AudioSender,
-        provider_lag: ProviderLag,
-    ) -> None:
-        self._ledger = ledger
-        self._lateness = lateness
-        self._notices = notices
-        self._tracker = tracker
-        self._configs = configs
-        self._sender = sender
-        self._provider_lag = provider_lag
-        self._connection = snapshot.connection
-        self._request_id = snapshot.request_id
+    It does not refer to the other parts of the session. Without reference cycles an ended session
+    is freed at once, not by a later garbage collection.
+    """
+
+    def __init__(self, entry: SessionEntry, snapshot: Checkpoint, max_lag_s: float) -> None:
+        bytes_per_ms = entry.sample_rate * entry.encoding.width / 1000
+        self.ledger = Ledger(entry.encoding.width, snapshot.ledger)
+        self.tracker = TurnTracker(snapshot.turns, int(LAG_JITTER_MS * bytes_per_ms))
+        self.configs = TurnConfigHistory(snapshot.config)
+        self.lateness = Lateness(max_lag_s, snapshot.sent_state)
+        self.notices = Notices(snapshot.notices)
+        self.connection = snapshot.connection
+        """Number of the current socket, or of the last one."""
+        self.request_id = snapshot.request_id
+        """The provider's id of that socket."""
 
     def connected(self, request_id: str) -> None:
         """Record a new socket and the request id that the provider gave it."""
-        self._connection += 1
-        self._request_id = request_id
+        self.connection += 1
+        self.request_id = request_id
 
-    def context(self) -> EventContext:
+    def rewind(self) -> None:
+        """Go back to the committed position: entries after it are read again."""
+        self.ledger.rewind()
+        self.configs.rewind(self.ledger.committed.entry_id)
+
+    def event_context(self, sender: AudioSender) -> EventContext:
         """Return the context of an event created now."""
-        return EventContext(self._sender.session_ms, self._request_id, self._connection)
+        return EventContext(sender.session_ms, self.request_id, self.connection)
 
-    def build(self) -> CheckpointPayload:
+    def checkpoint(self, sender: AudioSender, provider_lag: ProviderLag) -> CheckpointPayload:
         """Return the checkpoint for the next commit."""
-        committed = self._ledger.committed.entry_id
+        committed = self.ledger.committed.entry_id
         snapshot = Checkpoint(
-            ledger=self._ledger.state,
-            turns=self._tracker.state,
-            config=self._configs.committed_before(committed),
-            connection=self._connection,
-            request_id=self._request_id,
-            lag_s=self._provider_lag.seconds,
-            sent=self._lateness.state(time.monotonic(), self._sender.session_bytes),
-            notices=self._notices.state,
+            ledger=self.ledger.state,
+            turns=self.tracker.state,
+            config=self.configs.committed_before(committed),
+            connection=self.connection,
+            request_id=self.request_id,
+            lag_s=provider_lag.seconds,
+            sent=self.lateness.state(time.monotonic(), sender.session_bytes),
+            notices=self.notices.state,
         )
         return CheckpointPayload(msgspec.json.encode(snapshot), committed)

@@ -1,18 +1,28 @@
-"""One connection to the provider: sends a session's audio on one socket and receives its events.
+"""One socket of a session: receives its messages, keeps it alive, and flushes it.
 
 The connection ends when the provider closes the socket after the worker's `close`, or when the
 socket is lost.
 """
 
+import logging
+
 import anyio
 
 from schemas import cartesia
-from worker.bus.committer import INTERNAL_ERROR
 from worker.context import WorkerContext
+from worker.core.keepalive import IDLE_PING_INTERVAL_S, PING_INTERVAL_S, Keepalive
+from worker.core.phases import Input, Lifecycle
+from worker.core.watchdog import Watchdog, WatchdogAction
 from worker.errors import SttError, SttTransientError
-from worker.session.parts import Parts
+from worker.session.checkpoint import SessionState
+from worker.session.ingest import AudioIngest
+from worker.session.publisher import EventPublisher
+from worker.session.receiver import MessageReceiver
+from worker.session.reports import Reports
+from worker.session.sender import AudioSender
 from worker.stt.cartesia import TurnsStream
-from worker.telemetry.logs import SessionName
+
+log = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT_S = 10.0
 """Timeout for the provider to close the socket after `close`."""
@@ -40,91 +50,80 @@ RATE_ERROR_WINDOW_S = 2.0
 """Maximum time after pacing held audio back in which an in-band error is attributed to the pace."""
 
 
-class LiveConnection:
+class Connection:
     """Runs one live socket of a session."""
 
     def __init__(
         self,
         context: WorkerContext,
-        name: SessionName,
-        parts: Parts,
+        state: SessionState,
+        lifecycle: Lifecycle,
+        sender: AudioSender,
+        ingest: AudioIngest,
+        receiver: MessageReceiver,
+        publisher: EventPublisher,
+        reports: Reports,
+        watchdog: Watchdog,
         stream: TurnsStream,
         now: float,
     ) -> None:
-        self.name = name
         self.stream = stream
-        self.flushing = False
-        """Whether `close` was sent; no audio is sent after it."""
+        self.received_turns = False
+        """Whether the provider sent any message about a turn on this socket."""
         self._context = context
-        self._sender = parts.sender
-        self._ingest = parts.ingest
-        self._receiver = parts.receiver
-        self._upkeep = parts.upkeep
-        self._publisher = parts.publisher
+        self._tracker = state.tracker
+        self._configs = state.configs
+        self._lifecycle = lifecycle
+        self._sender = sender
+        self._ingest = ingest
+        self._receiver = receiver
+        self._publisher = publisher
+        self._reports = reports
+        self._watchdog = watchdog
+        watchdog.restart()
+        self._keepalive = Keepalive(now)
         self._remember_s = min(REMEMBER_EVERY_S, REMEMBER_SHARE * context.timeouts.max_lag_s)
-        self._reports = parts.reports
-        self._over = False
         self._since = now
         self._next_check_at = 0.0
         self._flushing_since = 0.0
         self._flush_rejected = False
 
-    @property
-    def catching_up(self) -> bool:
-        """Whether audio waits because of pacing."""
-        return not (self._over or self.flushing or self._sender.empty)
-
     def works(self, now: float) -> bool:
         """Whether the socket has lasted long enough to end an outage."""
-        return not self._over and now - self._since > WORKS_AFTER_S
+        return now - self._since > WORKS_AFTER_S
 
-    @property
-    def _producer_idle_s(self) -> float:
-        return self._upkeep.producer_idle_s(max(self._ingest.last_new_entry_at, self._since))
-
-    def drain(self, now: float) -> None:
-        """Send what pacing allows; send `close` after the last audio."""
-        if self._over or self.flushing:
-            return
-        if self._sender.drain(now):
-            self._context.backlog.add(self)
-        elif self._ingest.end_reached or self._ingest.cut_short:
-            self._ingest.report_dropped()
-            self._flush(now)
+    def flush(self, now: float) -> None:
+        """Send `close`, after the last audio for this socket."""
+        self._lifecycle.on(Input.LAST_SENT)
+        self._flushing_since = now
+        self._next_check_at = 0.0
+        self._publisher.trace.flush_started()
+        self.stream.send_close()
 
     def tick(self, now: float) -> None:
         """Check every deadline; called about ten times a second."""
-        if not self._over:
-            self._receiver.release_update(now)
+        self._receiver.release_update(now)
         if now < self._next_check_at and now - self._ingest.last_entry_at < CHECK_INTERVAL_S:
             return  # audio flows, and the other checks can wait
-        if self._over:
-            return
         self._next_check_at = now + CHECK_INTERVAL_S
-        self._upkeep.check_connection(self.stream, now)
+        self._check_socket(now)
         self._remember(now)
         if now - self._ingest.last_entry_at > DROP_REPORT_DELAY_S:
             self._ingest.report_dropped()
-        if self.flushing:
+        if self._lifecycle.flushing:
             if now - self._flushing_since > FLUSH_TIMEOUT_S:
-                self._upkeep.on_flush_failed()
+                self._receiver.flush_failed()
                 self.stream.socket.abort(f"not flushed within {FLUSH_TIMEOUT_S:g} s")
         elif self._receiver.inside_turn:
-            self._upkeep.drive_open_turn(self.stream, now)
-        elif self._sender.empty and self._producer_idle_s > self._context.timeouts.park_s:
-            self._flush(now)
-
-    def _remember(self, now: float) -> None:
-        """Commit regularly how far audio was sent, while there are no events to commit."""
-        self._ingest.note_sent(now)
-        publisher = self._publisher
-        due = now - publisher.built_at >= self._remember_s > 0
-        if due and self._sender.uncommitted_bytes:
-            publisher.request_commit()
-
-    def fail(self) -> None:
-        """Stop committing after an internal error: the state in memory may be wrong."""
-        self._publisher.abort(INTERNAL_ERROR)
+            self._sender.send_filler(
+                now, self._ingest.up_since, self._ingest.poll_schedule.last_polled_at
+            )
+            self._check_turn()
+        elif (
+            self._sender.empty
+            and self._ingest.producer_idle_s(self._since) > self._context.timeouts.park_s
+        ):
+            self.flush(now)
 
     async def run(self) -> None:
         """Handle the provider's messages until it closes the socket after `close`.
@@ -136,18 +135,16 @@ class LiveConnection:
         except SttError:
             self._receiver.publish_text()
             raise
-        finally:
-            self._over = True
         self._receiver.publish_text()
         self._receiver.resolve_pending_end(final=True)
-        if not self.flushing:
+        if not self._lifecycle.flushing:
             raise SttTransientError(
                 "the provider closed the socket before `close` was sent", status=1000
             )
         if flushed:
             self._receiver.commit_all_sent("close")
         else:
-            self._upkeep.flush_refused()
+            self._receiver.flush_refused()
 
     async def _receive(self) -> bool:
         """Receive until the provider closes the socket; return whether the flush succeeded."""
@@ -169,22 +166,8 @@ class LiveConnection:
         begins = isinstance(message, cartesia.TurnStart)
         self._receiver.on_message(arrival, self.stream.socket.waiting, begins=begins)
         match message:
-            case cartesia.Error() if not self.flushing and self._sender.sent_fast_within(
-                RATE_ERROR_WINDOW_S
-            ):
-                self._sender.limit_to_real_time()
-                raise SttTransientError(
-                    f"rejected while catching up: {message.message}", status=400
-                )
             case cartesia.Error():
-                self._flush_rejected = self.flushing
-                if self._sender.configured_within(RATE_ERROR_WINDOW_S):
-                    self._sender.resume_speed()  # the settings caused the error, not the pace
-                self._reports.provider_error(
-                    message.error_code or "stt_error",
-                    message.message or message.title or "the provider gave no reason",
-                    message.status_code or 0,
-                )
+                self._on_error(message)
             case cartesia.UnknownMessage():
                 self._context.stats.provider_unknown += 1
                 return  # a stuck provider may send these forever
@@ -192,13 +175,60 @@ class LiveConnection:
                 pass
             case _:
                 self._receiver.on_turn_message(message, arrival)
-                self._upkeep.on_provider_message(about_turn=True)
-                return
-        self._upkeep.on_provider_message(about_turn=False)
+                self.received_turns = True
+        self._watchdog.on_message(self._sent_ms)
 
-    def _flush(self, now: float) -> None:
-        self.flushing = self._receiver.flushing = True
-        self._flushing_since = now
-        self._next_check_at = 0.0
-        self._publisher.trace.flush_started()
-        self.stream.send_close()
+    def _on_error(self, error: cartesia.Error) -> None:
+        """Handle an in-band error, after which the provider continues."""
+        flushing = self._lifecycle.flushing
+        if not flushing and self._sender.sent_fast_within(RATE_ERROR_WINDOW_S):
+            self._sender.limit_to_real_time()
+            raise SttTransientError(f"rejected while catching up: {error.message}", status=400)
+        self._flush_rejected = flushing
+        if self._sender.configured_within(RATE_ERROR_WINDOW_S):
+            self._sender.resume_speed()  # the settings caused the error, not the pace
+        self._reports.provider_error(
+            error.error_code or "stt_error",
+            error.message or error.title or "the provider gave no reason",
+            error.status_code or 0,
+        )
+
+    @property
+    def _sent_ms(self) -> float:
+        """Duration of the audio sent on this socket, filler included, in milliseconds."""
+        return self._sender.ms_of(self._sender.socket_bytes)
+
+    def _check_socket(self, now: float) -> None:
+        """Ping the provider, drop a dead socket, and commit silence that the provider received."""
+        every_s = PING_INTERVAL_S if self._receiver.inside_turn else IDLE_PING_INTERVAL_S
+        socket, sent = self.stream.socket, self._sender.session_bytes
+        received = self._keepalive.check(socket, now, sent, every_s)
+        if received is not None:
+            self._receiver.commit_silence(received)
+
+    def _remember(self, now: float) -> None:
+        """Commit regularly how far audio was sent, while there are no events to commit."""
+        self._ingest.note_sent(now)
+        due = now - self._publisher.built_at >= self._remember_s > 0
+        if due and self._sender.uncommitted_bytes:
+            self._publisher.request_commit()
+
+    def _check_turn(self) -> None:
+        """Act on a stuck turn: replay it, and end it if a replay did not help."""
+        if not self._watchdog.is_due(self._sent_ms):
+            return
+        timeout_ms = self._context.turn.merged(self._configs.current).turn_end_timeout_ms
+        action = self._watchdog.check(self._tracker.state.turn, self._sent_ms, timeout_ms)
+        # Whether this socket has not yet reached the text that consumers saw.
+        behind = self._sender.session_bytes < self._tracker.last_growth
+        if (
+            action is WatchdogAction.NONE
+            or not self.stream.socket.open
+            or (action is WatchdogAction.END and behind)
+        ):
+            return
+        log.warning("%s: the open turn is stuck, %s", self._publisher.name, action.value)
+        if action is WatchdogAction.END:
+            self._receiver.abandon_turn()
+        # The socket is unusable even after a forced end: the provider is still inside its turn.
+        self.stream.socket.abort("the open turn is stuck")

@@ -22,8 +22,8 @@ from worker.errors import (
     SttShortageError,
     SttTransientError,
 )
-from worker.session.defects import Defects
 from worker.session.publisher import EventPublisher
+from worker.session.reports import Reports
 from worker.stt.cartesia import StreamSettings, TurnsStream, open_stream
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Connector:
         ownership: Ownership,
         configs: TurnConfigHistory,
         publisher: EventPublisher,
-        defects: Defects,
+        reports: Reports,
     ) -> None:
         entry = ownership.entry
         self._context = context
@@ -49,7 +49,7 @@ class Connector:
         self._entry = entry
         self._configs = configs
         self._publisher = publisher
-        self._defects = defects
+        self._reports = reports
         self.failure: SttError | None = None
         """Last error of a connect or a socket; None while a socket works."""
         self._permit = Permit.of(entry.lane, entry.session, ownership.fence)
@@ -150,7 +150,7 @@ class Connector:
         async with context.connect_slots:
             began = time.monotonic()
             with self._publisher.trace.connecting(settings.model) as span:
-                stream = await open_stream(context.endpoint, settings, self._defects.note)
+                stream = await open_stream(context.endpoint, settings, self._reports.unreadable)
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         context.credentials.accepted()
         context.shortage.connected(time.monotonic())

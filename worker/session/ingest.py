@@ -1,4 +1,10 @@
-"""The ingest: validates a session's audio entries, in order, and passes on the valid parts."""
+"""The ingest: validates a session's audio entries, in order, and passes on the valid parts.
+
+Audio that is too late to be transcribed is dropped, and published as an `audio.gap`. Only audio
+that was never sent is dropped, oldest first. If earlier audio was sent and no event covers it yet,
+that audio is sent again on a new socket, which is then closed. The provider then ends the turn with
+everything that consumers may have seen of it. The next socket begins with the dropped audio.
+"""
 
 import time
 
@@ -10,14 +16,16 @@ from worker.bus.audio_reader import Entries
 from worker.bus.clock import EntryAges
 from worker.context import WorkerContext
 from worker.core import stream_ids
-from worker.core.lateness import Lateness
-from worker.core.ledger import Admitted, Ledger
-from worker.core.turn_config import TurnConfigHistory
+from worker.core.ledger import Admitted
+from worker.core.polling import PollSchedule
+from worker.session.checkpoint import SessionState
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
-from worker.session.shedding import Shedding
+
+MAX_SAMPLE_BYTES = 8
+"""Maximum size of a sample in any encoding."""
 
 
 class AudioIngest:
@@ -26,30 +34,37 @@ class AudioIngest:
     def __init__(
         self,
         context: WorkerContext,
-        ledger: Ledger,
+        lane: str,
+        state: SessionState,
         ages: EntryAges,
-        configs: TurnConfigHistory,
         sender: AudioSender,
-        lateness: Lateness,
         receiver: MessageReceiver,
         publisher: EventPublisher,
         reports: Reports,
     ) -> None:
         self._context = context
-        self._ledger = ledger
+        self._lane = lane
+        self._ledger = state.ledger
+        self._configs = state.configs
+        self._lateness = state.lateness
         self._ages = ages
-        self._configs = configs
         self._sender = sender
         self._receiver = receiver
         self._publisher = publisher
         self._reports = reports
-        self._shedding = Shedding(ages, ledger, sender, lateness)
-        self.cursor = ledger.read_after
+        self.poll_schedule = PollSchedule(time.monotonic())
+        """Schedule by which the reader polls the session's stream."""
+        self.cursor = self._ledger.read_after
         """Entry id after which to read."""
         # The newest of all entries read: entries that are read again are not new.
         self._newest = stream_ids.order(stream_ids.START)
-        self.last_entry_at = self.last_new_entry_at = time.monotonic()
-        """Time of the last entry, and of the last entry that was not read before."""
+        self.last_entry_at = self._last_new_entry_at = time.monotonic()
+        """Time of the last entry."""
+        self._dropped_bytes = 0
+        self._dropped_tail = b""  # the last of the dropped bytes, which may begin a sample
+        self._judged = False  # whether the first never-sent audio was judged
+        self.cut_short = False
+        """Whether the audio that follows is too late for this socket."""
 
     @property
     def end_reached(self) -> bool:
@@ -58,22 +73,23 @@ class AudioIngest:
         return end is not None and stream_ids.order(self.cursor) >= stream_ids.order(end)
 
     @property
-    def cut_short(self) -> bool:
-        """Whether the audio that follows is too late for this socket."""
-        return self._shedding.cut_short
+    def up_since(self) -> float:
+        """Start of Redis's current availability. A Redis outage is not a pause of the producer."""
+        return max(self._context.health.since, self._context.reader.lane(self._lane).up_since)
 
-    def judge_held(self, now: float) -> bool:
-        """Return whether audio read before the socket opened must be dropped."""
-        return self._shedding.judge_held(now)
+    def producer_idle_s(self, since: float = 0.0) -> float:
+        """Return how long the producer is known to have been silent, from `since` on.
 
-    def note_sent(self, now: float) -> None:
-        """Record how far the session was sent on this socket."""
-        self._shedding.note_sent(now)
+        The time counts up to the last poll. A Redis outage does not count: the producer could not
+        append during it.
+        """
+        since = max(since, self._last_new_entry_at, self.up_since)
+        return self.poll_schedule.last_polled_at - since
 
     def rewind(self) -> None:
         """Go back to the committed position."""
-        self._shedding.forget()
-        self._configs.rewind(self._ledger.committed.entry_id)
+        self._dropped_bytes, self._dropped_tail = 0, b""
+        self._judged = self.cut_short = False
         self.cursor = self._ledger.read_after
 
     def accept(self, entries: Entries, now: float, *, live: bool) -> None:
@@ -97,11 +113,32 @@ class AudioIngest:
         newest = stream_ids.order(self.cursor)
         if newest > self._newest:
             self._newest = newest
-            self.last_new_entry_at = now
+            self._last_new_entry_at = now
+
+    def judge_held(self, now: float) -> bool:
+        """Return whether audio read before the socket opened must be dropped."""
+        held = self._ledger.segments(self._lateness.sent_until, self._ledger.read_bytes)
+        first = next(held, None)
+        if first is None:
+            return False
+        self._judged = not self._is_late(first.entry_id, now)
+        return not self._judged
+
+    def note_sent(self, now: float) -> None:
+        """Record how far the session was sent on this socket, and how old that audio is."""
+        if self.cut_short:
+            return  # the replay lasts until the provider has ended the turn
+        sent = self._sender.session_bytes
+        self._lateness.progressed(now, sent)
+        if self._lateness.excuses and sent == self._lateness.sent_until:
+            entry_id = self._ledger.entry_at(sent)
+            if entry_id is not None:
+                self._lateness.waited(now, self._ages.age_s(entry_id))
 
     def report_dropped(self) -> None:
         """Report the dropped audio, when no kept audio has followed it."""
-        self._report_dropped(self._ledger.read_bytes)
+        if self._dropped_bytes:
+            self._report_dropped(self._ledger.read_bytes)
 
     def _accept(
         self, entry_id: str, entry: AudioEntry, now: float, *, reported: bool, live: bool
@@ -120,10 +157,11 @@ class AudioIngest:
         if self._ages.doubts(entry_id):
             self._reports.untimed(entry_id)
         if live:
-            audio = self._shedding.keep(entry_id, audio, now)
+            audio = self._keep(entry_id, audio, now)
         if not audio:
             return
-        self._report_dropped(self._ledger.read_bytes - len(admitted.audio))
+        if self._dropped_bytes:
+            self._report_dropped(self._ledger.read_bytes - len(admitted.audio))
         self._context.stats.chunks += 1
         straight = live and self._sender.empty
         self._sender.enqueue(audio)
@@ -144,8 +182,36 @@ class AudioIngest:
         if admitted.doubt:
             self._reports.doubtful(entry_id, entry, admitted.doubt, admitted.before)
 
+    def _keep(self, entry_id: str, audio: bytes, now: float) -> bytes:
+        """Return the part of newly admitted audio to send; the rest is late."""
+        sent_until = self._lateness.sent_until
+        start = self._ledger.read_bytes - len(audio)
+        if start >= sent_until and (self._dropped_bytes or self._ledger.covers(start)):
+            if self._is_late(entry_id, now):
+                self._dropped_bytes += len(audio)
+                self._dropped_tail = (self._dropped_tail + audio)[-MAX_SAMPLE_BYTES:]
+                return b""
+            self._judged = True
+        elif not self._judged and self._ledger.read_bytes > sent_until:
+            self._judged = True
+            self.cut_short = self._is_late(entry_id, now)
+            if self.cut_short:
+                return audio[: max(0, sent_until - start)]
+        return audio
+
+    def _is_late(self, entry_id: str, now: float) -> bool:
+        age_s = self._ages.age_s(entry_id)
+        late = self._lateness.is_late(now, age_s)
+        if not late:
+            self._lateness.waited(now, age_s)
+        return late
+
     def _report_dropped(self, position: int) -> None:
-        missing_ms = self._shedding.settle(position)
-        if missing_ms:
-            self._receiver.end_turn_early()
-            self._publisher.publish_gap(int(missing_ms), "backlog")
+        """Commit the dropped audio, up to session byte `position`, and publish the gap with it."""
+        missing_ms = self._sender.ms_of(self._dropped_bytes)
+        self._receiver.commit(position)
+        rest = position - self._ledger.committed_bytes  # the beginning of a sample
+        self._sender.resume_at(self._dropped_tail[len(self._dropped_tail) - rest :])
+        self._dropped_bytes, self._dropped_tail = 0, b""
+        self._receiver.end_turn_early()
+        self._publisher.publish_gap(int(missing_ms), "backlog")

@@ -4,12 +4,14 @@ The turn tracker decides what is published. The boundary finder finds the audio 
 covers, and the ledger commits it.
 """
 
+import logging
 from typing import NamedTuple
 
 import msgspec
 
 from schemas import cartesia
 from worker.core.ledger import Ledger
+from worker.core.phases import Lifecycle
 from worker.core.send_log import SendPosition
 from worker.core.transcripts import is_blank, parting
 from worker.core.turn_tracker import EndReason, EventDraft, ProviderInput, TurnTracker
@@ -17,6 +19,11 @@ from worker.core.update_throttle import UpdateThrottle
 from worker.session.boundary import BURST_GAP_S, TurnBoundaryFinder
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
+
+log = logging.getLogger(__name__)
+
+MAX_FLUSH_ATTEMPTS = 3
+"""Maximum failed flushes in a row; after that an open turn is ended without an answer."""
 
 ONSET_MARGIN_MS = 1_500
 """Minimum audio kept uncommitted before an answered ping. A turn start on its way may cover it: the
@@ -84,6 +91,7 @@ class MessageReceiver:
         sender: AudioSender,
         publisher: EventPublisher,
         throttle: UpdateThrottle,
+        lifecycle: Lifecycle,
     ) -> None:
         self._tracker = tracker
         self._boundary = boundary
@@ -91,23 +99,24 @@ class MessageReceiver:
         self._sender = sender
         self._publisher = publisher
         self._throttle = throttle
+        self._lifecycle = lifecycle
         self._held_update: _HeldUpdate | None = None
         self._now = 0.0  # time of the last message or tick
         self._pending_end: _PendingEnd | None = None
         self._eager_pause: _EagerPause | None = None
         self._lead_in: _LeadIn | None = None
         self._last_transcript = ""  # latest text of the turn on this socket
-        self.flushing = False
-        """Whether the worker sent `close` to get the remaining transcripts."""
+        self._failed_flushes = 0
 
     @property
     def inside_turn(self) -> bool:
         """Whether a turn is open, for consumers or for the provider."""
         return self._tracker.open or self._tracker.provider_in_turn
 
-    def socket_opened(self, now: float) -> None:
-        """Begin on a new socket."""
-        self.flushing = False
+    def socket_opened(self, now: float, *, progressed: bool = False) -> None:
+        """Begin on a new socket; `progressed` is whether the last one committed audio."""
+        if progressed:
+            self._failed_flushes = 0
         self._last_transcript = ""
         self._tracker.socket_opened()
         self._boundary.reset(now)
@@ -167,7 +176,7 @@ class MessageReceiver:
         # A message that arrives with the next one may have been delayed, so it proves nothing.
         lead_in, self._lead_in = self._lead_in, None
         if lead_in is not None and arrival.at - lead_in.arrived_at >= BURST_GAP_S:
-            self._commit(lead_in.position)
+            self.commit(lead_in.position)
         if (
             self._eager_pause is not None
             and arrival.at - self._eager_pause.arrival.at < BURST_GAP_S
@@ -202,7 +211,9 @@ class MessageReceiver:
         drafts = self._tracker.on_input(
             ProviderInput.END, held.transcript, held.arrival.session_bytes
         )
-        self._commit_and_publish(cut, drafts, "close" if self.flushing else "model", spoken_until)
+        self._commit_and_publish(
+            cut, drafts, "close" if self._lifecycle.flushing else "model", spoken_until
+        )
 
     def commit_all_sent(self, reason: EndReason) -> None:
         """Commit everything sent, and end the open turn if the provider did not."""
@@ -219,7 +230,57 @@ class MessageReceiver:
     def commit_silence(self, position: int) -> None:
         """Commit audio between turns that the provider received up to session byte `position`."""
         if not self.inside_turn:
-            self._commit(position - self._sender.bytes_of(ONSET_MARGIN_MS))
+            self.commit(position - self._sender.bytes_of(ONSET_MARGIN_MS))
+
+    def commit(self, position: int) -> bool:
+        """Commit the session up to byte `position`; return whether the position moved.
+
+        Every commit of audio is made here. The publisher sends it with the events published before
+        the worker next waits.
+        """
+        if not self._ledger.commit_to(position):
+            return False
+        self._sender.forget_committed()
+        self._publisher.request_commit()
+        return True
+
+    def flush_failed(self) -> None:
+        """Count a failed flush, and end the turn without an answer after `MAX_FLUSH_ATTEMPTS`.
+
+        Before that, the flush is retried on a new socket.
+        """
+        self._failed_flushes += 1
+        if self._failed_flushes >= MAX_FLUSH_ATTEMPTS:
+            attempts = self._failed_flushes
+            log.warning("%s: flush given up after %d attempts", self._publisher.name, attempts)
+            self.abandon_turn()
+
+    def flush_refused(self) -> None:
+        """Commit everything sent, after the provider refused to transcribe the rest.
+
+        The refusal is published as an error. Between turns the rest is only silence.
+        """
+        untranscribed_ms = self._untranscribed_ms if self._tracker.open else 0
+        self.commit_all_sent("close")
+        if untranscribed_ms:
+            self._publisher.publish_gap(untranscribed_ms, "watchdog")
+
+    def abandon_turn(self) -> None:
+        """End the open turn, if any, commit everything sent, and report untranscribed audio."""
+        self.publish_text()
+        untranscribed_ms = self._untranscribed_ms
+        publish = self._tracker.open or untranscribed_ms
+        self.commit_all_sent("watchdog")
+        if publish:
+            self._publisher.publish_gap(untranscribed_ms, "watchdog")
+
+    @property
+    def _untranscribed_ms(self) -> int:
+        """Audio sent since the open turn's text last grew, or that no event covers."""
+        position = self._tracker.last_growth
+        if not self._tracker.open:
+            position = self._ledger.committed_bytes
+        return int(self._sender.ms_of(max(0, self._sender.session_bytes - position)))
 
     def _text_of(
         self, message: cartesia.TurnUpdate | cartesia.TurnEagerEnd | cartesia.TurnEnd
@@ -263,7 +324,7 @@ class MessageReceiver:
             return
         self._boundary.on_transcript(text, arrival)
         self._pending_end = _PendingEnd(text, arrival)
-        if not self.flushing and not self._boundary.waiting:
+        if not self._lifecycle.flushing and not self._boundary.waiting:
             self.resolve_pending_end(final=False)
 
     def _commit_pause(self, text: str) -> None:
@@ -283,19 +344,9 @@ class MessageReceiver:
         if space is None:
             return  # the provider revised the text before the pause
         position = self._boundary.find_pause(pause.arrival, pause.transcript_at)
-        if position is not None and self._ledger.commit_to(position):
+        if position is not None and self.commit(position):
             self.publish_text()  # committed audio is not replayed
             self._tracker.commit_prefix(pause.transcript, space)
-            self._after_commit()
-
-    def _commit(self, position: int) -> None:
-        """Commit audio that no event covers or will cover."""
-        if self._ledger.commit_to(position):
-            self._after_commit()
-
-    def _after_commit(self) -> None:
-        self._sender.forget_committed()
-        self._publisher.request_commit()
 
     def _commit_and_publish(
         self,
@@ -304,8 +355,7 @@ class MessageReceiver:
         reason: EndReason,
         spoken_until: float | None = None,
     ) -> None:
-        if self._ledger.commit_to(position):
-            self._sender.forget_committed()
+        self.commit(position)
         drafts = [msgspec.structs.replace(draft, reason=reason) for draft in drafts]
         self._publish(drafts, spoken_until)
         self._publisher.request_commit()

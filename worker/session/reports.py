@@ -42,6 +42,7 @@ class Reports:
         self._notices = notices
         self._publisher = publisher
         self._repeat_logged = False
+        self._unreadable = 0
 
     def refused(self, entry_id: str, fields: Fields, errors: Sequence[EntryError]) -> None:
         """Report the invalid fields of an audio entry."""
@@ -61,6 +62,20 @@ class Reports:
         if count:
             so_far = f" ({count:,} times so far)" if count > 1 else ""
             self._publisher.publish_error(code, f"{message}{so_far}", status=status)
+
+    def unreadable(self, defect: str) -> None:
+        """Count a provider message that cannot be decoded, or only in part; log the first.
+
+        `defect` contains none of the message's content.
+        """
+        self._unreadable += 1
+        self._context.stats.provider_unreadable += 1
+        if self._unreadable == 1:
+            log.warning(
+                "%s: unreadable message from the provider (%s); the session continues with its "
+                "readable parts; further ones are counted, not logged",
+                *(self._publisher.name, defect),
+            )
 
     def doubtful(self, entry_id: str, entry: AudioEntry, doubt: Doubt, before: int) -> None:
         """Report that the audio of an entry was accepted although its `seq` is doubtful."""
@@ -123,6 +138,12 @@ class Reports:
         self._gap(self._notices.gap_rest())
         for tally in self._notices.unpublished():
             self._publisher.publish_error(tally.code, _summary(tally))
+        if self._unreadable > 1:
+            log.warning(
+                "%s: unreadable messages from the provider: %d",
+                *(self._publisher.name, self._unreadable),
+            )
+            self._unreadable = 0
 
     def _repeats(self, run: RepeatRun | None, when: str) -> None:
         if run is not None:

@@ -119,7 +119,7 @@ class AudioSender:
         self._pacer.restart(now)
 
     def detach(self) -> None:
-        """Drop the socket and all uncommitted audio, which will be read again."""
+        """Drop the socket and all audio after the committed position, which is read again."""
         self._stream = None
         self._buffer.clear()
         self._buffered_bytes = 0
@@ -129,7 +129,6 @@ class AudioSender:
         self._stats.replayed_s += (
             self.ms_of(self.session_bytes - self._ledger.committed_bytes) / 1000
         )
-        self._ledger.rewind()
         self.session_bytes = self._ledger.committed_bytes
 
     def resume_at(self, rest: bytes) -> None:

@@ -1,33 +1,47 @@
-"""The lifecycle of one session, from its claim to its tombstone, over any number of sockets.
+"""One session, from its claim to its tombstone, over any number of sockets.
 
 The reader passes audio and the ticker passes the time, both by plain calls. The session's own task
-connects, receives, and decides what is committed.
-
-    PARKED ----audio----> CONNECTING ----connected----> LIVE
-      ^ ^                     ^                          | |
-      | +---- lost, nothing --+------- lost, audio ------+ | end, or long without audio
-      |       to replay                to replay           v
-      +------------------- all published --------------- FLUSHING ---> OVER
+waits for audio, connects and receives. `worker.core.phases` decides what each input means.
 """
 
 import logging
 import time
-from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 import anyio
 from redis.exceptions import ResponseError
 
-from schemas.turns import SessionEndReason as SessionEndReason
+from schemas.turns import SessionEndReason
 from worker.bus.audio_reader import Entries
+from worker.bus.clock import EntryAges
 from worker.bus.committer import INTERNAL_ERROR
 from worker.bus.ownership import Ownership
 from worker.context import WorkerContext
-from worker.core.provider_errors import is_idle_close
-from worker.errors import SttError, SttPermanentError, SttTransientError
-from worker.session.checkpoint import Checkpoint
-from worker.session.connection import LiveConnection
-from worker.session.parts import Parts
+from worker.core.pacing import Pacer
+from worker.core.phases import Action, Input, Lifecycle, Phase
+from worker.core.provider_errors import is_idle_close, is_provider_error
+from worker.core.repeats import Repeats
+from worker.core.update_throttle import UpdateThrottle
+from worker.core.watchdog import Watchdog
+from worker.errors import (
+    SttBusyError,
+    SttCredentialsError,
+    SttError,
+    SttPermanentError,
+    SttProtocolError,
+    SttTooBigError,
+    SttTransientError,
+)
+from worker.session.boundary import TurnBoundaryFinder
+from worker.session.checkpoint import Checkpoint, SessionState
+from worker.session.connection import Connection
+from worker.session.connector import Connector
+from worker.session.ingest import AudioIngest
+from worker.session.publisher import EventPublisher
+from worker.session.receiver import MessageReceiver
+from worker.session.reports import Reports
+from worker.session.sender import AudioSender
 from worker.telemetry.traces import SessionTrace
 
 log = logging.getLogger(__name__)
@@ -35,22 +49,19 @@ log = logging.getLogger(__name__)
 OUTAGE_EVENT_AFTER_S = 3.0
 """Delay before an outage is published: time without a socket."""
 
+SAME_PLACE_MS = 2_000
+"""Maximum distance between two loss positions that count as the same, because lag varies."""
 
-class Phase(Enum):
-    """State of a session's connection."""
-
-    PARKED = "parked"
-    CONNECTING = "connecting"
-    LIVE = "live"
-    FLUSHING = "flushing"
-    OVER = "over"
+_NO_LOSS = (SttPermanentError, SttCredentialsError, SttBusyError)
+"""Errors that are unrelated to the audio."""
 
 
-class Failure(NamedTuple):
-    """Why a session failed, for the dead letter."""
+class _Fatal(NamedTuple):
+    """An error that no retry can fix, as the consumers receive it."""
 
     code: str
     message: str
+    status: int
 
 
 class Session:
@@ -59,7 +70,8 @@ class Session:
     def __init__(
         self, context: WorkerContext, ownership: Ownership, seq: int, snapshot: Checkpoint
     ) -> None:
-        entry = ownership.entry
+        """Continue at `snapshot`; `seq` is the number of the last published event."""
+        entry, timeouts = ownership.entry, context.timeouts
         self.ownership = ownership
         self.name = ownership.name
         self.lane = entry.lane
@@ -68,41 +80,68 @@ class Session:
         self.entry_restored = False
         """Whether the worker restored the session's entry after Redis lost it."""
         self._context = context
-        self._entry = entry
-        self._parts = parts = Parts.assemble(context, ownership, self.audio_key, seq, snapshot)
-        self.poll_schedule = parts.poll_schedule
+        self._lifecycle = Lifecycle()
+        self._state = state = SessionState(entry, snapshot, timeouts.max_lag_s)
+        self._ledger = state.ledger
+        self._sender = sender = AudioSender(
+            entry.encoding,
+            entry.sample_rate,
+            state.ledger,
+            Pacer(timeouts.replay_speed),
+            context.stats,
+            context.frame_limit,
+        )
+        self._publisher = publisher = EventPublisher(
+            context,
+            ownership,
+            seq,
+            partial(state.event_context, sender),
+            partial(state.checkpoint, sender, context.provider_lag),
+        )
+        boundary = TurnBoundaryFinder(
+            entry, state.ledger, sender, context.stalls, context.provider_lag
+        )
+        throttle = UpdateThrottle(timeouts.update_interval_ms)
+        self._receiver = MessageReceiver(
+            state.tracker, boundary, state.ledger, sender, publisher, throttle, self._lifecycle
+        )
+        self._reports = Reports(context, self.audio_key, entry.session, state.notices, publisher)
+        self._ages = EntryAges(context.clock, ownership.run, untimed=state.notices.untimed)
+        self._ingest = AudioIngest(
+            context,
+            entry.lane,
+            state,
+            self._ages,
+            sender,
+            self._receiver,
+            publisher,
+            self._reports,
+        )
+        self.poll_schedule = self._ingest.poll_schedule
         """Poll schedule of the audio stream; the reader uses it."""
-        self._ledger = parts.ledger
-        self._lateness = parts.lateness
-        self._sender = parts.sender
-        self._tracker = parts.tracker
-        self._publisher = parts.publisher
-        self._receiver = parts.receiver
-        self._ingest = parts.ingest
-        self._connector = parts.connector
-        if self._tracker.open:
-            self.trace.turn_started(snapshot.turns.turn, time.time(), taken_over=True)
-        context.provider_lag.seed(snapshot.lag_s)
-        # Values at the time the previous socket opened.
-        self._committed_at_connect = self._ledger.committed_bytes
-        self._reached_sent = self._lateness.sent_until
-        self._failure: Failure | None = None
+        self._connector = Connector(context, ownership, state.configs, publisher, self._reports)
+        self._connection: Connection | None = None
+        self._watchdog = Watchdog()
+        self._losses = Repeats(sender.bytes_of(SAME_PLACE_MS))
+        # Values at the time the last socket opened.
+        self._committed_at_connect = state.ledger.committed_bytes
+        self._reached_sent = state.lateness.sent_until
         self._wake = anyio.Event()
-        self._connection: LiveConnection | None = None
-        self._phase = Phase.PARKED  # the phase while there is no connection
         self._phase_since = time.monotonic()
         self._outage_since: float | None = None  # start of the outage, until a socket works
         self._outage_published = False
-        self._unreadable = ""
+        self._unreadable = ""  # why the audio key cannot be read
+        self._fatal: _Fatal | None = None
+        if state.tracker.open:
+            self.trace.turn_started(snapshot.turns.turn, time.time(), taken_over=True)
+        context.provider_lag.seed(snapshot.lag_s)
+
+    # -- called by the reader, the ticker and the backlog drainer
 
     @property
     def phase(self) -> Phase:
         """State of the connection."""
-        if self._connection is None or self._phase is Phase.OVER:
-            return self._phase
-        return Phase.FLUSHING if self._connection.flushing else Phase.LIVE
-
-    # -- called by the reader and the ticker
+        return self._lifecycle.phase
 
     @property
     def cursor(self) -> str:
@@ -112,12 +151,20 @@ class Session:
     @property
     def wants_audio(self) -> bool:
         """Whether the reader should read audio for this session now."""
-        if self._phase is Phase.OVER or self._ingest.end_reached or self._unreadable:
+        if self._ingest.end_reached or self._unreadable:
             return False
-        if self._connection is None:
-            return not self._sender.holds_audio
-        stops = self._connection.flushing or self._ingest.cut_short
-        return self._sender.has_room and not stops
+        match self.phase:
+            case Phase.PARKED | Phase.CONNECTING:
+                return not self._sender.holds_audio
+            case Phase.LIVE:
+                return self._sender.has_room and not self._ingest.cut_short
+            case _:
+                return False
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether audio waits because of pacing."""
+        return self.phase is Phase.LIVE and not self._sender.empty
 
     @property
     def chunk_s(self) -> float:
@@ -136,7 +183,7 @@ class Session:
             return 0.0
         # On a live socket the unsent audio is at most the sender's buffer, so the cursor will do.
         oldest = self._ledger.oldest if self._connection is None else self.cursor
-        return self._parts.ages.age_s(oldest or self.cursor)
+        return self._ages.age_s(oldest or self.cursor)
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -149,7 +196,7 @@ class Session:
 
         A session that waits for a socket gets one from the next worker just as soon.
         """
-        between_turns = self.phase is Phase.LIVE and not self._tracker.open
+        between_turns = self.phase is Phase.LIVE and not self._state.tracker.open
         return between_turns or self.phase in (Phase.PARKED, Phase.CONNECTING)
 
     @property
@@ -164,16 +211,27 @@ class Session:
 
     def feed(self, entries: Entries, now: float) -> None:
         """Accept entries that follow the cursor and were just read."""
-        connection = self._connection
-        if self._phase is Phase.OVER or self.fenced_reason is not None:
+        if self.fenced_reason is not None:
             return
-        if connection is None:
-            self._ingest.accept(entries, now, live=False)
-            self._wake.set()
-        elif not (connection.flushing or self._ingest.cut_short):
-            self._ingest.accept(entries, now, live=True)
-            connection.drain(now)
-        # Otherwise the entries are read again after the flush, or by another owner.
+        match self._lifecycle.on(Input.ENTRIES):
+            case Action.SEND:
+                if not self._ingest.cut_short:  # otherwise they are read again after the flush
+                    self._ingest.accept(entries, now, live=True)
+                    self.drain(now)
+            case Action.HOLD:
+                self._ingest.accept(entries, now, live=False)
+                self._wake.set()
+
+    def drain(self, now: float) -> None:
+        """Send what pacing allows; flush after the last audio."""
+        connection = self._connection
+        if connection is None or self.phase is not Phase.LIVE:
+            return
+        if self._sender.drain(now):
+            self._context.backlog.add(self)
+        elif self._ingest.end_reached or self._ingest.cut_short:
+            self._ingest.report_dropped()
+            connection.flush(now)
 
     def on_unreadable_key(self, error: ResponseError) -> None:
         """Record that the audio key does not hold a stream."""
@@ -182,19 +240,18 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Check every deadline; called about ten times a second."""
-        if self._phase is not Phase.OVER:
-            self._parts.reports.tick(now)
-        if self._connection is not None:
-            self._connection.tick(now)
-            if self._outage_since is not None and self._connection.works(now):
-                self._end_outage()
-        elif self._outage_since is not None and self._phase is Phase.CONNECTING:
-            late = now - self._outage_since > OUTAGE_EVENT_AFTER_S
-            if late and not self._outage_published:
-                self._outage_published = True
-                self._publish_outage()
-        elif self._phase is Phase.PARKED and self._is_idle:
-            self._wake.set()
+        action = self._lifecycle.on(Input.TICK)
+        if action is not Action.NOTHING:
+            self._reports.tick(now)
+        match action:
+            case Action.CHECK_SOCKET if self._connection is not None:
+                self._connection.tick(now)
+                if self._outage_since is not None and self._connection.works(now):
+                    self._end_outage()
+            case Action.CHECK_OUTAGE:
+                self._check_outage(now)
+            case Action.CHECK_IDLE if self._is_idle:
+                self._wake.set()
 
     # -- the session's task
 
@@ -205,14 +262,17 @@ class Session:
         """
         self._context.reader.add(self)
         try:
-            while self._phase is not Phase.OVER:
-                await self._run_connection()
+            while self.phase is not Phase.OVER:
+                await self._wait_for_work()
+                if self.phase is Phase.CONNECTING:
+                    connection = await self._connect()
+                    if connection is not None:
+                        await self._run_connection(connection)
             await self._publisher.wait_committed()
-            self._parts.defects.summarize()
             self._dead_letter()
             await self._connector.release_permit()
         finally:
-            self._phase = Phase.OVER
+            self._lifecycle.on(Input.STOP)
             self._context.reader.remove(self)
 
     def verify_ownership(self) -> None:
@@ -226,51 +286,170 @@ class Session:
     async def wait_committed(self) -> None:
         """Wait until everything published so far is committed; raises `FencedError`."""
         publisher = self._publisher
-        if (
-            self._lateness.sent_until > self._ledger.committed_bytes
-            and publisher.fenced_reason is None
-        ):
+        sent_more = self._state.lateness.sent_until > self._ledger.committed_bytes
+        if sent_more and publisher.fenced_reason is None:
             publisher.request_commit()  # commits how far audio was sent
         await publisher.wait_committed()
 
-    async def _run_connection(self) -> None:
-        """Wait for work, then run one connection."""
-        self._enter(Phase.PARKED)
+    async def _wait_for_work(self) -> None:
+        """Wait until there is audio, or until the session is over."""
+        self._request_read()
         while not self._has_work:
             await self._wake.wait()
             self._wake = anyio.Event()
             if self._is_idle and not self._has_work:
                 self._receiver.end_turn_early()
-                self._finish("idle")
+                self._on(Input.IDLE)
                 return
+        nothing_left = not self._sender.holds_audio and not self._state.tracker.open
         if self._unreadable:
-            self._fail("audio_unreadable", f"audio key: {self._unreadable}", status=0)
-            return
-        if self._ingest.end_reached and not self._sender.holds_audio and not self._tracker.open:
-            self._finish("end")
-            return
-        connection = await self._connect()
-        if connection is None:
-            return
-        lost: SttError | None = None
+            self._fatal = _Fatal("audio_unreadable", f"audio key: {self._unreadable}", status=0)
+            self._on(Input.FATAL)
+        elif self._ingest.end_reached and nothing_left:
+            self._on(Input.END)
+        else:
+            self._on(Input.WORK)
+
+    async def _connect(self) -> Connection | None:
+        """Connect, however long it takes; None if the provider rejects the session for good."""
+        self._begin_outage()
+        try:
+            stream = await self._connector.connect()
+        except SttPermanentError as error:
+            self._fatal = _Fatal(error.code or "stt_refused", str(error), error.status)
+            self._on(Input.FATAL)
+            return None
+        now = time.monotonic()
+        if self._ingest.judge_held(now):
+            self._rewind()
+        self._state.connected(stream.request_id)
+        log.info("%s: connected, request %s", self.name, stream.request_id)
+        progressed = self._ledger.committed_bytes > self._committed_at_connect
+        self._committed_at_connect = self._ledger.committed_bytes
+        self._reached_sent = self._state.lateness.sent_until
+        self._receiver.socket_opened(now, progressed=progressed)
+        self._sender.attach(stream, now)
+        self._state.lateness.opened(now, self._sender.session_bytes)
+        self._connection = connection = Connection(
+            self._context,
+            self._state,
+            self._lifecycle,
+            self._sender,
+            self._ingest,
+            self._receiver,
+            self._publisher,
+            self._reports,
+            self._watchdog,
+            stream,
+            now,
+        )
+        self._on(Input.CONNECTED)
+        self.drain(now)
+        return connection
+
+    async def _run_connection(self, connection: Connection) -> None:
+        """Run one connection until its socket is closed or lost, then park or wait to reconnect."""
         try:
             async with connection.stream:
                 await connection.run()
-                await self._after_flush()
+                action = self._on_flushed()
         except SttError as error:
-            lost = error
-            if isinstance(error, SttPermanentError) and self._connector.revoke_config(error):
-                lost = SttTransientError(
-                    str(error), status=error.status, request_id=error.request_id
-                )
-            self.trace.socket_lost(lost, self._sender.ms_of(self._sender.uncommitted_bytes) / 1000)
-            self._parts.upkeep.lost(lost, time.monotonic(), flushing=connection.flushing)
+            action = self._on_lost(error, received_turns=connection.received_turns)
         finally:
-            self._connection = None
-            self._rewind()
-        self.trace.flush_ended(lost)
-        if lost is not None:
-            await self._on_connection_lost(lost)
+            if self._connection is not None:  # released, or an internal error
+                self._rewind()
+        match action:
+            case Action.PARK:
+                await self._connector.release_permit()
+            case Action.RECONNECT:
+                # A long turn commits nothing, but a socket that sent more of it made progress.
+                sent_more = self._state.lateness.sent_until > self._reached_sent
+                await self._connector.wait_before_reconnect(
+                    progressed=self._committed_more or sent_more
+                )
+                self._on(Input.RETRY)
+
+    def _on_flushed(self) -> Action:
+        """Handle the end of a flush: everything sent is committed."""
+        self._end_outage()
+        if self._ingest.cut_short:
+            event = Input.FLUSHED_EARLY
+        elif self._ingest.end_reached:
+            event = Input.FLUSHED_END
+        else:
+            event = Input.FLUSHED
+        action = self._on(event)
+        self._rewind()
+        self.trace.flush_ended(None)
+        return action
+
+    def _on_lost(self, error: SttError, *, received_turns: bool) -> Action:
+        """Handle a lost socket: its uncommitted audio will be sent again."""
+        if isinstance(error, SttPermanentError) and self._connector.revoke_config(error):
+            error = SttTransientError(str(error), status=error.status, request_id=error.request_id)
+        self.trace.socket_lost(error, self._sender.ms_of(self._sender.uncommitted_bytes) / 1000)
+        idle = is_idle_close(error.status, str(error))
+        if not idle:
+            self._check_repeated_loss(error, received_turns=received_turns)
+        self._rewind()
+        self.trace.flush_ended(error)
+        self._context.stats.sockets_lost["idle" if idle else error.fault_class] += 1
+        if idle:
+            return self._on(Input.CLOSED_IDLE)
+        if isinstance(error, SttPermanentError):
+            self._fatal = _Fatal("stt_refused", str(error), error.status)
+            return self._on(Input.FATAL)
+        log.info("%s: socket lost: %s", self.name, error)
+        if self._committed_more:
+            self._end_outage()
+        self._begin_outage()
+        self._connector.failure = error
+        return self._on(Input.LOST)
+
+    def _check_repeated_loss(self, error: SttError, *, received_turns: bool) -> None:
+        """Skip audio at which the provider fails on one socket after another."""
+        if isinstance(error, _NO_LOSS):
+            return
+        too_big = isinstance(error, SttTooBigError)
+        if too_big and self._can_send_less(error):
+            return
+        broken = isinstance(error, SttProtocolError)
+        if self._lifecycle.flushing and (broken or is_provider_error(error)):
+            self._receiver.flush_failed()
+        if not (received_turns or broken or too_big):
+            return  # an outage
+        certain = too_big or (broken and received_turns)
+        progress = (self._ledger.committed_bytes, self._state.tracker.last_growth)
+        now = time.monotonic()
+        if self._losses.lost(self._sender.session_bytes, progress, now, certain=certain):
+            log.warning(
+                "%s: skipping audio at which the provider fails repeatedly (%s)", self.name, error
+            )
+            self._receiver.abandon_turn()
+
+    def _can_send_less(self, error: SttError) -> bool:
+        """Lower the worker's limit of message sizes; return whether it can be lower."""
+        limit, before = self._context.frame_limit, self._context.frame_limit.max_bytes
+        possible = limit.refused(self._sender.largest)
+        if limit.max_bytes < before:
+            log.warning(
+                "%s: the provider rejects messages of %d bytes (%s); this worker sends at most %d",
+                *(self.name, self._sender.largest, error, limit.max_bytes),
+            )
+        return possible
+
+    def _on(self, event: Input) -> Action:
+        """Enter the next phase, and do what the session's task need not wait for."""
+        action = self._lifecycle.on(event)
+        self._phase_since = time.monotonic()
+        match action:
+            case Action.END:
+                self._finish("idle" if event is Input.IDLE else "end")
+            case Action.FAIL:
+                self._fail()
+            case _:
+                self._request_read()
+        return action
 
     @property
     def _has_work(self) -> bool:
@@ -281,16 +460,12 @@ class Session:
         """Whether the producer seems to be gone. Only valid without a socket."""
         if self.poll_schedule.last_polled_at < self._phase_since:
             return False  # the stream was not polled since this phase began
-        return (
-            self._parts.upkeep.producer_idle_s(self._ingest.last_new_entry_at)
-            > self._context.timeouts.idle_s
-        )
+        return self._ingest.producer_idle_s() > self._context.timeouts.idle_s
 
-    def _enter(self, phase: Phase) -> None:
-        """Enter a phase without a connection."""
-        self._phase = phase
-        self._phase_since = time.monotonic()
-        self._request_read()
+    @property
+    def _committed_more(self) -> bool:
+        """Whether audio was committed since the last socket opened."""
+        return self._ledger.committed_bytes > self._committed_at_connect
 
     def _request_read(self) -> None:
         """Make the reader poll this session at once."""
@@ -298,48 +473,26 @@ class Session:
         self._context.reader.wake()
 
     def _rewind(self) -> None:
-        """Go back to the committed position, so that a new socket receives the audio after it."""
-        self._lateness.closed(time.monotonic(), self._sender.session_bytes)
+        """Drop the socket and go back to the committed position, to send what follows it again."""
+        self._connection = None
+        self._state.lateness.closed(time.monotonic(), self._sender.session_bytes)
+        self._state.rewind()
         self._sender.detach()
         self._receiver.forget()
         self._ingest.rewind()
         self.epoch += 1
-
-    async def _connect(self) -> LiveConnection | None:
-        """Connect, however long it takes; None if the provider rejects the session for good."""
-        self._enter(Phase.CONNECTING)
-        self._begin_outage()
-        try:
-            stream = await self._connector.connect()
-        except SttPermanentError as error:
-            self._fail(error.code or "stt_refused", str(error), status=error.status)
-            return None
-        now = time.monotonic()
-        if self._ingest.judge_held(now):
-            self._rewind()
-        self._parts.checkpoint.connected(stream.request_id)
-        log.info("%s: connected, request %s", self.name, stream.request_id)
-        progressed = self._ledger.committed_bytes > self._committed_at_connect
-        self._committed_at_connect = self._ledger.committed_bytes
-        self._reached_sent = self._lateness.sent_until
-        self._receiver.socket_opened(now)
-        self._sender.attach(stream, now)
-        self._lateness.opened(now, self._sender.session_bytes)
-        self._parts.upkeep.connected(now, progressed=progressed)
-        self._connection = LiveConnection(self._context, self.name, self._parts, stream, now)
-        self._request_read()
-        self._connection.drain(now)
-        return self._connection
 
     def _begin_outage(self) -> None:
         """Start measuring the outage, unless it is being measured already."""
         if self._outage_since is None:
             self._outage_since = time.monotonic()
 
-    def _end_outage(self) -> None:
-        self._outage_since, self._outage_published, self._connector.failure = None, False, None
-
-    def _publish_outage(self) -> None:
+    def _check_outage(self, now: float) -> None:
+        """Publish the outage, once, if it lasts."""
+        since = self._outage_since
+        if since is None or self._outage_published or now - since <= OUTAGE_EVENT_AFTER_S:
+            return
+        self._outage_published = True
         failure = self._connector.failure
         self._publisher.publish_error(
             "stt_unavailable",
@@ -347,56 +500,34 @@ class Session:
             status=failure.status if failure else 0,
         )
 
-    async def _after_flush(self) -> None:
-        """End the session after a flush, or release the permit until there is audio."""
-        self._end_outage()
-        if self._ingest.cut_short:
-            return  # the next socket begins with the late audio
-        if self._ingest.end_reached:
-            self._finish("end")
-        else:
-            await self._connector.release_permit()
-
-    async def _on_connection_lost(self, error: SttError) -> None:
-        if is_idle_close(error.status, str(error)):
-            self._context.stats.sockets_lost["idle"] += 1
-            await self._connector.release_permit()
-            return
-        self._context.stats.sockets_lost[error.fault_class] += 1
-        if isinstance(error, SttPermanentError):
-            self._fail("stt_refused", str(error), status=error.status)
-            return
-        log.info("%s: socket lost: %s", self.name, error)
-        progressed = self._ledger.committed_bytes > self._committed_at_connect
-        if progressed:
-            self._end_outage()
-        self._enter(Phase.CONNECTING)
-        self._begin_outage()
-        self._connector.failure = error
-        # A long turn commits nothing, but a socket that sent more of it made progress.
-        sent = self._lateness.sent_until > self._reached_sent
-        await self._connector.wait_before_reconnect(progressed=progressed or sent)
+    def _end_outage(self) -> None:
+        self._outage_since, self._outage_published, self._connector.failure = None, False, None
 
     # -- the end
 
     def _finish(self, reason: SessionEndReason) -> None:
-        self._parts.reports.close()
-        self._publisher.publish_end(reason, self._tracker.state.turn)
-        self._phase = Phase.OVER
+        self._reports.close()
+        self._publisher.publish_end(reason, self._state.tracker.state.turn)
 
-    def _fail(self, code: str, message: str, *, status: int) -> None:
+    def _fail(self) -> None:
         """End the session after an error that no retry can fix."""
-        self._parts.reports.close()
-        self._publisher.publish(self._tracker.force_end("close"))
-        self._publisher.publish_error(code, message, status=status, fatal=True)
+        self._reports.close()
+        self._publisher.publish(self._state.tracker.force_end("close"))
+        if self._fatal is not None:
+            code, message, status = self._fatal
+            self._publisher.publish_error(code, message, status=status, fatal=True)
         self._finish("error")
-        self._failure = Failure(code, message)
 
     def _dead_letter(self) -> None:
         """Write a dead letter for a failed session, once its end is committed."""
-        if self._failure is not None:
-            log.error("%s: ended: %s", self.name, self._failure.message)
-            fence, keys = self.ownership.fence, self._context.keys
+        if self._fatal is not None:
+            log.error("%s: ended: %s", self.name, self._fatal.message)
+            entry_id, session = self.ownership.fence.entry_id, self.ownership.entry.session
             self._context.dead_letter(
-                fence.entry_id, keys.sessions, self._entry.session, *self._failure, {}
+                entry_id,
+                self._context.keys.sessions,
+                session,
+                self._fatal.code,
+                self._fatal.message,
+                {},
             )

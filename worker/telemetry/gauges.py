@@ -13,7 +13,8 @@ from redis.exceptions import ResponseError
 from worker.admin import Readiness
 from worker.bus.client.connection import retry_while_unavailable
 from worker.context import WorkerContext
-from worker.session.session import Phase, Session
+from worker.core.phases import Phase
+from worker.session.session import Session
 
 log = logging.getLogger(__name__)
 
