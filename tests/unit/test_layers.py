@@ -1,4 +1,4 @@
-"""Imports go one way: no package imports one above it."""
+"""Imports go one way, and the audio ledger is moved in one place."""
 
 import ast
 from collections.abc import Iterator
@@ -39,6 +39,24 @@ def _imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _callers(method: str) -> set[str]:
+    """Return the modules of the product that call a method of this name on `ledger`."""
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.glob("worker/**/*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == method
+        and ast.unparse(node.func.value).endswith("ledger")
+    }
+
+
+def test_one_module_commits_audio_and_one_rewinds() -> None:
+    assert _callers("commit_to") == {"worker/session/receiver.py"}
+    assert _callers("rewind") == {"worker/session/checkpoint.py"}
 
 
 def test_no_import_runs_upwards() -> None:

@@ -2,12 +2,7 @@
 
 A session is parked until there is audio. It connects, is live on a socket, and flushes the socket
 after the last audio. Then it is parked again, or over. After a lost socket it connects again.
-
-    PARKED ----- WORK ------> CONNECTING ---- CONNECTED ----> LIVE
-      ^ ^                       ^   |                         |  |
-      | +-------- RETRY --------|---+                         |  | LAST_SENT
-      |                         +------- LOST ----------------+  v
-      +----------------------- FLUSHED, CLOSED_IDLE -------- FLUSHING ---> OVER
+`docs/architecture.md` has the table as a diagram.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,8 @@
-"""Draws the state diagram of the turn tracker: `python -m tests.unit.core.picture` writes it.
+"""Draws the state diagrams in the docs: `python -m tests.unit.core.picture` writes them.
 
-The table gives the actions. The tracker itself gives the transitions: this module visits every
-state that a few steps reach, and tries every input there.
+The session's phases are drawn from their table. The turn tracker's table gives only its actions.
+The tracker itself gives the transitions: this module visits every state that a few steps reach, and
+tries every input there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,8 @@ from itertools import product
 from typing import Final, NamedTuple
 
 from tests.docs.pages import write_block
+from worker.core import phases
+from worker.core.phases import Input, Phase
 from worker.core.turn_tracker import (
     TABLE,
     Action,
@@ -21,6 +24,7 @@ from worker.core.turn_tracker import (
 
 PAGE: Final = "architecture.md"
 BLOCK: Final = "turn tracker"
+PHASES_BLOCK: Final = "session phases"
 
 _NEW_SOCKET: Final = "new socket"
 _STEPS: Final = 6
@@ -150,5 +154,24 @@ def _actions() -> str:
     return "\n".join([*lines, ""])
 
 
+def phases_markdown() -> str:
+    """Return the diagram and the table of a session's phases."""
+    lines = ["", "```mermaid", "stateDiagram-v2", f"    [*] --> {Phase.PARKED}"]
+    lines += [
+        f"    {before} --> {after}: {event.name} / {action.name.lower()}"
+        for (before, event), (action, after) in phases.TABLE.items()
+        if before is not after and event is not Input.STOP
+    ]
+    lines += ["```", "", "| input | " + " | ".join(Phase) + " |", "|---|" + "---|" * len(Phase)]
+    for event in Input:
+        cells = [phases.TABLE.get((phase, event)) for phase in Phase]
+        names = [cell[0].name.lower() if cell else "" for cell in cells]
+        lines.append(f"| {event.name}: {event} | {' | '.join(names)} |")
+    lines += ["", "| action | |", "|---|---|"]
+    lines += [f"| {action.name.lower()} | {action} |" for action in phases.Action]
+    return "\n".join([*lines, ""])
+
+
 if __name__ == "__main__":
+    write_block(PAGE, PHASES_BLOCK, phases_markdown())
     write_block(PAGE, BLOCK, markdown())

@@ -1,14 +1,30 @@
-"""The committed state diagram of the turn tracker matches the code."""
+"""The committed state diagrams match the code."""
 
+from collections.abc import Callable
 from itertools import product
 
+import pytest
+
 from tests.docs.pages import block
-from tests.unit.core.picture import BLOCK, PAGE, Place, arrows, markdown
+from tests.unit.core.picture import (
+    BLOCK,
+    PAGE,
+    PHASES_BLOCK,
+    Place,
+    arrows,
+    markdown,
+    phases_markdown,
+)
 from worker.core.turn_tracker import TABLE, ProviderState, PublishedState
 
 
-def test_committed_diagram_matches_code() -> None:
-    assert block(PAGE, BLOCK) == markdown(), "run `python -m tests.unit.core.picture`"
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [(BLOCK, markdown), (PHASES_BLOCK, phases_markdown)],
+    ids=["tracker", "phases"],
+)
+def test_committed_diagram_matches_code(name: str, drawn: Callable[[], str]) -> None:
+    assert block(PAGE, name) == drawn(), "run `python -m tests.unit.core.picture`"
 
 
 def test_every_state_of_table_is_visited() -> None:
