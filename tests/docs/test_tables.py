@@ -77,7 +77,7 @@ def test_turn_detection_defaults_match() -> None:
 
 
 _ERROR = (
-    r"(?:publisher\.error|provider_error|publish_error|_fail|_warn)\(\s*(?:[\w.]+ or )?\"(\w+)\""
+    r"(?:publisher\.error|provider_error|publish_error|_Fatal|_warn)\(\s*(?:[\w.]+ or )?\"(\w+)\""
 )
 """A call that publishes a `session.error`, with its code."""
 
