@@ -17,11 +17,11 @@ from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.inspection import Announced, announced
 
 _MARKS: Final = (
-    *(script.sha.encode() for script in (scripts.COMMIT, scripts.COMMIT, scripts.COMMIT)),
-    scripts.CLAIM.sha.encode(),
-    scripts.HEARTBEAT.sha.encode(),
-    scripts.TAKE_OVER.sha.encode(),
-    scripts.RELEASE.sha.encode(),
+    *(script.sha.encode() for script in (scripts.commit, scripts.commit, scripts.commit)),
+    scripts.claim.sha.encode(),
+    scripts.heartbeat.sha.encode(),
+    scripts.take_over.sha.encode(),
+    scripts.release.sha.encode(),
     b"XREADGROUP",
     b"XACK",
 )

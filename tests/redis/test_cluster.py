@@ -214,7 +214,7 @@ async def test_failed_node_does_not_block_script_loading() -> None:
         name = next(name for name in NAMES if ports[name] != lost.port)
         await lost.kill()
         health = RedisHealth()
-        add = partial(scripts.WRITE, redis, [name], ["SADD", "member"])
+        add = partial(scripts.write, redis, key=name, command="SADD", values=["member"])
         with anyio.fail_after(PATIENCE_S):
             assert await retry_while_unavailable(health, add) == 1
 
@@ -247,7 +247,7 @@ async def test_node_without_slots_gets_the_scripts() -> None:
         await tell(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", target)
         await tell(old, "MIGRATE", "127.0.0.1", added.port, name, 0, 5_000)
         with anyio.fail_after(PATIENCE_S):
-            assert await scripts.WRITE(redis, [name], ["SADD", "second"]) == 1
+            assert await scripts.write(redis, key=name, command="SADD", values=["second"]) == 1
 
 
 async def test_single_server_is_not_a_cluster(redis_server: GuardedRedis) -> None:

@@ -77,7 +77,7 @@ async def test_lost_group_is_recreated_from_the_first_entry(bus: Bus) -> None:
     assert (await bus.one.heartbeat([(entry, 1)])).missing == {entry}
 
 
-@contract_of(scripts.CLAIM)
+@contract_of(scripts.claim)
 async def test_claim_verdicts(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -102,7 +102,7 @@ async def test_claim_verdicts(bus: Bus) -> None:
     assert (await bus.claim(bus.one, later)).verdict == "duplicate", "the old entry is replaced"
 
 
-@contract_of(scripts.RAISE_DELIVERY_COUNT)
+@contract_of(scripts.raise_delivery_count)
 async def test_claim_outbids_the_owner_before_a_group_loss(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -141,7 +141,7 @@ async def test_run_counts_only_if_the_state_has_it(bus: Bus) -> None:
     assert (await bus.claim(bus.two, again, run=first.run)).verdict == "over"
 
 
-@contract_of(scripts.RESTORE_ENTRY)
+@contract_of(scripts.restore_entry)
 async def test_vanished_entry_is_restored_once(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -208,7 +208,7 @@ async def test_claim_of_an_ended_session(bus: Bus) -> None:
     assert (await bus.claim(bus.two, other)).verdict == "ended"
 
 
-@contract_of(scripts.HEARTBEAT)
+@contract_of(scripts.heartbeat)
 async def test_heartbeat_renews_reports_and_finds_entries(bus: Bus) -> None:
     for n in range(5):
         await bus.announce(session=f"call-{n}")
@@ -248,7 +248,7 @@ async def test_heartbeat_of_many_entries(bus: Bus) -> None:
     assert not report.unclaimed
 
 
-@contract_of(scripts.TAKE_OVER)
+@contract_of(scripts.take_over)
 async def test_takeover_waits_for_the_lease(bus: Bus) -> None:
     entry = await bus.announce()
     await bus.one.read_new(1, 10)
@@ -260,7 +260,7 @@ async def test_takeover_waits_for_the_lease(bus: Bus) -> None:
     assert not (await bus.two.take_over(10, 0)).owned, "not from the same consumer"
 
 
-@contract_of(scripts.RELEASE)
+@contract_of(scripts.release)
 async def test_released_entry_is_taken_over_at_once(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -282,7 +282,7 @@ async def test_takeover_is_bounded(bus: Bus) -> None:
     assert len((await bus.two.take_over(6, 0)).owned) == 6
 
 
-@contract_of(scripts.COMPLETE)
+@contract_of(scripts.complete)
 async def test_settled_entries_are_deleted(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -327,7 +327,7 @@ async def test_dead_workers_are_taken_over_before_their_lease(bus: Bus) -> None:
     assert (owned.entry_id, owned.delivery_count, owned.owner) == (entry, 2, "one")
 
 
-@contract_of(scripts.DELETE_CONSUMER)
+@contract_of(scripts.delete_consumer)
 async def test_consumer_is_deleted_only_when_it_owns_nothing(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -339,7 +339,7 @@ async def test_consumer_is_deleted_only_when_it_owns_nothing(bus: Bus) -> None:
     assert await bus.two.delete_consumer("one"), "no consumer is left to delete"
 
 
-@contract_of(scripts.WRITE, scripts.DELETE_RECORD)
+@contract_of(scripts.write, scripts.delete_record)
 async def test_worker_deletes_only_its_own_record(bus: Bus) -> None:
     record = WorkerRecord(
         consumer="one", host="h", pid=1, sessions=0, capacity=1, state="ready", heartbeat=0.0

@@ -88,8 +88,12 @@ class Cleaner:
         # not announced while it was younger.
         for lane, session in found - await self._announced() if found else ():
             names = lane.decode("utf-8", "replace"), session.decode("utf-8", "replace")
-            keys = [self._keys.state(*names), self._keys.audio(*names)]
-            removed += await scripts.SWEEP(self._redis, keys, [int(age_s * 1000)])
+            removed += await scripts.remove_audio(
+                self._redis,
+                state_key=self._keys.state(*names),
+                audio_key=self._keys.audio(*names),
+                min_age_ms=int(age_s * 1000),
+            )
         if removed:
             log.warning("removed %s without a session entry", pluralize(removed, "audio stream"))
         return removed
