@@ -29,13 +29,13 @@ from worker.bus.client.connection import (
 )
 from worker.bus.clock import RedisClock
 from worker.bus.committer import Committer
-from worker.bus.drain_requests import wait_for_drain
-from worker.bus.lanes import LaneRegistry
+from worker.bus.dead_letters import DeadLetterWriter
 from worker.bus.liveness import Liveness
 from worker.bus.ownership import SessionOwnership
 from worker.bus.permissions import unfitness
 from worker.bus.permits import ConnectionPermits
-from worker.context import DeadLetterWriter, Retention, SessionTimeouts, WorkerContext
+from worker.bus.registry import WorkerRegistry, delete_record, wait_for_drain
+from worker.context import Retention, SessionTimeouts, WorkerContext
 from worker.event_loop import OverloadDetector
 from worker.leases.acquire import CLAIM_POLL_MS, SessionAcquirer
 from worker.leases.heartbeat import LeaseKeeper
@@ -87,7 +87,7 @@ class Worker:
             reader=AudioReader(self.redis, self.health),
             committer=Committer(self.redis, self.health),
             permits=ConnectionPermits(self.redis, self.health, keys, settings.stt_max_connections),
-            lanes=LaneRegistry(ownership, self.health),
+            registry=WorkerRegistry(self.redis, self.health, keys),
             retention=Retention(
                 settings.retention_s, settings.turns_retention_s, settings.turns_maxlen
             ),
@@ -106,7 +106,9 @@ class Worker:
                 settings.max_lag_s,
                 settings.turn_update_interval_ms,
             ),
-            dead_letters=DeadLetterWriter(ownership, self.health, supervisor),
+            dead_letters=DeadLetterWriter(
+                self.redis, self.health, keys, supervisor, stats.rejected_entries
+            ),
             tracing=Tracing(
                 *provider_address(settings.stt_url), PROVIDER, settings.trace_transcripts
             ),
@@ -179,7 +181,7 @@ class Worker:
             tasks.start_soon(run_forever, "committer", self.context.committer.run)
             tasks.start_soon(run_forever, "dead_letters", self.context.dead_letters.run)
             tasks.start_soon(run_forever, "gate", self.context.permits.run)
-            tasks.start_soon(run_forever, "lanes", self.context.lanes.run)
+            tasks.start_soon(run_forever, "lanes", self.context.registry.list_lanes)
             tasks.start_soon(run_forever, "ticker", self._tick)
             tasks.start_soon(run_forever, "backlog", self.context.backlog.run)
             if await self._run_until_stopped(self._connect_bus):
@@ -228,7 +230,9 @@ class Worker:
             )
             await retry_while_unavailable(
                 self.health,
-                lambda: ownership.delete_record(self.context.worker_id, ownership.consumer),
+                lambda: delete_record(
+                    self.redis, self.context.keys, self.context.worker_id, ownership.consumer
+                ),
             )
 
     async def _connect_bus(self) -> None:
@@ -306,7 +310,7 @@ class Worker:
         state: Literal["ready", "draining", "unready"] = "ready"
         if not self.readiness.ready:
             state = "draining" if self._draining else "unready"
-        await self.context.ownership.register(
+        await self.context.registry.register(
             self.context.worker_id,
             WorkerRecord(
                 consumer=self.context.ownership.consumer,

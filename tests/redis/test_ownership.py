@@ -8,7 +8,6 @@ from redis.asyncio import Redis
 
 from schemas.audio import decode_session
 from schemas.keys import GROUP, Keys
-from schemas.turns import WorkerRecord
 from tests.redis.claiming import claim
 from tests.redis.contracts import contract_of
 from tests.support.harness import ON_EACH_BUS
@@ -49,7 +48,7 @@ class Bus:
 async def bus(
     redis: Redis, as_worker: Redis, bus_prefix: str, expected_leftovers: list[str]
 ) -> Bus:
-    expected_leftovers += ["sessions", "lanes", "{0}:*"]
+    expected_leftovers += ["sessions", "{0}:*"]
     bus = Bus(redis, as_worker, bus_prefix)
     await bus.one.ensure_group()
     return bus
@@ -192,12 +191,6 @@ async def test_session_started_is_published_once(bus: Bus) -> None:
     assert await bus.redis.xlen(bus.keys.turns("0")) == 1
 
 
-async def test_lanes_are_listed(bus: Bus) -> None:
-    for lane in ("0", "eu", "0"):
-        await bus.one.add_lane(lane)
-    assert await bus.redis.smembers(bus.keys.lanes) == {b"0", b"eu"}
-
-
 async def test_claim_of_an_ended_session(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -292,25 +285,6 @@ async def test_settled_entries_are_deleted(bus: Bus) -> None:
     assert await bus.owner(owned.entry_id) is None
 
 
-@pytest.mark.parametrize("record", [b"", b"{", b"5", b'{"consumer":5}'])
-async def test_worker_record_of_another_type_is_left_alone(
-    bus: Bus, record: bytes, expected_leftovers: list[str]
-) -> None:
-    expected_leftovers.append("workers")
-    await bus.redis.hset(bus.keys.workers, "worker", record)
-    await bus.one.delete_record("worker", "one")
-    assert await bus.redis.hget(bus.keys.workers, "worker") == record
-
-
-async def test_records_key_of_another_type_is_left_alone(
-    bus: Bus, expected_leftovers: list[str]
-) -> None:
-    expected_leftovers.append("workers")
-    await bus.redis.set(bus.keys.workers, "another program's")
-    await bus.one.delete_record("worker", "one")
-    assert await bus.redis.get(bus.keys.workers) == b"another program's"
-
-
 async def test_entries_of_a_consumer_of_any_name_are_taken_over(bus: Bus) -> None:
     entry = await bus.announce()
     sessions: Any = {bus.keys.sessions: ">"}
@@ -337,15 +311,3 @@ async def test_consumer_is_deleted_only_when_it_owns_nothing(bus: Bus) -> None:
     assert await bus.redis.xinfo_consumers(bus.keys.sessions, GROUP) == []
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
     assert await bus.two.delete_consumer("one"), "no consumer is left to delete"
-
-
-@contract_of(scripts.write, scripts.delete_record)
-async def test_worker_deletes_only_its_own_record(bus: Bus) -> None:
-    record = WorkerRecord(
-        consumer="one", host="h", pid=1, sessions=0, capacity=1, state="ready", heartbeat=0.0
-    )
-    await bus.one.register("worker", record)
-    await bus.two.delete_record("worker", "another")
-    assert await bus.redis.hexists(bus.keys.workers, "worker")
-    await bus.two.delete_record("worker", "one")
-    assert not await bus.redis.exists(bus.keys.workers)

@@ -29,11 +29,12 @@ from worker.bus.audio_reader import AudioReader, LaneState
 from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import RedisClock
 from worker.bus.committer import CommitSource, Committer
-from worker.bus.lanes import LaneRegistry
+from worker.bus.dead_letters import DeadLetterWriter
 from worker.bus.ownership import Fence, Ownership, SessionOwnership
 from worker.bus.permits import ConnectionPermits
+from worker.bus.registry import WorkerRegistry
 from worker.bus.scripts import ScriptCall
-from worker.context import DeadLetterWriter, Retention, SessionTimeouts, WorkerContext
+from worker.context import Retention, SessionTimeouts, WorkerContext
 from worker.core import stream_ids
 from worker.errors import SttTransientError
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
@@ -520,7 +521,7 @@ class _World:
             reader=cast("AudioReader", worker),
             committer=cast("Committer", worker),
             permits=ConnectionPermits(nothing, health, keys, 0),
-            lanes=cast("LaneRegistry", nothing),
+            registry=cast("WorkerRegistry", nothing),
             retention=Retention(60, 60, 1_000),
             endpoint=Endpoint("", "", ""),
             model="",

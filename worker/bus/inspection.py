@@ -14,10 +14,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from schemas.audio import Fields, session_id, session_lane
 from schemas.keys import GROUP, RELEASED, Keys
-from schemas.turns import WorkerRecord
 from worker.bus.client.connection import is_outage
 from worker.bus.clock import EARLIEST_MS
-from worker.bus.records import decode_record
+from worker.bus.registry import decode_record, read_workers
 from worker.core import stream_ids
 from worker.core.ledger import LedgerState
 from worker.core.turn_tracker import TurnState
@@ -102,18 +101,6 @@ async def announced(redis: Redis, keys: Keys) -> AsyncIterator[Announced]:
         session, lane = session_id(fields), session_lane(fields)
         if session is not None and lane is not None:
             yield Announced(entry, session, lane)
-
-
-async def read_workers(redis: Redis, keys: Keys) -> dict[str, WorkerRecord]:
-    """Return the records of all workers by worker id, without invalid records."""
-    rows: Any = await redis.hgetall(keys.workers)
-    records = {}
-    for worker_id, raw in rows.items():
-        try:
-            records[worker_id.decode()] = decode_record(raw, WorkerRecord)
-        except (UnicodeDecodeError, msgspec.DecodeError):
-            continue  # a record of another version or program
-    return records
 
 
 async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[SessionStatus]:

@@ -8,10 +8,8 @@ seen alive again. Where the counts are not available, the lease alone decides.
 
 import logging
 import time
-from typing import Any
 
 import anyio
-import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
@@ -20,7 +18,7 @@ from schemas.turns import WorkerRecord
 from worker.bus.client.connection import RedisHealth, describe, retry_while_unavailable
 from worker.bus.ownership import SessionOwnership
 from worker.bus.presence import SubscriberCounts, stay_subscribed, subscriber_counts
-from worker.bus.records import decode_record
+from worker.bus.registry import delete_record, read_workers
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +31,6 @@ MAX_CLOCK_SKEW_S = 1.5
 
 STALE_CONSUMER_S = 60.0
 """Minimum idle time after which a consumer that owns nothing is removed, seen alive or not."""
-
-
-def _record(raw: bytes) -> WorkerRecord | None:
-    """Decode a worker's record; None if it is invalid, for example of a newer version."""
-    try:
-        return decode_record(raw, WorkerRecord)
-    except msgspec.DecodeError:
-        return None
 
 
 class Liveness:
@@ -114,12 +104,7 @@ class Liveness:
             await anyio.sleep(POLL_INTERVAL_S)
 
     async def _read_records(self) -> None:
-        rows: Any = await self._redis.hgetall(self._keys.workers)
-        self._records = {
-            worker_id.decode("utf-8", "replace"): record
-            for worker_id, raw in rows.items()
-            if (record := _record(raw)) is not None
-        }
+        self._records = await read_workers(self._redis, self._keys)
         alive = {
             record.consumer
             for record in self._records.values()
@@ -171,6 +156,7 @@ class Liveness:
             known.discard(consumer)
         if worker_id is not None:
             await retry_while_unavailable(
-                self._health, lambda: self._ownership.delete_record(worker_id, consumer)
+                self._health,
+                lambda: delete_record(self._redis, self._keys, worker_id, consumer),
             )
             self._records.pop(worker_id, None)

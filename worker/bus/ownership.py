@@ -1,8 +1,6 @@
 """Session ownership: the pending list of `stt:sessions` records which worker owns which session."""
 
-import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, TypedDict, TypeVar
 
@@ -12,24 +10,13 @@ from redis.exceptions import ResponseError
 
 from schemas.audio import Fields, SessionEntry, encode_session
 from schemas.keys import GROUP, RELEASED, Keys
-from schemas.turns import (
-    DeadLetter,
-    Event,
-    SessionStarted,
-    WorkerRecord,
-    encode_event,
-    event_type,
-)
+from schemas.turns import Event, SessionStarted, encode_event, event_type
 from worker.bus import scripts
 from worker.bus.fitness import explain_taken_keys
-from worker.bus.workers import DuplicateWorkerCheck
 from worker.core import stream_ids
 from worker.telemetry.logs import SessionName
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
-MAX_DEAD_LETTERS = 10_000
 MAX_TAKEOVERS = 50
 
 
@@ -119,7 +106,6 @@ class SessionOwnership:
             "lost_key": keys.lost,
             "group": GROUP,
         }
-        self._duplicates = DuplicateWorkerCheck(redis, keys)
         self.consumer = consumer
         self.nonce = nonce
 
@@ -200,10 +186,6 @@ class SessionOwnership:
             first_snapshot=snapshot,
         )
         return ClaimResult(verdict.decode(), seq, kept, run.decode())
-
-    async def add_lane(self, lane: str) -> None:
-        """Add the lane to the list of lanes in use. Safe to repeat."""
-        await self._write_best_effort(self._keys.lanes, "SADD", lane)
 
     async def raise_delivery_count(self, owned: OwnedEntry, count: int) -> OwnedEntry | None:
         """Raise an entry's delivery count; None if another consumer owns it. Safe to repeat."""
@@ -330,27 +312,6 @@ class SessionOwnership:
             )
         )
 
-    async def put_dead_letter(self, dead: DeadLetter) -> str:
-        """Append a rejected entry to the dead stream; return its id there."""
-        entry_id: Any = await self._redis.xadd(
-            self._keys.dead,
-            {name: str(value) for name, value in msgspec.structs.asdict(dead).items()},
-            maxlen=MAX_DEAD_LETTERS,
-            approximate=True,
-        )
-        return str(entry_id.decode())
-
-    async def register(self, worker_id: str, record: WorkerRecord) -> None:
-        """Write this worker's record; log a warning if another process has the same id."""
-        await self._duplicates.check(worker_id, record)
-        written = msgspec.json.encode(record)
-        await self._write_best_effort(self._keys.workers, "HSET", worker_id, written)
-
-    async def _write_best_effort(self, key: str, command: str, *values: str | bytes) -> None:
-        """Write to a key, also if Redis is full; log a warning if the key has another type."""
-        with _wrong_type_logged(key):
-            await scripts.write(self._redis, key=key, command=command, values=values)
-
     async def consumers(self, idle_s: float) -> dict[str, bool]:
         """Return every consumer, and whether it owns nothing and is idle for `idle_s`."""
         rows: Any = await self._with_group(
@@ -370,22 +331,3 @@ class SessionOwnership:
             )
         )
         return bool(deleted)
-
-    async def delete_record(self, worker_id: str, consumer: str) -> None:
-        """Delete a worker's record if it belongs to this consumer."""
-        workers = self._keys.workers
-        with _wrong_type_logged(workers):
-            await scripts.delete_record(
-                self._redis, workers_key=workers, worker_id=worker_id, consumer=consumer
-            )
-
-
-@contextmanager
-def _wrong_type_logged(key: str) -> Iterator[None]:
-    """Log a warning if an optional key has another type."""
-    try:
-        yield
-    except ResponseError as error:
-        if "WRONGTYPE" not in str(error):
-            raise
-        log.warning("%s has an unexpected type and is not written: %s", key, error)

@@ -18,7 +18,7 @@ from schemas.keys import Keys
 from worker.bus.client.connection import describe, is_outage
 from worker.bus.inspection import iter_entries
 from worker.bus.ownership import SessionOwnership
-from worker.bus.records import decode_record
+from worker.bus.registry import decode_record
 from worker.text import pluralize
 
 log = logging.getLogger(__name__)

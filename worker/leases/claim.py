@@ -13,7 +13,7 @@ from schemas.validation import EntryError
 from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, Ownership
 from worker.bus.permits import Permit
-from worker.bus.records import decode_record
+from worker.bus.registry import decode_record
 from worker.context import WorkerContext
 from worker.core.turn_tracker import TurnTracker
 from worker.errors import FencedError, TurnbusError
@@ -97,7 +97,7 @@ class Claimer:
         if claim.verdict == "new":
             self._context.stats.events["session.started"] += 1
         if claim.verdict in ("new", "taken"):
-            self._context.lanes.add(entry.lane)
+            self._context.registry.add_lane(entry.lane)
             ownership = Ownership(entry, fence, claim.run, owned.fields)
             log.info("%s: session %s", ownership.name, claim.verdict)
             return await self._resume(ownership, claim)
@@ -105,7 +105,7 @@ class Claimer:
             name = SessionName(entry.session, entry.traceparent)
             return await self._claim_again(owned, name, claim.seq)
         if claim.verdict in _REJECTED:
-            self._context.dead_letter(
+            self._context.dead_letters.put(
                 owned.entry_id,
                 self._context.keys.sessions,
                 entry.session,
@@ -161,7 +161,7 @@ class Claimer:
         except FencedError as error:
             log.info("%s: lease lost, stopping (%s)", ownership.name, error)
             return
-        context.dead_letter(
+        context.dead_letters.put(
             fence.entry_id, context.keys.sessions, entry.session, "internal", why, {}
         )
         await context.permits.release(Permit.of(entry.lane, entry.session, fence))
@@ -186,7 +186,7 @@ class Claimer:
         """Reject a session entry: write a dead letter and, if possible, publish error events."""
         fields = owned.fields
         session, lane = session_id(fields), session_lane(fields)
-        self._context.dead_letter(
+        self._context.dead_letters.put(
             owned.entry_id, self._context.keys.sessions, session or "", reason, why, fields
         )
         if session is not None and lane is not None:

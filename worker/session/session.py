@@ -397,6 +397,6 @@ class Session:
         if self._failure is not None:
             log.error("%s: ended: %s", self.name, self._failure.message)
             fence, keys = self.ownership.fence, self._context.keys
-            self._context.dead_letter(
+            self._context.dead_letters.put(
                 fence.entry_id, keys.sessions, self._entry.session, *self._failure, {}
             )
