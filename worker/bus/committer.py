@@ -38,24 +38,19 @@ class CommitSource(Protocol):
     @property
     def name(self) -> SessionName:
         """Name of the session in log lines."""
-        ...
 
     @property
     def lane(self) -> str:
         """Lane of the session, which determines the master of its keys."""
-        ...
 
     def next_commit(self) -> ScriptCall | None:
         """Return the next call of `commit.lua`; None if there is none, or if one is in flight."""
-        ...
 
     def on_commit_result(self, verdict: str, seq: int) -> None:
         """Handle the script's reply; an undocumented verdict is the text of a Redis error."""
-        ...
 
     def abort(self, why: str) -> None:
         """Stop committing."""
-        ...
 
 
 class Committer:
