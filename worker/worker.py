@@ -25,7 +25,6 @@ from worker.bus.client.connection import (
     closing,
     connect,
     describe,
-    retry_while_unavailable,
 )
 from worker.bus.clock import RedisClock
 from worker.bus.committer import Committer
@@ -225,11 +224,8 @@ class Worker:
         """Delete this worker's record and consumer from Redis, if Redis is available."""
         ownership = self.context.ownership
         with self.context.supervisor.isolate("handover"), anyio.move_on_after(DEREGISTER_TIMEOUT_S):
-            await retry_while_unavailable(
-                self.health, lambda: ownership.delete_consumer(ownership.consumer)
-            )
-            await retry_while_unavailable(
-                self.health,
+            await self.health.retry(lambda: ownership.delete_consumer(ownership.consumer))
+            await self.health.retry(
                 lambda: delete_record(
                     self.redis, self.context.keys, self.context.worker_id, ownership.consumer
                 ),
@@ -246,9 +242,9 @@ class Worker:
         """Return whether Redis lacks something that a worker requires, and record what."""
         unfit = partial(unfitness, self.redis, self.context.keys)
         try:
-            lacking = await retry_while_unavailable(self.health, unfit)
+            lacking = await self.health.retry(unfit)
             if lacking is None:
-                await retry_while_unavailable(self.health, self.context.ownership.ensure_group)
+                await self.health.retry(self.context.ownership.ensure_group)
         except ResponseError as error:
             lacking = describe(error)
         if lacking is None:
@@ -303,7 +299,7 @@ class Worker:
     async def _record_loop(self) -> None:
         """Update this worker's record, apart from the leases: a cluster may store it elsewhere."""
         while True:
-            await retry_while_unavailable(self.health, self._register)
+            await self.health.retry(self._register)
             await anyio.sleep(HEARTBEAT_INTERVAL_S)
 
     async def _register(self) -> None:

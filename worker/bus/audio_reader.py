@@ -19,7 +19,6 @@ from worker.bus.client.connection import (
     READ_BLOCK_MS,
     RedisHealth,
     is_outage,
-    retry_while_unavailable,
 )
 from worker.core import stream_ids
 from worker.core.polling import ClockOffset, PollSchedule
@@ -237,7 +236,7 @@ class AudioReader:
             return reply
 
         try:
-            reply = await retry_while_unavailable(self._health, xread)
+            reply = await self._health.retry(xread)
         except ResponseError as error:
             if len(sessions) > 1:
                 # One key of another type fails the whole command: find it.

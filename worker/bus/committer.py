@@ -16,7 +16,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from worker.bus import scripts
 from worker.bus.client.cluster import Address, ClusterClient
-from worker.bus.client.connection import RedisHealth, is_outage, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth, is_outage
 from worker.bus.scripts import ScriptCall
 from worker.telemetry.logs import SessionName
 
@@ -124,7 +124,7 @@ class _CommitBatcher:
             if commit is not None:
                 self._unanswered[session] = commit
         if self._unanswered:
-            await retry_while_unavailable(self._health, self._attempt)
+            await self._health.retry(self._attempt)
 
     async def _attempt(self) -> None:
         """Send all unanswered commits once, and deliver the replies."""

@@ -15,7 +15,7 @@ from schemas.audio import Fields, decode_session
 from schemas.keys import Keys
 from schemas.turns import DeadLetter
 from schemas.validation import EntryError
-from worker.bus.client.connection import RedisHealth, describe, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth, describe
 from worker.bus.inspection import announced, iter_entries
 from worker.bus.registry import decode_record
 from worker.errors import NotFoundError, RequeueError
@@ -89,8 +89,7 @@ class DeadLetterWriter:
         """Write an entry and return where it is; an entry that Redis rejects is only logged."""
         fields: Any = {name: str(value) for name, value in msgspec.structs.asdict(dead).items()}
         try:
-            kept: Any = await retry_while_unavailable(
-                self._health,
+            kept: Any = await self._health.retry(
                 lambda: self._redis.xadd(self._keys.dead, fields, maxlen=MAX_DEAD_LETTERS),
             )
         except ResponseError as error:

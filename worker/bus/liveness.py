@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
-from worker.bus.client.connection import RedisHealth, describe, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth, describe
 from worker.bus.ownership import SessionOwnership
 from worker.bus.presence import SubscriberCounts, stay_subscribed, subscriber_counts
 from worker.bus.registry import delete_record, read_workers
@@ -148,15 +148,12 @@ class Liveness:
         self._declared_dead[consumer] = time.time() + MAX_CLOCK_SKEW_S
 
     async def _delete_consumer(self, worker_id: str | None, consumer: str) -> None:
-        if not await retry_while_unavailable(
-            self._health, lambda: self._ownership.delete_consumer(consumer)
-        ):
+        if not await self._health.retry(lambda: self._ownership.delete_consumer(consumer)):
             return
         for known in (self.dead, self._peers, self._seen, self._absent_once):
             known.discard(consumer)
         if worker_id is not None:
-            await retry_while_unavailable(
-                self._health,
+            await self._health.retry(
                 lambda: delete_record(self._redis, self._keys, worker_id, consumer),
             )
             self._records.pop(worker_id, None)

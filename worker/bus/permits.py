@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from schemas.keys import Keys
 from worker.bus import scripts
-from worker.bus.client.connection import RedisHealth, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth
 from worker.bus.fitness import explain_taken_keys
 from worker.bus.ownership import Fence
 
@@ -64,7 +64,7 @@ class ConnectionPermits:
     async def run(self) -> None:
         """Renew the permits of this worker's sessions, and expire unused ones, until cancelled."""
         while self._limit:
-            await retry_while_unavailable(self._health, self._renew)
+            await self._health.retry(self._renew)
             await anyio.sleep(RENEW_INTERVAL_S)
 
     async def _renew(self) -> None:
@@ -81,7 +81,7 @@ class ConnectionPermits:
         """Wait for a permit; return whether there was a wait."""
         request = partial(self._request, [permit])
         try:
-            while self._limit and not (await retry_while_unavailable(self._health, request))[0]:
+            while self._limit and not (await self._health.retry(request))[0]:
                 self._waiting.add(permit.entry_id)
                 await anyio.sleep(POLL_INTERVAL_S)
             waited = permit.entry_id in self._waiting
@@ -94,7 +94,7 @@ class ConnectionPermits:
         """Release the permit, unless a later owner requested it. Safe to repeat."""
         self.discard(permit.entry_id)
         if self._limit:
-            await retry_while_unavailable(self._health, partial(self._release, permit))
+            await self._health.retry(partial(self._release, permit))
 
     async def _release(self, permit: Permit) -> None:
         await self._renewed.wait()  # a renewal in flight could request this permit again

@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from schemas.keys import Keys
 from schemas.turns import WorkerRecord
 from worker.bus import scripts
-from worker.bus.client.connection import RedisHealth, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ async def request_drain(redis: Redis, keys: Keys, consumer: str) -> None:
 async def wait_for_drain(redis: Redis, health: RedisHealth, keys: Keys, consumer: str) -> None:
     """Wait until a drain of this process is requested, also while it was disconnected."""
     key = keys.drain(consumer)
-    while not await retry_while_unavailable(health, lambda: redis.exists(key)):  # noqa: ASYNC110 - polls Redis
+    while not await health.retry(lambda: redis.exists(key)):  # noqa: ASYNC110 - polls Redis
         await anyio.sleep(DRAIN_POLL_INTERVAL_S)
 
 
@@ -132,7 +132,7 @@ class WorkerRegistry:
             while self._unlisted:
                 lane = next(iter(self._unlisted))
                 add = partial(self._write, self._keys.lanes, "SADD", lane)
-                await retry_while_unavailable(self._health, add)
+                await self._health.retry(add)
                 self._unlisted.discard(lane)
             self._wake = anyio.Event()
             await self._wake.wait()

@@ -9,7 +9,6 @@ import anyio
 from anyio.abc import TaskGroup
 
 from schemas.keys import RELEASED
-from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.liveness import Liveness
 from worker.bus.ownership import OwnedEntry
 from worker.bus.recovery import OrphanRecovery
@@ -65,8 +64,8 @@ class SessionAcquirer:
         """
         ownership = self._context.ownership
         dead = sorted(self._liveness.dead)
-        adopted = await retry_while_unavailable(
-            self._context.health, lambda: ownership.take_over(room, self._lease_ms_now, dead)
+        adopted = await self._context.health.retry(
+            lambda: ownership.take_over(room, self._lease_ms_now, dead)
         )
         if adopted.lost and not self._recovering:
             self._recovering = True
@@ -80,9 +79,7 @@ class SessionAcquirer:
             self._claims.start_soon(self._remove_dead_workers, gone)
         if adopted.owned:
             return [*adopted.owned]
-        return await retry_while_unavailable(
-            self._context.health, lambda: ownership.read_new(room, CLAIM_POLL_MS)
-        )
+        return await self._context.health.retry(lambda: ownership.read_new(room, CLAIM_POLL_MS))
 
     async def _recover_orphans(self) -> None:
         """Recover sessions whose entries Redis lost and whose owners are dead."""
@@ -90,16 +87,14 @@ class SessionAcquirer:
         try:
             with self._context.supervisor.isolate("recovery"):
                 await anyio.sleep(random.uniform(0, RECOVERY_JITTER_S))  # noqa: S311 - spreads load
-                unknown = await retry_while_unavailable(
-                    self._context.health, self._recovery.recover_known
-                )
+                unknown = await self._context.health.retry(self._recovery.recover_known)
         finally:
             self._recovering = False
         if unknown and not self._searching:
             self._searching = True
             try:
                 with self._context.supervisor.isolate("recovery"):
-                    await retry_while_unavailable(self._context.health, self._recovery.recover_all)
+                    await self._context.health.retry(self._recovery.recover_all)
             finally:
                 self._searching = False
 
@@ -165,7 +160,7 @@ class SessionAcquirer:
         self._raising.add(owned.entry_id)
         try:
             raise_count = partial(ownership.raise_delivery_count, owned, owned.delivery_count + 1)
-            raised = await retry_while_unavailable(self._context.health, raise_count)
+            raised = await self._context.health.retry(raise_count)
         finally:
             self._raising.discard(owned.entry_id)
         if raised is not None:

@@ -10,7 +10,6 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from schemas.audio import SessionEntry, decode_session, session_id, session_lane
 from schemas.turns import SessionEnded, SessionError, SessionStarted
 from schemas.validation import EntryError
-from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, Ownership
 from worker.bus.permits import Permit
 from worker.bus.registry import decode_record
@@ -85,8 +84,7 @@ class Claimer:
             entry.session, entry.traceparent, entry.tracestate, self._context.tracing
         )
         try:
-            claim = await retry_while_unavailable(
-                self._context.health,
+            claim = await self._context.health.retry(
                 lambda: self._context.ownership.claim(owned, entry, started, first),
             )
         except NoPermissionError as error:
@@ -115,9 +113,7 @@ class Claimer:
             )
         if claim.verdict == "over":
             await self._context.permits.release(Permit.of(entry.lane, entry.session, fence))
-        await retry_while_unavailable(
-            self._context.health, lambda: self._context.ownership.complete(owned.entry_id)
-        )
+        await self._context.health.retry(lambda: self._context.ownership.complete(owned.entry_id))
         return None
 
     async def _resume(self, ownership: Ownership, claim: ClaimResult) -> Session | None:
@@ -165,16 +161,13 @@ class Claimer:
             fence.entry_id, context.keys.sessions, entry.session, "internal", why, {}
         )
         await context.permits.release(Permit.of(entry.lane, entry.session, fence))
-        await retry_while_unavailable(
-            context.health, lambda: context.ownership.complete(fence.entry_id)
-        )
+        await context.health.retry(lambda: context.ownership.complete(fence.entry_id))
 
     async def _claim_again(
         self, owned: OwnedEntry, name: SessionName, known: int
     ) -> Session | None:
         """Claim with a delivery count above `known`, if this worker still owns the entry."""
-        raised = await retry_while_unavailable(
-            self._context.health,
+        raised = await self._context.health.retry(
             lambda: self._context.ownership.raise_delivery_count(owned, known + 1),
         )
         if raised is None:
@@ -195,9 +188,7 @@ class Claimer:
             except ResponseError as error:
                 name = SessionName(session, None)
                 log.warning("%s: cannot publish the rejection (%s)", name, error)
-        await retry_while_unavailable(
-            self._context.health, lambda: self._context.ownership.complete(owned.entry_id)
-        )
+        await self._context.health.retry(lambda: self._context.ownership.complete(owned.entry_id))
 
     async def _publish_rejection(
         self, owned: OwnedEntry, reason: str, why: str, session: str, lane: str
@@ -223,8 +214,7 @@ class Claimer:
             SessionEnded(seq=2, reason="error", turns=0, **common),
         )
         out = "session" if owned.fields.get(b"out") == b"session" else "lane"
-        await retry_while_unavailable(
-            self._context.health,
+        await self._context.health.retry(
             lambda: self._context.ownership.reject(
                 owned.entry_id, session, lane, out, self._context.retention.state_s, events
             ),

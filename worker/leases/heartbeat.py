@@ -5,7 +5,6 @@ from functools import partial
 
 from anyio.abc import TaskGroup
 
-from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.ownership import OwnedEntry
 from worker.context import WorkerContext
 from worker.leases.acquire import SessionAcquirer
@@ -34,7 +33,7 @@ class LeaseKeeper:
         """Renew the leases; handle entries that were taken, lost or, if `takes()`, unclaimed."""
         held = [*self._running.fences, *self._acquirer.claim_counts.items()]
         heartbeat = partial(self._context.ownership.heartbeat, held)
-        report = await retry_while_unavailable(self._context.health, heartbeat)
+        report = await self._context.health.retry(heartbeat)
         for entry in report.taken:
             self._running.cancel(entry)
             self._context.retries.discard(entry)
@@ -83,7 +82,7 @@ class LeaseKeeper:
     async def _reclaim(self, entry: str, count: int) -> None:
         try:
             fields_of = partial(self._context.ownership.read_fields, entry)
-            fields = await retry_while_unavailable(self._context.health, fields_of)
+            fields = await self._context.health.retry(fields_of)
             if fields is not None:
                 await self._acquirer.reclaim(OwnedEntry(entry, count, fields))
         finally:

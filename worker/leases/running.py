@@ -8,7 +8,6 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
-from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.committer import INTERNAL_ERROR
 from worker.bus.ownership import Ownership
 from worker.context import WorkerContext
@@ -76,9 +75,7 @@ class RunningSessions:
         try:
             with run.scope:
                 await session.run()
-                await retry_while_unavailable(
-                    self._context.health, lambda: self._context.ownership.complete(entry)
-                )
+                await self._context.health.retry(lambda: self._context.ownership.complete(entry))
                 log.info("%s: session ended", session.name)
         except FencedError as error:
             log.info("%s: lease lost, stopping (%s)", session.name, error)
@@ -120,12 +117,10 @@ class RunningSessions:
         Nothing is restored if another worker has claimed the session under another entry.
         """
         health, entries = self._context.health, self._context.ownership
-        if not await retry_while_unavailable(health, partial(entries.is_ours, ownership)):
+        if not await health.retry(partial(entries.is_ours, ownership)):
             return False
-        after = await retry_while_unavailable(health, entries.last_entry)
-        restored = await retry_while_unavailable(
-            health, partial(entries.restore_entry, ownership, after)
-        )
+        after = await health.retry(entries.last_entry)
+        restored = await health.retry(partial(entries.restore_entry, ownership, after))
         if restored:
             log.warning("%s: session entry restored (Redis lost it)", ownership.name)
         return restored
@@ -164,7 +159,7 @@ class RunningSessions:
                 release = partial(
                     self._context.ownership.release, [(fence.entry_id, fence.delivery_count)]
                 )
-                if not await retry_while_unavailable(self._context.health, release):
+                if not await self._context.health.retry(release):
                     await self.restore_entry_once(session)  # unless another worker owns it
                 session.trace.released(fence.entry_id, began)
                 log.info("%s: released", session.name)
@@ -177,8 +172,8 @@ class RunningSessions:
         pairs = [(each.fence.entry_id, each.fence.delivery_count) for each in waiting]
         if waiting:
             with anyio.move_on_after(RELEASE_TIMEOUT_S):
-                released = await retry_while_unavailable(
-                    self._context.health, lambda: self._context.ownership.release(pairs)
+                released = await self._context.health.retry(
+                    lambda: self._context.ownership.release(pairs)
                 )
                 for ownership in waiting if released < len(waiting) else ():
                     await self.restore_entry(ownership)
