@@ -86,7 +86,10 @@ class Cleaner:
         removed = 0
         # The announced sessions are read after the scan: an old stream that is not among them was
         # not announced while it was younger.
-        for lane, session in found - await self._announced() if found else ():
+        if found:
+            async for _, fields in iter_entries(self._redis, self._keys.sessions):
+                found.discard((fields.get(b"lane", b"0"), fields.get(b"session", b"")))
+        for lane, session in found:
             names = lane.decode("utf-8", "replace"), session.decode("utf-8", "replace")
             removed += await scripts.remove_audio(
                 self._redis,
@@ -97,10 +100,3 @@ class Cleaner:
         if removed:
             log.warning("removed %s without a session entry", pluralize(removed, "audio stream"))
         return removed
-
-    async def _announced(self) -> set[tuple[bytes, bytes]]:
-        """Return the lane and session of every session entry."""
-        return {
-            (fields.get(b"lane", b"0"), fields.get(b"session", b""))
-            async for _, fields in iter_entries(self._redis, self._keys.sessions)
-        }

@@ -5,8 +5,7 @@ It only reads, and reads no audio except the first and last entry of each stream
 
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
-from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
@@ -33,7 +32,6 @@ MAX_EVENT_PAGES = 20
 MAX_AHEAD_MS = 86_400_000
 """Maximum time that an id may be ahead of the local clock. A later id is not a time."""
 
-T = TypeVar("T")
 State = Literal["waiting", "handed_over", "silent", "unconnected", "in_turn", "between_turns"]
 """`waiting`: no worker has claimed it yet; `handed_over`: released, and not claimed again yet;
 `silent`: its owner sent no heartbeat for a lease, and will be replaced; `unconnected`: its owner
@@ -110,7 +108,8 @@ async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[Session
     names = {record.consumer: name for name, record in (await read_workers(redis, keys)).items()}
     last = await _last_events(redis, keys, entries)
     found = []
-    for batch in _batches(entries, SESSIONS_PER_PIPELINE):
+    for at in range(0, len(entries), SESSIONS_PER_PIPELINE):
+        batch = entries[at : at + SESSIONS_PER_PIPELINE]
         async with redis.pipeline(transaction=False) as pipe:
             for each in batch:
                 pipe.hget(keys.state(each.lane, each.session), "snapshot")
@@ -242,9 +241,3 @@ def _event(fields: Fields) -> _LastEvent:
         return decode_record(fields.get(b"event", b""), _LastEvent)
     except msgspec.DecodeError:
         return _LastEvent(type=fields.get(b"type", b"").decode("utf-8", "replace"))
-
-
-def _batches(items: Iterable[T], size: int) -> Iterable[list[T]]:
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch

@@ -8,6 +8,7 @@ seen alive again. Where the counts are not available, the lease alone decides.
 
 import logging
 import time
+from functools import partial
 
 import anyio
 from redis.asyncio import Redis
@@ -45,9 +46,8 @@ class Liveness:
         self._ownership = intake
         self._seen: set[str] = set()
         self._absent_once: set[str] = set()
-        self._declared_dead: dict[
-            str, float
-        ] = {}  # Unix seconds from which a heartbeat disproves it
+        # Unix seconds from which a heartbeat disproves a death, by consumer.
+        self._declared_dead: dict[str, float] = {}
         self._ignored: set[str] = set()  # live consumers whose subscription was lost
         self.dead: set[str] = set()
         """Consumers whose process is gone and whose entries may be taken over."""
@@ -76,7 +76,14 @@ class Liveness:
         while True:
             try:
                 async with subscriber_counts(self._redis) as counts:
-                    await self._watch(counts)
+                    read_at = 0.0
+                    while True:
+                        now = time.monotonic()
+                        if now - read_at >= RECORDS_INTERVAL_S:
+                            read_at = now
+                            await self._read_records()
+                        await self._count(counts)
+                        await anyio.sleep(POLL_INTERVAL_S)
             except (RedisError, OSError) as error:
                 log.debug("cannot watch other workers: %s", describe(error))
                 await anyio.sleep(RECORDS_INTERVAL_S)
@@ -89,19 +96,20 @@ class Liveness:
 
         The record may be gone already, or belong to a restarted worker, which rewrites it.
         """
-        records = {record.consumer: worker_id for worker_id, record in self._records.items()}
+        worker_ids = self._worker_ids()
         for owner in owners:
-            await self._delete_consumer(records.get(owner), owner)
+            if not await self._health.retry(partial(self._ownership.delete_consumer, owner)):
+                continue
+            for known in (self.dead, self._peers, self._seen, self._absent_once):
+                known.discard(owner)
+            if worker_id := worker_ids.get(owner):
+                delete = partial(delete_record, self._redis, self._keys, worker_id, owner)
+                await self._health.retry(delete)
+                self._records.pop(worker_id, None)
 
-    async def _watch(self, counts: SubscriberCounts) -> None:
-        read_at = 0.0
-        while True:
-            now = time.monotonic()
-            if now - read_at >= RECORDS_INTERVAL_S:
-                read_at = now
-                await self._read_records()
-            await self._count(counts)
-            await anyio.sleep(POLL_INTERVAL_S)
+    def _worker_ids(self) -> dict[str, str]:
+        """Return the worker id of each consumer that has a record."""
+        return {record.consumer: worker_id for worker_id, record in self._records.items()}
 
     async def _read_records(self) -> None:
         self._records = await read_workers(self._redis, self._keys)
@@ -135,25 +143,11 @@ class Liveness:
                 self._absent_once.add(consumer)
         if not lost:
             return
-        names = {record.consumer: worker_id for worker_id, record in self._records.items()}
+        worker_ids = self._worker_ids()
         await self._read_records()  # a worker that stopped cleanly has deleted its record
         for consumer in self._peers & {*lost}:
-            self._declare_dead(consumer, names.get(consumer))
-
-    def _declare_dead(self, consumer: str, worker_id: str | None) -> None:
-        self.dead.add(consumer)
-        if consumer not in self._declared_dead:
-            name = worker_id or consumer
-            log.warning("worker %s is dead; taking over its sessions", name)
-        self._declared_dead[consumer] = time.time() + MAX_CLOCK_SKEW_S
-
-    async def _delete_consumer(self, worker_id: str | None, consumer: str) -> None:
-        if not await self._health.retry(lambda: self._ownership.delete_consumer(consumer)):
-            return
-        for known in (self.dead, self._peers, self._seen, self._absent_once):
-            known.discard(consumer)
-        if worker_id is not None:
-            await self._health.retry(
-                lambda: delete_record(self._redis, self._keys, worker_id, consumer),
-            )
-            self._records.pop(worker_id, None)
+            self.dead.add(consumer)
+            if consumer not in self._declared_dead:
+                name = worker_ids.get(consumer, consumer)
+                log.warning("worker %s is dead; taking over its sessions", name)
+            self._declared_dead[consumer] = time.time() + MAX_CLOCK_SKEW_S

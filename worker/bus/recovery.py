@@ -66,7 +66,21 @@ class OrphanRecovery:
         if not await self._redis.set(search, mine, px=int(SEARCH_LOCK_TTL_S * 1000), nx=True):
             return False
         try:
-            return await self._restore_recorded()
+            ids: Any = await self._redis.zrange(self._keys.lost, 0, _MAX_IDS - 1)
+            lost = {each.decode("utf-8", "replace") for each in ids}
+            if not lost:
+                return False
+            after = await self._ownership.last_entry()
+            found: list[_Live] = []
+            try:
+                async for live in self._live():
+                    if live.entry in lost:
+                        found.append(live)  # noqa: PERF401 - a comprehension would lose them
+            finally:
+                # During an outage of one master, the sessions of the others do not wait for it.
+                await self._restore(found, after)
+            await self._redis.zrem(self._keys.lost, *ids)
+            return bool(lost - {live.entry for live in found})
         finally:
             with anyio.move_on_after(UNLOCK_TIMEOUT_S, shield=True):
                 await self._redis.unlink(search)
@@ -82,23 +96,6 @@ class OrphanRecovery:
         await anyio.sleep(OWNER_GRACE_S)
         after = await self._ownership.last_entry()
         return await self._restore(seen & await self._orphans(), after)
-
-    async def _restore_recorded(self) -> bool:
-        ids: Any = await self._redis.zrange(self._keys.lost, 0, _MAX_IDS - 1)
-        lost = {each.decode("utf-8", "replace") for each in ids}
-        if not lost:
-            return False
-        after = await self._ownership.last_entry()
-        found: list[_Live] = []
-        try:
-            async for live in self._live():
-                if live.entry in lost:
-                    found.append(live)  # noqa: PERF401 - a comprehension would lose them
-        finally:
-            # During an outage of one master, the sessions of the others do not wait for it.
-            await self._restore(found, after)
-        await self._redis.zrem(self._keys.lost, *ids)
-        return bool(lost - {live.entry for live in found})
 
     async def _orphans(self) -> set[_Live]:
         """Return every live session that was not announced when the search for them began."""
