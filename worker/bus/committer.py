@@ -35,13 +35,10 @@ INTERNAL_ERROR = "crashed"
 class CommitSource(Protocol):
     """A session that has something to commit."""
 
-    @property
-    def name(self) -> SessionName:
-        """Name of the session in log lines."""
-
-    @property
-    def lane(self) -> str:
-        """Lane of the session, which determines the master of its keys."""
+    name: SessionName
+    """Name of the session in log lines."""
+    lane: str
+    """Lane of the session, which determines the master of its keys."""
 
     def next_commit(self) -> ScriptCall | None:
         """Return the next call of `commit.lua`; None if there is none, or if one is in flight."""

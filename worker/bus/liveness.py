@@ -8,6 +8,7 @@ seen alive again. Where the counts are not available, the lease alone decides.
 
 import logging
 import time
+from contextlib import AsyncExitStack
 from functools import partial
 
 import anyio
@@ -18,7 +19,7 @@ from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
 from worker.bus.client.connection import RedisHealth, describe
 from worker.bus.ownership import SessionOwnership
-from worker.bus.presence import SubscriberCounts, stay_subscribed, subscriber_counts
+from worker.bus.presence import SubscriberCounts, stay_subscribed
 from worker.bus.registry import delete_record, read_workers
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ class Liveness:
         """Watch the other workers until cancelled."""
         while True:
             try:
-                async with subscriber_counts(self._redis) as counts:
+                async with AsyncExitStack() as connections:
+                    counts = SubscriberCounts(self._redis, connections)
                     read_at = 0.0
                     while True:
                         now = time.monotonic()

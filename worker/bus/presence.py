@@ -4,8 +4,8 @@ On a cluster the channels are sharded: one node serves each, by the same slots a
 that node knows its subscribers. On a single server they are plain channels.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from redis import exceptions
@@ -55,7 +55,7 @@ async def stay_subscribed(redis: Redis, channel: str) -> None:
 
 
 class SubscriberCounts:
-    """Counts subscribers, always over the same connections."""
+    """Counts subscribers, always over the same connections, which `connections` closes."""
 
     def __init__(self, redis: Redis, connections: AsyncExitStack) -> None:
         self._redis = redis
@@ -99,10 +99,3 @@ class SubscriberCounts:
             connection = await self._connections.enter_async_context(closing(node.client()))
             self._by_node[node] = connection
         return self._by_node[node]
-
-
-@asynccontextmanager
-async def subscriber_counts(redis: Redis) -> AsyncIterator[SubscriberCounts]:
-    """Open a `SubscriberCounts`, and close its connections at exit."""
-    async with AsyncExitStack() as connections:
-        yield SubscriberCounts(redis, connections)

@@ -8,7 +8,7 @@ import msgspec
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from schemas.audio import SessionEntry, decode_session, session_id, session_lane
-from schemas.turns import SessionEnded, SessionError, SessionStarted
+from schemas.turns import Event, SessionEnded, SessionError, SessionStarted
 from schemas.validation import EntryError
 from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, Ownership
 from worker.bus.permits import Permit
@@ -100,8 +100,15 @@ class Claimer:
             log.info("%s: session %s", ownership.name, claim.verdict)
             return await self._resume(ownership, claim)
         if claim.verdict == "stale":
+            known = claim.seq
+            raised = await self._context.health.retry(
+                lambda: self._context.ownership.raise_delivery_count(owned, known + 1)
+            )
+            if raised is not None:
+                return await self.claim(raised)
             name = SessionName(entry.session, entry.traceparent)
-            return await self._claim_again(owned, name, claim.seq)
+            log.info("%s: claim abandoned (another worker took it)", name)
+            return None
         if claim.verdict in _REJECTED:
             self._context.dead_letters.put(
                 owned.entry_id,
@@ -163,18 +170,6 @@ class Claimer:
         await context.permits.release(Permit.of(entry.lane, entry.session, fence))
         await context.health.retry(lambda: context.ownership.complete(fence.entry_id))
 
-    async def _claim_again(
-        self, owned: OwnedEntry, name: SessionName, known: int
-    ) -> Session | None:
-        """Claim with a delivery count above `known`, if this worker still owns the entry."""
-        raised = await self._context.health.retry(
-            lambda: self._context.ownership.raise_delivery_count(owned, known + 1),
-        )
-        if raised is None:
-            log.info("%s: claim abandoned (another worker took it)", name)
-            return None
-        return await self.claim(raised)
-
     async def _reject(self, owned: OwnedEntry, reason: str, why: str) -> None:
         """Reject a session entry: write a dead letter and, if possible, publish error events."""
         fields = owned.fields
@@ -183,42 +178,37 @@ class Claimer:
             owned.entry_id, self._context.keys.sessions, session or "", reason, why, fields
         )
         if session is not None and lane is not None:
+            events = _rejection(session, owned.entry_id, reason, why)
+            out = "session" if fields.get(b"out") == b"session" else "lane"
+            retention_s = self._context.retention.state_s
             try:
-                await self._publish_rejection(owned, reason, why, session, lane)
+                await self._context.health.retry(
+                    lambda: self._context.ownership.reject(
+                        owned.entry_id, session, lane, out, retention_s, events
+                    )
+                )
             except ResponseError as error:
                 name = SessionName(session, None)
                 log.warning("%s: cannot publish the rejection (%s)", name, error)
         await self._context.health.retry(lambda: self._context.ownership.complete(owned.entry_id))
 
-    async def _publish_rejection(
-        self, owned: OwnedEntry, reason: str, why: str, session: str, lane: str
-    ) -> None:
-        common: dict[str, Any] = {
-            "session": session,
-            "run": owned.entry_id,
-            "at": time.time(),
-            "audio_ms": 0,
-            "provider": PROVIDER,
-            "request_id": "",
-            "connection": 0,
-        }
-        events = (
-            SessionError(
-                seq=1,
-                code=f"session_{reason}",
-                message=why,
-                status=400,
-                fatal=True,
-                **common,
-            ),
-            SessionEnded(seq=2, reason="error", turns=0, **common),
-        )
-        out = "session" if owned.fields.get(b"out") == b"session" else "lane"
-        await self._context.health.retry(
-            lambda: self._context.ownership.reject(
-                owned.entry_id, session, lane, out, self._context.retention.state_s, events
-            ),
-        )
+
+def _rejection(session: str, run: str, reason: str, why: str) -> tuple[Event, Event]:
+    """Return the events of a session that ends before it begins."""
+    common: dict[str, Any] = {
+        "session": session,
+        "run": run,
+        "at": time.time(),
+        "audio_ms": 0,
+        "provider": PROVIDER,
+        "request_id": "",
+        "connection": 0,
+    }
+    code = f"session_{reason}"
+    return (
+        SessionError(seq=1, code=code, message=why, status=400, fatal=True, **common),
+        SessionEnded(seq=2, reason="error", turns=0, **common),
+    )
 
 
 def _audio_ms(entry: SessionEntry, snapshot: Checkpoint) -> int:

@@ -68,16 +68,14 @@ class LeaseKeeper:
             if running is not None:
                 if running.ownership.fence.delivery_count >= count:
                     continue  # claimed again since the report
-            elif entry not in self._unclaimed or self._is_known(entry):
+            elif entry not in self._unclaimed or self._acquirer.is_claiming(entry):
                 continue
+            elif self._context.retries.get(entry) is not None:
+                continue  # it waits for a retry after a crash
             if take and entry not in self._claiming:
                 self._claiming.add(entry)
                 self._acquirer.start_claim(partial(self._reclaim, entry, count))
         self._unclaimed = set(unclaimed)
-
-    def _is_known(self, entry: str) -> bool:
-        """Return whether a session is being claimed or waits for a retry after a crash."""
-        return self._acquirer.is_claiming(entry) or self._context.retries.get(entry) is not None
 
     async def _reclaim(self, entry: str, count: int) -> None:
         try:

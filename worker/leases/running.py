@@ -42,9 +42,6 @@ class RunningSessions:
     def __len__(self) -> int:
         return len(self._runs)
 
-    def __contains__(self, entry: object) -> bool:
-        return entry in self._runs
-
     def __iter__(self) -> Iterator[Session]:
         """Iterate over a copy, so that sessions may start and end meanwhile."""
         return iter([run.session for run in self._runs.values()])
@@ -87,18 +84,15 @@ class RunningSessions:
             del self._runs[entry]
             self._context.permits.discard(entry)
             if session.fenced_reason == INTERNAL_ERROR:
-                self._schedule_retry(session.ownership)
+                self._context.stats.internal_errors["session"] += 1
+                delay_s = self._context.retries.record(session.ownership, time.monotonic())
+                log.warning("%s: retrying in %g s", session.name, delay_s)
             else:
                 self._context.retries.discard(entry)
             run.over.set()
         if session.fenced_reason == VERDICT_MISSING:
             with self._context.supervisor.isolate("session"):
                 await self.restore_entry_once(session)
-
-    def _schedule_retry(self, ownership: Ownership) -> None:
-        self._context.stats.internal_errors["session"] += 1
-        delay_s = self._context.retries.record(ownership, time.monotonic())
-        log.warning("%s: retrying in %g s", ownership.name, delay_s)
 
     async def restore_entry_once(self, session: Session) -> None:
         """Restore, once, a session's entry that Redis lost; the session continues or restarts."""
