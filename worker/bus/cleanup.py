@@ -37,11 +37,11 @@ _PAGE = 1_000
 class Cleaner:
     """Cleans up on behalf of one worker. Several may run at once."""
 
-    def __init__(self, redis: Redis, keys: Keys, intake: SessionOwnership) -> None:
+    def __init__(self, redis: Redis, keys: Keys, ownership: SessionOwnership) -> None:
         self._redis = redis
         self._keys = keys
-        self._ownership = intake
-        self._recovery = OrphanRecovery(redis, keys, intake)
+        self._ownership = ownership
+        self._recovery = OrphanRecovery(redis, keys, ownership)
 
     async def run(self) -> None:
         """Clean up until cancelled. The next round repeats what failed."""

@@ -39,12 +39,12 @@ class Liveness:
     """Detects dead workers, and advertises that this worker is alive."""
 
     def __init__(
-        self, redis: Redis, health: RedisHealth, keys: Keys, intake: SessionOwnership
+        self, redis: Redis, health: RedisHealth, keys: Keys, ownership: SessionOwnership
     ) -> None:
         self._redis = redis
         self._health = health
         self._keys = keys
-        self._ownership = intake
+        self._ownership = ownership
         self._seen: set[str] = set()
         self._absent_once: set[str] = set()
         # Unix seconds from which a heartbeat disproves a death, by consumer.

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import chain
-from typing import Any, TypedDict, TypeVar
+from typing import Any, ParamSpec, TypedDict, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
@@ -13,10 +13,12 @@ from schemas.keys import GROUP, RELEASED, Keys
 from schemas.turns import Event, SessionStarted, encode_event, event_type
 from worker.bus import scripts
 from worker.bus.fitness import explain_taken_keys
+from worker.bus.scripts import Script
 from worker.core import stream_ids
 from worker.telemetry.logs import SessionName
 
-T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 MAX_TAKEOVERS = 50
 
 
@@ -117,7 +119,12 @@ class SessionOwnership:
             if not str(error).startswith("BUSYGROUP"):
                 raise
 
-    async def _with_group(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _run(self, script: Script[P, R], *_: P.args, **values: P.kwargs) -> R:
+        """Run a script on the group."""
+        call = script.call(*_, **values)
+        return await self._with_group(lambda: script.run(self._redis, call))
+
+    async def _with_group(self, call: Callable[[], Awaitable[R]]) -> R:
         """Run `call`, and create the group and run it again if the group was destroyed.
 
         Raises `KeyTaken` if another program uses the key of the sessions stream.
@@ -145,16 +152,14 @@ class SessionOwnership:
 
     async def take_over(self, at_most: int, lease_ms: int, dead: Iterable[str] = ()) -> Takeover:
         """Take over released entries, and those of owners that are dead or idle for a lease."""
-        rows, lost = await self._with_group(
-            lambda: scripts.take_over(
-                self._redis,
-                **self._group,
-                consumer=self.consumer,
-                released_consumer=RELEASED,
-                lease_ms=lease_ms,
-                max_entries=min(at_most, MAX_TAKEOVERS),
-                dead=dead,
-            )
+        rows, lost = await self._run(
+            scripts.take_over,
+            **self._group,
+            consumer=self.consumer,
+            released_consumer=RELEASED,
+            lease_ms=lease_ms,
+            max_entries=min(at_most, MAX_TAKEOVERS),
+            dead=dead,
         )
         owned = tuple(
             OwnedEntry(
@@ -189,15 +194,13 @@ class SessionOwnership:
 
     async def raise_delivery_count(self, owned: OwnedEntry, count: int) -> OwnedEntry | None:
         """Raise an entry's delivery count; None if another consumer owns it. Safe to repeat."""
-        raised = await self._with_group(
-            lambda: scripts.raise_delivery_count(
-                self._redis,
-                **self._group,
-                consumer=self.consumer,
-                entry_id=owned.entry_id,
-                delivery_count=owned.delivery_count,
-                new_count=count,
-            )
+        raised = await self._run(
+            scripts.raise_delivery_count,
+            **self._group,
+            consumer=self.consumer,
+            entry_id=owned.entry_id,
+            delivery_count=owned.delivery_count,
+            new_count=count,
         )
         return msgspec.structs.replace(owned, delivery_count=count) if raised else None
 
@@ -253,15 +256,13 @@ class SessionOwnership:
     async def restore_unowned(self, entry: str, run: str, fields: Fields, after: str) -> bool:
         """Restore the entry of a session without an owner, like `restore_entry`."""
         flat = {**fields, b"run": run.encode()}
-        vanished = await self._with_group(
-            lambda: scripts.restore_entry(
-                self._redis,
-                **self._group,
-                entry_id=entry,
-                run=run,
-                after=after,
-                fields=chain.from_iterable(flat.items()),
-            )
+        vanished = await self._run(
+            scripts.restore_entry,
+            **self._group,
+            entry_id=entry,
+            run=run,
+            after=after,
+            fields=chain.from_iterable(flat.items()),
         )
         return bool(vanished)
 
@@ -272,13 +273,11 @@ class SessionOwnership:
 
     async def heartbeat(self, running: list[tuple[str, int]]) -> HeartbeatReport:
         """Renew the lease of every running (entry, count); report which are not owned any more."""
-        taken, missing, unclaimed = await self._with_group(
-            lambda: scripts.heartbeat(
-                self._redis,
-                **self._group,
-                consumer=self.consumer,
-                running=chain.from_iterable(running),
-            )
+        taken, missing, unclaimed = await self._run(
+            scripts.heartbeat,
+            **self._group,
+            consumer=self.consumer,
+            running=chain.from_iterable(running),
         )
         return HeartbeatReport(
             frozenset(entry.decode() for entry in taken),
@@ -294,22 +293,18 @@ class SessionOwnership:
 
         Entries of other owners, and entries that left the stream, are not released.
         """
-        return await self._with_group(
-            lambda: scripts.release(
-                self._redis,
-                **self._group,
-                consumer=self.consumer,
-                released_consumer=RELEASED,
-                owned=chain.from_iterable(owned),
-            )
+        return await self._run(
+            scripts.release,
+            **self._group,
+            consumer=self.consumer,
+            released_consumer=RELEASED,
+            owned=chain.from_iterable(owned),
         )
 
     async def complete(self, entry: str) -> None:
         """Remove the entry of a session that ended or was rejected. Safe to repeat."""
-        await self._with_group(
-            lambda: scripts.complete(
-                self._redis, sessions_key=self._keys.sessions, group=GROUP, entry_id=entry
-            )
+        await self._run(
+            scripts.complete, sessions_key=self._keys.sessions, group=GROUP, entry_id=entry
         )
 
     async def consumers(self, idle_s: float) -> dict[str, bool]:
@@ -325,9 +320,10 @@ class SessionOwnership:
 
     async def delete_consumer(self, consumer: str) -> bool:
         """Delete a consumer unless it owns entries; return whether it is gone."""
-        deleted = await self._with_group(
-            lambda: scripts.delete_consumer(
-                self._redis, sessions_key=self._keys.sessions, group=GROUP, consumer=consumer
-            )
+        deleted = await self._run(
+            scripts.delete_consumer,
+            sessions_key=self._keys.sessions,
+            group=GROUP,
+            consumer=consumer,
         )
         return bool(deleted)

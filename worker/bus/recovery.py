@@ -51,10 +51,10 @@ class _Live(NamedTuple):
 class OrphanRecovery:
     """Finds lost sessions and restores their entries. Several may run at once."""
 
-    def __init__(self, redis: Redis, keys: Keys, intake: SessionOwnership) -> None:
+    def __init__(self, redis: Redis, keys: Keys, ownership: SessionOwnership) -> None:
         self._redis = redis
         self._keys = keys
-        self._ownership = intake
+        self._ownership = ownership
 
     async def recover_known(self) -> bool:
         """Restore the sessions of the recorded ids, unless another worker is searching.

@@ -50,7 +50,10 @@ class Script(Generic[P, R]):
 
     async def __call__(self, redis: Redis, /, *_: P.args, **values: P.kwargs) -> R:
         """Run the script, and load it first if the server does not have it."""
-        call = self.call(*_, **values)
+        return await self.run(redis, self.call(*_, **values))
+
+    async def run(self, redis: Redis, call: ScriptCall) -> R:
+        """Run a prepared call of the script."""
         while True:
             try:
                 reply: R = await redis.evalsha(*call)
