@@ -64,29 +64,21 @@ Entries = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
 class AudioConsumer(Protocol):
     """A session as the reader sees it."""
 
-    @property
-    def name(self) -> SessionName:
-        """Name of the session in log lines."""
+    name: SessionName
+    """Name of the session in log lines."""
+    lane: str
+    """Lane of the session. One command reads the streams of one lane."""
+    audio_key: str
+    """Key of the session's audio stream."""
 
-    @property
-    def lane(self) -> str:
-        """Lane of the session. One command reads the streams of one lane."""
-
-    @property
-    def audio_key(self) -> str:
-        """Key of the session's audio stream."""
+    epoch: int
+    """Number that changes whenever the cursor moves back; it makes earlier reads invalid."""
+    poll_schedule: PollSchedule
+    """Schedule of the session's polls."""
 
     @property
     def cursor(self) -> str:
         """Entry id after which to read."""
-
-    @property
-    def epoch(self) -> int:
-        """Number that changes whenever the cursor moves back; it makes earlier reads invalid."""
-
-    @property
-    def poll_schedule(self) -> PollSchedule:
-        """Schedule of the session's polls."""
 
     @property
     def chunk_s(self) -> float:
