@@ -31,6 +31,9 @@ class Bus:
         entry: Any = await self.redis.xadd(self.keys.sessions, fields)
         return str(entry.decode())
 
+    async def restore(self, intake: SessionOwnership, lost: Ownership, after: str) -> bool:
+        return await intake.restore_entry(lost.fence.entry_id, lost.run, lost.fields, after)
+
     async def claim(
         self, intake: SessionOwnership, owned: OwnedEntry, run: str = ""
     ) -> ClaimResult:
@@ -146,20 +149,20 @@ async def test_vanished_entry_is_restored_once(bus: Bus) -> None:
     (owned,) = await bus.one.read_new(1, 10)
     session = decode_session(owned.fields)
     held = Ownership(session, Fence(entry, 1, "nonce-1"), entry, owned.fields)
-    assert not await bus.two.restore_entry(held, await bus.two.last_entry()), "it is pending"
+    assert not await bus.restore(bus.two, held, await bus.two.last_entry()), "it is pending"
     await bus.redis.xtrim(bus.keys.sessions, maxlen=0)
     await bus.redis.xack(bus.keys.sessions, GROUP, entry)
     after = await bus.one.last_entry()
     assert after == entry
-    assert await bus.one.restore_entry(held, after)
+    assert await bus.restore(bus.one, held, after)
     await bus.announce(session="call-2")
-    assert await bus.one.restore_entry(held, after), "the first reply was lost"
+    assert await bus.restore(bus.one, held, after), "the first reply was lost"
     back, other = await bus.two.read_new(5, 10)
     assert (back.fields[b"run"].decode(), back.fields[b"session"]) == (entry, b"call-1")
     assert other.fields[b"session"] == b"call-2"
     await bus.redis.xack(bus.keys.sessions, GROUP, back.entry_id)
     gone = msgspec.structs.replace(held, fence=Fence(back.entry_id, 1, "nonce-2"))
-    assert await bus.two.restore_entry(gone, await bus.two.last_entry()), (
+    assert await bus.restore(bus.two, gone, await bus.two.last_entry()), (
         "acknowledged by another client"
     )
     (third,) = await bus.two.read_new(5, 10)
@@ -172,12 +175,12 @@ async def test_entry_due_from_a_recreated_group_is_not_restored(bus: Bus) -> Non
     (owned,) = await bus.one.read_new(1, 10)
     held = Ownership(decode_session(owned.fields), Fence(entry, 1, "nonce-1"), entry, owned.fields)
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
-    assert not await bus.one.restore_entry(held, entry), "a new group begins at the first entry"
+    assert not await bus.restore(bus.one, held, entry), "a new group begins at the first entry"
     await bus.one.ensure_group()
-    assert not await bus.one.restore_entry(held, entry)
+    assert not await bus.restore(bus.one, held, entry)
     await bus.redis.delete(bus.keys.sessions)
     assert await bus.one.last_entry() == "0-0"
-    assert await bus.one.restore_entry(held, "0-0")
+    assert await bus.restore(bus.one, held, "0-0")
     await bus.one.ensure_group()
     (back,) = await bus.two.read_new(5, 10)
     assert back.fields[b"run"].decode() == entry

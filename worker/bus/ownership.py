@@ -245,16 +245,11 @@ class SessionOwnership:
         own = [str(part).encode() for part in (fence.entry_id, fence.delivery_count, fence.nonce)]
         return state[0] is None or state == own
 
-    async def restore_entry(self, ownership: Ownership, after: str) -> bool:
+    async def restore_entry(self, entry: str, run: str, fields: Fields, after: str) -> bool:
         """Restore the entry of a live session if it is missing; return whether it was.
 
         Safe to repeat with the same `after`: the last id of the stream before the first attempt.
         """
-        entry, run, fields = ownership.fence.entry_id, ownership.run, ownership.fields
-        return await self.restore_unowned(entry, run, fields, after)
-
-    async def restore_unowned(self, entry: str, run: str, fields: Fields, after: str) -> bool:
-        """Restore the entry of a session without an owner, like `restore_entry`."""
         flat = {**fields, b"run": run.encode()}
         vanished = await self._run(
             scripts.restore_entry,

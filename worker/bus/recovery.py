@@ -109,7 +109,7 @@ class OrphanRecovery:
             try:
                 texts = decode_record(live.fields, dict[str, str])
                 fields = {name.encode(): text.encode() for name, text in texts.items()}
-                missing = await self._ownership.restore_unowned(live.entry, live.run, fields, after)
+                missing = await self._ownership.restore_entry(live.entry, live.run, fields, after)
             except (msgspec.DecodeError, ResponseError) as error:
                 if is_outage(error):
                     raise

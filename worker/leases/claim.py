@@ -66,18 +66,12 @@ class Claimer:
             return None
         fence = Fence(owned.entry_id, owned.delivery_count, self._context.ownership.nonce)
         started = SessionStarted(
-            session=entry.session,
-            run=owned.entry_id,
             seq=1,
-            at=time.time(),
-            audio_ms=0,
-            provider=PROVIDER,
-            request_id="",
-            connection=0,
             worker=self._context.worker_id,
             metadata=entry.metadata,
             encoding=entry.encoding,
             sample_rate=entry.sample_rate,
+            **_common(entry.session, owned.entry_id),
         )
         first = msgspec.json.encode(Checkpoint(config=entry.config))
         spans = SessionTrace(
@@ -193,9 +187,9 @@ class Claimer:
         await self._context.health.retry(lambda: self._context.ownership.complete(owned.entry_id))
 
 
-def _rejection(session: str, run: str, reason: str, why: str) -> tuple[Event, Event]:
-    """Return the events of a session that ends before it begins."""
-    common: dict[str, Any] = {
+def _common(session: str, run: str) -> dict[str, Any]:
+    """Return the fields of an event that precedes all audio."""
+    return {
         "session": session,
         "run": run,
         "at": time.time(),
@@ -204,7 +198,11 @@ def _rejection(session: str, run: str, reason: str, why: str) -> tuple[Event, Ev
         "request_id": "",
         "connection": 0,
     }
-    code = f"session_{reason}"
+
+
+def _rejection(session: str, run: str, reason: str, why: str) -> tuple[Event, Event]:
+    """Return the events of a session that ends before it begins."""
+    common, code = _common(session, run), f"session_{reason}"
     return (
         SessionError(seq=1, code=code, message=why, status=400, fatal=True, **common),
         SessionEnded(seq=2, reason="error", turns=0, **common),

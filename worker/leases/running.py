@@ -114,7 +114,8 @@ class RunningSessions:
         if not await health.retry(partial(entries.is_ours, ownership)):
             return False
         after = await health.retry(entries.last_entry)
-        restored = await health.retry(partial(entries.restore_entry, ownership, after))
+        entry, run, fields = ownership.fence.entry_id, ownership.run, ownership.fields
+        restored = await health.retry(partial(entries.restore_entry, entry, run, fields, after))
         if restored:
             log.warning("%s: session entry restored (Redis lost it)", ownership.name)
         return restored
