@@ -4,6 +4,8 @@ The braces of `{LANE}` are part of the key: a Redis Cluster hash tag. All keys o
 slot, so one Lua call can check the fence, publish and commit.
 """
 
+from typing import TypedDict
+
 import msgspec
 
 GROUP = "workers"
@@ -14,6 +16,15 @@ RELEASED = "released"
 
 ENDED = b"ended"
 """Value of an audio key after its session's end: a string, so that XADD fails."""
+
+
+class SessionKeys(TypedDict):
+    """The keys that every script of a session takes, by their names in the scripts."""
+
+    state_key: str
+    lane_turns_key: str
+    session_turns_key: str
+    audio_key: str
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -90,14 +101,14 @@ class Keys(msgspec.Struct, frozen=True):
         """Name the stream of one session's own turn events (`out=session`)."""
         return f"{self.prefix}:{{{lane}}}:turns:{session}"
 
-    def of_session(self, lane: str, session: str) -> tuple[str, str, str, str]:
-        """Return the keys that every session script takes: state, turns, own turns, audio."""
-        return (
-            self.state(lane, session),
-            self.turns(lane),
-            self.session_turns(lane, session),
-            self.audio(lane, session),
-        )
+    def of_session(self, lane: str, session: str) -> SessionKeys:
+        """Return the keys that every script of a session takes."""
+        return {
+            "state_key": self.state(lane, session),
+            "lane_turns_key": self.turns(lane),
+            "session_turns_key": self.session_turns(lane, session),
+            "audio_key": self.audio(lane, session),
+        }
 
     @staticmethod
     def gate_member(lane: str, session: str) -> str:

@@ -2,26 +2,22 @@
 
 import logging
 import time
-from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
 
 import anyio
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
-from schemas.audio import Fields, TurnConfig
+from schemas.audio import TurnConfig
 from schemas.keys import Keys
-from schemas.turns import DeadLetter
 from worker.bus.audio_reader import AudioReader
-from worker.bus.client.connection import RedisHealth, describe, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import RedisClock
 from worker.bus.committer import Committer
-from worker.bus.lanes import LaneRegistry
+from worker.bus.dead_letters import DeadLetterWriter
 from worker.bus.ownership import SessionOwnership
 from worker.bus.permits import ConnectionPermits
+from worker.bus.registry import WorkerRegistry
 from worker.core.frame_limit import FrameLimit
 from worker.core.provider_lag import ProviderLag
 from worker.errors import SttError
@@ -33,7 +29,6 @@ from worker.stt.cartesia import Endpoint
 from worker.stt.health import ProviderOutage
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
-from worker.telemetry.logs import SessionName
 from worker.telemetry.traces import Tracing
 
 log = logging.getLogger(__name__)
@@ -53,9 +48,6 @@ KEY_ADVICE = "check CARTESIA_API_KEY or TURNBUS_STT_API_KEY_FILE, and the accoun
 
 CREDENTIALS_RETRY_S = 15.0
 """Delay after a rejected key before a worker without sessions tries it again."""
-
-MAX_DEAD_LETTER_BYTES = 16 * 1024
-"""Maximum size of a rejected session entry that is kept; a valid entry is always smaller."""
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -113,66 +105,6 @@ class CredentialsHealth:
         self.reason = None
 
 
-class DeadLetterWriter:
-    """Writes rejected entries to the dead-letter stream and logs their ids."""
-
-    def __init__(
-        self, ownership: SessionOwnership, health: RedisHealth, supervisor: Supervisor
-    ) -> None:
-        self._ownership = ownership
-        self._health = health
-        self._supervisor = supervisor
-        self._waiting: deque[tuple[str, DeadLetter]] = deque()
-        self._wake = anyio.Event()
-        self._denied = False
-
-    def put(self, name: str, dead: DeadLetter) -> None:
-        """Queue `dead` for writing; `name` identifies its session in the log."""
-        self._waiting.append((name, dead))
-        self._wake.set()
-
-    async def run(self) -> None:
-        """Write until cancelled; retry what Redis has not confirmed."""
-        try:
-            while True:
-                await self._wake.wait()
-                self._wake = anyio.Event()
-                while self._waiting:
-                    name, dead = self._waiting[0]
-                    where = "not kept: internal error"  # it must not delay the others
-                    with self._supervisor.isolate("dead_letters"):
-                        where = await self._write(dead)
-                    self._waiting.popleft()
-                    _log(name, dead, where)
-        finally:
-            for name, dead in self._waiting:
-                _log(name, dead, "not kept: the worker stopped first")
-
-    async def _write(self, dead: DeadLetter) -> str:
-        """Write an entry and return where it is; an entry that Redis rejects is only logged."""
-        try:
-            kept = await retry_while_unavailable(
-                self._health, partial(self._ownership.put_dead_letter, dead)
-            )
-        except ResponseError as error:
-            return self._not_written(describe(error))
-        self._denied = False
-        return f"`turnbus dead` has it as {kept}"
-
-    def _not_written(self, reason: str) -> str:
-        if not self._denied:
-            log.error("cannot write dead letters, rejected entries are only logged (%s)", reason)
-        self._denied = True
-        return f"not kept: {reason}"
-
-
-def _log(name: str, dead: DeadLetter, where: str) -> None:
-    log.warning(
-        "%s: rejected entry %s of %s: %s (%s); %s",
-        *(name, dead.id, dead.stream, dead.detail, dead.reason, where),
-    )
-
-
 @dataclass(frozen=True)
 class WorkerContext:
     """The parts of one worker that its sessions share."""
@@ -186,7 +118,7 @@ class WorkerContext:
     reader: AudioReader
     committer: Committer
     permits: ConnectionPermits
-    lanes: LaneRegistry
+    registry: WorkerRegistry
     retention: Retention
     endpoint: Endpoint
     model: str
@@ -207,34 +139,3 @@ class WorkerContext:
     provider_lag: ProviderLag = field(default_factory=ProviderLag)
     frame_limit: FrameLimit = field(default_factory=FrameLimit)
     stalls: StallDetector = field(default_factory=lambda: StallDetector(time.monotonic()))
-
-    def dead_letter(
-        self, entry: str, stream: str, session: str, reason: str, detail: str, fields: Fields
-    ) -> None:
-        """Write a rejected entry as a dead letter; only a session entry keeps its fields."""
-        self.stats.rejected_entries[reason] += 1
-        traceparent = fields.get(b"traceparent", b"").decode("ascii", "replace")
-        name = SessionName(session, traceparent) if session else "no session"
-        self.dead_letters.put(
-            name,
-            DeadLetter(
-                id=entry,
-                stream=stream,
-                session=session,
-                reason=reason,
-                detail=detail,
-                size=sum(len(value) for value in fields.values()),
-                entry=_as_json(fields) if stream == self.keys.sessions else "",
-            ),
-        )
-
-
-def _as_json(fields: Fields) -> str:
-    """Return an entry's fields as JSON; empty if they are missing, too large or not UTF-8."""
-    if not fields or sum(map(len, chain.from_iterable(fields.items()))) > MAX_DEAD_LETTER_BYTES:
-        return ""
-    try:
-        text = {name.decode(): value.decode() for name, value in fields.items()}
-    except UnicodeDecodeError:
-        return ""
-    return msgspec.json.encode(text).decode()

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
-from worker.bus.client.connection import RedisHealth, retry_while_unavailable, unmoved
+from worker.bus.client.connection import RedisHealth, unmoved
 from worker.errors import TurnbusError
 
 
@@ -60,8 +60,7 @@ class Producer:
         # session ended or was lost, and no worker would read a new one.
         begun = self._begun
         try:
-            added: Any = await retry_while_unavailable(
-                self._health,
+            added: Any = await self._health.retry(
                 lambda: unmoved(lambda: self._redis.xadd(self.stream, fields, nomkstream=begun)),
             )
         except ResponseError as error:

@@ -25,17 +25,16 @@ from worker.bus.client.connection import (
     closing,
     connect,
     describe,
-    retry_while_unavailable,
 )
 from worker.bus.clock import RedisClock
 from worker.bus.committer import Committer
-from worker.bus.drain_requests import wait_for_drain
-from worker.bus.lanes import LaneRegistry
+from worker.bus.dead_letters import DeadLetterWriter
 from worker.bus.liveness import Liveness
 from worker.bus.ownership import SessionOwnership
 from worker.bus.permissions import unfitness
 from worker.bus.permits import ConnectionPermits
-from worker.context import DeadLetterWriter, Retention, SessionTimeouts, WorkerContext
+from worker.bus.registry import WorkerRegistry, delete_record, wait_for_drain
+from worker.context import Retention, SessionTimeouts, WorkerContext
 from worker.event_loop import OverloadDetector
 from worker.leases.acquire import CLAIM_POLL_MS, SessionAcquirer
 from worker.leases.heartbeat import LeaseKeeper
@@ -87,7 +86,7 @@ class Worker:
             reader=AudioReader(self.redis, self.health),
             committer=Committer(self.redis, self.health),
             permits=ConnectionPermits(self.redis, self.health, keys, settings.stt_max_connections),
-            lanes=LaneRegistry(ownership, self.health),
+            registry=WorkerRegistry(self.redis, self.health, keys),
             retention=Retention(
                 settings.retention_s, settings.turns_retention_s, settings.turns_maxlen
             ),
@@ -106,7 +105,9 @@ class Worker:
                 settings.max_lag_s,
                 settings.turn_update_interval_ms,
             ),
-            dead_letters=DeadLetterWriter(ownership, self.health, supervisor),
+            dead_letters=DeadLetterWriter(
+                self.redis, self.health, keys, supervisor, stats.rejected_entries
+            ),
             tracing=Tracing(
                 *provider_address(settings.stt_url), PROVIDER, settings.trace_transcripts
             ),
@@ -179,7 +180,7 @@ class Worker:
             tasks.start_soon(run_forever, "committer", self.context.committer.run)
             tasks.start_soon(run_forever, "dead_letters", self.context.dead_letters.run)
             tasks.start_soon(run_forever, "gate", self.context.permits.run)
-            tasks.start_soon(run_forever, "lanes", self.context.lanes.run)
+            tasks.start_soon(run_forever, "lanes", self.context.registry.list_lanes)
             tasks.start_soon(run_forever, "ticker", self._tick)
             tasks.start_soon(run_forever, "backlog", self.context.backlog.run)
             if await self._run_until_stopped(self._connect_bus):
@@ -223,12 +224,11 @@ class Worker:
         """Delete this worker's record and consumer from Redis, if Redis is available."""
         ownership = self.context.ownership
         with self.context.supervisor.isolate("handover"), anyio.move_on_after(DEREGISTER_TIMEOUT_S):
-            await retry_while_unavailable(
-                self.health, lambda: ownership.delete_consumer(ownership.consumer)
-            )
-            await retry_while_unavailable(
-                self.health,
-                lambda: ownership.delete_record(self.context.worker_id, ownership.consumer),
+            await self.health.retry(lambda: ownership.delete_consumer(ownership.consumer))
+            await self.health.retry(
+                lambda: delete_record(
+                    self.redis, self.context.keys, self.context.worker_id, ownership.consumer
+                ),
             )
 
     async def _connect_bus(self) -> None:
@@ -242,9 +242,9 @@ class Worker:
         """Return whether Redis lacks something that a worker requires, and record what."""
         unfit = partial(unfitness, self.redis, self.context.keys)
         try:
-            lacking = await retry_while_unavailable(self.health, unfit)
+            lacking = await self.health.retry(unfit)
             if lacking is None:
-                await retry_while_unavailable(self.health, self.context.ownership.ensure_group)
+                await self.health.retry(self.context.ownership.ensure_group)
         except ResponseError as error:
             lacking = describe(error)
         if lacking is None:
@@ -299,14 +299,14 @@ class Worker:
     async def _record_loop(self) -> None:
         """Update this worker's record, apart from the leases: a cluster may store it elsewhere."""
         while True:
-            await retry_while_unavailable(self.health, self._register)
+            await self.health.retry(self._register)
             await anyio.sleep(HEARTBEAT_INTERVAL_S)
 
     async def _register(self) -> None:
         state: Literal["ready", "draining", "unready"] = "ready"
         if not self.readiness.ready:
             state = "draining" if self._draining else "unready"
-        await self.context.ownership.register(
+        await self.context.registry.register(
             self.context.worker_id,
             WorkerRecord(
                 consumer=self.context.ownership.consumer,

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from schemas import Keys, decode_turn_entry
 from schemas.turns import Event, SessionEnded, TurnEnd
-from worker.bus.client.connection import RedisHealth, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth
 
 _POLL_S: Final = 0.05
 _COUNT: Final = 1_000
@@ -51,9 +51,7 @@ class EventLog:
         """Read until cancelled."""
         cursors: dict[Any, Any] = {self._keys.turns(lane): b"0-0" for lane in self._lanes}
         while True:
-            reply: Any = await retry_while_unavailable(
-                self._health, lambda: self._redis.xread(cursors, count=_COUNT)
-            )
+            reply: Any = await self._health.retry(lambda: self._redis.xread(cursors, count=_COUNT))
             for stream, entries in reply or ():
                 cursors[stream.decode()] = entries[-1][0]
                 for entry_id, fields in entries:
@@ -63,7 +61,7 @@ class EventLog:
     async def own(self, lane: str, session: str) -> list[Event]:
         """Return the events of the session's own stream."""
         key = self._keys.session_turns(lane, session)
-        rows: Any = await retry_while_unavailable(self._health, lambda: self._redis.xrange(key))
+        rows: Any = await self._health.retry(lambda: self._redis.xrange(key))
         return [decode_turn_entry(fields).event for _, fields in rows]
 
     def _take(self, at_ms: int, event: Event) -> None:

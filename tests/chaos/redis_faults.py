@@ -13,15 +13,14 @@ from schemas.keys import GROUP
 from tests.chaos.proxy import DroppedReply
 from tests.chaos.target import FaultTarget
 from worker.bus import scripts
-from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.inspection import Announced, announced
 
 _MARKS: Final = (
-    *(script.sha.encode() for script in (scripts.COMMIT, scripts.COMMIT, scripts.COMMIT)),
-    scripts.CLAIM.sha.encode(),
-    scripts.HEARTBEAT.sha.encode(),
-    scripts.TAKE_OVER.sha.encode(),
-    scripts.RELEASE.sha.encode(),
+    *(script.sha.encode() for script in (scripts.commit, scripts.commit, scripts.commit)),
+    scripts.claim.sha.encode(),
+    scripts.heartbeat.sha.encode(),
+    scripts.take_over.sha.encode(),
+    scripts.release.sha.encode(),
     b"XREADGROUP",
     b"XACK",
 )
@@ -62,18 +61,18 @@ async def full(target: FaultTarget, rng: Random) -> bool:
     seconds = rng.uniform(0.2, 2.0)
     async with target.lock("redis"):
         target.note("Redis full")
-        await retry_while_unavailable(rig.health, lambda: rig.redis.config_set("maxmemory", 1))
+        await rig.health.retry(lambda: rig.redis.config_set("maxmemory", 1))
         try:
             await anyio.sleep(seconds)
         finally:
-            await retry_while_unavailable(rig.health, lambda: rig.redis.config_set("maxmemory", 0))
+            await rig.health.retry(lambda: rig.redis.config_set("maxmemory", 0))
     return True
 
 
 async def flush_scripts(target: FaultTarget, _: Random) -> bool:
     """Flush all scripts of Redis."""
     target.note("scripts forgotten")
-    await retry_while_unavailable(target.rig.health, target.rig.redis.script_flush)
+    await target.rig.health.retry(target.rig.redis.script_flush)
     return True
 
 
@@ -123,9 +122,7 @@ async def destroy_group(target: FaultTarget, _: Random) -> bool:
     rig = target.rig
     async with target.lock("redis"):
         target.note("group destroyed")
-        await retry_while_unavailable(
-            rig.health, lambda: rig.redis.xgroup_destroy(rig.keys.sessions, GROUP)
-        )
+        await rig.health.retry(lambda: rig.redis.xgroup_destroy(rig.keys.sessions, GROUP))
     return True
 
 
@@ -166,19 +163,17 @@ async def _delete(
     """
     rig = target.rig
     async with target.lock("redis"):
-        live = await retry_while_unavailable(rig.health, partial(_live, target))
+        live = await rig.health.retry(partial(_live, target))
         deleted = choose(live) if live else []
         if not deleted:
             return False
         entries = [each.entry for each in deleted]
         target.note(f"delete {len(entries)} entries")
-        await retry_while_unavailable(
-            rig.health, lambda: rig.redis.xdel(rig.keys.sessions, *entries)
-        )
+        await rig.health.retry(lambda: rig.redis.xdel(rig.keys.sessions, *entries))
         if then is not None:
             await then()
         with anyio.move_on_after(_PUT_BACK_S):
-            await retry_while_unavailable(rig.health, partial(_put_back, target, deleted))
+            await rig.health.retry(partial(_put_back, target, deleted))
     return True
 
 

@@ -21,7 +21,6 @@ from tests.chaos.report import Report, quantile
 from tests.chaos.schedule import STAGGER_S, ScheduledFault, schedule
 from tests.chaos.script import ScriptedSession, scripted_sessions, spans
 from tests.chaos.target import clock
-from worker.bus.client.connection import retry_while_unavailable
 from worker.errors import TurnbusError
 
 LANES: Final = ("0", "1")
@@ -123,9 +122,7 @@ class _Run:
         rig = self._rig
         with anyio.move_on_after(_KNOWN_S):
             while not rig.fleet.faults:
-                rows: Any = await retry_while_unavailable(
-                    rig.health, lambda: rig.redis.hvals(rig.keys.workers)
-                )
+                rows: Any = await rig.health.retry(lambda: rig.redis.hvals(rig.keys.workers))
                 known = {msgspec.json.decode(row, type=WorkerRecord).pid for row in rows}
                 if known == {life.pid for slot in rig.fleet.slots for life in slot.lives}:
                     return True

@@ -17,7 +17,8 @@ from schemas import Keys
 from schemas.turns import TurnUpdate, WorkerRecord
 from tests.support.harness import PCM16, Harness, check_order, words
 from tests.support.polling import eventually
-from worker.bus.inspection import list_sessions, read_workers
+from worker.bus.inspection import list_sessions
+from worker.bus.registry import read_workers
 from worker.cli.main import main
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 

@@ -8,11 +8,11 @@ import anyio
 import pytest
 
 from schemas.keys import Keys
-from schemas.turns import DeadLetter, SessionEnded, SessionError, SessionStarted, TurnEnd
+from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd
 from tests.support.acl import PASSWORD, as_user
 from tests.support.harness import PCM16, Harness, check_order, kinds, words
 from tests.support.polling import eventually, no_longer
-from worker.context import DeadLetterWriter
+from worker.bus.dead_letters import DeadLetterWriter
 from worker.local.emulator.engines.script import synthesize_words
 
 GOOD = {"session": "bad", "encoding": "pcm_s16le", "sample_rate": "16000"}
@@ -79,19 +79,10 @@ async def test_dead_letter_that_cannot_be_stored_is_logged(
 ) -> None:
     async with harness.worker() as worker:
         dead_letters = DeadLetterWriter(
-            worker.context.ownership, worker.health, worker.context.supervisor
+            *(harness.redis, worker.health, worker.context.keys),
+            *(worker.context.supervisor, worker.context.stats.rejected_entries),
         )
-        dead_letters.put(
-            "bad",
-            DeadLetter(
-                id="1-0",
-                stream="stt:sessions",
-                session="bad",
-                reason="encoding",
-                detail="no good",
-                size=9,
-            ),
-        )
+        dead_letters.put("1-0", "stt:sessions", "bad", "encoding", "no good", {})
         with anyio.CancelScope() as scope:
             scope.cancel()
             await dead_letters.run()

@@ -17,10 +17,12 @@ from worker.bus import cleanup, committer
 from worker.bus.audio_reader import AudioReader
 from worker.bus.cleanup import Cleaner
 from worker.bus.clock import RedisClock
+from worker.bus.dead_letters import DeadLetterWriter
 from worker.bus.liveness import Liveness
 from worker.bus.ownership import SessionOwnership
 from worker.bus.permits import ConnectionPermits
 from worker.bus.recovery import OrphanRecovery
+from worker.bus.registry import WorkerRegistry
 from worker.cli import run
 from worker.errors import BusUnavailableError
 from worker.event_loop import OverloadDetector
@@ -37,17 +39,17 @@ PLACES = [
     ("claim", Claimer, "claim"),
     ("clock", RedisClock, "sync"),
     ("committer", committer._CommitBatcher, "_send_batch"),
-    ("dead_letters", SessionOwnership, "put_dead_letter"),
+    ("dead_letters", DeadLetterWriter, "_write"),
     ("drain_requests", worker, "wait_for_drain"),
     ("gate", ConnectionPermits, "run"),
     ("heartbeat", SessionOwnership, "heartbeat"),
-    ("lanes", SessionOwnership, "add_lane"),
+    ("lanes", WorkerRegistry, "list_lanes"),
     ("liveness", Liveness, "_read_records"),
     ("reader", AudioReader, "_read_lanes"),
     ("recovery", OrphanRecovery, "recover_known"),
     ("sweeper", Cleaner, "sweep_consumers"),
     ("ticker", OverloadDetector, "observe"),
-    ("worker_record", SessionOwnership, "register"),
+    ("worker_record", WorkerRegistry, "register"),
     ("handover", RunningSessions, "release_waiting"),
 ]
 """Function that raises once, and the part of the worker it belongs to."""

@@ -11,13 +11,14 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from schemas.audio import Fields
 from schemas.keys import GROUP, RELEASED
 from schemas.turns import SessionStarted, TurnUpdate
 from tests.support.acl import GuardedRedis
 from tests.support.harness import PCM16, Harness, check_order, kinds, words
 from tests.support.polling import PATIENCE_S, eventually, no_longer
 from tests.support.watchers import seen_alive
-from worker.bus.ownership import ClaimResult, OwnedEntry, Ownership, SessionOwnership
+from worker.bus.ownership import ClaimResult, OwnedEntry, SessionOwnership
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 
@@ -161,12 +162,14 @@ async def test_entry_that_cannot_be_restored_blocks_no_other(
     sessions = f"{harness.prefix}:sessions"
     restore_entry, refused = SessionOwnership.restore_entry, anyio.Event()
 
-    async def refuse_once(intake: SessionOwnership, ownership: Ownership, after: str) -> bool:
-        if ownership.entry.session == "bad" and not refused.is_set():
+    async def refuse_once(
+        intake: SessionOwnership, entry: str, run: str, fields: Fields, after: str
+    ) -> bool:
+        if fields[b"session"] == b"bad" and not refused.is_set():
             refused.set()
             raise ResponseError("too many results to unpack")
         await refused.wait()
-        return await restore_entry(intake, ownership, after)
+        return await restore_entry(intake, entry, run, fields, after)
 
     monkeypatch.setattr(SessionOwnership, "restore_entry", refuse_once)
     calls = {"bad", "call-1", "call-2"}

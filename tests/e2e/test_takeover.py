@@ -16,7 +16,7 @@ from tests.support.acl import GuardedRedis
 from tests.support.harness import KEY, PCM16, Harness, check_order, kinds, words
 from tests.support.polling import PATIENCE_S, eventually, no_longer
 from tests.support.watchers import seen_alive
-from worker.bus.inspection import read_workers
+from worker.bus.registry import read_workers
 from worker.local.emulator.engines.script import (
     ScriptEngine,
     ScriptOptions,

@@ -25,7 +25,8 @@ from tests.support.harness import PCM16, Harness, kinds, words
 from tests.support.polling import PATIENCE_S, eventually, no_longer
 from tests.system.deploy.manifests import DEPLOY
 from tests.system.deploy.waterfall import draw
-from worker.bus.inspection import list_sessions, read_workers
+from worker.bus.inspection import list_sessions
+from worker.bus.registry import read_workers
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 

@@ -1,6 +1,6 @@
 """Registry of the Lua scripts that are tested on every kind of Redis."""
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -11,7 +11,7 @@ TESTED: Final[set[str]] = set()
 """Names of the scripts whose contract is tested."""
 
 
-def contract_of(*scripts: Script) -> pytest.MarkDecorator:
+def contract_of(*scripts: Script[Any, Any]) -> pytest.MarkDecorator:
     """Run a test of the replies and effects of these scripts on every kind of Redis.
 
     Other behaviour of a script's callers is tested on one kind only.

@@ -45,7 +45,7 @@ async def bus(
     return bus
 
 
-@contract_of(scripts.SWEEP)
+@contract_of(scripts.remove_audio)
 async def test_unannounced_audio_is_deleted_when_old(bus: Bus) -> None:
     old = "1600000000000-0"
     for session, lane in (("lost", "0"), ("lost-too", "eu"), ("state", "0"), ("entry", "eu")):

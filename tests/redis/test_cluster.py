@@ -19,7 +19,7 @@ from worker.bus import scripts
 from worker.bus.client import cluster as cluster_module
 from worker.bus.client import connection as connection_module
 from worker.bus.client.cluster import Address, ClusterClient, key_of
-from worker.bus.client.connection import RedisHealth, connect, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth, connect
 from worker.local.cluster import EmbeddedCluster, client, tell
 from worker.local.redis import EmbeddedRedis, free_port
 
@@ -148,7 +148,7 @@ async def test_redirect_loop_between_nodes_is_waited_out(redis_cluster: Embedded
             with pytest.raises(exceptions.ConnectionError, match="redirected 8 times"):
                 await redis.set(key, "1")
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(retry_while_unavailable, health, partial(redis.set, key, "2"))
+                tasks.start_soon(health.retry, partial(redis.set, key, "2"))
                 while health.up:
                     await anyio.sleep(0.01)
                 await tell(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
@@ -214,9 +214,9 @@ async def test_failed_node_does_not_block_script_loading() -> None:
         name = next(name for name in NAMES if ports[name] != lost.port)
         await lost.kill()
         health = RedisHealth()
-        add = partial(scripts.WRITE, redis, [name], ["SADD", "member"])
+        add = partial(scripts.write, redis, key=name, command="SADD", values=["member"])
         with anyio.fail_after(PATIENCE_S):
-            assert await retry_while_unavailable(health, add) == 1
+            assert await health.retry(add) == 1
 
 
 async def test_node_without_slots_gets_the_scripts() -> None:
@@ -247,7 +247,7 @@ async def test_node_without_slots_gets_the_scripts() -> None:
         await tell(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", target)
         await tell(old, "MIGRATE", "127.0.0.1", added.port, name, 0, 5_000)
         with anyio.fail_after(PATIENCE_S):
-            assert await scripts.WRITE(redis, [name], ["SADD", "second"]) == 1
+            assert await scripts.write(redis, key=name, command="SADD", values=["second"]) == 1
 
 
 async def test_single_server_is_not_a_cluster(redis_server: GuardedRedis) -> None:

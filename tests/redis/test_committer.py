@@ -17,8 +17,8 @@ from tests.support.harness import ON_CLUSTER_TOO
 from worker.bus import scripts
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import RedisHealth, connect
-from worker.bus.committer import INTERNAL_ERROR, CommitRequest, Committer
-from worker.bus.scripts import COMMIT
+from worker.bus.committer import INTERNAL_ERROR, Committer
+from worker.bus.scripts import ScriptCall
 from worker.local.cluster import EmbeddedCluster
 from worker.telemetry.logs import SessionName
 
@@ -50,17 +50,31 @@ class Bench:
         out: str = "lane",
         number: int = 1,
         snapshot: str = "snap",
-    ) -> CommitRequest:
-        flat = [part for event in events for part in ("turn.update", event, "")]
-        ending = "end" if end else ""
-        kept = (60, 3_600_000, 1_000_000)
-        return CommitRequest(
-            self.keys.of_session("0", "s"),
-            (*fence, "s", out, snapshot, trim, ending, *kept, number, first, *flat),
+        lane: str = "0",
+        session: str = "s",
+    ) -> ScriptCall:
+        entry_id, delivery_count, nonce = fence
+        return scripts.commit.call(
+            **self.keys.of_session(lane, session),
+            entry_id=entry_id,
+            delivery_count=delivery_count,
+            nonce=nonce,
+            session=session,
+            out=out,
+            snapshot=snapshot,
+            trim_before=trim,
+            ending="end" if end else "",
+            retention_s=60,
+            turns_retention_ms=3_600_000,
+            max_turns=1_000_000,
+            commit_number=number,
+            first_seq=first,
+            events=[part for event in events for part in ("turn.update", event, "")],
         )
 
-    async def run(self, commit: CommitRequest) -> tuple[str, int]:
-        verdict, seq = await COMMIT(self.as_worker, commit.keys, commit.args)
+    async def run(self, commit: ScriptCall) -> tuple[str, int]:
+        await scripts.commit.load(self.as_worker)
+        verdict, seq = await self.as_worker.evalsha(*commit)
         return verdict.decode(), seq
 
     async def published(self) -> list[str]:
@@ -78,7 +92,7 @@ async def bench(
     return bench
 
 
-@contract_of(scripts.COMMIT)
+@contract_of(scripts.commit)
 async def test_events_are_applied_once(bench: Bench) -> None:
     commit = bench.commit(2, ["a", "b"])
     assert await bench.run(commit) == ("ok", 3)
@@ -128,7 +142,7 @@ async def test_commit_trims_committed_audio(bench: Bench) -> None:
     assert [entry for entry, _ in rows] == [b"20-0", b"30-0"]
 
 
-@contract_of(scripts.COMMIT)
+@contract_of(scripts.commit)
 async def test_commit_of_the_session_end(bench: Bench) -> None:
     audio = bench.keys.audio("0", "s")
     await bench.redis.xadd(audio, {"audio": b"x"})
@@ -148,13 +162,13 @@ class Source:
 
     name = SessionName("s", None)
 
-    def __init__(self, commit: CommitRequest, lane: str = "0") -> None:
+    def __init__(self, commit: ScriptCall, lane: str = "0") -> None:
         self.commit = commit
         self.lane = lane
         self.answers: list[tuple[str, int]] = []
         self.answered = anyio.Event()
 
-    def next_commit(self) -> CommitRequest | None:
+    def next_commit(self) -> ScriptCall | None:
         return self.commit
 
     def on_commit_result(self, verdict: str, seq: int) -> None:
@@ -170,8 +184,8 @@ class Source:
 async def test_committer_replies_to_each_session(bench: Bench) -> None:
     good = Source(bench.commit(2, ["a"]))
     late = Source(bench.commit(9, ["z"]))
-    await bench.redis.set(f"{bench.keys.prefix}:{{0}}:state:odd", "no hash")
-    odd = Source(CommitRequest((f"{bench.keys.prefix}:{{0}}:state:odd",) * 4, good.commit.args))
+    await bench.redis.set(bench.keys.state("0", "odd"), "no hash")
+    odd = Source(bench.commit(2, ["a"], session="odd"))
     await bench.redis.script_flush()
     committer = Committer(bench.as_worker, RedisHealth())
     async with anyio.create_task_group() as tasks:
@@ -191,7 +205,7 @@ async def test_commit_that_cannot_be_built_affects_no_other(
 ) -> None:
     good, bad = (Source(bench.commit(2, ["a"])) for _ in range(2))
 
-    def crash() -> CommitRequest:
+    def crash() -> ScriptCall:
         raise ZeroDivisionError("a fault put in by the test")
 
     monkeypatch.setattr(bad, "next_commit", crash)
@@ -252,10 +266,8 @@ async def test_unresponsive_master_delays_only_its_own_lanes(
             }
             if first == 2:
                 await redis.hset(keys.state(lane, "s"), mapping=state)
-            event = ("turn.update", "event", "")
-            kept = (60, 3_600_000, 1_000_000)
-            args = (*FENCE, "s", "lane", "snap", "", "", *kept, first, first, *event)
-            speaker = Source(CommitRequest(keys.of_session(lane, "s"), args), lane)
+            commits = Bench(redis, redis, keys)
+            speaker = Source(commits.commit(first, ["event"], number=first, lane=lane), lane)
             committer.submit(speaker)
             return speaker
 

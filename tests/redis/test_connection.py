@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from tests.support.acl import GuardedRedis
 from tests.support.harness import Place
 from tests.support.polling import PATIENCE_S
-from worker.bus.client.connection import RedisHealth, closing, connect, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth, closing, connect
 from worker.local.cluster import tell
 
 
@@ -25,7 +25,7 @@ def test_connection_closed_before_a_command_is_an_outage(
             assert client.connection is not None
             assert client.connection._writer is not None
             client.connection._writer.transport.abort()
-            await retry_while_unavailable(health, client.ping)
+            await health.retry(client.ping)
         return health
 
     health = anyio.run(ride_out, backend_options={"use_uvloop": use_uvloop})
@@ -40,7 +40,7 @@ async def test_connection_closed_under_a_command_is_an_outage(redis_server: Guar
         assert client.connection is not None
         health = RedisHealth()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(retry_while_unavailable, health, client.ping)
+            tasks.start_soon(health.retry, client.ping)
             tasks.start_soon(partial(client.connection.disconnect, nowait=True))
         assert health.up
         assert health.since > 0
@@ -52,11 +52,7 @@ async def test_blocking_read_on_a_demoted_master_is_an_outage() -> None:
         replies: list[Any] = []
 
         async def read() -> None:
-            replies.append(
-                await retry_while_unavailable(
-                    health, partial(redis.xread, {"a": "0"}, block=60_000)
-                )
-            )
+            replies.append(await health.retry(partial(redis.xread, {"a": "0"}, block=60_000)))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read)

@@ -13,6 +13,7 @@ from tests.support.polling import eventually
 from worker.bus.client.connection import RedisHealth
 from worker.bus.liveness import POLL_INTERVAL_S, RECORDS_INTERVAL_S, Liveness
 from worker.bus.ownership import SessionOwnership
+from worker.bus.registry import WorkerRegistry
 
 ALIEN: dict[Any, Any] = {
     "not UTF-8": b'{"consumer":"\xff","host":"h","pid":1}',
@@ -42,7 +43,7 @@ async def test_death_is_reported_once(
     record = WorkerRecord(
         consumer="two", host="h", pid=1, sessions=0, capacity=1, state="ready", heartbeat=0.0
     )
-    await two.register("worker", record)
+    await WorkerRegistry(as_worker, RedisHealth(), keys).register("worker", record)
     await redis.hset(keys.workers, mapping=ALIEN)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watcher.watch)

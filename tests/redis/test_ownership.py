@@ -8,7 +8,6 @@ from redis.asyncio import Redis
 
 from schemas.audio import decode_session
 from schemas.keys import GROUP, Keys
-from schemas.turns import WorkerRecord
 from tests.redis.claiming import claim
 from tests.redis.contracts import contract_of
 from tests.support.harness import ON_EACH_BUS
@@ -32,6 +31,9 @@ class Bus:
         entry: Any = await self.redis.xadd(self.keys.sessions, fields)
         return str(entry.decode())
 
+    async def restore(self, intake: SessionOwnership, lost: Ownership, after: str) -> bool:
+        return await intake.restore_entry(lost.fence.entry_id, lost.run, lost.fields, after)
+
     async def claim(
         self, intake: SessionOwnership, owned: OwnedEntry, run: str = ""
     ) -> ClaimResult:
@@ -49,7 +51,7 @@ class Bus:
 async def bus(
     redis: Redis, as_worker: Redis, bus_prefix: str, expected_leftovers: list[str]
 ) -> Bus:
-    expected_leftovers += ["sessions", "lanes", "{0}:*"]
+    expected_leftovers += ["sessions", "{0}:*"]
     bus = Bus(redis, as_worker, bus_prefix)
     await bus.one.ensure_group()
     return bus
@@ -77,7 +79,7 @@ async def test_lost_group_is_recreated_from_the_first_entry(bus: Bus) -> None:
     assert (await bus.one.heartbeat([(entry, 1)])).missing == {entry}
 
 
-@contract_of(scripts.CLAIM)
+@contract_of(scripts.claim)
 async def test_claim_verdicts(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -102,7 +104,7 @@ async def test_claim_verdicts(bus: Bus) -> None:
     assert (await bus.claim(bus.one, later)).verdict == "duplicate", "the old entry is replaced"
 
 
-@contract_of(scripts.RAISE_DELIVERY_COUNT)
+@contract_of(scripts.raise_delivery_count)
 async def test_claim_outbids_the_owner_before_a_group_loss(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -141,26 +143,26 @@ async def test_run_counts_only_if_the_state_has_it(bus: Bus) -> None:
     assert (await bus.claim(bus.two, again, run=first.run)).verdict == "over"
 
 
-@contract_of(scripts.RESTORE_ENTRY)
+@contract_of(scripts.restore_entry)
 async def test_vanished_entry_is_restored_once(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     session = decode_session(owned.fields)
     held = Ownership(session, Fence(entry, 1, "nonce-1"), entry, owned.fields)
-    assert not await bus.two.restore_entry(held, await bus.two.last_entry()), "it is pending"
+    assert not await bus.restore(bus.two, held, await bus.two.last_entry()), "it is pending"
     await bus.redis.xtrim(bus.keys.sessions, maxlen=0)
     await bus.redis.xack(bus.keys.sessions, GROUP, entry)
     after = await bus.one.last_entry()
     assert after == entry
-    assert await bus.one.restore_entry(held, after)
+    assert await bus.restore(bus.one, held, after)
     await bus.announce(session="call-2")
-    assert await bus.one.restore_entry(held, after), "the first reply was lost"
+    assert await bus.restore(bus.one, held, after), "the first reply was lost"
     back, other = await bus.two.read_new(5, 10)
     assert (back.fields[b"run"].decode(), back.fields[b"session"]) == (entry, b"call-1")
     assert other.fields[b"session"] == b"call-2"
     await bus.redis.xack(bus.keys.sessions, GROUP, back.entry_id)
     gone = msgspec.structs.replace(held, fence=Fence(back.entry_id, 1, "nonce-2"))
-    assert await bus.two.restore_entry(gone, await bus.two.last_entry()), (
+    assert await bus.restore(bus.two, gone, await bus.two.last_entry()), (
         "acknowledged by another client"
     )
     (third,) = await bus.two.read_new(5, 10)
@@ -173,12 +175,12 @@ async def test_entry_due_from_a_recreated_group_is_not_restored(bus: Bus) -> Non
     (owned,) = await bus.one.read_new(1, 10)
     held = Ownership(decode_session(owned.fields), Fence(entry, 1, "nonce-1"), entry, owned.fields)
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
-    assert not await bus.one.restore_entry(held, entry), "a new group begins at the first entry"
+    assert not await bus.restore(bus.one, held, entry), "a new group begins at the first entry"
     await bus.one.ensure_group()
-    assert not await bus.one.restore_entry(held, entry)
+    assert not await bus.restore(bus.one, held, entry)
     await bus.redis.delete(bus.keys.sessions)
     assert await bus.one.last_entry() == "0-0"
-    assert await bus.one.restore_entry(held, "0-0")
+    assert await bus.restore(bus.one, held, "0-0")
     await bus.one.ensure_group()
     (back,) = await bus.two.read_new(5, 10)
     assert back.fields[b"run"].decode() == entry
@@ -192,12 +194,6 @@ async def test_session_started_is_published_once(bus: Bus) -> None:
     assert await bus.redis.xlen(bus.keys.turns("0")) == 1
 
 
-async def test_lanes_are_listed(bus: Bus) -> None:
-    for lane in ("0", "eu", "0"):
-        await bus.one.add_lane(lane)
-    assert await bus.redis.smembers(bus.keys.lanes) == {b"0", b"eu"}
-
-
 async def test_claim_of_an_ended_session(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -208,7 +204,7 @@ async def test_claim_of_an_ended_session(bus: Bus) -> None:
     assert (await bus.claim(bus.two, other)).verdict == "ended"
 
 
-@contract_of(scripts.HEARTBEAT)
+@contract_of(scripts.heartbeat)
 async def test_heartbeat_renews_reports_and_finds_entries(bus: Bus) -> None:
     for n in range(5):
         await bus.announce(session=f"call-{n}")
@@ -248,7 +244,7 @@ async def test_heartbeat_of_many_entries(bus: Bus) -> None:
     assert not report.unclaimed
 
 
-@contract_of(scripts.TAKE_OVER)
+@contract_of(scripts.take_over)
 async def test_takeover_waits_for_the_lease(bus: Bus) -> None:
     entry = await bus.announce()
     await bus.one.read_new(1, 10)
@@ -260,7 +256,7 @@ async def test_takeover_waits_for_the_lease(bus: Bus) -> None:
     assert not (await bus.two.take_over(10, 0)).owned, "not from the same consumer"
 
 
-@contract_of(scripts.RELEASE)
+@contract_of(scripts.release)
 async def test_released_entry_is_taken_over_at_once(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -282,7 +278,7 @@ async def test_takeover_is_bounded(bus: Bus) -> None:
     assert len((await bus.two.take_over(6, 0)).owned) == 6
 
 
-@contract_of(scripts.COMPLETE)
+@contract_of(scripts.complete)
 async def test_settled_entries_are_deleted(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -290,25 +286,6 @@ async def test_settled_entries_are_deleted(bus: Bus) -> None:
         await bus.one.complete(owned.entry_id)
     assert await bus.redis.xlen(bus.keys.sessions) == 0
     assert await bus.owner(owned.entry_id) is None
-
-
-@pytest.mark.parametrize("record", [b"", b"{", b"5", b'{"consumer":5}'])
-async def test_worker_record_of_another_type_is_left_alone(
-    bus: Bus, record: bytes, expected_leftovers: list[str]
-) -> None:
-    expected_leftovers.append("workers")
-    await bus.redis.hset(bus.keys.workers, "worker", record)
-    await bus.one.delete_record("worker", "one")
-    assert await bus.redis.hget(bus.keys.workers, "worker") == record
-
-
-async def test_records_key_of_another_type_is_left_alone(
-    bus: Bus, expected_leftovers: list[str]
-) -> None:
-    expected_leftovers.append("workers")
-    await bus.redis.set(bus.keys.workers, "another program's")
-    await bus.one.delete_record("worker", "one")
-    assert await bus.redis.get(bus.keys.workers) == b"another program's"
 
 
 async def test_entries_of_a_consumer_of_any_name_are_taken_over(bus: Bus) -> None:
@@ -327,7 +304,7 @@ async def test_dead_workers_are_taken_over_before_their_lease(bus: Bus) -> None:
     assert (owned.entry_id, owned.delivery_count, owned.owner) == (entry, 2, "one")
 
 
-@contract_of(scripts.DELETE_CONSUMER)
+@contract_of(scripts.delete_consumer)
 async def test_consumer_is_deleted_only_when_it_owns_nothing(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
@@ -337,15 +314,3 @@ async def test_consumer_is_deleted_only_when_it_owns_nothing(bus: Bus) -> None:
     assert await bus.redis.xinfo_consumers(bus.keys.sessions, GROUP) == []
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
     assert await bus.two.delete_consumer("one"), "no consumer is left to delete"
-
-
-@contract_of(scripts.WRITE, scripts.DELETE_RECORD)
-async def test_worker_deletes_only_its_own_record(bus: Bus) -> None:
-    record = WorkerRecord(
-        consumer="one", host="h", pid=1, sessions=0, capacity=1, state="ready", heartbeat=0.0
-    )
-    await bus.one.register("worker", record)
-    await bus.two.delete_record("worker", "another")
-    assert await bus.redis.hexists(bus.keys.workers, "worker")
-    await bus.two.delete_record("worker", "one")
-    assert not await bus.redis.exists(bus.keys.workers)

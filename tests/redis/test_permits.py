@@ -32,7 +32,7 @@ def test_both_keys_are_in_one_slot(keys: Keys) -> None:
     assert key_slot(keys.gate.encode()) == key_slot(keys.gate_holders.encode())
 
 
-@contract_of(scripts.REQUEST_PERMIT, scripts.RELEASE_PERMIT)
+@contract_of(scripts.request_permits, scripts.release_permit)
 async def test_fenced_owner_releases_no_permit(
     redis: Redis, keys: Keys, gates: tuple[ConnectionPermits, ConnectionPermits]
 ) -> None:

@@ -122,7 +122,7 @@ async def test_entry_restored_by_its_owner_is_not_lost(bus: Bus) -> None:
     await bus.trim(entry)
     await bus.dead.heartbeat([(entry, 1)])
     fields = {b"session": b"call-1"}
-    assert await bus.dead.restore_unowned(entry, entry, fields, await bus.dead.last_entry())
+    assert await bus.dead.restore_entry(entry, entry, fields, await bus.dead.last_entry())
     assert await bus.redis.zcard(bus.keys.lost) == 0
     assert await bus.lost.recover_all() == 0
 
@@ -134,7 +134,7 @@ async def test_two_concurrent_searches_restore_an_entry_once(bus: Bus) -> None:
     after = await bus.alive.last_entry()
     found = [live async for live in bus.lost._live()]
     assert await bus.lost._restore(found, after) == 1
-    await bus.alive.restore_unowned(entry, entry, {}, after)
+    await bus.alive.restore_entry(entry, entry, {}, after)
     assert await bus.other._restore(found, await bus.alive.last_entry()) == 0
     assert await bus.redis.xlen(bus.keys.sessions) == 1
 

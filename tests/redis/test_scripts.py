@@ -21,7 +21,7 @@ def test_each_script_has_a_contract() -> None:
     assert {path.stem for path in lua.glob("*.lua")} == TESTED
 
 
-@contract_of(scripts.REJECT)
+@contract_of(scripts.reject)
 async def test_rejected_session_is_ended(
     redis: Redis, as_worker: Redis, bus_prefix: str, expected_leftovers: list[str]
 ) -> None:

@@ -24,14 +24,17 @@ from schemas.keys import Keys
 from tests.simulation.calls import AUDIO, BYTES_PER_MS, Word
 from tests.simulation.lives import at_once, message_of
 from tests.support import virtual_time
+from worker.bus import scripts
 from worker.bus.audio_reader import AudioReader, LaneState
 from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import RedisClock
-from worker.bus.committer import CommitRequest, CommitSource, Committer
-from worker.bus.lanes import LaneRegistry
+from worker.bus.committer import CommitSource, Committer
+from worker.bus.dead_letters import DeadLetterWriter
 from worker.bus.ownership import Fence, Ownership, SessionOwnership
 from worker.bus.permits import ConnectionPermits
-from worker.context import DeadLetterWriter, Retention, SessionTimeouts, WorkerContext
+from worker.bus.registry import WorkerRegistry
+from worker.bus.scripts import ScriptCall
+from worker.context import Retention, SessionTimeouts, WorkerContext
 from worker.core import stream_ids
 from worker.errors import SttTransientError
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
@@ -152,17 +155,19 @@ class _Bus:
         first = bisect_right(self._orders, stream_ids.order(after))
         return self._entries[first : first + count]
 
-    def apply(self, commit: CommitRequest) -> tuple[str, int]:
-        _, _, nonce, _, _, snapshot, trim_before, ends, *_, first = commit.args[:13]
-        if nonce != self.owner:
+    def apply(self, commit: ScriptCall) -> tuple[str, int]:
+        names = (*scripts.commit.keys, *scripts.commit.args)
+        values, events = commit[2 : 2 + len(names)], commit[2 + len(names) :]
+        named = dict(zip(names, values, strict=True))
+        if named["nonce"] != self.owner:
             return "fenced", len(self.events)
-        for at in range(13, len(commit.args), 3):
-            if (at - 13) // 3 + int(first) == len(self.events) + 1:
-                self.events.append(msgspec.json.decode(cast("bytes", commit.args[at + 1])))
-        self.snapshot = cast("bytes", snapshot)
-        trimmed = bisect_left(self._orders, stream_ids.order(str(trim_before)))
+        for seq, event in enumerate(events[1::3], named["first_seq"]):
+            if seq == len(self.events) + 1:
+                self.events.append(msgspec.json.decode(event))
+        self.snapshot = named["snapshot"]
+        trimmed = bisect_left(self._orders, stream_ids.order(named["trim_before"]))
         del self._orders[:trimmed], self._entries[:trimmed]
-        if ends:
+        if named["ending"]:
             self.ended.set()
         return "ok", len(self.events)
 
@@ -516,7 +521,7 @@ class _World:
             reader=cast("AudioReader", worker),
             committer=cast("Committer", worker),
             permits=ConnectionPermits(nothing, health, keys, 0),
-            lanes=cast("LaneRegistry", nothing),
+            registry=cast("WorkerRegistry", nothing),
             retention=Retention(60, 60, 1_000),
             endpoint=Endpoint("", "", ""),
             model="",

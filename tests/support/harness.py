@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from schemas.turns import Event, EventBase, SessionEnded, TurnEnd, decode_turn_entry
 from tests.support.acl import as_user, grant
 from tests.support.polling import PATIENCE_S
-from worker.bus.client.connection import RedisHealth, connect, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth, connect
 from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script import synthesize_words, words_of
@@ -214,9 +214,7 @@ class Harness:
         cursor: Any = "0"
         deadline = anyio.current_time() + PATIENCE_S
         while anyio.current_time() < deadline:
-            reply: Any = await retry_while_unavailable(
-                health, partial(self.consumer.xread, {key: cursor}, block=100)
-            )
+            reply: Any = await health.retry(partial(self.consumer.xread, {key: cursor}, block=100))
             for _, rows in reply:
                 for entry, fields in rows:
                     cursor = entry

@@ -20,7 +20,7 @@ from tests.support.certificates import Authority, add_tls, behind_tls
 from tests.support.harness import KEY, PCM16, Harness, Place, check_order, words
 from tests.support.holes import HOLES, HOST, REFUSING, black_hole, black_holes
 from worker.bus.client.cluster import ClusterClient
-from worker.bus.client.connection import RedisHealth, connect, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth, connect
 from worker.bus.presence import stay_subscribed
 from worker.errors import SttTransientError
 from worker.local.cluster import SERVICE, EmbeddedCluster, client, tell
@@ -260,7 +260,7 @@ async def test_redis_is_reached_once_its_name_resolves(resolving: Names) -> None
         connect(f"redis://{HOST}:{server.port}/0") as redis,
         anyio.create_task_group() as tasks,
     ):
-        tasks.start_soon(retry_while_unavailable, health, redis.ping)
+        tasks.start_soon(health.retry, redis.ping)
         while health.up:
             await anyio.sleep(0.01)
         assert f"{HOST}: Name or service not known" in str(health.outage)

@@ -7,8 +7,7 @@ With few sessions reads block. With many, the reader polls the sessions whose ne
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import anyio
@@ -20,7 +19,6 @@ from worker.bus.client.connection import (
     READ_BLOCK_MS,
     RedisHealth,
     is_outage,
-    retry_while_unavailable,
 )
 from worker.core import stream_ids
 from worker.core.polling import ClockOffset, PollSchedule
@@ -66,57 +64,38 @@ Entries = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
 class AudioConsumer(Protocol):
     """A session as the reader sees it."""
 
-    @property
-    def name(self) -> SessionName:
-        """Name of the session in log lines."""
-        ...
+    name: SessionName
+    """Name of the session in log lines."""
+    lane: str
+    """Lane of the session. One command reads the streams of one lane."""
+    audio_key: str
+    """Key of the session's audio stream."""
 
-    @property
-    def lane(self) -> str:
-        """Lane of the session. One command reads the streams of one lane."""
-        ...
-
-    @property
-    def audio_key(self) -> str:
-        """Key of the session's audio stream."""
-        ...
+    epoch: int
+    """Number that changes whenever the cursor moves back; it makes earlier reads invalid."""
+    poll_schedule: PollSchedule
+    """Schedule of the session's polls."""
 
     @property
     def cursor(self) -> str:
         """Entry id after which to read."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """Number that changes whenever the cursor moves back; it makes earlier reads invalid."""
-        ...
-
-    @property
-    def poll_schedule(self) -> PollSchedule:
-        """Schedule of the session's polls."""
-        ...
 
     @property
     def chunk_s(self) -> float:
         """Duration of the last chunk that was fed, in seconds."""
-        ...
 
     @property
     def wants_audio(self) -> bool:
         """Whether the session accepts audio now."""
-        ...
 
     def feed(self, entries: Entries, now: float) -> None:
         """Accept entries that follow the cursor."""
-        ...
 
     def on_unreadable_key(self, error: ResponseError) -> None:
         """Handle a key that cannot be read as a stream."""
-        ...
 
     def fail(self) -> None:
         """End the session after an internal error."""
-        ...
 
 
 class LaneState:
@@ -175,18 +154,19 @@ class AudioReader:
                 began = time.monotonic()
                 sessions = self._sessions.values()
                 few = len(sessions) <= MAX_BLOCKING_KEYS
-                due = (
-                    sessions
-                    if few
-                    else [each for each in sessions if each.poll_schedule.next_at <= began]
-                )
-                wanting = [each for each in due if each.wants_audio]
+                wanting = [
+                    each
+                    for each in sessions
+                    if (few or each.poll_schedule.next_at <= began) and each.wants_audio
+                ]
                 if not wanting and few:
                     with anyio.move_on_after(READ_BLOCK_MS / 1000):
                         await self._wake.wait()
                     self._wake = anyio.Event()
                     continue
-                lanes = _by_lane(wanting)
+                lanes: dict[str, list[AudioConsumer]] = {}
+                for session in wanting:
+                    lanes.setdefault(session.lane, []).append(session)
                 block = READ_BLOCK_MS if few and len(lanes) == 1 else None
                 if lanes:
                     await self._read_lanes(lanes, block, tasks)
@@ -212,53 +192,48 @@ class AudioReader:
     async def _read_lane(
         self, name: str, sessions: Sequence[AudioConsumer], block: int | None
     ) -> None:
+        """Read all sessions of a lane once, each time from another one on."""
         lane = self.lane(name)
         lane.reading = True
-        try:
-            await self._read(lane, sessions, block)
-        finally:
-            lane.reading = False
-            self._stop_waiting(name)
-
-    async def _xread(self, lane: str, cursors: dict[Any, Any], **how: int | None) -> Any:  # noqa: ANN401 - as in the client
-        try:
-            reply = await self._redis.xread(cursors, **how)
-        except (RedisError, OSError) as error:
-            if is_outage(error):
-                self.lane(lane).failing = True
-                self._stop_waiting(lane)
-            raise
-        self.lane(lane).answered()
-        return reply
-
-    async def _read(
-        self, lane: LaneState, sessions: Sequence[AudioConsumer], block: int | None
-    ) -> None:
         self._turn += 1
         first = self._turn % len(sessions)
         rotated = [*sessions[first:], *sessions[:first]]
         self._largest = max(float(DEFAULT_ENTRY_BYTES), self._largest * LARGEST_ENTRY_DECAY)
         per_read = max(1, int(MAX_REPLY_BYTES / self._largest))
-        for at in range(0, len(rotated), per_read):
-            await self._read_some(lane, rotated[at : at + per_read], block)
+        try:
+            for at in range(0, len(rotated), per_read):
+                await self._read(lane, rotated[at : at + per_read], block)
+        finally:
+            lane.reading = False
+            self._stop_waiting(name)
 
-    async def _read_some(
+    async def _read(
         self, lane: LaneState, sessions: Sequence[AudioConsumer], block: int | None
     ) -> None:
         began = time.monotonic()
-        requested = [(session, session.epoch) for session in sessions]
+        epochs = [session.epoch for session in sessions]
         cursors: dict[Any, Any] = {session.audio_key: session.cursor for session in sessions}
-        count = max(
-            1, min(MAX_ENTRIES_PER_KEY, int(MAX_REPLY_BYTES / self._largest / len(sessions)))
-        )
-        xread = partial(self._xread, sessions[0].lane, cursors, count=count, block=block)
+        per_session = int(MAX_REPLY_BYTES / self._largest / len(sessions))
+        count = max(1, min(MAX_ENTRIES_PER_KEY, per_session))
+
+        async def xread() -> Any:  # noqa: ANN401 - as in the client
+            try:
+                reply = await self._redis.xread(cursors, count=count, block=block)
+            except (RedisError, OSError) as error:
+                if is_outage(error):
+                    lane.failing = True
+                    self._stop_waiting(sessions[0].lane)
+                raise
+            lane.answered()
+            return reply
+
         try:
-            reply: Any = await retry_while_unavailable(self._health, xread)
+            reply = await self._health.retry(xread)
         except ResponseError as error:
             if len(sessions) > 1:
                 # One key of another type fails the whole command: find it.
                 for session in sessions:
-                    await self._read_some(lane, [session], None)
+                    await self._read(lane, [session], None)
             elif _is_key_error(error):
                 sessions[0].on_unreadable_key(error)
             else:
@@ -267,7 +242,7 @@ class AudioReader:
             return
         now = time.monotonic()
         found = {key: entries for key, entries in reply or ()}  # noqa: C416 - lists, not tuples
-        for session, epoch in requested:
+        for session, epoch in zip(sessions, epochs, strict=True):
             if session.epoch != epoch or self._sessions.get(session.audio_key) is not session:
                 continue
             entries = found.get(session.audio_key.encode())
@@ -310,10 +285,3 @@ def _appended_at(clock: ClockOffset, entry_id: str, now: float) -> float:
     if abs(time.time() - stamp_s) > MAX_ID_SKEW_S:
         return now
     return clock.to_local(now, stamp_s)
-
-
-def _by_lane(sessions: Iterable[AudioConsumer]) -> dict[str, list[AudioConsumer]]:
-    lanes: dict[str, list[AudioConsumer]] = {}
-    for session in sessions:
-        lanes.setdefault(session.lane, []).append(session)
-    return lanes

@@ -37,11 +37,11 @@ _PAGE = 1_000
 class Cleaner:
     """Cleans up on behalf of one worker. Several may run at once."""
 
-    def __init__(self, redis: Redis, keys: Keys, intake: SessionOwnership) -> None:
+    def __init__(self, redis: Redis, keys: Keys, ownership: SessionOwnership) -> None:
         self._redis = redis
         self._keys = keys
-        self._ownership = intake
-        self._recovery = OrphanRecovery(redis, keys, intake)
+        self._ownership = ownership
+        self._recovery = OrphanRecovery(redis, keys, ownership)
 
     async def run(self) -> None:
         """Clean up until cancelled. The next round repeats what failed."""
@@ -86,17 +86,17 @@ class Cleaner:
         removed = 0
         # The announced sessions are read after the scan: an old stream that is not among them was
         # not announced while it was younger.
-        for lane, session in found - await self._announced() if found else ():
+        if found:
+            async for _, fields in iter_entries(self._redis, self._keys.sessions):
+                found.discard((fields.get(b"lane", b"0"), fields.get(b"session", b"")))
+        for lane, session in found:
             names = lane.decode("utf-8", "replace"), session.decode("utf-8", "replace")
-            keys = [self._keys.state(*names), self._keys.audio(*names)]
-            removed += await scripts.SWEEP(self._redis, keys, [int(age_s * 1000)])
+            removed += await scripts.remove_audio(
+                self._redis,
+                state_key=self._keys.state(*names),
+                audio_key=self._keys.audio(*names),
+                min_age_ms=int(age_s * 1000),
+            )
         if removed:
             log.warning("removed %s without a session entry", pluralize(removed, "audio stream"))
         return removed
-
-    async def _announced(self) -> set[tuple[bytes, bytes]]:
-        """Return the lane and session of every session entry."""
-        return {
-            (fields.get(b"lane", b"0"), fields.get(b"session", b""))
-            async for _, fields in iter_entries(self._redis, self._keys.sessions)
-        }

@@ -6,7 +6,7 @@ import time
 import anyio
 from redis.asyncio import Redis
 
-from worker.bus.client.connection import RedisHealth, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth
 from worker.core import stream_ids
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class RedisClock:
 
     async def sync(self) -> None:
         """Read the Redis time, retrying during outages."""
-        least_s, most_s = await retry_while_unavailable(self._health, self._offset_bounds)
+        least_s, most_s = await self._health.retry(self._offset_bounds)
         self.offset_s = min(max(self.offset_s, least_s), most_s)
         self.asked = True
         if abs(self.offset_s) > SKEW_WARNING_S and not self._logged:

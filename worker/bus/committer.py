@@ -11,13 +11,13 @@ import time
 from typing import Any, Protocol
 
 import anyio
-import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
+from worker.bus import scripts
 from worker.bus.client.cluster import Address, ClusterClient
-from worker.bus.client.connection import RedisHealth, is_outage, retry_while_unavailable
-from worker.bus.scripts import COMMIT, Arg
+from worker.bus.client.connection import RedisHealth, is_outage
+from worker.bus.scripts import ScriptCall
 from worker.telemetry.logs import SessionName
 
 log = logging.getLogger(__name__)
@@ -32,37 +32,22 @@ INTERNAL_ERROR = "crashed"
 """Reason for which a session stops committing after an internal error: its state may be wrong."""
 
 
-class CommitRequest(msgspec.Struct, frozen=True):
-    """Keys and arguments of one `commit.lua` call."""
-
-    keys: tuple[str, ...]
-    args: tuple[Arg, ...]
-
-
 class CommitSource(Protocol):
     """A session that has something to commit."""
 
-    @property
-    def name(self) -> SessionName:
-        """Name of the session in log lines."""
-        ...
+    name: SessionName
+    """Name of the session in log lines."""
+    lane: str
+    """Lane of the session, which determines the master of its keys."""
 
-    @property
-    def lane(self) -> str:
-        """Lane of the session, which determines the master of its keys."""
-        ...
-
-    def next_commit(self) -> CommitRequest | None:
-        """Return the next commit; None if there is none, or if one is in flight."""
-        ...
+    def next_commit(self) -> ScriptCall | None:
+        """Return the next call of `commit.lua`; None if there is none, or if one is in flight."""
 
     def on_commit_result(self, verdict: str, seq: int) -> None:
         """Handle the script's reply; an undocumented verdict is the text of a Redis error."""
-        ...
 
     def abort(self, why: str) -> None:
         """Stop committing."""
-        ...
 
 
 class Committer:
@@ -103,7 +88,7 @@ class _CommitBatcher:
         self._redis = redis
         self._health = health
         self._dirty: dict[CommitSource, None] = {}
-        self._unanswered: dict[CommitSource, CommitRequest] = {}
+        self._unanswered: dict[CommitSource, ScriptCall] = {}
         self._wake = anyio.Event()
 
     def add(self, session: CommitSource) -> None:
@@ -136,14 +121,14 @@ class _CommitBatcher:
             if commit is not None:
                 self._unanswered[session] = commit
         if self._unanswered:
-            await retry_while_unavailable(self._health, self._attempt)
+            await self._health.retry(self._attempt)
 
     async def _attempt(self) -> None:
         """Send all unanswered commits once, and deliver the replies."""
         batch = [*self._unanswered.items()]
         async with self._redis.pipeline(transaction=False) as pipe:
             for _, commit in batch:
-                pipe.evalsha(COMMIT.sha, len(commit.keys), *commit.keys, *commit.args)
+                pipe.evalsha(*commit)
             replies = await pipe.execute(raise_on_error=False)
         unknown = False
         outage: RedisError | None = None
@@ -156,7 +141,7 @@ class _CommitBatcher:
                 del self._unanswered[session]
                 _deliver_result(session, reply)
         if unknown:
-            await COMMIT.load(self._redis)
+            await scripts.commit.load(self._redis)
         if outage is not None:
             self._health.failed(outage)
             await anyio.sleep(0.2)

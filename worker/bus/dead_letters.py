@@ -1,18 +1,125 @@
-"""The dead stream, for operators: list rejected entries, and announce them again."""
+"""Dead letters: write rejected entries to the dead stream, list them, and announce them again."""
 
+import logging
+from collections import Counter, deque
 from collections.abc import AsyncIterator
+from itertools import chain
 from typing import Any
 
+import anyio
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
-from schemas.audio import decode_session
+from schemas.audio import Fields, decode_session
 from schemas.keys import Keys
 from schemas.turns import DeadLetter
 from schemas.validation import EntryError
+from worker.bus.client.connection import RedisHealth, describe
 from worker.bus.inspection import announced, iter_entries
-from worker.bus.records import decode_record
+from worker.bus.registry import decode_record
 from worker.errors import NotFoundError, RequeueError
+from worker.supervisor import Supervisor
+from worker.telemetry.logs import SessionName
+
+log = logging.getLogger(__name__)
+
+MAX_DEAD_LETTERS = 10_000
+MAX_DEAD_LETTER_BYTES = 16 * 1024
+"""Maximum size of a rejected session entry that is kept; a valid entry is always smaller."""
+
+
+class DeadLetterWriter:
+    """Writes rejected entries to the dead stream and logs their ids there."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        health: RedisHealth,
+        keys: Keys,
+        supervisor: Supervisor,
+        counts: Counter[str],
+    ) -> None:
+        self._redis = redis
+        self._health = health
+        self._keys = keys
+        self._supervisor = supervisor
+        self._counts = counts
+        self._waiting: deque[tuple[str, DeadLetter]] = deque()
+        self._wake = anyio.Event()
+        self._denied = False
+
+    def put(
+        self, entry: str, stream: str, session: str, reason: str, detail: str, fields: Fields
+    ) -> None:
+        """Queue a rejected entry for writing; only a session entry keeps its fields."""
+        self._counts[reason] += 1
+        traceparent = fields.get(b"traceparent", b"").decode("ascii", "replace")
+        name = SessionName(session, traceparent) if session else "no session"
+        dead = DeadLetter(
+            id=entry,
+            stream=stream,
+            session=session,
+            reason=reason,
+            detail=detail,
+            size=sum(map(len, fields.values())),
+            entry=_as_json(fields) if stream == self._keys.sessions else "",
+        )
+        self._waiting.append((name, dead))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write until cancelled; retry what Redis has not confirmed."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = anyio.Event()
+                while self._waiting:
+                    name, dead = self._waiting[0]
+                    where = "not kept: internal error"  # it must not delay the others
+                    with self._supervisor.isolate("dead_letters"):
+                        where = await self._write(dead)
+                    self._waiting.popleft()
+                    _log(name, dead, where)
+        finally:
+            for name, dead in self._waiting:
+                _log(name, dead, "not kept: the worker stopped first")
+
+    async def _write(self, dead: DeadLetter) -> str:
+        """Write an entry and return where it is; an entry that Redis rejects is only logged."""
+        fields: Any = {name: str(value) for name, value in msgspec.structs.asdict(dead).items()}
+        try:
+            kept: Any = await self._health.retry(
+                lambda: self._redis.xadd(self._keys.dead, fields, maxlen=MAX_DEAD_LETTERS),
+            )
+        except ResponseError as error:
+            reason = describe(error)
+            if not self._denied:
+                log.error(  # noqa: TRY400 - the error is the operator's
+                    "cannot write dead letters, rejected entries are only logged (%s)", reason
+                )
+            self._denied = True
+            return f"not kept: {reason}"
+        self._denied = False
+        return f"`turnbus dead` has it as {kept.decode()}"
+
+
+def _log(name: str, dead: DeadLetter, where: str) -> None:
+    log.warning(
+        "%s: rejected entry %s of %s: %s (%s); %s",
+        *(name, dead.id, dead.stream, dead.detail, dead.reason, where),
+    )
+
+
+def _as_json(fields: Fields) -> str:
+    """Return an entry's fields as JSON; empty if they are missing, too large or not UTF-8."""
+    if not fields or sum(map(len, chain.from_iterable(fields.items()))) > MAX_DEAD_LETTER_BYTES:
+        return ""
+    try:
+        text = {name.decode(): value.decode() for name, value in fields.items()}
+    except UnicodeDecodeError:
+        return ""
+    return msgspec.json.encode(text).decode()
 
 
 class ListedDeadLetter(DeadLetter, frozen=True, kw_only=True):

@@ -5,7 +5,8 @@ outage does not end by itself, so the errors carry advice.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -51,22 +52,24 @@ class KeyTaken(exceptions.ResponseError):
         super().__init__(f"another program has the key {key}, a {kind}")
 
 
-async def reraise_taken(
-    error: exceptions.ResponseError, redis: Redis, kinds: Mapping[str, str]
-) -> None:
-    """Raise `KeyTaken` if `error` reports a key of an unexpected type.
+@asynccontextmanager
+async def explain_taken_keys(redis: Redis, kinds: Mapping[str, str]) -> AsyncIterator[None]:
+    """Raise `KeyTaken` if a command in the block fails because of a key of an unexpected type.
 
     `kinds` maps all keys of the command to their types. Raises `TryAgainError` if the key is free
     again.
     """
-    if "WRONGTYPE" not in str(error):
-        return
-    for key, kind in kinds.items():
-        reply: Any = await redis.type(key)
-        found = reply.decode("ascii", "replace")
-        if found not in {"none", kind}:
-            raise KeyTaken(key, found) from error
-    raise exceptions.TryAgainError(str(error)) from error
+    try:
+        yield
+    except exceptions.ResponseError as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        for key, kind in kinds.items():
+            reply: Any = await redis.type(key)
+            found = reply.decode("ascii", "replace")
+            if found not in {"none", kind}:
+                raise KeyTaken(key, found) from error
+        raise exceptions.TryAgainError(str(error)) from error
 
 
 def is_unknown_command(error: BaseException) -> bool:

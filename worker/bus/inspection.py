@@ -5,8 +5,7 @@ It only reads, and reads no audio except the first and last entry of each stream
 
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
-from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
@@ -14,10 +13,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from schemas.audio import Fields, session_id, session_lane
 from schemas.keys import GROUP, RELEASED, Keys
-from schemas.turns import WorkerRecord
 from worker.bus.client.connection import is_outage
 from worker.bus.clock import EARLIEST_MS
-from worker.bus.records import decode_record
+from worker.bus.registry import decode_record, read_workers
 from worker.core import stream_ids
 from worker.core.ledger import LedgerState
 from worker.core.turn_tracker import TurnState
@@ -34,7 +32,6 @@ MAX_EVENT_PAGES = 20
 MAX_AHEAD_MS = 86_400_000
 """Maximum time that an id may be ahead of the local clock. A later id is not a time."""
 
-T = TypeVar("T")
 State = Literal["waiting", "handed_over", "silent", "unconnected", "in_turn", "between_turns"]
 """`waiting`: no worker has claimed it yet; `handed_over`: released, and not claimed again yet;
 `silent`: its owner sent no heartbeat for a lease, and will be replaced; `unconnected`: its owner
@@ -104,18 +101,6 @@ async def announced(redis: Redis, keys: Keys) -> AsyncIterator[Announced]:
             yield Announced(entry, session, lane)
 
 
-async def read_workers(redis: Redis, keys: Keys) -> dict[str, WorkerRecord]:
-    """Return the records of all workers by worker id, without invalid records."""
-    rows: Any = await redis.hgetall(keys.workers)
-    records = {}
-    for worker_id, raw in rows.items():
-        try:
-            records[worker_id.decode()] = decode_record(raw, WorkerRecord)
-        except (UnicodeDecodeError, msgspec.DecodeError):
-            continue  # a record of another version or program
-    return records
-
-
 async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[SessionStatus]:
     """Return the status of every announced session, oldest first."""
     entries = [each async for each in announced(redis, keys)]
@@ -123,7 +108,8 @@ async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[Session
     names = {record.consumer: name for name, record in (await read_workers(redis, keys)).items()}
     last = await _last_events(redis, keys, entries)
     found = []
-    for batch in _batches(entries, SESSIONS_PER_PIPELINE):
+    for at in range(0, len(entries), SESSIONS_PER_PIPELINE):
+        batch = entries[at : at + SESSIONS_PER_PIPELINE]
         async with redis.pipeline(transaction=False) as pipe:
             for each in batch:
                 pipe.hget(keys.state(each.lane, each.session), "snapshot")
@@ -255,9 +241,3 @@ def _event(fields: Fields) -> _LastEvent:
         return decode_record(fields.get(b"event", b""), _LastEvent)
     except msgspec.DecodeError:
         return _LastEvent(type=fields.get(b"type", b"").decode("utf-8", "replace"))
-
-
-def _batches(items: Iterable[T], size: int) -> Iterable[list[T]]:
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch

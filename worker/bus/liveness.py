@@ -8,19 +8,19 @@ seen alive again. Where the counts are not available, the lease alone decides.
 
 import logging
 import time
-from typing import Any
+from contextlib import AsyncExitStack
+from functools import partial
 
 import anyio
-import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
-from worker.bus.client.connection import RedisHealth, describe, retry_while_unavailable
+from worker.bus.client.connection import RedisHealth, describe
 from worker.bus.ownership import SessionOwnership
-from worker.bus.presence import SubscriberCounts, stay_subscribed, subscriber_counts
-from worker.bus.records import decode_record
+from worker.bus.presence import SubscriberCounts, stay_subscribed
+from worker.bus.registry import delete_record, read_workers
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +35,20 @@ STALE_CONSUMER_S = 60.0
 """Minimum idle time after which a consumer that owns nothing is removed, seen alive or not."""
 
 
-def _record(raw: bytes) -> WorkerRecord | None:
-    """Decode a worker's record; None if it is invalid, for example of a newer version."""
-    try:
-        return decode_record(raw, WorkerRecord)
-    except msgspec.DecodeError:
-        return None
-
-
 class Liveness:
     """Detects dead workers, and advertises that this worker is alive."""
 
     def __init__(
-        self, redis: Redis, health: RedisHealth, keys: Keys, intake: SessionOwnership
+        self, redis: Redis, health: RedisHealth, keys: Keys, ownership: SessionOwnership
     ) -> None:
         self._redis = redis
         self._health = health
         self._keys = keys
-        self._ownership = intake
+        self._ownership = ownership
         self._seen: set[str] = set()
         self._absent_once: set[str] = set()
-        self._declared_dead: dict[
-            str, float
-        ] = {}  # Unix seconds from which a heartbeat disproves it
+        # Unix seconds from which a heartbeat disproves a death, by consumer.
+        self._declared_dead: dict[str, float] = {}
         self._ignored: set[str] = set()  # live consumers whose subscription was lost
         self.dead: set[str] = set()
         """Consumers whose process is gone and whose entries may be taken over."""
@@ -85,8 +76,16 @@ class Liveness:
         """Watch the other workers until cancelled."""
         while True:
             try:
-                async with subscriber_counts(self._redis) as counts:
-                    await self._watch(counts)
+                async with AsyncExitStack() as connections:
+                    counts = SubscriberCounts(self._redis, connections)
+                    read_at = 0.0
+                    while True:
+                        now = time.monotonic()
+                        if now - read_at >= RECORDS_INTERVAL_S:
+                            read_at = now
+                            await self._read_records()
+                        await self._count(counts)
+                        await anyio.sleep(POLL_INTERVAL_S)
             except (RedisError, OSError) as error:
                 log.debug("cannot watch other workers: %s", describe(error))
                 await anyio.sleep(RECORDS_INTERVAL_S)
@@ -99,27 +98,23 @@ class Liveness:
 
         The record may be gone already, or belong to a restarted worker, which rewrites it.
         """
-        records = {record.consumer: worker_id for worker_id, record in self._records.items()}
+        worker_ids = self._worker_ids()
         for owner in owners:
-            await self._delete_consumer(records.get(owner), owner)
+            if not await self._health.retry(partial(self._ownership.delete_consumer, owner)):
+                continue
+            for known in (self.dead, self._peers, self._seen, self._absent_once):
+                known.discard(owner)
+            if worker_id := worker_ids.get(owner):
+                delete = partial(delete_record, self._redis, self._keys, worker_id, owner)
+                await self._health.retry(delete)
+                self._records.pop(worker_id, None)
 
-    async def _watch(self, counts: SubscriberCounts) -> None:
-        read_at = 0.0
-        while True:
-            now = time.monotonic()
-            if now - read_at >= RECORDS_INTERVAL_S:
-                read_at = now
-                await self._read_records()
-            await self._count(counts)
-            await anyio.sleep(POLL_INTERVAL_S)
+    def _worker_ids(self) -> dict[str, str]:
+        """Return the worker id of each consumer that has a record."""
+        return {record.consumer: worker_id for worker_id, record in self._records.items()}
 
     async def _read_records(self) -> None:
-        rows: Any = await self._redis.hgetall(self._keys.workers)
-        self._records = {
-            worker_id.decode("utf-8", "replace"): record
-            for worker_id, raw in rows.items()
-            if (record := _record(raw)) is not None
-        }
+        self._records = await read_workers(self._redis, self._keys)
         alive = {
             record.consumer
             for record in self._records.values()
@@ -150,27 +145,11 @@ class Liveness:
                 self._absent_once.add(consumer)
         if not lost:
             return
-        names = {record.consumer: worker_id for worker_id, record in self._records.items()}
+        worker_ids = self._worker_ids()
         await self._read_records()  # a worker that stopped cleanly has deleted its record
         for consumer in self._peers & {*lost}:
-            self._declare_dead(consumer, names.get(consumer))
-
-    def _declare_dead(self, consumer: str, worker_id: str | None) -> None:
-        self.dead.add(consumer)
-        if consumer not in self._declared_dead:
-            name = worker_id or consumer
-            log.warning("worker %s is dead; taking over its sessions", name)
-        self._declared_dead[consumer] = time.time() + MAX_CLOCK_SKEW_S
-
-    async def _delete_consumer(self, worker_id: str | None, consumer: str) -> None:
-        if not await retry_while_unavailable(
-            self._health, lambda: self._ownership.delete_consumer(consumer)
-        ):
-            return
-        for known in (self.dead, self._peers, self._seen, self._absent_once):
-            known.discard(consumer)
-        if worker_id is not None:
-            await retry_while_unavailable(
-                self._health, lambda: self._ownership.delete_record(worker_id, consumer)
-            )
-            self._records.pop(worker_id, None)
+            self.dead.add(consumer)
+            if consumer not in self._declared_dead:
+                name = worker_ids.get(consumer, consumer)
+                log.warning("worker %s is dead; taking over its sessions", name)
+            self._declared_dead[consumer] = time.time() + MAX_CLOCK_SKEW_S

@@ -1,8 +1,8 @@
 """Session ownership: the pending list of `stt:sessions` records which worker owns which session."""
 
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, ParamSpec, TypedDict, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
@@ -10,24 +10,15 @@ from redis.exceptions import ResponseError
 
 from schemas.audio import Fields, SessionEntry, encode_session
 from schemas.keys import GROUP, RELEASED, Keys
-from schemas.turns import (
-    DeadLetter,
-    Event,
-    SessionStarted,
-    WorkerRecord,
-    encode_event,
-    event_type,
-)
+from schemas.turns import Event, SessionStarted, encode_event, event_type
 from worker.bus import scripts
-from worker.bus.fitness import reraise_taken
-from worker.bus.workers import DuplicateWorkerCheck
+from worker.bus.fitness import explain_taken_keys
+from worker.bus.scripts import Script
 from worker.core import stream_ids
 from worker.telemetry.logs import SessionName
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-MAX_DEAD_LETTERS = 10_000
+P = ParamSpec("P")
+R = TypeVar("R")
 MAX_TAKEOVERS = 50
 
 
@@ -97,6 +88,14 @@ class HeartbeatReport(msgspec.Struct, frozen=True):
     """Ids and delivery counts of entries that this consumer owns but does not run."""
 
 
+class _Group(TypedDict):
+    """The values with which most scripts name the pending list."""
+
+    sessions_key: str
+    lost_key: str
+    group: str
+
+
 class SessionOwnership:
     """Reads, claims, renews, releases and completes session entries for one consumer."""
 
@@ -104,7 +103,11 @@ class SessionOwnership:
         self._redis = redis
         self._keys = keys
         self._kinds = {keys.sessions: "stream", keys.lost: "zset"}
-        self._duplicates = DuplicateWorkerCheck(redis, keys)
+        self._group: _Group = {
+            "sessions_key": keys.sessions,
+            "lost_key": keys.lost,
+            "group": GROUP,
+        }
         self.consumer = consumer
         self.nonce = nonce
 
@@ -116,27 +119,25 @@ class SessionOwnership:
             if not str(error).startswith("BUSYGROUP"):
                 raise
 
-    async def _run(self, script: scripts.Script, args: Sequence[scripts.Arg]) -> Any:  # noqa: ANN401 - each script's own reply
+    async def _run(self, script: Script[P, R], *_: P.args, **values: P.kwargs) -> R:
         """Run a script on the group."""
-        keys = [self._keys.sessions, self._keys.lost]
-        return await self._with_group(lambda: script(self._redis, keys, args))
+        call = script.call(*_, **values)
+        return await self._with_group(lambda: script.run(self._redis, call))
 
-    async def _with_group(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _with_group(self, call: Callable[[], Awaitable[R]]) -> R:
         """Run `call`, and create the group and run it again if the group was destroyed.
 
         Raises `KeyTaken` if another program uses the key of the sessions stream.
         """
-        try:
+        async with explain_taken_keys(self._redis, self._kinds):
             try:
-                return await call()
+                reply = await call()
             except ResponseError as error:
                 if "NOGROUP" not in str(error) and "no such key" not in str(error):
                     raise
-            await self.ensure_group()
-            return await call()
-        except ResponseError as error:
-            await reraise_taken(error, self._redis, self._kinds)
-            raise
+                await self.ensure_group()
+                reply = await call()
+        return reply
 
     async def read_new(self, at_most: int, block_ms: int) -> list[OwnedEntry]:
         """Read up to `at_most` undelivered entries, waiting up to `block_ms` for one."""
@@ -152,8 +153,13 @@ class SessionOwnership:
     async def take_over(self, at_most: int, lease_ms: int, dead: Iterable[str] = ()) -> Takeover:
         """Take over released entries, and those of owners that are dead or idle for a lease."""
         rows, lost = await self._run(
-            scripts.TAKE_OVER,
-            [GROUP, self.consumer, RELEASED, lease_ms, min(at_most, MAX_TAKEOVERS), *dead],
+            scripts.take_over,
+            **self._group,
+            consumer=self.consumer,
+            released_consumer=RELEASED,
+            lease_ms=lease_ms,
+            max_entries=min(at_most, MAX_TAKEOVERS),
+            dead=dead,
         )
         owned = tuple(
             OwnedEntry(
@@ -170,33 +176,31 @@ class SessionOwnership:
         self, owned: OwnedEntry, session: SessionEntry, started: SessionStarted, snapshot: bytes
     ) -> ClaimResult:
         """Write this owner's fence into the session's state. Safe to repeat."""
-        verdict, seq, kept, run = await scripts.CLAIM(
+        verdict, seq, kept, run = await scripts.claim(
             self._redis,
-            self._keys.of_session(session.lane, session.session),
-            [
-                owned.entry_id,
-                owned.delivery_count,
-                self.nonce,
-                owned.fields.get(b"run", owned.entry_id),
-                msgspec.json.encode(encode_session(session)),
-                session.session,
-                encode_event(started),
-                session.traceparent or "",
-                session.out,
-                snapshot,
-            ],
+            **self._keys.of_session(session.lane, session.session),
+            entry_id=owned.entry_id,
+            delivery_count=owned.delivery_count,
+            nonce=self.nonce,
+            run=owned.fields.get(b"run", owned.entry_id),
+            entry_fields=msgspec.json.encode(encode_session(session)),
+            session=session.session,
+            started_event=encode_event(started),
+            traceparent=session.traceparent or "",
+            out=session.out,
+            first_snapshot=snapshot,
         )
         return ClaimResult(verdict.decode(), seq, kept, run.decode())
-
-    async def add_lane(self, lane: str) -> None:
-        """Add the lane to the list of lanes in use. Safe to repeat."""
-        await self._write("SADD", self._keys.lanes, lane)
 
     async def raise_delivery_count(self, owned: OwnedEntry, count: int) -> OwnedEntry | None:
         """Raise an entry's delivery count; None if another consumer owns it. Safe to repeat."""
         raised = await self._run(
-            scripts.RAISE_DELIVERY_COUNT,
-            [GROUP, self.consumer, owned.entry_id, owned.delivery_count, count],
+            scripts.raise_delivery_count,
+            **self._group,
+            consumer=self.consumer,
+            entry_id=owned.entry_id,
+            delivery_count=owned.delivery_count,
+            new_count=count,
         )
         return msgspec.structs.replace(owned, delivery_count=count) if raised else None
 
@@ -210,25 +214,23 @@ class SessionOwnership:
         events: Sequence[Event],
     ) -> bool:
         """Publish that a session ended before it began, unless its state exists. Safe to repeat."""
-        rejected = await scripts.REJECT(
+        rejected = await scripts.reject(
             self._redis,
-            self._keys.of_session(lane, session),
-            [
-                run,
-                session,
-                out,
-                retention_s,
-                *(part for event in events for part in (event_type(event), encode_event(event))),
-            ],
+            **self._keys.of_session(lane, session),
+            run=run,
+            session=session,
+            out=out,
+            retention_s=retention_s,
+            events=chain.from_iterable((event_type(each), encode_event(each)) for each in events),
         )
         return bool(rejected)
 
     async def last_entry(self) -> str:
         """Return the last id of the sessions stream, even if its entry was deleted."""
         try:
-            about: Any = await self._redis.xinfo_stream(self._keys.sessions)
+            async with explain_taken_keys(self._redis, self._kinds):
+                about: Any = await self._redis.xinfo_stream(self._keys.sessions)
         except ResponseError as error:
-            await reraise_taken(error, self._redis, self._kinds)
             if "no such key" not in str(error):
                 raise
             return stream_ids.START
@@ -243,20 +245,19 @@ class SessionOwnership:
         own = [str(part).encode() for part in (fence.entry_id, fence.delivery_count, fence.nonce)]
         return state[0] is None or state == own
 
-    async def restore_entry(self, ownership: Ownership, after: str) -> bool:
+    async def restore_entry(self, entry: str, run: str, fields: Fields, after: str) -> bool:
         """Restore the entry of a live session if it is missing; return whether it was.
 
         Safe to repeat with the same `after`: the last id of the stream before the first attempt.
         """
-        entry, run, fields = ownership.fence.entry_id, ownership.run, ownership.fields
-        return await self.restore_unowned(entry, run, fields, after)
-
-    async def restore_unowned(self, entry: str, run: str, fields: Fields, after: str) -> bool:
-        """Restore the entry of a session without an owner, like `restore_entry`."""
         flat = {**fields, b"run": run.encode()}
         vanished = await self._run(
-            scripts.RESTORE_ENTRY,
-            [GROUP, entry, run, after, *(part for pair in flat.items() for part in pair)],
+            scripts.restore_entry,
+            **self._group,
+            entry_id=entry,
+            run=run,
+            after=after,
+            fields=chain.from_iterable(flat.items()),
         )
         return bool(vanished)
 
@@ -268,7 +269,10 @@ class SessionOwnership:
     async def heartbeat(self, running: list[tuple[str, int]]) -> HeartbeatReport:
         """Renew the lease of every running (entry, count); report which are not owned any more."""
         taken, missing, unclaimed = await self._run(
-            scripts.HEARTBEAT, [GROUP, self.consumer, *(part for pair in running for part in pair)]
+            scripts.heartbeat,
+            **self._group,
+            consumer=self.consumer,
+            running=chain.from_iterable(running),
         )
         return HeartbeatReport(
             frozenset(entry.decode() for entry in taken),
@@ -284,47 +288,19 @@ class SessionOwnership:
 
         Entries of other owners, and entries that left the stream, are not released.
         """
-        released: int = await self._run(
-            scripts.RELEASE,
-            [GROUP, self.consumer, RELEASED, *(part for pair in owned for part in pair)],
+        return await self._run(
+            scripts.release,
+            **self._group,
+            consumer=self.consumer,
+            released_consumer=RELEASED,
+            owned=chain.from_iterable(owned),
         )
-        return released
 
     async def complete(self, entry: str) -> None:
         """Remove the entry of a session that ended or was rejected. Safe to repeat."""
-        await self._with_group(
-            lambda: scripts.COMPLETE(self._redis, [self._keys.sessions], [GROUP, entry])
+        await self._run(
+            scripts.complete, sessions_key=self._keys.sessions, group=GROUP, entry_id=entry
         )
-
-    async def put_dead_letter(self, dead: DeadLetter) -> str:
-        """Append a rejected entry to the dead stream; return its id there."""
-        entry_id: Any = await self._redis.xadd(
-            self._keys.dead,
-            {name: str(value) for name, value in msgspec.structs.asdict(dead).items()},
-            maxlen=MAX_DEAD_LETTERS,
-            approximate=True,
-        )
-        return str(entry_id.decode())
-
-    async def register(self, worker_id: str, record: WorkerRecord) -> None:
-        """Write this worker's record; log a warning if another process has the same id."""
-        await self._duplicates.check(worker_id, record)
-        await self._write("HSET", self._keys.workers, worker_id, msgspec.json.encode(record))
-
-    async def _write(self, command: str, key: str, *args: str | bytes) -> None:
-        """Write a record or list, also if Redis is full."""
-        await self._write_best_effort(scripts.WRITE, key, [command, *args])
-
-    async def _write_best_effort(
-        self, script: scripts.Script, key: str, args: Sequence[scripts.Arg]
-    ) -> None:
-        """Run a script on an optional key; log a warning if the key has another type."""
-        try:
-            await script(self._redis, [key], args)
-        except ResponseError as error:
-            if "WRONGTYPE" not in str(error):
-                raise
-            log.warning("%s has an unexpected type and is not written: %s", key, error)
 
     async def consumers(self, idle_s: float) -> dict[str, bool]:
         """Return every consumer, and whether it owns nothing and is idle for `idle_s`."""
@@ -339,10 +315,10 @@ class SessionOwnership:
 
     async def delete_consumer(self, consumer: str) -> bool:
         """Delete a consumer unless it owns entries; return whether it is gone."""
-        return bool(await self._run(scripts.DELETE_CONSUMER, [GROUP, consumer]))
-
-    async def delete_record(self, worker_id: str, consumer: str) -> None:
-        """Delete a worker's record if it belongs to this consumer."""
-        await self._write_best_effort(
-            scripts.DELETE_RECORD, self._keys.workers, [worker_id, consumer]
+        deleted = await self._run(
+            scripts.delete_consumer,
+            sessions_key=self._keys.sessions,
+            group=GROUP,
+            consumer=consumer,
         )
+        return bool(deleted)

@@ -73,7 +73,8 @@ async def find_missing(redis: Redis, keys: Keys) -> MissingPermissions:
 
     Raises redis-py's errors during an outage, and ReadOnlyError if the server is a replica.
     """
-    stream = f"{keys.prefix}:{{0}}:check:{uuid4().hex}"
+    lane = f"{keys.prefix}:{{0}}:"
+    stream = f"{lane}check:{uuid4().hex}"
     commands: list[str] = []
     denied: list[str] = []
     unknown: list[str] = []
@@ -81,7 +82,12 @@ async def find_missing(redis: Redis, keys: Keys) -> MissingPermissions:
     waits = False
     kinds = {keys.sessions: "stream", keys.lost: "zset"}
     kinds |= {keys.gate: "zset", keys.gate_holders: "hash"}
-    probes = [*_commands(stream), *_worker_keys(keys)]
+    probes = [(f"{lane}*", command) for command in _probe_commands(stream, f"{stream}:value")]
+    own = (
+        *(keys.sessions, keys.lanes, keys.dead, keys.workers),
+        *(keys.gate, keys.gate_holders, keys.sweep, keys.lost, keys.search),
+    )
+    probes += [(key, ("EVALSHA", _SHA, 1, key)) for key in own]
     await _reject_replica(redis, stream)
     async with redis.pipeline(transaction=False) as pipe:
         for _, command in probes:
@@ -96,7 +102,8 @@ async def find_missing(redis: Redis, keys: Keys) -> MissingPermissions:
         elif isinstance(reply, ResponseError) and fitness.is_unknown_command(reply):
             unknown.append(str(command[0]))
         elif isinstance(reply, ResponseError):
-            waits |= is_outage(reply) and not fitness.lacks(reply) and not _is_elsewhere(reply)
+            elsewhere = isinstance(reply, AskError)  # also MOVED: the client does not redirect
+            waits |= is_outage(reply) and not fitness.lacks(reply) and not elsewhere
             errors.append(f"{command[0]}: {describe(reply)}")
         elif isinstance(reply, RedisError):
             raise reply
@@ -140,27 +147,8 @@ async def _reject_replica(redis: Redis, key: str) -> None:
         pass  # the pipeline repeats the command and reports the error
 
 
-def _is_elsewhere(error: ResponseError) -> bool:
-    """Return whether another cluster node has the key, and the client does not redirect."""
-    return isinstance(error, AskError)  # MOVED is one too
-
-
-def _worker_keys(keys: Keys) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    """Yield a read of every key that does not belong to a session."""
-    own = (
-        *(keys.sessions, keys.lanes, keys.dead, keys.workers),
-        *(keys.gate, keys.gate_holders, keys.sweep, keys.lost, keys.search),
-    )
-    return ((key, ("EVALSHA", _SHA, 1, key)) for key in own)
-
-
-def _commands(stream: str) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    """Yield each command that a worker or its scripts run. The last one removes the stream."""
-    lane = f"{stream.partition('}')[0]}}}:*"
-    return ((lane, command) for command in _probe_commands(stream, f"{stream}:value"))
-
-
 def _probe_commands(stream: str, value: str) -> Iterator[tuple[str | int, ...]]:
+    """Yield each command that a worker or its scripts run. The last one removes the stream."""
     yield "XADD", stream, "1-1", "probe", ""
     yield "EXPIRE", stream, PROBE_TTL_S  # in case UNLINK is denied
     yield "XGROUP CREATE", stream, "probe", "0"

@@ -8,17 +8,15 @@ permits in use; a permit that a crash or a lost state leaves behind expires afte
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import anyio
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from schemas.keys import Keys
 from worker.bus import scripts
-from worker.bus.client.connection import RedisHealth, retry_while_unavailable
-from worker.bus.fitness import reraise_taken
+from worker.bus.client.connection import RedisHealth
+from worker.bus.fitness import explain_taken_keys
 from worker.bus.ownership import Fence
 
 POLL_INTERVAL_S = 0.2
@@ -50,7 +48,8 @@ class ConnectionPermits:
     def __init__(self, redis: Redis, health: RedisHealth, keys: Keys, permits: int) -> None:
         self._redis = redis
         self._health = health
-        self._keys = [keys.gate, keys.gate_holders]
+        self._kinds = {keys.gate: "zset", keys.gate_holders: "hash"}
+        self._keys = keys
         self._limit = permits
         self._held: dict[str, Permit] = {}  # by entry id
         self._waiting: set[str] = set()  # entry ids
@@ -65,7 +64,7 @@ class ConnectionPermits:
     async def run(self) -> None:
         """Renew the permits of this worker's sessions, and expire unused ones, until cancelled."""
         while self._limit:
-            await retry_while_unavailable(self._health, self._renew)
+            await self._health.retry(self._renew)
             await anyio.sleep(RENEW_INTERVAL_S)
 
     async def _renew(self) -> None:
@@ -82,7 +81,7 @@ class ConnectionPermits:
         """Wait for a permit; return whether there was a wait."""
         request = partial(self._request, [permit])
         try:
-            while self._limit and not (await retry_while_unavailable(self._health, request))[0]:
+            while self._limit and not (await self._health.retry(request))[0]:
                 self._waiting.add(permit.entry_id)
                 await anyio.sleep(POLL_INTERVAL_S)
             waited = permit.entry_id in self._waiting
@@ -95,29 +94,35 @@ class ConnectionPermits:
         """Release the permit, unless a later owner requested it. Safe to repeat."""
         self.discard(permit.entry_id)
         if self._limit:
-            await retry_while_unavailable(self._health, partial(self._release, permit))
+            await self._health.retry(partial(self._release, permit))
 
     async def _release(self, permit: Permit) -> None:
         await self._renewed.wait()  # a renewal in flight could request this permit again
-        args: list[scripts.Arg] = [permit.member, permit.entry_id, permit.count]
-        await self._run(scripts.RELEASE_PERMIT, args)
+        async with explain_taken_keys(self._redis, self._kinds):
+            await scripts.release_permit(
+                self._redis,
+                queue_key=self._keys.gate,
+                holders_key=self._keys.gate_holders,
+                member=permit.member,
+                entry_id=permit.entry_id,
+                delivery_count=permit.count,
+            )
 
     def discard(self, entry: str) -> None:
         """Stop renewing the permit of a session that ended here; another owner may need it."""
         self._held.pop(entry, None)
 
     async def _request(self, permits: Sequence[Permit], expiry_s: float = 0.0) -> list[int]:
-        args: list[scripts.Arg] = [self._limit, int(expiry_s * 1000)]
-        for permit in permits:
-            args += permit.member, permit.entry_id, permit.count
-        granted: list[int] = await self._run(scripts.REQUEST_PERMIT, args)
-        return granted
-
-    async def _run(self, script: scripts.Script, args: Sequence[scripts.Arg]) -> Any:  # noqa: ANN401 - each script's own reply
-        """Run a script. Raises `KeyTaken` if another program uses a key of the permits."""
-        try:
-            return await script(self._redis, self._keys, args)
-        except ResponseError as error:
-            kinds = dict(zip(self._keys, ("zset", "hash"), strict=True))
-            await reraise_taken(error, self._redis, kinds)
-            raise
+        async with explain_taken_keys(self._redis, self._kinds):
+            return await scripts.request_permits(
+                self._redis,
+                queue_key=self._keys.gate,
+                holders_key=self._keys.gate_holders,
+                limit=self._limit,
+                expiry_ms=int(expiry_s * 1000),
+                requests=(
+                    part
+                    for permit in permits
+                    for part in (permit.member, permit.entry_id, permit.count)
+                ),
+            )

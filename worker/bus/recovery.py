@@ -18,7 +18,7 @@ from schemas.keys import Keys
 from worker.bus.client.connection import describe, is_outage
 from worker.bus.inspection import iter_entries
 from worker.bus.ownership import SessionOwnership
-from worker.bus.records import decode_record
+from worker.bus.registry import decode_record
 from worker.text import pluralize
 
 log = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ class _Live(NamedTuple):
 class OrphanRecovery:
     """Finds lost sessions and restores their entries. Several may run at once."""
 
-    def __init__(self, redis: Redis, keys: Keys, intake: SessionOwnership) -> None:
+    def __init__(self, redis: Redis, keys: Keys, ownership: SessionOwnership) -> None:
         self._redis = redis
         self._keys = keys
-        self._ownership = intake
+        self._ownership = ownership
 
     async def recover_known(self) -> bool:
         """Restore the sessions of the recorded ids, unless another worker is searching.
@@ -66,7 +66,21 @@ class OrphanRecovery:
         if not await self._redis.set(search, mine, px=int(SEARCH_LOCK_TTL_S * 1000), nx=True):
             return False
         try:
-            return await self._restore_recorded()
+            ids: Any = await self._redis.zrange(self._keys.lost, 0, _MAX_IDS - 1)
+            lost = {each.decode("utf-8", "replace") for each in ids}
+            if not lost:
+                return False
+            after = await self._ownership.last_entry()
+            found: list[_Live] = []
+            try:
+                async for live in self._live():
+                    if live.entry in lost:
+                        found.append(live)  # noqa: PERF401 - a comprehension would lose them
+            finally:
+                # During an outage of one master, the sessions of the others do not wait for it.
+                await self._restore(found, after)
+            await self._redis.zrem(self._keys.lost, *ids)
+            return bool(lost - {live.entry for live in found})
         finally:
             with anyio.move_on_after(UNLOCK_TIMEOUT_S, shield=True):
                 await self._redis.unlink(search)
@@ -83,23 +97,6 @@ class OrphanRecovery:
         after = await self._ownership.last_entry()
         return await self._restore(seen & await self._orphans(), after)
 
-    async def _restore_recorded(self) -> bool:
-        ids: Any = await self._redis.zrange(self._keys.lost, 0, _MAX_IDS - 1)
-        lost = {each.decode("utf-8", "replace") for each in ids}
-        if not lost:
-            return False
-        after = await self._ownership.last_entry()
-        found: list[_Live] = []
-        try:
-            async for live in self._live():
-                if live.entry in lost:
-                    found.append(live)  # noqa: PERF401 - a comprehension would lose them
-        finally:
-            # During an outage of one master, the sessions of the others do not wait for it.
-            await self._restore(found, after)
-        await self._redis.zrem(self._keys.lost, *ids)
-        return bool(lost - {live.entry for live in found})
-
     async def _orphans(self) -> set[_Live]:
         """Return every live session that was not announced when the search for them began."""
         announced = await self._announced()
@@ -112,7 +109,7 @@ class OrphanRecovery:
             try:
                 texts = decode_record(live.fields, dict[str, str])
                 fields = {name.encode(): text.encode() for name, text in texts.items()}
-                missing = await self._ownership.restore_unowned(live.entry, live.run, fields, after)
+                missing = await self._ownership.restore_entry(live.entry, live.run, fields, after)
             except (msgspec.DecodeError, ResponseError) as error:
                 if is_outage(error):
                     raise

@@ -11,8 +11,7 @@ from redis.asyncio import Redis
 
 from schemas import Keys
 from schemas.turns import WorkerRecord
-from worker.bus.drain_requests import request_drain
-from worker.bus.inspection import read_workers
+from worker.bus.registry import read_workers, request_drain
 from worker.cli.command import Subparsers, add_command, add_config, read_settings, run_async
 from worker.cli.redis import open_redis
 from worker.errors import NotFoundError

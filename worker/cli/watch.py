@@ -28,7 +28,7 @@ from schemas.turns import (
     decode_event,
     event_type,
 )
-from worker.bus.client.connection import RedisHealth, retry_while_unavailable, unmoved
+from worker.bus.client.connection import RedisHealth, unmoved
 from worker.cli.command import (
     Subparsers,
     add_command,
@@ -153,8 +153,8 @@ async def _follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fiel
     # An error of the first read is raised; later errors are retried.
     await redis.xread(cursors, count=1)
     while True:
-        reply: Any = await retry_while_unavailable(
-            health, lambda: unmoved(lambda: redis.xread(cursors, count=_BATCH, block=_BLOCK_MS))
+        reply: Any = await health.retry(
+            lambda: unmoved(lambda: redis.xread(cursors, count=_BATCH, block=_BLOCK_MS))
         )
         for _, entries in reply:
             for entry_id, fields in entries:

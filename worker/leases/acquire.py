@@ -8,8 +8,8 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
+from schemas.audio import Fields
 from schemas.keys import RELEASED
-from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.liveness import Liveness
 from worker.bus.ownership import OwnedEntry
 from worker.bus.recovery import OrphanRecovery
@@ -65,8 +65,8 @@ class SessionAcquirer:
         """
         ownership = self._context.ownership
         dead = sorted(self._liveness.dead)
-        adopted = await retry_while_unavailable(
-            self._context.health, lambda: ownership.take_over(room, self._lease_ms_now, dead)
+        adopted = await self._context.health.retry(
+            lambda: ownership.take_over(room, self._lease_ms_now, dead)
         )
         if adopted.lost and not self._recovering:
             self._recovering = True
@@ -80,9 +80,7 @@ class SessionAcquirer:
             self._claims.start_soon(self._remove_dead_workers, gone)
         if adopted.owned:
             return [*adopted.owned]
-        return await retry_while_unavailable(
-            self._context.health, lambda: ownership.read_new(room, CLAIM_POLL_MS)
-        )
+        return await self._context.health.retry(lambda: ownership.read_new(room, CLAIM_POLL_MS))
 
     async def _recover_orphans(self) -> None:
         """Recover sessions whose entries Redis lost and whose owners are dead."""
@@ -90,16 +88,14 @@ class SessionAcquirer:
         try:
             with self._context.supervisor.isolate("recovery"):
                 await anyio.sleep(random.uniform(0, RECOVERY_JITTER_S))  # noqa: S311 - spreads load
-                unknown = await retry_while_unavailable(
-                    self._context.health, self._recovery.recover_known
-                )
+                unknown = await self._context.health.retry(self._recovery.recover_known)
         finally:
             self._recovering = False
         if unknown and not self._searching:
             self._searching = True
             try:
                 with self._context.supervisor.isolate("recovery"):
-                    await retry_while_unavailable(self._context.health, self._recovery.recover_all)
+                    await self._context.health.retry(self._recovery.recover_all)
             finally:
                 self._searching = False
 
@@ -127,7 +123,7 @@ class SessionAcquirer:
         A killed worker's session does not wait for fifty others. The next batch does not wait for
         a session whose Redis server is unavailable.
         """
-        claims = [self.start_claim(partial(self.claim, owned)) for owned in found]
+        claims = [self._start_claim(partial(self.claim, owned)) for owned in found]
         with anyio.move_on_after(CLAIM_BATCH_TIMEOUT_S):
             for done in claims:
                 await done.wait()
@@ -136,10 +132,9 @@ class SessionAcquirer:
         """Start to reclaim the crashed sessions whose retry delay is over."""
         for ownership in self._context.retries.due(time.monotonic()):
             fence = ownership.fence
-            owned = OwnedEntry(fence.entry_id, fence.delivery_count, ownership.fields)
-            self.start_claim(partial(self.reclaim, owned))
+            self.reclaim(fence.entry_id, fence.delivery_count, ownership.fields)
 
-    def start_claim(self, take: Callable[[], Awaitable[None]]) -> anyio.Event:
+    def _start_claim(self, take: Callable[[], Awaitable[None]]) -> anyio.Event:
         """Start to claim a session; return an event that is set when the claim is done."""
         done = anyio.Event()
         self.claims_in_progress += 1
@@ -156,18 +151,25 @@ class SessionAcquirer:
         self._claims.start_soon(run_claim)
         return done
 
-    async def reclaim(self, owned: OwnedEntry) -> None:
-        """Claim an entry that this worker already owns, with a larger delivery count.
+    def reclaim(self, entry: str, count: int, fields: Fields | None = None) -> None:
+        """Start to claim an entry that this worker already owns, with a larger delivery count.
 
-        Redis then rejects all writes of this worker's earlier claim.
+        Redis then rejects all writes of this worker's earlier claim. Unknown fields are read.
         """
-        ownership = self._context.ownership
-        self._raising.add(owned.entry_id)
+        self._raising.add(entry)
+        self._start_claim(partial(self._raise_and_claim, entry, count, fields))
+
+    async def _raise_and_claim(self, entry: str, count: int, fields: Fields | None) -> None:
+        ownership, health = self._context.ownership, self._context.health
         try:
-            raise_count = partial(ownership.raise_delivery_count, owned, owned.delivery_count + 1)
-            raised = await retry_while_unavailable(self._context.health, raise_count)
+            if fields is None:
+                fields = await health.retry(partial(ownership.read_fields, entry))
+            if fields is None:
+                return  # the entry left the stream
+            owned = OwnedEntry(entry, count, fields)
+            raised = await health.retry(partial(ownership.raise_delivery_count, owned, count + 1))
         finally:
-            self._raising.discard(owned.entry_id)
+            self._raising.discard(entry)
         if raised is not None:
             await self.claim(raised)
 

@@ -8,12 +8,11 @@ import msgspec
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from schemas.audio import SessionEntry, decode_session, session_id, session_lane
-from schemas.turns import SessionEnded, SessionError, SessionStarted
+from schemas.turns import Event, SessionEnded, SessionError, SessionStarted
 from schemas.validation import EntryError
-from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, Ownership
 from worker.bus.permits import Permit
-from worker.bus.records import decode_record
+from worker.bus.registry import decode_record
 from worker.context import WorkerContext
 from worker.core.turn_tracker import TurnTracker
 from worker.errors import FencedError, TurnbusError
@@ -67,26 +66,19 @@ class Claimer:
             return None
         fence = Fence(owned.entry_id, owned.delivery_count, self._context.ownership.nonce)
         started = SessionStarted(
-            session=entry.session,
-            run=owned.entry_id,
             seq=1,
-            at=time.time(),
-            audio_ms=0,
-            provider=PROVIDER,
-            request_id="",
-            connection=0,
             worker=self._context.worker_id,
             metadata=entry.metadata,
             encoding=entry.encoding,
             sample_rate=entry.sample_rate,
+            **_common(entry.session, owned.entry_id),
         )
         first = msgspec.json.encode(Checkpoint(config=entry.config))
         spans = SessionTrace(
             entry.session, entry.traceparent, entry.tracestate, self._context.tracing
         )
         try:
-            claim = await retry_while_unavailable(
-                self._context.health,
+            claim = await self._context.health.retry(
                 lambda: self._context.ownership.claim(owned, entry, started, first),
             )
         except NoPermissionError as error:
@@ -97,15 +89,22 @@ class Claimer:
         if claim.verdict == "new":
             self._context.stats.events["session.started"] += 1
         if claim.verdict in ("new", "taken"):
-            self._context.lanes.add(entry.lane)
+            self._context.registry.add_lane(entry.lane)
             ownership = Ownership(entry, fence, claim.run, owned.fields)
             log.info("%s: session %s", ownership.name, claim.verdict)
             return await self._resume(ownership, claim)
         if claim.verdict == "stale":
+            known = claim.seq
+            raised = await self._context.health.retry(
+                lambda: self._context.ownership.raise_delivery_count(owned, known + 1)
+            )
+            if raised is not None:
+                return await self.claim(raised)
             name = SessionName(entry.session, entry.traceparent)
-            return await self._claim_again(owned, name, claim.seq)
+            log.info("%s: claim abandoned (another worker took it)", name)
+            return None
         if claim.verdict in _REJECTED:
-            self._context.dead_letter(
+            self._context.dead_letters.put(
                 owned.entry_id,
                 self._context.keys.sessions,
                 entry.session,
@@ -115,9 +114,7 @@ class Claimer:
             )
         if claim.verdict == "over":
             await self._context.permits.release(Permit.of(entry.lane, entry.session, fence))
-        await retry_while_unavailable(
-            self._context.health, lambda: self._context.ownership.complete(owned.entry_id)
-        )
+        await self._context.health.retry(lambda: self._context.ownership.complete(owned.entry_id))
         return None
 
     async def _resume(self, ownership: Ownership, claim: ClaimResult) -> Session | None:
@@ -161,74 +158,55 @@ class Claimer:
         except FencedError as error:
             log.info("%s: lease lost, stopping (%s)", ownership.name, error)
             return
-        context.dead_letter(
+        context.dead_letters.put(
             fence.entry_id, context.keys.sessions, entry.session, "internal", why, {}
         )
         await context.permits.release(Permit.of(entry.lane, entry.session, fence))
-        await retry_while_unavailable(
-            context.health, lambda: context.ownership.complete(fence.entry_id)
-        )
-
-    async def _claim_again(
-        self, owned: OwnedEntry, name: SessionName, known: int
-    ) -> Session | None:
-        """Claim with a delivery count above `known`, if this worker still owns the entry."""
-        raised = await retry_while_unavailable(
-            self._context.health,
-            lambda: self._context.ownership.raise_delivery_count(owned, known + 1),
-        )
-        if raised is None:
-            log.info("%s: claim abandoned (another worker took it)", name)
-            return None
-        return await self.claim(raised)
+        await context.health.retry(lambda: context.ownership.complete(fence.entry_id))
 
     async def _reject(self, owned: OwnedEntry, reason: str, why: str) -> None:
         """Reject a session entry: write a dead letter and, if possible, publish error events."""
         fields = owned.fields
         session, lane = session_id(fields), session_lane(fields)
-        self._context.dead_letter(
+        self._context.dead_letters.put(
             owned.entry_id, self._context.keys.sessions, session or "", reason, why, fields
         )
         if session is not None and lane is not None:
+            events = _rejection(session, owned.entry_id, reason, why)
+            out = "session" if fields.get(b"out") == b"session" else "lane"
+            retention_s = self._context.retention.state_s
             try:
-                await self._publish_rejection(owned, reason, why, session, lane)
+                await self._context.health.retry(
+                    lambda: self._context.ownership.reject(
+                        owned.entry_id, session, lane, out, retention_s, events
+                    )
+                )
             except ResponseError as error:
                 name = SessionName(session, None)
                 log.warning("%s: cannot publish the rejection (%s)", name, error)
-        await retry_while_unavailable(
-            self._context.health, lambda: self._context.ownership.complete(owned.entry_id)
-        )
+        await self._context.health.retry(lambda: self._context.ownership.complete(owned.entry_id))
 
-    async def _publish_rejection(
-        self, owned: OwnedEntry, reason: str, why: str, session: str, lane: str
-    ) -> None:
-        common: dict[str, Any] = {
-            "session": session,
-            "run": owned.entry_id,
-            "at": time.time(),
-            "audio_ms": 0,
-            "provider": PROVIDER,
-            "request_id": "",
-            "connection": 0,
-        }
-        events = (
-            SessionError(
-                seq=1,
-                code=f"session_{reason}",
-                message=why,
-                status=400,
-                fatal=True,
-                **common,
-            ),
-            SessionEnded(seq=2, reason="error", turns=0, **common),
-        )
-        out = "session" if owned.fields.get(b"out") == b"session" else "lane"
-        await retry_while_unavailable(
-            self._context.health,
-            lambda: self._context.ownership.reject(
-                owned.entry_id, session, lane, out, self._context.retention.state_s, events
-            ),
-        )
+
+def _common(session: str, run: str) -> dict[str, Any]:
+    """Return the fields of an event that precedes all audio."""
+    return {
+        "session": session,
+        "run": run,
+        "at": time.time(),
+        "audio_ms": 0,
+        "provider": PROVIDER,
+        "request_id": "",
+        "connection": 0,
+    }
+
+
+def _rejection(session: str, run: str, reason: str, why: str) -> tuple[Event, Event]:
+    """Return the events of a session that ends before it begins."""
+    common, code = _common(session, run), f"session_{reason}"
+    return (
+        SessionError(seq=1, code=code, message=why, status=400, fatal=True, **common),
+        SessionEnded(seq=2, reason="error", turns=0, **common),
+    )
 
 
 def _audio_ms(entry: SessionEntry, snapshot: Checkpoint) -> int:

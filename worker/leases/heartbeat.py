@@ -5,8 +5,6 @@ from functools import partial
 
 from anyio.abc import TaskGroup
 
-from worker.bus.client.connection import retry_while_unavailable
-from worker.bus.ownership import OwnedEntry
 from worker.context import WorkerContext
 from worker.leases.acquire import SessionAcquirer
 from worker.leases.running import RunningSessions
@@ -27,14 +25,13 @@ class LeaseKeeper:
         self._acquirer = acquirer
         self._tasks = tasks
         self._unclaimed: set[str] = set()
-        self._claiming: set[str] = set()
         self._restoring: set[str] = set()
 
     async def renew(self, *, takes: Callable[[], bool]) -> None:
         """Renew the leases; handle entries that were taken, lost or, if `takes()`, unclaimed."""
         held = [*self._running.fences, *self._acquirer.claim_counts.items()]
         heartbeat = partial(self._context.ownership.heartbeat, held)
-        report = await retry_while_unavailable(self._context.health, heartbeat)
+        report = await self._context.health.retry(heartbeat)
         for entry in report.taken:
             self._running.cancel(entry)
             self._context.retries.discard(entry)
@@ -67,24 +64,10 @@ class LeaseKeeper:
         for entry, count in unclaimed.items():
             running = self._running.get(entry)
             if running is not None:
-                if running.ownership.fence.delivery_count >= count:
-                    continue  # claimed again since the report
-            elif entry not in self._unclaimed or self._is_known(entry):
-                continue
-            if take and entry not in self._claiming:
-                self._claiming.add(entry)
-                self._acquirer.start_claim(partial(self._reclaim, entry, count))
+                needs_claim = running.ownership.fence.delivery_count < count
+            else:
+                waits_for_retry = self._context.retries.get(entry) is not None
+                needs_claim = entry in self._unclaimed and not waits_for_retry
+            if take and needs_claim and not self._acquirer.is_claiming(entry):
+                self._acquirer.reclaim(entry, count)
         self._unclaimed = set(unclaimed)
-
-    def _is_known(self, entry: str) -> bool:
-        """Return whether a session is being claimed or waits for a retry after a crash."""
-        return self._acquirer.is_claiming(entry) or self._context.retries.get(entry) is not None
-
-    async def _reclaim(self, entry: str, count: int) -> None:
-        try:
-            fields_of = partial(self._context.ownership.read_fields, entry)
-            fields = await retry_while_unavailable(self._context.health, fields_of)
-            if fields is not None:
-                await self._acquirer.reclaim(OwnedEntry(entry, count, fields))
-        finally:
-            self._claiming.discard(entry)

@@ -52,14 +52,12 @@ class CrashRetries:
 
     def due(self, now: float) -> list[Ownership]:
         """Return the sessions whose retry is due, each once."""
-        ready = [
-            record
-            for record in self._records.values()
-            if record.due is not None and record.due <= now
-        ]
-        for record in ready:
-            record.due = None
-        return [record.ownership for record in ready]
+        ready = []
+        for record in self._records.values():
+            if record.due is not None and record.due <= now:
+                record.due = None
+                ready.append(record.ownership)
+        return ready
 
     def is_exhausted(self, entry: str, committed_bytes: int) -> bool:
         """Return whether a session at this position has used up its retries."""

@@ -8,7 +8,6 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
-from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.committer import INTERNAL_ERROR
 from worker.bus.ownership import Ownership
 from worker.context import WorkerContext
@@ -44,9 +43,6 @@ class RunningSessions:
     def __len__(self) -> int:
         return len(self._runs)
 
-    def __contains__(self, entry: object) -> bool:
-        return entry in self._runs
-
     def __iter__(self) -> Iterator[Session]:
         """Iterate over a copy, so that sessions may start and end meanwhile."""
         return iter([run.session for run in self._runs.values()])
@@ -77,9 +73,7 @@ class RunningSessions:
         try:
             with run.scope:
                 await session.run()
-                await retry_while_unavailable(
-                    self._context.health, lambda: self._context.ownership.complete(entry)
-                )
+                await self._context.health.retry(lambda: self._context.ownership.complete(entry))
                 log.info("%s: session ended", session.name)
         except FencedError as error:
             log.info("%s: lease lost, stopping (%s)", session.name, error)
@@ -91,18 +85,15 @@ class RunningSessions:
             del self._runs[entry]
             self._context.permits.discard(entry)
             if session.fenced_reason == INTERNAL_ERROR:
-                self._schedule_retry(session.ownership)
+                self._context.stats.internal_errors["session"] += 1
+                delay_s = self._context.retries.record(session.ownership, time.monotonic())
+                log.warning("%s: retrying in %g s", session.name, delay_s)
             else:
                 self._context.retries.discard(entry)
             run.over.set()
         if session.fenced_reason == VERDICT_MISSING:
             with self._context.supervisor.isolate("session"):
                 await self.restore_entry_once(session)
-
-    def _schedule_retry(self, ownership: Ownership) -> None:
-        self._context.stats.internal_errors["session"] += 1
-        delay_s = self._context.retries.record(ownership, time.monotonic())
-        log.warning("%s: retrying in %g s", ownership.name, delay_s)
 
     async def restore_entry_once(self, session: Session) -> None:
         """Restore, once, a session's entry that Redis lost; the session continues or restarts."""
@@ -121,12 +112,11 @@ class RunningSessions:
         Nothing is restored if another worker has claimed the session under another entry.
         """
         health, entries = self._context.health, self._context.ownership
-        if not await retry_while_unavailable(health, partial(entries.is_ours, ownership)):
+        if not await health.retry(partial(entries.is_ours, ownership)):
             return False
-        after = await retry_while_unavailable(health, entries.last_entry)
-        restored = await retry_while_unavailable(
-            health, partial(entries.restore_entry, ownership, after)
-        )
+        after = await health.retry(entries.last_entry)
+        entry, run, fields = ownership.fence.entry_id, ownership.run, ownership.fields
+        restored = await health.retry(partial(entries.restore_entry, entry, run, fields, after))
         if restored:
             log.warning("%s: session entry restored (Redis lost it)", ownership.name)
         return restored
@@ -165,7 +155,7 @@ class RunningSessions:
                 release = partial(
                     self._context.ownership.release, [(fence.entry_id, fence.delivery_count)]
                 )
-                if not await retry_while_unavailable(self._context.health, release):
+                if not await self._context.health.retry(release):
                     await self.restore_entry_once(session)  # unless another worker owns it
                 session.trace.released(fence.entry_id, began)
                 log.info("%s: released", session.name)
@@ -178,8 +168,8 @@ class RunningSessions:
         pairs = [(each.fence.entry_id, each.fence.delivery_count) for each in waiting]
         if waiting:
             with anyio.move_on_after(RELEASE_TIMEOUT_S):
-                released = await retry_while_unavailable(
-                    self._context.health, lambda: self._context.ownership.release(pairs)
+                released = await self._context.health.retry(
+                    lambda: self._context.ownership.release(pairs)
                 )
                 for ownership in waiting if released < len(waiting) else ():
                     await self.restore_entry(ownership)

@@ -10,7 +10,7 @@ import msgspec
 
 from schemas import turns
 from schemas.turns import encode_event, event_type
-from worker.bus.committer import CommitRequest
+from worker.bus import scripts
 from worker.bus.ownership import Ownership
 from worker.context import WorkerContext
 from worker.core.turn_tracker import EventDraft
@@ -155,7 +155,7 @@ class EventPublisher:
                 self._progress = anyio.Event()
             await self._progress.wait()
 
-    def next_commit(self) -> CommitRequest | None:
+    def next_commit(self) -> scripts.ScriptCall | None:
         """Return the next commit (the committer calls this)."""
         if not self._dirty or self._in_flight >= 0 or self.fenced_reason is not None:
             return None
@@ -165,24 +165,22 @@ class EventPublisher:
         self._commits += 1
         fence, session = self._ownership.fence, self._ownership.entry
         checkpoint = self._build_checkpoint()
-        return CommitRequest(
-            self._keys,
-            (
-                fence.entry_id,
-                fence.delivery_count,
-                fence.nonce,
-                session.session,
-                session.out,
-                checkpoint.snapshot,
-                checkpoint.trim_before,
-                "end" if self._ending else "",
-                self._retention.state_s,
-                self._retention.turns_s * 1000,
-                self._retention.turns_maxlen,
-                self._commits,
-                self._acknowledged + 1,
-                *(part for pending in self._queue for part in pending.payload),
-            ),
+        return scripts.commit.call(
+            **self._keys,
+            entry_id=fence.entry_id,
+            delivery_count=fence.delivery_count,
+            nonce=fence.nonce,
+            session=session.session,
+            out=session.out,
+            snapshot=checkpoint.snapshot,
+            trim_before=checkpoint.trim_before,
+            ending="end" if self._ending else "",
+            retention_s=self._retention.state_s,
+            turns_retention_ms=self._retention.turns_s * 1000,
+            max_turns=self._retention.turns_maxlen,
+            commit_number=self._commits,
+            first_seq=self._acknowledged + 1,
+            events=(part for pending in self._queue for part in pending.payload),
         )
 
     def on_commit_result(self, verdict: str, seq: int) -> None:

@@ -54,7 +54,9 @@ class Reports:
             if count > 1:
                 detail += f"; {count:,} such entries so far"
             self._publisher.publish_error(f"audio_{reason}", f"audio entry {entry_id}: {detail}")
-            self._context.dead_letter(entry_id, self._key, self._session, reason, detail, fields)
+            self._context.dead_letters.put(
+                entry_id, self._key, self._session, reason, detail, fields
+            )
 
     def provider_error(self, code: str, message: str, status: int) -> None:
         """Report an in-band error after which the provider continues."""

@@ -523,7 +523,7 @@ class Session:
         if self._fatal is not None:
             log.error("%s: ended: %s", self.name, self._fatal.message)
             entry_id, session = self.ownership.fence.entry_id, self.ownership.entry.session
-            self._context.dead_letter(
+            self._context.dead_letters.put(
                 entry_id,
                 self._context.keys.sessions,
                 session,

@@ -11,7 +11,6 @@ import anyio
 from redis.exceptions import ResponseError
 
 from worker.admin import Readiness
-from worker.bus.client.connection import retry_while_unavailable
 from worker.context import WorkerContext
 from worker.core.phases import Phase
 from worker.session.session import Session
@@ -55,7 +54,7 @@ class WorkerGauges:
         redis, key = self.worker.context.redis, self.worker.context.keys.sessions
         try:
             while True:
-                self._demand = await retry_while_unavailable(self.health, partial(redis.xlen, key))
+                self._demand = await self.health.retry(partial(redis.xlen, key))
                 await anyio.sleep(DEMAND_S)
         except ResponseError as error:  # the worker can run without it
             self._demand = None

@@ -4,16 +4,16 @@ import hashlib
 import re
 import sys
 
-from worker.bus.scripts import COMMIT
+from worker.bus.scripts import commit
 from worker.cli.main import main
 
 # Each owner numbers its own commits: a comparison with another owner's could fence it by chance.
-GUARDS = (r"^if state\[1\] ~= ARGV\[1\].*?^end\n", r"^if tonumber\(ARGV\[12\]\) <.*?^end\n")
+GUARDS = (r"^if state\[1\] ~= entry_id.*?^end\n", r"^if tonumber\(commit_number\) <.*?^end\n")
 
-text = COMMIT.text
+text = commit.text
 for guard in GUARDS:
     text, removed = re.subn(guard, "", text, flags=re.DOTALL | re.MULTILINE)
     assert removed == 1
-COMMIT.text = text
-COMMIT.sha = hashlib.sha1(text.encode()).hexdigest()
+commit.text = text
+commit.sha = hashlib.sha1(text.encode()).hexdigest()
 sys.exit(main())

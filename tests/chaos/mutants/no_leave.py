@@ -11,5 +11,5 @@ async def stay(gate: ConnectionPermits, seat: Permit) -> None:
     gate.discard(seat.entry_id)
 
 
-with patch.object(ConnectionPermits, "leave", stay):
+with patch.object(ConnectionPermits, "release", stay):
     sys.exit(main())

@@ -371,6 +371,24 @@ class RedisHealth:
         self.unfit = None
         self._rejected = 0
 
+    async def retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `call`, and repeat the call during outages of Redis.
+
+        `call` must be safe to repeat. Errors that are not outages are raised.
+        """
+        backoff = Backoff(first_s=0.05, ceiling_s=1.0)
+        while True:
+            try:
+                reply = await call()
+            except (exceptions.RedisError, OSError) as error:
+                if not is_outage(error):
+                    raise
+                self.failed(error)
+            else:
+                self.answered()
+                return reply
+            await anyio.sleep(backoff.next_s())
+
 
 def describe(error: BaseException) -> str:
     """Return the error's text and advice. redis-py never includes a password in the text."""
@@ -389,22 +407,3 @@ async def unmoved(call: Callable[[], Awaitable[T]]) -> T:
         return await call()
     except exceptions.MovedError as error:
         raise BusUnavailableError(describe(error)) from error
-
-
-async def retry_while_unavailable(health: RedisHealth, call: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `call`, and repeat the call during outages of Redis.
-
-    `call` must be safe to repeat. Errors that are not outages are raised.
-    """
-    backoff = Backoff(first_s=0.05, ceiling_s=1.0)
-    while True:
-        try:
-            reply = await call()
-        except (exceptions.RedisError, OSError) as error:
-            if not is_outage(error):
-                raise
-            health.failed(error)
-        else:
-            health.answered()
-            return reply
-        await anyio.sleep(backoff.next_s())

@@ -2,18 +2,16 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from redis import exceptions
 from redis.asyncio import Redis
 
+from worker.bus.client.cluster import Address
 from worker.bus.fitness import lacks
 from worker.urls import join_host_port
 
 log = logging.getLogger(__name__)
-
-Address: TypeAlias = tuple[str, int]
-"""Host and port of a server."""
 
 
 class SentinelResolver:
@@ -49,8 +47,12 @@ class SentinelResolver:
             # The next connection begins with the sentinel that answered.
             self._addresses.remove(address)
             self._addresses.insert(0, address)
-            self._remember((reply[0].decode(), int(reply[1])))
-            return (reply[0].decode(), int(reply[1]))
+            master = (reply[0].decode(), int(reply[1]))
+            if self._master not in {None, master}:
+                at = join_host_port(*master)
+                log.warning("master of %s changed to %s", self._master_name, at)
+            self._master = master
+            return master
         raise exceptions.ConnectionError(f"no sentinel knows the master: {'; '.join(errors)}")
 
     async def _ask(self, address: Address) -> Any:  # noqa: ANN401 - as in the client
@@ -65,8 +67,3 @@ class SentinelResolver:
             return await sentinel.execute_command(  # type: ignore[no-untyped-call]
                 "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._master_name
             )
-
-    def _remember(self, master: Address) -> None:
-        if self._master not in {None, master}:
-            log.warning("master of %s changed to %s", self._master_name, join_host_port(*master))
-        self._master = master

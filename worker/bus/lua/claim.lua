@@ -1,11 +1,6 @@
 #!lua flags=allow-oom
 -- Claim a session: write the owner's fence into its state, publish session.started the first time.
 --
--- KEYS  1 state  2 lane turns  3 session turns  4 audio
--- ARGV  1 entry id  2 delivery count  3 nonce  4 run of a restored entry, or the entry's own id;
---       an existing state overrides it, and a session without a state starts its own run
---       5 entry fields (JSON)  6 session  7 event (JSON)  8 traceparent or ""  9 out
---       10 initial snapshot
 -- Returns {verdict, seq, snapshot, run}; verdict is one of
 --   new        first claim; session.started is published as seq 1
 --   taken      the session continues from the snapshot
@@ -15,6 +10,21 @@
 --   stale      a claim of the same entry with this count or a larger one exists; its count is in
 --              the place of seq
 --   unusable   a key of this session holds another type; nothing was written
+local state_key = KEYS[1]
+local lane_turns_key = KEYS[2]
+local session_turns_key = KEYS[3]
+local audio_key = KEYS[4]
+local entry_id = ARGV[1]
+local delivery_count = tonumber(ARGV[2])
+local nonce = ARGV[3]
+local run = ARGV[4]  -- of a restored entry, else its own id; only compared with an existing state
+local entry_fields = ARGV[5]  -- JSON
+local session = ARGV[6]
+local started_event = ARGV[7]  -- JSON
+local traceparent = ARGV[8]  -- or ""
+local out = ARGV[9]
+local first_snapshot = ARGV[10]
+
 local function newer(a, b)
   local am, as = string.match(a, "^(%d+)-(%d+)$")
   local bm, bs = string.match(b, "^(%d+)-(%d+)$")
@@ -27,41 +37,45 @@ local function holds(key, kind)
   return found == "none" or found == kind
 end
 
-if not (holds(KEYS[1], "hash") and holds(KEYS[2], "stream") and holds(KEYS[3], "stream")) then
-  return {"unusable", 0, "", ARGV[1]}
+if not (holds(state_key, "hash") and holds(lane_turns_key, "stream")
+    and holds(session_turns_key, "stream")) then
+  return {"unusable", 0, "", entry_id}
 end
-local entry, count, nonce, run = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local state = redis.call("HMGET", KEYS[1], "status", "run", "entry", "count", "nonce", "seq", "snapshot")
+local state =
+  redis.call("HMGET", state_key, "status", "run", "entry", "count", "nonce", "seq", "snapshot")
 local status = state[1]
 if status == "ended" then
-  local same = run == state[2] or entry == state[3]
+  local same = run == state[2] or entry_id == state[3]
   return {same and "over" or "ended", 0, "", state[2]}
 end
 if status then
-  if entry ~= state[3] and not (run == state[2] and newer(entry, state[3])) then
+  if entry_id ~= state[3] and not (run == state[2] and newer(entry_id, state[3])) then
     return {"duplicate", 0, "", state[2]}
   end
   local known = tonumber(state[4])
-  if entry == state[3] and (count < known or (count == known and nonce ~= state[5])) then
+  local same_count = delivery_count == known
+  if entry_id == state[3] and (delivery_count < known or (same_count and nonce ~= state[5])) then
     return {"stale", known, "", state[2]}
   end
-  if entry ~= state[3] or count ~= known or nonce ~= state[5] then
-    redis.call("HSET", KEYS[1], "entry", entry, "count", count, "nonce", nonce, "commit", 0)
+  if entry_id ~= state[3] or not same_count or nonce ~= state[5] then
+    redis.call("HSET", state_key, "entry", entry_id, "count", delivery_count, "nonce", nonce,
+      "commit", 0)
   end
   return {"taken", tonumber(state[6]), state[7], state[2]}
 end
-if redis.call("TYPE", KEYS[4]).ok == "string" then
-  return {"ended", 0, "", entry}
+if redis.call("TYPE", audio_key).ok == "string" then
+  return {"ended", 0, "", entry_id}
 end
-redis.call("HSET", KEYS[1], "status", "live", "run", entry, "entry", entry, "count", count,
-  "nonce", nonce, "seq", 1, "fields", ARGV[5], "snapshot", ARGV[10])
-local fields = {"session", ARGV[6], "type", "session.started", "event", ARGV[7]}
-if ARGV[8] ~= "" then
+redis.call("HSET", state_key, "status", "live", "run", entry_id, "entry", entry_id,
+  "count", delivery_count, "nonce", nonce, "seq", 1, "fields", entry_fields,
+  "snapshot", first_snapshot)
+local fields = {"session", session, "type", "session.started", "event", started_event}
+if traceparent ~= "" then
   fields[#fields + 1] = "traceparent"
-  fields[#fields + 1] = ARGV[8]
+  fields[#fields + 1] = traceparent
 end
-redis.call("XADD", KEYS[2], "*", unpack(fields))
-if ARGV[9] == "session" then
-  redis.call("XADD", KEYS[3], "*", unpack(fields))
+redis.call("XADD", lane_turns_key, "*", unpack(fields))
+if out == "session" then
+  redis.call("XADD", session_turns_key, "*", unpack(fields))
 end
-return {"new", 1, ARGV[10], entry}
+return {"new", 1, first_snapshot, entry_id}

@@ -1,68 +1,79 @@
 #!lua flags=allow-oom
 -- Commit: write events, the state for the next owner, and the audio trim atomically.
 --
--- KEYS  1 state  2 lane turns  3 session turns  4 audio
--- ARGV  1 entry id  2 delivery count  3 nonce  4 session  5 out  6 snapshot
---       7 trim audio before this id or ""  8 "end" or ""
---       9 retention of state and tombstone, s  10 retention of turns, ms  11 turns ceiling
---       12 number of this commit: 1, 2, ... per owner, the same for a retry
---       13 seq of the first event, then (type, event, traceparent or "") for each event
 -- Returns {verdict, seq}: ok, fenced (another owner), missing (no such state), gap (the first new
 -- event does not follow the last published one). Only ok writes anything.
-local state = redis.call("HMGET", KEYS[1], "entry", "count", "nonce", "seq", "status", "commit")
+local state_key = KEYS[1]
+local lane_turns_key = KEYS[2]
+local session_turns_key = KEYS[3]
+local audio_key = KEYS[4]
+local entry_id = ARGV[1]
+local delivery_count = ARGV[2]
+local nonce = ARGV[3]
+local session = ARGV[4]
+local out = ARGV[5]
+local snapshot = ARGV[6]
+local trim_before = ARGV[7]  -- id below which the audio is trimmed, or ""
+local ending = ARGV[8]  -- "end" or ""
+local retention_s = tonumber(ARGV[9])  -- of state and tombstone
+local turns_retention_ms = tonumber(ARGV[10])
+local max_turns = ARGV[11]
+local commit_number = ARGV[12]  -- 1, 2, ... per owner, the same for a retry
+local first_seq = tonumber(ARGV[13])
+local events_at = 14  -- (type, event, traceparent or "") for each event
+
+local state = redis.call("HMGET", state_key, "entry", "count", "nonce", "seq", "status", "commit")
 if not state[1] then
   return {"missing", 0}
 end
-if state[1] ~= ARGV[1] or state[2] ~= ARGV[2] or state[3] ~= ARGV[3] then
+if state[1] ~= entry_id or state[2] ~= delivery_count or state[3] ~= nonce then
   return {"fenced", tonumber(state[4])}
 end
 local seq = tonumber(state[4])
 if state[5] == "ended" then
   return {"ok", seq}  -- a retry of the commit that ended the session
 end
-if tonumber(ARGV[12]) < tonumber(state[6] or 0) then
+if tonumber(commit_number) < tonumber(state[6] or 0) then
   -- A delayed attempt from an abandoned connection: its retry and later commits are applied
   -- already, so its snapshot is out of date.
   return {"ok", seq}
 end
-local first = tonumber(ARGV[13])
-if first > seq + 1 then
+if first_seq > seq + 1 then
   return {"gap", seq}
 end
-local retention = tonumber(ARGV[9])
+local next_seq = first_seq
 local published = false
-for at = 14, #ARGV, 3 do
-  if first == seq + 1 then
-    local fields = {"session", ARGV[4], "type", ARGV[at], "event", ARGV[at + 1]}
+for at = events_at, #ARGV, 3 do
+  if next_seq == seq + 1 then
+    local fields = {"session", session, "type", ARGV[at], "event", ARGV[at + 1]}
     if ARGV[at + 2] ~= "" then
       fields[#fields + 1] = "traceparent"
       fields[#fields + 1] = ARGV[at + 2]
     end
-    redis.call("XADD", KEYS[2], "*", unpack(fields))
-    if ARGV[5] == "session" then
-      redis.call("XADD", KEYS[3], "*", unpack(fields))
+    redis.call("XADD", lane_turns_key, "*", unpack(fields))
+    if out == "session" then
+      redis.call("XADD", session_turns_key, "*", unpack(fields))
     end
     seq = seq + 1
     published = true
   end
-  first = first + 1
+  next_seq = next_seq + 1
 end
 if published then
-  local now = redis.call("TIME")
-  local oldest = tonumber(now[1]) * 1000 - tonumber(ARGV[10])
-  redis.call("XTRIM", KEYS[2], "MINID", "~", string.format("%.0f", oldest))
-  redis.call("XTRIM", KEYS[2], "MAXLEN", "~", ARGV[11])
+  local oldest_ms = tonumber(redis.call("TIME")[1]) * 1000 - turns_retention_ms
+  redis.call("XTRIM", lane_turns_key, "MINID", "~", string.format("%.0f", oldest_ms))
+  redis.call("XTRIM", lane_turns_key, "MAXLEN", "~", max_turns)
 end
-if ARGV[8] == "end" then
-  redis.call("HSET", KEYS[1], "seq", seq, "status", "ended")
-  redis.call("HDEL", KEYS[1], "snapshot", "fields")
-  redis.call("EXPIRE", KEYS[1], retention)
-  redis.call("EXPIRE", KEYS[3], retention)
-  redis.call("SET", KEYS[4], "ended", "EX", retention)
+if ending == "end" then
+  redis.call("HSET", state_key, "seq", seq, "status", "ended")
+  redis.call("HDEL", state_key, "snapshot", "fields")
+  redis.call("EXPIRE", state_key, retention_s)
+  redis.call("EXPIRE", session_turns_key, retention_s)
+  redis.call("SET", audio_key, "ended", "EX", retention_s)
   return {"ok", seq}
 end
-redis.call("HSET", KEYS[1], "seq", seq, "snapshot", ARGV[6], "commit", ARGV[12])
-if ARGV[7] ~= "" then
-  redis.call("XTRIM", KEYS[4], "MINID", ARGV[7])
+redis.call("HSET", state_key, "seq", seq, "snapshot", snapshot, "commit", commit_number)
+if trim_before ~= "" then
+  redis.call("XTRIM", audio_key, "MINID", trim_before)
 end
 return {"ok", seq}

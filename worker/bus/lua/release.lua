@@ -1,18 +1,26 @@
 #!lua flags=allow-oom
 -- Release entries, so that any worker with room can claim them at once.
 --
--- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions were live
--- ARGV  1 group  2 consumer  3 reserved consumer, then (entry id, delivery count) pairs
 -- Returns how many this consumer still owned and were in the stream.
-local given = 0
-for at = 4, #ARGV, 2 do
-  local row = redis.call("XPENDING", KEYS[1], ARGV[1], ARGV[at], ARGV[at], 1)[1]
-  if row and row[2] == ARGV[2] and row[4] == tonumber(ARGV[at + 1]) then
-    if #redis.call("XCLAIM", KEYS[1], ARGV[1], ARGV[3], 0, ARGV[at], "JUSTID") > 0 then
-      given = given + 1
+local sessions_key = KEYS[1]
+local lost_key = KEYS[2]  -- ids of entries that left the stream while their sessions were live
+local group = ARGV[1]
+local consumer = ARGV[2]
+local released_consumer = ARGV[3]  -- the reserved consumer of released entries
+local owned_at = 4  -- (entry id, delivery count) for each entry
+
+local released = 0
+for at = owned_at, #ARGV, 2 do
+  local entry_id, delivery_count = ARGV[at], tonumber(ARGV[at + 1])
+  local row = redis.call("XPENDING", sessions_key, group, entry_id, entry_id, 1)[1]
+  if row and row[2] == consumer and row[4] == delivery_count then
+    local there =
+      redis.call("XCLAIM", sessions_key, group, released_consumer, 0, entry_id, "JUSTID")
+    if #there > 0 then
+      released = released + 1
     else
-      redis.call("ZADD", KEYS[2], "NX", redis.call("TIME")[1], ARGV[at])
+      redis.call("ZADD", lost_key, "NX", redis.call("TIME")[1], entry_id)
     end
   end
 end
-return given
+return released

@@ -1,13 +1,16 @@
 #!lua flags=allow-oom
 -- Restore the entry of a live session that is missing in the stream or its group. Safe to repeat.
 --
--- KEYS  1 sessions  2 lost: ids of entries that left the stream while their sessions were live
--- ARGV  1 group  2 id of the entry  3 run  4 last id of the stream before the first attempt
---       then the fields of the entry, including `run`
 -- It also removes the old id from the pending list and from the lost ids.
 -- Returns 1 if the entry was restored, 0 if it was not missing: a consumer owns it, or it is not
 -- delivered yet.
-local key, entry, run = KEYS[1], ARGV[2], ARGV[3]
+local sessions_key = KEYS[1]
+local lost_key = KEYS[2]  -- ids of entries that left the stream while their sessions were live
+local group = ARGV[1]
+local entry_id = ARGV[2]
+local run = ARGV[3]
+local after = ARGV[4]  -- last id of the stream before the first attempt
+local fields_at = 5  -- the fields of the entry, including `run`
 
 local function newer(a, b)
   local am, as = string.match(a, "^(%d+)-(%d+)$")
@@ -17,34 +20,34 @@ local function newer(a, b)
 end
 
 local function waits()
-  for _, row in ipairs(redis.call("XINFO", "GROUPS", key)) do
+  for _, row in ipairs(redis.call("XINFO", "GROUPS", sessions_key)) do
     local about = {}
     for at = 1, #row, 2 do
       about[row[at]] = row[at + 1]
     end
-    if about["name"] == ARGV[1] then
-      return newer(entry, about["last-delivered-id"])
-        or #redis.call("XPENDING", key, ARGV[1], entry, entry, 1) > 0
+    if about["name"] == group then
+      return newer(entry_id, about["last-delivered-id"])
+        or #redis.call("XPENDING", sessions_key, group, entry_id, entry_id, 1) > 0
     end
   end
   return true  -- a recreated group begins at the first entry
 end
 
-if #redis.call("XRANGE", key, entry, entry) > 0 then
+if #redis.call("XRANGE", sessions_key, entry_id, entry_id) > 0 then
   if waits() then
     return 0
   end
-  redis.call("XDEL", key, entry)
+  redis.call("XDEL", sessions_key, entry_id)
 end
-for _, row in ipairs(redis.call("XRANGE", key, "(" .. ARGV[4], "+")) do
+for _, row in ipairs(redis.call("XRANGE", sessions_key, "(" .. after, "+")) do
   for at = 1, #row[2], 2 do
     if row[2][at] == "run" and row[2][at + 1] == run then
-      redis.call("ZREM", KEYS[2], entry)
+      redis.call("ZREM", lost_key, entry_id)
       return 1  -- an earlier attempt or another worker restored it
     end
   end
 end
-redis.call("XADD", key, "*", unpack(ARGV, 5))
-redis.call("XACK", key, ARGV[1], entry)
-redis.call("ZREM", KEYS[2], entry)
+redis.call("XADD", sessions_key, "*", unpack(ARGV, fields_at))
+redis.call("XACK", sessions_key, group, entry_id)
+redis.call("ZREM", lost_key, entry_id)
 return 1
