@@ -2,36 +2,34 @@
 
 The provider sends no timestamps, so the worker must find the audio that a `turn.end` covers. After
 a lost socket, a cut too early repeats the turn's last words. A cut too late loses the first words
-of the next turn. `docs/architecture.md` has a picture.
+of the next turn. `docs/architecture.md` has a picture and the steps.
 
 The provider received a sound before it sent `turn.start`, and a pause before it sent `turn.end`.
 Its lag is unknown, but about the same both times. So `find_end` pairs an onset with a pause such
 that both were sent equally long before their messages arrived. Several pairs may fit: for example a
-cough before the turn and a pause inside it. Then the usual lag decides. On a new socket the first
-onset counts, which is the turn's unless there was noise.
+cough before the turn and a pause inside it. Then the usual lag decides.
 
 Lag is not always steady: on a busy machine, or in a slow network, single messages arrive late. So
 three more rules apply. A turn was still open at every pause after which the provider resumed it.
-Once a turn's words no longer change, the next pause ends it, whatever arrives or is sent later. A
-sound after the pause that ended a turn begins the next turn. If no `turn.start` arrives in time,
-the sound belongs to the same turn.
+Once a turn's words no longer change, the next pause ends it. A sound after that pause begins the
+next turn, unless its `turn.start` is overdue: then it belongs to the same turn.
 
-Glossary:
-
-frame       10 ms of the audio sent, filler included
-filler      silence that the worker sent in place of a producer that stopped; not the session's
-silence     frames as quiet as the line's noise, or filler
-pause       a silence long enough to end a turn
-onset       the first frame of a sound after a silence
-lead-in     the silence before a turn's first onset
-lag         time from sending a sound to the arrival of the message that it caused
-usual lag   the median lag of a worker's last turns
-lookback    how far back the worker examines the audio sent; never before the committed position
-burst       messages that arrive at nearly the same time; all of them may have been delayed
-last change how much was sent when the words of the turn last changed
-cut         the session byte at which a turn ends: the middle of a pause
-
-"Sent" is a byte of the socket, which counts filler. "Position" is a byte of the session.
+| word | means |
+|---|---|
+| sent | a byte of the socket; filler counts |
+| position | a byte of the session; filler does not count |
+| frame | 10 ms of the audio sent |
+| filler | silence that the worker sent for a producer that stopped inside a turn |
+| silence | frames that are filler, or quiet for this line, because lines have noise |
+| pause | a silence long enough to end a turn |
+| onset | the first frame of a sound after a silence |
+| lead-in | the silence before a turn's first onset |
+| lag | time from sending a sound to the arrival of the message that it caused |
+| usual lag | the median lag of a worker's last turns |
+| lookback | how much of the audio sent is examined; committed audio never is |
+| burst | messages that arrive almost together: they may have been delayed together |
+| last change | how much was sent when the turn's words last changed |
+| cut | the position at which a turn ends: the middle of a pause |
 """
 
 from collections import deque
@@ -48,68 +46,51 @@ from worker.core.send_log import SendLog, SendPosition
 LOOKBACK_MS = 3_000
 """Maximum lookback. If the lag exceeds this minus the pause, the pause is not found, and the cut
 falls after words of the next turn."""
-
 SHORT_LOOKBACK_MS = 1_500
 """First lookback: long enough for most turns, if the lag is as usual."""
-
-MIN_SPEECH_MS = 30
-"""Minimum sound that starts a turn; a shorter one is a click."""
-
-MIN_END_PAUSE_MS = 200
-"""Minimum silence on which a provider ends a turn."""
-
-MIN_RESUMED_PAUSE_MS = 150
-"""Minimum silence that a provider may take for the end of a turn, and resume it. A shorter one is
-between words."""
-
 KEPT_LEAD_IN_MS = 300
 """Silence kept uncommitted before an onset, for a replay to a new socket."""
 
-NOISE_CEILING = 2_000
-"""Maximum loudness of noise, of 32,767, even if no frame is quieter: -24 dB."""
-
-QUIET_FLOOR = 20
-"""Loudness, of 32,767, up to which a frame is silent on any line."""
-
-NOISE_FRAMES = 20
-"""One of so many frames is quieter than the noise of the line."""
-
+MIN_SPEECH_MS = 30
+"""Minimum sound that starts a turn; a shorter one is a click."""
+MIN_END_PAUSE_MS = 200
+"""Minimum silence on which a provider ends a turn."""
+MIN_RESUMED_PAUSE_MS = 150
+"""Minimum silence after which a provider resumes a turn; a shorter one is between words."""
 MIN_ONSET_DETECTION_S = 0.03
 """Minimum sound that the provider needs before it sends `turn.start`."""
-
 MAX_ONSET_DETECTION_S = 0.2
 """Maximum sound that the provider needs before it sends `turn.start`."""
 
+NOISE_CEILING = 2_000
+"""Maximum level of noise, even if no frame is quieter: -24 dB of `FULL_SCALE`."""
+QUIET_FLOOR = 20
+"""Level up to which a frame is silent on any line."""
+NOISE_FRAMES = 20
+"""One of so many frames is quieter than the noise of the line."""
+
 DEFAULT_LAG_S = 0.3
 """Lag assumed for a provider whose lag is unknown."""
-
 LAG_TOLERANCE_S = 0.1
 """Maximum difference of a steady lag from turn to turn."""
-
 LAG_CHANGE_WEIGHT = 0.5
 """Cost of a second of difference to the usual lag. A second of difference between onset and pause
 costs 1: lag changes within seconds more often than noise fits by chance."""
-
 MAX_MISFIT_S = 0.1
 """Maximum change of lag since the turn began for which a pause inside the turn is certain."""
-
 MAX_PLAUSIBLE_LAG_S = 1.5
 """Maximum lag considered. A pause is certain only if no other pause fits any lag up to this."""
-
 MIN_LAG_TURNS = 5
 """Minimum number of turns before the usual lag is known."""
-
 LAG_WINDOW_TURNS = 50
 """Maximum number of turns in the usual lag; a changed lag shows after half of them."""
 
 BURST_GAP_S = 0.05
 """Messages that arrive within this time of each other may have been delayed together."""
-
 MIN_BURST = 2
 """Minimum number of messages in a burst."""
-
 CERTAIN_BURST = 3
-"""Minimum number of messages in a burst that was certainly delayed. Fewer may come from one long
+"""Minimum number of messages in a burst that was certainly delayed: fewer may come from one long
 chunk."""
 
 _MIN_SPEECH = MIN_SPEECH_MS // FRAME_MS
@@ -165,7 +146,7 @@ class SentAudio(NamedTuple):
         return self.log.sent_at(self.sent(frame))
 
 
-class Sound(NamedTuple):
+class Onset(NamedTuple):
     """An onset that may have begun a turn."""
 
     sent: int
@@ -180,7 +161,7 @@ class History(NamedTuple):
     audio: SentAudio
     start: Arrival
     """Arrival of the turn's `turn.start`; of the socket's beginning if there was none."""
-    sounds: Sequence[Sound]
+    onsets: Sequence[Onset]
     """Onsets that may have begun the turn."""
     last_change: int
     """Byte of the socket sent when the turn's words last changed."""
@@ -198,7 +179,7 @@ class History(NamedTuple):
 class Start(NamedTuple):
     """What may have caused a `turn.start`."""
 
-    sounds: Sequence[Sound]
+    onsets: Sequence[Onset]
     lead_in_until: int
     """Session byte before which the turn's sound does not begin; 0 if unknown."""
     is_usual: bool
@@ -221,22 +202,22 @@ class Boundary(NamedTuple):
 def find_start(history: History) -> Start:
     """Find the onsets that may have caused the `turn.start` that arrived."""
     arrival, audio, usual_s = history.arrival, history.audio, history.usual_lag_s
-    onsets = onset_frames(audio.silent)
-    times = [(frame, audio.sent_at(frame)) for frame in onsets]
-    sounds = [Sound(audio.sent(frame), at) for frame, at in times if at is not None]
-    if usual_s is None or not sounds:
-        return Start(sounds, 0, is_usual=False)
-    lag_s = arrival.sent.at - sounds[0].sent_at
+    frames = onset_frames(audio.silent)
+    times = [(audio.sent(frame), audio.sent_at(frame)) for frame in frames]
+    onsets = [Onset(sent, sent_at) for sent, sent_at in times if sent_at is not None]
+    if usual_s is None or not onsets:
+        return Start(onsets, 0, is_usual=False)
+    lag_s = arrival.sent.at - onsets[0].sent_at
     is_usual = (
-        len(sounds) == 1
+        len(onsets) == 1
         and audio.silent[0]
         and abs(lag_s - usual_s) <= LAG_TOLERANCE_S
         and not arrival.burst.is_delayed
     )
-    lead_in = onsets[0] - KEPT_LEAD_IN_MS // FRAME_MS
+    lead_in = frames[0] - KEPT_LEAD_IN_MS // FRAME_MS
     if lag_s < usual_s - LAG_TOLERANCE_S or lead_in <= 0:
-        return Start(sounds, 0, is_usual)  # the turn may have begun before the lookback
-    return Start(sounds, audio.positions[lead_in], is_usual)
+        return Start(onsets, 0, is_usual)  # the turn may have begun before the lookback
+    return Start(onsets, audio.positions[lead_in], is_usual)
 
 
 def find_resume(history: History) -> int:
@@ -262,13 +243,13 @@ def find_end(history: History, *, begins: bool = False) -> Boundary:
         received = _received_by(history, history.arrival.sent.at, -MAX_ONSET_DETECTION_S)
         pauses = [pause for pause in pauses if pause.until < received] or pauses
     pair = _best_pair(history, pauses)
-    pause = pair.pause if pair else pauses[-1] if pauses else None
-    if pause is None:
+    if pair is not None:
+        pause, lag_s, is_usual = pair.pause, pair.lag_s, _is_usual(history, pair)
+    elif pauses:
+        pause, lag_s, is_usual = pauses[-1], None, False
+    else:
         return Boundary(history.arrival.sent.session_bytes, None, None, is_usual=False)
-    speech_ended_at = history.audio.log.sent_at(pause.sent)
-    if pair is None:
-        return Boundary(pause.middle, speech_ended_at, None, is_usual=False)
-    return Boundary(pause.middle, speech_ended_at, pair.lag_s, _is_usual(history, pair))
+    return Boundary(pause.middle, history.audio.log.sent_at(pause.sent), lag_s, is_usual)
 
 
 def find_pause(history: History) -> int | None:
@@ -278,7 +259,7 @@ def find_pause(history: History) -> int | None:
     """
     pauses = _pauses(history)
     pair = _best_pair(history, pauses)
-    if pair is None or not history.sounds or history.usual_lag_s is None:
+    if pair is None or not history.onsets or history.usual_lag_s is None:
         return None
     possible = [
         pause
@@ -395,17 +376,6 @@ def resumed_frame(silent: Sequence[bool], open_at: int) -> int:
 # -- Pairs of an onset and a pause.
 
 
-class _Onset(NamedTuple):
-    """An onset that may have begun the turn."""
-
-    sent: int
-    """Byte of the socket at which it begins."""
-    least_lag_s: float
-    """Minimum lag: time from sending the sound to the earliest possible arrival of `turn.start`."""
-    most_lag_s: float
-    """Maximum lag: time from sending the sound to handling `turn.start`, which may be delayed."""
-
-
 class _Pause(NamedTuple):
     """A pause that may have ended the turn."""
 
@@ -427,7 +397,6 @@ class _Pause(NamedTuple):
 class _Pair(NamedTuple):
     """An onset and a pause that may delimit one turn."""
 
-    onset: _Onset
     pause: _Pause
     lag_s: float
     """Lag of the provider at the onset."""
@@ -438,20 +407,6 @@ class _Pair(NamedTuple):
         """Return the cost of this pair at the usual lag, in seconds of unexplained lag."""
         unannounced_s = max(0.0, self.pause.followed_s - self.lag_s - MAX_ONSET_DETECTION_S)
         return self.misfit_s + unannounced_s + LAG_CHANGE_WEIGHT * abs(self.lag_s - usual_s)
-
-
-def _onsets(history: History) -> list[_Onset]:
-    """Return the onsets that may have begun the turn."""
-    start = history.start
-    earliest_at = start.earliest_at
-    # While the lag is unknown, a small burst is not enough evidence of a delay.
-    needed = CERTAIN_BURST if history.usual_lag_s is None else MIN_BURST
-    if start.burst.messages >= needed:
-        earliest_at = start.burst.after
-    return [
-        _Onset(sound.sent, max(0.0, earliest_at - sound.sent_at), start.sent.at - sound.sent_at)
-        for sound in history.sounds
-    ]
 
 
 def _pauses(history: History) -> Sequence[_Pause]:
@@ -488,32 +443,42 @@ def _pauses(history: History) -> Sequence[_Pause]:
 
 
 def _best_pair(history: History, pauses: Sequence[_Pause]) -> _Pair | None:
-    """Return the onset that began the turn and the pause that ended it; None without a pair."""
+    """Return the onset that began the turn with the pause that ended it; None without a pair."""
+    start = history.start
+    # While the lag is unknown, a small burst is not enough evidence of a delay.
+    needed = CERTAIN_BURST if history.usual_lag_s is None else MIN_BURST
+    earliest_at = start.burst.after if start.burst.messages >= needed else start.earliest_at
+    lags = [
+        (onset.sent, max(0.0, earliest_at - onset.sent_at), start.sent.at - onset.sent_at)
+        for onset in history.onsets
+    ]
     known_s = history.previous_lag_s if history.usual_lag_s is None else history.usual_lag_s
     usual_s = DEFAULT_LAG_S if known_s is None else known_s
-    onsets = _onsets(history)
-    if not onsets:  # the turn began before the lookback
-        onsets = [_Onset(-1, usual_s, usual_s)]
-    elif known_s is None:
-        usual_s = min(max(usual_s, onsets[0].least_lag_s), onsets[0].most_lag_s)
+    if not lags:  # the turn began before the lookback
+        lags = [(-1, usual_s, usual_s)]
+    elif known_s is None:  # the first onset is the turn's, unless it is noise
+        _, least_s, most_s = lags[0]
+        usual_s = min(max(usual_s, least_s), most_s)
     pairs = [
-        _pair(onset, pause, usual_s)
-        for onset in onsets
+        _pair(least_s, most_s, pause, usual_s)
+        for sent, least_s, most_s in lags
         for pause in pauses
-        if pause.sent > onset.sent
+        if pause.sent > sent
     ]
     # Of equal pairs, as after a long delay, take the first: the provider received it first.
     return min(pairs, key=lambda pair: pair.cost_s(usual_s), default=None)
 
 
-def _pair(onset: _Onset, pause: _Pause, usual_s: float) -> _Pair:
-    """Pair an onset with a pause, at a lag as close to `usual_s` as possible."""
-    least_s = max(onset.least_lag_s, pause.least_lag_s + MIN_ONSET_DETECTION_S)
-    most_s = min(onset.most_lag_s, pause.most_lag_s + MAX_ONSET_DETECTION_S)
-    if least_s <= most_s:
-        return _Pair(onset, pause, min(max(usual_s, least_s), most_s), 0.0)
-    lag_s = onset.most_lag_s if least_s > onset.most_lag_s else onset.least_lag_s
-    return _Pair(onset, pause, lag_s, least_s - most_s)
+def _pair(least_s: float, most_s: float, pause: _Pause, usual_s: float) -> _Pair:
+    """Pair a pause with an onset that has this minimum and maximum lag.
+
+    The pair's lag is as close to the usual lag as possible.
+    """
+    low_s = max(least_s, pause.least_lag_s + MIN_ONSET_DETECTION_S)
+    high_s = min(most_s, pause.most_lag_s + MAX_ONSET_DETECTION_S)
+    if low_s <= high_s:
+        return _Pair(pause, min(max(usual_s, low_s), high_s), 0.0)
+    return _Pair(pause, most_s if low_s > most_s else least_s, low_s - high_s)
 
 
 def _is_usual(history: History, pair: _Pair) -> bool:

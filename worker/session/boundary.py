@@ -19,8 +19,8 @@ from worker.core.turn_boundary import (
     Arrival,
     Burst,
     History,
+    Onset,
     ProviderLag,
-    Sound,
     find_end,
     find_pause,
     find_resume,
@@ -61,11 +61,11 @@ class TurnBoundaryFinder:
         self._previous_lag_s: float | None = None  # of the previous turn on this socket
         self._begin_turn(SendPosition(now, 0, 0), [])
 
-    def _begin_turn(self, start: SendPosition, sounds: Sequence[Sound]) -> None:
+    def _begin_turn(self, start: SendPosition, onsets: Sequence[Onset]) -> None:
         self._start = start
         self._start_burst = self._burst
-        self._sounds = sounds
-        self._open_until = sounds[0].sent if sounds else 0
+        self._onsets = onsets
+        self._open_until = onsets[0].sent if onsets else 0
         self._text = ""
         self.last_change = start.socket_bytes
         """Byte of the socket sent when the turn's words last changed."""
@@ -94,7 +94,7 @@ class TurnBoundaryFinder:
         start = find_start(self._history(arrival, SHORT_LOOKBACK_MS))
         if not start.is_usual:
             start = find_start(self._history(arrival, LOOKBACK_MS))
-        self._begin_turn(arrival, start.sounds)
+        self._begin_turn(arrival, start.onsets)
         return start.lead_in_until
 
     def on_transcript(self, text: str, arrival: SendPosition) -> None:
@@ -146,7 +146,7 @@ class TurnBoundaryFinder:
                 levels, first, self._frame_bytes, fillers, arrival.socket_bytes, sender.send_log
             ),
             Arrival(self._start, self._earliest(self._start.at), self._start_burst),
-            self._sounds,
+            self._onsets,
             self.last_change,
             self._open_until,
             self._provider_lag.seconds,

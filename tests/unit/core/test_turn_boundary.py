@@ -16,6 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from schemas.audio import Encoding
+from tests.docs.pages import section
 from tests.unit.core.loudness import loudness
 from worker.core.levels import FRAME_MS, frame_bytes
 from worker.core.send_log import SendLog, SendPosition
@@ -133,8 +134,8 @@ class Call:
             started = self._sent_at(words[0][0]) + service.sure + service.lag + next(extra)
             ended = self._sent_at(words[-1][1]) + service.waits + service.lag + next(extra)
             turn = self._history(started, cuts)
-            sounds = find_start(turn).sounds
-            turn = turn._replace(sounds=sounds, open_until=sounds[0].sent if sounds else 0)
+            onsets = find_start(turn).onsets
+            turn = turn._replace(onsets=onsets, open_until=onsets[0].sent if onsets else 0)
             for before, after in pairwise(words):
                 if after[0] - before[1] >= service.eager:
                     resumed = self._sent_at(after[0]) + service.sure + service.lag
@@ -381,9 +382,9 @@ class Picture(NamedTuple):
         last = self.history("E")
         if "S" in self.messages:
             start = self.history("S")
-            sounds = find_start(start).sounds
-            open_until = sounds[0].sent if sounds else 0
-            last = last._replace(start=start.arrival, sounds=sounds, open_until=open_until)
+            onsets = find_start(start).onsets
+            open_until = onsets[0].sent if onsets else 0
+            last = last._replace(start=start.arrival, onsets=onsets, open_until=open_until)
         if "R" in self.messages:
             resumed = self.history("R")._replace(open_until=last.open_until)
             last = last._replace(open_until=find_resume(resumed))
@@ -401,7 +402,15 @@ class Picture(NamedTuple):
         return STEP_MS * (len(before) - before.count(FILLER))
 
 
+def _documented() -> Picture:
+    """Return the picture in the documentation."""
+    lines = section("architecture.md", "The turn boundary").split("```")[1].splitlines()
+    rows = {line[:10].strip(): line[10:] for line in lines}
+    return Picture(rows["audio"], rows["received"], rows["cut"])
+
+
 PICTURES = {
+    "the documented turn": _documented(),
     "the pause after the only sound": Picture(
         "_____######____________",
         "         S        E    ",
@@ -716,11 +725,12 @@ def test_resumed_turn_is_open_until_audio_sent(history: History) -> None:
 @given(histories())
 def test_lead_in_ends_before_any_sound(history: History) -> None:
     start = find_start(history)
-    assert [sound.sent for sound in start.sounds] == [
+    assert [onset.sent for onset in start.onsets] == [
         history.audio.sent(frame) for frame in onset_frames(history.audio.silent)
     ]
-    for frame in _frames_at(history, start.lead_in_until) if start.lead_in_until else []:
-        assert frame <= onset_frames(history.audio.silent)[0] - KEPT_LEAD_IN_MS // FRAME_MS
+    if start.lead_in_until:
+        first, *_ = _frames_at(history, start.lead_in_until)
+        assert first <= onset_frames(history.audio.silent)[0] - KEPT_LEAD_IN_MS // FRAME_MS
 
 
 # -- the usual lag
