@@ -516,6 +516,13 @@ PICTURES = {
         usual_lag_s=0.2,
         begins=True,
     ),
+    "the next sound began shortly before": Picture(
+        "_____######________#_____",
+        "          S              E",
+        "               ^         ",
+        usual_lag_s=0.2,
+        begins=True,
+    ),
     "the next sound is not announced yet at so high a lag": Picture(
         "_____######________##______________________________",
         "            <---------------------S<---------------E",
@@ -561,6 +568,25 @@ def test_delayed_start_is_recognised(
     assert 0 <= picture.boundary.position - picture.marked < STEP_MS
 
 
+def test_message_may_have_arrived_since_a_stall_began() -> None:
+    late_start = DELAYED_START._replace(
+        messages=DELAYED_START.messages.format(start="S"), usual_lag_s=0.2
+    ).last
+    stalled = late_start.start._replace(earliest_at=0.2)
+    assert find_end(late_start).position // STEP_MS == INNER
+    assert find_end(late_start._replace(start=stalled)).position // STEP_MS == LAST
+    late_end = Picture(
+        "_____######________####____________",
+        "          S              <---E     ",
+        "",
+        usual_lag_s=0.2,
+        waiting=1,
+    ).last
+    stalled = late_end.arrival._replace(earliest_at=0.5)
+    assert find_end(late_end).position == 1_300
+    assert find_end(late_end._replace(arrival=stalled)).position == 750
+
+
 def test_sound_without_later_pause_has_no_lag() -> None:
     before = Picture("____######", "       S  E", "")
     assert before.boundary == Boundary(200 // 2, 0.05, None, is_usual=False)
@@ -578,6 +604,7 @@ def test_sound_without_later_pause_has_no_lag() -> None:
         ("      S        E", None, False),
         ("      S   <----E", 0.1, False),  # the delay may hide an earlier pause
         ("      S    E    ", 0.1, False),  # the silence is too short
+        ("      S                          E", 0.1, True),  # the producer stopped
     ],
 )
 def test_end_is_usual_at_usual_lag(
@@ -586,6 +613,17 @@ def test_end_is_usual_at_usual_lag(
     picture = Picture("__######____________", messages, "", usual_lag_s=usual_lag_s)
     assert picture.boundary.lag_s == pytest.approx(0.15)
     assert picture.boundary.is_usual is is_usual
+
+
+def test_end_is_unusual_if_lag_changed() -> None:
+    picture = Picture("__######______######", "      S             E", "", usual_lag_s=0.1)
+    assert picture.boundary.lag_s == pytest.approx(0.15)
+    assert not picture.boundary.is_usual
+
+
+def test_end_is_unusual_if_pause_began_before_lookback() -> None:
+    picture = Picture("____________", "        E", "", usual_lag_s=0.1)
+    assert picture.boundary == Boundary(200, 0.05, 0.1, is_usual=False)
 
 
 @pytest.mark.parametrize(
@@ -597,6 +635,8 @@ def test_end_is_usual_at_usual_lag(
         ("_____######_____", "         S     ", 0.2, True, 0),
         ("________________", "              S", 0.2, False, 0),
         ("##________######", "              S", 0.2, False, 0),  # it may have begun before
+        ("##############__", "      S", 0.2, False, 0),
+        ("___####____#####", "               S", 0.5, False, 0),  # or with the second sound
         ("__________######", "      <-------S", 0.2, False, 200),
     ],
 )
@@ -613,6 +653,7 @@ def test_start_follows_its_lead_in(
         ("_____######_______", "         S       E", 0.1, 700),
         ("_____######_______", "         S       E", None, None),
         ("_____######_______", "                 E", 0.1, None),
+        ("###########_______", "                 E", 0.1, None),
         ("_____######______######_______", "         S                    E", 0.1, None),
         ("_____######______######_______", "         S     U              E", 0.1, None),
     ],
@@ -621,6 +662,31 @@ def test_pause_inside_turn_is_found_if_certain(
     audio: str, messages: str, usual_lag_s: float | None, position: int | None
 ) -> None:
     assert find_pause(Picture(audio, messages, "", usual_lag_s=usual_lag_s).last) == position
+
+
+@pytest.mark.parametrize(
+    ("messages", "before", "open_until", "found"),
+    [
+        ("                      R", 500, 0, 850),
+        ("                      R", 600, 0, 850),  # the lookback begins in the silence
+        ("             <--------R", 500, 0, 850),
+        (" <--------------------R", 500, 0, 0),  # the silence may lie before the lookback
+        (" <--------------------R", 500, 400, 850),  # there is no silence in between
+        ("                      R", 500, 905, 905),
+    ],
+)
+def test_resume_follows_silence_in_lookback(
+    messages: str, before: int, open_until: int, found: int
+) -> None:
+    """`before` is the audio before the lookback, in milliseconds."""
+    history = Picture("_____######______######___", messages, "", usual_lag_s=0.1).history("R")
+    frames = before // FRAME_MS
+    audio = history.audio._replace(
+        silent=history.audio.silent[frames:],
+        positions=history.audio.positions[frames:],
+        first=history.audio.sent(frames),
+    )
+    assert find_resume(history._replace(audio=audio, open_until=open_until)) == found
 
 
 # -- any history
@@ -656,7 +722,7 @@ def histories(draw: st.DrawFn) -> History:
     )
     return picture.last._replace(
         last_change=STEP_MS * draw(st.integers(0, end)),
-        open_until=FRAME_MS * draw(st.integers(0, end * STEP_MS // FRAME_MS)),
+        open_until=draw(st.integers(0, end * STEP_MS)),
         previous_lag_s=draw(LAGS_S),
     )
 
@@ -813,6 +879,8 @@ def test_clicks_do_not_split_silence(picture: str, found: list[tuple[int, int]])
         ("####____####", 0, 8),
         ("____####", 0, 0),
         ("____####", -1, 4),
+        (f"####{'_' * 10}####{'_' * 15}####", 0, 33),  # the first long silence
+        (f"####{'_' * 10}####{'_' * 14}####", 0, 14),
         ("", -1, -1),
     ],
 )
