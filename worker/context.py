@@ -19,7 +19,7 @@ from worker.bus.ownership import SessionOwnership
 from worker.bus.permits import ConnectionPermits
 from worker.bus.registry import WorkerRegistry
 from worker.core.frame_limit import FrameLimit
-from worker.core.provider_lag import ProviderLag
+from worker.core.turn_boundary import ProviderLag
 from worker.errors import SttError
 from worker.event_loop import StallDetector
 from worker.leases.retries import CrashRetries

@@ -1,209 +1,325 @@
-"""Where a turn's audio ends.
+"""Where a turn's audio ends: pure functions of what was sent and received on one socket.
 
 The provider sends no timestamps, so the worker must find the audio that a `turn.end` covers. After
 a lost socket, a cut too early repeats the turn's last words. A cut too late loses the first words
-of the next turn.
+of the next turn. `docs/architecture.md` has a picture and the steps.
 
 The provider received a sound before it sent `turn.start`, and a pause before it sent `turn.end`.
-Its lag is unknown, but about the same both times. So the worker pairs a sound with a pause such
-that both were sent equally long before their events arrived. Several pairs may fit: for example a
-cough before the turn and a pause inside it. Then the lag of the previous turn decides. On a new
-socket the first sound counts, which is the turn's unless there was noise.
+Its lag is unknown, but about the same both times. So `find_end` pairs an onset with a pause such
+that both were sent equally long before their messages arrived. Several pairs may fit: for example a
+cough before the turn and a pause inside it. Then the usual lag decides.
 
-Lag is not always steady: on a busy machine, or in a slow network, single events arrive late. So
-three more rules apply. A turn was still open at every silence after which the provider resumed it.
-Once a turn's words no longer change, the next silence ends it, whatever arrives or is sent later.
-A sound after the silence that ended a turn begins the next turn. If no `turn.start` arrives in
-time, the sound belongs to the same turn.
+Lag is not always steady: on a busy machine, or in a slow network, single messages arrive late. So
+three more rules apply. A turn was still open at every pause after which the provider resumed it.
+Once a turn's words no longer change, the next pause ends it. A sound after that pause begins the
+next turn, unless its `turn.start` is overdue: then it belongs to the same turn.
 
-The worker examines 10 ms frames of the audio sent, oldest first. Filler is included, and counts as
-silence. The silence level is relative, because lines have noise.
+| word | means |
+|---|---|
+| sent | a byte of the socket; filler counts |
+| position | a byte of the session; filler does not count |
+| frame | 10 ms of the audio sent |
+| filler | silence that the worker sent for a producer that stopped inside a turn |
+| silence | frames that are filler, or quiet for this line, because lines have noise |
+| pause | a silence long enough to end a turn |
+| onset | the first frame of a sound after a silence |
+| lead-in | the silence before a turn's first onset |
+| lag | time from sending a sound to the arrival of the message that it caused |
+| usual lag | the median lag of a worker's last turns |
+| lookback | how much of the audio sent is examined; committed audio never is |
+| burst | messages that arrive almost together: they may have been delayed together |
+| last change | how much was sent when the turn's words last changed |
+| cut | the position at which a turn ends: the middle of a pause |
 """
 
+from collections import deque
 from collections.abc import Sequence
 from math import isqrt
+from statistics import median
 from typing import NamedTuple
 
 from worker.core.levels import FRAME_MS
+from worker.core.send_log import SendLog, SendPosition
+
+# -- Constants. A number without an origin is a choice; `tests/simulation` measures what it does.
 
 LOOKBACK_MS = 3_000
-"""Maximum lookback in the audio sent. If the lag exceeds this minus the pause, the pause is not
-found and the cut falls after words of the next turn."""
-
-MIN_END_SILENCE_MS = 200
-"""Minimum silence on which a provider ends a turn."""
+"""Maximum lookback. If the lag exceeds this minus the pause, the pause is not found, and the cut
+falls after words of the next turn."""
+SHORT_LOOKBACK_MS = 1_500
+"""First lookback: long enough for most turns, if the lag is as usual."""
+KEPT_LEAD_IN_MS = 300
+"""Silence kept uncommitted before an onset, for a replay to a new socket."""
 
 MIN_SPEECH_MS = 30
 """Minimum sound that starts a turn; a shorter one is a click."""
-
-ONSET_DETECTION_S = (0.03, 0.2)
-"""Minimum and maximum sound that the provider needs before it sends `turn.start`."""
+MIN_END_PAUSE_MS = 200
+"""Minimum silence on which a provider ends a turn."""
+MIN_RESUMED_PAUSE_MS = 150
+"""Minimum silence after which a provider resumes a turn; a shorter one is between words."""
+MIN_ONSET_DETECTION_S = 0.03
+"""Minimum sound that the provider needs before it sends `turn.start`."""
+MAX_ONSET_DETECTION_S = 0.2
+"""Maximum sound that the provider needs before it sends `turn.start`."""
 
 NOISE_CEILING = 2_000
-"""Maximum loudness of noise, even if no frame is quieter: -24 dB."""
+"""Maximum level of noise, even if no frame is quieter: -24 dB of `FULL_SCALE`."""
+QUIET_FLOOR = 20
+"""Level up to which a frame is silent on any line."""
+NOISE_FRAMES = 20
+"""One of so many frames is quieter than the noise of the line."""
 
 DEFAULT_LAG_S = 0.3
 """Lag assumed for a provider whose lag is unknown."""
-
+LAG_TOLERANCE_S = 0.1
+"""Maximum difference of a steady lag from turn to turn."""
 LAG_CHANGE_WEIGHT = 0.5
-"""Cost weight of a lag change from the previous turn. A lag change within a turn has weight 1: lag
-changes within seconds more often than noise fits by chance."""
+"""Cost of a second of difference to the usual lag. A second of difference between onset and pause
+costs 1: lag changes within seconds more often than noise fits by chance."""
+MAX_MISFIT_S = 0.1
+"""Maximum change of lag since the turn began for which a pause inside the turn is certain."""
+MAX_PLAUSIBLE_LAG_S = 1.5
+"""Maximum lag considered. A pause is certain only if no other pause fits any lag up to this."""
+MIN_LAG_TURNS = 5
+"""Minimum number of turns before the usual lag is known."""
+LAG_WINDOW_TURNS = 50
+"""Maximum number of turns in the usual lag; a changed lag shows after half of them."""
 
-MIN_PAUSE_MS = 150
-"""Minimum silence that a provider may take for the end of a turn; less is between words."""
+BURST_GAP_S = 0.05
+"""Messages that arrive within this time of each other may have been delayed together."""
+MIN_BURST = 2
+"""Minimum number of messages in a burst."""
+CERTAIN_BURST = 3
+"""Minimum number of messages in a burst that was certainly delayed: fewer may come from one long
+chunk."""
 
-_MIN_END_SILENCE = MIN_END_SILENCE_MS // FRAME_MS
-_MIN_PAUSE = MIN_PAUSE_MS // FRAME_MS
 _MIN_SPEECH = MIN_SPEECH_MS // FRAME_MS
+_MIN_END_PAUSE = MIN_END_PAUSE_MS // FRAME_MS
+_MIN_RESUMED_PAUSE = MIN_RESUMED_PAUSE_MS // FRAME_MS
+
+# -- What the functions decide from.
 
 
-class SilenceMap(NamedTuple):
-    """The audio last sent, with one entry for each frame."""
+class Burst(NamedTuple):
+    """The messages that arrived with one, itself included."""
+
+    after: float
+    """Arrival time of the last message before them."""
+    messages: int
+    waiting: int
+    """How many of them are not handled yet."""
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether the messages may have been delayed together, since `after` at the earliest."""
+        return self.messages >= MIN_BURST
+
+
+class Arrival(NamedTuple):
+    """The arrival of a message."""
+
+    sent: SendPosition
+    """How much was sent by then, and the time."""
+    earliest_at: float
+    """Earliest time at which it may have arrived: before `sent.at` if the process stood still."""
+    burst: Burst
+
+
+class SentAudio(NamedTuple):
+    """The frames sent before an arrival, as far as they are not committed and in the lookback."""
 
     silent: list[bool]
     positions: list[int]
-    """Session byte at which the frame begins."""
+    """Session byte at which each frame begins."""
+    first: int
+    """Byte of the socket at which the first frame begins."""
+    frame_bytes: int
+    log: SendLog
+    """When each byte of the socket was sent; it is only read."""
+
+    def sent(self, frame: int) -> int:
+        """Return the byte of the socket at which a frame begins."""
+        return self.first + frame * self.frame_bytes
+
+    def sent_at(self, frame: int) -> float | None:
+        """Return when a frame was sent; None if it is no longer known."""
+        return self.log.sent_at(self.sent(frame))
 
 
-class SpeechStart(NamedTuple):
-    """A sound that may have begun the turn."""
+class Onset(NamedTuple):
+    """An onset that may have begun a turn."""
 
     sent: int
-    """Byte of the socket at which it began."""
-    least_lag_s: float
-    """Minimum lag: time from sending the sound to the earliest possible arrival of `turn.start`."""
-    most_lag_s: float
-    """Maximum lag: time from sending the sound to handling `turn.start`, which may be delayed."""
+    """Byte of the socket at which it begins."""
+    sent_at: float
 
 
-class SilenceSpan(NamedTuple):
-    """A silence that may have ended the turn."""
+class History(NamedTuple):
+    """What was sent and received on one socket, up to the arrival of a message about a turn."""
 
-    sent: int
-    """Byte of the socket at which it began."""
-    least_lag_s: float
-    """Minimum lag: time from sending the end of the pause to the arrival of `turn.end`."""
-    most_lag_s: float
-    """Maximum lag: the same, from the earliest point at which the pause is long enough."""
-    until: int
-    """Byte of the socket at which it ends."""
-    middle: int
-    """Session byte in its middle."""
-    begun: bool = True
-    """Whether it begins within the lookback, and not before."""
-    followed_s: float = 0.0
-    """Time from sending the next sound, not yet announced, to the arrival of `turn.end`; 0 if there
-    is none, or if an unread message may announce it."""
+    arrival: Arrival
+    audio: SentAudio
+    start: Arrival
+    """Arrival of the turn's `turn.start`; of the socket's beginning if there was none."""
+    onsets: Sequence[Onset]
+    """Onsets that may have begun the turn."""
+    last_change: int
+    """Byte of the socket sent when the turn's words last changed."""
+    open_until: int
+    """Byte of the socket before which the turn was certainly open."""
+    usual_lag_s: float | None
+    """The usual lag; None while unknown."""
+    previous_lag_s: float | None
+    """The lag of the previous turn on this socket; None without one."""
 
 
-def timeline(
-    levels: Sequence[int], start: int, size: int, fillers: Sequence[tuple[int, int]]
-) -> SilenceMap:
-    """Return the frames of the audio last sent.
+# -- What they decide.
 
-    `levels` is the loudness of the frames of `size` bytes from session byte `start` on. `fillers`
-    are the (session byte, milliseconds) of silence sent between them.
+
+class Start(NamedTuple):
+    """What may have caused a `turn.start`."""
+
+    onsets: Sequence[Onset]
+    lead_in_until: int
+    """Session byte before which the turn's sound does not begin; 0 if unknown."""
+    is_usual: bool
+    """Whether the only onset fits the usual lag. If not, it may be before the lookback."""
+
+
+class Boundary(NamedTuple):
+    """The end of a turn."""
+
+    position: int
+    """The cut."""
+    speech_ended_at: float | None
+    """When the last sound of the turn was sent; None if unknown."""
+    lag_s: float | None
+    """Lag of the provider at the turn's onset; None if unknown."""
+    is_usual: bool
+    """Whether the pair fits the usual lag. If not, earlier audio could match better."""
+
+
+def find_start(history: History) -> Start:
+    """Find the onsets that may have caused the `turn.start` that arrived."""
+    arrival, audio, usual_s = history.arrival, history.audio, history.usual_lag_s
+    frames = onset_frames(audio.silent)
+    times = [(audio.sent(frame), audio.sent_at(frame)) for frame in frames]
+    onsets = [Onset(sent, sent_at) for sent, sent_at in times if sent_at is not None]
+    if usual_s is None or not onsets:
+        return Start(onsets, 0, is_usual=False)
+    lag_s = arrival.sent.at - onsets[0].sent_at
+    is_usual = (
+        len(onsets) == 1
+        and audio.silent[0]
+        and abs(lag_s - usual_s) <= LAG_TOLERANCE_S
+        and not arrival.burst.is_delayed
+    )
+    lead_in = frames[0] - KEPT_LEAD_IN_MS // FRAME_MS
+    if lag_s < usual_s - LAG_TOLERANCE_S or lead_in <= 0:
+        return Start(onsets, 0, is_usual)  # the turn may have begun before the lookback
+    return Start(onsets, audio.positions[lead_in], is_usual)
+
+
+def find_resume(history: History) -> int:
+    """Return the byte of the socket before which a turn was open whose `turn.resume` arrived.
+
+    Before it, the provider received a silence, and then more sound.
+    """
+    audio, burst, open_until = history.audio, history.arrival.burst, history.open_until
+    received = max(open_until, _received_by(history, burst.after, LAG_TOLERANCE_S))
+    if burst.is_delayed and audio.first - received >= _MIN_END_PAUSE * audio.frame_bytes:
+        return open_until  # after so long a delay the silence may lie before the lookback
+    open_at = max(-1, (open_until - audio.first) // audio.frame_bytes)  # -1: before the lookback
+    return max(open_until, audio.sent(resumed_frame(audio.silent, open_at)))
+
+
+def find_end(history: History, *, begins: bool = False) -> Boundary:
+    """Find the end of the turn whose `turn.end` arrived.
+
+    `begins` is whether a `turn.start` arrived with it: then that turn's sound follows the pause.
+    """
+    pauses = _pauses(history)
+    if begins:
+        received = _received_by(history, history.arrival.sent.at, -MAX_ONSET_DETECTION_S)
+        pauses = [pause for pause in pauses if pause.until < received] or pauses
+    pair = _best_pair(history, pauses)
+    if pair is not None:
+        pause, lag_s, is_usual = pair.pause, pair.lag_s, _is_usual(history, pair)
+    elif pauses:
+        pause, lag_s, is_usual = pauses[-1], None, False
+    else:
+        return Boundary(history.arrival.sent.session_bytes, None, None, is_usual=False)
+    return Boundary(pause.middle, history.audio.log.sent_at(pause.sent), lag_s, is_usual)
+
+
+def find_pause(history: History) -> int | None:
+    """Return a session byte inside the pause that caused the `turn.eager_end` that arrived.
+
+    Returns None if uncertain.
+    """
+    pauses = _pauses(history)
+    pair = _best_pair(history, pauses)
+    if pair is None or not history.onsets or history.usual_lag_s is None:
+        return None
+    possible = [
+        pause
+        for pause in pauses
+        if pause.least_lag_s <= MAX_PLAUSIBLE_LAG_S and pause.most_lag_s >= 0
+    ]
+    is_certain = pair.misfit_s <= MAX_MISFIT_S and possible == [pair.pause]
+    return pair.pause.middle if is_certain else None
+
+
+class ProviderLag:
+    """The usual lag, measured by one worker over all its sessions.
+
+    It is a median, because some turns are delayed or measured wrongly.
+    """
+
+    def __init__(self) -> None:
+        self._lags_s: deque[float] = deque(maxlen=LAG_WINDOW_TURNS)
+        self.seconds: float | None = None
+        """The usual lag; None while unknown."""
+
+    def seed(self, seconds: float | None) -> None:
+        """Use another worker's value until this worker has its own."""
+        if self.seconds is None:
+            self.seconds = seconds
+
+    def observe(self, lag_s: float) -> None:
+        """Add the lag of a turn."""
+        self._lags_s.append(lag_s)
+        if len(self._lags_s) >= MIN_LAG_TURNS:
+            self.seconds = median(self._lags_s)
+
+
+# -- Silence.
+
+
+def sent_audio(
+    levels: Sequence[int],
+    position: int,
+    frame_bytes: int,
+    fillers: Sequence[tuple[int, int]],
+    until: int,
+    log: SendLog,
+) -> SentAudio:
+    """Return the frames sent up to byte `until` of the socket.
+
+    `levels` is the loudness of the session's frames from byte `position` on. `fillers` are the
+    (session byte, milliseconds) of filler sent between them.
     """
     filler = [0] * (sum(filler_ms for _, filler_ms in fillers) // FRAME_MS)
     # Filler may be the only silence, if the producer sends none.
     quiet = quiet_level([*levels, *filler]) if levels else 0
     silent = [level <= quiet for level in levels]
-    positions = [start + at * size for at in range(len(levels))]
-    for position, filler_ms in reversed(fillers):
-        at = min(len(silent), max(0, -(-(position - start) // size)))
-        frames = filler_ms // FRAME_MS
-        silent[at:at] = [True] * frames
-        positions[at:at] = [position] * frames
-    return SilenceMap(silent, positions)
-
-
-def speech_starts(silent: Sequence[bool]) -> list[int]:
-    """Return the first frame of every sound."""
-    ends = [end for _, end in silences(silent) if end < len(silent)]
-    return ends if not silent or silent[0] else [0, *ends]
-
-
-def silence_spans(silent: Sequence[bool]) -> list[tuple[int, int]]:
-    """Return (start, end) of every silence that may have ended a turn.
-
-    If none is long enough, return only the longest.
-    """
-    runs = silences(silent)
-    return [run for run in runs if run[1] - run[0] >= _MIN_END_SILENCE] or sorted(
-        runs, key=lambda run: run[0] - run[1]
-    )[:1]
-
-
-class Candidate(NamedTuple):
-    """A sound and a pause that may delimit one turn."""
-
-    onset: SpeechStart
-    pause: SilenceSpan
-    lag_s: float
-    """Lag of the provider at the sound."""
-    apart_s: float
-    """Difference of the lag at the pause."""
-
-    def cost_s(self, usual_s: float) -> float:
-        """Return the cost of this pair at the usual lag, in seconds of unexplained lag."""
-        unannounced_s = max(0.0, self.pause.followed_s - self.lag_s - ONSET_DETECTION_S[1])
-        return self.apart_s + unannounced_s + LAG_CHANGE_WEIGHT * abs(self.lag_s - usual_s)
-
-
-def best_candidate(
-    starts: Sequence[SpeechStart], ends: Sequence[SilenceSpan], usual_lag_s: float | None
-) -> Candidate | None:
-    """Return the sound that began the turn and the pause that ended it, None without a pause.
-
-    `usual_lag_s` is the lag at the sound chosen for the previous turn, None without one.
-    """
-    usual_s = DEFAULT_LAG_S if usual_lag_s is None else usual_lag_s
-    if not starts:  # the turn began before the lookback
-        starts = [SpeechStart(-1, usual_s, usual_s)]
-    elif usual_lag_s is None:
-        usual_s = min(max(usual_s, starts[0].least_lag_s), starts[0].most_lag_s)
-    matches = [
-        score(began, ended, usual_s)
-        for began in starts
-        for ended in ends
-        if ended.sent > began.sent
-    ]
-    # Of equal candidates, as after a long delay, take the first: the provider received it first.
-    return min(matches, key=lambda one: one.cost_s(usual_s), default=None)
-
-
-def score(began: SpeechStart, ended: SilenceSpan, usual_s: float) -> Candidate:
-    """Return the candidate of a sound and a pause, at a lag as close to `usual_s` as possible."""
-    soonest_s, latest_s = ONSET_DETECTION_S
-    least = max(began.least_lag_s, ended.least_lag_s + soonest_s)
-    most = min(began.most_lag_s, ended.most_lag_s + latest_s)
-    if least <= most:
-        return Candidate(began, ended, min(max(usual_s, least), most), 0.0)
-    lag_s = began.most_lag_s if least > began.most_lag_s else began.least_lag_s
-    return Candidate(began, ended, lag_s, least - most)
-
-
-def spans_after_last_word(ends: Sequence[SilenceSpan], last_change: int) -> Sequence[SilenceSpan]:
-    """Return the pauses up to the first that lasted beyond byte `last_change` of the socket.
-
-    By then the provider had sent all words of the turn. Audio after that pause contains none of
-    them, however late `turn.end` arrives, and may belong to the next turn.
-    """
-    for count, pause in enumerate(ends, 1):
-        if pause.until > last_change:
-            return ends[:count]
-    return ends
-
-
-def turn_open_until(silent: Sequence[bool], open_at: int) -> int:
-    """Return the frame up to which a turn that was just resumed was certainly open.
-
-    The turn was open at frame `open_at`. Before the provider sent `turn.resume`, it received a
-    silence and then more sound. The first long silence counts, or else the first silence.
-    """
-    over = [run for run in silences(silent) if run[0] > open_at and run[1] < len(silent)]
-    long = (end for start, end in over if end - start >= _MIN_PAUSE)
-    return next(long, over[0][1] if over else open_at)
+    positions = [position + frame * frame_bytes for frame in range(len(levels))]
+    for filler_position, filler_ms in reversed(fillers):
+        frame = min(len(silent), max(0, -(-(filler_position - position) // frame_bytes)))
+        count = filler_ms // FRAME_MS
+        silent[frame:frame] = [True] * count
+        positions[frame:frame] = [filler_position] * count
+    return SentAudio(silent, positions, until - len(silent) * frame_bytes, frame_bytes, log)
 
 
 def quiet_level(levels: Sequence[int]) -> int:
@@ -213,20 +329,175 @@ def quiet_level(levels: Sequence[int]) -> int:
     the noise is noise.
     """
     ordered = sorted(levels)
-    noise, voice = ordered[len(ordered) // 20], ordered[-_MIN_SPEECH:][0]
-    return min(max(2 * noise, isqrt(noise * voice), 20), NOISE_CEILING)
+    noise, voice = ordered[len(ordered) // NOISE_FRAMES], ordered[-_MIN_SPEECH:][0]
+    return min(max(2 * noise, isqrt(noise * voice), QUIET_FLOOR), NOISE_CEILING)
 
 
 def silences(silent: Sequence[bool]) -> list[tuple[int, int]]:
     """Return (start, end) of every run of silent frames; clicks do not break one."""
     runs: list[tuple[int, int]] = []
     start: int | None = None
-    for at, quiet in enumerate([*silent, False]):
+    for frame, quiet in enumerate([*silent, False]):
         if quiet and start is None:
-            start = at
+            start = frame
         elif not quiet and start is not None:
             if runs and start - runs[-1][1] < _MIN_SPEECH:
                 start = runs.pop()[0]
-            runs.append((start, at))
+            runs.append((start, frame))
             start = None
     return runs
+
+
+def onset_frames(silent: Sequence[bool]) -> list[int]:
+    """Return the first frame of every sound."""
+    ends = [end for _, end in silences(silent) if end < len(silent)]
+    return ends if not silent or silent[0] else [0, *ends]
+
+
+def pause_frames(silent: Sequence[bool]) -> list[tuple[int, int]]:
+    """Return (start, end) of every pause; if no silence is long enough, of the longest."""
+    runs = silences(silent)
+    return [run for run in runs if run[1] - run[0] >= _MIN_END_PAUSE] or sorted(
+        runs, key=lambda run: run[0] - run[1]
+    )[:1]
+
+
+def resumed_frame(silent: Sequence[bool], open_at: int) -> int:
+    """Return the frame up to which a turn that was just resumed was certainly open.
+
+    The turn was open at frame `open_at`. Before the provider sent `turn.resume`, it received a
+    silence and then more sound. The first long silence counts, or else the first silence.
+    """
+    over = [run for run in silences(silent) if run[0] > open_at and run[1] < len(silent)]
+    long = (end for start, end in over if end - start >= _MIN_RESUMED_PAUSE)
+    return next(long, over[0][1] if over else open_at)
+
+
+# -- Pairs of an onset and a pause.
+
+
+class _Pause(NamedTuple):
+    """A pause that may have ended the turn."""
+
+    sent: int
+    """Byte of the socket at which it begins."""
+    least_lag_s: float
+    """Minimum lag: time from sending the end of the pause to the arrival of the message."""
+    most_lag_s: float
+    """Maximum lag: the same, from the earliest point at which the pause is long enough."""
+    until: int
+    """Byte of the socket at which it ends."""
+    middle: int
+    """Session byte in its middle."""
+    followed_s: float
+    """Time from sending the next sound, not yet announced, to the arrival of the message; 0 if
+    there is none, or if an unread message may announce it."""
+
+
+class _Pair(NamedTuple):
+    """An onset and a pause that may delimit one turn."""
+
+    pause: _Pause
+    lag_s: float
+    """Lag of the provider at the onset."""
+    misfit_s: float
+    """Difference of the lag at the pause."""
+
+    def cost_s(self, usual_s: float) -> float:
+        """Return the cost of this pair at the usual lag, in seconds of unexplained lag."""
+        unannounced_s = max(0.0, self.pause.followed_s - self.lag_s - MAX_ONSET_DETECTION_S)
+        return self.misfit_s + unannounced_s + LAG_CHANGE_WEIGHT * abs(self.lag_s - usual_s)
+
+
+def _pauses(history: History) -> Sequence[_Pause]:
+    """Return the pauses that may have caused the message that arrived, in the order sent."""
+    arrival, audio = history.arrival, history.audio
+    earliest_at = arrival.earliest_at
+    if arrival.burst.is_delayed:
+        earliest_at = min(earliest_at, arrival.burst.after)
+    pauses = []
+    for start, end in pause_frames(audio.silent):
+        decided_at = audio.sent_at(min(start + _MIN_END_PAUSE, end))
+        over_at = audio.sent_at(end)
+        if decided_at is None or over_at is None:
+            continue
+        lasts = end == len(audio.silent)
+        if lasts:
+            over_at = arrival.sent.at
+        pauses.append(
+            _Pause(
+                audio.sent(start),
+                least_lag_s=earliest_at - over_at,
+                most_lag_s=arrival.sent.at - decided_at,
+                until=audio.sent(end),
+                middle=audio.positions[(start + end) // 2],
+                followed_s=0.0 if lasts or arrival.burst.waiting else arrival.sent.at - over_at,
+            )
+        )
+        if audio.sent(end) > history.last_change:
+            # The provider had been sent all words of the turn. Audio after this pause contains none
+            # of them, however late the message arrives, and may belong to the next turn.
+            break
+    # Unless none is left: a provider may resume a turn without a silence.
+    return [pause for pause in pauses if pause.sent >= history.open_until] or pauses
+
+
+def _best_pair(history: History, pauses: Sequence[_Pause]) -> _Pair | None:
+    """Return the onset that began the turn with the pause that ended it; None without a pair."""
+    start = history.start
+    # While the lag is unknown, a small burst is not enough evidence of a delay.
+    needed = CERTAIN_BURST if history.usual_lag_s is None else MIN_BURST
+    earliest_at = start.burst.after if start.burst.messages >= needed else start.earliest_at
+    lags = [
+        (onset.sent, max(0.0, earliest_at - onset.sent_at), start.sent.at - onset.sent_at)
+        for onset in history.onsets
+    ]
+    known_s = history.previous_lag_s if history.usual_lag_s is None else history.usual_lag_s
+    usual_s = DEFAULT_LAG_S if known_s is None else known_s
+    if not lags:  # the turn began before the lookback
+        lags = [(-1, usual_s, usual_s)]
+    elif known_s is None:  # the first onset is the turn's, unless it is noise
+        _, least_s, most_s = lags[0]
+        usual_s = min(max(usual_s, least_s), most_s)
+    pairs = [
+        _pair(least_s, most_s, pause, usual_s)
+        for sent, least_s, most_s in lags
+        for pause in pauses
+        if pause.sent > sent
+    ]
+    # Of equal pairs, as after a long delay, take the first: the provider received it first.
+    return min(pairs, key=lambda pair: pair.cost_s(usual_s), default=None)
+
+
+def _pair(least_s: float, most_s: float, pause: _Pause, usual_s: float) -> _Pair:
+    """Pair a pause with an onset that has this minimum and maximum lag.
+
+    The pair's lag is as close to the usual lag as possible.
+    """
+    low_s = max(least_s, pause.least_lag_s + MIN_ONSET_DETECTION_S)
+    high_s = min(most_s, pause.most_lag_s + MAX_ONSET_DETECTION_S)
+    if low_s <= high_s:
+        return _Pair(pause, min(max(usual_s, low_s), high_s), 0.0)
+    return _Pair(pause, most_s if low_s > most_s else least_s, low_s - high_s)
+
+
+def _is_usual(history: History, pair: _Pair) -> bool:
+    """Return whether no earlier audio could match better."""
+    audio, pause, usual_s = history.audio, pair.pause, history.usual_lag_s
+    return (
+        usual_s is not None
+        and not history.arrival.burst.is_delayed
+        and not pair.misfit_s
+        and abs(pair.lag_s - usual_s) <= LAG_TOLERANCE_S
+        and pause.sent > audio.first
+        and pause.until - pause.sent >= _MIN_END_PAUSE * audio.frame_bytes
+    )
+
+
+def _received_by(history: History, at: float, more_s: float) -> int:
+    """Return the byte of the socket that the provider had received, as reported by `at`.
+
+    `more_s` is added to the usual lag.
+    """
+    lag_s = DEFAULT_LAG_S if history.usual_lag_s is None else history.usual_lag_s
+    return history.audio.log.moment(at - max(0.0, lag_s + more_s)).socket_bytes

@@ -8,7 +8,7 @@ from schemas.audio import SessionEntry, TurnConfig
 from worker.core.lateness import Lateness, SentState
 from worker.core.ledger import Ledger, LedgerState
 from worker.core.notices import Notices, NoticesState
-from worker.core.provider_lag import ProviderLag
+from worker.core.turn_boundary import ProviderLag
 from worker.core.turn_config import TurnConfigHistory
 from worker.core.turn_tracker import TurnState, TurnTracker
 from worker.session.publisher import CheckpointPayload, EventContext

@@ -1,45 +1,56 @@
-"""Boundaries in synthetic calls: after the turn's sound and before the next, whatever the lag.
+"""Turn boundaries in synthetic calls, in pictures and for any history.
 
 A call is bursts of tone (words) with pauses between, on a line with noise. The provider, as
 documented, sends `turn.start` a little after a sound began and `turn.end` after a silence, both
 late. The worker knows only what it had sent when they arrived.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import chain, pairwise, repeat
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from schemas.audio import Encoding
+from tests.docs.pages import section
 from tests.unit.core.loudness import loudness
 from worker.core.levels import FRAME_MS, frame_bytes
+from worker.core.send_log import SendLog, SendPosition
 from worker.core.turn_boundary import (
+    CERTAIN_BURST,
+    KEPT_LEAD_IN_MS,
+    LAG_WINDOW_TURNS,
     LOOKBACK_MS,
-    MIN_END_SILENCE_MS,
-    SilenceMap,
-    SilenceSpan,
-    SpeechStart,
-    best_candidate,
+    MIN_BURST,
+    MIN_END_PAUSE_MS,
+    MIN_LAG_TURNS,
+    MIN_SPEECH_MS,
+    Arrival,
+    Boundary,
+    Burst,
+    History,
+    ProviderLag,
+    SentAudio,
+    find_end,
+    find_pause,
+    find_resume,
+    find_start,
+    onset_frames,
+    pause_frames,
     quiet_level,
-    silence_spans,
+    resumed_frame,
+    sent_audio,
     silences,
-    spans_after_last_word,
-    speech_starts,
-    timeline,
-    turn_open_until,
 )
 from worker.local.emulator.engines.pcm import encode
 
 Span = tuple[float, float]
 
-
-def _onset(sent: int, lag_s: float) -> SpeechStart:
-    """A sound whose `turn.start` was not delayed."""
-    return SpeechStart(sent, lag_s, lag_s)
+ALONE = Burst(float("-inf"), 1, 0)
 
 
 class Service(NamedTuple):
@@ -57,6 +68,17 @@ class Service(NamedTuple):
 
 
 SERVICE = Service()
+
+
+class RealTime(SendLog):
+    """Log of a socket on which each byte was sent at its own time."""
+
+    def __init__(self, bytes_per_ms: float) -> None:
+        super().__init__()
+        self._bytes_per_s = bytes_per_ms * 1000
+
+    def sent_at(self, sent: int) -> float:
+        return sent / self._bytes_per_s
 
 
 class Call:
@@ -94,6 +116,7 @@ class Call:
             samples += np.random.default_rng(1).normal(0, noise, len(samples)).astype(np.float32)
         self.audio = encode(samples, encoding.value)
         self.bytes_per_ms = rate * encoding.width / 1000
+        self._log = RealTime(self.bytes_per_ms)
 
     def cuts(
         self, service: Service = SERVICE, fillers: Sequence[Span] = (), late: Sequence[float] = ()
@@ -106,39 +129,40 @@ class Call:
         self._fillers = sorted(fillers)
         extra = chain(late, repeat(0.0))
         cuts: list[float] = []
-        usual: float | None = None
+        lag_s: float | None = None
         for words in self.words:
             started = self._sent_at(words[0][0]) + service.sure + service.lag + next(extra)
             ended = self._sent_at(words[-1][1]) + service.waits + service.lag + next(extra)
-            look = self._look(started, cuts)
-            began = [
-                _onset(_sent(look, at, started), (len(look.silent) - at) * FRAME_MS / 1000)
-                for at in speech_starts(look.silent)
-            ]
-            open_until = began[0].sent if began else 0
+            turn = self._history(started, cuts)
+            onsets = find_start(turn).onsets
+            turn = turn._replace(onsets=onsets, open_until=onsets[0].sent if onsets else 0)
             for before, after in pairwise(words):
                 if after[0] - before[1] >= service.eager:
                     resumed = self._sent_at(after[0]) + service.sure + service.lag
-                    look = self._look(resumed, cuts)
-                    open_at = max(-1, (open_until - _sent(look, 0, resumed)) // FRAME_MS)
-                    over = _sent(look, turn_open_until(look.silent, open_at), resumed)
-                    open_until = max(open_until, over)
-            look = self._look(ended, cuts)
+                    then = self._history(resumed, cuts)
+                    open_until = find_resume(then._replace(open_until=turn.open_until))
+                    turn = turn._replace(open_until=open_until)
             worded = self._sent_at(words[-1][1]) + service.lag + service.unheard
-            ends = spans_after_last_word(_pauses(look, ended), round(min(worded, ended)))
-            ends = [end for end in ends if end.sent >= open_until] or ends
-            pair = best_candidate(began, ends, usual)
-            assert pair is not None
-            usual = pair.lag_s
-            cuts.append(pair.pause.middle / self.bytes_per_ms)
+            last = self._history(ended, cuts)
+            end = find_end(
+                turn._replace(
+                    arrival=last.arrival,
+                    audio=last.audio,
+                    last_change=round(min(worded, ended) * self.bytes_per_ms),
+                    previous_lag_s=lag_s,
+                )
+            )
+            lag_s = end.lag_s
+            assert lag_s is not None
+            cuts.append(end.position / self.bytes_per_ms)
         return cuts
 
     def _sent_at(self, ms: float) -> float:
         """Return how much had been sent at a moment of the call."""
         return ms + sum(filler for where, filler in self._fillers if where < ms)
 
-    def _look(self, sent: float, cuts: Sequence[float]) -> SilenceMap:
-        """Return what is read again once so much was sent."""
+    def _history(self, sent: float, cuts: Sequence[float]) -> History:
+        """Return what is known once so many milliseconds were sent, before the turn began."""
         fed, sent_fillers = sent, []
         for where, filler in self._fillers:
             if where < fed:
@@ -146,12 +170,17 @@ class Call:
                 sent_fillers.append((self._byte(where), round(so_far)))
                 fed -= so_far
         start = self._byte(max(cuts[-1] if cuts else 0.0, fed - LOOKBACK_MS))
-        return timeline(
+        position = SendPosition(sent / 1000, round(sent * self.bytes_per_ms), self._byte(fed))
+        arrival = Arrival(position, position.at, ALONE)
+        audio = sent_audio(
             loudness(self.audio[start : self._byte(fed)], self.encoding, self.rate),
             start,
             frame_bytes(self.encoding, self.rate),
             [filler for filler in sent_fillers if filler[0] >= start],
+            position.socket_bytes,
+            self._log,
         )
+        return History(arrival, audio, arrival, (), 0, 0, None, None)
 
     def _byte(self, ms: float) -> int:
         return round(ms * self.rate / 1000) * self.encoding.width
@@ -165,25 +194,6 @@ class Call:
             for turn, (cut, end, begin) in enumerate(zip(cuts, ends, nexts, strict=True))
             if not end <= cut <= begin
         ]
-
-
-def _sent(look: SilenceMap, frame: int, end: float) -> int:
-    return round(end) - (len(look.silent) - frame) * FRAME_MS
-
-
-def _pauses(look: SilenceMap, end: float) -> list[SilenceSpan]:
-    count = len(look.silent)
-    return [
-        SilenceSpan(
-            _sent(look, start, end),
-            (count - over) * FRAME_MS / 1000,
-            (count - min(start + MIN_END_SILENCE_MS // FRAME_MS, over)) * FRAME_MS / 1000,
-            _sent(look, over, end),
-            look.positions[(start + over) // 2],
-            followed_s=(count - over) * FRAME_MS / 1000,
-        )
-        for start, over in silence_spans(look.silent)
-    ]
 
 
 LAGS = [0, 100, 300, 600, 1_000, 1_200]
@@ -309,7 +319,533 @@ def test_boundary_of_any_call_at_constant_lag(
     assert call.wrong(call.cuts(Service(lag, sure, eager=eager, unheard=unheard))) == []
 
 
-# -- the parts
+# -- calls as pictures: a column is 50 ms
+
+STEP_MS = 50
+SOUND, SILENCE, FILLER = "#_~"
+
+
+class Picture(NamedTuple):
+    """What was sent and received on a socket, and where its only turn was cut.
+
+    Messages are in the column in which they arrive: `S` is `turn.start`, `U` is the last update
+    with new words, `R` is `turn.resume`, `E` is `turn.end`. Without `U`, the end has new words. A
+    message after `<---` arrived in a burst, and no other message where `-` is. A byte is 1 ms.
+    """
+
+    audio: str
+    messages: str
+    cut: str
+    """A `^` in the middle of the pause that was chosen."""
+    usual_lag_s: float | None = None
+    waiting: int = 0
+    begins: bool = False
+    in_burst: int = CERTAIN_BURST
+    """Number of messages in a burst."""
+
+    def history(self, message: str) -> History:
+        """Return what is known when a message arrives, before its turn began."""
+        log = SendLog()
+        session = 0
+        for column, mark in enumerate(self.audio, 1):
+            session += STEP_MS * (mark != FILLER)
+            log.add(column * STEP_MS / 1000, column * STEP_MS, session)
+        arrival = self._arrival(message, log)
+        sent = self.audio[: arrival.sent.socket_bytes // STEP_MS]
+        levels = [5_000 * (mark == SOUND) for mark in sent if mark != FILLER for _ in range(5)]
+        fillers = [
+            (found.start() * STEP_MS - STEP_MS * sent[: found.start()].count(FILLER), found)
+            for found in re.finditer(f"{FILLER}+", sent)
+        ]
+        audio = sent_audio(
+            levels,
+            0,
+            FRAME_MS,
+            [(position, STEP_MS * len(found[0])) for position, found in fillers],
+            arrival.sent.socket_bytes,
+            log,
+        )
+        return History(arrival, audio, arrival, (), 0, 0, self.usual_lag_s, None)
+
+    def _arrival(self, message: str, log: SendLog) -> Arrival:
+        found = re.search(f"(<-*)?{message}", self.messages)
+        assert found
+        burst = ALONE
+        if found[1]:
+            burst = Burst(found.start() * STEP_MS / 1000, self.in_burst, self.waiting)
+        sent = log.moment((found.end() - 1) * STEP_MS / 1000)
+        return Arrival(sent, sent.at, burst._replace(waiting=self.waiting))
+
+    @property
+    def last(self) -> History:
+        """What is known when the turn's end arrives."""
+        last = self.history("E")
+        if "S" in self.messages:
+            start = self.history("S")
+            onsets = find_start(start).onsets
+            open_until = onsets[0].sent if onsets else 0
+            last = last._replace(start=start.arrival, onsets=onsets, open_until=open_until)
+        if "R" in self.messages:
+            resumed = self.history("R")._replace(open_until=last.open_until)
+            last = last._replace(open_until=find_resume(resumed))
+        changed = "U" if "U" in self.messages else "E"
+        return last._replace(last_change=self.messages.index(changed) * STEP_MS)
+
+    @property
+    def boundary(self) -> Boundary:
+        return find_end(self.last, begins=self.begins)
+
+    @property
+    def marked(self) -> int:
+        """Session byte at which the column of the mark begins."""
+        before = self.audio[: self.cut.index("^")]
+        return STEP_MS * (len(before) - before.count(FILLER))
+
+
+def _documented() -> Picture:
+    """Return the picture in the documentation."""
+    lines = section("architecture.md", "The turn boundary").split("```")[1].splitlines()
+    rows = {line[:10].strip(): line[10:] for line in lines}
+    return Picture(rows["audio"], rows["received"], rows["cut"])
+
+
+PICTURES = {
+    "the documented turn": _documented(),
+    "the pause after the only sound": Picture(
+        "_____######____________",
+        "         S        E    ",
+        "              ^        ",
+    ),
+    "the pause that fits the lag of the start": Picture(
+        "_____######______######______________######__",
+        "         S                      E            ",
+        "                           ^                 ",
+    ),
+    "an earlier pause if both messages were late": Picture(
+        "_____######______######_____________",
+        "             S          E           ",
+        "              ^                     ",
+    ),
+    "a pause before more sound if the end was late": Picture(
+        "_____######__________________######____________",
+        "         S     U                     E         ",
+        "                    ^                          ",
+    ),
+    "a short silence is between words": Picture(
+        "_____######___######__######____________",
+        "         S                         E    ",
+        "                               ^        ",
+    ),
+    "the first pause after the last change": Picture(
+        "_____######__________######__________######________",
+        "         S     U                           E       ",
+        "                ^                                  ",
+    ),
+    "a change excludes the pause before it": Picture(
+        "_____######__________######__________######________",
+        "         S               U                 E       ",
+        "                                ^                  ",
+    ),
+    "an inner pause at the lag of a late start": Picture(
+        "_____######______######_________",
+        "                    S         E ",
+        "              ^                 ",
+    ),
+    "a resume excludes the pause before it": Picture(
+        "_____######______######_________",
+        "                    S R       E ",
+        "                          ^     ",
+    ),
+    "filler is silence": Picture(
+        "_____######~~~~~~~~~~",
+        "         S         E ",
+        "           ^         ",
+    ),
+    # The turn's sound is not known, as if it were before the lookback.
+    "the last pause at the lag of most providers": Picture(
+        "####________####________##____",
+        "                          E   ",
+        "                    ^         ",
+        waiting=1,
+    ),
+    "the last pause at a low usual lag": Picture(
+        "####________####________##____",
+        "                          E   ",
+        "                    ^         ",
+        usual_lag_s=0.2,
+        waiting=1,
+    ),
+    "an inner pause at a high usual lag": Picture(
+        "####________####________##____",
+        "                          E   ",
+        "        ^                     ",
+        usual_lag_s=0.9,
+        waiting=1,
+    ),
+    # The end was delayed in a burst: every pause since fits the lag of the start.
+    "the first of equally likely pauses": Picture(
+        "_____######________####________######____",
+        "          S    <-------------------E     ",
+        "               ^                         ",
+        usual_lag_s=0.2,
+        waiting=1,
+    ),
+    "the provider received hardly enough of the next sound": Picture(
+        "_____######________##_____________",
+        "          S <-------------E       ",
+        "               ^                  ",
+        usual_lag_s=0.2,
+    ),
+    "the next sound was not announced": Picture(
+        "_____######________####____________",
+        "          S <----------------E     ",
+        "                          ^        ",
+        usual_lag_s=0.2,
+    ),
+    "the next sound may be announced by an unread message": Picture(
+        "_____######________####____________",
+        "          S <----------------E     ",
+        "               ^                   ",
+        usual_lag_s=0.2,
+        waiting=1,
+    ),
+    "the next sound was announced": Picture(
+        "_____######________####____________",
+        "          S <----------------E     ",
+        "               ^                   ",
+        usual_lag_s=0.2,
+        begins=True,
+    ),
+    "the next sound began shortly before": Picture(
+        "_____######________#_____",
+        "          S              E",
+        "               ^         ",
+        usual_lag_s=0.2,
+        begins=True,
+    ),
+    "the next sound is not announced yet at so high a lag": Picture(
+        "_____######________##______________________________",
+        "            <---------------------S<---------------E",
+        "               ^                                   ",
+        usual_lag_s=1.4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_turn_in_picture_is_cut_at_mark(name: str) -> None:
+    picture = PICTURES[name]
+    assert 0 <= picture.boundary.position - picture.marked < STEP_MS
+
+
+DELAYED_START = Picture(
+    "__################______#######__________",
+    "{start:>25}                E",  # `turn.start` arrives 1.05 s after its sound
+    "",
+    waiting=1,
+)
+INNER, LAST = 21, 36
+
+
+@pytest.mark.parametrize(
+    ("start", "usual_lag_s", "in_burst", "chosen"),
+    [
+        ("S", 0.2, 1, INNER),  # the provider was that late
+        ("<-----------------------S", 0.2, MIN_BURST, LAST),  # possible, but unusual
+        ("<-----------------------S", None, CERTAIN_BURST, LAST),
+        ("<-----------------------S", None, MIN_BURST, INNER),  # not enough evidence
+        ("<-----------------------S", 1.0, MIN_BURST, INNER),
+        ("<--S", None, CERTAIN_BURST, INNER),
+    ],
+)
+def test_delayed_start_is_recognised(
+    start: str, usual_lag_s: float | None, in_burst: int, chosen: int
+) -> None:
+    messages = DELAYED_START.messages.format(start=start)
+    picture = DELAYED_START._replace(
+        messages=messages, usual_lag_s=usual_lag_s, in_burst=in_burst, cut=" " * chosen + "^"
+    )
+    assert 0 <= picture.boundary.position - picture.marked < STEP_MS
+
+
+def test_message_may_have_arrived_since_a_stall_began() -> None:
+    late_start = DELAYED_START._replace(
+        messages=DELAYED_START.messages.format(start="S"), usual_lag_s=0.2
+    ).last
+    stalled = late_start.start._replace(earliest_at=0.2)
+    assert find_end(late_start).position // STEP_MS == INNER
+    assert find_end(late_start._replace(start=stalled)).position // STEP_MS == LAST
+    late_end = Picture(
+        "_____######________####____________",
+        "          S              <---E     ",
+        "",
+        usual_lag_s=0.2,
+        waiting=1,
+    ).last
+    stalled = late_end.arrival._replace(earliest_at=0.5)
+    assert find_end(late_end).position == 1_300
+    assert find_end(late_end._replace(arrival=stalled)).position == 750
+
+
+def test_sound_without_later_pause_has_no_lag() -> None:
+    before = Picture("____######", "       S  E", "")
+    assert before.boundary == Boundary(200 // 2, 0.05, None, is_usual=False)
+    no_pause = Picture("##########", "   S      E", "")
+    assert no_pause.boundary == Boundary(500, None, None, is_usual=False)
+    after = Picture("____######____", "       S      E", "", usual_lag_s=9.0)
+    assert after.boundary.lag_s is not None
+
+
+@pytest.mark.parametrize(
+    ("messages", "usual_lag_s", "is_usual"),
+    [
+        ("      S        E", 0.1, True),
+        ("      S        E", 0.3, False),
+        ("      S        E", None, False),
+        ("      S   <----E", 0.1, False),  # the delay may hide an earlier pause
+        ("      S    E    ", 0.1, False),  # the silence is too short
+        ("      S                          E", 0.1, True),  # the producer stopped
+    ],
+)
+def test_end_is_usual_at_usual_lag(
+    messages: str, usual_lag_s: float | None, is_usual: bool
+) -> None:
+    picture = Picture("__######____________", messages, "", usual_lag_s=usual_lag_s)
+    assert picture.boundary.lag_s == pytest.approx(0.15)
+    assert picture.boundary.is_usual is is_usual
+
+
+def test_end_is_unusual_if_lag_changed() -> None:
+    picture = Picture("__######______######", "      S             E", "", usual_lag_s=0.1)
+    assert picture.boundary.lag_s == pytest.approx(0.15)
+    assert not picture.boundary.is_usual
+
+
+def test_end_is_unusual_if_pause_began_before_lookback() -> None:
+    picture = Picture("____________", "        E", "", usual_lag_s=0.1)
+    assert picture.boundary == Boundary(200, 0.05, 0.1, is_usual=False)
+
+
+@pytest.mark.parametrize(
+    ("audio", "messages", "usual_lag_s", "is_usual", "lead_in_until"),
+    [
+        ("__________######", "              S", 0.2, True, 200),
+        ("__________######", "              S", 0.5, False, 0),  # it began before
+        ("__________######", "              S", None, False, 0),
+        ("_____######_____", "         S     ", 0.2, True, 0),
+        ("________________", "              S", 0.2, False, 0),
+        ("##________######", "              S", 0.2, False, 0),  # it may have begun before
+        ("##############__", "      S", 0.2, False, 0),
+        ("___####____#####", "               S", 0.5, False, 0),  # or with the second sound
+        ("__________######", "      <-------S", 0.2, False, 200),
+    ],
+)
+def test_start_follows_its_lead_in(
+    audio: str, messages: str, usual_lag_s: float | None, is_usual: bool, lead_in_until: int
+) -> None:
+    start = find_start(Picture(audio, messages, "", usual_lag_s=usual_lag_s).history("S"))
+    assert (start.is_usual, start.lead_in_until) == (is_usual, lead_in_until)
+
+
+@pytest.mark.parametrize(
+    ("audio", "messages", "usual_lag_s", "position"),
+    [
+        ("_____######_______", "         S       E", 0.1, 700),
+        ("_____######_______", "         S       E", None, None),
+        ("_____######_______", "                 E", 0.1, None),
+        ("###########_______", "                 E", 0.1, None),
+        ("_____######______######_______", "         S                    E", 0.1, None),
+        ("_____######______######_______", "         S     U              E", 0.1, None),
+    ],
+)
+def test_pause_inside_turn_is_found_if_certain(
+    audio: str, messages: str, usual_lag_s: float | None, position: int | None
+) -> None:
+    assert find_pause(Picture(audio, messages, "", usual_lag_s=usual_lag_s).last) == position
+
+
+@pytest.mark.parametrize(
+    ("messages", "before", "open_until", "found"),
+    [
+        ("                      R", 500, 0, 850),
+        ("                      R", 600, 0, 850),  # the lookback begins in the silence
+        ("             <--------R", 500, 0, 850),
+        (" <--------------------R", 500, 0, 0),  # the silence may lie before the lookback
+        (" <--------------------R", 500, 400, 850),  # there is no silence in between
+        ("                      R", 500, 905, 905),
+    ],
+)
+def test_resume_follows_silence_in_lookback(
+    messages: str, before: int, open_until: int, found: int
+) -> None:
+    """`before` is the audio before the lookback, in milliseconds."""
+    history = Picture("_____######______######___", messages, "", usual_lag_s=0.1).history("R")
+    frames = before // FRAME_MS
+    audio = history.audio._replace(
+        silent=history.audio.silent[frames:],
+        positions=history.audio.positions[frames:],
+        first=history.audio.sent(frames),
+    )
+    assert find_resume(history._replace(audio=audio, open_until=open_until)) == found
+
+
+# -- any history
+
+RUNS = st.lists(
+    st.tuples(st.sampled_from(SOUND + SILENCE * 2 + FILLER), st.integers(1, 12)), max_size=12
+)
+LAGS_S = st.none() | st.sampled_from([0.0, 0.1, 0.3, 0.8])
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> History:
+    """Return what is known when a message arrives, whatever was sent and received before."""
+    audio = "".join(mark * length for mark, length in draw(RUNS.filter(bool)))
+    end = draw(st.integers(1, len(audio)))
+    start = draw(st.integers(0, end - 1))
+    messages = list(" " * (end + 1))
+    messages[start], messages[end] = "S", "E"
+    for column in draw(st.sampled_from([(), (start,), (end,), (start, end)])):
+        after = draw(st.integers(0, column))
+        between = range(after + 1, column)
+        if all(messages[at] == " " for at in between) and messages[after] == " ":
+            messages[after] = "<"
+            for at in between:
+                messages[at] = "-"
+    picture = Picture(
+        audio,
+        "".join(messages),
+        "",
+        draw(LAGS_S),
+        waiting=draw(st.integers(0, 2)),
+        in_burst=draw(st.integers(1, 4)),
+    )
+    return picture.last._replace(
+        last_change=STEP_MS * draw(st.integers(0, end)),
+        open_until=draw(st.integers(0, end * STEP_MS)),
+        previous_lag_s=draw(LAGS_S),
+    )
+
+
+def _frames_at(history: History, position: int) -> list[int]:
+    positions = history.audio.positions
+    return [frame for frame in range(len(positions)) if positions[frame] == position]
+
+
+@given(histories(), st.booleans())
+def test_cut_is_in_silence_or_after_everything_sent(history: History, begins: bool) -> None:
+    end = find_end(history, begins=begins)
+    if pause_frames(history.audio.silent):
+        frames = _frames_at(history, end.position)
+        runs = silences(history.audio.silent)
+        assert any(start <= frame < over for frame in frames for start, over in runs)
+        assert end.speech_ended_at is not None
+        assert end.speech_ended_at <= history.arrival.sent.at + STEP_MS / 1000
+    else:
+        assert end == Boundary(history.arrival.sent.session_bytes, None, None, is_usual=False)
+    assert 0 <= end.position <= history.arrival.sent.session_bytes
+
+
+@given(histories(), st.booleans(), st.integers(0, 500))
+def test_cut_does_not_precede_that_of_earlier_change(
+    history: History, begins: bool, later: int
+) -> None:
+    changed = history._replace(last_change=history.last_change + later)
+    assert find_end(changed, begins=begins).position >= find_end(history, begins=begins).position
+
+
+@given(histories())
+def test_cut_is_not_later_if_next_turn_begins(history: History) -> None:
+    assert find_end(history, begins=True).position <= find_end(history).position
+
+
+@given(histories(), st.data())
+def test_cut_does_not_precede_silence_of_resume(history: History, data: st.DataObject) -> None:
+    history = history._replace(last_change=history.arrival.sent.socket_bytes)
+    pauses = pause_frames(history.audio.silent)
+    assume(pauses)
+    start, _ = data.draw(st.sampled_from(pauses))
+    resumed = history._replace(open_until=history.audio.sent(start))
+    assert find_end(resumed).position >= history.audio.positions[start]
+
+
+@given(histories())
+def test_certain_pause_is_where_turn_would_end(history: History) -> None:
+    pause = find_pause(history)
+    assert pause in (None, find_end(history).position)
+
+
+@given(histories())
+def test_usual_end_has_the_usual_lag(history: History) -> None:
+    end = find_end(history)
+    if end.is_usual:
+        assert end.lag_s == pytest.approx(history.usual_lag_s, abs=0.101)
+
+
+@given(histories())
+def test_resumed_turn_is_open_until_audio_sent(history: History) -> None:
+    open_until = find_resume(history)
+    assert history.open_until <= open_until <= history.arrival.sent.socket_bytes
+
+
+@given(histories())
+def test_lead_in_ends_before_any_sound(history: History) -> None:
+    start = find_start(history)
+    assert [onset.sent for onset in start.onsets] == [
+        history.audio.sent(frame) for frame in onset_frames(history.audio.silent)
+    ]
+    if start.lead_in_until:
+        first, *_ = _frames_at(history, start.lead_in_until)
+        assert first <= onset_frames(history.audio.silent)[0] - KEPT_LEAD_IN_MS // FRAME_MS
+
+
+# -- the usual lag
+
+
+def test_lag_is_unknown_at_first() -> None:
+    lag = ProviderLag()
+    for _ in range(MIN_LAG_TURNS - 1):
+        lag.observe(0.2)
+        assert lag.seconds is None
+    lag.observe(0.2)
+    assert lag.seconds == 0.2
+
+
+def test_delayed_events_do_not_count() -> None:
+    lag = ProviderLag()
+    for nth in range(LAG_WINDOW_TURNS):
+        lag.observe(5.0 if nth % 3 == 0 else 0.2)
+    assert lag.seconds == 0.2
+
+
+def test_lag_estimate_follows_change() -> None:
+    lag = ProviderLag()
+    for _ in range(LAG_WINDOW_TURNS):
+        lag.observe(0.2)
+    for _ in range(LAG_WINDOW_TURNS // 2 + 1):
+        lag.observe(0.9)
+    assert lag.seconds == 0.9
+
+
+def test_lag_of_earlier_worker_is_initial_estimate() -> None:
+    lag = ProviderLag()
+    lag.seed(None)
+    lag.seed(0.9)
+    lag.seed(0.1)
+    assert lag.seconds == 0.9
+    for _ in range(MIN_LAG_TURNS):
+        lag.observe(0.2)
+    assert lag.seconds == 0.2
+
+
+# -- silence
+
+
+def _sent(
+    levels: Sequence[int], fillers: Sequence[tuple[int, int]] = (), position: int = 0
+) -> SentAudio:
+    frames = len(levels) + sum(filler_ms for _, filler_ms in fillers) // FRAME_MS
+    return sent_audio(levels, position, 160, fillers, frames * 160, SendLog())
 
 
 def _drawn(picture: str) -> list[bool]:
@@ -343,11 +879,13 @@ def test_clicks_do_not_split_silence(picture: str, found: list[tuple[int, int]])
         ("####____####", 0, 8),
         ("____####", 0, 0),
         ("____####", -1, 4),
+        (f"####{'_' * 10}####{'_' * 15}####", 0, 33),  # the first long silence
+        (f"####{'_' * 10}####{'_' * 14}####", 0, 14),
         ("", -1, -1),
     ],
 )
 def test_turn_is_open_until_sound_of_its_resume(picture: str, open_at: int, until: int) -> None:
-    assert turn_open_until(_drawn(picture), open_at) == until
+    assert resumed_frame(_drawn(picture), open_at) == until
 
 
 @pytest.mark.parametrize(
@@ -362,89 +900,28 @@ def test_turn_is_open_until_sound_of_its_resume(picture: str, open_at: int, unti
     ],
 )
 def test_onsets_are_found(picture: str, found: list[int]) -> None:
-    assert speech_starts(_drawn(picture)) == found
+    assert onset_frames(_drawn(picture)) == found
 
 
 def test_pauses_are_long_or_longest() -> None:
-    enough = MIN_END_SILENCE_MS // FRAME_MS
+    enough = MIN_END_PAUSE_MS // FRAME_MS
     long, short = "_" * enough, "_" * (enough - 1)
-    assert silence_spans(_drawn(f"{long}####{short}####{long}_")) == [
+    assert pause_frames(_drawn(f"{long}####{short}####{long}_")) == [
         (0, enough),
         (2 * enough + 7, 3 * enough + 8),
     ]
-    assert silence_spans(_drawn(f"###_###{short}###__")) == [(7, 6 + enough)]
-    assert silence_spans(_drawn("####")) == []
+    assert pause_frames(_drawn(f"###_###{short}###__")) == [(7, 6 + enough)]
+    assert pause_frames(_drawn("####")) == []
 
 
 def test_filler_is_found_without_other_silence() -> None:
     steady = [13_000] * 100  # a second without a pause
-    look = timeline(steady, 0, 160, [(3_200, 300), (16_000, 500)])
-    assert look.silent == [False] * 20 + [True] * 30 + [False] * 80 + [True] * 50
-
-
-def test_sound_without_later_pause_gives_no_pair() -> None:
-    onset, pause = _onset(500, 0.2), SilenceSpan(400, 0.1, 0.5, 700, 7)
-    assert best_candidate([onset], [], None) is None
-    assert best_candidate([onset], [pause], 0.2) is None
-    assert best_candidate([onset], [pause._replace(sent=501)], 9.0) is not None
-
-
-@pytest.mark.parametrize(("usual_s", "chosen"), [(None, 2), (0.2, 2), (0.9, 1)])
-def test_turn_without_known_sound_uses_usual_lag(usual_s: float | None, chosen: int) -> None:
-    inner, last = SilenceSpan(1_000, 0.7, 0.9, 1_300, 1), SilenceSpan(2_000, 0.1, 0.3, 2_300, 2)
-    pair = best_candidate([], [inner, last], usual_s)
-    assert pair is not None
-    assert pair.pause.middle == chosen
-
-
-def test_first_of_equally_likely_pauses_is_chosen() -> None:
-    held_up = [SilenceSpan(1_000, 0.0, 5.3, 1_300, 1), SilenceSpan(2_000, 0.0, 4.3, 2_300, 2)]
-    pair = best_candidate([_onset(500, 0.2)], held_up, 0.2)
-    assert pair is not None
-    assert pair.pause.middle == 1
-
-
-@pytest.mark.parametrize(
-    ("followed_s", "lag_s", "chosen"),
-    [
-        (0.0, 0.2, "inner"),  # no sound follows it, or the unread audio decides
-        (0.4, 0.2, "inner"),  # the provider has received hardly enough of it
-        (0.5, 0.2, "last"),
-        (3.0, 0.2, "last"),
-        (3.0, 2.9, "inner"),  # the provider is that late
-    ],
-)
-def test_pause_is_no_end_without_start_for_next_sound(
-    followed_s: float, lag_s: float, chosen: str
-) -> None:
-    inner = SilenceSpan(1_000, 0.0, 5.3, 1_300, 1, followed_s=followed_s)
-    last = SilenceSpan(2_000, 0.0, 4.3, 2_300, 2)
-    pair = best_candidate([_onset(500, lag_s)], [inner, last], lag_s)
-    assert pair is not None
-    assert pair.pause is {"inner": inner, "last": last}[chosen]
+    audio = _sent(steady, [(3_200, 300), (16_000, 500)])
+    assert audio.silent == [False] * 20 + [True] * 30 + [False] * 80 + [True] * 50
 
 
 def test_line_without_pause_has_no_noise_level() -> None:
-    assert speech_starts(timeline([13_000] * 40, 0, 160, []).silent) == [0]
-
-
-@pytest.mark.parametrize(
-    ("least_s", "most_s", "usual_s", "chosen"),
-    [
-        (1.05, 1.05, 0.2, "inner"),  # the provider was that late
-        (0.0, 1.05, 0.2, "last"),  # possible, but unusual
-        (0.0, 1.05, None, "last"),
-        (0.0, 1.05, 1.0, "inner"),
-        (0.9, 1.05, None, "inner"),
-    ],
-)
-def test_delayed_start_is_recognised(
-    least_s: float, most_s: float, usual_s: float | None, chosen: str
-) -> None:
-    inner, last = SilenceSpan(1_000, 0.83, 0.94, 1_300, 1), SilenceSpan(2_000, 0.0, 0.3, 2_300, 2)
-    pair = best_candidate([SpeechStart(0, least_s, most_s)], [inner, last], usual_s)
-    assert pair is not None
-    assert pair.pause is {"inner": inner, "last": last}[chosen]
+    assert onset_frames(_sent([13_000] * 40).silent) == [0]
 
 
 @given(st.lists(st.integers(0, 32_767), min_size=1))
@@ -459,3 +936,30 @@ def test_short_word_on_noisy_line_is_above_quiet_level() -> None:
     assert max(noise) < level < min(word)
     assert max(noise) < quiet_level(noise)
     assert max(noise) < quiet_level([*noise, 30_000])  # a click
+
+
+@given(st.lists(st.integers(0, 32_767), max_size=100), st.data())
+def test_sent_audio_has_every_frame_in_order(levels: list[int], data: st.DataObject) -> None:
+    start = 160 * data.draw(st.integers(0, 9))
+    places = st.tuples(
+        st.integers(start, start + 160 * len(levels)), st.integers(1, 9).map(lambda n: 100 * n)
+    )
+    fillers = sorted(data.draw(st.lists(places, max_size=4, unique_by=lambda place: place[0])))
+    audio = _sent(levels, fillers, start)
+    filler = sum(filler_ms for _, filler_ms in fillers) // FRAME_MS
+    assert len(audio.silent) == len(audio.positions) == len(levels) + filler
+    assert audio.positions == sorted(audio.positions)
+    assert audio.sent(0) == 0
+    assert sum(audio.silent) >= filler
+
+
+@given(st.lists(st.booleans()))
+def test_silences_cover_every_silent_frame(silent: list[bool]) -> None:
+    runs = silences(silent)
+    covered = {frame for start, end in runs for frame in range(start, end)}
+    assert covered >= {frame for frame, quiet in enumerate(silent) if quiet}
+    assert all(silent[start] and silent[end - 1] for start, end in runs)
+    least = MIN_SPEECH_MS // FRAME_MS
+    assert all(after[0] - before[1] >= least for before, after in pairwise(runs))
+    assert set(pause_frames(silent)) <= set(runs)
+    assert all(end in onset_frames(silent) for _, end in runs if end < len(silent))
