@@ -12,7 +12,7 @@ import soxr
 from numpy.typing import NDArray
 
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import encode
+from worker.local.pcm import encode
 from worker.local.sound import Readable, open_sound
 
 Samples = NDArray[np.float32]

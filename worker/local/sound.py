@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from worker.errors import SoundError, UnknownSoundError
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import encode
+from worker.local.pcm import encode
 from worker.local.sound_headers import is_file, mended
 from worker.text import pluralize
 
@@ -139,7 +139,7 @@ class SoundSource:
     def encode(self, audio: AudioFormat) -> Iterator[bytes]:
         """Yield the bytes that a client with this format sends.
 
-        Raises KeyError for an unknown encoding, SoundError as `blocks` does.
+        Raises ValueError for an unknown encoding, SoundError as `blocks` does.
         """
         return (encode(block, audio.encoding) for block in self.blocks(audio.sample_rate))
 

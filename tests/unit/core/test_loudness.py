@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from schemas.audio import Encoding
 from worker.core.loudness import FULL_SCALE, frame_levels
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import PcmDecoder
+from worker.local.pcm import PcmDecoder
 
 COUNTS = st.integers(1, 24)
 SAMPLES = st.lists(st.sampled_from([-32_768, -1, 0, 1, 32_767]) | st.integers(-32_768, 32_767))

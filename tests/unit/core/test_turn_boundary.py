@@ -32,7 +32,7 @@ from worker.core.turn_boundary import (
     timeline,
     turn_open_until,
 )
-from worker.local.emulator.engines.pcm import encode
+from worker.local.pcm import encode
 
 Span = tuple[float, float]
 

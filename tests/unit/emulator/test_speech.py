@@ -256,5 +256,5 @@ async def test_concurrent_connections_do_not_mix(engine: SpeechEngine) -> None:
 
 
 def test_unknown_encoding_is_refused(engine: SpeechEngine) -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="opus"):
         engine.open(AudioFormat("opus", RATE), TurnSettings(), (), lambda _: None)

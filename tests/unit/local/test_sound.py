@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.pcm import Encoding
 from tests.support.sounds import (
     ALAW,
     FLOAT,
@@ -38,7 +39,7 @@ from tests.support.sounds import (
 )
 from worker.errors import SoundError
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import ENCODINGS, PcmDecoder, encode
+from worker.local.pcm import PcmDecoder, encode
 from worker.local.sound import open_sound
 
 RATE = 16_000
@@ -192,7 +193,7 @@ def test_vorbis_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000, 192_000])
-@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+@pytest.mark.parametrize("encoding", sorted(Encoding))
 def test_audio_is_converted_to_every_encoding(encoding: str, rate: int, tmp_path: Path) -> None:
     path = tmp_path / "tone.wav"
     path.write_bytes(wav(pcm(TONE), RATE))
@@ -238,7 +239,7 @@ def test_channels_that_cancel_out_are_not_silent() -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e30, -3e38])
-@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+@pytest.mark.parametrize("encoding", sorted(Encoding))
 def test_nan_samples_are_accepted(wrong: float, encoding: str, tmp_path: Path) -> None:
     rows = np.stack([tone(48_000)] * 2)
     rows[:, 24_000] = wrong

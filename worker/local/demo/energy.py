@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import PcmDecoder
+from worker.local.pcm import PcmDecoder
 
 _FRAMES_PER_S: Final = 100
 _KEEP_FRAMES: Final = 60 * _FRAMES_PER_S  # turns of older audio have ended

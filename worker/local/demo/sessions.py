@@ -14,7 +14,7 @@ from worker.errors import SettingsError, SoundError
 from worker.local.audio_input import AudioInput, in_chunks
 from worker.local.clips import CLIPS
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import silence
+from worker.local.pcm import silence
 
 _SILENCE_S: Final = 1.6  # after each clip: long enough for the recognizer to end the turn
 _START_GAP_S: Final = 1.6  # between the starts of two sessions

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from worker.local.emulator.engines.pcm import sample_width
+from schemas.pcm import Encoding
 from worker.local.emulator.params import Params
 from worker.local.emulator.rate_limits import PaceMeter
 
@@ -75,7 +75,7 @@ class ConnectionStats:
         if self.params is None:
             return 0.0
         audio = self.params.audio
-        return size / (sample_width(audio.encoding) * audio.sample_rate)
+        return size / (Encoding(audio.encoding).width * audio.sample_rate)
 
     def report(self) -> Report:
         """Return a snapshot for JSON output."""

@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
+from schemas.pcm import Encoding
 from worker.local.emulator.engines.base import AudioFormat, TurnSettings
-from worker.local.emulator.engines.pcm import ENCODINGS
 from worker.local.emulator.messages import ClientFault
 
 KEYTERMS_MAX: Final = 100
@@ -60,8 +60,8 @@ def parse_params(
             "model_not_found",
         )
     encoding = given.get("encoding", "")
-    if encoding not in ENCODINGS:
-        raise ClientFault("Invalid encoding", f"encoding must be one of {', '.join(ENCODINGS)}.")
+    if encoding not in list(Encoding):
+        raise ClientFault("Invalid encoding", f"encoding must be one of {', '.join(Encoding)}.")
     turn = msgspec.structs.replace(
         defaults,
         **{

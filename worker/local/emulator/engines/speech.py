@@ -59,7 +59,7 @@ class SpeechEngine:
         keyterms: tuple[str, ...],
         emit: Callable[[EngineEvent], None],
     ) -> "SpeechStream":
-        """Create the stream of one connection. Raises KeyError for an unknown encoding."""
+        """Create the stream of one connection. Raises ValueError for an unknown encoding."""
         return SpeechStream(self, audio, turn, emit)
 
     async def aclose(self) -> None:
