@@ -6,7 +6,7 @@ from statistics import median
 import msgspec
 
 from worker.local.demo.state import DemoState, SessionState
-from worker.local.wer import WordErrors, word_errors, words
+from worker.local.wer import word_error_rate, words
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -84,8 +84,7 @@ def _result(row: SessionState) -> Result:
 def _together(name: str, rows: Sequence[SessionState]) -> Result:
     turns = [turn for row in rows for turn in row.turns.values()]
     delays = [turn.end_delay_s for turn in turns if turn.end_delay_s is not None]
-    known = [(row.role.text, transcript(row)) for row in rows]
-    errors = [word_errors(text, actual) for text, actual in known if text is not None]
+    known = [(row.role.text, transcript(row)) for row in rows if row.role.text is not None]
     return Result(
         session=name,
         turns=len(turns),
@@ -94,7 +93,7 @@ def _together(name: str, rows: Sequence[SessionState]) -> Result:
         words=sum(len(words(transcript(row))) for row in rows),
         connections=sum(row.connections for row in rows),
         missing_ms=sum(row.missing_ms for row in rows),
-        word_error_rate=round(sum(errors, WordErrors(0, 0)).rate, 4) if errors else None,
+        word_error_rate=round(word_error_rate(*zip(*known, strict=True)), 4) if known else None,
         end_delay_median_s=round(median(delays), 3) if delays else None,
         end_delay_max_s=round(max(delays), 3) if delays else None,
     )
