@@ -20,7 +20,7 @@ from worker.local.emulator.engines.script import (
     words_of,
 )
 from worker.local.emulator.engines.script_text import STYLES
-from worker.local.emulator.turns import TurnOrder
+from worker.local.emulator.write_queue import TurnOrder
 from worker.local.pcm import encode
 
 LINE = AudioFormat("pcm_s16le", 8000)

@@ -29,7 +29,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from worker.errors import SettingsError, TurnbusError
-from worker.local.emulator.fault_specs import parse_seconds
+from worker.local.emulator.faults import parse_seconds
 from worker.local.emulator.server import Outage, TurnsServer
 
 _HOST: Final = "127.0.0.1"
