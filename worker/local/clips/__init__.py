@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from worker.local.emulator.engines.packaged import PackagedFile
+from worker.local.emulator.engines.weights import PackagedFile
 
 
 class Clip(msgspec.Struct, frozen=True):
@@ -122,7 +122,7 @@ _TWO_CITIES: Final = PackagedFile(
 def tale_of_two_cities() -> Clip:
     """Return the opening of A Tale of Two Cities, 44 s at 48 kHz.
 
-    Raises LocalPartMissing if the package that contains it is not installed.
+    Raises MissingExtraError if the package that contains it is not installed.
     """
     return Clip(
         path=_TWO_CITIES.locate(),

@@ -42,7 +42,7 @@ _KEPT: Final = windows(2.0)
 class SpeechEngine:
     """Two models and one thread per core, shared by all connections.
 
-    Loading takes about half a second. Raises LocalPartMissing if weights are missing or changed.
+    Loading takes about half a second. Raises MissingExtraError if weights are missing or changed.
     """
 
     name = "speech"
