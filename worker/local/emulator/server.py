@@ -193,10 +193,7 @@ class TurnsServer:
     def _http(self, ws: ServerConnection, upgrade: Upgrade, problem: Problem) -> Response:
         self._refused[str(problem.status)] += 1
         content_type, body = upgrade.error_body(problem, str(ws.id))
-        response = ws.respond(problem.status, body)
-        del response.headers["Content-Type"]
-        response.headers["Content-Type"] = content_type
-        return response
+        return tcp.respond(ws, problem.status, body, content_type)
 
     async def _serve_client(self, ws: ServerConnection) -> None:
         plan = self.faults.plan()

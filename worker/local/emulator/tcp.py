@@ -60,6 +60,16 @@ async def outlast(ws: ServerConnection, patience_s: float) -> None:
     await ws.wait_closed()
 
 
+def respond(
+    ws: ServerConnection, status: int, body: str, content_type: str = "application/json"
+) -> Response:
+    """Return the HTTP response to a request."""
+    response = ws.respond(status, body)
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = content_type
+    return response
+
+
 class Listener:
     """Accepts connections; `start` makes it listen."""
 

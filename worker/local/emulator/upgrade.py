@@ -23,7 +23,7 @@ import msgspec
 from websockets.datastructures import Headers
 
 from schemas.pcm import Encoding
-from worker.local.emulator.engines.base import AudioFormat, TurnSettings
+from worker.local.emulator.engines.base import TURN_NAMES, AudioFormat, TurnSettings
 from worker.local.emulator.messages import ClientFault, Problem
 
 PATH: Final = "/stt/turns/websocket"
@@ -42,10 +42,7 @@ _RANGES: Final = {
     "end_timeout_ms": (640.0, 11_200.0),
 }
 _TURN_PARAMETERS: Final = {
-    "turn_start_threshold": "start",
-    "turn_eager_end_threshold": "eager_end",
-    "turn_end_threshold": "end",
-    "turn_end_timeout_ms": "end_timeout_ms",
+    f"turn_{TURN_NAMES.get(field, field)}": field for field in TurnSettings.__struct_fields__
 }
 _BAD_TURN: Final = "Invalid turn thresholds"
 _SNAPSHOT: Final = re.compile(r"-\d{4}-\d{2}-\d{2}$", re.ASCII)
