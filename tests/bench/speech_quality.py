@@ -15,8 +15,9 @@ import anyio
 import msgspec
 import numpy as np
 
+from tests.support.clips import tale_of_two_cities
 from tests.support.sounds import played, samples_of
-from worker.local.clips import CLIPS, Clip, tale_of_two_cities
+from worker.local.clips import CLIPS, Clip
 from worker.local.emulator.engines.base import AudioFormat, EngineEvent, EventKind, TurnSettings
 from worker.local.emulator.engines.speech import SpeechEngine
 from worker.local.emulator.engines.speech_audio import Samples

@@ -152,18 +152,16 @@ class EmbeddedRedis:
         await self._spawn()
 
     async def _start_on_free_port(self) -> None:
-        for _ in range(_PORT_ATTEMPTS - 1):
+        for attempts_left in reversed(range(_PORT_ATTEMPTS)):
             self.port = free_port()
             try:
                 await self._spawn()
             except BusUnavailableError as error:
                 # Another process may take the port between the probe and the server's bind.
-                if "Address already in use" not in str(error):
+                if not attempts_left or "Address already in use" not in str(error):
                     raise
             else:
                 return
-        self.port = free_port()
-        await self._spawn()
 
     async def _spawn(self) -> None:
         command = ["/bin/sh", "-c", _LAUNCH, "turnbus-redis", str(self.directory)]

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import av
 
+from tests.support.clips import tale_of_two_cities
 from tests.support.sounds import open_sound, samples_of
 from worker.local import clips
-from worker.local.clips import CLIPS, tale_of_two_cities
+from worker.local.clips import CLIPS
 from worker.local.wer import words
 
 
