@@ -9,20 +9,11 @@ from array import array
 from functools import cache
 from typing import Any
 
-from schemas.audio import Encoding
+from schemas.pcm import Encoding
 from worker.core.loudness import frame_levels
 
 FRAME_MS = 10
 _PROBES = 10  # minimum samples per frame: they are as loud as all samples are
-
-_TYPES = {
-    Encoding.PCM_S16LE: "h",
-    Encoding.PCM_S32LE: "i",
-    Encoding.PCM_F16LE: "H",
-    Encoding.PCM_F32LE: "f",
-    Encoding.PCM_MULAW: "B",
-    Encoding.PCM_ALAW: "B",
-}
 
 
 class LevelBuffer:
@@ -30,7 +21,7 @@ class LevelBuffer:
 
     def __init__(self, encoding: Encoding, sample_rate: int, keep_ms: int) -> None:
         self._encoding = encoding
-        self._type = _TYPES[encoding]
+        self._type = encoding.type_code.replace("e", "H")  # arrays have no half floats
         self._frame = frame_bytes(encoding, sample_rate)
         self._stride = _stride(sample_rate)
         self._probes = self._frame // encoding.width // self._stride  # of a frame

@@ -11,24 +11,12 @@ from itertools import accumulate, pairwise
 from math import isfinite
 from typing import Any
 
-from schemas.audio import Encoding
+from schemas.pcm import Encoding, g711_levels
 
 FULL_SCALE = 32_767
 
-
-def _mulaw(byte: int) -> int:
-    value = ~byte & 0xFF
-    return ((((value & 0x0F) << 3) + 0x84) << ((value >> 4) & 7)) - 0x84
-
-
-def _alaw(byte: int) -> int:
-    value = byte ^ 0x55
-    exponent, mantissa = (value >> 4) & 7, (value & 0x0F) << 4
-    return (mantissa + 0x108) << (exponent - 1) if exponent else mantissa + 8
-
-
-_MULAW = tuple(_mulaw(byte) for byte in range(256))
-_ALAW = tuple(_alaw(byte) for byte in range(256))
+_MULAW = tuple(map(abs, g711_levels(Encoding.PCM_MULAW)))
+_ALAW = tuple(map(abs, g711_levels(Encoding.PCM_ALAW)))
 _SCALE = {Encoding.PCM_S32LE: 2.0**-16, Encoding.PCM_F16LE: 32_768.0, Encoding.PCM_F32LE: 32_768.0}
 
 
