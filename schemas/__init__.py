@@ -1,6 +1,7 @@
 """Everything that crosses a wire, as types: bus entries, turn events, provider messages.
 
 - `schemas.audio`: what producers append
+- `schemas.pcm`: the encodings of the audio
 - `schemas.turns`: what workers publish
 - `schemas.keys`: the names of the keys
 - `schemas.validation`: what is wrong with an entry
@@ -12,7 +13,6 @@ Types and codecs only: no I/O, and nothing of `worker` is imported.
 
 from schemas.audio import (
     AudioEntry,
-    Encoding,
     SessionEntry,
     TurnConfig,
     decode_audio,
@@ -21,6 +21,7 @@ from schemas.audio import (
     encode_session,
 )
 from schemas.keys import Keys
+from schemas.pcm import Encoding
 from schemas.turns import (
     Event,
     TurnEntry,

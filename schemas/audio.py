@@ -5,13 +5,13 @@ JSON, audio as raw bytes. Unknown fields are ignored, so that producers may add 
 """
 
 from collections.abc import Mapping
-from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import Meta
 
+from schemas.pcm import Encoding as Encoding  # part of this interface
 from schemas.validation import EntryError, from_json_error, from_validation_error
 
 MAX_AUDIO_BYTES = 256 * 1024
@@ -41,38 +41,6 @@ Lane = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$(?!\n)", description="1 to 32 of A-Z a-z 0-9 _ -")
 ]
 Fields = Mapping[bytes, bytes]
-
-
-class Encoding(StrEnum):
-    """Raw, headerless, mono sample formats of the provider."""
-
-    PCM_S16LE = "pcm_s16le"
-    PCM_S32LE = "pcm_s32le"
-    PCM_F16LE = "pcm_f16le"
-    PCM_F32LE = "pcm_f32le"
-    PCM_MULAW = "pcm_mulaw"
-    PCM_ALAW = "pcm_alaw"
-
-    @property
-    def width(self) -> int:
-        """Bytes per sample."""
-        return _WIDTHS[self]
-
-    @property
-    def silence(self) -> bytes:
-        """One sample of silence."""
-        return _SILENCE.get(self, bytes(self.width))
-
-
-_WIDTHS = {
-    Encoding.PCM_S16LE: 2,
-    Encoding.PCM_S32LE: 4,
-    Encoding.PCM_F16LE: 2,
-    Encoding.PCM_F32LE: 4,
-    Encoding.PCM_MULAW: 1,
-    Encoding.PCM_ALAW: 1,
-}
-_SILENCE = {Encoding.PCM_MULAW: b"\xff", Encoding.PCM_ALAW: b"\xd5"}
 
 
 class TurnConfig(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -318,8 +286,8 @@ def _config(values: Any, *, strict: bool) -> TurnConfig:  # noqa: ANN401 - JSON 
 
 
 def _check_encoding(value: object) -> None:
-    if value is not None and value not in _WIDTHS:
-        raise EntryError("encoding", f"must be one of {', '.join(_WIDTHS)}", "encoding")
+    if value is not None and value not in list(Encoding):
+        raise EntryError("encoding", f"must be one of {', '.join(Encoding)}", "encoding")
 
 
 def _usable(raw: bytes | None, kind: Any) -> str | None:  # noqa: ANN401 - an annotated type

@@ -15,13 +15,14 @@ import anyio
 import msgspec
 import numpy as np
 
+from tests.support.clips import tale_of_two_cities
 from tests.support.sounds import played, samples_of
-from worker.local.clips import CLIPS, Clip, tale_of_two_cities
+from worker.local.clips import CLIPS, Clip
 from worker.local.emulator.engines.base import AudioFormat, EngineEvent, EventKind, TurnSettings
 from worker.local.emulator.engines.speech import SpeechEngine
 from worker.local.emulator.engines.speech_audio import Samples
 from worker.local.emulator.engines.speech_text import Tokens
-from worker.local.wer import WordErrors, word_errors
+from worker.local.wer import word_error_rate
 
 AUDIO = AudioFormat("pcm_s16le", 16_000)
 CHUNK = 640  # bytes: 20 ms
@@ -102,8 +103,9 @@ class Tally(msgspec.Struct):
 
     seconds: float = 0.0
     cpu_s: float = 0.0
-    errors: WordErrors = WordErrors(0, 0)
-    free: WordErrors = WordErrors(0, 0)
+    references: list[str] = []
+    transcripts: list[str] = []
+    free_transcripts: list[str] = []
     start_ms: list[float] = []
     eager_ms: list[float] = []
     end_ms: list[float] = []
@@ -120,9 +122,11 @@ class Tally(msgspec.Struct):
             f"{median(span):.0f}/{max(span):.0f}" if span else "-"
             for span in (self.start_ms, self.eager_ms, self.end_ms)
         )
+        errors = word_error_rate(self.references, self.transcripts)
+        free = word_error_rate(self.references, self.free_transcripts)
         return (
-            f"{name:10} {self.seconds:6.1f} {100 * self.errors.rate:6.1f} "
-            f"{100 * self.free.rate:6.1f} {len(self.end_ms):6} {self.early:6}"
+            f"{name:10} {self.seconds:6.1f} {100 * errors:6.1f} {100 * free:6.1f} "
+            f"{len(self.end_ms):6} {self.early:6}"
             + "".join(f"{span:>12}" for span in spans)
             + f"{self.cpu_s / self.seconds:10.3f}"
         )
@@ -140,8 +144,9 @@ async def main() -> None:
         tally = Tally(
             seconds=len(samples_of(clip.path, 16_000)) / 16_000 + TAIL_S,
             cpu_s=run.cpu_s,
-            errors=word_errors(clip.transcript, run.text()),
-            free=word_errors(clip.transcript, (await play(free, clip)).text()),
+            references=[clip.transcript],
+            transcripts=[run.text()],
+            free_transcripts=[(await play(free, clip)).text()],
             start_ms=delays(run.times("turn.start"), onsets),
             eager_ms=delays(run.times("turn.eager_end"), offsets),
             end_ms=delays(ends, offsets),

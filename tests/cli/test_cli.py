@@ -112,7 +112,8 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("arguments", "variables", "extra"),
     [
-        ("stt-server --help", {}, "local"),
+        ("stt-server", {}, "local"),
+        ("stt-server --engine script", {}, "local"),
         ("demo", {}, "local"),
         ("bench", {}, "local"),
         ("bench recovery", {}, "local"),

@@ -3,7 +3,7 @@
 import re
 
 from tests.docs.pages import read, section
-from worker.local.emulator.fault_specs import parse_fault
+from worker.local.emulator.faults import parse_fault
 
 
 def test_documented_faults_are_valid() -> None:

@@ -1,6 +1,7 @@
 """Sound files for tests: made by PyAV, or written by hand where a header has to be wrong."""
 
 import struct
+from contextlib import closing
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -12,8 +13,8 @@ import soxr
 from numpy.typing import NDArray
 
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import encode
-from worker.local.sound import Readable, open_sound
+from worker.local.pcm import encode
+from worker.local.sound import Readable, SoundSource
 
 Samples = NDArray[np.float32]
 
@@ -139,13 +140,20 @@ def wire(samples: Samples, rate: int, audio: AudioFormat) -> bytes:
     return encode(samples, audio.encoding)
 
 
+def open_sound(file: Readable, name: str = "the file") -> closing[SoundSource]:
+    """Open a sound for a `with` block."""
+    return closing(SoundSource(file, name))
+
+
 def played(path: Path, audio: AudioFormat) -> bytes:
     """A sound file, as the bytes that a client of that format sends."""
-    with open_sound(path) as sound:
+    with path.open("rb") as file, open_sound(file) as sound:
         return b"".join(sound.encode(audio))
 
 
 def samples_of(source: Path | Readable, rate: int) -> Samples:
     """Read a whole sound file."""
+    if isinstance(source, Path):
+        source = BytesIO(source.read_bytes())
     with open_sound(source) as sound:
         return np.concatenate([np.empty(0, np.float32), *sound.blocks(rate)])

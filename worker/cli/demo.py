@@ -14,7 +14,7 @@ from worker.errors import SettingsError
 from worker.telemetry.environment import named
 
 if TYPE_CHECKING:
-    from worker.local.demo.run import Display
+    from worker.local.demo.display import Display
 
 _MOST_SESSIONS = 12  # what the recognizer keeps up with on two cores
 _EXPORT_EVERY_MS = "500"
@@ -105,13 +105,13 @@ def _environment(*, traces: bool) -> dict[str, str]:
 
 def _audience(*, as_json: bool) -> "Display":
     if as_json:
-        from worker.local.demo.text_display import JsonLines
+        from worker.local.demo.display import JsonLines
 
         return JsonLines()
     if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         from worker.local.demo.live_display import LiveView
 
         return LiveView()
-    from worker.local.demo.text_display import PlainLines
+    from worker.local.demo.display import PlainLines
 
     return PlainLines()

@@ -18,7 +18,7 @@ from worker.errors import SettingsError
 from worker.local.emulator.control import serve_control
 from worker.local.emulator.engines.base import Engine, TurnSettings
 from worker.local.emulator.engines.script_text import DEFAULT_STYLE, STYLES
-from worker.local.emulator.fault_specs import GRAMMAR, parse_fault
+from worker.local.emulator.faults import GRAMMAR, parse_fault
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
 from worker.urls import check_host

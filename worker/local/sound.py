@@ -7,9 +7,7 @@ PyAV (FFmpeg) demuxes and decodes; the samples are mono floats at the requested 
 import os
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
 import av
 import numpy as np
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 
 from worker.errors import SoundError, UnknownSoundError
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import encode
+from worker.local.pcm import encode
 from worker.local.sound_headers import is_file, mended
 from worker.text import pluralize
 
@@ -74,43 +72,24 @@ class Readable(Protocol):
 
 
 class SoundSource:
-    """Mono sound of one file, read once from beginning to end.
+    """Mono sound of an open sound file or video, read once from beginning to end.
 
-    `damaged` is the number of packets that could not be decoded and were skipped.
+    `name` is the file's name in errors. Raises SoundError if the file cannot be read or has no
+    sound that can be decoded. The file stays open.
     """
 
-    def __init__(self, name: str, file: Readable, *, owned: bool) -> None:
+    def __init__(self, file: Readable, name: str) -> None:
         self.name = name
         self.damaged = 0
-        self._file = file
-        self._owned = owned
+        """Number of packets that could not be decoded and were skipped."""
+        self.seconds: float | None = None
+        """Duration according to the file; None if unknown."""
         self._container: InputContainer | None = None
         try:
-            self._open()
+            self._open(file)
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def rate(self) -> int:
-        """Sample rate of the file in Hz, at its beginning."""
-        return self._rate
-
-    @property
-    def seconds(self) -> float | None:
-        """Duration according to the file; None if unknown."""
-        return self._seconds
 
     def blocks(self, rate: int) -> Iterator[Samples]:
         """Yield the samples at `rate` Hz; full scale is 1, which resampling may exceed.
@@ -139,21 +118,19 @@ class SoundSource:
     def encode(self, audio: AudioFormat) -> Iterator[bytes]:
         """Yield the bytes that a client with this format sends.
 
-        Raises KeyError for an unknown encoding, SoundError as `blocks` does.
+        Raises ValueError for an unknown encoding, SoundError as `blocks` does.
         """
         return (encode(block, audio.encoding) for block in self.blocks(audio.sample_rate))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the decoder."""
         if self._container is not None:
             self._container.close()
-        if self._owned and (close := getattr(self._file, "close", None)) is not None:
-            close()
 
-    def _open(self) -> None:
+    def _open(self, opened: Readable) -> None:
         """Select the audio stream, and decode its first frame."""
         try:
-            file = _Input(self._file)
+            file = _Input(opened)
         except OSError as error:
             raise self._unreadable(error) from error
         if not file.head:
@@ -174,9 +151,8 @@ class SoundSource:
             self._check(stream.sample_rate, stream.channels)
             why = f": {pluralize(self.damaged, 'packet')} cannot be decoded" if self.damaged else ""
             raise SoundError(f"{self.name} holds no audio{why}")
-        self._rate = first.sample_rate
-        duration = self._container.duration
-        self._seconds = None if duration is None else duration / av.time_base
+        if self._container.duration is not None:
+            self.seconds = self._container.duration / av.time_base
         self._frames = chain((first,), frames)
 
     def _find(self, container: InputContainer) -> AudioStream:
@@ -246,22 +222,6 @@ class SoundSource:
 
     def _unreadable(self, error: OSError) -> SoundError:
         return SoundError(f"{self.name}: cannot be read: {error.strerror}")
-
-
-def open_sound(file: Path | Readable, name: str | None = None) -> SoundSource:
-    """Open a sound file, or a video for its sound, by its path or as an open binary file.
-
-    `name` is the name used in errors. A file passed open stays open. Raises SoundError if the file
-    cannot be read or has no sound that can be decoded; the error contains the name.
-    """
-    if not isinstance(file, Path):
-        return SoundSource(name or "the file", file, owned=False)
-    named = name or str(file)
-    try:
-        opened = file.open("rb", buffering=0)
-    except OSError as error:
-        raise SoundError(f"{named}: cannot be read: {error.strerror}") from error
-    return SoundSource(named, opened, owned=True)
 
 
 class _Input:

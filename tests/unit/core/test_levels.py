@@ -13,7 +13,7 @@ from schemas.audio import Encoding
 from tests.unit.core.loudness import loudness
 from worker.core.levels import FULL_SCALE, LevelBuffer, frame_bytes, frame_levels
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import PcmDecoder, encode
+from worker.local.pcm import PcmDecoder, encode
 
 RATES = [8_000, 11_025, 16_000, 22_050, 44_100, 48_000]
 ENCODINGS = list(Encoding)

@@ -46,7 +46,7 @@ from worker.core.turn_boundary import (
     sent_audio,
     silences,
 )
-from worker.local.emulator.engines.pcm import encode
+from worker.local.pcm import encode
 
 Span = tuple[float, float]
 

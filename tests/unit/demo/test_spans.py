@@ -10,11 +10,10 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProces
 from opentelemetry.trace import Span, StatusCode, set_span_in_context
 from rich.console import Console
 
-from worker.local.demo.spans import read, traces
+from worker.local.demo.display import JsonLines
 from worker.local.demo.state import DemoState
 from worker.local.demo.summary import summarize
-from worker.local.demo.text_display import JsonLines
-from worker.local.demo.waterfall import waterfall
+from worker.local.demo.traces import read, traces, waterfall
 
 SECOND = 10**9
 
@@ -63,8 +62,8 @@ def test_spans_are_read_from_console_exporter(printed: list[str]) -> None:
     assert (sent.name, sent.process, sent.session) == ("send stt.sessions", "demo", "kennedy")
     assert (sent.kind, sent.parent_id, sent.seconds) == ("SpanKind.INTERNAL", None, 1.0)
     connect, turn = read(printed[2])
-    assert connect.parent_id == turn.context.span_id
-    assert (connect.status.status_code, connect.session) == ("ERROR", "kennedy")
+    assert connect.parent_id == turn.context["span_id"]
+    assert (connect.status["status_code"], connect.session) == ("ERROR", "kennedy")
     assert read("") == []
 
 
@@ -101,7 +100,7 @@ def test_waterfall_is_drawn(printed: list[str], width: int) -> None:
     assert isinstance(console.file, StringIO)
     lines = console.file.getvalue().splitlines()
     assert all(len(line) <= width for line in lines)
-    assert lines[1].startswith(f"kennedy  {spans[0].context.trace_id[2:]}"[:width])
+    assert lines[1].startswith(f"kennedy  {spans[0].context['trace_id'][2:]}"[:width])
     if width >= 100:
         (turn,) = (line for line in lines if "process stt.audio" in line)
         assert turn.split()[:6] == ["process", "stt.audio", "worker-2", "6.0", "s", "4.00"]

@@ -25,8 +25,7 @@ from tests.support.sounds import pcm, tone
 from worker.local.demo.live_display import draw
 from worker.local.demo.sessions import DemoSession, LineFormat
 from worker.local.demo.state import DemoState
-from worker.local.demo.summary import Summary, summarize
-from worker.local.demo.summary_view import closing
+from worker.local.demo.summary import Summary, closing, summarize
 
 WORKERS = ("worker-1", "worker-2")
 LINE = LineFormat(Encoding.PCM_S16LE, 16_000, 100)

@@ -401,17 +401,21 @@ async def test_report_describes_connection() -> None:
         while (await next_event(ws))["type"] != END:
             pass
         live = server.connections[0].report()
-        assert (live.open, live.close_code) == (True, None)
+        assert (live["open"], live["close_code"]) == (True, None)
         await closed(ws)
         await until_open(server, 0)
         report = server.connections[0].report()
-    assert (report.model, report.encoding, report.sample_rate) == ("ink-2", "pcm_s16le", 8000)
-    assert report.keyterms == ("Ink",)
-    assert (report.audio_messages, report.audio_bytes) == (2, len(AUDIO))
-    assert report.audio_s == len(AUDIO) / 16_000
-    assert report.peak_pace == pytest.approx(report.audio_s)
-    assert report.transcripts == ("w1 w2", "w1 w2", " w3", " w3")
-    assert (report.open, report.close_code, report.faults) == (False, 1000, ("duplicate",))
+    assert (report["model"], report["encoding"], report["sample_rate"]) == (
+        "ink-2",
+        "pcm_s16le",
+        8000,
+    )
+    assert report["keyterms"] == ("Ink",)
+    assert (report["audio_messages"], report["audio_bytes"]) == (2, len(AUDIO))
+    assert report["audio_s"] == len(AUDIO) / 16_000
+    assert report["peak_pace"] == pytest.approx(report["audio_s"])
+    assert report["transcripts"] == ("w1 w2", "w1 w2", " w3", " w3")
+    assert (report["open"], report["close_code"], report["faults"]) == (False, 1000, ("duplicate",))
 
 
 async def test_report_includes_refused_connection() -> None:
@@ -420,4 +424,4 @@ async def test_report_includes_refused_connection() -> None:
             await rest_of(ws)
         await until_closed(server)
         report = server.connections[0].report()
-    assert (report.model, report.encoding, report.close_code) == (None, None, 1008)
+    assert (report["model"], report["encoding"], report["close_code"]) == (None, None, 1008)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 
+from schemas.pcm import Encoding
 from tests.contract.wire import (
     GOOD,
     PHONE,
@@ -24,7 +25,6 @@ from tests.contract.wire import (
 )
 from worker.errors import TurnbusError
 from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
-from worker.local.emulator.engines.pcm import ENCODINGS
 from worker.local.emulator.engines.script import (
     ScriptEngine,
     ScriptOptions,
@@ -238,7 +238,7 @@ odd_config = odd_json.map(lambda turn: json.dumps({"type": "config", "turn": tur
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.sampled_from(sorted(ENCODINGS)),
+    st.sampled_from(sorted(Encoding)),
     st.lists(st.binary(max_size=4000) | st.text(max_size=40) | odd_config, max_size=8),
 )
 def test_server_survives_any_messages(encoding: str, sent: list[bytes | str]) -> None:

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import SettingsError
+from worker.local.emulator.connection_stats import PaceMeter
 from worker.local.emulator.engines.base import EngineEvent
-from worker.local.emulator.fault_plan import FaultSet
-from worker.local.emulator.fault_specs import parse_fault, parse_seconds
+from worker.local.emulator.fault_plan import FaultSet, RateLimit, Throttle
 from worker.local.emulator.faults import (
     CloseFrame,
     Cut,
@@ -24,9 +24,10 @@ from worker.local.emulator.faults import (
     PaceLimit,
     Shrink,
     SlowRead,
+    parse_fault,
+    parse_seconds,
 )
 from worker.local.emulator.messages import problem_of
-from worker.local.emulator.rate_limits import PaceMeter, RateLimit, Throttle
 
 
 @pytest.mark.parametrize(

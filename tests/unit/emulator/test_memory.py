@@ -97,7 +97,7 @@ def alive() -> Counter[type]:
 
 async def test_300_short_connections_leave_no_objects(caplog: pytest.LogCaptureFixture) -> None:
     # pytest would keep a captured log record, and with it the frames of its traceback.
-    caplog.set_level(logging.CRITICAL, "worker.local.emulator.listener")
+    caplog.set_level(logging.CRITICAL, "worker.local.emulator.tcp")
     tasks = asyncio.all_tasks()
     async with serving(ServerSettings(port=0, idle_timeout_s=0.3)) as server:
         server.faults.set("cut@mid-turn,p=0.2", "half-open@flush,p=0.1")

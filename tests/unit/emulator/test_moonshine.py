@@ -11,7 +11,7 @@ from worker.errors import MissingExtraError
 from worker.local.clips import CLIPS
 from worker.local.emulator.engines.moonshine import Moonshine
 from worker.local.emulator.engines.speech_audio import RATE, Samples
-from worker.local.wer import word_errors
+from worker.local.wer import word_error_rate
 
 KENNEDY = CLIPS[0]
 
@@ -30,7 +30,7 @@ def test_recognizer_transcribes_speech(moonshine: Moonshine, kennedy: Samples) -
     text = moonshine.text(moonshine.decode(kennedy))
     assert text == text.strip()
     assert text.isprintable()
-    assert word_errors(KENNEDY.transcript, text).rate < 0.15
+    assert word_error_rate([KENNEDY.transcript], [text]) < 0.15
 
 
 def test_recognizer_continues_given_text(moonshine: Moonshine, kennedy: Samples) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from worker.errors import MissingExtraError
-from worker.local.emulator.engines.packaged import PackagedFile
+from worker.local.emulator.engines.weights import PackagedFile
 
 CONTENT = b"weights"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from websockets.datastructures import Headers
 
 from worker.local.emulator.engines.base import AudioFormat, TurnSettings
-from worker.local.emulator.handshake import Upgrade
 from worker.local.emulator.messages import ClientFault
-from worker.local.emulator.params import Params, parse_params
+from worker.local.emulator.upgrade import Params, Upgrade, parse_params
 
 REQUIRED = "model=ink-2&encoding=pcm_s16le&sample_rate=16000"
 

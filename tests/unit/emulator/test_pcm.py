@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.pcm import Encoding
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import ENCODINGS, PcmDecoder, encode, sample_width, silence
+from worker.local.pcm import PcmDecoder, encode, silence
 
-every_encoding = pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+every_encoding = pytest.mark.parametrize("encoding", sorted(Encoding))
 
 
 def decoder(encoding: str) -> PcmDecoder:
@@ -70,7 +71,7 @@ def test_decoding_is_independent_of_chunking(
     whole = decoder(encoding).decode(audio)
     one = decoder(encoding)
     assert np.array_equal(np.concatenate([one.decode(piece) for piece in pieces]), whole)
-    assert len(whole) == len(audio) // sample_width(encoding)
+    assert len(whole) == len(audio) // Encoding(encoding).width
     assert np.all(np.abs(whole) <= 1)
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.pcm import Encoding
 from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
-from worker.local.emulator.engines.pcm import ENCODINGS, encode, sample_width
 from worker.local.emulator.engines.script import (
     ScriptEngine,
     ScriptOptions,
@@ -20,7 +20,8 @@ from worker.local.emulator.engines.script import (
     words_of,
 )
 from worker.local.emulator.engines.script_text import STYLES
-from worker.local.emulator.turns import TurnOrder
+from worker.local.emulator.write_queue import TurnOrder
+from worker.local.pcm import encode
 
 LINE = AudioFormat("pcm_s16le", 8000)
 WORD_BYTES = len(synthesize_words([1], LINE))
@@ -59,7 +60,7 @@ def kinds_of(events: list[EngineEvent]) -> list[str]:
     return [event.kind.removeprefix("turn.") for event in events]
 
 
-@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+@pytest.mark.parametrize("encoding", sorted(Encoding))
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 48000])
 def test_words_are_recognised_in_every_format(encoding: str, rate: int) -> None:
     line = AudioFormat(encoding, rate)
@@ -212,10 +213,10 @@ def test_loss_across_words_spares_later_words() -> None:
     assert words_of(text_of(cut)) == [10, 11, "!12", 16, 17, 18, 19]
 
 
-@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+@pytest.mark.parametrize("encoding", sorted(Encoding))
 def test_misaligned_audio_is_never_silence(encoding: str) -> None:
     line = AudioFormat(encoding, 8000)
-    for slip in range(1, sample_width(encoding)):
+    for slip in range(1, Encoding(encoding).width):
         first, second, *_ = events_of([synthesize_words([1, 2], line)[slip:]], line)
         assert first.kind == "turn.start"
         assert second.transcript == "!?"
@@ -283,12 +284,12 @@ async def test_later_connection_rewords_but_keeps_numbers() -> None:
     assert [await transcript(again) for _ in range(3)] == [first, second, third]
 
 
-@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+@pytest.mark.parametrize("encoding", sorted(Encoding))
 def test_word_has_documented_duration(encoding: str) -> None:
     line = AudioFormat(encoding, 16000)
-    assert len(synthesize_words([1, 2], line)) == 2 * 3200 * sample_width(encoding)
-    assert len(synthesize_words([1], line, word_ms=50)) == 800 * sample_width(encoding)
-    assert len(synthesize_silence(50, line)) == 800 * sample_width(encoding)
+    assert len(synthesize_words([1, 2], line)) == 2 * 3200 * Encoding(encoding).width
+    assert len(synthesize_words([1], line, word_ms=50)) == 800 * Encoding(encoding).width
+    assert len(synthesize_silence(50, line)) == 800 * Encoding(encoding).width
     with pytest.raises(ValueError, match="fewer than 96 samples"):
         synthesize_words([1], line, word_ms=5)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.pcm import Encoding
 from tests.support.sounds import wire
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import ENCODINGS
 from worker.local.emulator.engines.speech_audio import (
     RATE,
     WINDOW,
@@ -38,7 +38,7 @@ def test_bytes_become_windows() -> None:
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000])
-@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+@pytest.mark.parametrize("encoding", sorted(Encoding))
 def test_windows_are_independent_of_chunking(encoding: str, rate: int) -> None:
     audio = AudioFormat(encoding, rate)
     data = wire(tone(0.7), RATE, audio)

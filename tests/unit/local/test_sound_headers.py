@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.pcm import Encoding
 from tests.support.sounds import UNKNOWN, aiff, au, encoded, pcm, rf64, tone, wav
-from worker.local.emulator.engines.pcm import ENCODINGS, encode
+from worker.local.pcm import encode
 from worker.local.sound_headers import is_file, mended
 
 
@@ -54,7 +55,7 @@ def test_file_is_recognised_from_any_read_size(kind: str) -> None:
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000])
-@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+@pytest.mark.parametrize("encoding", sorted(Encoding))
 def test_raw_audio_is_not_recognised_as_file(encoding: str, rate: int) -> None:
     quiet = np.random.default_rng(1).normal(0, 0.0005, rate).astype(np.float32)
     for samples in (tone(rate), tone(rate, hz=50), quiet, np.zeros(rate, np.float32)):

@@ -53,7 +53,7 @@ class DemoEnvironment:
         """Start all processes; end them and remove their files when the block ends.
 
         `status` receives progress messages. The processes inherit the environment, except for the
-        settings of turnbus. Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does, and
+        settings of turnbus. Raises MissingExtraError or BusUnavailable as `EmbeddedRedis` does, and
         TurnbusError if a process does not start or stops unexpectedly.
         """
         async with AsyncExitStack() as stack:

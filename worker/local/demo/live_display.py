@@ -13,12 +13,10 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from worker.local.demo.run import ReceivedEvent
-from worker.local.demo.spans import Span
+from worker.local.demo.display import Display, ReceivedEvent
 from worker.local.demo.state import DemoState, SessionState, Turn
-from worker.local.demo.summary import Summary
-from worker.local.demo.summary_view import closing
-from worker.local.demo.waterfall import waterfall
+from worker.local.demo.summary import Summary, closing
+from worker.local.demo.traces import Span, waterfall
 
 _FRAME_S: Final = 0.08
 _MARGIN: Final = 2
@@ -33,7 +31,7 @@ _RESUMED: Final = ("↻", "magenta")
 _ENDED: Final = ("✓", "bold green")
 
 
-class LiveView:
+class LiveView(Display):
     """Shows the sessions on a full screen; prints all turns and the summary at the end."""
 
     def __init__(self) -> None:

@@ -1,24 +1,25 @@
 """Runs the demo: producers send the sessions, a worker is killed, a display shows the events."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import aclosing
 from io import StringIO
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final
 
 import anyio
 import msgspec
 from redis.exceptions import RedisError
 
 from schemas import SessionEntry
-from schemas.turns import Event, decode_turn_entry
+from schemas.turns import decode_turn_entry
 from worker import telemetry
 from worker.errors import BusUnavailableError, TurnbusError
+from worker.local.demo.display import Display, ReceivedEvent
 from worker.local.demo.environment import WORKERS, DemoEnvironment
 from worker.local.demo.sessions import DemoSession
-from worker.local.demo.spans import Span, read
 from worker.local.demo.state import DemoState, SessionState
-from worker.local.demo.summary import Summary, summarize
+from worker.local.demo.summary import summarize
+from worker.local.demo.traces import read
 from worker.producer import Producer
 from worker.telemetry.traces import ProducerSpan
 
@@ -27,34 +28,6 @@ _KILL_AT_S: Final = 9.0  # all sessions have begun, most are in a turn, and no t
 _KILL_AT_SHARE: Final = 0.4  # share of the demo's duration, if that is sooner
 _PATIENCE_S: Final = 60.0  # after the last audio
 _LOOK_S: Final = 0.05
-
-
-class ReceivedEvent(NamedTuple):
-    """An event read from Redis: time of reading (Unix seconds), JSON, and decoded."""
-
-    at: float
-    json: bytes
-    event: Event
-
-
-class Display(Protocol):
-    """Shows the demo. Entered before the first process starts, and always exited."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exc_info: object) -> None: ...
-
-    def status(self, text: str) -> None:
-        """Show progress of the startup."""
-        ...
-
-    def update(self, state: DemoState, received: Sequence[ReceivedEvent]) -> None:
-        """Show the state after these events; called many times a second."""
-        ...
-
-    def finish(self, state: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
-        """Show the summary, and the spans if there are any."""
-        ...
 
 
 async def run_demo(

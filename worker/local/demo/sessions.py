@@ -1,9 +1,9 @@
 """Sessions of the demo: their audio, and the format in which it is sent."""
 
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from itertools import count
+from itertools import chain, count, cycle, islice
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -14,7 +14,7 @@ from worker.errors import SettingsError, SoundError
 from worker.local.audio_input import AudioInput, in_chunks
 from worker.local.clips import CLIPS
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import silence
+from worker.local.pcm import silence
 
 _SILENCE_S: Final = 1.6  # after each clip: long enough for the recognizer to end the turn
 _START_GAP_S: Final = 1.6  # between the starts of two sessions
@@ -89,23 +89,13 @@ _BUNDLED: Final = (
 def bundled(sessions: int | None) -> list[DemoSession]:
     """Return sessions of the bundled clips, repeated if `sessions` exceeds their number."""
     clips = {clip.path.stem: clip for clip in CLIPS}
-    names = _Names()
     result = []
-    for place in range(len(_BUNDLED) if sessions is None else sessions):
-        name, stems, line = _BUNDLED[place % len(_BUNDLED)]
+    for name, stems, line in islice(cycle(_BUNDLED), sessions or len(_BUNDLED)):
         parts = [clips[stem] for stem in stems]
         sources = _probe([part.path for part in parts], once=False)
-        result.append(
-            _role(
-                names.take(name),
-                parts[0].speaker,
-                line,
-                place,
-                sources,
-                " ".join(part.transcript for part in parts),
-            )
-        )
-    return result
+        text = " ".join(part.transcript for part in parts)
+        result.append(_session(name, parts[0].speaker, line, sources, text))
+    return _arranged(result)
 
 
 def of_files(files: Sequence[Path], sessions: int | None) -> list[DemoSession]:
@@ -115,32 +105,32 @@ def of_files(files: Sequence[Path], sessions: int | None) -> list[DemoSession]:
     """
     number = len(files) if sessions is None else sessions
     sources = _probe(files, once=number <= len(files))
-    names = _Names()
     result = []
-    for place in range(number):
-        file, (source, seconds) = files[place % len(files)], sources[place % len(files)]
+    for file, source in islice(cycle(zip(files, sources, strict=True)), number):
         name = re.sub(r"[^A-Za-z0-9._:-]+", "-", file.stem)[:32]
-        result.append(
-            _role(names.take(name), file.name, _WIDEBAND, place, [(source, seconds)], None)
+        result.append(_session(name, file.name, _WIDEBAND, [source], None))
+    return _arranged(result)
+
+
+def _session(
+    name: str, speaker: str, line: LineFormat, sources: Sequence[_Source], text: str | None
+) -> DemoSession:
+    seconds: float | None = 0.0
+    for _, length in sources:
+        seconds = None if seconds is None or length is None else seconds + length + _SILENCE_S
+    return DemoSession(name, speaker, line, 0.0, tuple(each for each, _ in sources), seconds, text)
+
+
+def _arranged(sessions: Iterable[DemoSession]) -> list[DemoSession]:
+    """Give sessions of the same name a number, and let one start after another."""
+    arranged: dict[str, DemoSession] = {}
+    for place, session in enumerate(sessions):
+        numbered = (f"{session.session}-{number}" for number in count(2))
+        name = next(each for each in chain([session.session], numbered) if each not in arranged)
+        arranged[name] = msgspec.structs.replace(
+            session, session=name, enters_s=place * _START_GAP_S
         )
-    return result
-
-
-class _Names:
-    """Gives each session a unique name."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def take(self, name: str) -> str:
-        """Return `name`, numbered if it is taken."""
-        fresh = name
-        for number in count(2):
-            if fresh not in self._taken:
-                break
-            fresh = f"{name}-{number}"
-        self._taken.add(fresh)
-        return fresh
+    return list(arranged.values())
 
 
 def _probe(files: Sequence[Path], *, once: bool) -> list[_Source]:
@@ -166,22 +156,3 @@ def _probe(files: Sequence[Path], *, once: bool) -> list[_Source]:
                 opened.__exit__()
         raise SettingsError(errors)
     return sources
-
-
-def _role(
-    session: str,
-    speaker: str,
-    line: LineFormat,
-    place: int,
-    sources: Sequence[_Source],
-    text: str | None,
-) -> DemoSession:
-    seconds = 0.0
-    known = True
-    for _, length in sources:
-        known = known and length is not None
-        seconds += (length or 0.0) + _SILENCE_S
-    played = tuple(source for source, _ in sources)
-    return DemoSession(
-        session, speaker, line, place * _START_GAP_S, played, seconds if known else None, text
-    )

@@ -40,8 +40,8 @@ from worker.local.emulator.messages import (
     encode_config_ack,
     encode_error,
 )
-from worker.local.emulator.params import Params, check_turn
 from worker.local.emulator.settings import ServerSettings
+from worker.local.emulator.upgrade import Params, check_turn
 from worker.local.emulator.write_queue import WriteQueue
 
 _PIECE: Final = 64 * 1024  # maximum bytes fed at once: a huge message must not delay the others
@@ -152,7 +152,7 @@ class Connection:
                 received, ending = due
                 audio = audio[:received]
             await anyio.sleep(self._plan.read_delay_s(len(audio), time.monotonic()))
-        self._stats.on_event(len(audio))
+        self._stats.add_audio(len(audio))
         self._active_at = time.monotonic()
         if not self._outgoing.deaf and not await self._too_fast(audio):
             for start in range(0, len(audio), _PIECE):

@@ -2,37 +2,48 @@
 
 import time
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
-import msgspec
-
-from worker.local.emulator.engines.pcm import sample_width
-from worker.local.emulator.params import Params
-from worker.local.emulator.rate_limits import PaceMeter
+from schemas.pcm import Encoding
+from worker.local.emulator.upgrade import Params
 
 _TRANSCRIPTS_KEPT: Final = 1_000
+_WINDOW_S: Final = 1.0
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Statistics of one connection, as the control endpoint returns them in JSON."""
+class PaceMeter:
+    """Measures audio seconds per second; live audio has a pace of 1."""
 
-    request_id: str
-    open: bool
-    seconds: float
-    """Duration from the upgrade to the end of the connection, or to now while it is open."""
-    model: str | None
-    encoding: str | None
-    sample_rate: int | None
-    keyterms: tuple[str, ...]
-    audio_bytes: int
-    audio_messages: int
-    audio_s: float
-    pace: float | None
-    peak_pace: float
-    transcripts: tuple[str, ...]
-    open_transcript: str
-    close_code: int | None
-    faults: tuple[str, ...]
+    def __init__(self) -> None:
+        self.peak = 0.0
+        """Maximum seconds of audio received within one second."""
+        self._first_at: float | None = None
+        self._last_at = 0.0
+        self._audio_s = 0.0
+        self._last_s = 0.0
+        self._window_at = 0.0
+        self._window_s = 0.0
+
+    @property
+    def mean(self) -> float | None:
+        """Mean pace from the first message to the last; None until there are two."""
+        if self._first_at is None or self._last_at == self._first_at:
+            return None
+        # The last message covers the time after it.
+        return (self._audio_s - self._last_s) / (self._last_at - self._first_at)
+
+    def add(self, audio_s: float, now: float) -> None:
+        """Count a message."""
+        if self._first_at is None:
+            self._first_at = now
+        if self._window_s == 0 or now - self._window_at >= _WINDOW_S:
+            self._window_at = now
+            self._window_s = 0.0
+        self._last_at = now
+        self._last_s = audio_s
+        self._audio_s += audio_s
+        self._window_s += audio_s
+        self.peak = max(self.peak, self._window_s / _WINDOW_S)
 
 
 class ConnectionStats:
@@ -60,7 +71,7 @@ class ConnectionStats:
         self.faults = faults
         """Specs of the faults applied to the connection, in order."""
 
-    def on_event(self, size: int) -> None:
+    def add_audio(self, size: int) -> None:
         """Count an audio message of `size` bytes."""
         now = time.monotonic()
         if self.first_audio_at is None:
@@ -75,26 +86,26 @@ class ConnectionStats:
         if self.params is None:
             return 0.0
         audio = self.params.audio
-        return size / (sample_width(audio.encoding) * audio.sample_rate)
+        return size / (Encoding(audio.encoding).width * audio.sample_rate)
 
-    def report(self) -> Report:
-        """Return a snapshot for JSON output."""
-        params = self.params
-        return Report(
-            request_id=self.request_id,
-            open=self.closed_at is None,
-            seconds=(self.closed_at or time.monotonic()) - self.opened_at,
-            model=params.model if params else None,
-            encoding=params.audio.encoding if params else None,
-            sample_rate=params.audio.sample_rate if params else None,
-            keyterms=params.keyterms if params else (),
-            audio_bytes=self.audio_bytes,
-            audio_messages=self.audio_messages,
-            audio_s=self.seconds_of(self.audio_bytes),
-            pace=self.pace.mean,
-            peak_pace=self.pace.peak,
-            transcripts=tuple(self.transcripts),
-            open_transcript=self.open_transcript,
-            close_code=self.close_code,
-            faults=tuple(self.faults),
-        )
+    def report(self) -> dict[str, Any]:
+        """Return a snapshot for JSON output; `seconds` is the time that the connection is open."""
+        audio = self.params.audio if self.params else None
+        return {
+            "request_id": self.request_id,
+            "open": self.closed_at is None,
+            "seconds": (self.closed_at or time.monotonic()) - self.opened_at,
+            "model": self.params.model if self.params else None,
+            "encoding": audio.encoding if audio else None,
+            "sample_rate": audio.sample_rate if audio else None,
+            "keyterms": self.params.keyterms if self.params else (),
+            "audio_bytes": self.audio_bytes,
+            "audio_messages": self.audio_messages,
+            "audio_s": self.seconds_of(self.audio_bytes),
+            "pace": self.pace.mean,
+            "peak_pace": self.pace.peak,
+            "transcripts": tuple(self.transcripts),
+            "open_transcript": self.open_transcript,
+            "close_code": self.close_code,
+            "faults": tuple(self.faults),
+        }

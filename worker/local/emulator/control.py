@@ -29,8 +29,9 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from worker.errors import SettingsError, TurnbusError
-from worker.local.emulator.fault_specs import parse_seconds
+from worker.local.emulator.faults import parse_seconds
 from worker.local.emulator.server import Outage, TurnsServer
+from worker.local.emulator.tcp import respond
 
 _HOST: Final = "127.0.0.1"
 _LOCAL: Final = frozenset({_HOST, "localhost"})
@@ -107,11 +108,11 @@ class _Control:
         path, _, query = request.path.partition("?")
         try:
             _check_origin(request.headers)
-            return _json(HTTPStatus.OK, await self._do(path, query))
+            return _json(ws, HTTPStatus.OK, await self._do(path, query))
         except _Problem as problem:
-            return _json(problem.status, {"error": str(problem)})
+            return _json(ws, problem.status, {"error": str(problem)})
         except (msgspec.ValidationError, SettingsError) as error:
-            return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+            return _json(ws, HTTPStatus.BAD_REQUEST, {"error": str(error)})
 
     async def _do(self, path: str, query: str) -> object:
         match path:
@@ -178,14 +179,7 @@ def _check_origin(headers: Headers) -> None:
         raise _Problem(HTTPStatus.FORBIDDEN, "only programs on this machine may send requests")
 
 
-def _json(status: HTTPStatus, content: object) -> Response:
-    body = msgspec.json.encode(content) + b"\n"
-    headers = Headers(
-        {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-            "Cache-Control": "no-store",
-            "Connection": "close",
-        }
-    )
-    return Response(status, status.phrase, headers, body)
+def _json(ws: ServerConnection, status: HTTPStatus, content: object) -> Response:
+    response = respond(ws, status, msgspec.json.encode(content).decode() + "\n")
+    response.headers["Cache-Control"] = "no-store"
+    return response

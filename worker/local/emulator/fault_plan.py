@@ -3,6 +3,7 @@
 New faults also apply to open connections, from the next message on.
 """
 
+from collections.abc import Iterator
 from operator import itemgetter
 from random import Random
 from typing import Final, TypeVar
@@ -10,7 +11,6 @@ from typing import Final, TypeVar
 import msgspec
 
 from worker.local.emulator.engines.base import EngineEvent
-from worker.local.emulator.fault_specs import parse_fault
 from worker.local.emulator.faults import (
     ConnectionEnd,
     Duplicate,
@@ -23,10 +23,43 @@ from worker.local.emulator.faults import (
     PaceLimit,
     Shrink,
     SlowRead,
+    parse_fault,
 )
-from worker.local.emulator.rate_limits import RateLimit, Throttle
 
 H = TypeVar("H", bound=Habit)
+
+
+class RateLimit:
+    """Token bucket: allows audio at `speed` times real time, with bursts of `burst_s` seconds."""
+
+    def __init__(self, speed: float, burst_s: float) -> None:
+        self._speed = speed
+        self._burst_s = burst_s
+        self._left_s = burst_s
+        self._at: float | None = None
+
+    def allows(self, audio_s: float, now: float) -> bool:
+        """Return whether a message is within the limit; a rejected message is not counted."""
+        if self._at is not None:
+            self._left_s = min(self._burst_s, self._left_s + (now - self._at) * self._speed)
+        self._at = now
+        if audio_s > self._left_s:
+            return False
+        self._left_s -= audio_s
+        return True
+
+
+class Throttle:
+    """Limits reading to `per_s` bytes a second."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+        self._free_at = 0.0
+
+    def delay_s(self, size: int, now: float) -> float:
+        """Count `size` bytes; return the delay until they are read."""
+        self._free_at = max(self._free_at, now) + size / self._per_s
+        return self._free_at - now
 
 
 class ActiveFault:
@@ -63,7 +96,7 @@ class FaultSet:
         self._sockets = 0
 
     def set(self, *specs: str, seed: int = 0) -> None:
-        """Replace the active faults; `fault_specs` parses the specs.
+        """Replace the active faults; see `faults.GRAMMAR` for the specs.
 
         Connection numbers for `seed` restart at 1. Raises SettingsError and changes nothing if a
         spec is invalid.
@@ -97,7 +130,7 @@ class ConnectionFaults:
         self._number = number
         self._drawn: dict[ActiveFault, bool] = {}
         self._used: set[ActiveFault] = set()
-        self._guards: dict[ActiveFault, RateLimit] = {}
+        self._limits: dict[ActiveFault, RateLimit] = {}
         self._throttles: dict[ActiveFault, Throttle] = {}
 
     def __bool__(self) -> bool:
@@ -105,35 +138,34 @@ class ConnectionFaults:
 
     def refusal(self) -> HttpRefusal | None:
         """Return the HTTP refusal to answer the upgrade with, if any."""
-        for standing in self._faults.standing:
-            action = standing.fault.action
-            if isinstance(action, HttpRefusal) and self._applies(standing):
+        for standing in self._unused():
+            if isinstance(action := standing.fault.action, HttpRefusal):
+                self._apply(standing)
                 return action
         return None
 
     def at_moment(self, moment: Moment) -> ConnectionEnd | None:
         """Return the fault that applies at this moment, if any."""
-        for standing in self._faults.standing:
+        for standing in self._unused():
             action = standing.fault.action
-            if (
-                standing.fault.at == moment
-                and isinstance(action, ConnectionEnd)
-                and self._applies(standing)
-            ):
+            if standing.fault.at == moment and isinstance(action, ConnectionEnd):
+                self._apply(standing)
                 return action
         return None
 
     def fault_within(self, received: int, size: int) -> tuple[int, ConnectionEnd] | None:
         """Return the fault due within the next `size` bytes of audio, and its byte offset."""
-        for at, standing in self._by_bytes():
-            action = standing.fault.action
-            if (
-                at <= received + size
-                and isinstance(action, ConnectionEnd)
-                and self._applies(standing)
-            ):
-                return max(at - received, 0), action
-        return None
+        due = [
+            (at, standing, action)
+            for standing in self._unused()
+            if isinstance(at := standing.fault.at, int) and at <= received + size
+            if isinstance(action := standing.fault.action, ConnectionEnd)
+        ]
+        if not due:
+            return None
+        at, standing, action = min(due, key=itemgetter(0))
+        self._apply(standing)
+        return max(at - received, 0), action
 
     def greeting(self) -> LateConnected:
         """Return the delay of `connected`."""
@@ -157,7 +189,7 @@ class ConnectionFaults:
         if (found := self._habit(PaceLimit)) is None:
             return None
         standing, limit = found
-        guard = self._guards.setdefault(standing, RateLimit(limit.speed, limit.burst_s))
+        guard = self._limits.setdefault(standing, RateLimit(limit.speed, limit.burst_s))
         if guard.allows(audio_s, now):
             return None
         self._apply(standing)
@@ -175,21 +207,6 @@ class ConnectionFaults:
             events = [each for each in events for _ in range(2)]
         return events
 
-    def _by_bytes(self) -> list[tuple[int, ActiveFault]]:
-        found = [
-            (standing.fault.at, standing)
-            for standing in self._faults.standing
-            if isinstance(standing.fault.at, int)
-        ]
-        return sorted(found, key=itemgetter(0))
-
-    def _applies(self, standing: ActiveFault) -> bool:
-        """Apply the fault to this connection if allowed, at most once."""
-        if standing in self._used or not self._may_apply(standing):
-            return False
-        self._apply(standing)
-        return True
-
     def _has(self, kind: type[Habit]) -> bool:
         if (found := self._habit(kind)) is None:
             return False
@@ -202,6 +219,12 @@ class ConnectionFaults:
             if isinstance(action, kind) and (standing in self._used or self._may_apply(standing)):
                 return standing, action
         return None
+
+    def _unused(self) -> Iterator[ActiveFault]:
+        """Yield the faults that may apply and have not yet: they occur once."""
+        for standing in self._faults.standing:
+            if standing not in self._used and self._may_apply(standing):
+                yield standing
 
     def _may_apply(self, standing: ActiveFault) -> bool:
         if standing not in self._drawn:

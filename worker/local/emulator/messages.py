@@ -10,7 +10,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from worker.local.emulator.engines.base import EngineEvent, TurnSettings
+from worker.local.emulator.engines.base import TURN_NAMES, EngineEvent, TurnSettings
 
 COMMANDS: Final = "done, close, config"
 
@@ -74,25 +74,19 @@ class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):
     """The provider accepts `done` without documenting it; here it is the same as `close`."""
 
 
-class ConfigTurn(msgspec.Struct, frozen=True):
+class ConfigTurn(msgspec.Struct, frozen=True, rename=TURN_NAMES):
     """Turn settings to change; None keeps the current value."""
 
-    start_threshold: float | None = None
-    eager_end_threshold: float | None = None
-    end_threshold: float | None = None
+    start: float | None = None
+    eager_end: float | None = None
+    end: float | None = None
     end_timeout_ms: float | None = None
 
     def over(self, turn: TurnSettings) -> TurnSettings:
         """Merge onto current settings."""
-        given = {
-            "start": self.start_threshold,
-            "eager_end": self.eager_end_threshold,
-            "end": self.end_threshold,
-            "end_timeout_ms": self.end_timeout_ms,
-        }
-        return msgspec.structs.replace(
-            turn, **{name: value for name, value in given.items() if value is not None}
-        )
+        given = msgspec.structs.asdict(self).items()
+        changes = {name: value for name, value in given if value is not None}
+        return msgspec.structs.replace(turn, **changes)
 
 
 class Config(msgspec.Struct, frozen=True, tag_field="type", tag="config"):
@@ -102,7 +96,7 @@ class Config(msgspec.Struct, frozen=True, tag_field="type", tag="config"):
 
 
 class _ConfigAck(msgspec.Struct, tag_field="type", tag="config"):
-    turn: ConfigTurn
+    turn: TurnSettings
     request_id: str
 
 
@@ -132,8 +126,7 @@ def encode_error(problem: Problem, request_id: str) -> bytes:
 
 def encode_config_ack(turn: TurnSettings, request_id: str) -> bytes:
     """Encode the answer to `config`: the current settings."""
-    now = ConfigTurn(turn.start, turn.eager_end, turn.end, turn.end_timeout_ms)
-    return _encoder.encode(_ConfigAck(now, request_id))
+    return _encoder.encode(_ConfigAck(turn, request_id))
 
 
 def decode_command(text: str) -> Command:

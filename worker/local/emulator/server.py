@@ -1,7 +1,7 @@
 """STT server that implements the protocol of Cartesia's realtime STT with turn detection.
 
 Where the provider's documentation leaves a choice, this server declines permessage-deflate. It
-accepts audio at any pace unless a fault limits it. See also `settings`, `handshake`, `params` and
+accepts audio at any pace unless a fault limits it. See also `settings`, `upgrade` and
 `connection`.
 """
 
@@ -25,11 +25,10 @@ from worker.local.emulator.connection_stats import ConnectionStats
 from worker.local.emulator.engines.base import Engine
 from worker.local.emulator.fault_plan import ConnectionFaults, FaultSet
 from worker.local.emulator.faults import CloseFrame, Cut, HalfOpen, HttpRefusal
-from worker.local.emulator.handshake import PATH, Upgrade
-from worker.local.emulator.listener import Listener
 from worker.local.emulator.messages import ClientFault, Problem, encode_error, problem_of
-from worker.local.emulator.params import parse_params
 from worker.local.emulator.settings import ServerSettings
+from worker.local.emulator.tcp import Listener
+from worker.local.emulator.upgrade import PATH, Upgrade, parse_params
 from worker.urls import join_host_port
 
 _CONNECTIONS_KEPT: Final = 4_096
@@ -194,10 +193,7 @@ class TurnsServer:
     def _http(self, ws: ServerConnection, upgrade: Upgrade, problem: Problem) -> Response:
         self._refused[str(problem.status)] += 1
         content_type, body = upgrade.error_body(problem, str(ws.id))
-        response = ws.respond(problem.status, body)
-        del response.headers["Content-Type"]
-        response.headers["Content-Type"] = content_type
-        return response
+        return tcp.respond(ws, problem.status, body, content_type)
 
     async def _serve_client(self, ws: ServerConnection) -> None:
         plan = self.faults.plan()

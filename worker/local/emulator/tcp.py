@@ -1,23 +1,39 @@
-"""TCP-level faults of a connection: reset, end, stop reading.
+"""TCP: the listening sockets, and the faults of a connection below its WebSocket.
 
-The functions do nothing if the connection is already closed.
+An outage closes the listening sockets and opens them again on the same ports.
 """
 
+import asyncio
+import logging
 import socket
 import struct
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import anyio
-from websockets.asyncio.server import ServerConnection
+from anyio.lowlevel import checkpoint
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+
+from worker.errors import TurnbusError
+from worker.urls import join_host_port
+
+# At debug level websockets logs request headers, which contain API keys.
+_log: Final = logging.getLogger(__name__)
+_log.setLevel(logging.INFO)
 
 GRACE_S: Final = 2.0
 """Timeout before a reset for the client to answer a close frame or the end of the stream."""
 
+_HANDSHAKE_S: Final = 30.0  # longer than clients wait: the client ends an unanswered handshake
+_BACKLOG: Final = 1_024
 _NO_LINGER: Final = struct.pack("ii", 1, 0)  # makes closing a TCP socket a reset
 
 
 def reset(ws: ServerConnection) -> None:
-    """Reset the connection: data in transit is dropped."""
+    """Reset the connection, if it is open: data in transit is dropped."""
     if not ws.transport.is_closing():
         sock = ws.transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
@@ -25,7 +41,7 @@ def reset(ws: ServerConnection) -> None:
 
 
 def end(ws: ServerConnection) -> None:
-    """End the server's side of the stream, without a close frame."""
+    """End the server's side of the stream, without a close frame, if it is open."""
     if not ws.transport.is_closing():
         ws.transport.write_eof()
 
@@ -42,3 +58,119 @@ async def outlast(ws: ServerConnection, patience_s: float) -> None:
         await ws.wait_closed()
     reset(ws)
     await ws.wait_closed()
+
+
+def respond(
+    ws: ServerConnection, status: int, body: str, content_type: str = "application/json"
+) -> Response:
+    """Return the HTTP response to a request."""
+    response = ws.respond(status, body)
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = content_type
+    return response
+
+
+class Listener:
+    """Accepts connections; `start` makes it listen."""
+
+    def __init__(
+        self,
+        handle: Callable[[ServerConnection], Awaitable[None]],
+        refuse: Callable[[ServerConnection, Request], Awaitable[Response | None]],
+        max_message: int,
+        ping_s: float | None,
+    ) -> None:
+        self._connections: set[ServerConnection] = set()
+        self._serve = partial(
+            serve,
+            handle,
+            create_connection=_registering(self._connections),
+            compression=None,
+            max_size=max_message,
+            ping_interval=ping_s,
+            ping_timeout=ping_s,
+            open_timeout=_HANDSHAKE_S,
+            close_timeout=GRACE_S,
+            process_request=refuse,
+            process_response=_name_request,
+            logger=_log,
+            backlog=_BACKLOG,
+        )
+        self._servers: list[Server] = []
+        self._reserved: list[socket.socket] = []
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port.
+
+        Raises TurnbusError if the address is not available.
+        """
+        try:
+            server = await self._serve(host, port)
+        except OSError as error:
+            where = join_host_port(host, port)
+            raise TurnbusError(f"cannot listen on {where}: {error.strerror}") from error
+        self._servers.append(server)
+        return int(next(iter(server.sockets)).getsockname()[1])
+
+    async def pause(self) -> None:
+        """Refuse new connections. Open connections stay open."""
+        listening = [server for server in self._servers if server.is_serving()]
+        addresses = [(s.family, s.getsockname()) for server in listening for s in server.sockets]
+        for server in listening:
+            server.close(close_connections=False)
+        while any(server.is_serving() for server in listening):
+            await checkpoint()
+        # Keep the port bound: the OS could assign it to another program or to a client.
+        self._reserved = [_bound(family, address) for family, address in addresses]
+
+    async def resume(self) -> None:
+        """Listen again on the same ports."""
+        while self._reserved:
+            self._servers.append(await self._serve(sock=self._reserved.pop()))
+
+    def unanswered(self) -> list[ServerConnection]:
+        """Return the connections whose handshake is not complete."""
+        return [
+            connection for connection in self._connections if connection.state is State.CONNECTING
+        ]
+
+    def close(self) -> None:
+        """Stop listening permanently."""
+        while self._reserved:
+            self._reserved.pop().close()
+        for server in self._servers:
+            server.close(close_connections=False)
+
+    async def wait_closed(self) -> None:
+        """Wait until the last connection is closed."""
+        for server in self._servers:
+            await server.wait_closed()
+
+
+def _registering(connections: set[ServerConnection]) -> type[ServerConnection]:
+    """Return a connection class whose instances are in `connections` before the upgrade, too."""
+
+    class Registered(ServerConnection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            connections.add(self)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            connections.discard(self)
+
+    return Registered
+
+
+def _bound(family: socket.AddressFamily, address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(address)
+    return sock
+
+
+def _name_request(ws: ServerConnection, request: Request, response: Response) -> None:
+    """Add the request id to every response, including those websockets creates itself."""
+    response.headers["X-Request-Id"] = str(ws.id)

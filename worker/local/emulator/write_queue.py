@@ -1,9 +1,23 @@
-"""Outgoing messages of one connection, written in order by one task."""
+"""Outgoing messages of one connection, written by one task, which enforces the order of events.
+
+            connected
+                |
+      +------- idle <-------------------+
+      |  turn.start                     |
+      v                                 |
+    speaking -- turn.end ---------------+
+      |  ^  turn.update*                |
+      |  | turn.resume                  |
+      v  | turn.eager_end               |
+    eager_ended -- turn.end ------------+
+
+Every transcript of a turn begins with the previous one.
+"""
 
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Literal
 
 import anyio
 from websockets.asyncio.server import ServerConnection
@@ -14,12 +28,50 @@ from worker.local.emulator.fault_plan import ConnectionFaults
 from worker.local.emulator.faults import Moment
 from worker.local.emulator.messages import encode_connected, encode_event
 from worker.local.emulator.settings import ServerSettings
-from worker.local.emulator.turns import TurnOrder
 
+State = Literal["idle", "speaking", "eager_ended"]
+
+TRANSITIONS: Final[dict[tuple[State, EventKind], State]] = {
+    ("idle", "turn.start"): "speaking",
+    ("speaking", "turn.update"): "speaking",
+    ("speaking", "turn.eager_end"): "eager_ended",
+    ("speaking", "turn.end"): "idle",
+    ("eager_ended", "turn.resume"): "speaking",
+    ("eager_ended", "turn.end"): "idle",
+}
+_BARE: Final[frozenset[EventKind]] = frozenset({"turn.start", "turn.resume"})
 _MOMENT_AFTER: Final[dict[EventKind, Moment]] = {
     "turn.update": "mid-turn",
     "turn.end": "between-turns",
 }
+
+
+class EngineFault(RuntimeError):  # noqa: N818 - named as in `worker.errors`
+    """The engine emitted an event that the protocol does not allow: a defect of the engine."""
+
+
+class TurnOrder:
+    """Tracks the turn state of one connection."""
+
+    def __init__(self) -> None:
+        self.state: State = "idle"
+        self.transcript = ""
+        """Latest transcript of the open turn; empty while idle."""
+        self.turns = 0
+        """Number of turns started."""
+
+    def admit(self, event: EngineEvent) -> None:
+        """Process the next event. Raises EngineFault, without a change, if it is not allowed."""
+        after = TRANSITIONS.get((self.state, event.kind))
+        if after is None:
+            raise EngineFault(f"{event.kind} while {self.state}")
+        if (event.transcript is None) != (event.kind in _BARE):
+            raise EngineFault(f"{event.kind} with transcript {event.transcript!r}")
+        if event.transcript is not None and not event.transcript.startswith(self.transcript):
+            raise EngineFault(f"{event.kind} takes back text already sent")
+        self.state = after
+        self.turns += event.kind == "turn.start"
+        self.transcript = "" if after == "idle" else event.transcript or self.transcript
 
 
 class WriteQueue:

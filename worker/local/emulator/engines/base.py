@@ -6,7 +6,7 @@ known. The server adds `request_id` and writes them to the socket.
 """
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -20,7 +20,15 @@ class EngineEvent(msgspec.Struct, frozen=True):
     transcript: str | None = None
 
 
-class TurnSettings(msgspec.Struct, frozen=True):
+TURN_NAMES: Final = {
+    "start": "start_threshold",
+    "eager_end": "eager_end_threshold",
+    "end": "end_threshold",
+}
+"""Names of the turn settings in the protocol, where they differ."""
+
+
+class TurnSettings(msgspec.Struct, frozen=True, rename=TURN_NAMES):
     """Turn detection settings of one connection.
 
     The thresholds are compared with the likelihood (0 to 1) that the user is still in a turn:

@@ -10,10 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.local.emulator.engines.inference import load_model
-from worker.local.emulator.engines.packaged import PackagedFile
 from worker.local.emulator.engines.speech_audio import RATE, Samples
 from worker.local.emulator.engines.speech_text import Tokens
+from worker.local.emulator.engines.weights import PackagedFile, load_model
 
 _REQUIREMENT: Final = "moonshine-voice==0.1.0"
 _ENCODER: Final = PackagedFile(
@@ -61,7 +60,7 @@ def _parse_vocabulary(content: bytes) -> list[bytes]:
 class Moonshine:
     """The recognizer. Stateless between calls; `decode` may run in many threads at once.
 
-    Raises LocalPartMissing if the weights are not installed or not as expected.
+    Raises MissingExtraError if the weights are not installed or not as expected.
     """
 
     def __init__(self) -> None:

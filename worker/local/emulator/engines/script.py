@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.local.emulator.engines.base import AudioFormat, EngineEvent, EventKind, TurnSettings
-from worker.local.emulator.engines.pcm import PcmDecoder
 from worker.local.emulator.engines.script_text import DEFAULT_STYLE, REWORDABLE, STYLES, TextStyle
 from worker.local.emulator.engines.script_words import (
     QUIET,
@@ -30,6 +29,7 @@ from worker.local.emulator.engines.script_words import (
     word_codec,
     words_of,
 )
+from worker.local.pcm import PcmDecoder
 
 __all__ = [
     "ScriptEngine",

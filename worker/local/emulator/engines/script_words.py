@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import PcmDecoder, encode, silence
+from worker.local.pcm import PcmDecoder, encode, silence
 
 WORD_MS: Final = 200
 QUIET: Final = 1 / 64  # maximum level of silence: phone lines have noise

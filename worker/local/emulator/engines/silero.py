@@ -9,9 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.local.emulator.engines.inference import load_model
-from worker.local.emulator.engines.packaged import PackagedFile
 from worker.local.emulator.engines.speech_audio import RATE, WINDOW
+from worker.local.emulator.engines.weights import PackagedFile, load_model
 
 _CONTEXT: Final = 64  # samples of the previous window, which the model needs as context
 _WEIGHTS: Final = PackagedFile(
@@ -23,7 +22,7 @@ _WEIGHTS: Final = PackagedFile(
 
 
 class Silero:
-    """The shared model. Raises LocalPartMissing if its weights are missing or changed."""
+    """The shared model. Raises MissingExtraError if its weights are missing or changed."""
 
     def __init__(self) -> None:
         self._session = load_model(_WEIGHTS)

@@ -42,7 +42,7 @@ _KEPT: Final = windows(2.0)
 class SpeechEngine:
     """Two models and one thread per core, shared by all connections.
 
-    Loading takes about half a second. Raises LocalPartMissing if weights are missing or changed.
+    Loading takes about half a second. Raises MissingExtraError if weights are missing or changed.
     """
 
     name = "speech"
@@ -59,7 +59,7 @@ class SpeechEngine:
         keyterms: tuple[str, ...],
         emit: Callable[[EngineEvent], None],
     ) -> "SpeechStream":
-        """Create the stream of one connection. Raises KeyError for an unknown encoding."""
+        """Create the stream of one connection. Raises ValueError for an unknown encoding."""
         return SpeechStream(self, audio, turn, emit)
 
     async def aclose(self) -> None:

@@ -8,7 +8,7 @@ import soxr
 from numpy.typing import NDArray
 
 from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.pcm import PcmDecoder
+from worker.local.pcm import PcmDecoder
 
 RATE: Final = 16_000  # Hz, sample rate of the models
 WINDOW: Final = 512  # samples in one window of the VAD model
@@ -28,7 +28,7 @@ class Framer:
     """Converts one connection's bytes, in any chunking, to windows at `RATE`.
 
     Resampling delays audio by 40 ms at 44.1 or 48 kHz, by 115 ms at 8 kHz. Filters with a shorter
-    delay increase the word error rate of telephone speech by one percent. Raises KeyError for an
+    delay increase the word error rate of telephone speech by one percent. Raises ValueError for an
     encoding that the protocol does not have.
     """
 

@@ -1,8 +1,9 @@
-"""Display of the demo without a terminal: a line for each event, as text or JSON."""
+"""Displays of the demo, and those without a terminal: a line for each event, as text or JSON."""
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
 from rich.console import Console
@@ -20,28 +21,49 @@ from schemas.turns import (
     TurnUpdate,
     event_type,
 )
-from worker.local.demo.run import ReceivedEvent
-from worker.local.demo.spans import Span
 from worker.local.demo.state import DemoState
-from worker.local.demo.summary import Summary
-from worker.local.demo.summary_view import closing
-from worker.local.demo.waterfall import waterfall
+from worker.local.demo.summary import Summary, closing
+from worker.local.demo.traces import Span, waterfall
 from worker.text import pluralize
 
-_WIDTH = 100
+_WIDTH: Final = 100
 
 
-class PlainLines:
-    """Prints plain text: a line for each turn, not for each word."""
+class ReceivedEvent(NamedTuple):
+    """An event read from Redis: time of reading (Unix seconds), JSON, and decoded."""
 
-    def __init__(self) -> None:
-        self._noticed = 0
+    at: float
+    json: bytes
+    event: Event
+
+
+class Display(ABC):
+    """Shows the demo. Entered before the first process starts, and always exited."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         return
+
+    @abstractmethod
+    def status(self, text: str) -> None:
+        """Show progress of the startup."""
+
+    @abstractmethod
+    def update(self, state: DemoState, received: Sequence[ReceivedEvent]) -> None:
+        """Show the state after these events; called many times a second."""
+
+    @abstractmethod
+    def finish(self, state: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
+        """Show the spans, if there are any, and the summary."""
+
+
+class PlainLines(Display):
+    """Prints plain text: a line for each turn, not for each word."""
+
+    def __init__(self) -> None:
+        self._noticed = 0
 
     def status(self, text: str) -> None:
         """Print a progress message."""
@@ -68,14 +90,8 @@ class PlainLines:
         console.print(closing(summary))
 
 
-class JsonLines:
+class JsonLines(Display):
     """Prints the events as published in Redis, then the spans and the summary."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        return
 
     def status(self, text: str) -> None:
         """Print a progress message to standard error."""
@@ -90,9 +106,8 @@ class JsonLines:
     def finish(self, state: DemoState, summary: Summary, spans: Sequence[Span]) -> None:
         """Print the spans, then the summary."""
         del state
-        for span in spans:
-            print(msgspec.json.encode(span).decode(), flush=True)
-        print(msgspec.json.encode(summary).decode(), flush=True)
+        for result in (*spans, summary):
+            print(msgspec.json.encode(result).decode(), flush=True)
 
 
 def _sentence(event: Event, state: DemoState) -> str | None:
