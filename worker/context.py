@@ -22,8 +22,8 @@ from worker.bus.committer import Committer
 from worker.bus.lanes import LaneRegistry
 from worker.bus.ownership import SessionOwnership
 from worker.bus.permits import ConnectionPermits
-from worker.core.frame_limit import FrameLimit
 from worker.core.provider_lag import ProviderLag
+from worker.core.send_limits import FrameLimit
 from worker.errors import SttError
 from worker.event_loop import StallDetector
 from worker.leases.retries import CrashRetries

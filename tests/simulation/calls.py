@@ -15,8 +15,8 @@ from websockets.uri import parse_uri
 
 from schemas.audio import AudioEntry, Encoding, SessionEntry
 from worker.core.ledger import Ledger
-from worker.core.pacing import Pacer
 from worker.core.provider_lag import ProviderLag
+from worker.core.send_limits import Pacer
 from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream, synthesize_silence, synthesize_words

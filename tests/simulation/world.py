@@ -248,17 +248,12 @@ class _Line(WebSocketClient):
     def __init__(self, stream: "_Provider") -> None:
         super().__init__(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
         self._stream = stream
-        self.answered = 0
         self.texts: deque[tuple[cartesia.ServerMessage | None, float]] = deque()
         self.lost = ""
 
     @property
     def open(self) -> bool:
         return not self.lost
-
-    @property
-    def pongs_received(self) -> int:
-        return self.answered
 
     @property
     def waiting(self) -> int:
@@ -269,7 +264,7 @@ class _Line(WebSocketClient):
 
     def _pong(self, number: int) -> None:
         if self.open:
-            self.answered, self.last_received_at = number, self._stream.world.now
+            self.pongs_received, self.last_received_at = number, self._stream.world.now
 
     def abort(self, reason: str) -> None:
         self._stream.cut(reason)

@@ -1,4 +1,4 @@
-"""Transcripts: joins and compares texts of one turn that were transcribed separately.
+"""Transcripts: joins and compares texts of one turn, and limits how often they are published.
 
 Recognizers are not deterministic. Consumers may have received "twenty five thousand", and a replay
 of the same audio may give "25,000 dollars": shorter, and yet one word more. So the words of both
@@ -17,6 +17,9 @@ MAX_NEW_WORDS = 10
 POSITION_WEIGHT = 0.4
 """Cost per word of distance from the position estimate; an inserted or deleted word costs 1. The
 estimate is inexact, because a provider's lag differs between sockets."""
+
+MAX_UPDATE_INTERVAL_S = 5.0
+"""Maximum interval between two updates, however long the text is."""
 
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
 """White space, including zero-width spaces, which Unicode does not count as white space."""
@@ -46,18 +49,19 @@ def new_text(known: str, replayed: str, caught_up: int) -> str:
     `replayed` is a new transcript of the audio that `known` covers, and perhaps of more.
     `caught_up` estimates how many words of `replayed` cover the audio of `known`.
     """
-    words, known_words = list(_WORD.finditer(replayed)), _WORD.findall(known)
-    same = _same_ahead(known_words, words)
+    matches, known_words = list(_WORD.finditer(replayed)), _WORD.findall(known)
+    words = [match.group() for match in matches]
+    same = _common_prefix(known_words, words)
     # One message may repeat all the text, with no message before it.
     least = min(len(known_words), len(words)) - MAX_NEW_WORDS
     caught_up = min(max(caught_up, least, same), len(words))
     first = max(same, caught_up - ALIGN_WINDOW_WORDS)
     end = first + _aligned_words(
         known_words[same:] if first == same else known_words[-ALIGN_WINDOW_WORDS:],
-        [word.group() for word in words[first : caught_up + MAX_NEW_WORDS]],
+        words[first : caught_up + MAX_NEW_WORDS],
         caught_up - first,
     )
-    added = replayed[words[end - 1].end() if end else 0 :]
+    added = replayed[matches[end - 1].end() if end else 0 :]
     return "" if is_blank(added) else added
 
 
@@ -154,13 +158,6 @@ def same_words(text: str, other: str) -> bool:
     return _letters(text) == _letters(other)
 
 
-def _same_ahead(known: Sequence[str], words: Sequence[re.Match[str]]) -> int:
-    """Return the number of equal words at the beginning of both."""
-    pairs = enumerate(zip(known, words, strict=False))
-    unlike = (at for at, (one, other) in pairs if one != other.group())
-    return next(unlike, min(len(known), len(words)))
-
-
 def _ink(text: str) -> int:
     return len(_SPACE_RUN.sub("", text))
 
@@ -195,7 +192,36 @@ def _word_distance(word: str, other: str) -> float:
     return 1 - 2 * shared / (len(shorter) + len(longer))
 
 
-def _common_prefix(text: str, other: str) -> int:
-    """Return the length of the common prefix."""
-    pairs = enumerate(zip(text, other, strict=False))
-    return next((at for at, (one, two) in pairs if one != two), min(len(text), len(other)))
+def _common_prefix(known: Sequence[str], replayed: Sequence[str]) -> int:
+    """Return how many equal words, or letters, are at the beginning of both."""
+    pairs = enumerate(zip(known, replayed, strict=False))
+    unlike = (at for at, (one, other) in pairs if one != other)
+    return next(unlike, min(len(known), len(replayed)))
+
+
+class UpdateThrottle:
+    """Limits how often the growing text of a turn is published, for one session.
+
+    Every update contains the whole text of its turn, so ten minutes of updates for every word would
+    cost megabytes. The interval to the next update grows with the text. A session thus writes a
+    steady number of bytes a second, and consumers receive short turns word by word.
+
+    Times are seconds on one monotonic clock.
+    """
+
+    def __init__(self, interval_ms: float) -> None:
+        """`interval_ms` is the interval after a text of 1,000 characters; 0 is none."""
+        self._s_per_char = interval_ms / 1_000_000
+        self._next_at = float("-inf")
+
+    def published(self, text: str, now: float) -> None:
+        """Record that a text was published, in an event of any kind."""
+        self._next_at = now + min(MAX_UPDATE_INTERVAL_S, len(text) * self._s_per_char)
+
+    def reset(self) -> None:
+        """Allow the next update at once, because it is the first of a turn."""
+        self._next_at = float("-inf")
+
+    def is_due(self, now: float) -> bool:
+        """Return whether an update may be published."""
+        return now >= self._next_at

@@ -10,11 +10,11 @@ from worker.context import WorkerContext
 from worker.core.lateness import Lateness
 from worker.core.ledger import Ledger
 from worker.core.notices import Notices
-from worker.core.pacing import Pacer
 from worker.core.polling import PollSchedule
+from worker.core.send_limits import Pacer
+from worker.core.transcripts import UpdateThrottle
 from worker.core.turn_config import TurnConfigHistory
 from worker.core.turn_tracker import TurnTracker
-from worker.core.update_throttle import UpdateThrottle
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.checkpoint import Checkpoint, CheckpointBuilder
 from worker.session.connector import Connector

@@ -4,14 +4,19 @@ import logging
 import time
 
 from worker.context import WorkerContext
-from worker.core.keepalive import IDLE_PING_INTERVAL_S, PING_INTERVAL_S, Keepalive
+from worker.core.connection_health import (
+    IDLE_PING_INTERVAL_S,
+    PING_INTERVAL_S,
+    Keepalive,
+    RepeatedLosses,
+    Watchdog,
+    WatchdogAction,
+)
 from worker.core.ledger import Ledger
 from worker.core.polling import PollSchedule
 from worker.core.provider_errors import is_idle_close, is_provider_error
-from worker.core.repeats import Repeats
 from worker.core.turn_config import TurnConfigHistory
 from worker.core.turn_tracker import TurnTracker
-from worker.core.watchdog import Watchdog, WatchdogAction
 from worker.errors import (
     SttBusyError,
     SttCredentialsError,
@@ -69,7 +74,7 @@ class Upkeep:
         self._watchdog = Watchdog()
         self._keepalive = Keepalive(time.monotonic())
         self._failed_flushes = 0
-        self._repeats = Repeats(sender.bytes_of(SAME_PLACE_MS))
+        self._repeats = RepeatedLosses(sender.bytes_of(SAME_PLACE_MS))
         self._turn_messages = False  # whether the provider sent any on this socket
 
     def connected(self, now: float, *, progressed: bool) -> None:

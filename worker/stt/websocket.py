@@ -79,7 +79,6 @@ class WebSocketClient(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._lost = False
         self._pings = 0
-        self._pongs = 0
         self._abort_reason = ""
         self._response: Response | None = None
         self.last_received_at = time.monotonic()
@@ -88,6 +87,8 @@ class WebSocketClient(asyncio.Protocol):
         """Monotonic time at which the message that `receive` returned last arrived."""
         self.defect = ""
         """Defect of the message that `receive` returned last; empty if it has none."""
+        self.pongs_received = 0
+        """Number of pings answered so far."""
         self.blocked_since: float | None = None
         """Monotonic time since which writing is paused; None if it is not."""
 
@@ -136,11 +137,6 @@ class WebSocketClient(asyncio.Protocol):
     def open(self) -> bool:
         """Whether data can be sent."""
         return self._protocol.state is State.OPEN and not self._lost
-
-    @property
-    def pongs_received(self) -> int:
-        """Number of pings answered so far."""
-        return self._pongs
 
     @property
     def waiting(self) -> int:
@@ -243,8 +239,8 @@ class WebSocketClient(asyncio.Protocol):
     def _take_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.PONG:
             data = bytes(frame.data)
-            if data.isdigit() and self._pongs < int(data) <= self._pings:
-                self._pongs = int(data)
+            if data.isdigit() and self.pongs_received < int(data) <= self._pings:
+                self.pongs_received = int(data)
         elif frame.opcode in (Opcode.TEXT, Opcode.CONT, Opcode.BINARY):
             self._take_part(frame)
             if frame.fin:

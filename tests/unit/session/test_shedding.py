@@ -10,7 +10,7 @@ from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import EntryAges, RedisClock
 from worker.core.lateness import Lateness, SentState
 from worker.core.ledger import Ledger
-from worker.core.pacing import Pacer
+from worker.core.send_limits import Pacer
 from worker.session.sender import AudioSender
 from worker.session.shedding import Shedding
 from worker.telemetry.counters import Counters
