@@ -80,35 +80,25 @@ class Action(Enum):
     VIOLATION = "ignore and count: the provider broke its own rules"
 
 
-_OPEN = (PublishedState.SPEAKING, PublishedState.EAGER)
-_PROVIDER_OPEN = (ProviderState.SPEAKING, ProviderState.EAGER)
-
 TABLE: Mapping[tuple[PublishedState, ProviderState, ProviderInput], Action] = {
     # No turn is open: only a start is valid.
     (PublishedState.NONE, ProviderState.NONE, ProviderInput.START): Action.START,
-    # Consumers have an open turn that was not sent on this socket yet: a replay.
+    # Consumers have an open turn.
     **{
-        (published, ProviderState.NONE, ProviderInput.START): Action.REPLAY_START
-        for published in _OPEN
-    },
-    # Both are inside the turn.
-    **{
-        (published, provider, ProviderInput.UPDATE): Action.UPDATE
-        for published in _OPEN
-        for provider in _PROVIDER_OPEN
-    },
-    **{
-        (published, provider, ProviderInput.EAGER_END): Action.EAGER_END
-        for published in _OPEN
-        for provider in _PROVIDER_OPEN
-    },
-    **{
-        (published, ProviderState.EAGER, ProviderInput.RESUME): Action.RESUME for published in _OPEN
-    },
-    **{
-        (published, provider, ProviderInput.END): Action.END
-        for published in _OPEN
-        for provider in _PROVIDER_OPEN
+        (published, provider, kind): action
+        for published in (PublishedState.SPEAKING, PublishedState.EAGER)
+        for provider, kind, action in (
+            # It was not sent on this socket yet: a replay.
+            (ProviderState.NONE, ProviderInput.START, Action.REPLAY_START),
+            # Both are inside the turn.
+            (ProviderState.SPEAKING, ProviderInput.UPDATE, Action.UPDATE),
+            (ProviderState.SPEAKING, ProviderInput.EAGER_END, Action.EAGER_END),
+            (ProviderState.SPEAKING, ProviderInput.END, Action.END),
+            (ProviderState.EAGER, ProviderInput.UPDATE, Action.UPDATE),
+            (ProviderState.EAGER, ProviderInput.EAGER_END, Action.EAGER_END),
+            (ProviderState.EAGER, ProviderInput.RESUME, Action.RESUME),
+            (ProviderState.EAGER, ProviderInput.END, Action.END),
+        )
     },
 }
 """Published state x provider state x input -> action. A missing key is a `VIOLATION`."""
@@ -211,9 +201,8 @@ class TurnTracker:
                 return self._resume()
             case Action.END:
                 return self._end(self.full_transcript(text or ""), position, "model")
-            case Action.VIOLATION:
-                self.violations += 1
-                return []
+        self.violations += 1
+        return []
 
     def will_end(self, text: str, position: int) -> bool:
         """Return whether a provider `turn.end` with this text and position would end the turn."""
@@ -302,9 +291,7 @@ class TurnTracker:
         if not says_more(merged, known.transcript):
             return []
         self._replaying = False
-        drafts = [EventDraft("turn.update", self.state.turn, merged)]
-        if known.eager:
-            drafts.insert(0, EventDraft("turn.resume", self.state.turn))
+        drafts = self._after_resume(EventDraft("turn.update", self.state.turn, merged))
         self._revise(replace(known, transcript=merged, transcript_position=position, eager=False))
         return drafts
 
@@ -326,9 +313,7 @@ class TurnTracker:
         seen = known.eager_transcript
         if seen is not None and same_but_space(merged, seen) and (known.eager or self._replaying):
             return []  # consumers received this eager end already
-        drafts = [EventDraft("turn.eager_end", self.state.turn, merged)]
-        if known.eager:
-            drafts.insert(0, EventDraft("turn.resume", self.state.turn))
+        drafts = self._after_resume(EventDraft("turn.eager_end", self.state.turn, merged))
         self._revise(
             replace(
                 known,
@@ -339,6 +324,11 @@ class TurnTracker:
             )
         )
         return drafts
+
+    def _after_resume(self, draft: EventDraft) -> list[EventDraft]:
+        """Return the draft, after a resume if an eager end is published."""
+        resume = EventDraft("turn.resume", draft.turn)
+        return [resume, draft] if self._known.eager else [draft]
 
     def _resume(self) -> list[EventDraft]:
         known = self._known

@@ -9,14 +9,14 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
 
 import anyio
 import msgspec
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.http11 import Response
 
 from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
@@ -34,9 +34,8 @@ from worker.errors import (
 )
 from worker.network import SHORTAGE_ERRNOS
 from worker.stt.messages import Reading, read_message
-from worker.stt.proxy import Proxy, ProxyRefused
-from worker.stt.websocket import HandshakeRejected, SocketClosed, WebSocketClient, open_socket
-from worker.urls import provider_address
+from worker.stt.proxy import Proxy
+from worker.stt.websocket import SocketClosed, WebSocketClient, open_socket
 
 PROVIDER = "cartesia"
 OPEN_TIMEOUT_S = 10.0
@@ -218,11 +217,8 @@ def _provider_errors(service: Endpoint) -> Iterator[None]:
     """Convert every failure of a connect to an `SttError`."""
     try:
         yield
-    except HandshakeRejected as refused:
-        body = service.redact(refused.body.decode("utf-8", "replace"))
-        raise _rejected_upgrade(refused, body) from None
-    except ProxyRefused as refused:
-        raise _refused_by_proxy(refused.status, service) from None
+    except InvalidStatus as refused:
+        raise _rejected_upgrade(refused.response, service) from None
     except SocketClosed as end:
         raise _lost(end, service) from None
     except TimeoutError as error:
@@ -258,25 +254,6 @@ def _rejected(error: cartesia.Error) -> SttError:
     )
 
 
-def _refused_by_proxy(status: int, service: Endpoint) -> SttError:
-    """Return a credentials error if the proxy rejects this worker, else a transient error."""
-    where = service.proxy.address if service.proxy else ""
-    variable = service.proxy.variable if service.proxy else ""
-    known = {each.value: f" {each.phrase}" for each in HTTPStatus}
-    message = f"the proxy {where} refuses: HTTP {status}{known.get(status, '')}"
-    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return SttCredentialsError(
-            message, status=status, advice=f"fix the user and password in {variable}"
-        )
-    if status == HTTPStatus.FORBIDDEN:
-        host, _ = provider_address(service.url)
-        advice = f"have the proxy allow {host}, or put {host} into NO_PROXY"
-        return SttCredentialsError(message, status=status, advice=advice)
-    return SttTransientError(
-        message, status=status, advice=f"check that the proxy in {variable} works"
-    )
-
-
 class _ErrorBody(msgspec.Struct):
     title: str | None = None
     message: str | None = None
@@ -287,12 +264,14 @@ class _ErrorBody(msgspec.Struct):
 _TITLED = re.compile(r"[^<>:\n]{1,80}: \S")
 
 
-def _rejected_upgrade(refused: HandshakeRejected, text: str) -> SttError:
+def _rejected_upgrade(response: Response, service: Endpoint) -> SttError:
     """Parse the body: JSON since API version 2026-03-01, `Title: Message` before.
 
     A 400 or 404 without either is transient: a proxy or load balancer may have sent it during a
     deployment, and it need not concern this session.
     """
+    text = service.redact(bytes(response.body or b"").decode("utf-8", "replace"))
+    status = response.status_code
     try:
         body = msgspec.json.decode(text, type=_ErrorBody)
     except (msgspec.DecodeError, RecursionError, ValueError):
@@ -301,10 +280,10 @@ def _rejected_upgrade(refused: HandshakeRejected, text: str) -> SttError:
     else:
         known = bool(body.title or body.message or body.error_code)
     detail = ": ".join(part for part in (body.title, body.message) if part)
-    message = f"HTTP {refused.status} {detail}".rstrip()
-    request_id = body.request_id or refused.headers.get("X-Request-Id", "")
-    if refused.status in (400, 404) and not known:
-        return SttTransientError(message, status=refused.status, request_id=request_id)
+    message = f"HTTP {status} {detail}".rstrip()
+    request_id = body.request_id or response.headers.get("X-Request-Id", "")
+    if status in (400, 404) and not known:
+        return SttTransientError(message, status=status, request_id=request_id)
     return provider_errors.from_status(
-        refused.status, message, code=body.error_code or "", request_id=request_id
+        status, message, code=body.error_code or "", request_id=request_id
     )

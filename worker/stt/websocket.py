@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 
 import anyio
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake, InvalidMessage, ProtocolError
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, ProtocolError
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
@@ -23,8 +23,7 @@ from websockets.uri import WebSocketURI, parse_uri
 
 from worker.descriptors import session_socket
 from worker.network import connect_tcp, open_transport
-from worker.stt.frames import FrameWriter
-from worker.stt.protocol import DISCARDED, MAX_MESSAGE_BYTES, LenientProtocol
+from worker.stt.protocol import DISCARDED, MAX_MESSAGE_BYTES, FrameWriter, LenientProtocol
 from worker.stt.proxy import Proxy
 
 CONNECT_TIMEOUT_S = 8.0
@@ -34,16 +33,6 @@ upgrade."""
 _CLOSE_GRACE_S = 2.0
 
 _audio = FrameWriter()
-
-
-class HandshakeRejected(Exception):  # noqa: N818 - internal to worker.stt
-    """The provider responded to the upgrade with a status other than 101."""
-
-    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        super().__init__(f"HTTP {status}")
-        self.status = status
-        self.headers = headers
-        self.body = body
 
 
 class SocketClosed(Exception):  # noqa: N818 - internal to worker.stt
@@ -196,16 +185,14 @@ class WebSocketClient(asyncio.Protocol):
     async def handshake(self) -> None:
         """Wait until the upgrade succeeds.
 
-        Raises `HandshakeRejected` with the provider's response, or `OSError` without one.
+        Raises `InvalidStatus` with the provider's response, or `OSError` without one.
         """
         while self._response is None and not self._lost:
             await self._wait()
         error = self._protocol.handshake_exc
         response, self._response = self._response, None
         if response is not None and response.status_code != 101:
-            raise HandshakeRejected(
-                response.status_code, response.headers, bytes(response.body or b"")
-            )
+            raise InvalidStatus(response)
         if response is None or isinstance(error, InvalidHandshake):
             what = error if error and not isinstance(error, InvalidMessage) else "no HTTP answer"
             raise ConnectionResetError(f"the upgrade failed: {what}")
@@ -298,8 +285,8 @@ async def open_socket(
 ) -> WebSocketClient:
     """Connect, upgrade, and return the open socket.
 
-    Raises `OSError` (no connection, TLS), `HandshakeRejected` or `ProxyRefused`. The caller sets
-    the timeout; on cancellation nothing stays open.
+    Raises `OSError` (no connection, TLS), `InvalidStatus`, or `SttError` if the proxy refuses. The
+    caller sets the timeout; on cancellation nothing stays open.
     """
     uri = parse_uri(url)
     socket = WebSocketClient(LenientProtocol(uri, max_size=None), headers)
