@@ -45,7 +45,7 @@ class Line(TurnsStream):
 
     def __init__(self) -> None:
         socket = WebSocketClient(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
-        super().__init__(socket, "", Endpoint("", "", ""))
+        super().__init__(socket, Endpoint("", "", ""))
         self.sent: deque[bytes] = deque()
 
     def send_audio(self, audio: bytes) -> None:

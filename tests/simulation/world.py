@@ -277,7 +277,8 @@ class _Provider(TurnsStream):
         self.world = world
         self.net_s = world.rng.uniform(0.005, 0.03)
         self.line = _Line(self)
-        super().__init__(self.line, "request", Endpoint("", "", ""))
+        super().__init__(self.line, Endpoint("", "", ""))
+        self.request_id = "request"
         self._up: deque[bytes | None] = deque()
         self._down: deque[cartesia.ServerMessage | None] = deque()
         self._events: list[EngineEvent] = []

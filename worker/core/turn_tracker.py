@@ -200,7 +200,7 @@ class TurnTracker:
             case Action.RESUME:
                 return self._resume()
             case Action.END:
-                return self._end(self.full_transcript(text or ""), position, "model")
+                return self._end(self.full_transcript(text or ""), position)
         self.violations += 1
         return []
 
@@ -327,8 +327,7 @@ class TurnTracker:
 
     def _after_resume(self, draft: EventDraft) -> list[EventDraft]:
         """Return the draft, after a resume if an eager end is published."""
-        resume = EventDraft("turn.resume", draft.turn)
-        return [resume, draft] if self._known.eager else [draft]
+        return [EventDraft("turn.resume", draft.turn), draft] if self._known.eager else [draft]
 
     def _resume(self) -> list[EventDraft]:
         known = self._known
@@ -338,13 +337,13 @@ class TurnTracker:
         self._revise(replace(known, eager=False))
         return [EventDraft("turn.resume", self.state.turn)]
 
-    def _end(self, text: str, position: int, reason: EndReason) -> list[EventDraft]:
+    def _end(self, text: str, position: int) -> list[EventDraft]:
         if not self._replay_caught_up(text, position):
             # The replay ended the turn too early for consumers: the provider's next turn continues.
             self._prefix, self._continued = text, True
             self._provider = ProviderState.NONE
             return []
-        return self._close(self._merged(text, position), reason)
+        return self._close(self._merged(text, position), "model")
 
     def _close(self, text: str, reason: EndReason) -> list[EventDraft]:
         turn = self.state.turn

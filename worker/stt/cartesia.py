@@ -33,7 +33,7 @@ from worker.errors import (
     SttTransientError,
 )
 from worker.network import SHORTAGE_ERRNOS
-from worker.stt.messages import Reading, read_message
+from worker.stt.messages import read_message
 from worker.stt.proxy import Proxy
 from worker.stt.websocket import SocketClosed, WebSocketClient, open_socket
 
@@ -88,18 +88,13 @@ class TurnsStream:
     """One connection that reached `connected`; created by `open_stream`."""
 
     def __init__(
-        self,
-        socket: WebSocketClient,
-        request_id: str,
-        service: Endpoint,
-        ignored: int = 0,
-        note_defect: NoteDefect = lambda _: None,
+        self, socket: WebSocketClient, endpoint: Endpoint, note_defect: NoteDefect = lambda _: None
     ) -> None:
         self.socket = socket
-        self.request_id = request_id
-        self.ignored = ignored
+        self.request_id = ""
+        self.ignored = 0
         """Number of unknown messages before `connected`."""
-        self._service = service
+        self._endpoint = endpoint
         self._note_defect = note_defect
 
     async def __aenter__(self) -> Self:
@@ -125,24 +120,19 @@ class TurnsStream:
         `SttError` for a close code, and for errors that the session's input did not cause: provider
         failures, the key, the credit, the plan.
         """
-        message = None
-        while message is None:
-            try:
-                message, defect = await _next_message(self.socket, self._service)
-            except SocketClosed as end:
-                if end.code in (1000, 1005):  # 1005: an empty close frame
-                    return None
-                raise _lost(end, self._service, self.request_id) from None
-            if defect:
-                self._note_defect(defect)
+        try:
+            message, defect = await self._next()
+        except SocketClosed as end:
+            if end.code in (1000, 1005):  # 1005: an empty close frame
+                return None
+            raise _lost(end, self._endpoint, self.request_id) from None
         if isinstance(message, cartesia.Error) and (message.status_code is not None or not defect):
             error = _rejected(message)
             if provider_errors.is_too_big(error.status, str(error)):
                 # The provider has dropped that message: its audio has to be sent again.
                 raise SttTooBigError(str(error), status=error.status, request_id=error.request_id)
-            if not 400 <= error.status < 500 or isinstance(
-                error, SttCredentialsError | SttBusyError
-            ):
+            about_input = 400 <= error.status < 500
+            if not about_input or isinstance(error, SttCredentialsError | SttBusyError):
                 raise error
         return message
 
@@ -169,58 +159,67 @@ class TurnsStream:
             )
         )
 
+    async def wait_connected(self) -> None:
+        """Wait for `connected`. Raises an `SttError` if the provider sends something else."""
+        while isinstance(message := (await self._next())[0], cartesia.UnknownMessage):
+            self.ignored += 1
+        if isinstance(message, cartesia.Error):
+            raise _rejected(message)
+        if not isinstance(message, cartesia.Connected):
+            found = type(message).__name__
+            raise SttTransientError(f"the provider sent {found} instead of Connected")
+        self.request_id = self._endpoint.redact(message.request_id or "")
+
+    async def _next(self) -> tuple[cartesia.ServerMessage, str]:
+        """Return the next message of a readable type, and its defect."""
+        while True:
+            text = await self.socket.receive()
+            message, defect = read_message(text)
+            if isinstance(message, cartesia.Error):  # only errors may contain the key
+                message, defect = read_message(self._endpoint.redact(text))
+            defect = self.socket.defect or defect
+            if defect:
+                self._note_defect(defect)
+            if message is not None:
+                return message, defect
+
 
 async def open_stream(
-    service: Endpoint, settings: StreamSettings, note_defect: NoteDefect = lambda _: None
+    endpoint: Endpoint, settings: StreamSettings, note_defect: NoteDefect = lambda _: None
 ) -> TurnsStream:
     """Connect and wait for `connected`.
 
     `note_defect` is called for each message of the stream that is not fully readable. Raises an
     `SttError` if the provider rejects the upgrade or sends an error instead of `connected`.
     """
-    headers = {"X-API-Key": service.key, "Cartesia-Version": service.version}
-    with _provider_errors(service), anyio.fail_after(OPEN_TIMEOUT_S):
-        socket = await open_socket(f"{service.url}?{settings.query()}", headers, service.proxy)
-        ignored = 0
+    headers = {"X-API-Key": endpoint.key, "Cartesia-Version": endpoint.version}
+    with _connect_errors(endpoint), anyio.fail_after(OPEN_TIMEOUT_S):
+        socket = await open_socket(f"{endpoint.url}?{settings.query()}", headers, endpoint.proxy)
+        stream = TurnsStream(socket, endpoint, note_defect)
         try:
-            while True:
-                message, defect = await _next_message(socket, service)
-                if defect:
-                    note_defect(defect)
-                if message is not None and not isinstance(message, cartesia.UnknownMessage):
-                    break
-                ignored += message is not None
-            request_id = service.redact(_connected(message))
+            await stream.wait_connected()
         except BaseException:
             socket.abort("not connected")
             raise
-    return TurnsStream(socket, request_id, service, ignored, note_defect)
+    return stream
 
 
-async def _next_message(socket: WebSocketClient, service: Endpoint) -> Reading:
-    text = await socket.receive()
-    reading = read_message(text)
-    if isinstance(reading.message, cartesia.Error):  # only errors may contain the key
-        reading = read_message(service.redact(text))
-    return reading._replace(defect=socket.defect) if socket.defect else reading
-
-
-def _lost(end: SocketClosed, service: Endpoint, request_id: str = "") -> SttError:
-    reason = service.redact(end.reason)
+def _lost(end: SocketClosed, endpoint: Endpoint, request_id: str = "") -> SttError:
+    reason = endpoint.redact(end.reason)
     if end.broken:
         return SttProtocolError(reason, status=end.code, request_id=request_id)
     return provider_errors.from_close(end.code, reason, request_id=request_id)
 
 
 @contextmanager
-def _provider_errors(service: Endpoint) -> Iterator[None]:
+def _connect_errors(endpoint: Endpoint) -> Iterator[None]:
     """Convert every failure of a connect to an `SttError`."""
     try:
         yield
     except InvalidStatus as refused:
-        raise _rejected_upgrade(refused.response, service) from None
+        raise _rejected_upgrade(refused.response, endpoint) from None
     except SocketClosed as end:
-        raise _lost(end, service) from None
+        raise _lost(end, endpoint) from None
     except TimeoutError as error:
         message = str(error) or f"no `connected` within {OPEN_TIMEOUT_S:g} s"
         raise SttTransientError(message) from None
@@ -233,15 +232,6 @@ def _provider_errors(service: Endpoint) -> Iterator[None]:
     except (UnicodeError, WebSocketException) as error:
         # These may contain the URL, and with it key terms.
         raise SttTransientError(f"cannot connect: {type(error).__name__}") from None
-
-
-def _connected(message: cartesia.ServerMessage) -> str:
-    """Return the connection's request id; raise if the message is not `connected`."""
-    if isinstance(message, cartesia.Connected):
-        return message.request_id or ""
-    if isinstance(message, cartesia.Error):
-        raise _rejected(message)
-    raise SttTransientError(f"the provider sent {type(message).__name__} instead of Connected")
 
 
 def _rejected(error: cartesia.Error) -> SttError:
@@ -264,13 +254,13 @@ class _ErrorBody(msgspec.Struct):
 _TITLED = re.compile(r"[^<>:\n]{1,80}: \S")
 
 
-def _rejected_upgrade(response: Response, service: Endpoint) -> SttError:
+def _rejected_upgrade(response: Response, endpoint: Endpoint) -> SttError:
     """Parse the body: JSON since API version 2026-03-01, `Title: Message` before.
 
     A 400 or 404 without either is transient: a proxy or load balancer may have sent it during a
     deployment, and it need not concern this session.
     """
-    text = service.redact(bytes(response.body or b"").decode("utf-8", "replace"))
+    text = endpoint.redact(bytes(response.body or b"").decode("utf-8", "replace"))
     status = response.status_code
     try:
         body = msgspec.json.decode(text, type=_ErrorBody)

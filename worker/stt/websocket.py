@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from functools import cache
-from typing import NamedTuple, cast
+from typing import cast
 
 import anyio
 from websockets.client import ClientProtocol
@@ -48,12 +48,6 @@ class SocketClosed(Exception):  # noqa: N818 - internal to worker.stt
         self.broken = broken
 
 
-class _Message(NamedTuple):
-    text: str
-    defect: str
-    at: float
-
-
 class WebSocketClient(asyncio.Protocol):
     """One open WebSocket; made by `open_socket`."""
 
@@ -61,7 +55,8 @@ class WebSocketClient(asyncio.Protocol):
         self._protocol = protocol
         self._headers = headers
         self._transport: asyncio.Transport | None = None
-        self._messages: deque[_Message] = deque()
+        # Text, defect and arrival time of each.
+        self._messages: deque[tuple[str, str, float]] = deque()
         self._partial: list[bytes] = []
         self._partial_bytes = 0
         self._partial_defect = ""
@@ -250,7 +245,7 @@ class WebSocketClient(asyncio.Protocol):
             text = data.decode()
         except UnicodeDecodeError:
             text, defect = data.decode("utf-8", "replace"), defect or "invalid UTF-8"
-        self._messages.append(_Message(text, defect, self.last_received_at))
+        self._messages.append((text, defect, self.last_received_at))
         self._partial.clear()
         self._partial_bytes, self._partial_defect = 0, ""
 
