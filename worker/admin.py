@@ -55,12 +55,14 @@ async def serve_admin(
         # The WebSocket server's HTTP side answers plain GETs; no upgrade is ever granted.
         server = await serve(None, host, port, process_request=answer)  # type: ignore[arg-type]
     except OSError as error:
-        fault = f"TURNBUS_ADMIN_ADDR: cannot listen on {join_host_port(*address)}: {error.strerror}"
+        problem = (
+            f"TURNBUS_ADMIN_ADDR: cannot listen on {join_host_port(*address)}: {error.strerror}"
+        )
         advice = (
             "if another worker runs here, give this one another port, or an empty value for none, "
             "and a TURNBUS_WORKER_ID of its own"
         )
-        raise SettingsError([f"{fault}; {advice}"]) from None
+        raise SettingsError([f"{problem}; {advice}"]) from None
     try:
         yield next(iter(server.sockets)).getsockname()[1]
     finally:

@@ -134,7 +134,7 @@ class Worker:
             ("redis", self._redis_problem),
             ("stt", context.credentials.reason),
             ("busy", self._overload.reason),
-            ("shortage", context.shortage.fault),
+            ("shortage", context.shortage.reason),
             ("shortage", shortfall),
         )
         reasons = [f"{part}: {problem}" for part, problem in problems if problem]
@@ -293,7 +293,7 @@ class Worker:
             context.shortage.look(now)
             taken = len(self.running) + len(context.retries.waiting) + acquirer.claims_in_progress
             room = min(MAX_CLAIM_BATCH, self.capacity - taken)
-            if context.shortage.fault or context.credentials.reason or self.health.unfit:
+            if context.shortage.reason or context.credentials.reason or self.health.unfit:
                 room = 0
             room = context.shortage.room(self._overload.limit(room, now), now)
             if room > 0:
@@ -362,7 +362,7 @@ class Worker:
 
     async def _release_stranded(self) -> None:
         """Release sessions for which this machine cannot open a socket."""
-        if self.context.shortage.fault is not None and not self._draining:
+        if self.context.shortage.reason is not None and not self._draining:
             await self._release(session for session in self.running if session.stranded)
 
     async def _release(self, sessions: Iterable[Session]) -> None:
