@@ -21,7 +21,7 @@ estimate is inexact, because a provider's lag differs between sockets."""
 MAX_UPDATE_INTERVAL_S = 5.0
 """Maximum interval between two updates, however long the text is."""
 
-_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
+SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
 """White space, including zero-width spaces, which Unicode does not count as white space."""
 
 _UNSPACED = (
@@ -32,13 +32,13 @@ _UNSPACED = (
 )
 """Scripts without spaces between words. Hangul has spaces."""
 
-_WORD = re.compile(f"[{_UNSPACED}]|[^{_SPACES}{_UNSPACED}]+")
+_WORD = re.compile(f"[{_UNSPACED}]|[^{SPACES}{_UNSPACED}]+")
 """A word; each character of a script without spaces counts as one."""
 
-_SPACE_RUN = re.compile(f"[{_SPACES}]+")
+_SPACE_RUN = re.compile(f"[{SPACES}]+")
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _CLOSING = re.compile(
-    f"[^\\w{_SPACES}{_UNSPACED}(\\[{{\u00bf\u00a1]*[\u3001\u3002\u300d\u300f\u3011\uff01\uff09\uff0c\uff1a\uff1b\uff1f]*"
+    f"[^\\w{SPACES}{_UNSPACED}(\\[{{\u00bf\u00a1]*[\u3001\u3002\u300d\u300f\u3011\uff01\uff09\uff0c\uff1a\uff1b\uff1f]*"
 )
 """Punctuation that belongs to the word before it."""
 
@@ -72,22 +72,12 @@ def word_count(text: str) -> int:
 
 def is_blank(text: str) -> bool:
     """Return whether a text has only white space."""
-    return not text.strip(_SPACES)
+    return not text.strip(SPACES)
 
 
 def leading_space(text: str) -> str:
     """Return the white space at the beginning of a text."""
-    return text[: len(text) - len(text.lstrip(_SPACES))]
-
-
-def without_leading_space(text: str) -> str:
-    """Return a text without the white space at its beginning."""
-    return text.lstrip(_SPACES)
-
-
-def without_trailing_space(text: str) -> str:
-    """Return a text without the white space at its end."""
-    return text.rstrip(_SPACES)
+    return text[: len(text) - len(text.lstrip(SPACES))]
 
 
 def same_but_space(text: str, other: str) -> bool:
@@ -121,7 +111,7 @@ def parting(before: str, whole: str) -> str | None:
     rest = whole[len(before) :]
     if is_blank(rest):
         return None
-    if before != without_trailing_space(before):
+    if before != before.rstrip(SPACES):
         return leading_space(rest)
     match = _CLOSING.match(rest)
     closed = match.end() if match else 0
@@ -143,9 +133,9 @@ def join(before: str, after: str) -> str:
     """
     if not before or not after:
         return before + after
-    if before[-1] in _SPACES:
-        return before + without_leading_space(after)
-    if after[0] in _SPACES or _IS_UNSPACED.match(before[-1]) or _IS_UNSPACED.match(after[0]):
+    if before[-1] in SPACES:
+        return before + after.lstrip(SPACES)
+    if after[0] in SPACES or _IS_UNSPACED.match(before[-1]) or _IS_UNSPACED.match(after[0]):
         return before + after
     spaces = _SPACE_RUN.findall(before) or [" "]
     return f"{before}{spaces[-1]}{after}"

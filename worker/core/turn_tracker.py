@@ -17,6 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from worker.core.transcripts import (
+    SPACES,
     covers,
     is_blank,
     join,
@@ -24,8 +25,6 @@ from worker.core.transcripts import (
     new_text,
     same_but_space,
     says_more,
-    without_leading_space,
-    without_trailing_space,
     word_count,
 )
 
@@ -153,11 +152,8 @@ class TurnTracker:
     @property
     def grows(self) -> bool:
         """Whether an update can only add to the text: no eager end or replay is in progress."""
-        return (
-            self.published is PublishedState.SPEAKING
-            and self.provider_in_turn
-            and not self._replaying
-        )
+        speaking = self.published is PublishedState.SPEAKING
+        return speaking and self.provider_in_turn and not self._replaying
 
     @property
     def last_growth(self) -> int:
@@ -241,15 +237,15 @@ class TurnTracker:
         if is_blank(text):
             return before or text
         if self._continued:
-            begun = without_trailing_space(before)
+            begun = before.rstrip(SPACES)
             space = leading_space(known[len(begun) :]) if known.startswith(begun) else ""
-            return begun + space + without_leading_space(text) if space else before + text
+            return begun + space + text.lstrip(SPACES) if space else before + text
         if before and self._parting is None:
             return join(before, text)
         if before:
-            return f"{before}{self._parting}{without_leading_space(text)}"
+            return f"{before}{self._parting}{text.lstrip(SPACES)}"
         if self._is_replay and not is_blank(known):
-            return leading_space(known) + without_leading_space(text)
+            return leading_space(known) + text.lstrip(SPACES)
         return text
 
     def _merged(self, text: str, position: int) -> str:
@@ -263,7 +259,7 @@ class TurnTracker:
         if not self._replay_caught_up(text, position):
             return known.transcript
         caught_up, self._caught_up = self._caught_up, words
-        alike = text.startswith(without_trailing_space(known.transcript))
+        alike = text.startswith(known.transcript.rstrip(SPACES))
         if says_more(text, known.transcript) or (alike and covers(text, known.transcript)):
             return text
         # The new wording is shorter, and may still contain more words.
@@ -272,9 +268,9 @@ class TurnTracker:
     def _replay_caught_up(self, text: str, position: int) -> bool:
         """Return whether a replay has caught up with the text that consumers saw."""
         known = self._known
-        return position >= known.transcript_position or text.startswith(
-            without_trailing_space(known.transcript)
-        )
+        if position >= known.transcript_position:
+            return True
+        return text.startswith(known.transcript.rstrip(SPACES))
 
     @property
     def _known(self) -> OpenTurn:
@@ -301,10 +297,10 @@ class TurnTracker:
         merged = self._merged(text, position)
         grown = says_more(merged, known.transcript)
         # Lag differs between sockets, so the position alone does not identify an old eager end.
-        begun = without_trailing_space(text)
+        begun = text.rstrip(SPACES)
         old = (
             self._replaying
-            and begun != without_trailing_space(known.transcript)
+            and begun != known.transcript.rstrip(SPACES)
             and known.transcript.startswith(begun)
         )
         self._eager_published = self._replay_caught_up(text, position) and not old
