@@ -53,22 +53,41 @@ class Proxy:
     def __repr__(self) -> str:
         return f"Proxy({self.variable}, {self.address})"
 
-    async def connect(
+    async def open_transport(
+        self,
+        protocol: asyncio.Protocol,
+        uri: WebSocketURI,
+        context: Callable[[], ssl.SSLContext],
+        timeout_s: float,
+    ) -> None:
+        """Connect a protocol, with TLS, to the host of `uri`.
+
+        `timeout_s` limits the connect to the proxy. Raises `OSError`, which names the proxy, and
+        `SttError` if the proxy refuses.
+        """
+        tunnel = await self._connect(uri, context, timeout_s)
+        try:
+            transport = await asyncio.get_running_loop().start_tls(
+                tunnel, protocol, context(), server_hostname=uri.host
+            )
+        except BaseException:
+            tunnel.abort()
+            raise
+        if transport is None:
+            raise ConnectionResetError(f"proxy {self.address} closed the connection")
+        protocol.connection_made(transport)
+
+    async def _connect(
         self, uri: WebSocketURI, context: Callable[[], ssl.SSLContext], timeout_s: float
     ) -> asyncio.Transport:
-        """Return a transport that the proxy has connected to the host of `uri`.
-
-        `timeout_s` limits the connect to the proxy. `context` is for a proxy that uses TLS. Raises
-        `OSError`, which names the proxy, and `SttError` if the proxy refuses.
-        """
+        """Return a transport that the proxy has connected to the host of `uri`."""
         http = self._http
-        secure = http.scheme == "https"
         try:
             transport, tunnel = await open_transport(
                 lambda: _Tunnel(uri, http, USER_AGENT),
                 await connect_tcp(http.host, http.port, timeout_s, session_socket),
-                context() if secure else None,
-                http.host if secure else None,
+                context() if http.scheme == "https" else None,
+                http.host,
             )
         except ssl.SSLError:
             raise

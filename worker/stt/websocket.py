@@ -19,7 +19,7 @@ from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatu
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
-from websockets.uri import WebSocketURI, parse_uri
+from websockets.uri import parse_uri
 
 from worker.descriptors import session_socket
 from worker.network import connect_tcp, open_transport
@@ -287,34 +287,13 @@ async def open_socket(
     socket = WebSocketClient(LenientProtocol(uri, max_size=None), headers)
     try:
         if proxy is None:
-            await _connect(socket, uri)
+            connected = await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket)
+            context = _tls() if uri.secure else None
+            await open_transport(lambda: socket, connected, context, uri.host)
         else:
-            await _connect_through(proxy, socket, uri)
+            await proxy.open_transport(socket, uri, _tls, CONNECT_TIMEOUT_S)
         await socket.handshake()
     except BaseException:
         socket.abort("handshake aborted")
         raise
     return socket
-
-
-async def _connect(socket: WebSocketClient, uri: WebSocketURI) -> None:
-    await open_transport(
-        lambda: socket,
-        await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket),
-        _tls() if uri.secure else None,
-        uri.host if uri.secure else None,
-    )
-
-
-async def _connect_through(proxy: Proxy, socket: WebSocketClient, uri: WebSocketURI) -> None:
-    tunnel = await proxy.connect(uri, _tls, CONNECT_TIMEOUT_S)
-    try:
-        transport = await asyncio.get_running_loop().start_tls(
-            tunnel, socket, _tls(), server_hostname=uri.host
-        )
-    except BaseException:
-        tunnel.abort()
-        raise
-    if transport is None:
-        raise ConnectionResetError(f"proxy {proxy.address} closed the connection")
-    socket.connection_made(transport)
