@@ -126,9 +126,7 @@ class Ledger:
             self.end = entry_id
         if not entry.audio:
             return Admitted()
-        counted = None
-        before = missing = 0
-        doubt = None
+        counted, missing, doubt, before = None, 0, None, 0
         if entry.seq is not None:
             known = self._sequences.get(entry.src)
             decided = sequence.take(known, entry.seq, entry.audio)

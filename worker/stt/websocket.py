@@ -224,11 +224,9 @@ class WebSocketClient(asyncio.Protocol):
             if data.isdigit() and self.pongs_received < int(data) <= self._pings:
                 self.pongs_received = int(data)
         elif frame.opcode in (Opcode.TEXT, Opcode.CONT, Opcode.BINARY):
-            self._take_part(frame)
-            if frame.fin:
-                self._take_message()
+            self._take_data(frame)
 
-    def _take_part(self, frame: Frame) -> None:
+    def _take_data(self, frame: Frame) -> None:
         if frame.opcode is Opcode.BINARY:
             self._partial_defect = "binary message"  # the provider sends only text
         self._partial_bytes += len(frame.data)
@@ -238,8 +236,8 @@ class WebSocketClient(asyncio.Protocol):
             self._partial.clear()
         else:
             self._partial.append(bytes(frame.data))
-
-    def _take_message(self) -> None:
+        if not frame.fin:
+            return
         data, defect = b"".join(self._partial), self._partial_defect
         try:
             text = data.decode()
