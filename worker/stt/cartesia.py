@@ -70,18 +70,15 @@ class StreamSettings(msgspec.Struct, frozen=True):
 
     def query(self) -> str:
         """Return the settings as the URL's query string."""
-        pairs: list[tuple[str, str]] = [
-            ("model", self.model),
-            ("encoding", self.encoding.value),
-            ("sample_rate", str(self.sample_rate)),
-            *(("keyterm", term) for term in self.keyterms),
-            *(
-                (name, f"{value:.12g}")
-                for name, value in msgspec.structs.asdict(self.turn).items()
-                if value is not None
-            ),
-        ]
-        return urlencode(pairs)
+        turn = msgspec.structs.asdict(self.turn).items()
+        parameters = {
+            "model": self.model,
+            "encoding": self.encoding.value,
+            "sample_rate": self.sample_rate,
+            "keyterm": self.keyterms,
+            **{name: f"{value:.12g}" for name, value in turn if value is not None},
+        }
+        return urlencode(parameters, doseq=True)
 
 
 class TurnsStream:
@@ -146,18 +143,13 @@ class TurnsStream:
 
     def send_config(self, turn: TurnConfig) -> None:
         """Change turn detection for the following audio."""
-        self.socket.send_text(
-            cartesia.encode_message(
-                cartesia.Config(
-                    cartesia.TurnSettings(
-                        start_threshold=turn.turn_start_threshold,
-                        eager_end_threshold=turn.turn_eager_end_threshold,
-                        end_threshold=turn.turn_end_threshold,
-                        end_timeout_ms=turn.turn_end_timeout_ms,
-                    )
-                )
-            )
+        settings = cartesia.TurnSettings(
+            start_threshold=turn.turn_start_threshold,
+            eager_end_threshold=turn.turn_eager_end_threshold,
+            end_threshold=turn.turn_end_threshold,
+            end_timeout_ms=turn.turn_end_timeout_ms,
         )
+        self.socket.send_text(cartesia.encode_message(cartesia.Config(settings)))
 
     async def wait_connected(self) -> None:
         """Wait for `connected`. Raises an `SttError` if the provider sends something else."""
