@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from schemas.turns import TurnEndReason
 from worker.core.transcripts import (
     SPACES,
     covers,
@@ -29,7 +30,7 @@ from worker.core.transcripts import (
 )
 
 DraftKind = Literal["turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.end"]
-EndReason = Literal["model", "close", "watchdog"]
+EndReason = TurnEndReason
 
 
 class EventDraft(msgspec.Struct, frozen=True):
