@@ -33,11 +33,18 @@ _SHAPE = "http://[USER:PASSWORD@]HOST:PORT or https://[USER:PASSWORD@]HOST:PORT"
 
 
 class _Tunnel(HTTPProxyConnection):
-    """Sends CONNECT and reads the response."""
+    """Sends CONNECT and reads the response.
+
+    The library's methods fail if the proxy closes the connection after its response, or resets it.
+    """
+
+    def run_parser(self) -> None:
+        if not self.response.done():
+            super().run_parser()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.response.done():  # the library's method fails after an end of stream
-            super().connection_lost(exc)
+        if not self.response.done():
+            self.response.set_exception(InvalidProxyMessage(str(exc)))
 
 
 class Proxy:
