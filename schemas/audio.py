@@ -5,7 +5,7 @@ JSON, audio as raw bytes. Unknown fields are ignored, so that producers may add 
 """
 
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
@@ -120,10 +120,8 @@ def decode_session(fields: Fields) -> SessionEntry:
         name = raw_name.decode("ascii", "replace")
         if name in _CONFIG_FIELDS:
             config[name] = _text(name, raw)
-        elif name in _JSON_FIELDS:
-            values[name] = _json(name, raw)
         elif name in _SESSION_FIELDS:
-            values[name] = _text(name, raw)
+            values[name] = _json(name, raw) if name in _JSON_FIELDS else _text(name, raw)
     if config:
         values["config"] = _config(config, strict=False)
     _check_encoding(values.get("encoding"))
@@ -161,9 +159,9 @@ def decode_audio(fields: Fields) -> AudioEntry:
 
     Raises `EntryError` that names the first invalid field.
     """
-    entry, faults = parse_audio(fields)
-    if faults:
-        raise faults[0]
+    entry, errors = parse_audio(fields)
+    if errors:
+        raise errors[0]
     return entry
 
 
@@ -176,27 +174,27 @@ def parse_audio(fields: Fields) -> tuple[AudioEntry, list[EntryError]]:
     audio = fields.get(b"audio", b"")
     if len(fields) == 1 and 0 < len(audio) <= MAX_AUDIO_BYTES:
         return AudioEntry(audio=audio), []
-    if not (audio or b"config" in fields or b"end" in fields):
-        fault = EntryError("", "an audio entry needs one of `audio`, `config`, `end`", "empty")
-        return AudioEntry(), [fault]
-    faults: list[EntryError] = []
+    raw_config, end = fields.get(b"config"), b"end" in fields
+    if not (audio or raw_config is not None or end):
+        message = "an audio entry needs one of `audio`, `config`, `end`"
+        return AudioEntry(), [EntryError("", message, "empty")]
+    errors: list[EntryError] = []
     if len(audio) > MAX_AUDIO_BYTES:
-        advice = "append smaller chunks"
-        faults.append(
-            EntryError("audio", f"is over {MAX_AUDIO_BYTES} bytes; {advice}", "too_large")
-        )
+        message = f"is over {MAX_AUDIO_BYTES} bytes; append smaller chunks"
+        errors.append(EntryError("audio", message, "too_large"))
         audio = b""
     src, seq, config = "", None, None
     try:
         src = _src(fields.get(b"src", b""))
         seq = _seq(fields.get(b"seq"))
-    except EntryError as fault:
-        faults.append(fault)
+    except EntryError as error:
+        errors.append(error)
     try:
-        config = _audio_config(fields.get(b"config"))
-    except EntryError as fault:
-        faults.append(fault)
-    return AudioEntry(audio=audio, seq=seq, src=src, config=config, end=b"end" in fields), faults
+        if raw_config is not None:
+            config = _config(_json("config", raw_config), strict=True)
+    except EntryError as error:
+        errors.append(error)
+    return AudioEntry(audio=audio, seq=seq, src=src, config=config, end=end), errors
 
 
 def encode_audio(entry: AudioEntry) -> dict[str, bytes | str]:
@@ -241,10 +239,6 @@ def _seq(raw: bytes | None) -> int | None:
         raise EntryError("seq", "is not a whole number") from None
 
 
-def _audio_config(raw: bytes | None) -> TurnConfig | None:
-    return None if raw is None else _config(_json("config", raw), strict=True)
-
-
 def _json(name: str, raw: bytes) -> Any:  # noqa: ANN401 - JSON of any shape
     text = _text(name, raw)
     too_deep = EntryError(name, f"nests deeper than {MAX_NESTING} levels")
@@ -260,15 +254,13 @@ def _json(name: str, raw: bytes) -> Any:  # noqa: ANN401 - JSON of any shape
 
 
 def _nesting(value: Any) -> int:  # noqa: ANN401 - JSON of any shape
-    levels = 0
-    level = [value]
-    while containers := [each for each in level if isinstance(each, dict | list)]:
-        levels += 1
-        level = [
-            inner
-            for each in containers
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
+    levels, level = 0, [value]
+    while inner := [
+        each.values() if isinstance(each, dict) else each
+        for each in level
+        if isinstance(each, dict | list)
+    ]:
+        levels, level = levels + 1, list(chain.from_iterable(inner))
     return levels
 
 

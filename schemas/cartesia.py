@@ -84,18 +84,13 @@ class Config(msgspec.Struct, frozen=True, tag_field="type", tag="config"):
     turn: TurnSettings
 
 
-class _TypeOnly(msgspec.Struct):
-    type: str
-
-
 _KNOWN: msgspec.json.Decoder[KnownMessage] = msgspec.json.Decoder(KnownMessage)
-_TYPED = msgspec.json.Decoder(_TypeOnly)
+_UNKNOWN = msgspec.json.Decoder(UnknownMessage)
 KNOWN: dict[str, type[KnownMessage]] = {
     str(member.__struct_config__.tag): member
     for member in (Connected, TurnStart, TurnUpdate, TurnEagerEnd, TurnResume, TurnEnd, Error)
 }
 """Messages of the server, by type."""
-KNOWN_TYPES = frozenset(KNOWN)
 
 
 def decode_message(data: bytes | str) -> ServerMessage:
@@ -107,10 +102,10 @@ def decode_message(data: bytes | str) -> ServerMessage:
     try:
         return _KNOWN.decode(data)
     except msgspec.ValidationError:
-        kind = _TYPED.decode(data).type
-        if kind in KNOWN_TYPES:
+        unknown = _UNKNOWN.decode(data)
+        if unknown.type in KNOWN:
             raise
-        return UnknownMessage(kind)
+        return unknown
 
 
 def encode_message(message: Close | Config) -> str:

@@ -6,8 +6,6 @@ slot, so one Lua call can check the fence, publish and commit.
 
 from typing import TypedDict
 
-import msgspec
-
 GROUP = "workers"
 """Consumer group on the sessions stream."""
 
@@ -27,55 +25,29 @@ class SessionKeys(TypedDict):
     audio_key: str
 
 
-class Keys(msgspec.Struct, frozen=True):
+class Keys:
     """Key names under one prefix."""
 
-    prefix: str = "stt"
-
-    @property
-    def sessions(self) -> str:
+    def __init__(self, prefix: str = "stt") -> None:
+        self.prefix = prefix
+        self.sessions = f"{prefix}:sessions"
         """Stream: one entry per live session."""
-        return f"{self.prefix}:sessions"
-
-    @property
-    def lost(self) -> str:
+        self.lost = f"{prefix}:{{{self.sessions}}}:lost"
         """Sorted set: ids of session entries that Redis lost during their sessions, by time."""
-        return f"{self.prefix}:{{{self.sessions}}}:lost"
-
-    @property
-    def search(self) -> str:
+        self.search = f"{prefix}:search"
         """Expiring string: the worker that looks for the sessions of lost entries."""
-        return f"{self.prefix}:search"
-
-    @property
-    def lanes(self) -> str:
+        self.lanes = f"{prefix}:lanes"
         """Set: lanes in use."""
-        return f"{self.prefix}:lanes"
-
-    @property
-    def dead(self) -> str:
+        self.dead = f"{prefix}:dead"
         """Stream: dead letters."""
-        return f"{self.prefix}:dead"
-
-    @property
-    def workers(self) -> str:
+        self.workers = f"{prefix}:workers"
         """Hash: worker id to its record."""
-        return f"{self.prefix}:workers"
-
-    @property
-    def gate(self) -> str:
+        self.gate = f"{prefix}:gate"
         """Sorted set: fleet-wide permits for open STT sockets."""
-        return f"{self.prefix}:gate"
-
-    @property
-    def gate_holders(self) -> str:
+        self.gate_holders = f"{prefix}:{{{self.gate}}}:holders"
         """Hash: the holder of each permit; in the slot of `gate`."""
-        return f"{self.prefix}:{{{self.gate}}}:holders"
-
-    @property
-    def sweep(self) -> str:
+        self.sweep = f"{prefix}:sweep"
         """Expiring string: the worker that last cleaned up unannounced audio."""
-        return f"{self.prefix}:sweep"
 
     def drain(self, consumer: str) -> str:
         """Name the expiring string that requests a consumer's process to drain."""

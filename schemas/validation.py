@@ -20,14 +20,14 @@ _MISSING = re.compile(r"Object missing required field `(\w+)`$")
 class EntryError(ValueError):
     """An entry that cannot be used.
 
-    `field` is the invalid field ("" for the whole entry), `fault` a sentence about it that never
+    `field` is the invalid field ("" for the whole entry), `message` a sentence about it that never
     contains the value, `reason` the machine-readable class.
     """
 
-    def __init__(self, field: str, fault: str, reason: Reason = "malformed") -> None:
-        super().__init__(f"field `{field}`: {fault}" if field else fault)
+    def __init__(self, field: str, message: str, reason: Reason = "malformed") -> None:
+        super().__init__(f"field `{field}`: {message}" if field else message)
         self.field = field
-        self.message = fault
+        self.message = message
         self.reason = reason
 
 

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 
 import msgspec
 from websockets.asyncio.server import ServerConnection, serve
-from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from worker.errors import SettingsError
@@ -42,12 +41,12 @@ async def serve_admin(
     def answer(connection: ServerConnection, request: Request) -> Response:
         match request.path.partition("?")[0]:
             case "/livez":
-                return _json(200, {"alive": True})
+                return _json(connection, 200, {"alive": True})
             case "/readyz":
                 state = readiness()
-                return _json(200 if state.ready else 503, state)
+                return _json(connection, 200 if state.ready else 503, state)
             case "/metrics":
-                return _response(200, CONTENT_TYPE, metrics())
+                return _respond(connection, 200, CONTENT_TYPE, metrics())
             case _:
                 return connection.respond(404, "there are /livez, /readyz and /metrics\n")
 
@@ -56,12 +55,14 @@ async def serve_admin(
         # The WebSocket server's HTTP side answers plain GETs; no upgrade is ever granted.
         server = await serve(None, host, port, process_request=answer)  # type: ignore[arg-type]
     except OSError as error:
-        fault = f"TURNBUS_ADMIN_ADDR: cannot listen on {join_host_port(*address)}: {error.strerror}"
+        problem = (
+            f"TURNBUS_ADMIN_ADDR: cannot listen on {join_host_port(*address)}: {error.strerror}"
+        )
         advice = (
             "if another worker runs here, give this one another port, or an empty value for none, "
             "and a TURNBUS_WORKER_ID of its own"
         )
-        raise SettingsError([f"{fault}; {advice}"]) from None
+        raise SettingsError([f"{problem}; {advice}"]) from None
     try:
         yield next(iter(server.sockets)).getsockname()[1]
     finally:
@@ -69,17 +70,14 @@ async def serve_admin(
         await server.wait_closed()
 
 
-def _json(status: int, content: object) -> Response:
-    return _response(status, "application/json", msgspec.json.encode(content) + b"\n")
+def _json(connection: ServerConnection, status: int, content: object) -> Response:
+    body = msgspec.json.encode(content) + b"\n"
+    return _respond(connection, status, "application/json", body)
 
 
-def _response(status: int, content_type: str, body: bytes) -> Response:
-    headers = Headers(
-        {
-            "Content-Type": content_type,
-            "Content-Length": str(len(body)),
-            "Cache-Control": "no-store",
-            "Connection": "close",
-        }
-    )
-    return Response(status, "OK" if status == 200 else "Service Unavailable", headers, body)
+def _respond(connection: ServerConnection, status: int, content_type: str, body: bytes) -> Response:
+    response = connection.respond(status, body.decode())
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = content_type
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -18,21 +18,19 @@ from worker.bus.dead_letters import DeadLetterWriter
 from worker.bus.ownership import SessionOwnership
 from worker.bus.permits import ConnectionPermits
 from worker.bus.registry import WorkerRegistry
-from worker.core.frame_limit import FrameLimit
+from worker.core.send_limits import FrameLimit
 from worker.core.turn_boundary import ProviderLag
-from worker.errors import SttError
 from worker.event_loop import StallDetector
 from worker.leases.retries import CrashRetries
 from worker.session.backlog import BacklogDrainer
 from worker.shortage import Shortage
 from worker.stt.cartesia import Endpoint
-from worker.stt.health import ProviderOutage
+from worker.stt.health import CredentialsHealth, ProviderOutage
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
 
 log = logging.getLogger(__name__)
-
 
 MAX_CONCURRENT_CONNECTS = 50
 """Maximum concurrent handshakes with the STT provider.
@@ -42,12 +40,6 @@ CPU, mostly for TLS: fifty together hardly delay the running sessions. A server 
 listen backlog of 100 drops no packets, which would be resent a second later. At 300 ms each, fifty
 concurrent handshakes open 160 sessions a second.
 """
-
-KEY_ADVICE = "check CARTESIA_API_KEY or TURNBUS_STT_API_KEY_FILE, and the account's credit"
-"""Advice logged for a rejected key if the error has none of its own."""
-
-CREDENTIALS_RETRY_S = 15.0
-"""Delay after a rejected key before a worker without sessions tries it again."""
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -71,38 +63,6 @@ class SessionTimeouts(msgspec.Struct, frozen=True):
     """Age at which untranscribed audio is dropped; 0 disables it."""
     update_interval_ms: int = 500
     """Interval between updates of a turn of 1,000 characters; 0 disables the limit."""
-
-
-class CredentialsHealth:
-    """Whether the provider accepts the API key; logged once, not for every session."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        """Why the provider rejects the key or the credit; None while it accepts them."""
-        self._since = 0.0
-
-    def rejected(self, error: SttError) -> None:
-        """Record a 401, 402 or 403."""
-        if self.reason is None:
-            if error.advice:
-                what = "cannot connect to the STT provider"
-            else:
-                what = "the STT provider rejects the API key or its credit"
-            advice = error.advice or KEY_ADVICE
-            log.error("%s (%s); sessions wait, none is lost; %s", what, error, advice)
-        self.reason = str(error)
-        self._since = time.monotonic()
-
-    def retry_after_rejection(self) -> None:
-        """Clear an old rejection, so that a session may try again."""
-        if self.reason is not None and time.monotonic() - self._since > CREDENTIALS_RETRY_S:
-            self.reason = None
-
-    def accepted(self) -> None:
-        """Record a successful connection."""
-        if self.reason is not None:
-            log.info("connected to the STT provider again")
-        self.reason = None
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ async def connect_tcp(
 async def open_transport(
     factory: Callable[[], _P],
     connected: socket.socket,
-    context: ssl.SSLContext | None = None,
-    server_hostname: str | None = None,
+    context: ssl.SSLContext | None,
+    host: str,
 ) -> tuple[asyncio.Transport, _P]:
     """Return a transport and its protocol on a connected socket, with TLS if there is a context.
 
@@ -85,7 +85,7 @@ async def open_transport(
     """
     try:
         transport, protocol = await asyncio.get_running_loop().create_connection(
-            factory, sock=connected, ssl=context, server_hostname=server_hostname
+            factory, sock=connected, ssl=context, server_hostname=host if context else None
         )
     except BaseException:
         release_descriptor(connected)

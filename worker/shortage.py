@@ -25,7 +25,7 @@ class Shortage:
     """Whether this worker can open sockets; times are on the monotonic clock."""
 
     def __init__(self) -> None:
-        self.fault: str | None = None
+        self.reason: str | None = None
         """The missing resource; None while sockets can be opened, as far as is known."""
         self._since = 0.0
         self._next_check = 0.0
@@ -37,23 +37,23 @@ class Shortage:
     def met(self, error: SttShortageError, now: float) -> None:
         """Record a socket that could not be opened."""
         self._failures += 1
-        if self.fault is None:
+        if self.reason is None:
             if not self._on_trial:
                 self._since = now
                 log.error("%s; claiming no session, releasing those without a socket", error)
             self._next_check = now + max(1.0, self._backoff.next_s())
-        self.fault = str(error)
+        self.reason = str(error)
 
     def look(self, now: float) -> None:
         """Check whether sockets can be opened again. Call it at short intervals."""
-        if self.fault is None or now < self._next_check:
+        if self.reason is None or now < self._next_check:
             return
         try:
             session_socket(_PROBE).close()
         except OSError:
             self._next_check = now + max(1.0, self._backoff.next_s())
             return
-        self.fault = None
+        self.reason = None
         self._on_trial = True
         self._trial_until = float("-inf")
 

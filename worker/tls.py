@@ -15,10 +15,6 @@ URL_OPTIONS: Final = frozenset(
 )
 """TLS options that a Redis URL may have."""
 
-_NAME: Final = (
-    "connect by a name that the certificate has, or issue it with subjectAltName=DNS:HOST"
-)
-_TIME: Final = "renew it, or set the clocks right"
 _AUTHORITY: Final = (
     "make the authority's certificate again, with: openssl req -x509 -newkey rsa:2048 -nodes "
     '-keyout ca.key -out ca.crt -days 3650 -subj "/CN=my authority" '
@@ -29,50 +25,39 @@ _EXTENSIONS: Final = (
     "with these extensions (openssl x509 -req -extfile): subjectAltName=DNS:HOST, "
     "extendedKeyUsage=serverAuth, subjectKeyIdentifier=hash, authorityKeyIdentifier=keyid"
 )
-_SERVER: Final = f"issue the server's certificate again, {_EXTENSIONS}"
-_BOTH: Final = f"{_AUTHORITY}, {_EXTENSIONS}"
-_SIGNED: Final = "another authority of that name signed it: name the file of the one that did"
-_KEY: Final = "issue it with a key of 2048 bits or more (RSA), or prime256v1 (EC)"
-# By OpenSSL's X509_V_ERR_*, for which Python has no names. From 79 on, most occur only in Python
-# 3.13 and later, which set VERIFY_X509_STRICT.
 _ADVICE: Final = {
-    7: _SIGNED,  # CERT_SIGNATURE_FAILURE
-    9: _TIME,  # CERT_NOT_YET_VALID
-    10: _TIME,  # CERT_HAS_EXPIRED
-    13: _TIME,  # ERROR_IN_CERT_NOT_BEFORE_FIELD
-    14: _TIME,  # ERROR_IN_CERT_NOT_AFTER_FIELD
-    23: "it was revoked: renew it",  # CERT_REVOKED
-    24: _AUTHORITY,  # NO_ISSUER_PUBLIC_KEY; before OpenSSL 3.0 INVALID_CA
-    25: "one of its authorities may not have others below it: issue it with the one above",
-    26: _SERVER,  # INVALID_PURPOSE
-    30: _SIGNED,  # AKID_SKID_MISMATCH
-    31: _SIGNED,  # AKID_ISSUER_SERIAL_MISMATCH
-    32: _AUTHORITY,  # KEYUSAGE_NO_CERTSIGN
-    34: "issue it without critical extensions of your own",  # UNHANDLED_CRITICAL_EXTENSION
-    47: "its authority may not sign for this name: issue it with another",  # PERMITTED_VIOLATION
-    48: "its authority may not sign for this name: issue it with another",  # EXCLUDED_VIOLATION
-    62: _NAME,  # HOSTNAME_MISMATCH
-    64: _NAME,  # IP_ADDRESS_MISMATCH
-    66: _KEY,  # EE_KEY_TOO_SMALL
-    67: _KEY,  # CA_KEY_TOO_SMALL
-    68: "issue it with a signature of SHA-256 or better",  # CA_MD_TOO_WEAK
-    79: _AUTHORITY,  # INVALID_CA
-    80: _SERVER,  # PATHLEN_INVALID_FOR_NON_CA
-    81: _AUTHORITY,  # PATHLEN_WITHOUT_KU_KEY_CERT_SIGN
-    82: _SERVER,  # KU_KEY_CERT_SIGN_INVALID_FOR_NON_CA
-    83: _AUTHORITY,  # ISSUER_NAME_EMPTY
-    84: _BOTH,  # SUBJECT_NAME_EMPTY
-    85: _SERVER,  # MISSING_AUTHORITY_KEY_IDENTIFIER
-    86: _AUTHORITY,  # MISSING_SUBJECT_KEY_IDENTIFIER
-    87: _SERVER,  # EMPTY_SUBJECT_ALT_NAME
-    88: _SERVER,  # EMPTY_SUBJECT_SAN_NOT_CRITICAL
-    89: _AUTHORITY,  # CA_BCONS_NOT_CRITICAL
-    90: _SERVER,  # AUTHORITY_KEY_IDENTIFIER_CRITICAL
-    91: _BOTH,  # SUBJECT_KEY_IDENTIFIER_CRITICAL
-    92: _AUTHORITY,  # CA_CERT_MISSING_KEY_USAGE
-    93: _BOTH,  # EXTENSIONS_REQUIRE_VERSION_3
-    94: _KEY,  # EC_KEY_EXPLICIT_PARAMS
+    # CERT_NOT_YET_VALID, CERT_HAS_EXPIRED, ERROR_IN_CERT_NOT_BEFORE_FIELD, ..._NOT_AFTER_FIELD
+    (9, 10, 13, 14): "renew it, or set the clocks right",
+    # CERT_SIGNATURE_FAILURE, AKID_SKID_MISMATCH, AKID_ISSUER_SERIAL_MISMATCH
+    (7, 30, 31): "another authority of that name signed it: name the file of the one that did",
+    # CERT_REVOKED
+    (23,): "it was revoked: renew it",
+    # NO_ISSUER_PUBLIC_KEY (before OpenSSL 3.0 INVALID_CA), KEYUSAGE_NO_CERTSIGN, INVALID_CA,
+    # PATHLEN_WITHOUT_KU_KEY_CERT_SIGN, ISSUER_NAME_EMPTY, MISSING_SUBJECT_KEY_IDENTIFIER,
+    # CA_BCONS_NOT_CRITICAL, CA_CERT_MISSING_KEY_USAGE
+    (24, 32, 79, 81, 83, 86, 89, 92): _AUTHORITY,
+    # INVALID_PURPOSE, PATHLEN_INVALID_FOR_NON_CA, KU_KEY_CERT_SIGN_INVALID_FOR_NON_CA,
+    # MISSING_AUTHORITY_KEY_IDENTIFIER, EMPTY_SUBJECT_ALT_NAME, EMPTY_SUBJECT_SAN_NOT_CRITICAL,
+    # AUTHORITY_KEY_IDENTIFIER_CRITICAL
+    (26, 80, 82, 85, 87, 88, 90): f"issue the server's certificate again, {_EXTENSIONS}",
+    # SUBJECT_NAME_EMPTY, SUBJECT_KEY_IDENTIFIER_CRITICAL, EXTENSIONS_REQUIRE_VERSION_3
+    (84, 91, 93): f"{_AUTHORITY}, {_EXTENSIONS}",
+    # PATH_LENGTH_EXCEEDED
+    (25,): "one of its authorities may not have others below it: issue it with the one above",
+    # UNHANDLED_CRITICAL_EXTENSION
+    (34,): "issue it without critical extensions of your own",
+    # PERMITTED_VIOLATION, EXCLUDED_VIOLATION
+    (47, 48): "its authority may not sign for this name: issue it with another",
+    # HOSTNAME_MISMATCH, IP_ADDRESS_MISMATCH
+    (62, 64): "connect by a name that the certificate has, or issue it with "
+    "subjectAltName=DNS:HOST",
+    # EE_KEY_TOO_SMALL, CA_KEY_TOO_SMALL, EC_KEY_EXPLICIT_PARAMS
+    (66, 67, 94): "issue it with a key of 2048 bits or more (RSA), or prime256v1 (EC)",
+    # CA_MD_TOO_WEAK
+    (68,): "issue it with a signature of SHA-256 or better",
 }
+"""Advice by OpenSSL's X509_V_ERR_*, for which Python has no names. From 79 on, most occur only in
+Python 3.13 and later, which set VERIFY_X509_STRICT."""
 _UNTRUSTED: Final = {2, 18, 19, 20, 21, 27, 28}
 """Codes of a certificate whose authority is unknown or not trusted."""
 _NO_CHAIN: Final = {2, 20, 21}
@@ -130,9 +115,11 @@ def explain(error: ssl.SSLError, trust: str) -> str:
         advice = _HANDSHAKE.get(error.reason or "")
         return f"{error}; {advice}" if advice else str(error)
     reason = error.verify_message.rstrip(".")
-    advice = _ADVICE.get(error.verify_code, "let its authority issue one without this fault")
-    if error.verify_code in _UNTRUSTED:
+    code = error.verify_code
+    known = (advice for codes, advice in _ADVICE.items() if code in codes)
+    advice = next(known, "let its authority issue one without this fault")
+    if code in _UNTRUSTED:
         advice = trust
-    if error.verify_code in _NO_CHAIN:
+    if code in _NO_CHAIN:
         advice += "; if that is done, let the server send all certificates of its chain"
     return f"certificate refused: {reason}; {advice}"

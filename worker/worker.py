@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Literal
 
@@ -129,21 +129,20 @@ class Worker:
     @property
     def readiness(self) -> Readiness:
         """Whether the worker can take new sessions, and the reasons if it cannot."""
-        reasons = [
-            reason
-            for reason in (
-                "draining" if self._draining else None,
-                f"redis: {self._redis_problem}" if self._redis_problem else None,
-                "starting" if not self._ready and not self._redis_problem else None,
-                f"stt: {self.context.credentials.reason}"
-                if self.context.credentials.reason
-                else None,
-                f"busy: {self._overload.reason}" if self._overload.reason else None,
-                f"shortage: {self.context.shortage.fault}" if self.context.shortage.fault else None,
-                None if self.capacity else f"shortage: {self._shortfall}",
-            )
-            if reason
-        ]
+        context, limit = self.context, descriptors.limits()[0]
+        shortfall = None if self.capacity else descriptors.shortfall(self._settings, limit)
+        problems = (
+            ("redis", self._redis_problem),
+            ("stt", context.credentials.reason),
+            ("busy", self._overload.reason),
+            ("shortage", context.shortage.reason),
+            ("shortage", shortfall),
+        )
+        reasons = [f"{part}: {problem}" for part, problem in problems if problem]
+        if not self._ready and not self._redis_problem:
+            reasons.insert(0, "starting")
+        if self._draining:
+            reasons.insert(0, "draining")
         return Readiness(not reasons, tuple(reasons), len(self.running), self.capacity)
 
     @property
@@ -154,10 +153,6 @@ class Worker:
     def capacity(self) -> int:
         """Maximum sessions of this worker: `max_sessions`, limited by available descriptors."""
         return descriptors.capacity(self._settings, descriptors.limits()[0])
-
-    @property
-    def _shortfall(self) -> str | None:
-        return descriptors.shortfall(self._settings, descriptors.limits()[0])
 
     def drain(self) -> None:
         """Stop taking sessions, release the running ones, then wait for `stop`."""
@@ -174,15 +169,18 @@ class Worker:
 
         Raises redis-py's NoPermissionError if the Redis user loses a required permission.
         """
+        context = self.context
         async with closing(self.redis), anyio.create_task_group() as tasks:
-            run_forever = self.context.supervisor.run_forever
-            tasks.start_soon(run_forever, "reader", self.context.reader.run)
-            tasks.start_soon(run_forever, "committer", self.context.committer.run)
-            tasks.start_soon(run_forever, "dead_letters", self.context.dead_letters.run)
-            tasks.start_soon(run_forever, "gate", self.context.permits.run)
-            tasks.start_soon(run_forever, "lanes", self.context.registry.list_lanes)
-            tasks.start_soon(run_forever, "ticker", self._tick)
-            tasks.start_soon(run_forever, "backlog", self.context.backlog.run)
+            for part, work in (
+                ("reader", context.reader.run),
+                ("committer", context.committer.run),
+                ("dead_letters", context.dead_letters.run),
+                ("gate", context.permits.run),
+                ("lanes", context.registry.list_lanes),
+                ("ticker", self._tick),
+                ("backlog", context.backlog.run),
+            ):
+                tasks.start_soon(context.supervisor.run_forever, part, work)
             if await self._run_until_stopped(self._connect_bus):
                 async with anyio.create_task_group() as components:
                     await self._run_components(sessions=tasks, components=components)
@@ -205,60 +203,25 @@ class Worker:
                 claims=claims,
             )
             lease_keeper = LeaseKeeper(self.context, self.running, acquirer, components)
-            heartbeat = partial(self._heartbeat_loop, lease_keeper)
-            components.start_soon(run_forever, "heartbeat", heartbeat)
-            components.start_soon(run_forever, "worker_record", self._record_loop)
-            components.start_soon(run_forever, "clock", self.context.clock.run)
-            components.start_soon(run_forever, "liveness", self._liveness.advertise)
-            components.start_soon(run_forever, "liveness", self._liveness.watch)
-            components.start_soon(run_forever, "sweeper", self._cleaner.run)
-            components.start_soon(run_forever, "drain_requests", self._watch_drain_requests)
-            components.start_soon(run_forever, "handover", self._release_stranded)
-            components.start_soon(run_forever, "fitness", self._watch_fitness)
+            renew = partial(lease_keeper.renew, takes=lambda: not self._draining)
+            register = partial(self.health.retry, self._register)
+            for part, work in (
+                ("heartbeat", partial(_repeat, renew, HEARTBEAT_INTERVAL_S)),
+                # Apart from the leases: a cluster may store the record on another server.
+                ("worker_record", partial(_repeat, register, HEARTBEAT_INTERVAL_S)),
+                ("clock", self.context.clock.run),
+                ("liveness", self._liveness.advertise),
+                ("liveness", self._liveness.watch),
+                ("sweeper", self._cleaner.run),
+                ("drain_requests", self._watch_drain_requests),
+                ("handover", partial(_repeat, self._release_stranded, TICK_INTERVAL_S)),
+                ("fitness", partial(_repeat, self._recheck_bus, FITNESS_INTERVAL_S)),
+            ):
+                components.start_soon(run_forever, part, work)
             acquire = partial(self._acquire_loop, acquirer)
             await self._run_until_stopped(partial(run_forever, "acquire", acquire))
             await self._release_all(acquirer)
             claims.cancel_scope.cancel()  # other workers take the sessions still waiting for Redis
-
-    async def _deregister(self) -> None:
-        """Delete this worker's record and consumer from Redis, if Redis is available."""
-        ownership = self.context.ownership
-        with self.context.supervisor.isolate("handover"), anyio.move_on_after(DEREGISTER_TIMEOUT_S):
-            await self.health.retry(lambda: ownership.delete_consumer(ownership.consumer))
-            await self.health.retry(
-                lambda: delete_record(
-                    self.redis, self.context.keys, self.context.worker_id, ownership.consumer
-                ),
-            )
-
-    async def _connect_bus(self) -> None:
-        """Wait until Redis is available and has all that a worker requires."""
-        while True:
-            if not await self._is_unfit():
-                return
-            await anyio.sleep(FITNESS_INTERVAL_S)
-
-    async def _is_unfit(self) -> bool:
-        """Return whether Redis lacks something that a worker requires, and record what."""
-        unfit = partial(unfitness, self.redis, self.context.keys)
-        try:
-            lacking = await self.health.retry(unfit)
-            if lacking is None:
-                await self.health.retry(self.context.ownership.ensure_group)
-        except ResponseError as error:
-            lacking = describe(error)
-        if lacking is None:
-            self.health.fits()
-        else:
-            self.health.lacks(lacking)
-        return lacking is not None
-
-    async def _watch_fitness(self) -> None:
-        """Check an unfit Redis periodically until the worker can use it again."""
-        while True:
-            await anyio.sleep(FITNESS_INTERVAL_S)
-            if self.health.unfit is not None:
-                await self._is_unfit()
 
     async def _run_until_stopped(self, work: Callable[[], Awaitable[None]]) -> bool:
         """Run `work` without waiting for Redis once stopped; return whether it completed."""
@@ -266,58 +229,81 @@ class Worker:
             await work()
         return not self._waiting.cancelled_caught
 
-    # -- acquiring sessions and renewing leases
+    # -- Redis
 
-    async def _acquire_loop(self, acquirer: SessionAcquirer) -> None:
-        self._ready = True
-        log.info("taking sessions as %s", self.context.ownership.consumer)
-        crashes, shortage = self.context.retries, self.context.shortage
-        while not self._draining:
-            acquirer.retry_crashed()  # regardless of room: this worker holds their leases
-            taken = len(self.running) + len(crashes.waiting) + acquirer.claims_in_progress
-            room = min(MAX_CLAIM_BATCH, self.capacity - taken)
-            if not len(self.running):
-                # Without a session, no connection attempt would detect that the key works again.
-                self.context.credentials.retry_after_rejection()
-            shortage.look(time.monotonic())
-            obstacles = (shortage.fault, self.context.credentials.reason, self.health.unfit)
-            if not any(obstacles):
-                room = self._overload.limit(room, time.monotonic())
-                room = shortage.room(room, time.monotonic())
-            else:
-                room = 0
-            if room <= 0:
-                await anyio.sleep(CLAIM_POLL_MS / 1000)
-                continue
-            await acquirer.claim_all(await acquirer.find(room))
-
-    async def _heartbeat_loop(self, lease_keeper: LeaseKeeper) -> None:
+    async def _connect_bus(self) -> None:
+        """Wait until Redis is available and has all that a worker requires."""
+        unfit = partial(unfitness, self.redis, self.context.keys)
         while True:
-            await lease_keeper.renew(takes=lambda: not self._draining)
-            await anyio.sleep(HEARTBEAT_INTERVAL_S)
+            try:
+                lacking = await self.health.retry(unfit)
+                if lacking is None:
+                    await self.health.retry(self.context.ownership.ensure_group)
+            except ResponseError as error:
+                lacking = describe(error)
+            if lacking is None:
+                self.health.fits()
+                return
+            self.health.lacks(lacking)
+            await anyio.sleep(FITNESS_INTERVAL_S)
 
-    async def _record_loop(self) -> None:
-        """Update this worker's record, apart from the leases: a cluster may store it elsewhere."""
-        while True:
-            await self.health.retry(self._register)
-            await anyio.sleep(HEARTBEAT_INTERVAL_S)
+    async def _recheck_bus(self) -> None:
+        """If Redis is unfit, wait until the worker can use it again."""
+        if self.health.unfit is not None:
+            await self._connect_bus()
 
     async def _register(self) -> None:
+        """Update this worker's record."""
         state: Literal["ready", "draining", "unready"] = "ready"
         if not self.readiness.ready:
             state = "draining" if self._draining else "unready"
-        await self.context.registry.register(
-            self.context.worker_id,
-            WorkerRecord(
-                consumer=self.context.ownership.consumer,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                sessions=len(self.running),
-                capacity=self.capacity,
-                state=state,
-                heartbeat=time.time(),
-            ),
+        ownership, context = self.context.ownership, self.context
+        record = WorkerRecord(
+            consumer=ownership.consumer,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            sessions=len(self.running),
+            capacity=self.capacity,
+            state=state,
+            heartbeat=time.time(),
         )
+        await context.registry.register(context.worker_id, record)
+
+    async def _deregister(self) -> None:
+        """Delete this worker's record and consumer from Redis, if Redis is available."""
+        ownership, worker_id = self.context.ownership, self.context.worker_id
+        with self.context.supervisor.isolate("handover"), anyio.move_on_after(DEREGISTER_TIMEOUT_S):
+            for delete in (
+                partial(ownership.delete_consumer, ownership.consumer),
+                partial(
+                    delete_record, self.redis, self.context.keys, worker_id, ownership.consumer
+                ),
+            ):
+                await self.health.retry(delete)
+
+    # -- acquiring sessions
+
+    async def _acquire_loop(self, acquirer: SessionAcquirer) -> None:
+        self._ready = True
+        context = self.context
+        log.info("taking sessions as %s", context.ownership.consumer)
+        while not self._draining:
+            acquirer.retry_crashed()  # regardless of room: this worker holds their leases
+            if not len(self.running):
+                # Without a session, no connection attempt would detect that the key works again.
+                context.credentials.retry_after_rejection()
+            now = time.monotonic()
+            context.shortage.look(now)
+            taken = len(self.running) + len(context.retries.waiting) + acquirer.claims_in_progress
+            room = min(MAX_CLAIM_BATCH, self.capacity - taken)
+            if context.shortage.reason or context.credentials.reason or self.health.unfit:
+                room = 0
+            else:
+                room = context.shortage.room(self._overload.limit(room, now), now)
+            if room > 0:
+                await acquirer.claim_all(await acquirer.find(room))
+            else:
+                await anyio.sleep(CLAIM_POLL_MS / 1000)
 
     # -- the ticker
 
@@ -330,8 +316,12 @@ class Worker:
             for session in self.running:
                 if session.fenced_reason is not None:
                     self.running.cancel(session.ownership.fence.entry_id)
-                else:
-                    _guard(session, session.tick, now)
+                    continue
+                try:
+                    session.tick(now)
+                except Exception:  # it must not end the other sessions
+                    log.exception("%s: session crashed", session.name)
+                    session.fail()
             due = time.monotonic() + TICK_INTERVAL_S
             await anyio.sleep(TICK_INTERVAL_S)
             delay_s = max(0.0, time.monotonic() - due)
@@ -369,34 +359,27 @@ class Worker:
         late = False
         while len(self.running) or (acquirer.claims_in_progress and self.health.up and not late):
             late = self._stop_now or time.monotonic() >= deadline
-            ready = [session for session in self.running if late or session.can_release]
-            async with anyio.create_task_group() as tasks:
-                for session in ready:
-                    tasks.start_soon(self._release, session)
+            await self._release(each for each in self.running if late or each.can_release)
             await anyio.sleep(0.05)
         with self.context.supervisor.isolate("handover"):
             await self.running.release_waiting()
 
     async def _release_stranded(self) -> None:
         """Release sessions for which this machine cannot open a socket."""
-        while True:
-            await anyio.sleep(TICK_INTERVAL_S)
-            if self.context.shortage.fault is None or self._draining:
-                continue
-            async with anyio.create_task_group() as tasks:
-                for session in self.running:
-                    if session.stranded:
-                        tasks.start_soon(self._release, session)
+        if self.context.shortage.reason is not None and not self._draining:
+            await self._release(session for session in self.running if session.stranded)
 
-    async def _release(self, session: Session) -> None:
-        with self.context.supervisor.isolate("handover"):
-            await self.running.release(session)
+    async def _release(self, sessions: Iterable[Session]) -> None:
+        async def release(session: Session) -> None:
+            with self.context.supervisor.isolate("handover"):
+                await self.running.release(session)
+
+        async with anyio.create_task_group() as tasks:
+            for session in sessions:
+                tasks.start_soon(release, session)
 
 
-def _guard(session: Session, step: Callable[[float], None], now: float) -> None:
-    """Run one step of a session; an internal error in it must not end the other sessions."""
-    try:
-        step(now)
-    except Exception:
-        log.exception("%s: session crashed", session.name)
-        session.fail()
+async def _repeat(step: Callable[[], Awaitable[None]], interval_s: float) -> None:
+    while True:
+        await step()
+        await anyio.sleep(interval_s)

@@ -283,7 +283,7 @@ async def test_shortage_is_not_counted_as_a_provider_error(
         with monkeypatch.context() as patch:
             patch.setattr(network, "start_connection", start_connection)
             await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
-            await eventually(lambda: worker.context.shortage.fault, "a worker that is short")
+            await eventually(lambda: worker.context.shortage.reason, "a worker that is short")
             assert any(reason.startswith("shortage: ") for reason in worker.readiness.reasons)
             await eventually(lambda: not len(worker.running), "a session that was released")
             lacking = False
@@ -298,11 +298,11 @@ def test_after_a_shortage_one_session_is_tried_first() -> None:
     shortage = Shortage()
     assert shortage.room(9, 0.0) == 9
     shortage.met(SttShortageError("no descriptor"), 0.0)
-    assert shortage.fault == "no descriptor"
+    assert shortage.reason == "no descriptor"
     shortage.look(0.5)
-    assert shortage.fault
+    assert shortage.reason
     shortage.look(100.0)
-    assert not shortage.fault
+    assert not shortage.reason
     assert [shortage.room(9, now) for now in (100.0, 101.0, 101.0 + TRIAL_S)] == [1, 0, 1]
     shortage.connected(112.0)
     assert shortage.room(9, 112.0) == 9

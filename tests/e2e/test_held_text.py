@@ -9,10 +9,10 @@ from schemas.audio import AudioEntry, Encoding
 from schemas.cartesia import TurnEagerEnd, TurnEnd, TurnResume, TurnStart, TurnUpdate
 from tests.simulation.calls import AUDIO, LATER, Line, boundary_of
 from worker.core.ledger import Ledger
-from worker.core.pacing import Pacer
 from worker.core.phases import Lifecycle
+from worker.core.send_limits import Pacer
+from worker.core.transcripts import UpdateThrottle
 from worker.core.turn_tracker import EventDraft, TurnTracker
-from worker.core.update_throttle import UpdateThrottle
 from worker.event_loop import StallDetector
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver, TurnMessage

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from schemas.turns import AudioGap, SessionEnded, SessionError, TurnEnd, TurnUpdate
 from tests.support.harness import KEY, PCM16, Harness, check_order, words
 from tests.support.polling import PATIENCE_S
-from worker.core import repeats
+from worker.core import connection_health
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script import ScriptEngine, synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
@@ -175,7 +175,7 @@ async def test_unreadable_message_is_skipped(
 async def test_audio_on_which_a_provider_fails_is_discarded(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, poison: Act
 ) -> None:
-    monkeypatch.setattr(repeats, "MIN_LOSING_S", 0.0)
+    monkeypatch.setattr(connection_health, "MIN_LOSING_S", 0.0)
     lines: list[Line] = [
         (200, _message("turn.start")),
         (300, _message("turn.update", "w1")),
@@ -207,7 +207,7 @@ async def test_outage_behind_open_sockets_loses_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A provider that accepts and closes connections has not rejected the audio."""
-    monkeypatch.setattr(repeats, "MIN_LOSING_S", 0.0)
+    monkeypatch.setattr(connection_health, "MIN_LOSING_S", 0.0)
     monkeypatch.setattr(session, "OUTAGE_EVENT_AFTER_S", 0.5)
     reason = f"try again, {KEY}"
     async with (
@@ -218,7 +218,7 @@ async def test_outage_behind_open_sockets_loses_nothing(
         await harness.play("call-1", synthesize_silence(800, PCM16))
         error = await harness.until("call-1", SessionError)
         with anyio.fail_after(PATIENCE_S):
-            while provider.connections < repeats.MAX_LOSSES + 3:
+            while provider.connections < connection_health.MAX_LOSSES + 3:
                 await anyio.sleep(0.05)
         provider.lines = [(100, _message("turn.start")), (700, _message("turn.end", "w1"))]
         events = (await harness.until_ended("call-1"))["call-1"]

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed
 
 from schemas.turns import AudioGap, SessionEnded, SessionError, TurnEnd, TurnUpdate
 from tests.support.harness import PCM16, Harness, check_order, words
-from worker.core import watchdog
+from worker.core import connection_health
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 
 Line = tuple[int, dict[str, Any]]
@@ -100,7 +100,7 @@ async def test_unknown_messages_do_not_keep_a_stuck_turn_open(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An example is a usage count for billing, sent with every second of audio."""
-    monkeypatch.setattr(watchdog, "MARGIN_MS", 1_000.0)
+    monkeypatch.setattr(connection_health, "MARGIN_MS", 1_000.0)
     lines: list[Line] = [
         (200, {"type": "turn.start"}),
         (300, {"type": "turn.update", "transcript": "w1"}),

@@ -15,7 +15,7 @@ from websockets.uri import parse_uri
 
 from schemas.audio import AudioEntry, Encoding, SessionEntry
 from worker.core.ledger import Ledger
-from worker.core.pacing import Pacer
+from worker.core.send_limits import Pacer
 from worker.core.turn_boundary import ProviderLag
 from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
@@ -45,7 +45,7 @@ class Line(TurnsStream):
 
     def __init__(self) -> None:
         socket = WebSocketClient(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
-        super().__init__(socket, "", Endpoint("", "", ""))
+        super().__init__(socket, Endpoint("", "", ""))
         self.sent: deque[bytes] = deque()
 
     def send_audio(self, audio: bytes) -> None:

@@ -27,10 +27,10 @@ from tests.simulation.calls import (
 )
 from worker.core import stream_ids
 from worker.core.ledger import Ledger
-from worker.core.pacing import Pacer
 from worker.core.phases import Lifecycle
+from worker.core.send_limits import Pacer
+from worker.core.transcripts import UpdateThrottle
 from worker.core.turn_tracker import EventDraft, TurnTracker
-from worker.core.update_throttle import UpdateThrottle
 from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream

@@ -253,17 +253,12 @@ class _Line(WebSocketClient):
     def __init__(self, stream: "_Provider") -> None:
         super().__init__(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
         self._stream = stream
-        self.answered = 0
         self.texts: deque[tuple[cartesia.ServerMessage | None, float]] = deque()
         self.lost = ""
 
     @property
     def open(self) -> bool:
         return not self.lost
-
-    @property
-    def pongs_received(self) -> int:
-        return self.answered
 
     @property
     def waiting(self) -> int:
@@ -274,7 +269,7 @@ class _Line(WebSocketClient):
 
     def _pong(self, number: int) -> None:
         if self.open:
-            self.answered, self.last_received_at = number, self._stream.world.now
+            self.pongs_received, self.last_received_at = number, self._stream.world.now
 
     def abort(self, reason: str) -> None:
         self._stream.cut(reason)
@@ -287,7 +282,8 @@ class _Provider(TurnsStream):
         self.world = world
         self.net_s = world.rng.uniform(0.005, 0.03)
         self.line = _Line(self)
-        super().__init__(self.line, "request", Endpoint("", "", ""))
+        super().__init__(self.line, Endpoint("", "", ""))
+        self.request_id = "request"
         self._up: deque[bytes | None] = deque()
         self._down: deque[cartesia.ServerMessage | None] = deque()
         self._events: list[EngineEvent] = []

@@ -83,8 +83,10 @@ class Ledger:
     def __init__(self, width: int, state: LedgerState | None = None) -> None:
         state = state or LedgerState()
         self._width = width
-        self._committed = state.committed
-        self._committed_bytes = state.committed_bytes
+        self.committed = state.committed
+        """Position up to which published events cover the audio."""
+        self.committed_bytes = state.committed_bytes
+        """The committed position, as bytes of the session."""
         self._committed_sequences = OrderedDict(_sequences(state))
         self._sequences = self._committed_sequences.copy()
         self._segments: deque[Segment] = deque()
@@ -97,8 +99,8 @@ class Ledger:
     def state(self) -> LedgerState:
         """Return what a new owner needs."""
         return LedgerState(
-            committed=self._committed,
-            committed_bytes=self._committed_bytes,
+            committed=self.committed,
+            committed_bytes=self.committed_bytes,
             producers={src: each.last_seq for src, each in self._committed_sequences.items()},
             sequences=dict(self._committed_sequences),
             announced=self._reported,
@@ -106,25 +108,15 @@ class Ledger:
         )
 
     @property
-    def committed(self) -> Position:
-        """Position up to which published events cover the audio."""
-        return self._committed
-
-    @property
-    def committed_bytes(self) -> int:
-        """The committed position, as bytes of the session."""
-        return self._committed_bytes
-
-    @property
     def read_after(self) -> str:
         """Entry id after which to read all uncommitted entries."""
-        return stream_ids.predecessor(self._committed.entry_id)
+        return stream_ids.predecessor(self.committed.entry_id)
 
     def rewind(self) -> None:
         """Go back to the committed position: entries after it will be read again."""
         self._segments.clear()
         self._sequences = self._committed_sequences.copy()
-        self.read_bytes = self._committed_bytes
+        self.read_bytes = self.committed_bytes
 
     def admit(self, entry_id: str, entry: AudioEntry) -> Admitted:
         """Admit an entry, in stream order. Entries after the `end` are ignored."""
@@ -134,9 +126,7 @@ class Ledger:
             self.end = entry_id
         if not entry.audio:
             return Admitted()
-        counted = None
-        before = missing = 0
-        doubt = None
+        counted, missing, doubt, before = None, 0, None, 0
         if entry.seq is not None:
             known = self._sequences.get(entry.src)
             decided = sequence.take(known, entry.seq, entry.audio)
@@ -148,19 +138,19 @@ class Ledger:
             _remember(self._sequences, entry.src, counted)
         audio = entry.audio
         start = self.read_bytes
-        if entry_id == self._committed.entry_id:
-            audio = audio[self._committed.offset :]
-            start -= self._committed.offset
+        if entry_id == self.committed.entry_id:
+            audio = audio[self.committed.offset :]
+            start -= self.committed.offset
         self._segments.append(Segment(entry_id, start, len(entry.audio), entry.src, counted))
         self.read_bytes += len(audio)
         return Admitted(audio=audio, missing=missing, doubt=doubt, before=before)
 
     def mark_reported(self, entry_id: str) -> bool:
         """Mark this entry as reported; return whether it was not reported before."""
-        if not self.is_news(entry_id):
-            return False
-        self._reported = entry_id
-        return True
+        news = self.is_news(entry_id)
+        if news:
+            self._reported = entry_id
+        return news
 
     def is_news(self, entry_id: str) -> bool:
         """Return whether neither this entry nor a later one was reported."""
@@ -173,17 +163,17 @@ class Ledger:
         """
         position = min(position, self.read_bytes)
         position -= position % self._width
-        if position <= self._committed_bytes:
+        if position <= self.committed_bytes:
             return False
         while self._segments and self._segments[0].end <= position:
             segment = self._segments.popleft()
             if segment.sequence is not None:
                 _remember(self._committed_sequences, segment.src, segment.sequence)
-            self._committed = Position(stream_ids.successor(segment.entry_id))
+            self.committed = Position(stream_ids.successor(segment.entry_id))
         if self._segments and self._segments[0].start < position:
             segment = self._segments[0]
-            self._committed = Position(segment.entry_id, position - segment.start)
-        self._committed_bytes = position
+            self.committed = Position(segment.entry_id, position - segment.start)
+        self.committed_bytes = position
         return True
 
     @property
@@ -193,7 +183,7 @@ class Ledger:
 
     def covers(self, position: int) -> bool:
         """Return whether every whole sample before byte `position` is committed."""
-        return position - self._committed_bytes < self._width
+        return position - self.committed_bytes < self._width
 
     def entry_at(self, position: int) -> str | None:
         """Return the entry that holds byte `position`, or the last one; None if it is committed."""

@@ -13,9 +13,7 @@ from worker.errors import (
     SttTransientError,
 )
 
-_PERMANENT = frozenset(
-    {400, 404, 413, 414, 422, 431}
-)  # 413 and above: key terms made the request too long
+_PERMANENT = frozenset({400, 404, 413, 414, 422, 431})  # from 413 on: key terms are too long
 _CREDENTIALS = frozenset({401, 402, 403})
 _CREDENTIAL_CODES = frozenset({"quota_exceeded", "plan_upgrade_required"})
 _PERMANENT_CLOSES = frozenset({1002, 1003, 1007, 1008})

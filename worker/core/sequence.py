@@ -155,22 +155,19 @@ def _new(
     if holes > MAX_HOLES_IN_A_ROW:
         missing, doubt = 0, Doubt.STRIDE
     shift = number - seq
-    taken = Sequence(
-        number,
-        _with(sequence.ranges, number),
-        crc32(audio),
-        sequence.prints,
-        sequence.first,
-        sequence.printed_to,
-        shift,
-        ring,
-        holes,
+    taken = msgspec.structs.replace(
+        sequence,
+        last=number,
+        runs=_with(sequence.ranges, number),
+        last_print=crc32(audio),
+        shift=shift,
+        ring=ring,
+        holes=holes,
     )
     wrapped = shift != sequence.shift
-    if wrapped or doubt is Doubt.AHEAD or (doubt is Doubt.BACK and below != number - 1):
-        return Taken(_printed(taken, audio, anew=True), missing, doubt)
-    if _prints_on(sequence) and sequence.printed_to == number - 1:
-        return Taken(_printed(taken, audio, anew=False), missing, doubt)
+    anew = wrapped or doubt is Doubt.AHEAD or (doubt is Doubt.BACK and below != number - 1)
+    if anew or (_prints_on(sequence) and sequence.printed_to == number - 1):
+        taken = _printed(taken, audio, anew=anew)
     return Taken(taken, missing, doubt)
 
 

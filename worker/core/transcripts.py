@@ -1,4 +1,4 @@
-"""Transcripts: joins and compares texts of one turn that were transcribed separately.
+"""Transcripts: joins and compares texts of one turn, and limits how often they are published.
 
 Recognizers are not deterministic. Consumers may have received "twenty five thousand", and a replay
 of the same audio may give "25,000 dollars": shorter, and yet one word more. So the words of both
@@ -18,7 +18,10 @@ POSITION_WEIGHT = 0.4
 """Cost per word of distance from the position estimate; an inserted or deleted word costs 1. The
 estimate is inexact, because a provider's lag differs between sockets."""
 
-_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
+MAX_UPDATE_INTERVAL_S = 5.0
+"""Maximum interval between two updates, however long the text is."""
+
+SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
 """White space, including zero-width spaces, which Unicode does not count as white space."""
 
 _UNSPACED = (
@@ -29,13 +32,13 @@ _UNSPACED = (
 )
 """Scripts without spaces between words. Hangul has spaces."""
 
-_WORD = re.compile(f"[{_UNSPACED}]|[^{_SPACES}{_UNSPACED}]+")
+_WORD = re.compile(f"[{_UNSPACED}]|[^{SPACES}{_UNSPACED}]+")
 """A word; each character of a script without spaces counts as one."""
 
-_SPACE_RUN = re.compile(f"[{_SPACES}]+")
+_SPACE_RUN = re.compile(f"[{SPACES}]+")
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _CLOSING = re.compile(
-    f"[^\\w{_SPACES}{_UNSPACED}(\\[{{\u00bf\u00a1]*[\u3001\u3002\u300d\u300f\u3011\uff01\uff09\uff0c\uff1a\uff1b\uff1f]*"
+    f"[^\\w{SPACES}{_UNSPACED}(\\[{{\u00bf\u00a1]*[\u3001\u3002\u300d\u300f\u3011\uff01\uff09\uff0c\uff1a\uff1b\uff1f]*"
 )
 """Punctuation that belongs to the word before it."""
 
@@ -46,18 +49,19 @@ def new_text(known: str, replayed: str, caught_up: int) -> str:
     `replayed` is a new transcript of the audio that `known` covers, and perhaps of more.
     `caught_up` estimates how many words of `replayed` cover the audio of `known`.
     """
-    words, known_words = list(_WORD.finditer(replayed)), _WORD.findall(known)
-    same = _same_ahead(known_words, words)
+    matches, known_words = list(_WORD.finditer(replayed)), _WORD.findall(known)
+    words = [match.group() for match in matches]
+    same = _common_prefix(known_words, words)
     # One message may repeat all the text, with no message before it.
     least = min(len(known_words), len(words)) - MAX_NEW_WORDS
     caught_up = min(max(caught_up, least, same), len(words))
     first = max(same, caught_up - ALIGN_WINDOW_WORDS)
     end = first + _aligned_words(
         known_words[same:] if first == same else known_words[-ALIGN_WINDOW_WORDS:],
-        [word.group() for word in words[first : caught_up + MAX_NEW_WORDS]],
+        words[first : caught_up + MAX_NEW_WORDS],
         caught_up - first,
     )
-    added = replayed[words[end - 1].end() if end else 0 :]
+    added = replayed[matches[end - 1].end() if end else 0 :]
     return "" if is_blank(added) else added
 
 
@@ -68,22 +72,12 @@ def word_count(text: str) -> int:
 
 def is_blank(text: str) -> bool:
     """Return whether a text has only white space."""
-    return not text.strip(_SPACES)
+    return not text.strip(SPACES)
 
 
 def leading_space(text: str) -> str:
     """Return the white space at the beginning of a text."""
-    return text[: len(text) - len(text.lstrip(_SPACES))]
-
-
-def without_leading_space(text: str) -> str:
-    """Return a text without the white space at its beginning."""
-    return text.lstrip(_SPACES)
-
-
-def without_trailing_space(text: str) -> str:
-    """Return a text without the white space at its end."""
-    return text.rstrip(_SPACES)
+    return text[: len(text) - len(text.lstrip(SPACES))]
 
 
 def same_but_space(text: str, other: str) -> bool:
@@ -117,7 +111,7 @@ def parting(before: str, whole: str) -> str | None:
     rest = whole[len(before) :]
     if is_blank(rest):
         return None
-    if before != without_trailing_space(before):
+    if before != before.rstrip(SPACES):
         return leading_space(rest)
     match = _CLOSING.match(rest)
     closed = match.end() if match else 0
@@ -139,9 +133,9 @@ def join(before: str, after: str) -> str:
     """
     if not before or not after:
         return before + after
-    if before[-1] in _SPACES:
-        return before + without_leading_space(after)
-    if after[0] in _SPACES or _IS_UNSPACED.match(before[-1]) or _IS_UNSPACED.match(after[0]):
+    if before[-1] in SPACES:
+        return before + after.lstrip(SPACES)
+    if after[0] in SPACES or _IS_UNSPACED.match(before[-1]) or _IS_UNSPACED.match(after[0]):
         return before + after
     spaces = _SPACE_RUN.findall(before) or [" "]
     return f"{before}{spaces[-1]}{after}"
@@ -152,13 +146,6 @@ def same_words(text: str, other: str) -> bool:
     if text.startswith(other):  # the usual case: each update of a growing turn
         return not any(map(str.isalnum, text[len(other) :]))
     return _letters(text) == _letters(other)
-
-
-def _same_ahead(known: Sequence[str], words: Sequence[re.Match[str]]) -> int:
-    """Return the number of equal words at the beginning of both."""
-    pairs = enumerate(zip(known, words, strict=False))
-    unlike = (at for at, (one, other) in pairs if one != other.group())
-    return next(unlike, min(len(known), len(words)))
 
 
 def _ink(text: str) -> int:
@@ -195,7 +182,36 @@ def _word_distance(word: str, other: str) -> float:
     return 1 - 2 * shared / (len(shorter) + len(longer))
 
 
-def _common_prefix(text: str, other: str) -> int:
-    """Return the length of the common prefix."""
-    pairs = enumerate(zip(text, other, strict=False))
-    return next((at for at, (one, two) in pairs if one != two), min(len(text), len(other)))
+def _common_prefix(known: Sequence[str], replayed: Sequence[str]) -> int:
+    """Return how many equal words, or letters, are at the beginning of both."""
+    pairs = enumerate(zip(known, replayed, strict=False))
+    unlike = (at for at, (one, other) in pairs if one != other)
+    return next(unlike, min(len(known), len(replayed)))
+
+
+class UpdateThrottle:
+    """Limits how often the growing text of a turn is published, for one session.
+
+    Every update contains the whole text of its turn, so ten minutes of updates for every word would
+    cost megabytes. The interval to the next update grows with the text. A session thus writes a
+    steady number of bytes a second, and consumers receive short turns word by word.
+
+    Times are seconds on one monotonic clock.
+    """
+
+    def __init__(self, interval_ms: float) -> None:
+        """`interval_ms` is the interval after a text of 1,000 characters; 0 is none."""
+        self._s_per_char = interval_ms / 1_000_000
+        self._next_at = float("-inf")
+
+    def published(self, text: str, now: float) -> None:
+        """Record that a text was published, in an event of any kind."""
+        self._next_at = now + min(MAX_UPDATE_INTERVAL_S, len(text) * self._s_per_char)
+
+    def reset(self) -> None:
+        """Allow the next update at once, because it is the first of a turn."""
+        self._next_at = float("-inf")
+
+    def is_due(self, now: float) -> bool:
+        """Return whether an update may be published."""
+        return now >= self._next_at

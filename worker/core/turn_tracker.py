@@ -16,7 +16,9 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from schemas.turns import TurnEndReason
 from worker.core.transcripts import (
+    SPACES,
     covers,
     is_blank,
     join,
@@ -24,13 +26,11 @@ from worker.core.transcripts import (
     new_text,
     same_but_space,
     says_more,
-    without_leading_space,
-    without_trailing_space,
     word_count,
 )
 
 DraftKind = Literal["turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.end"]
-EndReason = Literal["model", "close", "watchdog"]
+EndReason = TurnEndReason
 
 
 class EventDraft(msgspec.Struct, frozen=True):
@@ -80,35 +80,25 @@ class Action(Enum):
     VIOLATION = "ignore and count: the provider broke its own rules"
 
 
-_OPEN = (PublishedState.SPEAKING, PublishedState.EAGER)
-_PROVIDER_OPEN = (ProviderState.SPEAKING, ProviderState.EAGER)
-
 TABLE: Mapping[tuple[PublishedState, ProviderState, ProviderInput], Action] = {
     # No turn is open: only a start is valid.
     (PublishedState.NONE, ProviderState.NONE, ProviderInput.START): Action.START,
-    # Consumers have an open turn that was not sent on this socket yet: a replay.
+    # Consumers have an open turn.
     **{
-        (published, ProviderState.NONE, ProviderInput.START): Action.REPLAY_START
-        for published in _OPEN
-    },
-    # Both are inside the turn.
-    **{
-        (published, provider, ProviderInput.UPDATE): Action.UPDATE
-        for published in _OPEN
-        for provider in _PROVIDER_OPEN
-    },
-    **{
-        (published, provider, ProviderInput.EAGER_END): Action.EAGER_END
-        for published in _OPEN
-        for provider in _PROVIDER_OPEN
-    },
-    **{
-        (published, ProviderState.EAGER, ProviderInput.RESUME): Action.RESUME for published in _OPEN
-    },
-    **{
-        (published, provider, ProviderInput.END): Action.END
-        for published in _OPEN
-        for provider in _PROVIDER_OPEN
+        (published, provider, kind): action
+        for published in (PublishedState.SPEAKING, PublishedState.EAGER)
+        for provider, kind, action in (
+            # It was not sent on this socket yet: a replay.
+            (ProviderState.NONE, ProviderInput.START, Action.REPLAY_START),
+            # Both are inside the turn.
+            (ProviderState.SPEAKING, ProviderInput.UPDATE, Action.UPDATE),
+            (ProviderState.SPEAKING, ProviderInput.EAGER_END, Action.EAGER_END),
+            (ProviderState.SPEAKING, ProviderInput.END, Action.END),
+            (ProviderState.EAGER, ProviderInput.UPDATE, Action.UPDATE),
+            (ProviderState.EAGER, ProviderInput.EAGER_END, Action.EAGER_END),
+            (ProviderState.EAGER, ProviderInput.RESUME, Action.RESUME),
+            (ProviderState.EAGER, ProviderInput.END, Action.END),
+        )
     },
 }
 """Published state x provider state x input -> action. A missing key is a `VIOLATION`."""
@@ -163,11 +153,8 @@ class TurnTracker:
     @property
     def grows(self) -> bool:
         """Whether an update can only add to the text: no eager end or replay is in progress."""
-        return (
-            self.published is PublishedState.SPEAKING
-            and self.provider_in_turn
-            and not self._replaying
-        )
+        speaking = self.published is PublishedState.SPEAKING
+        return speaking and self.provider_in_turn and not self._replaying
 
     @property
     def last_growth(self) -> int:
@@ -210,10 +197,9 @@ class TurnTracker:
             case Action.RESUME:
                 return self._resume()
             case Action.END:
-                return self._end(self.full_transcript(text or ""), position, "model")
-            case Action.VIOLATION:
-                self.violations += 1
-                return []
+                return self._end(self.full_transcript(text or ""), position)
+        self.violations += 1
+        return []
 
     def will_end(self, text: str, position: int) -> bool:
         """Return whether a provider `turn.end` with this text and position would end the turn."""
@@ -252,15 +238,15 @@ class TurnTracker:
         if is_blank(text):
             return before or text
         if self._continued:
-            begun = without_trailing_space(before)
+            begun = before.rstrip(SPACES)
             space = leading_space(known[len(begun) :]) if known.startswith(begun) else ""
-            return begun + space + without_leading_space(text) if space else before + text
+            return begun + space + text.lstrip(SPACES) if space else before + text
         if before and self._parting is None:
             return join(before, text)
         if before:
-            return f"{before}{self._parting}{without_leading_space(text)}"
+            return f"{before}{self._parting}{text.lstrip(SPACES)}"
         if self._is_replay and not is_blank(known):
-            return leading_space(known) + without_leading_space(text)
+            return leading_space(known) + text.lstrip(SPACES)
         return text
 
     def _merged(self, text: str, position: int) -> str:
@@ -274,7 +260,7 @@ class TurnTracker:
         if not self._replay_caught_up(text, position):
             return known.transcript
         caught_up, self._caught_up = self._caught_up, words
-        alike = text.startswith(without_trailing_space(known.transcript))
+        alike = text.startswith(known.transcript.rstrip(SPACES))
         if says_more(text, known.transcript) or (alike and covers(text, known.transcript)):
             return text
         # The new wording is shorter, and may still contain more words.
@@ -283,9 +269,9 @@ class TurnTracker:
     def _replay_caught_up(self, text: str, position: int) -> bool:
         """Return whether a replay has caught up with the text that consumers saw."""
         known = self._known
-        return position >= known.transcript_position or text.startswith(
-            without_trailing_space(known.transcript)
-        )
+        if position >= known.transcript_position:
+            return True
+        return text.startswith(known.transcript.rstrip(SPACES))
 
     @property
     def _known(self) -> OpenTurn:
@@ -302,9 +288,7 @@ class TurnTracker:
         if not says_more(merged, known.transcript):
             return []
         self._replaying = False
-        drafts = [EventDraft("turn.update", self.state.turn, merged)]
-        if known.eager:
-            drafts.insert(0, EventDraft("turn.resume", self.state.turn))
+        drafts = self._after_resume(EventDraft("turn.update", self.state.turn, merged))
         self._revise(replace(known, transcript=merged, transcript_position=position, eager=False))
         return drafts
 
@@ -314,10 +298,10 @@ class TurnTracker:
         merged = self._merged(text, position)
         grown = says_more(merged, known.transcript)
         # Lag differs between sockets, so the position alone does not identify an old eager end.
-        begun = without_trailing_space(text)
+        begun = text.rstrip(SPACES)
         old = (
             self._replaying
-            and begun != without_trailing_space(known.transcript)
+            and begun != known.transcript.rstrip(SPACES)
             and known.transcript.startswith(begun)
         )
         self._eager_published = self._replay_caught_up(text, position) and not old
@@ -326,9 +310,7 @@ class TurnTracker:
         seen = known.eager_transcript
         if seen is not None and same_but_space(merged, seen) and (known.eager or self._replaying):
             return []  # consumers received this eager end already
-        drafts = [EventDraft("turn.eager_end", self.state.turn, merged)]
-        if known.eager:
-            drafts.insert(0, EventDraft("turn.resume", self.state.turn))
+        drafts = self._after_resume(EventDraft("turn.eager_end", self.state.turn, merged))
         self._revise(
             replace(
                 known,
@@ -340,6 +322,10 @@ class TurnTracker:
         )
         return drafts
 
+    def _after_resume(self, draft: EventDraft) -> list[EventDraft]:
+        """Return the draft, after a resume if an eager end is published."""
+        return [EventDraft("turn.resume", draft.turn), draft] if self._known.eager else [draft]
+
     def _resume(self) -> list[EventDraft]:
         known = self._known
         self._provider = ProviderState.SPEAKING
@@ -348,13 +334,13 @@ class TurnTracker:
         self._revise(replace(known, eager=False))
         return [EventDraft("turn.resume", self.state.turn)]
 
-    def _end(self, text: str, position: int, reason: EndReason) -> list[EventDraft]:
+    def _end(self, text: str, position: int) -> list[EventDraft]:
         if not self._replay_caught_up(text, position):
             # The replay ended the turn too early for consumers: the provider's next turn continues.
             self._prefix, self._continued = text, True
             self._provider = ProviderState.NONE
             return []
-        return self._close(self._merged(text, position), reason)
+        return self._close(self._merged(text, position), "model")
 
     def _close(self, text: str, reason: EndReason) -> list[EventDraft]:
         turn = self.state.turn

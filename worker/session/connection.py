@@ -10,9 +10,14 @@ import anyio
 
 from schemas import cartesia
 from worker.context import WorkerContext
-from worker.core.keepalive import IDLE_PING_INTERVAL_S, PING_INTERVAL_S, Keepalive
+from worker.core.connection_health import (
+    IDLE_PING_INTERVAL_S,
+    PING_INTERVAL_S,
+    Keepalive,
+    Watchdog,
+    WatchdogAction,
+)
 from worker.core.phases import Input, Lifecycle
-from worker.core.watchdog import Watchdog, WatchdogAction
 from worker.errors import SttError, SttTransientError
 from worker.session.checkpoint import SessionState
 from worker.session.ingest import AudioIngest

@@ -13,10 +13,9 @@ from schemas import cartesia
 from worker.core.ledger import Ledger
 from worker.core.phases import Lifecycle
 from worker.core.send_log import SendPosition
-from worker.core.transcripts import is_blank, parting
+from worker.core.transcripts import UpdateThrottle, is_blank, parting
 from worker.core.turn_boundary import BURST_GAP_S
 from worker.core.turn_tracker import EndReason, EventDraft, ProviderInput, TurnTracker
-from worker.core.update_throttle import UpdateThrottle
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender

@@ -8,10 +8,9 @@ import time
 from collections import deque
 
 from schemas.audio import Encoding, TurnConfig
-from worker.core.frame_limit import FrameLimit
 from worker.core.ledger import Ledger
 from worker.core.levels import LevelBuffer
-from worker.core.pacing import Pacer
+from worker.core.send_limits import FrameLimit, Pacer
 from worker.core.send_log import SendLog, SendPosition
 from worker.core.turn_boundary import LOOKBACK_MS
 from worker.stt.cartesia import TurnsStream

@@ -18,12 +18,11 @@ from worker.bus.clock import EntryAges
 from worker.bus.committer import INTERNAL_ERROR
 from worker.bus.ownership import Ownership
 from worker.context import WorkerContext
-from worker.core.pacing import Pacer
+from worker.core.connection_health import RepeatedLosses, Watchdog
 from worker.core.phases import Action, Input, Lifecycle, Phase
 from worker.core.provider_errors import is_idle_close, is_provider_error
-from worker.core.repeats import Repeats
-from worker.core.update_throttle import UpdateThrottle
-from worker.core.watchdog import Watchdog
+from worker.core.send_limits import Pacer
+from worker.core.transcripts import UpdateThrottle
 from worker.errors import (
     SttBusyError,
     SttCredentialsError,
@@ -122,7 +121,7 @@ class Session:
         self._connector = Connector(context, ownership, state.configs, publisher, self._reports)
         self._connection: Connection | None = None
         self._watchdog = Watchdog()
-        self._losses = Repeats(sender.bytes_of(SAME_PLACE_MS))
+        self._losses = RepeatedLosses(sender.bytes_of(SAME_PLACE_MS))
         # Values at the time the last socket opened.
         self._committed_at_connect = state.ledger.committed_bytes
         self._reached_sent = state.lateness.sent_until

@@ -9,14 +9,14 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
 
 import anyio
 import msgspec
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.http11 import Response
 
 from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
@@ -33,10 +33,9 @@ from worker.errors import (
     SttTransientError,
 )
 from worker.network import SHORTAGE_ERRNOS
-from worker.stt.messages import Reading, read_message
-from worker.stt.proxy import Proxy, ProxyRefused
-from worker.stt.websocket import HandshakeRejected, SocketClosed, WebSocketClient, open_socket
-from worker.urls import provider_address
+from worker.stt.messages import read_message
+from worker.stt.proxy import Proxy
+from worker.stt.websocket import SocketClosed, WebSocketClient, open_socket
 
 PROVIDER = "cartesia"
 OPEN_TIMEOUT_S = 10.0
@@ -71,36 +70,28 @@ class StreamSettings(msgspec.Struct, frozen=True):
 
     def query(self) -> str:
         """Return the settings as the URL's query string."""
-        pairs: list[tuple[str, str]] = [
-            ("model", self.model),
-            ("encoding", self.encoding.value),
-            ("sample_rate", str(self.sample_rate)),
-            *(("keyterm", term) for term in self.keyterms),
-            *(
-                (name, f"{value:.12g}")
-                for name, value in msgspec.structs.asdict(self.turn).items()
-                if value is not None
-            ),
-        ]
-        return urlencode(pairs)
+        turn = msgspec.structs.asdict(self.turn).items()
+        parameters = {
+            "model": self.model,
+            "encoding": self.encoding.value,
+            "sample_rate": self.sample_rate,
+            "keyterm": self.keyterms,
+            **{name: f"{value:.12g}" for name, value in turn if value is not None},
+        }
+        return urlencode(parameters, doseq=True)
 
 
 class TurnsStream:
     """One connection that reached `connected`; created by `open_stream`."""
 
     def __init__(
-        self,
-        socket: WebSocketClient,
-        request_id: str,
-        service: Endpoint,
-        ignored: int = 0,
-        note_defect: NoteDefect = lambda _: None,
+        self, socket: WebSocketClient, endpoint: Endpoint, note_defect: NoteDefect = lambda _: None
     ) -> None:
         self.socket = socket
-        self.request_id = request_id
-        self.ignored = ignored
+        self.request_id = ""
+        self.ignored = 0
         """Number of unknown messages before `connected`."""
-        self._service = service
+        self._endpoint = endpoint
         self._note_defect = note_defect
 
     async def __aenter__(self) -> Self:
@@ -126,24 +117,19 @@ class TurnsStream:
         `SttError` for a close code, and for errors that the session's input did not cause: provider
         failures, the key, the credit, the plan.
         """
-        message = None
-        while message is None:
-            try:
-                message, defect = await _next_message(self.socket, self._service)
-            except SocketClosed as end:
-                if end.code in (1000, 1005):  # 1005: an empty close frame
-                    return None
-                raise _lost(end, self._service, self.request_id) from None
-            if defect:
-                self._note_defect(defect)
+        try:
+            message, defect = await self._next()
+        except SocketClosed as end:
+            if end.code in (1000, 1005):  # 1005: an empty close frame
+                return None
+            raise _lost(end, self._endpoint, self.request_id) from None
         if isinstance(message, cartesia.Error) and (message.status_code is not None or not defect):
             error = _rejected(message)
             if provider_errors.is_too_big(error.status, str(error)):
                 # The provider has dropped that message: its audio has to be sent again.
                 raise SttTooBigError(str(error), status=error.status, request_id=error.request_id)
-            if not 400 <= error.status < 500 or isinstance(
-                error, SttCredentialsError | SttBusyError
-            ):
+            about_input = 400 <= error.status < 500
+            if not about_input or isinstance(error, SttCredentialsError | SttBusyError):
                 raise error
         return message
 
@@ -157,74 +143,75 @@ class TurnsStream:
 
     def send_config(self, turn: TurnConfig) -> None:
         """Change turn detection for the following audio."""
-        self.socket.send_text(
-            cartesia.encode_message(
-                cartesia.Config(
-                    cartesia.TurnSettings(
-                        start_threshold=turn.turn_start_threshold,
-                        eager_end_threshold=turn.turn_eager_end_threshold,
-                        end_threshold=turn.turn_end_threshold,
-                        end_timeout_ms=turn.turn_end_timeout_ms,
-                    )
-                )
-            )
+        settings = cartesia.TurnSettings(
+            start_threshold=turn.turn_start_threshold,
+            eager_end_threshold=turn.turn_eager_end_threshold,
+            end_threshold=turn.turn_end_threshold,
+            end_timeout_ms=turn.turn_end_timeout_ms,
         )
+        self.socket.send_text(cartesia.encode_message(cartesia.Config(settings)))
+
+    async def wait_connected(self) -> None:
+        """Wait for `connected`. Raises an `SttError` if the provider sends something else."""
+        while isinstance(message := (await self._next())[0], cartesia.UnknownMessage):
+            self.ignored += 1
+        if isinstance(message, cartesia.Error):
+            raise _rejected(message)
+        if not isinstance(message, cartesia.Connected):
+            found = type(message).__name__
+            raise SttTransientError(f"the provider sent {found} instead of Connected")
+        self.request_id = self._endpoint.redact(message.request_id or "")
+
+    async def _next(self) -> tuple[cartesia.ServerMessage, str]:
+        """Return the next message of a readable type, and its defect."""
+        while True:
+            text = await self.socket.receive()
+            message, defect = read_message(text)
+            if isinstance(message, cartesia.Error):  # only errors may contain the key
+                message, defect = read_message(self._endpoint.redact(text))
+            defect = self.socket.defect or defect
+            if defect:
+                self._note_defect(defect)
+            if message is not None:
+                return message, defect
 
 
 async def open_stream(
-    service: Endpoint, settings: StreamSettings, note_defect: NoteDefect = lambda _: None
+    endpoint: Endpoint, settings: StreamSettings, note_defect: NoteDefect = lambda _: None
 ) -> TurnsStream:
     """Connect and wait for `connected`.
 
     `note_defect` is called for each message of the stream that is not fully readable. Raises an
     `SttError` if the provider rejects the upgrade or sends an error instead of `connected`.
     """
-    headers = {"X-API-Key": service.key, "Cartesia-Version": service.version}
-    with _provider_errors(service), anyio.fail_after(OPEN_TIMEOUT_S):
-        socket = await open_socket(f"{service.url}?{settings.query()}", headers, service.proxy)
-        ignored = 0
+    headers = {"X-API-Key": endpoint.key, "Cartesia-Version": endpoint.version}
+    with _connect_errors(endpoint), anyio.fail_after(OPEN_TIMEOUT_S):
+        socket = await open_socket(f"{endpoint.url}?{settings.query()}", headers, endpoint.proxy)
+        stream = TurnsStream(socket, endpoint, note_defect)
         try:
-            while True:
-                message, defect = await _next_message(socket, service)
-                if defect:
-                    note_defect(defect)
-                if message is not None and not isinstance(message, cartesia.UnknownMessage):
-                    break
-                ignored += message is not None
-            request_id = service.redact(_connected(message))
+            await stream.wait_connected()
         except BaseException:
             socket.abort("not connected")
             raise
-    return TurnsStream(socket, request_id, service, ignored, note_defect)
+    return stream
 
 
-async def _next_message(socket: WebSocketClient, service: Endpoint) -> Reading:
-    text = await socket.receive()
-    reading = read_message(text)
-    if isinstance(reading.message, cartesia.Error):  # only errors may contain the key
-        reading = read_message(service.redact(text))
-    return reading._replace(defect=socket.defect) if socket.defect else reading
-
-
-def _lost(end: SocketClosed, service: Endpoint, request_id: str = "") -> SttError:
-    reason = service.redact(end.reason)
+def _lost(end: SocketClosed, endpoint: Endpoint, request_id: str = "") -> SttError:
+    reason = endpoint.redact(end.reason)
     if end.broken:
         return SttProtocolError(reason, status=end.code, request_id=request_id)
     return provider_errors.from_close(end.code, reason, request_id=request_id)
 
 
 @contextmanager
-def _provider_errors(service: Endpoint) -> Iterator[None]:
+def _connect_errors(endpoint: Endpoint) -> Iterator[None]:
     """Convert every failure of a connect to an `SttError`."""
     try:
         yield
-    except HandshakeRejected as refused:
-        body = service.redact(refused.body.decode("utf-8", "replace"))
-        raise _rejected_upgrade(refused, body) from None
-    except ProxyRefused as refused:
-        raise _refused_by_proxy(refused.status, service) from None
+    except InvalidStatus as refused:
+        raise _rejected_upgrade(refused.response, endpoint) from None
     except SocketClosed as end:
-        raise _lost(end, service) from None
+        raise _lost(end, endpoint) from None
     except TimeoutError as error:
         message = str(error) or f"no `connected` within {OPEN_TIMEOUT_S:g} s"
         raise SttTransientError(message) from None
@@ -239,15 +226,6 @@ def _provider_errors(service: Endpoint) -> Iterator[None]:
         raise SttTransientError(f"cannot connect: {type(error).__name__}") from None
 
 
-def _connected(message: cartesia.ServerMessage) -> str:
-    """Return the connection's request id; raise if the message is not `connected`."""
-    if isinstance(message, cartesia.Connected):
-        return message.request_id or ""
-    if isinstance(message, cartesia.Error):
-        raise _rejected(message)
-    raise SttTransientError(f"the provider sent {type(message).__name__} instead of Connected")
-
-
 def _rejected(error: cartesia.Error) -> SttError:
     message = ": ".join(part for part in (error.title, error.message) if part)
     return provider_errors.from_status(
@@ -255,25 +233,6 @@ def _rejected(error: cartesia.Error) -> SttError:
         message or "the provider gave no reason",
         code=error.error_code or "",
         request_id=error.request_id or "",
-    )
-
-
-def _refused_by_proxy(status: int, service: Endpoint) -> SttError:
-    """Return a credentials error if the proxy rejects this worker, else a transient error."""
-    where = service.proxy.address if service.proxy else ""
-    variable = service.proxy.variable if service.proxy else ""
-    known = {each.value: f" {each.phrase}" for each in HTTPStatus}
-    message = f"the proxy {where} refuses: HTTP {status}{known.get(status, '')}"
-    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return SttCredentialsError(
-            message, status=status, advice=f"fix the user and password in {variable}"
-        )
-    if status == HTTPStatus.FORBIDDEN:
-        host, _ = provider_address(service.url)
-        advice = f"have the proxy allow {host}, or put {host} into NO_PROXY"
-        return SttCredentialsError(message, status=status, advice=advice)
-    return SttTransientError(
-        message, status=status, advice=f"check that the proxy in {variable} works"
     )
 
 
@@ -287,12 +246,14 @@ class _ErrorBody(msgspec.Struct):
 _TITLED = re.compile(r"[^<>:\n]{1,80}: \S")
 
 
-def _rejected_upgrade(refused: HandshakeRejected, text: str) -> SttError:
+def _rejected_upgrade(response: Response, endpoint: Endpoint) -> SttError:
     """Parse the body: JSON since API version 2026-03-01, `Title: Message` before.
 
     A 400 or 404 without either is transient: a proxy or load balancer may have sent it during a
     deployment, and it need not concern this session.
     """
+    text = endpoint.redact(bytes(response.body or b"").decode("utf-8", "replace"))
+    status = response.status_code
     try:
         body = msgspec.json.decode(text, type=_ErrorBody)
     except (msgspec.DecodeError, RecursionError, ValueError):
@@ -301,10 +262,10 @@ def _rejected_upgrade(refused: HandshakeRejected, text: str) -> SttError:
     else:
         known = bool(body.title or body.message or body.error_code)
     detail = ": ".join(part for part in (body.title, body.message) if part)
-    message = f"HTTP {refused.status} {detail}".rstrip()
-    request_id = body.request_id or refused.headers.get("X-Request-Id", "")
-    if refused.status in (400, 404) and not known:
-        return SttTransientError(message, status=refused.status, request_id=request_id)
+    message = f"HTTP {status} {detail}".rstrip()
+    request_id = body.request_id or response.headers.get("X-Request-Id", "")
+    if status in (400, 404) and not known:
+        return SttTransientError(message, status=status, request_id=request_id)
     return provider_errors.from_status(
-        refused.status, message, code=body.error_code or "", request_id=request_id
+        status, message, code=body.error_code or "", request_id=request_id
     )

@@ -1,6 +1,7 @@
-"""Outages of the STT provider; a worker logs each once, not for every session."""
+"""Outages of the STT provider and rejected keys; a worker logs each once, not for every session."""
 
 import logging
+import time
 
 from worker.errors import SttError
 from worker.text import pluralize
@@ -12,6 +13,12 @@ OUTAGE_LOG_AFTER_S = 3.0
 
 OUTAGE_OVER_AFTER_S = 60.0
 """Maximum time between failed attempts of one outage."""
+
+CREDENTIALS_ADVICE = "check CARTESIA_API_KEY or TURNBUS_STT_API_KEY_FILE, and the account's credit"
+"""Advice logged for a rejected key if the error has none of its own."""
+
+CREDENTIALS_RETRY_S = 15.0
+"""Delay after a rejected key before a worker without sessions tries it again."""
 
 
 class ProviderOutage:
@@ -49,3 +56,35 @@ class ProviderOutage:
             )
         self._since, self._logged = None, False
         self._waiting.clear()
+
+
+class CredentialsHealth:
+    """Whether the provider accepts the API key; logged once, not for every session."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        """Why the provider rejects the key or the credit; None while it accepts them."""
+        self._since = 0.0
+
+    def rejected(self, error: SttError) -> None:
+        """Record a 401, 402 or 403."""
+        if self.reason is None:
+            if error.advice:
+                what = "cannot connect to the STT provider"
+            else:
+                what = "the STT provider rejects the API key or its credit"
+            advice = error.advice or CREDENTIALS_ADVICE
+            log.error("%s (%s); sessions wait, none is lost; %s", what, error, advice)
+        self.reason = str(error)
+        self._since = time.monotonic()
+
+    def retry_after_rejection(self) -> None:
+        """Clear an old rejection, so that a session may try again."""
+        if self.reason is not None and time.monotonic() - self._since > CREDENTIALS_RETRY_S:
+            self.reason = None
+
+    def accepted(self) -> None:
+        """Record a successful connection."""
+        if self.reason is not None:
+            log.info("connected to the STT provider again")
+        self.reason = None

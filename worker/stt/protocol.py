@@ -1,4 +1,4 @@
-"""The WebSocket protocol of the `websockets` library, more lenient towards a provider.
+"""The WebSocket protocol of the `websockets` library, more lenient, and faster for audio.
 
 The library fails the connection on a message above its limit, and on a close frame whose reason is
 not UTF-8 or whose code is not allowed. A session would meet them again at every replay. Here a
@@ -6,6 +6,7 @@ large message is discarded as it arrives, the reason is read with replacement ch
 code is read as 1011.
 """
 
+import os
 import struct
 from collections.abc import Generator
 from typing import Final
@@ -13,6 +14,9 @@ from typing import Final
 from websockets.client import ClientProtocol
 from websockets.exceptions import ProtocolError
 from websockets.frames import Close, CloseCode, Frame, Opcode
+
+# The library's own masking function, in C if that was compiled.
+from websockets.frames import apply_mask  # type: ignore[attr-defined]  # isort: skip
 from websockets.streams import StreamReader
 
 MAX_MESSAGE_BYTES = 1024 * 1024
@@ -23,6 +27,10 @@ MAX_REASON_BYTES = 123
 
 DISCARDED: Final = bytearray()
 """Payload of a frame that was too large; compare it by identity."""
+
+_WHOLE_BINARY, _MASKED = 0x82, 0x80
+_SHORT, _MEDIUM, _LONG = struct.Struct("!BB4s"), struct.Struct("!BBH4s"), struct.Struct("!BBQ4s")
+_POOL_BYTES = 4_096
 
 
 class LenientProtocol(ClientProtocol):
@@ -58,26 +66,46 @@ class _DiscardingReader(StreamReader):
             yield
 
 
-def _readable(close: bytes) -> bytes:
+def _readable(payload: bytes) -> bytes:
     """Return the payload of a close frame as one that the library accepts."""
-    if len(close) < 2:
-        return _with_code(CloseCode.INTERNAL_ERROR, b"close frame of 1 byte")
-    (code,), reason = struct.unpack("!H", close[:2]), close[2:]
-    try:
-        Close(code, "").check()
-    except ProtocolError:
-        suffix = b": " + reason if reason else b""
-        return _with_code(CloseCode.INTERNAL_ERROR, b"invalid close code %d%s" % (code, suffix))
-    return _with_code(code, reason)
+    code: int = CloseCode.INTERNAL_ERROR
+    reason = b"close frame of 1 byte"
+    if len(payload) > 1:
+        (sent,), reason = struct.unpack("!H", payload[:2]), payload[2:]
+        try:
+            Close(sent, "").check()
+            code = sent
+        except ProtocolError:
+            reason = b"invalid close code %d%s" % (sent, b": " + reason if reason else b"")
+    text = reason.decode("utf-8", "replace").encode()[:MAX_REASON_BYTES].decode("utf-8", "ignore")
+    return Close(code, text).serialize()
 
 
-def _with_code(code: int, reason: bytes) -> bytes:
-    return struct.pack("!H", code) + _valid(reason)
+class FrameWriter:
+    """Writes a client's binary frames (RFC 6455, section 5), of which there is one per chunk.
 
+    For an unfragmented, uncompressed binary frame the library takes twice as long, and requests
+    four random bytes from the kernel each time. Here masks come from the kernel's generator too, as
+    the standard requires, a thousand at a time.
+    """
 
-def _valid(reason: bytes) -> bytes:
-    """Return a close reason as valid UTF-8 that fits into a close frame."""
-    readable = reason.decode("utf-8", "replace").encode()
-    if len(readable) > MAX_REASON_BYTES:
-        readable = readable[:MAX_REASON_BYTES].decode("utf-8", "ignore").encode()
-    return readable
+    def __init__(self) -> None:
+        self._pool = b""
+        self._at = 0
+
+    def binary(self, payload: bytes) -> bytes:
+        """Return a frame with `payload` as one complete message."""
+        at = self._at
+        if at == len(self._pool):
+            self._pool, at = os.urandom(_POOL_BYTES), 0
+        self._at = at + 4
+        mask = self._pool[at : at + 4]
+        size = len(payload)
+        if size < 126:
+            head = _SHORT.pack(_WHOLE_BINARY, _MASKED | size, mask)
+        elif size < 65_536:
+            head = _MEDIUM.pack(_WHOLE_BINARY, _MASKED | 126, size, mask)
+        else:
+            head = _LONG.pack(_WHOLE_BINARY, _MASKED | 127, size, mask)
+        masked: bytes = apply_mask(payload, mask)
+        return head + masked

@@ -5,28 +5,23 @@ to that proxy and never printed.
 """
 
 import asyncio
-import re
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from http import HTTPStatus
 from ipaddress import ip_address, ip_network
-from typing import cast
 from urllib.parse import unquote, urlsplit
 
+from websockets.asyncio.client import HTTPProxyConnection
+from websockets.exceptions import InvalidProxyMessage, InvalidProxyStatus
+from websockets.http11 import USER_AGENT
 from websockets.proxy import Proxy as HttpProxy
-from websockets.proxy import prepare_connect_request
 from websockets.uri import WebSocketURI
 
 from worker.descriptors import session_socket
-from worker.errors import SettingsError
+from worker.errors import SettingsError, SttCredentialsError, SttError, SttTransientError
 from worker.network import connect_tcp, open_transport
 from worker.urls import check_host, join_host_port, provider_address
-
-MAX_HEAD_BYTES = 64 * 1024
-"""Maximum size of the header of a response to CONNECT."""
-
-_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})\b")
 
 _VARIABLES = ("wss_proxy", "https_proxy", "all_proxy")
 """Variables, most specific first; the uppercase name is used if the lowercase one is not set."""
@@ -37,41 +32,19 @@ _PORTS = {"http": 80, "https": 443}
 _SHAPE = "http://[USER:PASSWORD@]HOST:PORT or https://[USER:PASSWORD@]HOST:PORT"
 
 
-class ProxyRefused(Exception):  # noqa: N818 - internal to worker.stt
-    """The proxy responded to CONNECT with a status other than 2xx."""
+class _Tunnel(HTTPProxyConnection):
+    """Sends CONNECT and reads the response.
 
-    def __init__(self, status: int) -> None:
-        super().__init__(f"HTTP {status}")
-        self.status = status
+    The library's methods fail if the proxy closes the connection after its response, or resets it.
+    """
 
-
-class _Connect(asyncio.Protocol):
-    """Sends CONNECT and reads the header of the response."""
-
-    def __init__(self, request: bytes) -> None:
-        self._request = request
-        self._head = b""
-        self.status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        """Status of the response; None if it is not HTTP."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transport has the methods but is not an instance.
-        cast("asyncio.Transport", transport).write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        self._head += data
-        if b"\r\n\r\n" in self._head:
-            found = _STATUS_LINE.match(self._head)
-            self._settle(int(found[1]) if found else None)
-        elif len(self._head) > MAX_HEAD_BYTES:
-            self._settle(None)
+    def run_parser(self) -> None:
+        if not self.response.done():
+            super().run_parser()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._settle(None)
-
-    def _settle(self, status: int | None) -> None:
-        if not self.status.done():
-            self.status.set_result(status)
+        if not self.response.done():
+            self.response.set_exception(InvalidProxyMessage(str(exc)))
 
 
 class Proxy:
@@ -87,22 +60,41 @@ class Proxy:
     def __repr__(self) -> str:
         return f"Proxy({self.variable}, {self.address})"
 
-    async def connect(
+    async def open_transport(
+        self,
+        protocol: asyncio.Protocol,
+        uri: WebSocketURI,
+        context: Callable[[], ssl.SSLContext],
+        timeout_s: float,
+    ) -> None:
+        """Connect a protocol, with TLS, to the host of `uri`.
+
+        `timeout_s` limits the connect to the proxy. Raises `OSError`, which names the proxy, and
+        `SttError` if the proxy refuses.
+        """
+        tunnel = await self._connect(uri, context, timeout_s)
+        try:
+            transport = await asyncio.get_running_loop().start_tls(
+                tunnel, protocol, context(), server_hostname=uri.host
+            )
+        except BaseException:
+            tunnel.abort()
+            raise
+        if transport is None:
+            raise ConnectionResetError(f"proxy {self.address} closed the connection")
+        protocol.connection_made(transport)
+
+    async def _connect(
         self, uri: WebSocketURI, context: Callable[[], ssl.SSLContext], timeout_s: float
     ) -> asyncio.Transport:
-        """Return a transport that the proxy has connected to the host of `uri`.
-
-        `timeout_s` limits the connect to the proxy. `context` is for a proxy that uses TLS. Raises
-        `OSError`, which names the proxy, and `ProxyRefused`.
-        """
+        """Return a transport that the proxy has connected to the host of `uri`."""
         http = self._http
-        secure = http.scheme == "https"
         try:
-            transport, answer = await open_transport(
-                partial(_Connect, prepare_connect_request(http, uri)),
+            transport, tunnel = await open_transport(
+                lambda: _Tunnel(uri, http, USER_AGENT),
                 await connect_tcp(http.host, http.port, timeout_s, session_socket),
-                context() if secure else None,
-                http.host if secure else None,
+                context() if http.scheme == "https" else None,
+                http.host,
             )
         except ssl.SSLError:
             raise
@@ -111,17 +103,29 @@ class Proxy:
         except OSError as error:
             reason = error.strerror or error
             raise OSError(error.errno, f"proxy {self.address}: {reason}") from None
-        status: int | None = 0
         try:
-            status = await answer.status
-        finally:
-            if status is None or not 200 <= status < 300:
-                transport.abort()
-        if status is None:
-            raise ConnectionResetError(f"proxy {self.address} gave no HTTP answer")
-        if not 200 <= status < 300:
-            raise ProxyRefused(status)
+            await tunnel.response
+        except BaseException as error:
+            transport.abort()
+            if isinstance(error, InvalidProxyStatus):
+                raise self._refused(error.response.status_code, uri.host) from None
+            if isinstance(error, InvalidProxyMessage):
+                raise ConnectionResetError(f"proxy {self.address} gave no HTTP answer") from None
+            raise
         return transport
+
+    def _refused(self, status: int, host: str) -> SttError:
+        """Return a credentials error if the proxy rejects this worker, else a transient error."""
+        known = {each.value: f" {each.phrase}" for each in HTTPStatus}
+        message = f"the proxy {self.address} refuses: HTTP {status}{known.get(status, '')}"
+        kind: type[SttError] = SttCredentialsError
+        if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            advice = f"fix the user and password in {self.variable}"
+        elif status == HTTPStatus.FORBIDDEN:
+            advice = f"have the proxy allow {host}, or put {host} into NO_PROXY"
+        else:
+            kind, advice = SttTransientError, f"check that the proxy in {self.variable} works"
+        return kind(message, status=status, advice=advice)
 
 
 def find_proxy(url: str, env: Mapping[str, str]) -> Proxy | None:

@@ -11,20 +11,19 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from functools import cache
-from typing import NamedTuple, cast
+from typing import cast
 
 import anyio
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake, InvalidMessage, ProtocolError
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, ProtocolError
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
-from websockets.uri import WebSocketURI, parse_uri
+from websockets.uri import parse_uri
 
 from worker.descriptors import session_socket
 from worker.network import connect_tcp, open_transport
-from worker.stt.frames import FrameWriter
-from worker.stt.protocol import DISCARDED, MAX_MESSAGE_BYTES, LenientProtocol
+from worker.stt.protocol import DISCARDED, MAX_MESSAGE_BYTES, FrameWriter, LenientProtocol
 from worker.stt.proxy import Proxy
 
 CONNECT_TIMEOUT_S = 8.0
@@ -34,16 +33,6 @@ upgrade."""
 _CLOSE_GRACE_S = 2.0
 
 _audio = FrameWriter()
-
-
-class HandshakeRejected(Exception):  # noqa: N818 - internal to worker.stt
-    """The provider responded to the upgrade with a status other than 101."""
-
-    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        super().__init__(f"HTTP {status}")
-        self.status = status
-        self.headers = headers
-        self.body = body
 
 
 class SocketClosed(Exception):  # noqa: N818 - internal to worker.stt
@@ -59,12 +48,6 @@ class SocketClosed(Exception):  # noqa: N818 - internal to worker.stt
         self.broken = broken
 
 
-class _Message(NamedTuple):
-    text: str
-    defect: str
-    at: float
-
-
 class WebSocketClient(asyncio.Protocol):
     """One open WebSocket; made by `open_socket`."""
 
@@ -72,14 +55,14 @@ class WebSocketClient(asyncio.Protocol):
         self._protocol = protocol
         self._headers = headers
         self._transport: asyncio.Transport | None = None
-        self._messages: deque[_Message] = deque()
+        # Text, defect and arrival time of each.
+        self._messages: deque[tuple[str, str, float]] = deque()
         self._partial: list[bytes] = []
         self._partial_bytes = 0
         self._partial_defect = ""
         self._waiter: asyncio.Future[None] | None = None
         self._lost = False
         self._pings = 0
-        self._pongs = 0
         self._abort_reason = ""
         self._response: Response | None = None
         self.last_received_at = time.monotonic()
@@ -88,6 +71,8 @@ class WebSocketClient(asyncio.Protocol):
         """Monotonic time at which the message that `receive` returned last arrived."""
         self.defect = ""
         """Defect of the message that `receive` returned last; empty if it has none."""
+        self.pongs_received = 0
+        """Number of pings answered so far."""
         self.blocked_since: float | None = None
         """Monotonic time since which writing is paused; None if it is not."""
 
@@ -136,11 +121,6 @@ class WebSocketClient(asyncio.Protocol):
     def open(self) -> bool:
         """Whether data can be sent."""
         return self._protocol.state is State.OPEN and not self._lost
-
-    @property
-    def pongs_received(self) -> int:
-        """Number of pings answered so far."""
-        return self._pongs
 
     @property
     def waiting(self) -> int:
@@ -200,16 +180,14 @@ class WebSocketClient(asyncio.Protocol):
     async def handshake(self) -> None:
         """Wait until the upgrade succeeds.
 
-        Raises `HandshakeRejected` with the provider's response, or `OSError` without one.
+        Raises `InvalidStatus` with the provider's response, or `OSError` without one.
         """
         while self._response is None and not self._lost:
             await self._wait()
         error = self._protocol.handshake_exc
         response, self._response = self._response, None
         if response is not None and response.status_code != 101:
-            raise HandshakeRejected(
-                response.status_code, response.headers, bytes(response.body or b"")
-            )
+            raise InvalidStatus(response)
         if response is None or isinstance(error, InvalidHandshake):
             what = error if error and not isinstance(error, InvalidMessage) else "no HTTP answer"
             raise ConnectionResetError(f"the upgrade failed: {what}")
@@ -243,14 +221,12 @@ class WebSocketClient(asyncio.Protocol):
     def _take_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.PONG:
             data = bytes(frame.data)
-            if data.isdigit() and self._pongs < int(data) <= self._pings:
-                self._pongs = int(data)
+            if data.isdigit() and self.pongs_received < int(data) <= self._pings:
+                self.pongs_received = int(data)
         elif frame.opcode in (Opcode.TEXT, Opcode.CONT, Opcode.BINARY):
-            self._take_part(frame)
-            if frame.fin:
-                self._take_message()
+            self._take_data(frame)
 
-    def _take_part(self, frame: Frame) -> None:
+    def _take_data(self, frame: Frame) -> None:
         if frame.opcode is Opcode.BINARY:
             self._partial_defect = "binary message"  # the provider sends only text
         self._partial_bytes += len(frame.data)
@@ -260,14 +236,14 @@ class WebSocketClient(asyncio.Protocol):
             self._partial.clear()
         else:
             self._partial.append(bytes(frame.data))
-
-    def _take_message(self) -> None:
+        if not frame.fin:
+            return
         data, defect = b"".join(self._partial), self._partial_defect
         try:
             text = data.decode()
         except UnicodeDecodeError:
             text, defect = data.decode("utf-8", "replace"), defect or "invalid UTF-8"
-        self._messages.append(_Message(text, defect, self.last_received_at))
+        self._messages.append((text, defect, self.last_received_at))
         self._partial.clear()
         self._partial_bytes, self._partial_defect = 0, ""
 
@@ -302,41 +278,20 @@ async def open_socket(
 ) -> WebSocketClient:
     """Connect, upgrade, and return the open socket.
 
-    Raises `OSError` (no connection, TLS), `HandshakeRejected` or `ProxyRefused`. The caller sets
-    the timeout; on cancellation nothing stays open.
+    Raises `OSError` (no connection, TLS), `InvalidStatus`, or `SttError` if the proxy refuses. The
+    caller sets the timeout; on cancellation nothing stays open.
     """
     uri = parse_uri(url)
     socket = WebSocketClient(LenientProtocol(uri, max_size=None), headers)
     try:
         if proxy is None:
-            await _connect(socket, uri)
+            connected = await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket)
+            context = _tls() if uri.secure else None
+            await open_transport(lambda: socket, connected, context, uri.host)
         else:
-            await _connect_through(proxy, socket, uri)
+            await proxy.open_transport(socket, uri, _tls, CONNECT_TIMEOUT_S)
         await socket.handshake()
     except BaseException:
         socket.abort("handshake aborted")
         raise
     return socket
-
-
-async def _connect(socket: WebSocketClient, uri: WebSocketURI) -> None:
-    await open_transport(
-        lambda: socket,
-        await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket),
-        _tls() if uri.secure else None,
-        uri.host if uri.secure else None,
-    )
-
-
-async def _connect_through(proxy: Proxy, socket: WebSocketClient, uri: WebSocketURI) -> None:
-    tunnel = await proxy.connect(uri, _tls, CONNECT_TIMEOUT_S)
-    try:
-        transport = await asyncio.get_running_loop().start_tls(
-            tunnel, socket, _tls(), server_hostname=uri.host
-        )
-    except BaseException:
-        tunnel.abort()
-        raise
-    if transport is None:
-        raise ConnectionResetError(f"proxy {proxy.address} closed the connection")
-    socket.connection_made(transport)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core.update_throttle import MAX_INTERVAL_S, UpdateThrottle
+from worker.core.transcripts import MAX_UPDATE_INTERVAL_S, UpdateThrottle
 
 
 def _published(interval_ms: float, texts: list[str], every_s: float) -> list[str]:
@@ -33,8 +33,8 @@ def test_long_turn_costs_a_bounded_number_of_bytes(every_s: float) -> None:
     texts = _turn(600, every_s)
     published = _published(500, texts, every_s)
     before, after = sum(map(len, texts)), sum(map(len, published))
-    # 2 kB a second, and the text's own length each MAX_INTERVAL_S beyond 10,000 characters.
-    assert after <= 2_000 * 600 + len(texts[-1]) * 600 / MAX_INTERVAL_S
+    # 2 kB a second, and the text's own length each MAX_UPDATE_INTERVAL_S beyond 10,000 characters.
+    assert after <= 2_000 * 600 + len(texts[-1]) * 600 / MAX_UPDATE_INTERVAL_S
     assert after < before / 4
 
 
@@ -48,6 +48,6 @@ def test_text_waits_no_longer_than_limit(text: str, long: int, interval_ms: int)
     holdback = UpdateThrottle(interval_ms)
     assert holdback.is_due(0.0)
     holdback.published(text * long if long < 1_000 else "x" * long, 10.0)
-    assert holdback.is_due(10.0 + MAX_INTERVAL_S)
+    assert holdback.is_due(10.0 + MAX_UPDATE_INTERVAL_S)
     holdback.reset()
     assert holdback.is_due(10.0)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from schemas import cartesia
 from schemas.cartesia import (
-    KNOWN_TYPES,
+    KNOWN,
     Close,
     Config,
     Connected,
@@ -63,7 +63,7 @@ def test_message_is_decoded(text: str, message: ServerMessage) -> None:
     assert decode_message(text.encode()) == message
 
 
-@given(st.text().filter(lambda kind: kind not in KNOWN_TYPES), st.text())
+@given(st.text().filter(lambda kind: kind not in KNOWN), st.text())
 def test_unknown_type_is_harmless(kind: str, value: str) -> None:
     text = msgspec.json.encode({"type": kind, "transcript": value, "request_id": [value]})
     assert decode_message(text) == UnknownMessage(kind)

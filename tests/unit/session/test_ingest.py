@@ -12,7 +12,7 @@ from schemas.audio import Encoding, SessionEntry
 from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import EntryAges, RedisClock
 from worker.context import WorkerContext
-from worker.core.pacing import Pacer
+from worker.core.send_limits import Pacer
 from worker.session.checkpoint import Checkpoint, SessionState
 from worker.session.ingest import AudioIngest
 from worker.session.publisher import EventPublisher

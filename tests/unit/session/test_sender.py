@@ -4,7 +4,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from schemas.audio import AudioEntry, Encoding
 from worker.core.ledger import Ledger
-from worker.core.pacing import Pacer
+from worker.core.send_limits import Pacer
 from worker.session.sender import BUFFER_MS, AudioSender
 from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
 from worker.telemetry.counters import Counters

@@ -1,6 +1,9 @@
 """The provider through an HTTP proxy: which proxy is used, and how its refusals are reported."""
 
+import asyncio
 import base64
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -194,6 +197,28 @@ async def test_proxy_refusal_names_proxy(answer: bytes, kind: type[SttError], wo
             await open_stream(service, SETTINGS)
     assert f"proxy 127.0.0.1:{server.port} " in str(refused.value)
     assert "s3cr" not in f"{refused.value}{refused.value.advice}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "gave no HTTP answer"),
+        (b"HTTP/1.1 502 No\r\nContent-Length: 9\r\n\r\n", "refuses: HTTP 502"),
+    ],
+)
+async def test_proxy_reset_is_a_transient_error(answer: bytes, words: str) -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.close()
+
+    async with await asyncio.start_server(reset, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        service = Endpoint(URL, "2026-03-01", KEY, find_proxy(URL, {"HTTPS_PROXY": address}))
+        with pytest.raises(SttTransientError, match=f"proxy {address} {words}"):
+            await open_stream(service, SETTINGS)
 
 
 async def test_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,13 @@
-"""How fast audio may be sent: a token bucket whose tokens are milliseconds of audio."""
+"""Limits of what is sent to the provider: the pace of the audio, and the size of one message."""
+
+MIN_FRAME_BYTES = 256
+"""Minimum value of the limit. It is a multiple of every sample size."""
+
+_ALIGNMENT = 8
 
 
 class Pacer:
-    """Limits audio to `speed` times real time, after a burst.
+    """Limits audio to `speed` times real time, after a burst: a token bucket of milliseconds.
 
     The provider is specified for real time and has been seen to reject bursts. Live audio arrives
     at 1.0 and is never held back; a replay or a backlog is. A `speed` of 0 is unlimited.
@@ -54,3 +59,27 @@ class Pacer:
         """Subtract `ms` milliseconds of audio sent. A negative balance delays the next audio."""
         if self._speed:
             self._tokens -= ms
+
+
+class FrameLimit:
+    """Limits the audio in one message; learned from rejected ones. A worker's sessions share it.
+
+    The provider does not publish its limit, and no close code gives it.
+    """
+
+    def __init__(self) -> None:
+        self.max_bytes = 2**62
+        """Maximum size of a message, whole samples of any encoding."""
+
+    def refused(self, size: int) -> bool:
+        """Record a rejected message; `size` is the largest message sent on its socket.
+
+        Returns whether smaller messages can be sent.
+        """
+        if self.max_bytes < size:
+            return True  # another session has learned it
+        smaller = max(MIN_FRAME_BYTES, size // 2 - size // 2 % _ALIGNMENT)
+        if smaller >= size:
+            return False
+        self.max_bytes = smaller
+        return True
