@@ -33,9 +33,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from worker.errors import OutputFailedError, SettingsError
-from worker.telemetry import LAST_EXPORT_S, SERVICE_NAME, refusals, resource
+from worker.telemetry import LAST_EXPORT_S, SERVICE_NAME, resource
 from worker.telemetry.counters import Histogram
-from worker.telemetry.environment import collector, named
+from worker.telemetry.environment import check, exporter_name, refusals
 from worker.telemetry.gauges import WorkerGauges
 from worker.telemetry.metrics import Sample, samples
 from worker.text import install_hint
@@ -91,30 +91,27 @@ def metric_push(worker_id: str, env: Mapping[str, str] = os.environ) -> MetricPu
     `prometheus` also returns None: `/metrics` is always served. Raises `SettingsError` for an
     exporter that is unknown or not installed, and for any other value that the SDK cannot use.
     """
-    collector("metrics", env)
-    with refusals("metrics"):
-        exporter = _exporter(named("metrics", env))
-        if exporter is None:
-            return None
-        interval_ms = float(env.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip() or INTERVAL_MS)
-        return MetricPush(exporter, interval_ms / 1000, resource(worker_id))
-
-
-def _exporter(name: str) -> MetricExporter | None:
-    match name:
+    check("metrics", env)
+    match exporter_name("metrics", env):
         case "otlp":
-            try:
-                from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
-                    OTLPMetricExporter,
-                )
-            except ImportError:
-                missing = f"OTEL_METRICS_EXPORTER: otlp is not installed; {install_hint('otlp')}"
-                raise SettingsError([missing]) from None
-            exporter: MetricExporter = OTLPMetricExporter()
-            return exporter
+            exporter = _otlp()
         case "console":
-            return ConsoleMetricExporter(out=sys.stdout)
-    return None  # `none`, or `prometheus`
+            exporter = ConsoleMetricExporter(out=sys.stdout)
+        case _:  # `none`, or `prometheus`
+            return None
+    interval_ms = float(env.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip() or INTERVAL_MS)
+    return MetricPush(exporter, interval_ms / 1000, resource(worker_id))
+
+
+def _otlp() -> MetricExporter:
+    with refusals("OTEL_EXPORTER_OTLP_", "OTEL_PYTHON_EXPORTER_OTLP_"):
+        try:
+            from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        except ImportError:
+            missing = f"OTEL_METRICS_EXPORTER: otlp is not installed; {install_hint('otlp')}"
+            raise SettingsError([missing]) from None
+        otlp: MetricExporter = OTLPMetricExporter()
+    return otlp
 
 
 def metrics_data(
