@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import IO, TYPE_CHECKING
 
-from worker.errors import OutputFailedError, SettingsError
-from worker.telemetry.environment import check, exporter_name, refusals
-from worker.text import install_hint
+from worker.errors import OutputFailedError
+from worker.telemetry.environment import OTLP_PREFIXES, check, exporter_name, refusals
 
 if TYPE_CHECKING:  # the SDK reads variables at import: `refusals` has to surround it
     from opentelemetry.sdk.resources import Resource
@@ -73,7 +72,13 @@ def tracer_provider(
     with refusals("OTEL_SPAN_", "OTEL_EVENT_", "OTEL_LINK_", "OTEL_ATTRIBUTE_"):
         # A limit that is too large fails at each span. This one is never exported.
         provider.get_tracer(SERVICE_NAME).start_span("probe").add_event("probe")
-    spans_to = _otlp() if exporter == "otlp" else _console(console or sys.stdout)
+    if exporter == "otlp":
+        with refusals("OTEL_TRACES_EXPORTER", *OTLP_PREFIXES):
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+            spans_to: SpanExporter = OTLPSpanExporter()
+    else:
+        spans_to = _console(console or sys.stdout)
     with refusals("OTEL_BSP_"):
         provider.add_span_processor(BatchSpanProcessor(spans_to))
     return provider
@@ -94,17 +99,6 @@ def shut_down() -> None:
         last.join(LAST_EXPORT_S)
         if last.is_alive():
             log.warning("the last spans are lost (the collector takes too long)")
-
-
-def _otlp() -> "SpanExporter":
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    except ImportError:
-        missing = f"OTEL_TRACES_EXPORTER: otlp is not installed; {install_hint('otlp')}"
-        raise SettingsError([missing]) from None
-    with refusals("OTEL_EXPORTER_OTLP_", "OTEL_PYTHON_EXPORTER_OTLP_"):
-        otlp: SpanExporter = OTLPSpanExporter()
-    return otlp
 
 
 def _console(console: IO[str]) -> "SpanExporter":

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 from worker.errors import SettingsError
+from worker.text import install_hint
 from worker.urls import check_http_url
 
 Signal: TypeAlias = Literal["traces", "metrics"]
@@ -29,6 +30,9 @@ UNUSED = (
 )
 """Variables that select parts which turnbus provides itself: it propagates only W3C trace context.
 The libraries would load the named parts at import."""
+
+OTLP_PREFIXES = ("OTEL_EXPORTER_OTLP_", "OTEL_PYTHON_EXPORTER_OTLP_")
+"""Prefixes of the variables that the OTLP exporters read."""
 
 _EXPORTERS: dict[Signal, tuple[str, ...]] = {
     "traces": ("otlp", "console", "none"),
@@ -66,16 +70,16 @@ def check(signal: Signal, env: Mapping[str, str]) -> None:
         raise SettingsError([f"OTEL_{signal.upper()}_EXPORTER: {unknown}"])
     if exporter in ("none", "prometheus"):
         return
-    checks: dict[str, Check] = dict.fromkeys(filter(_is_otel, env), _check_text)
-    checks |= _CHECKS[signal]
+    checks = {**_CHECKS[signal]}
     if exporter == "otlp":
         checks |= {_chosen(signal, option, env): check for option, check in _OTLP_CHECKS.items()}
     faults = []
-    for variable, check_value in checks.items():
+    for variable in [name for name in env if name.startswith("OTEL_")]:
+        value = _value(env, variable)
         try:
-            if value := _value(env, variable):
-                _check_text(value)
-                check_value(value)
+            _check_text(value)
+            if value and variable in checks:
+                checks[variable](value)
         except ValueError as error:
             faults.append(f"{variable}: {error}")
     if exporter == "otlp" and not faults:
@@ -93,6 +97,8 @@ def refusals(*prefixes: str) -> Iterator[None]:
     with _sdk_warnings() as texts:
         try:
             yield
+        except ModuleNotFoundError:
+            texts.insert(0, f"the exporter otlp is not installed; {install_hint('otlp')}")
         except (OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             texts.insert(0, str(error))
     if texts:
@@ -143,10 +149,6 @@ def tls_fault(signal: Signal, env: Mapping[str, str], timeout_s: float) -> ssl.S
             cause = cause.__cause__ or cause.__context__
         return cause
     return None
-
-
-def _is_otel(variable: str) -> bool:
-    return variable.startswith("OTEL_")
 
 
 def _value(env: Mapping[str, str], variable: str) -> str:

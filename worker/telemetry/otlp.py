@@ -34,12 +34,11 @@ from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from worker.errors import OutputFailedError, SettingsError
+from worker.errors import OutputFailedError
 from worker.telemetry import LAST_EXPORT_S, SERVICE_NAME, resource
 from worker.telemetry.counters import Histogram
-from worker.telemetry.environment import check, exporter_name, refusals
+from worker.telemetry.environment import OTLP_PREFIXES, check, exporter_name, refusals
 from worker.telemetry.metrics import Sample, WorkerGauges, samples
-from worker.text import install_hint
 
 log = logging.getLogger(__name__)
 
@@ -96,24 +95,18 @@ def metric_push(worker_id: str, env: Mapping[str, str] = os.environ) -> MetricPu
     check("metrics", env)
     match exporter_name("metrics", env):
         case "otlp":
-            exporter = _otlp()
+            with refusals("OTEL_METRICS_EXPORTER", *OTLP_PREFIXES):
+                from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
+                    OTLPMetricExporter,
+                )
+
+                exporter: MetricExporter = OTLPMetricExporter()
         case "console":
             exporter = ConsoleMetricExporter(out=sys.stdout)
         case _:  # `none`, or `prometheus`
             return None
     interval_ms = float(env.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip() or INTERVAL_MS)
     return MetricPush(exporter, interval_ms / 1000, resource(worker_id))
-
-
-def _otlp() -> MetricExporter:
-    with refusals("OTEL_EXPORTER_OTLP_", "OTEL_PYTHON_EXPORTER_OTLP_"):
-        try:
-            from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-        except ImportError:
-            missing = f"OTEL_METRICS_EXPORTER: otlp is not installed; {install_hint('otlp')}"
-            raise SettingsError([missing]) from None
-        otlp: MetricExporter = OTLPMetricExporter()
-    return otlp
 
 
 def _metric(sample: Sample, started_ns: int, now_ns: int) -> Metric:
