@@ -17,7 +17,7 @@ from tests.support.certificates import Authority
 from tests.support.polling import PATIENCE_S
 from worker import telemetry
 from worker.errors import SettingsError
-from worker.telemetry.environment import UNUSED, tidy
+from worker.telemetry.environment import UNUSED, clean_variables
 from worker.telemetry.otlp import metric_push
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
@@ -95,7 +95,7 @@ def environment(variables: dict[str, str]) -> Iterator[dict[str, str]]:
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         del os.environ[name]
     os.environ.update(variables)
-    tidy(os.environ)
+    clean_variables(os.environ)
     try:
         yield dict(os.environ)
     finally:

@@ -116,9 +116,9 @@ def _run_command(
 ) -> int:
     """Run the command and flush its output, also on `SystemExit`."""
     from worker.standard_streams import escape_non_ascii
-    from worker.telemetry.environment import tidy
+    from worker.telemetry.environment import clean_variables
 
-    tidy(os.environ)
+    clean_variables(os.environ)
     try:
         arguments = make_parser(argv).parse_args(argv)
         if getattr(arguments, "json", False):

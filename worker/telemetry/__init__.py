@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import IO, TYPE_CHECKING
 
 from worker.errors import OutputFailedError
-from worker.telemetry.environment import OTLP_PREFIXES, check, exporter_name, refusals
+from worker.telemetry.environment import OTLP_PREFIXES, check_variables, exporter_name, refusals
 
 if TYPE_CHECKING:  # the SDK reads variables at import: `refusals` has to surround it
     from opentelemetry.sdk.resources import Resource
@@ -60,7 +60,7 @@ def tracer_provider(
 
     Raises `SettingsError` as `configure` does.
     """
-    check("traces", env)
+    check_variables("traces", env)
     exporter = exporter_name("traces", env)
     if exporter == "none":
         return None

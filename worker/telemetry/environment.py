@@ -1,8 +1,8 @@
 """OpenTelemetry's own `OTEL_*` variables: cleanup, and one line for each unusable value.
 
 The SDK parses most values. It raises, or logs a warning and continues with another value;
-`refusals` converts both to `SettingsError`. `check` covers the values that the SDK ignores, or that
-fail only at an export. So `turnbus check` and `turnbus run` report the same lines.
+`refusals` converts both to `SettingsError`. `check_variables` covers the values that the SDK
+ignores, or that fail only at an export. So `turnbus check` and `turnbus run` report the same lines.
 """
 
 import logging
@@ -41,7 +41,7 @@ _EXPORTERS: dict[Signal, tuple[str, ...]] = {
 _MAX_MS = 2**31 - 1
 
 
-def tidy(env: MutableMapping[str, str]) -> None:
+def clean_variables(env: MutableMapping[str, str]) -> None:
     """Remove from an environment what OpenTelemetry's libraries cannot use.
 
     It has to run before they and redis-py are imported. White space around values is stripped.
@@ -62,7 +62,7 @@ def exporter_name(signal: Signal, env: Mapping[str, str]) -> str:
     return _value(env, f"OTEL_{signal.upper()}_EXPORTER").lower() or "none"
 
 
-def check(signal: Signal, env: Mapping[str, str]) -> None:
+def check_variables(signal: Signal, env: Mapping[str, str]) -> None:
     """Raise `SettingsError` if a variable of a signal has a value that the SDK does not reject."""
     exporter, known = exporter_name(signal, env), _EXPORTERS[signal]
     if exporter not in known:
@@ -117,7 +117,7 @@ def _named(text: str, prefixes: tuple[str, ...]) -> list[str]:
     return [name for name, word in last_words if word in text.lower()] or given
 
 
-def collector(signal: Signal, env: Mapping[str, str]) -> tuple[str, int] | None:
+def collector_address(signal: Signal, env: Mapping[str, str]) -> tuple[str, int] | None:
     """Return host and port of a signal's OTLP collector; None for other exporters."""
     if exporter_name(signal, env) != "otlp":
         return None

@@ -37,7 +37,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from worker.errors import OutputFailedError
 from worker.telemetry import LAST_EXPORT_S, SERVICE_NAME, resource
 from worker.telemetry.counters import Histogram
-from worker.telemetry.environment import OTLP_PREFIXES, check, exporter_name, refusals
+from worker.telemetry.environment import OTLP_PREFIXES, check_variables, exporter_name, refusals
 from worker.telemetry.metrics import Sample, WorkerGauges, samples
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def metric_push(worker_id: str, env: Mapping[str, str] = os.environ) -> MetricPu
     `prometheus` also returns None: `/metrics` is always served. Raises `SettingsError` for an
     exporter that is unknown or not installed, and for any other value that the SDK cannot use.
     """
-    check("metrics", env)
+    check_variables("metrics", env)
     match exporter_name("metrics", env):
         case "otlp":
             with refusals("OTEL_METRICS_EXPORTER", *OTLP_PREFIXES):
