@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opentelemetry.util.re import parse_env_headers
 
 from tests.support.certificates import Authority
 from tests.support.polling import PATIENCE_S
 from worker import telemetry
 from worker.errors import SettingsError
-from worker.telemetry.environment import UNUSED, clean_variables
+from worker.telemetry.environment import UNUSED, clean_variables, refusals
 from worker.telemetry.otlp import metric_push
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
@@ -277,6 +278,13 @@ def test_usable_values_are_accepted(tmp_path: Path) -> None:
         "OTEL_PROPAGATORS": "nonsense",
     }
     assert faults(variables) == []
+
+
+def test_sdk_text_about_headers_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "hunter2")
+    with pytest.raises(SettingsError) as caught, refusals("OTEL_EXPORTER_OTLP_"):
+        parse_env_headers("hunter2", liberal=True)
+    assert caught.value.faults == ("OTEL_EXPORTER_OTLP_HEADERS: a header is not valid",)
 
 
 def test_variables_are_ignored_without_export() -> None:

@@ -104,6 +104,8 @@ def refusals(*prefixes: str) -> Iterator[None]:
     if texts:
         # The SDK would continue with another value; the worker does not.
         text = re.sub(r"(?is)[.,]? (using|defaulting|skipping)\b.*", "", texts[0])
+        if "header" in text.lower():  # it may quote a secret
+            text = "a header is not valid"
         variables = " and ".join(_named(text, prefixes))
         raise SettingsError([f"{variables}: {text.removeprefix(f'{variables} ')}"])
 
@@ -114,7 +116,7 @@ def _named(text: str, prefixes: tuple[str, ...]) -> list[str]:
         return named
     given = [name for name in os.environ if name.startswith(prefixes)]
     last_words = ((name, name.rpartition("_")[2].lower().rstrip("s")) for name in given)
-    return [name for name, word in last_words if word in text.lower()] or given
+    return [name for name, word in last_words if word in text.lower()] or given or ["OTEL_*"]
 
 
 def collector_address(signal: Signal, env: Mapping[str, str]) -> tuple[str, int] | None:
