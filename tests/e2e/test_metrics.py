@@ -17,8 +17,7 @@ from tests.support.polling import eventually, no_longer
 from worker.admin import serve_admin
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
-from worker.telemetry.gauges import WorkerGauges
-from worker.telemetry.metrics import INSTRUMENTS, samples
+from worker.telemetry.metrics import INSTRUMENTS, WorkerGauges, samples
 from worker.telemetry.prometheus import label, prometheus_name, render
 from worker.worker import Worker
 

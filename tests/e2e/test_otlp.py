@@ -12,8 +12,7 @@ from tests.support.harness import PCM16, Harness
 from tests.support.polling import PATIENCE_S
 from worker.errors import SettingsError
 from worker.local.emulator.engines.script import synthesize_words
-from worker.telemetry.gauges import WorkerGauges
-from worker.telemetry.metrics import INSTRUMENTS
+from worker.telemetry.metrics import INSTRUMENTS, WorkerGauges
 from worker.telemetry.otlp import metric_push
 
 CUMULATIVE = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE

@@ -14,7 +14,6 @@ ORDER = (
     ("worker.leases",),
     ("worker.worker",),
     # These read a whole worker; the rest of `worker.telemetry` is below the sessions.
-    ("worker.telemetry.gauges",),
     ("worker.telemetry.metrics",),
     ("worker.telemetry.otlp", "worker.telemetry.prometheus"),
     ("worker.local",),

@@ -2,17 +2,20 @@
 
 import io
 import logging
+import time
 from collections.abc import Callable
 
 import pytest
 
-from worker.telemetry import repeats
-from worker.telemetry.logs import JsonFormatter, SessionName
-from worker.telemetry.repeats import RepeatHandler
+from worker.telemetry import logs
+from worker.telemetry.logs import DeduplicatingHandler, JsonFormatter, SessionName
 
 
 class Clock:
-    """A clock that a test sets."""
+    """A clock that a test sets; it replaces the module `time`."""
+
+    gmtime = staticmethod(time.gmtime)
+    strftime = staticmethod(time.strftime)
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -24,7 +27,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(repeats, "time", clock)
+    monkeypatch.setattr(logs, "time", clock)
     return clock
 
 
@@ -36,7 +39,7 @@ def stream() -> io.StringIO:
 @pytest.fixture
 def log(stream: io.StringIO, clock: Clock) -> logging.Logger:
     made = logging.Logger("worker.test")  # noqa: LOG001 - one of the test's own
-    made.addHandler(RepeatHandler(stream, sum_up_s=60.0))
+    made.addHandler(DeduplicatingHandler(stream, sum_up_s=60.0))
     return made
 
 
@@ -128,7 +131,7 @@ def test_summary_names_the_session_in_json(
 def test_memory_is_bounded(
     log: logging.Logger, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repeats, "MAX_KNOWN", 2)
+    monkeypatch.setattr(logs, "MAX_KNOWN", 2)
     for number in (1, 1, 2, 3, 1):
         log.warning("lost %d", number)
     assert lines(stream) == [

@@ -35,7 +35,7 @@ from worker.printable import printable, without_keys
 from worker.settings import Settings, api_key, check_worker_id
 from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
 from worker.stt.proxy import find_proxy
-from worker.telemetry.environment import Signal, collector, tls_fault
+from worker.telemetry.environment import Signal, collector_address, tls_fault
 from worker.telemetry.otlp import metric_push
 from worker.text import pluralize
 from worker.urls import join_host_port, redacted
@@ -198,7 +198,7 @@ async def _check_metrics(settings: Settings, report: Report) -> None:
 
 
 async def _check_collector(signal: Signal, report: Report) -> None:
-    at = collector(signal, os.environ)
+    at = collector_address(signal, os.environ)
     if at is None:
         report(Finding(signal, "ok", "nothing is sent to a collector"))
         return

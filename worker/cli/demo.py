@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from worker.cli.command import Subparsers, add_command, argument_type, run_async
 from worker.errors import SettingsError
-from worker.telemetry.environment import named
+from worker.telemetry.environment import exporter_name
 
 if TYPE_CHECKING:
     from worker.local.demo.display import Display
@@ -96,7 +96,7 @@ def _environment(*, traces: bool) -> dict[str, str]:
         elsewhere = f"--traces: OTEL_TRACES_EXPORTER={chosen} sends spans elsewhere; unset it"
         raise SettingsError([elsewhere])
     shown = {**os.environ, "OTEL_TRACES_EXPORTER": "console"}
-    if named("traces", shown) != "console":
+    if exporter_name("traces", shown) != "console":
         raise SettingsError(["--traces: OTEL_SDK_DISABLED=true disables spans; unset it"])
     # The killed worker should have exported most of its spans before.
     shown.setdefault("OTEL_BSP_SCHEDULE_DELAY", _EXPORT_EVERY_MS)

@@ -115,10 +115,10 @@ def _run_command(
     argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], ArgumentParser]"
 ) -> int:
     """Run the command and flush its output, also on `SystemExit`."""
-    from worker import otel
     from worker.standard_streams import escape_non_ascii
+    from worker.telemetry.environment import clean_variables
 
-    otel.tidy(os.environ)
+    clean_variables(os.environ)
     try:
         arguments = make_parser(argv).parse_args(argv)
         if getattr(arguments, "json", False):

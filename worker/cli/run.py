@@ -18,8 +18,7 @@ from worker.cli.command import Subparsers, add_command, add_config, read_setting
 from worker.errors import BusUnavailableError
 from worker.settings import Settings, api_key, check_worker_id
 from worker.telemetry import logs
-from worker.telemetry.gauges import WorkerGauges
-from worker.telemetry.metrics import samples
+from worker.telemetry.metrics import WorkerGauges, samples
 from worker.telemetry.otlp import MetricPush, metric_push
 from worker.telemetry.prometheus import render
 from worker.worker import Worker

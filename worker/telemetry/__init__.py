@@ -7,16 +7,14 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import IO, TYPE_CHECKING
 
-from worker.errors import OutputFailedError, SettingsError
-from worker.telemetry.environment import Signal, collector, named
-from worker.text import install_hint
+from worker.errors import OutputFailedError
+from worker.telemetry.environment import OTLP_PREFIXES, check_variables, exporter_name, refusals
 
-if TYPE_CHECKING:  # the SDK reads variables at import: they have to be validated before
+if TYPE_CHECKING:  # the SDK reads variables at import: `refusals` has to surround it
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -31,12 +29,13 @@ LAST_EXPORT_S = 2.0
 
 def resource(worker_id: str) -> "Resource":
     """Return the resource, with `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` merged in."""
-    from opentelemetry.sdk.resources import Resource
-
     os.environ.setdefault("OTEL_SERVICE_NAME", SERVICE_NAME)
-    return Resource.create(
-        {"service.version": version("turnbus"), "service.instance.id": worker_id}
-    )
+    with refusals("OTEL_RESOURCE_ATTRIBUTES", "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS"):
+        from opentelemetry.sdk.resources import Resource
+
+        return Resource.create(
+            {"service.version": version("turnbus"), "service.instance.id": worker_id}
+        )
 
 
 def configure(
@@ -61,43 +60,28 @@ def tracer_provider(
 
     Raises `SettingsError` as `configure` does.
     """
-    collector("traces", env)
-    exporter = named("traces", env)
+    check_variables("traces", env)
+    exporter = exporter_name("traces", env)
     if exporter == "none":
         return None
-    with refusals("traces"):
+    with refusals("OTEL_TRACES_SAMPLER"):
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        spans_to = _otlp() if exporter == "otlp" else _console(console or sys.stdout)
         provider = TracerProvider(resource=resource(worker_id))
+    with refusals("OTEL_SPAN_", "OTEL_EVENT_", "OTEL_LINK_", "OTEL_ATTRIBUTE_"):
+        # A limit that is too large fails at each span. This one is never exported.
+        provider.get_tracer(SERVICE_NAME).start_span("probe").add_event("probe")
+    if exporter == "otlp":
+        with refusals("OTEL_TRACES_EXPORTER", *OTLP_PREFIXES):
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+            spans_to: SpanExporter = OTLPSpanExporter()
+    else:
+        spans_to = _console(console or sys.stdout)
+    with refusals("OTEL_BSP_"):
         provider.add_span_processor(BatchSpanProcessor(spans_to))
     return provider
-
-
-@contextmanager
-def refusals(signal: Signal) -> Iterator[None]:
-    """Convert to `SettingsError` what the SDK raises or logs during its setup for a signal.
-
-    After logging, the SDK continues with another value. This covers variables that
-    `worker.telemetry.environment` accepts but a future version, or another package's plugin,
-    rejects.
-    """
-    logged: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("opentelemetry")
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
-    try:
-        yield
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        logged.insert(0, str(error))
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
-    if logged:
-        raise SettingsError([f"{signal} cannot be exported as OTEL_* says: {logged[0]}"])
 
 
 def shut_down() -> None:
@@ -115,16 +99,6 @@ def shut_down() -> None:
         last.join(LAST_EXPORT_S)
         if last.is_alive():
             log.warning("the last spans are lost (the collector takes too long)")
-
-
-def _otlp() -> "SpanExporter":
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    except ImportError:
-        missing = f"OTEL_TRACES_EXPORTER: otlp is not installed; {install_hint('otlp')}"
-        raise SettingsError([missing]) from None
-    otlp: SpanExporter = OTLPSpanExporter()
-    return otlp
 
 
 def _console(console: IO[str]) -> "SpanExporter":

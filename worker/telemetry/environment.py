@@ -1,58 +1,127 @@
-"""Validation of OpenTelemetry's own `OTEL_*` variables.
+"""OpenTelemetry's own `OTEL_*` variables: cleanup, and one line for each unusable value.
 
-The SDK detects an invalid value at import, during setup or at each export. It raises, or logs a
-traceback and continues with another value. This module validates each value before the SDK reads
-it, so that `turnbus check` and `turnbus run` report the same line with the variable's name.
+The SDK parses most values. It raises, or logs a warning and continues with another value;
+`refusals` converts both to `SettingsError`. `check_variables` covers the values that the SDK
+ignores, or that fail only at an export. So `turnbus check` and `turnbus run` report the same lines.
 """
 
+import logging
+import os
 import re
 import ssl
-from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Literal, TypeAlias
-from urllib.parse import unquote
 
 from worker.errors import SettingsError
+from worker.text import install_hint
 from worker.urls import check_http_url
 
 Signal: TypeAlias = Literal["traces", "metrics"]
-Judge: TypeAlias = Callable[[str], str | None]
-"""Validator of a value; returns the error, or None if the value is valid."""
+Check: TypeAlias = Callable[[str], object]
+"""Raises ValueError if a value is invalid."""
 
-_LARGEST = 2**31 - 1
-_BATCH_SIZE, _QUEUE_SIZE = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_MAX_QUEUE_SIZE"
-_USUAL_BATCH_SIZE, _USUAL_QUEUE_SIZE = 512, 2048
+UNUSED = (
+    "OTEL_PROPAGATORS",
+    "OTEL_PYTHON_CONTEXT",
+    "OTEL_PYTHON_LOGGER_PROVIDER",
+    "OTEL_PYTHON_METER_PROVIDER",
+    "OTEL_PYTHON_TRACER_PROVIDER",
+)
+"""Variables that select parts which turnbus provides itself: it propagates only W3C trace context.
+The libraries would load the named parts at import."""
+
+OTLP_PREFIXES = ("OTEL_EXPORTER_OTLP_", "OTEL_PYTHON_EXPORTER_OTLP_")
+"""Prefixes of the variables that the OTLP exporters read."""
+
+_EXPORTERS: dict[Signal, tuple[str, ...]] = {
+    "traces": ("otlp", "console", "none"),
+    "metrics": ("otlp", "console", "prometheus", "none"),
+}
+_MAX_MS = 2**31 - 1
 
 
-def named(signal: Signal, env: Mapping[str, str]) -> str:
+def clean_variables(env: MutableMapping[str, str]) -> None:
+    """Remove from an environment what OpenTelemetry's libraries cannot use.
+
+    It has to run before they and redis-py are imported. White space around values is stripped.
+    Empty values, which the specification treats as unset, and `UNUSED` variables are removed.
+    """
+    for variable in [name for name in env if name.startswith("OTEL_")]:
+        value = env[variable].strip()
+        if not value or variable in UNUSED:
+            del env[variable]
+        elif value != env[variable]:
+            env[variable] = value
+
+
+def exporter_name(signal: Signal, env: Mapping[str, str]) -> str:
     """Return the name of a signal's exporter; `none` if the export is off."""
     if _value(env, "OTEL_SDK_DISABLED").lower() == "true":
         return "none"
     return _value(env, f"OTEL_{signal.upper()}_EXPORTER").lower() or "none"
 
 
-def collector(signal: Signal, env: Mapping[str, str]) -> tuple[str, int] | None:
-    """Return host and port of a signal's OTLP collector; None for other exporters.
-
-    Raises `SettingsError` with a line for every invalid value that affects the signal.
-    """
-    exporter = named(signal, env)
-    if exporter in _NO_EXPORTERS[signal]:
-        return None
-    judges = dict(_SDK)
+def check_variables(signal: Signal, env: Mapping[str, str]) -> None:
+    """Raise `SettingsError` if a variable of a signal has a value that the SDK does not reject."""
+    exporter, known = exporter_name(signal, env), _EXPORTERS[signal]
+    if exporter not in known:
+        unknown = f"{exporter!r} is not one of {', '.join(known)}"
+        raise SettingsError([f"OTEL_{signal.upper()}_EXPORTER: {unknown}"])
+    if exporter in ("none", "prometheus"):
+        return
+    checks = {**_CHECKS[signal]}
     if exporter == "otlp":
-        judges |= {_chosen(signal, what, env): judge for what, judge in _OTLP.items()}
-    judges |= _OF_SIGNAL[signal]
-    faults = [
-        f"{variable}: {must}"
-        for variable, judge in judges.items()
-        if (value := _value(env, variable)) and (must := _fault(judge, value))
-    ]
-    if not faults:
-        faults = _misfits(signal, env)
+        checks |= {_chosen(signal, option, env): check for option, check in _OTLP_CHECKS.items()}
+    faults = []
+    for variable in [name for name in env if name.startswith("OTEL_")]:
+        value = _value(env, variable)
+        try:
+            _check_text(value)
+            if value and variable in checks:
+                checks[variable](value)
+        except ValueError as error:
+            faults.append(f"{variable}: {error}")
+    if exporter == "otlp" and not faults:
+        faults += _certificate_faults(signal, env)
     if faults:
         raise SettingsError(faults)
-    if exporter != "otlp":
+
+
+@contextmanager
+def refusals(*prefixes: str) -> Iterator[None]:
+    """Convert to `SettingsError` what the SDK raises or logs while it reads variables.
+
+    The error names the variables in the SDK's text, else those with a prefix that are set.
+    """
+    with _sdk_warnings() as texts:
+        try:
+            yield
+        except ModuleNotFoundError:
+            texts.insert(0, f"the exporter otlp is not installed; {install_hint('otlp')}")
+        except (OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            texts.insert(0, str(error))
+    if texts:
+        # The SDK would continue with another value; the worker does not.
+        text = re.sub(r"(?is)[.,]? (using|defaulting|skipping)\b.*", "", texts[0])
+        if "header" in text.lower():  # it may quote a secret
+            text = "a header is not valid"
+        variables = " and ".join(_named(text, prefixes))
+        raise SettingsError([f"{variables}: {text.removeprefix(f'{variables} ')}"])
+
+
+def _named(text: str, prefixes: tuple[str, ...]) -> list[str]:
+    """Return the variables that a text of the SDK is about: by name, or by the last word of it."""
+    if named := re.findall("OTEL_[A-Z_]+", text):
+        return named
+    given = [name for name in os.environ if name.startswith(prefixes)]
+    last_words = ((name, name.rpartition("_")[2].lower().rstrip("s")) for name in given)
+    return [name for name, word in last_words if word in text.lower()] or given or ["OTEL_*"]
+
+
+def collector_address(signal: Signal, env: Mapping[str, str]) -> tuple[str, int] | None:
+    """Return host and port of a signal's OTLP collector; None for other exporters."""
+    if exporter_name(signal, env) != "otlp":
         return None
     return check_http_url(_value(env, _chosen(signal, "ENDPOINT", env)) or "http://localhost:4318")
 
@@ -62,14 +131,12 @@ def tls_fault(signal: Signal, env: Mapping[str, str], timeout_s: float) -> ssl.S
 
     The request uses the exporter's authorities and client certificate.
     """
-    endpoint, authorities, chain, key = (
-        _value(env, _chosen(signal, what, env))
-        for what in ("ENDPOINT", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
-    )
+    endpoint = _value(env, _chosen(signal, "ENDPOINT", env))
     if not endpoint.lower().startswith("https:"):
         return None
     import requests
 
+    authorities, chain, key = _certificates(signal, env).values()
     try:
         requests.get(
             endpoint,
@@ -90,211 +157,111 @@ def _value(env: Mapping[str, str], variable: str) -> str:
     return env.get(variable, "").strip()
 
 
-def _chosen(signal: Signal, what: str, env: Mapping[str, str]) -> str:
+def _chosen(signal: Signal, option: str, env: Mapping[str, str]) -> str:
     """Return the variable that sets an exporter option: the signal's own takes precedence."""
-    own, common = (f"OTEL_EXPORTER_OTLP_{part}{what}" for part in (f"{signal.upper()}_", ""))
+    own, common = (f"OTEL_EXPORTER_OTLP_{part}{option}" for part in (f"{signal.upper()}_", ""))
     return own if _value(env, own) else common
 
 
-def _fault(judge: Judge, value: str) -> str | None:
-    if re.search("[\x00-\x1f\x7f\ud800-\udfff]", value):
-        return "holds control characters, or is not UTF-8 text"
-    return judge(value)
+def _certificates(signal: Signal, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the files of an exporter by variable: authorities, client certificate, client key."""
+    options = ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
+    variables = [_chosen(signal, option, env) for option in options]
+    return {variable: _value(env, variable) for variable in variables}
 
 
-def _misfits(signal: Signal, env: Mapping[str, str]) -> list[str]:
-    """Return the errors of values that are valid alone but not together."""
-    faults = []
-    if signal == "traces":
-        queue = int(_value(env, _QUEUE_SIZE) or _USUAL_QUEUE_SIZE)
-        batch = int(_value(env, _BATCH_SIZE) or _USUAL_BATCH_SIZE)
-        if batch > queue:
-            faults.append(
-                f"{_QUEUE_SIZE}: {queue} is less than a batch of {batch}; raise it, "
-                f"or set {_BATCH_SIZE} to {queue} or less"
-            )
-        sampler = _value(env, "OTEL_TRACES_SAMPLER").lower()
-        share = _value(env, "OTEL_TRACES_SAMPLER_ARG")
-        if sampler.endswith("traceidratio") and share and _number(0, 1)(share):
-            faults.append(f"OTEL_TRACES_SAMPLER_ARG: {_number(0, 1)(share)}")
-    if named(signal, env) == "otlp":
-        key = _chosen(signal, "CLIENT_KEY", env)
-        certificate = _chosen(signal, "CLIENT_CERTIFICATE", env)
-        chain, secret = _value(env, certificate), _value(env, key)
-        if secret and not chain:
-            faults.append(f"{key}: wants a certificate, {certificate}")
-        elif chain:
-            faults += _certificate_faults(certificate, chain, secret)
-    return faults
-
-
-def _certificate_faults(variable: str, chain: str, key: str) -> list[str]:
+def _certificate_faults(signal: Signal, env: Mapping[str, str]) -> Iterator[str]:
+    (trust, authorities), (certificate, chain), (secret, key) = _certificates(signal, env).items()
+    context = ssl.create_default_context()
     try:
-        # With an empty password: otherwise OpenSSL would prompt for one on the terminal.
-        ssl.create_default_context().load_cert_chain(chain, key or None, "")
+        if authorities:
+            context.load_verify_locations(authorities)
     except OSError as error:
-        with_key = " with the client key" if key else ""
-        return [f"{variable}: cannot be used{with_key}: {error.args[-1]}"]
-    return []
-
-
-def _whole(least: int) -> Judge:
-    def judge(value: str) -> str | None:
-        try:
-            good = least <= int(value) <= _LARGEST
-        except ValueError:
-            good = False
-        return None if good else f"must be a whole number from {least} to {_LARGEST}, not {value!r}"
-
-    return judge
-
-
-def _number(least: float, most: float) -> Judge:
-    def judge(value: str) -> str | None:
-        try:
-            good = least <= float(value) <= most
-        except ValueError:
-            good = False
-        return None if good else f"must be a number from {least:.15g} to {most:.15g}, not {value!r}"
-
-    return judge
-
-
-def _one_of(*names: str) -> Judge:
-    def judge(value: str) -> str | None:
-        return None if value.lower() in names else f"{value!r} is not one of {', '.join(names)}"
-
-    return judge
-
-
-def _installed(group: str, *known: str, listed: bool = False) -> Judge:
-    """Validate the name of a plugin that packages may provide, or a list of names."""
-
-    def judge(value: str) -> str | None:
-        names = {*known, *(part.name for part in entry_points(group=group))}
-        asked = [name.strip() for name in value.split(",")] if listed else [value]
-        missing = [name for name in asked if name and name.lower() not in names]
-        if not missing:
-            return None
-        there = ", ".join(sorted(names)) or "none"
-        return f"{missing[0]!r} is not one of those installed: {there}"
-
-    return judge
-
-
-def _protocol(value: str) -> str | None:
-    return None if value == "http/protobuf" else f"{value!r} is not supported; use http/protobuf"
-
-
-def _endpoint(value: str) -> str | None:
+        yield f"{trust}: cannot be used: {error.args[-1]}"
     try:
-        check_http_url(value)
-    except ValueError as error:
-        return str(error)
-    return None if _can_be_requested(value) else "is not a URL: its host is not a name"
+        if chain:
+            # With an empty password: otherwise OpenSSL would prompt for one on the terminal.
+            context.load_cert_chain(chain, key or None, "")
+        elif key:
+            yield f"{secret}: wants a certificate, {certificate}"
+    except OSError as error:
+        yield f"{certificate}: cannot be used{' with the client key' * bool(key)}: {error.args[-1]}"
 
 
-def _can_be_requested(url: str) -> bool:
-    """Return whether the exporter's HTTP client accepts a URL; it is strict about host names."""
+@contextmanager
+def _sdk_warnings() -> Iterator[list[str]]:
+    """Collect what OpenTelemetry's libraries log as warnings, instead of logging it."""
+    texts: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("opentelemetry")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def _check_text(value: str) -> None:
+    if re.search("[\x00-\x1f\x7f\ud800-\udfff]", value):
+        raise ValueError("holds control characters, or is not UTF-8 text")
+
+
+def _check_protocol(value: str) -> None:
+    if value != "http/protobuf":
+        raise ValueError(f"{value!r} is not supported; use http/protobuf")
+
+
+def _check_endpoint(value: str) -> None:
+    """Reject a URL that the exporter's HTTP client rejects; it is strict about host names."""
+    check_http_url(value)
     try:
         from requests import PreparedRequest
     except ImportError:  # then there is no exporter either
-        return True
+        return
     try:
-        PreparedRequest().prepare_url(url, None)
+        PreparedRequest().prepare_url(value, None)
     except ValueError:
-        return False
-    return True
+        raise ValueError("is not a URL: its host is not a name") from None
 
 
-def _headers(value: str) -> str | None:
-    """Validate `NAME=VALUE,...`; a value may be a secret and is not printed."""
-    for pair in value.split(","):
-        name, equals, content = (part.strip() for part in pair.partition("="))
-        sent = unquote(content)
-        if not pair.strip():
-            continue
-        if not equals or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-            return "must be NAME=VALUE[,NAME=VALUE...]"
-        if '"' in content or ";" in content or "\\" in content or not content.isascii():
-            return (
-                'must be NAME=VALUE[,NAME=VALUE...], and " ; \\ and what is not ASCII encoded (%22)'
-            )
-        if not re.fullmatch("[\x20-\x7e\xa0-\xff]*", sent):
-            return "must be NAME=VALUE[,NAME=VALUE...], of characters that HTTP can send"
-    return None
+def _check_headers(value: str) -> None:
+    """Reject headers that the SDK skips, or that HTTP cannot send; a value may be a secret."""
+    from opentelemetry.util.re import parse_env_headers
+
+    with _sdk_warnings() as skipped:
+        headers = parse_env_headers(value, liberal=True)
+    if skipped:
+        raise ValueError(
+            'must be NAME=VALUE[,NAME=VALUE...], and " ; \\ and what is not ASCII encoded (%22)'
+        )
+    for name, sent in headers.items():
+        token = re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)
+        if not token or not re.fullmatch("[\x20-\x7e\xa0-\xff]*", sent):
+            raise ValueError("must be NAME=VALUE[,NAME=VALUE...], of characters that HTTP can send")
 
 
-def _pairs(value: str) -> str | None:
-    for pair in value.split(","):
-        if not pair.partition("=")[1] or not pair.partition("=")[0].strip():
-            return "must be KEY=VALUE[,KEY=VALUE...]"
-    return None
+def _check_number(least: float, most: float) -> Check:
+    def check_number(value: str) -> None:
+        try:
+            if least <= float(value) <= most:
+                return
+        except ValueError:
+            pass
+        raise ValueError(f"must be a number from {least:.15g} to {most:.15g}, not {value!r}")
+
+    return check_number
 
 
-def _authorities(file: str) -> str | None:
-    try:
-        ssl.create_default_context().load_verify_locations(cafile=file)
-    except OSError as error:
-        return f"cannot be used: {error.args[-1]}"
-    return None
-
-
-def _anything(_value: str) -> None:
-    return None
-
-
-_NO_EXPORTERS: dict[Signal, set[str]] = {"traces": {"none"}, "metrics": {"none", "prometheus"}}
-_SDK: dict[str, Judge] = {
-    "OTEL_SERVICE_NAME": _anything,
-    "OTEL_RESOURCE_ATTRIBUTES": _pairs,
-    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": _installed(
-        "opentelemetry_resource_detector", "*", listed=True
-    ),
-    "OTEL_ATTRIBUTE_COUNT_LIMIT": _whole(0),
-    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": _whole(0),
-    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": _whole(0),
-    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": _whole(0),
-    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": _whole(0),
-    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": _whole(0),
-    "OTEL_SPAN_EVENT_COUNT_LIMIT": _whole(0),
-    "OTEL_SPAN_LINK_COUNT_LIMIT": _whole(0),
+_CHECKS: dict[Signal, dict[str, Check]] = {
+    "traces": {"OTEL_BSP_SCHEDULE_DELAY": _check_number(1, _MAX_MS)},
+    "metrics": {"OTEL_METRIC_EXPORT_INTERVAL": _check_number(1, _MAX_MS)},
 }
-"""Variables of both signals: the metrics exporter imports the tracing SDK, which reads them."""
-
-_OF_SIGNAL: dict[Signal, dict[str, Judge]] = {
-    "traces": {
-        "OTEL_TRACES_EXPORTER": _one_of("otlp", "console", "none"),
-        "OTEL_TRACES_SAMPLER": _installed("opentelemetry_traces_sampler"),
-        "OTEL_TRACES_SAMPLER_ARG": _anything,
-        "OTEL_BSP_SCHEDULE_DELAY": _whole(1),
-        "OTEL_BSP_EXPORT_TIMEOUT": _whole(0),
-        _QUEUE_SIZE: _whole(1),
-        _BATCH_SIZE: _whole(1),
-        "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED": _one_of("true", "false"),
-        "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER": _installed(
-            "opentelemetry_otlp_credential_provider"
-        ),
-    },
-    "metrics": {
-        "OTEL_METRICS_EXPORTER": _one_of("otlp", "console", "prometheus", "none"),
-        "OTEL_METRIC_EXPORT_INTERVAL": _number(1, _LARGEST),
-        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": _one_of(
-            "cumulative", "delta", "lowmemory"
-        ),
-        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": _one_of(
-            "explicit_bucket_histogram", "base2_exponential_bucket_histogram"
-        ),
-        "OTEL_PYTHON_EXPORTER_OTLP_HTTP_METRICS_CREDENTIAL_PROVIDER": _installed(
-            "opentelemetry_otlp_credential_provider"
-        ),
-    },
-}
-_OTLP: dict[str, Judge] = {
-    "PROTOCOL": _protocol,
-    "ENDPOINT": _endpoint,
-    "HEADERS": _headers,
-    "TIMEOUT": _number(0.001, 3_600),
-    "COMPRESSION": _one_of("none", "gzip", "deflate"),
-    "CERTIFICATE": _authorities,
+_OTLP_CHECKS: dict[str, Check] = {
+    "PROTOCOL": _check_protocol,
+    "ENDPOINT": _check_endpoint,
+    "HEADERS": _check_headers,
+    "TIMEOUT": _check_number(0.001, 3_600),
 }

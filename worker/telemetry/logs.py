@@ -1,4 +1,4 @@
-"""Logging to stderr, as text or JSON.
+"""Logging to stderr, as text or JSON, without repeats.
 
 A log call about a session has a `SessionName` among its arguments. A JSON line then has separate
 fields for the session and its trace. Secrets and transcripts are never arguments of a log call.
@@ -8,16 +8,39 @@ import logging
 import re
 import sys
 import time
-from typing import Self
+import traceback
+from collections.abc import Hashable
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Final, Self, TextIO
 
 import msgspec
 
 from worker.printable import printable
 from worker.settings import Settings
 from worker.standard_streams import escape_non_ascii
-from worker.telemetry.repeats import RepeatHandler
+
+SUM_UP_S: Final = 60.0
+"""Interval between summaries of a repeated record."""
+
+MAX_KNOWN: Final = 1_000
+"""Maximum number of different records that are remembered."""
 
 _TRACE_ID = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-")
+
+
+def set_up(settings: Settings) -> None:
+    """Log to stderr in the configured format; repeated warnings and errors are counted."""
+    handler = DeduplicatingHandler(sys.stderr)
+    if settings.log_format == "json":
+        handler.setFormatter(JsonFormatter())
+        escape_non_ascii(sys.stderr)
+    else:
+        handler.setFormatter(TextFormatter())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    # The library logs handshake headers, which include the key, at debug level, and every health
+    # check at info level.
+    logging.getLogger("websockets").setLevel(logging.WARNING)
 
 
 class SessionName(str):
@@ -54,7 +77,11 @@ class JsonFormatter(logging.Formatter):
                     line["trace_id"] = argument.trace_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _json(line)
+        try:
+            return msgspec.json.encode(line).decode()
+        except UnicodeEncodeError:  # a lone surrogate, for example from a file name
+            line = {name: printable(text) for name, text in line.items()}
+            return msgspec.json.encode(line).decode()
 
 
 class TextFormatter(logging.Formatter):
@@ -69,22 +96,88 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-def _json(line: dict[str, str]) -> str:
-    try:
-        return msgspec.json.encode(line).decode()
-    except UnicodeEncodeError:  # a lone surrogate, for example from a file name
-        return msgspec.json.encode({name: printable(text) for name, text in line.items()}).decode()
+@dataclass
+class _Known:
+    """A record that was logged, and the number of its repeats since."""
+
+    record: logging.LogRecord
+    since: float
+    repeats: int = 0
 
 
-def set_up(settings: Settings) -> None:
-    """Log to stderr in the configured format; repeated warnings and errors are counted."""
-    handler = RepeatHandler(sys.stderr)
-    if settings.log_format == "json":
-        handler.setFormatter(JsonFormatter())
-        escape_non_ascii(sys.stderr)
-    else:
-        handler.setFormatter(TextFormatter())
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    # The library logs handshake headers, which include the key, at debug level, and every health
-    # check at info level.
-    logging.getLogger("websockets").setLevel(logging.WARNING)
+class DeduplicatingHandler(logging.StreamHandler[TextIO]):
+    """Writes a warning or an error to a stream once, then a count of its repeats.
+
+    Otherwise an error in a loop would fill a disk with one line, or with one traceback. Two records
+    are equal if their text and, for an exception, its type and the line that raised it are equal.
+    """
+
+    def __init__(self, stream: TextIO = sys.stderr, sum_up_s: float = SUM_UP_S) -> None:
+        super().__init__(stream)
+        self._sum_up_s = sum_up_s
+        self._known: dict[Hashable, _Known] = {}  # in the order of their last write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record unless it repeats a recent one; also write due summaries."""
+        now = time.monotonic()
+        self._sum_up(now)
+        if record.levelno < logging.WARNING:
+            super().emit(record)
+            return
+        key = _key(record)
+        if (known := self._known.get(key)) is not None:
+            known.repeats += 1
+            return
+        if len(self._known) >= MAX_KNOWN:
+            self._forget(next(iter(self._known)), now)
+        self._known[key] = _Known(record, now)
+        super().emit(record)
+
+    def close(self) -> None:
+        """Write the remaining summaries."""
+        self.acquire()
+        try:
+            for key in [*self._known]:
+                self._forget(key, time.monotonic())
+        finally:
+            self.release()
+        super().close()
+
+    def _sum_up(self, now: float) -> None:
+        due = takewhile(lambda item: item[1].since <= now - self._sum_up_s, self._known.items())
+        for key, known in [*due]:
+            self._forget(key, now)
+            if known.repeats:  # it may continue: treat the next one as a repeat
+                self._known[key] = _Known(known.record, now)
+
+    def _forget(self, key: Hashable, now: float) -> None:
+        known = self._known.pop(key)
+        if known.repeats:
+            super().emit(_summary(known, now))
+
+
+def _key(record: logging.LogRecord) -> Hashable:
+    raised: Hashable = None
+    if record.exc_info and record.exc_info[0] is not None:
+        frames = traceback.walk_tb(record.exc_info[2])
+        places = [(frame.f_code.co_filename, line) for frame, line in frames]
+        raised = (record.exc_info[0].__qualname__, *places[-1:])
+    return record.name, record.levelno, record.getMessage(), raised
+
+
+def _summary(known: _Known, now: float) -> logging.LogRecord:
+    """Return a record with the number of repeats; it keeps the session of the first."""
+    first = known.record
+    message = str(first.msg)
+    args: tuple[object, ...] = first.args if isinstance(first.args, tuple) else ()
+    if not args:
+        message = first.getMessage().replace("%", "%%")
+    return logging.LogRecord(
+        first.name,
+        first.levelno,
+        first.pathname,
+        first.lineno,
+        f"{message} (%d more in %.0f s)",
+        (*args, known.repeats, now - known.since),
+        None,
+    )

@@ -1,24 +1,77 @@
 """The metrics of a worker: one table, read on request.
 
-Per chunk, the worker records only plain numbers (`counters`): an OpenTelemetry counter costs four
-microseconds an increment, a tenth of a chunk's budget. Observable instruments are no alternative:
-there is no observable histogram, and their callbacks run in a thread of the SDK while the event
-loop changes the data. So the event loop reads the samples, and Prometheus (`prometheus`) and OTLP
-(`otlp`) use the same table.
+Per chunk, the worker records only plain numbers (`counters`). The event loop reads them on request,
+for Prometheus (`prometheus`) and OTLP (`otlp`); both use the same table.
 """
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal, NamedTuple
 
-import msgspec
+import anyio
+from redis.exceptions import ResponseError
 
-from worker.telemetry.counters import Histogram
-from worker.telemetry.gauges import WorkerGauges
+from worker.core.phases import Phase
+from worker.telemetry.counters import Counters, Histogram
+from worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+DEMAND_S = 5.0
+"""Interval between readings of the sessions stream's length."""
+
+
+class WorkerGauges:
+    """Gauges of one worker."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.stats = worker.context.stats
+        self.health = worker.context.health
+        self._demand: int | None = None
+
+    async def follow_demand(self) -> None:
+        """Read the number of sessions from Redis periodically, until cancelled or denied."""
+        redis, key = self.worker.context.redis, self.worker.context.keys.sessions
+        try:
+            while True:
+                self._demand = await self.health.retry(partial(redis.xlen, key))
+                await anyio.sleep(DEMAND_S)
+        except ResponseError as error:  # the worker can run without it
+            self._demand = None
+            log.warning(
+                "demand is no longer measured: cannot read the length of %s (%s)", key, error
+            )
+
+    @property
+    def demand(self) -> int | None:
+        """Number of sessions of all workers; None if it is unknown."""
+        return self._demand if self.health.up else None
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """Number of sessions, by phase."""
+        phases = Counter({phase.value: 0 for phase in Phase if phase is not Phase.OVER})
+        phases.update(s.phase.value for s in self.worker.running if s.phase is not Phase.OVER)
+        return phases
+
+    @property
+    def lag_s(self) -> float:
+        """The largest lag of any session."""
+        return max((session.lag_s for session in self.worker.running), default=0.0)
+
+    @property
+    def outage_s(self) -> float:
+        """Seconds since Redis last answered; 0 while it does."""
+        return 0.0 if self.health.up else time.monotonic() - self.health.since
+
 
 Kind = Literal["counter", "updowncounter", "gauge", "histogram"]
-Value = float | Mapping[str, float] | Histogram | None
-"""A number, numbers by attribute value, or a histogram; None if it is unknown."""
+Value = float | Mapping[str, float] | Histogram
+"""A number, numbers by attribute value, or a histogram."""
 
 
 class Instrument(NamedTuple):
@@ -29,16 +82,29 @@ class Instrument(NamedTuple):
     unit: str
     """Unit of the value in UCUM."""
     description: str
-    read: Callable[[WorkerGauges], Value]
+    read: Callable[[WorkerGauges], Value | None]
+    """Returns None if the value is unknown."""
     attribute: str = ""
     """Attribute that distinguishes the values, if there are several."""
 
 
-class Sample(msgspec.Struct, frozen=True):
+class Sample(NamedTuple):
     """The value of one metric at one time."""
 
     instrument: Instrument
-    value: float | Mapping[str, float] | Histogram
+    value: Value
+
+
+def _count(
+    name: str, unit: str, description: str, read: Callable[[Counters], Value], attribute: str = ""
+) -> Instrument:
+    return Instrument(
+        name, "counter", unit, description, lambda gauges: read(gauges.stats), attribute
+    )
+
+
+def _durations(name: str, description: str, read: Callable[[Counters], Histogram]) -> Instrument:
+    return Instrument(name, "histogram", "s", description, lambda gauges: read(gauges.stats))
 
 
 INSTRUMENTS = (
@@ -48,7 +114,7 @@ INSTRUMENTS = (
         "updowncounter",
         "{session}",
         "Sessions this worker owns, by phase",
-        lambda meter: meter.phases,
+        lambda gauges: gauges.phases,
         "turnbus.session.phase",
     ),
     Instrument(
@@ -56,28 +122,27 @@ INSTRUMENTS = (
         "updowncounter",
         "{session}",
         "Maximum sessions of this worker",
-        lambda meter: meter.worker.readiness.capacity,
+        lambda gauges: gauges.worker.readiness.capacity,
     ),
     Instrument(
         "turnbus.workers.ready",
         "updowncounter",
         "{worker}",
         "1 if this worker takes new sessions, 0 if not",
-        lambda meter: int(meter.worker.readiness.ready),
+        lambda gauges: int(gauges.worker.readiness.ready),
     ),
     Instrument(
         "turnbus.demand",
         "gauge",
         "{session}",
         "Sessions on the bus, owned or not; every worker reports the same number",
-        lambda meter: meter.demand,
+        lambda gauges: gauges.demand,
     ),
-    Instrument(
+    _count(
         "turnbus.takeovers",
-        "counter",
         "{session}",
         "Sessions taken over, by cause",
-        lambda meter: meter.stats.takeovers,
+        lambda stats: stats.takeovers,
         "turnbus.takeover.cause",
     ),
     # -- latency
@@ -86,44 +151,36 @@ INSTRUMENTS = (
         "gauge",
         "s",
         "Age of the oldest audio that waits to be sent, of any session",
-        lambda meter: meter.lag_s,
+        lambda gauges: gauges.lag_s,
     ),
-    Instrument(
+    _durations(
         "turnbus.chunk.lag",
-        "histogram",
-        "s",
         "Time from appending a chunk to sending it, excluding sessions that are catching up",
-        lambda meter: meter.stats.chunk_lag,
+        lambda stats: stats.chunk_lag,
     ),
-    Instrument(
+    _durations(
         "turnbus.turn.latency",
-        "histogram",
-        "s",
         "Time from sending a turn's last sound to appending its turn.end",
-        lambda meter: meter.stats.turn_latency,
+        lambda stats: stats.turn_latency,
     ),
     # -- Redis
-    Instrument(
+    _durations(
         "turnbus.commit.duration",
-        "histogram",
-        "s",
         "Time from creating an event to appending it",
-        lambda meter: meter.stats.commit_latency,
+        lambda stats: stats.commit_latency,
     ),
-    Instrument(
+    _count(
         "turnbus.commits",
-        "counter",
         "{commit}",
         "Commits answered, by verdict; fenced: another worker owns the session",
-        lambda meter: meter.stats.commits,
+        lambda stats: stats.commits,
         "turnbus.commit.verdict",
     ),
-    Instrument(
+    _count(
         "turnbus.events",
-        "counter",
         "{event}",
         "Events created, by type",
-        lambda meter: meter.stats.events,
+        lambda stats: stats.events,
         "turnbus.event.type",
     ),
     Instrument(
@@ -131,90 +188,79 @@ INSTRUMENTS = (
         "gauge",
         "s",
         "Time since Redis last answered; 0 while it is available",
-        lambda meter: meter.outage_s,
+        lambda gauges: gauges.outage_s,
     ),
-    Instrument(
+    _count(
         "turnbus.refused",
-        "counter",
         "{entry}",
         "Entries rejected to the dead-letter stream, by reason",
-        lambda meter: meter.stats.rejected_entries,
+        lambda stats: stats.rejected_entries,
         "turnbus.refused.reason",
     ),
     # -- audio
-    Instrument(
+    _count(
         "turnbus.chunks",
-        "counter",
         "{chunk}",
         "Audio entries read, including replays",
-        lambda meter: meter.stats.chunks,
+        lambda stats: stats.chunks,
     ),
-    Instrument(
+    _count(
         "turnbus.chunks.repeated",
-        "counter",
         "{chunk}",
         "Chunks dropped because their producer had sent their seq before",
-        lambda meter: meter.stats.chunks_repeated,
+        lambda stats: stats.chunks_repeated,
     ),
-    Instrument(
+    _count(
         "turnbus.audio.sent",
-        "counter",
         "By",
         "Audio sent to the provider, including replays and filler",
-        lambda meter: meter.stats.bytes,
+        lambda stats: stats.bytes,
     ),
-    Instrument(
+    _count(
         "turnbus.audio.replayed",
-        "counter",
         "s",
         "Audio that has to be sent again, on another socket",
-        lambda meter: meter.stats.replayed_s,
+        lambda stats: stats.replayed_s,
     ),
     Instrument(
         "turnbus.audio.uncommitted",
         "updowncounter",
         "By",
         "Audio read that no published event covers yet: what a reconnect replays",
-        lambda meter: sum(session.uncommitted_bytes for session in meter.worker.running),
+        lambda gauges: sum(session.uncommitted_bytes for session in gauges.worker.running),
     ),
-    Instrument(
+    _count(
         "turnbus.audio.missing",
-        "counter",
         "s",
         "Audio announced as not transcribed, by reason",
-        lambda meter: {reason: ms / 1000 for reason, ms in meter.stats.missing_ms.items()},
+        lambda stats: {reason: ms / 1000 for reason, ms in stats.missing_ms.items()},
         "turnbus.gap.reason",
     ),
-    Instrument(
+    _count(
         "turnbus.gaps",
-        "counter",
         "{gap}",
         "Gaps announced, by reason",
-        lambda meter: meter.stats.gaps,
+        lambda stats: stats.gaps,
         "turnbus.gap.reason",
     ),
     # -- the provider
-    Instrument(
+    _count(
         "turnbus.connects",
-        "counter",
         "{connect}",
         "Connects, by outcome: ok, or the error class",
-        lambda meter: meter.stats.connects,
+        lambda stats: stats.connects,
         "turnbus.connect.outcome",
     ),
-    Instrument(
+    _durations(
         "turnbus.connect.duration",
-        "histogram",
-        "s",
         "Time from the start of a connect to connected",
-        lambda meter: meter.stats.connect_s,
+        lambda stats: stats.connect_s,
     ),
-    Instrument(
+    _count(
         "turnbus.reconnects",
-        "counter",
         "{connect}",
         "Sockets lost, by error class; a permanent error ends the session",
-        lambda meter: meter.stats.sockets_lost,
+        lambda stats: stats.sockets_lost,
         "turnbus.fault.class",
     ),
     Instrument(
@@ -222,48 +268,40 @@ INSTRUMENTS = (
         "updowncounter",
         "{session}",
         "Sessions that wait for a permit to open a socket",
-        lambda meter: meter.worker.context.permits.waiting,
+        lambda gauges: gauges.worker.context.permits.waiting,
     ),
-    Instrument(
+    _durations(
         "turnbus.gate.wait",
-        "histogram",
-        "s",
         "Time waited for a permit to open a socket",
-        lambda meter: meter.stats.gate_wait,
+        lambda stats: stats.gate_wait,
     ),
-    Instrument(
+    _count(
         "turnbus.provider.ignored",
-        "counter",
         "{message}",
         "Provider messages of a type unknown to this version",
-        lambda meter: meter.stats.provider_unknown,
+        lambda stats: stats.provider_unknown,
     ),
-    Instrument(
+    _count(
         "turnbus.provider.unreadable",
-        "counter",
         "{message}",
         "Provider messages that are not fully readable",
-        lambda meter: meter.stats.provider_unreadable,
+        lambda stats: stats.provider_unreadable,
     ),
     # -- the worker itself
-    Instrument(
+    _durations(
         "turnbus.loop.delay",
-        "histogram",
-        "s",
         "Delay of the event loop's ticker wake-ups",
-        lambda meter: meter.stats.loop_delay,
+        lambda stats: stats.loop_delay,
     ),
-    Instrument(
+    _count(
         "turnbus.faults",
-        "counter",
         "{fault}",
         "Internal errors that the worker survived, by component; its log has the tracebacks",
-        lambda meter: meter.stats.internal_errors,
+        lambda stats: stats.internal_errors,
         "turnbus.fault.part",
     ),
-    Instrument(
+    _count(
         "process.cpu.time",
-        "counter",
         "s",
         "CPU time of this worker, user and system",
         lambda _: time.process_time(),
@@ -272,7 +310,7 @@ INSTRUMENTS = (
 """All metrics."""
 
 
-def samples(meter: WorkerGauges) -> list[Sample]:
+def samples(gauges: WorkerGauges) -> list[Sample]:
     """Return the values of all metrics that are known."""
-    values = ((instrument, instrument.read(meter)) for instrument in INSTRUMENTS)
+    values = ((instrument, instrument.read(gauges)) for instrument in INSTRUMENTS)
     return [Sample(instrument, value) for instrument, value in values if value is not None]

@@ -46,7 +46,7 @@ class ProducerSpan:
         self._span = _tracer.start_span(
             "send stt.sessions",
             kind=SpanKind.PRODUCER,
-            attributes=_messaging("send", "send", "stt.sessions", session),
+            attributes=_messaging("send", "stt.sessions", session),
         )
         self.fields: dict[str, str] = {}
         """Fields for the session entry: `traceparent` and `tracestate`, if tracing is on."""
@@ -68,12 +68,11 @@ class SessionTrace:
         tracestate: str | None,
         tracing: Tracing = Tracing(),  # noqa: B008 - frozen
     ) -> None:
-        carrier = {"traceparent": traceparent, "tracestate": tracestate}
         self._session = session
         self._given = traceparent
         self._tracing = tracing
         self._parent: Context = _propagator.extract(
-            {name: value for name, value in carrier.items() if value}
+            {"traceparent": traceparent or "", "tracestate": tracestate or ""}
         )
         announced = trace.get_current_span(self._parent).get_span_context()
         self._links = [Link(announced)] if announced.is_valid else []
@@ -99,7 +98,7 @@ class SessionTrace:
             links=self._links,
             start_time=_ns(at),
             attributes={
-                **_messaging("process", "process", "stt.audio", self._session),
+                **_messaging("process", "stt.audio", self._session),
                 "gen_ai.operation.name": "speech_to_text",
                 "gen_ai.provider.name": self._tracing.provider,
                 "turnbus.turn": turn,
@@ -143,7 +142,7 @@ class SessionTrace:
             kind=SpanKind.CLIENT,
             record_exception=False,
             set_status_on_exception=False,
-            attributes=self._service() | {"gen_ai.request.model": model} | self._lost,
+            attributes=self._provider() | {"gen_ai.request.model": model} | self._lost,
         ) as span:
             try:
                 yield span
@@ -171,7 +170,7 @@ class SessionTrace:
     def flush_started(self) -> None:
         """Start the span of a flush: from the worker's `close` to the provider's."""
         self._flush = _tracer.start_span(
-            "flush stt", context=self._context, kind=SpanKind.CLIENT, attributes=self._service()
+            "flush stt", context=self._context, kind=SpanKind.CLIENT, attributes=self._provider()
         )
 
     def flush_ended(self, error: SttError | None) -> None:
@@ -187,44 +186,39 @@ class SessionTrace:
 
     def claimed(self, entry: str, count: int, verdict: str, began: float) -> None:
         """Trace a claim; `began` is in Unix seconds, `count` is the entry's delivery count."""
-        self._set_outcome(
-            "receive",
-            "receive",
-            began,
-            {
-                "messaging.message.id": entry,
-                "turnbus.claim.verdict": verdict,
-                "turnbus.claim.deliveries": count,
-                "turnbus.session.age": max(0.0, began - stream_ids.milliseconds(entry) / 1000),
-            },
-        )
+        attributes: dict[str, AttributeValue] = {
+            **_messaging("receive", "stt.sessions", self._session),
+            "turnbus.claim.verdict": verdict,
+            "turnbus.claim.deliveries": count,
+            "turnbus.session.age": max(0.0, began - stream_ids.milliseconds(entry) / 1000),
+        }
+        self._settled("receive stt.sessions", entry, began, attributes)
 
     def released(self, entry: str, began: float) -> None:
         """Trace the release of a session; `began` is in Unix seconds.
 
         An open turn's span ends here: the next owner starts a new one.
         """
-        inside_turn = self._turn is not None
+        attributes: dict[str, AttributeValue] = {
+            **_messaging("release", "stt.sessions", self._session),
+            "messaging.operation.type": "settle",
+            "turnbus.handover.inside_turn": self._turn is not None,
+        }
         self.turn_ended("handed_over", time.time(), "")
-        self._set_outcome(
-            "release",
-            "settle",
-            began,
-            {"messaging.message.id": entry, "turnbus.handover.inside_turn": inside_turn},
-        )
+        self._settled("release stt.sessions", entry, began, attributes)
 
-    def _set_outcome(
-        self, name: str, kind: str, began: float, more: dict[str, AttributeValue]
+    def _settled(
+        self, name: str, entry: str, began: float, attributes: dict[str, AttributeValue]
     ) -> None:
+        attributes["messaging.message.id"] = entry
+        attributes["messaging.consumer.group.name"] = GROUP
         _tracer.start_span(
-            f"{name} stt.sessions",
+            name,
             context=self._parent,
             kind=SpanKind.CLIENT,
             links=self._links,
             start_time=_ns(began),
-            attributes=_messaging(name, kind, "stt.sessions", self._session)
-            | {"messaging.consumer.group.name": GROUP}
-            | more,
+            attributes=attributes,
         ).end()
 
     # -- attributes
@@ -236,7 +230,7 @@ class SessionTrace:
             return self._parent
         return trace.set_span_in_context(self._turn, self._parent)
 
-    def _service(self) -> dict[str, AttributeValue]:
+    def _provider(self) -> dict[str, AttributeValue]:
         return {
             "gen_ai.operation.name": "speech_to_text",
             "gen_ai.provider.name": self._tracing.provider,
@@ -246,11 +240,11 @@ class SessionTrace:
         }
 
 
-def _messaging(name: str, kind: str, destination: str, session: str) -> dict[str, AttributeValue]:
+def _messaging(operation: str, destination: str, session: str) -> dict[str, AttributeValue]:
     return {
         "messaging.system": "redis",
-        "messaging.operation.name": name,
-        "messaging.operation.type": kind,
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
         "messaging.destination.name": destination,
         "messaging.message.conversation_id": session,
     }

@@ -124,7 +124,7 @@ class Rough:
         await anyio.sleep(8)
         await self._server.restart()
         await anyio.sleep(22)
-        self._note("the STT service cuts all sockets and answers 503 for 12 s")
+        self._note("the provider cuts all sockets and answers 503 for 12 s")
         async with self._stt.outage("503"):
             self._stt.cut_all()
             await anyio.sleep(12)

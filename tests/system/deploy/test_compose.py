@@ -9,7 +9,7 @@ import yaml
 from tests.system.deploy.container import ROOT, stages
 from tests.system.deploy.manifests import DEPLOY
 from worker.settings import load
-from worker.telemetry.environment import named
+from worker.telemetry.environment import exporter_name
 
 
 class _Closed(msgspec.Struct, forbid_unknown_fields=True):
@@ -88,7 +88,7 @@ def test_workers_accept_their_settings() -> None:
             key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
             for key, value in services[name].environment.items()
         }
-        assert named("traces", env) == "none"
+        assert exporter_name("traces", env) == "none"
         settings = load(env)
         assert settings.admin is not None
         ids.add(settings.worker_id)

@@ -1,4 +1,4 @@
-"""The drawn dashboard: numbers in Grafana's format, every panel, and a real Prometheus."""
+"""The drawn dashboard: every panel, with and without data, and a real Prometheus."""
 
 import itertools
 import json
@@ -10,58 +10,19 @@ import anyio
 import pytest
 
 from tests.support.harness import PCM16, Harness
-from tests.system.deploy.chart import Line, lines
-from tests.system.deploy.dashboard import HERE, Run, picture, query
-from tests.system.deploy.plot import Span
+from tests.system.deploy.dashboard import HERE, UNITS, Line, Run, Span, lines, picture, query
 from tests.system.deploy.prometheus import Prometheus, Series
-from tests.system.deploy.units import formatted, ticks
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.redis import free_port
 
 DASHBOARD = json.loads((HERE / "dashboard.json").read_text("utf-8"))
 PANELS = {panel["id"]: panel for panel in DASHBOARD["panels"] if panel["type"] != "row"}
-SPAN = Span(1_000.0, 1_060.0, 2, [1_030.0])
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (0, "s", "0 s"),
-        (0.0123, "s", "12.3 ms"),
-        (1.5, "s", "1.5 s"),
-        (90, "s", "1.5 min"),
-        (0, "short", "0"),
-        (0.25, "short", "0.25"),
-        (44, "short", "44"),
-        (2_500, "short", "2.5 k"),
-        (12, "ops", "12 ops/s"),
-        (0.8, "percentunit", "80%"),
-        (0, "bytes", "0 B"),
-        (3 * 2**20, "bytes", "3 MiB"),
-        (768_000, "Bps", "768 kB/s"),
-    ],
-)
-def test_numbers_are_formatted_as_grafana_does(value: float, unit: str, text: str) -> None:
-    assert formatted(value, unit) == text
-
-
-@pytest.mark.parametrize(
-    ("top", "unit", "axis"),
-    [
-        (0, "short", [0, 0.25, 0.5, 0.75, 1]),
-        (44, "short", [0, 20, 40, 60]),
-        (0.0031, "s", [0, 0.001, 0.002, 0.003, 0.004]),
-        (8.2, "s", [0, 2.5, 5, 7.5, 10]),
-        (300 * 1024, "bytes", [0, 100 * 1024, 200 * 1024, 300 * 1024]),
-    ],
-)
-def test_axis_ticks_are_round_numbers(top: float, unit: str, axis: list[float]) -> None:
-    assert ticks(top, unit, 4) == pytest.approx(axis)
+SPAN = Span(1_000.0, 1_060.0, [1_030.0])
 
 
 def test_every_dashboard_unit_is_supported() -> None:
     for panel in PANELS.values():
-        assert formatted(1.0, panel["fieldConfig"]["defaults"]["unit"])
+        assert UNITS[panel["fieldConfig"]["defaults"]["unit"]](1.0)
 
 
 def _texts(drawn: str) -> list[str]:
@@ -101,6 +62,12 @@ def test_panels_accept_gaps_in_data(kind: str) -> None:
     }
     drawn = picture(DASHBOARD, Run({name: [] for name in PANELS} | found, SPAN, [], ""))
     assert _texts(drawn).count("No data") == len(PANELS) - len(found)
+
+
+def test_equal_runs_give_equal_pictures() -> None:
+    found = [Line("a", "s", right=False, points=[(1_000.0, 1.0), (1_002.0, 2.0)])]
+    run = Run(dict.fromkeys(PANELS, found), SPAN, [], "")
+    assert picture(DASHBOARD, run) == picture(DASHBOARD, run)
 
 
 @pytest.mark.skipif(not Prometheus.installed(), reason="Prometheus is not installed")

@@ -19,8 +19,7 @@ from tests.support.harness import Harness
 from tests.support.polling import eventually
 from tests.system.deploy.manifests import DEPLOY
 from worker.admin import serve_admin
-from worker.telemetry.gauges import WorkerGauges
-from worker.telemetry.metrics import INSTRUMENTS, samples
+from worker.telemetry.metrics import INSTRUMENTS, WorkerGauges, samples
 from worker.telemetry.otlp import INTERVAL_MS
 from worker.telemetry.prometheus import prometheus_name, render
 

@@ -16,8 +16,8 @@ from tests.chaos.fleet import WorkerProcess
 from tests.support.acl import GuardedRedis, as_user
 from tests.support.harness import check_order, words
 from tests.system.deploy.calls import Calls, Owners
+from tests.system.deploy.charts import Sample, draw_scaling
 from tests.system.deploy.manifests import DEPLOY
-from tests.system.deploy.picture import Sample, draw
 from tests.system.deploy.replicas import Autoscaler, Replicas
 from worker.bench.harness import allow_open_files, environment
 from worker.bus.client.connection import connect
@@ -186,7 +186,7 @@ async def test_300_calls_scale_without_loss(tmp_path: Path) -> None:
         f"{plan.calls} calls, {plan.target} per worker wanted, {plan.per_worker} at most: "
         f"{spoken:,} words, none lost; {len(outcome.moves)} moves"
     )
-    picture = draw(title, outcome.samples, outcome.rolled_s)
+    picture = draw_scaling(title, outcome.samples, outcome.rolled_s)
     await anyio.Path(DEPLOY / "scaling.svg").write_text(picture, "utf-8")
 
 

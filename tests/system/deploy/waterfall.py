@@ -1,20 +1,17 @@
-"""Draws the spans of a trace over time as SVG."""
+"""The spans of a trace over time, drawn by matplotlib as SVG."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
-from xml.sax.saxutils import escape
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator, StrMethodFormatter
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.support.collector import attributes
+from tests.system.deploy.charts import svg
 
-_WIDTH: Final = 860
-_ROW: Final = 24
-_LEFT: Final = 250
-_RIGHT: Final = 110
-_TOP: Final = 56
-_YOURS: Final = "#94a3b8"
-_COLOURS: Final = {
+_PRODUCER: Final = "#94a3b8"
+_COLORS: Final = {
     "process stt.audio": "#2b6ca3",
     "connect stt": "#c2410c",
     "flush stt": "#7c3aed",
@@ -24,38 +21,30 @@ _COLOURS: Final = {
 
 
 def draw(title: str, spans: Sequence[Span]) -> str:
-    """Return a picture of one trace, with each span in a row under that of its parent."""
+    """Draw one trace, with each span in a row under that of its parent."""
     rows = list(_rows(spans, b"", 0))
-    start = min(span.start_time_unix_nano for span in spans)
-    length = max(span.end_time_unix_nano for span in spans) - start
-    height = _TOP + _ROW * len(rows) + 16
-
-    def x(nanoseconds: int) -> float:
-        return _LEFT + (nanoseconds - start) / length * (_WIDTH - _LEFT - _RIGHT)
-
-    parts = [
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
-        _text(12, 22, title, fill="#222", size=14),
-    ]
-    for second in range(int(length / 1e9) + 1):
-        at = x(start + second * 10**9)
-        parts += [
-            f'<path d="M{at:.1f} {_TOP - 8} V{height - 12}" stroke="#0001"/>',
-            _text(at, _TOP - 14, f"{second} s", anchor="middle"),
-        ]
-    for number, (span, depth) in enumerate(rows):
-        y = _TOP + _ROW * number
-        began, ended = x(span.start_time_unix_nano), x(span.end_time_unix_nano)
-        colour = _COLOURS.get(span.name, _YOURS)
-        parts += [
-            _text(12 + 18 * depth, y + 14, span.name),
-            _bar(began, y + 3, ended - began, colour),
-            _text(max(ended, began + 3) + 6, y + 14, _remark(span), fill=colour),
-        ]
-    size = f'viewBox="0 0 {_WIDTH} {height}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" role="img">'
-    return "\n".join([head, *parts, "</svg>", ""])
+    began = min(span.start_time_unix_nano for span in spans)
+    figure = Figure(figsize=(8.6, 0.8 + 0.24 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    for row, (span, _) in enumerate(rows):
+        at_s = (span.start_time_unix_nano - began) / 1e9
+        length_s = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9
+        color = _COLORS.get(span.name, _PRODUCER)
+        bar = axes.barh(row, max(length_s, 0.02), left=at_s, height=0.6, color=color)
+        axes.bar_label(bar, [_remark(span, length_s)], padding=4, color=color)
+    axes.set_yticks(range(len(rows)), [span.name for span, _ in rows])
+    for label, (_, depth) in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_horizontalalignment("left")
+        label.set_x(-0.3 + 0.02 * depth)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MultipleLocator(1))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f} s"))
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color="#0001")
+    return svg(figure, title)
 
 
 def _rows(spans: Sequence[Span], parent: bytes, depth: int) -> Iterator[tuple[Span, int]]:
@@ -65,21 +54,8 @@ def _rows(spans: Sequence[Span], parent: bytes, depth: int) -> Iterator[tuple[Sp
             yield from _rows(spans, span.span_id, depth + 1)
 
 
-def _remark(span: Span) -> str:
+def _remark(span: Span, length_s: float) -> str:
     values = attributes(span.attributes)
-    length = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
-    size = f"{length / 1000:.1f} s" if length >= 1000 else f"{length:.0f} ms"
+    size = f"{length_s:.1f} s" if length_s >= 1 else f"{length_s * 1000:.0f} ms"
     more = values.get("turnbus.turn.end_reason") or values.get("turnbus.claim.verdict") or ""
     return f"{size} {more}".rstrip().replace("_", " ")
-
-
-def _bar(x: float, y: float, width: float, fill: str) -> str:
-    place = f'x="{x:.1f}" y="{y}" width="{max(3.0, width):.1f}" height="14"'
-    return f'<rect {place} rx="2" fill="{fill}"/>'
-
-
-def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", fill: str = "#444", size: int = 12
-) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {place} fill="{fill}" font-size="{size}">{escape(text)}</text>'
