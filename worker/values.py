@@ -55,6 +55,16 @@ def from_value(value: object, kind: object) -> object:
     return converted
 
 
+def choices(kind: object) -> list[object] | None:
+    """Return the values of a type that names them all; None for other types."""
+    match _plain(kind):
+        case inspect.LiteralType(values=values):
+            return list(values)
+        case inspect.EnumType(cls=members):
+            return list(members)
+    return None
+
+
 def _whole(text: str) -> int | float:
     try:
         return int(text)

@@ -1,10 +1,9 @@
 """`turnbus check`: check whether a worker can run with the settings."""
 
 import os
-from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import anyio
 import msgspec
@@ -19,7 +18,7 @@ from worker.bus import fitness
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import describe
 from worker.bus.permissions import find_missing
-from worker.cli.command import Subparsers, add_command, add_config, read_settings, run_async
+from worker.cli.command import Command, Config, Option, print_json, run_async
 from worker.cli.redis import open_redis
 from worker.errors import (
     BusUnavailableError,
@@ -32,7 +31,7 @@ from worker.errors import (
     SttTransientError,
 )
 from worker.printable import printable, without_keys
-from worker.settings import Settings, api_key, check_worker_id
+from worker.settings import Settings, api_key, check_worker_id, load
 from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
 from worker.stt.proxy import find_proxy
 from worker.telemetry.environment import Signal, collector, tls_fault
@@ -40,7 +39,7 @@ from worker.telemetry.otlp import metric_push
 from worker.text import pluralize
 from worker.urls import join_host_port, redacted
 
-Check: TypeAlias = Literal[
+CheckName: TypeAlias = Literal[
     "settings", "files", "admin", "traces", "metrics", "redis", "memory", "rights", "service"
 ]
 
@@ -59,7 +58,7 @@ _STT_ADVICE: dict[type[SttError], str] = {  # subclasses first
 class Finding(msgspec.Struct, frozen=True):
     """Result of one check; the detail includes advice unless the result is ok."""
 
-    check: Check
+    check: CheckName
     result: Literal["ok", "warn", "fail"]
     detail: str
 
@@ -67,48 +66,47 @@ class Finding(msgspec.Struct, frozen=True):
 Report = Callable[[Finding], None]
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the command."""
-    parser = add_command(
-        subparsers,
-        "check",
-        run,
-        about="Check the settings, the address of health checks, the collectors of traces and\n"
-        "metrics, Redis (version, memory policy, permissions) and the API key against the\n"
-        "provider, and print a line for each. Exit code 2 if `turnbus run` would reject the\n"
-        "settings, 1 if any other check fails. If a worker already runs at the address of health\n"
-        "checks, that is a warning.",
-        examples="turnbus check\nturnbus check --config turnbus.toml --json",
-    )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON lines")
-    add_config(parser)
+class Check(Command):
+    """Check whether a worker can run with the settings, and print a line for each check.
 
+    The checks cover the settings, the address of health checks, the collectors of traces and
+    metrics, Redis (version, memory policy, permissions) and the API key against the provider.
+    Exit code 2 if `turnbus run` would reject the settings, 1 if any other check fails. If a worker
+    already runs at the address of health checks, that is a warning.
 
-def run(arguments: Namespace) -> int:
-    """Run all checks."""
-    failed = False
+    examples:
+      turnbus check
+      turnbus check --config turnbus.toml --json
+    """
 
-    def report(finding: Finding) -> None:
-        nonlocal failed
-        failed |= finding.result == "fail"
-        finding = msgspec.structs.replace(finding, detail=without_keys(printable(finding.detail)))
-        if arguments.json:
-            print(msgspec.json.encode(finding).decode(), flush=True)
-        else:
-            print(f"{finding.result:<5} {finding.check:<9} {finding.detail}", flush=True)
+    json: Annotated[bool, Option("print the findings as JSON lines")] = False
+    config: Config = None
 
-    try:
-        settings = read_settings(arguments)
-        check_worker_id(settings)
-    except SettingsError as error:
-        for line in error.faults:
-            report(Finding("settings", "fail", line))
-        return 2
-    report(Finding("settings", "ok", f"worker {settings.worker_id}, prefix {settings.prefix}"))
-    usable = run_async(partial(_check, settings, report))
-    if not usable:
-        return 2
-    return 1 if failed else 0
+    def run(self) -> int:
+        """Run all checks."""
+        failed = False
+
+        def report(finding: Finding) -> None:
+            nonlocal failed
+            failed |= finding.result == "fail"
+            detail = without_keys(printable(finding.detail))
+            if self.json:
+                print_json(msgspec.structs.replace(finding, detail=detail))
+            else:
+                print(f"{finding.result:<5} {finding.check:<9} {detail}", flush=True)
+
+        try:
+            settings = load(os.environ, self.config)
+            check_worker_id(settings)
+        except SettingsError as error:
+            for line in error.faults:
+                report(Finding("settings", "fail", line))
+            return 2
+        report(Finding("settings", "ok", f"worker {settings.worker_id}, prefix {settings.prefix}"))
+        usable = run_async(partial(_check, settings, report))
+        if not usable:
+            return 2
+        return 1 if failed else 0
 
 
 async def _check(settings: Settings, report: Report) -> bool:
@@ -126,7 +124,7 @@ async def _check(settings: Settings, report: Report) -> bool:
 
 
 async def _run_check(
-    check: Check,
+    check: CheckName,
     run_check: Callable[[Settings, Report], Awaitable[None]],
     settings: Settings,
     report: Report,

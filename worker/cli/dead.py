@@ -1,20 +1,28 @@
 """`turnbus dead`: list dead letters, and announce one again."""
 
-import re
+import os
 import time
-from argparse import ArgumentTypeError, Namespace
 from functools import partial
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from schemas import Keys
 from worker.bus.dead_letters import ListedDeadLetter, list_dead_letters, requeue
-from worker.cli.command import Subparsers, add_command, add_config, read_settings, run_async
+from worker.cli.command import Command, Config, Option, print_json, run_async
 from worker.cli.redis import open_redis
 from worker.cli.table import format_bytes, format_duration, table
 from worker.core import stream_ids
-from worker.settings import Settings
+from worker.settings import Settings, load
 
+EntryId = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{1,20}-[0-9]{1,20}\Z",
+        description="an id of the list, MILLISECONDS-NUMBER",
+    ),
+]
 _HEADER = ("ID", "AGE", "SESSION", "REASON", "SIZE", "DETAIL")
 
 
@@ -27,44 +35,41 @@ class Requeued(msgspec.Struct, frozen=True):
     """Entry id on the sessions stream."""
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the command."""
-    parser = add_command(
-        subparsers,
-        "dead",
-        run,
-        about="List the entries that workers rejected, oldest first, with the reasons. Session\n"
-        "entries are kept, audio never. After its cause is fixed, a session entry can be\n"
-        "announced again, except if the provider rejected it: that session is over. Exit code 1\n"
-        "if the entry would only be rejected again.",
-        examples="""
-turnbus dead
-turnbus dead --json | jq -r 'select(.reason == "unusable") | .dead'
-turnbus dead --requeue 1767225600000-0""",
-    )
-    parser.add_argument(
-        "--requeue", metavar="ID", type=_entry_id, help="announce this session again"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON lines")
-    add_config(parser)
+class Dead(Command):
+    """List the entries that workers rejected, oldest first, with the reasons.
 
+    Session entries are kept, audio never. After its cause is fixed, a session entry can be
+    announced again, except if the provider rejected it: that session is over. Exit code 1 if the
+    entry would only be rejected again.
 
-def run(arguments: Namespace) -> int:
-    """List the dead letters, or announce one again."""
-    settings = read_settings(arguments)
-    if arguments.requeue:
-        done = run_async(partial(_requeue, settings, arguments.requeue))
-        text = f"{done.dead} is announced again as {done.entry}"
-        print(msgspec.json.encode(done).decode() if arguments.json else text)
+    examples:
+      turnbus dead
+      turnbus dead --json | jq -r 'select(.reason == "unusable") | .dead'
+      turnbus dead --requeue 1767225600000-0
+    """
+
+    requeue: Annotated[EntryId | None, Option("announce this session again", "ID")] = None
+    json: Annotated[bool, Option("print JSON lines")] = False
+    config: Config = None
+
+    def run(self) -> int:
+        """List the dead letters, or announce one again."""
+        settings = load(os.environ, self.config)
+        if self.requeue:
+            done = run_async(partial(_requeue, settings, self.requeue))
+            if self.json:
+                print_json(done)
+            else:
+                print(f"{done.dead} is announced again as {done.entry}")
+            return 0
+        found = run_async(partial(_list, settings))
+        if self.json:
+            for each in found:
+                print_json(each)
+        else:
+            now = time.time()
+            print(table(_HEADER, [_row(each, now) for each in found]))
         return 0
-    found = run_async(partial(_list, settings))
-    if arguments.json:
-        for each in found:
-            print(msgspec.json.encode(each).decode())
-    else:
-        now = time.time()
-        print(table(_HEADER, [_row(each, now) for each in found]))
-    return 0
 
 
 async def _list(settings: Settings) -> list[ListedDeadLetter]:
@@ -87,9 +92,3 @@ def _row(each: ListedDeadLetter, now: float) -> tuple[str, ...]:
         format_bytes(each.size),
         each.detail,
     )
-
-
-def _entry_id(text: str) -> str:
-    if not re.fullmatch("[0-9]{1,20}-[0-9]{1,20}", text):
-        raise ArgumentTypeError("must be an id of the list, MILLISECONDS-NUMBER")
-    return text

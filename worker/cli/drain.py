@@ -1,9 +1,10 @@
 """`turnbus drain`: empty one worker."""
 
+import os
 import time
-from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import Annotated
 
 import anyio
 import msgspec
@@ -13,10 +14,10 @@ from schemas import Keys
 from schemas.turns import WorkerRecord
 from worker.bus.drain_requests import request_drain
 from worker.bus.inspection import read_workers
-from worker.cli.command import Subparsers, add_command, add_config, read_settings, run_async
+from worker.cli.command import Argument, Command, Config, Option, print_json, run_async
 from worker.cli.redis import open_redis
 from worker.errors import NotFoundError
-from worker.settings import Settings
+from worker.settings import Settings, load
 from worker.text import pluralize
 
 _POLL_INTERVAL_S = 0.25
@@ -32,37 +33,34 @@ class Progress(msgspec.Struct, frozen=True):
     drained: bool
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the command."""
-    parser = add_command(
-        subparsers,
-        "drain",
-        run,
-        about="Empty one worker, on any host, and wait until it is empty. It takes no new\n"
-        "sessions and releases those it has, between turns if possible. Its process keeps\n"
-        "running, idle and unready, because an orchestrator would restart it. Stop it, or restart\n"
-        "it to let it take sessions again. Exit code 1 if there is no such worker, or if it\n"
-        "disappears before it is empty.",
-        examples="turnbus drain worker-3\nturnbus drain worker-3 --json",
-    )
-    parser.add_argument("worker", metavar="WORKER", help="its TURNBUS_WORKER_ID")
-    parser.add_argument("--json", action="store_true", help="print progress as JSON lines")
-    add_config(parser)
+class Drain(Command):
+    """Empty one worker, on any host, and wait until it is empty.
+
+    It takes no new sessions and releases those it has, between turns if possible. Its process
+    keeps running, idle and unready, because an orchestrator would restart it. Stop it, or restart
+    it to let it take sessions again. Exit code 1 if there is no such worker, or if it disappears
+    before it is empty.
+
+    examples:
+      turnbus drain worker-3
+      turnbus drain worker-3 --json
+    """
+
+    worker: Annotated[str, Argument("its TURNBUS_WORKER_ID", "WORKER")]
+    json: Annotated[bool, Option("print progress as JSON lines")] = False
+    config: Config = None
+
+    def run(self) -> int:
+        """Request the drain and wait for it."""
+        report = print_json if self.json else _print
+        run_async(partial(_drain, load(os.environ, self.config), self.worker, report))
+        return 0
 
 
-def run(arguments: Namespace) -> int:
-    """Request the drain and wait for it."""
-
-    def report(progress: Progress) -> None:
-        if arguments.json:
-            print(msgspec.json.encode(progress).decode(), flush=True)
-        elif progress.drained:
-            print(f"{progress.worker} is empty and can be stopped", flush=True)
-        else:
-            print(f"{progress.worker}: {pluralize(progress.sessions, 'session')} left", flush=True)
-
-    run_async(partial(_drain, read_settings(arguments), arguments.worker, report))
-    return 0
+def _print(progress: Progress) -> None:
+    left = pluralize(progress.sessions, "session")
+    state = " is empty and can be stopped" if progress.drained else f": {left} left"
+    print(f"{progress.worker}{state}", flush=True)
 
 
 async def _drain(settings: Settings, worker: str, report: Callable[[Progress], None]) -> None:

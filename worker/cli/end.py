@@ -1,8 +1,8 @@
 """`turnbus end`: end one session, as its producer would."""
 
-from argparse import Namespace
+import os
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -11,17 +11,10 @@ from redis.exceptions import ResponseError
 from schemas import Keys
 from schemas.audio import SessionId
 from worker.bus.inspection import announced
-from worker.cli.command import (
-    Subparsers,
-    add_command,
-    add_config,
-    argument_type,
-    read_settings,
-    run_async,
-)
+from worker.cli.command import Argument, Command, Config, Option, print_json, run_async
 from worker.cli.redis import open_redis
 from worker.errors import NotFoundError
-from worker.settings import Settings
+from worker.settings import Settings, load
 
 
 class Appended(msgspec.Struct, frozen=True):
@@ -33,35 +26,29 @@ class Appended(msgspec.Struct, frozen=True):
     """Entry id on the session's audio stream."""
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the command."""
-    parser = add_command(
-        subparsers,
-        "end",
-        run,
-        about="End a session as its producer would: append `end` to its audio. The worker still\n"
-        "transcribes the earlier audio, then publishes session.ended. Exit code 1 if there is no\n"
-        "such session, or if it is over.",
-        examples="turnbus end call-1\nturnbus end call-1 --json",
-    )
-    parser.add_argument(
-        "session",
-        metavar="SESSION",
-        type=argument_type(SessionId, "1 to 128 of A-Z a-z 0-9 . _ : -"),
-        help="its id",
-    )
-    parser.add_argument("--json", action="store_true", help="print what was appended as JSON")
-    add_config(parser)
+class End(Command):
+    """End a session as its producer would: append `end` to its audio.
 
+    The worker still transcribes the earlier audio, then publishes session.ended. Exit code 1 if
+    there is no such session, or if it is over.
 
-def run(arguments: Namespace) -> int:
-    """End the session."""
-    appended = run_async(partial(_end, read_settings(arguments), arguments.session))
-    if arguments.json:
-        print(msgspec.json.encode(appended).decode())
-    else:
-        print(f"{appended.session}: appended `end`; the last event will be session.ended")
-    return 0
+    examples:
+      turnbus end call-1
+      turnbus end call-1 --json
+    """
+
+    session: Annotated[SessionId, Argument("its id", "SESSION")]
+    json: Annotated[bool, Option("print what was appended as JSON")] = False
+    config: Config = None
+
+    def run(self) -> int:
+        """End the session."""
+        appended = run_async(partial(_end, load(os.environ, self.config), self.session))
+        if self.json:
+            print_json(appended)
+        else:
+            print(f"{appended.session}: appended `end`; the last event will be session.ended")
+        return 0
 
 
 async def _end(settings: Settings, session: str) -> Appended:
