@@ -165,9 +165,10 @@ def _reader(kind: Any, option: Option) -> Callable[[str], object]:  # noqa: ANN4
     return read
 
 
-def print_json(value: object) -> None:
-    """Print a value as one line of JSON."""
-    print(msgspec.json.encode(value).decode(), flush=True)
+def print_json(*values: object) -> None:
+    """Print each value as a line of JSON."""
+    for value in values:
+        print(msgspec.json.encode(value).decode(), flush=True)
 
 
 def run_async(main: Callable[[], Awaitable[T]]) -> T:

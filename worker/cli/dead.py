@@ -1,20 +1,18 @@
 """`turnbus dead`: list dead letters, and announce one again."""
 
-import os
 import time
-from functools import partial
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta
+from redis.asyncio import Redis
 
 from schemas import Keys
 from worker.bus.dead_letters import ListedDeadLetter, list_dead_letters, requeue
-from worker.cli.command import Command, Config, Option, print_json, run_async
-from worker.cli.redis import open_redis
+from worker.cli.bus import BusCommand
+from worker.cli.command import Option, print_json
 from worker.cli.table import format_bytes, format_duration, table
 from worker.core import stream_ids
-from worker.settings import Settings, load
+from worker.settings import Settings
 
 EntryId = Annotated[
     str,
@@ -26,16 +24,7 @@ EntryId = Annotated[
 _HEADER = ("ID", "AGE", "SESSION", "REASON", "SIZE", "DETAIL")
 
 
-class Requeued(msgspec.Struct, frozen=True):
-    """A session that was announced again."""
-
-    dead: str
-    """Entry id on the dead-letter stream."""
-    entry: str
-    """Entry id on the sessions stream."""
-
-
-class Dead(Command):
+class Dead(BusCommand):
     """List the entries that workers rejected, oldest first, with the reasons.
 
     Session entries are kept, audio never. After its cause is fixed, a session entry can be
@@ -49,37 +38,23 @@ class Dead(Command):
     """
 
     requeue: Annotated[EntryId | None, Option("announce this session again", "ID")] = None
-    json: Annotated[bool, Option("print JSON lines")] = False
-    config: Config = None
 
-    def run(self) -> int:
+    async def use(self, redis: Redis, settings: Settings) -> None:
         """List the dead letters, or announce one again."""
-        settings = load(os.environ, self.config)
+        keys = Keys(settings.prefix)
         if self.requeue:
-            done = run_async(partial(_requeue, settings, self.requeue))
+            entry = await requeue(redis, keys, self.requeue)
             if self.json:
-                print_json(done)
+                print_json({"dead": self.requeue, "entry": entry})
             else:
-                print(f"{done.dead} is announced again as {done.entry}")
-            return 0
-        found = run_async(partial(_list, settings))
+                print(f"{self.requeue} is announced again as {entry}")
+            return
+        found = [each async for each in list_dead_letters(redis, keys)]
         if self.json:
-            for each in found:
-                print_json(each)
+            print_json(*found)
         else:
             now = time.time()
             print(table(_HEADER, [_row(each, now) for each in found]))
-        return 0
-
-
-async def _list(settings: Settings) -> list[ListedDeadLetter]:
-    async with open_redis(settings) as redis:
-        return [each async for each in list_dead_letters(redis, Keys(settings.prefix))]
-
-
-async def _requeue(settings: Settings, dead: str) -> Requeued:
-    async with open_redis(settings) as redis:
-        return Requeued(dead, await requeue(redis, Keys(settings.prefix), dead))
 
 
 def _row(each: ListedDeadLetter, now: float) -> tuple[str, ...]:

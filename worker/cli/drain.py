@@ -1,9 +1,7 @@
 """`turnbus drain`: empty one worker."""
 
-import os
 import time
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import anyio
@@ -14,10 +12,10 @@ from schemas import Keys
 from schemas.turns import WorkerRecord
 from worker.bus.drain_requests import request_drain
 from worker.bus.inspection import read_workers
-from worker.cli.command import Argument, Command, Config, Option, print_json, run_async
-from worker.cli.redis import open_redis
+from worker.cli.bus import BusCommand
+from worker.cli.command import Argument, print_json
 from worker.errors import NotFoundError
-from worker.settings import Settings, load
+from worker.settings import Settings
 from worker.text import pluralize
 
 _POLL_INTERVAL_S = 0.25
@@ -33,7 +31,7 @@ class Progress(msgspec.Struct, frozen=True):
     drained: bool
 
 
-class Drain(Command):
+class Drain(BusCommand):
     """Empty one worker, on any host, and wait until it is empty.
 
     It takes no new sessions and releases those it has, between turns if possible. Its process
@@ -47,40 +45,33 @@ class Drain(Command):
     """
 
     worker: Annotated[str, Argument("its TURNBUS_WORKER_ID", "WORKER")]
-    json: Annotated[bool, Option("print progress as JSON lines")] = False
-    config: Config = None
 
-    def run(self) -> int:
+    async def use(self, redis: Redis, settings: Settings) -> None:
         """Request the drain and wait for it."""
-        report = print_json if self.json else _print
-        run_async(partial(_drain, load(os.environ, self.config), self.worker, report))
-        return 0
-
-
-def _print(progress: Progress) -> None:
-    left = pluralize(progress.sessions, "session")
-    state = " is empty and can be stopped" if progress.drained else f": {left} left"
-    print(f"{progress.worker}{state}", flush=True)
-
-
-async def _drain(settings: Settings, worker: str, report: Callable[[Progress], None]) -> None:
-    keys = Keys(settings.prefix)
-    async with open_redis(settings) as redis:
+        keys = Keys(settings.prefix)
         known = await read_workers(redis, keys)
-        if worker not in known:
+        if self.worker not in known:
             running = f"running: {', '.join(sorted(known))}" if known else "no worker is running"
-            raise NotFoundError(f"there is no worker {worker}; {running}")
-        consumer = known[worker].consumer
+            raise NotFoundError(f"there is no worker {self.worker}; {running}")
+        consumer = known[self.worker].consumer
         await request_drain(redis, keys, consumer)
         reported = None
-        async for record in _heartbeats(redis, keys, worker, consumer):
+        async for record in _heartbeats(redis, keys, self.worker, consumer):
             drained = record.state == "draining" and record.sessions == 0
-            progress = Progress(worker, record.sessions, drained)
+            progress = Progress(self.worker, record.sessions, drained)
             if progress != reported:
-                report(progress)
+                self._report(progress)
             if drained:
                 return
             reported = progress
+
+    def _report(self, progress: Progress) -> None:
+        if self.json:
+            print_json(progress)
+        elif progress.drained:
+            print(f"{progress.worker} is empty and can be stopped", flush=True)
+        else:
+            print(f"{progress.worker}: {pluralize(progress.sessions, 'session')} left", flush=True)
 
 
 async def _heartbeats(

@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 from schemas import Encoding, EntryError, Keys, SessionEntry, decode_session
 from schemas.audio import Lane, SessionId
 from worker import telemetry
-from worker.cli.command import Argument, Command, Config, Option, print_json, run_async
-from worker.cli.redis import open_redis
+from worker.cli.bus import BusCommand, open_redis
+from worker.cli.command import Argument, Option, print_json, run_async
 from worker.errors import SettingsError, SoundError, TurnbusError, UnknownSoundError
 from worker.local.audio_input import AudioInput, in_chunks
 from worker.local.emulator.engines.base import AudioFormat
@@ -41,7 +41,7 @@ def _metadata(text: str) -> dict[str, Any]:
         raise ValueError(error.message) from None
 
 
-class Push(Command):
+class Push(BusCommand):
     """Announce a session, append a sound file or raw audio to it, and end it.
 
     The session is announced with the first audio; without any, the exit code is 1.
@@ -86,8 +86,6 @@ class Push(Command):
         dict[str, Any] | None,
         Option("an object; session.started echoes it", "JSON", parse=_metadata),
     ] = None
-    json: Annotated[bool, Option("report in JSON")] = False
-    config: Config = None
 
     def run(self) -> int:
         """Push the audio."""

@@ -1,21 +1,20 @@
 """`turnbus sessions`: list the sessions with their owner, state and lag."""
 
-import os
 import time
-from functools import partial
-from typing import Annotated
+
+from redis.asyncio import Redis
 
 from schemas import Keys
 from worker.bus.inspection import SessionStatus, list_sessions
-from worker.cli.command import Command, Config, Option, print_json, run_async
-from worker.cli.redis import open_redis
+from worker.cli.bus import BusCommand
+from worker.cli.command import print_json
 from worker.cli.table import format_bytes, format_duration, table
-from worker.settings import Settings, load
+from worker.settings import Settings
 
 _HEADER = ("SESSION", "LANE", "OWNER", "STATE", "LAG", "BYTES", "TURNS", "LAST EVENT")
 
 
-class Sessions(Command):
+class Sessions(BusCommand):
     """List the live sessions, oldest first.
 
     The columns are lane, owner, state, audio that no published event covers yet (its length, and
@@ -30,24 +29,14 @@ class Sessions(Command):
       turnbus sessions --json | jq -r 'select(.lag_s > 10) | .session'
     """
 
-    json: Annotated[bool, Option("print a JSON line per session")] = False
-    config: Config = None
-
-    def run(self) -> int:
+    async def use(self, redis: Redis, settings: Settings) -> None:
         """List the sessions."""
-        found = run_async(partial(_list, load(os.environ, self.config)))
+        found = await list_sessions(redis, Keys(settings.prefix), settings.lease_ms)
         if self.json:
-            for status in found:
-                print_json(status)
+            print_json(*found)
         else:
             now = time.time()
             print(table(_HEADER, [_row(status, now) for status in found]))
-        return 0
-
-
-async def _list(settings: Settings) -> list[SessionStatus]:
-    async with open_redis(settings) as redis:
-        return await list_sessions(redis, Keys(settings.prefix), settings.lease_ms)
 
 
 def _row(status: SessionStatus, now: float) -> tuple[str, ...]:

@@ -1,12 +1,10 @@
 """`turnbus watch`: a consumer that prints turns as they are published."""
 
-import os
 import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -29,19 +27,19 @@ from schemas.turns import (
     event_type,
 )
 from worker.bus.client.connection import RedisHealth, retry_while_unavailable, unmoved
-from worker.cli.command import Command, Config, Option, run_async
-from worker.cli.redis import open_redis
+from worker.cli.bus import BusCommand
+from worker.cli.command import Option
 from worker.cli.table import format_duration
 from worker.core import stream_ids
 from worker.printable import fitted, printable
-from worker.settings import Settings, load
+from worker.settings import Settings
 
 _BLOCK_MS = 1_000
 _BATCH = 500
 _GROWING = frozenset({"turn.start", "turn.update", "turn.eager_end", "turn.resume"})
 
 
-class Watch(Command):
+class Watch(BusCommand):
     """Follow turn events as they are published, until Ctrl-C.
 
     On a terminal a turn grows on one line; elsewhere each event is a line.
@@ -61,22 +59,14 @@ class Watch(Command):
         bool,
         Option("stop at the next session.ended; with --session, also if that has ended already"),
     ] = False
-    json: Annotated[bool, Option("print the events as JSON lines")] = False
-    config: Config = None
 
-    def run(self) -> int:
+    async def use(self, redis: Redis, settings: Settings) -> None:
         """Watch the turns."""
-        run_async(partial(_watch, load(os.environ, self.config), self))
-        return 0
-
-
-async def _watch(settings: Settings, options: Watch) -> None:
-    stream = Keys(settings.prefix).turns(options.lane)
-    wanted = options.session and options.session.encode()
-    with _view(as_json=options.json) as show:
-        async with open_redis(settings) as redis:
-            after = b"0-0" if options.from_start else await _newest(redis, stream)
-            if wanted and options.until_ended:
+        stream = Keys(settings.prefix).turns(self.lane)
+        wanted = self.session and self.session.encode()
+        after = b"0-0" if self.from_start else await _newest(redis, stream)
+        with self._view() as show:
+            if wanted and self.until_ended:
                 entry, fields = await _last(redis, stream, wanted, after)
                 if _is_ended(fields):
                     show(fields)
@@ -86,8 +76,22 @@ async def _watch(settings: Settings, options: Watch) -> None:
                 if wanted and fields.get(b"session") != wanted:
                     continue
                 show(fields)
-                if options.until_ended and _is_ended(fields):
+                if self.until_ended and _is_ended(fields):
                     break
+
+    @contextmanager
+    def _view(self) -> Iterator[Callable[[Fields], None]]:
+        """Yield a function that prints one entry."""
+        if self.json:
+            yield lambda fields: print(_text(fields, b"event"), flush=True)
+        elif not sys.stdout.isatty():
+            yield lambda fields: print(line(fields), flush=True)
+        else:
+            screen = _Screen()
+            try:
+                yield screen.show
+            finally:
+                screen.clear()
 
 
 def _is_ended(fields: Fields) -> bool:
@@ -139,21 +143,6 @@ async def _follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fiel
             for entry_id, fields in entries:
                 cursors[stream] = entry_id
                 yield fields
-
-
-@contextmanager
-def _view(*, as_json: bool) -> Iterator[Callable[[Fields], None]]:
-    """Yield a function that prints one entry."""
-    if as_json:
-        yield lambda fields: print(_text(fields, b"event"), flush=True)
-    elif not sys.stdout.isatty():
-        yield lambda fields: print(line(fields), flush=True)
-    else:
-        screen = _Screen()
-        try:
-            yield screen.show
-        finally:
-            screen.clear()
 
 
 class _Screen:
