@@ -21,7 +21,7 @@ from anyio.abc import TaskStatus
 from msgspec.structs import FieldInfo, fields
 
 from schemas.validation import describe_type
-from worker.errors import TooFewFilesError, TurnbusError, leaves
+from worker.errors import TurnbusError, leaves
 from worker.printable import printable, without_keys
 from worker.settings import KEY_ADVICE
 from worker.values import choices, from_text
@@ -177,7 +177,7 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
     An exception group is replaced by its first error if it holds one, or only errors that fit in a
     line. SIGINT cancels `main` and raises KeyboardInterrupt after cleanup; a second SIGINT does not
     wait. A command may install its own SIGINT handler. An ignored SIGINT, as in the background of a
-    script, stays ignored. Raises `TooFewFilesError` if no event loop can run.
+    script, stays ignored. Raises `TurnbusError` if no event loop can run.
     """
     _check_descriptors()
     uvloop = importlib.util.find_spec("uvloop") is not None
@@ -194,7 +194,7 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
 
 
 def _check_descriptors() -> None:
-    """Raise `TooFewFilesError` if descriptors for an event loop are missing: uvloop would abort."""
+    """Raise `TurnbusError` if descriptors for an event loop are missing: uvloop would abort."""
     opened: list[int] = []
     try:
         while len(opened) < EVENT_LOOP_DESCRIPTORS:
@@ -203,7 +203,7 @@ def _check_descriptors() -> None:
         if error.errno not in {errno.EMFILE, errno.ENFILE}:
             raise
         advice = "raise the limit of open files (ulimit -n)"
-        raise TooFewFilesError(f"this command cannot run: {error.strerror}; {advice}") from error
+        raise TurnbusError(f"this command cannot run: {error.strerror}; {advice}") from error
     finally:
         for descriptor in opened:
             os.close(descriptor)

@@ -14,7 +14,7 @@ from worker.bus.drain_requests import request_drain
 from worker.bus.inspection import read_workers
 from worker.cli.bus import BusCommand
 from worker.cli.command import Argument, print_json
-from worker.errors import NotFoundError
+from worker.errors import TurnbusError
 from worker.settings import Settings
 from worker.text import pluralize
 
@@ -52,7 +52,7 @@ class Drain(BusCommand):
         known = await read_workers(redis, keys)
         if self.worker not in known:
             running = f"running: {', '.join(sorted(known))}" if known else "no worker is running"
-            raise NotFoundError(f"there is no worker {self.worker}; {running}")
+            raise TurnbusError(f"there is no worker {self.worker}; {running}")
         consumer = known[self.worker].consumer
         await request_drain(redis, keys, consumer)
         reported = None
@@ -79,18 +79,18 @@ async def _heartbeats(
 ) -> AsyncIterator[WorkerRecord]:
     """Poll a worker's record.
 
-    Raises `NotFoundError` if the process ends or its heartbeats stop.
+    Raises `TurnbusError` if the process ends or its heartbeats stop.
     """
     heartbeat, seen_at = 0.0, time.monotonic()
     while True:
         record = (await read_workers(redis, keys)).get(worker)
         if record is None or record.consumer != consumer:
             change = "stopped" if record is None else "was restarted"
-            raise NotFoundError(f"{worker} {change} before it was empty")
+            raise TurnbusError(f"{worker} {change} before it was empty")
         if record.heartbeat != heartbeat:
             heartbeat, seen_at = record.heartbeat, time.monotonic()
         elif time.monotonic() - seen_at > _SILENT_S:
             silence = f"no heartbeat for {_SILENT_S:g} s"
-            raise NotFoundError(f"{worker} sent {silence}; other workers take over")
+            raise TurnbusError(f"{worker} sent {silence}; other workers take over")
         yield record
         await anyio.sleep(_POLL_INTERVAL_S)

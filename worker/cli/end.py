@@ -10,7 +10,7 @@ from schemas.audio import SessionId
 from worker.bus.inspection import announced
 from worker.cli.bus import BusCommand
 from worker.cli.command import Argument, print_json
-from worker.errors import NotFoundError
+from worker.errors import TurnbusError
 from worker.settings import Settings
 
 
@@ -36,7 +36,7 @@ class End(BusCommand):
         except ResponseError as error:
             if not str(error).startswith("WRONGTYPE"):
                 raise
-            raise NotFoundError(f"{self.session} is over") from None
+            raise TurnbusError(f"{self.session} is over") from None
         if self.json:
             print_json({"session": self.session, "lane": lane, "entry": entry.decode()})
         else:
@@ -46,7 +46,7 @@ class End(BusCommand):
 async def _lane_of(redis: Redis, keys: Keys, session: str) -> str:
     """Return the lane of a live session.
 
-    Raises `NotFoundError` if the session is over or was never announced.
+    Raises `TurnbusError` if the session is over or was never announced.
     """
     async for each in announced(redis, keys):
         if each.session == session:
@@ -54,5 +54,5 @@ async def _lane_of(redis: Redis, keys: Keys, session: str) -> str:
     known: Any = await redis.smembers(keys.lanes)
     for lane in sorted({lane.decode() for lane in known} | {"0"}):
         if await redis.hget(keys.state(lane, session), "status") is not None:
-            raise NotFoundError(f"{session} is over")
-    raise NotFoundError(f"there is no session {session}")
+            raise TurnbusError(f"{session} is over")
+    raise TurnbusError(f"there is no session {session}")
