@@ -30,13 +30,12 @@ from worker.errors import (
     SttShortageError,
     SttTransientError,
 )
-from worker.printable import printable, without_keys
 from worker.settings import Settings, api_key, check_worker_id, load
 from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
 from worker.stt.proxy import find_proxy
 from worker.telemetry.environment import Signal, collector, tls_fault
 from worker.telemetry.otlp import metric_push
-from worker.text import pluralize
+from worker.text import pluralize, printable, without_keys
 from worker.urls import join_host_port, redacted
 
 CheckName: TypeAlias = Literal[

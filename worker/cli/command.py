@@ -22,8 +22,8 @@ from msgspec.structs import FieldInfo, fields
 
 from schemas.validation import describe_type
 from worker.errors import TurnbusError, leaves
-from worker.printable import printable, without_keys
 from worker.settings import KEY_ADVICE
+from worker.text import printable, without_keys
 from worker.values import choices, from_text
 
 log = logging.getLogger(__name__)

@@ -129,7 +129,7 @@ def _run_command(argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], 
 
 def _report(message: str) -> None:
     """Print an error message, which may quote untrusted text."""
-    from worker.printable import printable, without_keys
+    from worker.text import printable, without_keys
 
     lines = map(printable, without_keys(message).split("\n"))
     print("turnbus:", "\n".join(lines), file=sys.stderr)

@@ -31,8 +31,8 @@ from worker.cli.bus import BusCommand
 from worker.cli.command import Option
 from worker.cli.table import format_duration
 from worker.core import stream_ids
-from worker.printable import fitted, printable
 from worker.settings import Settings
+from worker.text import fitted, printable
 
 _BLOCK_MS = 1_000
 _BATCH = 500

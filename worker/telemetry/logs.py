@@ -12,10 +12,10 @@ from typing import Self
 
 import msgspec
 
-from worker.printable import printable
 from worker.settings import Settings
 from worker.standard_streams import escape_non_ascii
 from worker.telemetry.repeats import RepeatHandler
+from worker.text import printable
 
 _TRACE_ID = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-")
 
