@@ -9,8 +9,8 @@ from redis import Redis
 from schemas import Keys
 from tests.support.harness import PCM16, Harness, kinds, words
 from worker.cli.bus import open_redis
-from worker.cli.end import End
 from worker.cli.main import main
+from worker.cli.operations import End
 from worker.local.emulator.engines.script import synthesize_words
 
 

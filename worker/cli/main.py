@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from worker.cli.command import Command, Parser
 
-# `stt-server` is the class `SttServer` in the module `worker.cli.stt_server`. Only the requested
-# one is imported: help should not wait for a Redis client or a recognizer.
+# `stt-server` is the class `SttServer` in the module `worker.cli.stt_server`; `_OPERATIONS` share
+# one. Only the requested one is imported: help should not wait for a Redis client or a recognizer.
 _COMMANDS = {
     "run": "run a worker: take sessions, transcribe their audio, publish their turns",
     "demo": "run everything on this machine: real speech in, turns out, live",
@@ -31,6 +31,8 @@ _COMMANDS = {
     "bench": "measure what a worker costs on this machine, and how late its turns are",
     "schema": "print or write the JSON Schemas of everything on the bus",
 }
+
+_OPERATIONS = {"sessions", "drain", "dead", "end"}
 
 _LOCAL_PARTS = {"av", "numpy", "onnxruntime", "psutil", "rich", "soxr"}
 """Modules that only `turnbus[local]` installs."""
@@ -92,12 +94,9 @@ def _run(argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], Parser]"
         for line in error.faults:
             _report(line)
         return 2
-    except OutputFailedError as error:
-        if not error.reader_is_gone:
-            _report(str(error))
-        return 1
     except TurnbusError as error:
-        _report(str(error))
+        if not (isinstance(error, OutputFailedError) and error.reader_is_gone):
+            _report(str(error))
         return 1
     except OSError as error:
         import logging
@@ -160,7 +159,9 @@ def _parser(argv: "Sequence[str]") -> "Parser":
     for name, summary in _COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary)
         if name == requested:
-            module = import_module(f"worker.cli.{name.replace('-', '_')}")
-            command: type[Command] = getattr(module, name.title().replace("-", ""))
+            module = "operations" if name in _OPERATIONS else name.replace("-", "_")
+            command: type[Command] = getattr(
+                import_module(f"worker.cli.{module}"), name.title().replace("-", "")
+            )
             command.add_to(subparser)
     return parser

@@ -98,70 +98,81 @@ class Push(BusCommand):
             out=self.out,
             metadata=self.metadata or {},
         )
-        size = entry.sample_rate * self.chunk_ms // 1000 * entry.encoding.width
-        seconds = self.chunk_ms / 1000 / self.speed if self.speed else 0.0
         with _open(self.file, entry) as source:
             telemetry.configure(f"push-{entry.session}")
-            push = partial(_push, settings, entry, source, size, seconds, as_json=self.json)
             try:
-                return run_async(push)
+                return run_async(partial(self._push, settings, entry, source))
             finally:
                 telemetry.shut_down()
 
+    async def _push(self, settings: Settings, entry: SessionEntry, source: AudioInput) -> int:
+        size = entry.sample_rate * self.chunk_ms // 1000 * entry.encoding.width
+        pieces = source.pieces(AudioFormat(entry.encoding, entry.sample_rate), size)
+        async with aclosing(pieces), aclosing(in_chunks(pieces, size)) as chunks:
+            code = await self._push_chunks(settings, entry, chunks)
+        if source.notice:
+            print(f"turnbus: {source.notice}", file=sys.stderr)
+        return code
 
-async def _push(
-    settings: Settings,
-    entry: SessionEntry,
-    source: AudioInput,
-    size: int,
-    seconds: float,
-    *,
-    as_json: bool,
-) -> int:
-    pieces = source.pieces(AudioFormat(entry.encoding, entry.sample_rate), size)
-    async with aclosing(pieces), aclosing(in_chunks(pieces, size)) as chunks:
-        code = await _push_chunks(settings, entry, chunks, seconds, as_json=as_json)
-    if source.notice:
-        print(f"turnbus: {source.notice}", file=sys.stderr)
-    return code
+    async def _push_chunks(
+        self, settings: Settings, entry: SessionEntry, chunks: AsyncIterator[bytes]
+    ) -> int:
+        stopped: int | None = None
+        announced: tuple[Producer, str] | None = None
+        async with open_redis(settings) as redis:
 
-
-async def _push_chunks(
-    settings: Settings,
-    entry: SessionEntry,
-    chunks: AsyncIterator[bytes],
-    seconds: float,
-    *,
-    as_json: bool,
-) -> int:
-    shows_progress = sys.stderr.isatty() and not as_json
-    stopped: int | None = None
-    announced: tuple[Producer, str] | None = None
-    async with open_redis(settings) as redis:
-
-        async def stop_on_signal(tasks: TaskGroup) -> None:
-            nonlocal stopped
-            stopped = await anext(aiter(signals))
-            tasks.cancel_scope.cancel()
-
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(stop_on_signal, tasks)
-                first = await _first(chunks, entry)
-                announced = await _announce(redis, Keys(settings.prefix), entry)
-                producer, _ = announced
-                try:
-                    await _play(producer, first, chunks, seconds, shows_progress=shows_progress)
-                except SoundError:
-                    await producer.end()
-                    raise
-                await producer.end()
+            async def stop_on_signal(tasks: TaskGroup) -> None:
+                nonlocal stopped
+                stopped = await anext(aiter(signals))
                 tasks.cancel_scope.cancel()
-            if stopped is not None and announced is not None:
-                await _end_early(announced[0])
-    if announced is not None:
-        _report(entry.session, *announced, shows_progress=shows_progress, as_json=as_json)
-    return 0 if stopped is None else 128 + stopped
+
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(stop_on_signal, tasks)
+                    first = await _first(chunks, entry)
+                    announced = await _announce(redis, Keys(settings.prefix), entry)
+                    producer, _ = announced
+                    try:
+                        await self._play(producer, first, chunks)
+                    except SoundError:
+                        await producer.end()
+                        raise
+                    await producer.end()
+                    tasks.cancel_scope.cancel()
+                if stopped is not None and announced is not None:
+                    await _end_early(announced[0])
+        if announced is not None:
+            self._report(*announced)
+        return 0 if stopped is None else 128 + stopped
+
+    async def _play(self, producer: Producer, first: bytes, others: AsyncIterator[bytes]) -> None:
+        """Append each chunk when it is due."""
+        interval_s = self.chunk_ms / 1000 / self.speed if self.speed else 0.0
+        due = anyio.current_time()
+        chunk: bytes | None = first
+        while chunk is not None:
+            await anyio.sleep_until(due)
+            await producer.append(chunk)
+            due += interval_s
+            if self._shows_progress:
+                print(f"\r{producer.seconds:.1f} s", end="", file=sys.stderr, flush=True)
+            chunk = await anext(others, None)
+
+    @property
+    def _shows_progress(self) -> bool:
+        return sys.stderr.isatty() and not self.json
+
+    def _report(self, producer: Producer, run: str) -> None:
+        """Print what was appended."""
+        if self._shows_progress:
+            print(file=sys.stderr)
+        if self.json:
+            about = {"session": self.session, "run": run}
+            audio_ms = round(producer.seconds * 1000)
+            print_json({**about, "chunks": producer.chunks, "audio_ms": audio_ms})
+        else:
+            chunk_count = pluralize(producer.chunks, "chunk")
+            print(f"{self.session}: {producer.seconds:.1f} s in {chunk_count}")
 
 
 async def _announce(redis: Redis, keys: Keys, entry: SessionEntry) -> tuple[Producer, str]:
@@ -172,45 +183,6 @@ async def _announce(redis: Redis, keys: Keys, entry: SessionEntry) -> tuple[Prod
         run = await producer.announce()
     announcement.sent(run)
     return producer, run
-
-
-def _report(
-    session: str, producer: Producer, run: str, *, shows_progress: bool, as_json: bool
-) -> None:
-    """Print what was appended."""
-    if shows_progress:
-        print(file=sys.stderr)
-    if as_json:
-        report = {
-            "session": session,
-            "run": run,
-            "chunks": producer.chunks,
-            "audio_ms": round(producer.seconds * 1000),
-        }
-        print_json(report)
-    else:
-        chunk_count = pluralize(producer.chunks, "chunk")
-        print(f"{session}: {producer.seconds:.1f} s in {chunk_count}")
-
-
-async def _play(
-    producer: Producer,
-    first: bytes,
-    others: AsyncIterator[bytes],
-    seconds: float,
-    *,
-    shows_progress: bool,
-) -> None:
-    """Append each chunk when it is due."""
-    due = anyio.current_time()
-    chunk: bytes | None = first
-    while chunk is not None:
-        await anyio.sleep_until(due)
-        await producer.append(chunk)
-        due += seconds
-        if shows_progress:
-            print(f"\r{producer.seconds:.1f} s", end="", file=sys.stderr, flush=True)
-        chunk = await anext(others, None)
 
 
 async def _end_early(producer: Producer) -> None:
