@@ -92,5 +92,6 @@ def _span(number: inspect.IntType | inspect.FloatType) -> str:
         return f" above {number.gt:.15g}"
     if number.ge is None:
         return ""
-    span = f" from {number.ge:.15g}"
-    return span if number.le is None else f"{span} to {number.le:.15g}"
+    if number.le is None:
+        return f" of at least {number.ge:.15g}"
+    return f" from {number.ge:.15g} to {number.le:.15g}"

@@ -116,7 +116,7 @@ class Command(msgspec.Struct):
         parser.description, parser.epilog = about.rstrip(), f"examples:\n{examples}"
         parser.set_defaults(command=cls)
         groups: dict[str | None, argparse._ActionsContainer] = {None: parser}
-        for field in fields(cls):
+        for field in sorted(fields(cls), key=lambda field: field.name not in cls.__annotations__):
             option: Option = field.type.__metadata__[-1]
             if option.group not in groups:
                 groups[option.group] = parser.add_argument_group(option.group)
