@@ -73,10 +73,10 @@ def describe_type(kind: object) -> str:
             return f"one of {', '.join(map(str, values))}"
         case inspect.BoolType():
             return "true or false"
-        case inspect.IntType(ge=low, le=high):
-            return f"a whole number{_span(low, high)}{unit}"
-        case inspect.FloatType(ge=low, le=high):
-            return f"a number{_span(low, high)}{unit}"
+        case inspect.IntType():
+            return f"a whole number{_span(info)}{unit}"
+        case inspect.FloatType():
+            return f"a number{_span(info)}{unit}"
         case inspect.VarTupleType(max_length=most):
             return f"a JSON array of at most {most} texts"
         case inspect.DictType():
@@ -87,5 +87,11 @@ def describe_type(kind: object) -> str:
             return about or "text"
 
 
-def _span(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" from {low:.15g} to {high:.15g}"
+def _span(number: inspect.IntType | inspect.FloatType) -> str:
+    if number.gt is not None:
+        return f" above {number.gt:.15g}"
+    if number.ge is None:
+        return ""
+    if number.le is None:
+        return f" of at least {number.ge:.15g}"
+    return f" from {number.ge:.15g} to {number.le:.15g}"

@@ -6,13 +6,14 @@ could not renew its leases or report the error on `/readyz`.
 
 import errno
 import os
+import resource
 import socket
 import sys
 
 from aiohappyeyeballs import AddrInfoType
 
 from worker.bus.client.connection import MAX_CONNECTIONS
-from worker.errors import TooFewFilesError
+from worker.errors import TurnbusError
 from worker.network import new_socket
 from worker.settings import Settings
 from worker.text import pluralize
@@ -36,10 +37,6 @@ _ADVICE = "raise the hard limit (ulimit -Hn, LimitNOFILE=, --ulimit nofile)"
 
 def limits() -> tuple[int, int]:
     """Return the soft and the hard limit of open files; `UNLIMITED` if there is none."""
-    if sys.platform == "win32":
-        return UNLIMITED, UNLIMITED
-    import resource
-
     soft, hard = (
         UNLIMITED if limit == resource.RLIM_INFINITY else limit
         for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -72,20 +69,18 @@ def shortfall(settings: Settings, limit: int) -> str | None:
 def raise_limit(settings: Settings) -> int:
     """Raise the soft limit to what a worker needs, at most to the hard limit; return it.
 
-    Raises `TooFewFilesError` below `LEAST_DESCRIPTORS`.
+    Raises `TurnbusError` below `LEAST_DESCRIPTORS`.
     """
     soft, hard = limits()
     if hard < LEAST_DESCRIPTORS:
-        raise TooFewFilesError(
+        raise TurnbusError(
             f"at most {hard} files may be open and a worker needs {LEAST_DESCRIPTORS} without any "
             f"session, {needed(settings)} with TURNBUS_MAX_SESSIONS={settings.max_sessions}; "
             f"{_ADVICE}"
         )
     wanted = min(needed(settings), hard)
-    if sys.platform == "win32" or soft >= wanted:
+    if soft >= wanted:
         return soft
-    import resource
-
     try:
         # The hard limit stays as it is, `RLIM_INFINITY` included.
         _, kept = resource.getrlimit(resource.RLIMIT_NOFILE)

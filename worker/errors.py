@@ -1,25 +1,5 @@
 """Every error turnbus raises on purpose.
 
-TurnbusError
-├── SettingsError             settings that cannot work; carries one line per error
-├── MissingExtraError         an embedded part (Redis binary, weights) is not installed
-├── TooFewFilesError          the process may open too few files to run at all
-├── BusUnavailableError       Redis cannot be reached or is not fit to use
-├── SoundError                a sound file cannot be read or decoded
-│   └── UnknownSoundError     it begins like no known file: it may be raw audio
-├── NotFoundError             the session, worker or entry that a command names does not exist
-├── RequeueError              a dead letter that would be rejected again
-├── OutputFailedError         standard output takes no more
-├── FencedError               a fenced write was rejected: another worker owns the session
-└── SttError                  the provider rejected a request or failed
-    ├── SttPermanentError     the request itself is wrong; a retry cannot help
-    ├── SttCredentialsError   key or credit rejected; the session waits
-    ├── SttBusyError          the plan's concurrency is used up; the session waits
-    └── SttTransientError     anything a new connection may cure
-        ├── SttTooBigError    the provider rejected a message for its size
-        ├── SttProtocolError  the provider broke the WebSocket protocol
-        └── SttShortageError  this machine lacks what a socket needs; another worker may not
-
 Errors of the schemas are `schemas.EntryError` (a ValueError), raised before a session is owned.
 """
 
@@ -43,10 +23,6 @@ class MissingExtraError(TurnbusError):
     """An embedded part is not installed; the text names the package to install."""
 
 
-class TooFewFilesError(TurnbusError):
-    """The limit of open files is too low for the process to run."""
-
-
 class BusUnavailableError(TurnbusError):
     """Redis cannot be reached, or rejects what the worker requires."""
 
@@ -57,14 +33,6 @@ class SoundError(TurnbusError):
 
 class UnknownSoundError(SoundError):
     """A file of unknown format. It may be raw audio."""
-
-
-class NotFoundError(TurnbusError):
-    """The session, worker or entry that a command names does not exist."""
-
-
-class RequeueError(TurnbusError):
-    """A dead letter cannot be announced again, or would be rejected again."""
 
 
 class OutputFailedError(TurnbusError):

@@ -203,38 +203,31 @@ def _from_file(file: Path, faults: list[str]) -> dict[str, _Given]:
     try:
         table = tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as error:
-        faults.append(f"{file}: cannot be read: {error.strerror}")
-        return {}
+        fault = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError:
-        faults.append(f"{file}: is not UTF-8 text")
-        return {}
+        fault = "is not UTF-8 text"
     except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
-        faults.append(f"{file}: is not TOML: {error}")
-        return {}
+        fault = f"is not TOML: {error}"
     except RecursionError:
-        faults.append(f"{file}: is nested too deep")
-        return {}
-    given = {}
-    for key, value in table.items():
-        if key in _TYPES:
-            given[key] = _Given(f"`{key}` in {file}", value, from_toml)
-        else:
-            faults.append(f"`{key}` in {file}: {_unknown(key.lower(), str)}")
-    return given
+        fault = "is nested too deep"
+    else:
+        unknown = [key for key in table if key not in _TYPES]
+        faults += [f"`{key}` in {file}: {_unknown(key.lower(), str)}" for key in unknown]
+        known = [key for key in table if key in _TYPES]
+        return {key: _Given(f"`{key}` in {file}", table[key], from_toml) for key in known}
+    faults.append(f"{file}: {fault}")
+    return {}
 
 
 def _from_env(env: Mapping[str, str], faults: list[str]) -> dict[str, _Given]:
     given = {}
     for variable in sorted(env):
         name = variable[len(ENV_PREFIX) :].lower()
-        if variable != _variable(name) and variable.upper() == _variable(name) and name in _TYPES:
-            faults.append(f"{variable}: has no effect; names are in capitals: {_variable(name)}")
-            continue
-        if not variable.startswith(ENV_PREFIX) or _SERVICE_LINK.search(variable):
-            continue
-        if variable == _variable(name) and name in _TYPES:
+        if name in _TYPES and variable == _variable(name):
             given[name] = _Given(variable, env[variable], from_text)
-        else:
+        elif name in _TYPES and variable.upper() == _variable(name):
+            faults.append(f"{variable}: has no effect; names are in capitals: {_variable(name)}")
+        elif variable.startswith(ENV_PREFIX) and not _SERVICE_LINK.search(variable):
             faults.append(f"{variable}: {_unknown(name, _variable)}")
     return given
 

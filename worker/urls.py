@@ -4,113 +4,82 @@ The checks raise ValueError. Its text never repeats a part of the URL, which may
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 from worker import tls
 
-_HOSTS = "[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]"
 _NOT_ENCODED = "is not a URL; percent-encode / ? # @ in a password"
-_SERVERS = {  # scheme: (shape of the rest, default port)
-    "redis+cluster": (_HOSTS, 6379),
-    "rediss+cluster": (_HOSTS, 6379),
-    "redis+sentinel": (f"{_HOSTS}/SERVICE[/DB]", 26379),
-    "rediss+sentinel": (f"{_HOSTS}/SERVICE[/DB]", 26379),
+_HOSTS = "[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]"
+_SHAPES = {  # the kind of server: (URL after `://`, default port, path)
+    "redis": ("[USER:PASSWORD@]HOST[:PORT][/DB]", 6379, "/?|/[0-9]+"),
+    "cluster": (_HOSTS, 6379, "()/?(0?)"),
+    "sentinel": (f"{_HOSTS}/SERVICE[/DB]", 26379, r"/([A-Za-z0-9._-]+)(?:/(\d*))?"),
 }
+_REDIS_SCHEMES = frozenset(
+    {"redis", "rediss", "unix"}
+    | {f"{scheme}+{kind}" for scheme in ("redis", "rediss") for kind in ("cluster", "sentinel")}
+)
+_BEGINS = "must begin with redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://"
 
 
-def redacted(url: str) -> str:
-    """Return a Redis URL for display, without user, password and options."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return "***"
-    authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    if rest.count("@") != authority.count("@"):  # perhaps a password with a bare / ? #
-        return f"{scheme}://***"
-    userinfo, at, _ = authority.rpartition("@")
-    place = re.split("[?#]", rest[len(userinfo) + len(at) :], maxsplit=1)[0]
-    return f"{scheme}://{'***@' if at else ''}{place}"
+class _Url(NamedTuple):
+    """A URL in parts. `urllib.parse` rejects a list of hosts."""
+
+    scheme: str
+    userinfo: str | None
+    hosts: str
+    path: str
+    query: str
+    fragment: str
 
 
-def check_redis_url(url: str) -> None:
-    """Reject a Redis URL that no client can use, or whose TLS files are invalid."""
-    _check_text(url)
-    scheme = url.partition("://")[0]
-    if scheme in _SERVERS:
-        parse_servers(url)
-    else:
-        _check_server(url)
-    if scheme.startswith("rediss"):
-        query = url.partition("?")[2].partition("#")[0]
-        tls.check_options({name: values[0] for name, values in parse_qs(query).items()})
-
-
-def _check_text(url: str) -> None:
-    """Reject quotation marks, and white space of a password that is not encoded."""
+def _split(url: str, schemes: Collection[str], otherwise: str) -> _Url:
+    """Split a URL. `otherwise` is the error text if it has none of `schemes`."""
     if url[:1] in {"'", '"'}:
         raise ValueError("must be without quotation marks")
     if re.search(r"\s", url):
         raise ValueError("contains white space; percent-encode it (%20)")
+    found = re.fullmatch(
+        r"([^:/?#]+)://(?:([^/?#]*)@)?([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#(.*))?", url
+    )
+    if not found or found[1].lower() not in schemes:
+        raise ValueError(otherwise)
+    scheme, userinfo, *others = found.groups()
+    return _Url(scheme.lower(), userinfo, *(other or "" for other in others))
 
 
-def _check_server(url: str) -> None:
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError(
-            "must begin with redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://"
-        )
-    if scheme == "unix":
-        if not _split(url).path.strip("/"):
-            raise ValueError("must name a socket: unix:///PATH")
-    else:
-        authority = _authority(rest)
-        shape = f"{scheme}://[USER:PASSWORD@]HOST[:PORT][/DB]"
-        if "," in authority.rpartition("@")[2]:
-            raise ValueError(
-                f"must be {shape}; several servers are a redis+cluster:// or redis+sentinel://"
-            )
-        _check_place(authority, f"must be {shape}")
-        if not re.fullmatch(r"/?|/[0-9]+", _split(url).path):
-            raise ValueError(f"must be {shape}")
-    _check_options(scheme, _split(url).query, frozenset({"db"}))
+def _check_encoding(url: str) -> None:
+    """Reject a URL that Python's own parser, which clients use, rejects."""
+    try:
+        urlsplit(url)
+    except ValueError:  # its text may repeat a part of a password
+        raise ValueError(_NOT_ENCODED) from None
 
 
-def _authority(rest: str) -> str:
-    """Return the part of a URL between `://` and the path."""
-    authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    if "@" in rest and "@" not in authority:
-        raise ValueError(_NOT_ENCODED)
-    return authority
-
-
-def _check_place(authority: str, otherwise: str) -> None:
-    """Reject an invalid `[USER:PASSWORD@]HOST[:PORT]`.
-
-    `otherwise` is the error text if there is no more specific one.
-    """
-    place = authority.rpartition("@")[2]
-    bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", place)
-    if not bracketed and (place.count(":") > 1 or "[" in place or "]" in place):
-        if re.fullmatch(r"[0-9a-fA-F:.\[\]%]*", place):
+def _address(text: str, default_port: int, otherwise: str) -> tuple[str, int]:
+    """Parse `HOST[:PORT]`. `otherwise` is the error text if there is no more specific one."""
+    bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", text)
+    if not bracketed and (text.count(":") > 1 or "[" in text or "]" in text):
+        if re.fullmatch(r"[0-9a-fA-F:.\[\]%]*", text):
             raise ValueError("an IPv6 address must be in brackets: [2001:db8::1]:PORT")
         raise ValueError(otherwise)
-    host, port = bracketed.groups("") if bracketed else place.partition(":")[::2]
+    host, port = bracketed.groups("") if bracketed else text.partition(":")[::2]
     if not host:
         raise ValueError(otherwise)
     if port and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536):
         raise ValueError(f"{otherwise}; the port must be a number from 1 to 65535")
-    if bracketed:
-        _check_ipv6(host)
-    else:
+    if not bracketed:
         check_host(host)
-
-
-def _check_ipv6(host: str) -> None:
+        return host, int(port or default_port)
     try:
         IPv6Address(host)
     except ValueError:
         raise ValueError("what is in brackets must be an IPv6 address") from None
+    return host, int(port or default_port)
 
 
 def check_host(host: str) -> None:
@@ -121,6 +90,69 @@ def check_host(host: str) -> None:
         raise ValueError(
             "a part of the host's name is empty, or longer than 63 characters, or not a name"
         ) from None
+
+
+def redacted(url: str) -> str:
+    """Return a Redis URL for display, without user, password and options."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return "***"
+    found = re.fullmatch(r"([^/?#]*@)?([^?#@]*)(?:[?#][^@]*)?", rest)
+    if not found:  # perhaps a password with a bare / ? #
+        return f"{scheme}://***"
+    return f"{scheme}://{'***@' if found[1] else ''}{found[2]}"
+
+
+def check_redis_url(url: str) -> None:
+    """Reject a Redis URL that no client can use, or whose TLS files are invalid."""
+    parts = _split(url, _REDIS_SCHEMES, _BEGINS)
+    if "+" in parts.scheme:
+        parse_servers(url)
+    else:
+        _check_server(url, parts)
+    if parts.scheme.startswith("rediss"):
+        tls.check_options({name: values[0] for name, values in parse_qs(parts.query).items()})
+
+
+def _check_server(url: str, parts: _Url) -> None:
+    """Reject the URL of one server."""
+    if parts.scheme == "unix":
+        if not parts.path.strip("/"):
+            raise ValueError("must name a socket: unix:///PATH")
+    else:
+        _check_at_sign(parts)
+        rest, port, path = _SHAPES["redis"]
+        shape = f"must be {parts.scheme}://{rest}"
+        if "," in parts.hosts:
+            raise ValueError(
+                f"{shape}; several servers are a redis+cluster:// or redis+sentinel://"
+            )
+        _address(parts.hosts, port, shape)
+        if not re.fullmatch(path, parts.path):
+            raise ValueError(shape)
+    _check_encoding(url)
+    _check_options(parts, frozenset({"db"}))
+
+
+def _check_at_sign(parts: _Url) -> None:
+    """Reject a URL that a `/`, `?` or `#` in its password has split."""
+    if parts.userinfo is None and "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError(_NOT_ENCODED)
+
+
+def _check_options(parts: _Url, known: frozenset[str] = frozenset()) -> None:
+    options = parse_qs(parts.query, keep_blank_values=True)
+    if parts.scheme.startswith("rediss"):
+        known |= tls.URL_OPTIONS
+    elif options.keys() & tls.URL_OPTIONS:
+        raise ValueError("must begin with rediss: it has TLS options")
+    if not options.keys() <= known:
+        names = ", ".join(sorted(known))
+        raise ValueError(
+            f"options can only be {names}" if names else "takes no options without TLS"
+        )
+    if not all(value.isdecimal() for value in options.get("db", [])):
+        raise ValueError("option db must be a number")
 
 
 @dataclass(frozen=True)
@@ -147,91 +179,49 @@ def parse_servers(url: str) -> ServerList | None:
 
     Raises ValueError if the URL is invalid.
     """
-    scheme, _, rest = url.partition("://")
-    if scheme not in _SERVERS:
+    if "+" not in url.partition("://")[0]:
         return None
-    shape, port = _SERVERS[scheme]
-    found = re.fullmatch(r"([^/?#]*)(/[^?#]*)?(?:\?([^#]*))?", rest)
-    if not found:
+    parts = _split(url, _REDIS_SCHEMES, _BEGINS)
+    scheme, _, kind = parts.scheme.partition("+")
+    rest, port, path = _SHAPES[kind]
+    shape = f"must be {parts.scheme}://{rest}"
+    _check_at_sign(parts)
+    if "#" in url:
         raise ValueError(_NOT_ENCODED)
-    authority, path, query = (part or "" for part in found.groups())
-    _authority(rest)
-    userinfo, _, hosts = authority.rpartition("@")
-    for host in hosts.split(","):
-        _check_place(host, f"must be {scheme}://{shape}")
-    addresses = tuple(_address(host, port) for host in hosts.split(","))
-    named = re.fullmatch(
-        r"/([A-Za-z0-9._-]+)(?:/(\d*))?" if "SERVICE" in shape else r"()/?(0?)", path
-    )
-    if None in addresses or not named:
-        raise ValueError(f"must be {scheme}://{shape}")
-    _check_options(scheme, query)
-    return ServerList(
-        tuple(address for address in addresses if address),
-        named[1],
-        scheme.partition("+")[0],
-        userinfo,
-        f"/{named[2] or 0}" + (f"?{query}" if query else ""),
-    )
-
-
-def _address(text: str, port: int) -> tuple[str, int] | None:
-    """Parse `HOST[:PORT]`; None if it is invalid."""
-    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+))(?::(\d{1,5}))?", text)
-    if not found or not 0 < int(found[3] or port) < 65_536:
-        return None
-    return found[1] or found[2], int(found[3] or port)
-
-
-def _check_options(scheme: str, query: str, known: frozenset[str] = frozenset()) -> None:
-    options = parse_qs(query, keep_blank_values=True)
-    if scheme.startswith("rediss"):
-        known |= tls.URL_OPTIONS
-    elif options.keys() & tls.URL_OPTIONS:
-        raise ValueError("must begin with rediss: it has TLS options")
-    if not options.keys() <= known:
-        names = ", ".join(sorted(known))
-        raise ValueError(
-            f"options can only be {names}" if names else "takes no options without TLS"
-        )
-    if not all(value.isdecimal() for value in options.get("db", [])):
-        raise ValueError("option db must be a number")
+    addresses = tuple(_address(host, port, shape) for host in parts.hosts.split(","))
+    named = re.fullmatch(path, parts.path)
+    if not named or re.search(r"[^A-Za-z0-9._:,\[\]-]", parts.hosts):
+        raise ValueError(shape)
+    _check_options(parts)
+    suffix = f"/{named[2] or 0}" + (f"?{parts.query}" if parts.query else "")
+    return ServerList(addresses, named[1], scheme, parts.userinfo or "", suffix)
 
 
 def check_stt_url(url: str) -> None:
     """Reject a URL that is not a WebSocket's, holds a secret, or would send one unencrypted."""
     shape = "must be wss://HOST[:PORT]/PATH"
-    _check_text(url)
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme.lower() not in {"ws", "wss"}:
-        raise ValueError(shape)
-    _check_place(re.split("[/?#]", rest, maxsplit=1)[0], shape)
-    parts = _split(url)
-    if not parts.hostname:
-        raise ValueError(shape)
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    parts = _split(url, ("ws", "wss"), shape)
+    host, _ = _address(parts.hosts, 443, shape)
+    _check_encoding(url)
+    if parts.userinfo is not None or parts.query or parts.fragment:
         raise ValueError("takes no user, key or parameters: URLs end up in logs")
-    if parts.scheme == "ws" and not _is_loopback(parts.hostname):
+    if parts.scheme == "ws" and not _is_loopback(host):
         raise ValueError("must be wss://: over ws:// the key would be sent unencrypted")
 
 
 def provider_address(url: str) -> tuple[str, int]:
     """Return host and port of a checked `ws://` or `wss://` URL."""
-    parts = _split(url)
+    parts = urlsplit(url)
     return parts.hostname or "", parts.port or (443 if parts.scheme == "wss" else 80)
 
 
 def check_http_url(url: str) -> tuple[str, int]:
     """Return host and port of an `http://` or `https://` URL; reject any other URL."""
     shape = "must be http://HOST:PORT or https://HOST:PORT"
-    _check_text(url)
-    scheme, separator, rest = url.partition("://")
-    usual_port = {"http": 80, "https": 443}.get(scheme.lower())
-    if not separator or usual_port is None:
-        raise ValueError(shape)
-    _check_place(re.split("[/?#]", rest, maxsplit=1)[0], shape)
-    parts = _split(url)
-    return parts.hostname or "", parts.port or usual_port
+    parts = _split(url, ("http", "https"), shape)
+    address = _address(parts.hosts, 443 if parts.scheme == "https" else 80, shape)
+    _check_encoding(url)
+    return address
 
 
 def host_port(address: str) -> tuple[str, int]:
@@ -249,19 +239,8 @@ def join_host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:  # its text may repeat a part of a password
-        raise ValueError(_NOT_ENCODED) from None
-    return parts
-
-
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
     try:
-        return ip_address(host).is_loopback
+        return host.lower() == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False

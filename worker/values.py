@@ -22,13 +22,11 @@ def from_text(text: str, kind: object) -> object:
     match _plain(kind):
         case inspect.BoolType():
             value = _BOOLEANS.get(text.lower())
-        case inspect.IntType():
-            value = _whole(text)
-        case inspect.FloatType():
-            value = float(text)
+        case inspect.IntType() | inspect.FloatType():
+            value = _number(text)
         case inspect.LiteralType() | inspect.EnumType():
             value = text.lower()
-    return from_value(value, kind)
+    return _checked(value, kind)
 
 
 def from_toml(value: object, kind: object) -> object:
@@ -36,18 +34,18 @@ def from_toml(value: object, kind: object) -> object:
 
     TOML has numbers, so a number in quotes is invalid.
     """
-    plain = _plain(kind)
-    if isinstance(value, str) and not isinstance(plain, inspect.IntType | inspect.FloatType):
+    number = isinstance(_plain(kind), inspect.IntType | inspect.FloatType)
+    if isinstance(value, str) and not number:
         return from_text(value, kind)
-    if isinstance(value, float) and isinstance(plain, inspect.IntType) and value.is_integer():
-        value = int(value)
-    return from_value(value, kind)
+    return _checked(value, kind)
 
 
-def from_value(value: object, kind: object) -> object:
-    """Return a value checked against an annotated type. Raises ValueError."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("not a finite number")
+def _checked(value: object, kind: object) -> object:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("not a finite number")
+        if value.is_integer() and isinstance(_plain(kind), inspect.IntType):
+            value = int(value)
     try:
         converted: object = msgspec.convert(value, kind)
     except OverflowError:
@@ -55,12 +53,21 @@ def from_value(value: object, kind: object) -> object:
     return converted
 
 
-def _whole(text: str) -> int | float:
+def choices(kind: object) -> list[object] | None:
+    """Return the values of a type that names them all; None for other types."""
+    match _plain(kind):
+        case inspect.LiteralType(values=values):
+            return list(values)
+        case inspect.EnumType(cls=members):
+            return list(members)
+    return None
+
+
+def _number(text: str) -> float:
     try:
         return int(text)
     except ValueError:
-        value = float(text)
-        return int(value) if value.is_integer() else value
+        return float(text)
 
 
 def _plain(kind: object) -> inspect.Type:

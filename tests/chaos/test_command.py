@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.chaos.__main__ import make_parser
+from tests.chaos.__main__ import Chaos, make_parser
 from tests.chaos.plan import Plan
 from tests.chaos.schedule import ScheduledFault, schedule
 from worker.cli.main import main as run_program
@@ -27,8 +27,9 @@ PLANS = (
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_repeat_command_line_gives_the_same_plan(plan: Plan) -> None:
-    parsed = vars(make_parser([]).parse_args([*shlex.split(plan.repeat)]))
-    assert Plan(**{name: parsed[name] for name in Plan.__struct_fields__}) == plan
+    command = make_parser([]).parse_command(shlex.split(plan.repeat))
+    assert isinstance(command, Chaos)
+    assert command.plan == plan
 
 
 def test_tiny_run_prints_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from tests.support.harness import PCM16, Harness, words
 from tests.support.polling import eventually
 from worker.bus.dead_letters import ListedDeadLetter, list_dead_letters, requeue
 from worker.cli.main import main
-from worker.errors import RequeueError
+from worker.errors import TurnbusError
 from worker.local.emulator.engines.script import synthesize_words
 
 GOOD = {"session": "s", "encoding": "pcm_s16le", "sample_rate": "16000", "metadata": '{"a":"ü"}'}
@@ -150,5 +150,5 @@ async def test_dead_letter_omits_large_or_binary_entry(
         await harness.announce("s", **fields)
         found = await eventually(lambda: _refused(as_worker, keys), "the refused entry")
     assert found[0].entry == ""
-    with pytest.raises(RequeueError):
+    with pytest.raises(TurnbusError, match="cannot be announced again"):
         await requeue(as_worker, keys, found[0].dead)

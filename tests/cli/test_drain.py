@@ -117,7 +117,7 @@ def test_drain_of_stopped_worker_fails(
 ) -> None:
     expected_leftovers += ["workers", "drain:w1-abcd"]
     _record(bus, keys)
-    monkeypatch.setattr("worker.cli.drain._SILENT_S", 0.1)
+    monkeypatch.setattr("worker.cli.operations._SILENT_S", 0.1)
     assert main(["drain", "w1"]) == 1
     out, err = capsys.readouterr()
     assert out == "w1: 2 sessions left\n"

@@ -8,18 +8,24 @@ from redis import Redis
 
 from schemas import Keys
 from tests.support.harness import PCM16, Harness, kinds, words
-from worker.cli.end import _end
+from worker.cli.bus import open_redis
 from worker.cli.main import main
+from worker.cli.operations import End
 from worker.local.emulator.engines.script import synthesize_words
 
 
-async def test_end_stops_running_session(harness: Harness) -> None:
+async def test_end_stops_running_session(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with harness.worker():
         await harness.announce("s")
         await harness.play("s", synthesize_words([1, 2], PCM16), pause_s=0.02, end=False)
-        appended = await _end(harness.settings(), "s")
+        settings = harness.settings()
+        async with open_redis(settings) as redis:
+            await End(session="s", json=True).use(redis, settings)
         events = (await harness.until_ended("s"))["s"]
-    assert (appended.session, appended.lane) == ("s", "0")
+    appended = json.loads(capsys.readouterr().out)
+    assert (appended["session"], appended["lane"]) == ("s", "0")
     assert words(events) == [1, 2]
     assert kinds(events)[-1] == "session.ended"
 

@@ -18,7 +18,7 @@ from worker.cli.table import format_bytes, format_duration, table
 from worker.local.emulator.engines.script import ScriptEngine, synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
-from worker.printable import printable
+from worker.text import printable
 
 
 def listed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

@@ -65,12 +65,12 @@ def test_capacity_follows_from_the_limit(url: str, limit: int, fits: int) -> Non
 @pytest.mark.parametrize(
     ("hard", "result"), [(40, "fail"), (200, "warn"), (596, "ok"), (descriptors.UNLIMITED, "ok")]
 )
-def test_check_compares_capacity_with_the_limit(
+async def test_check_compares_capacity_with_the_limit(
     monkeypatch: pytest.MonkeyPatch, hard: int, result: str
 ) -> None:
     monkeypatch.setattr(descriptors, "limits", lambda: (40, hard))
     findings: list[Any] = []
-    _check_files(Settings(), findings.append)
+    await _check_files(Settings(), findings.append)
     (finding,) = findings
     assert (finding.check, finding.result) == ("files", result)
     assert "596" in finding.detail

@@ -3,7 +3,6 @@
 import re
 import signal
 import sys
-from argparse import ArgumentParser, Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,30 +15,21 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from tests.unit.emulator.control_client import get
-from worker.cli import stt_server
+from worker.cli.command import Command
+from worker.cli.stt_server import SttServer
 from worker.errors import SettingsError
 
-PROGRAM = """
-import argparse
-from worker.cli import stt_server
-parser = argparse.ArgumentParser()
-stt_server.add_parser(parser.add_subparsers())
-arguments = parser.parse_args()
-raise SystemExit(arguments.run(arguments))
-"""
 QUERY = "?model=ink-2&encoding=pcm_s16le&sample_rate=8000&cartesia_version=2026-03-01&access_token="
 
 
-def parsed(*arguments: str) -> Namespace:
-    parser = ArgumentParser()
-    stt_server.add_parser(parser.add_subparsers())
-    return parser.parse_args(["stt-server", *arguments])
+def parsed(*arguments: str) -> Command:
+    return SttServer.parser("turnbus stt-server").parse_command(arguments)
 
 
 @asynccontextmanager
 async def started(*arguments: str, lines: int = 1) -> AsyncIterator[tuple[anyio.abc.Process, str]]:
     """The command as a process, and the lines it prints once it listens."""
-    command = [sys.executable, "-c", PROGRAM, "stt-server", "--port", "0", *arguments]
+    command = [sys.executable, "-m", "worker", "stt-server", "--port", "0", *arguments]
     async with await anyio.open_process(command, stderr=None) as process:
         assert process.stdout is not None
         try:
@@ -125,9 +115,9 @@ def test_server_reports_unusable_options(tmp_path: Path) -> None:
         (["--engine", "script", "--api-key-file", str(tmp_path / "none")], "No such file"),
         (["--fault", "cut@lunch"], "'lunch' is not a valid WHEN"),
     ]:
-        arguments_given = parsed(*arguments)
+        command = parsed(*arguments)
         with pytest.raises(SettingsError, match=fault):
-            arguments_given.run(arguments_given)
+            command.run()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from schemas.validation import EntryError
 from worker.bus.client.connection import RedisHealth, describe
 from worker.bus.inspection import announced, iter_entries
 from worker.bus.registry import decode_record
-from worker.errors import NotFoundError, RequeueError
+from worker.errors import TurnbusError
 from worker.supervisor import Supervisor
 from worker.telemetry.logs import SessionName
 
@@ -145,19 +145,19 @@ async def list_dead_letters(redis: Redis, keys: Keys) -> AsyncIterator[ListedDea
 async def requeue(redis: Redis, keys: Keys, dead: str) -> str:
     """Announce a rejected session again, and delete its dead letter; return the new entry id.
 
-    Raises `NotFoundError` if there is no such entry, and `RequeueError` if it is not a session, or
-    would be rejected again.
+    Raises `TurnbusError` if there is no such entry, or if it is not a session, or would be rejected
+    again.
     """
     rows: Any = await redis.xrange(keys.dead, dead, dead)
     if not rows:
-        raise NotFoundError(f"{keys.dead} has no entry {dead}")
+        raise TurnbusError(f"{keys.dead} has no entry {dead}")
     content = rows[0][1].get(b"entry", b"")
     if not content:
-        raise RequeueError(f"{dead} cannot be announced again: its content was not stored")
+        raise TurnbusError(f"{dead} cannot be announced again: its content was not stored")
     try:
         fields = decode_record(content, dict[str, str])
     except msgspec.DecodeError:
-        raise RequeueError(f"{dead} cannot be announced again: its content is invalid") from None
+        raise TurnbusError(f"{dead} cannot be announced again: its content is invalid") from None
     await _check(redis, keys, fields)
     # The entry gets a new id and a new run. A crash between the two commands leaves the dead
     # letter in place: announced once more, it is rejected as a duplicate.
@@ -170,14 +170,14 @@ async def requeue(redis: Redis, keys: Keys, dead: str) -> str:
 
 
 async def _check(redis: Redis, keys: Keys, fields: dict[str, str]) -> None:
-    """Raise `RequeueError` if a worker would reject this entry now."""
+    """Raise `TurnbusError` if a worker would reject this entry now."""
     try:
         entry = decode_session({name.encode(): value.encode() for name, value in fields.items()})
     except EntryError as error:
-        raise RequeueError(f"it would be rejected again: {error}") from None
+        raise TurnbusError(f"it would be rejected again: {error}") from None
     async for each in announced(redis, keys):
         if (each.session, each.lane) == (entry.session, entry.lane):
-            raise RequeueError(f"{entry.session} is announced already, as {each.entry}")
+            raise TurnbusError(f"{entry.session} is announced already, as {each.entry}")
     if await redis.hget(keys.state(entry.lane, entry.session), "status") is not None:
         when = "until its state expires, TURNBUS_RETENTION_S after its end"
-        raise RequeueError(f"{entry.session} has ended; its id cannot be used again {when}")
+        raise TurnbusError(f"{entry.session} has ended; its id cannot be used again {when}")

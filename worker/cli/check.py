@@ -1,7 +1,6 @@
 """`turnbus check`: check whether a worker can run with the settings."""
 
 import os
-from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Literal, TypeAlias
@@ -9,7 +8,6 @@ from typing import Literal, TypeAlias
 import anyio
 import msgspec
 from anyio import to_thread
-from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError
 
 from schemas import Encoding, Keys
@@ -19,8 +17,8 @@ from worker.bus import fitness
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import describe
 from worker.bus.permissions import find_missing
-from worker.cli.command import Subparsers, add_command, add_config, read_settings, run_async
-from worker.cli.redis import open_redis
+from worker.cli.bus import BusCommand, open_redis
+from worker.cli.command import print_json, run_async
 from worker.errors import (
     BusUnavailableError,
     SettingsError,
@@ -31,16 +29,15 @@ from worker.errors import (
     SttShortageError,
     SttTransientError,
 )
-from worker.printable import printable, without_keys
-from worker.settings import Settings, api_key, check_worker_id
+from worker.settings import Settings, api_key, check_worker_id, load
 from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
 from worker.stt.proxy import find_proxy
 from worker.telemetry.environment import Signal, collector_address, tls_fault
 from worker.telemetry.otlp import metric_push
-from worker.text import pluralize
+from worker.text import pluralize, printable, without_keys
 from worker.urls import join_host_port, redacted
 
-Check: TypeAlias = Literal[
+CheckName: TypeAlias = Literal[
     "settings", "files", "admin", "traces", "metrics", "redis", "memory", "rights", "service"
 ]
 
@@ -59,7 +56,7 @@ _STT_ADVICE: dict[type[SttError], str] = {  # subclasses first
 class Finding(msgspec.Struct, frozen=True):
     """Result of one check; the detail includes advice unless the result is ok."""
 
-    check: Check
+    check: CheckName
     result: Literal["ok", "warn", "fail"]
     detail: str
 
@@ -67,90 +64,77 @@ class Finding(msgspec.Struct, frozen=True):
 Report = Callable[[Finding], None]
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the command."""
-    parser = add_command(
-        subparsers,
-        "check",
-        run,
-        about="Check the settings, the address of health checks, the collectors of traces and\n"
-        "metrics, Redis (version, memory policy, permissions) and the API key against the\n"
-        "provider, and print a line for each. Exit code 2 if `turnbus run` would reject the\n"
-        "settings, 1 if any other check fails. If a worker already runs at the address of health\n"
-        "checks, that is a warning.",
-        examples="turnbus check\nturnbus check --config turnbus.toml --json",
-    )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON lines")
-    add_config(parser)
+class Check(BusCommand):
+    """Check whether a worker can run with the settings, and print a line for each check.
 
+    The checks cover the settings, the address of health checks, the collectors of traces and
+    metrics, Redis (version, memory policy, permissions) and the API key against the provider.
+    Exit code 2 if `turnbus run` would reject the settings, 1 if any other check fails. If a worker
+    already runs at the address of health checks, that is a warning.
 
-def run(arguments: Namespace) -> int:
-    """Run all checks."""
-    failed = False
+    examples:
+      turnbus check
+      turnbus check --config turnbus.toml --json
+    """
 
-    def report(finding: Finding) -> None:
-        nonlocal failed
-        failed |= finding.result == "fail"
-        finding = msgspec.structs.replace(finding, detail=without_keys(printable(finding.detail)))
-        if arguments.json:
-            print(msgspec.json.encode(finding).decode(), flush=True)
-        else:
-            print(f"{finding.result:<5} {finding.check:<9} {finding.detail}", flush=True)
+    def run(self) -> int:
+        """Run all checks."""
+        failed = False
 
-    try:
-        settings = read_settings(arguments)
-        check_worker_id(settings)
-    except SettingsError as error:
-        for line in error.faults:
-            report(Finding("settings", "fail", line))
-        return 2
-    report(Finding("settings", "ok", f"worker {settings.worker_id}, prefix {settings.prefix}"))
-    usable = run_async(partial(_check, settings, report))
-    if not usable:
-        return 2
-    return 1 if failed else 0
+        def report(finding: Finding) -> None:
+            nonlocal failed
+            failed |= finding.result == "fail"
+            detail = without_keys(printable(finding.detail))
+            if self.json:
+                print_json(msgspec.structs.replace(finding, detail=detail))
+            else:
+                print(f"{finding.result:<5} {finding.check:<9} {detail}", flush=True)
+
+        try:
+            settings = load(os.environ, self.config)
+            check_worker_id(settings)
+        except SettingsError as error:
+            for line in error.faults:
+                report(Finding("settings", "fail", line))
+            return 2
+        report(Finding("settings", "ok", f"worker {settings.worker_id}, prefix {settings.prefix}"))
+        usable = run_async(partial(_check, settings, report))
+        return int(failed) if usable else 2
 
 
 async def _check(settings: Settings, report: Report) -> bool:
     """Run all checks but the first; return whether a worker would accept the settings."""
-    _check_files(settings, report)
-    usable = await _run_check("admin", _check_admin, settings, report)
-    usable &= await _run_check("traces", _check_traces, settings, report)
-    usable &= await _run_check("metrics", _check_metrics, settings, report)
-    try:
-        async with open_redis(settings) as redis:
-            await _check_redis(redis, settings, report)
-    except BusUnavailableError as error:
-        report(Finding("redis", "fail", str(error)))
-    return usable & await _run_check("service", _check_provider, settings, report)
+    usable = True
+    checks: dict[CheckName, Callable[[Settings, Report], Awaitable[None]]] = {
+        "files": _check_files,
+        "admin": _check_admin,
+        "traces": _check_traces,
+        "metrics": _check_metrics,
+        "redis": _check_redis,
+        "service": _check_provider,
+    }
+    for name, check in checks.items():
+        try:
+            await check(settings, report)
+        except SettingsError as error:
+            usable = False
+            for line in error.faults:
+                report(Finding(name, "fail", line))
+        except BusUnavailableError as error:
+            report(Finding(name, "fail", str(error)))
+    return usable
 
 
-async def _run_check(
-    check: Check,
-    run_check: Callable[[Settings, Report], Awaitable[None]],
-    settings: Settings,
-    report: Report,
-) -> bool:
-    """Run a check; return False if it raised `SettingsError`."""
-    try:
-        await run_check(settings, report)
-    except SettingsError as error:
-        for line in error.faults:
-            report(Finding(check, "fail", line))
-        return False
-    return True
-
-
-def _check_files(settings: Settings, report: Report) -> None:
+async def _check_files(settings: Settings, report: Report) -> None:
     """Compare the hard limit of open files, which `turnbus run` sets, with the requirement."""
     _, hard = descriptors.limits()
     if too_few := descriptors.shortfall(settings, hard):
         fits = descriptors.capacity(settings, hard)
         report(Finding("files", "warn" if fits else "fail", too_few))
-        return
-    allowed = "any number" if hard == descriptors.UNLIMITED else str(hard)
-    detail = f"{descriptors.needed(settings)} are needed, {allowed} may be open"
-    report(Finding("files", "ok", detail))
+    else:
+        allowed = "any number" if hard == descriptors.UNLIMITED else str(hard)
+        detail = f"{descriptors.needed(settings)} are needed, {allowed} may be open"
+        report(Finding("files", "ok", detail))
 
 
 async def _check_admin(settings: Settings, report: Report) -> None:
@@ -218,38 +202,36 @@ async def _check_collector(signal: Signal, report: Report) -> None:
         report(Finding(signal, "ok", f"go to {where}"))
 
 
-async def _check_redis(redis: Redis, settings: Settings, report: Report) -> None:
-    servers = await fitness.servers(redis)
-    where = redacted(settings.redis_url)
-    problem = next(filter(None, (server.fault for server in servers)), None)
-    shown = " and ".join(dict.fromkeys(server.shown for server in servers))
-    shown = shown or "a server whose version this user may not read"
-    if isinstance(redis, ClusterClient):
-        where += f", a cluster of {pluralize(len(await redis.masters()), 'master')}"
-    if problem:
-        report(Finding("redis", "fail", f"Redis at {where}: {problem}"))
-    else:
-        report(Finding("redis", "ok", f"{shown} at {where}"))
-    policies = {server.maxmemory_policy for server in servers} or {"unknown"}
-    policy = " and ".join(sorted(policies - {"noeviction"}))
-    if not policy:
-        report(Finding("memory", "ok", "maxmemory-policy is noeviction"))
-    else:
-        advice = "a full Redis would drop live sessions; set it to noeviction"
-        report(Finding("memory", "warn", f"maxmemory-policy is {policy}: {advice}"))
-    await _check_permissions(redis, settings.prefix, report)
-
-
-async def _check_permissions(redis: Redis, prefix: str, report: Report) -> None:
-    try:
-        missing = await find_missing(redis, Keys(prefix))
-    except ReadOnlyError as error:
-        report(Finding("rights", "fail", describe(error)))
-        return
-    if missing:
-        report(Finding("rights", "fail", str(missing)))
-    else:
-        report(Finding("rights", "ok", f"every command a worker needs, on keys {prefix}:*"))
+async def _check_redis(settings: Settings, report: Report) -> None:
+    """Check Redis, its memory policy and its permissions."""
+    async with open_redis(settings) as redis:
+        servers = await fitness.servers(redis)
+        where = redacted(settings.redis_url)
+        problem = next(filter(None, (server.fault for server in servers)), None)
+        shown = " and ".join(dict.fromkeys(server.shown for server in servers))
+        shown = shown or "a server whose version this user may not read"
+        if isinstance(redis, ClusterClient):
+            where += f", a cluster of {pluralize(len(await redis.masters()), 'master')}"
+        if problem:
+            report(Finding("redis", "fail", f"Redis at {where}: {problem}"))
+        else:
+            report(Finding("redis", "ok", f"{shown} at {where}"))
+        policies = {server.maxmemory_policy for server in servers} or {"unknown"}
+        policy = " and ".join(sorted(policies - {"noeviction"}))
+        if not policy:
+            report(Finding("memory", "ok", "maxmemory-policy is noeviction"))
+        else:
+            advice = "a full Redis would drop live sessions; set it to noeviction"
+            report(Finding("memory", "warn", f"maxmemory-policy is {policy}: {advice}"))
+        try:
+            missing: object = await find_missing(redis, Keys(settings.prefix))
+        except ReadOnlyError as error:
+            missing = describe(error)
+        if missing:
+            report(Finding("rights", "fail", str(missing)))
+        else:
+            detail = f"every command a worker needs, on keys {settings.prefix}:*"
+            report(Finding("rights", "ok", detail))
 
 
 async def _check_provider(settings: Settings, report: Report) -> None:
@@ -270,14 +252,12 @@ async def _check_provider(settings: Settings, report: Report) -> None:
     except SttError as error:
         result: Literal["warn", "fail"] = "warn" if isinstance(error, SttBusyError) else "fail"
         asked = f" (request {error.request_id})" if error.request_id else ""
-        advice = error.advice or _advice(error)
+        advice = error.advice or next(
+            _STT_ADVICE[kind] for kind in _STT_ADVICE if isinstance(error, kind)
+        )
         if proxy and proxy.address in str(error):
             through = ""
         report(Finding("service", result, f"{error}{asked}{through}; {advice}"))
     else:
         detail = f"{settings.stt_url} accepts the key and {settings.stt_model} (request {request})"
         report(Finding("service", "ok", f"{detail}{through}"))
-
-
-def _advice(error: SttError) -> str:
-    return next(advice for kind, advice in _STT_ADVICE.items() if isinstance(error, kind))

@@ -1,26 +1,30 @@
-"""Shared code of the commands of `turnbus`, each of which is a module.
+"""The base of the commands of `turnbus`, their options, and how they run.
 
-A command module has `add_parser(subparsers)`, which ends in `add_command`.
+A command is a struct: its docstring is the help, and its fields are the options.
 """
 
 import argparse
 import errno
 import importlib.util
+import inspect
 import logging
 import os
 import signal
-import textwrap
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar, get_args, get_origin
 
 import anyio
+import msgspec
 from anyio.abc import TaskStatus
+from msgspec.structs import FieldInfo, fields
 
-from worker.errors import TooFewFilesError, TurnbusError, leaves
-from worker.printable import printable, without_keys
-from worker.settings import KEY_ADVICE, Settings, load
-from worker.values import from_text
+from schemas.validation import describe_type
+from worker.errors import TurnbusError, leaves
+from worker.settings import KEY_ADVICE
+from worker.text import printable, without_keys
+from worker.values import choices, from_text
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +32,31 @@ EVENT_LOOP_DESCRIPTORS = 12
 """Minimum free descriptors before a command starts an event loop."""
 
 T = TypeVar("T")
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-HelpFormatter = argparse.RawDescriptionHelpFormatter
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option, the last of the annotations of a command's field.
+
+    `parse` reads a value, and raises ValueError; without it, the type of the field does. The help
+    shows the default of the field, if that is a number or a text and `help` has none.
+    """
+
+    help: str
+    metavar: str | None = None
+    group: str | None = None
+    choices: Iterable[str] | None = None
+    parse: Callable[[str], object] | None = None
+
+
+class Argument(Option):
+    """A positional argument."""
+
+
+Config: TypeAlias = Annotated[
+    Path | None,
+    Option("TOML file with settings; TURNBUS_* variables override it", "FILE", parse=Path),
+]
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,16 +64,23 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as in the base class
         # An abbreviation may match another option: `--api-key` matches `--api-key-file`.
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+        )
 
-    def parse_args(  # type: ignore[override]  # of the overloads, only what is used
-        self, args: Sequence[str] | None = None, namespace: None = None
-    ) -> argparse.Namespace:
-        """Parse a command line; exit with 2 if it is invalid."""
-        arguments, unknown = self.parse_known_args(args, namespace)
+    def parse_command(self, argv: Sequence[str]) -> "Command":
+        """Return the command of a command line; exit with 2 if it is invalid."""
+        arguments, unknown = self.parse_known_args(argv)
         if unknown:
             self.error(_about_unknown(unknown))
-        return arguments
+        command: type[Command] = arguments.command
+        return command(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in vars(arguments).items()
+                if name in command.__struct_fields__
+            }
+        )
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the error; exit with 2."""
@@ -61,70 +95,80 @@ def _about_unknown(arguments: Sequence[str]) -> str:
     return f"unrecognized arguments: {' '.join(options or arguments)}"
 
 
-def add_command(
-    subparsers: Subparsers,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    *,
-    about: str,
-    examples: str,
-) -> argparse.ArgumentParser:
-    """Add the parser of one command; `run` takes the parsed arguments and returns the exit code.
+class Command(msgspec.Struct):
+    """Base of the commands."""
 
-    The help shows `about` and `examples` with their line breaks.
-    """
-    parser = subparsers.add_parser(
-        name, description=about, epilog=_examples(examples), formatter_class=HelpFormatter
-    )
-    parser.set_defaults(run=run)
-    return parser
+    def run(self) -> int:
+        """Run the command and return the exit code."""
+        raise NotImplementedError
 
+    @classmethod
+    def parser(cls, program: str) -> Parser:
+        """Return the parser of this command as a separate program."""
+        parser = Parser(prog=program)
+        cls.add_to(parser)
+        return parser
 
-def program_parser(
-    program: str, run: Callable[[argparse.Namespace], int], *, about: str, examples: str
-) -> Parser:
-    """Return the parser of a separate program, in the format of a command."""
-    parser = Parser(
-        prog=program, description=about, epilog=_examples(examples), formatter_class=HelpFormatter
-    )
-    parser.set_defaults(run=run)
-    return parser
+    @classmethod
+    def add_to(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the help and the options to a parser."""
+        about, _, examples = inspect.cleandoc(cls.__doc__ or "").partition("examples:\n")
+        parser.description, parser.epilog = about.rstrip(), f"examples:\n{examples}"
+        parser.set_defaults(command=cls)
+        groups: dict[str | None, argparse._ActionsContainer] = {None: parser}
+        for field in sorted(fields(cls), key=lambda field: field.name not in cls.__annotations__):
+            option: Option = field.type.__metadata__[-1]
+            if option.group not in groups:
+                groups[option.group] = parser.add_argument_group(option.group)
+            _add_option(groups[option.group], field, option)
 
 
-def _examples(lines: str) -> str:
-    return "examples:\n" + textwrap.indent(lines.strip(), "  ")
+def _add_option(to: argparse._ActionsContainer, field: FieldInfo, option: Option) -> None:
+    """Add an option. If it is not on the command line, the default of its field applies."""
+    kind = field.type.__origin__
+    several = get_origin(kind) is tuple
+    how: dict[str, Any] = {"help": _help(option, field.default)}
+    if kind is bool:
+        how["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
+    else:
+        how["metavar"] = option.metavar
+        how["type"] = _reader(get_args(kind)[0] if several else field.type, option)
+        how["choices"] = option.choices or choices(field.type)
+    if isinstance(option, Argument):
+        if not field.required:
+            how |= {"nargs": "*" if several else "?", "default": field.default}
+        to.add_argument(field.name, **how)
+        return
+    if several:
+        how["action"] = "append"
+    name = f"--{field.name.replace('_', '-')}"
+    to.add_argument(name, required=field.required, default=argparse.SUPPRESS, **how)
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, for commands that call `read_settings`."""
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="TOML file with settings; TURNBUS_* variables override it",
-    )
+def _help(option: Option, default: object) -> str:
+    unsaid = isinstance(default, bool | tuple | None) or default is msgspec.NODEFAULT
+    if unsaid or "(default" in option.help:
+        return option.help
+    return f"{option.help} (default {f'{default:g}' if isinstance(default, float) else default})"
 
 
-def read_settings(arguments: argparse.Namespace) -> Settings:
-    """Load the settings. Raises `SettingsError`."""
-    return load(os.environ, arguments.config)
+def _reader(kind: Any, option: Option) -> Callable[[str], object]:  # noqa: ANN401 - a type
+    """Return an argparse `type` that reads a value of an option."""
 
-
-def argument_type(kind: object, must_be: str) -> Callable[[str], object]:
-    """Return an argparse `type` that reads a value of the msgspec type `kind`."""
-
-    def convert(text: str) -> object:
+    def read(text: str) -> object:
         try:
-            return from_text(text, kind)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be {must_be}") from None
+            return option.parse(text) if option.parse else from_text(text, kind)
+        except ValueError as error:
+            fault = str(error) if option.parse else f"must be {describe_type(kind)}"
+            raise argparse.ArgumentTypeError(fault) from None
 
-    return convert
+    return read
 
 
-def choice(text: str) -> str:
-    """Normalize one of several names: an argparse `type` for use with `choices`."""
-    return text.strip().lower()
+def print_json(*values: object) -> None:
+    """Print each value as a line of JSON."""
+    for value in values:
+        print(msgspec.json.encode(value).decode(), flush=True)
 
 
 def run_async(main: Callable[[], Awaitable[T]]) -> T:
@@ -133,7 +177,7 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
     An exception group is replaced by its first error if it holds one, or only errors that fit in a
     line. SIGINT cancels `main` and raises KeyboardInterrupt after cleanup; a second SIGINT does not
     wait. A command may install its own SIGINT handler. An ignored SIGINT, as in the background of a
-    script, stays ignored. Raises `TooFewFilesError` if no event loop can run.
+    script, stays ignored. Raises `TurnbusError` if no event loop can run.
     """
     _check_descriptors()
     uvloop = importlib.util.find_spec("uvloop") is not None
@@ -150,7 +194,7 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
 
 
 def _check_descriptors() -> None:
-    """Raise `TooFewFilesError` if descriptors for an event loop are missing: uvloop would abort."""
+    """Raise `TurnbusError` if descriptors for an event loop are missing: uvloop would abort."""
     opened: list[int] = []
     try:
         while len(opened) < EVENT_LOOP_DESCRIPTORS:
@@ -159,7 +203,7 @@ def _check_descriptors() -> None:
         if error.errno not in {errno.EMFILE, errno.ENFILE}:
             raise
         advice = "raise the limit of open files (ulimit -n)"
-        raise TooFewFilesError(f"this command cannot run: {error.strerror}; {advice}") from error
+        raise TurnbusError(f"this command cannot run: {error.strerror}; {advice}") from error
     finally:
         for descriptor in opened:
             os.close(descriptor)

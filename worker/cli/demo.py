@@ -2,14 +2,13 @@
 
 import os
 import sys
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
-from worker.cli.command import Subparsers, add_command, argument_type, run_async
+from worker.cli.command import Argument, Command, Option, run_async
 from worker.errors import SettingsError
 from worker.telemetry.environment import exporter_name
 
@@ -20,71 +19,57 @@ _MOST_SESSIONS = 12  # what the recognizer keeps up with on two cores
 _EXPORT_EVERY_MS = "500"
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the command."""
-    parser = add_command(
-        subparsers,
-        "demo",
-        run,
-        about="Play real speech in real time through a Redis server, two workers and a local turns "
-        "server with a real recognizer, and show the turns as they arrive. All processes start "
-        "here and stop at the end. Meanwhile one worker is killed, and the other takes over. No "
-        "key, no network. English only.",
-        examples="""
-turnbus demo
-turnbus demo my.wav --no-kill
-turnbus demo --traces
-turnbus demo --json | jq -r 'select(.type == "turn.end") | .transcript'""",
-    )
-    _add_arguments(parser)
+class Demo(Command):
+    """Play real speech through all parts of turnbus in real time, and show the turns live.
 
+    The parts are a Redis server, two workers and a local turns server with a real recognizer. All
+    processes start here and stop at the end. Meanwhile one worker is killed, and the other takes
+    over. No key, no network. English only.
 
-def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "files",
-        metavar="FILE",
-        type=Path,
-        nargs="*",
-        help="sound files to play, a session each (default: bundled recordings)",
-    )
-    parser.add_argument(
-        "--sessions",
-        metavar="N",
-        type=argument_type(Annotated[int, Meta(ge=1, le=_MOST_SESSIONS)], f"1 to {_MOST_SESSIONS}"),
-        help="number of sessions; recordings are reused if needed (default: 6, or one per file)",
-    )
-    parser.add_argument(
-        "--kill",
-        action=BooleanOptionalAction,
-        default=True,
-        help="kill -9 a worker in the middle (default: yes)",
-    )
-    parser.add_argument(
-        "--traces",
-        action="store_true",
-        help="print the spans at the end, as OTEL_TRACES_EXPORTER=console does; other OTEL_* "
-        "variables send them to a collector",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON lines: events, spans, summary"
-    )
-
-
-def run(arguments: Namespace) -> int:
-    """Run the demo.
-
-    Raises SettingsError before anything starts if a file cannot be played, or spans not printed.
+    examples:
+      turnbus demo
+      turnbus demo my.wav --no-kill
+      turnbus demo --traces
+      turnbus demo --json | jq -r 'select(.type == "turn.end") | .transcript'
     """
-    from worker.local.demo.run import run_demo
-    from worker.local.demo.sessions import bundled, of_files
 
-    environment = _environment(traces=arguments.traces)
-    sessions = arguments.sessions
-    cast = of_files(arguments.files, sessions) if arguments.files else bundled(sessions)
-    # Entered outside the event loop, so that the terminal is always restored.
-    with _audience(as_json=arguments.json) as audience:
-        run_async(partial(run_demo, cast, audience, environment, kill=arguments.kill))
-    return 0
+    files: Annotated[
+        tuple[Path, ...],
+        Argument(
+            "sound files to play, a session each (default: bundled recordings)", "FILE", parse=Path
+        ),
+    ] = ()
+    sessions: Annotated[
+        Annotated[int, Meta(ge=1, le=_MOST_SESSIONS)] | None,
+        Option(
+            "number of sessions; recordings are reused if needed (default: 6, or one per file)", "N"
+        ),
+    ] = None
+    kill: Annotated[bool, Option("kill -9 a worker in the middle (default: yes)")] = True
+    traces: Annotated[
+        bool,
+        Option(
+            "print the spans at the end, as OTEL_TRACES_EXPORTER=console does; other OTEL_* "
+            "variables send them to a collector"
+        ),
+    ] = False
+    json: Annotated[bool, Option("print JSON lines: events, spans, summary")] = False
+
+    def run(self) -> int:
+        """Run the demo.
+
+        Raises SettingsError before anything starts if a file cannot be played, or spans not
+        printed.
+        """
+        from worker.local.demo.run import run_demo
+        from worker.local.demo.sessions import bundled, of_files
+
+        environment = _environment(traces=self.traces)
+        cast = of_files(self.files, self.sessions) if self.files else bundled(self.sessions)
+        # Entered outside the event loop, so that the terminal is always restored.
+        with _audience(as_json=self.json) as audience:
+            run_async(partial(run_demo, cast, audience, environment, kill=self.kill))
+        return 0
 
 
 def _environment(*, traces: bool) -> dict[str, str]:

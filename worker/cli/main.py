@@ -11,11 +11,12 @@ import sys
 
 TYPE_CHECKING = False  # `typing` itself takes longer to import than all else here
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
     from collections.abc import Callable, Sequence
 
-# Each is a module of `worker.cli` (with `_` for `-`) that has `add_parser(subparsers)`. Only the
-# requested one is imported: help should not wait for a Redis client or a recognizer.
+    from worker.cli.command import Command, Parser
+
+# `stt-server` is the class `SttServer` in the module `worker.cli.stt_server`; `_OPERATIONS` share
+# one. Only the requested one is imported: help should not wait for a Redis client or a recognizer.
 _COMMANDS = {
     "run": "run a worker: take sessions, transcribe their audio, publish their turns",
     "demo": "run everything on this machine: real speech in, turns out, live",
@@ -30,6 +31,8 @@ _COMMANDS = {
     "bench": "measure what a worker costs on this machine, and how late its turns are",
     "schema": "print or write the JSON Schemas of everything on the bus",
 }
+
+_OPERATIONS = {"sessions", "drain", "dead", "end"}
 
 _LOCAL_PARTS = {"av", "numpy", "onnxruntime", "psutil", "rich", "soxr"}
 """Modules that only `turnbus[local]` installs."""
@@ -46,22 +49,22 @@ examples:
 
 def main(
     argv: "Sequence[str] | None" = None,
-    make_parser: "Callable[[Sequence[str]], ArgumentParser] | None" = None,
+    make_parser: "Callable[[Sequence[str]], Parser] | None" = None,
 ) -> int:
     """Run the command line and return its exit code.
 
     Without `argv`, it sets up the standard streams and uses the arguments of the process. Other
-    programs pass `make_parser`; the defaults of its parser contain `run`.
+    programs pass `make_parser`.
     """
     if os.getpid() == 1:
         _exit_on_sigterm()
     try:
-        if argv is not None:
-            return _run(argv, make_parser or _parser)
-        from worker import standard_streams
+        if argv is None:
+            from worker import standard_streams
 
-        standard_streams.set_up()
-        return _run(sys.argv[1:], make_parser or _parser)
+            standard_streams.set_up()
+            argv = sys.argv[1:]
+        return _run(argv, make_parser or _parser)
     except KeyboardInterrupt:
         return 130
 
@@ -80,7 +83,7 @@ def _exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-def _run(argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], ArgumentParser]") -> int:
+def _run(argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], Parser]") -> int:
     """Run the command line and report its errors."""
     from worker.errors import OutputFailedError, SettingsError, TurnbusError
     from worker.text import install_hint
@@ -91,12 +94,9 @@ def _run(argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], Argument
         for line in error.faults:
             _report(line)
         return 2
-    except OutputFailedError as error:
-        if not error.reader_is_gone:
-            _report(str(error))
-        return 1
     except TurnbusError as error:
-        _report(str(error))
+        if not (isinstance(error, OutputFailedError) and error.reader_is_gone):
+            _report(str(error))
         return 1
     except OSError as error:
         import logging
@@ -111,27 +111,24 @@ def _run(argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], Argument
         return 1
 
 
-def _run_command(
-    argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], ArgumentParser]"
-) -> int:
+def _run_command(argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], Parser]") -> int:
     """Run the command and flush its output, also on `SystemExit`."""
     from worker.standard_streams import escape_non_ascii
     from worker.telemetry.environment import clean_variables
 
     clean_variables(os.environ)
     try:
-        arguments = make_parser(argv).parse_args(argv)
-        if getattr(arguments, "json", False):
+        command = make_parser(argv).parse_command(argv)
+        if getattr(command, "json", False):
             escape_non_ascii(sys.stdout)
-        code: int = arguments.run(arguments)
+        return command.run()
     finally:
         sys.stdout.flush()
-    return code
 
 
 def _report(message: str) -> None:
     """Print an error message, which may quote untrusted text."""
-    from worker.printable import printable, without_keys
+    from worker.text import printable, without_keys
 
     lines = map(printable, without_keys(message).split("\n"))
     print("turnbus:", "\n".join(lines), file=sys.stderr)
@@ -145,24 +142,26 @@ def _describe(error: OSError) -> str:
     return what + (error.strerror or str(error) or type(error).__name__)
 
 
-def _parser(argv: "Sequence[str]") -> "ArgumentParser":
+def _parser(argv: "Sequence[str]") -> "Parser":
     from importlib import import_module
     from importlib.metadata import version
 
-    from worker.cli.command import HelpFormatter, Parser
+    from worker.cli.command import Parser
 
     parser = Parser(
         prog="turnbus",
         description="Live audio in on Redis Streams, speech turns out.",
         epilog=_EPILOG,
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"turnbus {version('turnbus')}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    asked = next((argument for argument in argv if not argument.startswith("-")), None)
+    requested = next((argument for argument in argv if not argument.startswith("-")), None)
     for name, summary in _COMMANDS.items():
-        if name == asked:
-            import_module(f"worker.cli.{name.replace('-', '_')}").add_parser(subparsers)
-        else:
-            subparsers.add_parser(name, help=summary)
+        subparser = subparsers.add_parser(name, help=summary)
+        if name == requested:
+            module = "operations" if name in _OPERATIONS else name.replace("-", "_")
+            command: type[Command] = getattr(
+                import_module(f"worker.cli.{module}"), name.title().replace("-", "")
+            )
+            command.add_to(subparser)
     return parser

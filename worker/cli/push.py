@@ -1,12 +1,12 @@
 """`turnbus push`: a minimal producer that loses no audio."""
 
+import os
 import signal
 import sys
-from argparse import ArgumentTypeError, Namespace
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import anyio
 import msgspec
@@ -16,186 +16,163 @@ from redis.asyncio import Redis
 
 from schemas import Encoding, EntryError, Keys, SessionEntry, decode_session
 from schemas.audio import Lane, SessionId
-from schemas.validation import describe_type
 from worker import telemetry
-from worker.cli.command import (
-    Subparsers,
-    add_command,
-    add_config,
-    argument_type,
-    choice,
-    read_settings,
-    run_async,
-)
-from worker.cli.redis import open_redis
+from worker.cli.bus import BusCommand, open_redis
+from worker.cli.command import Argument, Option, print_json, run_async
 from worker.errors import SettingsError, SoundError, TurnbusError, UnknownSoundError
 from worker.local.audio_input import AudioInput, in_chunks
 from worker.local.emulator.engines.base import AudioFormat
 from worker.producer import Producer
-from worker.settings import Settings
+from worker.settings import Settings, load
 from worker.telemetry.traces import ProducerSpan
 from worker.text import pluralize
 
 _END_TIMEOUT_S = 2.0
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the command."""
-    parser = add_command(
-        subparsers,
-        "push",
-        run,
-        about="Announce a session, append a sound file or raw audio to it, and end it.\n"
-        "The session is announced with the first audio; without any, the exit code is 1.\n"
-        "Ctrl-C and SIGTERM end it early. Appends are retried during Redis outages.",
-        examples="""
-turnbus push call.wav --session call-1
-turnbus push call.m4a --session call-2 --encoding pcm_mulaw --sample-rate 8000 --speed 2
-turnbus push call.raw --session call-3 --encoding pcm_s16le --sample-rate 16000
-arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic""",
-    )
-    parser.add_argument(
-        "file",
-        metavar="FILE",
-        help="a WAV, FLAC, MP3, M4A or other sound file, or a video for its sound; - for standard "
-        "input. Raw audio, already in the encoding and rate given: - or a name that ends in .raw "
-        "or .pcm",
-    )
-    parser.add_argument(
-        "--session",
-        required=True,
-        metavar="ID",
-        type=argument_type(SessionId, "1 to 128 of A-Z a-z 0-9 . _ : -"),
-        help="one id per call",
-    )
-    parser.add_argument(
-        "--encoding",
-        type=argument_type(Encoding, describe_type(Encoding)),
-        choices=list(Encoding),
-        default=Encoding.PCM_S16LE,
-        help="encoding of the entries; files are converted (default %(default)s)",
-    )
-    parser.add_argument(
-        "--sample-rate",
-        metavar="HZ",
-        type=argument_type(Annotated[int, Meta(ge=8_000, le=192_000)], "8000 to 192000"),
-        default=16_000,
-        help="files are resampled to it (default %(default)s)",
-    )
-    parser.add_argument(
-        "--chunk-ms",
-        metavar="MS",
-        # The longest chunk of the widest format stays below the bus's 256 KiB.
-        type=argument_type(Annotated[int, Meta(ge=5, le=300)], "5 to 300"),
-        default=100,
-        help="milliseconds of audio in an entry (default %(default)s)",
-    )
-    parser.add_argument(
-        "--speed",
-        metavar="X",
-        type=argument_type(Annotated[float, Meta(ge=0, le=1_000)], "a number from 0 to 1000"),
-        default=1.0,
-        help="times real time; 0: as fast as possible (default %(default)s)",
-    )
-    parser.add_argument(
-        "--lane",
-        type=argument_type(Lane, "1 to 32 of A-Z a-z 0-9 _ -"),
-        default="0",
-        help="lane of the session (default %(default)s)",
-    )
-    parser.add_argument(
-        "--out",
-        type=choice,
-        choices=["lane", "session"],
-        default="lane",
-        help="session: also append the events to a stream of the session (default %(default)s)",
-    )
-    parser.add_argument(
-        "--metadata",
-        metavar="JSON",
-        type=_metadata,
-        default={},
-        help="an object; session.started echoes it",
-    )
-    parser.add_argument("--json", action="store_true", help="report in JSON")
-    add_config(parser)
+def _metadata(text: str) -> dict[str, Any]:
+    """Decode metadata as a worker does."""
+    fields = {b"session": b"s", b"encoding": b"pcm_s16le", b"sample_rate": b"8000"}
+    try:
+        return decode_session(fields | {b"metadata": text.encode()}).metadata
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8 text") from None
+    except EntryError as error:
+        raise ValueError(error.message) from None
 
 
-def run(arguments: Namespace) -> int:
-    """Push the audio."""
-    settings = read_settings(arguments)
-    entry = SessionEntry(
-        session=arguments.session,
-        encoding=arguments.encoding,
-        sample_rate=arguments.sample_rate,
-        lane=arguments.lane,
-        out=arguments.out,
-        metadata=arguments.metadata,
+class Push(BusCommand):
+    """Announce a session, append a sound file or raw audio to it, and end it.
+
+    The session is announced with the first audio; without any, the exit code is 1.
+    Ctrl-C and SIGTERM end it early. Appends are retried during Redis outages.
+
+    examples:
+      turnbus push call.wav --session call-1
+      turnbus push call.m4a --session call-2 --encoding pcm_mulaw --sample-rate 8000 --speed 2
+      turnbus push call.raw --session call-3 --encoding pcm_s16le --sample-rate 16000
+      arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic
+    """
+
+    file: Annotated[
+        str,
+        Argument(
+            "a WAV, FLAC, MP3, M4A or other sound file, or a video for its sound; - for standard "
+            "input. Raw audio, already in the encoding and rate given: - or a name that ends in "
+            ".raw or .pcm",
+            "FILE",
+        ),
+    ]
+    session: Annotated[SessionId, Option("one id per call", "ID")]
+    encoding: Annotated[Encoding, Option("encoding of the entries; files are converted")] = (
+        Encoding.PCM_S16LE
     )
-    size = entry.sample_rate * arguments.chunk_ms // 1000 * entry.encoding.width
-    seconds = arguments.chunk_ms / 1000 / arguments.speed if arguments.speed else 0.0
-    with _open(arguments.file, entry) as source:
-        telemetry.configure(f"push-{entry.session}")
-        push = partial(_push, settings, entry, source, size, seconds, as_json=arguments.json)
-        try:
-            return run_async(push)
-        finally:
-            telemetry.shut_down()
+    sample_rate: Annotated[
+        int, Meta(ge=8_000, le=192_000), Option("files are resampled to it", "HZ")
+    ] = 16_000
+    # The longest chunk of the widest format stays below the bus's 256 KiB.
+    chunk_ms: Annotated[
+        int, Meta(ge=5, le=300), Option("milliseconds of audio in an entry", "MS")
+    ] = 100
+    speed: Annotated[
+        float, Meta(ge=0, le=1_000), Option("times real time; 0: as fast as possible", "X")
+    ] = 1.0
+    lane: Annotated[Lane, Option("lane of the session")] = "0"
+    out: Annotated[
+        Literal["lane", "session"],
+        Option("session: also append the events to a stream of the session"),
+    ] = "lane"
+    metadata: Annotated[
+        dict[str, Any] | None,
+        Option("an object; session.started echoes it", "JSON", parse=_metadata),
+    ] = None
 
+    def run(self) -> int:
+        """Push the audio."""
+        settings = load(os.environ, self.config)
+        entry = SessionEntry(
+            session=self.session,
+            encoding=self.encoding,
+            sample_rate=self.sample_rate,
+            lane=self.lane,
+            out=self.out,
+            metadata=self.metadata or {},
+        )
+        with _open(self.file, entry) as source:
+            telemetry.configure(f"push-{entry.session}")
+            try:
+                return run_async(partial(self._push, settings, entry, source))
+            finally:
+                telemetry.shut_down()
 
-async def _push(
-    settings: Settings,
-    entry: SessionEntry,
-    source: AudioInput,
-    size: int,
-    seconds: float,
-    *,
-    as_json: bool,
-) -> int:
-    pieces = source.pieces(AudioFormat(entry.encoding, entry.sample_rate), size)
-    async with aclosing(pieces), aclosing(in_chunks(pieces, size)) as chunks:
-        code = await _push_chunks(settings, entry, chunks, seconds, as_json=as_json)
-    if source.notice:
-        print(f"turnbus: {source.notice}", file=sys.stderr)
-    return code
+    async def _push(self, settings: Settings, entry: SessionEntry, source: AudioInput) -> int:
+        size = entry.sample_rate * self.chunk_ms // 1000 * entry.encoding.width
+        pieces = source.pieces(AudioFormat(entry.encoding, entry.sample_rate), size)
+        async with aclosing(pieces), aclosing(in_chunks(pieces, size)) as chunks:
+            code = await self._push_chunks(settings, entry, chunks)
+        if source.notice:
+            print(f"turnbus: {source.notice}", file=sys.stderr)
+        return code
 
+    async def _push_chunks(
+        self, settings: Settings, entry: SessionEntry, chunks: AsyncIterator[bytes]
+    ) -> int:
+        stopped: int | None = None
+        announced: tuple[Producer, str] | None = None
+        async with open_redis(settings) as redis:
 
-async def _push_chunks(
-    settings: Settings,
-    entry: SessionEntry,
-    chunks: AsyncIterator[bytes],
-    seconds: float,
-    *,
-    as_json: bool,
-) -> int:
-    shows_progress = sys.stderr.isatty() and not as_json
-    stopped: int | None = None
-    announced: tuple[Producer, str] | None = None
-    async with open_redis(settings) as redis:
-
-        async def stop_on_signal(tasks: TaskGroup) -> None:
-            nonlocal stopped
-            stopped = await anext(aiter(signals))
-            tasks.cancel_scope.cancel()
-
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(stop_on_signal, tasks)
-                first = await _first(chunks, entry)
-                announced = await _announce(redis, Keys(settings.prefix), entry)
-                producer, _ = announced
-                try:
-                    await _play(producer, first, chunks, seconds, shows_progress=shows_progress)
-                except SoundError:
-                    await producer.end()
-                    raise
-                await producer.end()
+            async def stop_on_signal(tasks: TaskGroup) -> None:
+                nonlocal stopped
+                stopped = await anext(aiter(signals))
                 tasks.cancel_scope.cancel()
-            if stopped is not None and announced is not None:
-                await _end_early(announced[0])
-    if announced is not None:
-        _report(entry.session, *announced, shows_progress=shows_progress, as_json=as_json)
-    return 0 if stopped is None else 128 + stopped
+
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(stop_on_signal, tasks)
+                    first = await _first(chunks, entry)
+                    announced = await _announce(redis, Keys(settings.prefix), entry)
+                    producer, _ = announced
+                    try:
+                        await self._play(producer, first, chunks)
+                    except SoundError:
+                        await producer.end()
+                        raise
+                    await producer.end()
+                    tasks.cancel_scope.cancel()
+                if stopped is not None and announced is not None:
+                    await _end_early(announced[0])
+        if announced is not None:
+            self._report(*announced)
+        return 0 if stopped is None else 128 + stopped
+
+    async def _play(self, producer: Producer, first: bytes, others: AsyncIterator[bytes]) -> None:
+        """Append each chunk when it is due."""
+        interval_s = self.chunk_ms / 1000 / self.speed if self.speed else 0.0
+        due = anyio.current_time()
+        chunk: bytes | None = first
+        while chunk is not None:
+            await anyio.sleep_until(due)
+            await producer.append(chunk)
+            due += interval_s
+            if self._shows_progress:
+                print(f"\r{producer.seconds:.1f} s", end="", file=sys.stderr, flush=True)
+            chunk = await anext(others, None)
+
+    @property
+    def _shows_progress(self) -> bool:
+        return sys.stderr.isatty() and not self.json
+
+    def _report(self, producer: Producer, run: str) -> None:
+        """Print what was appended."""
+        if self._shows_progress:
+            print(file=sys.stderr)
+        if self.json:
+            about = {"session": self.session, "run": run}
+            audio_ms = round(producer.seconds * 1000)
+            print_json({**about, "chunks": producer.chunks, "audio_ms": audio_ms})
+        else:
+            chunk_count = pluralize(producer.chunks, "chunk")
+            print(f"{self.session}: {producer.seconds:.1f} s in {chunk_count}")
 
 
 async def _announce(redis: Redis, keys: Keys, entry: SessionEntry) -> tuple[Producer, str]:
@@ -206,45 +183,6 @@ async def _announce(redis: Redis, keys: Keys, entry: SessionEntry) -> tuple[Prod
         run = await producer.announce()
     announcement.sent(run)
     return producer, run
-
-
-def _report(
-    session: str, producer: Producer, run: str, *, shows_progress: bool, as_json: bool
-) -> None:
-    """Print what was appended."""
-    if shows_progress:
-        print(file=sys.stderr)
-    if as_json:
-        report = {
-            "session": session,
-            "run": run,
-            "chunks": producer.chunks,
-            "audio_ms": round(producer.seconds * 1000),
-        }
-        print(msgspec.json.encode(report).decode())
-    else:
-        chunk_count = pluralize(producer.chunks, "chunk")
-        print(f"{session}: {producer.seconds:.1f} s in {chunk_count}")
-
-
-async def _play(
-    producer: Producer,
-    first: bytes,
-    others: AsyncIterator[bytes],
-    seconds: float,
-    *,
-    shows_progress: bool,
-) -> None:
-    """Append each chunk when it is due."""
-    due = anyio.current_time()
-    chunk: bytes | None = first
-    while chunk is not None:
-        await anyio.sleep_until(due)
-        await producer.append(chunk)
-        due += seconds
-        if shows_progress:
-            print(f"\r{producer.seconds:.1f} s", end="", file=sys.stderr, flush=True)
-        chunk = await anext(others, None)
 
 
 async def _end_early(producer: Producer) -> None:
@@ -282,14 +220,3 @@ def _unplayable(error: SoundError, entry: SessionEntry) -> SettingsError:
         return SettingsError([str(error)])
     raw = f"raw audio, {entry.encoding} at {entry.sample_rate} Hz"
     return SettingsError([f"{error}; if it is {raw}: turnbus push - < FILE"])
-
-
-def _metadata(text: str) -> dict[str, Any]:
-    """Decode metadata as a worker does."""
-    fields = {b"session": b"s", b"encoding": b"pcm_s16le", b"sample_rate": b"8000"}
-    try:
-        return decode_session(fields | {b"metadata": text.encode()}).metadata
-    except UnicodeEncodeError:
-        raise ArgumentTypeError("must be UTF-8 text") from None
-    except EntryError as error:
-        raise ArgumentTypeError(error.message) from None

@@ -1,6 +1,5 @@
 """`turnbus run`: the worker."""
 
-import argparse
 import gc
 import logging
 import os
@@ -14,9 +13,9 @@ from redis.exceptions import NoPermissionError
 
 from worker import descriptors, telemetry
 from worker.admin import serve_admin
-from worker.cli.command import Subparsers, add_command, add_config, read_settings, run_async
+from worker.cli.command import Command, Config, run_async
 from worker.errors import BusUnavailableError
-from worker.settings import Settings, api_key, check_worker_id
+from worker.settings import Settings, api_key, check_worker_id, load
 from worker.telemetry import logs
 from worker.telemetry.metrics import WorkerGauges, samples
 from worker.telemetry.otlp import MetricPush, metric_push
@@ -34,36 +33,37 @@ GC_THRESHOLDS = (20_000, 20, 20)
 of them are a million objects to traverse."""
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the command."""
-    parser = add_command(
-        subparsers,
-        "run",
-        run,
-        about="Run a worker: take sessions, transcribe their audio, publish their turns.\n"
-        "SIGTERM releases every session and exits; a second one does so at once.",
-        examples="CARTESIA_API_KEY=... turnbus run\nturnbus run --config turnbus.toml",
-    )
-    add_config(parser)
+class Run(Command):
+    """Run a worker: take sessions, transcribe their audio, publish their turns.
 
+    SIGTERM releases every session and exits; a second one does so at once.
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run until a signal arrives."""
-    settings = read_settings(arguments)
-    check_worker_id(settings)
-    key = api_key(settings, os.environ)
-    logs.set_up(settings)
-    limit = descriptors.raise_limit(settings)
-    if too_few := descriptors.shortfall(settings, limit):
-        log.warning("%s", too_few)
-    telemetry.configure(settings.worker_id)
-    push = metric_push(settings.worker_id)
-    try:
-        return run_async(lambda: _serve(settings, key, push))
-    except NoPermissionError as error:  # on the worker's own keys; a session's would be rejected
-        raise BusUnavailableError(f"the Redis user lost a required permission: {error}") from error
-    finally:
-        telemetry.shut_down()
+    examples:
+      CARTESIA_API_KEY=... turnbus run
+      turnbus run --config turnbus.toml
+    """
+
+    config: Config = None
+
+    def run(self) -> int:
+        """Run until a signal arrives."""
+        settings = load(os.environ, self.config)
+        check_worker_id(settings)
+        key = api_key(settings, os.environ)
+        logs.set_up(settings)
+        limit = descriptors.raise_limit(settings)
+        if too_few := descriptors.shortfall(settings, limit):
+            log.warning("%s", too_few)
+        telemetry.configure(settings.worker_id)
+        push = metric_push(settings.worker_id)
+        try:
+            return run_async(partial(_serve, settings, key, push))
+        except NoPermissionError as error:  # on the worker's own keys, not on a session's
+            raise BusUnavailableError(
+                f"the Redis user lost a required permission: {error}"
+            ) from error
+        finally:
+            telemetry.shut_down()
 
 
 async def _serve(settings: Settings, key: str, push: MetricPush | None) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from worker.printable import padded, printable, width
+from worker.text import padded, printable, width
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -3,11 +3,9 @@
 import shutil
 import sys
 import time
-from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -29,86 +27,71 @@ from schemas.turns import (
     event_type,
 )
 from worker.bus.client.connection import RedisHealth, unmoved
-from worker.cli.command import (
-    Subparsers,
-    add_command,
-    add_config,
-    argument_type,
-    read_settings,
-    run_async,
-)
-from worker.cli.redis import open_redis
+from worker.cli.bus import BusCommand
+from worker.cli.command import Option
 from worker.cli.table import format_duration
 from worker.core import stream_ids
-from worker.printable import fitted, printable
 from worker.settings import Settings
+from worker.text import fitted, printable
 
 _BLOCK_MS = 1_000
 _BATCH = 500
 _GROWING = frozenset({"turn.start", "turn.update", "turn.eager_end", "turn.resume"})
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add the command."""
-    parser = add_command(
-        subparsers,
-        "watch",
-        run,
-        about="Follow turn events as they are published, until Ctrl-C.\n"
-        "On a terminal a turn grows on one line; elsewhere each event is a line.",
-        examples="""
-turnbus watch
-turnbus watch --session call-1 --from-start --until-ended
-turnbus watch --json | jq -r 'select(.type == "turn.end") | .transcript'""",
-    )
-    parser.add_argument(
-        "--session",
-        metavar="ID",
-        type=argument_type(SessionId, "1 to 128 of A-Z a-z 0-9 . _ : -"),
-        help="this session only (default: every session of the lane)",
-    )
-    parser.add_argument(
-        "--lane",
-        type=argument_type(Lane, "1 to 32 of A-Z a-z 0-9 _ -"),
-        default="0",
-        help="lane to follow (default %(default)s)",
-    )
-    parser.add_argument(
-        "--from-start", action="store_true", help="begin with the oldest event that Redis keeps"
-    )
-    parser.add_argument(
-        "--until-ended",
-        action="store_true",
-        help="stop at the next session.ended; with --session, also if that has ended already",
-    )
-    parser.add_argument("--json", action="store_true", help="print the events as JSON lines")
-    add_config(parser)
+class Watch(BusCommand):
+    """Follow turn events as they are published, until Ctrl-C.
 
+    On a terminal a turn grows on one line; elsewhere each event is a line.
 
-def run(arguments: Namespace) -> int:
-    """Watch the turns."""
-    return run_async(partial(_watch, read_settings(arguments), arguments))
+    examples:
+      turnbus watch
+      turnbus watch --session call-1 --from-start --until-ended
+      turnbus watch --json | jq -r 'select(.type == "turn.end") | .transcript'
+    """
 
+    session: Annotated[
+        SessionId | None, Option("this session only (default: every session of the lane)", "ID")
+    ] = None
+    lane: Annotated[Lane, Option("lane to follow")] = "0"
+    from_start: Annotated[bool, Option("begin with the oldest event that Redis keeps")] = False
+    until_ended: Annotated[
+        bool,
+        Option("stop at the next session.ended; with --session, also if that has ended already"),
+    ] = False
 
-async def _watch(settings: Settings, arguments: Namespace) -> int:
-    stream = Keys(settings.prefix).turns(arguments.lane)
-    wanted = arguments.session and arguments.session.encode()
-    with _view(arguments) as show:
-        async with open_redis(settings) as redis:
-            after = b"0-0" if arguments.from_start else await _newest(redis, stream)
-            if wanted and arguments.until_ended:
+    async def use(self, redis: Redis, settings: Settings) -> None:
+        """Watch the turns."""
+        stream = Keys(settings.prefix).turns(self.lane)
+        wanted = self.session and self.session.encode()
+        after = b"0-0" if self.from_start else await _newest(redis, stream)
+        with self._view() as show:
+            if wanted and self.until_ended:
                 entry, fields = await _last(redis, stream, wanted, after)
                 if _is_ended(fields):
                     show(fields)
-                    _report_ended(arguments.session, entry)
-                    return 0
+                    _report_ended(wanted.decode(), entry)
+                    return
             async for fields in _follow(redis, stream, after):
                 if wanted and fields.get(b"session") != wanted:
                     continue
                 show(fields)
-                if arguments.until_ended and _is_ended(fields):
+                if self.until_ended and _is_ended(fields):
                     break
-    return 0
+
+    @contextmanager
+    def _view(self) -> Iterator[Callable[[Fields], None]]:
+        """Yield a function that prints one entry."""
+        if self.json:
+            yield lambda fields: print(_text(fields, b"event"), flush=True)
+        elif not sys.stdout.isatty():
+            yield lambda fields: print(line(fields), flush=True)
+        else:
+            screen = _Screen()
+            try:
+                yield screen.show
+            finally:
+                screen.clear()
 
 
 def _is_ended(fields: Fields) -> bool:
@@ -160,21 +143,6 @@ async def _follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fiel
             for entry_id, fields in entries:
                 cursors[stream] = entry_id
                 yield fields
-
-
-@contextmanager
-def _view(arguments: Namespace) -> Iterator[Callable[[Fields], None]]:
-    """Yield a function that prints one entry."""
-    if arguments.json:
-        yield lambda fields: print(_text(fields, b"event"), flush=True)
-    elif not sys.stdout.isatty():
-        yield lambda fields: print(line(fields), flush=True)
-    else:
-        screen = _Screen()
-        try:
-            yield screen.show
-        finally:
-            screen.clear()
 
 
 class _Screen:

@@ -16,9 +16,9 @@ from typing import Final, Self, TextIO
 
 import msgspec
 
-from worker.printable import printable
 from worker.settings import Settings
 from worker.standard_streams import escape_non_ascii
+from worker.text import printable
 
 SUM_UP_S: Final = 60.0
 """Interval between summaries of a repeated record."""

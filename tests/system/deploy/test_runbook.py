@@ -56,4 +56,4 @@ def test_turnbus_commands_in_runbook_exist() -> None:
     lines = re.findall(r"^t ([^#\n]+)", RUNBOOK, re.MULTILINE)
     assert lines
     for line in lines:
-        _parser(line.split()).parse_args(line.split())
+        _parser(line.split()).parse_command(line.split())

@@ -26,6 +26,8 @@ ENCODINGS = "one of pcm_s16le, pcm_s32le, pcm_f16le, pcm_f32le, pcm_mulaw, pcm_a
         (Annotated[int, Meta(ge=1, le=9, description="Hz")], "a whole number from 1 to 9 Hz"),
         (Annotated[int, Meta(ge=1, le=10**9)], "a whole number from 1 to 1000000000"),
         (int, "a whole number"),
+        (Annotated[int, Meta(ge=0)], "a whole number of at least 0"),
+        (Annotated[float, Meta(gt=0)], "a number above 0"),
         (float | None, "a number"),
         (Annotated[float, Meta(ge=0.5, le=11_200)] | None, "a number from 0.5 to 11200"),
         (Annotated[str, Meta(min_length=1, max_length=8)] | None, "text of 1 to 8 characters"),

@@ -1,15 +1,39 @@
-"""The Redis connection of commands, without retries."""
+"""The base of the commands that use the bus, and their connection, without retries."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Annotated
 
 from redis import exceptions
 from redis.asyncio import Redis
 
 from worker.bus.client.connection import connect, describe
+from worker.cli.command import Command, Config, Option, run_async
 from worker.errors import BusUnavailableError, leaves
-from worker.settings import Settings
+from worker.settings import Settings, load
 from worker.urls import redacted
+
+
+class BusCommand(Command, kw_only=True):
+    """A command that uses the bus."""
+
+    json: Annotated[bool, Option("print JSON lines")] = False
+    config: Config = None
+
+    def run(self) -> int:
+        """Connect to Redis and use the bus."""
+        run_async(partial(self._connect, load(os.environ, self.config)))
+        return 0
+
+    async def _connect(self, settings: Settings) -> None:
+        async with open_redis(settings) as redis:
+            await self.use(redis, settings)
+
+    async def use(self, redis: Redis, settings: Settings) -> None:
+        """Do what the command is for."""
+        raise NotImplementedError
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.cli.table import table
-from worker.printable import fitted, padded, printable, width
+from worker.text import fitted, padded, printable, width
 
 
 @pytest.mark.parametrize(
