@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
 from worker.bench.plan import SLOT_MS, Plan, Speech, Start, starts
-from worker.bench.raw_redis import RawConnection, array_of, bulks
+from worker.bench.raw_redis import RawConnection
 from worker.bus.client.connection import describe
 from worker.errors import BusUnavailableError, TurnbusError
 
@@ -23,8 +23,8 @@ class BenchProducer:
         self._cycle = cycle
         self.start = start
         self.stream = keys.audio("0", session)
-        self.command: Final = bulks(b"XADD", self.stream.encode(), b"*")
-        """Encoded start of an XADD to the stream, after the head."""
+        self.command: Final = (b"XADD", self.stream.encode(), b"*")
+        """Start of a command that appends an entry."""
         self.ended = False
         self.appended_ms: Final = array("q")
         """Time each chunk was appended, by the Redis clock: Unix milliseconds."""
@@ -68,11 +68,9 @@ class LoadGenerator:
         self._silence = max(speaker.start.silent_chunks for speaker in self.speakers)
         audio = [speech.silence] * self._silence + speech.chunks
         src = uuid4().hex
-        fields = [
+        self._fields = [
             _fields(AudioEntry(audio=chunk, seq=seq, src=src)) for seq, chunk in enumerate(audio)
         ]
-        self._tails = [bulks(*parts) for parts in fields]
-        self._head = array_of(3 + len(fields[0]))
         self.chunks = 0
         """Number of chunks appended so far."""
         self.slots_late_ms: Final = array("d")
@@ -136,8 +134,8 @@ class LoadGenerator:
             if not speaker.appended_ms:
                 await self._announce(speaker)
             seq = self._silence - speaker.start.silent_chunks + len(speaker.appended_ms)
-            commands += [self._head, speaker.command, self._tails[seq]]
-        for speaker, reply in zip(speakers, await wire.ask(commands, len(speakers)), strict=True):
+            commands.append(speaker.command + self._fields[seq])
+        for speaker, reply in zip(speakers, await wire.execute(commands), strict=True):
             if not isinstance(reply, bytes):
                 raise TurnbusError(f"session {speaker.session} rejects audio: {reply}")
             speaker.appended_ms.append(int(reply.partition(b"-")[0]))
@@ -154,10 +152,10 @@ class LoadGenerator:
         await self._redis.xadd(self._keys.sessions, fields)
 
 
-def _fields(entry: AudioEntry) -> list[bytes]:
-    """Return an entry's field names and values as a flat list."""
-    return [
+def _fields(entry: AudioEntry) -> tuple[bytes, ...]:
+    """Return an entry's field names and values as a flat tuple."""
+    return tuple(
         part.encode() if isinstance(part, str) else part
         for field in encode_audio(entry).items()
         for part in field
-    ]
+    )

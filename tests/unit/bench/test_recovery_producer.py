@@ -1,7 +1,5 @@
 """What a producer's line appends, chunk by chunk."""
 
-from hiredis import Reader
-
 from schemas import Keys
 from worker.bench.recovery.producer import AUDIO, ProducerSession
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
@@ -11,9 +9,7 @@ def _chunks(line: ProducerSession, count: int) -> list[dict[bytes, bytes]]:
     """Append the next chunks on a clock that begins at 1,000; return their fields."""
     entries = []
     for _ in range(count):
-        reader = Reader()
-        reader.feed(line.next())
-        verb, key, entry_id, *fields = reader.gets()
+        verb, key, entry_id, *fields = line.next()
         assert (verb, key, entry_id) == (b"XADD", b"stt:{0}:audio:call-1", b"*")
         entries.append(dict(zip(fields[::2], fields[1::2], strict=True)))
         line.appended(1_000 + line.appended_ms)

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from schemas import Keys, SessionEntry, encode_session
 from schemas.audio import Encoding
 from worker.bench.plan import SLOT_MS
-from worker.bench.raw_redis import RawConnection, array_of, bulks
+from worker.bench.raw_redis import RawConnection
 from worker.bus.client.connection import describe
 from worker.errors import BusUnavailableError, TurnbusError
 from worker.local.emulator.engines.base import AudioFormat
@@ -20,7 +20,7 @@ from worker.local.emulator.engines.script import synthesize_silence, synthesize_
 AUDIO: Final = AudioFormat("pcm_s16le", 16_000)
 _BYTES_PER_MS: Final = 32
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2
-_END: Final = bulks(b"end", b"1")
+_END: Final = (b"end", b"1")
 _LATE_MS: Final = 400
 """Maximum delay of a chunk; after a slightly longer delay a worker sends filler."""
 
@@ -91,7 +91,7 @@ class ProducerSession:
         waiting = sum(len(sound.audio) for sound in self._sounds) - self._at
         return self.appended_ms + waiting // _BYTES_PER_MS
 
-    def next(self) -> bytes:
+    def next(self) -> tuple[bytes, ...]:
         """Return the command that appends the next chunk."""
         self._inside = self._sounds[0].word if self._at else None
         self._ending = []
@@ -109,9 +109,8 @@ class ProducerSession:
         chunk += bytes(self._size - len(chunk))
         self.appended_ms += self._chunk_ms
         self.ended = self._closing and not self._sounds
-        fields = bulks(b"audio", bytes(chunk)) + (_END if self.ended else b"")
-        head = array_of(7 if self.ended else 5) + bulks(b"XADD", self._stream, b"*")
-        return head + fields
+        command = (b"XADD", self._stream, b"*", b"audio", bytes(chunk))
+        return command + _END if self.ended else command
 
     def appended(self, at_ms: int) -> None:
         """Record the time at which Redis executed the command."""
@@ -164,7 +163,7 @@ class SessionsProducer:
             self.latest_ms = max(self.latest_ms, (anyio.current_time() - due) * 1_000)
             new, self._new = self._new, []
             if new:
-                _check(await wire.ask([self._announcement(line) for line in new], len(new)))
+                _check(await wire.execute([self._announcement(line) for line in new]))
             phase = self._phases[slot % len(self._phases)]
             phase[:] = [line for line in phase if not line.ended]
             if phase:
@@ -172,11 +171,11 @@ class SessionsProducer:
             slot += 1
 
     async def _append(self, wire: RawConnection, lines: tuple[ProducerSession, ...]) -> None:
-        added = _check(await wire.ask([line.next() for line in lines], len(lines)))
+        added = _check(await wire.execute([line.next() for line in lines]))
         for line, entry in zip(lines, added, strict=True):
             line.appended(int(entry.partition(b"-")[0]))
 
-    def _announcement(self, line: ProducerSession) -> bytes:
+    def _announcement(self, line: ProducerSession) -> tuple[bytes, ...]:
         entry = SessionEntry(
             session=line.session,
             encoding=Encoding(AUDIO.encoding),
@@ -184,8 +183,7 @@ class SessionsProducer:
             keyterms=(line.session,),
         )
         fields = [part.encode() for field in encode_session(entry).items() for part in field]
-        head = array_of(3 + len(fields)) + bulks(b"XADD", self._keys.sessions.encode(), b"*")
-        return head + bulks(*fields)
+        return (b"XADD", self._keys.sessions.encode(), b"*", *fields)
 
 
 def _check(replies: list[object]) -> list[bytes]:
