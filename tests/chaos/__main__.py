@@ -6,12 +6,9 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
-from msgspec import Meta
-
-from tests.chaos.plan import Plan
-from worker.cli.command import argument_type, program_parser, run_async
+from tests.chaos.plan import ChaosPlan
+from worker.cli.command import add_plan_options, plan_of, program_parser, run_async
 from worker.cli.main import main
 from worker.errors import SettingsError, TurnbusError
 from worker.local.emulator.engines.script_text import DRAWN, REWORDABLE, STYLES
@@ -40,26 +37,20 @@ python -m tests.chaos --faults kill,lost-reply --every-s 0.5 --latency-ms 900 --
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    default = Plan()
-
-    def number(option: str, kind: object, must_be: str, about: str) -> None:
-        parser.add_argument(
-            option,
-            metavar="N",
-            type=argument_type(kind, must_be),
-            default=getattr(default, option.removeprefix("--").replace("-", "_")),
-            help=f"{about} (default %(default)s)",
-        )
-
-    number("--seed", int, "a whole number", "seed of the sessions and the faults")
-    number("--turns", Annotated[int, Meta(ge=1)], "1 or more", "number of turns in total")
-    number(
-        "--sessions", Annotated[int, Meta(ge=1, le=200)], "1 to 200", "maximum concurrent sessions"
-    )
-    number("--workers", Annotated[int, Meta(ge=1, le=16)], "1 to 16", "worker processes")
-    number("--lease-ms", Annotated[int, Meta(ge=2_000)], "2000 or more", "lease of the workers")
-    number(
-        "--latency-ms", Annotated[float, Meta(ge=0)], "0 or more", "event latency of the provider"
+    add_plan_options(
+        parser,
+        ChaosPlan,
+        "N",
+        seed="seed of the sessions and the faults",
+        turns="number of turns in total",
+        sessions="maximum concurrent sessions",
+        workers="worker processes",
+        lease_ms="lease of the workers",
+        latency_ms="event latency of the provider",
+        every_s="mean seconds between two faults",
+        connections="maximum sockets of the fleet at the provider; 0 for no limit",
+        max_lag_s="TURNBUS_MAX_LAG_S of the workers, in seconds; 0 keeps all audio",
+        long_every="one turn in N is longer than --max-lag-s; 0 for none",
     )
     parser.add_argument(
         "--rewording",
@@ -69,36 +60,15 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--text-style",
         choices=[DRAWN, *STYLES],
-        default=default.text_style,
+        default=DRAWN,
         help="separators of the provider's transcripts (default: drawn with the seed)",
-    )
-    number(
-        "--every-s", Annotated[float, Meta(gt=0)], "more than 0", "mean seconds between two faults"
     )
     parser.add_argument(
         "--faults",
         metavar="NAME,...",
         type=lambda text: tuple(text.split(",")),
-        default=default.faults,
+        default=(),
         help="inject only these (default: all; an unknown name lists them)",
-    )
-    number(
-        "--connections",
-        Annotated[int, Meta(ge=0)],
-        "0 or more",
-        "maximum sockets of the fleet at the provider; 0 for no limit",
-    )
-    number(
-        "--max-lag-s",
-        Annotated[float, Meta(ge=0)],
-        "0 or more",
-        "TURNBUS_MAX_LAG_S of the workers, in seconds; 0 keeps all audio",
-    )
-    number(
-        "--long-every",
-        Annotated[int, Meta(ge=0)],
-        "0 or more",
-        "one turn in N is longer than --max-lag-s; 0 for none",
     )
     parser.add_argument(
         "--logs",
@@ -119,7 +89,7 @@ def run(arguments: Namespace) -> int:
         raise SettingsError(
             [f"--text-style {arguments.text_style} has no separators: it excludes --rewording"]
         )
-    plan = Plan(**{name: getattr(arguments, name) for name in Plan.__struct_fields__})
+    plan = plan_of(arguments, ChaosPlan)
     with tempfile.TemporaryDirectory() as directory, TerminalProgress() as progress:
         logs = Path(directory) if arguments.logs is None else _made(arguments.logs)
         report = run_async(partial(chaos, plan, logs, progress))

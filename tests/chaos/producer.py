@@ -9,8 +9,8 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
 from schemas.audio import Encoding
-from tests.chaos.checker import Appended
 from tests.chaos.script import Chunk, ScriptedSession, chunks
+from worker.bench.checker import Appended
 from worker.bus.client.connection import is_outage
 from worker.local.emulator.engines.script import synthesize_silence
 
@@ -35,14 +35,14 @@ class InterruptedWord(NamedTuple):
 class ScriptedProducer:
     """Sends the audio of a scripted session in real time, and retries during outages."""
 
-    def __init__(self, redis: Redis, keys: Keys, voice: ScriptedSession) -> None:
+    def __init__(self, redis: Redis, keys: Keys, script: ScriptedSession) -> None:
         self._redis = redis
         self._keys = keys
-        self._rng = random.Random(f"{voice.seed} speaker")
-        self._stream = keys.audio(voice.lane, voice.session)
+        self._rng = random.Random(f"{script.seed} speaker")
+        self._stream = keys.audio(script.lane, script.name)
         self._appended: list[dict[str, bytes | str]] = []
         self._added = 0
-        self.voice: Final = voice
+        self.script: Final = script
         self.torn: Final[list[InterruptedWord]] = []
         """Words that were interrupted by an outage or a delay of this machine."""
         self.chunks = 0
@@ -53,25 +53,25 @@ class ScriptedProducer:
 
     async def run(self) -> None:
         """Announce the session, send its audio, end it. Raises RedisError if audio is rejected."""
-        voice = self.voice
-        if not voice.announced_late:
+        script = self.script
+        if not script.announced_late:
             await self._announce()
         began = anyio.current_time()
         last_ms = 0
-        bytes_per_ms = len(synthesize_silence(1_000, voice.audio)) / 1_000
+        bytes_per_ms = len(synthesize_silence(1_000, script.audio)) / 1_000
         size = 0
-        said = list(chunks(voice))
+        said = list(chunks(script))
         for nth, chunk in enumerate(said):
             await anyio.sleep_until(began + chunk.due_s)
             at_ms = await self._say(nth, chunk, restarted=nth >= len(said) // 2)
-            if chunk.torn is not None and at_ms - last_ms > voice.chunk_ms + LATE_MS:
+            if chunk.torn is not None and at_ms - last_ms > script.chunk_ms + LATE_MS:
                 self.torn.append(InterruptedWord(chunk.torn, last_ms, at_ms))
             last_ms = at_ms
             size += len(chunk.audio)
             self.appended.append(Appended(size / bytes_per_ms, at_ms))
-            if nth == 0 and voice.announced_late:
+            if nth == 0 and script.announced_late:
                 await self._announce()
-        await anyio.sleep(voice.linger_s)
+        await anyio.sleep(script.linger_s)
         try:
             await self._append(encode_audio(AudioEntry(end=True)))
         except ResponseError as error:
@@ -80,13 +80,13 @@ class ScriptedProducer:
             # The reply to an earlier attempt was lost, and the session has ended since.
 
     async def _announce(self) -> None:
-        voice = self.voice
+        script = self.script
         entry = SessionEntry(
-            session=voice.session,
-            encoding=Encoding(voice.audio.encoding),
-            sample_rate=voice.audio.sample_rate,
-            lane=voice.lane,
-            out=voice.out,
+            session=script.name,
+            encoding=Encoding(script.audio.encoding),
+            sample_rate=script.audio.sample_rate,
+            lane=script.lane,
+            out=script.out,
         )
         fields: Any = encode_session(entry)
         while True:
@@ -102,15 +102,15 @@ class ScriptedProducer:
 
     async def _say(self, nth: int, chunk: Chunk, *, restarted: bool) -> int:
         """Append a chunk; return the time at which Redis received it, in Unix milliseconds."""
-        manner = self.voice.manner
+        mode = self.script.mode
         entry = AudioEntry(audio=chunk.audio)
-        if manner != "plain":
-            src = "b" if manner == "restarting" and restarted else "a"
+        if mode != "plain":
+            src = "b" if mode == "restarting" and restarted else "a"
             entry = AudioEntry(audio=chunk.audio, seq=nth, src=src)
         fields = encode_audio(entry)
         at_ms = await self._append(fields)
         self.chunks += 1
-        if manner == "resending":
+        if mode == "resending":
             self._appended = [*self._appended[1 - _RESENT :], fields]
             if self._rng.random() < 0.1:
                 for known in self._appended[-self._rng.randint(1, _RESENT) :]:

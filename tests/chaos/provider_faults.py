@@ -16,7 +16,7 @@ _NO_SERVICE: Final = (
 
 async def cut(target: FaultTarget, rng: Random) -> bool:
     """Reset STT sockets."""
-    links = target.rig.stt_proxy.some(rng, rng.choice((0.1, 0.5, 1.0)))
+    links = target.harness.stt_proxy.some(rng, rng.choice((0.1, 0.5, 1.0)))
     if not links:
         return False
     target.note(f"cut {len(links)} STT sockets")
@@ -27,7 +27,7 @@ async def cut(target: FaultTarget, rng: Random) -> bool:
 
 async def cut_at_byte(target: FaultTarget, rng: Random) -> bool:
     """Reset STT sockets inside a message."""
-    links = target.rig.stt_proxy.some(rng, 0.5)
+    links = target.harness.stt_proxy.some(rng, 0.5)
     if not links:
         return False
     target.note(f"cut {len(links)} STT sockets at some byte")
@@ -43,7 +43,7 @@ async def stall(target: FaultTarget, rng: Random) -> bool:
     """
     most_s = max(0.1, 0.9 - target.latency_ms / 1_000)
     seconds = rng.choice((most_s / 2, most_s, 2.0, 4.0, 12.0))
-    links = target.rig.stt_proxy.some(rng, 0.5)
+    links = target.harness.stt_proxy.some(rng, 0.5)
     if not links:
         return False
     target.note(f"stall {len(links)} STT sockets for {seconds:.1f} s")
@@ -55,7 +55,7 @@ async def outage(
     target: FaultTarget, rng: Random, answer: bytes | None = None, seconds: float = 0.0
 ) -> bool:
     """Reset all STT sockets, and refuse new ones for a while, with a reset or an HTTP response."""
-    proxy = target.rig.stt_proxy
+    proxy = target.harness.stt_proxy
     seconds = seconds or rng.uniform(0.5, 5.0)
     async with target.lock("stt"):
         began_ms = time.time_ns() // 1_000_000

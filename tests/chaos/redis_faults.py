@@ -10,10 +10,9 @@ import anyio
 from redis.exceptions import RedisError
 
 from schemas.keys import GROUP
-from tests.chaos.proxy import DroppedReply
 from tests.chaos.target import FaultTarget
+from worker.bench.proxy import DroppedReply
 from worker.bus import scripts
-from worker.bus.client.connection import retry_while_unavailable
 from worker.bus.inspection import Announced, announced
 
 _MARKS: Final = (
@@ -39,9 +38,9 @@ async def away(target: FaultTarget, seconds: float) -> bool:
     async with target.lock("redis"):
         target.note(f"Redis away for {seconds:.1f} s")
         down = time.time_ns() // 1_000_000
-        await target.rig.server.kill()
+        await target.harness.server.kill()
         await anyio.sleep(seconds)
-        await target.rig.server.restart()
+        await target.harness.server.restart()
         target.outages_ms.append((down, time.time_ns() // 1_000_000))
     return True
 
@@ -58,22 +57,22 @@ async def outage(target: FaultTarget, rng: Random) -> bool:
 
 async def full(target: FaultTarget, rng: Random) -> bool:
     """Make Redis exceed its maxmemory for a while."""
-    rig = target.rig
+    harness = target.harness
     seconds = rng.uniform(0.2, 2.0)
     async with target.lock("redis"):
         target.note("Redis full")
-        await retry_while_unavailable(rig.health, lambda: rig.redis.config_set("maxmemory", 1))
+        await harness.retry(lambda: harness.redis.config_set("maxmemory", 1))
         try:
             await anyio.sleep(seconds)
         finally:
-            await retry_while_unavailable(rig.health, lambda: rig.redis.config_set("maxmemory", 0))
+            await harness.retry(lambda: harness.redis.config_set("maxmemory", 0))
     return True
 
 
 async def flush_scripts(target: FaultTarget, _: Random) -> bool:
     """Flush all scripts of Redis."""
     target.note("scripts forgotten")
-    await retry_while_unavailable(target.rig.health, target.rig.redis.script_flush)
+    await target.harness.retry(target.harness.redis.script_flush)
     return True
 
 
@@ -87,10 +86,10 @@ async def cut(target: FaultTarget, rng: Random) -> bool:
 
 async def kill_clients(target: FaultTarget, _: Random) -> bool:
     """Cut all connections, including those of producers."""
-    rig = target.rig
+    harness = target.harness
     target.note("client kill")
     try:
-        await rig.redis.client_kill_filter(_type="normal", skipme=True)
+        await harness.redis.client_kill_filter(_type="normal", skipme=True)
     except (RedisError, OSError):
         return False
     return True
@@ -98,15 +97,15 @@ async def kill_clients(target: FaultTarget, _: Random) -> bool:
 
 async def lose_reply(target: FaultTarget, rng: Random) -> bool:
     """Drop the reply to the next matching request of any worker, with its connection."""
-    theft = DroppedReply(rng.choice(_MARKS))
-    ways = [slot.redis for slot in target.rig.fleet.slots]
-    for way in ways:
-        way.thefts.add(theft)
+    drop = DroppedReply(rng.choice(_MARKS))
+    proxies = [slot.redis for slot in target.harness.fleet.slots]
+    for proxy in proxies:
+        proxy.dropped_replies.add(drop)
     with anyio.move_on_after(_SUCH_A_REQUEST_S):
-        await theft.done.wait()
-    for way in ways:
-        way.thefts.discard(theft)
-    return theft.done.is_set()
+        await drop.done.wait()
+    for proxy in proxies:
+        proxy.dropped_replies.discard(drop)
+    return drop.done.is_set()
 
 
 async def partition(target: FaultTarget, rng: Random) -> bool:
@@ -120,12 +119,10 @@ async def partition(target: FaultTarget, rng: Random) -> bool:
 
 async def destroy_group(target: FaultTarget, _: Random) -> bool:
     """Destroy the consumer group with its pending list."""
-    rig = target.rig
+    harness = target.harness
     async with target.lock("redis"):
         target.note("group destroyed")
-        await retry_while_unavailable(
-            rig.health, lambda: rig.redis.xgroup_destroy(rig.keys.sessions, GROUP)
-        )
+        await harness.retry(lambda: harness.redis.xgroup_destroy(harness.keys.sessions, GROUP))
     return True
 
 
@@ -141,17 +138,17 @@ async def trim_entries(target: FaultTarget, _: Random) -> bool:
 
 async def delete_entry_and_kill(target: FaultTarget, rng: Random) -> bool:
     """Delete the entries of a worker's sessions, and kill it before it can restore them."""
-    async with target.worker(rng) as (slot, life):
-        owned = await target.sessions_of(life)
-        with target.rig.fleet.paused(life):
+    async with target.worker(rng) as (slot, process):
+        owned = await target.sessions_of(process)
+        with target.harness.fleet.paused(process):
             deleted = await _delete(
                 target,
                 lambda live: [each for each in live if each.session in owned],
-                then=partial(target.rig.fleet.kill, life),
+                then=partial(target.harness.fleet.kill, process),
             )
         if deleted:
-            target.note(f"killed {life.name}, which ran them")
-            await target.rig.fleet.start(slot)
+            target.note(f"killed {process.name}, which ran them")
+            await target.harness.fleet.start(slot)
     return deleted
 
 
@@ -164,27 +161,25 @@ async def _delete(
 
     Only claimed entries are deleted: workers cannot restore others.
     """
-    rig = target.rig
+    harness = target.harness
     async with target.lock("redis"):
-        live = await retry_while_unavailable(rig.health, partial(_live, target))
+        live = await harness.retry(partial(_live, target))
         deleted = choose(live) if live else []
         if not deleted:
             return False
         entries = [each.entry for each in deleted]
         target.note(f"delete {len(entries)} entries")
-        await retry_while_unavailable(
-            rig.health, lambda: rig.redis.xdel(rig.keys.sessions, *entries)
-        )
+        await harness.retry(lambda: harness.redis.xdel(harness.keys.sessions, *entries))
         if then is not None:
             await then()
         with anyio.move_on_after(_PUT_BACK_S):
-            await retry_while_unavailable(rig.health, partial(_put_back, target, deleted))
+            await harness.retry(partial(_put_back, target, deleted))
     return True
 
 
 async def _live(target: FaultTarget) -> list[Announced]:
     """Return the entries of all sessions that a worker owns or owned."""
-    redis, keys = target.rig.redis, target.rig.keys
+    redis, keys = target.harness.redis, target.harness.keys
     found = [each async for each in announced(redis, keys)]
     async with redis.pipeline(transaction=False) as pipe:
         for each in found:
@@ -199,7 +194,7 @@ async def _live(target: FaultTarget) -> list[Announced]:
 
 async def _put_back(target: FaultTarget, deleted: list[Announced]) -> None:
     """Wait until every deleted entry is restored, or its session has ended."""
-    redis, keys = target.rig.redis, target.rig.keys
+    redis, keys = target.harness.redis, target.harness.keys
     away = deleted
     while away:
         await anyio.sleep(0.1)

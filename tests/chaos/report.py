@@ -1,4 +1,4 @@
-"""Report of a chaos run."""
+"""ChaosReport of a chaos run."""
 
 import math
 import textwrap
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tests.chaos.checker import WORD_RULES, Violation
-from tests.chaos.plan import Plan
-from tests.chaos.schedule import ScheduledFault
+from tests.chaos.faults import ScheduledFault
+from tests.chaos.plan import ChaosPlan
+from worker.bench.checker import WORD_RULES, Violation
 
 _SHOWN = 40
 _WIDTH = 100
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     """Statistics and violations of a run."""
 
-    plan: Plan
+    plan: ChaosPlan
     seconds: float
     schedule: tuple[ScheduledFault, ...]
     """Scheduled faults: time in seconds from the first word, name and seed."""
@@ -64,13 +64,13 @@ def quantile(ordered: Sequence[int], share: float) -> int | None:
     return ordered[min(len(ordered) - 1, math.floor(share * len(ordered)))]
 
 
-def json_of(report: Report) -> str:
+def json_of(report: ChaosReport) -> str:
     """Return the report as one JSON object on a line."""
     written = {"ok": report.ok, **msgspec.structs.asdict(report)}
     return msgspec.json.encode(written).decode() + "\n"
 
 
-def text_of(report: Report) -> str:
+def text_of(report: ChaosReport) -> str:
     """Return the report as plain text."""
     broken = Counter(violation.rule for violation in report.violations)
     faults = ", ".join(f"{name} {count}" for name, count in report.faults.items())
@@ -79,7 +79,7 @@ def text_of(report: Report) -> str:
         f"seed {report.plan.seed}, {report.seconds:.0f} s, text: {report.plan.text_style_name}",
         f"sent: {report.sessions} sessions, {report.plan.turns} turns, {report.words} words",
         f"received: {report.turns} turns, {report.events} events over {report.sockets} sockets",
-        *_wrapped("schedule", [f"{strike.at_s:g} {strike.fault}" for strike in report.schedule]),
+        *_wrapped("schedule", [f"{fault.at_s:g} {fault.name}" for fault in report.schedule]),
         f"faults: {sum(report.faults.values())} of {len(report.schedule)} ({faults or 'none'})",
         f"owner killed inside a turn: {_waits(report)}",
         f"words: {words}",
@@ -89,10 +89,7 @@ def text_of(report: Report) -> str:
     ]
     if report.excused:
         lines.append(f"words delayed by the producer: {report.excused}")
-    lines += [
-        f"{violation.rule}: {violation.session} {violation.detail}"
-        for violation in report.violations[:_SHOWN]
-    ]
+    lines += map(str, report.violations[:_SHOWN])
     if len(report.violations) > _SHOWN:
         lines.append(f"and {len(report.violations) - _SHOWN} more")
     lines.append("passed" if report.ok else f"FAILED: {len(report.violations)} violations")
@@ -106,7 +103,7 @@ def _wrapped(name: str, items: Sequence[str]) -> list[str]:
     return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def _waits(report: Report) -> str:
+def _waits(report: ChaosReport) -> str:
     if report.next_event_ms_p50 is None:
         return "never"
     return f"next event p50 {report.next_event_ms_p50} ms, max {report.next_event_ms_max} ms"

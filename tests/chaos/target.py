@@ -13,10 +13,10 @@ from redis.exceptions import RedisError
 
 from schemas.keys import GROUP
 from schemas.turns import WorkerRecord
-from tests.chaos.fleet import Slot, WorkerProcess
-from tests.chaos.harness import ChaosHarness
-from tests.chaos.plan import Plan
-from tests.chaos.proxy import Link
+from tests.chaos.harness import ChaosHarness, Slot
+from tests.chaos.plan import ChaosPlan
+from worker.bench.proxy import Link
+from worker.local.harness import ChildProcess
 
 _LONG_PAUSE_S: Final = 8.0
 """Minimum length of a long pause, far longer than the default lease."""
@@ -35,8 +35,8 @@ class Kill(NamedTuple):
 class FaultTarget:
     """Parts of the run with a lock for each, and the log of injected faults."""
 
-    def __init__(self, plan: Plan, rig: ChaosHarness) -> None:
-        self.rig: Final = rig
+    def __init__(self, plan: ChaosPlan, harness: ChaosHarness) -> None:
+        self.harness: Final = harness
         self.lease_s: Final = plan.lease_ms / 1_000
         self.long_pause_s: Final = max(_LONG_PAUSE_S, 3 * self.lease_s)
         self.latency_ms: Final = plan.latency_ms
@@ -59,15 +59,15 @@ class FaultTarget:
             yield
 
     @asynccontextmanager
-    async def worker(self, rng: Random) -> AsyncIterator[tuple[Slot, WorkerProcess]]:
+    async def worker(self, rng: Random) -> AsyncIterator[tuple[Slot, ChildProcess]]:
         """Choose and lock a worker; yield its slot and its process."""
-        slot = rng.choice(self.rig.fleet.slots)
+        slot = rng.choice(self.harness.fleet.slots)
         async with self.lock(slot.name):
             while True:
-                if slot.lives:
+                if slot.processes:
                     break
                 await anyio.sleep(_STARTED_S)
-            yield slot, slot.lives[-1]
+            yield slot, slot.processes[-1]
 
     def is_free(self, slot: Slot) -> bool:
         """Return whether no fault has locked a worker."""
@@ -77,25 +77,25 @@ class FaultTarget:
         """Log a fault with the current time."""
         self.log.append(f"{clock(time.time_ns() // 1_000_000)} {what}")
 
-    async def sessions_of(self, life: WorkerProcess) -> tuple[str, ...]:
+    async def sessions_of(self, process: ChildProcess) -> tuple[str, ...]:
         """Return the sessions that a process owns; empty if Redis is not available."""
-        rig = self.rig
+        harness = self.harness
         try:
-            records: Any = await rig.redis.hvals(rig.keys.workers)
+            records: Any = await harness.redis.hvals(harness.keys.workers)
             consumer = next(
                 (
                     record.consumer
                     for record in (msgspec.json.decode(raw, type=WorkerRecord) for raw in records)
-                    if record.pid == life.pid
+                    if record.pid == process.pid
                 ),
                 None,
             )
             if consumer is None:
                 return ()
-            rows: Any = await rig.redis.xpending_range(
-                rig.keys.sessions, GROUP, "-", "+", 1_000, consumername=consumer
+            rows: Any = await harness.redis.xpending_range(
+                harness.keys.sessions, GROUP, "-", "+", 1_000, consumername=consumer
             )
-            entries: Any = await rig.redis.xrange(rig.keys.sessions)
+            entries: Any = await harness.redis.xrange(harness.keys.sessions)
         except (RedisError, OSError):
             return ()
         owned = {row["message_id"] for row in rows}

@@ -14,7 +14,7 @@ from schemas.turns import (
     TurnEnd,
     TurnStart,
 )
-from tests.chaos.checker import Appended, Expected, Span, violations
+from worker.bench.checker import Appended, Expected, Span, violations
 
 SAID = Expected(
     session="s",
@@ -63,14 +63,14 @@ def _events(first: str, gap: tuple[int, int] | None, second: str, at: float) -> 
         # One millisecond of a word was sent before a gap, and one after it.
         ("w0 w1 !?", (401, 799), "!? w4 w5", 200.0, []),
         ("w0 w1", (400, 600), "w4 w5", 200.0, ["lost"]),
-        ("w0 w1 w2", (400, 800), "w4 w5", 200.0, ["told"]),
-        ("w0 w1 w2", (0, 600), "w3 w4 w5", 200.0, ["told"] * 3),
-        ("w0 w1", (400, 800), "w3 w4 w5", 200.0, ["told"]),
+        ("w0 w1 w2", (400, 800), "w4 w5", 200.0, ["reported"]),
+        ("w0 w1 w2", (0, 600), "w3 w4 w5", 200.0, ["reported"] * 3),
+        ("w0 w1", (400, 800), "w3 w4 w5", 200.0, ["reported"]),
         ("w0 w1 !2", (650, 800), "!3 w4 w5", 200.0, ["damaged", "lost"]),
         # Audio that was four seconds old is announced as too late.
-        ("w0 w1", (400, 800), "w4 w5", 104.8, ["told"]),
+        ("w0 w1", (400, 800), "w4 w5", 104.8, ["reported"]),
         # More than there was is announced.
-        ("w0 w1 w2", (600, 1_300), "", 200.0, ["told"]),
+        ("w0 w1 w2", (600, 1_300), "", 200.0, ["reported"]),
         ("w0 w1 w2", None, "w2 w3 w4 w5", 200.0, ["repeated"]),
     ],
 )
@@ -84,4 +84,4 @@ def test_missing_word_requires_a_gap(
 def test_gap_is_rejected_without_max_lag() -> None:
     said = msgspec.structs.replace(SAID, max_lag_s=0.0)
     found = violations(said, _events("w0 w1", (400, 800), "w4 w5", 200.0))
-    assert [violation.rule for violation in found] == ["told"]
+    assert [violation.rule for violation in found] == ["reported"]

@@ -3,8 +3,8 @@
 import pytest
 
 from schemas.turns import Event, TurnEnd, TurnStart, TurnUpdate
-from tests.chaos.checker import Expected, violations
-from tests.chaos.plan import Plan
+from tests.chaos.plan import ChaosPlan
+from worker.bench.checker import Expected, violations
 from worker.local.emulator.engines.script_text import REWORDABLE, STYLES
 
 
@@ -56,7 +56,7 @@ def test_checker_rejects_other_texts(style: str, texts: tuple[str, ...]) -> None
 
 
 def test_text_style_depends_on_the_seed() -> None:
-    assert {Plan(seed=seed).text_style_name for seed in range(200)} == set(STYLES)
-    reworded = {Plan(seed=seed, rewording=True).text_style_name for seed in range(200)}
+    assert {ChaosPlan(seed=seed).text_style_name for seed in range(200)} == set(STYLES)
+    reworded = {ChaosPlan(seed=seed, rewording=True).text_style_name for seed in range(200)}
     assert reworded == set(REWORDABLE)
-    assert Plan(text_style="tabs").text_style_name == "tabs"
+    assert ChaosPlan(text_style="tabs").text_style_name == "tabs"

@@ -11,39 +11,39 @@ from tests.chaos.target import FaultTarget, Kill
 async def kill(target: FaultTarget, rng: Random) -> bool:
     """Kill a worker that runs sessions with SIGKILL, and restart it after a random delay."""
     away_s = rng.uniform(0, 2 * target.lease_s)
-    async with target.worker(rng) as (slot, life):
-        sessions = await target.sessions_of(life)
+    async with target.worker(rng) as (slot, process):
+        sessions = await target.sessions_of(process)
         if not sessions:
             return False
-        target.note(f"kill {life.name}, which runs {len(sessions)}")
-        if any(other.lives and target.is_free(other) for other in target.rig.fleet.slots):
+        target.note(f"kill {process.name}, which runs {len(sessions)}")
+        if any(other.processes and target.is_free(other) for other in target.harness.fleet.slots):
             target.kills.append(Kill(time.time_ns() // 1_000_000, sessions))
-        await target.rig.fleet.kill(life)
+        await target.harness.fleet.kill(process)
         await anyio.sleep(away_s)
-        await target.rig.fleet.start(slot)
+        await target.harness.fleet.start(slot)
     return True
 
 
 async def kill_all(target: FaultTarget, rng: Random) -> bool:
     """Kill every worker with SIGKILL."""
-    slots = target.rig.fleet.slots
+    slots = target.harness.fleet.slots
     async with target.lock(*(slot.name for slot in slots)):
         target.note("kill all workers")
         for slot in slots:
-            for life in tuple(slot.lives):
-                await target.rig.fleet.kill(life)
+            for process in tuple(slot.processes):
+                await target.harness.fleet.kill(process)
         await anyio.sleep(rng.uniform(0, 0.5))
         for slot in slots:
-            await target.rig.fleet.start(slot)
+            await target.harness.fleet.start(slot)
     return True
 
 
 async def stop(target: FaultTarget, rng: Random, *, twice: bool = False) -> bool:
     """Stop a worker with SIGTERM, and restart it."""
-    async with target.worker(rng) as (slot, life):
-        target.note(f"stop {life.name}{' twice' if twice else ''}")
-        await target.rig.fleet.stop(life, twice=twice)
-        await target.rig.fleet.start(slot)
+    async with target.worker(rng) as (slot, process):
+        target.note(f"stop {process.name}{' twice' if twice else ''}")
+        await target.harness.fleet.stop(process, twice=twice)
+        await target.harness.fleet.start(slot)
     return True
 
 
@@ -54,24 +54,24 @@ async def stop_twice(target: FaultTarget, rng: Random) -> bool:
 
 async def stop_after_claim(target: FaultTarget, rng: Random) -> bool:
     """Stop a worker with SIGTERM as soon as it claims another session."""
-    async with target.worker(rng) as (slot, life):
-        known = len(await target.sessions_of(life))
+    async with target.worker(rng) as (slot, process):
+        known = len(await target.sessions_of(process))
         with anyio.move_on_after(3.0):
             while True:
-                if len(await target.sessions_of(life)) > known:
+                if len(await target.sessions_of(process)) > known:
                     break
                 await anyio.sleep(0.002)
-        target.note(f"stop {life.name} after a claim")
-        await target.rig.fleet.stop(life)
-        await target.rig.fleet.start(slot)
+        target.note(f"stop {process.name} after a claim")
+        await target.harness.fleet.stop(process)
+        await target.harness.fleet.start(slot)
     return True
 
 
 async def pause(target: FaultTarget, rng: Random, seconds: float) -> bool:
     """Pause a worker with SIGSTOP."""
-    async with target.worker(rng) as (_, life):
-        target.note(f"pause {life.name} for {seconds:.1f} s")
-        with target.rig.fleet.paused(life):
+    async with target.worker(rng) as (_, process):
+        target.note(f"pause {process.name} for {seconds:.1f} s")
+        with target.harness.fleet.paused(process):
             await anyio.sleep(seconds)
     return True
 
@@ -92,31 +92,31 @@ async def resume_alone(target: FaultTarget, rng: Random) -> bool:
     No other worker writes after the resumed worker.
     """
     alone_s = rng.uniform(0.5, 1.5) * target.lease_s
-    slots = target.rig.fleet.slots
+    slots = target.harness.fleet.slots
     async with target.lock(*(slot.name for slot in slots)):
-        lives = [life for slot in slots for life in slot.lives]
-        busy = [life for life in lives if await target.sessions_of(life)]
+        processes = [process for slot in slots for process in slot.processes]
+        busy = [process for process in processes if await target.sessions_of(process)]
         if not busy:
             return False
-        sleeper = rng.choice(busy)
-        target.note(f"pause {sleeper.name} for {target.long_pause_s:.1f} s, kill the others")
-        with target.rig.fleet.paused(sleeper):
+        paused = rng.choice(busy)
+        target.note(f"pause {paused.name} for {target.long_pause_s:.1f} s, kill the others")
+        with target.harness.fleet.paused(paused):
             await anyio.sleep(target.long_pause_s)
-            for life in lives:
-                if life is not sleeper:
-                    await target.rig.fleet.kill(life)
+            for process in processes:
+                if process is not paused:
+                    await target.harness.fleet.kill(process)
         await anyio.sleep(alone_s)
         for slot in slots:
-            if not slot.lives:
-                await target.rig.fleet.start(slot)
+            if not slot.processes:
+                await target.harness.fleet.start(slot)
     return True
 
 
 async def replace(target: FaultTarget, rng: Random) -> bool:
     """Start a process with the same worker id, then stop the previous one."""
     async with target.worker(rng) as (slot, old):
-        new = await target.rig.fleet.start(slot)
+        new = await target.harness.fleet.start(slot)
         target.note(f"replace {old.name} by {new.name}")
         await anyio.sleep(rng.uniform(0, 2))
-        await target.rig.fleet.stop(old)
+        await target.harness.fleet.stop(old)
     return True

@@ -4,11 +4,9 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated
 
-from msgspec import Meta
-
-from worker.cli.command import argument_type, program_parser, run_async
+from worker.bench.plan import LoadPlan, RecoveryPlan
+from worker.cli.command import add_plan_options, program_parser, run_async
 from worker.cli.main import main
 
 
@@ -32,29 +30,17 @@ python -m tests.peers --json""",
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    def number(option: str, kind: object, must_be: str, default: float, about: str) -> None:
-        parser.add_argument(
-            option,
-            metavar="N",
-            type=argument_type(kind, must_be),
-            default=default,
-            help=f"{about} (default %(default)s)",
-        )
-
-    seconds = Annotated[float, Meta(ge=1, le=3_600)]
-    number("--sessions", Annotated[int, Meta(ge=1, le=10_000)], "1 to 10000", 50, "live at once")
-    number(
-        "--chunk-ms",
-        Annotated[int, Meta(ge=10, le=300, multiple_of=10)],
-        "a multiple of 10 up to 300",
-        100,
-        "audio per append",
+    add_plan_options(
+        parser,
+        LoadPlan,
+        "N",
+        sessions="concurrent sessions",
+        chunk_ms="audio per append",
+        seconds="duration of the measurement",
+        warmup="duration of the warm-up; sessions start in its first half",
     )
-    number("--seconds", seconds, "1 to 3600", 20, "measured")
-    number(
-        "--warmup", seconds, "1 to 3600", 5, "seconds before that; sessions start in the first half"
-    )
-    number("--repeat", Annotated[int, Meta(ge=1, le=100)], "1 to 100", 1, "runs of each, in turn")
+    add_plan_options(parser, RecoveryPlan, "N", repeat="runs of each client, in turn")
+    parser.set_defaults(sessions=50)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -62,10 +48,9 @@ def run(arguments: Namespace) -> int:
     """Run the command. Raises TurnbusError if it cannot run."""
     from tests.peers.report import json_of, text_of
     from tests.peers.run import compare_peers
-    from worker.bench.plan import Plan
     from worker.bench.terminal import TerminalProgress
 
-    plan = Plan(
+    plan = LoadPlan(
         sessions=arguments.sessions,
         chunk_ms=arguments.chunk_ms,
         seconds=arguments.seconds,

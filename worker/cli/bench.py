@@ -4,14 +4,19 @@ import sys
 from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-from msgspec import Meta
 
 from schemas import Encoding
 from schemas.validation import describe_type
+from worker.bench.plan import LoadPlan, RecoveryPlan, Seconds
 from worker.cli import recovery
-from worker.cli.command import Subparsers, add_command, argument_type, run_async
+from worker.cli.command import (
+    Subparsers,
+    add_command,
+    add_plan_options,
+    argument_type,
+    plan_of,
+    run_async,
+)
 from worker.errors import TurnbusError
 
 
@@ -43,41 +48,20 @@ turnbus bench recovery""",
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    seconds = argument_type(Annotated[float, Meta(ge=1, le=3_600)], "1 to 3600")
-    parser.add_argument(
-        "--sessions",
-        metavar="N",
-        type=argument_type(Annotated[int, Meta(ge=1, le=10_000)], "1 to 10000"),
-        default=100,
-        help="concurrent sessions (default %(default)s)",
-    )
-    parser.add_argument(
-        "--chunk-ms",
-        metavar="MS",
-        type=argument_type(
-            Annotated[int, Meta(ge=10, le=300, multiple_of=10)], "a multiple of 10 up to 300"
-        ),
-        default=100,
-        help="audio per append (default %(default)s)",
-    )
-    parser.add_argument(
-        "--seconds",
-        metavar="S",
-        type=seconds,
-        default=20.0,
-        help="duration of the measurement (default %(default)g)",
-    )
-    parser.add_argument(
-        "--warmup",
-        metavar="S",
-        type=seconds,
-        default=5.0,
-        help="duration of the warm-up; sessions start in its first half (default %(default)g)",
+    add_plan_options(parser, LoadPlan, "N", sessions="concurrent sessions")
+    add_plan_options(parser, LoadPlan, "MS", chunk_ms="audio per append")
+    add_plan_options(
+        parser,
+        LoadPlan,
+        "S",
+        seconds="duration of the measurement",
+        warmup="duration of the warm-up; sessions start in its first half",
     )
     parser.add_argument(
         "--churn",
         metavar="S",
-        type=seconds,
+        dest="life",
+        type=argument_type(Seconds, "1 to 3600"),
         help="lifetime of a session: it ends between two utterances, and another one replaces it\n"
         "(default: the whole run)",
     )
@@ -88,24 +72,17 @@ def _add_arguments(parser: ArgumentParser) -> None:
         default=Encoding.PCM_S16LE,
         help="encoding of the audio (default %(default)s)",
     )
-    parser.add_argument(
-        "--sample-rate",
-        metavar="HZ",
-        type=argument_type(Annotated[int, Meta(ge=8_000, le=192_000)], "8000 to 192000"),
-        default=16_000,
-        help="sample rate of the audio (default %(default)s)",
-    )
+    add_plan_options(parser, LoadPlan, "HZ", sample_rate="sample rate of the audio")
     parser.add_argument(
         "--traced",
         action="store_true",
         help="export the worker's spans over OTLP, to a collector that discards them",
     )
-    parser.add_argument(
-        "--repeat",
-        metavar="N",
-        type=argument_type(Annotated[int, Meta(ge=1, le=100)], "1 to 100"),
-        default=1,
-        help="runs, each from scratch; medians and ranges are reported (default %(default)s)",
+    add_plan_options(
+        parser,
+        RecoveryPlan,
+        "N",
+        repeat="runs, each from scratch; medians and ranges are reported",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the JSON object here")
@@ -113,21 +90,11 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Run the benchmark. Raises TurnbusError if it cannot be run."""
-    from worker.bench.plan import Plan
+    from worker.bench.load import bench
     from worker.bench.report import json_of
-    from worker.bench.run import bench
     from worker.bench.terminal import TerminalProgress, show
 
-    plan = Plan(
-        sessions=arguments.sessions,
-        chunk_ms=arguments.chunk_ms,
-        seconds=arguments.seconds,
-        warmup=arguments.warmup,
-        life=arguments.churn,
-        encoding=arguments.encoding,
-        sample_rate=arguments.sample_rate,
-        traced=arguments.traced,
-    )
+    plan = plan_of(arguments, LoadPlan)
     with TerminalProgress() as progress:
         report = run_async(partial(bench, plan, arguments.repeat, progress))
     written = json_of(report)

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import anyio
+import msgspec
 from anyio.abc import TaskStatus
+from msgspec import inspect
 
 from worker.errors import TooFewFilesError, TurnbusError, leaves
 from worker.printable import printable, without_keys
@@ -28,6 +30,7 @@ EVENT_LOOP_DESCRIPTORS = 12
 """Minimum free descriptors before a command starts an event loop."""
 
 T = TypeVar("T")
+P = TypeVar("P", bound=msgspec.Struct)
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 HelpFormatter = argparse.RawDescriptionHelpFormatter
 
@@ -120,6 +123,43 @@ def argument_type(kind: object, must_be: str) -> Callable[[str], object]:
             raise argparse.ArgumentTypeError(f"must be {must_be}") from None
 
     return convert
+
+
+def add_plan_options(
+    parser: argparse.ArgumentParser, plan: type[msgspec.Struct], metavar: str, /, **about: str
+) -> None:
+    """Add an option for each of these fields of a plan, with the field's type and default."""
+    fields = {field.name: field for field in msgspec.structs.fields(plan)}
+    for name, text in about.items():
+        field = fields[name]
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            metavar=metavar,
+            type=argument_type(field.type, _range(field.type)),
+            default=field.default,
+            help=text if field.default is None else f"{text} (default %(default)g)",
+        )
+
+
+def plan_of(arguments: argparse.Namespace, plan: type[P]) -> P:
+    """Return a plan with the values of its options."""
+    return plan(**{name: getattr(arguments, name) for name in plan.__struct_fields__})
+
+
+def _range(kind: object) -> str:
+    """Describe the range of a number's type, as a phrase after "must be"."""
+    info = inspect.type_info(kind)
+    if isinstance(info, inspect.UnionType):
+        info = info.types[0]
+    if not isinstance(info, inspect.IntType | inspect.FloatType):
+        raise TypeError(f"{kind} is not a number")
+    if info.multiple_of:
+        return f"a multiple of {info.multiple_of} up to {info.le}"
+    if info.le is not None:
+        return f"{info.ge} to {info.le}"
+    if info.ge is not None:
+        return f"{info.ge} or more"
+    return "a whole number" if info.gt is None else f"more than {info.gt}"
 
 
 def choice(text: str) -> str:

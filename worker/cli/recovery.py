@@ -3,12 +3,16 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from functools import partial
-from typing import Annotated
 
-from msgspec import Meta
-
-from worker.bench.recovery.plan import WHAT, RecoveryPlan
-from worker.cli.command import Subparsers, add_command, argument_type, choice, run_async
+from worker.bench.plan import FAULTS, RecoveryPlan
+from worker.cli.command import (
+    Subparsers,
+    add_command,
+    add_plan_options,
+    choice,
+    plan_of,
+    run_async,
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -35,33 +39,19 @@ turnbus bench recovery drain --drain-sessions 500 --chunk-ms 200 --json""",
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    default = RecoveryPlan()
     parser.add_argument(
-        "what", nargs="?", type=choice, choices=WHAT, help="only this (default: all three)"
+        "what", nargs="?", type=choice, choices=FAULTS, help="only this (default: all three)"
     )
-
-    def number(option: str, most: int, about: str) -> None:
-        parser.add_argument(
-            option,
-            metavar="N",
-            type=argument_type(Annotated[int, Meta(ge=1, le=most)], f"1 to {most}"),
-            default=getattr(default, option.removeprefix("--").replace("-", "_")),
-            help=f"{about} (default %(default)s)",
-        )
-
-    number("--kill-sessions", 2_000, "sessions of the killed worker")
-    number("--drain-sessions", 2_000, "sessions of the stopped worker")
-    number("--trials", 500, "sockets reset in each of four scenarios, some at the same time")
-    number("--repeat", 100, "runs, each from scratch; all their values are reported together")
-    parser.add_argument(
-        "--chunk-ms",
-        metavar="MS",
-        type=argument_type(
-            Annotated[int, Meta(ge=10, le=300, multiple_of=10)], "a multiple of 10 up to 300"
-        ),
-        default=default.chunk_ms,
-        help="audio per append (default %(default)s)",
+    add_plan_options(
+        parser,
+        RecoveryPlan,
+        "N",
+        kill_sessions="sessions of the killed worker",
+        drain_sessions="sessions of the stopped worker",
+        trials="sockets reset in each of four scenarios, some at the same time",
+        repeat="runs, each from scratch; all their values are reported together",
     )
+    add_plan_options(parser, RecoveryPlan, "MS", chunk_ms="audio per append")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -71,14 +61,8 @@ def run(arguments: Namespace) -> int:
     from worker.bench.recovery.run import recovery
     from worker.bench.terminal import TerminalProgress
 
-    plan = RecoveryPlan(
-        what=WHAT if arguments.what is None else (arguments.what,),
-        kill_sessions=arguments.kill_sessions,
-        drain_sessions=arguments.drain_sessions,
-        trials=arguments.trials,
-        chunk_ms=arguments.chunk_ms,
-        repeat=arguments.repeat,
-    )
+    arguments.what = FAULTS if arguments.what is None else (arguments.what,)
+    plan = plan_of(arguments, RecoveryPlan)
     with TerminalProgress() as progress:
         report = run_async(partial(recovery, plan, progress))
     sys.stdout.write(json_of(report).decode() + "\n" if arguments.json else text_of(report))

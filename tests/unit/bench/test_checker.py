@@ -7,20 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import turns
-from worker.bench.checker import Differences, WordChecker, WordResult, compare
+from worker.bench.words import Differences, WordChecker, WordResult, compare
 
 
 @pytest.mark.parametrize(
     ("checked", "differences", "text"),
     [
-        ([0, 1, 2, 3], Differences([], [], []), ""),
-        ([], Differences([0, 1, 2, 3], [], []), "lost 0 1 2 3"),
-        ([0, 1, 3], Differences([2], [], []), "lost 2"),
-        ([0, 1, 1, 2, 3], Differences([], [1], []), "repeated 1"),
-        ([0, 1, 2, 3, 0, 1], Differences([], [0, 1], []), "repeated 0 1"),
-        ([0, 1, "!2", 3], Differences([2], [], ["!2"]), "lost 2; wrong !2"),
-        ([0, 1, 2, 3, 4], Differences([], [], [4]), "wrong 4"),
-        ([0, 2, 1, 3], Differences([], [], [1]), "wrong 1"),
+        ([0, 1, 2, 3], Differences([], [], [], []), ""),
+        ([], Differences([0, 1, 2, 3], [], [], []), "lost 0 1 2 3"),
+        ([0, 1, 3], Differences([2], [], [], []), "lost 2"),
+        ([0, 1, 1, 2, 3], Differences([], [1], [], []), "repeated 1"),
+        ([0, 1, 2, 3, 0, 1], Differences([], [0, 1], [], []), "repeated 0 1"),
+        ([0, 1, "!2", 3], Differences([2], [], ["!2"], []), "lost 2; wrong !2"),
+        ([0, 1, 2, 3, 4], Differences([], [], [4], []), "wrong 4"),
+        ([0, 2, 1, 3], Differences([], [], [], [(2, 1)]), "wrong 1"),
     ],
 )
 def test_compare_counts_differences(
@@ -73,8 +73,8 @@ END: tuple[type, dict[str, Any]] = (turns.SessionEnded, {"reason": "end", "turns
 def test_checker_accepts_correct_session() -> None:
     tally = checked(*turn_of("w0 w1"), *turn_of(" w2 w3", 1), END)
     assert tally.ended
-    assert tally.verdict(4) == WordResult(words=4)
-    assert tally.verdict(4).ok
+    assert tally.result(4) == WordResult(words=4)
+    assert tally.result(4).ok
     assert tally.failures(4) == ""
     assert tally.updated_ms == {0: 20, 1: 30, 2: 70, 3: 80}
 
@@ -101,7 +101,7 @@ def test_checker_measures_first_appearance_of_word() -> None:
     ],
 )
 def test_checker_counts_faults(tally: WordChecker, verdict: WordResult) -> None:
-    assert tally.verdict(2) == verdict
+    assert tally.result(2) == verdict
     assert not verdict.ok
 
 

@@ -1,20 +1,18 @@
 """Runs a recovery benchmark, from the first process to the report."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tests.chaos.checker import Expected, Violation, violations
+from worker.bench.checker import Expected, Violation, violations
 from worker.bench.machine import Machine, server_version, versions
-from worker.bench.recovery.cut import SCENES, cut
-from worker.bench.recovery.drain import drain
+from worker.bench.plan import RecoveryPlan
+from worker.bench.producer import RecoverySession
 from worker.bench.recovery.harness import RecoveryHarness
-from worker.bench.recovery.kill import kill
-from worker.bench.recovery.plan import RecoveryPlan
-from worker.bench.recovery.producer import ProducerSession
 from worker.bench.recovery.report import RecoveryReport
+from worker.bench.recovery.scenarios import CUT_SCENARIOS, cut, drain, kill
 from worker.bench.report import now
-from worker.bench.run import Progress
+from worker.bench.terminal import Progress
 
 
 async def recovery(plan: RecoveryPlan, progress: Progress) -> RecoveryReport:
@@ -28,9 +26,9 @@ async def recovery(plan: RecoveryPlan, progress: Progress) -> RecoveryReport:
     for number in range(plan.repeat):
         which = f"run {number + 1} of {plan.repeat}: " if plan.repeat > 1 else ""
         progress.phase(f"{which}starting Redis and the STT server")
-        async with RecoveryHarness.open(plan) as rig:
-            known["server"] = await server_version(rig.redis)
-            await run.measure(rig, which)
+        async with RecoveryHarness.open(plan) as harness:
+            known["server"] = await server_version(harness.redis)
+            await run.measure(harness, which)
     return RecoveryReport(
         date=now(),
         machine=machine,
@@ -56,36 +54,33 @@ class _Run:
         self.violations: Final[list[Violation]] = []
         self.producer_late_ms = 0.0
 
-    async def measure(self, rig: RecoveryHarness, which: str) -> None:
-        plan = self._plan
+    async def measure(self, harness: RecoveryHarness, which: str) -> None:
+        plan, phase = self._plan, self._progress.phase
         if "kill" in plan.what:
-            sessions = f"{plan.kill_sessions} sessions"
-            self._progress.phase(f"{which}killing the worker of {sessions} inside a turn")
-            killed, lines = await kill(rig, plan, "kill")
-            self.values["kill_connected"] += killed.connected_ms
-            self.values["kill_audio"] += killed.audio_ms
-            self._check(rig, lines)
+            phase(f"{which}killing the worker of {plan.kill_sessions} sessions inside a turn")
+            self._add(harness, *await kill(harness, plan))
         if "drain" in plan.what:
-            sessions = f"{plan.drain_sessions} sessions"
-            self._progress.phase(f"{which}stopping the worker of {sessions} between turns")
-            drained, lines = await drain(rig, plan, "drain")
-            self.values["drain_exit"].append(drained.exit_ms)
-            self.values["drain_owned"].append(drained.owned_ms)
-            self.values["drain_connected"].append(drained.connected_ms)
-            self._check(rig, lines)
+            phase(f"{which}stopping the worker of {plan.drain_sessions} sessions between turns")
+            self._add(harness, *await drain(harness, plan))
         if "cut" in plan.what:
-            for scene in SCENES:
-                self._progress.phase(f"{which}cutting {plan.trials} sockets {scene.label}")
-                made, lines = await cut(rig, plan, scene, scene.name.replace("_", "-"))
-                self.values[scene.name] += made.later_ms
-                self.values["uncut"] += made.uncut_ms
-                self._check(rig, lines)
-        self.producer_late_ms = max(self.producer_late_ms, rig.producer.latest_ms)
+            for scenario in CUT_SCENARIOS:
+                phase(f"{which}cutting {plan.trials} sockets {scenario.label}")
+                self._add(harness, *await cut(harness, plan, scenario))
+        late_ms = max(harness.producer.slots_late_ms)
+        self.producer_late_ms = max(self.producer_late_ms, late_ms)
 
-    def _check(self, rig: RecoveryHarness, lines: Sequence[ProducerSession]) -> None:
-        """Compare the events published for each session with the words sent."""
-        for line in lines:
-            self.words += line.words
-            self.torn += len(line.torn)
-            expected = Expected(session=line.session, words=line.words, torn=frozenset(line.torn))
-            self.violations.extend(violations(expected, rig.events(line)))
+    def _add(
+        self,
+        harness: RecoveryHarness,
+        values: Mapping[str, list[float]],
+        sessions: Sequence[RecoverySession],
+    ) -> None:
+        """Add values; compare the events published for each session with the words sent."""
+        for name, each in values.items():
+            self.values[name] += each
+        for session in sessions:
+            self.words += session.words
+            self.torn += len(session.torn)
+            torn = frozenset(session.torn)
+            expected = Expected(session=session.name, words=session.words, torn=torn)
+            self.violations.extend(violations(expected, harness.events(session)))
