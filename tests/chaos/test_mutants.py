@@ -47,7 +47,7 @@ CAPPED = ChaosPlan(
         pytest.param(
             "eager_commit", CUT_OFF, CUTS, {"lost"}, id="eager_commit", marks=pytest.mark.slow
         ),
-        pytest.param("no_leave", CAPPED, (), {"bus"}, id="no_leave", marks=pytest.mark.slow),
+        pytest.param("no_release", CAPPED, (), {"bus"}, id="no_release", marks=pytest.mark.slow),
     ],
 )
 async def test_mutant_worker_causes_violations(
