@@ -12,7 +12,6 @@ from tests.chaos import provider_faults, redis_faults, worker_faults
 from tests.chaos.harness import ChaosHarness
 from tests.chaos.plan import ChaosPlan
 from tests.chaos.script import scripted_sessions
-from tests.chaos.target import FaultTarget
 from worker.errors import TurnbusError
 
 STAGGER_S: Final = 0.1
@@ -26,7 +25,7 @@ class Fault(NamedTuple):
 
     weight: float
     """Relative frequency."""
-    act: Callable[[FaultTarget, Random], Awaitable[bool]]
+    act: Callable[[ChaosHarness, Random], Awaitable[bool]]
     """Injects the fault, waits and repairs; returns False if there was no target. It draws its
     choices from the random generator."""
 
@@ -118,12 +117,10 @@ def audio_s(plan: ChaosPlan) -> float:
 class FaultInjector:
     """Applies every fault of the schedule as soon as it finds a target, and repairs it."""
 
-    def __init__(
-        self, scheduled: Sequence[ScheduledFault], plan: ChaosPlan, harness: ChaosHarness
-    ) -> None:
+    def __init__(self, faults: Sequence[ScheduledFault], harness: ChaosHarness) -> None:
         self._over = anyio.Event()
-        self.schedule: Final = tuple(scheduled)
-        self.target: Final = FaultTarget(plan, harness)
+        self.schedule: Final = tuple(faults)
+        self._harness = harness
         self.applied: Final[Counter[str]] = Counter()
 
     def stop(self) -> None:
@@ -142,7 +139,7 @@ class FaultInjector:
 
     async def _apply(self, fault: ScheduledFault) -> None:
         rng = Random(fault.seed)
-        while not await FAULTS[fault.name].act(self.target, rng):
+        while not await FAULTS[fault.name].act(self._harness, rng):
             if self._over.is_set():
                 return
             await anyio.sleep(_RETRY_S)

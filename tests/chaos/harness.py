@@ -1,25 +1,28 @@
 """Environment of a chaos run: Redis on disk, the provider, a proxy to each, and the workers."""
 
 import signal
+import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from random import Random
+from typing import Any, Final, NamedTuple, TypeVar
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
-from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
-from schemas import Keys
+from schemas.keys import GROUP
+from schemas.turns import WorkerRecord
 from tests.chaos.plan import ChaosPlan
-from worker.bench.proxy import Proxy
+from worker.bench.proxy import Link, Proxy
 from worker.bus.client.connection import RedisHealth, retry_while_unavailable
 from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
 from worker.local.harness import ChildProcess, Harness, child_environment
-from worker.local.redis import EmbeddedRedis
 
 T = TypeVar("T")
 
@@ -29,6 +32,11 @@ _STOP_TIMEOUT_S: Final = DRAIN_S + 10.0 + 5.0
 
 _RESTART_S: Final = 1.0
 """Delay before a worker that ended unexpectedly is restarted."""
+
+_LONG_PAUSE_S: Final = 8.0
+"""Minimum length of a long pause, far longer than the default lease."""
+
+_POLL_S: Final = 0.05
 
 
 class Slot:
@@ -120,21 +128,108 @@ class Fleet:
             process.signal(signal.SIGCONT)
 
 
-@dataclass(frozen=True)
-class ChaosHarness:
-    """All parts of the run, which faults may target."""
+class Kill(NamedTuple):
+    """A SIGKILL while another worker ran: its time in Unix milliseconds, and the owned sessions."""
 
-    server: EmbeddedRedis
-    redis: Redis
-    """Direct client, for the run itself."""
-    keys: Keys
-    stt_proxy: Proxy
-    fleet: Fleet
-    _health: RedisHealth = field(default_factory=RedisHealth)
+    at_ms: int
+    sessions: tuple[str, ...]
+
+
+class ChaosHarness:
+    """All parts of the run, which faults target, and the log of injected faults.
+
+    Locks allow one fault at a time for each part.
+    """
+
+    def __init__(self, plan: ChaosPlan, local: Harness, stt_proxy: Proxy, fleet: Fleet) -> None:
+        self.server: Final = local.server
+        self.redis: Final = local.redis
+        """Direct client, for the run itself."""
+        self.keys: Final = local.keys
+        self.stt_proxy: Final = stt_proxy
+        self.fleet: Final = fleet
+        self.plan: Final = plan
+        self.lease_s: Final = plan.lease_ms / 1_000
+        self.long_pause_s: Final = max(_LONG_PAUSE_S, 3 * self.lease_s)
+        self.kills: Final[list[Kill]] = []
+        self.outages_ms: Final[list[tuple[int, int]]] = []
+        """Start and end of each Redis outage, in Unix milliseconds."""
+        self.stt_outages_ms: Final[list[tuple[int, int]]] = []
+        """Start and end of each provider outage, in Unix milliseconds."""
+        self.log: Final[list[str]] = []
+        """Injected faults, with their times."""
+        self._locks: Final[defaultdict[str, anyio.Lock]] = defaultdict(anyio.Lock)
+        self._health = RedisHealth()
 
     async def retry(self, command: Callable[[], Awaitable[T]]) -> T:
         """Return the result of a command, which is repeated while Redis is not available."""
         return await retry_while_unavailable(self._health, command)
+
+    @asynccontextmanager
+    async def lock(self, *names: str) -> AsyncIterator[None]:
+        """Lock these parts against other faults, in the order of requests."""
+        async with AsyncExitStack() as locks:
+            for name in sorted(names):  # one order for all, which prevents deadlocks
+                await locks.enter_async_context(self._locks[name])
+            yield
+
+    @asynccontextmanager
+    async def worker(self, rng: Random) -> AsyncIterator[tuple[Slot, ChildProcess]]:
+        """Choose and lock a worker; yield its slot and its process."""
+        slot = rng.choice(self.fleet.slots)
+        async with self.lock(slot.name):
+            while not slot.processes:
+                await anyio.sleep(_POLL_S)
+            yield slot, slot.processes[-1]
+
+    def is_free(self, slot: Slot) -> bool:
+        """Return whether no fault has locked a worker."""
+        return not self._locks[slot.name].locked()
+
+    def note(self, what: str) -> None:
+        """Log a fault with the current time."""
+        self.log.append(f"{clock(now_ms())} {what}")
+
+    async def sessions_of(self, process: ChildProcess) -> tuple[str, ...]:
+        """Return the sessions that a process owns; empty if Redis is not available."""
+        redis, sessions = self.redis, self.keys.sessions
+        try:
+            raw: Any = await redis.hvals(self.keys.workers)
+            records = [msgspec.json.decode(record, type=WorkerRecord) for record in raw]
+            consumers = [each.consumer for each in records if each.pid == process.pid]
+            if not consumers:
+                return ()
+            rows: Any = await redis.xpending_range(
+                sessions, GROUP, "-", "+", 1_000, consumername=consumers[0]
+            )
+            entries: Any = await redis.xrange(sessions)
+        except (RedisError, OSError):
+            return ()
+        owned = {row["message_id"] for row in rows}
+        return tuple(fields[b"session"].decode() for entry, fields in entries if entry in owned)
+
+
+async def stall_links(links: set[Link], seconds: float, *, flows: bool) -> None:
+    """Stall the links, then resume or cut them."""
+    stalled = set(links)
+    for link in stalled:
+        link.stall()
+    await anyio.sleep(seconds)
+    for link in stalled:
+        if flows:
+            link.flow()
+        else:
+            link.cut()
+
+
+def now_ms() -> int:
+    """Return the current time in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def clock(at_ms: int) -> str:
+    """Format Unix milliseconds as the UTC time of day, as in the workers' logs."""
+    return f"{time.strftime('%H:%M:%S', time.gmtime(at_ms // 1_000))}.{at_ms % 1_000:03d}"
 
 
 @asynccontextmanager
@@ -175,4 +270,4 @@ async def open_harness(plan: ChaosPlan, logs: Path, module: str) -> AsyncIterato
         fleet = Fleet(slots, logs, tasks, module)
         for slot in slots:
             await fleet.start(slot)
-        yield ChaosHarness(local.server, local.redis, local.keys, stt_proxy, fleet)
+        yield ChaosHarness(plan, local, stt_proxy, fleet)

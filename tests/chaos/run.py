@@ -16,13 +16,12 @@ from tests.chaos.faults import (
     check_faults,
     schedule,
 )
-from tests.chaos.harness import ChaosHarness, open_harness
+from tests.chaos.harness import ChaosHarness, clock, open_harness
 from tests.chaos.leftovers import leftovers
 from tests.chaos.plan import ChaosPlan
 from tests.chaos.producer import LATE_MS, ScriptedProducer
 from tests.chaos.report import ChaosReport, quantile
 from tests.chaos.script import ScriptedSession, scripted_sessions, spans
-from tests.chaos.target import clock
 from worker.bench.checker import Expected, Violation, gaps, violations, words_in_gaps
 from worker.bench.events import EventLog, LoggedEvent
 from worker.bench.terminal import Progress
@@ -57,11 +56,11 @@ async def chaos(
     progress.phase("starting Redis, the STT server and the workers")
     async with open_harness(plan, logs, module) as harness:
         report, event_log = await _Run(plan, faults, harness, progress).run()
-    keep(report, event_log, logs)
+    _keep(report, event_log, logs)
     return report
 
 
-def keep(report: ChaosReport, event_log: EventLog, logs: Path) -> None:
+def _keep(report: ChaosReport, event_log: EventLog, logs: Path) -> None:
     """Write the fault log, and the events of each session with a violation."""
     (logs / "faults.log").write_text("\n".join((*report.log, "")))
     for session in {violation.session for violation in report.violations} - {""}:
@@ -86,7 +85,7 @@ class _Run:
         self._harness = harness
         self._progress = progress
         self._event_log = EventLog(harness.redis, harness.keys, LANES)
-        self._injector = FaultInjector(faults, plan, harness)
+        self._injector = FaultInjector(faults, harness)
         self._producers: list[ScriptedProducer] = []
 
     async def run(self) -> tuple[ChaosReport, EventLog]:
@@ -196,7 +195,7 @@ class _Run:
             words=sum(script.words for script in scripts),
             events=sum(map(len, published)),
             sockets=sum(events[-1].connection for events in published if events),
-            kills=len(self._injector.target.kills),
+            kills=len(self._harness.kills),
             next_event_ms_p50=quantile(waits, 0.5),
             next_event_ms_max=quantile(waits, 1.0),
             long_turns=sum(turn.seconds > plan.max_lag_s > 0 for turn in turns),
@@ -206,7 +205,7 @@ class _Run:
             announced=sum(map(len, map(words_in_gaps, expected, published))),
             excused=sum(len(sent.torn) for sent in expected),
             violations=tuple(found),
-            log=tuple(self._injector.target.log),
+            log=tuple(self._harness.log),
         )
 
     def _expected(self, producer: ScriptedProducer) -> Expected:
@@ -214,7 +213,7 @@ class _Run:
         late = frozenset(
             torn.word
             for torn in producer.torn
-            if longest_up_ms(torn.from_ms, torn.to_ms, self._injector.target.outages_ms)
+            if longest_up_ms(torn.from_ms, torn.to_ms, self._harness.outages_ms)
             > producer.script.chunk_ms + LATE_MS
         )
         return Expected(
@@ -229,14 +228,14 @@ class _Run:
 
     def _outages_in_turns(self) -> Iterator[int]:
         """Yield the number of sessions inside a turn at the start of each long outage."""
-        for began_ms, over_ms in self._injector.target.stt_outages_ms:
+        for began_ms, over_ms in self._harness.stt_outages_ms:
             if over_ms - began_ms > self._plan.max_lag_s * 1_000 > 0:
                 before = (_split(logged, began_ms)[0] for logged in self._event_log.logged.values())
                 yield sum(_inside_turn([each.event for each in logged]) for logged in before)
 
     def _waits_ms(self) -> Iterator[int]:
         """Yield the time from each kill to the next event of each session inside a turn."""
-        for kill in self._injector.target.kills:
+        for kill in self._harness.kills:
             for session in kill.sessions:
                 before, after = _split(self._event_log.logged[session], kill.at_ms)
                 if after and _inside_turn([logged.event for logged in before]):
