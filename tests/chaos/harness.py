@@ -118,6 +118,13 @@ class Fleet:
             process.signal(signal.SIGKILL)
             await process.wait()
 
+    async def stop_all(self) -> None:
+        """Stop every process."""
+        async with anyio.create_task_group() as tasks:
+            for slot in self.slots:
+                for process in tuple(slot.processes):
+                    tasks.start_soon(self.stop, process)
+
     @contextmanager
     def paused(self, process: ChildProcess) -> Iterator[None]:
         """Send SIGSTOP, and SIGCONT at the end of the block."""

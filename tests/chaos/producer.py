@@ -1,7 +1,8 @@
 """Producer of one session of a chaos run. It sends every chunk exactly once."""
 
 import random
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple, TypeVar
 
 import anyio
 from redis.asyncio import Redis
@@ -11,17 +12,17 @@ from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
 from schemas.audio import Encoding
 from tests.chaos.script import Chunk, ScriptedSession, chunks
 from worker.bench.checker import Appended
+from worker.bench.producer import MAX_DELAY_MS
 from worker.bus.client.connection import is_outage
 from worker.local.emulator.engines.script import synthesize_silence
 
-_TRY_AGAIN_S: Final = 0.03
+T = TypeVar("T")
+
+_RETRY_S: Final = 0.03
 """Delay before a retry. It is short, so that an outage does not cause a longer pause."""
 
-_RESENT: Final = 4
+_MAX_RESENT: Final = 4
 """Maximum number of entries that are appended again."""
-
-LATE_MS: Final = 400
-"""Maximum delay of a chunk; after a slightly longer delay a worker sends filler."""
 
 
 class InterruptedWord(NamedTuple):
@@ -45,11 +46,8 @@ class ScriptedProducer:
         self.script: Final = script
         self.torn: Final[list[InterruptedWord]] = []
         """Words that were interrupted by an outage or a delay of this machine."""
-        self.chunks = 0
         self.appended: Final[list[Appended]] = []
         """Every chunk, with the time at which Redis received it."""
-        self.again = 0
-        """Number of entries appended a second time, which the worker must drop."""
 
     async def run(self) -> None:
         """Announce the session, send its audio, end it. Raises RedisError if audio is rejected."""
@@ -60,11 +58,11 @@ class ScriptedProducer:
         last_ms = 0
         bytes_per_ms = len(synthesize_silence(1_000, script.audio)) / 1_000
         size = 0
-        said = list(chunks(script))
-        for nth, chunk in enumerate(said):
+        all_chunks = list(chunks(script))
+        for nth, chunk in enumerate(all_chunks):
             await anyio.sleep_until(began + chunk.due_s)
-            at_ms = await self._say(nth, chunk, restarted=nth >= len(said) // 2)
-            if chunk.torn is not None and at_ms - last_ms > script.chunk_ms + LATE_MS:
+            at_ms = await self._append_chunk(nth, chunk, restarted=nth >= len(all_chunks) // 2)
+            if chunk.torn is not None and at_ms - last_ms > script.chunk_ms + MAX_DELAY_MS:
                 self.torn.append(InterruptedWord(chunk.torn, last_ms, at_ms))
             last_ms = at_ms
             size += len(chunk.audio)
@@ -89,18 +87,10 @@ class ScriptedProducer:
             out=script.out,
         )
         fields: Any = encode_session(entry)
-        while True:
-            # If a reply was lost, the retry is rejected as a duplicate.
-            try:
-                await self._redis.xadd(self._keys.sessions, fields)
-            except (RedisError, OSError) as error:
-                if not is_outage(error):
-                    raise
-                await anyio.sleep(_TRY_AGAIN_S)
-            else:
-                return
+        # If a reply was lost, the retry is rejected as a duplicate.
+        await self._retry(lambda: self._redis.xadd(self._keys.sessions, fields))
 
-    async def _say(self, nth: int, chunk: Chunk, *, restarted: bool) -> int:
+    async def _append_chunk(self, nth: int, chunk: Chunk, *, restarted: bool) -> int:
         """Append a chunk; return the time at which Redis received it, in Unix milliseconds."""
         mode = self.script.mode
         entry = AudioEntry(audio=chunk.audio)
@@ -109,49 +99,46 @@ class ScriptedProducer:
             entry = AudioEntry(audio=chunk.audio, seq=nth, src=src)
         fields = encode_audio(entry)
         at_ms = await self._append(fields)
-        self.chunks += 1
         if mode == "resending":
-            self._appended = [*self._appended[1 - _RESENT :], fields]
+            self._appended = [*self._appended[1 - _MAX_RESENT :], fields]
             if self._rng.random() < 0.1:
-                for known in self._appended[-self._rng.randint(1, _RESENT) :]:
+                for known in self._appended[-self._rng.randint(1, _MAX_RESENT) :]:
                     await self._append(known)
-                    self.again += 1
         return at_ms
 
     async def _append(self, entry: dict[str, bytes | str]) -> int:
         fields: Any = entry
-        while True:
+        added: Any = None
+        while not added:
             try:
-                added: Any = await self._redis.xadd(self._stream, fields)
+                added = await self._redis.xadd(self._stream, fields)
             except OutOfMemoryError:
-                pass
+                await anyio.sleep(_RETRY_S)
             except (RedisError, OSError) as error:
                 if not is_outage(error):
                     raise
-                if landed := await self._landed():
-                    added = landed
-                    break
-            else:
-                break
-            await anyio.sleep(_TRY_AGAIN_S)
+                if not (added := await self._added_id()):
+                    await anyio.sleep(_RETRY_S)
         self._added += 1
         return int(added.partition(b"-")[0])
 
-    async def _landed(self) -> bytes | None:
+    async def _added_id(self) -> bytes | None:
         """Return the id of an append whose reply was lost; None if Redis did not execute it."""
+        try:
+            info: Any = await self._retry(lambda: self._redis.xinfo_stream(self._stream))
+        except ResponseError as error:
+            if str(error).startswith("no such key"):
+                return None
+            raise
+        last: bytes = info["last-generated-id"]
+        return last if info["entries-added"] > self._added else None
+
+    async def _retry(self, command: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of a command, which is repeated during an outage."""
         while True:
             try:
-                info: Any = await self._redis.xinfo_stream(self._stream)
-            except ResponseError as error:
-                if str(error).startswith("no such key"):
-                    return None
-                if not is_outage(error):
-                    raise
+                return await command()
             except (RedisError, OSError) as error:
                 if not is_outage(error):
                     raise
-            else:
-                made: int = info["entries-added"]
-                last: bytes = info["last-generated-id"]
-                return last if made > self._added else None
-            await anyio.sleep(_TRY_AGAIN_S)
+            await anyio.sleep(_RETRY_S)

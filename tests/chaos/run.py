@@ -19,11 +19,13 @@ from tests.chaos.faults import (
 from tests.chaos.harness import ChaosHarness, clock, open_harness
 from tests.chaos.leftovers import leftovers
 from tests.chaos.plan import ChaosPlan
-from tests.chaos.producer import LATE_MS, ScriptedProducer
-from tests.chaos.report import ChaosReport, quantile
+from tests.chaos.producer import ScriptedProducer
+from tests.chaos.report import ChaosReport
 from tests.chaos.script import ScriptedSession, scripted_sessions, spans
 from worker.bench.checker import Expected, Violation, gaps, violations, words_in_gaps
 from worker.bench.events import EventLog, LoggedEvent
+from worker.bench.producer import MAX_DELAY_MS
+from worker.bench.report import quantiles
 from worker.bench.terminal import Progress
 from worker.errors import TurnbusError
 
@@ -90,7 +92,8 @@ class _Run:
 
     async def run(self) -> tuple[ChaosReport, EventLog]:
         self._progress.phase("waiting for the workers")
-        await self._workers_ready()
+        if not await self._records_match():
+            raise TurnbusError("\n".join(self._harness.fleet.faults) or "the workers did not start")
         self._progress.phase("sending audio and injecting faults")
         began = anyio.current_time()
         async with anyio.create_task_group() as reading:
@@ -104,14 +107,10 @@ class _Run:
                 self._progress.phase("waiting for the last words")
             seconds = anyio.current_time() - began
             await self._records_match()  # a worker that was just started or killed leaves traces
-            await self._stop_workers()
+            await self._harness.fleet.stop_all()
             await anyio.sleep(1.0)  # read events that are published after an end
             reading.cancel_scope.cancel()
         return await self._report(seconds), self._event_log
-
-    async def _workers_ready(self) -> None:
-        if not await self._records_match():
-            raise TurnbusError("\n".join(self._harness.fleet.faults) or "the workers did not start")
 
     async def _records_match(self) -> bool:
         """Wait until the worker records match the running processes; False after a timeout."""
@@ -120,9 +119,7 @@ class _Run:
             while not harness.fleet.faults:
                 rows: Any = await harness.retry(lambda: harness.redis.hvals(harness.keys.workers))
                 recorded = {msgspec.json.decode(row, type=WorkerRecord).pid for row in rows}
-                if recorded == {
-                    process.pid for slot in harness.fleet.slots for process in slot.processes
-                }:
+                if recorded == harness.fleet.pids:
                     return True
                 await anyio.sleep(_POLL_S)
         return False
@@ -161,15 +158,6 @@ class _Run:
             )
             await anyio.sleep(_POLL_S)
 
-    async def _stop_workers(self) -> None:
-        fleet = self._harness.fleet
-        async with anyio.create_task_group() as tasks:
-            for slot in fleet.slots:
-                for process in tuple(slot.processes):
-                    tasks.start_soon(fleet.stop, process)
-
-    # -- the report
-
     async def _report(self, seconds: float) -> ChaosReport:
         harness, event_log, plan = self._harness, self._event_log, self._plan
         scripts = [producer.script for producer in self._producers]
@@ -184,7 +172,7 @@ class _Run:
         found += [Violation("", "bus", fault) for fault in harness.fleet.faults]
         dropped = [gap for events in published for gap in gaps(events)]
         turns = [turn for script in scripts for turn in script.turns]
-        waits = sorted(self._waits_ms())
+        waits = quantiles(list(self._waits_ms()))
         return ChaosReport(
             plan=plan,
             seconds=seconds,
@@ -196,8 +184,8 @@ class _Run:
             events=sum(map(len, published)),
             sockets=sum(events[-1].connection for events in published if events),
             kills=len(self._harness.kills),
-            next_event_ms_p50=quantile(waits, 0.5),
-            next_event_ms_max=quantile(waits, 1.0),
+            next_event_ms_p50=round(waits.p50) if waits.count else None,
+            next_event_ms_max=round(waits.max) if waits.count else None,
             long_turns=sum(turn.seconds > plan.max_lag_s > 0 for turn in turns),
             outages_in_turns=sum(self._outages_in_turns()),
             gaps=len(dropped),
@@ -214,7 +202,7 @@ class _Run:
             torn.word
             for torn in producer.torn
             if longest_up_ms(torn.from_ms, torn.to_ms, self._harness.outages_ms)
-            > producer.script.chunk_ms + LATE_MS
+            > producer.script.chunk_ms + MAX_DELAY_MS
         )
         return Expected(
             session=producer.script.name,

@@ -67,7 +67,7 @@ class ScriptedSession(msgspec.Struct, frozen=True, kw_only=True):
     out: Literal["lane", "session"]
     mode: Mode
     chunk_ms: int
-    odd: bool
+    random_sizes: bool
     """Whether chunks have random sizes, and so may end inside a sample."""
     bulk: bool
     """Whether the first chunk has `BULK_MS`."""
@@ -105,13 +105,13 @@ class Chunk(NamedTuple):
 def scripted_sessions(plan: ChaosPlan) -> Iterator[ScriptedSession]:
     """Yield the sessions of a run."""
     rng = random.Random(f"{plan.seed} voices")
-    longer = random.Random(f"{plan.seed} long turns")
+    long_rng = random.Random(f"{plan.seed} long turns")
     number, turns = 0, plan.turns
     while turns > 0:
         count = min(turns, rng.randint(3, 7))
-        script = _script(rng, plan.seed, number, count)
+        drawn = _script(rng, plan.seed, number, count)
         yield msgspec.structs.replace(
-            script, turns=tuple(_lengthened(longer, plan, turn) for turn in script.turns)
+            drawn, turns=tuple(_lengthened(long_rng, plan, turn) for turn in drawn.turns)
         )
         turns -= count
         number += 1
@@ -135,7 +135,7 @@ def _script(rng: random.Random, seed: int, number: int, turns: int) -> ScriptedS
         out=rng.choice(("lane", "lane", "lane", "session")),
         mode=rng.choice(modes),
         chunk_ms=rng.choice(_CHUNKS_MS),
-        odd=rng.random() < 0.3,
+        random_sizes=rng.random() < 0.3,
         bulk=bulk,
         announced_late=rng.random() < 0.1,
         linger_s=rng.choice((0.0, 0.0, 0.0, 0.3, 3.0)),
@@ -163,10 +163,10 @@ def chunks(script: ScriptedSession) -> Iterator[Chunk]:
         begin = 0
         while begin < len(sound):
             ms: float = BULK_MS if bulk else script.chunk_ms
-            if script.odd and not bulk:
+            if script.random_sizes and not bulk:
                 ms = rng.uniform(20, 200)
             size = max(1, int(ms * bytes_per_ms))
-            if not script.odd:
+            if not script.random_sizes:
                 size -= size % int(bytes_per_ms * 1_000 / script.audio.sample_rate)
             bulk = False
             audio = sound[begin : begin + min(size, MAX_AUDIO_BYTES)]

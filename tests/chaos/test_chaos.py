@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.faults import audio_s, schedule
 from tests.chaos.plan import ChaosPlan
 from tests.chaos.report import text_of
-from tests.chaos.run import chaos
+from tests.chaos.run import chaos, longest_up_ms
 from tests.chaos.script import scripted_sessions
 from worker.bench.terminal import Progress
 
@@ -48,3 +48,20 @@ async def test_long_run_has_no_violations(plan: ChaosPlan, tmp_path: Path) -> No
     report = await chaos(plan, tmp_path, Progress())
     assert report.violations == (), f"{text_of(report)}logs: {tmp_path}"
     assert len(report.faults) >= len({fault.name for fault in report.schedule}) - 2
+
+
+@pytest.mark.parametrize(
+    ("outages", "longest"),
+    [
+        ([], 5_000),
+        ([(0, 900)], 5_000),
+        ([(5_900, 7_000)], 4_900),
+        ([(1_000, 5_800)], 200),
+        ([(2_050, 5_900)], 1_050),
+        ([(1_500, 2_000), (2_800, 5_700)], 800),
+        ([(2_800, 5_700), (1_500, 2_000)], 800),
+        ([(500, 7_000)], 0),
+    ],
+)
+def test_longest_up_time_excludes_outages(outages: list[tuple[int, int]], longest: int) -> None:
+    assert longest_up_ms(1_000, 6_000, outages) == longest

@@ -41,12 +41,12 @@ def test_faults_are_due_while_sessions_send_audio(plan: ChaosPlan) -> None:
 
 
 def test_speech_time_respects_the_session_limit() -> None:
-    everybody = [script.seconds for script in scripted_sessions(ChaosPlan(seed=1, turns=60))]
-    alone = ChaosPlan(seed=1, turns=60, sessions=1)
-    assert audio_s(alone) == pytest.approx(sum(everybody))
-    assert audio_s(ChaosPlan(seed=1, turns=60, sessions=9, connections=1)) == audio_s(alone)
-    together = ChaosPlan(seed=1, turns=60, sessions=200)
-    assert audio_s(together) == max(0.1 * nth + one for nth, one in enumerate(everybody))
+    lengths = [script.seconds for script in scripted_sessions(ChaosPlan(seed=1, turns=60))]
+    one_at_a_time = ChaosPlan(seed=1, turns=60, sessions=1)
+    assert audio_s(one_at_a_time) == pytest.approx(sum(lengths))
+    assert audio_s(ChaosPlan(seed=1, turns=60, sessions=9, connections=1)) == audio_s(one_at_a_time)
+    all_at_once = ChaosPlan(seed=1, turns=60, sessions=200)
+    assert audio_s(all_at_once) == max(0.1 * nth + one for nth, one in enumerate(lengths))
 
 
 def test_long_turns_exceed_the_maximum_lag() -> None:

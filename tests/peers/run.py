@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
-from tests.peers.environment import NotInstalled
+from tests.peers.environment import PUBLISHED, NotInstalled, PublishedClient
 from tests.peers.process import Done, Mark, Outcome, PeerFailed, PeerProcess
-from tests.peers.published import PUBLISHED, PublishedClient
 from tests.peers.report import ClientRow, ComparisonReport, Cost
 from worker.bench.load import bench
 from worker.bench.machine import Machine, Meter, Sample, versions

@@ -50,7 +50,7 @@ def test_text_has_notes_and_failures() -> None:
     got = report(ClientRow(name="none 3", costs=(), failure="not installed: no network"))
     text = text_of(got)
     assert "50 sessions, 100 ms chunks, pcm_s16le 16000 Hz, 10 s after 5 s, 3 runs" in text
-    assert "The other clients are flattered" in text
+    assert "The comparison favors the other clients" in text
     assert "its Redis took 40.0 us of CPU per chunk" in text
     assert footer(got) == ["none 3: not installed: no network"]
     lines = text.splitlines()
@@ -59,7 +59,7 @@ def test_text_has_notes_and_failures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "said"),
+    ("costs", "warnings"),
     [
         (cost(), []),
         (cost(share=0.9), ["warning: x used 90% of a core: this load is about all it can do"]),
@@ -68,9 +68,9 @@ def test_text_has_notes_and_failures() -> None:
         (cost(lost=4), []),
     ],
 )
-def test_footer_warns_of_distorted_results(spoilt: Cost, said: list[str]) -> None:
-    got = report(ClientRow(name="x", costs=(spoilt,)))
-    assert footer(got) == said
+def test_footer_warns_of_distorted_results(costs: Cost, warnings: list[str]) -> None:
+    got = report(ClientRow(name="x", costs=(costs,)))
+    assert footer(got) == warnings
     assert got.ok, "only the worker promises that"
 
 
@@ -93,4 +93,4 @@ def test_json_is_a_single_object() -> None:
     assert [row["name"] for row in got["rows"]] == ["turnbus 1", "other 2", "none 3"]
     assert set(got["results"]) == {"turnbus 1", "other 2"}
     assert got["results"]["other 2"]["x turnbus"] == 0.5
-    assert any("flattered" in note for note in got["notes"])
+    assert any("favors the other clients" in note for note in got["notes"])

@@ -10,9 +10,8 @@ import psutil
 import pytest
 
 from tests.peers.__main__ import make_parser
-from tests.peers.environment import Environment, NotInstalled, cache
+from tests.peers.environment import PUBLISHED, Environment, NotInstalled, cache
 from tests.peers.process import ClientSession, Done, Mark, Outcome, PeerFailed, PeerProcess
-from tests.peers.published import PUBLISHED
 from tests.peers.run import ClientRun, verdict_of
 from worker.bench.plan import LoadPlan
 from worker.bench.speech import Speech

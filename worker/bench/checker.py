@@ -6,7 +6,7 @@ therefore counted over the texts of all `turn.end` events, in any turn.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from operator import attrgetter
 from typing import Final, Literal, NamedTuple
@@ -122,6 +122,12 @@ def violations(expected: Expected, events: Sequence[Event]) -> list[Violation]:
         *_errors(expected, events),
     ]
     return [Violation(expected.session, rule, detail) for rule, detail in found]
+
+
+def broken_words(found: Iterable[Violation]) -> str:
+    """Return the number of violations by each rule of words."""
+    rules = Counter(violation.rule for violation in found)
+    return ", ".join(f"{rule} {rules[rule]}" for rule in WORD_RULES)
 
 
 def ended_words(

@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.error import URLError
@@ -166,30 +167,21 @@ class HistogramReading:
 
     def __init__(self, text: str) -> None:
         """Parse metrics in the Prometheus text format."""
-        self._counts = {SENT: Histogram(), APPENDED: Histogram()}
-        for family in text_string_to_metric_families(text):
-            if family.name not in self._counts:
-                continue
-            running = [
-                int(sample.value) for sample in family.samples if sample.name.endswith("_bucket")
-            ]
-            histogram = self._counts[family.name]
-            histogram.counts = [
-                after - before for before, after in zip([0, *running], running, strict=False)
-            ]
+        self._cumulative = {
+            family.name: [int(s.value) for s in family.samples if s.name.endswith("_bucket")]
+            for family in text_string_to_metric_families(text)
+            if family.name in (SENT, APPENDED)
+        }
 
     def until(self, later: "HistogramReading") -> WorkerLatencies:
         """Return the delays counted between this reading and a later one."""
         return WorkerLatencies(self._delay(SENT, later), self._delay(APPENDED, later))
 
     def _delay(self, name: str, later: "HistogramReading") -> WorkerLatency:
+        readings = zip(self._cumulative[name], later._cumulative[name], strict=True)
+        cumulative = [after - before for before, after in readings]
         window = Histogram(BOUNDS_S)
-        window.counts = [
-            after - before
-            for before, after in zip(
-                self._counts[name].counts, later._counts[name].counts, strict=True
-            )
-        ]
+        window.counts = [after - before for before, after in pairwise([0, *cumulative])]
         return WorkerLatency(window.quantile(0.5) * 1000, window.quantile(0.99) * 1000)
 
 

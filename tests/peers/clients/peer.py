@@ -6,7 +6,7 @@ on standard output answer lines on standard input:
     (started)    {"done": "ready"}
     open         {"done": "open"}   every session is connected or connecting
     load         {"done": "load"}   the loop runs
-    mark         {"chunks": N}      handed to the client so far
+    mark         {"chunks": N}      sent to the client so far
     (at the end) {"sessions": [{"spoken": CHUNKS, "turns": [TEXT, ...]}, ...], "late": SHARE}
 
 The loop is cheap: the audio is in memory, one task hands it to all sessions, and transcripts are
@@ -30,7 +30,7 @@ class ClientSession(Protocol):
     """A session of a client."""
 
     async def send(self, chunk: bytes) -> None:
-        """Hand a chunk to the client."""
+        """Send a chunk."""
 
     async def finish(self) -> None:
         """End the audio; return when the last words were received."""
@@ -95,7 +95,7 @@ class Peer:
     async def run(self, make: Make) -> None:
         """Open the sessions, send the audio and write the results; ends the process."""
         loop = asyncio.get_running_loop()
-        threading.Thread(target=self._listen, args=[loop], daemon=True).start()
+        threading.Thread(target=self._read_requests, args=[loop], daemon=True).start()
         await self._step("ready", "open")
         for session in self.sessions:
             session.client = await make(session.turns.append)
@@ -148,7 +148,7 @@ class Peer:
             slot += 1
         return finishing
 
-    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _read_requests(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer at once, even if the loop is busy; exit when the parent process has ended."""
         for line in sys.stdin:
             if line.strip() == "mark":

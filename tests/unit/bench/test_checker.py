@@ -48,11 +48,11 @@ COMMON: dict[str, Any] = {
 
 def checked(*events: tuple[type, dict[str, Any]], skip: int = 0) -> WordChecker:
     """Check events, the nth of them appended at n * 10 ms; `skip` leaves a gap in `seq`."""
-    tally = WordChecker()
+    checker = WordChecker()
     for number, (kind, fields) in enumerate(events, 1):
         seq = number + (skip if number > 1 else 0)
-        tally.add(kind(seq=seq, **COMMON, **fields), number * 10)
-    return tally
+        checker.add(kind(seq=seq, **COMMON, **fields), number * 10)
+    return checker
 
 
 def turn_of(text: str, turn: int = 0) -> list[tuple[type, dict[str, Any]]]:
@@ -71,22 +71,22 @@ END: tuple[type, dict[str, Any]] = (turns.SessionEnded, {"reason": "end", "turns
 
 
 def test_checker_accepts_correct_session() -> None:
-    tally = checked(*turn_of("w0 w1"), *turn_of(" w2 w3", 1), END)
-    assert tally.ended
-    assert tally.result(4) == WordResult(words=4)
-    assert tally.result(4).ok
-    assert tally.failures(4) == ""
-    assert tally.updated_ms == {0: 20, 1: 30, 2: 70, 3: 80}
+    checker = checked(*turn_of("w0 w1"), *turn_of(" w2 w3", 1), END)
+    assert checker.ended
+    assert checker.result(4) == WordResult(words=4)
+    assert checker.result(4).ok
+    assert checker.failures(4) == ""
+    assert checker.updated_ms == {0: 20, 1: 30, 2: 70, 3: 80}
 
 
 def test_checker_measures_first_appearance_of_word() -> None:
     update = (turns.TurnUpdate, {"turn": 0, "transcript": "w0"})
-    tally = checked((turns.TurnStart, {"turn": 0}), update, update)
-    assert tally.updated_ms == {0: 20}
+    checker = checked((turns.TurnStart, {"turn": 0}), update, update)
+    assert checker.updated_ms == {0: 20}
 
 
 @pytest.mark.parametrize(
-    ("tally", "verdict"),
+    ("checker", "verdict"),
     [
         (checked(*turn_of("w0 w1")), WordResult(words=2, unended=1)),
         (checked(*turn_of("w0"), END), WordResult(words=2, lost=1)),
@@ -100,14 +100,14 @@ def test_checker_measures_first_appearance_of_word() -> None:
         ),
     ],
 )
-def test_checker_counts_faults(tally: WordChecker, verdict: WordResult) -> None:
-    assert tally.result(2) == verdict
+def test_checker_counts_faults(checker: WordChecker, verdict: WordResult) -> None:
+    assert checker.result(2) == verdict
     assert not verdict.ok
 
 
 def test_checker_describes_failures() -> None:
-    tally = checked(*turn_of("w0 w0 !2"), skip=1)
-    assert tally.failures(2) == "lost 1; repeated 0; wrong !2; seq faults 1; not ended"
+    checker = checked(*turn_of("w0 w0 !2"), skip=1)
+    assert checker.failures(2) == "lost 1; repeated 0; wrong !2; seq faults 1; not ended"
 
 
 def test_word_results_add_up() -> None:

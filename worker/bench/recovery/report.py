@@ -1,9 +1,8 @@
 """Report of a recovery benchmark. No I/O."""
 
-from collections import Counter
 from typing import Final, NamedTuple
 
-from worker.bench.checker import WORD_RULES, Violation
+from worker.bench.checker import Violation, broken_words
 from worker.bench.plan import LATENCY_MS, RecoveryPlan
 from worker.bench.recovery.scenarios import CUT_MS, CUT_SCENARIOS, TURN_MS
 from worker.bench.report import Quantiles, Report, quantiles, report_json
@@ -87,9 +86,7 @@ def _row(label: str, ms: Quantiles) -> str:
 
 
 def _footer(report: RecoveryReport) -> list[str]:
-    broken = Counter(violation.rule for violation in report.violations)
-    words = ", ".join(f"{rule} {broken[rule]}" for rule in WORD_RULES)
-    lines = [f"{report.words:,} words sent: {words}"]
+    lines = [f"{report.words:,} words sent: {broken_words(report.violations)}"]
     if report.producer_late_ms > _LATE_MS:
         lines.append(
             f"warning: the producer was up to {report.producer_late_ms:.0f} ms late, inside "
