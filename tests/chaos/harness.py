@@ -22,7 +22,8 @@ from worker.bus.client.connection import RedisHealth, retry_while_unavailable
 from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
-from worker.local.harness import ChildProcess, Harness, child_environment
+from worker.local.harness import Harness, child_environment
+from worker.local.process import ChildProcess
 
 T = TypeVar("T")
 

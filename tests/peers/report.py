@@ -121,7 +121,7 @@ def notes(report: ComparisonReport) -> list[str]:
         "One process each, one after another, with the same words and an STT server of its own;",
         "memory is growth since before the first session.",
         "The comparison favors the other clients: a loop in their process passes audio from memory",
-        "and keeps the text of each turn. turnbus reads audio from Redis, and publishes and commits",
+        "and keeps the text of each turn. turnbus reads audio from Redis, publishes and commits",
         "every event there. A session of turnbus survives its process, the others do not.",
         f"Beside the worker, its Redis took {redis_us:.1f} us of CPU per chunk, appends included.",
         f"Late slots: the load's, begun more than {SLOT_MS} ms after their time. Those of turnbus",

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from schemas.keys import Keys
 from schemas.turns import WorkerRecord
-from worker.local.harness import ChildProcess
+from worker.local.process import ChildProcess
 
 _LOOK_S: Final = 0.2
 

@@ -22,7 +22,8 @@ from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
 from worker.local.emulator.engines.script_words import WORD_MS
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
-from worker.local.harness import ChildProcess, child_environment
+from worker.local.harness import child_environment
+from worker.local.process import ChildProcess
 from worker.local.redis import EmbeddedRedis, free_port
 from worker.producer import Producer
 

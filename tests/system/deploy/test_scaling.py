@@ -19,7 +19,8 @@ from tests.system.deploy.manifests import DEPLOY
 from tests.system.deploy.picture import Sample, draw
 from tests.system.deploy.replicas import Autoscaler, Replicas
 from worker.bus.client.connection import connect
-from worker.local.harness import ChildProcess, allow_open_files, child_environment
+from worker.local.harness import allow_open_files, child_environment
+from worker.local.process import ChildProcess
 
 POLL_S = 0.5
 

@@ -16,7 +16,8 @@ from worker.local.emulator.connection_stats import ConnectionStats
 from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
-from worker.local.harness import SPARE_FILES, ChildProcess, Harness, allow_open_files
+from worker.local.harness import SPARE_FILES, Harness, allow_open_files
+from worker.local.process import ChildProcess
 
 _TIMEOUT_S: Final = 120.0
 _POLL_S: Final = 0.01

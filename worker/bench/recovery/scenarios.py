@@ -16,7 +16,7 @@ from worker.bench.recovery.harness import RecoveryHarness, until
 from worker.errors import TurnbusError
 from worker.local.emulator.engines.script import words_of
 from worker.local.emulator.engines.script_words import WORD_MS
-from worker.local.harness import ChildProcess
+from worker.local.process import ChildProcess
 
 TURN_MS: Final = 6_000
 CUT_MS: Final = 3_000

@@ -10,7 +10,8 @@ import msgspec
 
 from schemas.keys import GROUP
 from schemas.turns import WorkerRecord
-from worker.local.harness import ChildProcess, Harness
+from worker.local.harness import Harness
+from worker.local.process import ChildProcess
 
 WORKERS: Final = ("worker-1", "worker-2")
 
