@@ -5,8 +5,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from functools import partial
 
-from worker.bench.plan import LoadPlan, RecoveryPlan
-from worker.cli.command import add_plan_options, program_parser, run_async
+from worker.bench.plan import LoadPlan, Repeat
+from worker.cli.command import add_plan_options, argument_type, program_parser, run_async
 from worker.cli.main import main
 
 
@@ -39,7 +39,13 @@ def _add_arguments(parser: ArgumentParser) -> None:
         seconds="duration of the measurement",
         warmup="duration of the warm-up; sessions start in its first half",
     )
-    add_plan_options(parser, RecoveryPlan, "N", repeat="runs of each client, in turn")
+    parser.add_argument(
+        "--repeat",
+        metavar="N",
+        type=argument_type(Repeat, "1 to 100"),
+        default=1,
+        help="runs of each client, in turn (default %(default)s)",
+    )
     parser.set_defaults(sessions=50)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

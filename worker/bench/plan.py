@@ -17,12 +17,13 @@ WORDS: Final = 8
 PAUSE_MS: Final = 1_200
 """Minimum pause after an utterance; the script engine ends a turn after 480 ms."""
 
-Fault = Literal["kill", "drain", "cut"]
-FAULTS: Final[tuple[Fault, ...]] = ("kill", "drain", "cut")
+RecoveryFault = Literal["kill", "drain", "cut"]
+RECOVERY_FAULTS: Final[tuple[RecoveryFault, ...]] = ("kill", "drain", "cut")
 
 LATENCY_MS: Final = 150.0
 """Event latency of the STT server of the recovery benchmark, in milliseconds."""
 
+Repeat = Annotated[int, Meta(ge=1, le=100)]
 ChunkMs = Annotated[int, Meta(ge=SLOT_MS, le=300, multiple_of=SLOT_MS)]
 Seconds = Annotated[float, Meta(ge=1, le=3_600)]
 
@@ -70,7 +71,7 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
 class RecoveryPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of a recovery benchmark."""
 
-    what: tuple[Fault, ...] = FAULTS
+    what: tuple[RecoveryFault, ...] = RECOVERY_FAULTS
     kill_sessions: Annotated[int, Meta(ge=1, le=2_000)] = 50
     """Number of sessions inside a turn when their worker is killed."""
     drain_sessions: Annotated[int, Meta(ge=1, le=2_000)] = 200
@@ -78,4 +79,4 @@ class RecoveryPlan(msgspec.Struct, frozen=True, kw_only=True):
     trials: Annotated[int, Meta(ge=1, le=500)] = 20
     """Number of sockets cut in each scenario; each has a twin session without a cut."""
     chunk_ms: ChunkMs = 100
-    repeat: Annotated[int, Meta(ge=1, le=100)] = 1
+    repeat: Repeat = 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from schemas import Encoding
 from schemas.validation import describe_type
-from worker.bench.plan import LoadPlan, RecoveryPlan, Seconds
+from worker.bench.plan import LoadPlan, Repeat, Seconds
 from worker.cli import recovery
 from worker.cli.command import (
     Subparsers,
@@ -78,11 +78,12 @@ def _add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="export the worker's spans over OTLP, to a collector that discards them",
     )
-    add_plan_options(
-        parser,
-        RecoveryPlan,
-        "N",
-        repeat="runs, each from scratch; medians and ranges are reported",
+    parser.add_argument(
+        "--repeat",
+        metavar="N",
+        type=argument_type(Repeat, "1 to 100"),
+        default=1,
+        help="runs, each from scratch; medians and ranges are reported (default %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the JSON object here")

@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from functools import partial
 
-from worker.bench.plan import FAULTS, RecoveryPlan
+from worker.bench.plan import RECOVERY_FAULTS, RecoveryPlan
 from worker.cli.command import (
     Subparsers,
     add_command,
@@ -40,7 +40,11 @@ turnbus bench recovery drain --drain-sessions 500 --chunk-ms 200 --json""",
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "what", nargs="?", type=choice, choices=FAULTS, help="only this (default: all three)"
+        "what",
+        nargs="?",
+        type=choice,
+        choices=RECOVERY_FAULTS,
+        help="only this (default: all three)",
     )
     add_plan_options(
         parser,
@@ -61,7 +65,7 @@ def run(arguments: Namespace) -> int:
     from worker.bench.recovery.run import recovery
     from worker.bench.terminal import TerminalProgress
 
-    arguments.what = FAULTS if arguments.what is None else (arguments.what,)
+    arguments.what = RECOVERY_FAULTS if arguments.what is None else (arguments.what,)
     plan = plan_of(arguments, RecoveryPlan)
     with TerminalProgress() as progress:
         report = run_async(partial(recovery, plan, progress))
