@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
 import anyio
 
@@ -34,18 +34,8 @@ _SAMPLES: Final = 100  # samples of a run: enough for a slope
 _FAILURES_SHOWN: Final = 5
 
 
-class LoadHarness(NamedTuple):
-    """All processes of a run; `open_harness` starts them."""
-
-    local: Harness
-    admin_port: int
-    """Port of the worker's metrics, on this machine."""
-    pids: Mapping[str, int]
-    """Process ids by the names the report uses."""
-
-
 @asynccontextmanager
-async def open_harness(plan: LoadPlan) -> AsyncIterator[LoadHarness]:
+async def _open_run(plan: LoadPlan, speech: Speech) -> AsyncIterator["_Run"]:
     """Start all processes; end them and remove their files when the block ends.
 
     Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does, TurnbusError if a process
@@ -53,8 +43,8 @@ async def open_harness(plan: LoadPlan) -> AsyncIterator[LoadHarness]:
     """
     allow_open_files(plan.sessions + SPARE_FILES)
     with open_otlp_sink() if plan.traced else nullcontext() as sink:
-        async with Harness.open() as local:
-            stt_server, stt_url = await local.start_stt_server("script")
+        async with Harness.open() as harness:
+            stt_server, stt_url = await harness.start_stt_server("script")
             admin_port = free_port()
             settings = {
                 "STT_URL": stt_url,
@@ -62,15 +52,15 @@ async def open_harness(plan: LoadPlan) -> AsyncIterator[LoadHarness]:
                 "ADMIN_ADDR": f"127.0.0.1:{admin_port}",
             }
             variables = sink.variables if sink else {}
-            worker = await local.start(local.worker("worker", settings, variables=variables))
-            await local.workers_ready(worker)
+            worker = await harness.start(harness.worker("worker", settings, variables=variables))
+            await harness.workers_ready(worker)
             pids = {
                 "worker": worker.pid,
-                "redis": local.server.pid,
+                "redis": harness.server.pid,
                 "stt_server": stt_server.pid,
                 "bench": os.getpid(),
             }
-            yield LoadHarness(local, admin_port, pids)
+            yield _Run(plan, speech, harness, admin_port, pids)
 
 
 async def bench(plan: LoadPlan, repeat: int, progress: Progress) -> LoadReport:
@@ -85,24 +75,31 @@ async def bench(plan: LoadPlan, repeat: int, progress: Progress) -> LoadReport:
     for number in range(repeat):
         which = f"run {number + 1} of {repeat}: " if repeat > 1 else ""
         progress.phase(f"{which}starting Redis, the STT server and a worker")
-        async with open_harness(plan) as harness:
-            known["server"] = await server_version(harness.local.redis)
-            runs.append(await _Run(plan, speech, harness, which).run(machine.cores, progress))
+        async with _open_run(plan, speech) as run:
+            known["server"] = await server_version(run.redis)
+            runs.append(await run.measure(machine.cores, progress, which))
     return LoadReport(date=now(), machine=machine, versions=known, plan=plan, runs=tuple(runs))
 
 
 class _Run:
     """State of one run."""
 
-    def __init__(self, plan: LoadPlan, speech: Speech, harness: LoadHarness, which: str) -> None:
-        local = harness.local
+    def __init__(
+        self,
+        plan: LoadPlan,
+        speech: Speech,
+        harness: Harness,
+        admin_port: int,
+        pids: Mapping[str, int],
+    ) -> None:
+        keys = harness.keys
+        self.redis: Final = harness.redis
         self._plan = plan
         self._speech = speech
-        self._which = which
-        self._meter = Meter(harness.pids)
-        self._admin_port = harness.admin_port
-        self._producer = LoadProducer(local.server.port, local.keys, plan, speech)
-        self._reader = EventReader(local.redis, [local.keys.turns("0")], self._on_event)
+        self._admin_port = admin_port  # of the worker's metrics
+        self._meter = Meter(pids)
+        self._producer = LoadProducer(harness.server.port, keys, plan, speech)
+        self._reader = EventReader(harness.redis, [keys.turns("0")], self._on_event)
         self._checkers: defaultdict[str, WordChecker] = defaultdict(WordChecker)
         self._appended_ms = array("q")  # of each event
 
@@ -110,16 +107,16 @@ class _Run:
         self._appended_ms.append(at_ms)
         self._checkers[event.session].add(event, at_ms)
 
-    async def run(self, cores: int, progress: Progress) -> LoadRun:
+    async def measure(self, cores: int, progress: Progress, which: str) -> LoadRun:
         plan, producer = self._plan, self._producer
         before = self._meter.read()
         async with anyio.create_task_group() as tasks:
             began = anyio.current_time()
             tasks.start_soon(producer.run, began)
             tasks.start_soon(self._reader.run)
-            progress.phase(f"{self._which}starting {plan.sessions} sessions")
+            progress.phase(f"{which}starting {plan.sessions} sessions")
             await self._until(began + plan.warmup, progress)
-            progress.phase(f"{self._which}measuring for {plan.seconds:g} s")
+            progress.phase(f"{which}measuring for {plan.seconds:g} s")
             first, chunks, slots = self._meter.read(), producer.chunks, len(producer.slots_late_ms)
             begun = len(producer.sessions)
             delays_before = await read_histograms(self._admin_port)
@@ -128,7 +125,7 @@ class _Run:
             delays_after = await read_histograms(self._admin_port)
             begun = len(producer.sessions) - begun
             slots_late_ms = producer.slots_late_ms[slots:]
-            progress.phase(f"{self._which}waiting for the last words")
+            progress.phase(f"{which}waiting for the last words")
             with anyio.move_on_after(_END_TIMEOUT_S):
                 await self._until_over()
             tasks.cancel_scope.cancel()

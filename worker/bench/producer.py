@@ -77,6 +77,11 @@ class _Session(Protocol):
         """Id of the session."""
         ...
 
+    @property
+    def keyterms(self) -> tuple[str, ...]:
+        """Keyterms of its announcement."""
+        ...
+
     def next(self) -> Command:
         """Return the command that appends the next entry."""
         ...
@@ -107,7 +112,7 @@ class SlotProducer(Generic[S]):
         """
         try:
             async with RawConnection.connect("127.0.0.1", self._port) as connection:
-                await self._produce(connection, began or anyio.current_time())
+                await self._produce(connection, anyio.current_time() if began is None else began)
         except (RedisError, OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
             raise BusUnavailableError(f"the embedded Redis: {describe(error)}") from error
 
@@ -136,17 +141,12 @@ class SlotProducer(Generic[S]):
         """Return whether no session appends more."""
         return False
 
-    def _keyterms(self, session: S) -> tuple[str, ...]:
-        """Return the keyterms of a session."""
-        del session
-        return ()
-
     def _announcement(self, session: S) -> Command:
         entry = SessionEntry(
             session=session.name,
             encoding=Encoding(self._audio.encoding),
             sample_rate=self._audio.sample_rate,
-            keyterms=self._keyterms(session),
+            keyterms=session.keyterms,
         )
         return (b"XADD", self._keys.sessions.encode(), b"*", *_flat(encode_session(entry)))
 
@@ -168,6 +168,7 @@ class LoadSession:
         self, name: str, append: Command, start: Start, chunks: Sequence[Command], cycle: int
     ) -> None:
         self.name: Final = name
+        self.keyterms: Final = ()
         self.start: Final = start
         self.ended = False
         self.appended_ms: Final = array("q")
@@ -282,6 +283,7 @@ class RecoverySession:
 
     def __init__(self, name: str, append: Command, chunk_ms: int) -> None:
         self.name: Final = name
+        self.keyterms: Final = (name,)
         self.words = 0
         """Number of words queued so far, without removed ones."""
         self.appended_ms = 0
@@ -383,6 +385,3 @@ class RecoveryProducer(SlotProducer[RecoverySession]):
         new, self._new = self._new, []
         phase[:] = [session for session in phase if not session.ended]
         return new, phase.copy()  # more may be opened meanwhile
-
-    def _keyterms(self, session: RecoverySession) -> tuple[str, ...]:
-        return (session.name,)
