@@ -97,16 +97,14 @@ class Harness:
 
         Raises TurnbusError if one does not start.
         """
-        with anyio.move_on_after(_START_TIMEOUT_S):
+        with anyio.move_on_after(_START_TIMEOUT_S) as timeout:
             for process in workers:
                 while process.running:
                     if await self.redis.hexists(self.keys.workers, process.name):
                         break
                     await anyio.sleep(_POLL_S)
-                else:
-                    break
-            else:
-                return
+        if not timeout.cancelled_caught and all(process.running for process in workers):
+            return
         logs = "\n".join(f"{process.name}:\n{process.tail()}" for process in workers)
         raise TurnbusError(f"a worker did not start; the last log lines:\n{logs}")
 
