@@ -7,21 +7,21 @@ delay from a word's last message to its update. Both ends run on this machine.
 
 import argparse
 import json
-import re
 import statistics
-import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Final
 
 import anyio
 import psutil
-from anyio.streams.buffered import BufferedByteReceiveStream
 from websockets.asyncio.client import ClientConnection, connect
 
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script import synthesize_words, words_of
+from worker.local.harness import open_stt_server
 
 LINE: Final = AudioFormat("pcm_s16le", 16_000)
 CHUNK_S: Final = 0.1
@@ -40,7 +40,7 @@ class Session:
     async def play(self, ws: ClientConnection, chunks: Sequence[bytes], start: float) -> None:
         """Send everything from `start` on, then close and read to the end."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._listen, ws)
+            tasks.start_soon(self._read, ws)
             for number, chunk in enumerate(chunks):
                 await anyio.sleep(max(0, start + number * CHUNK_S - time.perf_counter()))
                 await ws.send(chunk)
@@ -48,7 +48,7 @@ class Session:
                     self._sent_at.append(time.perf_counter())
             await ws.send('{"type":"close"}')
 
-    async def _listen(self, ws: ClientConnection) -> None:
+    async def _read(self, ws: ClientConnection) -> None:
         async for message in ws:
             event = json.loads(message)
             if event["type"] == "turn.update":
@@ -56,23 +56,6 @@ class Session:
                 self.delays.append(time.perf_counter() - self._sent_at[word])
             elif event["type"] == "turn.end":
                 self.received += words_of(event["transcript"])
-
-
-@asynccontextmanager
-async def server() -> AsyncIterator[tuple[psutil.Process, str]]:
-    """The server as a process, and its URL."""
-    command = [sys.executable, "-m", "worker", "stt-server", "--engine", "script", "--port", "0"]
-    async with await anyio.open_process(command, stderr=None) as process:
-        try:
-            output = BufferedByteReceiveStream(process.stdout)  # type: ignore[arg-type]
-            line = (await output.receive_until(b"\n", 1000)).decode()
-            url = re.search(r"ws://\S+", line)
-            if url is None:
-                raise SystemExit(f"the server said: {line}")
-            yield psutil.Process(process.pid), f"{url[0]}?{QUERY}&access_token=any"
-        finally:
-            process.terminate()
-            await process.wait()
 
 
 def cpu_s(process: psutil.Process) -> float:
@@ -88,7 +71,11 @@ async def measure(count: int, seconds: float) -> None:
     size = round(LINE.sample_rate * CHUNK_S) * 2
     chunks = [audio[at : at + size] for at in range(0, len(audio), size)]
     sessions = [Session() for _ in range(count)]
-    async with server() as (process, url):
+    async with AsyncExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        starting = open_stt_server(Path(directory), "script")
+        server, server_url = await stack.enter_async_context(starting)
+        process, url = psutil.Process(server.pid), f"{server_url}?{QUERY}&access_token=any"
         idle = process.memory_info().rss
         begun, cpu_begun = time.perf_counter(), cpu_s(process)
         sockets = [

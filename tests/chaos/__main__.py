@@ -9,13 +9,13 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from tests.chaos.plan import Plan
+from tests.chaos.plan import ChaosPlan
 from worker.cli.command import Command, Option, Parser, run_async
 from worker.cli.main import main
 from worker.errors import SettingsError, TurnbusError
 from worker.local.emulator.engines.script_text import DRAWN, REWORDABLE, STYLES
 
-_DEFAULT = Plan()
+_DEFAULT = ChaosPlan()
 
 
 class Chaos(Command):
@@ -86,10 +86,12 @@ class Chaos(Command):
     json: Annotated[bool, Option("print the report as a JSON object")] = False
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> ChaosPlan:
         """The plan of the run."""
-        options = {name: getattr(self, name) for name in Plan.__struct_fields__}
-        return Plan(**options | {"faults": tuple(self.faults.split(",")) if self.faults else ()})
+        options = {name: getattr(self, name) for name in ChaosPlan.__struct_fields__}
+        return ChaosPlan(
+            **options | {"faults": tuple(self.faults.split(",")) if self.faults else ()}
+        )
 
     def run(self) -> int:
         """Run the command. Raises TurnbusError if it cannot run."""

@@ -1,12 +1,23 @@
-"""Table of faults, by name."""
+"""Faults by name, their schedule, and their injection."""
 
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from heapq import heappop, heappush
 from random import Random
 from typing import Final, NamedTuple
 
+import anyio
+
 from tests.chaos import provider_faults, redis_faults, worker_faults
-from tests.chaos.target import FaultTarget
+from tests.chaos.harness import ChaosHarness
+from tests.chaos.plan import ChaosPlan
+from tests.chaos.script import scripted_sessions
 from worker.errors import TurnbusError
+
+STAGGER_S: Final = 0.1
+"""Interval between the starts of the first sessions, in seconds."""
+
+_RETRY_S: Final = 0.1
 
 
 class Fault(NamedTuple):
@@ -14,7 +25,7 @@ class Fault(NamedTuple):
 
     weight: float
     """Relative frequency."""
-    act: Callable[[FaultTarget, Random], Awaitable[bool]]
+    act: Callable[[ChaosHarness, Random], Awaitable[bool]]
     """Injects the fault, waits and repairs; returns False if there was no target. It draws its
     choices from the random generator."""
 
@@ -58,3 +69,78 @@ def check_faults(names: tuple[str, ...]) -> None:
         raise TurnbusError(
             f"unknown faults: {', '.join(unknown)}; the faults are {', '.join(FAULTS)}"
         )
+
+
+class ScheduledFault(NamedTuple):
+    """One scheduled fault."""
+
+    at_s: float
+    """Seconds from the first word."""
+    name: str
+    """Name of the fault in the table."""
+    seed: int
+    """Seed of its random choices: duration, number and targets."""
+
+
+def schedule(plan: ChaosPlan) -> tuple[ScheduledFault, ...]:
+    """Draw every fault of a run; the same plan always gives the same schedule.
+
+    All faults are due while a session sends audio, even without delays. If the provider limits the
+    sockets, sessions that catch up may end before the last fault. Each fault has its own seed, so
+    that the targets of one do not change another.
+    """
+    rng = Random(f"{plan.seed} schedule")
+    names = list(plan.faults or FAULTS)
+    weights = [FAULTS[name].weight for name in names]
+    until_s = audio_s(plan)
+    scheduled = []
+    at_s = rng.expovariate(1 / plan.every_s)
+    while at_s < until_s:
+        (name,) = rng.choices(names, weights)
+        scheduled.append(ScheduledFault(round(at_s, 2), name, rng.getrandbits(32)))
+        at_s += rng.expovariate(1 / plan.every_s)
+    return tuple(scheduled)
+
+
+def audio_s(plan: ChaosPlan) -> float:
+    """Return the time it takes to send all sessions without faults, in seconds."""
+    at_once = min(plan.sessions, plan.connections or plan.sessions)
+    ends: list[float] = []
+    last = 0.0
+    for nth, script in enumerate(scripted_sessions(plan)):
+        began = heappop(ends) if nth >= at_once else nth * STAGGER_S
+        heappush(ends, began + script.seconds)
+        last = max(last, began + script.seconds)
+    return last
+
+
+class FaultInjector:
+    """Applies every fault of the schedule as soon as it finds a target, and repairs it."""
+
+    def __init__(self, faults: Sequence[ScheduledFault], harness: ChaosHarness) -> None:
+        self._over = anyio.Event()
+        self.schedule: Final = tuple(faults)
+        self._harness = harness
+        self.applied: Final[Counter[str]] = Counter()
+
+    def stop(self) -> None:
+        """Cancel the faults that are not due or have no target, because all producers are done."""
+        self._over.set()
+
+    async def run(self) -> None:
+        """Apply the faults when they are due; return when the last is repaired."""
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            for fault in self.schedule:
+                with anyio.move_on_at(began + fault.at_s):
+                    await self._over.wait()
+                    return
+                tasks.start_soon(self._apply, fault)
+
+    async def _apply(self, fault: ScheduledFault) -> None:
+        rng = Random(fault.seed)
+        while not await FAULTS[fault.name].act(self._harness, rng):
+            if self._over.is_set():
+                return
+            await anyio.sleep(_RETRY_S)
+        self.applied[fault.name] += 1

@@ -7,8 +7,8 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from schemas.keys import ENDED, GROUP, RELEASED, Keys
-from tests.chaos.checker import Violation
 from tests.chaos.script import ScriptedSession
+from worker.bench.checker import Violation
 from worker.bus.liveness import STALE_CONSUMER_S
 
 _MAY_STAY: Final = ("sessions", "lanes", "dead", "sweep", "search", "{*}:turns")
@@ -22,7 +22,9 @@ _REFUSALS: Final = ("duplicate", "ended")
 """Reasons for rejecting an announcement that was repeated because its reply was lost."""
 
 
-async def leftovers(redis: Redis, keys: Keys, voices: Sequence[ScriptedSession]) -> list[Violation]:
+async def leftovers(
+    redis: Redis, keys: Keys, scripts: Sequence[ScriptedSession]
+) -> list[Violation]:
     """Return the violations in Redis after every session ended and every worker stopped."""
     wrong: list[str] = []
     if entries := await redis.xlen(keys.sessions):
@@ -31,11 +33,13 @@ async def leftovers(redis: Redis, keys: Keys, voices: Sequence[ScriptedSession])
     wrong += [f"{group['pending']} entries pending" for group in groups if group["pending"]]
     wrong += await _consumers(redis, keys)
     own = {
-        keys.session_turns(voice.lane, voice.session) for voice in voices if voice.out == "session"
+        keys.session_turns(script.lane, script.name)
+        for script in scripts
+        if script.out == "session"
     }
     wrong += await _keys(redis, keys, own)
-    for voice in voices:
-        wrong += await _session(redis, keys, voice)
+    for script in scripts:
+        wrong += await _session(redis, keys, script)
     dead: Any = await redis.xrange(keys.dead)
     wrong += [
         f"refused: {fields}" for _, fields in dead if fields[b"reason"].decode() not in _REFUSALS
@@ -66,8 +70,8 @@ async def _keys(redis: Redis, keys: Keys, own: Collection[str]) -> list[str]:
     return found
 
 
-async def _session(redis: Redis, keys: Keys, voice: ScriptedSession) -> list[str]:
-    audio, state = keys.audio(voice.lane, voice.session), keys.state(voice.lane, voice.session)
+async def _session(redis: Redis, keys: Keys, script: ScriptedSession) -> list[str]:
+    audio, state = keys.audio(script.lane, script.name), keys.state(script.lane, script.name)
     wrong = []
     kind: Any = await redis.type(audio)
     if kind != b"string" or await redis.get(audio) != ENDED:

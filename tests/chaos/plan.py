@@ -1,4 +1,4 @@
-"""Plan of a chaos run."""
+"""ChaosPlan of a chaos run."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from msgspec import Meta
 from worker.local.emulator.engines.script_text import DRAWN, STYLES, TextStyle, draw_style
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class ChaosPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of a run. The same plan sends the same words and schedules the same faults.
 
     The worker or socket that a fault hits may differ, because it depends on the current state.
@@ -56,7 +56,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Return the command line options for this plan."""
         words = []
         for name, value in msgspec.structs.asdict(self).items():
-            if value == getattr(Plan(), name) and name not in ("seed", "turns"):
+            if value == getattr(ChaosPlan(), name) and name not in ("seed", "turns"):
                 continue
             option = "--" + name.replace("_", "-")
             if value is True:

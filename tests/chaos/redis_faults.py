@@ -1,6 +1,5 @@
 """Faults of Redis and its connections. Each returns whether it found a target."""
 
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from random import Random
@@ -10,8 +9,8 @@ import anyio
 from redis.exceptions import RedisError
 
 from schemas.keys import GROUP
-from tests.chaos.proxy import DroppedReply
-from tests.chaos.target import FaultTarget
+from tests.chaos.harness import ChaosHarness, now_ms, stall_links
+from worker.bench.proxy import DroppedReply
 from worker.bus import scripts
 from worker.bus.inspection import Announced, announced
 
@@ -33,127 +32,124 @@ _PUT_BACK_S: Final = 60.0
 """Timeout for workers to restore deleted entries."""
 
 
-async def away(target: FaultTarget, seconds: float) -> bool:
+async def away(harness: ChaosHarness, seconds: float) -> bool:
     """Kill Redis with SIGKILL, and restart it after `seconds`."""
-    async with target.lock("redis"):
-        target.note(f"Redis away for {seconds:.1f} s")
-        down = time.time_ns() // 1_000_000
-        await target.rig.server.kill()
+    async with harness.lock("redis"):
+        harness.note(f"Redis away for {seconds:.1f} s")
+        down = now_ms()
+        await harness.server.kill()
         await anyio.sleep(seconds)
-        await target.rig.server.restart()
-        target.outages_ms.append((down, time.time_ns() // 1_000_000))
+        await harness.server.restart()
+        harness.outages_ms.append((down, now_ms()))
     return True
 
 
-async def restart(target: FaultTarget, _: Random) -> bool:
+async def restart(harness: ChaosHarness, _: Random) -> bool:
     """Kill Redis with SIGKILL, and restart it at once."""
-    return await away(target, 0.0)
+    return await away(harness, 0.0)
 
 
-async def outage(target: FaultTarget, rng: Random) -> bool:
+async def outage(harness: ChaosHarness, rng: Random) -> bool:
     """Stop Redis for longer than the lease."""
-    return await away(target, rng.uniform(1.2, 2.5) * target.lease_s)
+    return await away(harness, rng.uniform(1.2, 2.5) * harness.lease_s)
 
 
-async def full(target: FaultTarget, rng: Random) -> bool:
+async def full(harness: ChaosHarness, rng: Random) -> bool:
     """Make Redis exceed its maxmemory for a while."""
-    rig = target.rig
     seconds = rng.uniform(0.2, 2.0)
-    async with target.lock("redis"):
-        target.note("Redis full")
-        await rig.health.retry(lambda: rig.redis.config_set("maxmemory", 1))
+    async with harness.lock("redis"):
+        harness.note("Redis full")
+        await harness.retry(lambda: harness.redis.config_set("maxmemory", 1))
         try:
             await anyio.sleep(seconds)
         finally:
-            await rig.health.retry(lambda: rig.redis.config_set("maxmemory", 0))
+            await harness.retry(lambda: harness.redis.config_set("maxmemory", 0))
     return True
 
 
-async def flush_scripts(target: FaultTarget, _: Random) -> bool:
+async def flush_scripts(harness: ChaosHarness, _: Random) -> bool:
     """Flush all scripts of Redis."""
-    target.note("scripts forgotten")
-    await target.rig.health.retry(target.rig.redis.script_flush)
+    harness.note("scripts forgotten")
+    await harness.retry(harness.redis.script_flush)
     return True
 
 
-async def cut(target: FaultTarget, rng: Random) -> bool:
+async def cut(harness: ChaosHarness, rng: Random) -> bool:
     """Cut one worker's connections."""
-    async with target.worker(rng) as (slot, _):
-        target.note(f"cut {slot.name} from Redis")
+    async with harness.worker(rng) as (slot, _):
+        harness.note(f"cut {slot.name} from Redis")
         slot.redis.cut_all()
     return True
 
 
-async def kill_clients(target: FaultTarget, _: Random) -> bool:
+async def kill_clients(harness: ChaosHarness, _: Random) -> bool:
     """Cut all connections, including those of producers."""
-    rig = target.rig
-    target.note("client kill")
+    harness.note("client kill")
     try:
-        await rig.redis.client_kill_filter(_type="normal", skipme=True)
+        await harness.redis.client_kill_filter(_type="normal", skipme=True)
     except (RedisError, OSError):
         return False
     return True
 
 
-async def lose_reply(target: FaultTarget, rng: Random) -> bool:
+async def lose_reply(harness: ChaosHarness, rng: Random) -> bool:
     """Drop the reply to the next matching request of any worker, with its connection."""
-    theft = DroppedReply(rng.choice(_MARKS))
-    ways = [slot.redis for slot in target.rig.fleet.slots]
-    for way in ways:
-        way.thefts.add(theft)
+    drop = DroppedReply(rng.choice(_MARKS))
+    proxies = [slot.redis for slot in harness.fleet.slots]
+    for proxy in proxies:
+        proxy.dropped_replies.add(drop)
     with anyio.move_on_after(_SUCH_A_REQUEST_S):
-        await theft.done.wait()
-    for way in ways:
-        way.thefts.discard(theft)
-    return theft.done.is_set()
+        await drop.done.wait()
+    for proxy in proxies:
+        proxy.dropped_replies.discard(drop)
+    return drop.done.is_set()
 
 
-async def partition(target: FaultTarget, rng: Random) -> bool:
+async def partition(harness: ChaosHarness, rng: Random) -> bool:
     """Partition a worker from Redis, without closing its connections."""
-    seconds, flows = rng.uniform(0.3, 3.0) * target.lease_s, rng.random() < 0.5
-    async with target.worker(rng) as (slot, _):
-        target.note(f"part {slot.name} from Redis for {seconds:.1f} s")
-        await target.stall(slot.redis.links, seconds, flows=flows)
+    seconds, flows = rng.uniform(0.3, 3.0) * harness.lease_s, rng.random() < 0.5
+    async with harness.worker(rng) as (slot, _):
+        harness.note(f"part {slot.name} from Redis for {seconds:.1f} s")
+        await stall_links(slot.redis.links, seconds, flows=flows)
     return True
 
 
-async def destroy_group(target: FaultTarget, _: Random) -> bool:
+async def destroy_group(harness: ChaosHarness, _: Random) -> bool:
     """Destroy the consumer group with its pending list."""
-    rig = target.rig
-    async with target.lock("redis"):
-        target.note("group destroyed")
-        await rig.health.retry(lambda: rig.redis.xgroup_destroy(rig.keys.sessions, GROUP))
+    async with harness.lock("redis"):
+        harness.note("group destroyed")
+        await harness.retry(lambda: harness.redis.xgroup_destroy(harness.keys.sessions, GROUP))
     return True
 
 
-async def delete_entry(target: FaultTarget, rng: Random) -> bool:
+async def delete_entry(harness: ChaosHarness, rng: Random) -> bool:
     """Delete the entry of one live session."""
-    return await _delete(target, lambda live: [rng.choice(live)])
+    return await _delete(harness, lambda live: [rng.choice(live)])
 
 
-async def trim_entries(target: FaultTarget, _: Random) -> bool:
+async def trim_entries(harness: ChaosHarness, _: Random) -> bool:
     """Delete the entries of all live sessions, as a trim does."""
-    return await _delete(target, lambda live: live)
+    return await _delete(harness, lambda live: live)
 
 
-async def delete_entry_and_kill(target: FaultTarget, rng: Random) -> bool:
+async def delete_entry_and_kill(harness: ChaosHarness, rng: Random) -> bool:
     """Delete the entries of a worker's sessions, and kill it before it can restore them."""
-    async with target.worker(rng) as (slot, life):
-        owned = await target.sessions_of(life)
-        with target.rig.fleet.paused(life):
+    async with harness.worker(rng) as (slot, process):
+        owned = await harness.sessions_of(process)
+        with harness.fleet.paused(process):
             deleted = await _delete(
-                target,
+                harness,
                 lambda live: [each for each in live if each.session in owned],
-                then=partial(target.rig.fleet.kill, life),
+                then=partial(harness.fleet.kill, process),
             )
         if deleted:
-            target.note(f"killed {life.name}, which ran them")
-            await target.rig.fleet.start(slot)
+            harness.note(f"killed {process.name}, which ran them")
+            await harness.fleet.start(slot)
     return deleted
 
 
 async def _delete(
-    target: FaultTarget,
+    harness: ChaosHarness,
     choose: Callable[[list[Announced]], list[Announced]],
     then: Callable[[], Awaitable[None]] | None = None,
 ) -> bool:
@@ -161,25 +157,24 @@ async def _delete(
 
     Only claimed entries are deleted: workers cannot restore others.
     """
-    rig = target.rig
-    async with target.lock("redis"):
-        live = await rig.health.retry(partial(_live, target))
+    async with harness.lock("redis"):
+        live = await harness.retry(partial(_live, harness))
         deleted = choose(live) if live else []
         if not deleted:
             return False
         entries = [each.entry for each in deleted]
-        target.note(f"delete {len(entries)} entries")
-        await rig.health.retry(lambda: rig.redis.xdel(rig.keys.sessions, *entries))
+        harness.note(f"delete {len(entries)} entries")
+        await harness.retry(lambda: harness.redis.xdel(harness.keys.sessions, *entries))
         if then is not None:
             await then()
         with anyio.move_on_after(_PUT_BACK_S):
-            await rig.health.retry(partial(_put_back, target, deleted))
+            await harness.retry(partial(_put_back, harness, deleted))
     return True
 
 
-async def _live(target: FaultTarget) -> list[Announced]:
+async def _live(harness: ChaosHarness) -> list[Announced]:
     """Return the entries of all sessions that a worker owns or owned."""
-    redis, keys = target.rig.redis, target.rig.keys
+    redis, keys = harness.redis, harness.keys
     found = [each async for each in announced(redis, keys)]
     async with redis.pipeline(transaction=False) as pipe:
         for each in found:
@@ -192,9 +187,9 @@ async def _live(target: FaultTarget) -> list[Announced]:
     ]
 
 
-async def _put_back(target: FaultTarget, deleted: list[Announced]) -> None:
+async def _put_back(harness: ChaosHarness, deleted: list[Announced]) -> None:
     """Wait until every deleted entry is restored, or its session has ended."""
-    redis, keys = target.rig.redis, target.rig.keys
+    redis, keys = harness.redis, harness.keys
     away = deleted
     while away:
         await anyio.sleep(0.1)

@@ -1,24 +1,20 @@
-"""Report of a chaos run."""
+"""ChaosReport of a chaos run."""
 
-import math
-import textwrap
-from collections import Counter
-from collections.abc import Sequence
+from textwrap import wrap
 
 import msgspec
 
-from tests.chaos.checker import WORD_RULES, Violation
-from tests.chaos.plan import Plan
-from tests.chaos.schedule import ScheduledFault
+from tests.chaos.faults import ScheduledFault
+from tests.chaos.plan import ChaosPlan
+from worker.bench.checker import Violation, broken_words
 
 _SHOWN = 40
-_WIDTH = 100
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     """Statistics and violations of a run."""
 
-    plan: Plan
+    plan: ChaosPlan
     seconds: float
     schedule: tuple[ScheduledFault, ...]
     """Scheduled faults: time in seconds from the first word, name and seed."""
@@ -57,56 +53,34 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return not self.violations
 
 
-def quantile(ordered: Sequence[int], share: float) -> int | None:
-    """Return the quantile `share` of a sorted sequence; None if it is empty."""
-    if not ordered:
-        return None
-    return ordered[min(len(ordered) - 1, math.floor(share * len(ordered)))]
-
-
-def json_of(report: Report) -> str:
+def json_of(report: ChaosReport) -> str:
     """Return the report as one JSON object on a line."""
     written = {"ok": report.ok, **msgspec.structs.asdict(report)}
     return msgspec.json.encode(written).decode() + "\n"
 
 
-def text_of(report: Report) -> str:
+def text_of(report: ChaosReport) -> str:
     """Return the report as plain text."""
-    broken = Counter(violation.rule for violation in report.violations)
     faults = ", ".join(f"{name} {count}" for name, count in report.faults.items())
-    words = ", ".join(f"{rule} {broken[rule]}" for rule in WORD_RULES)
+    schedule = ", ".join(f"{fault.at_s:g} {fault.name}" for fault in report.schedule) or "none"
+    waits = f"next event p50 {report.next_event_ms_p50} ms, max {report.next_event_ms_max} ms"
     lines = [
         f"seed {report.plan.seed}, {report.seconds:.0f} s, text: {report.plan.text_style_name}",
         f"sent: {report.sessions} sessions, {report.plan.turns} turns, {report.words} words",
         f"received: {report.turns} turns, {report.events} events over {report.sockets} sockets",
-        *_wrapped("schedule", [f"{strike.at_s:g} {strike.fault}" for strike in report.schedule]),
+        *wrap(f"schedule: {schedule}", 100, subsequent_indent="  ", break_on_hyphens=False),
         f"faults: {sum(report.faults.values())} of {len(report.schedule)} ({faults or 'none'})",
-        f"owner killed inside a turn: {_waits(report)}",
-        f"words: {words}",
+        f"owner killed inside a turn: {waits if report.next_event_ms_max is not None else 'never'}",
+        f"words: {broken_words(report.violations)}",
         f"turns longer than the maximum lag: {report.long_turns}",
         f"sessions inside a turn at a provider outage longer than that: {report.outages_in_turns}",
         f"dropped as too late: {report.gaps} gaps, {report.gap_s:.1f} s, {report.announced} words",
     ]
     if report.excused:
         lines.append(f"words delayed by the producer: {report.excused}")
-    lines += [
-        f"{violation.rule}: {violation.session} {violation.detail}"
-        for violation in report.violations[:_SHOWN]
-    ]
+    lines += map(str, report.violations[:_SHOWN])
     if len(report.violations) > _SHOWN:
         lines.append(f"and {len(report.violations) - _SHOWN} more")
     lines.append("passed" if report.ok else f"FAILED: {len(report.violations)} violations")
     lines.append(f"repeat: python -m tests.chaos {report.plan.repeat}")
     return "\n".join(lines) + "\n"
-
-
-def _wrapped(name: str, items: Sequence[str]) -> list[str]:
-    """Format a list over several lines."""
-    text = f"{name}: {', '.join(items) or 'none'}"
-    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _waits(report: Report) -> str:
-    if report.next_event_ms_p50 is None:
-        return "never"
-    return f"next event p50 {report.next_event_ms_p50} ms, max {report.next_event_ms_max} ms"

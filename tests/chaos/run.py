@@ -2,79 +2,73 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
 from schemas.turns import Event, TurnEnd, TurnStart, WorkerRecord, encode_event
-from tests.chaos.checker import Expected, Violation, announced, gaps, violations
-from tests.chaos.event_log import EventLog, LoggedEvent
-from tests.chaos.faults import check_faults
-from tests.chaos.harness import ChaosHarness, open_harness
+from tests.chaos.faults import (
+    STAGGER_S,
+    FaultInjector,
+    ScheduledFault,
+    check_faults,
+    schedule,
+)
+from tests.chaos.harness import ChaosHarness, clock, open_harness
 from tests.chaos.leftovers import leftovers
-from tests.chaos.nemesis import Nemesis
-from tests.chaos.plan import Plan
-from tests.chaos.producer import LATE_MS, ScriptedProducer
-from tests.chaos.report import Report, quantile
-from tests.chaos.schedule import STAGGER_S, ScheduledFault, schedule
+from tests.chaos.plan import ChaosPlan
+from tests.chaos.producer import ScriptedProducer
+from tests.chaos.report import ChaosReport
 from tests.chaos.script import ScriptedSession, scripted_sessions, spans
-from tests.chaos.target import clock
+from worker.bench.checker import Expected, Violation, gaps, violations, words_in_gaps
+from worker.bench.events import EventLog, LoggedEvent
+from worker.bench.producer import MAX_DELAY_MS
+from worker.bench.report import quantiles
+from worker.bench.terminal import Progress
 from worker.errors import TurnbusError
 
 LANES: Final = ("0", "1")
-_SETTLED_S: Final = 120.0
+_END_TIMEOUT_S: Final = 120.0
 """Timeout for the end of a session after its producer has ended it."""
 
-_KNOWN_S: Final = 60.0
+_START_TIMEOUT_S: Final = 60.0
 """Timeout for the start of workers."""
 
-_LOOK_S: Final = 0.1
-
-
-class Progress(Protocol):
-    """Receives the progress of a run."""
-
-    def phase(self, text: str) -> None:
-        """Report the phase that begins."""
-        ...
-
-    def detail(self, text: str) -> None:
-        """Report the progress within the phase."""
-        ...
+_POLL_S: Final = 0.1
 
 
 async def chaos(
-    plan: Plan,
+    plan: ChaosPlan,
     logs: Path,
     progress: Progress,
     *,
     module: str = "worker",
-    strikes: Sequence[ScheduledFault] | None = None,
-) -> Report:
+    faults: Sequence[ScheduledFault] | None = None,
+) -> ChaosReport:
     """Run a plan; write logs to the directory `logs`.
 
-    `module` replaces `worker`, and `strikes` replaces the plan's schedule. Raises TurnbusError if
+    `module` replaces `worker`, and `faults` replaces the plan's schedule. Raises TurnbusError if
     a process fails.
     """
     check_faults(plan.faults)
-    if strikes is None:
-        strikes = schedule(plan)
+    if faults is None:
+        faults = schedule(plan)
     progress.phase("starting Redis, the STT server and the workers")
-    async with open_harness(plan, logs, module) as rig:
-        report, history = await _Run(plan, strikes, rig, progress).run()
-    keep(report, history, logs)
+    async with open_harness(plan, logs, module) as harness:
+        report, event_log = await _Run(plan, faults, harness, progress).run()
+    _keep(report, event_log, logs)
     return report
 
 
-def keep(report: Report, history: EventLog, logs: Path) -> None:
+def _keep(report: ChaosReport, event_log: EventLog, logs: Path) -> None:
     """Write the fault log, and the events of each session with a violation."""
-    (logs / "nemesis.log").write_text("\n".join((*report.log, "")))
+    (logs / "faults.log").write_text("\n".join((*report.log, "")))
     for session in {violation.session for violation in report.violations} - {""}:
         lines = (
             f"{clock(logged.at_ms)} {encode_event(logged.event).decode()}\n"
-            for logged in history.logged[session]
+            for logged in event_log.logged[session]
         )
         (logs / f"{session}.events").write_text("".join(lines))
 
@@ -83,169 +77,155 @@ class _Run:
     """State of one run."""
 
     def __init__(
-        self, plan: Plan, strikes: Sequence[ScheduledFault], rig: ChaosHarness, progress: Progress
+        self,
+        plan: ChaosPlan,
+        faults: Sequence[ScheduledFault],
+        harness: ChaosHarness,
+        progress: Progress,
     ) -> None:
         self._plan = plan
-        self._rig = rig
+        self._harness = harness
         self._progress = progress
-        self._history = EventLog(rig.redis, rig.keys, LANES)
-        self._nemesis = Nemesis(strikes, plan, rig)
-        self._speakers: list[ScriptedProducer] = []
+        self._event_log = EventLog(harness.redis, harness.keys, LANES)
+        self._injector = FaultInjector(faults, harness)
+        self._producers: list[ScriptedProducer] = []
 
-    async def run(self) -> tuple[Report, EventLog]:
+    async def run(self) -> tuple[ChaosReport, EventLog]:
         self._progress.phase("waiting for the workers")
-        await self._workers_ready()
+        if not await self._records_match():
+            raise TurnbusError("\n".join(self._harness.fleet.faults) or "the workers did not start")
         self._progress.phase("sending audio and injecting faults")
         began = anyio.current_time()
         async with anyio.create_task_group() as reading:
-            reading.start_soon(self._history.run)
+            reading.start_soon(self._event_log.run)
             reading.start_soon(self._report_progress)
             async with anyio.create_task_group() as ending:
-                async with anyio.create_task_group() as breaking:
-                    breaking.start_soon(self._nemesis.run)
-                    await self._speak(ending)
-                    self._nemesis.stop()
+                async with anyio.create_task_group() as injecting:
+                    injecting.start_soon(self._injector.run)
+                    await self._send_all(ending)
+                    self._injector.stop()
                 self._progress.phase("waiting for the last words")
             seconds = anyio.current_time() - began
-            await self._all_known()  # a worker that was just started or killed leaves traces
-            await self._stop_workers()
+            await self._records_match()  # a worker that was just started or killed leaves traces
+            await self._harness.fleet.stop_all()
             await anyio.sleep(1.0)  # read events that are published after an end
             reading.cancel_scope.cancel()
-        return await self._report(seconds), self._history
+        return await self._report(seconds), self._event_log
 
-    async def _workers_ready(self) -> None:
-        if not await self._all_known():
-            raise TurnbusError("\n".join(self._rig.fleet.faults) or "the workers did not start")
-
-    async def _all_known(self) -> bool:
+    async def _records_match(self) -> bool:
         """Wait until the worker records match the running processes; False after a timeout."""
-        rig = self._rig
-        with anyio.move_on_after(_KNOWN_S):
-            while not rig.fleet.faults:
-                rows: Any = await rig.health.retry(lambda: rig.redis.hvals(rig.keys.workers))
-                known = {msgspec.json.decode(row, type=WorkerRecord).pid for row in rows}
-                if known == {life.pid for slot in rig.fleet.slots for life in slot.lives}:
+        harness = self._harness
+        with anyio.move_on_after(_START_TIMEOUT_S):
+            while not harness.fleet.faults:
+                rows: Any = await harness.retry(lambda: harness.redis.hvals(harness.keys.workers))
+                recorded = {msgspec.json.decode(row, type=WorkerRecord).pid for row in rows}
+                if recorded == harness.fleet.pids:
                     return True
-                await anyio.sleep(_LOOK_S)
+                await anyio.sleep(_POLL_S)
         return False
 
-    async def _speak(self, ending: TaskGroup) -> None:
+    async def _send_all(self, ending: TaskGroup) -> None:
         """Send all sessions, with a maximum number at a time: each until its end is published.
 
         This limits the load of workers that fall behind.
         """
         room = anyio.Semaphore(self._plan.sessions)
 
-        async def make_room(session: str) -> None:
-            with anyio.move_on_after(_SETTLED_S):
-                await self._history.all_ended({session})
+        async def release_room(session: str) -> None:
+            with anyio.move_on_after(_END_TIMEOUT_S):
+                await self._event_log.all_ended({session})
             room.release()
 
-        async def speak(voice: ScriptedSession) -> None:
-            speaker = ScriptedProducer(self._rig.redis, self._rig.keys, voice)
-            self._speakers.append(speaker)
-            await speaker.run()
-            ending.start_soon(make_room, voice.session)
+        async def send(script: ScriptedSession) -> None:
+            producer = ScriptedProducer(self._harness.redis, self._harness.keys, script)
+            self._producers.append(producer)
+            await producer.run()
+            ending.start_soon(release_room, script.name)
 
-        async with anyio.create_task_group() as speaking:
-            for nth, voice in enumerate(scripted_sessions(self._plan)):
+        async with anyio.create_task_group() as sending:
+            for nth, script in enumerate(scripted_sessions(self._plan)):
                 await room.acquire()
-                speaking.start_soon(speak, voice)
+                sending.start_soon(send, script)
                 if nth < self._plan.sessions:
                     await anyio.sleep(STAGGER_S)
 
     async def _report_progress(self) -> None:
         while True:
             self._progress.detail(
-                f"{self._history.turns} of {self._plan.turns} turns, "
-                f"{len(self._history.ended)} of {len(self._speakers)} sessions ended, "
-                f"{self._nemesis.applied.total()} of {len(self._nemesis.schedule)} faults"
+                f"{self._event_log.turns} of {self._plan.turns} turns, "
+                f"{len(self._event_log.ended)} of {len(self._producers)} sessions ended, "
+                f"{self._injector.applied.total()} of {len(self._injector.schedule)} faults"
             )
-            await anyio.sleep(_LOOK_S)
+            await anyio.sleep(_POLL_S)
 
-    async def _stop_workers(self) -> None:
-        fleet = self._rig.fleet
-        async with anyio.create_task_group() as tasks:
-            for slot in fleet.slots:
-                for life in tuple(slot.lives):
-                    tasks.start_soon(fleet.stop, life)
-
-    # -- the report
-
-    async def _report(self, seconds: float) -> Report:
+    async def _report(self, seconds: float) -> ChaosReport:
+        harness, event_log, plan = self._harness, self._event_log, self._plan
+        scripts = [producer.script for producer in self._producers]
+        expected = [self._expected(producer) for producer in self._producers]
+        published = [event_log.events(script.name) for script in scripts]
         found: list[Violation] = []
-        rig, history = self._rig, self._history
-        for speaker in self._speakers:
-            voice = speaker.voice
-            events = history.events(voice.session)
-            found += violations(self._expected(speaker), events)
-            if voice.out == "session" and await history.own(voice.lane, voice.session) != events:
-                found.append(Violation(voice.session, "bus", "its own stream differs"))
-        found += await leftovers(rig.redis, rig.keys, [each.voice for each in self._speakers])
-        found += [Violation("", "bus", fault) for fault in rig.fleet.faults]
-        everything = [history.events(speaker.voice.session) for speaker in self._speakers]
-        dropped = [gap for events in everything for gap in gaps(events)]
-        waits = sorted(self._waits_ms())
-        return Report(
-            plan=self._plan,
+        for script, sent, events in zip(scripts, expected, published, strict=True):
+            found += violations(sent, events)
+            if script.out == "session" and await event_log.own(script.lane, script.name) != events:
+                found.append(Violation(script.name, "bus", "its own stream differs"))
+        found += await leftovers(harness.redis, harness.keys, scripts)
+        found += [Violation("", "bus", fault) for fault in harness.fleet.faults]
+        dropped = [gap for events in published for gap in gaps(events)]
+        turns = [turn for script in scripts for turn in script.turns]
+        waits = quantiles(list(self._waits_ms()))
+        return ChaosReport(
+            plan=plan,
             seconds=seconds,
-            schedule=self._nemesis.schedule,
-            faults=dict(sorted(self._nemesis.applied.items())),
-            sessions=len(self._speakers),
-            turns=sum(isinstance(event, TurnEnd) for events in everything for event in events),
-            words=sum(speaker.voice.words for speaker in self._speakers),
-            events=sum(map(len, everything)),
-            sockets=sum(events[-1].connection for events in everything if events),
-            kills=len(self._nemesis.target.kills),
-            next_event_ms_p50=quantile(waits, 0.5),
-            next_event_ms_max=quantile(waits, 1.0),
-            long_turns=sum(
-                turn.seconds > self._plan.max_lag_s > 0
-                for speaker in self._speakers
-                for turn in speaker.voice.turns
-            ),
+            schedule=self._injector.schedule,
+            faults=dict(sorted(self._injector.applied.items())),
+            sessions=len(scripts),
+            turns=sum(isinstance(event, TurnEnd) for events in published for event in events),
+            words=sum(script.words for script in scripts),
+            events=sum(map(len, published)),
+            sockets=sum(events[-1].connection for events in published if events),
+            kills=len(self._harness.kills),
+            next_event_ms_p50=round(waits.p50) if waits.count else None,
+            next_event_ms_max=round(waits.max) if waits.count else None,
+            long_turns=sum(turn.seconds > plan.max_lag_s > 0 for turn in turns),
             outages_in_turns=sum(self._outages_in_turns()),
             gaps=len(dropped),
             gap_s=sum(gap.end - gap.begin for gap in dropped) / 1_000,
-            announced=sum(
-                len(announced(self._expected(speaker), history.events(speaker.voice.session)))
-                for speaker in self._speakers
-            ),
-            excused=sum(len(self._expected(speaker).torn) for speaker in self._speakers),
+            announced=sum(map(len, map(words_in_gaps, expected, published))),
+            excused=sum(len(sent.torn) for sent in expected),
             violations=tuple(found),
-            log=tuple(self._nemesis.target.log),
+            log=tuple(self._harness.log),
         )
 
-    def _expected(self, speaker: ScriptedProducer) -> Expected:
+    def _expected(self, producer: ScriptedProducer) -> Expected:
         """Return the expected words; a pause counts as the producer's only while Redis was up."""
         late = frozenset(
             torn.word
-            for torn in speaker.torn
-            if longest_up_ms(torn.from_ms, torn.to_ms, self._nemesis.target.outages_ms)
-            > speaker.voice.chunk_ms + LATE_MS
+            for torn in producer.torn
+            if longest_up_ms(torn.from_ms, torn.to_ms, self._harness.outages_ms)
+            > producer.script.chunk_ms + MAX_DELAY_MS
         )
         return Expected(
-            session=speaker.voice.session,
-            words=speaker.voice.words,
+            session=producer.script.name,
+            words=producer.script.words,
             torn=late,
-            spans=spans(speaker.voice),
-            chunks=tuple(speaker.appended),
+            spans=spans(producer.script),
+            chunks=tuple(producer.appended),
             max_lag_s=self._plan.max_lag_s,
             style=self._plan.style,
         )
 
     def _outages_in_turns(self) -> Iterator[int]:
         """Yield the number of sessions inside a turn at the start of each long outage."""
-        for began_ms, over_ms in self._nemesis.target.stt_outages_ms:
+        for began_ms, over_ms in self._harness.stt_outages_ms:
             if over_ms - began_ms > self._plan.max_lag_s * 1_000 > 0:
-                before = (_split(logged, began_ms)[0] for logged in self._history.logged.values())
+                before = (_split(logged, began_ms)[0] for logged in self._event_log.logged.values())
                 yield sum(_inside_turn([each.event for each in logged]) for logged in before)
 
     def _waits_ms(self) -> Iterator[int]:
         """Yield the time from each kill to the next event of each session inside a turn."""
-        for kill in self._nemesis.target.kills:
+        for kill in self._harness.kills:
             for session in kill.sessions:
-                before, after = _split(self._history.logged[session], kill.at_ms)
+                before, after = _split(self._event_log.logged[session], kill.at_ms)
                 if after and _inside_turn([logged.event for logged in before]):
                     yield after[0].at_ms - kill.at_ms
 

@@ -8,15 +8,15 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from schemas.audio import MAX_AUDIO_BYTES
-from tests.chaos.checker import Span
-from tests.chaos.plan import Plan
+from tests.chaos.plan import ChaosPlan
+from worker.bench.checker import Span
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.engines.script_words import WORD_MS
 
-Manner = Literal["plain", "numbered", "resending", "restarting"]
+Mode = Literal["plain", "numbered", "resending", "restarting"]
 """Producer behavior: without `seq`; with `seq` and `src`; with both, and some entries appended
-again; with both, and a new `src` half way, as after a producer restart."""
+again; with both, and a new `src` half proxy, as after a producer restart."""
 
 BULK_MS: Final = 8_000
 """Length of a bulk chunk in milliseconds, far longer than usual."""
@@ -60,13 +60,14 @@ class Turn(msgspec.Struct, frozen=True):
 class ScriptedSession(msgspec.Struct, frozen=True, kw_only=True):
     """One session: its turns, and how the producer appends them."""
 
-    session: str
+    name: str
+    """Id of the session."""
     audio: AudioFormat
     lane: str
     out: Literal["lane", "session"]
-    manner: Manner
+    mode: Mode
     chunk_ms: int
-    odd: bool
+    random_sizes: bool
     """Whether chunks have random sizes, and so may end inside a sample."""
     bulk: bool
     """Whether the first chunk has `BULK_MS`."""
@@ -101,40 +102,40 @@ class Chunk(NamedTuple):
     """Word that begins before this chunk and continues in it."""
 
 
-def scripted_sessions(plan: Plan) -> Iterator[ScriptedSession]:
+def scripted_sessions(plan: ChaosPlan) -> Iterator[ScriptedSession]:
     """Yield the sessions of a run."""
     rng = random.Random(f"{plan.seed} voices")
-    longer = random.Random(f"{plan.seed} long turns")
+    long_rng = random.Random(f"{plan.seed} long turns")
     number, turns = 0, plan.turns
     while turns > 0:
         count = min(turns, rng.randint(3, 7))
-        voice = _voice(rng, plan.seed, number, count)
+        drawn = _script(rng, plan.seed, number, count)
         yield msgspec.structs.replace(
-            voice, turns=tuple(_lengthened(longer, plan, turn) for turn in voice.turns)
+            drawn, turns=tuple(_lengthened(long_rng, plan, turn) for turn in drawn.turns)
         )
         turns -= count
         number += 1
 
 
-def _lengthened(rng: random.Random, plan: Plan, turn: Turn) -> Turn:
+def _lengthened(rng: random.Random, plan: ChaosPlan, turn: Turn) -> Turn:
     """Draw whether a turn is long; a long turn has only the last pause."""
     if not plan.long_every or rng.randrange(plan.long_every):
         return turn
-    long_ms = rng.uniform(*_LONG) * (plan.max_lag_s or Plan().max_lag_s) * 1_000
+    long_ms = rng.uniform(*_LONG) * (plan.max_lag_s or ChaosPlan().max_lag_s) * 1_000
     return msgspec.structs.replace(turn, pauses_ms=(0,) * int(long_ms / WORD_MS))
 
 
-def _voice(rng: random.Random, seed: int, number: int, turns: int) -> ScriptedSession:
-    manners: tuple[Manner, ...] = ("plain", "numbered", "resending", "restarting")
+def _script(rng: random.Random, seed: int, number: int, turns: int) -> ScriptedSession:
+    modes: tuple[Mode, ...] = ("plain", "numbered", "resending", "restarting")
     bulk = number == 1
     return ScriptedSession(
-        session=f"chaos-{seed}-{number}",
+        name=f"chaos-{seed}-{number}",
         audio=_FORMATS[0] if bulk else rng.choice(_FORMATS),
         lane=rng.choice(("0", "0", "0", "1")),
         out=rng.choice(("lane", "lane", "lane", "session")),
-        manner=rng.choice(manners),
+        mode=rng.choice(modes),
         chunk_ms=rng.choice(_CHUNKS_MS),
-        odd=rng.random() < 0.3,
+        random_sizes=rng.random() < 0.3,
         bulk=bulk,
         announced_late=rng.random() < 0.1,
         linger_s=rng.choice((0.0, 0.0, 0.0, 0.3, 3.0)),
@@ -151,22 +152,22 @@ def _turn(rng: random.Random) -> Turn:
     return Turn(pauses, after_ms, stalls)
 
 
-def chunks(voice: ScriptedSession) -> Iterator[Chunk]:
+def chunks(script: ScriptedSession) -> Iterator[Chunk]:
     """Split the audio of a session into chunks."""
-    rng = random.Random(f"{voice.seed} chunks")
-    bytes_per_ms = len(synthesize_silence(1_000, voice.audio)) / 1_000
+    rng = random.Random(f"{script.seed} chunks")
+    bytes_per_ms = len(synthesize_silence(1_000, script.audio)) / 1_000
     silent_s = 0.0
     at = 0  # offset in the session, in bytes
-    bulk = voice.bulk
-    for sound, words, stall_ms in _stretches(voice):
+    bulk = script.bulk
+    for sound, words, stall_ms in _stretches(script):
         begin = 0
         while begin < len(sound):
-            ms: float = BULK_MS if bulk else voice.chunk_ms
-            if voice.odd and not bulk:
+            ms: float = BULK_MS if bulk else script.chunk_ms
+            if script.random_sizes and not bulk:
                 ms = rng.uniform(20, 200)
             size = max(1, int(ms * bytes_per_ms))
-            if not voice.odd:
-                size -= size % int(bytes_per_ms * 1_000 / voice.audio.sample_rate)
+            if not script.random_sizes:
+                size -= size % int(bytes_per_ms * 1_000 / script.audio.sample_rate)
             bulk = False
             audio = sound[begin : begin + min(size, MAX_AUDIO_BYTES)]
             due_s = silent_s + (at + begin + len(audio)) / bytes_per_ms / 1_000
@@ -182,16 +183,16 @@ class _Span(NamedTuple):
     word: int
 
 
-def _stretches(voice: ScriptedSession) -> Iterator[tuple[bytes, list[_Span], int]]:
+def _stretches(script: ScriptedSession) -> Iterator[tuple[bytes, list[_Span], int]]:
     """Yield continuous audio, its words, and the duration of the stall after it."""
     sound = bytearray()
     words: list[_Span] = []
     word = 0
-    for turn in voice.turns:
+    for turn in script.turns:
         for pause_ms in (*turn.pauses_ms, 0 if turn.stalls else turn.after_ms):
-            spoken = synthesize_words([word], voice.audio)
+            spoken = synthesize_words([word], script.audio)
             words.append(_Span(len(sound), len(sound) + len(spoken), word))
-            sound += spoken + synthesize_silence(pause_ms, voice.audio)
+            sound += spoken + synthesize_silence(pause_ms, script.audio)
             word += 1
         if turn.stalls:
             yield bytes(sound), words, turn.after_ms
@@ -200,10 +201,10 @@ def _stretches(voice: ScriptedSession) -> Iterator[tuple[bytes, list[_Span], int
         yield bytes(sound), words, 0
 
 
-def spans(voice: ScriptedSession) -> tuple[Span, ...]:
+def spans(script: ScriptedSession) -> tuple[Span, ...]:
     """Return the position of each word in the session's audio."""
     found, ms = [], 0.0
-    for turn in voice.turns:
+    for turn in script.turns:
         for pause_ms in (*turn.pauses_ms, 0 if turn.stalls else turn.after_ms):
             found.append(Span(ms, ms + WORD_MS))
             ms += WORD_MS + pause_ms

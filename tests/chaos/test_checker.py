@@ -1,6 +1,7 @@
-"""The checker accepts a missing word only inside a gap that is old enough."""
+"""The checker accepts only words in gaps that are old enough as missing, and only known texts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,8 +14,11 @@ from schemas.turns import (
     SessionStarted,
     TurnEnd,
     TurnStart,
+    TurnUpdate,
 )
-from tests.chaos.checker import Appended, Expected, Span, violations
+from tests.chaos.plan import ChaosPlan
+from worker.bench.checker import Appended, Expected, Span, violations
+from worker.local.emulator.engines.script_text import REWORDABLE, STYLES
 
 SAID = Expected(
     session="s",
@@ -25,17 +29,18 @@ SAID = Expected(
 )
 END: SessionEndReason = "end"
 
+COMMON = {
+    "session": "s",
+    "run": "1-0",
+    "provider": "cartesia",
+    "request_id": "",
+    "connection": 1,
+}
+
 
 def _events(first: str, gap: tuple[int, int] | None, second: str, at: float) -> list[Event]:
     """Publish two turns with a gap between them, from and to a millisecond."""
-    common = {
-        "session": "s",
-        "run": "1-0",
-        "provider": "cartesia",
-        "request_id": "",
-        "connection": 1,
-        "at": at,
-    }
+    common = {**COMMON, "at": at}
     made: list[Event] = []
 
     def add(kind: type[Event], audio_ms: int, **fields: object) -> None:
@@ -63,14 +68,14 @@ def _events(first: str, gap: tuple[int, int] | None, second: str, at: float) -> 
         # One millisecond of a word was sent before a gap, and one after it.
         ("w0 w1 !?", (401, 799), "!? w4 w5", 200.0, []),
         ("w0 w1", (400, 600), "w4 w5", 200.0, ["lost"]),
-        ("w0 w1 w2", (400, 800), "w4 w5", 200.0, ["told"]),
-        ("w0 w1 w2", (0, 600), "w3 w4 w5", 200.0, ["told"] * 3),
-        ("w0 w1", (400, 800), "w3 w4 w5", 200.0, ["told"]),
+        ("w0 w1 w2", (400, 800), "w4 w5", 200.0, ["reported"]),
+        ("w0 w1 w2", (0, 600), "w3 w4 w5", 200.0, ["reported"] * 3),
+        ("w0 w1", (400, 800), "w3 w4 w5", 200.0, ["reported"]),
         ("w0 w1 !2", (650, 800), "!3 w4 w5", 200.0, ["damaged", "lost"]),
         # Audio that was four seconds old is announced as too late.
-        ("w0 w1", (400, 800), "w4 w5", 104.8, ["told"]),
+        ("w0 w1", (400, 800), "w4 w5", 104.8, ["reported"]),
         # More than there was is announced.
-        ("w0 w1 w2", (600, 1_300), "", 200.0, ["told"]),
+        ("w0 w1 w2", (600, 1_300), "", 200.0, ["reported"]),
         ("w0 w1 w2", None, "w2 w3 w4 w5", 200.0, ["repeated"]),
     ],
 )
@@ -84,4 +89,48 @@ def test_missing_word_requires_a_gap(
 def test_gap_is_rejected_without_max_lag() -> None:
     said = msgspec.structs.replace(SAID, max_lag_s=0.0)
     found = violations(said, _events("w0 w1", (400, 800), "w4 w5", 200.0))
-    assert [violation.rule for violation in found] == ["told"]
+    assert [violation.rule for violation in found] == ["reported"]
+
+
+def _wrong_texts(style: str, *texts: str) -> list[str]:
+    """Return the details of wrong texts, of a turn that grew through these and ended."""
+    common: dict[str, Any] = {**COMMON, "seq": 1, "at": 0.0, "audio_ms": 0, "turn": 0}
+    *updates, last = texts
+    events: list[Event] = [TurnStart(**common)]
+    events += [TurnUpdate(transcript=text, **common) for text in updates]
+    events.append(TurnEnd(transcript=last, reason="model", **common))
+    said = Expected(session="s", words=2, style=STYLES[style])
+    return [each.detail for each in violations(said, events) if each.rule == "text"]
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_checker_accepts_texts_of_the_style(name: str) -> None:
+    style = STYLES[name]
+    for begin in {style.begin, style.later}:
+        texts = [style.text(words, begin) for words in (["w0"], ["w0", "w1"], ["w0", "w1"])]
+        assert _wrong_texts(name, *texts) == []
+
+
+@pytest.mark.parametrize(
+    ("style", "texts"),
+    [
+        ("leading", ("w0", "w0  w1")),
+        ("leading", ("w0", "w0 w1 ")),
+        ("leading", ("w0", "w0\u00a0w1")),
+        ("trailing", ("w0 ", "w0 w1")),
+        ("trailing", ("w0 ", "w0  ", "w0 w1 ")),
+        ("trailing", ("w0 ", "w0 ", "w0 w1 ")),
+        ("lines", ("w0", "w0 w1")),
+        ("no-break", ("w0", "w0 w1")),
+        ("none", ("w0", "w0 w1")),
+    ],
+)
+def test_checker_rejects_other_texts(style: str, texts: tuple[str, ...]) -> None:
+    assert _wrong_texts(style, *texts)
+
+
+def test_text_style_depends_on_the_seed() -> None:
+    assert {ChaosPlan(seed=seed).text_style_name for seed in range(200)} == set(STYLES)
+    reworded = {ChaosPlan(seed=seed, rewording=True).text_style_name for seed in range(200)}
+    assert reworded == set(REWORDABLE)
+    assert ChaosPlan(text_style="tabs").text_style_name == "tabs"

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from tests.chaos.__main__ import Chaos, make_parser
-from tests.chaos.plan import Plan
-from tests.chaos.schedule import ScheduledFault, schedule
+from tests.chaos.faults import ScheduledFault, schedule
+from tests.chaos.plan import ChaosPlan
 from worker.cli.main import main as run_program
 
 
@@ -17,16 +17,16 @@ def main(argv: list[str]) -> int:
 
 
 PLANS = (
-    Plan(),
-    Plan(seed=12_345_678, turns=10_000, sessions=80, latency_ms=900.0),
-    Plan(text_style="no-break"),
-    Plan(rewording=True, faults=("kill", "lost-reply"), every_s=0.5, workers=2, connections=9),
-    Plan(max_lag_s=5.0, long_every=0),
+    ChaosPlan(),
+    ChaosPlan(seed=12_345_678, turns=10_000, sessions=80, latency_ms=900.0),
+    ChaosPlan(text_style="no-break"),
+    ChaosPlan(rewording=True, faults=("kill", "lost-reply"), every_s=0.5, workers=2, connections=9),
+    ChaosPlan(max_lag_s=5.0, long_every=0),
 )
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_repeat_command_line_gives_the_same_plan(plan: Plan) -> None:
+def test_repeat_command_line_gives_the_same_plan(plan: ChaosPlan) -> None:
     command = make_parser([]).parse_command(shlex.split(plan.repeat))
     assert isinstance(command, Chaos)
     assert command.plan == plan
@@ -45,11 +45,11 @@ def test_tiny_run_prints_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert report["sessions"] == 1
     assert report["words"] >= report["turns"] >= 1
     assert set(report["faults"]) == {"stt-cut"}
-    plan = msgspec.convert(report["plan"], Plan)
+    plan = msgspec.convert(report["plan"], ChaosPlan)
     assert msgspec.convert(report["schedule"], tuple[ScheduledFault, ...]) == schedule(plan)
     assert report["sockets"] > 1
     assert "injecting faults" in shown.err
-    assert "STT sockets" in (logs / "nemesis.log").read_text()
+    assert "STT sockets" in (logs / "faults.log").read_text()
     assert (logs / "worker-1.1.log").stat().st_size
 
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from tests.contract.wire import Event, serving
-from tests.peers.published import PUBLISHED
+from tests.peers.environment import PUBLISHED
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer

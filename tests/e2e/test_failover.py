@@ -19,7 +19,7 @@ from tests.support.polling import eventually, no_longer
 from tests.support.watchers import seen_alive
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.ownership import HeartbeatReport, OwnedEntry, SessionOwnership
-from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel, client, tell
+from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel, client, execute
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.redis import EmbeddedRedis
@@ -199,7 +199,7 @@ async def test_master_fails_over_inside_a_turn(stt: TurnsServer, key: str, how: 
             call.go_on()
         else:
             async with client(replica) as redis:
-                await tell(redis, "CLUSTER", "FAILOVER")
+                await execute(redis, "CLUSTER", "FAILOVER")
         await call.check(harness)
         assert await holder_of(cluster, harness.redis, key) is replica
 
@@ -215,9 +215,9 @@ async def test_master_is_demoted_and_promoted_again(stt: TurnsServer) -> None:
             "call-1", synthesize_words([1], PCM16) + synthesize_silence(900, PCM16), end=False
         )
         for _ in range(2):
-            await tell(harness.redis, "REPLICAOF", "127.0.0.1", 1)
+            await execute(harness.redis, "REPLICAOF", "127.0.0.1", 1)
             await no_longer(lambda: worker.health.up, "Redis")
-            await tell(harness.redis, "REPLICAOF", "NO", "ONE")
+            await execute(harness.redis, "REPLICAOF", "NO", "ONE")
             await eventually(lambda: worker.health.up, "Redis")
         await harness.play("call-1", synthesize_words([2], PCM16))
         events = (await harness.until_ended("call-1"))["call-1"]
@@ -248,7 +248,7 @@ async def test_lost_master_holds_up_only_its_own_lanes(stt: TurnsServer) -> None
             await at[lost].kill()
             await calls[1].check(harness)
             async with client(cluster.replicas[cluster.masters.index(at[lost])]) as replica:
-                await tell(replica, "CLUSTER", "FAILOVER", "TAKEOVER")
+                await execute(replica, "CLUSTER", "FAILOVER", "TAKEOVER")
             calls[0].go_on()
             await calls[0].check(harness)
 

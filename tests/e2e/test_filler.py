@@ -9,10 +9,10 @@ import pytest
 
 from schemas import Encoding
 from schemas.turns import TurnEnd
-from tests.chaos.proxy import Proxy
 from tests.support.acl import GuardedRedis, as_user
 from tests.support.harness import PCM16, Harness, check_order, words
 from tests.support.polling import eventually
+from worker.bench.proxy import Proxy
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer

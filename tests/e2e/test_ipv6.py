@@ -14,7 +14,7 @@ from tests.support.acl import grant
 from tests.support.harness import KEY, PCM16, Harness, Place, check_order, words
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import connect
-from worker.local.cluster import SERVICE, EmbeddedCluster, client, tell
+from worker.local.cluster import SERVICE, EmbeddedCluster, client, execute
 from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
@@ -71,7 +71,7 @@ async def sentinel() -> AsyncIterator[Place]:
         EmbeddedRedis.start_sentinel(config=BOTH) as watcher,
         client(watcher) as redis,
     ):
-        await tell(redis, "SENTINEL", "MONITOR", SERVICE, "::1", server.port, 1)
+        await execute(redis, "SENTINEL", "MONITOR", SERVICE, "::1", server.port, 1)
         url = f"redis+sentinel://[::1]:1,[::1]:{watcher.port}/{SERVICE}"
         yield Place(url, (server.url,))
 

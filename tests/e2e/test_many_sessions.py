@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from schemas.turns import TurnEnd
-from tests.chaos.proxy import Proxy
 from tests.support.harness import PCM16, Harness, check_order, words
 from tests.support.polling import eventually
+from worker.bench.proxy import Proxy
 from worker.context import MAX_CONCURRENT_CONNECTS
 from worker.local.emulator.connection_stats import ConnectionStats
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words

@@ -11,11 +11,11 @@ import pytest
 
 from schemas.keys import GROUP, RELEASED, Keys
 from schemas.turns import SessionError, SessionStarted, TurnEnd, TurnStart, TurnUpdate
-from tests.chaos.proxy import Proxy
 from tests.support.acl import GuardedRedis
 from tests.support.harness import KEY, PCM16, Harness, check_order, kinds, words
 from tests.support.polling import PATIENCE_S, eventually, no_longer
 from tests.support.watchers import seen_alive
+from worker.bench.proxy import Proxy
 from worker.bus.registry import read_workers
 from worker.local.emulator.engines.script import (
     ScriptEngine,

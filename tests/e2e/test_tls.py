@@ -19,7 +19,7 @@ from tests.support.certificates import Authority, Certificate, add_tls, behind_t
 from tests.support.harness import KEY, PCM16, Harness, Place, check_order, words
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import connect
-from worker.local.cluster import SERVICE, EmbeddedCluster, client, tell
+from worker.local.cluster import SERVICE, EmbeddedCluster, client, execute
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.redis import EmbeddedRedis, free_port
@@ -53,7 +53,7 @@ async def cluster(binary: Path, authority: Authority) -> AsyncIterator[Place]:
 async def _join(node: EmbeddedRedis, authority: Authority, certificate: Certificate) -> int:
     port = await add_tls(node, authority, certificate)
     async with client(node) as redis:
-        await tell(
+        await execute(
             *(redis, "CONFIG", "SET", "tls-cluster", "yes", "cluster-announce-tls-port", port),
             *("cluster-announce-hostname", "localhost"),
             *("cluster-preferred-endpoint-type", "hostname"),
@@ -79,7 +79,7 @@ async def sentinel(binary: Path, authority: Authority) -> AsyncIterator[Place]:
         client(watcher) as redis,
     ):
         port = await add_tls(server, authority, certificate)
-        await tell(redis, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", port, 1)
+        await execute(redis, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", port, 1)
         url = f"rediss+sentinel://localhost:{config['tls-port']}/{SERVICE}"
         yield Place(url, (server.url,))
 

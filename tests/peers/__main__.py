@@ -7,10 +7,9 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from worker.bench.plan import LoadPlan, Repeat, Seconds
 from worker.cli.command import Command, Option, Parser, run_async
 from worker.cli.main import main
-
-Seconds = Annotated[float, Meta(ge=1, le=3_600)]
 
 
 class Peers(Command):
@@ -37,17 +36,16 @@ class Peers(Command):
     warmup: Annotated[
         Seconds, Option("seconds before that; sessions start in the first half", "N")
     ] = 5.0
-    repeat: Annotated[int, Meta(ge=1, le=100), Option("runs of each, in turn", "N")] = 1
+    repeat: Annotated[Repeat, Option("runs of each client, in turn", "N")] = 1
     json: Annotated[bool, Option("print one JSON object")] = False
 
     def run(self) -> int:
         """Run the command. Raises TurnbusError if it cannot run."""
         from tests.peers.report import json_of, text_of
         from tests.peers.run import compare_peers
-        from worker.bench.plan import Plan
         from worker.bench.terminal import TerminalProgress
 
-        plan = Plan(
+        plan = LoadPlan(
             sessions=self.sessions,
             chunk_ms=self.chunk_ms,
             seconds=self.seconds,

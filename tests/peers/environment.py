@@ -1,4 +1,4 @@
-"""Separate environments for published clients, whose pins differ from those of turnbus."""
+"""Published clients of the provider, each in its own environment with its own pins."""
 
 import importlib.util
 import os
@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 from subprocess import PIPE, STDOUT
-from typing import Final
+from typing import Final, NamedTuple
 
 import anyio
 
@@ -15,6 +15,7 @@ from worker.errors import TurnbusError
 
 _INSTALL_TIMEOUT_S: Final = 600.0
 _DONE: Final = "ready"
+_PROGRAMS: Final = Path(__file__).with_name("clients")
 
 
 class NotInstalled(TurnbusError):  # noqa: N818 - becomes a row of the report
@@ -43,9 +44,9 @@ class Environment:
         return (self.home / _DONE).exists()
 
     async def install(self) -> None:
-        """Install, with uv where it is at hand, else with venv and pip.
+        """Install with uv if it is installed, else with venv and pip.
 
-        Not from the directory of a project, whose constraints uv would apply.
+        It runs outside of a project, whose constraints uv would apply.
         Raises NotInstalled if that fails or takes longer than ten minutes.
         """
         for command in self._commands():
@@ -80,3 +81,28 @@ def _uv() -> list[str]:
     if found := shutil.which("uv"):
         return [found]
     return [sys.executable, "-m", "uv"] if importlib.util.find_spec("uv") else []
+
+
+class PublishedClient(NamedTuple):
+    """A client: its requirement for pip, and the program that drives it."""
+
+    requirement: str
+    program: Path
+
+    @property
+    def name(self) -> str:
+        """Name and version."""
+        package, _, version = self.requirement.partition("==")
+        return f"{package.partition('[')[0]} {version}"
+
+    @property
+    def environment(self) -> Environment:
+        """Environment, with the event loop that the worker has in its bench."""
+        return Environment(self.requirement, "uvloop")
+
+
+PUBLISHED: Final = (
+    PublishedClient("cartesia[websockets]==4.2.0", _PROGRAMS / "sdk.py"),
+    PublishedClient("livekit-plugins-cartesia==1.8.9", _PROGRAMS / "livekit_plugin.py"),
+    PublishedClient("pipecat-ai[cartesia]==1.14.0", _PROGRAMS / "pipecat_service.py"),
+)

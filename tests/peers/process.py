@@ -14,9 +14,9 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from worker.errors import TurnbusError
 
-_LONGEST: Final = 256 * 1024 * 1024  # maximum answer: the transcripts of thousands of sessions
+_MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024  # the transcripts of thousands of sessions
 _TAIL_LINES: Final = 8
-_PATIENCE_S: Final = 90.0  # timeout to start, to connect, to receive the last words
+_TIMEOUT_S: Final = 90.0  # to start, to connect, to receive the last words
 
 
 T = TypeVar("T")
@@ -26,32 +26,20 @@ class PeerFailed(TurnbusError):  # noqa: N818 - becomes a row of the report
     """A client's process failed."""
 
 
-class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """It is prepared."""
+class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A step is complete: `ready` to receive requests, `open` sessions, or a begun `load`."""
 
-    ready: bool
-
-
-class Opened(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Its sessions are connected, or will be with their first audio."""
-
-    open: bool
-
-
-class Speaking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Its load has begun."""
-
-    speaking: bool
+    done: str
 
 
 class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How many chunks its sessions were handed so far."""
+    """Number of chunks that its sessions received so far."""
 
     chunks: int
 
 
-class Said(msgspec.Struct, frozen=True):
-    """One session of a client: chunks of speech handed to it, and the texts of its turns."""
+class ClientSession(msgspec.Struct, frozen=True):
+    """One session of a client: number of its speech chunks, and the texts of its turns."""
 
     spoken: int
     turns: tuple[str, ...]
@@ -60,17 +48,17 @@ class Said(msgspec.Struct, frozen=True):
 class Outcome(msgspec.Struct, frozen=True):
     """Final results of a client."""
 
-    sessions: tuple[Said, ...]
+    sessions: tuple[ClientSession, ...]
     late: float
     """Share of its slots that began more than a slot too late."""
     failures: tuple[str, ...] = ()
-    """What its sessions raised as they finished; the first few."""
+    """Errors of the first sessions that failed."""
     missing: int = 0
-    """Sessions that did not finish."""
+    """Number of sessions that did not finish."""
 
 
 class PeerProcess:
-    """A client's process; `start` makes one."""
+    """Process of a client; `start` creates one."""
 
     def __init__(self, process: anyio.abc.Process, log: Path) -> None:
         self.pid: Final = process.pid
@@ -107,24 +95,24 @@ class PeerProcess:
         try:
             await self._stdin.send(what.encode() + b"\n")
         except (anyio.BrokenResourceError, OSError):
-            raise PeerFailed(f"it stopped by itself{self._last_words}") from None
+            raise PeerFailed(f"it stopped by itself{self._last_lines}") from None
         return await self.answer(kind)
 
     async def answer(self, kind: type[T]) -> T:
         """Return the next answer. Raises PeerFailed without one."""
         try:
-            with anyio.fail_after(_PATIENCE_S):
-                line = await self._stdout.receive_until(b"\n", _LONGEST)
+            with anyio.fail_after(_TIMEOUT_S):
+                line = await self._stdout.receive_until(b"\n", _MAX_ANSWER_BYTES)
         except TimeoutError:
-            raise PeerFailed(f"no answer within {_PATIENCE_S:g} s{self._last_words}") from None
+            raise PeerFailed(f"no answer within {_TIMEOUT_S:g} s{self._last_lines}") from None
         except (anyio.EndOfStream, anyio.IncompleteRead):
-            raise PeerFailed(f"it stopped by itself{self._last_words}") from None
+            raise PeerFailed(f"it stopped by itself{self._last_lines}") from None
         try:
             return msgspec.json.decode(line, type=kind)
         except msgspec.DecodeError:
-            raise PeerFailed(f"it said {line[:200]!r}") from None
+            raise PeerFailed(f"it answered {line[:200]!r}") from None
 
     @property
-    def _last_words(self) -> str:
+    def _last_lines(self) -> str:
         lines = self._log.read_text("utf-8", "replace").strip().splitlines()[-_TAIL_LINES:]
         return "; it last wrote: " + " | ".join(lines) if lines else ""

@@ -6,9 +6,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from worker.bench.checker import WordResult
-from worker.bench.machine import Machine
-from worker.bench.plan import SLOT_MS, Plan
+from worker.bench.plan import SLOT_MS, LoadPlan
+from worker.bench.report import Report, aligned, joined, report_json
+from worker.bench.words import WordResult
 
 _FULL: Final = 0.85  # of a core
 _OTHERS: Final = 0.25  # of all cores
@@ -32,47 +32,44 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     verdict: WordResult
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """All runs of one client, and what kept it from more of them, if anything."""
+class ClientRow(msgspec.Struct, frozen=True, kw_only=True):
+    """All runs of one client, and why there are no more."""
 
     name: str
     costs: tuple[Cost, ...]
     failure: str = ""
 
     def median(self, value: Callable[[Cost], float]) -> float:
-        """Return the median over its runs, of which there is one at least."""
+        """Return the median over its runs; there must be one."""
         return median(map(value, self.costs))
 
     @property
     def verdict(self) -> WordResult:
-        """Of all its runs together."""
+        """Sum over all runs."""
         return sum((cost.verdict for cost in self.costs), WordResult())
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A comparison; the worker's own row comes first."""
+class ComparisonReport(Report, frozen=True, kw_only=True):
+    """A comparison; the row of the worker comes first."""
 
-    date: str
-    machine: Machine
-    versions: dict[str, str | None]
-    plan: Plan
+    plan: LoadPlan
     redis_us_per_chunk: tuple[float, ...]
     """CPU of the worker's Redis, by run."""
-    rows: tuple[Row, ...]
+    rows: tuple[ClientRow, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether the worker, for it is the one that promises that, lost and repeated nothing."""
+        """Whether the worker lost and repeated no word; the other clients do not promise that."""
         return self.rows[0].verdict.ok
 
 
 class _Column(NamedTuple):
     label: str
-    value: Callable[[Row], float]
+    value: Callable[[ClientRow], float]
     digits: int = 0
 
 
-def _columns(report: Report) -> tuple[_Column, ...]:
+def _columns(report: ComparisonReport) -> tuple[_Column, ...]:
     own = report.rows[0].median(_cpu)
     return (
         _Column("CPU us/chunk", lambda row: row.median(_cpu), 1),
@@ -92,7 +89,7 @@ def _cpu(cost: Cost) -> float:
     return cost.cpu_us_per_chunk
 
 
-def table(report: Report) -> list[list[str]]:
+def table(report: ComparisonReport) -> list[list[str]]:
     """Return the table, its head first; a client without a run has no values."""
     columns = _columns(report)
     lines = [["", *(column.label for column in columns)]]
@@ -105,38 +102,34 @@ def table(report: Report) -> list[list[str]]:
     return lines
 
 
-def title(report: Report) -> list[str]:
+def title(report: ComparisonReport) -> list[str]:
     """Return what was run, and where."""
-    plan, machine = report.plan, report.machine
-    known = [f"{name} {number or '-'}" for name, number in report.versions.items()]
-    load = ", ".join(f"{average:.2f}" for average in machine.load)
+    plan = report.plan
     runs = max(len(row.costs) for row in report.rows)
     count = f", {runs} runs: medians; words are of all" if runs > 1 else ""
     audio = f"{plan.chunk_ms} ms chunks, {plan.encoding.value} {plan.sample_rate} Hz"
     return [
         f"{plan.sessions} sessions, {audio}, {plan.seconds:g} s after {plan.warmup:g} s{count}",
-        f"{machine.cpu}, {machine.cores} cores, {machine.system}, load before {load}",
-        ", ".join(known),
-        report.date,
+        *report.environment(),
     ]
 
 
-def notes(report: Report) -> list[str]:
+def notes(report: ComparisonReport) -> list[str]:
     """Return notes on the measurements and their bias."""
     redis_us = median(report.redis_us_per_chunk)
     return [
         "One process each, one after another, with the same words and an STT server of its own;",
         "memory is growth since before the first session.",
-        "The other clients are flattered: a loop in their own process hands them audio from memory",
-        "and keeps the text of each turn. turnbus reads audio from Redis and publishes and commits",
-        "every event there, so that a session survives its process; theirs ends with it.",
+        "The comparison favors the other clients: a loop in their process passes audio from memory",
+        "and keeps the text of each turn. turnbus reads audio from Redis, publishes and commits",
+        "every event there. A session of turnbus survives its process, the others do not.",
         f"Beside the worker, its Redis took {redis_us:.1f} us of CPU per chunk, appends included.",
         f"Late slots: the load's, begun more than {SLOT_MS} ms after their time. Those of turnbus",
         "are of a process of its own, those of the others of their own event loop.",
     ]
 
 
-def footer(report: Report) -> list[str]:
+def footer(report: ComparisonReport) -> list[str]:
     """Return the failures and the warnings."""
     lines = [f"{row.name}: {row.failure}" for row in report.rows if row.failure]
     for row in report.rows:
@@ -158,35 +151,21 @@ def footer(report: Report) -> list[str]:
     return lines
 
 
-def text_of(report: Report) -> str:
-    """Write the report as plain text."""
+def text_of(report: ComparisonReport) -> str:
+    """Return the report as plain text."""
     lines = table(report)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    written = [
-        "  ".join(
-            [f"{line[0]:<{widths[0]}}"]
-            + [f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True)]
-        )
-        for line in lines
-    ]
-    parts = (title(report), written, notes(report), footer(report))
-    return "\n\n".join("\n".join(map(str.rstrip, part)) for part in parts if part) + "\n"
+    alignments = "<" + ">" * (len(lines[0]) - 1)
+    return joined(title(report), aligned(lines, alignments), notes(report), footer(report))
 
 
-def json_of(report: Report) -> bytes:
-    """Write the report as one JSON object."""
+def json_of(report: ComparisonReport) -> bytes:
+    """Return the report as one JSON object."""
     columns = _columns(report)
     results = {
         row.name: {column.label: column.value(row) for column in columns}
         for row in report.rows
         if row.costs
     }
-    return msgspec.json.encode(
-        {
-            **msgspec.structs.asdict(report),
-            "results": results,
-            "ok": report.ok,
-            "notes": notes(report),
-            "warnings": footer(report),
-        }
+    return report_json(
+        report, results=results, ok=report.ok, notes=notes(report), warnings=footer(report)
     )

@@ -9,41 +9,33 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
-from tests.peers.environment import NotInstalled
-from tests.peers.process import (
-    Mark,
-    Opened,
-    Outcome,
-    PeerFailed,
-    PeerProcess,
-    Ready,
-    Speaking,
-)
-from tests.peers.published import PUBLISHED, PublishedClient
-from tests.peers.report import Cost, Report, Row
-from worker.bench.checker import WordResult, compare
-from worker.bench.harness import FILES_BESIDE_SOCKETS, allow_open_files, open_stt_server
-from worker.bench.machine import Machine, versions
-from worker.bench.meter import Meter, Sample
-from worker.bench.plan import SLOT_MS, Plan, Speech, starts
+from tests.peers.environment import PUBLISHED, NotInstalled, PublishedClient
+from tests.peers.process import Done, Mark, Outcome, PeerFailed, PeerProcess
+from tests.peers.report import ClientRow, ComparisonReport, Cost
+from worker.bench.load import bench
+from worker.bench.machine import Machine, Meter, Sample, versions
+from worker.bench.plan import SLOT_MS, LoadPlan
 from worker.bench.report import now
-from worker.bench.run import Progress, bench
+from worker.bench.speech import Speech, starts
+from worker.bench.terminal import Progress
+from worker.bench.words import WordResult, compare
 from worker.local.emulator.engines.script import words_of
+from worker.local.harness import SPARE_FILES, allow_open_files, open_stt_server
 
 TURNBUS: Final = "turnbus"
 
 
-async def compare_peers(plan: Plan, repeat: int, progress: Progress) -> Report:
-    """Run the plan so many times through everything that can be had.
+async def compare_peers(plan: LoadPlan, repeat: int, progress: Progress) -> ComparisonReport:
+    """Run the plan `repeat` times with the worker and each client.
 
-    A client that cannot be installed or fails is a row that says so. Raises TurnbusError if the
-    worker's own bench cannot be run.
+    A client that cannot be installed or fails has a row with the error. Raises TurnbusError if
+    the bench of the worker cannot run.
     """
     machine = Machine.here()
     failures: dict[str, str] = {}
     for peer in PUBLISHED:
         try:
-            await _provide(peer, progress)
+            await _install(peer, progress)
         except NotInstalled as error:
             failures[peer.name] = f"not installed: {error}"
     known = versions()
@@ -79,21 +71,21 @@ async def compare_peers(plan: Plan, repeat: int, progress: Progress) -> Report:
                 )
             except PeerFailed as error:
                 failures[peer.name] = f"failed: {error}"
-    return Report(
+    return ComparisonReport(
         date=now(),
         machine=machine,
         versions=known,
         plan=plan,
         redis_us_per_chunk=tuple(redis_us),
         rows=tuple(
-            Row(name=name, costs=tuple(each), failure=failures.get(name, ""))
+            ClientRow(name=name, costs=tuple(each), failure=failures.get(name, ""))
             for name, each in costs.items()
         ),
     )
 
 
-async def _provide(peer: PublishedClient, progress: Progress) -> None:
-    """Install a client unless it is there."""
+async def _install(peer: PublishedClient, progress: Progress) -> None:
+    """Install a client unless it is installed."""
     environment = peer.environment
     if not environment.installed:
         progress.phase(f"installing {peer.requirement} into {environment.home}")
@@ -103,7 +95,7 @@ async def _provide(peer: PublishedClient, progress: Progress) -> None:
 class ClientRun:
     """A run of one client."""
 
-    def __init__(self, plan: Plan, speech: Speech, cores: int) -> None:
+    def __init__(self, plan: LoadPlan, speech: Speech, cores: int) -> None:
         self._plan = plan
         self._speech = speech
         self._cores = cores
@@ -113,11 +105,11 @@ class ClientRun:
 
         Raises PeerFailed if it fails, TurnbusError if the STT server does.
         """
-        allow_open_files(self._plan.sessions + FILES_BESIDE_SOCKETS)
-        with tempfile.TemporaryDirectory(prefix="turnbus-peers-") as place:
-            directory = Path(place)
-            async with open_stt_server(directory) as server:
-                spec = self._write_spec(directory, await server.url())
+        allow_open_files(self._plan.sessions + SPARE_FILES)
+        with tempfile.TemporaryDirectory(prefix="turnbus-peers-") as path:
+            directory = Path(path)
+            async with open_stt_server(directory, "script") as (server, url):
+                spec = self._write_spec(directory, url)
                 log = directory / "client.log"
                 try:
                     async with PeerProcess.start(python, program, spec, log) as process:
@@ -131,16 +123,16 @@ class ClientRun:
 
     async def _measure(self, process: PeerProcess, pids: dict[str, int]) -> Cost:
         plan = self._plan
-        await process.answer(Ready)
+        await process.answer(Done)
         meter = Meter(pids)
         before = meter.read()
-        await process.ask("open", Opened)
-        await process.ask("speak", Speaking)
+        await process.ask("open", Done)
+        await process.ask("load", Done)
         await anyio.sleep(plan.warmup)
-        before_it = await process.ask("mark", Mark)
+        chunks_before = (await process.ask("mark", Mark)).chunks
         first = meter.read()
         await anyio.sleep(plan.seconds)
-        chunks = (await process.ask("mark", Mark)).chunks - before_it.chunks
+        chunks = (await process.ask("mark", Mark)).chunks - chunks_before
         last = meter.read()
         outcome = await process.answer(Outcome)
         if outcome.failures:
@@ -150,22 +142,20 @@ class ClientRun:
     def _cost(
         self, before: Sample, first: Sample, last: Sample, chunks: int, outcome: Outcome
     ) -> Cost:
-        seconds = last.at - first.at
-        cpu_s = {name: last.cpu_s[name] - first.cpu_s[name] for name in last.cpu_s}
-        others_s = last.machine_busy_s - first.machine_busy_s - sum(cpu_s.values())
+        used = last.since(first)
         grown = last.rss["client"] - before.rss["client"]
         return Cost(
-            cpu_us_per_chunk=cpu_s["client"] * 1e6 / max(1, chunks),
-            cpu_share=cpu_s["client"] / seconds,
+            cpu_us_per_chunk=used.cpu_s["client"] * 1e6 / max(1, chunks),
+            cpu_share=used.shares["client"],
             kib_per_session=grown / 1024 / self._plan.sessions,
             mib=last.rss["client"] / 2**20,
             slots_late=outcome.late,
-            others_busy=max(0.0, others_s) / seconds / self._cores,
+            others_busy=used.others_s / used.seconds / self._cores,
             verdict=verdict_of(outcome, self._speech),
         )
 
     def _write_spec(self, directory: Path, url: str) -> Path:
-        """Write what the client's program needs to know; see `clients/peer.py`."""
+        """Write the input of the client's program; see `clients/peer.py`."""
         plan = self._plan
         audio, spec = directory / "audio", directory / "spec.json"
         audio.write_bytes(b"".join(self._speech.chunks))
@@ -176,7 +166,7 @@ class ClientRun:
             "chunk_ms": plan.chunk_ms,
             "chunk_bytes": len(self._speech.silence),
             "slot_ms": SLOT_MS,
-            "last_slot": round((plan.warmup + plan.seconds) * 1_000 / SLOT_MS),
+            "last_slot": plan.last_slot,
             "cycle": plan.cycle,
             "starts": [[start.slot, start.silent_chunks] for start in starts(plan)],
             "audio": str(audio),
@@ -189,13 +179,7 @@ def verdict_of(outcome: Outcome, speech: Speech) -> WordResult:
     """Compare the words that a client received with the words sent."""
     verdict = WordResult(unended=outcome.missing)
     for session in outcome.sessions:
-        said = speech.words_in(session.spoken)
+        sent = speech.words_in(session.spoken)
         received = [word for turn in session.turns for word in words_of(turn)]
-        differences = compare(said, received)
-        verdict += WordResult(
-            words=said,
-            lost=len(differences.lost),
-            repeated=len(differences.repeated),
-            wrong=len(differences.wrong),
-        )
+        verdict += compare(sent, received).result(sent)
     return verdict

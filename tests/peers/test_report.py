@@ -1,12 +1,12 @@
-"""Report of a comparison."""
+"""ComparisonReport of a comparison."""
 
 import msgspec
 import pytest
 
-from tests.peers.report import Cost, Report, Row, footer, json_of, table, text_of
-from worker.bench.checker import WordResult
+from tests.peers.report import ClientRow, ComparisonReport, Cost, footer, json_of, table, text_of
 from worker.bench.machine import Machine
-from worker.bench.plan import Plan
+from worker.bench.plan import LoadPlan
+from worker.bench.words import WordResult
 
 
 def cost(
@@ -23,22 +23,22 @@ def cost(
     )
 
 
-def report(*rows: Row) -> Report:
-    return Report(
+def report(*rows: ClientRow) -> ComparisonReport:
+    return ComparisonReport(
         date="2026-01-01",
         machine=Machine("A CPU", 2, (0.1, 0.2, 0.3), "Linux 6"),
         versions={"python": "3.11", "uvloop": None},
-        plan=Plan(sessions=50, seconds=10),
+        plan=LoadPlan(sessions=50, seconds=10),
         redis_us_per_chunk=(20, 40, 60),
-        rows=(Row(name="turnbus 1", costs=(cost(), cost(300), cost(200))), *rows),
+        rows=(ClientRow(name="turnbus 1", costs=(cost(), cost(300), cost(200))), *rows),
     )
 
 
 def test_table_compares_medians_with_turnbus() -> None:
     own, other, none = table(
         report(
-            Row(name="other 2", costs=(cost(500, lost=1), cost(700, lost=2))),
-            Row(name="none 3", costs=(), failure="not installed: no network"),
+            ClientRow(name="other 2", costs=(cost(500, lost=1), cost(700, lost=2))),
+            ClientRow(name="none 3", costs=(), failure="not installed: no network"),
         )
     )[1:]
     assert own == ["turnbus 1", "200.0", "1.00", "10", "12.3", "57", "0.0", "30", "0", "0", "0"]
@@ -47,10 +47,10 @@ def test_table_compares_medians_with_turnbus() -> None:
 
 
 def test_text_has_notes_and_failures() -> None:
-    got = report(Row(name="none 3", costs=(), failure="not installed: no network"))
+    got = report(ClientRow(name="none 3", costs=(), failure="not installed: no network"))
     text = text_of(got)
     assert "50 sessions, 100 ms chunks, pcm_s16le 16000 Hz, 10 s after 5 s, 3 runs" in text
-    assert "The other clients are flattered" in text
+    assert "The comparison favors the other clients" in text
     assert "its Redis took 40.0 us of CPU per chunk" in text
     assert footer(got) == ["none 3: not installed: no network"]
     lines = text.splitlines()
@@ -59,7 +59,7 @@ def test_text_has_notes_and_failures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "said"),
+    ("costs", "warnings"),
     [
         (cost(), []),
         (cost(share=0.9), ["warning: x used 90% of a core: this load is about all it can do"]),
@@ -68,25 +68,29 @@ def test_text_has_notes_and_failures() -> None:
         (cost(lost=4), []),
     ],
 )
-def test_footer_warns_of_distorted_results(spoilt: Cost, said: list[str]) -> None:
-    got = report(Row(name="x", costs=(spoilt,)))
-    assert footer(got) == said
+def test_footer_warns_of_distorted_results(costs: Cost, warnings: list[str]) -> None:
+    got = report(ClientRow(name="x", costs=(costs,)))
+    assert footer(got) == warnings
     assert got.ok, "only the worker promises that"
 
 
 def test_footer_ends_with_lost_words() -> None:
     got = report()
-    failed = msgspec.structs.replace(got, rows=(Row(name="turnbus 1", costs=(cost(lost=1),)),))
+    failed = msgspec.structs.replace(
+        got, rows=(ClientRow(name="turnbus 1", costs=(cost(lost=1),)),)
+    )
     assert footer(failed)[-1].startswith("FAILED")
     assert not failed.ok
 
 
 def test_json_is_a_single_object() -> None:
     got = msgspec.json.decode(
-        json_of(report(Row(name="other 2", costs=(cost(),)), Row(name="none 3", costs=())))
+        json_of(
+            report(ClientRow(name="other 2", costs=(cost(),)), ClientRow(name="none 3", costs=()))
+        )
     )
     assert got["ok"] is True
     assert [row["name"] for row in got["rows"]] == ["turnbus 1", "other 2", "none 3"]
     assert set(got["results"]) == {"turnbus 1", "other 2"}
     assert got["results"]["other 2"]["x turnbus"] == 0.5
-    assert any("flattered" in note for note in got["notes"])
+    assert any("favors the other clients" in note for note in got["notes"])

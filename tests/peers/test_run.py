@@ -10,15 +10,15 @@ import psutil
 import pytest
 
 from tests.peers.__main__ import make_parser
-from tests.peers.environment import Environment, NotInstalled, cache
-from tests.peers.process import Mark, Outcome, PeerFailed, PeerProcess, Ready, Said
-from tests.peers.published import PUBLISHED
+from tests.peers.environment import PUBLISHED, Environment, NotInstalled, cache
+from tests.peers.process import ClientSession, Done, Mark, Outcome, PeerFailed, PeerProcess
 from tests.peers.run import ClientRun, verdict_of
-from worker.bench.plan import Plan, Speech
+from worker.bench.plan import LoadPlan
+from worker.bench.speech import Speech
 from worker.cli.main import main
 
 BARE = Path(__file__).parents[1] / "contract" / "bare_client.py"
-PLAN = Plan(sessions=3, seconds=1, warmup=1)
+PLAN = LoadPlan(sessions=3, seconds=1, warmup=1)
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +56,10 @@ async def test_stopped_client_reports_its_log(tmp_path: Path) -> None:
 
 async def test_invalid_client_answer_is_rejected(tmp_path: Path) -> None:
     program, log = tmp_path / "client.py", tmp_path / "log"
-    program.write_text("print('{\"ready\": true}', flush=True)\nprint(input())\ninput()\n")
+    program.write_text('print(\'{"done": "ready"}\', flush=True)\nprint(input())\ninput()\n')
     async with PeerProcess.start(Path(sys.executable), program, tmp_path, log) as process:
-        assert await process.answer(Ready) == Ready(ready=True)
-        with pytest.raises(PeerFailed, match=r"it said b'mark'"):
+        assert await process.answer(Done) == Done(done="ready")
+        with pytest.raises(PeerFailed, match=r"it answered b'mark'"):
             await process.ask("mark", Mark)
         left = psutil.Process(process.pid)
     with anyio.fail_after(30):
@@ -69,7 +69,7 @@ async def test_invalid_client_answer_is_rejected(tmp_path: Path) -> None:
 
 def test_verdict_compares_received_and_sent_words() -> None:
     speech = Speech(PLAN)
-    said = Said(spoken=PLAN.cycle, turns=("w0 w1 w1", " w2 w3 w4 !5 w6"))
+    said = ClientSession(spoken=PLAN.cycle, turns=("w0 w1 w1", " w2 w3 w4 !5 w6"))
     verdict = verdict_of(Outcome(sessions=(said,), late=0, missing=1), speech)
     assert (verdict.words, verdict.lost, verdict.repeated, verdict.wrong) == (8, 2, 1, 1)
     assert verdict.unended == 1

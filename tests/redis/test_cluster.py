@@ -20,7 +20,7 @@ from worker.bus.client import cluster as cluster_module
 from worker.bus.client import connection as connection_module
 from worker.bus.client.cluster import Address, ClusterClient, key_of
 from worker.bus.client.connection import RedisHealth, connect
-from worker.local.cluster import EmbeddedCluster, client, tell
+from worker.local.cluster import EmbeddedCluster, client, execute
 from worker.local.redis import EmbeddedRedis, free_port
 
 NAMES = [f"{{{number}}}:name" for number in range(20)]
@@ -113,8 +113,8 @@ async def test_moved_slots_are_followed(redis_cluster: EmbeddedCluster) -> None:
         await redis.set(key, "1")
         names = [await redis_cluster.identity(node) for node in (source, target)]
         async with client(source) as old, client(target) as new:
-            await tell(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
-            await tell(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+            await execute(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+            await execute(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
             assert await redis.get(key) == b"1", "it is still there"
             assert await redis.set("{moving}:new", "2"), "a new key is written where it will be"
             async with redis.pipeline(transaction=False) as pipe:
@@ -144,18 +144,18 @@ async def test_redirect_loop_between_nodes_is_waited_out(redis_cluster: Embedded
         names = [await redis_cluster.identity(node) for node in (source, target)]
         health = RedisHealth()
         async with client(source) as old, client(target) as new:
-            await tell(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+            await execute(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
             with pytest.raises(exceptions.ConnectionError, match="redirected 8 times"):
                 await redis.set(key, "1")
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(health.retry, partial(redis.set, key, "2"))
                 while health.up:
                     await anyio.sleep(0.01)
-                await tell(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+                await execute(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
             assert await redis.get(key) == b"2"
             await redis.delete(key)
             for node in (old, new):
-                await tell(node, "CLUSTER", "SETSLOT", slot, "STABLE")
+                await execute(node, "CLUSTER", "SETSLOT", slot, "STABLE")
 
 
 async def test_unresponsive_node_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,18 +234,18 @@ async def test_node_without_slots_gets_the_scripts() -> None:
         await redis.sadd(name, "first")
         slot = key_slot(name.encode())
         bus = added.options["cluster-port"]
-        await tell(old, "CLUSTER", "MEET", "127.0.0.1", added.port, bus)
+        await execute(old, "CLUSTER", "MEET", "127.0.0.1", added.port, bus)
         source, target = [await cluster.identity(node) for node in (cluster.masters[0], added)]
 
         async def met() -> bool:
-            known = await tell(old, "CLUSTER", "NODES")
-            about = await tell(new, "CLUSTER", "INFO")
+            known = await execute(old, "CLUSTER", "NODES")
+            about = await execute(new, "CLUSTER", "INFO")
             return target.encode() in known and b"cluster_state:ok" in about
 
         await eventually(met, "the nodes to meet")
-        await tell(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", source)
-        await tell(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", target)
-        await tell(old, "MIGRATE", "127.0.0.1", added.port, name, 0, 5_000)
+        await execute(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", source)
+        await execute(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", target)
+        await execute(old, "MIGRATE", "127.0.0.1", added.port, name, 0, 5_000)
         with anyio.fail_after(PATIENCE_S):
             assert await scripts.write(redis, key=name, command="SADD", values=["second"]) == 1
 

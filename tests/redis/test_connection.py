@@ -11,7 +11,7 @@ from tests.support.acl import GuardedRedis
 from tests.support.harness import Place
 from tests.support.polling import PATIENCE_S
 from worker.bus.client.connection import RedisHealth, closing, connect
-from worker.local.cluster import tell
+from worker.local.cluster import execute
 
 
 @pytest.mark.parametrize("use_uvloop", [False, True])
@@ -58,10 +58,10 @@ async def test_blocking_read_on_a_demoted_master_is_an_outage() -> None:
             tasks.start_soon(read)
             while not (await redis.info("clients"))["blocked_clients"]:
                 await anyio.sleep(0.01)
-            await tell(redis, "REPLICAOF", "127.0.0.1", 1)
+            await execute(redis, "REPLICAOF", "127.0.0.1", 1)
             while health.up:
                 await anyio.sleep(0.01)
-            await tell(redis, "REPLICAOF", "NO", "ONE")
+            await execute(redis, "REPLICAOF", "NO", "ONE")
             await redis.xadd("a", {"b": "c"})
         assert [key for key, _ in replies[0]] == [b"a"]
 

@@ -24,7 +24,7 @@ from worker.bus.client.connection import connect, describe, is_outage
 from worker.bus.fitness import MAX_LINE_CHARACTERS, Server, lacks
 from worker.cli import check
 from worker.cli.check import Finding
-from worker.local.cluster import SERVICE, EmbeddedCluster, client, tell
+from worker.local.cluster import SERVICE, EmbeddedCluster, client, execute
 from worker.local.emulator.engines.script import synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.redis import EmbeddedRedis
@@ -278,7 +278,7 @@ async def replica() -> AsyncIterator[Odd]:
         async with EmbeddedRedis.start(config=config) as server, client(server) as redis:
 
             async def repair() -> None:
-                await tell(redis, "REPLICAOF", "NO", "ONE")
+                await execute(redis, "REPLICAOF", "NO", "ONE")
 
             yield Odd(server.url, "it is a replica: name its master", repair, lasting=False)
 
@@ -307,10 +307,10 @@ async def full() -> AsyncIterator[Odd]:
 @asynccontextmanager
 async def guarded() -> AsyncIterator[Odd]:
     async with GuardedRedis.start() as server, connect(server.url) as admin:
-        await tell(admin, "ACL", "SETUSER", "worker", "-evalsha")
+        await execute(admin, "ACL", "SETUSER", "worker", "-evalsha")
 
         async def repair() -> None:
-            await tell(admin, "ACL", "SETUSER", "worker", "+evalsha")
+            await execute(admin, "ACL", "SETUSER", "worker", "+evalsha")
 
         yield Odd(as_user(server.url, "worker"), "grant this user, on keys stt:*: EVALSHA", repair)
 

@@ -5,9 +5,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tests.chaos.proxy import Proxy
 from tests.support.acl import GuardedRedis, as_user
 from tests.support.polling import PATIENCE_S, eventually
+from worker.bench.proxy import Proxy
 from worker.bus import presence
 from worker.bus.client.connection import connect
 from worker.bus.presence import stay_subscribed

@@ -4,7 +4,7 @@ import pytest
 from redis import exceptions
 
 from worker.bus.client.connection import connect
-from worker.local.cluster import SERVICE, EmbeddedSentinel, client, tell
+from worker.local.cluster import SERVICE, EmbeddedSentinel, client, execute
 
 
 async def test_any_reachable_sentinel_is_used(redis_sentinel: EmbeddedSentinel) -> None:
@@ -30,12 +30,12 @@ async def test_password_is_sent_to_sentinels_that_require_one() -> None:
                 await admin.config_set("requirepass", "secret")
         async with client(servers.sentinel) as admin:
             patient = ("down-after-milliseconds", 3_600_000)
-            await tell(admin, "SENTINEL", "SET", SERVICE, "auth-pass", "secret", *patient)
+            await execute(admin, "SENTINEL", "SET", SERVICE, "auth-pass", "secret", *patient)
         url = servers.url.replace("://", "://:secret@")
         async with connect(url) as redis:
             assert await redis.ping(), "the sentinel requires no password and receives none"
         async with client(servers.sentinel) as admin:
-            await tell(admin, "ACL", "SETUSER", "default", "resetpass", ">secret")
+            await execute(admin, "ACL", "SETUSER", "default", "resetpass", ">secret")
         async with connect(url) as redis:
             assert await redis.ping()
         async with connect(servers.url) as redis:

@@ -13,7 +13,7 @@ import trustme
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSListener
 
-from worker.local.cluster import client, tell
+from worker.local.cluster import client, execute
 from worker.local.redis import EmbeddedRedis, free_port
 from worker.urls import join_host_port, provider_address
 
@@ -69,7 +69,7 @@ async def add_tls(server: EmbeddedRedis, authority: Authority, certificate: Cert
     port = free_port()
     config = certificate.directives(authority.file, port)
     async with client(server) as redis:
-        await tell(redis, "CONFIG", "SET", *(word for pair in config.items() for word in pair))
+        await execute(redis, "CONFIG", "SET", *(word for pair in config.items() for word in pair))
     return port
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from tests.support.polling import eventually
-from worker.local.cluster import tell
+from worker.local.cluster import execute
 
 _ASKING = ("pubsub|numsub", "pubsub|shardnumsub")
 
@@ -21,7 +21,7 @@ async def seen_alive(servers: Sequence[Redis], prefix: str, workers: int) -> Non
         found = 0
         for server in servers:
             for channels in ("CHANNELS", "SHARDCHANNELS"):
-                found += len(await tell(server, "PUBSUB", channels, f"{prefix}:alive:*"))
+                found += len(await execute(server, "PUBSUB", channels, f"{prefix}:alive:*"))
         return found == workers
 
     async def asked() -> dict[tuple[int, str], int]:

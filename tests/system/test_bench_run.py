@@ -11,11 +11,11 @@ import psutil
 import pytest
 
 from tests.support.processes import left_of, until
-from worker.bench.harness import environment
-from worker.bench.otlp_sink import open_sink
+from worker.bench.load import open_otlp_sink
 from worker.bench.report import MEASURES
 from worker.cli.main import main
 from worker.local.emulator.engines.script_words import WORD_MS
+from worker.local.harness import child_environment
 
 WHOLE_WORDS = ("--chunk-ms", str(WORD_MS))
 """Words per chunk. With one, a producer that is held up splits no word."""
@@ -55,8 +55,8 @@ def test_bench_restarts_sessions(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 async def test_bench_traced_worker_exports_spans() -> None:
-    with open_sink() as sink:
-        settings = {**environment({}), **sink.environment, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    with open_otlp_sink() as sink:
+        settings = {**child_environment({}), **sink.variables, "OTEL_BSP_SCHEDULE_DELAY": "100"}
         program = (
             "from worker import telemetry; from opentelemetry import trace\n"
             "telemetry.configure('a'); trace.get_tracer('t').start_span('s').end()\n"

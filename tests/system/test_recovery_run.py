@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from worker.bench.recovery.cut import SCENES
+from worker.bench.recovery.scenarios import CUT_SCENARIOS
 from worker.cli.main import main
 
 
@@ -37,9 +37,9 @@ def test_recovery_bench_measures_drain_without_loss(capsys: pytest.CaptureFixtur
 @pytest.mark.slow
 def test_recovery_bench_measures_cuts_without_loss(capsys: pytest.CaptureFixture[str]) -> None:
     values = _run(capsys, "cut", "--trials", "2")["values"]
-    assert values.keys() == {scene.name for scene in SCENES} | {"uncut"}
-    assert all(len(values[scene.name]) == 2 for scene in SCENES)
-    assert len(values["uncut"]) == 2 * len(SCENES)
+    assert values.keys() == {scene.name for scene in CUT_SCENARIOS} | {"uncut"}
+    assert all(len(values[scene.name]) == 2 for scene in CUT_SCENARIOS)
+    assert len(values["uncut"]) == 2 * len(CUT_SCENARIOS)
 
 
 def test_recovery_bench_refuses_bad_options(capsys: pytest.CaptureFixture[str]) -> None:

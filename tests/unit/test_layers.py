@@ -68,3 +68,13 @@ def test_no_import_runs_upwards() -> None:
             if place and other and other != place and LEVELS[other] >= LEVELS[place]:
                 upwards.append(f"{module} imports {imported}")
     assert upwards == []
+
+
+def test_package_does_not_import_tests() -> None:
+    files = [*ROOT.glob("worker/**/*.py"), *ROOT.glob("schemas/**/*.py")]
+    importers = [
+        str(path.relative_to(ROOT))
+        for path in files
+        if any(f"{module}.".startswith("tests.") for module in _imports(path))
+    ]
+    assert importers == [], "an installed wheel has no tests"

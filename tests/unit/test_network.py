@@ -23,7 +23,7 @@ from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import RedisHealth, connect
 from worker.bus.presence import stay_subscribed
 from worker.errors import SttTransientError
-from worker.local.cluster import SERVICE, EmbeddedCluster, client, tell
+from worker.local.cluster import SERVICE, EmbeddedCluster, client, execute
 from worker.local.emulator.engines.script import ScriptEngine, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
@@ -154,7 +154,7 @@ async def cluster(_: Authority) -> AsyncIterator[Place]:
     async with EmbeddedCluster.start() as servers:
         for node in servers.masters:
             async with client(node) as redis:
-                await tell(
+                await execute(
                     *(redis, "CONFIG", "SET", "cluster-announce-hostname", HOST),
                     *("cluster-preferred-endpoint-type", "hostname"),
                 )
@@ -178,7 +178,7 @@ async def _nodes(url: str) -> set[tuple[str, int]]:
 async def sentinel(_: Authority) -> AsyncIterator[Place]:
     async with EmbeddedRedis.start() as server, EmbeddedRedis.start_sentinel() as watcher:
         async with client(watcher) as redis:
-            await tell(redis, "SENTINEL", "MONITOR", SERVICE, GOOD, server.port, 1)
+            await execute(redis, "SENTINEL", "MONITOR", SERVICE, GOOD, server.port, 1)
         async with black_holes(server.port, watcher.port):
             url = f"redis+sentinel://{HOST}:{watcher.port}/{SERVICE}"
             yield Place(url, (server.url,))

@@ -1,25 +1,42 @@
-"""Report of a benchmark: measures, table, JSON and warnings. No I/O."""
+"""Report of a load benchmark, and what all reports share. No I/O."""
 
 import datetime as dt
 import math
 from collections.abc import Callable, Sequence
 from statistics import linear_regression, median
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
-from worker.bench.checker import WordResult
-from worker.bench.latencies import Latencies
-from worker.bench.machine import Machine
-from worker.bench.meter import Sample
-from worker.bench.plan import SLOT_MS, Plan
+from worker.bench.machine import Machine, Sample, WorkerLatencies
+from worker.bench.plan import SLOT_MS, LoadPlan
+from worker.bench.words import WordResult
 
 _FULL: Final = 0.85  # of a core: above this, events of overlapping turns wait
 _LATE_SLOTS: Final = 0.01
 _BUSY: Final = 0.9
 
 
-class Latency(msgspec.Struct, frozen=True, kw_only=True):
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What every report of a benchmark has."""
+
+    date: str
+    machine: Machine
+    versions: dict[str, str | None]
+
+    def environment(self) -> list[str]:
+        """Return the machine, the versions and the date."""
+        machine = self.machine
+        known = [f"{name} {number or '-'}" for name, number in self.versions.items()]
+        load = ", ".join(f"{average:.2f}" for average in machine.load)
+        return [
+            f"{machine.cpu}, {machine.cores} cores, {machine.system}, load before {load}",
+            ", ".join(known),
+            self.date,
+        ]
+
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
     """Quantiles in milliseconds."""
 
     count: int
@@ -29,7 +46,26 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     max: float
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+def quantiles(values: Sequence[float]) -> Quantiles:
+    """Return the quantiles by nearest rank, each a value that occurred; zeros without any."""
+    ordered = sorted(values)
+    if not ordered:
+        return Quantiles(count=0, p50=0, p90=0, p99=0, max=0)
+
+    def at(share: float) -> float:
+        return ordered[math.ceil(share * len(ordered)) - 1]
+
+    return Quantiles(count=len(ordered), p50=at(0.5), p90=at(0.9), p99=at(0.99), max=ordered[-1])
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Return the slope of the line through points (x, y), by least squares; 0 without two."""
+    if len({x for x, _ in points}) < 2:
+        return 0.0
+    return linear_regression(*zip(*points, strict=True)).slope
+
+
+class LoadRun(msgspec.Struct, frozen=True, kw_only=True):
     """Measurements of one run, from the end of the warm-up to the end of the plan."""
 
     chunks_per_s: float
@@ -48,9 +84,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """Number of sessions that replaced others."""
     growth_kib_per_min: float
     """Slope of `worker_rss`, by least squares."""
-    latency_ms: Latency
+    latency_ms: Quantiles
     """Latency from the append of a word's last chunk to the append of its `turn.update`."""
-    delays: Latencies
+    delays: WorkerLatencies
     """The worker's two parts of that latency, from its metrics."""
     slots_late: float
     """Share of the producer's slots that began more than a slot too late."""
@@ -70,14 +106,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return grown / self.begun if self.begun else 0.0
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class LoadReport(Report, frozen=True, kw_only=True):
     """All runs of one plan."""
 
-    date: str
-    machine: Machine
-    versions: dict[str, str | None]
-    plan: Plan
-    runs: tuple[Run, ...]
+    plan: LoadPlan
+    runs: tuple[LoadRun, ...]
 
     @property
     def verdict(self) -> WordResult:
@@ -85,27 +118,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return sum((run.verdict for run in self.runs), WordResult())
 
 
-def quantiles(values: Sequence[float]) -> Latency:
-    """Return the quantiles by nearest rank, each a value that occurred; zeros without any."""
-    ordered = sorted(values)
-    if not ordered:
-        return Latency(count=0, p50=0, p90=0, p99=0, max=0)
-
-    def at(share: float) -> float:
-        return ordered[math.ceil(share * len(ordered)) - 1]
-
-    return Latency(count=len(ordered), p50=at(0.5), p90=at(0.9), p99=at(0.99), max=ordered[-1])
-
-
-def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Return the slope of the line through points (x, y), by least squares; 0 without two."""
-    if len({x for x, _ in points}) < 2:
-        return 0.0
-    return linear_regression(*zip(*points, strict=True)).slope
-
-
 def run_of(
-    plan: Plan,
+    plan: LoadPlan,
     before: Sample,
     samples: Sequence[Sample],
     *,
@@ -114,27 +128,25 @@ def run_of(
     begun: int,
     events: int,
     latencies_ms: Sequence[float],
-    delays: Latencies,
+    delays: WorkerLatencies,
     slots_late_ms: Sequence[float],
     verdict: WordResult,
     failures: Sequence[str],
-) -> Run:
+) -> LoadRun:
     """Compute the measurements of a run.
 
     `before` was read before the first session. `samples` and all counts are of the measured
     window; the verdict is of the whole run.
     """
-    first, last = samples[0], samples[-1]
-    seconds = last.at - first.at
-    cpu_s = {name: last.cpu_s[name] - first.cpu_s[name] for name in last.cpu_s}
-    per_chunk = {name: used * 1e6 / max(1, chunks) for name, used in cpu_s.items()}
+    last = samples[-1]
+    used = last.since(samples[0])
+    per_chunk = {name: cpu_s * 1e6 / max(1, chunks) for name, cpu_s in used.cpu_s.items()}
     late = sum(ms > SLOT_MS for ms in slots_late_ms)
-    busy_s = last.machine_busy_s - first.machine_busy_s
-    return Run(
-        chunks_per_s=chunks / seconds,
-        events_per_s=events / seconds,
+    return LoadRun(
+        chunks_per_s=chunks / used.seconds,
+        events_per_s=events / used.seconds,
         cpu_us_per_chunk=per_chunk,
-        cpu_share={name: used / seconds for name, used in cpu_s.items()},
+        cpu_share=used.shares,
         sessions_per_core=1e6 / max(per_chunk["worker"], 1e-3) / plan.chunks_per_s,
         kib_per_session=(last.rss["worker"] - before.rss["worker"]) / 1024 / plan.sessions,
         worker_rss=tuple(sample.rss["worker"] for sample in samples),
@@ -144,8 +156,8 @@ def run_of(
         delays=delays,
         slots_late=late / max(1, len(slots_late_ms)),
         slot_latest_ms=max(slots_late_ms, default=0.0),
-        machine_busy=busy_s / seconds / cores,
-        others_busy=max(0.0, busy_s - sum(cpu_s.values())) / seconds / cores,
+        machine_busy=used.machine_busy_s / used.seconds / cores,
+        others_busy=used.others_s / used.seconds / cores,
         verdict=verdict,
         failures=tuple(failures),
     )
@@ -156,7 +168,7 @@ class Measure(NamedTuple):
 
     name: str
     label: str
-    value: Callable[[Run], float]
+    value: Callable[[LoadRun], float]
     unit: str = ""
     digits: int = 0
 
@@ -228,7 +240,7 @@ class Row(NamedTuple):
     unit: str = ""
 
 
-def rows(report: Report) -> list[Row]:
+def rows(report: LoadReport) -> list[Row]:
     """Return the table: medians, and ranges if there are several runs."""
     table = []
     for measure in MEASURES:
@@ -250,7 +262,7 @@ def rows(report: Report) -> list[Row]:
     return table
 
 
-def warnings(report: Report) -> list[str]:
+def warnings(report: LoadReport) -> list[str]:
     """Return the conditions that distort the results."""
     found = []
     for process, name in (("stt_server", "the STT server"), ("bench", "the bench process")):
@@ -276,24 +288,20 @@ def warnings(report: Report) -> list[str]:
     return found
 
 
-def title(report: Report) -> list[str]:
+def title(report: LoadReport) -> list[str]:
     """Return the plan, the machine, the versions and the date."""
-    plan, machine = report.plan, report.machine
-    known = [f"{name} {number or '-'}" for name, number in report.versions.items()]
+    plan = report.plan
     runs = f", {len(report.runs)} runs: medians and ranges" if len(report.runs) > 1 else ""
     audio = f"{plan.chunk_ms} ms chunks, {plan.encoding.value} {plan.sample_rate} Hz"
-    load = ", ".join(f"{average:.2f}" for average in machine.load)
     lives = "" if plan.life is None else f" of {plan.life:g} s each"
     times = f"{plan.seconds:g} s after {plan.warmup:g} s{runs}"
     return [
         f"{plan.sessions} sessions{lives}, {audio}, {times}{', traced' if plan.traced else ''}",
-        f"{machine.cpu}, {machine.cores} cores, {machine.system}, load before {load}",
-        ", ".join(known),
-        report.date,
+        *report.environment(),
     ]
 
 
-def footer(report: Report) -> list[str]:
+def footer(report: LoadReport) -> list[str]:
     """Return the warnings, then the word errors."""
     lines = [f"warning: {text}" for text in warnings(report)]
     if not report.verdict.ok:
@@ -302,33 +310,44 @@ def footer(report: Report) -> list[str]:
     return lines
 
 
-def text_of(report: Report) -> str:
-    """Return the report as plain text."""
-    table = rows(report)
-    label, value, spread, unit = (max(map(len, column)) for column in zip(*table, strict=True))
-    lines = [
-        f"{row.label:<{label}}  {row.value:>{value}}  {row.spread:>{spread}}  {row.unit:<{unit}}"
+def aligned(table: Sequence[Sequence[str]], alignments: str) -> list[str]:
+    """Return the lines of a table; `alignments` has a format's `<` or `>` for each column."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    formats = list(zip(alignments, widths, strict=True))
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, (side, width) in zip(row, formats, strict=True))
         for row in table
     ]
-    parts = (title(report), lines, NOTES, footer(report))
+
+
+def joined(*parts: Sequence[str]) -> str:
+    """Return the lines of a report, with an empty line between its parts."""
     return "\n\n".join("\n".join(map(str.rstrip, part)) for part in parts if part) + "\n"
 
 
-def json_of(report: Report) -> bytes:
+def text_of(report: LoadReport) -> str:
+    """Return the report as plain text."""
+    return joined(title(report), aligned(rows(report), "<>><"), NOTES, footer(report))
+
+
+def json_of(report: LoadReport) -> bytes:
     """Return the report as one JSON object."""
-    summary: dict[str, Any] = {}
+    results = {}
     for measure in MEASURES:
         values = [measure.value(run) for run in report.runs]
-        summary[measure.name] = {"median": median(values), "min": min(values), "max": max(values)}
-    return msgspec.json.encode(
-        {
-            **msgspec.structs.asdict(report),
-            "results": summary,
-            "verdict": report.verdict,
-            "ok": report.verdict.ok,
-            "warnings": warnings(report),
-        }
+        results[measure.name] = {"median": median(values), "min": min(values), "max": max(values)}
+    return report_json(
+        report,
+        results=results,
+        verdict=report.verdict,
+        ok=report.verdict.ok,
+        warnings=warnings(report),
     )
+
+
+def report_json(report: msgspec.Struct, **more: object) -> bytes:
+    """Return a report and more values as one JSON object."""
+    return msgspec.json.encode({**msgspec.structs.asdict(report), **more})
 
 
 def now() -> str:

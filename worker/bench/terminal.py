@@ -8,10 +8,20 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from worker.bench.report import NOTES, Report, footer, rows, text_of, title
+from worker.bench.report import NOTES, LoadReport, footer, rows, text_of, title
 
 
-class TerminalProgress:
+class Progress:
+    """Receives the progress of a run, and shows nothing."""
+
+    def phase(self, text: str) -> None:
+        """Show the phase that begins."""
+
+    def detail(self, text: str) -> None:
+        """Show the progress within the phase."""
+
+
+class TerminalProgress(Progress):
     """Shows a status line on a terminal, or prints a line per phase."""
 
     def __init__(self) -> None:
@@ -42,7 +52,7 @@ class TerminalProgress:
             self._status.update(f"{self._phase}: {text}")
 
 
-def show(report: Report) -> None:
+def show(report: LoadReport) -> None:
     """Print the report: a table on a terminal, plain text otherwise."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -56,7 +66,7 @@ def show(report: Report) -> None:
         console.print(Text(line, style="yellow" if line.startswith("warning") else "bold red"))
 
 
-def _table(report: Report) -> Table:
+def _table(report: LoadReport) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(justify="right", style="bold", no_wrap=True)

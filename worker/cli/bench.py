@@ -9,11 +9,10 @@ from typing import Annotated
 from msgspec import Meta
 
 from schemas import Encoding
+from worker.bench.plan import LoadPlan, Repeat, Seconds
 from worker.cli.command import Command, Option, run_async
 from worker.cli.recovery import Recovery
 from worker.errors import TurnbusError
-
-Seconds = Annotated[float, Meta(ge=1, le=3_600)]
 
 
 class Bench(Command):
@@ -58,8 +57,7 @@ class Bench(Command):
         bool, Option("export the worker's spans over OTLP, to a collector that discards them")
     ] = False
     repeat: Annotated[
-        int,
-        Meta(ge=1, le=100),
+        Repeat,
         Option("runs, each from scratch; medians and ranges are reported", "N"),
     ] = 1
     json: Annotated[bool, Option("print one JSON object")] = False
@@ -80,12 +78,11 @@ class Bench(Command):
 
     def run(self) -> int:
         """Run the benchmark. Raises TurnbusError if it cannot be run."""
-        from worker.bench.plan import Plan
+        from worker.bench.load import bench
         from worker.bench.report import json_of
-        from worker.bench.run import bench
         from worker.bench.terminal import TerminalProgress, show
 
-        plan = Plan(
+        plan = LoadPlan(
             sessions=self.sessions,
             chunk_ms=self.chunk_ms,
             seconds=self.seconds,

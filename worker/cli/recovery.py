@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from worker.bench.recovery.plan import WHAT, RecoveryPlan, What
+from worker.bench.plan import RECOVERY_FAULTS, RecoveryFault, RecoveryPlan
 from worker.cli.command import Argument, Command, Option, run_async
 
 _DEFAULT = RecoveryPlan()
@@ -31,7 +31,7 @@ class Recovery(Command):
       turnbus bench recovery drain --drain-sessions 500 --chunk-ms 200 --json
     """
 
-    what: Annotated[What | None, Argument("only this (default: all three)")] = None
+    what: Annotated[RecoveryFault | None, Argument("only this (default: all three)")] = None
     kill_sessions: Annotated[
         int, Meta(ge=1, le=2_000), Option("sessions of the killed worker", "N")
     ] = _DEFAULT.kill_sessions
@@ -62,7 +62,7 @@ class Recovery(Command):
         from worker.bench.terminal import TerminalProgress
 
         plan = RecoveryPlan(
-            what=WHAT if self.what is None else (self.what,),
+            what=RECOVERY_FAULTS if self.what is None else (self.what,),
             kill_sessions=self.kill_sessions,
             drain_sessions=self.drain_sessions,
             trials=self.trials,

@@ -81,30 +81,30 @@ class EmbeddedCluster:
             last = min(first + share, REDIS_CLUSTER_HASH_SLOTS) - 1
             async with client(node) as redis:
                 # Set before the nodes meet: nodes with equal epochs need time to resolve the order.
-                await tell(redis, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-                await tell(redis, "CLUSTER", "ADDSLOTSRANGE", first, last)
-        everyone = [*self.masters, *self.replicas]
+                await execute(redis, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+                await execute(redis, "CLUSTER", "ADDSLOTSRANGE", first, last)
+        nodes = [*self.masters, *self.replicas]
         async with client(self.masters[0]) as redis:
-            for node in everyone[1:]:
+            for node in nodes[1:]:
                 bus = node.options["cluster-port"]
-                await tell(redis, "CLUSTER", "MEET", "127.0.0.1", node.port, bus)
-        for node in everyone:
-            met = partial(_reports, node, "cluster_known_nodes", str(len(everyone)))
-            await _until("the nodes did not meet", met)
+                await execute(redis, "CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+        for node in nodes:
+            joined = partial(_reports, node, "cluster_known_nodes", str(len(nodes)))
+            await _until("the nodes did not meet", joined)
         for master, replica in zip(self.masters, self.replicas, strict=False):
             identity = await self.identity(master)
             async with client(replica) as redis:
-                await tell(redis, "CLUSTER", "REPLICATE", identity)
+                await execute(redis, "CLUSTER", "REPLICATE", identity)
             await _until("a replica did not follow", partial(_in_sync, replica))
-        for node in everyone:
-            whole = partial(_reports, node, "cluster_state", "ok")
-            await _until("the cluster did not form", whole)
+        for node in nodes:
+            healthy = partial(_reports, node, "cluster_state", "ok")
+            await _until("the cluster did not form", healthy)
 
     @staticmethod
     async def identity(node: EmbeddedRedis) -> str:
         """Return the id of a node in the cluster."""
         async with client(node) as redis:
-            name: Any = await tell(redis, "CLUSTER", "MYID")
+            name: Any = await execute(redis, "CLUSTER", "MYID")
         return str(name.decode())
 
     async def migrate(
@@ -117,15 +117,15 @@ class EmbeddedCluster:
         names = [await self.identity(node) for node in (source, target)]
         async with client(source) as old, client(target) as new:
             setslot = ("CLUSTER", "SETSLOT", slot)
-            await tell(new, *setslot, "IMPORTING", names[0])
-            await tell(old, *setslot, "MIGRATING", names[1])
+            await execute(new, *setslot, "IMPORTING", names[0])
+            await execute(old, *setslot, "MIGRATING", names[1])
             await anyio.sleep(pause_s)
-            while keys := await tell(old, "CLUSTER", "GETKEYSINSLOT", slot, 1):
+            while keys := await execute(old, "CLUSTER", "GETKEYSINSLOT", slot, 1):
                 place = ("127.0.0.1", target.port, keys[0], 0, 5_000)
-                await tell(old, "MIGRATE", *place)
+                await execute(old, "MIGRATE", *place)
                 await anyio.sleep(pause_s)
             for redis in (new, old):
-                await tell(redis, *setslot, "NODE", names[1])
+                await execute(redis, *setslot, "NODE", names[1])
 
 
 class EmbeddedSentinel:
@@ -157,7 +157,7 @@ class EmbeddedSentinel:
             await _until("the replica did not follow", partial(_in_sync, replica))
             sentinel = await stack.enter_async_context(EmbeddedRedis.start_sentinel(binary=binary))
             servers = cls(master, replica, sentinel)
-            await servers._watch()
+            await servers._monitor()
             yield servers
 
     @property
@@ -165,17 +165,17 @@ class EmbeddedSentinel:
         """URL to connect to."""
         return f"redis+sentinel://127.0.0.1:{self.sentinel.port}/{SERVICE}/0"
 
-    async def _watch(self) -> None:
+    async def _monitor(self) -> None:
         async with client(self.sentinel) as redis:
-            await tell(redis, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", self.master.port, 1)
+            await execute(redis, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", self.master.port, 1)
             for name, value in (
                 ("down-after-milliseconds", NODE_TIMEOUT_MS),
                 ("failover-timeout", 10_000),
             ):
-                await tell(redis, "SENTINEL", "SET", SERVICE, name, value)
+                await execute(redis, "SENTINEL", "SET", SERVICE, name, value)
 
             async def has_replica() -> bool:
-                return bool(await tell(redis, "SENTINEL", "REPLICAS", SERVICE))
+                return bool(await execute(redis, "SENTINEL", "REPLICAS", SERVICE))
 
             await _until("the sentinel did not see the replica", has_replica)
 
@@ -185,7 +185,7 @@ def client(server: EmbeddedRedis) -> Redis:
     return Redis.from_url(server.url, protocol=2, retry=Retry(NoBackoff(), 0))
 
 
-async def tell(redis: Redis, *command: str | int | bytes) -> Any:  # noqa: ANN401 - depends on the command
+async def execute(redis: Redis, *command: str | int | bytes) -> Any:  # noqa: ANN401 - depends on the command
     """Send a command that the client has no method for."""
     return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
@@ -203,7 +203,7 @@ async def _until(what: str, holds: Callable[[], Awaitable[bool]]) -> None:
 async def _reports(node: EmbeddedRedis, name: str, value: str) -> bool:
     """Return whether CLUSTER INFO of a node has this value."""
     async with client(node) as redis:
-        about: Any = await tell(redis, "CLUSTER", "INFO")
+        about: Any = await execute(redis, "CLUSTER", "INFO")
     return f"{name}:{value}" in about.decode().splitlines()
 
 

@@ -13,7 +13,6 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from subprocess import STDOUT
 from typing import Self
 
 import anyio
@@ -25,6 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.errors import BusUnavailableError, MissingExtraError
+from worker.local.process import Leash, create_file, spawn
 from worker.text import install_hint
 
 # Below the ephemeral ports: while the server is down, a client that retries must not get the same
@@ -32,17 +32,6 @@ from worker.text import install_hint
 _PORTS = range(20_000, 32_000)
 _PORT_ATTEMPTS = 5
 _START_TIMEOUT_S = 10.0
-
-# The server replaces the shell, so that its pid and exit code are those of the child. A watcher
-# runs beside it: when the parent dies, the pipe closes, and the watcher removes the files and kills
-# its process group, which contains the server. A line on the pipe ends the watcher instead.
-_LAUNCH = """
-directory=$1
-shift
-exec 3<&0 </dev/null
-{ read -r _ || { rm -rf "$directory"; kill -s KILL 0; }; } <&3 &
-exec "$@" 3<&-
-"""
 
 
 class EmbeddedRedis:
@@ -59,7 +48,7 @@ class EmbeddedRedis:
         self.options = options
         self._sentinel = sentinel
         self._process: anyio.abc.Process | None = None
-        self._leash = -1
+        self._leash: Leash | None = None
         self.port = 0
 
     @classmethod
@@ -138,10 +127,8 @@ class EmbeddedRedis:
                 if process.returncode is None:
                     process.kill()
         finally:
-            # The pipe is broken if the watcher was killed with the server.
-            with contextlib.suppress(BrokenPipeError):
-                os.write(self._leash, b"go\n")
-            os.close(self._leash)
+            if self._leash is not None:
+                self._leash.release()
 
     async def restart(self) -> None:
         """Kill the server if it runs, and start it again with the same port and files.
@@ -164,8 +151,7 @@ class EmbeddedRedis:
                 return
 
     async def _spawn(self) -> None:
-        command = ["/bin/sh", "-c", _LAUNCH, "turnbus-redis", str(self.directory)]
-        command.append(str(self._binary))
+        command = [str(self._binary)]
         if self._sentinel:  # a sentinel stores its state in its configuration file
             memory = self.directory / "sentinel.conf"
             memory.touch()
@@ -174,15 +160,14 @@ class EmbeddedRedis:
         for name, value in self.options.items():
             command += [f"--{name}", value]
         log = self.directory / "server.log"
-        watched, self._leash = os.pipe()
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        output = create_file(log)
         try:
-            self._process = process = await anyio.open_process(
-                command, stdin=watched, stdout=output, stderr=STDOUT, start_new_session=True
+            process, leash = await spawn(
+                command, stdout=output, stderr=output, directory=self.directory
             )
         finally:
-            os.close(watched)
             os.close(output)
+        self._process, self._leash = process, leash
         with anyio.move_on_after(_START_TIMEOUT_S):
             while process.returncode is None:
                 if await self._answers():

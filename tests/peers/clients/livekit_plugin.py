@@ -21,26 +21,26 @@ class Call:
         self._stream = stream
         self._rate = spec.sample_rate
         self._on_text = on_text
-        self._listening = asyncio.create_task(self._listen())
+        self._reading = asyncio.create_task(self._read())
 
     async def send(self, chunk: bytes) -> None:
-        """Hand a chunk to the client."""
+        """Send a chunk."""
         self._stream.push_frame(rtc.AudioFrame(chunk, self._rate, 1, len(chunk) // 2))
 
     async def finish(self) -> None:
-        """Ask for the rest and wait for it."""
+        """End the audio; return when the last words were received."""
         self._stream.end_input()
-        await self._listening
+        await self._reading
         await self._stream.aclose()
 
-    async def _listen(self) -> None:
+    async def _read(self) -> None:
         async for event in self._stream:
             if event.type == FINAL:
                 self._on_text(event.alternatives[0].text)
 
 
 def prepare(spec: Spec) -> Make:
-    """Return what opens a session; all share a client and its pool of connections."""
+    """Return a function that opens a session; all share a client and its pool of connections."""
     http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
     client = cartesia.STT(
         api_key="sk_car_local",

@@ -1,16 +1,16 @@
-"""What every client program shares: a real-time loop over prepared chunks, and its reports.
+"""Shared part of the client programs: a real-time loop over prepared chunks, and its reports.
 
-Run by the client's own Python, as `CLIENT.py SPEC`; only the standard library is at hand. Lines of
-JSON on standard output answer lines on standard input:
+The client's own Python runs it as `CLIENT.py SPEC`, with the standard library only. Lines of JSON
+on standard output answer lines on standard input:
 
-    (started)    {"ready": true}
-    open         {"open": true}       every session is connected or connecting
-    speak        {"speaking": true}   and the loop runs
-    mark         {"chunks": N}        handed to the client so far
+    (started)    {"done": "ready"}
+    open         {"done": "open"}   every session is connected or connecting
+    load         {"done": "load"}   the loop runs
+    mark         {"chunks": N}      sent to the client so far
     (at the end) {"sessions": [{"spoken": CHUNKS, "turns": [TEXT, ...]}, ...], "late": SHARE}
 
-The loop is as cheap as can be: the audio is in memory, one task hands it to all sessions, and
-nothing is done with a transcript but to keep it.
+The loop is cheap: the audio is in memory, one task hands it to all sessions, and transcripts are
+only stored.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-_PATIENCE_S = 30.0
+_END_TIMEOUT_S = 30.0
 
 
-class Session(Protocol):
+class ClientSession(Protocol):
     """A session of a client."""
 
     async def send(self, chunk: bytes) -> None:
-        """Hand a chunk to the client."""
+        """Send a chunk."""
 
     async def finish(self) -> None:
         """End the audio; return when the last words were received."""
 
 
-Make: TypeAlias = Callable[[Callable[[str], None]], Awaitable[Session]]
+Make: TypeAlias = Callable[[Callable[[str], None]], Awaitable[ClientSession]]
 """Opens a session that passes the text of each turn to the given function."""
 
 
@@ -59,10 +59,10 @@ class Spec:
         self.silence = bytes(size)
 
 
-class Speaker:
-    """One session, and how far it is."""
+class PeerSession:
+    """One session, and its progress."""
 
-    session: Session
+    client: ClientSession
 
     def __init__(self, spec: Spec, slot: int, silent_chunks: int) -> None:
         self.spec = spec
@@ -73,7 +73,7 @@ class Speaker:
         self.turns: list[str] = []
 
     def next_chunk(self) -> bytes:
-        """Return what is to be sent next."""
+        """Return the next chunk."""
         if self.silent_chunks:
             self.silent_chunks -= 1
             return self.spec.silence
@@ -87,7 +87,7 @@ class Peer:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.chunks = 0
-        self.speakers = [Speaker(spec, slot, silent) for slot, silent in spec.starts]
+        self.sessions = [PeerSession(spec, slot, silent) for slot, silent in spec.starts]
         self._late = 0
         self._slots = 0
         self._requests: asyncio.Queue[str] = asyncio.Queue()
@@ -95,17 +95,15 @@ class Peer:
     async def run(self, make: Make) -> None:
         """Open the sessions, send the audio and write the results; ends the process."""
         loop = asyncio.get_running_loop()
-        threading.Thread(target=self._listen, args=[loop], daemon=True).start()
-        _write({"ready": True})
-        await self._await("open")
-        for speaker in self.speakers:
-            speaker.session = await make(speaker.turns.append)
-        _write({"open": True})
-        await self._await("speak")
-        _write({"speaking": True})
-        finishing = await self._speak()
-        _, missing = await asyncio.wait(finishing, timeout=_PATIENCE_S)
-        sessions = [{"spoken": each.spoken, "turns": each.turns} for each in self.speakers]
+        threading.Thread(target=self._read_requests, args=[loop], daemon=True).start()
+        await self._step("ready", "open")
+        for session in self.sessions:
+            session.client = await make(session.turns.append)
+        await self._step("open", "load")
+        _write({"done": "load"})
+        finishing = await self._send_all()
+        _, missing = await asyncio.wait(finishing, timeout=_END_TIMEOUT_S)
+        sessions = [{"spoken": each.spoken, "turns": each.turns} for each in self.sessions]
         failures = [
             repr(task.exception())
             for task in finishing
@@ -120,38 +118,38 @@ class Peer:
             }
         )
         sys.stdout.flush()
-        os._exit(0)  # whatever the client has running still
+        os._exit(0)  # the client may have running tasks
 
-    async def _speak(self) -> list[asyncio.Task[None]]:
+    async def _send_all(self) -> list[asyncio.Task[None]]:
         spec = self.spec
-        phases: list[list[Speaker]] = [[] for _ in range(spec.chunk_ms // spec.slot_ms)]
-        for speaker in self.speakers:
-            phases[speaker.slot % len(phases)].append(speaker)
+        phases: list[list[PeerSession]] = [[] for _ in range(spec.chunk_ms // spec.slot_ms)]
+        for session in self.sessions:
+            phases[session.slot % len(phases)].append(session)
         finishing: list[asyncio.Task[None]] = []
         began = time.monotonic()
         slot = 0
-        while len(finishing) < len(self.speakers):
+        while len(finishing) < len(self.sessions):
             due = began + slot * spec.slot_ms / 1000
             wait = due - time.monotonic()
             # Also when it is late, or the client would get no turn.
             await asyncio.sleep(max(0.0, wait))
             self._slots += 1
             self._late += wait < -spec.slot_ms / 1000
-            for speaker in phases[slot % len(phases)]:
-                if speaker.slot > slot or speaker.ended:
+            for session in phases[slot % len(phases)]:
+                if session.slot > slot or session.ended:
                     continue
-                over = speaker.spoken and speaker.spoken % spec.cycle == 0
+                over = session.spoken and session.spoken % spec.cycle == 0
                 if slot >= spec.last_slot and over:
-                    speaker.ended = True
-                    finishing.append(asyncio.create_task(speaker.session.finish()))
+                    session.ended = True
+                    finishing.append(asyncio.create_task(session.client.finish()))
                 else:
-                    await speaker.session.send(speaker.next_chunk())
+                    await session.client.send(session.next_chunk())
                     self.chunks += 1
             slot += 1
         return finishing
 
-    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Answer at once, however busy the loop is; go when the parent process has ended."""
+    def _read_requests(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answer at once, even if the loop is busy; exit when the parent process has ended."""
         for line in sys.stdin:
             if line.strip() == "mark":
                 _write({"chunks": self.chunks})
@@ -159,8 +157,10 @@ class Peer:
                 loop.call_soon_threadsafe(self._requests.put_nowait, line.strip())
         os._exit(1)
 
-    async def _await(self, what: str) -> None:
-        while await self._requests.get() != what:
+    async def _step(self, done: str, request: str) -> None:
+        """Report that a step is complete; wait for the next request."""
+        _write({"done": done})
+        while await self._requests.get() != request:
             pass
 
 

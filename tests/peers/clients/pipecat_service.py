@@ -30,7 +30,7 @@ class Call:
             on_text(transcript)
 
         self._started = asyncio.Event()
-        # The least it does: no observers of turns or of idleness, no client's protocol.
+        # Without observers of turns or of idleness, and without the protocol of a client.
         self._worker = PipelineWorker(
             Pipeline([service]),
             cancel_on_idle_timeout=False,
@@ -45,7 +45,7 @@ class Call:
             self._started.set()
 
     async def open(self) -> Self:
-        """Start the pipeline, and with it the connection."""
+        """Start the pipeline, which connects."""
         runner = WorkerRunner(handle_sigint=False, check_dangling_tasks=False)
         await runner.add_workers(self._worker)
         self._running = asyncio.create_task(runner.run())
@@ -53,17 +53,17 @@ class Call:
         return self
 
     async def send(self, chunk: bytes) -> None:
-        """Hand a chunk to the client."""
+        """Send a chunk."""
         await self._worker.queue_frame(InputAudioRawFrame(chunk, self._rate, 1))
 
     async def finish(self) -> None:
-        """Ask for the rest and wait for it."""
+        """End the audio; return when the last words were received."""
         await self._worker.queue_frame(EndFrame())
         await self._running
 
 
 def prepare(spec: Spec) -> Make:
-    """Return what opens a session."""
+    """Return a function that opens a session."""
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
 

@@ -23,27 +23,27 @@ class Call:
     async def open(self) -> Self:
         """Connect."""
         self._connection = await self._stream.__aenter__()
-        self._listening = asyncio.create_task(self._listen())
+        self._reading = asyncio.create_task(self._read())
         return self
 
     async def send(self, chunk: bytes) -> None:
-        """Hand a chunk to the client."""
+        """Send a chunk."""
         await self._connection.send_raw(chunk)
 
     async def finish(self) -> None:
-        """Ask for the rest and wait for it."""
+        """End the audio; return when the last words were received."""
         await self._connection.send({"type": "close"})
-        await self._listening
+        await self._reading
         await self._stream.__aexit__(None, None, None)
 
-    async def _listen(self) -> None:
+    async def _read(self) -> None:
         async for event in self._connection:
             if event.type == "turn.end":
                 self._on_text(event.transcript)
 
 
 def prepare(spec: Spec) -> Make:
-    """Return what opens a session; all share a client, as is usual."""
+    """Return a function that opens a session; all share a client, as is usual."""
     client = AsyncCartesia(api_key="sk_car_local", base_url=spec.base_url)
 
     async def make(on_text: Callable[[str], None]) -> Call:

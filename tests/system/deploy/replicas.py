@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from schemas.keys import Keys
 from schemas.turns import WorkerRecord
-from tests.chaos.fleet import WorkerProcess
+from worker.local.process import ChildProcess
 
 _LOOK_S: Final = 0.2
 
@@ -57,7 +57,7 @@ class Autoscaler:
 class Replica:
     """One worker process."""
 
-    def __init__(self, life: WorkerProcess, generation: int) -> None:
+    def __init__(self, life: ChildProcess, generation: int) -> None:
         self.life: Final = life
         self.generation: Final = generation
         self.ready = False
@@ -131,13 +131,13 @@ class Replicas:
         environment = {**self._environment, "TURNBUS_WORKER_ID": name}
         log = self._logs / f"{name}.log"
         life = await self._stack.enter_async_context(
-            WorkerProcess.start(name, ["run"], environment, log)
+            ChildProcess.start(name, ["run"], environment, log)
         )
         self.replicas.append(Replica(life, self.generation))
 
     async def _stop(self, replica: Replica) -> None:
         replica.life.signal(signal.SIGTERM)
-        code = await replica.life.over()
+        code = await replica.life.wait()
         # A replica that was still loading its modules had no handler yet, and no session to
         # release.
         assert code == 0 or not replica.life.text(), replica.life.tail()

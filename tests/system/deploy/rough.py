@@ -15,15 +15,15 @@ from anyio.abc import TaskGroup
 from redis.asyncio import Redis
 
 from schemas import Encoding, Keys, SessionEntry
-from tests.chaos.fleet import WorkerProcess
 from tests.support.harness import PCM16
 from tests.system.deploy.calls import Call
-from worker.bench.harness import environment
 from worker.bus.client.connection import connect
 from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
 from worker.local.emulator.engines.script_words import WORD_MS
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
+from worker.local.harness import child_environment
+from worker.local.process import ChildProcess
 from worker.local.redis import EmbeddedRedis, free_port
 from worker.producer import Producer
 
@@ -67,7 +67,7 @@ class Rough:
         self._tasks = tasks
         self._stack = stack
         self._logs = logs
-        self._lives: dict[str, WorkerProcess] = {}
+        self._lives: dict[str, ChildProcess] = {}
         self._calls: list[Call] = []
         self._producers: list[Producer] = []
         self.ports: Final = {name: free_port() for name in WORKERS}
@@ -136,7 +136,7 @@ class Rough:
         await anyio.sleep(15)
         self._note(f"{two} is stopped (SIGTERM), and started again")
         self._lives[two].signal(signal.SIGTERM)
-        await self._lives[two].over()
+        await self._lives[two].wait()
         await self._start(two)
         await anyio.sleep(30)
 
@@ -166,7 +166,7 @@ class Rough:
             "DRAIN_S": "5",
         }
         log = self._logs / f"{name}.{len(self.marks)}.log"
-        life = WorkerProcess.start(name, ["run"], environment(settings), log)
+        life = ChildProcess.start(name, ["run"], child_environment(settings), log)
         self._lives[name] = await self._stack.enter_async_context(life)
 
     async def _until(self, workers: int) -> None:

@@ -18,7 +18,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, ResponseErr
 from schemas.keys import Keys
 from tests.support.acl import PASSWORD, USERS, GuardedRedis, as_user, users
 from worker.bus.permissions import _probe_commands, find_missing
-from worker.local.cluster import client, tell
+from worker.local.cluster import client, execute
 from worker.local.redis import EmbeddedRedis
 
 README = (USERS.parent / "README.md").read_text("utf-8")
@@ -150,7 +150,7 @@ async def test_cluster_clients_connect(tmp_path: Path) -> None:
 async def _fails_over(sentinel: Redis) -> bool:
     """Send FAILOVER to a sentinel; return whether it knows enough of the replica to start."""
     try:
-        await tell(sentinel, "SENTINEL", "FAILOVER", "mymaster")
+        await execute(sentinel, "SENTINEL", "FAILOVER", "mymaster")
     except ResponseError as error:
         if "NOGOODSLAVE" not in str(error):
             raise
@@ -172,15 +172,15 @@ async def test_replica_and_sentinel_fail_over() -> None:
     ):
         for redis in (master, replica):
             for _, user, *rules in added:
-                await tell(redis, "ACL SETUSER", user, *rules, f">{PASSWORD}")
-        await tell(replica, "REPLICAOF", "127.0.0.1", first.port)
-        await tell(watch, "SENTINEL", "MONITOR", "mymaster", "127.0.0.1", first.port, 1)
+                await execute(redis, "ACL SETUSER", user, *rules, f">{PASSWORD}")
+        await execute(replica, "REPLICAOF", "127.0.0.1", first.port)
+        await execute(watch, "SENTINEL", "MONITOR", "mymaster", "127.0.0.1", first.port, 1)
         for name, value in (("auth-user", "sentinel"), ("auth-pass", PASSWORD)):
-            await tell(watch, "SENTINEL", "SET", "mymaster", name, value)
+            await execute(watch, "SENTINEL", "SET", "mymaster", name, value)
         with anyio.fail_after(60):
             while (await replica.info("replication")).get("master_link_status") != "up":
                 await anyio.sleep(0.05)
-            while not await tell(watch, "SENTINEL", "REPLICAS", "mymaster"):
+            while not await execute(watch, "SENTINEL", "REPLICAS", "mymaster"):
                 await anyio.sleep(0.05)
             while not await _fails_over(watch):
                 await anyio.sleep(0.05)

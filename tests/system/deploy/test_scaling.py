@@ -12,15 +12,15 @@ import pytest
 from redis.asyncio import Redis
 
 from schemas.keys import Keys
-from tests.chaos.fleet import WorkerProcess
 from tests.support.acl import GuardedRedis, as_user
 from tests.support.harness import check_order, words
 from tests.system.deploy.calls import Calls, Owners
 from tests.system.deploy.charts import Sample, draw_scaling
 from tests.system.deploy.manifests import DEPLOY
 from tests.system.deploy.replicas import Autoscaler, Replicas
-from worker.bench.harness import allow_open_files, environment
 from worker.bus.client.connection import connect
+from worker.local.harness import allow_open_files, child_environment
+from worker.local.process import ChildProcess
 
 POLL_S = 0.5
 
@@ -135,7 +135,9 @@ async def _run(plan: Plan, logs: Path) -> Outcome:
         }
         command = ["stt-server", "--engine", "script", "--port", "0", "--latency-ms", "150"]
         stt = await stack.enter_async_context(
-            WorkerProcess.start("stt-server", command, environment({}), logs / "stt-server.log")
+            ChildProcess.start(
+                "stt-server", command, child_environment({}), logs / "stt-server.log"
+            )
         )
         with anyio.fail_after(60):
             while not (url := re.search(r"ws://\S+", stt.text())):
@@ -151,7 +153,12 @@ async def _run(plan: Plan, logs: Path) -> Outcome:
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         replicas = Replicas(
-            clients["admin"], environment(settings), logs, tasks, stack, random.Random(plan.seed)
+            clients["admin"],
+            child_environment(settings),
+            logs,
+            tasks,
+            stack,
+            random.Random(plan.seed),
         )
         return await _Run(plan, clients, replicas).run()
 

@@ -7,20 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import turns
-from worker.bench.checker import Differences, WordChecker, WordResult, compare
+from worker.bench.words import Differences, WordChecker, WordResult, compare
 
 
 @pytest.mark.parametrize(
     ("checked", "differences", "text"),
     [
-        ([0, 1, 2, 3], Differences([], [], []), ""),
-        ([], Differences([0, 1, 2, 3], [], []), "lost 0 1 2 3"),
-        ([0, 1, 3], Differences([2], [], []), "lost 2"),
-        ([0, 1, 1, 2, 3], Differences([], [1], []), "repeated 1"),
-        ([0, 1, 2, 3, 0, 1], Differences([], [0, 1], []), "repeated 0 1"),
-        ([0, 1, "!2", 3], Differences([2], [], ["!2"]), "lost 2; wrong !2"),
-        ([0, 1, 2, 3, 4], Differences([], [], [4]), "wrong 4"),
-        ([0, 2, 1, 3], Differences([], [], [1]), "wrong 1"),
+        ([0, 1, 2, 3], Differences([], [], [], []), ""),
+        ([], Differences([0, 1, 2, 3], [], [], []), "lost 0 1 2 3"),
+        ([0, 1, 3], Differences([2], [], [], []), "lost 2"),
+        ([0, 1, 1, 2, 3], Differences([], [1], [], []), "repeated 1"),
+        ([0, 1, 2, 3, 0, 1], Differences([], [0, 1], [], []), "repeated 0 1"),
+        ([0, 1, "!2", 3], Differences([2], [], ["!2"], []), "lost 2; wrong !2"),
+        ([0, 1, 2, 3, 4], Differences([], [], [4], []), "wrong 4"),
+        ([0, 2, 1, 3], Differences([], [], [], [(2, 1)]), "wrong 1"),
     ],
 )
 def test_compare_counts_differences(
@@ -48,11 +48,11 @@ COMMON: dict[str, Any] = {
 
 def checked(*events: tuple[type, dict[str, Any]], skip: int = 0) -> WordChecker:
     """Check events, the nth of them appended at n * 10 ms; `skip` leaves a gap in `seq`."""
-    tally = WordChecker()
+    checker = WordChecker()
     for number, (kind, fields) in enumerate(events, 1):
         seq = number + (skip if number > 1 else 0)
-        tally.add(kind(seq=seq, **COMMON, **fields), number * 10)
-    return tally
+        checker.add(kind(seq=seq, **COMMON, **fields), number * 10)
+    return checker
 
 
 def turn_of(text: str, turn: int = 0) -> list[tuple[type, dict[str, Any]]]:
@@ -71,22 +71,22 @@ END: tuple[type, dict[str, Any]] = (turns.SessionEnded, {"reason": "end", "turns
 
 
 def test_checker_accepts_correct_session() -> None:
-    tally = checked(*turn_of("w0 w1"), *turn_of(" w2 w3", 1), END)
-    assert tally.ended
-    assert tally.verdict(4) == WordResult(words=4)
-    assert tally.verdict(4).ok
-    assert tally.failures(4) == ""
-    assert tally.updated_ms == {0: 20, 1: 30, 2: 70, 3: 80}
+    checker = checked(*turn_of("w0 w1"), *turn_of(" w2 w3", 1), END)
+    assert checker.ended
+    assert checker.result(4) == WordResult(words=4)
+    assert checker.result(4).ok
+    assert checker.failures(4) == ""
+    assert checker.updated_ms == {0: 20, 1: 30, 2: 70, 3: 80}
 
 
 def test_checker_measures_first_appearance_of_word() -> None:
     update = (turns.TurnUpdate, {"turn": 0, "transcript": "w0"})
-    tally = checked((turns.TurnStart, {"turn": 0}), update, update)
-    assert tally.updated_ms == {0: 20}
+    checker = checked((turns.TurnStart, {"turn": 0}), update, update)
+    assert checker.updated_ms == {0: 20}
 
 
 @pytest.mark.parametrize(
-    ("tally", "verdict"),
+    ("checker", "verdict"),
     [
         (checked(*turn_of("w0 w1")), WordResult(words=2, unended=1)),
         (checked(*turn_of("w0"), END), WordResult(words=2, lost=1)),
@@ -100,14 +100,14 @@ def test_checker_measures_first_appearance_of_word() -> None:
         ),
     ],
 )
-def test_checker_counts_faults(tally: WordChecker, verdict: WordResult) -> None:
-    assert tally.verdict(2) == verdict
+def test_checker_counts_faults(checker: WordChecker, verdict: WordResult) -> None:
+    assert checker.result(2) == verdict
     assert not verdict.ok
 
 
 def test_checker_describes_failures() -> None:
-    tally = checked(*turn_of("w0 w0 !2"), skip=1)
-    assert tally.failures(2) == "lost 1; repeated 0; wrong !2; seq faults 1; not ended"
+    checker = checked(*turn_of("w0 w0 !2"), skip=1)
+    assert checker.failures(2) == "lost 1; repeated 0; wrong !2; seq faults 1; not ended"
 
 
 def test_word_results_add_up() -> None:

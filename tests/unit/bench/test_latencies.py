@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.bench.latencies import APPENDED, SENT, HistogramReading, Latencies, Latency
+from worker.bench.machine import APPENDED, SENT, HistogramReading, WorkerLatencies, WorkerLatency
 from worker.telemetry.counters import Histogram
 from worker.telemetry.metrics import INSTRUMENTS, Sample
 from worker.telemetry.prometheus import render
@@ -21,12 +21,12 @@ def _text(sent_s: list[float], appended_s: list[float]) -> str:
 def test_latencies_are_difference_of_two_readings() -> None:
     before = HistogramReading(_text([9.0] * 50, [9.0] * 50))
     after = HistogramReading(_text([9.0] * 50 + [0.004] * 98 + [0.04] * 2, [9.0] * 50 + [0.0015]))
-    assert before.until(after) == Latencies(Latency(5, 50), Latency(2, 2))
+    assert before.until(after) == WorkerLatencies(WorkerLatency(5, 50), WorkerLatency(2, 2))
 
 
 def test_latencies_without_counts_are_empty() -> None:
     reading = HistogramReading(_text([1.0], []))
-    assert reading.until(reading) == Latencies()
+    assert reading.until(reading) == WorkerLatencies()
 
 
 @pytest.mark.parametrize("name", [SENT, APPENDED])

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas import Encoding
-from worker.bench.plan import SLOT_MS, WORDS, Plan, Speech, starts
+from worker.bench.plan import SLOT_MS, WORDS, LoadPlan
+from worker.bench.speech import Speech, starts
 from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptEngine, words_of
 
 PLANS = st.builds(
-    Plan,
+    LoadPlan,
     sessions=st.integers(1, 400),
     chunk_ms=st.integers(1, 30).map(lambda slots: slots * SLOT_MS),
     warmup=st.floats(1, 20),
@@ -21,7 +22,7 @@ PLANS = st.builds(
 
 
 @given(PLANS)
-def test_sessions_start_in_first_half_of_warm_up(plan: Plan) -> None:
+def test_sessions_start_in_first_half_of_warm_up(plan: LoadPlan) -> None:
     slots = plan.warmup / 2 * 1_000 / SLOT_MS + plan.chunk_ms / SLOT_MS
     for start in starts(plan):
         assert 0 <= start.slot <= slots
@@ -29,14 +30,14 @@ def test_sessions_start_in_first_half_of_warm_up(plan: Plan) -> None:
 
 
 @given(PLANS)
-def test_chunks_are_spread_over_the_chunk_interval(plan: Plan) -> None:
+def test_chunks_are_spread_over_the_chunk_interval(plan: LoadPlan) -> None:
     phases = plan.chunk_ms // SLOT_MS
     crowds = Counter(start.slot % phases for start in starts(plan))
     assert max(crowds.values()) <= plan.sessions / phases + 3
 
 
 @given(PLANS)
-def test_turns_are_spread_over_the_utterance(plan: Plan) -> None:
+def test_turns_are_spread_over_the_utterance(plan: LoadPlan) -> None:
     slots = plan.chunk_ms // SLOT_MS
     crowds = Counter(
         (start.slot // slots + start.silent_chunks) % plan.cycle for start in starts(plan)
@@ -56,7 +57,7 @@ def test_turns_are_spread_over_the_utterance(plan: Plan) -> None:
 async def test_each_word_is_complete_with_its_last_chunk(
     encoding: Encoding, rate: int, chunk_ms: int
 ) -> None:
-    plan = Plan(encoding=encoding, sample_rate=rate, chunk_ms=chunk_ms, seconds=5, warmup=1)
+    plan = LoadPlan(encoding=encoding, sample_rate=rate, chunk_ms=chunk_ms, seconds=5, warmup=1)
     speech = Speech(plan)
     events: list[EngineEvent] = []
     engine = ScriptEngine()
@@ -79,7 +80,7 @@ async def test_each_word_is_complete_with_its_last_chunk(
 
 @settings(max_examples=20)
 @given(PLANS)
-def test_plan_has_enough_words(plan: Plan) -> None:
+def test_plan_has_enough_words(plan: LoadPlan) -> None:
     speech = Speech(plan)
     needed = (plan.warmup + plan.seconds) * plan.chunks_per_s
     assert len(speech.chunks) >= needed + plan.cycle - 1
@@ -88,7 +89,7 @@ def test_plan_has_enough_words(plan: Plan) -> None:
 
 @settings(max_examples=20)
 @given(PLANS, st.floats(1, 60))
-def test_sessions_end_spread_over_their_duration(plan: Plan, life: float) -> None:
+def test_sessions_end_spread_over_their_duration(plan: LoadPlan, life: float) -> None:
     brief = msgspec.structs.replace(plan, life=life)
     lives = [start.life for start in starts(brief)]
     assert lives == sorted(lives, reverse=True)

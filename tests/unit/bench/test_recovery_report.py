@@ -2,9 +2,9 @@
 
 import msgspec
 
-from tests.chaos.checker import Violation
+from worker.bench.checker import Violation
 from worker.bench.machine import Machine
-from worker.bench.recovery.plan import RecoveryPlan
+from worker.bench.plan import RecoveryPlan
 from worker.bench.recovery.report import RecoveryReport, json_of, text_of
 
 VALUES = {"kill_connected": [250.0, 210.0, 900.0], "kill_audio": [255.0, 215.0, 905.0]}

@@ -5,15 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.bench.checker import WordResult
-from worker.bench.latencies import Latencies, Latency
-from worker.bench.machine import Machine
-from worker.bench.meter import Sample
-from worker.bench.plan import Plan
+from worker.bench.machine import Machine, Sample, WorkerLatencies, WorkerLatency
+from worker.bench.plan import LoadPlan
 from worker.bench.report import (
     MEASURES,
-    Report,
-    Run,
+    LoadReport,
+    LoadRun,
     footer,
     json_of,
     quantiles,
@@ -23,8 +20,9 @@ from worker.bench.report import (
     text_of,
     warnings,
 )
+from worker.bench.words import WordResult
 
-PLAN = Plan(sessions=100, seconds=10)
+PLAN = LoadPlan(sessions=100, seconds=10)
 MACHINE = Machine("A CPU", 2, (0.1, 0.2, 0.3), "Linux 6")
 
 
@@ -42,7 +40,7 @@ def sample(at: float, share: float = 0.1, rss: int = 0, busy: float = 0.5) -> Sa
 
 def run(
     share: float = 0.1, busy: float = 0.5, late_ms: float = 0.0, verdict: WordResult | None = None
-) -> Run:
+) -> LoadRun:
     """Return a run of 10 s with 1000 chunks a second."""
     return run_of(
         PLAN,
@@ -53,16 +51,16 @@ def run(
         begun=50,
         events=4_000,
         latencies_ms=[3, 1, 2],
-        delays=Latencies(Latency(10, 20), Latency(3, 5)),
+        delays=WorkerLatencies(WorkerLatency(10, 20), WorkerLatency(3, 5)),
         slots_late_ms=[late_ms] * 1_000,
         verdict=verdict or WordResult(words=10),
         failures=[],
     )
 
 
-def report(*runs: Run) -> Report:
+def report(*runs: LoadRun) -> LoadReport:
     known = {"python": "3.11", "uvloop": None, "server": "valkey 9"}
-    return Report(date="2026-01-01", machine=MACHINE, versions=known, plan=PLAN, runs=runs)
+    return LoadReport(date="2026-01-01", machine=MACHINE, versions=known, plan=PLAN, runs=runs)
 
 
 def test_report_computes_measures_of_run() -> None:
@@ -92,7 +90,7 @@ def test_report_of_empty_run_divides_by_no_zero() -> None:
         begun=0,
         events=0,
         latencies_ms=[],
-        delays=Latencies(),
+        delays=WorkerLatencies(),
         slots_late_ms=[],
         verdict=WordResult(),
         failures=[],
@@ -157,7 +155,7 @@ def test_report_columns_are_aligned() -> None:
         ),
     ],
 )
-def test_report_warns_of_unreliable_numbers(measured: Run, expected: list[str]) -> None:
+def test_report_warns_of_unreliable_numbers(measured: LoadRun, expected: list[str]) -> None:
     got = warnings(report(run(), measured))
     assert len(got) == len(expected)
     assert all(line.startswith(start) for line, start in zip(got, expected, strict=True))

@@ -1,26 +1,19 @@
 """Report of a recovery benchmark. No I/O."""
 
-from collections import Counter
 from typing import Final, NamedTuple
 
-import msgspec
-
-from tests.chaos.checker import WORD_RULES, Violation
-from worker.bench.machine import Machine
-from worker.bench.recovery.cut import CUT_MS, SCENES, TURN_MS
-from worker.bench.recovery.plan import LATENCY_MS, RecoveryPlan
-from worker.bench.report import Latency, quantiles
+from worker.bench.checker import Violation, broken_words
+from worker.bench.plan import LATENCY_MS, RecoveryPlan
+from worker.bench.recovery.scenarios import CUT_MS, CUT_SCENARIOS, TURN_MS
+from worker.bench.report import Quantiles, Report, quantiles, report_json
 
 _SHOWN: Final = 20
 _LATE_MS: Final = 100.0
 
 
-class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
+class RecoveryReport(Report, frozen=True, kw_only=True):
     """All runs of one plan."""
 
-    date: str
-    machine: Machine
-    versions: dict[str, str | None]
     plan: RecoveryPlan
     values: dict[str, list[float]]
     """Values in milliseconds, by measure."""
@@ -65,7 +58,7 @@ def _groups(plan: RecoveryPlan) -> list[_Group]:
             f"socket reset {CUT_MS / 1_000:g} s into a turn of {TURN_MS / 1_000:g} s: "
             "how much later it ends",
             {
-                **{scene.name: scene.label for scene in SCENES},
+                **{scenario.name: scenario.label for scenario in CUT_SCENARIOS},
                 "uncut": "without a reset, last word to turn.end",
             },
         ),
@@ -74,15 +67,10 @@ def _groups(plan: RecoveryPlan) -> list[_Group]:
 
 def text_of(report: RecoveryReport) -> str:
     """Return the report as plain text."""
-    machine = report.machine
-    load = ", ".join(f"{average:.2f}" for average in machine.load)
-    known = [f"{name} {number or '-'}" for name, number in report.versions.items()]
     runs = f"{report.plan.repeat} runs, " if report.plan.repeat > 1 else ""
     lines = [
         f"{runs}{report.plan.chunk_ms} ms chunks, STT server {LATENCY_MS:g} ms late",
-        f"{machine.cpu}, {machine.cores} cores, {machine.system}, load before {load}",
-        ", ".join(known),
-        report.date,
+        *report.environment(),
         "",
         f"{'ms':<40}{'n':>6}{'p50':>9}{'p99':>9}{'max':>9}",
     ]
@@ -93,23 +81,18 @@ def text_of(report: RecoveryReport) -> str:
     return "\n".join([*lines, "", *_footer(report), ""])
 
 
-def _row(label: str, ms: Latency) -> str:
+def _row(label: str, ms: Quantiles) -> str:
     return f"  {label:<38}{ms.count:>6}{ms.p50:>9,.0f}{ms.p99:>9,.0f}{ms.max:>9,.0f}"
 
 
 def _footer(report: RecoveryReport) -> list[str]:
-    broken = Counter(violation.rule for violation in report.violations)
-    words = ", ".join(f"{rule} {broken[rule]}" for rule in WORD_RULES)
-    lines = [f"{report.words:,} words sent: {words}"]
+    lines = [f"{report.words:,} words sent: {broken_words(report.violations)}"]
     if report.producer_late_ms > _LATE_MS:
         lines.append(
             f"warning: the producer was up to {report.producer_late_ms:.0f} ms late, inside "
             f"{report.torn} words: this machine is too busy for the load"
         )
-    lines += [
-        f"{violation.rule}: {violation.session} {violation.detail}"
-        for violation in report.violations[:_SHOWN]
-    ]
+    lines += map(str, report.violations[:_SHOWN])
     if not report.ok:
         lines.append(f"FAILED: {len(report.violations)} violations")
     return lines
@@ -118,6 +101,4 @@ def _footer(report: RecoveryReport) -> list[str]:
 def json_of(report: RecoveryReport) -> bytes:
     """Return the report as one JSON object."""
     results = {name: quantiles(values) for name, values in report.values.items()}
-    return msgspec.json.encode(
-        {**msgspec.structs.asdict(report), "results": results, "ok": report.ok}
-    )
+    return report_json(report, results=results, ok=report.ok)

@@ -29,7 +29,7 @@ class Link:
         self._flowing = anyio.Event()
         self._flowing.set()
         self._left: int | None = None
-        self._robbed = False
+        self._reply_dropped = False
         self.opening = b""
         """First bytes from the client: an HTTP request identifies the connection."""
 
@@ -50,31 +50,31 @@ class Link:
         """Resume forwarding, including the delayed data."""
         self._flowing.set()
 
-    async def run(self, wanted: Callable[[bytes], bool]) -> None:
-        """Forward bytes until either side ends; drop the reply to a `wanted` request."""
+    async def run(self, drops_reply: Callable[[bytes], bool]) -> None:
+        """Forward bytes until either side ends; drop a reply if `drops_reply` of its request."""
         with self._scope:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._carry_up, wanted)
-                tasks.start_soon(self._carry_down)
+                tasks.start_soon(self._forward_requests, drops_reply)
+                tasks.start_soon(self._forward_replies)
         for raw in self._sockets:
             _reset(raw)
 
-    async def _carry_up(self, wanted: Callable[[bytes], bool]) -> None:
+    async def _forward_requests(self, drops_reply: Callable[[bytes], bool]) -> None:
         with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             while True:
                 data = await self._client.receive(_READ)
                 self.opening = self.opening or data
                 await self._flowing.wait()
-                self._robbed = self._robbed or wanted(data)
+                self._reply_dropped = self._reply_dropped or drops_reply(data)
                 await self._server.send(data)
         self._scope.cancel()
 
-    async def _carry_down(self) -> None:
+    async def _forward_replies(self) -> None:
         with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             while True:
                 data = await self._server.receive(_READ)
                 await self._flowing.wait()
-                if self._robbed:
+                if self._reply_dropped:
                     break
                 if self._left is not None:
                     data, self._left = data[: self._left], self._left - len(data)
@@ -105,7 +105,7 @@ class Proxy:
         self.port = 0
         self.links: Final[set[Link]] = set()
         """Open connections."""
-        self.thefts: Final[set[DroppedReply]] = set()
+        self.dropped_replies: Final[set[DroppedReply]] = set()
         """Replies to drop."""
 
     @classmethod
@@ -114,13 +114,17 @@ class Proxy:
         """Listen until the block ends; `target` returns the server's port for each connection."""
         proxy = cls(target)
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-        proxy.port = listener.extra(SocketAttribute.local_port)
+        proxy.port = listener.extra(SocketAttribute.local_port)  # noqa: S610
         async with listener, anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, proxy._serve)
             try:
                 yield proxy
             finally:
                 tasks.cancel_scope.cancel()
+
+    def url(self, target: str) -> str:
+        """Return the URL `target` of the server with the port of the proxy."""
+        return target.replace(str(self._target()), str(self.port))
 
     def some(self, rng: random.Random, share: float) -> list[Link]:
         """Choose a share of the open connections, at least one if there is any."""
@@ -141,10 +145,10 @@ class Proxy:
         finally:
             self._refusing = False
 
-    def _wanted(self, request: bytes) -> bool:
-        for theft in self.thefts:
-            if theft.mark in request and not theft.done.is_set():
-                theft.done.set()
+    def _drops_reply(self, request: bytes) -> bool:
+        for drop in self.dropped_replies:
+            if drop.mark in request and not drop.done.is_set():
+                drop.done.set()
                 return True
         return False
 
@@ -162,7 +166,7 @@ class Proxy:
             self.links.add(link)
             try:
                 async with server:
-                    await link.run(self._wanted)
+                    await link.run(self._drops_reply)
             finally:
                 self.links.discard(link)
 
@@ -178,7 +182,7 @@ class Proxy:
 def _raw(stream: SocketStream) -> socket.socket | None:
     """Return the socket; None if the peer has already closed it."""
     try:
-        raw: socket.socket = stream.extra(SocketAttribute.raw_socket)
+        raw: socket.socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610
     except AttributeError:  # a closed asyncio transport has no socket
         return None
     return raw

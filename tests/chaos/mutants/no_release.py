@@ -7,9 +7,9 @@ from worker.bus.permits import ConnectionPermits, Permit
 from worker.cli.main import main
 
 
-async def stay(gate: ConnectionPermits, seat: Permit) -> None:
-    gate.discard(seat.entry_id)
+async def keep(permits: ConnectionPermits, permit: Permit) -> None:
+    permits.discard(permit.entry_id)
 
 
-with patch.object(ConnectionPermits, "release", stay):
+with patch.object(ConnectionPermits, "release", keep):
     sys.exit(main())
