@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from tests.support.acl import GuardedRedis, as_user, grant, refusals
+from tests.support.embedded_cluster import SERVICE, EmbeddedCluster, EmbeddedSentinel
 from tests.support.harness import KEY, Harness, Place
 from tests.support.holes import give_addresses
 from worker.bus.client.connection import connect
 from worker.local import redis as embedded
-from worker.local.cluster import SERVICE, EmbeddedCluster, EmbeddedSentinel
 from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings

@@ -1,14 +1,11 @@
 """The parts of a worker that its sessions share."""
 
-import logging
 import time
 from dataclasses import dataclass, field
 
 import anyio
-import msgspec
 from redis.asyncio import Redis
 
-from schemas.audio import TurnConfig
 from schemas.keys import Keys
 from worker.bus.audio_reader import AudioReader
 from worker.bus.client.connection import RedisHealth
@@ -23,14 +20,13 @@ from worker.core.turn_boundary import ProviderLag
 from worker.event_loop import StallDetector
 from worker.leases.retries import CrashRetries
 from worker.session.backlog import BacklogDrainer
+from worker.settings import Settings
 from worker.shortage import Shortage
 from worker.stt.cartesia import Endpoint
 from worker.stt.health import CredentialsHealth, ProviderOutage
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
-
-log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_CONNECTS = 50
 """Maximum concurrent handshakes with the STT provider.
@@ -42,34 +38,11 @@ concurrent handshakes open 160 sessions a second.
 """
 
 
-class Retention(msgspec.Struct, frozen=True):
-    """How long a session's keys are kept."""
-
-    state_s: int
-    turns_s: int
-    turns_maxlen: int
-
-
-class SessionTimeouts(msgspec.Struct, frozen=True):
-    """The timeouts and intervals of a session."""
-
-    replay_speed: float = 1.5
-    """Replay speed as a multiple of real time; 0 disables pacing."""
-    park_s: float = 120.0
-    """Time without audio after which the worker closes the socket."""
-    idle_s: float = 900.0
-    """Time without audio after which the session ends."""
-    max_lag_s: float = 600.0
-    """Age at which untranscribed audio is dropped; 0 disables it."""
-    update_interval_ms: int = 500
-    """Interval between updates of a turn of 1,000 characters; 0 disables the limit."""
-
-
 @dataclass(frozen=True)
 class WorkerContext:
     """The parts of one worker that its sessions share."""
 
-    worker_id: str
+    settings: Settings
     redis: Redis
     keys: Keys
     health: RedisHealth
@@ -79,11 +52,7 @@ class WorkerContext:
     committer: Committer
     permits: ConnectionPermits
     registry: WorkerRegistry
-    retention: Retention
     endpoint: Endpoint
-    model: str
-    turn: TurnConfig
-    timeouts: SessionTimeouts
     dead_letters: DeadLetterWriter
     tracing: Tracing
     stats: Counters

@@ -34,7 +34,7 @@ from worker.bus.ownership import SessionOwnership
 from worker.bus.permissions import unfitness
 from worker.bus.permits import ConnectionPermits
 from worker.bus.registry import WorkerRegistry, delete_record, wait_for_drain
-from worker.context import Retention, SessionTimeouts, WorkerContext
+from worker.context import WorkerContext
 from worker.event_loop import OverloadDetector
 from worker.leases.acquire import CLAIM_POLL_MS, SessionAcquirer
 from worker.leases.heartbeat import LeaseKeeper
@@ -77,7 +77,7 @@ class Worker:
         stats = Counters()
         supervisor = Supervisor(stats.internal_errors)
         self.context = WorkerContext(
-            worker_id=settings.worker_id,
+            settings=settings,
             redis=self.redis,
             keys=keys,
             health=self.health,
@@ -87,23 +87,11 @@ class Worker:
             committer=Committer(self.redis, self.health),
             permits=ConnectionPermits(self.redis, self.health, keys, settings.stt_max_connections),
             registry=WorkerRegistry(self.redis, self.health, keys),
-            retention=Retention(
-                settings.retention_s, settings.turns_retention_s, settings.turns_maxlen
-            ),
             endpoint=Endpoint(
                 settings.stt_url,
                 settings.stt_version,
                 key,
                 find_proxy(settings.stt_url, os.environ),
-            ),
-            model=settings.stt_model,
-            turn=settings.turn_config,
-            timeouts=SessionTimeouts(
-                settings.replay_speed,
-                settings.park_s,
-                settings.session_idle_s,
-                settings.max_lag_s,
-                settings.turn_update_interval_ms,
             ),
             dead_letters=DeadLetterWriter(
                 self.redis, self.health, keys, supervisor, stats.rejected_entries
@@ -267,11 +255,11 @@ class Worker:
             state=state,
             heartbeat=time.time(),
         )
-        await context.registry.register(context.worker_id, record)
+        await context.registry.register(context.settings.worker_id, record)
 
     async def _deregister(self) -> None:
         """Delete this worker's record and consumer from Redis, if Redis is available."""
-        ownership, worker_id = self.context.ownership, self.context.worker_id
+        ownership, worker_id = self.context.ownership, self.context.settings.worker_id
         with self.context.supervisor.isolate("handover"), anyio.move_on_after(DEREGISTER_TIMEOUT_S):
             for delete in (
                 partial(ownership.delete_consumer, ownership.consumer),

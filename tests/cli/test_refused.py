@@ -15,8 +15,8 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from tests.support.certificates import Authority, add_tls
+from tests.support.embedded_cluster import EmbeddedCluster
 from tests.support.polling import PATIENCE_S
-from worker.local.cluster import EmbeddedCluster
 from worker.local.emulator.engines.script import ScriptEngine
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings

@@ -14,12 +14,12 @@ from schemas import Encoding, Keys, SessionEntry
 from schemas.turns import SessionStarted, TurnUpdate
 from tests.support.acl import GuardedRedis
 from tests.support.clusters import answer_for_what_is_left
+from tests.support.embedded_cluster import EmbeddedCluster, EmbeddedSentinel, client, execute
 from tests.support.harness import PCM16, WORD, Harness, check_order, kinds, staged, words
 from tests.support.polling import eventually, no_longer
 from tests.support.watchers import seen_alive
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.ownership import HeartbeatReport, OwnedEntry, SessionOwnership
-from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel, client, execute
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.redis import EmbeddedRedis

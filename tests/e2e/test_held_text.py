@@ -45,7 +45,7 @@ class Call:
         )
         self.publisher = Published()
         self.tracker = TurnTracker()
-        boundary = boundary_of(self.ledger, self.sender, StallDetector(LATER), 0.1)
+        boundary = boundary_of(self.sender, StallDetector(LATER), 0.1)
         self.receiver = MessageReceiver(
             self.tracker,
             boundary,

@@ -11,10 +11,10 @@ import anyio
 import pytest
 
 from tests.support.acl import grant
+from tests.support.embedded_cluster import SERVICE, EmbeddedCluster, client, execute
 from tests.support.harness import KEY, PCM16, Harness, Place, check_order, words
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import connect
-from worker.local.cluster import SERVICE, EmbeddedCluster, client, execute
 from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings

@@ -16,10 +16,10 @@ from redis.asyncio.connection import SSLConnection
 from schemas.turns import Event
 from tests.support.acl import PASSWORD, grant
 from tests.support.certificates import Authority, Certificate, add_tls, behind_tls
+from tests.support.embedded_cluster import SERVICE, EmbeddedCluster, client, execute
 from tests.support.harness import KEY, PCM16, Harness, Place, check_order, words
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import connect
-from worker.local.cluster import SERVICE, EmbeddedCluster, client, execute
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.redis import EmbeddedRedis, free_port

@@ -14,13 +14,13 @@ from redis.crc import key_slot
 
 from tests.support.acl import GuardedRedis, as_user
 from tests.support.clusters import answer_for_what_is_left
+from tests.support.embedded_cluster import EmbeddedCluster, client, execute
 from tests.support.polling import PATIENCE_S, eventually
 from worker.bus import scripts
 from worker.bus.client import cluster as cluster_module
 from worker.bus.client import connection as connection_module
 from worker.bus.client.cluster import Address, ClusterClient, key_of
 from worker.bus.client.connection import RedisHealth, connect
-from worker.local.cluster import EmbeddedCluster, client, execute
 from worker.local.redis import EmbeddedRedis, free_port
 
 NAMES = [f"{{{number}}}:name" for number in range(20)]

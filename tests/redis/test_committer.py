@@ -13,13 +13,13 @@ from redis.exceptions import OutOfMemoryError
 from schemas.keys import Keys
 from tests.redis.contracts import contract_of
 from tests.support.acl import GuardedRedis, as_user
+from tests.support.embedded_cluster import EmbeddedCluster
 from tests.support.harness import ON_CLUSTER_TOO
 from worker.bus import scripts
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import RedisHealth, connect
 from worker.bus.committer import INTERNAL_ERROR, Committer
 from worker.bus.scripts import ScriptCall
-from worker.local.cluster import EmbeddedCluster
 from worker.telemetry.logs import SessionName
 
 FENCE = ("5-0", 1, "nonce")

@@ -8,10 +8,10 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.acl import GuardedRedis
+from tests.support.embedded_cluster import execute
 from tests.support.harness import Place
 from tests.support.polling import PATIENCE_S
 from worker.bus.client.connection import RedisHealth, closing, connect
-from worker.local.cluster import execute
 
 
 @pytest.mark.parametrize("use_uvloop", [False, True])

@@ -15,6 +15,7 @@ from redis import exceptions
 
 from schemas import Keys
 from tests.support.acl import GuardedRedis, as_user, grant
+from tests.support.embedded_cluster import SERVICE, EmbeddedCluster, client, execute
 from tests.support.harness import KEY, PCM16, Harness, check_order, words
 from tests.support.odd_redis import Front
 from tests.support.polling import eventually
@@ -24,7 +25,6 @@ from worker.bus.client.connection import connect, describe, is_outage
 from worker.bus.fitness import MAX_LINE_CHARACTERS, Server, lacks
 from worker.cli import check
 from worker.cli.check import Finding
-from worker.local.cluster import SERVICE, EmbeddedCluster, client, execute
 from worker.local.emulator.engines.script import synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.redis import EmbeddedRedis

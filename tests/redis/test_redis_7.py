@@ -8,8 +8,8 @@ import pytest
 from redis.asyncio import Redis
 
 from schemas.turns import TurnUpdate
+from tests.support.embedded_cluster import EmbeddedCluster, EmbeddedSentinel
 from tests.support.harness import PCM16, check_order, staged, words
-from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.redis import EmbeddedRedis

@@ -3,8 +3,8 @@
 import pytest
 from redis import exceptions
 
+from tests.support.embedded_cluster import SERVICE, EmbeddedSentinel, client, execute
 from worker.bus.client.connection import connect
-from worker.local.cluster import SERVICE, EmbeddedSentinel, client, execute
 
 
 async def test_any_reachable_sentinel_is_used(redis_sentinel: EmbeddedSentinel) -> None:

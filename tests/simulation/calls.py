@@ -13,7 +13,7 @@ from typing import NamedTuple
 from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 
-from schemas.audio import AudioEntry, Encoding, SessionEntry
+from schemas.audio import AudioEntry, Encoding
 from worker.core.ledger import Ledger
 from worker.core.send_limits import Pacer
 from worker.core.turn_boundary import ProviderLag
@@ -53,13 +53,12 @@ class Line(TurnsStream):
 
 
 def boundary_of(
-    ledger: Ledger, sender: AudioSender, stalls: StallDetector, usual_lag_s: float
+    sender: AudioSender, stalls: StallDetector, usual_lag_s: float
 ) -> TurnBoundaryFinder:
     """Return the boundary finder of a session whose worker has learned the provider's usual lag."""
     provider_lag = ProviderLag()
     provider_lag.seed(usual_lag_s)
-    entry = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
-    return TurnBoundaryFinder(entry, ledger, sender, stalls, provider_lag)
+    return TurnBoundaryFinder(sender, stalls, provider_lag)
 
 
 class WorkerSide:
@@ -72,7 +71,7 @@ class WorkerSide:
         )
         self.sender.attach(Line(), LATER)
         self._stalls = StallDetector(LATER + ticked_at)
-        self._boundary = boundary_of(self._ledger, self.sender, self._stalls, usual_lag_s)
+        self._boundary = boundary_of(self.sender, self._stalls, usual_lag_s)
         self._boundary.reset(LATER)
         self._entries = 0
 

@@ -145,7 +145,7 @@ class Life:
         )
         self._stall_detector = StallDetector(LATER)
         usual_lag_s = self._lag_s + self._jitter_s / 2 + 0.06
-        boundary = boundary_of(self._ledger, self._sender, self._stall_detector, usual_lag_s)
+        boundary = boundary_of(self._sender, self._stall_detector, usual_lag_s)
         self._events_published = _Events()
         self._receiver = MessageReceiver(
             TurnTracker(None, self._sender.bytes_of(LAG_JITTER_MS)),

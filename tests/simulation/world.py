@@ -34,7 +34,7 @@ from worker.bus.ownership import Fence, Ownership, SessionOwnership
 from worker.bus.permits import ConnectionPermits
 from worker.bus.registry import WorkerRegistry
 from worker.bus.scripts import ScriptCall
-from worker.context import Retention, SessionTimeouts, WorkerContext
+from worker.context import WorkerContext
 from worker.core import stream_ids
 from worker.errors import SttTransientError
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
@@ -42,6 +42,7 @@ from worker.local.emulator.engines.script import ScriptStream, synthesize_silenc
 from worker.local.emulator.engines.script_words import WORD_MS
 from worker.session.checkpoint import Checkpoint
 from worker.session.session import Session
+from worker.settings import Settings
 from worker.stt.cartesia import Endpoint, StreamSettings, TurnsStream
 from worker.stt.websocket import WebSocketClient
 from worker.supervisor import Supervisor
@@ -508,7 +509,7 @@ class _World:
         nothing: Any = None
         stats = Counters()
         host = WorkerContext(
-            worker_id=worker.nonce,
+            settings=Settings(worker_id=worker.nonce, max_lag_s=self.scenario.max_lag_s),
             redis=nothing,
             keys=keys,
             health=health,
@@ -518,11 +519,7 @@ class _World:
             committer=cast("Committer", worker),
             permits=ConnectionPermits(nothing, health, keys, 0),
             registry=cast("WorkerRegistry", nothing),
-            retention=Retention(60, 60, 1_000),
             endpoint=Endpoint("", "", ""),
-            model="",
-            turn=_ENTRY.config,
-            timeouts=SessionTimeouts(max_lag_s=self.scenario.max_lag_s),
             dead_letters=cast("DeadLetterWriter", nothing),
             tracing=Tracing(),
             stats=stats,

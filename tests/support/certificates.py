@@ -13,7 +13,7 @@ import trustme
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSListener
 
-from worker.local.cluster import client, execute
+from tests.support.embedded_cluster import client, execute
 from worker.local.redis import EmbeddedRedis, free_port
 from worker.urls import join_host_port, provider_address
 

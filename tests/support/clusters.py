@@ -1,6 +1,6 @@
 """A separate cluster for tests that lose a master."""
 
-from worker.local.cluster import EmbeddedCluster, client
+from tests.support.embedded_cluster import EmbeddedCluster, client
 
 
 async def answer_for_what_is_left(cluster: EmbeddedCluster) -> None:

@@ -20,9 +20,9 @@ from redis.asyncio import Redis
 
 from schemas.turns import Event, EventBase, SessionEnded, TurnEnd, decode_turn_entry
 from tests.support.acl import as_user, grant
+from tests.support.embedded_cluster import EmbeddedCluster, EmbeddedSentinel
 from tests.support.polling import PATIENCE_S
 from worker.bus.client.connection import RedisHealth, connect
-from worker.local.cluster import EmbeddedCluster, EmbeddedSentinel
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script import synthesize_words, words_of
 from worker.local.redis import EmbeddedRedis

@@ -5,8 +5,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from tests.support.embedded_cluster import execute
 from tests.support.polling import eventually
-from worker.local.cluster import execute
 
 _ASKING = ("pubsub|numsub", "pubsub|shardnumsub")
 

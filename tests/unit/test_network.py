@@ -17,13 +17,13 @@ from redis import exceptions
 from schemas import Encoding
 from tests.support.acl import grant
 from tests.support.certificates import Authority, add_tls, behind_tls
+from tests.support.embedded_cluster import SERVICE, EmbeddedCluster, client, execute
 from tests.support.harness import KEY, PCM16, Harness, Place, check_order, words
 from tests.support.holes import HOLES, HOST, REFUSING, black_hole, black_holes
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import RedisHealth, connect
 from worker.bus.presence import stay_subscribed
 from worker.errors import SttTransientError
-from worker.local.cluster import SERVICE, EmbeddedCluster, client, execute
 from worker.local.emulator.engines.script import ScriptEngine, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings

@@ -29,9 +29,10 @@ class LevelBuffer:
     def __init__(self, encoding: Encoding, sample_rate: int, keep_ms: int) -> None:
         self._encoding = encoding
         self._type = encoding.type_code.replace("e", "H")  # arrays have no half floats
-        self._frame = frame_bytes(encoding, sample_rate)
+        self.frame_bytes = frame_bytes(encoding, sample_rate)
+        """Size of a frame, in bytes."""
         self._stride = _stride(sample_rate)
-        self._probes = self._frame // encoding.width // self._stride  # of a frame
+        self._probes = self.frame_bytes // encoding.width // self._stride  # of a frame
         self._keep = keep_ms // FRAME_MS * self._probes
         self.restart(0)
 
@@ -45,14 +46,14 @@ class LevelBuffer:
         """Add the next audio, in whole samples."""
         if self._rest:
             audio = self._rest + audio
-        over = len(audio) % self._frame
+        over = len(audio) % self.frame_bytes
         self._rest = audio[len(audio) - over :]
         whole = audio[: len(audio) - over] if over else audio
         self._kept.extend(array(self._type, whole)[:: self._stride])
         if len(self._kept) > 1.25 * self._keep:
             frames = (len(self._kept) - self._keep) // self._probes
             del self._kept[: frames * self._probes]
-            self._first += frames * self._frame
+            self._first += frames * self.frame_bytes
 
     def levels(self, start: int, end: int) -> tuple[int, list[int]]:
         """Return the loudness of the session's audio between two bytes, where it is still known.
@@ -60,10 +61,12 @@ class LevelBuffer:
         Returns the byte at which the first whole 10 ms frame begins, and the mean magnitude of each
         frame, 0 to 32767.
         """
-        first = max(0, -(-(start - self._first) // self._frame))
-        last = max(first, (end - self._first) // self._frame)
+        first = max(0, -(-(start - self._first) // self.frame_bytes))
+        last = max(first, (end - self._first) // self.frame_bytes)
         kept = self._kept[first * self._probes : last * self._probes]
-        return self._first + first * self._frame, frame_levels(kept, self._encoding, self._probes)
+        return self._first + first * self.frame_bytes, frame_levels(
+            kept, self._encoding, self._probes
+        )
 
 
 def frame_bytes(encoding: Encoding, sample_rate: int) -> int:

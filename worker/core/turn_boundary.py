@@ -50,6 +50,9 @@ SHORT_LOOKBACK_MS = 1_500
 """First lookback: long enough for most turns, if the lag is as usual."""
 KEPT_LEAD_IN_MS = 300
 """Silence kept uncommitted before an onset, for a replay to a new socket."""
+ONSET_MARGIN_MS = 1_500
+"""Minimum audio kept uncommitted before an answered ping. A turn start on its way may cover it: the
+margin is the lag plus the sound that the provider needs to detect a turn."""
 
 MIN_SPEECH_MS = 30
 """Minimum sound that starts a turn; a shorter one is a click."""

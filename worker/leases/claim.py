@@ -67,7 +67,7 @@ class Claimer:
         fence = Fence(owned.entry_id, owned.delivery_count, self._context.ownership.nonce)
         started = SessionStarted(
             seq=1,
-            worker=self._context.worker_id,
+            worker=self._context.settings.worker_id,
             metadata=entry.metadata,
             encoding=entry.encoding,
             sample_rate=entry.sample_rate,
@@ -174,7 +174,7 @@ class Claimer:
         if session is not None and lane is not None:
             events = _rejection(session, owned.entry_id, reason, why)
             out = "session" if fields.get(b"out") == b"session" else "lane"
-            retention_s = self._context.retention.state_s
+            retention_s = self._context.settings.retention_s
             try:
                 await self._context.health.retry(
                     lambda: self._context.ownership.reject(

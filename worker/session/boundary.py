@@ -7,9 +7,6 @@ one socket arrived, and what the sender had sent by then.
 import time
 from collections.abc import Sequence
 
-from schemas.audio import SessionEntry
-from worker.core.ledger import Ledger
-from worker.core.levels import frame_bytes
 from worker.core.send_log import SendPosition
 from worker.core.transcripts import same_words
 from worker.core.turn_boundary import (
@@ -25,7 +22,6 @@ from worker.core.turn_boundary import (
     find_pause,
     find_resume,
     find_start,
-    sent_audio,
 )
 from worker.event_loop import StallDetector
 from worker.session.sender import AudioSender
@@ -35,18 +31,11 @@ class TurnBoundaryFinder:
     """Finds the end of each turn's audio on one socket after another."""
 
     def __init__(
-        self,
-        entry: SessionEntry,
-        ledger: Ledger,
-        sender: AudioSender,
-        stalls: StallDetector,
-        provider_lag: ProviderLag,
+        self, sender: AudioSender, stalls: StallDetector, provider_lag: ProviderLag
     ) -> None:
         self._provider_lag = provider_lag
-        self._ledger = ledger
         self._sender = sender
         self._stalls = stalls
-        self._frame_bytes = frame_bytes(entry.encoding, entry.sample_rate)
         self.speech_ended_at: float | None = None
         """When the last sound of the last ended turn was sent; None if unknown."""
         self.reset(time.monotonic())
@@ -134,17 +123,9 @@ class TurnBoundaryFinder:
 
     def _history(self, arrival: SendPosition, lookback_ms: int) -> History:
         """Return what is known of the turn and of the audio last sent at `arrival`."""
-        sender = self._sender
-        start = max(
-            self._ledger.committed_bytes, arrival.session_bytes - sender.bytes_of(lookback_ms)
-        )
-        first, levels = sender.levels.levels(start, arrival.session_bytes)
-        fillers = sender.filler_before(arrival, first)
         return History(
             Arrival(arrival, self._earliest(arrival.at), self._burst),
-            sent_audio(
-                levels, first, self._frame_bytes, fillers, arrival.socket_bytes, sender.send_log
-            ),
+            self._sender.sent_audio(arrival, lookback_ms),
             Arrival(self._start, self._earliest(self._start.at), self._start_burst),
             self._onsets,
             self.last_change,

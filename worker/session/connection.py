@@ -87,7 +87,7 @@ class Connection:
         self._watchdog = watchdog
         watchdog.restart()
         self._keepalive = Keepalive(now)
-        self._remember_s = min(REMEMBER_EVERY_S, REMEMBER_SHARE * context.timeouts.max_lag_s)
+        self._remember_s = min(REMEMBER_EVERY_S, REMEMBER_SHARE * context.settings.max_lag_s)
         self._since = now
         self._next_check_at = 0.0
         self._flushing_since = 0.0
@@ -126,7 +126,7 @@ class Connection:
             self._check_turn()
         elif (
             self._sender.empty
-            and self._ingest.producer_idle_s(self._since) > self._context.timeouts.park_s
+            and self._ingest.producer_idle_s(self._since) > self._context.settings.park_s
         ):
             self.flush(now)
 
@@ -222,7 +222,9 @@ class Connection:
         """Act on a stuck turn: replay it, and end it if a replay did not help."""
         if not self._watchdog.is_due(self._sent_ms):
             return
-        timeout_ms = self._context.turn.merged(self._configs.current).turn_end_timeout_ms
+        timeout_ms = self._context.settings.turn_config.merged(
+            self._configs.current
+        ).turn_end_timeout_ms
         action = self._watchdog.check(self._tracker.state.turn, self._sent_ms, timeout_ms)
         # Whether this socket has not yet reached the text that consumers saw.
         behind = self._sender.session_bytes < self._tracker.last_growth

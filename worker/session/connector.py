@@ -119,11 +119,11 @@ class Connector:
     def _settings(self) -> StreamSettings:
         """Settings for the next socket: those in force at the first audio it will receive."""
         return StreamSettings(
-            model=self._entry.model or self._context.model,
+            model=self._entry.model or self._context.settings.stt_model,
             encoding=self._entry.encoding,
             sample_rate=self._entry.sample_rate,
             keyterms=self._entry.keyterms,
-            turn=self._context.turn.merged(self._configs.committed),
+            turn=self._context.settings.turn_config.merged(self._configs.committed),
         )
 
     def _reset_config(self, error: SttPermanentError) -> None:
@@ -162,7 +162,7 @@ class Connector:
 
     def _rejected(self, error: SttCredentialsError, model: str) -> None:
         self._context.stats.connects[error.fault_class] += 1
-        if model == self._context.model:
+        if model == self._context.settings.stt_model:
             self._context.credentials.rejected(error)
         else:  # the plan may exclude only this session's model
             log.warning("%s: model %s: %s", self._name, model, error)

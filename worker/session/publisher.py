@@ -67,7 +67,7 @@ class EventPublisher:
         )
         self._keys = context.keys.of_session(session.lane, session.session)
         self._ownership = ownership
-        self._retention = context.retention
+        self._settings = context.settings
         self._committer = context.committer
         self._stats = context.stats
         self._event_context = event_context
@@ -175,9 +175,9 @@ class EventPublisher:
             snapshot=checkpoint.snapshot,
             trim_before=checkpoint.trim_before,
             ending="end" if self._ending else "",
-            retention_s=self._retention.state_s,
-            turns_retention_ms=self._retention.turns_s * 1000,
-            max_turns=self._retention.turns_maxlen,
+            retention_s=self._settings.retention_s,
+            turns_retention_ms=self._settings.turns_retention_s * 1000,
+            max_turns=self._settings.turns_maxlen,
             commit_number=self._commits,
             first_seq=self._acknowledged + 1,
             events=(part for pending in self._queue for part in pending.payload),

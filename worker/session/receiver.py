@@ -14,7 +14,7 @@ from worker.core.ledger import Ledger
 from worker.core.phases import Lifecycle
 from worker.core.send_log import SendPosition
 from worker.core.transcripts import UpdateThrottle, is_blank, parting
-from worker.core.turn_boundary import BURST_GAP_S
+from worker.core.turn_boundary import BURST_GAP_S, ONSET_MARGIN_MS
 from worker.core.turn_tracker import EndReason, EventDraft, ProviderInput, TurnTracker
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.publisher import EventPublisher
@@ -25,9 +25,6 @@ log = logging.getLogger(__name__)
 MAX_FLUSH_ATTEMPTS = 3
 """Maximum failed flushes in a row; after that an open turn is ended without an answer."""
 
-ONSET_MARGIN_MS = 1_500
-"""Minimum audio kept uncommitted before an answered ping. A turn start on its way may cover it: the
-margin is the provider's lag plus the sound it needs to detect a turn."""
 
 _INPUTS: dict[type, ProviderInput] = {
     cartesia.TurnUpdate: ProviderInput.UPDATE,

@@ -12,7 +12,7 @@ from worker.core.ledger import Ledger
 from worker.core.levels import LevelBuffer
 from worker.core.send_limits import FrameLimit, Pacer
 from worker.core.send_log import SendLog, SendPosition
-from worker.core.turn_boundary import LOOKBACK_MS
+from worker.core.turn_boundary import LOOKBACK_MS, SentAudio, sent_audio
 from worker.stt.cartesia import TurnsStream
 from worker.telemetry.counters import Counters
 
@@ -69,8 +69,7 @@ class AudioSender:
         """Bytes sent on this socket, filler included."""
         self.send_log = SendLog()
         """What was sent on this socket, and when."""
-        self.levels = LevelBuffer(encoding, sample_rate, LOOKBACK_MS)
-        """Loudness of the session's audio that was sent on this socket."""
+        self._levels = LevelBuffer(encoding, sample_rate, LOOKBACK_MS)
 
     @property
     def session_ms(self) -> int:
@@ -114,7 +113,7 @@ class AudioSender:
         self._paced_at = self._configured_at = float("-inf")
         self.socket_bytes = self.largest = 0
         self.send_log.restart(self.session_bytes)
-        self.levels.restart(self.session_bytes)
+        self._levels.restart(self.session_bytes)
         self._pacer.restart(now)
 
     def detach(self) -> None:
@@ -134,7 +133,7 @@ class AudioSender:
         """Continue at the committed position; `rest` is the beginning of the sample there."""
         self.session_bytes = self._ledger.committed_bytes
         self._partial_sample = rest
-        self.levels.restart(self.session_bytes)
+        self._levels.restart(self.session_bytes)
 
     def enqueue(self, audio: bytes) -> None:
         """Buffer audio that was read."""
@@ -231,7 +230,16 @@ class AudioSender:
         samples = self.bytes_of(MAX_FRAME_MS) // self._width
         return max(1, samples) * self._width
 
-    def filler_before(self, moment: SendPosition, start: int) -> list[tuple[int, int]]:
+    def sent_audio(self, until: SendPosition, lookback_ms: int) -> SentAudio:
+        """Return what was sent before `until` and is not committed, as silent and loud frames."""
+        start = max(self._ledger.committed_bytes, until.session_bytes - self.bytes_of(lookback_ms))
+        first, levels = self._levels.levels(start, until.session_bytes)
+        fillers = self._filler_before(until, first)
+        return sent_audio(
+            levels, first, self._levels.frame_bytes, fillers, until.socket_bytes, self.send_log
+        )
+
+    def _filler_before(self, moment: SendPosition, start: int) -> list[tuple[int, int]]:
         """Return the filler sent before `moment`, from session byte `start` on."""
         fillers = [filler for filler in self.fillers if filler[0] >= start]
         since_ms = int(
@@ -271,7 +279,7 @@ class AudioSender:
             self._partial_sample = audio[-rest:]
             audio = audio[:-rest]
         if audio:
-            self.levels.add(audio)
+            self._levels.add(audio)
             self._send_bytes(stream, audio, now, own=len(audio))
 
     def _note_filler(self) -> None:

@@ -70,7 +70,7 @@ class Session:
         self, context: WorkerContext, ownership: Ownership, seq: int, snapshot: Checkpoint
     ) -> None:
         """Continue at `snapshot`; `seq` is the number of the last published event."""
-        entry, timeouts = ownership.entry, context.timeouts
+        entry, settings = ownership.entry, context.settings
         self.ownership = ownership
         self.name = ownership.name
         self.lane = entry.lane
@@ -80,13 +80,13 @@ class Session:
         """Whether the worker restored the session's entry after Redis lost it."""
         self._context = context
         self._lifecycle = Lifecycle()
-        self._state = state = SessionState(entry, snapshot, timeouts.max_lag_s)
+        self._state = state = SessionState(entry, snapshot, settings.max_lag_s)
         self._ledger = state.ledger
         self._sender = sender = AudioSender(
             entry.encoding,
             entry.sample_rate,
             state.ledger,
-            Pacer(timeouts.replay_speed),
+            Pacer(settings.replay_speed),
             context.stats,
             context.frame_limit,
         )
@@ -97,10 +97,8 @@ class Session:
             partial(state.event_context, sender),
             partial(state.checkpoint, sender, context.provider_lag),
         )
-        boundary = TurnBoundaryFinder(
-            entry, state.ledger, sender, context.stalls, context.provider_lag
-        )
-        throttle = UpdateThrottle(timeouts.update_interval_ms)
+        boundary = TurnBoundaryFinder(sender, context.stalls, context.provider_lag)
+        throttle = UpdateThrottle(settings.turn_update_interval_ms)
         self._receiver = MessageReceiver(
             state.tracker, boundary, state.ledger, sender, publisher, throttle, self._lifecycle
         )
@@ -459,7 +457,7 @@ class Session:
         """Whether the producer seems to be gone. Only valid without a socket."""
         if self.poll_schedule.last_polled_at < self._phase_since:
             return False  # the stream was not polled since this phase began
-        return self._ingest.producer_idle_s() > self._context.timeouts.idle_s
+        return self._ingest.producer_idle_s() > self._context.settings.session_idle_s
 
     @property
     def _committed_more(self) -> bool:

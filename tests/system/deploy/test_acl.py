@@ -17,8 +17,8 @@ from redis.exceptions import AuthenticationError, NoPermissionError, ResponseErr
 
 from schemas.keys import Keys
 from tests.support.acl import PASSWORD, USERS, GuardedRedis, as_user, users
+from tests.support.embedded_cluster import client, execute
 from worker.bus.permissions import _probe_commands, find_missing
-from worker.local.cluster import client, execute
 from worker.local.redis import EmbeddedRedis
 
 README = (USERS.parent / "README.md").read_text("utf-8")

@@ -185,7 +185,7 @@ def client(server: EmbeddedRedis) -> Redis:
     return Redis.from_url(server.url, protocol=2, retry=Retry(NoBackoff(), 0))
 
 
-async def execute(redis: Redis, *command: str | int | bytes) -> Any:  # noqa: ANN401 - depends on the command
+async def execute(redis: Redis, *command: str | int | bytes) -> Any:
     """Send a command that the client has no method for."""
     return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
