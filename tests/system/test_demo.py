@@ -220,4 +220,4 @@ def test_demo_refuses_bad_usage(count: str, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as end:
         main(["demo", "--sessions", count])
     assert end.value.code == 2
-    assert "--sessions: must be 1 to 12" in capsys.readouterr().err
+    assert "--sessions: must be a whole number from 1 to 12" in capsys.readouterr().err
