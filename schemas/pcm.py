@@ -37,6 +37,9 @@ class Encoding(StrEnum):
 
 _TYPE_CODES = dict(zip(Encoding, "hiefBB", strict=True))
 _WIDTHS = {encoding: struct.calcsize(code) for encoding, code in _TYPE_CODES.items()}
+MAX_SAMPLE_BYTES = max(_WIDTHS.values())
+"""Size of the largest sample; a multiple of every sample size."""
+
 _SILENCE = {Encoding.PCM_MULAW: b"\xff", Encoding.PCM_ALAW: b"\xd5"}
 
 

@@ -5,15 +5,14 @@ from typing import cast
 
 import pytest
 
-from schemas.audio import AudioEntry, Encoding
+from schemas.audio import AudioEntry, Encoding, SessionEntry
 from schemas.cartesia import TurnEagerEnd, TurnEnd, TurnResume, TurnStart, TurnUpdate
 from tests.simulation.calls import AUDIO, LATER, Line, boundary_of
-from worker.core.ledger import Ledger
-from worker.core.phases import Lifecycle
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
-from worker.core.turn_tracker import EventDraft, TurnTracker
+from worker.core.turn_tracker import EventDraft
 from worker.event_loop import StallDetector
+from worker.session.checkpoint import Checkpoint, SessionState
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
@@ -39,28 +38,29 @@ class Call:
     """A session in which a text of one character delays the next update by 2 s."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger(Encoding.PCM_S16LE.width)
+        entry = SessionEntry(
+            session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate
+        )
+        state = SessionState(entry, Checkpoint(), max_lag_s=0.0)
+        self.ledger, self.tracker = state.ledger, state.tracker
         self.sender = AudioSender(
             Encoding.PCM_S16LE, AUDIO.sample_rate, self.ledger, Pacer(0), Counters()
         )
         self.publisher = Published()
-        self.tracker = TurnTracker()
         boundary = boundary_of(self.sender, StallDetector(LATER), 0.1)
         self.receiver = MessageReceiver(
-            self.tracker,
+            state,
             boundary,
-            self.ledger,
             self.sender,
             cast("EventPublisher", self.publisher),
             UpdateThrottle(2_000_000),
-            Lifecycle(),
         )
         self.at = 0.0
         self._entries = 0
         self.connect()
 
     def connect(self) -> None:
-        self.receiver.socket_opened(LATER + self.at)
+        self.receiver.socket_opened(LATER + self.at, progressed=True)
         self.sender.attach(Line(), LATER + self.at)
 
     def receive(self, message: TurnMessage, after_s: float = 0.5) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any, NamedTuple, cast
 
 from schemas import cartesia
-from schemas.audio import AudioEntry, Encoding
+from schemas.audio import AudioEntry, Encoding, SessionEntry
 from tests.simulation.calls import (
     AUDIO,
     BYTES_PER_MS,
@@ -26,16 +26,14 @@ from tests.simulation.calls import (
     stalls,
 )
 from worker.core import stream_ids
-from worker.core.ledger import Ledger
-from worker.core.phases import Lifecycle
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
-from worker.core.turn_tracker import EventDraft, TurnTracker
+from worker.core.turn_tracker import EventDraft
 from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream
 from worker.local.emulator.engines.script_words import WORD_MS
-from worker.session.checkpoint import LAG_JITTER_MS
+from worker.session.checkpoint import Checkpoint, SessionState
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
@@ -139,7 +137,11 @@ class Life:
         self._losses = deque(sorted(rng.uniform(0.3, seconds + 0.5) for _ in range(habits.losses)))
         self._entries = _entries(rng, sound)
         self._read = 0  # number of entries
-        self._ledger = Ledger(Encoding.PCM_S16LE.width)
+        entry = SessionEntry(
+            session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate
+        )
+        state = SessionState(entry, Checkpoint(), max_lag_s=0.0)
+        self._ledger = state.ledger
         self._sender = AudioSender(
             Encoding.PCM_S16LE, AUDIO.sample_rate, self._ledger, Pacer(1.5), Counters()
         )
@@ -148,13 +150,11 @@ class Life:
         boundary = boundary_of(self._sender, self._stall_detector, usual_lag_s)
         self._events_published = _Events()
         self._receiver = MessageReceiver(
-            TurnTracker(None, self._sender.bytes_of(LAG_JITTER_MS)),
+            state,
             boundary,
-            self._ledger,
             self._sender,
             cast("EventPublisher", self._events_published),
             UpdateThrottle(update_interval_ms),
-            Lifecycle(),
         )
         self._line: Line | None = None
         self._provider: _Provider | None = None
@@ -212,7 +212,7 @@ class Life:
     def _connect(self, now: float) -> None:
         self._line = Line()
         self._provider = _Provider(self._rng, self._habits, self._lag_s, self._jitter_s)
-        self._receiver.socket_opened(LATER + now)
+        self._receiver.socket_opened(LATER + now, progressed=True)
         self._sender.attach(self._line, LATER + now)
 
     def _send(self, line: Line, provider: _Provider, now: float, *, fills: bool) -> None:

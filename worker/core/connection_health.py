@@ -62,8 +62,8 @@ class Keepalive:
         self._session_bytes = 0
         self._answered = True
 
-    def check(self, socket: PingableSocket, now: float, fed: int, every_s: float) -> int | None:
-        """Check the socket; `fed` is the session byte up to which audio was sent.
+    def check(self, socket: PingableSocket, now: float, sent: int, every_s: float) -> int | None:
+        """Check the socket; `sent` is the session byte up to which audio was sent.
 
         `every_s` is the interval between pings. Returns the session byte up to which the provider
         certainly received, once per pong.
@@ -80,7 +80,7 @@ class Keepalive:
             return self._session_bytes if now - self._sent_at < MAX_PONG_DELAY_S else None
         if now - self._sent_at >= every_s:
             self._number += 1
-            self._sent_at, self._session_bytes, self._answered = now, fed, False
+            self._sent_at, self._session_bytes, self._answered = now, sent, False
             socket.send_ping(self._number)
         return None
 
@@ -139,7 +139,7 @@ class RepeatedLosses:
         self._certain = 0
         self._since = 0.0
 
-    def lost(self, place: int, progress: object, now: float, *, certain: bool) -> bool:
+    def must_skip(self, place: int, progress: object, now: float, *, certain: bool) -> bool:
         """Record a lost socket; return whether the session must skip this audio.
 
         `place` is the session byte up to which audio was sent on the socket. `progress` is a value

@@ -33,19 +33,19 @@ class Lateness:
         """Whether replays explain a part of the audio's age."""
         return self._replayed_s > 0 or self._replaying_since is not None
 
-    def opened(self, now: float, fed: int) -> None:
-        """Start on a new socket, at session byte `fed`."""
-        self._replaying_since = now if fed < self.sent_until else None
+    def opened(self, now: float, position: int) -> None:
+        """Start on a new socket, at session byte `position`."""
+        self._replaying_since = now if position < self.sent_until else None
 
-    def progressed(self, now: float, fed: int) -> None:
-        """Record that the session was sent up to byte `fed` on this socket."""
-        if fed >= self.sent_until:
-            self.sent_until = fed
+    def progressed(self, now: float, position: int) -> None:
+        """Record that the session was sent up to byte `position` on this socket."""
+        if position >= self.sent_until:
+            self.sent_until = position
             self._stop(now)
 
-    def closed(self, now: float, fed: int) -> None:
-        """Record that this socket is closed, with the session sent up to byte `fed`."""
-        self.progressed(now, fed)
+    def closed(self, now: float, position: int) -> None:
+        """Record that this socket is closed, with the session sent up to byte `position`."""
+        self.progressed(now, position)
         self._stop(now)
 
     def waited(self, now: float, age_s: float) -> None:
@@ -62,9 +62,9 @@ class Lateness:
         """Return whether never-sent audio of this age is too late to be transcribed."""
         return 0 < self._limit_s < age_s - self._replays_s(now)
 
-    def state(self, now: float, fed: int) -> SentState:
-        """Return the state for the checkpoint, with the session sent up to byte `fed`."""
-        return SentState(max(fed, self.sent_until), round(self._replays_s(now), 3))
+    def state(self, now: float, position: int) -> SentState:
+        """Return the state for the checkpoint, with the session sent up to byte `position`."""
+        return SentState(max(position, self.sent_until), round(self._replays_s(now), 3))
 
     def _replays_s(self, now: float) -> float:
         running_s = 0.0 if self._replaying_since is None else now - self._replaying_since

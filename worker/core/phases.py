@@ -3,6 +3,8 @@
 A session is parked until there is audio. It connects, is live on a socket, and flushes the socket
 after the last audio. Then it is parked again, or over. After a lost socket it connects again.
 `docs/architecture.md` has the table as a diagram.
+
+An input with a single action is processed for its next phase alone.
 """
 
 from collections.abc import Mapping
@@ -31,7 +33,7 @@ class Input(StrEnum):
     LAST_SENT = "the last audio for this socket was sent"
     FLUSHED = "the provider answered the flush"
     FLUSHED_END = "the provider answered the flush of the session's last audio"
-    FLUSHED_EARLY = "the provider answered a flush that dropped audio follows"
+    FLUSHED_EARLY = "the provider answered a flush before late audio"
     LOST = "the socket was lost"
     CLOSED_IDLE = "the provider closed an idle socket"
     RETRY = "the delay before the next connect is over"
@@ -51,9 +53,9 @@ class Action(StrEnum):
     CONNECT = "open a socket"
     ATTACH = "send from the committed position on"
     FLUSH = "send `close`, so that the provider transcribes the rest"
-    PARK = "release the permit, wait for audio"
-    REPLAY = "read from the committed position again"
-    RECONNECT = "wait, then connect again"
+    PARK = "release the permit, then wait for audio"
+    WAIT = "wait for audio"
+    RECONNECT = "go back to the committed position, wait, then retry"
     END = "publish the session's end"
     FAIL = "publish the error and the session's end"
     NOTHING = "do nothing"
@@ -69,7 +71,7 @@ TABLE: Mapping[tuple[Phase, Input], tuple[Action, Phase]] = {
     (Phase.CONNECTING, Input.ENTRIES): (Action.HOLD, Phase.CONNECTING),
     (Phase.CONNECTING, Input.TICK): (Action.CHECK_OUTAGE, Phase.CONNECTING),
     (Phase.CONNECTING, Input.CONNECTED): (Action.ATTACH, Phase.LIVE),
-    (Phase.CONNECTING, Input.RETRY): (Action.REPLAY, Phase.PARKED),
+    (Phase.CONNECTING, Input.RETRY): (Action.WAIT, Phase.PARKED),
     (Phase.CONNECTING, Input.FATAL): (Action.FAIL, Phase.OVER),
     (Phase.LIVE, Input.ENTRIES): (Action.SEND, Phase.LIVE),
     (Phase.LIVE, Input.TICK): (Action.CHECK_SOCKET, Phase.LIVE),
@@ -81,7 +83,7 @@ TABLE: Mapping[tuple[Phase, Input], tuple[Action, Phase]] = {
     (Phase.FLUSHING, Input.TICK): (Action.CHECK_SOCKET, Phase.FLUSHING),
     (Phase.FLUSHING, Input.FLUSHED): (Action.PARK, Phase.PARKED),
     (Phase.FLUSHING, Input.FLUSHED_END): (Action.END, Phase.OVER),
-    (Phase.FLUSHING, Input.FLUSHED_EARLY): (Action.REPLAY, Phase.PARKED),
+    (Phase.FLUSHING, Input.FLUSHED_EARLY): (Action.WAIT, Phase.PARKED),
     (Phase.FLUSHING, Input.LOST): (Action.RECONNECT, Phase.CONNECTING),
     (Phase.FLUSHING, Input.CLOSED_IDLE): (Action.PARK, Phase.PARKED),
     (Phase.FLUSHING, Input.FATAL): (Action.FAIL, Phase.OVER),
@@ -98,14 +100,14 @@ class Lifecycle:
     def __init__(self) -> None:
         self.phase = Phase.PARKED
 
-    def on(self, event: Input) -> Action:
+    def process(self, input_: Input) -> Action:
         """Enter the next phase and return what to do.
 
         Raises `RuntimeError` if the input cannot occur in this phase.
         """
-        row = TABLE.get((self.phase, event))
+        row = TABLE.get((self.phase, input_))
         if row is None:
-            raise RuntimeError(f"{event.name} cannot occur in the phase {self.phase.name}")
+            raise RuntimeError(f"{input_.name} cannot occur in the phase {self.phase.name}")
         action, self.phase = row
         return action
 

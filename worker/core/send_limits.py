@@ -1,9 +1,9 @@
 """Limits of what is sent to the provider: the pace of the audio, and the size of one message."""
 
+from schemas.pcm import MAX_SAMPLE_BYTES
+
 MIN_FRAME_BYTES = 256
 """Minimum value of the limit. It is a multiple of every sample size."""
-
-_ALIGNMENT = 8
 
 
 class Pacer:
@@ -78,7 +78,7 @@ class FrameLimit:
         """
         if self.max_bytes < size:
             return True  # another session has learned it
-        smaller = max(MIN_FRAME_BYTES, size // 2 - size // 2 % _ALIGNMENT)
+        smaller = max(MIN_FRAME_BYTES, size // 2 - size // 2 % MAX_SAMPLE_BYTES)
         if smaller >= size:
             return False
         self.max_bytes = smaller

@@ -28,26 +28,28 @@ class SendLog:
     def __init__(self) -> None:
         self.restart(0)
 
-    def restart(self, fed: int) -> None:
-        """Start on a new socket, at session byte `fed`."""
+    def restart(self, session_bytes: int) -> None:
+        """Start on a new socket, at session byte `session_bytes`."""
         self._at = array("d")
         self._sent = array("q")
-        self._fed = array("q")
-        self._forgotten = SendPosition(float("-inf"), 0, fed)  # the last position that was dropped
+        self._session_bytes = array("q")
+        self._forgotten = SendPosition(
+            float("-inf"), 0, session_bytes
+        )  # the last position that was dropped
 
-    def add(self, now: float, sent: int, fed: int) -> None:
+    def add(self, now: float, sent: int, session_bytes: int) -> None:
         """Record the bytes sent up to now."""
         at = self._at
         if at and now - at[-1] < RESOLUTION_S:
             self._sent[-1] = sent
-            self._fed[-1] = fed
+            self._session_bytes[-1] = session_bytes
             return
         at.append(now)
         self._sent.append(sent)
-        self._fed.append(fed)
+        self._session_bytes.append(session_bytes)
         if len(at) > 2 * MAX_SAMPLES:
             self._forgotten = self._moment(at[MAX_SAMPLES - 1], MAX_SAMPLES - 1)
-            del at[:MAX_SAMPLES], self._sent[:MAX_SAMPLES], self._fed[:MAX_SAMPLES]
+            del at[:MAX_SAMPLES], self._sent[:MAX_SAMPLES], self._session_bytes[:MAX_SAMPLES]
 
     def sent_at(self, sent: int) -> float | None:
         """Return when byte `sent` of this socket was sent; None if it is no longer known."""
@@ -61,4 +63,4 @@ class SendLog:
         return self._moment(at, after - 1) if after else self._forgotten._replace(at=at)
 
     def _moment(self, at: float, index: int) -> SendPosition:
-        return SendPosition(at, self._sent[index], self._fed[index])
+        return SendPosition(at, self._sent[index], self._session_bytes[index])

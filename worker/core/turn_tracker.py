@@ -30,7 +30,6 @@ from worker.core.transcripts import (
 )
 
 DraftKind = Literal["turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.end"]
-EndReason = TurnEndReason
 
 
 class EventDraft(msgspec.Struct, frozen=True):
@@ -39,7 +38,7 @@ class EventDraft(msgspec.Struct, frozen=True):
     kind: DraftKind
     turn: int
     transcript: str | None = None
-    reason: EndReason | None = None
+    reason: TurnEndReason | None = None
 
 
 class PublishedState(Enum):
@@ -206,7 +205,7 @@ class TurnTracker:
         action = TABLE.get((self.published, self._provider, ProviderInput.END))
         return action is Action.END and self._replay_caught_up(self.full_transcript(text), position)
 
-    def force_end(self, reason: EndReason) -> list[EventDraft]:
+    def force_end(self, reason: TurnEndReason) -> list[EventDraft]:
         """End the open turn, if any, with the longest text known."""
         if self.state.open is None:
             return []
@@ -342,7 +341,7 @@ class TurnTracker:
             return []
         return self._close(self._merged(text, position), "model")
 
-    def _close(self, text: str, reason: EndReason) -> list[EventDraft]:
+    def _close(self, text: str, reason: TurnEndReason) -> list[EventDraft]:
         turn = self.state.turn
         self.state = TurnState(turn + 1)
         self._provider = ProviderState.NONE

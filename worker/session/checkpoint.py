@@ -8,6 +8,7 @@ from schemas.audio import SessionEntry, TurnConfig
 from worker.core.lateness import Lateness, SentState
 from worker.core.ledger import Ledger, LedgerState
 from worker.core.notices import Notices, NoticesState
+from worker.core.phases import Lifecycle
 from worker.core.turn_boundary import ProviderLag
 from worker.core.turn_config import TurnConfigHistory
 from worker.core.turn_tracker import TurnState, TurnTracker
@@ -43,13 +44,14 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SessionState:
-    """The state of one session that outlives its sockets and its worker.
+    """The state of one session: its phase, and what outlives its sockets and its worker.
 
     It does not refer to the other parts of the session. Without reference cycles an ended session
     is freed at once, not by a later garbage collection.
     """
 
     def __init__(self, entry: SessionEntry, snapshot: Checkpoint, max_lag_s: float) -> None:
+        self.lifecycle = Lifecycle()
         bytes_per_ms = entry.sample_rate * entry.encoding.width / 1000
         self.ledger = Ledger(entry.encoding.width, snapshot.ledger)
         self.tracker = TurnTracker(snapshot.turns, int(LAG_JITTER_MS * bytes_per_ms))

@@ -17,7 +17,7 @@ from worker.core.connection_health import (
     Watchdog,
     WatchdogAction,
 )
-from worker.core.phases import Input, Lifecycle
+from worker.core.phases import Input
 from worker.errors import SttError, SttTransientError
 from worker.session.checkpoint import SessionState
 from worker.session.ingest import AudioIngest
@@ -62,7 +62,6 @@ class Connection:
         self,
         context: WorkerContext,
         state: SessionState,
-        lifecycle: Lifecycle,
         sender: AudioSender,
         ingest: AudioIngest,
         receiver: MessageReceiver,
@@ -78,7 +77,7 @@ class Connection:
         self._context = context
         self._tracker = state.tracker
         self._configs = state.configs
-        self._lifecycle = lifecycle
+        self._lifecycle = state.lifecycle
         self._sender = sender
         self._ingest = ingest
         self._receiver = receiver
@@ -93,13 +92,13 @@ class Connection:
         self._flushing_since = 0.0
         self._flush_rejected = False
 
-    def works(self, now: float) -> bool:
+    def has_lasted(self, now: float) -> bool:
         """Whether the socket has lasted long enough to end an outage."""
         return now - self._since > WORKS_AFTER_S
 
     def flush(self, now: float) -> None:
         """Send `close`, after the last audio for this socket."""
-        self._lifecycle.on(Input.LAST_SENT)
+        self._lifecycle.process(Input.LAST_SENT)
         self._flushing_since = now
         self._next_check_at = 0.0
         self._publisher.trace.flush_started()

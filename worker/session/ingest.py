@@ -11,6 +11,7 @@ import time
 import msgspec
 
 from schemas.audio import AudioEntry, parse_audio
+from schemas.pcm import MAX_SAMPLE_BYTES
 from schemas.validation import EntryError
 from worker.bus.audio_reader import Entries
 from worker.bus.clock import EntryAges
@@ -24,9 +25,6 @@ from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
 
-MAX_SAMPLE_BYTES = 8
-"""Maximum size of a sample in any encoding."""
-
 
 class AudioIngest:
     """Passes one session's entries from the reader to the sender."""
@@ -34,7 +32,6 @@ class AudioIngest:
     def __init__(
         self,
         context: WorkerContext,
-        lane: str,
         state: SessionState,
         ages: EntryAges,
         sender: AudioSender,
@@ -43,7 +40,6 @@ class AudioIngest:
         reports: Reports,
     ) -> None:
         self._context = context
-        self._lane = lane
         self._ledger = state.ledger
         self._configs = state.configs
         self._lateness = state.lateness
@@ -75,7 +71,9 @@ class AudioIngest:
     @property
     def up_since(self) -> float:
         """Start of Redis's current availability. A Redis outage is not a pause of the producer."""
-        return max(self._context.health.since, self._context.reader.lane(self._lane).up_since)
+        return max(
+            self._context.health.since, self._context.reader.lane(self._publisher.lane).up_since
+        )
 
     def producer_idle_s(self, since: float = 0.0) -> float:
         """Return how long the producer is known to have been silent, from `since` on.
@@ -106,7 +104,7 @@ class AudioIngest:
             reported = bool(errors) and self._ledger.mark_reported(self.cursor)
             if reported:
                 self._reports.refused(self.cursor, fields, errors)
-            self._accept(self.cursor, entry, now, reported=reported, live=live)
+            self._accept_entry(self.cursor, entry, now, reported=reported, live=live)
             if self.cut_short:
                 break
         self.last_entry_at = now
@@ -138,15 +136,15 @@ class AudioIngest:
     def report_dropped(self) -> None:
         """Report the dropped audio, when no kept audio has followed it."""
         if self._dropped_bytes:
-            self._report_dropped(self._ledger.read_bytes)
+            self._commit_dropped(self._ledger.read_bytes)
 
-    def _accept(
+    def _accept_entry(
         self, entry_id: str, entry: AudioEntry, now: float, *, reported: bool, live: bool
     ) -> None:
         """Accept the valid parts of an entry; `reported` is whether an error was just reported."""
         admitted = self._ledger.admit(entry_id, entry)
         if admitted.notable and (reported or self._ledger.mark_reported(entry_id)):
-            self._report(entry_id, entry, admitted, now)
+            self._report_sequence(entry_id, entry, admitted, now)
         if entry.config is not None:
             self._sender.enqueue_config(entry.config)
         audio = admitted.audio
@@ -157,22 +155,23 @@ class AudioIngest:
         if self._ages.doubts(entry_id):
             self._reports.untimed(entry_id)
         if live:
-            audio = self._keep(entry_id, audio, now)
+            audio = self._without_late_audio(entry_id, audio, now)
         if not audio:
             return
         if self._dropped_bytes:
-            self._report_dropped(self._ledger.read_bytes - len(admitted.audio))
+            self._commit_dropped(self._ledger.read_bytes - len(admitted.audio))
         self._context.stats.chunks += 1
         straight = live and self._sender.empty
         self._sender.enqueue(audio)
         if straight and not self._ages.untimed:
             lag = self._ages.age_s(entry_id)
-            if not self._sender.delayed_within(
-                lag
-            ):  # otherwise the session is late, not this chunk
+            # Otherwise the session is late, not this chunk.
+            if not self._sender.delayed_within(lag):
                 self._context.stats.chunk_lag.observe(lag)
 
-    def _report(self, entry_id: str, entry: AudioEntry, admitted: Admitted, now: float) -> None:
+    def _report_sequence(
+        self, entry_id: str, entry: AudioEntry, admitted: Admitted, now: float
+    ) -> None:
         """Report what the entry's `seq` shows."""
         ms = self._sender.ms_of(len(entry.audio))
         if admitted.repeated:
@@ -182,7 +181,7 @@ class AudioIngest:
         if admitted.doubt:
             self._reports.doubtful(entry_id, entry, admitted.doubt, admitted.before)
 
-    def _keep(self, entry_id: str, audio: bytes, now: float) -> bytes:
+    def _without_late_audio(self, entry_id: str, audio: bytes, now: float) -> bytes:
         """Return the part of newly admitted audio to send; the rest is late."""
         sent_until = self._lateness.sent_until
         start = self._ledger.read_bytes - len(audio)
@@ -206,7 +205,7 @@ class AudioIngest:
             self._lateness.waited(now, age_s)
         return late
 
-    def _report_dropped(self, position: int) -> None:
+    def _commit_dropped(self, position: int) -> None:
         """Commit the dropped audio, up to session byte `position`, and publish the gap with it."""
         missing_ms = self._sender.ms_of(self._dropped_bytes)
         self._receiver.commit(position)

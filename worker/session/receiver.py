@@ -10,13 +10,13 @@ from typing import NamedTuple
 import msgspec
 
 from schemas import cartesia
-from worker.core.ledger import Ledger
-from worker.core.phases import Lifecycle
+from schemas.turns import TurnEndReason
 from worker.core.send_log import SendPosition
 from worker.core.transcripts import UpdateThrottle, is_blank, parting
 from worker.core.turn_boundary import BURST_GAP_S, ONSET_MARGIN_MS
-from worker.core.turn_tracker import EndReason, EventDraft, ProviderInput, TurnTracker
+from worker.core.turn_tracker import EventDraft, ProviderInput
 from worker.session.boundary import TurnBoundaryFinder
+from worker.session.checkpoint import SessionState
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
 
@@ -82,21 +82,19 @@ class MessageReceiver:
 
     def __init__(
         self,
-        tracker: TurnTracker,
+        state: SessionState,
         boundary: TurnBoundaryFinder,
-        ledger: Ledger,
         sender: AudioSender,
         publisher: EventPublisher,
         throttle: UpdateThrottle,
-        lifecycle: Lifecycle,
     ) -> None:
-        self._tracker = tracker
+        self._tracker = state.tracker
+        self._ledger = state.ledger
+        self._lifecycle = state.lifecycle
         self._boundary = boundary
-        self._ledger = ledger
         self._sender = sender
         self._publisher = publisher
         self._throttle = throttle
-        self._lifecycle = lifecycle
         self._held_update: _HeldUpdate | None = None
         self._now = 0.0  # time of the last message or tick
         self._pending_end: _PendingEnd | None = None
@@ -110,7 +108,7 @@ class MessageReceiver:
         """Whether a turn is open, for consumers or for the provider."""
         return self._tracker.open or self._tracker.provider_in_turn
 
-    def socket_opened(self, now: float, *, progressed: bool = False) -> None:
+    def socket_opened(self, now: float, *, progressed: bool) -> None:
         """Begin on a new socket; `progressed` is whether the last one committed audio."""
         if progressed:
             self._failed_flushes = 0
@@ -212,7 +210,7 @@ class MessageReceiver:
             cut, drafts, "close" if self._lifecycle.flushing else "model", spoken_until
         )
 
-    def commit_all_sent(self, reason: EndReason) -> None:
+    def commit_all_sent(self, reason: TurnEndReason) -> None:
         """Commit everything sent, and end the open turn if the provider did not."""
         self.publish_text()
         self._commit_and_publish(
@@ -349,7 +347,7 @@ class MessageReceiver:
         self,
         position: int,
         drafts: list[EventDraft],
-        reason: EndReason,
+        reason: TurnEndReason,
         spoken_until: float | None = None,
     ) -> None:
         self.commit(position)

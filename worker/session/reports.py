@@ -145,7 +145,6 @@ class Reports:
                 "%s: unreadable messages from the provider: %d",
                 *(self._publisher.name, self._unreadable),
             )
-            self._unreadable = 0
 
     def _repeats(self, run: RepeatRun | None, when: str) -> None:
         if run is not None:

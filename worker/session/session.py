@@ -19,7 +19,7 @@ from worker.bus.committer import INTERNAL_ERROR
 from worker.bus.ownership import Ownership
 from worker.context import WorkerContext
 from worker.core.connection_health import RepeatedLosses, Watchdog
-from worker.core.phases import Action, Input, Lifecycle, Phase
+from worker.core.phases import Action, Input, Phase
 from worker.core.provider_errors import is_idle_close, is_provider_error
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
@@ -51,7 +51,7 @@ OUTAGE_EVENT_AFTER_S = 3.0
 SAME_PLACE_MS = 2_000
 """Maximum distance between two loss positions that count as the same, because lag varies."""
 
-_NO_LOSS = (SttPermanentError, SttCredentialsError, SttBusyError)
+_UNRELATED_TO_AUDIO = (SttPermanentError, SttCredentialsError, SttBusyError)
 """Errors that are unrelated to the audio."""
 
 
@@ -79,8 +79,8 @@ class Session:
         self.entry_restored = False
         """Whether the worker restored the session's entry after Redis lost it."""
         self._context = context
-        self._lifecycle = Lifecycle()
         self._state = state = SessionState(entry, snapshot, settings.max_lag_s)
+        self._lifecycle = state.lifecycle
         self._ledger = state.ledger
         self._sender = sender = AudioSender(
             entry.encoding,
@@ -99,14 +99,11 @@ class Session:
         )
         boundary = TurnBoundaryFinder(sender, context.stalls, context.provider_lag)
         throttle = UpdateThrottle(settings.turn_update_interval_ms)
-        self._receiver = MessageReceiver(
-            state.tracker, boundary, state.ledger, sender, publisher, throttle, self._lifecycle
-        )
+        self._receiver = MessageReceiver(state, boundary, sender, publisher, throttle)
         self._reports = Reports(context, self.audio_key, entry.session, state.notices, publisher)
         self._ages = EntryAges(context.clock, ownership.run, untimed=state.notices.untimed)
         self._ingest = AudioIngest(
             context,
-            entry.lane,
             state,
             self._ages,
             sender,
@@ -127,6 +124,7 @@ class Session:
         self._phase_since = time.monotonic()
         self._outage_since: float | None = None  # start of the outage, until a socket works
         self._outage_published = False
+        self._parking = False  # until the socket is closed and the permit released
         self._unreadable = ""  # why the audio key cannot be read
         self._fatal: _Fatal | None = None
         if state.tracker.open:
@@ -193,8 +191,13 @@ class Session:
 
         A session that waits for a socket gets one from the next worker just as soon.
         """
-        between_turns = self.phase is Phase.LIVE and not self._state.tracker.open
-        return between_turns or self.phase in (Phase.PARKED, Phase.CONNECTING)
+        match self.phase:
+            case Phase.LIVE:
+                return not self._state.tracker.open
+            case Phase.PARKED:
+                return not self._parking  # the next owner does not release this one's permit
+            case phase:
+                return phase is Phase.CONNECTING
 
     @property
     def stranded(self) -> bool:
@@ -210,7 +213,7 @@ class Session:
         """Accept entries that follow the cursor and were just read."""
         if self.fenced_reason is not None:
             return
-        match self._lifecycle.on(Input.ENTRIES):
+        match self._lifecycle.process(Input.ENTRIES):
             case Action.SEND:
                 if not self._ingest.cut_short:  # otherwise they are read again after the flush
                     self._ingest.accept(entries, now, live=True)
@@ -237,13 +240,13 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Check every deadline; called about ten times a second."""
-        action = self._lifecycle.on(Input.TICK)
+        action = self._lifecycle.process(Input.TICK)
         if action is not Action.NOTHING:
             self._reports.tick(now)
         match action:
-            case Action.CHECK_SOCKET if self._connection is not None:
+            case Action.CHECK_SOCKET if self._connection is not None:  # as always then
                 self._connection.tick(now)
-                if self._outage_since is not None and self._connection.works(now):
+                if self._outage_since is not None and self._connection.has_lasted(now):
                     self._end_outage()
             case Action.CHECK_OUTAGE:
                 self._check_outage(now)
@@ -269,7 +272,7 @@ class Session:
             self._dead_letter()
             await self._connector.release_permit()
         finally:
-            self._lifecycle.on(Input.STOP)
+            self._lifecycle.process(Input.STOP)
             self._context.reader.remove(self)
 
     def verify_ownership(self) -> None:
@@ -296,16 +299,16 @@ class Session:
             self._wake = anyio.Event()
             if self._is_idle and not self._has_work:
                 self._receiver.end_turn_early()
-                self._on(Input.IDLE)
+                self._end(Input.IDLE, "idle")
                 return
         nothing_left = not self._sender.holds_audio and not self._state.tracker.open
         if self._unreadable:
-            self._fatal = _Fatal("audio_unreadable", f"audio key: {self._unreadable}", status=0)
-            self._on(Input.FATAL)
+            fatal = _Fatal("audio_unreadable", f"audio key: {self._unreadable}", status=0)
+            self._end(Input.FATAL, "error", fatal)
         elif self._ingest.end_reached and nothing_left:
-            self._on(Input.END)
+            self._end(Input.END, "end")
         else:
-            self._on(Input.WORK)
+            self._enter(Input.WORK)
 
     async def _connect(self) -> Connection | None:
         """Connect, however long it takes; None if the provider rejects the session for good."""
@@ -313,8 +316,8 @@ class Session:
         try:
             stream = await self._connector.connect()
         except SttPermanentError as error:
-            self._fatal = _Fatal(error.code or "stt_refused", str(error), error.status)
-            self._on(Input.FATAL)
+            fatal = _Fatal(error.code or "stt_refused", str(error), error.status)
+            self._end(Input.FATAL, "error", fatal)
             return None
         now = time.monotonic()
         if self._ingest.judge_held(now):
@@ -330,7 +333,6 @@ class Session:
         self._connection = connection = Connection(
             self._context,
             self._state,
-            self._lifecycle,
             self._sender,
             self._ingest,
             self._receiver,
@@ -340,7 +342,7 @@ class Session:
             stream,
             now,
         )
-        self._on(Input.CONNECTED)
+        self._enter(Input.CONNECTED)
         self.drain(now)
         return connection
 
@@ -351,6 +353,7 @@ class Session:
                 await connection.run()
                 action = self._on_flushed()
         except SttError as error:
+            # Nothing ran since: after an error, the stream aborts its socket and does not wait.
             action = self._on_lost(error, received_turns=connection.received_turns)
         finally:
             if self._connection is not None:  # released, or an internal error
@@ -358,24 +361,24 @@ class Session:
         match action:
             case Action.PARK:
                 await self._connector.release_permit()
+                self._parking = False
             case Action.RECONNECT:
                 # A long turn commits nothing, but a socket that sent more of it made progress.
                 sent_more = self._state.lateness.sent_until > self._reached_sent
                 await self._connector.wait_before_reconnect(
                     progressed=self._committed_more or sent_more
                 )
-                self._on(Input.RETRY)
+                self._enter(Input.RETRY)
 
     def _on_flushed(self) -> Action:
         """Handle the end of a flush: everything sent is committed."""
         self._end_outage()
         if self._ingest.cut_short:
-            event = Input.FLUSHED_EARLY
+            action = self._enter(Input.FLUSHED_EARLY)
         elif self._ingest.end_reached:
-            event = Input.FLUSHED_END
+            action = self._end(Input.FLUSHED_END, "end")
         else:
-            event = Input.FLUSHED
-        action = self._on(event)
+            action = self._enter(Input.FLUSHED)
         self._rewind()
         self.trace.flush_ended(None)
         return action
@@ -392,20 +395,20 @@ class Session:
         self.trace.flush_ended(error)
         self._context.stats.sockets_lost["idle" if idle else error.fault_class] += 1
         if idle:
-            return self._on(Input.CLOSED_IDLE)
+            return self._enter(Input.CLOSED_IDLE)
         if isinstance(error, SttPermanentError):
-            self._fatal = _Fatal("stt_refused", str(error), error.status)
-            return self._on(Input.FATAL)
+            fatal = _Fatal("stt_refused", str(error), error.status)
+            return self._end(Input.FATAL, "error", fatal)
         log.info("%s: socket lost: %s", self.name, error)
         if self._committed_more:
             self._end_outage()
         self._begin_outage()
         self._connector.failure = error
-        return self._on(Input.LOST)
+        return self._enter(Input.LOST)
 
     def _check_repeated_loss(self, error: SttError, *, received_turns: bool) -> None:
         """Skip audio at which the provider fails on one socket after another."""
-        if isinstance(error, _NO_LOSS):
+        if isinstance(error, _UNRELATED_TO_AUDIO):
             return
         too_big = isinstance(error, SttTooBigError)
         if too_big and self._can_send_less(error):
@@ -418,7 +421,7 @@ class Session:
         certain = too_big or (broken and received_turns)
         progress = (self._ledger.committed_bytes, self._state.tracker.last_growth)
         now = time.monotonic()
-        if self._losses.lost(self._sender.session_bytes, progress, now, certain=certain):
+        if self._losses.must_skip(self._sender.session_bytes, progress, now, certain=certain):
             log.warning(
                 "%s: skipping audio at which the provider fails repeatedly (%s)", self.name, error
             )
@@ -435,17 +438,12 @@ class Session:
             )
         return possible
 
-    def _on(self, event: Input) -> Action:
-        """Enter the next phase, and do what the session's task need not wait for."""
-        action = self._lifecycle.on(event)
+    def _enter(self, input_: Input) -> Action:
+        """Enter the next phase; return what to do."""
+        action = self._lifecycle.process(input_)
         self._phase_since = time.monotonic()
-        match action:
-            case Action.END:
-                self._finish("idle" if event is Input.IDLE else "end")
-            case Action.FAIL:
-                self._fail()
-            case _:
-                self._request_read()
+        self._parking = action is Action.PARK
+        self._request_read()
         return action
 
     @property
@@ -502,18 +500,17 @@ class Session:
 
     # -- the end
 
-    def _finish(self, reason: SessionEndReason) -> None:
+    def _end(self, input_: Input, reason: SessionEndReason, fatal: _Fatal | None = None) -> Action:
+        """Publish the remaining reports, the error if there is one, and the session's end."""
         self._reports.close()
+        if fatal is not None:
+            self._fatal = fatal
+            self._publisher.publish(self._state.tracker.force_end("close"))
+            self._publisher.publish_error(
+                fatal.code, fatal.message, status=fatal.status, fatal=True
+            )
         self._publisher.publish_end(reason, self._state.tracker.state.turn)
-
-    def _fail(self) -> None:
-        """End the session after an error that no retry can fix."""
-        self._reports.close()
-        self._publisher.publish(self._state.tracker.force_end("close"))
-        if self._fatal is not None:
-            code, message, status = self._fatal
-            self._publisher.publish_error(code, message, status=status, fatal=True)
-        self._finish("error")
+        return self._enter(input_)
 
     def _dead_letter(self) -> None:
         """Write a dead letter for a failed session, once its end is committed."""

@@ -132,7 +132,7 @@ Loss = tuple[int, object, float, bool]
 def _verdicts(losses: list[Loss]) -> list[bool]:
     repeats = RepeatedLosses(near=10)
     return [
-        repeats.lost(place, progress, now, certain=certain)
+        repeats.must_skip(place, progress, now, certain=certain)
         for place, progress, now, certain in losses
     ]
 

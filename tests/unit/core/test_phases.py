@@ -19,10 +19,10 @@ CONNECTED     -                  ATTACH>live   -                    -           
 LAST_SENT     -                  -             FLUSH>flushing       -                    -
 FLUSHED       -                  -             -                    PARK>parked          -
 FLUSHED_END   -                  -             -                    END>over             -
-FLUSHED_EARLY -                  -             -                    REPLAY>parked        -
+FLUSHED_EARLY -                  -             -                    WAIT>parked        -
 LOST          -                  -             RECONNECT>connecting RECONNECT>connecting -
 CLOSED_IDLE   -                  -             PARK>parked          PARK>parked          -
-RETRY         -                  REPLAY>parked -                    -                    -
+RETRY         -                  WAIT>parked -                    -                    -
 FATAL         FAIL>over          FAIL>over     FAIL>over            FAIL>over            -
 STOP          NOTHING>over       NOTHING>over  NOTHING>over         NOTHING>over         NOTHING
 """
@@ -54,10 +54,10 @@ def test_input_leads_to_its_action_and_phase(phase: Phase, event: Input) -> None
     cell = CELLS[phase, event]
     if cell is None:
         with pytest.raises(RuntimeError, match=f"{event.name} cannot occur in the phase"):
-            lifecycle.on(event)
+            lifecycle.process(event)
         assert lifecycle.phase is phase
     else:
-        assert (lifecycle.on(event), lifecycle.phase) == cell
+        assert (lifecycle.process(event), lifecycle.phase) == cell
     assert lifecycle.flushing is (lifecycle.phase is Phase.FLUSHING)
 
 
@@ -66,7 +66,7 @@ def test_session_ends_once_and_for_good(events: list[Input]) -> None:
     lifecycle, ends = Lifecycle(), 0
     for event in events:
         if (lifecycle.phase, event) in TABLE:
-            ends += lifecycle.on(event) in (Action.END, Action.FAIL)
+            ends += lifecycle.process(event) in (Action.END, Action.FAIL)
     assert ends <= 1
     assert not ends or lifecycle.phase is Phase.OVER
 

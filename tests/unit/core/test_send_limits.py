@@ -5,6 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.pcm import MAX_SAMPLE_BYTES
 from worker.core.send_limits import MIN_FRAME_BYTES, FrameLimit, Pacer
 
 
@@ -127,6 +128,6 @@ def test_limit_has_minimum_of_whole_samples(size: int) -> None:
         if not again:
             break
         size = min(size, limit.max_bytes)
-        assert limit.max_bytes % 8 == 0
+        assert limit.max_bytes % MAX_SAMPLE_BYTES == 0
     assert not again
     assert limit.max_bytes >= MIN_FRAME_BYTES

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from schemas.turns import TurnEndReason
 from worker.core.turn_tracker import (
     TABLE,
     Action,
-    EndReason,
     EventDraft,
     OpenTurn,
     ProviderInput,
@@ -792,7 +792,7 @@ SAID = st.tuples(st.sampled_from(ProviderInput), st.none() | WORDS, st.integers(
 STEPS = st.lists(
     SAID | st.sampled_from(["new socket", "new owner", "close", "watchdog"]), max_size=60
 )
-REASONS: dict[str, EndReason] = {"close": "close", "watchdog": "watchdog"}
+REASONS: dict[str, TurnEndReason] = {"close": "close", "watchdog": "watchdog"}
 
 
 @given(STEPS)

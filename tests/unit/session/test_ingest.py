@@ -27,6 +27,7 @@ class Consumer:
 
     def __init__(self, state: SessionState) -> None:
         self._state = state
+        self.lane = "0"
         self.gaps = Counter[str]()
 
     def commit(self, position: int) -> bool:
@@ -48,7 +49,6 @@ def test_first_kept_sample_is_complete_for_any_entry_size(size: int) -> None:
     consumer = Consumer(state)
     ingest = AudioIngest(
         cast("WorkerContext", SimpleNamespace(stats=Counters())),
-        "0",
         state,
         EntryAges(clock, f"{now_ms}-0", untimed=False),
         sender,
