@@ -19,6 +19,7 @@ from tests.support.polling import eventually
 from worker.bus import permits
 from worker.bus.client.connection import RedisHealth, connect
 from worker.bus.permits import ConnectionPermits, Permit
+from worker.core.phases import Phase
 from worker.local.emulator.engines.script import ScriptEngine, synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
@@ -62,6 +63,33 @@ async def test_parked_session_returns_its_permit(harness: Harness) -> None:
         events = await harness.until_ended("call-1", "call-2")
     assert words(events["call-1"]) == [1, 3]
     assert words(events["call-2"]) == [2]
+
+
+async def test_parking_session_stays_until_its_permit_is_free(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next owner never asks for the permit, so it would stay taken until it expires."""
+    released, proceed = anyio.Event(), anyio.Event()
+    release = ConnectionPermits.release
+
+    async def release_slowly(self: ConnectionPermits, permit: Permit) -> None:
+        released.set()
+        await proceed.wait()
+        await release(self, permit)
+
+    monkeypatch.setattr(ConnectionPermits, "release", release_slowly)
+    async with harness.worker(stt_max_connections=1, park_s=0.5) as worker:
+        await harness.announce("call-1")
+        await harness.play("call-1", synthesize_silence(300, PCM16), pause_s=0, end=False)
+        with anyio.fail_after(30):
+            await released.wait()
+        (session,) = worker.running
+        assert session.phase is Phase.PARKED
+        assert not session.can_release
+        proceed.set()
+        await eventually(lambda: session.can_release, "the permit to be released")
+        await harness.play("call-1", b"")
+        await harness.until_ended("call-1")
 
 
 async def _append_aged(harness: Harness, session: str, sound: bytes, age_s: float) -> None:
