@@ -298,8 +298,10 @@ def test_unusable_values_are_reported_together() -> None:
     variables = {
         "OTEL_TRACES_EXPORTER": "otlp",
         "OTEL_BSP_MAX_QUEUE_SIZE": "x",
-        "OTEL_TRACES_SAMPLER": "xray",
+        "OTEL_TRACES_SAMPLER": "traceidratio,always_on,x_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "7",
         "OTEL_EXPORTER_OTLP_TIMEOUT": "0",
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "/nonexistent",
         "OTEL_SPAN_LINK_COUNT_LIMIT": "-1",
     }
     names = {fault.partition(":")[0] for fault in faults(variables)}

@@ -65,6 +65,8 @@ def check_variables(signal: Signal, env: Mapping[str, str]) -> None:
     checks = _SDK_CHECKS | _SIGNAL_CHECKS[signal]
     if exporter == "otlp":
         checks |= {_chosen(signal, option, env): check for option, check in _OTLP_CHECKS.items()}
+    if _value(env, "OTEL_TRACES_SAMPLER").lower().endswith("traceidratio") and signal == "traces":
+        checks["OTEL_TRACES_SAMPLER_ARG"] = _check_number(0, 1)
     faults = []
     for variable, check in checks.items():
         if value := _value(env, variable):
@@ -73,9 +75,10 @@ def check_variables(signal: Signal, env: Mapping[str, str]) -> None:
                 check(value)
             except ValueError as error:
                 faults.append(f"{variable}: {error}")
-    if not faults:
-        faults += _trace_faults(env) if signal == "traces" else ()
-        faults += _certificate_faults(signal, env) if exporter == "otlp" else ()
+    if not faults and signal == "traces":
+        faults += _queue_faults(env)
+    if exporter == "otlp":
+        faults += _certificate_faults(signal, env)
     if faults:
         raise SettingsError(faults)
 
@@ -157,8 +160,8 @@ def _certificates(signal: Signal, env: Mapping[str, str]) -> dict[str, str]:
     return {variable: _value(env, variable) for variable in variables}
 
 
-def _trace_faults(env: Mapping[str, str]) -> Iterator[str]:
-    """Yield the errors of values that are valid alone but not together."""
+def _queue_faults(env: Mapping[str, str]) -> Iterator[str]:
+    """Yield an error if a batch, whose size is valid alone, does not fit into the queue."""
     queue = int(_value(env, _QUEUE_SIZE) or _DEFAULT_QUEUE_SIZE)
     batch = int(_value(env, _BATCH_SIZE) or _DEFAULT_BATCH_SIZE)
     if batch > queue:
@@ -166,12 +169,6 @@ def _trace_faults(env: Mapping[str, str]) -> Iterator[str]:
             f"{_QUEUE_SIZE}: {queue} is less than a batch of {batch}; raise it, "
             f"or set {_BATCH_SIZE} to {queue} or less"
         )
-    share = _value(env, "OTEL_TRACES_SAMPLER_ARG")
-    if share and _value(env, "OTEL_TRACES_SAMPLER").lower().endswith("traceidratio"):
-        try:
-            _check_number(0, 1)(share)
-        except ValueError as error:
-            yield f"OTEL_TRACES_SAMPLER_ARG: {error}"
 
 
 def _certificate_faults(signal: Signal, env: Mapping[str, str]) -> Iterator[str]:
@@ -278,28 +275,30 @@ def _check_name(*names: str) -> Check:
     return check_name
 
 
-def _check_plugins(group: str, *known: str) -> Check:
-    """Check the names, separated by commas, of plugins that packages may provide."""
+def _check_plugin(group: str, *known: str, listed: bool = False) -> Check:
+    """Check the name of a plugin that packages may provide, or a list of names."""
 
-    def check_plugins(value: str) -> None:
+    def check_plugin(value: str) -> None:
         names = {*known, *(plugin.name for plugin in entry_points(group=group))}
-        for name in filter(None, map(str.strip, value.split(","))):
-            if name.lower() not in names:
+        for name in map(str.strip, value.split(",") if listed else [value]):
+            if name and name.lower() not in names:
                 installed = ", ".join(sorted(names)) or "none"
                 raise ValueError(f"{name!r} is not one of those installed: {installed}")
 
-    return check_plugins
+    return check_plugin
 
 
 _NO_EXPORTER: dict[Signal, set[str]] = {"traces": {"none"}, "metrics": {"none", "prometheus"}}
 _check_count = _check_number(0, whole=True)
 _check_positive = _check_number(1, whole=True)
-_check_credentials = _check_plugins("opentelemetry_otlp_credential_provider")
+_check_credentials = _check_plugin("opentelemetry_otlp_credential_provider")
 
 _SDK_CHECKS: dict[str, Check] = {
     "OTEL_SERVICE_NAME": _check_text,
     "OTEL_RESOURCE_ATTRIBUTES": _check_pairs,
-    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": _check_plugins("opentelemetry_resource_detector", "*"),
+    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": _check_plugin(
+        "opentelemetry_resource_detector", "*", listed=True
+    ),
     "OTEL_ATTRIBUTE_COUNT_LIMIT": _check_count,
     "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": _check_count,
     "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": _check_count,
@@ -314,7 +313,7 @@ _SDK_CHECKS: dict[str, Check] = {
 _SIGNAL_CHECKS: dict[Signal, dict[str, Check]] = {
     "traces": {
         "OTEL_TRACES_EXPORTER": _check_name("otlp", "console", "none"),
-        "OTEL_TRACES_SAMPLER": _check_plugins("opentelemetry_traces_sampler"),
+        "OTEL_TRACES_SAMPLER": _check_plugin("opentelemetry_traces_sampler"),
         "OTEL_TRACES_SAMPLER_ARG": _check_text,
         "OTEL_BSP_SCHEDULE_DELAY": _check_positive,
         "OTEL_BSP_EXPORT_TIMEOUT": _check_count,
