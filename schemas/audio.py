@@ -34,8 +34,12 @@ SessionId = Annotated[
     str,
     Meta(
         pattern=r"^[A-Za-z0-9._:-]{1,128}$(?!\n)",
-        description="1 to 128 of A-Z a-z 0-9 . _ : -; one id per call, a UUID say",
+        description="1 to 128 of A-Z a-z 0-9 . _ : -",
     ),
+]
+NewSessionId = Annotated[
+    SessionId,
+    Meta(description="1 to 128 of A-Z a-z 0-9 . _ : -; one id per call, a UUID say"),
 ]
 Lane = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$(?!\n)", description="1 to 32 of A-Z a-z 0-9 _ -")
@@ -77,7 +81,7 @@ class TurnConfig(msgspec.Struct, frozen=True, omit_defaults=True):
 class SessionEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One session, announced once: `XADD stt:sessions * session ... encoding ...`."""
 
-    session: SessionId
+    session: NewSessionId
     encoding: Encoding
     sample_rate: Annotated[int, Meta(ge=8_000, le=192_000, description="Hz")]
     lane: Lane = "0"

@@ -1,11 +1,13 @@
 """What workers publish: turn events, and the stream entries that carry them."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from schemas.audio import Encoding
+
+T = TypeVar("T")
 
 SessionEndReason = Literal["end", "idle", "error"]
 """Why a session is over. `end`: its producer ended it; `idle`: its producer sent no audio; `error`:
@@ -170,6 +172,18 @@ _encode = msgspec.json.Encoder().encode
 def encode_event(event: Event) -> bytes:
     """Encode an event as JSON."""
     return _encode(event)
+
+
+def decode_record(raw: bytes, kind: type[T]) -> T:
+    """Decode JSON that workers store in Redis, and that other programs may overwrite.
+
+    Raises `msgspec.DecodeError` on any invalid input. msgspec itself raises other errors for input
+    that is not UTF-8, or that nests too deeply.
+    """
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def decode_event(data: bytes) -> Event:

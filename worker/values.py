@@ -1,6 +1,8 @@
 """Parsing of values from the environment, TOML files and the command line."""
 
 import math
+from enum import Enum
+from typing import Literal, get_args, get_origin
 
 import msgspec
 from msgspec import inspect
@@ -54,13 +56,12 @@ def _checked(value: object, kind: object) -> object:
 
 
 def choices(kind: object) -> list[object] | None:
-    """Return the values of a type that names them all; None for other types."""
-    match _plain(kind):
-        case inspect.LiteralType(values=values):
-            return list(values)
-        case inspect.EnumType(cls=members):
-            return list(members)
-    return None
+    """Return the values, as declared, of a type that names them all; None for other types."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return list(kind)
+    return next(filter(None, map(choices, get_args(kind))), None)
 
 
 def _number(text: str) -> float:

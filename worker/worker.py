@@ -94,7 +94,7 @@ class Worker:
                 find_proxy(settings.stt_url, os.environ),
             ),
             dead_letters=DeadLetterWriter(
-                self.redis, self.health, keys, supervisor, stats.rejected_entries
+                self.redis, self.health, keys, supervisor.isolate, stats.rejected_entries
             ),
             tracing=Tracing(
                 *provider_address(settings.stt_url), PROVIDER, settings.trace_transcripts

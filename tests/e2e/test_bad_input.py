@@ -80,7 +80,7 @@ async def test_dead_letter_that_cannot_be_stored_is_logged(
     async with harness.worker() as worker:
         dead_letters = DeadLetterWriter(
             *(harness.redis, worker.health, worker.context.keys),
-            *(worker.context.supervisor, worker.context.stats.rejected_entries),
+            *(worker.context.supervisor.isolate, worker.context.stats.rejected_entries),
         )
         dead_letters.put("1-0", "stt:sessions", "bad", "encoding", "no good", {})
         with anyio.CancelScope() as scope:

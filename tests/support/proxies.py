@@ -25,6 +25,8 @@ class ConnectProxy:
         """Requests received, without their bodies."""
         self.answer: bytes | None = None
         """Reply sent instead of a connection. An empty reply connects."""
+        self.established = b"HTTP/1.1 200 Connection established\r\n\r\n"
+        """Reply sent with a connection."""
 
     @classmethod
     @asynccontextmanager
@@ -59,7 +61,7 @@ class ConnectProxy:
                     return
                 place = self.known[head.split()[1]]
                 async with await anyio.connect_tcp(*place) as behind:
-                    await front.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                    await front.send(self.established)
                     await _join(front, behind)
 
 

@@ -10,6 +10,7 @@ ORDER = (
     ("worker.core",),
     ("worker.telemetry",),
     ("worker.bus", "worker.stt"),
+    ("worker.supervisor",),
     ("worker.session",),
     ("worker.leases",),
     ("worker.worker",),

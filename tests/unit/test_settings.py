@@ -12,7 +12,7 @@ from schemas import TurnConfig
 from tests.support.certificates import Authority
 from worker.errors import SettingsError
 from worker.settings import Settings, api_key, load
-from worker.urls import join_host_port, parse_servers, provider_address, redacted
+from worker.urls import check_redis_url, join_host_port, parse_servers, provider_address, redacted
 
 
 def faults(env: dict[str, str], file: Path | None = None) -> tuple[str, ...]:
@@ -122,6 +122,12 @@ def test_value_spellings_are_accepted(name: str, value: str, read: object, tmp_p
 )
 def test_url_schemes_can_be_in_capitals(name: str, value: str, read: str) -> None:
     assert getattr(load({f"TURNBUS_{name}": value}), name.lower()) == read
+
+
+@pytest.mark.parametrize("url", ["Redis://h", "REDISS://h", "Redis+Cluster://h", "UNIX:///s"])
+def test_redis_url_is_checked_in_small_letters(url: str) -> None:
+    with pytest.raises(ValueError, match="must begin with redis://"):
+        check_redis_url(url)
 
 
 def test_version_can_be_toml_date(tmp_path: Path) -> None:
@@ -252,6 +258,10 @@ def test_redis_url_is_parsed(url: str, tmp_path: Path) -> None:
         ),
         ("rediss://h?ssl_ciphers=hunter2", "ssl_ciphers: No cipher can be selected."),
         ("unix://", "must name a socket: unix:///PATH"),
+        ("unix://:x/0", "is not a URL; percent-encode"),
+        ("redis+cluster://:hunter2@h:", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
+        ("redis+cluster://h:,i:1", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
+        ("rediss+sentinel://[::1]:/m", "must be rediss+sentinel://[USER:PASSWORD@]HOST[:PORT]["),
         ("redis+cluster://:hunter2@h/3", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
         ("redis+cluster://:hunter2@h:0", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),
         ("redis+cluster://:hunter2@", "must be redis+cluster://[USER:PASSWORD@]HOST[:PORT]["),

@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any
 
@@ -13,13 +14,11 @@ from redis.exceptions import ResponseError
 
 from schemas.audio import Fields, decode_session
 from schemas.keys import Keys
-from schemas.turns import DeadLetter
+from schemas.turns import DeadLetter, decode_record
 from schemas.validation import EntryError
 from worker.bus.client.connection import RedisHealth, describe
 from worker.bus.inspection import announced, iter_entries
-from worker.bus.registry import decode_record
 from worker.errors import TurnbusError
-from worker.supervisor import Supervisor
 from worker.telemetry.logs import SessionName
 
 log = logging.getLogger(__name__)
@@ -37,13 +36,13 @@ class DeadLetterWriter:
         redis: Redis,
         health: RedisHealth,
         keys: Keys,
-        supervisor: Supervisor,
+        isolate: Callable[[str], AbstractContextManager[None]],
         counts: Counter[str],
     ) -> None:
         self._redis = redis
         self._health = health
         self._keys = keys
-        self._supervisor = supervisor
+        self._isolate = isolate
         self._counts = counts
         self._waiting: deque[tuple[str, DeadLetter]] = deque()
         self._wake = anyio.Event()
@@ -77,7 +76,7 @@ class DeadLetterWriter:
                 while self._waiting:
                     name, dead = self._waiting[0]
                     where = "not kept: internal error"  # it must not delay the others
-                    with self._supervisor.isolate("dead_letters"):
+                    with self._isolate("dead_letters"):
                         where = await self._write(dead)
                     self._waiting.popleft()
                     _log(name, dead, where)

@@ -13,9 +13,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from schemas.audio import Fields, session_id, session_lane
 from schemas.keys import GROUP, RELEASED, Keys
+from schemas.turns import decode_record
 from worker.bus.client.connection import is_outage
 from worker.bus.clock import EARLIEST_MS
-from worker.bus.registry import decode_record, read_workers
+from worker.bus.registry import read_workers
 from worker.core import stream_ids
 from worker.core.ledger import LedgerState
 from worker.core.turn_tracker import TurnState

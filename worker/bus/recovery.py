@@ -15,10 +15,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from schemas.keys import Keys
+from schemas.turns import decode_record
 from worker.bus.client.connection import describe, is_outage
 from worker.bus.inspection import iter_entries
 from worker.bus.ownership import SessionOwnership
-from worker.bus.registry import decode_record
 from worker.text import pluralize
 
 log = logging.getLogger(__name__)

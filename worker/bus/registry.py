@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import msgspec
@@ -16,30 +16,17 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from schemas.keys import Keys
-from schemas.turns import WorkerRecord
+from schemas.turns import WorkerRecord, decode_record
 from worker.bus import scripts
 from worker.bus.client.connection import RedisHealth
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 DRAIN_POLL_INTERVAL_S = 1.0
 """Interval between a worker's reads of its drain request."""
 
 DRAIN_REQUEST_TTL_S = 3_600
 """Time after which an unread request expires."""
-
-
-def decode_record(raw: bytes, kind: type[T]) -> T:
-    """Decode JSON that workers store in Redis, and that other programs may overwrite.
-
-    Raises `msgspec.DecodeError` on any invalid input. msgspec itself raises other errors for input
-    that is not UTF-8, or that nests too deeply.
-    """
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise msgspec.DecodeError(str(error)) from error
 
 
 async def read_workers(redis: Redis, keys: Keys) -> dict[str, WorkerRecord]:

@@ -44,7 +44,10 @@ class Script(Generic[P, R]):
         self._in_order = itemgetter(*self.keys, *self.args)
 
     def call(self, *_: P.args, **values: P.kwargs) -> ScriptCall:
-        """Return the arguments of EVALSHA, also for a pipeline."""
+        """Return the arguments of EVALSHA, also for a pipeline.
+
+        Only mypy rejects positional and unknown arguments: this runs for each commit.
+        """
         rest: Any = values[self.rest] if self.rest else ()
         return (self.sha, len(self.keys), *self._in_order(values), *rest)
 

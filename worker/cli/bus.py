@@ -4,13 +4,12 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated
 
 from redis import exceptions
 from redis.asyncio import Redis
 
 from worker.bus.client.connection import connect, describe
-from worker.cli.command import Command, Config, Option, run_async
+from worker.cli.command import Command, Config, run_async
 from worker.errors import BusUnavailableError, leaves
 from worker.settings import Settings, load
 from worker.urls import redacted
@@ -19,7 +18,6 @@ from worker.urls import redacted
 class BusCommand(Command, kw_only=True):
     """A command that uses the bus."""
 
-    json: Annotated[bool, Option("print JSON lines")] = False
     config: Config = None
 
     def run(self) -> int:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import anyio
 import msgspec
@@ -17,8 +17,8 @@ from worker.bus import fitness
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import describe
 from worker.bus.permissions import find_missing
-from worker.cli.bus import BusCommand, open_redis
-from worker.cli.command import print_json, run_async
+from worker.cli.bus import open_redis
+from worker.cli.command import Command, Config, Option, print_json, run_async
 from worker.errors import (
     BusUnavailableError,
     SettingsError,
@@ -64,7 +64,7 @@ class Finding(msgspec.Struct, frozen=True):
 Report = Callable[[Finding], None]
 
 
-class Check(BusCommand):
+class Check(Command):
     """Check whether a worker can run with the settings, and print a line for each check.
 
     The checks cover the settings, the address of health checks, the collectors of traces and
@@ -76,6 +76,9 @@ class Check(BusCommand):
       turnbus check
       turnbus check --config turnbus.toml --json
     """
+
+    json: Annotated[bool, Option("print the findings as JSON lines")] = False
+    config: Config = None
 
     def run(self) -> int:
         """Run all checks."""

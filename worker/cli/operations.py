@@ -53,6 +53,8 @@ class Sessions(BusCommand):
       turnbus sessions --json | jq -r 'select(.lag_s > 10) | .session'
     """
 
+    json: Annotated[bool, Option("print a JSON line per session")] = False
+
     async def use(self, redis: Redis, settings: Settings) -> None:
         """List the sessions."""
         found = await list_sessions(redis, Keys(settings.prefix), settings.lease_ms)
@@ -100,7 +102,8 @@ class Drain(BusCommand):
       turnbus drain worker-3 --json
     """
 
-    worker: Annotated[str, Argument("its TURNBUS_WORKER_ID", "WORKER")]
+    worker: Annotated[str, Argument("its TURNBUS_WORKER_ID", "WORKER", parse=str)]
+    json: Annotated[bool, Option("print progress as JSON lines")] = False
 
     async def use(self, redis: Redis, settings: Settings) -> None:
         """Request the drain and wait for it."""
@@ -166,6 +169,7 @@ class Dead(BusCommand):
     """
 
     requeue: Annotated[EntryId | None, Option("announce this session again", "ID")] = None
+    json: Annotated[bool, Option("print JSON lines")] = False
 
     async def use(self, redis: Redis, settings: Settings) -> None:
         """List the dead letters, or announce one again."""
@@ -209,6 +213,7 @@ class End(BusCommand):
     """
 
     session: Annotated[SessionId, Argument("its id", "SESSION")]
+    json: Annotated[bool, Option("print what was appended as JSON")] = False
 
     async def use(self, redis: Redis, settings: Settings) -> None:
         """End the session."""

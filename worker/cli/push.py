@@ -15,10 +15,10 @@ from msgspec import Meta
 from redis.asyncio import Redis
 
 from schemas import Encoding, EntryError, Keys, SessionEntry, decode_session
-from schemas.audio import Lane, SessionId
+from schemas.audio import Lane, NewSessionId
 from worker import telemetry
-from worker.cli.bus import BusCommand, open_redis
-from worker.cli.command import Argument, Option, print_json, run_async
+from worker.cli.bus import open_redis
+from worker.cli.command import Argument, Command, Config, Option, print_json, run_async
 from worker.errors import SettingsError, SoundError, TurnbusError, UnknownSoundError
 from worker.local.audio_input import AudioInput, in_chunks
 from worker.local.emulator.engines.base import AudioFormat
@@ -41,7 +41,7 @@ def _metadata(text: str) -> dict[str, Any]:
         raise ValueError(error.message) from None
 
 
-class Push(BusCommand):
+class Push(Command):
     """Announce a session, append a sound file or raw audio to it, and end it.
 
     The session is announced with the first audio; without any, the exit code is 1.
@@ -61,9 +61,10 @@ class Push(BusCommand):
             "input. Raw audio, already in the encoding and rate given: - or a name that ends in "
             ".raw or .pcm",
             "FILE",
+            parse=str,
         ),
     ]
-    session: Annotated[SessionId, Option("one id per call", "ID")]
+    session: Annotated[NewSessionId, Option("one id per call", "ID")]
     encoding: Annotated[Encoding, Option("encoding of the entries; files are converted")] = (
         Encoding.PCM_S16LE
     )
@@ -86,6 +87,8 @@ class Push(BusCommand):
         dict[str, Any] | None,
         Option("an object; session.started echoes it", "JSON", parse=_metadata),
     ] = None
+    json: Annotated[bool, Option("report in JSON")] = False
+    config: Config = None
 
     def run(self) -> int:
         """Push the audio."""

@@ -98,10 +98,11 @@ class SttServer(Command):  # noqa: D101 - in `_HELP`
             "script engine: separators between the words of a transcript "
             f"(default {DEFAULT_STYLE}: spaces, and one before a later turn)",
             choices=STYLES,
+            parse=str,
         ),
     ] = None
     fault: Annotated[
-        tuple[str, ...], _Fault("fault to inject, see above; may be repeated", "SPEC")
+        tuple[str, ...], _Fault("fault to inject, see above; may be repeated", "SPEC", parse=str)
     ] = ()
     seed: Annotated[
         int, Meta(ge=0), _Fault("random seed that selects the connections of a fault with p")
@@ -118,7 +119,9 @@ class SttServer(Command):  # noqa: D101 - in `_HELP`
     model: Annotated[
         tuple[str, ...],
         _Choice(
-            "a model to serve, with its dated snapshots; may be repeated (default ink-2)", "NAME"
+            "a model to serve, with its dated snapshots; may be repeated (default ink-2)",
+            "NAME",
+            parse=str,
         ),
     ] = ("ink-2",)
     older_defaults: Annotated[

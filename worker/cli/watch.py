@@ -59,6 +59,7 @@ class Watch(BusCommand):
         bool,
         Option("stop at the next session.ended; with --session, also if that has ended already"),
     ] = False
+    json: Annotated[bool, Option("print the events as JSON lines")] = False
 
     async def use(self, redis: Redis, settings: Settings) -> None:
         """Watch the turns."""

@@ -8,11 +8,10 @@ import msgspec
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from schemas.audio import SessionEntry, decode_session, session_id, session_lane
-from schemas.turns import Event, SessionEnded, SessionError, SessionStarted
+from schemas.turns import Event, SessionEnded, SessionError, SessionStarted, decode_record
 from schemas.validation import EntryError
 from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, Ownership
 from worker.bus.permits import Permit
-from worker.bus.registry import decode_record
 from worker.context import WorkerContext
 from worker.core.turn_tracker import TurnTracker
 from worker.errors import FencedError, TurnbusError

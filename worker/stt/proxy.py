@@ -5,23 +5,27 @@ to that proxy and never printed.
 """
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
+from typing import cast
 from urllib.parse import unquote, urlsplit
 
-from websockets.asyncio.client import HTTPProxyConnection
-from websockets.exceptions import InvalidProxyMessage, InvalidProxyStatus
-from websockets.http11 import USER_AGENT
 from websockets.proxy import Proxy as HttpProxy
+from websockets.proxy import prepare_connect_request
 from websockets.uri import WebSocketURI
 
 from worker.descriptors import session_socket
 from worker.errors import SettingsError, SttCredentialsError, SttError, SttTransientError
 from worker.network import connect_tcp, open_transport
 from worker.urls import check_host, join_host_port, provider_address
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Maximum size of the header of a response to CONNECT."""
 
 _VARIABLES = ("wss_proxy", "https_proxy", "all_proxy")
 """Variables, most specific first; the uppercase name is used if the lowercase one is not set."""
@@ -32,19 +36,37 @@ _PORTS = {"http": 80, "https": 443}
 _SHAPE = "http://[USER:PASSWORD@]HOST:PORT or https://[USER:PASSWORD@]HOST:PORT"
 
 
-class _Tunnel(HTTPProxyConnection):
-    """Sends CONNECT and reads the response.
+class _Tunnel(asyncio.Protocol):
+    """Sends CONNECT and reads the status of the response.
 
-    The library's methods fail if the proxy closes the connection after its response, or resets it.
+    The library's parser rejects responses of real proxies: without a reason phrase, or with a space
+    before a colon.
     """
 
-    def run_parser(self) -> None:
-        if not self.response.done():
-            super().run_parser()
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+        self._head = b""
+        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """Status of the response; 0 if it is not HTTP."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transport has the methods but is not an instance.
+        cast("asyncio.Transport", transport).write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self._head += data
+        if b"\r\n\r\n" in self._head:
+            found = re.match(rb"HTTP/1\.[01] (\d{3})\b", self._head)
+            self._settle(int(found[1]) if found else 0)
+        elif len(self._head) > MAX_HEAD_BYTES:
+            self._settle(0)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.response.done():
-            self.response.set_exception(InvalidProxyMessage(str(exc)))
+        self._settle(0)
+
+    def _settle(self, status: int) -> None:
+        if not self.status.done():
+            self.status.set_result(status)
 
 
 class Proxy:
@@ -91,7 +113,7 @@ class Proxy:
         http = self._http
         try:
             transport, tunnel = await open_transport(
-                lambda: _Tunnel(uri, http, USER_AGENT),
+                partial(_Tunnel, prepare_connect_request(http, uri)),
                 await connect_tcp(http.host, http.port, timeout_s, session_socket),
                 context() if http.scheme == "https" else None,
                 http.host,
@@ -103,15 +125,16 @@ class Proxy:
         except OSError as error:
             reason = error.strerror or error
             raise OSError(error.errno, f"proxy {self.address}: {reason}") from None
+        status = 0
         try:
-            await tunnel.response
-        except BaseException as error:
-            transport.abort()
-            if isinstance(error, InvalidProxyStatus):
-                raise self._refused(error.response.status_code, uri.host) from None
-            if isinstance(error, InvalidProxyMessage):
-                raise ConnectionResetError(f"proxy {self.address} gave no HTTP answer") from None
-            raise
+            status = await tunnel.status
+        finally:
+            if not 200 <= status < 300:
+                transport.abort()
+        if not status:
+            raise ConnectionResetError(f"proxy {self.address} gave no HTTP answer")
+        if not 200 <= status < 300:
+            raise self._refused(status, uri.host)
         return transport
 
     def _refused(self, status: int, host: str) -> SttError:

@@ -12,9 +12,14 @@ from importlib.metadata import version
 from typing import IO, TYPE_CHECKING
 
 from worker.errors import OutputFailedError
-from worker.telemetry.environment import OTLP_PREFIXES, check_variables, exporter_name, refusals
+from worker.telemetry.environment import (
+    check_variables,
+    exporter_name,
+    not_installed,
+    sdk_errors_as_settings_errors,
+)
 
-if TYPE_CHECKING:  # the SDK reads variables at import: `refusals` has to surround it
+if TYPE_CHECKING:  # the SDK reads variables at import: they have to be validated before
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -29,13 +34,12 @@ LAST_EXPORT_S = 2.0
 
 def resource(worker_id: str) -> "Resource":
     """Return the resource, with `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` merged in."""
-    os.environ.setdefault("OTEL_SERVICE_NAME", SERVICE_NAME)
-    with refusals("OTEL_RESOURCE_ATTRIBUTES", "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS"):
-        from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.resources import Resource
 
-        return Resource.create(
-            {"service.version": version("turnbus"), "service.instance.id": worker_id}
-        )
+    os.environ.setdefault("OTEL_SERVICE_NAME", SERVICE_NAME)
+    return Resource.create(
+        {"service.version": version("turnbus"), "service.instance.id": worker_id}
+    )
 
 
 def configure(
@@ -64,22 +68,12 @@ def tracer_provider(
     exporter = exporter_name("traces", env)
     if exporter == "none":
         return None
-    with refusals("OTEL_TRACES_SAMPLER"):
+    with sdk_errors_as_settings_errors("traces"):
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+        spans_to = _otlp() if exporter == "otlp" else _console(console or sys.stdout)
         provider = TracerProvider(resource=resource(worker_id))
-    with refusals("OTEL_SPAN_", "OTEL_EVENT_", "OTEL_LINK_", "OTEL_ATTRIBUTE_"):
-        # A limit that is too large fails at each span. This one is never exported.
-        provider.get_tracer(SERVICE_NAME).start_span("probe").add_event("probe")
-    if exporter == "otlp":
-        with refusals("OTEL_TRACES_EXPORTER", *OTLP_PREFIXES):
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-            spans_to: SpanExporter = OTLPSpanExporter()
-    else:
-        spans_to = _console(console or sys.stdout)
-    with refusals("OTEL_BSP_"):
         provider.add_span_processor(BatchSpanProcessor(spans_to))
     return provider
 
@@ -99,6 +93,15 @@ def shut_down() -> None:
         last.join(LAST_EXPORT_S)
         if last.is_alive():
             log.warning("the last spans are lost (the collector takes too long)")
+
+
+def _otlp() -> "SpanExporter":
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError as error:
+        raise not_installed("traces", error) from None
+    exporter: SpanExporter = OTLPSpanExporter()
+    return exporter
 
 
 def _console(console: IO[str]) -> "SpanExporter":

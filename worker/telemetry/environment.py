@@ -1,16 +1,16 @@
 """OpenTelemetry's own `OTEL_*` variables: cleanup, and one line for each unusable value.
 
-The SDK parses most values. It raises, or logs a warning and continues with another value;
-`refusals` converts both to `SettingsError`. `check_variables` covers the values that the SDK
-ignores, or that fail only at an export. So `turnbus check` and `turnbus run` report the same lines.
+The SDK detects an invalid value at import, during setup or at each export. It raises, or logs a
+warning and continues with another value. `check_variables` validates the values before, so that
+`turnbus check` and `turnbus run` report the same lines, with the names of the variables.
 """
 
 import logging
-import os
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from typing import Literal, TypeAlias
 
 from worker.errors import SettingsError
@@ -31,14 +31,9 @@ UNUSED = (
 """Variables that select parts which turnbus provides itself: it propagates only W3C trace context.
 The libraries would load the named parts at import."""
 
-OTLP_PREFIXES = ("OTEL_EXPORTER_OTLP_", "OTEL_PYTHON_EXPORTER_OTLP_")
-"""Prefixes of the variables that the OTLP exporters read."""
-
-_EXPORTERS: dict[Signal, tuple[str, ...]] = {
-    "traces": ("otlp", "console", "none"),
-    "metrics": ("otlp", "console", "prometheus", "none"),
-}
-_MAX_MS = 2**31 - 1
+_MAX = 2**31 - 1
+_BATCH_SIZE, _QUEUE_SIZE = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_MAX_QUEUE_SIZE"
+_DEFAULT_BATCH_SIZE, _DEFAULT_QUEUE_SIZE = 512, 2048
 
 
 def clean_variables(env: MutableMapping[str, str]) -> None:
@@ -63,60 +58,55 @@ def exporter_name(signal: Signal, env: Mapping[str, str]) -> str:
 
 
 def check_variables(signal: Signal, env: Mapping[str, str]) -> None:
-    """Raise `SettingsError` if a variable of a signal has a value that the SDK does not reject."""
-    exporter, known = exporter_name(signal, env), _EXPORTERS[signal]
-    if exporter not in known:
-        unknown = f"{exporter!r} is not one of {', '.join(known)}"
-        raise SettingsError([f"OTEL_{signal.upper()}_EXPORTER: {unknown}"])
-    if exporter in ("none", "prometheus"):
+    """Raise `SettingsError` with a line for every invalid value that affects a signal."""
+    exporter = exporter_name(signal, env)
+    if exporter in _NO_EXPORTER[signal]:
         return
-    checks = {**_CHECKS[signal]}
+    checks = _SDK_CHECKS | _SIGNAL_CHECKS[signal]
     if exporter == "otlp":
         checks |= {_chosen(signal, option, env): check for option, check in _OTLP_CHECKS.items()}
+    if _value(env, "OTEL_TRACES_SAMPLER").lower().endswith("traceidratio") and signal == "traces":
+        checks["OTEL_TRACES_SAMPLER_ARG"] = _check_number(0, 1)
     faults = []
-    for variable in [name for name in env if name.startswith("OTEL_")]:
-        value = _value(env, variable)
-        try:
-            _check_text(value)
-            if value and variable in checks:
-                checks[variable](value)
-        except ValueError as error:
-            faults.append(f"{variable}: {error}")
-    if exporter == "otlp" and not faults:
+    for variable, check in checks.items():
+        if value := _value(env, variable):
+            try:
+                _check_text(value)
+                check(value)
+            except ValueError as error:
+                faults.append(f"{variable}: {error}")
+    if not faults and signal == "traces":
+        faults += _queue_faults(env)
+    if exporter == "otlp":
         faults += _certificate_faults(signal, env)
     if faults:
         raise SettingsError(faults)
 
 
 @contextmanager
-def refusals(*prefixes: str) -> Iterator[None]:
-    """Convert to `SettingsError` what the SDK raises or logs while it reads variables.
+def sdk_errors_as_settings_errors(signal: Signal) -> Iterator[None]:
+    """Convert to `SettingsError` what the SDK raises or logs as a warning during its setup.
 
-    The error names the variables in the SDK's text, else those with a prefix that are set.
+    After a warning, the SDK would continue with another value. This covers values that
+    `check_variables` accepts but a later version, or another package's plugin, rejects.
     """
     with _sdk_warnings() as texts:
         try:
             yield
-        except ModuleNotFoundError:
-            texts.insert(0, f"the exporter otlp is not installed; {install_hint('otlp')}")
-        except (OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        except (ImportError, OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             texts.insert(0, str(error))
     if texts:
-        # The SDK would continue with another value; the worker does not.
-        text = re.sub(r"(?is)[.,]? (using|defaulting|skipping)\b.*", "", texts[0])
-        if "header" in text.lower():  # it may quote a secret
-            text = "a header is not valid"
-        variables = " and ".join(_named(text, prefixes))
-        raise SettingsError([f"{variables}: {text.removeprefix(f'{variables} ')}"])
+        text = "a header is invalid" if "header" in texts[0].lower() else texts[0]
+        text = " ".join(text.split())
+        raise SettingsError(
+            [f"OTEL_{signal.upper()}_EXPORTER: OpenTelemetry's SDK rejects an OTEL_* value: {text}"]
+        )
 
 
-def _named(text: str, prefixes: tuple[str, ...]) -> list[str]:
-    """Return the variables that a text of the SDK is about: by name, or by the last word of it."""
-    if named := re.findall("OTEL_[A-Z_]+", text):
-        return named
-    given = [name for name in os.environ if name.startswith(prefixes)]
-    last_words = ((name, name.rpartition("_")[2].lower().rstrip("s")) for name in given)
-    return [name for name, word in last_words if word in text.lower()] or given or ["OTEL_*"]
+def not_installed(signal: Signal, error: ImportError) -> SettingsError:
+    """Return the error of an OTLP exporter that cannot be imported."""
+    missing = f"the exporter otlp is not installed ({error}); {install_hint('otlp')}"
+    return SettingsError([f"OTEL_{signal.upper()}_EXPORTER: {missing}"])
 
 
 def collector_address(signal: Signal, env: Mapping[str, str]) -> tuple[str, int] | None:
@@ -170,6 +160,17 @@ def _certificates(signal: Signal, env: Mapping[str, str]) -> dict[str, str]:
     return {variable: _value(env, variable) for variable in variables}
 
 
+def _queue_faults(env: Mapping[str, str]) -> Iterator[str]:
+    """Yield an error if a batch, whose size is valid alone, does not fit into the queue."""
+    queue = int(_value(env, _QUEUE_SIZE) or _DEFAULT_QUEUE_SIZE)
+    batch = int(_value(env, _BATCH_SIZE) or _DEFAULT_BATCH_SIZE)
+    if batch > queue:
+        yield (
+            f"{_QUEUE_SIZE}: {queue} is less than a batch of {batch}; raise it, "
+            f"or set {_BATCH_SIZE} to {queue} or less"
+        )
+
+
 def _certificate_faults(signal: Signal, env: Mapping[str, str]) -> Iterator[str]:
     (trust, authorities), (certificate, chain), (secret, key) = _certificates(signal, env).items()
     context = ssl.create_default_context()
@@ -185,7 +186,8 @@ def _certificate_faults(signal: Signal, env: Mapping[str, str]) -> Iterator[str]
         elif key:
             yield f"{secret}: wants a certificate, {certificate}"
     except OSError as error:
-        yield f"{certificate}: cannot be used{' with the client key' * bool(key)}: {error.args[-1]}"
+        with_key = " with the client key" if key else ""
+        yield f"{certificate}: cannot be used{with_key}: {error.args[-1]}"
 
 
 @contextmanager
@@ -243,25 +245,99 @@ def _check_headers(value: str) -> None:
             raise ValueError("must be NAME=VALUE[,NAME=VALUE...], of characters that HTTP can send")
 
 
-def _check_number(least: float, most: float) -> Check:
+def _check_pairs(value: str) -> None:
+    """Reject attributes that the SDK skips; a value may be a secret."""
+    for pair in value.split(","):
+        name, equals, _ = pair.partition("=")
+        if not equals or not name.strip():
+            raise ValueError("must be KEY=VALUE[,KEY=VALUE...]")
+
+
+def _check_number(least: float, most: float = _MAX, *, whole: bool = False) -> Check:
+    parse, kind = (int, "whole number") if whole else (float, "number")
+
     def check_number(value: str) -> None:
         try:
-            if least <= float(value) <= most:
+            if least <= parse(value) <= most:
                 return
         except ValueError:
             pass
-        raise ValueError(f"must be a number from {least:.15g} to {most:.15g}, not {value!r}")
+        raise ValueError(f"must be a {kind} from {least:.15g} to {most:.15g}, not {value!r}")
 
     return check_number
 
 
-_CHECKS: dict[Signal, dict[str, Check]] = {
-    "traces": {"OTEL_BSP_SCHEDULE_DELAY": _check_number(1, _MAX_MS)},
-    "metrics": {"OTEL_METRIC_EXPORT_INTERVAL": _check_number(1, _MAX_MS)},
+def _check_name(*names: str) -> Check:
+    def check_name(value: str) -> None:
+        if value.lower() not in names:
+            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
+
+    return check_name
+
+
+def _check_plugin(group: str, *known: str, listed: bool = False) -> Check:
+    """Check the name of a plugin that packages may provide, or a list of names."""
+
+    def check_plugin(value: str) -> None:
+        names = {*known, *(plugin.name for plugin in entry_points(group=group))}
+        for name in map(str.strip, value.split(",") if listed else [value]):
+            if name and name.lower() not in names:
+                installed = ", ".join(sorted(names)) or "none"
+                raise ValueError(f"{name!r} is not one of those installed: {installed}")
+
+    return check_plugin
+
+
+_NO_EXPORTER: dict[Signal, set[str]] = {"traces": {"none"}, "metrics": {"none", "prometheus"}}
+_check_count = _check_number(0, whole=True)
+_check_positive = _check_number(1, whole=True)
+_check_credentials = _check_plugin("opentelemetry_otlp_credential_provider")
+
+_SDK_CHECKS: dict[str, Check] = {
+    "OTEL_SERVICE_NAME": _check_text,
+    "OTEL_RESOURCE_ATTRIBUTES": _check_pairs,
+    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": _check_plugin(
+        "opentelemetry_resource_detector", "*", listed=True
+    ),
+    "OTEL_ATTRIBUTE_COUNT_LIMIT": _check_count,
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": _check_count,
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": _check_count,
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": _check_count,
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": _check_count,
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": _check_count,
+    "OTEL_SPAN_EVENT_COUNT_LIMIT": _check_count,
+    "OTEL_SPAN_LINK_COUNT_LIMIT": _check_count,
+}
+"""Variables of both signals: the metrics exporter imports the tracing SDK, which reads them."""
+
+_SIGNAL_CHECKS: dict[Signal, dict[str, Check]] = {
+    "traces": {
+        "OTEL_TRACES_EXPORTER": _check_name("otlp", "console", "none"),
+        "OTEL_TRACES_SAMPLER": _check_plugin("opentelemetry_traces_sampler"),
+        "OTEL_TRACES_SAMPLER_ARG": _check_text,
+        "OTEL_BSP_SCHEDULE_DELAY": _check_positive,
+        "OTEL_BSP_EXPORT_TIMEOUT": _check_count,
+        _QUEUE_SIZE: _check_positive,
+        _BATCH_SIZE: _check_positive,
+        "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED": _check_name("true", "false"),
+        "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER": _check_credentials,
+    },
+    "metrics": {
+        "OTEL_METRICS_EXPORTER": _check_name("otlp", "console", "prometheus", "none"),
+        "OTEL_METRIC_EXPORT_INTERVAL": _check_number(1),
+        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": _check_name(
+            "cumulative", "delta", "lowmemory"
+        ),
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": _check_name(
+            "explicit_bucket_histogram", "base2_exponential_bucket_histogram"
+        ),
+        "OTEL_PYTHON_EXPORTER_OTLP_HTTP_METRICS_CREDENTIAL_PROVIDER": _check_credentials,
+    },
 }
 _OTLP_CHECKS: dict[str, Check] = {
     "PROTOCOL": _check_protocol,
     "ENDPOINT": _check_endpoint,
     "HEADERS": _check_headers,
     "TIMEOUT": _check_number(0.001, 3_600),
+    "COMPRESSION": _check_name("none", "gzip", "deflate"),
 }

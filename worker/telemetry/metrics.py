@@ -9,14 +9,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import anyio
 from redis.exceptions import ResponseError
 
 from worker.core.phases import Phase
 from worker.telemetry.counters import Counters, Histogram
-from worker.worker import Worker
+
+if TYPE_CHECKING:  # `worker.worker` imports other modules of this package
+    from worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ DEMAND_S = 5.0
 class WorkerGauges:
     """Gauges of one worker."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: "Worker") -> None:
         self.worker = worker
         self.stats = worker.context.stats
         self.health = worker.context.health

@@ -37,7 +37,12 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from worker.errors import OutputFailedError
 from worker.telemetry import LAST_EXPORT_S, SERVICE_NAME, resource
 from worker.telemetry.counters import Histogram
-from worker.telemetry.environment import OTLP_PREFIXES, check_variables, exporter_name, refusals
+from worker.telemetry.environment import (
+    check_variables,
+    exporter_name,
+    not_installed,
+    sdk_errors_as_settings_errors,
+)
 from worker.telemetry.metrics import Sample, WorkerGauges, samples
 
 log = logging.getLogger(__name__)
@@ -93,20 +98,25 @@ def metric_push(worker_id: str, env: Mapping[str, str] = os.environ) -> MetricPu
     exporter that is unknown or not installed, and for any other value that the SDK cannot use.
     """
     check_variables("metrics", env)
-    match exporter_name("metrics", env):
-        case "otlp":
-            with refusals("OTEL_METRICS_EXPORTER", *OTLP_PREFIXES):
-                from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
-                    OTLPMetricExporter,
-                )
+    with sdk_errors_as_settings_errors("metrics"):
+        match exporter_name("metrics", env):
+            case "otlp":
+                exporter = _otlp()
+            case "console":
+                exporter = ConsoleMetricExporter(out=sys.stdout)
+            case _:  # `none`, or `prometheus`
+                return None
+        interval_ms = float(env.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip() or INTERVAL_MS)
+        return MetricPush(exporter, interval_ms / 1000, resource(worker_id))
 
-                exporter: MetricExporter = OTLPMetricExporter()
-        case "console":
-            exporter = ConsoleMetricExporter(out=sys.stdout)
-        case _:  # `none`, or `prometheus`
-            return None
-    interval_ms = float(env.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip() or INTERVAL_MS)
-    return MetricPush(exporter, interval_ms / 1000, resource(worker_id))
+
+def _otlp() -> MetricExporter:
+    try:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    except ImportError as error:
+        raise not_installed("metrics", error) from None
+    exporter: MetricExporter = OTLPMetricExporter()
+    return exporter
 
 
 def _metric(sample: Sample, started_ns: int, now_ns: int) -> Metric:

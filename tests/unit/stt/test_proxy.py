@@ -24,7 +24,7 @@ from worker.local.emulator.settings import ServerSettings
 from worker.local.redis import free_port
 from worker.stt import websocket as stt_socket
 from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
-from worker.stt.proxy import find_proxy
+from worker.stt.proxy import MAX_HEAD_BYTES, find_proxy
 from worker.urls import provider_address
 
 URL = "wss://api.provider.test/stt/turns/websocket"
@@ -149,7 +149,17 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
 
 @pytest.mark.parametrize("use_uvloop", [False, True])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_proxy_carries_socket(authority: Authority, scheme: str, use_uvloop: bool) -> None:
+@pytest.mark.parametrize(
+    "established",
+    [
+        b"HTTP/1.1 200 Connection established\r\n\r\n",
+        b"HTTP/1.1 200\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nProxy-Agent : x\r\n\r\n",
+    ],
+)
+def test_proxy_carries_socket(
+    authority: Authority, established: bytes, scheme: str, use_uvloop: bool
+) -> None:
     certificate = authority.issue("127.0.0.1") if scheme == "https" else None
 
     async def converse() -> list[str]:
@@ -157,6 +167,7 @@ def test_proxy_carries_socket(authority: Authority, scheme: str, use_uvloop: boo
             provider(authority) as (url, known),
             ConnectProxy.serve(known, certificate) as server,
         ):
+            server.established = established
             env = {"HTTPS_PROXY": f"{scheme}://me:{QUOTED}@127.0.0.1:{server.port}"}
             service = Endpoint(url, "2026-03-01", KEY, find_proxy(url, env))
             async with await open_stream(service, SETTINGS) as stream:
@@ -182,6 +193,10 @@ REFUSALS = [
     (b"HTTP/1.1 502 No\r\nContent-Length: 0\r\n\r\n", SttTransientError, "HTTP 502 Bad Gateway"),
     (b"HTTP/1.1 503 No\r\nContent-Length: 3\r\n\r\nno!", SttTransientError, "HTTP 503 Service"),
     (b"HTTP/1.1 599 No\r\n\r\n", SttTransientError, "HTTP 599"),
+    (b"HTTP/1.1 407\r\n\r\n", SttCredentialsError, "HTTP 407"),
+    (b"HTTP/1.0 407 No\r\nProxy-Agent : x\r\n\r\n", SttCredentialsError, "HTTP 407"),
+    (b"HTTP/1.1 407 No\r\nA: %b\r\n\r\n" % (b"x" * 9_000), SttCredentialsError, "HTTP 407"),
+    (b"HTTP/1.1 407 No\r\nA: %b" % (b"x" * MAX_HEAD_BYTES), SttTransientError, "no HTTP answer"),
     (b"SSH-2.0-OpenSSH_9.2\r\n", SttTransientError, "gave no HTTP answer"),
     (b"", SttTransientError, "gave no HTTP answer"),
 ]

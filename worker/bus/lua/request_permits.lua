@@ -15,7 +15,7 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local newest = tonumber(redis.call("ZRANGE", queue_key, -1, -1, "WITHSCORES")[2] or 0)
 local score = math.max(tonumber(time[1]) * 1e6 + tonumber(time[2]), newest + 1)
 
-local function outbid(member, entry, count)
+local function claimed_later(member, entry, count)
   local holder = redis.call("HGET", holders_key, member) or ""
   local ms, seq, known = string.match(holder, "^(%d+)-(%d+) (%d+)")
   if not ms then
@@ -38,7 +38,7 @@ local granted = {}
 for at = requests_at, #ARGV, 3 do
   local member, entry, count = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   granted[#granted + 1] = 0
-  if not outbid(member, entry, count) then
+  if not claimed_later(member, entry, count) then
     redis.call("ZADD", queue_key, "NX", string.format("%.0f", score), member)
     hold(member, entry .. " " .. count)
     if redis.call("ZRANK", queue_key, member) < limit then
