@@ -12,7 +12,7 @@ from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import RedisClock
 from worker.bus.committer import Committer
 from worker.bus.dead_letters import DeadLetterWriter
-from worker.bus.ownership import SessionOwnership
+from worker.bus.ownership import SessionLeases
 from worker.bus.permits import ConnectionPermits
 from worker.bus.registry import WorkerRegistry
 from worker.core.send_limits import FrameLimit
@@ -47,7 +47,7 @@ class WorkerContext:
     keys: Keys
     health: RedisHealth
     clock: RedisClock
-    ownership: SessionOwnership
+    leases: SessionLeases
     reader: AudioReader
     committer: Committer
     permits: ConnectionPermits

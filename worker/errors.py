@@ -15,8 +15,8 @@ class SettingsError(TurnbusError):
     """Settings that cannot work."""
 
     def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = tuple(faults)
-        super().__init__("\n".join(self.faults))
+        self.problems = tuple(faults)
+        super().__init__("\n".join(self.problems))
 
 
 class MissingExtraError(TurnbusError):
@@ -55,7 +55,7 @@ class SttError(TurnbusError):
     operator, empty if it follows from the class. The error never contains a key or a URL.
     """
 
-    fault_class: ClassVar[str]
+    error_class: ClassVar[str]
     """Name of the class in metrics and spans."""
 
     def __init__(
@@ -77,25 +77,25 @@ class SttError(TurnbusError):
 class SttPermanentError(SttError):
     """The request itself is invalid; a retry would be rejected again."""
 
-    fault_class = "permanent"
+    error_class = "permanent"
 
 
 class SttCredentialsError(SttError):
     """The provider rejected the key or the credit (401, 402, 403), or a proxy the worker."""
 
-    fault_class = "credentials"
+    error_class = "credentials"
 
 
 class SttBusyError(SttError):
     """The plan's open-socket limit is reached (429)."""
 
-    fault_class = "busy"
+    error_class = "busy"
 
 
 class SttTransientError(SttError):
     """A failure that a new connection may resolve: lost sockets, 5xx, timeouts."""
 
-    fault_class = "transient"
+    error_class = "transient"
 
 
 class SttTooBigError(SttTransientError):
@@ -109,7 +109,7 @@ class SttProtocolError(SttTransientError):
 class SttShortageError(SttTransientError):
     """The machine has no descriptor, memory, local port or thread left for a socket."""
 
-    fault_class = "shortage"
+    error_class = "shortage"
 
 
 def leaves(error: BaseException) -> list[BaseException]:

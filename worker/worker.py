@@ -30,7 +30,7 @@ from worker.bus.clock import RedisClock
 from worker.bus.committer import Committer
 from worker.bus.dead_letters import DeadLetterWriter
 from worker.bus.liveness import Liveness
-from worker.bus.ownership import SessionOwnership
+from worker.bus.ownership import SessionLeases
 from worker.bus.permissions import unfitness
 from worker.bus.permits import ConnectionPermits
 from worker.bus.registry import WorkerRegistry, delete_record, wait_for_drain
@@ -73,7 +73,7 @@ class Worker:
         self.health = RedisHealth()
         keys = Keys(settings.prefix)
         nonce = secrets.token_hex(8)
-        ownership = SessionOwnership(self.redis, keys, f"{settings.worker_id}-{nonce[:8]}", nonce)
+        ownership = SessionLeases(self.redis, keys, f"{settings.worker_id}-{nonce[:8]}", nonce)
         stats = Counters()
         supervisor = Supervisor(stats.internal_errors)
         self.context = WorkerContext(
@@ -82,7 +82,7 @@ class Worker:
             keys=keys,
             health=self.health,
             clock=RedisClock(self.redis, self.health),
-            ownership=ownership,
+            leases=ownership,
             reader=AudioReader(self.redis, self.health),
             committer=Committer(self.redis, self.health),
             permits=ConnectionPermits(self.redis, self.health, keys, settings.stt_max_connections),
@@ -226,7 +226,7 @@ class Worker:
             try:
                 lacking = await self.health.retry(unfit)
                 if lacking is None:
-                    await self.health.retry(self.context.ownership.ensure_group)
+                    await self.health.retry(self.context.leases.ensure_group)
             except ResponseError as error:
                 lacking = describe(error)
             if lacking is None:
@@ -245,7 +245,7 @@ class Worker:
         state: Literal["ready", "draining", "unready"] = "ready"
         if not self.readiness.ready:
             state = "draining" if self._draining else "unready"
-        ownership, context = self.context.ownership, self.context
+        ownership, context = self.context.leases, self.context
         record = WorkerRecord(
             consumer=ownership.consumer,
             host=socket.gethostname(),
@@ -259,7 +259,7 @@ class Worker:
 
     async def _deregister(self) -> None:
         """Delete this worker's record and consumer from Redis, if Redis is available."""
-        ownership, worker_id = self.context.ownership, self.context.settings.worker_id
+        ownership, worker_id = self.context.leases, self.context.settings.worker_id
         with self.context.supervisor.isolate("handover"), anyio.move_on_after(DEREGISTER_TIMEOUT_S):
             for delete in (
                 partial(ownership.delete_consumer, ownership.consumer),
@@ -274,7 +274,7 @@ class Worker:
     async def _acquire_loop(self, acquirer: SessionAcquirer) -> None:
         self._ready = True
         context = self.context
-        log.info("taking sessions as %s", context.ownership.consumer)
+        log.info("taking sessions as %s", context.leases.consumer)
         while not self._draining:
             acquirer.retry_crashed()  # regardless of room: this worker holds their leases
             if not len(self.running):
@@ -323,7 +323,7 @@ class Worker:
 
         The process keeps running: an orchestrator would restart it, and it would take sessions.
         """
-        keys, consumer = self.context.keys, self.context.ownership.consumer
+        keys, consumer = self.context.keys, self.context.leases.consumer
         try:
             await wait_for_drain(self.redis, self.health, keys, consumer)
         except NoPermissionError as error:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.harness import PCM16, Harness, check_order, words
 from tests.support.polling import eventually
-from worker.bus.ownership import ClaimResult, OwnedEntry, SessionOwnership
+from worker.bus.ownership import ClaimResult, OwnedEntry, SessionLeases
 from worker.leases.acquire import SessionAcquirer
 from worker.local.emulator.engines.script import synthesize_words
 
@@ -17,7 +17,7 @@ async def test_entry_received_twice_runs_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int]
 ) -> None:
     """A heartbeat finds the entry while the reply that delivers it is in flight."""
-    take, claim = SessionAcquirer.claim, SessionOwnership.claim
+    take, claim = SessionAcquirer.claim, SessionLeases.claim
     claims: list[int] = []
     first_is_answered = anyio.Event()
 
@@ -26,9 +26,7 @@ async def test_entry_received_twice_runs_once(
             for count in counts:
                 tasks.start_soon(take, acquirer, OwnedEntry(owned.entry_id, count, owned.fields))
 
-    async def claim_slowly(
-        intake: SessionOwnership, owned: OwnedEntry, *rest: object
-    ) -> ClaimResult:
+    async def claim_slowly(intake: SessionLeases, owned: OwnedEntry, *rest: object) -> ClaimResult:
         claims.append(owned.delivery_count)
         if owned.delivery_count == counts[0]:
             await anyio.sleep(0.01)  # in which the other begins, if it does
@@ -39,7 +37,7 @@ async def test_entry_received_twice_runs_once(
         return answer
 
     monkeypatch.setattr(SessionAcquirer, "claim", take_twice)
-    monkeypatch.setattr(SessionOwnership, "claim", claim_slowly)
+    monkeypatch.setattr(SessionLeases, "claim", claim_slowly)
     async with harness.worker() as worker:
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1, 2], PCM16), end=False, pause_s=0)

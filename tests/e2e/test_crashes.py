@@ -10,7 +10,7 @@ from schemas.audio import Encoding, SessionEntry
 from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
 from tests.support.harness import PCM16, Harness, check_order, kinds, words
 from tests.support.polling import eventually, no_longer
-from worker.bus.ownership import Fence, OwnedEntry, Ownership, SessionOwnership
+from worker.bus.ownership import Fence, OwnedEntry, OwnedSession, SessionLeases
 from worker.core.turn_tracker import EventDraft
 from worker.leases import claim, retries
 from worker.leases.retries import MAX_CRASHES, CrashRetries
@@ -79,13 +79,13 @@ async def test_slow_retry_is_not_claimed_by_a_heartbeat(
 ) -> None:
     """A second claim would fence the first, and the crash count would start over."""
     monkeypatch.setattr("worker.worker.HEARTBEAT_INTERVAL_S", 0.02)
-    outbid = SessionOwnership.raise_delivery_count
+    outbid = SessionLeases.raise_delivery_count
 
-    async def slowly(intake: SessionOwnership, owned: OwnedEntry, count: int) -> OwnedEntry | None:
+    async def slowly(intake: SessionLeases, owned: OwnedEntry, count: int) -> OwnedEntry | None:
         await anyio.sleep(0.1)
         return await outbid(intake, owned, count)
 
-    monkeypatch.setattr(SessionOwnership, "raise_delivery_count", slowly)
+    monkeypatch.setattr(SessionLeases, "raise_delivery_count", slowly)
     async with harness.worker():
         await harness.announce("bad")
         await harness.append("bad", audio=POISON)
@@ -204,9 +204,9 @@ async def test_crash_while_claiming_ends_no_worker(
     assert [fields[b"reason"] for fields in dead] == [b"internal"]
 
 
-def _ownership(count: int) -> Ownership:
+def _ownership(count: int) -> OwnedSession:
     entry = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=16_000)
-    return Ownership(entry, Fence("5-0", count, "nonce"), "5-0", {})
+    return OwnedSession(entry, Fence("5-0", count, "nonce"), "5-0", {})
 
 
 def test_progress_resets_the_crash_count() -> None:

@@ -19,7 +19,7 @@ from tests.support.harness import PCM16, WORD, Harness, check_order, kinds, stag
 from tests.support.polling import eventually, no_longer
 from tests.support.watchers import seen_alive
 from worker.bus.client.cluster import ClusterClient
-from worker.bus.ownership import HeartbeatReport, OwnedEntry, SessionOwnership
+from worker.bus.ownership import HeartbeatReport, OwnedEntry, SessionLeases
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.redis import EmbeddedRedis
@@ -78,13 +78,13 @@ class Call:
 @pytest.fixture
 def heartbeats(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Start times of each worker's heartbeats."""
-    heartbeat, begun = SessionOwnership.heartbeat, []
+    heartbeat, begun = SessionLeases.heartbeat, []
 
-    async def note(intake: SessionOwnership, running: list[tuple[str, int]]) -> HeartbeatReport:
+    async def note(intake: SessionLeases, running: list[tuple[str, int]]) -> HeartbeatReport:
         begun.append(anyio.current_time())
         return await heartbeat(intake, running)
 
-    monkeypatch.setattr(SessionOwnership, "heartbeat", note)
+    monkeypatch.setattr(SessionLeases, "heartbeat", note)
     return begun
 
 
@@ -280,14 +280,14 @@ async def test_claim_on_a_lost_master_blocks_no_heartbeat(
     stt: TurnsServer, heartbeats: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The heartbeat makes the claim because the reply with the entry was lost."""
-    read_new, robbed = SessionOwnership.read_new, anyio.Event()
+    read_new, robbed = SessionLeases.read_new, anyio.Event()
 
-    async def rob(intake: SessionOwnership, at_most: int, block_ms: int) -> list[OwnedEntry]:
+    async def rob(intake: SessionLeases, at_most: int, block_ms: int) -> list[OwnedEntry]:
         if await read_new(intake, at_most, block_ms):
             robbed.set()
         return []
 
-    monkeypatch.setattr(SessionOwnership, "read_new", rob)
+    monkeypatch.setattr(SessionLeases, "read_new", rob)
     async with EmbeddedCluster.start() as cluster, staged(cluster, stt.url) as harness:
         await answer_for_what_is_left(cluster)
         at = {lane: await holder_of(cluster, harness.redis, f"{{{lane}}}") for lane in LANES}

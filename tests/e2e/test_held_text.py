@@ -12,10 +12,10 @@ from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
 from worker.core.turn_tracker import EventDraft
 from worker.event_loop import StallDetector
-from worker.session.checkpoint import Checkpoint, SessionState
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
+from worker.session.state import Checkpoint, SessionState
 from worker.telemetry.counters import Counters
 
 SECOND = 16_000

@@ -19,9 +19,9 @@ from worker.bus.cleanup import Cleaner
 from worker.bus.clock import RedisClock
 from worker.bus.dead_letters import DeadLetterWriter
 from worker.bus.liveness import Liveness
-from worker.bus.ownership import SessionOwnership
+from worker.bus.lost_entries import OrphanRecovery
+from worker.bus.ownership import SessionLeases
 from worker.bus.permits import ConnectionPermits
-from worker.bus.recovery import OrphanRecovery
 from worker.bus.registry import WorkerRegistry
 from worker.cli import run
 from worker.errors import BusUnavailableError
@@ -34,7 +34,7 @@ from worker.supervisor import Supervisor
 from worker.telemetry.otlp import MetricPush, metric_push
 
 PLACES = [
-    ("acquire", SessionOwnership, "read_new"),
+    ("acquire", SessionLeases, "read_new"),
     ("backlog", BacklogDrainer, "_step"),
     ("claim", Claimer, "claim"),
     ("clock", RedisClock, "sync"),
@@ -42,7 +42,7 @@ PLACES = [
     ("dead_letters", DeadLetterWriter, "_write"),
     ("drain_requests", worker, "wait_for_drain"),
     ("gate", ConnectionPermits, "run"),
-    ("heartbeat", SessionOwnership, "heartbeat"),
+    ("heartbeat", SessionLeases, "heartbeat"),
     ("lanes", WorkerRegistry, "list_lanes"),
     ("liveness", Liveness, "_read_records"),
     ("reader", AudioReader, "_read_lanes"),

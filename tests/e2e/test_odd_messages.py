@@ -20,7 +20,7 @@ from worker.local.emulator.engines.script import ScriptEngine, synthesize_silenc
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
 from worker.session import session
-from worker.stt.protocol import MAX_MESSAGE_BYTES
+from worker.stt.frames import MAX_MESSAGE_BYTES
 
 MS = 32
 """Bytes of audio in one millisecond."""

@@ -18,7 +18,7 @@ from tests.support.acl import GuardedRedis
 from tests.support.harness import PCM16, Harness, check_order, kinds, words
 from tests.support.polling import PATIENCE_S, eventually, no_longer
 from tests.support.watchers import seen_alive
-from worker.bus.ownership import ClaimResult, OwnedEntry, SessionOwnership
+from worker.bus.ownership import ClaimResult, OwnedEntry, SessionLeases
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 
@@ -52,7 +52,7 @@ async def test_entry_lost_inside_a_turn_is_restored(harness: Harness, lost: str)
         await harness.play("call-1", synthesize_words([1, 2], PCM16), end=False)
         await harness.until("call-1", TurnUpdate, 2)
         await LOST[lost](harness.redis, sessions, entry)
-        me = worker.context.ownership.consumer
+        me = worker.context.leases.consumer
 
         async def restored() -> bool:
             groups: Any = await harness.redis.xinfo_groups(sessions)
@@ -112,7 +112,7 @@ async def test_resumed_owner_does_not_restore_a_taken_session(
             await harness.redis.xdel(sessions, entry)
 
             def taken() -> bool:
-                return "session taken" in (tmp_path / "two").read_text()
+                return "session claimed (continues" in (tmp_path / "two").read_text()
 
             await eventually(taken, "the second worker")
             first.send_signal(signal.SIGCONT)
@@ -133,15 +133,15 @@ async def test_claim_that_outlives_a_drain_runs_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A drained worker could no longer release the session."""
-    claim, begun, go_on = SessionOwnership.claim, anyio.Event(), anyio.Event()
+    claim, begun, go_on = SessionLeases.claim, anyio.Event(), anyio.Event()
 
-    async def wait(intake: SessionOwnership, owned: OwnedEntry, *rest: Any) -> ClaimResult:
+    async def wait(intake: SessionLeases, owned: OwnedEntry, *rest: Any) -> ClaimResult:
         if intake.consumer.startswith("one"):
             begun.set()
             await go_on.wait()
         return await claim(intake, owned, *rest)
 
-    monkeypatch.setattr(SessionOwnership, "claim", wait)
+    monkeypatch.setattr(SessionLeases, "claim", wait)
     async with harness.worker(worker_id="one", lease_ms=2_000, drain_s=0.1) as first:
         await harness.announce("call-1")
         await begun.wait()
@@ -160,10 +160,10 @@ async def test_entry_that_cannot_be_restored_blocks_no_other(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sessions = f"{harness.prefix}:sessions"
-    restore_entry, refused = SessionOwnership.restore_entry, anyio.Event()
+    restore_entry, refused = SessionLeases.restore_entry, anyio.Event()
 
     async def refuse_once(
-        intake: SessionOwnership, entry: str, run: str, fields: Fields, after: str
+        intake: SessionLeases, entry: str, run: str, fields: Fields, after: str
     ) -> bool:
         if fields[b"session"] == b"bad" and not refused.is_set():
             refused.set()
@@ -171,7 +171,7 @@ async def test_entry_that_cannot_be_restored_blocks_no_other(
         await refused.wait()
         return await restore_entry(intake, entry, run, fields, after)
 
-    monkeypatch.setattr(SessionOwnership, "restore_entry", refuse_once)
+    monkeypatch.setattr(SessionLeases, "restore_entry", refuse_once)
     calls = {"bad", "call-1", "call-2"}
     async with harness.worker() as worker:
         for call in calls:
@@ -222,13 +222,11 @@ async def test_owners_renew_first_whichever_call_met_the_outage(
 ) -> None:
     """A takeover that is retried during the outage must not use the leases it read before."""
 
-    async def nothing_new(
-        intake: SessionOwnership, at_most: int, block_ms: int
-    ) -> list[OwnedEntry]:
+    async def nothing_new(intake: SessionLeases, at_most: int, block_ms: int) -> list[OwnedEntry]:
         await anyio.sleep(0.001)
         return []
 
-    monkeypatch.setattr(SessionOwnership, "read_new", nothing_new)
+    monkeypatch.setattr(SessionLeases, "read_new", nothing_new)
     entry = {"session": "call-1", "encoding": PCM16.encoding, "sample_rate": PCM16.sample_rate}
     async with (
         GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
@@ -276,14 +274,14 @@ async def test_ended_session_is_not_released(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its worker is stopped between the last event and the removal of the entry."""
-    settle, stopping = SessionOwnership.complete, anyio.Event()
+    settle, stopping = SessionLeases.complete, anyio.Event()
 
-    async def later(intake: SessionOwnership, entry: str) -> None:
+    async def later(intake: SessionLeases, entry: str) -> None:
         await stopping.wait()
         await anyio.sleep(0.2)
         await settle(intake, entry)
 
-    monkeypatch.setattr(SessionOwnership, "complete", later)
+    monkeypatch.setattr(SessionLeases, "complete", later)
     monkeypatch.setattr("worker.leases.running.RELEASE_TIMEOUT_S", PATIENCE_S)
     async with harness.worker(drain_s=0.0) as worker:
         await harness.announce("call-1")

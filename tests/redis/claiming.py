@@ -2,10 +2,10 @@
 
 from schemas.audio import decode_session
 from schemas.turns import SessionStarted
-from worker.bus.ownership import ClaimResult, OwnedEntry, SessionOwnership
+from worker.bus.ownership import ClaimResult, OwnedEntry, SessionLeases
 
 
-async def claim(intake: SessionOwnership, owned: OwnedEntry) -> ClaimResult:
+async def claim(intake: SessionLeases, owned: OwnedEntry) -> ClaimResult:
     """Claim an entry for the consumer of `intake`."""
     session = decode_session(owned.fields)
     started = SessionStarted(

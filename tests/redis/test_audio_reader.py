@@ -25,7 +25,7 @@ class Listener:
         self.lane = "0" if number % 2 else "1"
         self.audio_key = f"{prefix}:{{{self.lane}}}:audio:{number}"
         self.cursor = "0-0"
-        self.epoch = 0
+        self.rewinds = 0
         self.wants_audio = True
         self.poll_schedule = PollSchedule(time.monotonic())
         self.chunk_s = 0.1
@@ -141,7 +141,7 @@ async def test_entries_read_before_a_rewind_are_discarded(
         await redis.xadd(listener.audio_key, {"audio": "a"})
         await listener.until([b"a"])
         listener.cursor = "0-0"
-        listener.epoch += 1
+        listener.rewinds += 1
         listener.received = []
         await redis.xadd(listener.audio_key, {"audio": "b"})
         await listener.until([b"a", b"b"])

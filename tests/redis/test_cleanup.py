@@ -10,10 +10,10 @@ from schemas.keys import GROUP, Keys
 from tests.redis.contracts import contract_of
 from tests.support.polling import eventually
 from worker.bus import cleanup as sweeper_module
-from worker.bus import recovery as lost_module
+from worker.bus import lost_entries as lost_module
 from worker.bus import scripts
 from worker.bus.cleanup import Cleaner
-from worker.bus.ownership import SessionOwnership
+from worker.bus.ownership import SessionLeases
 
 
 class Bus:
@@ -23,9 +23,9 @@ class Bus:
         self.redis = redis
         self.keys = keys
         self.as_worker = as_worker
-        self.intake = SessionOwnership(as_worker, keys, "one", "nonce-1")
+        self.intake = SessionLeases(as_worker, keys, "one", "nonce-1")
         self.sweeper = Cleaner(as_worker, keys, self.intake)
-        self.other = Cleaner(as_worker, keys, SessionOwnership(as_worker, keys, "two", "nonce-2"))
+        self.other = Cleaner(as_worker, keys, SessionLeases(as_worker, keys, "two", "nonce-2"))
 
     async def append(self, session: str, lane: str = "0", entry: str = "*") -> None:
         await self.redis.xadd(self.keys.audio(lane, session), {"audio": b"x"}, id=entry)
@@ -101,7 +101,7 @@ async def test_cleanup_with_many_session_entries(bus: Bus) -> None:
 async def test_consumers_of_dead_workers_are_deleted(bus: Bus) -> None:
     """A worker killed while it owned nothing has no record, and no other worker saw it."""
     await bus.redis.xadd(bus.keys.sessions, {"session": "call-1"})
-    owner = SessionOwnership(bus.as_worker, bus.keys, "owner", "nonce-3")
+    owner = SessionLeases(bus.as_worker, bus.keys, "owner", "nonce-3")
     assert len(await owner.read_new(1, 10)) == 1
     for name in ("dead", "one"):
         await bus.redis.xgroup_createconsumer(bus.keys.sessions, GROUP, name)

@@ -18,7 +18,7 @@ from tests.support.harness import ON_CLUSTER_TOO
 from worker.bus import scripts
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import RedisHealth, connect
-from worker.bus.committer import INTERNAL_ERROR, Committer
+from worker.bus.committer import CRASHED, Committer
 from worker.bus.scripts import ScriptCall
 from worker.telemetry.logs import SessionName
 
@@ -216,7 +216,7 @@ async def test_commit_that_cannot_be_built_affects_no_other(
             committer.submit(speaker)
             await speaker.answered.wait()
         tasks.cancel_scope.cancel()
-    assert (bad.answers, good.answers) == ([(INTERNAL_ERROR, 0)], [("ok", 2)])
+    assert (bad.answers, good.answers) == ([(CRASHED, 0)], [("ok", 2)])
 
 
 async def test_reply_that_cannot_be_handled_affects_no_other(
@@ -236,7 +236,7 @@ async def test_reply_that_cannot_be_handled_affects_no_other(
         for speaker in (bad, good):
             await speaker.answered.wait()
         tasks.cancel_scope.cancel()
-    assert (bad.answers, good.answers) == ([(INTERNAL_ERROR, 0)], [("ok", 2)])
+    assert (bad.answers, good.answers) == ([(CRASHED, 0)], [("ok", 2)])
 
 
 async def test_unresponsive_master_delays_only_its_own_lanes(

@@ -12,7 +12,7 @@ from tests.support.harness import ON_CLUSTER_TOO
 from tests.support.polling import eventually
 from worker.bus.client.connection import RedisHealth
 from worker.bus.liveness import POLL_INTERVAL_S, RECORDS_INTERVAL_S, Liveness
-from worker.bus.ownership import SessionOwnership
+from worker.bus.ownership import SessionLeases
 from worker.bus.registry import WorkerRegistry
 
 ALIEN: dict[Any, Any] = {
@@ -35,7 +35,7 @@ async def test_death_is_reported_once(
 ) -> None:
     expected_leftovers += ["sessions", "workers"]
     keys = Keys(bus_prefix)
-    one, two = (SessionOwnership(as_worker, keys, name, f"nonce-{name}") for name in ("one", "two"))
+    one, two = (SessionLeases(as_worker, keys, name, f"nonce-{name}") for name in ("one", "two"))
     await one.ensure_group()
     for intake in (one, two):
         await intake.read_new(1, 1)
@@ -71,7 +71,7 @@ async def test_worker_that_leaves_is_not_reported_dead(
 ) -> None:
     expected_leftovers.append("sessions")
     keys = Keys(bus_prefix)
-    one, two = (SessionOwnership(as_worker, keys, name, f"nonce-{name}") for name in ("one", "two"))
+    one, two = (SessionLeases(as_worker, keys, name, f"nonce-{name}") for name in ("one", "two"))
     await one.ensure_group()
     watcher, watched = (Liveness(as_worker, RedisHealth(), keys, intake) for intake in (one, two))
     for intake in (one, two):

@@ -12,7 +12,7 @@ from tests.redis.claiming import claim
 from tests.redis.contracts import contract_of
 from tests.support.harness import ON_EACH_BUS
 from worker.bus import scripts
-from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, Ownership, SessionOwnership
+from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, OwnedSession, SessionLeases
 
 FIELDS: dict[Any, Any] = {"session": "call-1", "encoding": "pcm_s16le", "sample_rate": "16000"}
 
@@ -23,20 +23,18 @@ class Bus:
     def __init__(self, redis: Redis, as_worker: Redis, prefix: str) -> None:
         self.redis = redis
         self.keys = Keys(prefix)
-        self.one = SessionOwnership(as_worker, self.keys, "one", "nonce-1")
-        self.two = SessionOwnership(as_worker, self.keys, "two", "nonce-2")
+        self.one = SessionLeases(as_worker, self.keys, "one", "nonce-1")
+        self.two = SessionLeases(as_worker, self.keys, "two", "nonce-2")
 
     async def announce(self, **changed: str) -> str:
         fields: dict[Any, Any] = {**FIELDS, **changed}
         entry: Any = await self.redis.xadd(self.keys.sessions, fields)
         return str(entry.decode())
 
-    async def restore(self, intake: SessionOwnership, lost: Ownership, after: str) -> bool:
+    async def restore(self, intake: SessionLeases, lost: OwnedSession, after: str) -> bool:
         return await intake.restore_entry(lost.fence.entry_id, lost.run, lost.fields, after)
 
-    async def claim(
-        self, intake: SessionOwnership, owned: OwnedEntry, run: str = ""
-    ) -> ClaimResult:
+    async def claim(self, intake: SessionLeases, owned: OwnedEntry, run: str = "") -> ClaimResult:
         if run:
             fields = {**owned.fields, b"run": run.encode()}
             owned = msgspec.structs.replace(owned, fields=fields)
@@ -148,7 +146,7 @@ async def test_vanished_entry_is_restored_once(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     session = decode_session(owned.fields)
-    held = Ownership(session, Fence(entry, 1, "nonce-1"), entry, owned.fields)
+    held = OwnedSession(session, Fence(entry, 1, "nonce-1"), entry, owned.fields)
     assert not await bus.restore(bus.two, held, await bus.two.last_entry()), "it is pending"
     await bus.redis.xtrim(bus.keys.sessions, maxlen=0)
     await bus.redis.xack(bus.keys.sessions, GROUP, entry)
@@ -173,7 +171,9 @@ async def test_vanished_entry_is_restored_once(bus: Bus) -> None:
 async def test_entry_due_from_a_recreated_group_is_not_restored(bus: Bus) -> None:
     entry = await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
-    held = Ownership(decode_session(owned.fields), Fence(entry, 1, "nonce-1"), entry, owned.fields)
+    held = OwnedSession(
+        decode_session(owned.fields), Fence(entry, 1, "nonce-1"), entry, owned.fields
+    )
     await bus.redis.xgroup_destroy(bus.keys.sessions, GROUP)
     assert not await bus.restore(bus.one, held, entry), "a new group begins at the first entry"
     await bus.one.ensure_group()

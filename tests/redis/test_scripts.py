@@ -9,7 +9,7 @@ from schemas.keys import Keys
 from schemas.turns import SessionEnded
 from tests.redis.contracts import TESTED, contract_of
 from worker.bus import scripts
-from worker.bus.ownership import SessionOwnership
+from worker.bus.ownership import SessionLeases
 
 HERE = Path(__file__).parent
 
@@ -27,7 +27,7 @@ async def test_rejected_session_is_ended(
 ) -> None:
     expected_leftovers.append("{0}:*")
     keys = Keys(bus_prefix)
-    intake = SessionOwnership(as_worker, keys, "one", "nonce-1")
+    intake = SessionLeases(as_worker, keys, "one", "nonce-1")
     ended = SessionEnded(
         session="s",
         run="5-0",

@@ -33,10 +33,10 @@ from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream
 from worker.local.emulator.engines.script_words import WORD_MS
-from worker.session.checkpoint import Checkpoint, SessionState
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
+from worker.session.state import Checkpoint, SessionState
 from worker.telemetry.counters import Counters
 
 STEP_S = 0.01

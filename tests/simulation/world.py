@@ -30,7 +30,7 @@ from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import RedisClock
 from worker.bus.committer import CommitSource, Committer
 from worker.bus.dead_letters import DeadLetterWriter
-from worker.bus.ownership import Fence, Ownership, SessionOwnership
+from worker.bus.ownership import Fence, OwnedSession, SessionLeases
 from worker.bus.permits import ConnectionPermits
 from worker.bus.registry import WorkerRegistry
 from worker.bus.scripts import ScriptCall
@@ -40,8 +40,8 @@ from worker.errors import SttTransientError
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream, synthesize_silence, synthesize_words
 from worker.local.emulator.engines.script_words import WORD_MS
-from worker.session.checkpoint import Checkpoint
 from worker.session.session import Session
+from worker.session.state import Checkpoint
 from worker.settings import Settings
 from worker.stt.cartesia import Endpoint, StreamSettings, TurnsStream
 from worker.stt.websocket import WebSocketClient
@@ -204,10 +204,10 @@ class _Worker:
             await anyio.sleep(world.rng.uniform(0.005, 0.03))
             if world.redis_away or not session.wants_audio:
                 continue
-            began, epoch = world.now, session.epoch
+            began, epoch = world.now, session.rewinds
             entries = world.bus.read(session.cursor, 32)
             await anyio.sleep(0.001)
-            if session.epoch == epoch:
+            if session.rewinds == epoch:
                 session.poll_schedule.last_polled_at = began
                 if entries:
                     session.feed(entries, world.now)
@@ -482,7 +482,7 @@ class _World:
             snapshot = msgspec.convert(state, Checkpoint)
             host = self._host(worker)
             seq = len(self.bus.events)
-            session = Session(host, Ownership(_ENTRY, fence, "1-0", {}), seq, snapshot)
+            session = Session(host, OwnedSession(_ENTRY, fence, "1-0", {}), seq, snapshot)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(worker.read, session)
                 tasks.start_soon(self._tick, session, host)
@@ -514,7 +514,7 @@ class _World:
             keys=keys,
             health=health,
             clock=cast("RedisClock", worker),
-            ownership=cast("SessionOwnership", nothing),
+            leases=cast("SessionLeases", nothing),
             reader=cast("AudioReader", worker),
             committer=cast("Committer", worker),
             permits=ConnectionPermits(nothing, health, keys, 0),

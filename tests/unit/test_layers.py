@@ -56,7 +56,7 @@ def _callers(method: str) -> set[str]:
 
 def test_one_module_commits_audio_and_one_rewinds() -> None:
     assert _callers("commit_to") == {"worker/session/receiver.py"}
-    assert _callers("rewind") == {"worker/session/checkpoint.py"}
+    assert _callers("rewind") == {"worker/session/state.py"}
 
 
 def test_no_import_runs_upwards() -> None:

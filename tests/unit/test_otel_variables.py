@@ -128,7 +128,7 @@ def faults(variables: dict[str, str]) -> list[str]:
             try:
                 provider = telemetry.tracer_provider("w", env)
             except SettingsError as error:
-                found += error.faults
+                found += error.problems
             if provider is not None:
                 with provider.get_tracer("t").start_as_current_span("s") as span:
                     span.set_attribute("a", "b")
@@ -136,7 +136,7 @@ def faults(variables: dict[str, str]) -> list[str]:
             try:
                 metric_push("w", env)
             except SettingsError as error:
-                found += error.faults
+                found += error.problems
     finally:
         logging.getLogger().removeHandler(records)
         if provider is not None:  # Nothing listens at the endpoints: the span is dropped.
@@ -311,7 +311,7 @@ def test_unusable_values_are_reported_together() -> None:
 def test_sdk_text_about_headers_is_not_shown() -> None:
     with pytest.raises(SettingsError) as caught, sdk_errors_as_settings_errors("traces"):
         parse_env_headers("hunter2", liberal=True)
-    (fault,) = caught.value.faults
+    (fault,) = caught.value.problems
     assert fault.startswith("OTEL_TRACES_EXPORTER: ")
     assert "hunter2" not in fault
 
@@ -336,7 +336,7 @@ def test_exporter_that_cannot_be_imported_is_reported(
 def test_import_error_of_a_plugin_does_not_blame_the_exporter(error: type[ImportError]) -> None:
     with pytest.raises(SettingsError) as caught, sdk_errors_as_settings_errors("traces"):
         raise error("No module named 'plugin'")
-    (fault,) = caught.value.faults
+    (fault,) = caught.value.problems
     assert fault.startswith("OTEL_TRACES_EXPORTER: ")
     assert fault.endswith("No module named 'plugin'")
 

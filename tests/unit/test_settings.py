@@ -18,7 +18,7 @@ from worker.urls import check_redis_url, join_host_port, parse_servers, provider
 def faults(env: dict[str, str], file: Path | None = None) -> tuple[str, ...]:
     with pytest.raises(SettingsError) as caught:
         load(env, file)
-    return caught.value.faults
+    return caught.value.problems
 
 
 def fault(env: dict[str, str]) -> str:

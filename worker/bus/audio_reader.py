@@ -71,7 +71,7 @@ class AudioConsumer(Protocol):
     audio_key: str
     """Key of the session's audio stream."""
 
-    epoch: int
+    rewinds: int
     """Number that changes whenever the cursor moves back; it makes earlier reads invalid."""
     poll_schedule: PollSchedule
     """Schedule of the session's polls."""
@@ -211,7 +211,7 @@ class AudioReader:
         self, lane: LaneState, sessions: Sequence[AudioConsumer], block: int | None
     ) -> None:
         began = time.monotonic()
-        epochs = [session.epoch for session in sessions]
+        epochs = [session.rewinds for session in sessions]
         cursors: dict[Any, Any] = {session.audio_key: session.cursor for session in sessions}
         per_session = int(MAX_REPLY_BYTES / self._largest / len(sessions))
         count = max(1, min(MAX_ENTRIES_PER_KEY, per_session))
@@ -243,7 +243,7 @@ class AudioReader:
         now = time.monotonic()
         found = {key: entries for key, entries in reply or ()}  # noqa: C416 - lists, not tuples
         for session, epoch in zip(sessions, epochs, strict=True):
-            if session.epoch != epoch or self._sessions.get(session.audio_key) is not session:
+            if session.rewinds != epoch or self._sessions.get(session.audio_key) is not session:
                 continue
             entries = found.get(session.audio_key.encode())
             poll_schedule = session.poll_schedule

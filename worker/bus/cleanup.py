@@ -19,8 +19,8 @@ from worker.bus import scripts
 from worker.bus.client.connection import describe
 from worker.bus.inspection import iter_entries
 from worker.bus.liveness import STALE_CONSUMER_S
-from worker.bus.ownership import SessionOwnership
-from worker.bus.recovery import OrphanRecovery
+from worker.bus.lost_entries import OrphanRecovery
+from worker.bus.ownership import SessionLeases
 from worker.text import pluralize
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _PAGE = 1_000
 class Cleaner:
     """Cleans up on behalf of one worker. Several may run at once."""
 
-    def __init__(self, redis: Redis, keys: Keys, ownership: SessionOwnership) -> None:
+    def __init__(self, redis: Redis, keys: Keys, ownership: SessionLeases) -> None:
         self._redis = redis
         self._keys = keys
         self._ownership = ownership

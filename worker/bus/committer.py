@@ -28,7 +28,7 @@ MAX_BATCH = 256
 BATCH_INTERVAL_S = 0.01
 """Minimum interval between batches: a busy worker's commits share a pipeline."""
 
-INTERNAL_ERROR = "crashed"
+CRASHED = "crashed"
 """Reason for which a session stops committing after an internal error: its state may be wrong."""
 
 
@@ -116,7 +116,7 @@ class _CommitBatcher:
                 commit = session.next_commit()
             except Exception:  # an internal error must not end the other sessions
                 log.exception("%s: internal error while building a commit, stopping", session.name)
-                session.abort(INTERNAL_ERROR)
+                session.abort(CRASHED)
                 continue
             if commit is not None:
                 self._unanswered[session] = commit
@@ -155,4 +155,4 @@ def _deliver_result(session: CommitSource, reply: Any) -> None:  # noqa: ANN401 
             session.on_commit_result(reply[0].decode(), reply[1])
     except Exception:  # an internal error must not end the other sessions
         log.exception("%s: internal error on the reply to a commit, stopping", session.name)
-        session.abort(INTERNAL_ERROR)
+        session.abort(CRASHED)

@@ -18,7 +18,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from schemas.keys import RELEASED, Keys
 from schemas.turns import WorkerRecord
 from worker.bus.client.connection import RedisHealth, describe
-from worker.bus.ownership import SessionOwnership
+from worker.bus.ownership import SessionLeases
 from worker.bus.presence import SubscriberCounts, stay_subscribed
 from worker.bus.registry import delete_record, read_workers
 
@@ -39,7 +39,7 @@ class Liveness:
     """Detects dead workers, and advertises that this worker is alive."""
 
     def __init__(
-        self, redis: Redis, health: RedisHealth, keys: Keys, ownership: SessionOwnership
+        self, redis: Redis, health: RedisHealth, keys: Keys, ownership: SessionLeases
     ) -> None:
         self._redis = redis
         self._health = health

@@ -51,7 +51,7 @@ class Fence(msgspec.Struct, frozen=True):
     """Random value of this process."""
 
 
-class Ownership(msgspec.Struct, frozen=True):
+class OwnedSession(msgspec.Struct, frozen=True):
     """A session that this worker owns."""
 
     entry: SessionEntry
@@ -96,7 +96,7 @@ class _Group(TypedDict):
     group: str
 
 
-class SessionOwnership:
+class SessionLeases:
     """Reads, claims, renews, releases and completes session entries for one consumer."""
 
     def __init__(self, redis: Redis, keys: Keys, consumer: str, nonce: str) -> None:
@@ -237,7 +237,7 @@ class SessionOwnership:
         last: str = about["last-generated-id"].decode()
         return last
 
-    async def is_ours(self, ownership: Ownership) -> bool:
+    async def is_ours(self, ownership: OwnedSession) -> bool:
         """Return whether a session's state names this owner, or is lost."""
         session, fence = ownership.entry, ownership.fence
         key = self._keys.state(session.lane, session.session)

@@ -97,7 +97,7 @@ class Check(Command):
             settings = load(os.environ, self.config)
             check_worker_id(settings)
         except SettingsError as error:
-            for line in error.faults:
+            for line in error.problems:
                 report(Finding("settings", "fail", line))
             return 2
         report(Finding("settings", "ok", f"worker {settings.worker_id}, prefix {settings.prefix}"))
@@ -121,7 +121,7 @@ async def _check(settings: Settings, report: Report) -> bool:
             await check(settings, report)
         except SettingsError as error:
             usable = False
-            for line in error.faults:
+            for line in error.problems:
                 report(Finding(name, "fail", line))
         except BusUnavailableError as error:
             report(Finding(name, "fail", str(error)))

@@ -91,7 +91,7 @@ def _run(argv: "Sequence[str]", make_parser: "Callable[[Sequence[str]], Parser]"
     try:
         return _run_command(argv, make_parser)
     except SettingsError as error:
-        for line in error.faults:
+        for line in error.problems:
             _report(line)
         return 2
     except TurnbusError as error:

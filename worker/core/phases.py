@@ -4,7 +4,7 @@ A session is parked until there is audio. It connects, is live on a socket, and 
 after the last audio. Then it is parked again, or over. After a lost socket it connects again.
 `docs/architecture.md` has the table as a diagram.
 
-An input with a single action is processed for its next phase alone.
+The session performs the actions. Where an input has one action only, it does not look it up.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Input(StrEnum):
     LAST_SENT = "the last audio for this socket was sent"
     FLUSHED = "the provider answered the flush"
     FLUSHED_END = "the provider answered the flush of the session's last audio"
-    FLUSHED_EARLY = "the provider answered a flush before late audio"
+    FLUSHED_EARLY = "the provider answered a flush; the audio that follows is late"
     LOST = "the socket was lost"
     CLOSED_IDLE = "the provider closed an idle socket"
     RETRY = "the delay before the next connect is over"

@@ -1,4 +1,7 @@
-"""Acquisition of sessions: new, released, or taken over from dead workers."""
+"""Acquisition of sessions: new, released, or taken over from dead workers.
+
+`worker.bus.liveness` says which workers are dead: at once after a kill, or after a lease.
+"""
 
 import random
 import time
@@ -11,8 +14,8 @@ from anyio.abc import TaskGroup
 from schemas.audio import Fields
 from schemas.keys import RELEASED
 from worker.bus.liveness import Liveness
+from worker.bus.lost_entries import OrphanRecovery
 from worker.bus.ownership import OwnedEntry
-from worker.bus.recovery import OrphanRecovery
 from worker.context import WorkerContext
 from worker.leases.claim import Claimer
 from worker.leases.running import RunningSessions
@@ -54,7 +57,7 @@ class SessionAcquirer:
         self.claims_in_progress = 0
         """Number of sessions that were found and are not running yet."""
         self._removing: set[str] = set()  # dead workers whose records are being deleted
-        self._recovery = OrphanRecovery(context.redis, context.keys, context.ownership)
+        self._recovery = OrphanRecovery(context.redis, context.keys, context.leases)
         self._recovering = False
         self._searching = False
 
@@ -63,7 +66,7 @@ class SessionAcquirer:
 
         Started sessions come first: their audio is already waiting.
         """
-        ownership = self._context.ownership
+        ownership = self._context.leases
         dead = sorted(self._liveness.dead)
         adopted = await self._context.health.retry(
             lambda: ownership.take_over(room, self._lease_ms_now, dead)
@@ -160,7 +163,7 @@ class SessionAcquirer:
         self._start_claim(partial(self._raise_and_claim, entry, count, fields))
 
     async def _raise_and_claim(self, entry: str, count: int, fields: Fields | None) -> None:
-        ownership, health = self._context.ownership, self._context.health
+        ownership, health = self._context.leases, self._context.health
         try:
             if fields is None:
                 fields = await health.retry(partial(ownership.read_fields, entry))

@@ -10,15 +10,15 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from schemas.audio import SessionEntry, decode_session, session_id, session_lane
 from schemas.turns import Event, SessionEnded, SessionError, SessionStarted, decode_record
 from schemas.validation import EntryError
-from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, Ownership
+from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, OwnedSession
 from worker.bus.permits import Permit
 from worker.context import WorkerContext
 from worker.core.turn_tracker import TurnTracker
 from worker.errors import FencedError, TurnbusError
 from worker.leases.retries import MAX_CRASHES
-from worker.session.checkpoint import Checkpoint
 from worker.session.publisher import CheckpointPayload, EventContext, EventPublisher
 from worker.session.session import Session
+from worker.session.state import Checkpoint
 from worker.stt.cartesia import PROVIDER
 from worker.telemetry.logs import SessionName
 from worker.telemetry.traces import SessionTrace
@@ -31,6 +31,8 @@ _REJECTED = {
     "unusable": "a key of this session exists with an unexpected Redis type",
 }
 """Error message for each verdict that rejects an entry."""
+
+_CLAIMED = {"new": "claimed (new)", "taken": "claimed (continues at its checkpoint)"}
 
 INTERNAL_ERROR = "internal error"
 
@@ -63,7 +65,7 @@ class Claimer:
         except EntryError as error:
             await self._reject(owned, error.reason, str(error))
             return None
-        fence = Fence(owned.entry_id, owned.delivery_count, self._context.ownership.nonce)
+        fence = Fence(owned.entry_id, owned.delivery_count, self._context.leases.nonce)
         started = SessionStarted(
             seq=1,
             worker=self._context.settings.worker_id,
@@ -78,7 +80,7 @@ class Claimer:
         )
         try:
             claim = await self._context.health.retry(
-                lambda: self._context.ownership.claim(owned, entry, started, first),
+                lambda: self._context.leases.claim(owned, entry, started, first),
             )
         except NoPermissionError as error:
             denied = f"the worker's Redis user may not use the keys of lane {entry.lane}: {error}"
@@ -89,13 +91,13 @@ class Claimer:
             self._context.stats.events["session.started"] += 1
         if claim.verdict in ("new", "taken"):
             self._context.registry.add_lane(entry.lane)
-            ownership = Ownership(entry, fence, claim.run, owned.fields)
-            log.info("%s: session %s", ownership.name, claim.verdict)
+            ownership = OwnedSession(entry, fence, claim.run, owned.fields)
+            log.info("%s: session %s", ownership.name, _CLAIMED[claim.verdict])
             return await self._resume(ownership, claim)
         if claim.verdict == "stale":
             known = claim.seq
             raised = await self._context.health.retry(
-                lambda: self._context.ownership.raise_delivery_count(owned, known + 1)
+                lambda: self._context.leases.raise_delivery_count(owned, known + 1)
             )
             if raised is not None:
                 return await self.claim(raised)
@@ -113,10 +115,10 @@ class Claimer:
             )
         if claim.verdict == "over":
             await self._context.permits.release(Permit.of(entry.lane, entry.session, fence))
-        await self._context.health.retry(lambda: self._context.ownership.complete(owned.entry_id))
+        await self._context.health.retry(lambda: self._context.leases.complete(owned.entry_id))
         return None
 
-    async def _resume(self, ownership: Ownership, claim: ClaimResult) -> Session | None:
+    async def _resume(self, ownership: OwnedSession, claim: ClaimResult) -> Session | None:
         """Return the session at its last checkpoint, unless it has crashed too often."""
         try:
             snapshot = decode_record(claim.snapshot, Checkpoint)
@@ -135,11 +137,12 @@ class Claimer:
         except Exception as error:
             log.exception("%s: internal error during setup", ownership.name)
             self._context.stats.internal_errors["claim"] += 1
+            # The checkpoint may be what the setup fails on, so its turn is not ended.
             await self._end_unrunnable(ownership, claim, Checkpoint(), type(error).__name__)
             return None
 
     async def _end_unrunnable(
-        self, ownership: Ownership, claim: ClaimResult, snapshot: Checkpoint, why: str
+        self, ownership: OwnedSession, claim: ClaimResult, snapshot: Checkpoint, why: str
     ) -> None:
         """End a session that cannot run: publish its error and end events and release it."""
         entry, fence, context = ownership.entry, ownership.fence, self._context
@@ -161,7 +164,7 @@ class Claimer:
             fence.entry_id, context.keys.sessions, entry.session, "internal", why, {}
         )
         await context.permits.release(Permit.of(entry.lane, entry.session, fence))
-        await context.health.retry(lambda: context.ownership.complete(fence.entry_id))
+        await context.health.retry(lambda: context.leases.complete(fence.entry_id))
 
     async def _reject(self, owned: OwnedEntry, reason: str, why: str) -> None:
         """Reject a session entry: write a dead letter and, if possible, publish error events."""
@@ -176,14 +179,14 @@ class Claimer:
             retention_s = self._context.settings.retention_s
             try:
                 await self._context.health.retry(
-                    lambda: self._context.ownership.reject(
+                    lambda: self._context.leases.reject(
                         owned.entry_id, session, lane, out, retention_s, events
                     )
                 )
             except ResponseError as error:
                 name = SessionName(session, None)
                 log.warning("%s: cannot publish the rejection (%s)", name, error)
-        await self._context.health.retry(lambda: self._context.ownership.complete(owned.entry_id))
+        await self._context.health.retry(lambda: self._context.leases.complete(owned.entry_id))
 
 
 def _common(session: str, run: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class LeaseKeeper:
     async def renew(self, *, takes: Callable[[], bool]) -> None:
         """Renew the leases; handle entries that were taken, lost or, if `takes()`, unclaimed."""
         held = [*self._running.fences, *self._acquirer.claim_counts.items()]
-        heartbeat = partial(self._context.ownership.heartbeat, held)
+        heartbeat = partial(self._context.leases.heartbeat, held)
         report = await self._context.health.retry(heartbeat)
         for entry in report.taken:
             self._running.cancel(entry)

@@ -5,7 +5,7 @@ A single crash costs a retry delay. A session that crashes repeatedly without pr
 
 import msgspec
 
-from worker.bus.ownership import Ownership
+from worker.bus.ownership import OwnedSession
 
 MAX_CRASHES = 5
 """Maximum crashes at one position, after which the session is ended."""
@@ -17,7 +17,7 @@ FIRST_DELAY_S = 1.0
 class _Record(msgspec.Struct):
     """Crash history of one session."""
 
-    ownership: Ownership
+    ownership: OwnedSession
     times: int = 0
     due: float | None = None
     """Monotonic time of the next retry; None while a retry runs."""
@@ -32,16 +32,16 @@ class CrashRetries:
         self._records: dict[str, _Record] = {}
 
     @property
-    def waiting(self) -> list[Ownership]:
+    def waiting(self) -> list[OwnedSession]:
         """Sessions that wait for a retry; the worker keeps renewing their leases."""
         return [record.ownership for record in self._records.values() if record.due is not None]
 
-    def get(self, entry: str) -> Ownership | None:
+    def get(self, entry: str) -> OwnedSession | None:
         """Return the session of this entry if it waits for a retry."""
         record = self._records.get(entry)
         return record.ownership if record and record.due is not None else None
 
-    def record(self, ownership: Ownership, now: float) -> float:
+    def record(self, ownership: OwnedSession, now: float) -> float:
         """Count a crash and return the delay before the retry, in seconds."""
         record = self._records.setdefault(ownership.fence.entry_id, _Record(ownership))
         record.ownership = ownership
@@ -50,7 +50,7 @@ class CrashRetries:
         record.due = now + delay_s
         return delay_s
 
-    def due(self, now: float) -> list[Ownership]:
+    def due(self, now: float) -> list[OwnedSession]:
         """Return the sessions whose retry is due, each once."""
         ready = []
         for record in self._records.values():

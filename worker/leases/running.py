@@ -8,8 +8,8 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
-from worker.bus.committer import INTERNAL_ERROR
-from worker.bus.ownership import Ownership
+from worker.bus.committer import CRASHED
+from worker.bus.ownership import OwnedSession
 from worker.context import WorkerContext
 from worker.core.phases import Phase
 from worker.errors import FencedError
@@ -73,7 +73,7 @@ class RunningSessions:
         try:
             with run.scope:
                 await session.run()
-                await self._context.health.retry(lambda: self._context.ownership.complete(entry))
+                await self._context.health.retry(lambda: self._context.leases.complete(entry))
                 log.info("%s: session ended", session.name)
         except FencedError as error:
             log.info("%s: lease lost, stopping (%s)", session.name, error)
@@ -84,7 +84,7 @@ class RunningSessions:
         finally:
             del self._runs[entry]
             self._context.permits.discard(entry)
-            if session.fenced_reason == INTERNAL_ERROR:
+            if session.fenced_reason == CRASHED:
                 self._context.stats.internal_errors["session"] += 1
                 delay_s = self._context.retries.record(session.ownership, time.monotonic())
                 log.warning("%s: retrying in %g s", session.name, delay_s)
@@ -106,12 +106,12 @@ class RunningSessions:
         finally:
             session.entry_restored = restored
 
-    async def restore_entry(self, ownership: Ownership) -> bool:
+    async def restore_entry(self, ownership: OwnedSession) -> bool:
         """Restore a session's entry if Redis lost it; return whether it was restored.
 
         Nothing is restored if another worker has claimed the session under another entry.
         """
-        health, entries = self._context.health, self._context.ownership
+        health, entries = self._context.health, self._context.leases
         if not await health.retry(partial(entries.is_ours, ownership)):
             return False
         after = await health.retry(entries.last_entry)
@@ -153,7 +153,7 @@ class RunningSessions:
             with anyio.move_on_after(RELEASE_TIMEOUT_S):
                 await session.wait_committed()
                 release = partial(
-                    self._context.ownership.release, [(fence.entry_id, fence.delivery_count)]
+                    self._context.leases.release, [(fence.entry_id, fence.delivery_count)]
                 )
                 if not await self._context.health.retry(release):
                     await self.restore_entry_once(session)  # unless another worker owns it
@@ -169,7 +169,7 @@ class RunningSessions:
         if waiting:
             with anyio.move_on_after(RELEASE_TIMEOUT_S):
                 released = await self._context.health.retry(
-                    lambda: self._context.ownership.release(pairs)
+                    lambda: self._context.leases.release(pairs)
                 )
                 for ownership in waiting if released < len(waiting) else ():
                     await self.restore_entry(ownership)

@@ -19,12 +19,12 @@ from worker.core.connection_health import (
 )
 from worker.core.phases import Input
 from worker.errors import SttError, SttTransientError
-from worker.session.checkpoint import SessionState
 from worker.session.ingest import AudioIngest
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
+from worker.session.state import SessionState
 from worker.stt.cartesia import TurnsStream
 
 log = logging.getLogger(__name__)
@@ -40,10 +40,12 @@ CHECK_INTERVAL_S = 0.4
 """Interval between checks of a socket while audio flows. It is shorter than the filler delay, and
 well below the delay up to which a pong proves when the provider received the ping."""
 
-REMEMBER_EVERY_S = 5.0
-REMEMBER_SHARE = 0.1
-"""Maximum interval between commits while no event covers the audio sent, in seconds and as a share
-of `TURNBUS_MAX_LAG_S`. A new owner counts audio sent since the last commit as late."""
+PROGRESS_INTERVAL_S = 5.0
+"""Maximum interval between commits while audio is sent. A new owner counts audio that was sent
+since the last commit as late."""
+
+PROGRESS_SHARE = 0.1
+"""The same as a share of `TURNBUS_MAX_LAG_S`; the shorter interval applies."""
 
 DROP_REPORT_DELAY_S = 1.0
 """Delay before dropped audio is reported if no kept audio follows it."""
@@ -86,7 +88,9 @@ class Connection:
         self._watchdog = watchdog
         watchdog.restart()
         self._keepalive = Keepalive(now)
-        self._remember_s = min(REMEMBER_EVERY_S, REMEMBER_SHARE * context.settings.max_lag_s)
+        self._progress_interval_s = min(
+            PROGRESS_INTERVAL_S, PROGRESS_SHARE * context.settings.max_lag_s
+        )
         self._since = now
         self._next_check_at = 0.0
         self._flushing_since = 0.0
@@ -111,7 +115,7 @@ class Connection:
             return  # audio flows, and the other checks can wait
         self._next_check_at = now + CHECK_INTERVAL_S
         self._check_socket(now)
-        self._remember(now)
+        self._commit_progress(now)
         if now - self._ingest.last_entry_at > DROP_REPORT_DELAY_S:
             self._ingest.report_dropped()
         if self._lifecycle.flushing:
@@ -210,11 +214,11 @@ class Connection:
         if received is not None:
             self._receiver.commit_silence(received)
 
-    def _remember(self, now: float) -> None:
+    def _commit_progress(self, now: float) -> None:
         """Commit regularly how far audio was sent, while there are no events to commit."""
         self._ingest.note_sent(now)
-        due = now - self._publisher.built_at >= self._remember_s > 0
-        if due and self._sender.uncommitted_bytes:
+        due = now - self._publisher.built_at >= self._progress_interval_s > 0
+        if due and self._sender.sent_uncommitted_bytes:
             self._publisher.request_commit()
 
     def _check_turn(self) -> None:

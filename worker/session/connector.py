@@ -9,7 +9,7 @@ import time
 
 import anyio
 
-from worker.bus.ownership import Ownership
+from worker.bus.ownership import OwnedSession
 from worker.bus.permits import Permit
 from worker.context import WorkerContext
 from worker.core.provider_errors import Backoff
@@ -38,7 +38,7 @@ class Connector:
     def __init__(
         self,
         context: WorkerContext,
-        ownership: Ownership,
+        ownership: OwnedSession,
         configs: TurnConfigHistory,
         publisher: EventPublisher,
         reports: Reports,
@@ -72,7 +72,7 @@ class Connector:
             try:
                 return await self._try(settings)
             except SttPermanentError as error:
-                self._context.stats.connects[error.fault_class] += 1
+                self._context.stats.connects[error.error_class] += 1
                 if self._configs.committed == self._entry.config:
                     raise
                 self._reset_config(error)
@@ -150,7 +150,9 @@ class Connector:
         async with context.connect_slots:
             began = time.monotonic()
             with self._publisher.trace.connecting(settings.model) as span:
-                stream = await open_stream(context.endpoint, settings, self._reports.unreadable)
+                stream = await open_stream(
+                    context.endpoint, settings, self._reports.report_unreadable
+                )
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         context.credentials.accepted()
         context.shortage.connected(time.monotonic())
@@ -161,20 +163,20 @@ class Connector:
         return stream
 
     def _rejected(self, error: SttCredentialsError, model: str) -> None:
-        self._context.stats.connects[error.fault_class] += 1
+        self._context.stats.connects[error.error_class] += 1
         if model == self._context.settings.stt_model:
             self._context.credentials.rejected(error)
         else:  # the plan may exclude only this session's model
             log.warning("%s: model %s: %s", self._name, model, error)
 
     def _failed(self, error: SttBusyError | SttTransientError) -> None:
-        self._context.stats.connects[error.fault_class] += 1
+        self._context.stats.connects[error.error_class] += 1
         level = logging.DEBUG if self._backoff.failures else logging.INFO
         log.log(level, "%s: %s", self._name, error)
         self._context.provider_outage.connect_failed(self._name, error, time.monotonic())
 
     def _short(self, error: SttShortageError) -> None:
-        self._context.stats.connects[error.fault_class] += 1
+        self._context.stats.connects[error.error_class] += 1
         log.debug("%s: %s", self._name, error)
         self._context.shortage.met(error, time.monotonic())
         self.stranded = True

@@ -1,9 +1,11 @@
 """The ingest: validates a session's audio entries, in order, and passes on the valid parts.
 
 Audio that is too late to be transcribed is dropped, and published as an `audio.gap`. Only audio
-that was never sent is dropped, oldest first. If earlier audio was sent and no event covers it yet,
-that audio is sent again on a new socket, which is then closed. The provider then ends the turn with
-everything that consumers may have seen of it. The next socket begins with the dropped audio.
+that was never sent is dropped, oldest first.
+
+If earlier audio was sent and no event covers it yet, consumers may have seen a part of its turn. So
+the worker sends that audio again on a new socket, and flushes it: the provider ends the turn. Then
+the worker drops the late audio, and the next socket begins after it.
 """
 
 import time
@@ -19,11 +21,11 @@ from worker.context import WorkerContext
 from worker.core import stream_ids
 from worker.core.ledger import Admitted
 from worker.core.polling import PollSchedule
-from worker.session.checkpoint import SessionState
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
+from worker.session.state import SessionState
 
 
 class AudioIngest:
@@ -103,7 +105,7 @@ class AudioIngest:
                     entry = msgspec.structs.replace(entry, config=None)
             reported = bool(errors) and self._ledger.mark_reported(self.cursor)
             if reported:
-                self._reports.refused(self.cursor, fields, errors)
+                self._reports.report_refused(self.cursor, fields, errors)
             self._accept_entry(self.cursor, entry, now, reported=reported, live=live)
             if self.cut_short:
                 break
@@ -151,9 +153,9 @@ class AudioIngest:
         if not audio:
             return
         if self._reports.repeating and self._ledger.is_news(entry_id):
-            self._reports.taken()
+            self._reports.end_repeats()
         if self._ages.doubts(entry_id):
-            self._reports.untimed(entry_id)
+            self._reports.report_untimed(entry_id)
         if live:
             audio = self._without_late_audio(entry_id, audio, now)
         if not audio:
@@ -175,11 +177,11 @@ class AudioIngest:
         """Report what the entry's `seq` shows."""
         ms = self._sender.ms_of(len(entry.audio))
         if admitted.repeated:
-            self._reports.repeated(entry_id, entry, ms, proven=admitted.proven)
+            self._reports.report_repeated(entry_id, entry, ms, proven=admitted.proven)
         if admitted.missing:
-            self._reports.missing(admitted.missing * ms, now)
+            self._reports.report_missing(admitted.missing * ms, now)
         if admitted.doubt:
-            self._reports.doubtful(entry_id, entry, admitted.doubt, admitted.before)
+            self._reports.report_doubtful(entry_id, entry, admitted.doubt, admitted.before)
 
     def _without_late_audio(self, entry_id: str, audio: bytes, now: float) -> bytes:
         """Return the part of newly admitted audio to send; the rest is late."""

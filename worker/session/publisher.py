@@ -11,7 +11,7 @@ import msgspec
 from schemas import turns
 from schemas.turns import encode_event, event_type
 from worker.bus import scripts
-from worker.bus.ownership import Ownership
+from worker.bus.ownership import OwnedSession
 from worker.context import WorkerContext
 from worker.core.turn_tracker import EventDraft
 from worker.errors import FencedError
@@ -54,7 +54,7 @@ class EventPublisher:
     def __init__(
         self,
         context: WorkerContext,
-        ownership: Ownership,
+        ownership: OwnedSession,
         seq: int,
         event_context: Callable[[], EventContext],
         build_checkpoint: Callable[[], CheckpointPayload],

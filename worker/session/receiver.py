@@ -16,9 +16,9 @@ from worker.core.transcripts import UpdateThrottle, is_blank, parting
 from worker.core.turn_boundary import BURST_GAP_S, ONSET_MARGIN_MS
 from worker.core.turn_tracker import EventDraft, ProviderInput
 from worker.session.boundary import TurnBoundaryFinder
-from worker.session.checkpoint import SessionState
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
+from worker.session.state import SessionState
 
 log = logging.getLogger(__name__)
 

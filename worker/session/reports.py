@@ -44,7 +44,7 @@ class Reports:
         self._repeat_logged = False
         self._unreadable = 0
 
-    def refused(self, entry_id: str, fields: Fields, errors: Sequence[EntryError]) -> None:
+    def report_refused(self, entry_id: str, fields: Fields, errors: Sequence[EntryError]) -> None:
         """Report the invalid fields of an audio entry."""
         reason, detail = errors[0].reason, "; ".join(map(str, errors))
         named = sorted({f"`{error.field}`" for error in errors if error.field})
@@ -65,7 +65,7 @@ class Reports:
             so_far = f" ({count:,} times so far)" if count > 1 else ""
             self._publisher.publish_error(code, f"{message}{so_far}", status=status)
 
-    def unreadable(self, defect: str) -> None:
+    def report_unreadable(self, defect: str) -> None:
         """Count a provider message that cannot be decoded, or only in part; log the first.
 
         `defect` contains none of the message's content.
@@ -79,7 +79,7 @@ class Reports:
                 *(self._publisher.name, defect),
             )
 
-    def doubtful(self, entry_id: str, entry: AudioEntry, doubt: Doubt, before: int) -> None:
+    def report_doubtful(self, entry_id: str, entry: AudioEntry, doubt: Doubt, before: int) -> None:
         """Report that the audio of an entry was accepted although its `seq` is doubtful."""
         count = self._notices.count("audio_miscounted", f"`seq` that {doubt.value}")
         if not count:
@@ -91,7 +91,7 @@ class Reports:
         )
         self._warn("audio_miscounted", message)
 
-    def repeated(self, entry_id: str, entry: AudioEntry, ms: float, *, proven: bool) -> None:
+    def report_repeated(self, entry_id: str, entry: AudioEntry, ms: float, *, proven: bool) -> None:
         """Report that the audio of an entry was dropped as a repeat."""
         self._context.stats.chunks_repeated += 1
         if not self._repeat_logged:
@@ -112,15 +112,15 @@ class Reports:
         """Whether the last entries were dropped as repeats."""
         return self._notices.repeating
 
-    def taken(self) -> None:
+    def end_repeats(self) -> None:
         """Record that new audio followed repeats."""
         self._repeats(self._notices.repeats_end(session_ends=False), "until new audio came")
 
-    def missing(self, ms: float, now: float) -> None:
+    def report_missing(self, ms: float, now: float) -> None:
         """Report that audio was never appended."""
         self._gap(self._notices.missed(ms, now))
 
-    def untimed(self, entry_id: str) -> None:
+    def report_untimed(self, entry_id: str) -> None:
         """Report, once, that the ids of the session's audio entries are not times."""
         self._notices.untimed = True
         message = (

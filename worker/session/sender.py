@@ -77,7 +77,7 @@ class AudioSender:
         return int(self.session_bytes / self._bytes_per_ms)
 
     @property
-    def uncommitted_bytes(self) -> int:
+    def sent_uncommitted_bytes(self) -> int:
         """Bytes of the session sent on this socket that no published event covers yet."""
         return self.session_bytes - self._ledger.committed_bytes
 

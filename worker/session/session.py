@@ -15,8 +15,8 @@ from redis.exceptions import ResponseError
 from schemas.turns import SessionEndReason
 from worker.bus.audio_reader import Entries
 from worker.bus.clock import EntryAges
-from worker.bus.committer import INTERNAL_ERROR
-from worker.bus.ownership import Ownership
+from worker.bus.committer import CRASHED
+from worker.bus.ownership import OwnedSession
 from worker.context import WorkerContext
 from worker.core.connection_health import RepeatedLosses, Watchdog
 from worker.core.phases import Action, Input, Phase
@@ -33,7 +33,6 @@ from worker.errors import (
     SttTransientError,
 )
 from worker.session.boundary import TurnBoundaryFinder
-from worker.session.checkpoint import Checkpoint, SessionState
 from worker.session.connection import Connection
 from worker.session.connector import Connector
 from worker.session.ingest import AudioIngest
@@ -41,6 +40,7 @@ from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
+from worker.session.state import Checkpoint, SessionState
 from worker.telemetry.traces import SessionTrace
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Session:
     """Runs one owned session."""
 
     def __init__(
-        self, context: WorkerContext, ownership: Ownership, seq: int, snapshot: Checkpoint
+        self, context: WorkerContext, ownership: OwnedSession, seq: int, snapshot: Checkpoint
     ) -> None:
         """Continue at `snapshot`; `seq` is the number of the last published event."""
         entry, settings = ownership.entry, context.settings
@@ -75,7 +75,8 @@ class Session:
         self.name = ownership.name
         self.lane = entry.lane
         self.audio_key = context.keys.audio(entry.lane, entry.session)
-        self.epoch = 0
+        self.rewinds = 0
+        """Number of times the cursor moved back; reads from before are invalid."""
         self.entry_restored = False
         """Whether the worker restored the session's entry after Redis lost it."""
         self._context = context
@@ -176,12 +177,12 @@ class Session:
         """Age of the oldest audio that was read and not yet sent, in seconds; 0 if none."""
         if not self._sender.holds_audio:
             return 0.0
-        # On a live socket the unsent audio is at most the sender's buffer, so the cursor will do.
+        # On a live socket at most the sender's buffer is unsent: the last entry read is close.
         oldest = self._ledger.oldest if self._connection is None else self.cursor
         return self._ages.age_s(oldest or self.cursor)
 
     @property
-    def uncommitted_bytes(self) -> int:
+    def read_uncommitted_bytes(self) -> int:
         """Bytes of audio that were read and that no published event covers."""
         return self._ledger.read_bytes - self._ledger.committed_bytes
 
@@ -196,8 +197,10 @@ class Session:
                 return not self._state.tracker.open
             case Phase.PARKED:
                 return not self._parking  # the next owner does not release this one's permit
-            case phase:
-                return phase is Phase.CONNECTING
+            case Phase.CONNECTING:
+                return True
+            case _:
+                return False
 
     @property
     def stranded(self) -> bool:
@@ -206,7 +209,7 @@ class Session:
 
     @property
     def fenced_reason(self) -> str | None:
-        """Why commits are refused because another worker owns the session; None if they are not."""
+        """Why no commit is accepted: lease lost, state lost, internal error; None if they are."""
         return self._publisher.fenced_reason
 
     def feed(self, entries: Entries, now: float) -> None:
@@ -244,7 +247,7 @@ class Session:
         if action is not Action.NOTHING:
             self._reports.tick(now)
         match action:
-            case Action.CHECK_SOCKET if self._connection is not None:  # as always then
+            case Action.CHECK_SOCKET if self._connection is not None:  # true in these phases
                 self._connection.tick(now)
                 if self._outage_since is not None and self._connection.has_lasted(now):
                     self._end_outage()
@@ -281,7 +284,7 @@ class Session:
 
     def fail(self) -> None:
         """Stop committing after an internal error: the state in memory may be wrong."""
-        self._publisher.abort(INTERNAL_ERROR)
+        self._publisher.abort(CRASHED)
 
     async def wait_committed(self) -> None:
         """Wait until everything published so far is committed; raises `FencedError`."""
@@ -321,7 +324,7 @@ class Session:
             return None
         now = time.monotonic()
         if self._ingest.judge_held(now):
-            self._rewind()
+            self._rewind()  # read it again as live audio, which may be dropped
         self._state.connected(stream.request_id)
         log.info("%s: connected, request %s", self.name, stream.request_id)
         progressed = self._ledger.committed_bytes > self._committed_at_connect
@@ -353,7 +356,7 @@ class Session:
                 await connection.run()
                 action = self._on_flushed()
         except SttError as error:
-            # Nothing ran since: after an error, the stream aborts its socket and does not wait.
+            # No other task ran meanwhile: after an error, `__aexit__` aborts and does not wait.
             action = self._on_lost(error, received_turns=connection.received_turns)
         finally:
             if self._connection is not None:  # released, or an internal error
@@ -387,19 +390,23 @@ class Session:
         """Handle a lost socket: its uncommitted audio will be sent again."""
         if isinstance(error, SttPermanentError) and self._connector.revoke_config(error):
             error = SttTransientError(str(error), status=error.status, request_id=error.request_id)
-        self.trace.socket_lost(error, self._sender.ms_of(self._sender.uncommitted_bytes) / 1000)
+        replayed_s = self._sender.ms_of(self._sender.sent_uncommitted_bytes) / 1000
+        self.trace.socket_lost(error, replayed_s)
         idle = is_idle_close(error.status, str(error))
         if not idle:
             self._check_repeated_loss(error, received_turns=received_turns)
         self._rewind()
         self.trace.flush_ended(error)
-        self._context.stats.sockets_lost["idle" if idle else error.fault_class] += 1
+        self._context.stats.sockets_lost["idle" if idle else error.error_class] += 1
         if idle:
             return self._enter(Input.CLOSED_IDLE)
         if isinstance(error, SttPermanentError):
             fatal = _Fatal("stt_refused", str(error), error.status)
             return self._end(Input.FATAL, "error", fatal)
-        log.info("%s: socket lost: %s", self.name, error)
+        log.info(
+            "%s: socket lost, replaying %.1f s after entry %s: %s",
+            *(self.name, replayed_s, self.cursor, error),
+        )
         if self._committed_more:
             self._end_outage()
         self._begin_outage()
@@ -407,7 +414,10 @@ class Session:
         return self._enter(Input.LOST)
 
     def _check_repeated_loss(self, error: SttError, *, received_turns: bool) -> None:
-        """Skip audio at which the provider fails on one socket after another."""
+        """Skip audio at which the provider fails on one socket after another.
+
+        `RepeatedLosses` counts them. Everything sent is committed, and the open turn ends.
+        """
         if isinstance(error, _UNRELATED_TO_AUDIO):
             return
         too_big = isinstance(error, SttTooBigError)
@@ -422,8 +432,10 @@ class Session:
         progress = (self._ledger.committed_bytes, self._state.tracker.last_growth)
         now = time.monotonic()
         if self._losses.must_skip(self._sender.session_bytes, progress, now, certain=certain):
+            skipped_s = self._sender.ms_of(self._sender.sent_uncommitted_bytes) / 1000
             log.warning(
-                "%s: skipping audio at which the provider fails repeatedly (%s)", self.name, error
+                "%s: skipping %.1f s of audio at which the provider fails repeatedly (%s)",
+                *(self.name, skipped_s, error),
             )
             self._receiver.abandon_turn()
 
@@ -475,7 +487,7 @@ class Session:
         self._sender.detach()
         self._receiver.forget()
         self._ingest.rewind()
-        self.epoch += 1
+        self.rewinds += 1
 
     def _begin_outage(self) -> None:
         """Start measuring the outage, unless it is being measured already."""

@@ -23,7 +23,7 @@ from websockets.uri import parse_uri
 
 from worker.descriptors import session_socket
 from worker.network import connect_tcp, open_transport
-from worker.stt.protocol import DISCARDED, MAX_MESSAGE_BYTES, FrameWriter, LenientProtocol
+from worker.stt.frames import DISCARDED, MAX_MESSAGE_BYTES, FrameWriter, LenientProtocol
 from worker.stt.proxy import Proxy
 
 CONNECT_TIMEOUT_S = 8.0

@@ -229,7 +229,7 @@ INSTRUMENTS = (
         "updowncounter",
         "By",
         "Audio read that no published event covers yet: what a reconnect replays",
-        lambda gauges: sum(session.uncommitted_bytes for session in gauges.worker.running),
+        lambda gauges: sum(session.read_uncommitted_bytes for session in gauges.worker.running),
     ),
     _count(
         "turnbus.audio.missing",

@@ -157,7 +157,7 @@ class SessionTrace:
         The following connects have the same attributes until one succeeds.
         """
         self._lost = {
-            "turnbus.connect.after": error.fault_class,
+            "turnbus.connect.after": error.error_class,
             "turnbus.audio.replayed": replayed_s,
         }
         if self._turn is not None:

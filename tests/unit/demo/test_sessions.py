@@ -92,7 +92,7 @@ def test_every_unusable_file_is_reported(tmp_path: Path) -> None:
     noise.write_bytes(b"no sound")
     with pytest.raises(SettingsError) as error:
         of_files([tmp_path / "none.wav", noise, tmp_path], None)
-    missing, unreadable, directory = error.value.faults
+    missing, unreadable, directory = error.value.problems
     assert missing.endswith("none.wav: cannot be read: No such file or directory")
     assert "noise.wav is not a sound file" in unreadable
     assert directory.endswith("cannot be read: Is a directory")

@@ -17,7 +17,7 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from tests.support.polling import PATIENCE_S
-from worker.stt.protocol import MAX_MESSAGE_BYTES
+from worker.stt.frames import MAX_MESSAGE_BYTES
 from worker.stt.websocket import (
     SocketClosed,
     WebSocketClient,

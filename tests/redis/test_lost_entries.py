@@ -9,9 +9,9 @@ from schemas.audio import decode_session
 from schemas.keys import GROUP, Keys
 from tests.redis.claiming import claim
 from tests.support.harness import ON_CLUSTER_TOO
-from worker.bus import recovery as lost_module
-from worker.bus.ownership import HeartbeatReport, OwnedEntry, SessionOwnership
-from worker.bus.recovery import OrphanRecovery
+from worker.bus import lost_entries as lost_module
+from worker.bus.lost_entries import OrphanRecovery
+from worker.bus.ownership import HeartbeatReport, OwnedEntry, SessionLeases
 
 
 class Bus:
@@ -20,8 +20,8 @@ class Bus:
     def __init__(self, redis: Redis, as_worker: Redis, keys: Keys) -> None:
         self.redis = redis
         self.keys = keys
-        self.dead = SessionOwnership(as_worker, keys, "dead", "nonce-1")
-        self.alive = SessionOwnership(as_worker, keys, "alive", "nonce-2")
+        self.dead = SessionLeases(as_worker, keys, "dead", "nonce-1")
+        self.alive = SessionLeases(as_worker, keys, "alive", "nonce-2")
         self.lost = OrphanRecovery(as_worker, keys, self.alive)
         self.other = OrphanRecovery(as_worker, keys, self.dead)
 

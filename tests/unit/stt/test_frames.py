@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 
-from worker.stt.protocol import FrameWriter
+from worker.stt.frames import FrameWriter
 
 LIMITS = (0, 1, 125, 126, 127, 65_535, 65_536, 200_000)
 

@@ -1,8 +1,10 @@
 """Recovery of lost sessions: live sessions without an entry in the sessions stream.
 
 A live owner notices within a heartbeat that its entry was trimmed or deleted, and restores it. An
-owner that dies first cannot. Redis drops a deleted entry from the pending list when a script claims
-it; the script then records the entry's id. The states of the sessions map such ids to sessions.
+owner that dies first cannot. When a script claims a deleted entry, Redis drops it from the pending
+list, and the script records its id. This module finds the session with that id by its state.
+
+Entries that Redis still has are taken over by `worker.leases.acquire`.
 """
 
 import logging
@@ -18,7 +20,7 @@ from schemas.keys import Keys
 from schemas.turns import decode_record
 from worker.bus.client.connection import describe, is_outage
 from worker.bus.inspection import iter_entries
-from worker.bus.ownership import SessionOwnership
+from worker.bus.ownership import SessionLeases
 from worker.text import pluralize
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class _Live(NamedTuple):
 class OrphanRecovery:
     """Finds lost sessions and restores their entries. Several may run at once."""
 
-    def __init__(self, redis: Redis, keys: Keys, ownership: SessionOwnership) -> None:
+    def __init__(self, redis: Redis, keys: Keys, ownership: SessionLeases) -> None:
         self._redis = redis
         self._keys = keys
         self._ownership = ownership
