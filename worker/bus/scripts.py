@@ -34,7 +34,7 @@ class Script(Generic[P, R]):
     """One script, sent by its SHA-1."""
 
     def __init__(self, signature: Callable[P, R]) -> None:
-        parameters = inspect.signature(signature).parameters.values()
+        parameters = inspect.signature(signature, eval_str=True).parameters.values()
         self.name = signature.__name__
         self.text = (_LUA / f"{self.name}.lua").read_text(encoding="utf-8")
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
