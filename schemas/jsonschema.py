@@ -1,4 +1,4 @@
-"""JSON Schemas of everything on the bus, generated from the structs into `schemas/json/`."""
+"""JSON Schemas of entries, events and records, generated from the structs into `schemas/json/`."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -35,7 +35,8 @@ class EventBase(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     at: float
     """Unix seconds, by the worker's clock, when the event arrived."""
     audio_ms: int
-    """Milliseconds of the session's audio sent to the provider, without replays and filler."""
+    """Milliseconds of the session's audio sent so far, without filler. A replay on a new socket
+    begins at the committed position, so the value can fall."""
     provider: str
     request_id: str
     """The provider's id of the connection; empty before the first."""

@@ -43,7 +43,7 @@ class Takeover(msgspec.Struct, frozen=True):
 
 
 class Fence(msgspec.Struct, frozen=True):
-    """Proof of ownership in every write of an owner."""
+    """Proof of ownership in every commit."""
 
     entry_id: str
     delivery_count: int

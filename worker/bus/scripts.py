@@ -1,7 +1,8 @@
 """The Lua scripts of `lua/`: one function each, whose parameters name the script's KEYS and ARGV.
 
-A function here is only a signature: `Script` derives the order of the values from it, once. The
-type of its reply gives the shape; the client returns lists. The `.lua` file documents all values.
+A function here is only a signature: `Script` derives the order of the values from it, once. Its
+return type describes the reply; redis-py returns each tuple of it as a list. The `.lua` file
+documents all values.
 """
 
 # mypy: disable-error-code="empty-body"

@@ -29,7 +29,7 @@ _COMMANDS = {
     "check": "check the settings, Redis, its permissions and the API key",
     "stt-server": "run the local turns server, wire-compatible with the provider",
     "bench": "measure what a worker costs on this machine, and how late its turns are",
-    "schema": "print or write the JSON Schemas of everything on the bus",
+    "schema": "print or write the JSON Schemas of entries, events and records",
 }
 
 _OPERATIONS = {"sessions", "drain", "dead", "end"}

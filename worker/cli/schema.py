@@ -1,4 +1,4 @@
-"""`turnbus schema`: print or write the JSON Schemas of everything on the bus."""
+"""`turnbus schema`: print or write the JSON Schemas of entries, events and records."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar

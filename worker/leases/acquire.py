@@ -1,4 +1,4 @@
-"""Acquisition of sessions: new, released, or taken over from dead workers.
+"""Acquisition of sessions: new ones, and released or abandoned ones, which are taken over.
 
 `worker.bus.liveness` says which workers are dead: at once after a kill, or after a lease.
 """
@@ -62,9 +62,9 @@ class SessionAcquirer:
         self._searching = False
 
     async def find(self, room: int) -> list[OwnedEntry]:
-        """Return up to `room` sessions that this worker now owns: released, orphaned or new.
+        """Return up to `room` sessions that this worker now owns: taken over or new.
 
-        Started sessions come first: their audio is already waiting.
+        Sessions to take over come first: their audio is already waiting.
         """
         ownership = self._context.leases
         dead = sorted(self._liveness.dead)
@@ -157,7 +157,8 @@ class SessionAcquirer:
     def reclaim(self, entry: str, count: int, fields: Fields | None = None) -> None:
         """Start to claim an entry that this worker already owns, with a larger delivery count.
 
-        Redis then rejects all writes of this worker's earlier claim. Unknown fields are read.
+        Redis then rejects all commits of this worker's earlier claim. If `fields` is None, they are
+        read from the stream.
         """
         self._raising.add(entry)
         self._start_claim(partial(self._raise_and_claim, entry, count, fields))
