@@ -13,6 +13,7 @@ from schemas.validation import EntryError
 from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, OwnedSession
 from worker.bus.permits import Permit
 from worker.context import WorkerContext
+from worker.core import stream_ids
 from worker.core.turn_tracker import TurnTracker
 from worker.errors import FencedError, TurnbusError
 from worker.leases.retries import MAX_CRASHES
@@ -31,8 +32,6 @@ _REJECTED = {
     "unusable": "a key of this session exists with an unexpected Redis type",
 }
 """Error message for each verdict that rejects an entry."""
-
-_CLAIMED = {"new": "claimed (new)", "taken": "claimed (continues at its checkpoint)"}
 
 INTERNAL_ERROR = "internal error"
 
@@ -92,7 +91,6 @@ class Claimer:
         if claim.verdict in ("new", "taken"):
             self._context.registry.add_lane(entry.lane)
             ownership = OwnedSession(entry, fence, claim.run, owned.fields)
-            log.info("%s: session %s", ownership.name, _CLAIMED[claim.verdict])
             return await self._resume(ownership, claim)
         if claim.verdict == "stale":
             known = claim.seq
@@ -128,6 +126,11 @@ class Claimer:
             )
             return None
         committed = snapshot.ledger.committed_bytes
+        if claim.verdict == "new":
+            log.info("%s: session claimed (new)", ownership.name)
+        else:
+            entry_id = stream_ids.predecessor(snapshot.ledger.committed.entry_id)
+            log.info("%s: session claimed (continues after entry %s)", ownership.name, entry_id)
         if self._context.retries.is_exhausted(ownership.fence.entry_id, committed):
             why = f"the worker failed {MAX_CRASHES} times at the same position"
             await self._end_unrunnable(ownership, claim, snapshot, why)

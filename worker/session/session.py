@@ -390,11 +390,11 @@ class Session:
         """Handle a lost socket: its uncommitted audio will be sent again."""
         if isinstance(error, SttPermanentError) and self._connector.revoke_config(error):
             error = SttTransientError(str(error), status=error.status, request_id=error.request_id)
-        replayed_s = self._sender.ms_of(self._sender.sent_uncommitted_bytes) / 1000
-        self.trace.socket_lost(error, replayed_s)
+        self.trace.socket_lost(error, self._sent_uncommitted_s)
         idle = is_idle_close(error.status, str(error))
         if not idle:
             self._check_repeated_loss(error, received_turns=received_turns)
+        replayed_s = self._sent_uncommitted_s
         self._rewind()
         self.trace.flush_ended(error)
         self._context.stats.sockets_lost["idle" if idle else error.error_class] += 1
@@ -416,7 +416,9 @@ class Session:
     def _check_repeated_loss(self, error: SttError, *, received_turns: bool) -> None:
         """Skip audio at which the provider fails on one socket after another.
 
-        `RepeatedLosses` counts them. Everything sent is committed, and the open turn ends.
+        Three sockets in a row lost at the same place are enough if the provider certainly caused
+        each, otherwise five in a minute or more (`RepeatedLosses` in `worker.core`). Everything
+        sent is committed, and the open turn ends.
         """
         if isinstance(error, _UNRELATED_TO_AUDIO):
             return
@@ -432,10 +434,9 @@ class Session:
         progress = (self._ledger.committed_bytes, self._state.tracker.last_growth)
         now = time.monotonic()
         if self._losses.must_skip(self._sender.session_bytes, progress, now, certain=certain):
-            skipped_s = self._sender.ms_of(self._sender.sent_uncommitted_bytes) / 1000
             log.warning(
                 "%s: skipping %.1f s of audio at which the provider fails repeatedly (%s)",
-                *(self.name, skipped_s, error),
+                *(self.name, self._sent_uncommitted_s, error),
             )
             self._receiver.abandon_turn()
 
@@ -468,6 +469,11 @@ class Session:
         if self.poll_schedule.last_polled_at < self._phase_since:
             return False  # the stream was not polled since this phase began
         return self._ingest.producer_idle_s() > self._context.settings.session_idle_s
+
+    @property
+    def _sent_uncommitted_s(self) -> float:
+        """Seconds of audio sent on this socket that no event covers."""
+        return self._sender.ms_of(self._sender.sent_uncommitted_bytes) / 1000
 
     @property
     def _committed_more(self) -> bool:
