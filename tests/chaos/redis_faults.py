@@ -162,7 +162,7 @@ async def _delete(
         deleted = choose(live) if live else []
         if not deleted:
             return False
-        entries = [each.entry for each in deleted]
+        entries = [each.entry_id for each in deleted]
         harness.note(f"delete {len(entries)} entries")
         await harness.retry(lambda: harness.redis.xdel(harness.keys.sessions, *entries))
         if then is not None:
@@ -179,7 +179,7 @@ async def _live(harness: ChaosHarness) -> list[Announced]:
     async with redis.pipeline(transaction=False) as pipe:
         for each in found:
             pipe.hget(keys.state(each.lane, each.session), "status")
-            pipe.xpending_range(keys.sessions, GROUP, each.entry, each.entry, 1)
+            pipe.xpending_range(keys.sessions, GROUP, each.entry_id, each.entry_id, 1)
         replies: Any = await pipe.execute(raise_on_error=False)
     states = zip(found, replies[::2], replies[1::2], strict=True)
     return [

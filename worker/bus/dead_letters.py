@@ -49,14 +49,14 @@ class DeadLetterWriter:
         self._denied = False
 
     def put(
-        self, entry: str, stream: str, session: str, reason: str, detail: str, fields: Fields
+        self, entry_id: str, stream: str, session: str, reason: str, detail: str, fields: Fields
     ) -> None:
         """Queue a rejected entry for writing; only a session entry keeps its fields."""
         self._counts[reason] += 1
         traceparent = fields.get(b"traceparent", b"").decode("ascii", "replace")
         name = SessionName(session, traceparent) if session else "no session"
         dead = DeadLetter(
-            id=entry,
+            id=entry_id,
             stream=stream,
             session=session,
             reason=reason,
@@ -130,13 +130,13 @@ class ListedDeadLetter(DeadLetter, frozen=True, kw_only=True):
 
 async def list_dead_letters(redis: Redis, keys: Keys) -> AsyncIterator[ListedDeadLetter]:
     """Yield rejected entries, oldest first."""
-    async for entry, fields in iter_entries(redis, keys.dead):
+    async for entry_id, fields in iter_entries(redis, keys.dead):
         text = {
             name.decode("utf-8", "replace"): value.decode("utf-8", "replace")
             for name, value in fields.items()
         }
         try:
-            yield msgspec.convert({**text, "dead": entry}, ListedDeadLetter, strict=False)
+            yield msgspec.convert({**text, "dead": entry_id}, ListedDeadLetter, strict=False)
         except msgspec.ValidationError:
             continue  # not written by a worker
 
@@ -160,11 +160,11 @@ async def requeue(redis: Redis, keys: Keys, dead: str) -> str:
     await _check(redis, keys, fields)
     # The entry gets a new id and a new run. A crash between the two commands leaves the dead
     # letter in place: announced once more, it is rejected as a duplicate.
-    entry: Any = await redis.xadd(
+    reply: Any = await redis.xadd(
         keys.sessions, {name: value for name, value in fields.items() if name != "run"}
     )
     await redis.xdel(keys.dead, dead)
-    announced_as: str = entry.decode()
+    announced_as: str = reply.decode()
     return announced_as
 
 
@@ -176,7 +176,7 @@ async def _check(redis: Redis, keys: Keys, fields: dict[str, str]) -> None:
         raise TurnbusError(f"it would be rejected again: {error}") from None
     async for each in announced(redis, keys):
         if (each.session, each.lane) == (entry.session, entry.lane):
-            raise TurnbusError(f"{entry.session} is announced already, as {each.entry}")
+            raise TurnbusError(f"{entry.session} is announced already, as {each.entry_id}")
     if await redis.hget(keys.state(entry.lane, entry.session), "status") is not None:
         when = "until its state expires, TURNBUS_RETENTION_S after its end"
         raise TurnbusError(f"{entry.session} has ended; its id cannot be used again {when}")

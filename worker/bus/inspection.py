@@ -46,7 +46,7 @@ UNAVAILABLE = "stt_unavailable"
 class Announced(NamedTuple):
     """A valid entry of the sessions stream."""
 
-    entry: str
+    entry_id: str
     session: str
     lane: str
 
@@ -96,10 +96,10 @@ class _LastEvent(msgspec.Struct, frozen=True):
 
 async def announced(redis: Redis, keys: Keys) -> AsyncIterator[Announced]:
     """Yield every entry of the sessions stream, oldest first."""
-    async for entry, fields in iter_entries(redis, keys.sessions):
+    async for entry_id, fields in iter_entries(redis, keys.sessions):
         session, lane = session_id(fields), session_lane(fields)
         if session is not None and lane is not None:
-            yield Announced(entry, session, lane)
+            yield Announced(entry_id, session, lane)
 
 
 async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[SessionStatus]:
@@ -123,13 +123,13 @@ async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[Session
             snapshot = _snapshot(raw)
             lag_ms, lag_bytes = _lag(snapshot.ledger, audio)
             event = last.get((each.lane, each.session), _LastEvent())
-            owner = pending.get(each.entry)
+            owner = pending.get(each.entry_id)
             held = owner is not None and owner.consumer != RELEASED
             found.append(
                 SessionStatus(
                     session=each.session,
                     lane=each.lane,
-                    entry=each.entry,
+                    entry=each.entry_id,
                     owner=names.get(owner.consumer, owner.consumer) if owner and held else "",
                     state=_state(owner, snapshot, event, lease_ms),
                     lag_s=lag_ms / 1000,
@@ -186,8 +186,8 @@ async def iter_entries(redis: Redis, stream: str) -> AsyncIterator[tuple[str, Fi
     start = "-"
     while True:
         page: Any = await redis.xrange(stream, start, "+", count=PAGE_ENTRIES)
-        for entry, fields in page:
-            yield entry.decode(), fields
+        for entry_id, fields in page:
+            yield entry_id.decode(), fields
         if len(page) < PAGE_ENTRIES:
             return
         start = f"({page[-1][0].decode()}"

@@ -45,7 +45,7 @@ class _Live(NamedTuple):
     """The state of a live session."""
 
     key: str
-    entry: str
+    entry_id: str
     run: str
     fields: bytes
 
@@ -76,13 +76,13 @@ class OrphanRecovery:
             found: list[_Live] = []
             try:
                 async for live in self._live():
-                    if live.entry in lost:
+                    if live.entry_id in lost:
                         found.append(live)  # noqa: PERF401 - a comprehension would lose them
             finally:
                 # During an outage of one master, the sessions of the others do not wait for it.
                 await self._restore(found, after)
             await self._redis.zrem(self._keys.lost, *ids)
-            return bool(lost - {live.entry for live in found})
+            return bool(lost - {live.entry_id for live in found})
         finally:
             with anyio.move_on_after(UNLOCK_TIMEOUT_S, shield=True):
                 await self._redis.unlink(search)
@@ -102,7 +102,7 @@ class OrphanRecovery:
     async def _orphans(self) -> set[_Live]:
         """Return every live session that was not announced when the search for them began."""
         announced = await self._announced()
-        return {live async for live in self._live() if not {live.entry, live.run} & announced}
+        return {live async for live in self._live() if not {live.entry_id, live.run} & announced}
 
     async def _restore(self, found: Iterable[_Live], after: str) -> int:
         """Announce sessions again; `after` is the stream's last id from before they were found."""
@@ -111,7 +111,9 @@ class OrphanRecovery:
             try:
                 texts = decode_record(live.fields, dict[str, str])
                 fields = {name.encode(): text.encode() for name, text in texts.items()}
-                missing = await self._ownership.restore_entry(live.entry, live.run, fields, after)
+                missing = await self._ownership.restore_entry(
+                    live.entry_id, live.run, fields, after
+                )
             except (msgspec.DecodeError, ResponseError) as error:
                 if is_outage(error):
                     raise
@@ -128,13 +130,13 @@ class OrphanRecovery:
         if not found:
             return []
         announced = await self._announced()
-        return [live for live in found if not {live.entry, live.run} & announced]
+        return [live for live in found if not {live.entry_id, live.run} & announced]
 
     async def _announced(self) -> set[str]:
         """Return the id of every session entry, and the run of each restored one."""
         announced = set()
-        async for entry, fields in iter_entries(self._redis, self._keys.sessions):
-            announced |= {entry, fields.get(b"run", b"").decode("utf-8", "replace")}
+        async for entry_id, fields in iter_entries(self._redis, self._keys.sessions):
+            announced |= {entry_id, fields.get(b"run", b"").decode("utf-8", "replace")}
         return announced
 
     async def _live(self) -> AsyncIterator[_Live]:
@@ -172,8 +174,10 @@ class OrphanRecovery:
                     raise state
                 denied.append(state)
                 continue
-            status, entry, run, fields = state
-            if status == b"live" and None not in (entry, run, fields):
-                name, old, first = (each.decode("utf-8", "replace") for each in (key, entry, run))
+            status, entry_id, run, fields = state
+            if status == b"live" and None not in (entry_id, run, fields):
+                name, old, first = (
+                    each.decode("utf-8", "replace") for each in (key, entry_id, run)
+                )
                 found.append(_Live(name, old, first, fields))
         return found

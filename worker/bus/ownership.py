@@ -148,7 +148,7 @@ class SessionLeases:
             )
         )
         rows = reply[0][1] if reply else []
-        return [OwnedEntry(entry.decode(), 1, fields) for entry, fields in rows]
+        return [OwnedEntry(entry_id.decode(), 1, fields) for entry_id, fields in rows]
 
     async def take_over(self, at_most: int, lease_ms: int, dead: Iterable[str] = ()) -> Takeover:
         """Take over released entries, and those of owners that are dead or idle for a lease."""
@@ -163,12 +163,12 @@ class SessionLeases:
         )
         owned = tuple(
             OwnedEntry(
-                entry.decode(),
+                entry_id.decode(),
                 count,
                 dict(zip(flat[::2], flat[1::2], strict=True)),
                 owner.decode("utf-8", "replace"),
             )
-            for entry, count, flat, owner in rows
+            for entry_id, count, flat, owner in rows
         )
         return Takeover(owned, bool(lost))
 
@@ -245,7 +245,7 @@ class SessionLeases:
         own = [str(part).encode() for part in (fence.entry_id, fence.delivery_count, fence.nonce)]
         return state[0] is None or state == own
 
-    async def restore_entry(self, entry: str, run: str, fields: Fields, after: str) -> bool:
+    async def restore_entry(self, entry_id: str, run: str, fields: Fields, after: str) -> bool:
         """Restore the entry of a live session if it is missing; return whether it was.
 
         Safe to repeat with the same `after`: the last id of the stream before the first attempt.
@@ -254,20 +254,20 @@ class SessionLeases:
         vanished = await self._run(
             scripts.restore_entry,
             **self._group,
-            entry_id=entry,
+            entry_id=entry_id,
             run=run,
             after=after,
             fields=chain.from_iterable(flat.items()),
         )
         return bool(vanished)
 
-    async def read_fields(self, entry: str) -> Fields | None:
+    async def read_fields(self, entry_id: str) -> Fields | None:
         """Return the fields of an entry of the sessions stream; None if it is gone."""
-        rows: Any = await self._redis.xrange(self._keys.sessions, entry, entry)
+        rows: Any = await self._redis.xrange(self._keys.sessions, entry_id, entry_id)
         return rows[0][1] if rows else None
 
     async def heartbeat(self, running: list[tuple[str, int]]) -> HeartbeatReport:
-        """Renew the lease of every running (entry, count); report which are not owned any more."""
+        """Renew the lease of each running (entry id, count); report which are not owned."""
         taken, missing, unclaimed = await self._run(
             scripts.heartbeat,
             **self._group,
@@ -275,11 +275,11 @@ class SessionLeases:
             running=chain.from_iterable(running),
         )
         return HeartbeatReport(
-            frozenset(entry.decode() for entry in taken),
-            frozenset(entry.decode() for entry in missing),
+            frozenset(entry_id.decode() for entry_id in taken),
+            frozenset(entry_id.decode() for entry_id in missing),
             tuple(
-                (entry.decode(), int(count))
-                for entry, count in zip(unclaimed[::2], unclaimed[1::2], strict=True)
+                (entry_id.decode(), int(count))
+                for entry_id, count in zip(unclaimed[::2], unclaimed[1::2], strict=True)
             ),
         )
 
@@ -296,10 +296,10 @@ class SessionLeases:
             owned=chain.from_iterable(owned),
         )
 
-    async def complete(self, entry: str) -> None:
+    async def complete(self, entry_id: str) -> None:
         """Remove the entry of a session that ended or was rejected. Safe to repeat."""
         await self._run(
-            scripts.complete, sessions_key=self._keys.sessions, group=GROUP, entry_id=entry
+            scripts.complete, sessions_key=self._keys.sessions, group=GROUP, entry_id=entry_id
         )
 
     async def consumers(self, idle_s: float) -> dict[str, bool]:

@@ -108,9 +108,9 @@ class ConnectionPermits:
                 delivery_count=permit.count,
             )
 
-    def discard(self, entry: str) -> None:
+    def discard(self, entry_id: str) -> None:
         """Stop renewing the permit of a session that ended here; another owner may need it."""
-        self._held.pop(entry, None)
+        self._held.pop(entry_id, None)
 
     async def _request(self, permits: Sequence[Permit], expiry_s: float = 0.0) -> list[int]:
         async with explain_taken_keys(self._redis, self._kinds):

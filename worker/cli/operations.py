@@ -175,11 +175,11 @@ class Dead(BusCommand):
         """List the dead letters, or announce one again."""
         keys = Keys(settings.prefix)
         if self.requeue:
-            entry = await requeue(redis, keys, self.requeue)
+            entry_id = await requeue(redis, keys, self.requeue)
             if self.json:
-                print_json({"dead": self.requeue, "entry": entry})
+                print_json({"dead": self.requeue, "entry": entry_id})
             else:
-                print(f"{self.requeue} is announced again as {entry}")
+                print(f"{self.requeue} is announced again as {entry_id}")
             return
         found = [each async for each in list_dead_letters(redis, keys)]
         if self.json:
@@ -220,13 +220,13 @@ class End(BusCommand):
         keys = Keys(settings.prefix)
         lane = await _lane_of(redis, keys, self.session)
         try:
-            entry: Any = await redis.xadd(keys.audio(lane, self.session), {"end": "1"})
+            entry_id: Any = await redis.xadd(keys.audio(lane, self.session), {"end": "1"})
         except ResponseError as error:
             if not str(error).startswith("WRONGTYPE"):
                 raise
             raise TurnbusError(f"{self.session} is over") from None
         if self.json:
-            print_json({"session": self.session, "lane": lane, "entry": entry.decode()})
+            print_json({"session": self.session, "lane": lane, "entry": entry_id.decode()})
         else:
             print(f"{self.session}: appended `end`; the last event will be session.ended")
 

@@ -68,10 +68,10 @@ class Watch(BusCommand):
         after = b"0-0" if self.from_start else await _newest(redis, stream)
         with self._view() as show:
             if wanted and self.until_ended:
-                entry, fields = await _last(redis, stream, wanted, after)
+                entry_id, fields = await _last(redis, stream, wanted, after)
                 if _is_ended(fields):
                     show(fields)
-                    _report_ended(wanted.decode(), entry)
+                    _report_ended(wanted.decode(), entry_id)
                     return
             async for fields in _follow(redis, stream, after):
                 if wanted and fields.get(b"session") != wanted:
@@ -99,8 +99,8 @@ def _is_ended(fields: Fields) -> bool:
     return fields.get(b"type") == b"session.ended"
 
 
-def _report_ended(session: str, entry: bytes) -> None:
-    ago_s = max(0.0, time.time() - stream_ids.milliseconds(entry.decode()) / 1000)
+def _report_ended(session: str, entry_id: bytes) -> None:
+    ago_s = max(0.0, time.time() - stream_ids.milliseconds(entry_id.decode()) / 1000)
     print(
         f"turnbus: {session} ended {format_duration(ago_s)} ago; --from-start shows what is kept",
         file=sys.stderr,
@@ -111,8 +111,8 @@ async def _newest(redis: Redis, stream: str) -> bytes:
     """Return the id of a stream's last entry."""
     # Not `$`: events appended between two reads would be skipped.
     newest: Any = await redis.xrevrange(stream, count=1)
-    entry: bytes = newest[0][0] if newest else b"0-0"
-    return entry
+    entry_id: bytes = newest[0][0] if newest else b"0-0"
+    return entry_id
 
 
 async def _last(redis: Redis, stream: str, session: bytes, until: bytes) -> tuple[bytes, Fields]:
@@ -122,9 +122,9 @@ async def _last(redis: Redis, stream: str, session: bytes, until: bytes) -> tupl
     """
     while True:
         page: Any = await redis.xrevrange(stream, until, count=_BATCH)
-        for entry, fields in page:
+        for entry_id, fields in page:
             if fields.get(b"session") == session:
-                return entry, fields
+                return entry_id, fields
         if len(page) < _BATCH:
             return until, {}
         until = b"(" + page[-1][0]

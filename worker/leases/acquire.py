@@ -154,50 +154,50 @@ class SessionAcquirer:
         self._claims.start_soon(run_claim)
         return done
 
-    def reclaim(self, entry: str, count: int, fields: Fields | None = None) -> None:
+    def reclaim(self, entry_id: str, count: int, fields: Fields | None = None) -> None:
         """Start to claim an entry that this worker already owns, with a larger delivery count.
 
         Redis then rejects all commits of this worker's earlier claim. If `fields` is None, they are
         read from the stream.
         """
-        self._raising.add(entry)
-        self._start_claim(partial(self._raise_and_claim, entry, count, fields))
+        self._raising.add(entry_id)
+        self._start_claim(partial(self._raise_and_claim, entry_id, count, fields))
 
-    async def _raise_and_claim(self, entry: str, count: int, fields: Fields | None) -> None:
+    async def _raise_and_claim(self, entry_id: str, count: int, fields: Fields | None) -> None:
         ownership, health = self._context.leases, self._context.health
         try:
             if fields is None:
-                fields = await health.retry(partial(ownership.read_fields, entry))
+                fields = await health.retry(partial(ownership.read_fields, entry_id))
             if fields is None:
                 return  # the entry left the stream
-            owned = OwnedEntry(entry, count, fields)
+            owned = OwnedEntry(entry_id, count, fields)
             raised = await health.retry(partial(ownership.raise_delivery_count, owned, count + 1))
         finally:
-            self._raising.discard(entry)
+            self._raising.discard(entry_id)
         if raised is not None:
             await self.claim(raised)
 
-    def is_claiming(self, entry: str) -> bool:
+    def is_claiming(self, entry_id: str) -> bool:
         """Return whether a claim of this entry is in progress."""
-        return entry in self.claim_counts or entry in self._raising
+        return entry_id in self.claim_counts or entry_id in self._raising
 
     async def claim(self, owned: OwnedEntry) -> None:
         """Claim an entry that this worker owns, and run its session.
 
         Of two concurrent claims of one entry, the one with the larger delivery count continues.
         """
-        entry, count = owned.entry_id, owned.delivery_count
-        if self.claim_counts.get(entry, 0) >= count:
+        entry_id, count = owned.entry_id, owned.delivery_count
+        if self.claim_counts.get(entry_id, 0) >= count:
             return  # a heartbeat found the entry before its reply arrived
-        running = self._running.get(entry)
+        running = self._running.get(entry_id)
         if running is not None and running.ownership.fence.delivery_count >= count:
             return
-        self.claim_counts[entry] = count
+        self.claim_counts[entry_id] = count
         try:
-            await self._running.cancel_and_wait(entry)  # another worker owned it in between
+            await self._running.cancel_and_wait(entry_id)  # another worker owned it in between
             session = await self._claimer.claim(owned)
-            if session is not None and self.claim_counts.get(entry) == count:
+            if session is not None and self.claim_counts.get(entry_id) == count:
                 self._running.start(session, self._sessions)
         finally:
-            if self.claim_counts.get(entry) == count:
-                del self.claim_counts[entry]
+            if self.claim_counts.get(entry_id) == count:
+                del self.claim_counts[entry_id]

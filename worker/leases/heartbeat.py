@@ -32,27 +32,27 @@ class LeaseKeeper:
         held = [*self._running.fences, *self._acquirer.claim_counts.items()]
         heartbeat = partial(self._context.leases.heartbeat, held)
         report = await self._context.health.retry(heartbeat)
-        for entry in report.taken:
-            self._running.cancel(entry)
-            self._context.retries.discard(entry)
-        for entry in report.missing - self._restoring:
-            self._restoring.add(entry)
-            self._tasks.start_soon(self._restore_entry, entry)
+        for entry_id in report.taken:
+            self._running.cancel(entry_id)
+            self._context.retries.discard(entry_id)
+        for entry_id in report.missing - self._restoring:
+            self._restoring.add(entry_id)
+            self._tasks.start_soon(self._restore_entry, entry_id)
         self._claim_unclaimed(dict(report.unclaimed), take=takes())
 
-    async def _restore_entry(self, entry: str) -> None:
+    async def _restore_entry(self, entry_id: str) -> None:
         """Restore a pending entry of this worker that Redis lost."""
         try:
             with self._context.supervisor.isolate("heartbeat"):
-                if session := self._running.get(entry):
+                if session := self._running.get(entry_id):
                     # Another worker may own it already, or Redis may have lost its state too.
                     session.verify_ownership()
                     await self._running.restore_entry_once(session)
-                elif waiting := self._context.retries.get(entry):
+                elif waiting := self._context.retries.get(entry_id):
                     await self._running.restore_entry(waiting)
-                    self._context.retries.discard(entry)
+                    self._context.retries.discard(entry_id)
         finally:
-            self._restoring.discard(entry)
+            self._restoring.discard(entry_id)
 
     def _claim_unclaimed(self, unclaimed: dict[str, int], *, take: bool) -> None:
         """Claim entries that are pending for this worker but arrived in no reply.
@@ -61,13 +61,13 @@ class LeaseKeeper:
         session that runs with a smaller count was owned by another worker in between. Heartbeats
         do not wait for claims: one session's Redis master may be down while other leases expire.
         """
-        for entry, count in unclaimed.items():
-            running = self._running.get(entry)
+        for entry_id, count in unclaimed.items():
+            running = self._running.get(entry_id)
             if running is not None:
                 needs_claim = running.ownership.fence.delivery_count < count
             else:
-                waits_for_retry = self._context.retries.get(entry) is not None
-                needs_claim = entry in self._unclaimed and not waits_for_retry
-            if take and needs_claim and not self._acquirer.is_claiming(entry):
-                self._acquirer.reclaim(entry, count)
+                waits_for_retry = self._context.retries.get(entry_id) is not None
+                needs_claim = entry_id in self._unclaimed and not waits_for_retry
+            if take and needs_claim and not self._acquirer.is_claiming(entry_id):
+                self._acquirer.reclaim(entry_id, count)
         self._unclaimed = set(unclaimed)

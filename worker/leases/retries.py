@@ -36,9 +36,9 @@ class CrashRetries:
         """Sessions that wait for a retry; the worker keeps renewing their leases."""
         return [record.ownership for record in self._records.values() if record.due is not None]
 
-    def get(self, entry: str) -> OwnedSession | None:
+    def get(self, entry_id: str) -> OwnedSession | None:
         """Return the session of this entry if it waits for a retry."""
-        record = self._records.get(entry)
+        record = self._records.get(entry_id)
         return record.ownership if record and record.due is not None else None
 
     def record(self, ownership: OwnedSession, now: float) -> float:
@@ -59,15 +59,15 @@ class CrashRetries:
                 ready.append(record.ownership)
         return ready
 
-    def is_exhausted(self, entry: str, committed_bytes: int) -> bool:
+    def is_exhausted(self, entry_id: str, committed_bytes: int) -> bool:
         """Return whether a session at this position has used up its retries."""
-        record = self._records.get(entry)
+        record = self._records.get(entry_id)
         if record is None:
             return False
         if committed_bytes > record.committed_bytes:
             record.committed_bytes, record.times = committed_bytes, 1
         return record.times >= MAX_CRASHES
 
-    def discard(self, entry: str) -> None:
+    def discard(self, entry_id: str) -> None:
         """Forget a session that has ended or that another worker owns."""
-        self._records.pop(entry, None)
+        self._records.pop(entry_id, None)

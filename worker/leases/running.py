@@ -49,16 +49,16 @@ class RunningSessions:
 
     @property
     def fences(self) -> list[tuple[str, int]]:
-        """(entry, delivery count) of every session, including those that wait for a retry."""
+        """(entry id, delivery count) of every session, including those that wait for a retry."""
         running = [run.session.ownership for run in self._runs.values()]
         return [
             (ownership.fence.entry_id, ownership.fence.delivery_count)
             for ownership in running + self._context.retries.waiting
         ]
 
-    def get(self, entry: str) -> Session | None:
+    def get(self, entry_id: str) -> Session | None:
         """Return the session that runs for this entry."""
-        run = self._runs.get(entry)
+        run = self._runs.get(entry_id)
         return run.session if run else None
 
     def start(self, session: Session, tasks: TaskGroup) -> None:
@@ -69,11 +69,11 @@ class RunningSessions:
 
     async def _run(self, run: _Run) -> None:
         session = run.session
-        entry = session.ownership.fence.entry_id
+        entry_id = session.ownership.fence.entry_id
         try:
             with run.scope:
                 await session.run()
-                await self._context.health.retry(lambda: self._context.leases.complete(entry))
+                await self._context.health.retry(lambda: self._context.leases.complete(entry_id))
                 log.info("%s: session ended", session.name)
         except FencedError as error:
             log.info("%s: lease lost, stopping (%s)", session.name, error)
@@ -82,14 +82,14 @@ class RunningSessions:
             log.exception("%s: session crashed", session.name)
             session.fail()
         finally:
-            del self._runs[entry]
-            self._context.permits.discard(entry)
+            del self._runs[entry_id]
+            self._context.permits.discard(entry_id)
             if session.fenced_reason == CRASHED:
                 self._context.stats.internal_errors["session"] += 1
                 delay_s = self._context.retries.record(session.ownership, time.monotonic())
                 log.warning("%s: retrying in %g s", session.name, delay_s)
             else:
-                self._context.retries.discard(entry)
+                self._context.retries.discard(entry_id)
             run.over.set()
         if session.fenced_reason == VERDICT_MISSING:
             with self._context.supervisor.isolate("session"):
@@ -115,21 +115,21 @@ class RunningSessions:
         if not await health.retry(partial(entries.is_ours, ownership)):
             return False
         after = await health.retry(entries.last_entry)
-        entry, run, fields = ownership.fence.entry_id, ownership.run, ownership.fields
-        restored = await health.retry(partial(entries.restore_entry, entry, run, fields, after))
+        entry_id, run, fields = ownership.fence.entry_id, ownership.run, ownership.fields
+        restored = await health.retry(partial(entries.restore_entry, entry_id, run, fields, after))
         if restored:
             log.warning("%s: session entry restored (Redis lost it)", ownership.name)
         return restored
 
-    async def cancel_and_wait(self, entry: str) -> None:
+    async def cancel_and_wait(self, entry_id: str) -> None:
         """Stop running a session and wait until it has stopped."""
-        if run := self._runs.get(entry):
+        if run := self._runs.get(entry_id):
             run.scope.cancel()
             await run.over.wait()
 
-    def cancel(self, entry: str) -> None:
+    def cancel(self, entry_id: str) -> None:
         """Stop a session whose lease this worker lost; publish nothing."""
-        run = self._runs.get(entry)
+        run = self._runs.get(entry_id)
         if run is not None and not run.scope.cancel_called:
             session = run.session
             reason = session.fenced_reason or "another worker took it"

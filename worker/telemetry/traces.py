@@ -52,9 +52,9 @@ class ProducerSpan:
         """Fields for the session entry: `traceparent` and `tracestate`, if tracing is on."""
         _propagator.inject(self.fields, trace.set_span_in_context(self._span))
 
-    def sent(self, entry: str) -> None:
+    def sent(self, entry_id: str) -> None:
         """End the span, with the id of the session entry."""
-        self._span.set_attribute("messaging.message.id", entry)
+        self._span.set_attribute("messaging.message.id", entry_id)
         self._span.end()
 
 
@@ -184,17 +184,17 @@ class SessionTrace:
 
     # -- ownership: these spans are created when the operation is done
 
-    def claimed(self, entry: str, count: int, verdict: str, began: float) -> None:
+    def claimed(self, entry_id: str, count: int, verdict: str, began: float) -> None:
         """Trace a claim; `began` is in Unix seconds, `count` is the entry's delivery count."""
         attributes: dict[str, AttributeValue] = {
             **_messaging("receive", "stt.sessions", self._session),
             "turnbus.claim.verdict": verdict,
             "turnbus.claim.deliveries": count,
-            "turnbus.session.age": max(0.0, began - stream_ids.milliseconds(entry) / 1000),
+            "turnbus.session.age": max(0.0, began - stream_ids.milliseconds(entry_id) / 1000),
         }
-        self._settled("receive stt.sessions", entry, began, attributes)
+        self._settled("receive stt.sessions", entry_id, began, attributes)
 
-    def released(self, entry: str, began: float) -> None:
+    def released(self, entry_id: str, began: float) -> None:
         """Trace the release of a session; `began` is in Unix seconds.
 
         An open turn's span ends here: the next owner starts a new one.
@@ -205,12 +205,12 @@ class SessionTrace:
             "turnbus.handover.inside_turn": self._turn is not None,
         }
         self.turn_ended("handed_over", time.time(), "")
-        self._settled("release stt.sessions", entry, began, attributes)
+        self._settled("release stt.sessions", entry_id, began, attributes)
 
     def _settled(
-        self, name: str, entry: str, began: float, attributes: dict[str, AttributeValue]
+        self, name: str, entry_id: str, began: float, attributes: dict[str, AttributeValue]
     ) -> None:
-        attributes["messaging.message.id"] = entry
+        attributes["messaging.message.id"] = entry_id
         attributes["messaging.consumer.group.name"] = GROUP
         _tracer.start_span(
             name,
