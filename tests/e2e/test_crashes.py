@@ -212,12 +212,14 @@ def _ownership(count: int) -> OwnedSession:
 def test_progress_resets_the_crash_count() -> None:
     crashes = CrashRetries()
     for settled in (0, 0, 100, 100, 100, 100):
-        assert crashes.due(0.0) == []
-        assert not crashes.is_exhausted("5-0", settled)
+        assert crashes.take_due(0.0) == []
+        crashes.note_position("5-0", settled)
+        assert not crashes.is_exhausted("5-0")
         crashes.record(_ownership(1), 0.0)
         assert [held.fence.entry_id for held in crashes.waiting] == ["5-0"]
-        assert len(crashes.due(1e9)) == 1
+        assert len(crashes.take_due(1e9)) == 1
         assert crashes.waiting == []
-    assert crashes.is_exhausted("5-0", 100)
+    crashes.note_position("5-0", 100)
+    assert crashes.is_exhausted("5-0")
     crashes.discard("5-0")
-    assert not crashes.is_exhausted("5-0", 100)
+    assert not crashes.is_exhausted("5-0")

@@ -133,7 +133,7 @@ class SessionAcquirer:
 
     def retry_crashed(self) -> None:
         """Start to reclaim the crashed sessions whose retry delay is over."""
-        for ownership in self._context.retries.due(time.monotonic()):
+        for ownership in self._context.retries.take_due(time.monotonic()):
             fence = ownership.fence
             self.reclaim(fence.entry_id, fence.delivery_count, ownership.fields)
 

@@ -131,7 +131,8 @@ class Claimer:
         else:
             entry_id = stream_ids.predecessor(snapshot.ledger.committed.entry_id)
             log.info("%s: session claimed (continues after entry %s)", ownership.name, entry_id)
-        if self._context.retries.is_exhausted(ownership.fence.entry_id, committed):
+        self._context.retries.note_position(ownership.fence.entry_id, committed)
+        if self._context.retries.is_exhausted(ownership.fence.entry_id):
             why = f"the worker failed {MAX_CRASHES} times at the same position"
             await self._end_unrunnable(ownership, claim, snapshot, why)
             return None

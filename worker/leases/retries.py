@@ -50,8 +50,8 @@ class CrashRetries:
         record.due = now + delay_s
         return delay_s
 
-    def due(self, now: float) -> list[OwnedSession]:
-        """Return the sessions whose retry is due, each once."""
+    def take_due(self, now: float) -> list[OwnedSession]:
+        """Return the sessions whose retry is due, each once: they no longer wait."""
         ready = []
         for record in self._records.values():
             if record.due is not None and record.due <= now:
@@ -59,14 +59,16 @@ class CrashRetries:
                 ready.append(record.ownership)
         return ready
 
-    def is_exhausted(self, entry_id: str, committed_bytes: int) -> bool:
-        """Return whether a session at this position has used up its retries."""
+    def note_position(self, entry_id: str, committed_bytes: int) -> None:
+        """Record where a session continues; after progress, only its last crash counts."""
         record = self._records.get(entry_id)
-        if record is None:
-            return False
-        if committed_bytes > record.committed_bytes:
+        if record is not None and committed_bytes > record.committed_bytes:
             record.committed_bytes, record.times = committed_bytes, 1
-        return record.times >= MAX_CRASHES
+
+    def is_exhausted(self, entry_id: str) -> bool:
+        """Return whether a session has used up its retries at its position."""
+        record = self._records.get(entry_id)
+        return record is not None and record.times >= MAX_CRASHES
 
     def discard(self, entry_id: str) -> None:
         """Forget a session that has ended or that another worker owns."""
