@@ -41,7 +41,7 @@ async def test_entry_received_twice_runs_once(
     async with harness.worker() as worker:
         await harness.announce("call-1")
         await harness.play("call-1", synthesize_words([1, 2], PCM16), end=False, pause_s=0)
-        running = await eventually(lambda: _counts(worker.running.fences), "the session")
+        running = await eventually(lambda: _counts(worker.running.leases), "the session")
         await harness.append("call-1", end="1")
         events = (await harness.until_ended("call-1"))["call-1"]
     check_order(events)
@@ -50,5 +50,5 @@ async def test_entry_received_twice_runs_once(
     assert claims == ([1, 2] if counts == (1, 2) else [max(counts)])
 
 
-def _counts(fences: Iterable[tuple[str, int]]) -> list[int]:
-    return [count for _, count in fences]
+def _counts(leases: Iterable[tuple[str, int]]) -> list[int]:
+    return [count for _, count in leases]

@@ -29,7 +29,7 @@ class LeaseKeeper:
 
     async def renew(self, *, takes: Callable[[], bool]) -> None:
         """Renew the leases; handle entries that were taken, lost or, if `takes()`, unclaimed."""
-        held = [*self._running.fences, *self._acquirer.claim_counts.items()]
+        held = [*self._running.leases, *self._acquirer.claim_counts.items()]
         heartbeat = partial(self._context.leases.heartbeat, held)
         report = await self._context.health.retry(heartbeat)
         for entry_id in report.taken:
@@ -44,10 +44,8 @@ class LeaseKeeper:
         """Restore a pending entry of this worker that Redis lost."""
         try:
             with self._context.supervisor.isolate("heartbeat"):
-                if session := self._running.get(entry_id):
-                    # Another worker may own it already, or Redis may have lost its state too.
-                    session.verify_ownership()
-                    await self._running.restore_entry_once(session)
+                if self._running.get(entry_id):
+                    await self._running.restore_running(entry_id)
                 elif waiting := self._context.retries.get(entry_id):
                     await self._running.restore_entry(waiting)
                     self._context.retries.discard(entry_id)

@@ -31,6 +31,8 @@ class _Run:
         self.session = session
         self.scope = anyio.CancelScope()
         self.over = anyio.Event()
+        self.entry_restored = False
+        """Whether the worker restored the session's entry after Redis lost it."""
 
 
 class RunningSessions:
@@ -48,7 +50,7 @@ class RunningSessions:
         return iter([run.session for run in self._runs.values()])
 
     @property
-    def fences(self) -> list[tuple[str, int]]:
+    def leases(self) -> list[tuple[str, int]]:
         """(entry id, delivery count) of every session, including those that wait for a retry."""
         running = [run.session.ownership for run in self._runs.values()]
         return [
@@ -93,18 +95,25 @@ class RunningSessions:
             run.over.set()
         if session.fenced_reason == VERDICT_MISSING:
             with self._context.supervisor.isolate("session"):
-                await self.restore_entry_once(session)
+                await self._restore_entry_once(run)
 
-    async def restore_entry_once(self, session: Session) -> None:
+    async def restore_running(self, entry_id: str) -> None:
+        """Restore the entry of a running session, which Redis lost, unless it was restored once."""
+        if run := self._runs.get(entry_id):
+            # Another worker may own it already, or Redis may have lost its state too.
+            run.session.verify_ownership()
+            await self._restore_entry_once(run)
+
+    async def _restore_entry_once(self, run: _Run) -> None:
         """Restore, once, a session's entry that Redis lost; the session continues or restarts."""
-        if session.entry_restored:
+        if run.entry_restored:
             return
-        session.entry_restored = True
+        run.entry_restored = True
         restored = False
         try:
-            restored = await self.restore_entry(session.ownership)
+            restored = await self.restore_entry(run.session.ownership)
         finally:
-            session.entry_restored = restored
+            run.entry_restored = restored
 
     async def restore_entry(self, ownership: OwnedSession) -> bool:
         """Restore a session's entry if Redis lost it; return whether it was restored.
@@ -144,7 +153,9 @@ class RunningSessions:
         began = time.time()
         fence = session.ownership.fence
         run = self._runs.get(fence.entry_id)
-        if run is not None and session.phase is Phase.OVER:
+        if run is None:
+            return  # it ended meanwhile
+        if session.phase is Phase.OVER:
             with anyio.move_on_after(RELEASE_TIMEOUT_S):
                 await run.over.wait()
                 return
@@ -156,7 +167,7 @@ class RunningSessions:
                     self._context.leases.release, [(fence.entry_id, fence.delivery_count)]
                 )
                 if not await self._context.health.retry(release):
-                    await self.restore_entry_once(session)  # unless another worker owns it
+                    await self._restore_entry_once(run)  # unless another worker owns it
                 session.trace.released(fence.entry_id, began)
                 log.info("%s: released", session.name)
         except FencedError as error:

@@ -77,8 +77,6 @@ class Session:
         self.audio_key = context.keys.audio(entry.lane, entry.session)
         self.rewinds = 0
         """Number of times the cursor moved back; reads from before are invalid."""
-        self.entry_restored = False
-        """Whether the worker restored the session's entry after Redis lost it."""
         self._context = context
         self._state = state = SessionState(entry, snapshot, settings.max_lag_s)
         self._lifecycle = state.lifecycle
