@@ -73,7 +73,7 @@ class Worker:
         self.health = RedisHealth()
         keys = Keys(settings.prefix)
         nonce = secrets.token_hex(8)
-        ownership = SessionLeases(self.redis, keys, f"{settings.worker_id}-{nonce[:8]}", nonce)
+        leases = SessionLeases(self.redis, keys, f"{settings.worker_id}-{nonce[:8]}", nonce)
         stats = Counters()
         supervisor = Supervisor(stats.internal_errors)
         self.context = WorkerContext(
@@ -82,7 +82,7 @@ class Worker:
             keys=keys,
             health=self.health,
             clock=RedisClock(self.redis, self.health),
-            leases=ownership,
+            leases=leases,
             reader=AudioReader(self.redis, self.health),
             committer=Committer(self.redis, self.health),
             permits=ConnectionPermits(self.redis, self.health, keys, settings.stt_max_connections),
@@ -104,8 +104,8 @@ class Worker:
         )
         self.running = RunningSessions(self.context)
         self._overload = OverloadDetector()
-        self._liveness = Liveness(self.redis, self.health, keys, ownership)
-        self._cleaner = Cleaner(self.redis, keys, ownership)
+        self._liveness = Liveness(self.redis, self.health, keys, leases)
+        self._cleaner = Cleaner(self.redis, keys, leases)
         self._ready = False
         self._draining = False
         self._stop_now = False
@@ -191,7 +191,7 @@ class Worker:
                 claims=claims,
             )
             lease_keeper = LeaseKeeper(self.context, self.running, acquirer, components)
-            renew = partial(lease_keeper.renew, takes=lambda: not self._draining)
+            renew = partial(lease_keeper.renew, may_claim=lambda: not self._draining)
             register = partial(self.health.retry, self._register)
             for part, work in (
                 ("heartbeat", partial(_repeat, renew, HEARTBEAT_INTERVAL_S)),
@@ -245,9 +245,9 @@ class Worker:
         state: Literal["ready", "draining", "unready"] = "ready"
         if not self.readiness.ready:
             state = "draining" if self._draining else "unready"
-        ownership, context = self.context.leases, self.context
+        leases, context = self.context.leases, self.context
         record = WorkerRecord(
-            consumer=ownership.consumer,
+            consumer=leases.consumer,
             host=socket.gethostname(),
             pid=os.getpid(),
             sessions=len(self.running),
@@ -259,13 +259,11 @@ class Worker:
 
     async def _deregister(self) -> None:
         """Delete this worker's record and consumer from Redis, if Redis is available."""
-        ownership, worker_id = self.context.leases, self.context.settings.worker_id
+        leases, worker_id = self.context.leases, self.context.settings.worker_id
         with self.context.supervisor.isolate("handover"), anyio.move_on_after(DEREGISTER_TIMEOUT_S):
             for delete in (
-                partial(ownership.delete_consumer, ownership.consumer),
-                partial(
-                    delete_record, self.redis, self.context.keys, worker_id, ownership.consumer
-                ),
+                partial(leases.delete_consumer, leases.consumer),
+                partial(delete_record, self.redis, self.context.keys, worker_id, leases.consumer),
             ):
                 await self.health.retry(delete)
 
@@ -289,7 +287,7 @@ class Worker:
             else:
                 room = context.shortage.room(self._overload.limit(room, now), now)
             if room > 0:
-                await acquirer.claim_all(await acquirer.find(room))
+                await acquirer.start_all(await acquirer.find(room))
             else:
                 await anyio.sleep(CLAIM_POLL_MS / 1000)
 

@@ -17,7 +17,7 @@ async def test_entry_received_twice_runs_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int]
 ) -> None:
     """A heartbeat finds the entry while the reply that delivers it is in flight."""
-    take, claim = SessionAcquirer.claim, SessionLeases.claim
+    take, claim = SessionAcquirer._start, SessionLeases.claim
     claims: list[int] = []
     first_is_answered = anyio.Event()
 
@@ -36,7 +36,7 @@ async def test_entry_received_twice_runs_once(
         first_is_answered.set()
         return answer
 
-    monkeypatch.setattr(SessionAcquirer, "claim", take_twice)
+    monkeypatch.setattr(SessionAcquirer, "_start", take_twice)
     monkeypatch.setattr(SessionLeases, "claim", claim_slowly)
     async with harness.worker() as worker:
         await harness.announce("call-1")

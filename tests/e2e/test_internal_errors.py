@@ -36,7 +36,7 @@ from worker.telemetry.otlp import MetricPush, metric_push
 PLACES = [
     ("acquire", SessionLeases, "read_new"),
     ("backlog", BacklogDrainer, "_step"),
-    ("claim", Claimer, "claim"),
+    ("claim", Claimer, "open_session"),
     ("clock", RedisClock, "sync"),
     ("committer", committer._CommitBatcher, "_send_batch"),
     ("dead_letters", DeadLetterWriter, "_write"),

@@ -63,9 +63,9 @@ async def bus(
 async def test_lost_session_is_found_by_its_former_entry(bus: Bus) -> None:
     entries = [await bus.run(f"call-{n}", "eu" if n % 2 else "0") for n in range(5)]
     await bus.trim(*entries[1:3])
-    adopted = await bus.alive.take_over(50, 60_000, ["dead"])
-    assert adopted.lost
-    assert {owned.entry_id for owned in adopted.owned} == {entries[0], *entries[3:]}
+    taken_over = await bus.alive.take_over(50, 60_000, ["dead"])
+    assert taken_over.lost
+    assert {owned.entry_id for owned in taken_over.owned} == {entries[0], *entries[3:]}
     for _ in range(2):
         assert not await bus.lost.recover_known(), "no entry is left to find"
     assert not (await bus.alive.take_over(50, 60_000, ["dead"])).lost

@@ -12,7 +12,14 @@ from tests.redis.claiming import claim
 from tests.redis.contracts import contract_of
 from tests.support.harness import ON_EACH_BUS
 from worker.bus import scripts
-from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, OwnedSession, SessionLeases
+from worker.bus.ownership import (
+    ClaimResult,
+    Fence,
+    HeartbeatReport,
+    OwnedEntry,
+    OwnedSession,
+    SessionLeases,
+)
 
 FIELDS: dict[Any, Any] = {"session": "call-1", "encoding": "pcm_s16le", "sample_rate": "16000"}
 
@@ -215,7 +222,7 @@ async def test_heartbeat_renews_reports_and_finds_entries(bus: Bus) -> None:
     report = await bus.one.heartbeat(
         [(owned.entry_id, owned.delivery_count) for owned in (kept, taken, trimmed, given)]
     )
-    assert report.taken == {taken.entry_id, given.entry_id}
+    assert report.taken_by_others == {taken.entry_id, given.entry_id}
     assert report.missing == {trimmed.entry_id}
     assert report.unclaimed == ((unheard.entry_id, 1),)
     assert await bus.owner(kept.entry_id) == ("one", 1), "touching does not count as a delivery"
@@ -225,10 +232,10 @@ async def test_heartbeat_restores_counts_in_a_recreated_group(bus: Bus) -> None:
     entry = await bus.announce()
     await bus.one.read_new(1, 10)
     report = await bus.one.heartbeat([(entry, 7)])
-    assert (report.taken, report.missing, report.unclaimed) == (frozenset(), frozenset(), ())
+    assert report == HeartbeatReport(frozenset(), frozenset(), ())
     assert await bus.owner(entry) == ("one", 7)
     report = await bus.one.heartbeat([(entry, 5)])
-    assert (report.taken, report.missing) == (frozenset(), frozenset())
+    assert (report.taken_by_others, report.missing) == (frozenset(), frozenset())
     assert report.unclaimed == ((entry, 7),), "another consumer owned it meanwhile: claim it again"
 
 
@@ -239,7 +246,7 @@ async def test_heartbeat_of_many_entries(bus: Bus) -> None:
         await announcements.execute()
     owned = await bus.one.read_new(2_300, 10)
     report = await bus.one.heartbeat([(each.entry_id, each.delivery_count) for each in owned])
-    assert not report.taken
+    assert not report.taken_by_others
     assert not report.missing
     assert not report.unclaimed
 

@@ -53,10 +53,10 @@ class _Live(NamedTuple):
 class OrphanRecovery:
     """Finds lost sessions and restores their entries. Several may run at once."""
 
-    def __init__(self, redis: Redis, keys: Keys, ownership: SessionLeases) -> None:
+    def __init__(self, redis: Redis, keys: Keys, leases: SessionLeases) -> None:
         self._redis = redis
         self._keys = keys
-        self._ownership = ownership
+        self._leases = leases
 
     async def recover_known(self) -> bool:
         """Restore the sessions of the recorded ids, unless another worker is searching.
@@ -64,7 +64,7 @@ class OrphanRecovery:
         Returns whether some ids matched no session. Such a session may have been claimed just now,
         or under a later entry than in its state; `recover_all` finds it.
         """
-        search, mine = self._keys.search, self._ownership.consumer
+        search, mine = self._keys.search, self._leases.consumer
         if not await self._redis.set(search, mine, px=int(SEARCH_LOCK_TTL_S * 1000), nx=True):
             return False
         try:
@@ -72,7 +72,7 @@ class OrphanRecovery:
             lost = {each.decode("utf-8", "replace") for each in ids}
             if not lost:
                 return False
-            after = await self._ownership.last_entry()
+            after = await self._leases.last_entry()
             found: list[_Live] = []
             try:
                 async for live in self._live():
@@ -96,7 +96,7 @@ class OrphanRecovery:
         if not seen:
             return 0
         await anyio.sleep(OWNER_GRACE_S)
-        after = await self._ownership.last_entry()
+        after = await self._leases.last_entry()
         return await self._restore(seen & await self._orphans(), after)
 
     async def _orphans(self) -> set[_Live]:
@@ -111,9 +111,7 @@ class OrphanRecovery:
             try:
                 texts = decode_record(live.fields, dict[str, str])
                 fields = {name.encode(): text.encode() for name, text in texts.items()}
-                missing = await self._ownership.restore_entry(
-                    live.entry_id, live.run, fields, after
-                )
+                missing = await self._leases.restore_entry(live.entry_id, live.run, fields, after)
             except (msgspec.DecodeError, ResponseError) as error:
                 if is_outage(error):
                     raise

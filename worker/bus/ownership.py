@@ -80,7 +80,7 @@ class ClaimResult(msgspec.Struct, frozen=True):
 class HeartbeatReport(msgspec.Struct, frozen=True):
     """How the pending list differs from the sessions that this worker runs."""
 
-    taken: frozenset[str]
+    taken_by_others: frozenset[str]
     """Ids of entries that another consumer owns now."""
     missing: frozenset[str]
     """Ids of entries that no consumer owns, or that left the stream."""
@@ -237,13 +237,13 @@ class SessionLeases:
         last: str = about["last-generated-id"].decode()
         return last
 
-    async def is_ours(self, ownership: OwnedSession) -> bool:
-        """Return whether a session's state names this owner, or is lost."""
+    async def has_other_owner(self, ownership: OwnedSession) -> bool:
+        """Return whether a session's state names another owner; false if the state is lost."""
         session, fence = ownership.entry, ownership.fence
         key = self._keys.state(session.lane, session.session)
         state: Any = await self._redis.hmget(key, "entry", "count", "nonce")
         own = [str(part).encode() for part in (fence.entry_id, fence.delivery_count, fence.nonce)]
-        return state[0] is None or state == own
+        return state[0] is not None and state != own
 
     async def restore_entry(self, entry_id: str, run: str, fields: Fields, after: str) -> bool:
         """Restore the entry of a live session if it is missing; return whether it was.

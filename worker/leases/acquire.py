@@ -66,24 +66,24 @@ class SessionAcquirer:
 
         Sessions to take over come first: their audio is already waiting.
         """
-        ownership = self._context.leases
+        leases = self._context.leases
         dead = sorted(self._liveness.dead)
-        adopted = await self._context.health.retry(
-            lambda: ownership.take_over(room, self._lease_ms_now, dead)
+        taken_over = await self._context.health.retry(
+            lambda: leases.take_over(room, self._lease_ms_now, dead)
         )
-        if adopted.lost and not self._recovering:
+        if taken_over.lost and not self._recovering:
             self._recovering = True
             self._claims.start_soon(self._recover_orphans)
-        owners = {owned.owner for owned in adopted.owned} - {RELEASED}
-        for owned in adopted.owned:
+        owners = {owned.owner for owned in taken_over.owned} - {RELEASED}
+        for owned in taken_over.owned:
             cause = "killed" if owned.owner in dead else "silent"
             self._context.stats.takeovers["released" if owned.owner == RELEASED else cause] += 1
         if gone := (owners | set(dead)) - self._removing:
             self._removing |= gone
             self._claims.start_soon(self._remove_dead_workers, gone)
-        if adopted.owned:
-            return [*adopted.owned]
-        return await self._context.health.retry(lambda: ownership.read_new(room, CLAIM_POLL_MS))
+        if taken_over.owned:
+            return [*taken_over.owned]
+        return await self._context.health.retry(lambda: leases.read_new(room, CLAIM_POLL_MS))
 
     async def _recover_orphans(self) -> None:
         """Recover sessions whose entries Redis lost and whose owners are dead."""
@@ -120,13 +120,13 @@ class SessionAcquirer:
         lease_ms = self._lease_ms
         return lease_ms if self._context.health.available_for_s * 1000 > lease_ms else 2**40
 
-    async def claim_all(self, found: list[OwnedEntry]) -> None:
-        """Claim sessions concurrently and wait up to `CLAIM_BATCH_TIMEOUT_S`.
+    async def start_all(self, found: list[OwnedEntry]) -> None:
+        """Start sessions concurrently and wait up to `CLAIM_BATCH_TIMEOUT_S`.
 
         A killed worker's session does not wait for fifty others. The next batch does not wait for
         a session whose Redis server is unavailable.
         """
-        claims = [self._start_claim(partial(self.claim, owned)) for owned in found]
+        claims = [self._in_background(partial(self._start, owned)) for owned in found]
         with anyio.move_on_after(CLAIM_BATCH_TIMEOUT_S):
             for done in claims:
                 await done.wait()
@@ -137,8 +137,8 @@ class SessionAcquirer:
             fence = ownership.fence
             self.reclaim(fence.entry_id, fence.delivery_count, ownership.fields)
 
-    def _start_claim(self, take: Callable[[], Awaitable[None]]) -> anyio.Event:
-        """Start to claim a session; return an event that is set when the claim is done."""
+    def _in_background(self, claim: Callable[[], Awaitable[None]]) -> anyio.Event:
+        """Run a claim in its own task; return an event that is set when the claim is done."""
         done = anyio.Event()
         self.claims_in_progress += 1
 
@@ -146,7 +146,7 @@ class SessionAcquirer:
             try:
                 # After an internal error, a heartbeat retries this claim; the others continue.
                 with self._context.supervisor.isolate("claim"):
-                    await take()
+                    await claim()
             finally:
                 self.claims_in_progress -= 1
                 done.set()
@@ -161,27 +161,27 @@ class SessionAcquirer:
         read from the stream.
         """
         self._raising.add(entry_id)
-        self._start_claim(partial(self._raise_and_claim, entry_id, count, fields))
+        self._in_background(partial(self._restart, entry_id, count, fields))
 
-    async def _raise_and_claim(self, entry_id: str, count: int, fields: Fields | None) -> None:
-        ownership, health = self._context.leases, self._context.health
+    async def _restart(self, entry_id: str, count: int, fields: Fields | None) -> None:
+        leases, health = self._context.leases, self._context.health
         try:
             if fields is None:
-                fields = await health.retry(partial(ownership.read_fields, entry_id))
+                fields = await health.retry(partial(leases.read_fields, entry_id))
             if fields is None:
                 return  # the entry left the stream
             owned = OwnedEntry(entry_id, count, fields)
-            raised = await health.retry(partial(ownership.raise_delivery_count, owned, count + 1))
+            raised = await health.retry(partial(leases.raise_delivery_count, owned, count + 1))
         finally:
             self._raising.discard(entry_id)
         if raised is not None:
-            await self.claim(raised)
+            await self._start(raised)
 
     def is_claiming(self, entry_id: str) -> bool:
         """Return whether a claim of this entry is in progress."""
         return entry_id in self.claim_counts or entry_id in self._raising
 
-    async def claim(self, owned: OwnedEntry) -> None:
+    async def _start(self, owned: OwnedEntry) -> None:
         """Claim an entry that this worker owns, and run its session.
 
         Of two concurrent claims of one entry, the one with the larger delivery count continues.
@@ -189,13 +189,13 @@ class SessionAcquirer:
         entry_id, count = owned.entry_id, owned.delivery_count
         if self.claim_counts.get(entry_id, 0) >= count:
             return  # a heartbeat found the entry before its reply arrived
-        running = self._running.get(entry_id)
-        if running is not None and running.ownership.fence.delivery_count >= count:
+        earlier = self._running.get(entry_id)
+        if earlier is not None and earlier.ownership.fence.delivery_count >= count:
             return
         self.claim_counts[entry_id] = count
         try:
             await self._running.cancel_and_wait(entry_id)  # another worker owned it in between
-            session = await self._claimer.claim(owned)
+            session = await self._claimer.open_session(owned)
             if session is not None and self.claim_counts.get(entry_id) == count:
                 self._running.start(session, self._sessions)
         finally:

@@ -42,7 +42,7 @@ class Claimer:
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
 
-    async def claim(self, owned: OwnedEntry) -> Session | None:
+    async def open_session(self, owned: OwnedEntry) -> Session | None:
         """Claim an entry that is pending for this worker; return the session to run, if any.
 
         Raises the Redis errors that a retry cannot resolve.
@@ -98,7 +98,7 @@ class Claimer:
                 lambda: self._context.leases.raise_delivery_count(owned, known + 1)
             )
             if raised is not None:
-                return await self.claim(raised)
+                return await self.open_session(raised)
             name = SessionName(entry.session, entry.traceparent)
             log.info("%s: claim abandoned (another worker took it)", name)
             return None

@@ -27,18 +27,18 @@ class LeaseKeeper:
         self._unclaimed: set[str] = set()
         self._restoring: set[str] = set()
 
-    async def renew(self, *, takes: Callable[[], bool]) -> None:
-        """Renew the leases; handle entries that were taken, lost or, if `takes()`, unclaimed."""
-        held = [*self._running.leases, *self._acquirer.claim_counts.items()]
-        heartbeat = partial(self._context.leases.heartbeat, held)
+    async def renew(self, *, may_claim: Callable[[], bool]) -> None:
+        """Renew the leases; handle taken and lost entries and, if `may_claim()`, unclaimed ones."""
+        leases = [*self._running.leases, *self._acquirer.claim_counts.items()]
+        heartbeat = partial(self._context.leases.heartbeat, leases)
         report = await self._context.health.retry(heartbeat)
-        for entry_id in report.taken:
+        for entry_id in report.taken_by_others:
             self._running.cancel(entry_id)
             self._context.retries.discard(entry_id)
         for entry_id in report.missing - self._restoring:
             self._restoring.add(entry_id)
             self._tasks.start_soon(self._restore_entry, entry_id)
-        self._claim_unclaimed(dict(report.unclaimed), take=takes())
+        self._claim_unclaimed(dict(report.unclaimed), may_claim=may_claim())
 
     async def _restore_entry(self, entry_id: str) -> None:
         """Restore a pending entry of this worker that Redis lost."""
@@ -52,7 +52,7 @@ class LeaseKeeper:
         finally:
             self._restoring.discard(entry_id)
 
-    def _claim_unclaimed(self, unclaimed: dict[str, int], *, take: bool) -> None:
+    def _claim_unclaimed(self, unclaimed: dict[str, int], *, may_claim: bool) -> None:
         """Claim entries that are pending for this worker but arrived in no reply.
 
         An entry must be reported by two heartbeats in a row: its reply may still be on the way. A
@@ -60,12 +60,12 @@ class LeaseKeeper:
         do not wait for claims: one session's Redis master may be down while other leases expire.
         """
         for entry_id, count in unclaimed.items():
-            running = self._running.get(entry_id)
-            if running is not None:
-                needs_claim = running.ownership.fence.delivery_count < count
+            session = self._running.get(entry_id)
+            if session is not None:
+                needs_claim = session.ownership.fence.delivery_count < count
             else:
                 waits_for_retry = self._context.retries.get(entry_id) is not None
                 needs_claim = entry_id in self._unclaimed and not waits_for_retry
-            if take and needs_claim and not self._acquirer.is_claiming(entry_id):
+            if may_claim and needs_claim and not self._acquirer.is_claiming(entry_id):
                 self._acquirer.reclaim(entry_id, count)
         self._unclaimed = set(unclaimed)

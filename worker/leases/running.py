@@ -120,12 +120,12 @@ class RunningSessions:
 
         Nothing is restored if another worker has claimed the session under another entry.
         """
-        health, entries = self._context.health, self._context.leases
-        if not await health.retry(partial(entries.is_ours, ownership)):
+        health, leases = self._context.health, self._context.leases
+        if await health.retry(partial(leases.has_other_owner, ownership)):
             return False
-        after = await health.retry(entries.last_entry)
+        after = await health.retry(leases.last_entry)
         entry_id, run, fields = ownership.fence.entry_id, ownership.run, ownership.fields
-        restored = await health.retry(partial(entries.restore_entry, entry_id, run, fields, after))
+        restored = await health.retry(partial(leases.restore_entry, entry_id, run, fields, after))
         if restored:
             log.warning("%s: session entry restored (Redis lost it)", ownership.name)
         return restored
