@@ -37,11 +37,11 @@ _PAGE = 1_000
 class Cleaner:
     """Cleans up on behalf of one worker. Several may run at once."""
 
-    def __init__(self, redis: Redis, keys: Keys, ownership: SessionLeases) -> None:
+    def __init__(self, redis: Redis, keys: Keys, leases: SessionLeases) -> None:
         self._redis = redis
         self._keys = keys
-        self._ownership = ownership
-        self._recovery = OrphanRecovery(redis, keys, ownership)
+        self._leases = leases
+        self._recovery = OrphanRecovery(redis, keys, leases)
 
     async def run(self) -> None:
         """Clean up until cancelled. The next round repeats what failed."""
@@ -62,16 +62,16 @@ class Cleaner:
     async def sweep_consumers(self, idle_s: float) -> int:
         """Remove consumers that own nothing and are idle for `idle_s`; return how many."""
         removed = 0
-        for name, abandoned in (await self._ownership.consumers(idle_s)).items():
-            if abandoned and name not in (self._ownership.consumer, RELEASED):
-                removed += await self._ownership.delete_consumer(name)
+        for name, abandoned in (await self._leases.consumers(idle_s)).items():
+            if abandoned and name not in (self._leases.consumer, RELEASED):
+                removed += await self._leases.delete_consumer(name)
         if removed:
             log.info("removed %s of stopped workers", pluralize(removed, "consumer"))
         return removed
 
     async def begin(self, age_s: float) -> bool:
         """Return whether to check audio; False if another worker began to within `age_s`."""
-        key, mine = self._keys.sweep, self._ownership.consumer
+        key, mine = self._keys.sweep, self._leases.consumer
         return bool(await self._redis.set(key, mine, px=int(age_s * 900), nx=True))
 
     async def sweep_audio(self, age_s: float) -> int:

@@ -39,12 +39,12 @@ class Liveness:
     """Detects dead workers, and advertises that this worker is alive."""
 
     def __init__(
-        self, redis: Redis, health: RedisHealth, keys: Keys, ownership: SessionLeases
+        self, redis: Redis, health: RedisHealth, keys: Keys, leases: SessionLeases
     ) -> None:
         self._redis = redis
         self._health = health
         self._keys = keys
-        self._ownership = ownership
+        self._leases = leases
         self._seen: set[str] = set()
         self._absent_once: set[str] = set()
         # Unix seconds from which a heartbeat disproves a death, by consumer.
@@ -59,7 +59,7 @@ class Liveness:
         """Keep this worker's subscription until cancelled, or until Redis denies it."""
         while True:
             try:
-                await stay_subscribed(self._redis, self._keys.alive(self._ownership.consumer))
+                await stay_subscribed(self._redis, self._keys.alive(self._leases.consumer))
             except NoPermissionError as error:
                 log.warning(
                     "crash detection falls back to the lease: grant the Redis user the channels "
@@ -100,7 +100,7 @@ class Liveness:
         """
         worker_ids = self._worker_ids()
         for owner in owners:
-            if not await self._health.retry(partial(self._ownership.delete_consumer, owner)):
+            if not await self._health.retry(partial(self._leases.delete_consumer, owner)):
                 continue
             for known in (self.dead, self._peers, self._seen, self._absent_once):
                 known.discard(owner)
@@ -123,7 +123,7 @@ class Liveness:
         if wrong := self.dead & alive:
             log.warning("%s wrongly declared dead; using their leases from now on", sorted(wrong))
         self._ignored |= self.dead & alive
-        self._peers = {*await self._ownership.consumers(0)} - {self._ownership.consumer, RELEASED}
+        self._peers = {*await self._leases.consumers(0)} - {self._leases.consumer, RELEASED}
         self.dead = (self.dead & self._peers) - alive
         for gone in self._declared_dead.keys() - self._peers:
             del self._declared_dead[gone]
