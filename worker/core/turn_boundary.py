@@ -140,13 +140,13 @@ class SentAudio(NamedTuple):
     log: SendLog
     """When each byte of the socket was sent; it is only read."""
 
-    def sent(self, frame: int) -> int:
+    def byte_of(self, frame: int) -> int:
         """Return the byte of the socket at which a frame begins."""
         return self.first + frame * self.frame_bytes
 
     def sent_at(self, frame: int) -> float | None:
         """Return when a frame was sent; None if it is no longer known."""
-        return self.log.sent_at(self.sent(frame))
+        return self.log.sent_at(self.byte_of(frame))
 
 
 class Onset(NamedTuple):
@@ -185,8 +185,8 @@ class Start(NamedTuple):
     onsets: Sequence[Onset]
     lead_in_until: int
     """Session byte before which the turn's sound does not begin; 0 if unknown."""
-    is_usual: bool
-    """Whether the only onset fits the usual lag. If not, it may be before the lookback."""
+    lookback_suffices: bool
+    """Whether the only onset fits the usual lag. If not, an onset may be before the lookback."""
 
 
 class Boundary(NamedTuple):
@@ -198,7 +198,7 @@ class Boundary(NamedTuple):
     """When the last sound of the turn was sent; None if unknown."""
     lag_s: float | None
     """Lag of the provider at the turn's onset; None if unknown."""
-    is_usual: bool
+    lookback_suffices: bool
     """Whether the pair fits the usual lag. If not, earlier audio could match better."""
 
 
@@ -206,12 +206,12 @@ def find_start(history: History) -> Start:
     """Find the onsets that may have caused the `turn.start` that arrived."""
     arrival, audio, usual_s = history.arrival, history.audio, history.usual_lag_s
     frames = onset_frames(audio.silent)
-    times = [(audio.sent(frame), audio.sent_at(frame)) for frame in frames]
+    times = [(audio.byte_of(frame), audio.sent_at(frame)) for frame in frames]
     onsets = [Onset(sent, sent_at) for sent, sent_at in times if sent_at is not None]
     if usual_s is None or not onsets:
-        return Start(onsets, 0, is_usual=False)
+        return Start(onsets, 0, lookback_suffices=False)
     lag_s = arrival.sent.at - onsets[0].sent_at
-    is_usual = (
+    lookback_suffices = (
         len(onsets) == 1
         and audio.silent[0]
         and abs(lag_s - usual_s) <= LAG_TOLERANCE_S
@@ -219,8 +219,8 @@ def find_start(history: History) -> Start:
     )
     lead_in = frames[0] - KEPT_LEAD_IN_MS // FRAME_MS
     if lag_s < usual_s - LAG_TOLERANCE_S or lead_in <= 0:
-        return Start(onsets, 0, is_usual)  # the turn may have begun before the lookback
-    return Start(onsets, audio.positions[lead_in], is_usual)
+        return Start(onsets, 0, lookback_suffices)  # the turn may have begun before the lookback
+    return Start(onsets, audio.positions[lead_in], lookback_suffices)
 
 
 def find_resume(history: History) -> int:
@@ -233,7 +233,7 @@ def find_resume(history: History) -> int:
     if burst.is_delayed and audio.first - received >= _MIN_END_PAUSE * audio.frame_bytes:
         return open_until  # after so long a delay the silence may lie before the lookback
     open_at = max(-1, (open_until - audio.first) // audio.frame_bytes)  # -1: before the lookback
-    return max(open_until, audio.sent(resumed_frame(audio.silent, open_at)))
+    return max(open_until, audio.byte_of(resumed_frame(audio.silent, open_at)))
 
 
 def find_end(history: History, *, begins: bool = False) -> Boundary:
@@ -247,12 +247,12 @@ def find_end(history: History, *, begins: bool = False) -> Boundary:
         pauses = [pause for pause in pauses if pause.until < received] or pauses
     pair = _best_pair(history, pauses)
     if pair is not None:
-        pause, lag_s, is_usual = pair.pause, pair.lag_s, _is_usual(history, pair)
+        pause, lag_s, lookback_suffices = pair.pause, pair.lag_s, _lookback_suffices(history, pair)
     elif pauses:
-        pause, lag_s, is_usual = pauses[-1], None, False
+        pause, lag_s, lookback_suffices = pauses[-1], None, False
     else:
-        return Boundary(history.arrival.sent.session_bytes, None, None, is_usual=False)
-    return Boundary(pause.middle, history.audio.log.sent_at(pause.sent), lag_s, is_usual)
+        return Boundary(history.arrival.sent.session_bytes, None, None, lookback_suffices=False)
+    return Boundary(pause.middle, history.audio.log.sent_at(pause.sent), lag_s, lookback_suffices)
 
 
 def find_pause(history: History) -> int | None:
@@ -429,15 +429,15 @@ def _pauses(history: History) -> Sequence[_Pause]:
             over_at = arrival.sent.at
         pauses.append(
             _Pause(
-                audio.sent(start),
+                audio.byte_of(start),
                 least_lag_s=earliest_at - over_at,
                 most_lag_s=arrival.sent.at - decided_at,
-                until=audio.sent(end),
+                until=audio.byte_of(end),
                 middle=audio.positions[(start + end) // 2],
                 followed_s=0.0 if lasts or arrival.burst.waiting else arrival.sent.at - over_at,
             )
         )
-        if audio.sent(end) > history.last_change:
+        if audio.byte_of(end) > history.last_change:
             # The provider had been sent all words of the turn. Audio after this pause contains none
             # of them, however late the message arrives, and may belong to the next turn.
             break
@@ -484,7 +484,7 @@ def _pair(least_s: float, most_s: float, pause: _Pause, usual_s: float) -> _Pair
     return _Pair(pause, most_s if low_s > most_s else least_s, low_s - high_s)
 
 
-def _is_usual(history: History, pair: _Pair) -> bool:
+def _lookback_suffices(history: History, pair: _Pair) -> bool:
     """Return whether no earlier audio could match better."""
     audio, pause, usual_s = history.audio, pair.pause, history.usual_lag_s
     return (

@@ -81,7 +81,7 @@ class TurnBoundaryFinder:
         Returns the session byte before which none of them begins; 0 if unknown.
         """
         start = find_start(self._history(arrival, SHORT_LOOKBACK_MS))
-        if not start.is_usual:
+        if not start.lookback_suffices:
             start = find_start(self._history(arrival, LOOKBACK_MS))
         self._begin_turn(arrival, start.onsets)
         return start.lead_in_until
@@ -99,13 +99,13 @@ class TurnBoundaryFinder:
         """
         self._open_until = find_resume(self._history(arrival, LOOKBACK_MS))
 
-    def find_end(self, arrival: SendPosition, begins: bool = False) -> int:
+    def find_end(self, arrival: SendPosition, *, begins: bool = False) -> int:
         """Return the session byte at which the turn ends whose `turn.end` arrived at `arrival`.
 
         `begins` is whether a `turn.start` arrived with it.
         """
         end = find_end(self._history(arrival, SHORT_LOOKBACK_MS), begins=begins)
-        if not end.is_usual:
+        if not end.lookback_suffices:
             end = find_end(self._history(arrival, LOOKBACK_MS), begins=begins)
         self.speech_ended_at = end.speech_ended_at
         if end.lag_s is not None:

@@ -194,17 +194,17 @@ class MessageReceiver:
         """Publish a pending turn end, now that it is known what it covers."""
         if self._pending_end is None:
             return
-        held, self._pending_end = self._pending_end, None
+        pending, self._pending_end = self._pending_end, None
         if final:
             cut, spoken_until = self._sender.session_bytes, None
         else:
             cut, spoken_until = (
-                self._boundary.find_end(held.arrival, begins),
+                self._boundary.find_end(pending.arrival, begins=begins),
                 self._boundary.speech_ended_at,
             )
-        self._supersede(held.transcript)
+        self._supersede(pending.transcript)
         drafts = self._tracker.on_input(
-            ProviderInput.END, held.transcript, held.arrival.session_bytes
+            ProviderInput.END, pending.transcript, pending.arrival.session_bytes
         )
         self._commit_and_publish(
             cut, drafts, "close" if self._lifecycle.flushing else "model", spoken_until

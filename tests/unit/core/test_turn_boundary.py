@@ -589,15 +589,15 @@ def test_message_may_have_arrived_since_a_stall_began() -> None:
 
 def test_sound_without_later_pause_has_no_lag() -> None:
     before = Picture("____######", "       S  E", "")
-    assert before.boundary == Boundary(200 // 2, 0.05, None, is_usual=False)
+    assert before.boundary == Boundary(200 // 2, 0.05, None, lookback_suffices=False)
     no_pause = Picture("##########", "   S      E", "")
-    assert no_pause.boundary == Boundary(500, None, None, is_usual=False)
+    assert no_pause.boundary == Boundary(500, None, None, lookback_suffices=False)
     after = Picture("____######____", "       S      E", "", usual_lag_s=9.0)
     assert after.boundary.lag_s is not None
 
 
 @pytest.mark.parametrize(
-    ("messages", "usual_lag_s", "is_usual"),
+    ("messages", "usual_lag_s", "lookback_suffices"),
     [
         ("      S        E", 0.1, True),
         ("      S        E", 0.3, False),
@@ -607,27 +607,27 @@ def test_sound_without_later_pause_has_no_lag() -> None:
         ("      S                          E", 0.1, True),  # the producer stopped
     ],
 )
-def test_end_is_usual_at_usual_lag(
-    messages: str, usual_lag_s: float | None, is_usual: bool
+def test_lookback_suffices_at_usual_lag(
+    messages: str, usual_lag_s: float | None, lookback_suffices: bool
 ) -> None:
     picture = Picture("__######____________", messages, "", usual_lag_s=usual_lag_s)
     assert picture.boundary.lag_s == pytest.approx(0.15)
-    assert picture.boundary.is_usual is is_usual
+    assert picture.boundary.lookback_suffices is lookback_suffices
 
 
 def test_end_is_unusual_if_lag_changed() -> None:
     picture = Picture("__######______######", "      S             E", "", usual_lag_s=0.1)
     assert picture.boundary.lag_s == pytest.approx(0.15)
-    assert not picture.boundary.is_usual
+    assert not picture.boundary.lookback_suffices
 
 
-def test_end_is_unusual_if_pause_began_before_lookback() -> None:
+def test_lookback_is_too_short_if_pause_began_before_it() -> None:
     picture = Picture("____________", "        E", "", usual_lag_s=0.1)
-    assert picture.boundary == Boundary(200, 0.05, 0.1, is_usual=False)
+    assert picture.boundary == Boundary(200, 0.05, 0.1, lookback_suffices=False)
 
 
 @pytest.mark.parametrize(
-    ("audio", "messages", "usual_lag_s", "is_usual", "lead_in_until"),
+    ("audio", "messages", "usual_lag_s", "lookback_suffices", "lead_in_until"),
     [
         ("__________######", "              S", 0.2, True, 200),
         ("__________######", "              S", 0.5, False, 0),  # it began before
@@ -641,10 +641,14 @@ def test_end_is_unusual_if_pause_began_before_lookback() -> None:
     ],
 )
 def test_start_follows_its_lead_in(
-    audio: str, messages: str, usual_lag_s: float | None, is_usual: bool, lead_in_until: int
+    audio: str,
+    messages: str,
+    usual_lag_s: float | None,
+    lookback_suffices: bool,
+    lead_in_until: int,
 ) -> None:
     start = find_start(Picture(audio, messages, "", usual_lag_s=usual_lag_s).history("S"))
-    assert (start.is_usual, start.lead_in_until) == (is_usual, lead_in_until)
+    assert (start.lookback_suffices, start.lead_in_until) == (lookback_suffices, lead_in_until)
 
 
 @pytest.mark.parametrize(
@@ -684,7 +688,7 @@ def test_resume_follows_silence_in_lookback(
     audio = history.audio._replace(
         silent=history.audio.silent[frames:],
         positions=history.audio.positions[frames:],
-        first=history.audio.sent(frames),
+        first=history.audio.byte_of(frames),
     )
     assert find_resume(history._replace(audio=audio, open_until=open_until)) == found
 
@@ -742,7 +746,9 @@ def test_cut_is_in_silence_or_after_everything_sent(history: History, begins: bo
         assert end.speech_ended_at is not None
         assert end.speech_ended_at <= history.arrival.sent.at + STEP_MS / 1000
     else:
-        assert end == Boundary(history.arrival.sent.session_bytes, None, None, is_usual=False)
+        assert end == Boundary(
+            history.arrival.sent.session_bytes, None, None, lookback_suffices=False
+        )
     assert 0 <= end.position <= history.arrival.sent.session_bytes
 
 
@@ -765,7 +771,7 @@ def test_cut_does_not_precede_silence_of_resume(history: History, data: st.DataO
     pauses = pause_frames(history.audio.silent)
     assume(pauses)
     start, _ = data.draw(st.sampled_from(pauses))
-    resumed = history._replace(open_until=history.audio.sent(start))
+    resumed = history._replace(open_until=history.audio.byte_of(start))
     assert find_end(resumed).position >= history.audio.positions[start]
 
 
@@ -778,7 +784,7 @@ def test_certain_pause_is_where_turn_would_end(history: History) -> None:
 @given(histories())
 def test_usual_end_has_the_usual_lag(history: History) -> None:
     end = find_end(history)
-    if end.is_usual:
+    if end.lookback_suffices:
         assert end.lag_s == pytest.approx(history.usual_lag_s, abs=0.101)
 
 
@@ -792,7 +798,7 @@ def test_resumed_turn_is_open_until_audio_sent(history: History) -> None:
 def test_lead_in_ends_before_any_sound(history: History) -> None:
     start = find_start(history)
     assert [onset.sent for onset in start.onsets] == [
-        history.audio.sent(frame) for frame in onset_frames(history.audio.silent)
+        history.audio.byte_of(frame) for frame in onset_frames(history.audio.silent)
     ]
     if start.lead_in_until:
         first, *_ = _frames_at(history, start.lead_in_until)
@@ -949,7 +955,7 @@ def test_sent_audio_has_every_frame_in_order(levels: list[int], data: st.DataObj
     filler = sum(filler_ms for _, filler_ms in fillers) // FRAME_MS
     assert len(audio.silent) == len(audio.positions) == len(levels) + filler
     assert audio.positions == sorted(audio.positions)
-    assert audio.sent(0) == 0
+    assert audio.byte_of(0) == 0
     assert sum(audio.silent) >= filler
 
 
