@@ -34,7 +34,7 @@ class Shortage:
         self._trial_until = float("-inf")
         self._backoff = Backoff(first_s=1.0, ceiling_s=30.0)
 
-    def met(self, error: SttShortageError, now: float) -> None:
+    def record(self, error: SttShortageError, now: float) -> None:
         """Record a socket that could not be opened."""
         self._failures += 1
         if self.reason is None:

@@ -202,7 +202,7 @@ class Worker:
                 ("liveness", self._liveness.watch),
                 ("sweeper", self._cleaner.run),
                 ("drain_requests", self._watch_drain_requests),
-                ("handover", partial(_repeat, self._release_stranded, TICK_INTERVAL_S)),
+                ("handover", partial(_repeat, self._release_blocked, TICK_INTERVAL_S)),
                 ("fitness", partial(_repeat, self._recheck_bus, FITNESS_INTERVAL_S)),
             ):
                 components.start_soon(run_forever, part, work)
@@ -350,10 +350,10 @@ class Worker:
         with self.context.supervisor.isolate("handover"):
             await self.running.release_waiting()
 
-    async def _release_stranded(self) -> None:
+    async def _release_blocked(self) -> None:
         """Release sessions for which this machine cannot open a socket."""
         if self.context.shortage.reason is not None and not self._draining:
-            await self._release(session for session in self.running if session.stranded)
+            await self._release(session for session in self.running if session.blocked_by_shortage)
 
     async def _release(self, sessions: Iterable[Session]) -> None:
         async def release(session: Session) -> None:

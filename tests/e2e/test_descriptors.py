@@ -297,7 +297,7 @@ async def test_shortage_is_not_counted_as_a_provider_error(
 def test_after_a_shortage_one_session_is_tried_first() -> None:
     shortage = Shortage()
     assert shortage.room(9, 0.0) == 9
-    shortage.met(SttShortageError("no descriptor"), 0.0)
+    shortage.record(SttShortageError("no descriptor"), 0.0)
     assert shortage.reason == "no descriptor"
     shortage.look(0.5)
     assert shortage.reason

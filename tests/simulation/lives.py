@@ -177,7 +177,7 @@ class Life:
     def _busy(self) -> bool:
         if self._losses or self._provider is None or self._read < len(self._entries):
             return True
-        return self._provider.busy or not self._sender.empty
+        return self._provider.busy or not self._sender.is_drained
 
     def _step(self, now: float, *, ticks: bool) -> None:
         if self._provider is not None:

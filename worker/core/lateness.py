@@ -29,8 +29,8 @@ class Lateness:
         """Session byte up to which audio was sent, as of the last call."""
 
     @property
-    def excuses(self) -> bool:
-        """Whether replays explain a part of the audio's age."""
+    def delayed_by_replays(self) -> bool:
+        """Whether replays delayed audio that was never sent."""
         return self._replayed_s > 0 or self._replaying_since is not None
 
     def opened(self, now: float, position: int) -> None:
@@ -48,8 +48,8 @@ class Lateness:
         self.progressed(now, position)
         self._stop(now)
 
-    def waited(self, now: float, age_s: float) -> None:
-        """Record the age of audio that is about to be sent for the first time.
+    def limit_replay_time(self, now: float, age_s: float) -> None:
+        """Limit the time of replays to the age of audio that is now sent for the first time.
 
         Replays delayed it by at most its age.
         """

@@ -128,7 +128,7 @@ class Connection:
             )
             self._check_turn()
         elif (
-            self._sender.empty
+            self._sender.is_drained
             and self._ingest.producer_idle_s(self._since) > self._context.settings.park_s
         ):
             self.flush(now)

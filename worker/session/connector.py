@@ -54,7 +54,7 @@ class Connector:
         """Last error of a connect or a socket; None while a socket works."""
         self._permit = Permit.of(entry.lane, entry.session, ownership.fence)
         self._backoff = Backoff()
-        self.stranded = False
+        self.blocked_by_shortage = False
         """Whether this machine could not open a socket at the last attempt."""
 
     async def connect(self) -> TurnsStream:
@@ -63,7 +63,7 @@ class Connector:
         Raises `SttPermanentError` if the provider rejects these settings for good.
         """
         wanted = time.monotonic()
-        self.stranded = False
+        self.blocked_by_shortage = False
         if await self._context.permits.acquire(self._permit):
             self._context.stats.gate_wait.observe(time.monotonic() - wanted)
         slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
@@ -79,15 +79,15 @@ class Connector:
                 wait_s = 0.0
             except SttCredentialsError as error:
                 self.failure = error
-                self._rejected(error, settings.model)
+                self._on_rejection(error, settings.model)
                 wait_s = slow.next_s()
             except SttShortageError as error:
                 self.failure = error
-                self._short(error)
+                self._on_shortage(error)
                 wait_s = self._backoff.next_s()
             except (SttBusyError, SttTransientError) as error:
                 self.failure = error
-                self._failed(error)
+                self._on_failure(error)
                 wait_s = self._backoff.next_s()
             await anyio.sleep(wait_s)
 
@@ -162,21 +162,21 @@ class Connector:
         context.stats.connect_s.observe(time.monotonic() - began)
         return stream
 
-    def _rejected(self, error: SttCredentialsError, model: str) -> None:
+    def _on_rejection(self, error: SttCredentialsError, model: str) -> None:
         self._context.stats.connects[error.error_class] += 1
         if model == self._context.settings.stt_model:
             self._context.credentials.rejected(error)
         else:  # the plan may exclude only this session's model
             log.warning("%s: model %s: %s", self._name, model, error)
 
-    def _failed(self, error: SttBusyError | SttTransientError) -> None:
+    def _on_failure(self, error: SttBusyError | SttTransientError) -> None:
         self._context.stats.connects[error.error_class] += 1
         level = logging.DEBUG if self._backoff.failures else logging.INFO
         log.log(level, "%s: %s", self._name, error)
         self._context.provider_outage.connect_failed(self._name, error, time.monotonic())
 
-    def _short(self, error: SttShortageError) -> None:
+    def _on_shortage(self, error: SttShortageError) -> None:
         self._context.stats.connects[error.error_class] += 1
         log.debug("%s: %s", self._name, error)
-        self._context.shortage.met(error, time.monotonic())
-        self.stranded = True
+        self._context.shortage.record(error, time.monotonic())
+        self.blocked_by_shortage = True

@@ -60,7 +60,7 @@ class AudioIngest:
         """Time of the last entry."""
         self._dropped_bytes = 0
         self._dropped_tail = b""  # the last of the dropped bytes, which may begin a sample
-        self._judged = False  # whether the first never-sent audio was judged
+        self._first_unsent_checked = False  # whether the first never-sent audio was checked
         self.cut_short = False
         """Whether the audio that follows is too late for this socket."""
 
@@ -89,7 +89,7 @@ class AudioIngest:
     def rewind(self) -> None:
         """Go back to the committed position."""
         self._dropped_bytes, self._dropped_tail = 0, b""
-        self._judged = self.cut_short = False
+        self._first_unsent_checked = self.cut_short = False
         self.cursor = self._ledger.read_after
 
     def accept(self, entries: Entries, now: float, *, live: bool) -> None:
@@ -115,14 +115,14 @@ class AudioIngest:
             self._newest = newest
             self._last_new_entry_at = now
 
-    def judge_held(self, now: float) -> bool:
-        """Return whether audio read before the socket opened must be dropped."""
-        held = self._ledger.segments(self._lateness.sent_until, self._ledger.read_bytes)
-        first = next(held, None)
+    def check_buffered(self, now: float) -> bool:
+        """Check the audio read before the socket opened; return whether it is too late."""
+        unsent = self._ledger.segments(self._lateness.sent_until, self._ledger.read_bytes)
+        first = next(unsent, None)
         if first is None:
             return False
-        self._judged = not self._is_late(first.entry_id, now)
-        return not self._judged
+        self._first_unsent_checked = not self._is_late(first.entry_id, now)
+        return not self._first_unsent_checked
 
     def note_sent(self, now: float) -> None:
         """Record how far the session was sent on this socket, and how old that audio is."""
@@ -130,10 +130,10 @@ class AudioIngest:
             return  # the replay lasts until the provider has ended the turn
         sent = self._sender.session_bytes
         self._lateness.progressed(now, sent)
-        if self._lateness.excuses and sent == self._lateness.sent_until:
+        if self._lateness.delayed_by_replays and sent == self._lateness.sent_until:
             entry_id = self._ledger.entry_at(sent)
             if entry_id is not None:
-                self._lateness.waited(now, self._ages.age_s(entry_id))
+                self._lateness.limit_replay_time(now, self._ages.age_s(entry_id))
 
     def report_dropped(self) -> None:
         """Report the dropped audio, when no kept audio has followed it."""
@@ -163,9 +163,9 @@ class AudioIngest:
         if self._dropped_bytes:
             self._commit_dropped(self._ledger.read_bytes - len(admitted.audio))
         self._context.stats.chunks += 1
-        straight = live and self._sender.empty
+        sent_at_once = live and self._sender.is_drained
         self._sender.enqueue(audio)
-        if straight and not self._ages.untimed:
+        if sent_at_once and not self._ages.untimed:
             lag = self._ages.age_s(entry_id)
             # Otherwise the session is late, not this chunk.
             if not self._sender.delayed_within(lag):
@@ -192,9 +192,9 @@ class AudioIngest:
                 self._dropped_bytes += len(audio)
                 self._dropped_tail = (self._dropped_tail + audio)[-MAX_SAMPLE_BYTES:]
                 return b""
-            self._judged = True
-        elif not self._judged and self._ledger.read_bytes > sent_until:
-            self._judged = True
+            self._first_unsent_checked = True
+        elif not self._first_unsent_checked and self._ledger.read_bytes > sent_until:
+            self._first_unsent_checked = True
             self.cut_short = self._is_late(entry_id, now)
             if self.cut_short:
                 return audio[: max(0, sent_until - start)]
@@ -204,7 +204,7 @@ class AudioIngest:
         age_s = self._ages.age_s(entry_id)
         late = self._lateness.is_late(now, age_s)
         if not late:
-            self._lateness.waited(now, age_s)
+            self._lateness.limit_replay_time(now, age_s)
         return late
 
     def _commit_dropped(self, position: int) -> None:

@@ -89,12 +89,12 @@ class AudioSender:
         )
 
     @property
-    def empty(self) -> bool:
+    def is_drained(self) -> bool:
         """Whether everything read was sent."""
         return not self._buffer
 
     @property
-    def holds_audio(self) -> bool:
+    def has_whole_sample(self) -> bool:
         """Whether the buffer holds at least one whole sample."""
         return self._buffered_bytes + len(self._partial_sample) >= self._width
 

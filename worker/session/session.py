@@ -149,7 +149,7 @@ class Session:
             return False
         match self.phase:
             case Phase.PARKED | Phase.CONNECTING:
-                return not self._sender.holds_audio
+                return not self._sender.has_whole_sample
             case Phase.LIVE:
                 return self._sender.has_room and not self._ingest.cut_short
             case _:
@@ -158,7 +158,7 @@ class Session:
     @property
     def catching_up(self) -> bool:
         """Whether audio waits because of pacing."""
-        return self.phase is Phase.LIVE and not self._sender.empty
+        return self.phase is Phase.LIVE and not self._sender.is_drained
 
     @property
     def chunk_s(self) -> float:
@@ -173,7 +173,7 @@ class Session:
     @property
     def lag_s(self) -> float:
         """Age of the oldest audio that was read and not yet sent, in seconds; 0 if none."""
-        if not self._sender.holds_audio:
+        if not self._sender.has_whole_sample:
             return 0.0
         # On a live socket at most the sender's buffer is unsent: the last entry read is close.
         oldest = self._ledger.oldest if self._connection is None else self.cursor
@@ -201,9 +201,9 @@ class Session:
                 return False
 
     @property
-    def stranded(self) -> bool:
+    def blocked_by_shortage(self) -> bool:
         """Whether the session waits for a socket that this machine cannot open."""
-        return self.phase is Phase.CONNECTING and self._connector.stranded
+        return self.phase is Phase.CONNECTING and self._connector.blocked_by_shortage
 
     @property
     def fenced_reason(self) -> str | None:
@@ -302,7 +302,7 @@ class Session:
                 self._receiver.end_turn_early()
                 self._end(Input.IDLE, "idle")
                 return
-        nothing_left = not self._sender.holds_audio and not self._state.tracker.open
+        nothing_left = not self._sender.has_whole_sample and not self._state.tracker.open
         if self._unreadable:
             fatal = _Fatal("audio_unreadable", f"audio key: {self._unreadable}", status=0)
             self._end(Input.FATAL, "error", fatal)
@@ -321,7 +321,7 @@ class Session:
             self._end(Input.FATAL, "error", fatal)
             return None
         now = time.monotonic()
-        if self._ingest.judge_held(now):
+        if self._ingest.check_buffered(now):
             self._rewind()  # read it again as live audio, which may be dropped
         self._state.connected(stream.request_id)
         log.info("%s: connected, request %s", self.name, stream.request_id)
@@ -459,7 +459,7 @@ class Session:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._unreadable) or self._sender.holds_audio or self._ingest.end_reached
+        return bool(self._unreadable) or self._sender.has_whole_sample or self._ingest.end_reached
 
     @property
     def _is_idle(self) -> bool:

@@ -36,19 +36,19 @@ def test_replays_add_up_over_sockets_and_owners() -> None:
     assert successor.is_late(0.0, 22.1)
 
 
-def test_replay_excuses_only_its_own_delay() -> None:
+def test_replay_explains_only_its_own_delay() -> None:
     lateness = Lateness(5.0, SentState(until=1_000))
     lateness.opened(0.0, 0)
-    lateness.waited(20.0, 2.0)
+    lateness.limit_replay_time(20.0, 2.0)
     assert lateness.is_late(20.0, 7.1)
     assert not lateness.is_late(21.0, 7.9), "the replay goes on"
     lateness.progressed(22.0, 1_000)
-    lateness.waited(30.0, 0.0)
-    assert not lateness.excuses
+    lateness.limit_replay_time(30.0, 0.0)
+    assert not lateness.delayed_by_replays
     assert lateness.is_late(30.0, 5.1)
 
 
-def test_socket_without_replay_excuses_nothing() -> None:
+def test_socket_without_replay_explains_nothing() -> None:
     lateness = Lateness(5.0, SentState(until=1_000))
     lateness.opened(0.0, 1_000)
     lateness.closed(50.0, 2_000)
@@ -79,7 +79,7 @@ def test_sent_position_never_goes_back(steps: list[tuple[str, float, int]], unti
             case "closed":
                 lateness.closed(now, fed)
             case _:
-                lateness.waited(now, seconds)
+                lateness.limit_replay_time(now, seconds)
         most_s += seconds
         assert lateness.sent_until >= before
         state = lateness.state(now, fed)

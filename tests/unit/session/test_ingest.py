@@ -62,9 +62,9 @@ def test_first_kept_sample_is_complete_for_any_entry_size(size: int) -> None:
         for at in range(0, len(late), size)
     ]
     ingest.accept(entries, time.monotonic(), live=True)
-    assert sender.empty
+    assert sender.is_drained
     kept = b"\x1e\x1f"
     ingest.accept([(f"{now_ms}-0".encode(), {b"audio": kept})], time.monotonic(), live=True)
     assert sender.session_bytes == 28
-    assert sender.holds_audio, "the two bytes left over and these make a sample"
+    assert sender.has_whole_sample, "the two bytes left over and these make a sample"
     assert consumer.gaps == {"backlog": 7}

@@ -36,4 +36,4 @@ async def test_backlog_stays_within_limit_at_any_sample_rate() -> None:
                 sender.drain(0.0)
     held = taken * len(chunk) - sender.socket_bytes
     assert held <= sender.bytes_of(BUFFER_MS) + len(chunk)
-    assert sender.holds_audio
+    assert sender.has_whole_sample
