@@ -89,7 +89,7 @@ async def test_claim_verdicts(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)
     first = await bus.claim(bus.one, owned)
-    assert (first.verdict, first.seq, first.snapshot, first.run) == (
+    assert (first.verdict, first.seq, first.checkpoint, first.run) == (
         "new",
         1,
         b"{}",

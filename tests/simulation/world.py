@@ -479,10 +479,10 @@ class _World:
             state = msgspec.json.decode(self.bus.snapshot)
             if self.scenario.earlier:
                 state.pop("sent", None)
-            snapshot = msgspec.convert(state, Checkpoint)
+            checkpoint = msgspec.convert(state, Checkpoint)
             host = self._host(worker)
             seq = len(self.bus.events)
-            session = Session(host, OwnedSession(_ENTRY, fence, "1-0", {}), seq, snapshot)
+            session = Session(host, OwnedSession(_ENTRY, fence, "1-0", {}), seq, checkpoint)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(worker.read, session)
                 tasks.start_soon(self._tick, session, host)

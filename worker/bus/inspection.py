@@ -72,7 +72,7 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Unix seconds of the newest event; 0 if unknown."""
 
 
-class _Snapshot(msgspec.Struct, frozen=True):
+class _Checkpoint(msgspec.Struct, frozen=True):
     """The fields that are read from a session's state."""
 
     ledger: LedgerState = LedgerState()
@@ -120,8 +120,8 @@ async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[Session
             if isinstance(reply, RedisError) and is_outage(reply):
                 raise reply
         for each, raw, audio in zip(batch, replies[::2], replies[1::2], strict=True):
-            snapshot = _snapshot(raw)
-            lag_ms, lag_bytes = _lag(snapshot.ledger, audio)
+            checkpoint = _decode_checkpoint(raw)
+            lag_ms, lag_bytes = _lag(checkpoint.ledger, audio)
             event = last.get((each.lane, each.session), _LastEvent())
             owner = pending.get(each.entry_id)
             held = owner is not None and owner.consumer != RELEASED
@@ -131,10 +131,10 @@ async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[Session
                     lane=each.lane,
                     entry=each.entry_id,
                     owner=names.get(owner.consumer, owner.consumer) if owner and held else "",
-                    state=_state(owner, snapshot, event, lease_ms),
+                    state=_state(owner, checkpoint, event, lease_ms),
                     lag_s=lag_ms / 1000,
                     lag_bytes=lag_bytes,
-                    turns=snapshot.turns.turn + (snapshot.turns.open is not None),
+                    turns=checkpoint.turns.turn + (checkpoint.turns.open is not None),
                     last_event=event.type,
                     last_event_at=event.at,
                 )
@@ -142,26 +142,28 @@ async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[Session
     return found
 
 
-def _state(owner: _Pending | None, snapshot: _Snapshot, event: _LastEvent, lease_ms: int) -> State:
+def _state(
+    owner: _Pending | None, checkpoint: _Checkpoint, event: _LastEvent, lease_ms: int
+) -> State:
     if owner is None:
         return "waiting"
     if owner.consumer == RELEASED:
         return "handed_over"
     if owner.idle_ms > lease_ms:
         return "silent"
-    if event.code == UNAVAILABLE and event.connection >= snapshot.connection:
+    if event.code == UNAVAILABLE and event.connection >= checkpoint.connection:
         return "unconnected"  # and no commit of a later connection exists
-    return "between_turns" if snapshot.turns.open is None else "in_turn"
+    return "between_turns" if checkpoint.turns.open is None else "in_turn"
 
 
-def _snapshot(raw: bytes | RedisError | None) -> _Snapshot:
-    """Decode a snapshot; an empty one if there is none, or if this version cannot decode it."""
+def _decode_checkpoint(raw: bytes | RedisError | None) -> _Checkpoint:
+    """Decode a checkpoint; an empty one if there is none, or if this version cannot decode it."""
     if not isinstance(raw, bytes):
-        return _Snapshot()
+        return _Checkpoint()
     try:
-        return decode_record(raw, _Snapshot)
+        return decode_record(raw, _Checkpoint)
     except msgspec.DecodeError:
-        return _Snapshot()
+        return _Checkpoint()
 
 
 def _lag(ledger: LedgerState, audio: Mapping[str, Any] | RedisError) -> tuple[int, int]:

@@ -73,7 +73,8 @@ class ClaimResult(msgspec.Struct, frozen=True):
     verdict: str
     seq: int
     """Seq of the last event; if the verdict is `stale`, the known delivery count."""
-    snapshot: bytes
+    checkpoint: bytes
+    """The checkpoint as JSON."""
     run: str
 
 
@@ -173,9 +174,13 @@ class SessionLeases:
         return Takeover(owned, bool(lost))
 
     async def claim(
-        self, owned: OwnedEntry, session: SessionEntry, started: SessionStarted, snapshot: bytes
+        self,
+        owned: OwnedEntry,
+        session: SessionEntry,
+        started: SessionStarted,
+        first_checkpoint: bytes,
     ) -> ClaimResult:
-        """Write this owner's fence into the session's state. Safe to repeat."""
+        """Write this owner's fence into the session's state, or begin it. Safe to repeat."""
         verdict, seq, kept, run = await scripts.claim(
             self._redis,
             **self._keys.of_session(session.lane, session.session),
@@ -188,7 +193,7 @@ class SessionLeases:
             started_event=encode_event(started),
             traceparent=session.traceparent or "",
             out=session.out,
-            first_snapshot=snapshot,
+            first_snapshot=first_checkpoint,
         )
         return ClaimResult(verdict.decode(), seq, kept, run.decode())
 

@@ -119,25 +119,25 @@ class Claimer:
     async def _resume(self, ownership: OwnedSession, claim: ClaimResult) -> Session | None:
         """Return the session at its last checkpoint, unless it has crashed too often."""
         try:
-            snapshot = decode_record(claim.snapshot, Checkpoint)
+            checkpoint = decode_record(claim.checkpoint, Checkpoint)
         except msgspec.DecodeError as error:
             await self._end_unrunnable(
                 ownership, claim, Checkpoint(), f"its checkpoint cannot be decoded: {error}"
             )
             return None
-        committed = snapshot.ledger.committed_bytes
+        committed = checkpoint.ledger.committed_bytes
         if claim.verdict == "new":
             log.info("%s: session claimed (new)", ownership.name)
         else:
-            entry_id = stream_ids.predecessor(snapshot.ledger.committed.entry_id)
+            entry_id = stream_ids.predecessor(checkpoint.ledger.committed.entry_id)
             log.info("%s: session claimed (continues after entry %s)", ownership.name, entry_id)
         self._context.retries.note_position(ownership.fence.entry_id, committed)
         if self._context.retries.is_exhausted(ownership.fence.entry_id):
             why = f"the worker failed {MAX_CRASHES} times at the same position"
-            await self._end_unrunnable(ownership, claim, snapshot, why)
+            await self._end_unrunnable(ownership, claim, checkpoint, why)
             return None
         try:
-            return Session(self._context, ownership, claim.seq, snapshot)
+            return Session(self._context, ownership, claim.seq, checkpoint)
         except Exception as error:
             log.exception("%s: internal error during setup", ownership.name)
             self._context.stats.internal_errors["claim"] += 1
@@ -146,14 +146,16 @@ class Claimer:
             return None
 
     async def _end_unrunnable(
-        self, ownership: OwnedSession, claim: ClaimResult, snapshot: Checkpoint, why: str
+        self, ownership: OwnedSession, claim: ClaimResult, checkpoint: Checkpoint, why: str
     ) -> None:
         """End a session that cannot run: publish its error and end events and release it."""
         entry, fence, context = ownership.entry, ownership.fence, self._context
         log.error("%s: ending session (internal error: %s)", ownership.name, why)
-        tracker = TurnTracker(snapshot.turns)
-        place = EventContext(_audio_ms(entry, snapshot), snapshot.request_id, snapshot.connection)
-        written = CheckpointPayload(claim.snapshot, "")
+        tracker = TurnTracker(checkpoint.turns)
+        place = EventContext(
+            _audio_ms(entry, checkpoint), checkpoint.request_id, checkpoint.connection
+        )
+        written = CheckpointPayload(claim.checkpoint, "")
         publisher = EventPublisher(context, ownership, claim.seq, lambda: place, lambda: written)
         publisher.publish(tracker.force_end("close"))
         publisher.publish_error("internal", f"{INTERNAL_ERROR}: {why}", fatal=True)
@@ -215,7 +217,7 @@ def _rejection(session: str, run: str, reason: str, why: str) -> tuple[Event, Ev
     )
 
 
-def _audio_ms(entry: SessionEntry, snapshot: Checkpoint) -> int:
+def _audio_ms(entry: SessionEntry, checkpoint: Checkpoint) -> int:
     """Return the position in the session's audio up to which all is committed."""
-    samples = snapshot.ledger.committed_bytes // entry.encoding.width
+    samples = checkpoint.ledger.committed_bytes // entry.encoding.width
     return samples * 1000 // entry.sample_rate

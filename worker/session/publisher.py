@@ -33,7 +33,8 @@ class EventContext(msgspec.Struct, frozen=True):
 class CheckpointPayload(msgspec.Struct, frozen=True):
     """Checkpoint written with the events of one commit, for the next owner."""
 
-    snapshot: bytes
+    checkpoint: bytes
+    """The checkpoint as JSON."""
     trim_before: str
     """Id below which the audio stream may be trimmed."""
 
@@ -74,7 +75,7 @@ class EventPublisher:
         self._build_checkpoint = build_checkpoint
         self._queue: deque[_PendingEvent] = deque()
         self._acknowledged = seq
-        self._in_flight = -1  # events in the commit under way; -1 without one
+        self._in_flight: int | None = None  # events in the commit under way
         self._commits = 0
         self.built_at = float("-inf")
         """Time at which the last commit was built, on the monotonic clock."""
@@ -138,7 +139,7 @@ class EventPublisher:
     def request_commit(self) -> None:
         """Commit pending events and the checkpoint; there may be no events."""
         self._dirty = True
-        if self._in_flight < 0 and self.fenced_reason is None:
+        if self._in_flight is None and self.fenced_reason is None:
             self._committer.submit(self)
 
     def abort(self, why: str) -> None:
@@ -148,7 +149,7 @@ class EventPublisher:
 
     async def wait_committed(self) -> None:
         """Wait until everything added is committed. Raises `FencedError` if a commit is refused."""
-        while self._dirty or self._in_flight >= 0 or (self._ending and not self._ended):
+        while self._dirty or self._in_flight is not None or (self._ending and not self._ended):
             if self.fenced_reason is not None:
                 raise FencedError(self.fenced_reason)
             if self._progress is None:
@@ -157,14 +158,14 @@ class EventPublisher:
 
     def next_commit(self) -> scripts.ScriptCall | None:
         """Return the next commit (the committer calls this)."""
-        if not self._dirty or self._in_flight >= 0 or self.fenced_reason is not None:
+        if not self._dirty or self._in_flight is not None or self.fenced_reason is not None:
             return None
         self._dirty = False
         self.built_at = time.monotonic()
         self._in_flight = len(self._queue)
         self._commits += 1
         fence, session = self._ownership.fence, self._ownership.entry
-        checkpoint = self._build_checkpoint()
+        payload = self._build_checkpoint()
         return scripts.commit.call(
             **self._keys,
             entry_id=fence.entry_id,
@@ -172,8 +173,8 @@ class EventPublisher:
             nonce=fence.nonce,
             session=session.session,
             out=session.out,
-            snapshot=checkpoint.snapshot,
-            trim_before=checkpoint.trim_before,
+            snapshot=payload.checkpoint,
+            trim_before=payload.trim_before,
             ending="end" if self._ending else "",
             retention_s=self._settings.retention_s,
             turns_retention_ms=self._settings.turns_retention_s * 1000,
@@ -185,7 +186,7 @@ class EventPublisher:
 
     def on_commit_result(self, verdict: str, seq: int) -> None:
         """Handle the result of the commit in flight (the committer calls this)."""
-        sent, self._in_flight = self._in_flight, -1
+        sent, self._in_flight = self._in_flight or 0, None
         expected = self._acknowledged + sent
         self._stats.commits[verdict if verdict in VERDICTS else "error"] += 1
         if verdict == "ok" and seq == expected:

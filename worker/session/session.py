@@ -67,9 +67,9 @@ class Session:
     """Runs one owned session."""
 
     def __init__(
-        self, context: WorkerContext, ownership: OwnedSession, seq: int, snapshot: Checkpoint
+        self, context: WorkerContext, ownership: OwnedSession, seq: int, checkpoint: Checkpoint
     ) -> None:
-        """Continue at `snapshot`; `seq` is the number of the last published event."""
+        """Continue at `checkpoint`; `seq` is the number of the last published event."""
         entry, settings = ownership.entry, context.settings
         self.ownership = ownership
         self.name = ownership.name
@@ -78,7 +78,7 @@ class Session:
         self.rewinds = 0
         """Number of times the cursor moved back; reads from before are invalid."""
         self._context = context
-        self._state = state = SessionState(entry, snapshot, settings.max_lag_s)
+        self._state = state = SessionState(entry, checkpoint, settings.max_lag_s)
         self._lifecycle = state.lifecycle
         self._ledger = state.ledger
         self._sender = sender = AudioSender(
@@ -127,8 +127,8 @@ class Session:
         self._unreadable = ""  # why the audio key cannot be read
         self._fatal: _Fatal | None = None
         if state.tracker.open:
-            self.trace.turn_started(snapshot.turns.turn, time.time(), taken_over=True)
-        context.provider_lag.seed(snapshot.lag_s)
+            self.trace.turn_started(checkpoint.turns.turn, time.time(), taken_over=True)
+        context.provider_lag.seed(checkpoint.lag_s)
 
     # -- called by the reader, the ticker and the backlog drainer
 

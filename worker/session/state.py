@@ -50,17 +50,17 @@ class SessionState:
     is freed at once, not by a later garbage collection.
     """
 
-    def __init__(self, entry: SessionEntry, snapshot: Checkpoint, max_lag_s: float) -> None:
+    def __init__(self, entry: SessionEntry, checkpoint: Checkpoint, max_lag_s: float) -> None:
         self.lifecycle = Lifecycle()
         bytes_per_ms = entry.sample_rate * entry.encoding.width / 1000
-        self.ledger = Ledger(entry.encoding.width, snapshot.ledger)
-        self.tracker = TurnTracker(snapshot.turns, int(LAG_JITTER_MS * bytes_per_ms))
-        self.configs = TurnConfigHistory(snapshot.config)
-        self.lateness = Lateness(max_lag_s, snapshot.sent_state)
-        self.notices = Notices(snapshot.notices)
-        self.connection = snapshot.connection
+        self.ledger = Ledger(entry.encoding.width, checkpoint.ledger)
+        self.tracker = TurnTracker(checkpoint.turns, int(LAG_JITTER_MS * bytes_per_ms))
+        self.configs = TurnConfigHistory(checkpoint.config)
+        self.lateness = Lateness(max_lag_s, checkpoint.sent_state)
+        self.notices = Notices(checkpoint.notices)
+        self.connection = checkpoint.connection
         """Number of the current socket, or of the last one."""
-        self.request_id = snapshot.request_id
+        self.request_id = checkpoint.request_id
         """The provider's id of that socket."""
 
     def connected(self, request_id: str) -> None:
@@ -80,7 +80,7 @@ class SessionState:
     def checkpoint(self, sender: AudioSender, provider_lag: ProviderLag) -> CheckpointPayload:
         """Return the checkpoint for the next commit."""
         committed = self.ledger.committed.entry_id
-        snapshot = Checkpoint(
+        checkpoint = Checkpoint(
             ledger=self.ledger.state,
             turns=self.tracker.state,
             config=self.configs.committed_before(committed),
@@ -90,4 +90,4 @@ class SessionState:
             sent=self.lateness.state(time.monotonic(), sender.session_bytes),
             notices=self.notices.state,
         )
-        return CheckpointPayload(msgspec.json.encode(snapshot), committed)
+        return CheckpointPayload(msgspec.json.encode(checkpoint), committed)

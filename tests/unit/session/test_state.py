@@ -1,4 +1,4 @@
-"""The snapshot: workers of one version and the next release sessions to each other."""
+"""The checkpoint: workers of one version and the next release sessions to each other."""
 
 import msgspec
 import pytest
@@ -14,12 +14,12 @@ EARLIER = {
     "connection": 3,
     "lag_s": 0.2,
 }
-"""A snapshot by a worker that does not store its sent position."""
+"""A checkpoint by a worker that does not store its sent position."""
 
 
-def test_snapshot_without_sent_uses_published_text() -> None:
-    snapshot = msgspec.json.decode(msgspec.json.encode(EARLIER), type=Checkpoint)
-    assert snapshot.sent_state == SentState(until=9_600)
+def test_checkpoint_without_sent_uses_published_text() -> None:
+    checkpoint = msgspec.json.decode(msgspec.json.encode(EARLIER), type=Checkpoint)
+    assert checkpoint.sent_state == SentState(until=9_600)
 
 
 @pytest.mark.parametrize(
@@ -31,14 +31,14 @@ def test_snapshot_without_sent_uses_published_text() -> None:
         (TurnState(2, OpenTurn("one", 9_600)), SentState(until=100), 9_600),
     ],
 )
-def test_snapshot_sent_covers_committed_audio(
+def test_checkpoint_sent_covers_committed_audio(
     turns: TurnState, sent: SentState, until: int
 ) -> None:
     ledger = LedgerState(Position("5-0", 320), 3_200)
     assert Checkpoint(ledger=ledger, turns=turns, sent=sent).sent_state.until == until
 
 
-def test_earlier_worker_reads_snapshot() -> None:
+def test_earlier_worker_reads_checkpoint() -> None:
     class Earlier(msgspec.Struct, frozen=True, omit_defaults=True):
         ledger: LedgerState = LedgerState()
         turns: TurnState = TurnState()
