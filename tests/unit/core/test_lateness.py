@@ -57,7 +57,7 @@ def test_socket_without_replay_explains_nothing() -> None:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["opened", "progressed", "closed", "waited"]),
+        st.sampled_from(["opened", "progressed", "closed", "limited"]),
         st.floats(0, 100),
         st.integers(0, 10_000),
     )
