@@ -20,9 +20,14 @@ class Peers(Command):
     ~/.cache/turnbus/peers (XDG_CACHE_HOME); a few hundred MB. A failed installation is reported in
     the table. Exit code 1 if the worker loses, repeats or damages a word.
 
+    With --floor, nothing is installed. The worker is compared with a relay that moves chunks and
+    events between Redis and the provider, and guarantees nothing. Exit code 1 if either loses,
+    repeats or damages a word.
+
     examples:
       python -m tests.peers
       python -m tests.peers --sessions 20 --repeat 3
+      python -m tests.peers --floor --sessions 300 --seconds 10 --repeat 3
       python -m tests.peers --json
     """
 
@@ -37,12 +42,12 @@ class Peers(Command):
         Seconds, Option("seconds before that; sessions start in the first half", "N")
     ] = 5.0
     repeat: Annotated[Repeat, Option("runs of each client, in turn", "N")] = 1
+    floor: Annotated[bool, Option("compare with the bare relay instead")] = False
     json: Annotated[bool, Option("print one JSON object")] = False
 
     def run(self) -> int:
         """Run the command. Raises TurnbusError if it cannot run."""
-        from tests.peers.report import json_of, text_of
-        from tests.peers.run import compare_peers
+        from tests.peers import floor, report, run
         from worker.bench.terminal import TerminalProgress
 
         plan = LoadPlan(
@@ -52,9 +57,14 @@ class Peers(Command):
             warmup=self.warmup,
         )
         with TerminalProgress() as progress:
-            report = run_async(partial(compare_peers, plan, self.repeat, progress))
-        sys.stdout.write(json_of(report).decode() + "\n" if self.json else text_of(report))
-        return 0 if report.ok else 1
+            if self.floor:
+                bare = run_async(partial(floor.compare_floor, plan, self.repeat, progress))
+                ok, text, data = bare.ok, floor.text_of(bare), floor.json_of(bare)
+            else:
+                peers = run_async(partial(run.compare_peers, plan, self.repeat, progress))
+                ok, text, data = peers.ok, report.text_of(peers), report.json_of(peers)
+        sys.stdout.write(data.decode() + "\n" if self.json else text)
+        return 0 if ok else 1
 
 
 def make_parser(_argv: Sequence[str]) -> Parser:

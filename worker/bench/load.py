@@ -18,7 +18,16 @@ import anyio
 
 from schemas.turns import Event
 from worker.bench.events import EventReader
-from worker.bench.machine import Machine, Meter, Sample, read_histograms, server_version, versions
+from worker.bench.machine import (
+    HistogramReading,
+    Machine,
+    Meter,
+    Sample,
+    WorkerLatencies,
+    read_histograms,
+    server_version,
+    versions,
+)
 from worker.bench.plan import LoadPlan
 from worker.bench.producer import LoadProducer
 from worker.bench.report import LoadReport, LoadRun, now, run_of
@@ -26,6 +35,7 @@ from worker.bench.speech import Speech
 from worker.bench.terminal import Progress
 from worker.bench.words import WordChecker, WordResult
 from worker.local.harness import SPARE_FILES, Harness, allow_open_files
+from worker.local.process import WORKER_MODULE
 from worker.local.redis import free_port
 
 _END_TIMEOUT_S: Final = 30.0  # for the last utterances and the end of every session
@@ -35,7 +45,7 @@ _FAILURES_SHOWN: Final = 5
 
 
 @asynccontextmanager
-async def _open_run(plan: LoadPlan, speech: Speech) -> AsyncIterator["_Run"]:
+async def _open_run(plan: LoadPlan, speech: Speech, module: str) -> AsyncIterator["_Run"]:
     """Start all processes; end them and remove their files when the block ends.
 
     Raises LocalPartMissing or BusUnavailable as `EmbeddedRedis` does, TurnbusError if a process
@@ -52,7 +62,9 @@ async def _open_run(plan: LoadPlan, speech: Speech) -> AsyncIterator["_Run"]:
                 "ADMIN_ADDR": f"127.0.0.1:{admin_port}",
             }
             variables = sink.variables if sink else {}
-            worker = await harness.start(harness.worker("worker", settings, variables=variables))
+            worker = await harness.start(
+                harness.worker("worker", settings, variables=variables, module=module)
+            )
             await harness.workers_ready(worker)
             pids = {
                 "worker": worker.pid,
@@ -60,12 +72,16 @@ async def _open_run(plan: LoadPlan, speech: Speech) -> AsyncIterator["_Run"]:
                 "stt_server": stt_server.pid,
                 "bench": os.getpid(),
             }
-            yield _Run(plan, speech, harness, admin_port, pids)
+            metrics_port = admin_port if module == WORKER_MODULE else None
+            yield _Run(plan, speech, harness, metrics_port, pids)
 
 
-async def bench(plan: LoadPlan, repeat: int, progress: Progress) -> LoadReport:
+async def bench(
+    plan: LoadPlan, repeat: int, progress: Progress, *, module: str = WORKER_MODULE
+) -> LoadReport:
     """Run a plan `repeat` times, each time with new processes.
 
+    Another `module`, as in `ChildProcess.start`, is measured as the worker, without metrics.
     Raises TurnbusError if a process fails.
     """
     machine = Machine.here()
@@ -75,7 +91,7 @@ async def bench(plan: LoadPlan, repeat: int, progress: Progress) -> LoadReport:
     for number in range(repeat):
         which = f"run {number + 1} of {repeat}: " if repeat > 1 else ""
         progress.phase(f"{which}starting Redis, the STT server and a worker")
-        async with _open_run(plan, speech) as run:
+        async with _open_run(plan, speech, module) as run:
             known["server"] = await server_version(run.redis)
             runs.append(await run.measure(machine.cores, progress, which))
     return LoadReport(date=now(), machine=machine, versions=known, plan=plan, runs=tuple(runs))
@@ -89,14 +105,14 @@ class _Run:
         plan: LoadPlan,
         speech: Speech,
         harness: Harness,
-        admin_port: int,
+        metrics_port: int | None,
         pids: Mapping[str, int],
     ) -> None:
         keys = harness.keys
         self.redis: Final = harness.redis
         self._plan = plan
         self._speech = speech
-        self._admin_port = admin_port  # of the worker's metrics
+        self._metrics_port = metrics_port  # of the worker; None for a program without metrics
         self._meter = Meter(pids)
         self._producer = LoadProducer(harness.server.port, keys, plan, speech)
         self._reader = EventReader(harness.redis, [keys.turns("0")], self._on_event)
@@ -119,10 +135,10 @@ class _Run:
             progress.phase(f"{which}measuring for {plan.seconds:g} s")
             first, chunks, slots = self._meter.read(), producer.chunks, len(producer.slots_late_ms)
             begun = len(producer.sessions)
-            delays_before = await read_histograms(self._admin_port)
+            delays_before = await self._histograms()
             samples = [first, *await self._readings(began + plan.warmup, progress)]
             last, chunks = samples[-1], producer.chunks - chunks
-            delays_after = await read_histograms(self._admin_port)
+            delays_after = await self._histograms()
             begun = len(producer.sessions) - begun
             slots_late_ms = producer.slots_late_ms[slots:]
             progress.phase(f"{which}waiting for the last words")
@@ -138,11 +154,18 @@ class _Run:
             begun=begun,
             events=sum(first.at_ms <= at < last.at_ms for at in self._appended_ms),
             latencies_ms=list(self._latencies_ms(first, last)),
-            delays=delays_before.until(delays_after),
+            delays=(
+                delays_before.until(delays_after)
+                if delays_before and delays_after
+                else WorkerLatencies()
+            ),
             slots_late_ms=slots_late_ms,
             verdict=sum(self._results(), WordResult()),
             failures=list(islice(self._failures(), _FAILURES_SHOWN)),
         )
+
+    async def _histograms(self) -> HistogramReading | None:
+        return None if self._metrics_port is None else await read_histograms(self._metrics_port)
 
     async def _readings(self, began: float, progress: Progress) -> list[Sample]:
         """Sample the meter evenly until the plan's time is over."""

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from schemas import Keys
 from worker.bus.client.connection import connect
 from worker.errors import TurnbusError
-from worker.local.process import ChildProcess
+from worker.local.process import WORKER_MODULE, ChildProcess
 from worker.local.redis import EmbeddedRedis
 from worker.settings import API_KEY_VARIABLE, ENV_PREFIX
 
@@ -85,12 +85,18 @@ class Harness:
         *,
         stdout: Path | None = None,
         variables: Mapping[str, str] | None = None,
+        module: str = WORKER_MODULE,
     ) -> AbstractAsyncContextManager[ChildProcess]:
-        """Return a context in which a worker runs, with more environment `variables`."""
+        """Return a context in which a worker runs, with more environment `variables`.
+
+        Another `module`, as in `ChildProcess.start`, runs in its place.
+        """
         common = {"REDIS_URL": self.server.url, "WORKER_ID": worker_id}
         environment = child_environment({**common, **settings}, self._base) | dict(variables or {})
         log = self.directory / f"{worker_id}.log"
-        return ChildProcess.start(worker_id, ["run"], environment, log, stdout=stdout)
+        return ChildProcess.start(
+            worker_id, ["run"], environment, log, module=module, stdout=stdout
+        )
 
     async def workers_ready(self, *workers: ChildProcess) -> None:
         """Wait until each worker has written its record to Redis.

@@ -16,6 +16,9 @@ import anyio.abc
 import worker
 from worker.errors import TurnbusError
 
+WORKER_MODULE: Final = "worker"
+"""Module of the `turnbus` command."""
+
 _TAIL_LINES: Final = 8
 
 # The command replaces the shell, so that its pid and exit code are those of the child. A watcher
@@ -100,7 +103,7 @@ class ChildProcess:
         environment: Mapping[str, str],
         log: Path,
         *,
-        module: str = "worker",
+        module: str = WORKER_MODULE,
         stdout: Path | None = None,
     ) -> AsyncIterator[Self]:
         """Run `turnbus COMMAND` until the block ends, then kill it.
