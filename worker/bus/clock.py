@@ -97,14 +97,16 @@ class EntryAges:
         self.untimed = untimed
         """Whether the entry ids of this session are not times."""
 
-    def doubts(self, entry_id: str) -> bool:
-        """Return whether this id is the first one that cannot be a time of this session."""
+    def observe(self, entry_id: str) -> float:
+        """Return the age of an entry that was just read; set `untimed` if its id is not a time."""
         if self.untimed:
-            return False
+            return 0.0
         ms = stream_ids.milliseconds(entry_id)
-        ahead_s = ms / 1000 - self._clock.now
-        self.untimed = ms < self._earliest_ms or (self._clock.asked and ahead_s > MAX_AHEAD_S)
-        return self.untimed
+        age_s = self._clock.now - ms / 1000
+        if ms < self._earliest_ms or (self._clock.asked and age_s < -MAX_AHEAD_S):
+            self.untimed = True
+            return 0.0
+        return max(0.0, age_s)
 
     def age_s(self, entry_id: str) -> float:
         """Return how long ago an entry was appended; 0 if its id is not a time."""

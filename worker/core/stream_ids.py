@@ -26,4 +26,4 @@ def predecessor(entry_id: str) -> str:
 
 def milliseconds(entry_id: str) -> int:
     """Return when Redis generated the id, in Unix milliseconds."""
-    return order(entry_id)[0]
+    return int(entry_id.partition("-")[0])

@@ -32,6 +32,7 @@ next turn, unless its `turn.start` is overdue: then it belongs to the same turn.
 | cut | the position at which a turn ends: the middle of a pause |
 """
 
+import re
 from collections import deque
 from collections.abc import Sequence
 from math import isqrt
@@ -99,6 +100,7 @@ chunk."""
 _MIN_SPEECH = MIN_SPEECH_MS // FRAME_MS
 _MIN_END_PAUSE = MIN_END_PAUSE_MS // FRAME_MS
 _MIN_RESUMED_PAUSE = MIN_RESUMED_PAUSE_MS // FRAME_MS
+_SILENCE = re.compile(rb"\x01+(?:\x00{1,%d}\x01+)*" % (_MIN_SPEECH - 1))
 
 # -- What the functions decide from.
 
@@ -131,8 +133,9 @@ class Arrival(NamedTuple):
 class SentAudio(NamedTuple):
     """The frames sent before an arrival, as far as they are not committed and in the lookback."""
 
-    silent: list[bool]
-    positions: list[int]
+    silent: bytes
+    """1 for each silent frame, 0 for each loud one."""
+    positions: Sequence[int]
     """Session byte at which each frame begins."""
     first: int
     """Byte of the socket at which the first frame begins."""
@@ -213,7 +216,7 @@ def find_start(history: History) -> Start:
     lag_s = arrival.sent.at - onsets[0].sent_at
     lookback_suffices = (
         len(onsets) == 1
-        and audio.silent[0]
+        and audio.silent[0] == 1
         and abs(lag_s - usual_s) <= LAG_TOLERANCE_S
         and not arrival.burst.is_delayed
     )
@@ -315,14 +318,17 @@ def sent_audio(
     filler = [0] * (sum(filler_ms for _, filler_ms in fillers) // FRAME_MS)
     # Filler may be the only silence, if the producer sends none.
     quiet = quiet_level([*levels, *filler]) if levels else 0
-    silent = [level <= quiet for level in levels]
-    positions = [position + frame * frame_bytes for frame in range(len(levels))]
-    for filler_position, filler_ms in reversed(fillers):
-        frame = min(len(silent), max(0, -(-(filler_position - position) // frame_bytes)))
-        count = filler_ms // FRAME_MS
-        silent[frame:frame] = [True] * count
-        positions[frame:frame] = [filler_position] * count
-    return SentAudio(silent, positions, until - len(silent) * frame_bytes, frame_bytes, log)
+    silent = bytearray(map(quiet.__ge__, levels))
+    positions: Sequence[int] = range(position, position + len(levels) * frame_bytes, frame_bytes)
+    if fillers:
+        positions = [*positions]
+        for filler_position, filler_ms in reversed(fillers):
+            frame = min(len(silent), max(0, -(-(filler_position - position) // frame_bytes)))
+            count = filler_ms // FRAME_MS
+            silent[frame:frame] = b"\x01" * count
+            positions[frame:frame] = [filler_position] * count
+    first = until - len(silent) * frame_bytes
+    return SentAudio(bytes(silent), positions, first, frame_bytes, log)
 
 
 def quiet_level(levels: Sequence[int]) -> int:
@@ -336,28 +342,18 @@ def quiet_level(levels: Sequence[int]) -> int:
     return min(max(2 * noise, isqrt(noise * voice), QUIET_FLOOR), NOISE_CEILING)
 
 
-def silences(silent: Sequence[bool]) -> list[tuple[int, int]]:
+def silences(silent: bytes) -> list[tuple[int, int]]:
     """Return (start, end) of every run of silent frames; clicks do not break one."""
-    runs: list[tuple[int, int]] = []
-    start: int | None = None
-    for frame, quiet in enumerate([*silent, False]):
-        if quiet and start is None:
-            start = frame
-        elif not quiet and start is not None:
-            if runs and start - runs[-1][1] < _MIN_SPEECH:
-                start = runs.pop()[0]
-            runs.append((start, frame))
-            start = None
-    return runs
+    return [run.span() for run in _SILENCE.finditer(silent)]
 
 
-def onset_frames(silent: Sequence[bool]) -> list[int]:
+def onset_frames(silent: bytes) -> list[int]:
     """Return the first frame of every sound."""
     ends = [end for _, end in silences(silent) if end < len(silent)]
     return ends if not silent or silent[0] else [0, *ends]
 
 
-def pause_frames(silent: Sequence[bool]) -> list[tuple[int, int]]:
+def pause_frames(silent: bytes) -> list[tuple[int, int]]:
     """Return (start, end) of every pause; if no silence is long enough, of the longest."""
     runs = silences(silent)
     return [run for run in runs if run[1] - run[0] >= _MIN_END_PAUSE] or sorted(
@@ -365,7 +361,7 @@ def pause_frames(silent: Sequence[bool]) -> list[tuple[int, int]]:
     )[:1]
 
 
-def resumed_frame(silent: Sequence[bool], open_at: int) -> int:
+def resumed_frame(silent: bytes, open_at: int) -> int:
     """Return the frame up to which a turn that was just resumed was certainly open.
 
     The turn was open at frame `open_at`. Before the provider sent `turn.resume`, it received a

@@ -121,7 +121,8 @@ class AudioIngest:
         first = next(unsent, None)
         if first is None:
             return False
-        self._first_unsent_checked = not self._is_late(first.entry_id, now)
+        age_s = self._ages.age_s(first.entry_id)
+        self._first_unsent_checked = not self._is_late(age_s, now)
         return not self._first_unsent_checked
 
     def note_sent(self, now: float) -> None:
@@ -154,10 +155,12 @@ class AudioIngest:
             return
         if self._reports.repeating and self._ledger.is_news(entry_id):
             self._reports.end_repeats()
-        if self._ages.doubts(entry_id):
+        timed = not self._ages.untimed
+        age_s = self._ages.observe(entry_id)
+        if timed and self._ages.untimed:
             self._reports.report_untimed(entry_id)
         if live:
-            audio = self._without_late_audio(entry_id, audio, now)
+            audio = self._without_late_audio(audio, age_s, now)
         if not audio:
             return
         if self._dropped_bytes:
@@ -165,11 +168,9 @@ class AudioIngest:
         self._context.stats.chunks += 1
         sent_at_once = live and self._sender.is_drained
         self._sender.enqueue(audio)
-        if sent_at_once and not self._ages.untimed:
-            lag = self._ages.age_s(entry_id)
-            # Otherwise the session is late, not this chunk.
-            if not self._sender.delayed_within(lag):
-                self._context.stats.chunk_lag.observe(lag)
+        # If the audio was delayed, the session is late, not this chunk.
+        if sent_at_once and timed and not self._sender.delayed_within(age_s):
+            self._context.stats.chunk_lag.observe(age_s)
 
     def _report_sequence(
         self, entry_id: str, entry: AudioEntry, admitted: Admitted, now: float
@@ -183,25 +184,24 @@ class AudioIngest:
         if admitted.doubt:
             self._reports.report_doubtful(entry_id, entry, admitted.doubt, admitted.before)
 
-    def _without_late_audio(self, entry_id: str, audio: bytes, now: float) -> bytes:
+    def _without_late_audio(self, audio: bytes, age_s: float, now: float) -> bytes:
         """Return the part of newly admitted audio to send; the rest is late."""
         sent_until = self._lateness.sent_until
         start = self._ledger.read_bytes - len(audio)
         if start >= sent_until and (self._dropped_bytes or self._ledger.covers(start)):
-            if self._is_late(entry_id, now):
+            if self._is_late(age_s, now):
                 self._dropped_bytes += len(audio)
                 self._dropped_tail = (self._dropped_tail + audio)[-MAX_SAMPLE_BYTES:]
                 return b""
             self._first_unsent_checked = True
         elif not self._first_unsent_checked and self._ledger.read_bytes > sent_until:
             self._first_unsent_checked = True
-            self.cut_short = self._is_late(entry_id, now)
+            self.cut_short = self._is_late(age_s, now)
             if self.cut_short:
                 return audio[: max(0, sent_until - start)]
         return audio
 
-    def _is_late(self, entry_id: str, now: float) -> bool:
-        age_s = self._ages.age_s(entry_id)
+    def _is_late(self, age_s: float, now: float) -> bool:
         late = self._lateness.is_late(now, age_s)
         if not late:
             self._lateness.limit_replay_time(now, age_s)

@@ -46,6 +46,9 @@ READ_BLOCK_MS = 50
 
 MAX_CONNECTIONS = 32
 _SOCKET_TIMEOUT_S = 5.0
+MAX_WRITE_BUFFER_BYTES = 64 * 1024
+"""Maximum unsent bytes of a connection before a write waits."""
+
 GREETING_TIMEOUT_S = 1.0
 """Timeout for the error text of a server that closes connections."""
 
@@ -140,7 +143,17 @@ class _BusConnection(AbstractConnection):
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
+        """Write a command. Waits only if the server reads more slowly than the worker writes.
+
+        redis-py starts a task for each write, to limit its time: half of the time of a write.
+        """
         try:
+            writer = self._writer
+            if writer is not None and isinstance(command, list):
+                writer.writelines(command)
+                if writer.transport.get_write_buffer_size() <= MAX_WRITE_BUFFER_BYTES:
+                    return
+                command = b""
             await super().send_packed_command(command, check_health)
         except RuntimeError as error:
             # A closed transport of asyncio drops the data; a closed transport of uvloop raises.
