@@ -26,17 +26,18 @@ from tests.simulation.calls import (
     stalls,
 )
 from worker.core import stream_ids
+from worker.core.records import EventDraft
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
-from worker.core.turn_tracker import EventDraft
 from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream
 from worker.local.emulator.engines.script_words import WORD_MS
+from worker.session.checkpoint import Checkpoint
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
-from worker.session.state import Checkpoint, SessionState
+from worker.session.state import SessionState
 from worker.telemetry.counters import Counters
 
 STEP_S = 0.01

@@ -40,8 +40,8 @@ from worker.errors import SttTransientError
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream, synthesize_silence, synthesize_words
 from worker.local.emulator.engines.script_words import WORD_MS
+from worker.session.checkpoint import Checkpoint
 from worker.session.session import Session
-from worker.session.state import Checkpoint
 from worker.settings import Settings
 from worker.stt.cartesia import Endpoint, StreamSettings, TurnsStream
 from worker.stt.websocket import WebSocketClient

@@ -59,7 +59,8 @@ class Endpoint:
         return text.replace(self.key, "[key]") if self.key else text
 
 
-class StreamSettings(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class StreamSettings:
     """Settings of one connection."""
 
     model: str
@@ -236,13 +237,6 @@ def _rejected(error: cartesia.Error) -> SttError:
     )
 
 
-class _ErrorBody(msgspec.Struct):
-    title: str | None = None
-    message: str | None = None
-    error_code: str | None = None
-    request_id: str | None = None
-
-
 _TITLED = re.compile(r"[^<>:\n]{1,80}: \S")
 
 
@@ -255,9 +249,9 @@ def _rejected_upgrade(response: Response, endpoint: Endpoint) -> SttError:
     text = endpoint.redact(bytes(response.body or b"").decode("utf-8", "replace"))
     status = response.status_code
     try:
-        body = msgspec.json.decode(text, type=_ErrorBody)
+        body = msgspec.json.decode(text, type=cartesia.RejectedUpgrade)
     except (msgspec.DecodeError, RecursionError, ValueError):
-        body = _ErrorBody(message=text[:200].strip())
+        body = cartesia.RejectedUpgrade(message=text[:200].strip())
         known = _TITLED.match(text) is not None
     else:
         known = bool(body.title or body.message or body.error_code)

@@ -13,12 +13,13 @@ from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import EntryAges, RedisClock
 from worker.context import WorkerContext
 from worker.core.send_limits import Pacer
+from worker.session.checkpoint import Checkpoint
 from worker.session.ingest import AudioIngest
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
-from worker.session.state import Checkpoint, SessionState
+from worker.session.state import SessionState
 from worker.telemetry.counters import Counters
 
 
