@@ -54,15 +54,6 @@ class Error(Message, frozen=True, kw_only=True, tag="error"):
     doc_url: str | None = None
 
 
-class RejectedUpgrade(msgspec.Struct, frozen=True):
-    """Body of the HTTP response that rejects the upgrade, since API version 2026-03-01."""
-
-    title: str | None = None
-    message: str | None = None
-    error_code: str | None = None
-    request_id: str | None = None
-
-
 class UnknownMessage(msgspec.Struct, frozen=True):
     """A message this version does not know; counted, never fatal."""
 

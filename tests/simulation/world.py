@@ -24,7 +24,7 @@ from schemas.keys import Keys
 from tests.simulation.calls import AUDIO, BYTES_PER_MS, Word
 from tests.simulation.lives import at_once, message_of
 from tests.support import virtual_time
-from worker.bus import scripts
+from tests.support.commits import arguments_of
 from worker.bus.audio_reader import AudioReader, LaneState
 from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import RedisClock
@@ -157,14 +157,12 @@ class _Bus:
         return self._entries[first : first + count]
 
     def apply(self, commit: ScriptCall) -> tuple[str, int]:
-        names = (*scripts.commit.keys, *scripts.commit.args)
-        values, events = commit[2 : 2 + len(names)], commit[2 + len(names) :]
-        named = dict(zip(names, values, strict=True))
+        named, events = arguments_of(commit)
         if named["nonce"] != self.owner:
             return "fenced", len(self.events)
-        for seq, event in enumerate(events[1::3], named["first_seq"]):
+        for seq, event in enumerate(events, named["first_seq"]):
             if seq == len(self.events) + 1:
-                self.events.append(msgspec.json.decode(event))
+                self.events.append(event)
         self.snapshot = named["snapshot"]
         trimmed = bisect_left(self._orders, stream_ids.order(named["trim_before"]))
         del self._orders[:trimmed], self._entries[:trimmed]

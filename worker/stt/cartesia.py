@@ -59,8 +59,7 @@ class Endpoint:
         return text.replace(self.key, "[key]") if self.key else text
 
 
-@dataclass(frozen=True)
-class StreamSettings:
+class StreamSettings(msgspec.Struct, frozen=True):
     """Settings of one connection."""
 
     model: str
@@ -237,6 +236,13 @@ def _rejected(error: cartesia.Error) -> SttError:
     )
 
 
+class _ErrorBody(msgspec.Struct):
+    title: str | None = None
+    message: str | None = None
+    error_code: str | None = None
+    request_id: str | None = None
+
+
 _TITLED = re.compile(r"[^<>:\n]{1,80}: \S")
 
 
@@ -249,9 +255,9 @@ def _rejected_upgrade(response: Response, endpoint: Endpoint) -> SttError:
     text = endpoint.redact(bytes(response.body or b"").decode("utf-8", "replace"))
     status = response.status_code
     try:
-        body = msgspec.json.decode(text, type=cartesia.RejectedUpgrade)
+        body = msgspec.json.decode(text, type=_ErrorBody)
     except (msgspec.DecodeError, RecursionError, ValueError):
-        body = cartesia.RejectedUpgrade(message=text[:200].strip())
+        body = _ErrorBody(message=text[:200].strip())
         known = _TITLED.match(text) is not None
     else:
         known = bool(body.title or body.message or body.error_code)

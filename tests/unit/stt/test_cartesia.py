@@ -128,7 +128,7 @@ def test_query_has_only_settings_that_were_set() -> None:
 
 
 def test_query_has_each_threshold_separately() -> None:
-    settings = dataclasses.replace(
+    settings = msgspec.structs.replace(
         PHONE, turn=TurnConfig(turn_end_threshold=0.25, turn_end_timeout_ms=5600.0)
     )
     assert dict(parse_qsl(settings.query())) == {
@@ -149,7 +149,7 @@ def test_query_has_each_threshold_separately() -> None:
 def test_settings_arrive_unchanged(
     start: float | None, eager: float | None, end: float | None, timeout: float | None
 ) -> None:
-    settings = dataclasses.replace(PHONE, turn=TurnConfig(start, eager, end, timeout))
+    settings = msgspec.structs.replace(PHONE, turn=TurnConfig(start, eager, end, timeout))
     asked = dict(parse_qsl(settings.query()))
     for name in TurnConfig.__struct_fields__:
         value = getattr(settings.turn, name)
@@ -162,7 +162,7 @@ def test_settings_arrive_unchanged(
 def test_key_terms_and_model_can_hold_any_text(terms: list[str], model: str) -> None:
     terms = [term.encode("utf-8", "replace").decode() for term in terms]
     model = model.encode("utf-8", "replace").decode()
-    settings = dataclasses.replace(PHONE, model=model, keyterms=tuple(terms))
+    settings = msgspec.structs.replace(PHONE, model=model, keyterms=tuple(terms))
     query = settings.query()
     assert query.isascii()
     assert query.isprintable()
@@ -209,7 +209,7 @@ async def test_key_is_redacted_in_errors_only() -> None:
 
 
 async def test_connect_sends_requested_settings() -> None:
-    settings = dataclasses.replace(
+    settings = msgspec.structs.replace(
         PHONE,
         keyterms=("Ink 2", "a&b=c", "Zürich"),
         turn=TurnConfig(turn_start_threshold=0.7, turn_end_timeout_ms=4500.0),
@@ -301,7 +301,7 @@ async def test_wrong_request_is_permanent_error(
 ) -> None:
     async with local_server() as server:
         error = await refusal(
-            Endpoint(server.url, VERSION, KEY), dataclasses.replace(PHONE, **changed)
+            Endpoint(server.url, VERSION, KEY), msgspec.structs.replace(PHONE, **changed)
         )
         (seen,) = server.connections
         await _until(lambda: seen.closed_at is not None)
