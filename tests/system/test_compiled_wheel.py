@@ -76,7 +76,8 @@ def test_installed_core_is_compiled(python: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled_core_passes_its_tests(python: Path, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "tests", tmp_path / "tests")
+    for name in ("tests", "deploy"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     skipped = [f"--ignore={path}" for path in ON_SOURCES]
     _run(python, "-m", "pytest", "-q", "-n", "2", *skipped, *TESTS, cwd=tmp_path)
