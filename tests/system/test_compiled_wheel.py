@@ -76,7 +76,7 @@ def test_installed_core_is_compiled(python: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled_core_passes_its_tests(python: Path, tmp_path: Path) -> None:
-    for name in ("tests", "deploy"):
+    for name in ("tests", "deploy", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     skipped = [f"--ignore={path}" for path in ON_SOURCES]
