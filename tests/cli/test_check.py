@@ -4,6 +4,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from tests.support.acl import GuardedRedis, as_user
 from tests.support.certificates import Authority, behind_tls
 from tests.support.collector import collecting
 from tests.support.proxies import ConnectProxy
+from worker import build
 from worker.admin import Readiness, serve_admin
 from worker.cli.main import main
 from worker.local.emulator.engines.script import ScriptEngine
@@ -73,7 +75,10 @@ class Check:
 
 
 ALL_WELL = dict.fromkeys(
-    ("settings", "files", "admin", "traces", "metrics", "redis", "memory", "rights", "service"),
+    (
+        *("settings", "build", "files", "admin", "traces", "metrics"),
+        *("redis", "memory", "rights", "service"),
+    ),
     "ok",
 )
 
@@ -83,6 +88,7 @@ def test_check_passes_when_everything_works(check: Check) -> None:
     assert check() == ALL_WELL
     assert check.code == 0
     assert check.details["service"].startswith("ws://127.0.0.1:")
+    assert check.details["build"] == f"turnbus {version('turnbus')}, {build.form()}"
 
 
 @pytest.mark.usefixtures("stt")
@@ -339,7 +345,7 @@ def test_check_ignores_disabled_telemetry(check: Check, monkeypatch: pytest.Monk
 def test_check_fails_if_redis_is_unreachable(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNBUS_REDIS_URL", f"redis://:{KEY}@127.0.0.1:1/0")
     assert check() == dict.fromkeys(
-        ("settings", "files", "admin", "traces", "metrics", "service"), "ok"
+        ("settings", "build", "files", "admin", "traces", "metrics", "service"), "ok"
     ) | {"redis": "fail"}
     assert check.code == 1
     assert check.details["redis"].startswith("Redis at redis://***@127.0.0.1:1/0: ")

@@ -13,7 +13,8 @@ def table() -> str:
     """Return the table with one row per instrument."""
     lines = ["| metric | kind | unit | by | |", "|---|---|---|---|---|"]
     for each in INSTRUMENTS:
-        attribute = f"`{each.attribute}` " if each.attribute else ""
+        names = filter(None, (*each.constants, each.attribute))
+        attribute = "".join(f"`{name}` " for name in names)
         lines.append(
             f"| `{each.name}` | {each.kind} | `{each.unit}` | {attribute}| {each.description} |"
         )

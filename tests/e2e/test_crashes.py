@@ -11,7 +11,7 @@ from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd, T
 from tests.support.harness import PCM16, Harness, check_order, kinds, words
 from tests.support.polling import eventually, no_longer
 from worker.bus.ownership import Fence, OwnedEntry, OwnedSession, SessionLeases
-from worker.core.turn_tracker import EventDraft
+from worker.core.records import EventDraft
 from worker.leases import claim, retries
 from worker.leases.retries import MAX_CRASHES, CrashRetries
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words

@@ -8,14 +8,15 @@ import pytest
 from schemas.audio import AudioEntry, Encoding, SessionEntry
 from schemas.cartesia import TurnEagerEnd, TurnEnd, TurnResume, TurnStart, TurnUpdate
 from tests.simulation.calls import AUDIO, LATER, Line, boundary_of
+from worker.core.records import EventDraft
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
-from worker.core.turn_tracker import EventDraft
 from worker.event_loop import StallDetector
+from worker.session.checkpoint import Checkpoint
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
-from worker.session.state import Checkpoint, SessionState
+from worker.session.state import SessionState
 from worker.telemetry.counters import Counters
 
 SECOND = 16_000

@@ -14,11 +14,12 @@ from schemas.turns import TurnEnd, TurnUpdate
 from tests.support.acl import GuardedRedis
 from tests.support.harness import KEY, PCM16, Harness, words
 from tests.support.polling import eventually, no_longer
+from worker import build
 from worker.admin import serve_admin
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.telemetry.metrics import INSTRUMENTS, WorkerGauges, samples
-from worker.telemetry.prometheus import label, prometheus_name, render
+from worker.telemetry.prometheus import labels, prometheus_name, render
 from worker.worker import Worker
 
 
@@ -177,8 +178,10 @@ async def test_metrics_text_has_every_metric_of_the_table(harness: Harness) -> N
         instrument = expected[name]
         assert family.type == types.get(instrument.kind, "gauge"), name
         assert family.documentation == instrument.description
-        labels = {key for sample in family.samples for key in sample.labels} - {"le"}
-        assert labels <= {label(instrument)}, name
+        found = {key for sample in family.samples for key in sample.labels} - {"le"}
+        assert found <= {*labels(instrument)}, name
+    (info,) = families["turnbus_build_info"].samples
+    assert (info.labels, info.value) == (build.describe(), 1)
 
 
 async def test_demand_is_not_reported_during_a_redis_outage(stt: TurnsServer) -> None:

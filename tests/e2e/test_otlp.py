@@ -10,6 +10,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, M
 from tests.support.collector import Collector, attributes, collecting
 from tests.support.harness import PCM16, Harness
 from tests.support.polling import PATIENCE_S
+from worker import build
 from worker.errors import SettingsError
 from worker.local.emulator.engines.script import synthesize_words
 from worker.telemetry.metrics import INSTRUMENTS, WorkerGauges
@@ -73,6 +74,8 @@ async def test_every_metric_is_exported(harness: Harness, monkeypatch: pytest.Mo
     assert _points(arrived["turnbus.connects"])["ok"] == 1
     assert _points(arrived["turnbus.events"])["turn.end"] == 1
     assert _points(arrived["turnbus.sessions.limit"]) == {"": 500}
+    (info,) = arrived["turnbus.build.info"].gauge.data_points
+    assert {each.key: each.value.string_value for each in info.attributes} == build.describe()
     assert arrived["turnbus.connect.duration"].histogram.data_points[0].count == 1
 
 

@@ -7,7 +7,7 @@ engine. Time, sockets and Redis are simulated. A session of a minute takes a twe
 import random
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from schemas import cartesia
 from schemas.audio import AudioEntry, Encoding, SessionEntry
@@ -25,18 +25,18 @@ from tests.simulation.calls import (
     stalled,
     stalls,
 )
+from tests.support.commits import TestPublisher
 from worker.core import stream_ids
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
-from worker.core.turn_tracker import EventDraft
 from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream
 from worker.local.emulator.engines.script_words import WORD_MS
-from worker.session.publisher import EventPublisher
+from worker.session.checkpoint import Checkpoint
 from worker.session.receiver import MessageReceiver, TurnMessage
 from worker.session.sender import AudioSender
-from worker.session.state import Checkpoint, SessionState
+from worker.session.state import SessionState
 from worker.telemetry.counters import Counters
 
 STEP_S = 0.01
@@ -63,18 +63,6 @@ class Habits(NamedTuple):
     stall: Stall = Stall.NONE
     words_at_most: int = 6
     """Maximum number of words in a turn."""
-
-
-class _Events:
-    """Stores published events in place of the publisher."""
-
-    def __init__(self) -> None:
-        self.drafts: list[EventDraft] = []
-
-    def publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
-        self.drafts += drafts
-
-    def request_commit(self) -> None: ...
 
 
 class _Entry(NamedTuple):
@@ -148,12 +136,12 @@ class Life:
         self._stall_detector = StallDetector(LATER)
         usual_lag_s = self._lag_s + self._jitter_s / 2 + 0.06
         boundary = boundary_of(self._sender, self._stall_detector, usual_lag_s)
-        self._events_published = _Events()
+        self._published = TestPublisher(entry, state, self._sender)
         self._receiver = MessageReceiver(
             state,
             boundary,
             self._sender,
-            cast("EventPublisher", self._events_published),
+            self._published.publisher,
             UpdateThrottle(update_interval_ms),
         )
         self._line: Line | None = None
@@ -170,8 +158,8 @@ class Life:
             if self._busy:
                 busy_at = now
         self._receiver.commit_all_sent("close")
-        ends = [draft for draft in self._events_published.drafts if draft.kind == "turn.end"]
-        return [word for end in ends for word in (end.transcript or "").split()]
+        ends = [event for event in self._published.events() if event["type"] == "turn.end"]
+        return [word for end in ends for word in end["transcript"].split()]
 
     @property
     def _busy(self) -> bool:

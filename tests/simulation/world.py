@@ -16,6 +16,9 @@ from unittest.mock import patch
 import anyio
 import msgspec
 from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 from schemas import cartesia
@@ -24,7 +27,7 @@ from schemas.keys import Keys
 from tests.simulation.calls import AUDIO, BYTES_PER_MS, Word
 from tests.simulation.lives import at_once, message_of
 from tests.support import virtual_time
-from worker.bus import scripts
+from tests.support.commits import arguments_of
 from worker.bus.audio_reader import AudioReader, LaneState
 from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import RedisClock
@@ -40,8 +43,8 @@ from worker.errors import SttTransientError
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream, synthesize_silence, synthesize_words
 from worker.local.emulator.engines.script_words import WORD_MS
+from worker.session.checkpoint import Checkpoint
 from worker.session.session import Session
-from worker.session.state import Checkpoint
 from worker.settings import Settings
 from worker.stt.cartesia import Endpoint, StreamSettings, TurnsStream
 from worker.stt.websocket import WebSocketClient
@@ -157,14 +160,12 @@ class _Bus:
         return self._entries[first : first + count]
 
     def apply(self, commit: ScriptCall) -> tuple[str, int]:
-        names = (*scripts.commit.keys, *scripts.commit.args)
-        values, events = commit[2 : 2 + len(names)], commit[2 + len(names) :]
-        named = dict(zip(names, values, strict=True))
+        named, events = arguments_of(commit)
         if named["nonce"] != self.owner:
             return "fenced", len(self.events)
-        for seq, event in enumerate(events[1::3], named["first_seq"]):
+        for seq, event in enumerate(events, named["first_seq"]):
             if seq == len(self.events) + 1:
-                self.events.append(msgspec.json.decode(event))
+                self.events.append(event)
         self.snapshot = named["snapshot"]
         trimmed = bisect_left(self._orders, stream_ids.order(named["trim_before"]))
         del self._orders[:trimmed], self._entries[:trimmed]
@@ -248,32 +249,23 @@ class _Worker:
         return max(0.0, self.world.wall - stream_ids.milliseconds(entry_id) / 1_000)
 
 
-class _Line(WebSocketClient):
-    """A socket that was never opened."""
+class _Transport(asyncio.Transport):
+    """The worker's end of the connection to `_Provider`."""
 
-    def __init__(self, stream: "_Provider") -> None:
-        super().__init__(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
-        self._stream = stream
-        self.texts: deque[tuple[cartesia.ServerMessage | None, float]] = deque()
-        self.lost = ""
+    def __init__(self, provider: "_Provider") -> None:
+        super().__init__()
+        self._provider = provider
 
-    @property
-    def open(self) -> bool:
-        return not self.lost
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._provider.send(bytes(data))
 
-    @property
-    def waiting(self) -> int:
-        return len(self.texts)
+    def can_write_eof(self) -> bool:
+        return False
 
-    def send_ping(self, number: int) -> None:
-        self._stream.later(self._stream.net_s, self._pong, number)
+    def close(self) -> None:
+        self._provider.later(0, self._provider.cut)
 
-    def _pong(self, number: int) -> None:
-        if self.open:
-            self.pongs_received, self.last_received_at = number, self._stream.world.now
-
-    def abort(self, reason: str) -> None:
-        self._stream.cut(reason)
+    abort = close
 
 
 class _Provider(TurnsStream):
@@ -282,14 +274,15 @@ class _Provider(TurnsStream):
     def __init__(self, world: "_World") -> None:
         self.world = world
         self.net_s = world.rng.uniform(0.005, 0.03)
-        self.line = _Line(self)
-        super().__init__(self.line, Endpoint("", "", ""))
+        line = ClientProtocol(parse_uri("ws://127.0.0.1/"), state=State.OPEN, max_size=None)
+        super().__init__(WebSocketClient(line, {}), Endpoint("", "", ""))
+        self.socket._transport = _Transport(self)
         self.request_id = "request"
-        self._up: deque[bytes | None] = deque()
+        self._peer = ServerProtocol(state=State.OPEN, max_size=None)
+        self._up: deque[bytes] = deque()
         self._down: deque[cartesia.ServerMessage | None] = deque()
         self._events: list[EngineEvent] = []
         self._sent_at = 0.0
-        self._news = anyio.Event()
         self._engine = ScriptStream(
             AUDIO, TurnSettings(), WORD_MS, self._events.append, lambda word: word, None
         )
@@ -297,56 +290,52 @@ class _Provider(TurnsStream):
     def later(self, delay_s: float, act: Callable[..., None], *args: Any) -> None:
         asyncio.get_running_loop().call_later(delay_s, act, *args)
 
-    def cut(self, reason: str = "cut") -> None:
-        self.line.lost = self.line.lost or reason
+    def cut(self) -> None:
         self._up.clear()
         self._down.clear()
-        self._news.set()
+        self.socket.connection_lost(None)
 
     async def __aexit__(self, *error: object) -> None:
-        self.cut("closed")
+        self.cut()
 
-    def send_audio(self, audio: bytes) -> None:
-        self._send(audio)
-
-    def send_close(self) -> None:
-        self._send(None)
-
-    def _send(self, what: bytes | None) -> None:
-        if self.line.open:
-            self._up.append(what)
-            self.later(self.net_s, self._process)
+    def send(self, data: bytes) -> None:
+        self._up.append(data)
+        self.later(self.net_s, self._process)
 
     def _process(self) -> None:
         if not self._up:
             return  # the socket was lost meanwhile
-        audio = self._up.popleft()
-        at_once(self._engine.flush() if audio is None else self._engine.feed(audio))
-        self._down.extend(message_of(event) for event in self._events)
-        replies = len(self._events)
+        self._peer.receive_data(self._up.popleft())
+        for event in self._peer.events_received():
+            if isinstance(event, Frame) and event.opcode is Opcode.BINARY:
+                at_once(self._engine.feed(bytes(event.data)))
+                self._reply()
+            elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:  # `close`
+                at_once(self._engine.flush())
+                self._reply(None)
+        self._send()
+
+    def _reply(self, *end: None) -> None:
+        replies = [*map(message_of, self._events), *end]
         self._events.clear()
-        if audio is None:
-            self._down.append(None)
-            replies += 1
-        for _ in range(replies):
+        self._down.extend(replies)
+        for _ in replies:
             lag_s = self.world.scenario.lag_s + self.world.rng.uniform(0, 0.05)
             self._sent_at = max(self.world.now + lag_s, self._sent_at + 0.00005)
             self.later(self._sent_at - self.world.now, self._deliver)
 
     def _deliver(self) -> None:
         if self._down:
-            self.line.last_received_at = self.world.now
-            self.line.texts.append((self._down.popleft(), self.world.now))
-            self._news.set()
+            message = self._down.popleft()
+            if message is None:
+                self._peer.send_close(1000)
+            else:
+                self._peer.send_text(msgspec.json.encode(message))
+            self._send()
 
-    async def receive(self) -> cartesia.ServerMessage | None:
-        while not self.line.texts:
-            if self.line.lost:
-                raise SttTransientError(self.line.lost, status=1006)
-            self._news = anyio.Event()
-            await self._news.wait()
-        message, self.line.received_at = self.line.texts.popleft()
-        return message
+    def _send(self) -> None:
+        for data in self._peer.data_to_send():
+            self.socket.data_received(data)
 
 
 class _World:
@@ -495,7 +484,7 @@ class _World:
                 worker.dead = True
                 tasks.cancel_scope.cancel()
             if self._stream is not None:
-                self._stream.cut("its worker is gone")
+                self._stream.cut()
 
     async def _tick(self, session: Session, host: WorkerContext) -> None:
         while True:

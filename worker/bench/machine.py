@@ -17,6 +17,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
+from worker import build
 from worker.errors import TurnbusError
 from worker.telemetry.counters import BOUNDS_S, Histogram
 
@@ -59,14 +60,17 @@ def _cpu() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of Python and the packages; None for a package not installed."""
+    """Return the versions of Python and the packages; None for a package not installed.
+
+    `build` is the form of the worker's core.
+    """
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
-    return found
+    return found | {"build": build.form()}
 
 
 async def server_version(redis: Redis) -> str:

@@ -18,8 +18,7 @@ from worker.bus.client.connection import is_outage
 from worker.bus.clock import EARLIEST_MS
 from worker.bus.registry import read_workers
 from worker.core import stream_ids
-from worker.core.ledger import LedgerState
-from worker.core.turn_tracker import TurnState
+from worker.core.records import LedgerState, TurnState
 
 PAGE_ENTRIES = 1_000
 """Maximum number of entries per read."""

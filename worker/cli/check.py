@@ -11,7 +11,7 @@ from anyio import to_thread
 from redis.exceptions import ReadOnlyError
 
 from schemas import Encoding, Keys
-from worker import descriptors, telemetry, tls
+from worker import build, descriptors, telemetry, tls
 from worker.admin import Readiness, serve_admin
 from worker.bus import fitness
 from worker.bus.client.cluster import ClusterClient
@@ -38,7 +38,16 @@ from worker.text import pluralize, printable, without_keys
 from worker.urls import join_host_port, redacted
 
 CheckName: TypeAlias = Literal[
-    "settings", "files", "admin", "traces", "metrics", "redis", "memory", "rights", "service"
+    "settings",
+    "build",
+    "files",
+    "admin",
+    "traces",
+    "metrics",
+    "redis",
+    "memory",
+    "rights",
+    "service",
 ]
 
 _COLLECTOR_TIMEOUT_S = 3.0
@@ -101,6 +110,7 @@ class Check(Command):
                 report(Finding("settings", "fail", line))
             return 2
         report(Finding("settings", "ok", f"worker {settings.worker_id}, prefix {settings.prefix}"))
+        report(Finding("build", "ok", "turnbus {version}, {form}".format(**build.describe())))
         usable = run_async(partial(_check, settings, report))
         return int(failed) if usable else 2
 

@@ -5,16 +5,7 @@ so only audio that was never sent on any socket can be late. Lateness is the age
 audio, minus the time that replays took meanwhile.
 """
 
-import msgspec
-
-
-class SentState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """State kept in the checkpoint."""
-
-    until: int = 0
-    """Session byte up to which audio was sent, on any socket."""
-    replayed_s: float = 0.0
-    """Time that replays took while the audio after `until` waited."""
+from worker.core.records import SentState
 
 
 class Lateness:

@@ -8,73 +8,12 @@ trimmed. A new socket or a new owner reads everything after it again, with the s
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 
-import msgspec
-
 from schemas.audio import AudioEntry
 from worker.core import sequence, stream_ids
-from worker.core.sequence import Doubt, Sequence
+from worker.core.records import Admitted, LedgerState, Position, Segment, Sequence
 
 MAX_PRODUCERS = 16
 """Maximum number of producers (`src`) per session whose `seq` is remembered."""
-
-
-class Position(msgspec.Struct, frozen=True):
-    """A place in the stream: after the first `offset` bytes of the audio of an entry."""
-
-    entry_id: str = msgspec.field(name="entry", default=stream_ids.START)
-    offset: int = 0
-
-
-class LedgerState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """State kept in the checkpoint, because trimming removes the entries it comes from."""
-
-    committed: Position = Position()
-    committed_bytes: int = 0
-    producers: dict[str, int] = {}
-    """Last `seq` per `src`, as of the committed position."""
-    sequences: dict[str, Sequence] = {}
-    """Count per `src`; missing in the checkpoint of an earlier version."""
-    announced: str = stream_ids.START
-    """Id of the last entry whose errors and gaps are published."""
-    end: str | None = None
-    """Id of the entry that carried `end`."""
-
-
-class Segment(msgspec.Struct, frozen=True):
-    """The audio of one entry, as bytes `start` to `end` of the session."""
-
-    entry_id: str
-    start: int
-    size: int
-    src: str = ""
-    sequence: Sequence | None = None
-    """The count of `src` with this entry; None without a `seq`."""
-
-    @property
-    def end(self) -> int:
-        """Byte after the last."""
-        return self.start + self.size
-
-
-class Admitted(msgspec.Struct, frozen=True):
-    """Result of reading an entry: its new audio, and findings about its `seq`."""
-
-    audio: bytes = b""
-    repeated: bool = False
-    """Whether the producer sent this `seq` before, so that its audio is dropped."""
-    proven: bool = False
-    """Whether the repeated audio is known to be the same as before."""
-    missing: int = 0
-    """Number of entries that were never appended, according to the `seq`."""
-    doubt: Doubt | None = None
-    """Why the `seq` is doubtful; the audio is accepted."""
-    before: int = 0
-    """Previous `seq`, if this one is doubtful."""
-
-    @property
-    def notable(self) -> bool:
-        """Whether there is anything to report about the `seq`."""
-        return self.repeated or self.missing > 0 or self.doubt is not None
 
 
 class Ledger:

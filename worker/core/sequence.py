@@ -9,11 +9,12 @@ entries that are read again lead to the same decisions.
 """
 
 from collections.abc import Iterator
-from enum import Enum
 from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
+
+from worker.core.records import Doubt, Sequence
 
 REPEAT_REACH = 5_000
 """Maximum number of last entries whose numbers are remembered. A producer that resends its buffer
@@ -41,48 +42,6 @@ RINGS = (
     *((0, 2**31 - 1), (-(2**31), 2**31 - 1), (0, 2**32 - 1)),
 )
 """Lowest and highest number of counters of 8, 16 and 32 bits, with and without a sign."""
-
-
-class Doubt(Enum):
-    """Why the `seq` of an accepted entry is doubtful."""
-
-    BACK = "went back"
-    REUSED = "came before with other audio"
-    AHEAD = "jumped ahead"
-    STRIDE = "rises by more than 1 with every entry"
-
-
-class Sequence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The count of one producer. Numbers are unwrapped: they keep rising when `seq` wraps."""
-
-    last: int
-    """The last accepted number."""
-    runs: tuple[int, ...]
-    """Lowest and highest number of each accepted range, the last extended one at the end."""
-    last_print: int | None = None
-    """Fingerprint of the last accepted audio."""
-    prints: dict[int, int] = {}
-    """Fingerprints of the first entries of the count, without silent ones (a single value
-    throughout), which are no evidence."""
-    first: int = 0
-    printed_to: int | None = None
-    """Number up to which `prints` is complete, from `first` on."""
-    shift: int = 0
-    """Offset from `seq` to the number."""
-    ring: tuple[int, int] | None = None
-    """Lowest and highest `seq`; None until the counter wraps."""
-    holes: int = 0
-    """Number of entries in a row that had a hole before them."""
-
-    @property
-    def last_seq(self) -> int:
-        """The last accepted `seq`."""
-        return self.last - self.shift
-
-    @property
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """Yield the ranges of `runs`."""
-        return zip(self.runs[::2], self.runs[1::2], strict=True)
 
 
 class Taken(NamedTuple):

@@ -11,12 +11,11 @@ Positions are bytes of the session's own audio sent to the provider when the eve
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Literal
 
-import msgspec
 from msgspec.structs import replace
 
 from schemas.turns import TurnEndReason
+from worker.core.records import EventDraft, OpenTurn, TurnState
 from worker.core.transcripts import (
     SPACES,
     covers,
@@ -28,17 +27,6 @@ from worker.core.transcripts import (
     says_more,
     word_count,
 )
-
-DraftKind = Literal["turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.end"]
-
-
-class EventDraft(msgspec.Struct, frozen=True):
-    """An event to publish, before it is numbered and stamped."""
-
-    kind: DraftKind
-    turn: int
-    transcript: str | None = None
-    reason: TurnEndReason | None = None
 
 
 class PublishedState(Enum):
@@ -101,30 +89,6 @@ TABLE: Mapping[tuple[PublishedState, ProviderState, ProviderInput], Action] = {
     },
 }
 """Published state x provider state x input -> action. A missing key is a `VIOLATION`."""
-
-
-class OpenTurn(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The open turn as published to consumers, which a new owner continues."""
-
-    transcript: str = ""
-    """Longest text published."""
-    transcript_position: int = msgspec.field(name="mark", default=0)
-    """Position at which that text arrived."""
-    eager: bool = False
-    """Whether an eager end is published and the turn is neither resumed nor ended."""
-    eager_transcript: str | None = None
-    """Text of the last published eager end of this turn."""
-    committed_text: str = msgspec.field(name="settled", default="")
-    """Transcript of its audio before the committed position."""
-    parting: str | None = None
-    """Separator between `committed_text` and the next word; None if unknown."""
-
-
-class TurnState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """State kept in the checkpoint: the number of the next or open turn, and the open turn."""
-
-    turn: int = 0
-    open: OpenTurn | None = None
 
 
 class TurnTracker:

@@ -17,9 +17,9 @@ from worker.core import stream_ids
 from worker.core.turn_tracker import TurnTracker
 from worker.errors import FencedError, TurnbusError
 from worker.leases.retries import MAX_CRASHES
-from worker.session.publisher import CheckpointPayload, EventContext, EventPublisher
+from worker.session.checkpoint import Checkpoint, CheckpointPayload, EventContext
+from worker.session.publisher import EventPublisher
 from worker.session.session import Session
-from worker.session.state import Checkpoint
 from worker.stt.cartesia import PROVIDER
 from worker.telemetry.logs import SessionName
 from worker.telemetry.traces import SessionTrace

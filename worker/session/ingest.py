@@ -19,8 +19,8 @@ from worker.bus.audio_reader import Entries
 from worker.bus.clock import EntryAges
 from worker.context import WorkerContext
 from worker.core import stream_ids
-from worker.core.ledger import Admitted
 from worker.core.polling import PollSchedule
+from worker.core.records import Admitted
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports

@@ -13,30 +13,14 @@ from schemas.turns import encode_event, event_type
 from worker.bus import scripts
 from worker.bus.ownership import OwnedSession
 from worker.context import WorkerContext
-from worker.core.turn_tracker import EventDraft
+from worker.core.records import EventDraft
 from worker.errors import FencedError
+from worker.session.checkpoint import CheckpointPayload, EventContext
 from worker.stt.cartesia import PROVIDER
 from worker.telemetry.traces import SessionTrace
 
 VERDICTS = frozenset({"ok", "fenced", "missing", "gap"})
 """Results that `commit.lua` returns."""
-
-
-class EventContext(msgspec.Struct, frozen=True):
-    """Fields that describe the session's state when an event is created."""
-
-    audio_ms: int
-    request_id: str
-    connection: int
-
-
-class CheckpointPayload(msgspec.Struct, frozen=True):
-    """Checkpoint written with the events of one commit, for the next owner."""
-
-    checkpoint: bytes
-    """The checkpoint as JSON."""
-    trim_before: str
-    """Id below which the audio stream may be trimmed."""
 
 
 class _PendingEvent(NamedTuple):

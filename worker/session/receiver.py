@@ -11,10 +11,11 @@ import msgspec
 
 from schemas import cartesia
 from schemas.turns import TurnEndReason
+from worker.core.records import EventDraft
 from worker.core.send_log import SendPosition
 from worker.core.transcripts import UpdateThrottle, is_blank, parting
 from worker.core.turn_boundary import BURST_GAP_S, ONSET_MARGIN_MS
-from worker.core.turn_tracker import EventDraft, ProviderInput
+from worker.core.turn_tracker import ProviderInput
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender

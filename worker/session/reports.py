@@ -11,7 +11,7 @@ from schemas.audio import AudioEntry, Fields
 from schemas.validation import EntryError
 from worker.context import WorkerContext
 from worker.core.notices import Notices, RepeatRun, Tally
-from worker.core.sequence import Doubt
+from worker.core.records import Doubt
 from worker.session.publisher import EventPublisher
 
 log = logging.getLogger(__name__)

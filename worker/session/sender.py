@@ -19,7 +19,7 @@ from worker.telemetry.counters import Counters
 BUFFER_MS = 400
 """Maximum buffered audio before reading stops: enough for one poll interval at replay speed."""
 
-MAX_FRAME_MS = 100
+MAX_FRAME_MS = 100.0
 """Maximum duration of a slice. Chunks above twice this are sliced, as the provider advises."""
 
 FILLER_DELAY_S = 0.5

@@ -33,6 +33,7 @@ from worker.errors import (
     SttTransientError,
 )
 from worker.session.boundary import TurnBoundaryFinder
+from worker.session.checkpoint import Checkpoint
 from worker.session.connection import Connection
 from worker.session.connector import Connector
 from worker.session.ingest import AudioIngest
@@ -40,7 +41,7 @@ from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
-from worker.session.state import Checkpoint, SessionState
+from worker.session.state import SessionState
 from worker.telemetry.traces import SessionTrace
 
 log = logging.getLogger(__name__)

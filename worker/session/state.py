@@ -1,46 +1,22 @@
-"""The checkpoint: what a commit stores of a session, for its events and for its next owner."""
+"""The state of a session, and the checkpoint that a commit stores of it."""
 
 import time
 
 import msgspec
 
-from schemas.audio import SessionEntry, TurnConfig
-from worker.core.lateness import Lateness, SentState
-from worker.core.ledger import Ledger, LedgerState
-from worker.core.notices import Notices, NoticesState
+from schemas.audio import SessionEntry
+from worker.core.lateness import Lateness
+from worker.core.ledger import Ledger
+from worker.core.notices import Notices
 from worker.core.phases import Lifecycle
 from worker.core.turn_boundary import ProviderLag
 from worker.core.turn_config import TurnConfigHistory
-from worker.core.turn_tracker import TurnState, TurnTracker
-from worker.session.publisher import CheckpointPayload, EventContext
+from worker.core.turn_tracker import TurnTracker
+from worker.session.checkpoint import Checkpoint, CheckpointPayload, EventContext
 from worker.session.sender import AudioSender
 
 LAG_JITTER_MS = 250
 """Maximum difference of the provider's lag between two sockets."""
-
-
-class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
-    """State that the next owner needs."""
-
-    ledger: LedgerState = LedgerState()
-    turns: TurnState = TurnState()
-    config: TurnConfig = TurnConfig()
-    connection: int = 0
-    request_id: str = ""
-    lag_s: float | None = None
-    """Provider lag as measured by the owner; None if it was not known."""
-    notices: NoticesState = NoticesState()
-    sent: SentState = SentState()
-
-    @property
-    def sent_state(self) -> SentState:
-        """Minimum that was sent: everything up to the committed position and the published text.
-
-        A worker of an earlier version does not write `sent`.
-        """
-        mark = self.turns.open.transcript_position if self.turns.open else 0
-        until = max(self.sent.until, self.ledger.committed_bytes, mark)
-        return msgspec.structs.replace(self.sent, until=until)
 
 
 class SessionState:

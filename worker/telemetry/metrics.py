@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import anyio
 from redis.exceptions import ResponseError
 
+from worker import build
 from worker.core.phases import Phase
 from worker.telemetry.counters import Counters, Histogram
 
@@ -88,6 +89,8 @@ class Instrument(NamedTuple):
     """Returns None if the value is unknown."""
     attribute: str = ""
     """Attribute that distinguishes the values, if there are several."""
+    constants: Mapping[str, str] = {}
+    """Attributes that have one value for the life of the process."""
 
 
 class Sample(NamedTuple):
@@ -301,6 +304,14 @@ INSTRUMENTS = (
         "Internal errors that the worker survived, by component; its log has the tracebacks",
         lambda stats: stats.internal_errors,
         "turnbus.fault.part",
+    ),
+    Instrument(
+        "turnbus.build.info",
+        "gauge",
+        "{worker}",
+        "1, with the version, and `compiled` or `python` as the form of the core",
+        lambda _: 1,
+        constants=build.describe(),
     ),
     _count(
         "process.cpu.time",

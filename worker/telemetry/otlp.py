@@ -141,7 +141,9 @@ def _metric(sample: Sample, started_ns: int, now_ns: int) -> Metric:
         by_attribute = value if isinstance(value, Mapping) else {"": value}
         points = [
             NumberDataPoint(
-                {instrument.attribute: attribute} if instrument.attribute else {},
+                {**instrument.constants, instrument.attribute: attribute}
+                if instrument.attribute
+                else dict(instrument.constants),
                 started_ns,
                 now_ns,
                 number,

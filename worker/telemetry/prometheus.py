@@ -44,9 +44,10 @@ def prometheus_name(instrument: Instrument) -> str:
     return f"{name}_total" if instrument.kind == "counter" else name
 
 
-def label(instrument: Instrument) -> str:
-    """Return the label of a metric's values; empty if it has only one value."""
-    return instrument.attribute.replace(".", "_")
+def labels(instrument: Instrument) -> list[str]:
+    """Return the labels of a metric; the one that distinguishes its values is the last."""
+    names = [*instrument.constants, instrument.attribute]
+    return [name.replace(".", "_") for name in names if name]
 
 
 def _family(reading: Sample) -> Metric:
@@ -57,9 +58,11 @@ def _family(reading: Sample) -> Metric:
         buckets = list(zip(bounds, map(float, accumulate(value.counts)), strict=True))
         return HistogramMetricFamily(name, about, buckets=buckets, sum_value=value.sum_s)
     kind = CounterMetricFamily if instrument.kind == "counter" else GaugeMetricFamily
+    family = kind(name, about, labels=labels(instrument))
+    constants = list(instrument.constants.values())
     if not isinstance(value, Mapping):
-        return kind(name, about, value=value)
-    family = kind(name, about, labels=[label(instrument)])
-    for attribute, number in value.items():
-        family.add_metric([attribute], number)
+        family.add_metric(constants, value)
+    else:
+        for attribute, number in value.items():
+            family.add_metric([*constants, attribute], number)
     return family

@@ -5,7 +5,8 @@ from unittest.mock import patch
 
 from schemas.audio import AudioEntry
 from worker.cli.main import main
-from worker.core.ledger import Admitted, Ledger
+from worker.core.ledger import Ledger
+from worker.core.records import Admitted
 
 admit = Ledger.admit
 

@@ -6,7 +6,8 @@ from weakref import WeakKeyDictionary
 
 from schemas.audio import AudioEntry
 from worker.cli.main import main
-from worker.core.ledger import Admitted, Ledger
+from worker.core.ledger import Ledger
+from worker.core.records import Admitted
 
 admit, last_read = Ledger.admit, WeakKeyDictionary[Ledger, str]()
 

@@ -47,7 +47,8 @@ def _pins(file: str) -> dict[str, str]:
 
 def _required(file: str) -> list[Requirement]:
     if file == "build.txt":
-        wanted = PYPROJECT["build-system"]["requires"]
+        hook = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
+        wanted = [*PYPROJECT["build-system"]["requires"], *hook["compiler"]]
     else:
         extras = PYPROJECT["project"]["optional-dependencies"]
         wanted = [each for extra in PINS[file] for each in extras[extra]]
@@ -87,7 +88,8 @@ def test_copied_paths_exist() -> None:
 
 def test_build_context_excludes_unneeded_files() -> None:
     tops = {file.parts[0] for file in context()}
-    assert tops == {"LICENSE", "README.md", "deploy", "pyproject.toml", "schemas", "worker"}
+    files = {"LICENSE", "README.md", "hatch_build.py", "pyproject.toml"}
+    assert tops == {*files, "deploy", "schemas", "worker"}
     assert not [file for file in context() if "__pycache__" in file.parts]
 
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core.lateness import Lateness, SentState
+from worker.core.lateness import Lateness
+from worker.core.records import SentState
 
 
 @pytest.mark.parametrize(

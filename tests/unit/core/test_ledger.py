@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from schemas.audio import AudioEntry
 from worker.core import sequence, stream_ids
-from worker.core.ledger import MAX_PRODUCERS, Admitted, Ledger, LedgerState, Position, Segment
-from worker.core.sequence import Doubt, Sequence
+from worker.core.ledger import MAX_PRODUCERS, Ledger
+from worker.core.records import Admitted, Doubt, LedgerState, Position, Segment, Sequence
 
 
 def _round_trip(state: LedgerState) -> LedgerState:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from worker.core.records import EventDraft, OpenTurn, TurnState
 from worker.core.transcripts import join, parting, says_more
-from worker.core.turn_tracker import EventDraft, OpenTurn, ProviderInput, TurnState, TurnTracker
+from worker.core.turn_tracker import ProviderInput, TurnTracker
 
 
 class Style(msgspec.Struct, frozen=True):

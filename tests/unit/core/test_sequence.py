@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.core.records import Doubt, Sequence
 from worker.core.sequence import (
     MAX_HOLE,
     MAX_HOLES_IN_A_ROW,
     MAX_RUNS,
     REPEAT_REACH,
     RINGS,
-    Doubt,
     Repeat,
-    Sequence,
     restored,
     take,
 )

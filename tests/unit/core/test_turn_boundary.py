@@ -19,7 +19,7 @@ from schemas.audio import Encoding
 from tests.docs.pages import section
 from tests.unit.core.loudness import loudness
 from worker.core.levels import FRAME_MS, frame_bytes
-from worker.core.send_log import SendLog, SendPosition
+from worker.core.send_log import RESOLUTION_S, SendLog, SendPosition
 from worker.core.turn_boundary import (
     CERTAIN_BURST,
     KEPT_LEAD_IN_MS,
@@ -70,15 +70,13 @@ class Service(NamedTuple):
 SERVICE = Service()
 
 
-class RealTime(SendLog):
-    """Log of a socket on which each byte was sent at its own time."""
-
-    def __init__(self, bytes_per_ms: float) -> None:
-        super().__init__()
-        self._bytes_per_s = bytes_per_ms * 1000
-
-    def sent_at(self, sent: int) -> float:
-        return sent / self._bytes_per_s
+def real_time(until_ms: float, bytes_per_ms: float) -> SendLog:
+    """Return the log of a socket that sends in real time."""
+    log = SendLog()
+    steps = int(until_ms / (RESOLUTION_S * 1000))
+    for at in (RESOLUTION_S * step for step in range(steps + 1)):
+        log.add(at, round(at * 1000 * bytes_per_ms), 0)
+    return log
 
 
 class Call:
@@ -116,7 +114,6 @@ class Call:
             samples += np.random.default_rng(1).normal(0, noise, len(samples)).astype(np.float32)
         self.audio = encode(samples, encoding.value)
         self.bytes_per_ms = rate * encoding.width / 1000
-        self._log = RealTime(self.bytes_per_ms)
 
     def cuts(
         self, service: Service = SERVICE, fillers: Sequence[Span] = (), late: Sequence[float] = ()
@@ -178,7 +175,7 @@ class Call:
             frame_bytes(self.encoding, self.rate),
             [filler for filler in sent_fillers if filler[0] >= start],
             position.socket_bytes,
-            self._log,
+            real_time(sent, self.bytes_per_ms),
         )
         return History(arrival, audio, arrival, (), 0, 0, None, None)
 

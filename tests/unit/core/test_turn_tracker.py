@@ -10,15 +10,13 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from schemas.turns import TurnEndReason
+from worker.core.records import EventDraft, OpenTurn, TurnState
 from worker.core.turn_tracker import (
     TABLE,
     Action,
-    EventDraft,
-    OpenTurn,
     ProviderInput,
     ProviderState,
     PublishedState,
-    TurnState,
     TurnTracker,
 )
 

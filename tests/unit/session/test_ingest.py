@@ -1,7 +1,6 @@
 """The ingest: the samples after dropped audio stay aligned."""
 
 import time
-from collections import Counter
 from types import SimpleNamespace
 from typing import cast
 
@@ -9,34 +8,22 @@ import pytest
 from redis.asyncio import Redis
 
 from schemas.audio import Encoding, SessionEntry
+from tests.support.commits import TestPublisher
 from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import EntryAges, RedisClock
 from worker.context import WorkerContext
 from worker.core.send_limits import Pacer
+from worker.core.transcripts import UpdateThrottle
+from worker.core.turn_boundary import ProviderLag
+from worker.event_loop import StallDetector
+from worker.session.boundary import TurnBoundaryFinder
+from worker.session.checkpoint import Checkpoint
 from worker.session.ingest import AudioIngest
-from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
-from worker.session.state import Checkpoint, SessionState
+from worker.session.state import SessionState
 from worker.telemetry.counters import Counters
-
-
-class Consumer:
-    """Stands for the receiver and the publisher; commits, and collects gaps."""
-
-    def __init__(self, state: SessionState) -> None:
-        self._state = state
-        self.lane = "0"
-        self.gaps = Counter[str]()
-
-    def commit(self, position: int) -> bool:
-        return self._state.ledger.commit_to(position)
-
-    def end_turn_early(self) -> None: ...
-
-    def publish_gap(self, missing_ms: int, reason: str) -> None:
-        self.gaps[reason] += missing_ms
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 30])
@@ -46,15 +33,19 @@ def test_first_kept_sample_is_complete_for_any_entry_size(size: int) -> None:
     sender = AudioSender(entry.encoding, entry.sample_rate, state.ledger, Pacer(0), Counters())
     clock = RedisClock(Redis(), RedisHealth())  # not synchronised yet: equal to the local clock
     now_ms = int(time.time() * 1000)
-    consumer = Consumer(state)
+    published = TestPublisher(entry, state, sender)
+    boundary = TurnBoundaryFinder(sender, StallDetector(time.monotonic()), ProviderLag())
+    receiver = MessageReceiver(state, boundary, sender, published.publisher, UpdateThrottle(0))
+    stats = Counters()
+    context = cast("WorkerContext", SimpleNamespace(stats=stats))
     ingest = AudioIngest(
-        cast("WorkerContext", SimpleNamespace(stats=Counters())),
+        context,
         state,
         EntryAges(clock, f"{now_ms}-0", untimed=False),
         sender,
-        cast("MessageReceiver", consumer),
-        cast("EventPublisher", consumer),
-        cast("Reports", SimpleNamespace(repeating=False)),
+        receiver,
+        published.publisher,
+        Reports(context, "audio", entry.session, state.notices, published.publisher),
     )
     late = bytes(range(30))
     entries = [
@@ -67,4 +58,5 @@ def test_first_kept_sample_is_complete_for_any_entry_size(size: int) -> None:
     ingest.accept([(f"{now_ms}-0".encode(), {b"audio": kept})], time.monotonic(), live=True)
     assert sender.session_bytes == 28
     assert sender.has_whole_sample, "the two bytes left over and these make a sample"
-    assert consumer.gaps == {"backlog": 7}
+    gaps = [event for event in published.events() if event["type"] == "audio.gap"]
+    assert [(gap["reason"], gap["missing_ms"]) for gap in gaps] == [("backlog", 7)]

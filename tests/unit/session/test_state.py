@@ -3,10 +3,8 @@
 import msgspec
 import pytest
 
-from worker.core.lateness import SentState
-from worker.core.ledger import LedgerState, Position
-from worker.core.turn_tracker import OpenTurn, TurnState
-from worker.session.state import Checkpoint
+from worker.core.records import LedgerState, OpenTurn, Position, SentState, TurnState
+from worker.session.checkpoint import Checkpoint
 
 EARLIER = {
     "ledger": {"committed": {"entry": "5-0", "offset": 320}, "committed_bytes": 3_200},

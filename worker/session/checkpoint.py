@@ -1,0 +1,51 @@
+"""The checkpoint: what a commit stores of a session, for its events and for its next owner.
+
+mypyc cannot compile classes of msgspec, so they are apart from the state of a session.
+"""
+
+import msgspec
+
+from schemas.audio import TurnConfig
+from worker.core.notices import NoticesState
+from worker.core.records import LedgerState, SentState, TurnState
+
+
+class EventContext(msgspec.Struct, frozen=True):
+    """Fields that describe the session's state when an event is created."""
+
+    audio_ms: int
+    request_id: str
+    connection: int
+
+
+class CheckpointPayload(msgspec.Struct, frozen=True):
+    """Checkpoint written with the events of one commit, for the next owner."""
+
+    checkpoint: bytes
+    """The checkpoint as JSON."""
+    trim_before: str
+    """Id below which the audio stream may be trimmed."""
+
+
+class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """State that the next owner needs."""
+
+    ledger: LedgerState = LedgerState()
+    turns: TurnState = TurnState()
+    config: TurnConfig = TurnConfig()
+    connection: int = 0
+    request_id: str = ""
+    lag_s: float | None = None
+    """Provider lag as measured by the owner; None if it was not known."""
+    notices: NoticesState = NoticesState()
+    sent: SentState = SentState()
+
+    @property
+    def sent_state(self) -> SentState:
+        """Minimum that was sent: everything up to the committed position and the published text.
+
+        A worker of an earlier version does not write `sent`.
+        """
+        mark = self.turns.open.transcript_position if self.turns.open else 0
+        until = max(self.sent.until, self.ledger.committed_bytes, mark)
+        return msgspec.structs.replace(self.sent, until=until)
