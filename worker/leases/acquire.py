@@ -1,6 +1,6 @@
 """Acquisition of sessions: new ones, and released or abandoned ones, which are taken over.
 
-`worker.bus.liveness` says which workers are dead: at once after a kill, or after a lease.
+`worker.bus.liveness` decides which workers are dead: at once after a kill, or after a lease.
 """
 
 import random

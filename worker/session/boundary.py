@@ -119,7 +119,7 @@ class TurnBoundaryFinder:
         `last_change` is the value of `self.last_change` at that time. Returns None if uncertain.
         """
         history = self._history(arrival, LOOKBACK_MS)
-        # Words followed this pause, so a later `turn.resume` says nothing about it.
+        # Words followed this pause, so a later `turn.resume` does not concern it.
         return find_pause(history._replace(last_change=last_change, open_until=0))
 
     def _history(self, arrival: SendPosition, lookback_ms: int) -> History:
