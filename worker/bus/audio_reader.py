@@ -211,7 +211,7 @@ class AudioReader:
         self, lane: LaneState, sessions: Sequence[AudioConsumer], block: int | None
     ) -> None:
         began = time.monotonic()
-        epochs = [session.rewinds for session in sessions]
+        rewinds = [session.rewinds for session in sessions]
         per_session = int(MAX_REPLY_BYTES / self._largest / len(sessions))
         count = max(1, min(MAX_ENTRIES_PER_KEY, per_session))
         # With this name the client does not convert the reply: it takes longer than to read it.
@@ -250,8 +250,8 @@ class AudioReader:
             return
         now = time.monotonic()
         found: dict[bytes, Any] = dict(reply or ())
-        for session, epoch in zip(sessions, epochs, strict=True):
-            if session.rewinds != epoch or self._sessions.get(session.audio_key) is not session:
+        for session, before in zip(sessions, rewinds, strict=True):
+            if session.rewinds != before or self._sessions.get(session.audio_key) is not session:
                 continue
             entries = found.get(session.audio_key.encode())
             poll_schedule = session.poll_schedule
