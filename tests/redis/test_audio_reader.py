@@ -35,9 +35,9 @@ class Listener:
 
     def feed(self, entries: Entries, now: float) -> None:
         assert now > 0
-        for entry, fields in entries:
+        for entry, row in entries:
             self.cursor = entry.decode()
-            self.received.append(fields[b"audio"])
+            self.received.append(row[row.index(b"audio") + 1])
         self.changed.set()
 
     def on_unreadable_key(self, error: ResponseError) -> None:

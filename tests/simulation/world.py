@@ -9,7 +9,7 @@ import random
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal, NamedTuple, cast
 from unittest.mock import patch
 
@@ -28,7 +28,7 @@ from tests.simulation.calls import AUDIO, BYTES_PER_MS, Word
 from tests.simulation.lives import at_once, message_of
 from tests.support import virtual_time
 from tests.support.commits import arguments_of
-from worker.bus.audio_reader import AudioReader, LaneState
+from worker.bus.audio_reader import AudioReader, Entries, LaneState
 from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import RedisClock
 from worker.bus.committer import CommitSource, Committer
@@ -143,7 +143,7 @@ class _Bus:
 
     def __init__(self) -> None:
         self._orders: list[tuple[int, int]] = []  # order keys of the entry ids
-        self._entries: list[tuple[bytes, dict[bytes, bytes]]] = []
+        self._entries: Entries = []
         self._last = (0, 0)
         self.snapshot = msgspec.json.encode(Checkpoint())
         self.events: list[dict[str, Any]] = []
@@ -153,9 +153,9 @@ class _Bus:
     def append(self, at: float, fields: dict[bytes, bytes]) -> None:
         self._last = max((int(at * 1_000), 0), (self._last[0], self._last[1] + 1))
         self._orders.append(self._last)
-        self._entries.append((b"%d-%d" % self._last, fields))
+        self._entries.append([b"%d-%d" % self._last, [*chain.from_iterable(fields.items())]])
 
-    def read(self, after: str, count: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    def read(self, after: str, count: int) -> Entries:
         first = bisect_right(self._orders, stream_ids.order(after))
         return self._entries[first : first + count]
 

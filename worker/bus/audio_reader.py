@@ -58,7 +58,8 @@ ERROR_DELAY_S = 0.2
 ROUND_TIMEOUT_S = 0.5
 """Timeout for the reads of a round: the master of one lane may fail while others answer."""
 
-Entries = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
+Entries = list[list[Any]]
+"""Entries as hiredis returns them: an id, and a list of field names and values in turn."""
 
 
 class AudioConsumer(Protocol):
@@ -266,13 +267,10 @@ class AudioReader:
                 appended_at = _appended_at(lane.clock, entries[-1][0].decode(), now)
                 poll_schedule.on_entries(now, appended_at, session.chunk_s)
 
-    def _deliver(self, session: AudioConsumer, rows: Sequence[Any], now: float) -> None:
-        """Feed the rows of a reply: an id, and a list of field names and values in turn."""
-        entries = []
-        for entry_id, row in rows:
-            fields = dict(zip(row[::2], row[1::2], strict=True))
-            entries.append((entry_id, fields))
-            size = len(fields.get(b"audio", b""))
+    def _deliver(self, session: AudioConsumer, entries: Entries, now: float) -> None:
+        """Pass entries to a session."""
+        for _, fields in entries:
+            size = max(map(len, fields))
             if size > self._largest:
                 self._largest = size
         try:

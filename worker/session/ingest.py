@@ -94,8 +94,9 @@ class AudioIngest:
 
     def accept(self, entries: Entries, now: float, *, live: bool) -> None:
         """Accept entries that follow the cursor; `live` is whether a socket is open."""
-        for raw_id, fields in entries:
+        for raw_id, row in entries:
             self.cursor = raw_id.decode()
+            fields = dict(zip(row[::2], row[1::2], strict=True))
             entry, errors = parse_audio(fields)
             if entry.config is not None:
                 try:

@@ -49,13 +49,13 @@ def test_first_kept_sample_is_complete_for_any_entry_size(size: int) -> None:
     )
     late = bytes(range(30))
     entries = [
-        (f"{now_ms - 10_000}-{at}".encode(), {b"audio": late[at : at + size]})
+        [f"{now_ms - 10_000}-{at}".encode(), [b"audio", late[at : at + size]]]
         for at in range(0, len(late), size)
     ]
     ingest.accept(entries, time.monotonic(), live=True)
     assert sender.is_drained
     kept = b"\x1e\x1f"
-    ingest.accept([(f"{now_ms}-0".encode(), {b"audio": kept})], time.monotonic(), live=True)
+    ingest.accept([[f"{now_ms}-0".encode(), [b"audio", kept]]], time.monotonic(), live=True)
     assert sender.session_bytes == 28
     assert sender.has_whole_sample, "the two bytes left over and these make a sample"
     gaps = [event for event in published.events() if event["type"] == "audio.gap"]
