@@ -245,6 +245,9 @@ class _Worker:
     def now(self) -> float:
         return self.world.wall
 
+    def at(self, now: float) -> float:
+        return self.world.wall + now - self.world.now
+
     def age_s(self, entry_id: str) -> float:
         return max(0.0, self.world.wall - stream_ids.milliseconds(entry_id) / 1_000)
 

@@ -49,6 +49,10 @@ class RedisClock:
         """Unix seconds of the Redis clock."""
         return self._now + self.offset_s
 
+    def at(self, now: float) -> float:
+        """Return the Unix seconds of the Redis clock at the local monotonic time `now`."""
+        return self._began + now + self.offset_s
+
     @property
     def _now(self) -> float:
         """Unix seconds by the local monotonic clock: ages do not jump when the clock is set."""
@@ -106,6 +110,16 @@ class EntryAges:
         if ms < self._earliest_ms or (self._clock.asked and age_s < -MAX_AHEAD_S):
             self.untimed = True
             return 0.0
+        return max(0.0, age_s)
+
+    def age_at(self, entry_id: bytes, now: float) -> float | None:
+        """Return the age of an entry at monotonic time `now`; None if `observe` has to decide."""
+        if self.untimed:
+            return None
+        ms = int(entry_id.partition(b"-")[0])
+        age_s = self._clock.at(now) - ms / 1000
+        if ms < self._earliest_ms or age_s < -MAX_AHEAD_S:
+            return None
         return max(0.0, age_s)
 
     def age_s(self, entry_id: str) -> float:

@@ -84,6 +84,23 @@ class Ledger:
         self.read_bytes += len(audio)
         return Admitted(audio=audio, missing=missing, doubt=doubt, before=before)
 
+    def admit_next(self, entry_id: str, audio: bytes, src: str, seq: int | None) -> bool:
+        """Admit an entry with only audio and the next `seq`; False if `admit` has to decide.
+
+        The caller has admitted at least one entry since the last rewind, and no `end`.
+        """
+        counted = None
+        if seq is not None:
+            known = self._sequences.get(src)
+            counted = None if known is None else sequence.following(known, seq, audio)
+            if counted is None:
+                return False
+            _remember(self._sequences, src, counted)
+        start, size = self.read_bytes, len(audio)
+        self._segments.append(Segment(entry_id, start, size, src, counted))
+        self.read_bytes = start + size
+        return True
+
     def mark_reported(self, entry_id: str) -> bool:
         """Mark this entry as reported; return whether it was not reported before."""
         news = self.is_news(entry_id)
@@ -104,14 +121,15 @@ class Ledger:
         position -= position % self._width
         if position <= self.committed_bytes:
             return False
-        while self._segments and self._segments[0].end <= position:
-            segment = self._segments.popleft()
-            if segment.sequence is not None:
-                _remember(self._committed_sequences, segment.src, segment.sequence)
-            self.committed = Position(stream_ids.successor(segment.entry_id))
-        if self._segments and self._segments[0].start < position:
-            segment = self._segments[0]
-            self.committed = Position(segment.entry_id, position - segment.start)
+        segments, whole = self._segments, None
+        while segments and segments[0].start + segments[0].size <= position:
+            whole = segments.popleft()
+            if whole.sequence is not None:
+                _remember(self._committed_sequences, whole.src, whole.sequence)
+        if segments and segments[0].start < position:
+            self.committed = Position(segments[0].entry_id, position - segments[0].start)
+        elif whole is not None:
+            self.committed = Position(stream_ids.successor(whole.entry_id))
         self.committed_bytes = position
         return True
 
@@ -146,6 +164,7 @@ def _sequences(state: LedgerState) -> Iterator[tuple[str, Sequence]]:
 
 def _remember(sequences: OrderedDict[str, Sequence], src: str, counted: Sequence) -> None:
     sequences[src] = counted
-    sequences.move_to_end(src)
-    while len(sequences) > MAX_PRODUCERS:
-        sequences.popitem(last=False)
+    if len(sequences) > 1:
+        sequences.move_to_end(src)
+        while len(sequences) > MAX_PRODUCERS:
+            sequences.popitem(last=False)

@@ -55,6 +55,15 @@ class Pacer:
         self._at = now
         return self._tokens
 
+    def take(self, now: float, ms: float) -> bool:
+        """Spend `ms` milliseconds if that much may be sent now; return whether it may."""
+        if self._speed == 0:
+            return True
+        if ms > self.allowance_ms(now):
+            return False
+        self._tokens -= ms
+        return True
+
     def spend(self, ms: float) -> None:
         """Subtract `ms` milliseconds of audio sent. A negative balance delays the next audio."""
         if self._speed:

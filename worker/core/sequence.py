@@ -70,25 +70,9 @@ def take(sequence: Sequence | None, seq: int, audio: bytes) -> Taken | Repeat:
     """Decide whether the next entry of the stream is new or a repeat."""
     if sequence is None:
         return Taken(_begun(seq, audio, shift=0, ring=None))
-    runs, number = sequence.runs, seq + sequence.shift
-    ring = sequence.ring
-    plain = ring is None or ring[0] <= seq <= ring[1]
-    if plain and number == sequence.last + 1 and len(runs) == 2 and not _prints_on(sequence):
-        # The usual case, for every chunk.
-        low = max(runs[0], number - REPEAT_REACH + 1)
-        printed = sequence.printed_to is not None and sequence.printed_to >= low
-        return Taken(
-            Sequence(
-                number,
-                (low, number),
-                crc32(audio),
-                sequence.prints if printed else {},
-                sequence.first if printed else 0,
-                sequence.printed_to if printed else None,
-                sequence.shift,
-                ring,
-            )
-        )
+    counted = following(sequence, seq, audio)
+    if counted is not None:
+        return Taken(counted)
     number, ring = _unwrapped(sequence, seq, audio)
     if _was_taken(sequence, number):
         same = _same_audio(sequence, number, audio)
@@ -96,6 +80,34 @@ def take(sequence: Sequence | None, seq: int, audio: bytes) -> Taken | Repeat:
             return Repeat(proven=same is True)
         return Taken(_begun(number, audio, number - seq, ring), doubt=Doubt.REUSED)
     return _new(sequence, number, seq, audio, ring)
+
+
+def following(sequence: Sequence, seq: int, audio: bytes) -> Sequence | None:
+    """Return the count with the entry that follows the last one; None if `take` has to decide.
+
+    This is the usual case, for every chunk.
+    """
+    runs, number, ring = sequence.runs, seq + sequence.shift, sequence.ring
+    if (
+        number != sequence.last + 1
+        or len(runs) != 2
+        or (ring is not None and not ring[0] <= seq <= ring[1])
+        or _prints_on(sequence)
+    ):
+        return None
+    low = max(runs[0], number - REPEAT_REACH + 1)
+    if sequence.printed_to is not None and sequence.printed_to >= low:
+        return Sequence(
+            number,
+            (low, number),
+            crc32(audio),
+            sequence.prints,
+            sequence.first,
+            sequence.printed_to,
+            sequence.shift,
+            ring,
+        )
+    return Sequence(number, (low, number), crc32(audio), shift=sequence.shift, ring=ring)
 
 
 def _new(

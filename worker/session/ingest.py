@@ -9,10 +9,11 @@ the worker drops the late audio, and the next socket begins after it.
 """
 
 import time
+from itertools import permutations
 
 import msgspec
 
-from schemas.audio import AudioEntry, parse_audio
+from schemas.audio import MAX_AUDIO_BYTES, MAX_DIGITS, AudioEntry, parse_audio
 from schemas.pcm import MAX_SAMPLE_BYTES
 from schemas.validation import EntryError
 from worker.bus.audio_reader import Entries
@@ -26,6 +27,13 @@ from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
+
+_NAMES = (b"audio", b"seq", b"src")
+_ORDINARY = {
+    names: tuple(2 * names.index(name) + 1 if name in names else 0 for name in _NAMES)
+    for names in ((b"audio",), *permutations(_NAMES[:2]), *permutations(_NAMES))
+}
+"""Indexes of the values of `audio`, `seq` and `src`, 0 if absent, by the names in their order."""
 
 
 class AudioIngest:
@@ -63,6 +71,10 @@ class AudioIngest:
         self._first_unsent_checked = False  # whether the first never-sent audio was checked
         self.cut_short = False
         """Whether the audio that follows is too late for this socket."""
+        self.steady = False
+        """Whether an ordinary entry may be passed on: the last one was new, and nothing is late."""
+        # The `src` of the last entry that was examined, as received and decoded.
+        self._raw_src, self._src = b"", ""
 
     @property
     def end_reached(self) -> bool:
@@ -89,11 +101,57 @@ class AudioIngest:
     def rewind(self) -> None:
         """Go back to the committed position."""
         self._dropped_bytes, self._dropped_tail = 0, b""
-        self._first_unsent_checked = self.cut_short = False
+        self._first_unsent_checked = self.cut_short = self.steady = False
+        self._newest = max(self._newest, stream_ids.order(self.cursor))
         self.cursor = self._ledger.read_after
 
     def accept(self, entries: Entries, now: float, *, live: bool) -> None:
         """Accept entries that follow the cursor; `live` is whether a socket is open."""
+        for at, (entry_id, fields) in enumerate(entries):
+            if not (self.steady and self._pass_on(entry_id, fields, now)):
+                self.examine(entries[at:], now, live=live)
+                return
+
+    def _pass_on(self, entry_id: bytes, fields: list[bytes], now: float) -> bool:
+        """Pass on an ordinary entry of a live session; False if `examine` has to decide.
+
+        Nearly all entries are ordinary: they hold only audio and the next `seq`. For them this does
+        the same as `examine`, with a third of the work.
+        """
+        at = _ORDINARY.get(tuple(fields[::2]))
+        if at is None:
+            return False
+        audio_at, seq_at, src_at = at
+        audio, src, seq = fields[audio_at], self._src, None
+        if not 0 < len(audio) <= MAX_AUDIO_BYTES:
+            return False
+        if seq_at:
+            digits = fields[seq_at]
+            if not digits.isdigit() or digits.startswith(b"0") or len(digits) > MAX_DIGITS:
+                return False
+            if (fields[src_at] if src_at else b"") != self._raw_src:
+                return False
+            seq = int(digits)
+        else:
+            src = ""
+        age_s = self._ages.age_at(entry_id, now)
+        if age_s is None or self._ledger.covers(self._ledger.read_bytes):
+            return False
+        cursor = entry_id.decode()
+        if not self._ledger.admit_next(cursor, audio, src, seq):
+            return False
+        self.cursor = cursor
+        self.last_entry_at = self._last_new_entry_at = now
+        sender, stats = self._sender, self._context.stats
+        stats.chunks += 1
+        if sender.is_drained and not sender.delayed_within(age_s, now):
+            stats.chunk_lag.observe(age_s)
+        if not sender.send_at_once(audio, now):
+            sender.enqueue(audio)
+        return True
+
+    def examine(self, entries: Entries, now: float, *, live: bool) -> None:
+        """Accept entries of any kind."""
         for raw_id, row in entries:
             self.cursor = raw_id.decode()
             fields = dict(zip(row[::2], row[1::2], strict=True))
@@ -108,6 +166,7 @@ class AudioIngest:
             if reported:
                 self._reports.report_refused(self.cursor, fields, errors)
             self._accept_entry(self.cursor, entry, now, reported=reported, live=live)
+            self._raw_src, self._src = fields.get(b"src", b""), entry.src
             if self.cut_short:
                 break
         self.last_entry_at = now
@@ -115,6 +174,16 @@ class AudioIngest:
         if newest > self._newest:
             self._newest = newest
             self._last_new_entry_at = now
+            self.steady = (
+                live
+                and not errors
+                and self._first_unsent_checked
+                and not self._dropped_bytes
+                and not self.cut_short
+                and self._ledger.end is None
+                and not self._reports.repeating
+                and not self._ages.untimed
+            )
 
     def check_buffered(self, now: float) -> bool:
         """Check the audio read before the socket opened; return whether it is too late."""
@@ -170,7 +239,7 @@ class AudioIngest:
         sent_at_once = live and self._sender.is_drained
         self._sender.enqueue(audio)
         # If the audio was delayed, the session is late, not this chunk.
-        if sent_at_once and timed and not self._sender.delayed_within(age_s):
+        if sent_at_once and timed and not self._sender.delayed_within(age_s, now):
             self._context.stats.chunk_lag.observe(age_s)
 
     def _report_sequence(

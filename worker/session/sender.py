@@ -142,6 +142,27 @@ class AudioSender:
         self.chunk_ms = len(audio) / self._bytes_per_ms
         self._stop_filling()
 
+    def send_at_once(self, audio: bytes, now: float) -> bool:
+        """Send one chunk, without buffering it; False if it has to be buffered."""
+        stream, size = self._stream, len(audio)
+        ms = size / self._bytes_per_ms
+        if (
+            stream is None
+            or self._buffer
+            or self._partial_sample
+            or size % self._width
+            or ms > 2 * MAX_FRAME_MS
+            or stream.socket.blocked_since is not None
+            or not self._pacer.take(now, ms)
+        ):
+            return False
+        self.chunk_ms = ms
+        self._busy_at = now
+        self._filled_since, self._filled_ms = None, 0
+        self._levels.add(audio)
+        self._send_bytes(stream, audio, now, own=size)
+        return True
+
     def sent_fast_within(self, seconds: float) -> bool:
         """Whether audio was sent faster than real time on this socket in the last `seconds`."""
         return self._pacer.is_fast and time.monotonic() - self._paced_at <= seconds
@@ -150,9 +171,9 @@ class AudioSender:
         """Whether settings were sent on this socket in the last `seconds`."""
         return time.monotonic() - self._configured_at <= seconds
 
-    def delayed_within(self, seconds: float) -> bool:
+    def delayed_within(self, seconds: float, now: float) -> bool:
         """Whether audio waited for pacing or for a socket in the last `seconds`."""
-        return time.monotonic() - max(self._attached_at, self._paced_at) <= seconds
+        return now - self._attached_at <= seconds or now - self._paced_at <= seconds
 
     def limit_to_real_time(self) -> None:
         """Catch up no faster than real time from now on."""

@@ -213,13 +213,14 @@ class Session:
 
     def feed(self, entries: Entries, now: float) -> None:
         """Accept entries that follow the cursor and were just read."""
-        if self.fenced_reason is not None:
+        if self._publisher.fenced_reason is not None:
             return
         match self._lifecycle.process(Input.ENTRIES):
             case Action.SEND:
                 if not self._ingest.cut_short:  # otherwise they are read again after the flush
                     self._ingest.accept(entries, now, live=True)
-                    self.drain(now)
+                    if not (self._ingest.steady and self._sender.is_drained):
+                        self.drain(now)
             case Action.HOLD:
                 self._ingest.accept(entries, now, live=False)
                 self._wake.set()
