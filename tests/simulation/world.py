@@ -493,7 +493,8 @@ class _World:
         while True:
             await anyio.sleep(0.1)
             host.stalls.tick(self.now)
-            session.tick(self.now)
+            if session.is_due(self.now):
+                session.tick(self.now)
 
     def _host(self, worker: _Worker) -> WorkerContext:
         health = RedisHealth()

@@ -77,6 +77,7 @@ class Connection:
         self.received_turns = False
         """Whether the provider sent any message about a turn on this socket."""
         self._context = context
+        self._state = state
         self._tracker = state.tracker
         self._configs = state.configs
         self._lifecycle = state.lifecycle
@@ -104,9 +105,16 @@ class Connection:
         """Send `close`, after the last audio for this socket."""
         self._lifecycle.process(Input.LAST_SENT)
         self._flushing_since = now
-        self._next_check_at = 0.0
+        self._next_check_at = self._state.next_tick_at = 0.0
         self._publisher.trace.flush_started()
         self.stream.send_close()
+
+    @property
+    def next_tick_at(self) -> float:
+        """Time until which `tick` has nothing to check, unless something changes."""
+        if self._receiver.holds_update:
+            return 0.0
+        return min(self._next_check_at, self._ingest.last_entry_at + CHECK_INTERVAL_S)
 
     def tick(self, now: float) -> None:
         """Check every deadline; called about ten times a second."""

@@ -89,6 +89,7 @@ class MessageReceiver:
         publisher: EventPublisher,
         throttle: UpdateThrottle,
     ) -> None:
+        self._state = state
         self._tracker = state.tracker
         self._ledger = state.ledger
         self._lifecycle = state.lifecycle
@@ -108,6 +109,11 @@ class MessageReceiver:
     def inside_turn(self) -> bool:
         """Whether a turn is open, for consumers or for the provider."""
         return self._tracker.open or self._tracker.provider_in_turn
+
+    @property
+    def holds_update(self) -> bool:
+        """Whether text is held back until its interval is over."""
+        return self._held_update is not None
 
     def socket_opened(self, now: float, *, progressed: bool) -> None:
         """Begin on a new socket; `progressed` is whether the last one committed audio."""
@@ -306,6 +312,7 @@ class MessageReceiver:
         held = self._held_update
         if held is None or len(text) >= len(held.transcript):
             self._held_update = _HeldUpdate(text, arrival)
+        self._state.next_tick_at = 0.0
 
     def _supersede(self, text: str) -> None:
         """Publish held-back text, unless `text`, which is published next, contains it."""

@@ -148,11 +148,11 @@ class Session:
         """Whether the reader should read audio for this session now."""
         if self._ingest.end_reached or self._unreadable:
             return False
-        match self.phase:
-            case Phase.PARKED | Phase.CONNECTING:
-                return not self._sender.has_whole_sample
+        match self._lifecycle.phase:
             case Phase.LIVE:
                 return self._sender.has_room and not self._ingest.cut_short
+            case Phase.PARKED | Phase.CONNECTING:
+                return not self._sender.has_whole_sample
             case _:
                 return False
 
@@ -241,14 +241,19 @@ class Session:
         self._unreadable = str(error)
         self._wake.set()
 
+    def is_due(self, now: float) -> bool:
+        """Whether deadlines have to be checked now."""
+        return now >= self._state.next_tick_at
+
     def tick(self, now: float) -> None:
-        """Check every deadline; called about ten times a second."""
+        """Check every deadline; called about ten times a second while `is_due`."""
         action = self._lifecycle.process(Input.TICK)
         if action is not Action.NOTHING:
             self._reports.tick(now)
         match action:
             case Action.CHECK_SOCKET if self._connection is not None:  # true in these phases
                 self._connection.tick(now)
+                self._state.next_tick_at = self._connection.next_tick_at
                 if self._outage_since is not None and self._connection.has_lasted(now):
                     self._end_outage()
             case Action.CHECK_OUTAGE:
@@ -456,6 +461,7 @@ class Session:
         action = self._lifecycle.process(input_)
         self._phase_since = time.monotonic()
         self._parking = action is Action.PARK
+        self._state.next_tick_at = 0.0
         self._request_read()
         return action
 

@@ -38,6 +38,8 @@ class SessionState:
         """Number of the current socket, or of the last one."""
         self.request_id = checkpoint.request_id
         """The provider's id of that socket."""
+        self.next_tick_at = 0.0
+        """Time before which no deadline has to be checked; 0 if something changed."""
 
     def connected(self, request_id: str) -> None:
         """Record a new socket and the request id that the provider gave it."""
