@@ -17,6 +17,7 @@ from worker.leases.retries import MAX_CRASHES, CrashRetries
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
+from worker.stt.cartesia import TurnsStream
 
 POISON = bytes(3_214)
 
@@ -29,16 +30,16 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def crash_after(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make the worker crash on some audio. Return the number of chunks that still succeed."""
-    take, spared = AudioSender.enqueue, [0]
+    send, spared = AudioSender._send_bytes, [0]
 
-    def crash(sender: AudioSender, audio: bytes) -> None:
+    def crash(sender: AudioSender, stream: TurnsStream, audio: bytes, now: float, own: int) -> None:
         if audio == POISON:
             if not spared[0]:
                 raise ZeroDivisionError("a fault put in by the test")
             spared[0] -= 1
-        take(sender, audio)
+        send(sender, stream, audio, now, own)
 
-    monkeypatch.setattr(AudioSender, "enqueue", crash)
+    monkeypatch.setattr(AudioSender, "_send_bytes", crash)
     return spared
 
 
