@@ -119,8 +119,9 @@ class Connection:
     def tick(self, now: float) -> None:
         """Check every deadline; called about ten times a second."""
         self._receiver.release_update(now)
-        if now < self._next_check_at and now - self._ingest.last_entry_at < CHECK_INTERVAL_S:
-            return  # audio flows, and the other checks can wait
+        audio_flows = now - self._ingest.last_entry_at < CHECK_INTERVAL_S
+        if audio_flows and now < self._next_check_at:
+            return  # the other checks can wait
         self._next_check_at = now + CHECK_INTERVAL_S
         self._check_socket(now)
         self._commit_progress(now)
@@ -131,12 +132,14 @@ class Connection:
                 self._receiver.flush_failed()
                 self.stream.socket.abort(f"not flushed within {FLUSH_TIMEOUT_S:g} s")
         elif self._receiver.inside_turn:
-            self._sender.send_filler(
-                now, self._ingest.up_since, self._ingest.poll_schedule.last_polled_at
-            )
+            if not audio_flows:
+                self._sender.send_filler(
+                    now, self._ingest.up_since, self._ingest.poll_schedule.last_polled_at
+                )
             self._check_turn()
         elif (
-            self._sender.is_drained
+            not audio_flows
+            and self._sender.is_drained
             and self._ingest.producer_idle_s(self._since) > self._context.settings.park_s
         ):
             self.flush(now)
