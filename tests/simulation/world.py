@@ -51,6 +51,7 @@ from worker.stt.websocket import WebSocketClient
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
+from worker.write_burst import WriteBurst
 
 FaultKind = Literal["cut", "outage", "kill", "stop", "partition", "redis"]
 """Fault:
@@ -188,6 +189,8 @@ class _Worker:
         return asyncio.get_running_loop()
 
     # as `AudioReader`
+
+    write_burst = WriteBurst()
 
     def add(self, session: Session) -> None: ...
 
@@ -404,7 +407,7 @@ class _World:
         self.bus.append(self.wall, fields)
 
     async def _open(
-        self, endpoint: Endpoint, settings: StreamSettings, _defect: object
+        self, endpoint: Endpoint, settings: StreamSettings, _defect: object, _burst: object
     ) -> TurnsStream:
         await anyio.sleep(self.rng.uniform(0.005, 0.05))
         if self._provider_away:

@@ -7,6 +7,7 @@ received.
 """
 
 import asyncio
+import logging
 import ssl
 import time
 from collections import deque
@@ -31,6 +32,9 @@ from worker.stt.frames import (
     split_texts,
 )
 from worker.stt.proxy import Proxy
+from worker.write_burst import WriteBurst
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 8.0
 """Timeout for the name lookup and the TCP connect; the caller's timeout also covers TLS and the
@@ -65,9 +69,15 @@ class SocketClosed(Exception):  # noqa: N818 - internal to worker.stt
 class WebSocketClient(asyncio.Protocol):
     """One open WebSocket; made by `open_socket`."""
 
-    def __init__(self, protocol: LenientProtocol, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        protocol: LenientProtocol,
+        headers: Mapping[str, str],
+        burst: WriteBurst | None = None,
+    ) -> None:
         self._protocol = protocol
         self._headers = headers
+        self._burst = burst or WriteBurst()
         self._transport: asyncio.Transport | None = None
         # Messages without a handler yet: text, defect and arrival time of each.
         self._messages: deque[tuple[bytes, str, float]] = deque()
@@ -145,9 +155,25 @@ class WebSocketClient(asyncio.Protocol):
         return self._protocol.state is State.OPEN and not self._lost
 
     def send_binary(self, data: bytes) -> None:
-        """Send audio now; it is dropped if the socket is closed (`listen` then raises)."""
+        """Send audio now, or at the end of a burst that holds frames.
+
+        It is dropped if the socket is closed (`listen` then raises).
+        """
         if self._protocol.state is State.OPEN and not self._lost and self._transport is not None:
-            self._transport.write(_audio.binary(data))
+            held = self._burst.held
+            if held is None:
+                self._transport.write(_audio.binary(data))
+            else:
+                held.append((self, _audio.binary(data)))
+
+    def write_held(self, frame: bytes) -> None:
+        """Write a frame that the burst held. A failure drops the connection."""
+        try:
+            if self._transport is not None and not self._lost:
+                self._transport.write(frame)
+        except Exception:  # an internal error must not drop the audio of other sockets
+            log.exception("internal error while writing, dropping the connection")
+            self.abort("internal error while writing")
 
     def send_text(self, text: str) -> None:
         """Send a command now."""
@@ -309,6 +335,7 @@ class WebSocketClient(asyncio.Protocol):
     def _flush(self) -> None:
         if self._transport is None:
             return
+        self._burst.write()  # audio that was sent before
         for data in self._protocol.data_to_send():
             if data:
                 self._transport.write(data)
@@ -333,7 +360,10 @@ def _tls() -> ssl.SSLContext:
 
 
 async def open_socket(
-    url: str, headers: Mapping[str, str], proxy: Proxy | None = None
+    url: str,
+    headers: Mapping[str, str],
+    proxy: Proxy | None = None,
+    burst: WriteBurst | None = None,
 ) -> WebSocketClient:
     """Connect, upgrade, and return the open socket.
 
@@ -341,7 +371,7 @@ async def open_socket(
     caller sets the timeout; on cancellation nothing stays open.
     """
     uri = parse_uri(url)
-    socket = WebSocketClient(LenientProtocol(uri, max_size=None), headers)
+    socket = WebSocketClient(LenientProtocol(uri, max_size=None), headers, burst)
     try:
         if proxy is None:
             connected = await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket)
