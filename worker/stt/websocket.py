@@ -83,7 +83,6 @@ class WebSocketClient(asyncio.Protocol):
         self._messages: deque[tuple[bytes, str, float]] = deque()
         self._handle: DataHandler | None = None
         self._failure: Exception | None = None  # raised by the handler
-        self._between_messages = protocol.between_messages
         self._partial: list[bytes] = []
         self._partial_bytes = 0
         self._partial_defect = ""
@@ -92,6 +91,10 @@ class WebSocketClient(asyncio.Protocol):
         self._pings = 0
         self._abort_reason = ""
         self._response: Response | None = None
+        self.open = False
+        """Whether data can be sent."""
+        self._between_messages = False  # the next byte begins a frame that no fragment precedes
+        self._note_state()
         self.last_received_at = time.monotonic()
         """Monotonic time at which the last bytes of the peer arrived."""
         self.pongs_received = 0
@@ -137,6 +140,7 @@ class WebSocketClient(asyncio.Protocol):
             self._lost = True
             self._protocol.receive_eof()
             self._take_events()
+            self._note_state()
             self._deliver()
 
     def pause_writing(self) -> None:
@@ -149,17 +153,12 @@ class WebSocketClient(asyncio.Protocol):
 
     # -- for the session
 
-    @property
-    def open(self) -> bool:
-        """Whether data can be sent."""
-        return self._protocol.state is State.OPEN and not self._lost
-
     def send_binary(self, data: bytes) -> None:
         """Send audio now, or at the end of a burst that holds frames.
 
         It is dropped if the socket is closed (`listen` then raises).
         """
-        if self._protocol.state is State.OPEN and not self._lost and self._transport is not None:
+        if self.open and self._transport is not None:
             held = self._burst.held
             if held is None:
                 self._transport.write(_audio.binary(data))
@@ -229,6 +228,7 @@ class WebSocketClient(asyncio.Protocol):
         if self.open:
             self._protocol.send_close(1000)
             self._flush()
+            self._note_state()
         try:
             with anyio.move_on_after(_CLOSE_GRACE_S):
                 while not self._lost:
@@ -274,8 +274,17 @@ class WebSocketClient(asyncio.Protocol):
         self._flush()
         if self._protocol.close_expected() and self._transport is not None:
             self._transport.close()
-        self._between_messages = self._protocol.between_messages
+        self._note_state()
         self._deliver()
+
+    def _note_state(self) -> None:
+        """Note what every chunk and every message needs of the protocol's state.
+
+        Called after anything that can change it. With many sockets the protocol's objects are not
+        in the caches: to ask it for each chunk takes 0.4 us.
+        """
+        self.open = self._protocol.state is State.OPEN and not self._lost
+        self._between_messages = self._protocol.between_messages
 
     def _deliver(self) -> None:
         """Pass the messages to the handler, or wake the task that waits for one or for the end.
