@@ -40,7 +40,7 @@ class LenientProtocol(ClientProtocol):
 
     def parse(self) -> Generator[None]:
         """Parse incoming data. Called by the library's constructor."""
-        self.reader: _DiscardingReader = _DiscardingReader()
+        self.reader = self._discarding_reader = _DiscardingReader()
         yield from super().parse()
 
     @property
@@ -49,7 +49,8 @@ class LenientProtocol(ClientProtocol):
 
         If so, the caller may handle whole text frames itself instead of passing them.
         """
-        return self.state is State.OPEN and self.reader.between_frames and self.current_size is None
+        at_frame = self._discarding_reader.between_frames
+        return at_frame and self.state is State.OPEN and self.current_size is None
 
     def recv_frame(self, frame: Frame) -> None:
         """Process an incoming frame."""
