@@ -1,5 +1,6 @@
 """An internal error in one session: other sessions go on, and retries are bounded."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from schemas.audio import Encoding, SessionEntry
 from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
 from tests.support.harness import PCM16, Harness, check_order, kinds, words
 from tests.support.polling import eventually, no_longer
+from worker.bus.committer import CRASHED
 from worker.bus.ownership import Fence, OwnedEntry, OwnedSession, SessionLeases
 from worker.core.records import EventDraft
 from worker.leases import claim, retries
@@ -99,11 +101,14 @@ async def test_crash_inside_a_turn_leaves_no_turn_open(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = EventPublisher.publish
+    reasons: list[str | None] = []
 
     def crash(
         publisher: EventPublisher, drafts: Sequence[EventDraft], spoken_until: float | None = None
     ) -> None:
         if any(draft.kind == "turn.update" for draft in drafts):
+            # Called before the session's own task runs.
+            asyncio.get_running_loop().call_soon(lambda: reasons.append(publisher.fenced_reason))
             raise ZeroDivisionError("a fault put in by the test")
         original(publisher, drafts, spoken_until)
 
@@ -122,6 +127,7 @@ async def test_crash_inside_a_turn_leaves_no_turn_open(
     assert kinds(events).count("turn.start") == 1
     (error,) = [event for event in events if isinstance(event, SessionError)]
     assert (error.code, error.fatal) == ("internal", True)
+    assert set(reasons) == {CRASHED}, "nothing is committed from a state that may be wrong"
 
 
 async def test_single_crash_loses_nothing(harness: Harness, crash_after: list[int]) -> None:

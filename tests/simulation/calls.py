@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
-from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 
 from schemas.audio import AudioEntry, Encoding
@@ -24,6 +23,7 @@ from worker.local.emulator.engines.script_words import WORD_MS
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.sender import AudioSender
 from worker.stt.cartesia import Endpoint, TurnsStream
+from worker.stt.frames import LenientProtocol
 from worker.stt.websocket import WebSocketClient
 from worker.telemetry.counters import Counters
 
@@ -44,7 +44,7 @@ class Line(TurnsStream):
     """A socket that was never opened. It stores what is sent."""
 
     def __init__(self) -> None:
-        socket = WebSocketClient(ClientProtocol(parse_uri("ws://127.0.0.1/")), {})
+        socket = WebSocketClient(LenientProtocol(parse_uri("ws://127.0.0.1/")), {})
         super().__init__(socket, Endpoint("", "", ""))
         self.sent: deque[bytes] = deque()
 

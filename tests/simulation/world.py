@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 import anyio
 import msgspec
-from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
@@ -47,10 +46,12 @@ from worker.session.checkpoint import Checkpoint
 from worker.session.session import Session
 from worker.settings import Settings
 from worker.stt.cartesia import Endpoint, StreamSettings, TurnsStream
+from worker.stt.frames import LenientProtocol
 from worker.stt.websocket import WebSocketClient
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
+from worker.write_burst import WriteBurst
 
 FaultKind = Literal["cut", "outage", "kill", "stop", "partition", "redis"]
 """Fault:
@@ -189,6 +190,8 @@ class _Worker:
 
     # as `AudioReader`
 
+    write_burst = WriteBurst()
+
     def add(self, session: Session) -> None: ...
 
     def remove(self, session: Session) -> None: ...
@@ -277,7 +280,7 @@ class _Provider(TurnsStream):
     def __init__(self, world: "_World") -> None:
         self.world = world
         self.net_s = world.rng.uniform(0.005, 0.03)
-        line = ClientProtocol(parse_uri("ws://127.0.0.1/"), state=State.OPEN, max_size=None)
+        line = LenientProtocol(parse_uri("ws://127.0.0.1/"), state=State.OPEN, max_size=None)
         super().__init__(WebSocketClient(line, {}), Endpoint("", "", ""))
         self.socket._transport = _Transport(self)
         self.request_id = "request"
@@ -407,7 +410,7 @@ class _World:
         self.bus.append(self.wall, fields)
 
     async def _open(
-        self, endpoint: Endpoint, settings: StreamSettings, _defect: object
+        self, endpoint: Endpoint, settings: StreamSettings, _defect: object, _burst: object
     ) -> TurnsStream:
         await anyio.sleep(self.rng.uniform(0.005, 0.05))
         if self._provider_away:

@@ -23,6 +23,7 @@ from worker.bus.client.connection import (
 from worker.core import stream_ids
 from worker.core.polling import ClockOffset, PollSchedule
 from worker.telemetry.logs import SessionName
+from worker.write_burst import WriteBurst
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,8 @@ class AudioReader:
         self._lanes: dict[str, LaneState] = {}
         self._awaited: set[str] = set()
         self._round_over = anyio.Event()
+        self.write_burst = WriteBurst()
+        """Holds the audio that the entries of one reply cause, for all sessions."""
 
     def lane(self, name: str) -> LaneState:
         """Return the state of a lane."""
@@ -251,21 +254,25 @@ class AudioReader:
             return
         now = time.monotonic()
         found: dict[bytes, Any] = dict(reply or ())
-        for session, before in zip(sessions, rewinds, strict=True):
-            if session.rewinds != before or self._sessions.get(session.audio_key) is not session:
-                continue
-            entries = found.get(session.audio_key.encode())
-            poll_schedule = session.poll_schedule
-            poll_schedule.last_polled_at = began
-            if entries is None:
-                poll_schedule.on_empty(now)
-                continue
-            self._deliver(session, entries, now)
-            if len(entries) >= min(BACKLOG_ENTRIES, count):
-                poll_schedule.poll_now()
-            else:
-                appended_at = _appended_at(lane.clock, entries[-1][0].decode(), now)
-                poll_schedule.on_entries(now, appended_at, session.chunk_s)
+        with self.write_burst:
+            for session, before in zip(sessions, rewinds, strict=True):
+                if (
+                    session.rewinds != before
+                    or self._sessions.get(session.audio_key) is not session
+                ):
+                    continue
+                entries = found.get(session.audio_key.encode())
+                poll_schedule = session.poll_schedule
+                poll_schedule.last_polled_at = began
+                if entries is None:
+                    poll_schedule.on_empty(now)
+                    continue
+                self._deliver(session, entries, now)
+                if len(entries) >= min(BACKLOG_ENTRIES, count):
+                    poll_schedule.poll_now()
+                else:
+                    appended_at = _appended_at(lane.clock, entries[-1][0].decode(), now)
+                    poll_schedule.on_entries(now, appended_at, session.chunk_s)
 
     def _deliver(self, session: AudioConsumer, entries: Entries, now: float) -> None:
         """Pass entries to a session."""

@@ -1,14 +1,16 @@
-"""One socket of a session: receives its messages, keeps it alive, and flushes it.
+"""One socket of a session: handles its messages, keeps it alive, and flushes it.
 
 The connection ends when the provider closes the socket after the worker's `close`, or when the
 socket is lost.
 """
 
+import asyncio
 import logging
 
 import anyio
 
 from schemas import cartesia
+from worker.bus.committer import CRASHED
 from worker.context import WorkerContext
 from worker.core.connection_health import (
     IDLE_PING_INTERVAL_S,
@@ -96,6 +98,7 @@ class Connection:
         self._next_check_at = 0.0
         self._flushing_since = 0.0
         self._flush_rejected = False
+        self._grace = anyio.CancelScope()  # has a deadline once a flush was rejected
 
     def has_lasted(self, now: float) -> bool:
         """Whether the socket has lasted long enough to end an outage."""
@@ -167,12 +170,9 @@ class Connection:
 
     async def _receive(self) -> bool:
         """Receive until the provider closes the socket; return whether the flush succeeded."""
-        with anyio.CancelScope() as grace:
+        with self._grace:
             try:
-                while (message := await self.stream.receive()) is not None:
-                    self._on_message(message)
-                    if self._flush_rejected:
-                        grace.deadline = anyio.current_time() + FLUSH_ERROR_GRACE_S
+                await self.stream.listen(self._on_message)
             except SttError:
                 if not self._flush_rejected:
                     raise
@@ -180,10 +180,26 @@ class Connection:
                 return True
         return False
 
-    def _on_message(self, message: cartesia.ServerMessage) -> None:
-        arrival = self._sender.send_log.moment(self.stream.socket.received_at)
+    def _on_message(
+        self, message: cartesia.ServerMessage, received_at: float, waiting: int
+    ) -> None:
+        """Handle a message; the socket calls this when it arrives, outside the session's task."""
+        try:
+            self._handle(message, received_at, waiting)
+        except SttError:
+            raise
+        except Exception:
+            # The state in memory may be wrong, and the session's task runs only later.
+            self._publisher.abort(CRASHED)
+            raise
+        if self._flush_rejected:
+            # `anyio.current_time` may need a task.
+            self._grace.deadline = asyncio.get_running_loop().time() + FLUSH_ERROR_GRACE_S
+
+    def _handle(self, message: cartesia.ServerMessage, received_at: float, waiting: int) -> None:
+        arrival = self._sender.send_log.moment(received_at)
         begins = isinstance(message, cartesia.TurnStart)
-        self._receiver.on_message(arrival, self.stream.socket.waiting, begins=begins)
+        self._receiver.on_message(arrival, waiting, begins=begins)
         match message:
             case cartesia.Error():
                 self._on_error(message)

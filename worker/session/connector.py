@@ -151,7 +151,10 @@ class Connector:
             began = time.monotonic()
             with self._publisher.trace.connecting(settings.model) as span:
                 stream = await open_stream(
-                    context.endpoint, settings, self._reports.report_unreadable
+                    context.endpoint,
+                    settings,
+                    self._reports.report_unreadable,
+                    context.reader.write_burst,
                 )
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         context.credentials.accepted()

@@ -1,7 +1,8 @@
 """One session, from its claim to its tombstone, over any number of sockets.
 
-The reader passes audio and the ticker passes the time, both by plain calls. The session's own task
-waits for audio, connects and receives. `worker.core.phases` decides what each input means.
+The reader passes audio, the socket passes messages, and the ticker passes the time, all by plain
+calls. The session's own task waits for audio, connects, and waits for the end of each socket.
+`worker.core.phases` decides what each input means.
 """
 
 import logging

@@ -36,12 +36,16 @@ from worker.network import SHORTAGE_ERRNOS
 from worker.stt.messages import read_message
 from worker.stt.proxy import Proxy
 from worker.stt.websocket import SocketClosed, WebSocketClient, open_socket
+from worker.write_burst import WriteBurst
 
 PROVIDER = "cartesia"
 OPEN_TIMEOUT_S = 10.0
 """Timeout from the first packet to `connected`."""
 NoteDefect = Callable[[str], None]
 """Callback with the defect of a message that is not fully readable."""
+MessageHandler = Callable[[cartesia.ServerMessage, float, int], None]
+"""Handles one message, with its arrival time and the number of messages that arrived with it and
+follow."""
 _TRUST = "name your own authority's file as SSL_CERT_FILE"
 
 
@@ -110,28 +114,27 @@ class TurnsStream:
         else:
             await self.socket.aclose()
 
-    async def receive(self) -> cartesia.ServerMessage | None:
-        """Return the next message; None if the provider closed with 1000 or without a code.
+    async def listen(self, handle: MessageHandler) -> None:
+        """Pass each message to `handle`, until the provider closes with 1000 or without a code.
 
-        Unreadable messages are skipped; of damaged ones the readable part is returned. Raises the
-        `SttError` for a close code, and for errors that the session's input did not cause: provider
-        failures, the key, the credit, the plan.
+        The socket calls `handle` when a message arrives. Unreadable messages are skipped; of
+        damaged ones the readable part is passed. Raises what `handle` raises, the `SttError` for a
+        close code, and those for errors that the session's input did not cause: provider failures,
+        the key, the credit, the plan.
         """
+
+        def on_data(data: bytes, defect: str, received_at: float, waiting: int) -> None:
+            message, defect = self._read(data, defect)
+            if message is not None:
+                if isinstance(message, cartesia.Error):
+                    _raise_unless_about_input(message, defect)
+                handle(message, received_at, waiting)
+
         try:
-            message, defect = await self._next()
+            await self.socket.listen(on_data)
         except SocketClosed as end:
-            if end.code in (1000, 1005):  # 1005: an empty close frame
-                return None
-            raise _lost(end, self._endpoint, self.request_id) from None
-        if isinstance(message, cartesia.Error) and (message.status_code is not None or not defect):
-            error = _rejected(message)
-            if provider_errors.is_too_big(error.status, str(error)):
-                # The provider has dropped that message: its audio has to be sent again.
-                raise SttTooBigError(str(error), status=error.status, request_id=error.request_id)
-            about_input = 400 <= error.status < 500
-            if not about_input or isinstance(error, SttCredentialsError | SttBusyError):
-                raise error
-        return message
+            if end.code not in (1000, 1005):  # 1005: an empty close frame
+                raise _lost(end, self._endpoint, self.request_id) from None
 
     def send_audio(self, audio: bytes) -> None:
         """Send audio now."""
@@ -153,8 +156,11 @@ class TurnsStream:
 
     async def wait_connected(self) -> None:
         """Wait for `connected`. Raises an `SttError` if the provider sends something else."""
-        while isinstance(message := (await self._next())[0], cartesia.UnknownMessage):
-            self.ignored += 1
+        message: cartesia.ServerMessage | None = None
+        while message is None or isinstance(message, cartesia.UnknownMessage):
+            message, _ = self._read(*await self.socket.receive())
+            if isinstance(message, cartesia.UnknownMessage):
+                self.ignored += 1
         if isinstance(message, cartesia.Error):
             raise _rejected(message)
         if not isinstance(message, cartesia.Connected):
@@ -162,31 +168,33 @@ class TurnsStream:
             raise SttTransientError(f"the provider sent {found} instead of Connected")
         self.request_id = self._endpoint.redact(message.request_id or "")
 
-    async def _next(self) -> tuple[cartesia.ServerMessage, str]:
-        """Return the next message of a readable type, and its defect."""
-        while True:
-            text = await self.socket.receive()
-            message, defect = read_message(text)
-            if isinstance(message, cartesia.Error):  # only errors may contain the key
-                message, defect = read_message(self._endpoint.redact(text))
-            defect = self.socket.defect or defect
-            if defect:
-                self._note_defect(defect)
-            if message is not None:
-                return message, defect
+    def _read(self, data: bytes, defect: str) -> tuple[cartesia.ServerMessage | None, str]:
+        """Return a message and its defect; None if its type is not readable."""
+        message, unreadable = read_message(data)
+        if isinstance(message, cartesia.Error):  # only errors may contain the key
+            message, unreadable = read_message(self._endpoint.redact(data.decode()).encode())
+        defect = defect or unreadable
+        if defect:
+            self._note_defect(defect)
+        return message, defect
 
 
 async def open_stream(
-    endpoint: Endpoint, settings: StreamSettings, note_defect: NoteDefect = lambda _: None
+    endpoint: Endpoint,
+    settings: StreamSettings,
+    note_defect: NoteDefect = lambda _: None,
+    burst: WriteBurst | None = None,
 ) -> TurnsStream:
     """Connect and wait for `connected`.
 
-    `note_defect` is called for each message of the stream that is not fully readable. Raises an
-    `SttError` if the provider rejects the upgrade or sends an error instead of `connected`.
+    `note_defect` is called for each message of the stream that is not fully readable. While `burst`
+    holds frames, it holds the audio of this stream. Raises an `SttError` if the provider rejects
+    the upgrade or sends an error instead of `connected`.
     """
     headers = {"X-API-Key": endpoint.key, "Cartesia-Version": endpoint.version}
     with _connect_errors(endpoint), anyio.fail_after(OPEN_TIMEOUT_S):
-        socket = await open_socket(f"{endpoint.url}?{settings.query()}", headers, endpoint.proxy)
+        url = f"{endpoint.url}?{settings.query()}"
+        socket = await open_socket(url, headers, endpoint.proxy, burst)
         stream = TurnsStream(socket, endpoint, note_defect)
         try:
             await stream.wait_connected()
@@ -224,6 +232,19 @@ def _connect_errors(endpoint: Endpoint) -> Iterator[None]:
     except (UnicodeError, WebSocketException) as error:
         # These may contain the URL, and with it key terms.
         raise SttTransientError(f"cannot connect: {type(error).__name__}") from None
+
+
+def _raise_unless_about_input(message: cartesia.Error, defect: str) -> None:
+    """Raise the `SttError` for an in-band error after which the socket is of no use."""
+    if message.status_code is None and defect:
+        return
+    error = _rejected(message)
+    if provider_errors.is_too_big(error.status, str(error)):
+        # The provider has dropped that message: its audio has to be sent again.
+        raise SttTooBigError(str(error), status=error.status, request_id=error.request_id)
+    about_input = 400 <= error.status < 500
+    if not about_input or isinstance(error, SttCredentialsError | SttBusyError):
+        raise error
 
 
 def _rejected(error: cartesia.Error) -> SttError:

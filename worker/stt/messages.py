@@ -32,10 +32,10 @@ class Reading(NamedTuple):
     """Description of the defect, without any content; empty if there is none."""
 
 
-def read_message(text: str) -> Reading:
-    """Read one message of the provider. Never raises."""
+def read_message(data: bytes) -> Reading:
+    """Read one message of the provider. Never raises if `data` is UTF-8."""
     try:
-        message = decode_message(text)
+        message = decode_message(data)
         if not isinstance(message, Error) or message.status_code == _status(message.status_code):
             return Reading(message)
         defect = "status code out of range"
@@ -47,9 +47,9 @@ def read_message(text: str) -> Reading:
         defect = "nested too deeply"
     except ValueError:  # msgspec lets some of Python's own errors through
         defect = "invalid value"
-    if not text:
+    if not data:
         return Reading(None, "empty message")
-    fields = _fields(text)
+    fields = _fields(data.decode())
     kind = fields.get("type")
     if not isinstance(kind, str):
         return Reading(None, f"{defect}, no readable type")

@@ -113,11 +113,27 @@ async def refusal(service: Endpoint, settings: StreamSettings = PHONE) -> SttErr
 
 async def conversation(stream: TurnsStream) -> list[cartesia.ServerMessage]:
     """Return all messages until the provider closes on request."""
-    messages = []
+    messages: list[cartesia.ServerMessage] = []
     with anyio.fail_after(PATIENCE_S):
-        while (message := await stream.receive()) is not None:
-            messages.append(message)
+        await stream.listen(lambda message, _at, _waiting: messages.append(message))
     return messages
+
+
+class _Enough(Exception):  # noqa: N818 - not an error
+    """The expected message was passed."""
+
+
+async def receive(stream: TurnsStream) -> cartesia.ServerMessage | None:
+    """Return the next message; None if the provider closes instead. Later ones wait."""
+    messages: list[cartesia.ServerMessage] = []
+
+    def handle(message: cartesia.ServerMessage, _received_at: float, _waiting: int) -> None:
+        messages.append(message)
+        raise _Enough
+
+    with suppress(_Enough):
+        await stream.listen(handle)
+    return messages[0] if messages else None
 
 
 # -- the query
@@ -200,8 +216,8 @@ async def test_key_is_redacted_in_errors_only() -> None:
     async with odd_server(sends(CONNECTED, end, error)) as service:
         spoken = dataclasses.replace(service, key="any")
         async with await open_stream(spoken, PHONE) as stream:
-            assert await stream.receive() == cartesia.TurnEnd(transcript=end["transcript"])
-            shown = await stream.receive()
+            assert await receive(stream) == cartesia.TurnEnd(transcript=end["transcript"])
+            shown = await receive(stream)
     assert shown == cartesia.Error(status_code=400, message="[key] is no key")
 
 
@@ -245,7 +261,7 @@ async def test_session_runs_until_provider_closes() -> None:
         stream.send_audio(synthesize_words([3], SOUND))
         stream.send_close()
         messages = await conversation(stream)
-        assert await stream.receive() is None
+        assert await receive(stream) is None
     texts = [getattr(message, "transcript", type(message).__name__) for message in messages]
     assert texts[0] == "TurnStart"
     assert [
@@ -475,7 +491,7 @@ async def test_unreadable_messages_of_session_are_skipped() -> None:
         odd_server(sends(CONNECTED, *expected)) as service,
         await open_stream(service, PHONE, defects.append) as stream,
     ):
-        assert await stream.receive() == cartesia.TurnEnd(transcript="\ufffd")
+        assert await receive(stream) == cartesia.TurnEnd(transcript="\ufffd")
     assert len(defects) == len(expected)
     assert not any("ud83d" in defect or "\ufffd" in defect for defect in defects)
 
@@ -486,7 +502,7 @@ async def test_error_without_readable_status_keeps_socket() -> None:
         odd_server(sends(CONNECTED, message)) as service,
         await open_stream(service, PHONE) as stream,
     ):
-        assert await stream.receive() == cartesia.Error(message="[key] is no key")
+        assert await receive(stream) == cartesia.Error(message="[key] is no key")
         assert stream.socket.open
 
 
@@ -498,7 +514,7 @@ async def test_invalid_frames_are_provider_error() -> None:
 
     async with odd_server(handler) as service, await open_stream(service, PHONE) as stream:
         with pytest.raises(SttProtocolError) as fault:
-            await stream.receive()
+            await receive(stream)
     assert fault.value.status == 1006
 
 
@@ -609,7 +625,7 @@ async def test_messages_of_session_are_received(
         await open_stream(service, PHONE) as stream,
     ):
         assert stream.request_id == "r1"
-        assert await stream.receive() == expected
+        assert await receive(stream) == expected
 
 
 @pytest.mark.parametrize(
@@ -640,7 +656,7 @@ async def test_message_ends_session(
         await open_stream(service, PHONE) as stream,
     ):
         with pytest.raises(SttError) as fault:
-            await stream.receive()
+            await receive(stream)
     assert type(fault.value) is kind
     assert fault.value.status == status
 
@@ -665,9 +681,9 @@ async def test_close_ends_session(code: int, reason: str, kind: type[SttError]) 
         odd_server(hangs_up(code, reason, CONNECTED, last)) as service,
         await open_stream(service, PHONE) as stream,
     ):
-        assert await stream.receive() == cartesia.TurnEnd(transcript="a")
+        assert await receive(stream) == cartesia.TurnEnd(transcript="a")
         with pytest.raises(SttError) as fault:
-            await stream.receive()
+            await receive(stream)
     assert type(fault.value) is kind
     assert (fault.value.status, fault.value.request_id) == (code, "r1")
     assert reason in str(fault.value)
@@ -678,8 +694,8 @@ async def test_close_1000_is_end() -> None:
         odd_server(hangs_up(1000, "", CONNECTED)) as service,
         await open_stream(service, PHONE) as stream,
     ):
-        assert await stream.receive() is None
-        assert await stream.receive() is None
+        assert await receive(stream) is None
+        assert await receive(stream) is None
 
 
 async def test_close_without_code_is_end() -> None:
@@ -690,7 +706,7 @@ async def test_close_without_code_is_end() -> None:
         await ws.wait_closed()
 
     async with odd_server(handler) as service, await open_stream(service, PHONE) as stream:
-        assert await stream.receive() is None
+        assert await receive(stream) is None
 
 
 async def test_commands_are_text_and_audio_is_binary() -> None:
@@ -706,7 +722,7 @@ async def test_commands_are_text_and_audio_is_binary() -> None:
         stream.send_config(TurnConfig(turn_end_threshold=0.1, turn_end_timeout_ms=8000.0))
         stream.send_config(TurnConfig())
         stream.send_close()
-        assert await stream.receive() is None
+        assert await receive(stream) is None
     audio, *commands = received
     assert audio == b"\x00\x01"
     assert [json.loads(command) for command in commands] == [
@@ -731,7 +747,7 @@ async def test_leaving_by_cancellation_drops_connection() -> None:
         with anyio.CancelScope() as scope:
             async with await open_stream(Endpoint(server.url, VERSION, KEY), PHONE) as stream:
                 scope.cancel()
-                await stream.receive()
+                await receive(stream)
         (seen,) = server.connections
         await _until(lambda: seen.closed_at is not None)
         assert seen.close_code == 1006

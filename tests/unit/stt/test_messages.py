@@ -68,7 +68,7 @@ DIGITS = "9" * 5_000
     ],
 )
 def test_readable_fields_are_used(text: str, message: ServerMessage) -> None:
-    reading = read_message(text)
+    reading = read_message(text.encode())
     assert reading.message == message
     assert reading.defect
 
@@ -101,14 +101,14 @@ def test_readable_fields_are_used(text: str, message: ServerMessage) -> None:
     ],
 )
 def test_message_without_type_is_ignored(text: str) -> None:
-    reading = read_message(text)
+    reading = read_message(text.encode())
     assert reading.message is None
     assert reading.defect
 
 
 def test_valid_message_has_no_defect() -> None:
     for text in ('{"type":"turn.end","transcript":" a ","x":[1]}', '{"type":"new"}'):
-        assert read_message(text).defect == ""
+        assert read_message(text.encode()).defect == ""
 
 
 SECRET = "sk_car_secret"
@@ -125,7 +125,7 @@ SECRET = "sk_car_secret"
     ],
 )
 def test_defect_omits_message_content(text: str) -> None:
-    assert SECRET not in read_message(text).defect
+    assert SECRET not in read_message(text.encode()).defect
 
 
 VALUES = st.recursive(
@@ -148,10 +148,10 @@ def test_any_damaged_message_can_be_published(
 ) -> None:
     text = json.dumps({"type": kind, **fields})
     for damaged in (text, text[:cut], text[:cut] + put + text[cut:], put + text):
-        message = read_message(damaged).message
+        message = read_message(damaged.encode()).message
         if message is not None:
             msgspec.json.encode(message)
-    whole = read_message(text).message
+    whole = read_message(text.encode()).message
     assert whole is not None
     transcript = fields.get("transcript")
     if isinstance(transcript, str) and isinstance(whole, TurnUpdate | TurnEagerEnd | TurnEnd):
@@ -160,4 +160,4 @@ def test_any_damaged_message_can_be_published(
 
 @given(st.text())
 def test_any_text_is_decoded(text: str) -> None:
-    read_message(text)
+    read_message(text.encode())

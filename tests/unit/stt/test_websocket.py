@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 from websockets.server import ServerProtocol
+from websockets.uri import parse_uri
 
 from tests.support.polling import PATIENCE_S
-from worker.stt.frames import MAX_MESSAGE_BYTES
+from worker.stt.frames import MAX_MESSAGE_BYTES, LenientProtocol
 from worker.stt.websocket import (
     SocketClosed,
     WebSocketClient,
@@ -90,6 +92,12 @@ async def closing(socket: WebSocketClient) -> tuple[int, str]:
                 return end.code, end.reason
 
 
+async def text(socket: WebSocketClient) -> str:
+    """Return the text of the next message."""
+    data, _ = await socket.receive()
+    return data.decode()
+
+
 async def until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(PATIENCE_S):
         while not condition():
@@ -128,7 +136,7 @@ async def test_upgrade_has_headers_and_no_compression() -> None:
         connected(url + "?model=ink-2&keyterm=a%20b") as socket,
     ):
         assert socket.open
-        assert await socket.receive() == "hello"
+        assert await text(socket) == "hello"
     (request,) = seen
     assert request.path == "/stt/turns/websocket?model=ink-2&keyterm=a%20b"
     assert request.headers["X-API-Key"] == "sk_car_test"
@@ -278,10 +286,10 @@ async def test_fragments_form_one_message() -> None:
         await ws.wait_closed()
 
     async with websocket_server(handler) as url, connected(url) as socket:
-        assert await socket.receive() == '{"type":1}'
-        assert await socket.receive() == "€"
-        assert await socket.receive() == ""
-        assert await socket.receive() == "�binary"
+        assert await text(socket) == '{"type":1}'
+        assert await text(socket) == "€"
+        assert await text(socket) == ""
+        assert await text(socket) == "�binary"
 
 
 async def test_control_frames_between_fragments_are_separate() -> None:
@@ -297,7 +305,7 @@ async def test_control_frames_between_fragments_are_separate() -> None:
         await reader.read()
 
     async with tcp_server(peer) as url, connected(url) as socket:
-        assert await socket.receive() == "one two three"
+        assert await text(socket) == "one two three"
         assert socket.pongs_received == 0, "no ping was sent"
 
 
@@ -314,7 +322,7 @@ async def test_bytes_can_arrive_one_by_one() -> None:
         await reader.read()
 
     async with tcp_server(peer) as url, connected(url) as socket:
-        assert await socket.receive() == "zwölf"
+        assert await text(socket) == "zwölf"
         assert await closing(socket) == (1001, "Idle timeout")
 
 
@@ -329,15 +337,15 @@ async def test_message_above_1_mib_is_discarded() -> None:
         await ws.wait_closed()
 
     async with websocket_server(handler) as url, connected(url) as socket:
-        received = [(await socket.receive(), socket.defect) for _ in range(6)]
+        received = [await socket.receive() for _ in range(6)]
         assert socket.open
-    assert [(text[:7], bool(defect)) for text, defect in received] == [
-        ("x" * 7, False),
-        ("", True),
-        ("between", False),
-        ("", True),
-        ("", True),
-        ("after", False),
+    assert [(data[:7], bool(defect)) for data, defect in received] == [
+        (b"x" * 7, False),
+        (b"", True),
+        (b"between", False),
+        (b"", True),
+        (b"", True),
+        (b"after", False),
     ]
     assert all("larger than" in defect for _, defect in received if defect)
 
@@ -354,7 +362,7 @@ async def test_large_message_is_not_buffered() -> None:
         await reader.read()
 
     async with tcp_server(peer) as url, connected(url) as socket:
-        assert await socket.receive() == "ok"
+        assert await text(socket) == "ok"
         began = socket.last_received_at
         await until(lambda: socket.last_received_at > began)
         assert len(socket._protocol.reader.buffer) <= MAX_MESSAGE_BYTES
@@ -368,9 +376,10 @@ async def test_defect_affects_only_its_message(opcode: bytes) -> None:
         await reader.read()
 
     async with tcp_server(peer) as url, connected(url) as socket:
-        received = [(await socket.receive(), socket.defect) for _ in range(4)]
+        received = [await socket.receive() for _ in range(4)]
     first = "invalid UTF-8" if opcode == b"\x81" else "binary message"
-    assert received == [("a\ufffd.", first), ("b", ""), ("c", "binary message"), ("", "")]
+    a = "a\ufffd.".encode()
+    assert received == [(a, first), (b"b", ""), (b"c", "binary message"), (b"", "")]
 
 
 @pytest.mark.parametrize(
@@ -399,9 +408,171 @@ async def test_audio_and_commands_arrive_as_sent() -> None:
         socket.send_binary(bytes(range(256)))
         socket.send_text('{"type":"close"}')
         socket.send_binary(b"")
-        assert await socket.receive() == "done"
+        assert await text(socket) == "done"
         assert socket.open  # `close` is a message, not a close
     assert received == [bytes(range(256)), '{"type":"close"}', b""]
+
+
+# -- messages passed by a plain call
+
+
+class Messages:
+    """A handler of messages, which raises or acts at some of them."""
+
+    def __init__(self, **acts: Callable[[], None]) -> None:
+        self.received: list[tuple[str, int]] = []
+        """Texts, and how many messages arrived with each and follow it."""
+        self._acts = acts
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts alone."""
+        return [data for data, _ in self.received]
+
+    def handle(self, data: bytes, _defect: str, _received_at: float, waiting: int) -> None:
+        """Record a message, and act."""
+        self.received.append((data.decode(), waiting))
+        self._acts.get(data.decode(), lambda: None)()
+
+
+def _fail() -> None:
+    raise ZeroDivisionError("a fault put in by the test")
+
+
+def _texts(*texts: str) -> bytes:
+    return b"".join(b"\x81%c%b" % (len(each), each.encode()) for each in texts)
+
+
+def _open_socket() -> WebSocketClient:
+    """An open socket without a transport; the test passes its bytes."""
+    return WebSocketClient(
+        LenientProtocol(parse_uri("ws://127.0.0.1/"), state=State.OPEN, max_size=None), {}
+    )
+
+
+async def test_messages_are_passed_as_they_arrive() -> None:
+    socket, messages = _open_socket(), Messages()
+    socket.data_received(_texts("connected", "early"))
+    assert (await socket.receive())[0] == b"connected"
+
+    async def listen() -> None:
+        with pytest.raises(SocketClosed, match="1001 Bye"):
+            await socket.listen(messages.handle)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listen)
+        await anyio.wait_all_tasks_blocked()
+        assert messages.received == [("early", 0)]
+        socket.data_received(_texts("a", "b") + b"\x01\x00\x8a\x00\x80\x01c" + b"\x81")
+        assert messages.received[1:] == [("a", 2), ("b", 1), ("c", 0)], "at once"
+        socket.data_received(b"\x01d")
+        socket.data_received(_texts("e") + b"\x88\x05\x03\xe9Bye" + _texts("after the close"))
+        assert messages.received[4:] == [("d", 0), ("e", 0)]
+        socket.connection_lost(None)
+
+
+async def test_arrival_time_is_passed_with_message() -> None:
+    socket, times = _open_socket(), list[float]()
+    socket.data_received(_texts("a"))
+    arrived = socket.last_received_at
+    time.sleep(0.002)  # noqa: ASYNC251 - nothing else may run
+    socket.data_received(_texts("b"))
+
+    def handle(_data: bytes, _defect: str, received_at: float, _waiting: int) -> None:
+        times.append(received_at)
+
+    socket.connection_lost(None)
+    with pytest.raises(SocketClosed):
+        await socket.listen(handle)
+    assert times == [arrived, socket.last_received_at]
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_error_of_handler_ends_listen(early: bool) -> None:
+    socket, messages = _open_socket(), Messages(b=_fail)
+    if early:
+        socket.data_received(_texts("a", "b", "c"))
+    else:
+        asyncio.get_running_loop().call_soon(socket.data_received, _texts("a", "b", "c"))
+    with anyio.fail_after(PATIENCE_S), pytest.raises(ZeroDivisionError, match="put in by the test"):
+        await socket.listen(messages.handle)
+    socket.data_received(_texts("d"))
+    assert messages.texts == ["a", "b"], "no message is handled after an error"
+    assert [await text(socket), await text(socket)] == ["c", "d"]
+
+
+async def test_error_of_handler_is_raised_despite_cancellation() -> None:
+    socket = _open_socket()
+    messages = Messages(a=_fail)
+
+    def arrive() -> None:
+        socket.data_received(_texts("a", "b"))
+        scope.cancel()
+
+    with anyio.CancelScope() as scope:
+        asyncio.get_running_loop().call_soon(arrive)
+        with pytest.raises(ZeroDivisionError):
+            await socket.listen(messages.handle)
+    assert messages.texts == ["a"]
+
+
+async def test_no_message_is_handled_after_cancellation() -> None:
+    socket, messages = _open_socket(), Messages()
+    with anyio.CancelScope() as scope:
+        asyncio.get_running_loop().call_soon(scope.cancel)
+        await socket.listen(messages.handle)
+    assert scope.cancelled_caught
+    socket.data_received(_texts("a"))
+    socket.connection_lost(None)
+    assert messages.texts == []
+    assert await text(socket) == "a"
+
+
+async def test_handler_can_drop_its_socket() -> None:
+    async def handler(ws: ServerConnection) -> None:
+        ws.transport.write(_texts("a", "b"))
+        await ws.wait_closed()
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+        messages = Messages(a=lambda: socket.abort("the open turn is stuck"))
+        with pytest.raises(SocketClosed, match="1006 the open turn is stuck"):
+            await socket.listen(messages.handle)
+        assert messages.texts == ["a", "b"], "what has arrived is still handled"
+
+
+async def test_handler_can_send_on_its_socket() -> None:
+    received: list[str | bytes] = []
+
+    async def handler(ws: ServerConnection) -> None:
+        await ws.send("a")
+        received.extend([await ws.recv(), await ws.recv()])
+        await ws.close(1000)
+
+    async with websocket_server(handler) as url, connected(url) as socket:
+
+        def answer() -> None:
+            socket.send_binary(b"audio")
+            socket.send_text("text")
+
+        with pytest.raises(SocketClosed, match="1000"):
+            await socket.listen(Messages(a=answer).handle)
+    assert received == [b"audio", "text"]
+
+
+async def test_pong_does_not_wake_the_listening_task() -> None:
+    socket = _open_socket()
+    with anyio.CancelScope() as scope:
+        asyncio.get_running_loop().call_soon(_pong, socket, scope)
+        await socket.listen(Messages().handle)
+    assert socket.pongs_received == 0, "no ping was sent"
+
+
+def _pong(socket: WebSocketClient, scope: anyio.CancelScope) -> None:
+    waiter = socket._waiter
+    socket.data_received(b"\x8a\x011")
+    assert waiter is not None
+    assert not waiter.done()
+    scope.cancel()
 
 
 # -- closing
@@ -427,8 +598,8 @@ async def test_messages_before_close_are_read_first(code: int, reason: str) -> N
 
     async with websocket_server(handler) as url, connected(url) as socket:
         await until(lambda: not socket.open)
-        assert await socket.receive() == "one"
-        assert await socket.receive() == "two"
+        assert await text(socket) == "one"
+        assert await text(socket) == "two"
         for _ in range(2):
             with pytest.raises(SocketClosed) as end:
                 await socket.receive()
@@ -504,7 +675,7 @@ async def test_connection_can_be_cut_at_any_byte(at: int, reset: bool) -> None:
 
         async def listen() -> None:
             while True:
-                texts.append(await socket.receive())
+                texts.append(await text(socket))
 
         with pytest.raises(SocketClosed, match="1006"):
             await listen()
@@ -532,7 +703,7 @@ async def test_protocol_violation_is_1006(frame: bytes) -> None:
         answers.append(await reader.read())
 
     async with tcp_server(peer) as url, connected(url) as socket:
-        assert await socket.receive() == "ok"
+        assert await text(socket) == "ok"
         with pytest.raises(SocketClosed) as end:
             await socket.receive()
         assert (end.value.code, end.value.broken) == (1006, True)
@@ -566,7 +737,7 @@ async def test_messages_before_abort_are_still_read() -> None:
         socket.send_ping(1)
         await until(lambda: socket.pongs_received == 1)
         socket.abort("enough")
-        assert await socket.receive() == "one"
+        assert await text(socket) == "one"
         assert await closing(socket) == (1006, "enough")
 
 
@@ -653,7 +824,7 @@ async def test_pings_of_provider_are_answered() -> None:
         await ws.wait_closed()
 
     async with websocket_server(handler) as url, connected(url) as socket:
-        assert await socket.receive() == "answered"
+        assert await text(socket) == "answered"
 
 
 async def test_blocked_peer_is_detected_and_can_recover() -> None:
