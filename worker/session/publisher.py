@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import anyio
-import msgspec
 
 from schemas import turns
 from schemas.turns import encode_event, event_type
-from worker.bus import scripts
 from worker.bus.ownership import OwnedSession
+from worker.bus.scripts import ScriptCall, SessionCommits
 from worker.context import WorkerContext
 from worker.core.records import EventDraft
 from worker.errors import FencedError
@@ -50,9 +49,19 @@ class EventPublisher:
         self.trace = SessionTrace(
             session.session, session.traceparent, session.tracestate, context.tracing
         )
-        self._keys = context.keys.of_session(session.lane, session.session)
-        self._ownership = ownership
-        self._settings = context.settings
+        self._session, self._run = session.session, ownership.run
+        fence, settings = ownership.fence, context.settings
+        self._commit_calls = SessionCommits(
+            **context.keys.of_session(session.lane, session.session),
+            entry_id=fence.entry_id,
+            delivery_count=fence.delivery_count,
+            nonce=fence.nonce,
+            session=session.session,
+            out=session.out,
+            retention_s=settings.retention_s,
+            turns_retention_ms=settings.turns_retention_s * 1000,
+            max_turns=settings.turns_maxlen,
+        )
         self._committer = context.committer
         self._stats = context.stats
         self._event_context = event_context
@@ -140,7 +149,7 @@ class EventPublisher:
                 self._progress = anyio.Event()
             await self._progress.wait()
 
-    def next_commit(self) -> scripts.ScriptCall | None:
+    def next_commit(self) -> ScriptCall | None:
         """Return the next commit (the committer calls this)."""
         if not self._dirty or self._in_flight is not None or self.fenced_reason is not None:
             return None
@@ -148,24 +157,14 @@ class EventPublisher:
         self.built_at = time.monotonic()
         self._in_flight = len(self._queue)
         self._commits += 1
-        fence, session = self._ownership.fence, self._ownership.entry
         payload = self._build_checkpoint()
-        return scripts.commit.call(
-            **self._keys,
-            entry_id=fence.entry_id,
-            delivery_count=fence.delivery_count,
-            nonce=fence.nonce,
-            session=session.session,
-            out=session.out,
-            snapshot=payload.checkpoint,
-            trim_before=payload.trim_before,
-            ending="end" if self._ending else "",
-            retention_s=self._settings.retention_s,
-            turns_retention_ms=self._settings.turns_retention_s * 1000,
-            max_turns=self._settings.turns_maxlen,
+        return self._commit_calls.call(
             commit_number=self._commits,
             first_seq=self._acknowledged + 1,
-            events=(part for pending in self._queue for part in pending.payload),
+            ending="end" if self._ending else "",
+            snapshot=payload.checkpoint,
+            trim_before=payload.trim_before,
+            events=[part for pending in self._queue for part in pending.payload],
         )
 
     def on_commit_result(self, verdict: str, seq: int) -> None:
@@ -188,13 +187,8 @@ class EventPublisher:
             self.fenced_reason = verdict if verdict != "ok" else f"seq {seq} instead of {expected}"
         self._notify_waiters()
 
-    @property
-    def _next_seq(self) -> int:
-        """Sequence number of the next event."""
-        return self._acknowledged + len(self._queue) + 1
-
     def _add(self, event: turns.Event, spoken_until: float | None = None) -> None:
-        """Queue an event, which was created with `_next_seq`, and request its commit."""
+        """Queue an event, which was created from `_common`, and request its commit."""
         kind = event_type(event)
         self._stats.events[kind] += 1
         payload = (kind, encode_event(event), self.trace.traceparent or "")
@@ -202,13 +196,17 @@ class EventPublisher:
         self.request_commit()
 
     def _common(self) -> dict[str, Any]:
+        """Return the fields of every event, for the next one."""
+        context = self._event_context()
         return {
-            "session": self._ownership.entry.session,
-            "run": self._ownership.run,
-            "seq": self._next_seq,
+            "session": self._session,
+            "run": self._run,
+            "seq": self._acknowledged + len(self._queue) + 1,
             "at": time.time(),
+            "audio_ms": context.audio_ms,
             "provider": PROVIDER,
-            **msgspec.structs.asdict(self._event_context()),
+            "request_id": context.request_id,
+            "connection": context.connection,
         }
 
     def _notify_waiters(self) -> None:

@@ -356,4 +356,5 @@ class MessageReceiver:
     ) -> None:
         self.commit(position)
         self._publish(drafts, spoken_until)
-        self._publisher.request_commit()
+        if not drafts:
+            self._publisher.request_commit()
