@@ -26,6 +26,18 @@ _PROBES = 10  # minimum samples per frame: they are as loud as all samples are
 class LevelBuffer:
     """Subsampled audio that was last sent on one socket."""
 
+    __slots__ = (
+        "_encoding",
+        "_first",
+        "_keep",
+        "_kept",
+        "_probes",
+        "_rest",
+        "_stride",
+        "_type",
+        "frame_bytes",
+    )
+
     def __init__(self, encoding: Encoding, sample_rate: int, keep_ms: int) -> None:
         self._encoding = encoding
         self._type = encoding.type_code.replace("e", "H")  # arrays have no half floats

@@ -94,6 +94,20 @@ TABLE: Mapping[tuple[PublishedState, ProviderState, ProviderInput], Action] = {
 class TurnTracker:
     """Accepts provider events and returns drafts to publish."""
 
+    __slots__ = (
+        "_caught_up",
+        "_continued",
+        "_eager_published",
+        "_is_replay",
+        "_jitter",
+        "_parting",
+        "_prefix",
+        "_provider",
+        "_replaying",
+        "state",
+        "violations",
+    )
+
     def __init__(self, state: TurnState | None = None, jitter: int = 0) -> None:
         """`jitter` is the maximum difference of the provider's lag between sockets, in bytes."""
         self.state = state or TurnState()

@@ -74,6 +74,23 @@ class _LeadIn(NamedTuple):
 class MessageReceiver:
     """Handles the provider's messages on one socket after another."""
 
+    __slots__ = (
+        "_boundary",
+        "_eager_pause",
+        "_failed_flushes",
+        "_held_update",
+        "_last_transcript",
+        "_lead_in",
+        "_ledger",
+        "_lifecycle",
+        "_now",
+        "_pending_end",
+        "_publisher",
+        "_sender",
+        "_throttle",
+        "_tracker",
+    )
+
     def __init__(
         self,
         state: SessionState,

@@ -30,6 +30,18 @@ class SessionState:
     is freed at once, not by a later garbage collection.
     """
 
+    __slots__ = (
+        "_ledger_encoder",
+        "configs",
+        "connection",
+        "lateness",
+        "ledger",
+        "lifecycle",
+        "notices",
+        "request_id",
+        "tracker",
+    )
+
     def __init__(self, entry: SessionEntry, checkpoint: Checkpoint, max_lag_s: float) -> None:
         self.lifecycle = Lifecycle()
         bytes_per_ms = entry.sample_rate * entry.encoding.width / 1000
