@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 
@@ -21,16 +21,6 @@ VERDICTS = frozenset({"ok", "fenced", "missing", "gap"})
 """Results that `commit.lua` returns."""
 
 
-class _PendingEvent(NamedTuple):
-    """An event that is not committed yet."""
-
-    payload: tuple[str, bytes, str]
-    """Type, event and trace context, as arguments of the script."""
-    at: float
-    """Time of creation, on the monotonic clock."""
-    spoken_until: float | None
-
-
 class EventPublisher:
     """Publishes one session's events in order, each exactly once, with one commit in flight."""
 
@@ -45,8 +35,9 @@ class EventPublisher:
         "_ending",
         "_event_context",
         "_in_flight",
+        "_payloads",
+        "_pending",
         "_progress",
-        "_queue",
         "_run",
         "_session",
         "_stats",
@@ -88,7 +79,12 @@ class EventPublisher:
         self._stats = context.stats
         self._event_context = event_context
         self._build_checkpoint = build_checkpoint
-        self._queue: list[_PendingEvent] = []  # rarely more than one: a deque takes 760 bytes
+        # Events that are not committed yet. They are rarely more than one, and a deque takes 760
+        # bytes.
+        self._pending: list[tuple[float, float | None]] = []
+        """When each was created, and when the speech of its turn ended, on the monotonic clock."""
+        self._payloads: list[str | bytes] = []
+        """Type, event and trace context of each, as arguments of the script."""
         self._acknowledged = seq
         self._in_flight: int | None = None  # events in the commit under way
         self._commits = 0
@@ -177,7 +173,7 @@ class EventPublisher:
             return None
         self._dirty = False
         self.built_at = time.monotonic()
-        self._in_flight = len(self._queue)
+        self._in_flight = len(self._pending)
         self._commits += 1
         payload = self._build_checkpoint()
         return self._commit_calls.call(
@@ -186,7 +182,7 @@ class EventPublisher:
             ending="end" if self._ending else "",
             snapshot=payload.checkpoint,
             trim_before=payload.trim_before,
-            events=[part for pending in self._queue for part in pending.payload],
+            events=self._payloads,
         )
 
     def on_commit_result(self, verdict: str, seq: int) -> None:
@@ -196,11 +192,11 @@ class EventPublisher:
         self._stats.commits[verdict if verdict in VERDICTS else "error"] += 1
         if verdict == "ok" and seq == expected:
             now = time.monotonic()
-            for pending in self._queue[:sent]:
-                self._stats.commit_latency.observe(now - pending.at)
-                if pending.spoken_until is not None:
-                    self._stats.turn_latency.observe(now - pending.spoken_until)
-            del self._queue[:sent]
+            for created_at, spoken_until in self._pending[:sent]:
+                self._stats.commit_latency.observe(now - created_at)
+                if spoken_until is not None:
+                    self._stats.turn_latency.observe(now - spoken_until)
+            del self._pending[:sent], self._payloads[: 3 * sent]
             self._acknowledged = expected
             self._ended = self._ending and not self._dirty
             if self._dirty:
@@ -213,8 +209,8 @@ class EventPublisher:
         """Queue an event, which was created from `_common`, and request its commit."""
         kind = event_type(event)
         self._stats.events[kind] += 1
-        payload = (kind, encode_event(event), self.trace.traceparent or "")
-        self._queue.append(_PendingEvent(payload, time.monotonic(), spoken_until))
+        self._payloads += (kind, encode_event(event), self.trace.traceparent or "")
+        self._pending.append((time.monotonic(), spoken_until))
         self.request_commit()
 
     def _common(self) -> dict[str, Any]:
@@ -223,7 +219,7 @@ class EventPublisher:
         return {
             "session": self._session,
             "run": self._run,
-            "seq": self._acknowledged + len(self._queue) + 1,
+            "seq": self._acknowledged + len(self._pending) + 1,
             "at": time.time(),
             "audio_ms": context.audio_ms,
             "provider": PROVIDER,
