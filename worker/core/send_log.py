@@ -70,6 +70,8 @@ class SendLog:
 
     def moment(self, at: float) -> SendPosition:
         """Return how much was sent at a time in the last few seconds."""
+        if self._at and at >= self._at[-1]:  # the usual case, which touches the arrays' ends only
+            return self._moment(at, -1)
         after = bisect_right(self._at, at)
         return self._moment(at, after - 1) if after else self._forgotten._replace(at=at)
 

@@ -61,6 +61,20 @@ class ProducerSpan:
 class SessionTrace:
     """The spans of one session."""
 
+    __slots__ = (
+        "_events",
+        "_flush",
+        "_given",
+        "_links",
+        "_lost",
+        "_parent",
+        "_records_turn",
+        "_session",
+        "_tracing",
+        "_turn",
+        "traceparent",
+    )
+
     def __init__(
         self,
         session: str,
