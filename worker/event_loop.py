@@ -79,6 +79,8 @@ class StallDetector:
 
     def earliest_arrival(self, at: float) -> float:
         """Return the earliest time at which data received at `at` may have arrived."""
+        if not self._stalls or at >= self._stalls[-1][1] + STALL_RECOVERY_S:
+            return at  # the last stall is over
         for began, ended in self._stalls:
             if began < at < ended + STALL_RECOVERY_S:
                 return began

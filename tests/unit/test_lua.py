@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from schemas.keys import Keys
 from worker.bus import scripts
 from worker.bus.scripts import Script
 
@@ -48,3 +49,29 @@ def test_values_are_sent_in_the_order_of_the_script() -> None:
         running=["5-0", 1], consumer="c", group="g", lost_key="lost", sessions_key="sessions"
     )
     assert call == (scripts.heartbeat.sha, 2, "sessions", "lost", "g", "c", "5-0", 1)
+
+
+def test_session_commits_equal_calls_by_name() -> None:
+    constant = {
+        **Keys().of_session("0", "s"),
+        "entry_id": "5-0",
+        "delivery_count": 2,
+        "nonce": "nonce",
+        "session": "s",
+        "out": "lane",
+        "retention_s": 60,
+        "turns_retention_ms": 1_000,
+        "max_turns": 10,
+    }
+    changing = {
+        "commit_number": 3,
+        "first_seq": 4,
+        "ending": "end",
+        "snapshot": b"{}",
+        "trim_before": "6-0",
+        "events": ["turn.start", b"event", ""],
+    }
+    commits = scripts.SessionCommits(**constant)  # type: ignore[arg-type]
+    named: Any = constant | changing
+    assert commits.call(**changing) == scripts.commit.call(**named)  # type: ignore[arg-type]
+    assert commits.beginning == scripts.commit.call(**named)[: len(commits.beginning)]

@@ -104,17 +104,64 @@ def commit(
     nonce: str,
     session: str,
     out: str,
-    snapshot: str | bytes,
-    trim_before: str,
-    ending: str,
     retention_s: int,
     turns_retention_ms: int,
     max_turns: int,
     commit_number: int,
     first_seq: int,
+    ending: str,
+    snapshot: str | bytes,
+    trim_before: str,
     events: Rest,
 ) -> tuple[bytes, int]:
     """Write events, the state for the next owner, and the audio trim atomically."""
+
+
+class SessionCommits:
+    """Calls of `commit` by one owner of a session.
+
+    Most arguments never change. They come first, and are put in order once.
+    """
+
+    __slots__ = ("beginning",)
+
+    def __init__(
+        self,
+        *,
+        state_key: str,
+        lane_turns_key: str,
+        session_turns_key: str,
+        audio_key: str,
+        entry_id: str,
+        delivery_count: int,
+        nonce: str,
+        session: str,
+        out: str,
+        retention_s: int,
+        turns_retention_ms: int,
+        max_turns: int,
+    ) -> None:
+        keys = (state_key, lane_turns_key, session_turns_key, audio_key)
+        self.beginning: ScriptCall = (
+            *(commit.sha, len(keys), *keys),
+            *(entry_id, delivery_count, nonce, session, out),
+            *(retention_s, turns_retention_ms, max_turns),
+        )
+        """What every call begins with."""
+
+    def call(
+        self,
+        *,
+        commit_number: int,
+        first_seq: int,
+        ending: str,
+        snapshot: str | bytes,
+        trim_before: str,
+        events: Iterable[Value],
+    ) -> ScriptCall:
+        """Return the arguments of EVALSHA for one commit."""
+        changing = (commit_number, first_seq, ending, snapshot, trim_before)
+        return (*self.beginning, *changing, *events)
 
 
 @Script

@@ -56,6 +56,13 @@ class PingableSocket(Protocol):
 class Keepalive:
     """Pings one socket, and aborts it if it is dead."""
 
+    __slots__ = (
+        "_answered",
+        "_number",
+        "_sent_at",
+        "_session_bytes",
+    )
+
     def __init__(self, now: float) -> None:
         self._number = 0
         self._sent_at = now
@@ -100,6 +107,11 @@ class Watchdog:
     any turn, so a turn without a message for longer is stuck.
     """
 
+    __slots__ = (
+        "_message_at_ms",
+        "_replayed",
+    )
+
     def __init__(self) -> None:
         self._message_at_ms = 0.0
         self._replayed: int | None = None
@@ -129,6 +141,15 @@ class Watchdog:
 
 class RepeatedLosses:
     """Counts sockets of one session that were lost at the same place, without any progress."""
+
+    __slots__ = (
+        "_certain",
+        "_count",
+        "_near",
+        "_place",
+        "_progress",
+        "_since",
+    )
 
     def __init__(self, near: int) -> None:
         """`near` is the distance in bytes within which two places count as the same."""

@@ -11,6 +11,13 @@ from worker.core.records import SentState
 class Lateness:
     """Measures the lateness of one session; times are seconds on one monotonic clock."""
 
+    __slots__ = (
+        "_limit_s",
+        "_replayed_s",
+        "_replaying_since",
+        "sent_until",
+    )
+
     def __init__(self, limit_s: float, state: SentState) -> None:
         """`limit_s` is the maximum lateness; 0 is unlimited."""
         self._limit_s = limit_s

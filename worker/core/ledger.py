@@ -47,6 +47,11 @@ class Ledger:
         )
 
     @property
+    def state_key(self) -> tuple[int, str, str | None]:
+        """A value that differs whenever `state` does."""
+        return (self.committed_bytes, self._reported, self.end)
+
+    @property
     def read_after(self) -> str:
         """Entry id after which to read all uncommitted entries."""
         return stream_ids.predecessor(self.committed.entry_id)

@@ -26,6 +26,18 @@ _PROBES = 10  # minimum samples per frame: they are as loud as all samples are
 class LevelBuffer:
     """Subsampled audio that was last sent on one socket."""
 
+    __slots__ = (
+        "_encoding",
+        "_first",
+        "_keep",
+        "_kept",
+        "_probes",
+        "_rest",
+        "_stride",
+        "_type",
+        "frame_bytes",
+    )
+
     def __init__(self, encoding: Encoding, sample_rate: int, keep_ms: int) -> None:
         self._encoding = encoding
         self._type = encoding.type_code.replace("e", "H")  # arrays have no half floats
@@ -112,8 +124,9 @@ def frame_levels(samples: "array[Any]", encoding: Encoding, count: int) -> list[
         case _:
             running = [0, *accumulate(_magnitudes(samples, encoding))][::count]
             scale = _SCALE.get(encoding, 1.0)
-            totals = [int((after - before) * scale) for before, after in pairwise(running)]
-    return [min(FULL_SCALE, total // count) for total in totals]
+            means = [int((after - before) * scale) // count for before, after in pairwise(running)]
+            return [min(FULL_SCALE, mean) for mean in means]
+    return [total // count for total in totals]  # digits of 16 bits: at most `FULL_SCALE` each
 
 
 def _unsigned(samples: "array[Any]") -> int:
@@ -136,8 +149,11 @@ def _totals(digits: int, frames: int, count: int) -> list[int]:
     size = frames * count // 2
     low = _digits(b"\xff\xff\x00\x00", size)
     pairs = (digits & low) + ((digits >> 16) & low)  # digits of 32 bits, which hold any total
-    totals = pairs
-    for at in range(1, count // 2):
+    totals, summed = pairs, 1  # every digit of `totals` is the sum of so many pairs
+    while 2 * summed <= count // 2:
+        totals += totals >> (32 * summed)
+        summed *= 2
+    for at in range(summed, count // 2):
         totals += pairs >> (32 * at)
     return memoryview(totals.to_bytes(4 * size, "little")).cast("I")[:: count // 2].tolist()
 

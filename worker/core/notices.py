@@ -59,6 +59,14 @@ class NoticesState(msgspec.Struct, frozen=True, omit_defaults=True):
 class Notices:
     """Counts errors for one session. The caller must count each entry once."""
 
+    __slots__ = (
+        "_gap_at",
+        "_gap_ms",
+        "_repeats",
+        "_tallies",
+        "untimed",
+    )
+
     def __init__(self, state: NoticesState) -> None:
         self._tallies = {(each.code, each.subject): each for each in state.tallies}
         self._gap_ms = state.gap_ms

@@ -4,8 +4,11 @@ from array import array
 from bisect import bisect_right
 from typing import NamedTuple
 
-MAX_SAMPLES = 100
-"""Minimum number of samples kept; twice that is the maximum."""
+MIN_SAMPLES = 100
+"""Minimum number of samples kept."""
+
+MAX_SAMPLES = 125
+"""Maximum number of samples kept, at 24 bytes each."""
 
 RESOLUTION_S = 0.03
 """Minimum interval between samples; the log spans a few seconds."""
@@ -24,6 +27,13 @@ class SendPosition(NamedTuple):
 
 class SendLog:
     """Log of the last few seconds of one socket."""
+
+    __slots__ = (
+        "_at",
+        "_forgotten",
+        "_sent",
+        "_session_bytes",
+    )
 
     def __init__(self) -> None:
         self.restart(0)
@@ -47,9 +57,10 @@ class SendLog:
         at.append(now)
         self._sent.append(sent)
         self._session_bytes.append(session_bytes)
-        if len(at) > 2 * MAX_SAMPLES:
-            self._forgotten = self._moment(at[MAX_SAMPLES - 1], MAX_SAMPLES - 1)
-            del at[:MAX_SAMPLES], self._sent[:MAX_SAMPLES], self._session_bytes[:MAX_SAMPLES]
+        over = len(at) - MIN_SAMPLES
+        if len(at) > MAX_SAMPLES:
+            self._forgotten = self._moment(at[over - 1], over - 1)
+            del at[:over], self._sent[:over], self._session_bytes[:over]
 
     def sent_at(self, sent: int) -> float | None:
         """Return when byte `sent` of this socket was sent; None if it is no longer known."""
@@ -59,6 +70,8 @@ class SendLog:
 
     def moment(self, at: float) -> SendPosition:
         """Return how much was sent at a time in the last few seconds."""
+        if self._at and at >= self._at[-1]:  # the usual case, which touches the arrays' ends only
+            return self._moment(at, -1)
         after = bisect_right(self._at, at)
         return self._moment(at, after - 1) if after else self._forgotten._replace(at=at)
 

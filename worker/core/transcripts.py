@@ -199,6 +199,11 @@ class UpdateThrottle:
     Times are seconds on one monotonic clock.
     """
 
+    __slots__ = (
+        "_next_at",
+        "_s_per_char",
+    )
+
     def __init__(self, interval_ms: float) -> None:
         """`interval_ms` is the interval after a text of 1,000 characters; 0 is none."""
         self._s_per_char = interval_ms / 1_000_000

@@ -1,7 +1,5 @@
 """The turn settings of one session, rewound and committed together with its audio."""
 
-from collections import deque
-
 from schemas.audio import TurnConfig
 from schemas.validation import EntryError
 from worker.core import stream_ids
@@ -14,12 +12,19 @@ class TurnConfigHistory:
     they must be validated against the same settings as the first time.
     """
 
+    __slots__ = (
+        "_revoked_to",
+        "_since",
+        "committed",
+        "current",
+    )
+
     def __init__(self, committed: TurnConfig) -> None:
         self.committed = committed
         """Settings at the committed position."""
         self.current = committed
         """Settings at the last audio read."""
-        self._since: deque[tuple[str, TurnConfig]] = deque()
+        self._since: list[tuple[str, TurnConfig]] = []  # mostly empty, as a deque 760 bytes
         self._revoked_to = stream_ids.START  # settings of entries up to this id are revoked
 
     def apply(self, entry_id: str, config: TurnConfig) -> None:
@@ -57,7 +62,7 @@ class TurnConfigHistory:
     def committed_before(self, entry_id: str) -> TurnConfig:
         """Return the settings before that entry, once all entries before it are committed."""
         while self._since and stream_ids.order(self._since[0][0]) < stream_ids.order(entry_id):
-            self.committed = self.committed.merged(self._since.popleft()[1])
+            self.committed = self.committed.merged(self._since.pop(0)[1])
         return self.committed
 
     def rewind(self, entry_id: str) -> None:

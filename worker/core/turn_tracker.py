@@ -10,7 +10,7 @@ Positions are bytes of the session's own audio sent to the provider when the eve
 """
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import Enum, StrEnum
 
 from msgspec.structs import replace
 
@@ -29,7 +29,7 @@ from worker.core.transcripts import (
 )
 
 
-class PublishedState(Enum):
+class PublishedState(StrEnum):  # a StrEnum hashes and compares in C
     """State of the turn as published to consumers."""
 
     NONE = "none"
@@ -37,7 +37,7 @@ class PublishedState(Enum):
     EAGER = "eager"
 
 
-class ProviderState(Enum):
+class ProviderState(StrEnum):
     """State of the turn at the provider, on the current socket."""
 
     NONE = "none"
@@ -45,7 +45,7 @@ class ProviderState(Enum):
     EAGER = "eager"
 
 
-class ProviderInput(Enum):
+class ProviderInput(StrEnum):
     """Turn events that the provider sends."""
 
     START = "turn.start"
@@ -94,6 +94,20 @@ TABLE: Mapping[tuple[PublishedState, ProviderState, ProviderInput], Action] = {
 class TurnTracker:
     """Accepts provider events and returns drafts to publish."""
 
+    __slots__ = (
+        "_caught_up",
+        "_continued",
+        "_eager_published",
+        "_is_replay",
+        "_jitter",
+        "_parting",
+        "_prefix",
+        "_provider",
+        "_replaying",
+        "state",
+        "violations",
+    )
+
     def __init__(self, state: TurnState | None = None, jitter: int = 0) -> None:
         """`jitter` is the maximum difference of the provider's lag between sockets, in bytes."""
         self.state = state or TurnState()
@@ -116,8 +130,9 @@ class TurnTracker:
     @property
     def grows(self) -> bool:
         """Whether an update can only add to the text: no eager end or replay is in progress."""
-        speaking = self.published is PublishedState.SPEAKING
-        return speaking and self.provider_in_turn and not self._replaying
+        known = self.state.open
+        speaking = known is not None and not known.eager
+        return speaking and self._provider is not ProviderState.NONE and not self._replaying
 
     @property
     def last_growth(self) -> int:
@@ -127,9 +142,10 @@ class TurnTracker:
     @property
     def published(self) -> PublishedState:
         """State of the turn as published to consumers."""
-        if self.state.open is None:
+        known = self.state.open
+        if known is None:
             return PublishedState.NONE
-        return PublishedState.EAGER if self.state.open.eager else PublishedState.SPEAKING
+        return PublishedState.EAGER if known.eager else PublishedState.SPEAKING
 
     def socket_opened(self) -> None:
         """Start on a new socket, where the provider has no state of an open turn."""
@@ -143,9 +159,20 @@ class TurnTracker:
         self._replaying = self.open  # the text that consumers saw is being replayed
         self._caught_up = word_count(self._prefix)  # words that repeat what consumers saw
 
-    def on_input(self, kind: ProviderInput, text: str | None, position: int) -> list[EventDraft]:
-        """Handle one provider event and return drafts to publish; `text` is None without text."""
+    def on_input(
+        self,
+        kind: ProviderInput,
+        text: str | None,
+        position: int,
+        reason: TurnEndReason = "model",
+    ) -> list[EventDraft]:
+        """Handle one provider event and return drafts to publish; `text` is None without text.
+
+        `reason` is that of the turn's end, if the event ends it.
+        """
         match TABLE.get((self.published, self._provider, kind), Action.VIOLATION):
+            case Action.UPDATE:  # most events
+                return self._update(self.full_transcript(text or ""), position)
             case Action.START:
                 self._provider = ProviderState.SPEAKING
                 self.state = TurnState(self.state.turn, OpenTurn(transcript_position=position))
@@ -153,14 +180,12 @@ class TurnTracker:
             case Action.REPLAY_START:
                 self._provider = ProviderState.SPEAKING
                 return []
-            case Action.UPDATE:
-                return self._update(self.full_transcript(text or ""), position)
             case Action.EAGER_END:
                 return self._eager_end(self.full_transcript(text or ""), position)
             case Action.RESUME:
                 return self._resume()
             case Action.END:
-                return self._end(self.full_transcript(text or ""), position)
+                return self._end(self.full_transcript(text or ""), position, reason)
         self.violations += 1
         return []
 
@@ -197,7 +222,10 @@ class TurnTracker:
         On a new socket the provider does not know the text before. So the white space at the start
         of its text is replaced by the white space that the open turn has at that place.
         """
-        before, known = self._prefix, self._known.transcript if self.open else ""
+        before = self._prefix
+        if not before and not self._continued and not self._is_replay:
+            return text  # the usual case: the turn began on this socket
+        known = self._known.transcript if self.open else ""
         if is_blank(text):
             return before or text
         if self._continued:
@@ -247,7 +275,8 @@ class TurnTracker:
 
     def _update(self, text: str, position: int) -> list[EventDraft]:
         known = self._known
-        merged = self._merged(text, position)
+        # Outside a replay a text that says more covers the known one: there is nothing to merge.
+        merged = self._merged(text, position) if self._is_replay else text
         if not says_more(merged, known.transcript):
             return []
         self._replaying = False
@@ -297,13 +326,13 @@ class TurnTracker:
         self._revise(replace(known, eager=False))
         return [EventDraft("turn.resume", self.state.turn)]
 
-    def _end(self, text: str, position: int) -> list[EventDraft]:
+    def _end(self, text: str, position: int, reason: TurnEndReason) -> list[EventDraft]:
         if not self._replay_caught_up(text, position):
             # The replay ended the turn too early for consumers: the provider's next turn continues.
             self._prefix, self._continued = text, True
             self._provider = ProviderState.NONE
             return []
-        return self._close(self._merged(text, position), "model")
+        return self._close(self._merged(text, position), reason)
 
     def _close(self, text: str, reason: TurnEndReason) -> list[EventDraft]:
         turn = self.state.turn

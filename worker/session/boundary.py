@@ -30,6 +30,24 @@ from worker.session.sender import AudioSender
 class TurnBoundaryFinder:
     """Finds the end of each turn's audio on one socket after another."""
 
+    __slots__ = (
+        "_burst_after",
+        "_burst_handled",
+        "_message_at",
+        "_onsets",
+        "_open_until",
+        "_previous_lag_s",
+        "_provider_lag",
+        "_sender",
+        "_stalls",
+        "_start",
+        "_start_burst",
+        "_text",
+        "last_change",
+        "speech_ended_at",
+        "waiting",
+    )
+
     def __init__(
         self, sender: AudioSender, stalls: StallDetector, provider_lag: ProviderLag
     ) -> None:

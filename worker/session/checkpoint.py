@@ -3,9 +3,12 @@
 mypyc cannot compile classes of msgspec, so they are apart from the state of a session.
 """
 
+from typing import cast
+
 import msgspec
 
 from schemas.audio import TurnConfig
+from worker.core.ledger import Ledger
 from worker.core.notices import NoticesState
 from worker.core.records import LedgerState, SentState, TurnState
 
@@ -49,3 +52,34 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
         mark = self.turns.open.transcript_position if self.turns.open else 0
         until = max(self.sent.until, self.ledger.committed_bytes, mark)
         return msgspec.structs.replace(self.sent, until=until)
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """Encode a checkpoint as JSON."""
+    return _encode(checkpoint)
+
+
+class LedgerEncoder:
+    """Encodes the state of one session's ledger, whenever it has changed.
+
+    It is most of a checkpoint, and changes only at a turn's start and end: to collect and encode it
+    for every event took 3 of the 4.3 us that a checkpoint took.
+    """
+
+    __slots__ = ("_encoded", "_key", "_ledger")
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._key: tuple[int, str, str | None] | None = None
+        self._encoded = msgspec.Raw()
+
+    @property
+    def state(self) -> LedgerState:
+        """The state for a checkpoint that is encoded now: as JSON, which msgspec copies."""
+        key = self._ledger.state_key
+        if key != self._key:
+            self._encoded, self._key = msgspec.Raw(_encode(self._ledger.state)), key
+        return cast("LedgerState", self._encoded)

@@ -1,17 +1,15 @@
 """The event publisher: builds a session's events, numbers them, and hands them to the committer."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
-import msgspec
 
 from schemas import turns
 from schemas.turns import encode_event, event_type
-from worker.bus import scripts
 from worker.bus.ownership import OwnedSession
+from worker.bus.scripts import ScriptCall, SessionCommits
 from worker.context import WorkerContext
 from worker.core.records import EventDraft
 from worker.errors import FencedError
@@ -23,18 +21,32 @@ VERDICTS = frozenset({"ok", "fenced", "missing", "gap"})
 """Results that `commit.lua` returns."""
 
 
-class _PendingEvent(NamedTuple):
-    """An event that is not committed yet."""
-
-    payload: tuple[str, bytes, str]
-    """Type, event and trace context, as arguments of the script."""
-    at: float
-    """Time of creation, on the monotonic clock."""
-    spoken_until: float | None
-
-
 class EventPublisher:
     """Publishes one session's events in order, each exactly once, with one commit in flight."""
+
+    __slots__ = (
+        "_acknowledged",
+        "_build_checkpoint",
+        "_commit_calls",
+        "_commits",
+        "_committer",
+        "_dirty",
+        "_ended",
+        "_ending",
+        "_event_context",
+        "_in_flight",
+        "_payloads",
+        "_pending",
+        "_progress",
+        "_run",
+        "_session",
+        "_stats",
+        "built_at",
+        "fenced_reason",
+        "lane",
+        "name",
+        "trace",
+    )
 
     def __init__(
         self,
@@ -50,14 +62,29 @@ class EventPublisher:
         self.trace = SessionTrace(
             session.session, session.traceparent, session.tracestate, context.tracing
         )
-        self._keys = context.keys.of_session(session.lane, session.session)
-        self._ownership = ownership
-        self._settings = context.settings
+        self._session, self._run = session.session, ownership.run
+        fence, settings = ownership.fence, context.settings
+        self._commit_calls = SessionCommits(
+            **context.keys.of_session(session.lane, session.session),
+            entry_id=fence.entry_id,
+            delivery_count=fence.delivery_count,
+            nonce=fence.nonce,
+            session=session.session,
+            out=session.out,
+            retention_s=settings.retention_s,
+            turns_retention_ms=settings.turns_retention_s * 1000,
+            max_turns=settings.turns_maxlen,
+        )
         self._committer = context.committer
         self._stats = context.stats
         self._event_context = event_context
         self._build_checkpoint = build_checkpoint
-        self._queue: deque[_PendingEvent] = deque()
+        # Events that are not committed yet. They are rarely more than one, and a deque takes 760
+        # bytes.
+        self._pending: list[tuple[float, float | None]] = []
+        """When each was created, and when the speech of its turn ended, on the monotonic clock."""
+        self._payloads: list[str | bytes] = []
+        """Type, event and trace context of each, as arguments of the script."""
         self._acknowledged = seq
         self._in_flight: int | None = None  # events in the commit under way
         self._commits = 0
@@ -140,32 +167,22 @@ class EventPublisher:
                 self._progress = anyio.Event()
             await self._progress.wait()
 
-    def next_commit(self) -> scripts.ScriptCall | None:
+    def next_commit(self) -> ScriptCall | None:
         """Return the next commit (the committer calls this)."""
         if not self._dirty or self._in_flight is not None or self.fenced_reason is not None:
             return None
         self._dirty = False
         self.built_at = time.monotonic()
-        self._in_flight = len(self._queue)
+        self._in_flight = len(self._pending)
         self._commits += 1
-        fence, session = self._ownership.fence, self._ownership.entry
         payload = self._build_checkpoint()
-        return scripts.commit.call(
-            **self._keys,
-            entry_id=fence.entry_id,
-            delivery_count=fence.delivery_count,
-            nonce=fence.nonce,
-            session=session.session,
-            out=session.out,
-            snapshot=payload.checkpoint,
-            trim_before=payload.trim_before,
-            ending="end" if self._ending else "",
-            retention_s=self._settings.retention_s,
-            turns_retention_ms=self._settings.turns_retention_s * 1000,
-            max_turns=self._settings.turns_maxlen,
+        return self._commit_calls.call(
             commit_number=self._commits,
             first_seq=self._acknowledged + 1,
-            events=(part for pending in self._queue for part in pending.payload),
+            ending="end" if self._ending else "",
+            snapshot=payload.checkpoint,
+            trim_before=payload.trim_before,
+            events=self._payloads,
         )
 
     def on_commit_result(self, verdict: str, seq: int) -> None:
@@ -175,11 +192,11 @@ class EventPublisher:
         self._stats.commits[verdict if verdict in VERDICTS else "error"] += 1
         if verdict == "ok" and seq == expected:
             now = time.monotonic()
-            for _ in range(sent):
-                pending = self._queue.popleft()
-                self._stats.commit_latency.observe(now - pending.at)
-                if pending.spoken_until is not None:
-                    self._stats.turn_latency.observe(now - pending.spoken_until)
+            for created_at, spoken_until in self._pending[:sent]:
+                self._stats.commit_latency.observe(now - created_at)
+                if spoken_until is not None:
+                    self._stats.turn_latency.observe(now - spoken_until)
+            del self._pending[:sent], self._payloads[: 3 * sent]
             self._acknowledged = expected
             self._ended = self._ending and not self._dirty
             if self._dirty:
@@ -188,27 +205,26 @@ class EventPublisher:
             self.fenced_reason = verdict if verdict != "ok" else f"seq {seq} instead of {expected}"
         self._notify_waiters()
 
-    @property
-    def _next_seq(self) -> int:
-        """Sequence number of the next event."""
-        return self._acknowledged + len(self._queue) + 1
-
     def _add(self, event: turns.Event, spoken_until: float | None = None) -> None:
-        """Queue an event, which was created with `_next_seq`, and request its commit."""
+        """Queue an event, which was created from `_common`, and request its commit."""
         kind = event_type(event)
         self._stats.events[kind] += 1
-        payload = (kind, encode_event(event), self.trace.traceparent or "")
-        self._queue.append(_PendingEvent(payload, time.monotonic(), spoken_until))
+        self._payloads += (kind, encode_event(event), self.trace.traceparent or "")
+        self._pending.append((time.monotonic(), spoken_until))
         self.request_commit()
 
     def _common(self) -> dict[str, Any]:
+        """Return the fields of every event, for the next one."""
+        context = self._event_context()
         return {
-            "session": self._ownership.entry.session,
-            "run": self._ownership.run,
-            "seq": self._next_seq,
+            "session": self._session,
+            "run": self._run,
+            "seq": self._acknowledged + len(self._pending) + 1,
             "at": time.time(),
+            "audio_ms": context.audio_ms,
             "provider": PROVIDER,
-            **msgspec.structs.asdict(self._event_context()),
+            "request_id": context.request_id,
+            "connection": context.connection,
         }
 
     def _notify_waiters(self) -> None:

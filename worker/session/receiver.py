@@ -7,8 +7,6 @@ covers, and the ledger commits it.
 import logging
 from typing import NamedTuple
 
-import msgspec
-
 from schemas import cartesia
 from schemas.turns import TurnEndReason
 from worker.core.records import EventDraft
@@ -26,11 +24,6 @@ log = logging.getLogger(__name__)
 MAX_FLUSH_ATTEMPTS = 3
 """Maximum failed flushes in a row; after that an open turn is ended without an answer."""
 
-
-_INPUTS: dict[type, ProviderInput] = {
-    cartesia.TurnUpdate: ProviderInput.UPDATE,
-    cartesia.TurnEagerEnd: ProviderInput.EAGER_END,
-}
 
 TurnMessage = (
     cartesia.TurnStart
@@ -80,6 +73,23 @@ class _LeadIn(NamedTuple):
 
 class MessageReceiver:
     """Handles the provider's messages on one socket after another."""
+
+    __slots__ = (
+        "_boundary",
+        "_eager_pause",
+        "_failed_flushes",
+        "_held_update",
+        "_last_transcript",
+        "_lead_in",
+        "_ledger",
+        "_lifecycle",
+        "_now",
+        "_pending_end",
+        "_publisher",
+        "_sender",
+        "_throttle",
+        "_tracker",
+    )
 
     def __init__(
         self,
@@ -134,6 +144,8 @@ class MessageReceiver:
         """Handle a message with this arrival position."""
         self._now = arrival.at
         match message:
+            case cartesia.TurnUpdate():
+                self._on_update(self._text_of(message), arrival)
             case cartesia.TurnStart():
                 self.publish_text()
                 self._last_transcript = ""
@@ -146,26 +158,13 @@ class MessageReceiver:
             case cartesia.TurnEnd():
                 self._eager_pause = None
                 self._on_end(self._text_of(message), arrival)
+            case cartesia.TurnEagerEnd():
+                self._on_eager_end(self._text_of(message), arrival)
             case cartesia.TurnResume():
                 self.publish_text()
                 self._track(ProviderInput.RESUME, None, arrival)
                 if self._tracker.provider_in_turn:
                     self._boundary.on_resume(arrival)
-            case _:
-                text = self._text_of(message)
-                if isinstance(message, cartesia.TurnUpdate) and self._is_throttled():
-                    self._hold(text, arrival)
-                else:
-                    self._supersede(text)
-                    self._track(_INPUTS[type(message)], text, arrival)
-                if self._tracker.provider_in_turn:
-                    self._boundary.on_transcript(text, arrival)
-                    self._commit_pause(text)
-                if isinstance(message, cartesia.TurnEagerEnd) and self._tracker.provider_in_turn:
-                    pause = _EagerPause(
-                        self._tracker.full_transcript(text), arrival, self._boundary.last_change
-                    )
-                    self._eager_pause = pause if self._boundary.is_on_time else None
 
     def on_message(self, arrival: SendPosition, waiting: int, *, begins: bool) -> None:
         """Record the arrival of a message of any kind, before it is handled.
@@ -173,12 +172,15 @@ class MessageReceiver:
         `waiting` is the number of messages that arrived with it and are handled after it; `begins`
         is whether it is a `turn.start`.
         """
-        self.resolve_pending_end(final=False, begins=begins)
+        if self._pending_end is not None:
+            self.resolve_pending_end(final=False, begins=begins)
         self._boundary.on_message(arrival, waiting)
         # A message that arrives with the next one may have been delayed, so it proves nothing.
-        lead_in, self._lead_in = self._lead_in, None
-        if lead_in is not None and arrival.at - lead_in.arrived_at >= BURST_GAP_S:
-            self.commit(lead_in.position)
+        lead_in = self._lead_in
+        if lead_in is not None:
+            self._lead_in = None
+            if arrival.at - lead_in.arrived_at >= BURST_GAP_S:
+                self.commit(lead_in.position)
         if (
             self._eager_pause is not None
             and arrival.at - self._eager_pause.arrival.at < BURST_GAP_S
@@ -210,19 +212,16 @@ class MessageReceiver:
                 self._boundary.speech_ended_at,
             )
         self._supersede(pending.transcript)
+        reason: TurnEndReason = "close" if self._lifecycle.flushing else "model"
         drafts = self._tracker.on_input(
-            ProviderInput.END, pending.transcript, pending.arrival.session_bytes
+            ProviderInput.END, pending.transcript, pending.arrival.session_bytes, reason
         )
-        self._commit_and_publish(
-            cut, drafts, "close" if self._lifecycle.flushing else "model", spoken_until
-        )
+        self._commit_and_publish(cut, drafts, spoken_until)
 
     def commit_all_sent(self, reason: TurnEndReason) -> None:
         """Commit everything sent, and end the open turn if the provider did not."""
         self.publish_text()
-        self._commit_and_publish(
-            self._sender.session_bytes, self._tracker.force_end(reason), reason
-        )
+        self._commit_and_publish(self._sender.session_bytes, self._tracker.force_end(reason))
 
     def end_turn_early(self) -> None:
         """End the open turn, if any, because the rest of its audio will not be transcribed."""
@@ -316,9 +315,34 @@ class MessageReceiver:
 
     def _supersede(self, text: str) -> None:
         """Publish held-back text, unless `text`, which is published next, contains it."""
-        if self._held_update is not None and text.startswith(self._held_update.transcript):
+        if self._held_update is None:
+            return
+        if text.startswith(self._held_update.transcript):
             self._held_update = None
         self.publish_text()
+
+    def _on_update(self, text: str, arrival: SendPosition) -> None:
+        if self._is_throttled():
+            self._hold(text, arrival)
+        else:
+            self._supersede(text)
+            self._track(ProviderInput.UPDATE, text, arrival)
+        if self._tracker.provider_in_turn:
+            self._boundary.on_transcript(text, arrival)
+            self._commit_pause(text)
+
+    def _on_eager_end(self, text: str, arrival: SendPosition) -> None:
+        self._supersede(text)
+        self._track(ProviderInput.EAGER_END, text, arrival)
+        if not self._tracker.provider_in_turn:
+            return
+        self._boundary.on_transcript(text, arrival)
+        self._commit_pause(text)
+        self._eager_pause = None
+        if self._boundary.is_on_time:
+            self._eager_pause = _EagerPause(
+                self._tracker.full_transcript(text), arrival, self._boundary.last_change
+            )
 
     def _on_end(self, text: str, arrival: SendPosition) -> None:
         if not self._tracker.will_end(text, arrival.session_bytes):
@@ -352,13 +376,9 @@ class MessageReceiver:
             self._tracker.commit_prefix(pause.transcript, space)
 
     def _commit_and_publish(
-        self,
-        position: int,
-        drafts: list[EventDraft],
-        reason: TurnEndReason,
-        spoken_until: float | None = None,
+        self, position: int, drafts: list[EventDraft], spoken_until: float | None = None
     ) -> None:
         self.commit(position)
-        drafts = [msgspec.structs.replace(draft, reason=reason) for draft in drafts]
         self._publish(drafts, spoken_until)
-        self._publisher.request_commit()
+        if not drafts:
+            self._publisher.request_commit()

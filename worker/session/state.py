@@ -2,8 +2,6 @@
 
 import time
 
-import msgspec
-
 from schemas.audio import SessionEntry
 from worker.core.lateness import Lateness
 from worker.core.ledger import Ledger
@@ -12,7 +10,13 @@ from worker.core.phases import Lifecycle
 from worker.core.turn_boundary import ProviderLag
 from worker.core.turn_config import TurnConfigHistory
 from worker.core.turn_tracker import TurnTracker
-from worker.session.checkpoint import Checkpoint, CheckpointPayload, EventContext
+from worker.session.checkpoint import (
+    Checkpoint,
+    CheckpointPayload,
+    EventContext,
+    LedgerEncoder,
+    encode_checkpoint,
+)
 from worker.session.sender import AudioSender
 
 LAG_JITTER_MS = 250
@@ -26,10 +30,23 @@ class SessionState:
     is freed at once, not by a later garbage collection.
     """
 
+    __slots__ = (
+        "_ledger_encoder",
+        "configs",
+        "connection",
+        "lateness",
+        "ledger",
+        "lifecycle",
+        "notices",
+        "request_id",
+        "tracker",
+    )
+
     def __init__(self, entry: SessionEntry, checkpoint: Checkpoint, max_lag_s: float) -> None:
         self.lifecycle = Lifecycle()
         bytes_per_ms = entry.sample_rate * entry.encoding.width / 1000
         self.ledger = Ledger(entry.encoding.width, checkpoint.ledger)
+        self._ledger_encoder = LedgerEncoder(self.ledger)
         self.tracker = TurnTracker(checkpoint.turns, int(LAG_JITTER_MS * bytes_per_ms))
         self.configs = TurnConfigHistory(checkpoint.config)
         self.lateness = Lateness(max_lag_s, checkpoint.sent_state)
@@ -59,7 +76,7 @@ class SessionState:
         """Return the checkpoint for the next commit."""
         committed = self.ledger.committed.entry_id
         checkpoint = Checkpoint(
-            ledger=self.ledger.state,
+            ledger=self._ledger_encoder.state,
             turns=self.tracker.state,
             config=self.configs.committed_before(committed),
             connection=self.connection,
@@ -68,4 +85,4 @@ class SessionState:
             sent=self.lateness.state(time.monotonic(), sender.session_bytes),
             notices=self.notices.state,
         )
-        return CheckpointPayload(msgspec.json.encode(checkpoint), committed)
+        return CheckpointPayload(encode_checkpoint(checkpoint), committed)

@@ -61,6 +61,20 @@ class ProducerSpan:
 class SessionTrace:
     """The spans of one session."""
 
+    __slots__ = (
+        "_events",
+        "_flush",
+        "_given",
+        "_links",
+        "_lost",
+        "_parent",
+        "_records_turn",
+        "_session",
+        "_tracing",
+        "_turn",
+        "traceparent",
+    )
+
     def __init__(
         self,
         session: str,
@@ -77,6 +91,7 @@ class SessionTrace:
         announced = trace.get_current_span(self._parent).get_span_context()
         self._links = [Link(announced)] if announced.is_valid else []
         self._turn: Span | None = None
+        self._records_turn = False  # without an exporter, the open turn's events are not counted
         self.traceparent = traceparent
         """Context for published events: the open turn's span, else the producer's."""
         self._events: Counter[str] = Counter()  # of the open turn
@@ -105,6 +120,7 @@ class SessionTrace:
                 "turnbus.turn.taken_over": taken_over,
             },
         )
+        self._records_turn = self._turn.is_recording()
         if self._turn.get_span_context().is_valid:
             carrier: dict[str, str] = {}
             _propagator.inject(carrier, self._context)
@@ -112,7 +128,8 @@ class SessionTrace:
 
     def turn_updated(self, kind: str) -> None:
         """Count an event of the turn."""
-        self._events[kind] += 1
+        if self._records_turn:
+            self._events[kind] += 1
 
     def turn_ended(self, reason: str, at: float, transcript: str) -> None:
         """End the turn's span."""

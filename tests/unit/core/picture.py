@@ -98,7 +98,8 @@ def _steps(tracker: TurnTracker) -> Iterator[tuple[str, TurnTracker, tuple[str, 
 
 def _state(tracker: TurnTracker) -> str:
     """Return a key that distinguishes trackers except by turn number."""
-    return repr([tracker.state.open, *list(vars(tracker).items())[1:]])
+    others = [name for name in TurnTracker.__slots__ if name != "state"]
+    return repr([tracker.state.open, *(getattr(tracker, name) for name in others)])
 
 
 def markdown() -> str:

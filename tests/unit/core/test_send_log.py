@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core.send_log import MAX_SAMPLES, RESOLUTION_S, SendLog, SendPosition
+from worker.core.send_log import MAX_SAMPLES, MIN_SAMPLES, RESOLUTION_S, SendLog, SendPosition
 
 
 def test_send_log_is_empty_at_first() -> None:
@@ -38,8 +38,8 @@ def test_send_log_keeps_a_few_seconds(count: int) -> None:
     log = SendLog()
     for nth in range(count):
         log.add(float(nth), 10 * (nth + 1), 10 * (nth + 1))
-    for nth in range(max(0, count - MAX_SAMPLES), count):
+    for nth in range(max(0, count - MIN_SAMPLES), count):
         assert log.sent_at(10 * nth) == nth
         assert log.moment(nth + 0.5).socket_bytes == 10 * (nth + 1)
-    if count > 3 * MAX_SAMPLES:
+    if count > MAX_SAMPLES:
         assert log.sent_at(0) is None

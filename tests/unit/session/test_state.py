@@ -1,10 +1,16 @@
 """The checkpoint: workers of one version and the next release sessions to each other."""
 
+from typing import NamedTuple
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from schemas.audio import AudioEntry
+from worker.core.ledger import Ledger
 from worker.core.records import LedgerState, OpenTurn, Position, SentState, TurnState
-from worker.session.checkpoint import Checkpoint
+from worker.session.checkpoint import Checkpoint, LedgerEncoder, encode_checkpoint
 
 EARLIER = {
     "ledger": {"committed": {"entry": "5-0", "offset": 320}, "committed_bytes": 3_200},
@@ -44,3 +50,45 @@ def test_earlier_worker_reads_checkpoint() -> None:
 
     written = msgspec.json.encode(Checkpoint(sent=SentState(9_600, 1.5), connection=3))
     assert msgspec.json.decode(written, type=Earlier).connection == 3
+
+
+class LedgerStep(NamedTuple):
+    """One step in the life of a ledger."""
+
+    step: str
+    number: int
+
+
+STEPS = st.builds(
+    LedgerStep,
+    st.sampled_from(["audio", "audio", "other", "again", "hole", "report", "end", "rewind", "cut"]),
+    st.integers(0, 30),
+)
+
+
+@given(st.lists(STEPS, max_size=40))
+def test_encoded_ledger_equals_its_state(history: list[LedgerStep]) -> None:
+    ledger = Ledger(width=2)
+    encoder = LedgerEncoder(ledger)
+    entry, seq = 1, 0
+    for step, number in history:
+        match step:
+            case "audio" | "other" | "again" | "hole":
+                seq += {"hole": 3, "again": 0}.get(step, 1)
+                audio = bytes([number, 1, 2]) * (number % 3)
+                src = "other" if step == "other" else ""
+                ledger.admit(f"{entry}-0", AudioEntry(audio=audio, seq=seq, src=src))
+                entry += 1
+            case "report":
+                ledger.mark_reported(f"{number}-0")
+            case "end":
+                ledger.admit(f"{entry}-0", AudioEntry(end=True))
+                entry += 1
+            case "rewind":
+                ledger.rewind()
+            case _:
+                ledger.commit_to(number)
+        whole = Checkpoint(ledger=ledger.state, turns=TurnState(1, OpenTurn("one", 2)), lag_s=0.2)
+        for _ in range(2):  # the second one is not encoded again
+            parts = Checkpoint(encoder.state, TurnState(1, OpenTurn("one", 2)), lag_s=0.2)
+            assert encode_checkpoint(parts) == msgspec.json.encode(whole)
