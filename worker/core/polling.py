@@ -5,7 +5,7 @@ seven. Live audio is regular: a chunk of 100 ms is followed by the next one in 1
 becomes irregular is polled often until it is regular again.
 """
 
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 MAX_INTERVAL_S = 0.1
 """Maximum interval between polls of a stream, however long its chunks are."""
@@ -15,6 +15,10 @@ IDLE_INTERVAL_S = 0.05
 
 SMOOTHING = 1 / 8
 """Share of a chunk's lateness that shifts the schedule: a single late chunk proves little."""
+
+
+SLOTS_PER_S: Final = 200
+"""Slots of a `PollQueue` for each second: a third of the interval between two polls."""
 
 
 class PollSchedule:
@@ -72,8 +76,6 @@ class PollQueue(Generic[P]):
     some 20 exist. Only the streams of the present slot are compared with the time.
     """
 
-    SLOTS_PER_S = 200
-
     def __init__(self) -> None:
         self._slots: dict[int, dict[P, None]] = {}
 
@@ -84,7 +86,7 @@ class PollQueue(Generic[P]):
         before = slots.get(schedule.slot)
         if before is not None:
             before.pop(stream, None)
-        schedule.slot = number = int(schedule.next_at * self.SLOTS_PER_S)
+        schedule.slot = number = int(schedule.next_at * SLOTS_PER_S)
         slot = slots.get(number)
         if slot is None:
             slots[number] = {stream: None}
@@ -98,7 +100,7 @@ class PollQueue(Generic[P]):
     def take_due(self, now: float) -> list[P]:
         """Remove and return the streams whose next poll is due."""
         slots = self._slots
-        present = int(now * self.SLOTS_PER_S)
+        present = int(now * SLOTS_PER_S)
         due: list[P] = []
         for number in [number for number in slots if number < present]:
             due += slots.pop(number)
