@@ -346,8 +346,10 @@ class AudioReader:
     def _deliver(self, session: AudioConsumer, entries: Entries, now: float) -> None:
         """Pass entries to a session."""
         for _, fields in entries:
-            # Most entries have one field. Its value is longer than its name.
-            size = len(fields[1]) if len(fields) == 2 else max(map(len, fields))
+            if len(fields) == 2 and fields[0] == b"audio":  # most entries: four times as fast
+                size = len(fields[1])
+            else:
+                size = max(map(len, fields))
             if size > self._largest:
                 self._largest = size
         try:
