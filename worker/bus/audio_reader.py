@@ -372,7 +372,7 @@ def _appended_at(clock: ClockOffset, entry_id: bytes, now: float) -> float:
 
     An id that the producer chose is not a time, and would corrupt the clock of the whole lane.
     """
-    stamp_s = int(entry_id.partition(b"-")[0]) / 1000
+    stamp_s = float(entry_id.partition(b"-")[0]) / 1000
     if abs(time.time() - stamp_s) > MAX_ID_SKEW_S:
         return now
     return clock.to_local(now, stamp_s)
