@@ -1,4 +1,4 @@
-"""Fenced commits: the writes of all sessions of a worker, batched into pipelines.
+"""Fenced commits: the writes of all sessions of a worker, in batches.
 
 Each session has at most one commit in flight. An unanswered commit is sent again as the same bytes
 before the session's next one; the script skips what it has applied already.
@@ -26,10 +26,10 @@ from worker.telemetry.logs import SessionName
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 256
-"""Maximum number of new commits per pipeline."""
+"""Maximum number of new commits per batch."""
 
 BATCH_INTERVAL_S = 0.01
-"""Minimum interval between batches: a busy worker's commits share a pipeline."""
+"""Minimum interval between batches: a busy worker's commits share a write."""
 
 CRASHED = "crashed"
 """Reason for which a session stops committing after an internal error: its state may be wrong."""
