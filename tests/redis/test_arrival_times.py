@@ -17,6 +17,6 @@ IDS = ("1-0", f"{time.time():.0f}-0", f"{time.time() * 1e6:.0f}-0")
 def test_producers_own_id_does_not_shift_the_lanes_clock(own: str) -> None:
     clock, now = ClockOffset(), 1_000.0
     stamp_ms = int(time.time() * 1_000)
-    assert _appended_at(clock, f"{stamp_ms}-0", now) == pytest.approx(now)
-    assert _appended_at(clock, own, now + 0.1) == now + 0.1
-    assert _appended_at(clock, f"{stamp_ms + 200}-0", now + 0.3) == pytest.approx(now + 0.2)
+    assert _appended_at(clock, b"%d-0" % stamp_ms, now) == pytest.approx(now)
+    assert _appended_at(clock, own.encode(), now + 0.1) == now + 0.1
+    assert _appended_at(clock, b"%d-0" % (stamp_ms + 200), now + 0.3) == pytest.approx(now + 0.2)

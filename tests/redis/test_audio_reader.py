@@ -3,6 +3,8 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
 
 import anyio
 import pytest
@@ -23,7 +25,7 @@ class Listener:
     def __init__(self, prefix: str, number: int) -> None:
         self.name = SessionName(str(number), None)
         self.lane = "0" if number % 2 else "1"
-        self.audio_key = f"{prefix}:{{{self.lane}}}:audio:{number}"
+        self.audio_key = f"{prefix}:{{{self.lane}}}:audio:{number}".encode()
         self.cursor = "0-0"
         self.rewinds = 0
         self.wants_audio = True
@@ -89,18 +91,19 @@ async def test_each_session_receives_its_own_entries(
             await listener.until([f"{number}-{round_}".encode() for round_ in range(3)])
 
 
+@pytest.mark.parametrize("listeners", [4, 40], indirect=True, ids=["few", "many"])
 async def test_paused_session_is_not_read(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:
     paused, keen = listeners[1], listeners[3]
     paused.wants_audio = False
-    async with reading(as_worker, paused, keen) as reader:
+    async with reading(as_worker, *listeners) as reader:
         for listener in (paused, keen):
             await redis.xadd(listener.audio_key, {"audio": "a"})
         await keen.until([b"a"])
         assert paused.received == []
         paused.wants_audio = True
-        reader.wake()
+        reader.poll_now(paused)
         await paused.until([b"a"])
 
 
@@ -160,12 +163,14 @@ async def test_large_entries_are_read_few_at_a_time(
             await listener.until(chunks)
 
 
+@pytest.mark.parametrize("listeners", [4, 40], indirect=True, ids=["few", "many"])
 async def test_removed_session_receives_no_more(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:
     gone, there = listeners[1], listeners[3]
-    async with reading(as_worker, gone, there) as reader:
+    async with reading(as_worker, *listeners) as reader:
         reader.remove(gone)
+        reader.poll_now(gone)
         for listener in (gone, there):
             await redis.xadd(listener.audio_key, {"audio": "a"})
         await there.until([b"a"])
@@ -214,3 +219,94 @@ async def test_one_reply_is_delivered_in_one_write_burst(
     assert len(bursts) == 2
     assert bursts[0] is bursts[1]
     assert bursts[0] is not None
+
+
+@pytest.mark.parametrize("listeners", [40], indirect=True)
+async def test_due_session_is_read_once_it_wants_audio(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
+    paused, keen = listeners[1], listeners[3]
+    paused.wants_audio = False
+    async with reading(as_worker, *listeners):
+        for listener in (paused, keen):
+            await redis.xadd(listener.audio_key, {"audio": "a"})
+        await keen.until([b"a"])
+        paused.wants_audio = True
+        await paused.until([b"a"])
+
+
+@pytest.mark.parametrize("listeners", [40], indirect=True)
+async def test_poll_on_request_is_before_the_schedule(
+    redis: Redis, as_worker: Redis, listeners: list[Listener]
+) -> None:
+    listener = listeners[1]
+    async with reading(as_worker, *listeners) as reader:
+        await redis.xadd(listener.audio_key, {"audio": "a"})
+        await listener.until([b"a"])
+        await anyio.sleep(0.05)
+        listener.poll_schedule.next_at = time.monotonic() + 3_600.0
+        reader._polls.put(listener)
+        await redis.xadd(listener.audio_key, {"audio": "b"})
+        await anyio.sleep(0.1)
+        assert listener.received == [b"a"]
+        reader.poll_now(listener)
+        await listener.until([b"a", b"b"])
+
+
+@pytest.mark.parametrize("listeners", [40], indirect=True)
+async def test_later_session_of_the_same_key_replaces_the_first(
+    redis: Redis, as_worker: Redis, listeners: list[Listener], bus_prefix: str
+) -> None:
+    first, second = listeners[1], Listener(bus_prefix, 1)
+    async with reading(as_worker, *listeners) as reader:
+        reader.add(second)
+        reader.remove(first)
+        await redis.xadd(second.audio_key, {"audio": "a"})
+        await second.until([b"a"])
+    assert first.received == []
+
+
+@ON_CLUSTER_TOO
+@pytest.mark.parametrize("listeners", [300], indirect=True)
+async def test_reads_in_flight_keep_each_sessions_order(
+    redis: Redis, as_worker: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rewinds and slow replies change nothing: each entry arrives once, in its place."""
+    monkeypatch.setattr(module, "MIN_KEYS_PER_READ", 8)
+    random = Random(1)
+    in_flight: set[bytes] = set()
+    reads = most_reads = 0
+    exchange = AudioReader._exchange
+
+    async def watched(reader: AudioReader, command: tuple[Any, ...]) -> Any:
+        nonlocal reads, most_reads
+        streams = command[command.index("STREAMS") + 1 :]
+        keys = {*streams[: len(streams) // 2]}
+        assert not keys & in_flight, "a session is in one read at a time"
+        in_flight.update(keys)
+        reads += 1
+        most_reads = max(most_reads, reads)
+        await anyio.sleep(random.uniform(0, 0.01))
+        reply = await exchange(reader, command)
+        await anyio.sleep(random.uniform(0, 0.01))
+        in_flight.difference_update(keys)
+        reads -= 1
+        return reply
+
+    monkeypatch.setattr(AudioReader, "_exchange", watched)
+    entries = 20
+    async with reading(as_worker, *listeners):
+        for number in range(entries):
+            async with redis.pipeline(transaction=False) as pipe:
+                for listener in listeners:
+                    pipe.xadd(listener.audio_key, {"audio": b"%d" % number}, id=f"{number + 1}-0")
+                await pipe.execute()
+            for listener in random.sample(listeners, 20):
+                kept = random.randint(0, len(listener.received))
+                listener.cursor = f"{kept}-0"
+                listener.rewinds += 1
+                del listener.received[kept:]
+            await anyio.sleep(0.01)
+        for listener in listeners:
+            await listener.until([b"%d" % number for number in range(entries)])
+    assert most_reads >= module.MAX_READS_IN_FLIGHT

@@ -7,21 +7,19 @@ With few sessions reads block. With many, the reader polls the sessions whose ne
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
+from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from worker.bus.client.connection import (
-    READ_BLOCK_MS,
-    RedisHealth,
-    is_outage,
-)
-from worker.core import stream_ids
-from worker.core.polling import ClockOffset, PollSchedule
+from worker.bus.client.cluster import ClusterClient
+from worker.bus.client.connection import READ_BLOCK_MS, RedisHealth, is_outage
+from worker.bus.client.wire import Wires
+from worker.core.polling import ClockOffset, PollQueue, PollSchedule
 from worker.telemetry.logs import SessionName
 from worker.write_burst import WriteBurst
 
@@ -41,7 +39,15 @@ MAX_ENTRIES_PER_KEY = 32
 """Maximum number of entries of one session per read."""
 
 MAX_REPLY_BYTES = 8 * 1024 * 1024
-"""Maximum size of a reply in bytes, estimated from the largest recent entry."""
+"""Maximum size of the replies of a lane that are in flight, estimated from the largest recent
+entry."""
+
+MAX_READS_IN_FLIGHT = 3
+"""Maximum number of reads of a lane at the same time: its master works on the next one while the
+worker processes a reply."""
+
+MIN_KEYS_PER_READ = 128
+"""Minimum number of keys of a read that is one of several in flight."""
 
 BACKLOG_ENTRIES = 3
 """Minimum number of entries of one session in a reply after which it is polled again at once."""
@@ -70,7 +76,7 @@ class AudioConsumer(Protocol):
     """Name of the session in log lines."""
     lane: str
     """Lane of the session. One command reads the streams of one lane."""
-    audio_key: str
+    audio_key: bytes
     """Key of the session's audio stream."""
 
     rewinds: int
@@ -122,11 +128,12 @@ class AudioReader:
 
     def __init__(self, redis: Redis, health: RedisHealth) -> None:
         self._redis = redis
+        self._wires = None if isinstance(redis, ClusterClient) else Wires(redis)
         self._health = health
-        self._sessions: dict[str, AudioConsumer] = {}
+        self._sessions: dict[bytes, AudioConsumer] = {}
+        self._polls = PollQueue[AudioConsumer]()
         self._wake = anyio.Event()
         self._largest = float(DEFAULT_ENTRY_BYTES)
-        self._turn = 0
         self._lanes: dict[str, LaneState] = {}
         self._awaited: set[str] = set()
         self._round_over = anyio.Event()
@@ -139,52 +146,80 @@ class AudioReader:
 
     def add(self, session: AudioConsumer) -> None:
         """Start to read for `session`."""
+        replaced = self._sessions.get(session.audio_key)
+        if replaced is not None:
+            self._polls.remove(replaced)
         self._sessions[session.audio_key] = session
-        self.wake()
+        self.poll_now(session)
 
     def remove(self, session: AudioConsumer) -> None:
         """Stop reading for `session`."""
         if self._sessions.get(session.audio_key) is session:
             del self._sessions[session.audio_key]
+            self._polls.remove(session)
 
-    def wake(self) -> None:
-        """Check again which sessions want audio."""
-        self._wake.set()
+    def poll_now(self, session: AudioConsumer) -> None:
+        """Poll `session` as soon as possible; `wants_audio` may have changed."""
+        if self._sessions.get(session.audio_key) is session:
+            session.poll_schedule.poll_now()
+            self._polls.put(session)
+            self._wake.set()
 
     async def run(self) -> None:
         """Read until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            while True:
-                began = time.monotonic()
-                sessions = self._sessions.values()
-                few = len(sessions) <= MAX_BLOCKING_KEYS
-                wanting = [
-                    each
-                    for each in sessions
-                    if (few or each.poll_schedule.next_at <= began) and each.wants_audio
-                ]
-                if not wanting and few:
-                    with anyio.move_on_after(READ_BLOCK_MS / 1000):
-                        await self._wake.wait()
-                    self._wake = anyio.Event()
-                    continue
-                lanes: dict[str, list[AudioConsumer]] = {}
-                for session in wanting:
-                    lanes.setdefault(session.lane, []).append(session)
-                block = READ_BLOCK_MS if few and len(lanes) == 1 else None
-                if lanes:
-                    await self._read_lanes(lanes, block, tasks)
-                pause = BLOCKING_DELAY_PER_KEY_S * (len(wanting) - 1) if block else POLL_INTERVAL_S
-                await anyio.sleep(max(0.0, pause - (time.monotonic() - began)))
+        try:
+            async with anyio.create_task_group() as tasks:
+                while True:
+                    await self._poll(tasks)
+        finally:
+            if self._wires is not None:
+                self._wires.close()
+
+    async def _poll(self, tasks: TaskGroup) -> None:
+        """Read the sessions that are due, then wait until the next poll."""
+        began = time.monotonic()
+        few = len(self._sessions) <= MAX_BLOCKING_KEYS
+        wanting = self._all_wanting() if few else self._take_due(began)
+        if not wanting and few:
+            with anyio.move_on_after(READ_BLOCK_MS / 1000):
+                await self._wake.wait()
+            self._wake = anyio.Event()
+            return
+        lanes: dict[str, list[AudioConsumer]] = {}
+        for session in wanting:
+            lanes.setdefault(session.lane, []).append(session)
+        block = READ_BLOCK_MS if few and len(lanes) == 1 else None
+        if lanes:
+            await self._read_lanes(lanes, block, tasks)
+        pause = BLOCKING_DELAY_PER_KEY_S * (len(wanting) - 1) if block else POLL_INTERVAL_S
+        await anyio.sleep(max(0.0, pause - (time.monotonic() - began)))
+
+    def _all_wanting(self) -> list[AudioConsumer]:
+        return [session for session in self._sessions.values() if session.wants_audio]
+
+    def _take_due(self, now: float) -> list[AudioConsumer]:
+        """Take the due sessions that want audio from the queue; the other ones stay due."""
+        wanting = []
+        for session in self._polls.take_due(now):
+            if session.wants_audio:
+                wanting.append(session)
+            else:
+                self._polls.put(session)
+        return wanting
 
     async def _read_lanes(
         self, lanes: Mapping[str, Sequence[AudioConsumer]], block: int | None, tasks: TaskGroup
     ) -> None:
         """Read all lanes in parallel, except those whose last read still waits for their master."""
         self._round_over = anyio.Event()
-        self._awaited = {name for name in lanes if not self.lane(name).reading}
-        for name in [*self._awaited]:
-            tasks.start_soon(self._read_lane, name, lanes[name], block)
+        self._awaited = set()
+        for name, sessions in lanes.items():
+            if self.lane(name).reading:
+                for session in sessions:
+                    self._polls.put(session)
+            else:
+                self._awaited.add(name)
+                tasks.start_soon(self._read_lane, name, sessions, block)
         with anyio.move_on_after(ROUND_TIMEOUT_S):
             await self._round_over.wait()
 
@@ -196,41 +231,49 @@ class AudioReader:
     async def _read_lane(
         self, name: str, sessions: Sequence[AudioConsumer], block: int | None
     ) -> None:
-        """Read all sessions of a lane once, each time from another one on."""
+        """Read all sessions of a lane once, in one read or in several that are in flight."""
         lane = self.lane(name)
         lane.reading = True
-        self._turn += 1
-        first = self._turn % len(sessions)
-        rotated = [*sessions[first:], *sessions[:first]]
         self._largest = max(float(DEFAULT_ENTRY_BYTES), self._largest * LARGEST_ENTRY_DECAY)
-        per_read = max(1, int(MAX_REPLY_BYTES / self._largest))
+        in_flight = min(MAX_READS_IN_FLIGHT, max(1, len(sessions) // MIN_KEYS_PER_READ))
+        reply_bytes = MAX_REPLY_BYTES / in_flight
+        per_read = max(1, min(int(reply_bytes / self._largest), -(-len(sessions) // in_flight)))
+        groups = iter([sessions[at : at + per_read] for at in range(0, len(sessions), per_read)])
+
+        async def read_groups() -> None:
+            for group in groups:
+                await self._read(lane, group, block, reply_bytes)
+
         try:
-            for at in range(0, len(rotated), per_read):
-                await self._read(lane, rotated[at : at + per_read], block)
+            if in_flight == 1:
+                await read_groups()
+            else:
+                async with anyio.create_task_group() as reads:
+                    for _ in range(in_flight):
+                        reads.start_soon(read_groups)
         finally:
             lane.reading = False
             self._stop_waiting(name)
 
     async def _read(
-        self, lane: LaneState, sessions: Sequence[AudioConsumer], block: int | None
+        self,
+        lane: LaneState,
+        sessions: Sequence[AudioConsumer],
+        block: int | None,
+        reply_bytes: float,
     ) -> None:
+        """Read sessions of a lane, deliver their entries, and queue each for its next poll."""
         began = time.monotonic()
         rewinds = [session.rewinds for session in sessions]
-        per_session = int(MAX_REPLY_BYTES / self._largest / len(sessions))
+        per_session = int(reply_bytes / self._largest / len(sessions))
         count = max(1, min(MAX_ENTRIES_PER_KEY, per_session))
-        # With this name the client does not convert the reply: it takes longer than to read it.
-        command = (
-            "XREAD COUNT",
-            count,
-            *(() if block is None else ("BLOCK", block)),
-            "STREAMS",
-            *(session.audio_key for session in sessions),
-            *(session.cursor for session in sessions),
-        )
+        options = ("COUNT", count) if block is None else ("COUNT", count, "BLOCK", block)
+        keys = [session.audio_key for session in sessions]
+        command = (*options, "STREAMS", *keys, *(session.cursor for session in sessions))
 
         async def xread() -> Any:  # noqa: ANN401 - as in the client
             try:
-                reply: Any = await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+                reply = await self._exchange(command)
             except (RedisError, OSError) as error:
                 if is_outage(error):
                     lane.failing = True
@@ -245,39 +288,72 @@ class AudioReader:
             if len(sessions) > 1:
                 # One key of another type fails the whole command: find it.
                 for session in sessions:
-                    await self._read(lane, [session], None)
-            elif _is_key_error(error):
+                    await self._read(lane, [session], None, reply_bytes)
+                return
+            if _is_key_error(error):
                 sessions[0].on_unreadable_key(error)
             else:
                 self._health.failed(error)
                 await anyio.sleep(ERROR_DELAY_S)
+            if self._sessions.get(sessions[0].audio_key) is sessions[0]:
+                self._polls.put(sessions[0])
             return
-        now = time.monotonic()
-        found: dict[bytes, Any] = dict(reply or ())
+        reads = zip(sessions, rewinds, strict=True)
         with self.write_burst:
-            for session, before in zip(sessions, rewinds, strict=True):
-                if (
-                    session.rewinds != before
-                    or self._sessions.get(session.audio_key) is not session
-                ):
-                    continue
-                entries = found.get(session.audio_key.encode())
+            self._deliver_reply(lane, reads, dict(reply or ()), began, count)
+
+    async def _exchange(self, command: tuple[Any, ...]) -> Any:  # noqa: ANN401 - as in the client
+        """Return the reply to XREAD, as hiredis parses it; `command` lacks only its name."""
+        if self._wires is not None:
+            (reply,) = await self._wires.exchange(pack_command(("XREAD", *command)), 1)
+            if isinstance(reply, RedisError):
+                raise reply
+            return reply
+        # A client converts the reply to a command of the name XREAD: that takes longer than to
+        # read it.
+        name, *arguments = command
+        return await self._redis.execute_command(f"XREAD {name}", *arguments)  # type: ignore[no-untyped-call]
+
+    def _deliver_reply(
+        self,
+        lane: LaneState,
+        reads: Iterable[tuple[AudioConsumer, int]],
+        found: Mapping[bytes, Entries],
+        began: float,
+        count: int,
+    ) -> None:
+        """Deliver the entries of each key, and queue each session for its next poll.
+
+        `reads` are the sessions with their `rewinds` at the time of the read, `began`, which asked
+        for `count` entries of each.
+        """
+        now = time.monotonic()
+        backlog = min(BACKLOG_ENTRIES, count)
+        for session, before in reads:
+            if self._sessions.get(session.audio_key) is not session:
+                continue  # removed
+            if session.rewinds == before:
+                entries = found.get(session.audio_key)
                 poll_schedule = session.poll_schedule
                 poll_schedule.last_polled_at = began
                 if entries is None:
                     poll_schedule.on_empty(now)
-                    continue
-                self._deliver(session, entries, now)
-                if len(entries) >= min(BACKLOG_ENTRIES, count):
-                    poll_schedule.poll_now()
                 else:
-                    appended_at = _appended_at(lane.clock, entries[-1][0].decode(), now)
-                    poll_schedule.on_entries(now, appended_at, session.chunk_s)
+                    self._deliver(session, entries, now)
+                    if len(entries) >= backlog:
+                        poll_schedule.poll_now()
+                    else:
+                        appended_at = _appended_at(lane.clock, entries[-1][0], now)
+                        poll_schedule.on_entries(now, appended_at, session.chunk_s)
+            self._polls.put(session)
 
     def _deliver(self, session: AudioConsumer, entries: Entries, now: float) -> None:
         """Pass entries to a session."""
         for _, fields in entries:
-            size = max(map(len, fields))
+            if len(fields) == 2 and fields[0] == b"audio":  # most entries: four times as fast
+                size = len(fields[1])
+            else:
+                size = max(map(len, fields))
             if size > self._largest:
                 self._largest = size
         try:
@@ -295,12 +371,12 @@ def _is_key_error(error: ResponseError) -> bool:
     return isinstance(error, NoPermissionError) or str(error).startswith("WRONGTYPE")
 
 
-def _appended_at(clock: ClockOffset, entry_id: str, now: float) -> float:
+def _appended_at(clock: ClockOffset, entry_id: bytes, now: float) -> float:
     """Return when an entry that was just read was appended, on the monotonic clock.
 
     An id that the producer chose is not a time, and would corrupt the clock of the whole lane.
     """
-    stamp_s = stream_ids.milliseconds(entry_id) / 1000
+    stamp_s = float(entry_id.partition(b"-")[0]) / 1000
     if abs(time.time() - stamp_s) > MAX_ID_SKEW_S:
         return now
     return clock.to_local(now, stamp_s)

@@ -1,4 +1,4 @@
-"""Fenced commits: the writes of all sessions of a worker, batched into pipelines.
+"""Fenced commits: the writes of all sessions of a worker, in batches.
 
 Each session has at most one commit in flight. An unanswered commit is sent again as the same bytes
 before the session's next one; the script skips what it has applied already.
@@ -8,25 +8,28 @@ Each master of a cluster has its own batches: a master that hangs delays only it
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import anyio
+from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from worker.bus import scripts
 from worker.bus.client.cluster import Address, ClusterClient
 from worker.bus.client.connection import RedisHealth, is_outage
+from worker.bus.client.wire import Wire
 from worker.bus.scripts import ScriptCall
 from worker.telemetry.logs import SessionName
 
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 256
-"""Maximum number of new commits per pipeline."""
+"""Maximum number of new commits per batch."""
 
 BATCH_INTERVAL_S = 0.01
-"""Minimum interval between batches: a busy worker's commits share a pipeline."""
+"""Minimum interval between batches: a busy worker's commits share a write."""
 
 CRASHED = "crashed"
 """Reason for which a session stops committing after an internal error: its state may be wrong."""
@@ -87,6 +90,7 @@ class _CommitBatcher:
     def __init__(self, redis: Redis, health: RedisHealth) -> None:
         self._redis = redis
         self._health = health
+        self._wire = None if isinstance(redis, ClusterClient) else Wire(redis)
         self._dirty: dict[CommitSource, None] = {}
         self._unanswered: dict[CommitSource, ScriptCall] = {}
         self._wake = anyio.Event()
@@ -98,13 +102,17 @@ class _CommitBatcher:
 
     async def run(self) -> None:
         """Send until cancelled."""
-        while True:
-            while self._dirty or self._unanswered:
-                began = time.monotonic()
-                await self._send_batch()
-                await anyio.sleep(max(0.0, BATCH_INTERVAL_S - (time.monotonic() - began)))
-            await self._wake.wait()
-            self._wake = anyio.Event()
+        try:
+            while True:
+                while self._dirty or self._unanswered:
+                    began = time.monotonic()
+                    await self._send_batch()
+                    await anyio.sleep(max(0.0, BATCH_INTERVAL_S - (time.monotonic() - began)))
+                await self._wake.wait()
+                self._wake = anyio.Event()
+        finally:
+            if self._wire is not None:
+                self._wire.close()
 
     async def _send_batch(self) -> None:
         # New commits join unanswered ones: one slot may be down while the server's others are up.
@@ -126,16 +134,16 @@ class _CommitBatcher:
     async def _attempt(self) -> None:
         """Send all unanswered commits once, and deliver the replies."""
         batch = [*self._unanswered.items()]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for _, commit in batch:
-                pipe.evalsha(*commit)
-            replies = await pipe.execute(raise_on_error=False)
+        replies = await self._exchange([commit for _, commit in batch])
         unknown = False
         outage: RedisError | None = None
         for (session, _), reply in zip(batch, replies, strict=True):
-            if isinstance(reply, NoScriptError):
+            if not isinstance(reply, RedisError):
+                del self._unanswered[session]
+                _deliver_result(session, reply)
+            elif isinstance(reply, NoScriptError):
                 unknown = True
-            elif isinstance(reply, RedisError) and is_outage(reply):
+            elif is_outage(reply):
                 outage = reply
             else:
                 del self._unanswered[session]
@@ -145,6 +153,17 @@ class _CommitBatcher:
         if outage is not None:
             self._health.failed(outage)
             await anyio.sleep(0.2)
+
+    async def _exchange(self, commits: Sequence[ScriptCall]) -> list[Any]:
+        """Send commits, and return the reply or the error of each."""
+        if self._wire is not None:
+            packed = b"".join([pack_command(("EVALSHA", *commit)) for commit in commits])
+            return await self._wire.exchange(packed, len(commits))
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for commit in commits:
+                pipe.evalsha(*commit)
+            replies: list[Any] = await pipe.execute(raise_on_error=False)
+        return replies
 
 
 def _deliver_result(session: CommitSource, reply: Any) -> None:  # noqa: ANN401 - the script's reply, or an error

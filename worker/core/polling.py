@@ -5,6 +5,8 @@ seven. Live audio is regular: a chunk of 100 ms is followed by the next one in 1
 becomes irregular is polled often until it is regular again.
 """
 
+from typing import Final, Generic, Protocol, TypeVar
+
 MAX_INTERVAL_S = 0.1
 """Maximum interval between polls of a stream, however long its chunks are."""
 
@@ -15,10 +17,14 @@ SMOOTHING = 1 / 8
 """Share of a chunk's lateness that shifts the schedule: a single late chunk proves little."""
 
 
+SLOTS_PER_S: Final = 200
+"""Slots of a `PollQueue` for each second: a third of the interval between two polls."""
+
+
 class PollSchedule:
     """The poll schedule of one stream; times are seconds on one monotonic clock."""
 
-    __slots__ = ("_beat_at", "_lasts_s", "last_polled_at", "next_at")
+    __slots__ = ("_beat_at", "_lasts_s", "last_polled_at", "next_at", "slot")
 
     def __init__(self, now: float) -> None:
         self._beat_at = now  # when the last chunk arrived, or was due
@@ -27,6 +33,8 @@ class PollSchedule:
         """Time of the next poll."""
         self.last_polled_at = float("-inf")
         """Start time of the last poll whose result is known."""
+        self.slot = 0
+        """Slot of the `PollQueue` that the stream is in, or was in before it was taken."""
 
     def on_entries(self, now: float, arrived_at: float, lasts_s: float) -> None:
         """Record a chunk of `lasts_s` seconds that a poll just returned."""
@@ -49,6 +57,60 @@ class PollSchedule:
     def poll_now(self) -> None:
         """Poll as soon as possible: there are more entries, or there may be."""
         self.next_at = 0.0
+
+
+class Polled(Protocol):
+    """A stream that is polled."""
+
+    poll_schedule: PollSchedule
+    """Schedule of the stream's polls."""
+
+
+P = TypeVar("P", bound=Polled)
+
+
+class PollQueue(Generic[P]):
+    """Streams by the time of their next poll: a poll looks only at those that are due.
+
+    It is a timing wheel without a fixed length: a dictionary of slots of 5 ms, of which at most
+    some 20 exist. Only the streams of the present slot are compared with the time.
+    """
+
+    def __init__(self) -> None:
+        self._slots: dict[int, dict[P, None]] = {}
+
+    def put(self, stream: P) -> None:
+        """Queue a stream for `next_at` of its schedule. A stream has one place in the queue."""
+        schedule = stream.poll_schedule
+        slots = self._slots
+        before = slots.get(schedule.slot)
+        if before is not None:
+            before.pop(stream, None)
+        schedule.slot = number = int(schedule.next_at * SLOTS_PER_S)
+        slot = slots.get(number)
+        if slot is None:
+            slots[number] = {stream: None}
+        else:
+            slot[stream] = None
+
+    def remove(self, stream: P) -> None:
+        """Forget a stream."""
+        self._slots.get(stream.poll_schedule.slot, {}).pop(stream, None)
+
+    def take_due(self, now: float) -> list[P]:
+        """Remove and return the streams whose next poll is due."""
+        slots = self._slots
+        present = int(now * SLOTS_PER_S)
+        due: list[P] = []
+        for number in [number for number in slots if number < present]:
+            due += slots.pop(number)
+        slot = slots.get(present)
+        if slot:
+            reached = [stream for stream in slot if stream.poll_schedule.next_at <= now]
+            for stream in reached:
+                del slot[stream]
+            due += reached
+        return due
 
 
 class ClockOffset:

@@ -87,6 +87,7 @@ class MessageReceiver:
         "_pending_end",
         "_publisher",
         "_sender",
+        "_state",
         "_throttle",
         "_tracker",
     )

@@ -76,7 +76,8 @@ class Session:
         self.ownership = ownership
         self.name = ownership.name
         self.lane = entry.lane
-        self.audio_key = context.keys.audio(entry.lane, entry.session)
+        audio_key = context.keys.audio(entry.lane, entry.session)
+        self.audio_key = audio_key.encode()
         self.rewinds = 0
         """Number of times the cursor moved back; reads from before are invalid."""
         self._context = context
@@ -101,7 +102,7 @@ class Session:
         boundary = TurnBoundaryFinder(sender, context.stalls, context.provider_lag)
         throttle = UpdateThrottle(settings.turn_update_interval_ms)
         self._receiver = MessageReceiver(state, boundary, sender, publisher, throttle)
-        self._reports = Reports(context, self.audio_key, entry.session, state.notices, publisher)
+        self._reports = Reports(context, audio_key, entry.session, state.notices, publisher)
         self._ages = EntryAges(context.clock, ownership.run, untimed=state.notices.untimed)
         self._ingest = AudioIngest(
             context,
@@ -489,8 +490,7 @@ class Session:
 
     def _request_read(self) -> None:
         """Make the reader poll this session at once."""
-        self.poll_schedule.poll_now()
-        self._context.reader.wake()
+        self._context.reader.poll_now(self)
 
     def _rewind(self) -> None:
         """Drop the socket and go back to the committed position, to send what follows it again."""

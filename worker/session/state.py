@@ -37,6 +37,7 @@ class SessionState:
         "lateness",
         "ledger",
         "lifecycle",
+        "next_tick_at",
         "notices",
         "request_id",
         "tracker",

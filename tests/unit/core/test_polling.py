@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core.polling import IDLE_INTERVAL_S, MAX_INTERVAL_S, ClockOffset, PollSchedule
+from worker.core.polling import (
+    IDLE_INTERVAL_S,
+    MAX_INTERVAL_S,
+    ClockOffset,
+    PollQueue,
+    PollSchedule,
+)
 
 ROUND_S = 0.015
 """Interval at which due streams are polled."""
@@ -95,3 +101,93 @@ def test_clock_offset_follows_clock_change(step_s: float) -> None:
     for now in (110.5, 121.5):
         clock.to_local(now=now, stamp_s=900.0 + now + step_s)
     assert clock.to_local(now=122.0, stamp_s=1_022.0 + step_s) == pytest.approx(122.0)
+
+
+class _Stream:
+    """A stream in a queue."""
+
+    def __init__(self, next_at: float) -> None:
+        self.poll_schedule = PollSchedule(next_at)
+
+
+@pytest.mark.parametrize(
+    ("next_at", "now", "due"),
+    [
+        (0.0, 5.0, True),
+        (4.0, 5.0, True),
+        (4.999, 5.0, True),
+        (5.0, 5.0, True),
+        (5.001, 5.002, True),
+        (5.002, 5.001, False),
+        (5.1, 5.0, False),
+        (60.0, 5.0, False),
+    ],
+)
+def test_stream_is_due_from_its_time_on(next_at: float, now: float, due: bool) -> None:
+    queue, stream = PollQueue[_Stream](), _Stream(next_at)
+    queue.put(stream)
+    assert queue.take_due(now) == ([stream] if due else [])
+    assert queue.take_due(100.0) == ([] if due else [stream])
+    assert queue.take_due(100.0) == []
+
+
+def test_stream_is_taken_once_however_often_it_is_put() -> None:
+    queue, stream = PollQueue[_Stream](), _Stream(5.05)
+    queue.put(stream)
+    queue.put(stream)
+    stream.poll_schedule.poll_now()
+    queue.put(stream)
+    assert queue.take_due(5.0) == [stream]
+    assert queue.take_due(6.0) == []
+
+
+def test_overdue_streams_are_taken_in_the_order_put() -> None:
+    queue, streams = PollQueue[_Stream](), [_Stream(0.0) for _ in range(5)]
+    for stream in streams:
+        queue.put(stream)
+    assert queue.take_due(1.0) == streams
+
+
+_Step = st.tuples(
+    st.sampled_from(["put", "poll_now", "remove", "wait"]),
+    st.integers(0, 7),
+    st.floats(0, 0.12),
+)
+
+
+@given(st.lists(_Step, max_size=60))
+def test_queue_equals_a_look_at_every_stream(steps: list[tuple[str, int, float]]) -> None:
+    queue, now = PollQueue[_Stream](), 1_000.0
+    streams = [_Stream(now) for _ in range(8)]
+    queued: set[_Stream] = set()
+    for action, index, amount_s in steps:
+        stream = streams[index]
+        if action == "wait":
+            now += amount_s
+            due = queue.take_due(now)
+            assert len(due) == len({*due})
+            assert {*due} == {each for each in queued if each.poll_schedule.next_at <= now}
+            queued -= {*due}
+        elif action == "remove":
+            queue.remove(stream)
+            queued.discard(stream)
+        else:
+            stream.poll_schedule.next_at = now + amount_s
+            if action == "poll_now":
+                stream.poll_schedule.poll_now()
+            queue.put(stream)
+            queued.add(stream)
+    assert {*queue.take_due(now + 1.0)} == queued
+
+
+@given(st.lists(st.floats(0.0, 0.1), min_size=1, max_size=30))
+def test_no_stream_is_polled_later_than_one_interval(delays: list[float]) -> None:
+    queue, now = PollQueue[_Stream](), 1_000.0
+    for delay_s in delays:
+        queue.put(_Stream(now + delay_s))
+    taken = 0
+    while taken < len(delays):
+        now += ROUND_S
+        for stream in queue.take_due(now):
+            taken += 1
+            assert 0 <= now - stream.poll_schedule.next_at <= ROUND_S + 1e-9

@@ -45,6 +45,11 @@ READ_BLOCK_MS = 50
 """Maximum duration of a blocking read, far below the socket timeout: a wait is not an outage."""
 
 MAX_CONNECTIONS = 32
+"""Maximum number of connections to one server."""
+
+MAX_WIRES = 8
+"""Number of these that are kept for wires (`worker.bus.client.wire`)."""
+
 _SOCKET_TIMEOUT_S = 5.0
 MAX_WRITE_BUFFER_BYTES = 64 * 1024
 """Maximum unsent bytes of a connection before a write waits."""
@@ -95,12 +100,12 @@ def _client(url: str, **extra: Any) -> Redis:  # noqa: ANN401 - attributes of th
         retry=Retry(NoBackoff(), 0),
         socket_timeout=_SOCKET_TIMEOUT_S,
         socket_connect_timeout=_SOCKET_TIMEOUT_S,
-        max_connections=MAX_CONNECTIONS,
+        max_connections=MAX_CONNECTIONS - MAX_WIRES,
     )
     transport = _TRANSPORTS.get(pool.connection_class, pool.connection_class)
     pool.connection_class = type(
         pool.connection_class.__name__,
-        (_BusConnection, transport),
+        (BusConnection, transport),
         {name: staticmethod(value) for name, value in extra.items()},
     )
     return Redis.from_pool(pool)
@@ -116,7 +121,7 @@ async def closing(connection: C) -> AsyncIterator[C]:
             await connection.aclose()  # type: ignore[no-untyped-call]
 
 
-class _BusConnection(AbstractConnection):
+class BusConnection(AbstractConnection):
     """A connection for many small commands, which may be closed between two of them."""
 
     find_master: Callable[[], Awaitable[tuple[str, int]]] | None = None
@@ -172,6 +177,25 @@ class _BusConnection(AbstractConnection):
             # The server is no longer the master: reconnecting resolves the new one.
             await self.disconnect()
             raise
+
+    @property
+    def address(self) -> str:
+        """Address of the server, as redis-py's errors name it."""
+        return self._host_error()
+
+    def hand_over(self, protocol: asyncio.Protocol) -> asyncio.WriteTransport:
+        """Pass what the server sends to `protocol` from now on; return the transport."""
+        if self._writer is None or self._reader is None or self._reader.at_eof():
+            raise exceptions.ConnectionError("closed before its first command")
+        transport = self._writer.transport
+        transport.set_protocol(protocol)
+        return transport
+
+    def abort(self) -> None:
+        """Close the connection at once, without what is not sent yet."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+            self._close()  # type: ignore[no-untyped-call]
 
 
 class _TcpConnection(Connection):
