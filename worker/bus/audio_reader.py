@@ -355,7 +355,7 @@ class AudioReader:
             else:
                 size = max(map(len, fields))
             if size > self._largest:
-                self._largest = size
+                self._largest = float(size)
         try:
             session.feed(entries, now)
         except Exception:  # an internal error must not end the other sessions

@@ -98,7 +98,8 @@ def _steps(tracker: TurnTracker) -> Iterator[tuple[str, TurnTracker, tuple[str, 
 
 def _state(tracker: TurnTracker) -> str:
     """Return a key that distinguishes trackers except by turn number."""
-    others = [name for name in TurnTracker.__slots__ if name != "state"]
+    names = getattr(TurnTracker, "__mypyc_attrs__", None) or TurnTracker.__slots__
+    others = [name for name in names if name != "state"]
     return repr([tracker.state.open, *(getattr(tracker, name) for name in others)])
 
 
