@@ -1,8 +1,8 @@
 """Writes of many sockets, made back to back.
 
 A write to a peer that sleeps wakes it, which takes longer than the write. Of writes in a row only
-the first does. On loopback with 600 sessions a write takes 6 us in a burst, and 14 us between the
-work for other sessions. It gains nothing while the peer is too busy to sleep.
+the first does. With 600 sockets on loopback a write took 6 us in a burst and 14 us between the work
+for other sessions; per chunk the worker saved 7 us of time and 1 to 2 us of CPU.
 """
 
 from types import TracebackType

@@ -6,7 +6,6 @@ surrogate pair in its transcript still ends its turn.
 
 import json
 import re
-from typing import NamedTuple
 
 import msgspec
 
@@ -23,21 +22,16 @@ MAX_STATUS = 9_999
 """Maximum status code; other values are ignored."""
 
 
-class Reading(NamedTuple):
-    """The readable content of one message."""
+def read_message(data: bytes) -> tuple[ServerMessage | None, str]:
+    """Return the readable content of a message, and its defect. Never raises if `data` is UTF-8.
 
-    message: ServerMessage | None
-    """The message; None if its type is not readable."""
-    defect: str = ""
-    """Description of the defect, without any content; empty if there is none."""
-
-
-def read_message(data: bytes) -> Reading:
-    """Read one message of the provider. Never raises if `data` is UTF-8."""
+    The message is None if its type is not readable. The defect describes what is wrong, without any
+    content; it is empty if the message has none.
+    """
     try:
         message = decode_message(data)
         if not isinstance(message, Error) or message.status_code == _status(message.status_code):
-            return Reading(message)
+            return message, ""
         defect = "status code out of range"
     except msgspec.ValidationError:
         defect = "unexpected types"
@@ -48,13 +42,13 @@ def read_message(data: bytes) -> Reading:
     except ValueError:  # msgspec lets some of Python's own errors through
         defect = "invalid value"
     if not data:
-        return Reading(None, "empty message")
+        return None, "empty message"
     fields = _fields(data.decode())
     kind = fields.get("type")
     if not isinstance(kind, str):
-        return Reading(None, f"{defect}, no readable type")
+        return None, f"{defect}, no readable type"
     known = KNOWN.get(kind)
-    return Reading(UnknownMessage(kind) if known is None else _message(known, fields), defect)
+    return UnknownMessage(kind) if known is None else _message(known, fields), defect
 
 
 def _message(kind: type[KnownMessage], fields: dict[str, object]) -> KnownMessage:

@@ -79,7 +79,7 @@ class WebSocketClient(asyncio.Protocol):
         self._headers = headers
         self._burst = burst or WriteBurst()
         self._transport: asyncio.Transport | None = None
-        # Messages without a handler yet: text, defect and arrival time of each.
+        # Messages that are not handled yet: text, defect and arrival time of each.
         self._messages: deque[tuple[bytes, str, float]] = deque()
         self._handle: DataHandler | None = None
         self._failure: Exception | None = None  # raised by the handler
