@@ -14,7 +14,7 @@ from array import array
 from functools import cache, lru_cache
 from itertools import accumulate, pairwise
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.pcm import Encoding, g711_levels
 
@@ -23,10 +23,19 @@ FULL_SCALE = 32_767
 _PROBES = 10  # minimum samples per frame: they are as loud as all samples are
 
 
+class _Levels(NamedTuple):
+    """Levels of the kept frames from `first` up to `last`."""
+
+    first: int
+    last: int
+    levels: list[int]
+
+
 class LevelBuffer:
     """Subsampled audio that was last sent on one socket."""
 
     __slots__ = (
+        "_computed",
         "_encoding",
         "_first",
         "_keep",
@@ -53,9 +62,11 @@ class LevelBuffer:
         self._kept: array[Any] = array(self._type)
         self._first = position
         self._rest = b""
+        self._computed: _Levels | None = None  # the last levels returned, until audio is added
 
     def add(self, audio: bytes) -> None:
         """Add the next audio, in whole samples."""
+        self._computed = None
         if self._rest:
             audio = self._rest + audio
         over = len(audio) % self.frame_bytes
@@ -75,10 +86,17 @@ class LevelBuffer:
         """
         first = max(0, -(-(start - self._first) // self.frame_bytes))
         last = max(first, (end - self._first) // self.frame_bytes)
+        known = self._computed
+        if known is not None and first <= known.first and last == known.last:
+            levels = self._levels_of(first, known.first) + known.levels  # a longer lookback
+        else:
+            levels = self._levels_of(first, last)
+        self._computed = _Levels(first, last, levels)
+        return self._first + first * self.frame_bytes, levels
+
+    def _levels_of(self, first: int, last: int) -> list[int]:
         kept = self._kept[first * self._probes : last * self._probes]
-        return self._first + first * self.frame_bytes, frame_levels(
-            kept, self._encoding, self._probes
-        )
+        return frame_levels(kept, self._encoding, self._probes)
 
 
 def frame_bytes(encoding: Encoding, sample_rate: int) -> int:

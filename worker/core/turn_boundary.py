@@ -315,9 +315,9 @@ def sent_audio(
     `levels` is the loudness of the session's frames from byte `position` on. `fillers` are the
     (session byte, milliseconds) of filler sent between them.
     """
-    filler = [0] * (sum(filler_ms for _, filler_ms in fillers) // FRAME_MS)
     # Filler may be the only silence, if the producer sends none.
-    quiet = quiet_level([*levels, *filler]) if levels else 0
+    filler = [0] * (sum(filler_ms for _, filler_ms in fillers) // FRAME_MS)
+    quiet = quiet_level([*levels, *filler] if filler else levels) if levels else 0
     silent = bytearray(map(quiet.__ge__, levels))
     positions: Sequence[int] = range(position, position + len(levels) * frame_bytes, frame_bytes)
     if fillers:

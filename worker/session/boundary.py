@@ -98,9 +98,10 @@ class TurnBoundaryFinder:
 
         Returns the session byte before which none of them begins; 0 if unknown.
         """
-        start = find_start(self._history(arrival, SHORT_LOOKBACK_MS))
+        history = self._history(arrival, SHORT_LOOKBACK_MS)
+        start = find_start(history)
         if not start.lookback_suffices:
-            start = find_start(self._history(arrival, LOOKBACK_MS))
+            start = find_start(self._with_lookback(history, LOOKBACK_MS))
         self._begin_turn(arrival, start.onsets)
         return start.lead_in_until
 
@@ -122,9 +123,10 @@ class TurnBoundaryFinder:
 
         `begins` is whether a `turn.start` arrived with it.
         """
-        end = find_end(self._history(arrival, SHORT_LOOKBACK_MS), begins=begins)
+        history = self._history(arrival, SHORT_LOOKBACK_MS)
+        end = find_end(history, begins=begins)
         if not end.lookback_suffices:
-            end = find_end(self._history(arrival, LOOKBACK_MS), begins=begins)
+            end = find_end(self._with_lookback(history, LOOKBACK_MS), begins=begins)
         self.speech_ended_at = end.speech_ended_at
         if end.lag_s is not None:
             self._previous_lag_s = end.lag_s
@@ -152,6 +154,11 @@ class TurnBoundaryFinder:
             self._provider_lag.seconds,
             self._previous_lag_s,
         )
+
+    def _with_lookback(self, history: History, lookback_ms: int) -> History:
+        """Return the same with a longer lookback: only the earlier audio is examined anew."""
+        audio = self._sender.sent_audio(history.arrival.sent, lookback_ms)
+        return history._replace(audio=audio)
 
     @property
     def _burst(self) -> Burst:

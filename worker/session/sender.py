@@ -128,6 +128,7 @@ class AudioSender:
             self.ms_of(self.session_bytes - self._ledger.committed_bytes) / 1000
         )
         self.session_bytes = self._ledger.committed_bytes
+        self._levels.restart(self.session_bytes)  # a parked session needs no memory for it
 
     def resume_at(self, rest: bytes) -> None:
         """Continue at the committed position; `rest` is the beginning of the sample there."""

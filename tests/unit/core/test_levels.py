@@ -136,6 +136,16 @@ def test_chunk_size_does_not_change_levels(
     assert first + len(levels) * frame <= max(begin + length * width, first)
     nth = (first - position * width) // frame
     assert levels == everything[nth : nth + len(levels)]
+    if first > position * width:  # a longer lookback, of which these levels are the end
+        earlier, longer = sound.levels(first - frame, begin + length * width)
+        nth = (earlier - position * width) // frame
+        assert longer == everything[nth : nth + len(longer)]
+        assert longer[-len(levels) or len(longer) :] == levels
+    sound.add(audio[: 2 * frame])
+    moved, anew = sound.levels(begin, (position + sum(sizes)) * width + 2 * frame)
+    nth = (moved - position * width) // frame
+    everything = loudness(audio + audio[: 2 * frame], encoding, rate)
+    assert anew == everything[nth : nth + len(anew)]
 
 
 def test_only_recent_levels_are_kept() -> None:
@@ -145,6 +155,14 @@ def test_only_recent_levels_are_kept() -> None:
     start, levels = sound.levels(0, 160_000)
     assert 100 <= len(levels) <= 126
     assert start == 160_000 - len(levels) * 160
+
+
+def test_levels_follow_added_audio() -> None:
+    sound = LevelBuffer(Encoding.PCM_S16LE, 8_000, keep_ms=100)
+    sound.add(bytes(10 * 160))
+    assert sound.levels(0, 10 * 160) == (0, [0] * 10)
+    sound.add(b"\x00\x10" * (3 * 80))  # and the first three frames are dropped
+    assert sound.levels(0, 13 * 160) == (3 * 160, [0] * 7 + [4_096] * 3)
 
 
 COUNTS = st.integers(1, 24)
