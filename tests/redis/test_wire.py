@@ -203,6 +203,32 @@ async def test_login_or_master_that_was_lost_replaces_the_connection(text: str) 
         assert wire._link is None
 
 
+async def test_demoted_master_replaces_the_connections_that_only_read() -> None:
+    """A replica answers XREAD too, perhaps without new entries."""
+    async with (
+        GuardedRedis.start() as server,
+        connect(server.url) as redis,
+        connect(server.url) as other,
+    ):
+        reads, writes, unaffected = Wire(redis), Wire(redis), Wire(other)
+        for wire in (reads, writes, unaffected):
+            await echo(wire, "a")
+        before = reads._link, unaffected._link
+        await redis.replicaof("127.0.0.1", 1)
+        (reply,) = await writes.exchange(packed(("SET", "a", "b")), 1)
+        assert isinstance(reply, exceptions.ReadOnlyError)
+        await echo(reads, "a")
+        await echo(unaffected, "a")
+        assert reads._link is not before[0]
+        assert unaffected._link is before[1]
+        with pytest.raises(exceptions.ReadOnlyError):
+            await redis.set("a", "b")  # over a connection of the client's pool
+        assert reads._link is not None
+        assert not reads._link.usable
+        for wire in (reads, writes, unaffected):
+            wire.close()
+
+
 async def test_wire_over_tls(tmp_path: Path, redis_7_binary: Path) -> None:
     authority = Authority(tmp_path)
     async with EmbeddedRedis.start(binary=redis_7_binary) as server:

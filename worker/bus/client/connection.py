@@ -127,6 +127,9 @@ class BusConnection(AbstractConnection):
     find_master: Callable[[], Awaitable[tuple[str, int]]] | None = None
     """Returns the address to connect to; None if the address is fixed."""
 
+    demotions: ClassVar[int] = 0
+    """Number of times that a connection of this client found its server to be no master."""
+
     async def connect(self) -> None:
         """Connect, unless already connected."""
         if self.find_master is not None and not self.is_connected:
@@ -175,8 +178,16 @@ class BusConnection(AbstractConnection):
             return await super().read_response(*args, **options)
         except exceptions.ReadOnlyError:
             # The server is no longer the master: reconnecting resolves the new one.
+            self.demoted()
             await self.disconnect()
             raise
+
+    def demoted(self) -> None:
+        """Record that the server is no longer the master.
+
+        It still answers reads, so connections that only read must learn it from others.
+        """
+        type(self).demotions += 1
 
     @property
     def address(self) -> str:

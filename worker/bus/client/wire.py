@@ -19,9 +19,6 @@ from redis.asyncio import Redis
 
 from worker.bus.client.connection import MAX_WIRES, BusConnection
 
-_STALE = (exceptions.ConnectionError, exceptions.ReadOnlyError)
-"""Error replies after which only another connection helps: a lost login, or a former master."""
-
 
 class Wire:
     """Exchanges with one server, one at a time. A lost connection is replaced at the next one."""
@@ -101,12 +98,14 @@ class _Link(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._received = False  # since the timer was set
         self._spoiled = False
+        self._demotions = connection.demotions
         self._transport = connection.hand_over(self)
 
     @property
     def usable(self) -> bool:
         """Whether the next command can be sent over this connection."""
-        return not (self._spoiled or self._transport.is_closing())
+        demoted = self._demotions != self.connection.demotions
+        return not (self._spoiled or demoted or self._transport.is_closing())
 
     async def exchange(self, commands: bytes, count: int) -> list[Any]:
         """Send commands and return their replies."""
@@ -170,6 +169,8 @@ class _Link(asyncio.Protocol):
 
     def _on_error_reply(self, text: str) -> Exception:
         error: Exception = BaseParser.parse_error(text)  # type: ignore[no-untyped-call]
-        if isinstance(error, _STALE):
+        if isinstance(error, exceptions.ReadOnlyError):
+            self.connection.demoted()
+        elif isinstance(error, exceptions.ConnectionError):  # a lost login, for example
             self._spoiled = True
         return error
