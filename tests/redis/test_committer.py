@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
@@ -23,6 +23,13 @@ from worker.bus.scripts import ScriptCall
 from worker.telemetry.logs import SessionName
 
 FENCE = ("5-0", 1, "nonce")
+
+
+class Limits(NamedTuple):
+    """Limits of the events that a lane keeps."""
+
+    retention_ms: int = 3_600_000
+    max_turns: int = 1_000_000
 
 
 class Bench:
@@ -52,6 +59,7 @@ class Bench:
         snapshot: str = "snap",
         lane: str = "0",
         session: str = "s",
+        limits: Limits = Limits(),  # noqa: B008 - immutable
     ) -> ScriptCall:
         entry_id, delivery_count, nonce = fence
         return scripts.commit.call(
@@ -65,8 +73,8 @@ class Bench:
             trim_before=trim,
             ending="end" if end else "",
             retention_s=60,
-            turns_retention_ms=3_600_000,
-            max_turns=1_000_000,
+            turns_retention_ms=limits.retention_ms,
+            max_turns=limits.max_turns,
             commit_number=number,
             first_seq=first,
             events=[part for event in events for part in ("turn.update", event, "")],
@@ -140,6 +148,50 @@ async def test_commit_trims_committed_audio(bench: Bench) -> None:
     await bench.run(bench.commit(2, ["a"], trim="20-0"))
     rows: Any = await bench.redis.xrange(audio)
     assert [entry for entry, _ in rows] == [b"20-0", b"30-0"]
+
+
+NODE_ENTRIES = 100
+"""Maximum number of entries of a stream's node. Redis trims events by whole nodes."""
+
+ON_EACH_LIMIT = pytest.mark.parametrize(
+    ("limits", "age_ms", "kept"),
+    [(Limits(retention_ms=60_000), 3_600_000, 0), (Limits(max_turns=100), 0, 100)],
+    ids=["age", "number"],
+)
+"""Limits, the age of 1,000 events, and how many of them are within the limits."""
+
+
+async def _publish(bench: Bench, number: int, age_ms: int) -> None:
+    seconds, _ = await bench.redis.time()
+    async with bench.redis.pipeline(transaction=False) as pipe:
+        for sequence in range(number):
+            entry_id = f"{seconds * 1000 - age_ms}-{sequence}"
+            pipe.xadd(bench.keys.turns("0"), {"event": "earlier"}, id=entry_id)
+        await pipe.execute()
+
+
+@ON_EACH_LIMIT
+async def test_eighth_event_trims_the_lane(
+    bench: Bench, limits: Limits, age_ms: int, kept: int
+) -> None:
+    await _publish(bench, 1_000, age_ms)
+    assert await bench.run(bench.commit(2, [*"abcdef"], limits=limits)) == ("ok", 7)
+    assert len(await bench.published()) == 1_006
+    assert await bench.run(bench.commit(8, [*"gh"], limits=limits, number=2)) == ("ok", 9)
+    published = await bench.published()
+    assert published[-8:] == [*"abcdefgh"]
+    assert len(published) <= kept + 2 * NODE_ENTRIES
+
+
+@ON_EACH_LIMIT
+async def test_end_of_a_session_trims_the_lane(
+    bench: Bench, limits: Limits, age_ms: int, kept: int
+) -> None:
+    await _publish(bench, 1_000, age_ms)
+    assert await bench.run(bench.commit(2, ["a"], limits=limits, end=True)) == ("ok", 2)
+    published = await bench.published()
+    assert published[-1] == "a"
+    assert len(published) <= kept + 2 * NODE_ENTRIES
 
 
 @contract_of(scripts.commit)

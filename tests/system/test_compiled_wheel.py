@@ -15,6 +15,7 @@ from tests.system.deploy.container import need_compiler
 TESTS = (
     *("tests/unit/core", "tests/unit/session", "tests/unit/stt"),
     *("tests/redis/test_audio_reader.py", "tests/redis/test_committer.py", "tests/simulation"),
+    "tests/e2e/test_session_path.py",
 )
 
 ON_SOURCES = ("tests/unit/core/test_picture.py",)
@@ -80,4 +81,4 @@ def test_compiled_core_passes_its_tests(python: Path, tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     skipped = [f"--ignore={path}" for path in ON_SOURCES]
-    _run(python, "-m", "pytest", "-q", "-n", "2", *skipped, *TESTS, cwd=tmp_path)
+    _run(python, "-m", "pytest", "-q", *skipped, *TESTS, cwd=tmp_path)

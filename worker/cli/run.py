@@ -19,7 +19,6 @@ from worker.settings import Settings, api_key, check_worker_id, load
 from worker.telemetry import logs
 from worker.telemetry.metrics import WorkerGauges, samples
 from worker.telemetry.otlp import MetricPush, metric_push
-from worker.telemetry.prometheus import render
 from worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -74,9 +73,7 @@ async def _serve(settings: Settings, key: str, push: MetricPush | None) -> int:
     async with AsyncExitStack() as stack:
         if settings.admin is not None:
             await stack.enter_async_context(
-                serve_admin(
-                    settings.admin, lambda: worker.readiness, lambda: render(samples(meter))
-                )
+                serve_admin(settings.admin, lambda: worker.readiness, partial(_metrics, meter))
             )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_handle_signals, worker, settings, tasks)
@@ -90,6 +87,16 @@ async def _serve(settings: Settings, key: str, push: MetricPush | None) -> int:
             # All sessions are released. Another signal during the exit must not change the code 0.
             signal.signal(number, signal.SIG_IGN)
     return 0
+
+
+def _metrics(meter: WorkerGauges) -> bytes:
+    """Return the metrics as Prometheus text.
+
+    The first scrape imports the Prometheus client: it takes 15 ms, which a start does not wait for.
+    """
+    from worker.telemetry.prometheus import render
+
+    return render(samples(meter))
 
 
 async def _handle_signals(worker: Worker, settings: Settings, tasks: TaskGroup) -> None:
