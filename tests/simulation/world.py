@@ -168,8 +168,9 @@ class _Bus:
             if seq == len(self.events) + 1:
                 self.events.append(event)
         self.snapshot = named["snapshot"]
-        trimmed = bisect_left(self._orders, stream_ids.order(named["trim_before"]))
-        del self._orders[:trimmed], self._entries[:trimmed]
+        if named["trim_before"]:
+            trimmed = bisect_left(self._orders, stream_ids.order(named["trim_before"]))
+            del self._orders[:trimmed], self._entries[:trimmed]
         if named["ending"]:
             self.ended.set()
         return "ok", len(self.events)

@@ -41,6 +41,7 @@ class EventPublisher:
         "_run",
         "_session",
         "_stats",
+        "_trimmed_before",
         "built_at",
         "fenced_reason",
         "lane",
@@ -88,6 +89,7 @@ class EventPublisher:
         self._acknowledged = seq
         self._in_flight: int | None = None  # events in the commit under way
         self._commits = 0
+        self._trimmed_before = ""  # as of the last commit
         self.built_at = float("-inf")
         """Time at which the last commit was built, on the monotonic clock."""
         self._dirty = False
@@ -176,12 +178,14 @@ class EventPublisher:
         self._in_flight = len(self._pending)
         self._commits += 1
         payload = self._build_checkpoint()
+        trimmed_before, self._trimmed_before = self._trimmed_before, payload.trim_before
         return self._commit_calls.call(
             commit_number=self._commits,
             first_seq=self._acknowledged + 1,
             ending="end" if self._ending else "",
             snapshot=payload.checkpoint,
-            trim_before=payload.trim_before,
+            # Inside a turn nothing new is committed: Redis need not trim again.
+            trim_before="" if payload.trim_before == trimmed_before else payload.trim_before,
             events=self._payloads,
         )
 
