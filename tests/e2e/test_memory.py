@@ -38,7 +38,7 @@ async def test_ended_session_is_freed_without_collection(harness: Harness) -> No
         parts = [
             weakref.ref(part)
             for session in worker.running
-            for part in (session, session._sender, session._publisher, session._connection)
+            for part in (session, session._sender, session._ingest, session._connection)
         ]
         assert all(part() is not None for part in parts)
         for name in names:

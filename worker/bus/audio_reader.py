@@ -168,6 +168,9 @@ class AudioReader:
     async def run(self) -> None:
         """Read until cancelled."""
         try:
+            if self._wires is not None:
+                # Not at the first session: the machine may be short of descriptors by then.
+                await self._health.retry(self._wires.connect)
             async with anyio.create_task_group() as tasks:
                 while True:
                     await self._poll(tasks)

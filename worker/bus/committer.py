@@ -67,14 +67,19 @@ class Committer:
         server = None
         if isinstance(self._redis, ClusterClient):
             server = self._redis.cached_address(f"{{{session.lane}}}")
+        self._batcher(server).add(session)
+
+    def _batcher(self, server: Address | None) -> "_CommitBatcher":
         if server not in self._batchers:
             self._batchers[server] = _CommitBatcher(self._redis, self._health)
             self._wake.set()
-        self._batchers[server].add(session)
+        return self._batchers[server]
 
     async def run(self) -> None:
         """Send commits until cancelled."""
         sending: set[Address | None] = set()
+        if not isinstance(self._redis, ClusterClient):
+            self._batcher(None)
         async with anyio.create_task_group() as tasks:
             while True:
                 self._wake = anyio.Event()
@@ -103,6 +108,8 @@ class _CommitBatcher:
     async def run(self) -> None:
         """Send until cancelled."""
         try:
+            if self._wire is not None:
+                await self._health.retry(self._wire.connect)
             while True:
                 while self._dirty or self._unanswered:
                     began = time.monotonic()

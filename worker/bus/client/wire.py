@@ -27,15 +27,17 @@ class Wire:
         self._redis = redis
         self._link: _Link | None = None
 
+    async def connect(self) -> None:
+        """Connect before the first exchange. Raises what `exchange` raises."""
+        await self._usable_link()
+
     async def exchange(self, commands: bytes, count: int) -> list[Any]:
         """Send `count` packed commands, and return their replies and errors in order.
 
         Raises redis-py's ConnectionError or TimeoutError, or an OSError, if not all have a reply.
         The server may have run some of them.
         """
-        link = self._link
-        if link is None or not link.usable:
-            link = await self._connect()
+        link = await self._usable_link()
         try:
             return await link.exchange(commands, count)
         finally:
@@ -48,7 +50,9 @@ class Wire:
         if link is not None:
             link.connection.abort()
 
-    async def _connect(self) -> "_Link":
+    async def _usable_link(self) -> "_Link":
+        if self._link is not None and self._link.usable:
+            return self._link
         self.close()
         connection: BusConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         try:
@@ -67,6 +71,12 @@ class Wires:
         self._redis = redis
         self._idle: list[Wire] = []
         self._free = anyio.Semaphore(MAX_WIRES, fast_acquire=True)
+
+    async def connect(self) -> None:
+        """Connect one wire before the first exchange. Raises what `Wire.connect` raises."""
+        wire = Wire(self._redis)
+        await wire.connect()
+        self._idle.append(wire)
 
     async def exchange(self, commands: bytes, count: int) -> list[Any]:
         """Send packed commands over an idle wire, and return their replies as `Wire` does."""
