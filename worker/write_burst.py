@@ -9,6 +9,10 @@ from types import TracebackType
 from typing import Protocol
 
 
+MAX_HELD_FRAMES = 128
+"""Maximum number of held frames: the replies after an outage hold thousands of chunks."""
+
+
 class HeldWriter(Protocol):
     """A socket as the burst sees it."""
 
@@ -44,6 +48,15 @@ class WriteBurst:
         """Write what is held, also after an error, and hold nothing more."""
         self.write()
         self.held = None
+
+    def hold(self, socket: HeldWriter, frame: bytes) -> bool:
+        """Hold a frame of this socket; return False outside of the block."""
+        if self.held is None:
+            return False
+        self.held.append((socket, frame))
+        if len(self.held) >= MAX_HELD_FRAMES:
+            self.write()
+        return True
 
     def write(self) -> None:
         """Write what is held."""

@@ -10,7 +10,7 @@ from websockets.uri import parse_uri
 
 from worker.stt.frames import LenientProtocol
 from worker.stt.websocket import WebSocketClient
-from worker.write_burst import WriteBurst
+from worker.write_burst import MAX_HELD_FRAMES, WriteBurst
 
 Log = list[tuple[str, bytes]]
 
@@ -59,6 +59,16 @@ def test_frames_are_written_at_end_of_burst() -> None:
     assert log == [("a", b"1"), ("a", b"2"), ("b", b"3"), ("a", b"4")]
     a.send_binary(b"5")
     assert log[4:] == [("a", b"5")]
+
+
+def test_burst_holds_a_limited_number_of_frames() -> None:
+    burst, log = WriteBurst(), Log()
+    socket, _ = _connect("a", burst, log)
+    with burst:
+        for number in range(MAX_HELD_FRAMES + 3):
+            socket.send_binary(b"%d" % number)
+        assert len(log) == MAX_HELD_FRAMES
+    assert log == [("a", b"%d" % number) for number in range(MAX_HELD_FRAMES + 3)]
 
 
 def test_other_frames_are_written_after_held_ones() -> None:

@@ -159,11 +159,9 @@ class WebSocketClient(asyncio.Protocol):
         It is dropped if the socket is closed (`listen` then raises).
         """
         if self.open and self._transport is not None:
-            held = self._burst.held
-            if held is None:
-                self._transport.write(_audio.binary(data))
-            else:
-                held.append((self, _audio.binary(data)))
+            frame = _audio.binary(data)
+            if not self._burst.hold(self, frame):
+                self._transport.write(frame)
 
     def write_held(self, frame: bytes) -> None:
         """Write a frame that the burst held. A failure drops the connection."""
