@@ -195,32 +195,6 @@ async def test_crash_of_one_session_affects_no_other(
     assert str(bad.fault) == "crashed"
 
 
-async def test_one_reply_is_delivered_in_one_write_burst(
-    redis: Redis, as_worker: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The burst ends with the reply, also if a session crashes in it."""
-    reader = AudioReader(as_worker, RedisHealth())
-    bursts: list[object] = []
-
-    def crash(entries: Entries, now: float) -> None:
-        bursts.append(reader.write_burst.held)
-        raise ZeroDivisionError("a fault put in by the test")
-
-    for listener in listeners[1::2]:
-        monkeypatch.setattr(listener, "feed", crash)
-        await redis.xadd(listener.audio_key, {"audio": "a"})
-        reader.add(listener)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(reader.run)
-        for listener in listeners[1::2]:
-            await listener.changed.wait()
-        assert reader.write_burst.held is None
-        tasks.cancel_scope.cancel()
-    assert len(bursts) == 2
-    assert bursts[0] is bursts[1]
-    assert bursts[0] is not None
-
-
 @pytest.mark.parametrize("listeners", [40], indirect=True)
 async def test_due_session_is_read_once_it_wants_audio(
     redis: Redis, as_worker: Redis, listeners: list[Listener]

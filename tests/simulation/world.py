@@ -51,7 +51,6 @@ from worker.stt.websocket import WebSocketClient
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
-from worker.write_burst import WriteBurst
 
 FaultKind = Literal["cut", "outage", "kill", "stop", "partition", "redis"]
 """Fault:
@@ -190,8 +189,6 @@ class _Worker:
         return asyncio.get_running_loop()
 
     # as `AudioReader`
-
-    write_burst = WriteBurst()
 
     def add(self, session: Session) -> None: ...
 
@@ -411,7 +408,7 @@ class _World:
         self.bus.append(self.wall, fields)
 
     async def _open(
-        self, endpoint: Endpoint, settings: StreamSettings, _defect: object, _burst: object
+        self, endpoint: Endpoint, settings: StreamSettings, _defect: object
     ) -> TurnsStream:
         await anyio.sleep(self.rng.uniform(0.005, 0.05))
         if self._provider_away:

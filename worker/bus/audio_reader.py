@@ -21,7 +21,6 @@ from worker.bus.client.connection import READ_BLOCK_MS, RedisHealth, is_outage
 from worker.bus.client.wire import Wires
 from worker.core.polling import ClockOffset, PollQueue, PollSchedule
 from worker.telemetry.logs import SessionName
-from worker.write_burst import WriteBurst
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +136,6 @@ class AudioReader:
         self._lanes: dict[str, LaneState] = {}
         self._awaited: set[str] = set()
         self._round_over = anyio.Event()
-        self.write_burst = WriteBurst()
-        """Holds the audio that the entries of one reply cause, for all sessions."""
 
     def lane(self, name: str) -> LaneState:
         """Return the state of a lane."""
@@ -302,8 +299,7 @@ class AudioReader:
                 self._polls.put(sessions[0])
             return
         reads = zip(sessions, rewinds, strict=True)
-        with self.write_burst:
-            self._deliver_reply(lane, reads, dict(reply or ()), began, count)
+        self._deliver_reply(lane, reads, dict(reply or ()), began, count)
 
     async def _exchange(self, command: tuple[Any, ...]) -> Any:  # noqa: ANN401 - as in the client
         """Return the reply to XREAD, as hiredis parses it; `command` lacks only its name."""

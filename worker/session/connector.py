@@ -151,10 +151,7 @@ class Connector:
             began = time.monotonic()
             with self._publisher.trace.connecting(settings.model) as span:
                 stream = await open_stream(
-                    context.endpoint,
-                    settings,
-                    self._reports.report_unreadable,
-                    context.reader.write_burst,
+                    context.endpoint, settings, self._reports.report_unreadable
                 )
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         context.credentials.accepted()

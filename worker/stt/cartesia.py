@@ -36,7 +36,6 @@ from worker.network import SHORTAGE_ERRNOS
 from worker.stt.messages import read_message
 from worker.stt.proxy import Proxy
 from worker.stt.websocket import SocketClosed, WebSocketClient, open_socket
-from worker.write_burst import WriteBurst
 
 PROVIDER = "cartesia"
 OPEN_TIMEOUT_S = 10.0
@@ -180,21 +179,16 @@ class TurnsStream:
 
 
 async def open_stream(
-    endpoint: Endpoint,
-    settings: StreamSettings,
-    note_defect: NoteDefect = lambda _: None,
-    burst: WriteBurst | None = None,
+    endpoint: Endpoint, settings: StreamSettings, note_defect: NoteDefect = lambda _: None
 ) -> TurnsStream:
     """Connect and wait for `connected`.
 
-    `note_defect` is called for each message of the stream that is not fully readable. While `burst`
-    holds frames, it holds the audio of this stream. Raises an `SttError` if the provider rejects
-    the upgrade or sends an error instead of `connected`.
+    `note_defect` is called for each message of the stream that is not fully readable. Raises an
+    `SttError` if the provider rejects the upgrade or sends an error instead of `connected`.
     """
     headers = {"X-API-Key": endpoint.key, "Cartesia-Version": endpoint.version}
     with _connect_errors(endpoint), anyio.fail_after(OPEN_TIMEOUT_S):
-        url = f"{endpoint.url}?{settings.query()}"
-        socket = await open_socket(url, headers, endpoint.proxy, burst)
+        socket = await open_socket(f"{endpoint.url}?{settings.query()}", headers, endpoint.proxy)
         stream = TurnsStream(socket, endpoint, note_defect)
         try:
             await stream.wait_connected()

@@ -7,7 +7,6 @@ received.
 """
 
 import asyncio
-import logging
 import ssl
 import time
 from collections import deque
@@ -32,9 +31,6 @@ from worker.stt.frames import (
     split_texts,
 )
 from worker.stt.proxy import Proxy
-from worker.write_burst import WriteBurst
-
-log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 8.0
 """Timeout for the name lookup and the TCP connect; the caller's timeout also covers TLS and the
@@ -73,11 +69,9 @@ class WebSocketClient(asyncio.Protocol):
         self,
         protocol: LenientProtocol,
         headers: Mapping[str, str],
-        burst: WriteBurst | None = None,
     ) -> None:
         self._protocol = protocol
         self._headers = headers
-        self._burst = burst or WriteBurst()
         self._transport: asyncio.Transport | None = None
         # Messages that are not handled yet: text, defect and arrival time of each.
         self._messages: deque[tuple[bytes, str, float]] = deque()
@@ -154,23 +148,9 @@ class WebSocketClient(asyncio.Protocol):
     # -- for the session
 
     def send_binary(self, data: bytes) -> None:
-        """Send audio now, or at the end of a burst that holds frames.
-
-        It is dropped if the socket is closed (`listen` then raises).
-        """
+        """Send audio now; it is dropped if the socket is closed (`listen` then raises)."""
         if self.open and self._transport is not None:
-            frame = _audio.binary(data)
-            if not self._burst.hold(self, frame):
-                self._transport.write(frame)
-
-    def write_held(self, frame: bytes) -> None:
-        """Write a frame that the burst held. A failure drops the connection."""
-        try:
-            if self._transport is not None and not self._lost:
-                self._transport.write(frame)
-        except Exception:  # an internal error must not drop the audio of other sockets
-            log.exception("internal error while writing, dropping the connection")
-            self.abort("internal error while writing")
+            self._transport.write(_audio.binary(data))
 
     def send_text(self, text: str) -> None:
         """Send a command now."""
@@ -342,7 +322,6 @@ class WebSocketClient(asyncio.Protocol):
     def _flush(self) -> None:
         if self._transport is None:
             return
-        self._burst.write()  # audio that was sent before
         for data in self._protocol.data_to_send():
             if data:
                 self._transport.write(data)
@@ -370,7 +349,6 @@ async def open_socket(
     url: str,
     headers: Mapping[str, str],
     proxy: Proxy | None = None,
-    burst: WriteBurst | None = None,
 ) -> WebSocketClient:
     """Connect, upgrade, and return the open socket.
 
@@ -378,7 +356,7 @@ async def open_socket(
     caller sets the timeout; on cancellation nothing stays open.
     """
     uri = parse_uri(url)
-    socket = WebSocketClient(LenientProtocol(uri, max_size=None), headers, burst)
+    socket = WebSocketClient(LenientProtocol(uri, max_size=None), headers)
     try:
         if proxy is None:
             connected = await connect_tcp(uri.host, uri.port, CONNECT_TIMEOUT_S, session_socket)
