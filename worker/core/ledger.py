@@ -5,7 +5,7 @@ byte in the stream. Published events cover everything before the committed posit
 trimmed. A new socket or a new owner reads everything after it again, with the same decisions.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
 
 from schemas.audio import AudioEntry
@@ -26,7 +26,7 @@ class Ledger:
         """Position up to which published events cover the audio."""
         self.committed_bytes = state.committed_bytes
         """The committed position, as bytes of the session."""
-        self._committed_sequences = OrderedDict(_sequences(state))
+        self._committed_sequences = dict(_sequences(state))
         self._sequences = self._committed_sequences.copy()
         self._segments: deque[Segment] = deque()
         self._reported = state.announced
@@ -167,9 +167,10 @@ def _sequences(state: LedgerState) -> Iterator[tuple[str, Sequence]]:
         yield src, known if known and fits else sequence.restored(last_seq)
 
 
-def _remember(sequences: OrderedDict[str, Sequence], src: str, counted: Sequence) -> None:
-    sequences[src] = counted
+def _remember(sequences: dict[str, Sequence], src: str, counted: Sequence) -> None:
+    """Remember the count of a producer; the producers are in the order of their last entries."""
     if len(sequences) > 1:
-        sequences.move_to_end(src)
-        while len(sequences) > MAX_PRODUCERS:
-            sequences.popitem(last=False)
+        sequences.pop(src, None)
+    sequences[src] = counted
+    while len(sequences) > MAX_PRODUCERS:
+        del sequences[next(iter(sequences))]

@@ -84,9 +84,9 @@ class AudioSender:
     @property
     def has_room(self) -> bool:
         """Whether more audio should be read."""
-        return self._buffered_bytes < BUFFER_MS * self._bytes_per_ms and (
-            self._stream is None or self._stream.socket.blocked_since is None
-        )
+        if self._buffer and self._buffered_bytes >= BUFFER_MS * self._bytes_per_ms:
+            return False
+        return self._stream is None or self._stream.socket.blocked_since is None
 
     @property
     def is_drained(self) -> bool:
