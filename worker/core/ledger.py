@@ -7,6 +7,7 @@ trimmed. A new socket or a new owner reads everything after it again, with the s
 
 from collections import deque
 from collections.abc import Iterator
+from zlib import crc32
 
 from schemas.audio import AudioEntry
 from worker.core import sequence, stream_ids
@@ -28,6 +29,11 @@ class Ledger:
         """The committed position, as bytes of the session."""
         self._committed_sequences = dict(_sequences(state))
         self._sequences = self._committed_sequences.copy()
+        # The entries that follow the last one that `admit` counted: of one producer, one by one.
+        self._following_src = ""
+        self._followed: Sequence | None = None
+        self._following = 0
+        self._following_print = 0
         self._segments: deque[Segment] = deque()
         self._reported = state.announced
         self.end = state.end
@@ -60,6 +66,7 @@ class Ledger:
         """Go back to the committed position: entries after it will be read again."""
         self._segments.clear()
         self._sequences = self._committed_sequences.copy()
+        self._followed, self._following = None, 0
         self.read_bytes = self.committed_bytes
 
     def admit(self, entry_id: str, entry: AudioEntry) -> Admitted:
@@ -72,6 +79,7 @@ class Ledger:
             return Admitted()
         counted, missing, doubt, before = None, 0, None, 0
         if entry.seq is not None:
+            self._count_following()
             known = self._sequences.get(entry.src)
             decided = sequence.take(known, entry.seq, entry.audio)
             if isinstance(decided, sequence.Repeat):
@@ -80,6 +88,7 @@ class Ledger:
             if doubt is not None and known is not None:
                 before = known.last_seq
             _remember(self._sequences, entry.src, counted)
+            self._following_src, self._followed = entry.src, counted
         audio = entry.audio
         start = self.read_bytes
         if entry_id == self.committed.entry_id:
@@ -94,17 +103,28 @@ class Ledger:
 
         The caller has admitted at least one entry since the last rewind, and no `end`.
         """
-        counted = None
+        fingerprint = None
         if seq is not None:
-            known = self._sequences.get(src)
-            counted = None if known is None else sequence.following(known, seq, audio)
-            if counted is None:
+            followed, after = self._followed, self._following
+            if (
+                followed is None
+                or src != self._following_src
+                or not sequence.follows(followed, after, seq)
+            ):
                 return False
-            _remember(self._sequences, src, counted)
+            fingerprint = self._following_print = crc32(audio)
+            self._following = after + 1
         start, size = self.read_bytes, len(audio)
-        self._segments.append(Segment(entry_id, start, size, src, counted))
+        self._segments.append(Segment(entry_id, start, size, src, fingerprint))
         self.read_bytes = start + size
         return True
+
+    def _count_following(self) -> None:
+        """Add the entries that `admit_next` admitted to the count of their producer."""
+        if self._followed is not None and self._following:
+            counted = sequence.advanced(self._followed, self._following, self._following_print)
+            _remember(self._sequences, self._following_src, counted)
+        self._followed, self._following = None, 0
 
     def mark_reported(self, entry_id: str) -> bool:
         """Mark this entry as reported; return whether it was not reported before."""
@@ -127,16 +147,28 @@ class Ledger:
         if position <= self.committed_bytes:
             return False
         segments, whole = self._segments, None
+        following, src, last_print = 0, "", 0
         while segments and segments[0].start + segments[0].size <= position:
             whole = segments.popleft()
-            if whole.sequence is not None:
-                _remember(self._committed_sequences, whole.src, whole.sequence)
+            counted = whole.sequence
+            if isinstance(counted, int):
+                following, src, last_print = following + 1, whole.src, counted
+            elif counted is not None:
+                self._commit_following(src, following, last_print)
+                following = 0
+                _remember(self._committed_sequences, whole.src, counted)
+        self._commit_following(src, following, last_print)
         if segments and segments[0].start < position:
             self.committed = Position(segments[0].entry_id, position - segments[0].start)
         elif whole is not None:
             self.committed = Position(stream_ids.successor(whole.entry_id))
         self.committed_bytes = position
         return True
+
+    def _commit_following(self, src: str, entries: int, last_print: int) -> None:
+        if entries:
+            counted = sequence.advanced(self._committed_sequences[src], entries, last_print)
+            _remember(self._committed_sequences, src, counted)
 
     @property
     def oldest(self) -> str | None:

@@ -71,8 +71,11 @@ class Segment(msgspec.Struct, frozen=True):
     start: int
     size: int
     src: str = ""
-    sequence: Sequence | None = None
-    """The count of `src` with this entry; None without a `seq`."""
+    sequence: Sequence | int | None = None
+    """The count of `src` with this entry; None without a `seq`.
+
+    Of an entry that follows the last one of the same `src`, only the fingerprint of its audio.
+    """
 
     @property
     def end(self) -> int:

@@ -70,9 +70,8 @@ def take(sequence: Sequence | None, seq: int, audio: bytes) -> Taken | Repeat:
     """Decide whether the next entry of the stream is new or a repeat."""
     if sequence is None:
         return Taken(_begun(seq, audio, shift=0, ring=None))
-    counted = following(sequence, seq, audio)
-    if counted is not None:
-        return Taken(counted)
+    if follows(sequence, 0, seq):
+        return Taken(advanced(sequence, 1, crc32(audio)))
     number, ring = _unwrapped(sequence, seq, audio)
     if _was_taken(sequence, number):
         same = _same_audio(sequence, number, audio)
@@ -82,32 +81,37 @@ def take(sequence: Sequence | None, seq: int, audio: bytes) -> Taken | Repeat:
     return _new(sequence, number, seq, audio, ring)
 
 
-def following(sequence: Sequence, seq: int, audio: bytes) -> Sequence | None:
-    """Return the count with the entry that follows the last one; None if `take` has to decide.
+def follows(sequence: Sequence, after: int, seq: int) -> bool:
+    """Return whether `seq` is the next one, `after` such entries; `take` decides if it is not.
 
-    This is the usual case, for every chunk.
+    This is the usual case, for every chunk. `advanced` returns the count.
     """
-    runs, number, ring = sequence.runs, seq + sequence.shift, sequence.ring
-    if (
-        number != sequence.last + 1
-        or len(runs) != 2
-        or (ring is not None and not ring[0] <= seq <= ring[1])
-        or _prints_on(sequence)
-    ):
-        return None
-    low = max(runs[0], number - REPEAT_REACH + 1)
-    if sequence.printed_to is not None and sequence.printed_to >= low:
-        return Sequence(
-            number,
-            (low, number),
-            crc32(audio),
-            sequence.prints,
-            sequence.first,
-            sequence.printed_to,
-            sequence.shift,
-            ring,
-        )
-    return Sequence(number, (low, number), crc32(audio), shift=sequence.shift, ring=ring)
+    ring = sequence.ring
+    return (
+        seq + sequence.shift == sequence.last + after + 1
+        and len(sequence.runs) == 2
+        and (ring is None or ring[0] <= seq <= ring[1])
+        and not _prints_on(sequence)
+    )
+
+
+def advanced(sequence: Sequence, entries: int, last_print: int) -> Sequence:
+    """Return the count with `entries` more that follow; `last_print` is of the last one's audio."""
+    number = sequence.last + entries
+    low = max(sequence.runs[0], number - REPEAT_REACH + 1)
+    shift, ring, printed_to = sequence.shift, sequence.ring, sequence.printed_to
+    if printed_to is None or printed_to < low:
+        return Sequence(number, (low, number), last_print, shift=shift, ring=ring)
+    return Sequence(
+        number,
+        (low, number),
+        last_print,
+        sequence.prints,
+        sequence.first,
+        printed_to,
+        shift,
+        ring,
+    )
 
 
 def _new(

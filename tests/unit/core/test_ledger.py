@@ -154,6 +154,10 @@ class Appended(NamedTuple):
     missing: int
 
 
+NEXT = 10**6
+"""Stands for the number that follows the producer's last one."""
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """A producer appends anything; readers come and go; every byte is marked by its position."""
 
@@ -174,16 +178,20 @@ class LedgerMachine(RuleBasedStateMachine):
         after = stream_ids.order(self.ledger.read_after)
         self.unread = [one for one in self.stream if stream_ids.order(one.entry_id) > after]
         self.received = bytearray()
+        self.admitted = False
         self.received_from = self.ledger.committed_bytes
 
     @rule(
         size=st.integers(0, 9),
-        seq=st.none() | st.integers(0, 6),
+        seq=st.none() | st.integers(0, 6) | st.just(NEXT),
         src=st.sampled_from(["", "a", "b"]),
         end=st.sampled_from([False] * 25 + [True]),
         ms=st.integers(0, 1),
     )
     def append(self, size: int, seq: int | None, src: str, end: bool, ms: int) -> None:
+        if seq == NEXT:
+            known = self.sequences.get(src)
+            seq = None if known is None else known.last_seq + 1
         entry = AudioEntry(
             audio=bytes((len(self.truth) + at) % 251 for at in range(size)),
             seq=seq,
@@ -214,7 +222,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 5))
     def read(self, count: int) -> None:
         for one in self.unread[:count]:
+            entry = one.entry
+            plain = entry.audio and not entry.end and self.ledger.end is None and self.admitted
+            if plain and self.ledger.admit_next(one.entry_id, entry.audio, entry.src, entry.seq):
+                assert (one.new, one.missing, one.repeated) == (True, 0, False)
+                self.received += entry.audio
+                continue
             admission = self.ledger.admit(one.entry_id, one.entry)
+            self.admitted = self.admitted or bool(admission.audio)
             settled = max(0, self.ledger.committed_bytes - one.start) if one.new else 0
             assert admission.audio == (one.entry.audio[settled:] if one.new else b"")
             assert (admission.missing, admission.repeated) == (one.missing, one.repeated)
