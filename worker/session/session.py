@@ -122,7 +122,7 @@ class Session:
         # Values at the time the last socket opened.
         self._committed_at_connect = state.ledger.committed_bytes
         self._reached_sent = state.lateness.sent_until
-        self._wake = anyio.Event()
+        self._wake: anyio.Event | None = None  # while the session's task waits for work
         self._phase_since = time.monotonic()
         self._outage_since: float | None = None  # start of the outage, until a socket works
         self._outage_published = False
@@ -227,7 +227,7 @@ class Session:
                         self.drain(now)
             case Action.HOLD:
                 self._ingest.accept(entries, now, live=False)
-                self._wake.set()
+                self._wake_up()
 
     def drain(self, now: float) -> None:
         """Send what pacing allows; flush after the last audio."""
@@ -243,7 +243,7 @@ class Session:
     def on_unreadable_key(self, error: ResponseError) -> None:
         """Record that the audio key does not hold a stream."""
         self._unreadable = str(error)
-        self._wake.set()
+        self._wake_up()
 
     def is_due(self, now: float) -> bool:
         """Whether deadlines have to be checked now."""
@@ -263,7 +263,7 @@ class Session:
             case Action.CHECK_OUTAGE:
                 self._check_outage(now)
             case Action.CHECK_IDLE if self._is_idle:
-                self._wake.set()
+                self._wake_up()
 
     # -- the session's task
 
@@ -307,8 +307,9 @@ class Session:
         """Wait until there is audio, or until the session is over."""
         self._request_read()
         while not self._has_work:
-            await self._wake.wait()
             self._wake = anyio.Event()
+            await self._wake.wait()
+            self._wake = None
             if self._is_idle and not self._has_work:
                 self._receiver.end_turn_early()
                 self._end(Input.IDLE, "idle")
@@ -489,6 +490,11 @@ class Session:
     def _committed_more(self) -> bool:
         """Whether audio was committed since the last socket opened."""
         return self._ledger.committed_bytes > self._committed_at_connect
+
+    def _wake_up(self) -> None:
+        """Make the session's task look for work, if it waits for some."""
+        if self._wake is not None:
+            self._wake.set()
 
     def _request_read(self) -> None:
         """Make the reader poll this session at once."""

@@ -9,7 +9,6 @@ received.
 import asyncio
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import NoReturn, cast
@@ -74,7 +73,7 @@ class WebSocketClient(asyncio.Protocol):
         self._headers = headers
         self._transport: asyncio.Transport | None = None
         # Messages that are not handled yet: text, defect and arrival time of each.
-        self._messages: deque[tuple[bytes, str, float]] = deque()
+        self._messages: list[tuple[bytes, str, float]] = []
         self._handle: DataHandler | None = None
         self._failure: Exception | None = None  # raised by the handler
         self._partial: list[bytes] = []
@@ -174,7 +173,7 @@ class WebSocketClient(asyncio.Protocol):
             if self._ended:
                 raise self._closed()
             await self._wait()
-        data, defect, _ = self._messages.popleft()
+        data, defect, _ = self._messages.pop(0)
         return data, defect
 
     async def listen(self, handle: DataHandler) -> NoReturn:
@@ -271,7 +270,7 @@ class WebSocketClient(asyncio.Protocol):
         """
         messages = self._messages
         while messages and self._handle is not None:
-            data, defect, received_at = messages.popleft()
+            data, defect, received_at = messages.pop(0)
             try:
                 self._handle(data, defect, received_at, len(messages))
             except Exception as error:  # noqa: BLE001 - `listen` raises it
