@@ -153,7 +153,7 @@ class _Run:
             chunks=chunks,
             begun=begun,
             events=sum(first.at_ms <= at < last.at_ms for at in self._appended_ms),
-            latencies_ms=list(self._latencies_ms(first, last)),
+            latencies=list(self._latencies(first, last)),
             delays=(
                 delays_before.until(delays_after)
                 if delays_before and delays_after
@@ -189,12 +189,12 @@ class _Run:
             progress.detail(f"{self._producer.live} sessions, {math.ceil(left + then)} s")
             await anyio.sleep(min(left, _POLL_S))
 
-    def _latencies_ms(self, first: Sample, last: Sample) -> Iterator[int]:
-        """Yield the latency of each word that was shown between the two samples."""
+    def _latencies(self, first: Sample, last: Sample) -> Iterator[tuple[int, int]]:
+        """Yield when each word was shown between the two samples, and its latency, in ms."""
         for session in self._producer.sessions:
             for word, at_ms in self._checkers[session.name].updated_ms.items():
                 if first.at_ms <= at_ms < last.at_ms:
-                    yield at_ms - session.spoken_ms(self._speech.last_chunk(word))
+                    yield at_ms, at_ms - session.spoken_ms(self._speech.last_chunk(word))
 
     def _results(self) -> Iterator[WordResult]:
         for session in self._producer.sessions:

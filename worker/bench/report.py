@@ -86,6 +86,8 @@ class LoadRun(msgspec.Struct, frozen=True, kw_only=True):
     """Slope of `worker_rss`, by least squares."""
     latency_ms: Quantiles
     """Latency from the append of a word's last chunk to the append of its `turn.update`."""
+    latency_tenths_ms: tuple[Quantiles, ...]
+    """The same in each tenth of the window: it must not drift in a long run."""
     delays: WorkerLatencies
     """The worker's two parts of that latency, from its metrics."""
     slots_late: float
@@ -127,7 +129,7 @@ def run_of(
     chunks: int,
     begun: int,
     events: int,
-    latencies_ms: Sequence[float],
+    latencies: Sequence[tuple[int, int]],
     delays: WorkerLatencies,
     slots_late_ms: Sequence[float],
     verdict: WordResult,
@@ -136,9 +138,14 @@ def run_of(
     """Compute the measurements of a run.
 
     `before` was read before the first session. `samples` and all counts are of the measured
-    window; the verdict is of the whole run.
+    window; the verdict is of the whole run. `latencies` are the time of each word, in milliseconds,
+    and its latency.
     """
     last = samples[-1]
+    began_ms, tenth_ms = samples[0].at_ms, (last.at_ms - samples[0].at_ms) / 10
+    tenths: list[list[int]] = [[] for _ in range(10)]
+    for at_ms, latency_ms in latencies:
+        tenths[min(9, int((at_ms - began_ms) / max(tenth_ms, 1)))].append(latency_ms)
     used = last.since(samples[0])
     per_chunk = {name: cpu_s * 1e6 / max(1, chunks) for name, cpu_s in used.cpu_s.items()}
     late = sum(ms > SLOT_MS for ms in slots_late_ms)
@@ -152,7 +159,8 @@ def run_of(
         worker_rss=tuple(sample.rss["worker"] for sample in samples),
         begun=begun,
         growth_kib_per_min=slope([(at.at / 60, at.rss["worker"] / 1024) for at in samples]),
-        latency_ms=quantiles(latencies_ms),
+        latency_ms=quantiles([latency_ms for _, latency_ms in latencies]),
+        latency_tenths_ms=tuple(map(quantiles, tenths)),
         delays=delays,
         slots_late=late / max(1, len(slots_late_ms)),
         slot_latest_ms=max(slots_late_ms, default=0.0),
@@ -208,6 +216,8 @@ MEASURES: Final = (
     Measure("latency_p90_ms", "        p90", lambda run: run.latency_ms.p90, "ms"),
     Measure("latency_p99_ms", "        p99", lambda run: run.latency_ms.p99, "ms"),
     Measure("latency_max_ms", "        max", lambda run: run.latency_ms.max, "ms"),
+    Measure("first_p99_ms", "        first tenth, p99", lambda run: run.latency_tenths_ms[0].p99),
+    Measure("last_p99_ms", "        last tenth, p99", lambda run: run.latency_tenths_ms[-1].p99),
     Measure("sent_p50_ms", "chunk sent p50 (7)", lambda run: run.delays.sent.p50, "ms"),
     Measure("sent_p99_ms", "           p99", lambda run: run.delays.sent.p99, "ms"),
     Measure("appended_p50_ms", "event appended p50", lambda run: run.delays.appended.p50, "ms"),

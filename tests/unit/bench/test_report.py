@@ -50,7 +50,7 @@ def run(
         chunks=10_000,
         begun=50,
         events=4_000,
-        latencies_ms=[3, 1, 2],
+        latencies=[(5_000, 3), (5_999, 1), (14_999, 2)],
         delays=WorkerLatencies(WorkerLatency(10, 20), WorkerLatency(3, 5)),
         slots_late_ms=[late_ms] * 1_000,
         verdict=verdict or WordResult(words=10),
@@ -75,6 +75,9 @@ def test_report_computes_measures_of_run() -> None:
     assert got.growth_kib_per_min == pytest.approx(6 * 1024)
     assert got.kib_per_begun == pytest.approx(20.48)
     assert (got.latency_ms.count, got.latency_ms.p50, got.latency_ms.max) == (3, 2, 3)
+    tenths = [tenth.count for tenth in got.latency_tenths_ms]
+    assert tenths == [2, *[0] * 8, 1]
+    assert got.latency_tenths_ms[0].max == 3
     assert got.machine_busy == pytest.approx(0.5)
     assert got.others_busy == pytest.approx(0.3)
     assert got.slots_late == 0
@@ -89,7 +92,7 @@ def test_report_of_empty_run_divides_by_no_zero() -> None:
         chunks=0,
         begun=0,
         events=0,
-        latencies_ms=[],
+        latencies=[],
         delays=WorkerLatencies(),
         slots_late_ms=[],
         verdict=WordResult(),
