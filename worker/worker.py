@@ -300,10 +300,10 @@ class Worker:
             if self._draining and self._redis_problem is not None:
                 self._waiting.cancel()  # do not wait for Redis when draining
             for session in self.running:
-                if not session.is_due(now):
-                    continue
                 if session.fenced_reason is not None:
                     self.running.cancel(session.ownership.fence.entry_id)
+                    continue
+                if not session.is_due(now):
                     continue
                 try:
                     session.tick(now)

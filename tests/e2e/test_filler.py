@@ -63,6 +63,31 @@ async def test_stopped_producer_gets_filler(harness: Harness) -> None:
         await _finish(harness, synthesize_words([2], PCM16))
 
 
+SPOKEN: dict[str, bytes | str] = {
+    "audio": synthesize_words([0, 1], PCM16),
+    "seq": "1",
+    "src": "p",
+}
+
+
+@pytest.mark.parametrize("fields", [SPOKEN, {"note": "no audio"}], ids=["repeat", "empty"])
+async def test_entries_without_new_audio_delay_no_filler(
+    harness: Harness, fields: dict[str, bytes | str]
+) -> None:
+    async def append_often() -> None:
+        while True:
+            await anyio.sleep(0.2)
+            await harness.append("call-1", **fields)
+
+    async with harness.worker(), anyio.create_task_group() as tasks:
+        await harness.announce("call-1")
+        await harness.append("call-1", **SPOKEN)
+        tasks.start_soon(append_often)
+        with anyio.fail_after(30):
+            await harness.until("call-1", TurnEnd)
+        tasks.cancel_scope.cancel()
+
+
 async def test_filler_in_every_encoding(harness: Harness) -> None:
     async with harness.worker():
         for encoding in Encoding:

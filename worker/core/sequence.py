@@ -90,6 +90,7 @@ def follows(sequence: Sequence, after: int, seq: int) -> bool:
     return (
         seq + sequence.shift == sequence.last + after + 1
         and len(sequence.runs) == 2
+        and sequence.runs[1] == sequence.last
         and (ring is None or ring[0] <= seq <= ring[1])
         and not _prints_on(sequence)
     )

@@ -122,8 +122,8 @@ class Connection:
     def tick(self, now: float) -> None:
         """Check every deadline; called about ten times a second."""
         self._receiver.release_update(now)
-        audio_flows = now - self._ingest.last_entry_at < CHECK_INTERVAL_S
-        if audio_flows and now < self._next_check_at:
+        entries_arrive = now - self._ingest.last_entry_at < CHECK_INTERVAL_S
+        if entries_arrive and now < self._next_check_at:
             return  # the other checks can wait
         self._next_check_at = now + CHECK_INTERVAL_S
         self._check_socket(now)
@@ -135,13 +135,13 @@ class Connection:
                 self._receiver.flush_failed()
                 self.stream.socket.abort(f"not flushed within {FLUSH_TIMEOUT_S:g} s")
         elif self._receiver.inside_turn:
-            if not audio_flows:
-                self._sender.send_filler(
-                    now, self._ingest.up_since, self._ingest.poll_schedule.last_polled_at
-                )
+            # Also while entries arrive: they may hold no new audio.
+            self._sender.send_filler(
+                now, self._ingest.up_since, self._ingest.poll_schedule.last_polled_at
+            )
             self._check_turn()
         elif (
-            not audio_flows
+            not entries_arrive
             and self._sender.is_drained
             and self._ingest.producer_idle_s(self._since) > self._context.settings.park_s
         ):
@@ -181,9 +181,12 @@ class Connection:
         return False
 
     def _on_message(
-        self, message: cartesia.ServerMessage, received_at: float, waiting: int
+        self, message: cartesia.ServerMessage | None, received_at: float, waiting: int
     ) -> None:
-        """Handle a message; the socket calls this when it arrives, outside the session's task."""
+        """Handle a message, None if it is unreadable.
+
+        The socket calls this when it arrives, outside the session's task.
+        """
         try:
             self._handle(message, received_at, waiting)
         except SttError:
@@ -196,11 +199,15 @@ class Connection:
             # `anyio.current_time` may need a task.
             self._grace.deadline = asyncio.get_running_loop().time() + FLUSH_ERROR_GRACE_S
 
-    def _handle(self, message: cartesia.ServerMessage, received_at: float, waiting: int) -> None:
+    def _handle(
+        self, message: cartesia.ServerMessage | None, received_at: float, waiting: int
+    ) -> None:
         arrival = self._sender.send_log.moment(received_at)
         begins = isinstance(message, cartesia.TurnStart)
         self._receiver.on_message(arrival, waiting, begins=begins)
         match message:
+            case None:
+                return
             case cartesia.Error():
                 self._on_error(message)
             case cartesia.UnknownMessage():

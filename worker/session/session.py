@@ -148,8 +148,6 @@ class Session:
     @property
     def wants_audio(self) -> bool:
         """Whether the reader should read audio for this session now."""
-        if self._ingest.steady and not self._unreadable:  # live, and the end is not reached
-            return self._sender.has_room
         if self._ingest.end_reached or self._unreadable:
             return False
         match self._lifecycle.phase:

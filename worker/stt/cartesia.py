@@ -42,9 +42,9 @@ OPEN_TIMEOUT_S = 10.0
 """Timeout from the first packet to `connected`."""
 NoteDefect = Callable[[str], None]
 """Callback with the defect of a message that is not fully readable."""
-MessageHandler = Callable[[cartesia.ServerMessage, float, int], None]
-"""Handles one message, with its arrival time and the number of messages that arrived with it and
-follow."""
+MessageHandler = Callable[[cartesia.ServerMessage | None, float, int], None]
+"""Handles one message, None if its type is not readable. The other arguments are its arrival time,
+and the number of messages that arrived with it and follow."""
 _TRUST = "name your own authority's file as SSL_CERT_FILE"
 
 
@@ -116,18 +116,17 @@ class TurnsStream:
     async def listen(self, handle: MessageHandler) -> None:
         """Pass each message to `handle`, until the provider closes with 1000 or without a code.
 
-        The socket calls `handle` when a message arrives. Unreadable messages are skipped; of
-        damaged ones the readable part is passed. Raises what `handle` raises, the `SttError` for a
+        The socket calls `handle` when a message arrives. Of damaged messages the readable part is
+        passed. Raises what `handle` raises, the `SttError` for a
         close code, and those for errors that the session's input did not cause: provider failures,
         the key, the credit, the plan.
         """
 
         def on_data(data: bytes, defect: str, received_at: float, waiting: int) -> None:
             message, defect = self._read(data, defect)
-            if message is not None:
-                if isinstance(message, cartesia.Error):
-                    _raise_unless_about_input(message, defect)
-                handle(message, received_at, waiting)
+            if isinstance(message, cartesia.Error):
+                _raise_unless_about_input(message, defect)
+            handle(message, received_at, waiting)
 
         try:
             await self.socket.listen(on_data)

@@ -56,6 +56,10 @@ TABLE: dict[str, tuple[list[Entry], Row[Outcome]]] = {
     "repeat at once": ([(7, b"a1"), (7, b"a1"), (8, b"b1")], [0, "repeat", 0]),
     "buffer again": ([*[(n, _audio(n)) for n in range(9)]] * 2, [*[0] * 9, *["repeat"] * 9]),
     "late entry": (_fresh([1, 2, 4, 3, 5]), [0, 0, 1, Doubt.BACK, 0]),
+    "late entry, then a repeat": (
+        [*[(n, _audio(n)) for n in (1, 2, 3, 4, 5, 6, 8, 7)], (8, _audio(8)), (9, _audio(9))],
+        [*[0] * 6, 1, Doubt.BACK, "repeat", 0],
+    ),
     "16 bits": (_fresh([65_534, 65_535, 0, 1]), [0, 0, 0, 0]),
     "16 bits with a gap": (_fresh([65_533, 1, 2]), [0, 3, 0]),
     "32 bits": (_fresh([2**32 - 1, 0, 1]), [0, 0, 0]),

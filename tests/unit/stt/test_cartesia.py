@@ -113,10 +113,10 @@ async def refusal(service: Endpoint, settings: StreamSettings = PHONE) -> SttErr
 
 async def conversation(stream: TurnsStream) -> list[cartesia.ServerMessage]:
     """Return all messages until the provider closes on request."""
-    messages: list[cartesia.ServerMessage] = []
+    messages: list[cartesia.ServerMessage | None] = []
     with anyio.fail_after(PATIENCE_S):
         await stream.listen(lambda message, _at, _waiting: messages.append(message))
-    return messages
+    return [message for message in messages if message is not None]
 
 
 class _Enough(Exception):  # noqa: N818 - not an error
@@ -127,9 +127,10 @@ async def receive(stream: TurnsStream) -> cartesia.ServerMessage | None:
     """Return the next message; None if the provider closes instead. Later ones wait."""
     messages: list[cartesia.ServerMessage] = []
 
-    def handle(message: cartesia.ServerMessage, _received_at: float, _waiting: int) -> None:
-        messages.append(message)
-        raise _Enough
+    def handle(message: cartesia.ServerMessage | None, _at: float, _waiting: int) -> None:
+        if message is not None:
+            messages.append(message)
+            raise _Enough
 
     with suppress(_Enough):
         await stream.listen(handle)
