@@ -240,6 +240,27 @@ async def test_later_session_of_the_same_key_replaces_the_first(
     assert first.received == []
 
 
+@pytest.mark.parametrize("listeners", [40], indirect=True)
+async def test_restarted_reader_polls_every_session(
+    redis: Redis, as_worker: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An internal error ends all reads; their sessions are not in the queue then."""
+    reader = AudioReader(as_worker, RedisHealth())
+    for listener in listeners:
+        reader.add(listener)
+    with monkeypatch.context() as patch:
+        patch.setattr(AudioReader, "_exchange", None)
+        with pytest.raises(ExceptionGroup):
+            await reader.run()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(reader.run)
+        for listener in listeners:
+            await redis.xadd(listener.audio_key, {"audio": "a"})
+        for listener in listeners:
+            await listener.until([b"a"])
+        tasks.cancel_scope.cancel()
+
+
 @ON_CLUSTER_TOO
 @pytest.mark.parametrize("listeners", [300], indirect=True)
 async def test_reads_in_flight_keep_each_sessions_order(

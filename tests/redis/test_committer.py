@@ -18,6 +18,7 @@ from tests.support.harness import ON_CLUSTER_TOO
 from worker.bus import scripts
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import RedisHealth, connect
+from worker.bus.client.wire import Wire
 from worker.bus.committer import CRASHED, Committer
 from worker.bus.scripts import ScriptCall
 from worker.telemetry.logs import SessionName
@@ -230,6 +231,29 @@ class Source:
     def abort(self, why: str) -> None:
         self.answers.append((why, 0))
         self.answered.set()
+
+
+async def test_committer_replaces_readers_after_a_demotion(bench: Bench) -> None:
+    """A wire that reconnected before the address of the master changed reads from a replica."""
+    async with GuardedRedis.start() as server, connect(server.url) as redis:
+        reads, source = Wire(redis), Source(bench.commit(2, ["a"]))
+        committer = Committer(redis, RedisHealth())
+        await redis.replicaof("127.0.0.1", 1)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(committer.run)
+            committer.submit(source)
+            with anyio.fail_after(30):
+                while not committer._health.outage:
+                    await anyio.sleep(0.01)
+                await reads.connect()  # to the same server as before
+                link = reads._link
+                assert link is not None
+                await redis.replicaof("NO", "ONE")
+                await source.answered.wait()
+                while link.usable:
+                    await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+        reads.close()
 
 
 @ON_CLUSTER_TOO

@@ -247,7 +247,7 @@ async def test_wire_over_tls(tmp_path: Path, redis_7_binary: Path) -> None:
 async def test_wires_exchange_at_the_same_time(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_WIRES", 3)
+    monkeypatch.setattr(module, "MAX_WIRES", 4)
     wires = Wires(redis)
     done: list[int] = []
 

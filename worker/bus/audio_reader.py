@@ -164,6 +164,8 @@ class AudioReader:
 
     async def run(self) -> None:
         """Read until cancelled."""
+        for session in self._sessions.values():
+            self._polls.put(session)  # an internal error may have ended their reads
         try:
             if self._wires is not None:
                 # Not at the first session: the machine may be short of descriptors by then.

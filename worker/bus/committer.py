@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import anyio
 from hiredis import pack_command
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from worker.bus import scripts
 from worker.bus.client.cluster import Address, ClusterClient
@@ -96,6 +97,7 @@ class _CommitBatcher:
         self._redis = redis
         self._health = health
         self._wire = None if isinstance(redis, ClusterClient) else Wire(redis)
+        self._was_read_only = False  # whether the last batch met a server that is no master
         self._dirty: dict[CommitSource, None] = {}
         self._unanswered: dict[CommitSource, ScriptCall] = {}
         self._wake = anyio.Event()
@@ -142,6 +144,11 @@ class _CommitBatcher:
         """Send all unanswered commits once, and deliver the replies."""
         batch = [*self._unanswered.items()]
         replies = await self._exchange([commit for _, commit in batch])
+        read_only = any(isinstance(reply, ReadOnlyError) for reply in replies)
+        if self._was_read_only and not read_only and self._wire is not None:
+            # Its name leads to the master again. Wires that reconnected before may be elsewhere.
+            self._wire.replace_all()
+        self._was_read_only = read_only
         unknown = False
         outage: RedisError | None = None
         for (session, _), reply in zip(batch, replies, strict=True):
@@ -156,10 +163,22 @@ class _CommitBatcher:
                 del self._unanswered[session]
                 _deliver_result(session, reply)
         if unknown:
-            await scripts.commit.load(self._redis)
+            await self._load_script()
+        if isinstance(outage, RedisConnectionError | ReadOnlyError):
+            raise outage  # it is the whole server's
         if outage is not None:
             self._health.failed(outage)
             await anyio.sleep(0.2)
+
+    async def _load_script(self) -> None:
+        """Load the script into the server that lacks it: an address may lead to another one."""
+        if self._wire is None:
+            await scripts.commit.load(self._redis)
+            return
+        command: tuple[Any, ...] = ("SCRIPT", "LOAD", scripts.commit.text)
+        (reply,) = await self._wire.exchange(pack_command(command), 1)
+        if isinstance(reply, RedisError):
+            raise reply
 
     async def _exchange(self, commits: Sequence[ScriptCall]) -> list[Any]:
         """Send commits, and return the reply or the error of each."""

@@ -81,21 +81,23 @@ class PollQueue(Generic[P]):
 
     def put(self, stream: P) -> None:
         """Queue a stream for `next_at` of its schedule. A stream has one place in the queue."""
+        self.remove(stream)
         schedule = stream.poll_schedule
-        slots = self._slots
-        before = slots.get(schedule.slot)
-        if before is not None:
-            before.pop(stream, None)
         schedule.slot = number = int(schedule.next_at * SLOTS_PER_S)
-        slot = slots.get(number)
+        slot = self._slots.get(number)
         if slot is None:
-            slots[number] = {stream: None}
+            self._slots[number] = {stream: None}
         else:
             slot[stream] = None
 
     def remove(self, stream: P) -> None:
         """Forget a stream."""
-        self._slots.get(stream.poll_schedule.slot, {}).pop(stream, None)
+        number = stream.poll_schedule.slot
+        slot = self._slots.get(number)
+        if slot is not None:
+            slot.pop(stream, None)
+            if not slot:
+                del self._slots[number]
 
     def take_due(self, now: float) -> list[P]:
         """Remove and return the streams whose next poll is due."""

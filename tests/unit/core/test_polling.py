@@ -141,6 +141,19 @@ def test_stream_is_taken_once_however_often_it_is_put() -> None:
     assert queue.take_due(6.0) == []
 
 
+def test_queue_without_a_take_does_not_grow() -> None:
+    """With few streams the reader looks at all of them, not at the queue."""
+    queue, streams = PollQueue[_Stream](), [_Stream(0.0) for _ in range(3)]
+    for number in range(1_000):
+        for stream in streams:
+            stream.poll_schedule.next_at = number / 10
+            queue.put(stream)
+    assert len(queue._slots) == 1
+    for stream in streams:
+        queue.remove(stream)
+    assert not queue._slots
+
+
 def test_overdue_streams_are_taken_in_the_order_put() -> None:
     queue, streams = PollQueue[_Stream](), [_Stream(0.0) for _ in range(5)]
     for stream in streams:

@@ -44,6 +44,11 @@ class Wire:
             if not link.usable:
                 self.close()
 
+    def replace_all(self) -> None:
+        """Replace the connections of all wires of this client before their next exchange."""
+        if self._link is not None:
+            self._link.connection.demoted()
+
     def close(self) -> None:
         """Close the connection at once."""
         link, self._link = self._link, None
@@ -55,9 +60,10 @@ class Wire:
             return self._link
         self.close()
         connection: BusConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        demotions = connection.demotions
         try:
             await connection.connect()
-            self._link = link = _Link(connection)
+            self._link = link = _Link(connection, demotions)
         except BaseException:
             connection.abort()
             raise
@@ -70,13 +76,13 @@ class Wires:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._idle: list[Wire] = []
-        self._free = anyio.Semaphore(MAX_WIRES, fast_acquire=True)
+        self._free = anyio.Semaphore(MAX_WIRES - 1, fast_acquire=True)  # one is for commits
 
     async def connect(self) -> None:
         """Connect one wire before the first exchange. Raises what `Wire.connect` raises."""
-        wire = Wire(self._redis)
-        await wire.connect()
-        self._idle.append(wire)
+        if not self._idle:
+            self._idle.append(Wire(self._redis))
+        await self._idle[-1].connect()
 
     async def exchange(self, commands: bytes, count: int) -> list[Any]:
         """Send packed commands over an idle wire, and return their replies as `Wire` does."""
@@ -96,7 +102,8 @@ class Wires:
 class _Link(asyncio.Protocol):
     """One connection, from its login to its loss."""
 
-    def __init__(self, connection: BusConnection) -> None:
+    def __init__(self, connection: BusConnection, demotions: int) -> None:
+        """`demotions` is the connection's number before it connected."""
         self.connection = connection
         self._timeout_s = connection.socket_timeout
         self._reader = Reader(
@@ -108,7 +115,7 @@ class _Link(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._received = False  # since the timer was set
         self._spoiled = False
-        self._demotions = connection.demotions
+        self._demotions = demotions
         self._transport = connection.hand_over(self)
 
     @property
