@@ -120,3 +120,20 @@ async def test_parked_session_requests_no_socket(
         events = (await harness.until_ended("call-1"))["call-1"]
     assert words(events) == [1]
     assert len(stt.connections) == 1
+
+
+async def test_flushing_session_wants_no_audio(harness: Harness, stt: TurnsServer) -> None:
+    """Until the flush is over, the reader would read the same entries again and again."""
+    stt.faults.set("half-open@flush,count=1")
+    async with harness.worker(park_s=1.0) as worker:
+        await harness.announce("call-1")
+        await harness.play("call-1", synthesize_silence(600, PCM16), end=False)
+        await eventually(lambda: _phases(worker) == ["flushing"], "a session that flushes")
+        (session,) = worker.running
+        await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0, end=False)
+        assert not session.wants_audio
+        stt.cut_all()
+        await harness.append("call-1", end="1")
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1]
