@@ -152,12 +152,9 @@ class _CommitBatcher:
         unknown = False
         outage: RedisError | None = None
         for (session, _), reply in zip(batch, replies, strict=True):
-            if not isinstance(reply, RedisError):
-                del self._unanswered[session]
-                _deliver_result(session, reply)
-            elif isinstance(reply, NoScriptError):
+            if isinstance(reply, NoScriptError):
                 unknown = True
-            elif is_outage(reply):
+            elif isinstance(reply, RedisError) and is_outage(reply):
                 outage = reply
             else:
                 del self._unanswered[session]

@@ -57,11 +57,9 @@ class Pacer:
 
     def take(self, now: float, ms: float) -> bool:
         """Spend `ms` milliseconds if that much may be sent now; return whether it may."""
-        if self._speed == 0:
-            return True
         if ms > self.allowance_ms(now):
             return False
-        self._tokens -= ms
+        self.spend(ms)
         return True
 
     def spend(self, ms: float) -> None:

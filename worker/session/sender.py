@@ -158,7 +158,7 @@ class AudioSender:
             return False
         self.chunk_ms = ms
         self._busy_at = now
-        self._filled_since, self._filled_ms = None, 0
+        self._stop_filling()
         self._levels.add(audio)
         self._send_bytes(stream, audio, now, own=size)
         return True

@@ -64,11 +64,7 @@ class SocketClosed(Exception):  # noqa: N818 - internal to worker.stt
 class WebSocketClient(asyncio.Protocol):
     """One open WebSocket; made by `open_socket`."""
 
-    def __init__(
-        self,
-        protocol: LenientProtocol,
-        headers: Mapping[str, str],
-    ) -> None:
+    def __init__(self, protocol: LenientProtocol, headers: Mapping[str, str]) -> None:
         self._protocol = protocol
         self._headers = headers
         self._transport: asyncio.Transport | None = None
@@ -345,9 +341,7 @@ def _tls() -> ssl.SSLContext:
 
 
 async def open_socket(
-    url: str,
-    headers: Mapping[str, str],
-    proxy: Proxy | None = None,
+    url: str, headers: Mapping[str, str], proxy: Proxy | None = None
 ) -> WebSocketClient:
     """Connect, upgrade, and return the open socket.
 
