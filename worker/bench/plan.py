@@ -25,7 +25,7 @@ LATENCY_MS: Final = 150.0
 
 Repeat = Annotated[int, Meta(ge=1, le=100)]
 ChunkMs = Annotated[int, Meta(ge=SLOT_MS, le=300, multiple_of=SLOT_MS)]
-Seconds = Annotated[float, Meta(ge=1, le=3_600)]
+Seconds = Annotated[float, Meta(ge=1, le=14_400)]
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -232,7 +232,9 @@ class LoadProducer(SlotProducer[LoadSession]):
     @property
     def live(self) -> int:
         """Number of sessions that have started and not ended."""
-        return sum(bool(each.appended_ms) and not each.ended for each in self.sessions)
+        return sum(
+            bool(each.appended_ms) and not each.ended for phase in self._phases for each in phase
+        )
 
     @property
     def chunks(self) -> int:
