@@ -112,7 +112,7 @@ def test_ledger_takes_nothing_after_end() -> None:
     ledger = Ledger(2)
     assert ledger.admit("1-0", AudioEntry(audio=b"aa", end=True)) == Admitted(b"aa")
     assert ledger.end == "1-0"
-    assert ledger.admit("1-1", AudioEntry(audio=b"bb", end=True)) == Admitted()
+    assert ledger.admit("1-1", AudioEntry(audio=b"bb", end=True)) == Admitted(after_end=True)
     ledger.rewind()
     assert ledger.admit("1-0", AudioEntry(audio=b"aa", end=True)) == Admitted(b"aa")
     assert Ledger(2, _round_trip(ledger.state)).end == "1-0"
