@@ -19,6 +19,7 @@ MAX_FIELDS = 1_000
 """Maximum fields of a session entry, including ignored ones: workers may have to rewrite it."""
 
 MAX_METADATA_BYTES = 4 * 1024
+MAX_MARK_BYTES = 4 * 1024
 MAX_NESTING = 32
 """Maximum levels of JSON: the event that echoes it must pass the limits of all consumers."""
 
@@ -90,17 +91,26 @@ class SessionEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     keyterms: Annotated[tuple[str, ...], Meta(max_length=MAX_KEYTERMS)] = ()
     config: TurnConfig = TurnConfig()
     metadata: dict[str, Any] = {}
+    group: SessionId | None = None
+    """Legs of one call have the same group; every event of the session carries it."""
     traceparent: Annotated[str, Meta(max_length=128)] | None = None
     tracestate: Annotated[str, Meta(max_length=1_024)] | None = None
 
 
 class AudioEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One append to a session's audio stream; at least one of audio, config and end."""
+    """One append to a session's audio stream; at least one of audio, config, mark, turn_end, end.
+
+    In one entry, `config` applies before the audio; `mark`, `turn_end` and `end` come after it.
+    """
 
     audio: bytes = b""
     seq: int | None = None
     src: Annotated[str, Meta(max_length=MAX_SRC_BYTES)] = ""
     config: TurnConfig | None = None
+    mark: dict[str, Any] | None = None
+    """A JSON object of the producer's, published as `session.mark` at its place in the order."""
+    turn_end: bool = False
+    """Whether the open turn ends here."""
     end: bool = False
 
 
@@ -158,6 +168,11 @@ def session_lane(fields: Fields) -> str | None:
     return _usable(fields.get(b"lane", b"0"), Lane)
 
 
+def session_group(fields: Fields) -> str | None:
+    """Return only the group, if there is a valid one."""
+    return _usable(fields.get(b"group"), SessionId)
+
+
 def decode_audio(fields: Fields) -> AudioEntry:
     """Decode an audio entry's fields.
 
@@ -179,15 +194,16 @@ def parse_audio(fields: Fields) -> tuple[AudioEntry, list[EntryError]]:
     if len(fields) == 1 and 0 < len(audio) <= MAX_AUDIO_BYTES:
         return AudioEntry(audio=audio), []
     raw_config, end = fields.get(b"config"), b"end" in fields
-    if not (audio or raw_config is not None or end):
-        message = "an audio entry needs one of `audio`, `config`, `end`"
+    raw_mark, turn_end = fields.get(b"mark"), b"turn_end" in fields
+    if not (audio or raw_config is not None or raw_mark is not None or turn_end or end):
+        message = "an audio entry needs one of `audio`, `config`, `mark`, `turn_end`, `end`"
         return AudioEntry(), [EntryError("", message, "empty")]
     errors: list[EntryError] = []
     if len(audio) > MAX_AUDIO_BYTES:
         message = f"is over {MAX_AUDIO_BYTES} bytes; append smaller chunks"
         errors.append(EntryError("audio", message, "too_large"))
         audio = b""
-    src, seq, config = "", None, None
+    src, seq, config, mark = "", None, None, None
     try:
         src = _src(fields.get(b"src", b""))
         seq = _seq(fields.get(b"seq"))
@@ -198,7 +214,15 @@ def parse_audio(fields: Fields) -> tuple[AudioEntry, list[EntryError]]:
             config = _config(_json("config", raw_config), strict=True)
     except EntryError as error:
         errors.append(error)
-    return AudioEntry(audio=audio, seq=seq, src=src, config=config, end=end), errors
+    try:
+        if raw_mark is not None:
+            mark = _mark(raw_mark)
+    except EntryError as error:
+        errors.append(error)
+    entry = AudioEntry(
+        audio=audio, seq=seq, src=src, config=config, mark=mark, turn_end=turn_end, end=end
+    )
+    return entry, errors
 
 
 def encode_audio(entry: AudioEntry) -> dict[str, bytes | str]:
@@ -212,6 +236,10 @@ def encode_audio(entry: AudioEntry) -> dict[str, bytes | str]:
         fields["src"] = entry.src
     if entry.config is not None:
         fields["config"] = msgspec.json.encode(entry.config)
+    if entry.mark is not None:
+        fields["mark"] = msgspec.json.encode(entry.mark)
+    if entry.turn_end:
+        fields["turn_end"] = "1"
     if entry.end:
         fields["end"] = "1"
     return fields
@@ -241,6 +269,15 @@ def _seq(raw: bytes | None) -> int | None:
         return msgspec.convert(_text("seq", raw), int, strict=False)
     except msgspec.ValidationError:
         raise EntryError("seq", "is not a whole number") from None
+
+
+def _mark(raw: bytes) -> dict[str, Any]:
+    if len(raw) > MAX_MARK_BYTES:
+        raise EntryError("mark", f"is over {MAX_MARK_BYTES} bytes", "too_large")
+    value = _json("mark", raw)
+    if not isinstance(value, dict):
+        raise EntryError("mark", "must be a JSON object")
+    return value
 
 
 def _json(name: str, raw: bytes) -> Any:  # noqa: ANN401 - JSON of any shape
