@@ -1,9 +1,10 @@
 /** The strip: the last 30 s of sound, turns, the agent, and what happened in between. */
 
 const WINDOW_MS = 30000;
-const ROWS = { labels: 0, sound: 34, turns: 78, agent: 100, height: 116 };
+const ROWS = { sound: 34, turns: 78, agent: 100, height: 116 };
 const LABEL_LINES = 3;
 const LABEL_HEIGHT = 11;
+const LABEL_GAP = 6;
 
 /**
  * @typedef {{at: number, rms: number, sound: boolean}} Level
@@ -87,11 +88,16 @@ export class Timeline {
       }
       if (turn.endedAt) bar("agent", turn.endedAt, this.#turns[index + 1]?.startedAt ?? now, ROWS.agent, 6);
     });
-    this.#markers.forEach(({ at, kind, label }, index) => {
-      const line = (index % LABEL_LINES) * LABEL_HEIGHT;
-      bar(kind, at, at, label ? line : ROWS.sound, ROWS.height);
-      context.fillText(label, Math.min(x(at) + 3, width - context.measureText(label).width), line);
-    });
+    // Where the labels of each line end: a label takes the first line that is free.
+    const ends = new Array(LABEL_LINES).fill(-Infinity);
+    for (const { at, kind, label } of this.#markers) {
+      const size = context.measureText(label).width;
+      const left = Math.min(x(at) + 3, width - size);
+      const line = Math.max(0, ends.findIndex((end) => end < left));
+      bar(kind, at, at, label ? line * LABEL_HEIGHT : ROWS.sound, ROWS.height);
+      context.fillText(label, left, line * LABEL_HEIGHT);
+      if (label) ends[line] = left + size + LABEL_GAP;
+    }
   }
 }
 

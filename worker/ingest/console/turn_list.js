@@ -63,7 +63,7 @@ function part(item, name) {
 
 /** @param {import("./turns.js").Turn} turn */
 function latency(turn) {
-  const parts = [`socket ${turn.connection}`];
+  const parts = [`socket ${turn.connections.join(", then ")}`];
   if (turn.firstWordMs !== null) parts.push(`first word after ${seconds(turn.firstWordMs)}`);
   if (turn.resumes) parts.push(`resumed ${turn.resumes}x`);
   if (turn.endMs !== null) parts.push(`turn.end ${seconds(turn.endMs)} after the last sound`);

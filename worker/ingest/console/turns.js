@@ -26,7 +26,7 @@
  * @property {string} text
  * @property {number} startedAt time of `turn.start`
  * @property {number} onsetAt time of the first sound of the turn
- * @property {number} connection socket that the turn started on
+ * @property {number[]} connections sockets that its events came from, in order
  * @property {{from: number, to: number | null}[]} pauses from each `turn.eager_end` to what followed
  * @property {number} resumes
  * @property {number | null} endedAt
@@ -116,6 +116,7 @@ export class Conversation {
     if (event.type === "session.started") this.worker = event.worker;
     if (event.turn === undefined) return { turn: null, notes };
     const turn = this.#turnOf(event, now, sound);
+    if (turn.connections.at(-1) !== event.connection) turn.connections.push(event.connection);
     APPLY[event.type]?.(turn, event, now, sound);
     return { turn, notes };
   }
@@ -142,7 +143,7 @@ export class Conversation {
       text: "",
       startedAt: now,
       onsetAt: Math.max(sound.beganAt ?? now, previousEnd),
-      connection: event.connection,
+      connections: [],
       pauses: [],
       resumes: 0,
       endedAt: null,
