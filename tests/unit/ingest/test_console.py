@@ -12,7 +12,7 @@ import pytest
 CONSOLE = Path(str(resources.files("worker.ingest"))) / "console"
 FILES = {path.name: path.read_text() for path in sorted(CONSOLE.iterdir())}
 SCRIPTS = {name: text for name, text in FILES.items() if name.endswith(".js")}
-JS_TESTS = Path(__file__).parent / "console.test.mjs"
+JS_TESTS = sorted(Path(__file__).parent.glob("console_*.test.mjs"))
 VOID = {"meta", "link", "input"}
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"
 
@@ -145,7 +145,8 @@ def test_text_has_the_contrast_of_aa(scheme: int, text: str, ground: str) -> Non
     assert (lighter + 0.05) / (darker + 0.05) >= 4.5
 
 
-def test_modules_compute_right(tmp_path: Path) -> None:
+@pytest.mark.parametrize("test", JS_TESTS, ids=lambda test: test.name)
+def test_modules_pass_their_own_tests(test: Path, tmp_path: Path) -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
@@ -153,6 +154,7 @@ def test_modules_compute_right(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     # Without it, node takes a `.js` file for a CommonJS module.
     (tmp_path / "package.json").write_text('{"type": "module"}')
-    test = Path(shutil.copy(JS_TESTS, tmp_path))
-    run = subprocess.run([node, "--test", test.name], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout
+    shutil.copy(test, tmp_path)
+    command = [node, "--test", test.name]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -31,8 +31,8 @@ export class Call {
   #socket;
   /** @type {(ArrayBuffer | string)[]} */
   #waiting = [];
-  /** Time of the loss; 0 while the call is connected. */
-  #lostAt = 0;
+  /** @type {number | null} time of the loss; null while the call is connected */
+  #lostAt = null;
   #accepted = false;
   #ending = false;
 
@@ -89,7 +89,7 @@ export class Call {
   }
 
   #flush() {
-    if (this.#lostAt || !this.#accepted) return;
+    if (this.#lostAt !== null || !this.#accepted) return;
     for (const message of this.#waiting.splice(0)) this.#socket.send(message);
   }
 
@@ -100,7 +100,7 @@ export class Call {
     }
     [this.#session] = message.sessions;
     this.#accepted = true;
-    this.#lostAt = 0;
+    this.#lostAt = null;
     this.#listener.opened(message.sessions);
     this.#flush();
   }
@@ -123,7 +123,7 @@ export class Call {
   /** @param {number} code */
   #retry(code) {
     const now = performance.now();
-    if (!this.#lostAt) {
+    if (this.#lostAt === null) {
       this.#lostAt = now;
       this.#listener.reconnecting();
     }

@@ -29,6 +29,9 @@ class Session {
   sentMs = 0;
   startedAt = performance.now();
   live = true;
+  /** Message of the error that ended the session. */
+  #fatal = "";
+  #ending = false;
   /** @type {Call} */
   call;
   /** @type {import("./sources.js").Source | null} */
@@ -67,6 +70,8 @@ class Session {
   }
 
   async end() {
+    if (this.#ending) return;
+    this.#ending = true;
     setStatus("busy", "Ending: the last words are on their way.");
     setLive(false);
     await this.source?.stop();
@@ -77,8 +82,10 @@ class Session {
   #opened(id) {
     if (this.id) note("socket", "the gateway took the call back", "back");
     this.id = id;
-    setStatus("live", "Live: speak.");
-    setLive(true);
+    if (!this.#ending) {
+      setStatus("live", "Live: speak.");
+      setLive(true);
+    }
     showFacts(this);
   }
 
@@ -92,7 +99,7 @@ class Session {
   async #closed({ failed, text }) {
     this.live = false;
     setLive(false);
-    setStatus(failed ? "error" : "idle", text);
+    setStatus(failed || this.#fatal ? "error" : "idle", this.#fatal || text);
     note(failed ? "error" : "ended", text, failed ? "closed" : "");
     await this.source?.stop();
     setBusy(false);
@@ -104,6 +111,8 @@ class Session {
     if (this.check.accept(event)) {
       const { turn, notes } = this.conversation.apply(event, now, this.sound);
       if (event.worker) this.worker = event.worker;
+      if (event.fatal) this.#fatal = `The session failed: ${event.message}`;
+      if (event.type === "session.ended") this.end();
       for (const { kind, text, label } of notes) note(kind, text, label);
       if (turn) {
         element("hint").hidden = true;
@@ -116,6 +125,8 @@ class Session {
 
 /** @type {Session | null} */
 let session = null;
+/** Whether a session is on, or about to start. */
+let busy = false;
 
 /** @param {string} kind @param {string} text */
 function setStatus(kind, text) {
@@ -123,8 +134,9 @@ function setStatus(kind, text) {
   element("status").textContent = text;
 }
 
-/** @param {boolean} busy whether a session is on: no other source can start */
-function setBusy(busy) {
+/** @param {boolean} on */
+function setBusy(on) {
+  busy = on;
   element("microphone").disabled = busy || microphoneMissing() !== "";
   for (const id of ["file", "speed", "session", "token"]) element(id).disabled = busy;
   element("drop").classList.toggle("off", busy);
@@ -174,7 +186,11 @@ function note(kind, text, label) {
  * @param {() => Promise<(session: Session) => import("./sources.js").Source>} prepare
  */
 async function start(wait, prepare) {
-  if (session?.live) return;
+  if (busy) return;
+  if (!element("session").checkValidity()) {
+    setStatus("error", "A session id has up to 128 characters: letters, digits, and . _ : -");
+    return;
+  }
   setBusy(true);
   setStatus("busy", wait);
   try {

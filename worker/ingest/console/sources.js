@@ -42,27 +42,42 @@ export async function openMicrophone(take, lost) {
     throw new SourceError(REFUSALS[error.name] ?? `The microphone did not open: ${error.message}`);
   }
   const { context, input } = connected(stream);
-  await context.audioWorklet.addModule("worklet.js");
+  const release = () => {
+    stream.getTracks().forEach((track) => track.stop());
+    return context.close();
+  };
+  try {
+    await context.audioWorklet.addModule("worklet.js");
+  } catch {
+    await release();
+    throw new SourceError("A part of the page did not load. Is the gateway running?");
+  }
   await context.resume();
-  const options = { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" };
-  const node = new AudioWorkletNode(context, "chunks", options);
+  const node = new AudioWorkletNode(context, "chunks", {
+    numberOfOutputs: 0,
+    channelCount: 1,
+    channelCountMode: "explicit",
+  });
   const flushed = new Promise((resolve) => {
-    node.port.onmessage = ({ data }) => (data ? take(data) : resolve());
+    node.port.onmessage = ({ data }) => (data ? take(data) : resolve(data));
   });
   stream.getAudioTracks()[0].onended = lost;
   input.connect(node);
   const close = async () => {
     node.port.postMessage("flush");
     await flushed;
-    stream.getTracks().forEach((track) => track.stop());
-    await context.close();
+    await release();
   };
   /** @type {Promise<void> | undefined} */
   let closed;
   return { stop: () => (closed ??= close()) };
 }
 
-/** Connect at 16 kHz, or at the device's rate where the browser does not change it (Firefox). */
+/**
+ * Connect at 16 kHz, or at the device's rate where the browser does not change it (Firefox).
+ *
+ * @param {MediaStream} stream
+ */
 function connected(stream) {
   const context = new AudioContext({ sampleRate: SAMPLE_RATE });
   try {

@@ -70,7 +70,11 @@ function latency(turn) {
   return parts.join(" · ");
 }
 
-/** Append what is new in an element of its own, so that it can fade in. */
+/**
+ * Append what is new in an element of its own, so that it can fade in.
+ *
+ * @param {HTMLElement} element @param {string} text
+ */
 function growText(element, text) {
   const shown = element.textContent;
   if (text === shown) return;

@@ -17,6 +17,7 @@
  * @property {number} [missing_ms]
  * @property {string} [code]
  * @property {string} [message]
+ * @property {boolean} [fatal]
  *
  * @typedef {"speaking" | "probably done" | "done"} TurnState
  *

@@ -1,4 +1,4 @@
-// Tests of the pure modules of the console. `test_console.py` copies them beside the page and runs them.
+// Tests of the pure modules. `test_console.py` copies them beside the page and runs them.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
