@@ -138,7 +138,8 @@ test("a loss behind the end is not retried", async () => {
 
 const refusals = [
   ["the gateway's own line", async () => ({ status: 401, text: async () => "token: expired\n" }), /\(401\): token: expired$/],
-  ["advice for another status", async () => ({ status: 426, text: async () => "a WebSocket is needed" }), /Is the gateway running\?/],
+  ["the line about a wrong query", async () => ({ status: 400, text: async () => "session: too long" }), /\(400\): session/],
+  ["advice if only the upgrade is missing", async () => ({ status: 426, text: async () => "a WebSocket is needed" }), /Is the gateway running\?/],
   ["advice without an answer", () => Promise.reject(new TypeError("failed to fetch")), /Is the gateway running\?/],
 ];
 

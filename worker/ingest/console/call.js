@@ -20,6 +20,8 @@ import { SAMPLE_RATE } from "./audio.js";
 const GRACE_MS = 5000;
 const RETRY_MS = 500;
 const CLOSED_BY_GATEWAY = 1001;
+/** Status for a plain request that nothing else is wrong with. */
+const UPGRADE_REQUIRED = 426;
 const FINAL_CODES = { 1008: "The gateway refused a message", 1009: "The gateway found a message too big" };
 const ADVICE = "Is the gateway running? Is the token right and unexpired? Is the session id in use? Its log says which.";
 
@@ -140,7 +142,7 @@ export class Call {
     try {
       const response = await fetch(this.#path(), { cache: "no-store", signal: AbortSignal.timeout(2000) });
       const text = (await response.text()).trim().slice(0, 300);
-      if ([401, 403, 409, 503].includes(response.status)) {
+      if (response.status >= 400 && response.status !== UPGRADE_REQUIRED) {
         return `The gateway refused the call (${response.status}): ${text}`;
       }
     } catch {

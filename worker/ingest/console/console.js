@@ -253,11 +253,15 @@ function showDev(state) {
     `Provider (${state.engine === "speech" ? "local speech recognition" : "scripted words"}): ${state.provider.state}`;
 }
 
-const DID = { kill: "killed", cut: "socket cut", outage: "provider away for 5 s" };
+const DID = {
+  kill: (worker) => `${worker} killed`,
+  cut: (worker) => (worker ? `socket of ${worker} cut` : "socket cut"),
+  outage: () => "provider away for 5 s",
+};
 
 const control = new Control({
   state: showDev,
-  did: (did, worker) => note("kill", `${worker} ${DID[did]}`.trim(), did),
+  did: (did, worker) => note("kill", DID[did](worker), did),
   failed: (message) => note("error", message),
 });
 
