@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from websockets.uri import parse_uri
 
 from schemas.audio import Encoding, SessionEntry, TurnConfig
+from schemas.cartesia import TurnStart, TurnUpdate
 from tests.support.commits import TestPublisher
 from tests.support.virtual_time import Clock
 from worker.bus.audio_reader import AudioReader, Entries
@@ -41,7 +42,14 @@ RATE = 8_000
 class _Path:
     """The audio path of one session, with a socket that records what is sent."""
 
-    def __init__(self, now_ms: int, encoding: Encoding, speed: float, max_lag_s: float) -> None:
+    def __init__(
+        self,
+        now_ms: int,
+        encoding: Encoding,
+        speed: float,
+        max_lag_s: float,
+        update_interval_ms: int = 0,
+    ) -> None:
         entry = SessionEntry(session="s", encoding=encoding, sample_rate=RATE)
         self.stats = Counters()
         self.state = SessionState(entry, Checkpoint(), max_lag_s)
@@ -54,7 +62,7 @@ class _Path:
         self.published = TestPublisher(entry, self.state, self.sender)
         publisher = self.published.publisher
         boundary = TurnBoundaryFinder(self.sender, StallDetector(time.monotonic()), ProviderLag())
-        throttle = UpdateThrottle(0)
+        throttle = UpdateThrottle(update_interval_ms)
         self.receiver = MessageReceiver(self.state, boundary, self.sender, publisher, throttle)
         rejected = SimpleNamespace(put=lambda *_: None)
         context = cast(
@@ -109,7 +117,10 @@ class _Path:
         return {
             "sent": self.sent,
             # Their `audio_ms` shows how much of the same reply was sent before.
-            "events": [each | {"audio_ms": 0} for each in self.published.events()],
+            "events": [
+                each if each["type"] == "session.mark" else each | {"audio_ms": 0}
+                for each in self.published.events()
+            ],
             "ledger": ledger.state,
             "segments": [
                 (segment.entry_id, segment.start, segment.size, segment.src)
@@ -117,7 +128,8 @@ class _Path:
             ],
             "positions": (
                 *(ledger.read_bytes, self.sender.session_bytes, self.sender.socket_bytes),
-                *(self.ingest.cursor, self.ingest.end_reached, self.ingest.cut_short),
+                *(self.ingest.cursor, self.ingest.end_reached),
+                *(self.ingest.cut_short, self.ingest.turn_end_reached),
             ),
             "sender": (self.sender.is_drained, self.sender.has_room, self.sender.chunk_ms),
             "pauses": (self.ingest.last_entry_at, self.ingest.producer_idle_s(time.monotonic())),
@@ -141,8 +153,13 @@ ORDINARY = st.builds(
     st.integers(1, 250),
 )
 SOUND = ORDINARY | st.binary(min_size=1, max_size=700).map(lambda audio: [b"audio", audio])
+SIGNAL = st.sampled_from(
+    [[b"mark", b'{"key":"5"}'], [b"mark", b"{}"], [b"mark", b"5"], [b"turn_end", b"1"]]
+)
 FIELDS = st.one_of(
     *[SOUND] * 3,
+    SIGNAL,
+    st.builds(lambda sound, signal: [*sound, *signal], SOUND, SIGNAL),
     st.builds(lambda sound, extra: [*sound, b"note", extra], SOUND, st.binary(max_size=3)),
     st.sampled_from(
         [
@@ -249,7 +266,7 @@ def test_ordinary_entries_are_treated_as_all_others(
                     1.0 if values == ["early"] and not stream.entries else clock.time() + 4_000,
                     *([b"audio", b"12"], "next", b"a", [0, 1, 2]),
                 )
-            elif step == "read" and not short.ingest.cut_short:
+            elif step == "read" and not short.ingest.awaits_flush:
                 entries = stream.after(short.ingest.cursor, *values)
                 for path in paths:
                     path.ingest.poll_schedule.last_polled_at = clock.now
@@ -302,3 +319,60 @@ def test_ordinary_entries_take_the_short_way(order: tuple[int, ...]) -> None:
             assert sent_at_once == (number >= 5), "the first entries are remembered for repeats"
             path.sender.drain(clock.now)
         assert len(path.sent) == 9
+
+
+def test_held_text_is_published_before_a_mark() -> None:
+    clock = Clock()
+    with patch("time.monotonic", clock.monotonic), patch("time.time", clock.time):
+        path = _Path(int(clock.time() * 1_000), Encoding.PCM_S16LE, 2.0, 5.0, 2_000_000)
+        path.ingest.accept([[b"1-0", [b"audio", bytes(1_600)]]], clock.now, live=True)
+        path.sender.drain(clock.now)
+        arrival = path.sender.send_log.moment(clock.now)
+        for message in (TurnStart(), TurnUpdate(transcript="a"), TurnUpdate(transcript="a b")):
+            path.receiver.on_turn_message(message, arrival)
+        path.ingest.accept([[b"2-0", [b"mark", b"{}"]]], clock.now, live=True)
+        events = path.published.events()
+    kinds = [event["type"] for event in events if event["type"] != "session.error"]
+    assert kinds == ["turn.start", "turn.update", "turn.update", "session.mark"]
+    assert events[-2]["transcript"] == "a b"
+
+
+def test_late_audio_before_a_forced_end_is_announced_before_it() -> None:
+    """Nothing is left to flush: the turn ended where the late audio begins."""
+    clock = Clock()
+    with patch("time.monotonic", clock.monotonic), patch("time.time", clock.time):
+        now_ms = int(clock.time() * 1_000)
+        path = _Path(now_ms, Encoding.PCM_S16LE, 2.0, 5.0)
+        fields = [b"audio", bytes(1_600), b"turn_end", b"1", b"mark", b"{}"]
+        path.ingest.accept([[b"%d-0" % (now_ms - 9_000), fields]], clock.now, live=True)
+        events = path.published.events()
+    assert [event["type"] for event in events] == ["audio.gap", "session.mark"]
+    assert (events[0]["missing_ms"], events[1]["audio_ms"]) == (100, 100)
+    assert not path.ingest.awaits_flush
+
+
+def test_forced_end_stops_the_reading_until_its_turn_is_over() -> None:
+    clock = Clock()
+    with patch("time.monotonic", clock.monotonic), patch("time.time", clock.time):
+        now_ms = int(clock.time() * 1_000)
+        path = _Path(now_ms, Encoding.PCM_S16LE, 0.0, 5.0)
+        forced: Entries = [
+            [b"%d-0" % now_ms, [b"audio", bytes(1_600)]],
+            [b"%d-1" % now_ms, [b"turn_end", b"1"]],
+            [b"%d-2" % now_ms, [b"audio", bytes(800)]],
+        ]
+        path.ingest.accept(forced, clock.now, live=True)
+        assert path.ingest.turn_end_reached
+        assert path.ingest.cursor == forced[1][0].decode()
+        path.sender.drain(clock.now)
+        path.receiver.commit_all_sent("forced")
+        path.lose_socket()
+        path.connect()
+        path.ingest.accept(forced[1:], clock.now, live=True)
+        assert not path.ingest.awaits_flush, "it is fulfilled"
+        path.sender.drain(clock.now)
+        path.receiver.on_turn_message(TurnStart(), path.sender.send_log.moment(clock.now))
+        path.lose_socket()
+        path.connect()
+        path.ingest.accept(forced[1:], clock.now, live=True)
+        assert not path.ingest.awaits_flush, "the open turn began after it"
