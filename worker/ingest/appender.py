@@ -1,0 +1,126 @@
+"""Appends the entries of one session to Redis, in order, through outages.
+
+The first append announces the session, unless its audio stream exists: then the session is live,
+and its producer came back after an outage or a restart.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import MovedError, RedisError, ResponseError, TryAgainError
+
+from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
+from worker.bus.client.cluster import ClusterClient
+from worker.bus.client.connection import RedisHealth, describe, unmoved
+from worker.errors import BusUnavailableError
+from worker.ingest.pipeline import AppendPipeline, Fields
+from worker.telemetry.traces import ProducerSpan
+
+
+class SessionOverError(Exception):
+    """The session takes no more entries. `expected` is false if Redis or its setup is at fault."""
+
+    def __init__(self, message: str, *, expected: bool) -> None:
+        super().__init__(message)
+        self.expected = expected
+
+
+class SessionAppender:
+    """Appends one session's entries.
+
+    A batch whose reply is lost is appended again. Workers drop what repeats a `seq`; `config` and
+    `end` may be repeated.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        pipeline: AppendPipeline,
+        keys: Keys,
+        entry: SessionEntry,
+        health: RedisHealth,
+    ) -> None:
+        self._redis = redis
+        self._pipeline = pipeline
+        self._sessions = keys.sessions
+        self._stream = keys.audio(entry.lane, entry.session)
+        self._entry = entry
+        self._health = health
+        self._announced = False
+        self._exists = False  # whether the audio stream is known to exist
+
+    async def append(self, entries: Sequence[AudioEntry]) -> None:
+        """Append entries, all or none with each attempt; retry during outages.
+
+        Raises `SessionOverError` if the session takes none.
+        """
+        batch: list[Fields] = [dict(encode_audio(entry)) for entry in entries]
+        try:
+            await self._health.retry(lambda: self._attempt(batch))
+        except ResponseError as error:
+            if str(error).startswith("WRONGTYPE"):
+                raise SessionOverError("the session has ended", expected=True) from error
+            raise SessionOverError(describe(error), expected=False) from error
+        except (RedisError, BusUnavailableError) as error:
+            raise SessionOverError(describe(error), expected=False) from error
+
+    async def _attempt(self, batch: list[Fields]) -> None:
+        if not self._announced:
+            self._exists = await self._find_stream()
+            if not self._exists:
+                await self._announce()
+            self._announced = True
+        await self._send(batch)
+        self._exists = True
+
+    async def _announce(self) -> None:
+        span = ProducerSpan(self._entry.session)
+        fields: Fields = dict(encode_session(msgspec.structs.replace(self._entry, **span.fields)))
+        added: Any = None
+        try:
+            added = await unmoved(lambda: self._redis.xadd(self._sessions, fields))
+        finally:
+            span.sent(added.decode() if added else "")
+
+    async def _find_stream(self) -> bool:
+        """Return whether the audio stream exists; raises `SessionOverError` after its end."""
+        kind: Any = await unmoved(lambda: self._redis.type(self._stream))
+        if kind not in (b"stream", b"none"):
+            raise SessionOverError("the session has ended", expected=True)
+        return bool(kind == b"stream")
+
+    async def _send(self, batch: list[Fields]) -> None:
+        # Only the first append may create the stream. Later, a missing stream means that the
+        # session ended or was lost, and no worker would read a new one.
+        if len(batch) == 1:
+            added: list[Any] = [
+                await unmoved(
+                    lambda: self._pipeline.xadd(self._stream, batch[0], nomkstream=self._exists)
+                )
+            ]
+        else:
+            added = await unmoved(lambda: self._send_together(batch))
+        if None in added:
+            raise SessionOverError(
+                "its audio is gone from Redis: it ended some time ago, or Redis lost its data",
+                expected=False,
+            )
+
+    async def _send_together(self, batch: list[Fields]) -> list[Any]:
+        """Append a batch as a transaction: a Redis that gets full must not take a later chunk."""
+        node = self._redis
+        if isinstance(node, ClusterClient):
+            node = await node.node_for(self._stream)
+        try:
+            async with node.pipeline(transaction=True) as pipe:
+                for at, fields in enumerate(batch):
+                    pipe.xadd(self._stream, fields, nomkstream=self._exists or at > 0)
+                added: list[Any] = await pipe.execute()
+        except MovedError as error:
+            if not isinstance(self._redis, ClusterClient):
+                raise
+            self._redis.invalidate_slots()
+            raise TryAgainError(f"the slot of {self._stream} has moved") from error
+        return added
