@@ -9,6 +9,7 @@ import anyio
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -244,17 +245,17 @@ async def test_repeated_append_has_the_same_number(
     calls: Calls, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = 0
-    xadd = AppendPipeline.xadd
+    append = AppendPipeline.append
 
     async def lossy(self: AppendPipeline, *args: Any, **options: Any) -> Any:
         nonlocal losses
-        added = await xadd(self, *args, **options)
+        added = await append(self, *args, **options)
         losses += 1
         if losses % 2:
             raise RedisConnectionError("reset")
         return added
 
-    monkeypatch.setattr(AppendPipeline, "xadd", lossy)
+    monkeypatch.setattr(AppendPipeline, "append", lossy)
     call = calls.open(started("s"))
     call.feed(Audio(chunk(0)))
     await eventually(lambda: bus.entries("s"), "the first chunk")
@@ -332,6 +333,44 @@ async def test_full_redis_takes_all_or_nothing(counters: IngestCounters) -> None
         call.feed(Ended())
         await until_done(calls)
         assert [entry.seq for entry in await bus.entries("s")] == [*range(20), None]
+
+
+async def test_redis_without_replicas_drops_no_batch(counters: IngestCounters) -> None:
+    async with (
+        GuardedRedis.start() as server,
+        connect(server.url) as redis,
+        connect(as_user(server.url, "worker")) as as_worker,
+        Calls(as_worker, Keys(), LIMITS, counters) as calls,
+    ):
+        bus = Bus(redis, Keys())
+        call = calls.open(started("s"))
+        call.feed(Audio(chunk(0)))
+        await has_entries(counters, 1)
+        await redis.config_set("min-replicas-to-write", "1")
+        for at in range(1, 20):
+            call.feed(Audio(chunk(at)))
+        await eventually(lambda: call.over or not calls.redis_up, "the rejected batch")
+        await redis.config_set("min-replicas-to-write", "0")
+        call.feed(Ended())
+        await until_done(calls)
+        assert [entry.seq for entry in await bus.entries("s")] == [*range(20), None]
+
+
+@ON_EACH_BUS
+async def test_session_that_ends_under_a_batch_is_expected(
+    calls: Calls, bus: Bus, counters: IngestCounters, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = calls.open(started("s"))
+    call.feed(Audio(chunk(0)))
+    await has_entries(counters, 1)
+    await bus.redis.delete(bus.keys.audio("0", "s"))
+    await bus.redis.set(bus.keys.audio("0", "s"), b"ended")
+    for at in range(1, 4):
+        call.feed(Audio(chunk(at)))
+        call.feed(Marked({"dtmf": "secret"}))
+    await eventually(lambda: call.over, "the end of the session")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "secret" not in caplog.text
 
 
 async def test_announcement_starts_a_trace(
@@ -552,6 +591,46 @@ async def test_internal_error_ends_one_call_only(
     call.feed(Audio(chunk(0)))
     await eventually(lambda: bus.entries("s"), "the chunk of the other call")
     assert counters.internal_errors == 1
+
+
+async def test_unexpected_error_of_an_append_ends_one_call_only(
+    calls: Calls, bus: Bus, counters: IngestCounters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = Pipeline.execute
+
+    async def fail(self: Pipeline, raise_on_error: bool = True) -> Any:
+        if any(bus.keys.audio("0", "bad") in args for args, _ in self.command_stack):
+            raise ZeroDivisionError
+        return await execute(self, raise_on_error)
+
+    monkeypatch.setattr(Pipeline, "execute", fail)
+    bad, *others = (calls.open(started(name)) for name in ("bad", "s-1", "s-2"))
+    for at in range(2):
+        for call in (bad, *others):
+            call.feed(Audio(chunk(at)))
+    for call in (bad, *others):
+        call.feed(Ended())
+    await until_done(calls)
+    assert counters.calls_ended["internal"] == 1
+    assert counters.calls_ended["ended"] == 2
+    for name in ("s-1", "s-2"):
+        assert [entry.seq for entry in await bus.entries(name)] == [0, 1, None]
+
+
+async def test_call_with_an_internal_error_takes_no_more_audio(
+    calls: Calls, counters: IngestCounters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: AppendPipeline, *args: Any, **options: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(AppendPipeline, "append", fail)
+    call = calls.open(started("s"))
+    call.feed(Audio(chunk(0)))
+    await until_done(calls)
+    call.feed(Audio(chunk(1)))
+    assert call.over
+    assert counters.frames_unused == 1
+    assert counters.calls_ended["internal"] == 1
 
 
 def _then(work: Any, check: Any) -> Any:

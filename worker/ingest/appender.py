@@ -94,33 +94,18 @@ class SessionAppender:
     async def _send(self, batch: list[Fields]) -> None:
         # Only the first append may create the stream. Later, a missing stream means that the
         # session ended or was lost, and no worker would read a new one.
-        if len(batch) == 1:
-            added: list[Any] = [
-                await unmoved(
-                    lambda: self._pipeline.xadd(self._stream, batch[0], nomkstream=self._exists)
-                )
-            ]
-        else:
-            added = await unmoved(lambda: self._send_together(batch))
+        added = await unmoved(lambda: self._append(batch))
         if None in added:
             raise SessionOverError(
                 "its audio is gone from Redis: it ended some time ago, or Redis lost its data",
                 expected=False,
             )
 
-    async def _send_together(self, batch: list[Fields]) -> list[Any]:
-        """Append a batch as a transaction: a Redis that gets full must not take a later chunk."""
-        node = self._redis
-        if isinstance(node, ClusterClient):
-            node = await node.node_for(self._stream)
+    async def _append(self, batch: list[Fields]) -> list[Any]:
         try:
-            async with node.pipeline(transaction=True) as pipe:
-                for at, fields in enumerate(batch):
-                    pipe.xadd(self._stream, fields, nomkstream=self._exists or at > 0)
-                added: list[Any] = await pipe.execute()
-        except MovedError as error:
+            return await self._pipeline.append(self._stream, batch, nomkstream=self._exists)
+        except MovedError as error:  # in a transaction; a cluster client follows all others
             if not isinstance(self._redis, ClusterClient):
                 raise
             self._redis.invalidate_slots()
             raise TryAgainError(f"the slot of {self._stream} has moved") from error
-        return added

@@ -140,6 +140,12 @@ class Call:
                 track.end(now)
         self._changed.set()
 
+    def fail(self) -> None:
+        """Give the call up after an internal error: its tracks take no more."""
+        self.end_reason = "internal"
+        for track in self._tracks:
+            track.close()
+
     def resume(self, sessions: tuple[SessionEntry, ...]) -> None:
         """Continue over a new socket. Raises `CallRefusedError` if its audio is of another kind."""
         for before, after in zip(self.sessions, sessions, strict=True):

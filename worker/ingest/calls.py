@@ -141,7 +141,7 @@ class Calls:
         except Exception:  # an error of one call must not end the others
             log.exception("call %s: internal error, its session ends when it is idle", call.name)
             self._counters.internal_errors += 1
-            call.end_reason = "internal"
+            call.fail()
         finally:
             self._close(call)
 
@@ -151,10 +151,11 @@ class Calls:
             del self._of_session[each]
         self._counters.calls_open[call.protocol] -= 1
         reason = call.end_reason or "drained"  # cancelled without a drain
-        if reason != "internal" and not call.has_audio:
-            reason = "silent"
-        elif reason != "internal" and call.over:
-            reason = "over"
+        if reason != "internal":
+            if not call.has_audio:
+                reason = "silent"
+            elif call.over:
+                reason = "over"
         self._counters.calls_ended[reason] += 1
         log.info("call %s: ended (%s)", call.name, reason)
         self._idle.set()
