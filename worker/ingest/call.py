@@ -1,6 +1,7 @@
 """One call: its records become entries of its sessions, over one socket or several in turn."""
 
 import logging
+from math import inf
 from uuid import uuid4
 
 import anyio
@@ -19,7 +20,7 @@ from worker.ingest.records import (
     Started,
     TurnEnded,
 )
-from worker.ingest.track import Track
+from worker.ingest.track import REORDER_MS, Track
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class Call:
         self._appenders = appenders
         self._lost_at: float | None = None
         self._changed = anyio.Event()
+        self._wakes_at = 0.0  # when `run` continues by itself, while it waits
+        self._had_frames = False  # since `run` waited last
         self.end_reason = ""
         """Why the call ended; empty while it goes on."""
 
@@ -183,9 +186,9 @@ class Call:
 
     def _feed_audio(self, frame: Audio, now: float) -> None:
         track = self._track(frame.track)
-        due = track.due
         track.audio(frame, now)
-        if track.ready or track.due != due:
+        self._had_frames = True
+        if track.ready or ((due := track.due) is not None and due < self._wakes_at):
             self._changed.set()
 
     def _track(self, index: int) -> Track:
@@ -222,6 +225,10 @@ class Call:
         if all(track.finished for track in self._tracks):
             return
         times = [self._grace_ends, *(track.due for track in self._tracks)]
-        at = min((time for time in times if time is not None), default=float("inf"))
-        with anyio.move_on_after(max(at - anyio.current_time(), 0)):
+        if self._had_frames:
+            # No audio that arrives from here on is due before: most of it needs no other timer.
+            times.append(anyio.current_time() + min(self._limits.chunk_ms, REORDER_MS) / 1000)
+            self._had_frames = False
+        self._wakes_at = min((time for time in times if time is not None), default=inf)
+        with anyio.move_on_after(max(self._wakes_at - anyio.current_time(), 0)):
             await self._changed.wait()
