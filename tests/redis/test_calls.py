@@ -9,7 +9,6 @@ import anyio
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -20,6 +19,7 @@ from tests.support.harness import ON_EACH_BUS
 from tests.support.polling import eventually
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import connect
+from worker.bus.client.wire import Wires
 from worker.ingest import calls as calls_module
 from worker.ingest.calls import Call, CallLimits, CallRefusedError, Calls
 from worker.ingest.counters import IngestCounters
@@ -596,14 +596,14 @@ async def test_internal_error_ends_one_call_only(
 async def test_unexpected_error_of_an_append_ends_one_call_only(
     calls: Calls, bus: Bus, counters: IngestCounters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute = Pipeline.execute
+    exchange = Wires.exchange
 
-    async def fail(self: Pipeline, raise_on_error: bool = True) -> Any:
-        if any(bus.keys.audio("0", "bad") in args for args, _ in self.command_stack):
+    async def fail(self: Wires, commands: bytes, count: int) -> Any:
+        if bus.keys.audio("0", "bad").encode() in commands:
             raise ZeroDivisionError
-        return await execute(self, raise_on_error)
+        return await exchange(self, commands, count)
 
-    monkeypatch.setattr(Pipeline, "execute", fail)
+    monkeypatch.setattr(Wires, "exchange", fail)
     bad, *others = (calls.open(started(name)) for name in ("bad", "s-1", "s-2"))
     for at in range(2):
         for call in (bad, *others):

@@ -1,54 +1,40 @@
 """Shares the writes to Redis among all calls: one write for the appends of several milliseconds."""
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from itertools import chain, islice
 from typing import Any
 
 import anyio
+from hiredis import pack_command
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from worker.bus.client.cluster import ClusterClient
+from worker.bus.client.wire import Wires
 
 GATHER_S = 0.005
 """Minimum time between two writes; the first append after a pause does not wait."""
 
 Fields = dict[Any, Any]  # redis-py's field type is invariant
+Command = tuple[Any, ...]
 
 
 class _Append:
     """The entries of one stream that are appended all or none, and the outcome."""
 
     def __init__(self, stream: str, batch: Sequence[Fields], *, nomkstream: bool) -> None:
-        self._stream = stream
-        self._batch = batch
-        self._nomkstream = nomkstream
+        self._size = len(batch)
+        self.commands = _commands(stream, batch, nomkstream=nomkstream)
         self.done = anyio.Event()
         self.outcome: list[Any] | Exception = []
 
-    def add_to(self, pipe: "Pipeline") -> None:
-        """Add the commands. A Redis that gets full must not take a later entry: a transaction.
-
-        redis-py's own transactions put the command into each error in place of Redis's text.
-        """
-        if len(self._batch) > 1:
-            pipe.execute_command("MULTI")
-        for at, fields in enumerate(self._batch):
-            pipe.xadd(self._stream, fields, nomkstream=self._nomkstream or at > 0)
-        if len(self._batch) > 1:
-            pipe.execute_command("EXEC")
-
-    def take_from(self, replies: Iterator[Any]) -> None:
+    def take(self, replies: Sequence[Any]) -> None:
         """Set the outcome from the replies to the commands."""
-        if len(self._batch) > 1:
-            *queued, done = islice(replies, len(self._batch) + 2)
-            # What Redis did not queue explains why it did not execute.
-            added = [*queued, *(done if isinstance(done, list) else [done])]
-        else:
-            added = [next(replies)]
+        *queued, done = replies
+        # What Redis did not queue explains why it did not execute.
+        added = [*queued, *(done if isinstance(done, list) else [done])]
         errors = [each for each in added if isinstance(each, Exception)]
-        self.finish(errors[0] if errors else added[-len(self._batch) :])
+        self.finish(errors[0] if errors else added[-self._size :])
 
     def finish(self, outcome: list[Any] | Exception) -> None:
         """Pass the outcome to the task that waits for it."""
@@ -61,6 +47,7 @@ class AppendPipeline:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._wires = None if isinstance(redis, ClusterClient) else Wires(redis)
         self._waiting: list[_Append] = []
         self._arrived = anyio.Event()
 
@@ -69,7 +56,7 @@ class AppendPipeline:
         append = _Append(stream, batch, nomkstream=nomkstream)
         if len(batch) > 1 and isinstance(self._redis, ClusterClient):
             # A pipeline over several nodes cannot hold a transaction.
-            await self._send(await self._redis.node_for(stream), [append])
+            await self._send([append], await self._redis.node_for(stream))
         else:
             self._waiting.append(append)
             self._arrived.set()
@@ -80,22 +67,24 @@ class AppendPipeline:
 
     async def run(self) -> None:
         """Send the appends, until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            while True:
-                await self._arrived.wait()
-                self._arrived = anyio.Event()
-                appends, self._waiting = self._waiting, []
-                tasks.start_soon(self._send, self._redis, appends)
-                await anyio.sleep(GATHER_S)
-
-    async def _send(self, redis: Redis, appends: Sequence[_Append]) -> None:
         try:
-            async with redis.pipeline(transaction=False) as pipe:
-                for append in appends:
-                    append.add_to(pipe)
-                replies = iter(await pipe.execute(raise_on_error=False))
+            async with anyio.create_task_group() as tasks:
+                while True:
+                    await self._arrived.wait()
+                    self._arrived = anyio.Event()
+                    appends, self._waiting = self._waiting, []
+                    tasks.start_soon(self._send, appends, self._redis)
+                    await anyio.sleep(GATHER_S)
+        finally:
+            if self._wires is not None:
+                self._wires.close()
+
+    async def _send(self, appends: Sequence[_Append], redis: Redis) -> None:
+        try:
+            commands = [each for append in appends for each in append.commands]
+            replies = iter(await self._exchange(commands, redis))
             for append in appends:
-                append.take_from(replies)
+                append.take([*islice(replies, len(append.commands))])
         except (RedisError, OSError) as error:
             for append in appends:
                 append.finish(error)
@@ -105,4 +94,30 @@ class AppendPipeline:
                 return
             # Only the append that is at fault fails again; the others may be repeated.
             for append in appends:
-                await self._send(redis, [append])
+                await self._send([append], redis)
+
+    async def _exchange(self, commands: Sequence[Command], redis: Redis) -> list[Any]:
+        """Return the replies and errors of commands."""
+        if self._wires is not None:
+            return await self._wires.exchange(b"".join(map(pack_command, commands)), len(commands))
+        async with redis.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            replies: list[Any] = await pipe.execute(raise_on_error=False)
+        return replies
+
+
+def _commands(stream: str, batch: Sequence[Fields], *, nomkstream: bool) -> list[Command]:
+    """Return the commands of an append.
+
+    Several entries are a transaction: a Redis that gets full must not take a later one. redis-py's
+    own transactions put the command into each error in place of Redis's text.
+    """
+    appends: list[Command] = [
+        (
+            *("XADD", stream, *(("NOMKSTREAM",) if nomkstream or at > 0 else ()), "*"),
+            *chain.from_iterable(fields.items()),
+        )
+        for at, fields in enumerate(batch)
+    ]
+    return [("MULTI",), *appends, ("EXEC",)] if len(batch) > 1 else appends
