@@ -18,7 +18,7 @@ from tests.support.acl import GuardedRedis, as_user
 from tests.support.harness import ON_EACH_BUS
 from tests.support.polling import eventually
 from worker.bus.client.cluster import ClusterClient
-from worker.bus.client.connection import connect
+from worker.bus.client.connection import MAX_WIRES, connect
 from worker.bus.client.wire import Wires
 from worker.ingest import calls as calls_module
 from worker.ingest.calls import Call, CallLimits, CallRefusedError, Calls
@@ -399,6 +399,31 @@ async def test_appends_of_many_calls_share_writes(
     await until_done(calls)
     for at in range(20):
         assert [entry.seq for entry in await bus.entries(f"s-{at}")] == [0, 1, None]
+
+
+async def test_appends_to_a_slow_redis_are_sent_together(
+    calls: Calls, bus: Bus, counters: IngestCounters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange, answer, exchanges = Wires.exchange, anyio.Event(), 0
+
+    async def slow(self: Wires, commands: bytes, count: int) -> Any:
+        nonlocal exchanges
+        exchanges += 1
+        await answer.wait()
+        return await exchange(self, commands, count)
+
+    async def announced(count: int) -> None:
+        while len(await bus.announced()) < count:
+            await anyio.sleep(0.01)
+
+    monkeypatch.setattr(Wires, "exchange", slow)
+    many = [calls.open(started(f"s-{at}")) for at in range(30)]
+    for at, call in enumerate(many):
+        call.feed(Audio(chunk(0)))
+        await announced(at + 1)
+    answer.set()
+    await has_entries(counters, len(many))
+    assert exchanges <= MAX_WIRES
 
 
 async def test_ended_session_stops_the_appends(

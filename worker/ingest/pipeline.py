@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.bus.client.cluster import ClusterClient
+from worker.bus.client.connection import MAX_WIRES
 from worker.bus.client.wire import Wires
 
 GATHER_S = 0.005
@@ -48,6 +49,7 @@ class AppendPipeline:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._wires = None if isinstance(redis, ClusterClient) else Wires(redis)
+        self._free_wires = anyio.Semaphore(MAX_WIRES - 1)
         self._waiting: list[_Append] = []
         self._arrived = anyio.Event()
 
@@ -71,13 +73,23 @@ class AppendPipeline:
             async with anyio.create_task_group() as tasks:
                 while True:
                     await self._arrived.wait()
+                    if self._wires is not None:
+                        # What arrives while all wires wait for a slow Redis is sent together.
+                        await self._free_wires.acquire()
                     self._arrived = anyio.Event()
                     appends, self._waiting = self._waiting, []
-                    tasks.start_soon(self._send, appends, self._redis)
+                    tasks.start_soon(self._send_shared, appends)
                     await anyio.sleep(GATHER_S)
         finally:
             if self._wires is not None:
                 self._wires.close()
+
+    async def _send_shared(self, appends: Sequence[_Append]) -> None:
+        try:
+            await self._send(appends, self._redis)
+        finally:
+            if self._wires is not None:
+                self._free_wires.release()
 
     async def _send(self, appends: Sequence[_Append], redis: Redis) -> None:
         try:
