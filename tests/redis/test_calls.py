@@ -296,6 +296,30 @@ async def test_lost_reply_to_the_announcement_is_survived(
     assert len(await bus.entries("s")) == 2
 
 
+async def test_lost_announcement_is_repeated(
+    calls: Calls, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis restarts without its data between the announcement and the first append."""
+    append = AppendPipeline.append
+    failures = 0
+
+    async def fail(self: AppendPipeline, *args: Any, **options: Any) -> Any:
+        nonlocal failures
+        if not failures:
+            failures += 1
+            await bus.redis.delete(bus.keys.sessions)
+            raise RedisConnectionError("reset")
+        return await append(self, *args, **options)
+
+    monkeypatch.setattr(AppendPipeline, "append", fail)
+    call = calls.open(started("s"))
+    call.feed(Audio(chunk(0)))
+    call.feed(Ended())
+    await until_done(calls)
+    assert await bus.announced() == ["s"]
+    assert [entry.seq for entry in await bus.entries("s")] == [0, None]
+
+
 @pytest.mark.parametrize("bus_kind", ["cluster"])
 async def test_batch_follows_a_slot_that_moved(calls: Calls, bus: Bus, as_worker: Redis) -> None:
     assert isinstance(as_worker, ClusterClient)
@@ -558,6 +582,16 @@ async def test_drain_waits_for_the_calls(calls: Calls, bus: Bus) -> None:
         call.feed(Audio(chunk(0)))
         call.feed(Ended())
     assert [entry.end for entry in await bus.entries("s")] == [False, True]
+
+
+async def test_two_drains_return_with_the_last_call(calls: Calls) -> None:
+    call = calls.open(started("s"))
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(calls.drain, 600.0)
+            tasks.start_soon(calls.drain, 600.0)
+            await eventually(lambda: calls.draining, "the drains")
+            call.feed(Ended())
 
 
 async def test_drain_ends_the_calls_that_are_left(

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from redis import exceptions
 from redis.asyncio import Redis
-from redis.exceptions import MovedError, RedisError, ResponseError, TryAgainError
+from redis.exceptions import MovedError, ReadOnlyError, RedisError, ResponseError, TryAgainError
 
 from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
 from worker.bus.client.cluster import ClusterClient
@@ -72,7 +73,13 @@ class SessionAppender:
             if not self._exists:
                 await self._announce()
             self._announced = True
-        await self._send(batch)
+        try:
+            await self._send(batch)
+        except (exceptions.ConnectionError, exceptions.TimeoutError, ReadOnlyError, OSError):
+            # Before the stream exists, Redis may have lost the announcement: a restart without
+            # its data, a failover. Workers reject a second one.
+            self._announced = self._exists
+            raise
         self._exists = True
 
     async def _announce(self) -> None:
