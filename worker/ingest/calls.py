@@ -40,7 +40,7 @@ class Calls:
         self._health = RedisHealth()
         self._of_session: dict[tuple[str, str], Call] = {}
         self._running: set[Call] = set()
-        self._idle = anyio.Event()
+        self._call_ended = anyio.Event()
         self._draining = False
         self._stack = AsyncExitStack()
 
@@ -132,8 +132,7 @@ class Calls:
 
     async def _until_idle(self) -> None:
         while self._running:
-            self._idle = anyio.Event()
-            await self._idle.wait()
+            await self._call_ended.wait()
 
     async def _run(self, call: Call) -> None:
         try:
@@ -158,7 +157,8 @@ class Calls:
                 reason = "over"
         self._counters.calls_ended[reason] += 1
         log.info("call %s: ended (%s)", call.name, reason)
-        self._idle.set()
+        self._call_ended.set()
+        self._call_ended = anyio.Event()
 
 
 @asynccontextmanager
