@@ -109,6 +109,7 @@ class Calls:
         self._counters.calls_open[protocol] += 1
         self._counters.calls_total[protocol] += 1
         self._tasks.start_soon(self._run, call)
+        log.info("call %s: started (%s)", call.name, protocol)
         return call
 
     async def drain(self, timeout_s: float) -> None:
