@@ -75,7 +75,7 @@ def new_sessions(
     if not isinstance(session, str):
         raise ProtocolError("field `session`: must be text")
     legs = [
-        {"session": "", "group": session} | settings | {"session": f"{session}-{leg}"}
+        {"session": "", "group": session} | dict(settings) | {"session": f"{session}-{leg}"}
         for leg in "ab"
     ]
     return tuple(new_session(leg, metadata, encoding, sample_rate) for leg in legs)
