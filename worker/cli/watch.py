@@ -17,6 +17,7 @@ from schemas.turns import (
     Event,
     SessionEnded,
     SessionError,
+    SessionMark,
     SessionStarted,
     TurnEagerEnd,
     TurnEnd,
@@ -188,6 +189,8 @@ def _details(event: Event) -> list[str]:
             return [str(turn), text] if reason == "model" else [str(turn), f"({reason})", text]
         case AudioGap(missing_ms=missing, reason=reason):
             return [f"{missing} ms, {reason}"]
+        case SessionMark(mark=mark):
+            return [msgspec.json.encode(mark).decode()]
         case SessionError(code=code, message=message, fatal=fatal):
             return ["fatal" if fatal else "passing", code, message]
         case SessionEnded(reason=reason, turns=turns):
