@@ -1,7 +1,6 @@
 """Files of secrets, one a line, which may change while the gateway runs."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +37,7 @@ class SecretFile:
                 self._secrets = self._read()
                 log.info("%s: the file has changed, its secrets are in use", self._variable)
             except SettingsError as error:
-                log.error("%s; the secrets before remain in use", error)
+                log.error("%s; the secrets before remain in use", error)  # noqa: TRY400 - one line
         return self._secrets
 
     def _read(self) -> tuple[str, ...]:
@@ -66,7 +65,7 @@ class SecretFile:
 def _version(path: Path) -> tuple[int, int, int] | None:
     """Return what changes with the file's content; None without a file."""
     try:
-        found = os.stat(path)
+        found = path.stat()
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
