@@ -111,7 +111,7 @@ class Gateway:
             "/asterisk": partial(self._producer, "asterisk"),
             "/freeswitch": partial(self._producer, "freeswitch"),
             **dict.fromkeys(pages, self._page),
-            **routes,
+            **{path: partial(self._extra, handler) for path, handler in routes.items()},
         }
 
     @classmethod
@@ -225,6 +225,11 @@ class Gateway:
         self._guard.check_page(exchange.request)
         page = self._pages[exchange.request.path]
         await exchange.respond(HTTPStatus.OK, page.body, page.content_type, HEADERS)
+
+    async def _extra(self, handler: Handler, exchange: Exchange) -> None:
+        """Serve a route that was added: to those who may use the page."""
+        self._guard.check(exchange.request, "console")
+        await handler(exchange)
 
     # -- events and calls
 
