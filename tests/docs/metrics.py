@@ -1,18 +1,24 @@
-"""Generates the table of metrics from the instruments: `python -m tests.docs.metrics`."""
+"""Generates the tables of metrics from the instruments: `python -m tests.docs.metrics`."""
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from tests.docs.pages import write_block
-from worker.telemetry.metrics import INSTRUMENTS
+from worker.ingest import metrics as gateway
+from worker.telemetry import metrics as worker
+from worker.telemetry.metrics import Instrument
 
 PAGE: Final = "observability.md"
-BLOCK: Final = "metrics"
+BLOCKS: Final[Mapping[str, Sequence[Instrument[Any]]]] = {
+    "metrics": worker.INSTRUMENTS,
+    "gateway metrics": gateway.INSTRUMENTS,
+}
 
 
-def table() -> str:
+def table(instruments: Sequence[Instrument[Any]]) -> str:
     """Return the table with one row per instrument."""
     lines = ["| metric | kind | unit | by | |", "|---|---|---|---|---|"]
-    for each in INSTRUMENTS:
+    for each in instruments:
         names = filter(None, (*each.constants, each.attribute))
         attribute = "".join(f"`{name}` " for name in names)
         lines.append(
@@ -22,4 +28,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    write_block(PAGE, BLOCK, table())
+    for block, instruments in BLOCKS.items():
+        write_block(PAGE, block, table(instruments))
