@@ -299,6 +299,7 @@ def test_gateway_reads_its_secrets_from_files(name: str) -> None:
     pod = _pod(_gateway(name))
     (mount,) = pod["containers"][0]["volumeMounts"]
     files = {
+        Path(gateway.ingest_basic_file),
         Path(gateway.ingest_bearer_file),
         Path(gateway.ingest_token_key_file),
         Path(gateway.ingest_twilio_auth_token_file),
