@@ -168,6 +168,11 @@ def session_lane(fields: Fields) -> str | None:
     return _usable(fields.get(b"lane", b"0"), Lane)
 
 
+def session_group(fields: Fields) -> str | None:
+    """Return only the group, if there is a valid one."""
+    return _usable(fields.get(b"group"), SessionId)
+
+
 def decode_audio(fields: Fields) -> AudioEntry:
     """Decode an audio entry's fields.
 

@@ -57,6 +57,10 @@ class Keys:
         """Name the channel to which a consumer's process subscribes while it is alive."""
         return f"{self.prefix}:alive:{consumer}"
 
+    def ingest(self, call: str) -> str:
+        """Name the hash of session fields for a call whose wire has only an id (AudioSocket)."""
+        return f"{self.prefix}:ingest:{call}"
+
     def turns(self, lane: str) -> str:
         """Name the stream of turn events of every session of the lane."""
         return f"{self.prefix}:{{{lane}}}:turns"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from schemas.audio import Encoding
 
@@ -13,9 +14,9 @@ SessionEndReason = Literal["end", "idle", "error"]
 """Why a session is over. `end`: its producer ended it; `idle`: its producer sent no audio; `error`:
 a fatal `session.error`."""
 
-TurnEndReason = Literal["model", "close", "watchdog"]
-"""Why a turn is over. `model`: the provider decided so; `close`: its session ended; `watchdog`: the
-provider was stuck inside it."""
+TurnEndReason = Literal["model", "close", "forced", "watchdog"]
+"""Why a turn is over. `model`: the provider decided so; `close`: its session ended; `forced`: its
+producer ended it; `watchdog`: the provider was stuck inside it."""
 
 GapReason = Literal["producer", "backlog", "watchdog"]
 """Why audio is missing. `producer`: its `seq` has a hole; `backlog`: it was too old; `watchdog`:
@@ -42,6 +43,8 @@ class EventBase(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """The provider's id of the connection; empty before the first."""
     connection: int
     """1, 2, ... over the sockets that reached `connected`; 0 before the first."""
+    group: str | UnsetType = UNSET
+    """The session's `group`, if it has one."""
 
 
 class SessionStarted(EventBase, frozen=True, kw_only=True, tag="session.started"):
@@ -94,6 +97,12 @@ class AudioGap(EventBase, frozen=True, kw_only=True, tag="audio.gap"):
     reason: GapReason
 
 
+class SessionMark(EventBase, frozen=True, kw_only=True, tag="session.mark"):
+    """A mark of the producer's: `audio_ms` is its exact place in the session's audio."""
+
+    mark: dict[str, Any]
+
+
 class SessionError(EventBase, frozen=True, kw_only=True, tag="session.error"):
     """An error of the input or of the provider. `fatal`: the session ends with it."""
 
@@ -121,6 +130,7 @@ Event = (
     | TurnResume
     | TurnEnd
     | AudioGap
+    | SessionMark
     | SessionError
     | SessionEnded
 )

@@ -25,6 +25,7 @@ from schemas.audio import Encoding, SessionEntry
 from schemas.keys import Keys
 from tests.simulation.calls import AUDIO, BYTES_PER_MS, Word
 from tests.simulation.lives import at_once, message_of
+from tests.simulation.signals import Signal, draw_signals, signal_violations
 from tests.support import virtual_time
 from tests.support.commits import arguments_of
 from worker.bus.audio_reader import AudioReader, Entries, LaneState
@@ -125,12 +126,12 @@ class Result(NamedTuple):
     """Duration of the longest turn."""
 
 
-def simulate(scenario: Scenario) -> Result:
-    """Run a scenario."""
+def simulate(scenario: Scenario, *, signals: bool = False) -> Result:
+    """Run a scenario; `signals` is whether the producer numbers its entries and sends signals."""
     results = []
 
     async def play() -> None:
-        world = _World(scenario)
+        world = _World(scenario, signals=signals)
         await world.run()
         results.append(world.result())
 
@@ -345,7 +346,7 @@ class _Provider(TurnsStream):
 class _World:
     """A session, its successive owners, and their environment."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, *, signals: bool) -> None:
         self.scenario = scenario
         self.rng = rng = random.Random(repr(scenario))
         self.bus = _Bus()
@@ -356,6 +357,8 @@ class _World:
         self._cannot_send_since: float | None = virtual_time.BEGAN_S
         self._away_s = 0.0
         self._sound, self._words, self._turn_s = _speech(rng, scenario)
+        self._signals = draw_signals(rng, self._words) if signals else []
+        self._seq = 0
         speech_s = len(self._sound) / BYTES_PER_MS / 1_000
         self._faults = sorted(
             Fault(rng.uniform(0.5, speech_s), kind, rng.uniform(*scenario.seconds))
@@ -395,12 +398,31 @@ class _World:
         chunk_ms = self.rng.choice((20, 40, 100, 200, 0))
         while begin < ms:
             end = min(ms, begin + (chunk_ms or self.rng.randint(20, 200)))
+            end = min(
+                (each.at_ms for each in self._signals if begin < each.at_ms < end), default=end
+            )
             late_s = self.rng.uniform(0.002, 0.02)
             await anyio.sleep_until(virtual_time.BEGAN_S + end / 1_000 + late_s)
             audio = self._sound[begin * BYTES_PER_MS : end * BYTES_PER_MS]
-            await self._append({b"audio": audio})
+            await self._append_audio(audio, [each for each in self._signals if each.at_ms == end])
             begin = end
         await self._append({b"end": b"1"})
+
+    async def _append_audio(self, audio: bytes, signals: Sequence[Signal]) -> None:
+        """Append a chunk, and the signals at its end; some appends are retried."""
+        entries: list[dict[bytes, bytes]] = [{b"audio": audio}]
+        for signal in signals:
+            if signal.with_audio and not signal.fields.keys() & entries[-1].keys():
+                entries[-1] |= signal.fields
+            else:
+                entries.append(signal.fields)
+        for fields in entries:
+            if self._signals:
+                self._seq += 1
+                fields |= {b"seq": b"%d" % self._seq, b"src": b"producer"}
+            await self._append(fields)
+            if self._signals and self.rng.random() < 0.1:
+                await self._append(fields)
 
     async def _append(self, fields: dict[bytes, bytes]) -> None:
         while self.redis_down:
@@ -472,7 +494,7 @@ class _World:
             state = msgspec.json.decode(self.bus.snapshot)
             if self.scenario.earlier:
                 state.pop("sent", None)
-            checkpoint = msgspec.convert(state, Checkpoint)
+            checkpoint = msgspec.json.decode(msgspec.json.encode(state), type=Checkpoint)
             host = self._host(worker)
             seq = len(self.bus.events)
             session = Session(host, OwnedSession(_ENTRY, fence, "1-0", {}), seq, checkpoint)
@@ -544,6 +566,7 @@ class _World:
         numbers = [int(word[1:]) for word in transcribed if word.startswith("w")]
         violations += _word_violations(self._words, transcribed, numbers, gaps)
         violations += _order_violations(events)
+        violations += signal_violations(self._signals, events, gaps=bool(gaps))
         gap_s = sum(gap.ends - gap.begins for gap in gaps) / 1_000
         limit_s, away_s = self.scenario.max_lag_s, self._away_s
         if gaps and not (0 < limit_s < away_s + self.scenario.tolerance_s):

@@ -10,7 +10,7 @@ ORDER = (
     ("worker.core",),
     ("worker.telemetry",),
     ("worker.bus", "worker.stt"),
-    ("worker.supervisor",),
+    ("worker.supervisor", "worker.consume"),
     ("worker.session",),
     ("worker.leases",),
     ("worker.worker",),

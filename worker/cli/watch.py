@@ -17,6 +17,7 @@ from schemas.turns import (
     Event,
     SessionEnded,
     SessionError,
+    SessionMark,
     SessionStarted,
     TurnEagerEnd,
     TurnEnd,
@@ -73,7 +74,7 @@ class Watch(BusCommand):
                     show(fields)
                     _report_ended(wanted.decode(), entry_id)
                     return
-            async for fields in _follow(redis, stream, after):
+            async for fields in follow(redis, stream, after):
                 if wanted and fields.get(b"session") != wanted:
                     continue
                 show(fields)
@@ -130,7 +131,7 @@ async def _last(redis: Redis, stream: str, session: bytes, until: bytes) -> tupl
         until = b"(" + page[-1][0]
 
 
-async def _follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fields]:
+async def follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fields]:
     """Yield the fields of every entry after `after`, without end."""
     cursors: dict[Any, Any] = {stream: after}
     health = RedisHealth()
@@ -188,6 +189,8 @@ def _details(event: Event) -> list[str]:
             return [str(turn), text] if reason == "model" else [str(turn), f"({reason})", text]
         case AudioGap(missing_ms=missing, reason=reason):
             return [f"{missing} ms, {reason}"]
+        case SessionMark(mark=mark):
+            return [msgspec.json.encode(mark).decode()]
         case SessionError(code=code, message=message, fatal=fatal):
             return ["fatal" if fatal else "passing", code, message]
         case SessionEnded(reason=reason, turns=turns):

@@ -69,19 +69,23 @@ class Ledger:
         self._followed, self._following = None, 0
         self.read_bytes = self.committed_bytes
 
-    def admit(self, entry_id: str, entry: AudioEntry) -> Admitted:
-        """Admit an entry, in stream order. Entries after the `end` are ignored."""
+    def admit(self, entry_id: str, entry: AudioEntry, *, mark_refused: bool = False) -> Admitted:
+        """Admit an entry, in stream order. Entries after the `end` are ignored.
+
+        `mark_refused` is whether it came with an invalid mark: its `seq` counts all the same.
+        """
         if self.end is not None and stream_ids.order(entry_id) > stream_ids.order(self.end):
-            return Admitted()
+            return Admitted(after_end=True)
         if entry.end:
             self.end = entry_id
-        if not entry.audio:
+        marked = entry.mark is not None or entry.turn_end or mark_refused
+        if not entry.audio and (entry.seq is None or not marked):
             return Admitted()
         counted, missing, doubt, before = None, 0, None, 0
         if entry.seq is not None:
             self._count_following()
             known = self._sequences.get(entry.src)
-            decided = sequence.take(known, entry.seq, entry.audio)
+            decided = sequence.take(known, entry.seq, sequence.content(entry))
             if isinstance(decided, sequence.Repeat):
                 return Admitted(repeated=True, proven=decided.proven)
             counted, missing, doubt = decided
@@ -148,7 +152,8 @@ class Ledger:
             return False
         segments, whole = self._segments, None
         following, src, last_print = 0, "", 0
-        while segments and segments[0].start + segments[0].size <= position:
+        # An entry without audio is committed with the audio after it: it is read again until then.
+        while segments and segments[0].start + (segments[0].size or 1) <= position:
             whole = segments.popleft()
             counted = whole.sequence
             if isinstance(counted, int):
@@ -173,7 +178,7 @@ class Ledger:
     @property
     def oldest(self) -> str | None:
         """Id of the first entry with uncommitted audio."""
-        return self._segments[0].entry_id if self._segments else None
+        return next((segment.entry_id for segment in self._segments if segment.size), None)
 
     def covers(self, position: int) -> bool:
         """Return whether every whole sample before byte `position` is committed."""
@@ -182,7 +187,9 @@ class Ledger:
     def entry_at(self, position: int) -> str | None:
         """Return the entry that holds byte `position`, or the last one; None if it is committed."""
         segments = reversed(self._segments)
-        return next((segment.entry_id for segment in segments if segment.start <= position), None)
+        return next(
+            (each.entry_id for each in segments if each.size and each.start <= position), None
+        )
 
     def segments(self, start: int, end: int) -> Iterator[Segment]:
         """Yield the uncommitted segments that hold any byte from `start` up to `end`."""

@@ -65,7 +65,10 @@ class Sequence(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """The audio of one entry, as bytes `start` to `end` of the session."""
+    """The audio of one entry, as bytes `start` to `end` of the session.
+
+    It is empty for an entry with a `seq` and no audio.
+    """
 
     entry_id: str
     start: int
@@ -87,6 +90,8 @@ class Admitted(msgspec.Struct, frozen=True):
     """Result of reading an entry: its new audio, and findings about its `seq`."""
 
     audio: bytes = b""
+    after_end: bool = False
+    """Whether the entry comes after the `end`."""
     repeated: bool = False
     """Whether the producer sent this `seq` before, so that its audio is dropped."""
     proven: bool = False
@@ -97,6 +102,11 @@ class Admitted(msgspec.Struct, frozen=True):
     """Why the `seq` is doubtful; the audio is accepted."""
     before: int = 0
     """Previous `seq`, if this one is doubtful."""
+
+    @property
+    def ignored(self) -> bool:
+        """Whether the mark and the forced end of the entry are ignored, as its audio is."""
+        return self.repeated or self.after_end
 
     @property
     def notable(self) -> bool:
@@ -114,7 +124,7 @@ class LedgerState(msgspec.Struct, frozen=True, omit_defaults=True):
     sequences: dict[str, Sequence] = {}
     """Count per `src`; missing in the checkpoint of an earlier version."""
     announced: str = stream_ids.START
-    """Id of the last entry whose errors and gaps are published."""
+    """Id of the last entry whose errors, gaps and mark are published."""
     end: str | None = None
     """Id of the entry that carried `end`."""
 

@@ -14,6 +14,7 @@ from zlib import crc32
 
 import msgspec
 
+from schemas.audio import AudioEntry
 from worker.core.records import Doubt, Sequence
 
 REPEAT_REACH = 5_000
@@ -59,6 +60,13 @@ class Repeat(NamedTuple):
 
     proven: bool
     """Whether its audio is known to be the same."""
+
+
+def content(entry: AudioEntry) -> bytes:
+    """Return what distinguishes an entry from another one with the same `seq`."""
+    if entry.audio or entry.mark is None:
+        return entry.audio
+    return msgspec.json.encode(entry.mark)
 
 
 def restored(last_seq: int) -> Sequence:
@@ -213,7 +221,7 @@ def _printed(sequence: Sequence, audio: bytes, *, anew: bool) -> Sequence:
 
 
 def _is_silent(audio: bytes) -> bool:
-    return audio.count(audio[:1]) == len(audio)
+    return not audio or audio.count(audio[:1]) == len(audio)
 
 
 def _with(ranges: Iterator[tuple[int, int]], number: int) -> tuple[int, ...]:

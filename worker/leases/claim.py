@@ -5,9 +5,10 @@ import time
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from schemas.audio import SessionEntry, decode_session, session_id, session_lane
+from schemas.audio import SessionEntry, decode_session, session_group, session_id, session_lane
 from schemas.turns import Event, SessionEnded, SessionError, SessionStarted, decode_record
 from schemas.validation import EntryError
 from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, OwnedSession
@@ -71,7 +72,7 @@ class Claimer:
             metadata=entry.metadata,
             encoding=entry.encoding,
             sample_rate=entry.sample_rate,
-            **_common(entry.session, owned.entry_id),
+            **_common(entry.session, owned.entry_id, entry.group),
         )
         first = msgspec.json.encode(Checkpoint(config=entry.config))
         spans = SessionTrace(
@@ -180,7 +181,8 @@ class Claimer:
             owned.entry_id, self._context.keys.sessions, session or "", reason, why, fields
         )
         if session is not None and lane is not None:
-            events = _rejection(session, owned.entry_id, reason, why)
+            common = _common(session, owned.entry_id, session_group(fields))
+            events = _rejection(common, reason, why)
             out = "session" if fields.get(b"out") == b"session" else "lane"
             retention_s = self._context.settings.retention_s
             try:
@@ -195,7 +197,7 @@ class Claimer:
         await self._context.health.retry(lambda: self._context.leases.complete(owned.entry_id))
 
 
-def _common(session: str, run: str) -> dict[str, Any]:
+def _common(session: str, run: str, group: str | None) -> dict[str, Any]:
     """Return the fields of an event that precedes all audio."""
     return {
         "session": session,
@@ -205,12 +207,13 @@ def _common(session: str, run: str) -> dict[str, Any]:
         "provider": PROVIDER,
         "request_id": "",
         "connection": 0,
+        "group": group or UNSET,
     }
 
 
-def _rejection(session: str, run: str, reason: str, why: str) -> tuple[Event, Event]:
+def _rejection(common: dict[str, Any], reason: str, why: str) -> tuple[Event, Event]:
     """Return the events of a session that ends before it begins."""
-    common, code = _common(session, run), f"session_{reason}"
+    code = f"session_{reason}"
     return (
         SessionError(seq=1, code=code, message=why, status=400, fatal=True, **common),
         SessionEnded(seq=2, reason="error", turns=0, **common),

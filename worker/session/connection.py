@@ -10,6 +10,7 @@ import logging
 import anyio
 
 from schemas import cartesia
+from schemas.turns import TurnEndReason
 from worker.bus.committer import CRASHED
 from worker.context import WorkerContext
 from worker.core.connection_health import (
@@ -104,8 +105,17 @@ class Connection:
         """Whether the socket has lasted long enough to end an outage."""
         return now - self._since > WORKS_AFTER_S
 
-    def flush(self, now: float) -> None:
-        """Send `close`, after the last audio for this socket."""
+    def end_turn(self, now: float) -> None:
+        """End the open turn after the audio sent so far.
+
+        The provider has no command for it. Only `close` makes it transcribe the rest and end its
+        turn, so the socket ends too, and the next audio needs another one.
+        """
+        self.flush(now, "forced")
+
+    def flush(self, now: float, reason: TurnEndReason = "close") -> None:
+        """Send `close`, after the last audio for this socket; `reason` is that of a turn's end."""
+        self._receiver.flush_reason = reason
         self._lifecycle.process(Input.LAST_SENT)
         self._flushing_since = now
         self._next_check_at = self._state.next_tick_at = 0.0
@@ -164,7 +174,7 @@ class Connection:
                 "the provider closed the socket before `close` was sent", status=1000
             )
         if flushed:
-            self._receiver.commit_all_sent("close")
+            self._receiver.commit_all_sent(self._receiver.flush_reason)
         else:
             self._receiver.flush_refused()
 

@@ -6,6 +6,9 @@ that was never sent is dropped, oldest first.
 If earlier audio was sent and no event covers it yet, consumers may have seen a part of its turn. So
 the worker sends that audio again on a new socket, and flushes it: the provider ends the turn. Then
 the worker drops the late audio, and the next socket begins after it.
+
+A forced end (`turn_end`) works alike: nothing after it is read until the turn has ended there. Its
+entry is read again afterwards, and is then fulfilled. So it needs no state in the checkpoint.
 """
 
 import time
@@ -36,6 +39,10 @@ _ORDINARY = {
 """Indexes of the values of `audio`, `seq` and `src`, 0 if absent, by the names in their order."""
 
 
+UNKNOWN_CHUNK_MS = 100.0
+"""Duration of a missing chunk, if the worker has read no chunk to compare it with."""
+
+
 class AudioIngest:
     """Passes one session's entries from the reader to the sender."""
 
@@ -51,6 +58,7 @@ class AudioIngest:
     ) -> None:
         self._context = context
         self._ledger = state.ledger
+        self._tracker = state.tracker
         self._configs = state.configs
         self._lateness = state.lateness
         self._ages = ages
@@ -71,6 +79,8 @@ class AudioIngest:
         self._first_unsent_checked = False  # whether the first never-sent audio was checked
         self.cut_short = False
         """Whether the audio that follows is too late for this socket."""
+        self.turn_end_reached = False
+        """Whether everything up to a forced end was read, which is not fulfilled yet."""
         self.steady = False
         """Whether an ordinary entry may be passed on: the last one was new, and nothing is late."""
         # The `src` of the last entry that was examined, as received and decoded.
@@ -81,6 +91,11 @@ class AudioIngest:
         """Whether everything up to the producer's `end` was read."""
         end = self._ledger.end
         return end is not None and stream_ids.order(self.cursor) >= stream_ids.order(end)
+
+    @property
+    def awaits_flush(self) -> bool:
+        """Whether nothing more is read before this socket, or the next one, is flushed."""
+        return self.cut_short or self.turn_end_reached
 
     @property
     def up_since(self) -> float:
@@ -101,7 +116,8 @@ class AudioIngest:
     def rewind(self) -> None:
         """Go back to the committed position."""
         self._dropped_bytes, self._dropped_tail = 0, b""
-        self._first_unsent_checked = self.cut_short = self.steady = False
+        self._first_unsent_checked = self.steady = False
+        self.cut_short = self.turn_end_reached = False
         self._newest = max(self._newest, stream_ids.order(self.cursor))
         self.cursor = self._ledger.read_after
 
@@ -162,12 +178,23 @@ class AudioIngest:
                 except EntryError as error:  # valid alone, but not with the current settings
                     errors.append(error)
                     entry = msgspec.structs.replace(entry, config=None)
-            reported = bool(errors) and self._ledger.mark_reported(self.cursor)
-            if reported:
+            mark_refused = b"mark" in fields and entry.mark is None
+            admitted = self._ledger.admit(self.cursor, entry, mark_refused=mark_refused)
+            marked = entry.mark is not None and not admitted.ignored
+            notable = bool(errors) or admitted.notable or marked
+            news = notable and self._ledger.mark_reported(self.cursor)
+            if news and errors:
                 self._reports.report_refused(self.cursor, fields, errors)
-            self._accept_entry(self.cursor, entry, now, reported=reported, live=live)
+            if news and admitted.notable:
+                self._report_sequence(self.cursor, entry, admitted, now)
+            if entry.config is not None:
+                self._sender.enqueue_config(entry.config)
+            if admitted.audio:
+                self._accept_audio(self.cursor, admitted.audio, now, live=live)
+            if not admitted.ignored:
+                self._accept_signals(entry, news=news)
             self._raw_src, self._src = fields.get(b"src", b""), entry.src
-            if self.cut_short:
+            if self.awaits_flush:
                 break
         self.last_entry_at = now
         newest = stream_ids.order(self.cursor)
@@ -179,7 +206,7 @@ class AudioIngest:
                 and not errors
                 and self._first_unsent_checked
                 and not self._dropped_bytes
-                and not self.cut_short
+                and not self.awaits_flush
                 and self._ledger.end is None
                 and not self._reports.repeating
                 and not self._ages.untimed
@@ -211,18 +238,9 @@ class AudioIngest:
         if self._dropped_bytes:
             self._commit_dropped(self._ledger.read_bytes)
 
-    def _accept_entry(
-        self, entry_id: str, entry: AudioEntry, now: float, *, reported: bool, live: bool
-    ) -> None:
-        """Accept the valid parts of an entry; `reported` is whether an error was just reported."""
-        admitted = self._ledger.admit(entry_id, entry)
-        if admitted.notable and (reported or self._ledger.mark_reported(entry_id)):
-            self._report_sequence(entry_id, entry, admitted, now)
-        if entry.config is not None:
-            self._sender.enqueue_config(entry.config)
-        audio = admitted.audio
-        if not audio:
-            return
+    def _accept_audio(self, entry_id: str, admitted: bytes, now: float, *, live: bool) -> None:
+        """Accept the new audio of an entry."""
+        audio = admitted
         if self._reports.repeating and self._ledger.is_news(entry_id):
             self._reports.end_repeats()
         timed = not self._ages.untimed
@@ -234,7 +252,7 @@ class AudioIngest:
         if not audio:
             return
         if self._dropped_bytes:
-            self._commit_dropped(self._ledger.read_bytes - len(admitted.audio))
+            self._commit_dropped(self._ledger.read_bytes - len(admitted))
         self._context.stats.chunks += 1
         sent_at_once = live and self._sender.is_drained
         self._sender.enqueue(audio)
@@ -242,11 +260,30 @@ class AudioIngest:
         if sent_at_once and timed and not self._sender.delayed_within(age_s, now):
             self._context.stats.chunk_lag.observe(age_s)
 
+    def _accept_signals(self, entry: AudioEntry, *, news: bool) -> None:
+        """Accept what comes after an entry's audio; `news` is whether its mark is to be published.
+
+        A forced end is fulfilled if all audio before it is committed, and the turn that was open
+        there is over. The text of a turn that began after it has grown later.
+        """
+        if entry.mark is None and not entry.turn_end:
+            return
+        self.report_dropped()
+        here = self._ledger.read_bytes
+        if entry.mark is not None and news:
+            self._receiver.publish_text()
+            self._publisher.publish_mark(entry.mark, int(self._sender.ms_of(here)))
+        if entry.turn_end and not self.cut_short:
+            open_here = self._tracker.open and self._tracker.last_growth <= here
+            self.turn_end_reached = open_here or not self._ledger.covers(here)
+
     def _report_sequence(
         self, entry_id: str, entry: AudioEntry, admitted: Admitted, now: float
     ) -> None:
         """Report what the entry's `seq` shows."""
         ms = self._sender.ms_of(len(entry.audio))
+        if not ms and admitted.missing:
+            ms = self._sender.chunk_ms or UNKNOWN_CHUNK_MS
         if admitted.repeated:
             self._reports.report_repeated(entry_id, entry, ms, proven=admitted.proven)
         if admitted.missing:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
+from msgspec import UNSET
 
 from schemas import turns
 from schemas.turns import encode_event, event_type
@@ -34,6 +35,7 @@ class EventPublisher:
         "_ended",
         "_ending",
         "_event_context",
+        "_group",
         "_in_flight",
         "_payloads",
         "_pending",
@@ -64,6 +66,7 @@ class EventPublisher:
             session.session, session.traceparent, session.tracestate, context.tracing
         )
         self._session, self._run = session.session, ownership.run
+        self._group = session.group or UNSET
         fence, settings = ownership.fence, context.settings
         self._commit_calls = SessionCommits(
             **context.keys.of_session(session.lane, session.session),
@@ -132,6 +135,10 @@ class EventPublisher:
         self._stats.gaps[reason] += 1
         self._stats.missing_ms[reason] += missing_ms
         self._add(turns.AudioGap(missing_ms=missing_ms, reason=reason, **self._common()))
+
+    def publish_mark(self, mark: dict[str, Any], audio_ms: int) -> None:
+        """Publish a mark of the producer's, at its place in the session's audio."""
+        self._add(turns.SessionMark(mark=mark, **{**self._common(), "audio_ms": audio_ms}))
 
     def publish_error(
         self, code: str, message: str, *, status: int = 0, fatal: bool = False
@@ -229,6 +236,7 @@ class EventPublisher:
             "provider": PROVIDER,
             "request_id": context.request_id,
             "connection": context.connection,
+            "group": self._group,
         }
 
     def _notify_waiters(self) -> None:

@@ -90,6 +90,7 @@ class MessageReceiver:
         "_state",
         "_throttle",
         "_tracker",
+        "flush_reason",
     )
 
     def __init__(
@@ -115,6 +116,8 @@ class MessageReceiver:
         self._lead_in: _LeadIn | None = None
         self._last_transcript = ""  # latest text of the turn on this socket
         self._failed_flushes = 0
+        self.flush_reason: TurnEndReason = "close"
+        """Reason of a turn's end that the provider sends during a flush."""
 
     @property
     def inside_turn(self) -> bool:
@@ -213,7 +216,9 @@ class MessageReceiver:
                 self._boundary.speech_ended_at,
             )
         self._supersede(pending.transcript)
-        reason: TurnEndReason = "close" if self._lifecycle.flushing else "model"
+        # A turn that another one follows was ended by the provider, also during a flush.
+        flushed = self._lifecycle.flushing and not begins
+        reason: TurnEndReason = self.flush_reason if flushed else "model"
         drafts = self._tracker.on_input(
             ProviderInput.END, pending.transcript, pending.arrival.session_bytes, reason
         )
@@ -263,7 +268,7 @@ class MessageReceiver:
         The refusal is published as an error. Between turns the rest is only silence.
         """
         untranscribed_ms = self._untranscribed_ms if self._tracker.open else 0
-        self.commit_all_sent("close")
+        self.commit_all_sent(self.flush_reason)
         if untranscribed_ms:
             self._publisher.publish_gap(untranscribed_ms, "watchdog")
 

@@ -22,7 +22,10 @@ _DOUBTS = {
     Doubt.AHEAD: "it jumped ahead from {before}; the amount of missing audio is unknown",
     Doubt.STRIDE: "it rises by more than 1 with every entry, so holes in it are not published",
 }
-_ADVICE = "`seq` counts entries with audio, and a restarted producer needs a new `src`"
+_ADVICE = (
+    "`seq` counts entries with audio, a mark or a forced end, and a restarted producer needs a new "
+    "`src`"
+)
 
 
 class Reports:

@@ -152,9 +152,9 @@ class Session:
             return False
         match self._lifecycle.phase:
             case Phase.LIVE:
-                return self._sender.has_room and not self._ingest.cut_short
+                return self._sender.has_room and not self._ingest.awaits_flush
             case Phase.PARKED | Phase.CONNECTING:
-                return not self._sender.has_whole_sample
+                return not (self._sender.has_whole_sample or self._ingest.awaits_flush)
             case _:
                 return False
 
@@ -217,12 +217,14 @@ class Session:
         """Accept entries that follow the cursor and were just read."""
         if self._publisher.fenced_reason is not None:
             return
-        match self._lifecycle.process(Input.ENTRIES):
+        action = self._lifecycle.process(Input.ENTRIES)
+        if self._ingest.awaits_flush:
+            return  # they are read again after the flush
+        match action:
             case Action.SEND:
-                if not self._ingest.cut_short:  # otherwise they are read again after the flush
-                    self._ingest.accept(entries, now, live=True)
-                    if not (self._ingest.steady and self._sender.is_drained):
-                        self.drain(now)
+                self._ingest.accept(entries, now, live=True)
+                if not (self._ingest.steady and self._sender.is_drained):
+                    self.drain(now)
             case Action.HOLD:
                 self._ingest.accept(entries, now, live=False)
                 self._wake_up()
@@ -234,6 +236,8 @@ class Session:
             return
         if self._sender.drain(now):
             self._context.backlog.add(self)
+        elif self._ingest.turn_end_reached:
+            connection.end_turn(now)
         elif self._ingest.end_reached or self._ingest.cut_short:
             self._ingest.report_dropped()
             connection.flush(now)
@@ -470,7 +474,12 @@ class Session:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._unreadable) or self._sender.has_whole_sample or self._ingest.end_reached
+        return (
+            bool(self._unreadable)
+            or self._sender.has_whole_sample
+            or self._ingest.end_reached
+            or self._ingest.turn_end_reached
+        )
 
     @property
     def _is_idle(self) -> bool:

@@ -1,6 +1,6 @@
 """The ledger: positions by example, and every read and reread against a plain model."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -108,11 +108,50 @@ def test_seq_counts_only_entries_with_audio() -> None:
     assert ledger.admit("3-0", _numbered(2)) == Admitted(b"aa")
 
 
+@pytest.mark.parametrize(
+    "signal", [AudioEntry(seq=2, mark={}), AudioEntry(seq=2, turn_end=True)], ids=["mark", "end"]
+)
+def test_seq_counts_entries_with_a_signal(signal: AudioEntry) -> None:
+    ledger = Ledger(2)
+    ledger.admit("1-0", _numbered(1))
+    assert ledger.admit("2-0", signal) == Admitted()
+    again = ledger.admit("3-0", signal)
+    assert (again.repeated, again.ignored) == (True, True)
+    assert ledger.admit("4-0", _numbered(3)) == Admitted(b"aa")
+    assert ledger.admit("5-0", AudioEntry(seq=6, mark={"key": 5})) == Admitted(missing=2)
+    reused = ledger.admit("6-0", AudioEntry(seq=6, mark={"key": 6}))
+    assert (reused.doubt, reused.ignored) == (Doubt.REUSED, False), "it is another mark"
+
+
+def test_seq_of_a_refused_mark_counts() -> None:
+    ledger = Ledger(2)
+    ledger.admit("1-0", _numbered(1))
+    ledger.admit("2-0", AudioEntry(seq=2), mark_refused=True)
+    assert ledger.admit("3-0", _numbered(3)) == Admitted(b"aa")
+
+
+def test_signal_is_read_again_until_later_audio_is_committed() -> None:
+    ledger = Ledger(2)
+    ledger.admit("1-0", _numbered(1))
+    ledger.admit("2-0", AudioEntry(seq=2, turn_end=True))
+    ledger.commit_to(2)
+    assert ledger.read_after == "1-0"
+    assert ledger.oldest is None
+    successor = Ledger(2, _round_trip(ledger.state))
+    assert not successor.admit("2-0", AudioEntry(seq=2, turn_end=True)).ignored
+    successor.admit("3-0", _numbered(3, b"aaaa"))
+    successor.commit_to(4)
+    assert successor.committed == Position("3-0", 2)
+    last = Ledger(2, _round_trip(successor.state))
+    assert last.admit("3-0", _numbered(3, b"aaaa")) == Admitted(b"aa"), "no number is missing"
+    assert last.admit("4-0", AudioEntry(seq=2, turn_end=True)).repeated
+
+
 def test_ledger_takes_nothing_after_end() -> None:
     ledger = Ledger(2)
     assert ledger.admit("1-0", AudioEntry(audio=b"aa", end=True)) == Admitted(b"aa")
     assert ledger.end == "1-0"
-    assert ledger.admit("1-1", AudioEntry(audio=b"bb", end=True)) == Admitted()
+    assert ledger.admit("1-1", AudioEntry(audio=b"bb", end=True)) == Admitted(after_end=True)
     ledger.rewind()
     assert ledger.admit("1-0", AudioEntry(audio=b"aa", end=True)) == Admitted(b"aa")
     assert Ledger(2, _round_trip(ledger.state)).end == "1-0"
@@ -183,12 +222,21 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(
         size=st.integers(0, 9),
+        signal=st.sampled_from([{}, {}, {"mark": {}}, {"mark": {"key": 5}}, {"turn_end": True}]),
         seq=st.none() | st.integers(0, 6) | st.just(NEXT),
         src=st.sampled_from(["", "a", "b"]),
         end=st.sampled_from([False] * 25 + [True]),
         ms=st.integers(0, 1),
     )
-    def append(self, size: int, seq: int | None, src: str, end: bool, ms: int) -> None:
+    def append(
+        self,
+        size: int,
+        signal: dict[str, Any],
+        seq: int | None,
+        src: str,
+        end: bool,
+        ms: int,
+    ) -> None:
         if seq == NEXT:
             known = self.sequences.get(src)
             seq = None if known is None else known.last_seq + 1
@@ -197,6 +245,7 @@ class LedgerMachine(RuleBasedStateMachine):
             seq=seq,
             src=src,
             end=end,
+            **signal,
         )
         entry_id = (
             f"{stream_ids.milliseconds(self.last_id) + 1}-0"
@@ -204,9 +253,9 @@ class LedgerMachine(RuleBasedStateMachine):
             else stream_ids.successor(self.last_id)
         )
         self.last_id = entry_id
-        new, repeated, missing = size > 0 and not self.ended, False, 0
-        if new and seq is not None:
-            decided = sequence.take(self.sequences.get(src), seq, entry.audio)
+        new, repeated, missing = not self.ended, False, 0
+        if new and seq is not None and (size or signal):
+            decided = sequence.take(self.sequences.get(src), seq, sequence.content(entry))
             if isinstance(decided, sequence.Taken):
                 self.sequences[src], missing, _ = decided
             else:
@@ -223,7 +272,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def read(self, count: int) -> None:
         for one in self.unread[:count]:
             entry = one.entry
-            plain = entry.audio and not entry.end and self.ledger.end is None and self.admitted
+            signals = entry.mark is not None or entry.turn_end or entry.end
+            plain = entry.audio and not signals and self.ledger.end is None and self.admitted
             if plain and self.ledger.admit_next(one.entry_id, entry.audio, entry.src, entry.seq):
                 assert (one.new, one.missing, one.repeated) == (True, 0, False)
                 self.received += entry.audio
@@ -235,6 +285,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (admission.missing, admission.repeated) == (one.missing, one.repeated)
             if admission.missing and self.ledger.mark_reported(one.entry_id):
                 self.announced.append(one.entry_id)
+            assert admission.ignored == (one.repeated or not one.new)
             self.received += admission.audio
         del self.unread[:count]
 

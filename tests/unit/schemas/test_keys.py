@@ -13,6 +13,7 @@ def test_key_names() -> None:
     assert (keys.lost, keys.search) == ("stt:{stt:sessions}:lost", "stt:search")
     assert keys.alive("w-1") == "stt:alive:w-1"
     assert keys.drain("w-1") == "stt:drain:w-1"
+    assert keys.ingest("c-1") == "stt:ingest:c-1"
     assert keys.turns("0") == "stt:{0}:turns"
     assert keys.audio("0", "s") == "stt:{0}:audio:s"
     assert keys.state("0", "s") == "stt:{0}:state:s"

@@ -109,7 +109,10 @@ class _Path:
         return {
             "sent": self.sent,
             # Their `audio_ms` shows how much of the same reply was sent before.
-            "events": [each | {"audio_ms": 0} for each in self.published.events()],
+            "events": [
+                each if each["type"] == "session.mark" else each | {"audio_ms": 0}
+                for each in self.published.events()
+            ],
             "ledger": ledger.state,
             "segments": [
                 (segment.entry_id, segment.start, segment.size, segment.src)
@@ -117,7 +120,8 @@ class _Path:
             ],
             "positions": (
                 *(ledger.read_bytes, self.sender.session_bytes, self.sender.socket_bytes),
-                *(self.ingest.cursor, self.ingest.end_reached, self.ingest.cut_short),
+                *(self.ingest.cursor, self.ingest.end_reached),
+                *(self.ingest.cut_short, self.ingest.turn_end_reached),
             ),
             "sender": (self.sender.is_drained, self.sender.has_room, self.sender.chunk_ms),
             "pauses": (self.ingest.last_entry_at, self.ingest.producer_idle_s(time.monotonic())),
@@ -141,8 +145,13 @@ ORDINARY = st.builds(
     st.integers(1, 250),
 )
 SOUND = ORDINARY | st.binary(min_size=1, max_size=700).map(lambda audio: [b"audio", audio])
+SIGNAL = st.sampled_from(
+    [[b"mark", b'{"key":"5"}'], [b"mark", b"{}"], [b"mark", b"5"], [b"turn_end", b"1"]]
+)
 FIELDS = st.one_of(
     *[SOUND] * 3,
+    SIGNAL,
+    st.builds(lambda sound, signal: [*sound, *signal], SOUND, SIGNAL),
     st.builds(lambda sound, extra: [*sound, b"note", extra], SOUND, st.binary(max_size=3)),
     st.sampled_from(
         [
@@ -249,7 +258,7 @@ def test_ordinary_entries_are_treated_as_all_others(
                     1.0 if values == ["early"] and not stream.entries else clock.time() + 4_000,
                     *([b"audio", b"12"], "next", b"a", [0, 1, 2]),
                 )
-            elif step == "read" and not short.ingest.cut_short:
+            elif step == "read" and not short.ingest.awaits_flush:
                 entries = stream.after(short.ingest.cursor, *values)
                 for path in paths:
                     path.ingest.poll_schedule.last_polled_at = clock.now

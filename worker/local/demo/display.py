@@ -13,6 +13,7 @@ from schemas.turns import (
     Event,
     SessionEnded,
     SessionError,
+    SessionMark,
     SessionStarted,
     TurnEagerEnd,
     TurnEnd,
@@ -124,6 +125,8 @@ def _sentence(event: Event, state: DemoState) -> str | None:
             return f"{turn} {text.strip()}"
         case AudioGap(missing_ms=missing, reason=reason):
             return f"{missing} ms, {reason}"
+        case SessionMark(mark=mark):
+            return msgspec.json.encode(mark).decode()
         case SessionError(code=code, message=message):
             return f"{code}: {message}"
         case SessionEnded(reason=reason, turns=turns):

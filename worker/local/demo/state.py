@@ -12,6 +12,7 @@ from schemas.turns import (
     Event,
     SessionEnded,
     SessionError,
+    SessionMark,
     SessionStarted,
     TurnEagerEnd,
     TurnEnd,
@@ -171,6 +172,8 @@ class SessionState:
                 self.missing_ms += missing
             case SessionError(message=message):
                 self.errors.append(message)
+            case SessionMark():
+                pass
             case SessionEnded():
                 self.ended = True
 

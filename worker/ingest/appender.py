@@ -1,0 +1,166 @@
+"""Appends the entries of one session to Redis, in order, through outages.
+
+The first append announces the session, unless its audio stream exists: then the session is live,
+and its producer came back after an outage or a restart.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import MovedError, RedisError, ResponseError, TryAgainError
+
+from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
+from worker.bus.client.cluster import ClusterClient
+from worker.bus.client.connection import RedisHealth, describe, unmoved
+from worker.errors import BusUnavailableError
+from worker.telemetry.traces import ProducerSpan
+
+Fields = dict[Any, Any]  # redis-py's field type is invariant
+
+
+class SessionOverError(Exception):
+    """The session takes no more entries. `expected` is false if Redis or its setup is at fault."""
+
+    def __init__(self, message: str, *, expected: bool) -> None:
+        super().__init__(message)
+        self.expected = expected
+
+
+class _Stream(NamedTuple):
+    """What Redis says about an audio stream."""
+
+    added: int
+    """Number of entries that were ever added."""
+    last: Fields | None
+    """Fields of the last entry; None if the stream is trimmed to nothing."""
+
+
+class SessionAppender:
+    """Appends one session's entries.
+
+    After an append with an unknown outcome, it asks Redis how many entries the stream got. So
+    entries without a `seq` are not repeated either. It needs the rights to XADD, XINFO STREAM,
+    MULTI and EXEC.
+    """
+
+    def __init__(self, redis: Redis, keys: Keys, entry: SessionEntry, health: RedisHealth) -> None:
+        self._redis = redis
+        self._sessions = keys.sessions
+        self._stream = keys.audio(entry.lane, entry.session)
+        self._entry = entry
+        self._health = health
+        self._added: int | None = None  # entries of the stream; None before the first look
+        self._exists = False
+        self._unsure = False  # whether the outcome of the last append is unknown
+
+    async def append(self, entries: Sequence[AudioEntry]) -> None:
+        """Append entries, all or none with each attempt; retry during outages.
+
+        Raises `SessionOverError` if the session takes none.
+        """
+        batch = [_encode(entry) for entry in entries]
+        try:
+            await self._health.retry(lambda: self._attempt(batch))
+        except ResponseError as error:
+            if str(error).startswith("WRONGTYPE"):
+                raise SessionOverError("the session has ended", expected=True) from error
+            raise SessionOverError(describe(error), expected=False) from error
+        except (RedisError, BusUnavailableError) as error:
+            raise SessionOverError(describe(error), expected=False) from error
+
+    async def _attempt(self, batch: list[Fields]) -> None:
+        if self._added is None:
+            await self._begin()
+        elif self._unsure and await self._was_appended(batch):
+            return
+        self._unsure = True
+        await self._send(batch)
+        self._unsure = False
+        self._exists = True
+        self._added = (self._added or 0) + len(batch)
+
+    async def _begin(self) -> None:
+        """Announce the session, unless its stream exists."""
+        found = await self._look()
+        if found is None:
+            await self._announce()
+        self._exists = found is not None
+        self._added = found.added if found else 0
+
+    async def _announce(self) -> None:
+        span = ProducerSpan(self._entry.session)
+        fields: Fields = dict(encode_session(msgspec.structs.replace(self._entry, **span.fields)))
+        added: Any = None
+        try:
+            added = await unmoved(lambda: self._redis.xadd(self._sessions, fields))
+        finally:
+            span.sent(added.decode() if added else "")
+
+    async def _was_appended(self, batch: list[Fields]) -> bool:
+        """Return whether Redis appended the batch of an attempt whose reply was lost."""
+        found = await self._look()
+        if found is None:
+            return False
+        appended = found.added - (self._added or 0) == len(batch)
+        if found.last is not None and found.last != batch[-1]:
+            appended = False
+        self._added = found.added
+        if appended:
+            self._unsure = False
+            self._exists = True
+        return appended
+
+    async def _look(self) -> _Stream | None:
+        """Return the state of the audio stream; None if it does not exist."""
+        try:
+            found: Any = await unmoved(lambda: self._redis.xinfo_stream(self._stream))
+        except ResponseError as error:
+            if "no such key" in str(error):
+                return None
+            raise
+        last = found["last-entry"]
+        return _Stream(found["entries-added"], last[1] if last else None)
+
+    async def _send(self, batch: list[Fields]) -> None:
+        # Only the first append may create the stream. Later, a missing stream means that the
+        # session ended or was lost, and no worker would read a new one.
+        if len(batch) == 1:
+            added: list[Any] = [
+                await unmoved(
+                    lambda: self._redis.xadd(self._stream, batch[0], nomkstream=self._exists)
+                )
+            ]
+        else:
+            added = await unmoved(lambda: self._send_together(batch))
+        if None in added:
+            raise SessionOverError(
+                "its audio is gone from Redis: it ended some time ago, or Redis lost its data",
+                expected=False,
+            )
+
+    async def _send_together(self, batch: list[Fields]) -> list[Any]:
+        """Append a batch as a transaction: a Redis that gets full must not take a later chunk."""
+        node = self._redis
+        if isinstance(node, ClusterClient):
+            node = await node.node_for(self._stream)
+        try:
+            async with node.pipeline(transaction=True) as pipe:
+                for at, fields in enumerate(batch):
+                    pipe.xadd(self._stream, fields, nomkstream=self._exists or at > 0)
+                added: list[Any] = await pipe.execute()
+        except MovedError as error:
+            if not isinstance(self._redis, ClusterClient):
+                raise
+            self._redis.invalidate_slots()
+            raise TryAgainError(f"the slot of {self._stream} has moved") from error
+        return added
+
+
+def _encode(entry: AudioEntry) -> Fields:
+    """Encode an entry as XINFO returns it, to compare them."""
+    return {
+        name.encode(): value if isinstance(value, bytes) else value.encode()
+        for name, value in encode_audio(entry).items()
+    }
