@@ -5,12 +5,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
 import anyio
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
 from schemas.audio import Encoding
 from tests.chaos.script import Chunk, ScriptedSession, chunks
+from tests.chaos.signals import FORCED_END_SHARE, MARK_SHARE, Signals
 from worker.bench.checker import Appended
 from worker.bench.producer import MAX_DELAY_MS
 from worker.bus.client.connection import is_outage
@@ -40,6 +42,7 @@ class ScriptedProducer:
         self._redis = redis
         self._keys = keys
         self._rng = random.Random(f"{script.seed} speaker")
+        self._signal_rng = random.Random(f"{script.seed} signals")
         self._stream = keys.audio(script.lane, script.name)
         self._appended: list[dict[str, bytes | str]] = []
         self._added = 0
@@ -48,6 +51,7 @@ class ScriptedProducer:
         """Words that were interrupted by an outage or a delay of this machine."""
         self.appended: Final[list[Appended]] = []
         """Every chunk, with the time at which Redis received it."""
+        self.signals: Final = Signals()
 
     async def run(self) -> None:
         """Announce the session, send its audio, end it. Raises RedisError if audio is rejected."""
@@ -61,11 +65,14 @@ class ScriptedProducer:
         all_chunks = list(chunks(script))
         for nth, chunk in enumerate(all_chunks):
             await anyio.sleep_until(began + chunk.due_s)
-            at_ms = await self._append_chunk(nth, chunk, restarted=nth >= len(all_chunks) // 2)
+            size += len(chunk.audio)
+            torn = nth + 1 < len(all_chunks) and all_chunks[nth + 1].torn is not None
+            signals = self._draw_signals(size / bytes_per_ms, inside_word=torn)
+            restarted = nth >= len(all_chunks) // 2
+            at_ms = await self._append_chunk(nth, chunk, signals, restarted=restarted)
             if chunk.torn is not None and at_ms - last_ms > script.chunk_ms + MAX_DELAY_MS:
                 self.torn.append(InterruptedWord(chunk.torn, last_ms, at_ms))
             last_ms = at_ms
-            size += len(chunk.audio)
             self.appended.append(Appended(size / bytes_per_ms, at_ms))
             if nth == 0 and script.announced_late:
                 await self._announce()
@@ -90,13 +97,27 @@ class ScriptedProducer:
         # If a reply was lost, the retry is rejected as a duplicate.
         await self._retry(lambda: self._redis.xadd(self._keys.sessions, fields))
 
-    async def _append_chunk(self, nth: int, chunk: Chunk, *, restarted: bool) -> int:
+    def _draw_signals(self, end_ms: float, *, inside_word: bool) -> AudioEntry:
+        """Draw the signals of the chunk that ends there, as an entry without audio."""
+        drawn, rng = AudioEntry(), self._signal_rng
+        if rng.random() < MARK_SHARE:
+            mark = {"nth": len(self.signals.marks)}
+            self.signals.marks.append(mark)
+            drawn = msgspec.structs.replace(drawn, mark=mark)
+        if not inside_word and rng.random() < FORCED_END_SHARE:
+            self.signals.forced_ends_ms.append(end_ms)
+            drawn = msgspec.structs.replace(drawn, turn_end=True)
+        return drawn
+
+    async def _append_chunk(
+        self, nth: int, chunk: Chunk, signals: AudioEntry, *, restarted: bool
+    ) -> int:
         """Append a chunk; return the time at which Redis received it, in Unix milliseconds."""
         mode = self.script.mode
-        entry = AudioEntry(audio=chunk.audio)
+        entry = msgspec.structs.replace(signals, audio=chunk.audio)
         if mode != "plain":
             src = "b" if mode == "restarting" and restarted else "a"
-            entry = AudioEntry(audio=chunk.audio, seq=nth, src=src)
+            entry = msgspec.structs.replace(entry, seq=nth, src=src)
         fields = encode_audio(entry)
         at_ms = await self._append(fields)
         if mode == "resending":

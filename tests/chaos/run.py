@@ -22,6 +22,7 @@ from tests.chaos.plan import ChaosPlan
 from tests.chaos.producer import ScriptedProducer
 from tests.chaos.report import ChaosReport
 from tests.chaos.script import ScriptedSession, scripted_sessions, spans
+from tests.chaos.signals import signal_violations
 from worker.bench.checker import Expected, Violation, gaps, violations, words_in_gaps
 from worker.bench.events import EventLog, LoggedEvent
 from worker.bench.producer import MAX_DELAY_MS
@@ -163,9 +164,11 @@ class _Run:
         scripts = [producer.script for producer in self._producers]
         expected = [self._expected(producer) for producer in self._producers]
         published = [event_log.events(script.name) for script in scripts]
+        signals = {producer.script.name: producer.signals for producer in self._producers}
         found: list[Violation] = []
         for script, sent, events in zip(scripts, expected, published, strict=True):
             found += violations(sent, events)
+            found += signal_violations(signals[script.name], sent, events)
             if script.out == "session" and await event_log.own(script.lane, script.name) != events:
                 found.append(Violation(script.name, "bus", "its own stream differs"))
         found += await leftovers(harness.redis, harness.keys, scripts)

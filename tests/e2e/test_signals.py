@@ -169,3 +169,30 @@ async def test_restored_entry_keeps_its_group(harness: Harness) -> None:
         await harness.append("call-1", end="1")
         events = (await harness.until_ended("call-1"))["call-1"]
     assert {event.group for event in events} == {"call"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("cut@flush,count=4", "forced"),
+        ("error=400@flush,count=1", "forced"),
+        ("error=500@flush,count=3", "watchdog"),
+    ],
+)
+async def test_failed_flush_of_a_forced_end_is_retried(
+    harness: Harness, stt: TurnsServer, fault: str, reason: str
+) -> None:
+    stt.faults.set(fault)
+    async with harness.worker():
+        await harness.announce("call-1")
+        await harness.play("call-1", synthesize_words([0, 1, 2], PCM16), end=False)
+        await harness.append("call-1", turn_end="1")
+        await harness.until("call-1", TurnEnd)
+        await harness.play("call-1", synthesize_words([3, 4], PCM16))
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    (first, ended_by), second = _ends(events)
+    assert ended_by == reason
+    assert second == ([3, 4], "close")
+    assert first == [0, 1, 2][: len(first)]
+    assert len(first) == 3 or "audio.gap" in kinds(events)

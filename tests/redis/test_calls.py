@@ -22,6 +22,7 @@ from worker.bus.client.connection import connect
 from worker.ingest import calls as calls_module
 from worker.ingest.calls import Call, CallLimits, CallRefusedError, Calls
 from worker.ingest.counters import IngestCounters
+from worker.ingest.pipeline import AppendPipeline
 from worker.ingest.records import (
     Audio,
     Configured,
@@ -227,21 +228,20 @@ async def test_long_outage_drops_the_oldest_audio(counters: IngestCounters) -> N
 
 
 async def test_lost_reply_repeats_no_mark(
-    calls: Calls, bus: Bus, as_worker: Redis, monkeypatch: pytest.MonkeyPatch
+    calls: Calls, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = 0
-    xadd = as_worker.xadd
+    xadd = AppendPipeline.xadd
 
-    async def lossy(name: str, *args: Any, **options: Any) -> Any:
+    async def lossy(self: AppendPipeline, *args: Any, **options: Any) -> Any:
         nonlocal losses
-        added = await xadd(name, *args, **options)
-        if name != bus.keys.sessions:
-            losses += 1
-            if losses % 2:
-                raise RedisConnectionError("reset")
+        added = await xadd(self, *args, **options)
+        losses += 1
+        if losses % 2:
+            raise RedisConnectionError("reset")
         return added
 
-    monkeypatch.setattr(as_worker, "xadd", lossy)
+    monkeypatch.setattr(AppendPipeline, "xadd", lossy)
     call = calls.open(started("s"))
     call.feed(Audio(chunk(0)))
     await eventually(lambda: bus.entries("s"), "the first chunk")
@@ -330,6 +330,21 @@ async def test_announcement_starts_a_trace(
     await until_done(calls)
     found: Any = await bus.redis.xrange(bus.keys.sessions)
     assert found[0][1][b"traceparent"].startswith(b"00-")
+
+
+async def test_appends_of_many_calls_share_writes(
+    calls: Calls, bus: Bus, counters: IngestCounters
+) -> None:
+    many = [calls.open(started(f"s-{at}")) for at in range(20)]
+    for call in many:
+        call.feed(Audio(chunk(0)))
+    await has_entries(counters, 20)
+    for call in many:
+        call.feed(Audio(chunk(1)))
+        call.feed(Ended())
+    await until_done(calls)
+    for at in range(20):
+        assert [entry.seq for entry in await bus.entries(f"s-{at}")] == [0, 1, None]
 
 
 async def test_ended_session_stops_the_appends(

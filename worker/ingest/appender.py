@@ -15,9 +15,8 @@ from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
 from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import RedisHealth, describe, unmoved
 from worker.errors import BusUnavailableError
+from worker.ingest.pipeline import AppendPipeline, Fields
 from worker.telemetry.traces import ProducerSpan
-
-Fields = dict[Any, Any]  # redis-py's field type is invariant
 
 
 class SessionOverError(Exception):
@@ -45,8 +44,16 @@ class SessionAppender:
     MULTI and EXEC.
     """
 
-    def __init__(self, redis: Redis, keys: Keys, entry: SessionEntry, health: RedisHealth) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        pipeline: AppendPipeline,
+        keys: Keys,
+        entry: SessionEntry,
+        health: RedisHealth,
+    ) -> None:
         self._redis = redis
+        self._pipeline = pipeline
         self._sessions = keys.sessions
         self._stream = keys.audio(entry.lane, entry.session)
         self._entry = entry
@@ -129,7 +136,7 @@ class SessionAppender:
         if len(batch) == 1:
             added: list[Any] = [
                 await unmoved(
-                    lambda: self._redis.xadd(self._stream, batch[0], nomkstream=self._exists)
+                    lambda: self._pipeline.xadd(self._stream, batch[0], nomkstream=self._exists)
                 )
             ]
         else:

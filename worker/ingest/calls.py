@@ -17,6 +17,7 @@ from worker.ingest.call import Call as Call  # part of this interface
 from worker.ingest.call import CallLimits as CallLimits
 from worker.ingest.call import CallRefusedError as CallRefusedError
 from worker.ingest.counters import IngestCounters
+from worker.ingest.pipeline import AppendPipeline
 from worker.ingest.records import Started
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Calls:
         self._keys = keys
         self._limits = limits
         self._counters = counters
+        self._pipeline = AppendPipeline(redis)
         self._health = RedisHealth()
         self._of_session: dict[tuple[str, str], Call] = {}
         self._running: set[Call] = set()
@@ -59,6 +61,7 @@ class Calls:
 
     async def __aenter__(self) -> Self:
         self._tasks = await self._stack.enter_async_context(_cancelled_at_exit())
+        self._tasks.start_soon(self._pipeline.run)
         return self
 
     async def __aexit__(
@@ -100,7 +103,7 @@ class Calls:
             limit = self._limits.max_calls
             raise CallRefusedError(503, f"this process has its maximum of {limit} calls")
         appenders = [
-            SessionAppender(self._redis, self._keys, each, self._health)
+            SessionAppender(self._redis, self._pipeline, self._keys, each, self._health)
             for each in started.sessions
         ]
         call = Call(started, protocol, appenders, self._limits, self._counters)

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from websockets.uri import parse_uri
 
 from schemas.audio import Encoding, SessionEntry, TurnConfig
+from schemas.cartesia import TurnStart, TurnUpdate
 from tests.support.commits import TestPublisher
 from tests.support.virtual_time import Clock
 from worker.bus.audio_reader import AudioReader, Entries
@@ -41,7 +42,14 @@ RATE = 8_000
 class _Path:
     """The audio path of one session, with a socket that records what is sent."""
 
-    def __init__(self, now_ms: int, encoding: Encoding, speed: float, max_lag_s: float) -> None:
+    def __init__(
+        self,
+        now_ms: int,
+        encoding: Encoding,
+        speed: float,
+        max_lag_s: float,
+        update_interval_ms: int = 0,
+    ) -> None:
         entry = SessionEntry(session="s", encoding=encoding, sample_rate=RATE)
         self.stats = Counters()
         self.state = SessionState(entry, Checkpoint(), max_lag_s)
@@ -54,7 +62,7 @@ class _Path:
         self.published = TestPublisher(entry, self.state, self.sender)
         publisher = self.published.publisher
         boundary = TurnBoundaryFinder(self.sender, StallDetector(time.monotonic()), ProviderLag())
-        throttle = UpdateThrottle(0)
+        throttle = UpdateThrottle(update_interval_ms)
         self.receiver = MessageReceiver(self.state, boundary, self.sender, publisher, throttle)
         rejected = SimpleNamespace(put=lambda *_: None)
         context = cast(
@@ -311,3 +319,60 @@ def test_ordinary_entries_take_the_short_way(order: tuple[int, ...]) -> None:
             assert sent_at_once == (number >= 5), "the first entries are remembered for repeats"
             path.sender.drain(clock.now)
         assert len(path.sent) == 9
+
+
+def test_held_text_is_published_before_a_mark() -> None:
+    clock = Clock()
+    with patch("time.monotonic", clock.monotonic), patch("time.time", clock.time):
+        path = _Path(int(clock.time() * 1_000), Encoding.PCM_S16LE, 2.0, 5.0, 2_000_000)
+        path.ingest.accept([[b"1-0", [b"audio", bytes(1_600)]]], clock.now, live=True)
+        path.sender.drain(clock.now)
+        arrival = path.sender.send_log.moment(clock.now)
+        for message in (TurnStart(), TurnUpdate(transcript="a"), TurnUpdate(transcript="a b")):
+            path.receiver.on_turn_message(message, arrival)
+        path.ingest.accept([[b"2-0", [b"mark", b"{}"]]], clock.now, live=True)
+        events = path.published.events()
+    kinds = [event["type"] for event in events if event["type"] != "session.error"]
+    assert kinds == ["turn.start", "turn.update", "turn.update", "session.mark"]
+    assert events[-2]["transcript"] == "a b"
+
+
+def test_late_audio_before_a_forced_end_is_announced_before_it() -> None:
+    """Nothing is left to flush: the turn ended where the late audio begins."""
+    clock = Clock()
+    with patch("time.monotonic", clock.monotonic), patch("time.time", clock.time):
+        now_ms = int(clock.time() * 1_000)
+        path = _Path(now_ms, Encoding.PCM_S16LE, 2.0, 5.0)
+        fields = [b"audio", bytes(1_600), b"turn_end", b"1", b"mark", b"{}"]
+        path.ingest.accept([[b"%d-0" % (now_ms - 9_000), fields]], clock.now, live=True)
+        events = path.published.events()
+    assert [event["type"] for event in events] == ["audio.gap", "session.mark"]
+    assert (events[0]["missing_ms"], events[1]["audio_ms"]) == (100, 100)
+    assert not path.ingest.awaits_flush
+
+
+def test_forced_end_stops_the_reading_until_its_turn_is_over() -> None:
+    clock = Clock()
+    with patch("time.monotonic", clock.monotonic), patch("time.time", clock.time):
+        now_ms = int(clock.time() * 1_000)
+        path = _Path(now_ms, Encoding.PCM_S16LE, 0.0, 5.0)
+        forced: Entries = [
+            [b"%d-0" % now_ms, [b"audio", bytes(1_600)]],
+            [b"%d-1" % now_ms, [b"turn_end", b"1"]],
+            [b"%d-2" % now_ms, [b"audio", bytes(800)]],
+        ]
+        path.ingest.accept(forced, clock.now, live=True)
+        assert path.ingest.turn_end_reached
+        assert path.ingest.cursor == forced[1][0].decode()
+        path.sender.drain(clock.now)
+        path.receiver.commit_all_sent("forced")
+        path.lose_socket()
+        path.connect()
+        path.ingest.accept(forced[1:], clock.now, live=True)
+        assert not path.ingest.awaits_flush, "it is fulfilled"
+        path.sender.drain(clock.now)
+        path.receiver.on_turn_message(TurnStart(), path.sender.send_log.moment(clock.now))
+        path.lose_socket()
+        path.connect()
+        path.ingest.accept(forced[1:], clock.now, live=True)
+        assert not path.ingest.awaits_flush, "the open turn began after it"
