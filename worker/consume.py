@@ -128,7 +128,7 @@ async def events(
             if session is not None and isinstance(received.event, SessionEnded):
                 return
         if reader.interrupted:
-            trimmed = await reader.trimmed_after(cursor)
+            trimmed = trimmed or await reader.trimmed_after(cursor)
 
 
 async def group_events(

@@ -114,6 +114,6 @@ async def test_snippets_survive_kill_of_consumer(tmp_path: Path, shell_path: Pat
 def _stored(store: Path) -> list[tuple[str, int, str]]:
     with closing(sqlite3.connect(store)) as calls:
         try:
-            return calls.execute("SELECT * FROM turns").fetchall()
+            return calls.execute("SELECT session, turn, transcript FROM turns").fetchall()
         except sqlite3.OperationalError:  # the table does not exist yet, or is locked
             return []
