@@ -11,12 +11,15 @@ import anyio
 import msgspec
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
+from hypothesis import given
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from schemas import Encoding, Keys, SessionEntry
+from schemas import Encoding, Keys, SessionEntry, TurnConfig
 from schemas.audio import MAX_METADATA_BYTES
 from tests.support.polling import eventually
+from tests.unit.ingest.protocols.checks import check_records
 from tests.unit.ingest.protocols.test_audiosocket_packets import (
     CALL,
     FRAME,
@@ -350,3 +353,18 @@ def test_invalid_fields_are_left_out(
     entry = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=8_000)
     assert with_fields(entry, fields) == entry
     assert "call s: going on without its fields" in caplog.text
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*SessionEntry.__struct_fields__, *TurnConfig.__struct_fields__]).map(
+            str.encode
+        ),
+        st.binary(max_size=20) | st.sampled_from([b"{}", b"[]", b"0.4", b'{"a":1e9}', b'["x"]']),
+    )
+)
+def test_any_fields_are_a_valid_entry(fields: dict[bytes, bytes]) -> None:
+    entry = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=8_000)
+    merged = with_fields(entry, fields)
+    check_records([Started((merged,))])
+    assert (merged.session, merged.encoding, merged.sample_rate) == ("s", "pcm_s16le", 8_000)

@@ -7,8 +7,11 @@ import msgspec
 from schemas.audio import decode_audio
 from schemas.validation import EntryError
 from worker.ingest.records import Marked, ProtocolError
+from worker.text import printable
 
 T = TypeVar("T")
+
+MAX_REASON_CHARS = 200
 
 
 def decode_json(decoder: msgspec.json.Decoder[T], message: str, name: str) -> T:
@@ -16,7 +19,9 @@ def decode_json(decoder: msgspec.json.Decoder[T], message: str, name: str) -> T:
     try:
         return decoder.decode(message)
     except msgspec.MsgspecError as error:
-        raise ProtocolError(f"{name} is not valid: {error}") from None
+        # The text may contain a field name of the producer's.
+        reason = printable(" ".join(str(error).split()))[:MAX_REASON_CHARS]
+        raise ProtocolError(f"{name} is not valid: {reason}") from None
     except (RecursionError, UnicodeEncodeError):
         raise ProtocolError(f"{name} nests too deep or is not UTF-8") from None
 

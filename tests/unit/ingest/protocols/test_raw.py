@@ -125,6 +125,18 @@ def test_invalid_command_has_a_clear_line(message: str, line: str) -> None:
         Raw({}).text(message)
 
 
+def test_error_is_one_short_line() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        Raw({}).text(json.dumps({"a\n\x1b[31m" + "x" * 10_000: 1}))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_long_number_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="out of range"):
+        Raw({}).text('{"mark":{"a":' + "1" * 5_000 + "}}")
+
+
 @given(
     queries,
     st.lists(
