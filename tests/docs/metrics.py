@@ -1,6 +1,6 @@
 """Generates the tables of metrics from the instruments: `python -m tests.docs.metrics`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 from tests.docs.pages import write_block
@@ -8,15 +8,19 @@ from worker.ingest import metrics as gateway
 from worker.telemetry import metrics as worker
 from worker.telemetry.metrics import Instrument
 
-PAGE: Final = "observability.md"
-BLOCKS: Final[Mapping[str, Sequence[Instrument[Any]]]] = {
-    "metrics": worker.INSTRUMENTS,
-    "gateway metrics": gateway.INSTRUMENTS,
-}
+BLOCK: Final = "metrics"
 
 
-def table(instruments: Sequence[Instrument[Any]]) -> str:
-    """Return the table with one row per instrument."""
+def tables() -> dict[str, str]:
+    """Return the table of each page that has one."""
+    return {
+        "observability.md": _table(worker.INSTRUMENTS),
+        "ingest.md": _table(gateway.INSTRUMENTS),
+    }
+
+
+def _table(instruments: Iterable[Instrument[Any]]) -> str:
+    """Return a table with one row per instrument."""
     lines = ["| metric | kind | unit | by | |", "|---|---|---|---|---|"]
     for each in instruments:
         names = filter(None, (*each.constants, each.attribute))
@@ -28,5 +32,5 @@ def table(instruments: Sequence[Instrument[Any]]) -> str:
 
 
 if __name__ == "__main__":
-    for block, instruments in BLOCKS.items():
-        write_block(PAGE, block, table(instruments))
+    for page, table in tables().items():
+        write_block(page, BLOCK, table)

@@ -61,7 +61,7 @@ async def gateway(
     """Run a gateway on a free port, and kill it if it still runs at the end."""
     env = {
         **os.environ,
-        "TURNBUS_REDIS_URL": redis_url or as_user(harness.redis_url, "admin"),
+        "TURNBUS_REDIS_URL": redis_url or as_user(harness.redis_url, "ingest"),
         "TURNBUS_PREFIX": harness.prefix,
         **{f"TURNBUS_INGEST_{name.upper()}": value for name, value in settings.items()},
     }
