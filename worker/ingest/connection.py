@@ -22,7 +22,7 @@ from websockets.server import ServerProtocol
 
 from worker.ingest.limits import Limits
 from worker.ingest.messages import Inbox
-from worker.ingest.responses import plain_response
+from worker.ingest.responses import TEXT, plain_response, whole_response
 
 # At debug level the library logs request lines and headers, which contain tokens.
 _library_log: Final = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._resume_reading()
             self._waited_s.setdefault("close", 0.0)
-            self._transport.write_eof()
+            self._write_eof()
 
     def begin_stream(self) -> None:
         """Watch for the peer's end while a response is sent: no more is wanted then."""
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
             if data:
                 self.write(data)
             elif not self._transport.is_closing():
-                self._transport.write_eof()
+                self._write_eof()
         if self.protocol.close_expected():
             self._waited_s.setdefault("close", 0.0)
 
@@ -247,7 +247,8 @@ class Connection(asyncio.Protocol):
         if not isinstance(request, ParsedRequest) or not self._ends_with_request(events):
             self._refuse(400, "data was sent before the answer to the request")
         elif request.method == "HEAD":
-            self._refuse(405, "", ("Allow", "GET"))  # its answer has no body
+            self._request_seen = True
+            self.respond(whole_response(405, b"", TEXT, [("Allow", "GET")]))
         elif request.method != "GET":
             self._refuse(405, "only GET is served", ("Allow", "GET"))
         else:
@@ -282,6 +283,12 @@ class Connection(asyncio.Protocol):
     def _resume_if_emptied(self) -> None:
         if self.inbox.waiting_bytes <= self._limits.queue_bytes // 2:
             self._resume_reading()
+
+    def _write_eof(self) -> None:
+        try:
+            self._transport.write_eof()
+        except OSError:  # the peer reset the connection, which was not read since
+            self.abort()
 
     def _resume_reading(self) -> None:
         if not self._reading and not self._transport.is_closing():
