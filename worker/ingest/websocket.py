@@ -15,8 +15,8 @@ MAX_REASON_BYTES: Final = 123
 class WebSocketClosedError(Exception):
     """The WebSocket is closed.
 
-    `code` is the close code, 1006 if the peer is gone without one. `clean` is whether the peer
-    sent a close frame.
+    `code` is the peer's close code; without one it is the code that was sent, else 1006. `clean`
+    is whether the peer sent a close frame.
     """
 
     def __init__(self, code: int, clean: bool) -> None:

@@ -19,12 +19,13 @@ from tests.unit.ingest.wire import (
     frame,
     open_websocket,
     receive_all,
+    reset,
     send_forever,
     status,
     talk,
 )
 from worker.errors import SettingsError
-from worker.ingest.http import Exchange, Limits, PeerGoneError, serve_http
+from worker.ingest.http import Exchange, Handler, Limits, PeerGoneError, serve_http
 
 pytestmark = pytest.mark.anyio
 
@@ -337,6 +338,36 @@ async def test_handler_counts_until_it_ends() -> None:
             await entered.wait()
         assert status(await talk(port, GET)) == 503
         release.set()
+
+
+async def _stream(exchange: Exchange) -> None:
+    async with exchange.stream("text/plain") as write:
+        await write(b"x")
+
+
+@pytest.mark.parametrize("respond", [answer_ok, _stream, echo])
+async def test_peer_that_resets_before_its_answer_ends_alone(
+    respond: Handler, caplog: pytest.LogCaptureFixture
+) -> None:
+    entered, release, over = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def handle(exchange: Exchange) -> None:
+        entered.set()
+        await release.wait()
+        try:
+            await respond(exchange)
+        finally:
+            over.set()
+
+    async with serve_http("127.0.0.1", 0, handle) as port:
+        stream = await anyio.connect_tcp("127.0.0.1", port)
+        await stream.send(UPGRADE)
+        await entered.wait()
+        await reset(stream)
+        release.set()
+        await over.wait()
+        assert status(await talk(port, UPGRADE + b"x")) == 400
+    assert caplog.messages == []
 
 
 async def test_stop_answers_what_is_open() -> None:

@@ -15,7 +15,7 @@ from worker.ingest.http import Exchange, Limits, serve_http
 
 pytestmark = pytest.mark.anyio
 
-IDLE_KIB_MAX = 32
+IDLE_KIB_MAX = 24
 """Maximum memory of the process for each idle connection."""
 
 CLIENTS = """

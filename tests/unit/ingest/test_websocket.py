@@ -1,6 +1,5 @@
 """WebSockets of the HTTP port, with the unmodified client of websockets and raw sockets."""
 
-import socket
 import struct
 
 import anyio
@@ -23,6 +22,7 @@ from tests.unit.ingest.wire import (
     frame,
     open_websocket,
     receive_all,
+    reset,
     send_forever,
 )
 from worker.ingest.http import Exchange, Limits, WebSocket, WebSocketClosedError, serve_http
@@ -56,13 +56,6 @@ class Recorder:
         await self.over.wait()
         assert self.closed is not None
         return self.closed.code, self.closed.clean
-
-
-async def _drop(stream: anyio.abc.ByteStream) -> None:
-    """Reset a connection."""
-    raw: socket.socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    await stream.aclose()
 
 
 async def test_messages_arrive_whole() -> None:
@@ -269,7 +262,7 @@ async def test_peer_with_pongs_stays() -> None:
 async def test_reset_peer_is_lost() -> None:
     recorder = Recorder()
     async with serve_http("127.0.0.1", 0, recorder) as port:
-        await _drop(await open_websocket(port))
+        await reset(await open_websocket(port))
         assert await recorder.end() == (1006, False)
 
 
@@ -297,7 +290,7 @@ async def test_peer_that_resets_before_the_answer_is_lost() -> None:
         stream = await anyio.connect_tcp("127.0.0.1", port)
         await stream.send(UPGRADE)
         await entered.wait()
-        await _drop(stream)
+        await reset(stream)
         release.set()
         assert await recorder.end() == (1006, False)
 

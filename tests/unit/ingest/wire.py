@@ -1,5 +1,6 @@
 """What a peer of the HTTP port sends and receives, byte by byte."""
 
+import socket
 import struct
 
 import anyio
@@ -76,6 +77,13 @@ async def send_forever(stream: anyio.abc.ByteStream, data: bytes) -> None:
     while True:
         await stream.send(data)
         await anyio.sleep(0.01)
+
+
+async def reset(stream: anyio.abc.ByteStream) -> None:
+    """Close a connection without a goodbye."""
+    raw: socket.socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await stream.aclose()
 
 
 async def open_websocket(port: int) -> anyio.abc.ByteStream:
