@@ -24,6 +24,7 @@ from worker.ingest.connection import Connection
 from worker.ingest.limits import SPARE_CONNECTIONS, Limits, fit_to_system
 from worker.ingest.request import BadRequestError, Request, read_request
 from worker.ingest.responses import (
+    TEXT,
     HeaderLines,
     plain_response,
     stream_response,
@@ -72,9 +73,7 @@ class Exchange:
         self, status: int, body: bytes, content_type: str, headers: HeaderLines = ()
     ) -> None:
         """Answer with a complete response."""
-        response = whole_response(status, body, content_type, headers)
-        self.is_answered = True
-        self._connection.respond(response)
+        self._respond(whole_response(status, body, content_type, headers))
         await self._connection.drained()
 
     @asynccontextmanager
@@ -92,9 +91,10 @@ class Exchange:
             if self._connection.is_lost:
                 raise PeerGoneError
 
+        head = stream_response(content_type, headers)
         self.is_answered = True
         self._connection.begin_stream()
-        await write(stream_response(content_type, headers))
+        await write(head)
         try:
             yield write
         finally:
@@ -107,17 +107,15 @@ class Exchange:
         """
         protocol = self._connection.protocol
         response = protocol.accept(self._parsed)
-        self.is_answered = True
         if response.status_code != 101:
             text = bytes(response.body)
             kept = [(n, v) for n, v in response.headers.raw_items() if n in {"Upgrade", "Allow"}]
-            self._connection.respond(
-                whole_response(response.status_code, text, "text/plain; charset=utf-8", kept)
-            )
+            self._respond(whole_response(response.status_code, text, TEXT, kept))
             raise HandshakeRefusedError(text.decode().strip())
         if subprotocol is not None and subprotocol in _offered(self.request.headers):
             response.headers["Sec-WebSocket-Protocol"] = subprotocol
         response.headers.update(list(headers))
+        self.is_answered = True
         protocol.send_response(response)
         self._connection.upgraded()
         self.websocket = WebSocket(self._connection, self._limits.close_timeout_s)
@@ -130,8 +128,11 @@ class Exchange:
         elif not self.is_answered:
             is_closing = code == CloseCode.GOING_AWAY
             status, line = (503, "shutting down") if is_closing else (500, "internal error")
-            self.is_answered = True
-            self._connection.respond(plain_response(status, line))
+            self._respond(plain_response(status, line))
+
+    def _respond(self, response: bytes) -> None:
+        self.is_answered = True
+        self._connection.respond(response)
 
 
 Handler = Callable[[Exchange], Awaitable[None]]

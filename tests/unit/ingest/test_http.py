@@ -192,6 +192,28 @@ async def test_handler_error_is_500_and_logged_once(caplog: pytest.LogCaptureFix
     assert record.getMessage() == "/bad: internal error in the handler"
 
 
+BAD_HEADER = [("X-One", "a\r\nb")]
+
+
+async def _bad_response(exchange: Exchange) -> None:
+    await exchange.respond(200, b"", "text/plain", BAD_HEADER)
+
+
+async def _bad_stream(exchange: Exchange) -> None:
+    async with exchange.stream("text/plain", BAD_HEADER):
+        pass
+
+
+async def _bad_handshake(exchange: Exchange) -> None:
+    await exchange.accept(headers=BAD_HEADER)
+
+
+@pytest.mark.parametrize("answer", [_bad_response, _bad_stream, _bad_handshake])
+async def test_answer_that_cannot_be_sent_is_500(answer: Handler) -> None:
+    async with serve_http("127.0.0.1", 0, answer) as port:
+        assert status(await talk(port, UPGRADE)) == 500
+
+
 async def test_handler_without_an_answer_is_500() -> None:
     async def handle(exchange: Exchange) -> None:
         pass
