@@ -89,12 +89,12 @@ class Rough:
             engine = ScriptEngine(ScriptOptions(latency_ms=_LATENCY_MS))
             stt = await stack.enter_async_context(TurnsServer.serve(ServerSettings(port=0), engine))
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            stack.callback(tasks.cancel_scope.cancel)
             rough = cls(server, redis, stt, tasks, stack, logs)
             for name in WORKERS:
                 await rough._start(name)
             await rough._until(len(WORKERS))
             await rough._start_gateway()
+            stack.callback(tasks.cancel_scope.cancel)  # before the gateway stops
             yield rough
 
     async def run(self) -> None:

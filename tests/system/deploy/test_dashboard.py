@@ -68,6 +68,14 @@ def test_panels_accept_gaps_in_data(kind: str) -> None:
     assert _texts(drawn).count("No data") == len(PANELS) - len(found)
 
 
+def test_long_list_of_alerts_is_wrapped() -> None:
+    fired = f"Alerts that fired: {', '.join(f'Alert{number} at 1:00' for number in range(30))}"
+    shown = _texts(picture(DASHBOARD, Run({name: [] for name in PANELS}, SPAN, [], fired)))
+    lines = [text for text in shown if "Alert" in text]
+    assert len(lines) > 2
+    assert " ".join(lines) == fired
+
+
 def test_equal_runs_give_equal_pictures() -> None:
     found = [Line("a", "s", right=False, points=[(1_000.0, 1.0), (1_002.0, 2.0)])]
     run = Run(dict.fromkeys(PANELS, found), SPAN, [], "")
