@@ -95,6 +95,16 @@ async def test_other_requests_get_an_answer(harness: Harness, tmp_path: Path) ->
             pass  # the plain request left no call
 
 
+async def test_console_is_served_on_loopback(harness: Harness, tmp_path: Path) -> None:
+    async with gateway(harness, tmp_path / "log", "--console") as ingest:
+        status, body = await ask(ingest, "/")
+        assert status == 200
+        assert "<title>turnbus console</title>" in body
+        assert (await ask(ingest, "/console.js"))[0] == 200
+        assert (await ask(ingest, "/../settings.py"))[0] == 404
+        assert (await ask(ingest, "/control"))[0] == 404
+
+
 async def test_returned_client_gets_each_event_once(harness: Harness, tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
     async with harness.worker(), gateway(harness, tmp_path / "log", grace_s="60") as ingest:

@@ -6,7 +6,7 @@ from typing import Final
 
 from worker.errors import SettingsError
 from worker.ingest.auth import Access, Credentials, Refusal, Route
-from worker.ingest.http import Request
+from worker.ingest.request import Request
 from worker.ingest.secret_files import SecretFile
 from worker.ingest.settings import IngestSettings
 from worker.ingest.tokens import KEY_BYTES_MIN, Claims

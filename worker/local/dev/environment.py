@@ -78,7 +78,8 @@ class DevEnvironment:
 
         Raises TurnbusError if a process does not start or stops by itself.
         """
-        status("loading the recognizer ..." if self._engine == "speech" else "starting ...")
+        what = "loading the recognizer" if self._engine == "speech" else "starting the STT server"
+        status(f"{what} ...")
         opening = self._harness.stt_server(self._engine, control=True)
         async with opening as (server, self.stt_url), anyio.create_task_group() as self._tasks:
             self._provider = Provider(control_url(server))
