@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from http import HTTPStatus
 
-import anyio
 from websockets.frames import CloseCode
 
 from worker.ingest.calls import Call, CallRefusedError, Calls
@@ -45,7 +44,7 @@ async def read_producer(
         is_full = error.status == HTTPStatus.SERVICE_UNAVAILABLE
         code = CloseCode.TRY_AGAIN_LATER if is_full else CloseCode.POLICY_VIOLATION
         await socket.close(code, str(error))
-    except anyio.get_cancelled_exc_class():
+    except BaseException:  # the end of the process, or an internal error
         _lose(call)
         raise
     return False
