@@ -16,6 +16,7 @@ from schemas.turns import (
     Event,
     SessionEnded,
     SessionError,
+    SessionMark,
     SessionStarted,
     TurnEagerEnd,
     TurnEnd,
@@ -91,6 +92,7 @@ def leftovers(expected_leftovers: list[str]) -> None:
             TurnEnd(**common(), turn=0, transcript="Hi.", reason="watchdog"),
             "turn.end 0 (watchdog) Hi.",
         ),
+        (SessionMark(**common(), mark={"key": "5"}), 'session.mark {"key":"5"}'),
         (AudioGap(**common(), missing_ms=300, reason="backlog"), "audio.gap 300 ms, backlog"),
         (
             SessionError(**common(), code="c", message="Why.", status=400, fatal=True),

@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 
 from schemas.turns import SessionEnded, SessionMark, SessionStarted, TurnEnd, TurnStart
 from tests.support.acl import GuardedRedis
-from tests.support.gateway import TwilioCall, dial, frames, gateway, speech
+from tests.support.gateway import TwilioCall, dial, frames, gateway, raw_url, speech
 from tests.support.harness import PCM16, Harness, check_order, staged, words
 from tests.support.polling import eventually
 from worker.local.emulator.server import TurnsServer
@@ -121,10 +121,6 @@ async def test_drain_timeout_ends_the_session(harness: Harness, tmp_path: Path) 
     assert words(events) == [0, 1, 2]
 
 
-def raw(url: str, session: str, **query: str) -> str:
-    return f"{url}/raw?{urlencode({'session': session, **query})}"
-
-
 async def play_raw(socket: ClientConnection, sound: bytes) -> None:
     for frame in frames(sound, PCM16):
         await socket.send(frame)
@@ -135,11 +131,11 @@ async def test_lost_socket_that_returns_continues(harness: Harness, tmp_path: Pa
     sound = speech(2, PCM16)
     half = len(sound) // 2
     async with harness.worker(), gateway(harness, tmp_path / "log", grace_s="60") as ingest:
-        async with connect(raw(ingest.url, "call-1"), proxy=None) as socket:
+        async with connect(raw_url(ingest, "call-1"), proxy=None) as socket:
             await play_raw(socket, sound[:half])
             socket.transport.abort()
         await ingest.logged("call call-1: socket lost, waiting 60 s for it to return")
-        async with connect(raw(ingest.url, "call-1"), proxy=None) as socket:
+        async with connect(raw_url(ingest, "call-1"), proxy=None) as socket:
             await play_raw(socket, sound[half:])
             await socket.send('{"end": true}')
             await socket.wait_closed()
@@ -151,7 +147,7 @@ async def test_lost_socket_that_returns_continues(harness: Harness, tmp_path: Pa
 
 async def test_lost_socket_ends_session_after_grace(harness: Harness, tmp_path: Path) -> None:
     async with harness.worker(), gateway(harness, tmp_path / "log", grace_s="0") as ingest:
-        async with connect(raw(ingest.url, "call-2"), proxy=None) as socket:
+        async with connect(raw_url(ingest, "call-2"), proxy=None) as socket:
             await play_raw(socket, speech(1, PCM16))
             socket.transport.abort()
         events = (await harness.until_ended("call-2"))["call-2"]
@@ -164,7 +160,7 @@ async def test_lost_socket_ends_session_after_grace(harness: Harness, tmp_path: 
 
 async def test_raw_client_gets_its_events(harness: Harness, tmp_path: Path) -> None:
     async with harness.worker(), gateway(harness, tmp_path / "log") as ingest:
-        async with connect(raw(ingest.url, "call-3", events="1"), proxy=None) as socket:
+        async with connect(raw_url(ingest, "call-3", events="1"), proxy=None) as socket:
             opened = json.loads(await socket.recv())
             assert opened == {"type": "ingest.opened", "sessions": ["call-3"]}
             await play_raw(socket, speech(1, PCM16))
@@ -185,7 +181,7 @@ async def test_two_channels_become_two_sessions(harness: Harness, tmp_path: Path
     seen = set()
     async with harness.worker(), gateway(harness, tmp_path / "log") as ingest:
         async with connect(
-            raw(ingest.url, "call-4", channels="2", events="1"), proxy=None
+            raw_url(ingest, "call-4", channels="2", events="1"), proxy=None
         ) as socket:
             opened = json.loads(await socket.recv())
             assert opened["sessions"] == ["call-4-a", "call-4-b"]
@@ -205,7 +201,7 @@ async def test_two_channels_become_two_sessions(harness: Harness, tmp_path: Path
 async def test_forced_end_closes_the_turn(harness: Harness, tmp_path: Path) -> None:
     sound = speech(1, PCM16, pause_ms=0)
     async with harness.worker(), gateway(harness, tmp_path / "log") as ingest:
-        async with connect(raw(ingest.url, "call-5"), proxy=None) as socket:
+        async with connect(raw_url(ingest, "call-5"), proxy=None) as socket:
             await play_raw(socket, sound)
             await socket.send('{"turn_end": true}')
             end = await harness.until("call-5", TurnEnd)
@@ -226,7 +222,7 @@ async def test_bad_message_closes_the_socket(
 ) -> None:
     async with (
         gateway(harness, tmp_path / "log") as ingest,
-        connect(raw(ingest.url, "call-6"), proxy=None) as socket,
+        connect(raw_url(ingest, "call-6"), proxy=None) as socket,
     ):
         await socket.send(message)
         await socket.wait_closed()
@@ -255,10 +251,10 @@ async def test_bad_query_is_refused_with_reason(
 async def test_session_with_live_socket_is_refused(harness: Harness, tmp_path: Path) -> None:
     async with (
         gateway(harness, tmp_path / "log") as ingest,
-        connect(raw(ingest.url, "call-7"), proxy=None),
+        connect(raw_url(ingest, "call-7"), proxy=None),
     ):
         with pytest.raises(InvalidStatus) as refused:
-            await connect(raw(ingest.url, "call-7"), proxy=None)
+            await connect(raw_url(ingest, "call-7"), proxy=None)
         assert refused.value.response.status_code == 409
 
 
@@ -290,14 +286,14 @@ async def test_caller_returns_to_another_gateway(harness: Harness, tmp_path: Pat
     async with harness.worker():
         async with (
             gateway(harness, tmp_path / "first") as first,
-            connect(raw(first.url, "call-8"), proxy=None) as socket,
+            connect(raw_url(first, "call-8"), proxy=None) as socket,
         ):
             await play_raw(socket, speech(1, PCM16))
             await harness.until("call-8", TurnEnd)
             first.process.send_signal(signal.SIGKILL)
             await socket.wait_closed()
         async with gateway(harness, tmp_path / "second") as second:
-            async with connect(raw(second.url, "call-8"), proxy=None) as socket:
+            async with connect(raw_url(second, "call-8"), proxy=None) as socket:
                 await play_raw(socket, speech(1, PCM16, first=3))
                 await socket.send('{"end": true}')
             events = (await harness.until_ended("call-8"))["call-8"]
@@ -309,7 +305,7 @@ async def test_session_of_killed_gateway_idles_out(harness: Harness, tmp_path: P
     async with harness.worker(park_s=1.0, session_idle_s=2.0):
         async with (
             gateway(harness, tmp_path / "log") as ingest,
-            connect(raw(ingest.url, "call-9"), proxy=None) as socket,
+            connect(raw_url(ingest, "call-9"), proxy=None) as socket,
         ):
             await play_raw(socket, speech(1, PCM16))
             await harness.until("call-9", TurnEnd)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import anyio
 from anyio.abc import Process
@@ -79,6 +80,11 @@ async def gateway(
         finally:
             if process.returncode is None:
                 process.send_signal(signal.SIGKILL)
+
+
+def raw_url(ingest: GatewayProcess, session: str, **query: str) -> str:
+    """Return the URL of a raw client."""
+    return f"{ingest.url}/raw?{urlencode({'session': session, **query})}"
 
 
 def speech(

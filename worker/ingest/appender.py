@@ -5,7 +5,7 @@ and its producer came back after an outage or a restart.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -27,21 +27,11 @@ class SessionOverError(Exception):
         self.expected = expected
 
 
-class _Stream(NamedTuple):
-    """What Redis says about an audio stream."""
-
-    added: int
-    """Number of entries that were ever added."""
-    last: Fields | None
-    """Fields of the last entry; None if the stream is trimmed to nothing."""
-
-
 class SessionAppender:
     """Appends one session's entries.
 
-    After an append with an unknown outcome, it asks Redis how many entries the stream got. So
-    entries without a `seq` are not repeated either. It needs the rights to XADD, XINFO STREAM,
-    MULTI and EXEC.
+    A batch whose reply is lost is appended again. Workers drop what repeats a `seq`; `config` and
+    `end` may be repeated.
     """
 
     def __init__(
@@ -58,16 +48,15 @@ class SessionAppender:
         self._stream = keys.audio(entry.lane, entry.session)
         self._entry = entry
         self._health = health
-        self._added: int | None = None  # entries of the stream; None before the first look
-        self._exists = False
-        self._unsure = False  # whether the outcome of the last append is unknown
+        self._announced = False
+        self._exists = False  # whether the audio stream is known to exist
 
     async def append(self, entries: Sequence[AudioEntry]) -> None:
         """Append entries, all or none with each attempt; retry during outages.
 
         Raises `SessionOverError` if the session takes none.
         """
-        batch = [_encode(entry) for entry in entries]
+        batch: list[Fields] = [dict(encode_audio(entry)) for entry in entries]
         try:
             await self._health.retry(lambda: self._attempt(batch))
         except ResponseError as error:
@@ -78,23 +67,13 @@ class SessionAppender:
             raise SessionOverError(describe(error), expected=False) from error
 
     async def _attempt(self, batch: list[Fields]) -> None:
-        if self._added is None:
-            await self._begin()
-        elif self._unsure and await self._was_appended(batch):
-            return
-        self._unsure = True
+        if not self._announced:
+            self._exists = await self._find_stream()
+            if not self._exists:
+                await self._announce()
+            self._announced = True
         await self._send(batch)
-        self._unsure = False
         self._exists = True
-        self._added = (self._added or 0) + len(batch)
-
-    async def _begin(self) -> None:
-        """Announce the session, unless its stream exists."""
-        found = await self._look()
-        if found is None:
-            await self._announce()
-        self._exists = found is not None
-        self._added = found.added if found else 0
 
     async def _announce(self) -> None:
         span = ProducerSpan(self._entry.session)
@@ -105,30 +84,12 @@ class SessionAppender:
         finally:
             span.sent(added.decode() if added else "")
 
-    async def _was_appended(self, batch: list[Fields]) -> bool:
-        """Return whether Redis appended the batch of an attempt whose reply was lost."""
-        found = await self._look()
-        if found is None:
-            return False
-        appended = found.added - (self._added or 0) == len(batch)
-        if found.last is not None and found.last != batch[-1]:
-            appended = False
-        self._added = found.added
-        if appended:
-            self._unsure = False
-            self._exists = True
-        return appended
-
-    async def _look(self) -> _Stream | None:
-        """Return the state of the audio stream; None if it does not exist."""
-        try:
-            found: Any = await unmoved(lambda: self._redis.xinfo_stream(self._stream))
-        except ResponseError as error:
-            if "no such key" in str(error):
-                return None
-            raise
-        last = found["last-entry"]
-        return _Stream(found["entries-added"], last[1] if last else None)
+    async def _find_stream(self) -> bool:
+        """Return whether the audio stream exists; raises `SessionOverError` after its end."""
+        kind: Any = await unmoved(lambda: self._redis.type(self._stream))
+        if kind not in (b"stream", b"none"):
+            raise SessionOverError("the session has ended", expected=True)
+        return bool(kind == b"stream")
 
     async def _send(self, batch: list[Fields]) -> None:
         # Only the first append may create the stream. Later, a missing stream means that the
@@ -163,11 +124,3 @@ class SessionAppender:
             self._redis.invalidate_slots()
             raise TryAgainError(f"the slot of {self._stream} has moved") from error
         return added
-
-
-def _encode(entry: AudioEntry) -> Fields:
-    """Encode an entry as XINFO returns it, to compare them."""
-    return {
-        name.encode(): value if isinstance(value, bytes) else value.encode()
-        for name, value in encode_audio(entry).items()
-    }

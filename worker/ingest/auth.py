@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from worker.ingest.http import Request
+from worker.ingest.request import Request
 from worker.ingest.tokens import Claims, TokenError, verify
 
 Route = Literal["twilio", "asterisk", "freeswitch", "raw", "events", "console"]
@@ -22,6 +22,7 @@ Route = Literal["twilio", "asterisk", "freeswitch", "raw", "events", "console"]
 
 _TOKEN_ROUTES: Final = ("raw", "events")
 _LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
+_TWILIO_DIGESTS: Final = {"HMAC_SHA1": "sha1", "HMAC_SHA256": "sha256"}
 _DEFAULT_PORTS: Final = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 
@@ -29,7 +30,7 @@ class Credentials(msgspec.Struct, frozen=True):
     """The secrets of the gateway; several of a kind allow their rotation."""
 
     twilio_tokens: tuple[str, ...] = ()
-    """Auth tokens of Twilio accounts."""
+    """Auth tokens of Twilio accounts, and shared keys of its webhook settings."""
     bearer_tokens: tuple[str, ...] = ()
     users: tuple[tuple[str, str], ...] = ()
     """User names and passwords of basic authentication."""
@@ -109,6 +110,8 @@ class Access(msgspec.Struct, frozen=True):
         origin = _single(request, "Origin")
         if origin is None or "*" in self.origins or origin in self.origins:
             return
+        if self.public_url and _address(origin) == _origin_address(self.public_url):
+            return
         host = _single(request, "Host") or ""
         if _address(origin) is None or _address(origin) != _address(f"{_scheme(origin)}://{host}"):
             raise _RefusedError(
@@ -132,8 +135,7 @@ class Access(msgspec.Struct, frozen=True):
         signature = _single(request, "X-Twilio-Signature")
         if signature is None:
             raise _RefusedError(Refusal(401, "the request has no X-Twilio-Signature"))
-        settings = _single(request, "X-Twilio-Webhooks-Signature-Settings") or ""
-        digest = "sha256" if "HMAC_SHA256" in settings else "sha1"
+        digest = _twilio_digest(_single(request, "X-Twilio-Webhooks-Signature-Settings"))
         expected = [
             base64.b64encode(hmac.digest(token.encode(), url.encode(), digest))
             for token in self.credentials.twilio_tokens
@@ -219,6 +221,20 @@ class Access(msgspec.Struct, frozen=True):
         return verify(self.credentials.token_key, values[0], now)
 
 
+def _twilio_digest(settings: str | None) -> str:
+    """Return the digest of a signature. `settings` is `key=ID,algorithm=HMAC_SHA256`, or None.
+
+    Twilio sends settings if a rule for webhooks matches the URL; it signs with a shared key then.
+    """
+    if settings is None:
+        return "sha1"
+    fields = dict(field.strip().partition("=")[::2] for field in settings.split(","))
+    digest = _TWILIO_DIGESTS.get(fields.get("algorithm", ""))
+    if digest is None:
+        raise _RefusedError(Refusal(403, "the algorithm of the Twilio signature is not known"))
+    return digest
+
+
 def _check_claims(claims: Claims, request: Request, route: Route, session: str | None) -> None:
     """Refuse a valid token that is for something else."""
     if session is not None and session != claims.session:
@@ -250,6 +266,11 @@ def _is_one_of(sent: bytes, known: Iterable[bytes]) -> bool:
 
 def _scheme(url: str) -> str:
     return url.partition("://")[0].lower()
+
+
+def _origin_address(url: str) -> tuple[str, int | None] | None:
+    parts = url.split("/", 3)
+    return _address("/".join(parts[:3]))
 
 
 def _address(url: str) -> tuple[str, int | None] | None:

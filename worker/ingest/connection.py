@@ -10,61 +10,25 @@ thousand idle sockets have no timer each.
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 import anyio
-import msgspec
 from websockets.exceptions import HeaderLineTooLong, RequestLineTooLong, TooManyHeaders
-from websockets.frames import CloseCode, Frame, Opcode
+from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request as ParsedRequest
 from websockets.protocol import Event, State
 from websockets.server import ServerProtocol
 
-from worker.ingest.responses import plain_response
+from worker.ingest.limits import Limits
+from worker.ingest.messages import Inbox
+from worker.ingest.responses import TEXT, plain_response, whole_response
 
 # At debug level the library logs request lines and headers, which contain tokens.
 _library_log: Final = logging.getLogger(__name__)
 _library_log.setLevel(logging.WARNING)
 
-_DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """Limits of the HTTP port; they bound its memory and its descriptors."""
-
-    max_connections: int = 10_000
-    """Maximum number of connections with a request; later requests are answered with 503."""
-    max_unanswered: int = 1_000
-    """Maximum number of connections without a complete request; beyond, the oldest is closed."""
-    max_message_bytes: int = 1024 * 1024
-    queue_bytes: int = 1024 * 1024
-    """Size of the messages that wait for the handler above which reading pauses."""
-    unread_bytes: int = 4 * 1024 * 1024
-    """Size of the answers that wait for a peer above which an incoming message drops it."""
-    request_timeout_s: float = 10.0
-    """Timeout for a complete request."""
-    ping_interval_s: float = 20.0
-    """Time without data after which a ping is sent."""
-    pong_timeout_s: float = 20.0
-    """Time without data after a ping until the peer counts as lost."""
-    write_timeout_s: float = 30.0
-    """Time without progress of a write until the peer is dropped."""
-    close_timeout_s: float = 2.0
-    """Timeout for the peer's part of closing."""
-
-    @property
-    def check_interval_s(self) -> float:
-        """Interval between checks of all connections."""
-        return min(
-            1.0,
-            self.request_timeout_s / 4,
-            self.ping_interval_s / 4,
-            self.pong_timeout_s / 4,
-            self.write_timeout_s / 4,
-            self.close_timeout_s / 4,
-        )
+_HEAD_END: Final = b"\r\n\r\n"
 
 
 class Connection(asyncio.Protocol):
@@ -84,21 +48,21 @@ class Connection(asyncio.Protocol):
         self.protocol = ServerProtocol(
             max_size=limits.max_message_bytes, extensions=None, logger=_library_log
         )
-        self.messages: deque[str | bytes] = deque()
+        self.inbox = Inbox()
         """Whole messages that the handler has not taken."""
         self.is_lost = False
         """Whether the TCP connection is gone."""
         self.peer = ""
         """Address of the other side."""
-        self._queued_bytes = 0
-        self._partial = bytearray()
-        self._partial_is_text = False
         self._request_seen = False
+        self._request_bytes = 0
+        self._request_tail = b""
         self._reading = True
         self._changed: anyio.Event | None = None
         self._writable: anyio.Event | None = None
         self._active = True
-        self._unsent_bytes = 0
+        self._written_bytes = 0
+        self._sent_bytes = 0
         self._waited_s: dict[str, float] = {}
 
     # Callbacks of the transport.
@@ -160,16 +124,17 @@ class Connection(asyncio.Protocol):
         self.finish()
 
     def write(self, data: bytes) -> None:
-        """Send bytes of an HTTP response."""
+        """Send bytes, unless the connection is closing."""
         if not self._transport.is_closing():
+            self._written_bytes += len(data)
             self._transport.write(data)
 
     def finish(self) -> None:
         """End what this side sends; the connection is lost when the peer closes, or soon."""
         if not self._transport.is_closing():
             self._resume_reading()
-            self._waited_s["close"] = 0.0
-            self._transport.write_eof()
+            self._waited_s.setdefault("close", 0.0)
+            self._write_eof()
 
     def begin_stream(self) -> None:
         """Watch for the peer's end while a response is sent: no more is wanted then."""
@@ -183,12 +148,10 @@ class Connection(asyncio.Protocol):
     def flush(self) -> None:
         """Send what the protocol has to send."""
         for data in self.protocol.data_to_send():
-            if self._transport.is_closing():
-                return
             if data:
-                self._transport.write(data)
-            else:
-                self._transport.write_eof()
+                self.write(data)
+            elif not self._transport.is_closing():
+                self._write_eof()
         if self.protocol.close_expected():
             self._waited_s.setdefault("close", 0.0)
 
@@ -210,11 +173,14 @@ class Connection(asyncio.Protocol):
 
     def take(self) -> str | bytes:
         """Return the first waiting message."""
-        message = self.messages.popleft()
-        self._queued_bytes -= len(message.encode() if isinstance(message, str) else message)
-        if not self._reading and self._queued_bytes <= self._limits.queue_bytes // 2:
-            self._resume_reading()
+        message = self.inbox.take()
+        self._resume_if_emptied()
         return message
+
+    def discard_messages(self) -> None:
+        """Drop the waiting messages: the peer's close frame may be behind them."""
+        self.inbox.clear()
+        self._resume_if_emptied()
 
     def abort(self) -> None:
         """Drop the connection at once."""
@@ -222,15 +188,16 @@ class Connection(asyncio.Protocol):
 
     def check(self, passed_s: float) -> None:
         """Act on the timeouts; `passed_s` is the time since the check before."""
+        if self.is_lost:
+            return
         limits = self._limits
-        unsent_bytes, before = self._transport.get_write_buffer_size(), self._unsent_bytes
-        self._unsent_bytes = unsent_bytes
-        is_stuck = unsent_bytes >= before > 0
-        is_closing = "close" in self._waited_s and not unsent_bytes
+        unsent_bytes, sent_before = self._transport.get_write_buffer_size(), self._sent_bytes
+        self._sent_bytes = self._written_bytes - unsent_bytes
+        is_stuck = unsent_bytes > 0 and self._sent_bytes == sent_before
         write_s = self._waits("write", passed_s, is_true=is_stuck)
-        close_s = passed_s + self._waited_s["close"] if is_closing else 0.0
-        if is_closing:
-            self._waited_s["close"] = close_s
+        close_s = 0.0
+        if "close" in self._waited_s and not unsent_bytes:
+            close_s = self._waits("close", passed_s)
         if write_s > limits.write_timeout_s or close_s > limits.close_timeout_s:
             self.abort()
         elif not self._request_seen:
@@ -260,31 +227,40 @@ class Connection(asyncio.Protocol):
         return waited_s
 
     def _receive_request(self, data: bytes) -> None:
+        self._request_bytes += len(data)
+        self._request_tail = (self._request_tail + data)[-len(_HEAD_END) :]
         self.protocol.receive_data(data)
         problem = self.protocol.handshake_exc
         events = self.protocol.events_received()
+        is_too_long = self._request_bytes > self._limits.max_request_bytes
         if isinstance(problem, RequestLineTooLong):
             self._refuse(414, "the request line is too long")
-        elif isinstance(problem, (HeaderLineTooLong, TooManyHeaders)):
+        elif isinstance(problem, (HeaderLineTooLong, TooManyHeaders)) or is_too_long:
             self._refuse(431, "there are too many headers, or one is too long")
         elif problem is not None:
-            self._refuse(400, "this is not an HTTP/1.1 request without a body")
+            self._refuse(400, "this is not a GET request of HTTP/1.1 without a body")
         elif events:
             self._check_request(events)
 
     def _check_request(self, events: Sequence[Event]) -> None:
-        match events:
-            case [ParsedRequest()] if self.protocol.reader.buffer or self.protocol.parser_exc:
-                self._refuse(400, "data was sent before the answer to the request")
-            case [ParsedRequest(method="GET") as request]:
-                self._request_seen = True
-                self._reading = False
-                self._transport.pause_reading()
-                self._on_request(self, request)
-            case [ParsedRequest()]:
-                self._refuse(405, "only GET is served", ("Allow", "GET"))
-            case _:
-                self._refuse(400, "data was sent before the answer to the request")
+        request = events[0]
+        if not isinstance(request, ParsedRequest) or not self._ends_with_request(events):
+            self._refuse(400, "data was sent before the answer to the request")
+        elif request.method == "HEAD":
+            self._request_seen = True
+            self.respond(whole_response(405, b"", TEXT, [("Allow", "GET")]))
+        elif request.method != "GET":
+            self._refuse(405, "only GET is served", ("Allow", "GET"))
+        else:
+            self._request_seen = True
+            self._reading = False
+            self._transport.pause_reading()
+            self._on_request(self, request)
+
+    def _ends_with_request(self, events: Sequence[Event]) -> bool:
+        """Return whether nothing came behind the request, also if the parser took it already."""
+        is_all_read = not self.protocol.reader.buffer and self.protocol.parser_exc is None
+        return is_all_read and len(events) == 1 and self._request_tail == _HEAD_END
 
     def _refuse(self, status: int, line: str, *headers: tuple[str, str]) -> None:
         self._request_seen = True
@@ -294,28 +270,25 @@ class Connection(asyncio.Protocol):
         """Queue the whole messages among the frames that arrived."""
         try:
             for frame in self.protocol.events_received():
-                if isinstance(frame, Frame) and frame.opcode in _DATA:
-                    self._take_data(frame)
+                if isinstance(frame, Frame):
+                    self.inbox.add(frame)
         except UnicodeDecodeError:
             if self.protocol.state is State.OPEN:
                 self.protocol.fail(CloseCode.INVALID_DATA, "text that is not UTF-8")
-        if self._queued_bytes > self._limits.queue_bytes and self._reading:
+        if self.inbox.waiting_bytes > self._limits.queue_bytes and self._reading:
             self._reading = False
             self._transport.pause_reading()
         self._wake()
 
-    def _take_data(self, frame: Frame) -> None:
-        if frame.opcode is not Opcode.CONT:
-            self._partial_is_text = frame.opcode is Opcode.TEXT
-        if not frame.fin or self._partial:
-            self._partial += frame.data  # fragments may be empty: only their bytes take memory
-            if not frame.fin:
-                return
-            payload, self._partial = bytes(self._partial), bytearray()
-        else:
-            payload = bytes(frame.data)
-        self.messages.append(payload.decode() if self._partial_is_text else payload)
-        self._queued_bytes += len(payload)
+    def _resume_if_emptied(self) -> None:
+        if self.inbox.waiting_bytes <= self._limits.queue_bytes // 2:
+            self._resume_reading()
+
+    def _write_eof(self) -> None:
+        try:
+            self._transport.write_eof()
+        except OSError:  # the peer reset the connection, which was not read since
+            self.abort()
 
     def _resume_reading(self) -> None:
         if not self._reading and not self._transport.is_closing():

@@ -49,14 +49,14 @@ class Guard:
         `session` is the one that the request names. Raises `RequestRefusedError`.
         """
         now = time.time()
-        refusal: Refusal | None = None
+        refusals = []
         for access in self._accesses():
             refusal = access.authorize(request, route, session, now)
             if refusal is None:
                 return access.token_claims(request, now)
-        if refusal is not None:
-            raise RequestRefusedError(refusal)
-        return None
+            refusals.append(refusal)
+        # A token that one key signed may lack a right (403); the other keys do not know it (401).
+        raise RequestRefusedError(max(refusals, key=lambda refusal: refusal.status))
 
     def check_page(self, request: Request) -> None:
         """Check a request for a file of the console: on loopback the page is free."""

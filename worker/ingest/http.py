@@ -6,12 +6,11 @@ handler calls one of `respond`, `stream` and `accept`.
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import cached_property
 from typing import Final
-from urllib.parse import parse_qs
 
 import anyio
 import anyio.abc
@@ -21,8 +20,11 @@ from websockets.headers import parse_subprotocol
 from websockets.http11 import Request as ParsedRequest
 
 from worker.errors import SettingsError
-from worker.ingest.connection import Connection, Limits
+from worker.ingest.connection import Connection
+from worker.ingest.limits import SPARE_CONNECTIONS, Limits, fit_to_system
+from worker.ingest.request import BadRequestError, Request, read_request
 from worker.ingest.responses import (
+    TEXT,
     HeaderLines,
     plain_response,
     stream_response,
@@ -39,6 +41,9 @@ __all__ = [
 BACKLOG: Final = 1_024
 """Maximum number of connections that the system holds for this process."""
 
+PROBE_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
+"""Paths that are also served at `Limits.max_connections`: a full gateway is alive."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -48,22 +53,6 @@ class HandshakeRefusedError(Exception):
 
 class PeerGoneError(Exception):
     """The peer closed the connection during a response. Handlers need not catch it."""
-
-
-class Request:
-    """One GET request. `target` is path and query as they were sent."""
-
-    def __init__(self, target: str, headers: Headers, peer: str) -> None:
-        self.target = target
-        self.headers = headers
-        self.peer = peer
-        """Address of the other side, without its port."""
-        self.path = target.partition("?")[0]
-
-    @cached_property
-    def query(self) -> Mapping[str, Sequence[str]]:
-        """The values of each query parameter, in their order."""
-        return parse_qs(self.target.partition("?")[2], keep_blank_values=True)
 
 
 class Exchange:
@@ -84,9 +73,7 @@ class Exchange:
         self, status: int, body: bytes, content_type: str, headers: HeaderLines = ()
     ) -> None:
         """Answer with a complete response."""
-        response = whole_response(status, body, content_type, headers)
-        self.is_answered = True
-        self._connection.respond(response)
+        self._respond(whole_response(status, body, content_type, headers))
         await self._connection.drained()
 
     @asynccontextmanager
@@ -104,9 +91,10 @@ class Exchange:
             if self._connection.is_lost:
                 raise PeerGoneError
 
+        head = stream_response(content_type, headers)
         self.is_answered = True
         self._connection.begin_stream()
-        await write(stream_response(content_type, headers))
+        await write(head)
         try:
             yield write
         finally:
@@ -119,17 +107,15 @@ class Exchange:
         """
         protocol = self._connection.protocol
         response = protocol.accept(self._parsed)
-        self.is_answered = True
         if response.status_code != 101:
             text = bytes(response.body)
             kept = [(n, v) for n, v in response.headers.raw_items() if n in {"Upgrade", "Allow"}]
-            self._connection.respond(
-                whole_response(response.status_code, text, "text/plain; charset=utf-8", kept)
-            )
+            self._respond(whole_response(response.status_code, text, TEXT, kept))
             raise HandshakeRefusedError(text.decode().strip())
         if subprotocol is not None and subprotocol in _offered(self.request.headers):
             response.headers["Sec-WebSocket-Protocol"] = subprotocol
         response.headers.update(list(headers))
+        self.is_answered = True
         protocol.send_response(response)
         self._connection.upgraded()
         self.websocket = WebSocket(self._connection, self._limits.close_timeout_s)
@@ -142,8 +128,11 @@ class Exchange:
         elif not self.is_answered:
             is_closing = code == CloseCode.GOING_AWAY
             status, line = (503, "shutting down") if is_closing else (500, "internal error")
-            self.is_answered = True
-            self._connection.respond(plain_response(status, line))
+            self._respond(plain_response(status, line))
+
+    def _respond(self, response: bytes) -> None:
+        self.is_answered = True
+        self._connection.respond(response)
 
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -158,13 +147,16 @@ async def serve_http(
     Raises `SettingsError` if it cannot listen on the address.
     """
     tasks = anyio.create_task_group()
-    server = _Server(handle, limits or Limits(), tasks)
+    server = _Server(handle, fit_to_system(limits or Limits()), tasks)
     try:
         listener = await asyncio.get_running_loop().create_server(
             server.connection, host, port, backlog=BACKLOG, start_serving=False
         )
     except OSError as error:
-        problem = f"cannot listen on {join_host_port(host, port)}: {error.strerror}"
+        # asyncio's text repeats the address; a name that is not found has a negative number.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
+        problem = f"cannot listen on {join_host_port(host, port)}: {reason}"
         raise SettingsError([f"{problem}; give --listen another address"]) from None
     async with tasks:
         try:
@@ -187,7 +179,7 @@ class _Server:
         self._limits = limits
         self._tasks = tasks
         self._unanswered: dict[Connection, None] = {}  # the oldest first
-        self._requested: set[Connection] = set()
+        self._requested: set[Connection] = set()  # one for each handler
 
     def connection(self) -> Connection:
         """Return the protocol of a new connection."""
@@ -220,19 +212,23 @@ class _Server:
         self._unanswered[connection] = None
 
     def _arrived(self, connection: Connection, parsed: ParsedRequest) -> None:
-        if self.is_closing or len(self._requested) >= self._limits.max_connections:
+        try:
+            request = read_request(parsed, connection.peer)
+        except BadRequestError as error:
+            connection.respond(plain_response(400, str(error)))
+            return
+        spare = SPARE_CONNECTIONS if request.path in PROBE_PATHS else 0
+        if self.is_closing or len(self._requested) >= self._limits.max_connections + spare:
             retry = [("Retry-After", "1")]
             connection.respond(plain_response(503, "too many connections are open", retry))
             return
         del self._unanswered[connection]
         self._requested.add(connection)
-        request = Request(parsed.path, parsed.headers, connection.peer)
         exchange = Exchange(request, connection, parsed, self._limits)
         self._tasks.start_soon(self._answer, exchange, connection)
 
     def _lost(self, connection: Connection) -> None:
         self._unanswered.pop(connection, None)
-        self._requested.discard(connection)
 
     async def _answer(self, exchange: Exchange, connection: Connection) -> None:
         """Run the handler, then wait for the end of its connection, which `check` limits."""
@@ -244,17 +240,19 @@ class _Server:
                 await exchange.end(CloseCode.GOING_AWAY)
                 await connection.closed()
             connection.abort()
+            self._requested.discard(connection)
 
     async def _run(self, exchange: Exchange) -> CloseCode:
         """Run the handler. Its internal error ends its own connection only."""
+        code = CloseCode.NORMAL_CLOSURE
         try:
             await self._handle(exchange)
-        except (HandshakeRefusedError, PeerGoneError, WebSocketClosedError):
+        except* (HandshakeRefusedError, PeerGoneError, WebSocketClosedError):
             pass  # the peer has its answer, or is gone
-        except Exception:  # noqa: BLE001 - the other connections go on
+        except* Exception:  # noqa: BLE001 - the other connections go on
             _log.exception("%s: internal error in the handler", exchange.request.path)
-            return CloseCode.INTERNAL_ERROR
-        return CloseCode.NORMAL_CLOSURE
+            code = CloseCode.INTERNAL_ERROR
+        return code
 
 
 def _offered(headers: Headers) -> list[str]:

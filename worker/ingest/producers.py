@@ -1,6 +1,8 @@
 """A producer's WebSocket: its messages become the records of a call."""
 
+import logging
 from collections.abc import Sequence
+from http import HTTPStatus
 
 import anyio
 from websockets.frames import CloseCode
@@ -9,6 +11,8 @@ from worker.ingest.calls import Call, CallRefusedError, Calls
 from worker.ingest.http import WebSocket, WebSocketClosedError
 from worker.ingest.protocols import Protocol
 from worker.ingest.records import CallInput, Ended, ProtocolError, Started
+
+log = logging.getLogger(__name__)
 
 _GOODBYES = frozenset({CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RCVD})
 """Close codes by which a producer, or a page that is closed, ends its call."""
@@ -33,13 +37,14 @@ async def read_producer(
         if call is not None:
             call.disconnected(clean=closed.clean and closed.code in _GOODBYES)
     except ProtocolError as error:
+        name = call.name if call is not None else "without a session"
+        log.warning("call %s: its socket is closed for an invalid message: %s", name, error)
         _lose(call)
         await socket.close(error.close_code, str(error))
     except CallRefusedError as error:
-        full = error.status == 503
-        await socket.close(
-            CloseCode.TRY_AGAIN_LATER if full else CloseCode.POLICY_VIOLATION, str(error)
-        )
+        is_full = error.status == HTTPStatus.SERVICE_UNAVAILABLE
+        code = CloseCode.TRY_AGAIN_LATER if is_full else CloseCode.POLICY_VIOLATION
+        await socket.close(code, str(error))
     except anyio.get_cancelled_exc_class():
         _lose(call)
         raise

@@ -3,7 +3,8 @@
 A socket that returns to its call gets what was published since the last event that was sent.
 """
 
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -35,7 +36,25 @@ class Replies:
         self._hub = hub
         self._redis = redis
         self._keys = keys
+        self._open = 0
+        self._idle = anyio.Event()
         self._sent: WeakKeyDictionary[Call, dict[str, str]] = WeakKeyDictionary()
+
+    @contextmanager
+    def count(self) -> Iterator[None]:
+        """Count a socket, for which `sent` waits, during a block."""
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+            self._idle.set()
+
+    async def sent(self) -> None:
+        """Wait until no socket gets events any more."""
+        while self._open:
+            self._idle = anyio.Event()
+            await self._idle.wait()
 
     async def send(self, socket: WebSocket, call: Call) -> bool:
         """Send the events of a call; return whether each of its sessions has ended.

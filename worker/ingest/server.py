@@ -56,6 +56,10 @@ OUTAGE_UNREADY_S: Final = 3.0
 """Duration of a Redis outage after which the gateway takes no new calls."""
 
 
+LAST_EVENTS_S: Final = 10.0
+"""Timeout of a stopping gateway for the last events of its calls."""
+
+
 class Readiness(msgspec.Struct, frozen=True):
     """Whether the gateway takes new calls, and the reasons if it does not."""
 
@@ -89,6 +93,7 @@ class Gateway:
         self._redis = redis
         self._calls = calls
         self._hub = hub
+        self._counters = counters
         self._audiosocket: AudioSocketPort | None = None
         self._replies = Replies(hub, redis, keys)
         self._health = RedisHealth()
@@ -111,7 +116,7 @@ class Gateway:
             "/asterisk": partial(self._producer, "asterisk"),
             "/freeswitch": partial(self._producer, "freeswitch"),
             **dict.fromkeys(pages, self._page),
-            **routes,
+            **{path: partial(self._extra, handler) for path, handler in routes.items()},
         }
 
     @classmethod
@@ -161,6 +166,8 @@ class Gateway:
         if self._audiosocket is not None:
             await self._audiosocket.stop_accepting()
         await self._calls.drain(self._settings.ingest_drain_s)
+        with anyio.move_on_after(LAST_EVENTS_S):
+            await self._replies.sent()
 
     @property
     def calls(self) -> int:
@@ -202,6 +209,8 @@ class Gateway:
             await handler(exchange)
         except RequestRefusedError as error:
             refusal = error.refusal
+            self._counters.refused[str(refusal.status)] += 1
+            log.warning("%s: a request was refused: %s", exchange.request.path, refusal.message)
             await respond(exchange, refusal.status, refusal.message, refusal.headers)
         except ProtocolError as error:
             await respond(exchange, HTTPStatus.BAD_REQUEST, str(error))
@@ -226,6 +235,11 @@ class Gateway:
         page = self._pages[exchange.request.path]
         await exchange.respond(HTTPStatus.OK, page.body, page.content_type, HEADERS)
 
+    async def _extra(self, handler: Handler, exchange: Exchange) -> None:
+        """Serve a route that was added: to those who may use the page."""
+        self._guard.check(exchange.request, "console")
+        await handler(exchange)
+
     # -- events and calls
 
     async def _events(self, exchange: Exchange) -> None:
@@ -238,6 +252,7 @@ class Gateway:
         request = exchange.request
         self._guard.check(request, protocol)
         if self._calls.draining or self._is_full:
+            self._counters.refused[str(HTTPStatus.SERVICE_UNAVAILABLE.value)] += 1
             raise CallRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "no new calls are taken now")
         parser = _parser(protocol, request)
         socket = await exchange.accept(parser.subprotocol)
@@ -254,12 +269,17 @@ class Gateway:
         call = self._calls.open(parser.started, "raw")
         try:
             socket = await exchange.accept()
-        except BaseException:
-            call.disconnected(clean=False)
+        except BaseException:  # a refused handshake, or the end of the process
+            call.disconnected(clean=not call.has_audio)
             raise
         if not parser.events:
             await read_producer(socket, parser, "raw", self._calls, call)
             return
+        with self._replies.count():
+            await self._converse(socket, parser, call)
+
+    async def _converse(self, socket: WebSocket, parser: Raw, call: Call) -> None:
+        """Read a client and send its events back, until its sessions have ended."""
         async with anyio.create_task_group() as tasks:
 
             async def send_events() -> None:

@@ -88,11 +88,13 @@ class Track:
 
     def mark(self, mark: dict[str, Any]) -> None:
         """Add a mark behind the audio so far."""
-        self._cut(mark=mark)
+        self._cut()
+        self._enqueue_numbered(AudioEntry(mark=mark))
 
     def turn_end(self) -> None:
         """Force the end of the open turn behind the audio so far."""
-        self._cut(turn_end=True)
+        self._cut()
+        self._enqueue_numbered(AudioEntry(turn_end=True))
 
     def configure(self, config: TurnConfig) -> None:
         """Add turn settings for the audio that follows."""
@@ -251,24 +253,22 @@ class Track:
         else:  # the peer's clock jumped
             self._position_ms = at_ms
 
-    def _cut(self, *, mark: dict[str, Any] | None = None, turn_end: bool = False) -> None:
-        """Make an entry of the whole samples so far, and of a mark or a forced end behind them."""
-        size = len(self._partial) - len(self._partial) % self._width
+    def _cut(self) -> None:
+        """Make an entry of the whole samples so far."""
         self._partial_due = None
-        if size or mark is not None or turn_end:
-            self._cut_bytes(size, mark, turn_end=turn_end)
+        if size := len(self._partial) - len(self._partial) % self._width:
+            self._cut_bytes(size)
 
-    def _cut_bytes(
-        self, size: int, mark: dict[str, Any] | None = None, *, turn_end: bool = False
-    ) -> None:
-        if not size:
-            self._enqueue(AudioEntry(mark=mark, turn_end=turn_end))
-            return
+    def _cut_bytes(self, size: int) -> None:
         audio = bytes(self._partial[:size])
         del self._partial[:size]
         self.has_audio = True
+        self._enqueue_numbered(AudioEntry(audio=audio))
+
+    def _enqueue_numbered(self, entry: AudioEntry) -> None:
+        """Give an entry the next number, so that an append that is retried counts once."""
         seq, self._seq = self._seq, self._seq + 1
-        self._enqueue(AudioEntry(audio=audio, seq=seq, src=self._src, mark=mark, turn_end=turn_end))
+        self._enqueue(msgspec.structs.replace(entry, seq=seq, src=self._src))
 
     def _drop_partial_sample(self) -> None:
         """Drop a sample whose other bytes never came, so that the next one begins in its place."""
@@ -294,28 +294,24 @@ class Track:
 
     def _drop_oldest_audio(self) -> None:
         entry = self._waiting.popleft()
-        size = len(entry.audio)
         if _is_control(entry):
-            self._oldest.append(msgspec.structs.replace(entry, audio=b"", seq=None, src=""))
-        if size:
-            self._waiting_bytes -= size
-            self._waiting_chunks -= 1
-            self.dropped_bytes += size
-            self._counters.dropped_ms += size / self._bytes_per_ms
+            self._oldest.append(entry)
+            return
+        size = len(entry.audio)
+        self._waiting_bytes -= size
+        self._waiting_chunks -= 1
+        self.dropped_bytes += size
+        self._counters.dropped_ms += size / self._bytes_per_ms
 
     def _drop_oldest_control(self) -> None:
         self._controls -= 1
         self._counters.controls_dropped += 1
         if self._oldest:
             self._oldest.popleft()
-            return
-        at = next(at for at, entry in enumerate(self._waiting) if _is_control(entry))
-        entry = self._waiting[at]
-        if entry.audio:
-            self._waiting[at] = AudioEntry(audio=entry.audio, seq=entry.seq, src=entry.src)
         else:
+            at = next(at for at, entry in enumerate(self._waiting) if _is_control(entry))
             del self._waiting[at]
 
 
 def _is_control(entry: AudioEntry) -> bool:
-    return entry.mark is not None or entry.turn_end or entry.config is not None
+    return not entry.audio

@@ -15,8 +15,8 @@ MAX_REASON_BYTES: Final = 123
 class WebSocketClosedError(Exception):
     """The WebSocket is closed.
 
-    `code` is the close code, 1006 if the peer is gone without one. `clean` is whether the peer
-    sent a close frame.
+    `code` is the peer's close code; without one it is the code that was sent, else 1006. `clean`
+    is whether the peer sent a close frame.
     """
 
     def __init__(self, code: int, clean: bool) -> None:
@@ -42,7 +42,7 @@ class WebSocket:
 
         Messages that came before the end are returned before `WebSocketClosedError` is raised.
         """
-        while not self._connection.messages:
+        while not self._connection.inbox:
             self._raise_if_closed()
             await self._connection.changed()
         return self._connection.take()
@@ -60,14 +60,14 @@ class WebSocket:
     async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
         """Send a close frame and wait for the peer's, a short time. A closed one stays closed."""
         if self._protocol.state is State.OPEN:
-            short = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+            short = reason.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")
             self._protocol.send_close(code, short)
             self._connection.flush()
-        self._connection.messages.clear()
         with anyio.move_on_after(self._close_timeout_s):
             while not self._connection.is_lost:
+                self._connection.discard_messages()
                 await self._connection.changed()
-                self._connection.messages.clear()
+        self._connection.discard_messages()
         if not self._connection.is_lost:
             self._connection.abort()
 

@@ -95,11 +95,11 @@ async def test_ingest_can_append_and_read_events(acl: Acl) -> None:
         pipe.xadd(AUDIO, {"audio": b"1"})
         pipe.xadd(AUDIO, {"end": "1"}, nomkstream=True)
         assert len(await pipe.execute()) == 2
+    assert await ingest.type(AUDIO) == b"stream"
     assert (await ingest.xinfo_stream(AUDIO))["entries-added"] == 2
     assert await ingest.hmget(STATE, "run", "status") == [b"1-1", None]
     assert await ingest.xread({TURNS: "0"})
     assert await ingest.xrange(TURNS) == await ingest.xrevrange(TURNS)
-    assert (await ingest.xinfo_stream(TURNS))["entries-added"] == 1
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from schemas.turns import (
     Event,
     SessionEnded,
     SessionError,
+    SessionMark,
     SessionStarted,
     TurnEagerEnd,
     TurnEnd,
@@ -85,6 +86,7 @@ def test_row_has_numbers_of_session() -> None:
     play.turn("a", 0, "One too three.", 2.0)
     play.turn("a", 1, " Four five.", 4.0, connection=2)
     play.receive(AudioGap, "a", 4.5, missing_ms=70, reason="backlog")
+    play.receive(SessionMark, "a", 4.5, mark={"key": "5"})
     play.receive(SessionError, "a", 4.5, code="c", message="so it is", status=0, fatal=False)
     play.receive(SessionEnded, "a", 5.0, reason="end", turns=2)
     assert play.board.over

@@ -94,9 +94,10 @@ def test_controls_stand_behind_the_audio_so_far() -> None:
     it.configure(TurnConfig(turn_end_timeout_ms=2_000))
     it.end(0.0)
     assert taken(it) == [
-        AudioEntry(audio=frame(1).audio, seq=0, src="src", mark={"dtmf": "5"}),
-        AudioEntry(turn_end=True),
-        AudioEntry(audio=frame(2).audio, seq=1, src="src"),
+        AudioEntry(audio=frame(1).audio, seq=0, src="src"),
+        AudioEntry(mark={"dtmf": "5"}, seq=1, src="src"),
+        AudioEntry(turn_end=True, seq=2, src="src"),
+        AudioEntry(audio=frame(2).audio, seq=3, src="src"),
         AudioEntry(config=TurnConfig(turn_end_timeout_ms=2_000)),
         AudioEntry(end=True),
     ]
@@ -227,9 +228,9 @@ def test_oldest_audio_is_dropped_and_leaves_a_hole() -> None:
             it.mark({"a": 1})
     it.flush_due(1.0)
     entries = taken(it)
-    assert entries[0] == AudioEntry(mark={"a": 1})
+    assert entries[0] == AudioEntry(mark={"a": 1}, seq=2, src="src")
     assert sum(len(entry.audio) for entry in entries) <= 8_000
-    assert [entry.seq for entry in entries[1:]] == [*range(6, 16)]
+    assert [entry.seq for entry in entries[1:]] == [*range(7, 17)]
     kept = sum(len(entry.audio) for entry in entries)
     assert it.dropped_bytes == 75 * FRAME - kept
 
