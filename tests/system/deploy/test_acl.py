@@ -96,7 +96,6 @@ async def test_ingest_can_append_and_read_events(acl: Acl) -> None:
         pipe.xadd(AUDIO, {"end": "1"}, nomkstream=True)
         assert len(await pipe.execute()) == 2
     assert await ingest.type(AUDIO) == b"stream"
-    assert (await ingest.xinfo_stream(AUDIO))["entries-added"] == 2
     assert await ingest.hmget(STATE, "run", "status") == [b"1-1", None]
     assert await ingest.xread({TURNS: "0"})
     assert await ingest.xrange(TURNS) == await ingest.xrevrange(TURNS)
@@ -106,6 +105,7 @@ async def test_ingest_can_append_and_read_events(acl: Acl) -> None:
     ("user", "command"),
     [
         ("ingest", ("XRANGE", AUDIO, "-", "+")),
+        ("ingest", ("XINFO", "STREAM", AUDIO)),
         ("ingest", ("XREAD", "STREAMS", AUDIO, "0")),
         ("ingest", ("XADD", TURNS, "*", "event", "forged")),
         ("ingest", ("XADD", METADATA, "*", "tenant", "forged")),
