@@ -85,6 +85,20 @@ async def test_stream_id_in_use_closes_the_second_socket(harness: Harness, tmp_p
         await first.send(call.stop())
 
 
+async def test_unusable_audiosocket_connection_is_counted(harness: Harness, tmp_path: Path) -> None:
+    options = ("--audiosocket", "127.0.0.1:0")
+    async with gateway(harness, tmp_path / "log", *options) as ingest:
+        await ingest.logged("AudioSocket on")
+        async with await anyio.connect_tcp("127.0.0.1", ingest.audiosocket_port) as stream:
+            await stream.send(b"\x10\x00\x02ab")  # audio before the UUID
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await stream.receive()
+        _, metrics = await ask(ingest, "/metrics")
+        name = "turnbus_ingest_audiosocket_refused_total"
+        assert f'{name}{{turnbus_ingest_reason="protocol"}} 1.0' in metrics
+        assert "turnbus_ingest_faults_total 0.0" in metrics
+
+
 async def test_other_requests_get_an_answer(harness: Harness, tmp_path: Path) -> None:
     async with gateway(harness, tmp_path / "log") as ingest:
         assert (await ask(ingest, "/nowhere"))[0] == 404

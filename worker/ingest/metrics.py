@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from worker import build
+from worker.ingest.audiosocket import AudioSocketPort
 from worker.ingest.calls import Calls
 from worker.ingest.counters import IngestCounters
 from worker.telemetry.metrics import Instrument, Value, read_all
@@ -27,6 +28,14 @@ class GatewayGauges:
         self.max_calls = max_calls
         self.is_ready = is_ready
         self.outage_s = outage_s
+        self.audiosocket: AudioSocketPort | None = None
+        """The AudioSocket port, if it is on."""
+
+    @property
+    def internal_errors(self) -> int:
+        """Internal errors of calls and of AudioSocket connections."""
+        port = self.audiosocket
+        return self.counters.internal_errors + (port.internal_errors.total() if port else 0)
 
 
 def _count(
@@ -148,11 +157,20 @@ INSTRUMENTS: tuple[Instrument[GatewayGauges], ...] = (
         "Time since Redis last answered; 0 while it is available",
         lambda gauges: gauges.outage_s(),
     ),
-    _count(
-        "faults",
+    Instrument(
+        "turnbus.ingest.audiosocket.refused",
+        "counter",
+        "{connection}",
+        "AudioSocket connections closed, by reason",
+        lambda gauges: _known(gauges.audiosocket.refused) if gauges.audiosocket else None,
+        "turnbus.ingest.reason",
+    ),
+    Instrument(
+        "turnbus.ingest.faults",
+        "counter",
         "{fault}",
         "Internal errors that ended a call; the log has the tracebacks",
-        lambda counters: counters.internal_errors,
+        lambda gauges: gauges.internal_errors,
     ),
     Instrument(
         "turnbus.ingest.build.info",

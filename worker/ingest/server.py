@@ -157,6 +157,7 @@ class Gateway:
                 host, port = gateway.audiosocket
                 opened = _serve_audiosocket(host, port, redis, keys, calls, gateway)
                 self._audiosocket = await stack.enter_async_context(opened)
+                self._gauges.audiosocket = self._audiosocket
                 self.audiosocket = host, self._audiosocket.port
             yield self
             tasks.cancel_scope.cancel()
