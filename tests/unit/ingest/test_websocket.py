@@ -3,6 +3,7 @@
 import struct
 
 import anyio
+import msgspec
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -230,11 +231,11 @@ async def test_flood_of_empty_messages_is_not_read() -> None:
         await open_websocket(port) as stream,
     ):
         flood = frame(BINARY) * 10_000
-        blocked = False
-        while not blocked:  # until the buffers of the system are full
+        for _ in range(300):  # more than the buffers of the system take
             with anyio.move_on_after(0.3) as scope:
                 await stream.send(flood)
-            blocked = scope.cancelled_caught
+            if scope.cancelled_caught:
+                break
         waiting = len(websockets[0]._connection.inbox)
     assert 1_000 < waiting <= 1_000 + 256 * 1024 // len(frame(BINARY))
 
@@ -257,6 +258,31 @@ async def test_peer_with_pongs_stays() -> None:
         await anyio.sleep(3 * (FAST.ping_interval_s + FAST.pong_timeout_s))
         await client.send("still here")
         assert await client.recv() == "still here"
+
+
+async def test_peer_that_waits_for_a_slow_handler_stays() -> None:
+    received = []
+    over = anyio.Event()
+
+    async def handle(exchange: Exchange) -> None:
+        websocket = await exchange.accept()
+        await anyio.sleep(3 * (FAST.ping_interval_s + FAST.pong_timeout_s))
+        received.append(await websocket.receive())
+        with pytest.raises(WebSocketClosedError) as closed:
+            await websocket.receive()
+        received.append(str(closed.value.code))
+        over.set()
+
+    limits = msgspec.structs.replace(FAST, queue_bytes=100)
+    async with (
+        serve_http("127.0.0.1", 0, handle, limits) as port,
+        await open_websocket(port) as stream,
+    ):
+        await stream.send(frame(BINARY, b"x" * 1_000))
+        await anyio.sleep(FAST.ping_interval_s)  # reading is paused by now
+        await stream.send(frame(CLOSE, struct.pack("!H", 1000)))
+        await over.wait()
+    assert received == [b"x" * 1_000, "1000"]
 
 
 async def test_reset_peer_is_lost() -> None:
@@ -315,10 +341,11 @@ async def test_peer_that_does_not_read_is_dropped() -> None:
 
 async def test_peer_that_floods_pings_and_does_not_read_is_dropped() -> None:
     recorder = Recorder()
-    async with serve_http("127.0.0.1", 0, recorder, Limits(unread_bytes=100_000)) as port:
+    limits = Limits(unread_bytes=100_000, write_timeout_s=600)
+    async with serve_http("127.0.0.1", 0, recorder, limits) as port:
         async with await open_websocket(port) as stream:
             pings = frame(PING, b"x" * 125) * 1_000
-            with pytest.raises(anyio.BrokenResourceError):
+            with anyio.fail_after(30), pytest.raises(anyio.BrokenResourceError):
                 await send_forever(stream, pings)
         assert await recorder.end() == (1006, False)
 
