@@ -94,8 +94,7 @@ async def test_unusable_audiosocket_connection_is_counted(harness: Harness, tmp_
             with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
                 await stream.receive()
         _, metrics = await ask(ingest, "/metrics")
-        name = "turnbus_ingest_audiosocket_refused_total"
-        assert f'{name}{{turnbus_ingest_reason="protocol"}} 1.0' in metrics
+        assert 'turnbus_ingest_refused_total{turnbus_ingest_status="400"} 1.0' in metrics
         assert "turnbus_ingest_faults_total 0.0" in metrics
 
 

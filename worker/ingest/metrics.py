@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from worker import build
 from worker.ingest.audiosocket import AudioSocketPort
@@ -10,6 +11,14 @@ from worker.ingest.calls import Calls
 from worker.ingest.counters import IngestCounters
 from worker.telemetry.metrics import Instrument, Value, read_all
 from worker.telemetry.prometheus import render
+
+_AUDIOSOCKET_STATUSES: Final = {
+    "address": "403",
+    "full": "503",
+    "no_uuid": "400",
+    "protocol": "400",
+}
+"""HTTP status by the reason of a closed connection; a refused call is counted by `Calls`."""
 
 
 class GatewayGauges:
@@ -30,6 +39,15 @@ class GatewayGauges:
         self.outage_s = outage_s
         self.audiosocket: AudioSocketPort | None = None
         """The AudioSocket port, if it is on."""
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Calls refused, by HTTP status; AudioSocket connections by the one that fits."""
+        refused = self.counters.refused.copy()
+        for reason, count in (self.audiosocket.refused if self.audiosocket else {}).items():
+            if reason in _AUDIOSOCKET_STATUSES:
+                refused[_AUDIOSOCKET_STATUSES[reason]] += count
+        return refused
 
     @property
     def internal_errors(self) -> int:
@@ -102,7 +120,7 @@ INSTRUMENTS: tuple[Instrument[GatewayGauges], ...] = (
         "counter",
         "{call}",
         "Calls refused, by HTTP status",
-        lambda gauges: _known(gauges.counters.refused),
+        lambda gauges: _known(gauges.refused),
         "turnbus.ingest.status",
     ),
     _count("frames", "{frame}", "Audio frames received", lambda counters: counters.frames),
@@ -156,14 +174,6 @@ INSTRUMENTS: tuple[Instrument[GatewayGauges], ...] = (
         "s",
         "Time since Redis last answered; 0 while it is available",
         lambda gauges: gauges.outage_s(),
-    ),
-    Instrument(
-        "turnbus.ingest.audiosocket.refused",
-        "counter",
-        "{connection}",
-        "AudioSocket connections closed, by reason",
-        lambda gauges: _known(gauges.audiosocket.refused) if gauges.audiosocket else None,
-        "turnbus.ingest.reason",
     ),
     Instrument(
         "turnbus.ingest.faults",
