@@ -483,3 +483,18 @@ def test_consume_imports_no_settings_or_telemetry() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert result.stdout.strip() == b""
+
+
+@pytest.mark.parametrize("bus_kind", ["cluster", "sentinel"])
+async def test_events_of_each_lane_are_read(redis: AnyRedis, bus_prefix: str) -> None:
+    keys = Keys(bus_prefix)
+    for lane in ("0", "1", "2"):
+        stream = keys.turns(lane)
+        for _ in range(2):  # the group is created once
+            await publish(redis, event(1), stream=stream)
+            source = group_events(redis, "g", "c", lane=lane, prefix=bus_prefix, start="oldest")
+            async with iterate(source) as iterator:
+                await take(iterator, 1)
+        async with iterate(events(redis, lane=lane, prefix=bus_prefix, start="oldest")) as iterator:
+            assert seqs(await take(iterator, 2)) == [1, 1]
+        await redis.delete(stream)
