@@ -81,7 +81,8 @@ class Received(msgspec.Struct, frozen=True):
     missing: int = 0
     """Number of events of this session that were lost directly before this one."""
     trimmed: bool = False
-    """Whether events before this one may have been trimmed before this consumer read them."""
+    """Whether events before this one may have been trimmed before this consumer, or its group, read
+    them."""
 
 
 async def events(
@@ -114,12 +115,21 @@ async def events(
         if session is not None and await reader.ends_at(cursor):
             return
     trimmed = position is not None and await reader.trimmed_after(cursor)
+    if position is not None:
+        cursor = await reader.rewound(cursor)
     while True:
-        if position is not None or reader.interrupted:
-            cursor = await reader.rewound(cursor)
-            position = None
-        for entry_id, fields in await reader.read(cursor):
+        found = await reader.read(cursor)
+        # Checked before they are yielded, and after every read: a client may reconnect by itself.
+        if reader.interrupted:
+            reader.interrupted = False
+            trimmed = trimmed or await reader.trimmed_after(cursor)
+        kept = await reader.rewound(cursor)
+        if kept != cursor:
+            cursor = kept
+            continue
+        for entry_id, fields in found:
             cursor = entry_id
+            reader.remember(entry_id)
             received = reader.decode(entry_id, fields, trimmed=trimmed)
             if received is None:
                 continue
@@ -127,8 +137,6 @@ async def events(
             yield received
             if session is not None and isinstance(received.event, SessionEnded):
                 return
-        if reader.interrupted:
-            trimmed = trimmed or await reader.trimmed_after(cursor)
 
 
 async def group_events(
@@ -181,7 +189,7 @@ class _Reader:
         self.redis = redis
         self.stream = stream
         self.interrupted = False
-        """Whether Redis was away since the last call of `rewound`, or of a group's recovery."""
+        """Whether Redis was away since the iterator last checked what it missed meanwhile."""
         self._health = RedisHealth()
         self._sequence = _Sequence()
         self._read_ids: deque[str] = deque(maxlen=REMEMBERED_IDS)
@@ -229,19 +237,35 @@ class _Reader:
         Entries that follow there can have ids below the cursor. The last entry that was read and
         still exists is the earlier cursor; without one, it is the last id of the stream.
         """
-        self.interrupted = False
+        if self._read_ids and await self._has(cursor):
+            return cursor  # the usual case: nothing before it is lost either
         last = await self._last_id()
-        if stream_ids.order(last) >= stream_ids.order(cursor):
+        ids = await self._ids_from(self._read_ids[0]) if self._read_ids else []
+        known = set(self._read_ids)
+        kept = [*takewhile(known.__contains__, ids)]
+        unread = ids[len(kept)] if len(kept) < len(ids) else last
+        if min(stream_ids.order(last), stream_ids.order(unread)) >= stream_ids.order(cursor):
             return cursor
         log.warning("Redis lost events of %s: %s is its last id", self.stream, last)
         if not self._read_ids:
             return last
-        first, known = self._read_ids[0], set(self._read_ids)
+        earlier = kept[-1] if kept else stream_ids.predecessor(self._read_ids[0])
+        self._read_ids = deque(kept, REMEMBERED_IDS)
+        return earlier
+
+    def remember(self, entry_id: str) -> None:
+        """Record that an entry was read."""
+        self._read_ids.append(entry_id)
+
+    async def _has(self, entry_id: str) -> bool:
+        found: Any = await self.call(lambda: self.redis.xrange(self.stream, entry_id, entry_id))
+        return bool(found)
+
+    async def _ids_from(self, first: str) -> Sequence[str]:
         found: Any = await self.call(
-            lambda: self.redis.xrange(self.stream, first, last, count=REMEMBERED_IDS)
+            lambda: self.redis.xrange(self.stream, first, count=REMEMBERED_IDS)
         )
-        kept = takewhile(known.__contains__, (entry_id for entry_id, _ in _entries(found)))
-        return max(kept, key=stream_ids.order, default=stream_ids.predecessor(first))
+        return [entry_id for entry_id, _ in _entries(found)]
 
     async def _last_id(self) -> str:
         """Return the largest id that the stream has given; `0-0` without a stream."""
@@ -260,9 +284,7 @@ class _Reader:
         reply: Any = await self.call(
             lambda: self.redis.xread(cursors, count=BATCH_ENTRIES, block=self.block_ms)
         )
-        found = [*_rows(reply)]
-        self._read_ids.extend(entry_id for entry_id, _ in found)
-        return found
+        return [*_rows(reply)]
 
     def decode(
         self, entry_id: str, fields: Mapping[bytes, bytes], *, trimmed: bool
@@ -336,6 +358,11 @@ class _GroupReader:
                 if abandoned:
                     return [*self._decoded(abandoned, delivered_before=True)]
             new = await self._read(">", block_ms=self._reader.block_ms)
+            if new and await self._oldest_pending() != new[0][0]:
+                # Redis delivered earlier entries in a reply that was lost, perhaps to the client,
+                # which repeats commands. They come first.
+                self._has_pending = True
+                return []
             return [*self._decoded(new, delivered_before=False)]
         except ResponseError as error:
             if "NOGROUP" not in str(error):
@@ -359,6 +386,15 @@ class _GroupReader:
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
+            last = await self._last_delivered()
+            self._trimmed = last != stream_ids.START and await self._reader.trimmed_after(last)
+
+    async def _last_delivered(self) -> str:
+        """Return the last entry that the group delivered; `0-0` if there is none."""
+        groups: Any = await self._reader.call(lambda: self._redis.xinfo_groups(self._stream))
+        name = self._group.encode()
+        ids = (each["last-delivered-id"] for each in groups if each["name"] == name)
+        return next(ids, stream_ids.START.encode()).decode()
 
     async def _read(
         self, after: str, *, block_ms: int | None
@@ -371,6 +407,15 @@ class _GroupReader:
         )
         self._read_at = time.monotonic()
         return [*_rows(reply)]
+
+    async def _oldest_pending(self) -> str | None:
+        """Return the first entry that was delivered to this consumer and is not acknowledged."""
+        found: Any = await self._reader.call(
+            lambda: self._redis.xpending_range(
+                self._stream, self._group, "-", "+", 1, self._consumer
+            )
+        )
+        return found[0]["message_id"].decode() if found else None
 
     async def _reclaim(self) -> Sequence[tuple[str, Mapping[bytes, bytes]]]:
         """Take over entries that consumers have held for too long; note when none is left."""
@@ -399,6 +444,8 @@ class _GroupReader:
             )
         )
         self._read_at = time.monotonic()
+        for entry_id in reply[2] if len(reply) > 2 else ():
+            self._note_trimmed(entry_id.decode())
         return reply[0].decode(), [*_entries(reply[1])]
 
     def _decoded(
@@ -408,8 +455,7 @@ class _GroupReader:
         for entry_id, fields in rows:
             self._first_id = max(self._first_id, entry_id, key=stream_ids.order)
             if not fields:
-                log.warning("entry %s of %s was trimmed while pending", entry_id, self._stream)
-                self._trimmed = True
+                self._note_trimmed(entry_id)
                 yield entry_id, None
                 continue
             received = self._reader.decode(entry_id, fields, trimmed=self._trimmed)
@@ -418,6 +464,10 @@ class _GroupReader:
                 received = msgspec.structs.replace(received, repeated=repeated, missing=0)
                 self._trimmed = False
             yield entry_id, received
+
+    def _note_trimmed(self, entry_id: str) -> None:
+        log.warning("entry %s of %s was trimmed while pending", entry_id, self._stream)
+        self._trimmed = True
 
 
 class _Number(msgspec.Struct, frozen=True):

@@ -32,7 +32,8 @@ LEAST_DESCRIPTORS = 32
 UNLIMITED = sys.maxsize
 
 
-_ADVICE = "raise the hard limit (ulimit -Hn, LimitNOFILE=, --ulimit nofile)"
+ADVICE = "raise the hard limit (ulimit -Hn, LimitNOFILE=, --ulimit nofile)"
+"""What to do about a limit that is too low."""
 
 
 def limits() -> tuple[int, int]:
@@ -61,7 +62,7 @@ def shortfall(settings: Settings, limit: int) -> str | None:
         return None
     return (
         f"at most {limit} files may be open and TURNBUS_MAX_SESSIONS={settings.max_sessions} needs "
-        f"{needed(settings)}: there is room for {pluralize(fits, 'session')}; {_ADVICE}, or lower "
+        f"{needed(settings)}: there is room for {pluralize(fits, 'session')}; {ADVICE}, or lower "
         "TURNBUS_MAX_SESSIONS"
     )
 
@@ -71,14 +72,20 @@ def raise_limit(settings: Settings) -> int:
 
     Raises `TurnbusError` below `LEAST_DESCRIPTORS`.
     """
-    soft, hard = limits()
+    _, hard = limits()
     if hard < LEAST_DESCRIPTORS:
         raise TurnbusError(
             f"at most {hard} files may be open and a worker needs {LEAST_DESCRIPTORS} without any "
             f"session, {needed(settings)} with TURNBUS_MAX_SESSIONS={settings.max_sessions}; "
-            f"{_ADVICE}"
+            f"{ADVICE}"
         )
-    wanted = min(needed(settings), hard)
+    return raise_soft_limit(needed(settings))
+
+
+def raise_soft_limit(needed_files: int) -> int:
+    """Raise the soft limit to `needed_files`, at most to the hard limit; return it."""
+    soft, hard = limits()
+    wanted = min(needed_files, hard)
     if soft >= wanted:
         return soft
     try:

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +20,8 @@ from msgspec import Meta
 from schemas import EntryError, TurnConfig
 from schemas.validation import describe_type
 from worker.errors import SettingsError
+from worker.ingest import settings as ingest
+from worker.ingest.settings import IngestSettings
 from worker.urls import check_redis_url, check_stt_url, host_port, redacted
 from worker.values import from_text, from_toml
 
@@ -119,10 +121,14 @@ class _Given(NamedTuple):
     """Parser of the value for a type: the environment has only text, TOML has its own types."""
 
 
+S = TypeVar("S", Settings, IngestSettings)
+
 _TURN_TYPES = {field.name: field.type for field in msgspec.structs.fields(TurnConfig)}
-_TYPES: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(Settings)} | {
-    f"stt_{name}": kind for name, kind in _TURN_TYPES.items()
-}
+_TYPES: dict[str, Any] = {
+    field.name: field.type
+    for kind in (Settings, IngestSettings)
+    for field in msgspec.structs.fields(kind)
+} | {f"stt_{name}": kind for name, kind in _TURN_TYPES.items()}
 # Kubernetes sets these in every pod if the name of a Service begins with `turnbus`.
 _SERVICE_LINK = re.compile(
     r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
@@ -135,27 +141,33 @@ KEY_ADVICE = (
 def load(env: Mapping[str, str], file: Path | None = None) -> Settings:
     """Read the settings from `env` over the TOML `file` over the defaults.
 
+    Those of the gateway may be set too: their names are known, and their values are not read.
     Raises `SettingsError` with one line per error.
     """
-    faults: list[str] = []
-    given = _from_file(file, faults) if file else {}
-    given |= _from_env(env, faults)
-    values: dict[str, Any] = {}
-    for name, (label, value, read) in given.items():
-        try:
-            values[name] = _checked(name, value, read)
-        except ValueError as error:
-            faults.append(f"{label}: {error}")
+    given, faults = _read(env, file)
+    settings = _convert(Settings, given, faults)
     if not faults:
-        settings = Settings(**values)
-        try:
-            settings.turn_config.check_order()
-        except EntryError as error:
-            label = given[f"stt_{error.field}"].label
-            faults.append(f"{label}: {error.message.replace('`turn_', '`stt_turn_')}")
-        else:
-            return settings
-    raise SettingsError(faults)
+        faults += _turn_faults(settings, given)
+    if faults:
+        raise SettingsError(faults)
+    return settings
+
+
+def load_ingest(
+    env: Mapping[str, str], file: Path | None = None
+) -> tuple[Settings, IngestSettings]:
+    """Read the settings of a gateway, as `load` does."""
+    given, faults = _read(env, file)
+    settings = _convert(Settings, given, faults)
+    gateway = _convert(IngestSettings, given, faults)
+    if not faults:
+        faults += _turn_faults(settings, given)
+        for name, message in gateway.conflicts():
+            label = given[name].label if name in given else _variable(name)
+            faults.append(f"{label}: {message}")
+    if faults:
+        raise SettingsError(faults)
+    return settings, gateway
 
 
 def check_worker_id(settings: Settings) -> None:
@@ -197,6 +209,35 @@ def api_key(settings: Settings, env: Mapping[str, str]) -> str:
     if key.startswith(f"{API_KEY_VARIABLE}="):
         raise SettingsError([f"{source}: must be the API key alone, without a name before it"])
     return key
+
+
+def _read(env: Mapping[str, str], file: Path | None) -> tuple[dict[str, _Given], list[str]]:
+    """Return all values that are given, and the errors in their names."""
+    faults: list[str] = []
+    given = _from_file(file, faults) if file else {}
+    return given | _from_env(env, faults), faults
+
+
+def _convert(kind: type[S], given: Mapping[str, _Given], faults: list[str]) -> S:
+    """Return settings with the valid values; append the errors of the others to `faults`."""
+    values: dict[str, Any] = {}
+    for name, (label, value, read) in given.items():
+        if name in kind.__struct_fields__:
+            try:
+                values[name] = _checked(name, value, read)
+            except ValueError as error:
+                faults.append(f"{label}: {error}")
+    return kind(**values)
+
+
+def _turn_faults(settings: Settings, given: Mapping[str, _Given]) -> list[str]:
+    """Return the error in the order of the turn thresholds, if there is one."""
+    try:
+        settings.turn_config.check_order()
+    except EntryError as error:
+        label = given[f"stt_{error.field}"].label
+        return [f"{label}: {error.message.replace('`turn_', '`stt_turn_')}"]
+    return []
 
 
 def _from_file(file: Path, faults: list[str]) -> dict[str, _Given]:
@@ -279,4 +320,5 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "stt_url": check_stt_url,
     "admin_addr": _check_admin_addr,
     "replay_speed": _check_replay_speed,
+    **ingest.CHECKS,
 }

@@ -201,7 +201,7 @@ def check_stt_url(url: str) -> None:
     _check_encoding(url)
     if parts.userinfo is not None or parts.query or parts.fragment:
         raise ValueError("takes no user, key or parameters: URLs end up in logs")
-    if parts.scheme == "ws" and not _is_loopback(host):
+    if parts.scheme == "ws" and not is_loopback(host):
         raise ValueError("must be wss://: over ws:// the key would be sent unencrypted")
 
 
@@ -235,7 +235,8 @@ def join_host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine, by its name or its address."""
     try:
         return host.lower() == "localhost" or ip_address(host).is_loopback
     except ValueError:

@@ -1,10 +1,13 @@
-"""Exit 0 if the worker of this container answers /livez, or has none, 1 if not."""
+"""Exit 0 if the process of this container answers /livez, or has no such port; 1 if not.
+
+The argument is the process's HOST:PORT; without one it is the worker's.
+"""
 
 import os
 import sys
 from http.client import HTTPConnection, HTTPException
 
-address = os.environ["TURNBUS_ADMIN_ADDR"]
+address = sys.argv[1] if sys.argv[1:] else os.environ["TURNBUS_ADMIN_ADDR"]
 if not address:
     sys.exit()
 host, _, port = address.rpartition(":")

@@ -1,18 +1,28 @@
-"""Generates the table of metrics from the instruments: `python -m tests.docs.metrics`."""
+"""Generates the tables of metrics from the instruments: `python -m tests.docs.metrics`."""
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 from tests.docs.pages import write_block
-from worker.telemetry.metrics import INSTRUMENTS
+from worker.ingest import metrics as gateway
+from worker.telemetry import metrics as worker
+from worker.telemetry.metrics import Instrument
 
-PAGE: Final = "observability.md"
 BLOCK: Final = "metrics"
 
 
-def table() -> str:
-    """Return the table with one row per instrument."""
+def tables() -> dict[str, str]:
+    """Return the table of each page that has one."""
+    return {
+        "observability.md": _table(worker.INSTRUMENTS),
+        "ingest.md": _table(gateway.INSTRUMENTS),
+    }
+
+
+def _table(instruments: Iterable[Instrument[Any]]) -> str:
+    """Return a table with one row per instrument."""
     lines = ["| metric | kind | unit | by | |", "|---|---|---|---|---|"]
-    for each in INSTRUMENTS:
+    for each in instruments:
         names = filter(None, (*each.constants, each.attribute))
         attribute = "".join(f"`{name}` " for name in names)
         lines.append(
@@ -22,4 +32,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    write_block(PAGE, BLOCK, table())
+    for page, table in tables().items():
+        write_block(page, BLOCK, table)

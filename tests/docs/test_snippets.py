@@ -62,7 +62,7 @@ def shell_path(tmp_path: Path) -> Path:
 
 
 def test_snippets_with_same_name_are_equal() -> None:
-    assert set(SNIPPETS) == {"consumer.py", "producer.py", "producer.sh"}
+    assert set(SNIPPETS) == {"consumer.py", "gateway_client.py", "producer.py", "producer.sh"}
     for name, code in _FOUND:
         assert code == SNIPPETS[name], name
 

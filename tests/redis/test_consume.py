@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from itertools import count
 from typing import Any, cast
 
 import anyio
 import pytest
 from redis.asyncio import Redis as AnyRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from schemas import Keys, encode_event
 from schemas.turns import Event, SessionEnded, TurnStart, event_type
@@ -69,6 +71,31 @@ async def take(source: AsyncIterator[Received], count: int) -> list[Received]:
 
 def iterate(source: AsyncIterator[Received]) -> "aclosing[AsyncGenerator[Received]]":
     return aclosing(cast("AsyncGenerator[Received]", source))
+
+
+def lose_reply(
+    monkeypatch: pytest.MonkeyPatch,
+    redis: AnyRedis,
+    command: str,
+    meanwhile: Callable[[], Awaitable[None]] | None = None,
+    *,
+    after: int = 0,
+    hidden: bool = False,
+) -> None:
+    """Lose the reply to one command, `after` others; a `hidden` loss is repeated by the client."""
+    call, calls = getattr(redis, command), count()
+
+    async def lossy(*args: Any, **options: Any) -> Any:
+        reply = await call(*args, **options) if meanwhile is None else None
+        if next(calls) != after:
+            return reply if meanwhile is None else await call(*args, **options)
+        if meanwhile is not None:
+            await meanwhile()
+        if hidden:
+            return await call(*args, **options)
+        raise RedisConnectionError("the reply is lost")
+
+    monkeypatch.setattr(redis, command, lossy)
 
 
 def seqs(received: list[Received]) -> list[int]:
@@ -363,6 +390,83 @@ async def test_pending_events_that_were_trimmed_are_marked(admin: AnyRedis, bus:
     assert await pending(admin) == 1
 
 
+async def test_rollback_during_the_body_goes_back(
+    server: GuardedRedis, admin: AnyRedis, bus: AnyRedis
+) -> None:
+    """The client reconnects without an error, and ids beyond the position exist again."""
+    for seq in range(1, 4):
+        await publish(admin, event(seq), entry_id=f"{seq * 10}-0")
+    async with iterate(events(bus, start="oldest")) as source:
+        await take(source, 3)
+        await server.kill()
+        for file in server.directory.glob("appendonlydir/*"):
+            file.unlink()
+        await server.restart()
+        for entry_id, seq in (("10-0", 1), ("11-0", 2), ("12-0", 3), ("31-0", 4)):
+            await publish(admin, event(seq), entry_id=entry_id)
+        received = await take(source, 3)
+    marks = [(each.event.seq, each.repeated) for each in received]
+    assert marks == [(2, True), (3, True), (4, False)]
+
+
+async def test_events_trimmed_during_an_outage_are_marked(
+    admin: AnyRedis, bus: AnyRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(admin, event(1))
+    async with iterate(events(bus, start="oldest")) as source:
+        await take(source, 1)
+
+        async def trim() -> None:
+            await publish(admin, event(2), event(3), event(1, session="new"))
+            await admin.xtrim(STREAM, maxlen=1, approximate=False)
+
+        lose_reply(monkeypatch, bus, "xread", trim)
+        (received,) = await take(source, 1)
+    assert (received.event.session, received.trimmed) == ("new", True)
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["error", "repeated by the client"])
+async def test_lost_reply_keeps_the_order_of_a_group(
+    admin: AnyRedis, bus: AnyRedis, monkeypatch: pytest.MonkeyPatch, *, hidden: bool
+) -> None:
+    await publish(admin, *map(event, range(1, 41)))
+    lose_reply(monkeypatch, bus, "xreadgroup", after=1, hidden=hidden)
+    async with iterate(group_events(bus, "g", "c", start="oldest")) as source:
+        assert seqs(await take(source, 40)) == [*range(1, 41)]
+        assert await pending(admin) == 1
+
+
+async def test_abandoned_events_that_were_trimmed_are_marked(
+    admin: AnyRedis, bus: AnyRedis
+) -> None:
+    await publish(admin, event(1), event(2), event(3))
+    async with iterate(group_events(bus, "g", "killed", start="oldest")) as source:
+        await take(source, 1)
+    await admin.xtrim(STREAM, maxlen=1, approximate=False)
+    async with iterate(group_events(bus, "g", "other", min_idle_s=0)) as source:
+        (received,) = await take(source, 1)
+    assert (received.event.seq, received.trimmed) == (3, True)
+
+
+async def test_events_trimmed_before_their_group_read_them_are_marked(
+    admin: AnyRedis, bus: AnyRedis
+) -> None:
+    await publish(admin, event(1))
+    async with iterate(group_events(bus, "g", "c", start="oldest")) as source:
+        await take(source, 1)
+        await publish(admin, event(2))
+        await take(source, 1)  # acknowledges the first
+    async with iterate(group_events(bus, "g", "c")) as source:
+        assert not (await take(source, 1))[0].trimmed
+    await publish(admin, event(3), event(4), event(5))
+    rows: Any = await admin.xrange(STREAM)
+    await admin.xack(STREAM, "g", *[entry_id for entry_id, _ in rows])
+    await admin.xtrim(STREAM, maxlen=1, approximate=False)
+    async with iterate(group_events(bus, "g", "c")) as source:
+        (received,) = await take(source, 1)
+    assert (received.event.seq, received.trimmed) == (5, True)
+
+
 def test_remembered_runs_are_bounded() -> None:
     sequence = _Sequence()
     for run in range(MAX_RUNS + 1):
@@ -379,3 +483,18 @@ def test_consume_imports_no_settings_or_telemetry() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert result.stdout.strip() == b""
+
+
+@pytest.mark.parametrize("bus_kind", ["cluster", "sentinel"])
+async def test_events_of_each_lane_are_read(redis: AnyRedis, bus_prefix: str) -> None:
+    keys = Keys(bus_prefix)
+    for lane in ("0", "1", "2"):
+        stream = keys.turns(lane)
+        for _ in range(2):  # the group is created once
+            await publish(redis, event(1), stream=stream)
+            source = group_events(redis, "g", "c", lane=lane, prefix=bus_prefix, start="oldest")
+            async with iterate(source) as iterator:
+                await take(iterator, 1)
+        async with iterate(events(redis, lane=lane, prefix=bus_prefix, start="oldest")) as iterator:
+            assert seqs(await take(iterator, 2)) == [1, 1]
+        await redis.delete(stream)

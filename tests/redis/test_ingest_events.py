@@ -313,3 +313,31 @@ async def test_client_that_does_not_read_is_closed(
     exchange.blocked = True
     await serve(hub, exchange)
     assert hub.lanes == []
+
+
+async def test_id_ahead_of_the_lane_stops_no_viewer(bus: AnyRedis, hub: EventHub) -> None:
+    """A failover lost events that a viewer received, or a client made its id up."""
+    await begin(bus)
+    last = await publish(bus, 1)
+    async with (
+        aclosing(hub.viewer("s", "0", "99999999999999-0")) as ahead,
+        aclosing(hub.viewer("s", "0", last)) as other,
+        anyio.create_task_group() as tasks,
+    ):
+        received: list[list[int]] = []
+
+        async def read(viewer: AsyncGenerator[Published]) -> None:
+            received.append(await take(viewer, 1))
+
+        tasks.start_soon(read, ahead)
+        await eventually(lambda: hub.lanes, "the reader of the lane")
+        tasks.start_soon(read, other)
+        await publish(bus, 2)
+    assert received == [[2], [2]]
+
+
+async def test_largest_id_of_an_ended_session_is_204(bus: AnyRedis, hub: EventHub) -> None:
+    await begin(bus, status="ended")
+    await publish(bus, 1, kind="session.ended")
+    exchange = await serve(hub, FakeExchange(f"{2**64 - 1}-{2**64 - 1}", session="s"))
+    assert exchange.status == 204

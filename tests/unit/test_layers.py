@@ -17,6 +17,7 @@ ORDER = (
     # These read a whole worker; the rest of `worker.telemetry` is below the sessions.
     ("worker.telemetry.metrics",),
     ("worker.telemetry.otlp", "worker.telemetry.prometheus"),
+    ("worker.ingest",),
     ("worker.local",),
     ("worker.bench",),
     ("worker.cli",),

@@ -101,6 +101,17 @@ async def announced(redis: Redis, keys: Keys) -> AsyncIterator[Announced]:
             yield Announced(entry_id, session, lane)
 
 
+async def session_owners(redis: Redis, keys: Keys) -> dict[str, str]:
+    """Return the worker of each session that a running one owns."""
+    pending = await _pending(redis, keys)
+    names = {record.consumer: name for name, record in (await read_workers(redis, keys)).items()}
+    return {
+        each.session: names[owner.consumer]
+        async for each in announced(redis, keys)
+        if (owner := pending.get(each.entry_id)) is not None and owner.consumer in names
+    }
+
+
 async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[SessionStatus]:
     """Return the status of every announced session, oldest first."""
     entries = [each async for each in announced(redis, keys)]

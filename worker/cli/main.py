@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 # one. Only the requested one is imported: help should not wait for a Redis client or a recognizer.
 _COMMANDS = {
     "run": "run a worker: take sessions, transcribe their audio, publish their turns",
+    "ingest": "run a gateway: sockets of carriers, PBXs and browsers become sessions",
     "demo": "run everything on this machine: real speech in, turns out, live",
+    "dev": "run everything on this machine until Ctrl-C, with a page to speak to",
     "push": "send a sound file or raw audio into a session, in real time",
     "watch": "follow turns as they are published",
     "sessions": "list sessions: owner, state, lag, turns",
     "drain": "empty one worker: it releases its sessions and takes no new ones",
     "dead": "list rejected entries and the reasons; announce one again",
     "end": "end one session, as its producer would",
+    "token": "print a token by which a client opens one session at the gateway",
     "check": "check the settings, Redis, its permissions and the API key",
     "stt-server": "run the local turns server, wire-compatible with the provider",
     "bench": "measure what a worker costs on this machine, and how late its turns are",

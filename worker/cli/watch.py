@@ -74,7 +74,7 @@ class Watch(BusCommand):
                     show(fields)
                     _report_ended(wanted.decode(), entry_id)
                     return
-            async for fields in _follow(redis, stream, after):
+            async for fields in follow(redis, stream, after):
                 if wanted and fields.get(b"session") != wanted:
                     continue
                 show(fields)
@@ -131,7 +131,7 @@ async def _last(redis: Redis, stream: str, session: bytes, until: bytes) -> tupl
         until = b"(" + page[-1][0]
 
 
-async def _follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fields]:
+async def follow(redis: Redis, stream: str, after: bytes) -> AsyncIterator[Fields]:
     """Yield the fields of every entry after `after`, without end."""
     cursors: dict[Any, Any] = {stream: after}
     health = RedisHealth()

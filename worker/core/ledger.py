@@ -98,7 +98,10 @@ class Ledger:
         if entry_id == self.committed.entry_id:
             audio = audio[self.committed.offset :]
             start -= self.committed.offset
-        self._segments.append(Segment(entry_id, start, len(entry.audio), entry.src, counted))
+        segments, size = self._segments, len(entry.audio)
+        if not size and segments and not segments[-1].size and segments[-1].src == entry.src:
+            segments.pop()  # both are committed together, and the later count contains the earlier
+        segments.append(Segment(entry_id, start, size, entry.src, counted))
         self.read_bytes += len(audio)
         return Admitted(audio=audio, missing=missing, doubt=doubt, before=before)
 

@@ -107,6 +107,8 @@ class EventHub:
         ended = False
         if after is None:
             after, ended = await self._beginning(session, lane)
+        else:
+            after = await self._reached(lane, after)
         async for page in self._pages(lane, after, "+"):
             for entry_id, fields in page:
                 after = entry_id
@@ -128,7 +130,8 @@ class EventHub:
         if state.get("status") == "live":
             return False
         if state.get("status") == "ended":
-            async for page in self._pages(lane, after, "+"):
+            reached = await self._reached(lane, after)
+            async for page in self._pages(lane, reached, "+"):
                 for entry_id, fields in page:
                     if _of_session(fields, session, entry_id) is not None:
                         return False
@@ -197,10 +200,22 @@ class EventHub:
         if run is not None:
             begun_ms = max(0, stream_ids.milliseconds(run) - START_MARGIN_MS)
             return f"{begun_ms}-0", state.get("status") == "ended"
+        return await self._newest(lane), False
+
+    async def _reached(self, lane: str, after: str) -> str:
+        """Return an id, or the newest one of the lane if that is earlier.
+
+        The lane's reader would pass on nothing before an id that the lane has not reached: a
+        failover lost events, say.
+        """
+        return min(after, await self._newest(lane), key=stream_ids.order)
+
+    async def _newest(self, lane: str) -> str:
+        """Return the id of a lane's newest event."""
         key = self._keys.turns(lane)
         # Not `$`: events appended between two reads would be skipped.
         newest: Any = await self._call(lambda: self._redis.xrevrange(key, count=1))
-        return (newest[0][0].decode() if newest else stream_ids.START), False
+        return newest[0][0].decode() if newest else stream_ids.START
 
     async def _state(self, lane: str, session: str) -> Mapping[str, str]:
         key, names = self._keys.state(lane, session), ("run", "status")

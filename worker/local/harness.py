@@ -21,6 +21,16 @@ from worker.settings import API_KEY_VARIABLE, ENV_PREFIX
 SPARE_FILES: Final = 200
 """Open files of a process beside the sockets of its sessions."""
 
+WORKERS: Final = ("worker-1", "worker-2")
+"""Ids of the workers of the demo and of `turnbus dev`."""
+
+QUICK_TAKEOVER: Final = {
+    "ADMIN_ADDR": "",  # two workers cannot share the default port
+    "LEASE_MS": "2000",  # the minimum: a killed worker's sessions should move soon
+    "REPLAY_SPEED": "2",  # and catch up soon; the local server accepts any pace
+}
+"""Settings of those workers."""
+
 _START_TIMEOUT_S: Final = 60.0  # a cold start reads 300 MB of libraries and weights
 _POLL_S: Final = 0.02
 
@@ -71,8 +81,13 @@ class Harness:
 
         Raises TurnbusError if it does not start.
         """
-        opened = open_stt_server(self.directory, engine, self._base)
-        return await self._stack.enter_async_context(opened)
+        return await self._stack.enter_async_context(self.stt_server(engine))
+
+    def stt_server(
+        self, engine: str, *, control: bool = False
+    ) -> AbstractAsyncContextManager[tuple[ChildProcess, str]]:
+        """Return a context in which an STT server runs, as `open_stt_server` does."""
+        return open_stt_server(self.directory, engine, self._base, control=control)
 
     async def start(self, process: AbstractAsyncContextManager[ChildProcess]) -> ChildProcess:
         """Start a process that ends with the harness. An unexpected exit cancels the block."""
@@ -117,13 +132,19 @@ class Harness:
 
 @asynccontextmanager
 async def open_stt_server(
-    directory: Path, engine: str, base: Mapping[str, str] | None = None
+    directory: Path,
+    engine: str,
+    base: Mapping[str, str] | None = None,
+    *,
+    control: bool = False,
 ) -> AsyncIterator[tuple[ChildProcess, str]]:
     """Run an STT server until the block ends; yield it and its URL.
 
+    With `control` it has a control endpoint, at `control_url`.
     Raises TurnbusError if it does not start or stops unexpectedly.
     """
     command = ["stt-server", "--engine", engine, "--port", "0"]
+    command += ["--control-port", "0"] if control else []
     environment = child_environment({}, base)
     log = directory / "stt-server.log"
     async with _guarded(ChildProcess.start("the STT server", command, environment, log)) as server:
@@ -135,6 +156,14 @@ async def open_stt_server(
                 f"the STT server did not start; its last log lines:\n{server.tail()}"
             )
         yield server, url[0]
+
+
+def control_url(stt_server: ChildProcess) -> str:
+    """Return the URL of the control endpoint that an STT server printed."""
+    found = re.search(r"control: (http://\S+)", stt_server.text())
+    if found is None:
+        raise TurnbusError("the STT server has no control endpoint")
+    return found[1]
 
 
 @asynccontextmanager

@@ -138,6 +138,13 @@ class EmbeddedRedis:
         await self.kill()
         await self._spawn()
 
+    async def guard(self) -> None:
+        """Wait until the server stops by itself; raise `BusUnavailable` then."""
+        if self._process is not None:
+            await self._process.wait()
+            last = _tail(self.directory / "server.log")
+            raise BusUnavailableError(f"the embedded Redis stopped; it last wrote:\n{last}")
+
     async def _start_on_free_port(self) -> None:
         for attempts_left in reversed(range(_PORT_ATTEMPTS)):
             self.port = free_port()

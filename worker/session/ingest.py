@@ -181,8 +181,9 @@ class AudioIngest:
             mark_refused = b"mark" in fields and entry.mark is None
             admitted = self._ledger.admit(self.cursor, entry, mark_refused=mark_refused)
             marked = entry.mark is not None and not admitted.ignored
-            notable = bool(errors) or admitted.notable or marked
-            news = notable and self._ledger.mark_reported(self.cursor)
+            news = self._ledger.is_news(self.cursor)
+            if errors or admitted.notable or marked:
+                self._ledger.mark_reported(self.cursor)
             if news and errors:
                 self._reports.report_refused(self.cursor, fields, errors)
             if news and admitted.notable:
@@ -190,7 +191,7 @@ class AudioIngest:
             if entry.config is not None:
                 self._sender.enqueue_config(entry.config)
             if admitted.audio:
-                self._accept_audio(self.cursor, admitted.audio, now, live=live)
+                self._accept_audio(self.cursor, admitted.audio, now, news=news, live=live)
             if not admitted.ignored:
                 self._accept_signals(entry, news=news)
             self._raw_src, self._src = fields.get(b"src", b""), entry.src
@@ -238,10 +239,12 @@ class AudioIngest:
         if self._dropped_bytes:
             self._commit_dropped(self._ledger.read_bytes)
 
-    def _accept_audio(self, entry_id: str, admitted: bytes, now: float, *, live: bool) -> None:
-        """Accept the new audio of an entry."""
+    def _accept_audio(
+        self, entry_id: str, admitted: bytes, now: float, *, news: bool, live: bool
+    ) -> None:
+        """Accept the new audio of an entry; `news` is whether no worker reported the entry."""
         audio = admitted
-        if self._reports.repeating and self._ledger.is_news(entry_id):
+        if news and self._reports.repeating:
             self._reports.end_repeats()
         timed = not self._ages.untimed
         age_s = self._ages.observe(entry_id)

@@ -7,9 +7,9 @@ for Prometheus (`prometheus`) and OTLP (`otlp`); both use the same table.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Never, TypeVar
 
 import anyio
 from redis.exceptions import ResponseError
@@ -77,7 +77,11 @@ Value = float | Mapping[str, float] | Histogram
 """A number, numbers by attribute value, or a histogram."""
 
 
-class Instrument(NamedTuple):
+G = TypeVar("G", contravariant=True)
+"""The object whose values are read: `WorkerGauges`, or that of another process."""
+
+
+class Instrument(NamedTuple, Generic[G]):
     """One metric: its OpenTelemetry name, and how to read its value."""
 
     name: str
@@ -85,7 +89,7 @@ class Instrument(NamedTuple):
     unit: str
     """Unit of the value in UCUM."""
     description: str
-    read: Callable[[WorkerGauges], Value | None]
+    read: Callable[[G], Value | None]
     """Returns None if the value is unknown."""
     attribute: str = ""
     """Attribute that distinguishes the values, if there are several."""
@@ -96,23 +100,25 @@ class Instrument(NamedTuple):
 class Sample(NamedTuple):
     """The value of one metric at one time."""
 
-    instrument: Instrument
+    instrument: Instrument[Never]
     value: Value
 
 
 def _count(
     name: str, unit: str, description: str, read: Callable[[Counters], Value], attribute: str = ""
-) -> Instrument:
+) -> Instrument[WorkerGauges]:
     return Instrument(
         name, "counter", unit, description, lambda gauges: read(gauges.stats), attribute
     )
 
 
-def _durations(name: str, description: str, read: Callable[[Counters], Histogram]) -> Instrument:
+def _durations(
+    name: str, description: str, read: Callable[[Counters], Histogram]
+) -> Instrument[WorkerGauges]:
     return Instrument(name, "histogram", "s", description, lambda gauges: read(gauges.stats))
 
 
-INSTRUMENTS = (
+INSTRUMENTS: tuple[Instrument[WorkerGauges], ...] = (
     # -- load and ownership
     Instrument(
         "turnbus.sessions",
@@ -320,10 +326,15 @@ INSTRUMENTS = (
         lambda _: time.process_time(),
     ),
 )
-"""All metrics."""
+"""All metrics of a worker."""
 
 
 def samples(gauges: WorkerGauges) -> list[Sample]:
-    """Return the values of all metrics that are known."""
-    values = ((instrument, instrument.read(gauges)) for instrument in INSTRUMENTS)
+    """Return the values of all metrics of a worker that are known."""
+    return read_all(INSTRUMENTS, gauges)
+
+
+def read_all(instruments: Iterable[Instrument[G]], source: G) -> list[Sample]:
+    """Return the values of the instruments that are known."""
+    values = ((instrument, instrument.read(source)) for instrument in instruments)
     return [Sample(instrument, value) for instrument, value in values if value is not None]

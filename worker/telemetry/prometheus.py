@@ -6,6 +6,7 @@ in seconds is `turnbus_chunk_lag_seconds`.
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
+from typing import Never
 
 from prometheus_client import generate_latest
 from prometheus_client.core import (
@@ -38,13 +39,13 @@ def render(readings: Iterable[Sample]) -> bytes:
     return generate_latest(_Once(readings))
 
 
-def prometheus_name(instrument: Instrument) -> str:
+def prometheus_name(instrument: Instrument[Never]) -> str:
     """Return a metric's Prometheus name; histograms add `_bucket`, `_sum` and `_count`."""
     name = instrument.name.replace(".", "_") + _UNITS.get(instrument.unit, "")
     return f"{name}_total" if instrument.kind == "counter" else name
 
 
-def labels(instrument: Instrument) -> list[str]:
+def labels(instrument: Instrument[Never]) -> list[str]:
     """Return the labels of a metric; the one that distinguishes its values is the last."""
     names = [*instrument.constants, instrument.attribute]
     return [name.replace(".", "_") for name in names if name]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Final, NamedTuple
 
 import anyio
@@ -61,6 +62,8 @@ _ROW: Final = 0.33
 _GAP: Final = 0.08
 _LINE: Final = 0.19
 _WIDTH: Final = _COLUMNS * _COLUMN
+_LINE_CHARS: Final = 140
+"""Maximum length of a line above the panels."""
 
 
 class Span(NamedTuple):
@@ -124,7 +127,8 @@ def lines(panel: Mapping[str, Any], answers: Sequence[Sequence[Series]]) -> list
 def picture(dashboard: Mapping[str, Any], run: Run) -> str:
     """Draw the dashboard of a run below two columns that list the actions."""
     rows = -(-len(run.done) // 2)
-    top = 0.5 + _LINE * (rows + 1)
+    fired = wrap(run.fired, _LINE_CHARS)
+    top = 0.5 + _LINE * (rows + max(len(fired), 1))
     grids = [panel["gridPos"] for panel in dashboard["panels"]]
     height = top + _ROW * max(grid["y"] + grid["h"] for grid in grids)
     figure = Figure(figsize=(_WIDTH, height), facecolor="#f4f5f7")
@@ -136,7 +140,8 @@ def picture(dashboard: Mapping[str, Any], run: Run) -> str:
     for number, done in enumerate(run.done):
         column, row = divmod(number, rows)
         write(done, _GAP + column * _WIDTH / 2, 0.55 + _LINE * row, size=9)
-    write(run.fired, _GAP, 0.55 + _LINE * rows, size=9)
+    for number, line in enumerate(fired, rows):
+        write(line, _GAP, 0.55 + _LINE * number, size=9)
     for panel, grid in zip(dashboard["panels"], grids, strict=True):
         left, down = grid["x"] * _COLUMN + _GAP / 2, top + grid["y"] * _ROW
         if panel["type"] == "row":

@@ -1,5 +1,6 @@
 """The rendered manifests of `deploy/kubernetes`, and helpers that select parts of them."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from msgspec import Meta
 DEPLOY = Path(__file__).parents[3] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 Manifest = dict[str, Any]
+HASH_CHARS = "2456789bcdfghkmt"
+"""Characters of the hashes that kustomize appends to names."""
 
 
 def render(directory: Path) -> list[Manifest]:
@@ -40,11 +43,11 @@ def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
 
 def one(manifests: list[Manifest], kind: str, name: str = "turnbus") -> Manifest:
     """Return the one of a kind with this name, or with this name and the hash of its content."""
+    hashed = re.compile(f"{re.escape(name)}(-[{HASH_CHARS}]{{10}})?")
     (found,) = (
         manifest
         for manifest in of_kind(manifests, kind)
-        if manifest["metadata"]["name"].removeprefix(name).count("-") <= 1
-        and manifest["metadata"]["name"].startswith(name)
+        if hashed.fullmatch(manifest["metadata"]["name"])
     )
     return found
 
@@ -112,6 +115,7 @@ class _Closed(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
 class _Meta(_Closed):
     name: str
     namespace: str
+    labels: dict[str, str] = {}
 
 
 class _Named(_Closed):

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Self
 import anyio
 from anyio.abc import TaskGroup
 from redis.asyncio import Redis
+from websockets.asyncio.client import connect as dial
 
 from schemas import Encoding, Keys, SessionEntry
 from tests.support.harness import PCM16
@@ -28,6 +29,10 @@ from worker.local.redis import EmbeddedRedis, free_port
 from worker.producer import Producer
 
 WORKERS: Final = ("worker-1", "worker-2")
+GATEWAY: Final = "gateway"
+THROUGH_GATEWAY: Final = 3
+"""Every third call comes through the gateway."""
+
 CALLS: Final = 24
 RUSH: Final = 10
 PERMITS: Final = 28
@@ -70,8 +75,8 @@ class Rough:
         self._lives: dict[str, ChildProcess] = {}
         self._calls: list[Call] = []
         self._producers: list[Producer] = []
-        self.ports: Final = {name: free_port() for name in WORKERS}
-        """Ports on which the workers serve their metrics."""
+        self.ports: Final = {name: free_port() for name in (*WORKERS, GATEWAY)}
+        """Ports on which the workers and the gateway serve their metrics."""
         self.marks: Final[list[Mark]] = []
 
     @classmethod
@@ -84,11 +89,12 @@ class Rough:
             engine = ScriptEngine(ScriptOptions(latency_ms=_LATENCY_MS))
             stt = await stack.enter_async_context(TurnsServer.serve(ServerSettings(port=0), engine))
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            stack.callback(tasks.cancel_scope.cancel)
             rough = cls(server, redis, stt, tasks, stack, logs)
             for name in WORKERS:
                 await rough._start(name)
             await rough._until(len(WORKERS))
+            await rough._start_gateway()
+            stack.callback(tasks.cancel_scope.cancel)  # before the gateway stops
             yield rough
 
     async def run(self) -> None:
@@ -150,8 +156,12 @@ class Rough:
             encoding=Encoding(PCM16.encoding),
             sample_rate=PCM16.sample_rate,
         )
-        producer = Producer(self._redis, Keys(), entry)
         self._calls.append(call)
+        if number % THROUGH_GATEWAY == 1:
+            url = f"ws://127.0.0.1:{self.ports[GATEWAY]}/raw?session={call.session}"
+            self._tasks.start_soon(_speak_through_gateway, call, url)
+            return
+        producer = Producer(self._redis, Keys(), entry)
         self._producers.append(producer)
         self._tasks.start_soon(_speak, call, producer)
 
@@ -169,6 +179,20 @@ class Rough:
         life = ChildProcess.start(name, ["run"], child_environment(settings), log)
         self._lives[name] = await self._stack.enter_async_context(life)
 
+    async def _start_gateway(self) -> None:
+        settings = {
+            "REDIS_URL": self._server.url,
+            "INGEST_LISTEN": f"127.0.0.1:{self.ports[GATEWAY]}",
+            "INGEST_BUFFER_S": "5",  # less than the outage of Redis
+            "INGEST_MAX_CALLS": str(CALLS),
+        }
+        log = self._logs / f"{GATEWAY}.log"
+        life = ChildProcess.start(GATEWAY, ["ingest"], child_environment(settings), log)
+        await self._stack.enter_async_context(life)
+        with anyio.fail_after(_TIMEOUT_S):
+            while "listening on" not in log.read_text("utf-8"):
+                await anyio.sleep(_LOOK_S)
+
     async def _until(self, workers: int) -> None:
         with anyio.fail_after(_TIMEOUT_S):
             while await self._redis.hlen(Keys().workers) < workers:
@@ -184,3 +208,15 @@ async def _speak(call: Call, producer: Producer) -> None:
         due += WORD_MS / 1000
         await anyio.sleep_until(due)
     await producer.end()
+
+
+async def _speak_through_gateway(call: Call, url: str) -> None:
+    """Send a call's audio to the gateway in real time until it ends."""
+    async with dial(url, proxy=None) as gateway:
+        due = anyio.current_time()
+        while (chunk := call.next_chunk()) is not None:
+            await gateway.send(chunk)
+            due += WORD_MS / 1000
+            await anyio.sleep_until(due)
+        await gateway.send('{"end": true}')
+        await gateway.wait_closed()

@@ -24,6 +24,7 @@ from worker.local.redis import EmbeddedRedis
 README = (USERS.parent / "README.md").read_text("utf-8")
 
 AUDIO, TURNS, STATE = "stt:{0}:audio:call-1", "stt:{0}:turns", "stt:{0}:state:call-1"
+METADATA = "stt:ingest:call-1"
 
 # Commands that `turnbus check` does not probe: its own queries, connecting, transactions and
 # subscriptions, and the commands of a cluster's client.
@@ -83,9 +84,39 @@ async def test_scaler_can_only_read_demand(acl: Acl) -> None:
     assert await scaler.xlen("stt:sessions") == 1
 
 
+async def test_ingest_can_append_and_read_events(acl: Acl) -> None:
+    ingest, worker = await acl.connect("ingest"), await acl.connect("worker")
+    await acl.ask("HSET", METADATA, "tenant", "shop")
+    await worker.xadd(TURNS, {"event": "{}"})
+    await worker.hset(STATE, "run", "1-1")
+    assert await ingest.hgetall(METADATA) == {b"tenant": b"shop"}
+    await ingest.xadd("stt:sessions", {"session": "call-1"})
+    async with ingest.pipeline(transaction=True) as pipe:
+        pipe.xadd(AUDIO, {"audio": b"1"})
+        pipe.xadd(AUDIO, {"end": "1"}, nomkstream=True)
+        assert len(await pipe.execute()) == 2
+    assert await ingest.type(AUDIO) == b"stream"
+    assert await ingest.hmget(STATE, "run", "status") == [b"1-1", None]
+    assert await ingest.xread({TURNS: "0"})
+    assert await ingest.xrange(TURNS) == await ingest.xrevrange(TURNS)
+
+
 @pytest.mark.parametrize(
     ("user", "command"),
     [
+        ("ingest", ("XRANGE", AUDIO, "-", "+")),
+        ("ingest", ("XINFO", "STREAM", AUDIO)),
+        ("ingest", ("XREAD", "STREAMS", AUDIO, "0")),
+        ("ingest", ("XADD", TURNS, "*", "event", "forged")),
+        ("ingest", ("XADD", METADATA, "*", "tenant", "forged")),
+        ("ingest", ("XRANGE", "stt:sessions", "-", "+")),
+        ("ingest", ("HGETALL", STATE)),
+        ("ingest", ("HSET", STATE, "run", "1-1")),
+        ("ingest", ("HSET", METADATA, "tenant", "forged")),
+        ("ingest", ("XTRIM", AUDIO, "MAXLEN", "0")),
+        ("ingest", ("UNLINK", AUDIO)),
+        ("ingest", ("SUBSCRIBE", "stt:alive:one")),
+        ("ingest", ("EVAL", "return 1", "0")),
         ("producer", ("XREAD", "STREAMS", TURNS, "0")),
         ("producer", ("XRANGE", AUDIO, "-", "+")),
         ("producer", ("XLEN", "stt:sessions")),
@@ -138,12 +169,15 @@ async def test_cluster_clients_connect(tmp_path: Path) -> None:
             RedisCluster.from_url(as_user(server.url, "scaler")) as scaler,
             RedisCluster.from_url(as_user(server.url, "worker")) as worker,
             RedisCluster.from_url(as_user(server.url, "consumer")) as consumer,
+            RedisCluster.from_url(as_user(server.url, "ingest")) as ingest,
         ):
             await producer.xadd("stt:sessions", {"session": "call-1"})
             await producer.xadd(AUDIO, {"end": "1"})
             assert await scaler.xlen("stt:sessions") == 1
             await worker.xadd(TURNS, {"event": "{}"})
             assert len(await consumer.xread({TURNS: "0"})) == 1
+            await ingest.xadd(AUDIO, {"end": "1"}, nomkstream=True)
+            assert await ingest.xread({TURNS: "0"})
         assert not await acl.ask("ACL LOG")
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from tests.system.deploy.container import ROOT, stages
 from tests.system.deploy.manifests import DEPLOY
-from worker.settings import load
+from worker.settings import load, load_ingest
 from worker.telemetry.environment import exporter_name
 
 
@@ -67,7 +67,7 @@ def _compose() -> _Compose:
 def test_services_have_minimal_rights() -> None:
     compose = _compose()
     always = {name for name, service in compose.services.items() if not service.profiles}
-    assert always == {"redis", "stt-server", "worker-1", "worker-2"}
+    assert always == {"redis", "stt-server", "worker-1", "worker-2", "ingest"}
     for service in compose.services.values():
         assert service.cap_drop == ["ALL"]
         assert service.security_opt == ["no-new-privileges:true"]
@@ -79,15 +79,18 @@ def test_services_have_minimal_rights() -> None:
             assert (DEPLOY / service.build.context).resolve() == ROOT
 
 
+def _environment(service: _Service) -> dict[str, str]:
+    """Return the values that compose fills in while nothing is set outside."""
+    return {
+        key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for key, value in service.environment.items()
+    }
+
+
 def test_workers_accept_their_settings() -> None:
     services = _compose().services
     ids, ports = set(), set()
     for name in ("worker-1", "worker-2"):
-        # The values that compose fills in while nothing is set outside.
-        env = {
-            key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
-            for key, value in services[name].environment.items()
-        }
+        env = _environment(services[name])
         assert exporter_name("traces", env) == "none"
         settings = load(env)
         assert settings.admin is not None
@@ -99,11 +102,29 @@ def test_workers_accept_their_settings() -> None:
     assert len(ids) == len(ports) == 2
 
 
+def test_gateway_accepts_its_settings() -> None:
+    services = _compose().services
+    service = services["ingest"]
+    env = _environment(service)
+    assert exporter_name("traces", env) == "none"
+    settings, gateway = load_ingest(env)
+    assert settings.redis_url == load(_environment(services["worker-1"])).redis_url
+    assert gateway.audiosocket is not None
+    ports = [gateway.listen[1], gateway.audiosocket[1]]
+    assert service.ports == [f"127.0.0.1:{port}:{port}" for port in ports]
+    source, _, target = service.volumes[0].removesuffix(":ro").partition(":")
+    assert gateway.ingest_bearer_file == target
+    assert (DEPLOY / source).read_text("ascii").strip()
+    assert service.healthcheck is not None
+    assert service.healthcheck.test[-1] == f"127.0.0.1:{ports[0]}"
+    assert int(service.stop_grace_period.removesuffix("s")) >= gateway.ingest_drain_s + 10
+
+
 def test_traces_have_a_backend() -> None:
     services = _compose().services
     asked = {name for name, service in services.items() if service.profiles == ["traces"]}
     assert asked == {"collector", "jaeger"}
-    for name in ("worker-1", "worker-2"):
+    for name in ("worker-1", "worker-2", "ingest"):
         env = services[name].environment
         assert env["OTEL_TRACES_EXPORTER"] == "${OTEL_TRACES_EXPORTER:-none}"
         assert env["OTEL_EXPORTER_OTLP_ENDPOINT"].endswith(":-http://collector:4318}")

@@ -9,9 +9,13 @@ from pathlib import Path
 import anyio
 import pytest
 
+from schemas import Keys
 from tests.support.harness import PCM16, Harness
 from tests.system.deploy.dashboard import HERE, UNITS, Line, Run, Span, lines, picture, query
+from tests.system.deploy.gateway import busy_gateway
 from tests.system.deploy.prometheus import Prometheus, Series
+from worker.admin import Readiness, serve_admin
+from worker.ingest.metrics import prometheus_text
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.redis import free_port
 
@@ -64,6 +68,14 @@ def test_panels_accept_gaps_in_data(kind: str) -> None:
     assert _texts(drawn).count("No data") == len(PANELS) - len(found)
 
 
+def test_long_list_of_alerts_is_wrapped() -> None:
+    fired = f"Alerts that fired: {', '.join(f'Alert{number} at 1:00' for number in range(30))}"
+    shown = _texts(picture(DASHBOARD, Run({name: [] for name in PANELS}, SPAN, [], fired)))
+    lines = [text for text in shown if "Alert" in text]
+    assert len(lines) > 2
+    assert " ".join(lines) == fired
+
+
 def test_equal_runs_give_equal_pictures() -> None:
     found = [Line("a", "s", right=False, points=[(1_000.0, 1.0), (1_002.0, 2.0)])]
     run = Run(dict.fromkeys(PANELS, found), SPAN, [], "")
@@ -73,9 +85,16 @@ def test_equal_runs_give_equal_pictures() -> None:
 @pytest.mark.skipif(not Prometheus.installed(), reason="Prometheus is not installed")
 async def test_prometheus_evaluates_every_panel_query(harness: Harness, tmp_path: Path) -> None:
     port = free_port()
+    state = Readiness(ready=True, reasons=(), sessions=1, capacity=1)
     async with (
         harness.worker_process("one", tmp_path / "log", admin_addr=f"127.0.0.1:{port}"),
-        Prometheus.start({"one": port}, HERE / "alerts.yaml", 1, tmp_path) as prometheus,
+        busy_gateway(harness.redis, Keys(harness.prefix)) as gateway,
+        serve_admin(
+            ("127.0.0.1", 0), lambda: state, lambda: prometheus_text(gateway.gauges)
+        ) as gateway_port,
+        Prometheus.start(
+            {"one": port, "gateway": gateway_port}, HERE / "alerts.yaml", 1, tmp_path
+        ) as prometheus,
     ):
 
         async def silent() -> set[str]:
@@ -93,6 +112,7 @@ async def test_prometheus_evaluates_every_panel_query(harness: Harness, tmp_path
         calls = (f"call-{number}" for number in itertools.count())
         with anyio.fail_after(60):
             while await silent():
+                await gateway.append()
                 call = next(calls)
                 await harness.announce(call, PCM16)
                 await harness.play(

@@ -114,9 +114,16 @@ async def test_health_check_reports_liveness() -> None:
     assert await _health("") == 0
 
 
-async def _health(address: str) -> int:
+async def test_health_check_asks_the_given_address() -> None:
+    state = Readiness(ready=True, reasons=(), sessions=0, capacity=1)
+    async with serve_admin(("127.0.0.1", 0), lambda: state) as port:
+        assert await _health("127.0.0.1:1", f"127.0.0.1:{port}") == 0
+    assert await _health("", f"127.0.0.1:{port}") == 1
+
+
+async def _health(address: str, *arguments: str) -> int:
     check = await anyio.run_process(
-        [sys.executable, str(IMAGE / "healthcheck.py")],
+        [sys.executable, str(IMAGE / "healthcheck.py"), *arguments],
         env={**os.environ, "TURNBUS_ADMIN_ADDR": address},
         check=False,
     )

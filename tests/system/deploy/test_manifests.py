@@ -1,6 +1,7 @@
 """The Kubernetes manifests are valid, safe, and consistent with the worker and their comments."""
 
 import os
+from base64 import b64decode
 from copy import deepcopy
 from ipaddress import ip_network
 from math import ceil
@@ -21,15 +22,23 @@ from tests.system.deploy.manifests import (
     violations,
     workloads,
 )
-from worker.settings import Settings, load
+from worker.ingest.settings import IngestSettings
+from worker.settings import Settings, load, load_ingest
 
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
 PRODUCTION = [name for name in OVERLAYS if name.startswith("production")]
-SCALED = ["dev-keda", "production-hpa", "production-keda"]
+SCALED = ["dev-keda", "production-hpa", "production-ingest", "production-keda"]
+GATEWAYS = ["dev", "dev-keda", "production-ingest"]
+FLUSH_S = 5
+"""Time in which a drained gateway appends what its calls have left."""
 
 
 def _worker(name: str) -> Manifest:
     return one(overlay(name), "Deployment")
+
+
+def _gateway(name: str) -> Manifest:
+    return one(overlay(name), "Deployment", "turnbus-ingest")
 
 
 def _pod(workload: Manifest) -> Manifest:
@@ -44,6 +53,15 @@ def _settings(name: str) -> Settings:
     env |= {each["name"]: each.get("value", "redis://redis:6379/0") for each in container["env"]}
     env["TURNBUS_WORKER_ID"] = "turnbus-7d4b9c-x2x7p"
     return load(env)
+
+
+def _gateway_settings(name: str) -> tuple[Settings, IngestSettings]:
+    """Return the settings of a gateway of this overlay."""
+    (container,) = _pod(_gateway(name))["containers"]
+    (source,) = container["envFrom"]
+    manifest = one(overlay(name), "ConfigMap", "turnbus-ingest")
+    assert source["configMapRef"]["name"] == manifest["metadata"]["name"]
+    return load_ingest(manifest["data"])
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.33", "1.37"])
@@ -159,8 +177,8 @@ def test_every_pod_has_network_policies(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRODUCTION)
 def test_egress_allows_ipv4_and_ipv6(name: str) -> None:
-    outside = [one(overlay(name), "NetworkPolicy", f"turnbus-{what}") for what in ("redis", "stt")]
-    for policy in outside:
+    outside = ["redis", "stt", *(["ingest-redis"] if name in GATEWAYS else [])]
+    for policy in (one(overlay(name), "NetworkPolicy", f"turnbus-{what}") for what in outside):
         (rule,) = policy["spec"]["egress"]
         blocks = [to["ipBlock"] for to in rule["to"]]
         assert {ip_network(block["cidr"]).version for block in blocks} == {4, 6}
@@ -176,17 +194,19 @@ def test_references_of_dev_overlay_exist(name: str) -> None:
     manifests = overlay(name)
     secrets = {each["metadata"]["name"] for each in of_kind(manifests, "Secret")}
     services = {each["metadata"]["name"] for each in of_kind(manifests, "Service")}
-    (container,) = _pod(_worker(name))["containers"]
-    wanted = {_pod(_worker(name))["volumes"][0]["secret"]["secretName"]}
-    wanted |= {
-        each["valueFrom"]["secretKeyRef"]["name"]
-        for each in container["env"]
-        if "secretKeyRef" in each.get("valueFrom", {})
-    }
+    wanted = set()
+    for workload in (_worker(name), _gateway(name)):
+        pod = _pod(workload)
+        wanted |= {volume["secret"]["secretName"] for volume in pod["volumes"]}
+        wanted |= {
+            each["valueFrom"]["secretKeyRef"]["name"]
+            for each in pod["containers"][0]["env"]
+            if "secretKeyRef" in each.get("valueFrom", {})
+        }
     for each in of_kind(manifests, "TriggerAuthentication"):
         wanted |= {reference["name"] for reference in each["spec"]["secretTargetRef"]}
     assert wanted == secrets
-    assert services == {"redis"}
+    assert services == {"redis", "turnbus-ingest"}
     (sidecar,) = _pod(_worker(name))["initContainers"]
     assert sidecar["restartPolicy"] == "Always"
 
@@ -194,8 +214,9 @@ def test_references_of_dev_overlay_exist(name: str) -> None:
 @pytest.mark.parametrize("name", PRODUCTION)
 def test_production_overlay_has_no_secrets(name: str) -> None:
     assert not of_kind(overlay(name), "Secret")
-    (container,) = _pod(_worker(name))["containers"]
-    assert not [each for each in container["env"] if "PASSWORD" in each["name"]]
+    for workload in workloads(overlay(name)):
+        (container,) = _pod(workload)["containers"]
+        assert not [each for each in container["env"] if "PASSWORD" in each["name"]]
 
 
 @pytest.mark.parametrize("name", SCALED)
@@ -251,3 +272,101 @@ def test_keda_supports_other_redis_topologies(form: str, tmp_path: Path) -> None
 def test_disruption_budget_allows_eviction_of_unready_pods() -> None:
     (budget,) = of_kind(overlay("production"), "PodDisruptionBudget")
     assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+# -- the gateway
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_gateway_accepts_settings_of_overlays(name: str) -> None:
+    worker, (settings, gateway) = _settings(name), _gateway_settings(name)
+    assert settings.prefix == worker.prefix
+    (container,) = _pod(_gateway(name))["containers"]
+    assert container["args"] == ["ingest"]
+    assert gateway.audiosocket is not None
+    assert gateway.listen[0] == gateway.audiosocket[0] == "0.0.0.0"
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert ports == {"http": gateway.listen[1], "audiosocket": gateway.audiosocket[1]}
+    for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+        assert container[probe]["httpGet"] == {"path": path, "port": "http"}
+    service = one(overlay(name), "Service", "turnbus-ingest")["spec"]
+    assert {each["targetPort"]: each["port"] for each in service["ports"]} == ports
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_gateway_reads_its_secrets_from_files(name: str) -> None:
+    _, gateway = _gateway_settings(name)
+    pod = _pod(_gateway(name))
+    (mount,) = pod["containers"][0]["volumeMounts"]
+    files = {
+        Path(gateway.ingest_basic_file),
+        Path(gateway.ingest_bearer_file),
+        Path(gateway.ingest_token_key_file),
+        Path(gateway.ingest_twilio_auth_token_file),
+    }
+    assert {each.parent for each in files} == {Path(mount["mountPath"])}
+    (volume,) = pod["volumes"]
+    if name in PRODUCTION:
+        assert volume["secret"]["secretName"] == "turnbus-ingest"
+    else:
+        secret = one(overlay(name), "Secret", "turnbus-ingest")
+        assert volume["secret"]["secretName"] == secret["metadata"]["name"]
+        assert secret["data"].keys() == {each.name for each in files}
+        assert len(b64decode(secret["data"]["token-key"])) >= 32
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_gateway_lives_until_its_calls_end(name: str) -> None:
+    deployment = _gateway(name)
+    pod = _pod(deployment)
+    _, sleep_s = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    drain_s = _gateway_settings(name)[1].ingest_drain_s
+    assert pod["terminationGracePeriodSeconds"] >= int(sleep_s) + drain_s + FLUSH_S
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+    assert annotations == {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+    budget = one(overlay(name), "PodDisruptionBudget", "turnbus-ingest")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert "unhealthyPodEvictionPolicy" not in budget
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_gateway_memory_limit_covers_redis_outage(name: str) -> None:
+    _, gateway = _gateway_settings(name)
+    (container,) = _pod(_gateway(name))["containers"]
+    limit = int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+    assert limit >= 60 + gateway.ingest_max_calls * gateway.ingest_buffer_s * 32_000 / 2**20
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_ingress_routes_producers_and_viewers_only(name: str) -> None:
+    ingress = one(overlay(name), "Ingress", "turnbus-ingest")
+    (rule,) = ingress["spec"]["rules"]
+    service = {"name": "turnbus-ingest", "port": {"name": "http"}}
+    assert {each["path"] for each in rule["http"]["paths"]} == {
+        *("/twilio", "/asterisk", "/freeswitch", "/raw", "/events")
+    }
+    for each in rule["http"]["paths"]:
+        assert each["pathType"] == "Exact"
+        assert each["backend"] == {"service": service}
+    _, gateway = _gateway_settings(name)
+    hosts = [host for each in ingress["spec"].get("tls", ()) for host in each["hosts"]]
+    scheme = "https" if hosts else "http"
+    assert gateway.ingest_public_url == f"{scheme}://{rule['host']}"
+    assert hosts == ([rule["host"]] if name in PRODUCTION else [])
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_ingress_timeouts_exceed_heartbeats(name: str) -> None:
+    prefix = "nginx.ingress.kubernetes.io/"
+    annotations = one(overlay(name), "Ingress", "turnbus-ingest")["metadata"]["annotations"]
+    assert annotations.pop(f"{prefix}proxy-buffering") == "off"
+    assert annotations.keys() == {f"{prefix}proxy-read-timeout", f"{prefix}proxy-send-timeout"}
+    assert all(int(value) >= 600 for value in annotations.values())
+
+
+def test_policy_allows_the_same_pbxs_as_the_gateway() -> None:
+    policy = one(overlay("production-ingest"), "NetworkPolicy", "turnbus-ingest-pbx")
+    (rule,) = policy["spec"]["ingress"]
+    allowed = tuple(ip_network(each["ipBlock"]["cidr"]) for each in rule["from"])
+    assert _gateway_settings("production-ingest")[1].audiosocket_allow == allowed

@@ -1,4 +1,4 @@
-"""Dashboard and alerts query only metrics and labels that a running worker exports."""
+"""Dashboard and alerts query only metrics and labels that a running worker and a gateway export."""
 
 import json
 import shutil
@@ -15,10 +15,14 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from schemas import Keys
 from tests.support.harness import Harness
 from tests.support.polling import eventually
+from tests.system.deploy.gateway import busy_gateway
 from tests.system.deploy.manifests import DEPLOY
 from worker.admin import serve_admin
+from worker.ingest import metrics
+from worker.ingest.metrics import prometheus_text
 from worker.telemetry.metrics import INSTRUMENTS, WorkerGauges, samples
 from worker.telemetry.otlp import INTERVAL_MS
 from worker.telemetry.prometheus import prometheus_name, render
@@ -65,8 +69,12 @@ def _selectors(query: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 @pytest.fixture
 async def series(harness: Harness) -> dict[str, dict[str, set[str]]]:
-    """Scrape a running worker; return the values of each label of each series."""
-    async with harness.worker() as worker, anyio.create_task_group() as tasks:
+    """Scrape a running worker and a gateway; return the values of each label of each series."""
+    async with (
+        harness.worker() as worker,
+        busy_gateway(harness.redis, Keys(harness.prefix)) as gateway,
+        anyio.create_task_group() as tasks,
+    ):
         meter = WorkerGauges(worker)
         tasks.start_soon(meter.follow_demand)
         await eventually(lambda: meter.demand is not None, "the demand to be known")
@@ -78,14 +86,16 @@ async def series(harness: Harness) -> dict[str, dict[str, set[str]]]:
                 with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
                     return str(answer.read().decode())
 
-            text = await anyio.to_thread.run_sync(get)
+            texts = [await anyio.to_thread.run_sync(get)]
+        texts.append(prometheus_text(gateway.gauges).decode())
         tasks.cancel_scope.cancel()
     found: dict[str, dict[str, set[str]]] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = found.setdefault(sample.name, {})
-            for name, value in sample.labels.items():
-                labels.setdefault(name, set()).add(value)
+    for text in texts:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                labels = found.setdefault(sample.name, {})
+                for name, value in sample.labels.items():
+                    labels.setdefault(name, set()).add(value)
     return found
 
 
@@ -117,8 +127,9 @@ def test_quantiles_use_buckets() -> None:
 
 def test_dashboard_shows_every_metric() -> None:
     shown = {name for panel in PANELS for t in panel["targets"] for name in _names(t["expr"])}
-    for instrument in INSTRUMENTS:
-        name = prometheus_name(instrument)
+    names = [prometheus_name(each) for each in INSTRUMENTS]
+    names += [prometheus_name(each) for each in metrics.INSTRUMENTS]
+    for name in names:
         assert any(each.startswith(name) for each in shown), name
 
 

@@ -5,9 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.system.deploy.container import ROOT
-from tests.system.deploy.manifests import DEPLOY, one, overlay
+from tests.system.deploy.manifests import DEPLOY, one, overlay, workloads
 from worker.cli.main import _parser
 
 PAGES = sorted(DEPLOY.glob("*.md")) + sorted(DEPLOY.glob("[!o]*/**/*.md"))
@@ -41,12 +42,17 @@ def test_names_in_runbook_exist() -> None:
     assert found
     path = ROOT / found[1]
     assert path.is_dir()
-    manifests = overlay(path.name)
-    pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
-    secrets = {volume["secret"]["secretName"] for volume in pod["volumes"]}
-    for each in pod["containers"][0]["env"]:
-        secrets |= {each.get("valueFrom", {}).get("secretKeyRef", {}).get("name")} - {None}
-    for reference in one(manifests, "TriggerAuthentication")["spec"]["secretTargetRef"]:
+    manifests = overlay("production-ingest")
+    assert "deploy/kubernetes/overlays/production-ingest" in RUNBOOK
+    secrets = set()
+    for workload in workloads(manifests):
+        pod = workload["spec"]["template"]["spec"]
+        secrets |= {volume["secret"]["secretName"] for volume in pod["volumes"]}
+        for each in pod["containers"][0]["env"]:
+            secrets |= {each.get("valueFrom", {}).get("secretKeyRef", {}).get("name")} - {None}
+    for reference in one(manifests, "TriggerAuthentication", "turnbus-redis")["spec"][
+        "secretTargetRef"
+    ]:
         secrets.add(reference["name"])
     made = set(re.findall(r"create secret generic (\S+)", RUNBOOK))
     assert made == secrets
@@ -57,3 +63,12 @@ def test_turnbus_commands_in_runbook_exist() -> None:
     assert lines
     for line in lines:
         _parser(line.split()).parse_command(line.split())
+
+
+def test_runbook_covers_alerts_of_the_gateway() -> None:
+    groups = yaml.safe_load((DEPLOY / "observability" / "alerts.yaml").read_text("utf-8"))["groups"]
+    (rules,) = (group["rules"] for group in groups if group["name"] == "turnbus-ingest")
+    rows = RUNBOOK.partition("\n## Alerts\n")[2]
+    assert {rule["alert"] for rule in rules} == set(re.findall(r"`(Turnbus\w+)`", rows)) - {
+        "TurnbusIngest"
+    }

@@ -147,6 +147,18 @@ def test_signal_is_read_again_until_later_audio_is_committed() -> None:
     assert last.admit("4-0", AudioEntry(seq=2, turn_end=True)).repeated
 
 
+def test_numbered_marks_without_audio_take_no_memory_each() -> None:
+    ledger = Ledger(2)
+    ledger.admit("1-0", _numbered(1))
+    for seq in range(2, 1_000):
+        ledger.admit(f"{seq}-0", AudioEntry(seq=seq, mark={}))
+    assert len([*ledger.segments(-1, 9)]) == 2
+    ledger.admit("1000-0", _numbered(1_000))
+    ledger.commit_to(4)
+    assert ledger.state.producers == {"": 1_000}
+    assert ledger.admit("1001-0", AudioEntry(seq=500, mark={})).repeated
+
+
 def test_ledger_takes_nothing_after_end() -> None:
     ledger = Ledger(2)
     assert ledger.admit("1-0", AudioEntry(audio=b"aa", end=True)) == Admitted(b"aa")

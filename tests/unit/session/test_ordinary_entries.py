@@ -376,3 +376,20 @@ def test_forced_end_stops_the_reading_until_its_turn_is_over() -> None:
         path.connect()
         path.ingest.accept(forced[1:], clock.now, live=True)
         assert not path.ingest.awaits_flush, "the open turn began after it"
+
+
+def test_audio_with_a_mark_ends_a_run_of_repeats() -> None:
+    clock = Clock()
+    with patch("time.monotonic", clock.monotonic), patch("time.time", clock.time):
+        now_ms = int(clock.time() * 1_000)
+        path = _Path(now_ms, Encoding.PCM_S16LE, 0.0, 5.0)
+        numbers = [*range(1, 9), 6, 9]
+        entries: Entries = [
+            [b"%d-%d" % (now_ms, at), [b"audio", b"%d" % number * 800, b"seq", b"%d" % number]]
+            for at, number in enumerate(numbers)
+        ]
+        path.ingest.accept(entries[:-1], clock.now, live=True)
+        assert path.state.notices.repeating
+        entries[-1][1] += [b"mark", b"{}"]
+        path.ingest.accept(entries[-1:], clock.now, live=True)
+        assert not path.state.notices.repeating

@@ -10,18 +10,10 @@ import msgspec
 
 from schemas.keys import GROUP
 from schemas.turns import WorkerRecord
-from worker.local.harness import Harness
+from worker.local.harness import QUICK_TAKEOVER, WORKERS, Harness
 from worker.local.process import ChildProcess
 
-WORKERS: Final = ("worker-1", "worker-2")
-
 _STOP_TIMEOUT_S: Final = 10.0  # time to export spans to a slow collector
-
-_WORKER_SETTINGS: Final = {
-    "ADMIN_ADDR": "",  # two workers cannot share the default port
-    "LEASE_MS": "2000",  # the minimum: a killed worker's sessions should move soon
-    "REPLAY_SPEED": "2",  # and catch up soon; the local server accepts any pace
-}
 
 
 class DemoEnvironment:
@@ -52,7 +44,7 @@ class DemoEnvironment:
             status("loading the recognizer ...")
             _, stt_url = await harness.start_stt_server("speech")
             status("starting two workers ...")
-            settings = {"STT_URL": stt_url, **_WORKER_SETTINGS}
+            settings = {"STT_URL": stt_url, **QUICK_TAKEOVER}
             for worker_id in WORKERS:
                 process = harness.worker(worker_id, settings, stdout=demo._stdout(worker_id))
                 demo.workers[worker_id] = await harness.start(process)

@@ -15,11 +15,12 @@ from schemas.turns import decode_turn_entry
 from worker import telemetry
 from worker.errors import BusUnavailableError, TurnbusError
 from worker.local.demo.display import Display, ReceivedEvent
-from worker.local.demo.environment import WORKERS, DemoEnvironment
+from worker.local.demo.environment import DemoEnvironment
 from worker.local.demo.sessions import DemoSession
 from worker.local.demo.state import DemoState, SessionState
 from worker.local.demo.summary import summarize
 from worker.local.demo.traces import read
+from worker.local.harness import WORKERS
 from worker.producer import Producer
 from worker.telemetry.traces import ProducerSpan
 
