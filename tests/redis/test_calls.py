@@ -37,7 +37,7 @@ from worker.telemetry import traces
 
 LIMITS = CallLimits(grace_s=60.0)
 CHUNK = 3_200
-LEFT = ["sessions", "{0}:audio:*"]
+LEFT = ["sessions", "{0}:audio:*", "{0}:producer:*"]
 
 
 def session(name: str, sample_rate: int = 16_000) -> SessionEntry:
@@ -84,8 +84,8 @@ def bus(redis: Redis, bus_prefix: str, expected_leftovers: list[str]) -> Bus:
 
 
 @pytest.fixture
-async def calls(bus: Bus, as_worker: Redis, counters: IngestCounters) -> AsyncIterator[Calls]:
-    async with Calls(as_worker, bus.keys, LIMITS, counters) as calls:
+async def calls(bus: Bus, as_gateway: Redis, counters: IngestCounters) -> AsyncIterator[Calls]:
+    async with Calls(as_gateway, bus.keys, LIMITS, counters) as calls:
         yield calls
 
 
@@ -180,8 +180,8 @@ async def test_outage_loses_and_repeats_nothing(away: str, counters: IngestCount
     async with (
         GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
         connect(server.url) as redis,
-        connect(as_user(server.url, "worker")) as as_worker,
-        Calls(as_worker, Keys(), LIMITS, counters) as calls,
+        connect(as_user(server.url, "ingest")) as as_gateway,
+        Calls(as_gateway, Keys(), LIMITS, counters) as calls,
     ):
         bus = Bus(redis, Keys())
         call = calls.open(started("s-a", "s-b"))
@@ -218,8 +218,8 @@ async def test_long_outage_drops_the_oldest_audio(counters: IngestCounters) -> N
     async with (
         GuardedRedis.start(append_only=True) as server,
         connect(server.url) as redis,
-        connect(as_user(server.url, "worker")) as as_worker,
-        Calls(as_worker, Keys(), limits, counters) as calls,
+        connect(as_user(server.url, "ingest")) as as_gateway,
+        Calls(as_gateway, Keys(), limits, counters) as calls,
     ):
         bus = Bus(redis, Keys())
         call = calls.open(started("s"))
@@ -274,9 +274,9 @@ async def test_repeated_append_has_the_same_number(
 
 
 async def test_lost_reply_to_the_announcement_is_survived(
-    calls: Calls, bus: Bus, as_worker: Redis, monkeypatch: pytest.MonkeyPatch
+    calls: Calls, bus: Bus, as_gateway: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    xadd = as_worker.xadd
+    xadd = as_gateway.xadd
     losses = 0
 
     async def lossy(name: str, *args: Any, **options: Any) -> Any:
@@ -287,7 +287,7 @@ async def test_lost_reply_to_the_announcement_is_survived(
             raise RedisConnectionError("reset")
         return added
 
-    monkeypatch.setattr(as_worker, "xadd", lossy)
+    monkeypatch.setattr(as_gateway, "xadd", lossy)
     call = calls.open(started("s"))
     call.feed(Audio(chunk(0)))
     call.feed(Ended())
@@ -321,12 +321,12 @@ async def test_lost_announcement_is_repeated(
 
 
 @pytest.mark.parametrize("bus_kind", ["cluster"])
-async def test_batch_follows_a_slot_that_moved(calls: Calls, bus: Bus, as_worker: Redis) -> None:
-    assert isinstance(as_worker, ClusterClient)
+async def test_batch_follows_a_slot_that_moved(calls: Calls, bus: Bus, as_gateway: Redis) -> None:
+    assert isinstance(as_gateway, ClusterClient)
     call = calls.open(started("s"))
     call.feed(Audio(chunk(0)))
     await eventually(lambda: bus.entries("s"), "the first chunk")
-    owners = as_worker._owners
+    owners = as_gateway._owners
     slot = key_slot(bus.keys.audio("0", "s").encode())
     owners[slot] = next(address for address in owners.values() if address != owners[slot])
     for at in range(1, 10):
@@ -341,8 +341,8 @@ async def test_full_redis_takes_all_or_nothing(counters: IngestCounters) -> None
     async with (
         GuardedRedis.start() as server,
         connect(server.url) as redis,
-        connect(as_user(server.url, "worker")) as as_worker,
-        Calls(as_worker, Keys(), LIMITS, counters) as calls,
+        connect(as_user(server.url, "ingest")) as as_gateway,
+        Calls(as_gateway, Keys(), LIMITS, counters) as calls,
     ):
         bus = Bus(redis, Keys())
         call = calls.open(started("s"))
@@ -363,8 +363,8 @@ async def test_redis_without_replicas_drops_no_batch(counters: IngestCounters) -
     async with (
         GuardedRedis.start() as server,
         connect(server.url) as redis,
-        connect(as_user(server.url, "worker")) as as_worker,
-        Calls(as_worker, Keys(), LIMITS, counters) as calls,
+        connect(as_user(server.url, "ingest")) as as_gateway,
+        Calls(as_gateway, Keys(), LIMITS, counters) as calls,
     ):
         bus = Bus(redis, Keys())
         call = calls.open(started("s"))
@@ -494,10 +494,10 @@ async def test_vanished_stream_is_not_created_again(
 
 
 async def test_live_session_is_continued_without_announcement(
-    bus: Bus, as_worker: Redis, counters: IngestCounters
+    bus: Bus, as_gateway: Redis, counters: IngestCounters
 ) -> None:
     for at in range(2):
-        async with Calls(as_worker, bus.keys, LIMITS, counters) as calls:
+        async with Calls(as_gateway, bus.keys, LIMITS, counters) as calls:
             call = calls.open(started("s"))
             call.feed(Audio(chunk(at)))
             await has_entries(counters, at + 1)
@@ -523,9 +523,9 @@ async def test_lost_socket_is_continued(calls: Calls, bus: Bus) -> None:
 
 
 async def test_lost_socket_ends_the_call_after_the_grace(
-    bus: Bus, as_worker: Redis, counters: IngestCounters
+    bus: Bus, as_gateway: Redis, counters: IngestCounters
 ) -> None:
-    async with Calls(as_worker, bus.keys, CallLimits(grace_s=0.05), counters) as calls:
+    async with Calls(as_gateway, bus.keys, CallLimits(grace_s=0.05), counters) as calls:
         call = calls.open(started("s"))
         call.feed(Audio(chunk(0)[:100]))
         call.disconnected(clean=False)
@@ -533,6 +533,29 @@ async def test_lost_socket_ends_the_call_after_the_grace(
         await until_done(calls)
     assert (await bus.entries("s"))[-1].end
     assert counters.calls_ended["lost"] == 1
+
+
+@ON_EACH_BUS
+async def test_call_that_another_gateway_continues_goes_on(
+    calls: Calls, bus: Bus, as_gateway: Redis
+) -> None:
+    counters = IngestCounters()
+    async with Calls(as_gateway, bus.keys, CallLimits(grace_s=0.3), counters) as left:
+        before = left.open(started("s"))
+        before.feed(Audio(chunk(0)))
+        await eventually(lambda: bus.entries("s"), "the first chunk")
+        before.disconnected(clean=False)
+        after = calls.open(started("s"))
+        after.feed(Audio(chunk(1)))
+        await until_done(left)
+    assert counters.calls_ended["lost"] == 1
+    after.feed(Audio(chunk(2)))
+    after.feed(Ended())
+    await until_done(calls)
+    entries = await bus.entries("s")
+    assert [value(entry) for entry in entries[:-1]] == [0, 1, 2]
+    assert [entry.end for entry in entries] == [False, False, False, True]
+    assert await bus.announced() == ["s"]
 
 
 async def test_live_id_is_refused(calls: Calls, counters: IngestCounters) -> None:
@@ -559,9 +582,9 @@ async def test_calls_without_an_id_each_are_refused(calls: Calls) -> None:
 
 
 async def test_full_process_refuses_calls(
-    bus: Bus, as_worker: Redis, counters: IngestCounters
+    bus: Bus, as_gateway: Redis, counters: IngestCounters
 ) -> None:
-    async with Calls(as_worker, bus.keys, CallLimits(max_calls=1), counters) as calls:
+    async with Calls(as_gateway, bus.keys, CallLimits(max_calls=1), counters) as calls:
         call = calls.open(started("s"))
         with pytest.raises(CallRefusedError, match="maximum of 1 calls") as refused:
             calls.open(started("t"))
@@ -612,8 +635,8 @@ async def test_drain_does_not_wait_for_an_outage(
     monkeypatch.setattr(calls_module, "FLUSH_TIMEOUT_S", 0.1)
     async with (
         GuardedRedis.start() as server,
-        connect(as_user(server.url, "worker")) as as_worker,
-        Calls(as_worker, Keys(), LIMITS, counters) as calls,
+        connect(as_user(server.url, "ingest")) as as_gateway,
+        Calls(as_gateway, Keys(), LIMITS, counters) as calls,
     ):
         await server.kill()
         call = calls.open(started("s"))

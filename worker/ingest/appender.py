@@ -28,6 +28,10 @@ class SessionOverError(Exception):
         self.expected = expected
 
 
+CALL_TTL_S = 86_400
+"""Time for which Redis remembers which gateway carries a call."""
+
+
 class SessionAppender:
     """Appends one session's entries.
 
@@ -42,13 +46,16 @@ class SessionAppender:
         keys: Keys,
         entry: SessionEntry,
         health: RedisHealth,
+        src: str,
     ) -> None:
         self._redis = redis
         self._pipeline = pipeline
         self._sessions = keys.sessions
         self._stream = keys.audio(entry.lane, entry.session)
+        self._producer = keys.producer(entry.lane, entry.session)
         self._entry = entry
         self._health = health
+        self._src = src
         self._announced = False
         self._exists = False  # whether the audio stream is known to exist
 
@@ -67,9 +74,23 @@ class SessionAppender:
         except (RedisError, BusUnavailableError) as error:
             raise SessionOverError(describe(error), expected=False) from error
 
+    async def is_current(self) -> bool:
+        """Return whether no other gateway has continued the session; wait during outages.
+
+        Raises `SessionOverError` if Redis refuses the answer.
+        """
+        try:
+            src: Any = await self._health.retry(
+                lambda: unmoved(lambda: self._redis.get(self._producer))
+            )
+        except (RedisError, BusUnavailableError) as error:
+            raise SessionOverError(describe(error), expected=False) from error
+        return src in (None, self._src.encode())
+
     async def _attempt(self, batch: list[Fields]) -> None:
         if not self._announced:
             self._exists = await self._find_stream()
+            await unmoved(lambda: self._redis.set(self._producer, self._src, ex=CALL_TTL_S))
             if not self._exists:
                 await self._announce()
             self._announced = True

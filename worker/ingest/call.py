@@ -2,7 +2,6 @@
 
 import logging
 from math import inf
-from uuid import uuid4
 
 import anyio
 import msgspec
@@ -55,6 +54,7 @@ class Call:
         self,
         started: Started,
         protocol: str,
+        src: str,
         appenders: list[SessionAppender],
         limits: CallLimits,
         counters: IngestCounters,
@@ -64,7 +64,6 @@ class Call:
         self.protocol = protocol
         self._limits = limits
         self._counters = counters
-        src = uuid4().hex
         self._tracks = [
             Track(each, src, counters, chunk_ms=limits.chunk_ms, buffer_s=limits.buffer_s)
             for each in started.sessions
@@ -208,7 +207,11 @@ class Call:
             return
         began = anyio.current_time()
         try:
-            await appender.append(entries)
+            if self.end_reason == "lost" and entries[-1].end and not await appender.is_current():
+                log.info("call %s: another gateway continues it", self.name)
+                entries.pop()
+            if entries:
+                await appender.append(entries)
         except SessionOverError as error:
             level = logging.INFO if error.expected else logging.ERROR
             log.log(level, "call %s: dropping the rest of its audio: %s", self.name, error)

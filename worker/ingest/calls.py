@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Self
+from uuid import uuid4
 
 import anyio
 import anyio.abc
@@ -102,11 +103,12 @@ class Calls:
         if len(self._running) >= self._limits.max_calls:
             limit = self._limits.max_calls
             raise CallRefusedError(503, f"this process has its maximum of {limit} calls")
+        src = uuid4().hex
         appenders = [
-            SessionAppender(self._redis, self._pipeline, self._keys, each, self._health)
+            SessionAppender(self._redis, self._pipeline, self._keys, each, self._health, src)
             for each in started.sessions
         ]
-        call = Call(started, protocol, appenders, self._limits, self._counters)
+        call = Call(started, protocol, src, appenders, self._limits, self._counters)
         self._of_session.update(dict.fromkeys(ids, call))
         self._running.add(call)
         self._counters.calls_open[protocol] += 1

@@ -30,7 +30,7 @@ class Appender(SessionAppender):
 @pytest.mark.parametrize("pause_s", [0.0, 0.05, 0.3])
 async def test_audio_after_a_pause_is_flushed(pause_s: float) -> None:
     appender = Appender()
-    call = Call(Started((ENTRY,)), "raw", [appender], CallLimits(), IngestCounters())
+    call = Call(Started((ENTRY,)), "raw", "src", [appender], CallLimits(), IngestCounters())
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call.run)
@@ -43,7 +43,7 @@ async def test_audio_after_a_pause_is_flushed(pause_s: float) -> None:
 
 
 async def test_quiet_call_sets_no_timer() -> None:
-    call = Call(Started((ENTRY,)), "raw", [Appender()], CallLimits(), IngestCounters())
+    call = Call(Started((ENTRY,)), "raw", "src", [Appender()], CallLimits(), IngestCounters())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call.run)
         call.feed(Audio(bytes(160)))
