@@ -61,6 +61,10 @@ class Keys:
         """Name the hash of session fields for a call whose wire has only an id (AudioSocket)."""
         return f"{self.prefix}:ingest:{call}"
 
+    def producer(self, lane: str, session: str) -> str:
+        """Name the expiring string with the `src` of the gateway that carries a session's call."""
+        return f"{self.prefix}:{{{lane}}}:producer:{session}"
+
     def turns(self, lane: str) -> str:
         """Name the stream of turn events of every session of the lane."""
         return f"{self.prefix}:{{{lane}}}:turns"

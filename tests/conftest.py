@@ -189,6 +189,13 @@ async def as_producer(bus_place: Place) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
+async def as_gateway(bus_place: Place) -> AsyncIterator[Redis]:
+    """Connect as a gateway, to run a part of it."""
+    async with connect(as_user(bus_place.url, "ingest")) as client:
+        yield client
+
+
+@pytest.fixture
 def expected_leftovers() -> list[str]:
     """Patterns (`fnmatch`, without prefix) of keys a test leaves on purpose. Tests add to it."""
     return []

@@ -18,7 +18,8 @@ from tests.support.acl import GuardedRedis, as_user
 from tests.support.harness import ON_EACH_BUS
 from tests.support.polling import eventually
 from worker.bus.client.cluster import ClusterClient
-from worker.bus.client.connection import connect
+from worker.bus.client.connection import MAX_WIRES, connect
+from worker.bus.client.wire import Wires
 from worker.ingest import calls as calls_module
 from worker.ingest.calls import Call, CallLimits, CallRefusedError, Calls
 from worker.ingest.counters import IngestCounters
@@ -36,7 +37,7 @@ from worker.telemetry import traces
 
 LIMITS = CallLimits(grace_s=60.0)
 CHUNK = 3_200
-LEFT = ["sessions", "{0}:audio:*"]
+LEFT = ["sessions", "{0}:audio:*", "{0}:producer:*"]
 
 
 def session(name: str, sample_rate: int = 16_000) -> SessionEntry:
@@ -83,8 +84,8 @@ def bus(redis: Redis, bus_prefix: str, expected_leftovers: list[str]) -> Bus:
 
 
 @pytest.fixture
-async def calls(bus: Bus, as_worker: Redis, counters: IngestCounters) -> AsyncIterator[Calls]:
-    async with Calls(as_worker, bus.keys, LIMITS, counters) as calls:
+async def calls(bus: Bus, as_gateway: Redis, counters: IngestCounters) -> AsyncIterator[Calls]:
+    async with Calls(as_gateway, bus.keys, LIMITS, counters) as calls:
         yield calls
 
 
@@ -179,8 +180,8 @@ async def test_outage_loses_and_repeats_nothing(away: str, counters: IngestCount
     async with (
         GuardedRedis.start(append_only=True, config={"appendfsync": "always"}) as server,
         connect(server.url) as redis,
-        connect(as_user(server.url, "worker")) as as_worker,
-        Calls(as_worker, Keys(), LIMITS, counters) as calls,
+        connect(as_user(server.url, "ingest")) as as_gateway,
+        Calls(as_gateway, Keys(), LIMITS, counters) as calls,
     ):
         bus = Bus(redis, Keys())
         call = calls.open(started("s-a", "s-b"))
@@ -217,8 +218,8 @@ async def test_long_outage_drops_the_oldest_audio(counters: IngestCounters) -> N
     async with (
         GuardedRedis.start(append_only=True) as server,
         connect(server.url) as redis,
-        connect(as_user(server.url, "worker")) as as_worker,
-        Calls(as_worker, Keys(), limits, counters) as calls,
+        connect(as_user(server.url, "ingest")) as as_gateway,
+        Calls(as_gateway, Keys(), limits, counters) as calls,
     ):
         bus = Bus(redis, Keys())
         call = calls.open(started("s"))
@@ -244,17 +245,17 @@ async def test_repeated_append_has_the_same_number(
     calls: Calls, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = 0
-    xadd = AppendPipeline.xadd
+    append = AppendPipeline.append
 
     async def lossy(self: AppendPipeline, *args: Any, **options: Any) -> Any:
         nonlocal losses
-        added = await xadd(self, *args, **options)
+        added = await append(self, *args, **options)
         losses += 1
         if losses % 2:
             raise RedisConnectionError("reset")
         return added
 
-    monkeypatch.setattr(AppendPipeline, "xadd", lossy)
+    monkeypatch.setattr(AppendPipeline, "append", lossy)
     call = calls.open(started("s"))
     call.feed(Audio(chunk(0)))
     await eventually(lambda: bus.entries("s"), "the first chunk")
@@ -273,9 +274,9 @@ async def test_repeated_append_has_the_same_number(
 
 
 async def test_lost_reply_to_the_announcement_is_survived(
-    calls: Calls, bus: Bus, as_worker: Redis, monkeypatch: pytest.MonkeyPatch
+    calls: Calls, bus: Bus, as_gateway: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    xadd = as_worker.xadd
+    xadd = as_gateway.xadd
     losses = 0
 
     async def lossy(name: str, *args: Any, **options: Any) -> Any:
@@ -286,7 +287,7 @@ async def test_lost_reply_to_the_announcement_is_survived(
             raise RedisConnectionError("reset")
         return added
 
-    monkeypatch.setattr(as_worker, "xadd", lossy)
+    monkeypatch.setattr(as_gateway, "xadd", lossy)
     call = calls.open(started("s"))
     call.feed(Audio(chunk(0)))
     call.feed(Ended())
@@ -295,13 +296,37 @@ async def test_lost_reply_to_the_announcement_is_survived(
     assert len(await bus.entries("s")) == 2
 
 
+async def test_lost_announcement_is_repeated(
+    calls: Calls, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis restarts without its data between the announcement and the first append."""
+    append = AppendPipeline.append
+    failures = 0
+
+    async def fail(self: AppendPipeline, *args: Any, **options: Any) -> Any:
+        nonlocal failures
+        if not failures:
+            failures += 1
+            await bus.redis.delete(bus.keys.sessions)
+            raise RedisConnectionError("reset")
+        return await append(self, *args, **options)
+
+    monkeypatch.setattr(AppendPipeline, "append", fail)
+    call = calls.open(started("s"))
+    call.feed(Audio(chunk(0)))
+    call.feed(Ended())
+    await until_done(calls)
+    assert await bus.announced() == ["s"]
+    assert [entry.seq for entry in await bus.entries("s")] == [0, None]
+
+
 @pytest.mark.parametrize("bus_kind", ["cluster"])
-async def test_batch_follows_a_slot_that_moved(calls: Calls, bus: Bus, as_worker: Redis) -> None:
-    assert isinstance(as_worker, ClusterClient)
+async def test_batch_follows_a_slot_that_moved(calls: Calls, bus: Bus, as_gateway: Redis) -> None:
+    assert isinstance(as_gateway, ClusterClient)
     call = calls.open(started("s"))
     call.feed(Audio(chunk(0)))
     await eventually(lambda: bus.entries("s"), "the first chunk")
-    owners = as_worker._owners
+    owners = as_gateway._owners
     slot = key_slot(bus.keys.audio("0", "s").encode())
     owners[slot] = next(address for address in owners.values() if address != owners[slot])
     for at in range(1, 10):
@@ -316,8 +341,8 @@ async def test_full_redis_takes_all_or_nothing(counters: IngestCounters) -> None
     async with (
         GuardedRedis.start() as server,
         connect(server.url) as redis,
-        connect(as_user(server.url, "worker")) as as_worker,
-        Calls(as_worker, Keys(), LIMITS, counters) as calls,
+        connect(as_user(server.url, "ingest")) as as_gateway,
+        Calls(as_gateway, Keys(), LIMITS, counters) as calls,
     ):
         bus = Bus(redis, Keys())
         call = calls.open(started("s"))
@@ -332,6 +357,44 @@ async def test_full_redis_takes_all_or_nothing(counters: IngestCounters) -> None
         call.feed(Ended())
         await until_done(calls)
         assert [entry.seq for entry in await bus.entries("s")] == [*range(20), None]
+
+
+async def test_redis_without_replicas_drops_no_batch(counters: IngestCounters) -> None:
+    async with (
+        GuardedRedis.start() as server,
+        connect(server.url) as redis,
+        connect(as_user(server.url, "ingest")) as as_gateway,
+        Calls(as_gateway, Keys(), LIMITS, counters) as calls,
+    ):
+        bus = Bus(redis, Keys())
+        call = calls.open(started("s"))
+        call.feed(Audio(chunk(0)))
+        await has_entries(counters, 1)
+        await redis.config_set("min-replicas-to-write", "1")
+        for at in range(1, 20):
+            call.feed(Audio(chunk(at)))
+        await eventually(lambda: call.over or not calls.redis_up, "the rejected batch")
+        await redis.config_set("min-replicas-to-write", "0")
+        call.feed(Ended())
+        await until_done(calls)
+        assert [entry.seq for entry in await bus.entries("s")] == [*range(20), None]
+
+
+@ON_EACH_BUS
+async def test_session_that_ends_under_a_batch_is_expected(
+    calls: Calls, bus: Bus, counters: IngestCounters, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = calls.open(started("s"))
+    call.feed(Audio(chunk(0)))
+    await has_entries(counters, 1)
+    await bus.redis.delete(bus.keys.audio("0", "s"))
+    await bus.redis.set(bus.keys.audio("0", "s"), b"ended")
+    for at in range(1, 4):
+        call.feed(Audio(chunk(at)))
+        call.feed(Marked({"dtmf": "secret"}))
+    await eventually(lambda: call.over, "the end of the session")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "secret" not in caplog.text
 
 
 async def test_announcement_starts_a_trace(
@@ -360,6 +423,31 @@ async def test_appends_of_many_calls_share_writes(
     await until_done(calls)
     for at in range(20):
         assert [entry.seq for entry in await bus.entries(f"s-{at}")] == [0, 1, None]
+
+
+async def test_appends_to_a_slow_redis_are_sent_together(
+    calls: Calls, bus: Bus, counters: IngestCounters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange, answer, exchanges = Wires.exchange, anyio.Event(), 0
+
+    async def slow(self: Wires, commands: bytes, count: int) -> Any:
+        nonlocal exchanges
+        exchanges += 1
+        await answer.wait()
+        return await exchange(self, commands, count)
+
+    async def announced(count: int) -> None:
+        while len(await bus.announced()) < count:
+            await anyio.sleep(0.01)
+
+    monkeypatch.setattr(Wires, "exchange", slow)
+    many = [calls.open(started(f"s-{at}")) for at in range(30)]
+    for at, call in enumerate(many):
+        call.feed(Audio(chunk(0)))
+        await announced(at + 1)
+    answer.set()
+    await has_entries(counters, len(many))
+    assert exchanges <= MAX_WIRES
 
 
 async def test_ended_session_stops_the_appends(
@@ -406,10 +494,10 @@ async def test_vanished_stream_is_not_created_again(
 
 
 async def test_live_session_is_continued_without_announcement(
-    bus: Bus, as_worker: Redis, counters: IngestCounters
+    bus: Bus, as_gateway: Redis, counters: IngestCounters
 ) -> None:
     for at in range(2):
-        async with Calls(as_worker, bus.keys, LIMITS, counters) as calls:
+        async with Calls(as_gateway, bus.keys, LIMITS, counters) as calls:
             call = calls.open(started("s"))
             call.feed(Audio(chunk(at)))
             await has_entries(counters, at + 1)
@@ -435,9 +523,9 @@ async def test_lost_socket_is_continued(calls: Calls, bus: Bus) -> None:
 
 
 async def test_lost_socket_ends_the_call_after_the_grace(
-    bus: Bus, as_worker: Redis, counters: IngestCounters
+    bus: Bus, as_gateway: Redis, counters: IngestCounters
 ) -> None:
-    async with Calls(as_worker, bus.keys, CallLimits(grace_s=0.05), counters) as calls:
+    async with Calls(as_gateway, bus.keys, CallLimits(grace_s=0.05), counters) as calls:
         call = calls.open(started("s"))
         call.feed(Audio(chunk(0)[:100]))
         call.disconnected(clean=False)
@@ -445,6 +533,29 @@ async def test_lost_socket_ends_the_call_after_the_grace(
         await until_done(calls)
     assert (await bus.entries("s"))[-1].end
     assert counters.calls_ended["lost"] == 1
+
+
+@ON_EACH_BUS
+async def test_call_that_another_gateway_continues_goes_on(
+    calls: Calls, bus: Bus, as_gateway: Redis
+) -> None:
+    counters = IngestCounters()
+    async with Calls(as_gateway, bus.keys, CallLimits(grace_s=0.3), counters) as left:
+        before = left.open(started("s"))
+        before.feed(Audio(chunk(0)))
+        await eventually(lambda: bus.entries("s"), "the first chunk")
+        before.disconnected(clean=False)
+        after = calls.open(started("s"))
+        after.feed(Audio(chunk(1)))
+        await until_done(left)
+    assert counters.calls_ended["lost"] == 1
+    after.feed(Audio(chunk(2)))
+    after.feed(Ended())
+    await until_done(calls)
+    entries = await bus.entries("s")
+    assert [value(entry) for entry in entries[:-1]] == [0, 1, 2]
+    assert [entry.end for entry in entries] == [False, False, False, True]
+    assert await bus.announced() == ["s"]
 
 
 async def test_live_id_is_refused(calls: Calls, counters: IngestCounters) -> None:
@@ -471,9 +582,9 @@ async def test_calls_without_an_id_each_are_refused(calls: Calls) -> None:
 
 
 async def test_full_process_refuses_calls(
-    bus: Bus, as_worker: Redis, counters: IngestCounters
+    bus: Bus, as_gateway: Redis, counters: IngestCounters
 ) -> None:
-    async with Calls(as_worker, bus.keys, CallLimits(max_calls=1), counters) as calls:
+    async with Calls(as_gateway, bus.keys, CallLimits(max_calls=1), counters) as calls:
         call = calls.open(started("s"))
         with pytest.raises(CallRefusedError, match="maximum of 1 calls") as refused:
             calls.open(started("t"))
@@ -496,6 +607,16 @@ async def test_drain_waits_for_the_calls(calls: Calls, bus: Bus) -> None:
     assert [entry.end for entry in await bus.entries("s")] == [False, True]
 
 
+async def test_two_drains_return_with_the_last_call(calls: Calls) -> None:
+    call = calls.open(started("s"))
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(calls.drain, 600.0)
+            tasks.start_soon(calls.drain, 600.0)
+            await eventually(lambda: calls.draining, "the drains")
+            call.feed(Ended())
+
+
 async def test_drain_ends_the_calls_that_are_left(
     calls: Calls, bus: Bus, counters: IngestCounters
 ) -> None:
@@ -514,8 +635,8 @@ async def test_drain_does_not_wait_for_an_outage(
     monkeypatch.setattr(calls_module, "FLUSH_TIMEOUT_S", 0.1)
     async with (
         GuardedRedis.start() as server,
-        connect(as_user(server.url, "worker")) as as_worker,
-        Calls(as_worker, Keys(), LIMITS, counters) as calls,
+        connect(as_user(server.url, "ingest")) as as_gateway,
+        Calls(as_gateway, Keys(), LIMITS, counters) as calls,
     ):
         await server.kill()
         call = calls.open(started("s"))
@@ -552,6 +673,46 @@ async def test_internal_error_ends_one_call_only(
     call.feed(Audio(chunk(0)))
     await eventually(lambda: bus.entries("s"), "the chunk of the other call")
     assert counters.internal_errors == 1
+
+
+async def test_unexpected_error_of_an_append_ends_one_call_only(
+    calls: Calls, bus: Bus, counters: IngestCounters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = Wires.exchange
+
+    async def fail(self: Wires, commands: bytes, count: int) -> Any:
+        if bus.keys.audio("0", "bad").encode() in commands:
+            raise ZeroDivisionError
+        return await exchange(self, commands, count)
+
+    monkeypatch.setattr(Wires, "exchange", fail)
+    bad, *others = (calls.open(started(name)) for name in ("bad", "s-1", "s-2"))
+    for at in range(2):
+        for call in (bad, *others):
+            call.feed(Audio(chunk(at)))
+    for call in (bad, *others):
+        call.feed(Ended())
+    await until_done(calls)
+    assert counters.calls_ended["internal"] == 1
+    assert counters.calls_ended["ended"] == 2
+    for name in ("s-1", "s-2"):
+        assert [entry.seq for entry in await bus.entries(name)] == [0, 1, None]
+
+
+async def test_call_with_an_internal_error_takes_no_more_audio(
+    calls: Calls, counters: IngestCounters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: AppendPipeline, *args: Any, **options: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(AppendPipeline, "append", fail)
+    call = calls.open(started("s"))
+    call.feed(Audio(chunk(0)))
+    await until_done(calls)
+    call.feed(Audio(chunk(1)))
+    assert call.over
+    assert counters.frames_unused == 1
+    assert counters.calls_ended["internal"] == 1
 
 
 def _then(work: Any, check: Any) -> Any:

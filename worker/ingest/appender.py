@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from redis import exceptions
 from redis.asyncio import Redis
-from redis.exceptions import MovedError, RedisError, ResponseError, TryAgainError
+from redis.exceptions import MovedError, ReadOnlyError, RedisError, ResponseError, TryAgainError
 
 from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
 from worker.bus.client.cluster import ClusterClient
@@ -27,6 +28,10 @@ class SessionOverError(Exception):
         self.expected = expected
 
 
+CALL_TTL_S = 86_400
+"""Time for which Redis remembers which gateway carries a call."""
+
+
 class SessionAppender:
     """Appends one session's entries.
 
@@ -41,13 +46,16 @@ class SessionAppender:
         keys: Keys,
         entry: SessionEntry,
         health: RedisHealth,
+        src: str,
     ) -> None:
         self._redis = redis
         self._pipeline = pipeline
         self._sessions = keys.sessions
         self._stream = keys.audio(entry.lane, entry.session)
+        self._producer = keys.producer(entry.lane, entry.session)
         self._entry = entry
         self._health = health
+        self._src = src
         self._announced = False
         self._exists = False  # whether the audio stream is known to exist
 
@@ -66,13 +74,33 @@ class SessionAppender:
         except (RedisError, BusUnavailableError) as error:
             raise SessionOverError(describe(error), expected=False) from error
 
+    async def is_current(self) -> bool:
+        """Return whether no other gateway has continued the session; wait during outages.
+
+        Raises `SessionOverError` if Redis refuses the answer.
+        """
+        try:
+            src: Any = await self._health.retry(
+                lambda: unmoved(lambda: self._redis.get(self._producer))
+            )
+        except (RedisError, BusUnavailableError) as error:
+            raise SessionOverError(describe(error), expected=False) from error
+        return src in (None, self._src.encode())
+
     async def _attempt(self, batch: list[Fields]) -> None:
         if not self._announced:
             self._exists = await self._find_stream()
+            await unmoved(lambda: self._redis.set(self._producer, self._src, ex=CALL_TTL_S))
             if not self._exists:
                 await self._announce()
             self._announced = True
-        await self._send(batch)
+        try:
+            await self._send(batch)
+        except (exceptions.ConnectionError, exceptions.TimeoutError, ReadOnlyError, OSError):
+            # Before the stream exists, Redis may have lost the announcement: a restart without
+            # its data, a failover. Workers reject a second one.
+            self._announced = self._exists
+            raise
         self._exists = True
 
     async def _announce(self) -> None:
@@ -94,33 +122,18 @@ class SessionAppender:
     async def _send(self, batch: list[Fields]) -> None:
         # Only the first append may create the stream. Later, a missing stream means that the
         # session ended or was lost, and no worker would read a new one.
-        if len(batch) == 1:
-            added: list[Any] = [
-                await unmoved(
-                    lambda: self._pipeline.xadd(self._stream, batch[0], nomkstream=self._exists)
-                )
-            ]
-        else:
-            added = await unmoved(lambda: self._send_together(batch))
+        added = await unmoved(lambda: self._append(batch))
         if None in added:
             raise SessionOverError(
                 "its audio is gone from Redis: it ended some time ago, or Redis lost its data",
                 expected=False,
             )
 
-    async def _send_together(self, batch: list[Fields]) -> list[Any]:
-        """Append a batch as a transaction: a Redis that gets full must not take a later chunk."""
-        node = self._redis
-        if isinstance(node, ClusterClient):
-            node = await node.node_for(self._stream)
+    async def _append(self, batch: list[Fields]) -> list[Any]:
         try:
-            async with node.pipeline(transaction=True) as pipe:
-                for at, fields in enumerate(batch):
-                    pipe.xadd(self._stream, fields, nomkstream=self._exists or at > 0)
-                added: list[Any] = await pipe.execute()
-        except MovedError as error:
+            return await self._pipeline.append(self._stream, batch, nomkstream=self._exists)
+        except MovedError as error:  # in a transaction; a cluster client follows all others
             if not isinstance(self._redis, ClusterClient):
                 raise
             self._redis.invalidate_slots()
             raise TryAgainError(f"the slot of {self._stream} has moved") from error
-        return added

@@ -10,12 +10,13 @@ a connection is read all the time, whatever Redis does. The dialplan application
 """
 
 import logging
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from math import inf
-from socket import SO_RCVBUF, SOL_SOCKET
+from socket import IPPROTO_TCP, SO_KEEPALIVE, SO_RCVBUF, SOL_SOCKET
 from typing import Any, Protocol, Self
 
 import anyio
@@ -27,13 +28,23 @@ from redis.exceptions import RedisError
 from schemas import EntryError, Keys, SessionEntry, decode_session, encode_session
 from worker.bus.client.connection import describe
 from worker.ingest.protocols.audiosocket import AudioSocket
-from worker.ingest.records import Audio, CallInput, ProtocolError, Started
+from worker.ingest.records import Audio, CallInput, Started
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
 RECEIVE_BUFFER_BYTES = 1024 * 1024
 READ_BYTES = 64 * 1024
+KEEPALIVE = (
+    (SOL_SOCKET, SO_KEEPALIVE, 1),
+    *(
+        (IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+        if hasattr(socket, name)  # not on every system
+    ),
+)
+"""Socket options that close the connection of a peer that vanished: nothing else would."""
+
 MAX_HELD_BYTES = 1024 * 1024
 """Maximum size of what is held while the hash is read; the call goes on without it then."""
 
@@ -109,8 +120,10 @@ class AudioSocketPort:
             ]
             for listener in server._listeners:
                 raw = listener.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
-                # Accepted sockets inherit the size of the buffer.
+                # Accepted sockets inherit these options.
                 raw.setsockopt(SOL_SOCKET, SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+                for level, option, value in KEEPALIVE:
+                    raw.setsockopt(level, option, value)
                 server.port = raw.getsockname()[1]
                 tasks.start_soon(server._accept, listener, tasks)
             yield server
@@ -199,10 +212,9 @@ class _Connection:
                 return not self._parser.inside_packet
             except anyio.BrokenResourceError:
                 return False
-            except ProtocolError as error:
+            if error := self._parser.error:
                 self._port.refuse("protocol", f"{self._name}: {error}")
-                return False
-            return True
+            return error is None
         if self._parser.session is None:
             self._port.refuse("no_uuid", f"{self._name}: no UUID within {timeout_s:g} s")
         return False

@@ -1,7 +1,7 @@
 """One call: its records become entries of its sessions, over one socket or several in turn."""
 
 import logging
-from uuid import uuid4
+from math import inf
 
 import anyio
 import msgspec
@@ -19,7 +19,7 @@ from worker.ingest.records import (
     Started,
     TurnEnded,
 )
-from worker.ingest.track import Track
+from worker.ingest.track import REORDER_MS, Track
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class Call:
         self,
         started: Started,
         protocol: str,
+        src: str,
         appenders: list[SessionAppender],
         limits: CallLimits,
         counters: IngestCounters,
@@ -63,7 +64,6 @@ class Call:
         self.protocol = protocol
         self._limits = limits
         self._counters = counters
-        src = uuid4().hex
         self._tracks = [
             Track(each, src, counters, chunk_ms=limits.chunk_ms, buffer_s=limits.buffer_s)
             for each in started.sessions
@@ -71,6 +71,8 @@ class Call:
         self._appenders = appenders
         self._lost_at: float | None = None
         self._changed = anyio.Event()
+        self._wakes_at = 0.0  # when `run` continues by itself, while it waits
+        self._had_frames = False  # since `run` waited last
         self.end_reason = ""
         """Why the call ended; empty while it goes on."""
 
@@ -140,6 +142,12 @@ class Call:
                 track.end(now)
         self._changed.set()
 
+    def fail(self) -> None:
+        """Give the call up after an internal error: its tracks take no more."""
+        self.end_reason = "internal"
+        for track in self._tracks:
+            track.close()
+
     def resume(self, sessions: tuple[SessionEntry, ...]) -> None:
         """Continue over a new socket. Raises `CallRefusedError` if its audio is of another kind."""
         for before, after in zip(self.sessions, sessions, strict=True):
@@ -177,9 +185,9 @@ class Call:
 
     def _feed_audio(self, frame: Audio, now: float) -> None:
         track = self._track(frame.track)
-        due = track.due
         track.audio(frame, now)
-        if track.ready or track.due != due:
+        self._had_frames = True
+        if track.ready or ((due := track.due) is not None and due < self._wakes_at):
             self._changed.set()
 
     def _track(self, index: int) -> Track:
@@ -199,7 +207,11 @@ class Call:
             return
         began = anyio.current_time()
         try:
-            await appender.append(entries)
+            if self.end_reason == "lost" and entries[-1].end and not await appender.is_current():
+                log.info("call %s: another gateway continues it", self.name)
+                entries.pop()
+            if entries:
+                await appender.append(entries)
         except SessionOverError as error:
             level = logging.INFO if error.expected else logging.ERROR
             log.log(level, "call %s: dropping the rest of its audio: %s", self.name, error)
@@ -216,6 +228,10 @@ class Call:
         if all(track.finished for track in self._tracks):
             return
         times = [self._grace_ends, *(track.due for track in self._tracks)]
-        at = min((time for time in times if time is not None), default=float("inf"))
-        with anyio.move_on_after(max(at - anyio.current_time(), 0)):
+        if self._had_frames:
+            # No audio that arrives from here on is due before: most of it needs no other timer.
+            times.append(anyio.current_time() + min(self._limits.chunk_ms, REORDER_MS) / 1000)
+            self._had_frames = False
+        self._wakes_at = min((time for time in times if time is not None), default=inf)
+        with anyio.move_on_after(max(self._wakes_at - anyio.current_time(), 0)):
             await self._changed.wait()

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Self
+from uuid import uuid4
 
 import anyio
 import anyio.abc
@@ -40,7 +41,7 @@ class Calls:
         self._health = RedisHealth()
         self._of_session: dict[tuple[str, str], Call] = {}
         self._running: set[Call] = set()
-        self._idle = anyio.Event()
+        self._call_ended = anyio.Event()
         self._draining = False
         self._stack = AsyncExitStack()
 
@@ -102,11 +103,12 @@ class Calls:
         if len(self._running) >= self._limits.max_calls:
             limit = self._limits.max_calls
             raise CallRefusedError(503, f"this process has its maximum of {limit} calls")
+        src = uuid4().hex
         appenders = [
-            SessionAppender(self._redis, self._pipeline, self._keys, each, self._health)
+            SessionAppender(self._redis, self._pipeline, self._keys, each, self._health, src)
             for each in started.sessions
         ]
-        call = Call(started, protocol, appenders, self._limits, self._counters)
+        call = Call(started, protocol, src, appenders, self._limits, self._counters)
         self._of_session.update(dict.fromkeys(ids, call))
         self._running.add(call)
         self._counters.calls_open[protocol] += 1
@@ -132,8 +134,7 @@ class Calls:
 
     async def _until_idle(self) -> None:
         while self._running:
-            self._idle = anyio.Event()
-            await self._idle.wait()
+            await self._call_ended.wait()
 
     async def _run(self, call: Call) -> None:
         try:
@@ -141,7 +142,7 @@ class Calls:
         except Exception:  # an error of one call must not end the others
             log.exception("call %s: internal error, its session ends when it is idle", call.name)
             self._counters.internal_errors += 1
-            call.end_reason = "internal"
+            call.fail()
         finally:
             self._close(call)
 
@@ -151,13 +152,15 @@ class Calls:
             del self._of_session[each]
         self._counters.calls_open[call.protocol] -= 1
         reason = call.end_reason or "drained"  # cancelled without a drain
-        if reason != "internal" and not call.has_audio:
-            reason = "silent"
-        elif reason != "internal" and call.over:
-            reason = "over"
+        if reason != "internal":
+            if not call.has_audio:
+                reason = "silent"
+            elif call.over:
+                reason = "over"
         self._counters.calls_ended[reason] += 1
         log.info("call %s: ended (%s)", call.name, reason)
-        self._idle.set()
+        self._call_ended.set()
+        self._call_ended = anyio.Event()
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ class Audio(msgspec.Struct, frozen=True):
     at_ms: int | None = None
     """Milliseconds from the start of the call to the first sample; None if the wire has none."""
     number: int | None = None
-    """Number of the frame in its track, rising by 1; None if the wire has none."""
+    """Number of the frame in its track, from 1, rising by 1; None if the wire has none."""
 
 
 class Marked(msgspec.Struct, frozen=True):

@@ -5,13 +5,19 @@ from typing import Any
 
 import msgspec
 
-from schemas.audio import AudioEntry, SessionEntry, TurnConfig
+from schemas.audio import MAX_AUDIO_BYTES, AudioEntry, SessionEntry, TurnConfig
 from worker.core.sequence import MAX_HOLE
 from worker.ingest.counters import IngestCounters
 from worker.ingest.records import Audio
 
 MAX_CONTROLS = 1_000
 """Maximum entries with a mark, a forced end or a config that wait for Redis."""
+
+MAX_CONTROL_BYTES = 256 * 1024
+"""Maximum size of these entries, as JSON."""
+
+FIRST_NUMBER = 1
+"""Number of a track's first frame: one with a higher number waits for it."""
 
 MAX_HOLE_MS = 3_600_000
 """Maximum milliseconds missing in one hole; a larger jump of the timestamps is an error."""
@@ -48,7 +54,8 @@ class Track:
         self._width = entry.encoding.width
         self._bytes_per_ms = entry.sample_rate * self._width / 1000
         self._chunk_ms = chunk_ms
-        self._chunk_bytes = max(entry.sample_rate * chunk_ms // 1000, 1) * self._width
+        samples = min(entry.sample_rate * chunk_ms // 1000, MAX_AUDIO_BYTES // self._width)
+        self._chunk_bytes = samples * self._width
         self._max_waiting_bytes = max(int(buffer_s * 1000 * self._bytes_per_ms), self._chunk_bytes)
         self._max_waiting_chunks = 2 * (self._max_waiting_bytes // self._chunk_bytes + 1)
         self._seq = 0
@@ -64,6 +71,7 @@ class Track:
         self._waiting_bytes = 0
         self._waiting_chunks = 0
         self._controls = 0
+        self._control_bytes = 0
         self._ended = False
         self._end_taken = False
         self.has_audio = False
@@ -124,7 +132,8 @@ class Track:
         self._held.clear()
         self._oldest.clear()
         self._waiting.clear()
-        self._held_bytes = self._waiting_bytes = self._waiting_chunks = self._controls = 0
+        self._held_bytes = self._waiting_bytes = self._waiting_chunks = 0
+        self._controls = self._control_bytes = 0
         self._partial_due = self._held_due = None
 
     @property
@@ -165,7 +174,8 @@ class Track:
             else:
                 entry = AudioEntry(end=True)
                 self._end_taken = True
-            self._controls -= _is_control(entry)
+            if _is_control(entry):
+                self._count_control(entry, -1)
             self._waiting_bytes -= len(entry.audio)
             self._waiting_chunks -= bool(entry.audio)
             taken.append(entry)
@@ -176,7 +186,9 @@ class Track:
     def _order(self, frame: Audio, number: int, now: float) -> None:
         if self._held_due is not None and now >= self._held_due:
             self._release_held(now)
-        expected = number if self._next_number is None else self._next_number
+        if self._next_number is None:
+            self._next_number = min(number, FIRST_NUMBER)
+        expected = self._next_number
         if expected - number > MAX_STEP_BACK:
             self._release_held(now)
             expected = number
@@ -283,13 +295,14 @@ class Track:
         self._waiting.append(entry)
         self._waiting_bytes += len(entry.audio)
         self._waiting_chunks += bool(entry.audio)
-        self._controls += _is_control(entry)
+        if _is_control(entry):
+            self._count_control(entry, 1)
         while (
             self._waiting_bytes > self._max_waiting_bytes
             or self._waiting_chunks > self._max_waiting_chunks
         ):
             self._drop_oldest_audio()
-        if self._controls > MAX_CONTROLS:
+        while self._controls > MAX_CONTROLS or self._control_bytes > MAX_CONTROL_BYTES:
             self._drop_oldest_control()
 
     def _drop_oldest_audio(self) -> None:
@@ -304,13 +317,19 @@ class Track:
         self._counters.dropped_ms += size / self._bytes_per_ms
 
     def _drop_oldest_control(self) -> None:
-        self._controls -= 1
         self._counters.controls_dropped += 1
         if self._oldest:
-            self._oldest.popleft()
+            dropped = self._oldest.popleft()
         else:
             at = next(at for at, entry in enumerate(self._waiting) if _is_control(entry))
+            dropped = self._waiting[at]
             del self._waiting[at]
+        self._count_control(dropped, -1)
+
+    def _count_control(self, entry: AudioEntry, sign: int) -> None:
+        self._controls += sign
+        if entry.mark is not None:
+            self._control_bytes += sign * len(msgspec.json.encode(entry.mark))
 
 
 def _is_control(entry: AudioEntry) -> bool:

@@ -198,6 +198,26 @@ async def test_unusable_bytes_close_the_connection(
     assert calls.ends == [False]
 
 
+async def test_audio_before_unusable_bytes_is_kept(
+    dial: Dial, calls: Recorder, serve: Serve
+) -> None:
+    hashes = Hashes()
+    async with serve(redis=hashes) as port:
+        stream = await dial(port, OPENING + AUDIO * 3 + packet(0x12, FRAME))
+        await eventually(lambda: port.refused == {"protocol": 1}, "the refusal")
+        hashes.answer.set()
+        assert await is_closed(stream)
+    assert calls.records == [Audio(FRAME)] * 3
+    assert calls.ends == [False]
+
+
+async def test_vanished_peer_is_noticed(dial: Dial, serve: Serve) -> None:
+    async with serve() as port:
+        await dial(port, OPENING)
+        listener = port._listeners[0].extra(SocketAttribute.raw_socket)
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
 async def test_peer_outside_networks_is_refused(dial: Dial, calls: Recorder, serve: Serve) -> None:
     limits = msgspec.structs.replace(PATIENT, networks=(ip_network("10.0.0.0/8"),))
     async with serve(limits) as port:

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import AudioEntry, Encoding, SessionEntry, TurnConfig
+from schemas.audio import MAX_AUDIO_BYTES
 from worker.ingest.counters import IngestCounters
 from worker.ingest.records import Audio
-from worker.ingest.track import MAX_CONTROLS, MAX_HELD_FRAMES, Track
+from worker.ingest.track import MAX_CONTROL_BYTES, MAX_CONTROLS, MAX_HELD_FRAMES, Track
 
 MULAW = SessionEntry(session="s", encoding=Encoding.PCM_MULAW, sample_rate=8_000)
 WIDE = SessionEntry(session="s", encoding=Encoding.PCM_S32LE, sample_rate=8_000)
@@ -142,6 +143,26 @@ def test_numbered_frames_are_put_in_order() -> None:
     assert it.dropped_bytes == 2 * FRAME
 
 
+def test_first_frames_are_put_in_order() -> None:
+    it = track()
+    for number in (3, 2, 1, 4):
+        it.audio(frame(number, number=number), 0.0)
+    it.end(0.0)
+    assert values(taken(it)) == [1, 2, 3, 4]
+    assert it.dropped_bytes == 0
+
+
+def test_track_that_begins_later_waits_once() -> None:
+    it = track()
+    it.audio(frame(50, number=50), 0.0)
+    it.flush_due(0.1)
+    for number in range(51, 60):
+        it.audio(frame(number, number=number), 0.1)
+        assert it._held_due is None
+    it.end(0.1)
+    assert values(taken(it)) == [*range(50, 60)]
+
+
 def test_missing_frame_delays_others_up_to_the_limit() -> None:
     it = track()
     it.audio(frame(1, number=1), 0.0)
@@ -245,6 +266,30 @@ def test_oldest_controls_are_dropped_and_the_end_is_kept() -> None:
     marks = [entry.mark["n"] for entry in entries if entry.mark]
     assert marks == [*range(5, MAX_CONTROLS + 5)]
     assert entries[-1] == AudioEntry(end=True)
+
+
+def test_large_marks_are_bounded_while_they_wait() -> None:
+    it = track()
+    size = len(b'{"n":"00000","text":""}') + 4_000
+    for value in range(MAX_CONTROLS):
+        it.mark({"n": f"{value:05}", "text": "x" * 4_000})
+    it.audio(frame(1), 0.0)
+    it.end(0.0)
+    kept = [entry.mark["n"] for entry in taken(it) if entry.mark]
+    assert len(kept) == MAX_CONTROL_BYTES // size
+    assert kept[-1] == f"{MAX_CONTROLS - 1:05}"
+    assert it._counters.controls_dropped == MAX_CONTROLS - len(kept)
+    assert it._control_bytes == 0
+
+
+def test_no_chunk_is_too_large_for_workers() -> None:
+    entry = SessionEntry(session="s", encoding=Encoding.PCM_S32LE, sample_rate=192_000)
+    it = Track(entry, "src", IngestCounters(), chunk_ms=1_000)
+    it.audio(Audio(bytes(1_000_000)), 0.0)
+    it.end(0.0)
+    sizes = [len(entry.audio) for entry in taken(it)]
+    assert sum(sizes) == 1_000_000
+    assert max(sizes) == MAX_AUDIO_BYTES
 
 
 def test_closed_track_takes_no_more() -> None:

@@ -6,6 +6,7 @@ Nothing is sent to Asterisk.
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from worker.ingest.protocols.channels import Channels
 from worker.ingest.protocols.messages import decode_json, dtmf
 from worker.ingest.protocols.sessions import new_session, split_query
 from worker.ingest.records import CallInput, ProtocolError, Started
+
+log = logging.getLogger(__name__)
 
 SUBPROTOCOL = "media"
 FORMATS = {
@@ -64,8 +67,17 @@ class Asterisk:
         self._channels: Channels | None = None
 
     def text(self, message: str) -> Sequence[CallInput]:
-        """Parse a control message; events that do not concern the audio are ignored."""
-        content = _parse(message)
+        """Parse a control message; events that do not concern the audio are ignored.
+
+        So is a message that is not valid after the start: a closed connection ends the phone call.
+        """
+        try:
+            content = _parse(message)
+        except ProtocolError as error:
+            if self._channels is None:
+                raise
+            log.warning("a message of Asterisk is ignored: %s", error)
+            return ()
         match content.event:
             case "MEDIA_START":
                 return (self._start(content),)

@@ -32,7 +32,9 @@ class AudioSocket:
         self.session: str | None = None
         """The UUID as text; None until it arrives."""
         self.ended = False
-        """Whether a packet ended the call; nothing behind it is parsed."""
+        """Whether a packet ended the call, or was unusable; nothing behind it is parsed."""
+        self.error: ProtocolError | None = None
+        """Why the connection is unusable; None while it is not."""
         self._rest = b""
         self._type: int | None = None
         self._channels = Channels(Encoding.PCM_S16LE, 1)
@@ -44,7 +46,7 @@ class AudioSocket:
         return bool(self._rest)
 
     def feed(self, received: bytes) -> Sequence[CallInput]:
-        """Parse bytes, cut anywhere. Raises `ProtocolError`; the connection is unusable then."""
+        """Parse bytes, cut anywhere. After an unusable packet, `error` is set."""
         buffer = self._rest + received
         inputs: list[CallInput] = []
         start = 0
@@ -53,7 +55,10 @@ class AudioSocket:
             end = start + _HEADER_BYTES + length
             if len(buffer) < end:
                 break
-            inputs += self._packet(buffer[start], buffer[start + _HEADER_BYTES : end])
+            try:
+                inputs += self._packet(buffer[start], buffer[start + _HEADER_BYTES : end])
+            except ProtocolError as error:
+                self.error, self.ended = error, True
             start = end
         self._rest = b"" if self.ended else buffer[start:]
         return inputs

@@ -18,6 +18,7 @@ from worker.ingest.protocols import Query
 from worker.ingest.protocols.channels import Channels
 from worker.ingest.protocols.messages import dtmf, marked
 from worker.ingest.protocols.sessions import (
+    SECRETS,
     SETTINGS,
     as_object,
     count_channels,
@@ -68,7 +69,11 @@ class FreeSwitch:
         return (started, *channels.split(message))
 
     def _start(self, content: Mapping[str, Any]) -> tuple[Started, Channels]:
-        given = {name: value for name, value in content.items() if value is not None}
+        given = {
+            name: value
+            for name, value in content.items()
+            if value is not None and name not in SECRETS
+        }
         for values in (self._parameters, given):
             if "rate" in values:
                 values.setdefault("sample_rate", values.pop("rate"))

@@ -18,7 +18,9 @@ SETTINGS = frozenset(SessionEntry.__struct_fields__) - {
 } | frozenset(TurnConfig.__struct_fields__)
 """Fields of a session entry that a producer may set by name; others come from the wire."""
 
-_SECRETS = frozenset({"token"})
+SECRETS = frozenset({"token"})
+"""Names whose values stay out of the metadata, which every consumer of events can read."""
+
 _any_decoder = msgspec.json.Decoder(Any)
 
 
@@ -30,7 +32,7 @@ def split_query(query: Query) -> tuple[dict[str, Any], dict[str, Any]]:
     settings: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for name, values in query.items():
-        if not values or name in _SECRETS:
+        if not values or name in SECRETS:
             continue
         if name == "keyterm":
             if "keyterms" in query:

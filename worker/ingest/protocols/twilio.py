@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from schemas import Encoding
 from worker.ingest.protocols.messages import decode_json, dtmf, marked
-from worker.ingest.protocols.sessions import SETTINGS, new_session
+from worker.ingest.protocols.sessions import SECRETS, SETTINGS, new_session
 from worker.ingest.records import Audio, CallInput, Ended, ProtocolError, Started
 
 PREFIX = "turnbus."
@@ -102,7 +102,7 @@ class Twilio:
             case _Message(event="start", start=_Start() as start):
                 return (self._start(start),)
             case _Message(event="dtmf", dtmf=_Key(digit, track)):
-                return (dtmf(digit, self._track(track)),)
+                return (dtmf(digit, self._tracks.get(_plain(track), self._track(""))),)
             case _Message(event="mark", mark=_Label(name)):
                 return (marked({"mark": name}, self._track("")),)
             case _Message(event="stop"):
@@ -149,16 +149,22 @@ class Twilio:
             raise ProtocolError("the first message must be `start`")
         if not name:
             return 0
-        track = self._tracks.get(name.removesuffix("_track"))
+        track = self._tracks.get(_plain(name))
         if track is None:
             raise ProtocolError("a message is of a track that `start.tracks` does not hold")
         return track
+
+
+def _plain(track: str) -> str:
+    return track.removesuffix("_track")  # `dtmf` has other names of the tracks than `media`
 
 
 def _split_parameters(parameters: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Split custom parameters into session settings and metadata."""
     settings, custom = {}, {}
     for name, value in parameters.items():
+        if name in SECRETS:
+            continue
         if not name.startswith(PREFIX):
             custom[name] = value
         elif (setting := name.removeprefix(PREFIX)) in SETTINGS:

@@ -54,6 +54,13 @@ def test_documented_messages_are_records() -> None:
     assert rest == [Audio(bytes(640)), Marked({"dtmf": "#"}), Audio(bytes(640))]
 
 
+@pytest.mark.parametrize("message", ['{"event":"STATUS","format":null}', '{"digit":5}', "{"])
+def test_odd_message_does_not_end_the_call(message: str) -> None:
+    assert parse(START, message, KEY)[1:] == [Marked({"dtmf": "#"})]
+    with pytest.raises(ProtocolError):
+        parse(message)
+
+
 def test_legacy_lines_are_records() -> None:
     started, *rest = parse(LINE, bytes(160), "DTMF_END channel_id:x digit:5", "MEDIA_XOFF", "")
     assert started.sessions[0].session == "pbx1-123456789.999"

@@ -2,7 +2,6 @@
 
 import struct
 import uuid
-from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -36,7 +35,10 @@ FRAME = bytes(range(250)) + bytes(70)
 
 def parse(*pieces: bytes) -> list[Any]:
     parser = AudioSocket()
-    return [record for piece in pieces for record in parser.feed(piece)]
+    records = [record for piece in pieces for record in parser.feed(piece)]
+    if parser.error is not None:
+        raise parser.error
+    return records
 
 
 def test_call_is_uuid_audio_digits_and_hangup() -> None:
@@ -84,6 +86,16 @@ def test_unusable_packet_has_a_clear_line(wire: bytes, line: str) -> None:
         parse(wire)
 
 
+def test_unusable_packet_keeps_what_came_before() -> None:
+    parser = AudioSocket()
+    wire = OPENING + packet(0x10, FRAME) + packet(DTMF, b"5") + packet(0x12, FRAME)
+    _, *rest = parser.feed(wire + packet(0x10, FRAME))
+    assert rest == [Audio(FRAME), Marked({"dtmf": "5"})]
+    assert parser.ended
+    assert "from 8000 to 16000 Hz" in str(parser.error)
+    assert parser.feed(packet(0x10, FRAME)) == []
+
+
 def test_repeated_uuid_is_ignored() -> None:
     assert parse(OPENING * 2) == []
 
@@ -104,9 +116,8 @@ def test_any_bytes_are_records_or_error(data: st.DataObject) -> None:
         pieces.insert(0, OPENING)
     parser = AudioSocket()
     records: list[CallInput] = []
-    with suppress(ProtocolError):
-        for piece in pieces:
-            records += parser.feed(piece)
-            assert len(parser._rest) < MAX_PACKET_BYTES
+    for piece in pieces:
+        records += parser.feed(piece)
+        assert len(parser._rest) < MAX_PACKET_BYTES
     check_records(records)
     assert isinstance((records or [Ended()])[0], Started | Ended)

@@ -45,6 +45,11 @@ def test_first_text_sets_the_sessions() -> None:
     assert left.metadata == right.metadata == {"tenant": "acme", "from": "+4930"}
 
 
+def test_token_stays_out_of_the_metadata() -> None:
+    (session,) = parse({"token": "secret", "a": 1}, query={"token": ["secret"]})[0].sessions
+    assert session.metadata == {"a": 1}
+
+
 def test_given_group_stays() -> None:
     assert {each.group for each in parse(FIRST | {"group": "g"})[0].sessions} == {"g"}
 

@@ -117,6 +117,17 @@ def test_parameters_set_fields_and_metadata() -> None:
     assert (session.metadata["tenant"], session.metadata["call"]) == ("acme", "CA456")
 
 
+def test_token_stays_out_of_the_metadata() -> None:
+    (session,) = parse(start(token="secret", tenant="acme"))[0].sessions
+    assert session.metadata.keys() == {"call", "account", "track", "tenant"}
+
+
+def test_key_of_a_track_without_session_is_kept() -> None:
+    assert parse(start(["outbound"]), DTMF)[1:] == [Marked({"dtmf": "5"}, 0)]
+    other = {"event": "dtmf", "dtmf": {"track": "outbound_track", "digit": "5"}}
+    assert parse(start(["inbound", "outbound"]), other)[1:] == [Marked({"dtmf": "5"}, 1)]
+
+
 def test_keyterms_may_be_json() -> None:
     (session,) = parse(start(**{"turnbus.keyterms": '["a, b", "c"]'}))[0].sessions
     assert session.keyterms == ("a, b", "c")
