@@ -119,6 +119,7 @@ def test_keys_are_listed() -> None:
         *(keys.sessions, keys.lost, keys.search, keys.lanes, keys.dead, keys.workers, keys.gate),
         *(keys.gate_holders, keys.sweep, keys.drain("CONSUMER"), keys.turns(lane)),
         *(keys.audio(lane, session), keys.state(lane, session), keys.session_turns(lane, session)),
+        *(keys.ingest("UUID"), keys.producer(lane, session)),
     }
     listed = set(re.findall(r"`(stt:[^`]+)`", "".join(column(section("protocol.md", "Keys"), 0))))
     assert listed == named
