@@ -248,6 +248,21 @@ async def test_bad_query_is_refused_with_reason(
         assert what in refused.value.response.body.decode()
 
 
+async def test_call_of_ended_session_is_closed(harness: Harness, tmp_path: Path) -> None:
+    async with harness.worker(), gateway(harness, tmp_path / "log") as ingest:
+        async with connect(raw_url(ingest, "call-8"), proxy=None) as socket:
+            await play_raw(socket, speech(1, PCM16))
+            await socket.send('{"end": true}')
+        await harness.until_ended("call-8")
+        for events in ("0", "1"):
+            async with connect(raw_url(ingest, "call-8", events=events), proxy=None) as socket:
+                await socket.send(speech(1, PCM16)[:3200])
+                await socket.wait_closed()
+            assert socket.close_code == 1008
+            assert socket.close_reason == "session call-8 has ended; use a new id for each call"
+            await ingest.logged("call call-8: ended (over)")
+
+
 async def test_session_with_live_socket_is_refused(harness: Harness, tmp_path: Path) -> None:
     async with (
         gateway(harness, tmp_path / "log") as ingest,

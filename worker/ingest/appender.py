@@ -58,6 +58,12 @@ class SessionAppender:
         self._src = src
         self._announced = False
         self._exists = False  # whether the audio stream is known to exist
+        self._found_end = False
+
+    @property
+    def found_end(self) -> bool:
+        """Whether the session had ended before the first append."""
+        return self._found_end
 
     async def append(self, entries: Sequence[AudioEntry]) -> None:
         """Append entries, all or none with each attempt; retry during outages.
@@ -116,6 +122,7 @@ class SessionAppender:
         """Return whether the audio stream exists; raises `SessionOverError` after its end."""
         kind: Any = await unmoved(lambda: self._redis.type(self._stream))
         if kind not in (b"stream", b"none"):
+            self._found_end = True
             raise SessionOverError("the session has ended", expected=True)
         return bool(kind == b"stream")
 

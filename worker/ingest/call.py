@@ -75,6 +75,8 @@ class Call:
         self._had_frames = False  # since `run` waited last
         self.end_reason = ""
         """Why the call ended; empty while it goes on."""
+        self.came_late = anyio.Event()
+        """Set if the sessions had all ended before the call."""
 
     @property
     def name(self) -> str:
@@ -216,6 +218,8 @@ class Call:
             level = logging.INFO if error.expected else logging.ERROR
             log.log(level, "call %s: dropping the rest of its audio: %s", self.name, error)
             track.close()
+            if all(each.found_end for each in self._appenders):
+                self.came_late.set()
             return
         self._counters.entries += len(entries)
         self._counters.bytes += sum(len(entry.audio) for entry in entries)

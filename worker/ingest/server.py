@@ -11,6 +11,7 @@ from typing import Final, Literal
 import anyio
 import msgspec
 from redis.asyncio import Redis
+from websockets.frames import CloseCode
 
 from schemas import Keys
 from worker.admin import CONTENT_TYPE
@@ -273,11 +274,14 @@ class Gateway:
         except BaseException:  # a refused handshake, or the end of the process
             call.disconnected(clean=not call.has_audio)
             raise
-        if not parser.events:
-            await read_producer(socket, parser, "raw", self._calls, call)
-            return
-        with self._replies.count():
-            await self._converse(socket, parser, call)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_close_late_call, socket, call)
+            if parser.events:
+                with self._replies.count():
+                    await self._converse(socket, parser, call)
+            else:
+                await read_producer(socket, parser, "raw", self._calls, call)
+            tasks.cancel_scope.cancel()
 
     async def _converse(self, socket: WebSocket, parser: Raw, call: Call) -> None:
         """Read a client and send its events back, until its sessions have ended."""
@@ -314,6 +318,13 @@ async def _serve_audiosocket(
             problem = f"cannot listen on {join_host_port(host, port)}: {error.strerror}"
             raise SettingsError([f"{problem}; give --audiosocket another address"]) from None
         yield server
+
+
+async def _close_late_call(socket: WebSocket, call: Call) -> None:
+    """Close the socket of a client whose sessions had ended before its call."""
+    await call.came_late.wait()
+    reason = f"session {call.name} has ended; use a new id for each call"
+    await socket.close(CloseCode.POLICY_VIOLATION, reason)
 
 
 async def _until_closed(socket: WebSocket) -> None:

@@ -1,6 +1,8 @@
 """The sessions of the demo, and how their audio is played."""
 
 import os
+import re
+from io import BytesIO
 from pathlib import Path
 
 import anyio
@@ -21,7 +23,7 @@ def tone(seconds: float, volume: float, rate: int = 16_000) -> np.ndarray:
 
 
 async def chunks(role: DemoSession) -> list[bytes]:
-    return [chunk async for chunk in role.chunks()]
+    return [chunk async for chunk in role.chunks(pytest.fail)]
 
 
 def speech_ends(audio: bytes, *, chunk: int = 3_200) -> list[float]:
@@ -51,6 +53,21 @@ async def test_bundled_sessions() -> None:
             listener.add(chunk)
         assert listener.ends()
         assert listener.ends()[-1] < seconds - 1
+
+
+async def test_damaged_file_is_reported(tmp_path: Path) -> None:
+    target = BytesIO()
+    encoded(target, tone(2.0, 0.5, 48_000), 48_000, "libmp3lame", container="mp3")
+    data = bytearray(target.getvalue())
+    for at in range(len(data) // 3, len(data) // 2, 40):
+        data[at] ^= 0x55
+    (tmp_path / "call.mp3").write_bytes(data)
+    (role,) = of_files([tmp_path / "call.mp3"], None)
+    warnings: list[str] = []
+    async for _ in role.chunks(warnings.append):
+        pass
+    (warning,) = warnings
+    assert re.fullmatch(r".*call\.mp3 is damaged: \d+ packets? could not be decoded", warning)
 
 
 def test_clips_are_reused_under_other_names() -> None:

@@ -124,7 +124,7 @@ test("a refused message ends the call with the gateway's reason", async () => {
   call();
   FakeSocket.last.receive(OPENED);
   await FakeSocket.last.close(1008, "mark: not an object");
-  assert.deepEqual(said.at(-1), ["closed", true, "The gateway refused a message: mark: not an object."]);
+  assert.deepEqual(said.at(-1), ["closed", true, "The gateway refused the call: mark: not an object."]);
 });
 
 test("a loss behind the end is not retried", async () => {

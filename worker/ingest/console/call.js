@@ -22,7 +22,7 @@ const RETRY_MS = 500;
 const CLOSED_BY_GATEWAY = 1001;
 /** Status for a plain request that nothing else is wrong with. */
 const UPGRADE_REQUIRED = 426;
-const FINAL_CODES = { 1008: "The gateway refused a message", 1009: "The gateway found a message too big" };
+const FINAL_CODES = { 1008: "The gateway refused the call", 1009: "The gateway found a message too big" };
 const ADVICE = "Is the gateway running? Is the token right and unexpired? Is the session id in use? Its log says which.";
 
 export class Call {

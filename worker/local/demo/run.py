@@ -80,11 +80,11 @@ async def _play_all(
     """Produce every session, then set the time limit for the remaining events."""
     async with anyio.create_task_group() as tasks:
         for row in state.rows.values():
-            tasks.start_soon(_play, demo, row, began)
+            tasks.start_soon(_play, demo, state, row, began)
     limit.deadline = anyio.current_time() + _PATIENCE_S
 
 
-async def _play(demo: DemoEnvironment, row: SessionState, began: float) -> None:
+async def _play(demo: DemoEnvironment, state: DemoState, row: SessionState, began: float) -> None:
     """Produce one session live: each chunk is sent when it would be complete."""
     role = row.role
     due = began + role.enters_s
@@ -99,7 +99,11 @@ async def _play(demo: DemoEnvironment, row: SessionState, began: float) -> None:
     entry = msgspec.structs.replace(entry, **announcement.fields)
     producer = Producer(demo.redis, demo.keys, entry)
     announcement.sent(await producer.announce())
-    async with aclosing(role.chunks()) as chunks:
+
+    def warn(text: str) -> None:
+        state.on_warning(text, time.time())
+
+    async with aclosing(role.chunks(warn)) as chunks:
         async for chunk in chunks:
             due += role.line.chunk_ms / 1000
             await anyio.sleep_until(due)

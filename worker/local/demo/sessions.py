@@ -1,7 +1,7 @@
 """Sessions of the demo: their audio, and the format in which it is sent."""
 
 import re
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from itertools import chain, count, cycle, islice
 from pathlib import Path
@@ -55,20 +55,22 @@ class DemoSession(msgspec.Struct, frozen=True):
         """Time of the last chunk, in seconds of the demo; None if unknown."""
         return None if self.seconds is None else self.enters_s + self.seconds
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the chunks to append. Raises SoundError if a source cannot be read."""
+    async def chunks(self, warn: Callable[[str], None]) -> AsyncGenerator[bytes, None]:
+        """Yield the chunks to append; `warn` of damage. Raises SoundError if a source fails."""
         size = self.line.sample_rate * self.line.chunk_ms // 1000 * self.line.encoding.width
-        pieces = self._pieces(size)
+        pieces = self._pieces(size, warn)
         async with aclosing(pieces), aclosing(in_chunks(pieces, size)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def _pieces(self, size: int) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self, size: int, warn: Callable[[str], None]) -> AsyncGenerator[bytes, None]:
         for source in self.sources:
             with AudioInput(str(source)) if isinstance(source, Path) else source as opened:
                 async with aclosing(opened.pieces(self.line.format, size)) as pieces:
                     async for piece in pieces:
                         yield piece
+            if opened.notice:
+                warn(opened.notice)
             yield silence(int(_SILENCE_S * self.line.sample_rate), self.line.encoding)
 
 

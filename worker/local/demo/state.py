@@ -225,6 +225,10 @@ class DemoState:
         orphans = " ".join(row.role.session for row in self.owned_by(worker))
         self.notices.append((at, f"{worker} killed (SIGKILL) while it owned {orphans}"))
 
+    def on_warning(self, text: str, at: float) -> None:
+        """Record a warning about the audio."""
+        self.notices.append((at, text))
+
     def set_owner(self, owners: Mapping[str, str], at: float) -> None:
         """Record the owners: id of a session's entry -> worker."""
         moved = [

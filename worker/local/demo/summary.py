@@ -15,9 +15,11 @@ from worker.local.demo.state import DemoState, SessionState
 from worker.local.wer import word_error_rate, words
 
 _NEXT: Final = (
+    ("turnbus dev", "the same parts until Ctrl-C, with a page that you speak to"),
     ("turnbus demo my.wav", "run the demo with your own recording"),
     ("turnbus stt-server", "run this recognizer for your own workers"),
     ("turnbus push my.wav --session a", "a producer; two XADDs in any language"),
+    ("turnbus ingest", "a gateway for carriers, PBXs and browsers: docs/ingest.md"),
     ("turnbus watch", "a consumer: turns as they are published"),
 )
 _NEXT_NOTE: Final = "docs/tutorial.md explains each step, docs/protocol.md every field and event."
