@@ -30,6 +30,16 @@ from worker.ingest.records import (
 )
 
 DEFAULT_SAMPLE_RATE = 16_000
+_FILES = {
+    (0, b"RIFF"): "WAV",
+    (0, b"ID3"): "MP3",
+    (0, b"fLaC"): "FLAC",
+    (0, b"OggS"): "Ogg",
+    (0, b"\x1a\x45\xdf\xa3"): "WebM",
+    (4, b"ftyp"): "MP4",
+}
+"""Sound files by their first bytes and the place of those: clients send them by mistake."""
+
 _PARAMETERS = frozenset({"encoding", "sample_rate", "channels", "metadata", "events"})
 
 
@@ -67,6 +77,7 @@ class Raw:
         """The sessions, before the first message; the first message's records begin with it."""
         self._channels = Channels(self.started.sessions[0].encoding, count)
         self._begun = False
+        self._has_audio = False
         self._ended = False
 
     def text(self, message: str) -> Sequence[CallInput]:
@@ -80,6 +91,9 @@ class Raw:
         """Parse audio."""
         if self._ended:
             return ()
+        if not self._has_audio:
+            _check_is_raw(message)
+            self._has_audio = True
         return (*self._opening(), *self._channels.split(message))
 
     def _opening(self) -> Sequence[CallInput]:
@@ -110,3 +124,9 @@ class Raw:
         if not inputs:
             raise ProtocolError("a command needs one of `mark`, `turn_end`, `config`, `end`")
         return inputs
+
+
+def _check_is_raw(audio: bytes) -> None:
+    for (at, mark), name in _FILES.items():
+        if audio.startswith(mark, at):
+            raise ProtocolError(f"this is a {name} file; send raw audio, without a header", 1003)

@@ -67,6 +67,26 @@ def test_parameters_set_the_session() -> None:
     assert "secret" not in str(vars(parser))
 
 
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"RIFF\x24\x00\x00\x00WAVE", "WAV"),
+        (b"ID3\x04\x00", "MP3"),
+        (b"fLaC\x00", "FLAC"),
+        (b"OggS\x00\x02", "Ogg"),
+        (b"\x1aE\xdf\xa3\x9f", "WebM"),
+        (b"\x00\x00\x00\x20ftypisom", "MP4"),
+    ],
+)
+def test_sound_file_is_refused(head: bytes, name: str) -> None:
+    with pytest.raises(ProtocolError, match=f"this is a {name} file; send raw audio") as refused:
+        Raw({}).binary(head)
+    assert refused.value.close_code == 1003
+    later = Raw({})
+    later.binary(bytes(640))
+    assert later.binary(head), "only the first message can be the head of a file"
+
+
 def test_command_is_in_order_and_ends() -> None:
     parser = Raw({})
     records = parser.text(json.dumps(COMMAND))
