@@ -261,6 +261,15 @@ async def test_events_are_served_until_the_end(bus: AnyRedis, hub: EventHub) -> 
         assert (await serve(hub, exchange)).body.decode() == end
 
 
+async def test_last_session_of_the_query_counts(bus: AnyRedis, hub: EventHub) -> None:
+    await publish(bus, 1, "other", kind="session.ended")
+    await publish(bus, 2, kind="session.ended")
+    exchange = FakeExchange("0-0")
+    exchange.request.query = {"session": ["other", "s"]}
+    assert b"data: 2\n" in (await serve(hub, exchange)).body
+    assert b"data: 1\n" not in exchange.body
+
+
 @pytest.mark.parametrize("state", ["ended", "live", ""])
 async def test_resuming_behind_the_end_is_204(bus: AnyRedis, hub: EventHub, state: str) -> None:
     last = await publish(bus, 1, kind="session.ended")

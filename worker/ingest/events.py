@@ -340,10 +340,10 @@ async def serve_events(exchange: EventsExchange, hub: EventHub) -> None:
     """
     query = exchange.request.query
     try:
-        session = msgspec.convert(_first(query, "session"), SessionId)
-        lane = msgspec.convert(_first(query, "lane", "0"), Lane)
+        session = msgspec.convert(_last(query, "session"), SessionId)
+        lane = msgspec.convert(_last(query, "lane", "0"), Lane)
         # A browser sends the header when it resumes: it is newer than the query of its URL.
-        resume = exchange.request.headers.get("Last-Event-ID") or _first(query, "last_event_id")
+        resume = exchange.request.headers.get("Last-Event-ID") or _last(query, "last_event_id")
         after = parse_last_event_id(resume)
     except msgspec.ValidationError:
         line = b"session must be the id of a session, and lane the name of a lane\n"
@@ -359,8 +359,9 @@ async def serve_events(exchange: EventsExchange, hub: EventHub) -> None:
         await _Writer(write).run(hub.viewer(session, lane, after))
 
 
-def _first(query: Mapping[str, Sequence[str]], name: str, default: str = "") -> str:
-    return next(iter(query.get(name, ())), default)
+def _last(query: Mapping[str, Sequence[str]], name: str, default: str = "") -> str:
+    """Return the last value of a parameter, which is the one that is authorized."""
+    return next(reversed(query.get(name, ())), default)
 
 
 class _Writer:
