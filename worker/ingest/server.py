@@ -331,7 +331,7 @@ def _last(request: Request, name: str) -> str | None:
 
 def _parser(protocol: Producer, request: Request) -> Protocol:
     query = {name: list(values) for name, values in request.query.items()}
-    header = request.headers.get("Sec-WebSocket-Protocol", "")
+    header = ",".join(request.headers.get_all("Sec-WebSocket-Protocol"))
     offered = [name.strip() for name in header.split(",")]
     match protocol:
         case "twilio":
