@@ -13,6 +13,7 @@ from tests.support.polling import PATIENCE_S, eventually
 from worker.bus.client.connection import connect
 from worker.ingest import events as module
 from worker.ingest.events import EventHub, Published, ViewerClosedError, serve_events
+from worker.ingest.responses import HeaderLines
 from worker.local.redis import EmbeddedRedis
 
 KEYS = Keys()
@@ -223,12 +224,16 @@ class FakeExchange:
     def request(self) -> Request:
         return self._request
 
-    async def respond(self, status: int, body: bytes, content_type: str) -> None:
+    async def respond(
+        self, status: int, body: bytes, content_type: str, headers: HeaderLines = ()
+    ) -> None:
         assert content_type.startswith("text/plain")
         self.status, self.body = status, body
 
     @asynccontextmanager
-    async def stream(self, content_type: str) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
+    async def stream(
+        self, content_type: str, headers: HeaderLines = ()
+    ) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
         assert content_type == "text/event-stream"
         self.status = 200
 

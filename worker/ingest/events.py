@@ -23,6 +23,7 @@ from schemas.audio import Fields, Lane, SessionId
 from schemas.keys import Keys
 from worker.bus.client.connection import RedisHealth, describe, unmoved
 from worker.core import stream_ids
+from worker.ingest.responses import HeaderLines
 from worker.ingest.sse import (
     COMMENT,
     CONTENT_TYPE,
@@ -322,17 +323,21 @@ class EventsExchange(Protocol):
     def request(self) -> EventsRequest:
         """The request."""
 
-    async def respond(self, status: int, body: bytes, content_type: str) -> None:
+    async def respond(
+        self, status: int, body: bytes, content_type: str, headers: HeaderLines = ()
+    ) -> None:
         """Answer with a complete response."""
 
     def stream(
-        self, content_type: str
+        self, content_type: str, headers: HeaderLines = ()
     ) -> AbstractAsyncContextManager[Callable[[bytes], Awaitable[None]]]:
         """Answer with a response whose body is written in parts."""
 
 
-async def serve_events(exchange: EventsExchange, hub: EventHub) -> None:
+async def serve_events(exchange: EventsExchange, hub: EventHub, headers: HeaderLines = ()) -> None:
     """Answer a request for the events of a session. The request is authorized already.
+
+    `headers` are those of each answer: a browser stops at a 204 only if the page may read it.
 
     Answers 400 to a bad query, and 204 if the client has received the session's last event:
     a browser then stops. A viewer that does not read, or is too far behind, is closed; a browser
@@ -347,15 +352,15 @@ async def serve_events(exchange: EventsExchange, hub: EventHub) -> None:
         after = parse_last_event_id(resume)
     except msgspec.ValidationError:
         line = b"session must be the id of a session, and lane the name of a lane\n"
-        await exchange.respond(HTTPStatus.BAD_REQUEST, line, TEXT)
+        await exchange.respond(HTTPStatus.BAD_REQUEST, line, TEXT, headers)
         return
     except BadEventIdError as error:
-        await exchange.respond(HTTPStatus.BAD_REQUEST, f"{error}\n".encode(), TEXT)
+        await exchange.respond(HTTPStatus.BAD_REQUEST, f"{error}\n".encode(), TEXT, headers)
         return
     if after is not None and await hub.is_over(session, lane, after):
-        await exchange.respond(HTTPStatus.NO_CONTENT, b"", TEXT)
+        await exchange.respond(HTTPStatus.NO_CONTENT, b"", TEXT, headers)
         return
-    async with exchange.stream(CONTENT_TYPE) as write:
+    async with exchange.stream(CONTENT_TYPE, headers) as write:
         await _Writer(write).run(hub.viewer(session, lane, after))
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from worker.errors import SettingsError
 from worker.ingest.auth import Access, Credentials, Refusal, Route
 from worker.ingest.request import Request
+from worker.ingest.responses import HeaderLines
 from worker.ingest.secret_files import SecretFile
 from worker.ingest.settings import IngestSettings
 from worker.ingest.tokens import KEY_BYTES_MIN, Claims
@@ -62,6 +63,15 @@ class Guard:
         """Check a request for a file of the console: on loopback the page is free."""
         if not self._is_loopback:
             self.check(request, "console")
+
+    def cors_headers(self, request: Request) -> HeaderLines:
+        """Return the headers by which a page of a listed origin may read the answer."""
+        origins, origin = self._settings.origins, request.headers.get("Origin")
+        if not origins:
+            return []
+        is_listed = origin is not None and ("*" in origins or origin in origins)
+        allowed = [("Access-Control-Allow-Origin", origin)] if origin and is_listed else []
+        return [("Vary", "Origin"), *allowed]
 
     def _accesses(self) -> Iterator[Access]:
         """Yield who may do what, with each key of signed tokens in turn."""
