@@ -84,6 +84,27 @@ def test_page_beyond_loopback_requires_basic_file(tmp_path: Path) -> None:
     Guard(settings)
 
 
+def test_rotation_to_a_line_without_password_keeps_the_users(tmp_path: Path) -> None:
+    settings = IngestSettings(ingest_basic_file=written(tmp_path, "basic", "ann:secret"))
+    guard = Guard(settings)
+    written(tmp_path, "basic", "only-a-name")
+    guard.check(request("/raw", Authorization=basic("ann:secret")), "raw")
+    with pytest.raises(RequestRefusedError):
+        guard.check(request("/raw", Authorization=basic("only-a-name:")), "raw")
+
+
+def test_unusable_files_are_reported_together(tmp_path: Path) -> None:
+    settings = IngestSettings(
+        ingest_bearer_file=str(tmp_path / "none"),
+        ingest_basic_file=written(tmp_path, "basic", "word"),
+        ingest_token_key_file=written(tmp_path, "keys", "short"),
+    )
+    with pytest.raises(SettingsError) as caught:
+        Guard(settings)
+    names = [problem.partition(":")[0] for problem in caught.value.problems]
+    assert names == [f"TURNBUS_INGEST_{name}_FILE" for name in ("BEARER", "BASIC", "TOKEN_KEY")]
+
+
 def test_user_without_password_is_refused(tmp_path: Path) -> None:
     settings = IngestSettings(ingest_basic_file=written(tmp_path, "basic", "a:b", "secret-line"))
     with pytest.raises(SettingsError) as caught:
