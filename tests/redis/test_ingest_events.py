@@ -286,6 +286,19 @@ async def test_resuming_behind_the_end_is_204(bus: AnyRedis, hub: EventHub, stat
     assert exchange.status == (200 if state == "live" else 204)
 
 
+async def test_resuming_during_an_outage_gets_comments(
+    server: EmbeddedRedis, hub: EventHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IS_OVER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(module, "COMMENT_INTERVAL_S", 0.01)
+    exchange = FakeExchange("1-0", session="s")
+    await server.kill()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(serve, hub, exchange)
+        await eventually(lambda: exchange.body.count(b":\n\n") > 1, "comments")
+        tasks.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("query", "said"),
     [

@@ -53,6 +53,10 @@ COMMENT_INTERVAL_S: Final = 15.0
 WRITE_TIMEOUT_S: Final = 30.0
 """Time after which a viewer that does not read is closed."""
 
+IS_OVER_TIMEOUT_S: Final = 5.0
+"""Maximum time to find out that a session is over. The response then begins: before it does, a
+client that leaves during an outage of Redis is not noticed."""
+
 ENDED: Final = b"session.ended"
 TEXT: Final = "text/plain; charset=utf-8"
 
@@ -357,7 +361,11 @@ async def serve_events(exchange: EventsExchange, hub: EventHub, headers: HeaderL
     except BadEventIdError as error:
         await exchange.respond(HTTPStatus.BAD_REQUEST, f"{error}\n".encode(), TEXT, headers)
         return
-    if after is not None and await hub.is_over(session, lane, after):
+    is_over = False
+    if after is not None:
+        with anyio.move_on_after(IS_OVER_TIMEOUT_S):
+            is_over = await hub.is_over(session, lane, after)
+    if is_over:
         await exchange.respond(HTTPStatus.NO_CONTENT, b"", TEXT, headers)
         return
     async with exchange.stream(CONTENT_TYPE, headers) as write:

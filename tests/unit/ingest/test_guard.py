@@ -75,6 +75,17 @@ def test_added_routes_need_a_loopback_name_without_auth() -> None:
         guard.check(request("/control"), "console")
 
 
+@pytest.mark.parametrize(
+    "origin",
+    ["null", "http://evil.example", "http://localhost:3000", "http://127.0.0.1:8090", "file://"],
+)
+def test_added_routes_refuse_other_pages(origin: str) -> None:
+    sent = request("/control", Host="localhost:8090", Origin=origin)
+    with pytest.raises(RequestRefusedError) as refused:
+        Guard(IngestSettings()).check(sent, "console")
+    assert refused.value.refusal.status == 403
+
+
 def test_page_beyond_loopback_requires_basic_file(tmp_path: Path) -> None:
     settings = IngestSettings(
         ingest_listen="0.0.0.0:8090", ingest_bearer_file=written(tmp_path, "bearer", "secret")
