@@ -1,13 +1,17 @@
 """The gateway in this process: its answers to pages, and what it counts."""
 
+import math
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import anyio
 import pytest
+from websockets.asyncio.client import connect as websocket
 
+from tests.support.polling import PATIENCE_S, eventually
 from tests.unit.ingest.wire import receive_all
 from worker.bus.client.connection import connect
+from worker.ingest import calls, server
 from worker.ingest.http import Exchange
 from worker.ingest.server import Gateway
 from worker.ingest.settings import IngestSettings
@@ -18,16 +22,18 @@ PAGE = "https://app.example.com"
 
 
 @asynccontextmanager
-async def opened(**settings: str) -> AsyncIterator[Gateway]:
-    """Run a gateway with a route that fails."""
+async def opened(
+    redis_server: EmbeddedRedis | None = None, **settings: object
+) -> AsyncIterator[Gateway]:
+    """Run a gateway with a route that fails, on a Redis of its own unless one is given."""
 
     async def fail(exchange: Exchange) -> None:
         raise RuntimeError("bug")
 
     named = IngestSettings(ingest_listen="127.0.0.1:0", **settings)  # type: ignore[arg-type]
     async with (
-        EmbeddedRedis.start() as server,
-        connect(server.url) as redis,
+        EmbeddedRedis.start() if redis_server is None else nullcontext(redis_server) as started,
+        connect(started.url) as redis,
         Gateway.open(Settings(), named, redis, routes={"/fail": fail}) as gateway,
     ):
         yield gateway
@@ -67,18 +73,37 @@ async def test_internal_error_of_a_request_is_counted() -> None:
 
 
 async def test_plain_request_opens_no_call() -> None:
-    async with opened(ingest_grace_s="60") as gateway:
+    async with opened(ingest_grace_s=60) as gateway:
         status, headers, _ = await get(gateway, "/raw?session=call-1")
         assert (status, headers["Upgrade"]) == (426, "websocket")
         _, _, text = await get(gateway, "/metrics")
         assert "turnbus_ingest_calls_total{" not in text
 
 
-async def test_plain_request_gets_the_reason_of_a_refusal() -> None:
+async def test_plain_request_gets_the_reason_of_a_refusal(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with opened() as gateway:
         await gateway.drain()
         status, _, body = await get(gateway, "/raw?session=call-1")
         assert (status, body) == (503, "no new calls are taken now\n")
+    assert "/raw: a call was refused: no new calls are taken now" in caplog.messages
+
+
+async def test_drain_during_an_outage_waits_for_no_events(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "LAST_EVENTS_S", math.inf)
+    monkeypatch.setattr(calls, "FLUSH_TIMEOUT_S", 0.1)
+    async with EmbeddedRedis.start() as redis, opened(redis, ingest_drain_s=0) as gateway:
+        url = f"ws://127.0.0.1:{gateway.port}/raw?session=call-1&events=1"
+        async with websocket(url, proxy=None) as socket:
+            await socket.recv()
+            await redis.kill()
+            await socket.send(b"\0" * 6_400)
+            await eventually(lambda: not gateway._health.up, "the outage")
+            with anyio.fail_after(PATIENCE_S):
+                await gateway.drain()
 
 
 @pytest.mark.parametrize(

@@ -167,8 +167,9 @@ class Gateway:
         if self._audiosocket is not None:
             await self._audiosocket.stop_accepting()
         await self._calls.drain(self._settings.ingest_drain_s)
-        with anyio.move_on_after(LAST_EVENTS_S):
-            await self._replies.sent()
+        if self._health.up:  # without Redis no event comes
+            with anyio.move_on_after(LAST_EVENTS_S):
+                await self._replies.sent()
 
     @property
     def calls(self) -> int:
@@ -215,8 +216,10 @@ class Gateway:
             await respond(exchange, refusal.status, refusal.message, refusal.headers)
         except ProtocolError as error:
             self._counters.refused[str(HTTPStatus.BAD_REQUEST.value)] += 1
+            log.warning("%s: a call was refused: %s", exchange.request.path, error)
             await respond(exchange, HTTPStatus.BAD_REQUEST, str(error))
         except CallRefusedError as error:
+            log.warning("%s: a call was refused: %s", exchange.request.path, error)
             await respond(exchange, error.status, str(error))
 
     def _count_error(self) -> None:
