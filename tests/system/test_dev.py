@@ -251,6 +251,7 @@ async def test_taken_port_is_one_line(temporary: Path, tmp_path: Path) -> None:
             assert await dev.process.wait() == 2
             last = dev.errors.splitlines()[-1]
             assert last.startswith(f"turnbus: cannot listen on 127.0.0.1:{port}: ")
+            assert last.endswith("; choose another address")
     assert os.listdir(temporary) == []  # noqa: PTH208 - blocking, as any listing
 
 

@@ -171,7 +171,7 @@ async def serve_http(
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror
         problem = f"cannot listen on {join_host_port(host, port)}: {reason}"
-        raise SettingsError([f"{problem}; give --listen another address"]) from None
+        raise SettingsError([f"{problem}; choose another address"]) from None
     async with tasks:
         try:
             await listener.start_serving()

@@ -325,7 +325,7 @@ async def _serve_audiosocket(
             server = await stack.enter_async_context(served)
         except OSError as error:
             problem = f"cannot listen on {join_host_port(host, port)}: {error.strerror}"
-            raise SettingsError([f"{problem}; give --audiosocket another address"]) from None
+            raise SettingsError([f"{problem}; choose another address"]) from None
         yield server
 
 

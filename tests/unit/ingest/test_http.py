@@ -413,6 +413,6 @@ async def test_stop_answers_what_is_open() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "no.such.name.invalid"])
 async def test_address_that_cannot_be_used_is_a_clear_error(host: str) -> None:
     async with serve_http("127.0.0.1", 0, answer_ok) as port:
-        with pytest.raises(SettingsError, match=r"cannot listen on .*; give --listen another"):
+        with pytest.raises(SettingsError, match=r"cannot listen on .*; choose another address"):
             async with serve_http(host, port, answer_ok):
                 pass
