@@ -151,6 +151,22 @@ async def test_events_need_a_token_for_the_session(guarded: GatewayProcess) -> N
     assert await answer(f"/events?session=a&token={token('a', 'events')}") == 200
 
 
+async def test_token_is_for_one_lane(guarded: GatewayProcess) -> None:
+    in_lane = issue(KEY.encode(), "a", "both", int(time.time()) + 60, "x")
+    assert await status(guarded, f"/raw?lane=x&token={token('a')}") == 403
+    assert await status(guarded, f"/raw?lane=0&lane=x&token={token('a')}") == 403
+    assert await status(guarded, f"/raw?lane=0&token={in_lane}") == 403
+    for target in (f"/raw?token={in_lane}", f"/raw?lane=x&token={in_lane}"):
+        assert await status(guarded, target) in {101, 409}  # 409 until the first one has ended
+    for query, expected in (
+        (f"lane=x&token={token('a')}", 403),
+        (f"token={in_lane}", 403),
+        (f"lane=x&last_event_id=$&token={in_lane}", 400),
+    ):
+        answer = await get(guarded, f"/events?session=a&{query}")
+        assert int(answer.split()[1]) == expected
+
+
 async def test_repeated_session_gives_no_other_events(
     guarded: GatewayProcess, harness: Harness
 ) -> None:

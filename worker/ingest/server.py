@@ -275,7 +275,7 @@ class Gateway:
         claims = self._guard.check(request, "raw", _last(request, "session"))
         query = {name: list(values) for name, values in request.query.items()}
         if claims is not None:
-            query["session"] = [claims.session]
+            query |= {"session": [claims.session], "lane": [claims.lane]}
         parser = Raw(query)
         if "Upgrade" not in request.headers:  # a page asks why its socket was refused
             self._check_room()
