@@ -118,6 +118,25 @@ def test_check_fails_if_provider_refuses_connection(
 
 
 @pytest.mark.usefixtures("stt")
+def test_check_covers_the_gateway_if_it_has_settings(
+    check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "bearer"
+    file.write_text("secret-word\n")
+    monkeypatch.setenv("TURNBUS_INGEST_BEARER_FILE", str(file))
+    assert check() == ALL_WELL | {"gateway": "ok"}
+    assert check.code == 0
+    for name, value, what in (
+        ("BASIC_FILE", str(file), "TURNBUS_INGEST_BASIC_FILE: each line must be USER:PASSWORD"),
+        ("CHUNK_MS", "7", "TURNBUS_INGEST_CHUNK_MS: must be"),
+    ):
+        monkeypatch.setenv(f"TURNBUS_INGEST_{name}", value)
+        assert check() == ALL_WELL | {"gateway": "fail"}
+        assert check.code == 1
+        assert check.details["gateway"].startswith(what)
+
+
+@pytest.mark.usefixtures("stt")
 @pytest.mark.parametrize(
     ("response", "what"),
     [(b"\xc1\x00", "protocol error"), (b"\x88\x02\x03\xf1", "1009")],

@@ -10,15 +10,18 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from schemas import Keys
 from tests.support.gateway import GatewayProcess, TwilioCall, gateway, speech
 from tests.support.harness import Harness
 from tests.support.polling import eventually
+from tests.unit.ingest.wire import UPGRADE
 from worker.ingest.tokens import issue
 
 KEY = "k" * 40
@@ -57,6 +60,16 @@ async def status(ingest: GatewayProcess, target: str, headers: Mapping[str, str]
             return 101
     except InvalidStatus as refused:
         return refused.response.status_code
+
+
+async def get(ingest: GatewayProcess, target: str, lines: bytes = b"X: y") -> bytes:
+    """Return the answer to a GET."""
+    received = b""
+    async with await anyio.connect_tcp("127.0.0.1", ingest.port) as stream:
+        await stream.send(b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % (target.encode(), lines))
+        async for part in stream:
+            received += part
+    return received
 
 
 def token(session: str, scope: str = "both", *, key: str = KEY, seconds: int = 60) -> str:
@@ -136,6 +149,72 @@ async def test_events_need_a_token_for_the_session(guarded: GatewayProcess) -> N
     assert await answer(f"/events?session=b&token={token('a')}") == 403
     assert await answer(f"/events?session=a&token={token('a', 'audio')}") == 403
     assert await answer(f"/events?session=a&token={token('a', 'events')}") == 200
+
+
+async def test_token_is_for_one_lane(guarded: GatewayProcess) -> None:
+    in_lane = issue(KEY.encode(), "a", "both", int(time.time()) + 60, "x")
+    assert await status(guarded, f"/raw?lane=x&token={token('a')}") == 403
+    assert await status(guarded, f"/raw?lane=0&lane=x&token={token('a')}") == 403
+    assert await status(guarded, f"/raw?lane=0&token={in_lane}") == 403
+    for target in (f"/raw?token={in_lane}", f"/raw?lane=x&token={in_lane}"):
+        assert await status(guarded, target) in {101, 409}  # 409 until the first one has ended
+    for query, expected in (
+        (f"lane=x&token={token('a')}", 403),
+        (f"token={in_lane}", 403),
+        (f"lane=x&last_event_id=$&token={in_lane}", 400),
+    ):
+        answer = await get(guarded, f"/events?session=a&{query}")
+        assert int(answer.split()[1]) == expected
+
+
+async def test_repeated_session_gives_no_other_events(
+    guarded: GatewayProcess, harness: Harness
+) -> None:
+    for session in ("a", "b"):
+        fields: Any = {"session": session, "type": "session.ended", "event": f"of-{session}"}
+        await harness.redis.xadd(Keys(harness.prefix).turns("0"), fields)
+    for sessions, status_line in (("session=b&session=a", 200), ("session=a&session=b", 403)):
+        target = f"/events?{sessions}&last_event_id=0-0&token={token('a')}"
+        answer = await get(guarded, target)
+        assert int(answer.split()[1]) == status_line
+        assert b"of-b" not in answer
+
+
+@pytest.mark.parametrize(
+    ("target", "lines", "expected"),
+    [
+        ("/raw", b"Authorization: Bearer \xff", 401),
+        ("/raw", b"Authorization: Basic \xff", 401),
+        ("/twilio", b"X-Twilio-Signature: \xff", 403),
+        (
+            "/events?session=a",
+            b"Authorization: Bearer bearer-secret\r\nLast-Event-ID: 1-0\r\nLast-Event-ID: 2-0",
+            400,
+        ),
+        ("/raw", b"Authorization: Bearer a\r\nAuthorization: Bearer bearer-secret", 400),
+        ("//raw", b"Authorization: Bearer bearer-secret", 404),
+        ("/raw/", b"Authorization: Bearer bearer-secret", 404),
+        ("/%72aw", b"Authorization: Bearer bearer-secret", 404),
+        ("/RAW", b"Authorization: Bearer bearer-secret", 404),
+        ("http://y/raw", b"Authorization: Bearer bearer-secret", 400),
+    ],
+)
+async def test_odd_requests_are_no_internal_errors(
+    guarded: GatewayProcess, target: str, lines: bytes, expected: int
+) -> None:
+    assert int((await get(guarded, target, lines)).split()[1]) == expected
+    assert "internal error" not in guarded.text()
+
+
+async def test_repeated_subprotocols_are_one_list(harness: Harness, tmp_path: Path) -> None:
+    offers = b"Sec-WebSocket-Protocol: other\r\nSec-WebSocket-Protocol: media\r\n\r\n"
+    async with (
+        gateway(harness, tmp_path / "log") as ingest,
+        await anyio.connect_tcp("127.0.0.1", ingest.port) as stream,
+    ):
+        upgrade = UPGRADE.replace(b"/raw", b"/asterisk").replace(b"Host: a", b"Host: localhost")
+        await stream.send(upgrade.removesuffix(b"\r\n") + offers)
+        assert b"Sec-WebSocket-Protocol: media\r\n" in await stream.receive()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tests.support.polling import PATIENCE_S, eventually
 from worker.bus.client.connection import connect
 from worker.ingest import events as module
 from worker.ingest.events import EventHub, Published, ViewerClosedError, serve_events
+from worker.ingest.responses import HeaderLines
 from worker.local.redis import EmbeddedRedis
 
 KEYS = Keys()
@@ -223,12 +224,16 @@ class FakeExchange:
     def request(self) -> Request:
         return self._request
 
-    async def respond(self, status: int, body: bytes, content_type: str) -> None:
+    async def respond(
+        self, status: int, body: bytes, content_type: str, headers: HeaderLines = ()
+    ) -> None:
         assert content_type.startswith("text/plain")
         self.status, self.body = status, body
 
     @asynccontextmanager
-    async def stream(self, content_type: str) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
+    async def stream(
+        self, content_type: str, headers: HeaderLines = ()
+    ) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
         assert content_type == "text/event-stream"
         self.status = 200
 
@@ -261,6 +266,15 @@ async def test_events_are_served_until_the_end(bus: AnyRedis, hub: EventHub) -> 
         assert (await serve(hub, exchange)).body.decode() == end
 
 
+async def test_last_session_of_the_query_counts(bus: AnyRedis, hub: EventHub) -> None:
+    await publish(bus, 1, "other", kind="session.ended")
+    await publish(bus, 2, kind="session.ended")
+    exchange = FakeExchange("0-0")
+    exchange.request.query = {"session": ["other", "s"]}
+    assert b"data: 2\n" in (await serve(hub, exchange)).body
+    assert b"data: 1\n" not in exchange.body
+
+
 @pytest.mark.parametrize("state", ["ended", "live", ""])
 async def test_resuming_behind_the_end_is_204(bus: AnyRedis, hub: EventHub, state: str) -> None:
     last = await publish(bus, 1, kind="session.ended")
@@ -270,6 +284,19 @@ async def test_resuming_behind_the_end_is_204(bus: AnyRedis, hub: EventHub, stat
         await publish(bus, 2, kind="session.ended")
     exchange = await serve(hub, FakeExchange(last, session="s"))
     assert exchange.status == (200 if state == "live" else 204)
+
+
+async def test_resuming_during_an_outage_gets_comments(
+    server: EmbeddedRedis, hub: EventHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IS_OVER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(module, "COMMENT_INTERVAL_S", 0.01)
+    exchange = FakeExchange("1-0", session="s")
+    await server.kill()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(serve, hub, exchange)
+        await eventually(lambda: exchange.body.count(b":\n\n") > 1, "comments")
+        tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests.support.harness import Harness
 from tests.support.polling import eventually
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
+from worker.local.process import spawn
 
 MULAW = AudioFormat(Encoding.PCM_MULAW, 8_000)
 FRAME_MS = 20
@@ -59,7 +60,10 @@ class GatewayProcess:
 async def gateway(
     harness: Harness, log: Path, *options: str, redis_url: str | None = None, **settings: str
 ) -> AsyncIterator[GatewayProcess]:
-    """Run a gateway on a free port, and kill it if it still runs at the end."""
+    """Run a gateway on a free port, and kill it if it still runs at the end.
+
+    It ends with this process, too.
+    """
     env = {
         **os.environ,
         "TURNBUS_REDIS_URL": redis_url or as_user(harness.redis_url, "ingest"),
@@ -68,7 +72,8 @@ async def gateway(
     }
     command = [sys.executable, "-m", "worker", "ingest", "--listen", "127.0.0.1:0", *options]
     with log.open("wb") as output:
-        process = await anyio.open_process(command, env=env, stdout=output, stderr=output)
+        number = output.fileno()
+        process, leash = await spawn(command, stdout=number, stderr=number, env=env)
     async with process:
         started = GatewayProcess(process, log)
         try:
@@ -78,8 +83,11 @@ async def gateway(
             started.port = int(found[1])
             yield started
         finally:
-            if process.returncode is None:
-                process.send_signal(signal.SIGKILL)
+            with anyio.CancelScope(shield=True):
+                if process.returncode is None:
+                    process.send_signal(signal.SIGKILL)
+                await process.wait()
+            leash.release()
 
 
 def raw_url(ingest: GatewayProcess, session: str, **query: str) -> str:

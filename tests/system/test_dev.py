@@ -91,6 +91,7 @@ async def running(tmp_path: Path, *arguments: str) -> AsyncIterator[Dev]:
         "TMPDIR": str(tmp_path / "temporary"),
         "TURNBUS_REDIS_URL": "redis://nowhere",
         "TURNBUS_INGEST_LISTEN": "0.0.0.0:1",
+        "TURNBUS_PREFIX": "another",
     }
     out, errors = tmp_path / "out", tmp_path / "errors"
     with out.open("wb") as stdout, errors.open("wb") as stderr:
@@ -193,7 +194,7 @@ async def test_console_page_is_served_with_policy(temporary: Path, tmp_path: Pat
 async def test_other_commands_reach_its_parts(temporary: Path, tmp_path: Path) -> None:
     async with running(tmp_path, "--port", "0") as dev:
         await dev.started()
-        env = {**os.environ, **dev.variables}
+        env = {**os.environ, "TURNBUS_PREFIX": "another", **dev.variables}
         command = [sys.executable, "-m", "worker", "check"]
         checked = await anyio.run_process(command, env=env, check=False)
         assert checked.returncode == 0, checked.stdout.decode() + checked.stderr.decode()

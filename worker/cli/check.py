@@ -3,6 +3,7 @@
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import anyio
@@ -29,7 +30,9 @@ from worker.errors import (
     SttShortageError,
     SttTransientError,
 )
-from worker.settings import Settings, api_key, check_worker_id, load
+from worker.ingest.guard import Guard
+from worker.ingest.settings import IngestSettings
+from worker.settings import Settings, api_key, check_worker_id, load, load_ingest
 from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
 from worker.stt.proxy import find_proxy
 from worker.telemetry.environment import Signal, collector_address, tls_fault
@@ -48,6 +51,7 @@ CheckName: TypeAlias = Literal[
     "memory",
     "rights",
     "service",
+    "gateway",
 ]
 
 _COLLECTOR_TIMEOUT_S = 3.0
@@ -79,7 +83,8 @@ class Check(Command):
     The checks cover the settings, the address of health checks, the collectors of traces and
     metrics, Redis (version, memory policy, permissions) and the API key against the provider.
     Exit code 2 if `turnbus run` would reject the settings, 1 if any other check fails. If a worker
-    already runs at the address of health checks, that is a warning.
+    already runs at the address of health checks, that is a warning. Settings of the gateway and
+    its files of secrets are checked if any is set.
 
     examples:
       turnbus check
@@ -112,6 +117,7 @@ class Check(Command):
         report(Finding("settings", "ok", f"worker {settings.worker_id}, prefix {settings.prefix}"))
         report(Finding("build", "ok", "turnbus {version}, {form}".format(**build.describe())))
         usable = run_async(partial(_check, settings, report))
+        _check_gateway(self.config, report)
         return int(failed) if usable else 2
 
 
@@ -136,6 +142,21 @@ async def _check(settings: Settings, report: Report) -> bool:
         except BusUnavailableError as error:
             report(Finding(name, "fail", str(error)))
     return usable
+
+
+def _check_gateway(config: Path | None, report: Report) -> None:
+    """Check the settings of the gateway, which a worker does not read, if any is set."""
+    try:
+        _, gateway = load_ingest(os.environ, config)
+        if gateway == IngestSettings():
+            return
+        Guard(gateway)
+    except SettingsError as error:
+        for line in error.problems:
+            report(Finding("gateway", "fail", line))
+    else:
+        detail = f"settings and files of secrets of a gateway at {gateway.ingest_listen}"
+        report(Finding("gateway", "ok", detail))
 
 
 async def _check_files(settings: Settings, report: Report) -> None:

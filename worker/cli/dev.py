@@ -80,14 +80,15 @@ async def _run(options: Dev) -> None:
             Gateway.open(settings, gateway, harness.redis, console=True, routes=control) as server,
             environment.run(_status),
         ):
-            print(_addresses(server.port, harness.server.url, environment.stt_url), flush=True)
+            print(_addresses(server.port, settings, environment.stt_url), flush=True)
             await _print_turns(harness.redis)
 
 
-def _addresses(port: int, redis_url: str, stt_url: str) -> str:
+def _addresses(port: int, settings: Settings, stt_url: str) -> str:
     base = f"{_HOST}:{port}"
     variables = {
-        "TURNBUS_REDIS_URL": redis_url,
+        "TURNBUS_REDIS_URL": settings.redis_url,
+        "TURNBUS_PREFIX": settings.prefix,  # the terminal may have another one
         "TURNBUS_STT_URL": stt_url,
         API_KEY_VARIABLE: "local",
     }

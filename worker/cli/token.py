@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from schemas.audio import SessionId
+from schemas.audio import Lane, SessionId
 from worker.cli.command import Command, Config, Option
 from worker.errors import SettingsError
 from worker.ingest.secret_files import SecretFile
@@ -35,6 +35,7 @@ class Token(Command, kw_only=True):
     scope: Annotated[
         Scope, Option("what the token is for: sending audio, reading events, or both")
     ] = "both"
+    lane: Annotated[Lane, Option("lane of the session", "NAME")] = "0"
     config: Config = None
 
     def run(self) -> int:
@@ -44,5 +45,6 @@ class Token(Command, kw_only=True):
             advice = "name a file with the key; openssl rand -hex 32 makes one"
             raise SettingsError([f"{_VARIABLE}: not set; {advice}"])
         keys = SecretFile(gateway.ingest_token_key_file, _VARIABLE, KEY_BYTES_MIN).secrets
-        print(issue(keys[0].encode(), self.session, self.scope, int(time.time()) + self.ttl))
+        expires_at = int(time.time()) + self.ttl
+        print(issue(keys[0].encode(), self.session, self.scope, expires_at, self.lane))
         return 0

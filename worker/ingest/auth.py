@@ -239,6 +239,8 @@ def _check_claims(claims: Claims, request: Request, route: Route, session: str |
     """Refuse a valid token that is for something else."""
     if session is not None and session != claims.session:
         raise _RefusedError(Refusal(403, "the token is for another session"))
+    if request.query.get("lane", [claims.lane if route == "raw" else "0"])[-1] != claims.lane:
+        raise _RefusedError(Refusal(403, "the token is for another lane"))
     if route == "raw" and not claims.allows("audio"):
         raise _RefusedError(Refusal(403, "the token does not allow to send audio"))
     wants_events = route == "events" or request.query.get("events", ["0"])[-1] != "0"

@@ -4,6 +4,7 @@ from collections import Counter
 
 from worker.telemetry.counters import Histogram
 
+REFUSED_STATUSES = ("400", "401", "403", "409", "503")
 END_REASONS = ("ended", "closed", "lost", "drained", "over", "silent", "internal")
 
 
@@ -36,7 +37,7 @@ class IngestCounters:
         """Calls that ended: by the peer's message (`ended`), a clean close (`closed`), the grace
         (`lost`) or a drain (`drained`), because the sessions were `over`, without any audio
         (`silent`), or by an `internal` error."""
-        self.refused: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter(dict.fromkeys(REFUSED_STATUSES, 0))
         """Calls that were refused, by HTTP status."""
         self.frames = 0
         """Audio frames received."""
@@ -55,6 +56,6 @@ class IngestCounters:
         self.controls_dropped = 0
         """Marks, forced ends and configs that were dropped for the same reason."""
         self.internal_errors = 0
-        """Internal errors that ended a call."""
+        """Internal errors that ended a call or a request."""
         self.append_latency = Histogram()
         """Time of an append, including its retries."""

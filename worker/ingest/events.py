@@ -23,6 +23,7 @@ from schemas.audio import Fields, Lane, SessionId
 from schemas.keys import Keys
 from worker.bus.client.connection import RedisHealth, describe, unmoved
 from worker.core import stream_ids
+from worker.ingest.responses import HeaderLines
 from worker.ingest.sse import (
     COMMENT,
     CONTENT_TYPE,
@@ -51,6 +52,10 @@ COMMENT_INTERVAL_S: Final = 15.0
 
 WRITE_TIMEOUT_S: Final = 30.0
 """Time after which a viewer that does not read is closed."""
+
+IS_OVER_TIMEOUT_S: Final = 5.0
+"""Maximum time to find out that a session is over. The response then begins: before it does, a
+client that leaves during an outage of Redis is not noticed."""
 
 ENDED: Final = b"session.ended"
 TEXT: Final = "text/plain; charset=utf-8"
@@ -337,17 +342,21 @@ class EventsExchange(Protocol):
     def request(self) -> EventsRequest:
         """The request."""
 
-    async def respond(self, status: int, body: bytes, content_type: str) -> None:
+    async def respond(
+        self, status: int, body: bytes, content_type: str, headers: HeaderLines = ()
+    ) -> None:
         """Answer with a complete response."""
 
     def stream(
-        self, content_type: str
+        self, content_type: str, headers: HeaderLines = ()
     ) -> AbstractAsyncContextManager[Callable[[bytes], Awaitable[None]]]:
         """Answer with a response whose body is written in parts."""
 
 
-async def serve_events(exchange: EventsExchange, hub: EventHub) -> None:
+async def serve_events(exchange: EventsExchange, hub: EventHub, headers: HeaderLines = ()) -> None:
     """Answer a request for the events of a session. The request is authorized already.
+
+    `headers` are those of each answer: a browser stops at a 204 only if the page may read it.
 
     Answers 400 to a bad query, and 204 if the client has received the session's last event:
     a browser then stops. A viewer that does not read, or is too far behind, is closed; a browser
@@ -355,27 +364,32 @@ async def serve_events(exchange: EventsExchange, hub: EventHub) -> None:
     """
     query = exchange.request.query
     try:
-        session = msgspec.convert(_first(query, "session"), SessionId)
-        lane = msgspec.convert(_first(query, "lane", "0"), Lane)
+        session = msgspec.convert(_last(query, "session"), SessionId)
+        lane = msgspec.convert(_last(query, "lane", "0"), Lane)
         # A browser sends the header when it resumes: it is newer than the query of its URL.
-        resume = exchange.request.headers.get("Last-Event-ID") or _first(query, "last_event_id")
+        resume = exchange.request.headers.get("Last-Event-ID") or _last(query, "last_event_id")
         after = parse_last_event_id(resume)
     except msgspec.ValidationError:
         line = b"session must be the id of a session, and lane the name of a lane\n"
-        await exchange.respond(HTTPStatus.BAD_REQUEST, line, TEXT)
+        await exchange.respond(HTTPStatus.BAD_REQUEST, line, TEXT, headers)
         return
     except BadEventIdError as error:
-        await exchange.respond(HTTPStatus.BAD_REQUEST, f"{error}\n".encode(), TEXT)
+        await exchange.respond(HTTPStatus.BAD_REQUEST, f"{error}\n".encode(), TEXT, headers)
         return
-    if after is not None and await hub.is_over(session, lane, after):
-        await exchange.respond(HTTPStatus.NO_CONTENT, b"", TEXT)
+    is_over = False
+    if after is not None:
+        with anyio.move_on_after(IS_OVER_TIMEOUT_S):
+            is_over = await hub.is_over(session, lane, after)
+    if is_over:
+        await exchange.respond(HTTPStatus.NO_CONTENT, b"", TEXT, headers)
         return
-    async with exchange.stream(CONTENT_TYPE) as write:
+    async with exchange.stream(CONTENT_TYPE, headers) as write:
         await _Writer(write).run(hub.viewer(session, lane, after))
 
 
-def _first(query: Mapping[str, Sequence[str]], name: str, default: str = "") -> str:
-    return next(iter(query.get(name, ())), default)
+def _last(query: Mapping[str, Sequence[str]], name: str, default: str = "") -> str:
+    """Return the last value of a parameter, which is the one that is authorized."""
+    return next(reversed(query.get(name, ())), default)
 
 
 class _Writer:

@@ -7,6 +7,7 @@ from typing import Final
 from worker.errors import SettingsError
 from worker.ingest.auth import Access, Credentials, Refusal, Route
 from worker.ingest.request import Request
+from worker.ingest.responses import HeaderLines
 from worker.ingest.secret_files import SecretFile
 from worker.ingest.settings import IngestSettings
 from worker.ingest.tokens import KEY_BYTES_MIN, Claims
@@ -27,21 +28,35 @@ class Guard:
     """Checks requests. A changed file of secrets is used from the next request on."""
 
     def __init__(self, settings: IngestSettings, *, console: bool = False) -> None:
-        """Read the files. Raises `SettingsError` for an unusable one.
+        """Read the files. Raises `SettingsError`, which names each unusable one.
 
         With `console` also if a page beyond loopback would have no suitable credential.
         """
         self._settings = settings
         self._is_loopback: Final = is_loopback(settings.listen[0])
-        self._twilio = _file(settings.ingest_twilio_auth_token_file, "TWILIO_AUTH_TOKEN_FILE")
-        self._bearer = _file(settings.ingest_bearer_file, "BEARER_FILE")
-        self._basic = _file(settings.ingest_basic_file, "BASIC_FILE")
-        self._keys = _file(settings.ingest_token_key_file, "TOKEN_KEY_FILE", KEY_BYTES_MIN)
-        if any(":" not in line for line in _secrets(self._basic)):
-            raise SettingsError([f"{_PREFIX}BASIC_FILE: each line must be USER:PASSWORD"])
-        if console and not (self._is_loopback or self._basic):
+        problems: list[str] = []
+
+        def read(name: str, min_bytes: int = 1, *, has_users: bool = False) -> SecretFile | None:
+            path = getattr(settings, f"ingest_{name.lower()}")
+            try:
+                return (
+                    SecretFile(path, _PREFIX + name, min_bytes, has_users=has_users)
+                    if path
+                    else None
+                )
+            except SettingsError as error:
+                problems.extend(error.problems)
+                return None
+
+        self._twilio = read("TWILIO_AUTH_TOKEN_FILE")
+        self._bearer = read("BEARER_FILE")
+        self._basic = read("BASIC_FILE", has_users=True)
+        self._keys = read("TOKEN_KEY_FILE", KEY_BYTES_MIN)
+        if console and not (self._is_loopback or settings.ingest_basic_file):
             why = "beyond loopback a browser needs a user and a password for the page"
-            raise SettingsError([f"--console: {why}; set {_PREFIX}BASIC_FILE"])
+            problems.append(f"--console: {why}; set {_PREFIX}BASIC_FILE")
+        if problems:
+            raise SettingsError(problems)
 
     def check(self, request: Request, route: Route, session: str | None = None) -> Claims | None:
         """Return what the request's token says, None if it proceeds without one.
@@ -63,6 +78,15 @@ class Guard:
         if not self._is_loopback:
             self.check(request, "console")
 
+    def cors_headers(self, request: Request) -> HeaderLines:
+        """Return the headers by which a page of a listed origin may read the answer."""
+        origins, origin = self._settings.origins, request.headers.get("Origin")
+        if not origins:
+            return []
+        is_listed = origin is not None and ("*" in origins or origin in origins)
+        allowed = [("Access-Control-Allow-Origin", origin)] if origin and is_listed else []
+        return [("Vary", "Origin"), *allowed]
+
     def _accesses(self) -> Iterator[Access]:
         """Yield who may do what, with each key of signed tokens in turn."""
         keys: list[bytes | None] = [key.encode() for key in _secrets(self._keys)]
@@ -77,10 +101,6 @@ class Guard:
                 self._settings.origins,
                 self._is_loopback,
             )
-
-
-def _file(path: str, name: str, min_bytes: int = 1) -> SecretFile | None:
-    return SecretFile(path, _PREFIX + name, min_bytes) if path else None
 
 
 def _secrets(file: SecretFile | None) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Final
 
 import anyio
@@ -18,6 +19,7 @@ from websockets.datastructures import Headers
 from websockets.frames import CloseCode
 from websockets.headers import parse_subprotocol
 from websockets.http11 import Request as ParsedRequest
+from websockets.http11 import Response
 
 from worker.errors import SettingsError
 from worker.ingest.connection import Connection
@@ -100,23 +102,30 @@ class Exchange:
         finally:
             self._connection.finish()
 
+    def check_handshake(self) -> Response:
+        """Return the response that accepts the WebSocket; it is not sent yet.
+
+        Raises `HandshakeRefusedError`, and answers, if the request is no valid handshake.
+        """
+        response = self._connection.protocol.accept(self._parsed)
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            text = bytes(response.body)
+            kept = [(n, v) for n, v in response.headers.raw_items() if n in {"Upgrade", "Allow"}]
+            self._respond(whole_response(response.status_code, text, TEXT, kept))
+            raise HandshakeRefusedError(text.decode().strip())
+        return response
+
     async def accept(self, subprotocol: str | None = None, headers: HeaderLines = ()) -> WebSocket:
         """Accept the WebSocket; the subprotocol is echoed if the peer offers it.
 
         Raises `HandshakeRefusedError`.
         """
-        protocol = self._connection.protocol
-        response = protocol.accept(self._parsed)
-        if response.status_code != 101:
-            text = bytes(response.body)
-            kept = [(n, v) for n, v in response.headers.raw_items() if n in {"Upgrade", "Allow"}]
-            self._respond(whole_response(response.status_code, text, TEXT, kept))
-            raise HandshakeRefusedError(text.decode().strip())
+        response = self.check_handshake()
         if subprotocol is not None and subprotocol in _offered(self.request.headers):
             response.headers["Sec-WebSocket-Protocol"] = subprotocol
         response.headers.update(list(headers))
         self.is_answered = True
-        protocol.send_response(response)
+        self._connection.protocol.send_response(response)
         self._connection.upgraded()
         self.websocket = WebSocket(self._connection, self._limits.close_timeout_s)
         return self.websocket
@@ -140,14 +149,19 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 @asynccontextmanager
 async def serve_http(
-    host: str, port: int, handle: Handler, limits: Limits | None = None
+    host: str,
+    port: int,
+    handle: Handler,
+    limits: Limits | None = None,
+    on_error: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[int]:
     """Serve an address and yield the port; at the end, WebSockets are closed with 1001.
 
+    `on_error` is called after each internal error of a handler, which is logged.
     Raises `SettingsError` if it cannot listen on the address.
     """
     tasks = anyio.create_task_group()
-    server = _Server(handle, fit_to_system(limits or Limits()), tasks)
+    server = _Server(handle, fit_to_system(limits or Limits()), tasks, on_error)
     try:
         listener = await asyncio.get_running_loop().create_server(
             server.connection, host, port, backlog=BACKLOG, start_serving=False
@@ -173,8 +187,15 @@ async def serve_http(
 class _Server:
     """The connections of one port."""
 
-    def __init__(self, handle: Handler, limits: Limits, tasks: anyio.abc.TaskGroup) -> None:
+    def __init__(
+        self,
+        handle: Handler,
+        limits: Limits,
+        tasks: anyio.abc.TaskGroup,
+        on_error: Callable[[], None],
+    ) -> None:
         self.is_closing = False
+        self._on_error = on_error
         self._handle = handle
         self._limits = limits
         self._tasks = tasks
@@ -251,6 +272,7 @@ class _Server:
             pass  # the peer has its answer, or is gone
         except* Exception:  # noqa: BLE001 - the other connections go on
             _log.exception("%s: internal error in the handler", exchange.request.path)
+            self._on_error()
             code = CloseCode.INTERNAL_ERROR
         return code
 

@@ -51,7 +51,7 @@ class GatewayGauges:
 
     @property
     def internal_errors(self) -> int:
-        """Internal errors of calls and of AudioSocket connections."""
+        """Internal errors of calls, of requests and of AudioSocket connections."""
         port = self.audiosocket
         return self.counters.internal_errors + (port.internal_errors.total() if port else 0)
 
@@ -179,7 +179,7 @@ INSTRUMENTS: tuple[Instrument[GatewayGauges], ...] = (
         "turnbus.ingest.faults",
         "counter",
         "{fault}",
-        "Internal errors that ended a call; the log has the tracebacks",
+        "Internal errors that ended a call or a request; the log has the tracebacks",
         lambda gauges: gauges.internal_errors,
     ),
     Instrument(

@@ -42,6 +42,8 @@ def read_request(parsed: ParsedRequest, peer: str) -> Request:
     hosts = parsed.headers.get_all("Host")
     if len(hosts) > 1 or (not hosts and parsed.protocol != "HTTP/1.0"):
         raise BadRequestError("the request must have one Host header")
+    if len(parsed.headers.get_all("Last-Event-ID")) > 1:
+        raise BadRequestError("the request has more than one Last-Event-ID header")
     found = _TARGET.fullmatch(parsed.path)
     if found is None or not parsed.path:
         raise BadRequestError("the target of the request must be a path or a URL")

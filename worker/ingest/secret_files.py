@@ -19,11 +19,17 @@ class SecretFile:
     secrets stay valid, so that a failed rotation does not end the authentication of every client.
     """
 
-    def __init__(self, path: str, variable: str, min_bytes: int = 1) -> None:
-        """Read the file. Raises `SettingsError`, which names the variable and no secret."""
+    def __init__(
+        self, path: str, variable: str, min_bytes: int = 1, *, has_users: bool = False
+    ) -> None:
+        """Read the file. Raises `SettingsError`, which names the variable and no secret.
+
+        With `has_users` each line is `USER:PASSWORD`.
+        """
         self._path: Final = Path(path)
         self._variable: Final = variable
         self._min_bytes: Final = min_bytes
+        self._has_users: Final = has_users
         self._version = _version(self._path)
         self._secrets = self._read()
 
@@ -56,6 +62,8 @@ class SecretFile:
         if any(len(each.encode()) < self._min_bytes for each in secrets):
             advice = "openssl rand -hex 32 makes one"
             raise self._error(f"a line has fewer than {self._min_bytes} bytes; {advice}")
+        if self._has_users and any(":" not in each for each in secrets):
+            raise self._error("each line must be USER:PASSWORD")
         return secrets
 
     def _error(self, problem: str) -> SettingsError:

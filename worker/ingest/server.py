@@ -152,7 +152,7 @@ class Gateway:
             self = cls(gateway, redis, keys, calls, hub, counters, guard, pages, routes or {})
             tasks = await stack.enter_async_context(anyio.create_task_group())
             tasks.start_soon(self._watch_redis)
-            server = serve_http(*gateway.listen, self._handle)
+            server = serve_http(*gateway.listen, self._handle, on_error=self._count_error)
             self.port = await stack.enter_async_context(server)
             if gateway.audiosocket is not None:
                 host, port = gateway.audiosocket
@@ -168,8 +168,9 @@ class Gateway:
         if self._audiosocket is not None:
             await self._audiosocket.stop_accepting()
         await self._calls.drain(self._settings.ingest_drain_s)
-        with anyio.move_on_after(LAST_EVENTS_S):
-            await self._replies.sent()
+        if self._health.up:  # without Redis no event comes
+            with anyio.move_on_after(LAST_EVENTS_S):
+                await self._replies.sent()
 
     @property
     def calls(self) -> int:
@@ -215,9 +216,15 @@ class Gateway:
             log.warning("%s: a request was refused: %s", exchange.request.path, refusal.message)
             await respond(exchange, refusal.status, refusal.message, refusal.headers)
         except ProtocolError as error:
+            self._counters.refused[str(HTTPStatus.BAD_REQUEST.value)] += 1
+            log.warning("%s: a call was refused: %s", exchange.request.path, error)
             await respond(exchange, HTTPStatus.BAD_REQUEST, str(error))
         except CallRefusedError as error:
+            log.warning("%s: a call was refused: %s", exchange.request.path, error)
             await respond(exchange, error.status, str(error))
+
+    def _count_error(self) -> None:
+        self._counters.internal_errors += 1
 
     # -- health
 
@@ -247,18 +254,21 @@ class Gateway:
     async def _events(self, exchange: Exchange) -> None:
         request = exchange.request
         self._guard.check(request, "events", _last(request, "session"))
-        await serve_events(exchange, self._hub)
+        await serve_events(exchange, self._hub, self._guard.cors_headers(request))
 
     async def _producer(self, protocol: Producer, exchange: Exchange) -> None:
         """Serve a producer whose first message names the session."""
         request = exchange.request
         self._guard.check(request, protocol)
-        if self._calls.draining or self._is_full:
-            self._counters.refused[str(HTTPStatus.SERVICE_UNAVAILABLE.value)] += 1
-            raise CallRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "no new calls are taken now")
+        self._check_room()
         parser = _parser(protocol, request)
         socket = await exchange.accept(parser.subprotocol)
         await read_producer(socket, parser, protocol, self._calls)
+
+    def _check_room(self) -> None:
+        if self._calls.draining or self._is_full:
+            self._counters.refused[str(HTTPStatus.SERVICE_UNAVAILABLE.value)] += 1
+            raise CallRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "no new calls are taken now")
 
     async def _raw(self, exchange: Exchange) -> None:
         """Serve a client whose query names the session."""
@@ -266,12 +276,15 @@ class Gateway:
         claims = self._guard.check(request, "raw", _last(request, "session"))
         query = {name: list(values) for name, values in request.query.items()}
         if claims is not None:
-            query["session"] = [claims.session]
+            query |= {"session": [claims.session], "lane": [claims.lane]}
         parser = Raw(query)
+        if "Upgrade" not in request.headers:  # a page asks why its socket was refused
+            self._check_room()
+        exchange.check_handshake()
         call = self._calls.open(parser.started, "raw")
         try:
             socket = await exchange.accept()
-        except BaseException:  # a refused handshake, or the end of the process
+        except BaseException:  # the end of the process
             call.disconnected(clean=not call.has_audio)
             raise
         async with anyio.create_task_group() as tasks:
@@ -316,7 +329,7 @@ async def _serve_audiosocket(
             server = await stack.enter_async_context(served)
         except OSError as error:
             problem = f"cannot listen on {join_host_port(host, port)}: {error.strerror}"
-            raise SettingsError([f"{problem}; give --audiosocket another address"]) from None
+            raise SettingsError([f"{problem}; choose another address"]) from None
         yield server
 
 
@@ -342,7 +355,7 @@ def _last(request: Request, name: str) -> str | None:
 
 def _parser(protocol: Producer, request: Request) -> Protocol:
     query = {name: list(values) for name, values in request.query.items()}
-    header = request.headers.get("Sec-WebSocket-Protocol", "")
+    header = ",".join(request.headers.get_all("Sec-WebSocket-Protocol"))
     offered = [name.strip() for name in header.split(",")]
     match protocol:
         case "twilio":

@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from schemas.audio import Lane
 from worker.errors import TurnbusError
 
 KEY_BYTES_MIN: Final = 32
@@ -29,25 +30,27 @@ class TokenError(TurnbusError):
     """A token that is wrong or expired; the message says which."""
 
 
-class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a valid token says."""
 
     session: SessionId = msgspec.field(name="s")
     expires_at: int = msgspec.field(name="e")
     """Unix time in seconds."""
     scope: Scope = msgspec.field(name="p")
+    lane: Lane = msgspec.field(name="l", default="0")
+    """Lane of the session: the same id in another lane is another session."""
 
     def allows(self, right: Literal["audio", "events"]) -> bool:
         """Return whether the token gives a right."""
         return self.scope in {right, "both"}
 
 
-def issue(key: bytes, session: str, scope: Scope, expires_at: int) -> str:
+def issue(key: bytes, session: str, scope: Scope, expires_at: int, lane: str = "0") -> str:
     """Return a token. Raises `TokenError` if the key or the session's id is not valid."""
     if len(key) < KEY_BYTES_MIN:
         raise TokenError(f"the token key must have at least {KEY_BYTES_MIN} bytes")
     try:
-        claims = msgspec.convert({"s": session, "e": expires_at, "p": scope}, Claims)
+        claims = msgspec.convert({"s": session, "e": expires_at, "p": scope, "l": lane}, Claims)
     except msgspec.ValidationError:
         raise TokenError(
             "a token names one session: 1 to 128 of the characters A-Z a-z 0-9 . _ : -"

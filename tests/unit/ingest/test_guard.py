@@ -75,6 +75,17 @@ def test_added_routes_need_a_loopback_name_without_auth() -> None:
         guard.check(request("/control"), "console")
 
 
+@pytest.mark.parametrize(
+    "origin",
+    ["null", "http://evil.example", "http://localhost:3000", "http://127.0.0.1:8090", "file://"],
+)
+def test_added_routes_refuse_other_pages(origin: str) -> None:
+    sent = request("/control", Host="localhost:8090", Origin=origin)
+    with pytest.raises(RequestRefusedError) as refused:
+        Guard(IngestSettings()).check(sent, "console")
+    assert refused.value.refusal.status == 403
+
+
 def test_page_beyond_loopback_requires_basic_file(tmp_path: Path) -> None:
     settings = IngestSettings(
         ingest_listen="0.0.0.0:8090", ingest_bearer_file=written(tmp_path, "bearer", "secret")
@@ -82,6 +93,27 @@ def test_page_beyond_loopback_requires_basic_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="set TURNBUS_INGEST_BASIC_FILE"):
         Guard(settings, console=True)
     Guard(settings)
+
+
+def test_rotation_to_a_line_without_password_keeps_the_users(tmp_path: Path) -> None:
+    settings = IngestSettings(ingest_basic_file=written(tmp_path, "basic", "ann:secret"))
+    guard = Guard(settings)
+    written(tmp_path, "basic", "only-a-name")
+    guard.check(request("/raw", Authorization=basic("ann:secret")), "raw")
+    with pytest.raises(RequestRefusedError):
+        guard.check(request("/raw", Authorization=basic("only-a-name:")), "raw")
+
+
+def test_unusable_files_are_reported_together(tmp_path: Path) -> None:
+    settings = IngestSettings(
+        ingest_bearer_file=str(tmp_path / "none"),
+        ingest_basic_file=written(tmp_path, "basic", "word"),
+        ingest_token_key_file=written(tmp_path, "keys", "short"),
+    )
+    with pytest.raises(SettingsError) as caught:
+        Guard(settings)
+    names = [problem.partition(":")[0] for problem in caught.value.problems]
+    assert names == [f"TURNBUS_INGEST_{name}_FILE" for name in ("BEARER", "BASIC", "TOKEN_KEY")]
 
 
 def test_user_without_password_is_refused(tmp_path: Path) -> None:
