@@ -97,7 +97,10 @@ async def test_stopping_gateway_waits_for_its_call(harness: Harness, tmp_path: P
     assert words(events) == [*range(6)]
 
 
-async def test_second_signal_ends_gateway_at_once(harness: Harness, tmp_path: Path) -> None:
+async def test_second_signal_ends_gateway_at_once(
+    harness: Harness, tmp_path: Path, expected_leftovers: list[str]
+) -> None:
+    expected_leftovers.append("{0}:producer:*")  # until it expires
     call = TwilioCall("MZ5")
     async with gateway(harness, tmp_path / "log") as ingest, dial(ingest.url, call) as socket:
         await call.play(socket, speech(1)[:1600])
@@ -316,7 +319,10 @@ async def test_caller_returns_to_another_gateway(harness: Harness, tmp_path: Pat
     assert words(events) == [*range(6)]
 
 
-async def test_session_of_killed_gateway_idles_out(harness: Harness, tmp_path: Path) -> None:
+async def test_session_of_killed_gateway_idles_out(
+    harness: Harness, tmp_path: Path, expected_leftovers: list[str]
+) -> None:
+    expected_leftovers.append("{0}:producer:*")  # until it expires
     async with harness.worker(park_s=1.0, session_idle_s=2.0):
         async with (
             gateway(harness, tmp_path / "log") as ingest,

@@ -108,6 +108,8 @@ class SessionAppender:
             self._announced = self._exists
             raise
         self._exists = True
+        if "end" in batch[-1]:
+            await unmoved(lambda: self._redis.delete(self._producer))
 
     async def _announce(self) -> None:
         span = ProducerSpan(self._entry.session)
