@@ -22,8 +22,8 @@ from worker.leases.retries import CrashRetries
 from worker.session.backlog import BacklogDrainer
 from worker.settings import Settings
 from worker.shortage import Shortage
-from worker.stt.cartesia import Endpoint
 from worker.stt.health import CredentialsHealth, ProviderOutage
+from worker.stt.provider import Endpoint, Provider
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
@@ -52,6 +52,7 @@ class WorkerContext:
     committer: Committer
     permits: ConnectionPermits
     registry: WorkerRegistry
+    provider: Provider
     endpoint: Endpoint
     dead_letters: DeadLetterWriter
     tracing: Tracing

@@ -41,7 +41,8 @@ from worker.leases.heartbeat import LeaseKeeper
 from worker.leases.running import RunningSessions
 from worker.session.session import Session
 from worker.settings import Settings
-from worker.stt.cartesia import PROVIDER, Endpoint
+from worker.stt.cartesia import CARTESIA
+from worker.stt.provider import Endpoint, Provider
 from worker.stt.proxy import find_proxy
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
@@ -67,7 +68,7 @@ class Worker:
     Raises `SettingsError` if the environment names a proxy that cannot be used.
     """
 
-    def __init__(self, settings: Settings, key: str) -> None:
+    def __init__(self, settings: Settings, key: str, provider: Provider = CARTESIA) -> None:
         self._settings = settings
         self.redis: Redis = connect(settings.redis_url)
         self.health = RedisHealth()
@@ -87,6 +88,7 @@ class Worker:
             committer=Committer(self.redis, self.health),
             permits=ConnectionPermits(self.redis, self.health, keys, settings.stt_max_connections),
             registry=WorkerRegistry(self.redis, self.health, keys),
+            provider=provider,
             endpoint=Endpoint(
                 settings.stt_url,
                 settings.stt_version,
@@ -97,7 +99,7 @@ class Worker:
                 self.redis, self.health, keys, supervisor.isolate, stats.rejected_entries
             ),
             tracing=Tracing(
-                *provider_address(settings.stt_url), PROVIDER, settings.trace_transcripts
+                *provider_address(settings.stt_url), provider.name, settings.trace_transcripts
             ),
             stats=stats,
             supervisor=supervisor,

@@ -19,7 +19,7 @@ from worker.leases.retries import MAX_CRASHES, CrashRetries
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
-from worker.stt.cartesia import TurnsStream
+from worker.stt.stream import Stream
 
 POISON = bytes(3_214)
 
@@ -34,7 +34,7 @@ def crash_after(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make the worker crash on some audio. Return the number of chunks that still succeed."""
     send, spared = AudioSender._send_bytes, [0]
 
-    def crash(sender: AudioSender, stream: TurnsStream, audio: bytes, now: float, own: int) -> None:
+    def crash(sender: AudioSender, stream: Stream, audio: bytes, now: float, own: int) -> None:
         if audio == POISON:
             if not spared[0]:
                 raise ZeroDivisionError("a fault put in by the test")

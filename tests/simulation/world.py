@@ -24,7 +24,7 @@ from schemas import cartesia
 from schemas.audio import Encoding, SessionEntry
 from schemas.keys import Keys
 from tests.simulation.calls import AUDIO, BYTES_PER_MS, Word
-from tests.simulation.lives import at_once, message_of
+from tests.simulation.lives import at_once
 from tests.simulation.signals import Signal, draw_signals, signal_violations
 from tests.support import virtual_time
 from tests.support.commits import arguments_of
@@ -46,8 +46,9 @@ from worker.local.emulator.engines.script_words import WORD_MS
 from worker.session.checkpoint import Checkpoint
 from worker.session.session import Session
 from worker.settings import Settings
-from worker.stt.cartesia import Endpoint, StreamSettings, TurnsStream
+from worker.stt.cartesia import CARTESIA, TurnsStream
 from worker.stt.frames import LenientProtocol
+from worker.stt.provider import Endpoint, StreamSettings
 from worker.stt.websocket import WebSocketClient
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
@@ -280,7 +281,9 @@ class _Provider(TurnsStream):
         self.world = world
         self.net_s = world.rng.uniform(0.005, 0.03)
         line = LenientProtocol(parse_uri("ws://127.0.0.1/"), state=State.OPEN, max_size=None)
-        super().__init__(WebSocketClient(line, {}), Endpoint("", "", ""))
+        settings = StreamSettings("ink-2", _ENTRY.encoding, AUDIO.sample_rate)
+        socket = WebSocketClient(line, {})
+        super().__init__(CARTESIA, socket, Endpoint("", "", ""), settings)
         self.socket._transport = _Transport(self)
         self.request_id = "request"
         self._peer = ServerProtocol(state=State.OPEN, max_size=None)
@@ -321,7 +324,7 @@ class _Provider(TurnsStream):
         self._send()
 
     def _reply(self, *end: None) -> None:
-        replies = [*map(message_of, self._events), *end]
+        replies = [*map(_message_of, self._events), *end]
         self._events.clear()
         self._down.extend(replies)
         for _ in replies:
@@ -341,6 +344,11 @@ class _Provider(TurnsStream):
     def _send(self) -> None:
         for data in self._peer.data_to_send():
             self.socket.data_received(data)
+
+
+def _message_of(event: EngineEvent) -> cartesia.ServerMessage:
+    text: Any = {} if event.transcript is None else {"transcript": event.transcript}
+    return cartesia.KNOWN[event.kind](**text)
 
 
 class _World:
@@ -380,7 +388,7 @@ class _World:
 
     async def run(self) -> None:
         with (
-            patch("worker.session.connector.open_stream", self._open),
+            patch("worker.stt.provider.Provider.open", self._open),
             patch("worker.core.provider_errors.random", self.rng),
         ):
             async with anyio.create_task_group() as tasks:
@@ -535,6 +543,7 @@ class _World:
             committer=cast("Committer", worker),
             permits=ConnectionPermits(nothing, health, keys, 0),
             registry=cast("WorkerRegistry", nothing),
+            provider=CARTESIA,
             endpoint=Endpoint("", "", ""),
             dead_letters=cast("DeadLetterWriter", nothing),
             tracing=Tracing(),

@@ -30,7 +30,8 @@ from worker.errors import (
     SttTransientError,
 )
 from worker.settings import Settings, api_key, check_worker_id, load
-from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
+from worker.stt.cartesia import CARTESIA
+from worker.stt.provider import Endpoint, StreamSettings
 from worker.stt.proxy import find_proxy
 from worker.telemetry.environment import Signal, collector_address, tls_fault
 from worker.telemetry.otlp import metric_push
@@ -260,7 +261,7 @@ async def _check_provider(settings: Settings, report: Report) -> None:
         turn=settings.turn_config,
     )
     try:
-        async with await open_stream(endpoint, stream_settings) as stream:
+        async with await CARTESIA.open(endpoint, stream_settings) as stream:
             request = stream.request_id
     except SttError as error:
         result: Literal["warn", "fail"] = "warn" if isinstance(error, SttBusyError) else "fail"

@@ -17,6 +17,7 @@ class EventContext(msgspec.Struct, frozen=True):
     """Fields that describe the session's state when an event is created."""
 
     audio_ms: int
+    provider: str
     request_id: str
     connection: int
 
@@ -37,6 +38,8 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     turns: TurnState = TurnState()
     config: TurnConfig = TurnConfig()
     connection: int = 0
+    provider: str = ""
+    """Name of the provider of the last socket; empty before the first."""
     request_id: str = ""
     lag_s: float | None = None
     """Provider lag as measured by the owner; None if it was not known."""

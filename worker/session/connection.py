@@ -9,7 +9,6 @@ import logging
 
 import anyio
 
-from schemas import cartesia
 from schemas.turns import TurnEndReason
 from worker.bus.committer import CRASHED
 from worker.context import WorkerContext
@@ -21,6 +20,7 @@ from worker.core.connection_health import (
     WatchdogAction,
 )
 from worker.core.phases import Input
+from worker.core.turn_tracker import ProviderInput
 from worker.errors import SttError, SttTransientError
 from worker.session.ingest import AudioIngest
 from worker.session.publisher import EventPublisher
@@ -28,7 +28,14 @@ from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
-from worker.stt.cartesia import TurnsStream
+from worker.stt.events import (
+    ConfigRejected,
+    Event,
+    ProviderError,
+    TurnEvent,
+    UnknownMessage,
+)
+from worker.stt.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +60,9 @@ PROGRESS_SHARE = 0.1
 DROP_REPORT_DELAY_S = 1.0
 """Delay before dropped audio is reported if no kept audio follows it."""
 
+PARK_SHARE = 0.9
+"""Share of the provider's idle limit after which a socket without audio is closed."""
+
 WORKS_AFTER_S = 3.0
 """Minimum lifetime of a socket that ends an outage: some providers connect and close at once."""
 
@@ -73,7 +83,7 @@ class Connection:
         publisher: EventPublisher,
         reports: Reports,
         watchdog: Watchdog,
-        stream: TurnsStream,
+        stream: Stream,
         now: float,
     ) -> None:
         self.stream = stream
@@ -95,6 +105,7 @@ class Connection:
         self._progress_interval_s = min(
             PROGRESS_INTERVAL_S, PROGRESS_SHARE * context.settings.max_lag_s
         )
+        self._park_s = min(context.settings.park_s, PARK_SHARE * stream.provider.max_idle_s)
         self._since = now
         self._next_check_at = 0.0
         self._flushing_since = 0.0
@@ -120,7 +131,7 @@ class Connection:
         self._flushing_since = now
         self._next_check_at = self._state.next_tick_at = 0.0
         self._publisher.trace.flush_started()
-        self.stream.send_close()
+        self.stream.finish()
 
     @property
     def next_tick_at(self) -> float:
@@ -153,7 +164,7 @@ class Connection:
         elif (
             not entries_arrive
             and self._sender.is_drained
-            and self._ingest.producer_idle_s(self._since) > self._context.settings.park_s
+            and self._ingest.producer_idle_s(self._since) > self._park_s
         ):
             self.flush(now)
 
@@ -182,7 +193,7 @@ class Connection:
         """Receive until the provider closes the socket; return whether the flush succeeded."""
         with self._grace:
             try:
-                await self.stream.listen(self._on_message)
+                await self.stream.listen(self._on_event)
             except SttError:
                 if not self._flush_rejected:
                     raise
@@ -190,15 +201,13 @@ class Connection:
                 return True
         return False
 
-    def _on_message(
-        self, message: cartesia.ServerMessage | None, received_at: float, waiting: int
-    ) -> None:
-        """Handle a message, None if it is unreadable.
+    def _on_event(self, event: Event | None, received_at: float, waiting: int) -> None:
+        """Handle an event, None if its message is unreadable.
 
         The socket calls this when it arrives, outside the session's task.
         """
         try:
-            self._handle(message, received_at, waiting)
+            self._handle(event, received_at, waiting)
         except SttError:
             raise
         except Exception:
@@ -209,28 +218,29 @@ class Connection:
             # `anyio.current_time` may need a task.
             self._grace.deadline = asyncio.get_running_loop().time() + FLUSH_ERROR_GRACE_S
 
-    def _handle(
-        self, message: cartesia.ServerMessage | None, received_at: float, waiting: int
-    ) -> None:
+    def _handle(self, event: Event | None, received_at: float, waiting: int) -> None:
         arrival = self._sender.send_log.moment(received_at)
-        begins = isinstance(message, cartesia.TurnStart)
+        turn = event if isinstance(event, TurnEvent) else None
+        begins = turn is not None and turn.kind is ProviderInput.START
         self._receiver.on_message(arrival, waiting, begins=begins)
-        match message:
+        if turn is not None:
+            self._receiver.on_turn_event(turn, arrival)
+            self.received_turns = True
+        match event:
             case None:
                 return
-            case cartesia.Error():
-                self._on_error(message)
-            case cartesia.UnknownMessage():
+            case UnknownMessage():
                 self._context.stats.provider_unknown += 1
                 return  # a stuck provider may send these forever
-            case cartesia.Connected():
-                pass
+            case ProviderError():
+                self._on_error(event)
+            case ConfigRejected():
+                self._reports.provider_error(event.code, event.message, 0)
             case _:
-                self._receiver.on_turn_message(message, arrival)
-                self.received_turns = True
+                pass
         self._watchdog.on_message(self._sent_ms)
 
-    def _on_error(self, error: cartesia.Error) -> None:
+    def _on_error(self, error: ProviderError) -> None:
         """Handle an in-band error, after which the provider continues."""
         flushing = self._lifecycle.flushing
         if not flushing and self._sender.sent_fast_within(RATE_ERROR_WINDOW_S):
@@ -239,11 +249,7 @@ class Connection:
         self._flush_rejected = flushing
         if self._sender.configured_within(RATE_ERROR_WINDOW_S):
             self._sender.resume_speed()  # the settings caused the error, not the pace
-        self._reports.provider_error(
-            error.error_code or "stt_error",
-            error.message or error.title or "the provider gave no reason",
-            error.status_code or 0,
-        )
+        self._reports.provider_error(error.code, error.message, error.status)
 
     @property
     def _sent_ms(self) -> float:

@@ -24,7 +24,8 @@ from worker.errors import (
 )
 from worker.session.publisher import EventPublisher
 from worker.session.reports import Reports
-from worker.stt.cartesia import StreamSettings, TurnsStream, open_stream
+from worker.stt.provider import StreamSettings
+from worker.stt.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Connector:
         self.blocked_by_shortage = False
         """Whether this machine could not open a socket at the last attempt."""
 
-    async def connect(self) -> TurnsStream:
+    async def connect(self) -> Stream:
         """Return an open stream. Waits for a permit, and between retries.
 
         Raises `SttPermanentError` if the provider rejects these settings for good.
@@ -145,12 +146,12 @@ class Connector:
             status=error.status,
         )
 
-    async def _try(self, settings: StreamSettings) -> TurnsStream:
+    async def _try(self, settings: StreamSettings) -> Stream:
         context = self._context
         async with context.connect_slots:
             began = time.monotonic()
             with self._publisher.trace.connecting(settings.model) as span:
-                stream = await open_stream(
+                stream = await context.provider.open(
                     context.endpoint, settings, self._reports.report_unreadable
                 )
                 span.set_attribute("gen_ai.response.id", stream.request_id)

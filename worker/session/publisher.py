@@ -15,7 +15,6 @@ from worker.context import WorkerContext
 from worker.core.records import EventDraft
 from worker.errors import FencedError
 from worker.session.checkpoint import CheckpointPayload, EventContext
-from worker.stt.cartesia import PROVIDER
 from worker.telemetry.traces import SessionTrace
 
 VERDICTS = frozenset({"ok", "fenced", "missing", "gap"})
@@ -233,7 +232,7 @@ class EventPublisher:
             "seq": self._acknowledged + len(self._pending) + 1,
             "at": time.time(),
             "audio_ms": context.audio_ms,
-            "provider": PROVIDER,
+            "provider": context.provider,
             "request_id": context.request_id,
             "connection": context.connection,
             "group": self._group,

@@ -7,7 +7,6 @@ covers, and the ledger commits it.
 import logging
 from typing import NamedTuple
 
-from schemas import cartesia
 from schemas.turns import TurnEndReason
 from worker.core.records import EventDraft
 from worker.core.send_log import SendPosition
@@ -18,20 +17,12 @@ from worker.session.boundary import TurnBoundaryFinder
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
+from worker.stt.events import TurnEvent
 
 log = logging.getLogger(__name__)
 
 MAX_FLUSH_ATTEMPTS = 3
 """Maximum failed flushes in a row; after that an open turn is ended without an answer."""
-
-
-TurnMessage = (
-    cartesia.TurnStart
-    | cartesia.TurnUpdate
-    | cartesia.TurnEagerEnd
-    | cartesia.TurnResume
-    | cartesia.TurnEnd
-)
 
 
 class _PendingEnd(NamedTuple):
@@ -144,13 +135,13 @@ class MessageReceiver:
         self._eager_pause = None
         self._lead_in = None
 
-    def on_turn_message(self, message: TurnMessage, arrival: SendPosition) -> None:
-        """Handle a message with this arrival position."""
+    def on_turn_event(self, event: TurnEvent, arrival: SendPosition) -> None:
+        """Handle an event with this arrival position."""
         self._now = arrival.at
-        match message:
-            case cartesia.TurnUpdate():
-                self._on_update(self._text_of(message), arrival)
-            case cartesia.TurnStart():
+        match event.kind:
+            case ProviderInput.UPDATE:  # most events
+                self._on_update(self._text_of(event), arrival)
+            case ProviderInput.START:
                 self.publish_text()
                 self._last_transcript = ""
                 again = self._tracker.open
@@ -159,12 +150,12 @@ class MessageReceiver:
                 # In a replay the audio before the start may belong to the open turn.
                 if not again and self._boundary.is_on_time:
                     self._lead_in = _LeadIn(quiet_before, arrival.at)
-            case cartesia.TurnEnd():
+            case ProviderInput.END:
                 self._eager_pause = None
-                self._on_end(self._text_of(message), arrival)
-            case cartesia.TurnEagerEnd():
-                self._on_eager_end(self._text_of(message), arrival)
-            case cartesia.TurnResume():
+                self._on_end(self._text_of(event), arrival)
+            case ProviderInput.EAGER_END:
+                self._on_eager_end(self._text_of(event), arrival)
+            case ProviderInput.RESUME:
                 self.publish_text()
                 self._track(ProviderInput.RESUME, None, arrival)
                 if self._tracker.provider_in_turn:
@@ -289,12 +280,10 @@ class MessageReceiver:
             position = self._ledger.committed_bytes
         return int(self._sender.ms_of(max(0, self._sender.session_bytes - position)))
 
-    def _text_of(
-        self, message: cartesia.TurnUpdate | cartesia.TurnEagerEnd | cartesia.TurnEnd
-    ) -> str:
-        """Return the turn's text; a message without text leaves it unchanged."""
-        if message.transcript is not None:
-            self._last_transcript = message.transcript
+    def _text_of(self, event: TurnEvent) -> str:
+        """Return the turn's text; an event without text leaves it unchanged."""
+        if event.text is not None:
+            self._last_transcript = event.text
         return self._last_transcript
 
     def _track(self, kind: ProviderInput, text: str | None, arrival: SendPosition) -> None:

@@ -12,14 +12,11 @@ from worker.core.levels import LevelBuffer
 from worker.core.send_limits import FrameLimit, Pacer
 from worker.core.send_log import SendLog, SendPosition
 from worker.core.turn_boundary import LOOKBACK_MS, SentAudio, sent_audio
-from worker.stt.cartesia import TurnsStream
+from worker.stt.stream import Stream
 from worker.telemetry.counters import Counters
 
 BUFFER_MS = 400
 """Maximum buffered audio before reading stops: enough for one poll interval at replay speed."""
-
-MAX_FRAME_MS = 100.0
-"""Maximum duration of a slice. Chunks above twice this are sliced, as the provider advises."""
 
 FILLER_DELAY_S = 0.5
 """Minimum pause of the producer before filler is sent, or twice the length of its chunks."""
@@ -51,7 +48,8 @@ class AudioSender:
         self._buffer: list[bytes | TurnConfig] = []  # mostly empty, as a deque 760 bytes
         self._buffered_bytes = 0  # bytes of audio in the buffer
         self._partial_sample = b""  # the beginning of a sample whose rest is in the next chunk
-        self._stream: TurnsStream | None = None
+        self._stream: Stream | None = None
+        self._frame_ms = 0.0  # maximum duration of a slice, on this socket
         self.chunk_ms = 0.0
         """Duration of the last chunk that was enqueued."""
         self._attached_at = float("-inf")  # when the last socket was attached
@@ -105,7 +103,7 @@ class AudioSender:
         """Return the duration of `size` bytes of audio, in milliseconds."""
         return size / self._bytes_per_ms
 
-    def attach(self, stream: TurnsStream, now: float) -> None:
+    def attach(self, stream: Stream, now: float) -> None:
         """Start sending on a new socket, from the committed position on."""
         self._stream = stream
         self._attached_at = self._busy_at = now
@@ -113,7 +111,8 @@ class AudioSender:
         self.socket_bytes = self.largest = 0
         self.send_log.restart(self.session_bytes)
         self._levels.restart(self.session_bytes)
-        self._pacer.restart(now)
+        self._frame_ms = stream.provider.frame_ms
+        self._pacer.restart(now, stream.provider.max_speed)
 
     def detach(self) -> None:
         """Drop the socket and all audio after the committed position, which is read again."""
@@ -151,7 +150,7 @@ class AudioSender:
             or self._buffer
             or self._partial_sample
             or size % self._width
-            or ms > 2 * MAX_FRAME_MS
+            or ms > 2 * self._frame_ms
             or stream.socket.blocked_since is not None
             or not self._pacer.take(now, ms)
         ):
@@ -204,8 +203,8 @@ class AudioSender:
                 continue
             size = len(head)
             ms = size / self._bytes_per_ms
-            if ms > 2 * MAX_FRAME_MS:
-                size, ms = self._slice(), MAX_FRAME_MS
+            if ms > 2 * self._frame_ms:
+                size, ms = self._slice(), self._frame_ms
             if ms > allowance or stream.socket.blocked_since is not None:
                 self._paced_at = now
                 return True
@@ -249,7 +248,7 @@ class AudioSender:
         self.fillers = [filler for filler in self.fillers if filler[0] > position]
 
     def _slice(self) -> int:
-        samples = self.bytes_of(MAX_FRAME_MS) // self._width
+        samples = self.bytes_of(self._frame_ms) // self._width
         return max(1, samples) * self._width
 
     def sent_audio(self, until: SendPosition, lookback_ms: int) -> SentAudio:
@@ -277,7 +276,7 @@ class AudioSender:
             since_ms -= filler_ms
         return fillers
 
-    def _send_bytes(self, stream: TurnsStream, audio: bytes, now: float, own: int) -> None:
+    def _send_bytes(self, stream: Stream, audio: bytes, now: float, own: int) -> None:
         """Send whole samples, of which `own` bytes are the session's and the rest is filler."""
         size, limit = len(audio), self._frame_limit.max_bytes
         if size <= limit:
@@ -292,7 +291,7 @@ class AudioSender:
         self.session_bytes += own
         self.send_log.add(now, self.socket_bytes, self.session_bytes)
 
-    def _send(self, stream: TurnsStream, audio: bytes, now: float) -> None:
+    def _send(self, stream: Stream, audio: bytes, now: float) -> None:
         if self._partial_sample:
             audio = self._partial_sample + audio
             self._partial_sample = b""

@@ -81,7 +81,9 @@ class Session:
         self.rewinds = 0
         """Number of times the cursor moved back; reads from before are invalid."""
         self._context = context
-        self._state = state = SessionState(entry, checkpoint, settings.max_lag_s)
+        self._state = state = SessionState(
+            entry, checkpoint, settings.max_lag_s, context.provider.name
+        )
         self._lifecycle = state.lifecycle
         self._ledger = state.ledger
         self._sender = sender = AudioSender(
@@ -337,8 +339,11 @@ class Session:
         now = time.monotonic()
         if self._ingest.check_buffered(now):
             self._rewind()  # read it again as live audio, which may be dropped
-        self._state.connected(stream.request_id)
-        log.info("%s: connected, request %s", self.name, stream.request_id)
+        self._state.connected(stream.provider.name, stream.request_id)
+        log.info(
+            "%s: provider %s: connected, request %s",
+            *(self.name, stream.provider.name, stream.request_id),
+        )
         progressed = self._ledger.committed_bytes > self._committed_at_connect
         self._committed_at_connect = self._ledger.committed_bytes
         self._reached_sent = self._state.lateness.sent_until

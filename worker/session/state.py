@@ -39,11 +39,15 @@ class SessionState:
         "lifecycle",
         "next_tick_at",
         "notices",
+        "provider",
         "request_id",
         "tracker",
     )
 
-    def __init__(self, entry: SessionEntry, checkpoint: Checkpoint, max_lag_s: float) -> None:
+    def __init__(
+        self, entry: SessionEntry, checkpoint: Checkpoint, max_lag_s: float, provider: str
+    ) -> None:
+        """Continue at `checkpoint`; `provider` is the name of the first socket's provider."""
         self.lifecycle = Lifecycle()
         bytes_per_ms = entry.sample_rate * entry.encoding.width / 1000
         self.ledger = Ledger(entry.encoding.width, checkpoint.ledger)
@@ -54,14 +58,17 @@ class SessionState:
         self.notices = Notices(checkpoint.notices)
         self.connection = checkpoint.connection
         """Number of the current socket, or of the last one."""
+        self.provider = checkpoint.provider or provider
+        """Name of that socket's provider."""
         self.request_id = checkpoint.request_id
         """The provider's id of that socket."""
         self.next_tick_at = 0.0
         """Time before which no deadline has to be checked; 0 if something changed."""
 
-    def connected(self, request_id: str) -> None:
-        """Record a new socket and the request id that the provider gave it."""
+    def connected(self, provider: str, request_id: str) -> None:
+        """Record a new socket, its provider, and the request id that the provider gave it."""
         self.connection += 1
+        self.provider = provider
         self.request_id = request_id
 
     def rewind(self) -> None:
@@ -71,7 +78,7 @@ class SessionState:
 
     def event_context(self, sender: AudioSender) -> EventContext:
         """Return the context of an event created now."""
-        return EventContext(sender.session_ms, self.request_id, self.connection)
+        return EventContext(sender.session_ms, self.provider, self.request_id, self.connection)
 
     def checkpoint(self, sender: AudioSender, provider_lag: ProviderLag) -> CheckpointPayload:
         """Return the checkpoint for the next commit."""
@@ -81,6 +88,7 @@ class SessionState:
             turns=self.tracker.state,
             config=self.configs.committed_before(committed),
             connection=self.connection,
+            provider=self.provider,
             request_id=self.request_id,
             lag_s=provider_lag.seconds,
             sent=self.lateness.state(time.monotonic(), sender.session_bytes),

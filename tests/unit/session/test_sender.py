@@ -6,7 +6,8 @@ from schemas.audio import AudioEntry, Encoding
 from worker.core.ledger import Ledger
 from worker.core.send_limits import Pacer
 from worker.session.sender import BUFFER_MS, AudioSender
-from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
+from worker.stt.cartesia import CARTESIA
+from worker.stt.provider import Endpoint, StreamSettings
 from worker.telemetry.counters import Counters
 
 RATE = 44_100
@@ -26,7 +27,7 @@ async def test_backlog_stays_within_limit_at_any_sample_rate() -> None:
     async with serve(_connect, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         service = Endpoint(f"ws://127.0.0.1:{port}/stt", "2026-03-01", "sk_car_test")
-        async with await open_stream(service, settings) as stream:
+        async with await CARTESIA.open(service, settings) as stream:
             sender.attach(stream, 0.0)
             taken = 0
             while sender.has_room and taken < 2 * BUFFER_MS:
