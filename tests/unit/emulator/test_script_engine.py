@@ -20,7 +20,7 @@ from worker.local.emulator.engines.script import (
     words_of,
 )
 from worker.local.emulator.engines.script_text import STYLES
-from worker.local.emulator.write_queue import TurnOrder
+from worker.local.emulator.providers.cartesia import TurnOrder
 from worker.local.pcm import encode
 
 LINE = AudioFormat("pcm_s16le", 8000)
@@ -52,6 +52,11 @@ def events_of(
     return anyio.run(collect)
 
 
+def bare(events: Iterable[EngineEvent]) -> list[EngineEvent]:
+    """Return the events without times, words and likelihoods, which have tests of their own."""
+    return [EngineEvent(event.kind, event.transcript) for event in events]
+
+
 def text_of(audio: bytes) -> str:
     return "".join(e.transcript or "" for e in events_of([audio]) if e.kind == "turn.end")
 
@@ -70,7 +75,7 @@ def test_words_are_recognised_in_every_format(encoding: str, rate: int) -> None:
         + synthesize_silence(600, line)
     )
     events = events_of([audio, synthesize_words([7], line)], line)
-    assert events == [
+    assert bare(events) == [
         EngineEvent("turn.start"),
         EngineEvent("turn.update", "w0"),
         EngineEvent("turn.update", "w0 w1"),
@@ -141,9 +146,9 @@ async def test_turn_starts_40_ms_into_word() -> None:
     await stream.feed(word[: 39 * 16])
     assert events == []
     await stream.feed(word[39 * 16 : 40 * 16])
-    assert events == [EngineEvent("turn.start")]
+    assert bare(events) == [EngineEvent("turn.start")]
     await stream.feed(word[40 * 16 :])
-    assert events[1:] == [EngineEvent("turn.update", "w1")]
+    assert bare(events[1:]) == [EngineEvent("turn.update", "w1")]
 
 
 @settings(max_examples=60)
