@@ -67,5 +67,7 @@ class WorkerContext:
     shortage: Shortage = field(default_factory=Shortage)
     backlog: BacklogDrainer = field(default_factory=BacklogDrainer)
     provider_lag: ProviderLag = field(default_factory=ProviderLag)
+    without_forced_end: set[str] = field(default_factory=set)
+    """Names of providers whose deployment does not know the command that ends a turn."""
     frame_limit: FrameLimit = field(default_factory=FrameLimit)
     stalls: StallDetector = field(default_factory=lambda: StallDetector(time.monotonic()))

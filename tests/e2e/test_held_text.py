@@ -17,6 +17,7 @@ from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
+from worker.stt.cartesia import CARTESIA
 from worker.stt.events import TurnEvent
 from worker.telemetry.counters import Counters
 
@@ -62,7 +63,7 @@ class Call:
         self.connect()
 
     def connect(self) -> None:
-        self.receiver.socket_opened(LATER + self.at, progressed=True)
+        self.receiver.socket_opened(LATER + self.at, CARTESIA, progressed=True)
         self.sender.attach(Line(), LATER + self.at)
 
     def receive(self, kind: ProviderInput, text: str | None = None, after_s: float = 0.5) -> None:

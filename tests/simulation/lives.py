@@ -37,6 +37,7 @@ from worker.session.checkpoint import Checkpoint
 from worker.session.receiver import MessageReceiver
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
+from worker.stt.cartesia import CARTESIA
 from worker.stt.events import TurnEvent
 from worker.telemetry.counters import Counters
 
@@ -193,7 +194,7 @@ class Life:
     def _connect(self, now: float) -> None:
         self._line = Line()
         self._provider = _Provider(self._rng, self._habits, self._lag_s, self._jitter_s)
-        self._receiver.socket_opened(LATER + now, progressed=True)
+        self._receiver.socket_opened(LATER + now, CARTESIA, progressed=True)
         self._sender.attach(self._line, LATER + now)
 
     def _send(self, line: Line, provider: _Provider, now: float, *, fills: bool) -> None:

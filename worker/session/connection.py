@@ -16,10 +16,12 @@ from worker.core.connection_health import (
     IDLE_PING_INTERVAL_S,
     PING_INTERVAL_S,
     Keepalive,
+    SilentSocket,
     Watchdog,
     WatchdogAction,
 )
 from worker.core.phases import Input
+from worker.core.turn_ending import Step, TurnEnding
 from worker.core.turn_tracker import ProviderInput
 from worker.errors import SttError, SttTransientError
 from worker.session.ingest import AudioIngest
@@ -29,11 +31,13 @@ from worker.session.reports import Reports
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
 from worker.stt.events import (
-    ConfigRejected,
+    AudioTranscribed,
     Event,
+    NoTurnToEnd,
     ProviderError,
     TurnEvent,
     UnknownMessage,
+    Warned,
 )
 from worker.stt.stream import Stream
 
@@ -83,6 +87,7 @@ class Connection:
         publisher: EventPublisher,
         reports: Reports,
         watchdog: Watchdog,
+        silence: SilentSocket,
         stream: Stream,
         now: float,
     ) -> None:
@@ -101,6 +106,8 @@ class Connection:
         self._reports = reports
         self._watchdog = watchdog
         watchdog.restart()
+        self._silence = silence
+        silence.restart(stream.provider.max_silent_ms)
         self._keepalive = Keepalive(now)
         self._progress_interval_s = min(
             PROGRESS_INTERVAL_S, PROGRESS_SHARE * context.settings.max_lag_s
@@ -111,32 +118,80 @@ class Connection:
         self._flushing_since = 0.0
         self._flush_rejected = False
         self._grace = anyio.CancelScope()  # has a deadline once a flush was rejected
+        self._ending: TurnEnding | None = None  # while the open turn is ended by a command
+        self._finished = False  # the end of the stream was requested
 
     def has_lasted(self, now: float) -> bool:
         """Whether the socket has lasted long enough to end an outage."""
         return now - self._since > WORKS_AFTER_S
 
     def end_turn(self, now: float) -> None:
-        """End the open turn after the audio sent so far.
+        """End the open turn after the audio sent so far; nothing is read until it is over.
 
-        The provider has no command for it. Only `close` makes it transcribe the rest and end its
-        turn, so the socket ends too, and the next audio needs another one.
+        If the provider has a command for it, the socket stays. Otherwise only the end of the stream
+        makes it transcribe the rest and end its turn, and the next audio needs another socket.
         """
-        self.flush(now, "forced")
+        if not self._has_command:
+            self.flush(now, "forced")
+        elif self._ending is None:
+            self._begin_ending(now, "forced")
 
     def flush(self, now: float, reason: TurnEndReason = "close") -> None:
-        """Send `close`, after the last audio for this socket; `reason` is that of a turn's end."""
-        self._receiver.flush_reason = reason
+        """End the stream, after the last audio for this socket; `reason` is that of a turn's end.
+
+        If the end of the stream would not end the open turn, the worker ends it before.
+        """
         self._lifecycle.process(Input.LAST_SENT)
+        self._publisher.trace.flush_started()
+        self._begin_ending(now, reason)
+        if self.stream.provider.flush_ends_turn:
+            self._ending = None
+            self._finish()
+
+    @property
+    def _has_command(self) -> bool:
+        """Whether a command ends the open turn at this provider's deployment."""
+        provider = self.stream.provider
+        return provider.forces_end and provider.name not in self._context.without_forced_end
+
+    def _begin_ending(self, now: float, reason: TurnEndReason) -> None:
+        self._receiver.flush_reason = reason
         self._flushing_since = now
         self._next_check_at = self._state.next_tick_at = 0.0
-        self._publisher.trace.flush_started()
+        self._ending = TurnEnding(self._sent_ms, with_command=self._has_command)
+
+    def _finish(self) -> None:
+        self._finished = True
         self.stream.finish()
+
+    def _advance_ending(self, ending: TurnEnding, event: Event | None) -> None:
+        """Do the next step of ending the open turn."""
+        ended = isinstance(event, TurnEvent) and event.kind is ProviderInput.END
+        transcribed_ms = (
+            event.transcribed_ms if isinstance(event, TurnEvent | AudioTranscribed) else None
+        )
+        step = ending.advance(
+            transcribed_ms,
+            in_turn=self._tracker.provider_in_turn,
+            answered=ended or isinstance(event, NoTurnToEnd),
+        )
+        if step is Step.COMMAND:
+            self._receiver.commanded = True
+            self.stream.end_turn()
+        elif step is Step.DONE:
+            self._ending = None
+            if self._lifecycle.flushing:
+                self._finish()
+            else:
+                self._receiver.commit_all_sent(self._receiver.flush_reason)
+                self._receiver.commanded = False
+                self._sender.stop_silence()
+                self._ingest.on_turn_ended()
 
     @property
     def next_tick_at(self) -> float:
         """Time until which `tick` has nothing to check, unless something changes."""
-        if self._receiver.holds_update:
+        if self._receiver.holds_update or self._ending is not None:
             return 0.0
         return min(self._next_check_at, self._ingest.last_entry_at + CHECK_INTERVAL_S)
 
@@ -144,14 +199,16 @@ class Connection:
         """Check every deadline; called about ten times a second."""
         self._receiver.release_update(now)
         entries_arrive = now - self._ingest.last_entry_at < CHECK_INTERVAL_S
-        if entries_arrive and now < self._next_check_at:
+        if entries_arrive and self._ending is None and now < self._next_check_at:
             return  # the other checks can wait
         self._next_check_at = now + CHECK_INTERVAL_S
         self._check_socket(now)
         self._commit_progress(now)
         if now - self._ingest.last_entry_at > DROP_REPORT_DELAY_S:
             self._ingest.report_dropped()
-        if self._lifecycle.flushing:
+        if self._lifecycle.flushing or self._ending is not None:
+            if self._ending is not None:
+                self._sender.send_silence(now)
             if now - self._flushing_since > FLUSH_TIMEOUT_S:
                 self._receiver.flush_failed()
                 self.stream.socket.abort(f"not flushed within {FLUSH_TIMEOUT_S:g} s")
@@ -180,9 +237,9 @@ class Connection:
             raise
         self._receiver.publish_text()
         self._receiver.resolve_pending_end(final=True)
-        if not self._lifecycle.flushing:
+        if not self._finished:
             raise SttTransientError(
-                "the provider closed the socket before `close` was sent", status=1000
+                "the provider closed the socket before the worker ended the stream", status=1000
             )
         if flushed:
             self._receiver.commit_all_sent(self._receiver.flush_reason)
@@ -226,19 +283,24 @@ class Connection:
         if turn is not None:
             self._receiver.on_turn_event(turn, arrival)
             self.received_turns = True
+        if self._ending is not None:
+            self._advance_ending(self._ending, event)
         match event:
             case None:
                 return
             case UnknownMessage():
                 self._context.stats.provider_unknown += 1
                 return  # a stuck provider may send these forever
+            case AudioTranscribed():
+                self._receiver.on_transcribed(event.transcribed_ms)
             case ProviderError():
                 self._on_error(event)
-            case ConfigRejected():
+            case Warned():
                 self._reports.provider_error(event.code, event.message, 0)
             case _:
                 pass
         self._watchdog.on_message(self._sent_ms)
+        self._silence.on_message()
 
     def _on_error(self, error: ProviderError) -> None:
         """Handle an in-band error, after which the provider continues."""
@@ -261,7 +323,10 @@ class Connection:
         every_s = PING_INTERVAL_S if self._receiver.inside_turn else IDLE_PING_INTERVAL_S
         socket, sent = self.stream.socket, self._sender.session_bytes
         received = self._keepalive.check(socket, now, sent, every_s)
-        if received is not None:
+        if self._silence.check(self._watchdog.silent_ms(self._sent_ms)):
+            seconds = self._watchdog.silent_ms(self._sent_ms) / 1_000
+            socket.abort(f"the provider sent nothing for {seconds:.1f} s of audio")
+        if received is not None and not self.stream.provider.word_times:
             self._receiver.commit_silence(received)
 
     def _commit_progress(self, now: float) -> None:

@@ -24,7 +24,7 @@ from worker.errors import (
 )
 from worker.session.publisher import EventPublisher
 from worker.session.reports import Reports
-from worker.stt.provider import StreamSettings
+from worker.stt.provider import Notes, StreamSettings
 from worker.stt.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class Connector:
         self._reports = reports
         self.failure: SttError | None = None
         """Last error of a connect or a socket; None while a socket works."""
+        self._notes = Notes(reports.report_unreadable, reports.unusable_setting)
         self._permit = Permit.of(entry.lane, entry.session, ownership.fence)
         self._backoff = Backoff()
         self.blocked_by_shortage = False
@@ -151,9 +152,7 @@ class Connector:
         async with context.connect_slots:
             began = time.monotonic()
             with self._publisher.trace.connecting(settings.model) as span:
-                stream = await context.provider.open(
-                    context.endpoint, settings, self._reports.report_unreadable
-                )
+                stream = await context.provider.open(context.endpoint, settings, self._notes)
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         context.credentials.accepted()
         context.shortage.connected(time.monotonic())

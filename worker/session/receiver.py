@@ -12,14 +12,19 @@ from worker.core.records import EventDraft
 from worker.core.send_log import SendPosition
 from worker.core.transcripts import UpdateThrottle, is_blank, parting
 from worker.core.turn_boundary import BURST_GAP_S, ONSET_MARGIN_MS
+from worker.core.turn_ending import turn_cut_ms
 from worker.core.turn_tracker import ProviderInput
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
 from worker.stt.events import TurnEvent
+from worker.stt.provider import Provider
 
 log = logging.getLogger(__name__)
+
+SILENCE_STEP_MS = 2_500
+"""Minimum silence between turns that is committed at once, if the provider sends times."""
 
 MAX_FLUSH_ATTEMPTS = 3
 """Maximum failed flushes in a row; after that an open turn is ended without an answer."""
@@ -68,6 +73,7 @@ class MessageReceiver:
     __slots__ = (
         "_boundary",
         "_eager_pause",
+        "_exact",
         "_failed_flushes",
         "_held_update",
         "_last_transcript",
@@ -81,6 +87,8 @@ class MessageReceiver:
         "_state",
         "_throttle",
         "_tracker",
+        "_transcribed_ms",
+        "commanded",
         "flush_reason",
     )
 
@@ -108,7 +116,11 @@ class MessageReceiver:
         self._last_transcript = ""  # latest text of the turn on this socket
         self._failed_flushes = 0
         self.flush_reason: TurnEndReason = "close"
-        """Reason of a turn's end that the provider sends during a flush."""
+        """Reason of a turn's end that the provider sends during a flush, or after a command."""
+        self.commanded = False
+        """Whether the command that ends the turn was sent on this socket."""
+        self._exact = False  # the provider sends the times of words
+        self._transcribed_ms = 0.0  # audio of this socket that is transcribed, if it sends times
 
     @property
     def inside_turn(self) -> bool:
@@ -120,12 +132,15 @@ class MessageReceiver:
         """Whether text is held back until its interval is over."""
         return self._held_update is not None
 
-    def socket_opened(self, now: float, *, progressed: bool) -> None:
+    def socket_opened(self, now: float, provider: Provider, *, progressed: bool) -> None:
         """Begin on a new socket; `progressed` is whether the last one committed audio."""
+        self._exact = provider.word_times
+        self._transcribed_ms = 0.0
+        self.commanded = False
         if progressed:
             self._failed_flushes = 0
         self._last_transcript = ""
-        self._tracker.socket_opened()
+        self._tracker.socket_opened(may_shrink=provider.text_may_shrink)
         self._boundary.reset(now)
 
     def forget(self) -> None:
@@ -138,6 +153,9 @@ class MessageReceiver:
     def on_turn_event(self, event: TurnEvent, arrival: SendPosition) -> None:
         """Handle an event with this arrival position."""
         self._now = arrival.at
+        if self._exact:
+            self._on_timed_event(event, arrival)
+            return
         match event.kind:
             case ProviderInput.UPDATE:  # most events
                 self._on_update(self._text_of(event), arrival)
@@ -161,12 +179,63 @@ class MessageReceiver:
                 if self._tracker.provider_in_turn:
                     self._boundary.on_resume(arrival)
 
+    def _on_timed_event(self, event: TurnEvent, arrival: SendPosition) -> None:
+        """Handle an event of a provider that sends times: its place does not depend on its arrival.
+
+        Its position is the end of the audio that is transcribed, not of what was sent.
+        """
+        if event.transcribed_ms is not None:
+            self._transcribed_ms = event.transcribed_ms
+        place = arrival._replace(session_bytes=self._sender.session_byte(self._transcribed_ms))
+        text = self._text_of(event)
+        match event.kind:
+            case ProviderInput.UPDATE:
+                self._update_text(text, place)
+            case ProviderInput.EAGER_END:
+                self._supersede(text)
+                self._track(ProviderInput.EAGER_END, text, place)
+            case ProviderInput.END:
+                self._end_exactly(event, text, place)
+            case ProviderInput.START | ProviderInput.RESUME:  # both may come with new text
+                self.publish_text()
+                self._track(event.kind, None, place)
+                if event.kind is ProviderInput.START:
+                    self._last_transcript = event.text or ""
+                if event.text:
+                    self._update_text(event.text, place)
+
+    def _end_exactly(self, event: TurnEvent, text: str, place: SendPosition) -> None:
+        """End the turn, and commit its audio up to its last word."""
+        if not self._tracker.will_end(text, place.session_bytes):
+            self.publish_text()
+            self._track(ProviderInput.END, text, place)
+            return
+        self._held_update = None  # this text is the last one
+        reason = self.flush_reason if self.commanded and not event.by_model else "model"
+        drafts = self._tracker.on_input(ProviderInput.END, text, place.session_bytes, reason)
+        spoken_until = None
+        if event.words:
+            spoken_until = self._sender.sent_at(event.words[-1].end_ms)
+        cut_ms = turn_cut_ms(event.words[-1].end_ms if event.words else None, self._transcribed_ms)
+        self._commit_and_publish(self._sender.session_byte(cut_ms), drafts, spoken_until)
+
+    def on_transcribed(self, transcribed_ms: float) -> None:
+        """Commit silence between turns that is transcribed, a few seconds at a time."""
+        self._transcribed_ms = transcribed_ms
+        if self.inside_turn:
+            return
+        position = self._sender.session_byte(transcribed_ms - ONSET_MARGIN_MS)
+        if position - self._ledger.committed_bytes >= self._sender.bytes_of(SILENCE_STEP_MS):
+            self.commit(position)
+
     def on_message(self, arrival: SendPosition, waiting: int, *, begins: bool) -> None:
         """Record the arrival of a message of any kind, before it is handled.
 
         `waiting` is the number of messages that arrived with it and are handled after it; `begins`
         is whether it is a `turn.start`.
         """
+        if self._exact:
+            return
         if self._pending_end is not None:
             self.resolve_pending_end(final=False, begins=begins)
         self._boundary.on_message(arrival, waiting)
@@ -316,12 +385,15 @@ class MessageReceiver:
             self._held_update = None
         self.publish_text()
 
-    def _on_update(self, text: str, arrival: SendPosition) -> None:
+    def _update_text(self, text: str, arrival: SendPosition) -> None:
         if self._is_throttled():
             self._hold(text, arrival)
         else:
             self._supersede(text)
             self._track(ProviderInput.UPDATE, text, arrival)
+
+    def _on_update(self, text: str, arrival: SendPosition) -> None:
+        self._update_text(text, arrival)
         if self._tracker.provider_in_turn:
             self._boundary.on_transcript(text, arrival)
             self._commit_pause(text)

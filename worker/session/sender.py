@@ -234,9 +234,43 @@ class AudioSender:
         if polled_at - max(self._busy_at, up_since) < after:
             self._stop_filling()
             return
+        self._fill(stream, polled_at, now)
+
+    def send_silence(self, now: float) -> None:
+        """Send silence at real time, after the last audio before the end of a turn."""
+        if self._stream is not None and self._stream.socket.blocked_since is None:
+            self._fill(self._stream, now, now)
+
+    def stop_silence(self) -> None:
+        """Continue with audio: the turn is over."""
+        self._stop_filling()
+
+    def sent_at(self, socket_ms: float) -> float | None:
+        """Return when this audio of the socket was sent; None if it is no longer known."""
+        return self.send_log.sent_at(self.bytes_of(socket_ms))
+
+    def session_byte(self, socket_ms: float) -> int:
+        """Return the byte of the session that was sent after `socket_ms` of this socket's audio.
+
+        Exact for audio that is not committed; filler takes no bytes of the session.
+        """
+        position = self.session_bytes
+        behind = max(0, self.socket_bytes - self.bytes_of(socket_ms))
+        for at, filler_ms in reversed(self.fillers):
+            if position - behind >= at:
+                break
+            behind -= position - at
+            position = at
+            behind -= self.bytes_of(filler_ms)
+            if behind <= 0:
+                return at
+        return max(0, position - behind)
+
+    def _fill(self, stream: Stream, until: float, now: float) -> None:
+        """Send the filler of this pause, up to the time `until`."""
         if self._filled_since is None:
-            self._filled_since = polled_at - FILLER_STEP_MS / 1000
-        while (polled_at - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
+            self._filled_since = until - FILLER_STEP_MS / 1000
+        while (until - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
             samples = self.bytes_of(FILLER_STEP_MS) // self._width
             self._send_bytes(stream, self._silence * samples, now, own=0)
             self._filled_ms += FILLER_STEP_MS

@@ -19,7 +19,7 @@ from worker.bus.clock import EntryAges
 from worker.bus.committer import CRASHED
 from worker.bus.ownership import OwnedSession
 from worker.context import WorkerContext
-from worker.core.connection_health import RepeatedLosses, Watchdog
+from worker.core.connection_health import RepeatedLosses, SilentSocket, Watchdog
 from worker.core.phases import Action, Input, Phase
 from worker.core.provider_errors import is_idle_close, is_provider_error
 from worker.core.send_limits import Pacer
@@ -32,6 +32,7 @@ from worker.errors import (
     SttProtocolError,
     SttTooBigError,
     SttTransientError,
+    SttUnknownCommandError,
 )
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.checkpoint import Checkpoint
@@ -120,6 +121,7 @@ class Session:
         self._connector = Connector(context, ownership, state.configs, publisher, self._reports)
         self._connection: Connection | None = None
         self._watchdog = Watchdog()
+        self._silence = SilentSocket()
         self._losses = RepeatedLosses(sender.bytes_of(SAME_PLACE_MS))
         # Values at the time the last socket opened.
         self._committed_at_connect = state.ledger.committed_bytes
@@ -261,6 +263,8 @@ class Session:
         match action:
             case Action.CHECK_SOCKET if self._connection is not None:  # true in these phases
                 self._connection.tick(now)
+                if self._ingest.end_reached:
+                    self.drain(now)  # a forced end may have come with it
                 self._state.next_tick_at = self._connection.next_tick_at
                 if self._outage_since is not None and self._connection.has_lasted(now):
                     self._end_outage()
@@ -347,7 +351,7 @@ class Session:
         progressed = self._ledger.committed_bytes > self._committed_at_connect
         self._committed_at_connect = self._ledger.committed_bytes
         self._reached_sent = self._state.lateness.sent_until
-        self._receiver.socket_opened(now, progressed=progressed)
+        self._receiver.socket_opened(now, stream.provider, progressed=progressed)
         self._sender.attach(stream, now)
         self._state.lateness.opened(now, self._sender.session_bytes)
         self._connection = connection = Connection(
@@ -359,6 +363,7 @@ class Session:
             self._publisher,
             self._reports,
             self._watchdog,
+            self._silence,
             stream,
             now,
         )
@@ -407,6 +412,8 @@ class Session:
         """Handle a lost socket: its uncommitted audio will be sent again."""
         if isinstance(error, SttPermanentError) and self._connector.revoke_config(error):
             error = SttTransientError(str(error), status=error.status, request_id=error.request_id)
+        if isinstance(error, SttUnknownCommandError):
+            self._context.without_forced_end.add(self._state.provider)
         self.trace.socket_lost(error, self._sent_uncommitted_s)
         idle = is_idle_close(error.status, str(error))
         if not idle:

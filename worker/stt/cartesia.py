@@ -75,7 +75,7 @@ class TurnsStream(Stream):
             message, unreadable = read_message(self._endpoint.redact(data.decode()).encode())
         defect = defect or unreadable
         if defect:
-            self._note_defect(defect)
+            self._notes.defect(defect)
         match message:
             case cartesia.TurnUpdate():
                 return TurnEvent(ProviderInput.UPDATE, message.transcript)

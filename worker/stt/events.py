@@ -28,6 +28,8 @@ class TurnEvent(msgspec.Struct, frozen=True):
     """End of the audio that the provider has transcribed; None if it sends no times."""
     words: tuple[TimedWord, ...] = ()
     """The words of an ended turn; empty if the provider sends no times of words."""
+    by_model: bool = True
+    """Whether the provider ended the turn by itself; False also if it does not say so."""
 
 
 class AudioTranscribed(msgspec.Struct, frozen=True):
@@ -46,8 +48,8 @@ class ConfigApplied(msgspec.Struct, frozen=True):
     """A change of settings is in force."""
 
 
-class ConfigRejected(msgspec.Struct, frozen=True):
-    """A change of settings was rejected, and the stream continues with the earlier ones."""
+class Warned(msgspec.Struct, frozen=True):
+    """Something that was sent, such as a change of settings, has no effect."""
 
     code: str
     message: str
@@ -74,7 +76,7 @@ Event = (
     | AudioTranscribed
     | Connected
     | ConfigApplied
-    | ConfigRejected
+    | Warned
     | NoTurnToEnd
     | ProviderError
     | UnknownMessage

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -12,12 +12,21 @@ from worker.stt.proxy import Proxy
 if TYPE_CHECKING:
     from worker.stt.stream import Stream
 
-NoteDefect = Callable[[str], None]
-"""Callback with the defect of a message that is not fully readable."""
+
+def _ignore(line: str) -> None:
+    """Ignore a finding."""
 
 
-def ignore_defect(defect: str) -> None:
-    """Ignore the defect of a message."""
+class Notes(NamedTuple):
+    """Callbacks for what a stream finds. A line contains nothing of any message."""
+
+    defect: Callable[[str], None] = _ignore
+    """Called with the defect of each message that is not fully readable."""
+    unusable: Callable[[str], None] = _ignore
+    """Called with a line for each setting that the provider cannot use."""
+
+
+NO_NOTES = Notes()
 
 
 @dataclass(frozen=True)
@@ -74,11 +83,10 @@ class Provider:
         self,
         endpoint: Endpoint,
         settings: StreamSettings,
-        note_defect: NoteDefect = ignore_defect,
+        notes: Notes = NO_NOTES,
     ) -> "Stream":
         """Connect and wait until the provider has accepted the settings.
 
-        `note_defect` is called for each message of the stream that is not fully readable. Raises an
-        `SttError` if the provider rejects the upgrade or the settings.
+        Raises an `SttError` if the provider rejects the upgrade or the settings.
         """
-        return await self.stream.open(self, endpoint, settings, note_defect)
+        return await self.stream.open(self, endpoint, settings, notes)

@@ -21,7 +21,7 @@ from worker.descriptors import shortage_in_words
 from worker.errors import SttError, SttProtocolError, SttShortageError, SttTransientError
 from worker.network import SHORTAGE_ERRNOS
 from worker.stt.events import Connected, Event, UnknownMessage
-from worker.stt.provider import Endpoint, NoteDefect, Provider, StreamSettings, ignore_defect
+from worker.stt.provider import NO_NOTES, Endpoint, Notes, Provider, StreamSettings
 from worker.stt.websocket import SocketClosed, WebSocketClient, open_socket
 
 OPEN_TIMEOUT_S = 10.0
@@ -43,7 +43,7 @@ class Stream(ABC):
         socket: WebSocketClient,
         endpoint: Endpoint,
         settings: StreamSettings,
-        note_defect: NoteDefect = ignore_defect,
+        notes: Notes = NO_NOTES,
     ) -> None:
         self.provider = provider
         self.socket = socket
@@ -54,7 +54,7 @@ class Stream(ABC):
         """Whether the provider has accepted the settings."""
         self._endpoint = endpoint
         self._settings = settings
-        self._note_defect = note_defect
+        self._notes = notes
 
     # -- the provider's protocol
 
@@ -152,13 +152,13 @@ class Stream(ABC):
         provider: Provider,
         endpoint: Endpoint,
         settings: StreamSettings,
-        note_defect: NoteDefect = ignore_defect,
+        notes: Notes = NO_NOTES,
     ) -> Self:
         """Connect, and wait until the provider has accepted the settings."""
         url, headers = f"{endpoint.url}?{cls.query(settings)}", cls.headers(endpoint)
         with _connect_errors(cls, endpoint), anyio.fail_after(OPEN_TIMEOUT_S):
             socket = await open_socket(url, headers, endpoint.proxy)
-            stream = cls(provider, socket, endpoint, settings, note_defect)
+            stream = cls(provider, socket, endpoint, settings, notes)
             try:
                 await stream.wait_connected()
             except BaseException:

@@ -36,7 +36,7 @@ from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
 from worker.stt.cartesia import CARTESIA, TurnsStream
 from worker.stt.events import Event, ProviderError, TurnEvent, UnknownMessage
-from worker.stt.provider import Endpoint, StreamSettings
+from worker.stt.provider import Endpoint, Notes, StreamSettings
 from worker.stt.stream import Stream
 
 KEY = "sk_car_0123456789abcdef"
@@ -478,7 +478,7 @@ async def test_unreadable_messages_before_connected_are_skipped() -> None:
     )
     async with (
         odd_server(sends(*first)) as service,
-        await CARTESIA.open(service, PHONE, defects.append) as stream,
+        await CARTESIA.open(service, PHONE, Notes(defects.append)) as stream,
     ):
         assert (stream.request_id, stream.ignored) == ("", 0)
     assert len(defects) == len(first)
@@ -489,7 +489,7 @@ async def test_unreadable_messages_of_session_are_skipped() -> None:
     expected = ("[1]", "{", b"\x00\x01", {"type": 5}, '{"type":"turn.end","transcript":"\\ud83d"}')
     async with (
         odd_server(sends(CONNECTED, *expected)) as service,
-        await CARTESIA.open(service, PHONE, defects.append) as stream,
+        await CARTESIA.open(service, PHONE, Notes(defects.append)) as stream,
     ):
         assert await receive(stream) == TurnEvent(ProviderInput.END, "\ufffd")
     assert len(defects) == len(expected)
