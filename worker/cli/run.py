@@ -15,7 +15,8 @@ from worker import descriptors, telemetry
 from worker.admin import serve_admin
 from worker.cli.command import Command, Config, run_async
 from worker.errors import BusUnavailableError
-from worker.settings import Settings, api_key, check_worker_id, load
+from worker.settings import Settings, check_worker_id, load
+from worker.stt.keys import api_key, load_keys
 from worker.telemetry import logs
 from worker.telemetry.metrics import WorkerGauges, samples
 from worker.telemetry.otlp import MetricPush, metric_push
@@ -48,8 +49,10 @@ class Run(Command):
         """Run until a signal arrives."""
         settings = load(os.environ, self.config)
         check_worker_id(settings)
+        keys = load_keys(settings, os.environ)
         key = api_key(settings, os.environ)
         logs.set_up(settings)
+        keys.log_skipped()
         limit = descriptors.raise_limit(settings)
         if too_few := descriptors.shortfall(settings, limit):
             log.warning("%s", too_few)
