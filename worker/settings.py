@@ -12,12 +12,13 @@ import tomllib
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import Meta
 
 from schemas import EntryError, TurnConfig
+from schemas.audio import ProviderName
 from schemas.validation import describe_type
 from worker.errors import SettingsError
 from worker.text import CARTESIA_KEY, DEEPGRAM_KEY
@@ -26,7 +27,7 @@ from worker.values import from_text, from_toml
 
 ENV_PREFIX = "TURNBUS_"
 API_KEY_VARIABLE = "CARTESIA_API_KEY"
-PROVIDERS = ("cartesia", "flux")
+PROVIDERS: tuple[str, ...] = get_args(ProviderName)
 """Names of the providers that a worker can use."""
 
 Name = Annotated[
