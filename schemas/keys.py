@@ -57,6 +57,10 @@ class Keys:
         """Name the channel to which a consumer's process subscribes while it is alive."""
         return f"{self.prefix}:alive:{consumer}"
 
+    def breaker(self, provider: str) -> str:
+        """Name the hash that holds whether new connects should avoid a provider."""
+        return f"{self.prefix}:breaker:{{{provider}}}"
+
     def turns(self, lane: str) -> str:
         """Name the stream of turn events of every session of the lane."""
         return f"{self.prefix}:{{{lane}}}:turns"

@@ -110,6 +110,7 @@ def test_keys_are_listed() -> None:
     named = {
         *(keys.sessions, keys.lost, keys.search, keys.lanes, keys.dead, keys.workers, keys.gate),
         *(keys.gate_holders, keys.sweep, keys.drain("CONSUMER"), keys.turns(lane)),
+        keys.breaker("PROVIDER"),
         *(keys.audio(lane, session), keys.state(lane, session), keys.session_turns(lane, session)),
     }
     listed = set(re.findall(r"`(stt:[^`]+)`", "".join(column(section("protocol.md", "Keys"), 0))))

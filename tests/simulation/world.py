@@ -48,7 +48,10 @@ from worker.session.session import Session
 from worker.settings import Settings
 from worker.stt.cartesia import CARTESIA, TurnsStream
 from worker.stt.frames import LenientProtocol
+from worker.stt.keys import ApiKey
+from worker.stt.offers import offers
 from worker.stt.provider import Endpoint, StreamSettings
+from worker.stt.routes import Route
 from worker.stt.websocket import WebSocketClient
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
@@ -68,6 +71,8 @@ END_TIMEOUT_S = 600.0
 """Maximum time after the last word within which a session must end."""
 
 _ENTRY = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
+
+_ROUTE = Route(CARTESIA, offers(Settings())["cartesia"], "", key=ApiKey("cartesia", ""))
 
 
 class Fault(NamedTuple):
@@ -543,8 +548,9 @@ class _World:
             committer=cast("Committer", worker),
             permits=ConnectionPermits(nothing, health, keys, 0),
             registry=cast("WorkerRegistry", nothing),
-            provider=CARTESIA,
-            endpoint=Endpoint("", "", ""),
+            routes=[
+                Route(CARTESIA, offers(Settings())["cartesia"], "", key=ApiKey("cartesia", ""))
+            ],
             dead_letters=cast("DeadLetterWriter", nothing),
             tracing=Tracing(),
             stats=stats,

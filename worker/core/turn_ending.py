@@ -45,11 +45,6 @@ class TurnEnding:
         self._transcribed = False
         self._commanded = False
 
-    @property
-    def commanded(self) -> bool:
-        """Whether the command was sent."""
-        return self._commanded
-
     def advance(self, transcribed_ms: float | None, *, in_turn: bool, answered: bool) -> Step:
         """Return the next step after an event.
 

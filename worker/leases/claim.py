@@ -61,6 +61,7 @@ class Claimer:
     async def _claim(self, owned: OwnedEntry) -> Session | None:
         try:
             entry = decode_session(owned.fields)
+            provider = self._context.route_of(entry)[1].provider
         except EntryError as error:
             await self._reject(owned, error.reason, str(error))
             return None
@@ -71,7 +72,7 @@ class Claimer:
             metadata=entry.metadata,
             encoding=entry.encoding,
             sample_rate=entry.sample_rate,
-            **_common(entry.session, owned.entry_id, entry.group, self._context.provider.name),
+            **_common(entry.session, owned.entry_id, entry.group, provider),
         )
         first = msgspec.json.encode(Checkpoint(config=entry.config))
         spans = SessionTrace(
@@ -154,7 +155,7 @@ class Claimer:
         tracker = TurnTracker(checkpoint.turns)
         place = EventContext(
             _audio_ms(entry, checkpoint),
-            checkpoint.provider or context.provider.name,
+            checkpoint.provider or context.route_of(entry)[1].provider,
             checkpoint.request_id,
             checkpoint.connection,
         )
@@ -183,7 +184,7 @@ class Claimer:
             owned.entry_id, self._context.keys.sessions, session or "", reason, why, fields
         )
         if session is not None and lane is not None:
-            name = self._context.provider.name
+            name = self._context.routes[0].provider.name
             common = _common(session, owned.entry_id, session_group(fields), name)
             events = _rejection(common, reason, why)
             out = "session" if fields.get(b"out") == b"session" else "lane"

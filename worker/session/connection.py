@@ -158,6 +158,8 @@ class Connection:
         self._receiver.flush_reason = reason
         self._flushing_since = now
         self._next_check_at = self._state.next_tick_at = 0.0
+        if self.stream.provider.word_times:
+            self._receiver.ends_at = self._sender.session_bytes
         self._ending = TurnEnding(self._sent_ms, with_command=self._has_command)
 
     def _finish(self) -> None:
@@ -176,7 +178,6 @@ class Connection:
             answered=ended or isinstance(event, NoTurnToEnd),
         )
         if step is Step.COMMAND:
-            self._receiver.commanded = True
             self.stream.end_turn()
         elif step is Step.DONE:
             self._ending = None
@@ -184,7 +185,7 @@ class Connection:
                 self._finish()
             else:
                 self._receiver.commit_all_sent(self._receiver.flush_reason)
-                self._receiver.commanded = False
+                self._receiver.ends_at = None
                 self._sender.stop_silence()
                 self._ingest.on_turn_ended()
 

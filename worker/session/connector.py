@@ -48,6 +48,7 @@ class Connector:
         self._context = context
         self._name = ownership.name
         self._entry = entry
+        self._route, self._candidate = context.route_of(entry)
         self._configs = configs
         self._publisher = publisher
         self._reports = reports
@@ -121,7 +122,8 @@ class Connector:
     def _settings(self) -> StreamSettings:
         """Settings for the next socket: those in force at the first audio it will receive."""
         return StreamSettings(
-            model=self._entry.model or self._context.settings.stt_model,
+            model=self._candidate.model,
+            language=self._candidate.language_hint,
             encoding=self._entry.encoding,
             sample_rate=self._entry.sample_rate,
             keyterms=self._entry.keyterms,
@@ -148,11 +150,11 @@ class Connector:
         )
 
     async def _try(self, settings: StreamSettings) -> Stream:
-        context = self._context
+        context, route = self._context, self._route
         async with context.connect_slots:
             began = time.monotonic()
             with self._publisher.trace.connecting(settings.model) as span:
-                stream = await context.provider.open(context.endpoint, settings, self._notes)
+                stream = await route.provider.open(route.endpoint, settings, self._notes)
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         context.credentials.accepted()
         context.shortage.connected(time.monotonic())
@@ -164,7 +166,7 @@ class Connector:
 
     def _on_rejection(self, error: SttCredentialsError, model: str) -> None:
         self._context.stats.connects[error.error_class] += 1
-        if model == self._context.settings.stt_model:
+        if model == self._route.offer.models[0]:
             self._context.credentials.rejected(error)
         else:  # the plan may exclude only this session's model
             log.warning("%s: model %s: %s", self._name, model, error)

@@ -88,7 +88,7 @@ class MessageReceiver:
         "_throttle",
         "_tracker",
         "_transcribed_ms",
-        "commanded",
+        "ends_at",
         "flush_reason",
     )
 
@@ -117,8 +117,8 @@ class MessageReceiver:
         self._failed_flushes = 0
         self.flush_reason: TurnEndReason = "close"
         """Reason of a turn's end that the provider sends during a flush, or after a command."""
-        self.commanded = False
-        """Whether the command that ends the turn was sent on this socket."""
+        self.ends_at: int | None = None
+        """Session byte at which the worker ends the turn, if the provider sends times."""
         self._exact = False  # the provider sends the times of words
         self._transcribed_ms = 0.0  # audio of this socket that is transcribed, if it sends times
 
@@ -136,7 +136,7 @@ class MessageReceiver:
         """Begin on a new socket; `progressed` is whether the last one committed audio."""
         self._exact = provider.word_times
         self._transcribed_ms = 0.0
-        self.commanded = False
+        self.ends_at = None
         if progressed:
             self._failed_flushes = 0
         self._last_transcript = ""
@@ -211,7 +211,8 @@ class MessageReceiver:
             self._track(ProviderInput.END, text, place)
             return
         self._held_update = None  # this text is the last one
-        reason = self.flush_reason if self.commanded and not event.by_model else "model"
+        flushed = self.ends_at is not None and place.session_bytes >= self.ends_at
+        reason = self.flush_reason if flushed else "model"
         drafts = self._tracker.on_input(ProviderInput.END, text, place.session_bytes, reason)
         spoken_until = None
         if event.words:

@@ -83,7 +83,7 @@ class Session:
         """Number of times the cursor moved back; reads from before are invalid."""
         self._context = context
         self._state = state = SessionState(
-            entry, checkpoint, settings.max_lag_s, context.provider.name
+            entry, checkpoint, settings.max_lag_s, context.route_of(entry)[0].provider.name
         )
         self._lifecycle = state.lifecycle
         self._ledger = state.ledger

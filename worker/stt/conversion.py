@@ -9,7 +9,7 @@ from array import array
 
 from schemas.pcm import Encoding
 
-_FULL_SCALE = float(2**15 - 1)
+_FULL_SCALE = float(2**15)
 _scaled = _FULL_SCALE.__mul__
 
 
@@ -28,4 +28,4 @@ def to_s16(audio: bytes, encoding: Encoding) -> bytes:
 def _clipped(sample: float) -> int:
     if sample != sample:  # not a number
         return 0
-    return int(_scaled(max(-1.0, min(1.0, sample))))
+    return max(-(2**15), min(2**15 - 1, int(_scaled(max(-1.0, min(1.0, sample))))))

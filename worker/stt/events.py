@@ -28,8 +28,6 @@ class TurnEvent(msgspec.Struct, frozen=True):
     """End of the audio that the provider has transcribed; None if it sends no times."""
     words: tuple[TimedWord, ...] = ()
     """The words of an ended turn; empty if the provider sends no times of words."""
-    by_model: bool = True
-    """Whether the provider ended the turn by itself; False also if it does not say so."""
 
 
 class AudioTranscribed(msgspec.Struct, frozen=True):

@@ -119,6 +119,7 @@ class FluxStream(Stream):
             "sample_rate": settings.sample_rate,
             **msgspec.to_builtins(_thresholds(settings.turn)),
             "keyterm": settings.keyterms,
+            "language_hint": [settings.language] if settings.language else [],
         }
         return urlencode(parameters, doseq=True)
 
@@ -212,13 +213,13 @@ class FluxStream(Stream):
         if kind is not ProviderInput.END:
             return TurnEvent(kind, info.transcript, transcribed_ms)
         self._ended_turns += 1 if turn is None else turn + 1 - self._ended_turns
-        by_model = info.trigger in ("model", "timeout")
-        self._forced = self._forced and by_model
+        if info.trigger not in ("model", "timeout"):
+            self._forced = False
         words = tuple(
             TimedWord(word.word or "", start * 1_000, end * 1_000, word.confidence)
             for word, start, end in timed_words(info)
         )
-        return TurnEvent(kind, info.transcript, transcribed_ms, words, by_model=by_model)
+        return TurnEvent(kind, info.transcript, transcribed_ms, words)
 
     def _warned(self, code: str | None, description: str | None) -> Warned:
         text = self._endpoint.redact(description or "")

@@ -50,6 +50,8 @@ class StreamSettings(msgspec.Struct, frozen=True):
     encoding: Encoding
     sample_rate: int
     keyterms: tuple[str, ...] = ()
+    language: str = ""
+    """Language to name to the model; empty if it takes no hint."""
     turn: TurnConfig = TurnConfig()
 
 
