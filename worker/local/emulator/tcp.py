@@ -88,7 +88,8 @@ def respond(
     """Return the HTTP response to a request."""
     response = ws.respond(status, body)
     for name, value in headers.items():
-        del response.headers[name]
+        if name in response.headers:
+            del response.headers[name]
         response.headers[name] = value
     return response
 

@@ -150,7 +150,7 @@ class SpeechStream:
             case "turn.start":
                 self._transcript = Transcript(self._engine.recognizer)
                 self._undecoded = 0
-                self._decoded_s = self._speech_start_s()
+                self._decoded_s = 0.0
                 self._emit_event("turn.start")
             case "turn.eager_end":
                 await self._settle()
@@ -196,7 +196,7 @@ class SpeechStream:
             if end is None:
                 end = min(len(self._segment), self._segment.speech_end + _TAIL)
             self._transcript.settle(await self._read(end))
-            self._time_words()
+            self._time_words(end)
         self._segment.cut(end or 0)
 
     async def _read(self, end: int) -> Tokens:
@@ -220,23 +220,26 @@ class SpeechStream:
         self._emit(EngineEvent(kind, text, self._words, self._position_s(), likelihood, trigger))
 
     def _position_s(self) -> float:
-        """Return the position before which no word is undecoded."""
-        if self._segment.speech and self._detector.in_turn:
-            return max(self._decoded_s, self._words[-1].end_s if self._words else 0.0)
-        return self._speech_start_s() if self._segment.speech else self._processed * WINDOW_S
+        """Return the position before which no word is undecoded.
 
-    def _speech_start_s(self) -> float:
-        """Return the start of the segment, which precedes its speech."""
+        The last 0.4 s of silence are not before it: the next turn may begin in them.
+        """
+        return max(self._segment_start_s(), self._words[-1].end_s if self._words else 0.0)
+
+    def _segment_start_s(self) -> float:
         return (self._processed - len(self._segment)) * WINDOW_S
 
-    def _time_words(self) -> None:
-        """Estimate the times of the words shown since the last call."""
+    def _time_words(self, end: int | None = None) -> None:
+        """Estimate the times of the words shown since the last call.
+
+        They end where the speech of the segment ends, or at window `end` if that is earlier.
+        """
         new = self._transcript.text.split()[len(self._words) :]
         if not new:
             return
-        offset = self._processed - len(self._segment)
-        begin_s = max(self._decoded_s, offset * WINDOW_S)
-        end_s = max(begin_s, (offset + self._segment.speech_end) * WINDOW_S)
+        speech_end = self._segment.speech_end if end is None else min(end, self._segment.speech_end)
+        begin_s = max(self._decoded_s, self._segment_start_s())
+        end_s = max(begin_s, self._segment_start_s() + speech_end * WINDOW_S)
         step_s = (end_s - begin_s) / len(new)
         self._words += tuple(
             Word(text, begin_s + at * step_s, begin_s + (at + 1) * step_s)
