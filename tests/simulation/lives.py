@@ -7,7 +7,7 @@ engine. Time, sockets and Redis are simulated. A session of a minute takes a twe
 import random
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from schemas.audio import AudioEntry, Encoding, SessionEntry
 from tests.simulation.calls import (
@@ -41,6 +41,7 @@ from worker.stt.cartesia import CARTESIA
 from worker.stt.events import TurnEvent
 from worker.telemetry.counters import Counters
 
+T = TypeVar("T")
 STEP_S = 0.01
 QUIET_S = 5.0
 """Time without activity after which a session is over."""
@@ -242,10 +243,10 @@ def turn_event(event: EngineEvent) -> TurnEvent:
     return TurnEvent(ProviderInput(event.kind), event.transcript)
 
 
-def at_once(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine that never suspends."""
+def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends; return its result."""
     try:
         coroutine.send(None)
-    except StopIteration:
-        return
+    except StopIteration as end:
+        return cast("T", end.value)
     raise AssertionError("the engine waited")

@@ -43,7 +43,7 @@ from worker.stt.events import (
     Warned,
 )
 from worker.stt.flux_messages import read_message, timed_words, transcribed_s
-from worker.stt.provider import Endpoint, Notes, Provider, StreamSettings
+from worker.stt.provider import NO_NOTES, Endpoint, Notes, Provider, StreamSettings
 from worker.stt.stream import Stream
 from worker.stt.websocket import WebSocketClient
 
@@ -85,7 +85,7 @@ class FluxStream(Stream):
         socket: WebSocketClient,
         endpoint: Endpoint,
         settings: StreamSettings,
-        notes: Notes,
+        notes: Notes = NO_NOTES,
     ) -> None:
         super().__init__(provider, socket, endpoint, settings, notes)
         encoding = settings.encoding
