@@ -24,7 +24,8 @@ def _wrong(scenarios: Sequence[Scenario], *, signals: bool = False) -> list[str]
 @pytest.mark.parametrize("late_s", [0.0, 3.0])
 @pytest.mark.parametrize("cuts", [1, 4])
 def test_lost_sockets_lose_no_word(cuts: int, late_s: float) -> None:
-    troubles: tuple[FaultKind, ...] = ("cut",) * cuts
+    cut: FaultKind = "cut"
+    troubles = (cut,) * cuts
     scenarios = [
         Scenario(seed, 4.0, troubles, late_s=late_s, provider="flux") for seed in range(12)
     ]
