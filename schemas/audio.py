@@ -108,6 +108,8 @@ class SessionEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     metadata: dict[str, Any] = {}
     group: SessionId | None = None
     """Legs of one call have the same group; every event of the session carries it."""
+    words: bool = False
+    """Whether `turn.end` events list the words of the turn with their times."""
     traceparent: Annotated[str, Meta(max_length=128)] | None = None
     tracestate: Annotated[str, Meta(max_length=1_024)] | None = None
 

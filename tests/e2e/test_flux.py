@@ -7,8 +7,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from schemas.turns import Event, SessionError, SessionStarted, TurnEnd, TurnStart
-from tests.support.harness import FLUX_KEY, KEY, PCM16, Harness, check_order, kinds, words
+from schemas.turns import Event, SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
+from tests.support.harness import FLUX_KEY, KEY, PCM16, WORD, Harness, check_order, kinds, words
 from tests.support.watchers import seen_alive
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script import (
@@ -109,6 +109,52 @@ async def test_lost_sockets_lose_and_repeat_no_word(harness: Harness, stt: Turns
     check_order(events)
     assert words(events) == [*range(16)]
     assert events[-1].connection > 1
+
+
+async def test_words_have_times_over_all_sockets(harness: Harness, stt: TurnsServer) -> None:
+    """Times are those of the session's audio, whatever was sent again."""
+    stt.faults.set("cut@mid-turn,count=2", seed=1)
+    sound = synthesize_silence(500, PCM16) + speech(range(6), range(6, 8))
+    async with harness.worker(stt_providers="flux"):
+        await harness.announce("call-1", words="1")
+        await harness.announce("call-2")
+        await harness.play("call-1", sound)
+        await harness.play("call-2", sound, pause_s=0)
+        both = await harness.until_ended("call-1", "call-2")
+    word_ms = WORD / PCM16.bytes_per_s * 1_000
+    begins = [500 + word_ms * at for at in range(6)]
+    begins += [begins[-1] + word_ms + 1_200 + word_ms * at for at in range(2)]
+    for events in both.values():
+        turns = [event for event in events if isinstance(event, TurnEnd)]
+        times = [time for turn in turns for time in (turn.start_ms, turn.end_ms)]
+        expected = [begins[0], begins[5] + word_ms, begins[6], begins[7] + word_ms]
+        assert times == pytest.approx(expected, abs=2)
+    listed = [
+        word
+        for event in both["call-1"]
+        if isinstance(event, TurnEnd) and event.words
+        for word in event.words
+    ]
+    assert [word.w for word in listed] == [f"w{at}" for at in range(8)]
+    assert [word.start_ms for word in listed] == pytest.approx(begins, abs=2)
+    assert all(not event.words for event in both["call-2"] if isinstance(event, TurnEnd))
+
+
+async def test_usage_is_that_of_all_sockets(harness: Harness, stt: TurnsServer) -> None:
+    stt.faults.set("cut@mid-turn,count=1", seed=1)
+    sound = speech(range(6), range(6, 8))
+    async with harness.worker(stt_providers="flux"):
+        await harness.announce("call-1")
+        await harness.play("call-1", sound)
+        (*_, ended) = (await harness.until_ended("call-1"))["call-1"]
+    assert isinstance(ended, SessionEnded)
+    assert isinstance(ended.usage, dict)
+    usage = ended.usage["flux"]
+    assert usage.sockets == 2
+    assert usage.replayed_s > 0
+    assert usage.audio_s - usage.replayed_s == pytest.approx(len(sound) / PCM16.bytes_per_s)
+    assert usage.filler_s > 0, "silence proves that the last audio was transcribed"
+    assert usage.socket_s > usage.audio_s / 2
 
 
 async def test_stuck_socket_is_replaced(harness: Harness, stt: TurnsServer) -> None:

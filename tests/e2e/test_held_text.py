@@ -31,7 +31,7 @@ class Published:
     def __init__(self) -> None:
         self.drafts: list[EventDraft] = []
 
-    def publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
+    def publish(self, drafts: list[EventDraft], *_: object) -> None:
         self.drafts += drafts
 
     def request_commit(self) -> None: ...

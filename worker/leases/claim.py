@@ -163,7 +163,7 @@ class Claimer:
         publisher = EventPublisher(context, ownership, claim.seq, lambda: place, lambda: written)
         publisher.publish(tracker.force_end("close"))
         publisher.publish_error("internal", f"{INTERNAL_ERROR}: {why}", fatal=True)
-        publisher.publish_end("error", tracker.state.turn)
+        publisher.publish_end("error", tracker.state.turn, checkpoint.usage)
         context.retries.discard(fence.entry_id)
         try:
             await publisher.wait_committed()

@@ -8,6 +8,7 @@ from typing import cast
 import msgspec
 
 from schemas.audio import TurnConfig
+from schemas.turns import Usage
 from worker.core.ledger import Ledger
 from worker.core.notices import NoticesState
 from worker.core.records import LedgerState, SentState, TurnState
@@ -45,6 +46,8 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     """Provider lag as measured by the owner; None if it was not known."""
     notices: NoticesState = NoticesState()
     sent: SentState = SentState()
+    usage: dict[str, Usage] = {}
+    """Usage by provider."""
 
     @property
     def sent_state(self) -> SentState:

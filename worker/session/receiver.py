@@ -7,8 +7,10 @@ covers, and the ledger commits it.
 import logging
 from typing import NamedTuple
 
-from schemas.turns import TurnEndReason
-from worker.core.records import EventDraft
+from msgspec import UNSET
+
+from schemas.turns import TurnEndReason, Word
+from worker.core.records import EventDraft, TurnTimes
 from worker.core.send_log import SendPosition
 from worker.core.transcripts import UpdateThrottle, is_blank, parting
 from worker.core.turn_boundary import BURST_GAP_S, ONSET_MARGIN_MS
@@ -18,7 +20,7 @@ from worker.session.boundary import TurnBoundaryFinder
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
-from worker.stt.events import TurnEvent
+from worker.stt.events import TimedWord, TurnEvent
 from worker.stt.provider import Provider
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ class MessageReceiver:
         "_throttle",
         "_tracker",
         "_transcribed_ms",
+        "_words",
         "ends_at",
         "flush_reason",
     )
@@ -121,6 +124,7 @@ class MessageReceiver:
         """Session byte at which the worker ends the turn, if the provider sends times."""
         self._exact = False  # the provider sends the times of words
         self._transcribed_ms = 0.0  # audio of this socket that is transcribed, if it sends times
+        self._words: list[Word] = []  # of the open turn's parts that the provider has ended
 
     @property
     def inside_turn(self) -> bool:
@@ -136,6 +140,7 @@ class MessageReceiver:
         """Begin on a new socket; `progressed` is whether the last one committed audio."""
         self._exact = provider.word_times
         self._transcribed_ms = 0.0
+        self._words.clear()
         self.ends_at = None
         if progressed:
             self._failed_flushes = 0
@@ -206,6 +211,7 @@ class MessageReceiver:
 
     def _end_exactly(self, event: TurnEvent, text: str, place: SendPosition) -> None:
         """End the turn, and commit its audio up to its last word."""
+        self._words += map(self._published_word, event.words)
         if not self._tracker.will_end(text, place.session_bytes):
             self.publish_text()
             self._track(ProviderInput.END, text, place)
@@ -214,11 +220,28 @@ class MessageReceiver:
         flushed = self.ends_at is not None and place.session_bytes >= self.ends_at
         reason = self.flush_reason if flushed else "model"
         drafts = self._tracker.on_input(ProviderInput.END, text, place.session_bytes, reason)
-        spoken_until = None
-        if event.words:
-            spoken_until = self._sender.sent_at(event.words[-1].end_ms)
-        cut_ms = turn_cut_ms(event.words[-1].end_ms if event.words else None, self._transcribed_ms)
-        self._commit_and_publish(self._sender.session_byte(cut_ms), drafts, spoken_until)
+        last_word_ms = event.words[-1].end_ms if event.words else None
+        spoken_until = None if last_word_ms is None else self._sender.sent_at(last_word_ms)
+        cut_ms = turn_cut_ms(last_word_ms, self._transcribed_ms)
+        cut = self._sender.session_byte(cut_ms)
+        self._commit_and_publish(cut, drafts, spoken_until, self._turn_times())
+
+    def _published_word(self, word: TimedWord) -> Word:
+        """Return a word as consumers see it, with times of the session's audio."""
+        confidence = UNSET if word.confidence is None else word.confidence
+        begin_ms, end_ms = (
+            int(self._sender.ms_of(self._sender.session_byte(ms)))
+            for ms in (word.start_ms, word.end_ms)
+        )
+        return Word(word.text, begin_ms, end_ms, confidence)
+
+    def _turn_times(self) -> TurnTimes | None:
+        """Return the times of the turn that ends now; None if they are unknown."""
+        words, self._words = tuple(self._words), []
+        if not words:
+            return None
+        listed = words if self._state.words else UNSET
+        return TurnTimes(words[0].start_ms, words[-1].end_ms, listed)
 
     def on_transcribed(self, transcribed_ms: float) -> None:
         """Commit silence between turns that is transcribed, a few seconds at a time."""
@@ -359,13 +382,18 @@ class MessageReceiver:
     def _track(self, kind: ProviderInput, text: str | None, arrival: SendPosition) -> None:
         self._publish(self._tracker.on_input(kind, text, arrival.session_bytes))
 
-    def _publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
+    def _publish(
+        self,
+        drafts: list[EventDraft],
+        spoken_until: float | None = None,
+        times: TurnTimes | None = None,
+    ) -> None:
         for draft in drafts:
             if draft.kind == "turn.start":
                 self._throttle.reset()
             elif draft.transcript is not None:
                 self._throttle.published(draft.transcript, self._now)
-        self._publisher.publish(drafts, spoken_until)
+        self._publisher.publish(drafts, spoken_until, times)
 
     def _is_throttled(self) -> bool:
         """Whether an update is held back because the last one is too recent."""
@@ -444,9 +472,13 @@ class MessageReceiver:
             self._tracker.commit_prefix(pause.transcript, space)
 
     def _commit_and_publish(
-        self, position: int, drafts: list[EventDraft], spoken_until: float | None = None
+        self,
+        position: int,
+        drafts: list[EventDraft],
+        spoken_until: float | None = None,
+        times: TurnTimes | None = None,
     ) -> None:
         self.commit(position)
-        self._publish(drafts, spoken_until)
+        self._publish(drafts, spoken_until, times)
         if not drafts:
             self._publisher.request_commit()

@@ -62,11 +62,17 @@ class AudioSender:
         """(session byte, milliseconds) of filler sent on this socket and not yet committed."""
         self.session_bytes = ledger.committed_bytes
         """Bytes of the session sent on this socket, counted from the session's first."""
+        self._filler_bytes = 0
         self.socket_bytes = 0
         """Bytes sent on this socket, filler included."""
         self.send_log = SendLog()
         """What was sent on this socket, and when."""
         self._levels = LevelBuffer(encoding, sample_rate, LOOKBACK_MS)
+
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Session byte reached, bytes sent and bytes of filler, on this socket."""
+        return self.session_bytes, self.socket_bytes, self._filler_bytes
 
     @property
     def session_ms(self) -> int:
@@ -108,7 +114,7 @@ class AudioSender:
         self._stream = stream
         self._attached_at = self._busy_at = now
         self._paced_at = self._configured_at = float("-inf")
-        self.socket_bytes = self.largest = 0
+        self.socket_bytes = self._filler_bytes = self.largest = 0
         self.send_log.restart(self.session_bytes)
         self._levels.restart(self.session_bytes)
         self._frame_ms = stream.provider.frame_ms
@@ -273,6 +279,7 @@ class AudioSender:
         while (until - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
             samples = self.bytes_of(FILLER_STEP_MS) // self._width
             self._send_bytes(stream, self._silence * samples, now, own=0)
+            self._filler_bytes += samples * self._width
             self._filled_ms += FILLER_STEP_MS
             self._note_filler()
 

@@ -353,6 +353,8 @@ class Session:
         self._reached_sent = self._state.lateness.sent_until
         self._receiver.socket_opened(now, stream.provider, progressed=progressed)
         self._sender.attach(stream, now)
+        sent_until = self._state.lateness.sent_until
+        self._state.usage.opened(stream.provider.name, now, self._sender.session_bytes, sent_until)
         self._state.lateness.opened(now, self._sender.session_bytes)
         self._connection = connection = Connection(
             self._context,
@@ -522,7 +524,9 @@ class Session:
     def _rewind(self) -> None:
         """Drop the socket and go back to the committed position, to send what follows it again."""
         self._connection = None
-        self._state.lateness.closed(time.monotonic(), self._sender.session_bytes)
+        now = time.monotonic()
+        self._state.usage.closed(now, *self._sender.usage)
+        self._state.lateness.closed(now, self._sender.session_bytes)
         self._state.rewind()
         self._sender.detach()
         self._receiver.forget()
@@ -561,7 +565,8 @@ class Session:
             self._publisher.publish_error(
                 fatal.code, fatal.message, status=fatal.status, fatal=True
             )
-        self._publisher.publish_end(reason, self._state.tracker.state.turn)
+        usage = self._state.usage_so_far(self._sender)
+        self._publisher.publish_end(reason, self._state.tracker.state.turn, usage)
         return self._enter(input_)
 
     def _dead_letter(self) -> None:

@@ -3,6 +3,7 @@
 import time
 
 from schemas.audio import SessionEntry
+from schemas.turns import Usage
 from worker.core.lateness import Lateness
 from worker.core.ledger import Ledger
 from worker.core.notices import Notices
@@ -10,6 +11,7 @@ from worker.core.phases import Lifecycle
 from worker.core.turn_boundary import ProviderLag
 from worker.core.turn_config import TurnConfigHistory
 from worker.core.turn_tracker import TurnTracker
+from worker.core.usage import UsageLog
 from worker.session.checkpoint import (
     Checkpoint,
     CheckpointPayload,
@@ -42,6 +44,8 @@ class SessionState:
         "provider",
         "request_id",
         "tracker",
+        "usage",
+        "words",
     )
 
     def __init__(
@@ -55,6 +59,9 @@ class SessionState:
         self.tracker = TurnTracker(checkpoint.turns, int(LAG_JITTER_MS * bytes_per_ms))
         self.configs = TurnConfigHistory(checkpoint.config)
         self.lateness = Lateness(max_lag_s, checkpoint.sent_state)
+        self.usage = UsageLog(1_000 * bytes_per_ms, checkpoint.usage)
+        self.words = entry.words
+        """Whether the session asked for the words of its turns."""
         self.notices = Notices(checkpoint.notices)
         self.connection = checkpoint.connection
         """Number of the current socket, or of the last one."""
@@ -80,6 +87,10 @@ class SessionState:
         """Return the context of an event created now."""
         return EventContext(sender.session_ms, self.provider, self.request_id, self.connection)
 
+    def usage_so_far(self, sender: AudioSender) -> dict[str, Usage]:
+        """Return what the session used of each provider."""
+        return self.usage.state(time.monotonic(), *sender.usage)
+
     def checkpoint(self, sender: AudioSender, provider_lag: ProviderLag) -> CheckpointPayload:
         """Return the checkpoint for the next commit."""
         committed = self.ledger.committed.entry_id
@@ -93,5 +104,6 @@ class SessionState:
             lag_s=provider_lag.seconds,
             sent=self.lateness.state(time.monotonic(), sender.session_bytes),
             notices=self.notices.state,
+            usage=self.usage_so_far(sender),
         )
         return CheckpointPayload(encode_checkpoint(checkpoint), committed)
