@@ -451,3 +451,15 @@ async def test_stalled_connection_reads_and_answers_pings() -> None:
             assert waited.cancelled_caught
             server.cut_all()
             assert await rest_of(ws) == ([], 1006, "")
+
+
+@pytest.mark.parametrize("size", [1, 50, 300, 700])
+async def test_message_can_be_cut_at_any_byte(size: int) -> None:
+    async with serving(FLUX) as server:
+        whole, _ = await play(server, AUDIO, CLOSE)
+        server.faults.set(f"cut=fin@sent={size}")
+        events, code = await play(server, AUDIO, CLOSE)
+        assert server.connections[1].faults == [f"cut=fin@sent={size}"]
+    lengths = [len(json.dumps(event, separators=(",", ":"))) for event in whole]
+    complete = sum(sum(lengths[: count + 1]) < size for count in range(len(lengths)))
+    assert (brief(events), code) == (brief(whole)[:complete], 1006)

@@ -3,7 +3,7 @@
 from typing import Final, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.local.emulator.engines.base import EndTrigger, EngineEvent, EventKind, Word
@@ -112,6 +112,7 @@ ENGINE_EVENTS = st.builds(
 )
 
 
+@settings(max_examples=500)
 @given(events=st.lists(ENGINE_EVENTS, max_size=40), eager=st.booleans())
 def test_any_engine_events_give_flux_order(events: list[EngineEvent], *, eager: bool) -> None:
     turns = FluxTurns(eager=eager)

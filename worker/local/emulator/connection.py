@@ -62,7 +62,7 @@ class Connection:
         self._plan = plan
         self._engine = engine
         self._settings = settings
-        self._outgoing = WriteQueue(ws, session, stats, plan, self._apply_faults_at)
+        self._outgoing = WriteQueue(ws, session, stats, plan, self._apply_faults_at, self._apply)
         self._throttle = (
             Throttle(provider.throttle * params.audio.bytes_per_s) if provider.throttle else None
         )

@@ -13,6 +13,7 @@ import msgspec
 from worker.local.emulator.engines.base import EngineEvent
 from worker.local.emulator.faults import (
     ConnectionEnd,
+    Cut,
     Duplicate,
     Fault,
     Habit,
@@ -22,6 +23,7 @@ from worker.local.emulator.faults import (
     NoTurnEnd,
     PaceLimit,
     Reorder,
+    Sent,
     Shrink,
     SlowRead,
     WindowJitter,
@@ -176,6 +178,15 @@ class ConnectionFaults:
         at, standing, action = min(due, key=itemgetter(0))
         self._apply(standing)
         return max(at - received, 0), action
+
+    def cut_within(self, sent: int, size: int) -> tuple[int, ConnectionEnd] | None:
+        """Return the cut due within the next `size` bytes sent, and its byte offset."""
+        for standing in self._unused():
+            at, action = standing.fault.at, standing.fault.action
+            if isinstance(at, Sent) and at.size <= sent + size and isinstance(action, Cut):
+                self._apply(standing)
+                return max(at.size - sent, 0), action
+        return None
 
     def greeting(self) -> LateConnected:
         """Return the delay of `connected`."""

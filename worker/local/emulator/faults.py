@@ -37,7 +37,8 @@ connections, drawn with the seed, and to at most count of them.
   pace=2.0[:burst=1s]      audio faster than 2.0 x real time, except a burst (default 1 s at once),
                            is discarded: in-band 400, then close 1008; or :CODE, or :open as above
 
-WHEN is a moment, or bytes=N: after N bytes of audio were received.
+WHEN is a moment, or bytes=N: after N bytes of audio were received. For cut it may be sent=N: after
+N bytes of messages were sent, also inside a message; with cut=fin the client receives that part.
 
   handshake                the client requested the upgrade; for cut and half-open only
   opened                   after the upgrade, before connected; the default of error and close
@@ -144,17 +145,23 @@ Habit = (
 )
 
 
+class Sent(msgspec.Struct, frozen=True):
+    """After this many bytes of messages were sent."""
+
+    size: int
+
+
 class Fault(msgspec.Struct, frozen=True):
     """A fault to apply.
 
-    `at` is when the fault occurs: a moment, or a number of received audio bytes; None for a habit.
-    The fault applies to the share `probability` of the connections, and to at most `count`. The
-    draw uses `seed`, or the seed of the whole set.
+    `at` is when the fault occurs: a moment, a number of received audio bytes, or `Sent`; None for a
+    habit. The fault applies to the share `probability` of the connections, and to at most `count`.
+    The draw uses `seed`, or the seed of the whole set.
     """
 
     spec: str
     action: ConnectionEnd | HttpRefusal | Habit
-    at: Moment | int | None
+    at: Moment | int | Sent | None
     probability: float = 1.0
     count: int | None = None
     seed: int | None = None
@@ -204,11 +211,13 @@ def _parse(spec: str) -> Fault:
     return Fault(spec, action, at, **dict(map(_option, options)))
 
 
-def _moment(kind: _Kind, text: str) -> Moment | int:
+def _moment(kind: _Kind, text: str) -> Moment | int | Sent:
     if not kind.moments:
         raise _Wrong("it takes no WHEN")
     if text.startswith("bytes="):
         return _size(text.removeprefix("bytes="))
+    if text.startswith("sent=") and kind.build is _cut:
+        return Sent(_size(text.removeprefix("sent=")))
     if text not in kind.moments:
         raise _Wrong(f"{text!r} is not a valid WHEN; use one of {_moments(kind)}")
     return text

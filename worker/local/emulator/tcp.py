@@ -74,6 +74,12 @@ async def close(ws: ServerConnection, code: int, reason: str = "") -> None:
         await ws.close(code, reason)
 
 
+def write_part(ws: ServerConnection, message: bytes, size: int) -> None:
+    """Write the beginning of a text message, up to byte `size` of its payload."""
+    frame = Frame(Opcode.TEXT, message).serialize(mask=False)
+    ws.transport.write(frame[: len(frame) - len(message) + size])
+
+
 def pinged_at(ws: ServerConnection) -> float:
     """Return the time of the last ping received, in seconds of `time.monotonic`."""
     return ws.pinged_at if isinstance(ws, _Socket) else -math.inf

@@ -8,15 +8,18 @@ from typing import Final
 import anyio
 from websockets.asyncio.server import ServerConnection
 
+from worker.local.emulator import tcp
 from worker.local.emulator.connection_stats import ConnectionStats
 from worker.local.emulator.engines.base import EngineEvent
 from worker.local.emulator.fault_plan import ConnectionFaults
-from worker.local.emulator.faults import Moment
+from worker.local.emulator.faults import ConnectionEnd, Moment
 from worker.local.emulator.providers.base import Reply, Session
 
 
 class WriteQueue:
-    """Writes the greeting, then the queued messages; calls `on_moment` at each fault moment.
+    """Writes the greeting, then the queued messages.
+
+    It calls `on_moment` at each fault moment, and `on_end` where a fault cuts a message.
 
     `write` raises ConnectionClosed when the client disconnected, and EngineFault.
     """
@@ -28,6 +31,7 @@ class WriteQueue:
         stats: ConnectionStats,
         plan: ConnectionFaults,
         on_moment: Callable[[Moment], Awaitable[None]],
+        on_end: Callable[[ConnectionEnd], Awaitable[None]],
     ) -> None:
         self.deaf = False
         """Whether received audio is discarded until the greeting is sent."""
@@ -40,6 +44,8 @@ class WriteQueue:
         self._stats = stats
         self._plan = plan
         self._on_moment = on_moment
+        self._on_end = on_end
+        self._sent_bytes = 0
         self._waiting: deque[EngineEvent | Reply] = deque()
         self._held: bytes | None = None
         self._filled = anyio.Event()
@@ -117,8 +123,14 @@ class WriteQueue:
             await self._write(held)
 
     async def _write(self, data: bytes) -> None:
-        if not self.stalled:
-            await self._ws.send(data, text=True)
+        if self.stalled:
+            return
+        if self._plan and (due := self._plan.cut_within(self._sent_bytes, len(data))):
+            part, ending = due
+            tcp.write_part(self._ws, data, part)
+            await self._on_end(ending)
+        await self._ws.send(data, text=True)
+        self._sent_bytes += len(data)
 
 
 def _moment_after(message: EngineEvent) -> Moment | None:

@@ -9,8 +9,8 @@ at most one decode running and continues when it is done: a late return of `feed
 The sample count is the only clock. The same audio gives the same events at any pace and in any
 chunking. When decodes queue up, decodes for updates are skipped; others never are.
 
-The recognizer gives no times of words. They are estimates: the new words of a decode divide evenly
-the time from the end of the word before them, or the start of speech, to the end of speech.
+The recognizer gives no times of words. They are estimates: the words of a decode divide evenly the
+time from the end of the word before them, or the start of speech, to the end of speech.
 """
 
 import os
@@ -108,7 +108,7 @@ class SpeechStream:
         self._undecoded = 0  # windows since the last decode
         self._processed = 0  # windows since the stream began
         self._words: tuple[Word, ...] = ()
-        self._decoded_s = 0.0  # the end of the speech of the last decode
+        self._decoded_s = 0.0  # the end of the last word of the turn
 
     async def feed(self, audio: bytes) -> None:
         """Process audio; return when all its events are emitted."""
@@ -216,7 +216,8 @@ class SpeechStream:
         self, kind: EventKind, text: str | None = None, trigger: EndTrigger = "model"
     ) -> None:
         text = self._lead + text if text else text
-        likelihood = 1.0 - self._detector.likelihood
+        ended = kind == "turn.end" or self._detector.in_turn
+        likelihood = 1.0 - self._detector.likelihood if ended else 0.0
         self._emit(EngineEvent(kind, text, self._words, self._position_s(), likelihood, trigger))
 
     def _position_s(self) -> float:
@@ -237,12 +238,13 @@ class SpeechStream:
         new = self._transcript.text.split()[len(self._words) :]
         if not new:
             return
-        speech_end = self._segment.speech_end if end is None else min(end, self._segment.speech_end)
-        begin_s = max(self._decoded_s, self._segment_start_s())
+        segment = self._segment
+        speech_end = segment.speech_end if end is None else min(end, segment.speech_end)
+        begin_s = max(self._decoded_s, self._segment_start_s() + segment.speech_start * WINDOW_S)
         end_s = max(begin_s, self._segment_start_s() + speech_end * WINDOW_S)
-        step_s = (end_s - begin_s) / len(new)
+        step_s = (end_s - begin_s) / (len(new) + self._transcript.unshown_words)
         self._words += tuple(
             Word(text, begin_s + at * step_s, begin_s + (at + 1) * step_s)
             for at, text in enumerate(new)
         )
-        self._decoded_s = end_s
+        self._decoded_s = self._words[-1].end_s

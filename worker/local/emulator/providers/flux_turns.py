@@ -29,6 +29,7 @@ class FluxTurns:
         """Latest transcript of the open turn."""
         self._words: tuple[Word, ...] = ()
         self._sent_text = ""  # of the last message of the open turn
+        self._eager_text = ""  # of its last eager end
         self._turn_index = 0
         self._window_start_s = 0.0
         self._decoded_s = 0.0
@@ -56,6 +57,7 @@ class FluxTurns:
             case "turn.eager_end":
                 if self.eager and self.text and self.state == "TurnOngoing":
                     self.state = "AwaitingEnd"
+                    self._eager_text = self.text
                     sent.append(self._message("turn.eager_end", event))
             case "turn.end" if event.trigger == "flush":
                 sent += self._resume(event)
@@ -73,7 +75,7 @@ class FluxTurns:
 
     def _resume(self, event: EngineEvent, *, even_if_equal: bool = False) -> list[EngineEvent]:
         """Return `TurnResumed` if an eager end is taken back."""
-        if self.state != "AwaitingEnd" or not (even_if_equal or self.text != self._sent_text):
+        if self.state != "AwaitingEnd" or not (even_if_equal or self.text != self._eager_text):
             return []
         self.state = "TurnOngoing"
         return [self._message("turn.resume", event)]
