@@ -1,6 +1,7 @@
 """The breakers that workers share on Redis: opening, probes, expiry, and a Redis that is away."""
 
 import logging
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from redis.exceptions import RedisError
 from schemas.keys import Keys
 from tests.redis.contracts import contract_of
 from tests.support.acl import GuardedRedis, as_user
+from tests.support.harness import Place
 from tests.support.polling import eventually
 from worker.bus import breaker as module
 from worker.bus import scripts
@@ -44,9 +46,12 @@ def worker_of(redis: Redis, keys: Keys, name: str) -> Breakers:
 
 
 @pytest.fixture
-def workers(as_worker: Redis, keys: Keys) -> tuple[Breakers, Breakers]:
-    """The breakers of two workers."""
-    return worker_of(as_worker, keys, "one-1"), worker_of(as_worker, keys, "two-2")
+async def workers(
+    bus_place: Place, as_worker: Redis, keys: Keys
+) -> AsyncIterator[tuple[Breakers, Breakers]]:
+    """The breakers of two workers, each with its own connections."""
+    async with connect(as_user(bus_place.url, "worker")) as other:
+        yield worker_of(as_worker, keys, "one-1"), worker_of(other, keys, "two-2")
 
 
 async def exchange(*workers: Breakers, provider: str = "cartesia") -> list[BreakerState]:
