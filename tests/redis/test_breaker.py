@@ -149,6 +149,37 @@ async def test_broken_session_opens_no_breaker(
     await redis.unlink(keys.breaker("cartesia"))
 
 
+@pytest.mark.parametrize(
+    ("met", "state"),
+    [
+        ("abcd", CLOSED),
+        ("abcde", OPEN),
+        ("aaaaaaaa", CLOSED),
+        ("aaaaaaab", OPEN),
+        ("baaaa", OPEN),
+        ("abcd!e", CLOSED),
+        ("ab!cdefg", OPEN),
+    ],
+)
+async def test_fleet_opens_by_the_rule_of_a_worker(
+    met: str,
+    state: BreakerState,
+    redis: Redis,
+    keys: Keys,
+    workers: tuple[Breakers, Breakers],
+) -> None:
+    """Each letter is a failure of a session, `!` a success; the workers take turns."""
+    for number, event in enumerate(met):
+        worker = workers[number % 2]
+        if event == "!":
+            worker.succeeded("cartesia")
+        else:
+            worker.failed("cartesia", event)
+        await worker.exchange("cartesia")
+    assert await exchange(*workers) == [state, state]
+    await redis.unlink(keys.breaker("cartesia"))
+
+
 async def test_success_between_failures_clears_them(
     redis: Redis, keys: Keys, workers: tuple[Breakers, Breakers]
 ) -> None:
