@@ -141,15 +141,20 @@ def test_check_fails_if_provider_breaks_protocol(
 
 
 @pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(
+    ("key", "detail"),
+    [("", "skipped, because it has no API key; put it"), ("k", "not asked, because this version")],
+)
 def test_check_asks_each_provider_with_a_key(
-    check: Check, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    key: str, detail: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TURNBUS_STT_PROVIDERS", "flux,cartesia")
+    monkeypatch.setenv("DEEPGRAM_API_KEY", key)
     assert main(["check"]) == 0
     lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
     service = [(result, detail) for result, name, detail in lines if name == "service"]
     assert [result for result, _ in service] == ["warn", "ok"]
-    assert service[0][1].startswith("provider flux: skipped, because it has no API key; put it")
+    assert service[0][1].startswith(f"provider flux: {detail}")
     assert service[1][1].startswith("ws://127.0.0.1:")
 
 

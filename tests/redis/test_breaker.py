@@ -1,6 +1,7 @@
 """The breakers that workers share on Redis: opening, probes, expiry, and a Redis that is away."""
 
 import logging
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from redis.exceptions import RedisError
 from schemas.keys import Keys
 from tests.redis.contracts import contract_of
 from tests.support.acl import GuardedRedis, as_user
+from tests.support.harness import Place
 from tests.support.polling import eventually
 from worker.bus import breaker as module
 from worker.bus import scripts
@@ -44,9 +46,12 @@ def worker_of(redis: Redis, keys: Keys, name: str) -> Breakers:
 
 
 @pytest.fixture
-def workers(as_worker: Redis, keys: Keys) -> tuple[Breakers, Breakers]:
-    """The breakers of two workers."""
-    return worker_of(as_worker, keys, "one-1"), worker_of(as_worker, keys, "two-2")
+async def workers(
+    bus_place: Place, as_worker: Redis, keys: Keys
+) -> AsyncIterator[tuple[Breakers, Breakers]]:
+    """The breakers of two workers, each with its own connections."""
+    async with connect(as_user(bus_place.url, "worker")) as other:
+        yield worker_of(as_worker, keys, "one-1"), worker_of(other, keys, "two-2")
 
 
 async def exchange(*workers: Breakers, provider: str = "cartesia") -> list[BreakerState]:
@@ -141,6 +146,37 @@ async def test_broken_session_opens_no_breaker(
     assert 0 < await redis.ttl(keys.breaker("cartesia")) <= LONG_S
     workers[1].failed("cartesia", "other")
     assert await exchange(*workers) == [OPEN, OPEN]
+    await redis.unlink(keys.breaker("cartesia"))
+
+
+@pytest.mark.parametrize(
+    ("met", "state"),
+    [
+        ("abcd", CLOSED),
+        ("abcde", OPEN),
+        ("aaaaaaaa", CLOSED),
+        ("aaaaaaab", OPEN),
+        ("baaaa", OPEN),
+        ("abcd!e", CLOSED),
+        ("ab!cdefg", OPEN),
+    ],
+)
+async def test_fleet_opens_by_the_rule_of_a_worker(
+    met: str,
+    state: BreakerState,
+    redis: Redis,
+    keys: Keys,
+    workers: tuple[Breakers, Breakers],
+) -> None:
+    """Each letter is a failure of a session, `!` a success; the workers take turns."""
+    for number, event in enumerate(met):
+        worker = workers[number % 2]
+        if event == "!":
+            worker.succeeded("cartesia")
+        else:
+            worker.failed("cartesia", event)
+        await worker.exchange("cartesia")
+    assert await exchange(*workers) == [state, state]
     await redis.unlink(keys.breaker("cartesia"))
 
 
