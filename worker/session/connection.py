@@ -23,6 +23,7 @@ from worker.core.connection_health import (
 from worker.core.phases import Input
 from worker.core.turn_ending import Step, TurnEnding
 from worker.core.turn_tracker import ProviderInput
+from worker.core.unanswered_speech import MAX_WINDOWS, WINDOW_MS, UnansweredSpeech
 from worker.errors import SttError, SttTransientError
 from worker.session.ingest import AudioIngest
 from worker.session.publisher import EventPublisher
@@ -88,6 +89,7 @@ class Connection:
         reports: Reports,
         watchdog: Watchdog,
         silence: SilentSocket,
+        speech: UnansweredSpeech,
         stream: Stream,
         now: float,
     ) -> None:
@@ -108,6 +110,8 @@ class Connection:
         watchdog.restart()
         self._silence = silence
         silence.restart(stream.provider.max_silent_ms)
+        self._speech = speech
+        speech.restart()
         self._keepalive = Keepalive(now)
         self._progress_interval_s = min(
             PROGRESS_INTERVAL_S, PROGRESS_SHARE * context.settings.max_lag_s
@@ -284,6 +288,7 @@ class Connection:
         if turn is not None:
             self._receiver.on_turn_event(turn, arrival)
             self.received_turns = True
+            self._speech.on_turn_event()
         if self._ending is not None:
             self._advance_ending(self._ending, event)
         match event:
@@ -327,8 +332,19 @@ class Connection:
         if self._silence.check(self._watchdog.silent_ms(self._sent_ms)):
             seconds = self._watchdog.silent_ms(self._sent_ms) / 1_000
             socket.abort(f"the provider sent nothing for {seconds:.1f} s of audio")
-        if received is not None and not self.stream.provider.word_times:
+        if received is None or self.stream.provider.word_times or self._receiver.inside_turn:
+            return
+        audio = self._sender.sent_audio(self._sender.send_log.moment(now), WINDOW_MS)
+        if not self._speech.observe(audio.silent):
             self._receiver.commit_silence(received)
+        elif self._speech.is_fault:
+            seconds = WINDOW_MS * MAX_WINDOWS / 1_000
+            self._reports.provider_error(
+                "stt_silent",
+                f"the provider sent nothing for {seconds:g} s of speech; it is sent again",
+                0,
+            )
+            socket.abort(f"no message for {seconds:g} s of speech")
 
     def _commit_progress(self, now: float) -> None:
         """Commit regularly how far audio was sent, while there are no events to commit."""

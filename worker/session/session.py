@@ -24,6 +24,7 @@ from worker.core.phases import Action, Input, Phase
 from worker.core.provider_errors import is_idle_close, is_provider_error
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
+from worker.core.unanswered_speech import UnansweredSpeech
 from worker.errors import (
     SttBusyError,
     SttCredentialsError,
@@ -122,6 +123,7 @@ class Session:
         self._connection: Connection | None = None
         self._watchdog = Watchdog()
         self._silence = SilentSocket()
+        self._speech = UnansweredSpeech()
         self._losses = RepeatedLosses(sender.bytes_of(SAME_PLACE_MS))
         # Values at the time the last socket opened.
         self._committed_at_connect = state.ledger.committed_bytes
@@ -366,6 +368,7 @@ class Session:
             self._reports,
             self._watchdog,
             self._silence,
+            self._speech,
             stream,
             now,
         )
