@@ -7,7 +7,15 @@ from pathlib import Path
 import anyio
 import pytest
 
-from schemas.turns import Event, SessionEnded, SessionError, SessionStarted, TurnEnd, TurnStart
+from schemas.turns import (
+    Event,
+    SessionEnded,
+    SessionError,
+    SessionStarted,
+    TurnEnd,
+    TurnStart,
+    TurnUpdate,
+)
 from tests.support.harness import FLUX_KEY, KEY, PCM16, WORD, Harness, check_order, kinds, words
 from tests.support.watchers import seen_alive
 from worker.local.emulator.engines.base import AudioFormat
@@ -155,6 +163,39 @@ async def test_usage_is_that_of_all_sockets(harness: Harness, stt: TurnsServer) 
     assert usage.audio_s - usage.replayed_s == pytest.approx(len(sound) / PCM16.bytes_per_s)
     assert usage.filler_s > 0, "silence proves that the last audio was transcribed"
     assert usage.socket_s > usage.audio_s / 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "duplicate",
+        "shrink",
+        "reorder",
+        "window-jitter=200ms",
+        "error=500@mid-turn,count=1",
+        "close=1011@mid-turn,count=1",
+        "close=none@mid-turn,count=1",
+        "cut@between-turns,count=1",
+        "cut@flush,count=1",
+        "stall@flush,count=1",
+        "cut@sent=3000,count=2",
+    ],
+)
+async def test_faulty_provider_loses_and_repeats_no_word(
+    harness: Harness, stt: TurnsServer, fault: str
+) -> None:
+    stt.faults.set(fault, seed=1)
+    async with harness.worker(stt_providers="flux"):
+        await harness.announce("call-1")
+        await harness.play("call-1", speech(range(4), range(4, 7)), end=False)
+        await harness.play("call-1", synthesize_words(range(7, 10), PCM16))
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [*range(10)]
+    texts = [
+        (event.turn, len(event.transcript)) for event in events if isinstance(event, TurnUpdate)
+    ]
+    assert texts == sorted(texts), "no update is shorter"
 
 
 async def test_stuck_socket_is_replaced(harness: Harness, stt: TurnsServer) -> None:
