@@ -26,6 +26,7 @@ from worker.session.publisher import EventPublisher
 from worker.session.reports import Reports
 from worker.stt.provider import Notes, StreamSettings
 from worker.stt.stream import Stream
+from worker.urls import provider_address
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Connector:
         self._name = ownership.name
         self._entry = entry
         self._route, self._candidate = context.route_of(entry)
+        publisher.trace.use_provider(self._route.provider.name, *provider_address(self._route.url))
         self._configs = configs
         self._publisher = publisher
         self._reports = reports
