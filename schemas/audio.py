@@ -25,6 +25,7 @@ MAX_NESTING = 32
 
 MAX_KEYTERMS = 100
 MAX_KEYTERM_CHARS = 1_200
+MAX_PROVIDERS = 8
 MAX_DIGITS = 18
 """Maximum digits of a `seq`, so that it fits in 64 bits."""
 
@@ -44,6 +45,14 @@ NewSessionId = Annotated[
 ]
 Lane = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$(?!\n)", description="1 to 32 of A-Z a-z 0-9 _ -")
+]
+ProviderName = Literal["cartesia", "flux"]
+LanguageTag = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}$(?!\n)",
+        description="a BCP 47 language tag: en, de-CH",
+    ),
 ]
 Fields = Mapping[bytes, bytes]
 
@@ -87,12 +96,20 @@ class SessionEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     sample_rate: Annotated[int, Meta(ge=8_000, le=192_000, description="Hz")]
     lane: Lane = "0"
     out: Literal["lane", "session"] = "lane"
+    provider: ProviderName | None = None
+    """The preferred provider; without `providers`, the only one."""
+    providers: Annotated[tuple[ProviderName, ...], Meta(max_length=MAX_PROVIDERS)] = ()
+    """The providers that may serve the session, in this order."""
     model: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    language: LanguageTag | None = None
+    """Only providers that speak it may serve the session."""
     keyterms: Annotated[tuple[str, ...], Meta(max_length=MAX_KEYTERMS)] = ()
     config: TurnConfig = TurnConfig()
     metadata: dict[str, Any] = {}
     group: SessionId | None = None
     """Legs of one call have the same group; every event of the session carries it."""
+    words: bool = False
+    """Whether `turn.end` events list the words of the turn with their times."""
     traceparent: Annotated[str, Meta(max_length=128)] | None = None
     tracestate: Annotated[str, Meta(max_length=1_024)] | None = None
 
@@ -116,6 +133,9 @@ class AudioEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 _CONFIG_FIELDS = frozenset(TurnConfig.__struct_fields__)
 _JSON_FIELDS = frozenset({"keyterms", "metadata"})
+_LIST_FIELDS = frozenset({"providers"})
+"""Fields that are a JSON array, or names separated by commas."""
+
 _SESSION_FIELDS = frozenset(SessionEntry.__struct_fields__) - {"config"}
 
 
@@ -135,7 +155,10 @@ def decode_session(fields: Fields) -> SessionEntry:
         if name in _CONFIG_FIELDS:
             config[name] = _text(name, raw)
         elif name in _SESSION_FIELDS:
-            values[name] = _json(name, raw) if name in _JSON_FIELDS else _text(name, raw)
+            is_json = name in _JSON_FIELDS or (name in _LIST_FIELDS and raw.startswith(b"["))
+            values[name] = _json(name, raw) if is_json else _text(name, raw)
+            if name in _LIST_FIELDS and not is_json:
+                values[name] = [part.strip() for part in values[name].split(",")]
     if config:
         values["config"] = _config(config, strict=False)
     _check_encoding(values.get("encoding"))
@@ -153,7 +176,7 @@ def encode_session(entry: SessionEntry) -> dict[str, str]:
     values = msgspec.to_builtins(entry)
     values.update(values.pop("config", {}))
     return {
-        name: msgspec.json.encode(value).decode() if name in _JSON_FIELDS else str(value)
+        name: str(value) if isinstance(value, str | int) else msgspec.json.encode(value).decode()
         for name, value in values.items()
     }
 

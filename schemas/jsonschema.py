@@ -22,7 +22,8 @@ _ROOTS: dict[str, Any] = {
 
 _ABOUT = {
     "session-entry": "Fields of an entry on `stt:sessions`, decoded. On the wire every value is a "
-    "string; `keyterms` and `metadata` are JSON; the settings of `config` are fields of their own.",
+    "string; `keyterms`, `providers` and `metadata` are JSON; the settings of `config` are fields "
+    "of their own.",
     "audio-entry": "Fields of an entry on `stt:{LANE}:audio:SESSION`, decoded. On the wire `audio` "
     "is raw bytes (base64 only in this JSON form), `config` is JSON, `end` is any value.",
     "turn-entry": "Fields of an entry on `stt:{LANE}:turns`; `event` is JSON on the wire.",

@@ -65,6 +65,10 @@ class Keys:
         """Name the expiring string with the `src` of the gateway that carries a session's call."""
         return f"{self.prefix}:{{{lane}}}:producer:{session}"
 
+    def breaker(self, provider: str) -> str:
+        """Name the hash that holds whether new connects should avoid a provider."""
+        return f"{self.prefix}:breaker:{{{provider}}}"
+
     def turns(self, lane: str) -> str:
         """Name the stream of turn events of every session of the lane."""
         return f"{self.prefix}:{{{lane}}}:turns"

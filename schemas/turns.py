@@ -23,6 +23,30 @@ GapReason = Literal["producer", "backlog", "watchdog"]
 the provider was stuck and did not transcribe it."""
 
 
+class Word(msgspec.Struct, frozen=True):
+    """One word of a turn. Times are milliseconds of the session's audio, over all its sockets."""
+
+    w: str
+    start_ms: int
+    end_ms: int
+    confidence: float | UnsetType = UNSET
+    """From 0 to 1, if the provider gives one."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a session used of one provider."""
+
+    audio_s: float = 0.0
+    """Seconds of the session's audio sent, replays included."""
+    replayed_s: float = 0.0
+    """Seconds of it that an earlier socket was sent, too."""
+    filler_s: float = 0.0
+    """Seconds of silence sent in place of a producer that stopped, and before the end of a turn."""
+    sockets: int = 0
+    socket_s: float = 0.0
+    """Seconds for which a socket was open."""
+
+
 class EventBase(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """Fields of every event.
 
@@ -88,6 +112,12 @@ class TurnEnd(EventBase, frozen=True, kw_only=True, tag="turn.end"):
     turn: int
     transcript: str
     reason: TurnEndReason
+    start_ms: int | UnsetType = UNSET
+    """Where its first word begins, in milliseconds of the session's audio; absent if unknown."""
+    end_ms: int | UnsetType = UNSET
+    """Where its last word ends."""
+    words: tuple[Word, ...] | UnsetType = UNSET
+    """Its words, if the session asked for them and the provider sends their times."""
 
 
 class AudioGap(EventBase, frozen=True, kw_only=True, tag="audio.gap"):
@@ -120,6 +150,8 @@ class SessionEnded(EventBase, frozen=True, kw_only=True, tag="session.ended"):
 
     reason: SessionEndReason
     turns: int
+    usage: dict[str, Usage] | UnsetType = UNSET
+    """Usage by provider; absent if no socket was opened."""
 
 
 Event = (

@@ -77,6 +77,8 @@ def describe_type(kind: object) -> str:
             return f"a whole number{_span(info)}{unit}"
         case inspect.FloatType():
             return f"a number{_span(info)}{unit}"
+        case inspect.VarTupleType(item_type=inspect.LiteralType(values=values)):
+            return f"a list of {', '.join(map(str, values))}"
         case inspect.VarTupleType(max_length=most):
             return f"a JSON array of at most {most} texts"
         case inspect.DictType():

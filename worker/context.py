@@ -1,11 +1,13 @@
 """The parts of a worker that its sessions share."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import anyio
 from redis.asyncio import Redis
 
+from schemas.audio import SessionEntry
 from schemas.keys import Keys
 from worker.bus.audio_reader import AudioReader
 from worker.bus.client.connection import RedisHealth
@@ -22,8 +24,9 @@ from worker.leases.retries import CrashRetries
 from worker.session.backlog import BacklogDrainer
 from worker.settings import Settings
 from worker.shortage import Shortage
-from worker.stt.cartesia import Endpoint
+from worker.stt.choice import Candidate, candidates
 from worker.stt.health import CredentialsHealth, ProviderOutage
+from worker.stt.routes import Route
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
@@ -52,7 +55,8 @@ class WorkerContext:
     committer: Committer
     permits: ConnectionPermits
     registry: WorkerRegistry
-    endpoint: Endpoint
+    routes: Sequence[Route]
+    """The providers that sessions may use, the preferred one first; at least one."""
     dead_letters: DeadLetterWriter
     tracing: Tracing
     stats: Counters
@@ -66,5 +70,16 @@ class WorkerContext:
     shortage: Shortage = field(default_factory=Shortage)
     backlog: BacklogDrainer = field(default_factory=BacklogDrainer)
     provider_lag: ProviderLag = field(default_factory=ProviderLag)
+    without_forced_end: set[str] = field(default_factory=set)
+    """Names of providers whose deployment does not know the command that ends a turn."""
     frame_limit: FrameLimit = field(default_factory=FrameLimit)
     stalls: StallDetector = field(default_factory=lambda: StallDetector(time.monotonic()))
+
+    def route_of(self, entry: SessionEntry) -> tuple[Route, Candidate]:
+        """Return the route of a session, and what to ask its provider for.
+
+        Raises `EntryError` if no configured provider may serve it.
+        """
+        candidate = candidates(entry, [route.offer for route in self.routes])[0]
+        route = next(each for each in self.routes if each.provider.name == candidate.provider)
+        return route, candidate

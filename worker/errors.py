@@ -102,6 +102,10 @@ class SttTooBigError(SttTransientError):
     """The provider rejected a message for its size; smaller ones may pass."""
 
 
+class SttUnknownCommandError(SttTransientError):
+    """The provider does not know the command that ends a turn, and has closed the socket."""
+
+
 class SttProtocolError(SttTransientError):
     """The provider broke the WebSocket protocol."""
 

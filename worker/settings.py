@@ -1,7 +1,7 @@
 """Settings: `TURNBUS_*` environment variables, over a TOML file, over defaults.
 
 All errors are reported together, one line each, with the source of the value. Secrets are never
-printed: `api_key` reads the API key, which is not a setting, and Redis URLs are redacted.
+printed: an API key is not a setting (`worker.stt.keys` reads it), and Redis URLs are redacted.
 """
 
 import difflib
@@ -12,21 +12,25 @@ import tomllib
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
 
 from schemas import EntryError, TurnConfig
+from schemas.audio import ProviderName
 from schemas.validation import describe_type
 from worker.errors import SettingsError
 from worker.ingest import settings as ingest
 from worker.ingest.settings import IngestSettings
+from worker.text import CARTESIA_KEY, DEEPGRAM_KEY
 from worker.urls import check_redis_url, check_stt_url, host_port, redacted
 from worker.values import from_text, from_toml
 
 ENV_PREFIX = "TURNBUS_"
 API_KEY_VARIABLE = "CARTESIA_API_KEY"
+PROVIDERS: tuple[str, ...] = get_args(ProviderName)
+"""Names of the providers that a worker can use."""
 
 Name = Annotated[
     str,
@@ -52,17 +56,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     interval is one second, so a lease lasts at least two."""
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 25.0
     """Timeout of a stopping worker for open turns to end."""
+    stt_providers: Annotated[
+        str,
+        Meta(
+            pattern=rf"^(?i:{'|'.join(PROVIDERS)})(\s*,\s*(?i:{'|'.join(PROVIDERS)}))*\Z",
+            description=f"names of providers, separated by commas: {', '.join(PROVIDERS)}",
+        ),
+    ] = "cartesia"
+    """The providers that sessions may use, the preferred one first."""
+    stt_failover_s: Annotated[float, Meta(ge=0.5, le=60)] = 2.0
+    """Time without a working socket after which a session goes to the next provider."""
     stt_url: str = "wss://api.cartesia.ai/stt/turns/websocket"
+    """Address of Cartesia; `stt_model` and `stt_version` are Cartesia's too."""
     stt_model: Annotated[str, Meta(min_length=1, max_length=128, description="a model's name")] = (
         "ink-2"
     )
-    """Default model of sessions."""
+    """Default model of sessions at Cartesia."""
     stt_version: Annotated[
         str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}\Z", description="a date, YYYY-MM-DD")
     ] = "2026-03-01"
-    """API version requested from the provider."""
+    """API version requested from Cartesia."""
     stt_api_key_file: str = ""
-    """File that holds the API key; empty: `CARTESIA_API_KEY` from the environment."""
+    """Older name of `cartesia_api_key_file`."""
+    cartesia_api_key_file: str = ""
+    """File that holds Cartesia's key; empty: `CARTESIA_API_KEY` from the environment."""
+    stt_flux_url: str = "wss://api.deepgram.com/v2/listen"
+    stt_flux_model: Annotated[
+        str, Meta(min_length=1, max_length=128, description="a model's name")
+    ] = "flux-general-en"
+    """Default model of sessions at Flux."""
+    deepgram_api_key_file: str = ""
+    """File that holds Deepgram's key, for Flux; empty: `DEEPGRAM_API_KEY`."""
     stt_max_connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     """Maximum open sockets of all workers together; 0: unlimited."""
     stt_turn_start_threshold: float | None = None
@@ -92,6 +116,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the spans of turns contain transcripts."""
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Names of the configured providers, the preferred one first."""
+        return tuple(name.strip().lower() for name in self.stt_providers.split(","))
 
     @property
     def turn_config(self) -> TurnConfig:
@@ -133,9 +162,32 @@ _TYPES: dict[str, Any] = {
 _SERVICE_LINK = re.compile(
     r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
 )
-KEY_ADVICE = (
-    f"put it into {API_KEY_VARIABLE}, or into a file that {ENV_PREFIX}STT_API_KEY_FILE names"
-)
+
+
+class KeyNames(NamedTuple):
+    """Where a provider's API key is read from."""
+
+    variable: str
+    """Variable that holds the key."""
+    file_setting: str
+    """Setting that names a file with the key."""
+
+    @property
+    def advice(self) -> str:
+        """What to do with a key that is missing or in a wrong place."""
+        return f"put it into {self.variable}, or into a file that {self.file_variable} names"
+
+    @property
+    def file_variable(self) -> str:
+        """Variable of `file_setting`."""
+        return ENV_PREFIX + self.file_setting.upper()
+
+
+KEY_NAMES = {
+    "cartesia": KeyNames(API_KEY_VARIABLE, "cartesia_api_key_file"),
+    "flux": KeyNames("DEEPGRAM_API_KEY", "deepgram_api_key_file"),
+}
+KEY_ADVICE = KEY_NAMES["cartesia"].advice
 
 
 def load(env: Mapping[str, str], file: Path | None = None) -> Settings:
@@ -183,32 +235,11 @@ def check_worker_id(settings: Settings) -> None:
         raise SettingsError([f"{_variable('worker_id')}: not set, and {about}; {advice}"]) from None
 
 
-def api_key(settings: Settings, env: Mapping[str, str]) -> str:
-    """Read the STT provider's key: from `stt_api_key_file` if set, else from `CARTESIA_API_KEY`.
-
-    Raises `SettingsError`, which never contains any part of the key, if no key is usable.
-    """
-    if settings.stt_api_key_file:
-        source = f"{ENV_PREFIX}STT_API_KEY_FILE"
-        try:
-            key = Path(settings.stt_api_key_file).read_text("utf-8-sig")
-        except OSError as error:
-            raise SettingsError([f"{source}: the file cannot be read: {error.strerror}"]) from None
-        except UnicodeDecodeError:
-            raise SettingsError([f"{source}: the file does not hold an API key"]) from None
-    else:
-        source = API_KEY_VARIABLE
-        key = env.get(API_KEY_VARIABLE, "")
-    key = key.strip()
-    if not key:
-        raise SettingsError([f"{source}: no API key for the STT provider; {KEY_ADVICE}"])
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise SettingsError([f"{source}: an API key is one word of printable ASCII"])
-    if key[0] in "'\"" or key[-1] in "'\"":
-        raise SettingsError([f"{source}: must be without quotation marks"])
-    if key.startswith(f"{API_KEY_VARIABLE}="):
-        raise SettingsError([f"{source}: must be the API key alone, without a name before it"])
-    return key
+def key_provider(text: str) -> str | None:
+    """Return the provider whose API keys look like a part of the text; None if none does."""
+    if CARTESIA_KEY.search(text):
+        return "cartesia"
+    return "flux" if DEEPGRAM_KEY.search(text) else None
 
 
 def _read(env: Mapping[str, str], file: Path | None) -> tuple[dict[str, _Given], list[str]]:
@@ -279,7 +310,8 @@ def _variable(name: str) -> str:
 
 def _unknown(name: str, spell: Callable[[str], str]) -> str:
     if name.endswith("api_key"):
-        return f"a key is not a setting; {KEY_ADVICE}"
+        provider = "flux" if "deepgram" in name or "flux" in name else "cartesia"
+        return f"a key is not a setting; {KEY_NAMES[provider].advice}"
     near = difflib.get_close_matches(name.removeprefix(ENV_PREFIX.lower()), _TYPES, n=1)
     return f"no such setting; did you mean {spell(near[0])}?" if near else "no such setting"
 
@@ -288,8 +320,9 @@ def _checked(name: str, value: object, read: Callable[[Any, object], object]) ->
     """Return the value converted to its setting's type; raise ValueError if it is invalid."""
     if name == "stt_version" and type(value) is date:  # TOML has dates, without quotation marks
         value = value.isoformat()
-    if isinstance(value, str) and "sk_car_" in value:  # prefix of the provider's keys
-        raise ValueError(f"holds an API key; {KEY_ADVICE}")
+    provider = key_provider(value) if isinstance(value, str) else None
+    if provider and (name, provider) != ("redis_url", "flux"):  # a password may look like a key
+        raise ValueError(f"holds an API key; {KEY_NAMES[provider].advice}")
     if isinstance(value, str) and re.search("[\x00-\x1f\x7f\ud800-\udfff]", value.strip()):
         raise ValueError("holds control characters, or is not UTF-8 text")
     try:
@@ -310,6 +343,12 @@ def _check_admin_addr(address: str) -> None:
         host_port(address)
 
 
+def _check_providers(names: str) -> None:
+    each = [name.strip().lower() for name in names.split(",")]
+    if len({*each}) < len(each):
+        raise ValueError("names a provider twice")
+
+
 def _check_replay_speed(speed: float) -> None:
     if 0 < speed < 1:
         raise ValueError("must be 0 or at least 1: slower than real time never catches up")
@@ -317,7 +356,9 @@ def _check_replay_speed(speed: float) -> None:
 
 _CHECKS: dict[str, Callable[[Any], None]] = {
     "redis_url": check_redis_url,
+    "stt_providers": _check_providers,
     "stt_url": check_stt_url,
+    "stt_flux_url": check_stt_url,
     "admin_addr": _check_admin_addr,
     "replay_speed": _check_replay_speed,
     **ingest.CHECKS,

@@ -23,6 +23,10 @@ _CLOSERS = {
 _OVERRIDES = "\u202d\u202e"
 _DIRECTIONAL = re.compile(f"[{_OVERRIDES}{_PDF}{_PDI}{''.join(_CLOSERS)}]")
 
+CARTESIA_KEY = re.compile(r"sk_car_\w*")
+DEEPGRAM_KEY = re.compile(r"(?<![\w/-])[0-9a-fA-F]{40}(?![\w/-])")
+"""Matches no part of a path, which may be a digest."""
+
 
 def pluralize(number: int, noun: str) -> str:
     """Return "1 session" or "2 sessions"."""
@@ -46,7 +50,7 @@ def printable(text: str) -> str:
 
 def without_keys(text: str) -> str:
     """Return a text with the API keys in it masked."""
-    return re.sub(r"sk_car_\w*", "sk_car_***", text)
+    return DEEPGRAM_KEY.sub("***", CARTESIA_KEY.sub("sk_car_***", text))
 
 
 def _closed(text: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Literal
 
@@ -41,8 +41,8 @@ from worker.leases.heartbeat import LeaseKeeper
 from worker.leases.running import RunningSessions
 from worker.session.session import Session
 from worker.settings import Settings
-from worker.stt.cartesia import PROVIDER, Endpoint
-from worker.stt.proxy import find_proxy
+from worker.stt.keys import ApiKey
+from worker.stt.routes import find_routes
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
@@ -67,7 +67,7 @@ class Worker:
     Raises `SettingsError` if the environment names a proxy that cannot be used.
     """
 
-    def __init__(self, settings: Settings, key: str) -> None:
+    def __init__(self, settings: Settings, api_keys: Mapping[str, ApiKey]) -> None:
         self._settings = settings
         self.redis: Redis = connect(settings.redis_url)
         self.health = RedisHealth()
@@ -75,6 +75,7 @@ class Worker:
         nonce = secrets.token_hex(8)
         leases = SessionLeases(self.redis, keys, f"{settings.worker_id}-{nonce[:8]}", nonce)
         stats = Counters()
+        routes = find_routes(settings, api_keys, os.environ)
         supervisor = Supervisor(stats.internal_errors)
         self.context = WorkerContext(
             settings=settings,
@@ -87,17 +88,14 @@ class Worker:
             committer=Committer(self.redis, self.health),
             permits=ConnectionPermits(self.redis, self.health, keys, settings.stt_max_connections),
             registry=WorkerRegistry(self.redis, self.health, keys),
-            endpoint=Endpoint(
-                settings.stt_url,
-                settings.stt_version,
-                key,
-                find_proxy(settings.stt_url, os.environ),
-            ),
+            routes=routes,
             dead_letters=DeadLetterWriter(
                 self.redis, self.health, keys, supervisor.isolate, stats.rejected_entries
             ),
             tracing=Tracing(
-                *provider_address(settings.stt_url), PROVIDER, settings.trace_transcripts
+                *provider_address(routes[0].url),
+                routes[0].provider.name,
+                settings.trace_transcripts,
             ),
             stats=stats,
             supervisor=supervisor,

@@ -28,7 +28,7 @@ def environment(
 ) -> dict[str, str]:
     """Point the settings at the test's own bus, for this process and its children."""
     for name in os.environ:
-        if name.startswith("TURNBUS_") or name == "CARTESIA_API_KEY":
+        if name.startswith("TURNBUS_") or name in {"CARTESIA_API_KEY", "DEEPGRAM_API_KEY"}:
             monkeypatch.delenv(name)
     if "keys" in request.fixturenames:
         server: GuardedRedis = request.getfixturevalue("redis_server")

@@ -159,6 +159,44 @@ def test_check_fails_if_provider_breaks_protocol(
     assert "make stt_url reachable" in check.details["service"]
 
 
+@pytest.mark.usefixtures("stt")
+def test_check_skips_provider_without_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TURNBUS_STT_PROVIDERS", "flux,cartesia")
+    monkeypatch.setenv("DEEPGRAM_API_KEY", "")
+    assert main(["check"]) == 0
+    (skipped, asked) = _services(capsys)
+    assert skipped.startswith("warn  service   provider flux: skipped, because it has no API key")
+    assert asked.startswith("ok    service   ws://127.0.0.1:")
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(("key", "result"), [("k", "ok"), ("wrong", "fail")])
+def test_check_asks_each_provider_with_a_key(
+    key: str,
+    result: str,
+    portal: BlockingPortal,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = ServerSettings(port=0, provider="flux", api_keys=frozenset({"k"}))
+    serve = TurnsServer.serve(settings, ScriptEngine())
+    with portal.wrap_async_context_manager(serve) as flux:
+        monkeypatch.setenv("TURNBUS_STT_PROVIDERS", "flux,cartesia")
+        monkeypatch.setenv("TURNBUS_STT_FLUX_URL", flux.url)
+        monkeypatch.setenv("DEEPGRAM_API_KEY", key)
+        main(["check"])
+    first, second = _services(capsys)
+    assert first.startswith(f"{result:<5} service")
+    assert second.startswith("ok    service")
+
+
+def _services(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines about providers."""
+    return [line for line in capsys.readouterr().out.splitlines() if " service " in line]
+
+
 def test_check_warns_if_provider_is_busy(check: Check, stt: TurnsServer) -> None:
     from websockets.sync.client import connect
 

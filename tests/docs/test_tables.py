@@ -118,6 +118,7 @@ def test_keys_are_listed() -> None:
     named = {
         *(keys.sessions, keys.lost, keys.search, keys.lanes, keys.dead, keys.workers, keys.gate),
         *(keys.gate_holders, keys.sweep, keys.drain("CONSUMER"), keys.turns(lane)),
+        keys.breaker("PROVIDER"),
         *(keys.audio(lane, session), keys.state(lane, session), keys.session_turns(lane, session)),
         *(keys.ingest("UUID"), keys.producer(lane, session)),
     }

@@ -13,13 +13,13 @@ from tests.support.harness import PCM16, Harness, check_order, kinds, words
 from tests.support.polling import eventually, no_longer
 from worker.bus.committer import CRASHED
 from worker.bus.ownership import Fence, OwnedEntry, OwnedSession, SessionLeases
-from worker.core.records import EventDraft
+from worker.core.records import EventDraft, TurnTimes
 from worker.leases import claim, retries
 from worker.leases.retries import MAX_CRASHES, CrashRetries
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
-from worker.stt.cartesia import TurnsStream
+from worker.stt.stream import Stream
 
 POISON = bytes(3_214)
 
@@ -34,7 +34,7 @@ def crash_after(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make the worker crash on some audio. Return the number of chunks that still succeed."""
     send, spared = AudioSender._send_bytes, [0]
 
-    def crash(sender: AudioSender, stream: TurnsStream, audio: bytes, now: float, own: int) -> None:
+    def crash(sender: AudioSender, stream: Stream, audio: bytes, now: float, own: int) -> None:
         if audio == POISON:
             if not spared[0]:
                 raise ZeroDivisionError("a fault put in by the test")
@@ -104,13 +104,16 @@ async def test_crash_inside_a_turn_leaves_no_turn_open(
     reasons: list[str | None] = []
 
     def crash(
-        publisher: EventPublisher, drafts: Sequence[EventDraft], spoken_until: float | None = None
+        publisher: EventPublisher,
+        drafts: Sequence[EventDraft],
+        spoken_until: float | None = None,
+        times: TurnTimes | None = None,
     ) -> None:
         if any(draft.kind == "turn.update" for draft in drafts):
             # Called before the session's own task runs.
             asyncio.get_running_loop().call_soon(lambda: reasons.append(publisher.fenced_reason))
             raise ZeroDivisionError("a fault put in by the test")
-        original(publisher, drafts, spoken_until)
+        original(publisher, drafts, spoken_until, times)
 
     monkeypatch.setattr(EventPublisher, "publish", crash)
     async with harness.worker():

@@ -6,17 +6,19 @@ from typing import cast
 import pytest
 
 from schemas.audio import AudioEntry, Encoding, SessionEntry
-from schemas.cartesia import TurnEagerEnd, TurnEnd, TurnResume, TurnStart, TurnUpdate
 from tests.simulation.calls import AUDIO, LATER, Line, boundary_of
 from worker.core.records import EventDraft
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
+from worker.core.turn_tracker import ProviderInput
 from worker.event_loop import StallDetector
 from worker.session.checkpoint import Checkpoint
 from worker.session.publisher import EventPublisher
-from worker.session.receiver import MessageReceiver, TurnMessage
+from worker.session.receiver import MessageReceiver
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
+from worker.stt.cartesia import CARTESIA
+from worker.stt.events import TurnEvent
 from worker.telemetry.counters import Counters
 
 SECOND = 16_000
@@ -29,7 +31,7 @@ class Published:
     def __init__(self) -> None:
         self.drafts: list[EventDraft] = []
 
-    def publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
+    def publish(self, drafts: list[EventDraft], *_: object) -> None:
         self.drafts += drafts
 
     def request_commit(self) -> None: ...
@@ -42,7 +44,7 @@ class Call:
         entry = SessionEntry(
             session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate
         )
-        state = SessionState(entry, Checkpoint(), max_lag_s=0.0)
+        state = SessionState(entry, Checkpoint(), max_lag_s=0.0, provider="p")
         self.ledger, self.tracker = state.ledger, state.tracker
         self.sender = AudioSender(
             Encoding.PCM_S16LE, AUDIO.sample_rate, self.ledger, Pacer(0), Counters()
@@ -61,19 +63,19 @@ class Call:
         self.connect()
 
     def connect(self) -> None:
-        self.receiver.socket_opened(LATER + self.at, progressed=True)
+        self.receiver.socket_opened(LATER + self.at, CARTESIA, progressed=True)
         self.sender.attach(Line(), LATER + self.at)
 
-    def receive(self, message: TurnMessage, after_s: float = 0.5) -> None:
-        """Send audio of this duration, then receive a message."""
+    def receive(self, kind: ProviderInput, text: str | None = None, after_s: float = 0.5) -> None:
+        """Send audio of this duration, then receive an event."""
         self.at += after_s
         self._entries += 1
         self.ledger.admit(f"{self._entries}-0", AudioEntry(audio=bytes(int(after_s * SECOND))))
         self.sender.enqueue(bytes(int(after_s * SECOND)))
         self.sender.drain(LATER + self.at)
         arrival = self.sender.send_log.moment(LATER + self.at)
-        self.receiver.on_message(arrival, 0, begins=isinstance(message, TurnStart))
-        self.receiver.on_turn_message(message, arrival)
+        self.receiver.on_message(arrival, 0, begins=kind is ProviderInput.START)
+        self.receiver.on_turn_event(TurnEvent(kind, text), arrival)
 
     @property
     def published(self) -> list[tuple[str, str | None]]:
@@ -88,9 +90,9 @@ class Call:
 def call() -> Call:
     """Return a call in which `a` is published and `a b` is held back."""
     call = Call()
-    call.receive(TurnStart())
-    call.receive(TurnUpdate(transcript="a"))
-    call.receive(TurnUpdate(transcript="a b"))
+    call.receive(ProviderInput.START)
+    call.receive(ProviderInput.UPDATE, "a")
+    call.receive(ProviderInput.UPDATE, "a b")
     assert call.published == [("update", "a")]
     return call
 
@@ -104,36 +106,39 @@ def test_held_text_is_published_when_its_interval_is_over(call: Call) -> None:
 
 
 def test_held_text_is_replaced_by_a_later_text(call: Call) -> None:
-    call.receive(TurnUpdate(transcript="a b c"))
-    call.receive(TurnUpdate(transcript="a b c d"), after_s=3.0)
+    call.receive(ProviderInput.UPDATE, "a b c")
+    call.receive(ProviderInput.UPDATE, "a b c d", after_s=3.0)
     assert call.published == [("update", "a"), ("update", "a b c d")]
 
 
 def test_held_text_is_not_replaced_by_a_shorter_one(call: Call) -> None:
-    call.receive(TurnUpdate(transcript="a"))
+    call.receive(ProviderInput.UPDATE, "a")
     call.receiver.release_update(LATER + call.at + 5.0)
     assert call.published[-1] == ("update", "a b")
 
 
-MESSAGES: dict[str, tuple[TurnMessage, list[tuple[str, str | None]]]] = {
-    "eager end": (TurnEagerEnd(transcript="a b"), [("eager_end", "a b")]),
-    "eager end with more": (TurnEagerEnd(transcript="a b c"), [("eager_end", "a b c")]),
+MESSAGES: dict[str, tuple[TurnEvent, list[tuple[str, str | None]]]] = {
+    "eager end": (TurnEvent(ProviderInput.EAGER_END, "a b"), [("eager_end", "a b")]),
+    "eager end with more": (TurnEvent(ProviderInput.EAGER_END, "a b c"), [("eager_end", "a b c")]),
     "eager end with less": (
-        TurnEagerEnd(transcript="a"),
+        TurnEvent(ProviderInput.EAGER_END, "a"),
         [("update", "a b"), ("eager_end", "a b")],
     ),
-    "end": (TurnEnd(transcript="a b"), [("end", "a b")]),
-    "end without text": (TurnEnd(), [("end", "a b")]),
-    "end worded otherwise": (TurnEnd(transcript="A"), [("update", "a b"), ("end", "a b")]),
-    "resume": (TurnResume(), [("update", "a b")]),
-    "start": (TurnStart(), [("update", "a b")]),
+    "end": (TurnEvent(ProviderInput.END, "a b"), [("end", "a b")]),
+    "end without text": (TurnEvent(ProviderInput.END), [("end", "a b")]),
+    "end worded otherwise": (
+        TurnEvent(ProviderInput.END, "A"),
+        [("update", "a b"), ("end", "a b")],
+    ),
+    "resume": (TurnEvent(ProviderInput.RESUME), [("update", "a b")]),
+    "start": (TurnEvent(ProviderInput.START), [("update", "a b")]),
 }
 
 
 @pytest.mark.parametrize("case", MESSAGES)
 def test_held_text_is_published_with_the_next_event(call: Call, case: str) -> None:
     message, published = MESSAGES[case]
-    call.receive(message)
+    call.receive(message.kind, message.text)
     assert call.published == [("update", "a"), *published]
 
 
@@ -151,15 +156,15 @@ def test_held_text_is_published_before_the_turn_ends(call: Call, case: str) -> N
 
 
 def test_text_after_an_eager_end_is_not_held(call: Call) -> None:
-    call.receive(TurnEagerEnd(transcript="a b"))
-    call.receive(TurnUpdate(transcript="a b c"))
+    call.receive(ProviderInput.EAGER_END, "a b")
+    call.receive(ProviderInput.UPDATE, "a b c")
     assert call.published[-2:] == [("resume", None), ("update", "a b c")]
 
 
 def test_next_turn_begins_without_delay(call: Call) -> None:
-    call.receive(TurnEnd(transcript="a b"))
-    call.receive(TurnStart())
-    call.receive(TurnUpdate(transcript="c"))
+    call.receive(ProviderInput.END, "a b")
+    call.receive(ProviderInput.START)
+    call.receive(ProviderInput.UPDATE, "c")
     assert call.published[-2:] == [("start", None), ("update", "c")]
 
 
@@ -179,11 +184,11 @@ def test_replay_publishes_held_text_once(call: Call, published: bool) -> None:
     call.ledger.rewind()
     call.sender.detach()
     call.connect()
-    call.receive(TurnStart())
-    call.receive(TurnUpdate(transcript="a"))
-    call.receive(TurnUpdate(transcript="a b"))
-    call.receive(TurnUpdate(transcript="a b c"), after_s=6.0)
-    call.receive(TurnEnd(transcript="a b c"))
+    call.receive(ProviderInput.START)
+    call.receive(ProviderInput.UPDATE, "a")
+    call.receive(ProviderInput.UPDATE, "a b")
+    call.receive(ProviderInput.UPDATE, "a b c", after_s=6.0)
+    call.receive(ProviderInput.END, "a b c")
     texts = [text for kind, text in call.published if kind == "update"]
     assert texts == ["a", "a b", "a b c"]
     assert call.published[-1] == ("end", "a b c")

@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError
 
 from schemas.keys import Keys
 from tests.support.collector import collecting
-from tests.support.harness import KEY, PCM16, Harness, check_order, words
+from tests.support.harness import PCM16, Harness, check_order, keys_of, words
 from tests.support.polling import PATIENCE_S, eventually
 from worker import worker
 from worker.bus import cleanup, committer
@@ -109,7 +109,8 @@ async def test_internal_error_in_metrics_ends_no_worker(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
         push = metric_push("one", env)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run._serve, harness.settings(), KEY, push)
+            settings = harness.settings()
+            tasks.start_soon(run._serve, settings, keys_of(settings), push)
             await harness.announce("call-1")
             await harness.play("call-1", synthesize_words([1], PCM16), pause_s=0)
             events = (await harness.until_ended("call-1"))["call-1"]

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.turns import TurnEnd, TurnUpdate
 from tests.support.acl import GuardedRedis
-from tests.support.harness import KEY, PCM16, Harness, words
+from tests.support.harness import PCM16, Harness, keys_of, words
 from tests.support.polling import eventually, no_longer
 from worker import build
 from worker.admin import serve_admin
@@ -207,7 +207,8 @@ async def test_demand_that_cannot_be_read_is_not_reported(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     await harness.redis.set(f"{harness.prefix}:sessions", "not turnbus's")
-    worker = Worker(harness.settings(), KEY)
+    settings = harness.settings()
+    worker = Worker(settings, keys_of(settings))
     async with worker.redis:
         meter = WorkerGauges(worker)
         await meter.follow_demand()

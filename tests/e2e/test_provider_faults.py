@@ -322,3 +322,22 @@ async def test_cuts_are_not_counted_as_answers_to_a_flush(
         events = (await harness.until_ended("call-1"))["call-1"]
     assert kinds(events).count("audio.gap") == 0
     assert words(events) == [1]
+
+
+async def test_speech_that_is_not_answered_is_sent_again(
+    harness: Harness, stt: TurnsServer
+) -> None:
+    """The provider is stuck between turns: it answers pings, and no speech."""
+    stt.faults.set("stall@bytes=40000,count=1")
+    sound = synthesize_silence(1_500, PCM16)
+    for at in range(24):
+        sound += synthesize_words([2 * at, 2 * at + 1], PCM16) + synthesize_silence(250, PCM16)
+    async with harness.worker():
+        await harness.announce("call-1")
+        await harness.play("call-1", sound)
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    errors = [event.code for event in events if isinstance(event, SessionError)]
+    assert errors == ["stt_silent"]
+    assert words(events) == [*range(48)]
+    assert events[-1].connection == 2

@@ -16,7 +16,7 @@ from redis import exceptions
 from schemas import Keys
 from tests.support.acl import GuardedRedis, as_user, grant
 from tests.support.embedded_cluster import SERVICE, EmbeddedCluster, client, execute
-from tests.support.harness import KEY, PCM16, Harness, check_order, words
+from tests.support.harness import KEY, PCM16, Harness, check_order, keys_of, words
 from tests.support.odd_redis import Front
 from tests.support.polling import eventually
 from worker import worker as worker_module
@@ -338,7 +338,8 @@ async def test_worker_waits_for_a_usable_server(
 ) -> None:
     monkeypatch.setattr(worker_module, "FITNESS_INTERVAL_S", 0.05)
     async with kind() as odd, anyio.create_task_group() as tasks:
-        worker = Worker(Settings(redis_url=odd.url, stt_url=stt.url, admin_addr=""), KEY)
+        settings = Settings(redis_url=odd.url, stt_url=stt.url, admin_addr="")
+        worker = Worker(settings, keys_of(settings))
         tasks.start_soon(worker.run)
 
         def reason() -> str:

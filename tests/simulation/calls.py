@@ -22,8 +22,9 @@ from worker.local.emulator.engines.script import ScriptStream, synthesize_silenc
 from worker.local.emulator.engines.script_words import WORD_MS
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.sender import AudioSender
-from worker.stt.cartesia import Endpoint, TurnsStream
+from worker.stt.cartesia import CARTESIA, TurnsStream
 from worker.stt.frames import LenientProtocol
+from worker.stt.provider import Endpoint, StreamSettings
 from worker.stt.websocket import WebSocketClient
 from worker.telemetry.counters import Counters
 
@@ -45,7 +46,8 @@ class Line(TurnsStream):
 
     def __init__(self) -> None:
         socket = WebSocketClient(LenientProtocol(parse_uri("ws://127.0.0.1/")), {})
-        super().__init__(socket, Endpoint("", "", ""))
+        settings = StreamSettings("ink-2", Encoding.PCM_S16LE, AUDIO.sample_rate)
+        super().__init__(CARTESIA, socket, Endpoint("", "", ""), settings)
         self.sent: deque[bytes] = deque()
 
     def send_audio(self, audio: bytes) -> None:

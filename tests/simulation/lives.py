@@ -7,9 +7,8 @@ engine. Time, sockets and Redis are simulated. A session of a minute takes a twe
 import random
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
-from schemas import cartesia
 from schemas.audio import AudioEntry, Encoding, SessionEntry
 from tests.simulation.calls import (
     AUDIO,
@@ -29,27 +28,23 @@ from tests.support.commits import TestPublisher
 from worker.core import stream_ids
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
+from worker.core.turn_tracker import ProviderInput
 from worker.event_loop import StallDetector
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream
 from worker.local.emulator.engines.script_words import WORD_MS
 from worker.session.checkpoint import Checkpoint
-from worker.session.receiver import MessageReceiver, TurnMessage
+from worker.session.receiver import MessageReceiver
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
+from worker.stt.cartesia import CARTESIA
+from worker.stt.events import TurnEvent
 from worker.telemetry.counters import Counters
 
+T = TypeVar("T")
 STEP_S = 0.01
 QUIET_S = 5.0
 """Time without activity after which a session is over."""
-
-_MESSAGES: dict[str, type[Any]] = {
-    "turn.start": cartesia.TurnStart,
-    "turn.update": cartesia.TurnUpdate,
-    "turn.eager_end": cartesia.TurnEagerEnd,
-    "turn.resume": cartesia.TurnResume,
-    "turn.end": cartesia.TurnEnd,
-}
 
 
 class Habits(NamedTuple):
@@ -128,7 +123,7 @@ class Life:
         entry = SessionEntry(
             session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate
         )
-        state = SessionState(entry, Checkpoint(), max_lag_s=0.0)
+        state = SessionState(entry, Checkpoint(), max_lag_s=0.0, provider="p")
         self._ledger = state.ledger
         self._sender = AudioSender(
             Encoding.PCM_S16LE, AUDIO.sample_rate, self._ledger, Pacer(1.5), Counters()
@@ -200,7 +195,7 @@ class Life:
     def _connect(self, now: float) -> None:
         self._line = Line()
         self._provider = _Provider(self._rng, self._habits, self._lag_s, self._jitter_s)
-        self._receiver.socket_opened(LATER + now, progressed=True)
+        self._receiver.socket_opened(LATER + now, CARTESIA, progressed=True)
         self._sender.attach(self._line, LATER + now)
 
     def _send(self, line: Line, provider: _Provider, now: float, *, fills: bool) -> None:
@@ -228,7 +223,7 @@ class Life:
             waiting = sum(slept or later - at < TOGETHER_S for later, _ in due[count:])
             begins = event.kind == "turn.start"
             self._receiver.on_message(arrival, waiting, begins=begins)
-            self._receiver.on_turn_message(message_of(event), arrival)
+            self._receiver.on_turn_event(turn_event(event), arrival)
 
 
 def _entries(rng: random.Random, sound: bytes) -> list[_Entry]:
@@ -244,16 +239,14 @@ def _entries(rng: random.Random, sound: bytes) -> list[_Entry]:
     return entries
 
 
-def message_of(event: EngineEvent) -> TurnMessage:
-    text = {} if event.transcript is None else {"transcript": event.transcript}
-    message: TurnMessage = _MESSAGES[event.kind](**text)
-    return message
+def turn_event(event: EngineEvent) -> TurnEvent:
+    return TurnEvent(ProviderInput(event.kind), event.transcript)
 
 
-def at_once(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine that never suspends."""
+def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends; return its result."""
     try:
         coroutine.send(None)
-    except StopIteration:
-        return
+    except StopIteration as end:
+        return cast("T", end.value)
     raise AssertionError("the engine waited")

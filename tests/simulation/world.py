@@ -10,11 +10,12 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 from unittest.mock import patch
 
 import anyio
 import msgspec
+from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
@@ -24,7 +25,7 @@ from schemas import cartesia
 from schemas.audio import Encoding, SessionEntry
 from schemas.keys import Keys
 from tests.simulation.calls import AUDIO, BYTES_PER_MS, Word
-from tests.simulation.lives import at_once, message_of
+from tests.simulation.lives import at_once
 from tests.simulation.signals import Signal, draw_signals, signal_violations
 from tests.support import virtual_time
 from tests.support.commits import arguments_of
@@ -43,11 +44,21 @@ from worker.errors import SttTransientError
 from worker.local.emulator.engines.base import EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptStream, synthesize_silence, synthesize_words
 from worker.local.emulator.engines.script_words import WORD_MS
+from worker.local.emulator.providers.base import FLUSH
+from worker.local.emulator.providers.flux import FluxSession
+from worker.local.emulator.providers.flux_request import PATH, FluxRequest
+from worker.local.emulator.settings import FluxSettings
 from worker.session.checkpoint import Checkpoint
 from worker.session.session import Session
 from worker.settings import Settings
-from worker.stt.cartesia import Endpoint, StreamSettings, TurnsStream
+from worker.stt.cartesia import CARTESIA
+from worker.stt.flux import FLUX
 from worker.stt.frames import LenientProtocol
+from worker.stt.keys import ApiKey
+from worker.stt.offers import offers
+from worker.stt.provider import Endpoint, StreamSettings
+from worker.stt.routes import Route
+from worker.stt.stream import Stream
 from worker.stt.websocket import WebSocketClient
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
@@ -67,6 +78,11 @@ END_TIMEOUT_S = 600.0
 """Maximum time after the last word within which a session must end."""
 
 _ENTRY = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
+
+_ROUTES = {
+    each.name: Route(each, offers(Settings())[each.name], "", key=ApiKey(each.name, ""))
+    for each in (CARTESIA, FLUX)
+}
 
 
 class Fault(NamedTuple):
@@ -91,6 +107,9 @@ class Scenario(NamedTuple):
     """Duration of the long turn, as multiples of `max_lag_s`."""
     lag_s: float = 0.15
     """Lag of the provider."""
+    late_s: float = 0.0
+    """Maximum delay of single messages beyond the lag; those after them wait."""
+    provider: str = "cartesia"
     earlier: bool = False
     """Whether workers of an earlier version, which does not commit what was sent, also run."""
 
@@ -273,24 +292,94 @@ class _Transport(asyncio.Transport):
     abort = close
 
 
-class _Provider(TurnsStream):
+class _Protocol(Protocol):
+    """What the provider behind a socket sends, as text."""
+
+    def feed(self, audio: bytes) -> list[bytes]:
+        """Process audio; return the messages that it causes."""
+        ...
+
+    def command(self, text: str) -> tuple[list[bytes], bool]:
+        """Execute a command; return the messages, and whether the socket closes after them."""
+        ...
+
+
+class _Turns:
+    """Cartesia's protocol."""
+
+    def __init__(self) -> None:
+        self._events: list[EngineEvent] = []
+        self._engine = _engine(self._events.append)
+
+    def feed(self, audio: bytes) -> list[bytes]:
+        at_once(self._engine.feed(audio))
+        return self._messages()
+
+    def command(self, text: str) -> tuple[list[bytes], bool]:  # `close`
+        at_once(self._engine.flush())
+        return self._messages(), True
+
+    def _messages(self) -> list[bytes]:
+        messages = [msgspec.json.encode(_message_of(event)) for event in self._events]
+        self._events.clear()
+        return messages
+
+
+class _Flux:
+    """Flux's protocol: every message has times."""
+
+    def __init__(self, query: str) -> None:
+        request = FluxRequest(f"{PATH}?{query}", Headers({"Authorization": "Token any"}))
+        self._session = FluxSession(FluxSettings(), request, "request")
+        self._messages: list[bytes] = []
+        self._engine = _engine(self._emit)
+
+    def _emit(self, event: EngineEvent) -> None:
+        admitted = self._session.admit(event)
+        self._messages += [self._session.encode_event(each) for each in admitted]
+
+    def feed(self, audio: bytes) -> list[bytes]:
+        at_once(self._session.feed(self._engine, audio))
+        return self._taken()
+
+    def command(self, text: str) -> tuple[list[bytes], bool]:
+        messages = self._messages
+        running = self._session.command(text, self._engine, lambda reply: messages.append(reply()))
+        closes = at_once(running) == FLUSH
+        if closes:
+            at_once(self._engine.flush())
+        return self._taken(), closes
+
+    def _taken(self) -> list[bytes]:
+        messages = self._messages.copy()
+        self._messages.clear()
+        return messages
+
+
+def _engine(emit: Callable[[EngineEvent], None]) -> ScriptStream:
+    return ScriptStream(AUDIO, TurnSettings(), WORD_MS, emit, lambda word: word, None)
+
+
+class _Provider:
     """One socket to the provider, and the provider behind it."""
 
-    def __init__(self, world: "_World") -> None:
+    def __init__(self, world: "_World", route: Route, settings: StreamSettings) -> None:
         self.world = world
         self.net_s = world.rng.uniform(0.005, 0.03)
         line = LenientProtocol(parse_uri("ws://127.0.0.1/"), state=State.OPEN, max_size=None)
-        super().__init__(WebSocketClient(line, {}), Endpoint("", "", ""))
+        self.socket = WebSocketClient(line, {})
         self.socket._transport = _Transport(self)
-        self.request_id = "request"
+        kind = route.provider.stream
+        self.stream = kind(route.provider, self.socket, Endpoint("", "", ""), settings)
+        self.stream.request_id = "request"
+        self.stream.accepted = True
+        self._protocol: _Protocol = (
+            _Flux(kind.query(settings)) if route.provider is FLUX else _Turns()
+        )
         self._peer = ServerProtocol(state=State.OPEN, max_size=None)
         self._up: deque[bytes] = deque()
-        self._down: deque[cartesia.ServerMessage | None] = deque()
-        self._events: list[EngineEvent] = []
+        self._down: deque[bytes | None] = deque()
         self._sent_at = 0.0
-        self._engine = ScriptStream(
-            AUDIO, TurnSettings(), WORD_MS, self._events.append, lambda word: word, None
-        )
 
     def later(self, delay_s: float, act: Callable[..., None], *args: Any) -> None:
         asyncio.get_running_loop().call_later(delay_s, act, *args)
@@ -299,9 +388,6 @@ class _Provider(TurnsStream):
         self._up.clear()
         self._down.clear()
         self.socket.connection_lost(None)
-
-    async def __aexit__(self, *error: object) -> None:
-        self.cut()
 
     def send(self, data: bytes) -> None:
         self._up.append(data)
@@ -313,19 +399,19 @@ class _Provider(TurnsStream):
         self._peer.receive_data(self._up.popleft())
         for event in self._peer.events_received():
             if isinstance(event, Frame) and event.opcode is Opcode.BINARY:
-                at_once(self._engine.feed(bytes(event.data)))
-                self._reply()
-            elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:  # `close`
-                at_once(self._engine.flush())
-                self._reply(None)
+                self._reply(self._protocol.feed(bytes(event.data)))
+            elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
+                messages, closes = self._protocol.command(bytes(event.data).decode())
+                self._reply([*messages, None] if closes else messages)
         self._send()
 
-    def _reply(self, *end: None) -> None:
-        replies = [*map(message_of, self._events), *end]
-        self._events.clear()
+    def _reply(self, replies: Sequence[bytes | None]) -> None:
+        scenario, rng = self.world.scenario, self.world.rng
         self._down.extend(replies)
         for _ in replies:
-            lag_s = self.world.scenario.lag_s + self.world.rng.uniform(0, 0.05)
+            lag_s = scenario.lag_s + rng.uniform(0, 0.05)
+            if scenario.late_s and rng.random() < 0.03:
+                lag_s += rng.uniform(0, scenario.late_s)
             self._sent_at = max(self.world.now + lag_s, self._sent_at + 0.00005)
             self.later(self._sent_at - self.world.now, self._deliver)
 
@@ -335,12 +421,17 @@ class _Provider(TurnsStream):
             if message is None:
                 self._peer.send_close(1000)
             else:
-                self._peer.send_text(msgspec.json.encode(message))
+                self._peer.send_text(message)
             self._send()
 
     def _send(self) -> None:
         for data in self._peer.data_to_send():
             self.socket.data_received(data)
+
+
+def _message_of(event: EngineEvent) -> cartesia.ServerMessage:
+    text: Any = {} if event.transcript is None else {"transcript": event.transcript}
+    return cartesia.KNOWN[event.kind](**text)
 
 
 class _World:
@@ -380,7 +471,7 @@ class _World:
 
     async def run(self) -> None:
         with (
-            patch("worker.session.connector.open_stream", self._open),
+            patch("worker.stt.provider.Provider.open", self._open),
             patch("worker.core.provider_errors.random", self.rng),
         ):
             async with anyio.create_task_group() as tasks:
@@ -429,15 +520,13 @@ class _World:
             await anyio.sleep(0.01)
         self.bus.append(self.wall, fields)
 
-    async def _open(
-        self, endpoint: Endpoint, settings: StreamSettings, _defect: object
-    ) -> TurnsStream:
+    async def _open(self, endpoint: Endpoint, settings: StreamSettings, _notes: object) -> Stream:
         await anyio.sleep(self.rng.uniform(0.005, 0.05))
         if self._provider_away:
             raise SttTransientError("HTTP 503", status=503)
-        self._stream = _Provider(self)
+        self._stream = _Provider(self, _ROUTES[self.scenario.provider], settings)
         self._resume_sending()
-        return self._stream
+        return self._stream.stream
 
     # -- faults
 
@@ -535,7 +624,7 @@ class _World:
             committer=cast("Committer", worker),
             permits=ConnectionPermits(nothing, health, keys, 0),
             registry=cast("WorkerRegistry", nothing),
-            endpoint=Endpoint("", "", ""),
+            routes=[_ROUTES[self.scenario.provider]],
             dead_letters=cast("DeadLetterWriter", nothing),
             tracing=Tracing(),
             stats=stats,

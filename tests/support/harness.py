@@ -27,11 +27,13 @@ from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script import synthesize_words, words_of
 from worker.local.redis import EmbeddedRedis
 from worker.settings import Settings
+from worker.stt.keys import ApiKey
 from worker.worker import Worker
 
 E = TypeVar("E", bound=EventBase)
 
 KEY = "sk_car_test"
+FLUX_KEY = "dg_test"
 PCM16 = AudioFormat("pcm_s16le", 16_000)
 WORD = len(synthesize_words([0], PCM16))
 """Size of one word in bytes."""
@@ -39,6 +41,11 @@ WORD = len(synthesize_words([0], PCM16))
 ON_CLUSTER_TOO = pytest.mark.parametrize("bus_kind", ["plain", "cluster"])
 ON_EACH_BUS = pytest.mark.parametrize("bus_kind", ["plain", "cluster", "sentinel", "redis 7.0"])
 """Runs a test on one server, on a cluster, through a sentinel, and on Debian's Redis 7.0."""
+
+
+def keys_of(settings: Settings, key: str = KEY) -> dict[str, ApiKey]:
+    """Return the same key for every configured provider."""
+    return {name: ApiKey(name, key) for name in settings.providers}
 
 
 class Place(NamedTuple):
@@ -91,6 +98,7 @@ class Harness:
             "redis_url": self.redis_url,
             "prefix": self.prefix,
             "stt_url": self.stt_url,
+            "stt_flux_url": self.stt_url,
             "admin_addr": "",
             "drain_s": 5.0,
         }
@@ -99,7 +107,8 @@ class Harness:
     @asynccontextmanager
     async def worker(self, key: str = KEY, **changed: Any) -> AsyncIterator[Worker]:
         """Run a worker on this event loop."""
-        worker = Worker(self.settings(**changed), key)
+        settings = self.settings(**changed)
+        worker = Worker(settings, keys_of(settings, key))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(worker.run)
             try:
@@ -120,9 +129,11 @@ class Harness:
             "TURNBUS_REDIS_URL": self.redis_url,
             "TURNBUS_PREFIX": self.prefix,
             "TURNBUS_STT_URL": self.stt_url,
+            "TURNBUS_STT_FLUX_URL": self.stt_url,
             "TURNBUS_ADMIN_ADDR": "",
             "TURNBUS_WORKER_ID": worker_id,
             "CARTESIA_API_KEY": KEY,
+            "DEEPGRAM_API_KEY": FLUX_KEY,
             **{f"TURNBUS_{name.upper()}": value for name, value in changed.items()},
         }
         with log.open("ab") as output:

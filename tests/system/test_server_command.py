@@ -105,6 +105,21 @@ async def test_server_options_set_undocumented_behaviour() -> None:
             assert '"status_code":401' in str(await ws.recv())
 
 
+async def test_server_options_select_flux() -> None:
+    options = ["--provider", "flux", "--no-word-times", "--no-trigger", "--no-force-end-turn"]
+    options += ["--any-rate", "--throttle", "1000", "--close-code", "1000", "--model", "flux-x"]
+    query = "?model=flux-x&encoding=mulaw&sample_rate=11025"
+    async with started("--engine", "script", *options) as (_, line):
+        url = re.search(r"Flux server \(script\): (ws://\S+/v2/listen)", line)
+        assert url is not None
+        headers = {"Authorization": "Token any"}
+        async with connect(f"{url[1]}{query}", additional_headers=headers, proxy=None) as ws:
+            assert '"Connected"' in str(await ws.recv())
+            await ws.send('{"type":"CloseStream"}')
+            await ws.wait_closed()
+            assert ws.close_code == 1000
+
+
 def test_server_reports_unusable_options(tmp_path: Path) -> None:
     empty = tmp_path / "keys"
     empty.touch()
@@ -114,6 +129,9 @@ def test_server_reports_unusable_options(tmp_path: Path) -> None:
         (["--engine", "script", "--api-key-file", str(empty)], "contains no key"),
         (["--engine", "script", "--api-key-file", str(tmp_path / "none")], "No such file"),
         (["--fault", "cut@lunch"], "'lunch' is not a valid WHEN"),
+        (["--any-rate"], "--any-rate requires --provider flux"),
+        (["--provider", "flux", "--turn-id"], "--turn-id requires --provider cartesia"),
+        (["--provider", "flux", "--close-code", "1006"], "1006 cannot be in a close frame"),
     ]:
         command = parsed(*arguments)
         with pytest.raises(SettingsError, match=fault):

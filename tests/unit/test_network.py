@@ -30,7 +30,8 @@ from worker.local.emulator.settings import ServerSettings
 from worker.local.redis import EmbeddedRedis
 from worker.network import connect_tcp
 from worker.stt import websocket as stt_socket
-from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
+from worker.stt.cartesia import CARTESIA
+from worker.stt.provider import Endpoint, StreamSettings
 from worker.urls import provider_address
 
 Names: TypeAlias = dict[str, Sequence[str]]
@@ -290,7 +291,7 @@ def test_provider_is_reached_with_tls_on_each_event_loop(
             url = url.replace("localhost", HOST)
             async with black_holes(provider_address(url)[1]):
                 service = Endpoint(url, "2026-03-01", KEY)
-                async with await open_stream(service, SETTINGS) as stream:
+                async with await CARTESIA.open(service, SETTINGS) as stream:
                     assert stream.request_id
 
     try:
@@ -306,7 +307,7 @@ async def test_unreachable_provider_is_named(
     resolving[HOST] = HOLES[:1]
     service = Endpoint(f"ws://{HOST}:{port}/stt", "2026-03-01", KEY)
     with black_hole(port), pytest.raises(SttTransientError) as late:
-        await open_stream(service, SETTINGS)
+        await CARTESIA.open(service, SETTINGS)
     assert str(late.value) == f"no answer from {HOST}:{port} (127.0.0.2) within 0.3 s"
 
 

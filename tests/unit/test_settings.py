@@ -1,7 +1,6 @@
 """Settings: precedence, one line per error, and hidden secrets."""
 
 import json
-import traceback
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from schemas import TurnConfig
 from tests.support.certificates import Authority
 from worker.errors import SettingsError
-from worker.settings import Settings, api_key, load
+from worker.settings import Settings, load
 from worker.urls import check_redis_url, join_host_port, parse_servers, provider_address, redacted
 
 
@@ -345,7 +344,7 @@ def test_ipv6_server_urls_are_accepted() -> None:
 
 @pytest.mark.parametrize("name", ["STT_API_KEY", "API_KEY", "CARTESIA_API_KEY"])
 def test_key_is_not_setting(name: str, tmp_path: Path) -> None:
-    advice = "put it into CARTESIA_API_KEY, or into a file that TURNBUS_STT_API_KEY_FILE names"
+    advice = "put it into CARTESIA_API_KEY, or into a file that TURNBUS_CARTESIA_API_KEY_FILE names"
     env_fault = fault({f"TURNBUS_{name}": "hunter2"})
     assert env_fault == f"TURNBUS_{name}: a key is not a setting; {advice}"
     file = tmp_path / "t.toml"
@@ -360,42 +359,59 @@ def test_key_in_other_setting_is_not_printed(name: str) -> None:
     assert "hunter2" not in found
 
 
-def test_key_file_overrides_environment(tmp_path: Path) -> None:
-    file = tmp_path / "key"
-    file.write_text("from-file\n")
-    env = {"CARTESIA_API_KEY": "from-env"}
-    assert api_key(Settings(), env) == "from-env"
-    assert api_key(Settings(stt_api_key_file=str(file)), env) == "from-file"
-    file.write_text("\ufefffrom-file\r\n", "utf-8")
-    assert api_key(Settings(stt_api_key_file=str(file)), env) == "from-file"
+DEEPGRAM_KEY = "0123456789abcdef" * 2 + "89abcdef"
+
+
+@pytest.mark.parametrize("name", ["STT_MODEL", "STT_FLUX_URL", "PARK_S", "DEEPGRAM_API_KEY_FILE"])
+@pytest.mark.parametrize("form", ["{}", "Token {}", "'{}'"])
+def test_deepgram_key_in_setting_is_not_printed(name: str, form: str) -> None:
+    found = fault({f"TURNBUS_{name}": form.format(DEEPGRAM_KEY)})
+    assert found.startswith(f"TURNBUS_{name}: holds an API key; put it into DEEPGRAM_API_KEY")
+    assert DEEPGRAM_KEY not in found
+
+
+def test_deepgram_key_is_not_setting() -> None:
+    assert fault({"TURNBUS_DEEPGRAM_API_KEY": DEEPGRAM_KEY}) == (
+        "TURNBUS_DEEPGRAM_API_KEY: a key is not a setting; put it into DEEPGRAM_API_KEY, or into "
+        "a file that TURNBUS_DEEPGRAM_API_KEY_FILE names"
+    )
+
+
+def test_digest_is_not_taken_for_key() -> None:
+    url, file = f"redis://u:{DEEPGRAM_KEY}@redis:6379/0", f"/run/{DEEPGRAM_KEY}/key"
+    settings = load({"TURNBUS_REDIS_URL": url, "TURNBUS_DEEPGRAM_API_KEY_FILE": file})
+    assert (settings.redis_url, settings.deepgram_api_key_file) == (url, file)
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("value", "providers"),
     [
-        (None, "the file cannot be read: No such file or directory"),
-        (b"\n", "no API key for the STT provider"),
-        (b"hunter2 hunter2", "an API key is one word of printable ASCII"),
-        (b"hunter2\nhunter2\n", "an API key is one word of printable ASCII"),
-        (b"hunter2\xff", "the file does not hold an API key"),
-        (b"\xff\xfeh\0u\0n\0t\0e\0r\x002\0", "the file does not hold an API key"),
-        (b'"hunter2"\n', "must be without quotation marks"),
-        (b"CARTESIA_API_KEY=hunter2\n", "must be the API key alone"),
+        ("cartesia", ("cartesia",)),
+        ("flux", ("flux",)),
+        (" Flux , CARTESIA ", ("flux", "cartesia")),
+        ("cartesia,flux", ("cartesia", "flux")),
     ],
 )
-def test_unusable_key_file_is_reported(tmp_path: Path, content: bytes | None, what: str) -> None:
-    file = tmp_path / "hunter2"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(SettingsError) as caught:
-        api_key(Settings(stt_api_key_file=str(file)), {"CARTESIA_API_KEY": "unused"})
-    assert str(caught.value).startswith(f"TURNBUS_STT_API_KEY_FILE: {what}")
-    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+def test_providers_are_names_in_order(value: str, providers: tuple[str, ...]) -> None:
+    assert load({"TURNBUS_STT_PROVIDERS": value}).providers == providers
 
 
-def test_missing_key_is_reported() -> None:
-    with pytest.raises(SettingsError, match=r"^CARTESIA_API_KEY: no API key"):
-        api_key(Settings(), {})
+@pytest.mark.parametrize("value", ["", ",", "deepgram", "cartesia,", "cartesia flux", "a,flux"])
+def test_unknown_provider_is_refused_with_the_list(value: str) -> None:
+    assert fault({"TURNBUS_STT_PROVIDERS": value}) == (
+        "TURNBUS_STT_PROVIDERS: must be names of providers, separated by commas: cartesia, flux, "
+        f"not {value!r}"
+    )
+
+
+def test_provider_is_named_once() -> None:
+    found = fault({"TURNBUS_STT_PROVIDERS": "flux,cartesia,FLUX"})
+    assert found == "TURNBUS_STT_PROVIDERS: names a provider twice"
+
+
+def test_flux_url_is_checked() -> None:
+    found = fault({"TURNBUS_STT_FLUX_URL": "https://api.deepgram.com/v2/listen"})
+    assert found == "TURNBUS_STT_FLUX_URL: must be wss://HOST[:PORT]/PATH"
 
 
 def test_repr_hides_password() -> None:

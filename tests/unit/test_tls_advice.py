@@ -25,7 +25,8 @@ from worker import tls
 from worker.bus.client.connection import connect
 from worker.errors import SttTransientError
 from worker.local.redis import EmbeddedRedis
-from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
+from worker.stt.cartesia import CARTESIA
+from worker.stt.provider import Endpoint, StreamSettings
 from worker.stt.websocket import _tls
 
 Extension: TypeAlias = tuple[x509.ExtensionType, bool]
@@ -343,7 +344,7 @@ def test_provider_error_for_authority_without_key_usage(
         async with behind_tls("ws://127.0.0.1:1/stt", no_key_usage) as url:
             settings = StreamSettings("ink-2", AudioEncoding.PCM_S16LE, 16_000)
             with pytest.raises(SttTransientError) as refused:
-                await open_stream(Endpoint(url, "2026-03-01", "k"), settings)
+                await CARTESIA.open(Endpoint(url, "2026-03-01", "k"), settings)
         return str(refused.value)
 
     explanation = anyio.run(connect_to_it, backend_options={"use_uvloop": use_uvloop})

@@ -273,6 +273,26 @@ def release_permit(
 
 
 @Script
+def exchange_breaker(
+    *,
+    breaker_key: Key,
+    holder: str,
+    succeeded: int,
+    probe: str,
+    wants_probe: int,
+    max_failures: int,
+    window_ms: int,
+    lease_ms: int,
+    first_wait_ms: int,
+    max_wait_ms: int,
+    jitter: float,
+    expiry_s: int,
+    sessions: Rest,
+) -> tuple[bytes, int]:
+    """Report to the fleet's breaker of a provider, and return its state."""
+
+
+@Script
 def remove_audio(*, state_key: Key, audio_key: Key, min_age_ms: int) -> int:
     """Remove an audio stream that has no session and gets no new entries."""
 

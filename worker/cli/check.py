@@ -32,9 +32,10 @@ from worker.errors import (
 )
 from worker.ingest.guard import Guard
 from worker.ingest.settings import IngestSettings
-from worker.settings import Settings, api_key, check_worker_id, load, load_ingest
-from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
-from worker.stt.proxy import find_proxy
+from worker.settings import Settings, check_worker_id, load, load_ingest
+from worker.stt.keys import load_keys
+from worker.stt.provider import StreamSettings
+from worker.stt.routes import Route, find_routes
 from worker.telemetry.environment import Signal, collector_address, tls_fault
 from worker.telemetry.otlp import metric_push
 from worker.text import pluralize, printable, without_keys
@@ -81,7 +82,7 @@ class Check(Command):
     """Check whether a worker can run with the settings, and print a line for each check.
 
     The checks cover the settings, the address of health checks, the collectors of traces and
-    metrics, Redis (version, memory policy, permissions) and the API key against the provider.
+    metrics, Redis (version, memory policy, permissions) and each API key against its provider.
     Exit code 2 if `turnbus run` would reject the settings, 1 if any other check fails. If a worker
     already runs at the address of health checks, that is a warning. Settings of the gateway and
     its files of secrets are checked if any is set.
@@ -130,7 +131,7 @@ async def _check(settings: Settings, report: Report) -> bool:
         "traces": _check_traces,
         "metrics": _check_metrics,
         "redis": _check_redis,
-        "service": _check_provider,
+        "service": _check_providers,
     }
     for name, check in checks.items():
         try:
@@ -268,20 +269,27 @@ async def _check_redis(settings: Settings, report: Report) -> None:
             report(Finding("rights", "ok", detail))
 
 
-async def _check_provider(settings: Settings, report: Report) -> None:
-    """Open a socket to the provider with the settings, and close it."""
-    key = api_key(settings, os.environ)
-    proxy = find_proxy(settings.stt_url, os.environ)
-    endpoint = Endpoint(settings.stt_url, settings.stt_version, key, proxy)
-    through = f" through the proxy {proxy.address}" if proxy else ""
+async def _check_providers(settings: Settings, report: Report) -> None:
+    """Ask each configured provider that has a key."""
+    keys = load_keys(settings, os.environ)
+    for line in keys.skipped:
+        report(Finding("service", "warn", line))
+    for route in find_routes(settings, keys.usable, os.environ):
+        await _ask(route, settings, report)
+
+
+async def _ask(route: Route, settings: Settings, report: Report) -> None:
+    """Open a socket to a provider with the settings, and close it."""
+    proxy, model = route.proxy, route.offer.models[0]
     stream_settings = StreamSettings(
-        model=settings.stt_model,
+        model=model,
         encoding=Encoding.PCM_S16LE,
         sample_rate=16_000,
         turn=settings.turn_config,
     )
+    through = f" through the proxy {proxy.address}" if proxy else ""
     try:
-        async with await open_stream(endpoint, stream_settings) as stream:
+        async with await route.provider.open(route.endpoint, stream_settings) as stream:
             request = stream.request_id
     except SttError as error:
         result: Literal["warn", "fail"] = "warn" if isinstance(error, SttBusyError) else "fail"
@@ -293,5 +301,5 @@ async def _check_provider(settings: Settings, report: Report) -> None:
             through = ""
         report(Finding("service", result, f"{error}{asked}{through}; {advice}"))
     else:
-        detail = f"{settings.stt_url} accepts the key and {settings.stt_model} (request {request})"
+        detail = f"{route.url} accepts the key and {model} (request {request})"
         report(Finding("service", "ok", f"{detail}{through}"))

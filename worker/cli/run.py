@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import signal
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -15,7 +16,8 @@ from worker import descriptors, telemetry
 from worker.admin import serve_admin
 from worker.cli.command import Command, Config, run_async
 from worker.errors import BusUnavailableError
-from worker.settings import Settings, api_key, check_worker_id, load
+from worker.settings import Settings, check_worker_id, load
+from worker.stt.keys import ApiKey, load_keys
 from worker.telemetry import logs
 from worker.telemetry.metrics import WorkerGauges, samples
 from worker.telemetry.otlp import MetricPush, metric_push
@@ -48,15 +50,16 @@ class Run(Command):
         """Run until a signal arrives."""
         settings = load(os.environ, self.config)
         check_worker_id(settings)
-        key = api_key(settings, os.environ)
+        keys = load_keys(settings, os.environ)
         logs.set_up(settings)
+        keys.log_skipped()
         limit = descriptors.raise_limit(settings)
         if too_few := descriptors.shortfall(settings, limit):
             log.warning("%s", too_few)
         telemetry.configure(settings.worker_id)
         push = metric_push(settings.worker_id)
         try:
-            return run_async(partial(_serve, settings, key, push))
+            return run_async(partial(_serve, settings, keys.usable, push))
         except NoPermissionError as error:  # on the worker's own keys, not on a session's
             raise BusUnavailableError(
                 f"the Redis user lost a required permission: {error}"
@@ -65,8 +68,8 @@ class Run(Command):
             telemetry.shut_down()
 
 
-async def _serve(settings: Settings, key: str, push: MetricPush | None) -> int:
-    worker = Worker(settings, key)
+async def _serve(settings: Settings, keys: Mapping[str, ApiKey], push: MetricPush | None) -> int:
+    worker = Worker(settings, keys)
     meter = WorkerGauges(worker)
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

@@ -1,4 +1,4 @@
-"""`turnbus stt-server`: the local turns server, in place of the provider."""
+"""`turnbus stt-server`: the local turns server, in place of a provider."""
 
 import signal
 import textwrap
@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 
 import anyio
 from msgspec import Meta
+from websockets.frames import EXTERNAL_CLOSE_CODES
 
 from worker.cli.command import Command, Option, run_async
 from worker.errors import SettingsError
@@ -18,17 +19,29 @@ from worker.local.emulator.engines.base import Engine, TurnSettings
 from worker.local.emulator.engines.script_text import DEFAULT_STYLE, STYLES
 from worker.local.emulator.faults import GRAMMAR, parse_fault
 from worker.local.emulator.server import TurnsServer
-from worker.local.emulator.settings import ServerSettings
+from worker.local.emulator.settings import FluxSettings, ServerSettings
 from worker.urls import check_host
 
+_DEFAULTS: Final = ServerSettings()
+_ONLY: Final = {
+    "cartesia": (
+        *("older_defaults", "refuse_in_band", "turn_id", "config_ack", "no_leading_space"),
+        "text_resets_idle",
+    ),
+    "flux": (
+        *("no_word_times", "no_trigger", "no_force_end_turn", "any_rate", "throttle"),
+        "close_code",
+    ),
+}
+"""Options of one provider only."""
 _OLDER_DEFAULTS: Final = TurnSettings(eager_end=0.4, end=0.2)
 
 _HELP = f"""\
-Serve the wire protocol of Cartesia's realtime STT with turn detection on this machine, without a
-key or a network. The speech engine recognizes English speech. The script engine decodes word
-numbers that are encoded in the audio, for tests and load.
+Serve the wire protocol of Cartesia's realtime STT with turn detection, or of Deepgram Flux, on this
+machine, without a key or a network. The speech engine recognizes English speech. The script engine
+decodes word numbers that are encoded in the audio, for tests and load.
 
-Where the provider's documentation is silent, this server has these defaults, and options for them:
+Where Cartesia's documentation is silent, this server has these defaults, and options for them:
   - model, audio format, thresholds and keyterms are checked after the upgrade: the server sends an
     error instead of connected and closes with 1008; credentials, version and the connection limit
     are checked at the upgrade and rejected with an HTTP status (--refuse-in-band)
@@ -47,6 +60,15 @@ Where the provider's documentation is silent, this server has these defaults, an
   - after an in-band 5xx it closes with 1011 (--fault error=500:1013@mid-turn)
   - sample rates are 8000 to 192000 Hz with any encoding
 
+Where Deepgram's documentation of Flux is silent:
+  - words have times (--no-word-times) and ends of turns a trigger (--no-trigger)
+  - ForceEndTurn is known (--no-force-end-turn)
+  - only the documented sample rates are accepted (--any-rate), in linear16, linear32, mulaw or alaw
+  - audio may arrive at any speed (--throttle 1.25)
+  - it closes without a code, after CloseStream, an Error and 60 s without audio or ping
+    (--close-code)
+  - audio_window_end excludes a word that is not decoded yet
+
 Faults, injected only with --fault or the control port:
 {textwrap.indent(GRAMMAR, "  ")}
 
@@ -54,6 +76,7 @@ examples:
   turnbus stt-server
   turnbus stt-server --engine script --latency-ms 150 --max-connections 20
   turnbus stt-server --fault cut@mid-turn,p=0.2 --fault http=503,count=3 --control-port 8766
+  turnbus stt-server --provider flux --engine script --fault stall@mid-turn,p=0.1
   TURNBUS_STT_URL=ws://127.0.0.1:8765/stt/turns/websocket CARTESIA_API_KEY=any turnbus run"""
 
 _Fault = partial(Option, group="faults")
@@ -70,6 +93,9 @@ def _host(text: str) -> str:
 class SttServer(Command):  # noqa: D101 - in `_HELP`
     __doc__ = _HELP
 
+    provider: Annotated[
+        Literal["cartesia", "flux"], Option("provider whose protocol is served")
+    ] = "cartesia"
     host: Annotated[str, Option("address to listen on", parse=_host)] = "127.0.0.1"
     port: Annotated[Port, Option("port to listen on, 0 for any that is free")] = 8765
     engine: Annotated[Literal["speech", "script"], Option("speech engine to use")] = "speech"
@@ -86,8 +112,13 @@ class SttServer(Command):  # noqa: D101 - in `_HELP`
         ),
     ] = None
     idle_timeout_s: Annotated[
-        Seconds, Option("seconds without audio after which a connection is closed", "S")
-    ] = 180.0
+        Seconds | None,
+        Option(
+            "seconds without audio (flux: or ping) after which a connection is closed "
+            "(default 180, flux 60)",
+            "S",
+        ),
+    ] = None
     latency_ms: Annotated[
         Annotated[float, Meta(ge=0, le=60_000)] | None,
         Option("script engine: extra event latency in milliseconds (default 0)", "MS"),
@@ -119,11 +150,12 @@ class SttServer(Command):  # noqa: D101 - in `_HELP`
     model: Annotated[
         tuple[str, ...],
         _Choice(
-            "a model to serve, with its dated snapshots; may be repeated (default ink-2)",
+            "a model to serve, with its dated snapshots; may be repeated (default ink-2; flux: "
+            "flux-general-en and flux-general-multi, without snapshots)",
             "NAME",
             parse=str,
         ),
-    ] = ("ink-2",)
+    ] = ()
     older_defaults: Annotated[
         bool,
         _Choice("default thresholds are 0.4 to eager_end and 0.2 to end, as the SDK documents"),
@@ -156,6 +188,21 @@ class SttServer(Command):  # noqa: D101 - in `_HELP`
         ),
     ] = None
 
+    no_word_times: Annotated[bool, _Choice("flux: words have no times")] = False
+    no_trigger: Annotated[bool, _Choice("flux: ends of turns have no trigger")] = False
+    no_force_end_turn: Annotated[
+        bool, _Choice("flux: ForceEndTurn is an unparsable message, as to older deployments")
+    ] = False
+    any_rate: Annotated[bool, _Choice("flux: accept sample rates from 8000 to 192000 Hz")] = False
+    throttle: Annotated[
+        Annotated[float, Meta(ge=1)] | None,
+        _Choice("flux: read audio at no more than X times real time (default: no limit)", "X"),
+    ] = None
+    close_code: Annotated[
+        Annotated[int, Meta(ge=1000, le=4999)] | None,
+        _Choice("flux: code of the server's close frames (default: none)", "CODE"),
+    ] = None
+
     def run(self) -> int:
         """Serve until interrupted. Raises TurnbusError without a free port or a recognizer."""
         if self.latency_ms is not None and self.engine != "script":
@@ -164,6 +211,7 @@ class SttServer(Command):  # noqa: D101 - in `_HELP`
             )
         if self.text_style is not None and self.engine != "script":
             raise SettingsError(["--text-style requires --engine script"])
+        self._check_provider()
         for spec in self.fault:
             parse_fault(spec)  # report an invalid one before loading the recognizer
         settings = ServerSettings(
@@ -171,8 +219,10 @@ class SttServer(Command):  # noqa: D101 - in `_HELP`
             port=self.port,
             api_keys=_read_keys(self.api_key_file),
             max_connections=self.max_connections,
-            models=self.model,
-            idle_timeout_s=self.idle_timeout_s,
+            provider=self.provider,
+            flux=self._flux(),
+            models=self.model or _DEFAULTS.models,
+            idle_timeout_s=self.idle_timeout_s or _DEFAULTS.idle_timeout_s,
             turn=_OLDER_DEFAULTS if self.older_defaults else TurnSettings(),
             refuse_in_band=self.refuse_in_band,
             turn_id=self.turn_id,
@@ -185,6 +235,29 @@ class SttServer(Command):  # noqa: D101 - in `_HELP`
         )
         run_async(partial(_serve, settings, _engine(self), self))
         return 0
+
+    def _check_provider(self) -> None:
+        """Raise SettingsError if an option belongs to the other provider."""
+        other = "cartesia" if self.provider == "flux" else "flux"
+        for option in _ONLY[other]:
+            if getattr(self, option):
+                name = option.replace("_", "-")
+                raise SettingsError([f"--{name} requires --provider {other}"])
+        code = self.close_code
+        if code is not None and code not in EXTERNAL_CLOSE_CODES and code < 3000:
+            raise SettingsError([f"--close-code {code} cannot be in a close frame"])
+
+    def _flux(self) -> FluxSettings:
+        return FluxSettings(
+            models=self.model or _DEFAULTS.flux.models,
+            idle_timeout_s=self.idle_timeout_s or _DEFAULTS.flux.idle_timeout_s,
+            word_times=not self.no_word_times,
+            trigger=not self.no_trigger,
+            force_end_turn=not self.no_force_end_turn,
+            any_rate=self.any_rate,
+            throttle=self.throttle,
+            close_code=self.close_code or _DEFAULTS.flux.close_code,
+        )
 
 
 def _engine(options: SttServer) -> Engine:
@@ -225,8 +298,11 @@ async def _serve(settings: ServerSettings, engine: Engine, options: SttServer) -
         server = await stack.enter_async_context(TurnsServer.serve(settings, engine))
         server.faults.set(*options.fault, seed=options.seed)
         key = "any" if settings.api_keys is None else f"one of {options.api_key_file}"
-        sdk = f'Cartesia(api_key="{key}", base_url="{server.base_url}")'
-        lines = [f"turns server ({engine.name}): {server.url}   official SDK: {sdk}"]
+        if settings.provider == "flux":
+            lines = [f"Flux server ({engine.name}): {server.url}   key: {key}"]
+        else:
+            sdk = f'Cartesia(api_key="{key}", base_url="{server.base_url}")'
+            lines = [f"turns server ({engine.name}): {server.url}   official SDK: {sdk}"]
         if options.control_port is not None:
             control = serve_control(server, options.control_port)
             port = await stack.enter_async_context(control)

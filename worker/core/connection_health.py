@@ -25,6 +25,9 @@ MAX_TIMEOUT_MS = 11_200.0
 MARGIN_MS = 8_000.0
 """Maximum lag of the provider behind its own timeout, with a margin."""
 
+MAX_SILENT_MS = 30_000.0
+"""Maximum audio without a message that a socket gets after several that were found silent."""
+
 MAX_CERTAIN_LOSSES = 3
 """Maximum losses at the same place, if the provider certainly caused each."""
 
@@ -124,6 +127,10 @@ class Watchdog:
         """Record a message that arrived after `sent_ms` of audio."""
         self._message_at_ms = sent_ms
 
+    def silent_ms(self, sent_ms: float) -> float:
+        """Return how much audio was sent since the last message."""
+        return sent_ms - self._message_at_ms
+
     def is_due(self, sent_ms: float) -> bool:
         """Return whether `check` could find anything, whatever the end timeout is."""
         return sent_ms - self._message_at_ms > MARGIN_MS
@@ -137,6 +144,37 @@ class Watchdog:
             return WatchdogAction.END
         self._replayed = turn
         return WatchdogAction.REPLAY
+
+
+class SilentSocket:
+    """Detects a socket on which audio is sent, and nothing is received, by the audio sent.
+
+    It is for a provider that sends messages also in silence. A socket that was found silent may
+    have been late: the next one gets twice as much audio, until the turn is over. Otherwise a late
+    provider would never catch up with a long turn.
+    """
+
+    __slots__ = ("_allowed_ms", "_limit_ms")
+
+    def __init__(self) -> None:
+        self._limit_ms = 0.0
+        self._allowed_ms = 0.0
+
+    def restart(self, limit_ms: float) -> None:
+        """Start on a new socket; `limit_ms` is its provider's limit, 0 if it has none."""
+        if limit_ms != self._limit_ms:  # another provider
+            self._limit_ms = self._allowed_ms = limit_ms
+
+    def on_message_between_turns(self) -> None:
+        """Record a message while no turn is open."""
+        self._allowed_ms = self._limit_ms
+
+    def check(self, silent_ms: float) -> bool:
+        """Return whether the socket is stuck after `silent_ms` of audio without a message."""
+        if not 0 < self._allowed_ms < silent_ms:
+            return False
+        self._allowed_ms = min(2 * self._allowed_ms, MAX_SILENT_MS)
+        return True
 
 
 class RepeatedLosses:

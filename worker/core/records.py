@@ -8,8 +8,9 @@ from enum import Enum
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from schemas.turns import TurnEndReason
+from schemas.turns import TurnEndReason, Word
 from worker.core import stream_ids
 
 DraftKind = Literal["turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.end"]
@@ -145,6 +146,14 @@ class EventDraft(msgspec.Struct, frozen=True):
     turn: int
     transcript: str | None = None
     reason: TurnEndReason | None = None
+
+
+class TurnTimes(msgspec.Struct, frozen=True):
+    """Where the words of an ended turn are in the session's audio, in milliseconds."""
+
+    start_ms: int
+    end_ms: int
+    words: tuple[Word, ...] | UnsetType = UNSET
 
 
 class OpenTurn(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -14,7 +14,7 @@ class Pacer:
     """
 
     def __init__(self, speed: float, burst_ms: float = 300.0) -> None:
-        self._speed = self._full_speed = speed
+        self._speed = self._full_speed = self._wanted = speed
         self._burst_ms = burst_ms
         self._slowed = 0
         self._tokens = burst_ms
@@ -25,8 +25,15 @@ class Pacer:
         """Whether late audio may be sent faster than real time."""
         return self._speed == 0 or self._speed > 1
 
-    def restart(self, now: float) -> None:
-        """Start a new connection at `now`, seconds on any monotonic clock."""
+    def restart(self, now: float, max_speed: float = 0.0) -> None:
+        """Start a new connection at `now`, seconds on any monotonic clock.
+
+        `max_speed` is what its provider bears; 0 if that is unlimited.
+        """
+        full_speed = min(self._wanted or max_speed, max_speed or self._wanted)
+        if full_speed != self._full_speed:  # another provider
+            self._speed = self._full_speed = full_speed
+            self._slowed = 0
         self._tokens = self._burst_ms
         self._at = now
 

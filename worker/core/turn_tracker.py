@@ -100,6 +100,7 @@ class TurnTracker:
         "_eager_published",
         "_is_replay",
         "_jitter",
+        "_may_shrink",
         "_parting",
         "_prefix",
         "_provider",
@@ -147,8 +148,12 @@ class TurnTracker:
             return PublishedState.NONE
         return PublishedState.EAGER if known.eager else PublishedState.SPEAKING
 
-    def socket_opened(self) -> None:
-        """Start on a new socket, where the provider has no state of an open turn."""
+    def socket_opened(self, *, may_shrink: bool = False) -> None:
+        """Start on a new socket, where the provider has no state of an open turn.
+
+        `may_shrink` is whether the provider revises the text of a turn, so that its last is best.
+        """
+        self._may_shrink = may_shrink
         self._provider = ProviderState.NONE
         # Text of the turn that precedes this provider turn: text committed before the socket
         # opened, and provider turns that a replay ended too early.
@@ -332,7 +337,8 @@ class TurnTracker:
             self._prefix, self._continued = text, True
             self._provider = ProviderState.NONE
             return []
-        return self._close(self._merged(text, position), reason)
+        final = self._may_shrink and not is_blank(text)
+        return self._close(text if final else self._merged(text, position), reason)
 
     def _close(self, text: str, reason: TurnEndReason) -> list[EventDraft]:
         turn = self.state.turn

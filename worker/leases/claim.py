@@ -21,7 +21,6 @@ from worker.leases.retries import MAX_CRASHES
 from worker.session.checkpoint import Checkpoint, CheckpointPayload, EventContext
 from worker.session.publisher import EventPublisher
 from worker.session.session import Session
-from worker.stt.cartesia import PROVIDER
 from worker.telemetry.logs import SessionName
 from worker.telemetry.traces import SessionTrace
 
@@ -62,6 +61,7 @@ class Claimer:
     async def _claim(self, owned: OwnedEntry) -> Session | None:
         try:
             entry = decode_session(owned.fields)
+            provider = self._context.route_of(entry)[1].provider
         except EntryError as error:
             await self._reject(owned, error.reason, str(error))
             return None
@@ -72,7 +72,7 @@ class Claimer:
             metadata=entry.metadata,
             encoding=entry.encoding,
             sample_rate=entry.sample_rate,
-            **_common(entry.session, owned.entry_id, entry.group),
+            **_common(entry.session, owned.entry_id, entry.group, provider),
         )
         first = msgspec.json.encode(Checkpoint(config=entry.config))
         spans = SessionTrace(
@@ -154,13 +154,16 @@ class Claimer:
         log.error("%s: ending session (internal error: %s)", ownership.name, why)
         tracker = TurnTracker(checkpoint.turns)
         place = EventContext(
-            _audio_ms(entry, checkpoint), checkpoint.request_id, checkpoint.connection
+            _audio_ms(entry, checkpoint),
+            checkpoint.provider or context.route_of(entry)[1].provider,
+            checkpoint.request_id,
+            checkpoint.connection,
         )
         written = CheckpointPayload(claim.checkpoint, "")
         publisher = EventPublisher(context, ownership, claim.seq, lambda: place, lambda: written)
         publisher.publish(tracker.force_end("close"))
         publisher.publish_error("internal", f"{INTERNAL_ERROR}: {why}", fatal=True)
-        publisher.publish_end("error", tracker.state.turn)
+        publisher.publish_end("error", tracker.state.turn, checkpoint.usage)
         context.retries.discard(fence.entry_id)
         try:
             await publisher.wait_committed()
@@ -181,7 +184,8 @@ class Claimer:
             owned.entry_id, self._context.keys.sessions, session or "", reason, why, fields
         )
         if session is not None and lane is not None:
-            common = _common(session, owned.entry_id, session_group(fields))
+            name = self._context.routes[0].provider.name
+            common = _common(session, owned.entry_id, session_group(fields), name)
             events = _rejection(common, reason, why)
             out = "session" if fields.get(b"out") == b"session" else "lane"
             retention_s = self._context.settings.retention_s
@@ -192,19 +196,19 @@ class Claimer:
                     )
                 )
             except ResponseError as error:
-                name = SessionName(session, None)
-                log.warning("%s: cannot publish the rejection (%s)", name, error)
+                subject = SessionName(session, None)
+                log.warning("%s: cannot publish the rejection (%s)", subject, error)
         await self._context.health.retry(lambda: self._context.leases.complete(owned.entry_id))
 
 
-def _common(session: str, run: str, group: str | None) -> dict[str, Any]:
+def _common(session: str, run: str, group: str | None, provider: str) -> dict[str, Any]:
     """Return the fields of an event that precedes all audio."""
     return {
         "session": session,
         "run": run,
         "at": time.time(),
         "audio_ms": 0,
-        "provider": PROVIDER,
+        "provider": provider,
         "request_id": "",
         "connection": 0,
         "group": group or UNSET,

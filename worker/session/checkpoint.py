@@ -8,6 +8,7 @@ from typing import cast
 import msgspec
 
 from schemas.audio import TurnConfig
+from schemas.turns import Usage
 from worker.core.ledger import Ledger
 from worker.core.notices import NoticesState
 from worker.core.records import LedgerState, SentState, TurnState
@@ -17,6 +18,7 @@ class EventContext(msgspec.Struct, frozen=True):
     """Fields that describe the session's state when an event is created."""
 
     audio_ms: int
+    provider: str
     request_id: str
     connection: int
 
@@ -37,11 +39,15 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     turns: TurnState = TurnState()
     config: TurnConfig = TurnConfig()
     connection: int = 0
+    provider: str = ""
+    """Name of the provider of the last socket; empty before the first."""
     request_id: str = ""
     lag_s: float | None = None
     """Provider lag as measured by the owner; None if it was not known."""
     notices: NoticesState = NoticesState()
     sent: SentState = SentState()
+    usage: dict[str, Usage] = {}
+    """Usage by provider."""
 
     @property
     def sent_state(self) -> SentState:

@@ -9,7 +9,6 @@ import logging
 
 import anyio
 
-from schemas import cartesia
 from schemas.turns import TurnEndReason
 from worker.bus.committer import CRASHED
 from worker.context import WorkerContext
@@ -17,10 +16,14 @@ from worker.core.connection_health import (
     IDLE_PING_INTERVAL_S,
     PING_INTERVAL_S,
     Keepalive,
+    SilentSocket,
     Watchdog,
     WatchdogAction,
 )
 from worker.core.phases import Input
+from worker.core.turn_ending import Step, TurnEnding
+from worker.core.turn_tracker import ProviderInput
+from worker.core.unanswered_speech import MAX_WINDOWS, WINDOW_MS, UnansweredSpeech
 from worker.errors import SttError, SttTransientError
 from worker.session.ingest import AudioIngest
 from worker.session.publisher import EventPublisher
@@ -28,7 +31,16 @@ from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
-from worker.stt.cartesia import TurnsStream
+from worker.stt.events import (
+    AudioTranscribed,
+    Event,
+    NoTurnToEnd,
+    ProviderError,
+    TurnEvent,
+    UnknownMessage,
+    Warned,
+)
+from worker.stt.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +65,9 @@ PROGRESS_SHARE = 0.1
 DROP_REPORT_DELAY_S = 1.0
 """Delay before dropped audio is reported if no kept audio follows it."""
 
+PARK_SHARE = 0.9
+"""Share of the provider's idle limit after which a socket without audio is closed."""
+
 WORKS_AFTER_S = 3.0
 """Minimum lifetime of a socket that ends an outage: some providers connect and close at once."""
 
@@ -73,7 +88,9 @@ class Connection:
         publisher: EventPublisher,
         reports: Reports,
         watchdog: Watchdog,
-        stream: TurnsStream,
+        silence: SilentSocket,
+        speech: UnansweredSpeech,
+        stream: Stream,
         now: float,
     ) -> None:
         self.stream = stream
@@ -91,41 +108,95 @@ class Connection:
         self._reports = reports
         self._watchdog = watchdog
         watchdog.restart()
+        self._silence = silence
+        silence.restart(stream.provider.max_silent_ms)
+        self._speech = speech
+        speech.restart()
         self._keepalive = Keepalive(now)
         self._progress_interval_s = min(
             PROGRESS_INTERVAL_S, PROGRESS_SHARE * context.settings.max_lag_s
         )
+        self._park_s = min(context.settings.park_s, PARK_SHARE * stream.provider.max_idle_s)
         self._since = now
         self._next_check_at = 0.0
         self._flushing_since = 0.0
         self._flush_rejected = False
         self._grace = anyio.CancelScope()  # has a deadline once a flush was rejected
+        self._ending: TurnEnding | None = None  # while the open turn is ended by a command
+        self._finished = False  # the end of the stream was requested
 
     def has_lasted(self, now: float) -> bool:
         """Whether the socket has lasted long enough to end an outage."""
         return now - self._since > WORKS_AFTER_S
 
     def end_turn(self, now: float) -> None:
-        """End the open turn after the audio sent so far.
+        """End the open turn after the audio sent so far; nothing is read until it is over.
 
-        The provider has no command for it. Only `close` makes it transcribe the rest and end its
-        turn, so the socket ends too, and the next audio needs another one.
+        If the provider has a command for it, the socket stays. Otherwise only the end of the stream
+        makes it transcribe the rest and end its turn, and the next audio needs another socket.
         """
-        self.flush(now, "forced")
+        if not self._has_command:
+            self.flush(now, "forced")
+        elif self._ending is None:
+            self._begin_ending(now, "forced")
 
     def flush(self, now: float, reason: TurnEndReason = "close") -> None:
-        """Send `close`, after the last audio for this socket; `reason` is that of a turn's end."""
-        self._receiver.flush_reason = reason
+        """End the stream, after the last audio for this socket; `reason` is that of a turn's end.
+
+        If the end of the stream would not end the open turn, the worker ends it before.
+        """
         self._lifecycle.process(Input.LAST_SENT)
+        self._publisher.trace.flush_started()
+        self._begin_ending(now, reason)
+        if self.stream.provider.flush_ends_turn:
+            self._ending = None
+            self._finish()
+
+    @property
+    def _has_command(self) -> bool:
+        """Whether a command ends the open turn at this provider's deployment."""
+        provider = self.stream.provider
+        return provider.forces_end and provider.name not in self._context.without_forced_end
+
+    def _begin_ending(self, now: float, reason: TurnEndReason) -> None:
+        self._receiver.flush_reason = reason
         self._flushing_since = now
         self._next_check_at = self._state.next_tick_at = 0.0
-        self._publisher.trace.flush_started()
-        self.stream.send_close()
+        if self.stream.provider.word_times:
+            self._receiver.ends_at = self._sender.session_bytes
+        self._ending = TurnEnding(self._sent_ms, with_command=self._has_command)
+
+    def _finish(self) -> None:
+        self._finished = True
+        self.stream.finish()
+
+    def _advance_ending(self, ending: TurnEnding, event: Event | None) -> None:
+        """Do the next step of ending the open turn."""
+        ended = isinstance(event, TurnEvent) and event.kind is ProviderInput.END
+        transcribed_ms = (
+            event.transcribed_ms if isinstance(event, TurnEvent | AudioTranscribed) else None
+        )
+        step = ending.advance(
+            transcribed_ms,
+            in_turn=self._tracker.provider_in_turn,
+            answered=ended or isinstance(event, NoTurnToEnd),
+        )
+        if step is Step.COMMAND:
+            self.stream.end_turn()
+        elif step is Step.DONE:
+            self._ending = None
+            if self._lifecycle.flushing:
+                self._finish()
+            else:
+                self._receiver.commit_all_sent(self._receiver.flush_reason)
+                self._receiver.ends_at = None
+                self._sender.stop_silence()
+                self._ingest.on_turn_ended()
 
     @property
     def next_tick_at(self) -> float:
         """Time until which `tick` has nothing to check, unless something changes."""
-        if self._receiver.holds_update:
+        if self._receiver.holds_update or self._ending is not None:
             return 0.0
         return min(self._next_check_at, self._ingest.last_entry_at + CHECK_INTERVAL_S)
 
@@ -133,14 +204,16 @@ class Connection:
         """Check every deadline; called about ten times a second."""
         self._receiver.release_update(now)
         entries_arrive = now - self._ingest.last_entry_at < CHECK_INTERVAL_S
-        if entries_arrive and now < self._next_check_at:
+        if entries_arrive and self._ending is None and now < self._next_check_at:
             return  # the other checks can wait
         self._next_check_at = now + CHECK_INTERVAL_S
         self._check_socket(now)
         self._commit_progress(now)
         if now - self._ingest.last_entry_at > DROP_REPORT_DELAY_S:
             self._ingest.report_dropped()
-        if self._lifecycle.flushing:
+        if self._lifecycle.flushing or self._ending is not None:
+            if self._ending is not None:
+                self._sender.send_silence(now)
             if now - self._flushing_since > FLUSH_TIMEOUT_S:
                 self._receiver.flush_failed()
                 self.stream.socket.abort(f"not flushed within {FLUSH_TIMEOUT_S:g} s")
@@ -153,7 +226,7 @@ class Connection:
         elif (
             not entries_arrive
             and self._sender.is_drained
-            and self._ingest.producer_idle_s(self._since) > self._context.settings.park_s
+            and self._ingest.producer_idle_s(self._since) > self._park_s
         ):
             self.flush(now)
 
@@ -169,9 +242,9 @@ class Connection:
             raise
         self._receiver.publish_text()
         self._receiver.resolve_pending_end(final=True)
-        if not self._lifecycle.flushing:
+        if not self._finished:
             raise SttTransientError(
-                "the provider closed the socket before `close` was sent", status=1000
+                "the provider closed the socket before the worker ended the stream", status=1000
             )
         if flushed:
             self._receiver.commit_all_sent(self._receiver.flush_reason)
@@ -182,7 +255,7 @@ class Connection:
         """Receive until the provider closes the socket; return whether the flush succeeded."""
         with self._grace:
             try:
-                await self.stream.listen(self._on_message)
+                await self.stream.listen(self._on_event)
             except SttError:
                 if not self._flush_rejected:
                     raise
@@ -190,15 +263,13 @@ class Connection:
                 return True
         return False
 
-    def _on_message(
-        self, message: cartesia.ServerMessage | None, received_at: float, waiting: int
-    ) -> None:
-        """Handle a message, None if it is unreadable.
+    def _on_event(self, event: Event | None, received_at: float, waiting: int) -> None:
+        """Handle an event, None if its message is unreadable.
 
         The socket calls this when it arrives, outside the session's task.
         """
         try:
-            self._handle(message, received_at, waiting)
+            self._handle(event, received_at, waiting)
         except SttError:
             raise
         except Exception:
@@ -209,28 +280,36 @@ class Connection:
             # `anyio.current_time` may need a task.
             self._grace.deadline = asyncio.get_running_loop().time() + FLUSH_ERROR_GRACE_S
 
-    def _handle(
-        self, message: cartesia.ServerMessage | None, received_at: float, waiting: int
-    ) -> None:
+    def _handle(self, event: Event | None, received_at: float, waiting: int) -> None:
         arrival = self._sender.send_log.moment(received_at)
-        begins = isinstance(message, cartesia.TurnStart)
+        turn = event if isinstance(event, TurnEvent) else None
+        begins = turn is not None and turn.kind is ProviderInput.START
         self._receiver.on_message(arrival, waiting, begins=begins)
-        match message:
+        if turn is not None:
+            self._receiver.on_turn_event(turn, arrival)
+            self.received_turns = True
+            self._speech.on_turn_event()
+        if self._ending is not None:
+            self._advance_ending(self._ending, event)
+        match event:
             case None:
                 return
-            case cartesia.Error():
-                self._on_error(message)
-            case cartesia.UnknownMessage():
+            case UnknownMessage():
                 self._context.stats.provider_unknown += 1
                 return  # a stuck provider may send these forever
-            case cartesia.Connected():
-                pass
+            case AudioTranscribed():
+                self._receiver.on_transcribed(event.transcribed_ms)
+            case ProviderError():
+                self._on_error(event)
+            case Warned():
+                self._reports.provider_error(event.code, event.message, 0)
             case _:
-                self._receiver.on_turn_message(message, arrival)
-                self.received_turns = True
+                pass
         self._watchdog.on_message(self._sent_ms)
+        if not self._receiver.inside_turn:
+            self._silence.on_message_between_turns()
 
-    def _on_error(self, error: cartesia.Error) -> None:
+    def _on_error(self, error: ProviderError) -> None:
         """Handle an in-band error, after which the provider continues."""
         flushing = self._lifecycle.flushing
         if not flushing and self._sender.sent_fast_within(RATE_ERROR_WINDOW_S):
@@ -239,11 +318,7 @@ class Connection:
         self._flush_rejected = flushing
         if self._sender.configured_within(RATE_ERROR_WINDOW_S):
             self._sender.resume_speed()  # the settings caused the error, not the pace
-        self._reports.provider_error(
-            error.error_code or "stt_error",
-            error.message or error.title or "the provider gave no reason",
-            error.status_code or 0,
-        )
+        self._reports.provider_error(error.code, error.message, error.status)
 
     @property
     def _sent_ms(self) -> float:
@@ -255,8 +330,22 @@ class Connection:
         every_s = PING_INTERVAL_S if self._receiver.inside_turn else IDLE_PING_INTERVAL_S
         socket, sent = self.stream.socket, self._sender.session_bytes
         received = self._keepalive.check(socket, now, sent, every_s)
-        if received is not None:
+        if self._silence.check(self._watchdog.silent_ms(self._sent_ms)):
+            seconds = self._watchdog.silent_ms(self._sent_ms) / 1_000
+            socket.abort(f"the provider sent nothing for {seconds:.1f} s of audio")
+        if received is None or self.stream.provider.word_times or self._receiver.inside_turn:
+            return
+        audio = self._sender.sent_audio(self._sender.send_log.moment(now), WINDOW_MS)
+        if not self._speech.observe(audio.silent):
             self._receiver.commit_silence(received)
+        elif self._speech.is_fault:
+            seconds = WINDOW_MS * MAX_WINDOWS / 1_000
+            self._reports.provider_error(
+                "stt_silent",
+                f"the provider sent nothing for {seconds:g} s of speech; it is sent again",
+                0,
+            )
+            socket.abort(f"no message for {seconds:g} s of speech")
 
     def _commit_progress(self, now: float) -> None:
         """Commit regularly how far audio was sent, while there are no events to commit."""

@@ -24,7 +24,9 @@ from worker.errors import (
 )
 from worker.session.publisher import EventPublisher
 from worker.session.reports import Reports
-from worker.stt.cartesia import StreamSettings, TurnsStream, open_stream
+from worker.stt.provider import Notes, StreamSettings
+from worker.stt.stream import Stream
+from worker.urls import provider_address
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +49,20 @@ class Connector:
         self._context = context
         self._name = ownership.name
         self._entry = entry
+        self._route, self._candidate = context.route_of(entry)
+        publisher.trace.use_provider(self._route.provider.name, *provider_address(self._route.url))
         self._configs = configs
         self._publisher = publisher
         self._reports = reports
         self.failure: SttError | None = None
         """Last error of a connect or a socket; None while a socket works."""
+        self._notes = Notes(reports.report_unreadable, reports.unusable_setting)
         self._permit = Permit.of(entry.lane, entry.session, ownership.fence)
         self._backoff = Backoff()
         self.blocked_by_shortage = False
         """Whether this machine could not open a socket at the last attempt."""
 
-    async def connect(self) -> TurnsStream:
+    async def connect(self) -> Stream:
         """Return an open stream. Waits for a permit, and between retries.
 
         Raises `SttPermanentError` if the provider rejects these settings for good.
@@ -119,7 +124,8 @@ class Connector:
     def _settings(self) -> StreamSettings:
         """Settings for the next socket: those in force at the first audio it will receive."""
         return StreamSettings(
-            model=self._entry.model or self._context.settings.stt_model,
+            model=self._candidate.model,
+            language=self._candidate.language_hint,
             encoding=self._entry.encoding,
             sample_rate=self._entry.sample_rate,
             keyterms=self._entry.keyterms,
@@ -145,14 +151,12 @@ class Connector:
             status=error.status,
         )
 
-    async def _try(self, settings: StreamSettings) -> TurnsStream:
-        context = self._context
+    async def _try(self, settings: StreamSettings) -> Stream:
+        context, route = self._context, self._route
         async with context.connect_slots:
             began = time.monotonic()
             with self._publisher.trace.connecting(settings.model) as span:
-                stream = await open_stream(
-                    context.endpoint, settings, self._reports.report_unreadable
-                )
+                stream = await route.provider.open(route.endpoint, settings, self._notes)
                 span.set_attribute("gen_ai.response.id", stream.request_id)
         context.credentials.accepted()
         context.shortage.connected(time.monotonic())
@@ -164,7 +168,7 @@ class Connector:
 
     def _on_rejection(self, error: SttCredentialsError, model: str) -> None:
         self._context.stats.connects[error.error_class] += 1
-        if model == self._context.settings.stt_model:
+        if model == self._route.offer.models[0]:
             self._context.credentials.rejected(error)
         else:  # the plan may exclude only this session's model
             log.warning("%s: model %s: %s", self._name, model, error)

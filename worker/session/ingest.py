@@ -223,6 +223,10 @@ class AudioIngest:
         self._first_unsent_checked = not self._is_late(age_s, now)
         return not self._first_unsent_checked
 
+    def on_turn_ended(self) -> None:
+        """Continue after an entry whose forced end is fulfilled on the same socket."""
+        self.turn_end_reached = False
+
     def note_sent(self, now: float) -> None:
         """Record how far the session was sent on this socket, and how old that audio is."""
         if self.cut_short:

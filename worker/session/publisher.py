@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
+import msgspec
 from msgspec import UNSET
 
 from schemas import turns
@@ -12,10 +13,9 @@ from schemas.turns import encode_event, event_type
 from worker.bus.ownership import OwnedSession
 from worker.bus.scripts import ScriptCall, SessionCommits
 from worker.context import WorkerContext
-from worker.core.records import EventDraft
+from worker.core.records import EventDraft, TurnTimes
 from worker.errors import FencedError
 from worker.session.checkpoint import CheckpointPayload, EventContext
-from worker.stt.cartesia import PROVIDER
 from worker.telemetry.traces import SessionTrace
 
 VERDICTS = frozenset({"ok", "fenced", "missing", "gap"})
@@ -102,11 +102,16 @@ class EventPublisher:
         self.fenced_reason: str | None = None
         """Why a commit was refused; no further event can be published."""
 
-    def publish(self, drafts: Sequence[EventDraft], spoken_until: float | None = None) -> None:
+    def publish(
+        self,
+        drafts: Sequence[EventDraft],
+        spoken_until: float | None = None,
+        times: TurnTimes | None = None,
+    ) -> None:
         """Publish the tracker's drafts.
 
         `spoken_until` is when the last sound of the ending turn was sent, on the monotonic clock;
-        None if unknown.
+        `times` are those of its words. Both are None if unknown.
         """
         for draft in drafts:
             common = self._common()
@@ -125,7 +130,10 @@ class EventPublisher:
                     event = turns.TurnResume(turn=turn, **common)
                 case "turn.end":
                     reason = draft.reason or "model"
-                    event = turns.TurnEnd(turn=turn, transcript=text, reason=reason, **common)
+                    timed = {} if times is None else msgspec.structs.asdict(times)
+                    event = turns.TurnEnd(
+                        turn=turn, transcript=text, reason=reason, **timed, **common
+                    )
             self._add(event, spoken_until if draft.kind == "turn.end" else None)
             if draft.kind == "turn.end":
                 self.trace.turn_ended(draft.reason or "model", at, text)
@@ -150,9 +158,15 @@ class EventPublisher:
             )
         )
 
-    def publish_end(self, reason: turns.SessionEndReason, turn_count: int) -> None:
+    def publish_end(
+        self, reason: turns.SessionEndReason, turn_count: int, usage: dict[str, turns.Usage]
+    ) -> None:
         """Publish the last event. Its commit deletes the audio and leaves a tombstone."""
-        self._add(turns.SessionEnded(reason=reason, turns=turn_count, **self._common()))
+        self._add(
+            turns.SessionEnded(
+                reason=reason, turns=turn_count, usage=usage or UNSET, **self._common()
+            )
+        )
         self._ending = True
         self.request_commit()
 
@@ -233,7 +247,7 @@ class EventPublisher:
             "seq": self._acknowledged + len(self._pending) + 1,
             "at": time.time(),
             "audio_ms": context.audio_ms,
-            "provider": PROVIDER,
+            "provider": context.provider,
             "request_id": context.request_id,
             "connection": context.connection,
             "group": self._group,

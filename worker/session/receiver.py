@@ -7,31 +7,29 @@ covers, and the ledger commits it.
 import logging
 from typing import NamedTuple
 
-from schemas import cartesia
-from schemas.turns import TurnEndReason
-from worker.core.records import EventDraft
+from msgspec import UNSET
+
+from schemas.turns import TurnEndReason, Word
+from worker.core.records import EventDraft, TurnTimes
 from worker.core.send_log import SendPosition
 from worker.core.transcripts import UpdateThrottle, is_blank, parting
 from worker.core.turn_boundary import BURST_GAP_S, ONSET_MARGIN_MS
+from worker.core.turn_ending import turn_cut_ms
 from worker.core.turn_tracker import ProviderInput
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.publisher import EventPublisher
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
+from worker.stt.events import TimedWord, TurnEvent
+from worker.stt.provider import Provider
 
 log = logging.getLogger(__name__)
 
+SILENCE_STEP_MS = 2_500
+"""Minimum silence between turns that is committed at once, if the provider sends times."""
+
 MAX_FLUSH_ATTEMPTS = 3
 """Maximum failed flushes in a row; after that an open turn is ended without an answer."""
-
-
-TurnMessage = (
-    cartesia.TurnStart
-    | cartesia.TurnUpdate
-    | cartesia.TurnEagerEnd
-    | cartesia.TurnResume
-    | cartesia.TurnEnd
-)
 
 
 class _PendingEnd(NamedTuple):
@@ -77,6 +75,7 @@ class MessageReceiver:
     __slots__ = (
         "_boundary",
         "_eager_pause",
+        "_exact",
         "_failed_flushes",
         "_held_update",
         "_last_transcript",
@@ -90,6 +89,9 @@ class MessageReceiver:
         "_state",
         "_throttle",
         "_tracker",
+        "_transcribed_ms",
+        "_words",
+        "ends_at",
         "flush_reason",
     )
 
@@ -117,7 +119,12 @@ class MessageReceiver:
         self._last_transcript = ""  # latest text of the turn on this socket
         self._failed_flushes = 0
         self.flush_reason: TurnEndReason = "close"
-        """Reason of a turn's end that the provider sends during a flush."""
+        """Reason of a turn's end that the provider sends during a flush, or after a command."""
+        self.ends_at: int | None = None
+        """Session byte at which the worker ends the turn, if the provider sends times."""
+        self._exact = False  # the provider sends the times of words
+        self._transcribed_ms = 0.0  # audio of this socket that is transcribed, if it sends times
+        self._words: list[Word] = []  # of the open turn's parts that the provider has ended
 
     @property
     def inside_turn(self) -> bool:
@@ -129,12 +136,16 @@ class MessageReceiver:
         """Whether text is held back until its interval is over."""
         return self._held_update is not None
 
-    def socket_opened(self, now: float, *, progressed: bool) -> None:
+    def socket_opened(self, now: float, provider: Provider, *, progressed: bool) -> None:
         """Begin on a new socket; `progressed` is whether the last one committed audio."""
+        self._exact = provider.word_times
+        self._transcribed_ms = 0.0
+        self._words.clear()
+        self.ends_at = None
         if progressed:
             self._failed_flushes = 0
         self._last_transcript = ""
-        self._tracker.socket_opened()
+        self._tracker.socket_opened(may_shrink=provider.text_may_shrink)
         self._boundary.reset(now)
 
     def forget(self) -> None:
@@ -144,13 +155,16 @@ class MessageReceiver:
         self._eager_pause = None
         self._lead_in = None
 
-    def on_turn_message(self, message: TurnMessage, arrival: SendPosition) -> None:
-        """Handle a message with this arrival position."""
+    def on_turn_event(self, event: TurnEvent, arrival: SendPosition) -> None:
+        """Handle an event with this arrival position."""
         self._now = arrival.at
-        match message:
-            case cartesia.TurnUpdate():
-                self._on_update(self._text_of(message), arrival)
-            case cartesia.TurnStart():
+        if self._exact:
+            self._on_timed_event(event, arrival)
+            return
+        match event.kind:
+            case ProviderInput.UPDATE:  # most events
+                self._on_update(self._text_of(event), arrival)
+            case ProviderInput.START:
                 self.publish_text()
                 self._last_transcript = ""
                 again = self._tracker.open
@@ -159,16 +173,84 @@ class MessageReceiver:
                 # In a replay the audio before the start may belong to the open turn.
                 if not again and self._boundary.is_on_time:
                     self._lead_in = _LeadIn(quiet_before, arrival.at)
-            case cartesia.TurnEnd():
+            case ProviderInput.END:
                 self._eager_pause = None
-                self._on_end(self._text_of(message), arrival)
-            case cartesia.TurnEagerEnd():
-                self._on_eager_end(self._text_of(message), arrival)
-            case cartesia.TurnResume():
+                self._on_end(self._text_of(event), arrival)
+            case ProviderInput.EAGER_END:
+                self._on_eager_end(self._text_of(event), arrival)
+            case ProviderInput.RESUME:
                 self.publish_text()
                 self._track(ProviderInput.RESUME, None, arrival)
                 if self._tracker.provider_in_turn:
                     self._boundary.on_resume(arrival)
+
+    def _on_timed_event(self, event: TurnEvent, arrival: SendPosition) -> None:
+        """Handle an event of a provider that sends times: its place does not depend on its arrival.
+
+        Its position is the end of the audio that is transcribed, not of what was sent.
+        """
+        if event.transcribed_ms is not None:
+            self._transcribed_ms = event.transcribed_ms
+        place = arrival._replace(session_bytes=self._sender.session_byte(self._transcribed_ms))
+        text = self._text_of(event)
+        match event.kind:
+            case ProviderInput.UPDATE:
+                self._update_text(text, place)
+            case ProviderInput.EAGER_END:
+                self._supersede(text)
+                self._track(ProviderInput.EAGER_END, text, place)
+            case ProviderInput.END:
+                self._end_exactly(event, text, place)
+            case ProviderInput.START | ProviderInput.RESUME:  # both may come with new text
+                self.publish_text()
+                self._track(event.kind, None, place)
+                if event.kind is ProviderInput.START:
+                    self._last_transcript = event.text or ""
+                if event.text:
+                    self._update_text(event.text, place)
+
+    def _end_exactly(self, event: TurnEvent, text: str, place: SendPosition) -> None:
+        """End the turn, and commit its audio up to its last word."""
+        self._words += map(self._published_word, event.words)
+        if not self._tracker.will_end(text, place.session_bytes):
+            self.publish_text()
+            self._track(ProviderInput.END, text, place)
+            return
+        self._held_update = None  # this text is the last one
+        flushed = self.ends_at is not None and place.session_bytes >= self.ends_at
+        reason = self.flush_reason if flushed else "model"
+        drafts = self._tracker.on_input(ProviderInput.END, text, place.session_bytes, reason)
+        last_word_ms = event.words[-1].end_ms if event.words else None
+        spoken_until = None if last_word_ms is None else self._sender.sent_at(last_word_ms)
+        cut_ms = turn_cut_ms(last_word_ms, self._transcribed_ms)
+        cut = self._sender.session_byte(cut_ms)
+        self._commit_and_publish(cut, drafts, spoken_until, self._turn_times())
+
+    def _published_word(self, word: TimedWord) -> Word:
+        """Return a word as consumers see it, with times of the session's audio."""
+        confidence = UNSET if word.confidence is None else word.confidence
+        begin_ms, end_ms = (
+            int(self._sender.ms_of(self._sender.session_byte(ms)))
+            for ms in (word.start_ms, word.end_ms)
+        )
+        return Word(word.text, begin_ms, end_ms, confidence)
+
+    def _turn_times(self) -> TurnTimes | None:
+        """Return the times of the turn that ends now; None if they are unknown."""
+        words, self._words = tuple(self._words), []
+        if not words:
+            return None
+        listed = words if self._state.words else UNSET
+        return TurnTimes(words[0].start_ms, words[-1].end_ms, listed)
+
+    def on_transcribed(self, transcribed_ms: float) -> None:
+        """Commit silence between turns that is transcribed, a few seconds at a time."""
+        self._transcribed_ms = transcribed_ms
+        if self.inside_turn:
+            return
+        position = self._sender.session_byte(transcribed_ms - ONSET_MARGIN_MS)
+        if position - self._ledger.committed_bytes >= self._sender.bytes_of(SILENCE_STEP_MS):
+            self.commit(position)
 
     def on_message(self, arrival: SendPosition, waiting: int, *, begins: bool) -> None:
         """Record the arrival of a message of any kind, before it is handled.
@@ -176,6 +258,8 @@ class MessageReceiver:
         `waiting` is the number of messages that arrived with it and are handled after it; `begins`
         is whether it is a `turn.start`.
         """
+        if self._exact:
+            return
         if self._pending_end is not None:
             self.resolve_pending_end(final=False, begins=begins)
         self._boundary.on_message(arrival, waiting)
@@ -289,24 +373,27 @@ class MessageReceiver:
             position = self._ledger.committed_bytes
         return int(self._sender.ms_of(max(0, self._sender.session_bytes - position)))
 
-    def _text_of(
-        self, message: cartesia.TurnUpdate | cartesia.TurnEagerEnd | cartesia.TurnEnd
-    ) -> str:
-        """Return the turn's text; a message without text leaves it unchanged."""
-        if message.transcript is not None:
-            self._last_transcript = message.transcript
+    def _text_of(self, event: TurnEvent) -> str:
+        """Return the turn's text; an event without text leaves it unchanged."""
+        if event.text is not None:
+            self._last_transcript = event.text
         return self._last_transcript
 
     def _track(self, kind: ProviderInput, text: str | None, arrival: SendPosition) -> None:
         self._publish(self._tracker.on_input(kind, text, arrival.session_bytes))
 
-    def _publish(self, drafts: list[EventDraft], spoken_until: float | None = None) -> None:
+    def _publish(
+        self,
+        drafts: list[EventDraft],
+        spoken_until: float | None = None,
+        times: TurnTimes | None = None,
+    ) -> None:
         for draft in drafts:
             if draft.kind == "turn.start":
                 self._throttle.reset()
             elif draft.transcript is not None:
                 self._throttle.published(draft.transcript, self._now)
-        self._publisher.publish(drafts, spoken_until)
+        self._publisher.publish(drafts, spoken_until, times)
 
     def _is_throttled(self) -> bool:
         """Whether an update is held back because the last one is too recent."""
@@ -327,12 +414,15 @@ class MessageReceiver:
             self._held_update = None
         self.publish_text()
 
-    def _on_update(self, text: str, arrival: SendPosition) -> None:
+    def _update_text(self, text: str, arrival: SendPosition) -> None:
         if self._is_throttled():
             self._hold(text, arrival)
         else:
             self._supersede(text)
             self._track(ProviderInput.UPDATE, text, arrival)
+
+    def _on_update(self, text: str, arrival: SendPosition) -> None:
+        self._update_text(text, arrival)
         if self._tracker.provider_in_turn:
             self._boundary.on_transcript(text, arrival)
             self._commit_pause(text)
@@ -382,9 +472,13 @@ class MessageReceiver:
             self._tracker.commit_prefix(pause.transcript, space)
 
     def _commit_and_publish(
-        self, position: int, drafts: list[EventDraft], spoken_until: float | None = None
+        self,
+        position: int,
+        drafts: list[EventDraft],
+        spoken_until: float | None = None,
+        times: TurnTimes | None = None,
     ) -> None:
         self.commit(position)
-        self._publish(drafts, spoken_until)
+        self._publish(drafts, spoken_until, times)
         if not drafts:
             self._publisher.request_commit()

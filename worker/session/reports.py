@@ -68,6 +68,10 @@ class Reports:
             so_far = f" ({count:,} times so far)" if count > 1 else ""
             self._publisher.publish_error(code, f"{message}{so_far}", status=status)
 
+    def unusable_setting(self, line: str) -> None:
+        """Report a turn setting that the provider cannot use."""
+        self.provider_error("config_unusable", line, 0)
+
     def report_unreadable(self, defect: str) -> None:
         """Count a provider message that cannot be decoded, or only in part; log the first.
 

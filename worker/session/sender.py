@@ -12,14 +12,11 @@ from worker.core.levels import LevelBuffer
 from worker.core.send_limits import FrameLimit, Pacer
 from worker.core.send_log import SendLog, SendPosition
 from worker.core.turn_boundary import LOOKBACK_MS, SentAudio, sent_audio
-from worker.stt.cartesia import TurnsStream
+from worker.stt.stream import Stream
 from worker.telemetry.counters import Counters
 
 BUFFER_MS = 400
 """Maximum buffered audio before reading stops: enough for one poll interval at replay speed."""
-
-MAX_FRAME_MS = 100.0
-"""Maximum duration of a slice. Chunks above twice this are sliced, as the provider advises."""
 
 FILLER_DELAY_S = 0.5
 """Minimum pause of the producer before filler is sent, or twice the length of its chunks."""
@@ -51,7 +48,8 @@ class AudioSender:
         self._buffer: list[bytes | TurnConfig] = []  # mostly empty, as a deque 760 bytes
         self._buffered_bytes = 0  # bytes of audio in the buffer
         self._partial_sample = b""  # the beginning of a sample whose rest is in the next chunk
-        self._stream: TurnsStream | None = None
+        self._stream: Stream | None = None
+        self._frame_ms = 0.0  # maximum duration of a slice, on this socket
         self.chunk_ms = 0.0
         """Duration of the last chunk that was enqueued."""
         self._attached_at = float("-inf")  # when the last socket was attached
@@ -64,11 +62,17 @@ class AudioSender:
         """(session byte, milliseconds) of filler sent on this socket and not yet committed."""
         self.session_bytes = ledger.committed_bytes
         """Bytes of the session sent on this socket, counted from the session's first."""
+        self._filler_bytes = 0
         self.socket_bytes = 0
         """Bytes sent on this socket, filler included."""
         self.send_log = SendLog()
         """What was sent on this socket, and when."""
         self._levels = LevelBuffer(encoding, sample_rate, LOOKBACK_MS)
+
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Session byte reached, bytes sent and bytes of filler, on this socket."""
+        return self.session_bytes, self.socket_bytes, self._filler_bytes
 
     @property
     def session_ms(self) -> int:
@@ -105,15 +109,16 @@ class AudioSender:
         """Return the duration of `size` bytes of audio, in milliseconds."""
         return size / self._bytes_per_ms
 
-    def attach(self, stream: TurnsStream, now: float) -> None:
+    def attach(self, stream: Stream, now: float) -> None:
         """Start sending on a new socket, from the committed position on."""
         self._stream = stream
         self._attached_at = self._busy_at = now
         self._paced_at = self._configured_at = float("-inf")
-        self.socket_bytes = self.largest = 0
+        self.socket_bytes = self._filler_bytes = self.largest = 0
         self.send_log.restart(self.session_bytes)
         self._levels.restart(self.session_bytes)
-        self._pacer.restart(now)
+        self._frame_ms = stream.provider.frame_ms
+        self._pacer.restart(now, stream.provider.max_speed)
 
     def detach(self) -> None:
         """Drop the socket and all audio after the committed position, which is read again."""
@@ -151,7 +156,7 @@ class AudioSender:
             or self._buffer
             or self._partial_sample
             or size % self._width
-            or ms > 2 * MAX_FRAME_MS
+            or ms > 2 * self._frame_ms
             or stream.socket.blocked_since is not None
             or not self._pacer.take(now, ms)
         ):
@@ -204,8 +209,8 @@ class AudioSender:
                 continue
             size = len(head)
             ms = size / self._bytes_per_ms
-            if ms > 2 * MAX_FRAME_MS:
-                size, ms = self._slice(), MAX_FRAME_MS
+            if ms > 2 * self._frame_ms:
+                size, ms = self._slice(), self._frame_ms
             if ms > allowance or stream.socket.blocked_since is not None:
                 self._paced_at = now
                 return True
@@ -235,11 +240,46 @@ class AudioSender:
         if polled_at - max(self._busy_at, up_since) < after:
             self._stop_filling()
             return
+        self._fill(stream, polled_at, now)
+
+    def send_silence(self, now: float) -> None:
+        """Send silence at real time, after the last audio before the end of a turn."""
+        if self._stream is not None and self._stream.socket.blocked_since is None:
+            self._fill(self._stream, now, now)
+
+    def stop_silence(self) -> None:
+        """Continue with audio: the turn is over."""
+        self._stop_filling()
+
+    def sent_at(self, socket_ms: float) -> float | None:
+        """Return when this audio of the socket was sent; None if it is no longer known."""
+        return self.send_log.sent_at(self.bytes_of(socket_ms))
+
+    def session_byte(self, socket_ms: float) -> int:
+        """Return the byte of the session that was sent after `socket_ms` of this socket's audio.
+
+        Exact for audio that is not committed; filler takes no bytes of the session.
+        """
+        position = self.session_bytes
+        behind = max(0, self.socket_bytes - self.bytes_of(socket_ms))
+        for at, filler_ms in reversed(self.fillers):
+            if position - behind >= at:
+                break
+            behind -= position - at
+            position = at
+            behind -= self.bytes_of(filler_ms)
+            if behind <= 0:
+                return at
+        return max(0, position - behind)
+
+    def _fill(self, stream: Stream, until: float, now: float) -> None:
+        """Send the filler of this pause, up to the time `until`."""
         if self._filled_since is None:
-            self._filled_since = polled_at - FILLER_STEP_MS / 1000
-        while (polled_at - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
+            self._filled_since = until - FILLER_STEP_MS / 1000
+        while (until - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
             samples = self.bytes_of(FILLER_STEP_MS) // self._width
             self._send_bytes(stream, self._silence * samples, now, own=0)
+            self._filler_bytes += samples * self._width
             self._filled_ms += FILLER_STEP_MS
             self._note_filler()
 
@@ -249,7 +289,7 @@ class AudioSender:
         self.fillers = [filler for filler in self.fillers if filler[0] > position]
 
     def _slice(self) -> int:
-        samples = self.bytes_of(MAX_FRAME_MS) // self._width
+        samples = self.bytes_of(self._frame_ms) // self._width
         return max(1, samples) * self._width
 
     def sent_audio(self, until: SendPosition, lookback_ms: int) -> SentAudio:
@@ -277,7 +317,7 @@ class AudioSender:
             since_ms -= filler_ms
         return fillers
 
-    def _send_bytes(self, stream: TurnsStream, audio: bytes, now: float, own: int) -> None:
+    def _send_bytes(self, stream: Stream, audio: bytes, now: float, own: int) -> None:
         """Send whole samples, of which `own` bytes are the session's and the rest is filler."""
         size, limit = len(audio), self._frame_limit.max_bytes
         if size <= limit:
@@ -292,7 +332,7 @@ class AudioSender:
         self.session_bytes += own
         self.send_log.add(now, self.socket_bytes, self.session_bytes)
 
-    def _send(self, stream: TurnsStream, audio: bytes, now: float) -> None:
+    def _send(self, stream: Stream, audio: bytes, now: float) -> None:
         if self._partial_sample:
             audio = self._partial_sample + audio
             self._partial_sample = b""

@@ -19,11 +19,12 @@ from worker.bus.clock import EntryAges
 from worker.bus.committer import CRASHED
 from worker.bus.ownership import OwnedSession
 from worker.context import WorkerContext
-from worker.core.connection_health import RepeatedLosses, Watchdog
+from worker.core.connection_health import RepeatedLosses, SilentSocket, Watchdog
 from worker.core.phases import Action, Input, Phase
 from worker.core.provider_errors import is_idle_close, is_provider_error
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
+from worker.core.unanswered_speech import UnansweredSpeech
 from worker.errors import (
     SttBusyError,
     SttCredentialsError,
@@ -32,6 +33,7 @@ from worker.errors import (
     SttProtocolError,
     SttTooBigError,
     SttTransientError,
+    SttUnknownCommandError,
 )
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.checkpoint import Checkpoint
@@ -81,7 +83,9 @@ class Session:
         self.rewinds = 0
         """Number of times the cursor moved back; reads from before are invalid."""
         self._context = context
-        self._state = state = SessionState(entry, checkpoint, settings.max_lag_s)
+        self._state = state = SessionState(
+            entry, checkpoint, settings.max_lag_s, context.route_of(entry)[0].provider.name
+        )
         self._lifecycle = state.lifecycle
         self._ledger = state.ledger
         self._sender = sender = AudioSender(
@@ -118,6 +122,8 @@ class Session:
         self._connector = Connector(context, ownership, state.configs, publisher, self._reports)
         self._connection: Connection | None = None
         self._watchdog = Watchdog()
+        self._silence = SilentSocket()
+        self._speech = UnansweredSpeech()
         self._losses = RepeatedLosses(sender.bytes_of(SAME_PLACE_MS))
         # Values at the time the last socket opened.
         self._committed_at_connect = state.ledger.committed_bytes
@@ -259,6 +265,8 @@ class Session:
         match action:
             case Action.CHECK_SOCKET if self._connection is not None:  # true in these phases
                 self._connection.tick(now)
+                if self._ingest.end_reached:
+                    self.drain(now)  # a forced end may have come with it
                 self._state.next_tick_at = self._connection.next_tick_at
                 if self._outage_since is not None and self._connection.has_lasted(now):
                     self._end_outage()
@@ -337,13 +345,18 @@ class Session:
         now = time.monotonic()
         if self._ingest.check_buffered(now):
             self._rewind()  # read it again as live audio, which may be dropped
-        self._state.connected(stream.request_id)
-        log.info("%s: connected, request %s", self.name, stream.request_id)
+        self._state.connected(stream.provider.name, stream.request_id)
+        log.info(
+            "%s: provider %s: connected, request %s",
+            *(self.name, stream.provider.name, stream.request_id),
+        )
         progressed = self._ledger.committed_bytes > self._committed_at_connect
         self._committed_at_connect = self._ledger.committed_bytes
         self._reached_sent = self._state.lateness.sent_until
-        self._receiver.socket_opened(now, progressed=progressed)
+        self._receiver.socket_opened(now, stream.provider, progressed=progressed)
         self._sender.attach(stream, now)
+        sent_until = self._state.lateness.sent_until
+        self._state.usage.opened(stream.provider.name, now, self._sender.session_bytes, sent_until)
         self._state.lateness.opened(now, self._sender.session_bytes)
         self._connection = connection = Connection(
             self._context,
@@ -354,6 +367,8 @@ class Session:
             self._publisher,
             self._reports,
             self._watchdog,
+            self._silence,
+            self._speech,
             stream,
             now,
         )
@@ -402,6 +417,8 @@ class Session:
         """Handle a lost socket: its uncommitted audio will be sent again."""
         if isinstance(error, SttPermanentError) and self._connector.revoke_config(error):
             error = SttTransientError(str(error), status=error.status, request_id=error.request_id)
+        if isinstance(error, SttUnknownCommandError):
+            self._context.without_forced_end.add(self._state.provider)
         self.trace.socket_lost(error, self._sent_uncommitted_s)
         idle = is_idle_close(error.status, str(error))
         if not idle:
@@ -510,7 +527,9 @@ class Session:
     def _rewind(self) -> None:
         """Drop the socket and go back to the committed position, to send what follows it again."""
         self._connection = None
-        self._state.lateness.closed(time.monotonic(), self._sender.session_bytes)
+        now = time.monotonic()
+        self._state.usage.closed(now, *self._sender.usage)
+        self._state.lateness.closed(now, self._sender.session_bytes)
         self._state.rewind()
         self._sender.detach()
         self._receiver.forget()
@@ -549,7 +568,8 @@ class Session:
             self._publisher.publish_error(
                 fatal.code, fatal.message, status=fatal.status, fatal=True
             )
-        self._publisher.publish_end(reason, self._state.tracker.state.turn)
+        usage = self._state.usage_so_far(self._sender)
+        self._publisher.publish_end(reason, self._state.tracker.state.turn, usage)
         return self._enter(input_)
 
     def _dead_letter(self) -> None:

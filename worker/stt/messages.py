@@ -33,17 +33,11 @@ def read_message(data: bytes) -> tuple[ServerMessage | None, str]:
         if not isinstance(message, Error) or message.status_code == _status(message.status_code):
             return message, ""
         defect = "status code out of range"
-    except msgspec.ValidationError:
-        defect = "unexpected types"
-    except msgspec.DecodeError:
-        defect = "invalid JSON"
-    except RecursionError:
-        defect = "nested too deeply"
-    except ValueError:  # msgspec lets some of Python's own errors through
-        defect = "invalid value"
+    except (RecursionError, ValueError) as error:
+        defect = defect_of(error)
     if not data:
         return None, "empty message"
-    fields = _fields(data.decode())
+    fields = readable_fields(data.decode())
     kind = fields.get("type")
     if not isinstance(kind, str):
         return None, f"{defect}, no readable type"
@@ -80,7 +74,17 @@ _KEY = re.compile(r'"([^"\\]*)"\s*:\s*')
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{},]', re.DOTALL)
 
 
-def _fields(text: str) -> dict[str, object]:
+def defect_of(error: RecursionError | ValueError) -> str:
+    """Describe why msgspec could not decode a message, without any of its content."""
+    if isinstance(error, msgspec.ValidationError):
+        return "unexpected types"
+    if isinstance(error, msgspec.DecodeError):
+        return "invalid JSON"
+    # msgspec lets some of Python's own errors through.
+    return "nested too deeply" if isinstance(error, RecursionError) else "invalid value"
+
+
+def readable_fields(text: str) -> dict[str, object]:
     """Return the readable fields of an object, however damaged the rest is."""
     fields: dict[str, object] = {}
     begin = re.match(r"[\s\ufeff]*\{", text)

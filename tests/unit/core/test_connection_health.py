@@ -8,10 +8,12 @@ from worker.core.connection_health import (
     MARGIN_MS,
     MAX_CERTAIN_LOSSES,
     MAX_LOSSES,
+    MAX_SILENT_MS,
     MAX_TIMEOUT_MS,
     MIN_LOSING_S,
     Keepalive,
     RepeatedLosses,
+    SilentSocket,
     Watchdog,
     WatchdogAction,
 )
@@ -155,3 +157,25 @@ def _verdicts(losses: list[Loss]) -> list[bool]:
 def test_verdict_on_repeated_failures(losses: list[Loss], *, last: bool) -> None:
     *before, verdict = _verdicts(losses)
     assert (any(before), verdict) == (False, last)
+
+
+def test_silent_socket_gets_more_audio_after_each_silent_one() -> None:
+    silence = SilentSocket()
+    silence.restart(2_000.0)
+    assert not silence.check(2_000.0)
+    assert silence.check(2_001.0)
+    silence.restart(2_000.0)
+    assert not silence.check(4_000.0)
+    assert silence.check(4_001.0)
+    for _ in range(9):
+        silence.check(1e9)
+    assert not silence.check(MAX_SILENT_MS)
+    silence.on_message_between_turns()
+    assert silence.check(2_001.0)
+
+
+def test_provider_that_may_be_silent_is_never_stuck() -> None:
+    silence = SilentSocket()
+    silence.restart(2_000.0)
+    silence.restart(0.0)
+    assert not silence.check(1e9)

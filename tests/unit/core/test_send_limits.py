@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,3 +132,26 @@ def test_limit_has_minimum_of_whole_samples(size: int) -> None:
         assert limit.max_bytes % MAX_SAMPLE_BYTES == 0
     assert not again
     assert limit.max_bytes >= MIN_FRAME_BYTES
+
+
+@pytest.mark.parametrize(
+    ("speed", "max_speed", "expected"),
+    [(1.5, 0.0, 1.5), (1.5, 1.25, 1.25), (1.0, 1.25, 1.0), (0.0, 1.25, 1.25), (2.0, 0.0, 2.0)],
+)
+def test_pace_is_at_most_what_the_provider_bears(
+    speed: float, max_speed: float, expected: float
+) -> None:
+    pacer = Pacer(speed, burst_ms=100.0)
+    pacer.restart(0.0, max_speed)
+    pacer.spend(5_100.0)
+    assert pacer.allowance_ms(1.0) == pytest.approx(-5_000.0 + 1_000.0 * expected)
+
+
+def test_pace_that_one_provider_rejects_is_tried_with_the_next() -> None:
+    pacer = Pacer(1.5)
+    pacer.restart(0.0, 0.0)
+    pacer.limit_to_real_time()
+    pacer.restart(1.0, 0.0)
+    assert not pacer.is_fast
+    pacer.restart(2.0, 1.25)
+    assert pacer.is_fast

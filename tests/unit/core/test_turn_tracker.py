@@ -944,3 +944,30 @@ def test_new_owner_acts_as_same_owner_with_new_socket(
         return drafts
 
     assert run(lambda tracker: tracker) == run(lambda tracker: TurnTracker(tracker.state))
+
+
+# -- a provider that revises the text of a turn
+
+REVISIONS: dict[str, tuple[list[str], str, list[str]]] = {
+    "longer": (["to Bos", "to Boston"], "to Boston.", ["to Bos", "to Boston", "to Boston."]),
+    "shorter": (["to Boston"], "to Austin", ["to Boston", "to Austin"]),
+    "shorter in between": (
+        ["to Boston now", "to Austin", "to Austin now please"],
+        "to Austin now, please.",
+        ["to Boston now", "to Austin now please", "to Austin now, please."],
+    ),
+    "blank": (["to Boston"], "", ["to Boston", "to Boston"]),
+}
+
+
+@pytest.mark.parametrize("case", REVISIONS)
+def test_revised_text_never_shrinks_before_the_last_one(case: str) -> None:
+    updates, final, published = REVISIONS[case]
+    tracker = TurnTracker()
+    tracker.socket_opened(may_shrink=True)
+    drafts = tracker.on_input(ProviderInput.START, None, 1)
+    for at, text in enumerate(updates, 2):
+        drafts += tracker.on_input(ProviderInput.UPDATE, text, at)
+    drafts += tracker.on_input(ProviderInput.END, final, 99)
+    assert [draft.transcript for draft in drafts[1:]] == published
+    assert drafts[-1].kind == "turn.end"

@@ -60,6 +60,12 @@ class OddEngine:
     def configure(self, turn: TurnSettings) -> None:
         pass
 
+    def report(self) -> None:
+        pass
+
+    async def end_turn(self) -> None:
+        pass
+
     async def flush(self) -> None:
         self._on_audio(b"flush", self._emit)
 

@@ -20,7 +20,7 @@ from worker.local.emulator.engines.script import (
     words_of,
 )
 from worker.local.emulator.engines.script_text import STYLES
-from worker.local.emulator.write_queue import TurnOrder
+from worker.local.emulator.providers.cartesia import TurnOrder
 from worker.local.pcm import encode
 
 LINE = AudioFormat("pcm_s16le", 8000)
@@ -52,6 +52,11 @@ def events_of(
     return anyio.run(collect)
 
 
+def bare(events: Iterable[EngineEvent]) -> list[EngineEvent]:
+    """Return the events without times, words and likelihoods, which have tests of their own."""
+    return [EngineEvent(event.kind, event.transcript) for event in events]
+
+
 def text_of(audio: bytes) -> str:
     return "".join(e.transcript or "" for e in events_of([audio]) if e.kind == "turn.end")
 
@@ -70,7 +75,7 @@ def test_words_are_recognised_in_every_format(encoding: str, rate: int) -> None:
         + synthesize_silence(600, line)
     )
     events = events_of([audio, synthesize_words([7], line)], line)
-    assert events == [
+    assert bare(events) == [
         EngineEvent("turn.start"),
         EngineEvent("turn.update", "w0"),
         EngineEvent("turn.update", "w0 w1"),
@@ -141,9 +146,9 @@ async def test_turn_starts_40_ms_into_word() -> None:
     await stream.feed(word[: 39 * 16])
     assert events == []
     await stream.feed(word[39 * 16 : 40 * 16])
-    assert events == [EngineEvent("turn.start")]
+    assert bare(events) == [EngineEvent("turn.start")]
     await stream.feed(word[40 * 16 :])
-    assert events[1:] == [EngineEvent("turn.update", "w1")]
+    assert bare(events[1:]) == [EngineEvent("turn.update", "w1")]
 
 
 @settings(max_examples=60)
@@ -319,3 +324,67 @@ def test_words_without_separators_are_not_reworded() -> None:
 
 def test_words_without_separators_are_parsed() -> None:
     assert words_of("w1w23!?!4w5", spaced=False) == [1, 23, "!?", "!4", 5]
+
+
+async def test_words_have_the_times_of_their_blocks() -> None:
+    stream, events = opened()
+    await stream.feed(synthesize_silence(100, LINE) + synthesize_words([1, 2], LINE))
+    await stream.feed(synthesize_silence(50, LINE) + synthesize_words([3], LINE)[:-160])
+    await stream.flush()
+    assert [
+        (word.text, word.start_s, word.end_s, word.confidence) for word in events[-1].words
+    ] == [
+        ("w1", 0.1, 0.3, 1.0),
+        ("w2", 0.3, 0.5, 1.0),
+        ("!3", 0.55, 0.74, 0.5),
+    ]
+
+
+async def test_report_excludes_an_incomplete_word() -> None:
+    stream, events = opened()
+    stream.report()
+    await stream.feed(synthesize_silence(100, LINE) + synthesize_words([1, 2], LINE)[:-160])
+    stream.report()
+    await stream.feed(synthesize_words([2], LINE)[-160:])
+    stream.report()
+    reports = [event for event in events if event.kind == "progress"]
+    assert [(event.transcript, event.decoded_s) for event in reports] == [
+        ("", 0.0),
+        ("w1", 0.3),
+        ("w1 w2", 0.5),
+    ]
+
+
+async def test_end_turn_leaves_an_incomplete_word_to_the_next() -> None:
+    stream, events = opened()
+    await stream.end_turn()
+    word = synthesize_words([2], LINE)
+    await stream.feed(synthesize_words([1], LINE) + word[:800])
+    await stream.end_turn()
+    await stream.feed(word[800:])
+    assert [(event.kind, event.transcript, event.trigger) for event in events[:4]] == [
+        ("progress", "", "manual"),
+        ("turn.start", None, "model"),
+        ("turn.update", "w1", "model"),
+        ("turn.end", "w1", "manual"),
+    ]
+    assert events[3].decoded_s == 0.2
+    assert [(event.kind, event.transcript) for event in events[4:]] == [
+        ("turn.start", None),
+        ("turn.update", " w2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("turn", "trigger", "decoded_s"),
+    [
+        (TurnSettings(), "model", 0.68),
+        (TurnSettings(end=0), "timeout", 5.8),
+        (TurnSettings(end=0.05, end_timeout_ms=640), "timeout", 0.84),
+    ],
+)
+async def test_end_names_its_trigger(turn: TurnSettings, trigger: str, decoded_s: float) -> None:
+    stream, events = opened(turn=turn)
+    await stream.feed(synthesize_words([1], LINE) + synthesize_silence(6_000, LINE))
+    assert (events[-1].kind, events[-1].trigger) == ("turn.end", trigger)
+    assert events[-1].decoded_s == decoded_s

@@ -71,13 +71,26 @@ def text(events: Sequence[EngineEvent]) -> str:
     return "".join(event.transcript or "" for event in events if event.kind == "turn.end")
 
 
+def assert_words(event: EngineEvent, position: float) -> float:
+    """Check the words of an event that follows one at this position; return its own position."""
+    assert event.decoded_s >= position
+    times = [time for word in event.words for time in (word.start_s, word.end_s)]
+    assert times == sorted(times)
+    assert not times or times[-1] <= event.decoded_s
+    if event.transcript is not None:
+        assert [word.text for word in event.words] == event.transcript.split()
+    return event.decoded_s
+
+
 def assert_well_formed(events: Sequence[EngineEvent]) -> None:
     """Check order, growth and the space between turns."""
     order: list[str | None] = [None, *kinds(events)]
     assert all(after in NEXT[before] for before, after in pairwise(order)), order
     assert order[-1] in (None, "turn.end")
     before = lead = ""
+    position = 0.0
     for event in events:
+        position = assert_words(event, position)
         if event.kind in ("turn.start", "turn.resume"):
             assert event.transcript is None
             before = "" if event.kind == "turn.start" else before
@@ -258,3 +271,22 @@ async def test_concurrent_connections_do_not_mix(engine: SpeechEngine) -> None:
 def test_unknown_encoding_is_refused(engine: SpeechEngine) -> None:
     with pytest.raises(ValueError, match="opus"):
         engine.open(AudioFormat("opus", RATE), TurnSettings(), (), lambda _: None)
+
+
+async def test_end_turn_keeps_all_words(engine: SpeechEngine) -> None:
+    events: list[EngineEvent] = []
+    stream = engine.open(AUDIO, TurnSettings(), (), events.append)
+    await stream.end_turn()
+    await stream.feed(of(AUSTEN)[: 2 * 3 * RATE])
+    stream.report()
+    await stream.end_turn()
+    stream.report()
+    replies = [event for event in events if event.kind == "progress"]
+    assert [(event.trigger, event.transcript) for event in replies if not event.words] == [
+        ("manual", ""),
+        ("model", ""),
+    ]
+    assert (events[-2].kind, events[-2].trigger) == ("turn.end", "manual")
+    assert "John Dashwood" in (events[-2].transcript or "")
+    for event in events:
+        assert_words(event, 0.0)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.local.emulator.engines.base import EngineEvent, EventKind
-from worker.local.emulator.write_queue import TRANSITIONS, EngineFault, State, TurnOrder
+from worker.local.emulator.providers.base import EngineFault
+from worker.local.emulator.providers.cartesia import TRANSITIONS, State, TurnOrder
 
 KINDS: list[EventKind] = [
     *("turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.end"),

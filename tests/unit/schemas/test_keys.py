@@ -11,6 +11,7 @@ def test_key_names() -> None:
     assert (keys.sessions, keys.lanes, keys.dead) == ("stt:sessions", "stt:lanes", "stt:dead")
     assert (keys.workers, keys.gate) == ("stt:workers", "stt:gate")
     assert (keys.lost, keys.search) == ("stt:{stt:sessions}:lost", "stt:search")
+    assert keys.breaker("flux") == "stt:breaker:{flux}"
     assert keys.alive("w-1") == "stt:alive:w-1"
     assert keys.drain("w-1") == "stt:drain:w-1"
     assert keys.ingest("c-1") == "stt:ingest:c-1"

@@ -12,7 +12,7 @@ from schemas import (
     decode_session,
     encode_session,
 )
-from schemas.audio import MAX_KEYTERMS, MAX_NESTING, session_id, session_lane
+from schemas.audio import MAX_KEYTERMS, MAX_NESTING, MAX_PROVIDERS, session_id, session_lane
 
 LEAST = {b"session": b"call-1", b"encoding": b"pcm_s16le", b"sample_rate": b"16000"}
 
@@ -36,6 +36,9 @@ entries = st.builds(
     lane=st.from_regex(r"[A-Za-z0-9_-]{1,32}", fullmatch=True),
     out=st.sampled_from(["lane", "session"]),
     model=st.none() | st.text(min_size=1, max_size=128),
+    provider=st.none() | st.sampled_from(["cartesia", "flux"]),
+    providers=st.lists(st.sampled_from(["cartesia", "flux"]), max_size=MAX_PROVIDERS).map(tuple),
+    language=st.none() | st.from_regex(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,2}", fullmatch=True),
     keyterms=st.lists(st.text(max_size=12), max_size=MAX_KEYTERMS).map(tuple),
     config=configs,
     metadata=st.dictionaries(st.text(max_size=3), json_values, max_size=3),
@@ -132,6 +135,41 @@ def test_error_names_field_and_reason(fields: dict[bytes, bytes], field: str, re
     with pytest.raises(EntryError) as caught:
         decode_session(LEAST | fields)
     assert (caught.value.field, caught.value.reason) == (field, reason)
+
+
+@pytest.mark.parametrize(
+    ("written", "providers"),
+    [
+        (b'["flux","cartesia"]', ("flux", "cartesia")),
+        (b"flux, cartesia", ("flux", "cartesia")),
+        (b"flux", ("flux",)),
+        (b"[]", ()),
+    ],
+)
+def test_providers_are_json_or_separated_by_commas(
+    written: bytes, providers: tuple[str, ...]
+) -> None:
+    assert decode_session(LEAST | {b"providers": written}).providers == providers
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (b"provider", b"deepgram", "must be one of cartesia, flux"),
+        (b"providers", b"cartesia,deepgram", "must be a list of cartesia, flux"),
+        (b"providers", b"", "must be a list of cartesia, flux"),
+        (b"providers", b'["deepgram"]', "must be a list of cartesia, flux"),
+        (b"language", b"english!", "must be a BCP 47 language tag: en, de-CH"),
+        (b"language", b"", "must be a BCP 47 language tag: en, de-CH"),
+        (b"language", b"en\n", "must be a BCP 47 language tag: en, de-CH"),
+    ],
+)
+def test_unknown_provider_is_refused_with_the_list(
+    field: bytes, value: bytes, message: str
+) -> None:
+    with pytest.raises(EntryError) as caught:
+        decode_session(LEAST | {field: value})
+    assert (caught.value.field, caught.value.message) == (field.decode(), message)
 
 
 def test_deepest_metadata_is_accepted() -> None:

@@ -29,7 +29,7 @@ from worker.telemetry.counters import Counters
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 30])
 def test_first_kept_sample_is_complete_for_any_entry_size(size: int) -> None:
     entry = SessionEntry(session="s", encoding=Encoding.PCM_F32LE, sample_rate=1_000)
-    state = SessionState(entry, Checkpoint(), max_lag_s=5.0)
+    state = SessionState(entry, Checkpoint(), max_lag_s=5.0, provider="p")
     sender = AudioSender(entry.encoding, entry.sample_rate, state.ledger, Pacer(0), Counters())
     clock = RedisClock(Redis(), RedisHealth())  # not synchronised yet: equal to the local clock
     now_ms = int(time.time() * 1000)

@@ -12,7 +12,6 @@ from redis.asyncio import Redis
 from websockets.uri import parse_uri
 
 from schemas.audio import Encoding, SessionEntry, TurnConfig
-from schemas.cartesia import TurnStart, TurnUpdate
 from tests.support.commits import TestPublisher
 from tests.support.virtual_time import Clock
 from worker.bus.audio_reader import AudioReader, Entries
@@ -23,6 +22,7 @@ from worker.core import stream_ids
 from worker.core.send_limits import FrameLimit, Pacer
 from worker.core.transcripts import UpdateThrottle
 from worker.core.turn_boundary import ProviderLag
+from worker.core.turn_tracker import ProviderInput
 from worker.event_loop import StallDetector
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.checkpoint import Checkpoint
@@ -31,8 +31,10 @@ from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
 from worker.session.sender import AudioSender
 from worker.session.state import SessionState
-from worker.stt.cartesia import TurnsStream
+from worker.stt.cartesia import CARTESIA
+from worker.stt.events import TurnEvent
 from worker.stt.frames import LenientProtocol
+from worker.stt.stream import Stream
 from worker.stt.websocket import WebSocketClient
 from worker.telemetry.counters import Counters
 
@@ -52,7 +54,7 @@ class _Path:
     ) -> None:
         entry = SessionEntry(session="s", encoding=encoding, sample_rate=RATE)
         self.stats = Counters()
-        self.state = SessionState(entry, Checkpoint(), max_lag_s)
+        self.state = SessionState(entry, Checkpoint(), max_lag_s, "p")
         self.sender = AudioSender(
             encoding, RATE, self.state.ledger, Pacer(speed), self.stats, FrameLimit()
         )
@@ -90,10 +92,13 @@ class _Path:
     def connect(self) -> None:
         now = time.monotonic()
         stream = SimpleNamespace(
-            socket=self.socket, send_audio=self.sent.append, send_config=self.sent.append
+            provider=CARTESIA,
+            socket=self.socket,
+            send_audio=self.sent.append,
+            send_config=self.sent.append,
         )
         self.sent.append("a new socket")
-        self.sender.attach(cast("TurnsStream", stream), now)
+        self.sender.attach(cast("Stream", stream), now)
         self.state.lateness.opened(now, self.sender.session_bytes)
 
     def lose_socket(self) -> None:
@@ -328,8 +333,12 @@ def test_held_text_is_published_before_a_mark() -> None:
         path.ingest.accept([[b"1-0", [b"audio", bytes(1_600)]]], clock.now, live=True)
         path.sender.drain(clock.now)
         arrival = path.sender.send_log.moment(clock.now)
-        for message in (TurnStart(), TurnUpdate(transcript="a"), TurnUpdate(transcript="a b")):
-            path.receiver.on_turn_message(message, arrival)
+        for kind, text in (
+            (ProviderInput.START, None),
+            (ProviderInput.UPDATE, "a"),
+            (ProviderInput.UPDATE, "a b"),
+        ):
+            path.receiver.on_turn_event(TurnEvent(kind, text), arrival)
         path.ingest.accept([[b"2-0", [b"mark", b"{}"]]], clock.now, live=True)
         events = path.published.events()
     kinds = [event["type"] for event in events if event["type"] != "session.error"]
@@ -371,7 +380,8 @@ def test_forced_end_stops_the_reading_until_its_turn_is_over() -> None:
         path.ingest.accept(forced[1:], clock.now, live=True)
         assert not path.ingest.awaits_flush, "it is fulfilled"
         path.sender.drain(clock.now)
-        path.receiver.on_turn_message(TurnStart(), path.sender.send_log.moment(clock.now))
+        start = TurnEvent(ProviderInput.START)
+        path.receiver.on_turn_event(start, path.sender.send_log.moment(clock.now))
         path.lose_socket()
         path.connect()
         path.ingest.accept(forced[1:], clock.now, live=True)

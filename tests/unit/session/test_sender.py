@@ -3,10 +3,12 @@
 from websockets.asyncio.server import ServerConnection, serve
 
 from schemas.audio import AudioEntry, Encoding
+from tests.simulation.calls import Line
 from worker.core.ledger import Ledger
 from worker.core.send_limits import Pacer
 from worker.session.sender import BUFFER_MS, AudioSender
-from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
+from worker.stt.cartesia import CARTESIA
+from worker.stt.provider import Endpoint, StreamSettings
 from worker.telemetry.counters import Counters
 
 RATE = 44_100
@@ -26,7 +28,7 @@ async def test_backlog_stays_within_limit_at_any_sample_rate() -> None:
     async with serve(_connect, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         service = Endpoint(f"ws://127.0.0.1:{port}/stt", "2026-03-01", "sk_car_test")
-        async with await open_stream(service, settings) as stream:
+        async with await CARTESIA.open(service, settings) as stream:
             sender.attach(stream, 0.0)
             taken = 0
             while sender.has_room and taken < 2 * BUFFER_MS:
@@ -37,3 +39,29 @@ async def test_backlog_stays_within_limit_at_any_sample_rate() -> None:
     held = taken * len(chunk) - sender.socket_bytes
     assert held <= sender.bytes_of(BUFFER_MS) + len(chunk)
     assert sender.has_whole_sample
+
+
+def test_socket_audio_maps_to_the_session_across_filler() -> None:
+    """500 ms of audio, 400 ms of filler, 300 ms of audio."""
+    ledger = Ledger(Encoding.PCM_S16LE.width)
+    sender = AudioSender(Encoding.PCM_S16LE, 8_000, ledger, Pacer(0), Counters())
+    sender.attach(Line(), 0.0)
+    now = 10.0
+    for ms in (500, 0, 300):
+        if ms:
+            ledger.admit(f"{ms}-0", AudioEntry(audio=bytes(16 * ms)))
+            sender.enqueue(bytes(16 * ms))
+            sender.drain(now)
+        else:
+            for _ in range(4):
+                sender.send_silence(now)
+                now += 0.101
+            sender.stop_silence()
+    filler_ms = (sender.socket_bytes - sender.session_bytes) // 16
+    assert filler_ms == 400
+    expected = {0: 0, 250: 250, 500: 500, 700: 500, 900: 500, 901: 501, 1_200: 800, 9_000: 800}
+    assert {ms: sender.session_byte(ms) // 16 for ms in expected} == expected
+    ledger.commit_to(600 * 16)
+    sender.forget_committed()
+    assert sender.session_byte(1_100) == 700 * 16
+    assert sender.session_byte(500) <= 600 * 16

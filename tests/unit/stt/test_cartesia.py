@@ -18,9 +18,9 @@ from rich.pretty import pretty_repr
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
-from schemas import cartesia
 from schemas.audio import Encoding, TurnConfig
 from tests.support.polling import PATIENCE_S
+from worker.core.turn_tracker import ProviderInput
 from worker.errors import (
     SttBusyError,
     SttCredentialsError,
@@ -34,7 +34,10 @@ from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script import ScriptEngine, synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
-from worker.stt.cartesia import Endpoint, StreamSettings, TurnsStream, open_stream
+from worker.stt.cartesia import CARTESIA, TurnsStream
+from worker.stt.events import Event, ProviderError, TurnEvent, UnknownMessage
+from worker.stt.provider import Endpoint, Notes, StreamSettings
+from worker.stt.stream import Stream
 
 KEY = "sk_car_0123456789abcdef"
 VERSION = "2026-03-01"
@@ -103,7 +106,7 @@ CONNECTED = {"type": "connected", "request_id": "r1"}
 async def refusal(service: Endpoint, settings: StreamSettings = PHONE) -> SttError:
     """Return the error of a connect; assert that the key is nowhere in it."""
     with anyio.fail_after(PATIENCE_S), pytest.raises(SttError) as refused:
-        await open_stream(service, settings)
+        await CARTESIA.open(service, settings)
     error = refused.value
     shown = "".join(traceback.format_exception(error, chain=True))
     assert KEY not in shown + repr(error) + str(vars(error))
@@ -111,9 +114,9 @@ async def refusal(service: Endpoint, settings: StreamSettings = PHONE) -> SttErr
     return error
 
 
-async def conversation(stream: TurnsStream) -> list[cartesia.ServerMessage]:
+async def conversation(stream: Stream) -> list[Event]:
     """Return all messages until the provider closes on request."""
-    messages: list[cartesia.ServerMessage | None] = []
+    messages: list[Event | None] = []
     with anyio.fail_after(PATIENCE_S):
         await stream.listen(lambda message, _at, _waiting: messages.append(message))
     return [message for message in messages if message is not None]
@@ -123,11 +126,11 @@ class _Enough(Exception):  # noqa: N818 - not an error
     """The expected message was passed."""
 
 
-async def receive(stream: TurnsStream) -> cartesia.ServerMessage | None:
+async def receive(stream: Stream) -> Event | None:
     """Return the next message; None if the provider closes instead. Later ones wait."""
-    messages: list[cartesia.ServerMessage] = []
+    messages: list[Event] = []
 
-    def handle(message: cartesia.ServerMessage | None, _at: float, _waiting: int) -> None:
+    def handle(message: Event | None, _at: float, _waiting: int) -> None:
         if message is not None:
             messages.append(message)
             raise _Enough
@@ -141,14 +144,14 @@ async def receive(stream: TurnsStream) -> cartesia.ServerMessage | None:
 
 
 def test_query_has_only_settings_that_were_set() -> None:
-    assert PHONE.query() == "model=ink-2&encoding=pcm_mulaw&sample_rate=8000"
+    assert TurnsStream.query(PHONE) == "model=ink-2&encoding=pcm_mulaw&sample_rate=8000"
 
 
 def test_query_has_each_threshold_separately() -> None:
     settings = msgspec.structs.replace(
         PHONE, turn=TurnConfig(turn_end_threshold=0.25, turn_end_timeout_ms=5600.0)
     )
-    assert dict(parse_qsl(settings.query())) == {
+    assert dict(parse_qsl(TurnsStream.query(settings))) == {
         "model": "ink-2",
         "encoding": "pcm_mulaw",
         "sample_rate": "8000",
@@ -167,7 +170,7 @@ def test_settings_arrive_unchanged(
     start: float | None, eager: float | None, end: float | None, timeout: float | None
 ) -> None:
     settings = msgspec.structs.replace(PHONE, turn=TurnConfig(start, eager, end, timeout))
-    asked = dict(parse_qsl(settings.query()))
+    asked = dict(parse_qsl(TurnsStream.query(settings)))
     for name in TurnConfig.__struct_fields__:
         value = getattr(settings.turn, name)
         assert (name in asked) == (value is not None)
@@ -180,7 +183,7 @@ def test_key_terms_and_model_can_hold_any_text(terms: list[str], model: str) -> 
     terms = [term.encode("utf-8", "replace").decode() for term in terms]
     model = model.encode("utf-8", "replace").decode()
     settings = msgspec.structs.replace(PHONE, model=model, keyterms=tuple(terms))
-    query = settings.query()
+    query = TurnsStream.query(settings)
     assert query.isascii()
     assert query.isprintable()
     assert " " not in query
@@ -216,10 +219,10 @@ async def test_key_is_redacted_in_errors_only() -> None:
     error = {"type": "error", "status_code": 400, "message": "any is no key"}
     async with odd_server(sends(CONNECTED, end, error)) as service:
         spoken = dataclasses.replace(service, key="any")
-        async with await open_stream(spoken, PHONE) as stream:
-            assert await receive(stream) == cartesia.TurnEnd(transcript=end["transcript"])
+        async with await CARTESIA.open(spoken, PHONE) as stream:
+            assert await receive(stream) == TurnEvent(ProviderInput.END, end["transcript"])
             shown = await receive(stream)
-    assert shown == cartesia.Error(status_code=400, message="[key] is no key")
+    assert shown == ProviderError("stt_error", "[key] is no key", 400)
 
 
 # -- connecting to the local server
@@ -232,7 +235,7 @@ async def test_connect_sends_requested_settings() -> None:
         turn=TurnConfig(turn_start_threshold=0.7, turn_end_timeout_ms=4500.0),
     )
     async with local_server(api_keys=frozenset({KEY})) as server:
-        stream = await open_stream(Endpoint(server.url, VERSION, KEY), settings)
+        stream = await CARTESIA.open(Endpoint(server.url, VERSION, KEY), settings)
         async with stream:
             (seen,) = server.connections
             assert stream.request_id == seen.request_id != ""
@@ -251,7 +254,7 @@ async def test_connect_sends_requested_settings() -> None:
 async def test_session_runs_until_provider_closes() -> None:
     async with (
         local_server() as server,
-        await open_stream(Endpoint(server.url, VERSION, KEY), PHONE) as stream,
+        await CARTESIA.open(Endpoint(server.url, VERSION, KEY), PHONE) as stream,
     ):
         stream.send_audio(
             synthesize_silence(100, SOUND)
@@ -260,17 +263,13 @@ async def test_session_runs_until_provider_closes() -> None:
         )
         stream.send_config(TurnConfig(turn_end_threshold=0.4))
         stream.send_audio(synthesize_words([3], SOUND))
-        stream.send_close()
+        stream.finish()
         messages = await conversation(stream)
         assert await receive(stream) is None
-    texts = [getattr(message, "transcript", type(message).__name__) for message in messages]
-    assert texts[0] == "TurnStart"
-    assert [
-        message.transcript for message in messages if isinstance(message, cartesia.TurnEnd)
-    ] == ["w1 w2", " w3"]
-    assert {message.request_id for message in messages if hasattr(message, "request_id")} == {
-        stream.request_id
-    }
+    turns = [message for message in messages if isinstance(message, TurnEvent)]
+    assert turns[0] == TurnEvent(ProviderInput.START)
+    ends = [message.text for message in turns if message.kind is ProviderInput.END]
+    assert ends == ["w1 w2", " w3"]
 
 
 async def test_wrong_key_is_credentials_error() -> None:
@@ -295,12 +294,12 @@ async def test_refusal_of_older_version_is_readable() -> None:
 async def test_concurrency_limit_is_busy_error() -> None:
     async with local_server(max_connections=1) as server:
         service = Endpoint(server.url, VERSION, KEY)
-        async with await open_stream(service, PHONE):
+        async with await CARTESIA.open(service, PHONE):
             error = await refusal(service)
         assert type(error) is SttBusyError
         assert (error.status, error.code) == (429, "concurrency_limited")
         await _until(lambda: server.open_connections == 0)
-        async with await open_stream(service, PHONE):
+        async with await CARTESIA.open(service, PHONE):
             pass
 
 
@@ -462,7 +461,7 @@ async def test_unknown_message_can_precede_connected() -> None:
     hello = {"type": "hello", "region": "us"}
     async with (
         odd_server(sends(hello, hello, CONNECTED)) as service,
-        await open_stream(service, PHONE) as stream,
+        await CARTESIA.open(service, PHONE) as stream,
     ):
         assert (stream.request_id, stream.ignored) == ("r1", 2)
 
@@ -479,7 +478,7 @@ async def test_unreadable_messages_before_connected_are_skipped() -> None:
     )
     async with (
         odd_server(sends(*first)) as service,
-        await open_stream(service, PHONE, defects.append) as stream,
+        await CARTESIA.open(service, PHONE, Notes(defects.append)) as stream,
     ):
         assert (stream.request_id, stream.ignored) == ("", 0)
     assert len(defects) == len(first)
@@ -490,9 +489,9 @@ async def test_unreadable_messages_of_session_are_skipped() -> None:
     expected = ("[1]", "{", b"\x00\x01", {"type": 5}, '{"type":"turn.end","transcript":"\\ud83d"}')
     async with (
         odd_server(sends(CONNECTED, *expected)) as service,
-        await open_stream(service, PHONE, defects.append) as stream,
+        await CARTESIA.open(service, PHONE, Notes(defects.append)) as stream,
     ):
-        assert await receive(stream) == cartesia.TurnEnd(transcript="\ufffd")
+        assert await receive(stream) == TurnEvent(ProviderInput.END, "\ufffd")
     assert len(defects) == len(expected)
     assert not any("ud83d" in defect or "\ufffd" in defect for defect in defects)
 
@@ -501,9 +500,9 @@ async def test_error_without_readable_status_keeps_socket() -> None:
     message = {"type": "error", "status_code": [5], "message": f"{KEY} is no key"}
     async with (
         odd_server(sends(CONNECTED, message)) as service,
-        await open_stream(service, PHONE) as stream,
+        await CARTESIA.open(service, PHONE) as stream,
     ):
-        assert await receive(stream) == cartesia.Error(message="[key] is no key")
+        assert await receive(stream) == ProviderError("stt_error", "[key] is no key")
         assert stream.socket.open
 
 
@@ -513,7 +512,7 @@ async def test_invalid_frames_are_provider_error() -> None:
         ws.transport.write(b"\xc1\x00")  # a reserved bit
         await ws.wait_closed()
 
-    async with odd_server(handler) as service, await open_stream(service, PHONE) as stream:
+    async with odd_server(handler) as service, await CARTESIA.open(service, PHONE) as stream:
         with pytest.raises(SttProtocolError) as fault:
             await receive(stream)
     assert fault.value.status == 1006
@@ -540,7 +539,7 @@ async def test_missing_connected_times_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "worker.stt.cartesia.OPEN_TIMEOUT_S", 1.0
+        "worker.stt.stream.OPEN_TIMEOUT_S", 1.0
     )  # the upgrade takes part of the timeout
     codes: list[int | None] = []
 
@@ -558,7 +557,7 @@ async def test_missing_connected_times_out(
 async def test_unanswered_upgrade_times_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.stt.cartesia.OPEN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("worker.stt.stream.OPEN_TIMEOUT_S", 0.2)
     gone = anyio.Event()
 
     async def silent(stream: anyio.abc.SocketStream) -> None:
@@ -590,7 +589,7 @@ async def test_cancelled_wait_for_connected_leaves_no_socket() -> None:
 
     async with odd_server(handler) as service:
         with anyio.CancelScope() as scope:
-            await open_stream(service, PHONE)
+            await CARTESIA.open(service, PHONE)
         assert scope.cancelled_caught
         await _until(lambda: bool(codes))
     assert codes == [1006]
@@ -602,28 +601,26 @@ async def test_cancelled_wait_for_connected_leaves_no_socket() -> None:
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ({"type": "turn.start", "turn_id": 7}, cartesia.TurnStart()),
-        ({"type": "turn.update", "transcript": " a"}, cartesia.TurnUpdate(transcript=" a")),
-        ({"type": "turn.end", "transcript": ""}, cartesia.TurnEnd(transcript="")),
-        ({"type": "turn.end"}, cartesia.TurnEnd()),
-        ({"type": "turn.update", "transcript": None}, cartesia.TurnUpdate()),
-        ({"type": "turn.new", "transcript": 5}, cartesia.UnknownMessage("turn.new")),
+        ({"type": "turn.start", "turn_id": 7}, TurnEvent(ProviderInput.START)),
+        ({"type": "turn.update", "transcript": " a"}, TurnEvent(ProviderInput.UPDATE, " a")),
+        ({"type": "turn.end", "transcript": ""}, TurnEvent(ProviderInput.END, "")),
+        ({"type": "turn.end"}, TurnEvent(ProviderInput.END)),
+        ({"type": "turn.update", "transcript": None}, TurnEvent(ProviderInput.UPDATE)),
+        ({"type": "turn.new", "transcript": 5}, UnknownMessage()),
         (
             {"type": "error", "status_code": 400, "message": "no such command"},
-            cartesia.Error(status_code=400, message="no such command"),
+            ProviderError("stt_error", "no such command", 400),
         ),
         (
             {"type": "error", "status_code": 422, "title": None},
-            cartesia.Error(status_code=422),
+            ProviderError("stt_error", "the provider gave no reason", 422),
         ),
     ],
 )
-async def test_messages_of_session_are_received(
-    message: dict[str, Any], expected: cartesia.ServerMessage
-) -> None:
+async def test_messages_of_session_are_received(message: dict[str, Any], expected: Event) -> None:
     async with (
         odd_server(sends(CONNECTED, message)) as service,
-        await open_stream(service, PHONE) as stream,
+        await CARTESIA.open(service, PHONE) as stream,
     ):
         assert stream.request_id == "r1"
         assert await receive(stream) == expected
@@ -654,7 +651,7 @@ async def test_message_ends_session(
 ) -> None:
     async with (
         odd_server(sends(CONNECTED, message)) as service,
-        await open_stream(service, PHONE) as stream,
+        await CARTESIA.open(service, PHONE) as stream,
     ):
         with pytest.raises(SttError) as fault:
             await receive(stream)
@@ -680,9 +677,9 @@ async def test_close_ends_session(code: int, reason: str, kind: type[SttError]) 
     last = {"type": "turn.end", "transcript": "a"}
     async with (
         odd_server(hangs_up(code, reason, CONNECTED, last)) as service,
-        await open_stream(service, PHONE) as stream,
+        await CARTESIA.open(service, PHONE) as stream,
     ):
-        assert await receive(stream) == cartesia.TurnEnd(transcript="a")
+        assert await receive(stream) == TurnEvent(ProviderInput.END, "a")
         with pytest.raises(SttError) as fault:
             await receive(stream)
     assert type(fault.value) is kind
@@ -693,7 +690,7 @@ async def test_close_ends_session(code: int, reason: str, kind: type[SttError]) 
 async def test_close_1000_is_end() -> None:
     async with (
         odd_server(hangs_up(1000, "", CONNECTED)) as service,
-        await open_stream(service, PHONE) as stream,
+        await CARTESIA.open(service, PHONE) as stream,
     ):
         assert await receive(stream) is None
         assert await receive(stream) is None
@@ -706,7 +703,7 @@ async def test_close_without_code_is_end() -> None:
         ws.transport.writelines(ws.protocol.data_to_send())
         await ws.wait_closed()
 
-    async with odd_server(handler) as service, await open_stream(service, PHONE) as stream:
+    async with odd_server(handler) as service, await CARTESIA.open(service, PHONE) as stream:
         assert await receive(stream) is None
 
 
@@ -718,11 +715,11 @@ async def test_commands_are_text_and_audio_is_binary() -> None:
         received.extend([await ws.recv() for _ in range(4)])
         await ws.close()
 
-    async with odd_server(handler) as service, await open_stream(service, PHONE) as stream:
+    async with odd_server(handler) as service, await CARTESIA.open(service, PHONE) as stream:
         stream.send_audio(b"\x00\x01")
         stream.send_config(TurnConfig(turn_end_threshold=0.1, turn_end_timeout_ms=8000.0))
         stream.send_config(TurnConfig())
-        stream.send_close()
+        stream.finish()
         assert await receive(stream) is None
     audio, *commands = received
     assert audio == b"\x00\x01"
@@ -736,7 +733,7 @@ async def test_commands_are_text_and_audio_is_binary() -> None:
 async def test_leaving_with_error_drops_connection() -> None:
     async with local_server() as server:
         with pytest.raises(SttTransientError):
-            async with await open_stream(Endpoint(server.url, VERSION, KEY), PHONE):
+            async with await CARTESIA.open(Endpoint(server.url, VERSION, KEY), PHONE):
                 raise SttTransientError("lost")
         (seen,) = server.connections
         await _until(lambda: seen.closed_at is not None)
@@ -746,7 +743,7 @@ async def test_leaving_with_error_drops_connection() -> None:
 async def test_leaving_by_cancellation_drops_connection() -> None:
     async with local_server() as server:
         with anyio.CancelScope() as scope:
-            async with await open_stream(Endpoint(server.url, VERSION, KEY), PHONE) as stream:
+            async with await CARTESIA.open(Endpoint(server.url, VERSION, KEY), PHONE) as stream:
                 scope.cancel()
                 await receive(stream)
         (seen,) = server.connections

@@ -23,7 +23,8 @@ from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
 from worker.local.redis import free_port
 from worker.stt import websocket as stt_socket
-from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
+from worker.stt.cartesia import CARTESIA
+from worker.stt.provider import Endpoint, StreamSettings
 from worker.stt.proxy import MAX_HEAD_BYTES, find_proxy
 from worker.urls import provider_address
 
@@ -170,7 +171,7 @@ def test_proxy_carries_socket(
             server.established = established
             env = {"HTTPS_PROXY": f"{scheme}://me:{QUOTED}@127.0.0.1:{server.port}"}
             service = Endpoint(url, "2026-03-01", KEY, find_proxy(url, env))
-            async with await open_stream(service, SETTINGS) as stream:
+            async with await CARTESIA.open(service, SETTINGS) as stream:
                 assert stream.request_id
             assert "me:" not in repr(service)
             assert [head.split()[1] for head in server.heads] == [*known]
@@ -209,7 +210,7 @@ async def test_proxy_refusal_names_proxy(answer: bytes, kind: type[SttError], wo
         env = {"HTTPS_PROXY": f"http://me:{QUOTED}@127.0.0.1:{server.port}"}
         service = Endpoint(URL, "2026-03-01", KEY, find_proxy(URL, env))
         with pytest.raises(kind, match=words) as refused:
-            await open_stream(service, SETTINGS)
+            await CARTESIA.open(service, SETTINGS)
     assert f"proxy 127.0.0.1:{server.port} " in str(refused.value)
     assert "s3cr" not in f"{refused.value}{refused.value.advice}"
 
@@ -233,7 +234,7 @@ async def test_proxy_reset_is_a_transient_error(answer: bytes, words: str) -> No
         address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         service = Endpoint(URL, "2026-03-01", KEY, find_proxy(URL, {"HTTPS_PROXY": address}))
         with pytest.raises(SttTransientError, match=f"proxy {address} {words}"):
-            await open_stream(service, SETTINGS)
+            await CARTESIA.open(service, SETTINGS)
 
 
 async def test_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,11 +243,11 @@ async def test_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(
         SttTransientError, match=r"ConnectionRefusedError: .* proxy 127\.0\.0\.1:1: "
     ):
-        await open_stream(service, SETTINGS)
+        await CARTESIA.open(service, SETTINGS)
     address = f"{HOLES[0]}:{free_port()}"
     service = Endpoint(URL, "2026-03-01", KEY, find_proxy(URL, {"HTTPS_PROXY": address}))
     with black_hole(int(address.partition(":")[2])), pytest.raises(SttTransientError) as late:
-        await open_stream(service, SETTINGS)
+        await CARTESIA.open(service, SETTINGS)
     assert str(late.value) == f"proxy: no answer from {address} within 0.3 s"
 
 

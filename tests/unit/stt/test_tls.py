@@ -10,7 +10,8 @@ from schemas.audio import Encoding
 from tests.support.certificates import Authority, behind_tls
 from worker.errors import SttTransientError
 from worker.local.emulator.server import TurnsServer
-from worker.stt.cartesia import Endpoint, StreamSettings, open_stream
+from worker.stt.cartesia import CARTESIA
+from worker.stt.provider import Endpoint, StreamSettings
 from worker.stt.websocket import _tls
 
 KEY = "sk_car_test"
@@ -28,7 +29,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Autho
 
 
 async def request_id(url: str) -> str:
-    async with await open_stream(Endpoint(url, "2026-03-01", KEY), SETTINGS) as stream:
+    async with await CARTESIA.open(Endpoint(url, "2026-03-01", KEY), SETTINGS) as stream:
         return stream.request_id
 
 

@@ -1,10 +1,7 @@
 """One client's connection after the upgrade: receives audio, sends events.
 
-Where the provider's documentation leaves a choice, this server behaves as follows:
+Where the providers' documentation leaves a choice, this server behaves as follows:
 
-- `config` takes effect at once, also in an open turn. An invalid `config` changes nothing and
-  gets an in-band 400.
-- `done` is the same as `close`.
 - An empty binary message resets the idle timeout, too.
 - The server stops reading from a client that does not read its events.
 - If the engine fails, the connection is closed with 1011.
@@ -12,6 +9,7 @@ Where the provider's documentation leaves a choice, this server behaves as follo
 
 import math
 import time
+from functools import partial
 from typing import Final
 
 import anyio
@@ -23,7 +21,7 @@ from websockets.frames import CloseCode
 from worker.local.emulator import tcp
 from worker.local.emulator.connection_stats import ConnectionStats
 from worker.local.emulator.engines.base import Engine, RecognizerStream
-from worker.local.emulator.fault_plan import ConnectionFaults
+from worker.local.emulator.fault_plan import ConnectionFaults, Throttle
 from worker.local.emulator.faults import (
     CloseFrame,
     ConnectionEnd,
@@ -31,17 +29,12 @@ from worker.local.emulator.faults import (
     HalfOpen,
     InBandError,
     Moment,
+    Stall,
 )
-from worker.local.emulator.messages import (
-    ClientFault,
-    Config,
-    Problem,
-    decode_command,
-    encode_config_ack,
-    encode_error,
-)
+from worker.local.emulator.messages import Problem
+from worker.local.emulator.providers.base import FLUSH, Provider, Session
 from worker.local.emulator.settings import ServerSettings
-from worker.local.emulator.upgrade import Params, check_turn
+from worker.local.emulator.upgrade import Params
 from worker.local.emulator.write_queue import WriteQueue
 
 _PIECE: Final = 64 * 1024  # maximum bytes fed at once: a huge message must not delay the others
@@ -53,6 +46,8 @@ class Connection:
     def __init__(
         self,
         ws: ServerConnection,
+        provider: Provider,
+        session: Session,
         params: Params,
         stats: ConnectionStats,
         plan: ConnectionFaults,
@@ -60,13 +55,17 @@ class Connection:
         settings: ServerSettings,
     ) -> None:
         self._ws = ws
+        self._provider = provider
+        self._session = session
         self._params = params
-        self._turn = params.turn
         self._stats = stats
         self._plan = plan
         self._engine = engine
         self._settings = settings
-        self._outgoing = WriteQueue(ws, stats, plan, settings, self._apply_faults_at)
+        self._outgoing = WriteQueue(ws, session, stats, plan, self._apply_faults_at, self._apply)
+        self._throttle = (
+            Throttle(provider.throttle * params.audio.bytes_per_s) if provider.throttle else None
+        )
         self._active_at = stats.opened_at
         self._ending: ConnectionEnd | None = None
         self._scope = anyio.CancelScope()
@@ -114,12 +113,12 @@ class Connection:
             case Cut():
                 await tcp.outlast(self._ws, tcp.GRACE_S)
             case HalfOpen():
-                await tcp.outlast(self._ws, self._settings.idle_timeout_s)
+                await tcp.outlast(self._ws, self._provider.idle_timeout_s)
             case InBandError(problem, int(code)):
-                await self._ws.send(encode_error(problem, self._stats.request_id), text=True)
-                await self._ws.close(code, problem.title)
+                await self._ws.send(self._session.encode_error(problem), text=True)
+                await tcp.close(self._ws, code, problem.title)
             case CloseFrame(code, reason):
-                await self._ws.close(code, reason)
+                await tcp.close(self._ws, code, reason)
 
     async def _read(self, stream: RecognizerStream) -> None:
         try:
@@ -127,7 +126,7 @@ class Connection:
                 message = await self._ws.recv()
                 if isinstance(message, bytes):
                     await self._receive(stream, message)
-                elif self._handle_command(stream, message):
+                elif await self._handle_command(stream, message):
                     break
                 await self._outgoing.drained()
             await self._outgoing.greeted.wait()
@@ -135,9 +134,10 @@ class Connection:
             await stream.flush()
             await self._outgoing.drained()
             await self._apply_faults_at("flushed")
+            await self._outgoing.finish()
         except ConnectionClosed:
             pass  # the client disconnected; the socket has the close code
-        self.end(CloseFrame(CloseCode.NORMAL_CLOSURE))
+        self.end(CloseFrame(self._provider.flushed_code))
 
     async def _write(self) -> None:
         try:
@@ -152,13 +152,15 @@ class Connection:
                 received, ending = due
                 audio = audio[:received]
             await anyio.sleep(self._plan.read_delay_s(len(audio), time.monotonic()))
+        if self._throttle is not None:
+            await anyio.sleep(self._throttle.backlog_s(len(audio), time.monotonic()))
         self._stats.add_audio(len(audio))
         self._active_at = time.monotonic()
         if not self._outgoing.deaf and not await self._too_fast(audio):
             for start in range(0, len(audio), _PIECE):
                 if start:
                     await checkpoint()
-                await stream.feed(audio[start : start + _PIECE])
+                await self._session.feed(stream, audio[start : start + _PIECE])
         if ending is not None:
             await self._apply(ending)
 
@@ -174,24 +176,15 @@ class Connection:
         await self._apply(InBandError(problem, limit.close_code))
         return True
 
-    def _handle_command(self, stream: RecognizerStream, text: str) -> bool:
-        """Execute a text message; return whether it closes the connection."""
-        request_id = self._stats.request_id
+    async def _handle_command(self, stream: RecognizerStream, text: str) -> bool:
+        """Execute a text message; return whether the connection is to be flushed and closed."""
         if self._settings.text_resets_idle:
             self._active_at = time.monotonic()
-        try:
-            command = decode_command(text)
-            if not isinstance(command, Config):
-                return True
-            turn = command.turn.over(self._turn) if command.turn else self._turn
-            check_turn(turn)
-        except ClientFault as fault:
-            self._outgoing.put(encode_error(fault.problem, request_id))
-        else:
-            self._turn = turn
-            stream.configure(turn)
-            if self._settings.config_ack:
-                self._outgoing.put(encode_config_ack(turn, request_id))
+        result = await self._session.command(text, stream, self._outgoing.put)
+        if result is None or result == FLUSH:
+            return result == FLUSH
+        await self._outgoing.drained()
+        await self._apply(result)
         return False
 
     async def _apply_faults_at(self, moment: Moment) -> None:
@@ -199,9 +192,13 @@ class Connection:
             await self._apply(ending)
 
     async def _apply(self, ending: ConnectionEnd) -> None:
-        if isinstance(ending, InBandError) and ending.close_code is None:
-            self._outgoing.put(encode_error(ending.problem, self._stats.request_id))
-            return
+        match ending:
+            case InBandError(problem, None):
+                self._outgoing.put(partial(self._session.encode_error, problem))
+                return
+            case Stall():
+                self._outgoing.stalled = True
+                return
         self.end(ending)
         await checkpoint()  # the scope is cancelled: this raises
 
@@ -210,10 +207,13 @@ class Connection:
         session_s = self._settings.max_session_s or math.inf
         while True:
             now = time.monotonic()
-            idle_s = self._active_at + self._settings.idle_timeout_s - now
+            active_at = self._active_at
+            if self._provider.ping_resets_idle:
+                active_at = max(active_at, tcp.pinged_at(self._ws))
+            idle_s = active_at + self._provider.idle_timeout_s - now
             session_left_s = self._stats.opened_at + session_s - now
             if session_left_s <= 0:
                 self.end(CloseFrame(CloseCode.GOING_AWAY, "Session limit"))
             elif idle_s <= 0:
-                self.end(CloseFrame(CloseCode.GOING_AWAY, "Idle timeout"))
+                self.end(CloseFrame(self._provider.idle_code, "Idle timeout"))
             await anyio.sleep(max(min(idle_s, session_left_s), 0))

@@ -4,7 +4,6 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from schemas.pcm import Encoding
 from worker.local.emulator.upgrade import Params
 
 _TRANSCRIPTS_KEPT: Final = 1_000
@@ -85,8 +84,7 @@ class ConnectionStats:
         """Return the duration of `size` bytes of audio; 0 while the format is unknown."""
         if self.params is None:
             return 0.0
-        audio = self.params.audio
-        return size / (Encoding(audio.encoding).width * audio.sample_rate)
+        return size / self.params.audio.bytes_per_s
 
     def report(self) -> dict[str, Any]:
         """Return a snapshot for JSON output; `seconds` is the time that the connection is open."""

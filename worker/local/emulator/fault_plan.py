@@ -13,6 +13,7 @@ import msgspec
 from worker.local.emulator.engines.base import EngineEvent
 from worker.local.emulator.faults import (
     ConnectionEnd,
+    Cut,
     Duplicate,
     Fault,
     Habit,
@@ -21,10 +22,14 @@ from worker.local.emulator.faults import (
     Moment,
     NoTurnEnd,
     PaceLimit,
+    Reorder,
+    Sent,
     Shrink,
     SlowRead,
+    WindowJitter,
     parse_fault,
 )
+from worker.local.emulator.turn_info import TurnInfo
 
 H = TypeVar("H", bound=Habit)
 
@@ -60,6 +65,12 @@ class Throttle:
         """Count `size` bytes; return the delay until they are read."""
         self._free_at = max(self._free_at, now) + size / self._per_s
         return self._free_at - now
+
+    def backlog_s(self, size: int, now: float) -> float:
+        """Count `size` bytes; return the delay until the bytes before them are read."""
+        waits_s = max(0.0, self._free_at - now)
+        self.delay_s(size, now)
+        return waits_s
 
 
 class ActiveFault:
@@ -132,6 +143,7 @@ class ConnectionFaults:
         self._used: set[ActiveFault] = set()
         self._limits: dict[ActiveFault, RateLimit] = {}
         self._throttles: dict[ActiveFault, Throttle] = {}
+        self._rng = Random(number)  # noqa: S311 - not for security
 
     def __bool__(self) -> bool:
         return bool(self._faults.standing)
@@ -167,6 +179,15 @@ class ConnectionFaults:
         self._apply(standing)
         return max(at - received, 0), action
 
+    def cut_within(self, sent: int, size: int) -> tuple[int, ConnectionEnd] | None:
+        """Return the cut due within the next `size` bytes sent, and its byte offset."""
+        for standing in self._unused():
+            at, action = standing.fault.at, standing.fault.action
+            if isinstance(at, Sent) and at.size <= sent + size and isinstance(action, Cut):
+                self._apply(standing)
+                return max(at.size - sent, 0), action
+        return None
+
     def greeting(self) -> LateConnected:
         """Return the delay of `connected`."""
         if (found := self._habit(LateConnected)) is None:
@@ -197,15 +218,30 @@ class ConnectionFaults:
 
     def distort(self, event: EngineEvent) -> list[EngineEvent]:
         """Return the events to send in place of `event`."""
-        events = [event]
+        events: list[EngineEvent] = [event]
         if event.kind == "turn.end" and self._has(NoTurnEnd):
             return []
-        if event.kind == "turn.update" and self._has(Shrink):
-            shorter = (event.transcript or "").rpartition(" ")[0]
-            events.append(msgspec.structs.replace(event, transcript=shorter))
+        if event.kind == "turn.update" and event.transcript and self._has(Shrink):
+            shorter = event.transcript.rpartition(" ")[0]
+            words = event.words[:-1]
+            events.append(msgspec.structs.replace(event, transcript=shorter, words=words))
+        if isinstance(event, TurnInfo) and (found := self._habit(WindowJitter)):
+            self._apply(found[0])
+            events = [self._jittered(each, found[1].most_s) for each in events]
         if self._has(Duplicate):
             events = [each for each in events for _ in range(2)]
         return events
+
+    def holds(self, event: EngineEvent) -> bool:
+        """Return whether `event` is sent after the event that follows it."""
+        return event.kind == "turn.update" and self._has(Reorder)
+
+    def _jittered(self, event: EngineEvent, most_s: float) -> EngineEvent:
+        if not isinstance(event, TurnInfo):
+            return event
+        moved_s = event.window_start_s + self._rng.uniform(-most_s, most_s)
+        start_s = min(max(moved_s, 0.0), event.decoded_s)
+        return msgspec.structs.replace(event, window_start_s=start_s)
 
     def _has(self, kind: type[Habit]) -> bool:
         if (found := self._habit(kind)) is None:

@@ -19,20 +19,26 @@ connections, drawn with the seed, and to at most count of them.
 
   cut[=fin]@WHEN           TCP is reset, or ended with fin, without a close frame
   half-open@WHEN           the server reads and writes nothing more; TCP stays open
-  close=CODE[@WHEN]        the server sends a close frame
+  stall@WHEN               the server reads on and answers pings, but sends no message any more
+  close=CODE[@WHEN]        the server sends a close frame; close=none sends one without a code
   error=STATUS[@WHEN]      an in-band error, then close 1011 after 5xx and 1008 after 4xx;
-                           error=500:1013 closes with another code, error=500:open does not close
+                           error=500:1013 closes with another code, error=500:none without one,
+                           error=500:open does not close
   http=STATUS              the upgrade is refused with this HTTP status
   connected=late:3s        connected is sent late; late:3s:deaf discards audio received before it
   connected=never          connected and all other events are never sent
+  connected=skip           connected is not sent, all other events are
   no-turn-end              no turn.end is sent
   duplicate                every turn event is sent twice
   shrink                   each turn.update is followed by another without its last word
+  reorder                  each turn.update is sent after the turn event that follows it
+  window-jitter=200ms      flux: audio_window_start moves by up to this between messages
   slow-read=8k/s           audio is read at 8,000 bytes a second
   pace=2.0[:burst=1s]      audio faster than 2.0 x real time, except a burst (default 1 s at once),
                            is discarded: in-band 400, then close 1008; or :CODE, or :open as above
 
-WHEN is a moment, or bytes=N: after N bytes of audio were received.
+WHEN is a moment, or bytes=N: after N bytes of audio were received. For cut it may be sent=N: after
+N bytes of messages were sent, also inside a message; with cut=fin the client receives that part.
 
   handshake                the client requested the upgrade; for cut and half-open only
   opened                   after the upgrade, before connected; the default of error and close
@@ -56,8 +62,12 @@ class HalfOpen(msgspec.Struct, frozen=True):
     """The server reads and writes nothing more, and TCP stays open."""
 
 
+class Stall(msgspec.Struct, frozen=True):
+    """The server reads on and answers pings, but sends no message any more."""
+
+
 class CloseFrame(msgspec.Struct, frozen=True):
-    """The server sends a close frame."""
+    """The server sends a close frame, without a code if the code is 1005."""
 
     code: int
     reason: str = ""
@@ -80,11 +90,12 @@ class LateConnected(msgspec.Struct, frozen=True):
     """`connected` is sent this many seconds late, None for never.
 
     Events of audio received before `connected` are sent after it. A `deaf` connection discards
-    that audio.
+    that audio. A `skipped` one is never sent, but the other events are.
     """
 
     delay_s: float | None
     deaf: bool = False
+    skipped: bool = False
 
 
 class NoTurnEnd(msgspec.Struct, frozen=True):
@@ -97,6 +108,16 @@ class Duplicate(msgspec.Struct, frozen=True):
 
 class Shrink(msgspec.Struct, frozen=True):
     """Each turn.update is followed by another without its last word."""
+
+
+class Reorder(msgspec.Struct, frozen=True):
+    """Each turn.update is sent after the turn event that follows it."""
+
+
+class WindowJitter(msgspec.Struct, frozen=True):
+    """The start of the audio window moves by up to `most_s` between messages."""
+
+    most_s: float
 
 
 class SlowRead(msgspec.Struct, frozen=True):
@@ -117,22 +138,30 @@ class PaceLimit(msgspec.Struct, frozen=True):
     close_code: int | None
 
 
-ConnectionEnd = Cut | HalfOpen | CloseFrame | InBandError
-"""Fault of an open connection; all except an error without a close code end it."""
-Habit = LateConnected | NoTurnEnd | Duplicate | Shrink | SlowRead | PaceLimit
+ConnectionEnd = Cut | HalfOpen | Stall | CloseFrame | InBandError
+"""Fault of an open connection; all except a stall and an error without a close code end it."""
+Habit = (
+    LateConnected | NoTurnEnd | Duplicate | Shrink | Reorder | WindowJitter | SlowRead | PaceLimit
+)
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """After this many bytes of messages were sent."""
+
+    size: int
 
 
 class Fault(msgspec.Struct, frozen=True):
     """A fault to apply.
 
-    `at` is when the fault occurs: a moment, or a number of received audio bytes; None for a habit.
-    The fault applies to the share `probability` of the connections, and to at most `count`. The
-    draw uses `seed`, or the seed of the whole set.
+    `at` is when the fault occurs: a moment, a number of received audio bytes, or `Sent`; None for a
+    habit. The fault applies to the share `probability` of the connections, and to at most `count`.
+    The draw uses `seed`, or the seed of the whole set.
     """
 
     spec: str
     action: ConnectionEnd | HttpRefusal | Habit
-    at: Moment | int | None
+    at: Moment | int | Sent | None
     probability: float = 1.0
     count: int | None = None
     seed: int | None = None
@@ -182,11 +211,13 @@ def _parse(spec: str) -> Fault:
     return Fault(spec, action, at, **dict(map(_option, options)))
 
 
-def _moment(kind: _Kind, text: str) -> Moment | int:
+def _moment(kind: _Kind, text: str) -> Moment | int | Sent:
     if not kind.moments:
         raise _Wrong("it takes no WHEN")
     if text.startswith("bytes="):
         return _size(text.removeprefix("bytes="))
+    if text.startswith("sent=") and kind.build is _cut:
+        return Sent(_size(text.removeprefix("sent=")))
     if text not in kind.moments:
         raise _Wrong(f"{text!r} is not a valid WHEN; use one of {_moments(kind)}")
     return text
@@ -217,7 +248,8 @@ def _cut(how: str = "rst") -> Cut:
 
 def _close(code: str = "") -> CloseFrame:
     number = _close_code(code)
-    reason = CloseCode(number).name.replace("_", " ").capitalize() if number < 3000 else ""
+    named = number < 3000 and number != CloseCode.NO_STATUS_RCVD
+    reason = CloseCode(number).name.replace("_", " ").capitalize() if named else ""
     return CloseFrame(number, reason)
 
 
@@ -234,11 +266,17 @@ def _connected(*values: str) -> LateConnected:
     match values:
         case ("never",):
             return LateConnected(None)
+        case ("skip",):
+            return LateConnected(0, skipped=True)
         case ("late", delay):
             return LateConnected(_seconds(delay))
         case ("late", delay, "deaf"):
             return LateConnected(_seconds(delay), deaf=True)
-    raise _Wrong("the value must be late:3s, late:3s:deaf or never")
+    raise _Wrong("the value must be late:3s, late:3s:deaf, never or skip")
+
+
+def _window_jitter(most: str = "") -> WindowJitter:
+    return WindowJitter(_seconds(most))
 
 
 def _slow_read(rate: str = "") -> SlowRead:
@@ -266,6 +304,8 @@ def _then(values: Sequence[str], default: int) -> int | None:
 
 
 def _close_code(text: str) -> int:
+    if text == "none":
+        return CloseCode.NO_STATUS_RCVD
     code = _whole(text, 1000)
     if code not in EXTERNAL_CLOSE_CODES and not 3000 <= code <= 4999:
         raise _Wrong(f"{code} cannot be in a close frame")
@@ -316,6 +356,7 @@ _ANY: Final[tuple[Moment, ...]] = get_args(Moment)
 _KINDS: Final = {
     "cut": _Kind(_cut, 1, _ANY),
     "half-open": _Kind(HalfOpen, 0, _ANY),
+    "stall": _Kind(Stall, 0, _ANY[1:]),
     "close": _Kind(_close, 1, _ANY[1:], "opened"),
     "error": _Kind(_error, None, _ANY[1:], "opened"),
     "http": _Kind(_http, 1, (), "handshake"),
@@ -323,6 +364,8 @@ _KINDS: Final = {
     "no-turn-end": _Kind(NoTurnEnd, 0),
     "duplicate": _Kind(Duplicate, 0),
     "shrink": _Kind(Shrink, 0),
+    "reorder": _Kind(Reorder, 0),
+    "window-jitter": _Kind(_window_jitter, 1),
     "slow-read": _Kind(_slow_read, 1),
     "pace": _Kind(_pace),
 }

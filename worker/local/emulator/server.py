@@ -1,7 +1,7 @@
-"""STT server that implements the protocol of Cartesia's realtime STT with turn detection.
+"""STT server that implements the protocol of Cartesia's turns API, or of Deepgram Flux.
 
-Where the provider's documentation leaves a choice, this server declines permessage-deflate. It
-accepts audio at any pace unless a fault limits it. See also `settings`, `upgrade` and
+Where the providers' documentation leaves a choice, this server declines permessage-deflate. It
+accepts audio at any pace unless a fault limits it. See also `settings`, `providers` and
 `connection`.
 """
 
@@ -25,10 +25,10 @@ from worker.local.emulator.connection_stats import ConnectionStats
 from worker.local.emulator.engines.base import Engine
 from worker.local.emulator.fault_plan import ConnectionFaults, FaultSet
 from worker.local.emulator.faults import CloseFrame, Cut, HalfOpen, HttpRefusal
-from worker.local.emulator.messages import ClientFault, Problem, encode_error, problem_of
+from worker.local.emulator.messages import ClientFault, Problem, problem_of
+from worker.local.emulator.providers import provider_of
 from worker.local.emulator.settings import ServerSettings
 from worker.local.emulator.tcp import Listener
-from worker.local.emulator.upgrade import PATH, Upgrade, parse_params
 from worker.urls import join_host_port
 
 _CONNECTIONS_KEPT: Final = 4_096
@@ -69,6 +69,7 @@ class TurnsServer:
         self.connections: deque[ConnectionStats] = deque(maxlen=_CONNECTIONS_KEPT)
         """Statistics of the last 4,096 upgraded connections, oldest first."""
         self._settings = settings
+        self._provider = provider_of(settings)
         self._engine = engine
         self._live: set[Connection] = set()
         self._outage: Outage | None = None
@@ -77,7 +78,12 @@ class TurnsServer:
         self._refused: Counter[str] = Counter()
         self._closed: Counter[str] = Counter()
         self._listener = Listener(
-            self._serve_client, self._refuse, settings.max_message, settings.ping_s
+            self._serve_client,
+            self._refuse,
+            self._provider.identify,
+            self._provider.subprotocols,
+            settings.max_message,
+            settings.ping_s,
         )
 
     @classmethod
@@ -103,7 +109,7 @@ class TurnsServer:
     @property
     def url(self) -> str:
         """URL of the WebSocket endpoint."""
-        return self.base_url.replace("http:", "ws:") + PATH
+        return self.base_url.replace("http:", "ws:") + self._provider.path
 
     @property
     def open_connections(self) -> int:
@@ -164,13 +170,12 @@ class TurnsServer:
 
     async def _refuse(self, ws: ServerConnection, request: Request) -> Response | None:
         """Return an HTTP response that refuses the upgrade; None to accept it."""
-        upgrade = Upgrade(request.path, request.headers)
-        problem = problem_of(503) if self._outage else self._problem(upgrade)
+        problem = problem_of(503) if self._outage else self._problem(request)
         if problem is not None:
-            return None if self._refused_in_band(problem) else self._http(ws, upgrade, problem)
+            return None if self._refused_in_band(problem) else self._http(ws, request, problem)
         match self.faults.at_upgrade():
             case HttpRefusal(problem):
-                return self._http(ws, upgrade, problem)
+                return self._http(ws, request, problem)
             case Cut("rst"):
                 await tcp.outlast(ws, 0)
             case Cut("fin"):
@@ -181,8 +186,8 @@ class TurnsServer:
                 await ws.wait_closed()  # or until the listener's handshake timeout
         return None
 
-    def _problem(self, upgrade: Upgrade) -> Problem | None:
-        if problem := upgrade.problem(self._settings.api_keys):
+    def _problem(self, request: Request) -> Problem | None:
+        if problem := self._provider.problem(request):
             return problem
         cap = self._settings.max_connections
         return problem_of(429) if cap is not None and len(self._live) >= cap else None
@@ -190,10 +195,10 @@ class TurnsServer:
     def _refused_in_band(self, problem: Problem) -> bool:
         return self._settings.refuse_in_band and problem.status not in (404, 503)
 
-    def _http(self, ws: ServerConnection, upgrade: Upgrade, problem: Problem) -> Response:
+    def _http(self, ws: ServerConnection, request: Request, problem: Problem) -> Response:
         self._refused[str(problem.status)] += 1
-        content_type, body = upgrade.error_body(problem, str(ws.id))
-        return tcp.respond(ws, problem.status, body, content_type)
+        headers, body = self._provider.refusal(problem, request, str(ws.id))
+        return tcp.respond(ws, problem.status, body, headers)
 
     async def _serve_client(self, ws: ServerConnection) -> None:
         plan = self.faults.plan()
@@ -216,19 +221,21 @@ class TurnsServer:
         self, ws: ServerConnection, stats: ConnectionStats, plan: ConnectionFaults
     ) -> None:
         request = cast("Request", ws.request)  # set by the handshake
-        upgrade = Upgrade(request.path, request.headers)
         settings = self._settings
-        problem = self._problem(upgrade) if settings.refuse_in_band else None
+        session = self._provider.session(request, stats.request_id)
+        problem = self._problem(request) if settings.refuse_in_band else None
         try:
-            params = parse_params(upgrade.query, settings.turn, settings.models)
+            params = session.open()
         except ClientFault as fault:
             problem = problem or fault.problem
         if problem is not None:
-            await ws.send(encode_error(problem, stats.request_id), text=True)
+            await ws.send(session.encode_error(problem), text=True)
             await ws.close(CloseCode.POLICY_VIOLATION, problem.title)
             return
         stats.params = params
-        connection = Connection(ws, params, stats, plan, self._engine, settings)
+        connection = Connection(
+            ws, self._provider, session, params, stats, plan, self._engine, settings
+        )
         self._live.add(connection)
         try:
             await connection.run()

@@ -1,15 +1,40 @@
 """Settings of the local STT server."""
 
+from typing import Literal
+
 import msgspec
 
 from worker.local.emulator.engines.base import TurnSettings
+
+
+class FluxSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Choices of the Flux protocol that its documentation leaves open.
+
+    Words have times unless `word_times` is false. `EndOfTurn` has a trigger unless `trigger` is
+    false, as on older deployments. Without `force_end_turn` the server does not know that message.
+    With `any_rate` every sample rate is accepted, not only the five documented ones. Audio faster
+    than `throttle` times real time waits; None for no limit. The server sends close frames with
+    `close_code` after `CloseStream`, an `Error` or the idle timeout; 1005 is a frame without a
+    code.
+    """
+
+    models: tuple[str, ...] = ("flux-general-en", "flux-general-multi")
+    idle_timeout_s: float = 60.0
+    word_times: bool = True
+    trigger: bool = True
+    force_end_turn: bool = True
+    any_rate: bool = False
+    throttle: float | None = None
+    close_code: int = 1005
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Listening address, limits, and the choices that the provider's documentation leaves open.
 
     `port` 0 selects a free port. `api_keys` are the accepted keys and access tokens; None accepts
-    any that is not empty. `max_connections` is the maximum number of open sockets, None for no
+    any that is not empty. `flux` are the choices of the provider `flux`, which has its own models
+    and idle timeout; `turn`, `refuse_in_band`, `turn_id`, `config_ack` and `leading_space` are
+    those of Cartesia. `max_connections` is the maximum number of open sockets, None for no
     limit. `models` are served, as are their snapshots (`ink-2-2026-09-01`).
 
     The other settings cover what the provider's documentation leaves open; each value has been
@@ -24,6 +49,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     1011 without an answer within the same time; None for no pings.
     """
 
+    provider: Literal["cartesia", "flux"] = "cartesia"
+    flux: FluxSettings = FluxSettings()
     host: str = "127.0.0.1"
     port: int = 8765
     api_keys: frozenset[str] | None = None

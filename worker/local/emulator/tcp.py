@@ -5,17 +5,22 @@ An outage closes the listening sockets and opens them again on the same ports.
 
 import asyncio
 import logging
+import math
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import anyio
 from anyio.lowlevel import checkpoint
 from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import State
+from websockets.protocol import Event, State
+from websockets.typing import Subprotocol
 
 from worker.errors import TurnbusError
 from worker.urls import join_host_port
@@ -60,13 +65,38 @@ async def outlast(ws: ServerConnection, patience_s: float) -> None:
     await ws.wait_closed()
 
 
+async def close(ws: ServerConnection, code: int, reason: str = "") -> None:
+    """Send a close frame, without a code if `code` is 1005, and wait for the answer."""
+    if code == CloseCode.NO_STATUS_RCVD:
+        # `close` passes the code to `send_close`, where None is an empty frame.
+        await ws.close(cast("int", None))
+    else:
+        await ws.close(code, reason)
+
+
+def write_part(ws: ServerConnection, message: bytes, size: int) -> None:
+    """Write the beginning of a text message, up to byte `size` of its payload."""
+    frame = Frame(Opcode.TEXT, message).serialize(mask=False)
+    ws.transport.write(frame[: len(frame) - len(message) + size])
+
+
+def pinged_at(ws: ServerConnection) -> float:
+    """Return the time of the last ping received, in seconds of `time.monotonic`."""
+    return ws.pinged_at if isinstance(ws, _Socket) else -math.inf
+
+
 def respond(
-    ws: ServerConnection, status: int, body: str, content_type: str = "application/json"
+    ws: ServerConnection,
+    status: int,
+    body: str,
+    headers: Headers = Headers({"Content-Type": "application/json"}),  # noqa: B008 - not changed
 ) -> Response:
     """Return the HTTP response to a request."""
     response = ws.respond(status, body)
-    del response.headers["Content-Type"]
-    response.headers["Content-Type"] = content_type
+    for name, value in headers.items():
+        if name in response.headers:
+            del response.headers[name]
+        response.headers[name] = value
     return response
 
 
@@ -77,6 +107,8 @@ class Listener:
         self,
         handle: Callable[[ServerConnection], Awaitable[None]],
         refuse: Callable[[ServerConnection, Request], Awaitable[Response | None]],
+        identify: Callable[[Headers, str], None],
+        subprotocols: tuple[str, ...],
         max_message: int,
         ping_s: float | None,
     ) -> None:
@@ -92,7 +124,8 @@ class Listener:
             open_timeout=_HANDSHAKE_S,
             close_timeout=GRACE_S,
             process_request=refuse,
-            process_response=_name_request,
+            process_response=partial(_identify, identify),
+            select_subprotocol=partial(_select_subprotocol, subprotocols),
             logger=_log,
             backlog=_BACKLOG,
         )
@@ -147,10 +180,21 @@ class Listener:
             await server.wait_closed()
 
 
+class _Socket(ServerConnection):
+    """A connection that keeps the time of the last ping received."""
+
+    pinged_at = -math.inf
+
+    def process_event(self, event: Event) -> None:
+        super().process_event(event)
+        if isinstance(event, Frame) and event.opcode is Opcode.PING:
+            self.pinged_at = time.monotonic()
+
+
 def _registering(connections: set[ServerConnection]) -> type[ServerConnection]:
     """Return a connection class whose instances are in `connections` before the upgrade, too."""
 
-    class Registered(ServerConnection):
+    class Registered(_Socket):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             connections.add(self)
@@ -171,6 +215,17 @@ def _bound(family: socket.AddressFamily, address: tuple[str, int]) -> socket.soc
     return sock
 
 
-def _name_request(ws: ServerConnection, request: Request, response: Response) -> None:
+def _identify(
+    identify: Callable[[Headers, str], None],
+    ws: ServerConnection,
+    request: Request,
+    response: Response,
+) -> None:
     """Add the request id to every response, including those websockets creates itself."""
-    response.headers["X-Request-Id"] = str(ws.id)
+    identify(response.headers, str(ws.id))
+
+
+def _select_subprotocol(
+    known: tuple[str, ...], ws: ServerConnection, offered: Sequence[Subprotocol]
+) -> Subprotocol | None:
+    return next((name for name in offered if name in known), None)

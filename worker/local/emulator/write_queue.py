@@ -1,81 +1,25 @@
-"""Outgoing messages of one connection, written by one task, which enforces the order of events.
-
-            connected
-                |
-      +------- idle <-------------------+
-      |  turn.start                     |
-      v                                 |
-    speaking -- turn.end ---------------+
-      |  ^  turn.update*                |
-      |  | turn.resume                  |
-      v  | turn.eager_end               |
-    eager_ended -- turn.end ------------+
-
-Every transcript of a turn begins with the previous one.
-"""
+"""Outgoing messages of one connection, written by one task in the order of its events."""
 
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal
+from typing import Final
 
 import anyio
 from websockets.asyncio.server import ServerConnection
 
+from worker.local.emulator import tcp
 from worker.local.emulator.connection_stats import ConnectionStats
-from worker.local.emulator.engines.base import EngineEvent, EventKind
+from worker.local.emulator.engines.base import EngineEvent
 from worker.local.emulator.fault_plan import ConnectionFaults
-from worker.local.emulator.faults import Moment
-from worker.local.emulator.messages import encode_connected, encode_event
-from worker.local.emulator.settings import ServerSettings
-
-State = Literal["idle", "speaking", "eager_ended"]
-
-TRANSITIONS: Final[dict[tuple[State, EventKind], State]] = {
-    ("idle", "turn.start"): "speaking",
-    ("speaking", "turn.update"): "speaking",
-    ("speaking", "turn.eager_end"): "eager_ended",
-    ("speaking", "turn.end"): "idle",
-    ("eager_ended", "turn.resume"): "speaking",
-    ("eager_ended", "turn.end"): "idle",
-}
-_BARE: Final[frozenset[EventKind]] = frozenset({"turn.start", "turn.resume"})
-_MOMENT_AFTER: Final[dict[EventKind, Moment]] = {
-    "turn.update": "mid-turn",
-    "turn.end": "between-turns",
-}
-
-
-class EngineFault(RuntimeError):  # noqa: N818 - named as in `worker.errors`
-    """The engine emitted an event that the protocol does not allow: a defect of the engine."""
-
-
-class TurnOrder:
-    """Tracks the turn state of one connection."""
-
-    def __init__(self) -> None:
-        self.state: State = "idle"
-        self.transcript = ""
-        """Latest transcript of the open turn; empty while idle."""
-        self.turns = 0
-        """Number of turns started."""
-
-    def admit(self, event: EngineEvent) -> None:
-        """Process the next event. Raises EngineFault, without a change, if it is not allowed."""
-        after = TRANSITIONS.get((self.state, event.kind))
-        if after is None:
-            raise EngineFault(f"{event.kind} while {self.state}")
-        if (event.transcript is None) != (event.kind in _BARE):
-            raise EngineFault(f"{event.kind} with transcript {event.transcript!r}")
-        if event.transcript is not None and not event.transcript.startswith(self.transcript):
-            raise EngineFault(f"{event.kind} takes back text already sent")
-        self.state = after
-        self.turns += event.kind == "turn.start"
-        self.transcript = "" if after == "idle" else event.transcript or self.transcript
+from worker.local.emulator.faults import ConnectionEnd, Moment
+from worker.local.emulator.providers.base import Reply, Session
 
 
 class WriteQueue:
-    """Writes `connected`, then the queued messages; calls `on_moment` at each fault moment.
+    """Writes the greeting, then the queued messages.
+
+    It calls `on_moment` at each fault moment, and `on_end` where a fault cuts a message.
 
     `write` raises ConnectionClosed when the client disconnected, and EngineFault.
     """
@@ -83,27 +27,32 @@ class WriteQueue:
     def __init__(
         self,
         ws: ServerConnection,
+        session: Session,
         stats: ConnectionStats,
         plan: ConnectionFaults,
-        settings: ServerSettings,
         on_moment: Callable[[Moment], Awaitable[None]],
+        on_end: Callable[[ConnectionEnd], Awaitable[None]],
     ) -> None:
         self.deaf = False
-        """Whether received audio is discarded until `connected` is sent."""
+        """Whether received audio is discarded until the greeting is sent."""
+        self.stalled = False
+        """Whether messages are discarded instead of written."""
         self.greeted: Final = anyio.Event()
-        """Set once `connected` is written."""
+        """Set once the greeting is written, or would have been."""
         self._ws = ws
+        self._session = session
         self._stats = stats
         self._plan = plan
-        self._settings = settings
         self._on_moment = on_moment
-        self._order = TurnOrder()
-        self._waiting: deque[EngineEvent | bytes] = deque()
+        self._on_end = on_end
+        self._sent_bytes = 0
+        self._waiting: deque[EngineEvent | Reply] = deque()
+        self._held: bytes | None = None
         self._filled = anyio.Event()
         self._emptied = anyio.Event()
 
-    def put(self, what: EngineEvent | bytes) -> None:
-        """Queue a turn event or an encoded message."""
+    def put(self, what: EngineEvent | Reply) -> None:
+        """Queue an event of the engine, or a reply."""
         self._waiting.append(what)
         self._filled.set()
 
@@ -112,6 +61,12 @@ class WriteQueue:
         while self._waiting:
             self._emptied = anyio.Event()
             await self._emptied.wait()
+
+    async def finish(self) -> None:
+        """Write the message that a fault holds back; never return if the connection is stalled."""
+        await self._release()
+        if self.stalled:
+            await anyio.sleep_forever()
 
     async def write(self) -> None:
         """Write until cancelled."""
@@ -134,25 +89,51 @@ class WriteQueue:
             await anyio.sleep(late.delay_s)
         self.deaf = False
         self._stats.greeted_at = time.monotonic()
-        await self._ws.send(encode_connected(self._stats.request_id), text=True)
+        if not late.skipped:
+            await self._write(self._session.encode_greeting())
         self.greeted.set()
 
-    async def _send(self, what: EngineEvent | bytes) -> None:
-        if isinstance(what, bytes):
-            await self._ws.send(what, text=True)
+    async def _send(self, what: EngineEvent | Reply) -> None:
+        if not isinstance(what, EngineEvent):
+            await self._write(what())
             return
-        self._order.admit(what)
-        for event in self._plan.distort(what) if self._plan else (what,):
-            await self._ws.send(self._encoded(event), text=True)
-            if event.kind == "turn.end":
-                self._stats.transcripts.append(event.transcript or "")
-        self._stats.open_transcript = self._order.transcript
-        if moment := _MOMENT_AFTER.get(what.kind):
+        for message in self._session.admit(what):
+            await self._send_turn(message)
+
+    async def _send_turn(self, message: EngineEvent) -> None:
+        encoded: EngineEvent | None = None
+        data = b""
+        for each in self._plan.distort(message) if self._plan else (message,):
+            if each is not encoded:  # a duplicate is the same message again
+                encoded, data = each, self._session.encode_event(each)
+            if self._held is None and self._plan and self._plan.holds(each):
+                self._held = data
+                continue
+            await self._write(data)
+            await self._release()
+            if each.kind == "turn.end":
+                self._stats.transcripts.append(each.transcript or "")
+        self._stats.open_transcript = self._session.transcript
+        if moment := _moment_after(message):
             await self._on_moment(moment)
 
-    def _encoded(self, event: EngineEvent) -> bytes:
-        if not self._settings.leading_space and event.transcript is not None:
-            event = EngineEvent(event.kind, event.transcript.removeprefix(" "))
-        request_id = self._stats.request_id
-        turn_id = f"{request_id}:{self._order.turns}" if self._settings.turn_id else None
-        return encode_event(event, request_id, turn_id)
+    async def _release(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            await self._write(held)
+
+    async def _write(self, data: bytes) -> None:
+        if self.stalled:
+            return
+        if self._plan and (due := self._plan.cut_within(self._sent_bytes, len(data))):
+            part, ending = due
+            tcp.write_part(self._ws, data, part)
+            await self._on_end(ending)
+        await self._ws.send(data, text=True)
+        self._sent_bytes += len(data)
+
+
+def _moment_after(message: EngineEvent) -> Moment | None:
+    if message.kind == "turn.update" and message.transcript:
+        return "mid-turn"
+    return "between-turns" if message.kind == "turn.end" else None

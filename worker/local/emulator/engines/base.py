@@ -10,14 +10,38 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-EventKind = Literal["turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.end"]
+from schemas.pcm import Encoding
+
+EventKind = Literal[
+    "turn.start", "turn.update", "turn.eager_end", "turn.resume", "turn.end", "progress"
+]
+EndTrigger = Literal["model", "timeout", "manual", "flush"]
+"""Why a turn ended: its likelihood, its timeout, `end_turn`, or `flush`."""
+
+
+class Word(msgspec.Struct, frozen=True):
+    """One word of a transcript; times are seconds of audio since the stream began."""
+
+    text: str
+    start_s: float
+    end_s: float
+    confidence: float = 1.0
 
 
 class EngineEvent(msgspec.Struct, frozen=True):
-    """One turn event of the provider protocol; `transcript` is None if it carries no text."""
+    """One turn event, or the reply to `report`, whose kind is `progress`.
+
+    `transcript` is None if the event carries no text. `words` are the words of the transcript.
+    `decoded_s` is the position in the audio before which no word is undecoded. `end_likelihood` is
+    the likelihood (0 to 1) that the turn is over.
+    """
 
     kind: EventKind
     transcript: str | None = None
+    words: tuple[Word, ...] = ()
+    decoded_s: float = 0.0
+    end_likelihood: float = 0.0
+    trigger: EndTrigger = "model"
 
 
 TURN_NAMES: Final = {
@@ -32,7 +56,8 @@ class TurnSettings(msgspec.Struct, frozen=True, rename=TURN_NAMES):
     """Turn detection settings of one connection.
 
     The thresholds are compared with the likelihood (0 to 1) that the user is still in a turn:
-    above `start` a turn begins, below `eager_end` it is probably over, below `end` it is over.
+    above `start` a turn begins, below `eager_end` it is probably over, below `end` it is over. An
+    `end` of 0 leaves only the timeout.
     `end_timeout_ms` caps the wait after speech stopped, in milliseconds of received audio.
     """
 
@@ -48,6 +73,11 @@ class AudioFormat(msgspec.Struct, frozen=True):
     encoding: str
     sample_rate: int
 
+    @property
+    def bytes_per_s(self) -> int:
+        """Bytes of one second of audio."""
+        return Encoding(self.encoding).width * self.sample_rate
+
 
 class RecognizerStream(Protocol):
     """One connection's audio. All methods are called from the event loop, never concurrently."""
@@ -61,6 +91,17 @@ class RecognizerStream(Protocol):
 
     def configure(self, turn: TurnSettings) -> None:
         """Use new turn settings from now on, also for an open turn."""
+        ...
+
+    def report(self) -> None:
+        """Emit a `progress` event for the audio processed so far, after all earlier events."""
+        ...
+
+    async def end_turn(self) -> None:
+        """End the open turn with the words decoded so far; audio continues.
+
+        Without an open turn, emit a `progress` event whose trigger is `manual`.
+        """
         ...
 
     async def flush(self) -> None:

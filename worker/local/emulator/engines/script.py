@@ -6,9 +6,13 @@ likelihood that the user is still in a turn is 0.9 when speech stops. It falls b
 80 ms of silence, until it reaches a threshold. A lower threshold waits longer: 240 ms for the
 default `eager_end` of 0.6, 480 ms for the default `end` of 0.3. `end_timeout_ms` limits that wait.
 `start` has no effect: every sound is speech.
+
+The times of a word are those of its block, to the sample. A word is decoded when its block is
+complete.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -18,7 +22,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.local.emulator.engines.base import AudioFormat, EngineEvent, EventKind, TurnSettings
+from worker.local.emulator.engines.base import (
+    AudioFormat,
+    EndTrigger,
+    EngineEvent,
+    EventKind,
+    TurnSettings,
+    Word,
+)
 from worker.local.emulator.engines.script_text import DEFAULT_STYLE, REWORDABLE, STYLES, TextStyle
 from worker.local.emulator.engines.script_words import (
     QUIET,
@@ -41,6 +52,9 @@ __all__ = [
 ]
 
 ONSET_MS: Final = 40  # audio of a word processed before its turn starts or resumes
+_SPEAKING: Final = 0.9  # likelihood of being in a turn when speech stops
+_FADE_MS: Final = 800  # silence that lowers it by 1
+_DAMAGED_CONFIDENCE: Final = 0.5
 
 
 class ScriptOptions(msgspec.Struct, frozen=True):
@@ -163,6 +177,8 @@ class ScriptStream:
         self._block = np.empty(self._codec.samples, np.int8)
         self._filled = 0  # samples of the current block; 0 in silence
         self._quiet = 0  # samples of silence since the last sound
+        self._position = 0  # samples processed
+        self._words: tuple[Word, ...] = ()
         self._damaged = False  # whether the last word was damaged, without silence since
         self._turn: EventKind | None = None  # last start, eager end or resume of the open turn
         self._transcript = ""
@@ -194,13 +210,27 @@ class ScriptStream:
         """Use new turn settings; they take effect with the next audio."""
         self._eager_after = self._samples(_silence_ms(turn.eager_end, turn))
         self._end_after = self._samples(_silence_ms(turn.end, turn))
+        self._trigger: EndTrigger = (
+            "timeout" if _fade_ms(turn.end) > turn.end_timeout_ms else "model"
+        )
+
+    def report(self) -> None:
+        """Emit a `progress` event; words of an incomplete block are not decoded."""
+        self._emit(self._event("progress", self._transcript))
+
+    async def end_turn(self) -> None:
+        """End the open turn; the word of an incomplete block belongs to the next one."""
+        if self._turn is not None:
+            self._end_turn("manual", self._position - self._filled)
+        else:
+            self._emit(self._event("progress", "", trigger="manual"))
 
     async def flush(self) -> None:
         """Decode the incomplete last word, end the open turn, wait for delayed events."""
         while self._filled:
             self._on_word()
         if self._turn is not None:
-            self._end_turn()
+            self._end_turn("flush", self._position)
         if self._delay is not None:
             await self._delay.drain()
 
@@ -214,16 +244,20 @@ class ScriptStream:
 
     def _on_silence(self, samples: int) -> None:
         self._damaged = False
+        begin = self._position
+        self._position += samples
         self._quiet += samples
         if self._turn is None:
             return
+        sound_end = self._position - self._quiet
         if self._turn != "turn.eager_end" and self._quiet >= self._eager_after:
-            self._emit_turn("turn.eager_end")
+            self._emit_turn("turn.eager_end", max(begin, sound_end + self._eager_after))
         if self._quiet >= self._end_after:
-            self._end_turn()
+            self._end_turn(self._trigger, max(begin, sound_end + self._end_after))
 
     def _on_sound(self, samples: NDArray[np.float32]) -> None:
         filled = self._filled + len(samples)
+        self._position += len(samples)
         self._block[self._filled : filled] = self._codec.symbols(samples)
         self._filled = filled
         self._quiet = 0
@@ -233,6 +267,7 @@ class ScriptStream:
             self._on_word()
 
     def _on_word(self) -> None:
+        start = self._position - self._filled
         reading = self._codec.decode(self._block[: self._filled])
         rest = self._filled - reading.samples
         self._block[:rest] = self._block[reading.samples : self._filled]
@@ -243,8 +278,13 @@ class ScriptStream:
             style = self._style
             begin = style.later if self._ended else style.begin
             separator = style.between if self._transcript else begin
-            self._transcript += separator + self._reword(reading.word) + style.after
-            self._emit(EngineEvent("turn.update", self._transcript))
+            text = self._reword(reading.word)
+            self._transcript += separator + text + style.after
+            end = start + reading.samples
+            confidence = _DAMAGED_CONFIDENCE if damaged else 1.0
+            word = Word(text, start / self._rate, end / self._rate, confidence)
+            self._words = (*self._words, word)
+            self._emit(self._event("turn.update", self._transcript))
         self._damaged = damaged
 
     def _start_or_resume(self) -> None:
@@ -254,16 +294,38 @@ class ScriptStream:
         elif self._turn == "turn.eager_end":
             self._emit_turn("turn.resume")
 
-    def _emit_turn(self, kind: EventKind) -> None:
+    def _emit_turn(self, kind: EventKind, position: int | None = None) -> None:
         self._turn = kind
-        self._emit(EngineEvent(kind, self._transcript if kind == "turn.eager_end" else None))
+        text = self._transcript if kind == "turn.eager_end" else None
+        self._emit(self._event(kind, text, position))
 
-    def _end_turn(self) -> None:
-        self._emit(EngineEvent("turn.end", self._transcript))
+    def _end_turn(self, trigger: EndTrigger, position: int) -> None:
+        self._emit(self._event("turn.end", self._transcript, position, trigger))
         self._turn = None
         self._transcript = ""
+        self._words = ()
         self._ended += 1
+
+    def _event(
+        self,
+        kind: EventKind,
+        text: str | None,
+        position: int | None = None,
+        trigger: EndTrigger = "model",
+    ) -> EngineEvent:
+        """Return an event at a position; None is before the incomplete block."""
+        if position is None:
+            position = self._position - self._filled
+        likelihood = 0.0
+        if self._turn is not None:
+            quiet = max(0, position - (self._position - self._quiet))
+            likelihood = min(1.0, 1 - _SPEAKING + 1000 * quiet / self._rate / _FADE_MS)
+        return EngineEvent(kind, text, self._words, position / self._rate, likelihood, trigger)
 
 
 def _silence_ms(threshold: float, turn: TurnSettings) -> float:
-    return min(800 * (0.9 - threshold), turn.end_timeout_ms)
+    return min(_fade_ms(threshold), turn.end_timeout_ms)
+
+
+def _fade_ms(threshold: float) -> float:
+    return _FADE_MS * (_SPEAKING - threshold) if threshold > 0 else math.inf

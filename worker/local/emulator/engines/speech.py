@@ -8,6 +8,9 @@ connections do not delay the start of a turn. Decodes run in threads, one per co
 at most one decode running and continues when it is done: a late return of `feed` is backpressure.
 The sample count is the only clock. The same audio gives the same events at any pace and in any
 chunking. When decodes queue up, decodes for updates are skipped; others never are.
+
+The recognizer gives no times of words. They are estimates: the words of a decode divide evenly the
+time from the end of the word before them, or the start of speech, to the end of speech.
 """
 
 import os
@@ -18,10 +21,17 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import checkpoint
 
-from worker.local.emulator.engines.base import AudioFormat, EngineEvent, EventKind, TurnSettings
+from worker.local.emulator.engines.base import (
+    AudioFormat,
+    EndTrigger,
+    EngineEvent,
+    EventKind,
+    TurnSettings,
+    Word,
+)
 from worker.local.emulator.engines.moonshine import Moonshine
 from worker.local.emulator.engines.silero import Silero
-from worker.local.emulator.engines.speech_audio import Framer, Samples, Segment, windows
+from worker.local.emulator.engines.speech_audio import WINDOW_S, Framer, Samples, Segment, windows
 from worker.local.emulator.engines.speech_text import Tokens, Transcript
 from worker.local.emulator.engines.speech_turns import SPEECH, TurnDetector
 
@@ -96,6 +106,9 @@ class SpeechStream:
         self._transcript = Transcript(engine.recognizer)
         self._lead = ""  # before every text, so that the texts of turns can be joined verbatim
         self._undecoded = 0  # windows since the last decode
+        self._processed = 0  # windows since the stream began
+        self._words: tuple[Word, ...] = ()
+        self._decoded_s = 0.0  # the end of the last word of the turn
 
     async def feed(self, audio: bytes) -> None:
         """Process audio; return when all its events are emitted."""
@@ -106,12 +119,23 @@ class SpeechStream:
         """Use new turn settings from the next window on."""
         self._detector.settings = turn
 
+    def report(self) -> None:
+        """Emit a `progress` event."""
+        self._emit_event("progress", self._transcript.text if self._detector.in_turn else "")
+
+    async def end_turn(self) -> None:
+        """Decode the audio of the open turn, and end it."""
+        if self._detector.end():
+            await self._end_turn("manual")
+        else:
+            self._emit_event("progress", "", "manual")
+
     async def flush(self) -> None:
         """Process the incomplete last window, and end the open turn."""
         for window in self._framer.end():
             await self._process(window)
         if self._detector.end():
-            await self._end_turn()
+            await self._end_turn("flush")
 
     async def aclose(self) -> None:
         """Release the buffered audio."""
@@ -119,12 +143,14 @@ class SpeechStream:
 
     async def _process(self, window: Samples) -> None:
         probability = self._voice.probability(window)
+        self._processed += 1
         self._segment.append(window, voiced=probability > SPEECH)
         self._undecoded += 1
         match self._detector.update(probability):
             case "turn.start":
                 self._transcript = Transcript(self._engine.recognizer)
                 self._undecoded = 0
+                self._decoded_s = 0.0
                 self._emit_event("turn.start")
             case "turn.eager_end":
                 await self._settle()
@@ -132,7 +158,7 @@ class SpeechStream:
             case "turn.resume":
                 self._emit_event("turn.resume")
             case "turn.end":
-                await self._end_turn()
+                await self._end_turn(self._detector.trigger)
             case None if self._detector.in_turn:
                 await self._follow()
         if not self._detector.in_turn or not self._segment.speech:
@@ -158,6 +184,7 @@ class SpeechStream:
         ):
             self._transcript.read(await self._read(length))
         if self._detector.state == "speaking" and self._transcript.text != shown:
+            self._time_words()
             self._emit_event("turn.update", self._transcript.text)
 
     async def _settle(self, end: int | None = None) -> None:
@@ -169,19 +196,55 @@ class SpeechStream:
             if end is None:
                 end = min(len(self._segment), self._segment.speech_end + _TAIL)
             self._transcript.settle(await self._read(end))
+            self._time_words(end)
         self._segment.cut(end or 0)
 
     async def _read(self, end: int) -> Tokens:
         self._undecoded = 0
         return await self._engine.read(self._segment.audio(end), self._transcript.shown)
 
-    async def _end_turn(self) -> None:
+    async def _end_turn(self, trigger: EndTrigger) -> None:
         await self._settle()
         self._segment.cut(self._segment.speech_end)
         text = self._transcript.text
-        self._emit_event("turn.end", text)
+        self._emit_event("turn.end", text, trigger)
+        self._words = ()
         if text:
             self._lead = " "
 
-    def _emit_event(self, kind: EventKind, text: str | None = None) -> None:
-        self._emit(EngineEvent(kind, self._lead + text if text else text))
+    def _emit_event(
+        self, kind: EventKind, text: str | None = None, trigger: EndTrigger = "model"
+    ) -> None:
+        text = self._lead + text if text else text
+        ended = kind == "turn.end" or self._detector.in_turn
+        likelihood = 1.0 - self._detector.likelihood if ended else 0.0
+        self._emit(EngineEvent(kind, text, self._words, self._position_s(), likelihood, trigger))
+
+    def _position_s(self) -> float:
+        """Return the position before which no word is undecoded.
+
+        The last 0.4 s of silence are not before it: the next turn may begin in them.
+        """
+        return max(self._segment_start_s(), self._words[-1].end_s if self._words else 0.0)
+
+    def _segment_start_s(self) -> float:
+        return (self._processed - len(self._segment)) * WINDOW_S
+
+    def _time_words(self, end: int | None = None) -> None:
+        """Estimate the times of the words shown since the last call.
+
+        They end where the speech of the segment ends, or at window `end` if that is earlier.
+        """
+        new = self._transcript.text.split()[len(self._words) :]
+        if not new:
+            return
+        segment = self._segment
+        speech_end = segment.speech_end if end is None else min(end, segment.speech_end)
+        begin_s = max(self._decoded_s, self._segment_start_s() + segment.speech_start * WINDOW_S)
+        end_s = max(begin_s, self._segment_start_s() + speech_end * WINDOW_S)
+        step_s = (end_s - begin_s) / (len(new) + self._transcript.unshown_words)
+        self._words += tuple(
+            Word(text, begin_s + at * step_s, begin_s + (at + 1) * step_s)
+            for at, text in enumerate(new)
+        )
+        self._decoded_s = self._words[-1].end_s

@@ -81,6 +81,11 @@ class Segment:
     def __len__(self) -> int:
         return len(self._windows)
 
+    @property
+    def speech_start(self) -> int:
+        """Index of the first window of speech, 0 if there is none."""
+        return self._voiced.index(True) if self.speech else 0
+
     def append(self, window: Samples, *, voiced: bool) -> None:
         """Add the next window."""
         self._windows.append(window)

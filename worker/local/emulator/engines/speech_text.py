@@ -43,6 +43,12 @@ class Transcript:
         parts = (self._settled, self._vocabulary.text(self.shown))
         return " ".join(part for part in parts if part)
 
+    @property
+    def unshown_words(self) -> int:
+        """Number of words of the last reading that are not shown."""
+        rest = self._reading[len(self.shown) :]
+        return sum(1 for token in rest if self._vocabulary.starts_word(token))
+
     def read(self, reading: Tokens) -> None:
         """Add a reading of the segment so far, and show the words it confirms."""
         self.shown = reading[: max(self._confirmed(reading), len(self.shown))]

@@ -13,7 +13,7 @@ at 0.2, 1.5 s at 0.1. Time is counted in windows of audio, not by the clock.
 
 from typing import Final, Literal
 
-from worker.local.emulator.engines.base import TurnSettings
+from worker.local.emulator.engines.base import EndTrigger, TurnSettings
 from worker.local.emulator.engines.speech_audio import WINDOW_S
 
 TurnStep = Literal["turn.start", "turn.eager_end", "turn.resume", "turn.end"]
@@ -36,6 +36,8 @@ class TurnDetector:
         self.settings = settings
         self.likelihood = 0.0
         self.state: Literal["idle", "speaking", "ended eagerly"] = "idle"
+        self.trigger: EndTrigger = "model"
+        """Why the last turn ended by itself."""
         self._quiet_s = 0.0  # since the last window of speech
 
     @property
@@ -74,6 +76,7 @@ class TurnDetector:
             self.state = "speaking"
             return "turn.start"
         if self.likelihood < settings.end or self._quiet_s * 1000 >= settings.end_timeout_ms:
+            self.trigger = "model" if self.likelihood < settings.end else "timeout"
             return self.end()
         if self.state == "ended eagerly" and above_start:
             self.state = "speaking"

@@ -1,0 +1,303 @@
+"""Deepgram Flux.
+
+The thresholds of the bus are probabilities that the user goes on. Those of Flux are probabilities
+that the turn is over:
+
+| the bus | Flux |
+|---|---|
+| `turn_end_threshold` | `eot_threshold`: 1 minus it |
+| `turn_eager_end_threshold` | `eager_eot_threshold`: 1 minus it, at least 0.3 |
+| `turn_end_timeout_ms` | `eot_timeout_ms`, at most 10,000 |
+| `turn_start_threshold` | none |
+
+Flux accepts one unanswered `Configure`. Later settings wait for the answer to the one before.
+"""
+
+import time
+from functools import partial
+from urllib.parse import urlencode
+
+import msgspec
+from websockets.http11 import Response
+
+from schemas import flux
+from schemas.audio import Encoding, TurnConfig
+from worker.core import provider_errors
+from worker.core.turn_tracker import ProviderInput
+from worker.errors import (
+    SttError,
+    SttPermanentError,
+    SttTransientError,
+    SttUnknownCommandError,
+)
+from worker.stt.conversion import to_s16
+from worker.stt.events import (
+    AudioTranscribed,
+    ConfigApplied,
+    Connected,
+    Event,
+    NoTurnToEnd,
+    TimedWord,
+    TurnEvent,
+    UnknownMessage,
+    Warned,
+)
+from worker.stt.flux_messages import read_message, timed_words, transcribed_s
+from worker.stt.provider import NO_NOTES, Endpoint, Notes, Provider, StreamSettings
+from worker.stt.stream import Stream
+from worker.stt.websocket import WebSocketClient
+
+SAMPLE_RATES = (8_000, 16_000, 24_000, 44_100, 48_000)
+ACK_TIMEOUT_S = 5.0
+"""Time after which an unanswered `Configure` is given up."""
+
+MIN_EAGER = 0.3
+MAX_TIMEOUT_MS = 10_000
+"""Ranges that every version of Flux accepts."""
+
+_ENCODINGS = {
+    Encoding.PCM_S16LE: "linear16",
+    Encoding.PCM_S32LE: "linear32",
+    Encoding.PCM_MULAW: "mulaw",
+    Encoding.PCM_ALAW: "alaw",
+    # Converted.
+    Encoding.PCM_F16LE: "linear16",
+    Encoding.PCM_F32LE: "linear16",
+}
+_CONVERTED = frozenset({Encoding.PCM_F16LE, Encoding.PCM_F32LE})
+_KINDS = {
+    "StartOfTurn": ProviderInput.START,
+    "Update": ProviderInput.UPDATE,
+    "EagerEndOfTurn": ProviderInput.EAGER_END,
+    "TurnResumed": ProviderInput.RESUME,
+    "EndOfTurn": ProviderInput.END,
+}
+_NO_ACTIVE_TURN = "FORCE_END_TURN_NO_ACTIVE_TURN"
+_UNPARSABLE = "UNPARSABLE_CLIENT_MESSAGE"
+
+
+class FluxStream(Stream):
+    """One connection to Flux."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        socket: WebSocketClient,
+        endpoint: Endpoint,
+        settings: StreamSettings,
+        notes: Notes = NO_NOTES,
+    ) -> None:
+        super().__init__(provider, socket, endpoint, settings, notes)
+        encoding = settings.encoding
+        self._convert = partial(to_s16, encoding=encoding) if encoding in _CONVERTED else None
+        self._ended_turns = 0
+        """Number of turns that ended on this socket."""
+        self._unsent = flux.Thresholds()
+        """Settings that wait for the answer to those sent before."""
+        self._configured_at: float | None = None
+        """When the unanswered `Configure` was sent."""
+        self._forced = False
+        """Whether a `ForceEndTurn` is unanswered. An older deployment rejects it."""
+        for line in _unusable(settings.turn):
+            notes.unusable(line)
+
+    @classmethod
+    def query(cls, settings: StreamSettings) -> str:
+        """Return the settings as the URL's query string.
+
+        Raises `SttPermanentError` for a sample rate that Flux does not take.
+        """
+        if settings.sample_rate not in SAMPLE_RATES:
+            rates = ", ".join(map(str, SAMPLE_RATES))
+            raise SttPermanentError(
+                f"provider flux takes sample rates of {rates} Hz, not {settings.sample_rate}",
+                status=400,
+            )
+        parameters = {
+            "model": settings.model,
+            "encoding": _ENCODINGS[settings.encoding],
+            "sample_rate": settings.sample_rate,
+            **msgspec.to_builtins(_thresholds(settings.turn)),
+            "keyterm": settings.keyterms,
+            "language_hint": [settings.language] if settings.language else [],
+        }
+        return urlencode(parameters, doseq=True)
+
+    @classmethod
+    def headers(cls, endpoint: Endpoint) -> dict[str, str]:
+        """Return the headers of the upgrade, the key among them."""
+        return {"Authorization": f"Token {endpoint.key}"}
+
+    @classmethod
+    def rejected_upgrade(cls, response: Response, endpoint: Endpoint) -> SttError:
+        """Return the error for an HTTP response other than 101.
+
+        A 403 means that the model does not exist or is not available. A refusal that Flux did not
+        write may be that of a proxy, and is transient.
+        """
+        status, headers = response.status_code, response.headers
+        text = bytes(response.body or b"").decode("utf-8", "replace")
+        try:
+            body = msgspec.json.decode(text, type=_ErrorBody)
+        except (RecursionError, ValueError):
+            body = _ErrorBody()
+        reason = body.err_msg or headers.get("dg-error") or ""
+        known = bool(reason or body.err_code)
+        message = endpoint.redact(f"HTTP {status} {reason or text[:200].strip()}").rstrip()
+        request_id = body.request_id or headers.get("dg-request-id") or ""
+        code = body.err_code or ""
+        if status in (400, 403, 404) and known:
+            return SttPermanentError(message, status=status, code=code, request_id=request_id)
+        if status in (400, 404):
+            return SttTransientError(message, status=status, request_id=request_id)
+        return provider_errors.from_status(status, message, code=code, request_id=request_id)
+
+    def send_audio(self, audio: bytes) -> None:
+        """Send audio now."""
+        self.socket.send_binary(self._convert(audio) if self._convert else audio)
+
+    def send_config(self, turn: TurnConfig) -> None:
+        """Change turn detection for the following audio."""
+        for line in _unusable(turn):
+            self._notes.unusable(line)
+        self._unsent = _merged(self._unsent, _thresholds(turn))
+        self._configure()
+
+    def end_turn(self) -> None:
+        """Request the end of the open turn."""
+        self._forced = True
+        self.socket.send_text(flux.encode_message(flux.ForceEndTurn()))
+
+    def finish(self) -> None:
+        """Request the remaining events and the end of the stream."""
+        self.socket.send_text(flux.encode_message(flux.CloseStream()))
+
+    def decode(self, data: bytes, defect: str) -> Event | None:
+        """Decode one message; raise the `SttError` for an in-band error, which is always final."""
+        message, unreadable = read_message(data)
+        if defect or unreadable:
+            self._notes.defect(defect or unreadable)
+        if message is None:
+            return None
+        match message:
+            case flux.TurnInfo():
+                return self._turn_event(message)
+            case flux.Connected():
+                return Connected(message.request_id or "")
+            case flux.ConfigureSuccess():
+                self._on_answer()
+                return ConfigApplied()
+            case flux.ConfigureFailure():
+                self._on_answer()
+                return self._warned(message.code or message.error_code, message.description)
+            case flux.ServerWarning() if message.code == _NO_ACTIVE_TURN:
+                self._forced = False
+                return NoTurnToEnd()
+            case flux.ServerWarning():
+                return self._warned(message.code, message.description)
+            case flux.Error():
+                raise self._error(message.code or "", message.description or "")
+            case flux.UnknownMessage():
+                return UnknownMessage()
+
+    def _turn_event(self, info: flux.TurnInfo) -> Event:
+        """Return the event of a `TurnInfo`; one about a turn that ended before is ignored."""
+        kind, turn, end_s = _KINDS.get(info.event or ""), info.turn_index, transcribed_s(info)
+        if self._unsent != _UNSET:
+            self._configure()
+        if kind is None or (turn is not None and turn < self._ended_turns):
+            return UnknownMessage()
+        transcribed_ms = None if end_s is None else end_s * 1_000
+        if kind is ProviderInput.UPDATE and not info.transcript:
+            return UnknownMessage() if transcribed_ms is None else AudioTranscribed(transcribed_ms)
+        if kind is not ProviderInput.END:
+            return TurnEvent(kind, info.transcript, transcribed_ms)
+        self._ended_turns += 1 if turn is None else turn + 1 - self._ended_turns
+        if info.trigger not in ("model", "timeout"):
+            self._forced = False
+        words = tuple(
+            TimedWord(word.word or "", start * 1_000, end * 1_000, word.confidence)
+            for word, start, end in timed_words(info)
+        )
+        return TurnEvent(kind, info.transcript, transcribed_ms, words)
+
+    def _warned(self, code: str | None, description: str | None) -> Warned:
+        text = self._endpoint.redact(description or "")
+        return Warned(code or "stt_error", text or "the provider gave no reason")
+
+    def _on_answer(self) -> None:
+        """Send the settings that waited for the answer to the last ones."""
+        self._configured_at = None
+        self._configure()
+
+    def _configure(self) -> None:
+        """Send the settings that wait, unless others are unanswered."""
+        now = time.monotonic()
+        unanswered = self._configured_at is not None and now - self._configured_at < ACK_TIMEOUT_S
+        if self._unsent == _UNSET or unanswered:
+            return
+        self.socket.send_text(flux.encode_message(flux.Configure(thresholds=self._unsent)))
+        self._unsent, self._configured_at = _UNSET, now
+
+    def _error(self, code: str, text: str) -> SttError:
+        """Return the error for an in-band one, after which Flux closes the socket."""
+        text = self._endpoint.redact(text)
+        message = f"the provider reports {code or 'an error'}: {text}".rstrip(": ")
+        if code != _UNPARSABLE:
+            return SttTransientError(message, status=500, code=code, request_id=self.request_id)
+        kind = SttUnknownCommandError if self._forced else SttPermanentError
+        return kind(message, status=400, code=code, request_id=self.request_id)
+
+
+FLUX = Provider(
+    "flux",
+    FluxStream,
+    frame_ms=80.0,
+    max_speed=1.25,
+    word_times=True,
+    forces_end=True,
+    text_may_shrink=True,
+    flush_ends_turn=False,
+    max_silent_ms=2_000.0,
+)
+
+_UNSET = flux.Thresholds()
+
+
+class _ErrorBody(msgspec.Struct):
+    err_code: str | None = None
+    err_msg: str | None = None
+    request_id: str | None = None
+
+
+def _thresholds(turn: TurnConfig) -> flux.Thresholds:
+    """Return the settings that Flux can use, with its names."""
+    eager, end, timeout_ms = (
+        turn.turn_eager_end_threshold,
+        turn.turn_end_threshold,
+        turn.turn_end_timeout_ms,
+    )
+    return flux.Thresholds(
+        eager_eot_threshold=_confidence(eager) if not _unusable(turn) else None,
+        eot_threshold=_confidence(end),
+        eot_timeout_ms=None if timeout_ms is None else round(min(timeout_ms, MAX_TIMEOUT_MS)),
+    )
+
+
+def _merged(older: flux.Thresholds, newer: flux.Thresholds) -> flux.Thresholds:
+    """Return settings, overridden by those that are set in `newer`."""
+    return msgspec.structs.replace(older, **msgspec.to_builtins(newer))
+
+
+def _unusable(turn: TurnConfig) -> list[str]:
+    """Return a line for each setting that Flux cannot use."""
+    eager = _confidence(turn.turn_eager_end_threshold)
+    if eager is None or eager >= MIN_EAGER:
+        return []
+    limit = f"provider flux takes a turn_eager_end_threshold of {1 - MIN_EAGER:g} at most"
+    return [f"{limit}; without one it sends no turn.eager_end"]
+
+
+def _confidence(threshold: float | None) -> float | None:
+    """Return the confidence in the end at which the bus's probability is below a threshold."""
+    return None if threshold is None else round(1 - threshold, 6)
