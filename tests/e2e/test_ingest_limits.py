@@ -74,7 +74,10 @@ async def test_stopping_gateway_is_unready(harness: Harness, tmp_path: Path) -> 
         assert await ingest.process.wait() == 0
 
 
-async def test_stream_id_in_use_closes_the_second_socket(harness: Harness, tmp_path: Path) -> None:
+async def test_stream_id_in_use_closes_the_second_socket(
+    harness: Harness, tmp_path: Path, expected_leftovers: list[str]
+) -> None:
+    expected_leftovers.append("{0}:producer:*")  # until it expires
     call = TwilioCall("MZ1")
     async with gateway(harness, tmp_path / "log") as ingest, dial(ingest.url, call) as first:
         await first.send(call.media(b"\xff" * 160))
