@@ -169,7 +169,7 @@ class Connector:
     def _on_rejection(self, error: SttCredentialsError, model: str) -> None:
         self._context.stats.connects[error.error_class] += 1
         if model == self._route.offer.models[0]:
-            self._context.credentials.rejected(error)
+            self._context.credentials.rejected(error, self._route.provider.name)
         else:  # the plan may exclude only this session's model
             log.warning("%s: model %s: %s", self._name, model, error)
 

@@ -4,6 +4,7 @@ import logging
 import time
 
 from worker.errors import SttError
+from worker.settings import KEY_NAMES
 from worker.text import pluralize
 
 log = logging.getLogger(__name__)
@@ -13,9 +14,6 @@ OUTAGE_LOG_AFTER_S = 3.0
 
 OUTAGE_OVER_AFTER_S = 60.0
 """Maximum time between failed attempts of one outage."""
-
-CREDENTIALS_ADVICE = "check CARTESIA_API_KEY or TURNBUS_STT_API_KEY_FILE, and the account's credit"
-"""Advice logged for a rejected key if the error has none of its own."""
 
 CREDENTIALS_RETRY_S = 15.0
 """Delay after a rejected key before a worker without sessions tries it again."""
@@ -66,15 +64,16 @@ class CredentialsHealth:
         """Why the provider rejects the key or the credit; None while it accepts them."""
         self._since = 0.0
 
-    def rejected(self, error: SttError) -> None:
-        """Record a 401, 402 or 403."""
+    def rejected(self, error: SttError, provider: str) -> None:
+        """Record a 401, 402 or 403 of the provider with this name."""
         if self.reason is None:
-            if error.advice:
-                what = "cannot connect to the STT provider"
-            else:
-                what = "the STT provider rejects the API key or its credit"
-            advice = error.advice or CREDENTIALS_ADVICE
-            log.error("%s (%s); sessions wait, none is lost; %s", what, error, advice)
+            what = "cannot be reached" if error.advice else "rejects the API key or its credit"
+            key = KEY_NAMES[provider]
+            own = f"check {key.variable} or {key.file_variable}, and the account's credit"
+            log.error(
+                "provider %s: %s (%s); sessions wait, none is lost; %s",
+                *(provider, what, error, error.advice or own),
+            )
         self.reason = str(error)
         self._since = time.monotonic()
 
