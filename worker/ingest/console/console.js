@@ -151,12 +151,13 @@ function setStatus(kind, text) {
 
 /** @param {boolean} on */
 function setBusy(on) {
+  const isOver = busy && !on;
   busy = on;
   element("microphone").disabled = busy || microphoneMissing() !== "";
   for (const id of ["file", "speed", "session", "token"]) element(id).disabled = busy;
   element("drop").classList.toggle("off", busy);
   if (!busy) element("level").value = 0;
-  if (!busy && document.activeElement === document.body) element("microphone").focus();
+  if (isOver && document.activeElement === document.body) element("microphone").focus();
 }
 
 /** @param {boolean} live whether the session takes marks, forced ends and breaks */
