@@ -69,7 +69,11 @@ class Console:
         await self.page.keyboard.press("Tab")
         await expect(self.page.locator("#microphone")).to_be_focused()
         await self.page.keyboard.press("Enter")
-        await expect(self.page.locator("#status")).to_have_text("Live: speak.")
+        await self.until_status("Live: speak.")
+
+    async def until_status(self, text: str) -> None:
+        """Wait until the page says this."""
+        await expect(self.page.locator("#status")).to_have_text(text)
 
     async def listen(self, words: int) -> None:
         """Wait until the open turn shows this many words."""
@@ -102,7 +106,7 @@ class Console:
     async def finish(self) -> None:
         """End the session, and wait for its last event."""
         await self.page.click("#end-session")
-        await expect(self.page.locator("#status")).to_have_text("The session has ended.")
+        await self.until_status("The session has ended.")
 
     async def fact(self, name: str) -> str:
         """Return a fact about the session."""

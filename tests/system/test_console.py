@@ -133,3 +133,19 @@ async def test_console_loses_no_word_with_its_worker(
         dev.process.send_signal(signal.SIGINT)
         assert await dev.process.wait() == 0
     assert os.listdir(temporary) == []  # noqa: PTH208 - blocking, as any listing
+
+
+async def test_console_says_that_the_provider_is_away(
+    chromium: str, temporary: Path, tmp_path: Path
+) -> None:
+    microphone = tmp_path / "microphone.wav"
+    write_microphone(KENNEDY, microphone)
+    async with running(tmp_path, "--port", "0") as dev:
+        await dev.started()
+        async with open_console(chromium, dev.address, microphone) as console:
+            await console.speak()
+            await console.page.click("#outage")
+            await console.until_status("The provider is away: the audio waits in Redis.")
+            await console.until_status("Live: speak.")
+            await console.finish()
+            assert console.problems == []
