@@ -45,8 +45,8 @@ class Share(msgspec.Struct, frozen=True):
     """File for the result."""
 
     def due(self, call: int, frame: int) -> float:
-        """Return the Unix time of a frame. The calls are spread over one chunk."""
-        return self.starts_at + FRAME_S * (frame + CHUNK_FRAMES * call / self.of)
+        """Return the Unix time of a frame. The calls are spread over a chunk and over a frame."""
+        return self.starts_at + FRAME_S * (frame + _first_tick(call) + call / self.of)
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -54,6 +54,10 @@ class Sent(msgspec.Struct, frozen=True):
 
     at: dict[int, list[float]]
     connected_at: float
+
+
+def _first_tick(call: int) -> int:
+    return call % CHUNK_FRAMES
 
 
 def stream_of(call: int) -> str:
@@ -79,8 +83,11 @@ def play(share: Share) -> Sent:
             call: stack.enter_context(_connect(share.url, stream_of(call))) for call in share.calls
         }
         sent = Sent({call: [] for call in share.calls}, time.time())
-        for frame in range(share.frames):
+        for tick in range(share.frames + CHUNK_FRAMES):
             for call, connection in sockets.items():
+                frame = tick - _first_tick(call)
+                if not 0 <= frame < share.frames:
+                    continue
                 message = _media(call, frame)
                 if (wait_s := share.due(call, frame) - time.time()) > 0:
                     time.sleep(wait_s)
