@@ -42,6 +42,8 @@ from worker.local.redis import EmbeddedRedis
 PREFIX: Final = "load"
 MARGIN_S: Final = 0.5
 """Time after the first frame, and before the last one, that is not measured."""
+START_FRAMES: Final = round(1 / FRAME_S)
+"""Frames of the first second."""
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -88,6 +90,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     gateway_kib_per_call: float
     added: Percentiles
     """Time from sending the frame that completes a chunk to the id of the chunk's entry."""
+    added_at_start: Percentiles
+    """The same in the first second, in which all calls are announced; `added` is without it."""
     clients_late: Percentiles
     """How late the frames were sent."""
 
@@ -140,7 +144,7 @@ async def measure(calls: int, seconds: float, clients: int) -> Result:
         appended = {call: await _appended(redis, call) for call in sent}
     usage = after.since(before)
     per_frame_us = 1e6 / (calls * usage.seconds / FRAME_S)
-    counts, entries_short, added = _compare(sent, appended)
+    counts, entries_short, added, added_at_start = _compare(sent, appended)
     grown = after.rss["gateway"] - idle.rss["gateway"]
     return Result(
         machine=machine,
@@ -162,6 +166,7 @@ async def measure(calls: int, seconds: float, clients: int) -> Result:
         gateway_mib=round(after.rss["gateway"] / 2**20, 1),
         gateway_kib_per_call=round(grown / calls / 2**10, 1),
         added=Percentiles.of(added),
+        added_at_start=Percentiles.of(added_at_start),
         clients_late=Percentiles.of(
             [
                 1e3 * max(0.0, at - shares[0].due(call, frame))
@@ -220,10 +225,15 @@ async def _appended(redis: Redis, call: int) -> list[_Appended]:
 
 def _compare(
     sent: dict[int, list[float]], appended: dict[int, list[_Appended]]
-) -> tuple[Counter[str], int, list[float]]:
-    """Return frames by what is wrong with them, short entries, and added milliseconds."""
+) -> tuple[Counter[str], int, list[float], list[float]]:
+    """Return frames by what is wrong with them, short entries, and added milliseconds.
+
+    These are of the time after the first second of a call, and of that second.
+    """
     counts: Counter[str] = Counter()
-    short, added = 0, []
+    short = 0
+    added: list[float] = []
+    added_at_start: list[float] = []
     for call, times in sent.items():
         seen: Counter[int] = Counter()
         newest = -1
@@ -236,12 +246,14 @@ def _compare(
                 newest = found[1]
                 seen[newest] += 1
             if len(entry.audio) == CHUNK_FRAMES * FRAME_BYTES:
-                added.append(entry.at_ms - 1e3 * times[newest])
+                is_start = newest < START_FRAMES
+                added_ms = entry.at_ms - 1e3 * times[newest]
+                (added_at_start if is_start else added).append(added_ms)
             else:
                 short += 1
         counts["lost"] += len(times) - len(seen)
         counts["repeated"] += seen.total() - len(seen)
-    return counts, short, added
+    return counts, short, added, added_at_start
 
 
 def report(result: Result) -> str:
@@ -258,6 +270,7 @@ gateway CPU      {r.gateway_cores:.2f} cores, {r.gateway_us_per_frame:.1f} us a 
 Redis CPU        {r.redis_cores:.2f} cores, {r.redis_us_per_frame:.1f} us a frame
 gateway memory   {r.gateway_mib:.0f} MiB, {r.gateway_kib_per_call:.0f} KiB a call
 added latency    {r.added}
+in second 1      {r.added_at_start}
 sent late        {r.clients_late}
 other CPU        clients {r.clients_cores:.2f} cores, other programs {r.others_cores:.2f}"""
 
