@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -48,6 +49,14 @@ class Share(msgspec.Struct, frozen=True):
         """Return the Unix time of a frame. The calls are spread over a chunk and over a frame."""
         return self.starts_at + FRAME_S * (frame + _first_tick(call) + call / self.of)
 
+    def order(self) -> Iterator[tuple[int, int]]:
+        """Yield call and frame in the order in which they are due."""
+        for tick in range(self.frames + CHUNK_FRAMES):
+            for call in self.calls:
+                frame = tick - _first_tick(call)
+                if 0 <= frame < self.frames:
+                    yield call, frame
+
 
 class Sent(msgspec.Struct, frozen=True):
     """Unix times at which the frames of each call were sent."""
@@ -83,16 +92,12 @@ def play(share: Share) -> Sent:
             call: stack.enter_context(_connect(share.url, stream_of(call))) for call in share.calls
         }
         sent = Sent({call: [] for call in share.calls}, time.time())
-        for tick in range(share.frames + CHUNK_FRAMES):
-            for call, connection in sockets.items():
-                frame = tick - _first_tick(call)
-                if not 0 <= frame < share.frames:
-                    continue
-                message = _media(call, frame)
-                if (wait_s := share.due(call, frame) - time.time()) > 0:
-                    time.sleep(wait_s)
-                sent.at[call].append(time.time())
-                connection.sendall(message)
+        for call, frame in share.order():
+            message = _media(call, frame)
+            if (wait_s := share.due(call, frame) - time.time()) > 0:
+                time.sleep(wait_s)
+            sent.at[call].append(time.time())
+            sockets[call].sendall(message)
         for call, connection in sockets.items():
             connection.sendall(_text({"event": "stop", "streamSid": stream_of(call)}))
         Path(share.report).write_bytes(msgspec.msgpack.encode(sent))

@@ -101,7 +101,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return not (self.frames_lost or self.frames_repeated or self.frames_misplaced)
 
 
-class _Appended(NamedTuple):
+class Appended(NamedTuple):
+    """An entry of a call's audio stream."""
+
     at_ms: int
     """Unix time by the entry's id."""
     audio: bytes
@@ -144,7 +146,7 @@ async def measure(calls: int, seconds: float, clients: int) -> Result:
         appended = {call: await _appended(redis, call) for call in sent}
     usage = after.since(before)
     per_frame_us = 1e6 / (calls * usage.seconds / FRAME_S)
-    counts, entries_short, added, added_at_start = _compare(sent, appended)
+    counts, entries_short, added, added_at_start = compare(sent, appended)
     grown = after.rss["gateway"] - idle.rss["gateway"]
     return Result(
         machine=machine,
@@ -205,7 +207,7 @@ async def _report(share: Share, player: Process) -> Sent:
     return sent
 
 
-async def _appended(redis: Redis, call: int) -> list[_Appended]:
+async def _appended(redis: Redis, call: int) -> list[Appended]:
     """Return the audio entries of a call once it has ended."""
     key = Keys(PREFIX).audio("0", stream_of(call))
 
@@ -217,14 +219,14 @@ async def _appended(redis: Redis, call: int) -> list[_Appended]:
     rows: Any = await redis.xrange(key)
     entries = [(entry_id, decode_audio(fields)) for entry_id, fields in rows]
     return [
-        _Appended(int(entry_id.partition(b"-")[0]), entry.audio)
+        Appended(int(entry_id.partition(b"-")[0]), entry.audio)
         for entry_id, entry in entries
         if entry.audio
     ]
 
 
-def _compare(
-    sent: dict[int, list[float]], appended: dict[int, list[_Appended]]
+def compare(
+    sent: dict[int, list[float]], appended: dict[int, list[Appended]]
 ) -> tuple[Counter[str], int, list[float], list[float]]:
     """Return frames by what is wrong with them, short entries, and added milliseconds.
 
