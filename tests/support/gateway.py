@@ -60,14 +60,24 @@ class GatewayProcess:
 async def gateway(
     harness: Harness, log: Path, *options: str, redis_url: str | None = None, **settings: str
 ) -> AsyncIterator[GatewayProcess]:
-    """Run a gateway on a free port, and kill it if it still runs at the end.
+    """Run a gateway on a free port, and kill it if it still runs at the end."""
+    url = redis_url or as_user(harness.redis_url, "ingest")
+    async with gateway_at(url, harness.prefix, log, *options, **settings) as started:
+        yield started
+
+
+@asynccontextmanager
+async def gateway_at(
+    redis_url: str, prefix: str, log: Path, *options: str, **settings: str
+) -> AsyncIterator[GatewayProcess]:
+    """Run a gateway on a free port for any Redis, and kill it if it still runs at the end.
 
     It ends with this process, too.
     """
     env = {
         **os.environ,
-        "TURNBUS_REDIS_URL": redis_url or as_user(harness.redis_url, "ingest"),
-        "TURNBUS_PREFIX": harness.prefix,
+        "TURNBUS_REDIS_URL": redis_url,
+        "TURNBUS_PREFIX": prefix,
         **{f"TURNBUS_INGEST_{name.upper()}": value for name, value in settings.items()},
     }
     command = [sys.executable, "-m", "worker", "ingest", "--listen", "127.0.0.1:0", *options]

@@ -1,5 +1,6 @@
 """One call: its records become entries of its sessions, over one socket or several in turn."""
 
+import asyncio
 import logging
 from math import inf
 
@@ -70,7 +71,10 @@ class Call:
         ]
         self._appenders = appenders
         self._lost_at: float | None = None
-        self._changed = anyio.Event()
+        # As `anyio.current_time`, which costs more, and is for tasks only: `feed` is called by one
+        # or by a callback.
+        self._now = asyncio.get_running_loop().time
+        self._changed = asyncio.Event()
         self._wakes_at = 0.0  # when `run` continues by itself, while it waits
         self._had_frames = False  # since `run` waited last
         self.end_reason = ""
@@ -103,7 +107,7 @@ class Call:
 
         Raises `ProtocolError` for a second start, or for a track that the call does not have.
         """
-        now = anyio.current_time()
+        now = self._now()
         match record:
             case Started():
                 raise ProtocolError("the call has already started; open a socket for each call")
@@ -132,14 +136,14 @@ class Call:
         else:
             grace_s = self._limits.grace_s
             log.warning("call %s: socket lost, waiting %g s for it to return", self.name, grace_s)
-            self._lost_at = anyio.current_time()
+            self._lost_at = self._now()
             self._changed.set()
 
     def end(self, reason: str) -> None:
         """End the call's sessions behind the audio so far."""
         if not self.end_reason:
             self.end_reason = reason
-            now = anyio.current_time()
+            now = self._now()
             for track in self._tracks:
                 track.end(now)
         self._changed.set()
@@ -162,15 +166,15 @@ class Call:
         log.info("call %s: socket returned, continuing", self.name)
         self._lost_at = None
         for track in self._tracks:
-            track.resume(anyio.current_time())
+            track.resume(self._now())
         self._changed.set()
 
     async def run(self) -> None:
         """Append what the call gets, until it has ended and all is appended."""
         while not all(track.finished for track in self._tracks):
             # Entries that arrive from here on set the event again.
-            self._changed = anyio.Event()
-            now = anyio.current_time()
+            self._changed.clear()
+            now = self._now()
             if self._grace_ends is not None and now >= self._grace_ends:
                 self.end("lost")
             for track, appender in zip(self._tracks, self._appenders, strict=True):
@@ -182,7 +186,7 @@ class Call:
             if self._lost_at is not None:
                 self.end("over")
                 return
-            self._changed = anyio.Event()
+            self._changed.clear()
             await self._changed.wait()
 
     def _feed_audio(self, frame: Audio, now: float) -> None:
@@ -207,7 +211,7 @@ class Call:
         entries = track.take(MAX_BATCH)
         if not entries:
             return
-        began = anyio.current_time()
+        began = self._now()
         try:
             if self.end_reason == "lost" and entries[-1].end and not await appender.is_current():
                 log.info("call %s: another gateway continues it", self.name)
@@ -223,7 +227,7 @@ class Call:
             return
         self._counters.entries += len(entries)
         self._counters.bytes += sum(len(entry.audio) for entry in entries)
-        self._counters.append_latency.observe(anyio.current_time() - began)
+        self._counters.append_latency.observe(self._now() - began)
 
     async def _wait_for_work(self) -> None:
         """Wait until there is something to append, to flush or to end."""
@@ -234,8 +238,8 @@ class Call:
         times = [self._grace_ends, *(track.due for track in self._tracks)]
         if self._had_frames:
             # No audio that arrives from here on is due before: most of it needs no other timer.
-            times.append(anyio.current_time() + min(self._limits.chunk_ms, REORDER_MS) / 1000)
+            times.append(self._now() + min(self._limits.chunk_ms, REORDER_MS) / 1000)
             self._had_frames = False
         self._wakes_at = min((time for time in times if time is not None), default=inf)
-        with anyio.move_on_after(max(self._wakes_at - anyio.current_time(), 0)):
+        with anyio.move_on_after(max(self._wakes_at - self._now(), 0)):
             await self._changed.wait()

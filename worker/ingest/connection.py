@@ -18,8 +18,8 @@ from websockets.exceptions import HeaderLineTooLong, RequestLineTooLong, TooMany
 from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request as ParsedRequest
 from websockets.protocol import Event, State
-from websockets.server import ServerProtocol
 
+from worker.ingest.frames import FastServerProtocol, split_messages
 from worker.ingest.limits import Limits
 from worker.ingest.messages import Inbox
 from worker.ingest.responses import TEXT, plain_response, whole_response
@@ -45,11 +45,13 @@ class Connection(asyncio.Protocol):
         self._on_opened = opened
         self._on_request = requested
         self._on_lost = lost
-        self.protocol = ServerProtocol(
+        self.protocol = FastServerProtocol(
             max_size=limits.max_message_bytes, extensions=None, logger=_library_log
         )
         self.inbox = Inbox()
         """Whole messages that the handler has not taken."""
+        self.consumer: Callable[[], None] | None = None
+        """Takes the waiting messages when some arrive, in place of the tasks in `changed`."""
         self.is_lost = False
         """Whether the TCP connection is gone."""
         self.peer = ""
@@ -58,7 +60,7 @@ class Connection(asyncio.Protocol):
         self._request_bytes = 0
         self._request_tail = b""
         self._reading = True
-        self._changed: anyio.Event | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._writable: anyio.Event | None = None
         self._active = True
         self._written_bytes = 0
@@ -81,9 +83,16 @@ class Connection(asyncio.Protocol):
             if not self._request_seen:
                 self._receive_request(data)
             return  # a peer that was answered sends nothing of interest
-        self.protocol.receive_data(data)
-        self._take_frames()
-        self.flush()
+        if self.protocol.between_messages:
+            messages, end = split_messages(data, self._limits.max_message_bytes)
+            for message in messages:
+                self.inbox.put(message)
+            data = data[end:]
+        if data:
+            self.protocol.receive_data(data)
+            self._queue_messages()
+            self.flush()
+        self._hand_over()
         if self._transport.get_write_buffer_size() > self._limits.unread_bytes:
             self.abort()  # it sends pings and does not read the pongs
 
@@ -162,9 +171,10 @@ class Connection(asyncio.Protocol):
 
     async def changed(self) -> None:
         """Wait for a message, a close frame, or the end of the connection."""
-        if self._changed is None:
-            self._changed = anyio.Event()
-        await self._changed.wait()
+        # One is needed for each message: an event costs more.
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
 
     async def closed(self) -> None:
         """Wait for the end of the connection."""
@@ -266,7 +276,7 @@ class Connection(asyncio.Protocol):
         self._request_seen = True
         self.respond(plain_response(status, line, headers))
 
-    def _take_frames(self) -> None:
+    def _queue_messages(self) -> None:
         """Queue the whole messages among the frames that arrived."""
         try:
             for frame in self.protocol.events_received():
@@ -275,10 +285,16 @@ class Connection(asyncio.Protocol):
         except UnicodeDecodeError:
             if self.protocol.state is State.OPEN:
                 self.protocol.fail(CloseCode.INVALID_DATA, "text that is not UTF-8")
+
+    def _hand_over(self) -> None:
+        """Have the waiting messages taken; pause reading if they are too many."""
+        if self.consumer is not None:
+            self.consumer()
         if self.inbox.waiting_bytes > self._limits.queue_bytes and self._reading:
             self._reading = False
             self._transport.pause_reading()
-        self._wake()
+        if self.consumer is None or self.protocol.state is not State.OPEN:
+            self._wake()
 
     def _resume_if_emptied(self) -> None:
         if self.inbox.waiting_bytes <= self._limits.queue_bytes // 2:
@@ -296,6 +312,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _wake(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():  # not cancelled
+                waiter.set_result(None)

@@ -37,8 +37,14 @@ class Inbox:
             content, self._partial = bytes(self._partial), bytearray()
         else:
             content = bytes(frame.data)
-        size = len(content) + MESSAGE_OVERHEAD_BYTES
-        self._messages.append((content.decode() if self._is_text else content, size))
+        self.put(content.decode() if self._is_text else content)
+
+    def put(self, message: str | bytes) -> None:
+        """Add a whole message."""
+        size = len(message) + MESSAGE_OVERHEAD_BYTES
+        if isinstance(message, str) and not message.isascii():
+            size = len(message.encode()) + MESSAGE_OVERHEAD_BYTES
+        self._messages.append((message, size))
         self.waiting_bytes += size
 
     def take(self) -> str | bytes:

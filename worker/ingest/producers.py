@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from http import HTTPStatus
 
 from websockets.frames import CloseCode
@@ -26,12 +27,12 @@ async def read_producer(
     invalid message the socket is closed, and the call waits for its producer to return.
     """
     try:
-        while True:
-            message = await socket.receive()
-            for record in _parse(parser, message):
+        while call is None:
+            for record in _parse(parser, await socket.receive()):
                 call = _take(record, protocol, calls, call)
                 if isinstance(record, Ended):
                     return True
+        await socket.consume(partial(_feed, call, parser))
     except WebSocketClosedError as closed:
         if call is not None:
             call.disconnected(clean=closed.clean and closed.code in _GOODBYES)
@@ -47,7 +48,19 @@ async def read_producer(
     except BaseException:  # the end of the process, or an internal error
         _lose(call)
         raise
+    else:
+        return True
     return False
+
+
+def _feed(call: Call, parser: Protocol, message: str | bytes) -> bool:
+    """Feed a call with a message; return whether the call goes on."""
+    for record in _parse(parser, message):
+        if not isinstance(record, Started):  # repeated: the request named the sessions
+            call.feed(record)
+        if isinstance(record, Ended):
+            return False
+    return True
 
 
 def _parse(parser: Protocol, message: str | bytes) -> Sequence[CallInput]:

@@ -1,5 +1,6 @@
 """The WebSocket of a producer, as its handler sees it."""
 
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -46,6 +47,36 @@ class WebSocket:
             self._raise_if_closed()
             await self._connection.changed()
         return self._connection.take()
+
+    async def consume(self, take: Callable[[str | bytes], bool]) -> None:
+        """Pass each message to `take` as it arrives, until it returns False, or raises.
+
+        `take` runs in the callback of the connection, not in this task: a task that wakes up for
+        each message costs more than the message. Raises as `receive` does, and what `take` raises.
+        """
+        connection = self._connection
+        outcome: list[Exception | None] = []
+
+        def consume_waiting() -> None:
+            try:
+                while connection.inbox and not outcome:
+                    if not take(connection.take()):
+                        outcome.append(None)
+            except Exception as error:  # noqa: BLE001 - raised in the task below
+                outcome.append(error)
+            if outcome:
+                connection.consumer = None
+
+        connection.consumer = consume_waiting
+        try:
+            consume_waiting()
+            while not outcome:
+                self._raise_if_closed()
+                await connection.changed()
+        finally:
+            connection.consumer = None
+        if outcome[0] is not None:
+            raise outcome[0]
 
     async def send(self, message: str | bytes) -> None:
         """Send a message. Raises `WebSocketClosedError`; a peer that does not read is dropped."""

@@ -131,6 +131,22 @@ test("the first sound of a turn is not before the end of the turn before", () =>
   assert.deepEqual(conversation.turns.map(({ onsetAt }) => onsetAt), [0, 600]);
 });
 
+for (const [name, end, lastSoundAt] of [
+  ["is forced", { reason: "forced" }, 1000],
+  ["comes with the end of the session", { reason: "close" }, 1000],
+  ["comes from a second socket", { reason: "model", connection: 2, request_id: "r2" }, 1000],
+  ["comes while the sound goes on", { reason: "model" }, 1950],
+  ["comes without any sound", { reason: "model" }, null],
+]) {
+  test(`an end that ${name} has no latency`, () => {
+    const sound = new SoundClock();
+    if (lastSoundAt !== null) sound.add(lastSoundAt, 0.2);
+    const { conversation } = played([[900, turn("start")], [2000, turn("end", "a", end)]], sound);
+    assert.equal(conversation.turns[0].endMs, null);
+    assert.equal(medianEndMs(conversation.turns), null);
+  });
+}
+
 test("a pause begins a new stretch of sound, silence none", () => {
   const sound = new SoundClock();
   assert.equal(sound.add(100, 0.001), false);

@@ -1,6 +1,6 @@
 """A producer's socket: how it ends, and what that means for its call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import pytest
@@ -28,6 +28,10 @@ class Socket:
         if isinstance(message, BaseException):
             raise message
         return message
+
+    async def consume(self, take: Callable[[str | bytes], bool]) -> None:
+        while take(await self.receive()):
+            pass
 
     async def close(self, code: int, reason: str = "") -> None:
         self.closed = (code, reason)

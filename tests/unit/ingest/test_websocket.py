@@ -73,6 +73,65 @@ async def test_messages_arrive_whole() -> None:
                 assert await client.recv() == message
 
 
+async def test_consumed_messages_come_before_the_close() -> None:
+    taken: list[str | bytes] = []
+    closed: list[WebSocketClosedError] = []
+    over = anyio.Event()
+
+    def take(message: str | bytes) -> bool:
+        taken.append(message)
+        return True
+
+    async def handle(exchange: Exchange) -> None:
+        websocket = await exchange.accept()
+        try:
+            await websocket.consume(take)
+        except WebSocketClosedError as error:
+            closed.append(error)
+            over.set()
+
+    async with serve_http("127.0.0.1", 0, handle) as port:
+        async with await open_websocket(port) as stream:
+            first = frame(TEXT, "é".encode()) + frame(PING, b"1")
+            for byte in first:
+                await stream.send(bytes([byte]))
+            await stream.send(frame(BINARY, b"a") + frame(TEXT, b"", fin=False))
+            await stream.send(frame(CONTINUATION, b"b") + frame(BINARY, b"x" * 70_000))
+            await stream.send(frame(TEXT, b"c") + frame(CLOSE, struct.pack("!H", 1000)))
+            await receive_all(stream)
+        await over.wait()
+    assert taken == ["é", b"a", "b", b"x" * 70_000, "c"]
+    assert (closed[0].code, closed[0].clean) == (1000, True)
+
+
+async def test_consumer_that_ends_leaves_the_rest() -> None:
+    results: list[object] = []
+    over = anyio.Event()
+
+    def take_one(_message: str | bytes) -> bool:
+        return False
+
+    def refuse(_message: str | bytes) -> bool:
+        raise LookupError("refused")
+
+    async def handle(exchange: Exchange) -> None:
+        websocket = await exchange.accept()
+        await websocket.consume(take_one)
+        results.append(await websocket.receive())
+        try:
+            await websocket.consume(refuse)
+        except LookupError as error:
+            results.append(str(error))
+        results.append(await websocket.receive())
+        over.set()
+        await websocket.close()
+
+    async with serve_http("127.0.0.1", 0, handle) as port, await open_websocket(port) as stream:
+        await stream.send(b"".join(frame(TEXT, name) for name in (b"a", b"b", b"c", b"d")))
+        await over.wait()
+    assert results == ["b", "refused", "d"]
+
+
 async def test_subprotocol_that_is_not_offered_is_not_sent() -> None:
     async with (
         serve_http("127.0.0.1", 0, echo) as port,

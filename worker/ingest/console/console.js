@@ -32,6 +32,7 @@ class Session {
   /** Message of the error that ended the session. */
   #fatal = "";
   #ending = false;
+  #lost = false;
   /** @type {Call} */
   call;
   /** @type {import("./sources.js").Source | null} */
@@ -72,7 +73,7 @@ class Session {
   async end() {
     if (this.#ending) return;
     this.#ending = true;
-    setStatus("busy", "Ending: the last words are on their way.");
+    this.showStatus();
     setLive(false);
     await this.source?.stop();
     this.call.end();
@@ -82,17 +83,26 @@ class Session {
   #opened(id) {
     if (this.id) note("socket", "the gateway took the call back", "back");
     this.id = id;
-    if (!this.#ending) {
-      setStatus("live", "Live: speak.");
-      setLive(true);
-    }
+    this.#lost = false;
+    this.showStatus();
+    if (!this.#ending) setLive(true);
     showFacts(this);
   }
 
   #reconnecting() {
     this.check.reconnected();
     note("error", "the connection to the gateway is lost", "lost");
-    setStatus("busy", "Reconnecting: the audio waits in the page.");
+    this.#lost = true;
+    this.showStatus();
+  }
+
+  /** What the session waits for; the first of these that holds. */
+  showStatus() {
+    if (!this.live) return;
+    if (this.#lost) setStatus("busy", "Reconnecting: the audio waits in the page.");
+    else if (providerAway) setStatus("busy", "The provider is away: the audio waits in Redis.");
+    else if (this.#ending) setStatus("busy", "Ending: the last words are on their way.");
+    else if (this.id) setStatus("live", "Live: speak.");
   }
 
   /** @param {import("./call.js").Outcome} outcome */
@@ -101,6 +111,7 @@ class Session {
     setLive(false);
     setStatus(failed || this.#fatal ? "error" : "idle", this.#fatal || text);
     note(failed ? "error" : "ended", text, failed ? "closed" : "");
+    showFacts(this);
     await this.source?.stop();
     setBusy(false);
   }
@@ -127,21 +138,26 @@ class Session {
 let session = null;
 /** Whether a session is on, or about to start. */
 let busy = false;
+/** As the control channel last said; false without one. */
+let providerAway = false;
 
 /** @param {string} kind @param {string} text */
 function setStatus(kind, text) {
-  element("status").dataset.kind = kind;
-  element("status").textContent = text;
+  const status = element("status");
+  status.dataset.kind = kind;
+  // A screen reader announces each change, also to the same text.
+  if (status.textContent !== text) status.textContent = text;
 }
 
 /** @param {boolean} on */
 function setBusy(on) {
+  const isOver = busy && !on;
   busy = on;
   element("microphone").disabled = busy || microphoneMissing() !== "";
   for (const id of ["file", "speed", "session", "token"]) element(id).disabled = busy;
   element("drop").classList.toggle("off", busy);
   if (!busy) element("level").value = 0;
-  if (!busy && document.activeElement === document.body) element("microphone").focus();
+  if (isOver && document.activeElement === document.body) element("microphone").focus();
 }
 
 /** @param {boolean} live whether the session takes marks, forced ends and breaks */
@@ -153,7 +169,7 @@ function setLive(live) {
 }
 
 /** @param {Session} shown */
-function showFacts({ id, conversation, check, worker, sentMs }) {
+function showFacts({ id, conversation, check, worker, sentMs, live }) {
   const { connection, requestId, audioMs, turns } = conversation;
   const last = turns.findLast((turn) => turn.endMs !== null);
   element("fact-session").textContent = id || "-";
@@ -164,7 +180,7 @@ function showFacts({ id, conversation, check, worker, sentMs }) {
   element("fact-latency").textContent = last
     ? `${seconds(last.endMs)} after the last sound, median ${seconds(medianEndMs(turns))}`
     : "-";
-  element("fact-agent").textContent = agentState(turns);
+  element("fact-agent").textContent = live ? agentState(turns) : "-";
 }
 
 /** @param {string} kind @param {string} text @param {string} [label] none: not in the timeline */
@@ -239,6 +255,8 @@ function startFile(file) {
 /** @param {import("./control.js").DevState | null} state */
 function showDev(state) {
   element("break").hidden = state === null;
+  providerAway = state?.provider.state === "away";
+  session?.showStatus();
   if (!state) return;
   const items = state.workers.map((worker) => {
     const owns = session !== null && worker.sessions.includes(session.id);

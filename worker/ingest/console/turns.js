@@ -32,7 +32,7 @@
  * @property {number} resumes
  * @property {number | null} endedAt
  * @property {number | null} firstWordMs from the first sound to the first word
- * @property {number | null} endMs from the last sound to `turn.end`
+ * @property {number | null} endMs from the last sound to `turn.end`; null if that says nothing
  * @property {string} reason empty until the end
  *
  * @typedef {"start" | "socket" | "mark" | "gap" | "error" | "ended"} NoteKind
@@ -177,7 +177,7 @@ const APPLY = {
     turn.state = "done";
     turn.reason = event.reason;
     turn.endedAt = now;
-    turn.endMs = sound.lastAt === null ? null : now - sound.lastAt;
+    turn.endMs = endLatencyMs(turn, now, sound);
   },
 };
 
@@ -191,6 +191,18 @@ function grow(turn, transcript, now) {
   if (turn.text.startsWith(transcript)) return;
   turn.text = transcript;
   if (transcript.trim()) turn.firstWordMs ??= now - turn.onsetAt;
+}
+
+/**
+ * Only an end that the model chose has a latency. A replayed turn ends as late as its worker was
+ * replaced. If the sound goes on, the last sound of the turn is not known.
+ *
+ * @param {Turn} turn @param {number} now @param {SoundClock} sound @returns {number | null}
+ */
+function endLatencyMs({ reason, connections }, now, sound) {
+  if (reason !== "model" || connections.length > 1 || sound.lastAt === null) return null;
+  const endMs = now - sound.lastAt;
+  return endMs > CHUNK_MS ? endMs : null;
 }
 
 /** @param {Turn} turn @param {number} now */
