@@ -27,7 +27,8 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     if archive.returncode:
         pytest.skip(f"the history of this clone does not reach back to {EARLIER}")
     subprocess.run(["tar", "-x", "-C", str(tree)], input=archive.stdout, check=True)
-    return ["env", "-C", str(tree), f"PYTHONPATH={tree}"]
+    newer = "TURNBUS_STT_FLUX_URL"  # a setting that the earlier version does not know
+    return ["env", "-u", newer, "-C", str(tree), f"PYTHONPATH={tree}"]
 
 
 @pytest.mark.slow
