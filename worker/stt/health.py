@@ -2,8 +2,12 @@
 
 import logging
 import time
+from collections.abc import Sequence
+
+import anyio
 
 from worker.errors import SttError
+from worker.settings import KEY_NAMES
 from worker.text import pluralize
 
 log = logging.getLogger(__name__)
@@ -14,17 +18,25 @@ OUTAGE_LOG_AFTER_S = 3.0
 OUTAGE_OVER_AFTER_S = 60.0
 """Maximum time between failed attempts of one outage."""
 
-CREDENTIALS_ADVICE = "check CARTESIA_API_KEY or TURNBUS_STT_API_KEY_FILE, and the account's credit"
-"""Advice logged for a rejected key if the error has none of its own."""
-
 CREDENTIALS_RETRY_S = 15.0
 """Delay after a rejected key before a worker without sessions tries it again."""
+
+MAX_CONCURRENT_CONNECTS = 50
+"""Maximum concurrent handshakes with one STT provider.
+
+A thousand sessions may start, or lose their sockets, at once. A handshake takes milliseconds of
+CPU, mostly for TLS: fifty together hardly delay the running sessions. A server with the usual
+listen backlog of 100 drops no packets, which would be resent a second later. At 300 ms each, fifty
+concurrent handshakes open 160 sessions a second.
+"""
 
 
 class ProviderOutage:
     """Whether the provider accepts connections; times are on the monotonic clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, subject: str = "the STT provider") -> None:
+        """`subject` names the provider in log lines."""
+        self._subject = subject
         self._since: float | None = None
         self._failed_at = 0.0
         self._logged = False
@@ -40,8 +52,8 @@ class ProviderOutage:
         if not self._logged and now - self._since >= OUTAGE_LOG_AFTER_S:
             self._logged = True
             log.warning(
-                "the STT provider accepted no connection for %.0f s (%s); sessions wait, "
-                "none is lost",
+                "%s accepted no connection for %.0f s (%s); sessions wait, none is lost",
+                self._subject,
                 now - self._since,
                 error,
             )
@@ -50,7 +62,8 @@ class ProviderOutage:
         """Record a successful connect."""
         if self._logged and self._since is not None:
             log.warning(
-                "the STT provider accepts connections again after %.1f s; %s waited",
+                "%s accepts connections again after %.1f s; %s waited",
+                self._subject,
                 now - self._since,
                 pluralize(len(self._waiting), "session"),
             )
@@ -61,7 +74,10 @@ class ProviderOutage:
 class CredentialsHealth:
     """Whether the provider accepts the API key; logged once, not for every session."""
 
-    def __init__(self) -> None:
+    def __init__(self, subject: str, advice: str) -> None:
+        """`subject` names the provider in log lines; `advice` is for a rejected key."""
+        self._subject = subject
+        self._advice = advice
         self.reason: str | None = None
         """Why the provider rejects the key or the credit; None while it accepts them."""
         self._since = 0.0
@@ -70,10 +86,10 @@ class CredentialsHealth:
         """Record a 401, 402 or 403."""
         if self.reason is None:
             if error.advice:
-                what = "cannot connect to the STT provider"
+                what = f"cannot connect to {self._subject}"
             else:
-                what = "the STT provider rejects the API key or its credit"
-            advice = error.advice or CREDENTIALS_ADVICE
+                what = f"{self._subject} rejects the API key or its credit"
+            advice = error.advice or self._advice
             log.error("%s (%s); sessions wait, none is lost; %s", what, error, advice)
         self.reason = str(error)
         self._since = time.monotonic()
@@ -86,5 +102,25 @@ class CredentialsHealth:
     def accepted(self) -> None:
         """Record a successful connection."""
         if self.reason is not None:
-            log.info("connected to the STT provider again")
+            log.info("connected to %s again", self._subject)
         self.reason = None
+
+
+class ProviderHealth:
+    """What a worker knows about one provider, and its limit of handshakes."""
+
+    def __init__(self, provider: str, subject: str) -> None:
+        names = KEY_NAMES[provider]
+        advice = f"check {names.variable} or {names.file_variable}, and the account's credit"
+        self.credentials = CredentialsHealth(subject, advice)
+        self.outage = ProviderOutage(subject)
+        self.connect_slots = anyio.CapacityLimiter(MAX_CONCURRENT_CONNECTS)
+
+
+def provider_health(providers: Sequence[str]) -> dict[str, ProviderHealth]:
+    """Return the health of each provider. Log lines name a provider if there are several."""
+    several = len(providers) > 1
+    return {
+        name: ProviderHealth(name, f"provider {name}" if several else "the STT provider")
+        for name in providers
+    }

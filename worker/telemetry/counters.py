@@ -20,6 +20,7 @@ COMPONENTS = (
     *(
         "acquire",
         "backlog",
+        "breakers",
         "claim",
         "clock",
         "committer",
