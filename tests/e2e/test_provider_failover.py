@@ -24,7 +24,7 @@ from worker.session import providers
 from worker.stt.keys import ApiKey
 from worker.worker import Worker
 
-TURN = range(24)
+TURN = range(12, 36)
 """Words of a turn of 6 s."""
 
 
@@ -66,13 +66,13 @@ async def test_turn_continues_at_the_next_provider(
 ) -> None:
     async with harness.worker(**both), anyio.create_task_group() as tasks:
         await harness.announce("call-1")
-        tasks.start_soon(harness.play, "call-1", sound(TURN))
-        await harness.until("call-1", TurnUpdate, 14)
+        tasks.start_soon(harness.play, "call-1", sound(range(12), TURN))
+        await harness.until("call-1", TurnUpdate, 20)
         fail(stt)
         events = (await harness.until_ended("call-1"))["call-1"]
     check_order(events)
-    assert words(events) == [*TURN]
-    assert turn_providers(events) == [("cartesia", "flux")]
+    assert words(events) == [*range(12), *TURN]
+    assert turn_providers(events) == [("cartesia", "cartesia"), ("cartesia", "flux")]
     assert not [event for event in events if isinstance(event, SessionError)]
 
 
