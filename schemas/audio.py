@@ -175,6 +175,8 @@ def encode_session(entry: SessionEntry) -> dict[str, str]:
     """Encode a session entry as the fields of an XADD."""
     values = msgspec.to_builtins(entry)
     values.update(values.pop("config", {}))
+    if entry.words:
+        values["words"] = "1"
     return {
         name: str(value) if isinstance(value, str | int) else msgspec.json.encode(value).decode()
         for name, value in values.items()

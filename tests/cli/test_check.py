@@ -141,21 +141,41 @@ def test_check_fails_if_provider_breaks_protocol(
 
 
 @pytest.mark.usefixtures("stt")
-@pytest.mark.parametrize(
-    ("key", "detail"),
-    [("", "skipped, because it has no API key; put it"), ("k", "not asked, because this version")],
-)
-def test_check_asks_each_provider_with_a_key(
-    key: str, detail: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_check_skips_provider_without_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TURNBUS_STT_PROVIDERS", "flux,cartesia")
-    monkeypatch.setenv("DEEPGRAM_API_KEY", key)
+    monkeypatch.setenv("DEEPGRAM_API_KEY", "")
     assert main(["check"]) == 0
-    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
-    service = [(result, detail) for result, name, detail in lines if name == "service"]
-    assert [result for result, _ in service] == ["warn", "ok"]
-    assert service[0][1].startswith(f"provider flux: {detail}")
-    assert service[1][1].startswith("ws://127.0.0.1:")
+    (skipped, asked) = _services(capsys)
+    assert skipped.startswith("warn  service   provider flux: skipped, because it has no API key")
+    assert asked.startswith("ok    service   ws://127.0.0.1:")
+
+
+@pytest.mark.usefixtures("stt")
+@pytest.mark.parametrize(("key", "result"), [("k", "ok"), ("wrong", "fail")])
+def test_check_asks_each_provider_with_a_key(
+    key: str,
+    result: str,
+    portal: BlockingPortal,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = ServerSettings(port=0, provider="flux", api_keys=frozenset({"k"}))
+    serve = TurnsServer.serve(settings, ScriptEngine())
+    with portal.wrap_async_context_manager(serve) as flux:
+        monkeypatch.setenv("TURNBUS_STT_PROVIDERS", "flux,cartesia")
+        monkeypatch.setenv("TURNBUS_STT_FLUX_URL", flux.url)
+        monkeypatch.setenv("DEEPGRAM_API_KEY", key)
+        main(["check"])
+    first, second = _services(capsys)
+    assert first.startswith(f"{result:<5} service")
+    assert second.startswith("ok    service")
+
+
+def _services(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines about providers."""
+    return [line for line in capsys.readouterr().out.splitlines() if " service " in line]
 
 
 def test_check_warns_if_provider_is_busy(check: Check, stt: TurnsServer) -> None:

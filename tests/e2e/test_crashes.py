@@ -13,7 +13,7 @@ from tests.support.harness import PCM16, Harness, check_order, kinds, words
 from tests.support.polling import eventually, no_longer
 from worker.bus.committer import CRASHED
 from worker.bus.ownership import Fence, OwnedEntry, OwnedSession, SessionLeases
-from worker.core.records import EventDraft
+from worker.core.records import EventDraft, TurnTimes
 from worker.leases import claim, retries
 from worker.leases.retries import MAX_CRASHES, CrashRetries
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
@@ -104,13 +104,16 @@ async def test_crash_inside_a_turn_leaves_no_turn_open(
     reasons: list[str | None] = []
 
     def crash(
-        publisher: EventPublisher, drafts: Sequence[EventDraft], spoken_until: float | None = None
+        publisher: EventPublisher,
+        drafts: Sequence[EventDraft],
+        spoken_until: float | None = None,
+        times: TurnTimes | None = None,
     ) -> None:
         if any(draft.kind == "turn.update" for draft in drafts):
             # Called before the session's own task runs.
             asyncio.get_running_loop().call_soon(lambda: reasons.append(publisher.fenced_reason))
             raise ZeroDivisionError("a fault put in by the test")
-        original(publisher, drafts, spoken_until)
+        original(publisher, drafts, spoken_until, times)
 
     monkeypatch.setattr(EventPublisher, "publish", crash)
     async with harness.worker():

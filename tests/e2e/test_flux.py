@@ -231,6 +231,29 @@ async def test_lost_worker_loses_and_repeats_no_word(
     assert "session.error" not in kinds(events)
 
 
+@pytest.mark.parametrize("moment", ["before", "at", "after"])
+async def test_sigkill_around_a_forced_end_loses_nothing(
+    harness: Harness, tmp_path: Path, moment: str
+) -> None:
+    async with harness.worker_process("one", tmp_path / "one", stt_providers="flux") as first:
+        await harness.announce("call-1")
+        await harness.until("call-1", SessionStarted)
+        async with harness.worker_process("two", tmp_path / "two", stt_providers="flux"):
+            await seen_alive([harness.redis], harness.prefix, 2)
+            await harness.play("call-1", synthesize_words(range(3), PCM16), end=False)
+            if moment == "before":
+                first.send_signal(signal.SIGKILL)
+            await harness.append("call-1", turn_end="1")
+            if moment == "after":
+                await harness.until("call-1", TurnEnd)
+            first.send_signal(signal.SIGKILL)
+            await harness.play("call-1", synthesize_words([3, 4], PCM16))
+            events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert ends(events) == [([0, 1, 2], "forced"), ([3, 4], "close")]
+    assert "session.error" not in kinds(events)
+
+
 @pytest.mark.parametrize(
     "audio",
     [AudioFormat("pcm_mulaw", 8_000), AudioFormat("pcm_f32le", 48_000)],

@@ -140,9 +140,9 @@ async def test_log_lines_of_a_worker(harness: Harness, stt: TurnsServer, tmp_pat
     of_session = [line for line in lines if line.get("session") == "s"]
     assert {line["trace_id"] for line in of_session} == {TRACE_ID}
     heads = [line["message"].partition("request")[0].strip() for line in of_session]
-    assert heads[:2] == ["s: session claimed (new)", "s: connected,"]
+    assert heads[:2] == ["s: session claimed (new)", "s: provider cartesia: connected,"]
     assert any(head.startswith("s: socket lost") for head in heads)
-    assert heads.count("s: connected,") == 2
+    assert heads.count("s: provider cartesia: connected,") == 2
     assert heads[-1] == "s: session ended"
     (refused,) = (line for line in lines if line.get("session") == "bad")
     assert (refused["level"], refused["trace_id"]) == ("warning", TRACE_ID)

@@ -26,8 +26,10 @@ def _wrong(scenarios: Sequence[Scenario], *, signals: bool = False) -> list[str]
 def test_lost_sockets_lose_no_word(cuts: int, late_s: float) -> None:
     cut: FaultKind = "cut"
     troubles = (cut,) * cuts
+    # Sockets that are 2 s late are replaced, and each replay costs time.
     scenarios = [
-        Scenario(seed, 4.0, troubles, late_s=late_s, provider="flux") for seed in range(12)
+        Scenario(seed, 60.0, troubles, long_s=(0.1, 0.3), late_s=late_s, provider="flux")
+        for seed in range(12)
     ]
     assert not _wrong(scenarios)
 

@@ -150,7 +150,8 @@ class SilentSocket:
     """Detects a socket on which audio is sent, and nothing is received, by the audio sent.
 
     It is for a provider that sends messages also in silence. A socket that was found silent may
-    have been late: the next one gets twice as much audio until its first message.
+    have been late: the next one gets twice as much audio, until the turn is over. Otherwise a late
+    provider would never catch up with a long turn.
     """
 
     __slots__ = ("_allowed_ms", "_limit_ms")
@@ -164,8 +165,8 @@ class SilentSocket:
         if limit_ms != self._limit_ms:  # another provider
             self._limit_ms = self._allowed_ms = limit_ms
 
-    def on_message(self) -> None:
-        """Record a message."""
+    def on_message_between_turns(self) -> None:
+        """Record a message while no turn is open."""
         self._allowed_ms = self._limit_ms
 
     def check(self, silent_ms: float) -> bool:

@@ -314,7 +314,8 @@ class Connection:
             case _:
                 pass
         self._watchdog.on_message(self._sent_ms)
-        self._silence.on_message()
+        if not self._receiver.inside_turn:
+            self._silence.on_message_between_turns()
 
     def _on_error(self, error: ProviderError) -> None:
         """Handle an in-band error, after which the provider continues."""

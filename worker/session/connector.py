@@ -29,6 +29,7 @@ from worker.session.reports import Reports
 from worker.stt.provider import Notes, StreamSettings
 from worker.stt.routes import Choice
 from worker.stt.stream import Stream
+from worker.urls import provider_address
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,8 @@ class Connector:
         choice = self._providers.choose(now, inside_turn=self._tracker.open)
         if choice is not before:
             self._backoff.reset()
+        address = provider_address(choice.route.url)
+        self._publisher.trace.use_provider(choice.name, *address)
         return choice
 
     def _give_up(self, error: SttPermanentError) -> bool:

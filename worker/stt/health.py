@@ -74,10 +74,10 @@ class ProviderOutage:
 class CredentialsHealth:
     """Whether the provider accepts the API key; logged once, not for every session."""
 
-    def __init__(self, subject: str, advice: str) -> None:
-        """`subject` names the provider in log lines; `advice` is for a rejected key."""
-        self._subject = subject
-        self._advice = advice
+    def __init__(self, provider: str) -> None:
+        key = KEY_NAMES[provider]
+        self._provider = provider
+        self._advice = f"check {key.variable} or {key.file_variable}, and the account's credit"
         self.reason: str | None = None
         """Why the provider rejects the key or the credit; None while it accepts them."""
         self._since = 0.0
@@ -85,12 +85,11 @@ class CredentialsHealth:
     def rejected(self, error: SttError) -> None:
         """Record a 401, 402 or 403."""
         if self.reason is None:
-            if error.advice:
-                what = f"cannot connect to {self._subject}"
-            else:
-                what = f"{self._subject} rejects the API key or its credit"
-            advice = error.advice or self._advice
-            log.error("%s (%s); sessions wait, none is lost; %s", what, error, advice)
+            what = "cannot be reached" if error.advice else "rejects the API key or its credit"
+            log.error(
+                "provider %s: %s (%s); sessions wait, none is lost; %s",
+                *(self._provider, what, error, error.advice or self._advice),
+            )
         self.reason = str(error)
         self._since = time.monotonic()
 
@@ -102,7 +101,7 @@ class CredentialsHealth:
     def accepted(self) -> None:
         """Record a successful connection."""
         if self.reason is not None:
-            log.info("connected to %s again", self._subject)
+            log.info("provider %s: connected again", self._provider)
         self.reason = None
 
 
@@ -110,9 +109,7 @@ class ProviderHealth:
     """What a worker knows about one provider, and its limit of handshakes."""
 
     def __init__(self, provider: str, subject: str) -> None:
-        names = KEY_NAMES[provider]
-        advice = f"check {names.variable} or {names.file_variable}, and the account's credit"
-        self.credentials = CredentialsHealth(subject, advice)
+        self.credentials = CredentialsHealth(provider)
         self.outage = ProviderOutage(subject)
         self.connect_slots = anyio.CapacityLimiter(MAX_CONCURRENT_CONNECTS)
 

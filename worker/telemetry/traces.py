@@ -98,6 +98,12 @@ class SessionTrace:
         self._flush: Span | None = None
         self._lost: dict[str, AttributeValue] = {}  # of the last socket
 
+    def use_provider(self, provider: str, address: str, port: int) -> None:
+        """Name the session's provider in the spans that follow."""
+        self._tracing = msgspec.structs.replace(
+            self._tracing, provider=provider, server_address=address, server_port=port
+        )
+
     # -- a turn
 
     def turn_started(self, turn: int, at: float, *, taken_over: bool = False) -> None:

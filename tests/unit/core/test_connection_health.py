@@ -170,7 +170,7 @@ def test_silent_socket_gets_more_audio_after_each_silent_one() -> None:
     for _ in range(9):
         silence.check(1e9)
     assert not silence.check(MAX_SILENT_MS)
-    silence.on_message()
+    silence.on_message_between_turns()
     assert silence.check(2_001.0)
 
 

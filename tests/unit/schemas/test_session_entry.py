@@ -199,3 +199,11 @@ def test_refused_entry_has_readable_session_and_lane(
 ) -> None:
     assert session_id(fields) == session
     assert session_lane(fields) == lane
+
+
+@pytest.mark.parametrize(("raw", "words"), [(b"1", True), (b"true", True), (b"0", False)])
+def test_words_are_asked_for_by_a_flag(raw: bytes, words: bool) -> None:
+    required = {b"session": b"s", b"encoding": b"pcm_s16le", b"sample_rate": b"8000"}
+    entry = decode_session(required | {b"words": raw})
+    assert entry.words is words
+    assert encode_session(entry).get("words") == ("1" if words else None)
