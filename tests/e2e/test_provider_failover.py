@@ -24,7 +24,7 @@ from worker.session import providers
 from worker.stt.keys import ApiKey
 from worker.worker import Worker
 
-TURN = range(12, 36)
+TURN = range(12, 42)
 """Words of a turn of 6 s."""
 
 
@@ -106,6 +106,19 @@ async def test_refused_or_silent_provider_is_passed_over(
     assert words(events) == [*range(4)]
     assert turn_providers(events) == [("flux", "flux")]
     assert not [event for event in events if isinstance(event, SessionError)]
+
+
+async def test_half_open_socket_is_left_inside_the_turn(
+    harness: Harness, stt: TurnsServer, both: dict[str, str]
+) -> None:
+    stt.faults.set("half-open@mid-turn", "half-open@handshake")
+    async with harness.worker(**both):
+        await harness.announce("call-1")
+        await harness.play("call-1", sound(TURN))
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [*TURN]
+    assert turn_providers(events)[0][1] == "flux"
 
 
 async def test_silent_flux_is_left_inside_the_turn(

@@ -92,7 +92,10 @@ class Connection:
         speech: UnansweredSpeech,
         stream: Stream,
         now: float,
+        *,
+        silence_timeout_s: float,
     ) -> None:
+        """`silence_timeout_s` is the time without an answer to a ping after which it is lost."""
         self.stream = stream
         self.received_turns = False
         """Whether the provider sent any message about a turn on this socket."""
@@ -116,7 +119,8 @@ class Connection:
         silence.restart(stream.provider.max_silent_ms)
         self._speech = speech
         speech.restart()
-        self._keepalive = Keepalive(now)
+        self._silence_timeout_s = silence_timeout_s
+        self._keepalive = Keepalive(now, silence_timeout_s)
         self._progress_interval_s = min(
             PROGRESS_INTERVAL_S, PROGRESS_SHARE * context.settings.max_lag_s
         )
@@ -131,6 +135,11 @@ class Connection:
     def has_lasted(self, now: float) -> bool:
         """Whether the socket has lasted long enough to end an outage."""
         return now - self.opened_at > WORKS_AFTER_S
+
+    @property
+    def silent_since(self) -> float | None:
+        """When the socket was last known to work, if it is dropped because it is silent."""
+        return self._keepalive.silent_since
 
     def works(self, now: float, *, inside_turn: bool) -> bool:
         """Whether the provider works: inside a turn it has to send something about the audio."""
@@ -336,6 +345,7 @@ class Connection:
     def _check_socket(self, now: float) -> None:
         """Ping the provider, drop a dead socket, and commit silence that the provider received."""
         every_s = PING_INTERVAL_S if self._receiver.inside_turn else IDLE_PING_INTERVAL_S
+        every_s = min(every_s, self._silence_timeout_s)
         socket, sent = self.stream.socket, self._sender.session_bytes
         received = self._keepalive.check(socket, now, sent, every_s)
         if self._silence.check(self._watchdog.silent_ms(self._sent_ms)):

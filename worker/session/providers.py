@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from worker.bus.breaker import Breakers
 from worker.core.breaker import BreakerState
+from worker.core.connection_health import PING_INTERVAL_S
 from worker.core.failover import MIN_STAY_S, Decision, Move, Option, Situation, decide
 from worker.errors import SttError
 from worker.stt.routes import Choice
@@ -66,6 +67,11 @@ class SessionProviders:
     def several(self) -> bool:
         """Whether the session may move."""
         return len(self._choices) > 1
+
+    @property
+    def silence_timeout_s(self) -> float:
+        """Time without an answer to a ping after which a socket is lost."""
+        return min(PING_INTERVAL_S, self._failover_s) if self.several else PING_INTERVAL_S
 
     def connect_timeout_s(self, now: float) -> float:
         """Return how long a connect may take before the session tries another provider.

@@ -393,6 +393,7 @@ class Session:
             self._speech,
             stream,
             now,
+            silence_timeout_s=self._providers.silence_timeout_s,
         )
         self._works = self._leaving = False
         self._enter(Input.CONNECTED)
@@ -407,9 +408,7 @@ class Session:
                 action = self._on_flushed()
         except SttError as error:
             # No other task ran meanwhile: after an error, `__aexit__` aborts and does not wait.
-            action = self._on_lost(
-                error, received_turns=connection.received_turns, stuck=connection.stuck
-            )
+            action = self._on_lost(error, connection)
         finally:
             if self._connection is not None:  # released, or an internal error
                 self._rewind()
@@ -439,7 +438,7 @@ class Session:
         self.trace.flush_ended(None)
         return action
 
-    def _on_lost(self, error: SttError, *, received_turns: bool, stuck: bool) -> Action:
+    def _on_lost(self, error: SttError, connection: Connection) -> Action:
         """Handle a lost socket: its uncommitted audio will be sent again."""
         if isinstance(error, SttPermanentError) and self._connector.revoke_config(error):
             error = SttTransientError(str(error), status=error.status, request_id=error.request_id)
@@ -450,9 +449,10 @@ class Session:
         self.trace.socket_lost(error, self._sent_uncommitted_s)
         idle = is_idle_close(error.status, str(error))
         if not idle:
-            stuck |= self._check_repeated_loss(error, received_turns=received_turns)
+            repeated = self._check_repeated_loss(error, received_turns=connection.received_turns)
             if not (isinstance(error, _CAUSED_BY_WORKER) or error.status == _BAD_REQUEST):
-                self._providers.failed(error, time.monotonic(), stuck=stuck)
+                since = connection.silent_since or time.monotonic()
+                self._providers.failed(error, since, stuck=connection.stuck or repeated)
         replayed_s = self._sent_uncommitted_s
         self._rewind()
         self.trace.flush_ended(error)
