@@ -9,7 +9,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
@@ -27,11 +27,17 @@ from worker.local.emulator.engines.script import synthesize_silence, synthesize_
 from worker.local.redis import EmbeddedRedis
 
 TURN = range(30)
+"""Words of a turn of 6 s."""
 PROVIDERS = ("cartesia", "flux")
 
 
 class Failover(Command):
-    """Measure how much later a turn ends if its provider is killed inside it."""
+    """Measure how much later a turn ends if its provider is killed inside it.
+
+    examples:
+      python -m tests.failover
+      python -m tests.failover --runs 3 --first flux
+    """
 
     runs: Annotated[int, Meta(ge=1, le=1_000), Option("number of runs", "N")] = 10
     first: Annotated[str, Option("the provider that is killed", choices=PROVIDERS)] = "cartesia"
@@ -45,15 +51,14 @@ class Failover(Command):
         extra: list[float] = []
         with tempfile.TemporaryDirectory(prefix="turnbus-") as directory:
             for number in range(self.runs):
-                folder = Path(directory, str(number))
-                folder.mkdir()
-                extra.append(await _one_run(folder, self.first, second))
+                log = Path(f"{directory}/worker-{number}.log")
+                extra.append(await _one_run(log, self.first, second))
                 print(f"run {number + 1}: the turn ends {extra[-1]:.2f} s later", flush=True)
         print(f"median {statistics.median(extra):.2f} s, max {max(extra):.2f} s; no word is lost")
         return 0
 
 
-async def _one_run(folder: Path, first: str, second: str) -> float:
+async def _one_run(log: Path, first: str, second: str) -> float:
     async with (
         _server(first) as (victim, first_url),
         _server(second) as (_, second_url),
@@ -66,7 +71,7 @@ async def _one_run(folder: Path, first: str, second: str) -> float:
             "stt_flux_url": urls["flux"],
             "stt_providers": f"{first},{second}",
         }
-        async with harness.worker_process("w", folder / "worker.log", **settings):
+        async with harness.worker_process("w", log, **settings):
             usual_s = await _play(harness, "undisturbed", None)
             return await _play(harness, "killed", victim) - usual_s
 
@@ -110,5 +115,10 @@ async def _server(provider: str) -> AsyncIterator[tuple[Process, str]]:
                 process.kill()
 
 
+def make_parser(_argv: Sequence[str]) -> Parser:
+    """Return the parser of the program."""
+    return Failover.parser("python -m tests.failover")
+
+
 if __name__ == "__main__":
-    main(Parser("python -m tests.failover", Failover))
+    sys.exit(main(make_parser=make_parser))
