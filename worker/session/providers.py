@@ -13,7 +13,9 @@ from worker.core.connection_health import PING_INTERVAL_S
 from worker.core.failover import MIN_STAY_S, Decision, Move, Option, Situation, decide
 from worker.errors import SttError
 from worker.stt.routes import Choice
+from worker.telemetry.counters import Counters
 from worker.telemetry.logs import SessionName
+from worker.telemetry.traces import SessionTrace
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,9 @@ class SessionProviders:
         "_name",
         "_probing",
         "_reason",
+        "_stats",
         "_stuck",
+        "_trace",
     )
 
     def __init__(
@@ -43,6 +47,8 @@ class SessionProviders:
         choices: Sequence[Choice],
         breakers: Breakers,
         failover_s: float,
+        stats: Counters,
+        trace: SessionTrace,
         last: str = "",
     ) -> None:
         """`last` is the provider of the session's last socket, empty before the first."""
@@ -50,6 +56,8 @@ class SessionProviders:
         self._choices = list(choices)
         self._breakers = breakers
         self._failover_s = failover_s
+        self._stats = stats
+        self._trace = trace
         self._current = next((each for each in choices if each.name == last), None)
         self._failing_since: float | None = None
         self._stuck = False
@@ -201,8 +209,10 @@ class SessionProviders:
                 "%s: provider %s failed (%s); continues at provider %s",
                 *(self._name, self.current.name, self._reason or "it fails", target.name),
             )
+            self._stats.failovers[self.current.name] += 1
             self._moved_at = now
             self._fruitless_moves += 1
+        self._trace.provider_changed(self.current.name, target.name, self._reason)
         self._current = target
         self._failing_since, self._stuck, self._reason = None, False, ""
         self._probing = probing

@@ -92,9 +92,6 @@ class Session:
         """Number of times the cursor moved back; reads from before are invalid."""
         self._context = context
         choices = context.choices_of(entry)
-        self._providers = SessionProviders(
-            self.name, choices, context.breakers, settings.stt_failover_s, checkpoint.provider
-        )
         self._state = state = SessionState(entry, checkpoint, settings.max_lag_s, choices[0].name)
         self._lifecycle = state.lifecycle
         self._ledger = state.ledger
@@ -112,6 +109,15 @@ class Session:
             seq,
             partial(state.event_context, sender),
             partial(state.checkpoint, sender, context.provider_lag),
+        )
+        self._providers = SessionProviders(
+            self.name,
+            choices,
+            context.breakers,
+            settings.stt_failover_s,
+            context.stats,
+            publisher.trace,
+            last=checkpoint.provider,
         )
         boundary = TurnBoundaryFinder(sender, context.stalls, context.provider_lag)
         throttle = UpdateThrottle(settings.turn_update_interval_ms)
@@ -166,6 +172,11 @@ class Session:
     def phase(self) -> Phase:
         """State of the connection."""
         return self._lifecycle.phase
+
+    @property
+    def provider(self) -> str:
+        """Name of the provider of the current socket, or of the last one."""
+        return self._state.provider
 
     @property
     def cursor(self) -> str:
