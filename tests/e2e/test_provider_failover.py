@@ -151,6 +151,21 @@ async def test_session_waits_until_one_provider_is_back(
     assert turn_providers(events) == [("flux", "flux")]
 
 
+async def test_provider_that_rejects_an_open_socket_is_left(
+    harness: Harness, stt: TurnsServer, both: dict[str, str]
+) -> None:
+    stt.faults.set("close=1008@mid-turn")
+    async with harness.worker(**both) as worker:
+        await harness.announce("call-1")
+        await harness.play("call-1", sound(range(4)))
+        events = (await harness.until_ended("call-1"))["call-1"]
+        assert worker.context.stats.failovers == {"cartesia": 1, "flux": 0}
+    check_order(events)
+    assert words(events) == [*range(4)]
+    assert turn_providers(events) == [("cartesia", "flux")]
+    assert not any(event.fatal for event in events if isinstance(event, SessionError))
+
+
 async def test_provider_that_rejects_the_session_is_left_for_good(
     harness: Harness, stt: TurnsServer, both: dict[str, str]
 ) -> None:

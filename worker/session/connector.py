@@ -89,7 +89,7 @@ class Connector:
                 self._context.stats.connects[error.error_class] += 1
                 if self._configs.committed != self._entry.config:
                     self._reset_config(error)
-                elif not self._give_up(error):
+                elif not self.give_up(error):
                     raise
                 wait_s = 0.0
             except SttCredentialsError as error:
@@ -139,7 +139,7 @@ class Connector:
         self._publisher.trace.use_provider(choice.name, *address)
         return choice
 
-    def _give_up(self, error: SttPermanentError) -> bool:
+    def give_up(self, error: SttPermanentError) -> bool:
         """Leave a provider that rejects the session for good; False if there is no other."""
         rejecting = self._providers.current.name
         if not self._providers.give_up(error, time.monotonic()):

@@ -49,6 +49,7 @@ class SessionProviders:
         failover_s: float,
         stats: Counters,
         trace: SessionTrace,
+        now: float,
         last: str = "",
     ) -> None:
         """`last` is the provider of the session's last socket, empty before the first."""
@@ -62,7 +63,9 @@ class SessionProviders:
         self._failing_since: float | None = None
         self._stuck = False
         self._reason = ""  # why the current provider fails
-        self._moved_at = float("-inf")  # when another provider was left because it failed
+        # When another provider was left because it failed. The owner before did that, if the last
+        # provider is not the preferred one.
+        self._moved_at = float("-inf") if self._current in (None, choices[0]) else now
         self._fruitless_moves = 0  # since a socket worked
         self._probing = False
 
@@ -84,9 +87,12 @@ class SessionProviders:
     def connect_timeout_s(self, now: float) -> float:
         """Return how long a connect may take before the session tries another provider.
 
-        Once all have been tried, the connect itself limits that: all of them may be slow.
+        If no other works, or all have been tried, the connect itself limits that: it may be slow.
         """
-        if not self.several or self._fruitless_moves >= len(self._choices):
+        states = self._breakers.states()
+        others = (choice for choice in self._choices if choice is not self._current)
+        another = any(states[choice.name] is BreakerState.CLOSED for choice in others)
+        if not another or self._fruitless_moves >= len(self._choices):
             return float("inf")
         since = now if self._failing_since is None else self._failing_since
         return max(self._failover_s - (now - since), self._failover_s / 2)
@@ -207,7 +213,12 @@ class SessionProviders:
         else:
             log.warning(
                 "%s: provider %s failed (%s); continues at provider %s",
-                *(self._name, self.current.name, self._reason or "it fails", target.name),
+                *(
+                    self._name,
+                    self.current.name,
+                    self._reason or "its breaker is open",
+                    target.name,
+                ),
             )
             self._stats.failovers[self.current.name] += 1
             self._moved_at = now

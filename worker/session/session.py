@@ -117,7 +117,8 @@ class Session:
             settings.stt_failover_s,
             context.stats,
             publisher.trace,
-            last=checkpoint.provider,
+            time.monotonic(),
+            checkpoint.provider,
         )
         boundary = TurnBoundaryFinder(sender, context.stalls, context.provider_lag)
         throttle = UpdateThrottle(settings.turn_update_interval_ms)
@@ -470,7 +471,7 @@ class Session:
         self._context.stats.sockets_lost["idle" if idle else error.error_class] += 1
         if idle:
             return self._enter(Input.CLOSED_IDLE)
-        if isinstance(error, SttPermanentError):
+        if isinstance(error, SttPermanentError) and not self._connector.give_up(error):
             fatal = _Fatal("stt_refused", str(error), error.status)
             return self._end(Input.FATAL, "error", fatal)
         log.info(
@@ -498,6 +499,7 @@ class Session:
             self._providers.works()
         if (
             self.phase is Phase.LIVE
+            and connection.stream.socket.open
             and not self._leaving
             and self._providers.check(now, connection.opened_at, inside_turn=inside_turn)
         ):

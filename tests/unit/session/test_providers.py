@@ -45,7 +45,8 @@ class Call:
             FAILOVER_S,
             self.stats,
             trace,
-            last=last,
+            self.now,
+            last,
         )
 
     def choose(self, *, inside_turn: bool = False) -> str:
@@ -72,6 +73,15 @@ def test_first_socket_is_at_the_preferred_provider() -> None:
 def test_last_provider_serves_a_session_that_is_taken_over() -> None:
     assert Call(last="flux").choose(inside_turn=True) == "flux"
     assert Call(last="removed").choose() == "cartesia"
+
+
+def test_session_that_is_taken_over_stays_for_a_while() -> None:
+    call = Call(last="flux")
+    assert call.choose() == "flux"
+    call.providers.works()
+    call.now += MIN_STAY_S
+    assert call.check(call.now - 10)
+    assert call.providers.current.name == "cartesia"
 
 
 def test_open_breaker_is_avoided_by_new_sockets() -> None:
@@ -176,6 +186,13 @@ def test_connect_gets_its_full_time_once_all_were_tried() -> None:
     assert call.providers.connect_timeout_s(call.now) == float("inf")
     call.providers.works()
     assert call.providers.connect_timeout_s(call.now) == FAILOVER_S
+
+
+def test_connect_gets_its_full_time_if_no_other_provider_works() -> None:
+    call = Call()
+    call.choose()
+    call.open_breaker("flux")
+    assert call.providers.connect_timeout_s(call.now) == float("inf")
 
 
 def _at_the_second() -> Call:
