@@ -88,7 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     deepgram_api_key_file: str = ""
     """File that holds Deepgram's key, for Flux; empty: `DEEPGRAM_API_KEY`."""
     stt_max_connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    """Maximum open sockets of all workers together; 0: unlimited."""
+    """Maximum open sockets of all workers, at all providers together; 0: unlimited."""
     stt_turn_start_threshold: float | None = None
     stt_turn_eager_end_threshold: float | None = None
     stt_turn_end_threshold: float | None = None

@@ -19,6 +19,7 @@ from schemas.turns import WorkerRecord
 from worker import descriptors
 from worker.admin import Readiness
 from worker.bus.audio_reader import AudioReader
+from worker.bus.breaker import Breakers
 from worker.bus.cleanup import Cleaner
 from worker.bus.client.connection import (
     RedisHealth,
@@ -41,6 +42,7 @@ from worker.leases.heartbeat import LeaseKeeper
 from worker.leases.running import RunningSessions
 from worker.session.session import Session
 from worker.settings import Settings
+from worker.stt.health import provider_health
 from worker.stt.keys import ApiKey
 from worker.stt.routes import find_routes
 from worker.supervisor import Supervisor
@@ -76,6 +78,7 @@ class Worker:
         leases = SessionLeases(self.redis, keys, f"{settings.worker_id}-{nonce[:8]}", nonce)
         stats = Counters()
         routes = find_routes(settings, api_keys, os.environ)
+        names = [route.provider.name for route in routes]
         supervisor = Supervisor(stats.internal_errors)
         self.context = WorkerContext(
             settings=settings,
@@ -89,6 +92,8 @@ class Worker:
             permits=ConnectionPermits(self.redis, self.health, keys, settings.stt_max_connections),
             registry=WorkerRegistry(self.redis, self.health, keys),
             routes=routes,
+            provider_health=provider_health(names),
+            breakers=Breakers(self.redis, keys, leases.consumer, names),
             dead_letters=DeadLetterWriter(
                 self.redis, self.health, keys, supervisor.isolate, stats.rejected_entries
             ),
@@ -119,7 +124,7 @@ class Worker:
         shortfall = None if self.capacity else descriptors.shortfall(self._settings, limit)
         problems = (
             ("redis", self._redis_problem),
-            ("stt", context.credentials.reason),
+            ("stt", context.rejected_credentials),
             ("busy", self._overload.reason),
             ("shortage", context.shortage.reason),
             ("shortage", shortfall),
@@ -165,6 +170,7 @@ class Worker:
                 ("lanes", context.registry.list_lanes),
                 ("ticker", self._tick),
                 ("backlog", context.backlog.run),
+                ("breakers", context.breakers.run),
             ):
                 tasks.start_soon(context.supervisor.run_forever, part, work)
             if await self._run_until_stopped(self._connect_bus):
@@ -275,12 +281,13 @@ class Worker:
             acquirer.retry_crashed()  # regardless of room: this worker holds their leases
             if not len(self.running):
                 # Without a session, no connection attempt would detect that the key works again.
-                context.credentials.retry_after_rejection()
+                for health in context.provider_health.values():
+                    health.credentials.retry_after_rejection()
             now = time.monotonic()
             context.shortage.look(now)
             taken = len(self.running) + len(context.retries.waiting) + acquirer.claims_in_progress
             room = min(MAX_CLAIM_BATCH, self.capacity - taken)
-            if context.shortage.reason or context.credentials.reason or self.health.unfit:
+            if context.shortage.reason or context.rejected_credentials or self.health.unfit:
                 room = 0
             else:
                 room = context.shortage.room(self._overload.limit(room, now), now)

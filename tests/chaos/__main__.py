@@ -40,6 +40,13 @@ class Chaos(Command):
         _DEFAULT.sessions
     )
     workers: Annotated[int, Meta(ge=1, le=16), Option("worker processes", "N")] = _DEFAULT.workers
+    providers: Annotated[
+        str,
+        Option(
+            "providers of the sessions; faults are injected at the first",
+            choices=("cartesia", "flux", "cartesia,flux", "flux,cartesia"),
+        ),
+    ] = _DEFAULT.providers
     lease_ms: Annotated[int, Meta(ge=2_000), Option("lease of the workers", "N")] = (
         _DEFAULT.lease_ms
     )

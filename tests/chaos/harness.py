@@ -14,6 +14,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from redis.exceptions import RedisError
 
+from schemas.audio import ProviderName
 from schemas.keys import GROUP
 from schemas.turns import WorkerRecord
 from tests.chaos.plan import ChaosPlan
@@ -240,6 +241,14 @@ def clock(at_ms: int) -> str:
     return f"{time.strftime('%H:%M:%S', time.gmtime(at_ms // 1_000))}.{at_ms % 1_000:03d}"
 
 
+_URL_NAMES: Final[Mapping[ProviderName, str]] = {"cartesia": "STT_URL", "flux": "STT_FLUX_URL"}
+"""Settings with the addresses of the providers."""
+
+
+def _port_of(server: TurnsServer) -> Callable[[], int]:
+    return lambda: server.port
+
+
 @asynccontextmanager
 async def open_harness(plan: ChaosPlan, logs: Path, module: str) -> AsyncIterator[ChaosHarness]:
     """Start everything including workers; clean up at the end, except for the logs.
@@ -251,12 +260,18 @@ async def open_harness(plan: ChaosPlan, logs: Path, module: str) -> AsyncIterato
         rewording=plan.seed if plan.rewording else None,
         text_style=plan.text_style_name,
     )
-    settings = ServerSettings(port=0, max_connections=plan.connections or None)
     async with AsyncExitStack() as stack:
         disk = Harness.open(append_only=True, config={"appendfsync": "always"})
         local = await stack.enter_async_context(disk)
-        stt = await stack.enter_async_context(TurnsServer.serve(settings, ScriptEngine(options)))
-        stt_proxy = await stack.enter_async_context(Proxy.open(lambda: stt.port))
+        urls: dict[str, str] = {}
+        stt_proxies: dict[str, Proxy] = {}
+        for name, url_name in _URL_NAMES.items():
+            limit = plan.connections or None
+            settings = ServerSettings(port=0, provider=name, max_connections=limit)
+            serving = TurnsServer.serve(settings, ScriptEngine(options))
+            stt = await stack.enter_async_context(serving)
+            proxy = await stack.enter_async_context(Proxy.open(_port_of(stt)))
+            stt_proxies[name], urls[url_name] = proxy, proxy.url(stt.url)
         proxies = [
             await stack.enter_async_context(Proxy.open(lambda: local.server.port))
             for _ in range(plan.workers)
@@ -264,7 +279,8 @@ async def open_harness(plan: ChaosPlan, logs: Path, module: str) -> AsyncIterato
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         common = {
-            "STT_URL": stt_proxy.url(stt.url),
+            **urls,
+            "STT_PROVIDERS": plan.providers,
             "STT_MAX_CONNECTIONS": str(plan.connections),
             "LEASE_MS": str(plan.lease_ms),
             "DRAIN_S": str(DRAIN_S),
@@ -278,4 +294,4 @@ async def open_harness(plan: ChaosPlan, logs: Path, module: str) -> AsyncIterato
         fleet = Fleet(slots, logs, tasks, module)
         for slot in slots:
             await fleet.start(slot)
-        yield ChaosHarness(plan, local, stt_proxy, fleet)
+        yield ChaosHarness(plan, local, stt_proxies[plan.providers.partition(",")[0]], fleet)

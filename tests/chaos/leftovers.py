@@ -11,7 +11,7 @@ from tests.chaos.script import ScriptedSession
 from worker.bench.checker import Violation
 from worker.bus.liveness import STALE_CONSUMER_S
 
-_MAY_STAY: Final = ("sessions", "lanes", "dead", "sweep", "search", "{*}:turns")
+_MAY_STAY: Final = ("sessions", "lanes", "dead", "sweep", "search", "breaker:*", "{*}:turns")
 _OF_A_CHECK: Final = "{*}:check:*"
 """Keys of a permission check; they expire if a worker is killed during the check."""
 

@@ -20,6 +20,8 @@ class ChaosPlan(msgspec.Struct, frozen=True, kw_only=True):
     sessions: Annotated[int, Meta(ge=1, le=200)] = 16
     """Maximum number of concurrent sessions."""
     workers: Annotated[int, Meta(ge=1, le=16)] = 3
+    providers: str = "cartesia"
+    """Names of the providers of all sessions. Faults are injected at the first."""
     lease_ms: Annotated[int, Meta(ge=2_000)] = 2_000
     latency_ms: Annotated[float, Meta(ge=0)] = 150.0
     """Event latency of the provider."""

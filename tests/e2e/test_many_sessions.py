@@ -7,10 +7,10 @@ from schemas.turns import TurnEnd
 from tests.support.harness import PCM16, Harness, check_order, words
 from tests.support.polling import eventually
 from worker.bench.proxy import Proxy
-from worker.context import MAX_CONCURRENT_CONNECTS
 from worker.local.emulator.connection_stats import ConnectionStats
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.server import TurnsServer
+from worker.stt.health import MAX_CONCURRENT_CONNECTS
 
 CROWD = 200
 FLOOD = 40

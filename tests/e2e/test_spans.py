@@ -103,6 +103,22 @@ def test_turn_begun_by_another_worker_has_no_span(exported: InMemorySpanExporter
     assert exported.get_finished_spans() == ()
 
 
+def test_failover_is_an_event_of_the_turn(exported: InMemorySpanExporter) -> None:
+    session = SessionTrace("s1", None, None, TRACING)
+    session.provider_changed("cartesia", "flux", "between turns")
+    session.turn_started(1, 1_700_000_000.0)
+    session.provider_changed("cartesia", "flux", "HTTP 503")
+    session.turn_ended("model", 1_700_000_002.0, "")
+    (span,) = exported.get_finished_spans()
+    (event,) = span.events
+    assert event.name == "provider changed"
+    assert dict(event.attributes or {}) == {
+        "turnbus.provider.from": "cartesia",
+        "turnbus.provider.to": "flux",
+        "turnbus.failover.reason": "HTTP 503",
+    }
+
+
 def test_turn_without_a_producers_context_begins_a_trace(exported: InMemorySpanExporter) -> None:
     session = SessionTrace("s1", None, None)
     carried = [session.traceparent]

@@ -30,6 +30,7 @@ from tests.simulation.signals import Signal, draw_signals, signal_violations
 from tests.support import virtual_time
 from tests.support.commits import arguments_of
 from worker.bus.audio_reader import AudioReader, Entries, LaneState
+from worker.bus.breaker import Breakers
 from worker.bus.client.connection import RedisHealth
 from worker.bus.clock import RedisClock
 from worker.bus.committer import CommitSource, Committer
@@ -54,6 +55,7 @@ from worker.settings import Settings
 from worker.stt.cartesia import CARTESIA
 from worker.stt.flux import FLUX
 from worker.stt.frames import LenientProtocol
+from worker.stt.health import provider_health
 from worker.stt.keys import ApiKey
 from worker.stt.offers import offers
 from worker.stt.provider import Endpoint, StreamSettings
@@ -625,6 +627,8 @@ class _World:
             permits=ConnectionPermits(nothing, health, keys, 0),
             registry=cast("WorkerRegistry", nothing),
             routes=[_ROUTES[self.scenario.provider]],
+            provider_health=provider_health([self.scenario.provider]),
+            breakers=Breakers(nothing, keys, worker.nonce, [self.scenario.provider]),
             dead_letters=cast("DeadLetterWriter", nothing),
             tracing=Tracing(),
             stats=stats,

@@ -235,7 +235,10 @@ def _turn(number: int, events: Sequence[EventBase]) -> Iterator[Found]:
 
 
 def _texts(style: TextStyle, events: Sequence[Event]) -> Iterator[Found]:
-    """Yield texts that differ from the provider's, and updates that only add white space."""
+    """Yield texts that differ from the provider's, and updates that only add white space.
+
+    The style is Cartesia's; Flux writes the words of a turn with single spaces between them.
+    """
     known = ""
     for event in events:
         if isinstance(event, TurnStart):
@@ -243,7 +246,9 @@ def _texts(style: TextStyle, events: Sequence[Event]) -> Iterator[Found]:
         text = getattr(event, "transcript", None)
         if text is None:
             continue
-        if not style.writes(text, split_words(text, spaced=style.spaced)):
+        if event.provider != "flux" and not style.writes(
+            text, split_words(text, spaced=style.spaced)
+        ):
             yield "text", f"{_kind(event)}: {text!r}"
         grows = isinstance(event, TurnUpdate) and text.startswith(known)
         if grows and is_blank(text[len(known) :]):

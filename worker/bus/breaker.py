@@ -129,6 +129,8 @@ class Breakers:
         self._log_change(provider)
 
     def _log_change(self, provider: str) -> None:
+        if len(self._breakers) == 1:
+            return
         closed = self._breakers[provider].state(self._now()) is BreakerState.CLOSED
         if not closed and provider not in self._open_logged:
             self._open_logged.add(provider)

@@ -62,11 +62,17 @@ class Keepalive:
     __slots__ = (
         "_answered",
         "_number",
+        "_patience_s",
         "_sent_at",
         "_session_bytes",
+        "silent_since",
     )
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, patience_s: float = PING_INTERVAL_S) -> None:
+        """`patience_s` is the timeout of a pong."""
+        self._patience_s = patience_s
+        self.silent_since: float | None = None
+        """When the socket was last known to work, once it is aborted because it is silent."""
         self._number = 0
         self._sent_at = now
         self._session_bytes = 0
@@ -82,8 +88,10 @@ class Keepalive:
             socket.abort(f"the provider read no audio for {SEND_TIMEOUT_S:g} s")
         if socket.pongs_received < self._number:
             # A busy provider may answer late; any message shows that it is alive.
-            if now - max(self._sent_at, socket.last_received_at) > PING_INTERVAL_S:
-                socket.abort(f"no answer to a ping for {PING_INTERVAL_S:g} s")
+            since = max(self._sent_at, socket.last_received_at)
+            if now - since > self._patience_s:
+                self.silent_since = since
+                socket.abort(f"no answer to a ping for {self._patience_s:g} s")
             return None
         if not self._answered:
             self._answered = True

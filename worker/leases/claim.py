@@ -61,7 +61,7 @@ class Claimer:
     async def _claim(self, owned: OwnedEntry) -> Session | None:
         try:
             entry = decode_session(owned.fields)
-            provider = self._context.route_of(entry)[1].provider
+            provider = self._context.choices_of(entry)[0].name
         except EntryError as error:
             await self._reject(owned, error.reason, str(error))
             return None
@@ -155,7 +155,7 @@ class Claimer:
         tracker = TurnTracker(checkpoint.turns)
         place = EventContext(
             _audio_ms(entry, checkpoint),
-            checkpoint.provider or context.route_of(entry)[1].provider,
+            checkpoint.provider or context.choices_of(entry)[0].name,
             checkpoint.request_id,
             checkpoint.connection,
         )

@@ -16,7 +16,7 @@ from worker.bus.client.connection import connect
 from worker.errors import TurnbusError
 from worker.local.process import WORKER_MODULE, ChildProcess
 from worker.local.redis import EmbeddedRedis
-from worker.settings import API_KEY_VARIABLE, ENV_PREFIX
+from worker.settings import ENV_PREFIX, KEY_NAMES
 
 SPARE_FILES: Final = 200
 """Open files of a process beside the sockets of its sessions."""
@@ -195,7 +195,8 @@ def child_environment(
     return {
         **kept,
         **{ENV_PREFIX + name: value for name, value in settings.items()},
-        API_KEY_VARIABLE: "local",  # the local server accepts any key; the user's key is not used
+        # The local servers accept any key; the user's keys are not used.
+        **{names.variable: "local" for names in KEY_NAMES.values()},
         "no_proxy": f"127.0.0.1,{no_proxy}" if no_proxy else "127.0.0.1",
         "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and later send telemetry by default
     }

@@ -92,10 +92,17 @@ class Connection:
         speech: UnansweredSpeech,
         stream: Stream,
         now: float,
+        *,
+        silence_timeout_s: float,
     ) -> None:
+        """`silence_timeout_s` is the time without an answer to a ping after which it is lost."""
         self.stream = stream
         self.received_turns = False
         """Whether the provider sent any message about a turn on this socket."""
+        self.stuck = False
+        """Whether the socket is dropped because the provider took audio and sent nothing."""
+        self.opened_at = now
+        self._answered = False  # whether any event was about audio
         self._context = context
         self._state = state
         self._tracker = state.tracker
@@ -112,12 +119,12 @@ class Connection:
         silence.restart(stream.provider.max_silent_ms)
         self._speech = speech
         speech.restart()
-        self._keepalive = Keepalive(now)
+        self._silence_timeout_s = silence_timeout_s
+        self._keepalive = Keepalive(now, silence_timeout_s)
         self._progress_interval_s = min(
             PROGRESS_INTERVAL_S, PROGRESS_SHARE * context.settings.max_lag_s
         )
         self._park_s = min(context.settings.park_s, PARK_SHARE * stream.provider.max_idle_s)
-        self._since = now
         self._next_check_at = 0.0
         self._flushing_since = 0.0
         self._flush_rejected = False
@@ -127,7 +134,16 @@ class Connection:
 
     def has_lasted(self, now: float) -> bool:
         """Whether the socket has lasted long enough to end an outage."""
-        return now - self._since > WORKS_AFTER_S
+        return now - self.opened_at > WORKS_AFTER_S
+
+    @property
+    def silent_since(self) -> float | None:
+        """When the socket was last known to work, if it is dropped because it is silent."""
+        return self._keepalive.silent_since
+
+    def works(self, now: float, *, inside_turn: bool) -> bool:
+        """Whether the provider works: inside a turn it has to send something about the audio."""
+        return self._answered or (self.has_lasted(now) and not inside_turn)
 
     def end_turn(self, now: float) -> None:
         """End the open turn after the audio sent so far; nothing is read until it is over.
@@ -226,7 +242,7 @@ class Connection:
         elif (
             not entries_arrive
             and self._sender.is_drained
-            and self._ingest.producer_idle_s(self._since) > self._park_s
+            and self._ingest.producer_idle_s(self.opened_at) > self._park_s
         ):
             self.flush(now)
 
@@ -287,7 +303,7 @@ class Connection:
         self._receiver.on_message(arrival, waiting, begins=begins)
         if turn is not None:
             self._receiver.on_turn_event(turn, arrival)
-            self.received_turns = True
+            self.received_turns = self._answered = True
             self._speech.on_turn_event()
         if self._ending is not None:
             self._advance_ending(self._ending, event)
@@ -298,6 +314,7 @@ class Connection:
                 self._context.stats.provider_unknown += 1
                 return  # a stuck provider may send these forever
             case AudioTranscribed():
+                self._answered = True
                 self._receiver.on_transcribed(event.transcribed_ms)
             case ProviderError():
                 self._on_error(event)
@@ -328,10 +345,12 @@ class Connection:
     def _check_socket(self, now: float) -> None:
         """Ping the provider, drop a dead socket, and commit silence that the provider received."""
         every_s = PING_INTERVAL_S if self._receiver.inside_turn else IDLE_PING_INTERVAL_S
+        every_s = min(every_s, self._silence_timeout_s)
         socket, sent = self.stream.socket, self._sender.session_bytes
         received = self._keepalive.check(socket, now, sent, every_s)
         if self._silence.check(self._watchdog.silent_ms(self._sent_ms)):
             seconds = self._watchdog.silent_ms(self._sent_ms) / 1_000
+            self.stuck = self._receiver.inside_turn
             socket.abort(f"the provider sent nothing for {seconds:.1f} s of audio")
         if received is None or self.stream.provider.word_times or self._receiver.inside_turn:
             return
@@ -340,6 +359,7 @@ class Connection:
             self._receiver.commit_silence(received)
         elif self._speech.is_fault:
             seconds = WINDOW_MS * MAX_WINDOWS / 1_000
+            self.stuck = True
             self._reports.provider_error(
                 "stt_silent",
                 f"the provider sent nothing for {seconds:g} s of speech; it is sent again",
@@ -374,4 +394,5 @@ class Connection:
         if action is WatchdogAction.END:
             self._receiver.abandon_turn()
         # The socket is unusable even after a forced end: the provider is still inside its turn.
+        self.stuck = True
         self.stream.socket.abort("the open turn is stuck")

@@ -14,6 +14,7 @@ from worker.bus.permits import Permit
 from worker.context import WorkerContext
 from worker.core.provider_errors import Backoff
 from worker.core.turn_config import TurnConfigHistory
+from worker.core.turn_tracker import TurnTracker
 from worker.errors import (
     SttBusyError,
     SttCredentialsError,
@@ -22,9 +23,11 @@ from worker.errors import (
     SttShortageError,
     SttTransientError,
 )
+from worker.session.providers import SessionProviders
 from worker.session.publisher import EventPublisher
 from worker.session.reports import Reports
 from worker.stt.provider import Notes, StreamSettings
+from worker.stt.routes import Choice
 from worker.stt.stream import Stream
 from worker.urls import provider_address
 
@@ -32,6 +35,9 @@ log = logging.getLogger(__name__)
 
 CREDENTIALS_RETRY_S = 15.0
 """Maximum delay between connects while the provider rejects the API key."""
+
+MOVE_CHECK_S = 0.2
+"""Interval at which a session that waits checks whether to try another provider."""
 
 
 class Connector:
@@ -41,6 +47,8 @@ class Connector:
         self,
         context: WorkerContext,
         ownership: OwnedSession,
+        providers: SessionProviders,
+        tracker: TurnTracker,
         configs: TurnConfigHistory,
         publisher: EventPublisher,
         reports: Reports,
@@ -49,8 +57,8 @@ class Connector:
         self._context = context
         self._name = ownership.name
         self._entry = entry
-        self._route, self._candidate = context.route_of(entry)
-        publisher.trace.use_provider(self._route.provider.name, *provider_address(self._route.url))
+        self._providers = providers
+        self._tracker = tracker
         self._configs = configs
         self._publisher = publisher
         self._reports = reports
@@ -73,18 +81,21 @@ class Connector:
             self._context.stats.gate_wait.observe(time.monotonic() - wanted)
         slow = Backoff(first_s=1.0, ceiling_s=CREDENTIALS_RETRY_S)
         while True:
-            settings = self._settings
+            began = time.monotonic()
+            choice = self._choose(began)
             try:
-                return await self._try(settings)
+                return await self._try(choice)
             except SttPermanentError as error:
                 self._context.stats.connects[error.error_class] += 1
-                if self._configs.committed == self._entry.config:
+                if self._configs.committed != self._entry.config:
+                    self._reset_config(error)
+                elif not self.give_up(error):
                     raise
-                self._reset_config(error)
                 wait_s = 0.0
             except SttCredentialsError as error:
                 self.failure = error
-                self._on_rejection(error, settings.model)
+                self._providers.failed(error, began)
+                self._on_rejection(error, choice)
                 wait_s = slow.next_s()
             except SttShortageError as error:
                 self.failure = error
@@ -92,9 +103,10 @@ class Connector:
                 wait_s = self._backoff.next_s()
             except (SttBusyError, SttTransientError) as error:
                 self.failure = error
-                self._on_failure(error)
+                self._providers.failed(error, began)
+                self._on_failure(error, choice)
                 wait_s = self._backoff.next_s()
-            await anyio.sleep(wait_s)
+            await self._wait(wait_s)
 
     async def wait_before_reconnect(self, *, progressed: bool) -> None:
         """Wait after a lost socket, before the next connect.
@@ -104,7 +116,40 @@ class Connector:
         """
         if progressed:
             self._backoff.reset()
-        await anyio.sleep(self._backoff.next_s())
+        await self._wait(self._backoff.next_s())
+
+    async def _wait(self, wait_s: float) -> None:
+        """Wait before the next connect, unless another provider can be tried."""
+        if not self._providers.several:
+            await anyio.sleep(wait_s)
+            return
+        until = time.monotonic() + wait_s
+        while (now := time.monotonic()) < until:
+            if self._providers.must_move(now):
+                return
+            await anyio.sleep(min(MOVE_CHECK_S, until - now))
+
+    def _choose(self, now: float) -> Choice:
+        """Return where to connect; another provider than before gets a new back-off."""
+        before = self._providers.current
+        choice = self._providers.choose(now, inside_turn=self._tracker.open)
+        if choice is not before:
+            self._backoff.reset()
+        address = provider_address(choice.route.url)
+        self._publisher.trace.use_provider(choice.name, *address)
+        return choice
+
+    def give_up(self, error: SttPermanentError) -> bool:
+        """Leave a provider that rejects the session for good; False if there is no other."""
+        rejecting = self._providers.current.name
+        if not self._providers.give_up(error, time.monotonic()):
+            return False
+        self._publisher.publish_error(
+            error.code or "stt_refused",
+            f"provider {rejecting} does not serve this session: {error}",
+            status=error.status,
+        )
+        return True
 
     async def release_permit(self) -> None:
         """Release the permit, because the session needs no socket now."""
@@ -120,12 +165,11 @@ class Connector:
         self._report_config_dropped(error)
         return True
 
-    @property
-    def _settings(self) -> StreamSettings:
-        """Settings for the next socket: those in force at the first audio it will receive."""
+    def _settings(self, choice: Choice) -> StreamSettings:
+        """Return settings for a socket: those in force at the first audio it will receive."""
         return StreamSettings(
-            model=self._candidate.model,
-            language=self._candidate.language_hint,
+            model=choice.candidate.model,
+            language=choice.candidate.language_hint,
             encoding=self._entry.encoding,
             sample_rate=self._entry.sample_rate,
             keyterms=self._entry.keyterms,
@@ -151,33 +195,41 @@ class Connector:
             status=error.status,
         )
 
-    async def _try(self, settings: StreamSettings) -> Stream:
-        context, route = self._context, self._route
-        async with context.connect_slots:
+    async def _try(self, choice: Choice) -> Stream:
+        context, route, settings = self._context, choice.route, self._settings(choice)
+        health = context.provider_health[choice.name]
+        async with health.connect_slots:
             began = time.monotonic()
+            limit_s = self._providers.connect_timeout_s(began)
             with self._publisher.trace.connecting(settings.model) as span:
-                stream = await route.provider.open(route.endpoint, settings, self._notes)
+                with anyio.move_on_after(limit_s) as patience:
+                    stream = await route.provider.open(route.endpoint, settings, self._notes)
+                if patience.cancelled_caught:
+                    raise SttTransientError(f"no `connected` within {limit_s:.1f} s")
                 span.set_attribute("gen_ai.response.id", stream.request_id)
-        context.credentials.accepted()
-        context.shortage.connected(time.monotonic())
-        context.provider_outage.connected(time.monotonic())
+        now = time.monotonic()
+        health.credentials.accepted()
+        health.outage.connected(now)
+        context.shortage.connected(now)
         context.stats.connects["ok"] += 1
         context.stats.provider_unknown += stream.ignored
-        context.stats.connect_s.observe(time.monotonic() - began)
+        context.stats.connect_s.observe(now - began)
         return stream
 
-    def _on_rejection(self, error: SttCredentialsError, model: str) -> None:
+    def _on_rejection(self, error: SttCredentialsError, choice: Choice) -> None:
         self._context.stats.connects[error.error_class] += 1
-        if model == self._route.offer.models[0]:
-            self._context.credentials.rejected(error, self._route.provider.name)
+        model = choice.candidate.model
+        if model == choice.route.offer.models[0]:
+            self._context.provider_health[choice.name].credentials.rejected(error)
         else:  # the plan may exclude only this session's model
             log.warning("%s: model %s: %s", self._name, model, error)
 
-    def _on_failure(self, error: SttBusyError | SttTransientError) -> None:
+    def _on_failure(self, error: SttBusyError | SttTransientError, choice: Choice) -> None:
         self._context.stats.connects[error.error_class] += 1
         level = logging.DEBUG if self._backoff.failures else logging.INFO
-        log.log(level, "%s: %s", self._name, error)
-        self._context.provider_outage.connect_failed(self._name, error, time.monotonic())
+        log.log(level, "%s: provider %s: %s", self._name, choice.name, error)
+        outage = self._context.provider_health[choice.name].outage
+        outage.connect_failed(self._name, error, time.monotonic())
 
     def _on_shortage(self, error: SttShortageError) -> None:
         self._context.stats.connects[error.error_class] += 1

@@ -31,6 +31,7 @@ from worker.errors import (
     SttError,
     SttPermanentError,
     SttProtocolError,
+    SttShortageError,
     SttTooBigError,
     SttTransientError,
     SttUnknownCommandError,
@@ -40,6 +41,7 @@ from worker.session.checkpoint import Checkpoint
 from worker.session.connection import Connection
 from worker.session.connector import Connector
 from worker.session.ingest import AudioIngest
+from worker.session.providers import SessionProviders
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
 from worker.session.reports import Reports
@@ -57,6 +59,12 @@ SAME_PLACE_MS = 2_000
 
 _UNRELATED_TO_AUDIO = (SttPermanentError, SttCredentialsError, SttBusyError)
 """Errors that are unrelated to the audio."""
+
+_CAUSED_BY_WORKER = (SttPermanentError, SttTooBigError, SttUnknownCommandError, SttShortageError)
+"""Errors that do not show that the provider fails: what the worker sent, or its machine, did it."""
+
+_BAD_REQUEST = 400
+"""Status of an error about the pace or the settings."""
 
 
 class _Fatal(NamedTuple):
@@ -83,9 +91,8 @@ class Session:
         self.rewinds = 0
         """Number of times the cursor moved back; reads from before are invalid."""
         self._context = context
-        self._state = state = SessionState(
-            entry, checkpoint, settings.max_lag_s, context.route_of(entry)[0].provider.name
-        )
+        choices = context.choices_of(entry)
+        self._state = state = SessionState(entry, checkpoint, settings.max_lag_s, choices[0].name)
         self._lifecycle = state.lifecycle
         self._ledger = state.ledger
         self._sender = sender = AudioSender(
@@ -103,6 +110,16 @@ class Session:
             partial(state.event_context, sender),
             partial(state.checkpoint, sender, context.provider_lag),
         )
+        self._providers = SessionProviders(
+            self.name,
+            choices,
+            context.breakers,
+            settings.stt_failover_s,
+            context.stats,
+            publisher.trace,
+            time.monotonic(),
+            checkpoint.provider,
+        )
         boundary = TurnBoundaryFinder(sender, context.stalls, context.provider_lag)
         throttle = UpdateThrottle(settings.turn_update_interval_ms)
         self._receiver = MessageReceiver(state, boundary, sender, publisher, throttle)
@@ -119,7 +136,15 @@ class Session:
         )
         self.poll_schedule = self._ingest.poll_schedule
         """Poll schedule of the audio stream; the reader uses it."""
-        self._connector = Connector(context, ownership, state.configs, publisher, self._reports)
+        self._connector = Connector(
+            context,
+            ownership,
+            self._providers,
+            state.tracker,
+            state.configs,
+            publisher,
+            self._reports,
+        )
         self._connection: Connection | None = None
         self._watchdog = Watchdog()
         self._silence = SilentSocket()
@@ -132,6 +157,9 @@ class Session:
         self._phase_since = time.monotonic()
         self._outage_since: float | None = None  # start of the outage, until a socket works
         self._outage_published = False
+        self._works = False  # whether the current socket is known to work
+        self._leaving = False  # whether the current socket is left for another provider
+        self._moved_at_byte = -1  # committed position at which another provider was tried
         self._parking = False  # until the socket is closed and the permit released
         self._unreadable = ""  # why the audio key cannot be read
         self._fatal: _Fatal | None = None
@@ -145,6 +173,11 @@ class Session:
     def phase(self) -> Phase:
         """State of the connection."""
         return self._lifecycle.phase
+
+    @property
+    def provider(self) -> str:
+        """Name of the provider of the current socket, or of the last one."""
+        return self._state.provider
 
     @property
     def cursor(self) -> str:
@@ -270,6 +303,7 @@ class Session:
                 self._state.next_tick_at = self._connection.next_tick_at
                 if self._outage_since is not None and self._connection.has_lasted(now):
                     self._end_outage()
+                self._check_provider(self._connection, now)
             case Action.CHECK_OUTAGE:
                 self._check_outage(now)
             case Action.CHECK_IDLE if self._is_idle:
@@ -371,7 +405,9 @@ class Session:
             self._speech,
             stream,
             now,
+            silence_timeout_s=self._providers.silence_timeout_s,
         )
+        self._works = self._leaving = False
         self._enter(Input.CONNECTED)
         self.drain(now)
         return connection
@@ -384,7 +420,7 @@ class Session:
                 action = self._on_flushed()
         except SttError as error:
             # No other task ran meanwhile: after an error, `__aexit__` aborts and does not wait.
-            action = self._on_lost(error, received_turns=connection.received_turns)
+            action = self._on_lost(error, connection)
         finally:
             if self._connection is not None:  # released, or an internal error
                 self._rewind()
@@ -395,9 +431,10 @@ class Session:
             case Action.RECONNECT:
                 # A long turn commits nothing, but a socket that sent more of it made progress.
                 sent_more = self._state.lateness.sent_until > self._reached_sent
-                await self._connector.wait_before_reconnect(
-                    progressed=self._committed_more or sent_more
-                )
+                if not self._leaving:
+                    await self._connector.wait_before_reconnect(
+                        progressed=self._committed_more or sent_more
+                    )
                 self._enter(Input.RETRY)
 
     def _on_flushed(self) -> Action:
@@ -413,23 +450,28 @@ class Session:
         self.trace.flush_ended(None)
         return action
 
-    def _on_lost(self, error: SttError, *, received_turns: bool) -> Action:
+    def _on_lost(self, error: SttError, connection: Connection) -> Action:
         """Handle a lost socket: its uncommitted audio will be sent again."""
         if isinstance(error, SttPermanentError) and self._connector.revoke_config(error):
             error = SttTransientError(str(error), status=error.status, request_id=error.request_id)
         if isinstance(error, SttUnknownCommandError):
             self._context.without_forced_end.add(self._state.provider)
+        if self._leaving:
+            return self._on_left()
         self.trace.socket_lost(error, self._sent_uncommitted_s)
         idle = is_idle_close(error.status, str(error))
         if not idle:
-            self._check_repeated_loss(error, received_turns=received_turns)
+            repeated = self._check_repeated_loss(error, received_turns=connection.received_turns)
+            if not (isinstance(error, _CAUSED_BY_WORKER) or error.status == _BAD_REQUEST):
+                since = connection.silent_since or time.monotonic()
+                self._providers.failed(error, since, stuck=connection.stuck or repeated)
         replayed_s = self._sent_uncommitted_s
         self._rewind()
         self.trace.flush_ended(error)
         self._context.stats.sockets_lost["idle" if idle else error.error_class] += 1
         if idle:
             return self._enter(Input.CLOSED_IDLE)
-        if isinstance(error, SttPermanentError):
+        if isinstance(error, SttPermanentError) and not self._connector.give_up(error):
             fatal = _Fatal("stt_refused", str(error), error.status)
             return self._end(Input.FATAL, "error", fatal)
         log.info(
@@ -442,32 +484,61 @@ class Session:
         self._connector.failure = error
         return self._enter(Input.LOST)
 
-    def _check_repeated_loss(self, error: SttError, *, received_turns: bool) -> None:
+    def _on_left(self) -> Action:
+        """Handle a socket that the session left, to continue at another provider."""
+        log.info("%s: replaying %.1f s", self.name, self._sent_uncommitted_s)
+        self._rewind()
+        self._begin_outage()
+        return self._enter(Input.LOST)
+
+    def _check_provider(self, connection: Connection, now: float) -> None:
+        """Report a socket that works, and leave it if the session moves to another provider."""
+        inside_turn = self._receiver.inside_turn
+        if not self._works and connection.works(now, inside_turn=inside_turn):
+            self._works = True
+            self._providers.works()
+        if (
+            self.phase is Phase.LIVE
+            and connection.stream.socket.open
+            and not self._leaving
+            and self._providers.check(now, connection.opened_at, inside_turn=inside_turn)
+        ):
+            self._leaving = True
+            connection.stream.socket.abort("the session moves to another provider")
+
+    def _check_repeated_loss(self, error: SttError, *, received_turns: bool) -> bool:
         """Skip audio at which the provider fails on one socket after another.
+
+        Returns whether another provider has to try it before. Each audio is tried there once.
 
         Three sockets in a row lost at the same place are enough if the provider certainly caused
         each, otherwise five in a minute or more (`RepeatedLosses` in `worker.core`). Everything
         sent is committed, and the open turn ends.
         """
         if isinstance(error, _UNRELATED_TO_AUDIO):
-            return
+            return False
         too_big = isinstance(error, SttTooBigError)
         if too_big and self._can_send_less(error):
-            return
+            return False
         broken = isinstance(error, SttProtocolError)
         if self._lifecycle.flushing and (broken or is_provider_error(error)):
             self._receiver.flush_failed()
         if not (received_turns or broken or too_big):
-            return  # an outage
+            return False  # an outage
         certain = too_big or (broken and received_turns)
         progress = (self._ledger.committed_bytes, self._state.tracker.last_growth)
         now = time.monotonic()
         if self._losses.must_skip(self._sender.session_bytes, progress, now, certain=certain):
+            if self._providers.several and self._moved_at_byte != self._ledger.committed_bytes:
+                self._moved_at_byte = self._ledger.committed_bytes
+                self._losses = RepeatedLosses(self._sender.bytes_of(SAME_PLACE_MS))
+                return True
             log.warning(
                 "%s: skipping %.1f s of audio at which the provider fails repeatedly (%s)",
                 *(self.name, self._sent_uncommitted_s, error),
             )
             self._receiver.abandon_turn()
+        return False
 
     def _can_send_less(self, error: SttError) -> bool:
         """Lower the worker's limit of message sizes; return whether it can be lower."""

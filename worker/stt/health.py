@@ -2,6 +2,9 @@
 
 import logging
 import time
+from collections.abc import Sequence
+
+import anyio
 
 from worker.errors import SttError
 from worker.settings import KEY_NAMES
@@ -18,11 +21,22 @@ OUTAGE_OVER_AFTER_S = 60.0
 CREDENTIALS_RETRY_S = 15.0
 """Delay after a rejected key before a worker without sessions tries it again."""
 
+MAX_CONCURRENT_CONNECTS = 50
+"""Maximum concurrent handshakes with one STT provider.
+
+A thousand sessions may start, or lose their sockets, at once. A handshake takes milliseconds of
+CPU, mostly for TLS: fifty together hardly delay the running sessions. A server with the usual
+listen backlog of 100 drops no packets, which would be resent a second later. At 300 ms each, fifty
+concurrent handshakes open 160 sessions a second.
+"""
+
 
 class ProviderOutage:
     """Whether the provider accepts connections; times are on the monotonic clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, subject: str = "the STT provider") -> None:
+        """`subject` names the provider in log lines."""
+        self._subject = subject
         self._since: float | None = None
         self._failed_at = 0.0
         self._logged = False
@@ -38,8 +52,8 @@ class ProviderOutage:
         if not self._logged and now - self._since >= OUTAGE_LOG_AFTER_S:
             self._logged = True
             log.warning(
-                "the STT provider accepted no connection for %.0f s (%s); sessions wait, "
-                "none is lost",
+                "%s accepted no connection for %.0f s (%s); sessions wait, none is lost",
+                self._subject,
                 now - self._since,
                 error,
             )
@@ -48,7 +62,8 @@ class ProviderOutage:
         """Record a successful connect."""
         if self._logged and self._since is not None:
             log.warning(
-                "the STT provider accepts connections again after %.1f s; %s waited",
+                "%s accepts connections again after %.1f s; %s waited",
+                self._subject,
                 now - self._since,
                 pluralize(len(self._waiting), "session"),
             )
@@ -59,20 +74,21 @@ class ProviderOutage:
 class CredentialsHealth:
     """Whether the provider accepts the API key; logged once, not for every session."""
 
-    def __init__(self) -> None:
+    def __init__(self, provider: str) -> None:
+        key = KEY_NAMES[provider]
+        self._provider = provider
+        self._advice = f"check {key.variable} or {key.file_variable}, and the account's credit"
         self.reason: str | None = None
         """Why the provider rejects the key or the credit; None while it accepts them."""
         self._since = 0.0
 
-    def rejected(self, error: SttError, provider: str) -> None:
-        """Record a 401, 402 or 403 of the provider with this name."""
+    def rejected(self, error: SttError) -> None:
+        """Record a 401, 402 or 403."""
         if self.reason is None:
             what = "cannot be reached" if error.advice else "rejects the API key or its credit"
-            key = KEY_NAMES[provider]
-            own = f"check {key.variable} or {key.file_variable}, and the account's credit"
             log.error(
                 "provider %s: %s (%s); sessions wait, none is lost; %s",
-                *(provider, what, error, error.advice or own),
+                *(self._provider, what, error, error.advice or self._advice),
             )
         self.reason = str(error)
         self._since = time.monotonic()
@@ -85,5 +101,23 @@ class CredentialsHealth:
     def accepted(self) -> None:
         """Record a successful connection."""
         if self.reason is not None:
-            log.info("connected to the STT provider again")
+            log.info("provider %s: connected again", self._provider)
         self.reason = None
+
+
+class ProviderHealth:
+    """What a worker knows about one provider, and its limit of handshakes."""
+
+    def __init__(self, provider: str, subject: str) -> None:
+        self.credentials = CredentialsHealth(provider)
+        self.outage = ProviderOutage(subject)
+        self.connect_slots = anyio.CapacityLimiter(MAX_CONCURRENT_CONNECTS)
+
+
+def provider_health(providers: Sequence[str]) -> dict[str, ProviderHealth]:
+    """Return the health of each provider. Log lines name a provider if there are several."""
+    several = len(providers) > 1
+    return {
+        name: ProviderHealth(name, f"provider {name}" if several else "the STT provider")
+        for name in providers
+    }

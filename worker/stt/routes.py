@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from worker.settings import Settings
 from worker.stt.cartesia import CARTESIA
+from worker.stt.choice import Candidate
 from worker.stt.flux import FLUX
 from worker.stt.keys import ApiKey
 from worker.stt.offers import Offer, offers
@@ -30,6 +32,18 @@ class Route:
     def endpoint(self) -> Endpoint:
         """Return where to connect now; the key may have changed since the last connect."""
         return Endpoint(self.url, self.version, self.key.current(), self.proxy)
+
+
+class Choice(NamedTuple):
+    """A provider that may serve a session, and what to ask it for."""
+
+    route: Route
+    candidate: Candidate
+
+    @property
+    def name(self) -> str:
+        """Name of the provider."""
+        return self.candidate.provider
 
 
 def find_routes(

@@ -9,6 +9,7 @@ from typing import get_args
 
 from schemas.turns import Event, GapReason
 from schemas.validation import REASONS
+from worker.settings import PROVIDERS
 
 BOUNDS_S = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Upper bounds of the histogram buckets, in seconds."""
@@ -20,6 +21,7 @@ COMPONENTS = (
     *(
         "acquire",
         "backlog",
+        "breakers",
         "claim",
         "clock",
         "committer",
@@ -93,6 +95,8 @@ class Counters:
         """Connects, by outcome: `ok` or the error class."""
         self.sockets_lost: Counter[str] = Counter(idle=0, permanent=0, transient=0)
         """Sockets that the worker did not close itself, by error class."""
+        self.failovers: Counter[str] = Counter(dict.fromkeys(PROVIDERS, 0))
+        """Sessions that left a provider because it failed, by its name."""
         self.takeovers: Counter[str] = Counter(killed=0, silent=0, released=0)
         """Sessions taken over, by cause."""
         self.rejected_entries: Counter[str] = Counter(dict.fromkeys(_REFUSALS, 0))

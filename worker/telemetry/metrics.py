@@ -15,6 +15,7 @@ import anyio
 from redis.exceptions import ResponseError
 
 from worker import build
+from worker.core.breaker import BreakerState
 from worker.core.phases import Phase
 from worker.telemetry.counters import Counters, Histogram
 
@@ -60,6 +61,20 @@ class WorkerGauges:
         phases = Counter({phase.value: 0 for phase in Phase if phase is not Phase.OVER})
         phases.update(s.phase.value for s in self.worker.running if s.phase is not Phase.OVER)
         return phases
+
+    @property
+    def open_sockets(self) -> Mapping[str, float]:
+        """Number of open sockets, by provider."""
+        sockets = Counter({route.provider.name: 0 for route in self.worker.context.routes})
+        live = (Phase.LIVE, Phase.FLUSHING)
+        sockets.update(each.provider for each in self.worker.running if each.phase in live)
+        return sockets
+
+    @property
+    def avoided(self) -> Mapping[str, float]:
+        """1 for each provider whose breaker is not closed, 0 for the others."""
+        states = self.worker.context.breakers.states()
+        return {name: int(state is not BreakerState.CLOSED) for name, state in states.items()}
 
     @property
     def lag_s(self) -> float:
@@ -273,6 +288,29 @@ INSTRUMENTS: tuple[Instrument[WorkerGauges], ...] = (
         "Sockets lost, by error class; a permanent error ends the session",
         lambda stats: stats.sockets_lost,
         "turnbus.fault.class",
+    ),
+    _count(
+        "turnbus.failovers",
+        "{session}",
+        "Sessions that left a provider because it failed, by its name",
+        lambda stats: stats.failovers,
+        "turnbus.provider",
+    ),
+    Instrument(
+        "turnbus.provider.sockets",
+        "updowncounter",
+        "{connection}",
+        "Open sockets of this worker, by provider",
+        lambda gauges: gauges.open_sockets,
+        "turnbus.provider",
+    ),
+    Instrument(
+        "turnbus.provider.avoided",
+        "gauge",
+        "{provider}",
+        "1 while the breaker of a provider is open, 0 while it is closed",
+        lambda gauges: gauges.avoided,
+        "turnbus.provider",
     ),
     Instrument(
         "turnbus.gate.waiting",

@@ -190,6 +190,18 @@ class SessionTrace:
             }
             self._turn.add_event("socket lost", self._lost | cause)
 
+    def provider_changed(self, left: str, next_: str, reason: str) -> None:
+        """Add an event to the open turn's span: the session continues at another provider."""
+        if self._turn is not None:
+            self._turn.add_event(
+                "provider changed",
+                {
+                    "turnbus.provider.from": left,
+                    "turnbus.provider.to": next_,
+                    "turnbus.failover.reason": reason,
+                },
+            )
+
     def flush_started(self) -> None:
         """Start the span of a flush: from the worker's `close` to the provider's."""
         self._flush = _tracer.start_span(
