@@ -4,12 +4,11 @@ Carriers send little else, fifty a second and call. To the library's parser, eac
 times as much. It parses everything else: other frames, parts of frames, and what is not valid.
 """
 
-from collections.abc import Generator
 from typing import Final
 
-from websockets.protocol import State
 from websockets.server import ServerProtocol
-from websockets.streams import StreamReader
+
+from worker.stt.frames import MessageProtocol
 
 # The library's own masking function, in C if that was compiled.
 from websockets.frames import apply_mask  # type: ignore[attr-defined]  # isort: skip
@@ -21,38 +20,8 @@ _TWO_BYTES: Final = 0xFE
 _MASK_BYTES: Final = 4
 
 
-class FastServerProtocol(ServerProtocol):
+class FastServerProtocol(MessageProtocol, ServerProtocol):
     """The server side of one connection, which shows where a message begins."""
-
-    def parse(self) -> Generator[None]:
-        """Parse incoming data. Called by the library's constructor."""
-        self.reader = self._frame_reader = _FrameReader()
-        yield from super().parse()
-
-    @property
-    def between_messages(self) -> bool:
-        """Whether the next byte begins a frame that no fragment precedes.
-
-        If so, the caller may handle whole messages itself instead of passing them.
-        """
-        at_frame = self._frame_reader.between_frames
-        return at_frame and self.state is State.OPEN and self.current_size is None
-
-
-class _FrameReader(StreamReader):
-    """Shows where a frame begins."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.between_frames = False
-        """Whether the parser waits for the first byte of a frame."""
-
-    def at_eof(self) -> Generator[None, None, bool]:
-        # The parser calls this before each frame, and nowhere else.
-        self.between_frames = True
-        at_eof = yield from super().at_eof()
-        self.between_frames = False
-        return at_eof
 
 
 def split_messages(data: bytes, max_bytes: int) -> tuple[list[str | bytes], int]:

@@ -9,12 +9,12 @@ code is read as 1011.
 import os
 import struct
 from collections.abc import Generator
-from typing import Final
+from typing import ClassVar, Final
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import ProtocolError
 from websockets.frames import Close, CloseCode, Frame, Opcode
-from websockets.protocol import State
+from websockets.protocol import Protocol, State
 
 # The library's own masking function, in C if that was compiled.
 from websockets.frames import apply_mask  # type: ignore[attr-defined]  # isort: skip
@@ -35,32 +35,8 @@ _SHORT, _MEDIUM, _LONG = struct.Struct("!BB4s"), struct.Struct("!BBH4s"), struct
 _POOL_BYTES = 4_096
 
 
-class LenientProtocol(ClientProtocol):
-    """The client side of one connection. It does not limit fragmented messages."""
-
-    def parse(self) -> Generator[None]:
-        """Parse incoming data. Called by the library's constructor."""
-        self.reader = self._discarding_reader = _DiscardingReader()
-        yield from super().parse()
-
-    @property
-    def between_messages(self) -> bool:
-        """Whether the next byte begins a frame that no fragment precedes.
-
-        If so, the caller may handle whole text frames itself instead of passing them.
-        """
-        at_frame = self._discarding_reader.between_frames
-        return at_frame and self.state is State.OPEN and self.current_size is None
-
-    def recv_frame(self, frame: Frame) -> None:
-        """Process an incoming frame."""
-        if frame.opcode is Opcode.CLOSE and frame.data:
-            frame.data = _readable(bytes(frame.data))
-        super().recv_frame(frame)
-
-
-class _DiscardingReader(StreamReader):
-    """Buffers no payload above the limit, and shows where a frame begins."""
+class FrameReader(StreamReader):
+    """Shows where a frame begins."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,11 +44,36 @@ class _DiscardingReader(StreamReader):
         """Whether the parser waits for the first byte of a frame."""
 
     def at_eof(self) -> Generator[None, None, bool]:
+        """Return whether the stream has ended."""
         # The parser calls this before each frame, and nowhere else.
         self.between_frames = True
         at_eof = yield from super().at_eof()
         self.between_frames = False
         return at_eof
+
+
+class MessageProtocol(Protocol):
+    """One side of a connection, which shows where a message begins."""
+
+    reader_type: ClassVar[type[FrameReader]] = FrameReader
+
+    def parse(self) -> Generator[None]:
+        """Parse incoming data. Called by the library's constructor."""
+        self.reader = self._frame_reader = self.reader_type()
+        yield from super().parse()
+
+    @property
+    def between_messages(self) -> bool:
+        """Whether the next byte begins a frame that no fragment precedes.
+
+        If so, the caller may handle whole frames itself instead of passing them.
+        """
+        at_frame = self._frame_reader.between_frames
+        return at_frame and self.state is State.OPEN and self.current_size is None
+
+
+class _DiscardingReader(FrameReader):
+    """Buffers no payload above the limit."""
 
     def read_exact(self, n: int) -> Generator[None, None, bytearray]:
         if n <= MAX_MESSAGE_BYTES:
@@ -87,6 +88,18 @@ class _DiscardingReader(StreamReader):
             if self.eof:
                 raise EOFError(f"stream ends {left} bytes before the end of a large frame")
             yield
+
+
+class LenientProtocol(MessageProtocol, ClientProtocol):
+    """The client side of one connection. It does not limit fragmented messages."""
+
+    reader_type = _DiscardingReader
+
+    def recv_frame(self, frame: Frame) -> None:
+        """Process an incoming frame."""
+        if frame.opcode is Opcode.CLOSE and frame.data:
+            frame.data = _readable(bytes(frame.data))
+        super().recv_frame(frame)
 
 
 def split_texts(data: bytes, texts: list[bytes]) -> int:
