@@ -14,7 +14,7 @@ from schemas.flux import (
     decode_message,
     decode_words,
 )
-from worker.stt.messages import defect_of, readable_fields
+from worker.stt.messages import defect_of, read_damaged
 
 MAX_S = 1e7
 """Maximum time in a message that is used, in seconds of audio: four months."""
@@ -29,12 +29,9 @@ def read_message(data: bytes) -> tuple[ServerMessage | None, str]:
         return decode_message(data), ""
     except (RecursionError, ValueError) as error:
         defect = defect_of(error)
-    if not data:
-        return None, "empty message"
-    fields = readable_fields(data.decode())
-    kind = fields.get("type")
-    if not isinstance(kind, str):
-        return None, f"{defect}, no readable type"
+    kind, fields, defect = read_damaged(data, defect)
+    if kind is None:
+        return None, defect
     known = KNOWN.get(kind)
     return UnknownMessage(kind) if known is None else _message(known, fields), defect
 

@@ -35,12 +35,9 @@ def read_message(data: bytes) -> tuple[ServerMessage | None, str]:
         defect = "status code out of range"
     except (RecursionError, ValueError) as error:
         defect = defect_of(error)
-    if not data:
-        return None, "empty message"
-    fields = readable_fields(data.decode())
-    kind = fields.get("type")
-    if not isinstance(kind, str):
-        return None, f"{defect}, no readable type"
+    kind, fields, defect = read_damaged(data, defect)
+    if kind is None:
+        return None, defect
     known = KNOWN.get(kind)
     return UnknownMessage(kind) if known is None else _message(known, fields), defect
 
@@ -84,7 +81,21 @@ def defect_of(error: RecursionError | ValueError) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else "invalid value"
 
 
-def readable_fields(text: str) -> dict[str, object]:
+def read_damaged(data: bytes, defect: str) -> tuple[str | None, dict[str, object], str]:
+    """Return the type and the readable fields of a message that msgspec cannot decode.
+
+    The type is None if it is not readable; the defect then says so.
+    """
+    if not data:
+        return None, {}, "empty message"
+    fields = _readable_fields(data.decode())
+    kind = fields.get("type")
+    if not isinstance(kind, str):
+        return None, {}, f"{defect}, no readable type"
+    return kind, fields, defect
+
+
+def _readable_fields(text: str) -> dict[str, object]:
     """Return the readable fields of an object, however damaged the rest is."""
     fields: dict[str, object] = {}
     begin = re.match(r"[\s\ufeff]*\{", text)
