@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from worker.errors import SettingsError
+from worker.files import file_version
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +31,13 @@ class SecretFile:
         self._variable: Final = variable
         self._min_bytes: Final = min_bytes
         self._has_users: Final = has_users
-        self._version = _version(self._path)
+        self._version = file_version(self._path)
         self._secrets = self._read()
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """The secrets of the file, in its order."""
-        version = _version(self._path)
+        version = file_version(self._path)
         if version != self._version:
             self._version = version
             try:
@@ -68,12 +69,3 @@ class SecretFile:
 
     def _error(self, problem: str) -> SettingsError:
         return SettingsError([f"{self._variable}: {problem}"])
-
-
-def _version(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes with the file's content; None without a file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from worker.errors import SettingsError
+from worker.files import file_version
 from worker.settings import ENV_PREFIX, KEY_NAMES, KeyNames, Settings, key_provider
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class ApiKey:
 
         Raises `SettingsError` if the file holds no usable key.
         """
-        stamp = _stamp(file)
+        stamp = file_version(file)
         key = cls(provider, _read_file(provider, source, file), now)
         key._file, key._source, key._stamp = file, source, stamp
         return key
@@ -59,7 +60,7 @@ class ApiKey:
         now = self._now()
         if self._file is not None and now - self._checked_at >= CHECK_INTERVAL_S:
             self._checked_at = now
-            stamp = _stamp(self._file)
+            stamp = file_version(self._file)
             if stamp is None or stamp != self._stamp:
                 self._read_again(self._file, stamp)
         return self._key
@@ -122,16 +123,6 @@ def load_keys(settings: Settings, env: Mapping[str, str]) -> ApiKeys:
     return ApiKeys(usable, tuple(skipped))
 
 
-def api_key(settings: Settings, env: Mapping[str, str]) -> str:
-    """Return Cartesia's key as it is now.
-
-    Raises `SettingsError`, which never contains any part of the key, if no key is usable.
-    """
-    if key := _find("cartesia", settings, env):
-        return key.current()
-    raise SettingsError([_missing(KEY_NAMES["cartesia"])])
-
-
 def _find(provider: str, settings: Settings, env: Mapping[str, str]) -> ApiKey | None:
     """Return a provider's key; None if neither a file nor a variable is given."""
     names = KEY_NAMES[provider]
@@ -151,15 +142,6 @@ def _find(provider: str, settings: Settings, env: Mapping[str, str]) -> ApiKey |
 
 def _missing(names: KeyNames) -> str:
     return f"{names.variable}: no API key for the STT provider; {names.advice}"
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Return values that change with the file's content; None if it cannot be looked at."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _read_file(provider: str, source: str, file: Path) -> str:

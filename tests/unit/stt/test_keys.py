@@ -3,13 +3,14 @@
 import logging
 import os
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from worker.errors import SettingsError
 from worker.settings import Settings
-from worker.stt.keys import CHECK_INTERVAL_S, ApiKey, api_key, load_keys
+from worker.stt.keys import CHECK_INTERVAL_S, ApiKey, load_keys
 
 BOTH = Settings(stt_providers="cartesia,flux")
 DEEPGRAM_KEY = "0123456789abcdef" * 2 + "89abcdef"
@@ -50,6 +51,11 @@ def replace(file: Path, text: str) -> None:
     other = file.with_suffix(".new")
     other.write_text(text)
     other.rename(file)
+
+
+def api_key(settings: Settings, env: Mapping[str, str]) -> str:
+    """Return Cartesia's key as it is now."""
+    return load_keys(settings, env).usable["cartesia"].current()
 
 
 def test_key_file_overrides_environment(tmp_path: Path) -> None:
