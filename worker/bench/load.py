@@ -29,7 +29,7 @@ from worker.bench.machine import (
     versions,
 )
 from worker.bench.plan import LoadPlan
-from worker.bench.producer import LoadProducer
+from worker.bench.producer import MAX_DELAY_MS, LoadProducer, LoadSession
 from worker.bench.report import LoadReport, LoadRun, now, run_of
 from worker.bench.speech import Speech
 from worker.bench.terminal import Progress
@@ -199,13 +199,18 @@ class _Run:
     def _results(self) -> Iterator[WordResult]:
         for session in self._producer.sessions:
             sent = self._speech.words_in(session.speech_chunks)
-            yield self._checkers[session.name].result(sent)
+            yield self._checkers[session.name].result(sent, self._torn(session))
+
+    def _torn(self, session: LoadSession) -> set[int]:
+        """Return the words that were interrupted because the producer was late."""
+        late = session.late_chunks(self._plan.chunk_ms + MAX_DELAY_MS)
+        return {word for chunk in late if (word := self._speech.word_around(chunk)) is not None}
 
     def _failures(self) -> Iterator[str]:
         """Yield the errors of each session that has any."""
         for session in self._producer.sessions:
             sent = self._speech.words_in(session.speech_chunks)
-            if failures := self._checkers[session.name].failures(sent):
+            if failures := self._checkers[session.name].failures(sent, self._torn(session)):
                 yield f"{session.name}: {failures}"
 
 

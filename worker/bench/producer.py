@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
 from uuid import uuid4
 
@@ -201,6 +202,11 @@ class LoadSession:
         """Whether the last utterance and the pause after it are complete."""
         chunks = self.speech_chunks
         return not self.ended and chunks > 0 and chunks % self._cycle == 0
+
+    def late_chunks(self, interval_ms: int) -> list[int]:
+        """Return the speech chunks appended more than `interval_ms` after the previous chunk."""
+        times = enumerate(pairwise(self.appended_ms), 1 - self.start.silent_chunks)
+        return [chunk for chunk, (last, at) in times if chunk >= 0 and at - last > interval_ms]
 
     def spoken_ms(self, chunk: int) -> int:
         """Return the time a speech chunk was appended."""

@@ -268,6 +268,8 @@ def rows(report: LoadReport) -> list[Row]:
         "sessions not ended": verdict.unended,
     }
     table.append(Row("words sent", f"{verdict.words:,}"))
+    if verdict.torn:
+        table.append(Row("words interrupted by late audio", f"{verdict.torn:,}"))
     table += [Row(name, f"{count:,}") for name, count in faults.items()]
     return table
 

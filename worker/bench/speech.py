@@ -51,6 +51,8 @@ class Speech:
         self._cycle = plan.cycle
         cuts = [round(plan.sample_rate * plan.chunk_ms * n / 1_000) for n in range(plan.cycle + 1)]
         word = round(plan.sample_rate * WORD_MS / 1_000)
+        self._cuts = cuts  # the first sample of each chunk of an utterance
+        self._word = word  # samples of a word
         self._last_chunks = [
             next(n for n in range(plan.cycle) if cuts[n + 1] >= word * (nth + 1))
             for nth in range(WORDS)
@@ -69,6 +71,12 @@ class Speech:
     def last_chunk(self, word: int) -> int:
         """Return the chunk that contains the end of a word."""
         return word // WORDS * self._cycle + self._last_chunks[word % WORDS]
+
+    def word_around(self, chunk: int) -> int | None:
+        """Return the word that a chunk begins inside of; None if it begins between two words."""
+        utterance, place = divmod(chunk, self._cycle)
+        word, into = divmod(self._cuts[place], self._word)
+        return utterance * WORDS + word if into and word < WORDS else None
 
     def words_in(self, chunks: int) -> int:
         """Return the number of words in `chunks`, a whole number of utterances."""

@@ -1,7 +1,7 @@
 """Compares the words published for a session with the words sent. No I/O."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -34,11 +34,15 @@ class WordResult(msgspec.Struct, frozen=True, kw_only=True):
     """Number of error and gap events."""
     unended: int = 0
     """Number of sessions that did not end."""
+    torn: int = 0
+    """Number of words whose audio the producer interrupted, and that are therefore not errors if
+    they are lost or damaged."""
 
     @property
     def ok(self) -> bool:
         """Whether there are no errors."""
-        return all(not value for name, value in self._counts.items() if name != "words")
+        counts = self._counts.items()
+        return all(not value for name, value in counts if name not in {"words", "torn"})
 
     def __add__(self, other: "WordResult") -> "WordResult":
         """Return the sum of both."""
@@ -85,19 +89,24 @@ class WordChecker:
             case _:
                 pass
 
-    def result(self, sent: int) -> WordResult:
-        """Return the result of the session, to which the words 0 to `sent` - 1 were sent."""
+    def result(self, sent: int, torn: Collection[int] = ()) -> WordResult:
+        """Return the result of the session, to which the words 0 to `sent` - 1 were sent.
+
+        `torn` are the words that the producer interrupted for so long that the worker inserted
+        silence: they may be lost or damaged.
+        """
         return msgspec.structs.replace(
-            compare(sent, self._words).result(sent),
+            compare(sent, self._words).without(torn).result(sent),
             seq_faults=self._seq_faults,
             faults=self._faults,
             unended=not self.ended,
+            torn=len(torn),
         )
 
-    def failures(self, sent: int) -> str:
-        """Describe the errors of the session; empty if there are none."""
+    def failures(self, sent: int, torn: Collection[int] = ()) -> str:
+        """Describe the errors of the session; empty if there are none. `torn` as in `result`."""
         parts = (
-            str(compare(sent, self._words)),
+            str(compare(sent, self._words).without(torn)),
             f"seq faults {self._seq_faults}" if self._seq_faults else "",
             f"errors and gaps {self._faults}" if self._faults else "",
             "" if self.ended else "not ended",
@@ -120,6 +129,16 @@ class Differences(NamedTuple):
     def wrong(self) -> list[int | str]:
         """Words that are damaged, were never sent, or are out of order."""
         return [*self.unknown, *(after for _, after in self.moved)]
+
+    def without(self, torn: Collection[int]) -> "Differences":
+        """Return the differences without the loss and the fragments of torn words."""
+        if not torn:
+            return self
+        fragments = {"!?", *(f"!{word}" for word in torn)}
+        return self._replace(
+            lost=[word for word in self.lost if word not in torn],
+            unknown=[word for word in self.unknown if word not in fragments],
+        )
 
     def result(self, sent: int) -> WordResult:
         """Return the counts; the session ended without other errors."""

@@ -70,6 +70,15 @@ def turn_of(text: str, turn: int = 0) -> list[tuple[type, dict[str, Any]]]:
 END: tuple[type, dict[str, Any]] = (turns.SessionEnded, {"reason": "end", "turns": 2})
 
 
+def test_interrupted_words_may_be_lost_or_damaged() -> None:
+    torn = checked(*turn_of("w0 !1 !1 !? w4"), END)
+    assert torn.result(5, {1, 2}) == WordResult(words=5, lost=1, torn=2)
+    assert torn.failures(5, {1, 2}) == "lost 3"
+    assert torn.result(5, {1, 2, 3}).ok
+    assert torn.result(5).wrong == 3
+    assert checked(*turn_of("w0 w1 w1"), END).result(2, {1}).repeated == 1
+
+
 def test_checker_accepts_correct_session() -> None:
     checker = checked(*turn_of("w0 w1"), *turn_of(" w2 w3", 1), END)
     assert checker.ended

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from schemas import Encoding
 from worker.bench.plan import SLOT_MS, WORDS, LoadPlan
 from worker.bench.speech import Speech, starts
+from worker.bench.words import compare
 from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
 from worker.local.emulator.engines.script import ScriptEngine, words_of
 
@@ -76,6 +77,30 @@ async def test_each_word_is_complete_with_its_last_chunk(
     assert spoken == len(texts) * WORDS
     assert [word for text in texts for word in text] == list(range(spoken))
     assert chunk_of == {word: speech.last_chunk(word) for word in range(spoken)}
+
+
+@pytest.mark.parametrize("late", range(28))
+async def test_late_chunk_interrupts_word_around_it(late: int) -> None:
+    plan = LoadPlan(seconds=5, warmup=1)
+    speech = Speech(plan)
+    transcripts: list[str] = []
+
+    def receive(event: EngineEvent) -> None:
+        if event.kind == "turn.end":
+            transcripts.append(event.transcript or "")
+
+    audio = AudioFormat(plan.encoding, plan.sample_rate)
+    stream = ScriptEngine().open(audio, TurnSettings(), (), receive)
+    for number, chunk in enumerate(speech.chunks):
+        if number == late:
+            await stream.feed(speech.silence)
+        await stream.feed(chunk)
+    received = [word for transcript in transcripts for word in words_of(transcript)]
+    sent = speech.words_in(len(speech.chunks))
+    interrupted = speech.word_around(late)
+    torn = [] if interrupted is None else [interrupted]
+    assert compare(sent, received).lost == torn
+    assert not any(compare(sent, received).without(torn))
 
 
 @settings(max_examples=20)

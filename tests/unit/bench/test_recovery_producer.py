@@ -1,6 +1,7 @@
 """What a producer's session appends, chunk by chunk."""
 
-from worker.bench.producer import AUDIO, RecoverySession
+from worker.bench.producer import AUDIO, LoadSession, RecoverySession
+from worker.bench.speech import Start
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 
 APPEND = (b"XADD", b"stt:{0}:audio:call-1", b"*")
@@ -80,3 +81,13 @@ def test_late_chunk_splits_its_word() -> None:
         session.next()
         session.appended(at_ms)
     assert session.torn == {1}
+
+
+def test_load_session_reports_its_late_speech_chunks() -> None:
+    session = LoadSession(
+        "call-1", APPEND, Start(slot=0, silent_chunks=2), [(b"audio", b"")] * 9, 9
+    )
+    for at_ms in (0, 900, 1_000, 1_501, 1_600, 2_100):
+        session.appended(at_ms)
+    assert session.late_chunks(500) == [1]
+    assert session.late_chunks(499) == [1, 3]
