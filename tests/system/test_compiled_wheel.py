@@ -1,4 +1,7 @@
-"""The wheel with the compiled core: it is built and installed, and the tests of the core pass."""
+"""The wheel with the compiled core: it is built and installed, and the tests on it pass.
+
+They are the tests of the core, and of the gateway, which the image runs from the same wheel.
+"""
 
 import os
 import shutil
@@ -16,6 +19,7 @@ TESTS = (
     *("tests/unit/core", "tests/unit/session", "tests/unit/stt"),
     *("tests/redis/test_audio_reader.py", "tests/redis/test_committer.py", "tests/simulation"),
     "tests/e2e/test_session_path.py",
+    *("tests/unit/ingest", "tests/e2e/test_ingest_carriers.py"),
 )
 
 ON_SOURCES = ("tests/unit/core/test_picture.py",)
