@@ -337,8 +337,15 @@ class TurnTracker:
             self._prefix, self._continued = text, True
             self._provider = ProviderState.NONE
             return []
-        final = self._may_shrink and not is_blank(text)
-        return self._close(text if final else self._merged(text, position), reason)
+        return self._close(self._final_text(text, position), reason)
+
+    def _final_text(self, text: str, position: int) -> str:
+        """Return the text with which the turn ends, given the provider's last text."""
+        if not self._may_shrink or is_blank(text):
+            return self._merged(text, position)
+        known = self._known.transcript
+        # White space is no revision: the turn may have begun at a provider that writes more of it.
+        return known if same_but_space(text, known) and not covers(text, known) else text
 
     def _close(self, text: str, reason: TurnEndReason) -> list[EventDraft]:
         turn = self.state.turn

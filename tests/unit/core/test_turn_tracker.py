@@ -971,3 +971,22 @@ def test_revised_text_never_shrinks_before_the_last_one(case: str) -> None:
     drafts += tracker.on_input(ProviderInput.END, final, 99)
     assert [draft.transcript for draft in drafts[1:]] == published
     assert drafts[-1].kind == "turn.end"
+
+
+@pytest.mark.parametrize(
+    ("known", "final", "ends_with"),
+    [
+        ("to\r\nBoston\r\n", "to Boston", "to\r\nBoston\r\n"),
+        ("to Boston ", "to Boston", "to Boston "),
+        ("toBoston", "to Boston", "to Boston"),
+        ("to Boston now", "to Boston", "to Boston"),
+    ],
+)
+def test_end_at_another_provider_keeps_white_space(known: str, final: str, ends_with: str) -> None:
+    tracker = TurnTracker()
+    tracker.on_input(ProviderInput.START, None, 1)
+    tracker.on_input(ProviderInput.UPDATE, known, 2)
+    tracker.socket_opened(may_shrink=True)
+    tracker.on_input(ProviderInput.START, None, 1)
+    (end,) = tracker.on_input(ProviderInput.END, final, 3)
+    assert (end.kind, end.transcript) == ("turn.end", ends_with)
