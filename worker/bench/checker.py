@@ -237,18 +237,18 @@ def _turn(number: int, events: Sequence[EventBase]) -> Iterator[Found]:
 def _texts(style: TextStyle, events: Sequence[Event]) -> Iterator[Found]:
     """Yield texts that differ from the provider's, and updates that only add white space.
 
-    The style is Cartesia's; Flux writes the words of a turn with single spaces between them.
+    The style is Cartesia's; Flux writes the words of a turn with single spaces between them. A turn
+    that moves from Flux to Cartesia keeps the white space that Flux wrote.
     """
-    known = ""
+    known, styled = "", True
     for event in events:
         if isinstance(event, TurnStart):
-            known = ""
+            known, styled = "", True
+        styled = styled and event.provider != "flux"
         text = getattr(event, "transcript", None)
         if text is None:
             continue
-        if event.provider != "flux" and not style.writes(
-            text, split_words(text, spaced=style.spaced)
-        ):
+        if styled and not style.writes(text, split_words(text, spaced=style.spaced)):
             yield "text", f"{_kind(event)}: {text!r}"
         grows = isinstance(event, TurnUpdate) and text.startswith(known)
         if grows and is_blank(text[len(known) :]):
