@@ -132,6 +132,26 @@ def test_checker_rejects_other_texts(style: str, texts: tuple[str, ...]) -> None
     assert _wrong_texts(style, *texts)
 
 
+@pytest.mark.parametrize(
+    ("provider", "last", "shrunk"),
+    [
+        ("cartesia", "w0 1", True),
+        ("flux", "w0 1", False),
+        ("flux", "w0 w1", True),
+        ("flux", "w0 w1 ", False),
+    ],
+)
+def test_only_flux_revises_the_last_text(provider: str, last: str, shrunk: bool) -> None:
+    common: dict[str, Any] = {**COMMON, "seq": 1, "at": 0.0, "audio_ms": 0, "turn": 0}
+    events: list[Event] = [
+        TurnStart(**common),
+        TurnUpdate(transcript="w0 w1 ", **common),
+        TurnEnd(transcript=last, reason="model", **common | {"provider": provider}),
+    ]
+    found = violations(Expected(session="s", words=2), events)
+    assert ("shrunk" in {each.rule for each in found}) is shrunk
+
+
 def test_turn_that_began_at_flux_keeps_its_white_space() -> None:
     texts = ("w0", "w0 w1", "w0 w1")
     assert _wrong_texts("lines", *texts)
