@@ -68,12 +68,12 @@ FAULTS: Final[Mapping[str, Fault | ProviderFault]] = {
     "stt-outage": ProviderFault(2, provider_faults.outage),
     "stt-503": ProviderFault(1, provider_faults.answer_503),
     "stt-outage-long": ProviderFault(1, provider_faults.long_outage),
-    "stt-refused": ProviderFault(3, provider_faults.refuse, failover=True),
-    "stt-half-open": ProviderFault(4, provider_faults.half_open, failover=True),
-    "stt-standstill": ProviderFault(3, provider_faults.standstill, failover=True),
-    "stt-slow": ProviderFault(3, provider_faults.slow, failover=True),
-    "stt-outage-kill": ProviderFault(4, provider_faults.outage_and_kill, failover=True),
-    "stt-outage-all": ProviderFault(2, provider_faults.outage_of_all, failover=True),
+    "stt-refused": ProviderFault(2, provider_faults.refuse, failover=True),
+    "stt-half-open": ProviderFault(2, provider_faults.half_open, failover=True),
+    "stt-standstill": ProviderFault(2, provider_faults.standstill, failover=True),
+    "stt-slow": ProviderFault(2, provider_faults.slow, failover=True),
+    "stt-outage-kill": ProviderFault(3, provider_faults.outage_and_kill, failover=True),
+    "stt-outage-all": ProviderFault(1, provider_faults.outage_of_all, failover=True),
 }
 """Every fault, by name."""
 

@@ -16,6 +16,11 @@ _NO_SERVICE: Final = (
     b"Connection: close\r\n\r\ndown"
 )
 
+_FIND_WORKER_S: Final = 3.0
+"""Maximum time to find a worker with sessions."""
+
+_POLL_S: Final = 0.1
+
 
 async def cut(harness: ChaosHarness, rng: Random, provider: str) -> bool:
     """Reset STT sockets."""
@@ -114,9 +119,10 @@ async def outage_and_kill(harness: ChaosHarness, rng: Random, provider: str) -> 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(outage, harness, outage_rng, provider)
         await anyio.sleep(after_s)
-        if await kill(harness, rng):
-            return True
-    return False
+        until = anyio.current_time() + _FIND_WORKER_S
+        while not await kill(harness, rng) and anyio.current_time() < until:
+            await anyio.sleep(_POLL_S)
+    return True
 
 
 async def outage_of_all(harness: ChaosHarness, rng: Random, provider: str) -> bool:
