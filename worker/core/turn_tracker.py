@@ -152,6 +152,7 @@ class TurnTracker:
         """Start on a new socket, where the provider has no state of an open turn.
 
         `may_shrink` is whether the provider revises the text of a turn, so that its last is best.
+        Such a provider writes each turn by itself, without white space at its beginning.
         """
         self._may_shrink = may_shrink
         self._provider = ProviderState.NONE
@@ -236,7 +237,9 @@ class TurnTracker:
         if self._continued:
             begun = before.rstrip(SPACES)
             space = leading_space(known[len(begun) :]) if known.startswith(begun) else ""
-            return begun + space + text.lstrip(SPACES) if space else before + text
+            if space:
+                return begun + space + text.lstrip(SPACES)
+            return join(before, text) if self._may_shrink else before + text
         if before and self._parting is None:
             return join(before, text)
         if before:
