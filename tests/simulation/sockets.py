@@ -7,7 +7,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 import msgspec
@@ -71,9 +71,9 @@ class _Protocol(Protocol):
 class _Turns:
     """Cartesia's protocol."""
 
-    def __init__(self) -> None:
+    def __init__(self, habits: "Habits") -> None:
         self._events: list[EngineEvent] = []
-        self._engine = _engine(self._events.append)
+        self._engine = habits.engine(self._events.append)
 
     def feed(self, audio: bytes) -> list[bytes]:
         at_once(self._engine.feed(audio))
@@ -92,11 +92,11 @@ class _Turns:
 class _Flux:
     """Flux's protocol: every message has times."""
 
-    def __init__(self, query: str) -> None:
+    def __init__(self, habits: "Habits", query: str) -> None:
         request = FluxRequest(f"{PATH}?{query}", Headers({"Authorization": "Token any"}))
         self._session = FluxSession(FluxSettings(), request, "request")
         self._messages: list[bytes] = []
-        self._engine = _engine(self._emit)
+        self._engine = habits.engine(self._emit)
 
     def _emit(self, event: EngineEvent) -> None:
         admitted = self._session.admit(event)
@@ -120,8 +120,18 @@ class _Flux:
         return messages
 
 
-def _engine(emit: Callable[[EngineEvent], None]) -> ScriptStream:
-    return ScriptStream(AUDIO, TurnSettings(), WORD_MS, emit, lambda word: word, None)
+class Habits(NamedTuple):
+    """How a provider transcribes."""
+
+    end_pause_ms: float = 5_600.0
+    """Maximum pause inside a turn."""
+    write: Callable[[str], str] = str
+    """How it writes a word."""
+
+    def engine(self, emit: Callable[[EngineEvent], None]) -> ScriptStream:
+        """Return the recognizer of a socket."""
+        turn = TurnSettings(end_timeout_ms=self.end_pause_ms)
+        return ScriptStream(AUDIO, turn, WORD_MS, emit, self.write, None)
 
 
 class SimulatedProvider:
@@ -138,6 +148,7 @@ class SimulatedProvider:
         self.rng = rng
         self.lag_s = lag_s
         self.late_s = late_s if provider.word_times else 0.0
+        self.habits = Habits()
         self.away = False
         """Whether connects are refused."""
         self.silent = False
@@ -171,7 +182,10 @@ class ProviderSocket:
         self.stream = kind(provider, self.socket, Endpoint("", "", ""), settings)
         self.stream.request_id = "request"
         self.stream.accepted = True
-        self._protocol: _Protocol = _Flux(kind.query(settings)) if provider is FLUX else _Turns()
+        habits = simulated.habits
+        self._protocol: _Protocol = (
+            _Flux(habits, kind.query(settings)) if provider is FLUX else _Turns(habits)
+        )
         self._peer = ServerProtocol(state=State.OPEN, max_size=None)
         self._up: deque[bytes] = deque()
         self._down: deque[bytes | None] = deque()
