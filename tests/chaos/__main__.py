@@ -43,10 +43,13 @@ class Chaos(Command):
     providers: Annotated[
         str,
         Option(
-            "providers of the sessions; faults are injected at the first",
+            "providers of the sessions, the preferred one first",
             choices=("cartesia", "flux", "cartesia,flux", "flux,cartesia"),
         ),
     ] = _DEFAULT.providers
+    mixed: Annotated[
+        bool, Option("workers have the providers in different orders, one only the first")
+    ] = False
     lease_ms: Annotated[int, Meta(ge=2_000), Option("lease of the workers", "N")] = (
         _DEFAULT.lease_ms
     )

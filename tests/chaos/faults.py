@@ -1,7 +1,7 @@
 """Faults by name, their schedule, and their injection."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from random import Random
 from typing import Final, NamedTuple
@@ -30,7 +30,17 @@ class Fault(NamedTuple):
     choices from the random generator."""
 
 
-FAULTS: Final = {
+class ProviderFault(NamedTuple):
+    """A kind of fault of one provider."""
+
+    weight: float
+    act: Callable[[ChaosHarness, Random, str], Awaitable[bool]]
+    """The same as of any fault, at the provider of this name."""
+    failover: bool = False
+    """Whether it tests failover: by default it is injected only if there are several providers."""
+
+
+FAULTS: Final[Mapping[str, Fault | ProviderFault]] = {
     "kill": Fault(10, worker_faults.kill),
     "kill-all": Fault(1, worker_faults.kill_all),
     "stop": Fault(3, worker_faults.stop),
@@ -52,12 +62,18 @@ FAULTS: Final = {
     "entry-deleted": Fault(1, redis_faults.delete_entry),
     "entries-trimmed": Fault(1, redis_faults.trim_entries),
     "orphaned": Fault(1, redis_faults.delete_entry_and_kill),
-    "stt-cut": Fault(8, provider_faults.cut),
-    "stt-cut-at-byte": Fault(5, provider_faults.cut_at_byte),
-    "stt-stall": Fault(3, provider_faults.stall),
-    "stt-outage": Fault(2, provider_faults.outage),
-    "stt-503": Fault(1, provider_faults.answer_503),
-    "stt-outage-long": Fault(1, provider_faults.long_outage),
+    "stt-cut": ProviderFault(8, provider_faults.cut),
+    "stt-cut-at-byte": ProviderFault(5, provider_faults.cut_at_byte),
+    "stt-stall": ProviderFault(3, provider_faults.stall),
+    "stt-outage": ProviderFault(2, provider_faults.outage),
+    "stt-503": ProviderFault(1, provider_faults.answer_503),
+    "stt-outage-long": ProviderFault(1, provider_faults.long_outage),
+    "stt-refused": ProviderFault(2, provider_faults.refuse, failover=True),
+    "stt-half-open": ProviderFault(2, provider_faults.half_open, failover=True),
+    "stt-standstill": ProviderFault(2, provider_faults.standstill, failover=True),
+    "stt-slow": ProviderFault(2, provider_faults.slow, failover=True),
+    "stt-outage-kill": ProviderFault(3, provider_faults.outage_and_kill, failover=True),
+    "stt-outage-all": ProviderFault(1, provider_faults.outage_of_all, failover=True),
 }
 """Every fault, by name."""
 
@@ -80,6 +96,13 @@ class ScheduledFault(NamedTuple):
     """Name of the fault in the table."""
     seed: int
     """Seed of its random choices: duration, number and targets."""
+    provider: str = ""
+    """Name of the provider that fails; empty for other faults."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the fault, and of the provider."""
+        return f"{self.name} {self.provider}".rstrip()
 
 
 def schedule(plan: ChaosPlan) -> tuple[ScheduledFault, ...]:
@@ -90,16 +113,26 @@ def schedule(plan: ChaosPlan) -> tuple[ScheduledFault, ...]:
     that the targets of one do not change another.
     """
     rng = Random(f"{plan.seed} schedule")
-    names = list(plan.faults or FAULTS)
+    provider_rng = Random(f"{plan.seed} providers")
+    names = list(plan.faults or _default_faults(plan))
     weights = [FAULTS[name].weight for name in names]
     until_s = audio_s(plan)
     scheduled = []
     at_s = rng.expovariate(1 / plan.every_s)
     while at_s < until_s:
         (name,) = rng.choices(names, weights)
-        scheduled.append(ScheduledFault(round(at_s, 2), name, rng.getrandbits(32)))
+        at_provider = isinstance(FAULTS[name], ProviderFault)
+        provider = provider_rng.choice(plan.provider_names) if at_provider else ""
+        scheduled.append(ScheduledFault(round(at_s, 2), name, rng.getrandbits(32), provider))
         at_s += rng.expovariate(1 / plan.every_s)
     return tuple(scheduled)
+
+
+def _default_faults(plan: ChaosPlan) -> Iterator[str]:
+    several = len(plan.provider_names) > 1
+    for name, fault in FAULTS.items():
+        if several or not (isinstance(fault, ProviderFault) and fault.failover):
+            yield name
 
 
 def audio_s(plan: ChaosPlan) -> float:
@@ -139,8 +172,15 @@ class FaultInjector:
 
     async def _apply(self, fault: ScheduledFault) -> None:
         rng = Random(fault.seed)
-        while not await FAULTS[fault.name].act(self._harness, rng):
+        while not await self._act(fault, rng):
             if self._over.is_set():
                 return
             await anyio.sleep(_RETRY_S)
-        self.applied[fault.name] += 1
+        self.applied[fault.kind] += 1
+
+    async def _act(self, fault: ScheduledFault, rng: Random) -> bool:
+        match FAULTS[fault.name]:
+            case ProviderFault() as kind:
+                return await kind.act(self._harness, rng, fault.provider)
+            case kind:
+                return await kind.act(self._harness, rng)

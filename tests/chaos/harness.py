@@ -137,6 +137,13 @@ class Fleet:
             process.signal(signal.SIGCONT)
 
 
+class SttProvider(NamedTuple):
+    """A provider: its local server, and the proxy through which all workers reach it."""
+
+    server: TurnsServer
+    proxy: Proxy
+
+
 class Kill(NamedTuple):
     """A SIGKILL while another worker ran: its time in Unix milliseconds, and the owned sessions."""
 
@@ -150,12 +157,15 @@ class ChaosHarness:
     Locks allow one fault at a time for each part.
     """
 
-    def __init__(self, plan: ChaosPlan, local: Harness, stt_proxy: Proxy, fleet: Fleet) -> None:
+    def __init__(
+        self, plan: ChaosPlan, local: Harness, stt: Mapping[str, SttProvider], fleet: Fleet
+    ) -> None:
         self.server: Final = local.server
         self.redis: Final = local.redis
         """Direct client, for the run itself."""
         self.keys: Final = local.keys
-        self.stt_proxy: Final = stt_proxy
+        self.stt: Final = stt
+        """The providers of the plan, by name."""
         self.fleet: Final = fleet
         self.plan: Final = plan
         self.lease_s: Final = plan.lease_ms / 1_000
@@ -264,14 +274,16 @@ async def open_harness(plan: ChaosPlan, logs: Path, module: str) -> AsyncIterato
         disk = Harness.open(append_only=True, config={"appendfsync": "always"})
         local = await stack.enter_async_context(disk)
         urls: dict[str, str] = {}
-        stt_proxies: dict[str, Proxy] = {}
+        providers: dict[str, SttProvider] = {}
         for name, url_name in _URL_NAMES.items():
             limit = plan.connections or None
             settings = ServerSettings(port=0, provider=name, max_connections=limit)
             serving = TurnsServer.serve(settings, ScriptEngine(options))
             stt = await stack.enter_async_context(serving)
             proxy = await stack.enter_async_context(Proxy.open(_port_of(stt)))
-            stt_proxies[name], urls[url_name] = proxy, proxy.url(stt.url)
+            urls[url_name] = proxy.url(stt.url)
+            if name in plan.provider_names:
+                providers[name] = SttProvider(stt, proxy)
         proxies = [
             await stack.enter_async_context(Proxy.open(lambda: local.server.port))
             for _ in range(plan.workers)
@@ -280,7 +292,6 @@ async def open_harness(plan: ChaosPlan, logs: Path, module: str) -> AsyncIterato
         stack.callback(tasks.cancel_scope.cancel)
         common = {
             **urls,
-            "STT_PROVIDERS": plan.providers,
             "STT_MAX_CONNECTIONS": str(plan.connections),
             "LEASE_MS": str(plan.lease_ms),
             "DRAIN_S": str(DRAIN_S),
@@ -288,10 +299,18 @@ async def open_harness(plan: ChaosPlan, logs: Path, module: str) -> AsyncIterato
             "ADMIN_ADDR": "",
         }
         slots = [
-            Slot(f"worker-{number}", proxy, {**common, "REDIS_URL": proxy.url(local.server.url)})
-            for number, proxy in enumerate(proxies, 1)
+            Slot(
+                f"worker-{number + 1}",
+                proxy,
+                {
+                    **common,
+                    "STT_PROVIDERS": ",".join(plan.providers_of(number)),
+                    "REDIS_URL": proxy.url(local.server.url),
+                },
+            )
+            for number, proxy in enumerate(proxies)
         ]
         fleet = Fleet(slots, logs, tasks, module)
         for slot in slots:
             await fleet.start(slot)
-        yield ChaosHarness(plan, local, stt_proxies[plan.providers.partition(",")[0]], fleet)
+        yield ChaosHarness(plan, local, providers, fleet)

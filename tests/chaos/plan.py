@@ -21,7 +21,9 @@ class ChaosPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Maximum number of concurrent sessions."""
     workers: Annotated[int, Meta(ge=1, le=16)] = 3
     providers: str = "cartesia"
-    """Names of the providers of all sessions. Faults are injected at the first."""
+    """Names of the providers. With two, some sessions ask for one by its name or a language."""
+    mixed: bool = False
+    """Whether workers have the providers in different orders, and one has only the first."""
     lease_ms: Annotated[int, Meta(ge=2_000)] = 2_000
     latency_ms: Annotated[float, Meta(ge=0)] = 150.0
     """Event latency of the provider."""
@@ -40,6 +42,18 @@ class ChaosPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     text_style: str = DRAWN
     """Separators of the provider's transcripts, by name, or drawn with the seed."""
+
+    @property
+    def provider_names(self) -> tuple[str, ...]:
+        """Names of the providers, the preferred one first."""
+        return tuple(self.providers.split(","))
+
+    def providers_of(self, worker: int) -> tuple[str, ...]:
+        """Return the providers of a worker, counted from 0."""
+        names = self.provider_names
+        if not self.mixed:
+            return names
+        return (names, names[::-1], names[:1])[worker % 3]
 
     @property
     def text_style_name(self) -> str:

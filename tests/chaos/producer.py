@@ -92,6 +92,7 @@ class ScriptedProducer:
             sample_rate=script.audio.sample_rate,
             lane=script.lane,
             out=script.out,
+            **msgspec.structs.asdict(script.wishes),
         )
         fields: Any = encode_session(entry)
         # If a reply was lost, the retry is rejected as a duplicate.

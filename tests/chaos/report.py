@@ -27,6 +27,8 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     sockets: int
     """Number of sockets that received `connected`."""
+    moves: dict[str, int]
+    """Number of changes of a session's provider, by both providers and the place."""
     kills: int
     next_event_ms_p50: int | None
     """Time from a SIGKILL to the next event of an affected session inside a turn."""
@@ -62,7 +64,7 @@ def json_of(report: ChaosReport) -> str:
 def text_of(report: ChaosReport) -> str:
     """Return the report as plain text."""
     faults = ", ".join(f"{name} {count}" for name, count in report.faults.items())
-    schedule = ", ".join(f"{fault.at_s:g} {fault.name}" for fault in report.schedule) or "none"
+    schedule = ", ".join(f"{fault.at_s:g} {fault.kind}" for fault in report.schedule) or "none"
     waits = f"next event p50 {report.next_event_ms_p50} ms, max {report.next_event_ms_max} ms"
     lines = [
         f"seed {report.plan.seed}, {report.seconds:.0f} s, text: {report.plan.text_style_name}",
@@ -70,6 +72,7 @@ def text_of(report: ChaosReport) -> str:
         f"received: {report.turns} turns, {report.events} events over {report.sockets} sockets",
         *wrap(f"schedule: {schedule}", 100, subsequent_indent="  ", break_on_hyphens=False),
         f"faults: {sum(report.faults.values())} of {len(report.schedule)} ({faults or 'none'})",
+        f"moves: {', '.join(f'{move} {count}' for move, count in report.moves.items()) or 'none'}",
         f"owner killed inside a turn: {waits if report.next_event_ms_max is not None else 'never'}",
         f"words: {broken_words(report.violations)}",
         f"turns longer than the maximum lag: {report.long_turns}",

@@ -1,5 +1,6 @@
 """Runs a chaos test, from the first word to the report."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from tests.chaos.faults import (
 )
 from tests.chaos.harness import ChaosHarness, clock, open_harness
 from tests.chaos.leftovers import leftovers
+from tests.chaos.moves import provider_moves, wrong_providers
 from tests.chaos.plan import ChaosPlan
 from tests.chaos.producer import ScriptedProducer
 from tests.chaos.report import ChaosReport
@@ -169,12 +171,14 @@ class _Run:
         for script, sent, events in zip(scripts, expected, published, strict=True):
             found += violations(sent, events)
             found += signal_violations(signals[script.name], sent, events)
+            found += wrong_providers(script, events)
             if script.out == "session" and await event_log.own(script.lane, script.name) != events:
                 found.append(Violation(script.name, "bus", "its own stream differs"))
         found += await leftovers(harness.redis, harness.keys, scripts)
         found += [Violation("", "bus", fault) for fault in harness.fleet.faults]
         dropped = [gap for events in published for gap in gaps(events)]
         turns = [turn for script in scripts for turn in script.turns]
+        moves = [move for events in published for move in provider_moves(events)]
         waits = quantiles(list(self._waits_ms()))
         return ChaosReport(
             plan=plan,
@@ -186,6 +190,7 @@ class _Run:
             words=sum(script.words for script in scripts),
             events=sum(map(len, published)),
             sockets=sum(events[-1].connection for events in published if events),
+            moves=dict(sorted(Counter(move.label for move in moves).items())),
             kills=len(self._harness.kills),
             next_event_ms_p50=round(waits.p50) if waits.count else None,
             next_event_ms_max=round(waits.max) if waits.count else None,

@@ -7,7 +7,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from schemas.audio import MAX_AUDIO_BYTES
+from schemas.audio import MAX_AUDIO_BYTES, ProviderName
 from tests.chaos.plan import ChaosPlan
 from worker.bench.checker import Span
 from worker.local.emulator.engines.base import AudioFormat
@@ -57,6 +57,40 @@ class Turn(msgspec.Struct, frozen=True):
         return (self.words * WORD_MS + sum(self.pauses_ms)) / 1_000
 
 
+class Wishes(msgspec.Struct, frozen=True):
+    """Fields of a session's entry that choose its providers."""
+
+    provider: ProviderName | None = None
+    providers: tuple[ProviderName, ...] = ()
+    language: str | None = None
+
+    def allows(self, provider: str) -> bool:
+        """Return whether a provider may serve the session."""
+        if self.language == FLUX_LANGUAGE:
+            return provider == "flux"
+        return provider in (self.providers or (self.provider or provider,))
+
+
+FLUX_LANGUAGE: Final = "de-CH"
+"""A language that only Flux speaks."""
+
+_WISHES: Final = (
+    Wishes(),
+    Wishes(provider="cartesia"),
+    Wishes(provider="flux"),
+    Wishes(providers=("cartesia", "flux")),
+    Wishes(providers=("flux", "cartesia")),
+    Wishes(language="en-GB"),
+    Wishes(language=FLUX_LANGUAGE),
+)
+_WISHES_SHARE: Final = 0.5
+"""Share of the sessions that ask for providers."""
+
+_LONG_SESSION_SHARE: Final = 0.2
+_LONG_SESSION_TURNS: Final = (12, 25)
+"""Of sessions that last long enough to return to their first provider."""
+
+
 class ScriptedSession(msgspec.Struct, frozen=True, kw_only=True):
     """One session: its turns, and how the producer appends them."""
 
@@ -77,6 +111,7 @@ class ScriptedSession(msgspec.Struct, frozen=True, kw_only=True):
     """Delay from the last audio to the `end`."""
     turns: tuple[Turn, ...]
     seed: str
+    wishes: Wishes = Wishes()
 
     @property
     def words(self) -> int:
@@ -103,15 +138,27 @@ class Chunk(NamedTuple):
 
 
 def scripted_sessions(plan: ChaosPlan) -> Iterator[ScriptedSession]:
-    """Yield the sessions of a run."""
+    """Yield the sessions of a run.
+
+    With several providers some sessions ask for one, and some are long. A mixed fleet would reject
+    sessions that ask for a provider that a worker does not have.
+    """
     rng = random.Random(f"{plan.seed} voices")
     long_rng = random.Random(f"{plan.seed} long turns")
+    provider_rng = random.Random(f"{plan.seed} providers")
+    several = len(plan.provider_names) > 1
     number, turns = 0, plan.turns
     while turns > 0:
-        count = min(turns, rng.randint(3, 7))
+        count = rng.randint(3, 7)
+        if several and provider_rng.random() < _LONG_SESSION_SHARE:
+            count = provider_rng.randint(*_LONG_SESSION_TURNS)
+        count = min(turns, count)
+        asks = several and not plan.mixed and provider_rng.random() < _WISHES_SHARE
         drawn = _script(rng, plan.seed, number, count)
         yield msgspec.structs.replace(
-            drawn, turns=tuple(_lengthened(long_rng, plan, turn) for turn in drawn.turns)
+            drawn,
+            turns=tuple(_lengthened(long_rng, plan, turn) for turn in drawn.turns),
+            wishes=provider_rng.choice(_WISHES) if asks else Wishes(),
         )
         turns -= count
         number += 1

@@ -92,11 +92,14 @@ def test_gap_is_rejected_without_max_lag() -> None:
     assert [violation.rule for violation in found] == ["reported"]
 
 
-def _wrong_texts(style: str, *texts: str) -> list[str]:
-    """Return the details of wrong texts, of a turn that grew through these and ended."""
+def _wrong_texts(style: str, *texts: str, first: str = "cartesia") -> list[str]:
+    """Return the details of wrong texts, of a turn that grew through these and ended.
+
+    It starts at the provider `first`, and continues at Cartesia.
+    """
     common: dict[str, Any] = {**COMMON, "seq": 1, "at": 0.0, "audio_ms": 0, "turn": 0}
     *updates, last = texts
-    events: list[Event] = [TurnStart(**common)]
+    events: list[Event] = [TurnStart(**common | {"provider": first})]
     events += [TurnUpdate(transcript=text, **common) for text in updates]
     events.append(TurnEnd(transcript=last, reason="model", **common))
     said = Expected(session="s", words=2, style=STYLES[style])
@@ -127,6 +130,32 @@ def test_checker_accepts_texts_of_the_style(name: str) -> None:
 )
 def test_checker_rejects_other_texts(style: str, texts: tuple[str, ...]) -> None:
     assert _wrong_texts(style, *texts)
+
+
+@pytest.mark.parametrize(
+    ("provider", "last", "shrunk"),
+    [
+        ("cartesia", "w0 1", True),
+        ("flux", "w0 1", False),
+        ("flux", "w0 w1", True),
+        ("flux", "w0 w1 ", False),
+    ],
+)
+def test_only_flux_revises_the_last_text(provider: str, last: str, shrunk: bool) -> None:
+    common: dict[str, Any] = {**COMMON, "seq": 1, "at": 0.0, "audio_ms": 0, "turn": 0}
+    events: list[Event] = [
+        TurnStart(**common),
+        TurnUpdate(transcript="w0 w1 ", **common),
+        TurnEnd(transcript=last, reason="model", **common | {"provider": provider}),
+    ]
+    found = violations(Expected(session="s", words=2), events)
+    assert ("shrunk" in {each.rule for each in found}) is shrunk
+
+
+def test_turn_that_began_at_flux_keeps_its_white_space() -> None:
+    texts = ("w0", "w0 w1", "w0 w1")
+    assert _wrong_texts("lines", *texts)
+    assert not _wrong_texts("lines", *texts, first="flux")
 
 
 def test_text_style_depends_on_the_seed() -> None:

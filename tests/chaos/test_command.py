@@ -22,6 +22,7 @@ PLANS = (
     ChaosPlan(text_style="no-break"),
     ChaosPlan(rewording=True, faults=("kill", "lost-reply"), every_s=0.5, workers=2, connections=9),
     ChaosPlan(max_lag_s=5.0, long_every=0),
+    ChaosPlan(providers="flux,cartesia", mixed=True),
 )
 
 
@@ -44,12 +45,12 @@ def test_tiny_run_prints_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert report["violations"] == []
     assert report["sessions"] == 1
     assert report["words"] >= report["turns"] >= 1
-    assert set(report["faults"]) == {"stt-cut"}
+    assert set(report["faults"]) == {"stt-cut cartesia"}
     plan = msgspec.convert(report["plan"], ChaosPlan)
     assert msgspec.convert(report["schedule"], tuple[ScheduledFault, ...]) == schedule(plan)
     assert report["sockets"] > 1
     assert "injecting faults" in shown.err
-    assert "STT sockets" in (logs / "faults.log").read_text()
+    assert "cartesia: cut 1 sockets" in (logs / "faults.log").read_text()
     assert (logs / "worker-1.1.log").stat().st_size
 
 

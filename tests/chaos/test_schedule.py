@@ -5,7 +5,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from tests.chaos.faults import FAULTS, audio_s, schedule
+from tests.chaos.faults import FAULTS, ProviderFault, audio_s, schedule
 from tests.chaos.plan import ChaosPlan
 from tests.chaos.script import chunks, scripted_sessions, spans
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
@@ -25,6 +25,23 @@ def test_schedule_is_the_same_for_a_plan(plan: ChaosPlan) -> None:
 def test_schedule_differs_for_another_seed() -> None:
     drawn = {schedule(ChaosPlan(seed=seed)) for seed in range(50)}
     assert len(drawn) == 50
+
+
+def test_faults_of_providers_hit_each_provider() -> None:
+    plan = ChaosPlan(turns=10_000, sessions=80, every_s=0.1, providers="flux,cartesia")
+    scheduled = schedule(plan)
+    kinds = {fault.kind for fault in scheduled}
+    for name, fault in FAULTS.items():
+        if isinstance(fault, ProviderFault):
+            assert {f"{name} cartesia", f"{name} flux"} <= kinds
+
+
+def test_failover_faults_need_several_providers() -> None:
+    plan = ChaosPlan(turns=10_000, sessions=80, providers="flux")
+    scheduled = schedule(plan)
+    assert {fault.provider for fault in scheduled} == {"", "flux"}
+    assert "stt-cut flux" in {fault.kind for fault in scheduled}
+    assert "stt-outage-all" not in {fault.name for fault in scheduled}
 
 
 def test_every_fault_has_its_own_seed() -> None:

@@ -1,6 +1,7 @@
 """Marks and forced ends in a simulated session, and what consumers must see of them."""
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -61,7 +62,10 @@ def signal_violations(
     if marks != expected:
         violations.append(f"marks {marks} instead of {expected}")
     turns = [
-        (event["reason"], [int(word[1:]) for word in event["transcript"].split() if word[0] == "w"])
+        (
+            event["reason"],
+            [int(number) for number in re.findall(r"w(\d+)", event["transcript"].lower())],
+        )
         for event in events
         if event["type"] == "turn.end"
     ]

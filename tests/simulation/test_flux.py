@@ -28,7 +28,7 @@ def test_lost_sockets_lose_no_word(cuts: int, late_s: float) -> None:
     troubles = (cut,) * cuts
     # Sockets that are 2 s late are replaced, and each replay costs time.
     scenarios = [
-        Scenario(seed, 60.0, troubles, long_s=(0.1, 0.3), late_s=late_s, provider="flux")
+        Scenario(seed, 60.0, troubles, long_s=(0.1, 0.3), late_s=late_s, providers="flux")
         for seed in range(12)
     ]
     assert not _wrong(scenarios)
@@ -38,7 +38,7 @@ def test_lost_sockets_lose_no_word(cuts: int, late_s: float) -> None:
 @pytest.mark.parametrize("signals", [False, True], ids=["plain", "signals"])
 def test_faults_of_all_kinds_lose_no_word(late_s: float, signals: bool) -> None:
     scenarios = [
-        Scenario(seed, 0.0, EVERY, (0.05, 2.0), (0.5, 1.0), late_s=late_s, provider="flux")
+        Scenario(seed, 0.0, EVERY, (0.05, 2.0), (0.5, 1.0), late_s=late_s, providers="flux")
         for seed in range(10)
     ]
     assert not _wrong(scenarios, signals=signals)

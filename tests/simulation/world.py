@@ -7,26 +7,20 @@ sockets and the clocks are simulated. A new owner knows only what was committed.
 import asyncio
 import random
 from bisect import bisect_left, bisect_right
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, pairwise
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, cast
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
-from websockets.datastructures import Headers
-from websockets.frames import Frame, Opcode
-from websockets.protocol import State
-from websockets.server import ServerProtocol
-from websockets.uri import parse_uri
 
-from schemas import cartesia
 from schemas.audio import Encoding, SessionEntry
 from schemas.keys import Keys
 from tests.simulation.calls import AUDIO, BYTES_PER_MS, Word
-from tests.simulation.lives import at_once
 from tests.simulation.signals import Signal, draw_signals, signal_violations
+from tests.simulation.sockets import Habits, ProviderSocket, SimulatedProvider
 from tests.support import virtual_time
 from tests.support.commits import arguments_of
 from worker.bus.audio_reader import AudioReader, Entries, LaneState
@@ -41,40 +35,41 @@ from worker.bus.registry import WorkerRegistry
 from worker.bus.scripts import ScriptCall
 from worker.context import WorkerContext
 from worker.core import stream_ids
-from worker.errors import SttTransientError
-from worker.local.emulator.engines.base import EngineEvent, TurnSettings
-from worker.local.emulator.engines.script import ScriptStream, synthesize_silence, synthesize_words
+from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
 from worker.local.emulator.engines.script_words import WORD_MS
-from worker.local.emulator.providers.base import FLUSH
-from worker.local.emulator.providers.flux import FluxSession
-from worker.local.emulator.providers.flux_request import PATH, FluxRequest
-from worker.local.emulator.settings import FluxSettings
 from worker.session.checkpoint import Checkpoint
 from worker.session.session import Session
 from worker.settings import Settings
-from worker.stt.cartesia import CARTESIA
-from worker.stt.flux import FLUX
-from worker.stt.frames import LenientProtocol
 from worker.stt.health import provider_health
 from worker.stt.keys import ApiKey
 from worker.stt.offers import offers
 from worker.stt.provider import Endpoint, StreamSettings
-from worker.stt.routes import Route
+from worker.stt.routes import PROVIDERS, Route
 from worker.stt.stream import Stream
-from worker.stt.websocket import WebSocketClient
 from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
 
-FaultKind = Literal["cut", "outage", "kill", "stop", "partition", "redis"]
+FaultKind = Literal[
+    "cut", "outage", "silent", "stuck", "both", "kill", "stop", "partition", "redis"
+]
 """Fault:
 
-a lost socket, a provider outage, SIGKILL, SIGTERM, a worker cut off from Redis, or a Redis outage
-for every client.
+a lost socket, a provider outage, a half-open or a stuck provider, an outage of all providers,
+SIGKILL, SIGTERM, a worker cut off from Redis, or a Redis outage for every client. With several
+providers the one of the current socket fails.
 """
+
+END_PAUSES_MS = (250.0, 400.0, 600.0)
+"""Pauses after which one of several providers may end a turn; pauses in turns last up to 350 ms."""
+
+WRITINGS: tuple[Callable[[str], str], ...] = (str, str.upper, "{}.".format, "({})".format)
+"""How one of several providers may write a word. Such texts differ in length."""
 
 COMMIT_SHARE = 0.1
 """Interval between commits while audio is sent, as a share of the limit."""
+
+_MARKS = str.maketrans("", "", "().")
 
 END_TIMEOUT_S = 600.0
 """Maximum time after the last word within which a session must end."""
@@ -82,8 +77,8 @@ END_TIMEOUT_S = 600.0
 _ENTRY = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
 
 _ROUTES = {
-    each.name: Route(each, offers(Settings())[each.name], "", key=ApiKey(each.name, ""))
-    for each in (CARTESIA, FLUX)
+    name: Route(provider, offers(Settings())[name], f"ws://{name}/", key=ApiKey(name, ""))
+    for name, provider in PROVIDERS.items()
 }
 
 
@@ -111,7 +106,12 @@ class Scenario(NamedTuple):
     """Lag of the provider."""
     late_s: float = 0.0
     """Maximum delay of single messages beyond the lag; those after them wait."""
-    provider: str = "cartesia"
+    providers: str = "cartesia"
+    """Names of the providers, the preferred one first."""
+    mixed: bool = False
+    """Whether owners have the providers in different orders, and every third only the first."""
+    short_turns: int = 1
+    """Number of short turns before the long one, and after it."""
     earlier: bool = False
     """Whether workers of an earlier version, which does not commit what was sent, also run."""
 
@@ -145,6 +145,9 @@ class Result(NamedTuple):
     """Maximum time during which audio could not be sent."""
     turn_s: float
     """Duration of the longest turn."""
+    moves: tuple[str, ...]
+    """Moves between providers: whether to the second one (`away`) or to the first (`back`), and
+    where (`inside` a turn or `between` turns)."""
 
 
 def simulate(scenario: Scenario, *, signals: bool = False) -> Result:
@@ -275,167 +278,6 @@ class _Worker:
         return max(0.0, self.world.wall - stream_ids.milliseconds(entry_id) / 1_000)
 
 
-class _Transport(asyncio.Transport):
-    """The worker's end of the connection to `_Provider`."""
-
-    def __init__(self, provider: "_Provider") -> None:
-        super().__init__()
-        self._provider = provider
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._provider.send(bytes(data))
-
-    def can_write_eof(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        self._provider.later(0, self._provider.cut)
-
-    abort = close
-
-
-class _Protocol(Protocol):
-    """What the provider behind a socket sends, as text."""
-
-    def feed(self, audio: bytes) -> list[bytes]:
-        """Process audio; return the messages that it causes."""
-        ...
-
-    def command(self, text: str) -> tuple[list[bytes], bool]:
-        """Execute a command; return the messages, and whether the socket closes after them."""
-        ...
-
-
-class _Turns:
-    """Cartesia's protocol."""
-
-    def __init__(self) -> None:
-        self._events: list[EngineEvent] = []
-        self._engine = _engine(self._events.append)
-
-    def feed(self, audio: bytes) -> list[bytes]:
-        at_once(self._engine.feed(audio))
-        return self._messages()
-
-    def command(self, text: str) -> tuple[list[bytes], bool]:  # `close`
-        at_once(self._engine.flush())
-        return self._messages(), True
-
-    def _messages(self) -> list[bytes]:
-        messages = [msgspec.json.encode(_message_of(event)) for event in self._events]
-        self._events.clear()
-        return messages
-
-
-class _Flux:
-    """Flux's protocol: every message has times."""
-
-    def __init__(self, query: str) -> None:
-        request = FluxRequest(f"{PATH}?{query}", Headers({"Authorization": "Token any"}))
-        self._session = FluxSession(FluxSettings(), request, "request")
-        self._messages: list[bytes] = []
-        self._engine = _engine(self._emit)
-
-    def _emit(self, event: EngineEvent) -> None:
-        admitted = self._session.admit(event)
-        self._messages += [self._session.encode_event(each) for each in admitted]
-
-    def feed(self, audio: bytes) -> list[bytes]:
-        at_once(self._session.feed(self._engine, audio))
-        return self._taken()
-
-    def command(self, text: str) -> tuple[list[bytes], bool]:
-        messages = self._messages
-        running = self._session.command(text, self._engine, lambda reply: messages.append(reply()))
-        closes = at_once(running) == FLUSH
-        if closes:
-            at_once(self._engine.flush())
-        return self._taken(), closes
-
-    def _taken(self) -> list[bytes]:
-        messages = self._messages.copy()
-        self._messages.clear()
-        return messages
-
-
-def _engine(emit: Callable[[EngineEvent], None]) -> ScriptStream:
-    return ScriptStream(AUDIO, TurnSettings(), WORD_MS, emit, lambda word: word, None)
-
-
-class _Provider:
-    """One socket to the provider, and the provider behind it."""
-
-    def __init__(self, world: "_World", route: Route, settings: StreamSettings) -> None:
-        self.world = world
-        self.net_s = world.rng.uniform(0.005, 0.03)
-        line = LenientProtocol(parse_uri("ws://127.0.0.1/"), state=State.OPEN, max_size=None)
-        self.socket = WebSocketClient(line, {})
-        self.socket._transport = _Transport(self)
-        kind = route.provider.stream
-        self.stream = kind(route.provider, self.socket, Endpoint("", "", ""), settings)
-        self.stream.request_id = "request"
-        self.stream.accepted = True
-        self._protocol: _Protocol = (
-            _Flux(kind.query(settings)) if route.provider is FLUX else _Turns()
-        )
-        self._peer = ServerProtocol(state=State.OPEN, max_size=None)
-        self._up: deque[bytes] = deque()
-        self._down: deque[bytes | None] = deque()
-        self._sent_at = 0.0
-
-    def later(self, delay_s: float, act: Callable[..., None], *args: Any) -> None:
-        asyncio.get_running_loop().call_later(delay_s, act, *args)
-
-    def cut(self) -> None:
-        self._up.clear()
-        self._down.clear()
-        self.socket.connection_lost(None)
-
-    def send(self, data: bytes) -> None:
-        self._up.append(data)
-        self.later(self.net_s, self._process)
-
-    def _process(self) -> None:
-        if not self._up:
-            return  # the socket was lost meanwhile
-        self._peer.receive_data(self._up.popleft())
-        for event in self._peer.events_received():
-            if isinstance(event, Frame) and event.opcode is Opcode.BINARY:
-                self._reply(self._protocol.feed(bytes(event.data)))
-            elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
-                messages, closes = self._protocol.command(bytes(event.data).decode())
-                self._reply([*messages, None] if closes else messages)
-        self._send()
-
-    def _reply(self, replies: Sequence[bytes | None]) -> None:
-        scenario, rng = self.world.scenario, self.world.rng
-        self._down.extend(replies)
-        for _ in replies:
-            lag_s = scenario.lag_s + rng.uniform(0, 0.05)
-            if scenario.late_s and rng.random() < 0.03:
-                lag_s += rng.uniform(0, scenario.late_s)
-            self._sent_at = max(self.world.now + lag_s, self._sent_at + 0.00005)
-            self.later(self._sent_at - self.world.now, self._deliver)
-
-    def _deliver(self) -> None:
-        if self._down:
-            message = self._down.popleft()
-            if message is None:
-                self._peer.send_close(1000)
-            else:
-                self._peer.send_text(message)
-            self._send()
-
-    def _send(self) -> None:
-        for data in self._peer.data_to_send():
-            self.socket.data_received(data)
-
-
-def _message_of(event: EngineEvent) -> cartesia.ServerMessage:
-    text: Any = {} if event.transcript is None else {"transcript": event.transcript}
-    return cartesia.KNOWN[event.kind](**text)
-
-
 class _World:
     """A session, its successive owners, and their environment."""
 
@@ -445,8 +287,14 @@ class _World:
         self.bus = _Bus()
         self.redis_away = self.redis_down = False
         self.redis_since = 0.0
-        self._provider_away = False
-        self._stream: _Provider | None = None
+        self._providers = {
+            name: SimulatedProvider(PROVIDERS[name], rng, scenario.lag_s, scenario.late_s)
+            for name in scenario.providers.split(",")
+        }
+        if len(self._providers) > 1:
+            for each in self._providers.values():
+                each.habits = Habits(rng.choice(END_PAUSES_MS), rng.choice(WRITINGS))
+        self._stream: ProviderSocket | None = None
         self._cannot_send_since: float | None = virtual_time.BEGAN_S
         self._away_s = 0.0
         self._sound, self._words, self._turn_s = _speech(rng, scenario)
@@ -474,7 +322,8 @@ class _World:
     async def run(self) -> None:
         with (
             patch("worker.stt.provider.Provider.open", self._open),
-            patch("worker.core.provider_errors.random", self.rng),
+            patch("worker.core.provider_errors._RNG", self.rng),
+            patch("worker.core.breaker._RNG", self.rng),
         ):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._produce)
@@ -523,39 +372,60 @@ class _World:
         self.bus.append(self.wall, fields)
 
     async def _open(self, endpoint: Endpoint, settings: StreamSettings, _notes: object) -> Stream:
-        await anyio.sleep(self.rng.uniform(0.005, 0.05))
-        if self._provider_away:
-            raise SttTransientError("HTTP 503", status=503)
-        self._stream = _Provider(self, _ROUTES[self.scenario.provider], settings)
+        name = urlsplit(endpoint.url).hostname or ""
+        self._stream = await self._providers[name].connect(settings)
         self._resume_sending()
         return self._stream.stream
 
     # -- faults
 
     async def _inject_faults(self) -> None:
-        for fault in self._faults:
-            await anyio.sleep_until(virtual_time.BEGAN_S + fault.at_s)
-            match fault.kind:
-                case "cut":
-                    self._cut()
-                case "outage":
-                    self._provider_away = True
-                    self._cut()
-                    await anyio.sleep(fault.seconds)
-                    self._provider_away = False
-                case "kill" | "stop":
-                    self._releases = fault.kind == "stop"
-                    self._worker.dead = not self._releases
-                    self._next_owner_at = self.now + fault.seconds
-                    self._stop_sending()
-                    self._owned.cancel()
-                    await anyio.sleep(fault.seconds)
-                case "partition" | "redis":
-                    self.redis_away, self.redis_down = True, fault.kind == "redis"
-                    await anyio.sleep(fault.seconds)
-                    self.redis_away = self.redis_down = False
-                    self.redis_since = self.now
-                    self._away_s += fault.seconds
+        """Inject faults of owners and Redis one after another, and those of providers meanwhile."""
+        async with anyio.create_task_group() as tasks:
+            for fault in self._faults:
+                await anyio.sleep_until(virtual_time.BEGAN_S + fault.at_s)
+                match fault.kind:
+                    case "cut":
+                        self._cut()
+                    case "kill" | "stop":
+                        await self._end_owner(fault)
+                    case "partition" | "redis":
+                        await self._part_redis(fault)
+                    case _:
+                        tasks.start_soon(self._fail_provider, fault)
+
+    async def _end_owner(self, fault: Fault) -> None:
+        self._releases = fault.kind == "stop"
+        self._worker.dead = not self._releases
+        self._next_owner_at = self.now + fault.seconds
+        self._stop_sending()
+        self._owned.cancel()
+        await anyio.sleep(fault.seconds)
+
+    async def _part_redis(self, fault: Fault) -> None:
+        self.redis_away, self.redis_down = True, fault.kind == "redis"
+        await anyio.sleep(fault.seconds)
+        self.redis_away = self.redis_down = False
+        self.redis_since = self.now
+        self._away_s += fault.seconds
+
+    async def _fail_provider(self, fault: Fault) -> None:
+        failing = [*self._providers.values()] if fault.kind == "both" else [self._failing]
+        for provider in failing:
+            provider.away = fault.kind in ("outage", "both")
+            provider.silent = fault.kind == "silent"
+            provider.stuck = fault.kind == "stuck"
+        if fault.kind in ("outage", "both"):
+            self._cut()
+        await anyio.sleep(fault.seconds)
+        for provider in failing:
+            provider.away = provider.silent = provider.stuck = False
+
+    @property
+    def _failing(self) -> SimulatedProvider:
+        """The provider that a fault hits: that of the current socket, or the preferred one."""
+        first = next(iter(self._providers.values()))
+        return first if self._stream is None else self._stream.simulated
 
     def _cut(self) -> None:
         if self._stream is not None:
@@ -612,7 +482,9 @@ class _World:
 
     def _host(self, worker: _Worker) -> WorkerContext:
         health = RedisHealth()
-        keys = Keys()
+        keys, names = Keys(), [*self._providers]
+        if self.scenario.mixed:
+            names = (names, names[::-1], names[:1])[self._owners % 3]
         nothing: Any = None
         stats = Counters()
         host = WorkerContext(
@@ -626,9 +498,9 @@ class _World:
             committer=cast("Committer", worker),
             permits=ConnectionPermits(nothing, health, keys, 0),
             registry=cast("WorkerRegistry", nothing),
-            routes=[_ROUTES[self.scenario.provider]],
-            provider_health=provider_health([self.scenario.provider]),
-            breakers=Breakers(nothing, keys, worker.nonce, [self.scenario.provider]),
+            routes=[_ROUTES[name] for name in names],
+            provider_health=provider_health(names),
+            breakers=Breakers(nothing, keys, worker.nonce, names, anyio.current_time),
             dead_letters=cast("DeadLetterWriter", nothing),
             tracing=Tracing(),
             stats=stats,
@@ -654,9 +526,9 @@ class _World:
             word
             for event in events
             if event["type"] == "turn.end"
-            for word in event["transcript"].split()
+            for word in event["transcript"].lower().translate(_MARKS).split()
         ]
-        numbers = [int(word[1:]) for word in transcribed if word.startswith("w")]
+        numbers = [int(word[1:]) for word in transcribed if word[:1] == "w" and word[1:].isdigit()]
         violations += _word_violations(self._words, transcribed, numbers, gaps)
         violations += _order_violations(events)
         violations += signal_violations(self._signals, events, gaps=bool(gaps))
@@ -669,7 +541,8 @@ class _World:
                 f"{gap_s:g} s are announced, and nothing could be sent for {away_s:g} s"
             )
         repeated = len(numbers) - len(set(numbers))
-        return Result(tuple(violations), repeated, gap_s, away_s, self._turn_s)
+        moves = tuple(_moves(events, next(iter(self._providers))))
+        return Result(tuple(violations), repeated, gap_s, away_s, self._turn_s, moves)
 
 
 def _word_violations(
@@ -700,10 +573,23 @@ def _word_violations(
         if number not in numbers and missing_ms <= 2 and not {f"!{number}", "!?"} & {*transcribed}:
             violations.append(f"word {number} is lost")
         partial += missing_ms > 0 and surely_ms < word.ends - word.begins
-    damaged = [word for word in transcribed if not word.startswith("w")]
+    damaged = [word for word in transcribed if not word[1:].isdigit() or word[0] != "w"]
     if len(damaged) > 2 * partial:
         violations.append(f"{len(damaged)} damaged words, and only {partial} at the edge of a gap")
     return violations
+
+
+def _moves(events: Sequence[dict[str, Any]], first: str) -> Iterator[str]:
+    """Yield the moves between providers."""
+    current, place = first, "between"
+    for event in events:
+        if event["type"] == "session.started":
+            continue
+        if event["provider"] != current:
+            current = event["provider"]
+            yield f"{'back' if current == first else 'away'} {place}"
+        if event["type"] in ("turn.start", "turn.end"):
+            place = "inside" if event["type"] == "turn.start" else "between"
 
 
 def _order_violations(events: Sequence[dict[str, Any]]) -> list[str]:
@@ -719,7 +605,8 @@ def _order_violations(events: Sequence[dict[str, Any]]) -> list[str]:
                     violations.append(f"turn {event['turn']} starts in the place of {turn}")
                 open_turn, text = True, ""
             case "turn.update" | "turn.eager_end" | "turn.end":
-                if not open_turn or len(event["transcript"]) < len(text):
+                revised = event["type"] == "turn.end" and event["provider"] == "flux"
+                if not open_turn or (len(event["transcript"]) < len(text) and not revised):
                     violations.append(
                         f"turn {event['turn']}: {event['type']} of less text, or no turn"
                     )
@@ -737,8 +624,10 @@ def _speech(rng: random.Random, scenario: Scenario) -> tuple[bytes, list[Word], 
     """Generate speech: a turn, a long one, a turn. Return also the duration of the long one."""
     sound, words, ms = [synthesize_silence(400, AUDIO)], list[Word](), 400
     longest_ms = rng.uniform(*scenario.long_s) * scenario.max_lag_s * 1_000
-    often = rng.choice((0, 0, 15, 40))
-    for turn_ms in (rng.uniform(200, 3_000), longest_ms, rng.uniform(200, 3_000)):
+    often = rng.choice((0, 3, 8, 15) if "," in scenario.providers else (0, 0, 15, 40))
+    short = [rng.uniform(200, 3_000) for _ in range(2 * scenario.short_turns)]
+    half = scenario.short_turns
+    for turn_ms in (*short[:half], longest_ms, *short[half:]):
         until = ms + turn_ms
         while ms < until:
             pause_ms = 10 * rng.randint(5, 35) if often and rng.randrange(often) == 0 else 0

@@ -27,7 +27,7 @@ from schemas.turns import (
     TurnUpdate,
 )
 from worker.bench.words import compare
-from worker.core.transcripts import is_blank
+from worker.core.transcripts import is_blank, same_but_space
 from worker.local.emulator.engines.script_text import DEFAULT_STYLE, STYLES, TextStyle
 from worker.local.emulator.engines.script_words import WORD_MS, split_words, words_of
 
@@ -224,31 +224,38 @@ def _turn(number: int, events: Sequence[EventBase]) -> Iterator[Found]:
             yield "turn", f"turn {number}: {_kind(after)} after an eager end"
         if isinstance(after, TurnResume) and not isinstance(before, TurnEagerEnd):
             yield "turn", f"turn {number}: resumed after {_kind(before)}"
-    texts = [text for event in events if (text := getattr(event, "transcript", None)) is not None]
-    for shorter, longer in pairwise(texts):
-        if len(longer) < len(shorter):
-            yield "shrunk", f"turn {number}: {shorter!r} became {longer!r}"
+    texts = [event for event in events if isinstance(event, TurnUpdate | TurnEagerEnd | TurnEnd)]
+    for before, after in pairwise(texts):
+        known, text = before.transcript, after.transcript
+        if len(text) < len(known) and not _is_revision(after, known):
+            yield "shrunk", f"turn {number}: {known!r} became {text!r}"
     updates = [event.transcript for event in events if isinstance(event, TurnUpdate)]
     for known, update in pairwise(updates):
         if known == update:
             yield "turn", f"turn {number}: an update without new text"
 
 
+def _is_revision(event: TurnUpdate | TurnEagerEnd | TurnEnd, known: str) -> bool:
+    """Return whether the last text of a turn has other words: Flux revises its texts."""
+    last = isinstance(event, TurnEnd) and event.provider == "flux"
+    return last and not same_but_space(event.transcript, known)
+
+
 def _texts(style: TextStyle, events: Sequence[Event]) -> Iterator[Found]:
     """Yield texts that differ from the provider's, and updates that only add white space.
 
-    The style is Cartesia's; Flux writes the words of a turn with single spaces between them.
+    The style is Cartesia's; Flux writes the words of a turn with single spaces between them. A turn
+    that moves from Flux to Cartesia keeps the white space that Flux wrote.
     """
-    known = ""
+    known, styled = "", True
     for event in events:
         if isinstance(event, TurnStart):
-            known = ""
+            known, styled = "", True
+        styled = styled and event.provider != "flux"
         text = getattr(event, "transcript", None)
         if text is None:
             continue
-        if event.provider != "flux" and not style.writes(
-            text, split_words(text, spaced=style.spaced)
-        ):
+        if styled and not style.writes(text, split_words(text, spaced=style.spaced)):
             yield "text", f"{_kind(event)}: {text!r}"
         grows = isinstance(event, TurnUpdate) and text.startswith(known)
         if grows and is_blank(text[len(known) :]):

@@ -10,6 +10,7 @@ from typing import Final, Self
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
+from anyio.streams.stapled import MultiListener
 
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER value that makes the close of a socket a reset."""
@@ -101,7 +102,10 @@ class Proxy:
     def __init__(self, target: Callable[[], int]) -> None:
         self._target = target
         self._answer: bytes | None = None
-        self._refusing = False
+        self._refusing = self._stalling = False
+        self._open = anyio.Event()
+        self._open.set()
+        self._listening = anyio.CancelScope()
         self.port = 0
         self.links: Final[set[Link]] = set()
         """Open connections."""
@@ -113,14 +117,18 @@ class Proxy:
     async def open(cls, target: Callable[[], int]) -> AsyncIterator[Self]:
         """Listen until the block ends; `target` returns the server's port for each connection."""
         proxy = cls(target)
-        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-        proxy.port = listener.extra(SocketAttribute.local_port)  # noqa: S610
-        async with listener, anyio.create_task_group() as tasks:
-            tasks.start_soon(listener.serve, proxy._serve)
-            try:
-                yield proxy
-            finally:
-                tasks.cancel_scope.cancel()
+        # A bound socket that does not listen keeps the port while the proxy is closed.
+        with socket.socket() as reservation:
+            reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reservation.bind(("127.0.0.1", 0))
+            proxy.port = reservation.getsockname()[1]
+            listener = await proxy._listener()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(proxy._accept, listener)
+                try:
+                    yield proxy
+                finally:
+                    tasks.cancel_scope.cancel()
 
     def url(self, target: str) -> str:
         """Return the URL `target` of the server with the port of the proxy."""
@@ -145,6 +153,40 @@ class Proxy:
         finally:
             self._refusing = False
 
+    @contextmanager
+    def stalling(self) -> Iterator[None]:
+        """Accept new connections and forward nothing; the open ones stall, too."""
+        self._stalling = True
+        for link in self.links:
+            link.stall()
+        try:
+            yield
+        finally:
+            self._stalling = False
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Do not listen: the kernel refuses new connections."""
+        self._open = anyio.Event()
+        self._listening.cancel()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    async def _listener(self) -> MultiListener[SocketStream]:
+        return await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port)
+
+    async def _accept(self, listener: MultiListener[SocketStream]) -> None:
+        """Accept connections until cancelled, except while the proxy is closed."""
+        async with anyio.create_task_group() as serving:
+            while True:
+                async with listener:
+                    with anyio.CancelScope() as self._listening:
+                        await listener.serve(self._serve, serving)
+                await self._open.wait()
+                listener = await self._listener()
+
     def _drops_reply(self, request: bytes) -> bool:
         for drop in self.dropped_replies:
             if drop.mark in request and not drop.done.is_set():
@@ -163,6 +205,8 @@ class Proxy:
                 _reset(_raw(client))
                 return
             link = Link(client, server)
+            if self._stalling:
+                link.stall()
             self.links.add(link)
             try:
                 async with server:

@@ -172,8 +172,13 @@ def _aligned_words(known: Sequence[str], replayed: Sequence[str], about: int) ->
 
 
 def _word_distance(word: str, other: str) -> float:
-    """Return the distance of two words: 0 if they are equal, 1 if they share no letters."""
-    shorter, longer = sorted((word.casefold(), other.casefold()), key=len)
+    """Return the distance of two words: 0 if their letters are equal, 1 if they share none.
+
+    Providers write different punctuation.
+    """
+    shorter, longer = sorted((_letters(word), _letters(other)), key=len)
+    if not shorter:
+        return float(word != other)
     if shorter in longer:
         shared = len(shorter)
     else:

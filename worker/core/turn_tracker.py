@@ -152,6 +152,7 @@ class TurnTracker:
         """Start on a new socket, where the provider has no state of an open turn.
 
         `may_shrink` is whether the provider revises the text of a turn, so that its last is best.
+        Such a provider writes each turn by itself, without white space at its beginning.
         """
         self._may_shrink = may_shrink
         self._provider = ProviderState.NONE
@@ -236,7 +237,9 @@ class TurnTracker:
         if self._continued:
             begun = before.rstrip(SPACES)
             space = leading_space(known[len(begun) :]) if known.startswith(begun) else ""
-            return begun + space + text.lstrip(SPACES) if space else before + text
+            if space:
+                return begun + space + text.lstrip(SPACES)
+            return join(before, text) if self._may_shrink else before + text
         if before and self._parting is None:
             return join(before, text)
         if before:
@@ -337,8 +340,15 @@ class TurnTracker:
             self._prefix, self._continued = text, True
             self._provider = ProviderState.NONE
             return []
-        final = self._may_shrink and not is_blank(text)
-        return self._close(text if final else self._merged(text, position), reason)
+        return self._close(self._final_text(text, position), reason)
+
+    def _final_text(self, text: str, position: int) -> str:
+        """Return the text with which the turn ends, given the provider's last text."""
+        if not self._may_shrink or is_blank(text):
+            return self._merged(text, position)
+        known = self._known.transcript
+        # White space is no revision: the turn may have begun at a provider that writes more of it.
+        return known if same_but_space(text, known) and not covers(text, known) else text
 
     def _close(self, text: str, reason: TurnEndReason) -> list[EventDraft]:
         turn = self.state.turn

@@ -24,6 +24,9 @@ TALK = [f"word{number}" for number in range(30)]
         ("twenty five thousand three hundred", "25,300 dollars please", 1, " dollars please"),
         ("I have got to", "I've got to go", 3, " go"),
         ("colour of it", "color of it is red", 3, " is red"),
+        ("(Paris) (Rome)", "Paris. Rome. Oslo.", 1, " Oslo."),
+        ("(Paris) (Rome)", "Paris. Rome.", 1, ""),
+        ("so ... well", "so \u2013 well then", 2, " then"),
         ("won", "one", 1, ""),
         ("won", "one too", 1, " too"),
         ("one\ttwo", "1\ttwo  three", 2, "  three"),
@@ -50,7 +53,8 @@ def test_reworded_words_are_neither_lost_nor_repeated(
 
     def worded(count: int) -> str:
         return " ".join(
-            rng.choice(("w{}", "w{}~", "{}")).format(1_000 + number) for number in range(count)
+            rng.choice(("w{}", "w{}~", "{}", "(w{})", "W{}.")).format(1_000 + number)
+            for number in range(count)
         )
 
     received = worded(known + more)

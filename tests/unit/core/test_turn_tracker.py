@@ -971,3 +971,37 @@ def test_revised_text_never_shrinks_before_the_last_one(case: str) -> None:
     drafts += tracker.on_input(ProviderInput.END, final, 99)
     assert [draft.transcript for draft in drafts[1:]] == published
     assert drafts[-1].kind == "turn.end"
+
+
+@pytest.mark.parametrize(
+    ("known", "final", "ends_with"),
+    [
+        ("to\r\nBoston\r\n", "to Boston", "to\r\nBoston\r\n"),
+        ("to Boston ", "to Boston", "to Boston "),
+        ("toBoston", "to Boston", "to Boston"),
+        ("to Boston now", "to Boston", "to Boston"),
+    ],
+)
+def test_end_at_another_provider_keeps_white_space(known: str, final: str, ends_with: str) -> None:
+    tracker = TurnTracker()
+    tracker.on_input(ProviderInput.START, None, 1)
+    tracker.on_input(ProviderInput.UPDATE, known, 2)
+    tracker.socket_opened(may_shrink=True)
+    tracker.on_input(ProviderInput.START, None, 1)
+    (end,) = tracker.on_input(ProviderInput.END, final, 3)
+    assert (end.kind, end.transcript) == ("turn.end", ends_with)
+
+
+@pytest.mark.parametrize("first", ["twenty to Boston", "20. to Boston", "20.to"])
+def test_turn_that_a_replay_splits_keeps_its_words_apart(first: str) -> None:
+    """The other provider writes differently, ends turns earlier, and begins them without space."""
+    tracker = TurnTracker()
+    tracker.on_input(ProviderInput.START, None, 10)
+    tracker.on_input(ProviderInput.UPDATE, first, 50)
+    tracker.socket_opened(may_shrink=True)
+    drafts = tracker.on_input(ProviderInput.START, None, 10)
+    drafts += tracker.on_input(ProviderInput.END, "20.", 20)
+    drafts += tracker.on_input(ProviderInput.START, None, 30)
+    assert drafts == []
+    (end,) = tracker.on_input(ProviderInput.END, "To Boston, please.", 60)
+    assert (end.kind, end.transcript) == ("turn.end", "20. To Boston, please.")
