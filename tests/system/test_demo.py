@@ -176,7 +176,8 @@ def test_demo_names_process_that_dies(demo: Start, short_clip: Path, temporary: 
     server.kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "turnbus: the STT server stopped by itself (SIGKILL); it last wrote:\n" in errors
+    stopped = "turnbus: the STT server of cartesia stopped by itself (SIGKILL); it last wrote:\n"
+    assert stopped in errors
     assert "Traceback" not in errors
     assert_gone(running, temporary)
 
