@@ -88,11 +88,11 @@ class Harness:
         return await self._stack.enter_async_context(self.stt_server(engine, provider=provider))
 
     def stt_server(
-        self, engine: str, *, provider: str = "cartesia", control: bool = False
+        self, engine: str, *, provider: str = "cartesia", port: int = 0, control: bool = False
     ) -> AbstractAsyncContextManager[tuple[ChildProcess, str]]:
         """Return a context in which an STT server runs, as `open_stt_server` does."""
         return open_stt_server(
-            self.directory, engine, self._base, provider=provider, control=control
+            self.directory, engine, self._base, provider=provider, port=port, control=control
         )
 
     async def start(self, process: AbstractAsyncContextManager[ChildProcess]) -> ChildProcess:
@@ -143,15 +143,16 @@ async def open_stt_server(
     base: Mapping[str, str] | None = None,
     *,
     provider: str = "cartesia",
+    port: int = 0,
     control: bool = False,
 ) -> AsyncIterator[tuple[ChildProcess, str]]:
     """Run an STT server until the block ends; yield it and its URL.
 
-    It serves the protocol of the `provider`. With `control` it has a control endpoint, at
-    `control_url`.
+    It serves the protocol of the `provider`, on any free port if `port` is 0. With `control` it has
+    a control endpoint, at `control_url`.
     Raises TurnbusError if it does not start or stops unexpectedly.
     """
-    command = ["stt-server", "--provider", provider, "--engine", engine, "--port", "0"]
+    command = ["stt-server", "--provider", provider, "--engine", engine, "--port", str(port)]
     command += ["--control-port", "0"] if control else []
     environment = child_environment({}, base)
     log = directory / f"stt-server-{provider}.log"

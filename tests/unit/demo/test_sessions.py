@@ -70,6 +70,11 @@ async def test_damaged_file_is_reported(tmp_path: Path) -> None:
     assert re.fullmatch(r".*call\.mp3 is damaged: \d+ packets? could not be decoded", warning)
 
 
+def test_sessions_start_after_each_other() -> None:
+    assert [role.enters_s for role in bundled(3)] == pytest.approx([0.0, 1.6, 3.2])
+    assert [role.enters_s for role in bundled(3, 3.6)] == pytest.approx([0.0, 3.6, 7.2])
+
+
 def test_clips_are_reused_under_other_names() -> None:
     names = [role.session for role in bundled(8)]
     assert names[6:] == [f"{names[0]}-2", f"{names[1]}-2"]

@@ -84,6 +84,13 @@ class Turn:
     resumes: int = 0
     end_delay_s: float | None = None
     """Delay from the end of speech until the demo reads `turn.end`."""
+    providers: list[str] = field(default_factory=list)
+    """Providers of its events, in order."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether the turn moved from one provider to another."""
+        return len(self.providers) > 1
 
 
 class SessionState:
@@ -96,6 +103,8 @@ class SessionState:
         """Id of the session entry in Redis, once a worker owns the session."""
         self.workers: list[str] = []
         """Workers that owned the session, in order; the last one owns it now."""
+        self.providers: list[str] = []
+        """Providers of its events, in order; the last one serves it now."""
         self.connections = 0
         self.missing_ms = 0
         self.errors: list[str] = []
@@ -113,6 +122,11 @@ class SessionState:
     def in_turn(self) -> bool:
         """Whether a turn is open."""
         return any(turn.state != "ended" for turn in self.turns.values())
+
+    @property
+    def has_text(self) -> bool:
+        """Whether a turn is open and has text."""
+        return any(turn.text for turn in self.turns.values() if turn.state != "ended")
 
     @property
     def played(self) -> float:
@@ -176,27 +190,57 @@ class SessionState:
                 pass
             case SessionEnded():
                 self.ended = True
+        self._note_provider(event)
+
+    def _note_provider(self, event: Event) -> None:
+        if event.connection:
+            _append_new(self.providers, event.provider)
+        if isinstance(event, TurnStart | TurnUpdate | TurnEagerEnd | TurnResume | TurnEnd):
+            _append_new(self.turns[event.turn].providers, event.provider)
 
     def set_owner(self, worker: str) -> bool:
         """Record the owner; return whether it changed."""
-        news = not self.workers or self.workers[-1] != worker
-        if news:
-            self.workers.append(worker)
-        return news
+        return _append_new(self.workers, worker)
+
+
+def _append_new(names: list[str], name: str) -> bool:
+    """Append a name unless it is the last one; return whether it was appended."""
+    news = not names or names[-1] != name
+    if news:
+        names.append(name)
+    return news
 
 
 class DemoState:
-    """State of all sessions and workers. Times are Unix seconds."""
+    """State of all sessions, workers and providers. Times are Unix seconds."""
 
-    def __init__(self, cast: list[DemoSession], workers: tuple[str, ...], began_at: float) -> None:
+    def __init__(
+        self,
+        cast: list[DemoSession],
+        workers: tuple[str, ...],
+        providers: tuple[str, ...],
+        began_at: float,
+    ) -> None:
         self.rows = {role.session: SessionState(role) for role in cast}
         self.workers = workers
+        self.providers = providers
         self.began_at = began_at
         self.killed: str | None = None
         self.killed_at = 0.0
         self.moved: list[str] = []
         """Sessions that moved from the killed worker to another."""
         self.moved_at = 0.0
+        self.failed: str | None = None
+        """Provider that was killed."""
+        self.failed_at = 0.0
+        self.continued_at: dict[str, float] = {}
+        """When each session first received an event of another provider."""
+        self.back_at: float | None = None
+        """When the killed provider was back."""
+        self.avoided_at: float | None = None
+        """When the breaker of the killed provider was open."""
+        self.returned: list[str] = []
+        """Sessions that the killed provider served again."""
         self.notices: list[tuple[float, str]] = []
         """Messages not caused by events, with their times."""
 
@@ -215,15 +259,55 @@ class DemoState:
         worker = max(load, key=lambda name: load[name])
         return worker if load[worker] else None
 
+    @property
+    def away(self) -> str | None:
+        """Provider that was killed and is not back."""
+        return self.failed if self.back_at is None else None
+
+    def served_by(self, provider: str) -> list[SessionState]:
+        """Return the live sessions of a provider."""
+        return [row for row in self.rows.values() if row.live and provider in row.providers[-1:]]
+
+    def turns_with_text(self) -> list[SessionState]:
+        """Return the sessions in which a turn is open and has text."""
+        return [row for row in self.rows.values() if row.has_text]
+
     def on_event(self, event: Event, at: float) -> None:
         """Apply the next event of the turns stream."""
-        self.rows[event.session].on_event(event, at)
+        row = self.rows[event.session]
+        before = row.providers[-1:]
+        row.on_event(event, at)
+        if self.failed in before and row.providers[-1] != self.failed:
+            self.continued_at[event.session] = at
+            after = f"first event {at - self.failed_at:.1f} s after the kill"
+            self.notices.append((at, f"{event.session} continues at {row.providers[-1]}: {after}"))
+        elif self.back_at is not None and self.failed in row.providers[-1:] != before:
+            self.returned.append(event.session)
+            self.notices.append((at, f"{event.session} is at {self.failed} again"))
 
     def on_kill(self, worker: str, at: float) -> None:
         """Record that a worker was killed."""
         self.killed, self.killed_at = worker, at
         orphans = " ".join(row.role.session for row in self.owned_by(worker))
         self.notices.append((at, f"{worker} killed (SIGKILL) while it owned {orphans}"))
+
+    def on_provider_kill(self, at: float) -> None:
+        """Record that the preferred provider was killed."""
+        self.failed, self.failed_at = self.providers[0], at
+        inside = " ".join(row.role.session for row in self.turns_with_text())
+        self.notices.append((at, f"{self.failed} killed (SIGKILL) inside a turn of {inside}"))
+
+    def on_provider_back(self, at: float) -> None:
+        """Record that the killed provider runs again."""
+        self.back_at = at
+        self.notices.append((at, f"{self.failed} runs again"))
+
+    def set_avoided(self, at: float, *, avoided: bool) -> None:
+        """Record whether the breaker of the killed provider is open."""
+        if avoided and self.avoided_at is None:
+            self.avoided_at = at
+            text = f"the breaker of {self.failed} is open: new sockets go to {self.providers[1]}"
+            self.notices.append((at, text))
 
     def on_warning(self, text: str, at: float) -> None:
         """Record a warning about the audio."""
