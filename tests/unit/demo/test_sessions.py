@@ -14,7 +14,7 @@ from schemas import Encoding
 from tests.support.sounds import encoded, pcm, wav
 from worker.errors import SettingsError
 from worker.local.demo.sessions import DemoSession, bundled, of_files
-from worker.local.demo.state import SpeechEnds
+from worker.local.demo.speech_ends import SpeechEnds
 from worker.local.emulator.engines.base import AudioFormat
 
 
