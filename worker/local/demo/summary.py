@@ -246,12 +246,11 @@ def _notes(summary: Summary) -> list[str]:
     total = summary.total
     if total.word_error_rate is None:
         notes.append("Word errors: unknown, because these files have no reference transcript.")
-    elif summary.complete:
-        notes.append("No word was lost or repeated: word errors are single words.")
     else:
         notes.append(
-            f"FAILED: {total.words_lost} words were lost and {total.words_repeated} repeated, in "
-            "passages of several words."
+            f"{'' if summary.complete else 'FAILED: '}Words lost: {total.words_lost}, repeated: "
+            f"{total.words_repeated}, in passages of three or more. Other word errors are the "
+            "recognizer's."
         )
     if summary.kill is not None:
         moved = ", ".join(summary.kill.sessions)
@@ -276,8 +275,8 @@ def _notes_on_failover(failed: FailOver) -> list[str]:
     notes = [moved]
     if failed.later_median_s is not None and failed.later_max_s is not None:
         notes.append(
-            f"{pluralize(failed.turns, 'open turn')} moved with all words. To turn.end, compared "
-            f"with the other turns: {failed.later_median_s:.2f} s later (median), "
+            f"{pluralize(failed.turns, 'open turn')} moved. To turn.end, compared with the other "
+            f"turns: {failed.later_median_s:.2f} s later (median), "
             f"{failed.later_max_s:.2f} s (max)."
         )
     if failed.breaker_open_after_s is None:
@@ -285,7 +284,7 @@ def _notes_on_failover(failed: FailOver) -> list[str]:
     else:
         notes.append(
             f"The breaker of {failed.provider} was open {failed.breaker_open_after_s:.1f} s after "
-            "the kill: from then on no new socket waited."
+            "the kill: from then on new sockets went to the other provider."
         )
     if failed.returned:
         notes.append(
