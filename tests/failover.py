@@ -19,15 +19,19 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 from msgspec import Meta
 
-from schemas.turns import TurnEnd, TurnUpdate
+from schemas.turns import TurnEnd
 from tests.support.harness import PCM16, Harness, check_order, staged, words
 from worker.cli.command import Command, Option, Parser, run_async
 from worker.cli.main import main
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
+from worker.local.emulator.engines.script_words import WORD_MS
 from worker.local.redis import EmbeddedRedis
+from worker.settings import Settings
 
 TURN = range(30)
 """Words of a turn of 6 s."""
+SILENT_WORDS = 6
+"""Silence after the turn, in lengths of a word."""
 PROVIDERS = ("cartesia", "flux")
 
 
@@ -54,7 +58,11 @@ class Failover(Command):
                 log = Path(f"{directory}/worker-{number}.log")
                 extra.append(await _one_run(log, self.first, second))
                 print(f"run {number + 1}: the turn ends {extra[-1]:.2f} s later", flush=True)
-        print(f"median {statistics.median(extra):.2f} s, max {max(extra):.2f} s; no word is lost")
+        waited_s = Settings().stt_failover_s
+        median_s, max_s = statistics.median(extra), max(extra)
+        print(f"median {median_s:.2f} s, max {max_s:.2f} s; no word is lost or repeated")
+        after = f"median {median_s - waited_s:.2f} s, max {max_s - waited_s:.2f} s"
+        print(f"without the failover time of {waited_s:g} s: {after}")
         return 0
 
 
@@ -72,30 +80,39 @@ async def _one_run(log: Path, first: str, second: str) -> float:
             "stt_providers": f"{first},{second}",
         }
         async with harness.worker_process("w", log, **settings):
+            await _until_ready(harness)
             usual_s = await _play(harness, "undisturbed", None)
             return await _play(harness, "killed", victim) - usual_s
+
+
+async def _until_ready(harness: Harness) -> None:
+    """Wait until the worker has served a session, an empty one."""
+    await harness.announce("ready")
+    await harness.append("ready", end="1")
+    await harness.until_ended("ready")
 
 
 async def _play(harness: Harness, session: str, victim: Process | None) -> float:
     """Return the time from the turn's last sound to its end."""
     await harness.announce(session)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_kill_inside_turn, harness, session, victim)
-        await harness.play(session, synthesize_words(TURN, PCM16), end=False)
-        spoken_at = time.time()
-        await harness.play(session, synthesize_silence(1_200, PCM16))
-        events = (await harness.until_ended(session))[session]
+    due, spoken_at = anyio.current_time(), 0.0
+    for word in range(len(TURN) + SILENT_WORDS):
+        if word == len(TURN):
+            spoken_at = time.time() - (anyio.current_time() - due)
+        if word == len(TURN) // 2 and victim is not None:
+            victim.kill()
+        due += WORD_MS / 1_000
+        await anyio.sleep_until(due)
+        spoken = word < len(TURN)
+        sound = synthesize_words([word], PCM16) if spoken else synthesize_silence(WORD_MS, PCM16)
+        await harness.append(session, audio=sound)
+    await harness.append(session, end="1")
+    events = (await harness.until_ended(session))[session]
     check_order(events)
     if words(events) != [*TURN]:
         raise AssertionError(f"the words of the session are {words(events)}")
     (end,) = [event for event in events if isinstance(event, TurnEnd)]
     return end.at - spoken_at
-
-
-async def _kill_inside_turn(harness: Harness, session: str, victim: Process | None) -> None:
-    await harness.until(session, TurnUpdate, len(TURN) // 2)
-    if victim is not None:
-        victim.kill()
 
 
 @asynccontextmanager

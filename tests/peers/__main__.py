@@ -10,6 +10,7 @@ from msgspec import Meta
 from worker.bench.plan import LoadPlan, Repeat, Seconds
 from worker.cli.command import Command, Option, Parser, run_async
 from worker.cli.main import main
+from worker.errors import SettingsError
 
 
 class Peers(Command):
@@ -24,10 +25,14 @@ class Peers(Command):
     events between Redis and the provider, and guarantees nothing. Exit code 1 if either loses,
     repeats or damages a word.
 
+    With --providers, nothing is installed either. The worker is measured with one provider and with
+    the other.
+
     examples:
       python -m tests.peers
       python -m tests.peers --sessions 20 --repeat 3
       python -m tests.peers --floor --sessions 300 --seconds 10 --repeat 3
+      python -m tests.peers --providers --sessions 300 --seconds 10 --repeat 3
       python -m tests.peers --json
     """
 
@@ -43,13 +48,19 @@ class Peers(Command):
     ] = 5.0
     repeat: Annotated[Repeat, Option("runs of each client, in turn", "N")] = 1
     floor: Annotated[bool, Option("compare with the bare relay instead")] = False
+    providers: Annotated[bool, Option("compare the providers Flux and Cartesia instead")] = False
     json: Annotated[bool, Option("print one JSON object")] = False
 
     def run(self) -> int:
-        """Run the command. Raises TurnbusError if it cannot run."""
-        from tests.peers import floor, report, run
+        """Run the command.
+
+        Raises TurnbusError if it cannot run, SettingsError if options exclude each other.
+        """
+        from tests.peers import pairs, report, run
         from worker.bench.terminal import TerminalProgress
 
+        if self.floor and self.providers:
+            raise SettingsError(["--floor and --providers: give one of them"])
         plan = LoadPlan(
             sessions=self.sessions,
             chunk_ms=self.chunk_ms,
@@ -57,9 +68,10 @@ class Peers(Command):
             warmup=self.warmup,
         )
         with TerminalProgress() as progress:
-            if self.floor:
-                bare = run_async(partial(floor.compare_floor, plan, self.repeat, progress))
-                ok, text, data = bare.ok, floor.text_of(bare), floor.json_of(bare)
+            if self.floor or self.providers:
+                pair = pairs.floor_pair(plan) if self.floor else pairs.provider_pair(plan)
+                both = run_async(partial(pairs.compare, pair, self.repeat, progress))
+                ok, text, data = both.ok, pairs.text_of(both), pairs.json_of(both)
             else:
                 peers = run_async(partial(run.compare_peers, plan, self.repeat, progress))
                 ok, text, data = peers.ok, report.text_of(peers), report.json_of(peers)

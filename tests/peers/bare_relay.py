@@ -5,7 +5,7 @@ It has no fence, replay, commit, validation, backpressure or second socket, and 
 Redis. A session ends with its socket. An error reply or a lost connection of Redis, or a refused
 socket, ends the process.
 
-`tests.peers.floor` runs it as `python -m tests.peers.bare_relay run`, in the environment of a
+`tests.peers.pairs` runs it as `python -m tests.peers.bare_relay run`, in the environment of a
 worker. It is ready when it has an entry in the hash of the workers.
 """
 

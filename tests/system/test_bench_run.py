@@ -21,15 +21,19 @@ WHOLE_WORDS = ("--chunk-ms", str(WORD_MS))
 """Words per chunk. With one, a producer that is held up splits no word."""
 
 
-def test_bench_measures_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("provider", ["cartesia", "flux"])
+def test_bench_measures_small_run(
+    provider: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "bench.json"
     size = ["--sessions", "5", "--seconds", "1", "--warmup", "1", *WHOLE_WORDS]
-    assert main(["bench", *size, "--json", "--out", str(out)]) == 0
+    command = ["bench", *size, "--provider", provider, "--json", "--out", str(out)]
+    assert main(command) == 0
     shown = capsys.readouterr()
     report = msgspec.json.decode(shown.out)
     assert msgspec.json.decode(out.read_bytes()) == report
     assert report["ok"] is True
-    assert report["plan"]["sessions"] == 5
+    assert (report["plan"]["sessions"], report["plan"]["provider"]) == (5, provider)
     assert report["verdict"]["words"] >= 5 * 8
     assert not any(count for name, count in report["verdict"].items() if name != "words")
     (run,) = report["runs"]

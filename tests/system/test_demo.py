@@ -11,12 +11,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from tests.support.collector import collecting
 from tests.support.processes import left_of
 from tests.support.sounds import pcm, samples_of, wav
 from worker.cli.main import main
 from worker.local.clips import CLIPS
+from worker.local.demo import run
+from worker.local.demo.sessions import DemoSession
+from worker.local.demo.state import DemoState
+from worker.local.demo.summary import Summary, summarize
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -119,6 +124,38 @@ def test_demo_survives_kill_of_worker(demo: Start, temporary: Path) -> None:
     assert {metric.name for metric in collector.metrics} >= {"turnbus.sessions"}
 
 
+def test_demo_fails_over_inside_turn(demo: Start, temporary: Path) -> None:
+    """The first provider is killed: its turns move to the second, and a new session to the first.
+
+    Two sessions, 16 s.
+    """
+    process = demo("--fail-over", "--sessions", "2", "--json", "--no-kill")
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    running = offspring(process)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    *events, summary = [json.loads(line) for line in [first, *output.splitlines()]]
+    assert (summary["kill"], summary["fail_over"]["provider"]) == (None, "cartesia")
+    assert summary["fail_over"]["sessions"]
+    assert summary["fail_over"]["turns"] >= 1
+    assert (summary["total"]["words_lost"], summary["total"]["words_repeated"]) == (0, 0)
+    moved = 0
+    for one in summary["sessions"]:
+        own = [event for event in events if event["session"] == one["session"]]
+        assert [event["seq"] for event in own] == list(range(1, len(own) + 1))
+        turns = [event for event in own if event["type"].startswith("turn.")]
+        starts = {each["turn"]: each for each in turns if each["type"] == "turn.start"}
+        ends = {each["turn"]: each for each in turns if each["type"] == "turn.end"}
+        assert list(starts) == list(ends) == list(range(one["turns"]))
+        for number, end in ends.items():
+            if (starts[number]["provider"], end["provider"]) == ("cartesia", "flux"):
+                assert end["connection"] > starts[number]["connection"]
+                moved += 1
+    assert moved >= 1
+    assert_gone(running, temporary)
+
+
 def test_demo_plays_own_file_in_plain_lines(demo: Start, short_clip: Path, temporary: Path) -> None:
     process = demo(str(short_clip), "--no-kill", "--traces")
     output, errors = process.communicate(timeout=120)
@@ -176,9 +213,40 @@ def test_demo_names_process_that_dies(demo: Start, short_clip: Path, temporary: 
     server.kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "turnbus: the STT server stopped by itself (SIGKILL); it last wrote:\n" in errors
+    stopped = "turnbus: the STT server of cartesia stopped by itself (SIGKILL); it last wrote:\n"
+    assert stopped in errors
     assert "Traceback" not in errors
     assert_gone(running, temporary)
+
+
+def test_demo_refuses_to_kill_worker_and_provider(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--fail-over", "--kill"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "turnbus: --fail-over kills a provider instead of a worker: omit --kill\n"
+    )
+
+
+@pytest.mark.parametrize(("lost", "code"), [(None, 0), (0, 0), (3, 1)])
+@pytest.mark.parametrize(
+    ("options", "victim"),
+    [([], "worker"), (["--kill"], "worker"), (["--no-kill"], None), (["--fail-over"], "provider")],
+)
+def test_demo_exit_code_reports_lost_words(
+    lost: int | None,
+    code: int,
+    options: list[str],
+    victim: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def demo_that_loses(cast: list[DemoSession], *chosen: object) -> Summary:
+        assert chosen[-1] == victim
+        total = summarize(DemoState(cast, (), (), 0.0), 1.0)
+        return replace(total, total=replace(total.total, words_lost=lost))
+
+    monkeypatch.setattr(run, "run_demo", demo_that_loses)
+    assert main(["demo", "--json", *options]) == code
 
 
 def test_demo_refuses_unplayable_file_before_start(

@@ -34,7 +34,7 @@ from worker.bench.report import LoadReport, LoadRun, now, run_of
 from worker.bench.speech import Speech
 from worker.bench.terminal import Progress
 from worker.bench.words import WordChecker, WordResult
-from worker.local.harness import SPARE_FILES, Harness, allow_open_files
+from worker.local.harness import SPARE_FILES, Harness, allow_open_files, provider_settings
 from worker.local.process import WORKER_MODULE
 from worker.local.redis import free_port
 
@@ -54,10 +54,10 @@ async def _open_run(plan: LoadPlan, speech: Speech, module: str) -> AsyncIterato
     allow_open_files(plan.sessions + SPARE_FILES)
     with open_otlp_sink() if plan.traced else nullcontext() as sink:
         async with Harness.open() as harness:
-            stt_server, stt_url = await harness.start_stt_server("script")
+            stt_server, stt_url = await harness.start_stt_server("script", provider=plan.provider)
             admin_port = free_port()
             settings = {
-                "STT_URL": stt_url,
+                **provider_settings({plan.provider: stt_url}),
                 "MAX_SESSIONS": str(plan.sessions),
                 "ADMIN_ADDR": f"127.0.0.1:{admin_port}",
             }

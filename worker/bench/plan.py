@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas import Encoding
+from schemas.audio import ProviderName
 
 SLOT_MS: Final = 10
 """Length of a slot in milliseconds. Chunks due within a slot are appended in one pipeline."""
@@ -44,6 +45,8 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     sample_rate: Annotated[int, Meta(ge=8_000, le=192_000)] = 16_000
     traced: bool = False
     """Whether the worker exports its spans, to a collector that discards them."""
+    provider: ProviderName = "cartesia"
+    """Provider whose protocol the STT server serves."""
 
     @property
     def cycle(self) -> int:

@@ -307,8 +307,9 @@ def title(report: LoadReport) -> list[str]:
     audio = f"{plan.chunk_ms} ms chunks, {plan.encoding.value} {plan.sample_rate} Hz"
     lives = "" if plan.life is None else f" of {plan.life:g} s each"
     times = f"{plan.seconds:g} s after {plan.warmup:g} s{runs}"
+    traced = ", traced" if plan.traced else ""
     return [
-        f"{plan.sessions} sessions{lives}, {audio}, {times}{', traced' if plan.traced else ''}",
+        f"{plan.sessions} sessions{lives} at {plan.provider}, {audio}, {times}{traced}",
         *report.environment(),
     ]
 

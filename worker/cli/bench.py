@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from schemas import Encoding
+from schemas.audio import ProviderName
 from worker.bench.plan import LoadPlan, Repeat, Seconds
 from worker.cli.command import Command, Option, run_async
 from worker.cli.recovery import Recovery
@@ -27,6 +28,7 @@ class Bench(Command):
       turnbus bench --sessions 300 --repeat 3
       turnbus bench --seconds 900 --churn 30
       turnbus bench --traced --repeat 3
+      turnbus bench --provider flux
       turnbus bench --encoding pcm_mulaw --sample-rate 8000 --chunk-ms 20 --json
       turnbus bench recovery
     """
@@ -53,6 +55,9 @@ class Bench(Command):
     sample_rate: Annotated[
         int, Meta(ge=8_000, le=192_000), Option("sample rate of the audio", "HZ")
     ] = 16_000
+    provider: Annotated[
+        ProviderName, Option("provider whose protocol the local STT server serves")
+    ] = "cartesia"
     traced: Annotated[
         bool, Option("export the worker's spans over OTLP, to a collector that discards them")
     ] = False
@@ -91,6 +96,7 @@ class Bench(Command):
             encoding=self.encoding,
             sample_rate=self.sample_rate,
             traced=self.traced,
+            provider=self.provider,
         )
         with TerminalProgress() as progress:
             report = run_async(partial(bench, plan, self.repeat, progress))

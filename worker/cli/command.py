@@ -128,8 +128,8 @@ def _add_option(to: argparse._ActionsContainer, field: FieldInfo, option: Option
     kind = field.type.__origin__
     several = get_origin(kind) is tuple
     how: dict[str, Any] = {"help": _help(option, field.default)}
-    if kind is bool:
-        how["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
+    if kind in (bool, bool | None):
+        how["action"] = "store_true" if field.default is False else argparse.BooleanOptionalAction
     else:
         how["metavar"] = option.metavar
         how["type"] = _reader(get_args(kind)[0] if several else field.type, option)

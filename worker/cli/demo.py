@@ -14,6 +14,7 @@ from worker.telemetry.environment import exporter_name
 
 if TYPE_CHECKING:
     from worker.local.demo.display import Display
+    from worker.local.demo.run import Victim
 
 _MOST_SESSIONS = 12  # what the recognizer keeps up with on two cores
 _EXPORT_EVERY_MS = "500"
@@ -24,10 +25,16 @@ class Demo(Command):
 
     The parts are a Redis server, two workers and a local turns server with a real recognizer. All
     processes start here and stop at the end. Meanwhile one worker is killed, and the other takes
-    over. No key, no network. English only.
+    over. No key, no network. English only. Exit code 1 if words of the bundled recordings are lost
+    or repeated.
+
+    With --fail-over there are two turns servers, with the protocols of Cartesia and of Deepgram
+    Flux. The first is killed inside a turn, and the sessions continue at the second. The first
+    starts again, and new sessions return to it.
 
     examples:
       turnbus demo
+      turnbus demo --fail-over
       turnbus demo my.wav --no-kill
       turnbus demo --traces
       turnbus demo --json | jq -r 'select(.type == "turn.end") | .transcript'
@@ -45,7 +52,12 @@ class Demo(Command):
             "number of sessions; recordings are reused if needed (default: 6, or one per file)", "N"
         ),
     ] = None
-    kill: Annotated[bool, Option("kill -9 a worker in the middle (default: yes)")] = True
+    kill: Annotated[
+        bool | None, Option("kill -9 a worker in the middle (default: yes, without --fail-over)")
+    ] = None
+    fail_over: Annotated[
+        bool, Option("kill -9 the first of two providers in the middle, instead of a worker")
+    ] = False
     traces: Annotated[
         bool,
         Option(
@@ -58,18 +70,31 @@ class Demo(Command):
     def run(self) -> int:
         """Run the demo.
 
-        Raises SettingsError before anything starts if a file cannot be played, or spans not
-        printed.
+        Raises SettingsError before anything starts if options exclude each other, a file cannot be
+        played, or spans not printed.
         """
         from worker.local.demo.run import run_demo
-        from worker.local.demo.sessions import bundled, of_files
+        from worker.local.demo.sessions import FAIL_OVER_GAP_S, START_GAP_S, bundled, of_files
 
+        victim = self._victim()
         environment = _environment(traces=self.traces)
-        cast = of_files(self.files, self.sessions) if self.files else bundled(self.sessions)
+        gap_s = FAIL_OVER_GAP_S if self.fail_over else START_GAP_S
+        if self.files:
+            cast = of_files(self.files, self.sessions, gap_s)
+        else:
+            cast = bundled(self.sessions, gap_s)
         # Entered outside the event loop, so that the terminal is always restored.
         with _audience(as_json=self.json) as audience:
-            run_async(partial(run_demo, cast, audience, environment, kill=self.kill))
-        return 0
+            summary = run_async(partial(run_demo, cast, audience, environment, victim))
+        return 0 if summary.complete else 1
+
+    def _victim(self) -> "Victim | None":
+        """Return what to kill. Raises SettingsError if it is a worker and a provider."""
+        if self.fail_over and self.kill:
+            raise SettingsError(["--fail-over kills a provider instead of a worker: omit --kill"])
+        if self.fail_over:
+            return "provider"
+        return None if self.kill is False else "worker"
 
 
 def _environment(*, traces: bool) -> dict[str, str]:

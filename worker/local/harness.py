@@ -31,6 +31,8 @@ QUICK_TAKEOVER: Final = {
 }
 """Settings of those workers."""
 
+_URL_SETTINGS: Final = {"cartesia": "STT_URL", "flux": "STT_FLUX_URL"}
+
 _START_TIMEOUT_S: Final = 60.0  # a cold start reads 300 MB of libraries and weights
 _POLL_S: Final = 0.02
 
@@ -76,18 +78,22 @@ class Harness:
         """Directory of the logs."""
         return self.server.directory
 
-    async def start_stt_server(self, engine: str) -> tuple[ChildProcess, str]:
+    async def start_stt_server(
+        self, engine: str, *, provider: str = "cartesia"
+    ) -> tuple[ChildProcess, str]:
         """Start an STT server; return it and its URL. An unexpected exit cancels the block.
 
         Raises TurnbusError if it does not start.
         """
-        return await self._stack.enter_async_context(self.stt_server(engine))
+        return await self._stack.enter_async_context(self.stt_server(engine, provider=provider))
 
     def stt_server(
-        self, engine: str, *, control: bool = False
+        self, engine: str, *, provider: str = "cartesia", port: int = 0, control: bool = False
     ) -> AbstractAsyncContextManager[tuple[ChildProcess, str]]:
         """Return a context in which an STT server runs, as `open_stt_server` does."""
-        return open_stt_server(self.directory, engine, self._base, control=control)
+        return open_stt_server(
+            self.directory, engine, self._base, provider=provider, port=port, control=control
+        )
 
     async def start(self, process: AbstractAsyncContextManager[ChildProcess]) -> ChildProcess:
         """Start a process that ends with the harness. An unexpected exit cancels the block."""
@@ -136,26 +142,34 @@ async def open_stt_server(
     engine: str,
     base: Mapping[str, str] | None = None,
     *,
+    provider: str = "cartesia",
+    port: int = 0,
     control: bool = False,
 ) -> AsyncIterator[tuple[ChildProcess, str]]:
     """Run an STT server until the block ends; yield it and its URL.
 
-    With `control` it has a control endpoint, at `control_url`.
+    It serves the protocol of the `provider`, on any free port if `port` is 0. With `control` it has
+    a control endpoint, at `control_url`.
     Raises TurnbusError if it does not start or stops unexpectedly.
     """
-    command = ["stt-server", "--engine", engine, "--port", "0"]
+    command = ["stt-server", "--provider", provider, "--engine", engine, "--port", str(port)]
     command += ["--control-port", "0"] if control else []
     environment = child_environment({}, base)
-    log = directory / "stt-server.log"
-    async with _guarded(ChildProcess.start("the STT server", command, environment, log)) as server:
+    log = directory / f"stt-server-{provider}.log"
+    name = f"the STT server of {provider}"
+    async with _guarded(ChildProcess.start(name, command, environment, log)) as server:
         with anyio.move_on_after(_START_TIMEOUT_S):
             while not (url := re.search(r"ws://\S+", server.text())):  # noqa: ASYNC110 - a file
                 await anyio.sleep(_POLL_S)
         if url is None:
-            raise TurnbusError(
-                f"the STT server did not start; its last log lines:\n{server.tail()}"
-            )
+            raise TurnbusError(f"{name} did not start; its last log lines:\n{server.tail()}")
         yield server, url[0]
+
+
+def provider_settings(urls: Mapping[str, str]) -> dict[str, str]:
+    """Return a worker's settings for the URLs of its providers, the preferred one first."""
+    addresses = {_URL_SETTINGS[provider]: url for provider, url in urls.items()}
+    return {"STT_PROVIDERS": ",".join(urls), **addresses}
 
 
 def control_url(stt_server: ChildProcess) -> str:

@@ -6,6 +6,9 @@ from typing import Final
 
 import jiwer
 
+_PASSAGE: Final = 3
+"""Minimum words of a passage. A recognizer alone misses or adds single words."""
+
 # Spellings that are normalized because both are common and correct.
 _SPELLINGS: Final = {"mr": "mister", "mrs": "missus", "dr": "doctor", "metres": "meters"}
 
@@ -22,3 +25,18 @@ def word_error_rate(references: Sequence[str], transcripts: Sequence[str]) -> fl
         [" ".join(words(text)) for text in each] for each in (references, transcripts)
     )
     return float(jiwer.wer(expected, actual))
+
+
+def lost_and_repeated(reference: str, transcript: str) -> tuple[int, int]:
+    """Return the number of words in missing passages, and in additional ones."""
+    expected, actual = (" ".join(words(text)) for text in (reference, transcript))
+    (chunks,) = jiwer.process_words(expected, actual).alignments
+    lost = repeated = 0
+    for chunk in chunks:
+        missing = chunk.ref_end_idx - chunk.ref_start_idx
+        additional = chunk.hyp_end_idx - chunk.hyp_start_idx
+        if chunk.type == "delete" and missing >= _PASSAGE:
+            lost += missing
+        elif chunk.type == "insert" and additional >= _PASSAGE:
+            repeated += additional
+    return lost, repeated

@@ -36,9 +36,6 @@ log = logging.getLogger(__name__)
 CREDENTIALS_RETRY_S = 15.0
 """Maximum delay between connects while the provider rejects the API key."""
 
-MOVE_CHECK_S = 0.2
-"""Interval at which a session that waits checks whether to try another provider."""
-
 
 class Connector:
     """Opens sockets for one session."""
@@ -127,7 +124,7 @@ class Connector:
         while (now := time.monotonic()) < until:
             if self._providers.must_move(now):
                 return
-            await anyio.sleep(min(MOVE_CHECK_S, until - now))
+            await anyio.sleep(min(self._providers.next_check_s(now), until - now))
 
     def _choose(self, now: float) -> Choice:
         """Return where to connect; another provider than before gets a new back-off."""

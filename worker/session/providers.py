@@ -19,6 +19,9 @@ from worker.telemetry.traces import SessionTrace
 
 log = logging.getLogger(__name__)
 
+MOVE_CHECK_S = 0.2
+"""Interval at which a session without a socket checks whether to try another provider."""
+
 _AVOIDED = (BreakerState.OPEN, BreakerState.PROBING)
 
 
@@ -118,6 +121,11 @@ class SessionProviders:
         if not self.several or failing_s is None:
             return False
         return self._decide(now, failing_s, inside_turn=True).move is Move.SWITCH
+
+    def next_check_s(self, now: float) -> float:
+        """Return after which time to call `must_move` again: at the failover time, not later."""
+        left_s = self._failover_s - (self._failing_s(now) or 0.0)
+        return left_s if 0 < left_s < MOVE_CHECK_S else MOVE_CHECK_S
 
     def check(self, now: float, opened_at: float, *, inside_turn: bool) -> bool:
         """Return whether the session has to leave the socket that it opened at `opened_at`."""

@@ -68,6 +68,7 @@ class AudioSender:
         self.send_log = SendLog()
         """What was sent on this socket, and when."""
         self._levels = LevelBuffer(encoding, sample_rate, LOOKBACK_MS)
+        self._keeps_levels = True  # the provider does not send times, so loudness shows the places
 
     @property
     def usage(self) -> tuple[int, int, int]:
@@ -117,6 +118,7 @@ class AudioSender:
         self.socket_bytes = self._filler_bytes = self.largest = 0
         self.send_log.restart(self.session_bytes)
         self._levels.restart(self.session_bytes)
+        self._keeps_levels = not stream.provider.word_times
         self._frame_ms = stream.provider.frame_ms
         self._pacer.restart(now, stream.provider.max_speed)
 
@@ -164,7 +166,8 @@ class AudioSender:
         self.chunk_ms = ms
         self._busy_at = now
         self._stop_filling()
-        self._levels.add(audio)
+        if self._keeps_levels:
+            self._levels.add(audio)
         self._send_bytes(stream, audio, now, own=size)
         return True
 
@@ -293,7 +296,10 @@ class AudioSender:
         return max(1, samples) * self._width
 
     def sent_audio(self, until: SendPosition, lookback_ms: int) -> SentAudio:
-        """Return what was sent before `until` and is not committed, as silent and loud frames."""
+        """Return what was sent before `until` and is not committed, as silent and loud frames.
+
+        Only for a provider that does not send the times of words.
+        """
         start = max(self._ledger.committed_bytes, until.session_bytes - self.bytes_of(lookback_ms))
         first, levels = self._levels.levels(start, until.session_bytes)
         fillers = self._filler_before(until, first)
@@ -341,7 +347,8 @@ class AudioSender:
             self._partial_sample = audio[-rest:]
             audio = audio[:-rest]
         if audio:
-            self._levels.add(audio)
+            if self._keeps_levels:
+                self._levels.add(audio)
             self._send_bytes(stream, audio, now, own=len(audio))
 
     def _note_filler(self) -> None:

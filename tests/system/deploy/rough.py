@@ -1,6 +1,7 @@
 """Five minutes of faults: a small fleet at work, and everything that the dashboard shows.
 
-Only the faults are staged: the sessions are real, on a real Redis, with workers as processes.
+The fleet prefers Cartesia to Flux. Only the faults are staged: the sessions are real, on a real
+Redis, with workers as processes.
 """
 
 import signal
@@ -16,6 +17,7 @@ from redis.asyncio import Redis
 from websockets.asyncio.client import connect as dial
 
 from schemas import Encoding, Keys, SessionEntry
+from schemas.audio import ProviderName
 from tests.support.harness import PCM16
 from tests.system.deploy.calls import Call
 from worker.bus.client.connection import connect
@@ -23,12 +25,13 @@ from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
 from worker.local.emulator.engines.script_words import WORD_MS
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
-from worker.local.harness import child_environment
+from worker.local.harness import child_environment, provider_settings
 from worker.local.process import ChildProcess
 from worker.local.redis import EmbeddedRedis, free_port
 from worker.producer import Producer
 
 WORKERS: Final = ("worker-1", "worker-2")
+PROVIDERS: Final[tuple[ProviderName, ...]] = ("cartesia", "flux")
 GATEWAY: Final = "gateway"
 THROUGH_GATEWAY: Final = 3
 """Every third call comes through the gateway."""
@@ -62,6 +65,7 @@ class Rough:
         server: EmbeddedRedis,
         redis: Redis,
         stt: TurnsServer,
+        flux: TurnsServer,
         tasks: TaskGroup,
         stack: AsyncExitStack,
         logs: Path,
@@ -69,6 +73,7 @@ class Rough:
         self._server = server
         self._redis = redis
         self._stt = stt
+        self._flux = flux
         self._tasks = tasks
         self._stack = stack
         self._logs = logs
@@ -87,9 +92,14 @@ class Rough:
             server = await stack.enter_async_context(EmbeddedRedis.start(append_only=True))
             redis = await stack.enter_async_context(connect(server.url))
             engine = ScriptEngine(ScriptOptions(latency_ms=_LATENCY_MS))
-            stt = await stack.enter_async_context(TurnsServer.serve(ServerSettings(port=0), engine))
+            stt, flux = [
+                await stack.enter_async_context(
+                    TurnsServer.serve(ServerSettings(port=0, provider=provider), engine)
+                )
+                for provider in PROVIDERS
+            ]
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            rough = cls(server, redis, stt, tasks, stack, logs)
+            rough = cls(server, redis, stt, flux, tasks, stack, logs)
             for name in WORKERS:
                 await rough._start(name)
             await rough._until(len(WORKERS))
@@ -104,7 +114,7 @@ class Rough:
             self._begin(number)
             await anyio.sleep(1.5)
         await anyio.sleep(20)
-        self._note("every STT socket is cut")
+        self._note("every socket at cartesia is cut")
         self._stt.cut_all()
         await anyio.sleep(25)
         self._note(f"{RUSH} calls more, and the plan has {PERMITS} sockets")
@@ -130,7 +140,7 @@ class Rough:
         await anyio.sleep(8)
         await self._server.restart()
         await anyio.sleep(22)
-        self._note("the provider cuts all sockets and answers 503 for 12 s")
+        self._note("cartesia cuts all sockets and answers 503 for 12 s")
         async with self._stt.outage("503"):
             self._stt.cut_all()
             await anyio.sleep(12)
@@ -168,7 +178,7 @@ class Rough:
     async def _start(self, name: str) -> None:
         settings = {
             "REDIS_URL": self._server.url,
-            "STT_URL": self._stt.url,
+            **provider_settings({"cartesia": self._stt.url, "flux": self._flux.url}),
             "WORKER_ID": name,
             "ADMIN_ADDR": f"127.0.0.1:{self.ports[name]}",
             "MAX_SESSIONS": str(PLACES),

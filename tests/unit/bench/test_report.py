@@ -139,7 +139,7 @@ def test_table_of_several_runs_has_medians_and_ranges() -> None:
 def test_report_columns_are_aligned() -> None:
     text = text_of(report(run()))
     lines = text.splitlines()
-    assert "100 sessions, 100 ms chunks, pcm_s16le 16000 Hz, 10 s after 5 s" in lines
+    assert "100 sessions at cartesia, 100 ms chunks, pcm_s16le 16000 Hz, 10 s after 5 s" in lines
     assert "python 3.11, uvloop -, server valkey 9" in lines
     ends = {line.index(unit) for line in lines for unit in ("us/chunk", " % of") if unit in line}
     assert len(ends) <= 2

@@ -14,7 +14,7 @@ from schemas import Encoding
 from tests.support.sounds import encoded, pcm, wav
 from worker.errors import SettingsError
 from worker.local.demo.sessions import DemoSession, bundled, of_files
-from worker.local.demo.state import SpeechEnds
+from worker.local.demo.speech_ends import SpeechEnds
 from worker.local.emulator.engines.base import AudioFormat
 
 
@@ -68,6 +68,11 @@ async def test_damaged_file_is_reported(tmp_path: Path) -> None:
         pass
     (warning,) = warnings
     assert re.fullmatch(r".*call\.mp3 is damaged: \d+ packets? could not be decoded", warning)
+
+
+def test_sessions_start_after_each_other() -> None:
+    assert [role.enters_s for role in bundled(3)] == pytest.approx([0.0, 1.6, 3.2])
+    assert [role.enters_s for role in bundled(3, 3.6)] == pytest.approx([0.0, 3.6, 7.2])
 
 
 def test_clips_are_reused_under_other_names() -> None:

@@ -112,7 +112,7 @@ def test_waterfall_is_drawn(printed: list[str], width: int) -> None:
 def test_json_spans_come_before_summary(
     printed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    board = DemoState([], (), 100.0)
+    board = DemoState([], (), (), 100.0)
     JsonLines().finish(board, summarize(board, 110.0), read(printed[0]))
     span, summary = map(json.loads, capsys.readouterr().out.splitlines())
     assert summary["type"] == "demo.summary"

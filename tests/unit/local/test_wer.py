@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.local.wer import word_error_rate, words
+from worker.local.wer import lost_and_repeated, word_error_rate, words
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,20 @@ def test_word_error_rate_counts_edits(reference: str, transcript: str, errors: i
 def test_word_error_rate_of_several_texts() -> None:
     assert word_error_rate(["one two three four", ""], ["one two three", "you"]) == 2 / 4
     assert word_error_rate([""], [""]) == 0
+
+
+@pytest.mark.parametrize(
+    ("transcript", "expected"),
+    [
+        ("a b c d e f g h", (0, 0)),
+        ("a b x d e g h", (0, 0)),  # a wrong word, and a missing one: the recognizer's errors
+        ("a b x c y d e f g h", (0, 0)),
+        ("a b f g h", (3, 0)),
+        ("a b c d", (4, 0)),
+        ("", (8, 0)),
+        ("a b c d e c d e f g h", (0, 3)),
+        ("a b c d e f g h e f g h", (0, 4)),
+    ],
+)
+def test_lost_and_repeated_counts_passages(transcript: str, expected: tuple[int, int]) -> None:
+    assert lost_and_repeated("A b c d. E f g h.", transcript) == expected

@@ -10,7 +10,7 @@ from worker.core.breaker import FIRST_PROBE_S, MAX_FAILURES, BreakerState
 from worker.core.connection_health import PING_INTERVAL_S
 from worker.core.failover import MIN_STAY_S
 from worker.errors import SttBusyError, SttPermanentError, SttTransientError
-from worker.session.providers import SessionProviders
+from worker.session.providers import MOVE_CHECK_S, SessionProviders
 from worker.settings import Settings
 from worker.stt.choice import Candidate
 from worker.stt.keys import ApiKey
@@ -111,6 +111,19 @@ def test_failing_provider_is_left_after_the_failover_time(
     assert call.providers.must_move(call.now)
     assert call.choose(inside_turn=True) == "flux"
     assert call.stats.failovers == {"cartesia": 1, "flux": 0}
+
+
+def test_next_check_is_at_the_failover_time() -> None:
+    call = Call()
+    call.choose()
+    assert call.providers.next_check_s(call.now) == MOVE_CHECK_S
+    call.providers.failed(LOST, call.now)
+    assert call.providers.next_check_s(call.now) == MOVE_CHECK_S
+    call.now += FAILOVER_S - MOVE_CHECK_S / 4
+    assert not call.providers.must_move(call.now)
+    call.now += call.providers.next_check_s(call.now)
+    assert call.providers.must_move(call.now)
+    assert call.providers.next_check_s(call.now) == MOVE_CHECK_S  # no busy waiting after it
 
 
 def test_working_socket_ends_the_failure() -> None:

@@ -1,5 +1,7 @@
 """The sender on a real socket: which audio it holds and releases."""
 
+from itertools import count
+
 from websockets.asyncio.server import ServerConnection, serve
 
 from schemas.audio import AudioEntry, Encoding
@@ -8,6 +10,7 @@ from worker.core.ledger import Ledger
 from worker.core.send_limits import Pacer
 from worker.session.sender import BUFFER_MS, AudioSender
 from worker.stt.cartesia import CARTESIA
+from worker.stt.flux import FLUX
 from worker.stt.provider import Endpoint, StreamSettings
 from worker.telemetry.counters import Counters
 
@@ -65,3 +68,20 @@ def test_socket_audio_maps_to_the_session_across_filler() -> None:
     sender.forget_committed()
     assert sender.session_byte(1_100) == 700 * 16
     assert sender.session_byte(500) <= 600 * 16
+
+
+def test_loudness_is_kept_only_for_provider_without_times() -> None:
+    """A session moves from a provider that sends the times of words to another, and back."""
+    ledger = Ledger(Encoding.PCM_S16LE.width)
+    sender = AudioSender(Encoding.PCM_S16LE, 8_000, ledger, Pacer(0), Counters())
+    chunk, entries = bytes(1_600), count(1)  # 100 ms
+    for provider, frames in ((FLUX, 0), (CARTESIA, 20), (FLUX, 0)):
+        line = Line()
+        line.provider = provider
+        sender.attach(line, 0.0)
+        ledger.admit(f"{next(entries)}-0", AudioEntry(audio=chunk))
+        assert sender.send_at_once(chunk, 1.0)
+        ledger.admit(f"{next(entries)}-0", AudioEntry(audio=chunk))
+        sender.enqueue(chunk)
+        sender.drain(1.0)
+        assert len(sender.sent_audio(sender.send_log.moment(2.0), 1_000).silent) == frames

@@ -122,7 +122,8 @@ def _sentence(event: Event, state: DemoState) -> str | None:
         case TurnResume(turn=turn):
             return str(turn)
         case TurnEagerEnd(turn=turn, transcript=text) | TurnEnd(turn=turn, transcript=text):
-            return f"{turn} {text.strip()}"
+            socket = f"  ({event.provider}, socket {event.connection})"
+            return f"{turn} {text.strip()}{socket if len(state.providers) > 1 else ''}"
         case AudioGap(missing_ms=missing, reason=reason):
             return f"{missing} ms, {reason}"
         case SessionMark(mark=mark):

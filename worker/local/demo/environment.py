@@ -1,16 +1,17 @@
-"""Processes of the demo: a Redis server, the local STT server and two workers."""
+"""Processes of the demo: a Redis server, a local STT server for each provider and two workers."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
 
 from schemas.keys import GROUP
 from schemas.turns import WorkerRecord
-from worker.local.harness import QUICK_TAKEOVER, WORKERS, Harness
+from worker.local.harness import QUICK_TAKEOVER, WORKERS, Harness, provider_settings
 from worker.local.process import ChildProcess
 
 _STOP_TIMEOUT_S: Final = 10.0  # time to export spans to a slow collector
@@ -24,27 +25,36 @@ class DemoEnvironment:
         self.keys = harness.keys
         self.workers: Final[dict[str, ChildProcess]] = {}
         """Worker processes by worker id."""
+        self.stt_servers: Final[dict[str, ChildProcess]] = {}
+        """Processes of the STT servers by provider."""
         self._harness = harness
+        self._urls: dict[str, str] = {}  # of the providers
         self._worker_ids: dict[str, str] = {}
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, status: Callable[[str], None], environment: Mapping[str, str]
+        cls,
+        status: Callable[[str], None],
+        environment: Mapping[str, str],
+        providers: Sequence[str],
     ) -> AsyncIterator[Self]:
         """Start all processes; end them and remove their files when the block ends.
 
-        `status` receives progress messages. The processes inherit the environment, except for the
-        settings of turnbus. Raises MissingExtraError or BusUnavailable as `EmbeddedRedis` does, and
-        TurnbusError if a process does not start or stops unexpectedly.
+        `status` receives progress messages. The first of the `providers` is preferred. The
+        processes inherit the environment, except for the settings of turnbus. Raises
+        MissingExtraError or BusUnavailable as `EmbeddedRedis` does, and TurnbusError if a process
+        does not start or stops unexpectedly.
         """
         status("starting Redis ...")
         async with Harness.open(environment) as harness:
             demo = cls(harness)
-            status("loading the recognizer ...")
-            _, stt_url = await harness.start_stt_server("speech")
+            for provider in providers:
+                status(f"loading the recognizer of {provider} ...")
+                starting = harness.start_stt_server("speech", provider=provider)
+                demo.stt_servers[provider], demo._urls[provider] = await starting
             status("starting two workers ...")
-            settings = {"STT_URL": stt_url, **QUICK_TAKEOVER}
+            settings = {**provider_settings(demo._urls), **QUICK_TAKEOVER}
             for worker_id in WORKERS:
                 process = harness.worker(worker_id, settings, stdout=demo._stdout(worker_id))
                 demo.workers[worker_id] = await harness.start(process)
@@ -63,6 +73,15 @@ class DemoEnvironment:
             for row in pending
             if (consumer := row["consumer"].decode()) in self._worker_ids
         }
+
+    def restarted(self, provider: str) -> AbstractAsyncContextManager[tuple[ChildProcess, str]]:
+        """Return a context in which a killed STT server runs again, at the same address."""
+        port = urlsplit(self._urls[provider]).port or 0
+        return self._harness.stt_server("speech", provider=provider, port=port)
+
+    async def avoids(self, provider: str) -> bool:
+        """Return whether the fleet's breaker of a provider is open."""
+        return bool(await self.redis.hexists(self.keys.breaker(provider), "probe_at"))
 
     async def stop(self) -> list[str]:
         """Stop the workers, which export their spans; return the standard output of each."""

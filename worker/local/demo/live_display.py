@@ -17,6 +17,7 @@ from worker.local.demo.display import Display, ReceivedEvent
 from worker.local.demo.state import DemoState, SessionState, Turn
 from worker.local.demo.summary import Summary, closing
 from worker.local.demo.traces import Span, waterfall
+from worker.text import pluralize
 
 _FRAME_S: Final = 0.08
 _MARGIN: Final = 2
@@ -93,18 +94,25 @@ def _title(state: DemoState, now: float) -> Table:
     title = Table.grid(expand=True)
     title.add_column(no_wrap=True)
     title.add_column(no_wrap=True, justify="right")
-    workers = Text("   ").join(_worker_load(state, worker) for worker in state.workers)
+    loads = [_worker_load(state, worker) for worker in state.workers]
+    if len(state.providers) > 1:
+        loads = [_provider_load(state, provider) for provider in state.providers]
     clock = Text(f"   {seconds // 60}:{seconds % 60:02}   Ctrl-C ends", style="dim")
-    title.add_row(Text("turnbus demo", style="bold"), workers + clock)
+    title.add_row(Text("turnbus demo", style="bold"), Text("   ").join(loads) + clock)
     return title
 
 
 def _worker_load(state: DemoState, worker: str) -> Text:
     if worker == state.killed:
         return Text(f"{worker} killed", style="bold red")
-    count = len(state.owned_by(worker))
-    style = _colour(state, worker)
-    return Text(f"{worker}: {count} session{'' if count == 1 else 's'}", style=style)
+    count = pluralize(len(state.owned_by(worker)), "session")
+    return Text(f"{worker}: {count}", style=_colour(state, worker))
+
+
+def _provider_load(state: DemoState, provider: str) -> Text:
+    if provider == state.away:
+        return Text(f"{provider} killed", style="bold red")
+    return Text(f"{provider}: {pluralize(len(state.served_by(provider)), 'session')}")
 
 
 def _colour(state: DemoState, worker: str) -> str:
@@ -146,17 +154,28 @@ def _head(row: SessionState, state: DemoState, width: int, names: int) -> Table:
     head.add_column(no_wrap=True, ratio=1)
     head.add_column(width=len("pcm_s16le 16 kHz"))
     head.add_column(width=len("worker-1 > worker-2") if wide else len("worker-1"))
-    head.add_column(width=len("socket 1"))
+    head.add_column(width=len("cartesia #1"))
     head.add_column(width=_WIDE_BAR if wide else _BAR)
     head.add_row(
         Text(role.session, style="bold"),
         Text(role.speaker, style="dim"),
         Text(f"{role.line.encoding} {role.line.sample_rate // 1000} kHz", style="dim"),
         _owners(row, state, row.workers if wide else row.workers[-1:]),
-        Text(f"socket {row.connections}" if row.connections else "", style="dim"),
+        _socket(row, state),
         ProgressBar(1.0, row.played),
     )
     return head
+
+
+def _socket(row: SessionState, state: DemoState) -> Text:
+    """Draw the provider, and the number of the session's socket."""
+    if not row.providers:
+        return Text()
+    provider = row.providers[-1]
+    style = "dim" if provider == state.providers[0] else "bold"
+    return Text(
+        f"{provider} #{row.connections}", style="strike red" if provider == state.away else style
+    )
 
 
 def _owners(row: SessionState, state: DemoState, workers: Sequence[str]) -> Text:

@@ -17,7 +17,13 @@ from worker.local.emulator.engines.base import AudioFormat
 from worker.local.pcm import silence
 
 _SILENCE_S: Final = 1.6  # after each clip: long enough for the recognizer to end the turn
-_START_GAP_S: Final = 1.6  # between the starts of two sessions
+
+START_GAP_S: Final = 1.6
+"""Time between the starts of two sessions."""
+
+FAIL_OVER_GAP_S: Final = 3.6
+"""The same if a provider fails: some sessions start before that, others while it is away, and
+others when it is back."""
 
 _Source: TypeAlias = tuple[Path | AudioInput, float | None]
 """Audio source, and its duration in seconds if known."""
@@ -88,8 +94,11 @@ _BUNDLED: Final = (
 )
 
 
-def bundled(sessions: int | None) -> list[DemoSession]:
-    """Return sessions of the bundled clips, repeated if `sessions` exceeds their number."""
+def bundled(sessions: int | None, gap_s: float = START_GAP_S) -> list[DemoSession]:
+    """Return sessions of the bundled clips, repeated if `sessions` exceeds their number.
+
+    They start `gap_s` seconds after each other.
+    """
     clips = {clip.path.stem: clip for clip in CLIPS}
     result = []
     for name, stems, line in islice(cycle(_BUNDLED), sessions or len(_BUNDLED)):
@@ -97,13 +106,16 @@ def bundled(sessions: int | None) -> list[DemoSession]:
         sources = _probe([part.path for part in parts], once=False)
         text = " ".join(part.transcript for part in parts)
         result.append(_session(name, parts[0].speaker, line, sources, text))
-    return _arranged(result)
+    return _arranged(result, gap_s)
 
 
-def of_files(files: Sequence[Path], sessions: int | None) -> list[DemoSession]:
+def of_files(
+    files: Sequence[Path], sessions: int | None, gap_s: float = START_GAP_S
+) -> list[DemoSession]:
     """Return sessions of the user's files: one each, or repeated to fill `sessions`.
 
-    Raises SettingsError with a line for each file that cannot be played.
+    They start `gap_s` seconds after each other. Raises SettingsError with a line for each file that
+    cannot be played.
     """
     number = len(files) if sessions is None else sessions
     sources = _probe(files, once=number <= len(files))
@@ -111,7 +123,7 @@ def of_files(files: Sequence[Path], sessions: int | None) -> list[DemoSession]:
     for file, source in islice(cycle(zip(files, sources, strict=True)), number):
         name = re.sub(r"[^A-Za-z0-9._:-]+", "-", file.stem)[:32]
         result.append(_session(name, file.name, _WIDEBAND, [source], None))
-    return _arranged(result)
+    return _arranged(result, gap_s)
 
 
 def _session(
@@ -123,15 +135,13 @@ def _session(
     return DemoSession(name, speaker, line, 0.0, tuple(each for each, _ in sources), seconds, text)
 
 
-def _arranged(sessions: Iterable[DemoSession]) -> list[DemoSession]:
+def _arranged(sessions: Iterable[DemoSession], gap_s: float) -> list[DemoSession]:
     """Give sessions of the same name a number, and let one start after another."""
     arranged: dict[str, DemoSession] = {}
     for place, session in enumerate(sessions):
         numbered = (f"{session.session}-{number}" for number in count(2))
         name = next(each for each in chain([session.session], numbered) if each not in arranged)
-        arranged[name] = msgspec.structs.replace(
-            session, session=name, enters_s=place * _START_GAP_S
-        )
+        arranged[name] = msgspec.structs.replace(session, session=name, enters_s=place * gap_s)
     return list(arranged.values())
 
 

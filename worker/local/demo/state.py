@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from schemas.turns import (
     AudioGap,
     Event,
@@ -21,56 +18,9 @@ from schemas.turns import (
     TurnUpdate,
 )
 from worker.local.demo.sessions import DemoSession
-from worker.local.emulator.engines.base import AudioFormat
-from worker.local.pcm import PcmDecoder
+from worker.local.demo.speech_ends import SpeechEnds
 
-_FRAMES_PER_S: Final = 100
-_KEEP_FRAMES: Final = 60 * _FRAMES_PER_S  # turns of older audio have ended
-_PAUSE_FRAMES: Final = 30  # a shorter pause does not end speech
-_CLICK_FRAMES: Final = 8  # a sound of at most this length is not speech
-_SWING_DB: Final = 25.0  # speech varies by 20 dB
-_QUIET_DB: Final = -60.0  # softer sound is not speech
 _SURE_AFTER_S: Final = 0.3  # minimum silence before any recognizer ends a turn
-
-
-class SpeechEnds:
-    """Detects the ends of speech in one session's audio, by energy alone."""
-
-    def __init__(self, audio: AudioFormat) -> None:
-        self._decoder = PcmDecoder(audio)
-        self._frame = audio.sample_rate // _FRAMES_PER_S
-        self._rest = np.empty(0, np.float32)
-        self._levels: NDArray[np.float32] = np.empty(0, np.float32)  # dB of each 10 ms
-        self._first = 0  # number of frames dropped before these
-
-    def add(self, chunk: bytes) -> None:
-        """Append audio."""
-        samples = np.concatenate((self._rest, self._decoder.decode(chunk)))
-        whole = len(samples) // self._frame * self._frame
-        self._rest = samples[whole:]
-        frames = samples[:whole].reshape(-1, self._frame)
-        levels = 10 * np.log10((frames**2).mean(axis=1) + 1e-9)
-        self._levels = np.concatenate((self._levels, levels))
-        over = len(self._levels) - _KEEP_FRAMES
-        if over > 0:
-            self._levels = self._levels[over:]
-            self._first += over
-
-    def ends(self) -> list[float]:
-        """Return the ends of speech in the last minute, in seconds of the audio.
-
-        Speech that has not ended yet is assumed to end with the last chunk.
-        """
-        if not len(self._levels):
-            return []
-        floor = max(float(np.percentile(self._levels, 95)) - _SWING_DB, _QUIET_DB)
-        loud = np.flatnonzero(self._levels > floor)
-        parts = np.split(loud, np.flatnonzero(np.diff(loud) > _PAUSE_FRAMES) + 1)
-        return [
-            (self._first + float(part[-1]) + 1) / _FRAMES_PER_S
-            for part in parts
-            if len(part) > _CLICK_FRAMES
-        ]
 
 
 @dataclass
@@ -84,6 +34,13 @@ class Turn:
     resumes: int = 0
     end_delay_s: float | None = None
     """Delay from the end of speech until the demo reads `turn.end`."""
+    providers: list[str] = field(default_factory=list)
+    """Providers of its events, in order."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether the turn moved from one provider to another."""
+        return len(self.providers) > 1
 
 
 class SessionState:
@@ -96,6 +53,8 @@ class SessionState:
         """Id of the session entry in Redis, once a worker owns the session."""
         self.workers: list[str] = []
         """Workers that owned the session, in order; the last one owns it now."""
+        self.providers: list[str] = []
+        """Providers of its events, in order; the last one serves it now."""
         self.connections = 0
         self.missing_ms = 0
         self.errors: list[str] = []
@@ -113,6 +72,11 @@ class SessionState:
     def in_turn(self) -> bool:
         """Whether a turn is open."""
         return any(turn.state != "ended" for turn in self.turns.values())
+
+    @property
+    def has_text(self) -> bool:
+        """Whether a turn is open and has text."""
+        return any(turn.text for turn in self.turns.values() if turn.state != "ended")
 
     @property
     def played(self) -> float:
@@ -176,27 +140,57 @@ class SessionState:
                 pass
             case SessionEnded():
                 self.ended = True
+        self._note_provider(event)
+
+    def _note_provider(self, event: Event) -> None:
+        if event.connection:
+            _append_new(self.providers, event.provider)
+        if isinstance(event, TurnStart | TurnUpdate | TurnEagerEnd | TurnResume | TurnEnd):
+            _append_new(self.turns[event.turn].providers, event.provider)
 
     def set_owner(self, worker: str) -> bool:
         """Record the owner; return whether it changed."""
-        news = not self.workers or self.workers[-1] != worker
-        if news:
-            self.workers.append(worker)
-        return news
+        return _append_new(self.workers, worker)
+
+
+def _append_new(names: list[str], name: str) -> bool:
+    """Append a name unless it is the last one; return whether it was appended."""
+    news = not names or names[-1] != name
+    if news:
+        names.append(name)
+    return news
 
 
 class DemoState:
-    """State of all sessions and workers. Times are Unix seconds."""
+    """State of all sessions, workers and providers. Times are Unix seconds."""
 
-    def __init__(self, cast: list[DemoSession], workers: tuple[str, ...], began_at: float) -> None:
+    def __init__(
+        self,
+        cast: list[DemoSession],
+        workers: tuple[str, ...],
+        providers: tuple[str, ...],
+        began_at: float,
+    ) -> None:
         self.rows = {role.session: SessionState(role) for role in cast}
         self.workers = workers
+        self.providers = providers
         self.began_at = began_at
         self.killed: str | None = None
         self.killed_at = 0.0
         self.moved: list[str] = []
         """Sessions that moved from the killed worker to another."""
         self.moved_at = 0.0
+        self.failed: str | None = None
+        """Provider that was killed."""
+        self.failed_at = 0.0
+        self.continued_at: dict[str, float] = {}
+        """When each session first received an event of another provider."""
+        self.back_at: float | None = None
+        """When the killed provider was back."""
+        self.avoided_at: float | None = None
+        """When the breaker of the killed provider was open."""
+        self.returned: list[str] = []
+        """Sessions that the killed provider served again."""
         self.notices: list[tuple[float, str]] = []
         """Messages not caused by events, with their times."""
 
@@ -215,15 +209,55 @@ class DemoState:
         worker = max(load, key=lambda name: load[name])
         return worker if load[worker] else None
 
+    @property
+    def away(self) -> str | None:
+        """Provider that was killed and is not back."""
+        return self.failed if self.back_at is None else None
+
+    def served_by(self, provider: str) -> list[SessionState]:
+        """Return the live sessions of a provider."""
+        return [row for row in self.rows.values() if row.live and provider in row.providers[-1:]]
+
+    def turns_with_text(self) -> list[SessionState]:
+        """Return the sessions in which a turn is open and has text."""
+        return [row for row in self.rows.values() if row.has_text]
+
     def on_event(self, event: Event, at: float) -> None:
         """Apply the next event of the turns stream."""
-        self.rows[event.session].on_event(event, at)
+        row = self.rows[event.session]
+        before = row.providers[-1:]
+        row.on_event(event, at)
+        if self.failed in before and row.providers[-1] != self.failed:
+            self.continued_at[event.session] = at
+            after = f"first event {at - self.failed_at:.1f} s after the kill"
+            self.notices.append((at, f"{event.session} continues at {row.providers[-1]}: {after}"))
+        elif self.back_at is not None and self.failed in row.providers[-1:] != before:
+            self.returned.append(event.session)
+            self.notices.append((at, f"{event.session} is at {self.failed} again"))
 
     def on_kill(self, worker: str, at: float) -> None:
         """Record that a worker was killed."""
         self.killed, self.killed_at = worker, at
         orphans = " ".join(row.role.session for row in self.owned_by(worker))
         self.notices.append((at, f"{worker} killed (SIGKILL) while it owned {orphans}"))
+
+    def on_provider_kill(self, at: float) -> None:
+        """Record that the preferred provider was killed."""
+        self.failed, self.failed_at = self.providers[0], at
+        inside = " ".join(row.role.session for row in self.turns_with_text())
+        self.notices.append((at, f"{self.failed} killed (SIGKILL) inside a turn of {inside}"))
+
+    def on_provider_back(self, at: float) -> None:
+        """Record that the killed provider runs again."""
+        self.back_at = at
+        self.notices.append((at, f"{self.failed} runs again"))
+
+    def set_avoided(self, at: float, *, avoided: bool) -> None:
+        """Record whether the breaker of the killed provider is open."""
+        if avoided and self.avoided_at is None:
+            self.avoided_at = at
+            text = f"the breaker of {self.failed} is open: new sockets go to {self.providers[1]}"
+            self.notices.append((at, text))
 
     def on_warning(self, text: str, at: float) -> None:
         """Record a warning about the audio."""

@@ -1,6 +1,6 @@
 """Summary of the demo: the results of each session in numbers, and as a table. No I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Final
 
@@ -11,8 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from worker.local.demo.state import DemoState, SessionState
-from worker.local.wer import word_error_rate, words
+from worker.local.demo.state import DemoState, SessionState, Turn
+from worker.local.wer import lost_and_repeated, word_error_rate, words
+from worker.text import pluralize
 
 _NEXT: Final = (
     ("turnbus dev", "the same parts until Ctrl-C, with a page that you speak to"),
@@ -37,12 +38,16 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     missing_ms: int
     word_error_rate: float | None = None
     """Word error rate; None if the reference transcript is unknown."""
+    words_lost: int | None = None
+    """Words in passages that are missing; None if the reference transcript is unknown."""
+    words_repeated: int | None = None
     end_delay_median_s: float | None = None
     end_delay_max_s: float | None = None
     speaker: str = ""
     encoding: str = ""
     sample_rate: int = 0
     workers: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
     transcript: str = ""
     errors: tuple[str, ...] = ()
 
@@ -55,6 +60,29 @@ class Kill(msgspec.Struct, frozen=True):
     moved_after_s: float
 
 
+class FailOver(msgspec.Struct, frozen=True):
+    """A provider that the demo killed, and the sessions that continued at another one.
+
+    Times are seconds after the kill. `later` is how much later the turns that moved ended than the
+    median of the others, in seconds after the end of speech; None if no turn moved.
+    """
+
+    provider: str
+    sessions: tuple[str, ...]
+    continued_after_s: float | None
+    """When the last session continued; None if none did."""
+    turns: int
+    """Number of turns that moved while they were open."""
+    later_median_s: float | None
+    later_max_s: float | None
+    breaker_open_after_s: float | None
+    """When the breaker was open; None if it never was."""
+    back_after_s: float | None
+    """When the provider was started again; None if the demo was over before."""
+    returned: tuple[str, ...]
+    """Sessions that it served then."""
+
+
 class Summary(msgspec.Struct, frozen=True, tag="demo.summary"):
     """Results of the whole demo."""
 
@@ -62,6 +90,12 @@ class Summary(msgspec.Struct, frozen=True, tag="demo.summary"):
     sessions: tuple[Result, ...]
     total: Result
     kill: Kill | None
+    fail_over: FailOver | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether no word is known to be lost or repeated."""
+        return not self.total.words_lost and not self.total.words_repeated
 
 
 def summarize(state: DemoState, now: float) -> Summary:
@@ -76,7 +110,37 @@ def summarize(state: DemoState, now: float) -> Summary:
         sessions=tuple(_result(row) for row in rows),
         total=_together("total", rows),
         kill=kill,
+        fail_over=None if state.failed is None else _fail_over(state, state.failed),
     )
+
+
+def _fail_over(state: DemoState, provider: str) -> FailOver:
+    turns = [turn for row in state.rows.values() for turn in row.turns.values()]
+    moved = [turn for turn in turns if turn.moved]
+    usual = _delays(turn for turn in turns if not turn.moved)
+    later = [delay - median(usual) for delay in _delays(moved)] if usual else []
+    open_at, back_at, continued = state.avoided_at, state.back_at, state.continued_at
+    return FailOver(
+        provider=provider,
+        sessions=tuple(continued),
+        continued_after_s=_rounded(max(continued.values()) - state.failed_at)
+        if continued
+        else None,
+        turns=len(moved),
+        later_median_s=_rounded(median(later)) if later else None,
+        later_max_s=_rounded(max(later)) if later else None,
+        breaker_open_after_s=None if open_at is None else _rounded(open_at - state.failed_at),
+        back_after_s=None if back_at is None else _rounded(back_at - state.failed_at),
+        returned=tuple(state.returned),
+    )
+
+
+def _delays(turns: Iterable[Turn]) -> list[float]:
+    return [turn.end_delay_s for turn in turns if turn.end_delay_s is not None]
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds, 3)
 
 
 def transcript(row: SessionState) -> str:
@@ -92,6 +156,7 @@ def _result(row: SessionState) -> Result:
         encoding=role.line.encoding.value,
         sample_rate=role.line.sample_rate,
         workers=tuple(row.workers),
+        providers=tuple(row.providers),
         transcript=transcript(row),
         errors=tuple(row.errors),
     )
@@ -99,8 +164,9 @@ def _result(row: SessionState) -> Result:
 
 def _together(name: str, rows: Sequence[SessionState]) -> Result:
     turns = [turn for row in rows for turn in row.turns.values()]
-    delays = [turn.end_delay_s for turn in turns if turn.end_delay_s is not None]
+    delays = _delays(turns)
     known = [(row.role.text, transcript(row)) for row in rows if row.role.text is not None]
+    passages = [lost_and_repeated(*each) for each in known]
     return Result(
         session=name,
         turns=len(turns),
@@ -110,8 +176,10 @@ def _together(name: str, rows: Sequence[SessionState]) -> Result:
         connections=sum(row.connections for row in rows),
         missing_ms=sum(row.missing_ms for row in rows),
         word_error_rate=round(word_error_rate(*zip(*known, strict=True)), 4) if known else None,
-        end_delay_median_s=round(median(delays), 3) if delays else None,
-        end_delay_max_s=round(max(delays), 3) if delays else None,
+        words_lost=sum(lost for lost, _ in passages) if known else None,
+        words_repeated=sum(repeated for _, repeated in passages) if known else None,
+        end_delay_median_s=_rounded(median(delays)) if delays else None,
+        end_delay_max_s=_rounded(max(delays)) if delays else None,
     )
 
 
@@ -140,14 +208,16 @@ def _table(summary: Summary) -> Table:
     )
     table.add_column("\nsession", "total")
     table.add_column("\naudio")
-    table.add_column("\nworker")
+    several = summary.fail_over is not None
+    table.add_column("\nproviders" if several else "\nworker")
     titles = ("\nturns", "\nwords", "word\nerrors", "to turn.end\nmedian", "\nmax", "\nsockets")
     for title, foot in zip(titles, _numbers(summary.total), strict=True):
         table.add_column(title, foot, justify="right")
     for result in summary.sessions:
         audio = f"{result.encoding.removeprefix('pcm_')} {result.sample_rate // 1000}k"
-        workers = ", ".join(name.removeprefix("worker-") for name in result.workers)
-        table.add_row(result.session, audio, workers, *_numbers(result))
+        served = result.providers if several else result.workers
+        names = ", ".join(name.removeprefix("worker-") for name in served)
+        table.add_row(result.session, audio, names, *_numbers(result))
     return table
 
 
@@ -173,14 +243,52 @@ def _notes(summary: Summary) -> list[str]:
         "it is the silence that the recognizer waits for."
     )
     notes = [about_delay]
-    if summary.total.word_error_rate is None:
+    total = summary.total
+    if total.word_error_rate is None:
         notes.append("Word errors: unknown, because these files have no reference transcript.")
+    else:
+        notes.append(
+            f"{'' if summary.complete else 'FAILED: '}Words lost: {total.words_lost}, repeated: "
+            f"{total.words_repeated}, in passages of three or more. Other word errors are the "
+            "recognizer's."
+        )
     if summary.kill is not None:
         moved = ", ".join(summary.kill.sessions)
         notes.append(
             f"{summary.kill.worker} was killed: {moved} moved within "
             f"{summary.kill.moved_after_s:.1f} s, their open turns replayed from Redis."
         )
+    if summary.fail_over is not None:
+        notes += _notes_on_failover(summary.fail_over)
     if summary.total.missing_ms:
         notes.append(f"{summary.total.missing_ms} ms of audio could not be transcribed.")
     return notes + [f"{one.session}: {text}" for one in summary.sessions for text in one.errors]
+
+
+def _notes_on_failover(failed: FailOver) -> list[str]:
+    if failed.continued_after_s is None:
+        return [f"{failed.provider} was killed: no session needed another provider."]
+    moved = (
+        f"{failed.provider} was killed: {', '.join(failed.sessions)} continued at the other "
+        f"provider, with new text within {failed.continued_after_s:.1f} s."
+    )
+    notes = [moved]
+    if failed.later_median_s is not None and failed.later_max_s is not None:
+        notes.append(
+            f"{pluralize(failed.turns, 'open turn')} moved. To turn.end, compared with the other "
+            f"turns: {failed.later_median_s:.2f} s later (median), "
+            f"{failed.later_max_s:.2f} s (max)."
+        )
+    if failed.breaker_open_after_s is None:
+        notes.append(f"The breaker of {failed.provider} stayed closed: too few failures.")
+    else:
+        notes.append(
+            f"The breaker of {failed.provider} was open {failed.breaker_open_after_s:.1f} s after "
+            "the kill: from then on new sockets went to the other provider."
+        )
+    if failed.returned:
+        notes.append(
+            f"{failed.provider} was back after {failed.back_after_s:.1f} s, and served "
+            f"{', '.join(failed.returned)}."
+        )
+    return notes

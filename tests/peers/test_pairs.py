@@ -1,4 +1,4 @@
-"""The bare relay passes all on; the report compares it with the worker. Nothing is timed."""
+"""The bare relay passes all on; a report compares it, or two providers. Nothing is timed."""
 
 from collections import defaultdict
 
@@ -10,7 +10,7 @@ from schemas import Event
 from schemas.turns import SessionEnded, TurnEnd, TurnStart
 from tests.peers import bare_relay
 from tests.peers.__main__ import make_parser
-from tests.peers.floor import FloorReport, table, text_of, warnings
+from tests.peers.pairs import PairReport, table, text_of, warnings
 from tests.unit.bench.test_report import report as load_report
 from tests.unit.bench.test_report import run
 from worker.bench.events import EventReader
@@ -53,28 +53,40 @@ async def test_relay_passes_on_all_chunks_and_events() -> None:
         assert words == list(range(speech.words_in(session.speech_chunks)))
 
 
-def test_floor_compares_worker_and_relay(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [("--floor", ["turnbus", "bare relay"]), ("--providers", ["flux", "cartesia"])],
+)
+def test_pair_is_measured_in_turn(
+    option: str, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     size = ["--sessions", "3", "--seconds", "1", "--warmup", "1"]
-    assert main(["--floor", *size, "--json"], make_parser) == 0
+    assert main([option, *size, "--json"], make_parser) == 0
     output = capsys.readouterr().out
     results = msgspec.json.decode(output)["results"]
-    assert results["CPU us/chunk"].keys() >= {"turnbus", "bare relay"}
-    report = msgspec.json.decode(output, type=FloorReport)
+    assert results["CPU us/chunk"].keys() >= {*names}
+    report = msgspec.json.decode(output, type=PairReport)
     assert report.ok
-    assert list(report.loads) == ["turnbus", "bare relay"]
+    assert list(report.loads) == names
+    if option == "--providers":
+        assert [load.plan.provider for load in report.loads.values()] == names
     for load in report.loads.values():
         assert load.verdict.words >= 3 * 8
         assert load.runs[0].chunks_per_s > 15
 
 
-def test_floor_text_has_medians_ranges_and_errors() -> None:
+def test_pairs_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--floor", "--providers"], make_parser) == 2
+    assert capsys.readouterr().err == "turnbus: --floor and --providers: give one of them\n"
+
+
+def test_pair_text_has_medians_ranges_and_errors() -> None:
     worker = load_report(run(0.2), run(0.3), run(0.4))
     relay = load_report(run(0.1), run(0.1), run(0.2, verdict=WordResult(words=10, lost=1)))
-    got = FloorReport(
+    got = PairReport(
         date="2026-01-01",
         machine=worker.machine,
         versions=worker.versions,
-        plan=worker.plan,
         loads={"turnbus": worker, "bare relay": relay},
     )
     cells = {row[0]: row[1:] for row in table(got)}

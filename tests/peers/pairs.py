@@ -1,9 +1,9 @@
-"""The floor of the load benchmark: the worker and the bare relay, in turn, under one load."""
+"""Pairs of load benchmarks, run in turn: worker and bare relay, or one provider and another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -15,10 +15,35 @@ from worker.bench.report import warnings as load_warnings
 from worker.bench.terminal import Progress
 from worker.local.process import WORKER_MODULE
 
-_PROGRAMS: Final = {"turnbus": WORKER_MODULE, "bare relay": bare_relay.__name__}
+
+class Side(NamedTuple):
+    """One of the two that are compared."""
+
+    plan: LoadPlan
+    module: str = WORKER_MODULE
+    """Module of the program that is measured."""
+
+
+Pair = Mapping[str, Side]
+"""Both sides, by name; the report has the ratio of the first to the second."""
+
+
+def floor_pair(plan: LoadPlan) -> Pair:
+    """Return the worker and the bare relay, which guarantees nothing."""
+    return {"turnbus": Side(plan), "bare relay": Side(plan, bare_relay.__name__)}
+
+
+def provider_pair(plan: LoadPlan) -> Pair:
+    """Return the worker with Flux, and with Cartesia."""
+    flux = msgspec.structs.replace(plan, provider="flux")
+    cartesia = msgspec.structs.replace(plan, provider="cartesia")
+    return {"flux": Side(flux), "cartesia": Side(cartesia)}
+
+
 _MEASURES: Final[tuple[tuple[str, Callable[[LoadRun], float], int], ...]] = (
     ("CPU us/chunk", lambda run: run.cpu_us_per_chunk["worker"], 1),
     ("% of a core", lambda run: run.cpu_share["worker"] * 100, 0),
+    ("events/s", lambda run: run.events_per_s, 0),
     ("KiB/session", lambda run: run.kib_per_session, 1),
     ("Redis CPU us/chunk", lambda run: run.cpu_us_per_chunk["redis"], 1),
     ("latency p50, ms", lambda run: run.latency_ms.p50, 0),
@@ -26,12 +51,16 @@ _MEASURES: Final[tuple[tuple[str, Callable[[LoadRun], float], int], ...]] = (
 )
 
 
-class FloorReport(Report, frozen=True, kw_only=True):
-    """Runs of the worker and of the bare relay, alternated."""
+class PairReport(Report, frozen=True, kw_only=True):
+    """Runs of both sides of a pair, alternated."""
 
-    plan: LoadPlan
     loads: dict[str, LoadReport]
-    """Reports of the load benchmark, by program; the worker comes first."""
+    """Reports of the load benchmark, by the name of the side."""
+
+    @property
+    def plan(self) -> LoadPlan:
+        """Plan of the first side; that of the other has the same size."""
+        return next(iter(self.loads.values())).plan
 
     @property
     def ok(self) -> bool:
@@ -39,27 +68,26 @@ class FloorReport(Report, frozen=True, kw_only=True):
         return all(load.verdict.ok for load in self.loads.values())
 
     def values(self, measure: Callable[[LoadRun], float]) -> list[list[float]]:
-        """Return a value of each run: those of the worker, of the relay, and their ratios."""
-        own, floor = ([measure(run) for run in load.runs] for load in self.loads.values())
-        return [own, floor, [a / b for a, b in zip(own, floor, strict=True) if b]]
+        """Return a value of each run: those of the first side, of the second, and their ratios."""
+        first, second = ([measure(run) for run in load.runs] for load in self.loads.values())
+        return [first, second, [a / b for a, b in zip(first, second, strict=True) if b]]
 
 
-async def compare_floor(plan: LoadPlan, repeat: int, progress: Progress) -> FloorReport:
-    """Run the plan `repeat` times with the worker and the bare relay.
+async def compare(pair: Pair, repeat: int, progress: Progress) -> PairReport:
+    """Run both sides of a pair in turn, `repeat` times each.
 
     Raises TurnbusError if a process fails.
     """
-    loads: dict[str, list[LoadReport]] = {name: [] for name in _PROGRAMS}
+    loads: dict[str, list[LoadReport]] = {name: [] for name in pair}
     for number in range(repeat):
-        for name, module in _PROGRAMS.items():
+        for name, side in pair.items():
             progress.phase(f"run {number + 1} of {repeat}: {name}")
-            loads[name].append(await bench(plan, 1, progress, module=module))
-    first = loads["turnbus"][0]
-    return FloorReport(
+            loads[name].append(await bench(side.plan, 1, progress, module=side.module))
+    first = next(iter(loads.values()))[0]
+    return PairReport(
         date=now(),
         machine=first.machine,
         versions=first.versions | {"picows": version("picows")},
-        plan=plan,
         loads={
             name: msgspec.structs.replace(
                 each[0], runs=tuple(run for one in each for run in one.runs)
@@ -69,12 +97,12 @@ async def compare_floor(plan: LoadPlan, repeat: int, progress: Progress) -> Floo
     )
 
 
-def table(report: FloorReport) -> list[list[str]]:
+def table(report: PairReport) -> list[list[str]]:
     """Return the table, its head first: medians, and ranges if there are several runs."""
     lines = [["", *report.loads, "ratio"]]
     for label, measure, digits in _MEASURES:
-        own, floor, ratios = report.values(measure)
-        lines.append([label, _text(own, digits), _text(floor, digits), _text(ratios, 2)])
+        first, second, ratios = report.values(measure)
+        lines.append([label, _text(first, digits), _text(second, digits), _text(ratios, 2)])
     for label in ("words", "lost", "repeated", "wrong"):
         counts = [getattr(load.verdict, label) for load in report.loads.values()]
         lines.append([label, *(f"{count:,}" for count in counts), ""])
@@ -90,10 +118,10 @@ def _text(values: list[float], digits: int) -> str:
     return f"{shown} ({min(values):,.{digits}f} - {max(values):,.{digits}f})"
 
 
-def title(report: FloorReport) -> list[str]:
+def title(report: PairReport) -> list[str]:
     """Return what was run, and where."""
     plan = report.plan
-    runs = len(report.loads["turnbus"].runs)
+    runs = len(next(iter(report.loads.values())).runs)
     count = f", {runs} runs: median (min - max)" if runs > 1 else ""
     times = f"{plan.seconds:g} s after {plan.warmup:g} s{count}"
     return [
@@ -102,14 +130,17 @@ def title(report: FloorReport) -> list[str]:
     ]
 
 
+_ABOUT: Final = {
+    "bare relay": "The bare relay moves chunks and events between Redis and the provider, without "
+    "a guarantee.",
+}
 NOTES: Final = (
-    "The bare relay moves chunks and events between Redis and the provider, without a guarantee.",
     "Latency: a word's last chunk appended -> its turn.update appended, by the Redis clock.",
     "Redis: including the producer's appends.",
 )
 
 
-def warnings(report: FloorReport) -> list[str]:
+def warnings(report: PairReport) -> list[str]:
     """Return the conditions that distort the results, then the word errors."""
     lines = [
         f"warning: {name}: {text}"
@@ -123,12 +154,14 @@ def warnings(report: FloorReport) -> list[str]:
     return lines
 
 
-def text_of(report: FloorReport) -> str:
+def text_of(report: PairReport) -> str:
     """Return the report as plain text."""
-    return joined(title(report), aligned(table(report), "<>>>"), NOTES, warnings(report))
+    notes = [note for side, note in _ABOUT.items() if side in report.loads]
+    table_lines = aligned(table(report), "<>>>")
+    return joined(title(report), table_lines, [*notes, *NOTES], warnings(report))
 
 
-def json_of(report: FloorReport) -> bytes:
+def json_of(report: PairReport) -> bytes:
     """Return the report as one JSON object."""
     results = {}
     for label, measure, _ in _MEASURES:
