@@ -194,11 +194,22 @@ class Connection:
         )
         step = ending.advance(
             transcribed_ms,
+            self._sent_ms,
             in_turn=self._tracker.provider_in_turn,
             answered=ended or isinstance(event, NoTurnToEnd),
         )
         if step is Step.COMMAND:
             self.stream.end_turn()
+        elif step is Step.UNANSWERED:
+            log.warning(
+                "%s: the provider does not answer the end of the turn, which ends with its text",
+                self._publisher.name,
+            )
+            self._ending = None
+            if not self._lifecycle.flushing:
+                self._lifecycle.process(Input.LAST_SENT)
+                self._publisher.trace.flush_started()
+            self._finish()
         elif step is Step.DONE:
             self._ending = None
             if self._lifecycle.flushing:
@@ -231,6 +242,7 @@ class Connection:
             if self._ending is not None:
                 self._sender.send_silence(now)
             if now - self._flushing_since > FLUSH_TIMEOUT_S:
+                self.stuck = self._receiver.inside_turn
                 self._receiver.flush_failed()
                 self.stream.socket.abort(f"not flushed within {FLUSH_TIMEOUT_S:g} s")
         elif self._receiver.inside_turn:
