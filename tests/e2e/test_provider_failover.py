@@ -134,6 +134,28 @@ async def test_silent_flux_is_left_inside_the_turn(
     assert turn_providers(events) == [("flux", "cartesia")]
 
 
+async def test_silent_cartesia_is_left_inside_the_turn(
+    harness: Harness,
+    stt: TurnsServer,
+    both: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It answers pings, and no word. The session does not wait for the watchdog."""
+    stt.faults.set("stall@mid-turn")
+    silence = synthesize_silence(100, PCM16)
+    spoken = b"".join(synthesize_words([at, at + 1], PCM16) + silence for at in range(0, 40, 2))
+    async with harness.worker(**both) as worker:
+        await harness.announce("call-1")
+        await harness.play("call-1", spoken + synthesize_silence(1_200, PCM16))
+        events = (await harness.until_ended("call-1"))["call-1"]
+        assert worker.context.stats.failovers == {"cartesia": 1, "flux": 0}
+    check_order(events)
+    assert words(events) == [*range(40)]
+    assert turn_providers(events) == [("cartesia", "flux")]
+    assert any("no message for 5 s of speech inside a turn" in line for line in caplog.messages)
+    assert not [event for event in events if isinstance(event, SessionError)]
+
+
 @pytest.mark.parametrize("command", ["close", "ForceEndTurn"])
 async def test_provider_that_ends_no_turn_is_left(
     harness: Harness,

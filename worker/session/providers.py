@@ -119,6 +119,10 @@ class SessionProviders:
             return False
         return self._decide(now, failing_s, inside_turn=True).move is Move.SWITCH
 
+    def can_leave(self, now: float) -> bool:
+        """Return whether the session would move if its provider is stuck inside the open turn."""
+        return self._decide(now, 0.0, inside_turn=True, stuck=True).move is Move.SWITCH
+
     def check(self, now: float, opened_at: float, *, inside_turn: bool) -> bool:
         """Return whether the session has to leave the socket that it opened at `opened_at`."""
         if not self.several:
@@ -174,10 +178,13 @@ class SessionProviders:
                 return choice, True
         return self._choices[0], False
 
-    def _decide(self, now: float, failing_s: float | None, *, inside_turn: bool) -> Decision:
+    def _decide(
+        self, now: float, failing_s: float | None, *, inside_turn: bool, stuck: bool = False
+    ) -> Decision:
         states = self._breakers.states()
+        stuck = stuck or self._stuck
         situation = Situation(
-            self.current.name, failing_s, self._stuck, inside_turn, now - self._moved_at
+            self.current.name, failing_s, stuck, inside_turn, now - self._moved_at
         )
         options = [Option(choice.name, states[choice.name]) for choice in self._choices]
         return decide(situation, options, self._failover_s)

@@ -292,13 +292,22 @@ class AudioSender:
         samples = self.bytes_of(self._frame_ms) // self._width
         return max(1, samples) * self._width
 
-    def sent_audio(self, until: SendPosition, lookback_ms: int) -> SentAudio:
-        """Return what was sent before `until` and is not committed, as silent and loud frames."""
+    def sent_audio(self, until: SendPosition, lookback_ms: int, least_quiet: int = 0) -> SentAudio:
+        """Return what was sent before `until` and is not committed, as silent and loud frames.
+
+        Frames up to the level `least_quiet` are silent.
+        """
         start = max(self._ledger.committed_bytes, until.session_bytes - self.bytes_of(lookback_ms))
         first, levels = self._levels.levels(start, until.session_bytes)
         fillers = self._filler_before(until, first)
         return sent_audio(
-            levels, first, self._levels.frame_bytes, fillers, until.socket_bytes, self.send_log
+            levels,
+            first,
+            self._levels.frame_bytes,
+            fillers,
+            until.socket_bytes,
+            self.send_log,
+            least_quiet,
         )
 
     def _filler_before(self, moment: SendPosition, start: int) -> list[tuple[int, int]]:
