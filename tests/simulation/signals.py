@@ -61,7 +61,10 @@ def signal_violations(
     if marks != expected:
         violations.append(f"marks {marks} instead of {expected}")
     turns = [
-        (event["reason"], [int(word[1:]) for word in event["transcript"].split() if word[0] == "w"])
+        (
+            event["reason"],
+            [int(word[1:]) for word in event["transcript"].lower().split() if word[0] == "w"],
+        )
         for event in events
         if event["type"] == "turn.end"
     ]

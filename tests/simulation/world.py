@@ -66,12 +66,16 @@ from worker.supervisor import Supervisor
 from worker.telemetry.counters import Counters
 from worker.telemetry.traces import Tracing
 
-FaultKind = Literal["cut", "outage", "kill", "stop", "partition", "redis"]
+FaultKind = Literal["cut", "outage", "failing", "kill", "stop", "partition", "redis"]
 """Fault:
 
-a lost socket, a provider outage, SIGKILL, SIGTERM, a worker cut off from Redis, or a Redis outage
-for every client.
+a lost socket, an outage of all providers, one of the current provider, SIGKILL, SIGTERM, a worker
+cut off from Redis, or a Redis outage for every client.
 """
+
+FAILOVER_S = 0.5
+MIN_STAY_S = 1.0
+"""How soon a session with several providers leaves one, and returns to one."""
 
 COMMIT_SHARE = 0.1
 """Interval between commits while audio is sent, as a share of the limit."""
@@ -82,7 +86,7 @@ END_TIMEOUT_S = 600.0
 _ENTRY = SessionEntry(session="s", encoding=Encoding.PCM_S16LE, sample_rate=AUDIO.sample_rate)
 
 _ROUTES = {
-    each.name: Route(each, offers(Settings())[each.name], "", key=ApiKey(each.name, ""))
+    each.name: Route(each, offers(Settings())[each.name], each.name, key=ApiKey(each.name, ""))
     for each in (CARTESIA, FLUX)
 }
 
@@ -112,6 +116,7 @@ class Scenario(NamedTuple):
     late_s: float = 0.0
     """Maximum delay of single messages beyond the lag; those after them wait."""
     provider: str = "cartesia"
+    """Names of the providers, the preferred one first."""
     earlier: bool = False
     """Whether workers of an earlier version, which does not commit what was sent, also run."""
 
@@ -145,6 +150,8 @@ class Result(NamedTuple):
     """Maximum time during which audio could not be sent."""
     turn_s: float
     """Duration of the longest turn."""
+    moves: tuple[str, ...]
+    """Providers of the sockets, one after another, of each pair of different ones: `from>to`."""
 
 
 def simulate(scenario: Scenario, *, signals: bool = False) -> Result:
@@ -309,9 +316,9 @@ class _Protocol(Protocol):
 class _Turns:
     """Cartesia's protocol."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quick: bool) -> None:
         self._events: list[EngineEvent] = []
-        self._engine = _engine(self._events.append)
+        self._engine = _engine(self._events.append, quick=quick)
 
     def feed(self, audio: bytes) -> list[bytes]:
         at_once(self._engine.feed(audio))
@@ -330,11 +337,11 @@ class _Turns:
 class _Flux:
     """Flux's protocol: every message has times."""
 
-    def __init__(self, query: str) -> None:
+    def __init__(self, query: str, *, quick: bool, upper: bool) -> None:
         request = FluxRequest(f"{PATH}?{query}", Headers({"Authorization": "Token any"}))
         self._session = FluxSession(FluxSettings(), request, "request")
         self._messages: list[bytes] = []
-        self._engine = _engine(self._emit)
+        self._engine = _engine(self._emit, quick=quick, upper=upper)
 
     def _emit(self, event: EngineEvent) -> None:
         admitted = self._session.admit(event)
@@ -358,8 +365,12 @@ class _Flux:
         return messages
 
 
-def _engine(emit: Callable[[EngineEvent], None]) -> ScriptStream:
-    return ScriptStream(AUDIO, TurnSettings(), WORD_MS, emit, lambda word: word, None)
+def _engine(
+    emit: Callable[[EngineEvent], None], *, quick: bool, upper: bool = False
+) -> ScriptStream:
+    """Return an engine; a `quick` one ends turns at shorter pauses."""
+    turn = TurnSettings(eager_end=0.75, end=0.6) if quick else TurnSettings()
+    return ScriptStream(AUDIO, turn, WORD_MS, emit, str.upper if upper else str, None)
 
 
 class _Provider:
@@ -375,8 +386,11 @@ class _Provider:
         self.stream = kind(route.provider, self.socket, Endpoint("", "", ""), settings)
         self.stream.request_id = "request"
         self.stream.accepted = True
+        # Of two providers, each words and divides the turns in its own way.
+        several, flux = "," in world.scenario.provider, route.provider is FLUX
+        quick = several and flux is (world.scenario.seed % 2 == 0)
         self._protocol: _Protocol = (
-            _Flux(kind.query(settings)) if route.provider is FLUX else _Turns()
+            _Flux(kind.query(settings), quick=quick, upper=several) if flux else _Turns(quick=quick)
         )
         self._peer = ServerProtocol(state=State.OPEN, max_size=None)
         self._up: deque[bytes] = deque()
@@ -446,6 +460,8 @@ class _World:
         self.redis_away = self.redis_down = False
         self.redis_since = 0.0
         self._provider_away = False
+        self._failing = ""  # name of the provider that refuses connects
+        self._providers: list[str] = []  # of all sockets
         self._stream: _Provider | None = None
         self._cannot_send_since: float | None = virtual_time.BEGAN_S
         self._away_s = 0.0
@@ -474,7 +490,10 @@ class _World:
     async def run(self) -> None:
         with (
             patch("worker.stt.provider.Provider.open", self._open),
-            patch("worker.core.provider_errors.random", self.rng),
+            patch("worker.core.provider_errors._RNG", self.rng),
+            patch("worker.core.breaker._RNG", self.rng),
+            patch("worker.core.failover.MIN_STAY_S", MIN_STAY_S),
+            patch("worker.session.providers.MIN_STAY_S", MIN_STAY_S),
         ):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._produce)
@@ -524,9 +543,10 @@ class _World:
 
     async def _open(self, endpoint: Endpoint, settings: StreamSettings, _notes: object) -> Stream:
         await anyio.sleep(self.rng.uniform(0.005, 0.05))
-        if self._provider_away:
+        if self._provider_away or endpoint.url == self._failing:
             raise SttTransientError("HTTP 503", status=503)
-        self._stream = _Provider(self, _ROUTES[self.scenario.provider], settings)
+        self._providers.append(endpoint.url)
+        self._stream = _Provider(self, _ROUTES[endpoint.url], settings)
         self._resume_sending()
         return self._stream.stream
 
@@ -543,6 +563,11 @@ class _World:
                     self._cut()
                     await anyio.sleep(fault.seconds)
                     self._provider_away = False
+                case "failing":
+                    self._failing = self._providers[-1] if self._providers else ""
+                    self._cut()
+                    await anyio.sleep(fault.seconds)
+                    self._failing = ""
                 case "kill" | "stop":
                     self._releases = fault.kind == "stop"
                     self._worker.dead = not self._releases
@@ -615,8 +640,13 @@ class _World:
         keys = Keys()
         nothing: Any = None
         stats = Counters()
+        names = self.scenario.provider.split(",")
         host = WorkerContext(
-            settings=Settings(worker_id=worker.nonce, max_lag_s=self.scenario.max_lag_s),
+            settings=Settings(
+                worker_id=worker.nonce,
+                max_lag_s=self.scenario.max_lag_s,
+                stt_failover_s=FAILOVER_S,
+            ),
             redis=nothing,
             keys=keys,
             health=health,
@@ -626,9 +656,9 @@ class _World:
             committer=cast("Committer", worker),
             permits=ConnectionPermits(nothing, health, keys, 0),
             registry=cast("WorkerRegistry", nothing),
-            routes=[_ROUTES[self.scenario.provider]],
-            provider_health=provider_health([self.scenario.provider]),
-            breakers=Breakers(nothing, keys, worker.nonce, [self.scenario.provider]),
+            routes=[_ROUTES[name] for name in names],
+            provider_health=provider_health(names),
+            breakers=Breakers(nothing, keys, worker.nonce, names, lambda: self.now),
             dead_letters=cast("DeadLetterWriter", nothing),
             tracing=Tracing(),
             stats=stats,
@@ -654,7 +684,7 @@ class _World:
             word
             for event in events
             if event["type"] == "turn.end"
-            for word in event["transcript"].split()
+            for word in event["transcript"].lower().split()
         ]
         numbers = [int(word[1:]) for word in transcribed if word.startswith("w")]
         violations += _word_violations(self._words, transcribed, numbers, gaps)
@@ -669,7 +699,8 @@ class _World:
                 f"{gap_s:g} s are announced, and nothing could be sent for {away_s:g} s"
             )
         repeated = len(numbers) - len(set(numbers))
-        return Result(tuple(violations), repeated, gap_s, away_s, self._turn_s)
+        moves = tuple(f"{one}>{other}" for one, other in pairwise(self._providers) if one != other)
+        return Result(tuple(violations), repeated, gap_s, away_s, self._turn_s, moves)
 
 
 def _word_violations(

@@ -759,7 +759,8 @@ class Consumer:
             if draft.kind == "turn.update":
                 assert not self.eager, "an eager end is followed by a resume or the end"
                 assert text is not None
-                assert len(text) > len(self.text), "no repeats, no shrinking"
+                assert text != self.text, "no repeats"
+                assert len(text) >= len(self.text), "no shrinking"
             elif draft.kind == "turn.resume":
                 assert self.eager, "a resume is of an eager end"
                 assert text is None
@@ -971,3 +972,61 @@ def test_revised_text_never_shrinks_before_the_last_one(case: str) -> None:
     drafts += tracker.on_input(ProviderInput.END, final, 99)
     assert [draft.transcript for draft in drafts[1:]] == published
     assert drafts[-1].kind == "turn.end"
+
+
+def _at_another_kind(*, exact: bool, position: int) -> TurnTracker:
+    """Return a tracker whose open turn began on a socket of the other kind, with a lag of 20."""
+    tracker = TurnTracker()
+    tracker.socket_opened(exact=not exact)
+    tracker.on_input(ProviderInput.START, None, 10)
+    tracker.on_input(ProviderInput.UPDATE, "one two", position)
+    tracker.socket_opened(exact=exact, lag=20)
+    tracker.on_input(ProviderInput.START, None, 10)
+    return tracker
+
+
+@pytest.mark.parametrize(
+    ("exact", "known", "ended", "closes"),
+    [
+        # The text was exact; now messages come 20 later.
+        (False, 50, 69, False),
+        (False, 50, 70, True),
+        # Messages came 20 later; now the text is exact.
+        (True, 70, 49, False),
+        (True, 70, 50, True),
+    ],
+)
+def test_positions_are_compared_across_kinds_of_providers(
+    exact: bool, known: int, ended: int, closes: bool
+) -> None:
+    tracker = _at_another_kind(exact=exact, position=known)
+    assert tracker.will_end("ONE", ended) is closes
+    drafts = tracker.on_input(ProviderInput.END, "ONE", ended)
+    assert bool(drafts) is closes
+    assert tracker.open is not closes
+
+
+def test_text_that_grows_has_the_position_of_its_socket() -> None:
+    tracker = _at_another_kind(exact=True, position=70)
+    tracker.on_input(ProviderInput.UPDATE, "ONE TWO THREE", 60)
+    assert tracker.state.open is not None
+    assert (tracker.state.open.transcript_position, tracker.state.open.exact) == (60, True)
+    tracker.socket_opened(exact=True, lag=20)
+    tracker.on_input(ProviderInput.START, None, 10)
+    assert not tracker.will_end("1 2", 59)
+    assert tracker.will_end("1 2", 60)
+
+
+@pytest.mark.parametrize(
+    ("bare_text", "joined"), [(True, "Hello you there"), (False, "Helloyou there")]
+)
+def test_turns_without_spaces_are_joined_with_one(bare_text: bool, joined: str) -> None:
+    """A replay that divides the turn ends it too early for consumers."""
+    tracker = TurnTracker()
+    tracker.on_input(ProviderInput.START, None, 10)
+    tracker.on_input(ProviderInput.UPDATE, "hello you", 40)
+    tracker.socket_opened(bare_text=bare_text)
+    for text, end in (("Hello", 30), ("you there", 50)):
+        tracker.on_input(ProviderInput.START, None, end - 10)
+        drafts = tracker.on_input(ProviderInput.END, text, end)
+    assert [draft.transcript for draft in drafts] == [joined]
