@@ -20,6 +20,7 @@ from worker.bus.registry import WorkerRegistry
 from worker.core.send_limits import FrameLimit
 from worker.core.turn_boundary import ProviderLag
 from worker.event_loop import StallDetector
+from worker.leases.declined import DeclinedSessions
 from worker.leases.retries import CrashRetries
 from worker.session.backlog import BacklogDrainer
 from worker.settings import Settings
@@ -56,6 +57,7 @@ class WorkerContext:
     stats: Counters
     supervisor: Supervisor
     retries: CrashRetries = field(default_factory=CrashRetries)
+    declined: DeclinedSessions = field(default_factory=DeclinedSessions)
     shortage: Shortage = field(default_factory=Shortage)
     backlog: BacklogDrainer = field(default_factory=BacklogDrainer)
     provider_lag: ProviderLag = field(default_factory=ProviderLag)

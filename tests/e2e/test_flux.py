@@ -99,6 +99,44 @@ async def test_deployment_without_the_command_gets_new_sockets(harness: Harness)
     assert ends(events) == [([0, 1, 2], "forced"), ([3, 4, 5], "close")]
 
 
+IGNORED = "ignore=ForceEndTurn"
+"""Without `no-turn-end`, the provider ends the turn itself, after some silence."""
+
+
+@pytest.mark.parametrize(
+    ("faults", "sockets"), [([IGNORED], 1), (["no-turn-end"], 1), ([IGNORED, "no-turn-end"], 2)]
+)
+async def test_forced_end_without_an_answer_ends_the_turn(
+    harness: Harness, stt: TurnsServer, faults: list[str], sockets: int
+) -> None:
+    """If the provider is still inside the turn, the next one needs another socket."""
+    stt.faults.set(*faults)
+    async with harness.worker(stt_providers="flux"):
+        await harness.announce("call-1")
+        await harness.play("call-1", synthesize_words(range(3), PCM16), end=False)
+        await harness.append("call-1", turn_end="1")
+        await harness.play("call-1", synthesize_words(range(3, 6), PCM16))
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert ends(events) == [([0, 1, 2], "forced"), ([3, 4, 5], "close")]
+    assert not {"session.error", "audio.gap"} & {*kinds(events)}
+    assert events[-1].connection == sockets
+
+
+async def test_close_without_an_answer_to_the_command_ends_the_turn(
+    harness: Harness, stt: TurnsServer
+) -> None:
+    stt.faults.set(IGNORED, "no-turn-end")
+    async with harness.worker(stt_providers="flux"):
+        await harness.announce("call-1")
+        await harness.play("call-1", synthesize_words(range(5), PCM16))
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert ends(events) == [([*range(5)], "close")]
+    assert not {"session.error", "audio.gap"} & {*kinds(events)}
+    assert len(stt.connections) == 1
+
+
 async def test_end_of_a_session_ends_its_open_turn(harness: Harness) -> None:
     async with harness.worker(stt_providers="flux"):
         await harness.announce("call-1")

@@ -20,7 +20,7 @@ from worker.local.emulator.engines.script import (
 )
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
-from worker.session import providers
+from worker.session import connection, providers
 from worker.stt.keys import ApiKey
 from worker.worker import Worker
 
@@ -132,6 +132,53 @@ async def test_silent_flux_is_left_inside_the_turn(
     check_order(events)
     assert words(events) == [*TURN]
     assert turn_providers(events) == [("flux", "cartesia")]
+
+
+async def test_silent_cartesia_is_left_inside_the_turn(
+    harness: Harness,
+    stt: TurnsServer,
+    both: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It answers pings, and no word. The session does not wait for the watchdog."""
+    stt.faults.set("stall@mid-turn")
+    silence = synthesize_silence(100, PCM16)
+    spoken = b"".join(synthesize_words([at, at + 1], PCM16) + silence for at in range(0, 40, 2))
+    async with harness.worker(**both) as worker:
+        await harness.announce("call-1")
+        await harness.play("call-1", spoken + synthesize_silence(1_200, PCM16))
+        events = (await harness.until_ended("call-1"))["call-1"]
+        assert worker.context.stats.failovers == {"cartesia": 1, "flux": 0}
+    check_order(events)
+    assert words(events) == [*range(40)]
+    assert turn_providers(events) == [("cartesia", "flux")]
+    assert any("no message for 5 s of speech inside a turn" in line for line in caplog.messages)
+    assert not [event for event in events if isinstance(event, SessionError)]
+
+
+@pytest.mark.parametrize("command", ["close", "ForceEndTurn"])
+async def test_provider_that_ends_no_turn_is_left(
+    harness: Harness,
+    stt: TurnsServer,
+    flux: TurnsServer,
+    both: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    """It does not answer the end of the session, and Flux not even the end of the stream."""
+    monkeypatch.setattr(connection, "FLUSH_TIMEOUT_S", 3.0)
+    stt.faults.set("ignore=close")
+    flux.faults.set("ignore=ForceEndTurn", "no-turn-end", "stall@flush")
+    first, other = ("cartesia", "flux") if command == "close" else ("flux", "cartesia")
+    (stt if other == "cartesia" else flux).faults.clear()
+    async with harness.worker(**both):
+        await harness.announce("call-1", providers=f"{first},{other}")
+        await harness.play("call-1", synthesize_words(TURN, PCM16))
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [*TURN]
+    assert turn_providers(events) == [(first, other)]
+    assert events[-1].connection == 2
 
 
 async def test_session_waits_until_one_provider_is_back(

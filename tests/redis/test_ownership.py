@@ -285,6 +285,40 @@ async def test_takeover_is_bounded(bus: Bus) -> None:
     assert len((await bus.two.take_over(6, 0)).owned) == 6
 
 
+async def test_declined_entries_are_left_to_others(bus: Bus) -> None:
+    entries = [await bus.announce(session=f"call-{n}") for n in range(4)]
+    owned = await bus.one.read_new(4, 10)
+    await bus.one.release([(each.entry_id, each.delivery_count) for each in owned])
+    declined = [entries[0], entries[1]]
+    taken = (await bus.two.take_over(1, 0, (), declined)).owned
+    assert [each.entry_id for each in taken] == [entries[2]], "they do not hide the next one"
+    taken = (await bus.two.take_over(10, 0, (), declined)).owned
+    assert [each.entry_id for each in taken] == [entries[3]]
+    taken = (await bus.one.take_over(10, 60_000)).owned
+    assert [each.entry_id for each in taken] == declined
+
+
+async def test_session_is_live_from_its_claim_to_its_end(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    entry = decode_session(owned.fields)
+    assert not await bus.one.is_live(owned, entry)
+    assert (await bus.claim(bus.one, owned)).verdict == "new"
+    assert await bus.one.is_live(owned, entry)
+    other = msgspec.structs.replace(owned, entry_id="1-0")
+    assert not await bus.one.is_live(other, entry), "another entry of the same session"
+    restored = msgspec.structs.replace(
+        other, fields={**owned.fields, b"run": owned.entry_id.encode()}
+    )
+    assert await bus.one.is_live(restored, entry)
+    state = bus.keys.state(entry.lane, entry.session)
+    await bus.redis.hset(state, "status", "ended")
+    assert not await bus.one.is_live(owned, entry)
+    await bus.redis.delete(state)
+    await bus.redis.set(state, "another program's")
+    assert not await bus.one.is_live(owned, entry)
+
+
 @contract_of(scripts.complete)
 async def test_settled_entries_are_deleted(bus: Bus) -> None:
     await bus.announce()

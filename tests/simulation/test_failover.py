@@ -73,6 +73,18 @@ def test_faults_of_all_kinds_lose_no_word(providers: str) -> None:
     assert moves["back inside"] + moves["back between"]
 
 
+@pytest.mark.parametrize("late_s", [0.0, 1.0])
+def test_slow_provider_without_times_loses_no_word(late_s: float) -> None:
+    """Positions at Cartesia are late by its lag; those at Flux are exact."""
+    scenarios = [
+        _scenario(seed, BOTH_ORDERS[seed % 2], ("outage",) * 4)._replace(lag_s=0.8, late_s=late_s)
+        for seed in range(20)
+    ]
+    broken, results = _simulate_all(scenarios)
+    assert not broken
+    assert _moves(results)["away inside"] > 10
+
+
 def test_marks_and_forced_ends_keep_their_places() -> None:
     scenarios = [_scenario(seed, BOTH_ORDERS[seed % 2], EVERY) for seed in range(10)]
     broken, _ = _simulate_all(scenarios, signals=True)

@@ -151,8 +151,17 @@ class SessionLeases:
         rows = reply[0][1] if reply else []
         return [OwnedEntry(entry_id.decode(), 1, fields) for entry_id, fields in rows]
 
-    async def take_over(self, at_most: int, lease_ms: int, dead: Iterable[str] = ()) -> Takeover:
-        """Take over released entries, and those of owners that are dead or idle for a lease."""
+    async def take_over(
+        self,
+        at_most: int,
+        lease_ms: int,
+        dead: Iterable[str] = (),
+        declined: Iterable[str] = (),
+    ) -> Takeover:
+        """Take over released entries, and those of owners that are dead or idle for a lease.
+
+        Entries with the ids `declined` are left to other consumers.
+        """
         rows, lost = await self._run(
             scripts.take_over,
             **self._group,
@@ -160,6 +169,7 @@ class SessionLeases:
             released_consumer=RELEASED,
             lease_ms=lease_ms,
             max_entries=min(at_most, MAX_TAKEOVERS),
+            declined=" ".join(["", *declined, ""]),
             dead=dead,
         )
         owned = tuple(
@@ -241,6 +251,19 @@ class SessionLeases:
             return stream_ids.START
         last: str = about["last-generated-id"].decode()
         return last
+
+    async def is_live(self, owned: OwnedEntry, session: SessionEntry) -> bool:
+        """Return whether this entry has begun a session that has not ended."""
+        try:
+            state: Any = await self._redis.hmget(
+                self._keys.state(session.lane, session.session), "status", "run"
+            )
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            return False
+        run = owned.fields.get(b"run", owned.entry_id.encode())
+        return bool(state == [b"live", run])
 
     async def has_other_owner(self, ownership: OwnedSession) -> bool:
         """Return whether a session's state names another owner; false if the state is lost."""

@@ -190,6 +190,7 @@ def take_over(
     released_consumer: str,
     lease_ms: int,
     max_entries: int,
+    declined: str,
     dead: Rest,
 ) -> tuple[list[tuple[bytes, int, list[bytes], bytes]], int]:
     """Take over released entries, and entries of owners that are dead or idle for a lease."""

@@ -119,34 +119,35 @@ class Watchdog:
     """
 
     __slots__ = (
-        "_message_at_ms",
         "_replayed",
+        "message_at_ms",
     )
 
     def __init__(self) -> None:
-        self._message_at_ms = 0.0
+        self.message_at_ms = 0.0
+        """How much audio was sent when the last message arrived."""
         self._replayed: int | None = None
 
     def restart(self) -> None:
         """Start on a new socket, whose audio counts from 0."""
-        self._message_at_ms = 0.0
+        self.message_at_ms = 0.0
 
     def on_message(self, sent_ms: float) -> None:
         """Record a message that arrived after `sent_ms` of audio."""
-        self._message_at_ms = sent_ms
+        self.message_at_ms = sent_ms
 
     def silent_ms(self, sent_ms: float) -> float:
         """Return how much audio was sent since the last message."""
-        return sent_ms - self._message_at_ms
+        return sent_ms - self.message_at_ms
 
     def is_due(self, sent_ms: float) -> bool:
         """Return whether `check` could find anything, whatever the end timeout is."""
-        return sent_ms - self._message_at_ms > MARGIN_MS
+        return sent_ms - self.message_at_ms > MARGIN_MS
 
     def check(self, turn: int, sent_ms: float, timeout_ms: float | None) -> WatchdogAction:
         """Return what to do about the open turn with this number and end timeout."""
         patience_ms = (timeout_ms or MAX_TIMEOUT_MS) + MARGIN_MS
-        if sent_ms - self._message_at_ms <= patience_ms:
+        if sent_ms - self.message_at_ms <= patience_ms:
             return WatchdogAction.NONE
         if self._replayed == turn:
             return WatchdogAction.END

@@ -163,6 +163,11 @@ class OpenTurn(msgspec.Struct, frozen=True, omit_defaults=True):
     """Longest text published."""
     transcript_position: int = msgspec.field(name="mark", default=0)
     """Position at which that text arrived."""
+    exact: bool = False
+    """Whether that position is the end of the audio that the text covers.
+
+    Without times of the provider, it is the end of the audio that was sent when the text arrived.
+    """
     eager: bool = False
     """Whether an eager end is published and the turn is neither resumed nor ended."""
     eager_transcript: str | None = None

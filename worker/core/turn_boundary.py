@@ -140,6 +140,8 @@ class SentAudio(NamedTuple):
     first: int
     """Byte of the socket at which the first frame begins."""
     frame_bytes: int
+    quiet: int
+    """Level up to which a frame is silent."""
     log: SendLog
     """When each byte of the socket was sent; it is only read."""
 
@@ -309,15 +311,18 @@ def sent_audio(
     fillers: Sequence[tuple[int, int]],
     until: int,
     log: SendLog,
+    least_quiet: int = 0,
 ) -> SentAudio:
     """Return the frames sent up to byte `until` of the socket.
 
     `levels` is the loudness of the session's frames from byte `position` on. `fillers` are the
-    (session byte, milliseconds) of filler sent between them.
+    (session byte, milliseconds) of filler sent between them. Frames up to the level `least_quiet`
+    are silent in any case.
     """
     # Filler may be the only silence, if the producer sends none.
     filler = [0] * (sum(filler_ms for _, filler_ms in fillers) // FRAME_MS)
     quiet = quiet_level([*levels, *filler] if filler else levels) if levels else 0
+    quiet = max(quiet, least_quiet)
     silent = bytearray(map(quiet.__ge__, levels))
     positions: Sequence[int] = range(position, position + len(levels) * frame_bytes, frame_bytes)
     if fillers:
@@ -328,7 +333,7 @@ def sent_audio(
             silent[frame:frame] = b"\x01" * count
             positions[frame:frame] = [filler_position] * count
     first = until - len(silent) * frame_bytes
-    return SentAudio(bytes(silent), positions, first, frame_bytes, log)
+    return SentAudio(bytes(silent), positions, first, frame_bytes, quiet, log)
 
 
 def quiet_level(levels: Sequence[int]) -> int:

@@ -6,7 +6,9 @@ While both agree, the tracker passes events through. They differ if an open turn
 new socket, or if the provider breaks its own rules. Then the table below decides, so that consumers
 always see each turn start once, end once, and never shrink.
 
-Positions are bytes of the session's own audio sent to the provider when the event arrived.
+Positions are bytes of the session's own audio sent to the provider when the event arrived. If the
+provider sends times, they are exact: the audio that it has transcribed. A session may move between
+providers of both kinds. The two positions of a text then differ by the provider's lag.
 """
 
 from collections.abc import Mapping
@@ -95,11 +97,14 @@ class TurnTracker:
     """Accepts provider events and returns drafts to publish."""
 
     __slots__ = (
+        "_bare_text",
         "_caught_up",
         "_continued",
         "_eager_published",
+        "_exact",
         "_is_replay",
         "_jitter",
+        "_lag",
         "_may_shrink",
         "_parting",
         "_prefix",
@@ -148,13 +153,24 @@ class TurnTracker:
             return PublishedState.NONE
         return PublishedState.EAGER if known.eager else PublishedState.SPEAKING
 
-    def socket_opened(self, *, may_shrink: bool = False) -> None:
+    def socket_opened(
+        self,
+        *,
+        may_shrink: bool = False,
+        bare_text: bool = False,
+        exact: bool = False,
+        lag: int = 0,
+    ) -> None:
         """Start on a new socket, where the provider has no state of an open turn.
 
         `may_shrink` is whether the provider revises the text of a turn, so that its last is best.
-        Such a provider writes each turn by itself, without white space at its beginning.
+        `bare_text` is whether it writes no space at the beginning of a turn that follows another.
+        `exact` is whether positions are exact; `lag` is that of a provider without times, in bytes.
         """
+        self._exact = exact
+        self._lag = lag
         self._may_shrink = may_shrink
+        self._bare_text = bare_text
         self._provider = ProviderState.NONE
         # Text of the turn that precedes this provider turn: text committed before the socket
         # opened, and provider turns that a replay ended too early.
@@ -181,7 +197,8 @@ class TurnTracker:
                 return self._update(self.full_transcript(text or ""), position)
             case Action.START:
                 self._provider = ProviderState.SPEAKING
-                self.state = TurnState(self.state.turn, OpenTurn(transcript_position=position))
+                begun = OpenTurn(transcript_position=position, exact=self._exact)
+                self.state = TurnState(self.state.turn, begun)
                 return [EventDraft("turn.start", self.state.turn)]
             case Action.REPLAY_START:
                 self._provider = ProviderState.SPEAKING
@@ -239,7 +256,7 @@ class TurnTracker:
             space = leading_space(known[len(begun) :]) if known.startswith(begun) else ""
             if space:
                 return begun + space + text.lstrip(SPACES)
-            return join(before, text) if self._may_shrink else before + text
+            return join(before, text) if self._bare_text else before + text
         if before and self._parting is None:
             return join(before, text)
         if before:
@@ -254,7 +271,7 @@ class TurnTracker:
         if not self._is_replay:
             return text if covers(text, known.transcript) else known.transcript
         words = word_count(text)
-        if position <= known.transcript_position + self._jitter:
+        if position <= self._known_position + self._jitter:
             self._caught_up = words
         if not self._replay_caught_up(text, position):
             return known.transcript
@@ -267,10 +284,17 @@ class TurnTracker:
 
     def _replay_caught_up(self, text: str, position: int) -> bool:
         """Return whether a replay has caught up with the text that consumers saw."""
-        known = self._known
-        if position >= known.transcript_position:
+        if position >= self._known_position:
             return True
-        return text.startswith(known.transcript.rstrip(SPACES))
+        return text.startswith(self._known.transcript.rstrip(SPACES))
+
+    @property
+    def _known_position(self) -> int:
+        """Position on this socket of the text that consumers saw."""
+        known = self._known
+        if known.exact == self._exact:
+            return known.transcript_position
+        return known.transcript_position + (self._lag if known.exact else -self._lag)
 
     @property
     def _known(self) -> OpenTurn:
@@ -289,7 +313,15 @@ class TurnTracker:
             return []
         self._replaying = False
         drafts = self._after_resume(EventDraft("turn.update", self.state.turn, merged))
-        self._revise(replace(known, transcript=merged, transcript_position=position, eager=False))
+        self._revise(
+            replace(
+                known,
+                transcript=merged,
+                transcript_position=position,
+                exact=self._exact,
+                eager=False,
+            )
+        )
         return drafts
 
     def _eager_end(self, text: str, position: int) -> list[EventDraft]:
@@ -316,6 +348,7 @@ class TurnTracker:
                 known,
                 transcript=merged,
                 transcript_position=position if grown else known.transcript_position,
+                exact=self._exact if grown else known.exact,
                 eager=True,
                 eager_transcript=merged,
             )

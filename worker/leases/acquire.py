@@ -68,8 +68,9 @@ class SessionAcquirer:
         """
         leases = self._context.leases
         dead = sorted(self._liveness.dead)
+        declined = self._context.declined.current(time.monotonic())
         taken_over = await self._context.health.retry(
-            lambda: leases.take_over(room, self._lease_ms_now, dead)
+            lambda: leases.take_over(room, self._lease_ms_now, dead, declined)
         )
         if taken_over.lost and not self._recovering:
             self._recovering = True

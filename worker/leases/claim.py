@@ -61,9 +61,17 @@ class Claimer:
     async def _claim(self, owned: OwnedEntry) -> Session | None:
         try:
             entry = decode_session(owned.fields)
-            provider = self._context.choices_of(entry)[0].name
         except EntryError as error:
             await self._reject(owned, error.reason, str(error))
+            return None
+        try:
+            provider = self._context.choices_of(entry)[0].name
+        except EntryError as error:
+            health, leases = self._context.health, self._context.leases
+            if await health.retry(lambda: leases.is_live(owned, entry)):
+                await self._decline(owned, entry, str(error))
+            else:
+                await self._reject(owned, error.reason, str(error))
             return None
         fence = Fence(owned.entry_id, owned.delivery_count, self._context.leases.nonce)
         started = SessionStarted(
@@ -175,6 +183,14 @@ class Claimer:
         )
         await context.permits.release(Permit.of(entry.lane, entry.session, fence))
         await context.health.retry(lambda: context.leases.complete(fence.entry_id))
+
+    async def _decline(self, owned: OwnedEntry, entry: SessionEntry, why: str) -> None:
+        """Release a live session, which this worker cannot serve, to the other workers."""
+        name = SessionName(entry.session, entry.traceparent)
+        log.warning("%s: left to workers with other providers (%s)", name, why)
+        self._context.declined.add(owned.entry_id, time.monotonic())
+        pairs = [(owned.entry_id, owned.delivery_count)]
+        await self._context.health.retry(lambda: self._context.leases.release(pairs))
 
     async def _reject(self, owned: OwnedEntry, reason: str, why: str) -> None:
         """Reject a session entry: write a dead letter and, if possible, publish error events."""

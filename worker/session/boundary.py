@@ -11,6 +11,7 @@ from worker.core.send_log import SendPosition
 from worker.core.transcripts import same_words
 from worker.core.turn_boundary import (
     BURST_GAP_S,
+    DEFAULT_LAG_S,
     LOOKBACK_MS,
     SHORT_LOOKBACK_MS,
     Arrival,
@@ -87,6 +88,12 @@ class TurnBoundaryFinder:
         # The turn's start may be in this burst.
         if self._start.at > self._burst_after and self._burst.is_delayed:
             self._start_burst = self._burst
+
+    @property
+    def usual_lag_s(self) -> float:
+        """The usual lag of a provider that sends no times."""
+        known_s = self._provider_lag.seconds
+        return DEFAULT_LAG_S if known_s is None else known_s
 
     @property
     def is_on_time(self) -> bool:

@@ -23,7 +23,12 @@ from worker.core.connection_health import (
 from worker.core.phases import Input
 from worker.core.turn_ending import Step, TurnEnding
 from worker.core.turn_tracker import ProviderInput
-from worker.core.unanswered_speech import MAX_WINDOWS, WINDOW_MS, UnansweredSpeech
+from worker.core.unanswered_speech import (
+    MAX_WINDOWS,
+    WINDOW_MS,
+    UnansweredSpeech,
+    UnansweredTurn,
+)
 from worker.errors import SttError, SttTransientError
 from worker.session.ingest import AudioIngest
 from worker.session.publisher import EventPublisher
@@ -90,6 +95,7 @@ class Connection:
         watchdog: Watchdog,
         silence: SilentSocket,
         speech: UnansweredSpeech,
+        unanswered: UnansweredTurn,
         stream: Stream,
         now: float,
         *,
@@ -119,6 +125,8 @@ class Connection:
         silence.restart(stream.provider.max_silent_ms)
         self._speech = speech
         speech.restart()
+        self._unanswered = unanswered
+        unanswered.restart()
         self._silence_timeout_s = silence_timeout_s
         self._keepalive = Keepalive(now, silence_timeout_s)
         self._progress_interval_s = min(
@@ -144,6 +152,26 @@ class Connection:
     def works(self, now: float, *, inside_turn: bool) -> bool:
         """Whether the provider works: inside a turn it has to send something about the audio."""
         return self._answered or (self.has_lasted(now) and not inside_turn)
+
+    def ignores_turn(self, now: float) -> bool:
+        """Whether the provider is stuck inside the open turn, as its speech shows."""
+        unanswered = self._unanswered
+        if self.stream.provider.max_silent_ms:
+            return False  # it sends messages in silence too: no speech is needed
+        sent_ms = self._sent_ms
+        window_ms = unanswered.window_due(now, self._watchdog.message_at_ms, sent_ms)
+        if window_ms:
+            moment = self._sender.send_log.moment(now)
+            audio = self._sender.sent_audio(moment, window_ms, unanswered.least_quiet)
+            unanswered.observe(audio.silent, audio.quiet)
+        return unanswered.is_stuck(self._tracker.state.turn)
+
+    def leave_turn(self) -> None:
+        """Drop the socket because the provider is stuck inside the open turn."""
+        seconds = self._unanswered.unanswered_s
+        self._unanswered.left(self._tracker.state.turn)
+        self.stuck = True
+        self.stream.socket.abort(f"no message for {seconds:g} s of speech inside a turn")
 
     def end_turn(self, now: float) -> None:
         """End the open turn after the audio sent so far; nothing is read until it is over.
@@ -194,11 +222,22 @@ class Connection:
         )
         step = ending.advance(
             transcribed_ms,
+            self._sent_ms,
             in_turn=self._tracker.provider_in_turn,
             answered=ended or isinstance(event, NoTurnToEnd),
         )
         if step is Step.COMMAND:
             self.stream.end_turn()
+        elif step is Step.UNANSWERED:
+            log.warning(
+                "%s: the provider does not answer the end of the turn, which ends with its text",
+                self._publisher.name,
+            )
+            self._ending = None
+            if not self._lifecycle.flushing:
+                self._lifecycle.process(Input.LAST_SENT)
+                self._publisher.trace.flush_started()
+            self._finish()
         elif step is Step.DONE:
             self._ending = None
             if self._lifecycle.flushing:
@@ -231,6 +270,7 @@ class Connection:
             if self._ending is not None:
                 self._sender.send_silence(now)
             if now - self._flushing_since > FLUSH_TIMEOUT_S:
+                self.stuck = self._receiver.inside_turn
                 self._receiver.flush_failed()
                 self.stream.socket.abort(f"not flushed within {FLUSH_TIMEOUT_S:g} s")
         elif self._receiver.inside_turn:

@@ -127,6 +127,10 @@ class SessionProviders:
         left_s = self._failover_s - (self._failing_s(now) or 0.0)
         return left_s if 0 < left_s < MOVE_CHECK_S else MOVE_CHECK_S
 
+    def can_leave(self, now: float) -> bool:
+        """Return whether the session would move if its provider is stuck inside the open turn."""
+        return self._decide(now, 0.0, inside_turn=True, stuck=True).move is Move.SWITCH
+
     def check(self, now: float, opened_at: float, *, inside_turn: bool) -> bool:
         """Return whether the session has to leave the socket that it opened at `opened_at`."""
         if not self.several:
@@ -182,10 +186,13 @@ class SessionProviders:
                 return choice, True
         return self._choices[0], False
 
-    def _decide(self, now: float, failing_s: float | None, *, inside_turn: bool) -> Decision:
+    def _decide(
+        self, now: float, failing_s: float | None, *, inside_turn: bool, stuck: bool = False
+    ) -> Decision:
         states = self._breakers.states()
+        stuck = stuck or self._stuck
         situation = Situation(
-            self.current.name, failing_s, self._stuck, inside_turn, now - self._moved_at
+            self.current.name, failing_s, stuck, inside_turn, now - self._moved_at
         )
         options = [Option(choice.name, states[choice.name]) for choice in self._choices]
         return decide(situation, options, self._failover_s)

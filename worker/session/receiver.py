@@ -145,7 +145,12 @@ class MessageReceiver:
         if progressed:
             self._failed_flushes = 0
         self._last_transcript = ""
-        self._tracker.socket_opened(may_shrink=provider.text_may_shrink)
+        self._tracker.socket_opened(
+            may_shrink=provider.text_may_shrink,
+            bare_text=provider.bare_text,
+            exact=provider.word_times,
+            lag=self._sender.bytes_of(1_000 * self._boundary.usual_lag_s),
+        )
         self._boundary.reset(now)
 
     def forget(self) -> None:

@@ -295,16 +295,23 @@ class AudioSender:
         samples = self.bytes_of(self._frame_ms) // self._width
         return max(1, samples) * self._width
 
-    def sent_audio(self, until: SendPosition, lookback_ms: int) -> SentAudio:
+    def sent_audio(self, until: SendPosition, lookback_ms: int, least_quiet: int = 0) -> SentAudio:
         """Return what was sent before `until` and is not committed, as silent and loud frames.
 
-        Only for a provider that does not send the times of words.
+        Frames up to the level `least_quiet` are silent. Only for a provider that does not send the
+        times of words.
         """
         start = max(self._ledger.committed_bytes, until.session_bytes - self.bytes_of(lookback_ms))
         first, levels = self._levels.levels(start, until.session_bytes)
         fillers = self._filler_before(until, first)
         return sent_audio(
-            levels, first, self._levels.frame_bytes, fillers, until.socket_bytes, self.send_log
+            levels,
+            first,
+            self._levels.frame_bytes,
+            fillers,
+            until.socket_bytes,
+            self.send_log,
+            least_quiet,
         )
 
     def _filler_before(self, moment: SendPosition, start: int) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ from worker.core.phases import Action, Input, Phase
 from worker.core.provider_errors import is_idle_close, is_provider_error
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
-from worker.core.unanswered_speech import UnansweredSpeech
+from worker.core.unanswered_speech import UnansweredSpeech, UnansweredTurn
 from worker.errors import (
     SttBusyError,
     SttCredentialsError,
@@ -149,6 +149,7 @@ class Session:
         self._watchdog = Watchdog()
         self._silence = SilentSocket()
         self._speech = UnansweredSpeech()
+        self._unanswered = UnansweredTurn(settings.stt_failover_s)
         self._losses = RepeatedLosses(sender.bytes_of(SAME_PLACE_MS))
         # Values at the time the last socket opened.
         self._committed_at_connect = state.ledger.committed_bytes
@@ -403,6 +404,7 @@ class Session:
             self._watchdog,
             self._silence,
             self._speech,
+            self._unanswered,
             stream,
             now,
             silence_timeout_s=self._providers.silence_timeout_s,
@@ -493,16 +495,20 @@ class Session:
 
     def _check_provider(self, connection: Connection, now: float) -> None:
         """Report a socket that works, and leave it if the session moves to another provider."""
-        inside_turn = self._receiver.inside_turn
+        inside_turn, providers = self._receiver.inside_turn, self._providers
         if not self._works and connection.works(now, inside_turn=inside_turn):
             self._works = True
-            self._providers.works()
+            providers.works()
         if (
-            self.phase is Phase.LIVE
-            and connection.stream.socket.open
-            and not self._leaving
-            and self._providers.check(now, connection.opened_at, inside_turn=inside_turn)
+            not providers.several
+            or self.phase is not Phase.LIVE
+            or not connection.stream.socket.open
+            or self._leaving
         ):
+            return
+        if inside_turn and connection.ignores_turn(now) and providers.can_leave(now):
+            connection.leave_turn()
+        elif providers.check(now, connection.opened_at, inside_turn=inside_turn):
             self._leaving = True
             connection.stream.socket.abort("the session moves to another provider")
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from schemas.audio import SessionEntry
 from schemas.validation import EntryError, Reason
 from worker.core.breaker import BreakerState
-from worker.stt.offers import HINTED_MODELS, LANGUAGES, Offer, spoken_languages
+from worker.stt.offers import HINTED_MODELS, LANGUAGES, OWNERS, Offer, spoken_languages
 
 
 class Candidate(NamedTuple):
@@ -84,11 +84,17 @@ def _models(
     """Return the models that may serve the session at each fitting provider, in order.
 
     The session's model is for the providers that have it. If none is known to have it, it is for
-    the first one, which may have newer models. The others serve the session with their own.
+    the first one, which may have newer models. The others serve the session with their own. Raises
+    `EntryError` if the model is known to be another provider's.
     """
     if entry.model is None:
         return {offer.provider: offer.models for offer in fitting}
-    owners = [offer for offer in named if entry.model in offer.models] or named[:1]
+    owners = [offer for offer in named if entry.model in offer.models]
+    if not owners and entry.model in OWNERS:
+        owners = [offer for offer in named if offer.provider == OWNERS[entry.model]]
+        if not owners:
+            raise _refusal("model", "has", {each.provider: each.models for each in named})
+    owners = owners or [*named[:1]]
     return {
         offer.provider: (entry.model,) if offer in owners else offer.models for offer in fitting
     }

@@ -257,6 +257,7 @@ FLUX = Provider(
     word_times=True,
     forces_end=True,
     text_may_shrink=True,
+    bare_text=True,
     flush_ends_turn=False,
     max_silent_ms=2_000.0,
 )

@@ -14,6 +14,13 @@ LANGUAGES: Mapping[str, tuple[str, ...]] = {
 """Languages of the known models, as primary subtags of BCP 47. Those of another model are unknown:
 its provider decides."""
 
+OWNERS: Mapping[str, str] = {
+    "ink-2": "cartesia",
+    "flux-general-en": "flux",
+    "flux-general-multi": "flux",
+}
+"""Providers of the known models."""
+
 HINTED_MODELS = frozenset({"flux-general-multi"})
 """Models that take the language of a session as a hint."""
 

@@ -75,6 +75,8 @@ class Provider:
     """Whether a command ends the open turn, on the same socket."""
     text_may_shrink: bool = False
     """Whether the text of an open turn is revised, so that the last text of a turn is its best."""
+    bare_text: bool = False
+    """Whether the texts of turns have no space at their beginning, and are joined with one."""
     flush_ends_turn: bool = True
     """Whether the end of the stream ends the open turn."""
     max_silent_ms: float = 0.0

@@ -759,7 +759,8 @@ class Consumer:
             if draft.kind == "turn.update":
                 assert not self.eager, "an eager end is followed by a resume or the end"
                 assert text is not None
-                assert len(text) > len(self.text), "no repeats, no shrinking"
+                assert text != self.text, "no repeats"
+                assert len(text) >= len(self.text), "no shrinking"
             elif draft.kind == "turn.resume":
                 assert self.eager, "a resume is of an eager end"
                 assert text is None
@@ -998,10 +999,68 @@ def test_turn_that_a_replay_splits_keeps_its_words_apart(first: str) -> None:
     tracker = TurnTracker()
     tracker.on_input(ProviderInput.START, None, 10)
     tracker.on_input(ProviderInput.UPDATE, first, 50)
-    tracker.socket_opened(may_shrink=True)
+    tracker.socket_opened(may_shrink=True, bare_text=True)
     drafts = tracker.on_input(ProviderInput.START, None, 10)
     drafts += tracker.on_input(ProviderInput.END, "20.", 20)
     drafts += tracker.on_input(ProviderInput.START, None, 30)
     assert drafts == []
     (end,) = tracker.on_input(ProviderInput.END, "To Boston, please.", 60)
     assert (end.kind, end.transcript) == ("turn.end", "20. To Boston, please.")
+
+
+def _at_another_kind(*, exact: bool, position: int) -> TurnTracker:
+    """Return a tracker whose open turn began on a socket of the other kind, with a lag of 20."""
+    tracker = TurnTracker()
+    tracker.socket_opened(exact=not exact)
+    tracker.on_input(ProviderInput.START, None, 10)
+    tracker.on_input(ProviderInput.UPDATE, "one two", position)
+    tracker.socket_opened(exact=exact, lag=20)
+    tracker.on_input(ProviderInput.START, None, 10)
+    return tracker
+
+
+@pytest.mark.parametrize(
+    ("exact", "known", "ended", "closes"),
+    [
+        # The text was exact; now messages come 20 later.
+        (False, 50, 69, False),
+        (False, 50, 70, True),
+        # Messages came 20 later; now the text is exact.
+        (True, 70, 49, False),
+        (True, 70, 50, True),
+    ],
+)
+def test_positions_are_compared_across_kinds_of_providers(
+    exact: bool, known: int, ended: int, closes: bool
+) -> None:
+    tracker = _at_another_kind(exact=exact, position=known)
+    assert tracker.will_end("ONE", ended) is closes
+    drafts = tracker.on_input(ProviderInput.END, "ONE", ended)
+    assert bool(drafts) is closes
+    assert tracker.open is not closes
+
+
+def test_text_that_grows_has_the_position_of_its_socket() -> None:
+    tracker = _at_another_kind(exact=True, position=70)
+    tracker.on_input(ProviderInput.UPDATE, "ONE TWO THREE", 60)
+    assert tracker.state.open is not None
+    assert (tracker.state.open.transcript_position, tracker.state.open.exact) == (60, True)
+    tracker.socket_opened(exact=True, lag=20)
+    tracker.on_input(ProviderInput.START, None, 10)
+    assert not tracker.will_end("1 2", 59)
+    assert tracker.will_end("1 2", 60)
+
+
+@pytest.mark.parametrize(
+    ("bare_text", "joined"), [(True, "Hello you there"), (False, "Helloyou there")]
+)
+def test_turns_without_spaces_are_joined_with_one(bare_text: bool, joined: str) -> None:
+    """A replay that divides the turn ends it too early for consumers."""
+    tracker = TurnTracker()
+    tracker.on_input(ProviderInput.START, None, 10)
+    tracker.on_input(ProviderInput.UPDATE, "hello you", 40)
+    tracker.socket_opened(bare_text=bare_text)
+    for text, end in (("Hello", 30), ("you there", 50)):
+        tracker.on_input(ProviderInput.START, None, end - 10)
+        drafts = tracker.on_input(ProviderInput.END, text, end)
+    assert [draft.transcript for draft in drafts] == [joined]

@@ -18,6 +18,7 @@ from worker.local.emulator.faults import (
     Fault,
     HalfOpen,
     HttpRefusal,
+    IgnoredCommand,
     InBandError,
     LateConnected,
     NoTurnEnd,
@@ -60,6 +61,7 @@ from worker.local.emulator.messages import problem_of
         ("connected=late:3s", LateConnected(3.0), None),
         ("connected=late:250ms:deaf", LateConnected(0.25, deaf=True), None),
         ("no-turn-end", NoTurnEnd(), None),
+        ("ignore=ForceEndTurn", IgnoredCommand("ForceEndTurn"), None),
         ("duplicate", Duplicate(), None),
         ("shrink", Shrink(), None),
         ("slow-read=8k/s", SlowRead(8_000), None),
@@ -95,6 +97,8 @@ def test_fault_options_are_parsed() -> None:
         ("stall", "it needs a WHEN: @opened"),
         ("stall@handshake", "'handshake' is not a valid WHEN"),
         ("window-jitter", "a duration is written 3s"),
+        ("ignore", "the value must be the type of a message"),
+        ("ignore={}", "the value must be the type of a message"),
         ("close=1012@handshake", "'handshake' is not a valid WHEN"),
         ("close", "not a whole number from 1000"),
         ("close=1006", "1006 cannot be in a close frame"),
@@ -271,6 +275,26 @@ def garbled(*specs: str) -> list[tuple[str, str | None]]:
 )
 def test_fault_garbles_events(specs: list[str], expected: Any) -> None:
     assert garbled(*specs) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "ignored"),
+    [
+        ('{"type":"ForceEndTurn"}', True),
+        ('{"note":1,"type":"ForceEndTurn"}', True),
+        ('{"type":"CloseStream"}', False),
+        ('{"type":5}', False),
+        ("ForceEndTurn", False),
+        ("[" * 2_000, False),
+    ],
+)
+def test_commands_of_one_type_are_ignored(text: str, ignored: bool) -> None:
+    faults = FaultSet()
+    faults.set("ignore=ForceEndTurn,count=1")
+    plan, other = faults.plan(), faults.plan()
+    assert plan.ignores(text) is ignored
+    assert plan.ignores(text) is ignored, "for the whole connection"
+    assert not (ignored and other.ignores(text)), "count is that of connections"
 
 
 def test_pace_limit_allows_burst_then_pace() -> None:

@@ -33,7 +33,9 @@ from worker.session.sender import AudioSender
 from worker.session.state import SessionState
 from worker.stt.cartesia import CARTESIA
 from worker.stt.events import TurnEvent
+from worker.stt.flux import FLUX
 from worker.stt.frames import LenientProtocol
+from worker.stt.provider import Provider
 from worker.stt.stream import Stream
 from worker.stt.websocket import WebSocketClient
 from worker.telemetry.counters import Counters
@@ -51,6 +53,7 @@ class _Path:
         speed: float,
         max_lag_s: float,
         update_interval_ms: int = 0,
+        provider: Provider = CARTESIA,
     ) -> None:
         entry = SessionEntry(session="s", encoding=encoding, sample_rate=RATE)
         self.stats = Counters()
@@ -85,6 +88,7 @@ class _Path:
             publisher,
             Reports(context, "audio", entry.session, self.state.notices, publisher),
         )
+        self._provider = provider
         self.sent: list[bytes | TurnConfig | str] = []
         self.socket = WebSocketClient(LenientProtocol(parse_uri("ws://127.0.0.1/")), {})
         self.connect()
@@ -92,12 +96,13 @@ class _Path:
     def connect(self) -> None:
         now = time.monotonic()
         stream = SimpleNamespace(
-            provider=CARTESIA,
+            provider=self._provider,
             socket=self.socket,
             send_audio=self.sent.append,
             send_config=self.sent.append,
         )
         self.sent.append("a new socket")
+        self.receiver.socket_opened(now, self._provider, progressed=True)
         self.sender.attach(cast("Stream", stream), now)
         self.state.lateness.opened(now, self.sender.session_bytes)
 
@@ -145,10 +150,12 @@ class _Path:
         }
 
 
-def _paths(speed: float, max_lag_s: float, encoding: Encoding, now_ms: int) -> tuple[_Path, _Path]:
+def _paths(
+    provider: Provider, speed: float, max_lag_s: float, encoding: Encoding, now_ms: int
+) -> tuple[_Path, _Path]:
     return (
-        _Path(now_ms, encoding, speed, max_lag_s),
-        _Path(now_ms, encoding, speed, max_lag_s),
+        _Path(now_ms, encoding, speed, max_lag_s, provider=provider),
+        _Path(now_ms, encoding, speed, max_lag_s, provider=provider),
     )
 
 
@@ -247,6 +254,7 @@ BEGINNING = [
 """Entries that are remembered for repeats; ordinary ones follow."""
 
 
+@pytest.mark.parametrize("provider", [CARTESIA, FLUX], ids=lambda provider: provider.name)
 @settings(max_examples=300)
 @given(
     STEPS,
@@ -255,11 +263,16 @@ BEGINNING = [
     st.sampled_from([Encoding.PCM_S16LE, Encoding.PCM_MULAW, Encoding.PCM_F32LE]),
 )
 def test_ordinary_entries_are_treated_as_all_others(
-    steps: list[tuple[Any, ...]], speed: float, max_lag_s: float, encoding: Encoding
+    provider: Provider,
+    steps: list[tuple[Any, ...]],
+    speed: float,
+    max_lag_s: float,
+    encoding: Encoding,
 ) -> None:
     clock = Clock()
     with patch("time.monotonic", clock.monotonic), patch("time.time", clock.time):
-        paths = short, careful = _paths(speed, max_lag_s, encoding, int(clock.time() * 1_000))
+        now_ms = int(clock.time() * 1_000)
+        paths = short, careful = _paths(provider, speed, max_lag_s, encoding, now_ms)
         stream = _Stream()
         passed_on = 0
         for step, *values in (*BEGINNING, *steps):

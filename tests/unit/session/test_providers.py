@@ -247,6 +247,21 @@ def test_session_does_not_return_while_another_one_probes() -> None:
     assert not call.check(call.now - 10)
 
 
+@pytest.mark.parametrize(
+    ("names", "broken", "expected"),
+    [("cartesia", "", False), ("cartesia flux", "", True), ("cartesia flux", "flux", False)],
+)
+def test_stuck_turn_is_left_only_for_a_better_provider(
+    names: str, broken: str, expected: bool
+) -> None:
+    call = Call(names)
+    call.choose()
+    if broken:
+        call.open_breaker(broken)
+    assert call.providers.can_leave(call.now) is expected
+    assert call.choose(inside_turn=True) == "cartesia", "asking moves nothing"
+
+
 def test_new_session_is_the_probe() -> None:
     call = Call()
     call.open_breaker("cartesia")

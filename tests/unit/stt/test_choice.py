@@ -71,6 +71,7 @@ def test_configured_models_come_first() -> None:
     ]
     assert candidates(session(language="en"), own)[1] == MULTI_EN
     assert candidates(session(model="flux-general-en"), own)[0] == ENGLISH
+    assert candidates(session(model="ink-2"), own)[0] == INK
 
 
 MULTI = "en, es, fr, de, hi, ru, pt, ja, it, nl"
@@ -109,6 +110,18 @@ ONE_RATE = Offer("flux", ("flux-general-en",), (Encoding.PCM_S16LE,), (16_000,))
             [ONE_RATE],
             "encoding",
             "no provider of this session takes it; flux takes pcm_s16le",
+        ),
+        (
+            {"model": "flux-general-en"},
+            [CARTESIA],
+            "model",
+            "no provider of this session has it; cartesia has ink-2",
+        ),
+        (
+            {"model": "ink-2", "providers": ("flux",)},
+            BOTH,
+            "model",
+            "no provider of this session has it; flux has flux-general-en, flux-general-multi",
         ),
         ({"provider": "flux"}, [CARTESIA], "provider", "is not configured; configured: cartesia"),
         (

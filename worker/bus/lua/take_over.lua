@@ -10,13 +10,17 @@ local consumer = ARGV[2]
 local released_consumer = ARGV[3]  -- the reserved consumer of released entries
 local lease_ms = ARGV[4]
 local max_entries = tonumber(ARGV[5])
-local dead_at = 6  -- the consumers known to be dead
+local declined = ARGV[6]  -- ids that this consumer leaves to others, each between two spaces
+local dead_at = 7  -- the consumers known to be dead
 
 local owned = {}
+local _, left_out = string.gsub(declined, "%S+", "")
+local count = max_entries + left_out
 
 local function take(rows)
   for _, row in ipairs(rows) do
-    if #owned < max_entries and row[2] ~= consumer then
+    local wanted = row[2] ~= consumer and not string.find(declined, " " .. row[1] .. " ", 1, true)
+    if #owned < max_entries and wanted then
       local claimed = redis.call("XCLAIM", sessions_key, group, consumer, 0, row[1])[1]
       if claimed then
         owned[#owned + 1] = {row[1], row[4] + 1, claimed[2], row[2]}
@@ -27,11 +31,11 @@ local function take(rows)
   end
 end
 
-take(redis.call("XPENDING", sessions_key, group, "-", "+", max_entries, released_consumer))
+take(redis.call("XPENDING", sessions_key, group, "-", "+", count, released_consumer))
 for at = dead_at, #ARGV do
-  take(redis.call("XPENDING", sessions_key, group, "-", "+", max_entries, ARGV[at]))
+  take(redis.call("XPENDING", sessions_key, group, "-", "+", count, ARGV[at]))
 end
 if #owned < max_entries then
-  take(redis.call("XPENDING", sessions_key, group, "IDLE", lease_ms, "-", "+", max_entries))
+  take(redis.call("XPENDING", sessions_key, group, "IDLE", lease_ms, "-", "+", count))
 end
 return {owned, redis.call("EXISTS", lost_key)}

@@ -180,6 +180,8 @@ class Connection:
         """Execute a text message; return whether the connection is to be flushed and closed."""
         if self._settings.text_resets_idle:
             self._active_at = time.monotonic()
+        if self._plan and self._plan.ignores(text):
+            return False
         result = await self._session.command(text, stream, self._outgoing.put)
         if result is None or result == FLUSH:
             return result == FLUSH

@@ -18,6 +18,7 @@ from worker.local.emulator.faults import (
     Fault,
     Habit,
     HttpRefusal,
+    IgnoredCommand,
     LateConnected,
     Moment,
     NoTurnEnd,
@@ -216,6 +217,14 @@ class ConnectionFaults:
         self._apply(standing)
         return limit
 
+    def ignores(self, text: str) -> bool:
+        """Return whether a text message has no effect."""
+        found = self._habit(IgnoredCommand)
+        if found is None or _type_of(text) != found[1].type:
+            return False
+        self._apply(found[0])
+        return True
+
     def distort(self, event: EngineEvent) -> list[EngineEvent]:
         """Return the events to send in place of `event`."""
         events: list[EngineEvent] = [event]
@@ -272,3 +281,15 @@ class ConnectionFaults:
             self._used.add(standing)
             standing.applied += 1
             self.applied.append(standing.fault.spec)
+
+
+class _Typed(msgspec.Struct):
+    type: str = ""
+
+
+def _type_of(text: str) -> str:
+    """Return the type of a text message; empty if it is not readable."""
+    try:
+        return msgspec.json.decode(text, type=_Typed).type
+    except (msgspec.DecodeError, RecursionError):
+        return ""

@@ -29,6 +29,7 @@ connections, drawn with the seed, and to at most count of them.
   connected=never          connected and all other events are never sent
   connected=skip           connected is not sent, all other events are
   no-turn-end              no turn.end is sent
+  ignore=TYPE              text messages of this type, such as ForceEndTurn, have no effect
   duplicate                every turn event is sent twice
   shrink                   each turn.update is followed by another without its last word
   reorder                  each turn.update is sent after the turn event that follows it
@@ -102,6 +103,12 @@ class NoTurnEnd(msgspec.Struct, frozen=True):
     """No turn.end is sent."""
 
 
+class IgnoredCommand(msgspec.Struct, frozen=True):
+    """Text messages of this type have no effect, and no answer."""
+
+    type: str
+
+
 class Duplicate(msgspec.Struct, frozen=True):
     """Every turn event is sent twice."""
 
@@ -141,7 +148,15 @@ class PaceLimit(msgspec.Struct, frozen=True):
 ConnectionEnd = Cut | HalfOpen | Stall | CloseFrame | InBandError
 """Fault of an open connection; all except a stall and an error without a close code end it."""
 Habit = (
-    LateConnected | NoTurnEnd | Duplicate | Shrink | Reorder | WindowJitter | SlowRead | PaceLimit
+    LateConnected
+    | NoTurnEnd
+    | IgnoredCommand
+    | Duplicate
+    | Shrink
+    | Reorder
+    | WindowJitter
+    | SlowRead
+    | PaceLimit
 )
 
 
@@ -275,6 +290,12 @@ def _connected(*values: str) -> LateConnected:
     raise _Wrong("the value must be late:3s, late:3s:deaf, never or skip")
 
 
+def _ignore(kind: str = "") -> IgnoredCommand:
+    if not re.fullmatch(r"[A-Za-z]{1,40}", kind):
+        raise _Wrong(f"the value must be the type of a message, such as close, not {kind!r}")
+    return IgnoredCommand(kind)
+
+
 def _window_jitter(most: str = "") -> WindowJitter:
     return WindowJitter(_seconds(most))
 
@@ -362,6 +383,7 @@ _KINDS: Final = {
     "http": _Kind(_http, 1, (), "handshake"),
     "connected": _Kind(_connected),
     "no-turn-end": _Kind(NoTurnEnd, 0),
+    "ignore": _Kind(_ignore, 1),
     "duplicate": _Kind(Duplicate, 0),
     "shrink": _Kind(Shrink, 0),
     "reorder": _Kind(Reorder, 0),
