@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 MOVE_CHECK_S = 0.2
 """Interval at which a session without a socket checks whether to try another provider."""
 
+MIN_WAIT_S = 0.001
+"""Minimum wait: a shorter one may not move the clock, and would be repeated without end."""
+
 _AVOIDED = (BreakerState.OPEN, BreakerState.PROBING)
 
 
@@ -125,7 +128,7 @@ class SessionProviders:
     def next_check_s(self, now: float) -> float:
         """Return after which time to call `must_move` again: at the failover time, not later."""
         left_s = self._failover_s - (self._failing_s(now) or 0.0)
-        return left_s if 0 < left_s < MOVE_CHECK_S else MOVE_CHECK_S
+        return min(max(left_s, MIN_WAIT_S), MOVE_CHECK_S) if left_s > 0 else MOVE_CHECK_S
 
     def can_leave(self, now: float) -> bool:
         """Return whether the session would move if its provider is stuck inside the open turn."""

@@ -1,5 +1,6 @@
 """The providers of one session: where it connects, when it moves, what the breakers learn."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from worker.core.breaker import FIRST_PROBE_S, MAX_FAILURES, BreakerState
 from worker.core.connection_health import PING_INTERVAL_S
 from worker.core.failover import MIN_STAY_S
 from worker.errors import SttBusyError, SttPermanentError, SttTransientError
-from worker.session.providers import MOVE_CHECK_S, SessionProviders
+from worker.session.providers import MIN_WAIT_S, MOVE_CHECK_S, SessionProviders
 from worker.settings import Settings
 from worker.stt.choice import Candidate
 from worker.stt.keys import ApiKey
@@ -124,6 +125,8 @@ def test_next_check_is_at_the_failover_time() -> None:
     call.now += call.providers.next_check_s(call.now)
     assert call.providers.must_move(call.now)
     assert call.providers.next_check_s(call.now) == MOVE_CHECK_S  # no busy waiting after it
+    call.now = math.nextafter(call.now, 0.0)
+    assert call.providers.next_check_s(call.now) == MIN_WAIT_S  # nor just before it
 
 
 def test_working_socket_ends_the_failure() -> None:
