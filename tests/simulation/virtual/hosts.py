@@ -37,10 +37,13 @@ class Process(RunQueue):
         self.sockets: dict[int, VirtualSocket] = {}
         self.remains: list[asyncio.Task[Any]] = []
         """Tasks that a kill has stopped in the middle."""
+        self.transports: list[asyncio.Transport] = []
+        """Transports that a kill has left open."""
         self._waiters: list[asyncio.Future[None]] = []
         # A context that is as empty as in a new interpreter.
-        context = Context()
+        self._context = context = Context()
         context.run(current_queue.set, self)
+        self.timers_first = host.network.loop.draw_hash() % 2 == 0
         self.main = host.network.loop.create_task(_call(program), name=name, context=context)
         self.main.add_done_callback(self._returned, context=context)
 
@@ -74,6 +77,10 @@ class Process(RunQueue):
             each.release()
             self.host.silent.append(each)
 
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Let a function run in the process, as a signal handler would."""
+        self.host.network.loop.call_soon(callback, context=self._context)
+
     async def wait(self) -> None:
         """Wait until the process has ended."""
         if not self.done:
@@ -101,6 +108,8 @@ class Process(RunQueue):
             for task in asyncio.all_tasks(loop)
             if isinstance(task, VirtualTask) and task.queue is self
         ]
+        transports = (loop.transport(descriptor) for descriptor in self.sockets)
+        self.transports = [each for each in transports if each is not None]
         self.host.forget(self)
         for waiter in self._waiters:
             if not waiter.done():

@@ -47,7 +47,8 @@ class Network:
         self.log = log
         self.window_bytes = WINDOW_BYTES
         self._draw = rng.random
-        self._hosts: dict[str, Host] = {}  # by name and by address
+        self._hosts: dict[str, Host] = {}  # by address
+        self._names: dict[str, tuple[Host, ...]] = {}
         self._links: dict[tuple[Host, Host], Link] = {}
         self._listeners: dict[tuple[str, int], VirtualSocket] = {}
         self._refused: set[tuple[str, int]] = set()
@@ -62,8 +63,13 @@ class Network:
         return next(self._process_ids)
 
     def add(self, host: "Host") -> None:
-        """Make a host known by its name and its address."""
-        self._hosts[host.name] = self._hosts[host.address] = host
+        """Make a host known by its address and its name."""
+        self._hosts[host.address] = host
+        self.name(host.name, host)
+
+    def name(self, name: str, *hosts: "Host") -> None:
+        """Let a name resolve to the addresses of hosts, in this order; to none without hosts."""
+        self._names[name] = hosts
 
     def current_process(self) -> "Process":
         """Return the process of the running callback."""
@@ -95,17 +101,19 @@ class Network:
         if family not in {0, socket.AF_INET} or type not in {0, socket.SOCK_STREAM}:
             raise socket.gaierror(socket.EAI_FAMILY, "the simulated network has TCP over IPv4")
         if name is None:
-            address = "0.0.0.0" if flags & socket.AI_PASSIVE else "127.0.0.1"
-        elif name == "localhost" and not flags & socket.AI_NUMERICHOST:
-            address = "127.0.0.1"
+            addresses = ["0.0.0.0" if flags & socket.AI_PASSIVE else "127.0.0.1"]
         elif _is_address(name):
-            address = name
-        elif name in self._hosts and not flags & socket.AI_NUMERICHOST:
-            address = self._hosts[name].address
+            addresses = [name]
+        elif flags & socket.AI_NUMERICHOST:
+            addresses = []
+        elif name == "localhost":
+            addresses = ["127.0.0.1"]
         else:
+            addresses = [each.address for each in self._names.get(name, ())]
+        if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        where = (address, int(port or 0))
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", where)]
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*kind, (address, int(port or 0))) for address in addresses]
 
     # -- faults
 

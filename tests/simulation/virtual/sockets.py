@@ -58,6 +58,7 @@ class VirtualSocket:
         self.type = socket.SOCK_STREAM
         self.proto = socket.IPPROTO_TCP
         self.process = process
+        self._hash = self.network.loop.draw_hash()
         self.address: Address = NO_ADDRESS
         self.peer_address: Address | None = None
         self.incoming: Pipe | None = None
@@ -97,6 +98,9 @@ class VirtualSocket:
 
     def __repr__(self) -> str:
         return f"<VirtualSocket fd={self._descriptor} {self.address} to {self.peer_address}>"
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def fileno(self) -> int:
         """Return the descriptor; -1 of a closed socket."""

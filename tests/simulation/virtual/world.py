@@ -99,6 +99,8 @@ class World:
         error = context.get("exception")
         task = context.get("task") or context.get("future")
         queue = task.queue if isinstance(task, VirtualTask) else current_queue.get(None)
+        if "handle" in context:
+            queue = context["handle"]._context.get(current_queue)
         name = queue.host.name if isinstance(queue, Process) else "world"
         self.errors.append(f"{name}: {context.get('message')}: {error!r}")
         self.log.note(name, f"error reported: {type(error).__name__}")
@@ -111,6 +113,11 @@ class World:
                 process.lose_power()
             for process in host.remains:
                 tasks.update(process.remains)
+                for transport in process.transports:
+                    # Its finalizer, and its users' ones, then find nothing to close.
+                    transport._closing = True  # type: ignore[attr-defined]
+                    transport._sock = None  # type: ignore[attr-defined]
+                process.transports.clear()
                 process.remains.clear()
                 process.ready.clear()
         self.loop.set_exception_handler(lambda *_: None)
