@@ -502,6 +502,7 @@ class VirtualLoop(BaseSelectorEventLoop):
     def unwatch(self, descriptor: int) -> None:
         """Free the descriptor of a socket that is closed."""
         del self._watched[descriptor]
+        self._transports.pop(descriptor, None)  # a killed process has left it there
         heappush(self._free_descriptors, descriptor)
 
     def transport(self, descriptor: int) -> asyncio.Transport | None:

@@ -377,6 +377,22 @@ def test_port_of_a_crashed_host_is_free_again() -> None:
     world.run(control, limit_s=10)
 
 
+@pytest.mark.parametrize("end", ["crash", "vanish"])
+def test_descriptors_of_a_killed_process_are_free(end: str) -> None:
+    world = World(1)
+
+    async def control() -> None:
+        server, client = await open_pair(world)
+        getattr(server.host, end)()
+        getattr(client.host, end)()
+        other_server, other_client = await open_pair(world)
+        other_client.transport.write(b"hello")
+        await anyio.sleep(1)
+        assert other_server.received == b"hello"
+
+    world.run(control, limit_s=100)
+
+
 def test_errors_of_callbacks_are_recorded() -> None:
     world = World(1)
     host = world.host("host")
