@@ -5,7 +5,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.virtual.loop import RunQueue, VirtualTask, current_queue
+from tests.simulation.virtual.loop import VirtualTask
+from tests.simulation.virtual.queues import RunQueue, current_queue
 
 if TYPE_CHECKING:
     from tests.simulation.virtual.network import Network
@@ -181,7 +182,11 @@ class Host:
         return process
 
     def crash(self) -> None:
-        """Kill every process. The peers' connections end, because the kernel closes them."""
+        """Kill every process. The peers' connections end, because the kernel closes them.
+
+        A crash by another process falls between two iterations. `crash_after` reaches the points
+        within one.
+        """
         self.network.log.note(self.name, "crash")
         for process in list(self.processes):
             process.kill()

@@ -20,8 +20,9 @@ from anyio._backends._asyncio import AsyncIOBackend, CancelScope
 from redis.asyncio.connection import AbstractConnection
 
 from tests.simulation.virtual.hosts import Process
-from tests.simulation.virtual.loop import VirtualLoop, current_queue
+from tests.simulation.virtual.loop import VirtualLoop
 from tests.simulation.virtual.network import Network
+from tests.simulation.virtual.queues import current_queue
 from tests.simulation.virtual.sockets import VirtualSocket
 
 EPOCH_S = 1_700_000_000.0

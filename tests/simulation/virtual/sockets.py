@@ -305,6 +305,16 @@ class VirtualSocket:
         self.poll_read()
         self.poll_write()
 
+    def queue_accepted(self, connection: "VirtualSocket") -> None:
+        """Take a connection that the program may accept."""
+        if connection.closed:
+            return
+        if self.closed:
+            connection.abandon()
+        else:
+            self.accepted.append(connection)
+            self.poll_read()
+
     def answer_with_reset(self) -> None:
         """Reset the peer's end, once."""
         if self.outgoing is not None and not self._reset_sent:

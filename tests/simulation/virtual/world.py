@@ -30,14 +30,10 @@ from typing import Any
 
 from tests.simulation.virtual.hosts import Host, Process, Program
 from tests.simulation.virtual.log import EventLog
-from tests.simulation.virtual.loop import (
-    TICKS_PER_S,
-    VirtualLoop,
-    VirtualTask,
-    current_queue,
-)
+from tests.simulation.virtual.loop import VirtualLoop, VirtualTask
 from tests.simulation.virtual.network import Network
 from tests.simulation.virtual.patches import patched
+from tests.simulation.virtual.queues import TICKS_PER_S, current_queue
 
 MAX_BOOT_S = 100_000
 """Maximum difference between the monotonic clocks of two hosts."""
