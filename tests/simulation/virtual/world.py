@@ -79,8 +79,8 @@ class World:
     def run(self, program: Program, *, limit_s: float) -> None:
         """Run a program on the control host in virtual time, and then discard every process.
 
-        Raises what the program raises; `Deadlock`, `TimeLimit` and `Livelock`. What the discarded
-        processes left behind must be checked inside the program.
+        Raises what the program raises, `Deadlock` and `TimeLimit`. What the processes leave behind
+        must be checked inside the program.
         """
         self.loop.limit_s = limit_s
         self.loop.set_exception_handler(self._record)
