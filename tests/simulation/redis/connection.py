@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from tests.simulation.redis.commands import Args, Wait, wrong_arity
-from tests.simulation.redis.faults import LOADING
 from tests.simulation.redis.resp import (
     OK,
     CommandError,
@@ -138,8 +137,9 @@ class Connection(asyncio.Protocol):
             raise CommandError(wrong_arity(name.decode().lower()))
         if self.channels and name not in _WHILE_SUBSCRIBED:
             raise _denied_while_subscribed(name)
-        if name == b"PING" and self._server.faults.loading:
-            raise CommandError(LOADING)
+        refusal = self._server.faults.refusal_while_loading(name.decode())
+        if refusal is not None:
+            raise CommandError(refusal)
         return handler(self, args)
 
     def _queue(self, args: Args) -> Reply:

@@ -1,5 +1,6 @@
 """Commands on the consumer groups of streams."""
 
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from tests.simulation.redis.arguments import (
@@ -192,16 +193,15 @@ def xreadgroup(db: Keyspace, args: Args) -> Reply | Wait:
         groups = [_read_group(db, key, group_name) for key, _ in pending_after]
         found: list[Reply] = []
         for (key, after), (stream, group) in zip(pending_after, groups, strict=True):
-            if consumer_name not in group.consumers:
-                db.changed(key)
-            consumer = group.consumer(consumer_name, db.now_ms)
+            consumer = _consumer_for(db, key, group, consumer_name)
             if after is not None:
-                found.append([key, _history(db, key, stream, consumer, after, reads.count)])
+                found.append([key, _history(db, key, stream, consumer(), after, reads.count)])
             elif stream.last_id > group.last_id:
-                entries = _deliver(db, stream, group, consumer, reads.count)
-                if entries:
+                new = [*islice(stream.between(group.last_id + 1, MAX_ID), reads.count)]
+                if new:
+                    _deliver(db, group, consumer(), [entry_id for entry_id, _ in new])
                     db.changed(key)
-                    found.append([key, entries])
+                    found.append([key, rows(new)])
         return found or None
 
     reply = attempt(db)
@@ -210,6 +210,19 @@ def xreadgroup(db: Keyspace, args: Args) -> Reply | Wait:
     if reads.block_ms is None or not waits:
         return NilArray()
     return Wait([key for key, _ in pending_after], reads.block_ms, attempt)
+
+
+def _consumer_for(db: Keyspace, key: bytes, group: Group, name: bytes) -> Callable[[], Consumer]:
+    """Return a function that returns a consumer, which is created when it is first needed."""
+
+    def consumer() -> Consumer:
+        if name not in group.consumers:
+            db.changed(key)
+        return group.consumer(name, db.now_ms)
+
+    if db.dialect.creates_idle_consumers:
+        consumer()
+    return consumer
 
 
 def _history_start(text: bytes) -> StreamId:
@@ -233,16 +246,11 @@ def _read_group(db: Keyspace, key: bytes, name: bytes) -> tuple[Stream, Group]:
     return stream, group
 
 
-def _deliver(
-    db: Keyspace, stream: Stream, group: Group, consumer: Consumer, count: int | None
-) -> list[Reply]:
-    delivered = [*islice(stream.between(group.last_id + 1, MAX_ID), count)]
-    for entry_id, _ in delivered:
+def _deliver(db: Keyspace, group: Group, consumer: Consumer, entry_ids: Sequence[StreamId]) -> None:
+    for entry_id in entry_ids:
         group.assign(entry_id, consumer, db.now_ms, 1)
         group.last_id = entry_id
-    if delivered:
-        consumer.active_ms = db.now_ms
-    return rows(delivered)
+    consumer.active_ms = db.now_ms
 
 
 def _history(
@@ -384,9 +392,7 @@ def xclaim(db: Keyspace, args: Args) -> Reply:
     min_idle_ms = max(0, integer(args[4], "ERR Invalid min-idle-time argument for XCLAIM"))
     claim = _Claim(db, args)
     group.last_id = max(group.last_id, claim.last_id)
-    if args[3] not in group.consumers:
-        db.changed(key)
-    consumer = group.consumer(args[3], db.now_ms)
+    consumer = _consumer_for(db, key, group, args[3])
     claimed: list[Reply] = []
     for entry_id in claim.entry_ids:
         pending = group.pending.get(entry_id)
@@ -398,7 +404,7 @@ def xclaim(db: Keyspace, args: Args) -> Reply:
         if pending is None:
             if not claim.force:
                 continue
-            count = 0
+            count = 1
         elif min_idle_ms and db.now_ms - pending.delivered_ms < min_idle_ms:
             continue
         else:
@@ -407,8 +413,9 @@ def xclaim(db: Keyspace, args: Args) -> Reply:
             count = claim.count
         elif not claim.only_ids:
             count += 1
-        group.assign(entry_id, consumer, claim.delivered_ms, count)
-        consumer.active_ms = db.now_ms
+        claimant = consumer()
+        group.assign(entry_id, claimant, claim.delivered_ms, count)
+        claimant.active_ms = db.now_ms
         db.changed(key)
         claimed.append(format_id(entry_id) if claim.only_ids else [format_id(entry_id), fields])
     return claimed
@@ -432,9 +439,7 @@ def xautoclaim(db: Keyspace, args: Args) -> Reply:
         else:
             raise CommandError(SYNTAX_ERROR)
     stream, group = _claimable(db, key, args[2])
-    if args[3] not in group.consumers:
-        db.changed(key)
-    consumer = group.consumer(args[3], db.now_ms)
+    consumer = _consumer_for(db, key, group, args[3])
     candidates = [each for each in sorted(group.pending) if each >= start]
     attempts, at = count * 10, 0
     claimed: list[Reply] = []
@@ -451,8 +456,9 @@ def xautoclaim(db: Keyspace, args: Args) -> Reply:
             continue
         else:
             deliveries = pending.count if only_ids else pending.count + 1
-            group.assign(entry_id, consumer, db.now_ms, deliveries)
-            consumer.active_ms = db.now_ms
+            claimant = consumer()
+            group.assign(entry_id, claimant, db.now_ms, deliveries)
+            claimant.active_ms = db.now_ms
             claimed.append(format_id(entry_id) if only_ids else [format_id(entry_id), fields])
         count -= 1
         db.changed(key)

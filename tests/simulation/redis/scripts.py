@@ -92,7 +92,7 @@ class LuaScripts:
         kind, *values = returned
         if kind == _ERROR:
             text, *line = values
-            where = f" script: {script.sha.decode()}, on @user_script:{line[0]}." if line else ""
+            where = f" script: on @user_script:{line[0]}." if line else ""
             raise CommandError(text.decode("utf-8", "replace") + where)
         if kind == _STATUS:
             return Status(values[0])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from tests.simulation.redis.commands import Args
 from tests.simulation.redis.connection import Connection
+from tests.simulation.redis.dialect import VALKEY_9, Dialect
 from tests.simulation.redis.faults import Faults
 from tests.simulation.redis.model import RedisModel
 from tests.simulation.redis.scripts import NAMES
@@ -22,9 +23,11 @@ Matches = Callable[[Args], bool]
 class RedisServer:
     """A factory of the protocols of its connections."""
 
-    def __init__(self, clock: Callable[[], float], rng: random.Random) -> None:
+    def __init__(
+        self, clock: Callable[[], float], rng: random.Random, dialect: Dialect = VALKEY_9
+    ) -> None:
         """`clock` returns the Unix seconds of the server's host."""
-        self.model = RedisModel(clock, rng)
+        self.model = RedisModel(clock, rng, dialect)
         self.waiting = WaitingClients(self.model)
         self.connections: set[Connection] = set()
         self.channels: dict[bytes, dict[Connection, None]] = {}
