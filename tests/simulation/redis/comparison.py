@@ -185,7 +185,7 @@ def compare(
     """
     history, sides = History(seed), (Side(real.run), Side(run_on(model)))
     ran: list[Command] = []
-    for command in chain(_preparation(), history.commands(count)):
+    for command in chain(preparation(), history.commands(count)):
         script = _script(command)
         if command[0] == "XADD" or script in _APPENDING:
             _wait_for_next_millisecond()
@@ -208,7 +208,8 @@ def _kind(reply: Any) -> str:
     return str(reply) if isinstance(reply, int) or reply is None else "string"
 
 
-def _preparation() -> list[Command]:
+def preparation() -> list[Command]:
+    """Return the commands with which every history begins."""
     loads: list[Command] = [("SCRIPT", "FLUSH")]
     loads += [
         ("SCRIPT", "LOAD", each.text)

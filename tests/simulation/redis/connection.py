@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.simulation.redis.server import RedisServer
 
 _QUEUED = Status(b"QUEUED")
-_MULTI_ENDS = frozenset({b"EXEC", b"DISCARD", b"MULTI"})
+_MULTI_ENDS = frozenset({b"EXEC", b"DISCARD"})
 _WHILE_SUBSCRIBED = frozenset({b"SUBSCRIBE", b"UNSUBSCRIBE", b"PING", b"QUIT"})
 
 
@@ -36,7 +36,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._commands: deque[Args] = deque()
         self._output: list[bytes] = []
-        self._waits = False
+        self._waiting_for: Args | None = None
         self._wait_timer: asyncio.TimerHandle | None = None
         self._transaction: list[Args] | None = None
         self._transaction_failed = False
@@ -102,18 +102,22 @@ class Connection(asyncio.Protocol):
 
     def _run_commands(self) -> None:
         server = self._server
-        while self._commands and not (self._waits or self._closing):
+        while self._commands and self._waiting_for is None and not self._closing:
             args = self._commands.popleft()
             reply = self._run(args)
-            if server.loses_reply(args):
-                self.abort()
-            elif isinstance(reply, Wait):
+            if isinstance(reply, Wait):
                 self._wait(args, reply)
-            elif not self._closing:
-                self._reply(reply)
+            else:
+                self._answer(args, reply)
             if server.model.db.ready:
                 server.waiting.serve()
         self._flush()
+
+    def _answer(self, args: Args, reply: Reply) -> None:
+        if self._server.loses_reply(args):
+            self.abort()
+        elif not self._closing:
+            self._reply(reply)
 
     def _run(self, args: Args) -> Reply | Wait:
         name = args[0].upper()
@@ -151,11 +155,16 @@ class Connection(asyncio.Protocol):
     # -- waiting
 
     def _wait(self, args: Args, wait: Wait) -> None:
-        self._waits = True
+        self._waiting_for = args
         self._server.waiting.add(self, args, wait)
         if wait.timeout_ms:
             loop = asyncio.get_running_loop()
             self._wait_timer = loop.call_later(wait.timeout_ms / 1000, self.end_wait, NilArray())
+
+    def interrupt(self, error: CommandError) -> None:
+        """Reply to the command that waits with an error, and close the connection."""
+        self._reply(error)
+        self._close()
 
     def end_wait(self, reply: Reply) -> None:
         """Reply to the command that waits, and go on with the ones behind it."""
@@ -163,8 +172,8 @@ class Connection(asyncio.Protocol):
         if self._wait_timer is not None:
             self._wait_timer.cancel()
             self._wait_timer = None
-        self._waits = False
-        self._reply(reply)
+        args, self._waiting_for = self._waiting_for, None
+        self._answer(args or [], reply)
         self._flush()
         if self._commands:
             asyncio.get_running_loop().call_soon(self._run_commands)
@@ -224,7 +233,7 @@ class Connection(asyncio.Protocol):
 
     def _multi(self, args: Args) -> Reply:
         if self._transaction is not None:
-            raise CommandError("ERR MULTI calls can not be nested")
+            raise CommandError("ERR Command 'multi' not allowed inside a transaction")
         self._transaction, self._transaction_failed = [], False
         return OK
 

@@ -12,6 +12,10 @@ class Dialect(NamedTuple):
     """Whether a read or claim creates its consumer even if the consumer gets no entry."""
     no_script: str
     loading: str
+    stream_gone: str | None
+    """Error of a waiting XREADGROUP whose stream was removed; None: that of a new XREADGROUP."""
+    group_gone: str | None
+    """The same, for its group."""
 
 
 VALKEY_9: Final = Dialect(
@@ -19,10 +23,14 @@ VALKEY_9: Final = Dialect(
     creates_idle_consumers=True,
     no_script="NOSCRIPT No matching script.",
     loading="LOADING Valkey is loading the dataset in memory",
+    stream_gone=None,
+    group_gone=None,
 )
 REDIS_7_0: Final = Dialect(
     versions={"redis_version": "7.0.15"},
     creates_idle_consumers=False,
     no_script="NOSCRIPT No matching script. Please use EVAL.",
     loading="LOADING Redis is loading the dataset in memory",
+    stream_gone="UNBLOCKED the stream key no longer exists",
+    group_gone="NOGROUP the consumer group this client was blocked on no longer exists",
 )

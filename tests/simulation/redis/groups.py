@@ -204,12 +204,20 @@ def xreadgroup(db: Keyspace, args: Args) -> Reply | Wait:
                     found.append([key, rows(new)])
         return found or None
 
+    def resume(db: Keyspace) -> Reply:
+        try:
+            return attempt(db)
+        except CommandError as error:
+            has_streams = all(isinstance(db.lookup(key), Stream) for key, _ in pending_after)
+            gone = db.dialect.group_gone if has_streams else db.dialect.stream_gone
+            raise CommandError(gone or error.text) from error
+
     reply = attempt(db)
     if reply is not None:
         return reply
     if reads.block_ms is None or not waits:
         return NilArray()
-    return Wait([key for key, _ in pending_after], reads.block_ms, attempt)
+    return Wait([key for key, _ in pending_after], reads.block_ms, resume)
 
 
 def _consumer_for(db: Keyspace, key: bytes, group: Group, name: bytes) -> Callable[[], Consumer]:
@@ -391,7 +399,9 @@ def xclaim(db: Keyspace, args: Args) -> Reply:
     stream, group = _claimable(db, key, args[2])
     min_idle_ms = max(0, integer(args[4], "ERR Invalid min-idle-time argument for XCLAIM"))
     claim = _Claim(db, args)
-    group.last_id = max(group.last_id, claim.last_id)
+    if claim.last_id > group.last_id:
+        group.last_id = claim.last_id
+        db.changed(key)
     consumer = _consumer_for(db, key, group, args[3])
     claimed: list[Reply] = []
     for entry_id in claim.entry_ids:

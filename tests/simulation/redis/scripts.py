@@ -104,6 +104,8 @@ class LuaScripts:
 
     def _called_from_lua(self, *args: Any) -> tuple[Any, ...]:
         """Run one command of a script."""
+        if not args:
+            return _ERROR, b"ERR Please specify at least one argument for this redis.call() call"
         try:
             reply = self._run_command([_argument(each) for each in args])
         except CommandError as error:

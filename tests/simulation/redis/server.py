@@ -13,8 +13,13 @@ from tests.simulation.redis.connection import Connection
 from tests.simulation.redis.dialect import VALKEY_9, Dialect
 from tests.simulation.redis.faults import Faults
 from tests.simulation.redis.model import RedisModel
+from tests.simulation.redis.resp import CommandError
 from tests.simulation.redis.scripts import NAMES
 from tests.simulation.redis.waiting import WaitingClients
+
+_DEMOTED = (
+    "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"
+)
 
 Matches = Callable[[Args], bool]
 """Decides by its name and arguments whether a command is meant."""
@@ -60,6 +65,11 @@ class RedisServer:
             return False
         self._losing = None
         return True
+
+    def demote(self) -> None:
+        """Make the server a replica. It stays one until `faults.read_only` is false again."""
+        self.faults.read_only = True
+        self.waiting.interrupt(CommandError(_DEMOTED))
 
     def kill(self) -> None:
         """End the process: every connection is reset, and each new one too until `restart`."""

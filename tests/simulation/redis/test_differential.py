@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from anyio.from_thread import start_blocking_portal
 
 from tests.simulation.redis.comparison import RealServer, compare, run_on
-from tests.simulation.redis.dialect import REDIS_7_0, VALKEY_9, Dialect
+from tests.simulation.redis.dialect import Dialect
 from tests.simulation.redis.histories import KEYS
 from tests.simulation.redis.model import RedisModel
 from tests.simulation.redis.resp import CommandError, Reply
@@ -40,26 +39,9 @@ EXPECTED = {
 """Replies that the histories of a run must reach: a weaker generator compares too little."""
 
 
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[EmbeddedRedis]:
-    """Run a server of its own: the histories remove every key."""
-    with (
-        start_blocking_portal("asyncio") as portal,
-        portal.wrap_async_context_manager(EmbeddedRedis.start()) as server,
-    ):
-        yield server
-
-
-@pytest.fixture(params=["valkey", "redis_7"])
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    return VALKEY_9 if request.param == "valkey" else REDIS_7_0
-
-
 @pytest.fixture
-def real(dialect: Dialect, request: pytest.FixtureRequest) -> Iterator[RealServer]:
-    name = "valkey" if dialect is VALKEY_9 else "redis_7"
-    server: EmbeddedRedis = request.getfixturevalue(name)
-    connection = RealServer(server.port)
+def real(real_server: EmbeddedRedis) -> Iterator[RealServer]:
+    connection = RealServer(real_server.port)
     yield connection
     connection.close()
 
