@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from tests.simulation.redis.commands import Args, Wait, wrong_arity
 from tests.simulation.redis.resp import (
@@ -14,6 +14,7 @@ from tests.simulation.redis.resp import (
     Reply,
     Status,
     encode,
+    text_of,
 )
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, unless the server is down."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # of any loop
         if self._server.is_up:
             self._server.connections.add(self)
         else:
@@ -216,7 +216,7 @@ class Connection(asyncio.Protocol):
                 return self.name or None
             case (b"ID", 2):
                 return self.client_id
-        shown = args[1].decode("utf-8", "replace")
+        shown = text_of(args[1])
         raise CommandError(f"ERR unknown subcommand '{shown}'. Try CLIENT HELP.")
 
     def _ping(self, args: Args) -> Reply:
@@ -282,7 +282,7 @@ class Connection(asyncio.Protocol):
 
     def _pubsub(self, args: Args) -> Reply:
         if args[1].upper() != b"NUMSUB":
-            shown = args[1].decode("utf-8", "replace")
+            shown = text_of(args[1])
             raise CommandError(f"ERR unknown subcommand '{shown}'. Try PUBSUB HELP.")
         counts: list[Reply] = []
         for channel in args[2:]:
@@ -310,6 +310,6 @@ _CLIENT_COMMANDS: Final[dict[bytes, _ClientCommand]] = {
 
 def _denied_while_subscribed(name: bytes) -> CommandError:
     return CommandError(
-        f"ERR Can't execute '{name.decode('utf-8', 'replace').lower()}': only (P|S)SUBSCRIBE / "
+        f"ERR Can't execute '{text_of(name).lower()}': only (P|S)SUBSCRIBE / "
         "(P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
     )

@@ -5,7 +5,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from tests.simulation.redis import aggregates, entries, groups, keys  # noqa: F401 - their commands
+from tests.simulation.redis import (  # noqa: F401 - their commands
+    aggregates,
+    deliveries,
+    entries,
+    groups,
+    keys,
+    reads,
+)
 from tests.simulation.redis.arguments import integer
 from tests.simulation.redis.commands import (
     COMMANDS,

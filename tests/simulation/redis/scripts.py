@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from lupa.lua51 import LuaRuntime
 
-from tests.simulation.redis.resp import CommandError, Reply, Status
+from tests.simulation.redis.resp import CommandError, Reply, Status, text_of
 from worker.bus import scripts
 
 FLAGS: Final = {"no-writes", "allow-oom", "allow-stale", "no-cluster", "allow-cross-slot-keys"}
@@ -78,7 +78,7 @@ class LuaScripts:
             body = _SHEBANG.sub(b"", text, count=1) if flags is not None else text
             function, problem = _pair(self._compile(body))
             if function is None:
-                shown = problem.decode("utf-8", "replace")
+                shown = text_of(problem)
                 raise CommandError(f"ERR Error compiling script (new function): {shown}")
             self._compiled[digest] = Script(text, function, flags)
         return self._compiled[digest]
@@ -93,7 +93,7 @@ class LuaScripts:
         if kind == _ERROR:
             text, *line = values
             where = f" script: on @user_script:{line[0]}." if line else ""
-            raise CommandError(text.decode("utf-8", "replace") + where)
+            raise CommandError(text_of(text) + where)
         if kind == _STATUS:
             return Status(values[0])
         if kind == _TABLE:
@@ -145,7 +145,7 @@ class LuaScripts:
         if isinstance(value, int | float):
             return int(value)
         if value[b"err"] is not None:
-            return CommandError(value[b"err"].decode("utf-8", "replace"))
+            return CommandError(text_of(value[b"err"]))
         if value[b"ok"] is not None:
             return Status(value[b"ok"])
         found: list[Reply] = []

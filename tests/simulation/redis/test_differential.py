@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.simulation.redis.comparison import RealServer, compare, run_on
 from tests.simulation.redis.dialect import Dialect
-from tests.simulation.redis.histories import KEYS
+from tests.simulation.redis.differential.comparison import RealServer, compare, run_on
+from tests.simulation.redis.differential.draws import KEYS
 from tests.simulation.redis.model import RedisModel
 from tests.simulation.redis.resp import CommandError, Reply
 from worker.bus import scripts

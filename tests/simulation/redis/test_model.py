@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.simulation.redis.comparison import Side, preparation, run_on
-from tests.simulation.redis.histories import KEYS, History
+from tests.simulation.redis.differential.comparison import Side, preparation, run_on
+from tests.simulation.redis.differential.draws import KEYS
+from tests.simulation.redis.differential.histories import History
 from tests.simulation.redis.keyspace import Keyspace, SortedSet
 from tests.simulation.redis.log import COPY_INTERVAL
 from tests.simulation.redis.model import RedisModel, ScriptRun

@@ -9,7 +9,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from tests.simulation.redis.commands import Wait
-from tests.simulation.redis.histories import Command, History, Id
+from tests.simulation.redis.differential.draws import Command, Id
+from tests.simulation.redis.differential.histories import History
 from tests.simulation.redis.model import RedisModel
 from tests.simulation.redis.resp import CommandError, NilArray, Reply, Status
 from worker.bus import scripts
