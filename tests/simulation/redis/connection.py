@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Final, cast
 
 from tests.simulation.redis.commands import Args, Wait, wrong_arity
@@ -35,6 +36,7 @@ class Connection(asyncio.Protocol):
         self.channels: dict[bytes, None] = {}
         self._parser = CommandParser()
         self._transport: asyncio.Transport | None = None
+        self._context: Context | None = None
         self._commands: deque[Args] = deque()
         self._output: list[bytes] = []
         self._waiting_for: Args | None = None
@@ -47,6 +49,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, unless the server is down."""
+        self._context = copy_context()
         self._transport = cast("asyncio.Transport", transport)  # of any loop
         if self._server.is_up:
             self._server.connections.add(self)
@@ -176,7 +179,8 @@ class Connection(asyncio.Protocol):
         self._answer(args or [], reply)
         self._flush()
         if self._commands:
-            asyncio.get_running_loop().call_soon(self._run_commands)
+            # Another process of a simulation may have woken this client: the rest runs in its own.
+            asyncio.get_running_loop().call_soon(self._run_commands, context=self._context)
 
     # -- commands of a client
 

@@ -13,7 +13,7 @@ from tests.simulation.redis.connection import Connection
 from tests.simulation.redis.dialect import VALKEY_9, Dialect
 from tests.simulation.redis.faults import Faults
 from tests.simulation.redis.model import RedisModel
-from tests.simulation.redis.resp import CommandError
+from tests.simulation.redis.resp import CommandError, Reply
 from tests.simulation.redis.scripts import NAMES
 from tests.simulation.redis.waiting import WaitingClients
 
@@ -50,6 +50,12 @@ class RedisServer:
     def faults(self) -> Faults:
         """States in which the server rejects commands."""
         return self.model.faults
+
+    def execute(self, *args: bytes | str | int) -> Reply:
+        """Run one command beside the connections, as `RedisModel.execute` does."""
+        reply = self.model.execute(*args)
+        self.waiting.serve()
+        return reply
 
     def jump_time(self, seconds: float) -> None:
         """Set the server's clock forward or back."""
