@@ -17,24 +17,23 @@ from tests.simulation.redis.differential.draws import (
 from worker.bus import scripts
 
 
-def call(draws: Draws, script: scripts.Script[Any, Any], **values: Any) -> Command:
+def _call(script: scripts.Script[Any, Any], **values: Any) -> Command:
     return ("EVALSHA", *script.call(**values))
 
 
-def group(draws: Draws) -> dict[str, Any]:
+def _group(draws: Draws) -> dict[str, Any]:
     group = draws.one(*[GROUP] * 9, "other")
     return {"sessions_key": KEYS.sessions, "lost_key": KEYS.lost, "group": group}
 
 
-def event(draws: Draws) -> list[Part]:
+def _event(draws: Draws) -> list[Part]:
     kind = draws.one("turn.start", "turn.update", "turn.end")
     return [kind, '{"type":"' + kind + '"}' + draws.text(), draws.one("", "00-trace")]
 
 
 def claim(draws: Draws) -> Command:
     session, entry = draws.session(), draws.entry()
-    return call(
-        draws,
+    return _call(
         scripts.claim,
         **draws.of_session(session),
         entry_id=entry,
@@ -57,9 +56,8 @@ def commit(draws: Draws) -> Command:
     if fence is None or draws.rng.random() < 0.1:
         fence = Fence(draws.entry(), draws.one(1, 2), draws.one("nonce-1", "nonce-2"))
     seq = draws.seqs.get(session, 1)
-    events = [part for _ in range(draws.rng.randint(0, 3)) for part in event(draws)]
-    return call(
-        draws,
+    events = [part for _ in range(draws.rng.randint(0, 3)) for part in _event(draws)]
+    return _call(
         scripts.commit,
         **draws.of_session(session),
         entry_id=fence.entry_id,
@@ -81,23 +79,21 @@ def commit(draws: Draws) -> Command:
 
 def reject(draws: Draws) -> Command:
     session = draws.session()
-    return call(
-        draws,
+    return _call(
         scripts.reject,
         **draws.of_session(session),
         run=draws.entry(),
         session=session,
         out=draws.one("lane", "session"),
         retention_s=LONG_S,
-        events=event(draws)[:2],
+        events=_event(draws)[:2],
     )
 
 
 def take_over(draws: Draws) -> Command:
-    return call(
-        draws,
+    return _call(
         scripts.take_over,
-        **group(draws),
+        **_group(draws),
         consumer=draws.one(*CONSUMERS[:2]),
         released_consumer=RELEASED,
         lease_ms=draws.one(0, FAR_MS),
@@ -106,7 +102,7 @@ def take_over(draws: Draws) -> Command:
     )
 
 
-def running(draws: Draws) -> list[Part]:
+def _running(draws: Draws) -> list[Part]:
     return [
         part
         for _ in range(draws.rng.randint(0, 4))
@@ -116,14 +112,13 @@ def running(draws: Draws) -> list[Part]:
 
 def heartbeat(draws: Draws) -> Command:
     consumer = draws.one(*CONSUMERS[:2])
-    return call(draws, scripts.heartbeat, **group(draws), consumer=consumer, running=running(draws))
+    return _call(scripts.heartbeat, **_group(draws), consumer=consumer, running=_running(draws))
 
 
 def raise_count(draws: Draws) -> Command:
-    return call(
-        draws,
+    return _call(
         scripts.raise_delivery_count,
-        **group(draws),
+        **_group(draws),
         consumer=draws.one(*CONSUMERS[:2]),
         entry_id=draws.entry(),
         delivery_count=draws.one(1, 1, 2),
@@ -132,22 +127,20 @@ def raise_count(draws: Draws) -> Command:
 
 
 def release(draws: Draws) -> Command:
-    return call(
-        draws,
+    return _call(
         scripts.release,
-        **group(draws),
+        **_group(draws),
         consumer=draws.one(*CONSUMERS[:2]),
         released_consumer=RELEASED,
-        owned=running(draws),
+        owned=_running(draws),
     )
 
 
 def restore(draws: Draws) -> Command:
     run = draws.entry()
-    return call(
-        draws,
+    return _call(
         scripts.restore_entry,
-        **group(draws),
+        **_group(draws),
         entry_id=draws.entry(),
         run=run,
         after=draws.one(draws.any_id(), "0-0"),
@@ -156,14 +149,11 @@ def restore(draws: Draws) -> Command:
 
 
 def complete(draws: Draws) -> Command:
-    return call(
-        draws, scripts.complete, sessions_key=KEYS.sessions, group=GROUP, entry_id=draws.entry()
-    )
+    return _call(scripts.complete, sessions_key=KEYS.sessions, group=GROUP, entry_id=draws.entry())
 
 
 def delete_consumer(draws: Draws) -> Command:
-    return call(
-        draws,
+    return _call(
         scripts.delete_consumer,
         sessions_key=KEYS.sessions,
         group=GROUP,
@@ -175,8 +165,7 @@ def delete_record(draws: Draws) -> Command:
     record = draws.one('{"consumer":"one","pid":1,"tags":[1,null,true,2.5]}', "{", "[]", "7")
     return draws.one(
         ("HSET", KEYS.workers, "worker-1", record),
-        call(
-            draws,
+        _call(
             scripts.delete_record,
             workers_key=KEYS.workers,
             worker_id="worker-1",
@@ -185,7 +174,7 @@ def delete_record(draws: Draws) -> Command:
     )
 
 
-def permit(draws: Draws) -> list[Part]:
+def _permit(draws: Draws) -> list[Part]:
     return [
         Keys.gate_member("0", draws.session()),
         draws.one("5-1", "7-3", "7-4"),
@@ -194,21 +183,19 @@ def permit(draws: Draws) -> list[Part]:
 
 
 def request_permits(draws: Draws) -> Command:
-    return call(
-        draws,
+    return _call(
         scripts.request_permits,
         queue_key=KEYS.gate,
         holders_key=KEYS.gate_holders,
         limit=draws.one(1, 2),
         expiry_ms=draws.one(0, FAR_MS, -FAR_MS),
-        requests=[part for _ in range(draws.rng.randint(0, 3)) for part in permit(draws)],
+        requests=[part for _ in range(draws.rng.randint(0, 3)) for part in _permit(draws)],
     )
 
 
 def release_permit(draws: Draws) -> Command:
-    member, entry_id, count = permit(draws)
-    return call(
-        draws,
+    member, entry_id, count = _permit(draws)
+    return _call(
         scripts.release_permit,
         queue_key=KEYS.gate,
         holders_key=KEYS.gate_holders,
@@ -219,8 +206,7 @@ def release_permit(draws: Draws) -> Command:
 
 
 def breaker(draws: Draws) -> Command:
-    return call(
-        draws,
+    return _call(
         scripts.exchange_breaker,
         breaker_key=KEYS.breaker("flux"),
         holder=draws.one("one", "two"),
@@ -240,8 +226,7 @@ def breaker(draws: Draws) -> Command:
 
 def remove_audio(draws: Draws) -> Command:
     session = draws.session()
-    return call(
-        draws,
+    return _call(
         scripts.remove_audio,
         state_key=KEYS.state("0", session),
         audio_key=KEYS.audio("0", session),
@@ -256,7 +241,7 @@ def write(draws: Draws) -> Command:
         (draws.any_key(), "HSET", ("worker-1", "{}")),
     ]
     key, command, values = draws.rng.choice(calls)
-    return call(draws, scripts.write, key=key, command=command, values=values)
+    return _call(scripts.write, key=key, command=command, values=values)
 
 
 WEIGHTS: Final[Weights] = {
