@@ -61,7 +61,7 @@ class Command:
         """Return the keys of a call."""
         if not self.first_key:
             return ()
-        return args[self.first_key :: self.step] if self.step else args[self.first_key :][:1]
+        return args[self.first_key :: self.step] if self.step else (args[self.first_key],)
 
     def accepts(self, count: int) -> bool:
         """Return whether a call may have this number of arguments."""

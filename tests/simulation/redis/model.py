@@ -166,9 +166,9 @@ class RedisModel:
     # -- scripts
 
     def _own_commands(self) -> dict[bytes, Command]:
-        def own(name: str, handler: Handler, arity: int, *, writes: bool = False) -> Command:
+        def own(name: str, handler: Handler, arity: int) -> Command:
             return Command(
-                name, handler, arity, writes=writes, denied_if_full=False, first_key=0, step=0
+                name, handler, arity, writes=False, denied_if_full=False, first_key=0, step=0
             )
 
         commands = (
