@@ -451,6 +451,8 @@ class VirtualLoop(BaseSelectorEventLoop):
     def unwatch(self, descriptor: int) -> None:
         """Free the descriptor of a socket that is closed."""
         del self._watched[descriptor]
+        # A killed process leaves its transport behind; asyncio checks by the descriptor.
+        self._transports.pop(descriptor, None)  # type: ignore[attr-defined]
         heappush(self._free_descriptors, descriptor)
 
     def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
