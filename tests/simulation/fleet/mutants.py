@@ -13,6 +13,8 @@ from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
 from schemas.audio import AudioEntry
+from tests.simulation.fleet.history import Finding
+from tests.simulation.fleet.run import run_seed
 from worker.bus import scripts
 from worker.bus.committer import _CommitBatcher
 from worker.bus.liveness import Liveness
@@ -31,6 +33,9 @@ from worker.session.sender import AudioSender
 from worker.session.session import Session
 from worker.session.state import SessionState
 
+MAX_SEEDS: Final = 1_000
+"""Number of seeds within which every mutant has to be found."""
+
 Remove = Callable[[ExitStack], None]
 
 
@@ -39,6 +44,23 @@ class Mutant(NamedTuple):
 
     guard: str
     remove: Remove
+
+
+class Found(NamedTuple):
+    """A seed whose run violates a guarantee, because a guard is removed."""
+
+    seed: int
+    finding: Finding
+
+
+def find_mutant(name: str, seeds: int = MAX_SEEDS) -> Found | None:
+    """Return the first seed whose run shows that a guard is removed; None if none does."""
+    with switched_off(name):
+        for seed in range(1, seeds + 1):
+            findings = run_seed(seed).findings
+            if findings:
+                return Found(seed, findings[0])
+    return None
 
 
 @contextmanager

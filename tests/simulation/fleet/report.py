@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -106,9 +108,8 @@ def text_of(totals: Totals) -> str:
         f"faults: {totals.faults.total()}",
         *_table(totals),
     ]
-    if missing := totals.never_reached():
-        pairs = ", ".join(f"{kind} in {state}" for kind, state in missing)
-        lines.append(f"never reached: {pairs}")
+    for kind, pairs in groupby(totals.never_reached(), itemgetter(0)):
+        lines.append(f"never reached by {kind}: {', '.join(state for _, state in pairs)}")
     lines += _failures(totals.failures)
     return "\n".join(lines) + "\n"
 
