@@ -21,6 +21,8 @@ class Sent(NamedTuple):
     signals: Signals = Signals()
     complete: bool = True
     """Whether everything was appended, the `end` too."""
+    forgotten: bool = False
+    """Whether Redis lost some of it in a failover."""
 
 
 class Published(NamedTuple):
@@ -37,6 +39,12 @@ def session_findings(
 ) -> Iterator[Finding]:
     """Yield what is wrong with the events of one session."""
     script, events = session.script, published.events
+    if sent.forgotten:
+        # Guarantees, "Not promised": more than Redis remembers. What it does remember is in order.
+        expected = Expected(session=script.name, words=script.words, style=STYLES[plan.text_style])
+        found = violations(expected, events)
+        yield from (_finding(each) for each in found if each.rule in ("seq", "run"))
+        return
     if not sent.complete:
         yield Finding("stuck", script.name, "its producer could not append everything")
         return
@@ -50,6 +58,7 @@ def session_findings(
         torn=sent.torn,
         spans=spans(script),
         chunks=tuple(sent.chunks),
+        max_lag_s=plan.max_lag_s,
         style=STYLES[plan.text_style],
     )
     for violation in violations(expected, events):

@@ -33,6 +33,12 @@ stall ends in a cut.
 
 CUT_WITHIN_BYTES: Final = 2_000
 
+SLOW_REDIS_S: Final = 0.1
+"""Maximum latency to a slow Redis: late connections overtake each other."""
+
+MAX_REPLICA_LAG_S: Final = 1.0
+"""Maximum time by which a replica is behind its master."""
+
 
 def _at_once() -> Repair:
     async def nothing() -> None:
@@ -124,6 +130,33 @@ def _redis_restart(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
         return None
     fleet.redis.kill()
     return _later(fleet.redis.start)
+
+
+def _redis_failover(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
+    """Lose Redis's last writes. It is not in the middle of a script: a replica takes over later."""
+    if not fleet.redis.up:
+        return None
+
+    async def fail_over() -> None:
+        if fleet.redis.up:
+            fleet.redis.fail_over(min(fault.seconds, MAX_REPLICA_LAG_S))
+            fleet.on_failover()
+            for each in fleet.slots:
+                fleet.disturb(each, 0.0)
+
+    return fail_over
+
+
+def _redis_slow(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
+    network, redis = fleet.world.network, fleet.redis.host
+    for pair in ((slot.host, redis), (redis, slot.host)):
+        network.set_latency(*pair, 0.0, SLOW_REDIS_S)
+
+    async def repair() -> None:
+        for pair in ((slot.host, redis), (redis, slot.host)):
+            network.set_latency(*pair, *LATENCY_S)
+
+    return repair
 
 
 def _redis_full(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
@@ -241,7 +274,9 @@ BEGIN: Final[Mapping[FaultKind, Begin]] = {
     "partition": _partition,
     "lost-reply": _redis_cut,  # it strikes when the script has run, and the reply is not sent
     "redis-restart": _redis_restart,
+    "redis-failover": _redis_failover,
     "redis-full": _redis_full,
+    "redis-slow": _redis_slow,
     "redis-jump": _redis_jump,
     "scripts-flushed": _scripts_flushed,
     "group-destroyed": _group_destroyed,
@@ -258,7 +293,7 @@ OF_A_WORKER: Final = frozenset(
     {
         *("crash", "vanish", "pause", "stop", "stop-twice", "skew", "redis-cut", "partition"),
         *("lost-reply", "entry-deleted", "provider-cut", "provider-cut-at-byte"),
-        *("provider-stall", "provider-slow"),
+        *("provider-stall", "provider-slow", "redis-slow"),
     }
 )
 """Kinds that meet only the sessions of one worker."""

@@ -46,6 +46,7 @@ class Fleet:
             for number in range(1, plan.workers + 1)
         ]
         self.on_script: Callable[[ScriptRun], None] = self.history.add
+        self.on_failover: Callable[[], None] = self.history.rolled_back
         self.redis.on_script = self._on_script
 
     def start(self) -> None:
@@ -109,6 +110,7 @@ class Fleet:
             stt_max_connections=plan.connections,
             turn_update_interval_ms=plan.update_interval_ms,
             replay_speed=plan.replay_speed,
+            max_lag_s=plan.max_lag_s,
             admin_addr="",
         )
 

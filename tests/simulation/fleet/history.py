@@ -89,6 +89,7 @@ class History:
         """The claims and commits in words, for a person who looks at a failure."""
         self._registers: dict[bytes, _Register] = defaultdict(_Register)
         self._reported: set[tuple[str, str]] = set()
+        self._lossless = True
         self.commits = 0
         self.claims = 0
 
@@ -102,8 +103,12 @@ class History:
             self._on_claim(run)
 
     def rolled_back(self) -> None:
-        """Accept that Redis lost the end of its history: the registers begin anew."""
+        """Accept that Redis lost the end of its history: the registers begin anew.
+
+        An owner whose last events are lost is refused with `gap` from then on.
+        """
         self._registers.clear()
+        self._lossless = False
 
     def _on_claim(self, run: ScriptRun) -> None:
         session = run.args[_CLAIM["session"]].decode()
@@ -144,7 +149,7 @@ class History:
             f"position {position}{', ending' if args[_COMMIT['ending']] else ''}",
         )
         if verdict != "ok":
-            if verdict == "gap":
+            if verdict == "gap" and self._lossless:
                 self._found("seq", session, f"events from {first} after seq {seq}")
             return
         self.commits += 1

@@ -20,6 +20,10 @@ MAX_WORKERS: Final = 3
 MAX_SESSIONS: Final = 20
 MAX_FAULTS: Final = 40
 
+SHORT_LAG_S: Final = 8.0
+"""A `TURNBUS_MAX_LAG_S` that outages exceed. The clocks then stay right: lateness is Redis's time,
+and a gap's time is the worker's."""
+
 FaultKind = Literal[
     "crash",
     "vanish",
@@ -31,7 +35,9 @@ FaultKind = Literal[
     "partition",
     "lost-reply",
     "redis-restart",
+    "redis-failover",
     "redis-full",
+    "redis-slow",
     "redis-jump",
     "scripts-flushed",
     "group-destroyed",
@@ -92,7 +98,9 @@ FAULTS: Final[Mapping[FaultKind, FaultSpec]] = {
     "partition": FaultSpec(4, 0.3, 8.0, 0.4),
     "lost-reply": FaultSpec(6, 0.0, 0.0, 1.0),
     "redis-restart": FaultSpec(2, 0.0, 6.0, 0.3),
+    "redis-failover": FaultSpec(1, 0.05, 3.0, 0.5),
     "redis-full": FaultSpec(2, 0.2, 3.0),
+    "redis-slow": FaultSpec(2, 0.5, 6.0),
     "redis-jump": FaultSpec(1, -4.0, 8.0),
     "scripts-flushed": FaultSpec(1, 0.0, 0.0),
     "group-destroyed": FaultSpec(1, 0.0, 0.0, 0.3),
@@ -153,6 +161,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Maximum sockets of the fleet at the providers; 0 for no limit."""
     update_interval_ms: int = 500
     replay_speed: float = 1.5
+    max_lag_s: float = 600.0
     latency_ms: float = 100.0
     """Event latency of the providers."""
     rewording: bool = False
@@ -201,6 +210,7 @@ def draw_plan(seed: int) -> FleetPlan:
         connections=rng.choice((0, 0, 0, max(2, len(sessions) // 2), len(sessions) + 2)),
         update_interval_ms=rng.choice((0, 500, 500)),
         replay_speed=rng.choice((1.5, 1.5, 1.5, 3.0, 0.0)),
+        max_lag_s=rng.choice((600.0, 600.0, 0.0, SHORT_LAG_S)),
         latency_ms=rng.choice((20.0, 100.0, 150.0, 300.0)),
         rewording=rewording,
         text_style=draw_style(seed, rewording=rewording) if rng.random() < 0.3 else "leading",
@@ -274,6 +284,8 @@ def _draw_faults(rng: Random, plan: FleetPlan) -> list[Fault]:
     kinds: list[FaultKind] = list(FAULTS)
     if rng.random() < 0.6:
         kinds = rng.sample(kinds, rng.randint(1, 6))
+    if plan.max_lag_s == SHORT_LAG_S:
+        kinds = [kind for kind in kinds if kind not in ("skew", "redis-jump")] or ["crash"]
     mean_s = math.exp(rng.uniform(math.log(0.3), math.log(20.0)))
     faults = list[Fault]()
     at_s = rng.expovariate(1 / mean_s)

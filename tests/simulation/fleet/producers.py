@@ -20,6 +20,7 @@ from tests.chaos.signals import Signals
 from tests.simulation.fleet.checkers import Sent
 from tests.simulation.fleet.plan import FleetSession
 from worker.bench.checker import Appended
+from worker.core import stream_ids
 
 
 class Refusal(Enum):
@@ -59,13 +60,28 @@ class FleetProducer:
         self._torn: set[int] = set()
         self._signals = Signals()
         self._rejected_s = 0.0  # time for which a full Redis rejected the current chunk
+        self._last_ids: dict[str, bytes] = {}
+        self._forgotten = False
         self.done = False
         """Whether everything was appended."""
 
     @property
     def sent(self) -> Sent:
         """What was appended so far."""
-        return Sent(self._appended, frozenset(self._torn), self._signals, self.done)
+        torn = frozenset(self._torn)
+        return Sent(self._appended, torn, self._signals, self.done, self._forgotten)
+
+    def check_memory(self, last_id_of: Callable[[str], bytes | None]) -> None:
+        """Note whether Redis lost any append in a failover.
+
+        `last_id_of` returns the last id of a stream that Redis remembers; None for another key.
+        """
+        for key, last_id in self._last_ids.items():
+            known = last_id_of(key)
+            if known is not None and stream_ids.order(known.decode()) < stream_ids.order(
+                last_id.decode()
+            ):
+                self._forgotten = True
 
     async def run(self) -> None:
         """Announce the session, send its audio, end it."""
@@ -143,4 +159,5 @@ class FleetProducer:
             if added is Refusal.FULL:
                 self._rejected_s += RETRY_S
             await anyio.sleep(RETRY_S)
+        self._last_ids[key] = added
         return int(added.partition(b"-")[0])

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import anyio
 
@@ -18,6 +18,8 @@ from worker.bus.scripts import Script
 
 PORT: Final = 6379
 
+_LAST_ID: Final = b"last-generated-id"
+
 
 class RedisHost:
     """One server. Its keys outlive its process: every write is in its log."""
@@ -31,6 +33,7 @@ class RedisHost:
         self.server.model.on_script = self._on_script
         self.on_script: Callable[[ScriptRun], None] = _ignore
         self._now = now
+        self._clock = clock
         # A mutant's script has another digest than the one that the model knows.
         self._names = {
             each.sha: each.name for each in vars(scripts).values() if isinstance(each, Script)
@@ -57,6 +60,11 @@ class RedisHost:
         self.server.kill()
         self.host.crash()
 
+    def fail_over(self, lost_s: float) -> None:
+        """Let a replica become the master that has not received the writes of the last seconds."""
+        lost = self.server.model.log.count_since(self._clock() - lost_s)
+        self.server.restart(lost_writes=lost)
+
     def fill(self) -> None:
         """Let memory be full: appends are rejected."""
         self.server.faults.full = True
@@ -72,6 +80,18 @@ class RedisHost:
         reply = self.server.model.execute(*args)
         self._serve_waiting()
         return reply
+
+    def last_id(self, key: str) -> bytes | None:
+        """Return the last id of a stream, 0-0 of a missing one; None for another type."""
+        match self.command("TYPE", key):
+            case b"none":
+                return b"0-0"
+            case b"stream":
+                reply: Any = self.command("XINFO", "STREAM", key)
+                last_id: bytes = dict(zip(reply[::2], reply[1::2], strict=True))[_LAST_ID]
+                return last_id
+            case _:
+                return None
 
     def append(self, key: str, fields: Mapping[str, bytes | str]) -> bytes | Refusal:
         """Append an entry to a stream, as a producer does."""

@@ -89,6 +89,7 @@ class _Run:
     def run(self) -> Outcome:
         fleet, world, plan = self._fleet, self._world, self._plan
         fleet.on_script = self._on_script
+        fleet.on_failover = self._on_failover
         limit_s = 2 * plan.seconds + 2 * END_TIMEOUT_S + SETTLE_TIMEOUT_S
         try:
             world.run(self._program, limit_s=limit_s)
@@ -113,6 +114,11 @@ class _Run:
             sockets=sum(provider.sockets for provider in fleet.providers),
             history=tuple(fleet.history.runs),
         )
+
+    def _on_failover(self) -> None:
+        self._fleet.history.rolled_back()
+        for producer in self._producers:
+            producer.check_memory(self._fleet.redis.last_id)
 
     def _on_script(self, run: ScriptRun) -> None:
         self._fleet.history.add(run)
