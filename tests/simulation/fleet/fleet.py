@@ -12,6 +12,7 @@ from tests.simulation.fleet.redis_host import RedisHost
 from tests.simulation.fleet.workers import Slot
 from tests.simulation.virtual.patches import EPOCH_S
 from tests.simulation.virtual.world import World
+from worker.core.phases import Phase
 from worker.settings import Settings
 
 HEARTBEAT_DELAY_S: Final = 3.0
@@ -72,6 +73,25 @@ class Fleet:
             if known.intersection(run.args):
                 return slot
         return None
+
+    def check_permits(self) -> None:
+        """Find more sessions with a socket than the fleet may have.
+
+        A worker that was cut off may still have the sockets of sessions that others run.
+        """
+        limit, now = self.plan.connections, self.world.now()
+        lease_s = self.plan.lease_ms / 1_000
+        with_socket = {
+            session.name
+            for slot in self.slots
+            if not slot.host.paused and now > slot.disturbed_until + lease_s + HEARTBEAT_DELAY_S
+            for session in slot.sessions
+            if session.phase in (Phase.LIVE, Phase.FLUSHING)
+        }
+        if 0 < limit < len(with_socket) and not self.history.rollbacks:
+            self.findings.append(
+                Finding("permits", "", f"{len(with_socket)} sessions have a socket, not {limit}")
+            )
 
     def _on_script(self, run: ScriptRun) -> None:
         if run.name == "take_over" and isinstance(run.reply, list):

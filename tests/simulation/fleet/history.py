@@ -89,7 +89,8 @@ class History:
         """The claims and commits in words, for a person who looks at a failure."""
         self._registers: dict[bytes, _Register] = defaultdict(_Register)
         self._reported: set[tuple[str, str]] = set()
-        self._lossless = True
+        self.rollbacks = 0
+        """How often Redis lost the end of its history."""
         self.commits = 0
         self.claims = 0
 
@@ -108,7 +109,7 @@ class History:
         An owner whose last events are lost is refused with `gap` from then on.
         """
         self._registers.clear()
-        self._lossless = False
+        self.rollbacks += 1
 
     def _on_claim(self, run: ScriptRun) -> None:
         session = run.args[_CLAIM["session"]].decode()
@@ -126,7 +127,7 @@ class History:
             self._found("end", session, f"the ended session was claimed by {fence}")
         if register.fence is not None and not _supersedes(fence, register.fence):
             self._found("fence", session, f"{fence} was claimed after {register.fence}")
-        if verdict == "taken" and known is not None and seq != register.seq:
+        if verdict == "taken" and register.fence is not None and seq != register.seq:
             self._found("seq", session, f"a claim found seq {seq} instead of {register.seq}")
         if register.fence != fence:
             register.commit_number = 0
@@ -149,7 +150,7 @@ class History:
             f"position {position}{', ending' if args[_COMMIT['ending']] else ''}",
         )
         if verdict != "ok":
-            if verdict == "gap" and self._lossless:
+            if verdict == "gap" and not self.rollbacks:
                 self._found("seq", session, f"events from {first} after seq {seq}")
             return
         self.commits += 1

@@ -305,6 +305,14 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
         "an ended session releases its permit",
         _method(ConnectionPermits, "release", _keep_permit),
     ),
+    "unlimited-permits": Mutant(
+        "request_permits.lua grants no more permits than the limit",
+        _in_script(
+            scripts.request_permits,
+            r'redis.call\("ZRANK", queue_key, member\) < limit',
+            "true",
+        ),
+    ),
     "no-quiet-time": Mutant(
         "no lease expires for one lease after an outage of Redis",
         _method(SessionAcquirer, "_lease_ms_now", property(_lease_ms)),

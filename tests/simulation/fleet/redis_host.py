@@ -10,7 +10,7 @@ import anyio
 from tests.simulation.fleet.history import ScriptRun
 from tests.simulation.fleet.producers import Refusal
 from tests.simulation.redis import model
-from tests.simulation.redis.resp import CommandError, Reply
+from tests.simulation.redis.resp import CommandError, Reply, Status
 from tests.simulation.redis.server import RedisServer
 from tests.simulation.virtual.hosts import Host
 from worker.bus import scripts
@@ -83,15 +83,12 @@ class RedisHost:
 
     def last_id(self, key: str) -> bytes | None:
         """Return the last id of a stream, 0-0 of a missing one; None for another type."""
-        match self.command("TYPE", key):
-            case b"none":
-                return b"0-0"
-            case b"stream":
-                reply: Any = self.command("XINFO", "STREAM", key)
-                last_id: bytes = dict(zip(reply[::2], reply[1::2], strict=True))[_LAST_ID]
-                return last_id
-            case _:
-                return None
+        kind = self.command("TYPE", key)
+        if kind != Status(b"stream"):
+            return b"0-0" if kind == Status(b"none") else None
+        reply: Any = self.command("XINFO", "STREAM", key)
+        last_id: bytes = dict(zip(reply[::2], reply[1::2], strict=True))[_LAST_ID]
+        return last_id
 
     def append(self, key: str, fields: Mapping[str, bytes | str]) -> bytes | Refusal:
         """Append an entry to a stream, as a producer does."""
