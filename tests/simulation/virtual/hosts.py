@@ -5,7 +5,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.virtual.loop import RunQueue, VirtualTask, current_queue
+from tests.simulation.virtual.loop import VirtualTask
+from tests.simulation.virtual.queues import RunQueue, current_queue
 
 if TYPE_CHECKING:
     from tests.simulation.virtual.network import Network
@@ -37,10 +38,13 @@ class Process(RunQueue):
         self.sockets: dict[int, VirtualSocket] = {}
         self.remains: list[asyncio.Task[Any]] = []
         """Tasks that a kill has stopped in the middle."""
+        self.transports: list[asyncio.Transport] = []
+        """Transports that a kill has left open."""
         self._waiters: list[asyncio.Future[None]] = []
         # A context that is as empty as in a new interpreter.
-        context = Context()
+        self._context = context = Context()
         context.run(current_queue.set, self)
+        self.timers_first = host.network.loop.draw_hash() % 2 == 0
         self.main = host.network.loop.create_task(_call(program), name=name, context=context)
         self.main.add_done_callback(self._returned, context=context)
 
@@ -74,6 +78,10 @@ class Process(RunQueue):
             each.release()
             self.host.silent.append(each)
 
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Let a function run in the process, as a signal handler would."""
+        self.host.network.loop.call_soon(callback, context=self._context)
+
     async def wait(self) -> None:
         """Wait until the process has ended."""
         if not self.done:
@@ -101,6 +109,8 @@ class Process(RunQueue):
             for task in asyncio.all_tasks(loop)
             if isinstance(task, VirtualTask) and task.queue is self
         ]
+        transports = (loop.transport(descriptor) for descriptor in self.sockets)
+        self.transports = [each for each in transports if each is not None]
         self.host.forget(self)
         for waiter in self._waiters:
             if not waiter.done():
@@ -172,7 +182,11 @@ class Host:
         return process
 
     def crash(self) -> None:
-        """Kill every process. The peers' connections end, because the kernel closes them."""
+        """Kill every process. The peers' connections end, because the kernel closes them.
+
+        A crash by another process falls between two iterations. `crash_after` reaches the points
+        within one.
+        """
         self.network.log.note(self.name, "crash")
         for process in list(self.processes):
             process.kill()

@@ -1,26 +1,11 @@
 """A deterministic asyncio event loop: virtual time, many processes, a seeded order.
 
-It is asyncio's own selector loop with another core. Tasks, futures, transports, servers and
-`sock_*` are asyncio's code; only the queue of callbacks, the timers and the watched sockets are
-replaced. Simulated sockets (`sockets.py`) take the place of the selector.
+It is asyncio's own selector loop with another core (`scheduler.py`). Tasks, futures, transports,
+servers and `sock_*` are asyncio's code; only the queue of callbacks, the timers and the watched
+sockets are replaced. Simulated sockets (`sockets.py`) take the place of the selector.
 
 Processes share the loop. A context variable names the process of a callback, and asyncio copies it
 into every handle, so a callback always runs in the process that asked for it.
-
-Order, and what asyncio promises of it:
-
-- asyncio calls the callbacks of `call_soon` first in, first out. Code relies on it, so each process
-  has one queue in that order. An iteration runs what was ready when it began, as in asyncio.
-- Processes have no common order. The process that runs its next iteration is drawn.
-- asyncio leaves the order of timers of the same time undefined. It is drawn. Timers of different
-  times keep their order, because every real loop does that.
-- The order between received data and timers follows their virtual times, which network latency
-  makes random. An idle process may also wake a little late (`lag_s`), as under a real scheduler.
-  What happens until then falls into one iteration: a reply and its timeout, for example.
-
-A callback takes no virtual time. A process that stays busy for `BUSY_ITERATIONS` continues a moment
-later, so that code that spins until a timer or a peer acts (anyio does it to deliver a
-cancellation) does not stop the clock.
 
 `asyncio.Task` hashes by its memory address, and anyio cancels the tasks of a scope in the order of
 a set. Tasks of this loop hash by a number drawn from the seed.
@@ -30,120 +15,24 @@ import asyncio
 import random
 import threading
 from asyncio.selector_events import BaseSelectorEventLoop
-from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context, ContextVar, copy_context
-from heapq import heapify, heappop, heappush
-from math import ceil, inf
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextvars import Context, copy_context
+from heapq import heappop, heappush
 from typing import Any, NoReturn, Protocol, TypeVar, TypeVarTuple
+from weakref import WeakSet, WeakValueDictionary
 
-TICKS_PER_S = 1 << 20
-"""Resolution of the clock. A power of two: sums of times are exact, so no timer fires early."""
-
-BUSY_ITERATIONS = 64
-"""Iterations of a process without a pause after which it yields for `BUSY_PAUSE_S`."""
-
-BUSY_PAUSE_S = 0.000_5
-
-DEFAULT_LAG_S = 0.001
-"""Maximum delay with which an idle process wakes up."""
-
-LAG_SHARE = 0.25
-"""Share of wake-ups with a delay."""
-
-MAX_ITERATIONS_PER_INSTANT = 1_000_000
+from tests.simulation.virtual.queues import (
+    RunQueue,
+    VirtualHandle,
+    VirtualTimer,
+    current_queue,
+)
+from tests.simulation.virtual.scheduler import Scheduler
 
 FIRST_DESCRIPTOR = 8
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
-
-
-class Deadlock(Exception):  # noqa: N818 - names what happened, like the other outcomes of a run
-    """Every process waits, and no timer is set."""
-
-
-class TimeLimit(Exception):  # noqa: N818
-    """The program did not end within its virtual time."""
-
-
-class Livelock(Exception):  # noqa: N818
-    """Processes run without end while the virtual time stands still."""
-
-
-def on_grid(when: float) -> float:
-    """Round a time up to the resolution of the clock."""
-    return ceil(when * TICKS_PER_S) / TICKS_PER_S
-
-
-class RunQueue:
-    """The callbacks of one process.
-
-    A stopped queue (paused or dead) still collects callbacks: `scheduled` is then true, so that the
-    loop does not schedule it, and it is not in the loop's list of runnable queues.
-    """
-
-    def __init__(self, boot_s: float = 0.0) -> None:
-        self.ready: deque[asyncio.Handle] = deque()
-        self.scheduled = False
-        self.stopped = False
-        self.boot_s = boot_s
-        """Difference of the host's monotonic clock to the virtual time, on the clock's grid."""
-        self.lag_s = DEFAULT_LAG_S
-        self.busy_iterations = 0
-        self.wake_up = 0
-        """Number of the latest pending wake-up: an earlier one is void."""
-        self.callbacks_left: int | None = None
-        """Callbacks until `on_callbacks_done`; None for no limit."""
-        self.on_callbacks_done: Callable[[], None] = _nothing
-
-
-def _nothing() -> None:
-    pass
-
-
-current_queue: ContextVar[RunQueue] = ContextVar("current_queue")
-
-
-class _Handle(asyncio.Handle):
-    """A handle without the look-ups for asyncio's debug mode."""
-
-    def __init__(
-        self,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: asyncio.AbstractEventLoop,
-        context: Context,
-    ) -> None:
-        self._callback = callback
-        self._args = args
-        self._loop = loop
-        self._context = context
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
-
-
-class _Timer(asyncio.TimerHandle):
-    """A timer without the look-ups for asyncio's debug mode."""
-
-    def __init__(
-        self,
-        when: float,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: asyncio.AbstractEventLoop,
-        context: Context,
-    ) -> None:
-        self._callback = callback
-        self._args = args
-        self._loop = loop
-        self._context = context
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
-        self._when = when
-        self._scheduled = True
 
 
 class VirtualTask(asyncio.Task[Any]):
@@ -173,41 +62,38 @@ class Watched(Protocol):
 
 
 class _NoSelector:
-    """In place of a selector, which the loop never asks."""
+    """In place of a selector, which only `repr` of a transport asks."""
+
+    def get_key(self, descriptor: int) -> NoReturn:
+        """Know no descriptor."""
+        raise KeyError(descriptor)
 
     def close(self) -> None:
         """Close nothing."""
 
 
-_Event = tuple[float, float, int, RunQueue | None, Any]
-"""Time, tie-break, number, process and its timer; or None and a function of the kernel."""
-
-
-class VirtualLoop(BaseSelectorEventLoop):
+class VirtualLoop(Scheduler, BaseSelectorEventLoop):
     """An event loop for the processes of all hosts. It owns no descriptor and no thread."""
 
+    _asyncgens: WeakSet[AsyncGenerator[Any, Any]]
     _closed: bool
     _stopping: bool
+    _transports: WeakValueDictionary[int, asyncio.Transport]
 
     def __init__(self, rng: random.Random) -> None:
-        super().__init__(_NoSelector())  # type: ignore[arg-type]
-        self.now = 0.0
-        """True virtual time in seconds, on the clock's grid."""
-        self.limit_s = inf
-        self.iterations = 0
+        BaseSelectorEventLoop.__init__(self, _NoSelector())  # type: ignore[arg-type]
+        Scheduler.__init__(self, rng)
         self.outside = RunQueue()
         """Callbacks that no process asked for."""
-        self._draw = rng.random
         self._draw_bits = rng.getrandbits
-        self._runnable: list[RunQueue] = []
-        self._events: list[_Event] = []
-        self._event_count = 0
-        self._cancelled_timers = 0
-        self._iterations_at_advance = 0
+        self._generators: dict[int, Context] = {}  # by address: weak references end too early
         self._task_count = 0
         self._watched: dict[int, Watched] = {}  # by descriptor
         self._free_descriptors: list[int] = []
         self._thread = threading.get_ident()
+
+    def __del__(self) -> None:
+        """Do not warn: a loop that never ran has nothing to close."""
 
     # -- callbacks
 
@@ -223,11 +109,15 @@ class VirtualLoop(BaseSelectorEventLoop):
         if context is None:
             context = copy_context()
         queue = context.get(current_queue, self.outside)
-        handle = _Handle(callback, args, self, context)
+        handle = VirtualHandle(callback, args, self, context)
         queue.ready.append(handle)
         if not queue.scheduled:
             self.wake(queue)
         return handle
+
+    def is_own_thread(self) -> bool:
+        """Return whether the caller runs in the simulation's thread."""
+        return threading.get_ident() == self._thread
 
     def call_soon_threadsafe(
         self,
@@ -236,7 +126,7 @@ class VirtualLoop(BaseSelectorEventLoop):
         context: Context | None = None,
     ) -> asyncio.Handle:
         """Queue a callback of this thread; others would make the run depend on real time."""
-        if threading.get_ident() != self._thread:
+        if not self.is_own_thread():
             raise RuntimeError("a simulation has no threads: run the function at once instead")
         return self.call_soon(callback, *args, context=context)
 
@@ -253,68 +143,22 @@ class VirtualLoop(BaseSelectorEventLoop):
         if context is None:
             context = copy_context()
         queue = context.get(current_queue, self.outside)
-        timer = _Timer(when, callback, args, self, context)
-        if when == inf:
-            due = when
-        else:
-            due = max(self.now, ceil((when - queue.boot_s) * TICKS_PER_S) / TICKS_PER_S)
-        self._event_count += 1
-        heappush(self._events, (due, self._draw(), self._event_count, queue, timer))
+        timer = VirtualTimer(when, callback, args, self, context)
+        self.add_timer(timer, queue)
         return timer
 
     def time(self) -> float:
         """Return the monotonic clock of the current host."""
         return self.now + current_queue.get(self.outside).boot_s
 
-    def _timer_handle_cancelled(self, handle: _Timer) -> None:
-        if not handle._scheduled:
-            return
-        self._cancelled_timers += 1
-        events = self._events
-        if self._cancelled_timers > 1_000 and self._cancelled_timers * 2 > len(events):
-            events[:] = [each for each in events if each[3] is None or not each[4]._cancelled]
-            heapify(events)
-            self._cancelled_timers = 0
+    def _timer_handle_cancelled(self, handle: VirtualTimer) -> None:
+        if handle._scheduled:
+            self.timer_cancelled()
 
-    def at(self, when: float, act: Callable[[], None]) -> None:
-        """Call a function of the kernel or the network at a true virtual time on the grid."""
-        self._event_count += 1
-        heappush(self._events, (when, self._draw(), self._event_count, None, act))
-
-    # -- processes
-
-    def wake(self, queue: RunQueue) -> None:
-        """Make an idle process runnable, perhaps a little later."""
-        queue.scheduled = True
-        drawn = self._draw()
-        if drawn < LAG_SHARE and queue.lag_s:
-            self._wake_at(on_grid(self.now + drawn / LAG_SHARE * queue.lag_s), queue)
-        else:
-            self._runnable.append(queue)
-
-    def _wake_at(self, when: float, queue: RunQueue) -> None:
-        self._event_count += 1
-        queue.wake_up = number = self._event_count
-
-        def wake() -> None:
-            if queue.wake_up == number and not queue.stopped:
-                self._runnable.append(queue)
-
-        heappush(self._events, (when, self._draw(), number, None, wake))
-
-    def stop_queue(self, queue: RunQueue) -> None:
-        """Run no further callback of a process until `continue_queue`."""
-        queue.stopped = queue.scheduled = True
-        queue.wake_up = 0
-        if queue in self._runnable:
-            self._runnable.remove(queue)
-
-    def continue_queue(self, queue: RunQueue) -> None:
-        """Run the callbacks of a process again."""
-        queue.stopped = False
-        queue.scheduled = bool(queue.ready)
-        if queue.ready:
-            self._runnable.append(queue)
+    def _run_once(self) -> None:
+        """Run iterations of processes until `stop`. asyncio calls this in a loop."""
+        while not self._stopping:
+            self.step()
 
     # -- tasks
 
@@ -362,80 +206,17 @@ class VirtualLoop(BaseSelectorEventLoop):
         self.call_soon(call)
         return future
 
-    # -- running
+    # -- async generators
 
-    def _run_once(self) -> None:
-        """Run iterations of processes until `stop`. asyncio calls this in a loop."""
-        runnable = self._runnable
-        while not self._stopping:
-            if not runnable:
-                self._advance()
-                continue
-            count = len(runnable)
-            if count == 1:
-                queue = runnable.pop()
-            else:
-                chosen = int(self._draw() * count)
-                queue = runnable[chosen]
-                runnable[chosen] = runnable[-1]
-                runnable.pop()
-            self._run_iteration(queue)
+    def _asyncgen_firstiter_hook(self, agen: AsyncGenerator[Any, Any]) -> None:
+        self._asyncgens.add(agen)
+        self._generators[id(agen)] = copy_context()
 
-    def _run_iteration(self, queue: RunQueue) -> None:
-        self.iterations += 1
-        ready = queue.ready
-        count = len(ready)
-        if queue.callbacks_left is not None:
-            count = min(count, queue.callbacks_left)
-            queue.callbacks_left -= count
-        for _ in range(count):
-            handle = ready.popleft()
-            if not handle._cancelled:
-                handle._run()
-                if queue.stopped:
-                    break
-        if queue.callbacks_left == 0:
-            queue.callbacks_left = None
-            queue.on_callbacks_done()
-        if queue.stopped:
-            return
-        if not ready:
-            queue.scheduled = False
-            queue.busy_iterations = 0
-            return
-        queue.busy_iterations += 1
-        if queue.busy_iterations % BUSY_ITERATIONS:
-            self._runnable.append(queue)
-        else:
-            self._wake_at(on_grid(self.now + BUSY_PAUSE_S), queue)
-
-    def _advance(self) -> None:
-        """Move the clock to the next event, and let all events of that time happen."""
-        events = self._events
-        while events and events[0][3] is not None and events[0][4]._cancelled:
-            heappop(events)
-            self._cancelled_timers -= 1
-        if not events or events[0][0] == inf:
-            raise Deadlock(f"after {self.now:g} s every process waits, and no timer is set")
-        now = events[0][0]
-        if now > self.limit_s:
-            raise TimeLimit(f"the program did not end within {self.limit_s:g} s of virtual time")
-        if now > self.now:
-            self.now = now
-            self._iterations_at_advance = self.iterations
-        elif self.iterations - self._iterations_at_advance > MAX_ITERATIONS_PER_INSTANT:
-            raise Livelock(f"processes run without end after {self.now:g} s")
-        while events and events[0][0] <= now:
-            _, _, _, queue, item = heappop(events)
-            if queue is None:
-                item()
-            elif item._cancelled:
-                self._cancelled_timers -= 1
-            else:
-                item._scheduled = False
-                queue.ready.append(item)
-                if not queue.scheduled:
-                    self.wake(queue)
+    def _asyncgen_finalizer_hook(self, agen: AsyncGenerator[Any, Any]) -> None:
+        """Close a generator that is not iterated to its end, in its own process."""
+        self._asyncgens.discard(agen)
+        if not self._closed:
+            self._generators.pop(id(agen)).run(lambda: self.create_task(agen.aclose()))
 
     # -- sockets, in place of the selector
 
@@ -451,12 +232,15 @@ class VirtualLoop(BaseSelectorEventLoop):
     def unwatch(self, descriptor: int) -> None:
         """Free the descriptor of a socket that is closed."""
         del self._watched[descriptor]
-        # A killed process leaves its transport behind; asyncio checks by the descriptor.
-        self._transports.pop(descriptor, None)  # type: ignore[attr-defined]
+        self._transports.pop(descriptor, None)  # a killed process has left it there
         heappush(self._free_descriptors, descriptor)
 
+    def transport(self, descriptor: int) -> asyncio.Transport | None:
+        """Return the transport that owns a descriptor."""
+        return self._transports.get(descriptor)
+
     def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
-        handle = _Handle(callback, args, self, copy_context())
+        handle = VirtualHandle(callback, args, self, copy_context())
         self._watched[fd].set_reader(handle)
         return handle
 
@@ -465,7 +249,7 @@ class VirtualLoop(BaseSelectorEventLoop):
         return socket is not None and bool(socket.set_reader(None))
 
     def _add_writer(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
-        handle = _Handle(callback, args, self, copy_context())
+        handle = VirtualHandle(callback, args, self, copy_context())
         self._watched[fd].set_writer(handle)
         return handle
 

@@ -1,7 +1,6 @@
 """An in-memory TCP network between hosts, and its faults.
 
-Each direction between two hosts is a `Link` with a latency. A connect takes a round trip: the
-packet of a connect that gets no answer is sent again after 1, 2, 4, ... seconds, as on Linux.
+Each direction between two hosts is a `Link` with a latency.
 """
 
 import errno
@@ -12,9 +11,11 @@ from ipaddress import ip_address
 from itertools import count
 from typing import TYPE_CHECKING
 
+from tests.simulation.virtual.handshakes import Handshake
 from tests.simulation.virtual.log import EventLog
-from tests.simulation.virtual.loop import VirtualLoop, current_queue, on_grid
+from tests.simulation.virtual.loop import VirtualLoop
 from tests.simulation.virtual.pipes import Link, Pipe, error_of
+from tests.simulation.virtual.queues import current_queue, on_grid
 from tests.simulation.virtual.sockets import NO_ADDRESS, Address, VirtualSocket
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ LOCAL_LATENCY_S = (0.000_02, 0.000_1)
 
 WINDOW_BYTES = 256 * 1024
 """Bytes that the kernels of both sides take before the sender has to wait."""
-
-CONNECT_RETRIES = 6
-"""Packets of a connect that are sent after the first: it times out after 127 s."""
 
 FIRST_EPHEMERAL_PORT = 32_768
 
@@ -47,7 +45,8 @@ class Network:
         self.log = log
         self.window_bytes = WINDOW_BYTES
         self._draw = rng.random
-        self._hosts: dict[str, Host] = {}  # by name and by address
+        self._hosts: dict[str, Host] = {}  # by address
+        self._names: dict[str, tuple[Host, ...]] = {}
         self._links: dict[tuple[Host, Host], Link] = {}
         self._listeners: dict[tuple[str, int], VirtualSocket] = {}
         self._refused: set[tuple[str, int]] = set()
@@ -62,8 +61,13 @@ class Network:
         return next(self._process_ids)
 
     def add(self, host: "Host") -> None:
-        """Make a host known by its name and its address."""
-        self._hosts[host.name] = self._hosts[host.address] = host
+        """Make a host known by its address and its name."""
+        self._hosts[host.address] = host
+        self.name(host.name, host)
+
+    def name(self, name: str, *hosts: "Host") -> None:
+        """Let a name resolve to the addresses of hosts, in this order; to none without hosts."""
+        self._names[name] = hosts
 
     def current_process(self) -> "Process":
         """Return the process of the running callback."""
@@ -95,17 +99,19 @@ class Network:
         if family not in {0, socket.AF_INET} or type not in {0, socket.SOCK_STREAM}:
             raise socket.gaierror(socket.EAI_FAMILY, "the simulated network has TCP over IPv4")
         if name is None:
-            address = "0.0.0.0" if flags & socket.AI_PASSIVE else "127.0.0.1"
-        elif name == "localhost" and not flags & socket.AI_NUMERICHOST:
-            address = "127.0.0.1"
+            addresses = ["0.0.0.0" if flags & socket.AI_PASSIVE else "127.0.0.1"]
         elif _is_address(name):
-            address = name
-        elif name in self._hosts and not flags & socket.AI_NUMERICHOST:
-            address = self._hosts[name].address
+            addresses = [name]
+        elif flags & socket.AI_NUMERICHOST:
+            addresses = []
+        elif name == "localhost":
+            addresses = ["127.0.0.1"]
         else:
+            addresses = [each.address for each in self._names.get(name, ())]
+        if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        where = (address, int(port or 0))
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", where)]
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*kind, (address, int(port or 0))) for address in addresses]
 
     # -- faults
 
@@ -219,7 +225,25 @@ class Network:
         ip, port = address[:2]
         client.address = host.address, self._ephemeral_port()
         target = host if ip in {"127.0.0.1", "0.0.0.0"} else self._hosts.get(ip)
-        self._send_request(client, target, port, 0)
+        Handshake(self, client, target, port).begin()
+
+    def listener(self, source: "Host", target: "Host", port: int) -> VirtualSocket | None:
+        """Return the socket that gets a connection; None if it is refused."""
+        found = self._listeners.get((target.address, port))
+        if found is None or (target.address, port) in self._refused:
+            return None
+        if found.address[0] == "127.0.0.1" and source is not target:
+            return None
+        return found
+
+    def open(self, client: VirtualSocket, server: VirtualSocket) -> None:
+        """Open a connection between two sockets."""
+        there, back = self._pipe(client, server), self._pipe(server, client)
+        self._connections[client] = server
+        where = f"{server.process.host.name}:{server.address[1]}"
+        self.log.note(client.process.host.name, f"connected to {where}")
+        server.established(there, back)
+        client.established(back, there)
 
     def closed(self, end: VirtualSocket) -> None:
         """Forget a connection when both its ends are closed."""
@@ -238,78 +262,10 @@ class Network:
         self._next_port += 1
         return self._next_port
 
-    def _after(self, link: Link, act: Callable[[], None]) -> None:
+    def send(self, link: Link, act: Callable[[], None]) -> None:
+        """Call a function when a packet has passed a link."""
         delay_s = link.low_s + self._draw() * link.spread_s
         self.loop.at(on_grid(self.loop.now + delay_s), act)
-
-    # -- connecting
-
-    def _send_request(
-        self, client: VirtualSocket, target: "Host | None", port: int, attempt: int
-    ) -> None:
-        """Send the first packet of a connection."""
-        if not client.connecting or client.closed:
-            return
-        link = None if target is None else self.link(client.process.host, target)
-        if target is None or link is None or link.partitioned:
-            self._retry(client, target, port, attempt)
-        else:
-            self._after(link, lambda: self._receive_request(client, target, port, attempt))
-
-    def _retry(self, client: VirtualSocket, target: "Host | None", port: int, attempt: int) -> None:
-        delay_s = 2.0**attempt
-
-        def again() -> None:
-            if attempt < CONNECT_RETRIES:
-                self._send_request(client, target, port, attempt + 1)
-            else:
-                client.fail(error_of(errno.ETIMEDOUT))
-
-        self.loop.at(on_grid(self.loop.now + delay_s), again)
-
-    def _receive_request(
-        self, client: VirtualSocket, target: "Host", port: int, attempt: int
-    ) -> None:
-        """Answer the first packet of a connection, at the server's host."""
-        source = client.process.host
-        back = self.link(target, source)
-        listener = self._listeners.get((target.address, port))
-        refused = listener is None or (target.address, port) in self._refused
-        if listener is not None and listener.address[0] == "127.0.0.1":
-            refused = refused or source is not target
-        full = listener is not None and len(listener.accepted) > listener.backlog
-        if not target.up or back.partitioned or (full and not refused):
-            self._retry(client, target, port, attempt)
-        elif refused or listener is None:
-            self.log.note(source.name, f"{target.name}:{port} refuses a connection")
-            self._after(back, lambda: client.fail(error_of(errno.ECONNREFUSED)))
-        else:
-            self._after(back, lambda: self._establish(client, listener))
-
-    def _establish(self, client: VirtualSocket, listener: VirtualSocket) -> None:
-        """Open a connection, at the client's host."""
-        source, target = client.process.host, listener.process.host
-        if client.closed:
-            return
-        if listener.closed:
-            client.fail(error_of(errno.ECONNRESET))
-            return
-        server = VirtualSocket.accepted_by(listener, client)
-        there = self._pipe(client, server)
-        back = self._pipe(server, client)
-        self._connections[client] = server
-        self.log.note(source.name, f"connected to {target.name}:{listener.address[1]}")
-        server.established(there, back)
-        client.established(back, there)
-
-        def acknowledge() -> None:
-            if not server.closed and not listener.closed:
-                listener.accepted.append(server)
-                listener.poll_read()
-            elif not server.closed:
-                server.abandon()
-
-        self._after(there.link, acknowledge)
 
 
 def _is_address(text: str) -> bool:

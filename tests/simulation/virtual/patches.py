@@ -13,15 +13,16 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 from anyio._backends._asyncio import AsyncIOBackend, CancelScope
 from redis.asyncio.connection import AbstractConnection
 
 from tests.simulation.virtual.hosts import Process
-from tests.simulation.virtual.loop import VirtualLoop, current_queue
+from tests.simulation.virtual.loop import VirtualLoop
 from tests.simulation.virtual.network import Network
+from tests.simulation.virtual.queues import current_queue
 from tests.simulation.virtual.sockets import VirtualSocket
 
 EPOCH_S = 1_700_000_000.0
@@ -35,15 +36,12 @@ def _process() -> Process | None:
     return process if isinstance(process, Process) else None
 
 
-def _sleep(seconds: float) -> NoReturn:
-    raise RuntimeError(f"time.sleep({seconds}) would block every simulated process")
-
-
 class _Clocks:
     """The clocks of the current host."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
+        self._sleep = time.sleep
         self.monotonic = loop.time
 
     def monotonic_ns(self) -> int:
@@ -53,6 +51,12 @@ class _Clocks:
         process = _process()
         skew_s = 0.0 if process is None else process.host.skew_s
         return EPOCH_S + self._loop.now + skew_s
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep in other threads; here it would block every process."""
+        if self._loop.is_own_thread():
+            raise RuntimeError(f"time.sleep({seconds}) would block every simulated process")
+        self._sleep(seconds)
 
     def time_ns(self) -> int:
         return int(self.time() * 1e9)
@@ -118,7 +122,7 @@ def patched(
         (time, "monotonic_ns", clocks.monotonic_ns),
         (time, "perf_counter", clocks.monotonic),
         (time, "perf_counter_ns", clocks.monotonic_ns),
-        (time, "sleep", _sleep),
+        (time, "sleep", clocks.sleep),
         (os, "urandom", rng.randbytes),
         (random, "_urandom", rng.randbytes),
         (os, "getpid", names.getpid),

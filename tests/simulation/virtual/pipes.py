@@ -12,7 +12,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from tests.simulation.virtual.loop import VirtualLoop, on_grid
+from tests.simulation.virtual.loop import VirtualLoop
+from tests.simulation.virtual.queues import on_grid
 
 if TYPE_CHECKING:
     from tests.simulation.virtual.log import EventLog

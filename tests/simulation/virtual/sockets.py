@@ -58,6 +58,7 @@ class VirtualSocket:
         self.type = socket.SOCK_STREAM
         self.proto = socket.IPPROTO_TCP
         self.process = process
+        self._hash = self.network.loop.draw_hash()
         self.address: Address = NO_ADDRESS
         self.peer_address: Address | None = None
         self.incoming: Pipe | None = None
@@ -97,6 +98,9 @@ class VirtualSocket:
 
     def __repr__(self) -> str:
         return f"<VirtualSocket fd={self._descriptor} {self.address} to {self.peer_address}>"
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def fileno(self) -> int:
         """Return the descriptor; -1 of a closed socket."""
@@ -300,6 +304,16 @@ class VirtualSocket:
             self.outgoing.discard()
         self.poll_read()
         self.poll_write()
+
+    def queue_accepted(self, connection: "VirtualSocket") -> None:
+        """Take a connection that the program may accept."""
+        if connection.closed:
+            return
+        if self.closed:
+            connection.abandon()
+        else:
+            self.accepted.append(connection)
+            self.poll_read()
 
     def answer_with_reset(self) -> None:
         """Reset the peer's end, once."""

@@ -5,28 +5,31 @@ import os
 import random
 import secrets
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from uuid import uuid4
 
 import anyio
 import pytest
+import trustme
 from anyio._backends._asyncio import AsyncIOBackend, CancelScope
+from anyio.abc import SocketStream
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from tests.simulation.virtual.log import EventLog
-from tests.simulation.virtual.loop import Deadlock, TimeLimit
 from tests.simulation.virtual.resp import RespServer
+from tests.simulation.virtual.scheduler import Deadlock, TimeLimit
 from tests.simulation.virtual.world import World, assert_repeats
 
-SEEDS = range(5)
+SEEDS = range(4)
 
 PATCHED = (
     (time, "time time_ns monotonic monotonic_ns perf_counter perf_counter_ns sleep"),
@@ -39,8 +42,9 @@ PATCHED = (
 
 
 async def _echo(websocket: ServerConnection) -> None:
-    async for message in websocket:
-        await websocket.send(message)
+    with suppress(ConnectionClosed):
+        async for message in websocket:
+            await websocket.send(message)
 
 
 async def _serve_echo() -> None:
@@ -57,7 +61,7 @@ async def _count(redis: Redis) -> None:
 
 async def _talk() -> None:
     with suppress(OSError, WebSocketException):
-        async with connect("ws://echo", proxy=None) as websocket:
+        async with connect("ws://echo", proxy=None, compression=None) as websocket:
             for _ in range(50):
                 message = secrets.token_bytes(random.randrange(3_000))
                 await websocket.send(message)
@@ -122,18 +126,49 @@ def test_runs_of_two_seeds_differ() -> None:
 
 def test_runs_in_two_processes_have_equal_logs() -> None:
     code = f"from {__name__} import mixed_run; print(mixed_run(3).digest)"
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        for _ in range(2)
-    }
+    digests = {_output(code, "0") for _ in range(2)}
     assert len(digests) == 1
+
+
+class _Named:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _run_in_order_of_a_set(hashed_by_seed: Sequence[type], seed: int = 1) -> EventLog:
+    world = World(seed, hashed_by_seed=hashed_by_seed)
+
+    async def program() -> None:
+        for each in {_Named(str(number)) for number in range(1_000)}:
+            world.log.note("control", each.name)
+
+    world.run(program, limit_s=1)
+    return world.log
+
+
+def test_order_by_address_is_found() -> None:
+    with pytest.raises(AssertionError, match="the runs differ at"):
+        assert_repeats(lambda: _run_in_order_of_a_set([]))
+
+
+def test_classes_hash_by_the_seed_on_request() -> None:
+    assert_repeats(lambda: _run_in_order_of_a_set([_Named]))
+    one, other = (_run_in_order_of_a_set([_Named], seed).lines for seed in (1, 2))
+    assert one != other
+
+
+def test_fixed_hashes_are_those_of_every_process() -> None:
+    code = f"from {World.__module__} import fix_hashes; fix_hashes(); print(hash('text'))"
+    hashes = {_output(code, "random") for _ in range(2)}
+    assert len(hashes) == 1
+
+
+def _output(code: str, hash_seed: str) -> str:
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def test_redis_client_works() -> None:
@@ -177,6 +212,60 @@ def test_websocket_echoes_under_cuts(seed: int) -> None:
 
     world.run(program, limit_s=1_000)
     assert echoed > 50
+
+
+def test_anyio_sockets_work() -> None:
+    world = World(1)
+    host = world.host("echo")
+
+    async def answer(stream: SocketStream) -> None:
+        async with stream:
+            await stream.send(await _receive(stream, 5))
+
+    async def serve_streams() -> None:
+        async with await anyio.create_tcp_listener(local_host="0.0.0.0", local_port=80) as listener:
+            await listener.serve(answer)
+
+    async def program() -> None:
+        host.start(serve_streams)
+        await anyio.sleep(1)
+        async with await anyio.connect_tcp("echo", 80) as stream:
+            await stream.send(b"hello")
+            assert await _receive(stream, 5) == b"hello"
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+
+    world.run(program, limit_s=10)
+
+
+async def _receive(stream: SocketStream, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        received += await stream.receive()
+    return received
+
+
+def test_tls_works() -> None:
+    authority = trustme.CA()
+    server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("echo").configure_cert(server_context)
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    world = World(1)
+    host = world.host("echo")
+
+    async def serve_tls() -> None:
+        async with serve(_echo, "0.0.0.0", 443, ssl=server_context):
+            await asyncio.Future()
+
+    async def program() -> None:
+        host.start(serve_tls)
+        await anyio.sleep(1)
+        async with connect("wss://echo", ssl=client_context, proxy=None) as websocket:
+            await websocket.send("hello" * 10_000)
+            assert await websocket.recv() == "hello" * 10_000
+
+    world.run(program, limit_s=100)
 
 
 def test_run_raises_what_the_program_raises() -> None:
