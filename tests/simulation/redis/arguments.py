@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from tests.simulation.redis.nodes import MAX_ID, SEQUENCE_MASK, StreamId, make_id
 from tests.simulation.redis.resp import CommandError
-from tests.simulation.redis.streams import MAX_ID, SEQUENCE_MASK, StreamId, make_id
 
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
 SYNTAX_ERROR = "ERR syntax error"

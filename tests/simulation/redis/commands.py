@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from tests.simulation.redis.keyspace import Keyspace
-from tests.simulation.redis.resp import CommandError, Reply
+from tests.simulation.redis.resp import CommandError, Reply, text_of
 
 Args = list[bytes]
 
@@ -61,7 +61,7 @@ class Command:
         """Return the keys of a call."""
         if not self.first_key:
             return ()
-        return args[self.first_key :: self.step] if self.step else args[self.first_key :][:1]
+        return args[self.first_key :: self.step] if self.step else (args[self.first_key],)
 
     def accepts(self, count: int) -> bool:
         """Return whether a call may have this number of arguments."""
@@ -116,18 +116,18 @@ class CommandTable:
         name = args[0].upper()
         if name in self._containers:
             if len(args) < 2:
-                raise CommandError(wrong_arity(_text(name).lower()))
+                raise CommandError(wrong_arity(text_of(name).lower()))
             found = self._commands.get(b"%b|%b" % (name, args[1].upper()))
             if found is None:
                 raise CommandError(
-                    f"ERR unknown subcommand '{_text(args[1])}'. Try {_text(name)} HELP."
+                    f"ERR unknown subcommand '{text_of(args[1])}'. Try {text_of(name)} HELP."
                 )
             return found
         found = self._commands.get(name)
         if found is None:
-            shown = "".join(f"'{_text(arg)}' " for arg in args[1:])
+            shown = "".join(f"'{text_of(arg)}' " for arg in args[1:])
             raise CommandError(
-                f"ERR unknown command '{_text(args[0])}', with args beginning with: {shown}"
+                f"ERR unknown command '{text_of(args[0])}', with args beginning with: {shown}"
             )
         return found
 
@@ -135,7 +135,3 @@ class CommandTable:
 def wrong_arity(name: str) -> str:
     """Return the error of a call with too few or too many arguments."""
     return f"ERR wrong number of arguments for '{name}' command"
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "replace")

@@ -3,10 +3,10 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Final, cast
 
 from tests.simulation.redis.commands import Args, Wait, wrong_arity
-from tests.simulation.redis.faults import LOADING
 from tests.simulation.redis.resp import (
     OK,
     CommandError,
@@ -15,13 +15,14 @@ from tests.simulation.redis.resp import (
     Reply,
     Status,
     encode,
+    text_of,
 )
 
 if TYPE_CHECKING:
     from tests.simulation.redis.server import RedisServer
 
 _QUEUED = Status(b"QUEUED")
-_MULTI_ENDS = frozenset({b"EXEC", b"DISCARD", b"MULTI"})
+_MULTI_ENDS = frozenset({b"EXEC", b"DISCARD"})
 _WHILE_SUBSCRIBED = frozenset({b"SUBSCRIBE", b"UNSUBSCRIBE", b"PING", b"QUIT"})
 
 
@@ -35,9 +36,10 @@ class Connection(asyncio.Protocol):
         self.channels: dict[bytes, None] = {}
         self._parser = CommandParser()
         self._transport: asyncio.Transport | None = None
+        self._context: Context | None = None
         self._commands: deque[Args] = deque()
         self._output: list[bytes] = []
-        self._waits = False
+        self._waiting_for: Args | None = None
         self._wait_timer: asyncio.TimerHandle | None = None
         self._transaction: list[Args] | None = None
         self._transaction_failed = False
@@ -47,8 +49,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, unless the server is down."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._context = copy_context()
+        self._transport = cast("asyncio.Transport", transport)  # of any loop
         if self._server.is_up:
             self._server.connections.add(self)
         else:
@@ -103,18 +105,22 @@ class Connection(asyncio.Protocol):
 
     def _run_commands(self) -> None:
         server = self._server
-        while self._commands and not (self._waits or self._closing):
+        while self._commands and self._waiting_for is None and not self._closing:
             args = self._commands.popleft()
             reply = self._run(args)
-            if server.loses_reply(args):
-                self.abort()
-            elif isinstance(reply, Wait):
+            if isinstance(reply, Wait):
                 self._wait(args, reply)
-            elif not self._closing:
-                self._reply(reply)
+            else:
+                self._answer(args, reply)
             if server.model.db.ready:
                 server.waiting.serve()
         self._flush()
+
+    def _answer(self, args: Args, reply: Reply) -> None:
+        if self._server.loses_reply(args):
+            self.abort()
+        elif not self._closing:
+            self._reply(reply)
 
     def _run(self, args: Args) -> Reply | Wait:
         name = args[0].upper()
@@ -138,8 +144,9 @@ class Connection(asyncio.Protocol):
             raise CommandError(wrong_arity(name.decode().lower()))
         if self.channels and name not in _WHILE_SUBSCRIBED:
             raise _denied_while_subscribed(name)
-        if name == b"PING" and self._server.faults.loading:
-            raise CommandError(LOADING)
+        refusal = self._server.faults.refusal_while_loading(name.decode())
+        if refusal is not None:
+            raise CommandError(refusal)
         return handler(self, args)
 
     def _queue(self, args: Args) -> Reply:
@@ -151,11 +158,16 @@ class Connection(asyncio.Protocol):
     # -- waiting
 
     def _wait(self, args: Args, wait: Wait) -> None:
-        self._waits = True
+        self._waiting_for = args
         self._server.waiting.add(self, args, wait)
         if wait.timeout_ms:
             loop = asyncio.get_running_loop()
             self._wait_timer = loop.call_later(wait.timeout_ms / 1000, self.end_wait, NilArray())
+
+    def interrupt(self, error: CommandError) -> None:
+        """Reply to the command that waits with an error, and close the connection."""
+        self._reply(error)
+        self._close()
 
     def end_wait(self, reply: Reply) -> None:
         """Reply to the command that waits, and go on with the ones behind it."""
@@ -163,11 +175,12 @@ class Connection(asyncio.Protocol):
         if self._wait_timer is not None:
             self._wait_timer.cancel()
             self._wait_timer = None
-        self._waits = False
-        self._reply(reply)
+        args, self._waiting_for = self._waiting_for, None
+        self._answer(args or [], reply)
         self._flush()
         if self._commands:
-            asyncio.get_running_loop().call_soon(self._run_commands)
+            # Another process of a simulation may have woken this client: the rest runs in its own.
+            asyncio.get_running_loop().call_soon(self._run_commands, context=self._context)
 
     # -- commands of a client
 
@@ -207,7 +220,7 @@ class Connection(asyncio.Protocol):
                 return self.name or None
             case (b"ID", 2):
                 return self.client_id
-        shown = args[1].decode("utf-8", "replace")
+        shown = text_of(args[1])
         raise CommandError(f"ERR unknown subcommand '{shown}'. Try CLIENT HELP.")
 
     def _ping(self, args: Args) -> Reply:
@@ -224,7 +237,7 @@ class Connection(asyncio.Protocol):
 
     def _multi(self, args: Args) -> Reply:
         if self._transaction is not None:
-            raise CommandError("ERR MULTI calls can not be nested")
+            raise CommandError("ERR Command 'multi' not allowed inside a transaction")
         self._transaction, self._transaction_failed = [], False
         return OK
 
@@ -273,7 +286,7 @@ class Connection(asyncio.Protocol):
 
     def _pubsub(self, args: Args) -> Reply:
         if args[1].upper() != b"NUMSUB":
-            shown = args[1].decode("utf-8", "replace")
+            shown = text_of(args[1])
             raise CommandError(f"ERR unknown subcommand '{shown}'. Try PUBSUB HELP.")
         counts: list[Reply] = []
         for channel in args[2:]:
@@ -301,6 +314,6 @@ _CLIENT_COMMANDS: Final[dict[bytes, _ClientCommand]] = {
 
 def _denied_while_subscribed(name: bytes) -> CommandError:
     return CommandError(
-        f"ERR Can't execute '{name.decode('utf-8', 'replace').lower()}': only (P|S)SUBSCRIBE / "
+        f"ERR Can't execute '{text_of(name).lower()}': only (P|S)SUBSCRIBE / "
         "(P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
     )

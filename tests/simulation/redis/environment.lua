@@ -61,13 +61,14 @@ local function returned(value)
     return 0, value
   end
   if value.err then
-    return 3, value.err, value.line
+    return 3, value.err
   elseif value.ok then
     return 4, value.ok
   end
-  local count = #value
-  for at = 1, count do
-    if type(value[at]) == "table" then
+  local count = 0
+  while value[count + 1] ~= nil do
+    count = count + 1
+    if type(value[count]) == "table" then
       return 2, value
     end
   end

@@ -7,7 +7,7 @@ from functools import cache
 from tests.simulation.redis.arguments import SYNTAX_ERROR, Options, integer
 from tests.simulation.redis.commands import Args, command
 from tests.simulation.redis.keyspace import TYPE_NAMES, Keyspace
-from tests.simulation.redis.resp import OK, CommandError, Reply, Status
+from tests.simulation.redis.resp import OK, CommandError, Reply, Status, text_of
 
 _RELATIVE = {b"EX": 1000, b"PX": 1}
 _ABSOLUTE = {b"EXAT": 1000, b"PXAT": 1}
@@ -92,7 +92,7 @@ def pexpire(db: Keyspace, args: Args) -> Reply:
 def _expire(db: Keyspace, args: Args, unit_ms: int) -> Reply:
     when_ms = db.now_ms + integer(args[2]) * unit_ms
     if len(args) > 3:
-        raise CommandError(f"ERR Unsupported option {args[3].decode('utf-8', 'replace')}")
+        raise CommandError(f"ERR Unsupported option {text_of(args[3])}")
     if db.lookup(args[1]) is None:
         return 0
     db.expire_at(args[1], when_ms)

@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from typing import TypeAlias, TypeVar
 
+from tests.simulation.redis.dialect import VALKEY_9, Dialect
 from tests.simulation.redis.resp import CommandError
 from tests.simulation.redis.streams import Stream
 
@@ -61,7 +62,8 @@ TYPE_NAMES: dict[type, bytes] = {
 class Keyspace:
     """One database. A key expires when a command looks it up after its time."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect = VALKEY_9) -> None:
+        self.dialect = dialect
         self._values: dict[bytes, Value] = {}
         self._expiries_ms: dict[bytes, int] = {}
         self.now_us = 0
@@ -170,7 +172,7 @@ class Keyspace:
 
     def copy(self) -> "Keyspace":
         """Return a copy that shares nothing mutable."""
-        other = Keyspace()
+        other = Keyspace(self.dialect)
         other._values = {
             key: value if isinstance(value, bytes) else value.copy()
             for key, value in self._values.items()

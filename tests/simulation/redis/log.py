@@ -24,8 +24,8 @@ class Record(NamedTuple):
 class WriteLog:
     """The writes of a server since its start."""
 
-    def __init__(self) -> None:
-        self._copies = deque([(0, Keyspace())])
+    def __init__(self, empty: Keyspace) -> None:
+        self._copies = deque([(0, empty)])
         self._records: deque[Record] = deque()
         self._first = 0  # position of the first record that is kept
         self.length = 0

@@ -5,7 +5,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from tests.simulation.redis import aggregates, entries, groups, keys  # noqa: F401 - their commands
+from tests.simulation.redis import (  # noqa: F401 - their commands
+    aggregates,
+    deliveries,
+    entries,
+    groups,
+    keys,
+    reads,
+)
 from tests.simulation.redis.arguments import integer
 from tests.simulation.redis.commands import (
     COMMANDS,
@@ -15,13 +22,13 @@ from tests.simulation.redis.commands import (
     Handler,
     Wait,
 )
+from tests.simulation.redis.dialect import VALKEY_9, Dialect
 from tests.simulation.redis.faults import Faults
 from tests.simulation.redis.keyspace import Keyspace
 from tests.simulation.redis.log import Record, WriteLog
 from tests.simulation.redis.resp import OK, CommandError, NilArray, Reply
 from tests.simulation.redis.scripts import LuaScripts, Script
 
-_NO_SCRIPT = "NOSCRIPT No matching script. Please use EVAL."
 _UNSCRIPTABLE = frozenset({"EVAL", "EVALSHA", "SCRIPT|LOAD", "SCRIPT|EXISTS", "SCRIPT|FLUSH"})
 
 
@@ -39,15 +46,18 @@ class ScriptRun(NamedTuple):
 class RedisModel:
     """The keys, scripts, faults and log of one server."""
 
-    def __init__(self, clock: Callable[[], float], rng: random.Random) -> None:
+    def __init__(
+        self, clock: Callable[[], float], rng: random.Random, dialect: Dialect = VALKEY_9
+    ) -> None:
         """`clock` returns Unix seconds."""
+        self._dialect = dialect
         self._clock = clock
         self.time_offset_s = 0.0
         """Seconds by which the server's clock is wrong. A change is a jump of its TIME."""
         self.run_id = f"{rng.getrandbits(160):040x}"
-        self.db = Keyspace()
-        self.faults = Faults()
-        self.log = WriteLog()
+        self.db = Keyspace(dialect)
+        self.faults = Faults(dialect)
+        self.log = WriteLog(Keyspace(dialect))
         self.on_script: Callable[[ScriptRun], None] | None = None
         """Called after each script, before its reply is sent."""
         self._lua = LuaScripts(self._run_from_script)
@@ -62,7 +72,7 @@ class RedisModel:
     def execute(self, *args: bytes | str | int) -> Reply:
         """Run one command now, whatever the faults. Raises `CommandError`."""
         call = [part if isinstance(part, bytes) else str(part).encode() for part in args]
-        faults, self.faults = self.faults, Faults()
+        faults, self.faults = self.faults, Faults(self._dialect)
         try:
             reply = self.run(call)
         finally:
@@ -130,7 +140,7 @@ class RedisModel:
         """Come back from the log, without its last writes, and without scripts."""
         self._loaded.clear()
         self.db, records = self.log.cut(lost_writes)
-        faults, self.faults = self.faults, Faults()
+        faults, self.faults = self.faults, Faults(self._dialect)
         self._repeating = True
         try:
             for record in records:
@@ -156,9 +166,9 @@ class RedisModel:
     # -- scripts
 
     def _own_commands(self) -> dict[bytes, Command]:
-        def own(name: str, handler: Handler, arity: int, *, writes: bool = False) -> Command:
+        def own(name: str, handler: Handler, arity: int) -> Command:
             return Command(
-                name, handler, arity, writes=writes, denied_if_full=False, first_key=0, step=0
+                name, handler, arity, writes=False, denied_if_full=False, first_key=0, step=0
             )
 
         commands = (
@@ -180,7 +190,7 @@ class RedisModel:
     def _evalsha(self, db: Keyspace, args: Args) -> Reply:
         script = self._loaded.get(args[1]) or self._loaded.get(args[1].lower())
         if script is None:
-            raise CommandError(_NO_SCRIPT)
+            raise CommandError(self._dialect.no_script)
         return self._run_script(script, args)
 
     def _run_script(self, script: Script, args: Args) -> Reply:
@@ -254,9 +264,7 @@ class RedisModel:
         wanted = {name.lower().decode() for name in args[1:]} - {"all", "default", "everything"}
         sections: dict[str, dict[str, Any]] = {
             "server": {
-                "redis_version": "7.2.4",
-                "server_name": "valkey",
-                "valkey_version": "9.1.0",
+                **self._dialect.versions,
                 "redis_mode": "standalone",
                 "server_mode": "standalone",
                 "process_id": 1,

@@ -5,8 +5,6 @@ from typing import Any, TypeAlias
 
 from hiredis import ProtocolError, Reader
 
-__all__ = ["OK", "CommandError", "CommandParser", "NilArray", "Reply", "Status", "encode"]
-
 
 class Status:
     """A status reply, such as `+OK`."""
@@ -71,6 +69,11 @@ def _append(parts: list[bytes], reply: Reply) -> None:
         parts.append(b"*%d\r\n" % len(reply))
         for each in reply:
             _append(parts, each)
+
+
+def text_of(name: bytes) -> str:
+    """Return a name as an error text has it."""
+    return name.decode("utf-8", "replace")
 
 
 class CommandParser:

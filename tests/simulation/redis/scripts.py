@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from lupa.lua51 import LuaRuntime
 
-from tests.simulation.redis.resp import CommandError, Reply, Status
+from tests.simulation.redis.resp import CommandError, NilArray, Reply, Status, text_of
 from worker.bus import scripts
 
 FLAGS: Final = {"no-writes", "allow-oom", "allow-stale", "no-cluster", "allow-cross-slot-keys"}
@@ -29,6 +29,9 @@ _SHEBANG: Final = re.compile(rb"#!([^\n]*)")
 
 _SCALAR, _SCALARS, _TABLE, _ERROR, _STATUS = range(5)
 """Kinds of values that cross to and from Lua; see `environment.lua`."""
+
+_NESTED: Final = frozenset({list, Status, NilArray})
+_SCALAR_TYPES: Final = (bytes, int)
 
 RunCommand = Callable[[list[bytes]], Reply]
 
@@ -78,7 +81,7 @@ class LuaScripts:
             body = _SHEBANG.sub(b"", text, count=1) if flags is not None else text
             function, problem = _pair(self._compile(body))
             if function is None:
-                shown = problem.decode("utf-8", "replace")
+                shown = text_of(problem)
                 raise CommandError(f"ERR Error compiling script (new function): {shown}")
             self._compiled[digest] = Script(text, function, flags)
         return self._compiled[digest]
@@ -92,8 +95,8 @@ class LuaScripts:
         kind, *values = returned
         if kind == _ERROR:
             text, *line = values
-            where = f" script: {script.sha.decode()}, on @user_script:{line[0]}." if line else ""
-            raise CommandError(text.decode("utf-8", "replace") + where)
+            where = f" script: on @user_script:{line[0]}." if line else ""
+            raise CommandError(text_of(text) + where)
         if kind == _STATUS:
             return Status(values[0])
         if kind == _TABLE:
@@ -104,8 +107,12 @@ class LuaScripts:
 
     def _called_from_lua(self, *args: Any) -> tuple[Any, ...]:
         """Run one command of a script."""
+        if not args:
+            return _ERROR, b"ERR Please specify at least one argument for this redis.call() call"
         try:
-            reply = self._run_command([_argument(each) for each in args])
+            reply = self._run_command(
+                [each if type(each) is bytes else _argument(each) for each in args]
+            )
         except CommandError as error:
             return _ERROR, error.text.encode()
         except Exception as error:
@@ -115,16 +122,16 @@ class LuaScripts:
         if isinstance(reply, list):
             if not reply:
                 return _TABLE, self._lua.table()
-            if any(isinstance(each, list | Status) for each in reply):
+            if any(type(each) in _NESTED for each in reply):
                 return _TABLE, self._to_lua(reply)
-            return (_SCALARS, *[self._to_lua(each) for each in reply])
+            return (_SCALARS, *[False if each is None else each for each in reply])
         if isinstance(reply, Status):
             return _STATUS, reply.text
         return _SCALAR, self._to_lua(reply)
 
     def _to_lua(self, reply: Reply) -> Any:
         """Convert a reply: an integer becomes a number, nil becomes false."""
-        if isinstance(reply, bytes | int):
+        if isinstance(reply, _SCALAR_TYPES):
             return reply
         if isinstance(reply, list):
             return self._lua.table_from([self._to_lua(each) for each in reply])
@@ -143,7 +150,7 @@ class LuaScripts:
         if isinstance(value, int | float):
             return int(value)
         if value[b"err"] is not None:
-            return CommandError(value[b"err"].decode("utf-8", "replace"))
+            return CommandError(text_of(value[b"err"]))
         if value[b"ok"] is not None:
             return Status(value[b"ok"])
         found: list[Reply] = []
@@ -191,9 +198,7 @@ def _pair(returned: Any) -> tuple[Any, bytes]:
 
 
 def _argument(value: Any) -> bytes:
-    """Convert an argument of `redis.call`: Redis takes strings and numbers."""
-    if isinstance(value, bytes):
-        return value
+    """Convert a number among the arguments of `redis.call`: Redis takes strings and numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CommandError("ERR Lua redis lib command arguments must be strings or integers")
     return b"%d" % value if isinstance(value, int) else b"%.17g" % value

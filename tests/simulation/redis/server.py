@@ -10,10 +10,16 @@ from collections.abc import Callable, Sequence
 
 from tests.simulation.redis.commands import Args
 from tests.simulation.redis.connection import Connection
+from tests.simulation.redis.dialect import VALKEY_9, Dialect
 from tests.simulation.redis.faults import Faults
 from tests.simulation.redis.model import RedisModel
+from tests.simulation.redis.resp import CommandError, Reply
 from tests.simulation.redis.scripts import NAMES
 from tests.simulation.redis.waiting import WaitingClients
+
+_DEMOTED = (
+    "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"
+)
 
 Matches = Callable[[Args], bool]
 """Decides by its name and arguments whether a command is meant."""
@@ -22,9 +28,11 @@ Matches = Callable[[Args], bool]
 class RedisServer:
     """A factory of the protocols of its connections."""
 
-    def __init__(self, clock: Callable[[], float], rng: random.Random) -> None:
+    def __init__(
+        self, clock: Callable[[], float], rng: random.Random, dialect: Dialect = VALKEY_9
+    ) -> None:
         """`clock` returns the Unix seconds of the server's host."""
-        self.model = RedisModel(clock, rng)
+        self.model = RedisModel(clock, rng, dialect)
         self.waiting = WaitingClients(self.model)
         self.connections: set[Connection] = set()
         self.channels: dict[bytes, dict[Connection, None]] = {}
@@ -43,6 +51,12 @@ class RedisServer:
         """States in which the server rejects commands."""
         return self.model.faults
 
+    def execute(self, *args: bytes | str | int) -> Reply:
+        """Run one command beside the connections, as `RedisModel.execute` does."""
+        reply = self.model.execute(*args)
+        self.waiting.serve()
+        return reply
+
     def jump_time(self, seconds: float) -> None:
         """Set the server's clock forward or back."""
         self.model.time_offset_s += seconds
@@ -57,6 +71,11 @@ class RedisServer:
             return False
         self._losing = None
         return True
+
+    def demote(self) -> None:
+        """Make the server a replica. It stays one until `faults.read_only` is false again."""
+        self.faults.read_only = True
+        self.waiting.interrupt(CommandError(_DEMOTED))
 
     def kill(self) -> None:
         """End the process: every connection is reset, and each new one too until `restart`."""

@@ -6,8 +6,8 @@ from typing import Any
 import anyio
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from schemas.keys import Keys
 from schemas.turns import TurnUpdate
@@ -16,7 +16,7 @@ from tests.simulation.redis.model import ScriptRun
 from tests.simulation.redis.running import harness_on, listening, new_server
 from tests.simulation.redis.server import RedisServer, calls_script
 from tests.support.harness import PCM16, check_order, words
-from worker.bus.client.connection import connect
+from worker.bus.client.connection import connect, is_outage
 from worker.bus.ownership import SessionLeases
 from worker.bus.permissions import find_missing
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
@@ -129,15 +129,28 @@ async def test_killed_server_comes_back_from_its_log(redis: Redis, server: Redis
     assert server.model.execute("XLEN", "a") == 8
 
 
-async def test_faults_reject_writes(redis: Redis, server: RedisServer) -> None:
-    server.faults.full = True
-    with pytest.raises(OutOfMemoryError):
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("full", OutOfMemoryError),
+        ("read_only", ReadOnlyError),
+        ("loading", BusyLoadingError),
+        ("lacks_replicas", ResponseError),
+    ],
+)
+async def test_clients_see_faults_as_outages(
+    redis: Redis, server: RedisServer, fault: str, error: type[Exception]
+) -> None:
+    setattr(server.faults, fault, True)
+    with pytest.raises(error) as raised:
         await redis.xadd("a", {"n": "1"})
-    server.faults.full = False
-    server.faults.read_only = True
-    with pytest.raises(ReadOnlyError):
-        await redis.xadd("a", {"n": "1"})
-    assert await redis.xlen("a") == 0
+    assert is_outage(raised.value)
+    assert (await redis.info("persistence"))["loading"] == int(fault == "loading")
+    if fault == "loading":
+        with pytest.raises(BusyLoadingError):
+            await redis.ping()
+    else:
+        assert await redis.xlen("a") == 0
 
 
 async def test_worker_completes_a_session(url: str, server: RedisServer, stt: TurnsServer) -> None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.simulation.redis.commands import Args, Wait
 from tests.simulation.redis.model import RedisModel
+from tests.simulation.redis.resp import CommandError
 
 if TYPE_CHECKING:
     from tests.simulation.redis.connection import Connection
@@ -39,6 +40,14 @@ class WaitingClients:
             del clients[connection]
             if not clients:
                 del self._by_key[key]
+
+    def interrupt(self, error: CommandError) -> None:
+        """Reply to every waiting client with an error, and close its connection."""
+        for connection in [*self._waiting]:
+            connection.interrupt(error)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def serve(self) -> None:
         """Reply to those whose keys changed, oldest first."""
