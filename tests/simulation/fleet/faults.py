@@ -4,6 +4,7 @@ A fault begins by a plain call, so that it can strike in the middle of a script 
 returns how it is repaired: a function that runs after the fault's duration.
 """
 
+import errno
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
@@ -16,6 +17,7 @@ from tests.simulation.fleet.plan import Fault, FaultKind
 from tests.simulation.fleet.providers import PORT, ProviderHost
 from tests.simulation.fleet.workers import Slot
 from tests.simulation.virtual.network import LATENCY_S
+from tests.simulation.virtual.pipes import Mark, error_of
 
 Repair = Callable[[], Awaitable[None]]
 Begin = Callable[[Fleet, Fault, Slot], Repair | None]
@@ -35,6 +37,9 @@ CUT_WITHIN_BYTES: Final = 2_000
 
 SLOW_REDIS_S: Final = 0.1
 """Maximum latency to a slow Redis: late connections overtake each other."""
+
+LATE_S: Final = (0.8, 2.0)
+"""Latency of what a lost connection still delivers."""
 
 MAX_REPLICA_LAG_S: Final = 1.0
 """Maximum time by which a replica is behind its master."""
@@ -159,6 +164,28 @@ def _redis_slow(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
     return repair
 
 
+def _redis_late(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
+    """Lose the worker's end of its connections, while what it has sent is still on the way.
+
+    The worker sends it again on new connections; Redis then gets the first attempt last.
+    """
+    network, redis = fleet.world.network, fleet.redis.host
+    if not network.connections(slot.host, redis):
+        return None
+    network.set_latency(slot.host, redis, *LATE_S)
+    fleet.disturb(slot, fault.seconds)
+
+    async def repair() -> None:
+        network.set_latency(slot.host, redis, *LATENCY_S)
+        for client, _ in network._between(slot.host, redis):
+            pipe, client.outgoing = client.outgoing, None
+            if pipe is not None:
+                pipe.mark(Mark.END)
+                client.fail(error_of(errno.ECONNRESET))
+
+    return repair
+
+
 def _redis_full(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
     if not fleet.redis.up:
         return None
@@ -277,6 +304,7 @@ BEGIN: Final[Mapping[FaultKind, Begin]] = {
     "redis-failover": _redis_failover,
     "redis-full": _redis_full,
     "redis-slow": _redis_slow,
+    "redis-late": _redis_late,
     "redis-jump": _redis_jump,
     "scripts-flushed": _scripts_flushed,
     "group-destroyed": _group_destroyed,
@@ -293,7 +321,7 @@ OF_A_WORKER: Final = frozenset(
     {
         *("crash", "vanish", "pause", "stop", "stop-twice", "skew", "redis-cut", "partition"),
         *("lost-reply", "entry-deleted", "provider-cut", "provider-cut-at-byte"),
-        *("provider-stall", "provider-slow", "redis-slow"),
+        *("provider-stall", "provider-slow", "redis-slow", "redis-late"),
     }
 )
 """Kinds that meet only the sessions of one worker."""

@@ -119,9 +119,8 @@ class History:
         if verdict not in ("new", "taken"):
             return
         self.claims += 1
-        known = self._registers.get(run.keys[0])
         register = self._registers[run.keys[0]]
-        if verdict == "new" and known is not None and not known.ended:
+        if verdict == "new" and register.fence is not None and not register.ended:
             self._found("owner", session, f"the live session was claimed as a new one by {fence}")
         if verdict == "taken" and register.ended:
             self._found("end", session, f"the ended session was claimed by {fence}")

@@ -38,6 +38,7 @@ FaultKind = Literal[
     "redis-failover",
     "redis-full",
     "redis-slow",
+    "redis-late",
     "redis-jump",
     "scripts-flushed",
     "group-destroyed",
@@ -101,6 +102,7 @@ FAULTS: Final[Mapping[FaultKind, FaultSpec]] = {
     "redis-failover": FaultSpec(1, 0.05, 3.0, 0.5),
     "redis-full": FaultSpec(2, 0.2, 3.0),
     "redis-slow": FaultSpec(2, 0.5, 6.0),
+    "redis-late": FaultSpec(2, 0.05, 0.6, 0.3),
     "redis-jump": FaultSpec(1, -4.0, 8.0),
     "scripts-flushed": FaultSpec(1, 0.0, 0.0),
     "group-destroyed": FaultSpec(1, 0.0, 0.0, 0.3),
@@ -161,6 +163,8 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Maximum sockets of the fleet at the providers; 0 for no limit."""
     update_interval_ms: int = 500
     replay_speed: float = 1.5
+    """`TURNBUS_REPLAY_SPEED`. Without word times, a provider's delay counts times this speed: a
+    faster replay exceeds what is promised (guarantees, "How exact the end of a turn is")."""
     max_lag_s: float = 600.0
     latency_ms: float = 100.0
     """Event latency of the providers."""
@@ -209,7 +213,7 @@ def draw_plan(seed: int) -> FleetPlan:
         failover_s=rng.choice((1.0, 2.0, 2.0, 4.0)),
         connections=rng.choice((0, 0, 0, max(2, len(sessions) // 2), len(sessions) + 2)),
         update_interval_ms=rng.choice((0, 500, 500)),
-        replay_speed=rng.choice((1.5, 1.5, 1.5, 3.0, 0.0)),
+        replay_speed=rng.choice((1.5, 1.5, 3.0, 0.0) if providers == "flux" else (1.5, 1.5, 1.0)),
         max_lag_s=rng.choice((600.0, 600.0, 0.0, SHORT_LAG_S)),
         latency_ms=rng.choice((20.0, 100.0, 150.0, 300.0)),
         rewording=rewording,

@@ -1,6 +1,5 @@
 """Runs a plan: from the first session to the report. Two runs of one plan are the same."""
 
-import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from tests.simulation.fleet.injector import FaultInjector
 from tests.simulation.fleet.plan import FleetPlan, FleetSession, draw_plan
 from tests.simulation.fleet.producers import FleetProducer
 from tests.simulation.fleet.report import Outcome
-from tests.simulation.virtual.loop import Deadlock, Livelock, TimeLimit
+from tests.simulation.virtual.scheduler import Deadlock, TimeLimit
 from tests.simulation.virtual.world import World
 from worker.bus.client.connection import connect
 from worker.core import breaker, provider_errors
@@ -60,8 +59,6 @@ def _isolated(seed: int) -> Iterator[None]:
     for module in (breaker, provider_errors):
         module._RNG.seed(seed)  # generators that are made at the import
     logging.disable(logging.CRITICAL)
-    collecting = gc.isenabled()
-    gc.disable()  # a collection would close the coroutines of killed processes
     try:
         with (
             patch.dict(os.environ, environment, clear=True),
@@ -70,9 +67,6 @@ def _isolated(seed: int) -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-        if collecting:
-            gc.enable()
-            gc.collect()
 
 
 class _Run:
@@ -93,7 +87,7 @@ class _Run:
         limit_s = 2 * plan.seconds + 2 * END_TIMEOUT_S + SETTLE_TIMEOUT_S
         try:
             world.run(self._program, limit_s=limit_s)
-        except (Deadlock, Livelock, TimeLimit) as error:
+        except (Deadlock, TimeLimit) as error:
             self._findings.append(Finding("stuck", "", str(error)))
         events = self._events()
         for producer in self._producers:
@@ -101,6 +95,7 @@ class _Run:
             published = Published(events.get(session.script.name, ()), self._own_events(session))
             self._findings += session_findings(plan, session, producer.sent, published)
         self._findings += fleet.findings + fleet.history.findings
+        self._findings += [Finding("error", "", error) for error in world.errors]
         return Outcome(
             plan=plan,
             findings=tuple(self._findings),
