@@ -215,7 +215,7 @@ def draw_plan(seed: int) -> FleetPlan:
         update_interval_ms=rng.choice((0, 500, 500)),
         replay_speed=rng.choice((1.5, 1.5, 3.0, 0.0) if providers == "flux" else (1.5, 1.5, 1.0)),
         max_lag_s=rng.choice((600.0, 600.0, 0.0, SHORT_LAG_S)),
-        latency_ms=rng.choice((20.0, 100.0, 150.0, 300.0)),
+        latency_ms=rng.choice((20.0, 100.0, 300.0, 500.0)),
         rewording=rewording,
         text_style=draw_style(seed, rewording=rewording) if rng.random() < 0.3 else "leading",
         sessions=sessions,
@@ -279,7 +279,9 @@ def _draw_turn(rng: Random) -> Turn:
     words = rng.choice((1, 2, 3, 4, 6, 6, 20))
     pauses = tuple(rng.choice((0, 0, rng.randint(20, 400))) for _ in range(words - 1))
     stalls = rng.random() < 0.15
-    after_ms = rng.randint(1_800, 3_000) if stalls else rng.randint(600, 3_000)
+    after_ms = rng.choice((rng.randint(600, 900), rng.randint(600, 3_000)))
+    if stalls:
+        after_ms = rng.randint(1_800, 3_000)
     return Turn(pauses, after_ms, stalls)
 
 
