@@ -156,10 +156,12 @@ class _Run:
     def _has_settled(self) -> bool:
         """Whether the dead workers' records are gone, and the ended sessions' entries and permits.
 
-        Another worker completes what a killed one has begun, after a lease at most.
+        Another worker completes what a killed one has begun, after a lease at most. A permit that
+        a fault leaves behind expires; without faults nothing is left behind.
         """
         command, keys = self._fleet.redis.command, self._fleet.keys
-        left = (command("XLEN", keys.sessions), command("ZCARD", keys.gate))
+        permits = command("ZCARD", keys.gate) if self._injector.applied else 0
+        left = (command("XLEN", keys.sessions), permits)
         return left == (0, 0) and command("HLEN", keys.workers) == len(self._fleet.slots)
 
     async def _stop(self) -> None:
