@@ -223,6 +223,13 @@ def _entry_deleted(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
     return _at_once()
 
 
+def _orphaned(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
+    """Delete the entries of a worker's sessions, and kill it before it can restore them."""
+    if _entry_deleted(fleet, fault, slot) is None:
+        return None
+    return _crash(fleet, fault, slot)
+
+
 def _provider_cut(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
     provider, network = _provider(fleet, fault), fleet.world.network
     if not network.connections(slot.host, provider.host):
@@ -309,6 +316,7 @@ BEGIN: Final[Mapping[FaultKind, Begin]] = {
     "scripts-flushed": _scripts_flushed,
     "group-destroyed": _group_destroyed,
     "entry-deleted": _entry_deleted,
+    "orphaned": _orphaned,
     "provider-cut": _provider_cut,
     "provider-cut-at-byte": _provider_cut_at_byte,
     "provider-stall": _provider_stall,
@@ -320,7 +328,7 @@ BEGIN: Final[Mapping[FaultKind, Begin]] = {
 OF_A_WORKER: Final = frozenset(
     {
         *("crash", "vanish", "pause", "stop", "stop-twice", "skew", "redis-cut", "partition"),
-        *("lost-reply", "entry-deleted", "provider-cut", "provider-cut-at-byte"),
+        *("lost-reply", "entry-deleted", "orphaned", "provider-cut", "provider-cut-at-byte"),
         *("provider-stall", "provider-slow", "redis-slow", "redis-late"),
     }
 )

@@ -233,10 +233,6 @@ def _merge_nothing(tracker: TurnTracker, text: str, position: int) -> str:
     return text
 
 
-def _always_caught_up(tracker: TurnTracker, text: str, position: int) -> bool:
-    return True
-
-
 MUTANTS: Final[Mapping[str, Mutant]] = {
     "no-fence": Mutant(
         "commit.lua rejects another claim than the current one",
@@ -331,10 +327,6 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
             lambda: patch.object(TurnTracker, "_merged", _merge_nothing),
             lambda: patch("worker.core.turn_tracker.says_more", lambda text, known: text != known),
         ),
-    ),
-    "early-end": Mutant(
-        "a replay ends the turn only after the text that consumers saw",
-        _method(TurnTracker, "_replay_caught_up", _always_caught_up),
     ),
     "repeated-seq": Mutant(
         "audio with a known `seq` is dropped",

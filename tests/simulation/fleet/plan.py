@@ -43,6 +43,7 @@ FaultKind = Literal[
     "scripts-flushed",
     "group-destroyed",
     "entry-deleted",
+    "orphaned",
     "provider-cut",
     "provider-cut-at-byte",
     "provider-stall",
@@ -53,9 +54,10 @@ FaultKind = Literal[
 
 TRIGGERS: Final = (
     *("commit", "commit", "commit", "claim", "heartbeat", "take_over", "release"),
-    *("request_permits", "release_permit", "complete"),
+    *("request_permits", "release_permit", "complete", "announce", "announce"),
 )
-"""Scripts at whose call a fault may strike; the frequent ones are drawn more often."""
+"""Scripts at whose call a fault may strike, some drawn more often; `announce` is a producer's new
+session, whose entry a worker has not received yet."""
 
 PROVIDER_FAULTS: Final = (
     "half-open@mid-turn,count=1",
@@ -107,6 +109,7 @@ FAULTS: Final[Mapping[FaultKind, FaultSpec]] = {
     "scripts-flushed": FaultSpec(1, 0.0, 0.0),
     "group-destroyed": FaultSpec(1, 0.0, 0.0, 0.3),
     "entry-deleted": FaultSpec(1, 0.0, 0.0, 0.3),
+    "orphaned": FaultSpec(1, 0.5, 8.0, 0.3),
     "provider-cut": FaultSpec(6, 0.0, 0.0, 0.3),
     "provider-cut-at-byte": FaultSpec(4, 0.0, 0.0),
     "provider-stall": FaultSpec(4, 0.05, 12.0),

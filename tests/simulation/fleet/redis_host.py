@@ -103,6 +103,8 @@ class RedisHost:
         self._serve_waiting()
         if not isinstance(reply, bytes):
             raise TypeError(f"XADD returned {reply!r}")
+        if b"encoding" in call:
+            self.on_script(ScriptRun(self._now(), "announce", call[1:2], (), reply))
         return reply
 
     def _serve_waiting(self) -> None:
