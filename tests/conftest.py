@@ -54,6 +54,13 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".pytest_cache" / "bytecode"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run repeat one seed of the simulated fleet."""
+    parser.addoption(
+        "--simulation-seed", type=int, help="run only this seed of the simulated fleet"
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Give a slow test more time before its process is ended."""

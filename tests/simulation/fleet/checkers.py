@@ -1,0 +1,90 @@
+"""What a finished run must show: words, order of events, marks, and the end of every session."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from schemas.turns import Event, SessionEnded, TurnEagerEnd, TurnEnd, TurnUpdate
+from tests.chaos.script import spans
+from tests.chaos.signals import Signals, signal_violations
+from tests.simulation.fleet.history import Finding
+from tests.simulation.fleet.plan import FleetPlan, FleetSession
+from worker.bench.checker import Appended, Expected, Violation, violations
+from worker.local.emulator.engines.script_text import STYLES
+
+
+class Sent(NamedTuple):
+    """What the producer of a session appended."""
+
+    chunks: Sequence[Appended] = ()
+    torn: frozenset[int] = frozenset()
+    """Words inside which the producer paused, because Redis rejected the append."""
+    signals: Signals = Signals()
+    complete: bool = True
+    """Whether everything was appended, the `end` too."""
+    forgotten: bool = False
+    """Whether Redis lost some of it in a failover."""
+
+
+class Published(NamedTuple):
+    """What consumers of a session read."""
+
+    events: Sequence[Event]
+    """Events in the stream of the lane."""
+    own_events: Sequence[Event] | None = None
+    """Events in the session's own stream; None if it asked for none."""
+
+
+def session_findings(
+    plan: FleetPlan, session: FleetSession, sent: Sent, published: Published
+) -> Iterator[Finding]:
+    """Yield what is wrong with the events of one session."""
+    script, events = session.script, published.events
+    if sent.forgotten:
+        # Guarantees, "Not promised": more than Redis remembers. What it does remember is in order.
+        expected = Expected(session=script.name, words=script.words, style=STYLES[plan.text_style])
+        found = violations(expected, events)
+        yield from (_finding(each) for each in found if each.rule in ("seq", "run"))
+        return
+    if not sent.complete:
+        yield Finding("stuck", script.name, "its producer could not append everything")
+        return
+    if not any(isinstance(event, SessionEnded) for event in events):
+        last = f"the last of {len(events)} is {events[-1]}" if events else "it has no events"
+        yield Finding("stuck", script.name, f"it did not end; {last}")
+        return
+    expected = Expected(
+        session=script.name,
+        words=script.words,
+        torn=sent.torn,
+        spans=spans(script),
+        chunks=tuple(sent.chunks),
+        max_lag_s=plan.max_lag_s,
+        style=STYLES[plan.text_style],
+    )
+    for violation in violations(expected, events):
+        if not _is_revision(violation, events):
+            yield _finding(violation)
+    yield from map(_finding, signal_violations(sent.signals, expected, events))
+    if published.own_events is not None and published.own_events != events:
+        yield Finding("bus", script.name, "its own stream differs from the stream of the lane")
+
+
+def _is_revision(violation: Violation, events: Sequence[Event]) -> bool:
+    """Return whether a text got shorter only at its turn's end, by a provider that revises.
+
+    Guarantees, "events": only the definitive text of a `turn.end` may be shorter (`flux`).
+    """
+    if violation.rule != "shrunk":
+        return False
+    number = int(violation.detail.split()[1].rstrip(":"))
+    lengths = [
+        len(event.transcript)
+        for event in events
+        if isinstance(event, TurnUpdate | TurnEagerEnd) and event.turn == number
+    ]
+    end = next(each for each in events if isinstance(each, TurnEnd) and each.turn == number)
+    return end.provider == "flux" and lengths == sorted(lengths)
+
+
+def _finding(violation: Violation) -> Finding:
+    return Finding(violation.rule, violation.session, violation.detail)

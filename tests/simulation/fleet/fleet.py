@@ -1,0 +1,140 @@
+"""The parts of a simulated fleet: Redis, the providers and the workers, each on its own host."""
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from schemas.keys import RELEASED, Keys
+from tests.simulation.fleet.history import Finding, History, ScriptRun
+from tests.simulation.fleet.plan import FleetPlan
+from tests.simulation.fleet.providers import ProviderHost, ProviderName
+from tests.simulation.fleet.redis_host import RedisHost
+from tests.simulation.fleet.workers import Slot
+from tests.simulation.virtual.patches import EPOCH_S
+from tests.simulation.virtual.world import World
+from worker.core.phases import Phase
+from worker.settings import Settings
+
+HEARTBEAT_DELAY_S: Final = 3.0
+"""Maximum time after a disturbance until a worker has renewed its leases."""
+
+
+class Fleet:
+    """Everything on the simulated machines of one run."""
+
+    def __init__(self, plan: FleetPlan, world: World) -> None:
+        self.plan: Final = plan
+        self.world: Final = world
+        self.keys: Final = Keys()
+        self.history: Final = History()
+        self.findings: Final[list[Finding]] = []
+        """What is wrong with the fleet as a whole."""
+        redis = world.host("redis")
+        self.redis: Final = RedisHost(
+            redis,
+            lambda: EPOCH_S + world.now() + redis.skew_s,
+            world.now,
+            random.Random(f"{plan.seed} redis"),
+        )
+        names: tuple[ProviderName, ...] = ("cartesia", "flux")
+        hosts = {name: ProviderHost(world.host(name), name, plan) for name in names}
+        self.providers: Final = [
+            host for name, host in sorted(hosts.items(), key=lambda pair: _rank(plan, pair[0]))
+        ]
+        """The preferred provider first."""
+        self.slots: Final = [
+            Slot(world.host(f"worker-{number}"), self._settings(f"worker-{number}", hosts))
+            for number in range(1, plan.workers + 1)
+        ]
+        self.on_script: Callable[[ScriptRun], None] = self.history.add
+        self.on_failover: Callable[[], None] = self.history.rolled_back
+        self.redis.on_script = self._on_script
+
+    def start(self) -> None:
+        """Start every process."""
+        self.redis.start()
+        for provider in self.providers:
+            provider.start()
+        for slot in self.slots:
+            slot.start()
+
+    def disturb(self, slot: Slot, seconds: float) -> None:
+        """Note that a worker may be unable to renew its leases for these seconds."""
+        slot.disturbed_until = max(slot.disturbed_until, self.world.now() + max(0.0, seconds))
+
+    def note(self, what: str) -> None:
+        """Add a line to the history in words."""
+        self.history.runs.append(f"{self.world.now():.4f} {what}")
+
+    def caller(self, run: ScriptRun) -> Slot | None:
+        """Return the worker that called a script; None if its arguments do not show that."""
+        for slot in self.slots:
+            known = {name.encode() for name in slot.identities if name}
+            if known.intersection(run.args):
+                return slot
+        return None
+
+    def check_permits(self) -> None:
+        """Find more sessions with a socket than the fleet may have.
+
+        A worker that was cut off may still have the sockets of sessions that others run.
+        """
+        limit, now = self.plan.connections, self.world.now()
+        lease_s = self.plan.lease_ms / 1_000
+        with_socket = {
+            session.name
+            for slot in self.slots
+            if not slot.host.paused and now > slot.disturbed_until + lease_s + HEARTBEAT_DELAY_S
+            for session in slot.sessions
+            if session.phase in (Phase.LIVE, Phase.FLUSHING)
+        }
+        if 0 < limit < len(with_socket) and not self.history.rollbacks:
+            self.findings.append(
+                Finding("permits", "", f"{len(with_socket)} sessions have a socket, not {limit}")
+            )
+
+    def _on_script(self, run: ScriptRun) -> None:
+        if run.name == "take_over" and isinstance(run.reply, list):
+            self._check_takeover(run)
+        self.on_script(run)
+
+    def _check_takeover(self, run: ScriptRun) -> None:
+        """Find sessions that are taken from a worker that lives and renews its leases.
+
+        After an outage of Redis, no lease expires for one lease (guarantees, "Failures").
+        """
+        now, lease_s = self.world.now(), self.plan.lease_ms / 1_000
+        for entry_id, _, _, owner in run.reply[0]:
+            slot = self._owner(owner.decode())
+            if owner == RELEASED.encode() or slot is None or not slot.running or slot.host.paused:
+                continue
+            if now > slot.disturbed_until + lease_s + HEARTBEAT_DELAY_S:
+                detail = f"entry {entry_id.decode()} was taken from {slot.name}, which lives"
+                self.findings.append(Finding("stolen", "", detail))
+
+    def _owner(self, consumer: str) -> Slot | None:
+        return next((slot for slot in self.slots if slot.identities[0] == consumer), None)
+
+    def _settings(self, worker_id: str, providers: Mapping[ProviderName, ProviderHost]) -> Settings:
+        plan = self.plan
+        return Settings(
+            redis_url=self.redis.url,
+            worker_id=worker_id,
+            max_sessions=plan.max_sessions,
+            lease_ms=plan.lease_ms,
+            drain_s=plan.drain_s,
+            stt_providers=plan.providers,
+            stt_failover_s=plan.failover_s,
+            stt_url=providers["cartesia"].url,
+            stt_flux_url=providers["flux"].url,
+            stt_max_connections=plan.connections,
+            turn_update_interval_ms=plan.update_interval_ms,
+            replay_speed=plan.replay_speed,
+            max_lag_s=plan.max_lag_s,
+            admin_addr="",
+        )
+
+
+def _rank(plan: FleetPlan, name: str) -> int:
+    names = plan.providers.split(",")
+    return names.index(name) if name in names else len(names)

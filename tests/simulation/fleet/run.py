@@ -1,0 +1,224 @@
+"""Runs a plan: from the first session to the report. Two runs of one plan are the same."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+from unittest.mock import patch
+
+import anyio
+
+from schemas import decode_turn_entry
+from schemas.turns import Event
+from tests.chaos.leftovers import leftovers
+from tests.simulation.fleet.checkers import Published, session_findings
+from tests.simulation.fleet.fleet import Fleet
+from tests.simulation.fleet.history import Finding, ScriptRun
+from tests.simulation.fleet.injector import FaultInjector
+from tests.simulation.fleet.plan import FleetPlan, FleetSession, draw_plan
+from tests.simulation.fleet.producers import FleetProducer
+from tests.simulation.fleet.report import Outcome
+from tests.simulation.virtual.scheduler import Deadlock, TimeLimit
+from tests.simulation.virtual.world import World
+from worker.bus.client.connection import connect
+from worker.core import breaker, provider_errors
+from worker.stt import websocket
+from worker.stt.frames import FrameWriter
+
+START_S: Final = 1.0
+"""Time from the start of the workers to the first session."""
+
+END_TIMEOUT_S: Final = 240.0
+"""Maximum time from the last append and the last repair until every session has ended."""
+
+SETTLE_TIMEOUT_S: Final = 60.0
+"""Maximum time until nothing is left of ended sessions and of killed workers."""
+
+POLL_S: Final = 0.5
+LANES: Final = ("0", "1")
+
+
+def run_seed(seed: int) -> Outcome:
+    """Run the plan of a seed."""
+    return run(draw_plan(seed))
+
+
+def run(plan: FleetPlan) -> Outcome:
+    """Run a plan."""
+    with _isolated(plan.seed):
+        world = World(f"{plan.seed} world")
+        return _Run(plan, world).run()
+
+
+@contextmanager
+def _isolated(seed: int) -> Iterator[None]:
+    """Keep from the run what differs between two runs in one process, or between machines."""
+    proxies = {name for name in os.environ if name.lower().endswith("_proxy")}
+    environment = {name: value for name, value in os.environ.items() if name not in proxies}
+    for module in (breaker, provider_errors):
+        module._RNG.seed(seed)  # generators that are made at the import
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            patch.dict(os.environ, environment, clear=True),
+            patch.object(websocket, "_audio", FrameWriter()),  # it keeps random bytes
+        ):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+class _Run:
+    def __init__(self, plan: FleetPlan, world: World) -> None:
+        self._plan = plan
+        self._world = world
+        self._fleet = fleet = Fleet(plan, world)
+        self._injector = FaultInjector(fleet)
+        self._producers = [
+            FleetProducer(session, fleet.keys, fleet.redis.append) for session in plan.sessions
+        ]
+        self._findings = list[Finding]()
+
+    def run(self) -> Outcome:
+        fleet, world, plan = self._fleet, self._world, self._plan
+        fleet.on_script = self._on_script
+        fleet.on_failover = self._on_failover
+        limit_s = 2 * plan.seconds + 2 * END_TIMEOUT_S + SETTLE_TIMEOUT_S
+        try:
+            world.run(self._program, limit_s=limit_s)
+        except (Deadlock, TimeLimit) as error:
+            self._findings.append(Finding("stuck", "", str(error)))
+        events = self._events()
+        for producer in self._producers:
+            session = producer.session
+            published = Published(events.get(session.script.name, ()), self._own_events(session))
+            self._findings += session_findings(plan, session, producer.sent, published)
+        self._findings += fleet.findings + fleet.history.findings
+        self._findings += [Finding("error", "", error) for error in world.errors]
+        return Outcome(
+            plan=plan,
+            findings=tuple(self._findings),
+            digest=world.log.digest,
+            seconds=world.now(),
+            faults=dict(sorted(self._injector.applied.items())),
+            states={kind: dict(states) for kind, states in sorted(self._injector.states.items())},
+            events=sum(map(len, events.values())),
+            commits=fleet.history.commits,
+            claims=fleet.history.claims,
+            sockets=sum(provider.sockets for provider in fleet.providers),
+            history=tuple(fleet.history.runs),
+        )
+
+    def _on_failover(self) -> None:
+        self._fleet.history.rolled_back()
+        for producer in self._producers:
+            producer.check_memory(self._fleet.redis.last_id)
+
+    def _on_script(self, run: ScriptRun) -> None:
+        self._fleet.history.add(run)
+        self._injector.on_script(run)
+
+    # -- on the control host
+
+    async def _program(self) -> None:
+        fleet = self._fleet
+        fleet.start()
+        await anyio.sleep(START_S)
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(self._watch_permits)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._injector.run)
+                for producer in self._producers:
+                    tasks.start_soon(self._produce, producer)
+            watching.cancel_scope.cancel()
+        with anyio.move_on_after(END_TIMEOUT_S):
+            while not all(map(self._has_ended, self._producers)):
+                await anyio.sleep(POLL_S)
+        await self._stop()
+
+    async def _watch_permits(self) -> None:
+        while self._plan.connections and not self._fleet.findings:
+            self._fleet.check_permits()
+            await anyio.sleep(POLL_S / 2)
+
+    async def _produce(self, producer: FleetProducer) -> None:
+        await anyio.sleep(producer.session.at_s)
+        with anyio.move_on_after(self._plan.seconds + END_TIMEOUT_S):
+            await producer.run()
+
+    def _has_ended(self, producer: FleetProducer) -> bool:
+        script = producer.session.script
+        state = self._fleet.keys.state(script.lane, script.name)
+        status = self._fleet.redis.command("HGET", state, "status")
+        return status == b"ended" or producer.sent.forgotten
+
+    def _has_settled(self) -> bool:
+        """Whether the dead workers' records are gone, and the ended sessions' entries and permits.
+
+        Another worker completes what a killed one has begun, after a lease at most. A permit that
+        a fault leaves behind expires; without faults nothing is left behind.
+        """
+        command, keys = self._fleet.redis.command, self._fleet.keys
+        permits = command("ZCARD", keys.gate) if self._injector.applied else 0
+        left = (command("XLEN", keys.sessions), permits)
+        return left == (0, 0) and command("HLEN", keys.workers) == len(self._fleet.slots)
+
+    async def _stop(self) -> None:
+        """Stop every worker, and check what stays in Redis and in the processes."""
+        fleet = self._fleet
+        for slot in fleet.slots:
+            slot.start()
+        with anyio.move_on_after(SETTLE_TIMEOUT_S):
+            while not self._has_settled():
+                await anyio.sleep(POLL_S)
+        await anyio.sleep(POLL_S)
+        for slot in fleet.slots:
+            slot.stop()
+        with anyio.move_on_after(self._plan.drain_s + 10.0):
+            for slot in fleet.slots:
+                if slot.process is not None:
+                    await slot.process.wait()
+        for slot in fleet.slots:
+            self._check_process(slot.name, slot.process)
+        redis = connect(fleet.redis.url)
+        try:
+            # A session whose `end` Redis forgot is live until its idle timeout.
+            kept = [each.session.script for each in self._producers if not each.sent.forgotten]
+            complete = len(kept) == len(self._producers)
+            for violation in await leftovers(redis, fleet.keys, kept):
+                if complete or violation.detail.startswith(f"{fleet.keys.prefix}:{{"):
+                    self._findings.append(Finding("leak", violation.session, violation.detail))
+        finally:
+            await redis.aclose()
+
+    def _check_process(self, name: str, process: Any) -> None:
+        if process is None or not process.done:
+            self._findings.append(Finding("drain", "", f"{name} did not stop"))
+        elif process.exception is not None:
+            self._findings.append(Finding("crash", "", f"{name}: {process.exception!r}"))
+        elif process.leaked_tasks or process.leaked_sockets:
+            left = [*process.leaked_tasks, *process.leaked_sockets]
+            self._findings.append(Finding("leak", "", f"{name} left {', '.join(left)}"))
+
+    # -- after the run
+
+    def _events(self) -> dict[str, list[Event]]:
+        found: dict[str, list[Event]] = {}
+        for lane in LANES:
+            for event in self._stream(self._fleet.keys.turns(lane)):
+                found.setdefault(event.session, []).append(event)
+        return found
+
+    def _own_events(self, session: FleetSession) -> list[Event] | None:
+        script = session.script
+        if script.out != "session":
+            return None
+        return self._stream(self._fleet.keys.session_turns(script.lane, script.name))
+
+    def _stream(self, key: str) -> list[Event]:
+        rows: Any = self._fleet.redis.server.model.execute("XRANGE", key, "-", "+")
+        return [
+            decode_turn_entry(dict(zip(flat[::2], flat[1::2], strict=True))).event
+            for _, flat in rows
+        ]

@@ -1,0 +1,133 @@
+"""The checkers accept a right session, and find each wrong one."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from schemas.turns import Event, SessionEnded, SessionStarted, TurnEnd, TurnStart, TurnUpdate
+from tests.chaos.script import ScriptedSession, Turn
+from tests.simulation.fleet.checkers import Published, Sent, session_findings
+from tests.simulation.fleet.plan import FleetPlan, FleetSession
+from worker.local.emulator.engines.base import AudioFormat
+
+SESSION = FleetSession(
+    at_s=0.0,
+    script=ScriptedSession(
+        name="call-0",
+        audio=AudioFormat("pcm_s16le", 8_000),
+        lane="0",
+        out="lane",
+        mode="plain",
+        chunk_ms=100,
+        random_sizes=False,
+        bulk=False,
+        announced_late=False,
+        linger_s=0.0,
+        turns=(Turn((0,), 1_000, stalls=False),),
+        seed="1",
+    ),
+)
+PLAN = FleetPlan(seed=1, sessions=(SESSION,))
+
+
+def events(*kinds: tuple[type[Event], dict[str, Any]], provider: str = "cartesia") -> list[Event]:
+    made = []
+    for seq, (kind, given) in enumerate(kinds, 1):
+        common = {
+            "session": "call-0",
+            "run": "1-0",
+            "seq": seq,
+            "at": 1.0,
+            "audio_ms": 0,
+            "provider": provider,
+            "request_id": "",
+            "connection": 1,
+        }
+        tag = kind.__struct_config__.tag
+        made.append(msgspec.convert({**common, **given, "type": tag}, kind))
+    return made
+
+
+STARTED = (
+    SessionStarted,
+    {"worker": "w", "metadata": {}, "encoding": "pcm_s16le", "sample_rate": 8_000},
+)
+BEGUN = (TurnStart, {"turn": 0})
+ENDED = (SessionEnded, {"reason": "end", "turns": 1})
+
+
+def turn_end(text: str) -> tuple[type[Event], dict[str, Any]]:
+    return TurnEnd, {"turn": 0, "transcript": text, "reason": "model"}
+
+
+def update(text: str) -> tuple[type[Event], dict[str, Any]]:
+    return TurnUpdate, {"turn": 0, "transcript": text}
+
+
+RIGHT = events(STARTED, BEGUN, update("w0"), turn_end("w0 w1"), ENDED)
+
+
+def rules(sent: Sent, published: list[Event], own: list[Event] | None = None) -> list[str]:
+    found = session_findings(PLAN, SESSION, sent, Published(published, own))
+    return [finding.rule for finding in found]
+
+
+def test_right_session_is_accepted() -> None:
+    assert rules(Sent(), RIGHT, RIGHT) == []
+
+
+@pytest.mark.parametrize(
+    ("published", "found"),
+    [
+        (events(STARTED, BEGUN, turn_end("w0"), ENDED), ["lost"]),
+        (events(STARTED, BEGUN, turn_end("w0 w1 w1"), ENDED), ["repeated"]),
+        (events(STARTED, BEGUN, turn_end("w0 !1"), ENDED), ["lost", "damaged"]),
+        (events(STARTED, BEGUN, turn_end("w0 w1")), ["stuck"]),
+        ([], ["stuck"]),
+        (events(STARTED, BEGUN, update("w0 w1"), turn_end("w0"), ENDED), ["lost", "shrunk"]),
+    ],
+)
+def test_wrong_session_is_found(published: list[Event], found: list[str]) -> None:
+    assert rules(Sent(), published) == found
+
+
+def test_wrong_number_is_found() -> None:
+    wrong = [replace(event, seq=event.seq + (event.seq > 2)) for event in RIGHT]
+    assert rules(Sent(), wrong) == ["seq"]
+
+
+def test_own_stream_must_be_the_same() -> None:
+    assert rules(Sent(), RIGHT, RIGHT[:-1]) == ["bus"]
+
+
+def test_incomplete_producer_is_found() -> None:
+    assert rules(Sent(complete=False), RIGHT) == ["stuck"]
+
+
+def test_torn_word_may_be_damaged() -> None:
+    published = events(STARTED, BEGUN, turn_end("w0 !1"), ENDED)
+    assert rules(Sent(torn=frozenset({1})), published) == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "texts", "found"),
+    [
+        ("flux", ("w0~ w1", "w0 w1"), []),
+        ("cartesia", ("w0~ w1", "w0 w1"), ["shrunk"]),
+        ("flux", ("w0~ w1", "w0", "w0 w1"), ["shrunk"]),
+    ],
+)
+def test_only_flux_may_revise_the_end_of_a_turn(
+    provider: str, texts: tuple[str, ...], found: list[str]
+) -> None:
+    *updates, last = texts
+    turn = [BEGUN, *map(update, updates), turn_end(last)]
+    assert rules(Sent(), events(STARTED, *turn, ENDED, provider=provider)) == found
+
+
+def test_forgotten_session_needs_only_numbers_in_order() -> None:
+    lost = events(STARTED, BEGUN, turn_end("w0"))
+    assert rules(Sent(forgotten=True), lost) == []
+    assert rules(Sent(forgotten=True), [*lost, lost[-1]]) == ["seq"]

@@ -1,0 +1,75 @@
+"""A simulated fleet keeps every guarantee, for fresh seeds and for kept ones.
+
+`pytest tests/simulation/test_fleet.py --simulation-seed N` repeats the run of one seed.
+`TURNBUS_SIMULATION_FIRST` moves the range of the fresh seeds, so that each CI run can have its own.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+FIRST_SEED = int(os.environ.get("TURNBUS_SIMULATION_FIRST", "100000"))
+SEEDS = 10
+"""Number of seeds of one test: about ten seconds on one core."""
+
+TESTS = 5
+
+KEPT_SEEDS: dict[int, str] = {}
+"""Seeds that once failed, and why."""
+
+QUICK_MUTANTS = ("no-fence", "no-replay", "no-tombstone", "second-start")
+
+
+def simulate(*options: str) -> subprocess.CompletedProcess[str]:
+    """Run the command. It has a process of its own, because the order of sets must be fixed."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def assert_passes(*options: str) -> None:
+    result = simulate(*options)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("part", range(TESTS))
+def test_fresh_seeds_have_no_violations(part: int, request: pytest.FixtureRequest) -> None:
+    only: int | None = request.config.getoption("--simulation-seed")
+    if only is not None:
+        if part == 0:
+            assert_passes("--first", str(only), "--history")
+        return
+    assert_passes("--first", str(FIRST_SEED + part * SEEDS), "--seeds", str(SEEDS))
+
+
+@pytest.mark.parametrize("seed", KEPT_SEEDS)
+def test_kept_seed_has_no_violations(seed: int) -> None:
+    assert_passes("--first", str(seed))
+
+
+def test_two_runs_have_equal_logs() -> None:
+    first, second = (simulate("--first", "13", "--seeds", "3", "--json") for _ in range(2))
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stdout == second.stdout
+    assert first.stdout.count('"digest"') == 3
+
+
+@pytest.mark.parametrize("name", QUICK_MUTANTS)
+def test_checkers_find_a_worker_without_a_guard(name: str) -> None:
+    assert_passes("--mutants", "--only", name)
+
+
+@pytest.mark.slow
+def test_checkers_find_every_mutant() -> None:
+    assert_passes("--mutants")
+
+
+def test_unknown_mutant_is_an_error() -> None:
+    result = simulate("--mutants", "--only", "no-such-guard")
+    assert result.returncode == 2
+    assert "no-fence" in result.stderr
