@@ -255,6 +255,15 @@ def test_truncated_word_is_damaged() -> None:
     assert text_of(b"") == ""
 
 
+@pytest.mark.parametrize("size", [20, WORD_BYTES // 2, WORD_BYTES - 2])
+def test_truncated_word_extends_to_the_end_of_the_audio(size: int) -> None:
+    audio = synthesize_words([1, 2], LINE)[: WORD_BYTES + size]
+    end = events_of([audio])[-1]
+    assert end.kind == "turn.end"
+    assert end.words[-1].end_s == pytest.approx(len(audio) / len(synthesize_silence(1_000, LINE)))
+    assert end.words[-1].start_s == pytest.approx(WORD_BYTES / len(synthesize_silence(1_000, LINE)))
+
+
 async def test_delayed_events_keep_order_and_flush_waits() -> None:
     stream, events = opened(engine=ScriptEngine(ScriptOptions(latency_ms=30)))
     await stream.feed(synthesize_words([1], LINE) + synthesize_silence(500, LINE))

@@ -274,15 +274,17 @@ class ScriptStream:
         self._filled = rest
         damaged = reading.word.startswith("!")
         self._start_or_resume()
-        if not (damaged and self._damaged):  # continuous damage becomes one word
+        end_s = (start + reading.samples) / self._rate
+        if damaged and self._damaged:  # continuous damage becomes one word
+            self._words = _extended(self._words, end_s)
+        else:
             style = self._style
             begin = style.later if self._ended else style.begin
             separator = style.between if self._transcript else begin
             text = self._reword(reading.word)
             self._transcript += separator + text + style.after
-            end = start + reading.samples
             confidence = _DAMAGED_CONFIDENCE if damaged else 1.0
-            word = Word(text, start / self._rate, end / self._rate, confidence)
+            word = Word(text, start / self._rate, end_s, confidence)
             self._words = (*self._words, word)
             self._emit(self._event("turn.update", self._transcript))
         self._damaged = damaged
@@ -321,6 +323,11 @@ class ScriptStream:
             quiet = max(0, position - (self._position - self._quiet))
             likelihood = min(1.0, 1 - _SPEAKING + 1000 * quiet / self._rate / _FADE_MS)
         return EngineEvent(kind, text, self._words, position / self._rate, likelihood, trigger)
+
+
+def _extended(words: tuple[Word, ...], end_s: float) -> tuple[Word, ...]:
+    """Return the words, of which the last ends later. If it was in an ended turn, there is none."""
+    return (*words[:-1], *(msgspec.structs.replace(word, end_s=end_s) for word in words[-1:]))
 
 
 def _silence_ms(threshold: float, turn: TurnSettings) -> float:
