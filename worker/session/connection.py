@@ -362,9 +362,11 @@ class Connection:
                 self._reports.provider_error(event.code, event.message, 0)
             case _:
                 pass
-        self._watchdog.on_message(self._sent_ms)
-        if not self._receiver.inside_turn:
-            self._silence.on_message_between_turns()
+        sent_ms = self._sent_ms
+        self._silence.on_message(
+            self._watchdog.silent_ms(sent_ms), sent_ms, inside_turn=self._receiver.inside_turn
+        )
+        self._watchdog.on_message(sent_ms)
 
     def _on_error(self, error: ProviderError) -> None:
         """Handle an in-band error, after which the provider continues."""
