@@ -27,6 +27,7 @@ from worker.local.emulator.engines.script import (
 )
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import FluxSettings, ServerSettings
+from worker.session import connection
 
 
 @pytest.fixture
@@ -304,6 +305,28 @@ async def test_other_encodings_have_the_words(harness: Harness, audio: AudioForm
         await harness.play("call-1", sound, sizes=(audio.bytes_per_s // 10,))
         events = (await harness.until_ended("call-1"))["call-1"]
     assert words(events) == [*range(4)]
+
+
+async def test_end_of_a_session_waits_for_a_late_provider(
+    harness: Harness, flux: FluxSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It transcribes all the time, but later than the timeout of the flush."""
+    monkeypatch.setattr(connection, "FLUSH_TIMEOUT_S", 0.7)
+    settings = ServerSettings(
+        port=0, provider="flux", flux=flux, api_keys=frozenset({KEY, FLUX_KEY})
+    )
+    late = ScriptEngine(ScriptOptions(latency_ms=1_500))
+    async with (
+        TurnsServer.serve(settings, late) as server,
+        harness.worker(stt_providers="flux", stt_flux_url=server.url),
+    ):
+        await harness.announce("call-1")
+        await harness.play("call-1", synthesize_words(range(12), PCM16))
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert ends(events) == [([*range(12)], "close")]
+    assert events[-1].connection == 1
+    assert "session.error" not in kinds(events)
 
 
 REFUSED: dict[str, tuple[dict[str, str], str]] = {

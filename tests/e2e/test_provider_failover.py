@@ -11,7 +11,7 @@ from schemas.turns import Event, SessionError, TurnEnd, TurnStart, TurnUpdate
 from tests.support.harness import FLUX_KEY, KEY, PCM16, Harness, check_order, words
 from tests.support.polling import eventually, no_longer
 from worker.core import failover
-from worker.core.breaker import BreakerState
+from worker.core.breaker import MAX_FAILURES, BreakerState
 from worker.local.emulator.engines.script import (
     ScriptEngine,
     ScriptOptions,
@@ -21,6 +21,7 @@ from worker.local.emulator.engines.script import (
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
 from worker.session import connection, providers
+from worker.stt import health
 from worker.stt.keys import ApiKey
 from worker.worker import Worker
 
@@ -196,6 +197,47 @@ async def test_session_waits_until_one_provider_is_back(
     check_order(events)
     assert words(events) == [*TURN]
     assert turn_providers(events) == [("flux", "flux")]
+
+
+async def test_sessions_that_wait_to_connect_pass_over_a_silent_provider(
+    harness: Harness, stt: TurnsServer, both: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise each of them tries it for the failover time, one after another."""
+    monkeypatch.setattr(health, "MAX_CONCURRENT_CONNECTS", 1)
+    stt.faults.set("half-open@handshake")
+    calls = ("call-1", "call-2", "call-3")
+    async with harness.worker(**both) as worker, anyio.create_task_group() as tasks:
+        for call in calls:
+            await harness.announce(call)
+            tasks.start_soon(harness.play, call, sound(range(3)))
+        slots = worker.context.provider_health["cartesia"].connect_slots
+        await eventually(lambda: slots.statistics().tasks_waiting == 2, "two that wait")
+        for number in range(MAX_FAILURES):
+            worker.context.breakers.failed("cartesia", f"other-{number}")
+        ended = await harness.until_ended(*calls)
+        assert worker.context.stats.connects["transient"] == 1
+    for events in ended.values():
+        check_order(events)
+        assert words(events) == [*range(3)]
+        assert turn_providers(events) == [("flux", "flux")]
+
+
+async def test_back_off_grows_while_all_providers_fail(
+    harness: Harness, stt: TurnsServer, flux: TurnsServer, both: dict[str, str]
+) -> None:
+    stt.faults.set("http=503")
+    flux.faults.set("http=503")
+    async with harness.worker(**both, stt_failover_s=0.5) as worker:
+        await harness.announce("call-1")
+        await harness.play("call-1", sound(range(3)))
+        stats = worker.context.stats
+        await eventually(lambda: sum(stats.failovers.values()) >= 12, "12 failovers")
+        refused = stats.connects["transient"]
+        stt.faults.clear()
+        flux.faults.clear()
+        events = (await harness.until_ended("call-1"))["call-1"]
+    assert refused < 36  # three at each provider: a new back-off would allow four
+    assert words(events) == [*range(3)]
 
 
 async def test_provider_that_rejects_an_open_socket_is_left(

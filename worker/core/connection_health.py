@@ -28,6 +28,9 @@ MARGIN_MS = 8_000.0
 MAX_SILENT_MS = 30_000.0
 """Maximum audio without a message that a socket gets after several that were found silent."""
 
+MIN_PUNCTUAL_MS = 30_000.0
+"""Audio of one socket without a late message after which its provider counts as on time again."""
+
 MAX_CERTAIN_LOSSES = 3
 """Maximum losses at the same place, if the provider certainly caused each."""
 
@@ -159,30 +162,39 @@ class SilentSocket:
     """Detects a socket on which audio is sent, and nothing is received, by the audio sent.
 
     It is for a provider that sends messages also in silence. A socket that was found silent may
-    have been late: the next one gets twice as much audio, until the turn is over. Otherwise a late
-    provider would never catch up with a long turn.
+    have been late, so each socket after it gets twice as much audio, also if the session was at
+    another provider meanwhile. That lasts until the provider was on time for a while, and no turn
+    is open. Otherwise a late provider would lose each socket before it commits anything.
     """
 
-    __slots__ = ("_allowed_ms", "_limit_ms")
+    __slots__ = ("_doublings", "_late_ms", "_limit_ms")
 
     def __init__(self) -> None:
         self._limit_ms = 0.0
-        self._allowed_ms = 0.0
+        self._doublings = 0
+        self._late_ms = 0.0  # audio of this socket at its last late message
 
     def restart(self, limit_ms: float) -> None:
         """Start on a new socket; `limit_ms` is its provider's limit, 0 if it has none."""
-        if limit_ms != self._limit_ms:  # another provider
-            self._limit_ms = self._allowed_ms = limit_ms
+        self._limit_ms = limit_ms
+        self._late_ms = 0.0
 
-    def on_message_between_turns(self) -> None:
-        """Record a message while no turn is open."""
-        self._allowed_ms = self._limit_ms
+    def on_message(self, silent_ms: float, sent_ms: float, *, inside_turn: bool) -> None:
+        """Record a message that arrived after `sent_ms` of audio, `silent_ms` after the last."""
+        if not self._limit_ms:
+            return  # silence of this provider shows nothing
+        if silent_ms > self._limit_ms:
+            self._late_ms = sent_ms
+        elif not inside_turn and sent_ms - self._late_ms >= MIN_PUNCTUAL_MS:
+            self._doublings = 0
 
     def check(self, silent_ms: float) -> bool:
         """Return whether the socket is stuck after `silent_ms` of audio without a message."""
-        if not 0 < self._allowed_ms < silent_ms:
+        allowed_ms = min(self._limit_ms * 2.0**self._doublings, MAX_SILENT_MS)
+        if not 0 < allowed_ms < silent_ms:
             return False
-        self._allowed_ms = min(2 * self._allowed_ms, MAX_SILENT_MS)
+        if allowed_ms < MAX_SILENT_MS:
+            self._doublings += 1
         return True
 
 

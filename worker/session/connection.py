@@ -50,7 +50,10 @@ from worker.stt.stream import Stream
 log = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT_S = 10.0
-"""Timeout for the provider to close the socket after `close`."""
+"""Timeout for the provider to close the socket after `close`.
+
+If it sends times, each message that transcribes more of the audio restarts it: a provider that is
+late by more than this loses no words, and every new socket would be as late."""
 
 FLUSH_ERROR_GRACE_S = 2.0
 """Timeout for further messages after an in-band error during a flush. If the error is about
@@ -134,7 +137,8 @@ class Connection:
         )
         self._park_s = min(context.settings.park_s, PARK_SHARE * stream.provider.max_idle_s)
         self._next_check_at = 0.0
-        self._flushing_since = 0.0
+        self._flushing_since = 0.0  # or when the provider last transcribed more during a flush
+        self._transcribed_ms = 0.0
         self._flush_rejected = False
         self._grace = anyio.CancelScope()  # has a deadline once a flush was rejected
         self._ending: TurnEnding | None = None  # while the open turn is ended by a command
@@ -345,6 +349,8 @@ class Connection:
             self._receiver.on_turn_event(turn, arrival)
             self.received_turns = self._answered = True
             self._speech.on_turn_event()
+        if isinstance(event, TurnEvent | AudioTranscribed) and event.transcribed_ms is not None:
+            self._on_transcribed(event.transcribed_ms, received_at)
         if self._ending is not None:
             self._advance_ending(self._ending, event)
         match event:
@@ -362,9 +368,18 @@ class Connection:
                 self._reports.provider_error(event.code, event.message, 0)
             case _:
                 pass
-        self._watchdog.on_message(self._sent_ms)
-        if not self._receiver.inside_turn:
-            self._silence.on_message_between_turns()
+        sent_ms = self._sent_ms
+        self._silence.on_message(
+            self._watchdog.silent_ms(sent_ms), sent_ms, inside_turn=self._receiver.inside_turn
+        )
+        self._watchdog.on_message(sent_ms)
+
+    def _on_transcribed(self, transcribed_ms: float, now: float) -> None:
+        """Record progress: as long as there is some, a flush has not failed."""
+        transcribed_ms = min(transcribed_ms, self._sent_ms)
+        if transcribed_ms > self._transcribed_ms:
+            self._transcribed_ms = transcribed_ms
+            self._flushing_since = max(self._flushing_since, now)
 
     def _on_error(self, error: ProviderError) -> None:
         """Handle an in-band error, after which the provider continues."""

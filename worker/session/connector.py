@@ -81,7 +81,10 @@ class Connector:
             began = time.monotonic()
             choice = self._choose(began)
             try:
-                return await self._try(choice)
+                stream = await self._try(choice)
+                if stream is not None:
+                    return stream
+                wait_s = 0.0
             except SttPermanentError as error:
                 self._context.stats.connects[error.error_class] += 1
                 if self._configs.committed != self._entry.config:
@@ -127,10 +130,10 @@ class Connector:
             await anyio.sleep(min(self._providers.next_check_s(now), until - now))
 
     def _choose(self, now: float) -> Choice:
-        """Return where to connect; another provider than before gets a new back-off."""
+        """Return where to connect; a provider that was not tried yet gets a new back-off."""
         before = self._providers.current
         choice = self._providers.choose(now, inside_turn=self._tracker.open)
-        if choice is not before:
+        if choice is not before and not self._providers.all_failed:
             self._backoff.reset()
         address = provider_address(choice.route.url)
         self._publisher.trace.use_provider(choice.name, *address)
@@ -192,11 +195,17 @@ class Connector:
             status=error.status,
         )
 
-    async def _try(self, choice: Choice) -> Stream:
+    async def _try(self, choice: Choice) -> Stream | None:
+        """Return an open stream; None if another provider is better once a slot is free.
+
+        While a provider is silent, each of its slots is free only after the failover time.
+        """
         context, route, settings = self._context, choice.route, self._settings(choice)
         health = context.provider_health[choice.name]
         async with health.connect_slots:
             began = time.monotonic()
+            if self._choose(began) is not choice:
+                return None
             limit_s = self._providers.connect_timeout_s(began)
             with self._publisher.trace.connecting(settings.model) as span:
                 with anyio.move_on_after(limit_s) as patience:

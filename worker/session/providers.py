@@ -86,6 +86,11 @@ class SessionProviders:
         return len(self._choices) > 1
 
     @property
+    def all_failed(self) -> bool:
+        """Whether all providers failed one after another since a socket worked."""
+        return self._fruitless_moves >= len(self._choices)
+
+    @property
     def silence_timeout_s(self) -> float:
         """Time without an answer to a ping after which a socket is lost."""
         return min(PING_INTERVAL_S, self._failover_s) if self.several else PING_INTERVAL_S
@@ -98,7 +103,7 @@ class SessionProviders:
         states = self._breakers.states()
         others = (choice for choice in self._choices if choice is not self._current)
         another = any(states[choice.name] is BreakerState.CLOSED for choice in others)
-        if not another or self._fruitless_moves >= len(self._choices):
+        if not another or self.all_failed:
             return float("inf")
         since = now if self._failing_since is None else self._failing_since
         return max(self._failover_s - (now - since), self._failover_s / 2)
@@ -119,11 +124,18 @@ class SessionProviders:
         return self._current
 
     def must_move(self, now: float) -> bool:
-        """Return whether a session without a socket should try another provider at once."""
+        """Return whether a session without a socket should try another provider at once.
+
+        Once all have failed, it does not hurry to one that fails for other sessions too.
+        """
         failing_s = self._failing_s(now)
         if not self.several or failing_s is None:
             return False
-        return self._decide(now, failing_s, inside_turn=True).move is Move.SWITCH
+        decision = self._decide(now, failing_s, inside_turn=True)
+        if decision.move is not Move.SWITCH:
+            return False
+        closed = self._breakers.states()[decision.provider] is BreakerState.CLOSED
+        return closed or not self.all_failed
 
     def next_check_s(self, now: float) -> float:
         """Return after which time to call `must_move` again: at the failover time, not later."""
@@ -229,7 +241,8 @@ class SessionProviders:
             log.info("%s: returns to provider %s", self._name, target.name)
             self._moved_at = float("-inf")  # it may be left at once if it fails again
         else:
-            log.warning(
+            log.log(
+                logging.DEBUG if self.all_failed else logging.WARNING,
                 "%s: provider %s failed (%s); continues at provider %s",
                 *(
                     self._name,

@@ -136,15 +136,15 @@ class FluxStream(Stream):
         write may be that of a proxy, and is transient.
         """
         status, headers = response.status_code, response.headers
-        text = bytes(response.body or b"").decode("utf-8", "replace")
+        text = endpoint.redact(bytes(response.body or b"").decode("utf-8", "replace"))
         try:
             body = msgspec.json.decode(text, type=_ErrorBody)
         except (RecursionError, ValueError):
             body = _ErrorBody()
-        reason = body.err_msg or headers.get("dg-error") or ""
+        reason = body.err_msg or endpoint.redact(headers.get("dg-error") or "")
         known = bool(reason or body.err_code)
-        message = endpoint.redact(f"HTTP {status} {reason or text[:200].strip()}").rstrip()
-        request_id = body.request_id or headers.get("dg-request-id") or ""
+        message = f"HTTP {status} {reason or text[:200].strip()}".rstrip()
+        request_id = body.request_id or endpoint.redact(headers.get("dg-request-id") or "")
         code = body.err_code or ""
         if status in (400, 403, 404) and known:
             return SttPermanentError(message, status=status, code=code, request_id=request_id)
@@ -222,8 +222,9 @@ class FluxStream(Stream):
         return TurnEvent(kind, info.transcript, transcribed_ms, words)
 
     def _warned(self, code: str | None, description: str | None) -> Warned:
-        text = self._endpoint.redact(description or "")
-        return Warned(code or "stt_error", text or "the provider gave no reason")
+        redact = self._endpoint.redact
+        text = redact(description or "")
+        return Warned(redact(code or "stt_error"), text or "the provider gave no reason")
 
     def _on_answer(self) -> None:
         """Send the settings that waited for the answer to the last ones."""
@@ -241,7 +242,7 @@ class FluxStream(Stream):
 
     def _error(self, code: str, text: str) -> SttError:
         """Return the error for an in-band one, after which Flux closes the socket."""
-        text = self._endpoint.redact(text)
+        code, text = self._endpoint.redact(code), self._endpoint.redact(text)
         message = f"the provider reports {code or 'an error'}: {text}".rstrip(": ")
         if code != _UNPARSABLE:
             return SttTransientError(message, status=500, code=code, request_id=self.request_id)

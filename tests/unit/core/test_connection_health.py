@@ -11,6 +11,7 @@ from worker.core.connection_health import (
     MAX_SILENT_MS,
     MAX_TIMEOUT_MS,
     MIN_LOSING_S,
+    MIN_PUNCTUAL_MS,
     Keepalive,
     RepeatedLosses,
     SilentSocket,
@@ -159,6 +160,15 @@ def test_verdict_on_repeated_failures(losses: list[Loss], *, last: bool) -> None
     assert (any(before), verdict) == (False, last)
 
 
+def _found_silent(times: int) -> SilentSocket:
+    silence = SilentSocket()
+    for _ in range(times):
+        silence.restart(2_000.0)
+        assert silence.check(1e9)
+    silence.restart(2_000.0)
+    return silence
+
+
 def test_silent_socket_gets_more_audio_after_each_silent_one() -> None:
     silence = SilentSocket()
     silence.restart(2_000.0)
@@ -167,11 +177,39 @@ def test_silent_socket_gets_more_audio_after_each_silent_one() -> None:
     silence.restart(2_000.0)
     assert not silence.check(4_000.0)
     assert silence.check(4_001.0)
-    for _ in range(9):
-        silence.check(1e9)
-    assert not silence.check(MAX_SILENT_MS)
-    silence.on_message_between_turns()
-    assert silence.check(2_001.0)
+    assert not _found_silent(9).check(MAX_SILENT_MS)
+
+
+@pytest.mark.parametrize(
+    ("silent_ms", "inside_turn", "allowed_ms"),
+    [(250.0, False, 2_000.0), (250.0, True, 8_000.0), (2_001.0, False, 8_000.0)],
+)
+def test_provider_that_is_on_time_gets_its_usual_limit_again(
+    silent_ms: float, *, inside_turn: bool, allowed_ms: float
+) -> None:
+    silence = _found_silent(2)
+    silence.on_message(2_500.0, 2_500.0, inside_turn=False)  # a late first message
+    for n in range(20):
+        sent_ms = 2_500.0 + n * MIN_PUNCTUAL_MS / 10
+        silence.on_message(silent_ms, sent_ms, inside_turn=inside_turn)
+    assert not silence.check(allowed_ms)
+    assert silence.check(allowed_ms + 1)
+
+
+def test_first_message_of_a_late_provider_keeps_the_limit() -> None:
+    """Otherwise each second socket of a provider in bursts is dropped, and nothing is committed."""
+    silence = _found_silent(1)
+    silence.on_message(250.0, 250.0, inside_turn=False)
+    silence.on_message(2_500.0, 2_750.0, inside_turn=False)
+    assert not silence.check(4_000.0)
+
+
+def test_limit_of_a_late_provider_survives_another_provider() -> None:
+    silence = _found_silent(1)
+    silence.restart(0.0)
+    silence.on_message(0.0, 1e6, inside_turn=False)
+    silence.restart(2_000.0)
+    assert not silence.check(4_000.0)
 
 
 def test_provider_that_may_be_silent_is_never_stuck() -> None:

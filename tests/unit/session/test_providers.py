@@ -204,6 +204,37 @@ def test_connect_gets_its_full_time_once_all_were_tried() -> None:
     assert call.providers.connect_timeout_s(call.now) == FAILOVER_S
 
 
+def test_session_hurries_only_to_a_working_one_once_all_failed() -> None:
+    call = Call()
+    call.choose()
+    for _ in range(2):
+        assert not call.providers.all_failed
+        call.providers.failed(LOST, call.now)
+        call.now += FAILOVER_S
+        assert call.providers.must_move(call.now)
+        call.choose()
+    assert call.providers.all_failed
+    call.providers.failed(LOST, call.now)
+    call.now += FAILOVER_S
+    for name in ("cartesia", "flux"):
+        call.open_breaker(name)
+    assert not call.providers.must_move(call.now)
+    call.breakers.probe_ended("flux", succeeded=True)
+    assert call.providers.must_move(call.now)
+    call.providers.works()
+    assert not call.providers.all_failed
+
+
+def test_failover_is_logged_until_all_providers_failed(caplog: pytest.LogCaptureFixture) -> None:
+    call = Call()
+    for _ in range(6):
+        call.choose()
+        call.providers.failed(LOST, call.now)
+        call.now += FAILOVER_S
+    assert len([each for each in caplog.messages if "continues at provider" in each]) == 2
+    assert sum(call.stats.failovers.values()) == 5
+
+
 def test_connect_gets_its_full_time_if_no_other_provider_works() -> None:
     call = Call()
     call.choose()

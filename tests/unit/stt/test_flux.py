@@ -204,6 +204,7 @@ def test_any_text_is_an_event_or_unreadable(text: str) -> None:
 
 def test_message_about_an_ended_turn_is_ignored() -> None:
     line = Line()
+    line.receive(info("StartOfTurn", "a"))
     line.receive(info("EndOfTurn", "a"))
     assert line.receive(info("StartOfTurn", "a")) == UnknownMessage()
     assert line.receive(info("EndOfTurn", "a")) == UnknownMessage()
@@ -224,12 +225,22 @@ def test_message_about_an_ended_turn_is_ignored() -> None:
 def test_in_band_error_is_final(code: str, forced: bool, kind: type[SttError]) -> None:
     line = Line()
     if forced:
+        line.receive(info("StartOfTurn", "a"))
         line.end_turn()
         assert line.receive(info("EndOfTurn", "a", trigger="model")) is not None
     with pytest.raises(SttError) as raised:
         line.receive({"type": "Error", "code": code, "description": f"no {KEY}"})
     assert type(raised.value) is kind
     assert KEY not in str(raised.value)
+
+
+def test_key_is_masked_in_every_field_of_a_message() -> None:
+    line = Line()
+    warned = line.receive({"type": "Warning", "code": KEY, "description": KEY})
+    assert warned == Warned("[key]", "[key]")
+    with pytest.raises(SttError) as raised:
+        line.receive({"type": "Error", "code": KEY, "description": KEY})
+    assert KEY not in f"{raised.value} {raised.value.code}"
 
 
 # -- commands
@@ -303,6 +314,7 @@ def _body(**fields: str) -> str:
         (403, {}, _body(err_code="INSUFFICIENT_PERMISSIONS"), SttPermanentError),
         (403, {}, "blocked", SttCredentialsError),
         (429, {}, "", SttBusyError),
+        (400, {}, _body(err_code=KEY, err_msg=KEY), SttPermanentError),
         (503, {}, "", SttTransientError),
     ],
 )
@@ -323,7 +335,7 @@ async def test_refused_upgrade_has_its_class(
     assert type(error) is kind
     assert (error.status, error.request_id) == (status, "from-the-header")
     assert headers.get("dg-error", "") in str(error)
-    assert KEY not in str(error)
+    assert KEY not in f"{error} {error.code}"
 
 
 async def test_stream_has_the_request_id_and_sends_the_key_in_a_header() -> None:
