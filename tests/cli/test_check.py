@@ -172,10 +172,18 @@ def test_check_skips_provider_without_a_key(
 
 
 @pytest.mark.usefixtures("stt")
-@pytest.mark.parametrize(("key", "result"), [("k", "ok"), ("wrong", "fail")])
+@pytest.mark.parametrize(
+    ("key", "model", "line"),
+    [
+        ("k", "flux-general-multi", "ok    service   ws://127.0.0.1:"),
+        ("wrong", "flux-general-en", "fail  service   provider flux: HTTP 401"),
+        ("k", "none", "fix stt_flux_url, stt_flux_model or the stt_turn_* settings"),
+    ],
+)
 def test_check_asks_each_provider_with_a_key(
     key: str,
-    result: str,
+    model: str,
+    line: str,
     portal: BlockingPortal,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -185,10 +193,11 @@ def test_check_asks_each_provider_with_a_key(
     with portal.wrap_async_context_manager(serve) as flux:
         monkeypatch.setenv("TURNBUS_STT_PROVIDERS", "flux,cartesia")
         monkeypatch.setenv("TURNBUS_STT_FLUX_URL", flux.url)
+        monkeypatch.setenv("TURNBUS_STT_FLUX_MODEL", model)
         monkeypatch.setenv("DEEPGRAM_API_KEY", key)
         main(["check"])
     first, second = _services(capsys)
-    assert first.startswith(f"{result:<5} service")
+    assert line in first
     assert second.startswith("ok    service")
 
 
@@ -231,7 +240,8 @@ def test_check_names_proxy_without_password(
         proxy.answer = b"HTTP/1.1 407 No\r\n\r\n"
         assert check() == ALL_WELL | {"service": "fail"}
         assert check.details["service"] == (
-            f"the proxy 127.0.0.1:{proxy.port} refuses: HTTP 407 Proxy Authentication Required; "
+            f"provider cartesia: the proxy 127.0.0.1:{proxy.port} refuses: "
+            "HTTP 407 Proxy Authentication Required; "
             "fix the user and password in HTTPS_PROXY"
         )
         monkeypatch.setenv("NO_PROXY", "localhost")

@@ -61,10 +61,12 @@ _ANSWER_TIMEOUT_S = 1.0
 _STT_ADVICE: dict[type[SttError], str] = {  # subclasses first
     SttShortageError: "raise that limit on this machine",
     SttBusyError: "the key is valid, but every socket of the plan is in use",
-    SttCredentialsError: "fix the key or the account's credit; until then sessions wait",
-    SttPermanentError: "fix stt_url, stt_model, stt_version or the stt_turn_* settings",
-    SttTransientError: "make stt_url reachable from here; workers keep retrying",
+    SttCredentialsError: "fix the key or the account's credit; until then it serves no session",
+    SttPermanentError: "fix {settings} or the stt_turn_* settings",
+    SttTransientError: "make {address} reachable from here; workers keep retrying",
 }
+_ADDRESS_SETTING = {"cartesia": "stt_url", "flux": "stt_flux_url"}
+_OTHER_SETTINGS = {"cartesia": "stt_model, stt_version", "flux": "stt_flux_model"}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -294,12 +296,19 @@ async def _ask(route: Route, settings: Settings, report: Report) -> None:
     except SttError as error:
         result: Literal["warn", "fail"] = "warn" if isinstance(error, SttBusyError) else "fail"
         asked = f" (request {error.request_id})" if error.request_id else ""
-        advice = error.advice or next(
-            _STT_ADVICE[kind] for kind in _STT_ADVICE if isinstance(error, kind)
-        )
+        name = route.provider.name
+        advice = error.advice or _stt_advice(error, name)
         if proxy and proxy.address in str(error):
             through = ""
-        report(Finding("service", result, f"{error}{asked}{through}; {advice}"))
+        detail = f"provider {name}: {error}{asked}{through}; {advice}"
+        report(Finding("service", result, detail))
     else:
         detail = f"{route.url} accepts the key and {model} (request {request})"
         report(Finding("service", "ok", f"{detail}{through}"))
+
+
+def _stt_advice(error: SttError, provider: str) -> str:
+    """Return what to do about an error, with the names of this provider's settings."""
+    advice = next(_STT_ADVICE[kind] for kind in _STT_ADVICE if isinstance(error, kind))
+    address = _ADDRESS_SETTING[provider]
+    return advice.format(address=address, settings=f"{address}, {_OTHER_SETTINGS[provider]}")
