@@ -201,6 +201,24 @@ def test_check_asks_each_provider_with_a_key(
     assert second.startswith("ok    service")
 
 
+@pytest.mark.usefixtures("keys")
+def test_check_warns_of_a_threshold_that_provider_ignores(
+    portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve = TurnsServer.serve(ServerSettings(port=0, provider="flux"), ScriptEngine())
+    with portal.wrap_async_context_manager(serve) as flux:
+        monkeypatch.setenv("TURNBUS_ADMIN_ADDR", "127.0.0.1:0")
+        monkeypatch.setenv("TURNBUS_STT_PROVIDERS", "flux")
+        monkeypatch.setenv("TURNBUS_STT_FLUX_URL", flux.url)
+        monkeypatch.setenv("DEEPGRAM_API_KEY", "k")
+        monkeypatch.setenv("TURNBUS_STT_TURN_EAGER_END_THRESHOLD", "0.75")
+        assert main(["check"]) == 0
+    asked, warned = _services(capsys)
+    assert asked.startswith("ok    service")
+    limit = "provider flux takes a turn_eager_end_threshold of 0.7 at most"
+    assert warned.startswith(f"warn  service   {limit}")
+
+
 def _services(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Return the lines about providers."""
     return [line for line in capsys.readouterr().out.splitlines() if " service " in line]

@@ -34,7 +34,7 @@ from worker.ingest.guard import Guard
 from worker.ingest.settings import IngestSettings
 from worker.settings import Settings, check_worker_id, load, load_ingest
 from worker.stt.keys import load_keys
-from worker.stt.provider import StreamSettings
+from worker.stt.provider import Notes, StreamSettings
 from worker.stt.routes import Route, find_routes
 from worker.telemetry.environment import Signal, collector_address, tls_fault
 from worker.telemetry.otlp import metric_push
@@ -290,8 +290,10 @@ async def _ask(route: Route, settings: Settings, report: Report) -> None:
         turn=settings.turn_config,
     )
     through = f" through the proxy {proxy.address}" if proxy else ""
+    unusable: list[str] = []
+    notes = Notes(unusable=unusable.append)
     try:
-        async with await route.provider.open(route.endpoint, stream_settings) as stream:
+        async with await route.provider.open(route.endpoint, stream_settings, notes) as stream:
             request = stream.request_id
     except SttError as error:
         result: Literal["warn", "fail"] = "warn" if isinstance(error, SttBusyError) else "fail"
@@ -305,6 +307,8 @@ async def _ask(route: Route, settings: Settings, report: Report) -> None:
     else:
         detail = f"{route.url} accepts the key and {model} (request {request})"
         report(Finding("service", "ok", f"{detail}{through}"))
+    for line in unusable:
+        report(Finding("service", "warn", f"{line}; every session would report that"))
 
 
 def _stt_advice(error: SttError, provider: str) -> str:
