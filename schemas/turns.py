@@ -107,7 +107,7 @@ class TurnResume(EventBase, frozen=True, kw_only=True, tag="turn.resume"):
 
 
 class TurnEnd(EventBase, frozen=True, kw_only=True, tag="turn.end"):
-    """The turn is over and this is its text. Concatenate these verbatim."""
+    """The turn is over and this is its text: never strip it; add a space if a join has none."""
 
     turn: int
     transcript: str

@@ -172,10 +172,18 @@ def test_check_skips_provider_without_a_key(
 
 
 @pytest.mark.usefixtures("stt")
-@pytest.mark.parametrize(("key", "result"), [("k", "ok"), ("wrong", "fail")])
+@pytest.mark.parametrize(
+    ("key", "model", "line"),
+    [
+        ("k", "flux-general-multi", "ok    service   ws://127.0.0.1:"),
+        ("wrong", "flux-general-en", "fail  service   provider flux: HTTP 401"),
+        ("k", "none", "fix stt_flux_url, stt_flux_model or the stt_turn_* settings"),
+    ],
+)
 def test_check_asks_each_provider_with_a_key(
     key: str,
-    result: str,
+    model: str,
+    line: str,
     portal: BlockingPortal,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -185,11 +193,30 @@ def test_check_asks_each_provider_with_a_key(
     with portal.wrap_async_context_manager(serve) as flux:
         monkeypatch.setenv("TURNBUS_STT_PROVIDERS", "flux,cartesia")
         monkeypatch.setenv("TURNBUS_STT_FLUX_URL", flux.url)
+        monkeypatch.setenv("TURNBUS_STT_FLUX_MODEL", model)
         monkeypatch.setenv("DEEPGRAM_API_KEY", key)
         main(["check"])
     first, second = _services(capsys)
-    assert first.startswith(f"{result:<5} service")
+    assert line in first
     assert second.startswith("ok    service")
+
+
+@pytest.mark.usefixtures("keys")
+def test_check_warns_of_a_threshold_that_provider_ignores(
+    portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve = TurnsServer.serve(ServerSettings(port=0, provider="flux"), ScriptEngine())
+    with portal.wrap_async_context_manager(serve) as flux:
+        monkeypatch.setenv("TURNBUS_ADMIN_ADDR", "127.0.0.1:0")
+        monkeypatch.setenv("TURNBUS_STT_PROVIDERS", "flux")
+        monkeypatch.setenv("TURNBUS_STT_FLUX_URL", flux.url)
+        monkeypatch.setenv("DEEPGRAM_API_KEY", "k")
+        monkeypatch.setenv("TURNBUS_STT_TURN_EAGER_END_THRESHOLD", "0.75")
+        assert main(["check"]) == 0
+    asked, warned = _services(capsys)
+    assert asked.startswith("ok    service")
+    limit = "provider flux takes a turn_eager_end_threshold of 0.7 at most"
+    assert warned.startswith(f"warn  service   {limit}")
 
 
 def _services(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -231,7 +258,8 @@ def test_check_names_proxy_without_password(
         proxy.answer = b"HTTP/1.1 407 No\r\n\r\n"
         assert check() == ALL_WELL | {"service": "fail"}
         assert check.details["service"] == (
-            f"the proxy 127.0.0.1:{proxy.port} refuses: HTTP 407 Proxy Authentication Required; "
+            f"provider cartesia: the proxy 127.0.0.1:{proxy.port} refuses: "
+            "HTTP 407 Proxy Authentication Required; "
             "fix the user and password in HTTPS_PROXY"
         )
         monkeypatch.setenv("NO_PROXY", "localhost")

@@ -35,7 +35,7 @@ def test_outage_is_logged_once_with_waiting_sessions(caplog: pytest.LogCaptureFi
     outage.connected(10.5)
     outage.connected(11.0)
     assert _logged(caplog) == [
-        "the STT provider accepted no connection for 3 s (HTTP 503); sessions wait, none is lost",
+        "the STT provider accepted no connection for 3 s (HTTP 503); no session is lost",
         "the STT provider accepts connections again after 10.5 s; 3 sessions waited",
     ]
 

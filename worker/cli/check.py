@@ -34,7 +34,7 @@ from worker.ingest.guard import Guard
 from worker.ingest.settings import IngestSettings
 from worker.settings import Settings, check_worker_id, load, load_ingest
 from worker.stt.keys import load_keys
-from worker.stt.provider import StreamSettings
+from worker.stt.provider import Notes, StreamSettings
 from worker.stt.routes import Route, find_routes
 from worker.telemetry.environment import Signal, collector_address, tls_fault
 from worker.telemetry.otlp import metric_push
@@ -61,10 +61,12 @@ _ANSWER_TIMEOUT_S = 1.0
 _STT_ADVICE: dict[type[SttError], str] = {  # subclasses first
     SttShortageError: "raise that limit on this machine",
     SttBusyError: "the key is valid, but every socket of the plan is in use",
-    SttCredentialsError: "fix the key or the account's credit; until then sessions wait",
-    SttPermanentError: "fix stt_url, stt_model, stt_version or the stt_turn_* settings",
-    SttTransientError: "make stt_url reachable from here; workers keep retrying",
+    SttCredentialsError: "fix the key or the account's credit; until then it serves no session",
+    SttPermanentError: "fix {settings} or the stt_turn_* settings",
+    SttTransientError: "make {address} reachable from here; workers keep retrying",
 }
+_ADDRESS_SETTING = {"cartesia": "stt_url", "flux": "stt_flux_url"}
+_OTHER_SETTINGS = {"cartesia": "stt_model, stt_version", "flux": "stt_flux_model"}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -288,18 +290,29 @@ async def _ask(route: Route, settings: Settings, report: Report) -> None:
         turn=settings.turn_config,
     )
     through = f" through the proxy {proxy.address}" if proxy else ""
+    unusable: list[str] = []
+    notes = Notes(unusable=unusable.append)
     try:
-        async with await route.provider.open(route.endpoint, stream_settings) as stream:
+        async with await route.provider.open(route.endpoint, stream_settings, notes) as stream:
             request = stream.request_id
     except SttError as error:
         result: Literal["warn", "fail"] = "warn" if isinstance(error, SttBusyError) else "fail"
         asked = f" (request {error.request_id})" if error.request_id else ""
-        advice = error.advice or next(
-            _STT_ADVICE[kind] for kind in _STT_ADVICE if isinstance(error, kind)
-        )
+        name = route.provider.name
+        advice = error.advice or _stt_advice(error, name)
         if proxy and proxy.address in str(error):
             through = ""
-        report(Finding("service", result, f"{error}{asked}{through}; {advice}"))
+        detail = f"provider {name}: {error}{asked}{through}; {advice}"
+        report(Finding("service", result, detail))
     else:
         detail = f"{route.url} accepts the key and {model} (request {request})"
         report(Finding("service", "ok", f"{detail}{through}"))
+    for line in unusable:
+        report(Finding("service", "warn", f"{line}; every session would report that"))
+
+
+def _stt_advice(error: SttError, provider: str) -> str:
+    """Return what to do about an error, with the names of this provider's settings."""
+    advice = next(_STT_ADVICE[kind] for kind in _STT_ADVICE if isinstance(error, kind))
+    address = _ADDRESS_SETTING[provider]
+    return advice.format(address=address, settings=f"{address}, {_OTHER_SETTINGS[provider]}")

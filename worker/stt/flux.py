@@ -297,7 +297,7 @@ def _unusable(turn: TurnConfig) -> list[str]:
     if eager is None or eager >= MIN_EAGER:
         return []
     limit = f"provider flux takes a turn_eager_end_threshold of {1 - MIN_EAGER:g} at most"
-    return [f"{limit}; without one it sends no turn.eager_end"]
+    return [f"{limit} and ignores a higher one; if none is set, it sends no turn.eager_end"]
 
 
 def _confidence(threshold: float | None) -> float | None:

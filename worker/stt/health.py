@@ -52,7 +52,7 @@ class ProviderOutage:
         if not self._logged and now - self._since >= OUTAGE_LOG_AFTER_S:
             self._logged = True
             log.warning(
-                "%s accepted no connection for %.0f s (%s); sessions wait, none is lost",
+                "%s accepted no connection for %.0f s (%s); no session is lost",
                 self._subject,
                 now - self._since,
                 error,
@@ -87,7 +87,7 @@ class CredentialsHealth:
         if self.reason is None:
             what = "cannot be reached" if error.advice else "rejects the API key or its credit"
             log.error(
-                "provider %s: %s (%s); sessions wait, none is lost; %s",
+                "provider %s: %s (%s); no session is lost; %s",
                 *(self._provider, what, error, error.advice or self._advice),
             )
         self.reason = str(error)

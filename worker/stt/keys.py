@@ -151,15 +151,14 @@ def _read_file(provider: str, source: str, file: Path) -> str:
         raise SettingsError([f"{source}: the file cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError:
         raise SettingsError([f"{source}: the file does not hold an API key"]) from None
+    if not text.strip():
+        raise SettingsError([f"{source}: the file is empty; write the API key into it"])
     return _checked(provider, source, text)
 
 
 def _checked(provider: str, source: str, text: str) -> str:
     """Return the key in a text; raise `SettingsError` if it is not usable."""
     key, names = text.strip(), KEY_NAMES[provider]
-    if not key:
-        advice = names.advice
-        raise SettingsError([f"{source}: no API key for the STT provider; {advice}"])
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise SettingsError([f"{source}: an API key is one word of printable ASCII"])
     if key[0] in "'\"" or key[-1] in "'\"":

@@ -93,6 +93,8 @@ def test_workers_accept_their_settings() -> None:
         env = _environment(services[name])
         assert exporter_name("traces", env) == "none"
         settings = load(env)
+        assert settings.providers == ("cartesia",)
+        assert "DEEPGRAM_API_KEY" in env
         assert settings.admin is not None
         ids.add(settings.worker_id)
         ports.add(settings.admin[1])

@@ -1,6 +1,7 @@
 """The Kubernetes manifests are valid, safe, and consistent with the worker and their comments."""
 
 import os
+import re
 from base64 import b64decode
 from copy import deepcopy
 from ipaddress import ip_network
@@ -126,6 +127,18 @@ def test_worker_accepts_settings_of_overlays(name: str) -> None:
     assert ports == {"admin": port}
     for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
         assert container[probe]["httpGet"] == {"path": path, "port": "admin"}
+
+
+def test_worker_accepts_settings_of_a_second_provider() -> None:
+    text = (KUBERNETES / "overlays" / "production" / "kustomization.yaml").read_text("utf-8")
+    settings = load(dict(re.findall(r"^ +# - (TURNBUS_\w+)=(\S+)$", text, re.MULTILINE)))
+    assert settings.providers == ("cartesia", "flux")
+    (container,) = _pod(_worker("production"))["containers"]
+    (mount,) = container["volumeMounts"]
+    file = Path(settings.deepgram_api_key_file)
+    assert file.parent == Path(mount["mountPath"])
+    runbook = (KUBERNETES.parent / "RUNBOOK.md").read_text("utf-8")
+    assert f"--from-file={file.name}=" in runbook
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -76,7 +76,7 @@ def test_key_file_overrides_environment(tmp_path: Path) -> None:
     ("content", "what"),
     [
         (None, "the file cannot be read: No such file or directory"),
-        (b"\n", "no API key for the STT provider"),
+        (b"\n", "the file is empty; write the API key into it"),
         (b"hunter2 hunter2", "an API key is one word of printable ASCII"),
         (b"hunter2\nhunter2\n", "an API key is one word of printable ASCII"),
         (b"hunter2\xff", "the file does not hold an API key"),
