@@ -139,7 +139,8 @@ class Pipe:
         flying = self._flying
         if flying and self._last_sent == self._loop.now and self._draw() < MERGED_SHARE:
             at, last = flying[-1]
-            if isinstance(last, bytes):
+            free = not self._held and self.link.bytes_per_s is None
+            if free and isinstance(last, bytes):
                 flying[-1] = (at, last + data)
                 return
         self._launch(data)

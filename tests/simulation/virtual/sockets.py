@@ -9,6 +9,7 @@ import errno
 import socket
 import struct
 from collections import deque
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -224,6 +225,10 @@ class VirtualSocket:
         if self._writer is not None:
             self.poll_write()
         return len(taken)
+
+    def sendmsg(self, buffers: Iterable[bytes | bytearray | memoryview]) -> int:
+        """Send as many bytes of several buffers as the kernel takes; for Python 3.12 and later."""
+        return self.send(b"".join(buffers))
 
     def shutdown(self, how: int) -> None:
         """End one side of the stream."""

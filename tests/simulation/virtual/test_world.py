@@ -1,6 +1,7 @@
 """The world: unmodified libraries run on it, runs repeat, and patches end with the run."""
 
 import asyncio
+import gc
 import os
 import random
 import secrets
@@ -144,6 +145,17 @@ def _run_in_order_of_a_set(hashed_by_seed: Sequence[type], seed: int = 1) -> Eve
 
     world.run(program, limit_s=1)
     return world.log
+
+
+def test_run_leaves_nothing_in_memory() -> None:
+    def count() -> int:
+        gc.collect()
+        return sum(isinstance(each, (World, asyncio.Task)) for each in gc.get_objects())
+
+    before = count()
+    log = mixed_run(2)
+    assert count() == before
+    assert len(log.lines) > 50
 
 
 def test_order_by_address_is_found() -> None:

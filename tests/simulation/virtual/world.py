@@ -28,6 +28,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from anyio._backends._asyncio import _task_states
+
 from tests.simulation.virtual.hosts import Host, Process, Program
 from tests.simulation.virtual.log import EventLog
 from tests.simulation.virtual.loop import VirtualLoop, VirtualTask
@@ -77,8 +79,8 @@ class World:
     def run(self, program: Program, *, limit_s: float) -> None:
         """Run a program on the control host in virtual time, and then discard every process.
 
-        Raises what the program raises; `Deadlock`, `TimeLimit` and `Livelock`. What the discarded
-        processes left behind must be checked inside the program.
+        Raises what the program raises, `Deadlock` and `TimeLimit`. What the processes leave behind
+        must be checked inside the program.
         """
         self.loop.limit_s = limit_s
         self.loop.set_exception_handler(self._record)
@@ -88,6 +90,7 @@ class World:
                 main = self.control.start(program).main
                 self.loop.run_until_complete(main)
             finally:
+                self.log.finish()
                 with _silence():
                     self._discard()
 
@@ -121,6 +124,9 @@ class World:
         for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             _close(task.get_coro())
+        for task in list(_task_states):  # each state refers to its task, so both would stay
+            if task.get_loop() is self.loop:
+                del _task_states[task]
 
 
 def _close(coroutine: Any) -> None:
