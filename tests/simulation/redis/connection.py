@@ -7,6 +7,7 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Final, cast
 
 from tests.simulation.redis.commands import Args, Wait, wrong_arity
+from tests.simulation.redis.keys import glob
 from tests.simulation.redis.resp import (
     OK,
     CommandError,
@@ -285,13 +286,15 @@ class Connection(asyncio.Protocol):
             self._server.channels.pop(channel, None)
 
     def _pubsub(self, args: Args) -> Reply:
-        if args[1].upper() != b"NUMSUB":
-            shown = text_of(args[1])
-            raise CommandError(f"ERR unknown subcommand '{shown}'. Try PUBSUB HELP.")
-        counts: list[Reply] = []
-        for channel in args[2:]:
-            counts += [channel, self._server.subscribers(channel)]
-        return counts
+        match args[1].upper():
+            case b"NUMSUB":
+                return [
+                    part for name in args[2:] for part in (name, self._server.subscribers(name))
+                ]
+            case b"CHANNELS" if len(args) <= 3:
+                matches = glob(args[2] if len(args) == 3 else b"*")
+                return [name for name in self._server.channels if matches(name)]
+        raise CommandError(f"ERR unknown subcommand '{text_of(args[1])}'. Try PUBSUB HELP.")
 
 
 _ClientCommand = tuple[int, Callable[[Connection, Args], Reply]]
