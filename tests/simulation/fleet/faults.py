@@ -93,14 +93,14 @@ def _pause(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
 
 
 def _stop(fleet: Fleet, fault: Fault, slot: Slot, *, twice: bool = False) -> Repair | None:
-    process = slot.process
-    if not slot.running or process is None or slot.worker is None:
+    process, worker = slot.process, slot.worker
+    if not slot.running or process is None or worker is None:
         return None
-    slot.stop()
+    worker.stop()
 
     async def restart() -> None:
         if twice:
-            slot.stop()
+            worker.stop()
         with anyio.move_on_after(fleet.plan.drain_s + HARD_STOP_S):
             await process.wait()
         process.kill()

@@ -26,7 +26,6 @@ class Fleet:
         self.plan: Final = plan
         self.world: Final = world
         self.keys: Final = Keys()
-        self.history: Final = History()
         self.findings: Final[list[Finding]] = []
         """What is wrong with the fleet as a whole."""
         redis = world.host("redis")
@@ -36,6 +35,7 @@ class Fleet:
             world.now,
             random.Random(f"{plan.seed} redis"),
         )
+        self.history: Final = History(self.redis.commit_number)
         names: tuple[ProviderName, ...] = ("cartesia", "flux")
         hosts = {name: ProviderHost(world.host(name), name, plan) for name in names}
         self.providers: Final = [

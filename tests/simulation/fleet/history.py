@@ -6,7 +6,7 @@ last event and the committed position never move back.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -83,7 +83,10 @@ class _Register:
 class History:
     """Accepts every script call in Redis's order, and collects what violates the guarantees."""
 
-    def __init__(self) -> None:
+    def __init__(self, stored_commit: Callable[[bytes], int | None] = lambda _: None) -> None:
+        """`stored_commit` returns the number of the last commit that Redis has in a state."""
+        self._stored_commit = stored_commit
+        self.late_commits = 0
         self.findings: Final[list[Finding]] = []
         self.runs: Final[list[str]] = []
         """The claims and commits in words, for a person who looks at a failure."""
@@ -165,8 +168,15 @@ class History:
         if register.ended:
             return  # a retry of the last commit
         register.ended = bool(args[_COMMIT["ending"]])
-        if number < register.commit_number or position is None:
+        if number < register.commit_number:
+            self.late_commits += 1
+            stored = self._stored_commit(run.keys[0])
+            if stored is not None and stored != register.commit_number:
+                detail = f"an attempt of commit {number} replaced commit {register.commit_number}"
+                self._found("position", session, detail)
             return  # an attempt that arrived late changes nothing
+        if position is None:
+            return
         register.commit_number = number
         if position < register.position:
             self._found(

@@ -81,6 +81,11 @@ class RedisHost:
         self._serve_waiting()
         return reply
 
+    def commit_number(self, state_key: bytes) -> int | None:
+        """Return the number of the last commit of a session's owner."""
+        state = self.server.model.db.hash(state_key)
+        return None if state is None else int(state.get(b"commit", b"0"))
+
     def last_id(self, key: str) -> bytes | None:
         """Return the last id of a stream, 0-0 of a missing one; None for another type."""
         kind = self.command("TYPE", key)

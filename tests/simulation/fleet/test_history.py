@@ -81,6 +81,17 @@ def test_late_attempt_of_an_older_commit_is_accepted() -> None:
     )
 
 
+@pytest.mark.parametrize(("stored", "found"), [(2, []), (1, ["position"])])
+def test_late_attempt_must_not_replace_a_later_commit(stored: int, found: list[str]) -> None:
+    history = History(lambda key: stored)
+    history.add(claim("new"))
+    history.add(commit("ok", 2, number=1, first=2, position=100))
+    history.add(commit("ok", 3, number=2, first=3, position=200))
+    history.add(commit("ok", 3, number=1, first=2, position=100))
+    assert [each.rule for each in history.findings] == found
+    assert history.late_commits == 1
+
+
 def test_rolled_back_history_begins_anew() -> None:
     history = History()
     history.add(claim("new"))
