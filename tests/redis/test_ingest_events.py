@@ -105,12 +105,16 @@ async def test_no_event_is_missed_or_repeated_at_the_seam(
         while not done:
             ids.append(await publish(bus, len(ids)))
 
+    async def until_written(number: int) -> None:
+        await eventually(lambda: len(ids) > number, "the reply to the writer")
+
     async def view(start: int) -> None:
         after = start
         for _ in range(5):  # each time, resume after the last event
             async with aclosing(hub.viewer("s", "0", ids[after])) as viewer:
                 assert await take(viewer, 40) == [*range(after + 1, after + 41)]
             after += 40
+            await until_written(after)
 
     async with anyio.create_task_group() as writing:
         writing.start_soon(write)
