@@ -102,6 +102,8 @@ class WorkerSide:
                 self._boundary.on_resume(arrival)
             case _:
                 self._boundary.on_transcript(text, arrival)
+                if kind == "turn.eager_end":
+                    self._boundary.on_eager_end(arrival)
         return self._boundary.find_end(arrival) // BYTES_PER_MS if kind == "turn.end" else None
 
     def commit(self, ms: float) -> None:

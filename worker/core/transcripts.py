@@ -49,6 +49,9 @@ def new_text(known: str, replayed: str, caught_up: int) -> str:
     `replayed` is a new transcript of the audio that `known` covers, and perhaps of more.
     `caught_up` estimates how many words of `replayed` cover the audio of `known`.
     """
+    letters = _letters(replayed)
+    if letters and _letters(known).startswith(letters):
+        return ""  # also if the last word is not complete yet
     matches, known_words = list(_WORD.finditer(replayed)), _WORD.findall(known)
     words = [match.group() for match in matches]
     same = _common_prefix(known_words, words)

@@ -10,9 +10,10 @@ that both were sent equally long before their messages arrived. Several pairs ma
 cough before the turn and a pause inside it. Then the usual lag decides.
 
 Lag is not always steady: on a busy machine, or in a slow network, single messages arrive late. So
-three more rules apply. A turn was still open at every pause after which the provider resumed it.
-Once a turn's words no longer change, the next pause ends it. A sound after that pause begins the
-next turn, unless its `turn.start` is overdue: then it belongs to the same turn.
+four more rules apply. A turn was still open at every pause after which the provider resumed it. The
+pause that ended it began before the eager end arrived, unless the provider resumed the turn. Once a
+turn's words no longer change, the next pause ends it. A sound after that pause begins the next
+turn, unless its `turn.start` is overdue: then it belongs to the same turn.
 
 | word | means |
 |---|---|
@@ -175,6 +176,9 @@ class History(NamedTuple):
     """Byte of the socket sent when the turn's words last changed."""
     open_until: int
     """Byte of the socket before which the turn was certainly open."""
+    eager_end_at: int | None
+    """Byte of the socket sent when the turn's eager end arrived; None without one, or if the turn
+    resumed."""
     usual_lag_s: float | None
     """The usual lag; None while unknown."""
     previous_lag_s: float | None
@@ -442,8 +446,13 @@ def _pauses(history: History) -> Sequence[_Pause]:
             # The provider had been sent all words of the turn. Audio after this pause contains none
             # of them, however late the message arrives, and may belong to the next turn.
             break
-    # Unless none is left: a provider may resume a turn without a silence.
-    return [pause for pause in pauses if pause.sent >= history.open_until] or pauses
+    # Unless none is left: a provider may resume a turn, or propose its end, without a silence.
+    pauses = [pause for pause in pauses if pause.sent >= history.open_until] or pauses
+    proposed_at = history.eager_end_at
+    if proposed_at is None:
+        return pauses
+    proposed = (pause for pause in pauses if history.open_until <= pause.sent < proposed_at)
+    return [*proposed] or pauses
 
 
 def _best_pair(history: History, pauses: Sequence[_Pause]) -> _Pair | None:

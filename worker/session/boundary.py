@@ -34,6 +34,7 @@ class TurnBoundaryFinder:
     __slots__ = (
         "_burst_after",
         "_burst_handled",
+        "_eager_end_at",
         "_message_at",
         "_onsets",
         "_open_until",
@@ -74,6 +75,7 @@ class TurnBoundaryFinder:
         self._start_burst = self._burst
         self._onsets = onsets
         self._open_until = onsets[0].sent if onsets else 0
+        self._eager_end_at: int | None = None
         self._text = ""
         self.last_change = start.socket_bytes
         """Byte of the socket sent when the turn's words last changed."""
@@ -116,7 +118,12 @@ class TurnBoundaryFinder:
         """Record a transcript of the turn."""
         if not same_words(text, self._text):
             self.last_change = arrival.socket_bytes
+            self._eager_end_at = None  # words followed
         self._text = text
+
+    def on_eager_end(self, arrival: SendPosition) -> None:
+        """Record a `turn.eager_end`, after its transcript."""
+        self._eager_end_at = arrival.socket_bytes
 
     def on_resume(self, arrival: SendPosition) -> None:
         """Record a `turn.resume`: the provider received more speech after a silence.
@@ -124,6 +131,7 @@ class TurnBoundaryFinder:
         That silence is located now, because the turn's end may be too late for the lookback.
         """
         self._open_until = find_resume(self._history(arrival, LOOKBACK_MS))
+        self._eager_end_at = None
 
     def find_end(self, arrival: SendPosition, *, begins: bool = False) -> int:
         """Return the session byte at which the turn ends whose `turn.end` arrived at `arrival`.
@@ -147,7 +155,8 @@ class TurnBoundaryFinder:
         """
         history = self._history(arrival, LOOKBACK_MS)
         # Words followed this pause, so a later `turn.resume` does not concern it.
-        return find_pause(history._replace(last_change=last_change, open_until=0))
+        history = history._replace(last_change=last_change, open_until=0, eager_end_at=None)
+        return find_pause(history)
 
     def _history(self, arrival: SendPosition, lookback_ms: int) -> History:
         """Return what is known of the turn and of the audio last sent at `arrival`."""
@@ -158,6 +167,7 @@ class TurnBoundaryFinder:
             self._onsets,
             self.last_change,
             self._open_until,
+            self._eager_end_at,
             self._provider_lag.seconds,
             self._previous_lag_s,
         )

@@ -438,6 +438,7 @@ class MessageReceiver:
         if not self._tracker.provider_in_turn:
             return
         self._boundary.on_transcript(text, arrival)
+        self._boundary.on_eager_end(arrival)
         self._commit_pause(text)
         self._eager_pause = None
         if self._boundary.is_on_time:

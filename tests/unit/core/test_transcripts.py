@@ -20,6 +20,11 @@ TALK = [f"word{number}" for number in range(30)]
         ("one two", "one two three", 3, " three"),
         ("one two", "one", 1, ""),
         ("one two", "", 0, ""),
+        # A message that is so late that the estimate is 0.
+        ("one two three", "One, two, t", 0, ""),
+        ("Donaudampfschifffahrt", "Don", 0, ""),
+        ("w0w1w2w3w4", "w0", 0, ""),
+        ("so", "!?", 1, ""),
         ("", "one two", 0, "one two"),
         ("twenty five thousand three hundred", "25,300 dollars please", 1, " dollars please"),
         ("I have got to", "I've got to go", 3, " go"),

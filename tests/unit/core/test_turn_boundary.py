@@ -177,7 +177,7 @@ class Call:
             position.socket_bytes,
             real_time(sent, self.bytes_per_ms),
         )
-        return History(arrival, audio, arrival, (), 0, 0, None, None)
+        return History(arrival, audio, arrival, (), 0, 0, None, None, None)
 
     def _byte(self, ms: float) -> int:
         return round(ms * self.rate / 1000) * self.encoding.width
@@ -326,8 +326,9 @@ class Picture(NamedTuple):
     """What was sent and received on a socket, and where its only turn was cut.
 
     Messages are in the column in which they arrive: `S` is `turn.start`, `U` is the last update
-    with new words, `R` is `turn.resume`, `E` is `turn.end`. Without `U`, the end has new words. A
-    message after `<---` arrived in a burst, and no other message where `-` is. A byte is 1 ms.
+    with new words, `P` is `turn.eager_end`, `R` is `turn.resume`, `E` is `turn.end`. Without `U`,
+    the end has new words. A message after `<---` arrived in a burst, and no other message where
+    `-` is. A byte is 1 ms.
     """
 
     audio: str
@@ -362,7 +363,7 @@ class Picture(NamedTuple):
             arrival.sent.socket_bytes,
             log,
         )
-        return History(arrival, audio, arrival, (), 0, 0, self.usual_lag_s, None)
+        return History(arrival, audio, arrival, (), 0, 0, None, self.usual_lag_s, None)
 
     def _arrival(self, message: str, log: SendLog) -> Arrival:
         found = re.search(f"(<-*)?{message}", self.messages)
@@ -385,6 +386,8 @@ class Picture(NamedTuple):
         if "R" in self.messages:
             resumed = self.history("R")._replace(open_until=last.open_until)
             last = last._replace(open_until=find_resume(resumed))
+        if "P" in self.messages:
+            last = last._replace(eager_end_at=self.messages.index("P") * STEP_MS)
         changed = "U" if "U" in self.messages else "E"
         return last._replace(last_change=self.messages.index(changed) * STEP_MS)
 
@@ -452,6 +455,16 @@ PICTURES = {
         "_____######______######_________",
         "                    S R       E ",
         "                          ^     ",
+    ),
+    "a pause that began after the last change": Picture(
+        "_____######____________####__________",
+        "          S             U       E    ",
+        "                             ^       ",
+    ),
+    "an eager end excludes the pause after it": Picture(
+        "_____######____________####__________",
+        "          S             UP      E    ",
+        "                 ^                   ",
     ),
     "filler is silence": Picture(
         "_____######~~~~~~~~~~",
@@ -770,6 +783,14 @@ def test_cut_does_not_precede_silence_of_resume(history: History, data: st.DataO
     start, _ = data.draw(st.sampled_from(pauses))
     resumed = history._replace(open_until=history.audio.byte_of(start))
     assert find_end(resumed).position >= history.audio.positions[start]
+
+
+@given(histories(), st.integers(0, 500), st.booleans())
+def test_cut_is_not_later_after_eager_end(
+    history: History, eager_end_at: int, begins: bool
+) -> None:
+    proposed = history._replace(eager_end_at=eager_end_at)
+    assert find_end(proposed, begins=begins).position <= find_end(history, begins=begins).position
 
 
 @given(histories())

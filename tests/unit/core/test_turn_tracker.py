@@ -662,6 +662,15 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("update@31:there", ["0 update:hello you there"]),
         ("end@61:there now", ["0 end:hello you there now (model)"]),
     ],
+    "late messages of a replay do not repeat the beginning of a long word": [
+        ("start@10", ["0 start"]),
+        ("update@30:Donaudampfschiff", ["0 update:Donaudampfschiff"]),
+        ("new socket", []),
+        ("start@31", []),
+        ("update@32:Don", []),
+        ("update@33:Donaudampfschiffe", ["0 update:Donaudampfschiffe"]),
+        ("end@50:Donaudampfschiffe da", ["0 end:Donaudampfschiffe da (model)"]),
+    ],
     "a replay with a longer wording is published once it has caught up": [
         *HEARD_HELLO,
         ("new socket", []),
