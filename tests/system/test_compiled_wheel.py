@@ -22,8 +22,12 @@ TESTS = (
     *("tests/unit/ingest", "tests/e2e/test_ingest_carriers.py"),
 )
 
-ON_SOURCES = ("tests/unit/core/test_picture.py",)
-"""Tests that copy trackers and read all their attributes, to draw a picture for the docs."""
+ON_SOURCES = (
+    "tests/unit/core/test_picture.py",  # it copies trackers and reads all their attributes
+    "tests/simulation/test_fleet.py",  # its mutants replace parts of the core
+    *("tests/simulation/fleet", "tests/simulation/redis", "tests/simulation/virtual"),
+)
+"""Tests that need the sources, or that do not concern the compiled modules."""
 
 _FILES = """
 import importlib, sys
