@@ -21,6 +21,8 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 """Plans that once failed, or reach a rare place. A plan stays the same when its seed draws another.
 
 - failover-of-an-owner: Redis loses an owner's last events; its next commit is refused with `gap`.
+- lost-end: Redis loses the end of a session before the worker removes its entry.
+- lost-end-and-entry: the same, and the entry is deleted meanwhile.
 - second-stop-during-a-restart: the second SIGTERM of a drain comes when the next process runs.
 """
 
