@@ -329,6 +329,19 @@ async def test_settled_entries_are_deleted(bus: Bus) -> None:
     assert await bus.owner(owned.entry_id) is None
 
 
+async def test_entry_stays_if_redis_lost_the_end_of_its_session(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    entry = decode_session(owned.fields)
+    claimed = await bus.claim(bus.one, owned)
+    assert not await bus.one.complete_ended(owned.entry_id, entry, claimed.run)
+    assert await bus.owner(owned.entry_id) == ("one", 1)
+    await bus.redis.hset(bus.keys.state(entry.lane, entry.session), "status", "ended")
+    for _ in range(2):
+        assert await bus.one.complete_ended(owned.entry_id, entry, claimed.run)
+    assert await bus.redis.xlen(bus.keys.sessions) == 0
+
+
 async def test_entries_of_a_consumer_of_any_name_are_taken_over(bus: Bus) -> None:
     entry = await bus.announce()
     sessions: Any = {bus.keys.sessions: ">"}

@@ -21,7 +21,11 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 """Plans that once failed, or reach a rare place. A plan stays the same when its seed draws another.
 
 - failover-of-an-owner: Redis loses an owner's last events; its next commit is refused with `gap`.
+- hidden-session: its entry, its owner and the group are gone; the search of each hour finds it.
+- lost-end: Redis loses the end of a session before the worker removes its entry.
+- lost-end-and-entry: the same, and the entry is deleted meanwhile.
 - second-stop-during-a-restart: the second SIGTERM of a drain comes when the next process runs.
+- stopped-session-taken: a refused commit stops a session; its owner lives, and does not renew it.
 """
 
 QUICK_MUTANTS = ("no-fence", "no-replay", "no-tombstone", "kept-permit")

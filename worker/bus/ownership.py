@@ -254,6 +254,11 @@ class SessionLeases:
 
     async def is_live(self, owned: OwnedEntry, session: SessionEntry) -> bool:
         """Return whether this entry has begun a session that has not ended."""
+        run = owned.fields.get(b"run", owned.entry_id.encode())
+        return await self._is_live(session, run)
+
+    async def _is_live(self, session: SessionEntry, run: bytes) -> bool:
+        """Return whether the session of this run has begun and not ended."""
         try:
             state: Any = await self._redis.hmget(
                 self._keys.state(session.lane, session.session), "status", "run"
@@ -262,7 +267,6 @@ class SessionLeases:
             if "WRONGTYPE" not in str(error):
                 raise
             return False
-        run = owned.fields.get(b"run", owned.entry_id.encode())
         return bool(state == [b"live", run])
 
     async def has_other_owner(self, ownership: OwnedSession) -> bool:
@@ -323,6 +327,16 @@ class SessionLeases:
             released_consumer=RELEASED,
             owned=chain.from_iterable(owned),
         )
+
+    async def complete_ended(self, entry_id: str, session: SessionEntry, run: str) -> bool:
+        """Remove the entry of a session that ended; return False if Redis has lost its end.
+
+        After a failover, a session without an entry would not be found. Safe to repeat.
+        """
+        if await self._is_live(session, run.encode()):
+            return False
+        await self.complete(entry_id)
+        return True
 
     async def complete(self, entry_id: str) -> None:
         """Remove the entry of a session that ended or was rejected. Safe to repeat."""

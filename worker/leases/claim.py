@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -122,8 +123,15 @@ class Claimer:
             )
         if claim.verdict == "over":
             await self._context.permits.release(Permit.of(entry.lane, entry.session, fence))
-        await self._context.health.retry(lambda: self._context.leases.complete(owned.entry_id))
+            await self._complete_ended(owned.entry_id, entry, claim.run)
+        else:
+            await self._context.health.retry(lambda: self._context.leases.complete(owned.entry_id))
         return None
+
+    async def _complete_ended(self, entry_id: str, entry: SessionEntry, run: str) -> None:
+        """Remove an ended session's entry. If Redis lost the end, a heartbeat reclaims it."""
+        complete = partial(self._context.leases.complete_ended, entry_id, entry, run)
+        await self._context.health.retry(complete)
 
     async def _resume(self, ownership: OwnedSession, claim: ClaimResult) -> Session | None:
         """Return the session at its last checkpoint, unless it has crashed too often."""
@@ -182,7 +190,7 @@ class Claimer:
             fence.entry_id, context.keys.sessions, entry.session, "internal", why, {}
         )
         await context.permits.release(Permit.of(entry.lane, entry.session, fence))
-        await context.health.retry(lambda: context.leases.complete(fence.entry_id))
+        await self._complete_ended(fence.entry_id, entry, ownership.run)
 
     async def _decline(self, owned: OwnedEntry, entry: SessionEntry, why: str) -> None:
         """Release a live session, which this worker cannot serve, to the other workers."""

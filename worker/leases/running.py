@@ -71,12 +71,20 @@ class RunningSessions:
 
     async def _run(self, run: _Run) -> None:
         session = run.session
-        entry_id = session.ownership.fence.entry_id
+        ownership = session.ownership
+        entry_id = ownership.fence.entry_id
+        end_lost = False
         try:
             with run.scope:
                 await session.run()
-                await self._context.health.retry(lambda: self._context.leases.complete(entry_id))
-                log.info("%s: session ended", session.name)
+                complete = partial(
+                    self._context.leases.complete_ended, entry_id, ownership.entry, ownership.run
+                )
+                end_lost = not await self._context.health.retry(complete)
+                if end_lost:
+                    log.warning("%s: Redis lost the session's end, repeating it", session.name)
+                else:
+                    log.info("%s: session ended", session.name)
         except FencedError as error:
             log.info("%s: lease lost, stopping (%s)", session.name, error)
         except Exception:
@@ -88,12 +96,13 @@ class RunningSessions:
             self._context.permits.discard(entry_id)
             if session.fenced_reason == CRASHED:
                 self._context.stats.internal_errors["session"] += 1
-                delay_s = self._context.retries.record(session.ownership, time.monotonic())
+                delay_s = self._context.retries.record(ownership, time.monotonic())
                 log.warning("%s: retrying in %g s", session.name, delay_s)
             else:
                 self._context.retries.discard(entry_id)
             run.over.set()
-        if session.fenced_reason == VERDICT_MISSING:
+        if end_lost or session.fenced_reason == VERDICT_MISSING:
+            # If the entry is there, a heartbeat or another worker claims it again.
             with self._context.supervisor.isolate("session"):
                 await self._restore_entry_once(run)
 

@@ -99,16 +99,21 @@ class Fleet:
         self.on_script(run)
 
     def _check_takeover(self, run: ScriptRun) -> None:
-        """Find sessions that are taken from a worker that lives and renews its leases.
+        """Find sessions that are taken from a worker that runs them and renews its leases.
 
-        After an outage of Redis, no lease expires for one lease (guarantees, "Failures").
+        After an outage of Redis, no lease expires for one lease (guarantees, "Failures"). A worker
+        that has stopped a session, because a failover lost its events, does not renew its lease.
         """
         now, lease_s = self.world.now(), self.plan.lease_ms / 1_000
         for entry_id, _, _, owner in run.reply[0]:
             slot = self._owner(owner.decode())
-            if owner == RELEASED.encode() or slot is None or not slot.running or slot.host.paused:
+            if owner == RELEASED.encode() or slot is None or slot.host.paused:
                 continue
-            if now > slot.disturbed_until + lease_s + HEARTBEAT_DELAY_S:
+            running = {session.ownership.fence.entry_id for session in slot.sessions}
+            if (
+                entry_id.decode() in running
+                and now > slot.disturbed_until + lease_s + HEARTBEAT_DELAY_S
+            ):
                 detail = f"entry {entry_id.decode()} was taken from {slot.name}, which lives"
                 self.findings.append(Finding("stolen", "", detail))
 

@@ -21,6 +21,7 @@ from tests.simulation.fleet.producers import FleetProducer
 from tests.simulation.fleet.report import Outcome
 from tests.simulation.virtual.scheduler import Deadlock, TimeLimit
 from tests.simulation.virtual.world import World
+from worker.bus.cleanup import AUDIO_INTERVAL_S
 from worker.bus.client.connection import connect
 from worker.core import breaker, provider_errors
 from worker.stt import websocket
@@ -31,6 +32,10 @@ START_S: Final = 1.0
 
 END_TIMEOUT_S: Final = 240.0
 """Maximum time from the last append and the last repair until every session has ended."""
+
+SEARCH_TIMEOUT_S: Final = AUDIO_INTERVAL_S + 60.0
+"""The same if an entry and the group were deleted: then only the search of each hour finds a
+session whose owner died (guarantees, "Failures")."""
 
 SETTLE_TIMEOUT_S: Final = 60.0
 """Maximum time until nothing is left of ended sessions and of killed workers."""
@@ -84,7 +89,7 @@ class _Run:
         fleet, world, plan = self._fleet, self._world, self._plan
         fleet.on_script = self._on_script
         fleet.on_failover = self._on_failover
-        limit_s = 2 * plan.seconds + 2 * END_TIMEOUT_S + SETTLE_TIMEOUT_S
+        limit_s = 2 * plan.seconds + END_TIMEOUT_S + SEARCH_TIMEOUT_S + SETTLE_TIMEOUT_S
         try:
             world.run(self._program, limit_s=limit_s)
         except (Deadlock, TimeLimit) as error:
@@ -132,7 +137,9 @@ class _Run:
                 for producer in self._producers:
                     tasks.start_soon(self._produce, producer)
             watching.cancel_scope.cancel()
-        with anyio.move_on_after(END_TIMEOUT_S):
+        applied = self._injector.applied
+        hidden = applied["group-destroyed"] and (applied["orphaned"] or applied["entry-deleted"])
+        with anyio.move_on_after(SEARCH_TIMEOUT_S if hidden else END_TIMEOUT_S):
             while not all(map(self._has_ended, self._producers)):
                 await anyio.sleep(POLL_S)
         await self._stop()
