@@ -98,6 +98,7 @@ def take_over(draws: Draws) -> Command:
         released_consumer=RELEASED,
         lease_ms=draws.one(0, FAR_MS),
         max_entries=draws.one(1, 3, 50),
+        declined=draws.one(" ", " ", " 7-3 "),
         dead=draws.one((), ("one",), ("two", "unknown")),
     )
 
