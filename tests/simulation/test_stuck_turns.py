@@ -1,7 +1,7 @@
 """When a session leaves a provider that is stuck inside a turn: soon, and never without reason.
 
 The speech is recorded, and so are its pauses. The messages of the provider are simulated: one for
-each 0.25 s of audio in which somebody speaks. Single ones come up to three seconds late.
+each 0.25 s of audio with speech. Single ones come up to three seconds late.
 """
 
 import random
