@@ -41,6 +41,8 @@ def session_findings(
     script, events = session.script, published.events
     if sent.forgotten:
         # Guarantees, "Not promised": more than Redis remembers. What it does remember is in order.
+        if not events:
+            return  # perhaps it forgot the session
         expected = Expected(session=script.name, words=script.words, style=STYLES[plan.text_style])
         found = violations(expected, events)
         yield from (_finding(each) for each in found if each.rule in ("seq", "run"))

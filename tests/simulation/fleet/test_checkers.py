@@ -130,4 +130,5 @@ def test_only_flux_may_revise_the_end_of_a_turn(
 def test_forgotten_session_needs_only_numbers_in_order() -> None:
     lost = events(STARTED, BEGUN, turn_end("w0"))
     assert rules(Sent(forgotten=True), lost) == []
+    assert rules(Sent(forgotten=True), []) == []
     assert rules(Sent(forgotten=True), [*lost, lost[-1]]) == ["seq"]
