@@ -136,6 +136,7 @@ class Fleet:
             turn_update_interval_ms=plan.update_interval_ms,
             replay_speed=plan.replay_speed,
             max_lag_s=plan.max_lag_s,
+            park_s=plan.park_s,
             admin_addr="",
         )
 

@@ -122,6 +122,7 @@ class FleetProducer:
             lane=script.lane,
             out=script.out,
             providers=self.session.providers,
+            config=self.session.config,
         )
         await self._retry(self._announcements, encode_session(entry))
 

@@ -13,10 +13,11 @@ from schemas import decode_turn_entry
 from schemas.turns import Event
 from tests.chaos.leftovers import leftovers
 from tests.simulation.fleet.checkers import Published, session_findings
+from tests.simulation.fleet.draw import draw_plan
 from tests.simulation.fleet.fleet import Fleet
 from tests.simulation.fleet.history import Finding, ScriptRun
 from tests.simulation.fleet.injector import FaultInjector
-from tests.simulation.fleet.plan import FleetPlan, FleetSession, draw_plan
+from tests.simulation.fleet.plan import FleetPlan, FleetSession
 from tests.simulation.fleet.producers import FleetProducer
 from tests.simulation.fleet.report import Outcome
 from tests.simulation.virtual.scheduler import Deadlock, TimeLimit

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from schemas.audio import TurnConfig
 from tests.simulation.fleet.plan import Fault, FleetPlan, FleetSession
 
 T = TypeVar("T")
@@ -143,6 +144,10 @@ def _without_signals(session: FleetSession) -> Iterator[FleetSession]:
     yield replace(session, mark_share=0.0, forced_end_share=0.0)
 
 
+def _usual_turns(session: FleetSession) -> Iterator[FleetSession]:
+    yield replace(session, config=TurnConfig())
+
+
 def _usual_place(session: FleetSession) -> Iterator[FleetSession]:
     yield replace(_with_script(session, lane="0", out="lane"), at_s=0.0, providers=())
 
@@ -157,11 +162,14 @@ _SIMPLER_SESSIONS: Sequence[Callable[[FleetSession], Iterator[FleetSession]]] = 
     _plain,
     _usual_audio,
     _without_signals,
+    _usual_turns,
     _usual_place,
 )
 
 
 def _simpler_faults(fault: Fault) -> Iterator[Fault]:
+    yield replace(fault, in_state="", after="", steps=0)
+    yield replace(fault, in_state="")
     yield replace(fault, after="", steps=0)
     yield replace(fault, steps=0)
     yield replace(fault, target=0)
