@@ -1,15 +1,16 @@
 """Draws the plan of a seed: quiet or violent, small or large, so that seeds differ in kind."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 import msgspec
 
 from schemas.audio import TurnConfig
 from tests.chaos.script import Mode, ScriptedSession, Turn
 from tests.simulation.fleet.plan import (
+    ALWAYS,
     FAULTS,
     LOST_IN,
     MAX_FAULTS,
@@ -18,12 +19,16 @@ from tests.simulation.fleet.plan import (
     SHORT_LAG_S,
     STATES_AWAITED,
     TRIGGERS,
+    BadAudioKind,
+    BadEntry,
+    BadEntryKind,
     Fault,
     FaultKind,
     FaultSpec,
     FleetPlan,
     FleetSession,
 )
+from worker.leases.retries import MAX_CRASHES
 from worker.local.emulator.engines.base import AudioFormat
 from worker.local.emulator.engines.script_text import draw_style
 
@@ -31,6 +36,15 @@ STATE_SHARE: Final = 0.3
 """Share of the faults at random times that wait for a state of a session."""
 
 AIMED_FAULTS: Final = 5
+
+BAD_ENTRIES_SHARE: Final = 0.3
+"""Share of the plans with bad session entries."""
+
+BAD_AUDIO_SHARE: Final = 0.08
+"""Share of the sessions with bad audio entries."""
+
+CRASH_SHARE: Final = 0.04
+"""Share of the sessions at which workers fail with an internal error."""
 
 
 def draw_plan(seed: int) -> FleetPlan:
@@ -40,7 +54,9 @@ def draw_plan(seed: int) -> FleetPlan:
         ("cartesia", "cartesia", "flux", "cartesia,flux", "cartesia,flux", "flux,cartesia")
     )
     rewording = rng.random() < 0.15
-    aim = _aim(seed)
+    aim, lags_s = _aim(seed), (600.0, 600.0, 0.0, SHORT_LAG_S)
+    if aim is not None and aim.kind in _WRONG_CLOCKS:
+        lags_s = (600.0, 600.0, 0.0, 0.0)
     sessions = _draw_sessions(rng, seed, providers, aimed=aim is not None)
     workers = rng.choice((1, 2, 2, 3, 3, 3))
     plan = FleetPlan(
@@ -54,16 +70,20 @@ def draw_plan(seed: int) -> FleetPlan:
         connections=rng.choice((0, 0, 0, max(2, len(sessions) // 2), len(sessions) + 2)),
         update_interval_ms=rng.choice((0, 500, 500)),
         replay_speed=rng.choice((1.5, 1.5, 3.0, 0.0) if providers == "flux" else (1.5, 1.5, 1.0)),
-        max_lag_s=rng.choice((600.0, 600.0, 0.0, SHORT_LAG_S)),
+        max_lag_s=rng.choice(lags_s),
         park_s=rng.choice((120.0, 120.0, 1.0)),
         latency_ms=rng.choice((20.0, 100.0, 300.0, 500.0)),
         rewording=rewording,
         text_style=draw_style(seed, rewording=rewording) if rng.random() < 0.3 else "leading",
         sessions=sessions,
+        bad_entries=tuple(_draw_bad_entries(rng, sessions)),
     )
     faults = [*_draw_aimed(rng, plan, aim)] if aim is not None else []
     faults += _draw_faults(rng, plan)
     return msgspec.structs.replace(plan, faults=tuple(faults[:MAX_FAULTS]))
+
+
+_WRONG_CLOCKS: Final = ("skew", "redis-jump")
 
 
 class Aim(NamedTuple):
@@ -161,14 +181,36 @@ def _draw_session(
     if "," in providers and rng.random() < 0.3:
         named = rng.choice((("cartesia",), ("flux",), ("flux", "cartesia")))
     signals = rng.random() < 0.3
+    bad_audio = rng.choice(get_args(BadAudioKind)) if rng.random() < BAD_AUDIO_SHARE else None
+    if bad_audio == "bad-seq" and script.mode != "plain":
+        bad_audio = "bad-mark"  # a chunk without its number would be a hole
+    crashes = rng.choice((1, 2, MAX_CRASHES - 1, ALWAYS)) if rng.random() < CRASH_SHARE else 0
     return FleetSession(
         at_s=round(at_s, 3),
         script=script,
         providers=named,
+        bad_audio=bad_audio,
+        bad_audio_share=0.0 if bad_audio is None else rng.choice((0.02, 0.2)),
+        crashes=crashes,
+        crash_turn=rng.randrange(turns) if crashes else 0,
         config=rng.choice(_EAGER_CONFIGS) if hesitant else TurnConfig(),
         mark_share=0.05 if signals else 0.0,
         forced_end_share=rng.choice((0.0, 0.02)) if signals else 0.0,
     )
+
+
+def _draw_bad_entries(rng: Random, sessions: Sequence[FleetSession]) -> Iterator[BadEntry]:
+    if rng.random() >= BAD_ENTRIES_SHARE:
+        return
+    last_s = max(each.at_s + each.script.seconds for each in sessions)
+    for number in range(rng.randint(1, 6)):
+        yield BadEntry(
+            at_s=round(rng.uniform(0.0, last_s), 3),
+            kind=rng.choice(get_args(BadEntryKind)),
+            name=f"bad-{number}",
+            target=rng.randrange(len(sessions)),
+            audio_first=rng.random() < 0.5,
+        )
 
 
 def _draw_turn(rng: Random, *, hesitant: bool) -> Turn:
@@ -189,7 +231,7 @@ def _draw_faults(rng: Random, plan: FleetPlan) -> list[Fault]:
     if rng.random() < 0.6:
         kinds = rng.sample(kinds, rng.randint(1, 6))
     if plan.max_lag_s == SHORT_LAG_S:
-        kinds = [kind for kind in kinds if kind not in ("skew", "redis-jump")] or ["crash"]
+        kinds = [kind for kind in kinds if kind not in _WRONG_CLOCKS] or ["crash"]
     mean_s = math.exp(rng.uniform(math.log(0.3), math.log(20.0)))
     faults = list[Fault]()
     at_s = rng.expovariate(1 / mean_s)

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from schemas.audio import TurnConfig
+from schemas.audio import Encoding, TurnConfig
 from tests.chaos.script import ScriptedSession
 
 MAX_WORKERS: Final = 3
@@ -48,6 +48,26 @@ FaultKind = Literal[
     "provider-slow",
     "provider-fault",
 ]
+
+BadEntryKind = Literal[
+    "unknown-encoding",
+    "missing-rate",
+    "bad-rate",
+    "bad-json",
+    "too-large",
+    "unservable",
+    "missing-session",
+    "bad-lane",
+    "known-id",
+    "repeated",
+]
+"""What is wrong with a session entry; `bad_entries.py` has the fields."""
+
+BadAudioKind = Literal["empty", "too-large", "bad-config", "bad-mark", "bad-seq"]
+"""What is wrong with entries of a session's audio."""
+
+ALWAYS: Final = 1_000
+"""Number of internal errors of a session that cannot run."""
 
 TRIGGERS: Final = (
     *("commit", "commit", "commit", "claim", "heartbeat", "take_over", "release"),
@@ -162,10 +182,42 @@ class FleetSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Providers that the session's entry names."""
     config: TurnConfig = TurnConfig()
     """Turn detection that the session's entry asks for."""
+    bad_audio: BadAudioKind | None = None
+    """What is wrong with some entries of its audio."""
+    bad_audio_share: float = 0.0
+    """Share of the chunks with, or after, a bad entry."""
+    crashes: Annotated[int, Meta(ge=0)] = 0
+    """Number of internal errors with which workers fail at it."""
+    crash_turn: Annotated[int, Meta(ge=0)] = 0
+    """First turn at which they fail."""
     mark_share: float = 0.0
     """Share of the chunks with a mark."""
     forced_end_share: float = 0.0
     """Share of the chunks outside of words that end the turn."""
+
+    @property
+    def encoding(self) -> Encoding:
+        """Encoding of its audio."""
+        return Encoding(self.script.audio.encoding)
+
+    @property
+    def always_crashes(self) -> bool:
+        """Whether no worker can run it to its end."""
+        return self.crashes >= ALWAYS
+
+
+class BadEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A session entry that workers have to reject."""
+
+    at_s: float
+    """Seconds from the start of the first session."""
+    kind: BadEntryKind
+    name: str
+    """Id of its session, unless the kind takes that of another session."""
+    target: Annotated[int, Meta(ge=0)] = 0
+    """Number of a session of the plan, with whose lane and audio format it is announced."""
+    audio_first: bool = False
+    """Whether audio is appended before it."""
 
 
 class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -194,6 +246,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rewording: bool = False
     text_style: str = "leading"
     sessions: tuple[FleetSession, ...]
+    bad_entries: tuple[BadEntry, ...] = ()
     faults: tuple[Fault, ...] = ()
 
     @property

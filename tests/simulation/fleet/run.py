@@ -2,24 +2,32 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
 import anyio
+import msgspec
 
 from schemas import decode_turn_entry
-from schemas.turns import Event
+from schemas.turns import DeadLetter, Event
 from tests.chaos.leftovers import leftovers
 from tests.simulation.fleet.checkers import Published, session_findings
 from tests.simulation.fleet.draw import draw_plan
 from tests.simulation.fleet.fleet import Fleet
 from tests.simulation.fleet.history import Finding, ScriptRun
 from tests.simulation.fleet.injector import FaultInjector
+from tests.simulation.fleet.internal_errors import injected
 from tests.simulation.fleet.plan import FleetPlan, FleetSession
-from tests.simulation.fleet.producers import FleetProducer
+from tests.simulation.fleet.producers import BadProducer, FleetProducer
+from tests.simulation.fleet.rejections import (
+    AppendedAudio,
+    dead_letter_findings,
+    rejected_session_findings,
+)
 from tests.simulation.fleet.report import Outcome
+from tests.simulation.redis.resp import Status
 from tests.simulation.virtual.scheduler import Deadlock, TimeLimit
 from tests.simulation.virtual.world import World
 from worker.bus.cleanup import AUDIO_INTERVAL_S
@@ -52,7 +60,7 @@ def run_seed(seed: int) -> Outcome:
 
 def run(plan: FleetPlan) -> Outcome:
     """Run a plan."""
-    with _isolated(plan.seed):
+    with _isolated(plan.seed), injected(plan):
         world = World(f"{plan.seed} world")
         return _Run(plan, world).run()
 
@@ -84,6 +92,9 @@ class _Run:
         self._producers = [
             FleetProducer(session, fleet.keys, fleet.redis.append) for session in plan.sessions
         ]
+        self._bad_producers = [
+            BadProducer(entry, plan, fleet.keys, fleet.redis.append) for entry in plan.bad_entries
+        ]
         self._findings = list[Finding]()
 
     def run(self) -> Outcome:
@@ -100,6 +111,7 @@ class _Run:
             session = producer.session
             published = Published(events.get(session.script.name, ()), self._own_events(session))
             self._findings += session_findings(plan, session, producer.sent, published)
+        self._check_rejections(events)
         self._findings += fleet.findings + fleet.history.findings
         self._findings += [Finding("error", "", error) for error in world.errors]
         return Outcome(
@@ -137,6 +149,8 @@ class _Run:
                 tasks.start_soon(self._injector.run)
                 for producer in self._producers:
                     tasks.start_soon(self._produce, producer)
+                for bad in self._bad_producers:
+                    tasks.start_soon(self._produce_bad, bad)
             watching.cancel_scope.cancel()
         applied = self._injector.applied
         hidden = applied["group-destroyed"] and (applied["orphaned"] or applied["entry-deleted"])
@@ -154,6 +168,11 @@ class _Run:
         await anyio.sleep(producer.session.at_s)
         with anyio.move_on_after(self._plan.seconds + END_TIMEOUT_S):
             await producer.run()
+
+    async def _produce_bad(self, producer: BadProducer) -> None:
+        await anyio.sleep(producer.entry.at_s)
+        with anyio.move_on_after(self._plan.seconds + END_TIMEOUT_S):
+            await producer.run(lambda key: bool(self._fleet.redis.command("EXISTS", key)))
 
     def _has_ended(self, producer: FleetProducer) -> bool:
         script = producer.session.script
@@ -195,6 +214,8 @@ class _Run:
             kept = [each.session.script for each in self._producers if not each.sent.forgotten]
             complete = len(kept) == len(self._producers)
             for violation in await leftovers(redis, fleet.keys, kept):
+                if violation.detail.startswith("refused: "):
+                    continue  # `dead_letter_findings` checks them
                 if complete or violation.detail.startswith(f"{fleet.keys.prefix}:{{"):
                     self._findings.append(Finding("leak", violation.session, violation.detail))
         finally:
@@ -210,6 +231,36 @@ class _Run:
             self._findings.append(Finding("leak", "", f"{name} left {', '.join(left)}"))
 
     # -- after the run
+
+    def _check_rejections(self, events: Mapping[str, Sequence[Event]]) -> None:
+        """Check what became of bad entries, unless Redis lost the end of its history."""
+        fleet = self._fleet
+        if fleet.history.rollbacks:
+            return
+        rejected = [each.rejected for each in self._bad_producers]
+        appended = [each for each in rejected if each is not None]
+        if len(appended) < len(rejected):
+            self._findings.append(Finding("stuck", "", "a bad entry could not be appended"))
+        sessions = [AppendedAudio(each.session, each.sent.bad_ids) for each in self._producers]
+        faults = bool(self._injector.applied)
+        self._findings += dead_letter_findings(
+            self._dead_letters(), appended, sessions, fleet.keys, faults=faults
+        )
+        for producer in self._bad_producers:
+            if producer.rejected is not None:
+                kind = fleet.redis.server.model.execute("TYPE", producer.audio_key)
+                self._findings += rejected_session_findings(
+                    producer.rejected,
+                    events.get(producer.rejected.session, ()),
+                    tombstone=kind == Status(b"string"),
+                )
+
+    def _dead_letters(self) -> list[DeadLetter]:
+        model = self._fleet.redis.server.model
+        rows: Any = model.execute("XRANGE", self._fleet.keys.dead, "-", "+")
+        texts = ([part.decode() for part in flat] for _, flat in rows)
+        entries = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in texts)
+        return [msgspec.convert(entry, DeadLetter, strict=False) for entry in entries]
 
     def _events(self) -> dict[str, list[Event]]:
         found: dict[str, list[Event]] = {}
