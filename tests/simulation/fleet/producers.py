@@ -14,7 +14,8 @@ import anyio
 import msgspec
 
 from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
-from tests.chaos.script import Chunk, chunks
+from schemas.audio import ProviderName
+from tests.chaos.script import Chunk, ScriptedSession, Turn, chunks
 from tests.chaos.signals import Signals
 from tests.simulation.fleet.bad_entries import BAD_AUDIO, BAD_SESSIONS, OF_A_SESSION
 from tests.simulation.fleet.checkers import Sent
@@ -22,6 +23,7 @@ from tests.simulation.fleet.plan import BadEntry, FleetPlan, FleetSession
 from tests.simulation.fleet.rejections import Rejected
 from worker.bench.checker import Appended
 from worker.core import stream_ids
+from worker.local.emulator.engines.base import AudioFormat
 
 
 class Refusal(Enum):
@@ -107,8 +109,9 @@ class FleetProducer:
             end_ms = size * samples_ms
             entry = self._entry(nth, chunk, restarted=nth >= len(every) // 2)
             entry = self._with_signals(entry, end_ms, inside_word=inside_word)
+            fields = encode_audio(entry)
             self._rejected_s = 0.0
-            at_ms = await self._add(encode_audio(entry), await self._bad_fields())
+            at_ms = await self._add(fields, await self._bad_fields(fields))
             if chunk.torn is not None and self._rejected_s > TORN_DELAY_S:
                 self._torn.add(chunk.torn)
             self._appended.append(Appended(end_ms, at_ms))
@@ -150,14 +153,15 @@ class FleetProducer:
             entry = msgspec.structs.replace(entry, turn_end=True)
         return entry
 
-    async def _bad_fields(self) -> dict[str, bytes | str]:
-        """Return what is wrong with the next entry, or append a bad entry before it."""
+    async def _bad_fields(self, good: Mapping[str, bytes | str]) -> dict[str, bytes | str]:
+        """Return what is wrong beside the next entry's good fields, or append a bad entry first."""
         kind = self.session.bad_audio
         if kind is None or self._rng.random() >= self.session.bad_audio_share:
             return {}
+        bad = BAD_AUDIO[kind].fields
         if BAD_AUDIO[kind].beside_audio:
-            return dict(BAD_AUDIO[kind].fields)
-        await self._retry(self._stream, BAD_AUDIO[kind].fields)
+            return {} if bad.keys() & good.keys() else dict(bad)
+        await self._retry(self._stream, bad)
         self._bad_ids.append(self._last_ids[self._stream].decode())
         return {}
 
@@ -180,6 +184,26 @@ class FleetProducer:
             await anyio.sleep(RETRY_S)
         self._last_ids[key] = added
         return int(added.partition(b"-")[0])
+
+
+def late_session(number: int, provider: ProviderName) -> FleetSession:
+    """Return a session of one word that prefers a provider, and may use the other."""
+    script = ScriptedSession(
+        name=f"late-{number}",
+        audio=AudioFormat("pcm_s16le", 8_000),
+        lane="0",
+        out="lane",
+        mode="plain",
+        chunk_ms=100,
+        random_sizes=False,
+        bulk=False,
+        announced_late=False,
+        linger_s=0.0,
+        turns=(Turn((), 700, stalls=False),),
+        seed=f"late {number}",
+    )
+    other: ProviderName = "flux" if provider == "cartesia" else "cartesia"
+    return FleetSession(at_s=0.0, script=script, providers=(provider, other))
 
 
 class BadProducer:

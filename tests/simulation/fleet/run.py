@@ -8,10 +8,8 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import anyio
-import msgspec
 
-from schemas import decode_turn_entry
-from schemas.turns import DeadLetter, Event
+from schemas.turns import Event
 from tests.chaos.leftovers import leftovers
 from tests.simulation.fleet.checkers import Published, session_findings
 from tests.simulation.fleet.draw import draw_plan
@@ -20,14 +18,19 @@ from tests.simulation.fleet.history import Finding, ScriptRun
 from tests.simulation.fleet.injector import FaultInjector
 from tests.simulation.fleet.internal_errors import injected
 from tests.simulation.fleet.plan import FleetPlan, FleetSession
-from tests.simulation.fleet.producers import BadProducer, FleetProducer
+from tests.simulation.fleet.producers import BadProducer, FleetProducer, late_session
+from tests.simulation.fleet.readout import (
+    dead_letters,
+    events_by_session,
+    events_of,
+    is_string,
+)
 from tests.simulation.fleet.rejections import (
     AppendedAudio,
     dead_letter_findings,
     rejected_session_findings,
 )
 from tests.simulation.fleet.report import Outcome
-from tests.simulation.redis.resp import Status
 from tests.simulation.virtual.scheduler import Deadlock, TimeLimit
 from tests.simulation.virtual.world import World
 from worker.bus.cleanup import AUDIO_INTERVAL_S
@@ -48,6 +51,12 @@ session whose owner died (guarantees, "Failures")."""
 
 SETTLE_TIMEOUT_S: Final = 60.0
 """Maximum time until nothing is left of ended sessions and of killed workers."""
+
+BREAKER_TIMEOUT_S: Final = 240.0
+"""Maximum time until a breaker closes while sessions want its provider, which works."""
+
+LATE_INTERVAL_S: Final = 2.0
+"""Interval between these sessions."""
 
 POLL_S: Final = 0.5
 LANES: Final = ("0", "1")
@@ -106,13 +115,14 @@ class _Run:
             world.run(self._program, limit_s=limit_s)
         except (Deadlock, TimeLimit) as error:
             self._findings.append(Finding("stuck", "", str(error)))
-        events = self._events()
+        model = fleet.redis.server.model
+        events = events_by_session(model, fleet.keys, *LANES)
         for producer in self._producers:
             session = producer.session
             published = Published(events.get(session.script.name, ()), self._own_events(session))
             self._findings += session_findings(plan, session, producer.sent, published)
         self._check_rejections(events)
-        self._findings += fleet.findings + fleet.history.findings
+        self._findings += fleet.findings + fleet.history.findings + fleet.breakers.findings
         self._findings += [Finding("error", "", error) for error in world.errors]
         return Outcome(
             plan=plan,
@@ -130,6 +140,7 @@ class _Run:
 
     def _on_failover(self) -> None:
         self._fleet.history.rolled_back()
+        self._fleet.breakers.forget()
         for producer in self._producers:
             producer.check_memory(self._fleet.redis.last_id)
 
@@ -154,10 +165,35 @@ class _Run:
             watching.cancel_scope.cancel()
         applied = self._injector.applied
         hidden = applied["group-destroyed"] and (applied["orphaned"] or applied["entry-deleted"])
-        with anyio.move_on_after(SEARCH_TIMEOUT_S if hidden else END_TIMEOUT_S):
+        timeout_s = SEARCH_TIMEOUT_S if hidden else END_TIMEOUT_S
+        await self._wait_for_ends(timeout_s)
+        if fleet.open_breakers():
+            await self._close_breakers()
+            await self._wait_for_ends(timeout_s)
+        await self._stop()
+
+    async def _wait_for_ends(self, timeout_s: float) -> None:
+        with anyio.move_on_after(timeout_s):
             while not all(map(self._has_ended, self._producers)):
                 await anyio.sleep(POLL_S)
-        await self._stop()
+
+    async def _close_breakers(self) -> None:
+        """Let sessions try the providers whose breakers are open: they work again."""
+        fleet = self._fleet
+        for provider in fleet.providers:
+            if provider.server is not None:
+                provider.server.faults.clear()
+        async with anyio.create_task_group() as tasks:
+            with anyio.move_on_after(BREAKER_TIMEOUT_S):
+                while names := fleet.open_breakers():
+                    for name in names:
+                        session = late_session(len(self._producers), name)
+                        producer = FleetProducer(session, fleet.keys, fleet.redis.append)
+                        self._producers.append(producer)
+                        tasks.start_soon(producer.run)
+                    await anyio.sleep(LATE_INTERVAL_S)
+        for name in fleet.open_breakers():
+            self._findings.append(Finding("breaker", "", f"{name} works, and its breaker is open"))
 
     async def _watch_permits(self) -> None:
         while self._plan.connections and not self._fleet.findings:
@@ -234,7 +270,7 @@ class _Run:
 
     def _check_rejections(self, events: Mapping[str, Sequence[Event]]) -> None:
         """Check what became of bad entries, unless Redis lost the end of its history."""
-        fleet = self._fleet
+        fleet, model = self._fleet, self._fleet.redis.server.model
         if fleet.history.rollbacks:
             return
         rejected = [each.rejected for each in self._bad_producers]
@@ -244,40 +280,19 @@ class _Run:
         sessions = [AppendedAudio(each.session, each.sent.bad_ids) for each in self._producers]
         faults = bool(self._injector.applied)
         self._findings += dead_letter_findings(
-            self._dead_letters(), appended, sessions, fleet.keys, faults=faults
+            dead_letters(model, fleet.keys), appended, sessions, fleet.keys, faults=faults
         )
         for producer in self._bad_producers:
             if producer.rejected is not None:
-                kind = fleet.redis.server.model.execute("TYPE", producer.audio_key)
                 self._findings += rejected_session_findings(
                     producer.rejected,
                     events.get(producer.rejected.session, ()),
-                    tombstone=kind == Status(b"string"),
+                    tombstone=is_string(model, producer.audio_key),
                 )
 
-    def _dead_letters(self) -> list[DeadLetter]:
-        model = self._fleet.redis.server.model
-        rows: Any = model.execute("XRANGE", self._fleet.keys.dead, "-", "+")
-        texts = ([part.decode() for part in flat] for _, flat in rows)
-        entries = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in texts)
-        return [msgspec.convert(entry, DeadLetter, strict=False) for entry in entries]
-
-    def _events(self) -> dict[str, list[Event]]:
-        found: dict[str, list[Event]] = {}
-        for lane in LANES:
-            for event in self._stream(self._fleet.keys.turns(lane)):
-                found.setdefault(event.session, []).append(event)
-        return found
-
     def _own_events(self, session: FleetSession) -> list[Event] | None:
-        script = session.script
+        script, fleet = session.script, self._fleet
         if script.out != "session":
             return None
-        return self._stream(self._fleet.keys.session_turns(script.lane, script.name))
-
-    def _stream(self, key: str) -> list[Event]:
-        rows: Any = self._fleet.redis.server.model.execute("XRANGE", key, "-", "+")
-        return [
-            decode_turn_entry(dict(zip(flat[::2], flat[1::2], strict=True))).event
-            for _, flat in rows
-        ]
+        own = fleet.keys.session_turns(script.lane, script.name)
+        return events_of(fleet.redis.server.model, own)
