@@ -25,6 +25,7 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 - lost-end: Redis loses the end of a session before the worker removes its entry.
 - lost-end-and-entry: the same, and the entry is deleted meanwhile.
 - second-stop-during-a-restart: the second SIGTERM of a drain comes when the next process runs.
+- start-with-the-end: the first turn's end and the next start arrive together, from a fast provider.
 - stopped-session-taken: a refused commit stops a session; its owner lives, and does not renew it.
 """
 

@@ -251,7 +251,7 @@ def find_end(history: History, *, begins: bool = False) -> Boundary:
     `begins` is whether a `turn.start` arrived with it: then that turn's sound follows the pause.
     """
     pauses = _pauses(history)
-    if begins:
+    if begins and history.usual_lag_s is not None:  # a provider may be faster than the default
         received = _received_by(history, history.arrival.sent.at, -MAX_ONSET_DETECTION_S)
         pauses = [pause for pause in pauses if pause.until < received] or pauses
     pair = _best_pair(history, pauses)

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from schemas.turns import Event, SessionEnded, TurnEagerEnd, TurnEnd, TurnUpdate
+from schemas.turns import Event, SessionEnded, SessionError, TurnEagerEnd, TurnEnd, TurnUpdate
 from tests.chaos.script import spans
 from tests.chaos.signals import Signals, signal_violations
+from tests.simulation.fleet.bad_entries import BAD_AUDIO
 from tests.simulation.fleet.history import Finding
 from tests.simulation.fleet.plan import FleetPlan, FleetSession
-from worker.bench.checker import Appended, Expected, Violation, violations
+from tests.simulation.fleet.rejections import AppendedAudio, bad_audio_findings
+from worker.bench.checker import Appended, Expected, Violation, ended_words, violations
 from worker.local.emulator.engines.script_text import STYLES
 
 
@@ -23,6 +25,8 @@ class Sent(NamedTuple):
     """Whether everything was appended, the `end` too."""
     forgotten: bool = False
     """Whether Redis lost some of it in a failover."""
+    bad_ids: Sequence[str] = ()
+    """Ids of the bad entries in its audio."""
 
 
 class Published(NamedTuple):
@@ -63,12 +67,40 @@ def session_findings(
         max_lag_s=plan.max_lag_s,
         style=STYLES[plan.text_style],
     )
-    for violation in violations(expected, events):
-        if not _is_revision(violation, events):
-            yield _finding(violation)
-    yield from map(_finding, signal_violations(sent.signals, expected, events))
+    found = [each for each in violations(expected, events) if not _is_revision(each, events)]
+    if session.bad_audio is not None:
+        code = BAD_AUDIO[session.bad_audio].code
+        found = [each for each in found if not each.detail.startswith(f"{code}: ")]
+    if session.always_crashes:
+        yield from _crashed_findings(expected, found, events)
+    else:
+        yield from map(_finding, found)
+        yield from bad_audio_findings(AppendedAudio(session, sent.bad_ids), events)
+        yield from map(_finding, signal_violations(sent.signals, expected, events))
     if published.own_events is not None and published.own_events != events:
         yield Finding("bus", script.name, "its own stream differs from the stream of the lane")
+
+
+def _crashed_findings(
+    expected: Expected, found: Sequence[Violation], events: Sequence[Event]
+) -> Iterator[Finding]:
+    """Yield what is wrong with a session at which workers fail again and again.
+
+    It ends with an error. Until then its words are published as those of any other: no word is
+    lost before the last one that is published.
+    """
+    words = ended_words(events, expected.style)
+    last = max((word for word in words if isinstance(word, int)), default=-1)
+    for violation in found:
+        if violation.rule == "lost" and int(violation.detail.split()[1]) > last:
+            continue
+        if violation.detail.startswith(("internal: ", "ended (error)")):
+            continue
+        yield _finding(violation)
+    errors = [each for each in events if isinstance(each, SessionError) and each.fatal]
+    if [error.code for error in errors] != ["internal"]:
+        detail = f"workers cannot run it, and its errors are {errors}"
+        yield Finding("end", expected.session, detail)
 
 
 def _is_revision(violation: Violation, events: Sequence[Event]) -> bool:

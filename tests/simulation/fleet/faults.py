@@ -195,6 +195,7 @@ def _redis_full(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
 
 def _redis_jump(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
     fleet.redis.host.skew_s += fault.seconds
+    fleet.breakers.forget()
     for each in fleet.slots:
         fleet.disturb(each, abs(fault.seconds))
     return _at_once()

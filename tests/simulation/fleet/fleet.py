@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from schemas.keys import RELEASED, Keys
+from tests.simulation.fleet.breakers import BreakerHistory
 from tests.simulation.fleet.history import Finding, History, ScriptRun
 from tests.simulation.fleet.plan import FleetPlan
 from tests.simulation.fleet.providers import ProviderHost, ProviderName
@@ -36,6 +37,7 @@ class Fleet:
             random.Random(f"{plan.seed} redis"),
         )
         self.history: Final = History(self.redis.commit_number)
+        self.breakers: Final = BreakerHistory()
         names: tuple[ProviderName, ...] = ("cartesia", "flux")
         hosts = {name: ProviderHost(world.host(name), name, plan) for name in names}
         self.providers: Final = [
@@ -74,6 +76,14 @@ class Fleet:
                 return slot
         return None
 
+    def open_breakers(self) -> list[ProviderName]:
+        """Return the providers whose breaker is open."""
+        return [
+            each.name
+            for each in self.providers
+            if self.redis.command("HGET", self.keys.breaker(each.name), "wait") is not None
+        ]
+
     def check_permits(self) -> None:
         """Find more sessions with a socket than the fleet may have.
 
@@ -96,6 +106,7 @@ class Fleet:
     def _on_script(self, run: ScriptRun) -> None:
         if run.name == "take_over" and isinstance(run.reply, list):
             self._check_takeover(run)
+        self.breakers.add(run)
         self.on_script(run)
 
     def _check_takeover(self, run: ScriptRun) -> None:
@@ -136,6 +147,7 @@ class Fleet:
             turn_update_interval_ms=plan.update_interval_ms,
             replay_speed=plan.replay_speed,
             max_lag_s=plan.max_lag_s,
+            park_s=plan.park_s,
             admin_addr="",
         )
 

@@ -1,4 +1,7 @@
-"""Applies the faults of a plan: at their times, or at the next script call of their worker."""
+"""Applies the faults of a plan: at their times, or when what they wait for occurs.
+
+A fault may wait for a state of a session, then for a script call of its worker.
+"""
 
 from collections import Counter, defaultdict
 from typing import Final
@@ -14,6 +17,12 @@ from tests.simulation.fleet.workers import Slot, states_of
 
 TRIGGER_TIMEOUT_S: Final = 5.0
 """Time after which a fault strikes without the script call that it waits for."""
+
+STATE_TIMEOUT_S: Final = 8.0
+"""Time after which a fault stops waiting for a state."""
+
+STATE_POLL_S: Final = 0.02
+"""Interval at which states are examined. A state may last a tenth of a second."""
 
 
 class FaultInjector:
@@ -48,6 +57,8 @@ class FaultInjector:
 
     async def _strike(self, fault: Fault, tasks: TaskGroup) -> None:
         slot = self._fleet.slots[fault.target % len(self._fleet.slots)]
+        if fault.in_state:
+            await self._wait_for_state(fault, slot)
         if fault.after:
             armed = _Armed(fault, slot)
             self._armed.append(armed)
@@ -63,12 +74,21 @@ class FaultInjector:
             await anyio.sleep(max(0.0, fault.seconds))
             await repair()
 
-    def _begin(self, fault: Fault, slot: Slot) -> Repair | None:
-        """Begin a fault, and count the states that it meets."""
+    async def _wait_for_state(self, fault: Fault, slot: Slot) -> None:
+        with anyio.move_on_after(STATE_TIMEOUT_S):
+            while fault.in_state not in self._states(fault, slot):
+                await anyio.sleep(STATE_POLL_S)
+
+    def _states(self, fault: Fault, slot: Slot) -> list[str]:
+        """Return the states of all sessions that a fault meets."""
         slots = [slot] if fault.kind in OF_A_WORKER else self._fleet.slots
-        states = [
+        return [
             state for each in slots for session in each.sessions for state in states_of(session)
         ]
+
+    def _begin(self, fault: Fault, slot: Slot) -> Repair | None:
+        """Begin a fault, and count the states that it meets."""
+        states = self._states(fault, slot)
         repair = BEGIN[fault.kind](self._fleet, fault, slot)
         if repair is not None:
             self.applied[fault.kind] += 1

@@ -12,22 +12,29 @@ from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
-from schemas.audio import AudioEntry
+from schemas.audio import AudioEntry, Fields, parse_audio
+from schemas.turns import TurnEndReason
+from schemas.validation import EntryError
 from tests.simulation.fleet.history import Finding
 from tests.simulation.fleet.run import run_seed
 from worker.bus import scripts
 from worker.bus.committer import _CommitBatcher
+from worker.bus.dead_letters import DeadLetterWriter
 from worker.bus.liveness import Liveness
 from worker.bus.lost_entries import OrphanRecovery
+from worker.bus.ownership import OwnedSession
 from worker.bus.permits import ConnectionPermits, Permit
 from worker.bus.scripts import Script
+from worker.core.breaker import Breaker
 from worker.core.connection_health import Keepalive
 from worker.core.ledger import Ledger
-from worker.core.records import Admitted, LedgerState
+from worker.core.records import Admitted, EventDraft, LedgerState
 from worker.core.turn_tracker import TABLE, Action, TurnTracker
 from worker.leases.acquire import SessionAcquirer
 from worker.leases.heartbeat import LeaseKeeper
+from worker.leases.retries import CrashRetries
 from worker.leases.running import RunningSessions
+from worker.session import ingest
 from worker.session.boundary import TurnBoundaryFinder
 from worker.session.sender import AudioSender
 from worker.session.session import Session
@@ -229,6 +236,36 @@ _TWICE = {
 }
 
 
+def _end_at_once(
+    tracker: TurnTracker, text: str, position: int, reason: TurnEndReason
+) -> list[EventDraft]:
+    return tracker._close(tracker._final_text(text, position), reason)
+
+
+def _drop(*_: object, **__: object) -> None:
+    return
+
+
+def _never(*_: object) -> bool:
+    return False
+
+
+def _parse_all_or_nothing(fields: Fields) -> tuple[AudioEntry, list[EntryError]]:
+    entry, errors = parse_audio(fields)
+    return (AudioEntry(end=entry.end) if errors else entry), errors
+
+
+def _none_due(_retries: CrashRetries, _now: float) -> list[OwnedSession]:
+    return []
+
+
+_probe_ended = Breaker.probe_ended
+
+
+def _probe_failed(breaker: Breaker, now: float, *, succeeded: bool) -> None:
+    _probe_ended(breaker, now, succeeded=False)
+
+
 def _merge_nothing(tracker: TurnTracker, text: str, position: int) -> str:
     return text
 
@@ -328,6 +365,10 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
             lambda: patch("worker.core.turn_tracker.says_more", lambda text, known: text != known),
         ),
     ),
+    "early-end": Mutant(
+        "a replay that ends a turn before its published text does not end it",
+        _method(TurnTracker, "_end", _end_at_once),
+    ),
     "repeated-seq": Mutant(
         "audio with a known `seq` is dropped",
         _with(
@@ -369,5 +410,37 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
     "unanswered-commit": Mutant(
         "a commit without an answer is sent again",
         _method(_CommitBatcher, "_attempt", _attempt_once),
+    ),
+    "no-dead-letter": Mutant(
+        "a rejected entry becomes a dead letter",
+        _method(DeadLetterWriter, "put", _drop),
+    ),
+    "rejected-live-session": Mutant(
+        "reject.lua leaves a session alone that has a state",
+        _in_script(scripts.reject, r'^if redis.call\("EXISTS", state_key\).*?^end\n'),
+    ),
+    "bad-field-spoils-entry": Mutant(
+        "the audio beside a bad field is used",
+        _with(lambda: patch.object(ingest, "parse_audio", _parse_all_or_nothing)),
+    ),
+    "endless-retries": Mutant(
+        "a session that fails again and again is ended, with a dead letter",
+        _method(CrashRetries, "is_exhausted", _never),
+    ),
+    "no-retry": Mutant(
+        "a session that failed once is claimed again",
+        _method(CrashRetries, "take_due", _none_due),
+    ),
+    "breaker-never-opens": Mutant(
+        "exchange_breaker.lua opens a breaker after 5 failures",
+        _in_script(scripts.exchange_breaker, r"#failures >= max_failures", "false"),
+    ),
+    "breaker-never-probes": Mutant(
+        "a session may try a provider whose breaker is open",
+        _method(Breaker, "take_probe", _never),
+    ),
+    "breaker-never-closes": Mutant(
+        "a probe that succeeds closes the breaker",
+        _method(Breaker, "probe_ended", _probe_failed),
     ),
 }

@@ -1,20 +1,17 @@
-"""The plan of a simulated fleet: plain data, drawn from a seed, printed and read as JSON.
+"""The plan of a simulated fleet: plain data, printed and read as JSON. `draw.py` draws it.
 
 The plan holds every choice of a run except the order of events, which the world draws from `seed`.
 So a plan without a session or a fault is a plan too, and a failure can be made smaller.
 """
 
-import math
 from collections.abc import Mapping
-from random import Random
 from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
-from tests.chaos.script import Mode, ScriptedSession, Turn
-from worker.local.emulator.engines.base import AudioFormat
-from worker.local.emulator.engines.script_text import draw_style
+from schemas.audio import Encoding, TurnConfig
+from tests.chaos.script import ScriptedSession
 
 MAX_WORKERS: Final = 3
 MAX_SESSIONS: Final = 20
@@ -52,12 +49,46 @@ FaultKind = Literal[
     "provider-fault",
 ]
 
+BadEntryKind = Literal[
+    "unknown-encoding",
+    "missing-rate",
+    "bad-rate",
+    "bad-json",
+    "too-large",
+    "unservable",
+    "missing-session",
+    "bad-lane",
+    "known-id",
+    "repeated",
+]
+"""What is wrong with a session entry; `bad_entries.py` has the fields."""
+
+BadAudioKind = Literal["empty", "too-large", "bad-config", "bad-mark", "bad-seq"]
+"""What is wrong with entries of a session's audio."""
+
+ALWAYS: Final = 1_000
+"""Number of internal errors of a session that cannot run."""
+
 TRIGGERS: Final = (
     *("commit", "commit", "commit", "claim", "heartbeat", "take_over", "release"),
     *("request_permits", "release_permit", "complete", "announce", "announce"),
 )
 """Scripts at whose call a fault may strike, some drawn more often; `announce` is a producer's new
 session, whose entry a worker has not received yet."""
+
+STATES_AWAITED: Final = (
+    *("parked", "connecting", "flushing", "none/none", "speaking/none"),
+    *("speaking/eager", "eager/none", "eager/speaking", "eager/eager"),
+)
+"""States for which a fault may wait: those that faults at random times rarely meet."""
+
+LOST_IN: Final = {
+    "speaking/none": "speaking/speaking",
+    "speaking/eager": "speaking/speaking",
+    "eager/none": "eager/eager",
+    "eager/speaking": "eager/eager",
+}
+"""States that follow a lost socket, and the state in which it has to be lost."""
 
 PROVIDER_FAULTS: Final = (
     "half-open@mid-turn,count=1",
@@ -130,6 +161,9 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Duration; of `skew` and `redis-jump` how far the clock moves."""
     target: Annotated[int, Meta(ge=0)] = 0
     """Number of the worker; of a fault of a provider also selects the provider."""
+    in_state: str = ""
+    """State of a session of the target for which the fault waits first: a phase, or a state of the
+    turn tracker; empty: it does not wait."""
     after: str = ""
     """Script at whose next call by the target the fault strikes; empty: at `at_s`."""
     steps: Annotated[int, Meta(ge=0)] = 0
@@ -146,10 +180,44 @@ class FleetSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     script: ScriptedSession
     providers: tuple[Literal["cartesia", "flux"], ...] = ()
     """Providers that the session's entry names."""
+    config: TurnConfig = TurnConfig()
+    """Turn detection that the session's entry asks for."""
+    bad_audio: BadAudioKind | None = None
+    """What is wrong with some entries of its audio."""
+    bad_audio_share: float = 0.0
+    """Share of the chunks with, or after, a bad entry."""
+    crashes: Annotated[int, Meta(ge=0)] = 0
+    """Number of internal errors with which workers fail at it."""
+    crash_turn: Annotated[int, Meta(ge=0)] = 0
+    """First turn at which they fail."""
     mark_share: float = 0.0
     """Share of the chunks with a mark."""
     forced_end_share: float = 0.0
     """Share of the chunks outside of words that end the turn."""
+
+    @property
+    def encoding(self) -> Encoding:
+        """Encoding of its audio."""
+        return Encoding(self.script.audio.encoding)
+
+    @property
+    def always_crashes(self) -> bool:
+        """Whether no worker can run it to its end."""
+        return self.crashes >= ALWAYS
+
+
+class BadEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A session entry that workers have to reject."""
+
+    at_s: float
+    """Seconds from the start of the first session."""
+    kind: BadEntryKind
+    name: str
+    """Id of its session, unless the kind takes that of another session."""
+    target: Annotated[int, Meta(ge=0)] = 0
+    """Number of a session of the plan, with whose lane and audio format it is announced."""
+    audio_first: bool = False
+    """Whether audio is appended before it."""
 
 
 class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -169,11 +237,16 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`TURNBUS_REPLAY_SPEED`. Without word times, a provider's delay counts times this speed: a
     faster replay exceeds what is promised (guarantees, "How exact the end of a turn is")."""
     max_lag_s: float = 600.0
+    park_s: float = 120.0
     latency_ms: float = 100.0
     """Event latency of the providers."""
+    hasty_share: float = 0.0
+    """Share of the providers' connections that end turns at shorter pauses: a replay on such a
+    connection divides the audio in another way."""
     rewording: bool = False
     text_style: str = "leading"
     sessions: tuple[FleetSession, ...]
+    bad_entries: tuple[BadEntry, ...] = ()
     faults: tuple[Fault, ...] = ()
 
     @property
@@ -195,132 +268,3 @@ def encode_plan(plan: FleetPlan) -> str:
 def decode_plan(text: str | bytes) -> FleetPlan:
     """Return the plan of a JSON text. Raises msgspec's ValidationError."""
     return msgspec.json.decode(text, type=FleetPlan)
-
-
-def draw_plan(seed: int) -> FleetPlan:
-    """Draw a plan."""
-    rng = Random(f"{seed} fleet")
-    providers = rng.choice(
-        ("cartesia", "cartesia", "flux", "cartesia,flux", "cartesia,flux", "flux,cartesia")
-    )
-    rewording = rng.random() < 0.15
-    sessions = _draw_sessions(rng, seed, providers)
-    workers = rng.choice((1, 2, 2, 3, 3, 3))
-    plan = FleetPlan(
-        seed=seed,
-        workers=workers,
-        max_sessions=rng.choice((100, 100, math.ceil(len(sessions) / workers) + 2)),
-        lease_ms=rng.choice((2_000, 2_000, 3_000, 5_000)),
-        drain_s=rng.choice((0.0, 1.0, 3.0)),
-        providers=providers,
-        failover_s=rng.choice((1.0, 2.0, 2.0, 4.0)),
-        connections=rng.choice((0, 0, 0, max(2, len(sessions) // 2), len(sessions) + 2)),
-        update_interval_ms=rng.choice((0, 500, 500)),
-        replay_speed=rng.choice((1.5, 1.5, 3.0, 0.0) if providers == "flux" else (1.5, 1.5, 1.0)),
-        max_lag_s=rng.choice((600.0, 600.0, 0.0, SHORT_LAG_S)),
-        latency_ms=rng.choice((20.0, 100.0, 300.0, 500.0)),
-        rewording=rewording,
-        text_style=draw_style(seed, rewording=rewording) if rng.random() < 0.3 else "leading",
-        sessions=sessions,
-    )
-    return msgspec.structs.replace(plan, faults=tuple(_draw_faults(rng, plan)))
-
-
-_FORMATS: Final = (
-    AudioFormat("pcm_s16le", 8_000),
-    AudioFormat("pcm_s16le", 8_000),
-    AudioFormat("pcm_mulaw", 8_000),
-    AudioFormat("pcm_alaw", 8_000),
-    AudioFormat("pcm_s16le", 16_000),
-    AudioFormat("pcm_f32le", 8_000),
-)
-_CHUNKS_MS: Final = (40, 100, 100, 100, 200, 200)
-
-
-def _draw_sessions(rng: Random, seed: int, providers: str) -> tuple[FleetSession, ...]:
-    count = rng.choice((1, 2, 3, 5, 8, 12, MAX_SESSIONS))
-    stagger_s = rng.choice((0.0, 0.1, 0.5, 2.0))
-    most_turns = rng.choice((1, 3, 5))
-    return tuple(
-        _draw_session(rng, seed, number, number * stagger_s, rng.randint(1, most_turns), providers)
-        for number in range(count)
-    )
-
-
-def _draw_session(
-    rng: Random, seed: int, number: int, at_s: float, turns: int, providers: str
-) -> FleetSession:
-    modes: tuple[Mode, ...] = ("plain", "numbered", "resending", "restarting")
-    script = ScriptedSession(
-        name=f"call-{number}",
-        audio=rng.choice(_FORMATS),
-        lane=rng.choice(("0", "0", "0", "1")),
-        out=rng.choice(("lane", "lane", "lane", "session")),
-        mode=rng.choice(modes),
-        chunk_ms=rng.choice(_CHUNKS_MS),
-        random_sizes=rng.random() < 0.2,
-        bulk=rng.random() < 0.03,
-        announced_late=rng.random() < 0.1,
-        linger_s=rng.choice((0.0, 0.0, 0.3, 3.0)),
-        turns=tuple(_draw_turn(rng) for _ in range(turns)),
-        seed=f"{seed} {number}",
-    )
-    named: tuple[Literal["cartesia", "flux"], ...] = ()
-    if "," in providers and rng.random() < 0.3:
-        named = rng.choice((("cartesia",), ("flux",), ("flux", "cartesia")))
-    signals = rng.random() < 0.3
-    return FleetSession(
-        at_s=round(at_s, 3),
-        script=script,
-        providers=named,
-        mark_share=0.05 if signals else 0.0,
-        forced_end_share=rng.choice((0.0, 0.02)) if signals else 0.0,
-    )
-
-
-def _draw_turn(rng: Random) -> Turn:
-    words = rng.choice((1, 2, 3, 4, 6, 6, 20))
-    pauses = tuple(rng.choice((0, 0, rng.randint(20, 400))) for _ in range(words - 1))
-    stalls = rng.random() < 0.15
-    after_ms = rng.choice((rng.randint(600, 900), rng.randint(600, 3_000)))
-    if stalls:
-        after_ms = rng.randint(1_800, 3_000)
-    return Turn(pauses, after_ms, stalls)
-
-
-def _draw_faults(rng: Random, plan: FleetPlan) -> list[Fault]:
-    """Draw the faults: few kinds or all, quiet or violent, so that seeds differ in kind."""
-    kinds: list[FaultKind] = list(FAULTS)
-    if rng.random() < 0.6:
-        kinds = rng.sample(kinds, rng.randint(1, 6))
-    if plan.max_lag_s == SHORT_LAG_S:
-        kinds = [kind for kind in kinds if kind not in ("skew", "redis-jump")] or ["crash"]
-    mean_s = math.exp(rng.uniform(math.log(0.3), math.log(20.0)))
-    faults = list[Fault]()
-    at_s = rng.expovariate(1 / mean_s)
-    while at_s < plan.seconds + 2.0 and len(faults) < MAX_FAULTS:
-        (kind,) = rng.choices(kinds, [FAULTS[kind].weight for kind in kinds])
-        faults.append(_draw_fault(rng, plan, kind, round(at_s, 3)))
-        at_s += rng.expovariate(1 / mean_s)
-    return faults
-
-
-def _draw_fault(rng: Random, plan: FleetPlan, kind: FaultKind, at_s: float) -> Fault:
-    spec = FAULTS[kind]
-    triggered = rng.random() < spec.triggered
-    return Fault(
-        kind=kind,
-        at_s=at_s,
-        seconds=round(_draw_seconds(rng, spec), 3),
-        target=rng.randrange(plan.workers) if rng.random() < 0.9 else rng.randrange(6),
-        after=rng.choice(TRIGGERS) if triggered else "",
-        steps=rng.choice((0, 0, rng.randint(1, 20), rng.randint(1, 200))) if triggered else 0,
-        spec=rng.choice(PROVIDER_FAULTS) if kind == "provider-fault" else "",
-    )
-
-
-def _draw_seconds(rng: Random, spec: FaultSpec) -> float:
-    """Draw a duration: a short one as often as a long one, or a shift in both directions."""
-    if spec.least_s <= 0 or spec.most_s <= 0:
-        return rng.uniform(spec.least_s, spec.most_s)
-    return math.exp(rng.uniform(math.log(spec.least_s), math.log(spec.most_s)))

@@ -14,13 +14,16 @@ import anyio
 import msgspec
 
 from schemas import AudioEntry, Keys, SessionEntry, encode_audio, encode_session
-from schemas.audio import Encoding
-from tests.chaos.script import Chunk, chunks
+from schemas.audio import ProviderName
+from tests.chaos.script import Chunk, ScriptedSession, Turn, chunks
 from tests.chaos.signals import Signals
+from tests.simulation.fleet.bad_entries import BAD_AUDIO, BAD_SESSIONS, OF_A_SESSION
 from tests.simulation.fleet.checkers import Sent
-from tests.simulation.fleet.plan import FleetSession
+from tests.simulation.fleet.plan import BadEntry, FleetPlan, FleetSession
+from tests.simulation.fleet.rejections import Rejected
 from worker.bench.checker import Appended
 from worker.core import stream_ids
+from worker.local.emulator.engines.base import AudioFormat
 
 
 class Refusal(Enum):
@@ -62,6 +65,7 @@ class FleetProducer:
         self._rejected_s = 0.0  # time for which a full Redis rejected the current chunk
         self._last_ids: dict[str, bytes] = {}
         self._forgotten = False
+        self._bad_ids: list[str] = []
         self.done = False
         """Whether everything was appended."""
 
@@ -69,7 +73,14 @@ class FleetProducer:
     def sent(self) -> Sent:
         """What was appended so far."""
         torn = frozenset(self._torn)
-        return Sent(self._appended, torn, self._signals, self.done, self._forgotten)
+        return Sent(
+            self._appended,
+            torn,
+            self._signals,
+            complete=self.done,
+            forgotten=self._forgotten,
+            bad_ids=self._bad_ids,
+        )
 
     def check_memory(self, last_id_of: Callable[[str], bytes | None]) -> None:
         """Note whether Redis lost any append in a failover.
@@ -89,7 +100,7 @@ class FleetProducer:
         if not script.announced_late:
             await self._announce()
         began = anyio.current_time()
-        size, samples_ms = 0, 1_000 / (script.audio.sample_rate * self._encoding.width)
+        size, samples_ms = 0, 1_000 / (script.audio.sample_rate * self.session.encoding.width)
         every = list(chunks(script))
         for nth, chunk in enumerate(every):
             await anyio.sleep_until(began + chunk.due_s)
@@ -98,8 +109,9 @@ class FleetProducer:
             end_ms = size * samples_ms
             entry = self._entry(nth, chunk, restarted=nth >= len(every) // 2)
             entry = self._with_signals(entry, end_ms, inside_word=inside_word)
+            fields = encode_audio(entry)
             self._rejected_s = 0.0
-            at_ms = await self._add(encode_audio(entry))
+            at_ms = await self._add(fields, await self._bad_fields(fields))
             if chunk.torn is not None and self._rejected_s > TORN_DELAY_S:
                 self._torn.add(chunk.torn)
             self._appended.append(Appended(end_ms, at_ms))
@@ -109,19 +121,16 @@ class FleetProducer:
         await self._retry(self._stream, encode_audio(AudioEntry(end=True)))
         self.done = True
 
-    @property
-    def _encoding(self) -> Encoding:
-        return Encoding(self.session.script.audio.encoding)
-
     async def _announce(self) -> None:
         script = self.session.script
         entry = SessionEntry(
             session=script.name,
-            encoding=self._encoding,
+            encoding=self.session.encoding,
             sample_rate=script.audio.sample_rate,
             lane=script.lane,
             out=script.out,
             providers=self.session.providers,
+            config=self.session.config,
         )
         await self._retry(self._announcements, encode_session(entry))
 
@@ -144,9 +153,23 @@ class FleetProducer:
             entry = msgspec.structs.replace(entry, turn_end=True)
         return entry
 
-    async def _add(self, fields: dict[str, bytes | str]) -> int:
+    async def _bad_fields(self, good: Mapping[str, bytes | str]) -> dict[str, bytes | str]:
+        """Return what is wrong beside the next entry's good fields, or append a bad entry first."""
+        kind = self.session.bad_audio
+        if kind is None or self._rng.random() >= self.session.bad_audio_share:
+            return {}
+        bad = BAD_AUDIO[kind].fields
+        if BAD_AUDIO[kind].beside_audio:
+            return {} if bad.keys() & good.keys() else dict(bad)
+        await self._retry(self._stream, bad)
+        self._bad_ids.append(self._last_ids[self._stream].decode())
+        return {}
+
+    async def _add(self, fields: dict[str, bytes | str], bad: dict[str, bytes | str]) -> int:
         """Append an entry, and some earlier ones again; return its time in Unix milliseconds."""
-        at_ms = await self._retry(self._stream, fields)
+        at_ms = await self._retry(self._stream, fields | bad)
+        if bad:
+            self._bad_ids.append(self._last_ids[self._stream].decode())
         if self.session.script.mode == "resending":
             self._resendable.append(fields)
             if self._rng.random() < RESENT_SHARE:
@@ -161,3 +184,68 @@ class FleetProducer:
             await anyio.sleep(RETRY_S)
         self._last_ids[key] = added
         return int(added.partition(b"-")[0])
+
+
+def late_session(number: int, provider: ProviderName) -> FleetSession:
+    """Return a session of one word that prefers a provider, and may use the other."""
+    script = ScriptedSession(
+        name=f"late-{number}",
+        audio=AudioFormat("pcm_s16le", 8_000),
+        lane="0",
+        out="lane",
+        mode="plain",
+        chunk_ms=100,
+        random_sizes=False,
+        bulk=False,
+        announced_late=False,
+        linger_s=0.0,
+        turns=(Turn((), 700, stalls=False),),
+        seed=f"late {number}",
+    )
+    other: ProviderName = "flux" if provider == "cartesia" else "cartesia"
+    return FleetSession(at_s=0.0, script=script, providers=(provider, other))
+
+
+class BadProducer:
+    """Appends one bad session entry."""
+
+    def __init__(self, entry: BadEntry, plan: FleetPlan, keys: Keys, append: Append) -> None:
+        target = plan.sessions[entry.target % len(plan.sessions)]
+        script, self._kind = target.script, BAD_SESSIONS[entry.kind]
+        self.entry: Final = entry
+        self._name = script.name if entry.kind in OF_A_SESSION else entry.name
+        good = SessionEntry(
+            session=self._name,
+            encoding=target.encoding,
+            sample_rate=script.audio.sample_rate,
+            lane=script.lane,
+        )
+        fields: dict[str, str | None] = {**encode_session(good), **self._kind.changes}
+        self._fields = {name: value for name, value in fields.items() if value is not None}
+        self._keys = keys
+        self._append = append
+        self.audio_key: Final = keys.audio(script.lane, self._name)
+        self._state_key = keys.state(script.lane, self._name)
+        self._entry_id = ""
+
+    @property
+    def rejected(self) -> Rejected | None:
+        """What was appended; None before that."""
+        if not self._entry_id:
+            return None
+        name = self._fields.get("session", "")
+        return Rejected(self.entry, self._entry_id, name, self._fields)
+
+    async def run(self, exists: Callable[[str], bool]) -> None:
+        """Append the entry; one with a known id when a worker has claimed that session."""
+        if self.entry.kind in OF_A_SESSION:
+            while not exists(self._state_key):
+                await anyio.sleep(RETRY_S)
+        elif self.entry.audio_first and self._kind.published:
+            await self._retry(self.audio_key, encode_audio(AudioEntry(audio=bytes(320))))
+        self._entry_id = (await self._retry(self._keys.sessions, self._fields)).decode()
+
+    async def _retry(self, key: str, fields: Mapping[str, bytes | str]) -> bytes:
+        while isinstance(added := self._append(key, fields), Refusal):
+            await anyio.sleep(RETRY_S)
+        return added

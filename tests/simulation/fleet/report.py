@@ -20,7 +20,11 @@ TRACKER: Final = tuple(
     for provider in ProviderState
     if any((published, provider, kind) in TABLE for kind in ProviderInput)
 )
-"""States of the turn tracker that can occur: published/provider."""
+"""States of the turn tracker that can occur: published/provider.
+
+Two cannot: `none/speaking` and `none/eager`. The tracker publishes the start of a turn at once, and
+an end that it publishes ends the provider's turn too. Every kind of fault can meet every other.
+"""
 
 STATES: Final = (*PHASES, *TRACKER)
 

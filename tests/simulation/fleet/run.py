@@ -2,22 +2,34 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
 import anyio
 
-from schemas import decode_turn_entry
 from schemas.turns import Event
 from tests.chaos.leftovers import leftovers
 from tests.simulation.fleet.checkers import Published, session_findings
+from tests.simulation.fleet.draw import draw_plan
 from tests.simulation.fleet.fleet import Fleet
 from tests.simulation.fleet.history import Finding, ScriptRun
 from tests.simulation.fleet.injector import FaultInjector
-from tests.simulation.fleet.plan import FleetPlan, FleetSession, draw_plan
-from tests.simulation.fleet.producers import FleetProducer
+from tests.simulation.fleet.internal_errors import injected
+from tests.simulation.fleet.plan import FleetPlan, FleetSession
+from tests.simulation.fleet.producers import BadProducer, FleetProducer, late_session
+from tests.simulation.fleet.readout import (
+    dead_letters,
+    events_by_session,
+    events_of,
+    is_string,
+)
+from tests.simulation.fleet.rejections import (
+    AppendedAudio,
+    dead_letter_findings,
+    rejected_session_findings,
+)
 from tests.simulation.fleet.report import Outcome
 from tests.simulation.virtual.scheduler import Deadlock, TimeLimit
 from tests.simulation.virtual.world import World
@@ -40,6 +52,12 @@ session whose owner died (guarantees, "Failures")."""
 SETTLE_TIMEOUT_S: Final = 60.0
 """Maximum time until nothing is left of ended sessions and of killed workers."""
 
+BREAKER_TIMEOUT_S: Final = 240.0
+"""Maximum time until a breaker closes while sessions want its provider, which works."""
+
+LATE_INTERVAL_S: Final = 2.0
+"""Interval between these sessions."""
+
 POLL_S: Final = 0.5
 LANES: Final = ("0", "1")
 
@@ -51,7 +69,7 @@ def run_seed(seed: int) -> Outcome:
 
 def run(plan: FleetPlan) -> Outcome:
     """Run a plan."""
-    with _isolated(plan.seed):
+    with _isolated(plan.seed), injected(plan):
         world = World(f"{plan.seed} world")
         return _Run(plan, world).run()
 
@@ -83,6 +101,9 @@ class _Run:
         self._producers = [
             FleetProducer(session, fleet.keys, fleet.redis.append) for session in plan.sessions
         ]
+        self._bad_producers = [
+            BadProducer(entry, plan, fleet.keys, fleet.redis.append) for entry in plan.bad_entries
+        ]
         self._findings = list[Finding]()
 
     def run(self) -> Outcome:
@@ -94,12 +115,14 @@ class _Run:
             world.run(self._program, limit_s=limit_s)
         except (Deadlock, TimeLimit) as error:
             self._findings.append(Finding("stuck", "", str(error)))
-        events = self._events()
+        model = fleet.redis.server.model
+        events = events_by_session(model, fleet.keys, *LANES)
         for producer in self._producers:
             session = producer.session
             published = Published(events.get(session.script.name, ()), self._own_events(session))
             self._findings += session_findings(plan, session, producer.sent, published)
-        self._findings += fleet.findings + fleet.history.findings
+        self._check_rejections(events)
+        self._findings += fleet.findings + fleet.history.findings + fleet.breakers.findings
         self._findings += [Finding("error", "", error) for error in world.errors]
         return Outcome(
             plan=plan,
@@ -117,6 +140,7 @@ class _Run:
 
     def _on_failover(self) -> None:
         self._fleet.history.rolled_back()
+        self._fleet.breakers.forget()
         for producer in self._producers:
             producer.check_memory(self._fleet.redis.last_id)
 
@@ -136,13 +160,40 @@ class _Run:
                 tasks.start_soon(self._injector.run)
                 for producer in self._producers:
                     tasks.start_soon(self._produce, producer)
+                for bad in self._bad_producers:
+                    tasks.start_soon(self._produce_bad, bad)
             watching.cancel_scope.cancel()
         applied = self._injector.applied
         hidden = applied["group-destroyed"] and (applied["orphaned"] or applied["entry-deleted"])
-        with anyio.move_on_after(SEARCH_TIMEOUT_S if hidden else END_TIMEOUT_S):
+        timeout_s = SEARCH_TIMEOUT_S if hidden else END_TIMEOUT_S
+        await self._wait_for_ends(timeout_s)
+        if fleet.open_breakers():
+            await self._close_breakers()
+            await self._wait_for_ends(timeout_s)
+        await self._stop()
+
+    async def _wait_for_ends(self, timeout_s: float) -> None:
+        with anyio.move_on_after(timeout_s):
             while not all(map(self._has_ended, self._producers)):
                 await anyio.sleep(POLL_S)
-        await self._stop()
+
+    async def _close_breakers(self) -> None:
+        """Let sessions try the providers whose breakers are open: they work again."""
+        fleet = self._fleet
+        for provider in fleet.providers:
+            if provider.server is not None:
+                provider.server.faults.clear()
+        async with anyio.create_task_group() as tasks:
+            with anyio.move_on_after(BREAKER_TIMEOUT_S):
+                while names := fleet.open_breakers():
+                    for name in names:
+                        session = late_session(len(self._producers), name)
+                        producer = FleetProducer(session, fleet.keys, fleet.redis.append)
+                        self._producers.append(producer)
+                        tasks.start_soon(producer.run)
+                    await anyio.sleep(LATE_INTERVAL_S)
+        for name in fleet.open_breakers():
+            self._findings.append(Finding("breaker", "", f"{name} works, and its breaker is open"))
 
     async def _watch_permits(self) -> None:
         while self._plan.connections and not self._fleet.findings:
@@ -153,6 +204,11 @@ class _Run:
         await anyio.sleep(producer.session.at_s)
         with anyio.move_on_after(self._plan.seconds + END_TIMEOUT_S):
             await producer.run()
+
+    async def _produce_bad(self, producer: BadProducer) -> None:
+        await anyio.sleep(producer.entry.at_s)
+        with anyio.move_on_after(self._plan.seconds + END_TIMEOUT_S):
+            await producer.run(lambda key: bool(self._fleet.redis.command("EXISTS", key)))
 
     def _has_ended(self, producer: FleetProducer) -> bool:
         script = producer.session.script
@@ -194,6 +250,8 @@ class _Run:
             kept = [each.session.script for each in self._producers if not each.sent.forgotten]
             complete = len(kept) == len(self._producers)
             for violation in await leftovers(redis, fleet.keys, kept):
+                if violation.detail.startswith("refused: "):
+                    continue  # `dead_letter_findings` checks them
                 if complete or violation.detail.startswith(f"{fleet.keys.prefix}:{{"):
                     self._findings.append(Finding("leak", violation.session, violation.detail))
         finally:
@@ -210,22 +268,31 @@ class _Run:
 
     # -- after the run
 
-    def _events(self) -> dict[str, list[Event]]:
-        found: dict[str, list[Event]] = {}
-        for lane in LANES:
-            for event in self._stream(self._fleet.keys.turns(lane)):
-                found.setdefault(event.session, []).append(event)
-        return found
+    def _check_rejections(self, events: Mapping[str, Sequence[Event]]) -> None:
+        """Check what became of bad entries, unless Redis lost the end of its history."""
+        fleet, model = self._fleet, self._fleet.redis.server.model
+        if fleet.history.rollbacks:
+            return
+        rejected = [each.rejected for each in self._bad_producers]
+        appended = [each for each in rejected if each is not None]
+        if len(appended) < len(rejected):
+            self._findings.append(Finding("stuck", "", "a bad entry could not be appended"))
+        sessions = [AppendedAudio(each.session, each.sent.bad_ids) for each in self._producers]
+        faults = bool(self._injector.applied)
+        self._findings += dead_letter_findings(
+            dead_letters(model, fleet.keys), appended, sessions, fleet.keys, faults=faults
+        )
+        for producer in self._bad_producers:
+            if producer.rejected is not None:
+                self._findings += rejected_session_findings(
+                    producer.rejected,
+                    events.get(producer.rejected.session, ()),
+                    tombstone=is_string(model, producer.audio_key),
+                )
 
     def _own_events(self, session: FleetSession) -> list[Event] | None:
-        script = session.script
+        script, fleet = session.script, self._fleet
         if script.out != "session":
             return None
-        return self._stream(self._fleet.keys.session_turns(script.lane, script.name))
-
-    def _stream(self, key: str) -> list[Event]:
-        rows: Any = self._fleet.redis.server.model.execute("XRANGE", key, "-", "+")
-        return [
-            decode_turn_entry(dict(zip(flat[::2], flat[1::2], strict=True))).event
-            for _, flat in rows
-        ]
+        own = fleet.keys.session_turns(script.lane, script.name)
+        return events_of(fleet.redis.server.model, own)

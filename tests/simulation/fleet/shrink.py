@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from schemas.audio import TurnConfig
 from tests.simulation.fleet.plan import Fault, FleetPlan, FleetSession
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ class _Shrinker:
             before = plan
             plan = self._with_fewest(plan, "sessions")
             plan = self._with_fewest(plan, "faults")
+            plan = self._with_fewest(plan, "bad_entries")
             plan = self._simplified(plan)
         return plan
 
@@ -106,7 +108,7 @@ _SIMPLER_PLANS: Sequence[Callable[[FleetPlan], Iterator[FleetPlan]]] = (
     *(
         _default(name)
         for name in FleetPlan.__struct_fields__
-        if name not in ("seed", "workers", "sessions", "faults")
+        if name not in ("seed", "workers", "sessions", "faults", "bad_entries")
     ),
 )
 
@@ -143,6 +145,15 @@ def _without_signals(session: FleetSession) -> Iterator[FleetSession]:
     yield replace(session, mark_share=0.0, forced_end_share=0.0)
 
 
+def _without_errors(session: FleetSession) -> Iterator[FleetSession]:
+    yield replace(session, bad_audio=None, bad_audio_share=0.0)
+    yield replace(session, crashes=0, crash_turn=0)
+
+
+def _usual_turns(session: FleetSession) -> Iterator[FleetSession]:
+    yield replace(session, config=TurnConfig())
+
+
 def _usual_place(session: FleetSession) -> Iterator[FleetSession]:
     yield replace(_with_script(session, lane="0", out="lane"), at_s=0.0, providers=())
 
@@ -157,11 +168,15 @@ _SIMPLER_SESSIONS: Sequence[Callable[[FleetSession], Iterator[FleetSession]]] = 
     _plain,
     _usual_audio,
     _without_signals,
+    _without_errors,
+    _usual_turns,
     _usual_place,
 )
 
 
 def _simpler_faults(fault: Fault) -> Iterator[Fault]:
+    yield replace(fault, in_state="", after="", steps=0)
+    yield replace(fault, in_state="")
     yield replace(fault, after="", steps=0)
     yield replace(fault, steps=0)
     yield replace(fault, target=0)

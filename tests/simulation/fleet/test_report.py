@@ -2,8 +2,9 @@
 
 from msgspec.structs import replace
 
+from tests.simulation.fleet.draw import draw_plan
 from tests.simulation.fleet.history import Finding
-from tests.simulation.fleet.plan import FAULTS, draw_plan
+from tests.simulation.fleet.plan import FAULTS
 from tests.simulation.fleet.report import PHASES, STATES, TRACKER, Outcome, Totals, text_of
 
 OUTCOME = Outcome(

@@ -3,7 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
-from tests.simulation.fleet.plan import FleetPlan, draw_plan
+from tests.simulation.fleet.draw import draw_plan
+from tests.simulation.fleet.plan import FleetPlan
 from tests.simulation.fleet.shrink import shrink
 
 BIG = max((draw_plan(seed) for seed in range(60)), key=lambda plan: len(plan.faults))
@@ -24,18 +25,20 @@ def test_plan_without_a_cause_becomes_minimal() -> None:
 
 
 def test_needed_parts_stay() -> None:
-    fault = replace(BIG.faults[0], kind="crash", after="commit", steps=7)
+    fault = replace(BIG.faults[0], kind="crash", after="commit", steps=1_000)
     big = replace(BIG, faults=(*BIG.faults[:9], fault, *BIG.faults[9:]), workers=3)
     last = big.sessions[-1].script.name
 
     def fails(plan: FleetPlan) -> bool:
         named = any(session.script.name == last for session in plan.sessions)
-        steps = any(each.kind == "crash" and each.steps == 7 for each in plan.faults)
+        steps = any(each.kind == "crash" and each.steps == 1_000 for each in plan.faults)
         return named and steps and plan.workers >= 2
 
     plan = shrink(big, fails)
     assert [session.script.name for session in plan.sessions] == [last]
-    assert [(each.kind, each.after, each.steps) for each in plan.faults] == [("crash", "commit", 7)]
+    assert [(each.kind, each.after, each.steps) for each in plan.faults] == [
+        ("crash", "commit", 1_000)
+    ]
     assert plan.workers == 2
 
 

@@ -533,6 +533,12 @@ PICTURES = {
         usual_lag_s=0.2,
         begins=True,
     ),
+    "the next sound began just before, and the lag is unknown": Picture(
+        "_####_____####__________##",
+        "  S           U          E",
+        "                   ^      ",
+        begins=True,
+    ),
     "the next sound is not announced yet at so high a lag": Picture(
         "_____######________##______________________________",
         "            <---------------------S<---------------E",
