@@ -44,6 +44,7 @@ FaultKind = Literal[
     "group-destroyed",
     "entry-deleted",
     "orphaned",
+    "slot-moved",
     "provider-cut",
     "provider-cut-at-byte",
     "provider-stall",
@@ -83,6 +84,7 @@ class FaultSpec(NamedTuple):
     """How a kind of fault is drawn."""
 
     weight: float
+    """0: drawn apart from the others, by `shards.py`."""
     least_s: float
     """Minimum duration in seconds. The maximum is `most_s`; equal if there is none."""
     most_s: float
@@ -110,6 +112,7 @@ FAULTS: Final[Mapping[FaultKind, FaultSpec]] = {
     "group-destroyed": FaultSpec(1, 0.0, 0.0, 0.3),
     "entry-deleted": FaultSpec(1, 0.0, 0.0, 0.3),
     "orphaned": FaultSpec(1, 0.5, 8.0, 0.3),
+    "slot-moved": FaultSpec(0, 0.05, 4.0, 0.6),
     "provider-cut": FaultSpec(6, 0.0, 0.0, 0.3),
     "provider-cut-at-byte": FaultSpec(4, 0.0, 0.0),
     "provider-stall": FaultSpec(4, 0.05, 12.0),
@@ -135,7 +138,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     steps: Annotated[int, Meta(ge=0)] = 0
     """Callbacks of the worker that still run before the fault strikes."""
     spec: str = ""
-    """Fault of the emulated provider, as its command line writes it."""
+    """Fault of the emulated provider, as its command line writes it; of `slot-moved` a key."""
 
 
 class FleetSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -157,6 +160,8 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     seed: int
     workers: Annotated[int, Meta(ge=1, le=MAX_WORKERS)] = 1
+    shards: Annotated[int, Meta(ge=1)] = 1
+    """Number of Redis servers; more than one are a cluster."""
     max_sessions: Annotated[int, Meta(ge=1)] = 100
     lease_ms: Annotated[int, Meta(ge=2_000)] = 2_000
     drain_s: float = 2.0
@@ -290,7 +295,7 @@ def _draw_turn(rng: Random) -> Turn:
 
 def _draw_faults(rng: Random, plan: FleetPlan) -> list[Fault]:
     """Draw the faults: few kinds or all, quiet or violent, so that seeds differ in kind."""
-    kinds: list[FaultKind] = list(FAULTS)
+    kinds: list[FaultKind] = [kind for kind, spec in FAULTS.items() if spec.weight]
     if rng.random() < 0.6:
         kinds = rng.sample(kinds, rng.randint(1, 6))
     if plan.max_lag_s == SHORT_LAG_S:
@@ -311,7 +316,7 @@ def _draw_fault(rng: Random, plan: FleetPlan, kind: FaultKind, at_s: float) -> F
     return Fault(
         kind=kind,
         at_s=at_s,
-        seconds=round(_draw_seconds(rng, spec), 3),
+        seconds=round(draw_seconds(rng, spec), 3),
         target=rng.randrange(plan.workers) if rng.random() < 0.9 else rng.randrange(6),
         after=rng.choice(TRIGGERS) if triggered else "",
         steps=rng.choice((0, 0, rng.randint(1, 20), rng.randint(1, 200))) if triggered else 0,
@@ -319,7 +324,7 @@ def _draw_fault(rng: Random, plan: FleetPlan, kind: FaultKind, at_s: float) -> F
     )
 
 
-def _draw_seconds(rng: Random, spec: FaultSpec) -> float:
+def draw_seconds(rng: Random, spec: FaultSpec) -> float:
     """Draw a duration: a short one as often as a long one, or a shift in both directions."""
     if spec.least_s <= 0 or spec.most_s <= 0:
         return rng.uniform(spec.least_s, spec.most_s)

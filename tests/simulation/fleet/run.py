@@ -19,6 +19,7 @@ from tests.simulation.fleet.injector import FaultInjector
 from tests.simulation.fleet.plan import FleetPlan, FleetSession, draw_plan
 from tests.simulation.fleet.producers import FleetProducer
 from tests.simulation.fleet.report import Outcome
+from tests.simulation.fleet.shards import with_shards
 from tests.simulation.virtual.scheduler import Deadlock, TimeLimit
 from tests.simulation.virtual.world import World
 from worker.bus.cleanup import AUDIO_INTERVAL_S
@@ -46,7 +47,7 @@ LANES: Final = ("0", "1")
 
 def run_seed(seed: int) -> Outcome:
     """Run the plan of a seed."""
-    return run(draw_plan(seed))
+    return run(with_shards(draw_plan(seed)))
 
 
 def run(plan: FleetPlan) -> Outcome:
@@ -224,7 +225,7 @@ class _Run:
         return self._stream(self._fleet.keys.session_turns(script.lane, script.name))
 
     def _stream(self, key: str) -> list[Event]:
-        rows: Any = self._fleet.redis.server.model.execute("XRANGE", key, "-", "+")
+        rows: Any = self._fleet.redis.read("XRANGE", key, "-", "+")
         return [
             decode_turn_entry(dict(zip(flat[::2], flat[1::2], strict=True))).event
             for _, flat in rows
