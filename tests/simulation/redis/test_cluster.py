@@ -282,6 +282,26 @@ async def test_worker_completes_a_session_while_its_slot_moves(stt: TurnsServer)
     assert not home.model.keys_in(key_slot(b"{0}"))
 
 
+async def test_restarted_master_rejects_commands_until_it_has_joined() -> None:
+    """Each command on its keys gets the error for two seconds."""
+    steps = [
+        f"{HOME} GET {{a}}x",
+        f"{HOME} GET {{b}}x",
+        f"{HOME} PING",
+        f"{HOME} SSUBSCRIBE {{a}}c",
+    ]
+    cluster = new_cluster()
+    async with EmbeddedCluster.start() as real, cluster_listening(cluster):
+        await real.masters[HOME].kill()
+        await real.masters[HOME].restart()
+        cluster.nodes[HOME].restart()
+        ids = [await real.identity(node) for node in real.masters]
+        expected = await transcript(RealPlace(real, ids), steps)
+        found = await transcript(ModelPlace(cluster), steps)
+    assert found == expected
+    assert found[0][1] == "-CLUSTERDOWN The cluster is down\r\n"
+
+
 def test_keys_of_a_moved_slot_survive_a_restart() -> None:
     cluster = new_cluster()
     home, target = cluster.nodes[HOME], cluster.nodes[TARGET]
