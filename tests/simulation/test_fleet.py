@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
+
+from tests.simulation.fleet.draw import draw_plan
+from tests.simulation.fleet.plan import Fault, encode_plan
 
 FIRST_SEED = int(os.environ.get("TURNBUS_SIMULATION_FIRST", "100000"))
 SEEDS = 10
@@ -60,6 +64,17 @@ def test_fresh_seeds_have_no_violations(part: int, request: pytest.FixtureReques
 @pytest.mark.parametrize("plan", KEPT, ids=lambda plan: plan.stem)
 def test_kept_plan_has_no_violations(plan: Path) -> None:
     assert_passes("--plan", str(plan))
+
+
+@pytest.mark.parametrize("key", ["{0}", "stt:sessions", "stt:gate"])
+def test_slot_moves_while_sessions_run(tmp_path: Path, key: str) -> None:
+    plan = replace(draw_plan(5), shards=2, workers=2, connections=2)
+    move = Fault(kind="slot-moved", at_s=1.0, seconds=1.5, after="commit", spec=key)
+    path = tmp_path / "plan.json"
+    path.write_text(encode_plan(replace(plan, faults=(move, replace(move, at_s=4.0)))))
+    result = simulate("--plan", str(path), "--json")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert '"faults":{"slot-moved":2}' in result.stdout
 
 
 def test_two_runs_have_equal_logs() -> None:

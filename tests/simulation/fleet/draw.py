@@ -84,6 +84,8 @@ def draw_plan(seed: int) -> FleetPlan:
     return msgspec.structs.replace(plan, faults=tuple(faults[:MAX_FAULTS]))
 
 
+_KINDS: Final = tuple(kind for kind, spec in FAULTS.items() if spec.weight)
+
 _WRONG_CLOCKS: Final = ("skew", "redis-jump")
 
 
@@ -94,7 +96,7 @@ class Aim(NamedTuple):
     state: str
 
 
-AIMS: Final = tuple(Aim(kind, state) for state in STATES_AWAITED for kind in FAULTS)
+AIMS: Final = tuple(Aim(kind, state) for state in STATES_AWAITED for kind in _KINDS)
 
 
 def _aim(seed: int) -> Aim | None:
@@ -228,7 +230,7 @@ def _draw_turn(rng: Random, *, hesitant: bool) -> Turn:
 
 def _draw_faults(rng: Random, plan: FleetPlan) -> list[Fault]:
     """Draw the faults: few kinds or all, quiet or violent, so that seeds differ in kind."""
-    kinds: list[FaultKind] = list(FAULTS)
+    kinds: list[FaultKind] = list(_KINDS)
     if rng.random() < 0.6:
         kinds = rng.sample(kinds, rng.randint(1, 6))
     if plan.max_lag_s == SHORT_LAG_S:
@@ -254,7 +256,7 @@ def _draw_fault(
     fault = Fault(
         kind=kind,
         at_s=at_s,
-        seconds=round(_draw_seconds(rng, spec), 3),
+        seconds=round(draw_seconds(rng, spec), 3),
         target=rng.randrange(plan.workers) if rng.random() < 0.9 else rng.randrange(6),
         in_state=in_state,
         after=rng.choice(TRIGGERS) if triggered else "",
@@ -266,7 +268,7 @@ def _draw_fault(
     yield fault
 
 
-def _draw_seconds(rng: Random, spec: FaultSpec) -> float:
+def draw_seconds(rng: Random, spec: FaultSpec) -> float:
     """Draw a duration: a short one as often as a long one, or a shift in both directions."""
     if spec.least_s <= 0 or spec.most_s <= 0:
         return rng.uniform(spec.least_s, spec.most_s)

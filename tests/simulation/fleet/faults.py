@@ -6,6 +6,7 @@ returns how it is repaired: a function that runs after the fault's duration.
 
 import errno
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -15,7 +16,9 @@ from schemas.keys import GROUP
 from tests.simulation.fleet.fleet import Fleet
 from tests.simulation.fleet.plan import Fault, FaultKind
 from tests.simulation.fleet.providers import PORT, ProviderHost
+from tests.simulation.fleet.redis_host import RedisHost
 from tests.simulation.fleet.workers import Slot
+from tests.simulation.redis.resp import CommandError
 from tests.simulation.virtual.network import LATENCY_S
 from tests.simulation.virtual.pipes import Mark, error_of
 
@@ -40,6 +43,12 @@ SLOW_REDIS_S: Final = 0.1
 
 LATE_S: Final = (0.8, 2.0)
 """Latency of what a lost connection still delivers."""
+
+MOVE_PAUSES_S: Final = (0.001, 0.01, 0.1)
+"""Pauses between two keys of a slot that moves."""
+
+REDIRECTED_S: Final = 1.0
+"""Time after a slot has moved until each worker has followed it."""
 
 MAX_REPLICA_LAG_S: Final = 1.0
 """Maximum time by which a replica is behind its master."""
@@ -115,36 +124,38 @@ def _skew(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
 
 
 def _redis_cut(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
-    network = fleet.world.network
-    if not network.connections(slot.host, fleet.redis.host):
+    network, redis = fleet.world.network, _redis(fleet, fault).host
+    if not network.connections(slot.host, redis):
         return None
-    network.cut(slot.host, fleet.redis.host)
+    network.cut(slot.host, redis)
     fleet.disturb(slot, 0.0)
     return _at_once()
 
 
 def _partition(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
-    network = fleet.world.network
-    network.partition(slot.host, fleet.redis.host)
+    network, redis = fleet.world.network, _redis(fleet, fault).host
+    network.partition(slot.host, redis)
     fleet.disturb(slot, fault.seconds)
-    return _later(partial(network.heal, slot.host, fleet.redis.host))
+    return _later(partial(network.heal, slot.host, redis))
 
 
 def _redis_restart(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
-    if not fleet.redis.up:
+    redis = _redis(fleet, fault)
+    if not redis.up:
         return None
-    fleet.redis.kill()
-    return _later(fleet.redis.start)
+    redis.kill()
+    return _later(redis.start)
 
 
 def _redis_failover(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
     """Lose Redis's last writes. It is not in the middle of a script: a replica takes over later."""
-    if not fleet.redis.up:
+    redis = _redis(fleet, fault)
+    if not redis.up or len(fleet.redis.hosts) > 1:
         return None
 
     async def fail_over() -> None:
-        if fleet.redis.up:
-            fleet.redis.fail_over(min(fault.seconds, MAX_REPLICA_LAG_S))
+        if redis.up:
+            redis.fail_over(min(fault.seconds, MAX_REPLICA_LAG_S))
             fleet.on_failover()
             for each in fleet.slots:
                 fleet.disturb(each, 0.0)
@@ -153,7 +164,7 @@ def _redis_failover(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
 
 
 def _redis_slow(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
-    network, redis = fleet.world.network, fleet.redis.host
+    network, redis = fleet.world.network, _redis(fleet, fault).host
     for pair in ((slot.host, redis), (redis, slot.host)):
         network.set_latency(*pair, 0.0, SLOW_REDIS_S)
 
@@ -169,7 +180,7 @@ def _redis_late(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
 
     The worker sends it again on new connections; Redis then gets the first attempt last.
     """
-    network, redis = fleet.world.network, fleet.redis.host
+    network, redis = fleet.world.network, _redis(fleet, fault).host
     if not network.connections(slot.host, redis):
         return None
     network.set_latency(slot.host, redis, *LATE_S)
@@ -187,14 +198,15 @@ def _redis_late(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
 
 
 def _redis_full(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
-    if not fleet.redis.up:
+    redis = _redis(fleet, fault)
+    if not redis.up:
         return None
-    fleet.redis.fill()
-    return _later(fleet.redis.free)
+    redis.fill()
+    return _later(redis.free)
 
 
 def _redis_jump(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
-    fleet.redis.host.skew_s += fault.seconds
+    _redis(fleet, fault).host.skew_s += fault.seconds
     fleet.breakers.forget()
     for each in fleet.slots:
         fleet.disturb(each, abs(fault.seconds))
@@ -202,7 +214,32 @@ def _redis_jump(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
 
 
 def _scripts_flushed(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
-    return _at_once() if fleet.redis.command("SCRIPT", "FLUSH") is not None else None
+    flushed = _redis(fleet, fault).command("SCRIPT", "FLUSH")
+    return _at_once() if flushed is not None else None
+
+
+def _slot_moved(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
+    """Redirect what a slot lacks to another master, then move its keys, then the slot.
+
+    Meanwhile a script whose keys are on both masters is rejected with TRYAGAIN.
+    """
+    move = fleet.redis.begin_move(fault.spec)
+    if move is None:
+        return None
+    for each in fleet.slots:
+        fleet.disturb(each, fault.seconds)
+    pause_s = MOVE_PAUSES_S[int(fault.at_s * 1_000) % len(MOVE_PAUSES_S)]
+
+    async def finish() -> None:
+        moved = False
+        while not moved:
+            with suppress(CommandError):  # the target is full
+                moved = move.step()
+            for each in fleet.slots:
+                fleet.disturb(each, REDIRECTED_S)
+            await anyio.sleep(pause_s)
+
+    return finish
 
 
 def _group_destroyed(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
@@ -293,6 +330,12 @@ def _provider_fault(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
     return _at_once()
 
 
+def _redis(fleet: Fleet, fault: Fault) -> RedisHost:
+    """Return the server that a fault hits: the one that runs a script now, or any."""
+    hosts = fleet.redis.hosts
+    return fleet.redis.running or hosts[(fault.target + int(fault.at_s * 1_000)) % len(hosts)]
+
+
 def _provider(fleet: Fleet, fault: Fault) -> ProviderHost:
     """Return the provider that a fault hits: mostly the preferred one."""
     return fleet.providers[-1 if fault.target > 2 else 0]
@@ -318,6 +361,7 @@ BEGIN: Final[Mapping[FaultKind, Begin]] = {
     "group-destroyed": _group_destroyed,
     "entry-deleted": _entry_deleted,
     "orphaned": _orphaned,
+    "slot-moved": _slot_moved,
     "provider-cut": _provider_cut,
     "provider-cut-at-byte": _provider_cut_at_byte,
     "provider-stall": _provider_stall,

@@ -9,9 +9,8 @@ from tests.simulation.fleet.breakers import BreakerHistory
 from tests.simulation.fleet.history import Finding, History, ScriptRun
 from tests.simulation.fleet.plan import FleetPlan
 from tests.simulation.fleet.providers import ProviderHost, ProviderName
-from tests.simulation.fleet.redis_host import RedisHost
+from tests.simulation.fleet.redis_hosts import RedisHosts
 from tests.simulation.fleet.workers import Slot
-from tests.simulation.virtual.patches import EPOCH_S
 from tests.simulation.virtual.world import World
 from worker.core.phases import Phase
 from worker.settings import Settings
@@ -29,13 +28,7 @@ class Fleet:
         self.keys: Final = Keys()
         self.findings: Final[list[Finding]] = []
         """What is wrong with the fleet as a whole."""
-        redis = world.host("redis")
-        self.redis: Final = RedisHost(
-            redis,
-            lambda: EPOCH_S + world.now() + redis.skew_s,
-            world.now,
-            random.Random(f"{plan.seed} redis"),
-        )
+        self.redis: Final = RedisHosts(world, plan.shards, random.Random(f"{plan.seed} redis"))
         self.history: Final = History(self.redis.commit_number)
         self.breakers: Final = BreakerHistory()
         names: tuple[ProviderName, ...] = ("cartesia", "flux")

@@ -41,6 +41,7 @@ FaultKind = Literal[
     "group-destroyed",
     "entry-deleted",
     "orphaned",
+    "slot-moved",
     "provider-cut",
     "provider-cut-at-byte",
     "provider-stall",
@@ -114,6 +115,7 @@ class FaultSpec(NamedTuple):
     """How a kind of fault is drawn."""
 
     weight: float
+    """0: drawn apart from the others, by `shards.py`."""
     least_s: float
     """Minimum duration in seconds. The maximum is `most_s`; equal if there is none."""
     most_s: float
@@ -141,6 +143,7 @@ FAULTS: Final[Mapping[FaultKind, FaultSpec]] = {
     "group-destroyed": FaultSpec(1, 0.0, 0.0, 0.3),
     "entry-deleted": FaultSpec(1, 0.0, 0.0, 0.3),
     "orphaned": FaultSpec(1, 0.5, 8.0, 0.3),
+    "slot-moved": FaultSpec(0, 0.05, 4.0, 0.6),
     "provider-cut": FaultSpec(6, 0.0, 0.0, 0.3),
     "provider-cut-at-byte": FaultSpec(4, 0.0, 0.0),
     "provider-stall": FaultSpec(4, 0.05, 12.0),
@@ -169,7 +172,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     steps: Annotated[int, Meta(ge=0)] = 0
     """Callbacks of the worker that still run before the fault strikes."""
     spec: str = ""
-    """Fault of the emulated provider, as its command line writes it."""
+    """Fault of the emulated provider, as its command line writes it; of `slot-moved` a key."""
 
 
 class FleetSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -225,6 +228,8 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     seed: int
     workers: Annotated[int, Meta(ge=1, le=MAX_WORKERS)] = 1
+    shards: Annotated[int, Meta(ge=1)] = 1
+    """Number of Redis servers; more than one are a cluster."""
     max_sessions: Annotated[int, Meta(ge=1)] = 100
     lease_ms: Annotated[int, Meta(ge=2_000)] = 2_000
     drain_s: float = 2.0

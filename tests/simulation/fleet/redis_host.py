@@ -1,7 +1,6 @@
-"""The Redis of a simulated fleet: the model on a host, whose process can be killed."""
+"""One Redis server of a simulated fleet: the model on a host, whose process can be killed."""
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -10,6 +9,7 @@ import anyio
 from tests.simulation.fleet.history import ScriptRun
 from tests.simulation.fleet.producers import Refusal
 from tests.simulation.redis import model
+from tests.simulation.redis.cluster import CRON_INTERVAL_S, ClusterNode
 from tests.simulation.redis.resp import CommandError, Reply, Status
 from tests.simulation.redis.server import RedisServer
 from tests.simulation.virtual.hosts import Host
@@ -25,11 +25,15 @@ class RedisHost:
     """One server. Its keys outlive its process: every write is in its log."""
 
     def __init__(
-        self, host: Host, clock: Callable[[], float], now: Callable[[], float], rng: random.Random
+        self,
+        host: Host,
+        server: RedisServer,
+        clock: Callable[[], float],
+        now: Callable[[], float],
     ) -> None:
         """`clock` returns the Unix time of the host, `now` the virtual time."""
         self.host: Final = host
-        self.server: Final = RedisServer(clock, rng)
+        self.server: Final = server
         self.server.model.on_script = self._on_script
         self.on_script: Callable[[ScriptRun], None] = _ignore
         self._now = now
@@ -40,9 +44,9 @@ class RedisHost:
         }
 
     @property
-    def url(self) -> str:
-        """URL for clients."""
-        return f"redis://{self.host.address}:{PORT}/0"
+    def address(self) -> str:
+        """Host and port."""
+        return f"{self.host.address}:{PORT}"
 
     @property
     def up(self) -> bool:
@@ -97,7 +101,7 @@ class RedisHost:
 
     def append(self, key: str, fields: Mapping[str, bytes | str]) -> bytes | Refusal:
         """Append an entry to a stream, as a producer does."""
-        if not self.up:
+        if not self.up or (isinstance(self.server, ClusterNode) and not self.server.has_joined):
             return Refusal.AWAY
         call = [b"XADD", key.encode(), b"*"]
         for name, value in fields.items():
@@ -119,6 +123,9 @@ class RedisHost:
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         await loop.create_server(self.server, self.host.address, PORT)
+        while isinstance(self.server, ClusterNode):
+            await anyio.sleep(CRON_INTERVAL_S)
+            self.server.cron()
         await anyio.sleep_forever()
 
     def _on_script(self, run: model.ScriptRun) -> None:

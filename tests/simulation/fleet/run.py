@@ -31,6 +31,7 @@ from tests.simulation.fleet.rejections import (
     rejected_session_findings,
 )
 from tests.simulation.fleet.report import Outcome
+from tests.simulation.fleet.shards import with_shards
 from tests.simulation.virtual.scheduler import Deadlock, TimeLimit
 from tests.simulation.virtual.world import World
 from worker.bus.cleanup import AUDIO_INTERVAL_S
@@ -64,7 +65,7 @@ LANES: Final = ("0", "1")
 
 def run_seed(seed: int) -> Outcome:
     """Run the plan of a seed."""
-    return run(draw_plan(seed))
+    return run(with_shards(draw_plan(seed)))
 
 
 def run(plan: FleetPlan) -> Outcome:
@@ -115,8 +116,7 @@ class _Run:
             world.run(self._program, limit_s=limit_s)
         except (Deadlock, TimeLimit) as error:
             self._findings.append(Finding("stuck", "", str(error)))
-        model = fleet.redis.server.model
-        events = events_by_session(model, fleet.keys, *LANES)
+        events = events_by_session(fleet.redis.read, fleet.keys, *LANES)
         for producer in self._producers:
             session = producer.session
             published = Published(events.get(session.script.name, ()), self._own_events(session))
@@ -270,7 +270,7 @@ class _Run:
 
     def _check_rejections(self, events: Mapping[str, Sequence[Event]]) -> None:
         """Check what became of bad entries, unless Redis lost the end of its history."""
-        fleet, model = self._fleet, self._fleet.redis.server.model
+        fleet, read = self._fleet, self._fleet.redis.read
         if fleet.history.rollbacks:
             return
         rejected = [each.rejected for each in self._bad_producers]
@@ -280,14 +280,14 @@ class _Run:
         sessions = [AppendedAudio(each.session, each.sent.bad_ids) for each in self._producers]
         faults = bool(self._injector.applied)
         self._findings += dead_letter_findings(
-            dead_letters(model, fleet.keys), appended, sessions, fleet.keys, faults=faults
+            dead_letters(read, fleet.keys), appended, sessions, fleet.keys, faults=faults
         )
         for producer in self._bad_producers:
             if producer.rejected is not None:
                 self._findings += rejected_session_findings(
                     producer.rejected,
                     events.get(producer.rejected.session, ()),
-                    tombstone=is_string(model, producer.audio_key),
+                    tombstone=is_string(read, producer.audio_key),
                 )
 
     def _own_events(self, session: FleetSession) -> list[Event] | None:
@@ -295,4 +295,4 @@ class _Run:
         if script.out != "session":
             return None
         own = fleet.keys.session_turns(script.lane, script.name)
-        return events_of(fleet.redis.server.model, own)
+        return events_of(fleet.redis.read, own)

@@ -12,6 +12,7 @@ from tests.simulation.fleet.plan import (
     encode_plan,
 )
 from tests.simulation.fleet.report import STATES
+from tests.simulation.fleet.shards import with_shards
 
 PLANS = [draw_plan(seed) for seed in range(400)]
 
@@ -26,7 +27,7 @@ def test_json_keeps_a_plan() -> None:
 
 
 def test_all_kinds_and_both_densities_are_drawn() -> None:
-    kinds = Counter(fault.kind for plan in PLANS for fault in plan.faults)
+    kinds = Counter(fault.kind for plan in map(with_shards, PLANS) for fault in plan.faults)
     assert set(kinds) == set(FAULTS)
     counts = [len(plan.faults) for plan in PLANS]
     assert sum(count <= 2 for count in counts) > 20

@@ -98,12 +98,36 @@ def command(
     return register
 
 
+MOVABLE_KEYS: Final = frozenset({"EVAL", "EVALSHA", "XREAD", "XREADGROUP"})
+"""Commands whose keys have a place that depends on other arguments."""
+
+
+def keys_of(command: Command, args: Args) -> Sequence[bytes]:
+    """Return the keys of a call, `MOVABLE_KEYS` too.
+
+    A call whose keys cannot be found has none: the command will reject it.
+    """
+    if command.name in ("EVAL", "EVALSHA"):
+        count = int(args[2]) if args[2].isdigit() else 0
+        return args[3 : 3 + count] if count <= len(args) - 3 else ()
+    if command.name in MOVABLE_KEYS:
+        names = [arg.upper() for arg in args]
+        named = args[names.index(b"STREAMS") + 1 :] if b"STREAMS" in names else []
+        return named[: len(named) // 2]
+    return [*command.keys(args)]
+
+
 class CommandTable:
     """The commands of one server."""
 
     def __init__(self, commands: Mapping[bytes, Command]) -> None:
         self._commands = dict(commands)
         self._containers = {name.partition(b"|")[0] for name in commands if b"|" in name}
+
+    @property
+    def commands(self) -> Iterable[Command]:
+        """All commands and subcommands."""
+        return self._commands.values()
 
     def find(self, args: Args) -> Command:
         """Return the command of a call. Raises `CommandError` if the server would reject it."""

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tests.simulation.redis.commands import Args, Wait, wrong_arity
 from tests.simulation.redis.keys import glob
@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 
 _QUEUED = Status(b"QUEUED")
 _MULTI_ENDS = frozenset({b"EXEC", b"DISCARD"})
-_WHILE_SUBSCRIBED = frozenset({b"SUBSCRIBE", b"UNSUBSCRIBE", b"PING", b"QUIT"})
+_WHILE_SUBSCRIBED = frozenset(
+    {b"SUBSCRIBE", b"UNSUBSCRIBE", b"SSUBSCRIBE", b"SUNSUBSCRIBE", b"PING", b"QUIT"}
+)
 
 
 class Connection(asyncio.Protocol):
     """The server's side of one connection."""
+
+    own_commands: Mapping[bytes, "ClientCommand"] = {}
+    """The commands that use or change the state of the client, by name."""
 
     def __init__(self, server: "RedisServer", client_id: int) -> None:
         self._server = server
@@ -125,7 +130,7 @@ class Connection(asyncio.Protocol):
 
     def _run(self, args: Args) -> Reply | Wait:
         name = args[0].upper()
-        own = _CLIENT_COMMANDS.get(name)
+        own = self.own_commands.get(name)
         try:
             if own is None:
                 if self._transaction is not None:
@@ -139,7 +144,7 @@ class Connection(asyncio.Protocol):
                 self._transaction_failed = True
             return error
 
-    def _run_own(self, name: bytes, args: Args, own: "_ClientCommand") -> Reply:
+    def _run_own(self, name: bytes, args: Args, own: "ClientCommand") -> Reply:
         arity, handler = own
         if not (len(args) == arity or (arity < 0 and len(args) >= -arity)):
             raise CommandError(wrong_arity(name.decode().lower()))
@@ -164,6 +169,10 @@ class Connection(asyncio.Protocol):
         if wait.timeout_ms:
             loop = asyncio.get_running_loop()
             self._wait_timer = loop.call_later(wait.timeout_ms / 1000, self.end_wait, NilArray())
+
+    def resume(self, args: Args, wait: Wait) -> Reply:
+        """Run the command that waits again; None if it still has to wait."""
+        return self._server.model.resume(args, wait)
 
     def interrupt(self, error: CommandError) -> None:
         """Reply to the command that waits with an error, and close the connection."""
@@ -191,7 +200,8 @@ class Connection(asyncio.Protocol):
         if len(args) > 2:
             raise CommandError("ERR Syntax error in HELLO option")
         about: list[Reply] = [b"server", b"valkey", b"version", b"9.1.0", b"proto", 2]
-        about += [b"id", self.client_id, b"mode", b"standalone", b"role", b"master"]
+        about += [b"id", self.client_id, b"mode", self._server.model.mode.encode()]
+        about += [b"role", b"master"]
         return [*about, b"modules", []]
 
     def _auth(self, args: Args) -> Reply:
@@ -256,21 +266,21 @@ class Connection(asyncio.Protocol):
         self._transaction = None
         return OK
 
-    def _subscribe(self, args: Args) -> Reply:
+    def _subscribe(self, args: Args, kind: bytes = b"subscribe") -> Reply:
         """Subscribe to channels; each has a reply of its own."""
         replies: list[Reply] = []
         for channel in args[1:]:
             self.channels[channel] = None
             self._server.channels.setdefault(channel, {})[self] = None
-            replies.append([b"subscribe", channel, len(self.channels)])
+            replies.append([kind, channel, len(self.channels)])
         return self._send_all_but_last(replies)
 
-    def _unsubscribe(self, args: Args) -> Reply:
+    def _unsubscribe(self, args: Args, kind: bytes = b"unsubscribe") -> Reply:
         replies: list[Reply] = []
         for channel in args[1:] or [*self.channels]:
             self.leave(channel)
-            replies.append([b"unsubscribe", channel, len(self.channels)])
-        return self._send_all_but_last(replies or [[b"unsubscribe", None, 0]])
+            replies.append([kind, channel, len(self.channels)])
+        return self._send_all_but_last(replies or [[kind, None, 0]])
 
     def _send_all_but_last(self, replies: list[Reply]) -> Reply:
         for reply in replies[:-1]:
@@ -297,9 +307,10 @@ class Connection(asyncio.Protocol):
         raise CommandError(f"ERR unknown subcommand '{text_of(args[1])}'. Try PUBSUB HELP.")
 
 
-_ClientCommand = tuple[int, Callable[[Connection, Args], Reply]]
+ClientCommand: TypeAlias = tuple[int, Callable[[Any, Args], Reply]]
+"""Arity, and a method of the connection."""
 
-_CLIENT_COMMANDS: Final[dict[bytes, _ClientCommand]] = {
+Connection.own_commands = {
     b"AUTH": (-2, Connection._auth),
     b"CLIENT": (-2, Connection._client),
     b"DISCARD": (1, Connection._discard),

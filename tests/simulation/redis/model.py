@@ -21,6 +21,7 @@ from tests.simulation.redis.commands import (
     CommandTable,
     Handler,
     Wait,
+    keys_of,
 )
 from tests.simulation.redis.dialect import VALKEY_9, Dialect
 from tests.simulation.redis.faults import Faults
@@ -45,6 +46,8 @@ class ScriptRun(NamedTuple):
 
 class RedisModel:
     """The keys, scripts, faults and log of one server."""
+
+    mode = "standalone"
 
     def __init__(
         self, clock: Callable[[], float], rng: random.Random, dialect: Dialect = VALKEY_9
@@ -119,6 +122,10 @@ class RedisModel:
         if self.db.changes != before:
             self._record([args])
         return reply
+
+    def keys_of(self, args: Args) -> Sequence[bytes]:
+        """Return the keys of a call. Raises `CommandError` if there is no such command."""
+        return keys_of(self._table.find(args), args)
 
     def check(self, args: Args) -> Command:
         """Return the command of a call. Raises `CommandError` if the server rejects it now."""
@@ -265,8 +272,8 @@ class RedisModel:
         sections: dict[str, dict[str, Any]] = {
             "server": {
                 **self._dialect.versions,
-                "redis_mode": "standalone",
-                "server_mode": "standalone",
+                "redis_mode": self.mode,
+                "server_mode": self.mode,
                 "process_id": 1,
                 "run_id": self.run_id,
                 "tcp_port": 6379,

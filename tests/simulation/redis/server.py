@@ -28,11 +28,14 @@ Matches = Callable[[Args], bool]
 class RedisServer:
     """A factory of the protocols of its connections."""
 
+    model_type: type[RedisModel] = RedisModel
+    connection_type: type[Connection] = Connection
+
     def __init__(
         self, clock: Callable[[], float], rng: random.Random, dialect: Dialect = VALKEY_9
     ) -> None:
         """`clock` returns the Unix seconds of the server's host."""
-        self.model = RedisModel(clock, rng, dialect)
+        self.model = self.model_type(clock, rng, dialect)
         self.waiting = WaitingClients(self.model)
         self.connections: set[Connection] = set()
         self.channels: dict[bytes, dict[Connection, None]] = {}
@@ -44,7 +47,7 @@ class RedisServer:
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
         self._last_client_id += 1
-        return Connection(self, self._last_client_id)
+        return self.connection_type(self, self._last_client_id)
 
     @property
     def faults(self) -> Faults:

@@ -3,13 +3,13 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
-from urllib.parse import urlsplit
 
 import pytest
 
+from tests.simulation.redis.clients import Client
 from tests.simulation.redis.dialect import Dialect
 from tests.simulation.redis.running import listening, new_server
 from tests.simulation.redis.server import RedisServer
@@ -109,49 +109,17 @@ async def _are_waiting(count_waiting: Callable[[], Awaitable[int]], count: int) 
     return await count_waiting() == count
 
 
-class Client:
-    """A connection that sends commands and receives the bytes of replies."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator["Client"]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
-        try:
-            yield cls(reader, writer)
-        finally:
-            writer.close()
-            await writer.wait_closed()
-
-    def send(self, text: str) -> None:
-        words = text.split()
-        parts = [f"${len(word)}\r\n{word}\r\n" for word in words]
-        self._writer.write(f"*{len(words)}\r\n{''.join(parts)}".encode())
-
-    async def receive(self) -> bytes:
-        line = await self._reader.readuntil(b"\n")
-        count = int(line[1:]) if line[:1] in b"$*" else -1
-        if line[:1] == b"$" and count >= 0:
-            return line + await self._reader.readexactly(count + 2)
-        if line[:1] == b"*":
-            return line + b"".join([await self.receive() for _ in range(count)])
-        return line
-
-
 async def test_commands_may_arrive_in_any_pieces() -> None:
     async with listening(new_server()) as url, Client.open(url) as client:
         for byte in b"*1\r\n$4\r\nPING\r\n*2\r\n$4\r\nPING\r\n$2\r\n\r\n\r\n":
-            client._writer.write(bytes([byte]))
+            client.write(bytes([byte]))
             await asyncio.sleep(0)
         assert [await client.receive(), await client.receive()] == [b"+PONG\r\n", b"$2\r\n\r\n\r\n"]
 
 
 async def test_what_is_no_command_closes_the_connection() -> None:
     async with listening(new_server()) as url, Client.open(url) as client:
-        client._writer.write(b"*1\r\n:1\r\n")
+        client.write(b"*1\r\n:1\r\n")
         assert (await client.receive()).startswith(b"-ERR Protocol error")
         with pytest.raises(asyncio.IncompleteReadError):
             await client.receive()

@@ -46,6 +46,10 @@ class WaitingClients:
         for connection in [*self._waiting]:
             connection.interrupt(error)
 
+    def first_keys(self) -> list[tuple["Connection", bytes]]:
+        """Return the waiting connections, and the first key of each."""
+        return [(connection, each.wait.keys[0]) for connection, each in self._waiting.items()]
+
     def __len__(self) -> int:
         return len(self._waiting)
 
@@ -57,6 +61,6 @@ class WaitingClients:
             del ready[key]
             for connection in [*self._by_key.get(key, ())]:
                 args, wait = self._waiting[connection]
-                reply = self._model.resume(args, wait)
+                reply = connection.resume(args, wait)
                 if reply is not None:
                     connection.end_wait(reply)
