@@ -151,6 +151,8 @@ class RedisModel:
         finally:
             self._repeating = False
             self.faults = faults
+        self._set_time()
+        self.db.forget_reads()
 
     def _record(self, commands: Sequence[Args]) -> None:
         # The scripts that are loaded do not survive, so the log has their texts.
