@@ -126,6 +126,22 @@ def test_script_hook_gets_each_run_once(model: RedisModel) -> None:
     assert model.execute("SMEMBERS", "a") == [b"0"]
 
 
+def test_command_of_the_script_hook_is_logged_behind(model: RedisModel) -> None:
+    model.execute("SCRIPT", "LOAD", scripts.write.text)
+
+    def flush_all(_: ScriptRun) -> None:
+        model.execute("SCRIPT", "FLUSH")
+        model.execute("SADD", "a", "1")
+        model.execute("UNLINK", "a")
+
+    model.on_script = flush_all
+    model.execute("EVALSHA", *scripts.write.call(key="a", command="SADD", values=["0"]))
+    model.on_script = None
+    model.execute("SADD", "a", "2")
+    model.restart(3)
+    assert model.execute("SMEMBERS", "a") == [b"0"]
+
+
 def test_script_must_declare_its_keys(model: RedisModel) -> None:
     with pytest.raises(RuntimeError, match="without declaring"):
         model.execute("EVAL", "return redis.call('GET', 'a')", 1, "b")
