@@ -73,7 +73,7 @@ def xgroup_createconsumer(db: Keyspace, args: Args) -> Reply:
     group = _named(_existing(db, args[2]), args[2], args[3])
     if args[4] in group.consumers:
         return 0
-    group.consumer(args[4], db.now_ms)
+    group.consumer(args[4], db.now_ms).is_logged = True
     db.changed(args[2])
     return 1
 

@@ -157,6 +157,13 @@ class Keyspace:
             if self.lookup(key) is not None:
                 yield key
 
+    def forget_reads(self) -> None:
+        """Forget what a server that comes back from its log does not know of its readers."""
+        for value in self._values.values():
+            if isinstance(value, Stream):
+                for group in value.groups.values():
+                    group.forget_reads(self.now_ms)
+
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """Return the next keys, and the cursor after them; 0 is the first one and the end.
 

@@ -62,10 +62,11 @@ class RedisModel:
         self.faults = Faults(dialect)
         self.log = WriteLog(Keyspace(dialect))
         self.on_script: Callable[[ScriptRun], None] | None = None
-        """Called after each script, before its reply is sent."""
+        """Called after each script, before its reply is sent. It may run commands."""
         self._lua = LuaScripts(self._run_from_script)
         self._loaded: dict[bytes, Script] = {}
         self._running: Script | None = None
+        self._finished: list[ScriptRun] = []
         self._declared: frozenset[bytes] = frozenset()
         self._repeating = False
         self._table = CommandTable({**COMMANDS, **self._own_commands()})
@@ -94,6 +95,7 @@ class RedisModel:
             reply = error
         if self.db.changes != before:
             self._record([args])
+        self._report_scripts()
         return reply
 
     def run_transaction(self, commands: Sequence[Args]) -> Reply:
@@ -109,6 +111,7 @@ class RedisModel:
             replies.append(NilArray() if isinstance(reply, Wait) else reply)
         if self.db.changes != before:
             self._record(commands)
+        self._report_scripts()
         return replies
 
     def resume(self, args: Args, wait: Wait) -> Reply:
@@ -158,6 +161,8 @@ class RedisModel:
         finally:
             self._repeating = False
             self.faults = faults
+        self._set_time()
+        self.db.forget_reads()
 
     def _record(self, commands: Sequence[Args]) -> None:
         # The scripts that are loaded do not survive, so the log has their texts.
@@ -218,8 +223,15 @@ class RedisModel:
         finally:
             self._running = None
         if self.on_script is not None and not self._repeating:
-            self.on_script(ScriptRun(script.name, declared, values, reply))
+            self._finished.append(ScriptRun(script.name, declared, values, reply))
         return reply
+
+    def _report_scripts(self) -> None:
+        """Call the hook when the log has the scripts: commands that it runs come behind them."""
+        finished, self._finished = self._finished, []
+        for run in finished:
+            if self.on_script is not None:
+                self.on_script(run)
 
     def _run_from_script(self, args: Args) -> Reply:
         """Run a command of the running script, which must have declared its keys."""

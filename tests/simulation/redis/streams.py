@@ -20,12 +20,14 @@ class Pending:
 class Consumer:
     """One consumer of a group."""
 
-    __slots__ = ("active_ms", "name", "pending", "seen_ms")
+    __slots__ = ("active_ms", "is_logged", "name", "pending", "seen_ms")
 
     def __init__(self, name: bytes, now_ms: int) -> None:
         self.name = name
         self.seen_ms = now_ms
         self.active_ms: int | None = None
+        self.is_logged = False
+        """Whether the server's log names it: reads that deliver nothing are not logged."""
         self.pending: dict[StreamId, Pending] = {}
 
 
@@ -57,6 +59,7 @@ class Group:
             pending.consumer = consumer
         pending.delivered_ms, pending.count = now_ms, count
         consumer.pending[stream_id] = pending
+        consumer.is_logged = True
 
     def drop(self, stream_id: StreamId) -> bool:
         """Remove an entry from the pending lists; return whether it was there."""
@@ -75,12 +78,20 @@ class Group:
             del self.pending[stream_id]
         return len(consumer.pending)
 
+    def forget_reads(self, now_ms: int) -> None:
+        """Keep what the log has: consumers that got an entry, last active when it was loaded."""
+        self.consumers = {name: each for name, each in self.consumers.items() if each.is_logged}
+        for each in self.consumers.values():
+            each.seen_ms = now_ms
+            if each.active_ms is not None:
+                each.active_ms = now_ms
+
     def copy(self) -> "Group":
         """Return an equal group."""
         other = Group(self.last_id)
         for consumer in self.consumers.values():
             twin = other.consumer(consumer.name, consumer.seen_ms)
-            twin.active_ms = consumer.active_ms
+            twin.active_ms, twin.is_logged = consumer.active_ms, consumer.is_logged
         for stream_id, each in self.pending.items():
             twin = other.consumers[each.consumer.name]
             other.assign(stream_id, twin, each.delivered_ms, each.count)

@@ -126,6 +126,22 @@ def test_script_hook_gets_each_run_once(model: RedisModel) -> None:
     assert model.execute("SMEMBERS", "a") == [b"0"]
 
 
+def test_command_of_the_script_hook_is_logged_behind(model: RedisModel) -> None:
+    model.execute("SCRIPT", "LOAD", scripts.write.text)
+
+    def flush_all(_: ScriptRun) -> None:
+        model.execute("SCRIPT", "FLUSH")
+        model.execute("SADD", "a", "1")
+        model.execute("UNLINK", "a")
+
+    model.on_script = flush_all
+    model.execute("EVALSHA", *scripts.write.call(key="a", command="SADD", values=["0"]))
+    model.on_script = None
+    model.execute("SADD", "a", "2")
+    model.restart(3)
+    assert model.execute("SMEMBERS", "a") == [b"0"]
+
+
 def test_script_must_declare_its_keys(model: RedisModel) -> None:
     with pytest.raises(RuntimeError, match="without declaring"):
         model.execute("EVAL", "return redis.call('GET', 'a')", 1, "b")
@@ -171,7 +187,7 @@ def test_scripts_convert_values_as_redis_does(model: RedisModel) -> None:
 
 
 def contents(db: Keyspace) -> dict[bytes, Any]:
-    """Return all that clients can see of the keys."""
+    """Return all that clients can see of the keys, and a log has."""
     return {key: (_plain(db.lookup(key)), db.expiry_ms(key)) for key in sorted(db.existing())}
 
 
@@ -185,7 +201,8 @@ def _plain(value: Any) -> Any:
             group.last_id,
             {entry: (each.consumer.name, each.delivered_ms, each.count)
              for entry, each in group.pending.items()},
-            {consumer.name: sorted(consumer.pending) for consumer in group.consumers.values()},
+            {each.name: sorted(each.pending)
+             for each in group.consumers.values() if each.is_logged},
         )
         for name, group in value.groups.items()
     }  # fmt: skip
@@ -230,6 +247,23 @@ def test_log_replaces_old_writes_by_copies(model: RedisModel, clock: Clock) -> N
     model.execute("XADD", "a", "*", "n", "1")
     model.restart()
     assert model.execute("XLEN", "a") == 6
+
+
+def test_restart_forgets_consumers_without_an_entry(model: RedisModel, clock: Clock) -> None:
+    model.execute("XGROUP", "CREATE", "a", "g", 0, "MKSTREAM")
+    model.execute("XGROUP", "CREATECONSUMER", "a", "g", "made")
+    model.execute("XREADGROUP", "GROUP", "g", "early", "STREAMS", "a", ">")
+    model.execute("XADD", "a", "1-0", "n", "1")
+    model.execute("XREADGROUP", "GROUP", "g", "owner", "STREAMS", "a", ">")
+    clock.now_s += 60
+    model.restart()
+    clock.now_s += 2
+    rows: Any = model.execute("XINFO", "CONSUMERS", "a", "g")
+    about = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
+    assert [(each[b"name"], each[b"idle"], each[b"inactive"]) for each in about] == [
+        (b"made", 2000, -1),
+        (b"owner", 2000, 2000),
+    ]
 
 
 def test_reads_are_not_in_the_log(model: RedisModel) -> None:

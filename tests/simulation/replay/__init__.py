@@ -1,0 +1,1 @@
+"""Commands of simulated fleets, repeated on a real server whose clock stands still between them."""
