@@ -8,13 +8,12 @@ milliseconds.
 import random
 from collections import deque
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import Final, NamedTuple, cast
 
 from schemas.audio import AudioEntry, Encoding, SessionEntry
+from tests.simulation.call_plan import CallPlan, Stall
 from tests.simulation.lines import LATER, FluxLine, Line, boundary_of, line_to
 from tests.simulation.provider_model import (
-    Delays,
     Link,
     Message,
     ProviderSide,
@@ -30,6 +29,7 @@ from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
 from worker.core.turn_tracker import ProviderInput
 from worker.event_loop import StallDetector
+from worker.local.emulator.engines.script_words import words_of
 from worker.session.checkpoint import Checkpoint
 from worker.session.publisher import EventPublisher
 from worker.session.receiver import MessageReceiver
@@ -57,39 +57,6 @@ RECONNECT_S: Final = (0.02, 0.3, 1.0, 3.0)
 
 CUT_TOLERANCE_MS: Final = 10
 """Maximum distance of a cut from the silence in which it belongs: a frame."""
-
-
-class Stall(StrEnum):
-    """Part that stalls once or twice in a call, for up to two seconds each."""
-
-    NONE = "nothing"
-    DOWN = "the way from the provider"
-    UP = "the way to the provider"
-    BOTH = "both ways"
-    WORKER = "the worker"
-
-
-class CallPlan(NamedTuple):
-    """Parameters of a call: their repr is the random seed of the rest."""
-
-    seed: int
-    provider: str = "cartesia"
-    delays: Delays = Delays()
-    stall: Stall = Stall.NONE
-    losses: int = 0
-    """Number of sockets lost."""
-    words_at_most: int = 6
-    """Maximum number of words in a turn."""
-    update_interval_ms: int = 500
-
-    @property
-    def promised(self) -> bool:
-        """Whether every turn is promised to end in its place, whenever a socket is lost.
-
-        Without the times of words, stalls and single late messages are beyond the promise.
-        """
-        steady = self.stall is Stall.NONE and not self.delays.late_share
-        return steady or PROVIDERS[self.provider].word_times
 
 
 class Cut(NamedTuple):
@@ -120,13 +87,6 @@ class CallResult(NamedTuple):
     """The words that were transcribed, if these are not all words, once and in order."""
 
 
-def draw_delays(
-    rng: random.Random, lag_s: tuple[float, float] = (0.0, 0.3), late_share: float = 0.03
-) -> Delays:
-    """Draw the delays of a call's provider, whose lag is between two values."""
-    return Delays(rng.uniform(*lag_s), rng.uniform(0, 0.15), late_share)
-
-
 class _Entry(NamedTuple):
     at: float
     id: str
@@ -142,7 +102,7 @@ class _Turns:
         self._ledger = ledger
         self._spoken = words
         self.ended = 0
-        self.words: list[str] = []
+        self.words: list[int | str] = []
         self.wrong_cuts: list[Cut] = []
 
     def publish(self, drafts: Sequence[EventDraft], *_: object) -> None:
@@ -153,11 +113,11 @@ class _Turns:
     def request_commit(self) -> None: ...
 
     def _end(self, transcript: str) -> None:
-        words, spoken = transcript.split(), self._spoken
+        words, spoken = words_of(transcript), self._spoken
         self.words += words
         self.ended += 1
-        last = int(words[-1].removeprefix("w")) if words else -1
-        if not 0 <= last < len(spoken):
+        last = words[-1] if words else None
+        if not isinstance(last, int):  # a turn without words, or with a damaged one
             return
         least, most = spoken[last].ends, float("inf")
         if last + 1 < len(spoken):
@@ -213,19 +173,18 @@ class Call:
         self._connects_at = 0.0
         self._retries_at: float | None = None
         self._tick_at = TICK_S
+        self._busy_at = 0.0
 
     def run(self) -> CallResult:
         """Run the call."""
-        busy_at = now = 0.0
-        while now < busy_at + QUIET_S:
+        now = 0.0
+        while now < self._busy_at + QUIET_S:
             now = self._next_at(now)
             self._step(now)
-            if self._is_busy:
-                busy_at = now
         self._receiver.commit_all_sent("close")
         turns = self._turns
-        right = turns.words == [f"w{number}" for number in range(self._words)]
-        wrong_words = "" if right else " ".join(turns.words)
+        right = turns.words == [*range(self._words)]
+        wrong_words = "" if right else " ".join(map(str, turns.words))
         return CallResult(
             self._seconds, self._words, turns.ended, tuple(turns.wrong_cuts), wrong_words
         )
@@ -262,6 +221,8 @@ class Call:
             self._tick_at = now + TICK_S
             self._stall_detector.tick(LATER + now)
             self._receiver.release_update(LATER + now)
+            if self._is_busy:
+                self._busy_at = now
         if self._losses and now >= self._losses[0] and self._socket is not None:
             self._losses.popleft()
             self._lose(now)

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from tests.simulation.calls import Call, CallPlan, CallResult, Stall, draw_delays
+from tests.simulation.call_plan import CallPlan, Stall, draw_delays
+from tests.simulation.calls import Call, CallResult
 
 LAGS_S = [(0.0, 0.3), (0.3, 0.6), (0.8, 1.0)]
 STALLS = [Stall.DOWN, Stall.UP, Stall.BOTH, Stall.WORKER]
