@@ -1,17 +1,30 @@
 """The providers of a simulated fleet: the emulator's code, each on its own virtual host."""
 
+import asyncio
+from collections.abc import Callable
+from random import Random
 from typing import Final, Literal
 
 import anyio
 
 from tests.simulation.fleet.plan import FleetPlan
 from tests.simulation.fleet.workers import KEY
+from tests.simulation.provider_model import Delays, Link
 from tests.simulation.virtual.hosts import Host
-from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
+from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
+from worker.local.emulator.engines.script import (
+    ScriptEngine,
+    ScriptOptions,
+    ScriptStream,
+    _Delay,
+)
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
 
 PORT: Final = 8765
+
+LATE_SHARE: Final = 0.03
+"""Share of Flux's messages that are late. Without word times a worker tolerates few of them."""
 
 ProviderName = Literal["cartesia", "flux"]
 
@@ -23,10 +36,11 @@ class ProviderHost:
         self.host: Final = host
         self.name: Final = name
         self._options = ScriptOptions(
-            latency_ms=plan.latency_ms,
-            rewording=plan.seed if plan.rewording else None,
-            text_style=plan.text_style,
+            rewording=plan.seed if plan.rewording else None, text_style=plan.text_style
         )
+        late_share = LATE_SHARE if plan.late_s and name == "flux" else 0.0
+        self._delays = Delays(plan.latency_ms / 1_000, 0.0, late_share, plan.late_s)
+        self._rng = Random(f"{plan.seed} {name}")
         self._settings = ServerSettings(
             provider=name, host=host.address, port=PORT, api_keys=frozenset({KEY})
         )
@@ -49,5 +63,42 @@ class ProviderHost:
         self.host.start(self._serve, self.name)
 
     async def _serve(self) -> None:
-        async with TurnsServer.serve(self._settings, ScriptEngine(self._options)) as self.server:
+        engine = _LateEngine(self._options, self._delays, self._rng)
+        async with TurnsServer.serve(self._settings, engine) as self.server:
             await anyio.sleep_forever()
+
+
+class _LateEngine(ScriptEngine):
+    """The script engine, whose messages leave as late as those of the pure calls."""
+
+    def __init__(self, options: ScriptOptions, delays: Delays, rng: Random) -> None:
+        super().__init__(options)
+        self._delays = delays
+        self._rng = rng
+
+    def open(
+        self,
+        audio: AudioFormat,
+        turn: TurnSettings,
+        keyterms: tuple[str, ...],
+        emit: Callable[[EngineEvent], None],
+    ) -> ScriptStream:
+        """Create the stream of one connection."""
+        delay = _LinkDelay(Link(self._rng, self._delays), emit)
+        stream = super().open(audio, turn, keyterms, delay.emit)
+        stream._delay = delay
+        return stream
+
+
+class _LinkDelay(_Delay):
+    """Emits each event when a link delivers it."""
+
+    def __init__(self, link: Link, emit: Callable[[EngineEvent], None]) -> None:
+        super().__init__(0.0, emit)
+        self._link = link
+
+    def emit(self, event: EngineEvent) -> None:
+        """Schedule an event."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_at(self._link.arrival(loop.time()), self._emit_first)
+        self._waiting.append((event, timer))
