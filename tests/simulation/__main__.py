@@ -126,6 +126,9 @@ class Simulation(Command):
         run = partial(run_seed, provider=self.provider)
         for count, outcome in enumerate(_mapped(run, seeds, self.jobs, CALLS_TOGETHER), 1):
             totals.add(outcome)
+            if outcome.failure and not self.json:
+                plan = outcome.plan
+                _log(f"seed {plan.seed} ({plan.promise}): {outcome.failure}")
             if count % PROGRESS_CALLS == 0:
                 _log(f"{count} calls, {totals.all.failed} failures")
         if self.json:
