@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
         if self.plan.promise is Promise.EXACT:
             found += [f"a turn was cut wrong: {cut}" for cut in result.wrong_cuts]
         if result.wrong_words:
-            found.append(f"the words of {result.words} are {result.wrong_words}")
+            found.append(f"of {result.words} words: {result.wrong_words}")
         return "; ".join(found)
 
 

@@ -6,7 +6,7 @@ milliseconds.
 """
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple, cast
 
@@ -84,7 +84,7 @@ class CallResult(NamedTuple):
     turns: int
     wrong_cuts: tuple[Cut, ...]
     wrong_words: str
-    """The words that were transcribed, if these are not all words, once and in order."""
+    """What is wrong with them; empty if each was transcribed once, and in order."""
 
 
 class _Entry(NamedTuple):
@@ -100,7 +100,7 @@ class _Turns:
 
     def __init__(self, ledger: Ledger, words: Sequence[Word]) -> None:
         self._ledger = ledger
-        self._spoken = words
+        self.spoken = words
         self.ended = 0
         self.words: list[int | str] = []
         self.wrong_cuts: list[Cut] = []
@@ -113,7 +113,7 @@ class _Turns:
     def request_commit(self) -> None: ...
 
     def _end(self, transcript: str) -> None:
-        words, spoken = words_of(transcript), self._spoken
+        words, spoken = words_of(transcript), self.spoken
         self.words += words
         self.ended += 1
         last = words[-1] if words else None
@@ -168,7 +168,6 @@ class Call:
             cast("EventPublisher", self._turns),
             UpdateThrottle(plan.update_interval_ms),
         )
-        self._words = len(speech.words)
         self._socket: _Socket | None = None
         self._connects_at = 0.0
         self._retries_at: float | None = None
@@ -182,11 +181,10 @@ class Call:
             now = self._next_at(now)
             self._step(now)
         self._receiver.commit_all_sent("close")
-        turns = self._turns
-        right = turns.words == [*range(self._words)]
-        wrong_words = "" if right else " ".join(map(str, turns.words))
+        turns, spoken = self._turns, self._turns.spoken
+        wrong_words = _wrong_words(turns.words, len(spoken))
         return CallResult(
-            self._seconds, self._words, turns.ended, tuple(turns.wrong_cuts), wrong_words
+            self._seconds, len(spoken), turns.ended, tuple(turns.wrong_cuts), wrong_words
         )
 
     @property
@@ -290,6 +288,19 @@ class Call:
                 self._receiver.on_turn_event(event, arrival)
             elif isinstance(event, AudioTranscribed):
                 self._receiver.on_transcribed(event.transcribed_ms)
+
+
+def _wrong_words(words: Sequence[int | str], spoken: int) -> str:
+    """Compare what was transcribed with the numbers of the words that were spoken."""
+    if words == [*range(spoken)]:
+        return ""
+    counts = Counter(words)
+    found = {
+        "lost": [number for number in range(spoken) if number not in counts],
+        "repeated": [word for word, count in counts.items() if count > 1],
+        "damaged": [word for word in words if isinstance(word, str)],
+    }
+    return ", ".join(f"{what} {which}" for what, which in found.items() if which) or "out of order"
 
 
 def _draw_standstills(rng: random.Random, seconds: float) -> Standstills:

@@ -19,7 +19,7 @@ PLANS = {
 }
 RIGHT = CallResult(10.0, 5, 2, (), "")
 CUT_WRONG = RIGHT._replace(wrong_cuts=(Cut(900.0, 1_000, 1_500),))
-WORD_LOST = CUT_WRONG._replace(wrong_words="0 2")
+WORD_LOST = CUT_WRONG._replace(wrong_words="lost [1]")
 
 
 def _totals(promise: Promise, *results: CallResult) -> CallTotals:
