@@ -48,6 +48,8 @@ class CallPlan(NamedTuple):
     words_at_most: int = 6
     """Maximum number of words in a turn."""
     update_interval_ms: int = 500
+    rewording: bool = False
+    """Whether the provider words a replay differently."""
 
     @property
     def promise(self) -> Promise:
@@ -73,6 +75,7 @@ def draw_call(seed: int, provider: str = "") -> CallPlan:
         rng.choice((0, rng.randint(1, 3), rng.randint(3, 9))),
         rng.choice((6, 6, 30)),
         rng.choice((0, 500, 500)),
+        rng.random() < 0.15,
     )
     if PROVIDERS[plan.provider].word_times:
         return plan._replace(delays=delays._replace(late_s=late_s))

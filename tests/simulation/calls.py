@@ -14,6 +14,7 @@ from schemas.audio import AudioEntry, Encoding, SessionEntry
 from tests.simulation.call_plan import CallPlan, Stall
 from tests.simulation.lines import LATER, FluxLine, Line, boundary_of, line_to
 from tests.simulation.provider_model import (
+    Habits,
     Link,
     Message,
     ProviderSide,
@@ -29,6 +30,7 @@ from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
 from worker.core.turn_tracker import ProviderInput
 from worker.event_loop import StallDetector
+from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
 from worker.local.emulator.engines.script_words import words_of
 from worker.session.checkpoint import Checkpoint
 from worker.session.publisher import EventPublisher
@@ -138,9 +140,11 @@ class Call:
     def __init__(self, plan: CallPlan) -> None:
         self._plan = plan
         self._rng = rng = random.Random(repr(plan))
+        rewording = plan.seed if plan.rewording else None
         speech = draw_speech(rng, plan.words_at_most)
         self._seconds = speech.ms / 1_000
         self._provider: Provider = PROVIDERS[plan.provider]
+        self._habits = Habits(ScriptEngine(ScriptOptions(rewording=rewording)))
         standstills = _draw_standstills(rng, self._seconds) if plan.stall != Stall.NONE else []
         self._up = standstills if plan.stall in (Stall.UP, Stall.BOTH) else []
         self._down = standstills if plan.stall in (Stall.DOWN, Stall.BOTH) else []
@@ -246,8 +250,8 @@ class Call:
     def _connect(self, now: float) -> None:
         provider, rng = self._provider, self._rng
         up, down = Link(rng, standstills=self._up), Link(rng, self._plan.delays, self._down)
-        side = ProviderSide(Recognizer(provider, stream_settings(provider)), up, down)
-        self._socket = _Socket(line_to(provider), side)
+        recognizer = Recognizer(provider, stream_settings(provider), self._habits)
+        self._socket = _Socket(line_to(provider), ProviderSide(recognizer, up, down))
         self._receiver.socket_opened(LATER + now, provider, progressed=True)
         self._sender.attach(self._socket.line, LATER + now)
 

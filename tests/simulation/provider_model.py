@@ -16,8 +16,7 @@ from websockets.http11 import Request
 from schemas.audio import Encoding
 from tests.simulation.speech import AUDIO
 from worker.local.emulator.engines.base import EngineEvent
-from worker.local.emulator.engines.script import ScriptStream
-from worker.local.emulator.engines.script_words import WORD_MS
+from worker.local.emulator.engines.script import ScriptEngine
 from worker.local.emulator.providers import provider_of
 from worker.local.emulator.providers.base import FLUSH, Reply
 from worker.local.emulator.settings import ServerSettings
@@ -93,42 +92,48 @@ class Link:
 # -- What a provider sends.
 
 
+class WritingEngine(ScriptEngine):
+    """The script engine of a provider that writes words in its own way."""
+
+    def __init__(self, write: Callable[[str], str]) -> None:
+        super().__init__()
+        self._write = write
+
+    def _reword(self, word: str, connection: int) -> str:
+        return self._write(word)
+
+
 class Habits(NamedTuple):
     """How a provider transcribes."""
 
+    engine: ScriptEngine
+    """The engine of all its sockets. It may word a replay differently."""
     end_pause_ms: float = 5_600.0
     """Maximum pause inside a turn."""
-    write: Callable[[str], str] = str
-    """How it writes a word."""
-
-
-USUAL: Final = Habits()
 
 
 class Recognizer:
     """What a provider sends on one socket, as bytes; it knows no time but that of the audio."""
 
-    def __init__(
-        self, provider: Provider, settings: StreamSettings, habits: Habits = USUAL
-    ) -> None:
+    def __init__(self, provider: Provider, settings: StreamSettings, habits: Habits) -> None:
         server = _SERVERS[provider.name]
         request = Request(f"{server.path}?{provider.stream.query(settings)}", Headers())
         self._session = server.session(request, "request")
         params = self._session.open()
         turn = msgspec.structs.replace(params.turn, end_timeout_ms=habits.end_pause_ms)
-        self._engine = ScriptStream(params.audio, turn, WORD_MS, self._emit, habits.write, None)
+        self._stream = habits.engine.open(params.audio, turn, params.keyterms, self._emit)
         self._messages: list[bytes] = []
 
     def feed(self, audio: bytes) -> list[bytes]:
         """Process audio; return the messages that it causes."""
-        at_once(self._session.feed(self._engine, audio))
+        at_once(self._session.feed(self._stream, audio))
         return self._taken()
 
     def command(self, text: str) -> tuple[list[bytes], bool]:
         """Execute a command; return the messages, and whether the socket closes after them."""
-        closes = at_once(self._session.command(text, self._engine, self._reply)) == FLUSH
+        closes = at_once(self._session.command(text, self._stream, self._reply)) == FLUSH
         if closes:
-            at_once(self._engine.flush())
+            at_once(self._stream.flush())
         return self._taken(), closes
 
     def _emit(self, event: EngineEvent) -> None:

@@ -18,7 +18,7 @@ import msgspec
 
 from schemas.audio import Encoding, SessionEntry
 from schemas.keys import Keys
-from tests.simulation.provider_model import USUAL, Delays, Habits
+from tests.simulation.provider_model import Delays, Habits, WritingEngine
 from tests.simulation.signals import Signal, draw_signals, signal_violations
 from tests.simulation.sockets import ProviderSocket, SimulatedProvider
 from tests.simulation.speech import AUDIO, BYTES_PER_MS, Speech, Word
@@ -36,6 +36,7 @@ from worker.bus.registry import WorkerRegistry
 from worker.bus.scripts import ScriptCall
 from worker.context import WorkerContext
 from worker.core import stream_ids
+from worker.local.emulator.engines.script import ScriptEngine
 from worker.session.checkpoint import Checkpoint
 from worker.session.session import Session
 from worker.settings import Settings
@@ -635,8 +636,9 @@ def _delays(scenario: Scenario, provider: Provider) -> Delays:
 def _habits(rng: random.Random, providers: Sequence[str]) -> Habits:
     """Draw the habits of one of several providers; a single one has the usual habits."""
     if len(providers) == 1:
-        return USUAL
-    return Habits(rng.choice(END_PAUSES_MS), rng.choice(WRITINGS))
+        return Habits(ScriptEngine())
+    end_pause_ms = rng.choice(END_PAUSES_MS)
+    return Habits(WritingEngine(rng.choice(WRITINGS)), end_pause_ms)
 
 
 def _draw_speech(rng: random.Random, scenario: Scenario) -> tuple[Speech, float]:
