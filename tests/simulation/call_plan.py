@@ -37,7 +37,7 @@ class Promise(StrEnum):
 
 
 class CallPlan(NamedTuple):
-    """Parameters of a call: their repr is the random seed of the rest."""
+    """Parameters of a call. The rest, such as the speech, comes from the seed too."""
 
     seed: int
     provider: str = "cartesia"

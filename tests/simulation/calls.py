@@ -139,7 +139,7 @@ class Call:
 
     def __init__(self, plan: CallPlan) -> None:
         self._plan = plan
-        self._rng = rng = random.Random(repr(plan))
+        self._rng = rng = random.Random(f"{plan.seed} {plan.words_at_most} speech")
         rewording = plan.seed if plan.rewording else None
         speech = draw_speech(rng, plan.words_at_most)
         self._seconds = speech.ms / 1_000
