@@ -6,6 +6,7 @@ milliseconds.
 """
 
 import random
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple, cast
@@ -240,11 +241,8 @@ class Call:
         self._ledger.rewind()
         self._sender.detach()
         self._receiver.forget()
-        after = stream_ids.order(self._ledger.read_after)
-        unread = (
-            at for at, entry in enumerate(self._entries) if stream_ids.order(entry.id) > after
-        )
-        self._read = next(unread, len(self._entries))
+        after, entries = stream_ids.order(self._ledger.read_after), self._entries
+        self._read = bisect_right(entries, after, key=lambda entry: stream_ids.order(entry.id))
         self._connects_at = now + self._rng.choice(RECONNECT_S)
 
     def _connect(self, now: float) -> None:
