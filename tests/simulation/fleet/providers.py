@@ -63,12 +63,12 @@ class ProviderHost:
         self.host.start(self._serve, self.name)
 
     async def _serve(self) -> None:
-        engine = _LateEngine(self._options, self._delays, self._rng)
+        engine = LateEngine(self._options, self._delays, self._rng)
         async with TurnsServer.serve(self._settings, engine) as self.server:
             await anyio.sleep_forever()
 
 
-class _LateEngine(ScriptEngine):
+class LateEngine(ScriptEngine):
     """The script engine, whose messages leave as late as those of the pure calls."""
 
     def __init__(self, options: ScriptOptions, delays: Delays, rng: Random) -> None:
