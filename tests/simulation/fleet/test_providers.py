@@ -52,6 +52,6 @@ def _open(events: list[tuple[float, EngineEvent]]) -> ScriptStream:
     def emit(event: EngineEvent) -> None:
         events.append((anyio.current_time(), event))
 
-    delays = Delays(LAG_S, late_share=0.3, late_s=1.0)
+    delays = Delays(LAG_S, late_share=0.1, late_s=0.5)
     engine = LateEngine(ScriptOptions(), delays, random.Random(1))
     return engine.open(AUDIO, TurnSettings(), (), emit)
