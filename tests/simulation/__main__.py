@@ -1,8 +1,9 @@
-"""`python -m tests.simulation`: runs simulated fleets under faults, one for each seed."""
+"""`python -m tests.simulation`: runs simulated fleets under faults, or pure calls, by seeds."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from tests.simulation.fleet.plan import FleetPlan
     from tests.simulation.fleet.report import Outcome
 
+CALLS_TOGETHER = 50
+PROGRESS_CALLS = 5_000
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -29,14 +33,22 @@ class Simulation(Command):
     the emulated providers are real; Redis, the network and the clocks are simulated. Exit code 1 if
     a guarantee is violated. A failure is printed with its seed, which repeats it.
 
+    With --calls it runs single calls of one session instead: thousands a minute, in which only
+    sockets are lost, and messages are late.
+
     examples:
       python -m tests.simulation --seeds 100
       python -m tests.simulation --first 4711 --shrink
       python -m tests.simulation --plan failure.json --history
       python -m tests.simulation --mutants
+      python -m tests.simulation --calls 10000 --jobs 2
     """
 
     seeds: Annotated[int, Meta(ge=1), Option("number of seeds", "N")] = 1
+    calls: Annotated[int, Meta(ge=0), Option("run so many pure calls instead of fleets", "N")] = 0
+    provider: Annotated[
+        str, Option("provider of all calls (default: drawn)", choices=("cartesia", "flux"))
+    ] = ""
     first: Annotated[int, Meta(ge=0), Option("first seed", "N")] = 1
     jobs: Annotated[int, Meta(ge=1), Option("number of processes", "N")] = 1
     plan: Annotated[
@@ -50,7 +62,9 @@ class Simulation(Command):
         bool, Option("run workers with one guard removed, until a seed finds each of them")
     ] = False
     only: Annotated[str, Option("names of the mutants to run (default: all)", "NAME,...")] = ""
-    json: Annotated[bool, Option("print each outcome as a JSON object on a line")] = False
+    json: Annotated[
+        bool, Option("print JSON: each fleet's outcome on a line, or the totals of the calls")
+    ] = False
 
     def run(self) -> int:
         """Run the command. Raises SettingsError for options that cannot be used."""
@@ -58,6 +72,8 @@ class Simulation(Command):
 
         if self.mutants:
             return self._run_mutants()
+        if self.calls:
+            return self._run_calls()
         totals, failed = Totals(), None
         for outcome in self._outcomes():
             totals.add(outcome)
@@ -103,6 +119,24 @@ class Simulation(Command):
 
         sys.stdout.write(encode_plan(shrink(plan, fails)) + "\n")
 
+    def _run_calls(self) -> int:
+        from tests.simulation.call_report import CallTotals, run_seed, text_of
+
+        totals, seeds = CallTotals(), range(self.first, self.first + self.calls)
+        run = partial(run_seed, provider=self.provider)
+        for count, outcome in enumerate(_mapped(run, seeds, self.jobs, CALLS_TOGETHER), 1):
+            totals.add(outcome)
+            if outcome.failure and not self.json:
+                plan = outcome.plan
+                _log(f"seed {plan.seed} ({plan.promise}): {outcome.failure}")
+            if count % PROGRESS_CALLS == 0:
+                _log(f"{count} calls, {totals.all.failed} failures")
+        if self.json:
+            sys.stdout.write(msgspec.json.encode(totals.to_builtins()).decode() + "\n")
+        else:
+            sys.stdout.write(text_of(totals))
+        return 0 if totals.ok else 1
+
     def _run_mutants(self) -> int:
         from tests.simulation.fleet.mutants import MUTANTS, find_mutant
 
@@ -118,13 +152,18 @@ class Simulation(Command):
         return 1 if missed else 0
 
 
-def _mapped(function: Callable[[T], R], values: Iterable[T], jobs: int) -> Iterator[R]:
-    """Yield the results in the order of the values, from one or several processes."""
+def _mapped(
+    function: Callable[[T], R], values: Iterable[T], jobs: int, together: int = 1
+) -> Iterator[R]:
+    """Yield the results in the order of the values, from one or several processes.
+
+    A process takes so many values `together`.
+    """
     if jobs == 1:
         yield from map(function, values)
         return
     with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(function, values, chunksize=1)
+        yield from pool.map(function, values, chunksize=together)
 
 
 def _log(text: str) -> None:

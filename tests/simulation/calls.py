@@ -1,139 +1,71 @@
-"""Simulated calls of a worker: when it sends and receives, and where it cuts turns.
+"""Pure calls: one session, whose sockets are lost at any moment, over links that stall.
 
-The boundary, the sender and the script engine are real. Time and the socket are simulated, so that
-thousands of turns with every kind of stall take seconds.
+All parts that decide what is published, committed and replayed are real, and so are the provider's
+protocol and its script engine. Time, sockets and Redis are simulated: a minute takes some
+milliseconds.
 """
 
 import random
-from collections import deque
-from collections.abc import Iterable
-from enum import StrEnum
-from typing import NamedTuple
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple, cast
 
-from websockets.uri import parse_uri
-
-from schemas.audio import AudioEntry, Encoding
+from schemas.audio import AudioEntry, Encoding, SessionEntry
+from tests.simulation.call_plan import CallPlan, Stall
+from tests.simulation.lines import LATER, FluxLine, Line, boundary_of, line_to
+from tests.simulation.provider_model import (
+    Habits,
+    Link,
+    Message,
+    ProviderSide,
+    Recognizer,
+    Standstills,
+    stream_settings,
+)
+from tests.simulation.speech import AUDIO, BYTES_PER_MS, Word, draw_speech
+from worker.core import stream_ids
 from worker.core.ledger import Ledger
+from worker.core.records import EventDraft
 from worker.core.send_limits import Pacer
-from worker.core.turn_boundary import ProviderLag
+from worker.core.transcripts import UpdateThrottle
+from worker.core.turn_tracker import ProviderInput
 from worker.event_loop import StallDetector
-from worker.local.emulator.engines.base import AudioFormat, EngineEvent, TurnSettings
-from worker.local.emulator.engines.script import ScriptStream, synthesize_silence, synthesize_words
-from worker.local.emulator.engines.script_words import WORD_MS
-from worker.session.boundary import TurnBoundaryFinder
+from worker.local.emulator.engines.script import ScriptEngine, ScriptOptions
+from worker.local.emulator.engines.script_words import words_of
+from worker.session.checkpoint import Checkpoint
+from worker.session.publisher import EventPublisher
+from worker.session.receiver import MessageReceiver
 from worker.session.sender import AudioSender
-from worker.stt.cartesia import CARTESIA, TurnsStream
-from worker.stt.frames import LenientProtocol
-from worker.stt.provider import Endpoint, StreamSettings
-from worker.stt.websocket import WebSocketClient
+from worker.session.state import SessionState
+from worker.stt.events import AudioTranscribed, TurnEvent
+from worker.stt.provider import Provider
+from worker.stt.routes import PROVIDERS
 from worker.telemetry.counters import Counters
 
-AUDIO = AudioFormat("pcm_s16le", 8_000)
-BYTES_PER_MS = 16
-
-LATER = 1e9
-"""Offset of call times on the clock: so far ahead that the real clock does not reach it."""
-
-LOOK_S = 0.1
+TICK_S: Final = 0.1
 """Interval between the worker's ticks."""
 
-TOGETHER_S = 0.003
+RETRY_S: Final = 0.02
+"""Time after which audio that pacing held back is sent."""
+
+TOGETHER_S: Final = 0.003
 """Messages that arrive within this time are read together."""
 
+QUIET_S: Final = 5.0
+"""Time without activity after which a call is over."""
 
-class Line(TurnsStream):
-    """A socket that was never opened. It stores what is sent."""
+RECONNECT_S: Final = (0.02, 0.3, 1.0, 3.0)
+"""Times until a lost socket is replaced."""
 
-    def __init__(self) -> None:
-        socket = WebSocketClient(LenientProtocol(parse_uri("ws://127.0.0.1/")), {})
-        settings = StreamSettings("ink-2", Encoding.PCM_S16LE, AUDIO.sample_rate)
-        super().__init__(CARTESIA, socket, Endpoint("", "", ""), settings)
-        self.sent: deque[bytes] = deque()
-
-    def send_audio(self, audio: bytes) -> None:
-        self.sent.append(audio)
+CUT_TOLERANCE_MS: Final = 10
+"""Maximum distance of a cut from the silence in which it belongs: a frame."""
 
 
-def boundary_of(
-    sender: AudioSender, stalls: StallDetector, usual_lag_s: float
-) -> TurnBoundaryFinder:
-    """Return the boundary finder of a session whose worker has learned the provider's usual lag."""
-    provider_lag = ProviderLag()
-    provider_lag.seed(usual_lag_s)
-    return TurnBoundaryFinder(sender, stalls, provider_lag)
+class Cut(NamedTuple):
+    """Where a turn ended that did not end between its last word and the next turn's first."""
 
-
-class WorkerSide:
-    """The worker's side of one call. Times are seconds of the call."""
-
-    def __init__(self, usual_lag_s: float, ticked_at: float = 0.0) -> None:
-        self._ledger = Ledger(Encoding.PCM_S16LE.width)
-        self.sender = AudioSender(
-            Encoding.PCM_S16LE, AUDIO.sample_rate, self._ledger, Pacer(0), Counters()
-        )
-        self.sender.attach(Line(), LATER)
-        self._stalls = StallDetector(LATER + ticked_at)
-        self._boundary = boundary_of(self.sender, self._stalls, usual_lag_s)
-        self._boundary.reset(LATER)
-        self._entries = 0
-
-    def tick(self, at: float) -> None:
-        """Run the stall detector's tick."""
-        self._stalls.tick(LATER + at)
-
-    def send(self, at: float, audio: bytes) -> None:
-        """Send audio that continues the previous audio."""
-        self._entries += 1
-        self._ledger.admit(f"{self._entries}-0", AudioEntry(audio=audio))
-        self.sender.enqueue(audio)
-        self.sender.drain(LATER + at)
-
-    def receive(self, at: float, kind: str, text: str = "", waiting: int = 0) -> int | None:
-        """Receive a message with this many waiting behind it;
-
-        return the cut in ms at `turn.end`.
-        """
-        arrival = self.sender.send_log.moment(LATER + at)
-        self._boundary.on_message(arrival, waiting)
-        match kind:
-            case "turn.start":
-                self._boundary.on_start(arrival)
-            case "turn.resume":
-                self._boundary.on_resume(arrival)
-            case _:
-                self._boundary.on_transcript(text, arrival)
-                if kind == "turn.eager_end":
-                    self._boundary.on_eager_end(arrival)
-        return self._boundary.find_end(arrival) // BYTES_PER_MS if kind == "turn.end" else None
-
-    def commit(self, ms: float) -> None:
-        """Commit up to a millisecond of the call."""
-        self._ledger.commit_to(int(ms) * BYTES_PER_MS)
-        self.sender.forget_committed()
-
-
-class Stall(StrEnum):
-    """Part that stalls once or twice in a call, for up to two seconds each."""
-
-    NONE = "nothing"
-    DOWN = "the way from the service"
-    UP = "the way to the service"
-    BOTH = "both ways"
-    WORKER = "the worker"
-
-
-class Word(NamedTuple):
-    """A spoken word, in milliseconds of the call."""
-
-    begins: int
-    ends: int
-
-
-class Wrong(NamedTuple):
-    """A turn that was not cut between its last word and the first word of the next turn."""
-
-    seed: str
-    cut_ms: int
+    at_ms: float
     last_word_ends_ms: int
     next_word_begins_ms: float
 
@@ -143,156 +75,249 @@ class Wrong(NamedTuple):
 
         Otherwise it would lose the next turn's.
         """
-        return self.cut_ms < self.last_word_ends_ms
+        return self.at_ms < self.last_word_ends_ms
 
 
-class _Sent(NamedTuple):
+class CallResult(NamedTuple):
+    """Result of a call."""
+
+    seconds: float
+    """Duration of its audio."""
+    words: int
+    turns: int
+    wrong_cuts: tuple[Cut, ...]
+    wrong_words: str
+    """What is wrong with them; empty if each was transcribed once, and in order."""
+
+
+class _Entry(NamedTuple):
     at: float
-    begin_ms: int
-    end_ms: int
+    id: str
+    audio: bytes
 
 
-class _Timed(NamedTuple):
-    at: float
-    event: EngineEvent
+class _Turns:
+    """The turns of a call, in place of the publisher: their words, and where they were cut."""
+
+    name = "call"
+
+    def __init__(self, ledger: Ledger, words: Sequence[Word]) -> None:
+        self._ledger = ledger
+        self.spoken = words
+        self.ended = 0
+        self.words: list[int | str] = []
+        self.wrong_cuts: list[Cut] = []
+
+    def publish(self, drafts: Sequence[EventDraft], *_: object) -> None:
+        for draft in drafts:
+            if draft.kind == "turn.end":
+                self._end(draft.transcript or "")
+
+    def request_commit(self) -> None: ...
+
+    def _end(self, transcript: str) -> None:
+        words, spoken = words_of(transcript), self.spoken
+        self.words += words
+        self.ended += 1
+        last = words[-1] if words else None
+        if not isinstance(last, int):  # a turn without words, or with a damaged one
+            return
+        least, most = spoken[last].ends, float("inf")
+        if last + 1 < len(spoken):
+            most = spoken[last + 1].begins
+        at_ms = self._ledger.committed_bytes / BYTES_PER_MS
+        if not least - CUT_TOLERANCE_MS <= at_ms <= most + CUT_TOLERANCE_MS:
+            self.wrong_cuts.append(Cut(at_ms, least, most))
 
 
-async def simulate_call(seed: str, stall: Stall, words_at_most: int) -> list[Wrong]:
-    """Simulate the call that `seed` generates; return the wrong cuts."""
-    rng = random.Random(f"{seed} {stall}")
-    sound, words = speech(rng, words_at_most)
-    still = stalls(rng, len(sound) / BYTES_PER_MS / 1_000) if stall is not Stall.NONE else []
-    lag_s, jitter_s = rng.uniform(0, 0.3), rng.uniform(0, 0.15)
-    sent = list(_send(rng, len(sound) // BYTES_PER_MS, still if stall is Stall.WORKER else []))
-    up = still if stall in (Stall.UP, Stall.BOTH) else []
-    events: list[_Timed] = []
-    at = 0.0
-    engine = ScriptStream(
-        AUDIO,
-        TurnSettings(),
-        WORD_MS,
-        lambda event: events.append(_Timed(at, event)),
-        lambda word: word,
-        None,
-    )
-    for chunk in sent:
-        at = delayed(rng, chunk.at, up)
-        await engine.feed(sound[chunk.begin_ms * BYTES_PER_MS : chunk.end_ms * BYTES_PER_MS])
-    back = still if stall in (Stall.DOWN, Stall.BOTH, Stall.WORKER) else []
-    received = list(_arrive(rng, events, lag_s, jitter_s, back))
-    side = WorkerSide(lag_s + jitter_s / 2 + 0.06)
-    ticks = [] if stall is not Stall.WORKER else _ticks(max(received[-1].at, sent[-1].at), still)
-    return _live(side, sound, words, [*sent, *received, *ticks], seed)
+class _Socket(NamedTuple):
+    line: Line | FluxLine
+    side: ProviderSide
 
 
-def speech(rng: random.Random, words_at_most: int) -> tuple[bytes, list[Word]]:
-    """Generate a call: three to six turns with pauses inside and between them."""
-    sound, words, ms = [synthesize_silence(400, AUDIO)], list[Word](), 400
-    for _ in range(rng.randint(3, 6)):
-        count = rng.randint(1, words_at_most)
-        for left in reversed(range(count)):
-            pause_ms = rng.choice((0, 0, 10 * rng.randint(2, 40)))
-            if not left:
-                pause_ms = 10 * rng.randint(60, 300)
-            sound += [synthesize_words([len(words)], AUDIO), synthesize_silence(pause_ms, AUDIO)]
-            words.append(Word(ms, ms + round(WORD_MS)))
-            ms += round(WORD_MS) + pause_ms
-    return b"".join(sound), words
+class Call:
+    """One call, from its first chunk until all messages are received."""
+
+    def __init__(self, plan: CallPlan) -> None:
+        self._plan = plan
+        self._rng = rng = random.Random(f"{plan.seed} {plan.words_at_most} speech")
+        rewording = plan.seed if plan.rewording else None
+        speech = draw_speech(rng, plan.words_at_most)
+        self._seconds = speech.ms / 1_000
+        self._provider: Provider = PROVIDERS[plan.provider]
+        self._habits = Habits(ScriptEngine(ScriptOptions(rewording=rewording)))
+        standstills = _draw_standstills(rng, self._seconds) if plan.stall != Stall.NONE else []
+        self._up = standstills if plan.stall in (Stall.UP, Stall.BOTH) else []
+        self._down = standstills if plan.stall in (Stall.DOWN, Stall.BOTH) else []
+        self._asleep = standstills if plan.stall is Stall.WORKER else []
+        losses = (rng.uniform(0.3, self._seconds + 0.5) for _ in range(plan.losses))
+        self._losses = deque(sorted(losses))
+        self._entries = _draw_entries(rng, speech.sound)
+        self._read = 0  # number of entries
+        entry = SessionEntry(
+            session="s", encoding=Encoding(AUDIO.encoding), sample_rate=AUDIO.sample_rate
+        )
+        state = SessionState(entry, Checkpoint(), max_lag_s=0.0, provider=plan.provider)
+        self._ledger = state.ledger
+        self._turns = _Turns(self._ledger, speech.words)
+        self._sender = AudioSender(
+            entry.encoding, AUDIO.sample_rate, self._ledger, Pacer(1.5), Counters()
+        )
+        self._stall_detector = StallDetector(LATER)
+        delays = plan.delays
+        usual_lag_s = delays.lag_s + delays.jitter_s / 2 + 0.06
+        self._receiver = MessageReceiver(
+            state,
+            boundary_of(self._sender, self._stall_detector, usual_lag_s),
+            self._sender,
+            cast("EventPublisher", self._turns),
+            UpdateThrottle(plan.update_interval_ms),
+        )
+        self._socket: _Socket | None = None
+        self._connects_at = 0.0
+        self._retries_at: float | None = None
+        self._tick_at = TICK_S
+        self._busy_at = 0.0
+
+    def run(self) -> CallResult:
+        """Run the call."""
+        now = 0.0
+        while now < self._busy_at + QUIET_S:
+            now = self._next_at(now)
+            self._step(now)
+        self._receiver.commit_all_sent("close")
+        turns, spoken = self._turns, self._turns.spoken
+        wrong_words = _wrong_words(turns.words, len(spoken))
+        return CallResult(
+            self._seconds, len(spoken), turns.ended, tuple(turns.wrong_cuts), wrong_words
+        )
+
+    @property
+    def _is_busy(self) -> bool:
+        if self._losses or self._socket is None or self._read < len(self._entries):
+            return True
+        return bool(self._socket.side.messages) or not self._sender.is_drained
+
+    def _next_at(self, now: float) -> float:
+        """Return when the worker has something to do next."""
+        at, socket = self._tick_at, self._socket
+        if socket is None:
+            at = min(at, self._connects_at)
+        else:
+            if self._retries_at is not None:
+                at = min(at, self._retries_at)
+            elif self._read < len(self._entries):
+                at = min(at, self._entries[self._read].at)
+            if socket.side.messages:
+                at = min(at, socket.side.messages[0].at)
+            if self._losses:
+                at = min(at, self._losses[0])
+        at = max(at, now)
+        for begin, end in self._asleep:
+            if begin <= at < end:
+                at = end
+        return at
+
+    def _step(self, now: float) -> None:
+        ticks = now >= self._tick_at
+        if ticks:
+            self._tick_at = now + TICK_S
+            self._stall_detector.tick(LATER + now)
+            self._receiver.release_update(LATER + now)
+            if self._is_busy:
+                self._busy_at = now
+        if self._losses and now >= self._losses[0] and self._socket is not None:
+            self._losses.popleft()
+            self._lose(now)
+        if self._socket is None and now >= self._connects_at:
+            self._connect(now)
+        if self._socket is not None:
+            self._send(self._socket, now, fills=ticks)
+            self._receive(self._socket.line, self._socket.side.messages, now)
+
+    def _lose(self, now: float) -> None:
+        self._socket = None
+        self._receiver.publish_text()
+        self._ledger.rewind()
+        self._sender.detach()
+        self._receiver.forget()
+        after, entries = stream_ids.order(self._ledger.read_after), self._entries
+        self._read = bisect_right(entries, after, key=lambda entry: stream_ids.order(entry.id))
+        self._connects_at = now + self._rng.choice(RECONNECT_S)
+
+    def _connect(self, now: float) -> None:
+        provider, rng = self._provider, self._rng
+        up, down = Link(rng, standstills=self._up), Link(rng, self._plan.delays, self._down)
+        recognizer = Recognizer(provider, stream_settings(provider), self._habits)
+        self._socket = _Socket(line_to(provider), ProviderSide(recognizer, up, down))
+        self._receiver.socket_opened(LATER + now, provider, progressed=True)
+        self._sender.attach(self._socket.line, LATER + now)
+
+    def _send(self, socket: _Socket, now: float, *, fills: bool) -> None:
+        entries, sender = self._entries, self._sender
+        while self._read < len(entries) and entries[self._read].at <= now and sender.has_room:
+            self._take(entries[self._read], LATER + now)
+            self._read += 1
+        held = not sender.is_drained and sender.drain(LATER + now)
+        self._retries_at = now + RETRY_S if held else None
+        if fills and self._receiver.inside_turn:
+            sender.send_filler(LATER + now, LATER, LATER + now)
+        sent = socket.line.sent
+        while sent:
+            socket.side.send(sent.popleft(), now)
+
+    def _take(self, entry: _Entry, now: float) -> None:
+        """Admit an entry and send its audio, as a session does."""
+        ledger, sender, audio = self._ledger, self._sender, entry.audio
+        if ledger.covers(ledger.read_bytes) or not ledger.admit_next(entry.id, audio, "", None):
+            audio = ledger.admit(entry.id, AudioEntry(audio=audio)).audio
+        if audio and not sender.send_at_once(audio, now):
+            sender.enqueue(audio)
+
+    def _receive(self, line: Line | FluxLine, messages: deque[Message], now: float) -> None:
+        while messages and messages[0].at <= now:
+            at, data = messages.popleft()
+            slept = any(begin <= at < end for begin, end in self._asleep)
+            read_until = now if slept else at + TOGETHER_S
+            waiting = 0
+            while waiting < len(messages) and messages[waiting].at < read_until:
+                waiting += 1
+            event = line.decode(data, "")
+            arrival = self._sender.send_log.moment(LATER + (now if slept else at))
+            begins = isinstance(event, TurnEvent) and event.kind is ProviderInput.START
+            self._receiver.on_message(arrival, waiting, begins=begins)
+            if isinstance(event, TurnEvent):
+                self._receiver.on_turn_event(event, arrival)
+            elif isinstance(event, AudioTranscribed):
+                self._receiver.on_transcribed(event.transcribed_ms)
 
 
-def stalls(rng: random.Random, seconds: float) -> list[tuple[float, float]]:
-    """Generate one or two stalls, each from and to a second of the call."""
+def _wrong_words(words: Sequence[int | str], spoken: int) -> str:
+    """Compare what was transcribed with the numbers of the words that were spoken."""
+    if words == [*range(spoken)]:
+        return ""
+    counts = Counter(words)
+    found = {
+        "lost": [number for number in range(spoken) if number not in counts],
+        "repeated": [word for word, count in counts.items() if count > 1],
+        "damaged": [word for word in words if isinstance(word, str)],
+    }
+    return ", ".join(f"{what} {which}" for what, which in found.items() if which) or "out of order"
+
+
+def _draw_standstills(rng: random.Random, seconds: float) -> Standstills:
     begins = [rng.uniform(0.3, seconds) for _ in range(rng.randint(1, 2))]
     return [(begin, begin + rng.uniform(0.4, 2.0)) for begin in begins]
 
 
-def delayed(rng: random.Random, at: float, stalls: Iterable[tuple[float, float]]) -> float:
-    """Return when data sent at that second arrives."""
-    for begin, end in stalls:
-        if begin <= at < end:
-            at = end + rng.uniform(0, 0.05)
-    return at
-
-
-def stalled(stalls: Iterable[tuple[float, float]], at: float) -> bool:
-    """Return whether there is a stall at that second."""
-    return any(begin <= at < end for begin, end in stalls)
-
-
-def _send(rng: random.Random, ms: int, stalls: list[tuple[float, float]]) -> Iterable[_Sent]:
-    chunk_ms = rng.choice((20, 40, 100, 200, 0))
-    pacer, at, begin_ms = Pacer(1.5), 0.0, 0
-    pacer.restart(0)
-    while begin_ms < ms:
-        end_ms = min(ms, begin_ms + (chunk_ms or rng.randint(20, 200)))
-        at = delayed(rng, max(at, end_ms / 1_000 + rng.uniform(0.002, 0.03)), stalls)
-        while pacer.allowance_ms(at) < end_ms - begin_ms:
-            at += 0.02
-        pacer.spend(end_ms - begin_ms)
-        yield _Sent(at, begin_ms, end_ms)
-        begin_ms = end_ms
-
-
-def _arrive(
-    rng: random.Random,
-    events: Iterable[_Timed],
-    lag_s: float,
-    jitter_s: float,
-    stalls: list[tuple[float, float]],
-) -> Iterable[_Timed]:
-    arrived = 0.0
-    for at, event in events:
-        late_s = rng.expovariate(1 / 0.3) if rng.random() < 0.05 else 0.0
-        at += lag_s + rng.uniform(0, jitter_s) + late_s
-        arrived = max(delayed(rng, at, stalls), arrived + 0.00005)
-        yield _Timed(arrived, event)
-
-
-def _ticks(until: float, stalls: list[tuple[float, float]]) -> list[float]:
-    times = (step * LOOK_S for step in range(int(until / LOOK_S) + 1))
-    return [at for at in times if not stalled(stalls, at)]
-
-
-def _live(
-    side: WorkerSide,
-    sound: bytes,
-    words: list[Word],
-    steps: list[_Sent | _Timed | float],
-    seed: str,
-) -> list[Wrong]:
-    """Process the steps in order of time: ticks first, then audio, then messages."""
-    order = {float: 0, _Sent: 1, _Timed: 2}
-    steps.sort(key=lambda step: (_time(step), order[type(step)]))
-    wrong: list[Wrong] = []
-    ended_words = 0
-    for count, step in enumerate(steps):
-        match step:
-            case _Sent(at, begin_ms, end_ms):
-                side.send(at, sound[begin_ms * BYTES_PER_MS : end_ms * BYTES_PER_MS])
-            case _Timed(at, event):
-                text = event.transcript or ""
-                cut = side.receive(at, event.kind, text, _waiting(steps, count))
-                if cut is None:
-                    continue
-                ended_words += len(text.split())
-                least = words[ended_words - 1].ends
-                most = words[ended_words].begins if ended_words < len(words) else float("inf")
-                if not least - 10 <= cut <= most + 10:
-                    wrong.append(Wrong(seed, cut, least, most))
-                side.commit(min(max(cut, least), most))
-            case at:
-                side.tick(at)
-    return wrong
-
-
-def _waiting(steps: list[_Sent | _Timed | float], count: int) -> int:
-    waiting = 0
-    for step in steps[count + 1 :]:
-        if _time(step) - _time(steps[count]) >= TOGETHER_S:
-            break
-        waiting += isinstance(step, _Timed)
-    return waiting
-
-
-def _time(step: _Sent | _Timed | float) -> float:
-    return step if isinstance(step, float) else step.at
+def _draw_entries(rng: random.Random, sound: bytes) -> list[_Entry]:
+    ms, chunk_ms = len(sound) // BYTES_PER_MS, rng.choice((20, 40, 100, 200, 0))
+    entries: list[_Entry] = []
+    begin, at = 0, 0.0
+    while begin < ms:
+        end = min(ms, begin + (chunk_ms or rng.randint(20, 200)))
+        audio = sound[begin * BYTES_PER_MS : end * BYTES_PER_MS]
+        at = max(at, end / 1_000 + rng.uniform(0.002, 0.03))
+        entries.append(_Entry(at, f"{len(entries) + 1}-0", audio))
+        begin = end
+    return entries

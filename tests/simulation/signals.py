@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tests.simulation.calls import Word
+from tests.simulation.speech import Word
 
 MARKS = 8
 FORCED_ENDS = 5

@@ -7,28 +7,16 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import anyio
-import msgspec
-from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from schemas import cartesia
-from tests.simulation.calls import AUDIO
-from tests.simulation.lives import at_once
+from tests.simulation.provider_model import Delays, Habits, Link, Recognizer
 from worker.errors import SttTransientError
-from worker.local.emulator.engines.base import EngineEvent, TurnSettings
-from worker.local.emulator.engines.script import ScriptStream
-from worker.local.emulator.engines.script_words import WORD_MS
-from worker.local.emulator.providers.base import FLUSH
-from worker.local.emulator.providers.flux import FluxSession
-from worker.local.emulator.providers.flux_request import PATH, FluxRequest
-from worker.local.emulator.settings import FluxSettings
-from worker.stt.flux import FLUX
 from worker.stt.frames import LenientProtocol
 from worker.stt.provider import Endpoint, Provider, StreamSettings
 from worker.stt.websocket import WebSocketClient
@@ -56,99 +44,20 @@ class _Transport(asyncio.Transport):
     abort = close
 
 
-class _Protocol(Protocol):
-    """What the provider behind a socket sends, as text."""
-
-    def feed(self, audio: bytes) -> list[bytes]:
-        """Process audio; return the messages that it causes."""
-        ...
-
-    def command(self, text: str) -> tuple[list[bytes], bool]:
-        """Execute a command; return the messages, and whether the socket closes after them."""
-        ...
-
-
-class _Turns:
-    """Cartesia's protocol."""
-
-    def __init__(self, habits: "Habits") -> None:
-        self._events: list[EngineEvent] = []
-        self._engine = habits.engine(self._events.append)
-
-    def feed(self, audio: bytes) -> list[bytes]:
-        at_once(self._engine.feed(audio))
-        return self._messages()
-
-    def command(self, text: str) -> tuple[list[bytes], bool]:  # `close`
-        at_once(self._engine.flush())
-        return self._messages(), True
-
-    def _messages(self) -> list[bytes]:
-        messages = [msgspec.json.encode(_message_of(event)) for event in self._events]
-        self._events.clear()
-        return messages
-
-
-class _Flux:
-    """Flux's protocol: every message has times."""
-
-    def __init__(self, habits: "Habits", query: str) -> None:
-        request = FluxRequest(f"{PATH}?{query}", Headers({"Authorization": "Token any"}))
-        self._session = FluxSession(FluxSettings(), request, "request")
-        self._messages: list[bytes] = []
-        self._engine = habits.engine(self._emit)
-
-    def _emit(self, event: EngineEvent) -> None:
-        admitted = self._session.admit(event)
-        self._messages += [self._session.encode_event(each) for each in admitted]
-
-    def feed(self, audio: bytes) -> list[bytes]:
-        at_once(self._session.feed(self._engine, audio))
-        return self._taken()
-
-    def command(self, text: str) -> tuple[list[bytes], bool]:
-        messages = self._messages
-        running = self._session.command(text, self._engine, lambda reply: messages.append(reply()))
-        closes = at_once(running) == FLUSH
-        if closes:
-            at_once(self._engine.flush())
-        return self._taken(), closes
-
-    def _taken(self) -> list[bytes]:
-        messages = self._messages.copy()
-        self._messages.clear()
-        return messages
-
-
-class Habits(NamedTuple):
-    """How a provider transcribes."""
-
-    end_pause_ms: float = 5_600.0
-    """Maximum pause inside a turn."""
-    write: Callable[[str], str] = str
-    """How it writes a word."""
-
-    def engine(self, emit: Callable[[EngineEvent], None]) -> ScriptStream:
-        """Return the recognizer of a socket."""
-        turn = TurnSettings(end_timeout_ms=self.end_pause_ms)
-        return ScriptStream(AUDIO, turn, WORD_MS, emit, self.write, None)
-
-
 class SimulatedProvider:
     """A provider, and what is wrong with it now."""
 
     def __init__(
-        self, provider: Provider, rng: random.Random, lag_s: float, late_s: float = 0.0
+        self,
+        provider: Provider,
+        rng: random.Random,
+        delays: Delays,
+        habits: Habits,
     ) -> None:
-        """`lag_s` is its usual lag; single messages are up to `late_s` later.
-
-        Without times of words a worker does not tolerate late messages, so there are none then.
-        """
         self.provider = provider
         self.rng = rng
-        self.lag_s = lag_s
-        self.late_s = late_s if provider.word_times else 0.0
-        self.habits = Habits()
+        self.delays = delays
+        self.habits = habits
         self.away = False
         """Whether connects are refused."""
         self.silent = False
@@ -182,14 +91,11 @@ class ProviderSocket:
         self.stream = kind(provider, self.socket, Endpoint("", "", ""), settings)
         self.stream.request_id = "request"
         self.stream.accepted = True
-        habits = simulated.habits
-        self._protocol: _Protocol = (
-            _Flux(habits, kind.query(settings)) if provider is FLUX else _Turns(habits)
-        )
+        self._recognizer = Recognizer(provider, settings, simulated.habits)
+        self._link = Link(simulated.rng, simulated.delays)
         self._peer = ServerProtocol(state=State.OPEN, max_size=None)
         self._up: deque[bytes] = deque()
         self._down: deque[bytes | None] = deque()
-        self._sent_at = 0.0
         self._silent = self._stuck = False  # until the worker replaces the socket
 
     def later(self, delay_s: float, act: Callable[..., None], *args: Any) -> None:
@@ -211,24 +117,21 @@ class ProviderSocket:
         self._peer.receive_data(self._up.popleft())
         for event in self._peer.events_received():
             if isinstance(event, Frame) and event.opcode is Opcode.BINARY:
-                self._reply(self._protocol.feed(bytes(event.data)))
+                self._reply(self._recognizer.feed(bytes(event.data)))
             elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
-                messages, closes = self._protocol.command(bytes(event.data).decode())
+                messages, closes = self._recognizer.command(bytes(event.data).decode())
                 self._reply([*messages, None] if closes else messages)
         self._send()
 
     def _reply(self, replies: Sequence[bytes | None]) -> None:
-        simulated, rng, now = self.simulated, self.simulated.rng, anyio.current_time()
+        now = anyio.current_time()
         for reply in replies:
-            self._stuck = self._stuck or (simulated.stuck and self._can_get_stuck_at(reply))
+            stuck = self.simulated.stuck and self._can_get_stuck_at(reply)
+            self._stuck = self._stuck or stuck
             if self._stuck:
                 return
             self._down.append(reply)
-            lag_s = simulated.lag_s + rng.uniform(0, 0.05)
-            if simulated.late_s and rng.random() < 0.03:
-                lag_s += rng.uniform(0, simulated.late_s)
-            self._sent_at = max(now + lag_s, self._sent_at + 0.00005)
-            self.later(self._sent_at - now, self._deliver)
+            self.later(self._link.arrival(now) - now, self._deliver)
 
     def _can_get_stuck_at(self, reply: bytes | None) -> bool:
         """Return whether a worker can detect that nothing follows it."""
@@ -246,8 +149,3 @@ class ProviderSocket:
     def _send(self) -> None:
         for data in self._peer.data_to_send():
             self.socket.data_received(data)
-
-
-def _message_of(event: EngineEvent) -> cartesia.ServerMessage:
-    text: Any = {} if event.transcript is None else {"transcript": event.transcript}
-    return cartesia.KNOWN[event.kind](**text)

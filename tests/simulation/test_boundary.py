@@ -6,8 +6,15 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.simulation.calls import AUDIO, BYTES_PER_MS, Stall, WorkerSide, simulate_call
+from schemas.audio import AudioEntry, Encoding
+from tests.simulation.lines import LATER, Line, boundary_of
+from tests.simulation.speech import AUDIO, BYTES_PER_MS
+from worker.core.ledger import Ledger
+from worker.core.send_limits import Pacer
+from worker.event_loop import StallDetector
 from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
+from worker.session.sender import AudioSender
+from worker.telemetry.counters import Counters
 
 
 class Sent(NamedTuple):
@@ -33,14 +40,34 @@ def _cut(
 
     The worker stalled once, between two seconds of the call.
     """
-    side = WorkerSide(usual_lag_s, ticked_at=slept[0])
-    side.tick(slept[1])
+    ledger = Ledger(Encoding.PCM_S16LE.width)
+    sender = AudioSender(Encoding.PCM_S16LE, AUDIO.sample_rate, ledger, Pacer(0), Counters())
+    sender.attach(Line(), LATER)
+    stalls = StallDetector(LATER + slept[0])
+    boundary = boundary_of(sender, stalls, usual_lag_s)
+    boundary.reset(LATER)
+    stalls.tick(LATER + slept[1])
     cut = None
-    for step in sorted(call, key=lambda step: step.at):
+    for count, step in enumerate(sorted(call, key=lambda step: step.at), 1):
         if isinstance(step, Sent):
-            side.send(step.at, sound[side.sender.socket_bytes : step.ms * BYTES_PER_MS])
-        else:
-            cut = side.receive(*step)
+            audio = sound[sender.socket_bytes : step.ms * BYTES_PER_MS]
+            ledger.admit(f"{count}-0", AudioEntry(audio=audio))
+            sender.enqueue(audio)
+            sender.drain(LATER + step.at)
+            continue
+        arrival = sender.send_log.moment(LATER + step.at)
+        boundary.on_message(arrival, step.waiting)
+        match step.kind:
+            case "turn.start":
+                boundary.on_start(arrival)
+            case "turn.resume":
+                boundary.on_resume(arrival)
+            case _:
+                boundary.on_transcript(step.text, arrival)
+        if step.kind == "turn.eager_end":
+            boundary.on_eager_end(arrival)
+        if step.kind == "turn.end":
+            cut = boundary.find_end(arrival) // BYTES_PER_MS
     assert cut is not None
     return cut
 
@@ -187,28 +214,3 @@ def test_next_word_of_a_backlog_is_hardly_ever_cut_off() -> None:
     cuts = [_cut_in_backlog(seed) for seed in range(600)]
     assert all(cut >= 0 for cut, _ in cuts)
     assert sum(cut > gap_ms for cut, gap_ms in cuts) <= 4
-
-
-@pytest.mark.parametrize(
-    ("stall", "early", "late"),
-    [
-        (Stall.NONE, 0, 0),
-        (Stall.WORKER, 0, 1),
-        (Stall.DOWN, 1, 0),
-        (Stall.UP, 0, 3),
-        (Stall.BOTH, 1, 6),
-    ],
-)
-async def test_hardly_any_turn_is_cut_wrong(stall: Stall, early: int, late: int) -> None:
-    """Each case has some 350 turns, in which single messages also arrive seconds late.
-
-    The limits are the measured numbers of early and late cuts; they should not increase.
-    """
-    wrong = [
-        cut
-        for words in (6, 30)
-        for seed in range(40)
-        for cut in await simulate_call(f"{seed} {words}", stall, words)
-    ]
-    assert sum(cut.early for cut in wrong) <= early, wrong
-    assert sum(not cut.early for cut in wrong) <= late, wrong

@@ -15,7 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from schemas.audio import AudioEntry, Encoding
-from tests.simulation.calls import AUDIO, BYTES_PER_MS, LATER, Line
+from tests.simulation.lines import LATER, Line
+from tests.simulation.provider_model import Delays, Link
+from tests.simulation.speech import AUDIO, BYTES_PER_MS
 from worker.core.ledger import Ledger
 from worker.core.send_limits import Pacer
 from worker.core.turn_boundary import quiet_level
@@ -56,14 +58,14 @@ def updates(rng: random.Random, sound: Samples, late_s: float) -> list[float]:
     """Return when the messages about speech arrive, in milliseconds."""
     levels = _levels(sound)
     quiet = quiet_level(levels)
-    lag_ms, arrived, times = rng.uniform(50, 600), 0.0, []
+    late_share = 0.1 if late_s else 0.0
+    delays = Delays(rng.uniform(0.05, 0.6), 0.0, late_share, late_s / 2, max_late_s=late_s)
+    link, times = Link(rng, delays), []
     for end in range(UPDATE_MS, 10 * len(levels) + 1, UPDATE_MS):
         frames = levels[(end - UPDATE_MS) // 10 : end // 10]
         if sum(level > quiet for level in frames) < 3:
             continue
-        late_ms = rng.uniform(0, late_s * 1_000) if rng.random() < 0.1 else 0.0
-        arrived = max(arrived, end + lag_ms + late_ms)
-        times.append(arrived)
+        times.append(1_000 * link.arrival(end / 1_000))
     return times
 
 

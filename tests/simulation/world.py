@@ -18,9 +18,10 @@ import msgspec
 
 from schemas.audio import Encoding, SessionEntry
 from schemas.keys import Keys
-from tests.simulation.calls import AUDIO, BYTES_PER_MS, Word
+from tests.simulation.provider_model import Delays, Habits, WritingEngine
 from tests.simulation.signals import Signal, draw_signals, signal_violations
-from tests.simulation.sockets import Habits, ProviderSocket, SimulatedProvider
+from tests.simulation.sockets import ProviderSocket, SimulatedProvider
+from tests.simulation.speech import AUDIO, BYTES_PER_MS, Speech, Word
 from tests.support import virtual_time
 from tests.support.commits import arguments_of
 from worker.bus.audio_reader import AudioReader, Entries, LaneState
@@ -35,15 +36,14 @@ from worker.bus.registry import WorkerRegistry
 from worker.bus.scripts import ScriptCall
 from worker.context import WorkerContext
 from worker.core import stream_ids
-from worker.local.emulator.engines.script import synthesize_silence, synthesize_words
-from worker.local.emulator.engines.script_words import WORD_MS
+from worker.local.emulator.engines.script import ScriptEngine
 from worker.session.checkpoint import Checkpoint
 from worker.session.session import Session
 from worker.settings import Settings
 from worker.stt.health import provider_health
 from worker.stt.keys import ApiKey
 from worker.stt.offers import offers
-from worker.stt.provider import Endpoint, StreamSettings
+from worker.stt.provider import Endpoint, Provider, StreamSettings
 from worker.stt.routes import PROVIDERS, Route
 from worker.stt.stream import Stream
 from worker.supervisor import Supervisor
@@ -287,17 +287,18 @@ class _World:
         self.bus = _Bus()
         self.redis_away = self.redis_down = False
         self.redis_since = 0.0
+        names = scenario.providers.split(",")
         self._providers = {
-            name: SimulatedProvider(PROVIDERS[name], rng, scenario.lag_s, scenario.late_s)
-            for name in scenario.providers.split(",")
+            name: SimulatedProvider(
+                PROVIDERS[name], rng, _delays(scenario, PROVIDERS[name]), _habits(rng, names)
+            )
+            for name in names
         }
-        if len(self._providers) > 1:
-            for each in self._providers.values():
-                each.habits = Habits(rng.choice(END_PAUSES_MS), rng.choice(WRITINGS))
         self._stream: ProviderSocket | None = None
         self._cannot_send_since: float | None = virtual_time.BEGAN_S
         self._away_s = 0.0
-        self._sound, self._words, self._turn_s = _speech(rng, scenario)
+        speech, self._turn_s = _draw_speech(rng, scenario)
+        self._sound, self._words = speech.sound, speech.words
         self._signals = draw_signals(rng, self._words) if signals else []
         self._seq = 0
         speech_s = len(self._sound) / BYTES_PER_MS / 1_000
@@ -620,21 +621,36 @@ def _order_violations(events: Sequence[dict[str, Any]]) -> list[str]:
     return violations
 
 
-def _speech(rng: random.Random, scenario: Scenario) -> tuple[bytes, list[Word], float]:
-    """Generate speech: a turn, a long one, a turn. Return also the duration of the long one."""
-    sound, words, ms = [synthesize_silence(400, AUDIO)], list[Word](), 400
+def _delays(scenario: Scenario, provider: Provider) -> Delays:
+    """Return the delays of a provider's messages.
+
+    Without the times of words a worker tolerates few late messages, so there are none then.
+    """
+    delays = Delays(scenario.lag_s, jitter_s=0.05)
+    if not scenario.late_s or not provider.word_times:
+        return delays
+    mean_s = scenario.late_s / 2
+    return delays._replace(late_share=0.03, late_s=mean_s, max_late_s=scenario.late_s)
+
+
+def _habits(rng: random.Random, providers: Sequence[str]) -> Habits:
+    """Draw the habits of one of several providers; a single one has the usual habits."""
+    if len(providers) == 1:
+        return Habits(ScriptEngine())
+    end_pause_ms = rng.choice(END_PAUSES_MS)
+    return Habits(WritingEngine(rng.choice(WRITINGS)), end_pause_ms)
+
+
+def _draw_speech(rng: random.Random, scenario: Scenario) -> tuple[Speech, float]:
+    """Draw a turn, a long one, a turn. Return also the duration of the long one in seconds."""
+    speech = Speech()
     longest_ms = rng.uniform(*scenario.long_s) * scenario.max_lag_s * 1_000
     often = rng.choice((0, 3, 8, 15) if "," in scenario.providers else (0, 0, 15, 40))
     short = [rng.uniform(200, 3_000) for _ in range(2 * scenario.short_turns)]
     half = scenario.short_turns
     for turn_ms in (*short[:half], longest_ms, *short[half:]):
-        until = ms + turn_ms
-        while ms < until:
-            pause_ms = 10 * rng.randint(5, 35) if often and rng.randrange(often) == 0 else 0
-            sound += [synthesize_words([len(words)], AUDIO), synthesize_silence(pause_ms, AUDIO)]
-            words.append(Word(ms, ms + round(WORD_MS)))
-            ms += round(WORD_MS) + pause_ms
-        pause_ms = 10 * rng.randint(80, 300)
-        sound.append(synthesize_silence(pause_ms, AUDIO))
-        ms += pause_ms
-    return b"".join(sound), words, longest_ms / 1_000
+        until = speech.ms + turn_ms
+        while speech.ms < until:
+            speech.say(10 * rng.randint(5, 35) if often and rng.randrange(often) == 0 else 0)
+        speech.pause(10 * rng.randint(80, 300))
+    return speech, longest_ms / 1_000

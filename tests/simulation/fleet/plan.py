@@ -245,6 +245,8 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     park_s: float = 120.0
     latency_ms: float = 100.0
     """Event latency of the providers."""
+    late_s: float = 0.0
+    """Mean time by which single messages of Flux are late beyond that; 0 if none are."""
     hasty_share: float = 0.0
     """Share of the providers' connections that end turns at shorter pauses: a replay on such a
     connection divides the audio in another way."""

@@ -5,7 +5,7 @@ from itertools import count
 from websockets.asyncio.server import ServerConnection, serve
 
 from schemas.audio import AudioEntry, Encoding
-from tests.simulation.calls import Line
+from tests.simulation.lines import Line
 from worker.core.ledger import Ledger
 from worker.core.send_limits import Pacer
 from worker.session.sender import BUFFER_MS, AudioSender
