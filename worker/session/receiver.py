@@ -216,7 +216,8 @@ class MessageReceiver:
 
     def _end_exactly(self, event: TurnEvent, text: str, place: SendPosition) -> None:
         """End the turn, and commit its audio up to its last word."""
-        self._words += map(self._published_word, event.words)
+        if self._tracker.provider_in_turn:
+            self._words += map(self._published_word, event.words)
         if not self._tracker.will_end(text, place.session_bytes):
             self.publish_text()
             self._track(ProviderInput.END, text, place)

@@ -14,6 +14,7 @@ Flux accepts one unanswered `Configure`. Later settings wait for the answer to t
 """
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from urllib.parse import urlencode
 
@@ -32,17 +33,16 @@ from worker.errors import (
 )
 from worker.stt.conversion import to_s16
 from worker.stt.events import (
-    AudioTranscribed,
     ConfigApplied,
     Connected,
     Event,
     NoTurnToEnd,
-    TimedWord,
     TurnEvent,
     UnknownMessage,
     Warned,
 )
-from worker.stt.flux_messages import read_message, timed_words, transcribed_s
+from worker.stt.flux_messages import read_message
+from worker.stt.flux_turns import FluxTurns
 from worker.stt.provider import NO_NOTES, Endpoint, Notes, Provider, StreamSettings
 from worker.stt.stream import Stream
 from worker.stt.websocket import WebSocketClient
@@ -65,13 +65,6 @@ _ENCODINGS = {
     Encoding.PCM_F32LE: "linear16",
 }
 _CONVERTED = frozenset({Encoding.PCM_F16LE, Encoding.PCM_F32LE})
-_KINDS = {
-    "StartOfTurn": ProviderInput.START,
-    "Update": ProviderInput.UPDATE,
-    "EagerEndOfTurn": ProviderInput.EAGER_END,
-    "TurnResumed": ProviderInput.RESUME,
-    "EndOfTurn": ProviderInput.END,
-}
 _NO_ACTIVE_TURN = "FORCE_END_TURN_NO_ACTIVE_TURN"
 _UNPARSABLE = "UNPARSABLE_CLIENT_MESSAGE"
 
@@ -90,8 +83,7 @@ class FluxStream(Stream):
         super().__init__(provider, socket, endpoint, settings, notes)
         encoding = settings.encoding
         self._convert = partial(to_s16, encoding=encoding) if encoding in _CONVERTED else None
-        self._ended_turns = 0
-        """Number of turns that ended on this socket."""
+        self._turns = FluxTurns()
         self._unsent = flux.Thresholds()
         """Settings that wait for the answer to those sent before."""
         self._configured_at: float | None = None
@@ -172,16 +164,25 @@ class FluxStream(Stream):
         """Request the remaining events and the end of the stream."""
         self.socket.send_text(flux.encode_message(flux.CloseStream()))
 
-    def decode(self, data: bytes, defect: str) -> Event | None:
+    def decode(self, data: bytes, defect: str) -> Sequence[Event | None]:
         """Decode one message; raise the `SttError` for an in-band error, which is always final."""
         message, unreadable = read_message(data)
         if defect or unreadable:
             self._notes.defect(defect or unreadable)
-        if message is None:
-            return None
         match message:
-            case flux.TurnInfo():
-                return self._turn_event(message)
+            case flux.TurnInfo():  # most messages
+                return self._turn_events(message)
+            case flux.ServerWarning() if message.code == _NO_ACTIVE_TURN:
+                self._forced = False
+                return (*self._turns.end_open(), NoTurnToEnd())
+            case None:
+                return (None,)
+            case _:
+                return (self._event(message),)
+
+    def _event(self, message: flux.ServerMessage) -> Event:
+        """Return the event of a message that is not about a turn."""
+        match message:
             case flux.Connected():
                 return Connected(message.request_id or "")
             case flux.ConfigureSuccess():
@@ -190,36 +191,21 @@ class FluxStream(Stream):
             case flux.ConfigureFailure():
                 self._on_answer()
                 return self._warned(message.code or message.error_code, message.description)
-            case flux.ServerWarning() if message.code == _NO_ACTIVE_TURN:
-                self._forced = False
-                return NoTurnToEnd()
             case flux.ServerWarning():
                 return self._warned(message.code, message.description)
             case flux.Error():
                 raise self._error(message.code or "", message.description or "")
-            case flux.UnknownMessage():
+            case _:
                 return UnknownMessage()
 
-    def _turn_event(self, info: flux.TurnInfo) -> Event:
-        """Return the event of a `TurnInfo`; one about a turn that ended before is ignored."""
-        kind, turn, end_s = _KINDS.get(info.event or ""), info.turn_index, transcribed_s(info)
+    def _turn_events(self, info: flux.TurnInfo) -> Sequence[Event]:
         if self._unsent != _UNSET:
             self._configure()
-        if kind is None or (turn is not None and turn < self._ended_turns):
-            return UnknownMessage()
-        transcribed_ms = None if end_s is None else end_s * 1_000
-        if kind is ProviderInput.UPDATE and not info.transcript:
-            return UnknownMessage() if transcribed_ms is None else AudioTranscribed(transcribed_ms)
-        if kind is not ProviderInput.END:
-            return TurnEvent(kind, info.transcript, transcribed_ms)
-        self._ended_turns += 1 if turn is None else turn + 1 - self._ended_turns
-        if info.trigger not in ("model", "timeout"):
-            self._forced = False
-        words = tuple(
-            TimedWord(word.word or "", start * 1_000, end * 1_000, word.confidence)
-            for word, start, end in timed_words(info)
-        )
-        return TurnEvent(kind, info.transcript, transcribed_ms, words)
+        events = self._turns.events(info)
+        last = events[-1]
+        if isinstance(last, TurnEvent) and last.kind is ProviderInput.END:
+            self._forced = self._forced and info.trigger in ("model", "timeout")
+        return events
 
     def _warned(self, code: str | None, description: str | None) -> Warned:
         redact = self._endpoint.redact
