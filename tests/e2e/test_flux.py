@@ -383,3 +383,15 @@ async def test_threshold_out_of_range_is_reported(harness: Harness) -> None:
     (error,) = [event for event in events if isinstance(event, SessionError)]
     assert (error.code, error.fatal) == ("config_unusable", False)
     assert "0.7 at most" in error.message
+
+
+async def test_thresholds_of_fleet_and_session_fit_together(harness: Harness) -> None:
+    """Together they would put the eager end above the end, which the provider rejects."""
+    async with harness.worker(stt_providers="flux", stt_turn_end_threshold=0.5):
+        await harness.announce("call-1", turn_eager_end_threshold="0.4")
+        await harness.play("call-1", speech(range(3)), end=False)
+        await harness.until("call-1", TurnEnd)
+        await harness.append("call-1", config='{"turn_eager_end_threshold":0.35}', end="1")
+        events = (await harness.until_ended("call-1"))["call-1"]
+    assert words(events) == [*range(3)]
+    assert "session.error" not in kinds(events)

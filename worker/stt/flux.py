@@ -1,15 +1,5 @@
 """Deepgram Flux.
 
-The thresholds of the bus are probabilities that the user goes on. Those of Flux are probabilities
-that the turn is over:
-
-| the bus | Flux |
-|---|---|
-| `turn_end_threshold` | `eot_threshold`: 1 minus it |
-| `turn_eager_end_threshold` | `eager_eot_threshold`: 1 minus it, at least 0.3 |
-| `turn_end_timeout_ms` | `eot_timeout_ms`, at most 10,000 |
-| `turn_start_threshold` | none |
-
 Flux accepts one unanswered `Configure`. Later settings wait for the answer to the one before.
 """
 
@@ -42,6 +32,7 @@ from worker.stt.events import (
     Warned,
 )
 from worker.stt.flux_messages import read_message
+from worker.stt.flux_settings import changes, merged, thresholds, unusable
 from worker.stt.flux_turns import FluxTurns
 from worker.stt.provider import NO_NOTES, Endpoint, Notes, Provider, StreamSettings
 from worker.stt.stream import Stream
@@ -50,10 +41,6 @@ from worker.stt.websocket import WebSocketClient
 SAMPLE_RATES = (8_000, 16_000, 24_000, 44_100, 48_000)
 ACK_TIMEOUT_S = 5.0
 """Time after which an unanswered `Configure` is given up."""
-
-MIN_EAGER = 0.3
-MAX_TIMEOUT_MS = 10_000
-"""Ranges that every version of Flux accepts."""
 
 _ENCODINGS = {
     Encoding.PCM_S16LE: "linear16",
@@ -84,13 +71,15 @@ class FluxStream(Stream):
         encoding = settings.encoding
         self._convert = partial(to_s16, encoding=encoding) if encoding in _CONVERTED else None
         self._turns = FluxTurns()
+        self._config = settings.turn
+        """The settings with all changes."""
         self._unsent = flux.Thresholds()
         """Settings that wait for the answer to those sent before."""
         self._configured_at: float | None = None
         """When the unanswered `Configure` was sent."""
         self._forced = False
         """Whether a `ForceEndTurn` is unanswered. An older deployment rejects it."""
-        for line in _unusable(settings.turn):
+        for line in unusable(settings.turn):
             notes.unusable(line)
 
     @classmethod
@@ -109,7 +98,7 @@ class FluxStream(Stream):
             "model": settings.model,
             "encoding": _ENCODINGS[settings.encoding],
             "sample_rate": settings.sample_rate,
-            **msgspec.to_builtins(_thresholds(settings.turn)),
+            **msgspec.to_builtins(thresholds(settings.turn)),
             "keyterm": settings.keyterms,
             "language_hint": [settings.language] if settings.language else [],
         }
@@ -150,9 +139,10 @@ class FluxStream(Stream):
 
     def send_config(self, turn: TurnConfig) -> None:
         """Change turn detection for the following audio."""
-        for line in _unusable(turn):
+        for line in unusable(turn):
             self._notes.unusable(line)
-        self._unsent = _merged(self._unsent, _thresholds(turn))
+        before, self._config = self._config, self._config.merged(turn)
+        self._unsent = merged(self._unsent, changes(before, turn))
         self._configure()
 
     def end_turn(self) -> None:
@@ -256,36 +246,3 @@ class _ErrorBody(msgspec.Struct):
     err_code: str | None = None
     err_msg: str | None = None
     request_id: str | None = None
-
-
-def _thresholds(turn: TurnConfig) -> flux.Thresholds:
-    """Return the settings that Flux can use, with its names."""
-    eager, end, timeout_ms = (
-        turn.turn_eager_end_threshold,
-        turn.turn_end_threshold,
-        turn.turn_end_timeout_ms,
-    )
-    return flux.Thresholds(
-        eager_eot_threshold=_confidence(eager) if not _unusable(turn) else None,
-        eot_threshold=_confidence(end),
-        eot_timeout_ms=None if timeout_ms is None else round(min(timeout_ms, MAX_TIMEOUT_MS)),
-    )
-
-
-def _merged(older: flux.Thresholds, newer: flux.Thresholds) -> flux.Thresholds:
-    """Return settings, overridden by those that are set in `newer`."""
-    return msgspec.structs.replace(older, **msgspec.to_builtins(newer))
-
-
-def _unusable(turn: TurnConfig) -> list[str]:
-    """Return a line for each setting that Flux cannot use."""
-    eager = _confidence(turn.turn_eager_end_threshold)
-    if eager is None or eager >= MIN_EAGER:
-        return []
-    limit = f"provider flux takes a turn_eager_end_threshold of {1 - MIN_EAGER:g} at most"
-    return [f"{limit} and ignores a higher one; if none is set, it sends no turn.eager_end"]
-
-
-def _confidence(threshold: float | None) -> float | None:
-    """Return the confidence in the end at which the bus's probability is below a threshold."""
-    return None if threshold is None else round(1 - threshold, 6)

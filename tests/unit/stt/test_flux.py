@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import anyio
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -352,6 +353,34 @@ def test_one_configure_is_unanswered_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     now += ACK_TIMEOUT_S
     line.receive(info("Update"))
     assert line.texts[2:] == [{"type": "Configure", "thresholds": {"eot_threshold": 0.7}}]
+
+
+def test_eager_end_is_not_above_the_end() -> None:
+    turn = TurnConfig(turn_eager_end_threshold=0.4, turn_end_threshold=0.5)
+    settings = msgspec.structs.replace(PHONE, turn=turn)
+    query = parse_qs(FluxStream.query(settings))
+    assert (query["eager_eot_threshold"], query["eot_threshold"]) == (["0.5"], ["0.5"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sent"),
+    [
+        (
+            TurnConfig(turn_end_threshold=0.4),
+            {"eager_eot_threshold": 0.6, "eot_threshold": 0.6},
+        ),
+        (TurnConfig(turn_eager_end_threshold=0.35), {"eager_eot_threshold": 0.5}),
+        (TurnConfig(turn_end_timeout_ms=700.0), {"eot_timeout_ms": 700}),
+        (TurnConfig(turn_end_threshold=0.5), {"eot_threshold": 0.5}),
+    ],
+)
+def test_change_keeps_the_eager_end_below_the_end(
+    change: TurnConfig, sent: dict[str, float]
+) -> None:
+    turn = TurnConfig(turn_eager_end_threshold=0.4, turn_end_threshold=0.5)
+    line = Line(msgspec.structs.replace(PHONE, turn=turn))
+    line.send_config(change)
+    assert line.texts == [{"type": "Configure", "thresholds": sent}]
 
 
 def test_threshold_that_flux_cannot_use_is_reported_and_not_sent() -> None:
