@@ -47,6 +47,7 @@ Lane = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$(?!\n)", description="1 to 32 of A-Z a-z 0-9 _ -")
 ]
 ProviderName = Literal["cartesia", "flux"]
+ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
 LanguageTag = Annotated[
     str,
     Meta(
@@ -100,7 +101,7 @@ class SessionEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """The preferred provider; without `providers`, the only one."""
     providers: Annotated[tuple[ProviderName, ...], Meta(max_length=MAX_PROVIDERS)] = ()
     """The providers that may serve the session, in this order."""
-    model: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    model: ModelName | None = None
     language: LanguageTag | None = None
     """Only providers that speak it may serve the session."""
     keyterms: Annotated[tuple[str, ...], Meta(max_length=MAX_KEYTERMS)] = ()
