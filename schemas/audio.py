@@ -47,6 +47,7 @@ Lane = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$(?!\n)", description="1 to 32 of A-Z a-z 0-9 _ -")
 ]
 ProviderName = Literal["cartesia", "flux"]
+ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
 LanguageTag = Annotated[
     str,
     Meta(
@@ -100,7 +101,7 @@ class SessionEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """The preferred provider; without `providers`, the only one."""
     providers: Annotated[tuple[ProviderName, ...], Meta(max_length=MAX_PROVIDERS)] = ()
     """The providers that may serve the session, in this order."""
-    model: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    model: ModelName | None = None
     language: LanguageTag | None = None
     """Only providers that speak it may serve the session."""
     keyterms: Annotated[tuple[str, ...], Meta(max_length=MAX_KEYTERMS)] = ()
@@ -154,11 +155,10 @@ def decode_session(fields: Fields) -> SessionEntry:
         name = raw_name.decode("ascii", "replace")
         if name in _CONFIG_FIELDS:
             config[name] = _text(name, raw)
+        elif name in _LIST_FIELDS:
+            values[name] = _list(name, raw)
         elif name in _SESSION_FIELDS:
-            is_json = name in _JSON_FIELDS or (name in _LIST_FIELDS and raw.startswith(b"["))
-            values[name] = _json(name, raw) if is_json else _text(name, raw)
-            if name in _LIST_FIELDS and not is_json:
-                values[name] = [part.strip() for part in values[name].split(",")]
+            values[name] = _json(name, raw) if name in _JSON_FIELDS else _text(name, raw)
     if config:
         values["config"] = _config(config, strict=False)
     _check_encoding(values.get("encoding"))
@@ -196,6 +196,17 @@ def session_lane(fields: Fields) -> str | None:
 def session_group(fields: Fields) -> str | None:
     """Return only the group, if there is a valid one."""
     return _usable(fields.get(b"group"), SessionId)
+
+
+def session_provider(fields: Fields) -> str:
+    """Return only the provider that the entry names first; empty if it names none that is valid."""
+    try:
+        listed = _list("providers", fields.get(b"providers", b""))
+        named = [fields[b"provider"].decode()] if b"provider" in fields else listed
+        provider: str = msgspec.convert(named, tuple[ProviderName, ...])[0]
+    except (ValueError, IndexError):
+        return ""
+    return provider
 
 
 def decode_audio(fields: Fields) -> AudioEntry:
@@ -275,6 +286,12 @@ def _text(name: str, raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError:
         raise EntryError(name, "is not UTF-8") from None
+
+
+def _list(name: str, raw: bytes) -> Any:  # noqa: ANN401 - JSON of any shape
+    if raw.startswith(b"["):
+        return _json(name, raw)
+    return [part.strip() for part in _text(name, raw).split(",")]
 
 
 def _src(raw: bytes) -> str:

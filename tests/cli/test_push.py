@@ -75,7 +75,8 @@ def test_push_sets_every_session_field(
     wav: Path, bus: Redis, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = "--session s --lane eu --out session --encoding pcm_mulaw --sample-rate 8000"
-    options += " --chunk-ms 20 --speed 100 --json"
+    options += " --chunk-ms 20 --speed 100 --json --provider flux --model flux-general-multi"
+    options += " --language de-CH"
     assert main(["push", str(wav), *options.split(), "--metadata", '{"from": "x"}']) == 0
     assert announced(bus, keys) == [
         SessionEntry(
@@ -84,6 +85,9 @@ def test_push_sets_every_session_field(
             sample_rate=8_000,
             lane="eu",
             out="session",
+            provider="flux",
+            model="flux-general-multi",
+            language="de-CH",
             metadata={"from": "x"},
         )
     ]

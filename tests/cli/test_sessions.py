@@ -36,7 +36,8 @@ def announce(bus: Redis, keys: Keys, session: str, **more: str) -> bytes:
 def test_empty_bus_has_no_sessions(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
     assert listed(capsys) == []
     assert main(["sessions"]) == 0
-    assert capsys.readouterr().out == "SESSION  LANE  OWNER  STATE  LAG  BYTES  TURNS  LAST EVENT\n"
+    header = "SESSION  LANE  OWNER  STATE  PROVIDER  LAG  BYTES  TURNS  LAST EVENT\n"
+    assert capsys.readouterr().out == header
 
 
 def test_sessions_without_worker_are_listed(
@@ -73,7 +74,7 @@ def test_sessions_without_worker_are_listed(
     assert main(["sessions"]) == 0
     rows_shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[3] for row in rows_shown[1:]] == [row["state"] for row in rows]
-    assert rows_shown[3] == ["fresh", "0", "-", "waiting", "2.5s", "4.8k", "0", "-"]
+    assert rows_shown[3] == ["fresh", "0", "-", "waiting", "-", "2.5s", "4.8k", "0", "-"]
     monkeypatch.setenv("TURNBUS_LEASE_MS", "600000")
     assert listed(capsys)[1]["state"] == "between_turns"
 
@@ -128,6 +129,7 @@ async def test_running_session_is_listed(
             if event.__struct_config__.tag == "session.ended":
                 break
     assert (speaking.owner, speaking.state, speaking.turns) == ("w1", "in_turn", 1)
+    assert speaking.provider == "cartesia"
     assert speaking.last_event in ("turn.start", "turn.update", "turn.eager_end")
     assert speaking.lag_bytes > 0
     assert (silent.state, silent.turns, silent.last_event) == ("between_turns", 1, "turn.end")

@@ -106,7 +106,12 @@ def leftovers(expected_leftovers: list[str]) -> None:
     ],
 )
 def test_watch_prints_one_line_per_event(event: Event, words: str) -> None:
-    assert line(fields(event)) == f"    1.25 s {words}"
+    assert line(fields(event)) == f"    1.25 s cartesia {words}"
+
+
+def test_watch_prints_a_dash_if_no_provider_is_known() -> None:
+    rejected = msgspec.structs.replace(ENDED, provider="")
+    assert line(fields(rejected)) == "    1.25 s - session.ended end, turns: 1"
 
 
 def test_watch_prints_event_of_later_version() -> None:
@@ -131,9 +136,9 @@ def test_watch_prints_all_sessions_of_lane(
     publish(bus, keys.turns("eu"), OTHER, END, ENDED)
     assert main(["watch", "--lane", "eu", "--from-start", "--until-ended"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "    1.25 other turn.start 7",
-        "    1.25 s turn.end 0 Hello world.",
-        "    1.25 s session.ended end, turns: 1",
+        "    1.25 other cartesia turn.start 7",
+        "    1.25 s cartesia turn.end 0 Hello world.",
+        "    1.25 s cartesia session.ended end, turns: 1",
     ]
 
 
@@ -157,7 +162,7 @@ def test_watch_returns_for_ended_session(
     publish(bus, keys.turns("0"), UPDATE, END, ENDED, *[OTHER] * 1_100)
     assert main(["watch", "--session", "s", "--until-ended"]) == 0
     out, err = capsys.readouterr()
-    assert out == "    1.25 s session.ended end, turns: 1\n"
+    assert out == "    1.25 s cartesia session.ended end, turns: 1\n"
     assert re.fullmatch(r"turnbus: s ended .*s ago; --from-start shows what is kept\n", err)
     assert main(["watch", "--session", "s", "--until-ended", "--json"]) == 0
     assert capsys.readouterr().out.encode() == encode_event(ENDED) + b"\n"
@@ -187,10 +192,10 @@ def test_watch_updates_one_line_on_terminal(spawn: Spawn, bus: Redis, keys: Keys
     os.close(primary)
     clear = "\r\x1b[K"
     _, update, grown, end, ended, nothing = shown.split(clear)
-    assert update == "    1.25 s turn.update 0 Hello wor"
+    assert update == "    1.25 s cartesia turn.update 0 Hello wor"
     assert len(grown) == 79
-    assert grown.startswith("    1.25 s turn.update 0 0 1 2 3")
+    assert grown.startswith("    1.25 s cartesia turn.update 0 0 1 2")
     assert grown.endswith("97 98 99")
-    assert end == "    1.25 s turn.end 0 Hello world.\r\n"
-    assert ended == "    1.25 s session.ended end, turns: 1\r\n"
+    assert end == "    1.25 s cartesia turn.end 0 Hello world.\r\n"
+    assert ended == "    1.25 s cartesia session.ended end, turns: 1\r\n"
     assert nothing == ""

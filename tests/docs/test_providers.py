@@ -6,7 +6,7 @@ from tests.docs.pages import section
 from worker.core import breaker
 from worker.core.failover import MIN_STAY_S
 from worker.settings import KEY_NAMES, PROVIDERS, Settings
-from worker.stt.offers import LANGUAGES, offers
+from worker.stt.offers import MODELS, offers
 
 
 def _row(name: str) -> list[str]:
@@ -24,7 +24,7 @@ def test_models_and_languages_are_listed() -> None:
     known = [offer.models for offer in offers(Settings()).values()]
     assert _row("models") == [", ".join(f"`{model}`" for model in models) for models in known]
     assert _row("languages") == [
-        "; ".join(f"`{model}`: {', '.join(LANGUAGES[model])}" for model in models)
+        "; ".join(f"`{model}`: {', '.join(MODELS[model].languages)}" for model in models)
         for models in known
     ]
 

@@ -248,6 +248,30 @@ async def test_stuck_socket_is_replaced(harness: Harness, stt: TurnsServer) -> N
     assert events[-1].connection == 2
 
 
+@pytest.mark.parametrize("lost", ["turn.end", "turn.start", "turn.start:turn.end"])
+async def test_lost_message_costs_no_word(harness: Harness, stt: TurnsServer, lost: str) -> None:
+    """The next message shows what it was."""
+    stt.faults.set(f"lose={lost}")
+    async with harness.worker(stt_providers="flux"):
+        await harness.announce("call-1", words="1")
+        await harness.play("call-1", speech(range(4), range(4, 7)), end=False)
+        await harness.append("call-1", turn_end="1")  # ends nothing
+        await harness.play("call-1", synthesize_words(range(7, 10), PCM16), end=False)
+        await harness.append("call-1", turn_end="1")
+        await harness.play("call-1", synthesize_words([10], PCM16))
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert ends(events) == [
+        ([*range(4)], "model"),
+        ([*range(4, 7)], "model"),
+        ([7, 8, 9], "forced"),
+        ([10], "close"),
+    ]
+    listed = [event.words for event in events if isinstance(event, TurnEnd)]
+    assert [len(each or ()) for each in listed] == [4, 3, 3, 1]
+    assert events[-1].connection == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_lost_worker_loses_and_repeats_no_word(
     harness: Harness, tmp_path: Path, number: signal.Signals
@@ -359,3 +383,15 @@ async def test_threshold_out_of_range_is_reported(harness: Harness) -> None:
     (error,) = [event for event in events if isinstance(event, SessionError)]
     assert (error.code, error.fatal) == ("config_unusable", False)
     assert "0.7 at most" in error.message
+
+
+async def test_thresholds_of_fleet_and_session_fit_together(harness: Harness) -> None:
+    """Together they would put the eager end above the end, which the provider rejects."""
+    async with harness.worker(stt_providers="flux", stt_turn_end_threshold=0.5):
+        await harness.announce("call-1", turn_eager_end_threshold="0.4")
+        await harness.play("call-1", speech(range(3)), end=False)
+        await harness.until("call-1", TurnEnd)
+        await harness.append("call-1", config='{"turn_eager_end_threshold":0.35}', end="1")
+        events = (await harness.until_ended("call-1"))["call-1"]
+    assert words(events) == [*range(3)]
+    assert "session.error" not in kinds(events)

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from schemas.turns import SessionError, TurnEnd, TurnStart, TurnUpdate
+from schemas.turns import SessionEnded, SessionError, TurnEnd, TurnStart, TurnUpdate
 from tests.support.harness import FLUX_KEY, KEY, PCM16, Harness, check_order, words
 from tests.support.polling import eventually
 from worker.local.emulator.engines.script import (
@@ -95,10 +95,45 @@ async def test_session_waits_for_a_worker_that_can_serve_it(
     assert "field `provider`: is not configured; configured: cartesia" in lines[0]
 
 
+async def _is_empty(harness: Harness, stream: str) -> bool:
+    return await harness.redis.xlen(stream) == 0
+
+
+async def test_session_that_no_worker_serves_ends_when_idle(
+    harness: Harness, flux: TurnsServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its open turn ends with the text so far."""
+    settings = {"stt_providers": "flux", "stt_flux_url": flux.url}
+    async with harness.worker_process("one", tmp_path / "one", **settings) as first:
+        await harness.announce("call-1", providers="flux")
+        await harness.play("call-1", SOUND[: len(SOUND) // 2], end=False)
+        await harness.until("call-1", TurnUpdate, 5)
+        first.send_signal(signal.SIGKILL)
+    async with harness.worker(stt_providers="cartesia", session_idle_s=1.0) as other:
+        events = (await harness.until_ended("call-1"))["call-1"]
+        sessions = other.context.keys.sessions
+        await eventually(lambda: _is_empty(harness, sessions), "an empty list of sessions")
+        assert other.context.stats.rejected_entries["stt_unserved"] == 1
+    check_order(events)
+    turn, error, ended = events[-3:]
+    assert isinstance(turn, TurnEnd)
+    assert turn.reason == "close"
+    assert isinstance(error, SessionError)
+    assert (error.code, error.fatal) == ("stt_unserved", True)
+    assert "nothing was appended for 1 s" in error.message
+    assert "field `providers`: is not configured; configured: cartesia" in error.message
+    assert isinstance(ended, SessionEnded)
+    assert (ended.reason, ended.provider) == ("error", "flux")
+    (dead,) = await harness.dead()
+    assert dead[b"reason"] == b"stt_unserved"
+    assert any("call-1: ending session (no worker" in line for line in caplog.messages)
+
+
 async def test_new_session_that_no_worker_can_serve_is_refused(harness: Harness) -> None:
     async with harness.worker(stt_providers="cartesia"):
         await harness.announce("call-1", provider="flux")
         events = (await harness.until_ended("call-1"))["call-1"]
     (error,) = [event for event in events if isinstance(event, SessionError)]
     assert error.fatal
+    assert {event.provider for event in events} == {"flux"}, "the one that it names"
     assert len(await harness.dead()) == 1

@@ -213,15 +213,26 @@ async def test_due_session_is_read_once_it_wants_audio(
 async def test_poll_on_request_is_before_the_schedule(
     redis: Redis, as_worker: Redis, listeners: list[Listener]
 ) -> None:
-    listener = listeners[1]
+    """Reads of one lane follow one another, so those of another session show the rounds."""
+    listener, other = listeners[1], listeners[3]
+    assert listener.lane == other.lane
+
+    async def two_rounds() -> None:
+        for _ in range(2):
+            expected = [*other.received, b"x"]
+            await redis.xadd(other.audio_key, {"audio": "x"})
+            await other.until(expected)
+
     async with reading(as_worker, *listeners) as reader:
         await redis.xadd(listener.audio_key, {"audio": "a"})
         await listener.until([b"a"])
-        await anyio.sleep(0.05)
+        listener.wants_audio = False
+        await two_rounds()  # no read of the session is in flight any more
         listener.poll_schedule.next_at = time.monotonic() + 3_600.0
         reader._polls.put(listener)
+        listener.wants_audio = True
         await redis.xadd(listener.audio_key, {"audio": "b"})
-        await anyio.sleep(0.1)
+        await two_rounds()
         assert listener.received == [b"a"]
         reader.poll_now(listener)
         await listener.until([b"a", b"b"])

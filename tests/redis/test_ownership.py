@@ -298,6 +298,21 @@ async def test_declined_entries_are_left_to_others(bus: Bus) -> None:
     assert [each.entry_id for each in taken] == declined
 
 
+async def test_last_audio_is_known_after_its_entry_is_gone(bus: Bus) -> None:
+    await bus.announce()
+    (owned,) = await bus.one.read_new(1, 10)
+    entry = decode_session(owned.fields)
+    assert await bus.one.last_audio(entry) == "0-0"
+    key = bus.keys.audio(entry.lane, entry.session)
+    last = "5-0"
+    await bus.redis.xadd(key, {"audio": b"x"}, last)
+    await bus.redis.xtrim(key, maxlen=0)
+    assert await bus.one.last_audio(entry) == last
+    await bus.redis.delete(key)
+    await bus.redis.set(key, "another program's")
+    assert await bus.one.last_audio(entry) == "0-0"
+
+
 async def test_session_is_live_from_its_claim_to_its_end(bus: Bus) -> None:
     await bus.announce()
     (owned,) = await bus.one.read_new(1, 10)

@@ -59,6 +59,8 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     """Id of the worker, or its consumer's name if it has no record; empty without an owner."""
     state: State
+    provider: str
+    """Provider of the last connection, as of the last commit; empty before the first."""
     lag_s: float
     """Seconds of audio that no published event covers yet; 0 if entry ids are not times."""
     lag_bytes: int
@@ -77,6 +79,7 @@ class _Checkpoint(msgspec.Struct, frozen=True):
     ledger: LedgerState = LedgerState()
     turns: TurnState = TurnState()
     connection: int = 0
+    provider: str = ""
 
 
 class _Pending(NamedTuple):
@@ -142,6 +145,7 @@ async def list_sessions(redis: Redis, keys: Keys, lease_ms: int) -> list[Session
                     entry=each.entry_id,
                     owner=names.get(owner.consumer, owner.consumer) if owner and held else "",
                     state=_state(owner, checkpoint, event, lease_ms),
+                    provider=checkpoint.provider,
                     lag_s=lag_ms / 1000,
                     lag_bytes=lag_bytes,
                     turns=checkpoint.turns.turn + (checkpoint.turns.open is not None),

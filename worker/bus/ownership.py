@@ -252,6 +252,22 @@ class SessionLeases:
         last: str = about["last-generated-id"].decode()
         return last
 
+    async def last_audio(self, session: SessionEntry) -> str:
+        """Return the last id of a session's audio stream, even if its entry was deleted.
+
+        It is the first possible id if the key is missing, or holds another type than a stream.
+        """
+        try:
+            about: Any = await self._redis.xinfo_stream(
+                self._keys.audio(session.lane, session.session)
+            )
+        except ResponseError as error:
+            if "no such key" not in str(error) and "WRONGTYPE" not in str(error):
+                raise
+            return stream_ids.START
+        last: str = about["last-generated-id"].decode()
+        return last
+
     async def is_live(self, owned: OwnedEntry, session: SessionEntry) -> bool:
         """Return whether this entry has begun a session that has not ended."""
         run = owned.fields.get(b"run", owned.entry_id.encode())

@@ -24,7 +24,9 @@ from worker.errors import TurnbusError
 from worker.settings import Settings
 from worker.text import pluralize
 
-_SESSIONS_HEADER = ("SESSION", "LANE", "OWNER", "STATE", "LAG", "BYTES", "TURNS", "LAST EVENT")
+_SESSIONS_HEADER = (
+    *("SESSION", "LANE", "OWNER", "STATE", "PROVIDER", "LAG", "BYTES", "TURNS", "LAST EVENT"),
+)
 _DEAD_HEADER = ("ID", "AGE", "SESSION", "REASON", "SIZE", "DETAIL")
 EntryId = Annotated[
     str,
@@ -41,8 +43,8 @@ _SILENT_S = 15.0
 class Sessions(BusCommand):
     """List the live sessions, oldest first.
 
-    The columns are lane, owner, state, audio that no published event covers yet (its length, and
-    its approximate size in bytes), turns begun and last event.
+    The columns are lane, owner, state, provider of the last connection, audio that no published
+    event covers yet (its length, and its approximate size in bytes), turns begun and last event.
 
     States: waiting (no worker has it), handed_over (released, not taken yet), silent (no heartbeat
     from its owner for a lease), unconnected (its owner reported that it gets no connection to the
@@ -74,6 +76,7 @@ def _session_row(status: SessionStatus, now: float) -> tuple[str, ...]:
         status.lane,
         status.owner or "-",
         status.state,
+        status.provider or "-",
         format_duration(status.lag_s),
         format_bytes(status.lag_bytes),
         str(status.turns),

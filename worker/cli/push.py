@@ -15,7 +15,7 @@ from msgspec import Meta
 from redis.asyncio import Redis
 
 from schemas import Encoding, EntryError, Keys, SessionEntry, decode_session
-from schemas.audio import Lane, NewSessionId
+from schemas.audio import Lane, LanguageTag, ModelName, NewSessionId, ProviderName
 from worker import telemetry
 from worker.cli.bus import open_redis
 from worker.cli.command import Argument, Command, Config, Option, print_json, run_async
@@ -51,6 +51,7 @@ class Push(Command):
       turnbus push call.wav --session call-1
       turnbus push call.m4a --session call-2 --encoding pcm_mulaw --sample-rate 8000 --speed 2
       turnbus push call.raw --session call-3 --encoding pcm_s16le --sample-rate 16000
+      turnbus push call.flac --session call-4 --provider flux --language de
       arecord -f S16_LE -r 16000 -t raw | turnbus push - --session mic
     """
 
@@ -83,6 +84,15 @@ class Push(Command):
         Literal["lane", "session"],
         Option("session: also append the events to a stream of the session"),
     ] = "lane"
+    provider: Annotated[
+        ProviderName | None, Option("the only provider of the session (default: the workers')")
+    ] = None
+    model: Annotated[
+        ModelName | None, Option("model of the provider (default: the workers')", "NAME")
+    ] = None
+    language: Annotated[
+        LanguageTag | None, Option("only providers that speak it may serve the session", "TAG")
+    ] = None
     metadata: Annotated[
         dict[str, Any] | None,
         Option("an object; session.started echoes it", "JSON", parse=_metadata),
@@ -99,6 +109,9 @@ class Push(Command):
             sample_rate=self.sample_rate,
             lane=self.lane,
             out=self.out,
+            provider=self.provider,
+            model=self.model,
+            language=self.language,
             metadata=self.metadata or {},
         )
         with _open(self.file, entry) as source:

@@ -166,14 +166,15 @@ class _Screen:
 
 
 def line(fields: Fields) -> str:
-    """Format an entry: seconds of audio, session, event type, and the event's own fields."""
+    """Format an entry: seconds of audio, session, provider, event type, and the other fields."""
     try:
         event = decode_event(fields.get(b"event", b""))
     except msgspec.DecodeError:
         words = [_text(fields, b"session"), _text(fields, b"type"), "(unknown to this version)"]
     else:
         seconds = f"{event.audio_ms / 1000:8.2f}"
-        words = [seconds, event.session, event_type(event), *_details(event)]
+        provider = event.provider or "-"
+        words = [seconds, event.session, provider, event_type(event), *_details(event)]
     return printable(" ".join(words))
 
 

@@ -146,6 +146,11 @@ class TurnTracker:
         return self.state.open.transcript_position if self.state.open else 0
 
     @property
+    def begins_committed(self) -> bool:
+        """Whether the beginning of the open turn is committed, so that it is not sent again."""
+        return self.state.open is not None and self.state.open.committed_text != ""
+
+    @property
     def published(self) -> PublishedState:
         """State of the turn as published to consumers."""
         known = self.state.open

@@ -3,13 +3,20 @@
 import logging
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from schemas.audio import SessionEntry, decode_session, session_group, session_id, session_lane
+from schemas.audio import (
+    SessionEntry,
+    decode_session,
+    session_group,
+    session_id,
+    session_lane,
+    session_provider,
+)
 from schemas.turns import Event, SessionEnded, SessionError, SessionStarted, decode_record
 from schemas.validation import EntryError
 from worker.bus.ownership import ClaimResult, Fence, OwnedEntry, OwnedSession
@@ -18,6 +25,7 @@ from worker.context import WorkerContext
 from worker.core import stream_ids
 from worker.core.turn_tracker import TurnTracker
 from worker.errors import FencedError, TurnbusError
+from worker.leases.declined import DECLINED_S
 from worker.leases.retries import MAX_CRASHES
 from worker.session.checkpoint import Checkpoint, CheckpointPayload, EventContext
 from worker.session.publisher import EventPublisher
@@ -35,6 +43,17 @@ _REJECTED = {
 """Error message for each verdict that rejects an entry."""
 
 INTERNAL_ERROR = "internal error"
+
+
+class _Fatal(NamedTuple):
+    """Why a session ends without running, as the consumers receive it."""
+
+    code: str
+    message: str
+
+
+def _internal(why: str) -> _Fatal:
+    return _Fatal("internal", f"{INTERNAL_ERROR}: {why}")
 
 
 class Claimer:
@@ -65,15 +84,17 @@ class Claimer:
         except EntryError as error:
             await self._reject(owned, error.reason, str(error))
             return None
+        provider, unserved = session_provider(owned.fields), ""
         try:
             provider = self._context.choices_of(entry)[0].name
         except EntryError as error:
             health, leases = self._context.health, self._context.leases
-            if await health.retry(lambda: leases.is_live(owned, entry)):
-                await self._decline(owned, entry, str(error))
-            else:
+            if not await health.retry(lambda: leases.is_live(owned, entry)):
                 await self._reject(owned, error.reason, str(error))
-            return None
+                return None
+            unserved = str(error)
+            if await self._decline(owned, entry, unserved):
+                return None
         fence = Fence(owned.entry_id, owned.delivery_count, self._context.leases.nonce)
         started = SessionStarted(
             seq=1,
@@ -101,7 +122,7 @@ class Claimer:
         if claim.verdict in ("new", "taken"):
             self._context.registry.add_lane(entry.lane)
             ownership = OwnedSession(entry, fence, claim.run, owned.fields)
-            return await self._resume(ownership, claim)
+            return await self._resume(ownership, claim, unserved)
         if claim.verdict == "stale":
             known = claim.seq
             raised = await self._context.health.retry(
@@ -133,14 +154,28 @@ class Claimer:
         complete = partial(self._context.leases.complete_ended, entry_id, entry, run)
         await self._context.health.retry(complete)
 
-    async def _resume(self, ownership: OwnedSession, claim: ClaimResult) -> Session | None:
-        """Return the session at its last checkpoint, unless it has crashed too often."""
+    async def _resume(
+        self, ownership: OwnedSession, claim: ClaimResult, unserved: str
+    ) -> Session | None:
+        """Return the session at its last checkpoint, unless it has crashed too often.
+
+        `unserved` is why this worker cannot serve it; then the session ends.
+        """
         try:
             checkpoint = decode_record(claim.checkpoint, Checkpoint)
         except msgspec.DecodeError as error:
-            await self._end_unrunnable(
-                ownership, claim, Checkpoint(), f"its checkpoint cannot be decoded: {error}"
+            why = f"its checkpoint cannot be decoded: {error}"
+            await self._end_unrunnable(ownership, claim, Checkpoint(), _internal(why))
+            return None
+        if unserved:
+            self._context.declined.discard(ownership.fence.entry_id)
+            idle_s = self._context.settings.session_idle_s
+            fatal = _Fatal(
+                "stt_unserved",
+                f"no worker with a provider of this session took it, and nothing was appended for "
+                f"{idle_s:g} s; {unserved}",
             )
+            await self._end_unrunnable(ownership, claim, checkpoint, fatal)
             return None
         committed = checkpoint.ledger.committed_bytes
         if claim.verdict == "new":
@@ -151,7 +186,7 @@ class Claimer:
         self._context.retries.note_position(ownership.fence.entry_id, committed)
         if self._context.retries.is_exhausted(ownership.fence.entry_id):
             why = f"the worker failed {MAX_CRASHES} times at the same position"
-            await self._end_unrunnable(ownership, claim, checkpoint, why)
+            await self._end_unrunnable(ownership, claim, checkpoint, _internal(why))
             return None
         try:
             return Session(self._context, ownership, claim.seq, checkpoint)
@@ -159,26 +194,31 @@ class Claimer:
             log.exception("%s: internal error during setup", ownership.name)
             self._context.stats.internal_errors["claim"] += 1
             # The checkpoint may be what the setup fails on, so its turn is not ended.
-            await self._end_unrunnable(ownership, claim, Checkpoint(), type(error).__name__)
+            fatal = _internal(type(error).__name__)
+            await self._end_unrunnable(ownership, claim, Checkpoint(), fatal)
             return None
 
     async def _end_unrunnable(
-        self, ownership: OwnedSession, claim: ClaimResult, checkpoint: Checkpoint, why: str
+        self,
+        ownership: OwnedSession,
+        claim: ClaimResult,
+        checkpoint: Checkpoint,
+        fatal: _Fatal,
     ) -> None:
         """End a session that cannot run: publish its error and end events and release it."""
         entry, fence, context = ownership.entry, ownership.fence, self._context
-        log.error("%s: ending session (internal error: %s)", ownership.name, why)
+        log.error("%s: ending session (%s)", ownership.name, fatal.message)
         tracker = TurnTracker(checkpoint.turns)
         place = EventContext(
             _audio_ms(entry, checkpoint),
-            checkpoint.provider or context.choices_of(entry)[0].name,
+            checkpoint.provider or session_provider(ownership.fields),
             checkpoint.request_id,
             checkpoint.connection,
         )
         written = CheckpointPayload(claim.checkpoint, "")
         publisher = EventPublisher(context, ownership, claim.seq, lambda: place, lambda: written)
         publisher.publish(tracker.force_end("close"))
-        publisher.publish_error("internal", f"{INTERNAL_ERROR}: {why}", fatal=True)
+        publisher.publish_error(*fatal, fatal=True)
         publisher.publish_end("error", tracker.state.turn, checkpoint.usage)
         context.retries.discard(fence.entry_id)
         try:
@@ -186,19 +226,32 @@ class Claimer:
         except FencedError as error:
             log.info("%s: lease lost, stopping (%s)", ownership.name, error)
             return
-        context.dead_letters.put(
-            fence.entry_id, context.keys.sessions, entry.session, "internal", why, {}
-        )
+        context.dead_letters.put(fence.entry_id, context.keys.sessions, entry.session, *fatal, {})
         await context.permits.release(Permit.of(entry.lane, entry.session, fence))
         await self._complete_ended(fence.entry_id, entry, ownership.run)
 
-    async def _decline(self, owned: OwnedEntry, entry: SessionEntry, why: str) -> None:
-        """Release a live session, which this worker cannot serve, to the other workers."""
+    async def _decline(self, owned: OwnedEntry, entry: SessionEntry, why: str) -> bool:
+        """Release a live session, which this worker cannot serve, to the other workers.
+
+        Returns False instead if its producer has appended nothing for the idle timeout: then no
+        worker can serve the session, or has room for it, and it has to end.
+        """
+        context, idle_s = self._context, self._context.settings.session_idle_s
+        last_audio = await context.health.retry(lambda: context.leases.last_audio(entry))
+        now = time.monotonic()
+        silent_since = max(
+            context.declined.silent_since(owned.entry_id, last_audio, now),
+            context.health.since,  # the producer could not append during an outage
+            context.reader.lane(entry.lane).up_since,
+        )
+        if now - silent_since >= idle_s:
+            return False
         name = SessionName(entry.session, entry.traceparent)
         log.warning("%s: left to workers with other providers (%s)", name, why)
-        self._context.declined.add(owned.entry_id, time.monotonic())
+        context.declined.add(owned.entry_id, last_audio, now, min(DECLINED_S, idle_s))
         pairs = [(owned.entry_id, owned.delivery_count)]
-        await self._context.health.retry(lambda: self._context.leases.release(pairs))
+        await context.health.retry(lambda: context.leases.release(pairs))
+        return True
 
     async def _reject(self, owned: OwnedEntry, reason: str, why: str) -> None:
         """Reject a session entry: write a dead letter and, if possible, publish error events."""
@@ -208,8 +261,8 @@ class Claimer:
             owned.entry_id, self._context.keys.sessions, session or "", reason, why, fields
         )
         if session is not None and lane is not None:
-            name = self._context.routes[0].provider.name
-            common = _common(session, owned.entry_id, session_group(fields), name)
+            named = session_provider(fields)
+            common = _common(session, owned.entry_id, session_group(fields), named)
             events = _rejection(common, reason, why)
             out = "session" if fields.get(b"out") == b"session" else "lane"
             retention_s = self._context.settings.retention_s

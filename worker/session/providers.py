@@ -147,20 +147,28 @@ class SessionProviders:
         return self._decide(now, 0.0, inside_turn=True, stuck=True).move is Move.SWITCH
 
     def check(self, now: float, opened_at: float, *, inside_turn: bool) -> bool:
-        """Return whether the session has to leave the socket that it opened at `opened_at`."""
+        """Return whether the session has to leave the socket that it opened at `opened_at`.
+
+        A socket that is left because it brought no event is a failure of its provider.
+        """
         if not self.several:
             return False
         # A new socket that follows failures gets time for its first event.
         failing_s = None if self._failing_since is None else now - opened_at
         if failing_s is not None and (failing_s < self._failover_s or not inside_turn):
             failing_s = None
-        return self._move(now, failing_s, inside_turn=inside_turn)
+        left, probing = self.current.name, self._probing
+        moved = self._move(now, failing_s, inside_turn=inside_turn)
+        if moved and failing_s is not None:
+            self._count_failure(left, probing=probing)
+        return moved
 
     def works(self) -> None:
         """Record a socket that works: it lasted, or brought an event about audio."""
         self._failing_since, self._stuck, self._fruitless_moves = None, False, 0
         if self._probing:
-            self._end_probe(succeeded=True)
+            self._breakers.probe_ended(self.current.name, succeeded=True)
+            self._probing = False
         else:
             self._breakers.succeeded(self.current.name)
 
@@ -173,10 +181,8 @@ class SessionProviders:
             self._failing_since = since
         self._stuck = self._stuck or stuck
         self._reason = str(error)
-        if self._probing:
-            self._end_probe(succeeded=False)
-        else:
-            self._breakers.failed(self.current.name, str(self._name))
+        self._count_failure(self.current.name, probing=self._probing)
+        self._probing = False
 
     def give_up(self, error: SttError, now: float) -> bool:
         """Leave a provider that rejects the session for good; return False if it is the last."""
@@ -259,6 +265,8 @@ class SessionProviders:
         self._failing_since, self._stuck, self._reason = None, False, ""
         self._probing = probing
 
-    def _end_probe(self, *, succeeded: bool) -> None:
-        self._probing = False
-        self._breakers.probe_ended(self.current.name, succeeded=succeeded)
+    def _count_failure(self, provider: str, *, probing: bool) -> None:
+        if probing:
+            self._breakers.probe_ended(provider, succeeded=False)
+        else:
+            self._breakers.failed(provider, str(self._name))

@@ -216,7 +216,8 @@ class MessageReceiver:
 
     def _end_exactly(self, event: TurnEvent, text: str, place: SendPosition) -> None:
         """End the turn, and commit its audio up to its last word."""
-        self._words += map(self._published_word, event.words)
+        if self._tracker.provider_in_turn:
+            self._words += map(self._published_word, event.words)
         if not self._tracker.will_end(text, place.session_bytes):
             self.publish_text()
             self._track(ProviderInput.END, text, place)
@@ -224,12 +225,13 @@ class MessageReceiver:
         self._held_update = None  # this text is the last one
         flushed = self.ends_at is not None and place.session_bytes >= self.ends_at
         reason = self.flush_reason if flushed else "model"
+        times = self._turn_times()
         drafts = self._tracker.on_input(ProviderInput.END, text, place.session_bytes, reason)
         last_word_ms = event.words[-1].end_ms if event.words else None
         spoken_until = None if last_word_ms is None else self._sender.sent_at(last_word_ms)
         cut_ms = turn_cut_ms(last_word_ms, self._transcribed_ms)
         cut = self._sender.session_byte(cut_ms)
-        self._commit_and_publish(cut, drafts, spoken_until, self._turn_times())
+        self._commit_and_publish(cut, drafts, spoken_until, times)
 
     def _published_word(self, word: TimedWord) -> Word:
         """Return a word as consumers see it, with times of the session's audio."""
@@ -241,9 +243,12 @@ class MessageReceiver:
         return Word(word.text, begin_ms, end_ms, confidence)
 
     def _turn_times(self) -> TurnTimes | None:
-        """Return the times of the turn that ends now; None if they are unknown."""
+        """Return the times of the turn that ends now; None if some of them are unknown.
+
+        A provider without times may have transcribed the beginning, which is not sent again.
+        """
         words, self._words = tuple(self._words), []
-        if not words:
+        if not words or self._tracker.begins_committed:
             return None
         listed = words if self._state.words else UNSET
         return TurnTimes(words[0].start_ms, words[-1].end_ms, listed)

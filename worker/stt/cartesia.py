@@ -4,6 +4,7 @@ Only thresholds that are set are sent: the provider has changed its defaults bef
 """
 
 import re
+from collections.abc import Sequence
 from urllib.parse import urlencode
 
 import msgspec
@@ -68,8 +69,11 @@ class TurnsStream(Stream):
         )
         self.socket.send_text(cartesia.encode_message(cartesia.Config(settings)))
 
-    def decode(self, data: bytes, defect: str) -> Event | None:
+    def decode(self, data: bytes, defect: str) -> Sequence[Event | None]:
         """Decode one message; raise the `SttError` for an error that the input did not cause."""
+        return (self._event(data, defect),)
+
+    def _event(self, data: bytes, defect: str) -> Event | None:
         message, unreadable = read_message(data)
         if isinstance(message, cartesia.Error):  # only errors may contain the key
             message, unreadable = read_message(self._endpoint.redact(data.decode()).encode())

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from schemas.audio import SessionEntry
 from schemas.validation import EntryError, Reason
 from worker.core.breaker import BreakerState
-from worker.stt.offers import HINTED_MODELS, LANGUAGES, OWNERS, Offer, spoken_languages
+from worker.stt.offers import MODELS, Offer, spoken_languages
 
 
 class Candidate(NamedTuple):
@@ -38,7 +38,7 @@ def candidates(entry: SessionEntry, offers: Sequence[Offer]) -> list[Candidate]:
     models = _models(entry, named, at_rate)
     language = primary_language(entry.language or "")
     chosen = [
-        Candidate(provider, model, language if model in HINTED_MODELS else "")
+        Candidate(provider, model, language if _takes_hint(model) else "")
         for provider, choice in models.items()
         if (model := _speaker(language, choice)) is not None
     ]
@@ -90,8 +90,8 @@ def _models(
     if entry.model is None:
         return {offer.provider: offer.models for offer in fitting}
     owners = [offer for offer in named if entry.model in offer.models]
-    if not owners and entry.model in OWNERS:
-        owners = [offer for offer in named if offer.provider == OWNERS[entry.model]]
+    if not owners and entry.model in MODELS:
+        owners = [offer for offer in named if offer.provider == MODELS[entry.model].provider]
         if not owners:
             raise _refusal("model", "has", {each.provider: each.models for each in named})
     owners = owners or [*named[:1]]
@@ -103,9 +103,13 @@ def _models(
 def _speaker(language: str, models: Iterable[str]) -> str | None:
     """Return the first model that speaks a language; any model does if none is named."""
     for model in models:
-        if not language or language in LANGUAGES.get(model, (language,)):
+        if not language or model not in MODELS or language in MODELS[model].languages:
             return model
     return None
+
+
+def _takes_hint(model: str) -> bool:
+    return model in MODELS and MODELS[model].takes_hint
 
 
 def _refusal(field: str, verb: str, available: Mapping[str, Sequence[str | int]]) -> EntryError:

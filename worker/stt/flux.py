@@ -1,19 +1,10 @@
 """Deepgram Flux.
 
-The thresholds of the bus are probabilities that the user goes on. Those of Flux are probabilities
-that the turn is over:
-
-| the bus | Flux |
-|---|---|
-| `turn_end_threshold` | `eot_threshold`: 1 minus it |
-| `turn_eager_end_threshold` | `eager_eot_threshold`: 1 minus it, at least 0.3 |
-| `turn_end_timeout_ms` | `eot_timeout_ms`, at most 10,000 |
-| `turn_start_threshold` | none |
-
 Flux accepts one unanswered `Configure`. Later settings wait for the answer to the one before.
 """
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from urllib.parse import urlencode
 
@@ -32,17 +23,17 @@ from worker.errors import (
 )
 from worker.stt.conversion import to_s16
 from worker.stt.events import (
-    AudioTranscribed,
     ConfigApplied,
     Connected,
     Event,
     NoTurnToEnd,
-    TimedWord,
     TurnEvent,
     UnknownMessage,
     Warned,
 )
-from worker.stt.flux_messages import read_message, timed_words, transcribed_s
+from worker.stt.flux_messages import read_message
+from worker.stt.flux_settings import changes, merged, thresholds, unusable
+from worker.stt.flux_turns import FluxTurns
 from worker.stt.provider import NO_NOTES, Endpoint, Notes, Provider, StreamSettings
 from worker.stt.stream import Stream
 from worker.stt.websocket import WebSocketClient
@@ -50,10 +41,6 @@ from worker.stt.websocket import WebSocketClient
 SAMPLE_RATES = (8_000, 16_000, 24_000, 44_100, 48_000)
 ACK_TIMEOUT_S = 5.0
 """Time after which an unanswered `Configure` is given up."""
-
-MIN_EAGER = 0.3
-MAX_TIMEOUT_MS = 10_000
-"""Ranges that every version of Flux accepts."""
 
 _ENCODINGS = {
     Encoding.PCM_S16LE: "linear16",
@@ -65,13 +52,6 @@ _ENCODINGS = {
     Encoding.PCM_F32LE: "linear16",
 }
 _CONVERTED = frozenset({Encoding.PCM_F16LE, Encoding.PCM_F32LE})
-_KINDS = {
-    "StartOfTurn": ProviderInput.START,
-    "Update": ProviderInput.UPDATE,
-    "EagerEndOfTurn": ProviderInput.EAGER_END,
-    "TurnResumed": ProviderInput.RESUME,
-    "EndOfTurn": ProviderInput.END,
-}
 _NO_ACTIVE_TURN = "FORCE_END_TURN_NO_ACTIVE_TURN"
 _UNPARSABLE = "UNPARSABLE_CLIENT_MESSAGE"
 
@@ -90,15 +70,16 @@ class FluxStream(Stream):
         super().__init__(provider, socket, endpoint, settings, notes)
         encoding = settings.encoding
         self._convert = partial(to_s16, encoding=encoding) if encoding in _CONVERTED else None
-        self._ended_turns = 0
-        """Number of turns that ended on this socket."""
+        self._turns = FluxTurns()
+        self._config = settings.turn
+        """The settings with all changes."""
         self._unsent = flux.Thresholds()
         """Settings that wait for the answer to those sent before."""
         self._configured_at: float | None = None
         """When the unanswered `Configure` was sent."""
         self._forced = False
         """Whether a `ForceEndTurn` is unanswered. An older deployment rejects it."""
-        for line in _unusable(settings.turn):
+        for line in unusable(settings.turn):
             notes.unusable(line)
 
     @classmethod
@@ -117,7 +98,7 @@ class FluxStream(Stream):
             "model": settings.model,
             "encoding": _ENCODINGS[settings.encoding],
             "sample_rate": settings.sample_rate,
-            **msgspec.to_builtins(_thresholds(settings.turn)),
+            **msgspec.to_builtins(thresholds(settings.turn)),
             "keyterm": settings.keyterms,
             "language_hint": [settings.language] if settings.language else [],
         }
@@ -158,9 +139,10 @@ class FluxStream(Stream):
 
     def send_config(self, turn: TurnConfig) -> None:
         """Change turn detection for the following audio."""
-        for line in _unusable(turn):
+        for line in unusable(turn):
             self._notes.unusable(line)
-        self._unsent = _merged(self._unsent, _thresholds(turn))
+        before, self._config = self._config, self._config.merged(turn)
+        self._unsent = merged(self._unsent, changes(before, turn))
         self._configure()
 
     def end_turn(self) -> None:
@@ -172,16 +154,25 @@ class FluxStream(Stream):
         """Request the remaining events and the end of the stream."""
         self.socket.send_text(flux.encode_message(flux.CloseStream()))
 
-    def decode(self, data: bytes, defect: str) -> Event | None:
+    def decode(self, data: bytes, defect: str) -> Sequence[Event | None]:
         """Decode one message; raise the `SttError` for an in-band error, which is always final."""
         message, unreadable = read_message(data)
         if defect or unreadable:
             self._notes.defect(defect or unreadable)
-        if message is None:
-            return None
         match message:
-            case flux.TurnInfo():
-                return self._turn_event(message)
+            case flux.TurnInfo():  # most messages
+                return self._turn_events(message)
+            case flux.ServerWarning() if message.code == _NO_ACTIVE_TURN:
+                self._forced = False
+                return (*self._turns.end_open(), NoTurnToEnd())
+            case None:
+                return (None,)
+            case _:
+                return (self._event(message),)
+
+    def _event(self, message: flux.ServerMessage) -> Event:
+        """Return the event of a message that is not about a turn."""
+        match message:
             case flux.Connected():
                 return Connected(message.request_id or "")
             case flux.ConfigureSuccess():
@@ -190,36 +181,21 @@ class FluxStream(Stream):
             case flux.ConfigureFailure():
                 self._on_answer()
                 return self._warned(message.code or message.error_code, message.description)
-            case flux.ServerWarning() if message.code == _NO_ACTIVE_TURN:
-                self._forced = False
-                return NoTurnToEnd()
             case flux.ServerWarning():
                 return self._warned(message.code, message.description)
             case flux.Error():
                 raise self._error(message.code or "", message.description or "")
-            case flux.UnknownMessage():
+            case _:
                 return UnknownMessage()
 
-    def _turn_event(self, info: flux.TurnInfo) -> Event:
-        """Return the event of a `TurnInfo`; one about a turn that ended before is ignored."""
-        kind, turn, end_s = _KINDS.get(info.event or ""), info.turn_index, transcribed_s(info)
+    def _turn_events(self, info: flux.TurnInfo) -> Sequence[Event]:
         if self._unsent != _UNSET:
             self._configure()
-        if kind is None or (turn is not None and turn < self._ended_turns):
-            return UnknownMessage()
-        transcribed_ms = None if end_s is None else end_s * 1_000
-        if kind is ProviderInput.UPDATE and not info.transcript:
-            return UnknownMessage() if transcribed_ms is None else AudioTranscribed(transcribed_ms)
-        if kind is not ProviderInput.END:
-            return TurnEvent(kind, info.transcript, transcribed_ms)
-        self._ended_turns += 1 if turn is None else turn + 1 - self._ended_turns
-        if info.trigger not in ("model", "timeout"):
-            self._forced = False
-        words = tuple(
-            TimedWord(word.word or "", start * 1_000, end * 1_000, word.confidence)
-            for word, start, end in timed_words(info)
-        )
-        return TurnEvent(kind, info.transcript, transcribed_ms, words)
+        events = self._turns.events(info)
+        last = events[-1]
+        if isinstance(last, TurnEvent) and last.kind is ProviderInput.END:
+            self._forced = self._forced and info.trigger in ("model", "timeout")
+        return events
 
     def _warned(self, code: str | None, description: str | None) -> Warned:
         redact = self._endpoint.redact
@@ -270,36 +246,3 @@ class _ErrorBody(msgspec.Struct):
     err_code: str | None = None
     err_msg: str | None = None
     request_id: str | None = None
-
-
-def _thresholds(turn: TurnConfig) -> flux.Thresholds:
-    """Return the settings that Flux can use, with its names."""
-    eager, end, timeout_ms = (
-        turn.turn_eager_end_threshold,
-        turn.turn_end_threshold,
-        turn.turn_end_timeout_ms,
-    )
-    return flux.Thresholds(
-        eager_eot_threshold=_confidence(eager) if not _unusable(turn) else None,
-        eot_threshold=_confidence(end),
-        eot_timeout_ms=None if timeout_ms is None else round(min(timeout_ms, MAX_TIMEOUT_MS)),
-    )
-
-
-def _merged(older: flux.Thresholds, newer: flux.Thresholds) -> flux.Thresholds:
-    """Return settings, overridden by those that are set in `newer`."""
-    return msgspec.structs.replace(older, **msgspec.to_builtins(newer))
-
-
-def _unusable(turn: TurnConfig) -> list[str]:
-    """Return a line for each setting that Flux cannot use."""
-    eager = _confidence(turn.turn_eager_end_threshold)
-    if eager is None or eager >= MIN_EAGER:
-        return []
-    limit = f"provider flux takes a turn_eager_end_threshold of {1 - MIN_EAGER:g} at most"
-    return [f"{limit} and ignores a higher one; if none is set, it sends no turn.eager_end"]
-
-
-def _confidence(threshold: float | None) -> float | None:
-    """Return the confidence in the end at which the bus's probability is below a threshold."""
-    return None if threshold is None else round(1 - threshold, 6)

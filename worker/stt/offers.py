@@ -2,27 +2,31 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 from schemas.pcm import Encoding
 from worker.settings import Settings
 
-LANGUAGES: Mapping[str, tuple[str, ...]] = {
-    "ink-2": ("en",),
-    "flux-general-en": ("en",),
-    "flux-general-multi": ("en", "es", "fr", "de", "hi", "ru", "pt", "ja", "it", "nl"),
-}
-"""Languages of the known models, as primary subtags of BCP 47. Those of another model are unknown:
-its provider decides."""
 
-OWNERS: Mapping[str, str] = {
-    "ink-2": "cartesia",
-    "flux-general-en": "flux",
-    "flux-general-multi": "flux",
-}
-"""Providers of the known models."""
+class Model(NamedTuple):
+    """A known model."""
 
-HINTED_MODELS = frozenset({"flux-general-multi"})
-"""Models that take the language of a session as a hint."""
+    provider: str
+    languages: tuple[str, ...]
+    """Primary subtags of BCP 47."""
+    takes_hint: bool = False
+    """Whether the language of a session is sent to it as a hint."""
+
+
+MODELS: Mapping[str, Model] = {
+    "ink-2": Model("cartesia", ("en",)),
+    "flux-general-en": Model("flux", ("en",)),
+    "flux-general-multi": Model(
+        "flux", ("en", "es", "fr", "de", "hi", "ru", "pt", "ja", "it", "nl"), takes_hint=True
+    ),
+}
+"""The known models. The languages of another model are unknown: its provider decides."""
 
 
 @dataclass(frozen=True)
@@ -56,4 +60,5 @@ def offers(settings: Settings) -> dict[str, Offer]:
 
 def spoken_languages(models: Iterable[str]) -> tuple[str, ...]:
     """Return the languages that these models are known to speak."""
-    return tuple(dict.fromkeys(each for model in models for each in LANGUAGES.get(model, ())))
+    known = (MODELS[model].languages for model in models if model in MODELS)
+    return tuple(dict.fromkeys(chain.from_iterable(known)))

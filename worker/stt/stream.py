@@ -5,7 +5,7 @@ The key is sent in a header, never in the URL.
 
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -74,8 +74,8 @@ class Stream(ABC):
         """Return the error for an HTTP response other than 101."""
 
     @abstractmethod
-    def decode(self, data: bytes, defect: str) -> Event | None:
-        """Decode one message, None if its type is not readable; note its defect.
+    def decode(self, data: bytes, defect: str) -> Sequence[Event | None]:
+        """Decode one message to its events, None if its type is not readable; note its defect.
 
         Raises an `SttError` for an error after which the socket is of no use, and for every error
         before the connection is accepted.
@@ -125,7 +125,8 @@ class Stream(ABC):
         decode = self.decode
 
         def on_data(data: bytes, defect: str, received_at: float, waiting: int) -> None:
-            handle(decode(data, defect), received_at, waiting)
+            for event in decode(data, defect):
+                handle(event, received_at, waiting)
 
         try:
             await self.socket.listen(on_data)
@@ -137,7 +138,7 @@ class Stream(ABC):
         """Wait for `Connected`. Raises an `SttError` if the provider sends something else."""
         event: Event | None = None
         while event is None or isinstance(event, UnknownMessage):
-            event = self.decode(*await self.socket.receive())
+            event = self.decode(*await self.socket.receive())[-1]
             if isinstance(event, UnknownMessage):
                 self.ignored += 1
         if not isinstance(event, Connected):

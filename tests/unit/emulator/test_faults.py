@@ -21,6 +21,7 @@ from worker.local.emulator.faults import (
     IgnoredCommand,
     InBandError,
     LateConnected,
+    LostMessages,
     NoTurnEnd,
     PaceLimit,
     Reorder,
@@ -33,6 +34,7 @@ from worker.local.emulator.faults import (
     parse_seconds,
 )
 from worker.local.emulator.messages import problem_of
+from worker.local.emulator.turn_info import TurnInfo
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,7 @@ from worker.local.emulator.messages import problem_of
         ("connected=late:3s", LateConnected(3.0), None),
         ("connected=late:250ms:deaf", LateConnected(0.25, deaf=True), None),
         ("no-turn-end", NoTurnEnd(), None),
+        ("lose=turn.end:turn.start", LostMessages(("turn.start", "turn.end")), None),
         ("ignore=ForceEndTurn", IgnoredCommand("ForceEndTurn"), None),
         ("duplicate", Duplicate(), None),
         ("shrink", Shrink(), None),
@@ -97,6 +100,8 @@ def test_fault_options_are_parsed() -> None:
         ("stall", "it needs a WHEN: @opened"),
         ("stall@handshake", "'handshake' is not a valid WHEN"),
         ("window-jitter", "a duration is written 3s"),
+        ("lose", "it takes kinds of turn events"),
+        ("lose=turn.end:progress", "it takes kinds of turn events"),
         ("ignore", "the value must be the type of a message"),
         ("ignore={}", "the value must be the type of a message"),
         ("close=1012@handshake", "'handshake' is not a valid WHEN"),
@@ -257,6 +262,7 @@ def garbled(*specs: str) -> list[tuple[str, str | None]]:
     [
         ([], [("turn.start", None), ("turn.update", " w1 w2"), ("turn.end", " w1 w2")]),
         (["no-turn-end"], [("turn.start", None), ("turn.update", " w1 w2")]),
+        (["lose=turn.start:turn.end"], [("turn.update", " w1 w2")]),
         (
             ["shrink"],
             [
@@ -275,6 +281,17 @@ def garbled(*specs: str) -> list[tuple[str, str | None]]:
 )
 def test_fault_garbles_events(specs: list[str], expected: Any) -> None:
     assert garbled(*specs) == expected
+
+
+@pytest.mark.parametrize(("spec", "next_index"), [("no-turn-end", 3), ("lose=turn.end", 4)])
+def test_turn_without_an_end_keeps_its_index(spec: str, next_index: int) -> None:
+    faults = FaultSet()
+    faults.set(spec)
+    plan = faults.plan()
+    assert plan.distort(TurnInfo("turn.end", "w1", turn_index=3)) == []
+    (following,) = plan.distort(TurnInfo("turn.update", "", turn_index=4))
+    assert isinstance(following, TurnInfo)
+    assert following.turn_index == next_index
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ from schemas import (
     decode_session,
     encode_session,
 )
-from schemas.audio import MAX_KEYTERMS, MAX_NESTING, MAX_PROVIDERS, session_id, session_lane
+from schemas.audio import (
+    MAX_KEYTERMS,
+    MAX_NESTING,
+    MAX_PROVIDERS,
+    session_id,
+    session_lane,
+    session_provider,
+)
 
 LEAST = {b"session": b"call-1", b"encoding": b"pcm_s16le", b"sample_rate": b"16000"}
 
@@ -199,6 +206,27 @@ def test_refused_entry_has_readable_session_and_lane(
 ) -> None:
     assert session_id(fields) == session
     assert session_lane(fields) == lane
+
+
+@pytest.mark.parametrize(
+    ("fields", "provider"),
+    [
+        ({}, ""),
+        ({b"provider": b"flux", b"encoding": b"mp3"}, "flux"),
+        ({b"provider": b"flux", b"providers": b"cartesia"}, "flux"),
+        ({b"providers": b"flux, cartesia"}, "flux"),
+        ({b"providers": b'["cartesia"]'}, "cartesia"),
+        ({b"providers": b"[]"}, ""),
+        ({b"providers": b"[1"}, ""),
+        ({b"providers": b"flux,whisper"}, ""),
+        ({b"provider": b"whisper"}, ""),
+        ({b"provider": b"\xff"}, ""),
+    ],
+)
+def test_refused_entry_has_the_provider_that_it_names(
+    fields: dict[bytes, bytes], provider: str
+) -> None:
+    assert session_provider(fields) == provider
 
 
 @pytest.mark.parametrize(("raw", "words"), [(b"1", True), (b"true", True), (b"0", False)])

@@ -159,6 +159,36 @@ def test_new_socket_that_stays_silent_inside_a_turn_is_left() -> None:
     assert call.providers.current.name == "flux"
 
 
+def test_socket_that_is_left_inside_a_turn_counts_for_the_breaker() -> None:
+    call = Call()
+    call.choose()
+    for number in range(MAX_FAILURES - 2):
+        call.breakers.failed("cartesia", f"other-{number}")
+    call.providers.failed(LOST, call.now)
+    opened_at = call.now
+    call.now += FAILOVER_S
+    assert call.state("cartesia") is BreakerState.CLOSED
+    assert call.check(opened_at, inside_turn=True)
+    assert call.state("cartesia") is BreakerState.OPEN
+    assert call.state("flux") is BreakerState.CLOSED
+
+
+def test_probe_that_is_left_inside_a_turn_has_failed() -> None:
+    call = Call()
+    call.choose()
+    call.open_breaker("cartesia")
+    call.wait_for_probe()
+    call.open_breaker("flux")
+    call.providers.failed(LOST, call.now)
+    assert call.choose(inside_turn=True) == "cartesia"
+    assert call.state("cartesia") is BreakerState.PROBING
+    call.breakers.probe_ended("flux", succeeded=True)
+    opened_at = call.now
+    call.now += FAILOVER_S
+    assert call.check(opened_at, inside_turn=True)
+    assert call.state("cartesia") is BreakerState.OPEN
+
+
 def test_working_provider_is_kept_while_its_breaker_is_open() -> None:
     call = Call()
     call.choose()

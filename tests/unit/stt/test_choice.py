@@ -12,7 +12,7 @@ from schemas.validation import EntryError
 from worker.core.breaker import BreakerState
 from worker.settings import PROVIDERS, Settings
 from worker.stt.choice import Candidate, candidates, in_order, primary_language
-from worker.stt.offers import LANGUAGES, Offer, offers
+from worker.stt.offers import MODELS, Offer, offers
 
 CARTESIA, FLUX = offers(Settings())["cartesia"], offers(Settings())["flux"]
 BOTH = (CARTESIA, FLUX)
@@ -172,7 +172,7 @@ sessions = st.builds(
     sample_rate=st.sampled_from([8_000, 11_025, 16_000, 48_000, 192_000]),
     provider=st.none() | st.sampled_from(PROVIDERS),
     providers=st.lists(st.sampled_from(PROVIDERS), max_size=3).map(tuple),
-    model=st.none() | st.sampled_from([*LANGUAGES, "unknown"]),
+    model=st.none() | st.sampled_from([*MODELS, "unknown"]),
     language=st.none() | st.sampled_from(["en", "en-GB", "DE", "nl-BE", "xx", "hi-Deva-IN"]),
 )
 
@@ -192,7 +192,7 @@ def test_candidates_take_what_the_session_sends(entry: SessionEntry, own: list[O
         assert not named or provider in named
         assert not offer.rates or entry.sample_rate in offer.rates
         language = primary_language(entry.language or "")
-        if language and model in LANGUAGES:
-            assert language in LANGUAGES[model]
+        if language and model in MODELS:
+            assert language in MODELS[model].languages
         assert hint in {"", language}
         assert model in offer.models or model == entry.model

@@ -1,13 +1,14 @@
 """The client of Flux: what it sends, and what it makes of what it receives."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
 
 import anyio
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,6 +62,10 @@ class Line(FluxStream):
         socket.send_text = lambda text: self.texts.append(json.loads(text))  # type: ignore[method-assign]
 
     def receive(self, message: dict[str, Any] | str) -> Event | None:
+        (event,) = self.receive_all(message)
+        return event
+
+    def receive_all(self, message: dict[str, Any] | str) -> Sequence[Event | None]:
         text = message if isinstance(message, str) else json.dumps(message)
         return self.decode(text.encode(), "")
 
@@ -158,12 +163,12 @@ WORDS = [{"word": "Hi,", "start": 0.5, "end": 0.75, "confidence": 0.9}]
             {"type": "ConfigureFailure", "error_code": "INVALID_THRESHOLD"},
             Warned("INVALID_THRESHOLD", "the provider gave no reason"),
         ),
-        ({"type": "Warning", "code": "FORCE_END_TURN_NO_ACTIVE_TURN"}, NoTurnToEnd()),
         ({"type": "Warning", "code": "X", "description": f"{KEY}!"}, Warned("X", "[key]!")),
     ],
 )
 def test_messages_become_events(message: dict[str, Any], event: Event) -> None:
     line = Line()
+    line.receive(info("StartOfTurn", "H"))
     assert line.receive(message) == event
     assert not line.defects
 
@@ -198,8 +203,7 @@ def test_readable_parts_of_damaged_messages_are_used(text: str, event: Event | N
 def test_any_text_is_an_event_or_unreadable(text: str) -> None:
     data = text.encode("utf-8", "replace")
     line = Line()
-    event = line.decode(data, "")
-    assert event is not None or line.defects
+    assert None not in line.decode(data, "") or line.defects
 
 
 def test_message_about_an_ended_turn_is_ignored() -> None:
@@ -211,6 +215,92 @@ def test_message_about_an_ended_turn_is_ignored() -> None:
     assert line.receive(info("StartOfTurn", "b", turn_index=1)) == TurnEvent(
         ProviderInput.START, "b", 1_500.0
     )
+
+
+START, UPDATE = ProviderInput.START, ProviderInput.UPDATE
+EAGER_END, RESUME, END = ProviderInput.EAGER_END, ProviderInput.RESUME, ProviderInput.END
+HI = (TimedWord("Hi,", 500.0, 750.0, 0.9),)
+
+
+@pytest.mark.parametrize(
+    ("message", "events"),
+    [
+        (info("Update", end=2.0, turn_index=1), [AudioTranscribed(2_000.0)]),
+        (info("Update", "b", 2.0, turn_index=1), [TurnEvent(START, "b", 2_000.0)]),
+        (info("TurnResumed", "b", 2.0, turn_index=1), [TurnEvent(START, "b", 2_000.0)]),
+        (info("StartOfTurn", "b", 2.0, turn_index=1), [TurnEvent(START, "b", 2_000.0)]),
+        (
+            info("EagerEndOfTurn", "b", 2.0, turn_index=1),
+            [TurnEvent(START, "b", 2_000.0), TurnEvent(EAGER_END, "b", 2_000.0)],
+        ),
+        (
+            info("EndOfTurn", "Hi,", 2.0, words=WORDS, turn_index=1),
+            [TurnEvent(START, "Hi,", 2_000.0), TurnEvent(END, "Hi,", 2_000.0, HI)],
+        ),
+        (info("StartOfTurn", "c", 2.0, turn_index=7), [TurnEvent(START, "c", 2_000.0)]),
+    ],
+)
+@pytest.mark.parametrize("end", ["lost", "received"])
+def test_larger_index_ends_and_starts_a_turn(
+    message: dict[str, Any], events: list[Event], end: str
+) -> None:
+    line = Line()
+    line.receive(info("StartOfTurn", "Hi"))
+    line.receive(info("Update", "Hi,", words=WORDS))
+    line.receive({**info("Update"), "transcript": None})
+    ended = TurnEvent(END, "Hi,", 1_500.0, HI)
+    if end == "received":
+        assert line.receive(info("EndOfTurn", "Hi,", words=WORDS)) == ended
+        assert line.receive_all(message) == events
+    else:
+        assert line.receive_all(message) == [ended, *events]
+
+
+def test_command_that_finds_no_turn_shows_a_lost_end() -> None:
+    line = Line()
+    line.receive(info("StartOfTurn", "Hi,", words=WORDS))
+    warning = {"type": "Warning", "code": "FORCE_END_TURN_NO_ACTIVE_TURN"}
+    assert line.receive_all(warning) == (TurnEvent(END, "Hi,", 1_500.0, HI), NoTurnToEnd())
+    assert line.receive(info("EndOfTurn", "Hi,", words=WORDS)) == UnknownMessage()
+
+
+@pytest.mark.parametrize("event", ["Update", "EndOfTurn"])
+def test_first_start_may_be_lost(event: str) -> None:
+    line = Line()
+    first, *_ = line.receive_all(info(event, "Hi"))
+    assert first == TurnEvent(START, "Hi", 1_500.0)
+
+
+def test_messages_without_an_index_are_taken_as_they_come() -> None:
+    line = Line()
+    kinds = [
+        event.kind
+        for name in ("StartOfTurn", "Update", "EndOfTurn", "Update", "StartOfTurn", "EndOfTurn")
+        for event in line.receive_all(info(name, "a", turn_index=None))
+        if isinstance(event, TurnEvent)
+    ]
+    assert kinds == [START, UPDATE, END, UPDATE, START, END]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["StartOfTurn", "Update", "EagerEndOfTurn", "TurnResumed", "EndOfTurn"])
+            | st.just("?"),
+            st.integers(0, 4),
+            st.sampled_from(["", "a", "a b"]),
+        )
+    )
+)
+def test_each_turn_starts_before_its_text_and_ends(
+    messages: list[tuple[str, int, str]],
+) -> None:
+    line, inside = Line(), False
+    for name, index, text in messages:
+        for event in line.receive_all(info(name, text, turn_index=index)):
+            if isinstance(event, TurnEvent):
+                assert inside or event.kind is START or not event.text
+                inside = event.kind is not END and (inside or event.kind is START)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +353,34 @@ def test_one_configure_is_unanswered_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     now += ACK_TIMEOUT_S
     line.receive(info("Update"))
     assert line.texts[2:] == [{"type": "Configure", "thresholds": {"eot_threshold": 0.7}}]
+
+
+def test_eager_end_is_not_above_the_end() -> None:
+    turn = TurnConfig(turn_eager_end_threshold=0.4, turn_end_threshold=0.5)
+    settings = msgspec.structs.replace(PHONE, turn=turn)
+    query = parse_qs(FluxStream.query(settings))
+    assert (query["eager_eot_threshold"], query["eot_threshold"]) == (["0.5"], ["0.5"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sent"),
+    [
+        (
+            TurnConfig(turn_end_threshold=0.4),
+            {"eager_eot_threshold": 0.6, "eot_threshold": 0.6},
+        ),
+        (TurnConfig(turn_eager_end_threshold=0.35), {"eager_eot_threshold": 0.5}),
+        (TurnConfig(turn_end_timeout_ms=700.0), {"eot_timeout_ms": 700}),
+        (TurnConfig(turn_end_threshold=0.5), {"eot_threshold": 0.5}),
+    ],
+)
+def test_change_keeps_the_eager_end_below_the_end(
+    change: TurnConfig, sent: dict[str, float]
+) -> None:
+    turn = TurnConfig(turn_eager_end_threshold=0.4, turn_end_threshold=0.5)
+    line = Line(msgspec.structs.replace(PHONE, turn=turn))
+    line.send_config(change)
+    assert line.texts == [{"type": "Configure", "thresholds": sent}]
 
 
 def test_threshold_that_flux_cannot_use_is_reported_and_not_sent() -> None:
@@ -362,14 +480,14 @@ async def test_close_without_code_is_the_end() -> None:
     async def close(ws: ServerConnection) -> None:
         await ws.send(json.dumps(CONNECTED))
         assert json.loads(await ws.recv()) == {"type": "CloseStream"}
-        await ws.send(json.dumps(info("Update", "a")))
+        await ws.send(json.dumps(info("StartOfTurn", "a")))
         ws.protocol.send_close()
         ws.transport.writelines(ws.protocol.data_to_send())
         await ws.wait_closed()
 
     async with server(close) as endpoint, await FLUX.open(endpoint, PHONE) as stream:
         stream.finish()
-        assert await _receive_all(stream) == [TurnEvent(ProviderInput.UPDATE, "a", 1_500.0)]
+        assert await _receive_all(stream) == [TurnEvent(ProviderInput.START, "a", 1_500.0)]
 
 
 async def test_audio_of_floats_is_sent_as_16_bits() -> None:

@@ -20,6 +20,7 @@ from worker.local.emulator.faults import (
     HttpRefusal,
     IgnoredCommand,
     LateConnected,
+    LostMessages,
     Moment,
     NoTurnEnd,
     PaceLimit,
@@ -145,6 +146,7 @@ class ConnectionFaults:
         self._limits: dict[ActiveFault, RateLimit] = {}
         self._throttles: dict[ActiveFault, Throttle] = {}
         self._rng = Random(number)  # noqa: S311 - not for security
+        self._unended = 0  # turns whose end was not sent, so that they seem to be one
 
     def __bool__(self) -> bool:
         return bool(self._faults.standing)
@@ -227,9 +229,15 @@ class ConnectionFaults:
 
     def distort(self, event: EngineEvent) -> list[EngineEvent]:
         """Return the events to send in place of `event`."""
-        events: list[EngineEvent] = [event]
         if event.kind == "turn.end" and self._has(NoTurnEnd):
+            self._unended += 1
             return []
+        if isinstance(event, TurnInfo):
+            event = msgspec.structs.replace(event, turn_index=event.turn_index - self._unended)
+        if (lost := self._habit(LostMessages)) and event.kind in lost[1].kinds:
+            self._apply(lost[0])
+            return []
+        events: list[EngineEvent] = [event]
         if event.kind == "turn.update" and event.transcript and self._has(Shrink):
             shorter = event.transcript.rpartition(" ")[0]
             words = event.words[:-1]

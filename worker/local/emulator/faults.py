@@ -11,6 +11,7 @@ import msgspec
 from websockets.frames import EXTERNAL_CLOSE_CODES, CloseCode
 
 from worker.errors import SettingsError
+from worker.local.emulator.engines.base import EventKind
 from worker.local.emulator.messages import Problem, problem_of
 
 GRAMMAR: Final = """\
@@ -28,7 +29,8 @@ connections, drawn with the seed, and to at most count of them.
   connected=late:3s        connected is sent late; late:3s:deaf discards audio received before it
   connected=never          connected and all other events are never sent
   connected=skip           connected is not sent, all other events are
-  no-turn-end              no turn.end is sent
+  no-turn-end              no turn.end is sent; flux: the index of the turn stays the same
+  lose=KIND[:KIND]         no message of this kind is sent, such as lose=turn.start:turn.end
   ignore=TYPE              text messages of this type, such as ForceEndTurn, have no effect
   duplicate                every turn event is sent twice
   shrink                   each turn.update is followed by another without its last word
@@ -100,7 +102,13 @@ class LateConnected(msgspec.Struct, frozen=True):
 
 
 class NoTurnEnd(msgspec.Struct, frozen=True):
-    """No turn.end is sent."""
+    """No turn.end is sent, as if the turn were not over."""
+
+
+class LostMessages(msgspec.Struct, frozen=True):
+    """Messages of these kinds are not sent, as if they were lost."""
+
+    kinds: tuple[EventKind, ...]
 
 
 class IgnoredCommand(msgspec.Struct, frozen=True):
@@ -150,6 +158,7 @@ ConnectionEnd = Cut | HalfOpen | Stall | CloseFrame | InBandError
 Habit = (
     LateConnected
     | NoTurnEnd
+    | LostMessages
     | IgnoredCommand
     | Duplicate
     | Shrink
@@ -296,6 +305,13 @@ def _ignore(kind: str = "") -> IgnoredCommand:
     return IgnoredCommand(kind)
 
 
+def _lose(*kinds: str) -> LostMessages:
+    lost = tuple(kind for kind in get_args(EventKind) if kind in kinds and kind != "progress")
+    if not kinds or len(lost) != len(kinds):
+        raise _Wrong("it takes kinds of turn events, such as turn.start:turn.end")
+    return LostMessages(lost)
+
+
 def _window_jitter(most: str = "") -> WindowJitter:
     return WindowJitter(_seconds(most))
 
@@ -383,6 +399,7 @@ _KINDS: Final = {
     "http": _Kind(_http, 1, (), "handshake"),
     "connected": _Kind(_connected),
     "no-turn-end": _Kind(NoTurnEnd, 0),
+    "lose": _Kind(_lose),
     "ignore": _Kind(_ignore, 1),
     "duplicate": _Kind(Duplicate, 0),
     "shrink": _Kind(Shrink, 0),
