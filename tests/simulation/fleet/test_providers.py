@@ -4,7 +4,7 @@ import random
 
 import anyio
 
-from tests.simulation.fleet.providers import LateEngine
+from tests.simulation.fleet.providers import FleetEngine
 from tests.simulation.provider_model import Delays
 from tests.simulation.speech import AUDIO
 from tests.support import virtual_time
@@ -53,5 +53,5 @@ def _open(events: list[tuple[float, EngineEvent]]) -> ScriptStream:
         events.append((anyio.current_time(), event))
 
     delays = Delays(LAG_S, late_share=0.1, late_s=0.5)
-    engine = LateEngine(ScriptOptions(), delays, random.Random(1))
+    engine = FleetEngine(ScriptOptions(), delays, 0.0, random.Random(1))
     return engine.open(AUDIO, TurnSettings(), (), emit)

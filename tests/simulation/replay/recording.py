@@ -6,7 +6,8 @@ from functools import partial
 from typing import NamedTuple, TypeAlias, TypeVar
 from unittest.mock import patch
 
-from tests.simulation.fleet.run import run_seed
+from tests.simulation.fleet.draw import draw_plan
+from tests.simulation.fleet.run import run as run_plan
 from tests.simulation.redis.commands import Args, Wait
 from tests.simulation.redis.dialect import Dialect
 from tests.simulation.redis.model import RedisModel
@@ -85,5 +86,5 @@ def record(seed: int, dialect: Dialect) -> list[Step]:
         run_transaction=running_transaction,
         restart=restarting,
     ):
-        run_seed(seed)
+        run_plan(draw_plan(seed))  # one server, never a cluster
     return steps

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.fleet.plan import Fault, draw_plan
+from tests.simulation.fleet.draw import draw_plan
+from tests.simulation.fleet.plan import Fault
 from tests.simulation.redis.dialect import REDIS_7_0, VALKEY_9, Dialect
 from tests.simulation.replay.frozen_server import ClockNotFrozenError, FrozenServer
 from tests.simulation.replay.recording import Ran, Restarted, Step, record

@@ -5,7 +5,8 @@ from typing import cast
 import pytest
 
 from schemas.audio import AudioEntry, Encoding, SessionEntry
-from tests.simulation.calls import AUDIO, LATER, Line, boundary_of
+from tests.simulation.lines import LATER, Line, boundary_of
+from tests.simulation.speech import AUDIO
 from worker.core.records import EventDraft, OpenTurn, TurnState, TurnTimes
 from worker.core.send_limits import Pacer
 from worker.core.transcripts import UpdateThrottle
