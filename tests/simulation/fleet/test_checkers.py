@@ -168,3 +168,25 @@ def test_expected_errors_of_bad_audio_are_accepted() -> None:
     assert [*found] == []
     found = session_findings(PLAN, SESSION, Sent(), Published(events(*right)))
     assert [each.rule for each in found] == ["reported"]
+
+
+@pytest.mark.parametrize(
+    ("share", "texts", "found"),
+    [
+        (0.5, ("w0 w1", "w1"), []),
+        (0.0, ("w0 w1", "w1"), ["repeated"]),
+        (0.5, ("w0 w1", "w0 w1"), ["repeated", "repeated"]),
+    ],
+)
+def test_replay_that_ends_sooner_may_repeat_one_word(
+    share: float, texts: tuple[str, str], found: list[str]
+) -> None:
+    turns = [
+        (kind, {**fields, "turn": number})
+        for number, text in enumerate(texts)
+        for kind, fields in (BEGUN, turn_end(text))
+    ]
+    ended = (SessionEnded, {"reason": "end", "turns": 2})
+    published = Published(events(STARTED, *turns, ended))
+    plan = replace(PLAN, hasty_share=share)
+    assert [each.rule for each in session_findings(plan, SESSION, Sent(), published)] == found
