@@ -68,10 +68,13 @@ def session_findings(
         style=STYLES[plan.text_style],
     )
     found = [each for each in violations(expected, events) if not _is_revision(each, events)]
+    if plan.hasty_share:
+        found = [each for each in found if not _is_repeated_at_a_cut(each, found)]
     if session.bad_audio is not None:
         code = BAD_AUDIO[session.bad_audio].code
         found = [each for each in found if not each.detail.startswith(f"{code}: ")]
-    if session.always_crashes:
+    failed = any(isinstance(each, SessionEnded) and each.reason == "error" for each in events)
+    if session.always_crashes and failed:  # its turns may be fewer than in the script
         yield from _crashed_findings(expected, found, events)
     else:
         yield from map(_finding, found)
@@ -79,6 +82,19 @@ def session_findings(
         yield from map(_finding, signal_violations(sent.signals, expected, events))
     if published.own_events is not None and published.own_events != events:
         yield Finding("bus", script.name, "its own stream differs from the stream of the lane")
+
+
+def _is_repeated_at_a_cut(violation: Violation, found: Sequence[Violation]) -> bool:
+    """Return whether a single word is repeated, because a replay divides the audio in another way.
+
+    The provider sends no times, so a worker compares how much it had sent when texts arrived. An
+    end that a replay has one word sooner may seem to have that word (guarantees, "Not promised").
+    """
+    repeated = {int(each.detail.split()[1]) for each in found if each.rule == "repeated"}
+    if violation.rule != "repeated" or not violation.detail.endswith(" 2 times"):
+        return False
+    word = int(violation.detail.split()[1])
+    return repeated.isdisjoint((word - 1, word + 1))
 
 
 def _crashed_findings(

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from schemas.keys import RELEASED, Keys
 from tests.simulation.fleet.breakers import BreakerHistory
@@ -76,6 +76,18 @@ class Fleet:
             for each in self.providers
             if self.redis.command("HGET", self.keys.breaker(each.name), "wait") is not None
         ]
+
+    def has_own_records(self) -> bool:
+        """Whether the workers' records are those of the current processes.
+
+        A failover may bring back the record of one that was killed.
+        """
+        flat: Any = self.redis.command("HGETALL", self.keys.workers) or []
+        records = dict(zip(flat[::2], flat[1::2], strict=True))
+        return len(records) == len(self.slots) and all(
+            slot.identities[0].encode() in records.get(slot.name.encode(), b"")
+            for slot in self.slots
+        )
 
     def check_permits(self) -> None:
         """Find more sessions with a socket than the fleet may have.

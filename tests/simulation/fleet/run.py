@@ -53,10 +53,10 @@ session whose owner died (guarantees, "Failures")."""
 SETTLE_TIMEOUT_S: Final = 60.0
 """Maximum time until nothing is left of ended sessions and of killed workers."""
 
-BREAKER_TIMEOUT_S: Final = 240.0
+BREAKER_TIMEOUT_S: Final = 120.0
 """Maximum time until a breaker closes while sessions want its provider, which works."""
 
-LATE_INTERVAL_S: Final = 2.0
+LATE_INTERVAL_S: Final = 3.0
 """Interval between these sessions."""
 
 POLL_S: Final = 0.5
@@ -225,7 +225,7 @@ class _Run:
         command, keys = self._fleet.redis.command, self._fleet.keys
         permits = command("ZCARD", keys.gate) if self._injector.applied else 0
         left = (command("XLEN", keys.sessions), permits)
-        return left == (0, 0) and command("HLEN", keys.workers) == len(self._fleet.slots)
+        return left == (0, 0) and self._fleet.has_own_records()
 
     async def _stop(self) -> None:
         """Stop every worker, and check what stays in Redis and in the processes."""

@@ -6,10 +6,18 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from schemas.turns import Event, SessionEnded, SessionStarted, TurnEnd, TurnStart, TurnUpdate
+from schemas.turns import (
+    Event,
+    SessionEnded,
+    SessionError,
+    SessionStarted,
+    TurnEnd,
+    TurnStart,
+    TurnUpdate,
+)
 from tests.chaos.script import ScriptedSession, Turn
 from tests.simulation.fleet.checkers import Published, Sent, session_findings
-from tests.simulation.fleet.plan import FleetPlan, FleetSession
+from tests.simulation.fleet.plan import ALWAYS, FleetPlan, FleetSession
 from worker.local.emulator.engines.base import AudioFormat
 
 SESSION = FleetSession(
@@ -132,3 +140,54 @@ def test_forgotten_session_needs_only_numbers_in_order() -> None:
     assert rules(Sent(forgotten=True), lost) == []
     assert rules(Sent(forgotten=True), []) == []
     assert rules(Sent(forgotten=True), [*lost, lost[-1]]) == ["seq"]
+
+
+ERROR = (SessionError, {"code": "internal", "message": "", "status": 0, "fatal": True})
+FAILED = (SessionEnded, {"reason": "error", "turns": 1})
+CRASHING = replace(SESSION, crashes=ALWAYS)
+
+
+def crashed_rules(*kinds: tuple[type[Event], dict[str, Any]]) -> list[str]:
+    found = session_findings(PLAN, CRASHING, Sent(), Published(events(*kinds)))
+    return [each.rule for each in found]
+
+
+def test_session_that_always_crashes_ends_with_an_error() -> None:
+    assert crashed_rules(STARTED, BEGUN, turn_end("w0"), ERROR, FAILED) == []
+    assert crashed_rules(STARTED, BEGUN, turn_end("w0"), FAILED) == ["end"]
+
+
+def test_session_that_always_crashes_loses_no_word_before_its_end() -> None:
+    assert crashed_rules(STARTED, BEGUN, turn_end("w1"), ERROR, FAILED) == ["lost"]
+
+
+def test_expected_errors_of_bad_audio_are_accepted() -> None:
+    error = (SessionError, {"code": "audio_empty", "message": "", "status": 0, "fatal": False})
+    right = (STARTED, error, BEGUN, turn_end("w0 w1"), ENDED)
+    session = replace(SESSION, bad_audio="empty")
+    found = session_findings(PLAN, session, Sent(bad_ids=["7-0"]), Published(events(*right)))
+    assert [*found] == []
+    found = session_findings(PLAN, SESSION, Sent(), Published(events(*right)))
+    assert [each.rule for each in found] == ["reported"]
+
+
+@pytest.mark.parametrize(
+    ("share", "texts", "found"),
+    [
+        (0.5, ("w0 w1", "w1"), []),
+        (0.0, ("w0 w1", "w1"), ["repeated"]),
+        (0.5, ("w0 w1", "w0 w1"), ["repeated", "repeated"]),
+    ],
+)
+def test_replay_that_ends_sooner_may_repeat_one_word(
+    share: float, texts: tuple[str, str], found: list[str]
+) -> None:
+    turns = [
+        (kind, {**fields, "turn": number})
+        for number, text in enumerate(texts)
+        for kind, fields in (BEGUN, turn_end(text))
+    ]
+    ended = (SessionEnded, {"reason": "end", "turns": 2})
+    published = Published(events(STARTED, *turns, ended))
+    plan = replace(PLAN, hasty_share=share)
+    assert [each.rule for each in session_findings(plan, SESSION, Sent(), published)] == found
