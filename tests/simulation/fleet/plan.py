@@ -221,7 +221,7 @@ def draw_plan(seed: int) -> FleetPlan:
         replay_speed=rng.choice((1.5, 1.5, 3.0, 0.0) if providers == "flux" else (1.5, 1.5, 1.0)),
         max_lag_s=rng.choice((600.0, 600.0, 0.0, SHORT_LAG_S)),
         latency_ms=rng.choice((20.0, 100.0, 300.0, 500.0)),
-        late_s=Random(f"{seed} late").choice((0.0, 0.0, 0.3, 1.0)),
+        late_s=Random(f"{seed} late").choice((0.0, 0.0, 0.3, 1.0)) if "flux" in providers else 0.0,
         rewording=rewording,
         text_style=draw_style(seed, rewording=rewording) if rng.random() < 0.3 else "leading",
         sessions=sessions,
