@@ -70,6 +70,8 @@ class Simulation(Command):
         """Run the command. Raises SettingsError for options that cannot be used."""
         from tests.simulation.fleet.report import Totals, text_of
 
+        if self.provider and not self.calls:
+            raise SettingsError(["--provider: a fleet draws its providers; use it with --calls"])
         if self.mutants:
             return self._run_mutants()
         if self.calls:

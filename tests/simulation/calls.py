@@ -153,7 +153,7 @@ class Call:
         losses = (rng.uniform(0.3, self._seconds + 0.5) for _ in range(plan.losses))
         self._losses = deque(sorted(losses))
         self._entries = _draw_entries(rng, speech.sound)
-        self._read = 0  # number of entries
+        self._unread = deque(self._entries)
         entry = SessionEntry(
             session="s", encoding=Encoding(AUDIO.encoding), sample_rate=AUDIO.sample_rate
         )
@@ -194,7 +194,7 @@ class Call:
 
     @property
     def _is_busy(self) -> bool:
-        if self._losses or self._socket is None or self._read < len(self._entries):
+        if self._losses or self._socket is None or self._unread:
             return True
         return bool(self._socket.side.messages) or not self._sender.is_drained
 
@@ -206,8 +206,8 @@ class Call:
         else:
             if self._retries_at is not None:
                 at = min(at, self._retries_at)
-            elif self._read < len(self._entries):
-                at = min(at, self._entries[self._read].at)
+            elif self._unread:
+                at = min(at, self._unread[0].at)
             if socket.side.messages:
                 at = min(at, socket.side.messages[0].at)
             if self._losses:
@@ -231,9 +231,12 @@ class Call:
             self._lose(now)
         if self._socket is None and now >= self._connects_at:
             self._connect(now)
-        if self._socket is not None:
-            self._send(self._socket, now, fills=ticks)
-            self._receive(self._socket.line, self._socket.side.messages, now)
+        socket = self._socket
+        if socket is not None:
+            self._send(socket, now, fills=ticks)
+            messages = socket.side.messages
+            while messages and messages[0].at <= now:
+                self._receive(socket.line, messages, now)
 
     def _lose(self, now: float) -> None:
         self._socket = None
@@ -242,7 +245,8 @@ class Call:
         self._sender.detach()
         self._receiver.forget()
         after, entries = stream_ids.order(self._ledger.read_after), self._entries
-        self._read = bisect_right(entries, after, key=lambda entry: stream_ids.order(entry.id))
+        first = bisect_right(entries, after, key=lambda entry: stream_ids.order(entry.id))
+        self._unread = deque(entries[first:])
         self._connects_at = now + self._rng.choice(RECONNECT_S)
 
     def _connect(self, now: float) -> None:
@@ -254,10 +258,9 @@ class Call:
         self._sender.attach(self._socket.line, LATER + now)
 
     def _send(self, socket: _Socket, now: float, *, fills: bool) -> None:
-        entries, sender = self._entries, self._sender
-        while self._read < len(entries) and entries[self._read].at <= now and sender.has_room:
-            self._take(entries[self._read], LATER + now)
-            self._read += 1
+        unread, sender = self._unread, self._sender
+        while unread and unread[0].at <= now and sender.has_room:
+            self._take(unread.popleft(), LATER + now)
         held = not sender.is_drained and sender.drain(LATER + now)
         self._retries_at = now + RETRY_S if held else None
         if fills and self._receiver.inside_turn:
@@ -275,21 +278,21 @@ class Call:
             sender.enqueue(audio)
 
     def _receive(self, line: Line | FluxLine, messages: deque[Message], now: float) -> None:
-        while messages and messages[0].at <= now:
-            at, data = messages.popleft()
-            slept = any(begin <= at < end for begin, end in self._asleep)
-            read_until = now if slept else at + TOGETHER_S
-            waiting = 0
-            while waiting < len(messages) and messages[waiting].at < read_until:
-                waiting += 1
-            event = line.decode(data, "")
-            arrival = self._sender.send_log.moment(LATER + (now if slept else at))
-            begins = isinstance(event, TurnEvent) and event.kind is ProviderInput.START
-            self._receiver.on_message(arrival, waiting, begins=begins)
-            if isinstance(event, TurnEvent):
-                self._receiver.on_turn_event(event, arrival)
-            elif isinstance(event, AudioTranscribed):
-                self._receiver.on_transcribed(event.transcribed_ms)
+        """Receive the first message."""
+        at, data = messages.popleft()
+        slept = any(begin <= at < end for begin, end in self._asleep)
+        read_until = now if slept else at + TOGETHER_S
+        waiting = 0
+        while waiting < len(messages) and messages[waiting].at < read_until:
+            waiting += 1
+        event = line.decode(data, "")
+        arrival = self._sender.send_log.moment(LATER + (now if slept else at))
+        begins = isinstance(event, TurnEvent) and event.kind is ProviderInput.START
+        self._receiver.on_message(arrival, waiting, begins=begins)
+        if isinstance(event, TurnEvent):
+            self._receiver.on_turn_event(event, arrival)
+        elif isinstance(event, AudioTranscribed):
+            self._receiver.on_transcribed(event.transcribed_ms)
 
 
 def _wrong_words(words: Sequence[int | str], spoken: int) -> str:

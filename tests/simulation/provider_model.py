@@ -26,9 +26,6 @@ from worker.stt.provider import Provider, StreamSettings
 
 T = TypeVar("T")
 
-MESSAGE_GAP_S: Final = 0.000_05
-"""Minimum time between two messages of a socket."""
-
 RECOVERY_S: Final = 0.05
 """Maximum time after a standstill until a message that it delayed arrives."""
 
@@ -85,7 +82,7 @@ class Link:
         for begin, end in self._standstills:
             if begin <= at < end:
                 at = end + rng.uniform(0, RECOVERY_S)
-        self._arrived_at = max(at, self._arrived_at + MESSAGE_GAP_S)
+        self._arrived_at = max(at, self._arrived_at)
         return self._arrived_at
 
 

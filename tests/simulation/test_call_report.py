@@ -86,6 +86,12 @@ def test_calls_are_as_promised_and_equal_in_every_run() -> None:
     assert '"ok":true' in first.stdout
 
 
+def test_provider_of_a_fleet_is_an_error() -> None:
+    result = simulate("--provider", "flux")
+    assert result.returncode == 2
+    assert "--calls" in result.stderr
+
+
 @pytest.mark.slow
 def test_thousands_of_calls_are_as_promised() -> None:
     result = simulate("--calls", "5000", "--first", "1000")

@@ -26,12 +26,11 @@ def test_messages_keep_their_order_and_wait_for_a_standstill(
 ) -> None:
     link = Link(random.Random(seed), delays, [(began, began + lasts_s)])
     arrived = [link.arrival(at) for at in sent]
-    assert all(before < after for before, after in pairwise(arrived))
+    assert all(before <= after for before, after in pairwise(arrived))
     assert not any(began <= at < began + lasts_s for at in arrived)
     longest_s = delays.lag_s + delays.jitter_s + delays.max_late_s + lasts_s + RECOVERY_S
-    gaps_s = 0.001 * len(sent)
     for index, at in enumerate(arrived):
-        assert sent[index] + delays.lag_s <= at <= sent[index] + longest_s + gaps_s
+        assert sent[index] + delays.lag_s <= at <= sent[index] + longest_s + 1e-6
 
 
 def test_link_without_delays_delivers_at_once() -> None:

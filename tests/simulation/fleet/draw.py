@@ -73,7 +73,7 @@ def draw_plan(seed: int) -> FleetPlan:
         max_lag_s=rng.choice(lags_s),
         park_s=rng.choice((120.0, 120.0, 1.0)),
         latency_ms=rng.choice((20.0, 100.0, 300.0, 500.0)),
-        late_s=Random(f"{seed} late").choice((0.0, 0.0, 0.3, 1.0)),
+        late_s=Random(f"{seed} late").choice((0.0, 0.0, 0.3, 1.0)) if "flux" in providers else 0.0,
         hasty_share=rng.choice((0.0, 0.0, 0.5)),
         rewording=rewording,
         text_style=draw_style(seed, rewording=rewording) if rng.random() < 0.3 else "leading",
