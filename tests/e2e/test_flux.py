@@ -105,7 +105,13 @@ IGNORED = "ignore=ForceEndTurn"
 
 
 @pytest.mark.parametrize(
-    ("faults", "sockets"), [([IGNORED], 1), (["no-turn-end"], 1), ([IGNORED, "no-turn-end"], 2)]
+    ("faults", "sockets"),
+    [
+        ([IGNORED], 1),
+        (["lose=turn.end"], 1),
+        (["no-turn-end"], 2),
+        ([IGNORED, "no-turn-end"], 2),
+    ],
 )
 async def test_forced_end_without_an_answer_ends_the_turn(
     harness: Harness, stt: TurnsServer, faults: list[str], sockets: int

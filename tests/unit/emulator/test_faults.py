@@ -292,6 +292,8 @@ def test_turn_without_an_end_keeps_its_index(spec: str, next_index: int) -> None
     (following,) = plan.distort(TurnInfo("turn.update", "", turn_index=4))
     assert isinstance(following, TurnInfo)
     assert following.turn_index == next_index
+    no_turn = EngineEvent("progress", trigger="manual")
+    assert plan.distort(no_turn) == ([] if spec == "no-turn-end" else [no_turn])
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,8 @@ class ConnectionFaults:
         if event.kind == "turn.end" and self._has(NoTurnEnd):
             self._unended += 1
             return []
+        if self._unended and event.kind == "progress":
+            return []  # the reply that no turn is open
         if isinstance(event, TurnInfo):
             event = msgspec.structs.replace(event, turn_index=event.turn_index - self._unended)
         if (lost := self._habit(LostMessages)) and event.kind in lost[1].kinds:

@@ -29,7 +29,8 @@ connections, drawn with the seed, and to at most count of them.
   connected=late:3s        connected is sent late; late:3s:deaf discards audio received before it
   connected=never          connected and all other events are never sent
   connected=skip           connected is not sent, all other events are
-  no-turn-end              no turn.end is sent; flux: the index of the turn stays the same
+  no-turn-end              no turn.end is sent, as if the turn were not over: flux does not count
+                           it, and does not reply that there is none
   lose=KIND[:KIND]         no message of this kind is sent, such as lose=turn.start:turn.end
   ignore=TYPE              text messages of this type, such as ForceEndTurn, have no effect
   duplicate                every turn event is sent twice
