@@ -74,6 +74,8 @@ def test_slot_moves_only_between_servers_that_are_up() -> None:
     assert redis.read("XLEN", "{0}") == 1
     assert redis.append("{0}", {"n": "1"}) is Refusal.AWAY
     home.server.restart()
+    assert home.up
+    assert not redis.serving
     assert redis.append("{0}", {"n": "1"}) is Refusal.AWAY, "it has not joined the cluster yet"
     assert not move.step()
     assert move.step()
