@@ -2,22 +2,26 @@
 
 import logging
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 from redis.asyncio import Redis
+from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from schemas.keys import Keys
 from tests.redis.contracts import contract_of
 from tests.support.acl import GuardedRedis, as_user
+from tests.support.embedded_cluster import EmbeddedCluster, client, execute
 from tests.support.harness import Place
 from tests.support.polling import eventually
 from worker.bus import breaker as module
 from worker.bus import scripts
 from worker.bus.breaker import Breakers
+from worker.bus.client.cluster import ClusterClient
 from worker.bus.client.connection import connect
 from worker.core.breaker import MAX_FAILURES, SILENCE_S, BreakerState
 
@@ -329,3 +333,43 @@ async def exchanged(worker: Breakers) -> bool:
     except (RedisError, OSError):
         return False
     return True
+
+
+@asynccontextmanager
+async def moving(cluster: EmbeddedCluster, key: str) -> AsyncIterator[None]:
+    """Let the slot of a key be on its way to another master, which has no key of it yet."""
+    slot = key_slot(key.encode())
+    async with AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(connect(cluster.url))
+        assert isinstance(redis, ClusterClient)
+        port = (await redis.node_for(key)).connection_pool.connection_kwargs["port"]
+        source = next(node for node in cluster.masters if node.port == port)
+        target = next(node for node in cluster.masters if node is not source)
+        ids = [await cluster.identity(node) for node in (source, target)]
+        old, new = [await stack.enter_async_context(client(node)) for node in (source, target)]
+        await execute(new, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+        await execute(old, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+        try:
+            yield
+        finally:
+            await redis.delete(key)
+            for node in (new, old):
+                await execute(node, "CLUSTER", "SETSLOT", slot, "STABLE")
+
+
+@pytest.mark.parametrize("bus_kind", ["cluster"])
+@pytest.mark.parametrize("works", [False, True])
+async def test_breaker_changes_while_its_slot_moves(
+    workers: tuple[Breakers, Breakers], redis_cluster: EmbeddedCluster, keys: Keys, works: bool
+) -> None:
+    """A script may not use a key that it has removed: it would be on the other master."""
+    one, two = workers
+    for number in range(MAX_FAILURES - 1):
+        one.failed("cartesia", f"s{number}")
+    assert await exchange(one, two) == [CLOSED, CLOSED]
+    async with moving(redis_cluster, keys.breaker("cartesia")):
+        if works:
+            two.succeeded("cartesia")
+        two.failed("cartesia", "last")
+        await two.exchange("cartesia")
+        assert await exchange(one, two) == ([CLOSED, CLOSED] if works else [OPEN, OPEN])

@@ -223,10 +223,11 @@ def _slot_moved(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
 
     Meanwhile a script whose keys are on both masters is rejected with TRYAGAIN.
     """
-    move = fleet.redis.begin_move(fault.spec)
+    move = fleet.redis.begin_move(fault.spec.replace("CONSUMER", slot.identities[0]))
     if move is None:
         return None
-    for each in fleet.slots:
+    disturbed = fleet.slots if fault.spec in (fleet.keys.sessions, fleet.keys.gate) else ()
+    for each in disturbed:
         fleet.disturb(each, fault.seconds)
     pause_s = MOVE_PAUSES_S[int(fault.at_s * 1_000) % len(MOVE_PAUSES_S)]
 
@@ -235,7 +236,7 @@ def _slot_moved(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
         while not moved:
             with suppress(CommandError):  # the target is full
                 moved = move.step()
-            for each in fleet.slots:
+            for each in disturbed:
                 fleet.disturb(each, REDIRECTED_S)
             await anyio.sleep(pause_s)
 

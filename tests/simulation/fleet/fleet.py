@@ -11,6 +11,8 @@ from tests.simulation.fleet.plan import FleetPlan
 from tests.simulation.fleet.providers import ProviderHost, ProviderName
 from tests.simulation.fleet.redis_hosts import RedisHosts
 from tests.simulation.fleet.workers import Slot
+from tests.simulation.redis.cluster_model import NOT_LOCAL
+from tests.simulation.redis.resp import CommandError
 from tests.simulation.virtual.world import World
 from worker.core.phases import Phase
 from worker.settings import Settings
@@ -112,6 +114,9 @@ class Fleet:
         if run.name == "take_over" and isinstance(run.reply, list):
             self._check_takeover(run)
         self.breakers.add(run)
+        if isinstance(run.reply, CommandError) and NOT_LOCAL in run.reply.text:
+            detail = f"{run.name} failed in its middle: it used a key that it had removed"
+            self.findings.append(Finding("script", "", detail))
         self.on_script(run)
 
     def _check_takeover(self, run: ScriptRun) -> None:

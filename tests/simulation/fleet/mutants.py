@@ -6,7 +6,7 @@ modules that the simulated workers use.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Final, NamedTuple
 from unittest.mock import patch
@@ -18,12 +18,14 @@ from schemas.validation import EntryError
 from tests.simulation.fleet.history import Finding
 from tests.simulation.fleet.run import run_seed
 from worker.bus import scripts
+from worker.bus.client.cluster import ClusterClient
 from worker.bus.committer import _CommitBatcher
 from worker.bus.dead_letters import DeadLetterWriter
 from worker.bus.liveness import Liveness
 from worker.bus.lost_entries import OrphanRecovery
 from worker.bus.ownership import OwnedSession
 from worker.bus.permits import ConnectionPermits, Permit
+from worker.bus.presence import SubscriberCounts
 from worker.bus.scripts import Script
 from worker.core.breaker import Breaker
 from worker.core.connection_health import Keepalive
@@ -170,6 +172,19 @@ _read_records = Liveness._read_records
 async def _believe_all_dead(liveness: Liveness) -> None:
     await _read_records(liveness)
     liveness.dead = set(liveness._peers)
+
+
+_count = SubscriberCounts.count
+
+
+async def _count_anywhere(counts: SubscriberCounts, channels: Sequence[str]) -> dict[str, int]:
+    if not isinstance(counts._redis, ClusterClient):
+        return await _count(counts, channels)
+    found = dict[str, int]()
+    for channel in channels:
+        node: Any = await counts._to(await counts._redis.node_for(channel))
+        _, found[channel] = await node.execute_command("PUBSUB", "SHARDNUMSUB", channel)
+    return found
 
 
 _check = Keepalive.check
@@ -353,6 +368,10 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
     "believes-all-dead": Mutant(
         "only the sessions of dead or silent workers are taken over",
         _method(Liveness, "_read_records", _believe_all_dead),
+    ),
+    "counts-anywhere": Mutant(
+        "subscribers are counted by the master that serves their channel",
+        _method(SubscriberCounts, "count", _count_anywhere),
     ),
     "second-start": Mutant(
         "a replayed turn does not start again",

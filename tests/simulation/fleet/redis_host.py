@@ -53,6 +53,11 @@ class RedisHost:
         """Whether the server runs."""
         return self.server.is_up
 
+    @property
+    def serving(self) -> bool:
+        """Whether the server runs and answers: a master of a cluster waits after its start."""
+        return self.up and (not isinstance(self.server, ClusterNode) or self.server.has_joined)
+
     def start(self) -> None:
         """Start the server's process; a killed one comes back with the keys of its log."""
         if not self.up:
@@ -101,7 +106,7 @@ class RedisHost:
 
     def append(self, key: str, fields: Mapping[str, bytes | str]) -> bytes | Refusal:
         """Append an entry to a stream, as a producer does."""
-        if not self.up or (isinstance(self.server, ClusterNode) and not self.server.has_joined):
+        if not self.serving:
             return Refusal.AWAY
         call = [b"XADD", key.encode(), b"*"]
         for name, value in fields.items():

@@ -56,6 +56,11 @@ class RedisHosts:
             return f"redis://{self.hosts[0].address}/0"
         return f"redis+cluster://{','.join(host.address for host in self.hosts)}"
 
+    @property
+    def serving(self) -> bool:
+        """Whether every server answers."""
+        return all(host.serving for host in self.hosts)
+
     def start(self) -> None:
         """Start every server."""
         for host in self.hosts:

@@ -222,6 +222,8 @@ class _Run:
         Another worker completes what a killed one has begun, after a lease at most. A permit that
         a fault leaves behind expires; without faults nothing is left behind.
         """
+        if not self._fleet.redis.serving:
+            return False
         command, keys = self._fleet.redis.command, self._fleet.keys
         permits = command("ZCARD", keys.gate) if self._injector.applied else 0
         left = (command("XLEN", keys.sessions), permits)

@@ -14,10 +14,13 @@ from tests.simulation.fleet.plan import FAULTS, TRIGGERS, Fault, FleetPlan
 CLUSTER_SHARE: Final = 0.15
 """Share of the plans whose Redis is a cluster."""
 
+ALIVE: Final = "stt:alive:CONSUMER"
+"""The channel of the target worker, which has another name in each of its processes."""
+
 KEYS: Final = (
     *("{0}", "{0}", "{0}", "{1}", "{1}"),
     *("stt:sessions", "stt:sessions", "stt:gate", "stt:workers", "stt:lanes"),
-    *("stt:breaker:{cartesia}", "stt:breaker:{flux}"),
+    *("stt:breaker:{cartesia}", "stt:breaker:{flux}", ALIVE, ALIVE),
 )
 """Keys whose slot may move, some drawn more often; `{0}` stands for all keys of a lane."""
 

@@ -7,10 +7,14 @@ import pytest
 from msgspec.structs import replace
 
 from tests.simulation.fleet.draw import draw_plan
+from tests.simulation.fleet.fleet import Fleet
+from tests.simulation.fleet.history import ScriptRun
 from tests.simulation.fleet.plan import decode_plan, encode_plan
 from tests.simulation.fleet.producers import Refusal
 from tests.simulation.fleet.redis_hosts import RedisHosts, draw_owners
 from tests.simulation.fleet.shards import KEYS, with_shards
+from tests.simulation.redis.cluster_model import NOT_LOCAL
+from tests.simulation.redis.resp import CommandError
 from tests.simulation.redis.slots import SLOTS
 from tests.simulation.virtual.world import World
 
@@ -71,8 +75,17 @@ def test_slot_moves_only_between_servers_that_are_up() -> None:
     assert redis.read("XLEN", "{0}") == 1
     assert redis.append("{0}", {"n": "1"}) is Refusal.AWAY
     home.server.restart()
+    assert home.up
+    assert not redis.serving
     assert redis.append("{0}", {"n": "1"}) is Refusal.AWAY, "it has not joined the cluster yet"
     assert not move.step()
     assert move.step()
     assert redis.holder("{0}") is not home
     assert RedisHosts(World("one"), 1, random.Random(1)).begin_move("{0}") is None
+
+
+def test_script_that_fails_in_its_middle_is_found() -> None:
+    fleet = Fleet(draw_plan(1), World("shards"))
+    for text in ("NOSCRIPT", f"{NOT_LOCAL} script: on @user_script:3."):
+        fleet.redis.on_script(ScriptRun(0.0, "write", (), (), CommandError(text)))
+    assert [found.rule for found in fleet.findings] == ["script"]

@@ -13,7 +13,7 @@ from tests.simulation.redis.model import RedisModel
 from tests.simulation.redis.resp import OK, CommandError, Reply, Status
 from tests.simulation.redis.slots import SlotView
 
-_NOT_LOCAL: Final = "ERR Attempted to access a non local key in a cluster node"
+NOT_LOCAL: Final = "ERR Attempted to access a non local key in a cluster node"
 
 
 class ClusterModel(RedisModel):
@@ -59,7 +59,7 @@ class ClusterModel(RedisModel):
 
     def _run_from_script(self, args: Args) -> Reply:
         if self.view.migrating and not self._repeating and self._is_gone(args):
-            raise CommandError(_NOT_LOCAL)
+            raise CommandError(NOT_LOCAL)
         return super()._run_from_script(args)
 
     def _is_gone(self, args: Args) -> bool:

@@ -1,6 +1,9 @@
 #!lua flags=allow-oom
 -- Report to the fleet's breaker of one provider what a worker's sockets met, and ask for a probe.
 --
+-- It removes the key last or not at all: a script that removed the key of a moving slot may not use
+-- it again.
+--
 -- Returns the state (closed, open or probing), and 1 if this worker has the probe, otherwise 0.
 local breaker_key = KEYS[1]  -- of a closed breaker: failures; of an open one: wait, probe_at, probe
 local holder = ARGV[1]
@@ -32,12 +35,12 @@ end
 local function wait_for_probe(wait_ms)
   known = {wait = whole(wait_ms), probe_at = whole(now + wait_ms * jitter)}
   redis.call("HSET", breaker_key, "wait", known.wait, "probe_at", known.probe_at)
-  redis.call("HDEL", breaker_key, "probe")
+  redis.call("HDEL", breaker_key, "probe", "failures")
   redis.call("EXPIRE", breaker_key, expiry_s)
 end
 
-if probe == "ok" or (succeeded == 1 and known.failures) then
-  redis.call("UNLINK", breaker_key)
+local works = probe == "ok" or (succeeded == 1 and known.failures)
+if works then
   known = {}
 elseif probe == "failed" and known.wait and string.match(known.probe or "", " (.*)$") == holder then
   wait_for_probe(math.min(2 * tonumber(known.wait), max_wait_ms))
@@ -61,11 +64,13 @@ if not known.wait then
     add(whole(now), ARGV[at])
   end
   if #failures >= max_failures then
-    redis.call("UNLINK", breaker_key)
     wait_for_probe(first_wait_ms)
   elseif #ARGV >= sessions_at then
     redis.call("HSET", breaker_key, "failures", table.concat(failures, ","))
+    redis.call("HDEL", breaker_key, "wait", "probe_at", "probe")
     redis.call("EXPIRE", breaker_key, math.ceil(window_ms / 1000))
+  elseif works then
+    redis.call("UNLINK", breaker_key)
   end
 end
 
