@@ -285,14 +285,14 @@ class Call:
         waiting = 0
         while waiting < len(messages) and messages[waiting].at < read_until:
             waiting += 1
-        event = line.decode(data, "")
         arrival = self._sender.send_log.moment(LATER + (now if slept else at))
-        begins = isinstance(event, TurnEvent) and event.kind is ProviderInput.START
-        self._receiver.on_message(arrival, waiting, begins=begins)
-        if isinstance(event, TurnEvent):
-            self._receiver.on_turn_event(event, arrival)
-        elif isinstance(event, AudioTranscribed):
-            self._receiver.on_transcribed(event.transcribed_ms)
+        for event in line.decode(data, ""):
+            begins = isinstance(event, TurnEvent) and event.kind is ProviderInput.START
+            self._receiver.on_message(arrival, waiting, begins=begins)
+            if isinstance(event, TurnEvent):
+                self._receiver.on_turn_event(event, arrival)
+            elif isinstance(event, AudioTranscribed):
+                self._receiver.on_transcribed(event.transcribed_ms)
 
 
 def _wrong_words(words: Sequence[int | str], spoken: int) -> str:
