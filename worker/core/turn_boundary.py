@@ -13,7 +13,8 @@ Lag is not always steady: on a busy machine, or in a slow network, single messag
 four more rules apply. A turn was still open at every pause after which the provider resumed it. The
 pause that ended it began before the eager end arrived, unless the provider resumed the turn. Once a
 turn's words no longer change, the next pause ends it. A sound after that pause begins the next
-turn, unless its `turn.start` is overdue: then it belongs to the same turn.
+turn, unless its `turn.start` is overdue: then it belongs to the same turn. If several pauses remain
+and none is certain, `worker.core.turn_alignment` compares them by all messages of the turn.
 
 | word | means |
 |---|---|
