@@ -13,7 +13,8 @@ Lag is not always steady: on a busy machine, or in a slow network, single messag
 four more rules apply. A turn was still open at every pause after which the provider resumed it. The
 pause that ended it began before the eager end arrived, unless the provider resumed the turn. Once a
 turn's words no longer change, the next pause ends it. A sound after that pause begins the next
-turn, unless its `turn.start` is overdue: then it belongs to the same turn.
+turn, unless its `turn.start` is overdue: then it belongs to the same turn. If several pauses remain
+and none is certain, `worker.core.turn_alignment` compares them by all messages of the turn.
 
 | word | means |
 |---|---|
@@ -36,12 +37,13 @@ turn, unless its `turn.start` is overdue: then it belongs to the same turn.
 import re
 from collections import deque
 from collections.abc import Sequence
-from math import isqrt
+from math import inf, isqrt
 from statistics import median
 from typing import NamedTuple
 
 from worker.core.levels import FRAME_MS
 from worker.core.send_log import SendLog, SendPosition
+from worker.core.turn_alignment import Message, Region, ending_costs
 
 # -- Constants. A number without an origin is a choice; `tests/simulation` measures what it does.
 
@@ -183,6 +185,8 @@ class History(NamedTuple):
     """The usual lag; None while unknown."""
     previous_lag_s: float | None
     """The lag of the previous turn on this socket; None without one."""
+    messages: Sequence[Message] = ()
+    """Messages about the turn, if they are to be aligned with the audio."""
 
 
 # -- What they decide.
@@ -254,6 +258,8 @@ def find_end(history: History, *, begins: bool = False) -> Boundary:
     if begins and history.usual_lag_s is not None:  # a provider may be faster than the default
         received = _received_by(history, history.arrival.sent.at, -MAX_ONSET_DETECTION_S)
         pauses = [pause for pause in pauses if pause.until < received] or pauses
+    if history.messages and len(pauses) > 1:
+        pauses = _best_aligned(history, pauses, begins=begins)
     pair = _best_pair(history, pauses)
     if pair is not None:
         pause, lag_s, lookback_suffices = pair.pause, pair.lag_s, _lookback_suffices(history, pair)
@@ -494,6 +500,52 @@ def _pair(least_s: float, most_s: float, pause: _Pause, usual_s: float) -> _Pair
     return _Pair(pause, most_s if low_s > most_s else least_s, low_s - high_s)
 
 
+# -- The alignment of the turn's messages.
+
+
+def _best_aligned(history: History, pauses: Sequence[_Pause], *, begins: bool) -> Sequence[_Pause]:
+    """Return the pause that the turn's messages fit best; all of them if that is unknown."""
+    usual_s, waiting = history.usual_lag_s, history.arrival.burst.waiting
+    if usual_s is None or (waiting and not begins):
+        return pauses
+    regions, pause_at = _regions(history)
+    following = max(1, waiting) if begins else 0
+    costs = ending_costs(regions, history.messages, usual_s, following)
+    best = min(pauses, key=lambda pause: costs[pause_at[pause.sent]])
+    return [best] if costs[pause_at[best.sent]] < inf else pauses
+
+
+def _regions(history: History) -> tuple[list[Region], dict[int, int]]:
+    """Return the regions of the audio sent, and in which of them each pause is.
+
+    A pause is known by the byte of the socket at which it begins.
+    """
+    audio, over_at = history.audio, history.arrival.sent.at
+
+    def sent_at(frame: int) -> float:
+        if frame >= len(audio.silent):
+            return over_at
+        at = audio.sent_at(frame)
+        return -inf if at is None else at
+
+    # The first one is everything before this audio.
+    regions, pause_at = [Region(-inf, inf, inf, sent_at(0), 0)], dict[int, int]()
+    begin = sounds = 0
+    for start, end in silences(audio.silent):
+        if end - start < _MIN_RESUMED_PAUSE:
+            continue
+        pause_at[audio.byte_of(start)] = len(regions)
+        proposable_at = sent_at(start + _MIN_RESUMED_PAUSE - 1)
+        ends = end - start >= _MIN_END_PAUSE
+        endable_at = sent_at(start + _MIN_END_PAUSE - 1) if ends else inf
+        regions.append(Region(sent_at(begin), proposable_at, endable_at, sent_at(end), sounds))
+        begin = end
+        sounds += start > 0
+    if begin < len(audio.silent):
+        regions.append(Region(sent_at(begin), inf, inf, over_at, sounds))
+    return regions, pause_at
+
+
 def _lookback_suffices(history: History, pair: _Pair) -> bool:
     """Return whether no earlier audio could match better."""
     audio, pause, usual_s = history.audio, pair.pause, history.usual_lag_s
@@ -502,6 +554,7 @@ def _lookback_suffices(history: History, pair: _Pair) -> bool:
         and not history.arrival.burst.is_delayed
         and not pair.misfit_s
         and abs(pair.lag_s - usual_s) <= LAG_TOLERANCE_S
+        and pause.most_lag_s >= usual_s - LAG_TOLERANCE_S
         and pause.sent > audio.first
         and pause.until - pause.sent >= _MIN_END_PAUSE * audio.frame_bytes
     )

@@ -5,10 +5,13 @@ one socket arrived, and what the sender had sent by then.
 """
 
 import time
+from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from worker.core.send_log import SendPosition
 from worker.core.transcripts import same_words
+from worker.core.turn_alignment import Message
 from worker.core.turn_boundary import (
     BURST_GAP_S,
     DEFAULT_LAG_S,
@@ -24,8 +27,12 @@ from worker.core.turn_boundary import (
     find_resume,
     find_start,
 )
+from worker.core.turn_tracker import ProviderInput
 from worker.event_loop import StallDetector
 from worker.session.sender import AudioSender
+
+MAX_MESSAGES: Final = 32
+"""Maximum number of messages of a turn that are kept: more than arrive within the lookback."""
 
 
 class TurnBoundaryFinder:
@@ -36,6 +43,7 @@ class TurnBoundaryFinder:
         "_burst_handled",
         "_eager_end_at",
         "_message_at",
+        "_messages",
         "_onsets",
         "_open_until",
         "_previous_lag_s",
@@ -65,6 +73,8 @@ class TurnBoundaryFinder:
         self._message_at = now  # arrival of the last message
         self._burst_after = now  # arrival of the last message before the current burst
         self._burst_handled = 0  # messages of the burst handled so far
+        # Messages about the turn: kind, arrival, and whether it came with the one before it.
+        self._messages: deque[tuple[ProviderInput, float, bool]] = deque(maxlen=MAX_MESSAGES)
         self.waiting = 0
         """Messages of the burst that are not handled yet."""
         self._previous_lag_s: float | None = None  # of the previous turn on this socket
@@ -76,6 +86,7 @@ class TurnBoundaryFinder:
         self._onsets = onsets
         self._open_until = onsets[0].sent if onsets else 0
         self._eager_end_at: int | None = None
+        self._messages.clear()
         self._text = ""
         self.last_change = start.socket_bytes
         """Byte of the socket sent when the turn's words last changed."""
@@ -112,6 +123,7 @@ class TurnBoundaryFinder:
         if not start.lookback_suffices:
             start = find_start(self._with_lookback(history, LOOKBACK_MS))
         self._begin_turn(arrival, start.onsets)
+        self._record(ProviderInput.START, arrival)
         return start.lead_in_until
 
     def on_transcript(self, text: str, arrival: SendPosition) -> None:
@@ -119,11 +131,13 @@ class TurnBoundaryFinder:
         if not same_words(text, self._text):
             self.last_change = arrival.socket_bytes
             self._eager_end_at = None  # words followed
+            self._record(ProviderInput.UPDATE, arrival)
         self._text = text
 
     def on_eager_end(self, arrival: SendPosition) -> None:
         """Record a `turn.eager_end`, after its transcript."""
         self._eager_end_at = arrival.socket_bytes
+        self._record(ProviderInput.EAGER_END, arrival)
 
     def on_resume(self, arrival: SendPosition) -> None:
         """Record a `turn.resume`: the provider received more speech after a silence.
@@ -132,6 +146,7 @@ class TurnBoundaryFinder:
         """
         self._open_until = find_resume(self._history(arrival, LOOKBACK_MS))
         self._eager_end_at = None
+        self._record(ProviderInput.RESUME, arrival)
 
     def find_end(self, arrival: SendPosition, *, begins: bool = False) -> int:
         """Return the session byte at which the turn ends whose `turn.end` arrived at `arrival`.
@@ -141,7 +156,8 @@ class TurnBoundaryFinder:
         history = self._history(arrival, SHORT_LOOKBACK_MS)
         end = find_end(history, begins=begins)
         if not end.lookback_suffices:
-            end = find_end(self._with_lookback(history, LOOKBACK_MS), begins=begins)
+            history = self._with_lookback(history, LOOKBACK_MS)
+            end = find_end(history._replace(messages=self._turn_messages(arrival)), begins=begins)
         self.speech_ended_at = end.speech_ended_at
         if end.lag_s is not None:
             self._previous_lag_s = end.lag_s
@@ -176,6 +192,19 @@ class TurnBoundaryFinder:
         """Return the same with a longer lookback: only the earlier audio is examined anew."""
         audio = self._sender.sent_audio(history.arrival.sent, lookback_ms)
         return history._replace(audio=audio)
+
+    def _record(self, kind: ProviderInput, arrival: SendPosition) -> None:
+        self._messages.append((kind, arrival.at, self._is_together(arrival)))
+
+    def _is_together(self, arrival: SendPosition) -> bool:
+        """Whether a message came with the one before it, or is one whose text is recorded."""
+        messages = self._messages
+        return self._burst_handled > 1 or bool(messages and messages[-1][1] == arrival.at)
+
+    def _turn_messages(self, end: SendPosition) -> list[Message]:
+        """Return the messages about the turn whose `turn.end` arrived."""
+        recorded = [*self._messages, (ProviderInput.END, end.at, self._is_together(end))]
+        return [Message(kind, at, self._earliest(at), late) for kind, at, late in recorded]
 
     @property
     def _burst(self) -> Burst:
