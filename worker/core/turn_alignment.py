@@ -29,8 +29,6 @@ EARLY_S = 0.05
 """Time by which a message may be early, because the lag varies."""
 EARLY_COST_PER_S = 40.0
 """Cost of each further second."""
-MESSAGE_GAP_S = 0.1
-"""Minimum audio between the causes of two messages: a word takes longer."""
 NOISE_COST = 3.0
 """Cost of a sound that started no turn, such as a cough."""
 
@@ -84,15 +82,13 @@ def ending_costs(
         ]
         proposed = message.kind is ProviderInput.EAGER_END
     # The sound after the pause starts the next turn, and the pause after that sound ends it, or is
-    # at least proposed as its end. Those messages are late too, if they did not arrive. And those
-    # that did arrive were caused by the audio after the pause.
+    # at least proposed as its end. Those messages are late too, if they did not arrive.
     expected_at = messages[-1].at - usual_lag_s
     for at, region in enumerate(regions[1:]):
         if not following:
             costs[at] += _late_cost(expected_at - region.begins_at)
         else:
-            last_sent_at = region.begins_at + MESSAGE_GAP_S * (following - 1)
-            costs[at] += _early_cost(last_sent_at - expected_at)
+            costs[at] += _early_cost(region.begins_at - expected_at)
             if following == 1:
                 costs[at] += _late_cost(expected_at - region.proposable_at)
     if following:

@@ -166,13 +166,3 @@ def test_one_late_message_costs_at_most_once(
     messages = _arrive(turn, {late: late_s})
     costs = ending_costs(_regions(spans, messages[-1].at), messages, LAG_S)
     assert costs[len(spans)] <= LATE_COST + LATE_COST_PER_S * late_s
-
-
-def test_messages_of_the_next_turn_need_audio_after_the_pause() -> None:
-    """The end and the next turn's messages arrive together: the later pause leaves no audio."""
-    sounds = [(0.5, 1.0), (1.3, 1.5), (1.9, 2.2)]
-    turn = [(START, 0.54), (UPDATE, 1.0), (END, 1.25)]
-    messages = _arrive(turn, {1: 0.96})
-    regions = _regions(sounds, messages[-1].at)
-    assert _ended(ending_costs(regions, messages, LAG_S, 1)) == 2
-    assert _ended(ending_costs(regions, messages, LAG_S, 4)) == 1
