@@ -275,7 +275,7 @@ def find_pause(history: History) -> int | None:
 
     Returns None if uncertain.
     """
-    pauses = _pauses(history)
+    pauses = _pauses(history, _MIN_RESUMED_PAUSE)  # a shorter one than ends a turn may propose it
     pair = _best_pair(history, pauses)
     if pair is None or not history.onsets or history.usual_lag_s is None:
         return None
@@ -368,10 +368,10 @@ def onset_frames(silent: bytes) -> list[int]:
     return ends if not silent or silent[0] else [0, *ends]
 
 
-def pause_frames(silent: bytes) -> list[tuple[int, int]]:
-    """Return (start, end) of every pause; if no silence is long enough, of the longest."""
+def pause_frames(silent: bytes, least: int = _MIN_END_PAUSE) -> list[tuple[int, int]]:
+    """Return (start, end) of every pause of `least` frames; without one, of the longest silence."""
     runs = silences(silent)
-    return [run for run in runs if run[1] - run[0] >= _MIN_END_PAUSE] or sorted(
+    return [run for run in runs if run[1] - run[0] >= least] or sorted(
         runs, key=lambda run: run[0] - run[1]
     )[:1]
 
@@ -423,15 +423,15 @@ class _Pair(NamedTuple):
         return self.misfit_s + unannounced_s + LAG_CHANGE_WEIGHT * abs(self.lag_s - usual_s)
 
 
-def _pauses(history: History) -> Sequence[_Pause]:
+def _pauses(history: History, least: int = _MIN_END_PAUSE) -> Sequence[_Pause]:
     """Return the pauses that may have caused the message that arrived, in the order sent."""
     arrival, audio = history.arrival, history.audio
     earliest_at = arrival.earliest_at
     if arrival.burst.is_delayed:
         earliest_at = min(earliest_at, arrival.burst.after)
     pauses = []
-    for start, end in pause_frames(audio.silent):
-        decided_at = audio.sent_at(min(start + _MIN_END_PAUSE, end))
+    for start, end in pause_frames(audio.silent, least):
+        decided_at = audio.sent_at(min(start + least, end))
         over_at = audio.sent_at(end)
         if decided_at is None or over_at is None:
             continue

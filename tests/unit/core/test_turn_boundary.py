@@ -676,6 +676,9 @@ def test_start_follows_its_lead_in(
         ("###########_______", "                 E", 0.1, None),
         ("_____######______######_______", "         S                    E", 0.1, None),
         ("_____######______######_______", "         S     U              E", 0.1, None),
+        # A session's threshold may let a pause propose an end that is too short to end a turn.
+        ("_____######___######_______", "         S                E", 0.1, None),
+        ("_____######__######_______", "         S               E", 0.1, 1100),
     ],
 )
 def test_pause_inside_turn_is_found_if_certain(
