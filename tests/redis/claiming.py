@@ -22,4 +22,4 @@ async def claim(intake: SessionLeases, owned: OwnedEntry) -> ClaimResult:
         encoding=session.encoding,
         sample_rate=session.sample_rate,
     )
-    return await intake.claim(owned, session, started, b"{}")
+    return await intake.claim(owned, session, started, b"{}", intake.nonce)

@@ -24,6 +24,7 @@ TESTS = 5
 KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 """Plans that once failed, or reach a rare place. A plan stays the same when its seed draws another.
 
+- claimed-twice-with-one-count: after failovers a worker claims an entry again with the same count.
 - failover-of-an-owner: Redis loses an owner's last events; its next commit is refused with `gap`.
 - hidden-session: its entry, its owner and the group are gone; the search of each hour finds it.
 - lost-end: Redis loses the end of a session before the worker removes its entry.

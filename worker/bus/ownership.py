@@ -1,7 +1,7 @@
 """Session ownership: the pending list of `stt:sessions` records which worker owns which session."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, count
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
 import msgspec
@@ -48,7 +48,8 @@ class Fence(msgspec.Struct, frozen=True):
     entry_id: str
     delivery_count: int
     nonce: str
-    """Random value of this process."""
+    """Random value of this process, and a number of the claim. After Redis lost its last writes in
+    a failover, the process may claim an entry twice with the same delivery count."""
 
 
 class OwnedSession(msgspec.Struct, frozen=True):
@@ -111,6 +112,11 @@ class SessionLeases:
         }
         self.consumer = consumer
         self.nonce = nonce
+        self._claims = count(1)
+
+    def claim_nonce(self) -> str:
+        """Return the nonce of the next claim's fence."""
+        return f"{self.nonce}-{next(self._claims)}"
 
     async def ensure_group(self) -> None:
         """Create the consumer group, starting at the first entry, unless it exists."""
@@ -189,14 +195,18 @@ class SessionLeases:
         session: SessionEntry,
         started: SessionStarted,
         first_checkpoint: bytes,
+        nonce: str,
     ) -> ClaimResult:
-        """Write this owner's fence into the session's state, or begin it. Safe to repeat."""
+        """Write this owner's fence into the session's state, or begin it. Safe to repeat.
+
+        `nonce` is the fence's.
+        """
         verdict, seq, kept, run = await scripts.claim(
             self._redis,
             **self._keys.of_session(session.lane, session.session),
             entry_id=owned.entry_id,
             delivery_count=owned.delivery_count,
-            nonce=self.nonce,
+            nonce=nonce,
             run=owned.fields.get(b"run", owned.entry_id),
             entry_fields=msgspec.json.encode(encode_session(session)),
             session=session.session,

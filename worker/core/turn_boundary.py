@@ -101,6 +101,7 @@ CERTAIN_BURST = 3
 chunk."""
 
 _MIN_SPEECH = MIN_SPEECH_MS // FRAME_MS
+_MIN_ONSET_DETECTION = round(MIN_ONSET_DETECTION_S * 1_000) // FRAME_MS
 _MIN_END_PAUSE = MIN_END_PAUSE_MS // FRAME_MS
 _MIN_RESUMED_PAUSE = MIN_RESUMED_PAUSE_MS // FRAME_MS
 _SILENCE = re.compile(rb"\x01+(?:\x00{1,%d}\x01+)*" % (_MIN_SPEECH - 1))
@@ -163,6 +164,9 @@ class Onset(NamedTuple):
     sent: int
     """Byte of the socket at which it begins."""
     sent_at: float
+    detectable_at: float
+    """When so much of it was sent that the provider could detect it: with its beginning, or with
+    the next chunk if the first one ends shortly after it."""
 
 
 class History(NamedTuple):
@@ -219,8 +223,7 @@ def find_start(history: History) -> Start:
     """Find the onsets that may have caused the `turn.start` that arrived."""
     arrival, audio, usual_s = history.arrival, history.audio, history.usual_lag_s
     frames = onset_frames(audio.silent)
-    times = [(audio.byte_of(frame), audio.sent_at(frame)) for frame in frames]
-    onsets = [Onset(sent, sent_at) for sent, sent_at in times if sent_at is not None]
+    onsets = [onset for frame in frames if (onset := _onset(audio, frame)) is not None]
     if usual_s is None or not onsets:
         return Start(onsets, 0, lookback_suffices=False)
     lag_s = arrival.sent.at - onsets[0].sent_at
@@ -234,6 +237,14 @@ def find_start(history: History) -> Start:
     if lag_s < usual_s - LAG_TOLERANCE_S or lead_in <= 0:
         return Start(onsets, 0, lookback_suffices)  # the turn may have begun before the lookback
     return Start(onsets, audio.positions[lead_in], lookback_suffices)
+
+
+def _onset(audio: SentAudio, frame: int) -> Onset | None:
+    """Return the onset at a frame; None if it is no longer known when it was sent."""
+    sent_at, detectable_at = audio.sent_at(frame), audio.sent_at(frame + _MIN_ONSET_DETECTION)
+    if sent_at is None or detectable_at is None:
+        return None
+    return Onset(audio.byte_of(frame), sent_at, detectable_at)
 
 
 def find_resume(history: History) -> int:
@@ -255,8 +266,10 @@ def find_end(history: History, *, begins: bool = False) -> Boundary:
     `begins` is whether a `turn.start` arrived with it: then that turn's sound follows the pause.
     """
     pauses = _pauses(history)
-    if begins and history.usual_lag_s is not None:  # a provider may be faster than the default
-        received = _received_by(history, history.arrival.sent.at, -MAX_ONSET_DETECTION_S)
+    if begins:
+        received = history.arrival.sent.socket_bytes
+        if history.usual_lag_s is not None:  # a provider may be faster than the default
+            received = _received_by(history, history.arrival.sent.at, -MAX_ONSET_DETECTION_S)
         pauses = [pause for pause in pauses if pause.until < received] or pauses
     if history.messages and len(pauses) > 1:
         pauses = _best_aligned(history, pauses, begins=begins)
@@ -408,6 +421,17 @@ class _Pause(NamedTuple):
     there is none, or if an unread message may announce it."""
 
 
+class _OnsetLag(NamedTuple):
+    """Lag of the provider at the turn's start, if an onset caused it."""
+
+    sent: int
+    """Byte of the socket at which the onset begins."""
+    least_s: float
+    most_s: float
+    detection_s: float
+    """Minimum part of it that the provider needs to detect the onset."""
+
+
 class _Pair(NamedTuple):
     """An onset and a pause that may delimit one turn."""
 
@@ -467,33 +491,41 @@ def _best_pair(history: History, pauses: Sequence[_Pause]) -> _Pair | None:
     # While the lag is unknown, a small burst is not enough evidence of a delay.
     needed = CERTAIN_BURST if history.usual_lag_s is None else MIN_BURST
     earliest_at = start.burst.after if start.burst.messages >= needed else start.earliest_at
-    lags = [
-        (onset.sent, max(0.0, earliest_at - onset.sent_at), start.sent.at - onset.sent_at)
-        for onset in history.onsets
-    ]
+    lags = [_onset_lag(history, onset, earliest_at) for onset in history.onsets]
     known_s = history.previous_lag_s if history.usual_lag_s is None else history.usual_lag_s
     usual_s = DEFAULT_LAG_S if known_s is None else known_s
     if not lags:  # the turn began before the lookback
-        lags = [(-1, usual_s, usual_s)]
+        lags = [_OnsetLag(-1, usual_s, usual_s, MIN_ONSET_DETECTION_S)]
     elif known_s is None:  # the first onset is the turn's, unless it is noise
-        _, least_s, most_s = lags[0]
-        usual_s = min(max(usual_s, least_s), most_s)
+        usual_s = min(max(usual_s, lags[0].least_s), lags[0].most_s)
     pairs = [
-        _pair(least_s, most_s, pause, usual_s)
-        for sent, least_s, most_s in lags
-        for pause in pauses
-        if pause.sent > sent
+        _pair(lag, pause, usual_s) for lag in lags for pause in pauses if pause.sent > lag.sent
     ]
     # Of equal pairs, as after a long delay, take the first: the provider received it first.
     return min(pairs, key=lambda pair: pair.cost_s(usual_s), default=None)
 
 
-def _pair(least_s: float, most_s: float, pause: _Pause, usual_s: float) -> _Pair:
-    """Pair a pause with an onset that has this minimum and maximum lag.
+def _onset_lag(history: History, onset: Onset, earliest_at: float) -> _OnsetLag:
+    """Return the lag of the turn's start if this onset caused it, and the start left so early.
+
+    The usual lag is a median over onsets of all kinds. While it is unknown, a single lag must be
+    exact: an onset at the end of a chunk is detected in the next one.
+    """
+    sent_at, detection_s = onset.sent_at, MIN_ONSET_DETECTION_S
+    if history.usual_lag_s is None:
+        sent_at = max(sent_at, onset.detectable_at - MIN_ONSET_DETECTION_S)
+        detection_s = onset.detectable_at - sent_at
+    arrived_at = history.start.sent.at
+    return _OnsetLag(onset.sent, max(0.0, earliest_at - sent_at), arrived_at - sent_at, detection_s)
+
+
+def _pair(lag: _OnsetLag, pause: _Pause, usual_s: float) -> _Pair:
+    """Pair a pause with an onset that has this lag.
 
     The pair's lag is as close to the usual lag as possible.
     """
-    low_s = max(least_s, pause.least_lag_s + MIN_ONSET_DETECTION_S)
+    least_s, most_s = lag.least_s, lag.most_s
+    low_s = max(least_s, pause.least_lag_s + lag.detection_s)
     high_s = min(most_s, pause.most_lag_s + MAX_ONSET_DETECTION_S)
     if low_s <= high_s:
         return _Pair(pause, min(max(usual_s, low_s), high_s), 0.0)

@@ -95,7 +95,7 @@ class Claimer:
             unserved = str(error)
             if await self._decline(owned, entry, unserved):
                 return None
-        fence = Fence(owned.entry_id, owned.delivery_count, self._context.leases.nonce)
+        fence = Fence(owned.entry_id, owned.delivery_count, self._context.leases.claim_nonce())
         started = SessionStarted(
             seq=1,
             worker=self._context.settings.worker_id,
@@ -110,7 +110,7 @@ class Claimer:
         )
         try:
             claim = await self._context.health.retry(
-                lambda: self._context.leases.claim(owned, entry, started, first),
+                lambda: self._context.leases.claim(owned, entry, started, first, fence.nonce),
             )
         except NoPermissionError as error:
             denied = f"the worker's Redis user may not use the keys of lane {entry.lane}: {error}"

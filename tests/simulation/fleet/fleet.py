@@ -66,8 +66,10 @@ class Fleet:
     def caller(self, run: ScriptRun) -> Slot | None:
         """Return the worker that called a script; None if its arguments do not show that."""
         for slot in self.slots:
-            known = {name.encode() for name in slot.identities if name}
-            if known.intersection(run.args):
+            consumer, nonce = (name.encode() for name in slot.identities)
+            if consumer and any(
+                arg == consumer or arg.startswith(nonce + b"-") for arg in map(bytes, run.args)
+            ):
                 return slot
         return None
 

@@ -539,6 +539,12 @@ PICTURES = {
         "                   ^      ",
         begins=True,
     ),
+    "the next sound is over, and the lag is unknown": Picture(
+        "_____####_________####_____",
+        "              S   U       E",
+        "             ^             ",
+        begins=True,
+    ),
     "the next sound is not announced yet at so high a lag": Picture(
         "_____######________##______________________________",
         "            <---------------------S<---------------E",
