@@ -63,9 +63,9 @@ def test_lost_sockets_and_a_stall_lose_hardly_any_word(stall: Stall) -> None:
     ("stall", "early", "late"),
     [
         (Stall.NONE, 0, 0),
-        (Stall.WORKER, 1, 0),
+        (Stall.WORKER, 0, 0),
         (Stall.DOWN, 0, 1),
-        (Stall.UP, 0, 1),
+        (Stall.UP, 0, 2),
         (Stall.BOTH, 0, 3),
     ],
 )
