@@ -70,6 +70,27 @@ async def test_entry_lost_inside_a_turn_is_restored(harness: Harness, lost: str)
     assert {event.run for event in events} == {entry}
 
 
+async def test_restored_entry_ends_the_earlier_run(harness: Harness) -> None:
+    """Otherwise the session would have two sockets, until a heartbeat or a commit fails."""
+    async with harness.worker() as worker:
+        entry = await harness.announce("call-1")
+        await harness.play("call-1", synthesize_words([1, 2], PCM16), end=False)
+        await harness.until("call-1", TurnUpdate, 2)
+        await harness.redis.xdel(f"{harness.prefix}:sessions", entry)
+
+        def restored() -> bool:
+            entries = {each.ownership.fence.entry_id for each in worker.running}
+            return bool(entries - {entry})
+
+        await eventually(restored, "the run of the restored entry")
+        assert len(worker.running) == 1
+        await harness.play("call-1", synthesize_silence(900, PCM16), pause_s=0)
+        events = (await harness.until_ended("call-1"))["call-1"]
+    check_order(events)
+    assert words(events) == [1, 2]
+    assert {event.run for event in events} == {entry}
+
+
 async def test_entry_lost_and_its_owner_killed(harness: Harness, tmp_path: Path) -> None:
     """The owner cannot restore the entry, and no other entry names the session."""
     lease = {"lease_ms": "30000"}

@@ -31,6 +31,7 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 - lost-end-and-entry: the same, and the entry is deleted meanwhile.
 - moved-breaker: a breaker opens while its slot moves; its script may not remove the key first.
 - moved-channel: two masters count the subscribers of a live worker's channel while it moves.
+- restored-while-it-runs: a worker claims the restored entry of a session that it still runs.
 - second-stop-during-a-restart: the second SIGTERM of a drain comes when the next process runs.
 - start-with-the-end: the first turn's end and the next start arrive together, from a fast provider.
 - stopped-session-taken: a refused commit stops a session; its owner lives, and does not renew it.

@@ -197,6 +197,8 @@ class SessionAcquirer:
         try:
             await self._running.cancel_and_wait(entry_id)  # another worker owned it in between
             session = await self._claimer.open_session(owned)
+            if session is not None:
+                await self._running.stop_earlier_runs(session)
             if session is not None and self.claim_counts.get(entry_id) == count:
                 self._running.start(session, self._sessions)
         finally:

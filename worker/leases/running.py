@@ -145,6 +145,21 @@ class RunningSessions:
             run.scope.cancel()
             await run.over.wait()
 
+    async def stop_earlier_runs(self, session: Session) -> None:
+        """Stop the runs of a session that began before this worker claimed its restored entry.
+
+        Redis rejects what they commit, and only the new run may have a socket.
+        """
+        entry, entry_id = session.ownership.entry, session.ownership.fence.entry_id
+        if session.ownership.run == entry_id:
+            return  # it is the first entry
+        for earlier in self:
+            known, known_id = earlier.ownership.entry, earlier.ownership.fence.entry_id
+            same = (known.lane, known.session) == (entry.lane, entry.session)
+            if same and known_id != entry_id:
+                log.info("%s: stopping its earlier run (its entry was restored)", earlier.name)
+                await self.cancel_and_wait(known_id)
+
     def cancel(self, entry_id: str) -> None:
         """Stop a session whose lease this worker lost; publish nothing."""
         run = self._runs.get(entry_id)

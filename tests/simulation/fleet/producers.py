@@ -1,7 +1,8 @@
 """Producers of a simulated fleet: each sends the audio of one session in real time.
 
 A producer appends to Redis by a plain call: the fleet's subject is the workers. It retries while
-Redis is away or full, and appends every chunk once; only `resending` repeats some on purpose.
+Redis is away or full, and appends every chunk once; only `resending` repeats some on purpose. It
+stops when Redis answers that the session is over, as producers should.
 """
 
 import random
@@ -31,6 +32,7 @@ class Refusal(Enum):
 
     AWAY = "it is not reachable, or loads its data"
     FULL = "it answers reads, and rejects appends"
+    OVER = "the stream's session is over: its key has another type"
 
 
 Append = Callable[[str, Mapping[str, bytes | str]], bytes | Refusal]
@@ -46,6 +48,10 @@ TORN_DELAY_S: Final = 0.25
 
 A worker sends silence 0.5 s after the chunk before, only while Redis answers its reads.
 """
+
+
+class _SessionOverError(Exception):
+    """The session ended before its producer had appended everything."""
 
 
 class FleetProducer:
@@ -65,6 +71,7 @@ class FleetProducer:
         self._rejected_s = 0.0  # time for which a full Redis rejected the current chunk
         self._last_ids: dict[str, bytes] = {}
         self._forgotten = False
+        self._over = False
         self._bad_ids: list[str] = []
         self.done = False
         """Whether everything was appended."""
@@ -78,6 +85,7 @@ class FleetProducer:
             torn,
             self._signals,
             complete=self.done,
+            over=self._over,
             forgotten=self._forgotten,
             bad_ids=self._bad_ids,
         )
@@ -95,7 +103,14 @@ class FleetProducer:
                 self._forgotten = True
 
     async def run(self) -> None:
-        """Announce the session, send its audio, end it."""
+        """Announce the session, send its audio, end it; stop if it is over before."""
+        try:
+            await self._run()
+            self.done = True
+        except _SessionOverError:
+            self._over = True
+
+    async def _run(self) -> None:
         script = self.session.script
         if not script.announced_late:
             await self._announce()
@@ -119,7 +134,6 @@ class FleetProducer:
                 await self._announce()
         await anyio.sleep(script.linger_s)
         await self._retry(self._stream, encode_audio(AudioEntry(end=True)))
-        self.done = True
 
     async def _announce(self) -> None:
         script = self.session.script
@@ -179,6 +193,8 @@ class FleetProducer:
 
     async def _retry(self, key: str, fields: Mapping[str, bytes | str]) -> int:
         while isinstance(added := self._append(key, fields), Refusal):
+            if added is Refusal.OVER:
+                raise _SessionOverError
             if added is Refusal.FULL:
                 self._rejected_s += RETRY_S
             await anyio.sleep(RETRY_S)

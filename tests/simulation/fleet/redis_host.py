@@ -113,7 +113,7 @@ class RedisHost:
             call += [name.encode(), value.encode() if isinstance(value, str) else value]
         reply = self.server.model.run(call)
         if isinstance(reply, CommandError):
-            return Refusal.FULL
+            return Refusal.OVER if reply.text.startswith("WRONGTYPE") else Refusal.FULL
         self._serve_waiting()
         if not isinstance(reply, bytes):
             raise TypeError(f"XADD returned {reply!r}")

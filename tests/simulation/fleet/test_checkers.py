@@ -144,11 +144,16 @@ def test_forgotten_session_needs_only_numbers_in_order() -> None:
 
 ERROR = (SessionError, {"code": "internal", "message": "", "status": 0, "fatal": True})
 FAILED = (SessionEnded, {"reason": "error", "turns": 1})
+COMPLETE = Sent()
 CRASHING = replace(SESSION, crashes=ALWAYS)
 
 
-def crashed_rules(*kinds: tuple[type[Event], dict[str, Any]]) -> list[str]:
-    found = session_findings(PLAN, CRASHING, Sent(), Published(events(*kinds)))
+def crashed_rules(
+    *kinds: tuple[type[Event], dict[str, Any]],
+    sent: Sent = COMPLETE,
+    session: FleetSession = CRASHING,
+) -> list[str]:
+    found = session_findings(PLAN, session, sent, Published(events(*kinds)))
     return [each.rule for each in found]
 
 
@@ -159,6 +164,15 @@ def test_session_that_always_crashes_ends_with_an_error() -> None:
 
 def test_session_that_always_crashes_loses_no_word_before_its_end() -> None:
     assert crashed_rules(STARTED, BEGUN, turn_end("w1"), ERROR, FAILED) == ["lost"]
+
+
+def test_only_a_session_that_always_crashes_may_end_early() -> None:
+    early = Sent(complete=False, over=True)
+    failed = (STARTED, BEGUN, turn_end("w0"), ERROR, FAILED)
+    assert crashed_rules(*failed, sent=early) == []
+    assert crashed_rules(*failed, sent=Sent(complete=False)) == ["stuck"]
+    assert crashed_rules(*failed, sent=early, session=SESSION) == ["stuck"]
+    assert crashed_rules(STARTED, BEGUN, turn_end("w0"), ENDED, sent=early) == ["lost"]
 
 
 def test_expected_errors_of_bad_audio_are_accepted() -> None:
