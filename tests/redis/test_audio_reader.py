@@ -251,6 +251,22 @@ async def test_later_session_of_the_same_key_replaces_the_first(
     assert first.received == []
 
 
+@pytest.mark.parametrize("listeners", [4, 40], indirect=True, ids=["few", "many"])
+async def test_replaced_session_continues_after_the_later_one(
+    redis: Redis, as_worker: Redis, listeners: list[Listener], bus_prefix: str
+) -> None:
+    first, second, third = listeners[1], Listener(bus_prefix, 1), Listener(bus_prefix, 1)
+    async with reading(as_worker, *listeners) as reader:
+        reader.add(second)
+        reader.add(third)
+        reader.remove(second)
+        await redis.xadd(first.audio_key, {"audio": "a"})
+        await third.until([b"a"])
+        reader.remove(third)
+        await first.until([b"a"])
+    assert second.received == []
+
+
 @pytest.mark.parametrize("listeners", [40], indirect=True)
 async def test_restarted_reader_polls_every_session(
     redis: Redis, as_worker: Redis, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch

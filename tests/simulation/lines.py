@@ -52,9 +52,9 @@ def line_to(provider: Provider) -> Line | FluxLine:
 
 
 def boundary_of(
-    sender: AudioSender, stalls: StallDetector, usual_lag_s: float
+    sender: AudioSender, stalls: StallDetector, usual_lag_s: float | None
 ) -> TurnBoundaryFinder:
-    """Return the boundary finder of a session whose worker has learned the provider's usual lag."""
+    """Return the boundary finder of a session; the usual lag is None while it is unknown."""
     provider_lag = ProviderLag()
     provider_lag.seed(usual_lag_s)
     return TurnBoundaryFinder(sender, stalls, provider_lag)

@@ -34,7 +34,10 @@ class Message(NamedTuple):
 
 
 def _cut(
-    sound: bytes, call: Sequence[Sent | Message], slept: tuple[float, float], usual_lag_s: float
+    sound: bytes,
+    call: Sequence[Sent | Message],
+    slept: tuple[float, float],
+    usual_lag_s: float | None,
 ) -> int:
     """Return the millisecond at which the last turn is cut.
 
@@ -62,6 +65,9 @@ def _cut(
                 boundary.on_start(arrival)
             case "turn.resume":
                 boundary.on_resume(arrival)
+            case "early end":
+                boundary.on_transcript(step.text, arrival)
+                boundary.on_early_end(arrival)
             case _:
                 boundary.on_transcript(step.text, arrival)
         if step.kind == "turn.eager_end":
@@ -166,6 +172,33 @@ def test_link_stalls_over_a_pause_inside_a_turn(pause_ms: int, usual_lag_s: floa
     ]
     cut = _cut(sound, call, (0.0, 0.1), usual_lag_s)
     assert ends_ms <= cut <= ends_ms + 695
+
+
+@pytest.mark.parametrize("usual_lag_s", [None, 0.05])
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_turn_begins_after_an_early_end(usual_lag_s: float | None, waiting: int) -> None:
+    """A replay ends a turn early, and commits nothing: its sound did not begin the next turn."""
+    pause = synthesize_silence(400, AUDIO)
+    sound = b"".join(synthesize_words([word], AUDIO) + pause for word in range(4))
+    starts_at = 1.271 if waiting else 1.33
+    call: list[Sent | Message] = [
+        *_live(2_300),
+        Message(0.08, "turn.start"),
+        Message(0.23, "turn.update", "zero"),
+        Message(0.43, "turn.eager_end", "zero"),
+        Message(0.67, "turn.resume"),
+        Message(0.83, "turn.update", "zero one"),
+        Message(1.27, "early end", "zero one", waiting),
+        Message(starts_at, "turn.start"),
+        Message(1.43, "turn.update", "two"),
+        Message(1.63, "turn.eager_end", "two"),
+        Message(1.87, "turn.resume"),
+        Message(2.03, "turn.update", "two three"),
+        Message(2.23, "turn.eager_end", "two three"),
+        Message(2.29, "turn.end", "two three"),
+    ]
+    cut = _cut(sound, call, (0.0, 0.01), usual_lag_s)
+    assert 2_000 <= cut <= 2_400
 
 
 def _cut_in_backlog(seed: int) -> tuple[int, int]:

@@ -25,12 +25,14 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 """Plans that once failed, or reach a rare place. A plan stays the same when its seed draws another.
 
 - claimed-twice-with-one-count: after failovers a worker claims an entry again with the same count.
+- early-end: a replay ends a turn early, before the provider's lag is known, and loses its socket.
 - failover-of-an-owner: Redis loses an owner's last events; its next commit is refused with `gap`.
 - hidden-session: its entry, its owner and the group are gone; the search of each hour finds it.
-- lost-end: Redis loses the end of a session before the worker removes its entry.
 - lost-end-and-entry: the same, and the entry is deleted meanwhile.
+- lost-end: Redis loses the end of a session before the worker removes its entry.
 - moved-breaker: a breaker opens while its slot moves; its script may not remove the key first.
 - moved-channel: two masters count the subscribers of a live worker's channel while it moves.
+- replaced-session: Redis loses a worker's second claim of its session; the first one goes on.
 - restored-while-it-runs: a worker claims the restored entry of a session that it still runs.
 - second-stop-during-a-restart: the second SIGTERM of a drain comes when the next process runs.
 - start-with-the-end: the first turn's end and the next start arrive together, from a fast provider.

@@ -130,6 +130,7 @@ class AudioReader:
         self._wires = None if isinstance(redis, ClusterClient) else Wires(redis)
         self._health = health
         self._sessions: dict[bytes, AudioConsumer] = {}
+        self._replaced: dict[bytes, list[AudioConsumer]] = {}
         self._polls = PollQueue[AudioConsumer]()
         self._wake = anyio.Event()
         self._largest = float(DEFAULT_ENTRY_BYTES)
@@ -142,18 +143,35 @@ class AudioReader:
         return self._lanes.setdefault(name, LaneState())
 
     def add(self, session: AudioConsumer) -> None:
-        """Start to read for `session`."""
-        replaced = self._sessions.get(session.audio_key)
+        """Start to read for `session`, instead of an earlier one with the same key.
+
+        A worker that claims its session under a restored entry has two, until the first is fenced.
+        """
+        key = session.audio_key
+        replaced = self._sessions.get(key)
         if replaced is not None:
             self._polls.remove(replaced)
-        self._sessions[session.audio_key] = session
+            self._replaced.setdefault(key, []).append(replaced)
+        self._sessions[key] = session
         self.poll_now(session)
 
     def remove(self, session: AudioConsumer) -> None:
-        """Stop reading for `session`."""
-        if self._sessions.get(session.audio_key) is session:
-            del self._sessions[session.audio_key]
+        """Stop reading for `session`; continue for the one that it replaced, if that still runs.
+
+        If Redis loses the later claim in a failover, the earlier session is the owner again.
+        """
+        key = session.audio_key
+        replaced = self._replaced.pop(key, [])
+        if self._sessions.get(key) is session:
+            del self._sessions[key]
             self._polls.remove(session)
+            if replaced:
+                earlier = self._sessions[key] = replaced.pop()
+                self.poll_now(earlier)
+        elif session in replaced:
+            replaced.remove(session)
+        if replaced:
+            self._replaced[key] = replaced
 
     def poll_now(self, session: AudioConsumer) -> None:
         """Poll `session` as soon as possible; `wants_audio` may have changed."""

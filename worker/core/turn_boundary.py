@@ -35,6 +35,7 @@ and none is certain, `worker.core.turn_alignment` compares them by all messages 
 """
 
 import re
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from math import inf, isqrt
@@ -156,6 +157,13 @@ class SentAudio(NamedTuple):
     def sent_at(self, frame: int) -> float | None:
         """Return when a frame was sent; None if it is no longer known."""
         return self.log.sent_at(self.byte_of(frame))
+
+    def after(self, position: int) -> "SentAudio":
+        """Return the frames from a session byte on."""
+        frame = bisect_left(self.positions, position)
+        return self._replace(
+            silent=self.silent[frame:], positions=self.positions[frame:], first=self.byte_of(frame)
+        )
 
 
 class Onset(NamedTuple):

@@ -22,6 +22,7 @@ from worker.core.turn_boundary import (
     History,
     Onset,
     ProviderLag,
+    SentAudio,
     find_end,
     find_pause,
     find_resume,
@@ -42,6 +43,8 @@ class TurnBoundaryFinder:
         "_burst_after",
         "_burst_handled",
         "_eager_end_at",
+        "_early_end",
+        "_ended_until",
         "_message_at",
         "_messages",
         "_onsets",
@@ -78,6 +81,8 @@ class TurnBoundaryFinder:
         self.waiting = 0
         """Messages of the burst that are not handled yet."""
         self._previous_lag_s: float | None = None  # of the previous turn on this socket
+        self._early_end: SendPosition | None = None  # of a replayed turn, not yet located
+        self._ended_until = 0  # session byte at which the last such turn ended
         self._begin_turn(SendPosition(now, 0, 0), [])
 
     def _begin_turn(self, start: SendPosition, onsets: Sequence[Onset]) -> None:
@@ -118,6 +123,8 @@ class TurnBoundaryFinder:
 
         Returns the session byte before which none of them begins; 0 if unknown.
         """
+        if self._early_end is not None:
+            self._locate_early_end(self._early_end, begins=self._early_end.at > self._burst_after)
         history = self._history(arrival, SHORT_LOOKBACK_MS)
         start = find_start(history)
         if not start.lookback_suffices:
@@ -147,6 +154,19 @@ class TurnBoundaryFinder:
         self._open_until = find_resume(self._history(arrival, LOOKBACK_MS))
         self._eager_end_at = None
         self._record(ProviderInput.RESUME, arrival)
+
+    def on_early_end(self, arrival: SendPosition) -> None:
+        """Record a `turn.end` of a replay that ends no turn of the consumers, so commits nothing.
+
+        The audio before it belongs to no later turn of this socket, as if it were committed.
+        """
+        self._early_end = arrival
+        if not self.waiting:  # a `turn.start` may be waiting
+            self._locate_early_end(arrival, begins=False)
+
+    def _locate_early_end(self, arrival: SendPosition, *, begins: bool) -> None:
+        self._early_end = None
+        self._ended_until = self.find_end(arrival, begins=begins)
 
     def find_end(self, arrival: SendPosition, *, begins: bool = False) -> int:
         """Return the session byte at which the turn ends whose `turn.end` arrived at `arrival`.
@@ -178,7 +198,7 @@ class TurnBoundaryFinder:
         """Return what is known of the turn and of the audio last sent at `arrival`."""
         return History(
             Arrival(arrival, self._earliest(arrival.at), self._burst),
-            self._sender.sent_audio(arrival, lookback_ms),
+            self._sent_audio(arrival, lookback_ms),
             Arrival(self._start, self._earliest(self._start.at), self._start_burst),
             self._onsets,
             self.last_change,
@@ -190,8 +210,12 @@ class TurnBoundaryFinder:
 
     def _with_lookback(self, history: History, lookback_ms: int) -> History:
         """Return the same with a longer lookback: only the earlier audio is examined anew."""
-        audio = self._sender.sent_audio(history.arrival.sent, lookback_ms)
-        return history._replace(audio=audio)
+        return history._replace(audio=self._sent_audio(history.arrival.sent, lookback_ms))
+
+    def _sent_audio(self, arrival: SendPosition, lookback_ms: int) -> SentAudio:
+        """Return the frames sent before `arrival`, without those of a turn that ended early."""
+        audio = self._sender.sent_audio(arrival, lookback_ms)
+        return audio.after(self._ended_until) if self._ended_until else audio
 
     def _record(self, kind: ProviderInput, arrival: SendPosition) -> None:
         self._messages.append((kind, arrival.at, self._is_together(arrival)))

@@ -453,6 +453,9 @@ class MessageReceiver:
 
     def _on_end(self, text: str, arrival: SendPosition) -> None:
         if not self._tracker.will_end(text, arrival.session_bytes):
+            if self._tracker.provider_in_turn:
+                self._boundary.on_transcript(text, arrival)
+                self._boundary.on_early_end(arrival)
             self.publish_text()
             self._track(ProviderInput.END, text, arrival)
             return

@@ -20,6 +20,10 @@ from worker.settings import Settings
 HEARTBEAT_DELAY_S: Final = 3.0
 """Maximum time after a disturbance until a worker has renewed its leases."""
 
+RETENTION_S: Final = 86_400
+"""Retention of events and of ended sessions: longer than a run, which checks them at its end. A run
+may last more than an hour, which is the default."""
+
 
 class Fleet:
     """Everything on the simulated machines of one run."""
@@ -160,6 +164,8 @@ class Fleet:
             replay_speed=plan.replay_speed,
             max_lag_s=plan.max_lag_s,
             park_s=plan.park_s,
+            turns_retention_s=RETENTION_S,
+            retention_s=RETENTION_S,
             admin_addr="",
         )
 
