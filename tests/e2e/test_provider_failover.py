@@ -10,6 +10,7 @@ import pytest
 from schemas.turns import Event, SessionError, TurnEnd, TurnStart, TurnUpdate
 from tests.support.harness import FLUX_KEY, KEY, PCM16, Harness, check_order, words
 from tests.support.polling import eventually, no_longer
+from worker.bus import breaker as bus_breaker
 from worker.core import failover
 from worker.core.breaker import MAX_FAILURES, BreakerState
 from worker.local.emulator.engines.script import (
@@ -21,6 +22,7 @@ from worker.local.emulator.engines.script import (
 from worker.local.emulator.server import TurnsServer
 from worker.local.emulator.settings import ServerSettings
 from worker.session import connection, providers
+from worker.session.session import Session
 from worker.stt import health
 from worker.stt.keys import ApiKey
 from worker.worker import Worker
@@ -306,6 +308,29 @@ async def test_sessions_return_between_turns_after_a_probe(
         assert all(starts == ends for starts, ends in found), "a session returns between turns"
     assert any(events[-1].provider == "cartesia" for events in ended.values())
     assert any("returns to provider cartesia" in line for line in caplog.messages)
+
+
+async def test_probe_of_a_session_that_ends_before_a_tick_counts(
+    harness: Harness, both: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_breaker, "FIRST_PROBE_S", 0.0)
+    monkeypatch.setattr(Session, "tick", lambda session, now: None)
+    async with harness.worker(**both) as worker:
+        breakers, state = worker.context.breakers, _state(worker, "cartesia")
+        for number in range(MAX_FAILURES):
+            breakers.failed("cartesia", f"other-{number}")
+
+        def may_probe() -> bool:
+            if state() is BreakerState.OPEN:
+                breakers.take_probe("cartesia")  # only asks for one
+            return state() is BreakerState.PROBE_DUE
+
+        await eventually(may_probe, "a probe for this worker")
+        await harness.announce("call-1")
+        await harness.play("call-1", sound(range(3)))
+        events = (await harness.until_ended("call-1"))["call-1"]
+        assert state() is BreakerState.CLOSED
+    assert turn_providers(events) == [("cartesia", "cartesia")]
 
 
 async def test_new_key_is_used_without_a_restart(harness: Harness, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Breakers:
         keys: Keys,
         consumer: str,
         providers: Sequence[str],
-        now: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] | None = None,
     ) -> None:
         self._redis = redis
         self._keys = keys
@@ -52,7 +52,7 @@ class Breakers:
         self._breakers = {name: Breaker() for name in providers}
         self._open_logged: set[str] = set()
         self._unshared: dict[str, str] = {}  # why a provider's key cannot be used, as logged
-        self._now = now
+        self._now = now or time.monotonic
 
     def states(self) -> dict[str, BreakerState]:
         """Return the state of each provider's breaker, from the local copy."""

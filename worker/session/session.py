@@ -419,7 +419,7 @@ class Session:
         try:
             async with connection.stream:
                 await connection.run()
-                action = self._on_flushed()
+                action = self._on_flushed(connection)
         except SttError as error:
             # No other task ran meanwhile: after an error, `__aexit__` aborts and does not wait.
             action = self._on_lost(error, connection)
@@ -439,8 +439,9 @@ class Session:
                     )
                 self._enter(Input.RETRY)
 
-    def _on_flushed(self) -> Action:
+    def _on_flushed(self, connection: Connection) -> Action:
         """Handle the end of a flush: everything sent is committed."""
+        self._check_works(connection, time.monotonic())  # the last tick may be older
         self._end_outage()
         if self._ingest.cut_short:
             action = self._enter(Input.FLUSHED_EARLY)
@@ -495,10 +496,8 @@ class Session:
 
     def _check_provider(self, connection: Connection, now: float) -> None:
         """Report a socket that works, and leave it if the session moves to another provider."""
+        self._check_works(connection, now)
         inside_turn, providers = self._receiver.inside_turn, self._providers
-        if not self._works and connection.works(now, inside_turn=inside_turn):
-            self._works = True
-            providers.works()
         if (
             not providers.several
             or self.phase is not Phase.LIVE
@@ -511,6 +510,12 @@ class Session:
         elif providers.check(now, connection.opened_at, inside_turn=inside_turn):
             self._leaving = True
             connection.stream.socket.abort("the session moves to another provider")
+
+    def _check_works(self, connection: Connection, now: float) -> None:
+        """Report once that the socket works."""
+        if not self._works and connection.works(now, inside_turn=self._receiver.inside_turn):
+            self._works = True
+            self._providers.works()
 
     def _check_repeated_loss(self, error: SttError, *, received_turns: bool) -> bool:
         """Skip audio at which the provider fails on one socket after another.

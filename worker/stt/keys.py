@@ -25,19 +25,19 @@ _OLDER_CARTESIA_FILE = "stt_api_key_file"
 class ApiKey:
     """The key of one provider."""
 
-    def __init__(self, provider: str, key: str, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, provider: str, key: str, now: Callable[[], float] | None = None) -> None:
         self.provider = provider
         self._key = key
-        self._now = now
+        self._now = now or time.monotonic
         self._file: Path | None = None
         self._source = KEY_NAMES[provider].variable
-        self._checked_at = now()
+        self._checked_at = self._now()
         self._stamp: tuple[int, int, int] | None = None
         self._problem = ""
 
     @classmethod
     def from_file(
-        cls, provider: str, source: str, file: Path, now: Callable[[], float] = time.monotonic
+        cls, provider: str, source: str, file: Path, now: Callable[[], float] | None = None
     ) -> "ApiKey":
         """Read a key from a file that the setting `source` names.
 

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from tests.simulation.fleet.history import Finding, ScriptRun
 from worker.bus import scripts
+from worker.bus.breaker import EXPIRY_S
 
 FAILURES: Final = 5
 FAILURES_OF_A_SESSION: Final = 4
@@ -23,6 +24,9 @@ PROBE_S: Final = 15.0
 
 MAX_WAIT_S: Final = 36.0
 """Maximum time between two probes: 30 s, and 20 % more."""
+
+_UNKNOWN: Final = b"?"
+"""Holder of a probe that was granted before Redis lost its history."""
 
 _ARGS: Final = {name: nth for nth, name in enumerate(scripts.exchange_breaker.args)}
 _SESSIONS_AT: Final = len(_ARGS)
@@ -52,6 +56,12 @@ class _Known:
         self.probe_until_s = 0.0
         self.tried_s = 0.0
         """Time of the opening, or of the last probe."""
+        self.expires_s = 0.0
+        """Earliest time at which Redis removes an open breaker that no session tries."""
+
+    def tried(self, now: float) -> None:
+        """Record the opening, or a probe."""
+        self.tried_s, self.expires_s = now, now + EXPIRY_S - ROUNDED_S
 
 
 class BreakerHistory:
@@ -72,7 +82,12 @@ class BreakerHistory:
         if report.provider in self._unknown:
             self._unknown.discard(report.provider)
             self._adopt(known, report)
+            known.expires_s = report.at_s
+            if report.state == "probing":
+                known.prober, known.probe_until_s = _UNKNOWN, report.at_s + PROBE_S
             return
+        if known.is_open and _has_expired(known, report):
+            known = self._known[report.provider] = _Known()
         for detail in self._problems(known, report):
             self.findings.append(Finding("breaker", "", f"{report.provider} at {detail}"))
         self._adopt(known, report)
@@ -96,7 +111,9 @@ class BreakerHistory:
                 yield f"{now:.1f} s: {report.state} after {at_most} failures"
         elif report.state == "closed":
             yield f"{now:.1f} s: closed without a probe that succeeded"
-        elif report.granted and known.prober not in (b"", report.holder):
+        elif now > known.tried_s + EXPIRY_S + ROUNDED_S:
+            yield f"{now:.1f} s: {report.state}, and no probe since {known.tried_s:.1f} s"
+        elif report.granted and known.prober not in (b"", _UNKNOWN, report.holder):
             if now < known.probe_until_s:
                 yield f"{now:.1f} s: two workers have a probe"
         elif report.wants_probe and report.state == "open" and now > known.tried_s + MAX_WAIT_S:
@@ -111,12 +128,25 @@ class BreakerHistory:
             return
         if not known.is_open or report.probe == "ok":
             self.openings += 1
-            known.is_open, known.prober, known.tried_s = True, b"", now
+            known.is_open, known.prober = True, b""
+            known.tried(now)
         known.failures = []
-        if report.probe == "failed" and report.holder == known.prober:
-            known.prober, known.tried_s = b"", now
-        if report.granted and report.holder != known.prober:
-            known.prober, known.probe_until_s, known.tried_s = report.holder, now + PROBE_S, now
+        if report.probe == "failed" and known.prober in (report.holder, _UNKNOWN):
+            known.prober = b""
+            known.tried(now)
+        if known.prober == _UNKNOWN and report.state == "open":
+            known.probe_until_s = now
+        changed = known.prober not in (_UNKNOWN, report.holder)
+        if report.granted and (changed or now >= known.probe_until_s):
+            known.prober, known.probe_until_s = report.holder, now + PROBE_S
+            known.tried(now)
+
+
+def _has_expired(known: _Known, report: Report) -> bool:
+    """Return whether Redis removed an open breaker, which a report may have opened again."""
+    if report.at_s < known.expires_s or report.probe == "ok":
+        return False
+    return report.state == "closed" or len(_counted([], report)) >= FAILURES
 
 
 def _counted(

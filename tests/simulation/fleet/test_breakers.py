@@ -7,6 +7,7 @@ import pytest
 from tests.simulation.fleet.breakers import BreakerHistory
 from tests.simulation.fleet.history import ScriptRun
 from worker.bus import scripts
+from worker.bus.breaker import EXPIRY_S
 
 
 def exchange(
@@ -65,6 +66,20 @@ def test_probe_without_a_result_counts_as_gone() -> None:
     assert not findings(*OPENED, granted, exchange(21, "probing", holder="b", granted=1))
 
 
+def test_holder_of_a_gone_probe_may_get_the_next_one() -> None:
+    granted = [exchange(at_s, "probing", wants_probe=1, granted=1) for at_s in (5, 21)]
+    second = exchange(30, "probing", holder="b", granted=1)
+    assert len(findings(*OPENED, *granted, second)) == 1
+
+
+def test_breaker_that_is_not_probed_is_closed_after_its_expiry() -> None:
+    late = 2 + EXPIRY_S
+    assert not findings(*OPENED, exchange(late, "closed"), exchange(late + 1, "closed", "s"))
+    assert not findings(*OPENED, exchange(late, "open", *"sstuv"))
+    assert len(findings(*OPENED, exchange(late - 1, "closed"))) == 1
+    assert len(findings(*OPENED, exchange(late + 1, "open"))) == 1
+
+
 @pytest.mark.parametrize(
     "run",
     [
@@ -99,3 +114,27 @@ def test_forgotten_history_begins_anew() -> None:
     history.add(exchange(4, "closed", "s"))
     assert history.findings == []
     assert history.openings == 1
+
+
+def test_breaker_of_a_forgotten_history_may_expire_at_any_time() -> None:
+    history = BreakerHistory()
+    for run in OPENED:
+        history.add(run)
+    history.forget()
+    history.add(exchange(590, "open"))
+    history.add(exchange(602, "closed"))
+    assert history.findings == []
+
+
+def test_probe_of_a_forgotten_history_may_end_at_any_time() -> None:
+    history = BreakerHistory()
+    for run in OPENED:
+        history.add(run)
+    history.forget()
+    history.add(exchange(20, "probing", holder="b"))
+    history.add(exchange(21, "probing", granted=1))
+    history.add(exchange(33, "open"))
+    history.add(exchange(34, "probing", holder="b", wants_probe=1, granted=1))
+    assert history.findings == []
+    history.add(exchange(35, "probing", wants_probe=1, granted=1))
+    assert len(history.findings) == 1

@@ -1,5 +1,6 @@
 """The world: unmodified libraries run on it, runs repeat, and patches end with the run."""
 
+import ast
 import asyncio
 import gc
 import os
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from uuid import uuid4
 
 import anyio
@@ -25,6 +27,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
+import worker
 from tests.simulation.virtual.log import EventLog
 from tests.simulation.virtual.resp import RespServer
 from tests.simulation.virtual.scheduler import Deadlock, TimeLimit
@@ -342,3 +345,37 @@ def test_randomness_repeats_and_time_is_virtual() -> None:
 
     assert drawn(1) == drawn(1)
     assert drawn(1)[:4] != drawn(2)[:4]
+
+
+def _real_clocks(source: str) -> list[int]:
+    """Return the lines that keep a clock of `time` which a later patch does not replace."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "time":
+            lines.append(node.lineno)
+        elif isinstance(node, ast.arguments):
+            defaults = [each for each in (*node.defaults, *node.kw_defaults) if each is not None]
+            lines += [each.lineno for each in defaults if ast.unparse(each).startswith("time.")]
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("from time import monotonic", [1]),
+        ("def f(now=time.monotonic): pass", [1]),
+        ("def f(*, a, now=time.time): pass", [1]),
+        ("import time\ndef f(now=None): return (now or time.monotonic)()", []),
+    ],
+)
+def test_clock_that_is_kept_at_import_is_found(source: str, lines: list[int]) -> None:
+    assert _real_clocks(source) == lines
+
+
+def test_worker_reads_only_clocks_that_the_world_patches() -> None:
+    kept = {
+        path.name: lines
+        for path in Path(worker.__file__).parent.rglob("*.py")
+        if (lines := _real_clocks(path.read_text()))
+    }
+    assert kept == {}
