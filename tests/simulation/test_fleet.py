@@ -39,7 +39,7 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 - stopped-session-taken: a refused commit stops a session; its owner lives, and does not renew it.
 """
 
-QUICK_MUTANTS = ("no-fence", "no-replay", "no-tombstone", "kept-permit")
+QUICK_MUTANTS = ("no-fence", "no-replay", "no-tombstone", "second-start")
 
 
 def simulate(*options: str) -> subprocess.CompletedProcess[str]:
