@@ -25,7 +25,11 @@ TESTS = (
 ON_SOURCES = (
     "tests/unit/core/test_picture.py",  # it copies trackers and reads all their attributes
     "tests/simulation/test_fleet.py",  # its mutants replace parts of the core
+    # They replace the publisher, whose type compiled code checks.
+    *("tests/simulation/test_calls.py", "tests/simulation/test_call_report.py"),
+    "tests/unit/session/test_turn_times.py",
     *("tests/simulation/fleet", "tests/simulation/redis", "tests/simulation/virtual"),
+    "tests/simulation/replay",
 )
 """Tests that need the sources, or that do not concern the compiled modules."""
 
