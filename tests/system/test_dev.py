@@ -98,7 +98,9 @@ async def test_call_survives_each_fault(temporary: Path, tmp_path: Path) -> None
                 await until_states(control, ["running", "running"], "up")
         check_order(events)
         assert words(events) == [*range(27)]
-        await eventually(lambda: dev.output.count("call-1 cartesia turn.end") == 9, "a line for each turn")
+        await eventually(
+            lambda: dev.output.count("call-1 cartesia turn.end") == 9, "a line for each turn"
+        )
         dev.process.send_signal(signal.SIGINT)
         assert await dev.process.wait() == 0
     assert os.listdir(temporary) == []  # noqa: PTH208 - blocking, as any listing
