@@ -252,15 +252,8 @@ class SessionLeases:
 
     async def last_entry(self) -> str:
         """Return the last id of the sessions stream, even if its entry was deleted."""
-        try:
-            async with explain_taken_keys(self._redis, self._kinds):
-                about: Any = await self._redis.xinfo_stream(self._keys.sessions)
-        except ResponseError as error:
-            if "no such key" not in str(error):
-                raise
-            return stream_ids.START
-        last: str = about["last-generated-id"].decode()
-        return last
+        async with explain_taken_keys(self._redis, self._kinds):
+            return await self._last_id(self._keys.sessions)
 
     async def last_audio(self, session: SessionEntry) -> str:
         """Return the last id of a session's audio stream, even if its entry was deleted.
@@ -268,11 +261,18 @@ class SessionLeases:
         It is the first possible id if the key is missing, or holds another type than a stream.
         """
         try:
-            about: Any = await self._redis.xinfo_stream(
-                self._keys.audio(session.lane, session.session)
-            )
+            return await self._last_id(self._keys.audio(session.lane, session.session))
         except ResponseError as error:
-            if "no such key" not in str(error) and "WRONGTYPE" not in str(error):
+            if "WRONGTYPE" not in str(error):
+                raise
+            return stream_ids.START
+
+    async def _last_id(self, key: str) -> str:
+        """Return the last id of a stream; the first possible one if it is missing."""
+        try:
+            about: Any = await self._redis.xinfo_stream(key)
+        except ResponseError as error:
+            if "no such key" not in str(error):
                 raise
             return stream_ids.START
         last: str = about["last-generated-id"].decode()
