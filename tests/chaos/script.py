@@ -97,17 +97,17 @@ class ScriptedSession(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """Id of the session."""
     audio: AudioFormat
-    lane: str
-    out: Literal["lane", "session"]
-    mode: Mode
-    chunk_ms: int
-    random_sizes: bool
+    lane: str = "0"
+    out: Literal["lane", "session"] = "lane"
+    mode: Mode = "plain"
+    chunk_ms: int = 100
+    random_sizes: bool = False
     """Whether chunks have random sizes, and so may end inside a sample."""
-    bulk: bool
+    bulk: bool = False
     """Whether the first chunk has `BULK_MS`."""
-    announced_late: bool
+    announced_late: bool = False
     """Whether the first audio is appended before the session is announced."""
-    linger_s: float
+    linger_s: float = 0.0
     """Delay from the last audio to the `end`."""
     turns: tuple[Turn, ...]
     seed: str

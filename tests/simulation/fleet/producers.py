@@ -207,14 +207,6 @@ def late_session(number: int, provider: ProviderName) -> FleetSession:
     script = ScriptedSession(
         name=f"late-{number}",
         audio=AudioFormat("pcm_s16le", 8_000),
-        lane="0",
-        out="lane",
-        mode="plain",
-        chunk_ms=100,
-        random_sizes=False,
-        bulk=False,
-        announced_late=False,
-        linger_s=0.0,
         turns=(Turn((), 700, stalls=False),),
         seed=f"late {number}",
     )
