@@ -276,10 +276,15 @@ class AudioSender:
         return max(0, position - behind)
 
     def _fill(self, stream: Stream, until: float, now: float) -> None:
-        """Send the filler of this pause, up to the time `until`."""
+        """Send the filler of this pause, up to the time `until`.
+
+        Pacing limits it like audio: after a standstill of the process, much of it is due at once.
+        """
         if self._filled_since is None:
             self._filled_since = until - FILLER_STEP_MS / 1000
-        while (until - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
+        while (
+            until - self._filled_since
+        ) * 1000 >= self._filled_ms + FILLER_STEP_MS and self._pacer.take(now, FILLER_STEP_MS):
             samples = self.bytes_of(FILLER_STEP_MS) // self._width
             self._send_bytes(stream, self._silence * samples, now, own=0)
             self._filler_bytes += samples * self._width

@@ -85,3 +85,15 @@ def test_loudness_is_kept_only_for_provider_without_times() -> None:
         sender.enqueue(chunk)
         sender.drain(1.0)
         assert len(sender.sent_audio(sender.send_log.moment(2.0), 1_000).silent) == frames
+
+
+def test_filler_after_a_standstill_is_paced() -> None:
+    """A provider rejects audio that is much faster than real time, silence too."""
+    ledger = Ledger(Encoding.PCM_S16LE.width)
+    sender = AudioSender(Encoding.PCM_S16LE, 8_000, ledger, Pacer(1.5), Counters())
+    sender.attach(Line(), 10.0)
+    sent_ms = []
+    for now in (10.0, 15.0, 15.125, 16.0):
+        sender.send_silence(now)
+        sent_ms.append(sender.socket_bytes // 16)
+    assert sent_ms == [0, 300, 400, 700]
