@@ -21,6 +21,7 @@ from tests.simulation.fleet.workers import Slot
 from tests.simulation.redis.resp import CommandError
 from tests.simulation.virtual.network import LATENCY_S
 from tests.simulation.virtual.pipes import Mark, error_of
+from worker.bus.clock import MAX_AHEAD_S
 
 Repair = Callable[[], Awaitable[None]]
 Begin = Callable[[Fleet, Fault, Slot], Repair | None]
@@ -40,6 +41,8 @@ CUT_WITHIN_BYTES: Final = 2_000
 
 SLOW_REDIS_S: Final = 0.1
 """Maximum latency to a slow Redis: late connections overtake each other."""
+MAX_JUMPS_S: Final = MAX_AHEAD_S / 2.5
+"""Maximum sum of a Redis clock's jumps. A worker takes ids that are further ahead for no times."""
 
 LATE_S: Final = (0.8, 2.0)
 """Latency of what a lost connection still delivers."""
@@ -206,7 +209,8 @@ def _redis_full(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
 
 
 def _redis_jump(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
-    _redis(fleet, fault).host.skew_s += fault.seconds
+    host = _redis(fleet, fault).host
+    host.skew_s = max(-MAX_JUMPS_S, min(host.skew_s + fault.seconds, MAX_JUMPS_S))
     fleet.breakers.forget()
     for each in fleet.slots:
         fleet.disturb(each, abs(fault.seconds))
