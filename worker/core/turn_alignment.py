@@ -27,7 +27,7 @@ LATE_COST_PER_S = 1.0
 """Cost of each second of its delay: long delays are rarer, but not by much after a stall."""
 EARLY_S = 0.05
 """Time by which a message may be early, because the lag varies."""
-EARLY_COST_PER_S = 40.0
+EARLY_COST_PER_S = 100.0
 """Cost of each further second."""
 NOISE_COST = 3.0
 """Cost of a sound that started no turn, such as a cough."""

@@ -589,8 +589,10 @@ def _regions(history: History) -> tuple[list[Region], dict[int, int]]:
 def _lookback_suffices(history: History, pair: _Pair) -> bool:
     """Return whether no earlier audio could match better."""
     audio, pause, usual_s = history.audio, pair.pause, history.usual_lag_s
+    proposable = pause.sent + _MIN_RESUMED_PAUSE * audio.frame_bytes
     return (
         usual_s is not None
+        and (history.eager_end_at is None or proposable <= history.eager_end_at)
         and not history.arrival.burst.is_delayed
         and not pair.misfit_s
         and abs(pair.lag_s - usual_s) <= LAG_TOLERANCE_S

@@ -103,6 +103,20 @@ def test_early_message_decides() -> None:
     assert costs[2] > costs[1]
 
 
+def test_proposal_before_its_pause_costs_more_than_late_messages() -> None:
+    """The provider became slow inside the turn. The eager end came 10 ms after the next sound."""
+    usual_lag_s = 0.1
+    kinds = [START, UPDATE, UPDATE, UPDATE, UPDATE, EAGER_END, END]
+    times = [0.0, 0.1, 0.85, 1.05, 1.25, 1.36, 1.54]
+    messages = [Message(kind, at, at, False) for kind, at in zip(kinds, times, strict=True)]
+    regions = [
+        Region(-inf, inf, inf, -0.16, 0),
+        Region(-0.16, 0.62, 0.66, 1.05, 0),
+        Region(1.05, 1.45, 1.45, 1.54, 1),
+    ]
+    assert _ended(ending_costs(regions, messages, usual_lag_s)) == 1
+
+
 def test_start_of_the_next_turn_that_is_missing_costs() -> None:
     """A sound after the pause should have started a turn long ago: it belongs to this one."""
     sounds = [(0.5, 1.0), (1.3, 1.5)]
