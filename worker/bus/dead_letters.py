@@ -16,6 +16,7 @@ from schemas.audio import Fields, decode_session
 from schemas.keys import Keys
 from schemas.turns import DeadLetter, decode_record
 from schemas.validation import EntryError
+from worker.bus import scripts
 from worker.bus.client.connection import RedisHealth, describe
 from worker.bus.inspection import announced, iter_entries
 from worker.errors import TurnbusError
@@ -85,11 +86,17 @@ class DeadLetterWriter:
                 _log(name, dead, "not kept: the worker stopped first")
 
     async def _write(self, dead: DeadLetter) -> str:
-        """Write an entry and return where it is; an entry that Redis rejects is only logged."""
-        fields: Any = {name: str(value) for name, value in msgspec.structs.asdict(dead).items()}
+        """Write an entry and return where it is; an entry that Redis rejects is only logged.
+
+        A full Redis accepts it: the rejected entry, which is about as large, is removed next.
+        """
+        fields = chain.from_iterable(msgspec.structs.asdict(dead).items())
+        values = ("MAXLEN", "~", MAX_DEAD_LETTERS, "*", *fields)
         try:
-            kept: Any = await self._health.retry(
-                lambda: self._redis.xadd(self._keys.dead, fields, maxlen=MAX_DEAD_LETTERS),
+            kept = await self._health.retry(
+                lambda: scripts.write(
+                    self._redis, key=self._keys.dead, command="XADD", values=values
+                )
             )
         except ResponseError as error:
             reason = describe(error)
