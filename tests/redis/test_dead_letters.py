@@ -11,7 +11,6 @@ from redis.exceptions import OutOfMemoryError
 
 from schemas.keys import Keys
 from tests.support.acl import GuardedRedis, as_user
-from tests.support.polling import eventually
 from worker.bus.client.connection import RedisHealth, connect
 from worker.bus.dead_letters import DeadLetterWriter
 from worker.supervisor import Supervisor
@@ -42,13 +41,8 @@ async def kept(redis: Redis) -> list[dict[bytes, bytes]]:
 
 
 async def test_full_redis_keeps_a_dead_letter(full_redis: Redis) -> None:
-    dead_letters = writer(full_redis)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(dead_letters.run)
-        fields = {b"session": b"s", b"encoding": b"mp3"}
-        dead_letters.put("1-0", KEYS.sessions, "s", "encoding", "no good", fields)
-        await eventually(lambda: kept(full_redis), "the dead letter")
-        tasks.cancel_scope.cancel()
+    fields = {b"session": b"s", b"encoding": b"mp3"}
+    await writer(full_redis).write("1-0", "s", "encoding", "no good", fields)
     assert await kept(full_redis) == [
         {
             b"id": b"1-0",
@@ -60,3 +54,19 @@ async def test_full_redis_keeps_a_dead_letter(full_redis: Redis) -> None:
             b"entry": b'{"session":"s","encoding":"mp3"}',
         }
     ]
+
+
+async def test_queue_is_written_in_order(full_redis: Redis) -> None:
+    dead_letters, audio = writer(full_redis), KEYS.audio("0", "s")
+    await dead_letters.wait_written()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(dead_letters.run)
+        for entry_ids in (("1-0", "2-0"), ("3-0",)):
+            for entry_id in entry_ids:
+                dead_letters.put(entry_id, audio, "s", "empty", "no audio", {b"note": b"x"})
+            await dead_letters.wait_written()
+            assert (await kept(full_redis))[-1][b"id"].decode() == entry_ids[-1]
+        tasks.cancel_scope.cancel()
+    letters = await kept(full_redis)
+    assert [each[b"id"] for each in letters] == [b"1-0", b"2-0", b"3-0"]
+    assert {each[b"entry"] for each in letters} == {b""}

@@ -261,6 +261,14 @@ def _drop(*_: object, **__: object) -> None:
     return
 
 
+async def _write_nothing(*_: object) -> None:
+    return
+
+
+async def _write_later(writer: DeadLetterWriter, entry_id: str, *rejected: Any) -> None:
+    writer.put(entry_id, writer._keys.sessions, *rejected)
+
+
 def _never(*_: object) -> bool:
     return False
 
@@ -432,7 +440,11 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
     ),
     "no-dead-letter": Mutant(
         "a rejected entry becomes a dead letter",
-        _method(DeadLetterWriter, "put", _drop),
+        _method(DeadLetterWriter, "write", _write_nothing),
+    ),
+    "late-dead-letter": Mutant(
+        "a rejected entry is removed after its dead letter is written",
+        _method(DeadLetterWriter, "write", _write_later),
     ),
     "rejected-live-session": Mutant(
         "reject.lua leaves a session alone that has a state",
