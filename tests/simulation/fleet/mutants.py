@@ -265,10 +265,6 @@ async def _write_nothing(*_: object) -> None:
     return
 
 
-async def _write_later(writer: DeadLetterWriter, entry_id: str, *rejected: Any) -> None:
-    writer.put(entry_id, writer._keys.sessions, *rejected)
-
-
 def _never(*_: object) -> bool:
     return False
 
@@ -441,10 +437,6 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
     "no-dead-letter": Mutant(
         "a rejected entry becomes a dead letter",
         _method(DeadLetterWriter, "write", _write_nothing),
-    ),
-    "late-dead-letter": Mutant(
-        "a rejected entry is removed after its dead letter is written",
-        _method(DeadLetterWriter, "write", _write_later),
     ),
     "rejected-live-session": Mutant(
         "reject.lua leaves a session alone that has a state",
